@@ -1,0 +1,3 @@
+from enginix.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,80 @@
+"""The command line: one sub-command a stage, imported only when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from enginix import __version__
+from enginix.errors import EXIT_BUG, EXIT_CODES, EXIT_USAGE, EnginixError
+
+# name → what it does; the module is enginix.commands.<name with underscores>.
+COMMANDS = {
+    "lock": "pin a Hub repository: commit, files, sizes, sha256; no weight is downloaded",
+    "fetch": "download what a lock pins, verified, resumable",
+    "convert": "Hugging Face model → TensorRT-LLM checkpoint",
+    "verify-checkpoint": "check a TensorRT-LLM checkpoint: names, shapes, dtypes, coverage",
+    "build": "checkpoint → engine, with its manifest and gates",
+    "triton-repo": "engine → Triton model repository, validated",
+    "serve": "start Triton on a repository, loopback by default; ask it; stop it",
+}
+
+EPILOG = "exit codes:\n" + "\n".join(f"  {code:<3} {meaning}" for code, meaning in EXIT_CODES.items())
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    return "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one sub-command and returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(
+        prog="enginix",
+        description="Hugging Face model in, served TensorRT-LLM deployment out.",
+        usage="enginix COMMAND [options]   (enginix COMMAND --help explains each)",
+        epilog=f"commands:\n{_overview()}\n\n{EPILOG}",
+    )
+    parser.add_argument("--version", action="version", version=f"enginix {__version__}")
+    if not words or words[0] not in COMMANDS:
+        if words and not words[0].startswith("-"):
+            parser.error(f"unknown command {words[0]!r}; there are: {', '.join(COMMANDS)}")
+        parser.parse_args(words or ["--help"])
+        return EXIT_USAGE
+    name = words[0]
+    module = importlib.import_module(f"enginix.commands.{name.replace('-', '_')}")
+    sub = _Parser(prog=f"enginix {name}", description=module.__doc__ or COMMANDS[name], epilog=EPILOG)
+    module.add_arguments(sub)
+    sub.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
+    args = sub.parse_args(words[1:])
+    try:
+        return int(module.run(args))
+    except EnginixError as e:
+        if args.json:
+            print(json.dumps(e.as_json()))
+        print(f"error: {e}", file=sys.stderr)
+        return e.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as e:
+        if os.environ.get("ENGINIX_TRACEBACK"):
+            traceback.print_exc()
+        print(
+            f"error: unexpected {type(e).__name__}: {e}\n  fix: run again with ENGINIX_TRACEBACK=1 and report it",
+            file=sys.stderr,
+        )
+        return EXIT_BUG

@@ -1,0 +1,42 @@
+"""What commands show: results on standard output, progress on standard error, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+
+def say(text: str) -> None:
+    """A line of progress for people, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def result(value: Any, text: str, *, as_json: bool) -> None:
+    """The command's result on standard output: ``text`` for people, ``value`` as JSON with ``--json``."""
+    print(json.dumps(value, ensure_ascii=False) if as_json else text, flush=True)
+
+
+def human_bytes(n: int) -> str:
+    """``1536`` → ``1.5 KiB``."""
+    size = float(n)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+class Heartbeat:
+    """Says at most one line every ``interval`` seconds, so that no log falls silent and none floods."""
+
+    def __init__(self, interval: float = 60.0) -> None:
+        self.interval = interval
+        self._last = time.monotonic()
+
+    def beat(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self._last >= self.interval:
+            self._last = now
+            say(text)

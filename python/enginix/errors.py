@@ -1,0 +1,123 @@
+"""The one error family: what happened, where, and what to do about it.
+
+Exit codes are part of the command line's contract (``enginix --help`` lists them).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+EXIT_OK = 0
+EXIT_NO = 1
+EXIT_USAGE = 2
+EXIT_INPUT = 3
+EXIT_HUB = 4
+EXIT_MACHINE = 5
+EXIT_BUG = 70
+
+EXIT_CODES = {
+    EXIT_OK: "done",
+    EXIT_NO: "the answer is no: a gate, a check or a comparison failed",
+    EXIT_USAGE: "wrong usage",
+    EXIT_INPUT: "an input was refused: lock, model, checkpoint, engine, repository",
+    EXIT_HUB: "the hub or the network failed",
+    EXIT_MACHINE: "this machine lacks something: port, disk, memory, GPU, tool",
+    EXIT_BUG: "a bug in enginix",
+}
+
+
+class EnginixError(Exception):
+    """Base of every error that a user is meant to see.
+
+    Args:
+        what: what happened, one line.
+        where: the file, tensor, key, model or address that it happened to.
+        fix: what the user can do, one line or several.
+    """
+
+    exit_code: ClassVar[int] = EXIT_INPUT
+    kind: ClassVar[str] = "error"
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        self.what = what
+        self.where = where
+        self.fix = fix
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        first = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{first}\n  fix: {self.fix}" if self.fix else first
+
+    def as_json(self) -> dict[str, str | int | None]:
+        """The error as ``--json`` prints it."""
+        return {
+            "error": self.kind,
+            "what": self.what,
+            "where": self.where,
+            "fix": self.fix,
+            "exitCode": self.exit_code,
+        }
+
+
+class LockError(EnginixError):
+    """A model lock that cannot be parsed, or that promises what may not be fetched."""
+
+    kind = "lock"
+
+
+class HubError(EnginixError):
+    """The hub or the network did not deliver."""
+
+    exit_code = EXIT_HUB
+    kind = "hub"
+
+
+class HashMismatch(HubError):
+    """Bytes arrived that are not the bytes the lock promises."""
+
+    kind = "hash-mismatch"
+
+
+class ModelError(EnginixError):
+    """A model directory that is incomplete, damaged or of an unknown architecture."""
+
+    kind = "model"
+
+
+class CheckpointError(EnginixError):
+    """A TensorRT-LLM checkpoint that is incomplete, misshapen or inconsistent."""
+
+    kind = "checkpoint"
+
+
+class ManifestError(EnginixError):
+    """An ``enginix.json`` that is missing, unreadable, or does not fit the next stage."""
+
+    kind = "manifest"
+
+
+class RepositoryError(EnginixError):
+    """A Triton model repository that Triton would refuse, or would misread in silence."""
+
+    kind = "repository"
+
+
+class GateError(EnginixError):
+    """A quality gate failed, or could not be run; both refuse the artefact."""
+
+    exit_code = EXIT_NO
+    kind = "gate"
+
+
+class MachineError(EnginixError):
+    """This machine lacks what the command needs."""
+
+    exit_code = EXIT_MACHINE
+    kind = "machine"
+
+
+class UsageError(EnginixError):
+    """Arguments that contradict each other."""
+
+    exit_code = EXIT_USAGE
+    kind = "usage"

@@ -1,0 +1,71 @@
+"""Files that are either whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from enginix.errors import MachineError, UsageError
+
+
+def dump_json(value: Any) -> str:
+    """Canonical JSON: sorted keys, two spaces, a final newline; the same bytes on every machine."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes beside ``path`` and renames, so that no reader sees half a file."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        beside.write_text(text, "utf-8")
+        os.replace(beside, path)
+    except OSError as e:
+        beside.unlink(missing_ok=True)
+        raise MachineError(f"cannot write: {e.strerror}", where=str(path)) from e
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in 1 MiB blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def new_directory(out: Path) -> Iterator[Path]:
+    """A directory to fill beside ``out``; renamed to ``out`` on success, removed on any failure.
+
+    A process killed midway leaves only a hidden ``.<name>.*.partial`` beside it, never ``out``.
+
+    Raises:
+        UsageError: ``out`` exists already and is not an empty directory.
+        MachineError: the file system refuses, for instance because it is full.
+    """
+    out = Path(os.path.abspath(out))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError("output exists already", where=str(out), fix="choose another -o, or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        if out.exists():
+            out.rmdir()
+        os.rename(partial, out)
+    except OSError as e:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise MachineError(
+            f"cannot write: {e.strerror or e}", where=str(out), fix="free disk space, or choose another -o"
+        ) from e
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

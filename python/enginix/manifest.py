@@ -1,0 +1,97 @@
+"""``enginix.json``: what an artefact is, from what, for which target and runtime.
+
+Every stage writes one and reads that of the stage before it. It holds nothing volatile: no time,
+no host name, no user, no secret.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from enginix import __version__
+from enginix.errors import ManifestError
+from enginix.files import dump_json, write_text
+
+FILE = "enginix.json"
+FORMAT = 1
+
+Artefact = Literal["model", "quantized-model", "checkpoint", "engine", "triton-repository"]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One artefact's description.
+
+    Attributes:
+        artefact: which stage made it.
+        name: what people call it, for instance ``tiny-qwen3``.
+        kind: for engines and what follows them: ``tensorrt``, ``llmapi``, ``edgellm``, ``reference``.
+        model: architecture, sizes and quantization, as far as the stage knows them.
+        inputs: digest and identity of each input, for instance ``{"model": {"repo":…, "revision":…}}``.
+        options: every option that shaped the artefact.
+        target: GPU that it is for; empty for what runs anywhere.
+        runtime: software that must execute it; empty where any does.
+        tools: name → version of what made it.
+        results: what was measured or verified while it was made, for instance gate results.
+    """
+
+    artefact: Artefact
+    name: str
+    kind: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    target: dict[str, Any] = field(default_factory=dict)
+    runtime: dict[str, Any] = field(default_factory=dict)
+    tools: dict[str, str] = field(default_factory=lambda: {"enginix": __version__})
+    results: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, directory: Path) -> None:
+        """Writes ``enginix.json`` into ``directory``."""
+        write_text(directory / FILE, dump_json({"format": FORMAT, **asdict(self)}))
+
+
+def read(directory: Path, artefact: Artefact | None = None) -> Manifest:
+    """Reads the manifest of ``directory``.
+
+    Args:
+        artefact: what the caller needs; anything else is refused.
+
+    Raises:
+        ManifestError: missing, not JSON, of another format, with unknown keys, or another artefact.
+    """
+    path = directory / FILE
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as e:
+        raise ManifestError(
+            f"no {FILE}", where=str(directory), fix="pass the output of the enginix stage before this one"
+        ) from e
+    except (OSError, ValueError, RecursionError) as e:
+        raise ManifestError(f"unreadable: {e}", where=str(path), fix="build this artefact again") from e
+    if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
+        raise ManifestError(
+            f"not a manifest of format {FORMAT}",
+            where=str(path),
+            fix="build this artefact again with this enginix",
+        )
+    fields = Manifest.__dataclass_fields__
+    unknown = sorted(set(raw) - set(fields))
+    if unknown or raw.get("artefact") not in get_args(Artefact) or not isinstance(raw.get("name"), str):
+        raise ManifestError(
+            f"unknown keys {unknown}" if unknown else "artefact or name is missing or wrong",
+            where=str(path),
+            fix="build this artefact again with this enginix",
+        )
+    for key in ("model", "inputs", "options", "target", "runtime", "tools", "results"):
+        if not isinstance(raw.get(key, {}), dict):
+            raise ManifestError(f"{key} is not an object", where=str(path), fix="build this artefact again")
+    found = Manifest(**raw)
+    if artefact is not None and found.artefact != artefact:
+        raise ManifestError(
+            f"is a {found.artefact}, not a {artefact}", where=str(directory), fix=f"pass a {artefact}"
+        )
+    return found

@@ -1,0 +1,54 @@
+"""The one way that enginix starts other programs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from enginix.errors import MachineError
+
+INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """A small explicit environment: the inherited few, then ``extra``. Tokens are never inherited."""
+    env = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    env.update(extra or {})
+    return env
+
+
+def run(
+    args: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    check: bool = True,
+    timeout: float | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Runs a program to its end with an explicit environment and captured output.
+
+    Args:
+        args: program and arguments; never a shell string.
+        env: added to the small inherited environment.
+        check: raise when the exit status is not zero.
+        timeout: seconds.
+
+    Raises:
+        MachineError: the program is missing, timed out, or failed while ``check`` is on.
+    """
+    words = [os.fspath(a) for a in args]
+    try:
+        done = subprocess.run(
+            words, env=environment(env), cwd=cwd, timeout=timeout, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError as e:
+        raise MachineError("program not found", where=words[0], fix="install it, or put it on PATH") from e
+    except subprocess.TimeoutExpired as e:
+        raise MachineError(f"still running after {timeout} s, killed", where=words[0]) from e
+    if check and done.returncode != 0:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        last = lines[-1] if lines else "no output"
+        raise MachineError(f"exit status {done.returncode}: {last}", where=words[0])
+    return done
