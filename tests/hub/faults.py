@@ -20,8 +20,8 @@ garbage        the listing is not what a hub would send: ``text`` as its body
 not-accepted   the token is known, and the licence is not accepted
 =============  ================================================================================
 
-``on`` is the kind of request that it happens to: ``info``, ``tree``, ``resolve`` or ``blob`` (the address that a
-resolve redirects to). Byte faults happen to ``blob`` and to bodies of ``resolve``; ``status`` to all.
+``on`` is the kind of request that it happens to: ``info``, ``tree``, ``resolve`` or ``blob`` (the address
+that a resolve redirects to). Byte faults happen to ``blob`` and to bodies of ``resolve``; ``status`` to all.
 """
 
 from __future__ import annotations

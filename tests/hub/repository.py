@@ -13,10 +13,11 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LFS_SUFFIXES = (
-    "7z arrow bin bz2 ckpt ftz gguf gz h5 joblib mlmodel model msgpack npy npz onnx ot parquet pb pickle pkl pt pth "
-    "rar safetensors tar tgz wasm xz zip zst"
-).split()
+# What the Hub's own .gitattributes of a new model repository names.
+LFS_SUFFIXES = """
+    7z arrow bin bz2 ckpt ftz gz h5 joblib mlmodel model msgpack npy npz onnx ot parquet pb pickle pkl
+    pt pth rar safetensors tar tgz tflite wasm xz zip zst
+""".split()  # noqa: SIM905
 # The Hub stores every file above this as LFS, whatever its name (huggingface.co/docs/hub/storage-limits).
 LFS_FROM = 10 * 1024 * 1024
 SKIPPED = {".git", ".cache"}
@@ -35,7 +36,7 @@ def pointer(sha256: str, size: int) -> bytes:
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of a commit. ``sha256`` is set for LFS files; ``source`` is a path, or the bytes themselves."""
+    """One file of a commit; ``sha256`` is set for LFS files, ``source`` is a path or the bytes themselves."""
 
     path: str
     size: int

@@ -418,14 +418,13 @@ class _Handler(BaseHTTPRequestHandler):
                     416, None, "Requested range not satisfiable", {"Content-Range": f"bytes */{size}"}
                 )
             status = 206
-            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
         get = self.command == "GET"
         if get and (fault := self._fault("truncate", on, e.path)):
             stop = min(stop, start + fault.at)
-            headers.pop("Content-Range", None)
-        self._start(
-            status, {**headers, "Content-Length": stop - start, "Content-Type": "application/octet-stream"}
-        )
+        if status == 206:
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        headers |= {"Content-Length": stop - start, "Content-Type": "application/octet-stream"}
+        self._start(status, headers)
         if not get:
             return
         self.wfile.flush()
