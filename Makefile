@@ -1,0 +1,42 @@
+# make demo · serve · test · lint · bench     (make help)
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# Real nixpkgs where it can be had; otherwise the host's tools stand in for it (tests/hostpkgs).
+# ENGINIX_PKGS=nixpkgs or =host decides by hand.
+ENGINIX_PKGS ?= $(shell [ -e /etc/NIXOS ] && echo nixpkgs || echo host)
+
+NIX_nixpkgs = nix --extra-experimental-features "nix-command flakes"
+NIX_host = $(CURDIR)/tests/hostpkgs/nix
+NIX = $(NIX_$(ENGINIX_PKGS))
+DEMO = python3 demo/demo.py --flake "$(CURDIR)" --nix '$(NIX)'
+DEV = $$(tests/hostpkgs/environments.sh dev)/bin
+
+.PHONY: help demo serve test test-nix test-python lint bench unit setup-runtime setup-dev
+help: ## what there is to make
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup-runtime:
+	@[ "$(ENGINIX_PKGS)" != host ] || tests/hostpkgs/setup.sh core runtime
+setup-dev:
+	@tests/hostpkgs/setup.sh core runtime dev
+
+demo: setup-runtime ## a small model from a hub to an answer, through every stage
+	@$(DEMO)
+
+serve: setup-runtime ## the same, and the server stays on port 8000 until Ctrl-C
+	@$(DEMO) --serve
+
+test: setup-dev test-nix test-python ## everything that is fast enough to run always
+
+test-nix: setup-dev ## pure checks, real builds in the sandbox, the pipeline over a real server
+	@tests/nix/run.sh
+
+test-python: setup-dev
+	@cd python && $(DEV)/python -m pytest -q
+
+lint: setup-dev ## ruff, mypy --strict, shellcheck, nixfmt where there is one
+	@cd python && $(DEV)/ruff check . ../tests ../demo && $(DEV)/ruff format --check . ../tests ../demo
+	@cd python && $(DEV)/mypy
+	@shellcheck -x $$(git ls-files '*.sh') tests/hostpkgs/nix .ci/run
+	@if command -v nixfmt >/dev/null; then nixfmt --check $$(git ls-files '*.nix'); else echo "lint: no nixfmt on this machine; Nix files not checked for style"; fi

@@ -1,0 +1,32 @@
+{ lib, names, ... }:
+{
+  # Rejects argument names that a function does not have, with the nearest one that it has.
+  # only :: string -> [ string ] -> set -> set
+  only =
+    function: known: args:
+    let
+      strange = builtins.filter (n: !builtins.elem n known) (builtins.attrNames args);
+    in
+    if strange == [ ] then
+      args
+    else
+      throw "${function}: ${names.unknown "argument" (builtins.head strange) known}";
+
+  # One of a list of values.
+  # oneOf :: string -> string -> [ string ] -> string -> string
+  oneOf =
+    function: argument: known: value:
+    if builtins.elem value known then
+      value
+    else
+      throw "${function}: ${argument}: ${names.unknown "value" (toString value) known}";
+
+  # A whole number of at least `least`.
+  # atLeast :: string -> string -> int -> int -> int
+  atLeast =
+    function: argument: least: value:
+    if builtins.isInt value && value >= least then
+      value
+    else
+      throw "${function}: ${argument} = ${builtins.toJSON value}, but it must be a whole number of at least ${toString least}.";
+}

@@ -1,0 +1,12 @@
+# Pure evaluation checks: no pkgs, milliseconds, errors that list the ways out.
+{ lib }:
+let
+  self = {
+    names = import ./names.nix { inherit lib; };
+    arguments = import ./arguments.nix ({ inherit lib; } // self);
+    lock = import ./lock.nix ({ inherit lib; } // self);
+    checkpoint = import ./checkpoint.nix ({ inherit lib; } // self);
+    target = import ./target.nix ({ inherit lib; } // self);
+  };
+in
+self

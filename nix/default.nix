@@ -1,0 +1,51 @@
+# Table of contents: pkgs -> the functions that turn a Hugging Face model into a served deployment.
+#
+#   enginix.lib.mkLib pkgs
+#
+# Everything is one scope: `(mkLib pkgs).override { tritonserver = …; }` swaps a part for all that use it.
+{
+  pkgs,
+  overrides ? { },
+}:
+let
+  inherit (pkgs) lib;
+
+  parts = {
+    inherit lib pkgs;
+
+    # Pure checks, no pkgs: what evaluation can refuse.
+    check = import ./check { inherit lib; };
+
+    # The Python package over the libraries that a stage needs. `core` has no torch.
+    enginix-core = import ./enginix.nix scope "core";
+    enginix = import ./enginix.nix scope "runtime";
+
+    # The private environment that builds over the CUDA stack source.
+    environment = import ./environment.nix scope;
+
+    # A tritonserver with the Python backend. nixpkgs has none; a package set may bring its own.
+    tritonserver = pkgs.tritonserver-cpu or (import ./tritonserver-cpu.nix scope);
+
+    mkHfModel = import ./mk-hf-model.nix scope;
+    mkCheckpoint = import ./mk-checkpoint.nix scope;
+    mkEngine = import ./mk-engine.nix scope;
+    mkTritonRepo = import ./mk-triton-repo.nix scope;
+    mkTritonServer = import ./mk-triton-server.nix scope;
+
+    # name -> { model; checkpoint; engine; triton-repo; triton-server; }
+    catalogue = import ./catalogue scope;
+  };
+
+  scope =
+    parts
+    // overrides
+    // {
+      override =
+        more:
+        import ./. {
+          inherit pkgs;
+          overrides = overrides // more;
+        };
+    };
+in
+scope

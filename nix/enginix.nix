@@ -1,0 +1,68 @@
+# The enginix command over the Python libraries of one group of stages.
+#
+# `core` carries only what locks, fetches and converts: a change to serving code must not convert a
+# model again, and the conversion path stays free of torch. `runtime` carries everything.
+{ pkgs, lib, ... }:
+flavour:
+let
+  package = ../python/enginix;
+
+  version = builtins.head (
+    builtins.match ".*__version__ = \"([^\"]+)\".*" (builtins.readFile (package + "/__init__.py"))
+  );
+
+  runtimeOnly = [
+    "commands/build.py"
+    "commands/serve.py"
+    "commands/triton_repo.py"
+    "data/gates.json"
+    "data/prompts"
+    "data/triton_"
+    "engine"
+    "gates"
+    "reference"
+    "serve"
+    "triton"
+  ];
+
+  keep =
+    path: _:
+    let
+      relative = lib.removePrefix "${toString package}/" (toString path);
+    in
+    baseNameOf path != "__pycache__"
+    && (flavour == "runtime" || !builtins.any (prefix: lib.hasPrefix prefix relative) runtimeOnly);
+
+  python = pkgs.python3.withPackages (
+    ps:
+    [
+      ps.huggingface-hub
+      ps.safetensors
+      ps.numpy
+      ps.ml-dtypes
+    ]
+    ++ lib.optionals (flavour == "runtime") [
+      ps.torch
+      ps.transformers
+      ps.tritonclient
+    ]
+  );
+in
+pkgs.stdenvNoCC.mkDerivation {
+  name = "enginix-${flavour}-${version}";
+  buildCommandPath = ./builders/enginix.sh;
+  source = builtins.path {
+    name = "enginix-${flavour}-source";
+    path = package;
+    filter = keep;
+  };
+  inherit python;
+  inherit (pkgs) bash;
+  preferLocalBuild = true;
+  passthru = { inherit python version; };
+  meta = {
+    description = "Hugging Face model in, served TensorRT-LLM deployment out";
+    mainProgram = "enginix";
+    license = lib.licenses.asl20;
+  };
+}

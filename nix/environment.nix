@@ -1,0 +1,18 @@
+# The private environment of a build that imports the CUDA stack, as a shell file to source.
+#
+# Nix gives every build HOME=/homeless-shelter, and half of the stack writes to HOME while it is imported.
+# The variables are data/environment.json, each with its reason.
+{ lib, pkgs, ... }:
+let
+  variables = (lib.importJSON ../python/enginix/data/environment.json).variables;
+  value = v: builtins.replaceStrings [ "@work@" ] [ "\${NIX_BUILD_TOP:-$PWD}" ] v;
+  isPath = v: lib.hasPrefix "@work@" v;
+in
+pkgs.writeText "build-environment.sh" (
+  lib.concatLines (
+    lib.mapAttrsToList (name: row: ''export ${name}="${value row.value}"'') variables
+    ++ lib.mapAttrsToList (name: _: ''mkdir -p "''$${name}"'') (
+      lib.filterAttrs (_: row: isPath row.value) variables
+    )
+  )
+)

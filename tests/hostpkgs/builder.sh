@@ -1,0 +1,3 @@
+# The whole of this stand-in's stdenv.
+set -euo pipefail
+eval "$buildCommand"

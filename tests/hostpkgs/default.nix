@@ -1,0 +1,93 @@
+# The package set: host tools under /usr, Python environments under /opt/enginix (environments.sh).
+# Builds are ordinary derivations; only what they find on PATH differs from nixpkgs.
+{ system }:
+let
+  lib = import ./lib.nix;
+
+  # Environments carry the hash of their lock in their path, so a changed lock changes every derivation.
+  environment =
+    name:
+    "/opt/enginix/${name}-${
+      builtins.substring 0 12 (builtins.hashFile "sha256" (./requirements + "/${name}.txt"))
+    }";
+
+  mkDerivation =
+    {
+      name,
+      buildCommandPath ? throw "${name}: no buildCommand",
+      buildCommand ? "source ${buildCommandPath}",
+      nativeBuildInputs ? [ ],
+      passthru ? { },
+      meta ? { },
+      ...
+    }@args:
+    lib.extendDerivation
+      (derivation (
+        builtins.removeAttrs args [
+          "buildCommandPath"
+          "nativeBuildInputs"
+          "passthru"
+          "meta"
+        ]
+        // {
+          inherit system buildCommand;
+          builder = "/bin/bash";
+          args = [ ./builder.sh ];
+          # As nixpkgs' stdenv has it: a home that does not exist.
+          HOME = "/homeless-shelter";
+          PATH = lib.concatStringsSep ":" (map (p: "${p}/bin") nativeBuildInputs ++ [ "/usr/bin:/bin" ]);
+        }
+      ))
+      (
+        {
+          inherit meta name nativeBuildInputs;
+        }
+        // passthru
+      );
+
+  runCommand =
+    name: attrs: buildCommand:
+    mkDerivation (attrs // { inherit name buildCommand; });
+
+  link =
+    name: target: attrs:
+    runCommand name attrs "ln -s ${target} $out";
+
+  # nixpkgs picks packages by name out of `ps`; here there are two environments to pick from.
+  withPackages =
+    select:
+    let
+      wanted = select (lib.genAttrs [ "huggingface-hub" "safetensors" "numpy" "ml-dtypes" "torch" "transformers" "tritonclient" ] (n: n));
+      chosen = if builtins.elem "torch" wanted then "runtime" else "core";
+    in
+    link "python3-${chosen}" (environment chosen) { meta.mainProgram = "python3"; };
+in
+{
+  inherit lib system runCommand;
+  stdenvNoCC = {
+    inherit mkDerivation;
+    hostPlatform = {
+      inherit system;
+      isx86_64 = system == "x86_64-linux";
+    };
+  };
+  python3 = link "python3" "/usr" { meta.mainProgram = "python3"; } // {
+    inherit withPackages;
+  };
+  # The CPU build of tritonserver inside nvidia-pytriton's wheel, unpacked by pip.
+  tritonserver-cpu = runCommand "tritonserver-cpu-2.51.0" {
+    wheel = "${environment "runtime"}/lib/python3.11/site-packages/pytriton/tritonserver";
+    pythonVersion = "3.11";
+    passthru.version = "2.51.0";
+  } "source ${./tritonserver.sh}";
+  bash = link "bash" "/usr" { };
+  cacert = runCommand "cacert" { } "mkdir -p $out/etc/ssl/certs; ln -s /etc/ssl/certs/ca-certificates.crt $out/etc/ssl/certs/ca-bundle.crt";
+  writeText =
+    name: text:
+    builtins.toFile name (builtins.unsafeDiscardStringContext text);
+  mkShellNoCC = attrs: mkDerivation (attrs // { name = "shell"; buildCommand = "touch $out"; });
+  nixfmt-tree = link "nixfmt-tree" "/usr" { };
+  ruff = link "ruff" (environment "dev") { };
+  mypy = link "mypy" (environment "dev") { };
+  shellcheck = link "shellcheck" "/usr" { };
+}

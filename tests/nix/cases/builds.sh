@@ -1,0 +1,70 @@
+# shellcheck shell=bash disable=SC2016
+# What Nix's own isolation does to real builds of ours.
+
+test_hash_mismatch_names_the_file_and_both_hashes() {
+  local wrong=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa right
+  right=$(sha256sum tests/models/tiny-qwen3/config.json | cut -d' ' -f1)
+  ! with_lib build '
+    let lock = builtins.fromJSON (builtins.readFile (root + "/tests/models/tiny-qwen3.lock.json"));
+    in e.mkHfModel {
+      lock = lock // { files = lock.files // { "config.json" = lock.files."config.json" // { sha256 = "'$wrong'"; }; }; };
+      hub = e.lib.getExe e.catalogue.tiny-qwen3.hub;
+    }' --no-link &&
+    says config.json && says "$wrong" && says "$right"
+}
+
+test_equal_files_share_one_store_path() {
+  with_lib eval '
+    let lock = builtins.fromJSON (builtins.readFile (root + "/tests/models/tiny-qwen3.lock.json"));
+        other = lock // { repo = "someone/else"; revision = builtins.hashString "sha1" "other"; };
+        file = l: (e.mkHfModel { lock = l; }).files."config.json".outPath;
+    in file lock == file other' && says true
+}
+
+test_sandboxed_build_sees_no_home_and_no_network() {
+  with_lib build 'nixpkgs.runCommand "isolated" { } '"''"'
+    if ls '"$root"' 2>/dev/null; then echo "sees the checkout"; exit 1; fi
+    if (exec 3<>/dev/tcp/127.0.0.1/'"$port"') 2>/dev/null; then echo "reaches loopback of the host"; exit 1; fi
+    touch $out
+  '"''" --no-link
+}
+
+test_nochroot_is_refused_by_a_strict_sandbox() {
+  ! with_lib build 'nixpkgs.runCommand "open" { __noChroot = true; } "touch $out"' --no-link &&
+    says "has '__noChroot' set"
+}
+
+test_nochroot_runs_under_a_relaxed_one() {
+  ENGINIX_SANDBOX=relaxed with_lib build 'nixpkgs.runCommand "open" { __noChroot = true; } "test -e '"$root"'; echo relaxed > $out"' --no-link
+}
+
+# The failure that the project began with: a library that writes to HOME while it is imported.
+importer='
+  mkdir -p $TMPDIR/site
+  printf "%s\n" "import os" "os.makedirs(os.path.expanduser(\"~/.cache/flashinfer\"))" > $TMPDIR/site/writes_home_at_import.py
+  PYTHONPATH=$TMPDIR/site ${nixpkgs.python3}/bin/python3 -c "import writes_home_at_import"
+'
+
+test_homeless_shelter_is_reproduced() {
+  ! ENGINIX_SANDBOX=relaxed with_lib build "nixpkgs.runCommand \"homeless\" { __noChroot = true; } ''$importer touch \$out''" --no-link -L &&
+    says "Permission denied: '/homeless-shelter'"
+}
+
+test_homeless_shelter_is_mended_by_the_environment() {
+  ENGINIX_SANDBOX=relaxed with_lib build "nixpkgs.runCommand \"housed\" { __noChroot = true; } ''source \${e.environment}; $importer touch \$out''" --no-link -L &&
+    with_lib build "nixpkgs.runCommand \"housed-sandboxed\" { } ''source \${e.environment}; $importer touch \$out''" --no-link -L
+}
+
+test_a_feature_that_the_host_lacks_is_refused() {
+  ! with_lib build 'nixpkgs.runCommand "gpu" { requiredSystemFeatures = [ "cuda-sm120" ]; } "touch $out"' --no-link &&
+    says 'cuda-sm120'
+}
+
+test_setup_without_nix_and_apt_says_what_to_install() {
+  mkdir -p "$tmp/bin"
+  local tool
+  for tool in bash dirname id grep ldconfig; do
+    ln -sf "$(command -v "$tool" || echo /sbin/$tool)" "$tmp/bin/$tool"
+  done
+  PATH=$tmp/bin refuses bash tests/hostpkgs/setup.sh core && says 'no apt-get' && says 'https://nixos.org/download'
+}

@@ -1,0 +1,27 @@
+# shellcheck shell=bash
+# The whole chain over a real Triton server.
+
+test_demo_answers() {
+  quietly python3 demo/demo.py --nix "$nix" || return 1
+  cp "$out" "$tmp/demo"
+  local stage
+  for stage in mkHfModel mkCheckpoint mkEngine mkTritonRepo mkTritonServer; do says "$stage" || return 1; done
+  says 'tokens/s' && says 'server stopped cleanly'
+}
+
+test_demo_again_builds_nothing() {
+  quietly python3 demo/demo.py --nix "$nix" && says 'in all          0 derivations built'
+}
+
+test_a_triton_option_rebuilds_only_what_follows_it() {
+  with_lib build '
+    e.mkTritonServer { repo = e.mkTritonRepo { engine = e.catalogue.tiny-qwen3.engine; maxBatchSize = 3; }; }' --no-link --dry-run || return 1
+  says triton-repo.drv && says triton-server.drv && [ "$(grep -c '\.drv' "$out")" = 2 ]
+}
+
+test_two_runs_give_the_same_bytes() {
+  local stage
+  for stage in checkpoint engine triton-repo; do
+    quietly "$nix" build --no-link ".#tiny-qwen3-$stage" --rebuild || return 1
+  done
+}

@@ -1,0 +1,179 @@
+# Evaluation tests: name -> { expr; expected; }. Each check function is shown accepting and refusing.
+{ lib, check }:
+let
+  fails = e: !(builtins.tryEval (builtins.deepSeq e e)).success;
+  sha = lib.concatStringsSep "" (builtins.genList (_: "a") 64);
+  commit = lib.concatStringsSep "" (builtins.genList (_: "0") 40);
+  lock = {
+    version = 1;
+    repo = "owner/name";
+    revision = commit;
+    files."config.json" = {
+      sha256 = sha;
+      size = 2;
+    };
+  };
+  parse = check.lock.parse "test.lock.json";
+  parallelism = check.checkpoint.parallelism "f";
+  one = {
+    tensorParallel = 1;
+    pipelineParallel = 1;
+    expertParallel = 1;
+  };
+  ada = {
+    name = "l40s";
+    sm = 89;
+  };
+  hopper = {
+    name = "h200";
+    sm = 90;
+  };
+  blackwell = {
+    name = "b200";
+    sm = 100;
+  };
+in
+{
+  testNearestName = {
+    expr = check.names.nearest "tensorParalel" [
+      "dtype"
+      "tensorParallel"
+    ];
+    expected = [ "tensorParallel" ];
+  };
+  testNothingNear = {
+    expr = check.names.nearest "zzzz" [ "dtype" ];
+    expected = [ ];
+  };
+  testUnknownNamesAll = {
+    expr = check.names.unknown "kind" "tensort" [
+      "reference"
+      "tensorrt"
+    ];
+    expected = ''unknown kind "tensort". Did you mean tensorrt? Known: reference, tensorrt.'';
+  };
+
+  testOnlyAccepts = {
+    expr = check.arguments.only "f" [ "a" ] { a = 1; };
+    expected.a = 1;
+  };
+  testOnlyRefuses = {
+    expr = fails (check.arguments.only "f" [ "a" ] { b = 1; });
+    expected = true;
+  };
+  testOneOfAccepts = {
+    expr = check.arguments.oneOf "f" "dtype" [ "float16" ] "float16";
+    expected = "float16";
+  };
+  testOneOfRefuses = {
+    expr = fails (check.arguments.oneOf "f" "dtype" [ "float16" ] "fp16");
+    expected = true;
+  };
+  testAtLeastAccepts = {
+    expr = check.arguments.atLeast "f" "n" 1 1;
+    expected = 1;
+  };
+  testAtLeastRefusesLess = {
+    expr = fails (check.arguments.atLeast "f" "n" 1 0);
+    expected = true;
+  };
+  testAtLeastRefusesText = {
+    expr = fails (check.arguments.atLeast "f" "n" 1 "1");
+    expected = true;
+  };
+
+  testRepoAccepts = {
+    expr = check.lock.repo "f" "Qwen/Qwen2.5-7B-Instruct";
+    expected = "Qwen/Qwen2.5-7B-Instruct";
+  };
+  testRepoRefusesPath = {
+    expr = fails (check.lock.repo "f" "../x/y");
+    expected = true;
+  };
+  testRevisionAcceptsCommit = {
+    expr = check.lock.revision "f" "r" commit;
+    expected = commit;
+  };
+  testRevisionRefusesBranch = {
+    expr = fails (check.lock.revision "f" "r" "main");
+    expected = true;
+  };
+  testPathAccepts = {
+    expr = check.lock.path "l" "a/b.json";
+    expected = "a/b.json";
+  };
+  testPathRefusesParent = {
+    expr = fails (check.lock.path "l" "../etc/x");
+    expected = true;
+  };
+  testPathRefusesAbsolute = {
+    expr = fails (check.lock.path "l" "/etc/x");
+    expected = true;
+  };
+  testPathRefusesBackslash = {
+    expr = fails (check.lock.path "l" "a\\b");
+    expected = true;
+  };
+  testParseKeepsFiles = {
+    expr = (parse lock).files."config.json".path;
+    expected = "config.json";
+  };
+  testParseRefusesVersion = {
+    expr = fails (parse (lock // { version = 2; }));
+    expected = true;
+  };
+  testParseRefusesShortHash = {
+    expr = fails (parse (lock // { files."a".sha256 = "ab"; }));
+    expected = true;
+  };
+  testParseRefusesNoFiles = {
+    expr = fails (parse (lock // { files = { }; }));
+    expected = true;
+  };
+
+  testParallelismAccepts = {
+    expr = (parallelism { heads = 8; } (one // { tensorParallel = 4; })).tensorParallel;
+    expected = 4;
+  };
+  testParallelismRefusesIndivisibleHeads = {
+    expr = fails (parallelism { heads = 8; } (one // { tensorParallel = 3; }));
+    expected = true;
+  };
+  testParallelismRefusesMoreStagesThanLayers = {
+    expr = fails (parallelism { layers = 2; } (one // { pipelineParallel = 3; }));
+    expected = true;
+  };
+  testArchitectureAccepts = {
+    expr = check.checkpoint.architecture "f" [ "LlamaForCausalLM" ] { architecture = "LlamaForCausalLM"; };
+    expected.architecture = "LlamaForCausalLM";
+  };
+  testArchitectureRefuses = {
+    expr = fails (check.checkpoint.architecture "f" [ "LlamaForCausalLM" ] { architecture = "MambaForCausalLM"; });
+    expected = true;
+  };
+
+  testGpuAccepts = {
+    expr = (check.target.gpu "f" { h200.sm = 90; } "h200").sm;
+    expected = 90;
+  };
+  testGpuRefuses = {
+    expr = fails (check.target.gpu "f" { h200.sm = 90; } "h2000");
+    expected = true;
+  };
+  testNvfp4OnBlackwell = {
+    expr = check.target.quantization "e" "NVFP4" blackwell;
+    expected = "NVFP4";
+  };
+  testNvfp4RefusedOnHopper = {
+    expr = fails (check.target.quantization "e" "NVFP4" hopper);
+    expected = true;
+  };
+  testFp8OnAda = {
+    expr = check.target.quantization "e" "FP8" ada;
+    expected = "FP8";
+  };
+  testUnquantizedAnywhere = {
+    expr = check.target.quantization "e" null ada;
+    expected = null;
+  };
+}
