@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154
 # The wheel keeps one stub for each Python version apart; Triton wants the right one beside the backend.
 mkdir -p "$out/backends/python"
 ln -s "$wheel/bin" "$out/bin"

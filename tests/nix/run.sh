@@ -29,6 +29,8 @@ with_lib() { # nix verb, expression over `e` (the functions) and `root`
       nixpkgs = import $root/tests/hostpkgs { system = builtins.currentSystem; };
       e = import $root/nix { pkgs = nixpkgs; };
       root = $root;
+      # What was built before is built again.
+      fresh = attrs: attrs // { salt = \"$EPOCHREALTIME\"; };
     in $2" "${@:3}"
 }
 

@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2016
+# shellcheck shell=bash disable=SC2154,SC2016,SC2034
 # What Nix's own isolation does to real builds of ours.
 
 test_hash_mismatch_names_the_file_and_both_hashes() {
@@ -22,20 +22,29 @@ test_equal_files_share_one_store_path() {
 }
 
 test_sandboxed_build_sees_no_home_and_no_network() {
-  with_lib build 'nixpkgs.runCommand "isolated" { } '"''"'
-    if ls '"$root"' 2>/dev/null; then echo "sees the checkout"; exit 1; fi
-    if (exec 3<>/dev/tcp/127.0.0.1/'"$port"') 2>/dev/null; then echo "reaches loopback of the host"; exit 1; fi
-    touch $out
-  '"''" --no-link
+  local port server result=0
+  python3 -u -m http.server --bind 127.0.0.1 --directory "$tmp" 0 >"$tmp/http" 2>&1 &
+  server=$!
+  until grep -q 'port [0-9]' "$tmp/http"; do sleep 0.1; done
+  port=$(grep -o 'port [0-9]*' "$tmp/http" | cut -d' ' -f2)
+  # The server is there for whoever is outside.
+  (exec 3<>"/dev/tcp/127.0.0.1/$port") || result=1
+  with_lib build "nixpkgs.runCommand \"isolated\" (fresh { }) ''
+    if ls $root; then echo 'sees the checkout'; exit 1; fi
+    if (exec 3<>/dev/tcp/127.0.0.1/$port); then echo 'reaches the host'; exit 1; fi
+    touch \$out
+  ''" --no-link || result=1
+  kill "$server"
+  return $result
 }
 
 test_nochroot_is_refused_by_a_strict_sandbox() {
-  ! with_lib build 'nixpkgs.runCommand "open" { __noChroot = true; } "touch $out"' --no-link &&
+  ! with_lib build 'nixpkgs.runCommand "open" (fresh { __noChroot = true; }) "touch $out"' --no-link &&
     says "has '__noChroot' set"
 }
 
 test_nochroot_runs_under_a_relaxed_one() {
-  ENGINIX_SANDBOX=relaxed with_lib build 'nixpkgs.runCommand "open" { __noChroot = true; } "test -e '"$root"'; echo relaxed > $out"' --no-link
+  ENGINIX_SANDBOX=relaxed with_lib build 'nixpkgs.runCommand "open" (fresh { __noChroot = true; }) "test -e '"$root"'; echo relaxed > $out"' --no-link
 }
 
 # The failure that the project began with: a library that writes to HOME while it is imported.
@@ -46,17 +55,17 @@ importer='
 '
 
 test_homeless_shelter_is_reproduced() {
-  ! ENGINIX_SANDBOX=relaxed with_lib build "nixpkgs.runCommand \"homeless\" { __noChroot = true; } ''$importer touch \$out''" --no-link -L &&
+  ! ENGINIX_SANDBOX=relaxed with_lib build "nixpkgs.runCommand \"homeless\" (fresh { __noChroot = true; }) ''$importer touch \$out''" --no-link -L &&
     says "Permission denied: '/homeless-shelter'"
 }
 
 test_homeless_shelter_is_mended_by_the_environment() {
-  ENGINIX_SANDBOX=relaxed with_lib build "nixpkgs.runCommand \"housed\" { __noChroot = true; } ''source \${e.environment}; $importer touch \$out''" --no-link -L &&
-    with_lib build "nixpkgs.runCommand \"housed-sandboxed\" { } ''source \${e.environment}; $importer touch \$out''" --no-link -L
+  ENGINIX_SANDBOX=relaxed with_lib build "nixpkgs.runCommand \"housed\" (fresh { __noChroot = true; }) ''source \${e.environment}; $importer touch \$out''" --no-link -L &&
+    with_lib build "nixpkgs.runCommand \"housed-sandboxed\" (fresh { }) ''source \${e.environment}; $importer touch \$out''" --no-link -L
 }
 
 test_a_feature_that_the_host_lacks_is_refused() {
-  ! with_lib build 'nixpkgs.runCommand "gpu" { requiredSystemFeatures = [ "cuda-sm120" ]; } "touch $out"' --no-link &&
+  ! with_lib build 'nixpkgs.runCommand "gpu" (fresh { requiredSystemFeatures = [ "cuda-sm120" ]; }) "touch $out"' --no-link &&
     says 'cuda-sm120'
 }
 

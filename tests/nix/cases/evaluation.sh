@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154,SC2016,SC2034
 # What evaluation refuses, and what it names.
 
 test_pure_checks() {

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154,SC2016,SC2034
 # The whole chain over a real Triton server.
 
 test_demo_answers() {
