@@ -1,8 +1,10 @@
 # The package set: host tools under /usr, Python environments under /opt/enginix (environments.sh).
 # Builds are ordinary derivations; only what they find on PATH differs from nixpkgs.
-{ system }:
+{
+  system,
+  lib ? import ./lib.nix,
+}:
 let
-  lib = import ./lib.nix;
 
   # Environments carry the hash of their lock in their path, so a changed lock changes every derivation.
   environment =
@@ -10,6 +12,9 @@ let
     "/opt/enginix/${name}-${
       builtins.substring 0 12 (builtins.hashFile "sha256" (./requirements + "/${name}.txt"))
     }";
+
+  # Adds attributes without changing what is built.
+  extend = drv: extra: drv // extra // { out = drv // extra; };
 
   mkDerivation =
     {
@@ -21,7 +26,7 @@ let
       meta ? { },
       ...
     }@args:
-    lib.extendDerivation
+    extend
       (derivation (
         builtins.removeAttrs args [
           "buildCommandPath"

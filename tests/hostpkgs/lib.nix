@@ -84,8 +84,6 @@ rec {
     "all_proxy"
     "no_proxy"
   ];
-  # As nixpkgs has it: adds attributes to a derivation without changing what is built.
-  extendDerivation = drv: extra: drv // extra // { ${if drv ? out then "out" else null} = drv.out // extra; };
   runTests = tests: filter (t: t.expected != t.result) (
     map (name: {
       inherit name;

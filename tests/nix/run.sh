@@ -11,6 +11,7 @@ trap 'rm -rf "$tmp"' EXIT
 out=$tmp/out
 passed=0
 failed=0
+skipped=0
 
 # Runs a command; its whole output is in $out afterwards.
 quietly() { "$@" >"$out" 2>&1; }
@@ -34,6 +35,12 @@ with_lib() { # nix verb, expression over `e` (the functions) and `root`
     in $2" "${@:3}"
 }
 
+# Ends a test that this machine cannot run, with the reason.
+skip() {
+  echo "$*" >"$out"
+  return 77
+}
+
 # shellcheck source=/dev/null
 for file in "$root"/tests/nix/cases/*.sh; do source "$file"; done
 
@@ -41,14 +48,22 @@ mapfile -t all < <(declare -F | sed -n 's/^declare -f test_//p' | sort)
 [ $# -eq 0 ] || all=("$@")
 for name in "${all[@]}"; do
   begun=$SECONDS
-  if "test_$name"; then
+  "test_$name"
+  case $? in
+  0)
     passed=$((passed + 1))
     printf 'ok    %s (%s s)\n' "$name" $((SECONDS - begun))
-  else
+    ;;
+  77)
+    skipped=$((skipped + 1))
+    printf 'skip  %s: %s\n' "$name" "$(cat "$out")"
+    ;;
+  *)
     failed=$((failed + 1))
     printf 'FAIL  %s\n' "$name"
     tail -n 25 "$out" 2>/dev/null | sed 's/^/    /'
-  fi
+    ;;
+  esac
 done
-echo "$passed passed, $failed failed"
+echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
