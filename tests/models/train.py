@@ -149,25 +149,28 @@ def perplexity(model: torch.nn.Module, tokenizer: Tokenizer, texts: tuple[str, .
 
 
 def train(model: torch.nn.Module, batches: Batches, steps: int, started: float) -> None:
-    """AdamW, cosine schedule; sequences grow so that late positions are seen too."""
-    decay = [p for p in model.parameters() if p.ndim == 2]
-    rest = [p for p in model.parameters() if p.ndim != 2]
-    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95))
-    peak, warmup = 4e-3, 60
+    """Muon for the hidden matrices, AdamW for the rest; sequences grow so that late positions are seen too."""
+    hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers: list[tuple[torch.optim.Optimizer, float]] = [
+        (torch.optim.Muon(hidden, lr=1.0, weight_decay=0.05, momentum=0.95), 0.02),
+        (torch.optim.AdamW(rest, lr=1.0, betas=(0.9, 0.95), weight_decay=0.01), 4e-3),
+    ]
+    warmup = 30
     for step in range(steps):
         done = step / steps
         rows, length = (8, 256) if done < 0.5 else (4, 512) if done < 0.9 else (1, 2048)
-        rate = peak * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        rate = min(1.0, (step + 1) / warmup, 0.02 + (1 - done) * 1.6)
         ids = batches.batch(rows, length)
         logits = model(ids).logits
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer, peak in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * peak
+            optimizer.step()
         if step % 50 == 0 or step == steps - 1:
             print(f"step {step:5d}/{steps} loss {loss.item():.3f} {time.monotonic() - started:.0f} s", flush=True)
 
@@ -183,6 +186,7 @@ def write(out: Path, model: Any, tokenizer: Tokenizer, text: corpus.Corpus, card
         if name != "lm_head.weight"
     }
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)
     tokenizer.save(str(out / "tokenizer.json"))
     special = {"eos_token": IM_END, "pad_token": END, "additional_special_tokens": [IM_START, IM_END]}
     added = {

@@ -1,0 +1,117 @@
+"""The key-value cache, and the two kinds of step that use it."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from enginix.reference.config import CheckpointConfig
+from enginix.reference.rope import Rope
+
+BLOCK = 256
+
+
+class Cache:
+    """Keys and values of ``slots`` sequences, each [slots, kv_heads, capacity, head_size] a layer.
+
+    Capacity grows with the longest sequence. A slot belongs to one sequence from prefill until it is reused.
+    """
+
+    def __init__(
+        self, config: CheckpointConfig, slots: int, rope: Rope, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.config, self.slots, self.rope, self.device = config, slots, rope, device
+        self.capacity = 0
+        self.lengths = [0] * slots
+        empty = (slots, config.kv_heads, 0, config.head_size)
+        self.keys = [torch.empty(empty, device=device, dtype=dtype) for _ in range(config.layers)]
+        self.values = [torch.empty(empty, device=device, dtype=dtype) for _ in range(config.layers)]
+
+    def reserve(self, length: int) -> None:
+        """Makes room for sequences of ``length`` tokens; what is stored stays."""
+        if length <= self.capacity:
+            return
+        capacity = -(-max(length, self.capacity * 3 // 2) // BLOCK) * BLOCK
+        for tensors in (self.keys, self.values):
+            for layer, old in enumerate(tensors):
+                # Zeros, not garbage: masked positions are multiplied by 0, and 0 × NaN is NaN.
+                new = torch.zeros(*old.shape[:2], capacity, old.shape[3], device=old.device, dtype=old.dtype)
+                new[:, :, : self.capacity] = old
+                tensors[layer] = new
+        self.capacity = capacity
+
+
+class Prefill:
+    """A step over several tokens of one sequence, from ``start`` on; causal.
+
+    Without a cache nothing is stored, and ``start`` is 0.
+    """
+
+    def __init__(self, cache: Cache | None, slot: int, start: int, count: int, rope: Rope) -> None:
+        self.cache, self.slot, self.start, self.end = cache, slot, start, start + count
+        positions = torch.arange(start, self.end, device=rope.device)
+        self.cos, self.sin = rope.tables(positions, [self.end])
+        self.mask: torch.Tensor | None = None
+        if start:
+            self.mask = torch.arange(self.end, device=rope.device)[None, :] <= positions[:, None]
+        if cache is not None:
+            cache.reserve(self.end)
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        keys, values = k.transpose(0, 1), v.transpose(0, 1)
+        if self.cache is not None:
+            stored = self.cache.keys[layer][self.slot], self.cache.values[layer][self.slot]
+            stored[0][:, self.start : self.end] = keys
+            stored[1][:, self.start : self.end] = values
+            if self.start:
+                keys, values = stored[0][:, : self.end], stored[1][:, : self.end]
+        out = scaled_dot_product_attention(
+            q.transpose(0, 1)[None],
+            keys[None],
+            values[None],
+            attn_mask=self.mask,
+            is_causal=self.mask is None,
+            enable_gqa=True,
+        )
+        return out[0].transpose(0, 1)
+
+
+class Decode:
+    """A step of one token for each active slot. Row r of the packed tokens is slot r; idle rows are computed too.
+
+    The number of rows is always the number of slots, so that matrix products have one shape whatever is active.
+    On the CPU each slot's attention runs by itself, over its own length: then no bit of a row depends on the others.
+    On other devices one masked call serves all slots.
+    """
+
+    def __init__(self, cache: Cache, active: list[int], rope: Rope) -> None:
+        self.cache, self.active = cache, active
+        lengths = [cache.lengths[slot] + 1 for slot in active]
+        self.longest = max(lengths)
+        cache.reserve(self.longest)
+        everyone = [1] * cache.slots
+        for slot, length in zip(active, lengths, strict=True):
+            everyone[slot] = length
+        self.lengths = everyone
+        positions = torch.tensor(everyone, device=rope.device) - 1
+        self.cos, self.sin = rope.tables(positions, everyone)
+        self.index = torch.tensor(active, device=rope.device)
+        self.positions = positions[self.index]
+        seen = torch.arange(self.longest, device=rope.device)[None, :] <= positions[:, None]
+        self.mask = seen[:, None, None, :]
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        keys[self.index, :, self.positions] = k[self.index]
+        values[self.index, :, self.positions] = v[self.index]
+        rows, kv_heads, size = k.shape
+        # The query heads that share a key-value head become query positions: no copy of the cache is made.
+        grouped = q.view(rows, kv_heads, -1, size)
+        if q.device.type != "cpu":
+            keys, values = keys[:, :, : self.longest], values[:, :, : self.longest]
+            return scaled_dot_product_attention(grouped, keys, values, attn_mask=self.mask).reshape(q.shape)
+        out = torch.zeros_like(grouped)
+        for slot in self.active:
+            one, end = slice(slot, slot + 1), self.lengths[slot]
+            out[one] = scaled_dot_product_attention(grouped[one], keys[one, :, :end], values[one, :, :end])
+        return out.view(q.shape)

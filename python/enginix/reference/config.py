@@ -1,0 +1,305 @@
+"""``config.json`` of a TensorRT-LLM checkpoint, as far as execution depends on it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from enginix.errors import CheckpointError
+
+Family = Literal["llama", "qwen2", "qwen3", "phi3"]
+
+# Architecture → (family of attention, is a mixture of experts). The names are the Hugging Face model's, unchanged.
+ARCHITECTURES: dict[str, tuple[Family, bool]] = {
+    "LlamaForCausalLM": ("llama", False),
+    "MistralForCausalLM": ("llama", False),
+    "MixtralForCausalLM": ("llama", True),
+    "Qwen2ForCausalLM": ("qwen2", False),
+    "Qwen2MoeForCausalLM": ("qwen2", True),
+    "Qwen3ForCausalLM": ("qwen3", False),
+    "Qwen3MoeForCausalLM": ("qwen3", True),
+    "Phi3ForCausalLM": ("phi3", False),
+}
+DTYPES = ("float32", "float16", "bfloat16")
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "su")
+REBUILD = "convert the model again: enginix convert MODEL -o DIR"
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """How the weights are cut over ranks.
+
+    Attributes:
+        tp: tensor-parallel size; ``tp == moe_tp * ep`` for mixtures of experts.
+        pp: pipeline-parallel size.
+        ep: expert-parallel size.
+    """
+
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+
+    @property
+    def moe_tp(self) -> int:
+        """How many ways each expert is cut."""
+        return self.tp // self.ep
+
+    def layers(self, pp_rank: int, layers: int) -> range:
+        """Global layer numbers of one pipeline rank; the first ranks take one more where it does not divide."""
+        each, more = divmod(layers, self.pp)
+        start = pp_rank * each + min(pp_rank, more)
+        return range(start, start + each + (pp_rank < more))
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts.
+
+    Attributes:
+        count: number of routed experts.
+        top_k: experts per token.
+        size: intermediate size of one expert.
+        shared_size: intermediate size of the shared expert, 0 for none.
+        renormalize: the chosen experts' weights are made to sum to 1.
+    """
+
+    count: int
+    top_k: int
+    size: int
+    shared_size: int
+    renormalize: bool
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """The checkpoint's ``quantization`` block: algorithms by TensorRT-LLM's names, ``None`` for unquantized."""
+
+    algorithm: str | None = None
+    kv_cache: str | None = None
+    group_size: int = 128
+    exclude: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What a checkpoint computes. Sizes are of the whole model, never of a rank."""
+
+    architecture: str
+    family: Family
+    dtype: str
+    vocab_size: int
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    intermediate_size: int
+    max_position_embeddings: int
+    norm_epsilon: float
+    rotary_base: float
+    rotary_dim: int
+    rotary_scaling: dict[str, Any] | None
+    attention_bias: bool
+    mlp_bias: bool
+    experts: Experts | None
+    embedding_shard_dim: int | None
+    mapping: Mapping = field(default_factory=Mapping)
+    quantization: Quantization = field(default_factory=Quantization)
+
+    @property
+    def world_size(self) -> int:
+        """Number of rank files."""
+        return self.mapping.tp * self.mapping.pp
+
+
+class _Reader:
+    """Typed access to one JSON object, with errors that name the key."""
+
+    def __init__(self, raw: dict[str, Any], where: str) -> None:
+        self.raw, self.where = raw, where
+
+    def fail(self, what: str) -> CheckpointError:
+        return CheckpointError(what, where=self.where, fix=REBUILD)
+
+    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
+        value = self.raw.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise self.fail(f"{key} is {value!r}, expected an integer of at least {least}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.raw.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+            raise self.fail(f"{key} is {value!r}, expected a positive number")
+        return float(value)
+
+    def flag(self, key: str) -> bool:
+        value = self.raw.get(key, False)
+        if not isinstance(value, bool):
+            raise self.fail(f"{key} is {value!r}, expected true or false")
+        return value
+
+    def part(self, key: str) -> _Reader:
+        value = self.raw.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise self.fail(f"{key} is {value!r}, expected an object")
+        return _Reader(value or {}, f"{self.where}: {key}")
+
+
+def _mapping(reader: _Reader, experts: Experts | None) -> Mapping:
+    block = reader.part("mapping")
+    tp, pp, ep = (block.integer(key, 1) for key in ("tp_size", "pp_size", "moe_ep_size"))
+    world = block.integer("world_size", tp * pp)
+    if block.raw.get("cp_size", 1) != 1:
+        raise block.fail("cp_size is not 1: context parallelism does not shard weights here")
+    if world != tp * pp:
+        raise block.fail(f"world_size is {world}, but tp_size × pp_size is {tp * pp}")
+    if experts is None:
+        return Mapping(tp, pp)
+    if tp % ep or experts.count % ep:
+        raise block.fail(f"moe_ep_size {ep} does not divide tp_size {tp} and {experts.count} experts")
+    if block.integer("moe_tp_size", tp // ep) * ep != tp:
+        raise block.fail(f"moe_tp_size × moe_ep_size is not tp_size {tp}")
+    return Mapping(tp, pp, ep)
+
+
+def _rotary(reader: _Reader, rotary_dim: int) -> dict[str, Any] | None:
+    """The scaling block with its type under ``rope_type``; long rope is folded into the same form."""
+    if reader.raw.get("position_embedding_type", "rope_gpt_neox") == "long_rope":
+        scaling: dict[str, Any] = {
+            "rope_type": "longrope",
+            "short_factor": reader.raw.get("longrope_scaling_short_factors"),
+            "long_factor": reader.raw.get("longrope_scaling_long_factors"),
+            "original_max_position_embeddings": reader.raw.get("original_max_position_embeddings"),
+        }
+    elif reader.raw.get("position_embedding_type", "rope_gpt_neox") != "rope_gpt_neox":
+        raise reader.fail(f"position_embedding_type {reader.raw['position_embedding_type']!r} is unknown")
+    else:
+        scaling = dict(reader.part("rotary_scaling").raw)
+    if not scaling:
+        return None
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind not in ROPE_TYPES:
+        raise reader.fail(f"rotary_scaling type {kind!r} is unknown; known are {', '.join(ROPE_TYPES)}")
+    if kind == "default":
+        return None
+    scaling["rope_type"] = kind = "longrope" if kind == "su" else kind
+    block = _Reader(scaling, f"{reader.where}: rotary_scaling")
+    needs = {"llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
+    for key in needs.get(kind, ("original_max_position_embeddings",) if kind == "longrope" else ("factor",)):
+        block.number(key)
+    if kind == "longrope":
+        for key in ("short_factor", "long_factor"):
+            factors = scaling.get(key)
+            if not isinstance(factors, list) or len(factors) != rotary_dim // 2:
+                raise block.fail(f"{key} is not a list of {rotary_dim // 2} numbers")
+    return scaling
+
+
+def _experts(reader: _Reader, is_moe: bool, intermediate: int) -> Experts | None:
+    if not is_moe:
+        return None
+    block = reader.part("moe")
+    mode = block.integer("normalization_mode", 0, least=0)
+    if mode > 1:
+        raise block.fail(f"normalization_mode is {mode}, known are 0 (none) and 1 (renormalize)")
+    count, top_k = block.integer("num_experts"), block.integer("top_k")
+    if top_k > count:
+        raise block.fail(f"top_k is {top_k}, more than {count} experts")
+    # Mixtral's experts have the model's intermediate size; Qwen's have their own.
+    size = reader.integer("moe_intermediate_size", 0, least=0) or intermediate
+    shared = reader.integer("moe_shared_expert_intermediate_size", 0, least=0)
+    shared = shared or block.integer("shared_expert_intermediate_size", 0, least=0)
+    return Experts(count, top_k, size, shared, mode == 1)
+
+
+def parse(raw: Any, where: str) -> CheckpointConfig:
+    """A checked :class:`CheckpointConfig` from parsed JSON.
+
+    Raises:
+        CheckpointError: an unknown architecture, a missing or impossible value.
+    """
+    if not isinstance(raw, dict):
+        raise CheckpointError("not a JSON object", where=where, fix=REBUILD)
+    reader = _Reader(raw, where)
+    architecture = raw.get("architecture")
+    if architecture not in ARCHITECTURES:
+        raise CheckpointError(
+            f"architecture {architecture!r} is unknown",
+            where=where,
+            fix=f"known are: {', '.join(sorted(ARCHITECTURES))}",
+        )
+    family, is_moe = ARCHITECTURES[architecture]
+    if raw.get("dtype") not in DTYPES:
+        raise reader.fail(f"dtype is {raw.get('dtype')!r}, expected one of {', '.join(DTYPES)}")
+    hidden, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
+    kv_heads = reader.integer("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise reader.fail(f"{heads} attention heads do not divide into {kv_heads} key-value heads")
+    head_size = reader.integer("head_size", hidden // heads)
+    rotary_dim = reader.integer("rotary_embedding_dim", head_size)
+    if rotary_dim % 2 or rotary_dim > head_size:
+        raise reader.fail(f"rotary_embedding_dim {rotary_dim} is odd or more than head_size {head_size}")
+    intermediate = reader.integer("intermediate_size")
+    experts = _experts(reader, is_moe, intermediate)
+    mapping = _mapping(reader, experts)
+    for size, of in ((heads, "attention heads"), (intermediate if not experts else 0, "intermediate_size")):
+        if size % mapping.tp:
+            raise reader.fail(f"tp_size {mapping.tp} does not divide {size} {of}")
+    if kv_heads % mapping.tp and mapping.tp % kv_heads:
+        raise reader.fail(f"{kv_heads} key-value heads neither divide nor are divided by tp_size {mapping.tp}")
+    if mapping.pp > reader.integer("num_hidden_layers"):
+        raise reader.fail(f"pp_size {mapping.pp} is more than {raw['num_hidden_layers']} layers")
+    quantization = reader.part("quantization").raw
+    exclude = quantization.get("exclude_modules")
+    parallel_embedding = reader.flag("use_parallel_embedding") and mapping.tp > 1
+    return CheckpointConfig(
+        architecture=architecture,
+        family=family,
+        dtype=raw["dtype"],
+        vocab_size=reader.integer("vocab_size"),
+        hidden_size=hidden,
+        layers=reader.integer("num_hidden_layers"),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=head_size,
+        intermediate_size=intermediate,
+        max_position_embeddings=reader.integer("max_position_embeddings"),
+        norm_epsilon=reader.number("norm_epsilon", 1e-5),
+        rotary_base=reader.number("rotary_base", 10000.0),
+        rotary_dim=rotary_dim,
+        rotary_scaling=_rotary(reader, rotary_dim),
+        attention_bias=reader.flag("attn_bias"),
+        mlp_bias=reader.flag("mlp_bias"),
+        experts=experts,
+        embedding_shard_dim=reader.integer("embedding_sharding_dim", 0, least=0) if parallel_embedding else None,
+        mapping=mapping,
+        quantization=Quantization(
+            algorithm=quantization.get("quant_algo"),
+            kv_cache=quantization.get("kv_cache_quant_algo"),
+            group_size=quantization.get("group_size") or 128,
+            exclude=tuple(exclude) if isinstance(exclude, list) else None,
+        ),
+    )
+
+
+def read(checkpoint: Path) -> CheckpointConfig:
+    """Reads ``config.json`` of a checkpoint directory.
+
+    Raises:
+        CheckpointError: missing, unreadable, or refused by :func:`parse`.
+    """
+    path = checkpoint / "config.json"
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as e:
+        raise CheckpointError(
+            "no config.json",
+            where=str(checkpoint),
+            fix="pass a checkpoint directory: the output of enginix convert",
+        ) from e
+    except (OSError, ValueError, RecursionError) as e:
+        raise CheckpointError(f"unreadable: {e}", where=str(path), fix=REBUILD) from e
+    return parse(raw, str(path))

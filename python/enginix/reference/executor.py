@@ -1,0 +1,171 @@
+"""Executes a TensorRT-LLM checkpoint with plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from enginix.errors import MachineError, UsageError
+from enginix.reference import config as checkpoint_config
+from enginix.reference import linear
+from enginix.reference.cache import Cache, Decode, Prefill
+from enginix.reference.config import CheckpointConfig
+from enginix.reference.layers import Builder, Layer, Step
+from enginix.reference.rope import Rope
+from enginix.reference.weights import Weights
+
+
+class Executor:
+    """One model, ready to compute. Not thread-safe; :class:`scheduler.Scheduler` gives it one thread.
+
+    Attributes:
+        config: what the checkpoint says it computes.
+        device: where it computes.
+        dtype: of weights and activations; norms, rotations, router and logits are always float32.
+    """
+
+    def __init__(self, weights: Weights, device: torch.device, dtype: torch.dtype) -> None:
+        build = Builder(weights, device, dtype)
+        self.config: CheckpointConfig = weights.config
+        self.device, self.dtype = device, dtype
+        self.rope = Rope(self.config, device)
+        self.embedding = build.tensor("transformer.vocab_embedding.weight")
+        self.layers = [Layer(build, layer) for layer in range(self.config.layers)]
+        self.norm = build.norm("transformer.ln_f")
+        self.head = build.tensor("lm_head.weight")
+
+    @classmethod
+    def load(cls, checkpoint: Path, device: str = "cpu", dtype: str | torch.dtype | None = None) -> Executor:
+        """Reads a checkpoint directory, merging tensor-, pipeline- and expert-parallel ranks.
+
+        Args:
+            checkpoint: directory with ``config.json`` and ``rank*.safetensors``.
+            device: ``cpu``, ``cuda`` or ``cuda:N``.
+            dtype: compute dtype; by default float32 on the CPU (the yardstick, and faster there than 16 bits
+                without hardware support), the checkpoint's own elsewhere.
+
+        Raises:
+            CheckpointError: missing, misshapen or unknown tensors, or a number format not implemented.
+            MachineError: no such device, or too little memory on it.
+        """
+        config = checkpoint_config.read(checkpoint)
+        linear.refuse_unknown_format(config, str(checkpoint / "config.json"))
+        place = torch.device(device)
+        if dtype is None:
+            dtype = "float32" if place.type == "cpu" else config.dtype
+        if isinstance(dtype, str):
+            if dtype not in checkpoint_config.DTYPES:
+                raise UsageError(f"dtype {dtype!r}", fix=f"one of {', '.join(checkpoint_config.DTYPES)}")
+            dtype = getattr(torch, dtype)
+            assert isinstance(dtype, torch.dtype)
+        if place.type == "cuda" and not torch.cuda.is_available():
+            raise MachineError("no CUDA device", where=device, fix="use --device cpu, or a machine with a GPU")
+        try:
+            with Weights(checkpoint, config) as weights, torch.inference_mode():
+                return cls(weights, place, dtype)
+        except torch.OutOfMemoryError as e:
+            raise MachineError(
+                f"out of memory while loading: {e}", where=device, fix="use a larger device, or a smaller dtype"
+            ) from e
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence in tokens, prompt and answer together."""
+        config = self.config
+        scaling = config.rotary_scaling or {}
+        factor = float(scaling["factor"]) if scaling.get("rope_type") == "dynamic" else 1.0
+        return int(config.max_position_embeddings * factor)
+
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Refuses a prompt that the model cannot take.
+
+        Raises:
+            UsageError: empty, too long, or with a token outside the vocabulary.
+        """
+        if not tokens:
+            raise UsageError("empty prompt", fix="send at least one token")
+        if len(tokens) > self.max_length:
+            raise UsageError(f"prompt of {len(tokens)} tokens, the model takes at most {self.max_length}")
+        outside = [t for t in tokens if not 0 <= t < self.config.vocab_size]
+        if outside:
+            raise UsageError(f"token {outside[0]} is outside the vocabulary of {self.config.vocab_size}")
+
+    def _hidden(self, tokens: torch.Tensor, step: Step) -> torch.Tensor:
+        x = self.embedding[tokens]
+        for layer in self.layers:
+            x = layer(x, step)
+        return x
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(self.norm(x), self.head).float()
+
+    @torch.inference_mode()
+    def forward(self, tokens: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Logits at every position of every sequence.
+
+        Sequences run one by one, so that no sequence's logits depend on its neighbours.
+
+        Args:
+            tokens: token ids of each sequence.
+
+        Returns:
+            For each sequence float32 [T, vocab_size], on the executor's device.
+
+        Raises:
+            UsageError: a sequence is empty, too long, or has tokens outside the vocabulary.
+        """
+        out = []
+        for sequence in tokens:
+            self.check_tokens(sequence)
+            ids = torch.tensor(sequence, device=self.device)
+            step = Prefill(None, 0, 0, len(sequence), self.rope)
+            out.append(self._logits(self._hidden(ids, step)))
+        return out
+
+    def new_cache(self, slots: int) -> Cache:
+        """An empty cache for ``slots`` sequences at a time."""
+        return Cache(self.config, slots, self.rope, self.device, self.dtype)
+
+    @torch.inference_mode()
+    def prefill(self, cache: Cache, slot: int, tokens: Sequence[int], *, extend: bool = False) -> torch.Tensor:
+        """Puts tokens into a slot: a new sequence, or with ``extend`` more of the one that is there.
+
+        Returns:
+            Logits float32 [vocab_size] of what follows the last token.
+        """
+        self.check_tokens(tokens)
+        start = cache.lengths[slot] if extend else 0
+        step = Prefill(cache, slot, start, len(tokens), self.rope)
+        hidden = self._hidden(torch.tensor(tokens, device=self.device), step)
+        cache.lengths[slot] = start + len(tokens)
+        return self._logits(hidden[-1:])[0]
+
+    @torch.inference_mode()
+    def decode(self, cache: Cache, tokens: Mapping[int, int]) -> dict[int, torch.Tensor]:
+        """One more token for each of some slots.
+
+        Args:
+            tokens: slot → the token that continues it.
+
+        Returns:
+            For each slot logits float32 [vocab_size] of what follows.
+        """
+        active = sorted(tokens)
+        rows = [tokens.get(slot, 0) for slot in range(cache.slots)]
+        step = Decode(cache, active, self.rope)
+        logits = self._logits(self._hidden(torch.tensor(rows, device=self.device), step))
+        for slot in active:
+            cache.lengths[slot] += 1
+        return {slot: logits[slot] for slot in active}
+
+    def greedy(self, prompt: Sequence[int], max_tokens: int, end_ids: Iterable[int] = ()) -> list[int]:
+        """The most likely continuation, token by token, including an end token where one comes."""
+        cache, ends, out = self.new_cache(1), frozenset(end_ids), list[int]()
+        logits = self.prefill(cache, 0, prompt)
+        while True:
+            out.append(int(logits.argmax()))
+            if out[-1] in ends or len(out) >= max_tokens or len(prompt) + len(out) >= self.max_length:
+                return out
+            logits = self.decode(cache, {0: out[-1]})[0]

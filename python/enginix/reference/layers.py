@@ -1,0 +1,156 @@
+"""The transformer's layers on packed tokens: [N, hidden], whichever sequences the N tokens belong to."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch.nn.functional import silu
+
+from enginix.reference import layout
+from enginix.reference.config import CheckpointConfig, Experts
+from enginix.reference.linear import Linear
+from enginix.reference.linear import load as load_linear
+from enginix.reference.rope import rotate
+from enginix.reference.weights import Weights
+
+# Up to this many rows an expert computes every row and the others' results are dropped: the shape of its
+# product then never depends on what else is in the batch, and so neither does a single bit of a row.
+DENSE_EXPERT_ROWS = 64
+
+
+class Step(Protocol):
+    """One forward step's view of positions and cache; attention is its business."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """q [N, heads, head_size], k and v [N, kv_heads, head_size] → [N, heads, head_size]."""
+        ...
+
+
+class Norm:
+    """RMS normalisation in float32."""
+
+    def __init__(self, weight: torch.Tensor, epsilon: float) -> None:
+        self.weight, self.epsilon = weight, epsilon
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)
+        return self.weight * wide.to(x.dtype)
+
+
+class Builder:
+    """Loads the parts of one model to a device in one compute dtype."""
+
+    def __init__(self, weights: Weights, device: torch.device, dtype: torch.dtype) -> None:
+        self.weights, self.config, self.device, self.dtype = weights, weights.config, device, dtype
+
+    def tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return self.weights.get(name).to(self.device, dtype or self.dtype)
+
+    def norm(self, name: str) -> Norm:
+        return Norm(self.tensor(f"{name}.weight"), self.config.norm_epsilon)
+
+    def linear(self, spec: layout.LinearSpec) -> Linear:
+        return load_linear(spec, self.weights, self.device, self.dtype)
+
+
+class Attention:
+    """Grouped-query attention with rotary positions; Qwen3 normalises queries and keys by head."""
+
+    def __init__(self, build: Builder, layer: int) -> None:
+        self.config: CheckpointConfig = build.config
+        self.layer = layer
+        self.qkv, self.dense = map(build.linear, layout.attention_linears(build.config, layer))
+        self.norms: tuple[Norm, Norm] | None = None
+        if build.config.family == "qwen3":
+            prefix = layout.layer_name(layer, "attention")
+            self.norms = build.norm(f"{prefix}.q_layernorm"), build.norm(f"{prefix}.k_layernorm")
+
+    def __call__(self, x: torch.Tensor, step: Step) -> torch.Tensor:
+        size = self.config.head_size
+        q, k, v = (
+            part.view(x.shape[0], -1, size) for part in self.qkv(x).split(layout.qkv_rows(self.config), -1)
+        )
+        if self.norms:
+            q, k = self.norms[0](q), self.norms[1](k)
+        q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
+        return self.dense(step.attend(self.layer, q, k, v).reshape(x.shape[0], -1))
+
+
+class GatedMlp:
+    """proj(silu(fc x) · gate x). Note the names: TensorRT-LLM's fc is Hugging Face's gate_proj, its gate up_proj."""
+
+    def __init__(self, fc: Linear, gate: Linear, proj: Linear) -> None:
+        self.fc, self.gate, self.proj = fc, gate, proj
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.proj(silu(self.fc(x)) * self.gate(x))
+
+
+class FusedMlp:
+    """proj(silu(second half) · first half) of one fused matrix: [up; gate]."""
+
+    def __init__(self, fc: Linear, proj: Linear) -> None:
+        self.fc, self.proj = fc, proj
+
+    def __call__(self, x: torch.Tensor, expert: int | None = None) -> torch.Tensor:
+        up, gate = self.fc(x, expert).chunk(2, -1)
+        return self.proj(silu(gate) * up, expert)
+
+
+class MixtureOfExperts:
+    """Each token goes to its top-k experts; a shared expert, where there is one, sees every token."""
+
+    def __init__(self, build: Builder, layer: int, experts: Experts) -> None:
+        self.sizes = experts
+        fc, proj, *shared = map(build.linear, layout.mlp_linears(build.config, layer))
+        self.experts = FusedMlp(fc, proj)
+        self.router = build.tensor(layout.layer_name(layer, "mlp.router.weight"), torch.float32)
+        self.shared: FusedMlp | None = None
+        if shared:
+            self.shared = FusedMlp(shared[0], shared[1])
+            self.shared_gate = build.tensor(layout.layer_name(layer, "mlp.shared_expert_gate.weight"))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        odds = torch.nn.functional.linear(x.float(), self.router).softmax(-1)
+        share, chosen = odds.topk(self.sizes.top_k, -1)
+        if self.sizes.renormalize:
+            share = share / share.sum(-1, keepdim=True)
+        share = torch.zeros_like(odds).scatter_(1, chosen, share).to(x.dtype)
+        out = torch.zeros_like(x)
+        for expert in torch.unique(chosen).tolist():
+            weight = share[:, expert, None]
+            if x.shape[0] <= DENSE_EXPERT_ROWS:
+                y = self.experts(x, expert)
+                out += torch.where(weight > 0, y * weight, torch.zeros_like(y))
+            else:
+                rows = weight[:, 0].nonzero()[:, 0]
+                out.index_add_(0, rows, self.experts(x[rows], expert) * weight[rows])
+        if self.shared:
+            gate = torch.nn.functional.linear(x, self.shared_gate).sigmoid()
+            out = out + gate * self.shared(x)
+        return out
+
+
+class Layer:
+    """One decoder layer: attention and feed-forward, each normalised before and added after."""
+
+    def __init__(self, build: Builder, layer: int) -> None:
+        self.input_norm = build.norm(layout.layer_name(layer, "input_layernorm"))
+        self.attention = Attention(build, layer)
+        self.post_norm = build.norm(layout.layer_name(layer, "post_layernorm"))
+        config = build.config
+        self.mlp: GatedMlp | FusedMlp | MixtureOfExperts
+        if config.experts is not None:
+            self.mlp = MixtureOfExperts(build, layer, config.experts)
+        else:
+            parts = [build.linear(spec) for spec in layout.mlp_linears(config, layer)]
+            self.mlp = FusedMlp(*parts) if len(parts) == 2 else GatedMlp(*parts)
+
+    def __call__(self, x: torch.Tensor, step: Step) -> torch.Tensor:
+        x = x + self.attention(self.input_norm(x), step)
+        return x + self.mlp(self.post_norm(x))

@@ -1,0 +1,284 @@
+"""Which tensors a checkpoint holds: names, shapes, dtypes, and how each is cut over ranks. Needs no torch.
+
+The names and cuts are those of TensorRT-LLM's own converter, checked against its output (docs/reference.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from enginix.errors import CheckpointError
+from enginix.reference.config import REBUILD, CheckpointConfig
+
+SAFETENSORS_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+# Tables that TensorRT-LLM's converter writes and its loader drops.
+IGNORED = frozenset(
+    f"{prefix}{name}"
+    for prefix in ("", "long_rope_")
+    for name in ("embed_positions", "rotary_inv_freq", "embed_positions_for_gpt_attention")
+)
+
+
+class Cut(Enum):
+    """How a tensor is divided among the ranks of one pipeline stage."""
+
+    WHOLE = "on every rank"
+    ROWS = "dim 0"
+    COLUMNS = "dim 1"
+    QKV = "dim 0 of each of q, k, v; key-value heads repeated where there are fewer than ranks"
+    HALVES = "dim 0 of each of two halves"
+    VOCABULARY = "dim 0 in equal parts, the last one padded with zeros"
+    EXPERT_HALVES = "dim 0 by expert rank, then dim 1 of each of two halves"
+    EXPERT_COLUMNS = "dim 0 by expert rank, then dim 2"
+
+
+class Place(Enum):
+    """Which pipeline stages hold a tensor."""
+
+    FIRST = "first"
+    LAST = "last"
+    LAYER = "the layer's"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of the whole model.
+
+    Attributes:
+        name: with the global layer number.
+        shape: whole shape; dim 0 of vocabulary tensors unpadded.
+        dtype: as safetensors spells it.
+        cut: how ranks share it.
+        place: which pipeline stage has it.
+        layer: global layer number, for ``Place.LAYER``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    cut: Cut
+    place: Place
+    layer: int = 0
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """One linear layer, or one stack of experts, whatever its number format.
+
+    Attributes:
+        name: module name with the global layer number, as ``exclude_modules`` patterns see it.
+        rows: output features.
+        columns: input features.
+        cut: of the weight.
+        bias: has a bias vector.
+        experts: number of experts stacked in dim 0, 0 for an ordinary layer.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    cut: Cut
+    layer: int
+    bias: bool = False
+    experts: int = 0
+
+
+def layer_name(layer: int, rest: str = "") -> str:
+    """``transformer.layers.3.mlp``."""
+    return f"transformer.layers.{layer}{'.' if rest else ''}{rest}"
+
+
+def qkv_rows(config: CheckpointConfig) -> tuple[int, int, int]:
+    """Rows of q, k and v in the whole fused matrix."""
+    return config.heads * config.head_size, config.kv_heads * config.head_size, config.kv_heads * config.head_size
+
+
+def attention_linears(config: CheckpointConfig, layer: int) -> tuple[LinearSpec, LinearSpec]:
+    """The fused input projection and the output projection (``dense``)."""
+    prefix, hidden = layer_name(layer, "attention"), config.hidden_size
+    width = config.heads * config.head_size
+    dense_bias = config.attention_bias and config.family == "llama"
+    return (
+        LinearSpec(f"{prefix}.qkv", sum(qkv_rows(config)), hidden, Cut.QKV, layer, config.attention_bias),
+        LinearSpec(f"{prefix}.dense", hidden, width, Cut.COLUMNS, layer, dense_bias),
+    )
+
+
+def mlp_linears(config: CheckpointConfig, layer: int) -> tuple[LinearSpec, ...]:
+    """The feed-forward's linears: (fc, gate, proj), or (fused fc, proj), or (router, fc, proj, shared …)."""
+    prefix, hidden, size = layer_name(layer, "mlp"), config.hidden_size, config.intermediate_size
+    experts = config.experts
+    if experts is not None:
+        stack = (
+            LinearSpec(f"{prefix}.fc", 2 * experts.size, hidden, Cut.EXPERT_HALVES, layer, experts=experts.count),
+            LinearSpec(f"{prefix}.proj", hidden, experts.size, Cut.EXPERT_COLUMNS, layer, experts=experts.count),
+        )
+        if not experts.shared_size:
+            return stack
+        return (
+            *stack,
+            LinearSpec(f"{prefix}.shared_expert.fc", 2 * experts.shared_size, hidden, Cut.HALVES, layer),
+            LinearSpec(f"{prefix}.shared_expert.proj", hidden, experts.shared_size, Cut.COLUMNS, layer),
+        )
+    proj = LinearSpec(f"{prefix}.proj", hidden, size, Cut.COLUMNS, layer, config.mlp_bias)
+    if config.family == "phi3":
+        return LinearSpec(f"{prefix}.fc", 2 * size, hidden, Cut.HALVES, layer), proj
+    return (
+        LinearSpec(f"{prefix}.fc", size, hidden, Cut.ROWS, layer, config.mlp_bias),
+        LinearSpec(f"{prefix}.gate", size, hidden, Cut.ROWS, layer, config.mlp_bias),
+        proj,
+    )
+
+
+def linear_tensors(config: CheckpointConfig, linear: LinearSpec) -> Iterator[TensorSpec]:
+    """The tensors of one unquantized linear."""
+    dtype = SAFETENSORS_DTYPE[config.dtype]
+    stack = (linear.experts,) if linear.experts else ()
+    shape = (*stack, linear.rows, linear.columns)
+    yield TensorSpec(f"{linear.name}.weight", shape, dtype, linear.cut, Place.LAYER, linear.layer)
+    if linear.bias:
+        # A row-parallel layer adds its bias once, after the ranks' sum: every rank has all of it.
+        cut = Cut.WHOLE if linear.cut is Cut.COLUMNS else linear.cut
+        yield TensorSpec(f"{linear.name}.bias", (linear.rows,), dtype, cut, Place.LAYER, linear.layer)
+
+
+def _layer_tensors(config: CheckpointConfig, layer: int) -> Iterator[TensorSpec]:
+    dtype, hidden = SAFETENSORS_DTYPE[config.dtype], config.hidden_size
+
+    def whole(rest: str, *shape: int, dtype: str = dtype) -> TensorSpec:
+        return TensorSpec(layer_name(layer, rest), shape, dtype, Cut.WHOLE, Place.LAYER, layer)
+
+    yield whole("input_layernorm.weight", hidden)
+    yield whole("post_layernorm.weight", hidden)
+    if config.family == "qwen3":
+        yield whole("attention.q_layernorm.weight", config.head_size)
+        yield whole("attention.k_layernorm.weight", config.head_size)
+    if config.experts is not None:
+        yield whole("mlp.router.weight", config.experts.count, hidden, dtype="F32")
+        if config.experts.shared_size:
+            yield whole("mlp.shared_expert_gate.weight", 1, hidden)
+    for linear in (*attention_linears(config, layer), *mlp_linears(config, layer)):
+        yield from linear_tensors(config, linear)
+
+
+def tensors(config: CheckpointConfig) -> Iterator[TensorSpec]:
+    """Every tensor of the whole model."""
+    dtype, vocab, hidden = SAFETENSORS_DTYPE[config.dtype], config.vocab_size, config.hidden_size
+    embedding = {None: Cut.WHOLE, 0: Cut.VOCABULARY, 1: Cut.COLUMNS}[config.embedding_shard_dim]
+    yield TensorSpec("transformer.vocab_embedding.weight", (vocab, hidden), dtype, embedding, Place.FIRST)
+    for layer in range(config.layers):
+        yield from _layer_tensors(config, layer)
+    yield TensorSpec("transformer.ln_f.weight", (hidden,), dtype, Cut.WHOLE, Place.LAST)
+    head = Cut.VOCABULARY if config.mapping.tp > 1 else Cut.WHOLE
+    yield TensorSpec("lm_head.weight", (vocab, hidden), dtype, head, Place.LAST)
+
+
+def local_shape(config: CheckpointConfig, spec: TensorSpec) -> tuple[int, ...]:
+    """The shape that every rank holding ``spec`` has.
+
+    Raises:
+        CheckpointError: the sizes do not divide among the ranks.
+    """
+    mapping, shape = config.mapping, spec.shape
+
+    def part(size: int, ranks: int) -> int:
+        if size % ranks:
+            raise CheckpointError(f"{ranks} ranks do not divide {size} of {list(shape)}", where=spec.name, fix=REBUILD)
+        return size // ranks
+
+    match spec.cut:
+        case Cut.WHOLE:
+            return shape
+        case Cut.ROWS | Cut.HALVES:
+            return (part(shape[0], mapping.tp), *shape[1:])
+        case Cut.COLUMNS:
+            return (shape[0], part(shape[1], mapping.tp))
+        case Cut.QKV:
+            heads = part(config.heads, mapping.tp) + 2 * max(1, config.kv_heads // mapping.tp)
+            return (heads * config.head_size, *shape[1:])
+        case Cut.VOCABULARY:
+            return (-(-shape[0] // mapping.tp), *shape[1:])
+        case Cut.EXPERT_HALVES:
+            return (part(shape[0], mapping.ep), 2 * part(shape[1] // 2, mapping.moe_tp), *shape[2:])
+        case Cut.EXPERT_COLUMNS:
+            return (part(shape[0], mapping.ep), shape[1], part(shape[2], mapping.moe_tp))
+
+
+def pipeline_rank(config: CheckpointConfig, spec: TensorSpec) -> int:
+    """Which pipeline stage holds ``spec``."""
+    if spec.place is Place.FIRST:
+        return 0
+    if spec.place is Place.LAST:
+        return config.mapping.pp - 1
+    stages = (config.mapping.layers(rank, config.layers) for rank in range(config.mapping.pp))
+    return next(rank for rank, stage in enumerate(stages) if spec.layer in stage)
+
+
+def name_in_file(config: CheckpointConfig, spec: TensorSpec) -> str:
+    """The tensor's name in its rank files, where layers are numbered from 0 in each pipeline stage."""
+    if spec.place is not Place.LAYER:
+        return spec.name
+    first = config.mapping.layers(pipeline_rank(config, spec), config.layers).start
+    return spec.name.replace(layer_name(spec.layer) + ".", layer_name(spec.layer - first) + ".", 1)
+
+
+def open_rank(stack: ExitStack, checkpoint: Path, rank: int, framework: str) -> Any:
+    """An open ``rank{rank}.safetensors``.
+
+    Raises:
+        CheckpointError: missing, truncated or not a safetensors file.
+    """
+    path = checkpoint / f"rank{rank}.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"no rank{rank}.safetensors", where=str(checkpoint), fix=REBUILD)
+    try:
+        return stack.enter_context(safe_open(path, framework))
+    except (SafetensorError, OSError) as e:
+        raise CheckpointError(f"not a whole safetensors file: {e}", where=str(path), fix=REBUILD) from e
+
+
+def check(checkpoint: Path, config: CheckpointConfig) -> int:
+    """Compares the headers of every rank file with what ``config`` demands; no weight is read.
+
+    Returns:
+        The number of tensors found.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, or of another shape or dtype than expected (all named).
+    """
+    count = 0
+    specs = list(tensors(config))
+    shapes = {spec.name: local_shape(config, spec) for spec in specs}
+    with ExitStack() as stack:
+        for rank in range(config.world_size):
+            held = open_rank(stack, checkpoint, rank, "numpy")
+            where = str(checkpoint / f"rank{rank}.safetensors")
+            names = set(held.keys())
+            for spec in specs:
+                if pipeline_rank(config, spec) != rank // config.mapping.tp:
+                    continue
+                name, shape = name_in_file(config, spec), shapes[spec.name]
+                expected = f"{spec.dtype} {list(shape)}"
+                if name not in names:
+                    raise CheckpointError(f"{name} is missing, expected {expected}", where=where, fix=REBUILD)
+                view = held.get_slice(name)
+                found = f"{view.get_dtype()} {list(view.get_shape())}"
+                if found != expected:
+                    raise CheckpointError(f"{name} is {found}, expected {expected}", where=where, fix=REBUILD)
+                names.remove(name)
+                count += 1
+            if unknown := sorted(names - IGNORED):
+                raise CheckpointError(
+                    f"{unknown[0]} is not a tensor of {config.architecture} as config.json describes it"
+                    + (f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""),
+                    where=where,
+                    fix=REBUILD,
+                )
+    return count

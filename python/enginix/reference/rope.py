@@ -1,0 +1,120 @@
+"""Rotary position embedding and its scalings, by the formulas of their papers as Hugging Face models use them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from enginix.reference.config import CheckpointConfig
+
+
+def _base_frequencies(base: float, dim: int) -> torch.Tensor:
+    return 1.0 / base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+
+
+def _yarn(config: CheckpointConfig, inverse: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """YaRN (arXiv 2309.00071): fast-turning dimensions stay, slow ones are interpolated, a ramp between."""
+    scaling, dim = config.rotary_scaling or {}, config.rotary_dim
+    factor = float(scaling["factor"])
+    original = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
+
+    def turns_at(rotations: float) -> float:
+        return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(config.rotary_base))
+
+    low, high = turns_at(scaling.get("beta_fast") or 32), turns_at(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    span = high - low if high != low else 0.001
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / span).clamp(0, 1)
+    frequencies = inverse / factor * ramp + inverse * (1 - ramp)
+
+    def magnitude(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    attention = scaling.get("attention_factor")
+    if attention is None:
+        one, every = scaling.get("mscale"), scaling.get("mscale_all_dim")
+        attention = magnitude(one) / magnitude(every) if one and every else magnitude(1.0)
+    return frequencies, float(attention)
+
+
+def _llama3(config: CheckpointConfig, inverse: torch.Tensor) -> torch.Tensor:
+    """Llama 3.1: long wavelengths divided by the factor, short ones kept, smooth between."""
+    scaling = config.rotary_scaling or {}
+    factor, low, high = (float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
+    turns = scaling["original_max_position_embeddings"] * inverse / (2 * math.pi)
+    smooth = ((turns - low) / (high - low)).clamp(0, 1)
+    return inverse / factor * (1 - smooth) + inverse * smooth
+
+
+class Rope:
+    """Rotation tables.
+
+    Two scalings depend on how long the sequence is: ``dynamic`` and ``longrope``. As in Hugging Face models, the
+    tables follow the length at the time of the step; keys in the cache keep the rotation that they were stored with.
+    """
+
+    def __init__(self, config: CheckpointConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self._kind = (config.rotary_scaling or {}).get("rope_type", "default")
+        self._fixed: tuple[torch.Tensor, float] | None = None
+        if self._kind not in ("dynamic", "longrope"):
+            inverse, attention = self.frequencies(0)
+            self._fixed = inverse.to(device), attention
+
+    def frequencies(self, length: int) -> tuple[torch.Tensor, float]:
+        """Inverse frequencies float32 [rotary_dim / 2], and the factor on both cosine and sine.
+
+        Args:
+            length: of the whole sequence so far; only dynamic and longrope look at it.
+        """
+        config = self.config
+        scaling, dim = config.rotary_scaling or {}, config.rotary_dim
+        inverse = _base_frequencies(config.rotary_base, dim)
+        match self._kind:
+            case "linear":
+                return inverse / float(scaling["factor"]), 1.0
+            case "llama3":
+                return _llama3(config, inverse), 1.0
+            case "yarn":
+                return _yarn(config, inverse)
+            case "dynamic":
+                factor, trained = float(scaling["factor"]), config.max_position_embeddings
+                stretch = factor * max(length, trained) / trained - (factor - 1)
+                return _base_frequencies(config.rotary_base * stretch ** (dim / (dim - 2)), dim), 1.0
+            case "longrope":
+                original = scaling["original_max_position_embeddings"]
+                factors = scaling["long_factor" if length > original else "short_factor"]
+                ratio = config.max_position_embeddings / original
+                attention = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
+                return inverse / torch.tensor(factors, dtype=torch.float32), attention
+        return inverse, 1.0
+
+    def tables(self, positions: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine float32 [N, 1, rotary_dim / 2] for N tokens.
+
+        Args:
+            positions: int64 [N].
+            lengths: length of the sequence that each token belongs to, [N] or one for all.
+        """
+        if self._fixed is not None:
+            inverse, attention = self._fixed
+        elif len(set(lengths)) == 1:
+            inverse, attention = self.frequencies(lengths[0])
+            inverse = inverse.to(self.device)
+        else:
+            found = {length: self.frequencies(length) for length in set(lengths)}
+            attention = found[lengths[0]][1]
+            inverse = torch.stack([found[length][0] for length in lengths]).to(self.device)
+        angles = (positions[:, None].float() * inverse)[:, None, :]
+        return angles.cos() * attention, angles.sin() * attention
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotates the first ``rotary_dim`` of x [N, heads, head_size] in halves (GPT-NeoX style), in float32."""
+    half = cos.shape[-1]
+    first, second = x[..., :half].float(), x[..., half : 2 * half].float()
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+    return turned if x.shape[-1] == 2 * half else torch.cat([turned, x[..., 2 * half :]], -1)

@@ -1,0 +1,114 @@
+"""Rank files merged into whole tensors, one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from enginix.errors import CheckpointError
+from enginix.reference import layout
+from enginix.reference.config import REBUILD, CheckpointConfig
+from enginix.reference.layout import Cut, TensorSpec
+
+
+def _halves(parts: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
+    """Ranks' [first; second] halves along ``dim``, regrouped into one whole [first; second]."""
+    split = [part.chunk(2, dim) for part in parts]
+    return torch.cat([first for first, _ in split] + [second for _, second in split], dim)
+
+
+def _qkv(config: CheckpointConfig, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    tp, size = config.mapping.tp, config.head_size
+    local_q = config.heads // tp * size
+    local_kv = max(1, config.kv_heads // tp) * size
+    q, k, v = zip(*(part.split([local_q, local_kv, local_kv]) for part in parts), strict=True)
+    # With fewer key-value heads than ranks, consecutive ranks hold copies of the same head.
+    repeat = max(1, tp // config.kv_heads)
+    for heads in (k, v):
+        for rank in range(tp):
+            if not torch.equal(heads[rank], heads[rank - rank % repeat]):
+                raise CheckpointError(f"ranks {rank - rank % repeat} and {rank} differ in a shared key-value head")
+    return torch.cat([*q, *k[::repeat], *v[::repeat]])
+
+
+def merge(config: CheckpointConfig, spec: TensorSpec, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The whole tensor from the parts of the tensor-parallel ranks, in rank order.
+
+    Raises:
+        CheckpointError: copies that should be equal are not.
+    """
+    mapping = config.mapping
+    match spec.cut:
+        case Cut.WHOLE:
+            for rank, part in enumerate(parts[1:], 1):
+                if not torch.equal(part, parts[0]):
+                    raise CheckpointError(f"ranks 0 and {rank} differ in a tensor that they share")
+            return parts[0]
+        case Cut.ROWS:
+            return torch.cat(list(parts))
+        case Cut.COLUMNS:
+            return torch.cat(list(parts), 1)
+        case Cut.QKV:
+            return _qkv(config, parts)
+        case Cut.HALVES:
+            return _halves(parts, 0)
+        case Cut.VOCABULARY:
+            return torch.cat(list(parts))[: spec.shape[0]]
+        case Cut.EXPERT_HALVES | Cut.EXPERT_COLUMNS:
+            # Neighbouring tensor-parallel ranks hold different experts; every ep-th one more of the same.
+            experts = []
+            for ep_rank in range(mapping.ep):
+                same = parts[ep_rank :: mapping.ep]
+                experts.append(_halves(same, 1) if spec.cut is Cut.EXPERT_HALVES else torch.cat(list(same), 2))
+            return torch.cat(experts)
+
+
+class Weights:
+    """Whole tensors of a checkpoint by name; a context manager that holds the rank files open.
+
+    Raises:
+        CheckpointError: the files are not what ``config`` demands (:func:`layout.check`).
+    """
+
+    def __init__(self, checkpoint: Path, config: CheckpointConfig) -> None:
+        layout.check(checkpoint, config)
+        self.config, self.checkpoint = config, checkpoint
+        self.specs = {spec.name: spec for spec in layout.tensors(config)}
+        self._stack = ExitStack()
+        self._ranks: list[Any] = [
+            layout.open_rank(self._stack, checkpoint, rank, "pt") for rank in range(config.world_size)
+        ]
+
+    def __enter__(self) -> Weights:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def get(self, name: str) -> torch.Tensor:
+        """One whole tensor, in the dtype it is stored in, on the CPU.
+
+        Raises:
+            CheckpointError: unreadable, not finite, or copies on different ranks disagree.
+        """
+        spec, tp = self.specs[name], self.config.mapping.tp
+        first = layout.pipeline_rank(self.config, spec) * tp
+        stored = layout.name_in_file(self.config, spec)
+        try:
+            parts = [self._ranks[rank].get_tensor(stored) for rank in range(first, first + tp)]
+            whole = merge(self.config, spec, parts)
+        except (SafetensorError, OSError) as e:
+            raise CheckpointError(f"unreadable: {e}", where=f"{self.checkpoint}: {name}", fix=REBUILD) from e
+        except CheckpointError as e:
+            raise CheckpointError(e.what, where=f"{self.checkpoint}: {name}", fix=REBUILD) from e
+        if not bool(torch.isfinite(whole).all()):
+            raise CheckpointError("holds NaN or infinity", where=f"{self.checkpoint}: {name}", fix=REBUILD)
+        return whole
