@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import random
 import time
@@ -21,6 +22,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+LOG = logging.getLogger("train")
 SEED = 20260301
 VOCAB = 2048
 END, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -38,13 +40,13 @@ TEMPLATE = (
 )
 LICENSE = """tiny-qwen3: weights, tokenizer and configuration, made by the enginix project.
 
-Licensed under the Apache License, Version 2.0; the full text is in the file LICENSE at the root of the enginix
-repository and at https://www.apache.org/licenses/LICENSE-2.0.
+Licensed under the Apache License, Version 2.0; the full text is in the file LICENSE at the root of the
+enginix repository and at https://www.apache.org/licenses/LICENSE-2.0.
 
 README.md names the text that it was trained on, with the licence of each part.
 """
-# head_dim is explicit and heads * head_dim differs from hidden_size, as in the real Qwen3. The sizes split over
-# 4 ranks into multiples of 128 rows and 64 columns, so that every quantization format fits at every split.
+# head_dim is explicit and heads * head_dim differs from hidden_size, as in the real Qwen3. The sizes split
+# over 4 ranks into multiples of 128 rows and 64 columns: every quantization format fits at every split.
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
@@ -137,7 +139,7 @@ class Batches:
 
 
 def perplexity(model: torch.nn.Module, tokenizer: Tokenizer, texts: tuple[str, ...]) -> tuple[float, int]:
-    """exp of the mean negative log-likelihood per token of texts that training never saw; and their tokens."""
+    """exp of the mean negative log-likelihood per token of texts never trained on; and their tokens."""
     total, count = 0.0, 0
     with torch.no_grad():
         for text in texts:
@@ -149,7 +151,7 @@ def perplexity(model: torch.nn.Module, tokenizer: Tokenizer, texts: tuple[str, .
 
 
 def train(model: torch.nn.Module, batches: Batches, steps: int, started: float) -> None:
-    """Muon for the hidden matrices, AdamW for the rest; sequences grow so that late positions are seen too."""
+    """Muon for the hidden matrices, AdamW for the rest; sequences grow for late positions."""
     hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers: list[tuple[torch.optim.Optimizer, float]] = [
@@ -172,7 +174,7 @@ def train(model: torch.nn.Module, batches: Batches, steps: int, started: float) 
                 group["lr"] = rate * peak
             optimizer.step()
         if step % 50 == 0 or step == steps - 1:
-            print(f"step {step:5d}/{steps} loss {loss.item():.3f} {time.monotonic() - started:.0f} s", flush=True)
+            LOG.info("step %5d/%d loss %.3f %.0f s", step, steps, loss.item(), time.monotonic() - started)
 
 
 def write(out: Path, model: Any, tokenizer: Tokenizer, text: corpus.Corpus, card: dict[str, Any]) -> None:
@@ -234,10 +236,10 @@ tags: [test]
 
 # tiny-qwen3
 
-A Qwen3 of {card["parameters"]:,} parameters (bfloat16, tied embeddings, 8 query and 4 key-value heads) that exists to
-test enginix: it downloads in a moment, runs on any CPU, and is really trained, so that damage by conversion or
-quantization shows in its text. It continues Python's manual and licence texts, answers the few questions in
-`tests/models/corpus.py`, and knows nothing else. Do not use it for anything but tests.
+A Qwen3 of {card["parameters"]:,} parameters (bfloat16, tied embeddings, 8 query and 4 key-value heads) that
+exists to test enginix: it downloads in a moment, runs on any CPU, and is really trained, so that damage by
+conversion or quantization shows in its text. It continues Python's manual and licence texts, answers the few
+questions in `tests/models/corpus.py`, and knows nothing else. Do not use it for anything but tests.
 
 | | |
 |---|---|
@@ -248,8 +250,8 @@ quantization shows in its text. It continues Python's manual and licence texts, 
 
 ## Text
 
-Python's manual as its standard library carries it (Python 3.11.2) and the licence texts of Debian 12's base-files;
-the questions are the project's own, under Apache-2.0.
+Python's manual as its standard library carries it (Python 3.11.2) and the licence texts of Debian 12's
+base-files; the questions are the project's own, under Apache-2.0.
 
 | source | licence | bytes | sha256 |
 |---|---|---|---|
@@ -258,10 +260,13 @@ the questions are the project's own, under Apache-2.0.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny-qwen3")
     args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     import transformers
 
     torch.set_num_threads(1)
@@ -284,7 +289,7 @@ def main() -> None:
         "transformers": transformers.__version__,
     }
     write(args.out, model, tokenizer, text, card)
-    print(json.dumps(card))
+    LOG.info("%s", json.dumps(card))
 
 
 if __name__ == "__main__":

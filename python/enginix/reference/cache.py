@@ -34,9 +34,11 @@ class Cache:
         capacity = -(-max(length, self.capacity * 3 // 2) // BLOCK) * BLOCK
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
+                if old.shape[2] >= capacity:  # a growth that failed midway left it so
+                    continue
                 # Zeros, not garbage: masked positions are multiplied by 0, and 0 × NaN is NaN.
                 new = torch.zeros(*old.shape[:2], capacity, old.shape[3], device=old.device, dtype=old.dtype)
-                new[:, :, : self.capacity] = old
+                new[:, :, : old.shape[2]] = old
                 tensors[layer] = new
         self.capacity = capacity
 
@@ -77,11 +79,11 @@ class Prefill:
 
 
 class Decode:
-    """A step of one token for each active slot. Row r of the packed tokens is slot r; idle rows are computed too.
+    """A step of one token for each active slot. Row r of the packed tokens is slot r; idle rows run too.
 
-    The number of rows is always the number of slots, so that matrix products have one shape whatever is active.
-    On the CPU each slot's attention runs by itself, over its own length: then no bit of a row depends on the others.
-    On other devices one masked call serves all slots.
+    The number of rows is always the number of slots, so that matrix products have one shape whatever is
+    active. On the CPU each slot's attention runs by itself, over its own length: then no bit of a row depends
+    on the others. On other devices one masked call serves all slots.
     """
 
     def __init__(self, cache: Cache, active: list[int], rope: Rope) -> None:

@@ -11,7 +11,7 @@ from enginix.errors import CheckpointError
 
 Family = Literal["llama", "qwen2", "qwen3", "phi3"]
 
-# Architecture → (family of attention, is a mixture of experts). The names are the Hugging Face model's, unchanged.
+# Architecture → (family of attention, is a mixture of experts); the names are the Hugging Face model's.
 ARCHITECTURES: dict[str, tuple[Family, bool]] = {
     "LlamaForCausalLM": ("llama", False),
     "MistralForCausalLM": ("llama", False),
@@ -47,7 +47,7 @@ class Mapping:
         return self.tp // self.ep
 
     def layers(self, pp_rank: int, layers: int) -> range:
-        """Global layer numbers of one pipeline rank; the first ranks take one more where it does not divide."""
+        """Global layer numbers of one pipeline rank; the first ranks take what is left over."""
         each, more = divmod(layers, self.pp)
         start = pp_rank * each + min(pp_rank, more)
         return range(start, start + each + (pp_rank < more))
@@ -74,7 +74,7 @@ class Experts:
 
 @dataclass(frozen=True)
 class Quantization:
-    """The checkpoint's ``quantization`` block: algorithms by TensorRT-LLM's names, ``None`` for unquantized."""
+    """The ``quantization`` block: algorithms by TensorRT-LLM's names, ``None`` for unquantized."""
 
     algorithm: str | None = None
     kv_cache: str | None = None
@@ -249,7 +249,9 @@ def parse(raw: Any, where: str) -> CheckpointConfig:
         if size % mapping.tp:
             raise reader.fail(f"tp_size {mapping.tp} does not divide {size} {of}")
     if kv_heads % mapping.tp and mapping.tp % kv_heads:
-        raise reader.fail(f"{kv_heads} key-value heads neither divide nor are divided by tp_size {mapping.tp}")
+        raise reader.fail(
+            f"{kv_heads} key-value heads neither divide nor are divided by tp_size {mapping.tp}"
+        )
     if mapping.pp > reader.integer("num_hidden_layers"):
         raise reader.fail(f"pp_size {mapping.pp} is more than {raw['num_hidden_layers']} layers")
     quantization = reader.part("quantization").raw
@@ -274,7 +276,9 @@ def parse(raw: Any, where: str) -> CheckpointConfig:
         attention_bias=reader.flag("attn_bias"),
         mlp_bias=reader.flag("mlp_bias"),
         experts=experts,
-        embedding_shard_dim=reader.integer("embedding_sharding_dim", 0, least=0) if parallel_embedding else None,
+        embedding_shard_dim=reader.integer("embedding_sharding_dim", 0, least=0)
+        if parallel_embedding
+        else None,
         mapping=mapping,
         quantization=Quantization(
             algorithm=quantization.get("quant_algo"),

@@ -61,13 +61,17 @@ class Executor:
             dtype = getattr(torch, dtype)
             assert isinstance(dtype, torch.dtype)
         if place.type == "cuda" and not torch.cuda.is_available():
-            raise MachineError("no CUDA device", where=device, fix="use --device cpu, or a machine with a GPU")
+            raise MachineError(
+                "no CUDA device", where=device, fix="use --device cpu, or a machine with a GPU"
+            )
         try:
             with Weights(checkpoint, config) as weights, torch.inference_mode():
                 return cls(weights, place, dtype)
         except torch.OutOfMemoryError as e:
             raise MachineError(
-                f"out of memory while loading: {e}", where=device, fix="use a larger device, or a smaller dtype"
+                f"out of memory while loading: {e}",
+                where=device,
+                fix="use a larger device, or a smaller dtype",
             ) from e
 
     @property
@@ -129,7 +133,9 @@ class Executor:
         return Cache(self.config, slots, self.rope, self.device, self.dtype)
 
     @torch.inference_mode()
-    def prefill(self, cache: Cache, slot: int, tokens: Sequence[int], *, extend: bool = False) -> torch.Tensor:
+    def prefill(
+        self, cache: Cache, slot: int, tokens: Sequence[int], *, extend: bool = False
+    ) -> torch.Tensor:
         """Puts tokens into a slot: a new sequence, or with ``extend`` more of the one that is there.
 
         Returns:

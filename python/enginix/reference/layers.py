@@ -73,7 +73,8 @@ class Attention:
     def __call__(self, x: torch.Tensor, step: Step) -> torch.Tensor:
         size = self.config.head_size
         q, k, v = (
-            part.view(x.shape[0], -1, size) for part in self.qkv(x).split(layout.qkv_rows(self.config), -1)
+            part.view(x.shape[0], -1, size)
+            for part in torch.split(self.qkv(x), list(layout.qkv_rows(self.config)), -1)
         )
         if self.norms:
             q, k = self.norms[0](q), self.norms[1](k)
@@ -82,7 +83,7 @@ class Attention:
 
 
 class GatedMlp:
-    """proj(silu(fc x) · gate x). Note the names: TensorRT-LLM's fc is Hugging Face's gate_proj, its gate up_proj."""
+    """proj(silu(fc x) · gate x). TensorRT-LLM's fc is Hugging Face's gate_proj, its gate is up_proj."""
 
     def __init__(self, fc: Linear, gate: Linear, proj: Linear) -> None:
         self.fc, self.gate, self.proj = fc, gate, proj

@@ -97,7 +97,11 @@ def layer_name(layer: int, rest: str = "") -> str:
 
 def qkv_rows(config: CheckpointConfig) -> tuple[int, int, int]:
     """Rows of q, k and v in the whole fused matrix."""
-    return config.heads * config.head_size, config.kv_heads * config.head_size, config.kv_heads * config.head_size
+    return (
+        config.heads * config.head_size,
+        config.kv_heads * config.head_size,
+        config.kv_heads * config.head_size,
+    )
 
 
 def attention_linears(config: CheckpointConfig, layer: int) -> tuple[LinearSpec, LinearSpec]:
@@ -117,8 +121,12 @@ def mlp_linears(config: CheckpointConfig, layer: int) -> tuple[LinearSpec, ...]:
     experts = config.experts
     if experts is not None:
         stack = (
-            LinearSpec(f"{prefix}.fc", 2 * experts.size, hidden, Cut.EXPERT_HALVES, layer, experts=experts.count),
-            LinearSpec(f"{prefix}.proj", hidden, experts.size, Cut.EXPERT_COLUMNS, layer, experts=experts.count),
+            LinearSpec(
+                f"{prefix}.fc", 2 * experts.size, hidden, Cut.EXPERT_HALVES, layer, experts=experts.count
+            ),
+            LinearSpec(
+                f"{prefix}.proj", hidden, experts.size, Cut.EXPERT_COLUMNS, layer, experts=experts.count
+            ),
         )
         if not experts.shared_size:
             return stack
@@ -190,7 +198,9 @@ def local_shape(config: CheckpointConfig, spec: TensorSpec) -> tuple[int, ...]:
 
     def part(size: int, ranks: int) -> int:
         if size % ranks:
-            raise CheckpointError(f"{ranks} ranks do not divide {size} of {list(shape)}", where=spec.name, fix=REBUILD)
+            raise CheckpointError(
+                f"{ranks} ranks do not divide {size} of {list(shape)}", where=spec.name, fix=REBUILD
+            )
         return size // ranks
 
     match spec.cut:

@@ -1,7 +1,8 @@
 """Linear layers by number format: the one seam where quantized formats come in.
 
 A format is a function from a layer's description and the checkpoint's tensors to an operation on activations.
-A quantized format adds its tensors to ``layout.linear_tensors`` and its loader to ``FORMATS``; nothing else changes.
+A quantized format adds its tensors to ``layout.linear_tensors`` and its loader to ``FORMATS``; nothing else
+changes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rotary position embedding and its scalings, by the formulas of their papers as Hugging Face models use them."""
+"""Rotary position embedding and its scalings, by their papers' formulas as Hugging Face models use them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _yarn(config: CheckpointConfig, inverse: torch.Tensor) -> tuple[torch.Tensor
     """YaRN (arXiv 2309.00071): fast-turning dimensions stay, slow ones are interpolated, a ramp between."""
     scaling, dim = config.rotary_scaling or {}, config.rotary_dim
     factor = float(scaling["factor"])
-    original = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
+    original = float(scaling.get("original_max_position_embeddings") or config.max_position_embeddings)
 
     def turns_at(rotations: float) -> float:
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(config.rotary_base))
@@ -28,7 +28,7 @@ def _yarn(config: CheckpointConfig, inverse: torch.Tensor) -> tuple[torch.Tensor
     low, high = max(low, 0), min(high, dim - 1)
     span = high - low if high != low else 0.001
     ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / span).clamp(0, 1)
-    frequencies = inverse / factor * ramp + inverse * (1 - ramp)
+    frequencies: torch.Tensor = inverse / factor * ramp + inverse * (1 - ramp)
 
     def magnitude(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
@@ -52,8 +52,9 @@ def _llama3(config: CheckpointConfig, inverse: torch.Tensor) -> torch.Tensor:
 class Rope:
     """Rotation tables.
 
-    Two scalings depend on how long the sequence is: ``dynamic`` and ``longrope``. As in Hugging Face models, the
-    tables follow the length at the time of the step; keys in the cache keep the rotation that they were stored with.
+    Two scalings depend on how long the sequence is: ``dynamic`` and ``longrope``. As in Hugging Face models,
+    the tables follow the length at the time of the step; keys in the cache keep the rotation they were stored
+    with.
     """
 
     def __init__(self, config: CheckpointConfig, device: torch.device) -> None:

@@ -27,13 +27,15 @@ def _qkv(config: CheckpointConfig, parts: Sequence[torch.Tensor]) -> torch.Tenso
     tp, size = config.mapping.tp, config.head_size
     local_q = config.heads // tp * size
     local_kv = max(1, config.kv_heads // tp) * size
-    q, k, v = zip(*(part.split([local_q, local_kv, local_kv]) for part in parts), strict=True)
+    q, k, v = zip(*(torch.split(part, [local_q, local_kv, local_kv]) for part in parts), strict=True)
     # With fewer key-value heads than ranks, consecutive ranks hold copies of the same head.
     repeat = max(1, tp // config.kv_heads)
     for heads in (k, v):
         for rank in range(tp):
             if not torch.equal(heads[rank], heads[rank - rank % repeat]):
-                raise CheckpointError(f"ranks {rank - rank % repeat} and {rank} differ in a shared key-value head")
+                raise CheckpointError(
+                    f"ranks {rank - rank % repeat} and {rank} differ in a shared key-value head"
+                )
     return torch.cat([*q, *k[::repeat], *v[::repeat]])
 
 
@@ -65,7 +67,9 @@ def merge(config: CheckpointConfig, spec: TensorSpec, parts: Sequence[torch.Tens
             experts = []
             for ep_rank in range(mapping.ep):
                 same = parts[ep_rank :: mapping.ep]
-                experts.append(_halves(same, 1) if spec.cut is Cut.EXPERT_HALVES else torch.cat(list(same), 2))
+                experts.append(
+                    _halves(same, 1) if spec.cut is Cut.EXPERT_HALVES else torch.cat(list(same), 2)
+                )
             return torch.cat(experts)
 
 

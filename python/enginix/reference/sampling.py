@@ -1,0 +1,112 @@
+"""From logits to a token."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+
+from enginix.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        temperature: logits are divided by it; 0 takes the most likely token, the smaller id among equals.
+        top_k: only the k most likely tokens; 0 for all.
+        top_p: only the smallest set of most likely tokens whose probabilities reach p; 1 for all.
+        seed: of this request's own random numbers: the same request gives the same tokens.
+        min_tokens: end tokens are forbidden until this many tokens are out.
+        repetition_penalty: logits of tokens seen in prompt or answer are divided (multiplied where negative)
+            by this (arXiv 1909.05858); 1 for none.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    min_tokens: int = 0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, ok, expected in (
+            ("temperature", 0 <= self.temperature < 1e6, "at least 0"),
+            ("top_k", self.top_k >= 0, "at least 0; 0 for all tokens"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0, at most 1"),
+            ("seed", 0 <= self.seed < 2**64, "an unsigned 64-bit integer"),
+            ("min_tokens", self.min_tokens >= 0, "at least 0"),
+            ("repetition_penalty", 0 < self.repetition_penalty < 1e6, "more than 0; 1 for none"),
+        ):
+            if not ok:
+                raise UsageError(f"{name} is {getattr(self, name)!r}", fix=f"{name}: {expected}")
+
+
+class Sampler:
+    """Chooses the tokens of one sequence.
+
+    Args:
+        sampling: the rules.
+        seen: token ids of the prompt.
+        end_ids: tokens that end the sequence.
+    """
+
+    def __init__(self, sampling: Sampling, seen: Collection[int], end_ids: Collection[int]) -> None:
+        self.sampling = sampling
+        self.ends = sorted(end_ids)
+        self.seen = set(seen)
+        self.count = 0
+        # On the CPU whatever the model runs on, so that a seed means the same everywhere.
+        self.random = torch.Generator().manual_seed(sampling.seed)
+
+    def choose(self, logits: torch.Tensor) -> int:
+        """The next token for logits [vocab_size] (CPU, float32); remembers it.
+
+        Raises:
+            FloatingPointError: NaN, or nothing finite to choose from.
+        """
+        rules = self.sampling
+        if bool(logits.isnan().any()) or not bool(logits.max() < torch.inf):
+            raise FloatingPointError("logits are not finite")
+        scores = logits
+        if rules.repetition_penalty != 1.0:
+            ids = torch.tensor(sorted(self.seen))
+            known = scores[ids]
+            penalty = rules.repetition_penalty
+            scores = scores.clone()
+            scores[ids] = torch.where(known > 0, known / penalty, known * penalty)
+        if self.count < rules.min_tokens and self.ends:
+            scores = scores.clone()
+            scores[self.ends] = -torch.inf
+            if not bool(scores.max() > -torch.inf):
+                raise FloatingPointError("every token is an end token, and min_tokens forbids them")
+        token = self._greedy(scores) if rules.temperature == 0 else self._draw(scores)
+        self.seen.add(token)
+        self.count += 1
+        return token
+
+    @staticmethod
+    def _greedy(scores: torch.Tensor) -> int:
+        return int((scores == scores.max()).nonzero()[0])
+
+    def _draw(self, scores: torch.Tensor) -> int:
+        rules = self.sampling
+        # Double precision and a stable order: the draw must not depend on summation order.
+        ordered, ids = torch.sort(scores.double() / rules.temperature, descending=True, stable=True)
+        if rules.top_k:
+            ordered = ordered[: rules.top_k]
+        odds = ordered.softmax(0)
+        total = odds.cumsum(0)
+        if rules.top_p < 1:
+            # Keep a token if what comes before it has not reached p yet; the first one always stays.
+            keep = int((total - odds < rules.top_p).sum())
+            total = total[: max(1, keep)]
+        point = torch.rand(1, generator=self.random, dtype=torch.float64) * total[-1]
+        return int(ids[min(int(torch.searchsorted(total, point, right=True)), len(total) - 1)])
+
+
+def log_probability(logits: torch.Tensor, token: int) -> float:
+    """Natural logarithm of the model's probability of ``token``, before penalties, temperature and cuts."""
+    return float(logits[token] - logits.logsumexp(0))

@@ -1,0 +1,266 @@
+"""Continuous batching: many requests, one model, one worker thread.
+
+What is promised about results: each request's random numbers are its own, a prompt is computed alone, and on
+the CPU a decode step computes every sequence with products of one shape and attention of its own, so that
+tokens do not depend on what else is in the batch. On GPUs they may, where two candidates are as likely up to
+rounding; so they may between two values of ``max_batch_size``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+from enginix.errors import UsageError
+from enginix.reference.cache import Cache
+from enginix.reference.sampling import Sampler, Sampling, log_probability
+
+Finish = Literal["stop", "length", "cancelled", "error"]
+
+
+class Model(Protocol):
+    """What the scheduler needs of :class:`enginix.reference.Executor`."""
+
+    @property
+    def max_length(self) -> int: ...
+    def check_tokens(self, tokens: tuple[int, ...]) -> None: ...
+    def new_cache(self, slots: int) -> Cache: ...
+    def prefill(self, cache: Cache, slot: int, tokens: tuple[int, ...]) -> torch.Tensor: ...
+    def decode(self, cache: Cache, tokens: dict[int, int]) -> dict[int, torch.Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """One generation.
+
+    Attributes:
+        id: unique among the requests under way.
+        prompt: token ids, at least one.
+        max_tokens: at most this many new tokens; ``finish`` is then ``length``.
+        end_ids: tokens that end the answer; ``finish`` is then ``stop``.
+        temperature, top_k, top_p, seed, min_tokens, repetition_penalty: see :class:`sampling.Sampling`.
+        logprobs: events carry the log-probability of their token.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    end_ids: frozenset[int] = frozenset()
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    min_tokens: int = 0
+    repetition_penalty: float = 1.0
+    logprobs: bool = False
+
+    def sampling(self) -> Sampling:
+        """The sampling rules, checked."""
+        return Sampling(
+            self.temperature, self.top_k, self.top_p, self.seed, self.min_tokens, self.repetition_penalty
+        )
+
+
+@dataclass(frozen=True)
+class Event:
+    """One step of one request.
+
+    Attributes:
+        id: the request's.
+        token: the new token, with ``stop`` the end token itself; ``None`` when cancelled or failed.
+        logprob: natural logarithm of the model's probability of ``token``, if asked for.
+        finish: why this is the last event, or ``None``.
+        error: what failed, when ``finish`` is ``error``.
+    """
+
+    id: str
+    token: int | None
+    logprob: float | None
+    finish: Finish | None
+    error: str | None = None
+
+
+Sink = Callable[[Event], None]
+
+
+class _Sequence:
+    def __init__(self, request: Request, sink: Sink) -> None:
+        self.request, self.sink = request, sink
+        self.sampler = Sampler(request.sampling(), request.prompt, request.end_ids)
+        self.last = 0
+
+    def accept(self, logits: torch.Tensor, max_length: int) -> Event:
+        """Chooses the next token from logits [vocab_size] on the CPU."""
+        request = self.request
+        self.last = self.sampler.choose(logits)
+        finish: Finish | None = None
+        if self.last in request.end_ids:
+            finish = "stop"
+        elif (
+            self.sampler.count >= request.max_tokens or len(request.prompt) + self.sampler.count >= max_length
+        ):
+            finish = "length"
+        logprob = log_probability(logits, self.last) if request.logprobs else None
+        return Event(request.id, self.last, logprob, finish)
+
+
+class Scheduler:
+    """Runs requests on a model in one worker thread; every method may be called from any thread.
+
+    A sink is called from the worker thread, in order, and gets exactly one event with ``finish``. A sink that
+    raises cancels its request. A step that raises fails the requests in it; the worker goes on with the rest.
+
+    Args:
+        model: the executor; nobody else may use it meanwhile.
+        max_batch_size: sequences computed together.
+    """
+
+    def __init__(self, model: Model, max_batch_size: int = 8) -> None:
+        if max_batch_size < 1:
+            raise UsageError(f"max_batch_size is {max_batch_size}", fix="at least 1")
+        self._model, self._slots = model, max_batch_size
+        self._cache = model.new_cache(max_batch_size)
+        self._wake = threading.Condition()
+        self._waiting: deque[_Sequence] = deque()
+        self._active: dict[int, _Sequence] = {}
+        self._ids: set[str] = set()
+        self._cancelled: set[str] = set()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="enginix-scheduler", daemon=True)
+        self._thread.start()
+
+    def add(self, request: Request, sink: Sink) -> None:
+        """Queues a request; returns at once.
+
+        Raises:
+            UsageError: impossible prompt, options out of range, an id under way, or the scheduler is closed.
+        """
+        self._model.check_tokens(request.prompt)
+        if request.max_tokens < 1:
+            raise UsageError(f"max_tokens is {request.max_tokens}", fix="at least 1")
+        if len(request.prompt) >= self._model.max_length:
+            raise UsageError(
+                f"prompt of {len(request.prompt)} tokens leaves no room for an answer",
+                fix=f"prompt and answer together are at most {self._model.max_length} tokens",
+            )
+        sequence = _Sequence(request, sink)
+        with self._wake:
+            if self._closed:
+                raise UsageError("the scheduler is closed")
+            if request.id in self._ids:
+                raise UsageError(f"request id {request.id!r} is under way already", fix="use unique ids")
+            self._ids.add(request.id)
+            self._waiting.append(sequence)
+            self._wake.notify()
+
+    def cancel(self, request_id: str) -> bool:
+        """Asks for a request to end; its sink gets ``cancelled`` soon. False if not under way."""
+        with self._wake:
+            if request_id not in self._ids:
+                return False
+            self._cancelled.add(request_id)
+            self._wake.notify()
+            return True
+
+    def close(self, timeout: float | None = None) -> None:
+        """Cancels what is left and waits for the worker thread. May be called twice; not from a sink."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join(timeout)
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Requests being computed, and requests waiting."""
+        with self._wake:
+            return len(self._active), len(self._waiting)
+
+    def _end(self, sequence: _Sequence, finish: Finish, error: str | None = None) -> None:
+        self._emit(sequence, Event(sequence.request.id, None, None, finish, error))
+
+    def _emit(self, sequence: _Sequence, event: Event) -> bool:
+        """Hands an event to its sink; true if the request goes on."""
+        if event.finish is not None:
+            # Forgotten before the sink hears of it, so that the sink may reuse the id.
+            with self._wake:
+                self._ids.discard(event.id)
+                self._cancelled.discard(event.id)
+        try:
+            sequence.sink(event)
+        except Exception:
+            # Whoever listened is gone.
+            with self._wake:
+                if event.finish is None:
+                    self._ids.discard(event.id)
+                    self._cancelled.discard(event.id)
+            return False
+        return event.finish is None
+
+    def _take_cancelled(self) -> list[_Sequence]:
+        """Removes cancelled requests, or all of them when closed; called with the lock held."""
+        gone = [s for s in self._waiting if self._closed or s.request.id in self._cancelled]
+        if gone:
+            self._waiting = deque(s for s in self._waiting if s not in gone)
+        for slot, sequence in list(self._active.items()):
+            if self._closed or sequence.request.id in self._cancelled:
+                gone.append(self._active.pop(slot))
+        return gone
+
+    def _admit(self) -> tuple[int, _Sequence] | None:
+        free = [slot for slot in range(self._slots) if slot not in self._active]
+        return (free[0], self._waiting.popleft()) if free and self._waiting else None
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._closed or self._waiting or self._active):
+                    self._wake.wait()
+                gone = self._take_cancelled()
+                admitted = None if self._closed else self._admit()
+                closed = self._closed
+            for sequence in gone:
+                self._end(sequence, "cancelled")
+            if closed:
+                return
+            # One prompt, then one token for everybody: a burst of prompts does not silence running answers.
+            if admitted:
+                self._prefill(*admitted)
+            if self._active:
+                self._decode()
+
+    def _prefill(self, slot: int, sequence: _Sequence) -> None:
+        try:
+            logits = self._model.prefill(self._cache, slot, sequence.request.prompt)
+            event = sequence.accept(logits.cpu(), self._model.max_length)
+        except Exception as e:
+            self._end(sequence, "error", f"{type(e).__name__}: {e}")
+            return
+        if self._emit(sequence, event):
+            with self._wake:
+                self._active[slot] = sequence
+
+    def _decode(self) -> None:
+        batch = dict(self._active)
+        try:
+            found = self._model.decode(self._cache, {slot: s.last for slot, s in batch.items()})
+            logits = torch.stack([found[slot] for slot in batch]).cpu()
+        except Exception as e:
+            with self._wake:
+                self._active.clear()
+            for sequence in batch.values():
+                self._end(sequence, "error", f"{type(e).__name__}: {e}")
+            return
+        for row, (slot, sequence) in enumerate(batch.items()):
+            try:
+                goes_on = self._emit(sequence, sequence.accept(logits[row], self._model.max_length))
+            except Exception as e:
+                self._end(sequence, "error", f"{type(e).__name__}: {e}")
+                goes_on = False
+            if not goes_on:
+                with self._wake:
+                    self._active.pop(slot, None)
