@@ -1,0 +1,135 @@
+"""A checkpoint's ``config.json``, made of a model's: key by key what TensorRT-LLM's own converter writes.
+
+Where it differs on purpose, tests/python/checkpoint/intended_differences.json says why.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from enginix.checkpoint.mapping import Mapping
+from enginix.model import ModelConfig
+from enginix.tables import table
+
+
+def describe(
+    model: ModelConfig,
+    dtype: str,
+    mapping: Mapping,
+    quantization: dict[str, Any],
+    *,
+    parallel_embedding: bool = False,
+    embedding_sharding_dim: int = 0,
+) -> dict[str, Any]:
+    """The content of ``config.json``.
+
+    Args:
+        dtype: ``bfloat16``, ``float16`` or ``float32``.
+        quantization: the keys of the ``quantization`` object that differ from its defaults.
+    """
+    family = table("architectures")["families"][model.description["family"]]
+    config: dict[str, Any] = copy.deepcopy(family["constants"])
+    rotated = int(model.head_dim * model.rope.fraction)
+    config.update(
+        architecture=model.architecture,
+        dtype=dtype,
+        logits_dtype="float32",
+        vocab_size=model.vocab_size,
+        hidden_size=model.hidden_size,
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_heads,
+        num_key_value_heads=model.num_kv_heads,
+        head_size=model.head_dim,
+        intermediate_size=model.intermediate_size,
+        max_position_embeddings=model.max_position_embeddings,
+        hidden_act="silu" if model.description["mlp"] == "gated" else "swiglu",
+        norm_epsilon=model.norm_epsilon,
+        position_embedding_type="rope_gpt_neox",
+        rotary_base=model.rope.base,
+        rotary_embedding_dim=rotated,
+        rotary_scaling=_rotary_scaling(model),
+        qk_layernorm=False,
+        runtime_defaults=None,
+        tie_word_embeddings=model.tie_word_embeddings,
+        use_parallel_embedding=parallel_embedding,
+        embedding_sharding_dim=embedding_sharding_dim,
+        mapping=_mapping(mapping),
+        quantization=_QUANTIZATION | quantization,
+    )
+    _family(config, model)
+    if model.rope.type == "longrope":
+        _longrope(config, model)
+    return config
+
+
+_QUANTIZATION: dict[str, Any] = {
+    "quant_algo": None,
+    "kv_cache_quant_algo": None,
+    "group_size": 128,
+    "smoothquant_val": 0.5,
+    "clamp_val": None,
+    "use_meta_recipe": False,
+    "has_zero_point": False,
+    "pre_quant_scale": False,
+    "exclude_modules": None,
+    "mamba_ssm_cache_dtype": None,
+}
+
+
+def _mapping(mapping: Mapping) -> dict[str, Any]:
+    return {
+        "world_size": mapping.world_size,
+        "gpus_per_node": 8,
+        "cp_size": 1,
+        "tp_size": mapping.tensor_parallel,
+        "pp_size": mapping.pipeline_parallel,
+        "moe_tp_size": mapping.expert_tensor_parallel,
+        "moe_cluster_size": 1,
+        "moe_ep_size": mapping.expert_parallel,
+        "attn_tp_size": mapping.tensor_parallel,
+        "attn_cp_size": 1,
+        "cp_config": {},
+        "enable_attention_dp": False,
+        "enable_lm_head_tp_in_adp": False,
+    }
+
+
+def _rotary_scaling(model: ModelConfig) -> dict[str, Any] | None:
+    if model.rope.scaling is None or model.rope.type == "longrope":
+        return None
+    scaling = dict(model.rope.scaling)
+    if model.rope.type == "dynamic":
+        # TensorRT-LLM's tables are built with base * alpha^(dim/(dim-2)) and need the key; a model without
+        # it has the plain base up to max_position_embeddings, which is alpha 1.
+        scaling.setdefault("alpha", 1.0)
+    return scaling
+
+
+def _family(config: dict[str, Any], model: ModelConfig) -> None:
+    experts, name = model.experts, model.description["family"]
+    if "moe" in config and experts is not None:
+        config["moe"].update(
+            num_experts=experts.count,
+            top_k=experts.top_k,
+            normalization_mode=int(experts.renormalize),
+            shared_expert_intermediate_size=experts.shared_width,
+        )
+    if name in ("llama", "qwen"):
+        config["attn_bias"], config["mlp_bias"] = model.qkv_bias, model.mlp_bias
+    if name == "qwen":
+        config["qwen_type"] = model.model_type
+        config["moe_intermediate_size"] = experts.width if experts else 0
+        config["moe_shared_expert_intermediate_size"] = experts.shared_width if experts else 0
+    if name == "phi3":
+        config["rotary_pct"] = model.rope.fraction
+
+
+def _longrope(config: dict[str, Any], model: ModelConfig) -> None:
+    scaling = model.rope.scaling or {}
+    config["position_embedding_type"] = "long_rope"
+    config["original_max_position_embeddings"] = model.raw.get(
+        "original_max_position_embeddings", scaling.get("original_max_position_embeddings")
+    )
+    config["longrope_scaling_short_factors"] = list(scaling["short_factor"])
+    config["longrope_scaling_long_factors"] = list(scaling["long_factor"])

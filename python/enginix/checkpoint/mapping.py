@@ -1,0 +1,105 @@
+"""How ranks share a model: tensor, pipeline and expert parallelism."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from enginix.errors import UsageError
+from enginix.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """Sizes of each kind of parallelism.
+
+    ``rank = pp_rank * tensor_parallel + tp_rank``; the experts' parallelism divides the tensor parallel
+    ranks: ``moe_ep_rank = tp_rank % expert_parallel``, ``moe_tp_rank = tp_rank // expert_parallel``.
+    Source: the golden data.
+    """
+
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    expert_parallel: int = 1
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor_parallel * self.pipeline_parallel
+
+    @property
+    def expert_tensor_parallel(self) -> int:
+        return self.tensor_parallel // self.expert_parallel
+
+    def ranks(self) -> range:
+        return range(self.world_size)
+
+    def tp_rank(self, rank: int) -> int:
+        return rank % self.tensor_parallel
+
+    def pp_rank(self, rank: int) -> int:
+        return rank // self.tensor_parallel
+
+    def layers(self, pp_rank: int, total: int) -> range:
+        """Global layer numbers of a pipeline stage; the first stages take the remainder, one each."""
+        each, more = divmod(total, self.pipeline_parallel)
+        begin = pp_rank * each + min(pp_rank, more)
+        return range(begin, begin + each + (pp_rank < more))
+
+
+def _divisors(*numbers: int) -> list[int]:
+    return [d for d in range(1, min(numbers) + 1) if all(n % d == 0 for n in numbers)]
+
+
+def _tp_works(config: ModelConfig, tp: int, ep: int) -> bool:
+    heads, kv = config.num_heads, config.num_kv_heads
+    if heads % tp or (kv % tp and tp % kv) or tp % ep or config.hidden_size < tp:
+        return False
+    if config.experts is None:
+        return config.intermediate_size % tp == 0
+    shared = config.experts.shared_width
+    return config.experts.width % (tp // ep) == 0 and shared % tp == 0
+
+
+def _sizes(candidates: Iterable[int]) -> str:
+    return ", ".join(map(str, candidates)) or "none"
+
+
+def check(config: ModelConfig, mapping: Mapping) -> None:
+    """Refuses sizes that do not divide the model, naming those that would.
+
+    Raises:
+        UsageError: with every size of the offending kind that works, up to 64.
+    """
+    tp, pp, ep = mapping.tensor_parallel, mapping.pipeline_parallel, mapping.expert_parallel
+    for name, size in (("tensor", tp), ("pipeline", pp), ("expert", ep)):
+        if size < 1:
+            raise UsageError(f"--{name}-parallel {size} is below 1", fix="pass 1 or more")
+    where = f"{config.architecture}, {config.num_heads} heads, {config.num_kv_heads} KV heads"
+    if config.experts is None and ep != 1:
+        raise UsageError(
+            f"--expert-parallel {ep}: the model has no experts", where=where, fix="--expert-parallel 1"
+        )
+    if config.experts is not None:
+        works = [d for d in _divisors(config.experts.count) if tp % d == 0]
+        if ep not in works:
+            raise UsageError(
+                f"--expert-parallel {ep} does not divide {config.experts.count} experts "
+                f"and --tensor-parallel {tp}",
+                where=where,
+                fix=f"--expert-parallel one of {_sizes(works)}",
+            )
+    if not _tp_works(config, tp, ep):
+        width = config.experts.width if config.experts else config.intermediate_size
+        works = [n for n in range(1, 65) if _tp_works(config, n, ep)]
+        raise UsageError(
+            f"--tensor-parallel {tp} does not divide heads, KV heads (or the other way round) "
+            f"and intermediate size {width}",
+            where=where,
+            fix=f"--tensor-parallel one of {_sizes(works)}",
+        )
+    if pp > config.num_layers:
+        raise UsageError(
+            f"--pipeline-parallel {pp} exceeds {config.num_layers} layers",
+            where=where,
+            fix=f"--pipeline-parallel 1 to {config.num_layers}",
+        )

@@ -1,0 +1,97 @@
+"""Number formats: NumPy dtypes of safetensors codes, and the casts and scalings of a conversion."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+_DTYPES: dict[str, Any] = {
+    "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "U8": np.uint8, "I8": np.int8,
+    "I16": np.int16, "I32": np.int32, "I64": np.int64, "U16": np.uint16, "U32": np.uint32, "U64": np.uint64,
+    "BOOL": np.bool_,
+}  # fmt: skip
+
+
+def numpy_dtype(code: str) -> np.dtype[Any]:
+    """NumPy dtype of a safetensors code; little-endian, as the format is."""
+    found: np.dtype[Any] = np.dtype(_DTYPES[code])
+    return found
+
+
+def bfloat16_to_float32(x: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    """Exact: bfloat16 is the upper half of a float32."""
+    wide: npt.NDArray[np.float32] = (x.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return wide
+
+
+def float32_to_bfloat16(x: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """Rounds to nearest even, in integer arithmetic (faster than an element-wise cast); NaN stays NaN."""
+    bits = x.view(np.uint32)
+    rounded = bits >> np.uint32(16)
+    rounded &= np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits
+    rounded >>= np.uint32(16)
+    result: npt.NDArray[np.uint16] = rounded.astype(np.uint16)
+    nan = np.isnan(x)
+    if nan.any():
+        result[nan] = np.uint16(0x7FC0)
+    return result
+
+
+def to_float32(x: Array, code: str) -> npt.NDArray[np.float32]:
+    """Any float of the table as float32; exact but for F64."""
+    if code == "BF16":
+        return bfloat16_to_float32(x.view(np.uint16))
+    if code == "F32":
+        return x.view(np.float32)
+    return x.view(numpy_dtype(code)).astype(np.float32)
+
+
+def cast(x: Array, source: str, target: str) -> Array:
+    """Casts floats, rounding to nearest even.
+
+    Args:
+        x: array of ``source``'s NumPy dtype, or of its bytes' width.
+
+    Raises:
+        OverflowError: a finite value does not fit ``target`` (float16 ends at 65504).
+    """
+    if source == target:
+        return x
+    wide = to_float32(x, source)
+    if target == "F32":
+        return wide
+    if target == "BF16":
+        return float32_to_bfloat16(wide)
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(np.float16)
+    infinite = (narrow.view(np.uint16) & np.uint16(0x7FFF)) == np.uint16(0x7C00)
+    if infinite.any() and not np.isinf(wide[infinite]).all():
+        raise OverflowError(f"{float(np.abs(wide[np.isfinite(wide)]).max()):g} does not fit float16")
+    return narrow
+
+
+@cache
+def fp8_values() -> npt.NDArray[np.float32]:
+    """The 256 float8_e4m3fn values, by byte."""
+    values: npt.NDArray[np.float32]
+    values = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    return values
+
+
+def fp8_rescale_table(scale: np.float32, target: np.float32) -> bytes:
+    """Byte → byte: dequantize with ``scale``, quantize with ``target``.
+
+    In float32 and in this order, as TensorRT-LLM does: fp8(value * scale / target).
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = (fp8_values() * np.float32(scale)) / np.float32(target)
+        return bytes(values.astype(np.float32).astype(ml_dtypes.float8_e4m3fn).tobytes())

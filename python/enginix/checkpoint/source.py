@@ -1,0 +1,112 @@
+"""The model's tensors by module, with every expectation checked when a conversion is planned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from enginix.checkpoint.layout import Slice
+from enginix.checkpoint.parts import Reader, Rows, Transform
+from enginix.errors import ModelError
+from enginix.model import TensorInfo, Weights
+
+FLOATS = ("F32", "F16", "BF16")
+# Buffers that old exporters stored; every model recomputes them.
+_IGNORED = ("*.rotary_emb.inv_freq", "*.self_attn.masked_bias", "*.self_attn.bias")
+SCALES = ("weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale")
+
+
+class Source:
+    """Looks tensors up, checks dtype and shape, and remembers which were used."""
+
+    def __init__(self, weights: Weights, reader: Reader, *, tied: bool = False) -> None:
+        self.weights, self.reader = weights, reader
+        self._used: set[str] = set()
+        # A tied head is the embedding, where the model does not store it a second time.
+        self._head = "model.embed_tokens" if tied and "lm_head.weight" not in weights.tensors else "lm_head"
+
+    def name(self, module: str, leaf: str) -> str:
+        return f"{self._head if module == 'lm_head' else module}.{leaf}"
+
+    def has(self, module: str, leaf: str) -> bool:
+        return self.name(module, leaf) in self.weights.tensors
+
+    def tensor(self, module: str, leaf: str, dtypes: Sequence[str], shape: tuple[int, ...]) -> TensorInfo:
+        """The tensor ``module.leaf``.
+
+        Raises:
+            ModelError: absent, or of another dtype or shape than the config implies.
+        """
+        name = self.name(module, leaf)
+        found = self.weights.tensors.get(name)
+        if found is None:
+            raise ModelError(
+                f"tensor {name!r} is missing",
+                where=str(self.weights.directory),
+                fix="download or export the model again; config.json says that it has this tensor",
+            )
+        self._used.add(name)
+        # A scale of one element may be a scalar or a vector of one.
+        same = found.shape == shape or (math.prod(shape) == 1 == math.prod(found.shape) and len(shape) < 2)
+        if not same or found.dtype not in dtypes:
+            raise ModelError(
+                f"tensor {name!r} is {found.dtype} {list(found.shape)}; "
+                f"config.json implies {' or '.join(dtypes)} {list(shape)}",
+                where=str(found.path),
+                fix="pass config.json and weights of one revision",
+            )
+        return found
+
+    def scale(self, module: str, leaf: str) -> float:
+        """A float32 scale of one element.
+
+        Raises:
+            ModelError: absent, not finite, or not positive.
+        """
+        info = self.tensor(module, leaf, ("F32",), ())
+        value = float(self.reader.array(info).reshape(-1)[0])
+        if not math.isfinite(value) or value <= 0:
+            raise ModelError(
+                f"scale {info.name!r} is {value}", where=str(info.path), fix="quantize the model again"
+            )
+        return value
+
+    def quantized(self, module: str) -> bool:
+        """Whether the module's weight carries scales."""
+        return self.has(module, "weight_scale")
+
+    def unused(self) -> list[str]:
+        """Tensors that no output was made of, without those that every model recomputes."""
+        rest = set(self.weights.tensors) - self._used
+        return sorted(n for n in rest if not any(fnmatchcase(n, p) for p in _IGNORED))
+
+    def ignore(self, module: str, leaf: str) -> None:
+        """Declares a tensor as not needed."""
+        self._used.add(self.name(module, leaf))
+
+
+def cut(
+    info: TensorInfo,
+    piece: Slice,
+    transform: Transform | None = None,
+    *,
+    elements: int = 1,
+    bytes_: int | None = None,
+    rows_each: int = 1,
+) -> Rows:
+    """The bytes of ``piece`` in a matrix that stores it packed.
+
+    Args:
+        elements: input columns that ``bytes_`` bytes hold (2 in one byte, for packed 4-bit columns).
+        bytes_: default is the element size of ``info``.
+        rows_each: output rows that one stored row holds.
+    """
+    unit = info.itemsize if bytes_ is None else bytes_
+    return Rows(
+        info,
+        piece.inp // elements * unit,
+        (piece.rows[0] // rows_each, piece.rows[1] // rows_each),
+        (piece.cols[0] // elements * unit, piece.cols[1] // elements * unit),
+        transform,
+    )

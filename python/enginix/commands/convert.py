@@ -1,0 +1,68 @@
+"""Converts a Hugging Face model to a TensorRT-LLM checkpoint: config.json and one file a rank.
+
+Sizes, names and shapes are checked before a weight is read; weights stream, so that memory stays small
+however large the model is. The output directory appears whole, or not at all.
+
+  enginix convert ./tiny-qwen3 -o ./checkpoint
+  enginix convert ./llama-70b -o ./checkpoint --tensor-parallel 4 --dtype bfloat16
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from enginix import console
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="directory with config.json and safetensors"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="checkpoint to write")
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        help="of everything unquantized (default: the model's; float32 becomes float16)",
+    )
+    for kind, what in (("tensor", "each matrix"), ("pipeline", "the layers"), ("expert", "the experts")):
+        parser.add_argument(
+            f"--{kind}-parallel",
+            type=int,
+            default=1,
+            metavar="N",
+            help=f"ranks that share {what} (default: 1)",
+        )
+    parser.add_argument(
+        "--converter",
+        choices=("enginix", "modelopt", "tensorrt_llm"),
+        default="enginix",
+        help="who converts (default: enginix)",
+    )
+    parser.add_argument(
+        "--parallel-embedding",
+        choices=("vocabulary", "hidden"),
+        help="cut the embedding over tensor-parallel ranks, too (default: whole on each)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from enginix.checkpoint.convert import Options, convert
+    from enginix.checkpoint.mapping import Mapping
+
+    options = Options(
+        dtype=args.dtype,
+        mapping=Mapping(args.tensor_parallel, args.pipeline_parallel, args.expert_parallel),
+        parallel_embedding=args.parallel_embedding is not None,
+        embedding_sharding_dim=int(args.parallel_embedding == "hidden"),
+    )
+    done = convert(args.model, args.output, options)
+    for note in done.notes:
+        console.say(f"note: {note}")
+    world = options.mapping.world_size
+    console.result(
+        {"checkpoint": str(args.output), "ranks": world, "notes": list(done.notes)},
+        f"{args.output}: {done.model.architecture}, {world} rank{'s' * (world > 1)}",
+        as_json=args.json,
+    )
+    return 0

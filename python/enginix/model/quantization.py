@@ -1,0 +1,158 @@
+"""How a model says it is quantized: ``hf_quant_config.json``, or ``quantization_config``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from enginix.errors import ModelError
+from enginix.model.jsonfile import read_object
+from enginix.tables import table
+
+SIDECAR = "hf_quant_config.json"
+
+
+@dataclass(frozen=True)
+class ModelQuantization:
+    """A model's quantization, in TensorRT-LLM's words and the model's module names.
+
+    Attributes:
+        algorithm: name in quantization.json, for instance ``FP8`` or ``MIXED_PRECISION``.
+        kv_cache: ``FP8`` or None.
+        group_size: elements that share a scale, where the format has groups.
+        exclude: patterns (fnmatch) of modules that stay unquantized.
+        layers: for ``MIXED_PRECISION``: module → algorithm.
+    """
+
+    algorithm: str
+    kv_cache: str | None = None
+    group_size: int | None = None
+    exclude: tuple[str, ...] = ()
+    layers: Mapping[str, str] = field(default_factory=dict)
+
+    def excludes(self, module: str) -> bool:
+        """Whether the list names ``module``, one of its parents, or a pattern that matches."""
+        return any(fnmatchcase(module, p) or module.startswith(p + ".") for p in self.exclude)
+
+
+def _algorithm(name: Any, where: str) -> str:
+    rows = table("quantization")["algorithms"]
+    if isinstance(name, str):
+        for known, row in rows.items():
+            if name == known or name in row["aliases"]:
+                if not row["convert"]:
+                    raise ModelError(
+                        f"quantization {known} cannot become a TensorRT-LLM checkpoint: {row['why']}",
+                        where=where,
+                        fix=row["instead"],
+                    )
+                return str(known)
+    usable = ", ".join(k for k, row in rows.items() if row["convert"])
+    raise ModelError(
+        f"quantization algorithm {name!r} is unknown",
+        where=where,
+        fix=f"quantize with ModelOpt to one of: {usable}; or serve the model with the llmapi kind",
+    )
+
+
+def _kv_cache(name: Any, where: str) -> str | None:
+    if name is None:
+        return None
+    if name == "FP8":
+        return "FP8"
+    raise ModelError(
+        f"KV cache quantization {name!r} has no place in a checkpoint from a Hugging Face model",
+        where=where,
+        fix="quantize the KV cache to FP8, or not at all",
+    )
+
+
+def _strings(value: Any, what: str, where: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise ModelError(f"{what} is not a list of names", where=where, fix="export the model again")
+    return tuple(value)
+
+
+def _group_size(value: Any, where: str) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ModelError(f"group_size is {value!r}", where=where, fix="export the model again")
+
+
+def _layers(raw: Any, where: str) -> dict[str, str]:
+    if not isinstance(raw, dict) or not all(isinstance(v, dict) for v in raw.values()):
+        raise ModelError(
+            "MIXED_PRECISION without quantized_layers", where=where, fix="export the model again"
+        )
+    return {name: _algorithm(entry.get("quant_algo"), f"{where}: {name}") for name, entry in raw.items()}
+
+
+def _sidecar(raw: Mapping[str, Any], where: str) -> ModelQuantization | None:
+    entry = raw.get("quantization")
+    if not isinstance(entry, dict):
+        raise ModelError("no quantization object", where=where, fix="export the model again with ModelOpt")
+    kv_cache = _kv_cache(entry.get("kv_cache_quant_algo"), where)
+    if entry.get("quant_algo") in (None, "NO_QUANT"):
+        return ModelQuantization("NO_QUANT", kv_cache) if kv_cache else None
+    algorithm = _algorithm(entry["quant_algo"], where)
+    layers = _layers(entry.get("quantized_layers"), where) if algorithm == "MIXED_PRECISION" else {}
+    sizes = {e.get("group_size") for e in (entry.get("quantized_layers") or {}).values()} if layers else set()
+    group_size = entry.get("group_size", next(iter(sizes - {None}), None))
+    return ModelQuantization(
+        algorithm,
+        kv_cache,
+        _group_size(group_size, where),
+        _strings(entry.get("exclude_modules"), "exclude_modules", where),
+        layers,
+    )
+
+
+def _inline(entry: Mapping[str, Any], where: str) -> ModelQuantization | None:
+    """config.json's ``quantization_config``; only ModelOpt's own kind can be converted."""
+    method = entry.get("quant_method")
+    if method != "modelopt":
+        name = f"{method}-block" if method == "fp8" and entry.get("weight_block_size") else method
+        rows = table("quantization")["methods"]
+        row = rows.get(name, rows["*"])
+        raise ModelError(
+            f"quantization method {method!r} cannot become a TensorRT-LLM checkpoint: {row['why']}",
+            where=where,
+            fix=row["instead"],
+        )
+    scheme = entry.get("kv_cache_scheme")
+    kv_cache: Any = entry.get("kv_cache_quant_algo")
+    if kv_cache is None and isinstance(scheme, dict):
+        is_fp8 = scheme.get("type") == "float" and scheme.get("num_bits") == 8
+        kv_cache = "FP8" if is_fp8 else f"{scheme.get('num_bits')}-bit {scheme.get('type')}"
+    return _sidecar(
+        {
+            "quantization": {
+                **entry,
+                "kv_cache_quant_algo": kv_cache,
+                "exclude_modules": entry.get("exclude_modules", entry.get("ignore")),
+            }
+        },
+        where,
+    )
+
+
+def read_quantization(directory: Path, config: Mapping[str, Any]) -> ModelQuantization | None:
+    """The quantization of a model directory; None where it has none.
+
+    Raises:
+        ModelError: an algorithm or method that cannot be converted (named, with what to use instead), or a
+            description that contradicts itself.
+    """
+    inline = config.get("quantization_config")
+    if inline is not None and not isinstance(inline, dict):
+        raise ModelError(
+            "quantization_config is not an object", where=str(directory / "config.json"), fix="export again"
+        )
+    if (directory / SIDECAR).exists():
+        return _sidecar(read_object(directory / SIDECAR), str(directory / SIDECAR))
+    return _inline(inline, str(directory / "config.json")) if inline else None

@@ -1,0 +1,208 @@
+"""Safetensors headers and indexes, read as if by a sceptic: no weight is touched.
+
+The rules are those of the format's own reader (https://huggingface.co/docs/safetensors/index#format): an
+8-byte little-endian header length of at most 100 MB, a JSON object, tensors that cover the data without
+holes or overlaps, the file exactly as long as the header says.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from enginix.errors import ModelError
+from enginix.model.jsonfile import LIMIT, parse_object, read_object
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+# dtype code → bytes an element
+DTYPES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1,
+    "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8, "C64": 8,
+}  # fmt: skip
+
+_AGAIN = "download or write the file again"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies.
+
+    Attributes:
+        dtype: safetensors code, for instance ``BF16``.
+        begin, end: absolute byte offsets in ``path``.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
+
+    @property
+    def itemsize(self) -> int:
+        return DTYPES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Header:
+    """One file's header: its tensors by name, its string metadata, and the header's raw bytes."""
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+    raw: bytes = field(repr=False)
+
+
+def _natural(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _tensor(name: str, entry: Any, path: Path, base: int, size: int) -> TensorInfo:
+    where = f"{path}: tensor {name!r}"
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ModelError("needs exactly dtype, shape and data_offsets", where=where, fix=_AGAIN)
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}", where=where, fix=f"known: {', '.join(DTYPES)}")
+    if not isinstance(shape, list) or len(shape) > 16 or not all(map(_natural, shape)):
+        raise ModelError("shape is not a list of sizes", where=where, fix=_AGAIN)
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_natural, offsets)):
+        raise ModelError("data_offsets is not a pair of offsets", where=where, fix=_AGAIN)
+    begin, end = offsets
+    if begin > end or end > size:
+        raise ModelError(
+            f"bytes {begin} to {end} lie outside the file's {size} bytes of data (truncated?)",
+            where=where,
+            fix=_AGAIN,
+        )
+    if prod(shape) * DTYPES[dtype] != end - begin:
+        raise ModelError(
+            f"{dtype} {shape} needs {prod(shape) * DTYPES[dtype]} bytes, its offsets span {end - begin}",
+            where=where,
+            fix=_AGAIN,
+        )
+    return TensorInfo(name, dtype, tuple(shape), path, base + begin, base + end)
+
+
+def read_header(path: Path) -> Header:
+    """Reads and checks one file's header.
+
+    Raises:
+        ModelError: the file is missing, truncated, or its header contradicts itself or the file's size.
+    """
+    where = str(path)
+    try:
+        with path.open("rb") as f:
+            total = os.fstat(f.fileno()).st_size
+            first = f.read(8)
+            if len(first) < 8:
+                raise ModelError(f"{total} bytes are no safetensors file", where=where, fix=_AGAIN)
+            (length,) = struct.unpack("<Q", first)
+            if length > min(LIMIT, total - 8):
+                raise ModelError(
+                    f"header length {length} is beyond the file's {total} bytes or the format's {LIMIT}",
+                    where=where,
+                    fix=_AGAIN,
+                )
+            raw = f.read(length)
+    except OSError as e:
+        raise ModelError(f"cannot be read: {e.strerror or e}", where=where, fix="download the file") from e
+    if not raw.startswith(b"{"):
+        raise ModelError("header does not begin with '{'", where=where, fix=_AGAIN)
+    entries = parse_object(raw, f"{where}: header")
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ModelError("__metadata__ is not a map of strings", where=where, fix=_AGAIN)
+    base = 8 + length
+    tensors = {n: _tensor(n, entry, path, base, total - base) for n, entry in entries.items()}
+    at = base
+    for tensor in sorted(tensors.values(), key=lambda t: (t.begin, t.end)):
+        if tensor.begin != at:
+            what = (
+                "overlaps another tensor" if tensor.begin < at else f"leaves {tensor.begin - at} bytes unused"
+            )
+            raise ModelError(what, where=f"{where}: tensor {tensor.name!r}", fix=_AGAIN)
+        at = tensor.end
+    if at != total:
+        raise ModelError(f"{total - at} bytes follow the last tensor", where=where, fix=_AGAIN)
+    return Header(path, tensors, metadata, raw)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All tensors of a model directory, over all its shards."""
+
+    directory: Path
+    headers: tuple[Header, ...]
+    tensors: Mapping[str, TensorInfo]
+
+
+def _shards(directory: Path) -> tuple[list[str], dict[str, str] | None]:
+    if (directory / SINGLE).exists():  # transformers prefers it over an index, too
+        return [SINGLE], None
+    index = directory / INDEX
+    if not index.exists():
+        pickles = sorted(p.name for p in directory.glob("*.bin"))
+        raise ModelError(
+            f"no {SINGLE} and no {INDEX}"
+            + (f" (pickle weights {pickles[0]} are refused)" if pickles else ""),
+            where=str(directory),
+            fix="pass a directory with safetensors weights",
+        )
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError("no weight_map", where=str(index), fix="download the file again")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or file != os.path.basename(file) or file in ("", ".", ".."):
+            raise ModelError(
+                f"tensor {name!r} lies in {file!r}: not a file name", where=str(index), fix=_AGAIN
+            )
+    return sorted(set(weight_map.values())), weight_map
+
+
+def open_weights(directory: Path) -> Weights:
+    """Reads every shard's header and holds the index to it.
+
+    Raises:
+        ModelError: no safetensors weights; a shard missing or damaged; a tensor missing from its shard,
+            from the index, or present twice.
+    """
+    files, weight_map = _shards(directory)
+    headers = tuple(read_header(directory / file) for file in files)
+    tensors: dict[str, TensorInfo] = {}
+    for header in headers:
+        for name, tensor in header.tensors.items():
+            if name in tensors:
+                raise ModelError(
+                    f"tensor {name!r} is also in {tensors[name].path.name}",
+                    where=str(header.path),
+                    fix=_AGAIN,
+                )
+            tensors[name] = tensor
+    for name, file in (weight_map or {}).items():
+        if name not in tensors or tensors[name].path.name != file:
+            raise ModelError(
+                f"tensor {name!r} is not in {file}, where the index says it is (shards swapped?)",
+                where=str(directory / INDEX),
+                fix="download index and shards again, from one revision",
+            )
+    if weight_map is not None and (missing := sorted(set(tensors) - set(weight_map))):
+        raise ModelError(
+            f"tensor {missing[0]!r} of {tensors[missing[0]].path.name} is missing from the index",
+            where=str(directory / INDEX),
+            fix="download index and shards again, from one revision",
+        )
+    return Weights(directory, headers, tensors)
