@@ -18,6 +18,8 @@ from enginix.errors import EXIT_BUG, EXIT_CODES, EXIT_USAGE, EnginixError
 COMMANDS = {
     "lock": "pin a Hub repository: commit, files, sizes, sha256; no weight is downloaded",
     "fetch": "download what a lock pins, verified, resumable",
+    "fetch-file": "download one file of a commit, verified: what a Nix build runs",
+    "fetch-tree": "download a whole commit as a git-lfs clone without .git has it",
     "convert": "Hugging Face model → TensorRT-LLM checkpoint",
     "verify-checkpoint": "check a TensorRT-LLM checkpoint: names, shapes, dtypes, coverage",
     "build": "checkpoint → engine, with its manifest and gates",

@@ -1,0 +1,255 @@
+"""What a hub says about a repository: its commit, its files, and a few bytes of one.
+
+Nothing here writes to disk. Answers are bounded, checked and typed; anything else is a HubError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import quote
+
+from enginix.errors import HashMismatch, HubError, LockError
+from enginix.hub import faults, lock, session
+
+LONGEST_ANSWER = 64 << 20  # bytes of one page of the API
+MOST_FILES = 200_000
+SMALL = 64 << 20  # bytes; the Hub stores nothing larger than 10 MB outside LFS
+TRIES = 5
+
+
+@dataclass(frozen=True)
+class RepoInfo:
+    """A repository at one commit."""
+
+    repo: str
+    revision: str
+    license: str | None
+    gated: Literal[False, "auto", "manual"]
+    private: bool
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file of a commit.
+
+    Attributes:
+        oid: git's name of the blob: of the content, or for a large file of its LFS pointer.
+        sha256: of the content, for large files; None for small ones.
+    """
+
+    path: str
+    size: int
+    oid: str
+    sha256: str | None
+
+
+def repo_info(repo: str, revision: str = "main") -> RepoInfo:
+    """Resolves a branch, tag or commit.
+
+    Raises:
+        LockError: ``repo`` is no repository name.
+        HubError: not found, not allowed, unreachable, or an answer that is none.
+    """
+    _check_repo(repo)
+    raw, _ = _json(f"/api/models/{repo}/revision/{quote(revision, safe='')}", repo)
+    sha, gated = (raw.get("sha"), raw.get("gated")) if isinstance(raw, dict) else (None, None)
+    if not isinstance(raw, dict) or not isinstance(sha, str) or not lock.COMMIT.fullmatch(sha):
+        raise _odd(repo, "the answer has no commit")
+    if gated not in (None, False, "auto", "manual"):
+        raise _odd(repo, "gated is neither false, auto nor manual")
+    return RepoInfo(repo, sha, _license(raw), gated or False, raw.get("private") is True)
+
+
+def list_files(repo: str, commit: str) -> tuple[RemoteFile, ...]:
+    """Every file of a commit, sorted by path; pages are followed.
+
+    The git oid of a large file is that of its LFS pointer, so it confirms the sha256 and the size.
+
+    Raises:
+        HubError: as ``repo_info``; also a listing that contradicts itself.
+    """
+    _check_repo(repo)
+    found: list[RemoteFile] = []
+    page: str | None = f"/api/models/{repo}/tree/{commit}?recursive=true&expand=false"
+    seen: set[str] = set()
+    while page is not None:
+        if page in seen or len(found) > MOST_FILES:
+            raise _odd(repo, "the listing does not end")
+        seen.add(page)
+        rows, page = _json(page, repo)
+        if not isinstance(rows, list):
+            raise _odd(repo, "the listing is not a list")
+        for row in rows:
+            if not isinstance(row, dict) or row.get("type") not in ("file", "directory"):
+                raise _odd(repo, "the listing has an entry that is neither file nor directory")
+            if row["type"] == "file":
+                found.append(_remote_file(row, repo))
+    return tuple(sorted(found, key=lambda f: f.path))
+
+
+def read_small(repo: str, commit: str, file: RemoteFile) -> bytes:
+    """Content of a small file, checked against git's name of it (or its sha256 when it is a large one).
+
+    Raises:
+        HashMismatch: other bytes than the listing promises.
+        HubError: as ``repo_info``.
+    """
+    if file.size > SMALL:
+        raise _odd(repo, f"{file.path} has {file.size} bytes, too many for a small file")
+    data = _bytes(_resolve(repo, commit, file.path), repo, file.path, SMALL)
+    if file.sha256 is not None:
+        kind, expected, got = "sha256", file.sha256, hashlib.sha256(data).hexdigest()
+    else:
+        kind, expected, got = "git oid", file.oid, git_oid(data)
+    if expected != got:
+        raise HashMismatch(
+            f"{kind} is {got}, and the listing promises {expected}",
+            where=f"{repo}: {file.path}",
+            fix="run again",
+        )
+    return data
+
+
+def read_range(repo: str, commit: str, path: str, start: int, stop: int) -> bytes:
+    """Bytes ``start`` to ``stop`` (exclusive) of a file; fewer where it ends before.
+
+    They are not verified: no hash covers a part of a file. Use them to look, not to build.
+
+    Raises:
+        HubError: as ``repo_info``; also a hub that sends the whole file instead.
+    """
+    if stop <= start:
+        return b""
+    return _bytes(_resolve(repo, commit, path), repo, path, stop - start, (start, stop - 1))
+
+
+def git_oid(data: bytes) -> str:
+    """Git's name of a blob with this content: SHA-1 over a header and the content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def lfs_pointer(sha256: str, size: int) -> bytes:
+    """What git stores in place of a large file (git-lfs's docs/spec.md)."""
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+
+
+def _check_repo(repo: str) -> None:
+    if not lock.REPO.fullmatch(repo):
+        raise LockError("not a Hub repository name", where=ascii(repo)[:100], fix="pass owner/name")
+
+
+def _odd(repo: str, what: str) -> HubError:
+    return HubError(
+        f"{session.endpoint()} does not answer as a hub: {what}",
+        where=repo,
+        fix="check HF_ENDPOINT, proxies and captive portals",
+    )
+
+
+def _resolve(repo: str, commit: str, path: str) -> str:
+    return f"/{repo}/resolve/{commit}/{quote(path)}"
+
+
+def _remote_file(row: dict[str, Any], repo: str) -> RemoteFile:
+    path, size, oid, lfs = (row.get(k) for k in ("path", "size", "oid", "lfs"))
+    if not isinstance(path, str) or type(size) is not int or not 0 <= size <= lock.LARGEST_FILE:
+        raise _odd(repo, "the listing has a file without path or size")
+    if not isinstance(oid, str) or not lock.COMMIT.fullmatch(oid):
+        raise _odd(repo, f"the listing has no git oid for {faults.clean(path)}")
+    if lfs is None:
+        return RemoteFile(path, size, oid, None)
+    sha256 = lfs.get("oid") if isinstance(lfs, dict) else None
+    if not isinstance(sha256, str) or not lock.SHA256.fullmatch(sha256) or lfs.get("size") != size:
+        raise _odd(repo, f"the listing has no sha256 or another size for {faults.clean(path)}")
+    pointer = lfs_pointer(sha256, size)
+    # Another length means a pointer with extensions, whose oid says nothing about this text.
+    if lfs.get("pointerSize") == len(pointer) and git_oid(pointer) != oid:
+        raise HubError(
+            f"the listing contradicts itself: sha256 {sha256} does not belong to git oid {oid}",
+            where=f"{repo}: {faults.clean(path)}",
+            fix="do not use this listing; check HF_ENDPOINT and proxies, then run again",
+        )
+    return RemoteFile(path, size, oid, sha256)
+
+
+def _license(raw: dict[str, Any]) -> str | None:
+    card, tags = raw.get("cardData"), raw.get("tags")
+    card = card if isinstance(card, dict) else {}
+    found = card.get("license")
+    if isinstance(found, list) and found:
+        found = found[0]
+    if found == "other" and isinstance(card.get("license_name"), str):
+        found = card["license_name"]
+    if not isinstance(found, str) and isinstance(tags, list):
+        found = next((t[8:] for t in tags if isinstance(t, str) and t.startswith("license:")), None)
+    return faults.clean(found) or None if isinstance(found, str) else None
+
+
+def _json(path: str, repo: str) -> tuple[Any, str | None]:
+    """An answer of the API, and the path of its next page."""
+    links: dict[str, str] = {}
+    data = _bytes(path, repo, None, LONGEST_ANSWER, links=links)
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise _odd(repo, "the answer is not JSON") from e
+    following = links.get("next")
+    home = session.endpoint()
+    if following is None:
+        return value, None
+    if not session.same_host(following, home) or not following.startswith(f"{home}/"):
+        raise _odd(repo, "the next page is on another host")
+    return value, following[len(home) :]
+
+
+def _bytes(
+    path: str,
+    repo: str,
+    file: str | None,
+    limit: int,
+    span: tuple[int, int] | None = None,
+    links: dict[str, str] | None = None,
+) -> bytes:
+    """The body at ``path``: at most ``limit`` bytes, tried again when the network or the hub stumbles."""
+    session.prepare()
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils._http import hf_raise_for_status, http_stream_backoff
+
+    headers = session.headers() | {"accept-encoding": "identity"}
+    if span:
+        headers["range"] = f"bytes={span[0]}-{span[1]}"
+    for attempt in range(TRIES):
+        try:
+            with http_stream_backoff(
+                "GET",
+                session.endpoint() + path,
+                headers=headers,
+                timeout=session.TIMEOUT,
+                follow_redirects=True,
+                retry_on_exceptions=(),
+            ) as response:
+                if span and response.status_code == 416:
+                    return b""
+                hf_raise_for_status(response)
+                if span and response.status_code != 206:
+                    raise HubError("the hub does not answer range requests", where=f"{repo}: {file}")
+                if links is not None and (following := response.links.get("next", {}).get("url")):
+                    links["next"] = following
+                found = bytearray()
+                for piece in response.iter_bytes(1 << 20):
+                    found += piece
+                    if len(found) > limit:
+                        raise _odd(repo, f"the answer is longer than {limit} bytes")
+                return bytes(found)
+        except (httpx.TransportError, HfHubHTTPError) as e:
+            if attempt + 1 == TRIES or not isinstance(e, httpx.TransportError):
+                raise faults.translate(e, repo, file) from e
+            time.sleep(min(0.5 * 2**attempt, 8))
+        except httpx.HTTPError as e:
+            raise faults.translate(e, repo, file) from e
+    raise AssertionError("unreachable")

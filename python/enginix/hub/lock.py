@@ -1,0 +1,285 @@
+"""The model lock: a Hub repository's commit, and path, size and sha256 of each file that is used.
+
+JSON, one file a line, so that a change of a model is a diff that people can read. The parser takes nothing
+on trust: a lock comes from a pull request as often as from ``enginix lock``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from enginix.errors import LockError, ModelError
+from enginix.hub import paths
+from enginix.model.jsonfile import parse_object
+
+VERSION = 1
+LONGEST = 32 << 20  # bytes; about 200,000 files
+LARGEST_FILE = 1 << 50
+DEEPEST_FACT = 4
+EMPTY = hashlib.sha256().hexdigest()
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+# As huggingface_hub's validate_repo_id, and never a path: no ``..`` in it.
+REPO = re.compile(r"(?=.{1,193}$)(?!.*(\.\.|--))(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}(?<![.-])", re.ASCII)
+
+_AGAIN = "write the lock again with `enginix lock`"
+_KEYS = {"version", "repo", "revision", "license", "gated", "model", "files", "select"}
+
+
+@dataclass(frozen=True)
+class LockedFile:
+    """One pinned file.
+
+    Attributes:
+        path: relative to the repository, ``/`` between segments.
+        size: bytes.
+        sha256: 64 lower-case hex digits of the content.
+    """
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was asked for when the lock was written, so that checking and updating ask for the same.
+
+    Attributes:
+        revision: branch, tag or commit that is followed.
+        include, exclude: patterns as huggingface_hub's; empty include means enginix's default.
+        remote_code: Python files of the repository are pinned too.
+    """
+
+    revision: str = "main"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A pinned model.
+
+    Attributes:
+        repo: ``owner/name``.
+        revision: commit, 40 hex digits.
+        license: what the model card says, or None.
+        gated: whether the Hub asks for a token and an accepted licence.
+        model: what evaluation checks a build with: architecture, layers, heads, …
+        files: sorted by path.
+    """
+
+    repo: str
+    revision: str
+    license: str | None
+    gated: Literal[False, "auto", "manual"]
+    model: dict[str, Any]
+    files: tuple[LockedFile, ...]
+    select: Selection = field(default_factory=Selection)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(f.size for f in self.files)
+
+    def dump(self) -> str:
+        """The lock as it is written: the same bytes for the same content, one file a line."""
+        return dump(self)
+
+    @classmethod
+    def parse(cls, text: str | bytes, where: str) -> Lock:
+        """Reads a lock; ``where`` is named in errors.
+
+        Raises:
+            LockError: anything that is not exactly a lock.
+        """
+        return parse(text, where)
+
+
+def read(path: Path) -> Lock:
+    """Reads a lock file.
+
+    Raises:
+        LockError: unreadable, or not a lock.
+    """
+    try:
+        with path.open("rb") as f:
+            data = f.read(LONGEST + 1)
+    except OSError as e:
+        raise LockError(f"cannot be read: {e.strerror}", where=str(path), fix="pass a lock file") from e
+    return parse(data, str(path))
+
+
+def parse(text: str | bytes, where: str) -> Lock:
+    """Reads a lock; see ``Lock.parse``."""
+
+    def refuse(what: str, fix: str = _AGAIN) -> LockError:
+        return LockError(what, where=where, fix=fix)
+
+    try:
+        data = text.encode() if isinstance(text, str) else text
+    except UnicodeEncodeError as e:
+        raise refuse("not UTF-8") from e
+    if len(data) > LONGEST:
+        raise refuse(f"longer than {LONGEST} bytes")
+    try:
+        raw = parse_object(data, where)
+    except ModelError as e:
+        raise refuse(e.what) from e
+    if type(raw.get("version")) is not int or raw["version"] != VERSION:
+        raise refuse(
+            f"lock version {_show(raw.get('version'))}, and this enginix reads {VERSION}",
+            f"use the enginix that wrote it, or {_AGAIN}",
+        )
+    if unknown := sorted(set(raw) - _KEYS):
+        raise refuse(f"unknown key {_show(unknown[0])}")
+    repo, revision = raw.get("repo"), raw.get("revision")
+    if not isinstance(repo, str) or not REPO.fullmatch(repo):
+        raise refuse(f"repo {_show(repo)} is not owner/name")
+    if not isinstance(revision, str) or not COMMIT.fullmatch(revision):
+        raise refuse(f"revision {_show(revision)} is not a commit of 40 hex digits; a branch or tag can move")
+    license_, gated, model = raw.get("license"), raw.get("gated", False), raw.get("model", {})
+    if license_ is not None and not (
+        isinstance(license_, str) and license_.isprintable() and len(license_) <= 200
+    ):
+        raise refuse(f"license {_show(license_)} is not a short text or null")
+    if gated is not False and gated not in ("auto", "manual"):
+        raise refuse(f'gated {_show(gated)} is not false, "auto" or "manual"')
+    if not isinstance(model, dict) or not _plain(model, DEEPEST_FACT):
+        raise refuse("model is not an object of plain facts")
+    return Lock(
+        repo=repo,
+        revision=revision,
+        license=license_,
+        gated=gated,
+        model=model,
+        files=_files(raw.get("files"), refuse),
+        select=_selection(raw.get("select"), refuse),
+    )
+
+
+def check_files(files: tuple[LockedFile, ...], refuse: Any) -> None:
+    """The rules that every list of files keeps, whether it is read, written or fetched.
+
+    Args:
+        refuse: makes the error from its first line and the fix.
+
+    Raises:
+        LockError: a path or format that is refused, or two paths that cannot live together.
+    """
+    for f in files:
+        if why := paths.problem(f.path):
+            raise refuse(f"path {_show(f.path)} {why}", "do not use this repository, or exclude the file")
+        if paths.is_pickle(f.path):
+            raise refuse(
+                f"{f.path} is in a pickle format, which can run code when it is read",
+                "lock a repository with safetensors, or exclude the file",
+            )
+        if (f.size == 0) != (f.sha256 == EMPTY):
+            raise refuse(f"{f.path}: size {f.size} and sha256 contradict each other")
+    if both := paths.clash(f.path for f in files):
+        raise refuse(
+            f"{_show(both[0])} and {_show(both[1])} cannot both exist where case does not count",
+            "exclude one of them",
+        )
+
+
+def dump(lock: Lock) -> str:
+    """See ``Lock.dump``."""
+
+    def line(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True)
+
+    def block(pairs: list[tuple[str, Any]]) -> str:
+        if not pairs:
+            return "{}"
+        return "{\n" + ",\n".join(f"    {line(k)}: {line(v)}" for k, v in pairs) + "\n  }"
+
+    head: list[tuple[str, str]] = [
+        ("version", line(VERSION)),
+        ("repo", line(lock.repo)),
+        ("revision", line(lock.revision)),
+        ("license", line(lock.license)),
+        ("gated", line(lock.gated)),
+    ]
+    if lock.select != Selection():
+        chosen = {
+            "revision": lock.select.revision,
+            "include": list(lock.select.include),
+            "exclude": list(lock.select.exclude),
+            "remoteCode": lock.select.remote_code,
+        }
+        head.append(("select", line(chosen)))
+    files = sorted(lock.files, key=lambda f: f.path)
+    head.append(("model", block(sorted(lock.model.items()))))
+    head.append(("files", block([(f.path, {"sha256": f.sha256, "size": f.size}) for f in files])))
+    return "{\n" + ",\n".join(f'  "{key}": {value}' for key, value in head) + "\n}\n"
+
+
+def _files(raw: Any, refuse: Any) -> tuple[LockedFile, ...]:
+    if not isinstance(raw, dict) or not raw:
+        raise refuse("the lock lists no files")
+    found = []
+    for path, entry in raw.items():
+        if not isinstance(entry, dict) or set(entry) != {"sha256", "size"}:
+            raise refuse(f"{_show(path)} does not have exactly sha256 and size")
+        sha256, size = entry["sha256"], entry["size"]
+        if not isinstance(sha256, str) or not SHA256.fullmatch(sha256):
+            raise refuse(f"{_show(path)}: sha256 {_show(sha256)} is not 64 lower-case hex digits")
+        if type(size) is not int or not 0 <= size <= LARGEST_FILE:
+            raise refuse(f"{_show(path)}: size {_show(size)} is not a number of bytes")
+        found.append(LockedFile(path, size, sha256))
+    files = tuple(sorted(found, key=lambda f: f.path))
+    check_files(files, refuse)
+    return files
+
+
+def _selection(raw: Any, refuse: Any) -> Selection:
+    if raw is None:
+        return Selection()
+    shape = {"revision": str, "include": list, "exclude": list, "remoteCode": bool}
+    if (
+        not isinstance(raw, dict)
+        or set(raw) - set(shape)
+        or any(not isinstance(v, shape[k]) for k, v in raw.items())
+    ):
+        raise refuse("select is not {revision, include, exclude, remoteCode}")
+    words = [raw.get("revision", "main"), *raw.get("include", ()), *raw.get("exclude", ())]
+    if not all(isinstance(w, str) and w and w.isprintable() and len(w) <= paths.LONGEST_PATH for w in words):
+        raise refuse("select holds something that is not a pattern")
+    return Selection(
+        raw.get("revision", "main"),
+        tuple(raw.get("include", ())),
+        tuple(raw.get("exclude", ())),
+        raw.get("remoteCode", False),
+    )
+
+
+def _plain(value: Any, depth: int) -> bool:
+    if value is None or isinstance(value, bool):
+        return True
+    if isinstance(value, int):
+        return -(1 << 63) <= value < 1 << 63  # Nix has no larger integers
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, str):
+        return value.isprintable() and len(value) <= 1000
+    if depth == 0:
+        return False
+    if isinstance(value, dict):
+        return all(_plain(k, 0) and _plain(v, depth - 1) for k, v in value.items())
+    return isinstance(value, list) and all(_plain(v, depth - 1) for v in value)
+
+
+def _show(value: Any) -> str:
+    """A stranger's value, short and printable."""
+    text = ascii(value)
+    return text if len(text) <= 100 else f"{text[:97]}…"

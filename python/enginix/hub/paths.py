@@ -1,0 +1,67 @@
+"""Which file names a lock may hold: those that stay below one directory on every file system."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+
+LONGEST_PATH = 1024  # characters; PATH_MAX is 4096 bytes and the directory before it needs room too
+LONGEST_NAME = 255  # bytes; NAME_MAX of Linux file systems
+
+# Formats whose readers run code that the file brings along (docs.python.org/3/library/pickle.html).
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".dill", ".joblib", ".nemo", ".pickle", ".pkl", ".pt", ".pth")
+RESERVED = "enginix.json"  # the manifest that fetching adds
+
+
+def problem(path: str) -> str | None:
+    """Why ``path`` is refused, or None when it is fine."""
+    if not path:
+        return "is empty"
+    if not path.isprintable():
+        return "has a control or invisible character"
+    if "\\" in path:
+        return "has a backslash"
+    if path.startswith("/") or path[1:2] == ":":
+        return "is absolute"
+    if len(path) > LONGEST_PATH:
+        return f"is longer than {LONGEST_PATH} characters"
+    for name in path.split("/"):
+        if not name:
+            return "has an empty segment"
+        if name in (".", ".."):
+            return f"has a {name!r} segment"
+        if name.casefold() == ".git":
+            return "has a .git segment"
+        if len(name.encode()) > LONGEST_NAME:
+            return f"has a segment longer than {LONGEST_NAME} bytes"
+    if path == RESERVED:
+        return "is the name of the manifest that fetching adds"
+    return None
+
+
+def is_pickle(path: str) -> bool:
+    """Whether the name says that the file is a pickle, or may be one."""
+    return path.lower().endswith(PICKLE_SUFFIXES)
+
+
+def clash(paths: Iterable[str]) -> tuple[str, str] | None:
+    """Two paths that cannot both exist on a file system that ignores case and Unicode form, or None.
+
+    Equal but for case or normalization, or one a file where the other needs a directory.
+    """
+    files: dict[str, str] = {}
+    folders: dict[str, str] = {}
+    for path in paths:
+        key = unicodedata.normalize("NFC", path).casefold()
+        other = files.get(key) or folders.get(key)
+        if other is not None:
+            return other, path
+        files[key] = path
+        at = key.rfind("/")
+        while at > 0:
+            above = key[:at]
+            if above in files:
+                return files[above], path
+            folders.setdefault(above, path)
+            at = key.rfind("/", 0, at)
+    return None

@@ -1,0 +1,88 @@
+"""Which files of a repository a lock takes: weights in safetensors, and what reading them needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from enginix.errors import LockError
+from enginix.hub import paths
+from enginix.hub.api import RemoteFile
+from enginix.hub.lock import Selection
+
+# Patterns match the whole path, and * crosses directories, as huggingface_hub's do.
+INCLUDE = (
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.tiktoken",
+    "*.txt",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+# Copies of the same weights for other software, and hidden files.
+EXCLUDE = (".*", "*/.*", "original/*", "metal/*", "onnx/*", "openvino/*", "coreml/*", "runs/*")
+# Mistral's own layout, beside the Transformers one.
+TWIN = "consolidated*.safetensors"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The files that are taken, and what is said about the others."""
+
+    files: tuple[RemoteFile, ...]
+    notes: tuple[str, ...]
+
+
+def choose(files: Sequence[RemoteFile], select: Selection, repo: str) -> Chosen:
+    """Applies the patterns.
+
+    Raises:
+        LockError: a pickle was asked for by name, or nothing is left, or there are no weights.
+    """
+    notes: list[str] = []
+    exclude = select.exclude
+    if not select.include:
+        exclude = (*exclude, *EXCLUDE)
+        if any(fnmatchcase(f.path, "model*.safetensors") for f in files):
+            exclude = (*exclude, TWIN)
+    include = select.include or INCLUDE
+    taken = []
+    for f in files:
+        if not _any(f.path, include) and not (select.remote_code and f.path.endswith(".py")):
+            continue
+        if _any(f.path, exclude) or f.path == paths.RESERVED:
+            continue
+        if f.path.endswith(".py") and not select.remote_code:
+            notes.append(f"{f.path} left out: code of the repository; --remote-code pins it by its hash")
+            continue
+        taken.append(f)
+    if select.include and (pickles := [f.path for f in taken if paths.is_pickle(f.path)]):
+        raise LockError(
+            f"{pickles[0]} is in a pickle format, which can run code when it is read",
+            where=repo,
+            fix="lock a repository with safetensors; --include only what is not a pickle",
+        )
+    if not taken:
+        raise LockError("no file is left", where=repo, fix="look at --include and --exclude")
+    if not select.include and not any(f.path.endswith(".safetensors") for f in taken):
+        raise LockError(
+            _no_weights(files), where=repo, fix="lock a repository with safetensors, or use --include"
+        )
+    return Chosen(tuple(taken), tuple(notes))
+
+
+def _no_weights(files: Sequence[RemoteFile]) -> str:
+    pickles = [f.path for f in files if paths.is_pickle(f.path)]
+    if pickles:
+        return f"no weights in safetensors; {pickles[0]} is a pickle and is refused"
+    others = [f.path for f in files if f.path.endswith((".gguf", ".onnx", ".h5", ".msgpack"))]
+    return f"no weights in safetensors; there is {others[0]}" if others else "no weights in safetensors"
+
+
+def _any(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(path, p) or (p.endswith("/") and path.startswith(p)) for p in patterns)

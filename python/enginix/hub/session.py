@@ -1,0 +1,113 @@
+"""huggingface_hub, set up once: private caches, time-outs, and a token that never leaves the hub's host."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from enginix import __version__
+from enginix.errors import UsageError
+
+if TYPE_CHECKING:
+    import httpx
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+TIMEOUT = 30.0  # seconds without a byte, for answers of the API
+
+
+def endpoint() -> str:
+    """The hub's address: ``HF_ENDPOINT``, or the public Hub.
+
+    Raises:
+        UsageError: not an http or https address.
+    """
+    text = (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+    try:
+        url = urlsplit(text)
+        fine = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or True)
+    except ValueError:
+        fine = False
+    if not fine:
+        raise UsageError(
+            "not an http(s) address", where="HF_ENDPOINT", fix=f"for instance {DEFAULT_ENDPOINT}"
+        )
+    return text
+
+
+def same_host(url: str, home: str) -> bool:
+    """Whether ``url`` is on the same host and port as ``home`` and not less protected."""
+    try:
+        a, b = urlsplit(url), urlsplit(home)
+        ports = {"http": 80, "https": 443}
+        same_port = (a.port or ports.get(a.scheme)) == (b.port or ports.get(b.scheme))
+    except ValueError:
+        return False
+    upgraded = (b.scheme, a.scheme) == ("http", "https") and a.port is None and b.port is None
+    return a.hostname == b.hostname and ((a.scheme == b.scheme and same_port) or upgraded)
+
+
+def private_caches(directory: Path) -> None:
+    """Makes huggingface_hub and hf_xet keep whatever they cache below ``directory``.
+
+    Builds have no home, and a cache on another file system would hold a second copy. A token that
+    ``hf auth login`` stored is still found. It takes effect when it precedes the first import.
+    """
+    if "huggingface_hub" in sys.modules:
+        return
+    home = os.environ.get("HF_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface"
+    )
+    os.environ.setdefault("HF_TOKEN_PATH", os.path.join(home, "token"))
+    os.environ["HF_HOME"] = str(directory)
+    for name in ("HF_HUB_CACHE", "HF_ASSETS_CACHE", "HF_XET_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        os.environ.pop(name, None)
+
+
+@cache
+def prepare() -> None:
+    """Imports huggingface_hub with quiet, bounded, token-safe defaults. Idempotent."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import constants, set_client_factory
+    from huggingface_hub.utils import logging as hub_logging
+    from huggingface_hub.utils._http import default_client_factory
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    def client() -> httpx.Client:
+        made = default_client_factory()
+        hooks = made.event_hooks
+        made.event_hooks = {**hooks, "request": [*hooks["request"], _keep_token_home]}
+        return made
+
+    set_client_factory(client)
+    disable_progress_bars()
+    # Its warnings carry signed addresses, and what they warn of is retried here.
+    hub_logging.set_verbosity(logging.ERROR)
+    # 10 MB pieces fall out of the processor's cache between the socket, the hash and the file.
+    constants.DOWNLOAD_CHUNK_SIZE = 256 * 1024
+
+
+def headers() -> dict[str, str]:
+    """Headers of a request to the hub, with the token when there is one.
+
+    The token is ``HF_TOKEN``, or what ``hf auth login`` stored.
+    """
+    prepare()
+    from huggingface_hub.utils._headers import build_hf_headers
+
+    return dict(build_hf_headers(library_name="enginix", library_version=__version__))
+
+
+def token() -> str | None:
+    """The token that ``headers`` sends."""
+    return headers().get("authorization", "").removeprefix("Bearer ") or None
+
+
+def _keep_token_home(request: httpx.Request) -> None:
+    """Runs before every request, redirected ones included: the token goes to the hub's own host only."""
+    if not same_host(str(request.url), endpoint()):
+        request.headers.pop("authorization", None)

@@ -1,0 +1,317 @@
+"""One file from the hub to the disk: resumed, retried, and verified before anybody sees it.
+
+huggingface_hub moves the bytes (its Xet path included); here they are hashed as they pass, bounded by the
+size that was promised, and asked for again where the network failed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
+
+from enginix.errors import HashMismatch, HubError
+from enginix.hub import faults, lock, session
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfFileMetadata
+
+TRIES = 6  # attempts in a row that bring no new byte
+LONGEST_PAUSE = 8.0  # seconds
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file and what its bytes must be.
+
+    Attributes:
+        kind: ``sha256`` of the content, or ``git``: SHA-1 as git names the blob.
+    """
+
+    path: str
+    size: int
+    kind: Literal["sha256", "git"]
+    digest: str
+
+    def hasher(self) -> Any:
+        """A fresh hash object for the content."""
+        if self.kind == "sha256":
+            return hashlib.sha256()
+        return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+
+    def matches(self, file: Path) -> bool:
+        """Whether ``file`` is there with these bytes."""
+        try:
+            if file.is_symlink() or not file.is_file() or file.stat().st_size != self.size:
+                return False
+            with file.open("rb") as f:
+                return _feed(self.hasher(), f) == self.digest
+        except OSError:
+            return False
+
+
+class Stopped(Exception):
+    """Another file failed, or the user interrupted: this transfer ends early."""
+
+
+def download(
+    repo: str,
+    commit: str,
+    wanted: Wanted,
+    part: Path,
+    *,
+    moved: Callable[[int], None] = lambda _: None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Brings ``part`` to be the wanted file; bytes that it has already are kept and not asked for again.
+
+    Args:
+        part: where the bytes go; left as it is, for the next attempt, when the network fails for good, and
+            removed when the bytes are wrong.
+        moved: told the number of new bytes as they arrive (negative when some are thrown away).
+        stop: ends the transfer with ``Stopped`` soon after it is set.
+
+    Raises:
+        HashMismatch: the hub promises or sends other bytes; both hashes are shown.
+        HubError: not found, not allowed, or the network failed for good.
+        MachineError: the disk is full or refuses.
+    """
+    session.prepare()
+    import httpx
+
+    stop = stop or threading.Event()
+    where = f"{repo}: {wanted.path}"
+    failures, wrong, use_xet = 0, 0, True
+    while True:
+        had = part.stat().st_size if part.exists() else 0
+        if had > wanted.size:
+            part.unlink()
+            moved(-had)
+            had = 0
+        try:
+            if stop.is_set():
+                raise Stopped
+            with part.open("ab+", buffering=0) as f:
+                sink = _Sink(f, wanted, moved, stop)
+                if had < wanted.size or had == 0:
+                    _attempt(repo, commit, wanted, sink, part, use_xet)
+                got = sink.hexdigest()
+            if got == wanted.digest and part.stat().st_size == wanted.size:
+                return
+            raise HashMismatch(
+                f"{_name(wanted)} is {got}, and {wanted.digest} is pinned",
+                where=where,
+                fix="check HF_ENDPOINT and proxies, or write the lock again and review what changed",
+            )
+        except HashMismatch:
+            have = part.stat().st_size if part.exists() else 0
+            part.unlink(missing_ok=True)
+            moved(-have)
+            wrong += 1
+            # Once may be a bad cable, or a part that a crash left damaged.
+            if wrong == 2 or not have:
+                raise
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, _XetFailed) as e:
+            error = faults.translate(e, repo, wanted.path)
+            new = (part.stat().st_size if part.exists() else 0) - had
+            failures = 0 if new > 0 else failures + 1
+            use_xet = use_xet and not isinstance(e, _XetFailed)
+            if not _worth_another_try(e) or failures >= TRIES:
+                raise error from e
+            stop.wait(min(0.25 * 2**failures, LONGEST_PAUSE))
+
+
+class _XetFailed(Exception):
+    """The Xet path failed; plain HTTP is tried next."""
+
+
+class _TooLong(HubError):
+    """More bytes than the size that was promised."""
+
+
+class _Sink:
+    """What huggingface_hub writes to: a file that is hashed on the way, and that never grows too long."""
+
+    def __init__(
+        self, file: Any, wanted: Wanted, moved: Callable[[int], None], stop: threading.Event
+    ) -> None:
+        self._file, self._wanted, self._moved, self._stop = file, wanted, moved, stop
+        self._hash = wanted.hasher()
+        file.seek(0)
+        _feed(self._hash, file)
+        self.size: int = file.tell()
+
+    def write(self, data: bytes) -> int:
+        if self._stop.is_set():
+            raise Stopped
+        if self.size + len(data) > self._wanted.size:
+            raise _TooLong(
+                "the hub sends more bytes than are pinned", where=self._wanted.path, fix="run again"
+            )
+        view = memoryview(data)
+        while view:
+            done = self._file.write(view)
+            self._hash.update(view[:done])
+            self.size += done
+            self._moved(done)
+            view = view[done:]
+        return len(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    def seek(self, to: int) -> int:
+        """Called before ``truncate`` only: the hub ignored the range and sends the file from its start."""
+        return to
+
+    def truncate(self) -> int:
+        self._file.truncate(0)
+        self._file.seek(0)
+        self._moved(-self.size)
+        self._hash, self.size = self._wanted.hasher(), 0
+        return 0
+
+    def reread(self) -> None:
+        """Hashes what another writer put into the file."""
+        self._hash, before = self._wanted.hasher(), self.size
+        self._file.seek(0)
+        _feed(self._hash, self._file)
+        self.size = self._file.tell()
+        self._moved(self.size - before)
+
+    def hexdigest(self) -> str:
+        return str(self._hash.hexdigest())
+
+
+def _attempt(repo: str, commit: str, wanted: Wanted, sink: _Sink, part: Path, use_xet: bool) -> None:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils._runtime import is_xet_available
+
+    home = session.endpoint()
+    headers = session.headers()
+    url = hf_hub_url(repo, wanted.path, revision=commit, endpoint=home)
+    found = get_hf_file_metadata(
+        url, headers=headers, token=_plain_token(headers), timeout=15, endpoint=home, retry_on_errors=True
+    )
+    _check(found, repo, commit, wanted)
+    if wanted.size == 0:
+        return
+    xet = found.xet_file_data
+    if use_xet and xet is not None and is_xet_available() and session.same_host(xet.refresh_route, home):
+        _xet(xet, headers, wanted, sink, part)
+        return
+    if not session.same_host(found.location, home):
+        headers.pop("authorization", None)
+    http_get(
+        found.location,
+        cast(BinaryIO, sink),
+        resume_size=sink.size,
+        headers=headers,
+        expected_size=wanted.size,
+        displayed_filename=wanted.path,
+    )
+
+
+def _check(found: HfFileMetadata, repo: str, commit: str, wanted: Wanted) -> None:
+    """Refuses before the first byte what cannot become the wanted file."""
+    where = f"{repo}: {wanted.path}"
+    if found.commit_hash is None:
+        raise HubError(
+            f"{session.endpoint()} does not answer as a hub: no commit in its answer",
+            where=where,
+            fix="check HF_ENDPOINT, proxies and captive portals",
+        )
+    if found.commit_hash != commit:
+        raise HubError(
+            f"the hub answers with commit {faults.clean(found.commit_hash)}, and {commit} is pinned",
+            where=where,
+            fix="check HF_ENDPOINT, or write the lock again",
+        )
+    if found.size is not None and found.size != wanted.size:
+        raise HashMismatch(
+            f"the hub has {found.size} bytes, and {wanted.size} are pinned",
+            where=where,
+            fix="write the lock again with `enginix lock` and review what changed",
+        )
+    promised = found.etag or ""
+    pattern = lock.SHA256 if wanted.kind == "sha256" else lock.COMMIT
+    if pattern.fullmatch(promised) and promised != wanted.digest:
+        raise HashMismatch(
+            f"the hub promises {_name(wanted)} {promised}, and {wanted.digest} is pinned",
+            where=where,
+            fix="write the lock again with `enginix lock` and review what changed",
+        )
+
+
+def _xet(xet: Any, headers: dict[str, str], wanted: Wanted, sink: _Sink, part: Path) -> None:
+    from huggingface_hub.file_download import xet_get
+
+    if sink.size:
+        sink.truncate()
+    try:
+        xet_get(
+            incomplete_path=part,
+            xet_file_data=xet,
+            headers=headers,
+            expected_size=wanted.size,
+            displayed_filename=wanted.path,
+        )
+    except Exception as e:
+        sink.truncate()
+        if isinstance(e, OSError) and e.errno == errno.ENOSPC:
+            raise
+        raise _XetFailed(f"Xet: {e}") from e
+    sink.reread()
+
+
+def _worth_another_try(e: Exception) -> bool:
+    """Whether the same request may succeed a moment later."""
+    import httpx
+    from huggingface_hub import errors
+
+    if isinstance(e, _XetFailed):
+        return True
+    if isinstance(e, errors.HfHubHTTPError):
+        gone = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError)
+        if isinstance(e, gone) or e.response.headers.get("X-Error-Code"):
+            return False
+        # 400, 401 and 403 without the Hub's own code come from storage, when a signed address expired.
+        home = session.same_host(str(e.response.url), session.endpoint())
+        return (
+            e.response.status_code >= 500
+            or e.response.status_code in (408, 416, 429)
+            or (
+                e.response.status_code in (400, 401, 403) and not (home and "/resolve" in e.response.url.path)
+            )
+        )
+    if isinstance(e, httpx.HTTPError):
+        return isinstance(e, httpx.TransportError) and not isinstance(e, httpx.UnsupportedProtocol)
+    # huggingface_hub says "consistency check failed" as an OSError without number.
+    return isinstance(e, OSError) and e.errno is None
+
+
+def _plain_token(headers: dict[str, str]) -> str | bool:
+    return headers.get("authorization", "").removeprefix("Bearer ") or False
+
+
+def _name(wanted: Wanted) -> str:
+    return "sha256" if wanted.kind == "sha256" else "git oid"
+
+
+def _feed(digest: Any, f: Any) -> str:
+    while block := f.read(BLOCK):
+        digest.update(block)
+    return str(digest.hexdigest())
+
+
+def free_bytes(directory: Path) -> int:
+    """Bytes that an ordinary user may still write to the file system of ``directory``."""
+    s = os.statvfs(directory)
+    return s.f_bavail * s.f_frsize

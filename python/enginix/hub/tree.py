@@ -1,0 +1,41 @@
+"""A whole commit, as a git-lfs clone without ``.git`` has it.
+
+Each file is checked before it counts: large ones against the sha256 of the listing, small ones against git's
+name of their content. The Hub's interface does not show executable bits and symbolic links, so every file is
+a plain one here, as nearly every model repository has them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from enginix.errors import LockError
+from enginix.hub import api, paths
+from enginix.hub.fetch import JOBS, Fetched, collect, require_commit
+from enginix.hub.transfer import Wanted
+
+
+def fetch_tree(repo: str, commit: str, out: Path, jobs: int = JOBS) -> Fetched:
+    """Fetches every file of a commit into the new directory ``out``; nothing is left when it fails.
+
+    Raises:
+        LockError: the listing has a path that may not be written.
+        HubError, HashMismatch, MachineError, UsageError: as ``fetch``.
+    """
+    require_commit(repo, commit)
+    listing = api.list_files(repo, commit)
+    for f in listing:
+        # What a clone has, this has too: enginix.json is an ordinary file here.
+        if (why := paths.problem(f.path)) and f.path != paths.RESERVED:
+            raise LockError(f"path {ascii(f.path)[:100]} {why}", where=repo, fix="do not use this repository")
+    if both := paths.clash(f.path for f in listing):
+        raise LockError(
+            f"{both[0]!a} and {both[1]!a} cannot both exist where case does not count",
+            where=repo,
+            fix="lock the files that you need with `enginix lock --exclude`",
+        )
+    wanted = [
+        Wanted(f.path, f.size, "sha256", f.sha256) if f.sha256 else Wanted(f.path, f.size, "git", f.oid)
+        for f in listing
+    ]
+    return collect(repo, commit, wanted, out, jobs=jobs, keep=False)
