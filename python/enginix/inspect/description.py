@@ -1,0 +1,230 @@
+"""What a model is: one frozen record, from its JSON files and headers, for people, JSON and the planner.
+
+Everything that a model's files say is told, also where it cannot be converted; then ``refusal`` says why not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from enginix.errors import ModelError
+from enginix.inspect.parameters import Count, count
+from enginix.inspect.roles import by_role
+from enginix.inspect.skeleton import Model
+from enginix.model import ModelConfig, Weights, open_weights
+from enginix.model.jsonfile import read_object
+from enginix.model.safetensors import INDEX, SINGLE
+from enginix.tables import table
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """A model's quantization as it names itself.
+
+    Attributes:
+        algorithm: TensorRT-LLM's name where there is one (``NVFP4``), else the method's (``awq``).
+        kv_cache: ``FP8``, another name, or None for the model's dtype.
+        producer: what wrote it and its version, for instance ``modelopt 0.37.0``; None where it does not say.
+        said_by: the file that says so.
+    """
+
+    algorithm: str | None
+    kv_cache: str | None
+    group_size: int | None
+    exclude: tuple[str, ...]
+    producer: str | None
+    said_by: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model. Sizes are None where ``config.json`` does not tell.
+
+    Attributes:
+        count: from headers; None for a model without safetensors.
+        chat_template: the file that holds it; None for none.
+        files: role → paths.
+        size: bytes of all files.
+        refusal: why ``enginix convert`` would refuse it, and what to do; None when it would not.
+        fetched: bytes that came over the network to tell all this.
+    """
+
+    source: str
+    repo: str | None
+    revision: str | None
+    license: str | None
+    gated: str | bool
+    architecture: str | None
+    model_type: str | None
+    count: Count | None
+    layers: int | None
+    heads: int | None
+    kv_heads: int | None
+    head_size: int | None
+    hidden_size: int | None
+    intermediate_size: int | None
+    experts: int | None
+    experts_per_token: int | None
+    vocabulary: int | None
+    context: int | None
+    dtype: str | None
+    tied_embeddings: bool
+    quantization: Quantization | None
+    chat_template: str | None
+    files: Mapping[str, tuple[str, ...]]
+    size: int
+    refusal: str | None
+    fetched: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Keys in camel case, as every JSON that enginix prints."""
+        found: dict[str, Any] = _camel(asdict(self))
+        return found
+
+
+def describe(model: Model) -> Description:
+    """Reads what describes ``model``.
+
+    Raises:
+        ModelError: no ``config.json``, JSON that is none, or headers that contradict themselves.
+    """
+    raw = read_object(model.directory / "config.json")
+    weights = _weights(model)
+    # Models of text and images keep the language model's sizes one level down.
+    text = raw.get("text_config")
+    sizes = {**raw, **text} if isinstance(text, dict) else raw
+    names = raw.get("architectures")
+    heads, hidden = _size(sizes, "num_attention_heads", "n_head"), _size(sizes, "hidden_size", "n_embd")
+    head_size = _size(sizes, "head_dim")
+    if head_size is None and heads and hidden:
+        head_size = hidden // heads
+    dtype = sizes.get("dtype", sizes.get("torch_dtype"))
+    return Description(
+        source=model.source,
+        repo=model.repo,
+        revision=model.revision,
+        license=model.license,
+        gated=model.gated,
+        architecture=names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None,
+        model_type=_text(raw.get("model_type")),
+        count=count(weights.tensors, raw) if weights else None,
+        layers=_size(sizes, "num_hidden_layers", "n_layer"),
+        heads=heads,
+        kv_heads=_size(sizes, "num_key_value_heads") or heads,
+        head_size=head_size,
+        hidden_size=hidden,
+        intermediate_size=_size(sizes, "intermediate_size", "n_inner"),
+        experts=_size(sizes, "num_local_experts", "num_experts", "n_routed_experts"),
+        experts_per_token=_size(sizes, "num_experts_per_tok"),
+        vocabulary=_size(sizes, "vocab_size"),
+        context=_size(sizes, "max_position_embeddings", "n_positions"),
+        dtype=dtype.removeprefix("torch.") if isinstance(dtype, str) else None,
+        tied_embeddings=sizes.get("tie_word_embeddings") is True,
+        quantization=_quantization(model, raw),
+        chat_template=_chat_template(model),
+        files=by_role(model.files),
+        size=sum(model.files.values()),
+        refusal=_refusal(model.directory, weights),
+        fetched=model.fetched,
+    )
+
+
+def _weights(model: Model) -> Weights | None:
+    if SINGLE in model.files or INDEX in model.files:
+        return open_weights(model.directory)
+    return None
+
+
+def _size(raw: Mapping[str, Any], *keys: str) -> int | None:
+    for key in keys:
+        value = raw.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31:
+            return value
+    return None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _quantization(model: Model, raw: Mapping[str, Any]) -> Quantization | None:
+    """ModelOpt's sidecar first, then ``quantization_config``; nothing is refused here."""
+    sidecar, inline = model.directory / "hf_quant_config.json", raw.get("quantization_config")
+    said_by, producer, entry = "config.json", None, inline
+    if sidecar.exists():
+        said = read_object(sidecar)
+        said_by, producer, entry = sidecar.name, said.get("producer"), said.get("quantization")
+    if not isinstance(entry, dict):
+        return None
+    producer = entry.get("producer", producer)
+    method = _text(entry.get("quant_method"))
+    name = _text(entry.get("quant_algo")) or method
+    if method == "fp8" and entry.get("weight_block_size"):
+        name = "FP8_BLOCK_SCALES"
+    exclude = entry.get("exclude_modules", entry.get("ignore", entry.get("modules_to_not_convert")))
+    return Quantization(
+        algorithm=_algorithm(name),
+        kv_cache=_text(entry.get("kv_cache_quant_algo")) or _scheme(entry.get("kv_cache_scheme")),
+        group_size=_size(entry, "group_size"),
+        exclude=tuple(e for e in exclude if isinstance(e, str)) if isinstance(exclude, list) else (),
+        producer=_producer(producer) or (method if method not in (None, name) else None),
+        said_by=said_by,
+    )
+
+
+def _algorithm(name: str | None) -> str | None:
+    for known, row in table("quantization")["algorithms"].items():
+        if name == known or name in row["aliases"]:
+            return None if known == "NO_QUANT" else str(known)
+    return name
+
+
+def _scheme(value: Any) -> str | None:
+    if not isinstance(value, dict):
+        return None
+    if value.get("num_bits") == 8 and value.get("type") == "float":
+        return "FP8"
+    return f"{value.get('num_bits')}-bit {value.get('type')}"
+
+
+def _producer(value: Any) -> str | None:
+    if not isinstance(value, dict):
+        return _text(value)
+    return " ".join(v for k in ("name", "version") if (v := _text(value.get(k)))) or None
+
+
+def _chat_template(model: Model) -> str | None:
+    for name in ("chat_template.jinja", "chat_template.json"):
+        if name in model.files:
+            return name
+    path = model.directory / "tokenizer_config.json"
+    if path.exists() and read_object(path).get("chat_template"):
+        return path.name
+    return None
+
+
+def _refusal(directory: Path, weights: Weights | None) -> str | None:
+    if weights is None:
+        return "no safetensors weights (pass --include to lock other formats only if you know why)"
+    try:
+        ModelConfig.read(directory)
+    except ModelError as e:
+        return f"{e.what}; {e.fix}" if e.fix else e.what
+    return None
+
+
+def _camel(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_name(k): _camel(v) for k, v in value.items()}
+    return [_camel(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _name(key: str) -> str:
+    # Paths, dtype codes and roles are values that happen to be keys.
+    if "_" not in key or not key.islower() or "." in key:
+        return key
+    head, *rest = key.split("_")
+    return head + "".join(word.capitalize() for word in rest)
