@@ -1,0 +1,1 @@
+"""Triton model repositories: their contract, their files, their checks, and the models that they ship."""

@@ -1,0 +1,242 @@
+"""Starts Triton on a repository, and knows that it answers.
+
+  enginix serve REPOSITORY --tritonserver DIR                         until SIGINT or SIGTERM
+  enginix serve REPOSITORY --tritonserver DIR --ask "Once upon a time" --exit-after-ask
+
+Everything that can be wrong is looked for first: the repository as a whole, its engine against the server's
+runtime, the Python environment against Triton's stub, shared memory, the three ports. Then tritonserver is
+started on loopback, model control off, nothing filled in by auto-completion. It counts as ready when a
+generation succeeded (with the golden tokens of the engine's manifest where it has some), never before; systemd
+is told then (Type=notify).
+
+DIR holds bin/tritonserver and backends/python/{libtriton_python.so,triton_python_backend_stub,
+triton_python_backend_utils.py}; $ENGINIX_TRITONSERVER is its default. The Python models run in the
+environment of --python, which must be the stub's Python version and have torch, tokenizers and a NumPy that
+the stub can read.
+
+--dry-run prints the exact command and environment; --check runs the preflight; neither starts anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from enginix import console
+
+if TYPE_CHECKING:
+    from enginix.serve.client import Client
+    from enginix.serve.launch import Plan
+    from enginix.serve.preflight import Repository
+
+
+class _Stopped(Exception):
+    """SIGINT or SIGTERM came."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument(
+        "repository", type=Path, metavar="REPOSITORY", help="directory that enginix triton-repo wrote"
+    )
+    parser.add_argument("--tritonserver", type=Path, metavar="DIR", help="the installation (see above)")
+    parser.add_argument(
+        "--python",
+        type=Path,
+        metavar="P",
+        help="python3 whose environment runs the models (default: this one)",
+    )
+    parser.add_argument(
+        "--model-runtime",
+        metavar="NAME",
+        help="the installation's runtime, where its runtime.json does not say it",
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="IP", help="address of all three (default: loopback)"
+    )
+    for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
+        parser.add_argument(
+            f"--{name}-port", type=int, default=port, metavar="N", help=f"default: {port}; 0 takes a free one"
+        )
+    parser.add_argument(
+        "--start-timeout",
+        type=float,
+        default=600,
+        metavar="S",
+        help="seconds until it must answer (default: 600)",
+    )
+    parser.add_argument(
+        "--exit-timeout",
+        type=int,
+        default=30,
+        metavar="S",
+        help="seconds for running requests at the end (default: 30)",
+    )
+    parser.add_argument("--check", action="store_true", help="run the preflight only")
+    parser.add_argument("--dry-run", action="store_true", help="print command and environment only")
+    parser.add_argument("--ask", metavar="PROMPT", help="ask this once it is ready, whole and streamed")
+    parser.add_argument("--max-tokens", type=int, default=64, metavar="N", help="of --ask (default: 64)")
+    parser.add_argument("--exit-after-ask", action="store_true", help="stop the server after the answer")
+    parser.add_argument(
+        "--verbose", action="store_true", help="show the server's log while it starts, and more of it"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves."""
+    from enginix.errors import UsageError
+    from enginix.serve import launch, ports, preflight, tritonserver
+
+    if args.exit_after_ask and args.ask is None:
+        raise UsageError("needs --ask", where="--exit-after-ask")
+    server = tritonserver.find(args.tritonserver, args.model_runtime)
+    repository = preflight.check_repository(args.repository, server)
+    named = [(f"--{n}-port", getattr(args, f"{n}_port")) for n in ("http", "grpc", "metrics")]
+    ports.family(args.host)
+    python = (args.python or Path(sys.executable).with_name("python3")).absolute()
+
+    def plan(numbers: list[int]) -> launch.Plan:
+        return launch.Plan(
+            server=server,
+            repository=repository.directory,
+            python=python,
+            endpoints=launch.Endpoints(args.host, *numbers),
+            exit_timeout=launch.check_exit_timeout(args.exit_timeout),
+            verbose=1 if args.verbose else 0,
+        )
+
+    if args.dry_run:
+        described = launch.describe(plan([port for _, port in named]))
+        console.result(described, launch.as_text(described), as_json=args.json)
+        return 0
+    tritonserver.check_python(python, server)
+    preflight.check_shared_memory(repository.instances)
+    numbers = ports.reserve(args.host, named)
+    if args.check:
+        console.result(
+            {
+                "repository": str(repository.directory),
+                "runtime": server.runtime,
+                "ports": numbers,
+                "ok": True,
+            },
+            f"{repository.manifest.name}: repository, runtime {server.runtime}, Python, shared memory, ports "
+            f"{', '.join(map(str, numbers))}: fine",
+            as_json=args.json,
+        )
+        return 0
+    return _serve(args, plan(numbers), repository)
+
+
+def _serve(args: argparse.Namespace, plan: Plan, repository: Repository) -> int:
+    from enginix.serve.client import Client
+    from enginix.serve.launch import LOOPBACK
+    from enginix.serve.notify import notify
+    from enginix.serve.readiness import await_ready, golden
+    from enginix.serve.supervisor import Supervised, explain
+
+    if args.host not in LOOPBACK:
+        console.say(
+            f"warning: {args.host} is reachable from outside; Triton has no authentication and no TLS on HTTP"
+        )
+    quiet = True
+
+    def show(line: str) -> None:
+        if args.verbose or not quiet:
+            console.say(line)
+
+    # From here on SIGTERM and SIGINT end the server first, and then this process with status 0.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _raise_stopped)
+    client = Client(args.host if args.host not in ("0.0.0.0", "::") else "127.0.0.1", plan.endpoints.http)
+    try:
+        server = Supervised(plan, show)
+    except _Stopped:
+        return 0
+    status = 0
+    try:
+        with server:
+            try:
+                seconds = await_ready(server, client, golden(repository.manifest), args.start_timeout)
+                notify("READY=1")
+                console.say(
+                    f"{repository.manifest.name} answers at {client.url} after {seconds:.1f} s "
+                    f"(gRPC {plan.endpoints.grpc}, metrics {plan.endpoints.metrics})"
+                )
+                console.say(f"try: {curl(client)}")
+                asked = _ask(args, client) if args.ask is not None else None
+                if args.json:
+                    console.result(_described(plan, seconds, asked), "", as_json=True)
+                if not args.exit_after_ask:
+                    quiet = args.ask is not None and not args.verbose
+                    status = server.wait()
+                    raise explain(server.last_lines(400), status)
+            except _Stopped:
+                pass
+            notify("STOPPING=1")
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                # A second signal is an order to end at once.
+                signal.signal(number, lambda *_: server.kill())
+            status = server.stop()
+            console.say("stopped" if status == 0 else f"tritonserver ended with status {status}")
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+    return 0 if status == 0 else 5
+
+
+def _raise_stopped(number: int, frame: FrameType | None) -> None:
+    raise _Stopped
+
+
+def curl(client: Client) -> str:
+    """The line that asks the server from a shell."""
+    body = json.dumps({"text_input": "Once upon a time", "max_tokens": 32})
+    return f"curl -s {client.url}/v2/models/ensemble/generate -d '{body}'"
+
+
+def _ask(args: argparse.Namespace, client: Client) -> Any:
+    from enginix.serve.ask import ask
+
+    def piece(text: str) -> None:
+        if not args.json:
+            print(text, end="", flush=True)
+
+    if not args.json:
+        print(args.ask, end="", flush=True)
+    answer = ask(client, args.ask, args.max_tokens, piece)
+    if not args.json:
+        print(flush=True)
+    if answer.streamed != answer.text:
+        console.say("warning: the streamed text differs from the text of /generate")
+    console.say(
+        f"{answer.tokens} tokens, {answer.tokens_per_second:.1f} tokens/s, "
+        f"first after {answer.first_token_seconds * 1000:.0f} ms, finish reason {answer.finish_reason}"
+    )
+    return answer
+
+
+def _described(plan: Plan, seconds: float, answer: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "ready": True,
+        "seconds": round(seconds, 3),
+        "host": plan.endpoints.host,
+        "httpPort": plan.endpoints.http,
+        "grpcPort": plan.endpoints.grpc,
+        "metricsPort": plan.endpoints.metrics,
+    }
+    if answer is not None:
+        found["answer"] = {
+            "text": answer.text,
+            "streamed": answer.streamed,
+            "tokens": answer.tokens,
+            "tokensPerSecond": round(answer.tokens_per_second, 1),
+            "firstTokenSeconds": round(answer.first_token_seconds, 4),
+            "finishReason": answer.finish_reason,
+        }
+    return found

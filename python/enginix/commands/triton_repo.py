@@ -1,0 +1,132 @@
+"""Engine → Triton model repository, validated before it is written.
+
+  enginix triton-repo ENGINE -o DIR
+
+ENGINE is the output of `enginix build --kind reference`. The repository has NVIDIA's four models with
+NVIDIA's tensor
+names: preprocessing, tensorrt_llm (decoupled, continuous batching), postprocessing and ensemble, which is
+    the one to
+ask. Its files name the engine, its tokenizer and the enginix package by absolute path, so these must stay
+where they are; in a Nix store they do.
+
+Every config.pbtxt is rendered through Triton's protobuf schema and parsed back, and the repository is
+checked as a
+whole: names, versions, maps between the ensemble and its steps, data types, batch sizes, parameter keys,
+    placeholders,
+limits against the engine's. A mistake is an error that names the key and the nearest known one.
+
+Serve it with `enginix serve DIR --tritonserver …`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from enginix import console
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("engine", type=Path, metavar="ENGINE", help="directory that enginix build wrote")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="the repository to write"
+    )
+    parser.add_argument(
+        "--max-batch-size",
+        type=int,
+        metavar="N",
+        help="requests that run at once (default: 8, or the engine's limit)",
+    )
+    parser.add_argument(
+        "--max-tokens-limit",
+        type=int,
+        metavar="N",
+        help="largest max_tokens of a request (default: what fits)",
+    )
+    parser.add_argument(
+        "--max-queue-delay-microseconds",
+        type=int,
+        default=0,
+        metavar="N",
+        help="how long preprocessing waits to fill a batch (default: 0)",
+    )
+    parser.add_argument(
+        "--max-queue-size",
+        type=int,
+        default=0,
+        metavar="N",
+        help="requests that may wait (default: 0, no limit)",
+    )
+    for model in ("preprocessing", "postprocessing"):
+        parser.add_argument(
+            f"--{model}-instances",
+            type=int,
+            default=1,
+            metavar="N",
+            help=f"processes of {model} (default: 1)",
+        )
+    parser.add_argument(
+        "--device", default="cpu", help="where the reference executor runs: cpu, cuda, cuda:N"
+    )
+    parser.add_argument(
+        "--no-add-special-tokens",
+        action="store_true",
+        help="give prompts to the model without the tokenizer's special tokens",
+    )
+    parser.add_argument(
+        "--keep-special-tokens", action="store_true", help="show special tokens in the answer's text"
+    )
+    parser.add_argument(
+        "--include-input",
+        action="store_true",
+        help="answers begin with the prompt unless a request says otherwise",
+    )
+    parser.add_argument(
+        "--enginix-path",
+        type=Path,
+        metavar="DIR",
+        help="directory with the enginix package that the models import",
+    )
+    parser.add_argument(
+        "--add-model",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="put this model beside, as a link",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Builds the repository."""
+    from enginix.triton.repository import Options, build
+
+    start = time.monotonic()
+    options = build(
+        args.engine,
+        args.output,
+        Options(
+            max_batch_size=args.max_batch_size,
+            max_tokens_limit=args.max_tokens_limit,
+            max_queue_delay_microseconds=args.max_queue_delay_microseconds,
+            max_queue_size=args.max_queue_size,
+            preprocessing_instances=args.preprocessing_instances,
+            postprocessing_instances=args.postprocessing_instances,
+            device=args.device,
+            add_special_tokens=not args.no_add_special_tokens,
+            skip_special_tokens=not args.keep_special_tokens,
+            exclude_input_in_output=not args.include_input,
+        ),
+        enginix_path=args.enginix_path,
+        add_models=args.add_model,
+    )
+    seconds = time.monotonic() - start
+    console.result(
+        {"output": str(args.output), "options": options, "seconds": round(seconds, 3)},
+        f"Triton repository {args.output}: batches of {options['max_batch_size']}, "
+        f"up to {options['max_tokens_limit']} tokens an answer, {seconds:.1f} s",
+        as_json=args.json,
+    )
+    return 0

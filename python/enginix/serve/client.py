@@ -1,0 +1,89 @@
+"""Triton's generate extension over HTTP: one answer, or a stream of pieces."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from enginix.errors import MachineError
+
+# Names of Triton's protocol extension "generate" (docs/protocol/extension_generate.md of its server).
+GENERATE = "/v2/models/{model}/generate"
+STREAM = "/v2/models/{model}/generate_stream"
+
+
+class Client:
+    """Asks one server.
+
+    Args:
+        timeout: seconds between two bytes.
+    """
+
+    def __init__(self, host: str, port: int, timeout: float = 60.0) -> None:
+        self._address = (host, port)
+        self._timeout = timeout
+
+    @property
+    def url(self) -> str:
+        """``http://host:port``."""
+        host, port = self._address
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def ready(self) -> bool:
+        """Whether all models are loaded; not whether they can answer."""
+        try:
+            connection = self._connection()
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def generate(self, model: str, body: dict[str, Any]) -> dict[str, Any]:
+        """One answer.
+
+        Raises:
+            MachineError: the server refuses or fails, with its own words.
+        """
+        response = self._post(GENERATE.format(model=model), body)
+        return self._checked(response.status, response.read())
+
+    def stream(self, model: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Pieces as they come (server-sent events).
+
+        Raises:
+            MachineError: the server refuses or fails, or the stream breaks off.
+        """
+        response = self._post(STREAM.format(model=model), body)
+        if response.status != 200:
+            self._checked(response.status, response.read())
+        try:
+            for raw in response:
+                line = raw.strip()
+                if line.startswith(b"data:"):
+                    yield self._checked(200, line[5:])
+        except (OSError, http.client.HTTPException) as e:
+            raise MachineError(f"the stream broke off: {e or type(e).__name__}", where=self.url) from e
+
+    def _connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(*self._address, timeout=self._timeout)
+
+    def _post(self, path: str, body: dict[str, Any]) -> http.client.HTTPResponse:
+        try:
+            connection = self._connection()
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            return connection.getresponse()
+        except (OSError, http.client.HTTPException) as e:
+            raise MachineError(f"no answer: {e or type(e).__name__}", where=self.url) from e
+
+    def _checked(self, status: int, text: bytes) -> dict[str, Any]:
+        # Triton answers 200 with an error inside when a response fails after the status was sent.
+        try:
+            found = json.loads(text)
+        except ValueError as e:
+            raise MachineError(f"not JSON: {text[:200]!r}", where=self.url) from e
+        if status != 200 or not isinstance(found, dict) or "error" in found:
+            message = found.get("error", found) if isinstance(found, dict) else found
+            raise MachineError(f"refused ({status}): {message}", where=self.url)
+        return found

@@ -1,0 +1,122 @@
+"""The exact command and environment of a server."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enginix.errors import UsageError
+from enginix.serve.tritonserver import TritonServer
+
+LOOPBACK = ("127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Address of all three endpoints, and their ports."""
+
+    host: str
+    http: int
+    grpc: int
+    metrics: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a start needs.
+
+    Attributes:
+        repository: the model repository.
+        python: the ``python3`` whose environment runs the Python models.
+        exit_timeout: seconds that running requests have to finish after SIGTERM.
+        verbose: Triton's own verbosity, 0 is normal.
+    """
+
+    server: TritonServer
+    repository: Path
+    python: Path
+    endpoints: Endpoints
+    exit_timeout: int = 30
+    verbose: int = 0
+
+    def command(self, shm_prefix: str) -> list[str]:
+        """The command line.
+
+        Args:
+            shm_prefix: of the names of shared-memory regions; one of its own for each server, so that
+                leftovers of a killed one are known.
+        """
+        e = self.endpoints
+        return [
+            str(self.server.program),
+            f"--model-repository={self.repository}",
+            f"--backend-directory={self.server.backends}",
+            "--model-control-mode=none",
+            # Every configuration is complete; nothing may be filled in by chance.
+            "--disable-auto-complete-config",
+            "--exit-on-error=true",
+            "--strict-readiness=true",
+            # gRPC would stay on 0.0.0.0 with --http-address alone.
+            f"--http-address={e.host}",
+            f"--grpc-address={e.host}",
+            f"--metrics-address={e.host}",
+            f"--http-port={e.http}",
+            f"--grpc-port={e.grpc}",
+            f"--metrics-port={e.metrics}",
+            "--allow-sagemaker=false",
+            "--allow-vertex-ai=false",
+            f"--exit-timeout-secs={self.exit_timeout}",
+            f"--log-verbose={self.verbose}",
+            f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+        ]
+
+    def environment(self, state: Path) -> dict[str, str]:
+        """The whole environment: nothing else is inherited but what names libraries, time zone and language.
+
+        Args:
+            state: a private directory, for HOME and temporary files.
+        """
+        env = {
+            k: os.environ[k]
+            for k in ("LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+            if k in os.environ
+        }
+        return env | {
+            # The stub takes the environment of the first python3.
+            "PATH": f"{self.python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "HOME": str(state),
+            "TMPDIR": str(state),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """The plan as ``--dry-run`` shows it."""
+    state = Path("$STATE")
+    return {
+        "command": plan.command("enginix-$PREFIX-"),
+        "environment": plan.environment(state),
+        "endpoints": {
+            "http": plan.endpoints.http,
+            "grpc": plan.endpoints.grpc,
+            "metrics": plan.endpoints.metrics,
+            "host": plan.endpoints.host,
+        },
+    }
+
+
+def as_text(described: dict[str, Any]) -> str:
+    """Environment and command as a shell would take them."""
+    lines = [f"{k}={json.dumps(v)}" for k, v in sorted(described["environment"].items())]
+    return " \\\n  ".join([*lines, *described["command"]])
+
+
+def check_exit_timeout(seconds: int) -> int:
+    """Refuses what Triton would."""
+    if not 0 <= seconds <= 86400:
+        raise UsageError(f"{seconds} is not between 0 and 86400", where="--exit-timeout")
+    return seconds

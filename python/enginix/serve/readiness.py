@@ -1,0 +1,93 @@
+"""Ready means able to answer: a generation succeeded, and its tokens are the engine's golden ones."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from enginix.console import Heartbeat
+from enginix.errors import GateError, MachineError
+from enginix.manifest import Manifest
+from enginix.serve.client import Client
+from enginix.serve.supervisor import StartError, Supervised
+from enginix.triton.contract import ENSEMBLE, EXECUTOR
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A prefix and what the engine continues it with, greedily; recorded when the engine was built."""
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+
+def golden(repository: Manifest) -> Golden | None:
+    """``results.golden`` (``promptTokens`` and ``tokens``) of a manifest, if it has one."""
+    found = repository.results.get("golden")
+    if not isinstance(found, dict):
+        return None
+    prompt, tokens = found.get("promptTokens"), found.get("tokens")
+    if not (_ids(prompt) and _ids(tokens)):
+        return None
+    assert isinstance(prompt, list) and isinstance(tokens, list)
+    return Golden(tuple(prompt), tuple(tokens))
+
+
+def _ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(v) is int and v >= 0 for v in value)
+
+
+def await_ready(server: Supervised, client: Client, expected: Golden | None, timeout: float) -> float:
+    """Waits until the server answers; returns the seconds it took.
+
+    Raises:
+        StartError: the server ended, or was not ready in time.
+        GateError: it answers with other tokens than the engine's golden ones.
+    """
+    start = time.monotonic()
+    heartbeat = Heartbeat(30)
+    while not client.ready():
+        server.check_running()
+        waited = time.monotonic() - start
+        if waited > timeout:
+            lines = "\n    ".join(server.last_lines())
+            raise StartError(
+                f"not ready after {waited:.0f} s", where="tritonserver", fix=f"its last lines:\n    {lines}"
+            )
+        heartbeat.beat(f"tritonserver: loading since {waited:.0f} s")
+        time.sleep(0.1)
+    try:
+        if expected is not None:
+            _check_golden(client, expected)
+        # The whole way once, text to text.
+        client.generate(ENSEMBLE, {"text_input": "A", "max_tokens": 1, "end_id": -1})
+    except MachineError as e:
+        server.check_running()
+        raise StartError(
+            f"loaded, but does not answer: {e.what}",
+            where="tritonserver",
+            fix="its last lines:\n    " + "\n    ".join(server.last_lines()),
+        ) from e
+    return time.monotonic() - start
+
+
+def _check_golden(client: Client, expected: Golden) -> None:
+    answer = client.generate(
+        EXECUTOR,
+        {
+            "input_ids": list(expected.prompt),
+            "input_lengths": len(expected.prompt),
+            "request_output_len": len(expected.tokens),
+            "end_id": -1,
+            "exclude_input_in_output": True,
+        },
+    )
+    found = answer.get("output_ids")
+    found = found if isinstance(found, list) else [found]
+    if tuple(found) != expected.tokens:
+        raise GateError(
+            f"the golden prefix continues with {found}, expected {list(expected.tokens)}",
+            where=EXECUTOR,
+            fix="it does not compute what the engine computed when it was built; build the engine again",
+        )

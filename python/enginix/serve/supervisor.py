@@ -1,0 +1,190 @@
+"""One tritonserver process: started in its own group, watched, stopped cleanly, nothing left behind."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from enginix.errors import EXIT_MACHINE, MachineError
+from enginix.serve.launch import Plan
+
+LAST_LINES = 400
+_FAILED = re.compile(r"failed to load '([^']+)' version \d+: ([^\n]*)")
+_PREFIX = re.compile(r"^[EWI]\d{4} [\d:.]+ \d+ [\w.]+:\d+\] ")
+_NOISE = re.compile(r"^[+|]|^\s*$")
+_PR_SET_PDEATHSIG = 1
+
+
+class StartError(MachineError):
+    """The server did not become ready."""
+
+    exit_code = EXIT_MACHINE
+    kind = "start"
+
+
+class Supervised:
+    """A running tritonserver; a context manager that always ends it.
+
+    Args:
+        plan: what to start.
+        show: gets every line that the server prints.
+    """
+
+    def __init__(self, plan: Plan, show: Callable[[str], None]) -> None:
+        self.plan = plan
+        self._show = show
+        self._lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
+        self._prefix = f"enginix-{secrets.token_hex(6)}-"
+        self._state = Path(tempfile.mkdtemp(prefix="enginix-serve-"))
+        try:
+            self.process = subprocess.Popen(
+                plan.command(self._prefix),
+                env=plan.environment(self._state),
+                cwd=self._state,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                # Before any thread exists here; if the supervisor is killed, the server ends by itself.
+                preexec_fn=_end_with(os.getpid()),
+            )
+        except OSError as e:
+            shutil.rmtree(self._state, ignore_errors=True)
+            raise StartError(f"cannot start: {e.strerror}", where=str(plan.server.program)) from e
+        self._reader = threading.Thread(target=self._read, name="enginix-log", daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Supervised:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def check_running(self) -> None:
+        """Raises what ended the server, if it has ended.
+
+        Raises:
+            StartError: names the model that failed, and the last lines.
+        """
+        if (status := self.process.poll()) is not None:
+            self._reader.join(5)
+            raise explain(list(self._lines), status)
+
+    def wait(self) -> int:
+        """Waits for the server's end; returns its exit status, negative for a signal."""
+        status = self.process.wait()
+        self._reader.join(5)
+        return status
+
+    def last_lines(self, count: int = 12) -> list[str]:
+        """What the server printed last."""
+        return list(self._lines)[-count:]
+
+    def stop(self) -> int:
+        """SIGTERM, time for running requests, then SIGKILL to the whole group; removes what is left.
+
+        Returns:
+            The exit status; 0 when every accepted request was answered.
+        """
+        try:
+            if self.process.poll() is None:
+                # To the server alone: its Python processes must live until their requests are answered.
+                self.process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(self.plan.exit_timeout + 10)
+            return self._reap()
+        finally:
+            self._clean()
+
+    def kill(self) -> None:
+        """Ends the whole group at once."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def _reap(self) -> int:
+        if self.process.poll() is None:
+            self.kill()
+        status = self.process.wait()
+        # Python stubs notice the server's end within moments; whoever does not is killed with the group.
+        for _ in range(20):
+            if not _group_alive(self.process.pid):
+                break
+            time.sleep(0.1)
+        else:
+            self.kill()
+        self._reader.join(5)
+        return status
+
+    def _clean(self) -> None:
+        for left in Path("/dev/shm").glob(f"{self._prefix}*"):
+            left.unlink(missing_ok=True)
+        shutil.rmtree(self._state, ignore_errors=True)
+
+    def _read(self) -> None:
+        stream = self.process.stdout
+        assert stream is not None
+        with stream:
+            for raw in stream:
+                line = raw.decode("utf-8", "replace").rstrip("\n")
+                self._lines.append(line)
+                with contextlib.suppress(OSError, ValueError):
+                    self._show(line)
+
+
+def explain(lines: list[str], status: int) -> StartError:
+    """Turns a dead server's output into an error that names the model and its reason."""
+    how = f"signal {-status}" if status < 0 else f"exit status {status}"
+    useful = [_PREFIX.sub("", line) for line in lines if not _NOISE.search(line)]
+    tail = "\n    ".join(useful[-12:]) or "no output"
+    for number, line in enumerate(useful):
+        if found := _FAILED.search(line):
+            # A Python model's traceback follows its first line, up to the next line of the log.
+            details = [found[2], *(d for d in useful[number + 1 : number + 40])]
+            reason = next((d for d in details if re.match(r"\s*(\w+\.)*\w*(Error|Exception)\b", d)), found[2])
+            return StartError(
+                f"failed to load: {reason.strip()}",
+                where=found[1],
+                fix=f"correct the model; tritonserver ended with {how}, its last lines:\n    {tail}",
+            )
+    errors = [line for line in useful if line.lower().startswith("error")]
+    return StartError(
+        f"ended with {how}: {errors[-1] if errors else (useful[-1] if useful else 'no output')}",
+        where="tritonserver",
+        fix=f"its last lines:\n    {tail}",
+    )
+
+
+def _end_with(parent: int) -> Callable[[], None]:
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def prepare() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return prepare
+
+
+def _group_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,158 @@
+"""A tritonserver installation: where its parts are, what it provides, what its Python stub needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from enginix.errors import MachineError
+from enginix.manifest import Manifest
+from enginix.process import environment
+from enginix.tables import table
+
+RUNTIME_FILE = "runtime.json"
+STUB = "triton_python_backend_stub"
+NEEDED = {"preprocessing": ("numpy", "tokenizers"), "tensorrt_llm": ("torch",)}
+
+
+@dataclass(frozen=True)
+class TritonServer:
+    """A directory with ``bin/tritonserver`` and ``backends/python``.
+
+    Attributes:
+        runtime: name of the runtime that it is part of (a key of data/runtimes.json).
+    """
+
+    directory: Path
+    runtime: str
+
+    @property
+    def program(self) -> Path:
+        """The executable."""
+        return self.directory / "bin" / "tritonserver"
+
+    @property
+    def backends(self) -> Path:
+        """The backend directory."""
+        return self.directory / "backends"
+
+    @property
+    def stub(self) -> Path:
+        """The process that runs Python models."""
+        return self.backends / "python" / STUB
+
+
+def find(directory: Path | None, runtime: str | None = None) -> TritonServer:
+    """Checks an installation.
+
+    Args:
+        directory: ``--tritonserver``; by default $ENGINIX_TRITONSERVER.
+        runtime: what it provides; by default what its ``runtime.json`` says, else ``reference``.
+
+    Raises:
+        MachineError: none given, or parts missing.
+    """
+    if directory is None:
+        named = os.environ.get("ENGINIX_TRITONSERVER")
+        if not named:
+            raise MachineError(
+                "no tritonserver is named",
+                where="--tritonserver",
+                fix="pass a directory with bin/tritonserver and backends/python, or set ENGINIX_TRITONSERVER",
+            )
+        directory = Path(named)
+    directory = Path(os.path.abspath(directory))
+    for part in ("bin/tritonserver", "backends/python/libtriton_python.so", f"backends/python/{STUB}"):
+        path = directory / part
+        if not path.is_file() or (part.endswith(("tritonserver", STUB)) and not os.access(path, os.X_OK)):
+            raise MachineError(
+                f"{part} is missing or not executable",
+                where=str(directory),
+                fix="pass a tritonserver with its Python backend; docs/triton.md shows the layout",
+            )
+    return TritonServer(directory, runtime or _runtime(directory))
+
+
+def _runtime(directory: Path) -> str:
+    path = directory / RUNTIME_FILE
+    if not path.is_file():
+        return "reference"
+    try:
+        name = json.loads(path.read_text("utf-8"))["name"]
+        if name not in table("runtimes")["runtimes"]:
+            raise ValueError(f"unknown runtime {name!r}")
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise MachineError(f"unreadable: {e}", where=str(path), fix='{"name": "<runtime>"}') from e
+    return str(name)
+
+
+def refusal(repository: Manifest, server: TritonServer) -> str | None:
+    """Why a repository cannot be served by this installation's runtime, or ``None``."""
+    row = table("runtimes")["runtimes"].get(server.runtime)
+    if row is None:
+        known = ", ".join(sorted(table("runtimes")["runtimes"]))
+        return f"the server's runtime is {server.runtime!r}, which is unknown (known: {known})"
+    wanted = repository.runtime.get("id")
+    if wanted is not None and wanted != server.runtime:
+        return f"the engine is for runtime {wanted}, the server's runtime is {server.runtime}"
+    if repository.kind not in row["kinds"]:
+        runs = ", ".join(row["kinds"])
+        return f"the engine is of kind {repository.kind}, the server's runtime {server.runtime} runs {runs}"
+    return None
+
+
+def check_python(python: Path, server: TritonServer) -> None:
+    """Checks that the Python environment suits the stub: same version, packages there, NumPy that it can
+    read.
+
+    Triton's Python stub links one libpython, finds the environment by the first ``python3`` on PATH, and,
+    where it was built with pybind11 before 2.12, reads NumPy 2's arrays wrongly without noticing: every
+    request would crash it.
+
+    Raises:
+        MachineError: names what is wrong.
+    """
+    if python.name != "python3" or not os.access(python, os.X_OK):
+        raise MachineError(
+            "not an executable named python3", where=str(python), fix="--python DIR/bin/python3"
+        )
+    binary = server.stub.read_bytes()
+    linked = re.search(rb"libpython3\.(\d+)\.so", binary)
+    names = sorted({n for needed in NEEDED.values() for n in needed})
+    script = (
+        "import importlib.util, json, sys\n"
+        "from importlib.metadata import version\n"
+        "found = [n for n in sys.argv[1:] if importlib.util.find_spec(n)]\n"
+        "print(json.dumps([sys.version_info[1], found, version('numpy') if 'numpy' in found else '']))"
+    )
+    done = subprocess.run(
+        [str(python), "-c", script, *names], env=environment(), capture_output=True, text=True, check=False
+    )
+    try:
+        minor, found, numpy = json.loads(done.stdout)
+    except ValueError as e:
+        lines = done.stderr.strip().splitlines()
+        raise MachineError(f"does not run: {lines[-1] if lines else 'no output'}", where=str(python)) from e
+    if linked and int(linked[1]) != minor:
+        raise MachineError(
+            f"Python 3.{minor}, but this Triton's stub is for 3.{int(linked[1])}",
+            where=str(python),
+            fix=f"--python of a Python 3.{int(linked[1])}, or a tritonserver with the stub for 3.{minor}",
+        )
+    missing = [n for n in names if n not in found]
+    if missing:
+        raise MachineError(
+            f"lacks {', '.join(missing)}, which the repository's models import",
+            where=str(python),
+            fix="--python of the environment with enginix's reference and triton extras",
+        )
+    if numpy.split(".")[0] not in ("0", "1") and b"numpy._core" not in binary:
+        raise MachineError(
+            f"NumPy {numpy}, but this Triton's Python stub reads arrays of NumPy 1 only and would crash",
+            where=str(python),
+            fix="--python of an environment with numpy<2, or a tritonserver of 24.11 or later",
+        )

@@ -1,0 +1,173 @@
+"""``config.pbtxt``: rendered through Triton's own protobuf schema, and parsed back by it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format  # type: ignore[import-untyped,unused-ignore]
+from tritonclient.grpc import model_config_pb2 as schema
+
+from enginix.errors import RepositoryError
+from enginix.triton.contract import Model, Tensor
+
+FILE = "config.pbtxt"
+
+_PLACEHOLDER = re.compile(r"\$\{[^}\n]*\}?")
+_KEY = re.compile(r"([A-Za-z_]\w*)\s*[:{\[]")
+_NO_FIELD = re.compile(r'(\d+):(\d+) : .*Message type "([\w.]+)" has no field named "(\w+)"')
+
+
+def python_model(
+    model: Model,
+    *,
+    max_batch_size: int,
+    instances: int,
+    parameters: Mapping[str, str],
+    decoupled: bool = False,
+    preferred_batch_size: bool = False,
+    max_queue_delay_microseconds: int = 0,
+    max_queue_size: int = 0,
+    preserve_ordering: bool = False,
+) -> Any:
+    """A ``ModelConfig`` message of a model on the Python backend, on CPU instances.
+
+    Args:
+        preferred_batch_size: wait for whole batches of ``max_batch_size``, as the contract's models do.
+        preserve_ordering: responses leave in the order of their requests, whatever instance made them.
+    """
+    config = schema.ModelConfig(name=model.name, backend="python", max_batch_size=max_batch_size)
+    _tensors(config, model)
+    batching = config.dynamic_batching
+    if preferred_batch_size:
+        batching.preferred_batch_size.append(max_batch_size)
+        batching.max_queue_delay_microseconds = max_queue_delay_microseconds
+    if max_queue_size:
+        batching.default_queue_policy.max_queue_size = max_queue_size
+    batching.preserve_ordering = preserve_ordering
+    batching.SetInParent()
+    config.instance_group.add(count=instances, kind=schema.ModelInstanceGroup.KIND_CPU)
+    for key, value in sorted(parameters.items()):
+        config.parameters[key].string_value = value
+    if decoupled:
+        config.model_transaction_policy.decoupled = True
+    return config
+
+
+def ensemble(model: Model, *, max_batch_size: int) -> Any:
+    """A ``ModelConfig`` message of an ensemble; it has no instances and no backend, by Triton's rules."""
+    config = schema.ModelConfig(name=model.name, platform="ensemble", max_batch_size=max_batch_size)
+    _tensors(config, model)
+    for step in model.steps:
+        made = config.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)
+        for key, value in sorted(step.inputs.items()):
+            made.input_map[key] = value
+        for key, value in sorted(step.outputs.items()):
+            made.output_map[key] = value
+    return config
+
+
+def _tensors(config: Any, model: Model) -> None:
+    for tensor in model.inputs:
+        made = config.input.add(
+            name=tensor.name,
+            data_type=_type(tensor),
+            dims=tensor.dims,
+            optional=tensor.optional,
+            allow_ragged_batch=tensor.ragged,
+        )
+        if tensor.scalar:
+            made.reshape.SetInParent()
+    for tensor in model.outputs:
+        config.output.add(name=tensor.name, data_type=_type(tensor), dims=tensor.dims)
+
+
+def _type(tensor: Tensor) -> int:
+    return int(schema.DataType.Value(f"TYPE_{tensor.type}"))
+
+
+def type_name(number: int) -> str:
+    """``TYPE_INT32`` of its number."""
+    return str(schema.DataType.Name(number))
+
+
+def render(config: Any) -> str:
+    """The text of a ``config.pbtxt``, parsed back to be sure that Triton reads the same message.
+
+    Raises:
+        RepositoryError: the text means another message; a bug, but never a silent one.
+    """
+    text: str = text_format.MessageToString(config)
+    if parse(text, f"{config.name}/{FILE}") != config:
+        raise RepositoryError("the rendered text parses to another message", where=f"{config.name}/{FILE}")
+    return text
+
+
+def read(path: Path) -> Any:
+    """The ``ModelConfig`` message of a file.
+
+    Raises:
+        RepositoryError: see :func:`parse`; or the file cannot be read.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise RepositoryError(f"unreadable: {e}", where=str(path)) from e
+    return parse(text, str(path))
+
+
+def parse(text: str, where: str) -> Any:
+    """Parses as Triton does, with errors that name the key.
+
+    Raises:
+        RepositoryError: an unresolved ``${…}``, an unknown key (with the nearest known one), a parameter
+            that is not a ``string_value``, or any other text that the schema refuses.
+    """
+    for number, line in enumerate(text.splitlines(), 1):
+        code = line.split("#", 1)[0]
+        if found := _PLACEHOLDER.search(code):
+            keys = _KEY.findall(code[: found.start()])
+            raise RepositoryError(
+                f"line {number}: {keys[-1] if keys else 'value'}: placeholder {found[0]} was never replaced",
+                where=where,
+                fix="write the value; enginix triton-repo leaves no placeholder",
+            )
+    try:
+        return text_format.Parse(text, schema.ModelConfig())
+    except text_format.ParseError as e:
+        raise _explained(str(e), where) from e
+    except RecursionError as e:
+        raise RepositoryError("nested too deeply", where=where) from e
+
+
+def _explained(message: str, where: str) -> RepositoryError:
+    found = _NO_FIELD.search(message)
+    if found is None:
+        return RepositoryError(f"line {message}", where=where, fix="correct the value; Triton refuses it too")
+    line, _, kind, key = found.groups()
+    if kind.endswith(".ModelParameter"):
+        return RepositoryError(
+            f"line {line}: {key}: parameters are string_value only",
+            where=where,
+            fix='write { string_value: "…" }, numbers and booleans too',
+        )
+    descriptor = _descriptor(kind)
+    near = difflib.get_close_matches(key, [f.name for f in descriptor.fields] if descriptor else [], 1, 0.6)
+    return RepositoryError(
+        f"line {line}: {key}: unknown key of {kind.rsplit('.', 1)[-1]}",
+        where=where,
+        fix=f"did you mean {near[0]}?" if near else "remove it",
+    )
+
+
+def _descriptor(full_name: str) -> Any:
+    def search(message: Any) -> Any:
+        if message.full_name == full_name:
+            return message
+        return next((f for nested in message.nested_types if (f := search(nested))), None)
+
+    file = schema.DESCRIPTOR
+    return next((f for m in file.message_types_by_name.values() if (f := search(m))), None)

@@ -1,0 +1,147 @@
+"""The tensors that clients and models agree on: NVIDIA's contract, and what the reference kind takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from enginix.tables import table
+
+PREPROCESSING = "preprocessing"
+EXECUTOR = "tensorrt_llm"
+POSTPROCESSING = "postprocessing"
+ENSEMBLE = "ensemble"
+MODELS = (PREPROCESSING, EXECUTOR, POSTPROCESSING, ENSEMBLE)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output.
+
+    Attributes:
+        type: Triton's name without ``TYPE_``, for instance ``INT32``.
+        dims: without the batch dimension; -1 is any.
+        optional: a request may leave it out.
+        ragged: requests of a batch may differ in shape.
+        scalar: a row is one value without dimensions (``reshape { shape: [] }``).
+    """
+
+    name: str
+    type: str
+    dims: tuple[int, ...]
+    optional: bool = False
+    ragged: bool = False
+    scalar: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of an ensemble: tensor of the model → tensor of the ensemble."""
+
+    model: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model's interface.
+
+    Attributes:
+        parameters: every key that a ``config.pbtxt`` of it may carry.
+        required: those it must carry.
+        steps: of an ensemble; empty otherwise.
+        source: where the contract was read.
+    """
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    parameters: frozenset[str]
+    required: frozenset[str] = frozenset()
+    steps: tuple[Step, ...] = ()
+    source: str = field(default="", compare=False)
+
+
+@cache
+def nvidia() -> dict[str, Model]:
+    """NVIDIA's contract, whole: the last TensorRT-LLM line with an engine backend."""
+    found = {}
+    for name, raw in table("triton_contract")["models"].items():
+        parameters = raw["parameters"]
+        found[name] = Model(
+            name=name,
+            inputs=_tensors(raw["inputs"]),
+            outputs=_tensors(raw["outputs"]),
+            parameters=frozenset(parameters),
+            required=frozenset(k for k, p in parameters.items() if p.get("required")),
+            steps=tuple(Step(s["model"], s["inputs"], s["outputs"]) for s in raw.get("steps", [])),
+            source=raw["source"],
+        )
+    return found
+
+
+@cache
+def reference() -> dict[str, Model]:
+    """The models of kind ``reference``: the part of the contract that it declares, and its additions."""
+    rows = table("triton_reference")["models"]
+    found = {}
+    for name, row in rows.items():
+        whole = nvidia()[name]
+        found[name] = Model(
+            name=name,
+            inputs=_chosen(whole.inputs, row["inputs"]) + _tensors(row["extraInputs"]),
+            outputs=_chosen(whole.outputs, row["outputs"]) + _tensors(row["extraOutputs"]),
+            parameters=frozenset(row["parameters"]) | frozenset(row["extraParameters"]),
+            required=frozenset(row["parameters"]) & whole.required,
+            source=whole.source,
+        )
+    extra = rows[ENSEMBLE]["extraSteps"]
+    ensemble = found[ENSEMBLE]
+    steps = tuple(
+        _step(step, found[step.model], ensemble, extra.get(step.model, {}))
+        for step in nvidia()[ENSEMBLE].steps
+    )
+    found[ENSEMBLE] = Model(
+        name=ENSEMBLE,
+        inputs=ensemble.inputs,
+        outputs=ensemble.outputs,
+        parameters=ensemble.parameters,
+        steps=steps,
+        source=ensemble.source,
+    )
+    return found
+
+
+def _step(step: Step, model: Model, ensemble: Model, extra: Mapping[str, Mapping[str, str]]) -> Step:
+    """The contract's maps, cut to the tensors that both sides declare."""
+    inputs = {t.name for t in model.inputs}
+    outputs = {t.name for t in model.outputs}
+    outside = {t.name for t in ensemble.inputs}
+    return Step(
+        step.model,
+        {k: v for k, v in step.inputs.items() if k in inputs and (v in outside or v.startswith("_"))}
+        | dict(extra.get("inputs", {})),
+        {k: v for k, v in step.outputs.items() if k in outputs} | dict(extra.get("outputs", {})),
+    )
+
+
+def _tensors(rows: list[dict[str, Any]]) -> tuple[Tensor, ...]:
+    return tuple(
+        Tensor(
+            r["name"],
+            r["type"],
+            tuple(r["dims"]),
+            r.get("optional", False),
+            r.get("ragged", False),
+            r.get("scalar", False),
+        )
+        for r in rows
+    )
+
+
+def _chosen(tensors: tuple[Tensor, ...], names: list[str]) -> tuple[Tensor, ...]:
+    known = {t.name: t for t in tensors}
+    return tuple(known[name] for name in names)

@@ -1,0 +1,241 @@
+"""One request through ``tensorrt_llm``: its inputs, and its tokens turned into responses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from enginix.tables import table
+from enginix.triton.models.detokenizer import CONTEXT
+from enginix.triton.models.preprocessing import check_lengths
+from enginix.triton.models.request import Inputs, RequestError
+from enginix.triton.models.stop_words import StopWords, unpack
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server accepts; 0 is no limit.
+
+    Attributes:
+        max_seq_len: prompt and answer together, tokens.
+        max_tokens: largest request_output_len.
+        end_ids: what ends a text unless the request names its own end_id.
+        exclude_input: leave the prompt out of output_ids unless the request says otherwise.
+    """
+
+    max_seq_len: int = 0
+    max_tokens: int = 0
+    end_ids: frozenset[int] = frozenset()
+    exclude_input: bool = True
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request's inputs, checked; the fields that the scheduler takes carry its names."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    end_ids: frozenset[int]
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    min_tokens: int
+    repetition_penalty: float
+    logprobs: bool
+    stop_words: tuple[tuple[int, ...], ...]
+    streaming: bool
+    exclude_input: bool
+    return_num_input_tokens: bool
+    return_num_output_tokens: bool
+
+
+def read(inputs: Inputs, limits: Limits) -> Order:
+    """Reads and checks one request.
+
+    Raises:
+        RequestError: an input that is missing, out of range, or that the reference executor does not support.
+    """
+    _refuse_unsupported(inputs)
+    ids, length = inputs.array("input_ids"), inputs.scalar("input_lengths")
+    max_tokens = inputs.scalar("request_output_len")
+    if ids is None or length is None:
+        raise RequestError("input_ids and input_lengths are both needed")
+    prompt = tuple(ids.reshape(-1).tolist())
+    if not 0 < length <= len(prompt):
+        raise RequestError(f"input_lengths: {length} is not between 1 and the {len(prompt)} input_ids")
+    prompt = prompt[:length]
+    check_lengths(len(prompt), max_tokens, limits.max_tokens, limits.max_seq_len)
+    temperature, top_k, top_p = _sampling(inputs)
+    return Order(
+        prompt=prompt,
+        max_tokens=max_tokens,
+        end_ids=_end_ids(inputs, limits),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=_default(inputs, "seed", 0),
+        min_tokens=_at_least(inputs, "min_tokens", 0, 0),
+        repetition_penalty=_positive(inputs, "repetition_penalty", 1.0),
+        logprobs=_default(inputs, "return_log_probs", False),
+        stop_words=_stop_words(inputs),
+        streaming=_default(inputs, "streaming", False),
+        exclude_input=_default(inputs, "exclude_input_in_output", limits.exclude_input),
+        return_num_input_tokens=_default(inputs, "return_num_input_tokens", False),
+        return_num_output_tokens=_default(inputs, "return_num_output_tokens", False),
+    )
+
+
+def _default(inputs: Inputs, name: str, value: Any) -> Any:
+    found = inputs.scalar(name)
+    return value if found is None else found
+
+
+def _at_least(inputs: Inputs, name: str, default: int, least: int) -> int:
+    value = int(_default(inputs, name, default))
+    if value < least:
+        raise RequestError(f"{name}: {value} is not at least {least}")
+    return value
+
+
+def _positive(inputs: Inputs, name: str, default: float) -> float:
+    value = float(_default(inputs, name, default))
+    if not value > 0:
+        raise RequestError(f"{name}: {value} is not above 0")
+    return value
+
+
+def _sampling(inputs: Inputs) -> tuple[float, int, float]:
+    """(temperature, top_k, top_p) of the scheduler; temperature 0 is greedy.
+
+    Nothing given is greedy, as TensorRT-LLM's default (top_k 0 and top_p 0 take the most likely token). Any
+    of the three given turns sampling on, the others neutral; top_k 1 or temperature 0 is greedy again.
+    """
+    temperature = inputs.scalar("temperature")
+    top_k = _at_least(inputs, "runtime_top_k", 0, 0)
+    top_p = float(_default(inputs, "runtime_top_p", 0.0))
+    if not 0 <= top_p <= 1:
+        raise RequestError(f"top_p: {top_p} is not between 0 and 1")
+    if temperature is not None and temperature < 0:
+        raise RequestError(f"temperature: {temperature} is below 0")
+    if top_k == 1 or temperature == 0 or (temperature is None and not top_k and not top_p):
+        return 0.0, 0, 1.0
+    return (1.0 if temperature is None else float(temperature)), top_k, top_p or 1.0
+
+
+def _end_ids(inputs: Inputs, limits: Limits) -> frozenset[int]:
+    """preprocessing always sends one end_id; if it is the model's, all of the model's count. -1 is none."""
+    end_id = inputs.scalar("end_id")
+    if end_id is None or end_id in limits.end_ids:
+        return limits.end_ids
+    return frozenset() if end_id < 0 else frozenset([end_id])
+
+
+def _stop_words(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
+    rows = inputs.array("stop_words_list")
+    if rows is None or not rows.size:
+        return ()
+    if rows.ndim != 3 or rows.shape[1] != 2:
+        raise RequestError(f"stop_words_list: shape {rows.shape[1:]} is not (2, n)")
+    try:
+        return tuple(unpack(rows[0, 0].tolist(), rows[0, 1].tolist()))
+    except ValueError as e:
+        raise RequestError(str(e)) from e
+
+
+def _refuse_unsupported(inputs: Inputs) -> None:
+    reference = table("triton_reference")["models"]["tensorrt_llm"]
+    for name, only in reference["only"].items():
+        value = inputs.scalar(name)
+        if value is not None and value != only:
+            raise RequestError(f"{name}: {value} is not supported by the reference executor, only {only}")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One response of ``tensorrt_llm``.
+
+    Attributes:
+        ids: output_ids of this response.
+        context: the ids before them, at most ``CONTEXT``.
+        finish: ``stop`` or ``length`` on the last response, else ``None``.
+        logprobs: natural logarithms, one for each generated id; empty unless asked for.
+        cumulative: sum of all log probabilities so far.
+        generated: number of ids generated and shown so far.
+    """
+
+    ids: tuple[int, ...]
+    context: tuple[int, ...]
+    finish: str | None
+    logprobs: tuple[float, ...]
+    cumulative: float
+    generated: int
+
+
+@dataclass
+class Generation:
+    """Collects one request's tokens into responses: one a token when streaming, else one at the end."""
+
+    order: Order
+    _stops: StopWords = field(init=False)
+    _waiting: list[int] = field(default_factory=list)
+    _logprobs: list[float] = field(default_factory=list)
+    _shown: list[int] = field(default_factory=list)
+    _generated: int = 0
+    _cumulative: float = 0.0
+    _pending_logprobs: list[float] = field(default_factory=list)
+    _started: bool = False
+    done: bool = False
+
+    def __post_init__(self) -> None:
+        self._stops = StopWords(self.order.stop_words)
+        self._shown = list(self.order.prompt[-CONTEXT:])
+
+    def push(self, token: int | None, logprob: float | None, finish: str | None) -> Chunk | None:
+        """Takes one event of the scheduler; returns what to send, if anything.
+
+        An end id is not shown, nor is any part of a stop word. After the chunk with ``finish`` set,
+        ``done`` is true and nothing more comes; if a stop word caused it, the caller cancels the request in
+        the scheduler.
+        """
+        if self.done:
+            return None
+        ended = token is not None and token in self.order.end_ids
+        if token is not None and not ended:
+            self._pending_logprobs.append(logprob or 0.0)
+            shown, stopped = self._stops.push(token)
+            self._take(shown)
+            if stopped:
+                finish = "stop"
+                self._pending_logprobs.clear()
+        if finish is not None:
+            self._take(self._stops.flush())
+            self.done = True
+        if not self.done and (not self.order.streaming or not self._waiting):
+            return None
+        return self._chunk(finish)
+
+    def _take(self, ids: Sequence[int]) -> None:
+        self._waiting += ids
+        self._generated += len(ids)
+        taken, self._pending_logprobs = self._pending_logprobs[: len(ids)], self._pending_logprobs[len(ids) :]
+        self._logprobs += taken
+        self._cumulative += sum(taken)
+
+    def _chunk(self, finish: str | None) -> Chunk:
+        ids, context = self._waiting, self._shown
+        if not self._started and not self.order.exclude_input:
+            ids, context = [*self.order.prompt, *ids], []
+        chunk = Chunk(
+            ids=tuple(ids),
+            context=tuple(context),
+            finish=finish,
+            logprobs=tuple(self._logprobs) if self.order.logprobs else (),
+            cumulative=self._cumulative,
+            generated=self._generated,
+        )
+        self._started = True
+        self._shown = [*self._shown, *self._waiting][-CONTEXT:]
+        self._waiting, self._logprobs = [], []
+        return chunk

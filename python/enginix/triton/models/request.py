@@ -1,0 +1,131 @@
+"""Reading a Triton request's tensors, with errors that name the tensor."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class RequestError(ValueError):
+    """A request that cannot be served as it is; the message is for the client."""
+
+
+class Inputs:
+    """The named inputs of one request.
+
+    Args:
+        request: of the Python backend.
+        backend: the module ``triton_python_backend_utils``.
+    """
+
+    def __init__(self, request: Any, backend: Any) -> None:
+        self._request = request
+        self._find = backend.get_input_tensor_by_name
+
+    def parameters(self) -> dict[str, Any]:
+        """The request's parameters, which are not tensors."""
+        found = json.loads(self._request.parameters() or "{}")
+        return found if isinstance(found, dict) else {}
+
+    def array(self, name: str) -> NDArray[Any] | None:
+        """The tensor as NumPy array with its batch dimension; ``None`` where the request has none.
+
+        Raises:
+            RequestError: more than one row.
+        """
+        tensor = self._find(self._request, name)
+        if tensor is None:
+            return None
+        value: NDArray[Any] = tensor.as_numpy()
+        if value.ndim > 0 and value.shape[0] != 1:
+            raise RequestError(
+                f"{name}: {value.shape[0]} rows; send one prompt a request (requests are batched as they run)"
+            )
+        return value
+
+    def scalar(self, name: str) -> Any:
+        """The only element as a Python value; ``None`` where the request has none.
+
+        Raises:
+            RequestError: not exactly one element, or a float that is not finite.
+        """
+        value = self.array(name)
+        if value is None:
+            return None
+        if value.size != 1:
+            raise RequestError(f"{name}: {value.size} values where one is expected")
+        item = value.reshape(-1)[0]
+        found = item.item() if isinstance(item, np.generic) else item
+        if isinstance(found, float) and not math.isfinite(found):
+            raise RequestError(f"{name}: {found} is not a number to work with")
+        return found
+
+    def text(self, name: str) -> str | None:
+        """The only string.
+
+        Raises:
+            RequestError: not UTF-8, or not exactly one.
+        """
+        value = self.scalar(name)
+        return None if value is None else _utf8(name, value)
+
+    def texts(self, name: str) -> list[str]:
+        """All strings; an absent tensor is an empty list, and so are empty strings."""
+        value = self.array(name)
+        return [] if value is None else [s for s in (_utf8(name, v) for v in value.reshape(-1)) if s]
+
+
+def _utf8(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return bytes(value).decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise RequestError(f"{name}: not UTF-8 at byte {e.start}") from e
+
+
+def parameter(config: Any, key: str) -> str | None:
+    """A string parameter of a parsed ``config.pbtxt``; ``None`` where it is absent or empty."""
+    entry = config.get("parameters", {}).get(key)
+    return (entry or {}).get("string_value") or None
+
+
+def required(config: Any, key: str) -> str:
+    """As :func:`parameter`, for a key that the repository always writes.
+
+    Raises:
+        ValueError: absent; Triton shows the message when the model fails to load.
+    """
+    value = parameter(config, key)
+    if value is None:
+        raise ValueError(f"parameter {key} is missing from config.pbtxt; build the repository again")
+    return value
+
+
+def boolean(config: Any, key: str, default: bool) -> bool:
+    """A boolean parameter, spelled as TensorRT-LLM's backend reads it."""
+    value = parameter(config, key)
+    if value is None:
+        return default
+    if value not in ("true", "false"):
+        raise ValueError(f"parameter {key} is {value!r}, not true or false")
+    return value == "true"
+
+
+def integers(config: Any, key: str) -> list[int]:
+    """A comma list of integers; absent is empty."""
+    value = parameter(config, key)
+    return [int(v) for v in value.split(",")] if value else []
+
+
+def answer(request: Any, backend: Any, serve: Callable[[Inputs], list[Any]]) -> Any:
+    """One response for one request of a model that is not decoupled; errors become the response's error."""
+    try:
+        return backend.InferenceResponse(serve(Inputs(request, backend)))
+    except RequestError as e:
+        return backend.InferenceResponse(error=backend.TritonError(str(e), backend.TritonError.INVALID_ARG))

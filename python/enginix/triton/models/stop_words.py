@@ -1,0 +1,67 @@
+"""Stop words as token sequences, matched across chunks, nothing of them shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopWords:
+    """Finds stop words in a stream of ids and holds back what may become one.
+
+    Args:
+        words: each a sequence of ids, not empty.
+    """
+
+    def __init__(self, words: Sequence[Sequence[int]]) -> None:
+        self._words = [tuple(w) for w in words if w]
+        self._held: list[int] = []
+
+    def push(self, token: int) -> tuple[list[int], bool]:
+        """Takes the next id; returns the ids that may be shown now, and whether a stop word is complete."""
+        self._held.append(token)
+        for word in self._words:
+            if tuple(self._held[-len(word) :]) == word:
+                shown = self._held[: -len(word)]
+                self._held = []
+                return shown, True
+        keep = max((self._overlap(word) for word in self._words), default=0)
+        cut = len(self._held) - keep
+        shown, self._held = self._held[:cut], self._held[cut:]
+        return shown, False
+
+    def flush(self) -> list[int]:
+        """What was held back when the text ended otherwise."""
+        shown, self._held = self._held, []
+        return shown
+
+    def _overlap(self, word: tuple[int, ...]) -> int:
+        """Length of the longest end of what is held that begins ``word``."""
+        longest = min(len(word) - 1, len(self._held))
+        return next((n for n in range(longest, 0, -1) if tuple(self._held[-n:]) == word[:n]), 0)
+
+
+def unpack(ids: Sequence[int], ends: Sequence[int]) -> list[tuple[int, ...]]:
+    """Words from TensorRT-LLM's two rows: all ids flat, and the cumulative ends, padded with -1.
+
+    Raises:
+        ValueError: ends that do not increase, or that go beyond the ids.
+    """
+    words: list[tuple[int, ...]] = []
+    start = 0
+    for end in ends:
+        if end < 0:
+            break
+        if not start < end <= len(ids):
+            raise ValueError(f"stop_words_list: end {end} is not between {start + 1} and {len(ids)}")
+        words.append(tuple(ids[start:end]))
+        start = end
+    return words
+
+
+def pack(words: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
+    """The inverse of :func:`unpack`; both rows have the same length."""
+    ids = [i for word in words for i in word]
+    ends: list[int] = []
+    for word in words:
+        ends.append((ends[-1] if ends else 0) + len(word))
+    return ids, ends + [-1] * (len(ids) - len(ends))

@@ -1,0 +1,208 @@
+"""tensorrt_llm for kind ``reference``: the checkpoint executed by plain PyTorch behind TensorRT-LLM's
+tensors.
+
+Decoupled: Triton hands requests over and goes on; responses are sent as tokens come. The scheduler's worker
+    thread
+computes, one sender thread here talks to Triton and asks it now and then whether clients are still there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from enginix.errors import UsageError
+from enginix.triton.models.generation import Chunk, Generation, Limits, read
+from enginix.triton.models.request import Inputs, RequestError, boolean, integers, parameter, required
+
+
+@dataclass
+class _Running:
+    generation: Generation
+    sender: Any
+
+
+class TensorrtLlm:
+    """Serves ``tensorrt_llm``.
+
+    Args:
+        args: as Triton passes them to ``initialize``.
+        backend: the module ``triton_python_backend_utils``.
+        scheduler: makes the scheduler of a model directory; the reference executor's by default. Takes
+            (checkpoint, device, max_batch_size) and returns (scheduler, request class).
+    """
+
+    def __init__(
+        self,
+        args: dict[str, str],
+        backend: Any,
+        scheduler: Callable[[Path, str, int], tuple[Any, Any]] | None = None,
+    ) -> None:
+        config = json.loads(args["model_config"])
+        self._backend = backend
+        self._limits = Limits(
+            max_seq_len=int(parameter(config, "max_seq_len") or 0),
+            max_tokens=int(parameter(config, "max_tokens_limit") or 0),
+            end_ids=frozenset(integers(config, "end_ids")),
+            exclude_input=boolean(config, "exclude_input_in_output", True),
+        )
+        max_batch_size = int(config["max_batch_size"])
+        waiting = int(parameter(config, "max_queue_size") or 0)
+        self._capacity = max_batch_size + waiting if waiting else 0
+        self._period = int(parameter(config, "cancellation_check_period_ms") or 100) / 1000
+        self._scheduler, self._request = (scheduler or _reference_scheduler)(
+            Path(required(config, "gpt_model_path")), parameter(config, "device") or "cpu", max_batch_size
+        )
+        self._running: dict[str, _Running] = {}
+        self._numbers = itertools.count()
+        # Events of the scheduler, then None at the end.
+        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._send_all, name="enginix-sender", daemon=True)
+        self._thread.start()
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Hands every request to the scheduler; refuses at once what cannot be served."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._accept(request, sender)
+            except (RequestError, UsageError) as e:
+                self._fail(sender, str(e), self._backend.TritonError.INVALID_ARG)
+            except _Full as e:
+                self._fail(sender, str(e), self._backend.TritonError.UNAVAILABLE)
+            except Exception as e:  # a request must never be left without an answer
+                self._fail(sender, f"{type(e).__name__}: {e}", self._backend.TritonError.INTERNAL)
+
+    def close(self) -> None:
+        """Stops the scheduler and the sender thread; Triton calls it when no request is in flight."""
+        self._scheduler.close()
+        self._events.put(None)
+        self._thread.join()
+
+    def _accept(self, request: Any, sender: Any) -> None:
+        if self._capacity and len(self._running) >= self._capacity:
+            raise _Full(f"{self._capacity} requests are running or waiting already; try again later")
+        order = read(Inputs(request, self._backend), self._limits)
+        number = str(next(self._numbers))
+        wanted = self._request(
+            id=number,
+            prompt=order.prompt,
+            max_tokens=order.max_tokens,
+            end_ids=order.end_ids,
+            temperature=order.temperature,
+            top_k=order.top_k,
+            top_p=order.top_p,
+            seed=order.seed,
+            min_tokens=order.min_tokens,
+            repetition_penalty=order.repetition_penalty,
+            logprobs=order.logprobs,
+        )
+        self._running[number] = _Running(Generation(order), sender)
+        try:
+            self._scheduler.add(wanted, self._events.put)
+        except BaseException:
+            self._running.pop(number, None)
+            raise
+
+    def _send_all(self) -> None:
+        next_check = time.monotonic() + self._period
+        while True:
+            try:
+                # With nothing running there is nobody to ask about: sleep until an event comes.
+                event = self._events.get(
+                    timeout=max(0.0, next_check - time.monotonic()) if self._running else None
+                )
+            except queue.Empty:
+                event = False
+            if event is None:
+                return
+            if event:
+                self._handle(event)
+            if time.monotonic() >= next_check:
+                self._cancel_abandoned()
+                next_check = time.monotonic() + self._period
+
+    def _handle(self, event: Any) -> None:
+        running = self._running.get(event.id)
+        if running is None:
+            return
+        try:
+            if event.finish in ("cancelled", "error"):
+                running.generation.done = True
+                self._report(running, event)
+            elif chunk := running.generation.push(event.token, event.logprob, event.finish):
+                self._send(running, chunk)
+        except Exception as e:
+            # The sender thread serves everyone; one client's failure ends that client's request only.
+            self._fail(running.sender, f"{type(e).__name__}: {e}", self._backend.TritonError.INTERNAL)
+            running.generation.done = True
+        if running.generation.done:
+            self._running.pop(event.id, None)
+            if event.finish is None:
+                self._scheduler.cancel(event.id)
+
+    def _cancel_abandoned(self) -> None:
+        for number, running in list(self._running.items()):
+            if running.sender.is_cancelled():
+                self._scheduler.cancel(number)
+
+    def _report(self, running: _Running, event: Any) -> None:
+        codes = self._backend.TritonError
+        if event.finish == "cancelled":
+            self._fail(running.sender, "the request was cancelled", codes.CANCELLED)
+        else:
+            self._fail(running.sender, event.error or "the executor failed", codes.INTERNAL)
+
+    def _send(self, running: _Running, chunk: Chunk) -> None:
+        flags = self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL if chunk.finish else 0
+        running.sender.send(
+            self._backend.InferenceResponse(self._tensors(running.generation, chunk)), flags=flags
+        )
+
+    def _tensors(self, generation: Generation, chunk: Chunk) -> list[Any]:
+        order, tensor = generation.order, self._backend.Tensor
+        outputs = [
+            tensor("output_ids", np.array(chunk.ids, np.int32).reshape(1, 1, -1)),
+            tensor("sequence_length", np.array([[len(chunk.ids)]], np.int32)),
+            tensor("context_ids", np.array(chunk.context, np.int32).reshape(1, -1)),
+            tensor("is_final", np.array([[chunk.finish is not None]])),
+            tensor("batch_index", np.zeros((1, 1), np.int32)),
+            tensor("sequence_index", np.zeros((1, 1), np.int32)),
+            tensor("finish_reason", np.array([[(chunk.finish or "").encode()]], np.object_)),
+        ]
+        if order.logprobs:
+            outputs.append(tensor("cum_log_probs", np.array([[chunk.cumulative]], np.float32)))
+            outputs.append(tensor("output_log_probs", np.array(chunk.logprobs, np.float32).reshape(1, 1, -1)))
+        if order.return_num_input_tokens:
+            outputs.append(tensor("num_input_tokens", np.array([[len(order.prompt)]], np.int32)))
+        if order.return_num_output_tokens:
+            outputs.append(tensor("num_output_tokens", np.array([[chunk.generated]], np.int32)))
+        return outputs
+
+    def _fail(self, sender: Any, message: str, code: int) -> None:
+        error = self._backend.TritonError(message, code)
+        sender.send(
+            self._backend.InferenceResponse(error=error),
+            flags=self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
+        )
+
+
+class _Full(Exception):
+    """As many requests as the server takes are in already."""
+
+
+def _reference_scheduler(checkpoint: Path, device: str, max_batch_size: int) -> tuple[Any, Any]:
+    # torch is needed here and nowhere else in the repository's models.
+    from enginix.reference import Executor
+    from enginix.reference.scheduler import Request, Scheduler
+
+    return Scheduler(Executor.load(checkpoint, device=device), max_batch_size), Request

@@ -1,0 +1,347 @@
+"""Engine → Triton model repository.
+
+    <repository>/
+      enginix.json                      plain files at the top are ignored by Triton
+      preprocessing/{config.pbtxt,1/model.py}
+      tensorrt_llm/{config.pbtxt,1/model.py}
+      postprocessing/{config.pbtxt,1/model.py}
+      ensemble/{config.pbtxt,1/}
+
+Engine and tokenizer stay outside, named by absolute path: a directory at the top would be taken for a model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import enginix
+from enginix import manifest
+from enginix.errors import ManifestError, RepositoryError, UsageError
+from enginix.files import new_directory, sha256_file
+from enginix.manifest import Manifest
+from enginix.triton import config, contract
+from enginix.triton.models.detokenizer import load_tokenizer
+from enginix.triton.validate import validate
+
+KINDS = ("reference",)
+DEFAULT_MAX_BATCH_SIZE = 8
+CLASSES = {
+    "preprocessing": "Preprocessing",
+    "tensorrt_llm": "TensorrtLlm",
+    "postprocessing": "Postprocessing",
+}
+# Triton's own rule for model names would allow more; these are safe in paths and URLs.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user can choose; ``None`` takes the engine's value.
+
+    Attributes:
+        max_batch_size: requests that run at once.
+        max_tokens_limit: largest max_tokens of a request.
+        max_queue_delay_microseconds: how long preprocessing waits to fill a batch.
+        max_queue_size: requests that may wait; 0 is no limit.
+        preprocessing_instances, postprocessing_instances: processes of each.
+        device: where the reference executor runs, as torch names it.
+        add_special_tokens: put the tokenizer's special tokens around a prompt, as it defines them.
+        skip_special_tokens: leave special tokens out of the text.
+        exclude_input_in_output: return the answer without the prompt unless a request says otherwise.
+    """
+
+    max_batch_size: int | None = None
+    max_tokens_limit: int | None = None
+    max_queue_delay_microseconds: int = 0
+    max_queue_size: int = 0
+    preprocessing_instances: int = 1
+    postprocessing_instances: int = 1
+    device: str = "cpu"
+    add_special_tokens: bool = True
+    skip_special_tokens: bool = True
+    exclude_input_in_output: bool = True
+
+    def __post_init__(self) -> None:
+        least = {
+            "max_batch_size": 1,
+            "max_tokens_limit": 1,
+            "max_queue_delay_microseconds": 0,
+            "max_queue_size": 0,
+            "preprocessing_instances": 1,
+            "postprocessing_instances": 1,
+        }
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if value is not None and not minimum <= value < 2**31:
+                raise UsageError(f"{value} is not between {minimum} and {2**31 - 1}", where=_flag(name))
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise UsageError(f"{self.device!r} is not cpu, cuda or cuda:<number>", where="--device")
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What a repository needs to know of an engine of kind ``reference``.
+
+    Attributes:
+        max_batch_size: the engine's limit; ``None`` where it has none.
+        max_seq_len: prompt and answer together, tokens; 0 is unknown.
+        end_ids: what ends a text, the default first.
+        pad_id: for tensors that want one.
+    """
+
+    directory: Path
+    manifest: Manifest
+    max_batch_size: int | None
+    max_seq_len: int
+    end_ids: tuple[int, ...]
+    pad_id: int
+
+    @property
+    def tokenizer(self) -> Path:
+        """Directory of the tokenizer."""
+        return self.directory / "tokenizer"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Directory of the checkpoint."""
+        return self.directory / "checkpoint"
+
+
+def read_engine(directory: Path) -> EngineFacts:
+    """Reads an engine's manifest, limits and tokenizer settings.
+
+    Raises:
+        ManifestError: not an engine, or of a kind without repositories.
+        RepositoryError: its checkpoint or tokenizer is missing.
+    """
+    directory = Path(os.path.abspath(directory))
+    found = manifest.read(directory, "engine")
+    if found.kind not in KINDS:
+        raise ManifestError(
+            f"kind {found.kind!r} has no Triton repository in this version",
+            where=str(directory),
+            fix=f"build the engine with --kind {' or '.join(KINDS)}",
+        )
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    checkpoint = _json(directory / "checkpoint" / "config.json")
+    limits = found.options.get("limits")
+    limits = limits if isinstance(limits, dict) else {}
+    end_ids, pad_id = _special_ids(directory / "tokenizer", tokenizer)
+    return EngineFacts(
+        directory=directory,
+        manifest=found,
+        max_batch_size=_limit(limits, "max_batch_size"),
+        max_seq_len=_limit(limits, "max_seq_len") or _limit(checkpoint, "max_position_embeddings") or 0,
+        end_ids=end_ids,
+        pad_id=pad_id,
+    )
+
+
+def build(
+    engine_directory: Path,
+    out: Path,
+    options: Options | None = None,
+    *,
+    enginix_path: Path | None = None,
+    add_models: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """Writes the repository of an engine to ``out``; validated before it appears there.
+
+    Args:
+        enginix_path: directory that holds the enginix package which the models import; the running one by
+            default.
+        add_models: model directories to put beside, as links.
+
+    Returns:
+        The repository's options as its manifest has them.
+
+    Raises:
+        RepositoryError, ManifestError, UsageError: nothing is written.
+    """
+    options = options or Options()
+    engine = read_engine(engine_directory)
+    code = Path(os.path.abspath(enginix_path or Path(enginix.__file__).parents[1]))
+    resolved = _resolved(engine, options)
+    with new_directory(out) as directory:
+        for name, message in configurations(engine, resolved, code).items():
+            version = directory / name / "1"
+            version.mkdir(parents=True)
+            (directory / name / config.FILE).write_text(config.render(message), "utf-8")
+            if name in CLASSES:
+                (version / "model.py").write_text(_shim(name), "utf-8")
+        for model in add_models:
+            _add(directory, model)
+        validate(directory, known=contract.reference(), max_batch_size=engine.max_batch_size)
+        described = _manifest(engine, resolved, add_models)
+        described.write(directory)
+    return described.options
+
+
+def configurations(engine: EngineFacts, options: Options, code: Path) -> dict[str, Any]:
+    """The ``ModelConfig`` message of each model; ``options`` are resolved, nothing in them is ``None``."""
+    models = contract.reference()
+    batch = options.max_batch_size
+    assert batch is not None and options.max_tokens_limit is not None
+    tokenizer = {"enginix_path": str(code), "tokenizer_dir": str(engine.tokenizer)}
+    lengths = {"max_tokens_limit": str(options.max_tokens_limit), "max_seq_len": str(engine.max_seq_len)}
+    end_ids = ",".join(map(str, engine.end_ids))
+    return {
+        "preprocessing": config.python_model(
+            models["preprocessing"],
+            max_batch_size=batch,
+            instances=options.preprocessing_instances,
+            preferred_batch_size=True,
+            max_queue_delay_microseconds=options.max_queue_delay_microseconds,
+            max_queue_size=options.max_queue_size,
+            parameters=tokenizer
+            | lengths
+            | {
+                "add_special_tokens": _bool(options.add_special_tokens),
+                "end_ids": end_ids,
+                "pad_id": str(engine.pad_id),
+            },
+        ),
+        "tensorrt_llm": config.python_model(
+            models["tensorrt_llm"],
+            max_batch_size=batch,
+            instances=1,
+            decoupled=True,
+            parameters=lengths
+            | {
+                "enginix_path": str(code),
+                "gpt_model_type": "inflight_fused_batching",
+                "gpt_model_path": str(engine.checkpoint),
+                "max_beam_width": "1",
+                "exclude_input_in_output": _bool(options.exclude_input_in_output),
+                "cancellation_check_period_ms": "100",
+                "end_ids": end_ids,
+                "max_queue_size": str(options.max_queue_size),
+                "device": options.device,
+            },
+        ),
+        "postprocessing": config.python_model(
+            models["postprocessing"],
+            max_batch_size=batch,
+            instances=options.postprocessing_instances,
+            # Chunks of one answer may be in several instances at once; they must not overtake each other.
+            preserve_ordering=True,
+            parameters=tokenizer | {"skip_special_tokens": _bool(options.skip_special_tokens)},
+        ),
+        "ensemble": config.ensemble(models["ensemble"], max_batch_size=batch),
+    }
+
+
+def _resolved(engine: EngineFacts, options: Options) -> Options:
+    batch = options.max_batch_size or min(
+        DEFAULT_MAX_BATCH_SIZE, engine.max_batch_size or DEFAULT_MAX_BATCH_SIZE
+    )
+    if engine.max_batch_size is not None and batch > engine.max_batch_size:
+        raise RepositoryError(
+            f"max_batch_size: {batch} is above the engine's {engine.max_batch_size}",
+            where=str(engine.directory),
+            fix=f"--max-batch-size {engine.max_batch_size} or less",
+        )
+    # A prompt has at least one token.
+    most = engine.max_seq_len - 1 if engine.max_seq_len else 2**31 - 1
+    limit = options.max_tokens_limit or most
+    if limit > most:
+        raise RepositoryError(
+            f"max_tokens_limit: {limit} is above {most}; the engine's max_seq_len is {engine.max_seq_len}",
+            where=str(engine.directory),
+            fix=f"--max-tokens-limit {most} or less",
+        )
+    return Options(**{**asdict(options), "max_batch_size": batch, "max_tokens_limit": limit})
+
+
+def _manifest(engine: EngineFacts, options: Options, add_models: Sequence[Path]) -> Manifest:
+    return Manifest(
+        artefact="triton-repository",
+        name=engine.manifest.name,
+        kind=engine.manifest.kind,
+        model=engine.manifest.model,
+        inputs={
+            "engine": {
+                "name": engine.manifest.name,
+                "manifestSha256": sha256_file(engine.directory / manifest.FILE),
+            }
+        },
+        options={**asdict(options), "add_models": sorted(p.name for p in add_models)},
+        target=engine.manifest.target,
+        runtime=engine.manifest.runtime,
+        results={key: engine.manifest.results[key] for key in ("golden",) if key in engine.manifest.results},
+    )
+
+
+def _shim(name: str) -> str:
+    text = resources.files("enginix.triton").joinpath("shims/model.py.txt").read_text("utf-8")
+    return text.replace("@MODULE@", name).replace("@CLASS@", CLASSES[name])
+
+
+def _add(directory: Path, model: Path) -> None:
+    name = model.name
+    if not model.is_dir() or not NAME.fullmatch(name):
+        raise UsageError("not a directory with a model's name", where=f"--add-model {model}")
+    if (directory / name).exists():
+        raise UsageError(f"the repository has a model {name} already", where=f"--add-model {model}")
+    (directory / name).symlink_to(os.path.abspath(model))
+
+
+def _special_ids(directory: Path, tokenizer: Any) -> tuple[tuple[int, ...], int]:
+    """End and pad ids: of generation_config.json, as transformers' generate, else the tokenizer's own."""
+    generation = _json(directory / "generation_config.json", optional=True)
+    settings = _json(directory / "tokenizer_config.json", optional=True)
+    end = generation.get("eos_token_id")
+    ends = [end] if isinstance(end, int) else end if isinstance(end, list) else []
+    if not ends and (named := _named(settings.get("eos_token"), tokenizer)) is not None:
+        ends = [named]
+    vocabulary = tokenizer.get_vocab_size()
+    for token in ends:
+        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+            raise RepositoryError(
+                f"eos_token_id: {token!r} is not a token id (the tokenizer has {vocabulary})",
+                where=str(directory / "generation_config.json"),
+            )
+    pad = generation.get("pad_token_id")
+    if not isinstance(pad, int):
+        pad = _named(settings.get("pad_token"), tokenizer)
+    return tuple(ends), pad if pad is not None else (ends[0] if ends else -1)
+
+
+def _named(token: Any, tokenizer: Any) -> int | None:
+    content = token.get("content") if isinstance(token, dict) else token
+    found = tokenizer.token_to_id(content) if isinstance(content, str) else None
+    return None if found is None else int(found)
+
+
+def _json(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as e:
+        if optional:
+            return {}
+        raise RepositoryError("missing", where=str(path), fix="build the engine again: enginix build") from e
+    except (OSError, ValueError, RecursionError) as e:
+        raise RepositoryError(f"unreadable: {e}", where=str(path), fix="build the engine again") from e
+    if not isinstance(found, dict):
+        raise RepositoryError("not a JSON object", where=str(path), fix="build the engine again")
+    return found
+
+
+def _limit(limits: dict[str, Any], key: str) -> int | None:
+    value = limits.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _bool(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
