@@ -1,0 +1,269 @@
+# Whether an engine fits its GPU, at evaluation: python/enginix/plan/arithmetic.py again, over a lock's facts.
+# tests/python/plan/test_twin.py holds the two together; docs/plan.md says what is exact and what an estimate.
+{ lib, ... }:
+let
+  formats = lib.importJSON ../../python/enginix/data/formats.json;
+  algorithms = (lib.importJSON ../../python/enginix/data/quantization.json).algorithms;
+  fixed = builtins.mapAttrs (_: row: row.value) formats.defaults;
+
+  shortest = 1024;
+  fewestTokens = 512;
+  elementBytes = {
+    float32 = 4;
+    bfloat16 = 2;
+    float16 = 2;
+  };
+
+  max = a: b: if a > b then a else b;
+  min = a: b: if a < b then a else b;
+  ceilDiv = a: b: (a + b - 1) / b;
+  blocks = tokens: tokens / fixed.tokensPerBlock * fixed.tokensPerBlock;
+  blocksUp = tokens: ceilDiv tokens fixed.tokensPerBlock * fixed.tokensPerBlock;
+  range = from: to: builtins.genList (i: from + i) (max 0 (to - from + 1));
+  halvings =
+    least: value:
+    let
+      half = value / 2;
+    in
+    if half < least then [ ] else [ half ] ++ halvings least half;
+
+  needed = [
+    "layers"
+    "heads"
+    "kvHeads"
+    "headSize"
+    "hiddenSize"
+    "intermediateSize"
+    "vocabulary"
+    "context"
+    "dtype"
+  ];
+
+  known = name: if name == null then "NO_QUANT" else name;
+
+  workspace =
+    m: l:
+    let
+      tp = l.tensorParallel;
+      query = ceilDiv m.heads tp * m.headSize;
+      keyValue = 2 * max 1 (m.kvHeads / tp) * m.headSize;
+      widest = max (2 * query + keyValue) (3 * ceilDiv m.intermediateSize tp);
+    in
+    l.maxNumTokens * elementBytes.${m.dtype} * (3 * m.hiddenSize + widest)
+    + l.maxBatchSize * 4 * (m.vocabulary + ceilDiv m.vocabulary tp);
+
+  kvBits =
+    m: l:
+    if l.kvBits or null != null then
+      l.kvBits
+    else if m.kvCacheQuantization or null == null then
+      elementBytes.${m.dtype} * 8
+    else
+      formats.kvCache.${m.kvCacheQuantization}.bits;
+
+  kvToken =
+    m: l:
+    2 * ceilDiv m.layers l.pipelineParallel * max 1 (m.kvHeads / l.tensorParallel) * m.headSize * kvBits m l / 8;
+
+  requantized =
+    m: to:
+    let
+      from = known (m.quantization or null);
+      copies = if m.tiedEmbeddings or false then 1 else 2;
+      kept = min m.weightBytes (copies * m.vocabulary * m.hiddenSize * elementBytes.${m.dtype});
+      bits = name: formats.weights.${name}.bitsPer128;
+    in
+    if to == null || !(formats.weights ? ${from}) then
+      m.weightBytes
+    else
+      kept + ceilDiv ((m.weightBytes - kept) * bits to) (bits from);
+
+  memory =
+    m: gpu: l:
+    let
+      weights = ceilDiv (requantized m (l.quantization or null)) (l.tensorParallel * l.pipelineParallel);
+      work = workspace m l;
+      token = kvToken m l;
+      pool = max 0 (gpu.memory - weights - work) * fixed.kvPercent / 100;
+      tokens = blocks (pool / token);
+      needTokens = l.sequences * blocksUp l.maxSeqLen;
+    in
+    {
+      inherit
+        weights
+        pool
+        tokens
+        needTokens
+        ;
+      total = gpu.memory;
+      workspace = work;
+      kvToken = token;
+      fits = tokens >= needTokens;
+      tightest =
+        if weights > gpu.memory then
+          "weights"
+        else if weights + work > gpu.memory then
+          "workspace"
+        else
+          "kvCache";
+    };
+
+  divides =
+    m: tp:
+    lib.mod m.heads tp == 0
+    && (lib.mod m.kvHeads tp == 0 || lib.mod tp m.kvHeads == 0)
+    && lib.mod m.intermediateSize tp == 0;
+
+  lighter =
+    m: gpu:
+    let
+      from = known (m.quantization or null);
+      usable =
+        name:
+        let
+          row = algorithms.${name};
+          least = if row.minSm == null then 0 else row.minSm;
+          refused =
+            row.refusedSm != null
+            && builtins.elemAt row.refusedSm 0 <= gpu.sm
+            && gpu.sm < builtins.elemAt row.refusedSm 1;
+        in
+        gpu.sm >= least && !refused && formats.weights.${name}.bitsPer128 < formats.weights.${from}.bitsPer128;
+    in
+    if formats.weights ? ${from} then builtins.filter usable formats.lighter else [ ];
+
+  changes =
+    m: gpu: l:
+    let
+      fitsWith = change: (memory m gpu (l // change)).fits;
+      # The first value of one limit that fits, as a list of at most one change.
+      first =
+        name: values:
+        let
+          fitting = builtins.filter (v: fitsWith { ${name} = v; }) values;
+        in
+        if fitting == [ ] then [ ] else [ { ${name} = builtins.head fitting; } ];
+      room = (memory m gpu l).tokens;
+      most = room / blocksUp l.maxSeqLen;
+      shorter = blocks (room / l.sequences);
+      wider = builtins.filter (divides m) (range (l.tensorParallel + 1) fixed.gpusPerNode);
+      lighterFormats = if l.quantization or null == null then lighter m gpu else [ ];
+      smallKv = if kvBits m l > 8 then { kvBits = 8; } else { };
+      single =
+        first "maxNumTokens" (halvings (max fewestTokens l.maxBatchSize) l.maxNumTokens)
+        ++ first "maxBatchSize" (halvings 1 l.maxBatchSize)
+        ++ first "kvBits" (if smallKv == { } then [ ] else [ 8 ])
+        ++ first "sequences" (if 1 <= most && most < l.sequences then [ most ] else [ ])
+        ++ first "maxSeqLen" (if shortest <= shorter && shorter < l.maxSeqLen then [ shorter ] else [ ])
+        ++ first "tensorParallel" wider
+        ++ first "quantization" lighterFormats;
+      combined = builtins.concatMap (
+        tp:
+        map (
+          name:
+          smallKv
+          // (if tp == l.tensorParallel then { } else { tensorParallel = tp; })
+          // (if name == null then { } else { quantization = name; })
+        ) ([ null ] ++ lighterFormats)
+      ) ([ l.tensorParallel ] ++ wider);
+      fitting = builtins.filter (c: c != { } && fitsWith c) combined;
+    in
+    if single != [ ] then
+      single
+    else if fitting == [ ] then
+      [ ]
+    else
+      [ (builtins.head fitting) ];
+
+  gib =
+    bytes:
+    let
+      tenths = bytes * 10 / 1073741824;
+    in
+    "${toString (tenths / 10)}.${toString (lib.mod tenths 10)} GiB";
+
+  said = {
+    kvBits = bits: "a model with an FP8 KV cache";
+    quantization = name: "the model quantized to ${name}";
+    tensorParallel = n: "tensorParallel = ${toString n} (on ${toString n} GPUs)";
+    sequences = n: "sequences = ${toString n}";
+    maxSeqLen = n: "limits.maxSeqLen = ${toString n}";
+    maxBatchSize = n: "limits.maxBatchSize = ${toString n}";
+    maxNumTokens = n: "limits.maxNumTokens = ${toString n}";
+  };
+  say = change: lib.concatMapStringsSep " with " (n: said.${n} change.${n}) (builtins.attrNames change);
+in
+rec {
+  # Bytes of a row of gpus.json: as a driver reports them where that is known, else NVIDIA's gigabytes of 10^9;
+  # null for unknown.
+  # memoryOf :: { memoryGB; memoryMiB ? null; … } -> int|null
+  memoryOf =
+    row:
+    if row.memoryMiB or null != null then
+      row.memoryMiB * 1048576
+    else if row.memoryGB or null != null then
+      row.memoryGB * 1000000000
+    else
+      null;
+
+  # Bytes of the weights that a lock's files list.
+  # weightBytes :: { path = { size; … }; } -> int
+  weightBytes =
+    files:
+    builtins.foldl' (sum: path: if lib.hasSuffix ".safetensors" path then sum + files.${path}.size else sum) 0 (
+      builtins.attrNames files
+    );
+
+  # The memory of the heaviest rank, and what would make it fit; null where the lock or the table of GPUs does
+  # not tell enough. Weights are the mean over the ranks, which the heaviest is never below: what does not fit
+  # here does not fit.
+  # plan :: facts // { weightBytes } -> { sm; memory; … } -> limits -> set|null
+  plan =
+    model: gpu: limits:
+    let
+      told =
+        builtins.all (name: model.${name} or null != null) needed
+        && elementBytes ? ${model.dtype}
+        && (model.kvCacheQuantization or null == null || formats.kvCache ? ${model.kvCacheQuantization})
+        && model.weightBytes or 0 > 0
+        && gpu.memory or null != null;
+      l = {
+        inherit (fixed) maxBatchSize maxNumTokens;
+        maxSeqLen = model.context;
+        sequences = 1;
+        tensorParallel = 1;
+        pipelineParallel = 1;
+      }
+      // lib.filterAttrs (_: v: v != null) limits;
+      found = memory model gpu l;
+    in
+    if !told then null else found // { changes = if found.fits then [ ] else changes model gpu l; };
+
+  # The plan, or a refusal that names the tightest limit and the smallest change.
+  # fits :: string -> facts // { weightBytes } -> { name; sm; memoryGB; … } -> limits -> set|null
+  fits =
+    function: model: gpu: limits:
+    let
+      found = plan model ({ memory = memoryOf gpu; } // gpu) limits;
+      why = {
+        weights = "the weights of one rank alone take ${gib found.weights}";
+        workspace = "weights (${gib found.weights}) and workspace (about ${gib found.workspace}) of one rank take it all";
+        kvCache = "after weights (${gib found.weights}) and workspace (about ${gib found.workspace}) the KV cache has room for ${toString found.tokens} tokens, and ${toString found.needTokens} are asked for";
+      };
+      ways =
+        if found.changes == [ ] then
+          "No single limit, format or number of these GPUs up to ${toString fixed.gpusPerNode} makes it fit; use a GPU with more memory, or a smaller model."
+        else
+          "Smallest change that fits: ${say (builtins.head found.changes)}.${
+            lib.optionalString (builtins.length found.changes > 1)
+              " Others: ${lib.concatMapStringsSep "; " say (builtins.tail found.changes)}."
+          }";
+    in
+    if found == null || found.fits then
+      found
+    else
+      throw ''
+        ${function}: it does not fit ${gpu.name} (${gib found.total}): ${why.${found.tightest}}.
+        ${ways}
+        `enginix plan` tells all figures, exactly, from the weights' headers.'';
+}
