@@ -96,8 +96,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flake", default=str(HERE.parent), help="the flake to build from (default: this one)")
     parser.add_argument("--nix", default="nix --extra-experimental-features 'nix-command flakes'", help="the nix command")
-    parser.add_argument("--hub", type=Path, default=HERE.parent / "tests/hub/serve.py", help="the hub's script")
-    parser.add_argument("--files", type=Path, default=HERE.parent / "tests/models" / MODEL, help="what the hub serves")
     parser.add_argument("--prompt", default="The license grants you the right to")
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--serve", action="store_true", help="leave the server running on its default ports")
@@ -108,7 +106,7 @@ def main() -> int:
     built_in_all = 0
     print(f"enginix demo: {REPO}, from a hub to an answer; every stage a Nix derivation", flush=True)
     path = Path()
-    with hub(args.hub, args.files) as address:
+    with hub(HERE.parent / "tests/hub/serve.py", HERE.parent / "tests/models" / MODEL) as address:
         env = {**os.environ, "HF_ENDPOINT": address}
         print(f"  {'hub':<15} {address} serves {REPO} (a small hub on loopback, in the real one's place)", flush=True)
         for stage, function, source in STAGES:

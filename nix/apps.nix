@@ -20,9 +20,6 @@ let
     name = "enginix-demo";
     buildCommandPath = ./builders/demo.sh;
     inherit (pkgs) bash python3;
-    script = ../demo/demo.py;
-    hub = ../tests/hub;
-    files = ../tests/models/tiny-qwen3;
     flake = self;
     meta.mainProgram = "demo";
   };

@@ -42,7 +42,7 @@ let
       lock,
       # Store name; the repository's name when not given.
       name ? null,
-      # A command that serves this model on loopback, for models that come with a flake; used when HF_ENDPOINT
+      # A package whose command serves this model on loopback, for models that come with a flake; used when HF_ENDPOINT
       # is not set. It is called with `--port-file FILE` and writes its address there.
       hub ? null,
       ...
@@ -66,7 +66,7 @@ let
             inherit (pinned) repo revision;
             inherit (file) path sha256;
             size = toString file.size;
-            hub = if hub == null then "" else hub;
+            hub = if hub == null then "" else lib.getExe hub;
           }
         );
       files = builtins.mapAttrs (_: fetch) pinned.files;
@@ -104,7 +104,7 @@ let
       allowSubstitutes = false;
       passthru = {
         inherit (pinned) repo revision license model gated;
-        inherit files;
+        inherit files hub;
         modelName = title;
         architecture = pinned.model.architecture or null;
         quantization = pinned.model.quantization or null;
@@ -138,7 +138,7 @@ let
         outputHash = hash;
         repo = check.lock.repo function repo;
         revision = check.lock.revision function repo revision;
-        hub = if hub == null then "" else hub;
+        hub = if hub == null then "" else lib.getExe hub;
         passthru = {
           inherit repo revision license;
           modelName = title;

@@ -2,6 +2,6 @@
 mkdir -p "$out/bin"
 cat >"$out/bin/demo" <<EOF
 #!$bash/bin/bash
-exec $python3/bin/python3 $script --flake $flake --hub $hub/serve.py --files $files "\$@"
+exec $python3/bin/python3 $flake/demo/demo.py "\$@"
 EOF
 chmod +x "$out/bin/demo"

@@ -1,11 +1,17 @@
 # shellcheck shell=bash disable=SC2154
-# Package and launcher; -P keeps the caller's directory off the module path.
-mkdir -p "$out/bin" "$out/lib"
+# Package and launcher. The launcher is a file of its own: with `-m`, Python would put the caller's directory
+# first on the module path, where a folder named triton or torch would stand before the library.
+mkdir -p "$out/bin" "$out/lib" "$out/libexec"
 cp -r "$source" "$out/lib/enginix"
+cat >"$out/libexec/launch.py" <<EOF
+from enginix.cli import main
+
+raise SystemExit(main())
+EOF
 cat >"$out/bin/enginix" <<EOF
 #!$bash/bin/bash
 export PYTHONPATH=$out/lib\${PYTHONPATH:+:\$PYTHONPATH}
 export PYTHONDONTWRITEBYTECODE=1
-exec $python/bin/python3 -m enginix "\$@"
+exec $python/bin/python3 $out/libexec/launch.py "\$@"
 EOF
 chmod +x "$out/bin/enginix"

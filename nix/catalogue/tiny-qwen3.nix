@@ -5,7 +5,7 @@
   model = mkHfModel {
     lock = ../../tests/models/tiny-qwen3.lock.json;
     hub = pkgs.stdenvNoCC.mkDerivation {
-      name = "tiny-qwen3-hub";
+      name = "hub";
       buildCommandPath = ../builders/hub-of-files.sh;
       inherit (pkgs) bash python3;
       server = ../../tests/hub;
