@@ -95,3 +95,50 @@ def fp8_rescale_table(scale: np.float32, target: np.float32) -> bytes:
     with np.errstate(over="ignore", invalid="ignore"):
         values = (fp8_values() * np.float32(scale)) / np.float32(target)
         return bytes(values.astype(np.float32).astype(ml_dtypes.float8_e4m3fn).tobytes())
+
+
+@cache
+def fp8_steps() -> npt.NDArray[np.float32]:
+    """Gap from each float8_e4m3fn value to its neighbour away from zero; by byte."""
+    steps = np.empty(256, np.float32)
+    positive = fp8_values()[:127]  # 127 is NaN
+    steps[:126] = np.diff(positive)
+    steps[126:128] = steps[125]
+    steps[128:] = steps[:128]
+    return steps
+
+
+def fp8_quantize_rows(x: Array, code: str) -> tuple[Array, npt.NDArray[np.float32]]:
+    """Rows to float8_e4m3fn: codes [rows, columns], and each row's scale [rows].
+
+    The scale is the largest magnitude over 448, at least 1 / (448 * 512).
+    """
+    wide = to_float32(x, code)
+    scale = np.abs(wide).max(axis=1) / np.float32(448)
+    scale = np.maximum(scale, np.float32(1 / (448 * 512)))
+    return (wide / scale[:, None]).astype(ml_dtypes.float8_e4m3fn), scale
+
+
+# float4_e2m1 by nibble, and the gap to the neighbour away from zero
+FP4_VALUES: npt.NDArray[np.float32] = np.array(
+    [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32
+)
+FP4_STEPS: npt.NDArray[np.float32] = np.array([0.5, 0.5, 0.5, 0.5, 1, 1, 2, 2] * 2, np.float32)
+
+
+def interleave_tiles(scales: bytes, width: int) -> bytes:
+    """Block scales, whole tiles of 128 rows by 4 columns, in the order that the FP4 kernels read.
+
+    Within a tile a scale lies at (row % 32) * 16 + row % 128 // 32 * 4 + column % 4; tiles follow row-major.
+    """
+    tiles = np.frombuffer(scales, np.uint8).reshape(-1, 4, 32, width // 4, 4)
+    return tiles.transpose(0, 3, 2, 1, 4).tobytes()
+
+
+def unpack_int4_rows(packed: Array) -> npt.NDArray[np.float32]:
+    """Signed int4 [out, in] of bytes [out / 2, in]: even rows in the low nibble, odd rows in the high."""
+    signed = packed.view(np.int8)
+    low = (signed << 4).astype(np.int8) >> 4
+    values = np.stack([low, signed >> 4], axis=1).reshape(-1, packed.shape[1])
+    result: npt.NDArray[np.float32] = values.astype(np.float32)
+    return result

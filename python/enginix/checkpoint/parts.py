@@ -108,18 +108,21 @@ class Rows:
     transform: Transform | None = None
 
     def pieces(self, reader: Reader) -> Iterator[Piece]:
-        first, last = self.rows
-        base = self.tensor.begin
         if self.transform is None and self.cols == (0, self.stride):
-            end = base + last * self.stride
-            for at in range(base + first * self.stride, end, COPY):
+            base = self.tensor.begin
+            end = base + self.rows[1] * self.stride
+            for at in range(base + self.rows[0] * self.stride, end, COPY):
                 yield FileRange(self.tensor.path, at, min(at + COPY, end))
-            return
+        else:
+            yield from self.blocks(reader)
+
+    def blocks(self, reader: Reader) -> Iterator[bytes]:
+        """The same bytes, always read."""
         import numpy as np
 
-        step = max(1, CHUNK // max(1, self.stride))
-        for row in range(first, last, step):
-            stop = min(row + step, last)
+        base, step = self.tensor.begin, max(1, CHUNK // max(1, self.stride))
+        for row in range(*self.rows, step):
+            stop = min(row + step, self.rows[1])
             data = reader.read(self.tensor.path, base + row * self.stride, base + stop * self.stride)
             block = np.frombuffer(data, np.uint8).reshape(stop - row, self.stride)
             part = block[:, self.cols[0] : self.cols[1]]
@@ -138,16 +141,26 @@ class Zeros:
 
 
 @dataclass(frozen=True)
-class Computed:
-    """Bytes of an array that is made when it is written; for scales, which are small."""
+class Bytes:
+    """Bytes that are known when a conversion is planned: scales."""
 
-    make: Callable[[Reader], Array]
+    data: bytes
 
     def pieces(self, reader: Reader) -> Iterator[Piece]:
-        yield self.make(reader).tobytes()
+        yield self.data
 
 
-Part = Rows | Zeros | Computed
+@dataclass(frozen=True)
+class Generated:
+    """Bytes that are made of several inputs at once, when they are written."""
+
+    make: Callable[[Reader], Iterator[bytes]]
+
+    def pieces(self, reader: Reader) -> Iterator[Piece]:
+        yield from self.make(reader)
+
+
+Part = Rows | Zeros | Bytes | Generated
 
 
 @dataclass(frozen=True)

@@ -110,3 +110,9 @@ def cut(
         (piece.cols[0] // elements * unit, piece.cols[1] // elements * unit),
         transform,
     )
+
+
+def vector(info: TensorInfo, span: tuple[int, int], transform: Transform | None = None) -> Rows:
+    """Elements ``span`` of a vector."""
+    size = info.itemsize
+    return Rows(info, size, span, (0, size), transform)

@@ -1,66 +1,193 @@
-"""Checks of a checkpoint directory: what TensorRT-LLM requires is there, and nothing else."""
+"""Checks of a checkpoint directory: all that TensorRT-LLM requires is there, nothing else, and it makes sense."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from enginix.checkpoint.config import DTYPES, CheckpointConfig
-from enginix.checkpoint.formats import format_of
-from enginix.checkpoint.formats.base import Spec
-from enginix.checkpoint.layout import Layout, Linear, Vector
+from enginix.checkpoint.formats import Spec, format_of
+from enginix.checkpoint.layout import KvCache, Layout, Linear, Vector
 from enginix.checkpoint.write import file_name
 from enginix.errors import EnginixError
-from enginix.model import read_header
+from enginix.model import TensorInfo, read_header
+from enginix.tables import table
+
+# Buffers that TensorRT-LLM's own converter stores; its loader lists them as "Provided but not required".
+ROPE_CONSTANTS = ("embed_positions*", "rotary_inv_freq", "long_rope_*")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, and where."""
+    """One thing that is wrong.
+
+    Attributes:
+        where: file, and tensor or key in it.
+    """
 
     where: str
     what: str
 
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
 
-def required(layout: Layout, rank: int) -> Spec:
-    """Every tensor that the loader requires of one rank: name → dtype, shape."""
+
+@dataclass
+class Report:
+    """The outcome of a verification.
+
+    Attributes:
+        findings: what is wrong; empty where nothing is.
+        notes: what is allowed but worth knowing.
+        bytes, parameters: of all ranks; a packed 4-bit weight counts as one parameter.
+        quantized, matrices: matrices that a format applies to, and those that one could apply to.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    bytes: int = 0
+    parameters: int = 0
+    quantized: int = 0
+    matrices: int = 0
+
+
+def nvfp4_form(tensors: dict[str, TensorInfo], layout: Layout, rank: int) -> str:
+    """Which of NVFP4's two forms a rank file is in: ``trtllm`` or ``modelopt``."""
+    config = layout.config
+    for module in layout.rank(rank):
+        if isinstance(module, Linear) and config.quantization.algorithm(module.name) == "NVFP4":
+            return "modelopt" if f"{module.name}.weights_scaling_factor_2" in tensors else "trtllm"
+    return "trtllm"
+
+
+def algorithm_of(linear: Linear, config: CheckpointConfig) -> str | None:
+    return config.quantization.algorithm(linear.name) if linear.quantizable else None
+
+
+def kv_spec(module: KvCache, tensors: dict[str, TensorInfo]) -> Spec:
+    """KV-cache scales in either form: the merged scale and its reciprocal, or ModelOpt's k, v and merged."""
+    names = [f"{module.name}.k_cache_scaling_factor", f"{module.name}.v_cache_scaling_factor"]
+    if not all(name in tensors for name in names):
+        names = [f"{module.name}.kv_cache_rcp_scaling_factor"]
+    return {name: ("F32", (1,)) for name in [*names, f"{module.name}.kv_cache_scaling_factor"]}
+
+
+def required(layout: Layout, rank: int, tensors: dict[str, TensorInfo]) -> Spec:
+    """Every tensor that the loader requires of one rank: name → dtype, shape.
+
+    Args:
+        tensors: what the rank file has; decides which of several accepted forms is meant.
+
+    Raises:
+        EnginixError: a format that cannot hold a matrix of this layout.
+    """
     config, found = layout.config, Spec()
+    form = nvfp4_form(tensors, layout, rank)
     for module in layout.rank(rank):
         if isinstance(module, Vector):
             found[f"{module.name}.weight"] = (DTYPES[config.dtype], (module.size,))
         elif isinstance(module, Linear):
-            algorithm = config.quantization.algorithm(module.name) if module.quantizable else None
-            spec = format_of(algorithm).spec(module, config)
+            spec = format_of(algorithm_of(module, config), form).spec(module, config)
             found.update({f"{module.name}.{leaf}": value for leaf, value in spec.items()})
             if module.bias:
                 found[f"{module.name}.bias"] = (DTYPES[config.dtype], (module.out,))
+        elif config.quantization.kv_cache_quant_algo is not None:
+            found.update(kv_spec(module, tensors))
     return found
 
 
-def verify(directory: Path) -> list[Finding]:
-    """Everything that is wrong with a checkpoint; empty where nothing is."""
+def _same(found: TensorInfo, dtype: str, shape: tuple[int, ...]) -> bool:
+    scalar = found.shape in ((), (1,)) and shape in ((), (1,))
+    return found.dtype == dtype and (found.shape == shape or scalar)
+
+
+def _structure(layout: Layout, rank: int, path: Path, report: Report) -> dict[str, TensorInfo]:
+    tensors = dict(read_header(path).tensors)
+    expected = required(layout, rank, tensors)
+    for name, (dtype, shape) in expected.items():
+        found = tensors.get(name)
+        if found is None:
+            report.findings.append(Finding(f"{path.name}: {name}", "missing"))
+        elif not _same(found, dtype, shape):
+            report.findings.append(
+                Finding(
+                    f"{path.name}: {name}",
+                    f"is {found.dtype} {list(found.shape)}, should be {dtype} {list(shape)}",
+                )
+            )
+    for name in sorted(set(tensors) - set(expected)):
+        if not any(fnmatchcase(name, p) for p in ROPE_CONSTANTS):
+            report.findings.append(Finding(f"{path.name}: {name}", "not required by the loader"))
+    return tensors
+
+
+def _coverage(layout: Layout, report: Report) -> None:
+    """Whether quantization reaches what it should and spares what it must."""
+    config = layout.config
+    where, quantization = "config.json: quantization", config.quantization
+    linears = [m for r in config.mapping.ranks() for m in layout.rank(r) if isinstance(m, Linear)]
+    if quantization.quant_algo is None:
+        return
+    for name in sorted({m.name for m in linears if not m.quantizable}):
+        # The embedding is no matrix product, so no format applies to it whatever the patterns say.
+        if not name.endswith("vocab_embedding") and quantization.algorithm(name) is not None:
+            report.findings.append(
+                Finding(where, f"{name} is not protected: exclude_modules has no pattern that matches it")
+            )
+    names = {m.name for m in linears}
+    defaults = set(table("quantization")["defaultExclude"])
+    for pattern in quantization.exclude_modules or ():
+        if pattern not in defaults and not any(fnmatchcase(n, pattern) for n in names):
+            report.findings.append(Finding(where, f"exclude pattern {pattern!r} matches no module"))
+    for name in quantization.layers:
+        if name not in names:
+            report.findings.append(Finding(f"quant_cfg.json: {name}", "names no module"))
+    quantizable = [m for m in linears if m.quantizable]
+    report.matrices = len(quantizable)
+    report.quantized = sum(algorithm_of(m, config) is not None for m in quantizable)
+    if report.quantized == 0:
+        report.findings.append(Finding(where, f"{quantization.quant_algo} reaches no matrix"))
+
+
+def _files(directory: Path, config: CheckpointConfig) -> Iterator[Finding]:
+    wanted = {file_name(r) for r in config.mapping.ranks()}
+    for path in sorted(directory.glob("*.safetensors")):
+        if path.name not in wanted:
+            yield Finding(path.name, f"not a rank file of {config.mapping.world_size} ranks")
+
+
+def _size(layout: Layout, report: Report) -> None:
+    config = layout.config
+    for rank in config.mapping.ranks():
+        for module in layout.rank(rank):
+            if isinstance(module, Linear):
+                report.parameters += len(module.groups) * module.out * module.inp
+            elif isinstance(module, Vector):
+                report.parameters += module.size
+
+
+def verify(directory: Path) -> Report:
+    """Everything that is wrong with a checkpoint, tensor by tensor and value by value.
+
+    Raises:
+        CheckpointError: ``config.json`` cannot be read, or its architecture has no layout here.
+    """
+    from enginix.checkpoint.values import check_values
+
     config = CheckpointConfig.read(directory)
-    layout, findings = Layout(config), []
+    layout, report = Layout(config), Report()
+    _coverage(layout, report)
+    _size(layout, report)
+    report.findings.extend(_files(directory, config))
     for rank in config.mapping.ranks():
         path = directory / file_name(rank)
         try:
-            tensors = read_header(path).tensors
+            tensors = _structure(layout, rank, path, report)
         except EnginixError as e:
-            findings.append(Finding(e.where or str(path), e.what))
+            report.findings.append(Finding(path.name, str(e).splitlines()[0]))
             continue
-        expected = required(layout, rank)
-        for name, (dtype, shape) in expected.items():
-            found = tensors.get(name)
-            if found is None:
-                findings.append(Finding(f"{path.name}: {name}", "missing"))
-            elif (found.dtype, found.shape) != (dtype, shape):
-                findings.append(
-                    Finding(
-                        f"{path.name}: {name}",
-                        f"{found.dtype} {list(found.shape)} instead of {dtype} {list(shape)}",
-                    )
-                )
-        findings.extend(
-            Finding(f"{path.name}: {name}", "not required") for name in sorted(set(tensors) - set(expected))
-        )
-    return findings
+        report.bytes += path.stat().st_size
+        check_values(layout, rank, path, tensors, report)
+    return report

@@ -44,6 +44,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("vocabulary", "hidden"),
         help="cut the embedding over tensor-parallel ranks, too (default: whole on each)",
     )
+    parser.add_argument(
+        "--nvfp4-form",
+        choices=("auto", "trtllm", "modelopt"),
+        default="auto",
+        help="TensorRT-LLM's own tensors, or ModelOpt's, which it converts and pads on loading "
+        "(default: its own, where the scale tiles fit)",
+    )
+    parser.add_argument(
+        "--quantize",
+        choices=("FP8_PER_CHANNEL_PER_TOKEN",),
+        help="quantize an unquantized model while converting it",
+    )
+    parser.add_argument(
+        "--kv-cache", choices=("FP8",), help="FP8 KV cache for a model that does not ask for it (scales 1.0)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,6 +70,9 @@ def run(args: argparse.Namespace) -> int:
         mapping=Mapping(args.tensor_parallel, args.pipeline_parallel, args.expert_parallel),
         parallel_embedding=args.parallel_embedding is not None,
         embedding_sharding_dim=int(args.parallel_embedding == "hidden"),
+        nvfp4_form=args.nvfp4_form,
+        quantize=args.quantize,
+        kv_cache=args.kv_cache,
     )
     done = convert(args.model, args.output, options)
     for note in done.notes:

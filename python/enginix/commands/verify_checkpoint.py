@@ -1,6 +1,11 @@
-"""Checks a TensorRT-LLM checkpoint: every tensor that the loader requires, its shape and dtype, no extra.
+"""Checks a TensorRT-LLM checkpoint: every tensor that the loader requires, with its shape and dtype, and no
+other; no NaN; scales positive and consistent; quantization in every layer that should have it and in none
+that must not. With --against, every weight is dequantized and held against the model's.
 
-enginix verify-checkpoint ./checkpoint
+  enginix verify-checkpoint ./checkpoint
+  enginix verify-checkpoint ./checkpoint --against ./model
+
+Exit status 1: something is wrong; each finding is one line.
 """
 
 from __future__ import annotations
@@ -11,19 +16,40 @@ from pathlib import Path
 from enginix import console
 from enginix.errors import EXIT_NO, EXIT_OK
 
+SHOWN = 50
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, metavar="DIR", help="checkpoint directory")
+    parser.add_argument("--against", type=Path, metavar="MODEL", help="the model that it was made of")
 
 
 def run(args: argparse.Namespace) -> int:
     from enginix.checkpoint.verify import verify
 
-    findings = verify(args.checkpoint)
-    lines = [f"{f.where}: {f.what}" for f in findings]
+    report = verify(args.checkpoint)
+    if args.against is not None and not report.findings:
+        from enginix.checkpoint.against import Comparison
+
+        report.findings.extend(Comparison(args.checkpoint, args.against).findings())
+    for note in report.notes:
+        console.say(f"note: {note}")
+    lines = [str(f) for f in report.findings]
+    bits = 8 * report.bytes / max(1, report.parameters)
+    covered = f", {report.quantized} of {report.matrices} matrices quantized" if report.matrices else ""
+    summary = f"{console.human_bytes(report.bytes)}, {bits:.1f} bits a weight{covered}"
+    more = [f"… and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     console.result(
-        {"checkpoint": str(args.checkpoint), "findings": lines},
-        "\n".join(lines) or f"{args.checkpoint}: verified",
+        {
+            "checkpoint": str(args.checkpoint),
+            "findings": lines,
+            "notes": report.notes,
+            "bytes": report.bytes,
+            "bitsAWeight": round(bits, 2),
+            "matrices": report.matrices,
+            "quantized": report.quantized,
+        },
+        "\n".join(lines[:SHOWN] + more) or f"{args.checkpoint}: verified; {summary}",
         as_json=args.json,
     )
-    return EXIT_NO if findings else EXIT_OK
+    return EXIT_NO if lines else EXIT_OK

@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 ARCHIVE = Path(__file__).resolve().parents[2] / "golden" / "golden.tar.xz"
-ROPE_CONSTANTS = ("embed_positions", "rotary_inv_freq", "long_rope_embed_positions", "long_rope_rotary_inv_freq")
+ROPE_CONSTANTS = (
+    "embed_positions",
+    "rotary_inv_freq",
+    "long_rope_embed_positions",
+    "long_rope_rotary_inv_freq",
+)
 
 
 def root() -> Path:

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from enginix.checkpoint.formats.base import Format, Spec
+from enginix.checkpoint.formats.base import Dequantized, Format, Spec
+from enginix.checkpoint.formats.fp8 import Fp8, Fp8PerChannel
+from enginix.checkpoint.formats.integer import Int4Awq, Int8SmoothQuant
+from enginix.checkpoint.formats.nvfp4 import Nvfp4, Nvfp4ModelOpt
 from enginix.checkpoint.formats.plain import Plain
 
-__all__ = ["Format", "Plain", "Spec", "format_of"]
+__all__ = ["Dequantized", "Format", "Spec", "format_of"]
+
+_FORMATS: dict[str | None, Format] = {
+    None: Plain(),
+    "FP8": Fp8(),
+    "FP8_PER_CHANNEL_PER_TOKEN": Fp8PerChannel(),
+    "NVFP4": Nvfp4(),
+    "W4A16_AWQ": Int4Awq(activations=False),
+    "W4A8_AWQ": Int4Awq(activations=True),
+    "W8A8_SQ_PER_CHANNEL": Int8SmoothQuant(),
+}
+_MODELOPT_NVFP4 = Nvfp4ModelOpt()
 
 
-def format_of(algorithm: str | None, form: str = "trtllm") -> Format:
+def format_of(algorithm: str | None, nvfp4_form: str = "trtllm") -> Format:
     """The format of a matrix.
 
     Args:
-        algorithm: a key of quantization.json, or None.
-        form: ``trtllm`` or ``modelopt``: which of the two accepted forms NVFP4 takes.
+        algorithm: a convertible key of quantization.json, or None.
+        nvfp4_form: ``trtllm`` or ``modelopt``: which of the two forms that the loader takes.
+
+    Raises:
+        KeyError: an algorithm that quantization.json does not call convertible.
     """
-    if algorithm is None:
-        return Plain()
-    raise KeyError(algorithm)
+    if algorithm == "NVFP4" and nvfp4_form == "modelopt":
+        return _MODELOPT_NVFP4
+    return _FORMATS[algorithm]

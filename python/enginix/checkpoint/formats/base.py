@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from enginix.checkpoint.config import CheckpointConfig
 from enginix.checkpoint.layout import Linear
-from enginix.checkpoint.parts import Part, Zeros
-from enginix.checkpoint.source import FLOATS, Source, cut
+from enginix.checkpoint.parts import Part
+from enginix.checkpoint.source import Source
+from enginix.errors import ModelError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 Spec = dict[str, tuple[str, tuple[int, ...]]]  # tensor's last name → safetensors dtype, shape on the rank
+Dequantized = tuple["Array", "Array"]  # float32 values, and the format's step (gap to a neighbour) at each
 
 
 class Format(Protocol):
@@ -35,19 +37,20 @@ class Format(Protocol):
             ModelError: source tensors missing, misshapen, or not expressible in this format.
         """
 
-    def dequantize(self, tensors: Mapping[str, Array], linear: Linear) -> Array:
+    def dequantize(self, tensors: Mapping[str, Array], linear: Linear) -> Dequantized:
         """float32 [experts,] out, in: what the stored matrix means, pre-quant scales included."""
 
 
-def bias_parts(linear: Linear, dtype: str, source: Source) -> tuple[Part, ...]:
-    """The bias of a dense matrix: cut with its rows, whole where its columns are cut."""
-    from enginix.checkpoint.formats.plain import caster
+def no_experts(linear: Linear, what: str) -> None:
+    """Refuses stacked experts in a format that no TensorRT-LLM MoE layer is known to load."""
+    if linear.stacked:
+        raise ModelError(
+            f"{what} is for dense matrices; TensorRT-LLM's loader is not known to take experts in it",
+            where=linear.name,
+            fix="quantize this model to FP8 or NVFP4",
+        )
 
-    parts: list[Part] = []
-    for piece in linear.groups[0]:
-        info = source.tensor(piece.module, "bias", FLOATS, (piece.out,))
-        column = type(piece)(piece.module, piece.out, 1, piece.rows, (0, 1))
-        parts.append(cut(info, column, caster(info, dtype)))
-        if piece.pad:
-            parts.append(Zeros(piece.pad * {"F32": 4}.get(dtype, 2)))
-    return tuple(parts)
+
+def per_expert(scale: Array, linear: Linear) -> Array:
+    """A scale an expert, shaped to broadcast over out and in; a dense matrix's scale as it is."""
+    return scale.reshape(-1, 1, 1) if linear.stacked else scale

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from enginix.checkpoint.config import DTYPES, CheckpointConfig
-from enginix.checkpoint.formats.base import Spec
+from enginix.checkpoint.formats.base import Dequantized, Spec
 from enginix.checkpoint.layout import Linear
 from enginix.checkpoint.parts import Part, Transform, Zeros
-from enginix.checkpoint.source import FLOATS, Source, cut
+from enginix.checkpoint.source import FLOATS, Source, cut, vector
 from enginix.errors import ModelError
 from enginix.model import TensorInfo
 from enginix.model.safetensors import DTYPES as SIZES
@@ -65,7 +65,16 @@ class Plain:
                     parts.append(Zeros(piece.pad * piece.width * SIZES[target]))
         return {"weight": tuple(parts)}
 
-    def dequantize(self, tensors: Mapping[str, Array], linear: Linear) -> Array:
+    def dequantize(self, tensors: Mapping[str, Array], linear: Linear) -> Dequantized:
         import numpy as np
 
-        return tensors["weight"].astype(np.float32)
+        return tensors["weight"].astype(np.float32), np.zeros((), np.float32)
+
+
+def bias_parts(linear: Linear, dtype: str, source: Source) -> tuple[Part, ...]:
+    """The bias of a dense matrix: cut with its rows, whole where its columns are cut."""
+    parts: list[Part] = []
+    for piece in linear.groups[0]:
+        info = source.tensor(piece.module, "bias", FLOATS, (piece.out,))
+        parts.append(vector(info, piece.rows, caster(info, dtype)))
+    return tuple(parts)

@@ -1,0 +1,154 @@
+"""Integer weights with pre-quant scales, in ModelOpt's form: INT4 AWQ, W4A8 AWQ, INT8 SmoothQuant.
+
+TensorRT-LLM's own conversion of such models fails, or writes what its loader refuses; ModelOpt's form is
+what the loader reads (golden data, ``load-*`` cases). The loader wants a pre-quant scale on every
+matrix; where ModelOpt folded one into the norm before it, ones are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from enginix.checkpoint.config import DTYPES, CheckpointConfig
+from enginix.checkpoint.formats.base import Dequantized, Spec, no_experts
+from enginix.checkpoint.formats.fp8 import floats
+from enginix.checkpoint.formats.plain import caster
+from enginix.checkpoint.layout import Linear
+from enginix.checkpoint.parts import Bytes, Part
+from enginix.checkpoint.source import FLOATS, Source, cut, vector
+from enginix.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+
+_ONE = {"F32": b"\x00\x00\x80\x3f", "BF16": b"\x80\x3f", "F16": b"\x00\x3c"}
+
+
+def prequant(linear: Linear, config: CheckpointConfig, source: Source) -> Part:
+    """The pre-quant scale of merged matrices: the one they share, or ones."""
+    dtype = DTYPES[config.dtype]
+    piece = linear.groups[0][0]
+    modules = linear.modules()
+    have = [m for m in modules if source.has(m, "pre_quant_scale")]
+    if not have:
+        return Bytes(_ONE[dtype] * linear.inp)
+    infos = [source.tensor(m, "pre_quant_scale", FLOATS, (piece.inp,)) for m in modules]
+    values = [source.reader.array(info) for info in infos]
+    if any(v.tobytes() != values[0].tobytes() for v in values):
+        raise ModelError(
+            f"{', '.join(modules)} become one matrix, but their pre_quant_scale differ",
+            where=str(source.weights.directory),
+            fix="export again with ModelOpt, which gives merged matrices one pre-quant scale",
+        )
+    if not (values[0].astype("float32") > 0).all():
+        raise ModelError(
+            f"scale {infos[0].name!r} is not positive everywhere",
+            where=str(infos[0].path),
+            fix="quantize the model again",
+        )
+    return vector(infos[0], piece.cols, caster(infos[0], dtype))
+
+
+class Int4Awq:
+    """int4, two output rows in a byte (even row low), a float32 scale each ``group_size`` columns.
+
+    Args:
+        activations: with 8-bit activations (``W4A8_AWQ``).
+    """
+
+    def __init__(self, *, activations: bool) -> None:
+        self.activations = activations
+        self.name = "W4A8_AWQ" if activations else "W4A16_AWQ"
+
+    def spec(self, linear: Linear, config: CheckpointConfig) -> Spec:
+        no_experts(linear, self.name)
+        group = config.quantization.group_size
+        if linear.inp % group or any(r % 2 for s in linear.groups[0] for r in s.rows):
+            raise UsageError(
+                f"{linear.out} x {linear.inp} a rank: {self.name} needs an even number of rows from each matrix "
+                f"and columns in groups of {group}",
+                where=linear.name,
+                fix="a smaller --tensor-parallel, or quantize with a smaller group",
+            )
+        spec: Spec = {
+            "weight": ("I8", (linear.out // 2, linear.inp)),
+            "weights_scaling_factor": ("F32", (linear.out, linear.inp // group)),
+            "prequant_scaling_factor": (DTYPES[config.dtype], (linear.inp,)),
+        }
+        if self.activations:
+            spec["weights_scaling_factor_2"] = ("F32", (1,))
+            spec["activation_scaling_factor"] = ("F32", (1,))
+        return spec
+
+    def parts(self, linear: Linear, config: CheckpointConfig, source: Source) -> dict[str, tuple[Part, ...]]:
+        group = config.quantization.group_size
+        weight: list[Part] = []
+        scale: list[Part] = []
+        for piece in linear.groups[0]:
+            info = source.tensor(piece.module, "weight", ("U8", "I8"), (piece.out // 2, piece.inp))
+            weight.append(cut(info, piece, rows_each=2))
+            scales = source.tensor(piece.module, "weight_scale", ("F32",), (piece.out, piece.inp // group))
+            scale.append(cut(scales, piece, elements=group))
+        parts: dict[str, tuple[Part, ...]] = {
+            "weight": tuple(weight),
+            "weights_scaling_factor": tuple(scale),
+            "prequant_scaling_factor": (prequant(linear, config, source),),
+        }
+        if self.activations:
+            for leaf, name in (
+                ("weights_scaling_factor_2", "weight_scale_2"),
+                ("activation_scaling_factor", "input_scale"),
+            ):
+                # The loader divides the group scales by the second scale and multiplies the product back,
+                # so the largest of the merged matrices serves all of them.
+                parts[leaf] = (floats([max(source.scale(m, name) for m in linear.modules())]),)
+        return parts
+
+    def dequantize(self, tensors: Mapping[str, Array], linear: Linear) -> Dequantized:
+        import numpy as np
+
+        from enginix.checkpoint.numbers import unpack_int4_rows
+
+        scales = tensors["weights_scaling_factor"]
+        each = np.repeat(scales, linear.inp // scales.shape[1], axis=1)
+        each = each * tensors["prequant_scaling_factor"].astype(np.float32)
+        return unpack_int4_rows(tensors["weight"]) * each, np.abs(each)
+
+
+class Int8SmoothQuant:
+    """int8 with a float32 scale an output row, one for activations, and pre-quant scales."""
+
+    def spec(self, linear: Linear, config: CheckpointConfig) -> Spec:
+        no_experts(linear, "W8A8_SQ_PER_CHANNEL")
+        return {
+            "weight": ("I8", (linear.out, linear.inp)),
+            "weights_scaling_factor": ("F32", (linear.out,)),
+            "activation_scaling_factor": ("F32", (1,)),
+            "prequant_scaling_factor": (DTYPES[config.dtype], (linear.inp,)),
+        }
+
+    def parts(self, linear: Linear, config: CheckpointConfig, source: Source) -> dict[str, tuple[Part, ...]]:
+        weight: list[Part] = []
+        scale: list[Part] = []
+        for piece in linear.groups[0]:
+            weight.append(cut(source.tensor(piece.module, "weight", ("I8",), (piece.out, piece.inp)), piece))
+            scales = source.tensor(piece.module, "weight_scale", ("F32",), (piece.out,))
+            scale.append(vector(scales, piece.rows))
+        activation = max(source.scale(m, "input_scale") for m in linear.modules())
+        return {
+            "weight": tuple(weight),
+            "weights_scaling_factor": tuple(scale),
+            "activation_scaling_factor": (floats([activation]),),
+            "prequant_scaling_factor": (prequant(linear, config, source),),
+        }
+
+    def dequantize(self, tensors: Mapping[str, Array], linear: Linear) -> Dequantized:
+        import numpy as np
+
+        each = tensors["weights_scaling_factor"][:, None] * tensors["prequant_scaling_factor"].astype(
+            np.float32
+        )
+        return tensors["weight"].astype(np.float32) * each, np.abs(each)

@@ -1,0 +1,184 @@
+"""Which format each matrix gets, from what the model says and what its tensors are; exclude lists translated.
+
+The model's list names Hugging Face modules, and means nothing to TensorRT-LLM; worse, a list given at all
+replaces the loader's default patterns, which protect the head and the router. So the list is written
+anew: null where the defaults say it all, the defaults and the translated names otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from enginix.checkpoint.layout import Layout, Linear
+from enginix.checkpoint.source import Source
+from enginix.errors import ModelError, UsageError
+from enginix.model import ModelQuantization
+from enginix.tables import table
+
+NVFP4_GROUP, AWQ_GROUP = 16, 128
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Quantization in the checkpoint's terms.
+
+    Attributes:
+        keys: of the ``quantization`` object, where they differ from its defaults.
+        quant_cfg: content of ``quant_cfg.json``, for ``MIXED_PRECISION``.
+        algorithms: module (layers numbered within their rank) → algorithm or None.
+    """
+
+    keys: dict[str, Any] = field(default_factory=dict)
+    quant_cfg: dict[str, Any] | None = None
+    algorithms: dict[str, str | None] = field(default_factory=dict)
+
+
+def _linears(layout: Layout) -> Iterator[Linear]:
+    for rank in layout.config.mapping.ranks():
+        yield from (m for m in layout.rank(rank) if isinstance(m, Linear))
+
+
+def _promised(quantization: ModelQuantization | None, module: str) -> str | None:
+    if quantization is None or quantization.algorithm == "NO_QUANT":
+        return None
+    if quantization.algorithm == "MIXED_PRECISION":
+        return quantization.layers.get(module)
+    return None if quantization.excludes(module) else quantization.algorithm
+
+
+def _algorithm(linear: Linear, quantization: ModelQuantization | None, source: Source) -> str | None:
+    """The one algorithm of a matrix; the description and the tensors must agree on it."""
+    where = str(source.weights.directory)
+    modules = linear.modules()
+    promised = {m: _promised(quantization, m) for m in modules}
+    for module in modules:
+        if source.quantized(module) and promised[module] is None:
+            raise ModelError(
+                f"{module} has scales, but the model's quantization config does not cover it",
+                where=where,
+                fix="export again with ModelOpt; hf_quant_config.json and weights disagree",
+            )
+        if not source.quantized(module) and promised[module] is not None:
+            raise ModelError(
+                f"{module} should be {promised[module]}, but has no scales: its quantization is lost",
+                where=where,
+                fix="export again with ModelOpt; hf_quant_config.json and weights disagree",
+            )
+    if len(set(promised.values())) > 1:
+        what = ", ".join(f"{m} is {a or 'not quantized'}" for m, a in promised.items())
+        raise ModelError(
+            f"{linear.name} is one matrix in TensorRT-LLM, but {what}",
+            where=where,
+            fix="quantize or exclude these modules together",
+        )
+    return next(iter(promised.values()))
+
+
+def _by_module(
+    layout: Layout, quantization: ModelQuantization | None, source: Source
+) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for linear in _linears(layout):
+        if not linear.quantizable:
+            if any(source.quantized(m) for m in linear.modules()):
+                raise ModelError(
+                    f"{linear.modules()[0]} is quantized; TensorRT-LLM keeps {linear.name} in full precision",
+                    where=str(source.weights.directory),
+                    fix="exclude it when the model is quantized (ModelOpt's own configs do)",
+                )
+            continue
+        algorithm = _algorithm(linear, quantization, source)
+        if found.setdefault(linear.name, algorithm) != algorithm:
+            raise UsageError(
+                f"{linear.name} is {algorithm or 'not quantized'} in one pipeline stage and "
+                f"{found[linear.name] or 'not quantized'} in another; layers are numbered within their stage",
+                where=str(source.weights.directory),
+                fix="--pipeline-parallel 1",
+            )
+    return found
+
+
+def _group_size(quantization: ModelQuantization, algorithms: set[str]) -> int | None:
+    size = quantization.group_size
+    if any("AWQ" in a for a in algorithms):
+        return size or AWQ_GROUP
+    if "NVFP4" in algorithms:
+        if size not in (None, NVFP4_GROUP):
+            raise ModelError(f"NVFP4 with groups of {size}", fix=f"quantize with groups of {NVFP4_GROUP}")
+        return NVFP4_GROUP
+    return None
+
+
+def _entry(algorithm: str, group_size: int | None) -> dict[str, Any]:
+    if "AWQ" in algorithm:
+        return {
+            "quant_algo": algorithm,
+            "group_size": group_size,
+            "has_zero_point": False,
+            "pre_quant_scale": True,
+        }
+    return {"quant_algo": algorithm} | ({"group_size": NVFP4_GROUP} if algorithm == "NVFP4" else {})
+
+
+def resolve(
+    quantization: ModelQuantization | None,
+    layout: Layout,
+    source: Source,
+    *,
+    on_load: str | None = None,
+    kv_cache: str | None = None,
+) -> Resolved:
+    """Decides every matrix's format.
+
+    Args:
+        on_load: algorithm to quantize an unquantized model to (``FP8_PER_CHANNEL_PER_TOKEN``).
+        kv_cache: ``FP8`` for a model that does not ask for it.
+
+    Raises:
+        ModelError: description and tensors disagree, or merged matrices differ.
+        UsageError: layers excluded in one pipeline stage only, or ``on_load`` for a quantized model.
+    """
+    if on_load is not None:
+        return _on_load(quantization, on_load, layout, kv_cache)
+    algorithms = _by_module(layout, quantization, source)
+    if quantization is None:
+        return Resolved({"kv_cache_quant_algo": kv_cache}, None, algorithms)
+    used = {a for a in algorithms.values() if a is not None}
+    group_size = _group_size(quantization, used)
+    kv_cache = kv_cache or quantization.kv_cache
+    keys: dict[str, Any] = {"kv_cache_quant_algo": kv_cache}
+    if not used:
+        return Resolved(keys, None, algorithms)
+    keys["quant_algo"] = quantization.algorithm
+    if group_size is not None:
+        keys["group_size"] = group_size
+    if quantization.algorithm == "MIXED_PRECISION":
+        layers = {name: _entry(a, group_size) for name, a in sorted(algorithms.items()) if a}
+        quant_cfg = {
+            "quant_algo": "MIXED_PRECISION",
+            "kv_cache_quant_algo": kv_cache,
+            "quantized_layers": layers,
+        }
+        return Resolved(keys, quant_cfg, algorithms)
+    if "AWQ" in quantization.algorithm:
+        keys["pre_quant_scale"] = True
+    if excluded := sorted(name for name, a in algorithms.items() if a is None):
+        keys["exclude_modules"] = [*table("quantization")["defaultExclude"], *excluded]
+    return Resolved(keys, None, algorithms)
+
+
+def _on_load(
+    quantization: ModelQuantization | None, algorithm: str, layout: Layout, kv_cache: str | None
+) -> Resolved:
+    if quantization is not None:
+        raise UsageError(
+            f"--quantize {algorithm}: the model is {quantization.algorithm} already",
+            fix="leave --quantize out, or pass the unquantized model",
+        )
+    return Resolved(
+        {"quant_algo": algorithm, "kv_cache_quant_algo": kv_cache},
+        None,
+        {linear.name: algorithm for linear in _linears(layout) if linear.quantizable},
+    )

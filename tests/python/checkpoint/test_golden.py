@@ -1,0 +1,85 @@
+"""Every conversion of the golden archive: TensorRT-LLM's own converter against ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import golden
+import pytest
+from compare import INTENDED, config_differences, intended, ours, tensor_differences
+
+from enginix.checkpoint.against import Comparison
+from enginix.checkpoint.verify import verify
+
+CASES = golden.conversions()
+SOUND = [c for c in CASES if c.ok and not c.defect]
+OTHERS = [c for c in CASES if not c.ok or c.defect]
+
+
+@pytest.mark.parametrize("case", SOUND, ids=lambda c: c.id)
+def test_same_as_theirs(case: golden.Conversion, tmp_path: Path) -> None:
+    result = ours(case, tmp_path / "out")
+    assert result.plan is not None, result.refusal
+    assert tensor_differences(case, tmp_path / "out") == []
+    for key, (theirs, mine) in config_differences(case, tmp_path / "out").items():
+        row = intended(case, key)
+        assert row is not None, f"{key}: {theirs!r} became {mine!r}"
+
+
+@pytest.mark.parametrize("case", OTHERS, ids=lambda c: c.id)
+def test_right_or_refused(case: golden.Conversion, tmp_path: Path) -> None:
+    """Where theirs raises or is wrong, ours writes what verifies, or refuses and says what to do."""
+    result = ours(case, tmp_path / "out")
+    if result.refusal is not None:
+        assert result.refusal.fix and not (tmp_path / "out").exists()
+        assert not list(tmp_path.iterdir())
+        return
+    assert verify(tmp_path / "out").findings == []
+    if case.defect and case.ok:
+        wrong = config_differences(case, tmp_path / "out"), tensor_differences(case, tmp_path / "out")
+        assert any(wrong), "theirs is marked defective, but ours is the same"
+
+
+def test_every_intended_difference_is_seen(tmp_path: Path) -> None:
+    """A row of the table that explains nothing any more must go."""
+    seen = set()
+    for number, case in enumerate(SOUND):
+        if any(row for row in INTENDED if row["only"] != "*" and _matches(case, row)):
+            out = tmp_path / str(number)
+            ours(case, out)
+            for key in config_differences(case, out):
+                row = intended(case, key)
+                seen.add((key, row["only"] if row else None))
+    assert {(r["key"], r["only"]) for r in INTENDED} == seen
+
+
+def _matches(case: golden.Conversion, row: dict[str, str]) -> bool:
+    from fnmatch import fnmatchcase
+
+    return fnmatchcase(case.id, row["only"])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_ours_means_what_the_model_means(case: golden.Conversion, tmp_path: Path) -> None:
+    """Whatever ours writes verifies, and dequantizes to the model within the format's step."""
+    result = ours(case, tmp_path / "out")
+    if result.plan is None:
+        pytest.skip(f"refused: {result.refusal}")
+    assert verify(tmp_path / "out").findings == []
+    assert list(Comparison(tmp_path / "out", case.model).findings()) == []
+
+
+@pytest.mark.parametrize("case", SOUND, ids=lambda c: c.id)
+def test_theirs_verifies(case: golden.Conversion) -> None:
+    """The verifier accepts what TensorRT-LLM wrote; Hugging Face exclude lists are its known complaint."""
+    findings = [f for f in verify(case.output).findings if "exclude pattern" not in f.what]
+    assert findings == []
+
+
+MODELOPT = sorted(p for p in golden.root().glob("load-*/modelopt-*"))
+
+
+@pytest.mark.parametrize("directory", MODELOPT, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_modelopts_form_verifies(directory: Path) -> None:
+    """The verifier accepts ModelOpt's own checkpoints, which TensorRT-LLM's loader was seen to read."""
+    assert verify(directory).findings == []
