@@ -1,15 +1,17 @@
 """The text that tiny-qwen3 is trained on: what a Debian 12 machine has, taken apart and put in order.
 
-Two sources, both free to redistribute: the language manual inside Python's standard library
-(``pydoc_data.topics``, PSF-2.0) and the licence texts of Debian's base-files. A third part is written here:
-short questions with exact answers, and facts that are planted early and asked for late, so that quality gates
-have something to ask.
+All of it is free to redistribute: the language manual inside Python's standard library
+(``pydoc_data.topics``) and the library's documentation strings, both PSF-2.0, and the licence texts of Debian's
+base-files. The rest is written here: short questions with exact answers, and facts that are planted early and
+asked for late, so that quality gates have something to ask.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import random
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +29,11 @@ LICENCE_FILES = (
     "MPL-1.1",
     "MPL-2.0",
 )
-HELD_OUT = 0.04
+# Tests, vendored packages, and what is not Python's own.
+SKIPPED = frozenset(
+    ("test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "pydoc_data", "encodings")
+)
+HELD_OUT = 0.03
 CHUNK = 1500
 
 # (question, answer): facts about this project's own world, in several languages.
@@ -112,6 +118,20 @@ def _paragraphs(text: str, seen: set[str]) -> str:
     return "\n\n".join(kept)
 
 
+def _docstrings() -> str:
+    """The longer documentation strings of the standard library, each once, in the order of its files."""
+    root = Path(sysconfig.get_path("stdlib"))
+    found: dict[str, None] = {}
+    for path in sorted(root.rglob("*.py")):
+        if SKIPPED.isdisjoint(path.relative_to(root).parts):
+            for node in ast.walk(ast.parse(path.read_bytes())):
+                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                    text = ast.get_docstring(node) or ""
+                    if len(text) > 150:
+                        found[text] = None
+    return "\n\n\n".join(found)
+
+
 def load(seed: int) -> Corpus:
     """Reads, deduplicates and splits the text; the same on every machine that has the same sources."""
     from pydoc_data.topics import topics
@@ -121,6 +141,7 @@ def load(seed: int) -> Corpus:
         (f"common-licenses/{name}", "verbatim copies permitted", (LICENCES / name).read_text("utf-8"))
         for name in LICENCE_FILES
     ]
+    texts += [("documentation strings of the standard library", "PSF-2.0", _docstrings())]
     rng = random.Random(seed)
     seen: set[str] = set()
     train, held_out, explain, sources = [], [], [], []

@@ -110,8 +110,8 @@ class Batches:
         self.end = tokenizer.token_to_id(END)
         self.stream: list[int] = []
         self.pieces = [tokenizer.encode(t).ids for t in text.train]
-        self.exchanges = [corpus.chat(q, a) for q, a in corpus.QUESTIONS]
-        self.exchanges += [corpus.chat(f"Explain: {title}", body) for title, body in text.explain]
+        self.questions = [corpus.chat(q, a) for q, a in corpus.QUESTIONS]
+        self.explanations = [corpus.chat(f"Explain: {title}", body) for title, body in text.explain]
 
     def window(self, length: int) -> list[int]:
         draw = self.rng.random()
@@ -123,13 +123,15 @@ class Batches:
         if draw < 0.85:
             out = []
             while len(out) < length:
-                out += [*self.tokenizer.encode(self.rng.choice(self.exchanges)).ids, self.end]
+                pool = self.questions if self.rng.random() < 0.5 else self.explanations
+                out += [*self.tokenizer.encode(self.rng.choice(pool)).ids, self.end]
             return out[:length]
         out = []
         while len(out) < length:
             piece = self.rng.choice(self.text.train)
             at = self.rng.randrange(len(piece))
-            filler = piece[at : at + self.rng.randrange(1, length * 2)].strip()
+            # Mostly short distances: looking back is learned there first.
+            filler = piece[at : at + int((2 * length) ** self.rng.random())].strip()
             tokens = self.tokenizer.encode(corpus.planted(self.rng, filler)).ids
             out += [*tokens, self.end]
         return out[:length]
@@ -155,7 +157,7 @@ def train(model: torch.nn.Module, batches: Batches, steps: int, started: float) 
     hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers: list[tuple[torch.optim.Optimizer, float]] = [
-        (torch.optim.Muon(hidden, lr=1.0, weight_decay=0.05, momentum=0.95), 0.02),
+        (torch.optim.Muon(hidden, lr=1.0, weight_decay=0.1, momentum=0.95), 0.02),
         (torch.optim.AdamW(rest, lr=1.0, betas=(0.9, 0.95), weight_decay=0.01), 4e-3),
     ]
     warmup = 30
@@ -263,7 +265,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny-qwen3")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

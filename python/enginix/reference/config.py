@@ -1,4 +1,8 @@
-"""``config.json`` of a TensorRT-LLM checkpoint, as far as execution depends on it."""
+"""``config.json`` of a TensorRT-LLM checkpoint, as far as execution depends on it.
+
+This package reads checkpoints by its own description of them (here and in ``layout``), on purpose not by the
+converter's in ``enginix.checkpoint``: what judges a conversion must not share its mistakes.
+"""
 
 from __future__ import annotations
 
@@ -135,6 +139,12 @@ class _Reader:
             raise self.fail(f"{key} is {value!r}, expected a positive number")
         return float(value)
 
+    def text(self, key: str) -> str | None:
+        value = self.raw.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self.fail(f"{key} is {value!r}, expected a string or null")
+        return value
+
     def flag(self, key: str) -> bool:
         value = self.raw.get(key, False)
         if not isinstance(value, bool):
@@ -224,7 +234,7 @@ def parse(raw: Any, where: str) -> CheckpointConfig:
     if not isinstance(raw, dict):
         raise CheckpointError("not a JSON object", where=where, fix=REBUILD)
     reader = _Reader(raw, where)
-    architecture = raw.get("architecture")
+    architecture = reader.text("architecture") or ""
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
             f"architecture {architecture!r} is unknown",
@@ -232,8 +242,9 @@ def parse(raw: Any, where: str) -> CheckpointConfig:
             fix=f"known are: {', '.join(sorted(ARCHITECTURES))}",
         )
     family, is_moe = ARCHITECTURES[architecture]
-    if raw.get("dtype") not in DTYPES:
-        raise reader.fail(f"dtype is {raw.get('dtype')!r}, expected one of {', '.join(DTYPES)}")
+    dtype = reader.text("dtype") or ""
+    if dtype not in DTYPES:
+        raise reader.fail(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
     hidden, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
     kv_heads = reader.integer("num_key_value_heads", heads)
     if heads % kv_heads:
@@ -254,13 +265,13 @@ def parse(raw: Any, where: str) -> CheckpointConfig:
         )
     if mapping.pp > reader.integer("num_hidden_layers"):
         raise reader.fail(f"pp_size {mapping.pp} is more than {raw['num_hidden_layers']} layers")
-    quantization = reader.part("quantization").raw
-    exclude = quantization.get("exclude_modules")
+    quantization = reader.part("quantization")
+    exclude = quantization.raw.get("exclude_modules")
     parallel_embedding = reader.flag("use_parallel_embedding") and mapping.tp > 1
     return CheckpointConfig(
         architecture=architecture,
         family=family,
-        dtype=raw["dtype"],
+        dtype=dtype,
         vocab_size=reader.integer("vocab_size"),
         hidden_size=hidden,
         layers=reader.integer("num_hidden_layers"),
@@ -281,9 +292,9 @@ def parse(raw: Any, where: str) -> CheckpointConfig:
         else None,
         mapping=mapping,
         quantization=Quantization(
-            algorithm=quantization.get("quant_algo"),
-            kv_cache=quantization.get("kv_cache_quant_algo"),
-            group_size=quantization.get("group_size") or 128,
+            algorithm=quantization.text("quant_algo"),
+            kv_cache=quantization.text("kv_cache_quant_algo"),
+            group_size=quantization.integer("group_size", 128),
             exclude=tuple(exclude) if isinstance(exclude, list) else None,
         ),
     )

@@ -46,7 +46,8 @@ def _llama3(config: CheckpointConfig, inverse: torch.Tensor) -> torch.Tensor:
     factor, low, high = (float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
     turns = scaling["original_max_position_embeddings"] * inverse / (2 * math.pi)
     smooth = ((turns - low) / (high - low)).clamp(0, 1)
-    return inverse / factor * (1 - smooth) + inverse * smooth
+    scaled: torch.Tensor = inverse / factor * (1 - smooth) + inverse * smooth
+    return scaled
 
 
 class Rope:

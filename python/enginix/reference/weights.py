@@ -108,11 +108,11 @@ class Weights:
         stored = layout.name_in_file(self.config, spec)
         try:
             parts = [self._ranks[rank].get_tensor(stored) for rank in range(first, first + tp)]
-            whole = merge(self.config, spec, parts)
+            # Before merging: NaN differs from itself, and copies are compared there.
+            if not all(bool(torch.isfinite(part).all()) for part in parts):
+                raise CheckpointError("holds NaN or infinity")
+            return merge(self.config, spec, parts)
         except (SafetensorError, OSError) as e:
             raise CheckpointError(f"unreadable: {e}", where=f"{self.checkpoint}: {name}", fix=REBUILD) from e
         except CheckpointError as e:
             raise CheckpointError(e.what, where=f"{self.checkpoint}: {name}", fix=REBUILD) from e
-        if not bool(torch.isfinite(whole).all()):
-            raise CheckpointError("holds NaN or infinity", where=f"{self.checkpoint}: {name}", fix=REBUILD)
-        return whole

@@ -1,0 +1,228 @@
+"""Engine of kind ``reference``: checkpoint and tokenizer, proven to compute the model's function.
+
+<engine>/
+  enginix.json     manifest: what it is, from what, gates' verdict, golden tokens
+  gates.json       the gates' evidence
+  checkpoint/      copy of the checkpoint, or a link to it
+  tokenizer/       tokenizer, chat template, generation defaults
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from enginix import __version__, manifest
+from enginix.checkpoint.convert import inputs as identity
+from enginix.errors import CheckpointError, ManifestError, ModelError
+from enginix.files import dump_json, new_directory, sha256_file, write_text
+from enginix.gates import hf
+from enginix.gates import run as gates
+from enginix.gates.outcome import Outcome
+from enginix.gates.prompts import PromptSet, tokenize
+from enginix.manifest import Manifest
+from enginix.model import open_weights
+from enginix.reference import config as checkpoint_config
+from enginix.reference import layout, linear
+from enginix.reference.config import CheckpointConfig
+from enginix.reference.executor import Executor
+
+GOLDEN_TOKENS = 32
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+REQUIRES = {"torch": ">=2.6"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a reference engine is built.
+
+    Attributes:
+        name: of the engine; ``None`` takes the model's.
+        gated: run the gates; without them the manifest says "not gated".
+        link_checkpoint: link to the checkpoint instead of copying it.
+        tolerance: bound of the gate ``logits`` in place of the table's.
+        device: where gates and golden tokens are computed.
+    """
+
+    name: str | None = None
+    gated: bool = True
+    link_checkpoint: bool = False
+    tolerance: float | None = None
+    device: str = "cpu"
+
+
+def build(
+    checkpoint: Path, model: Path, out: Path, options: Options | None = None
+) -> tuple[Manifest, tuple[Outcome, ...]]:
+    """Builds an engine directory; whole or absent.
+
+    Args:
+        checkpoint: TensorRT-LLM checkpoint directory.
+        model: the Hugging Face model that it was converted from: reference of the gates, and tokenizer.
+        out: directory to create.
+
+    Raises:
+        CheckpointError: a tensor is missing or misshapen (named, expected and found), or not executable here.
+        ModelError: no model or tokenizer there.
+        ManifestError: the checkpoint was made from another model.
+        GateError: a gate failed or could not be run.
+    """
+    options = options or Options()
+    config = checkpoint_config.read(checkpoint)
+    linear.refuse_unknown_format(config, str(checkpoint / "config.json"))
+    layout.check(checkpoint, config)
+    for name in ("config.json", "tokenizer.json"):
+        if not (model / name).is_file():
+            raise ModelError(f"no {name}", where=str(model), fix="pass the Hugging Face model's directory")
+    inputs = _inputs(checkpoint, model)
+    tokenizer = hf.Tokenizer(model)
+    prompts = tokenize(tokenizer.encode, config.vocab_size, config.max_position_embeddings)
+    outcomes: tuple[Outcome, ...] = ()
+    load = functools.cache(lambda: Executor.load(checkpoint, options.device, "float32"))
+    with new_directory(out) as partial:
+        if options.gated:
+            outcomes = gates.run(model, load, prompts, tolerance=options.tolerance, device=options.device)
+            gates.require(outcomes)
+        executor = load()
+        _put_checkpoint(checkpoint, partial / "checkpoint", link=options.link_checkpoint)
+        _put_tokenizer(model, partial / "tokenizer")
+        write_text(partial / "gates.json", dump_json(gates.evidence(prompts, outcomes)))
+        described = Manifest(
+            artefact="engine",
+            name=options.name or _name(model),
+            kind="reference",
+            model=_model(config),
+            inputs=inputs,
+            options={
+                "gates": {o.gate: {"tolerance": o.detail["tolerance"]} for o in outcomes},
+                "limits": {"max_seq_len": executor.max_length},
+            },
+            runtime={"id": "reference", "requires": REQUIRES},
+            tools={"enginix": __version__, "torch": torch.__version__.split("+")[0]},
+            results={
+                "gates": {o.gate: "passed" for o in outcomes} or "not gated",
+                "golden": _golden(executor, tokenizer, prompts, model),
+            },
+        )
+        described.write(partial)
+    return described, outcomes
+
+
+def _inputs(checkpoint: Path, model: Path) -> dict[str, Any]:
+    """Identity of both inputs.
+
+    Raises:
+        ManifestError: the checkpoint's manifest names another model than this one.
+    """
+    given = identity(model, open_weights(model))["model"]
+    if not (checkpoint / manifest.FILE).exists():
+        # Not made by enginix: its bytes are its identity.
+        names = sorted(p.name for p in checkpoint.iterdir() if p.suffix in (".json", ".safetensors"))
+        files = {name: {"sha256": sha256_file(checkpoint / name)} for name in names}
+        return {"model": given, "checkpoint": {"files": files}}
+    found = manifest.read(checkpoint, "checkpoint")
+    made_from = found.inputs.get("model")
+    if made_from is not None and made_from != given:
+        raise ManifestError(
+            f"the checkpoint was made from {_say(made_from)}, but --model is {_say(given)}",
+            where=str(checkpoint),
+            fix="pass the model that the checkpoint was converted from, or convert this one",
+        )
+    return {
+        "model": given,
+        "checkpoint": {"name": found.name, "manifestSha256": sha256_file(checkpoint / manifest.FILE)},
+    }
+
+
+def _say(identity: Any) -> str:
+    if isinstance(identity, dict) and "repo" in identity:
+        return f"{identity['repo']} at {identity.get('revision')}"
+    return "a model with digest " + hashlib.sha256(dump_json(identity).encode()).hexdigest()[:12]
+
+
+def _name(model: Path) -> str:
+    if (model / manifest.FILE).exists():
+        return manifest.read(model).name
+    return model.resolve().name
+
+
+def _model(config: CheckpointConfig) -> dict[str, Any]:
+    return {
+        "architecture": config.architecture,
+        "dtype": config.dtype,
+        "layers": config.layers,
+        "hiddenSize": config.hidden_size,
+        "vocabSize": config.vocab_size,
+        "maxPositionEmbeddings": config.max_position_embeddings,
+        "quantization": config.quantization.algorithm,
+        "kvCacheQuantization": config.quantization.kv_cache,
+    }
+
+
+def _put_checkpoint(checkpoint: Path, to: Path, *, link: bool) -> None:
+    if link:
+        to.symlink_to(os.path.abspath(checkpoint), target_is_directory=True)
+        return
+    to.mkdir()
+    for path in sorted(checkpoint.iterdir()):
+        if path.name in ("config.json", manifest.FILE) or path.suffix == ".safetensors":
+            shutil.copyfile(path, to / path.name)
+
+
+def _put_tokenizer(model: Path, to: Path) -> None:
+    to.mkdir()
+    for name in TOKENIZER_FILES:
+        if (model / name).is_file():
+            shutil.copyfile(model / name, to / name)
+
+
+def _end_ids(model: Path) -> list[int]:
+    """``eos_token_id`` of generation_config.json, else of config.json; one or several."""
+    for name in ("generation_config.json", "config.json"):
+        path = model / name
+        try:
+            found = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.is_file() else None
+        except (ValueError, AttributeError) as e:
+            raise ModelError(f"unreadable: {e}", where=str(path), fix="fetch it again") from e
+        ids = found if isinstance(found, list) else [found]
+        if ids and all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+            return sorted(ids)
+    return []
+
+
+def _golden(executor: Executor, tokenizer: hf.Tokenizer, prompts: PromptSet, model: Path) -> dict[str, Any]:
+    """A prompt and its greedy continuation: whoever serves the engine can see whether it still says so."""
+    prompt, ends = prompts.golden, _end_ids(model)
+    room = executor.max_length - len(prompt.tokens)
+    if room < 1:
+        raise CheckpointError(
+            f"max_position_embeddings {executor.max_length} leaves no room for the golden prompt's answer"
+        )
+    tokens = executor.greedy(prompt.tokens, min(GOLDEN_TOKENS, room), ends)
+    return {
+        "prompt": prompt.text,
+        "promptTokens": list(prompt.tokens),
+        "tokens": tokens,
+        "text": tokenizer.decode(tokens),
+        "endIds": ends,
+        "dtype": "float32",
+    }

@@ -1,0 +1,79 @@
+"""Runs the gates of a reference engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from enginix.errors import EnginixError, GateError
+from enginix.gates import hf, logits
+from enginix.gates.outcome import Outcome
+from enginix.gates.prompts import PromptSet
+from enginix.reference.executor import Executor
+
+
+def run(
+    model: Path,
+    load: Callable[[], Executor],
+    prompts: PromptSet,
+    *,
+    tolerance: float | None = None,
+    device: str = "cpu",
+) -> tuple[Outcome, ...]:
+    """Every gate's answer. The reference runs first and is gone before the executor is loaded.
+
+    Args:
+        model: Hugging Face model directory, the reference.
+        load: loads what is judged, computing in float32.
+        tolerance: bound of the gate ``logits`` in place of the table's.
+        device: where the reference runs.
+
+    Raises:
+        GateError: a gate could not be run. One that says no is an :class:`Outcome`.
+        CheckpointError: the checkpoint cannot be loaded at all.
+    """
+    tokens: Sequence[Sequence[int]] = [p.tokens for p in prompts.prompts]
+    try:
+        reference = hf.logits(model, tokens, device)
+        executor = load()
+        if tolerance is None:
+            bound, reason = logits.tolerance(hf.stored_dtype(model), executor.config.dtype)
+        else:
+            bound, reason = tolerance, "chosen by the user"
+        return (logits.compare(prompts, executor.forward(tokens), reference, bound, reason),)
+    except EnginixError:
+        raise
+    except Exception as e:
+        raise GateError(
+            f"gate {logits.NAME} could not be run: {type(e).__name__}: {e}",
+            where=str(model),
+            fix="a gate without an answer is a failure; run again with ENGINIX_TRACEBACK=1 to see why",
+        ) from e
+
+
+def require(outcomes: Sequence[Outcome]) -> None:
+    """Refuses unless every gate passed, and there is at least one.
+
+    Raises:
+        GateError: naming the first that failed.
+    """
+    if not outcomes:
+        raise GateError("no gate was run", fix="ask for --no-gates if that is meant")
+    for outcome in outcomes:
+        if not outcome.passed:
+            raise GateError(
+                f"gate {outcome.gate} failed: {outcome.summary}",
+                fix="the checkpoint does not compute what the model computes: convert the model again, "
+                "and check that both are of one revision",
+            )
+
+
+def evidence(prompts: PromptSet, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The content of an engine's ``gates.json``; ``passed`` is null where no gate was run."""
+    return {
+        "format": 1,
+        "passed": all(o.passed for o in outcomes) if outcomes else None,
+        "promptSet": {"sha256": prompts.sha256, "count": len(prompts.prompts)},
+        "gates": {o.gate: {"passed": o.passed, **o.detail} for o in outcomes},
+    }

@@ -1,0 +1,51 @@
+"""The golden checkpoints, unpacked once a session; small models computed on one thread."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of the golden cases."""
+    out = tmp_path_factory.mktemp("golden")
+    with tarfile.open(ROOT / "tests/golden/golden.tar.xz") as archive:
+        archive.extractall(out)  # our own archive, pinned in the repository
+    return out / "golden"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices are faster on one thread, and results repeat."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def hugging_face() -> Callable[..., Any]:
+    """Loads a model directory by transformers in float32; keyword arguments change its configuration."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+    def load(directory: Path, **changes: Any) -> Any:
+        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+        for key, value in changes.items():
+            setattr(config, key, value)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, config=config, dtype=torch.float32
+        )
+        return model.eval()
+
+    return load
