@@ -185,7 +185,12 @@ def check_files(files: tuple[LockedFile, ...], refuse: Any) -> None:
             )
         if (f.size == 0) != (f.sha256 == EMPTY):
             raise refuse(f"{f.path}: size {f.size} and sha256 contradict each other")
-    if both := paths.clash(f.path for f in files):
+    check_names([f.path for f in files], refuse)
+
+
+def check_names(names: list[str], refuse: Any) -> None:
+    """Refuses two paths that cannot live together; see ``check_files``."""
+    if both := paths.clash(names):
         raise refuse(
             f"{_show(both[0])} and {_show(both[1])} cannot both exist where case does not count",
             "exclude one of them",

@@ -15,7 +15,7 @@ from typing import Any
 from enginix.console import human_bytes
 from enginix.errors import HubError, LockError
 from enginix.hub import api, facts, paths
-from enginix.hub.lock import Lock, LockedFile, Selection, check_files
+from enginix.hub.lock import Lock, LockedFile, Selection, check_files, check_names
 from enginix.hub.selection import choose
 
 JOBS = 8
@@ -45,6 +45,7 @@ def make(repo: str, select: Selection) -> Made:
         if (why := paths.problem(f.path)) and f.path != paths.RESERVED:
             raise _refuse(repo)(f"path {ascii(f.path)[:100]} {why}", "do not use this repository")
     chosen = choose(listing, select, repo)
+    check_names([f.path for f in chosen.files], _refuse(repo))
     small = [f for f in chosen.files if f.sha256 is None or f.path in facts.FILES]
     total = sum(f.size for f in small)
     if total > MOST_SMALL_BYTES:

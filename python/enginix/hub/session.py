@@ -87,8 +87,9 @@ def prepare() -> None:
     disable_progress_bars()
     # Its warnings carry signed addresses, and what they warn of is retried here.
     hub_logging.set_verbosity(logging.ERROR)
-    # 10 MB pieces fall out of the processor's cache between the socket, the hash and the file.
-    constants.DOWNLOAD_CHUNK_SIZE = 256 * 1024
+    # Pieces as the socket gives them (httpx's meaning of None): collected to 10 MB, they would fall out of
+    # the processor's cache between the socket, the hash and the file, which costs more than hashing does.
+    constants.DOWNLOAD_CHUNK_SIZE = None  # type: ignore[assignment]
 
 
 def headers() -> dict[str, str]:

@@ -1,0 +1,106 @@
+"""A hub on loopback for every test, with the faults that the test asks for."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from hub import Fault, Hub, Repository
+
+REPO = "acme/tiny"
+CONFIG = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "vocab_size": 1000,
+    "max_position_embeddings": 2048,
+    "torch_dtype": "bfloat16",
+    "tie_word_embeddings": True,
+}
+
+
+def content(seed: int, size: int) -> bytes:
+    """Bytes that no compression shrinks and every run repeats."""
+    import random
+
+    return random.Random(seed).randbytes(size)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A repository's directory: two shards, small files, a licence, a pickle that no lock takes."""
+    directory = tmp_path / "upstream"
+    (directory / "sub").mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(CONFIG))
+    (directory / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE"}}))
+    (directory / "sub" / "notes.txt").write_text("a small file in a folder\n")
+    (directory / "README.md").write_text("---\nlicense: apache-2.0\n---\nA model.\n")
+    (directory / "empty.txt").write_bytes(b"")
+    (directory / "training_args.bin").write_bytes(b"\x80\x04.")
+    for n in (1, 2):
+        (directory / f"model-0000{n}-of-00002.safetensors").write_bytes(content(n, 3_000_000 + n))
+    return directory
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Hub]]:
+    """Starts a hub and points HF_ENDPOINT at it: ``start(directory, *faults, **options)``."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    with ExitStack() as stack:
+
+        def run(directory: Path | Repository, *faults: str, **options: Any) -> Hub:
+            hub = stack.enter_context(Hub({REPO: directory}, faults=[Fault.parse(f) for f in faults], **options))
+            monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+            return hub
+
+        yield run
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Waiting before another try takes a hundredth of its time; the times asked for are kept here."""
+    import huggingface_hub.file_download as file_download
+    import huggingface_hub.utils._http as http
+
+    from enginix.hub import api
+
+    asked: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        asked.append(seconds)
+        time.sleep(seconds / 100)
+
+    clock = SimpleNamespace(sleep=sleep, time=time.time, monotonic=time.monotonic)
+    for module in (http, file_download, api):
+        monkeypatch.setattr(module, "time", clock)
+    return asked
+
+
+def listing(directory: Path) -> dict[str, bytes]:
+    """Every file below a directory, with its content."""
+    return {
+        Path(folder, name).relative_to(directory).as_posix(): Path(folder, name).read_bytes()
+        for folder, _, names in os.walk(directory)
+        for name in names
+    }
