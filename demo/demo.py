@@ -87,8 +87,7 @@ def build(nix: list[str], flake: str, stage: str, env: dict[str, str]) -> tuple[
     )
     if done.returncode != 0:
         raise DemoError(f"{MODEL}-{stage} did not build:\n{done.stderr.strip()}")
-    announced = re.search(r"^th(?:is derivation|ese (\d+) derivations) will be built", done.stderr, re.M)
-    built = int(announced.group(1) or 1) if announced else 0
+    built = len(re.findall(r"^building '", done.stderr, re.M))
     return Path(json.loads(done.stdout)[0]["outputs"]["out"]), built
 
 

@@ -33,7 +33,20 @@ let
     baseNameOf path != "__pycache__"
     && (flavour == "runtime" || !builtins.any (prefix: lib.hasPrefix prefix relative) runtimeOnly);
 
-  python = pkgs.python3.withPackages (
+  # Triton 2.51's Python stub crashes on arrays of NumPy 2, and has no build for Pythons whose NumPy 1 is
+  # gone. PyTorch's own build saves compiling it again over the other NumPy.
+  interpreter =
+    if flavour == "core" then
+      pkgs.python3
+    else
+      pkgs.python312.override {
+        packageOverrides = _: previous: {
+          numpy = previous.numpy_1;
+          torch = previous.torch-bin;
+        };
+      };
+
+  python = interpreter.withPackages (
     ps:
     [
       ps.huggingface-hub

@@ -3,7 +3,7 @@
 { pkgs, lib, ... }:
 let
   version = "2.51.0"; # of tritonserver; the wheel counts its own
-  python = pkgs.python3;
+  python = pkgs.python312; # as the runtime environment of enginix.nix
 in
 if !pkgs.stdenvNoCC.hostPlatform.isx86_64 then
   throw "tritonserver: nvidia-pytriton's wheel exists for x86_64-linux only. Pass another: (mkLib pkgs).override { tritonserver = …; }"

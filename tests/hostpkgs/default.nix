@@ -79,6 +79,10 @@ in
   python3 = link "python3" "/usr" { meta.mainProgram = "python3"; } // {
     inherit withPackages;
   };
+  # Whatever is asked of its packages, they are the environment's.
+  python312 = {
+    override = _: { inherit withPackages; };
+  };
   # The CPU build of tritonserver inside nvidia-pytriton's wheel, unpacked by pip.
   tritonserver-cpu = runCommand "tritonserver-cpu-2.51.0" {
     wheel = "${environment "runtime"}/lib/python3.11/site-packages/pytriton/tritonserver";
