@@ -7,6 +7,7 @@ let
     lock = import ./lock.nix ({ inherit lib; } // self);
     checkpoint = import ./checkpoint.nix ({ inherit lib; } // self);
     target = import ./target.nix ({ inherit lib; } // self);
+    plan = import ./plan.nix { inherit lib; };
   };
 in
 self

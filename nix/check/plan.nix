@@ -27,6 +27,20 @@ let
     in
     if half < least then [ ] else [ half ] ++ halvings least half;
 
+  # A step's tokens and batch halved together, down to the least of both.
+  steps =
+    tokens: batch:
+    let
+      next = {
+        maxNumTokens = max (min tokens fewestTokens) (tokens / 2);
+        maxBatchSize = max 1 (batch / 2);
+      };
+    in
+    if tokens > fewestTokens || batch > 1 then
+      [ next ] ++ steps next.maxNumTokens next.maxBatchSize
+    else
+      [ ];
+
   needed = [
     "layers"
     "heads"
@@ -157,7 +171,8 @@ let
         ++ first "maxSeqLen" (if shortest <= shorter && shorter < l.maxSeqLen then [ shorter ] else [ ])
         ++ first "tensorParallel" wider
         ++ first "quantization" lighterFormats;
-      combined = builtins.concatMap (
+      together = steps l.maxNumTokens l.maxBatchSize;
+      wide = builtins.concatMap (
         tp:
         map (
           name:
@@ -166,6 +181,7 @@ let
           // (if name == null then { } else { quantization = name; })
         ) ([ null ] ++ lighterFormats)
       ) ([ l.tensorParallel ] ++ wider);
+      combined = together ++ (if smallKv == { } then [ ] else map (s: s // smallKv) together) ++ wide;
       fitting = builtins.filter (c: c != { } && fitsWith c) combined;
     in
     if single != [ ] then
@@ -206,21 +222,34 @@ rec {
     else
       null;
 
-  # Bytes of the weights that a lock's files list.
+  # Bytes of the weights that a lock's files list: those named model*.safetensors, as transformers reads them;
+  # where there are none, every safetensors file beside config.json.
   # weightBytes :: { path = { size; … }; } -> int
   weightBytes =
     files:
-    builtins.foldl' (sum: path: if lib.hasSuffix ".safetensors" path then sum + files.${path}.size else sum) 0 (
-      builtins.attrNames files
-    );
+    let
+      top = builtins.filter (p: builtins.match "[^/]*[.]safetensors" p != null) (builtins.attrNames files);
+      named = builtins.filter (lib.hasPrefix "model") top;
+    in
+    builtins.foldl' (sum: path: sum + files.${path}.size) 0 (if named == [ ] then top else named);
 
   # The memory of the heaviest rank, and what would make it fit; null where the lock or the table of GPUs does
   # not tell enough. Weights are the mean over the ranks, which the heaviest is never below: what does not fit
   # here does not fit.
   # plan :: facts // { weightBytes } -> { sm; memory; … } -> limits -> set|null
   plan =
-    model: gpu: limits:
+    facts: gpu: limits:
     let
+      # Written as float16, as TensorRT-LLM does.
+      model =
+        if facts.dtype or null == "float32" then
+          facts
+          // {
+            dtype = "float16";
+            weightBytes = facts.weightBytes or 0 / 2;
+          }
+        else
+          facts;
       told =
         builtins.all (name: model.${name} or null != null) needed
         && elementBytes ? ${model.dtype}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from enginix.errors import UsageError
+from enginix.errors import EnginixError, UsageError
 from enginix.tables import table
 
 SHORTEST = 1024  # tokens; below that a smaller max_seq_len is no answer to anybody
@@ -196,12 +196,15 @@ Change = Mapping[str, Any]
 def changes(sizes: Sizes, limits: Limits, gpu: Gpu, weights: Weights) -> list[Change]:
     """What would make it fit, the smallest change first; empty where nothing on this GPU would.
 
-    Each is one limit with the value nearest to what was asked for. Only where no single one suffices:
-    tensor parallelism, quantization and KV cache together.
+    Each is one limit with the value nearest to what was asked for. Only where no single one suffices: a
+    step's tokens and batch halved together, then a smaller KV cache beside, then more ranks and formats.
     """
 
     def fits(**values: Any) -> bool:
-        return memory(sizes, replace(limits, **values), gpu, weights).fits
+        try:
+            return memory(sizes, replace(limits, **values), gpu, weights).fits
+        except EnginixError:  # sizes or a format that this model cannot be cut or put into
+            return False
 
     def first(name: str, values: list[Any]) -> list[Change]:
         return next(([{name: v}] for v in values if fits(**{name: v})), [])
@@ -225,6 +228,8 @@ def changes(sizes: Sizes, limits: Limits, gpu: Gpu, weights: Weights) -> list[Ch
     if found:
         return found
     small_kv = {"kv_bits": 8} if kv > 8 else {}
+    steps = list(_smaller_steps(limits))
+    together: list[dict[str, Any]] = [*steps, *({**s, **small_kv} for s in steps if small_kv)]
     for tp in [limits.tensor_parallel, *wider]:
         for name in [None, *formats]:
             change: dict[str, Any] = dict(small_kv)
@@ -232,9 +237,16 @@ def changes(sizes: Sizes, limits: Limits, gpu: Gpu, weights: Weights) -> list[Ch
                 change["tensor_parallel"] = tp
             if name is not None:
                 change["quantization"] = name
-            if change and fits(**change):
-                return [change]
-    return []
+            together.append(change)
+    return next(([c] for c in together if c and fits(**c)), [])
+
+
+def _smaller_steps(limits: Limits) -> Iterator[dict[str, Any]]:
+    """``max_num_tokens`` and ``max_batch_size`` halved together, down to the least of both."""
+    tokens, batch = limits.max_num_tokens, limits.max_batch_size
+    while tokens > FEWEST_TOKENS or batch > 1:
+        tokens, batch = max(min(tokens, FEWEST_TOKENS), tokens // 2), max(1, batch // 2)
+        yield {"max_num_tokens": tokens, "max_batch_size": batch}
 
 
 def _halvings(value: int, least: int) -> Iterator[int]:

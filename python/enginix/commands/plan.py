@@ -1,0 +1,119 @@
+"""Tells whether a model fits a GPU, what is tightest, and the smallest change that would make it fit.
+
+MODEL is a model directory, a lock file, or owner/name on the Hub; only headers are read. Weights of each rank
+are the bytes that `enginix convert` writes; the workspace of a step and what a build takes are estimates, and
+are called so (docs/plan.md has the formulas). Exit code 1 says that it does not fit.
+
+  enginix plan ./qwen2.5-7b-instruct --target rtx-4090
+  enginix plan nvidia/Qwen3-32B-NVFP4 --target rtx-pro-6000 --max-seq-len 16384 --sequences 8
+  enginix plan model.lock.json --target h200 --tensor-parallel 2 --offline
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from enginix import console
+from enginix.errors import EXIT_NO, EXIT_OK, UsageError
+from enginix.tables import table
+
+if TYPE_CHECKING:
+    from enginix.plan.arithmetic import Gpu
+    from enginix.plan.planner import Asked, Plan
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="directory, lock file, or owner/name")
+    parser.add_argument(
+        "--target", required=True, metavar="GPU", help="for instance rtx-pro-6000, h200, l40s"
+    )
+    parser.add_argument(
+        "--memory", type=float, metavar="GB", help="of one GPU, where the table does not tell"
+    )
+    parser.add_argument(
+        "--kind",
+        choices=("tensorrt", "llmapi", "reference"),
+        default="tensorrt",
+        help="of engine (default: tensorrt)",
+    )
+    parser.add_argument("--tensor-parallel", "--tp", type=int, default=1, metavar="N", help="default: 1")
+    parser.add_argument("--pipeline-parallel", "--pp", type=int, default=1, metavar="N", help="default: 1")
+    parser.add_argument("--max-batch-size", type=int, metavar="N", help="sequences of a step (default: 2048)")
+    parser.add_argument("--max-num-tokens", type=int, metavar="N", help="tokens of a step (default: 8192)")
+    parser.add_argument("--max-seq-len", type=int, metavar="N", help="of one sequence (default: the context)")
+    parser.add_argument(
+        "--sequences", type=int, default=1, metavar="N", help="that must fit at full length (default: 1)"
+    )
+    parser.add_argument(
+        "--kv-cache",
+        type=lambda word: word if word == "auto" else word.upper(),
+        choices=("auto", *table("formats")["kvCache"]),
+        default="auto",
+        help="format of the KV cache (default: the model's)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        help="of what is not quantized (default: the model's)",
+    )
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit (default: main)")
+    parser.add_argument(
+        "--offline", action="store_true", help="from a lock file alone, as Nix does at evaluation"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from enginix.plan.planner import Asked
+    from enginix.plan.text import render
+
+    asked = Asked(
+        kind=args.kind,
+        tensor_parallel=args.tensor_parallel,
+        pipeline_parallel=args.pipeline_parallel,
+        max_batch_size=args.max_batch_size,
+        max_num_tokens=args.max_num_tokens,
+        max_seq_len=args.max_seq_len,
+        sequences=args.sequences,
+        kv_cache=args.kv_cache,
+        dtype=args.dtype,
+    )
+    found = _plan(args, asked, _gpu(args))
+    console.result(found.as_json(), render(found), as_json=args.json)
+    return EXIT_OK if found.fits else EXIT_NO
+
+
+def _gpu(args: argparse.Namespace) -> Gpu:
+    from dataclasses import replace
+
+    from enginix.plan.arithmetic import gpu
+
+    found = gpu(args.target)
+    if args.memory is not None:
+        if not 0 < args.memory < 1e6:
+            raise UsageError(f"--memory {args.memory} is not a GPU's", fix="pass gigabytes, for instance 24")
+        return replace(found, memory=int(args.memory * 10**9))
+    if not found.memory:
+        raise UsageError(
+            f"the memory of {args.target} is in no source that was read",
+            fix="pass --memory GB, for instance 24",
+        )
+    return found
+
+
+def _plan(args: argparse.Namespace, asked: Asked, gpu: Gpu) -> Plan:
+    from pathlib import Path
+
+    from enginix.inspect import open_model
+    from enginix.plan import planner
+
+    if args.offline:
+        from enginix.hub import lock
+        from enginix.plan.facts import from_facts
+
+        if not Path(args.model).is_file() or args.dtype:
+            raise UsageError("--offline takes a lock file, and no --dtype", where=args.model)
+        found = lock.read(Path(args.model))
+        return from_facts(found.model, {f.path: f.size for f in found.files}, gpu, asked, args.model)
+    with open_model(args.model, args.revision) as model:
+        return planner.plan(model, gpu, asked)

@@ -1,0 +1,198 @@
+"""The plan of evaluation (nix/check/plan.nix) and enginix.plan give the same figures and changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from enginix.plan.arithmetic import Gpu, gpu_memory
+from enginix.plan.facts import from_facts, weight_bytes
+from enginix.plan.planner import Asked
+from enginix.tables import table
+
+ROOT = Path(__file__).parents[3]
+NIX = shutil.which("nix-instantiate")
+
+# Sizes as these models' config.json has them; weights as the sum of a 16-bit model's parameters.
+MODELS: dict[str, dict[str, Any]] = {
+    "0.6B tied": {
+        "layers": 28, "heads": 16, "kvHeads": 8, "headSize": 128, "hiddenSize": 1024,
+        "intermediateSize": 3072, "vocabulary": 151936, "context": 40960,
+        "dtype": "bfloat16", "tiedEmbeddings": True,
+        "quantization": None, "kvCacheQuantization": None, "weightBytes": 1503300328,
+    },
+    "7B": {
+        "layers": 28, "heads": 28, "kvHeads": 4, "headSize": 128, "hiddenSize": 3584,
+        "intermediateSize": 18944, "vocabulary": 152064, "context": 32768,
+        "dtype": "bfloat16", "tiedEmbeddings": False,
+        "quantization": None, "kvCacheQuantization": None, "weightBytes": 15231271888,
+    },
+    "32B NVFP4, FP8 KV": {
+        "layers": 64, "heads": 64, "kvHeads": 8, "headSize": 128, "hiddenSize": 5120,
+        "intermediateSize": 25600, "vocabulary": 151936, "context": 40960,
+        "dtype": "bfloat16", "tiedEmbeddings": False,
+        "quantization": "NVFP4", "kvCacheQuantization": "FP8", "weightBytes": 20_700_000_001,
+    },
+    "70B FP8": {
+        "layers": 80, "heads": 64, "kvHeads": 8, "headSize": 128, "hiddenSize": 8192,
+        "intermediateSize": 28672, "vocabulary": 128256, "context": 131072,
+        "dtype": "bfloat16", "tiedEmbeddings": False,
+        "quantization": "FP8", "kvCacheQuantization": None, "weightBytes": 72_000_000_007,
+    },
+    "odd, float32": {
+        "layers": 5, "heads": 6, "kvHeads": 3, "headSize": 20, "hiddenSize": 120,
+        "intermediateSize": 330, "vocabulary": 1001, "context": 333,
+        "dtype": "float32", "tiedEmbeddings": False,
+        "quantization": None, "kvCacheQuantization": None, "weightBytes": 3_333_333,
+    },
+    "awq by another": {
+        "layers": 32, "heads": 32, "kvHeads": 8, "headSize": 128, "hiddenSize": 4096,
+        "intermediateSize": 14336, "vocabulary": 32768, "context": 32768,
+        "dtype": "float16", "tiedEmbeddings": False,
+        "quantization": "AWQ", "kvCacheQuantization": "INT8", "weightBytes": 4_150_000_000,
+    },
+}  # fmt: skip
+MEMORIES = (2_500_000, 20_000_000, 2 * 10**9, 16 * 10**9, 24 * 10**9, 80 * 10**9, 96 * 10**9)
+ASKED: tuple[dict[str, Any], ...] = (
+    {},
+    {"maxBatchSize": 8, "maxSeqLen": 16384, "maxInputLen": 8192},
+    {"maxNumTokens": 65536, "tensorParallel": 2},
+    {"sequences": 33, "maxBatchSize": 64, "maxNumTokens": 2048},
+    {"pipelineParallel": 3, "maxSeqLen": 100, "sequences": 2},
+)
+SMS = (80, 90, 100, 120)
+KEYS = {
+    "maxBatchSize": "max_batch_size",
+    "maxNumTokens": "max_num_tokens",
+    "maxSeqLen": "max_seq_len",
+    "sequences": "sequences",
+    "tensorParallel": "tensor_parallel",
+    "pipelineParallel": "pipeline_parallel",
+}
+CASES = [
+    {"model": model, "memory": memory, "sm": sm, "limits": limits}
+    for model in MODELS
+    for memory in MEMORIES
+    for sm in SMS
+    for limits in ASKED
+]
+
+
+def nix(expression: str) -> Any:
+    assert NIX is not None
+    done = subprocess.run(
+        [NIX, "--eval", "--strict", "--json", "-E", expression],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "NIX_PATH": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def check(expression: str) -> Any:
+    lib = f"import {ROOT}/tests/hostpkgs/lib.nix"
+    return nix(f"let check = import {ROOT}/nix/check {{ lib = {lib}; }}; in {expression}")
+
+
+def python_plan(case: dict[str, Any]) -> dict[str, Any]:
+    facts = dict(MODELS[case["model"]])
+    files = {"model.safetensors": facts.pop("weightBytes"), "config.json": 700}
+    asked = Asked(**{KEYS[k]: v for k, v in case["limits"].items() if k in KEYS})
+    found = from_facts(facts, files, Gpu("g", case["sm"], case["memory"]), asked, "case")
+    return {
+        **asdict(found.memory),
+        "fits": found.memory.fits,
+        "tightest": found.memory.tightest,
+        "changes": [dict(c) for c in found.changes],
+    }
+
+
+def camel(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            k.split("_")[0] + "".join(w.capitalize() for w in k.split("_")[1:]): camel(v)
+            for k, v in value.items()
+        }
+    return [camel(v) for v in value] if isinstance(value, list) else value
+
+
+@pytest.mark.skipif(NIX is None, reason="no Nix")
+def test_evaluation_and_command_agree_on_a_table_of_cases(tmp_path: Path) -> None:
+    (tmp_path / "cases.json").write_text(json.dumps({"models": MODELS, "cases": CASES}))
+    theirs = check(
+        f"""let
+          table = builtins.fromJSON (builtins.readFile {tmp_path}/cases.json);
+                  plan = c: check.plan.plan table.models.${{c.model}} {{ inherit (c) sm memory; }} c.limits;
+        in map plan table.cases"""
+    )
+    ours = [camel(python_plan(case)) for case in CASES]
+    assert [c for c, a, b in zip(CASES, ours, theirs, strict=True) if a != b] == []
+    # The table is worth something: both verdicts, every limit, every kind of change, and no way out.
+    assert {o["fits"] for o in ours} == {True, False}
+    assert {o["tightest"] for o in ours} == {"weights", "workspace", "kvCache"}
+    kinds = {frozenset(o["changes"][0]) for o in ours if o["changes"]}
+    for name in ("maxNumTokens", "maxBatchSize", "kvBits", "sequences", "maxSeqLen", "tensorParallel"):
+        assert frozenset({name}) in kinds, name
+    assert any("quantization" in c for o in ours for c in o["changes"])
+    assert any(len(kind) > 1 for kind in kinds)
+    assert any(not o["fits"] and not o["changes"] for o in ours)
+
+
+@pytest.mark.skipif(NIX is None, reason="no Nix")
+def test_every_gpu_has_the_same_memory_in_both() -> None:
+    gpus = table("gpus")["gpus"]
+    theirs = check(
+        f"builtins.mapAttrs (_: check.plan.memoryOf) "
+        f"(builtins.fromJSON (builtins.readFile {ROOT}/python/enginix/data/gpus.json)).gpus"
+    )
+    assert theirs == {name: gpu_memory(row) or None for name, row in gpus.items()}
+
+
+@pytest.mark.skipif(NIX is None, reason="no Nix")
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"model.safetensors": 5, "config.json": 3},
+        {"model-00001-of-00002.safetensors": 5, "model-00002.safetensors": 6, "consolidated.safetensors": 9},
+        {"consolidated.safetensors": 9, "original/model.safetensors": 1},
+        {"a/b.safetensors": 3},
+        {"model.safetensors.index.json": 4, "weights.safetensors": 7},
+    ],
+)  # fmt: skip
+def test_the_same_files_are_weights_in_both(files: dict[str, int]) -> None:
+    sized = json.dumps({p: {"size": n} for p, n in files.items()})
+    theirs = check(f"check.plan.weightBytes (builtins.fromJSON ''{sized}'')")
+    assert theirs == weight_bytes(files)
+
+
+@pytest.mark.skipif(NIX is None, reason="no Nix")
+def test_unknown_facts_are_no_refusal() -> None:
+    told = f"builtins.fromJSON ''{json.dumps(MODELS['7B'])}''"
+    gpu = 'name = "g"; sm = 90; memoryGB'
+    assert check(f'check.plan.fits "f" (removeAttrs ({told}) [ "layers" ]) {{ {gpu} = 1; }} {{ }}') is None
+    assert check(f'check.plan.fits "f" ({told}) {{ {gpu} = null; }} {{ }}') is None
+
+
+@pytest.mark.skipif(NIX is None, reason="no Nix")
+def test_the_refusal_names_the_tightest_limit_and_the_smallest_change() -> None:
+    told = json.dumps(MODELS["7B"])
+    with pytest.raises(AssertionError) as refused:
+        check(
+            f"check.plan.fits \"mkEngine\" (builtins.fromJSON ''{told}'') "
+            '{ name = "rtx-4090"; sm = 89; memoryGB = 16; } { maxBatchSize = 8; }'
+        )
+    text = str(refused.value)
+    assert "mkEngine: it does not fit rtx-4090 (14.9 GiB)" in text
+    assert "weights (14.1 GiB) and workspace" in text
+    assert "Smallest change that fits: tensorParallel = 2 (on 2 GPUs)." in text
+    assert "Others: the model quantized to FP8" in text
+    assert "enginix plan" in text
