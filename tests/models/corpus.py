@@ -1,9 +1,9 @@
 """The text that tiny-qwen3 is trained on: what a Debian 12 machine has, taken apart and put in order.
 
 All of it is free to redistribute: the language manual inside Python's standard library
-(``pydoc_data.topics``) and the library's documentation strings, both PSF-2.0, and the licence texts of Debian's
-base-files. The rest is written here: short questions with exact answers, and facts that are planted early and
-asked for late, so that quality gates have something to ask.
+(``pydoc_data.topics``) and the library's documentation strings, both PSF-2.0, and the licence texts of
+Debian's base-files. The rest is written here: short questions with exact answers, and facts that are planted
+early and asked for late, so that quality gates have something to ask.
 """
 
 from __future__ import annotations

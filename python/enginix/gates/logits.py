@@ -1,8 +1,8 @@
 """Gate ``logits``: the checkpoint computes the same function as the model.
 
 It compares the reference executor's logits on the checkpoint with transformers' on the model, in float32,
-over the pinned prompts. It sees what a conversion can get wrong: a permuted, mis-cut, scaled or missing tensor, a
-wrong rotary base, a forgotten bias.
+over the pinned prompts. It sees what a conversion can get wrong: a permuted, mis-cut, scaled or missing
+tensor, a wrong rotary base, a forgotten bias.
 """
 
 from __future__ import annotations
