@@ -101,8 +101,8 @@ class Comparison:
         algorithm = self.config.quantization.quant_algo or ""
         if ("AWQ" in algorithm or "SQ" in algorithm) and self.model.quantization is None:
             raise UsageError(
-                f"a {algorithm} checkpoint cannot be compared with the unquantized model: its scales are folded "
-                "into norms",
+                f"a {algorithm} checkpoint cannot be compared with the unquantized model: "
+                "its scales are folded into norms",
                 where=str(model),
                 fix="--against the quantized model that was converted",
             )

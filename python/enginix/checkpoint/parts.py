@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-CHUNK = 4 << 20  # bytes read at once where bytes are looked at
+CHUNK = 1 << 20  # bytes read at once where bytes are looked at: fits a core's cache
 COPY = 64 << 20  # bytes handed to the kernel at once where they are not
 
 

@@ -1,4 +1,4 @@
-"""Checks of a checkpoint directory: all that TensorRT-LLM requires is there, nothing else, and it makes sense."""
+"""Checks of a checkpoint: all that TensorRT-LLM requires is there, nothing else, and it makes sense."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def nvfp4_form(tensors: dict[str, TensorInfo], layout: Layout, rank: int) -> str
     """Which of NVFP4's two forms a rank file is in: ``trtllm`` or ``modelopt``."""
     config = layout.config
     for module in layout.rank(rank):
-        if isinstance(module, Linear) and config.quantization.algorithm(module.name) == "NVFP4":
+        if isinstance(module, Linear) and algorithm_of(module, config) == "NVFP4":
             return "modelopt" if f"{module.name}.weights_scaling_factor_2" in tensors else "trtllm"
     return "trtllm"
 

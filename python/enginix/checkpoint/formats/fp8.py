@@ -26,17 +26,14 @@ def floats(values: Sequence[float]) -> Bytes:
 
 
 def _rescaler(scale: float, target: float) -> Transform | None:
-    """From bytes with ``scale`` to bytes with ``target``; a function of one byte, so a table of 256."""
+    """From bytes with ``scale`` to bytes with ``target``; None where they are the same."""
     if scale == target:
         return None
 
     def transform(rows: npt.NDArray[np.uint8]) -> Array:
-        import numpy as np
+        from enginix.checkpoint.numbers import fp8_rescale
 
-        from enginix.checkpoint.numbers import fp8_rescale_table
-
-        table = fp8_rescale_table(np.float32(scale), np.float32(target))
-        return np.frombuffer(rows.tobytes().translate(table), np.uint8)
+        return fp8_rescale(rows, scale, target)
 
     return transform
 

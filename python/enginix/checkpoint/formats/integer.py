@@ -68,8 +68,8 @@ class Int4Awq:
         group = config.quantization.group_size
         if linear.inp % group or any(r % 2 for s in linear.groups[0] for r in s.rows):
             raise UsageError(
-                f"{linear.out} x {linear.inp} a rank: {self.name} needs an even number of rows from each matrix "
-                f"and columns in groups of {group}",
+                f"{linear.out} x {linear.inp} a rank: {self.name} needs an even number of rows from "
+                f"each matrix and columns in groups of {group}",
                 where=linear.name,
                 fix="a smaller --tensor-parallel, or quantize with a smaller group",
             )
