@@ -1,29 +1,19 @@
 # nvidia/Qwen3-32B-NVFP4: the model of the first engine that this project was asked for.
 #
-# The hash is that of a `git lfs clone` without .git, as published with the request. The commit that it
-# belongs to was not published, and none is invented: mkHfModel would need one to fetch. A store or cache
-# that holds the path already serves it; elsewhere the build says how to pin it.
-{ pkgs, ... }:
-{
-  model = pkgs.stdenvNoCC.mkDerivation {
-    name = "qwen3-32b-nvfp4-model";
-    buildCommandPath = ../builders/unpinned-model.sh;
-    outputHashMode = "recursive";
-    outputHash = "sha256-Uekvo4NlzbrbZcKPSyzd7opvZDh+JOE55jrUbcsMu8Q=";
+# The hash is that of a `git lfs clone` without .git, as published with the request. The commit that it belongs
+# to was not published. Public code pins 16426c6eb87be9e27c14cc9fb318f9c7a5f8588c of this repository; whether
+# the hash is that commit's is not known, so the two are not put together. A store or cache that holds the path
+# already serves it; elsewhere the build says how to pin it.
+scope: {
+  model = import ./unpinned.nix scope {
+    name = "qwen3-32b-nvfp4";
     repo = "nvidia/Qwen3-32B-NVFP4";
-    preferLocalBuild = true;
-    passthru = {
-      repo = "nvidia/Qwen3-32B-NVFP4";
-      revision = null;
-      license = "apache-2.0";
-      modelName = "qwen3-32b-nvfp4";
-      model = {
-        architecture = "Qwen3ForCausalLM";
-      };
-      architecture = "Qwen3ForCausalLM";
-      quantization = "NVFP4";
-    };
-    meta.homepage = "https://huggingface.co/nvidia/Qwen3-32B-NVFP4";
+    revision = "16426c6eb87be9e27c14cc9fb318f9c7a5f8588c";
+    hash = "sha256-Uekvo4NlzbrbZcKPSyzd7opvZDh+JOE55jrUbcsMu8Q=";
+    architecture = "Qwen3ForCausalLM";
+    quantization = "NVFP4";
+    license = "apache-2.0";
+    note = "  Its engine needs a Blackwell GPU and NVIDIA's runtime, which this version of enginix does not build for yet.";
   };
   checkpoint.dtype = "bfloat16";
   engine = {

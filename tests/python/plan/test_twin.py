@@ -20,7 +20,7 @@ from enginix.tables import table
 ROOT = Path(__file__).parents[3]
 NIX = shutil.which("nix-instantiate")
 
-# Sizes as these models' config.json has them; weights as the sum of a 16-bit model's parameters.
+# Sizes like those of real models; the arithmetic does not care whose they are.
 MODELS: dict[str, dict[str, Any]] = {
     "0.6B tied": {
         "layers": 28, "heads": 16, "kvHeads": 8, "headSize": 128, "hiddenSize": 1024,
