@@ -7,6 +7,9 @@ let
     lock = import ./lock.nix ({ inherit lib; } // self);
     checkpoint = import ./checkpoint.nix ({ inherit lib; } // self);
     target = import ./target.nix ({ inherit lib; } // self);
+    engine = import ./engine.nix ({ inherit lib; } // self);
+    limits = import ./limits.nix ({ inherit lib; } // self);
+    options = import ./options.nix ({ inherit lib; } // self);
     plan = import ./plan.nix { inherit lib; };
   };
 in

@@ -1,27 +1,114 @@
+# Quantization × GPU × architecture on TensorRT-LLM's engine path: data/quantization_support.json, a source a row.
 { lib, names, ... }:
 let
-  # The least SM of each quantization, from TensorRT-LLM's support matrix (facts: trtllm.md section 6).
-  leastSm = {
-    NVFP4 = 100;
-    FP8 = 89;
-  };
+  support = lib.importJSON ../../python/enginix/data/quantization_support.json;
+  gpus = (lib.importJSON ../../python/enginix/data/gpus.json).gpus;
+
+  known = algorithm: if algorithm == null then "NO_QUANT" else algorithm;
+
+  # Whether a row of the table takes an SM.
+  takes =
+    row: sm:
+    row.engine
+    && (row.minSm == null || sm >= row.minSm)
+    && (row.refusedSm == null || sm < builtins.elemAt row.refusedSm 0 || sm >= builtins.elemAt row.refusedSm 1);
+
+  first = list: if list == [ ] then null else builtins.head list;
+
+  # What to do instead: a format for this GPU, a GPU for this format.
+  ways =
+    row: algorithm: gpu:
+    let
+      format = first (builtins.filter (f: f != algorithm && takes support.algorithms.${f} gpu.sm) support.suggest.formats);
+      target = first (builtins.filter (t: takes row gpus.${t}.sm) support.suggest.targets);
+    in
+    "Use "
+    + lib.concatStringsSep ", or " (
+      lib.optional (format != null) ''quantization = "${format}" on this GPU''
+      ++ lib.optional (target != null) ''target = "${target}"''
+    )
+    + ".";
+
+  reason =
+    what: row: gpu:
+    if row.minSm != null && gpu.sm < row.minSm then
+      ''${what} needs SM ${toString row.minSm} or later; target "${gpu.name}" is SM ${toString gpu.sm}.''
+    else
+      ''TensorRT-LLM's builder refuses ${what} for SM ${toString (builtins.elemAt row.refusedSm 0)} to ${
+        toString (builtins.elemAt row.refusedSm 1 - 1)
+      }; target "${gpu.name}" is SM ${toString gpu.sm}.'';
+
+  among = list: value: builtins.elem value list;
 in
 {
   # A target GPU by name.
   # gpu :: string -> set -> string -> set
   gpu =
-    function: gpus: name:
-    gpus.${name} or (throw "${function}: ${names.unknown "target" name (builtins.attrNames gpus)}");
+    function: table: name:
+    table.${name} or (throw "${function}: ${names.unknown "target" name (builtins.attrNames table)}");
 
   # A quantization against a GPU's SM.
-  # quantization :: string -> string|null -> { sm; … } -> string|null
+  # quantization :: string -> string|null -> { name; sm; … } -> string|null
   quantization =
     function: algorithm: gpu:
     let
-      least = leastSm.${if algorithm == null then "" else algorithm} or 0;
+      name = known algorithm;
+      row = support.algorithms.${name} or (throw "${function}: ${names.unknown "quantization" name (builtins.attrNames support.algorithms)}");
     in
-    if gpu.sm < least then
-      throw ''${function}: ${algorithm} needs SM ${toString least} or later; target "${gpu.name}" is SM ${toString gpu.sm}. Use a model quantized to ${if gpu.sm >= 89 then "FP8" else "W4A16_AWQ"} on this GPU, or another target.''
+    if !row.engine then
+      throw "${function}: ${name} cannot become an engine: ${row.why}. Do one of these: ${row.instead}; or serve the model as it is with kind = \"llmapi\"."
+    else if gpu.sm < support.engineSm.least then
+      throw ''${function}: TensorRT-LLM's engines need SM ${toString support.engineSm.least} or later; target "${gpu.name}" is SM ${toString gpu.sm}.''
+    else if !takes row gpu.sm then
+      throw "${function}: ${reason name row gpu} ${ways row name gpu}"
     else
       algorithm;
+
+  # A KV cache format against a GPU's SM.
+  # kvCache :: string -> string|null -> { name; sm; … } -> string|null
+  kvCache =
+    function: format: gpu:
+    let
+      row = support.kvCache.${format} or (throw "${function}: ${names.unknown "KV cache format" format (builtins.attrNames support.kvCache)}");
+    in
+    if format == null then
+      null
+    else if !row.engine then
+      throw "${function}: an ${format} KV cache cannot be built into an engine: ${row.note}. Use a model with an FP8 KV cache or none, or kind = \"llmapi\"."
+    else if !takes row gpu.sm then
+      throw "${function}: ${reason "an ${format} KV cache" row gpu} Use a model whose KV cache is FP8 or not quantized."
+    else
+      format;
+
+  # An architecture of the engine path.
+  # architecture :: string -> string|null -> string|null
+  architecture =
+    function: architecture:
+    if architecture == null || support.architectures.engine ? ${architecture} then
+      architecture
+    else if builtins.elem architecture support.architectures.pytorchOnly then
+      throw "${function}: ${architecture} has no engine in TensorRT-LLM 1.1 and 1.2, only in its PyTorch backend. Use kind = \"llmapi\"."
+    else
+      throw "${function}: ${names.unknown "architecture" architecture (builtins.attrNames support.architectures.engine)} Others may be served with kind = \"llmapi\".";
+
+  # The engine class that TensorRT-LLM maps an architecture to.
+  # engineClass :: string|null -> string|null
+  engineClass =
+    architecture: if architecture == null then null else support.architectures.engine.${architecture} or null;
+
+  # What is built but nobody vouches for, each with its source.
+  # warnings :: { quantization; kvCache; architecture; sm; } -> [ string ]
+  warnings =
+    facts:
+    let
+      applies =
+        w:
+        (!(w ? smFrom) || facts.sm >= w.smFrom)
+        && (!(w ? architectures) || among w.architectures facts.architecture)
+        && (!(w ? quantizations) || among w.quantizations (known facts.quantization))
+        && (!(w ? kvCaches) || among w.kvCaches facts.kvCache);
+    in
+    map (w: "${w.text} (${lib.concatMapStringsSep "; " (s: support.sources.${s}) w.sources})") (
+      builtins.filter (w: applies w.when) support.warnings
+    );
 }

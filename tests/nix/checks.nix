@@ -2,18 +2,22 @@
 scope: self:
 let
   inherit (scope) lib pkgs check;
-  tests = import ./pure.nix { inherit lib check; };
+  files = [
+    ./pure.nix
+    ./pure-engine.nix
+  ];
+  tests = builtins.foldl' (all: file: all // import file { inherit lib check; }) { } files;
   failures = lib.runTests tests;
 
   # Every function of every check file is called by some pure test.
-  source = builtins.readFile ./pure.nix;
+  source = lib.concatMapStringsSep "\n" builtins.readFile files;
   functions = builtins.concatLists (
     lib.mapAttrsToList (file: set: map (f: "${file}.${f}") (builtins.attrNames set)) check
   );
+  ends = [ " " ")" ";" "\n" ];
   untested = builtins.filter (
-    f: builtins.match ".*check\\.${builtins.replaceStrings [ "." ] [ "\\." ] f}[^A-Za-z].*" (oneLine source) == null
+    f: builtins.replaceStrings (map (end: "check.${f}${end}") ends) (map (_: "") ends) source == source
   ) functions;
-  oneLine = builtins.replaceStrings [ "\n" ] [ " " ];
 
   report =
     name: problems:

@@ -1,0 +1,53 @@
+# Limits of an engine: always all five, written out, within the model's context.
+#
+# NVIDIA's defaults (2048 sequences, 8192 tokens) are what people run out of memory with.
+{ lib, arguments, ... }:
+let
+  table = (lib.importJSON ../../python/enginix/data/build_options.json).limits;
+  all = builtins.attrNames table;
+  min = a: b: if a < b then a else b;
+in
+{
+  # resolve :: string -> { context ? null; … } -> set -> set -> { maxBatchSize; maxBeamWidth; maxInputLen; maxNumTokens; maxSeqLen; }
+  resolve =
+    function: model: profile: limits:
+    let
+      context = model.context or null;
+      given = arguments.only "${function}: limits" all limits;
+      chosen = builtins.mapAttrs (_: row: row.default) table // profile // given;
+      maxSeqLen =
+        if chosen.maxSeqLen != null then
+          chosen.maxSeqLen
+        else if context != null then
+          context
+        else
+          throw "${function}: limits.maxSeqLen is needed: the model's lock does not say its context. It counts prompt and answer together.";
+      full = chosen // {
+        inherit maxSeqLen;
+        # Room for an answer of one token, where nobody said more.
+        maxInputLen = if chosen.maxInputLen != null then chosen.maxInputLen else maxSeqLen - 1;
+      };
+      checked = builtins.mapAttrs (n: v: arguments.atLeast function "limits.${n}" 1 v) full;
+      inherit (checked) maxBatchSize maxBeamWidth maxInputLen;
+      sequences = maxBatchSize * maxBeamWidth;
+      # A step never takes more tokens than all sequences hold together.
+      tokens = if given ? maxNumTokens then checked.maxNumTokens else min checked.maxNumTokens (maxBatchSize * checked.maxSeqLen);
+    in
+    if context != null && checked.maxSeqLen > context then
+      throw "${function}: limits.maxSeqLen = ${toString checked.maxSeqLen}, but the model's context is ${toString context} tokens; use at most ${toString context}."
+    else if maxInputLen > checked.maxSeqLen then
+      throw "${function}: limits.maxInputLen = ${toString maxInputLen} is more than limits.maxSeqLen = ${toString checked.maxSeqLen}, which counts prompt and answer together."
+    else if tokens < sequences then
+      throw "${function}: limits.maxNumTokens = ${toString tokens}, but a step of ${toString maxBatchSize} sequences with beam width ${toString maxBeamWidth} needs ${toString sequences}; raise limits.maxNumTokens, or lower limits.maxBatchSize."
+    else
+      checked // { maxNumTokens = tokens; };
+
+  # Prompts longer than a step need paged context attention, which takes them in chunks.
+  # chunks :: string -> set -> { usePagedContextFmha; … } -> set
+  chunks =
+    function: limits: options:
+    if limits.maxInputLen > limits.maxNumTokens && !(options.usePagedContextFmha or true) then
+      throw "${function}: limits.maxInputLen = ${toString limits.maxInputLen} is more than limits.maxNumTokens = ${toString limits.maxNumTokens}, and without paged context attention a prompt is not taken in chunks; raise limits.maxNumTokens, lower limits.maxInputLen, or set plugins.usePagedContextFmha = true."
+    else
+      limits;
+}

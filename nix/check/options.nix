@@ -1,0 +1,156 @@
+# trtllm-build's options: names, types, what excludes what. data/build_options.json is the one table.
+{ lib, names, ... }:
+let
+  table = lib.importJSON ../../python/enginix/data/build_options.json;
+  inherit (table) options;
+
+  # Nix's Boolean is the command line's enable or disable.
+  spelled = v: if v == true then "enable" else if v == false then "disable" else v;
+  valueOf = values: name: spelled (values.${name} or options.${name}.default);
+
+  among = list: value: builtins.elem value list;
+
+  typed =
+    function: name: value:
+    let
+      row = options.${name};
+      wrong = expected: throw "${function}: plugins.${name} = ${builtins.toJSON value}, but it must be ${expected}.";
+      choices = lib.concatStringsSep ", " row.choices;
+    in
+    if row.type == "switch" || row.type == "bool" then
+      if builtins.isBool value then value else wrong "true or false"
+    else if row.type == "enum" then
+      if among row.choices value then value else wrong "one of ${choices}"
+    else if row.type == "int" then
+      if builtins.isInt value && value >= 0 then value else wrong "a whole number"
+    else if row.type == "strings" then
+      if builtins.isList value then value else wrong "a list"
+    else
+      value;
+
+  known =
+    function: runtime: name:
+    let
+      gone = table.removed.${name};
+      usable = builtins.filter (n: among options.${n}.runtimes runtime) (builtins.attrNames options);
+    in
+    if among usable name then
+      name
+    else if table.limits ? ${name} then
+      throw "${function}: plugins.${name}: pass it as limits.${name}."
+    else if table.removed ? ${name} then
+      throw "${function}: plugins.${name}: ${gone.flag} is gone since TensorRT-LLM ${gone.since}.${
+        lib.optionalString (gone.instead != null) " Use ${gone.instead}."
+      }"
+    else if table.own ? ${name} then
+      throw "${function}: plugins.${name}: enginix writes ${table.own.${name}.flag} itself; it is ${table.own.${name}.why}."
+    else if options ? ${name} then
+      throw "${function}: plugins.${name} is unknown to the runtime ${runtime}; it is an option of ${lib.concatStringsSep ", " options.${name}.runtimes}."
+    else
+      throw "${function}: plugins: ${names.unknown "option" name usable}";
+
+  # What a rule asks for and does not get, or null.
+  unmet =
+    facts: values: rule:
+    let
+      needs = rule.needs or { };
+      quantization = if facts.quantization == null then "NO_QUANT" else facts.quantization;
+      wanting =
+        lib.optional (needs ? quantizations && !among needs.quantizations quantization)
+          "${lib.concatStringsSep " or " (needs.quantizations or [ ])} weights (the model's are ${quantization})"
+        ++ lib.optional (needs ? sm && (facts.sm < builtins.elemAt needs.sm 0 || facts.sm >= builtins.elemAt needs.sm 1))
+          "SM ${toString (builtins.elemAt (needs.sm or [ 0 ]) 0)} (the target is SM ${toString facts.sm})"
+        ++ lib.optional (needs ? smFrom && facts.sm < needs.smFrom) "SM ${toString (needs.smFrom or 0)} or later (the target is SM ${toString facts.sm})"
+        ++ lib.optional (needs ? notSm && among needs.notSm facts.sm) "another GPU than one of SM ${toString facts.sm}"
+        ++ lib.optional (needs ? kvCaches && !among needs.kvCaches facts.kvCache)
+          "a KV cache in ${lib.concatStringsSep " or " (needs.kvCaches or [ ])} (the model's is ${if facts.kvCache == null then "not quantized" else facts.kvCache})"
+        ++ lib.optional (needs ? notKvCaches && among needs.notKvCaches facts.kvCache) "another KV cache than ${toString facts.kvCache}"
+        ++ lib.optional (needs ? tensorParallelFrom && facts.tensorParallel < needs.tensorParallelFrom)
+          "tensorParallel of at least ${toString (needs.tensorParallelFrom or 0)}"
+        ++ lib.optional (needs ? engineClasses && facts.engineClass != null && !among needs.engineClasses facts.engineClass)
+          "one of the engine classes ${lib.concatStringsSep ", " (needs.engineClasses or [ ])} (this one is ${toString facts.engineClass})"
+        ++ lib.optional (needs ? architectures && facts.architecture != null && !among needs.architectures facts.architecture)
+          "one of the architectures ${lib.concatStringsSep ", " (needs.architectures or [ ])}"
+        ++ lib.optional (needs ? noDraft && (values.maxDraftLen or 0) > 0) "no draft tokens"
+        ++ lib.mapAttrsToList (o: v: "${o} = ${v}") (
+          lib.filterAttrs (o: v: valueOf values o != v) (rule.needsOption or { })
+        );
+      isSet = if rule ? is then valueOf values rule.option == spelled rule.is else values.${rule.option} or null != null;
+      inPlay =
+        isSet
+        && (!(rule ? whenKvCaches) || among rule.whenKvCaches facts.kvCache)
+        && builtins.all (o: valueOf values o == rule.whenOption.${o}) (builtins.attrNames (rule.whenOption or { }));
+    in
+    if !inPlay then
+      null
+    else if rule ? refuse then
+      rule.refuse
+    else if wanting == [ ] then
+      null
+    else
+      "it needs ${lib.concatStringsSep " and " wanting}; ${rule.why}";
+
+  # Rules in order: what somebody asked for is refused, what nobody asked for is turned off.
+  settle =
+    function: facts: asked: values:
+    builtins.foldl' (
+      now: rule:
+      let
+        why = unmet facts now rule;
+        off = if options.${rule.option}.type == "enum" then "disable" else false;
+      in
+      if why == null then
+        now
+      else if asked ? ${rule.option} then
+        throw "${function}: plugins.${rule.option} = ${builtins.toJSON asked.${rule.option}}: ${why} (${table.sources.${rule.source}})."
+      else
+        now // { ${rule.option} = off; }
+    ) values table.rules;
+
+  word =
+    name: value:
+    let
+      row = options.${name};
+    in
+    if row.type == "bool" then
+      lib.optional value row.flag
+    else if row.type == "strings" then
+      [ row.flag ] ++ map toString value
+    else
+      [
+        row.flag
+        (toString (spelled value))
+      ];
+in
+{
+  # A ready profile: limits and options, or nothing for null.
+  # profile :: string -> string|null -> { limits; options; }
+  profile =
+    function: name:
+    if name == null then
+      {
+        limits = { };
+        options = { };
+      }
+    else
+      table.profiles.${name} or (throw "${function}: ${names.unknown "profile" name (builtins.attrNames table.profiles)}");
+
+  # The options that reach the command line: the profile's where the target allows them, then what was asked for.
+  # resolve :: string -> string -> facts -> set -> set -> set
+  resolve =
+    function: runtime: facts: profile: asked:
+    let
+      valid = builtins.listToAttrs (
+        map (n: lib.nameValuePair (known function runtime n) (typed function n asked.${n})) (builtins.attrNames asked)
+      );
+      always = {
+        kvCacheType = "paged";
+        usePagedContextFmha = true;
+        useFp8ContextFmha = true;
+      };
+    in
+    builtins.deepSeq valid (settle function facts valid (always // profile // valid));
+
+  # flags :: set -> [ string ]
+  flags = values: builtins.concatLists (lib.mapAttrsToList word values);
+}

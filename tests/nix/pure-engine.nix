@@ -1,0 +1,306 @@
+# Evaluation tests of engines: quantization, limits, options, runtimes. Each check is shown accepting and refusing.
+{ lib, check }:
+let
+  fails = e: !(builtins.tryEval (builtins.deepSeq e e)).success;
+  read = name: lib.importJSON (../../python/enginix/data + "/${name}.json");
+  support = read "quantization_support";
+  table = read "build_options";
+  llmArgs = read "llm_args";
+  inherit (read "runtimes") runtimes;
+  inherit (read "gpus") gpus;
+  gpu = name: gpus.${name} // { inherit name; };
+  accepted = algorithm: name: !fails (check.target.quantization "e" algorithm (gpu name));
+
+  facts = {
+    quantization = null;
+    kvCache = null;
+    sm = 90;
+    architecture = "LlamaForCausalLM";
+    engineClass = "LLaMAForCausalLM";
+    tensorParallel = 1;
+  };
+  resolve = f: check.options.resolve "e" "trtllm-1.2.1" (facts // f);
+  throughput = (check.options.profile "e" "throughput").options;
+  limits = check.limits.resolve "e";
+  one = {
+    tensorParallel = 1;
+    pipelineParallel = 1;
+    expertParallel = 1;
+  };
+  run = check.engine.runtime "e" runtimes;
+  asked = {
+    target = "h200";
+    limits = { };
+  };
+
+  # The table again, by hand, for every GPU: what the issue asks for.
+  rule =
+    algorithm: sm:
+    if builtins.elem algorithm [ "FP8" ] then
+      sm >= 89
+    else if algorithm == "NVFP4" then
+      sm >= 100
+    else if builtins.elem algorithm [ "W8A16" "W4A16" "W4A16_AWQ" "W4A16_GPTQ" "W8A16_GPTQ" "W8A8_SQ_PER_CHANNEL" ] then
+      sm >= 80 && !(sm >= 100 && sm < 120)
+    else
+      false;
+  cells = builtins.concatMap (
+    algorithm: map (name: { inherit algorithm name; }) (builtins.attrNames gpus)
+  ) [ "FP8" "NVFP4" "W8A16" "W4A16" "W4A16_AWQ" "W4A16_GPTQ" "W8A16_GPTQ" "W8A8_SQ_PER_CHANNEL" "FP8_BLOCK_SCALES" ];
+in
+{
+  testEveryCellAsTheRuleSays = {
+    expr = builtins.filter (c: accepted c.algorithm c.name != rule c.algorithm gpus.${c.name}.sm) cells;
+    expected = [ ];
+  };
+  testEveryRowHasSources = {
+    expr = builtins.filter (row: row.sources == [ ] || !builtins.all (s: support.sources ? ${s}) row.sources) (
+      builtins.attrValues support.algorithms
+      ++ builtins.attrValues support.kvCache
+      ++ support.warnings
+      ++ [
+        support.architectures
+        support.engineSm
+      ]
+    );
+    expected = [ ];
+  };
+  testEveryOptionHasASource = {
+    expr = builtins.filter (row: !(table.sources ? ${row.source})) (
+      builtins.attrValues table.options ++ builtins.attrValues table.removed ++ builtins.attrValues table.limits ++ table.rules
+    );
+    expected = [ ];
+  };
+  testEveryRuleNamesAnOption = {
+    expr = builtins.filter (
+      r: !builtins.all (o: table.options ? ${o}) ([ r.option ] ++ builtins.attrNames (r.needsOption or { }))
+    ) table.rules;
+    expected = [ ];
+  };
+  testEveryGpuAndRuntimeHasASource = {
+    expr = builtins.filter (row: !(row ? source)) (builtins.attrValues gpus ++ builtins.attrValues runtimes);
+    expected = [ ];
+  };
+  testUnverifiedHashesSaySo = {
+    expr = builtins.filter (h: h.status != "unverified" && h.digest == null) (
+      builtins.concatMap (r: builtins.concatMap (i: builtins.attrValues i.hashes) (builtins.attrValues (r.images or { }))) (
+        builtins.attrValues runtimes
+      )
+    );
+    expected = [ ];
+  };
+
+  testBlockFp8Never = {
+    expr = map (accepted "FP8_BLOCK_SCALES") [ "h200" "b200" "rtx-pro-6000" ];
+    expected = [ false false false ];
+  };
+  testUnknownQuantization = {
+    expr = fails (check.target.quantization "e" "FP9" (gpu "h200"));
+    expected = true;
+  };
+  testEnginesNeedAmpere = {
+    expr = fails (check.target.quantization "e" null { name = "t4"; sm = 75; });
+    expected = true;
+  };
+  testKvCacheAccepts = {
+    expr = map (f: check.target.kvCache "e" f (gpu "h200")) [ null "FP8" "INT8" ];
+    expected = [ null "FP8" "INT8" ];
+  };
+  testInt8KvCacheRefusedOnBlackwell = {
+    expr = fails (check.target.kvCache "e" "INT8" (gpu "b200"));
+    expected = true;
+  };
+  testNvfp4KvCacheRefused = {
+    expr = fails (check.target.kvCache "e" "NVFP4" (gpu "b200"));
+    expected = true;
+  };
+  testArchitectureOfTheEnginePath = {
+    expr = map (check.target.architecture "e") [ null "Qwen3ForCausalLM" ];
+    expected = [ null "Qwen3ForCausalLM" ];
+  };
+  testArchitectureOfPytorchAlone = {
+    expr = fails (check.target.architecture "e" "GptOssForCausalLM");
+    expected = true;
+  };
+  testEngineClass = {
+    expr = map check.target.engineClass [ null "MistralForCausalLM" "X" ];
+    expected = [ null "LLaMAForCausalLM" null ];
+  };
+  testWarningsOfUntestedGpus = {
+    expr = map (sm: builtins.length (check.target.warnings (facts // { inherit sm; }))) [ 90 100 103 120 ];
+    expected = [ 0 0 1 1 ];
+  };
+  testWarningsOfQwen3Fp8 = {
+    expr = builtins.length (
+      check.target.warnings (facts // { architecture = "Qwen3ForCausalLM"; quantization = "FP8"; kvCache = "FP8"; })
+    );
+    expected = 2;
+  };
+
+  testLimitsAreAlwaysWrittenOut = {
+    expr = limits { context = 4096; } { } { };
+    expected = {
+      maxBatchSize = 8;
+      maxBeamWidth = 1;
+      maxInputLen = 4095;
+      maxNumTokens = 8192;
+      maxSeqLen = 4096;
+    };
+  };
+  testProfileLimitsYieldToGivenOnes = {
+    expr = (limits { context = 4096; } { maxBatchSize = 256; } { maxBatchSize = 3; }).maxBatchSize;
+    expected = 3;
+  };
+  testSequenceBeyondContext = {
+    expr = fails (limits { context = 4096; } { } { maxSeqLen = 4097; });
+    expected = true;
+  };
+  testSequenceUnknown = {
+    expr = fails (limits { } { } { });
+    expected = true;
+  };
+  testInputBeyondSequence = {
+    expr = fails (limits { } { } { maxSeqLen = 8; maxInputLen = 9; });
+    expected = true;
+  };
+  testTooFewTokensForTheBatch = {
+    expr = fails (limits { context = 4096; } { } { maxBatchSize = 16; maxBeamWidth = 4; maxNumTokens = 63; });
+    expected = true;
+  };
+  testLimitsUnknownName = {
+    expr = fails (limits { context = 4096; } { } { maxBatch = 1; });
+    expected = true;
+  };
+  testChunks = {
+    expr = map
+      (paged: fails (check.limits.chunks "e" { maxInputLen = 9; maxNumTokens = 8; } { usePagedContextFmha = paged; }))
+      [ true false ];
+    expected = [ false true ];
+  };
+
+  testProfileUnknown = {
+    expr = fails (check.options.profile "e" "fast");
+    expected = true;
+  };
+  testProfileOfNull = {
+    expr = check.options.profile "e" null;
+    expected = { limits = { }; options = { }; };
+  };
+  testThroughputOnHopperFp8 = {
+    expr = resolve { quantization = "FP8"; kvCache = "FP8"; tensorParallel = 2; } throughput { };
+    expected = {
+      gemmSwigluPlugin = "fp8";
+      kvCacheType = "paged";
+      multipleProfiles = true;
+      reduceFusion = true;
+      useFp8ContextFmha = true;
+      useFusedMlp = true;
+      usePagedContextFmha = true;
+      userBuffer = true;
+    };
+  };
+  testThroughputDropsWhatTheTargetForbids = {
+    expr = let o = resolve { sm = 120; engineClass = "QWenForCausalLM"; } throughput { }; in {
+      inherit (o) gemmSwigluPlugin reduceFusion userBuffer useFp8ContextFmha usePagedContextFmha;
+    };
+    expected = {
+      gemmSwigluPlugin = "disable";
+      reduceFusion = false;
+      userBuffer = false;
+      useFp8ContextFmha = false;
+      usePagedContextFmha = true;
+    };
+  };
+  testAskedForAndForbiddenIsRefused = {
+    expr = map fails [
+      (resolve { } { } { reduceFusion = true; })
+      (resolve { } { } { userBuffer = true; })
+      (resolve { } { } { streamingllm = true; })
+      (resolve { sm = 100; quantization = "FP8"; } { } { lowLatencyGemmPlugin = "fp8"; })
+      (resolve { } { } { useFp8ContextFmha = true; })
+      (resolve { kvCache = "INT8"; } { } { usePagedContextFmha = true; })
+      (resolve { } { } { multipleProfiles = true; optNumTokens = 64; })
+      (resolve { } { } { maxDraftLen = 2; gatherContextLogits = true; })
+    ];
+    expected = [ true true true true true true true true ];
+  };
+  testOptionNames = {
+    expr = map fails [
+      (resolve { } { } { maxOutputLen = 2; })
+      (resolve { } { } { maxBatchSize = 2; })
+      (resolve { } { } { outputDir = "x"; })
+      (resolve { } { } { gemPlugin = "auto"; })
+      (resolve { } { } { gemmPlugin = "auto"; })
+    ];
+    expected = [ true true true true false ];
+  };
+  testOptionTypes = {
+    expr = map fails [
+      (resolve { } { } { gemmPlugin = "int4"; })
+      (resolve { } { } { useFusedMlp = "enable"; })
+      (resolve { } { } { tokensPerBlock = "64"; })
+      (resolve { } { } { loraTargetModules = "attn_q"; })
+    ];
+    expected = [ true true true true ];
+  };
+  testFlags = {
+    expr = check.options.flags {
+      gemmPlugin = "auto";
+      loraTargetModules = [ "attn_q" "attn_v" ];
+      stripPlan = true;
+      useFusedMlp = false;
+      weightStreaming = false;
+    };
+    expected = [
+      "--gemm_plugin" "auto"
+      "--lora_target_modules" "attn_q" "attn_v"
+      "--strip_plan"
+      "--use_fused_mlp" "disable"
+    ];
+  };
+
+  testRuntimeAccepts = {
+    expr = (run "tensorrt" asked "trtllm-1.1.0").id;
+    expected = "trtllm-1.1.0";
+  };
+  testRuntimeAfterTheEngineEra = {
+    expr = fails (run "tensorrt" asked "trtllm-1.3.0rc26");
+    expected = true;
+  };
+  testRuntimeUnknown = {
+    expr = map (id: fails (run "tensorrt" asked id)) [ "trtllm-1.2" "reference" ];
+    expected = [ true true ];
+  };
+  testDriverFloor = {
+    expr = map (v: fails (check.engine.driver "e" (run "tensorrt" asked "trtllm-1.2.1") v)) [ null "590.44.01" "595.1" "580.95.05" ];
+    expected = [ false false false true ];
+  };
+  testParallelAccepts = {
+    expr = check.engine.parallel "e" { heads = 8; kvHeads = 2; } (one // { tensorParallel = 4; }) 4;
+    expected = 4;
+  };
+  testParallelRefuses = {
+    expr = map fails [
+      (check.engine.parallel "e" { } (one // { tensorParallel = 4; pipelineParallel = 2; }) 4)
+      (check.engine.parallel "e" { experts = 8; } (one // { expertParallel = 3; }) null)
+      (check.engine.parallel "e" { heads = 8; } (one // { tensorParallel = 2; expertParallel = 2; }) null)
+      (check.engine.parallel "e" { heads = 12; kvHeads = 3; } (one // { tensorParallel = 2; }) null)
+    ];
+    expected = [ true true true true ];
+  };
+  testTargetForms = {
+    expr = map (check.engine.target "e") [ "h200" { gpu = "b200"; count = 2; } ];
+    expected = [
+      { gpu = "h200"; count = null; driver = null; }
+      { gpu = "b200"; count = 2; driver = null; }
+    ];
+  };
+  testTargetRefuses = {
+    expr = map (t: fails (builtins.deepSeq (check.engine.target "e" t) true)) [ 3 { count = 2; } { gpu = "b200"; cuont = 2; } { gpu = "b200"; count = 0; } ];
+    expected = [ true true true true ];
+  };
+  testLlmArgumentsHaveSources = {
+    expr = builtins.filter (row: !(llmArgs.sources ? ${row.source})) (builtins.attrValues llmArgs.arguments);
+    expected = [ ];
+  };
+}
