@@ -401,7 +401,8 @@ class _Handler(BaseHTTPRequestHandler):
         for repository in self.server.hub.repositories.values():
             if e := repository.blob(sha256):
                 # huggingface_hub follows a HEAD that stays on the host, and wants the commit here too.
-                commit = {"X-Repo-Commit": self.query["commit"]} if "commit" in self.query else {}
+                shown = "commit" in self.query and not self._fault("no-commit", "blob", e.path)
+                commit = {"X-Repo-Commit": self.query["commit"]} if shown else {}
                 return self._file(e, "blob", {"Accept-Ranges": "bytes", "ETag": f'"{sha256}"', **commit})
         raise _Refused(404, None, "Not Found")
 

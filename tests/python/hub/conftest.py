@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,32 +13,11 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
-from hub import Fault, Hub, Repository
-
-REPO = "acme/tiny"
-CONFIG = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "vocab_size": 1000,
-    "max_position_embeddings": 2048,
-    "torch_dtype": "bfloat16",
-    "tie_word_embeddings": True,
-}
-
-
-def content(seed: int, size: int) -> bytes:
-    """Bytes that no compression shrinks and every run repeats."""
-    import random
-
-    return random.Random(seed).randbytes(size)
+from hub import Fault, Hub, Repository  # noqa: E402
+from hub_support import CONFIG, REPO, content  # noqa: E402
 
 
 @pytest.fixture
@@ -66,11 +44,13 @@ def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
     with ExitStack() as stack:
 
         def run(directory: Path | Repository, *faults: str, **options: Any) -> Hub:
-            hub = stack.enter_context(Hub({REPO: directory}, faults=[Fault.parse(f) for f in faults], **options))
+            hub = stack.enter_context(
+                Hub({REPO: directory}, faults=[Fault.parse(f) for f in faults], **options)
+            )
             monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
             return hub
 
@@ -83,8 +63,10 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     import huggingface_hub.file_download as file_download
     import huggingface_hub.utils._http as http
 
-    from enginix.hub import api
+    from enginix.hub import api, transfer
 
+    monkeypatch.setattr(transfer, "LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(transfer, "TRIES", 3)
     asked: list[float] = []
 
     def sleep(seconds: float) -> None:
@@ -95,12 +77,3 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     for module in (http, file_download, api):
         monkeypatch.setattr(module, "time", clock)
     return asked
-
-
-def listing(directory: Path) -> dict[str, bytes]:
-    """Every file below a directory, with its content."""
-    return {
-        Path(folder, name).relative_to(directory).as_posix(): Path(folder, name).read_bytes()
-        for folder, _, names in os.walk(directory)
-        for name in names
-    }

@@ -150,7 +150,8 @@ def test_no_text_crashes_the_parser(text: bytes | str) -> None:
 @settings(max_examples=500, deadline=None)
 @given(
     st.sampled_from(sorted(GOOD)),
-    json_values | st.dictionaries(st.text() | st.from_regex(r"[./a-z\\]{0,12}"), json_values | entries, max_size=4),
+    json_values
+    | st.dictionaries(st.text() | st.from_regex(r"[./a-z\\]{0,12}"), json_values | entries, max_size=4),
 )
 def test_a_lock_with_one_wild_value_is_refused_or_means_what_it_says(key: str, value: Any) -> None:
     try:

@@ -8,19 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import CONFIG, REPO, content
+from hub import Hub
+from hub_support import CONFIG, REPO, content
 
 from enginix.cli import main
 from enginix.errors import HubError, LockError
 from enginix.hub import lock as locks
 from enginix.hub.lock import Selection
 from enginix.hub.locking import make
-from hub import Hub
 
 Start = Callable[..., Hub]
 
 
-def test_a_lock_pins_what_is_there_without_a_byte_of_weights(start: Start, model: Path, tmp_path: Path) -> None:
+def test_a_lock_pins_what_is_there_without_a_byte_of_weights(
+    start: Start, model: Path, tmp_path: Path
+) -> None:
     hub = start(model)
     out = tmp_path / "tiny.lock.json"
     assert main(["lock", REPO, "-o", str(out)]) == 0
@@ -122,13 +124,15 @@ def test_pickles_are_refused_by_name_and_when_there_is_nothing_else(start: Start
         make(REPO, Selection(include=("*.bin",)))
     for shard in model.glob("*.safetensors"):
         shard.rename(shard.with_suffix(".pt"))
-    with pytest.raises(LockError, match="no weights in safetensors; .* is a pickle"):
+    with pytest.raises(LockError, match=r"no weights in safetensors; .* is a pickle"):
         make(REPO, Selection())
 
 
 def test_remote_code_is_pinned_only_when_asked_for(start: Start, model: Path) -> None:
     (model / "modeling_tiny.py").write_text("raise SystemExit\n")
-    (model / "config.json").write_text(json.dumps({**CONFIG, "auto_map": {"AutoModel": "modeling_tiny.Tiny"}}))
+    (model / "config.json").write_text(
+        json.dumps({**CONFIG, "auto_map": {"AutoModel": "modeling_tiny.Tiny"}})
+    )
     start(model)
     without = make(REPO, Selection())
     assert not any(f.path.endswith(".py") for f in without.lock.files)
@@ -140,7 +144,11 @@ def test_remote_code_is_pinned_only_when_asked_for(start: Start, model: Path) ->
 def test_include_and_exclude(start: Start, model: Path) -> None:
     start(model)
     lock = make(REPO, Selection(include=("*.json", "*.safetensors"), exclude=("*-00002-of*",))).lock
-    assert [f.path for f in lock.files] == ["config.json", "model-00001-of-00002.safetensors", "tokenizer.json"]
+    assert [f.path for f in lock.files] == [
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "tokenizer.json",
+    ]
 
 
 def test_drift_is_shown_and_exits_1_and_update_follows_it(
@@ -190,7 +198,9 @@ def test_a_branch_and_a_revision_that_is_not_there(
     assert "no such repository, or it is private" in capsys.readouterr().err
 
 
-def test_an_outage_is_waited_out_and_a_long_one_is_named(start: Start, model: Path, waits: list[float]) -> None:
+def test_an_outage_is_waited_out_and_a_long_one_is_named(
+    start: Start, model: Path, waits: list[float]
+) -> None:
     start(model, "status,on=info,code=503,times=2", "status,on=tree,code=429,seconds=7,times=1")
     assert make(REPO, Selection()).lock.files
     assert 8.0 in waits  # Retry-After and a second
