@@ -88,6 +88,7 @@ class Decode:
 
     def __init__(self, cache: Cache, active: list[int], rope: Rope) -> None:
         self.cache, self.active = cache, active
+        self.alone = rope.device.type == "cpu"
         lengths = [cache.lengths[slot] + 1 for slot in active]
         self.longest = max(lengths)
         cache.reserve(self.longest)
@@ -109,7 +110,7 @@ class Decode:
         rows, kv_heads, size = k.shape
         # The query heads that share a key-value head become query positions: no copy of the cache is made.
         grouped = q.view(rows, kv_heads, -1, size)
-        if q.device.type != "cpu":
+        if not self.alone:
             keys, values = keys[:, :, : self.longest], values[:, :, : self.longest]
             return scaled_dot_product_attention(grouped, keys, values, attn_mask=self.mask).reshape(q.shape)
         out = torch.zeros_like(grouped)

@@ -196,6 +196,7 @@ def test_without_a_home_as_a_build_user(checkpoint: Path, model: Path, tmp_path:
     env = {
         "PATH": os.environ["PATH"],
         "HOME": "/homeless-shelter",
+        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(manifest.__file__).parents[1]),
     }
     words = [

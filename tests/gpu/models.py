@@ -1,0 +1,120 @@
+"""Checkpoints for the GPU checks: random ones of every architecture, and the trained tiny-qwen3.
+
+Needs torch and safetensors alone, so that it runs on a machine that has nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from enginix.reference import config as checkpoint_config
+from enginix.reference import layout
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SMALL: dict[str, Any] = {
+    "dtype": "bfloat16",
+    "vocab_size": 1000,
+    "hidden_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_size": 64,
+    "intermediate_size": 512,
+    "max_position_embeddings": 1024,
+    "norm_epsilon": 1e-6,
+}
+MOE: dict[str, Any] = {"moe": {"num_experts": 8, "top_k": 2, "normalization_mode": 1}}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": {
+        "attn_bias": True,
+        "rotary_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 128,
+        },
+    },
+    "MistralForCausalLM": {"rotary_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+    "MixtralForCausalLM": MOE,
+    "Qwen2ForCausalLM": {
+        "attn_bias": True,
+        "rotary_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256},
+    },
+    "Qwen2MoeForCausalLM": {**MOE, "attn_bias": True, "moe_intermediate_size": 128,
+                            "moe_shared_expert_intermediate_size": 384},
+    "Qwen3ForCausalLM": {},
+    "Qwen3MoeForCausalLM": {**MOE, "moe_intermediate_size": 128},
+    "Phi3ForCausalLM": {
+        "position_embedding_type": "long_rope",
+        "rotary_embedding_dim": 48,
+        "original_max_position_embeddings": 64,
+        "longrope_scaling_short_factors": [1.0 + i / 50 for i in range(24)],
+        "longrope_scaling_long_factors": [1.0 + i / 4 for i in range(24)],
+    },
+}  # fmt: skip
+
+
+def random_checkpoint(out: Path, architecture: str, device: str = "cpu", **changes: Any) -> Path:
+    """A checkpoint of random weights; spreads that keep activations near 1."""
+    raw = {**SMALL, "architecture": architecture, **ARCHITECTURES[architecture], **changes}
+    out.mkdir(parents=True)
+    (out / "config.json").write_text(json.dumps(raw))
+    config = checkpoint_config.parse(raw, "config.json")
+    generator = torch.Generator(device).manual_seed(1)
+    tensors = {}
+    for spec in layout.tensors(config):
+        values = torch.randn(spec.shape, generator=generator, device=device)
+        if len(spec.shape) == 1:
+            values = 1 + values / 10 if "norm" in spec.name or "ln_f" in spec.name else values / 10
+        elif "embedding" not in spec.name:
+            values = values / spec.shape[-1] ** 0.5
+        tensors[spec.name] = values.to(DTYPES[spec.dtype]).cpu().contiguous()
+    save_file(tensors, out / "rank0.safetensors")
+    return out
+
+
+def tiny_qwen3(model: Path, out: Path) -> Path:
+    """tests/models/tiny-qwen3 as a checkpoint of one rank, by names alone."""
+    hf = json.loads((model / "config.json").read_text())
+    raw = {
+        "architecture": "Qwen3ForCausalLM",
+        "dtype": "bfloat16",
+        "head_size": hf["head_dim"],
+        "norm_epsilon": hf["rms_norm_eps"],
+        "rotary_base": hf["rope_theta"],
+    }
+    same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+            "intermediate_size", "max_position_embeddings")  # fmt: skip
+    out.mkdir(parents=True)
+    (out / "config.json").write_text(json.dumps({**raw, **{k: hf[k] for k in same}}))
+    weights = load_file(model / "model.safetensors")
+    embedding = weights["model.embed_tokens.weight"]
+    tensors = {
+        "transformer.vocab_embedding.weight": embedding,
+        "lm_head.weight": embedding.clone(),
+        "transformer.ln_f.weight": weights["model.norm.weight"],
+    }
+    names = {
+        "input_layernorm": "input_layernorm",
+        "post_layernorm": "post_attention_layernorm",
+        "attention.q_layernorm": "self_attn.q_norm",
+        "attention.k_layernorm": "self_attn.k_norm",
+        "attention.dense": "self_attn.o_proj",
+        "mlp.fc": "mlp.gate_proj",
+        "mlp.gate": "mlp.up_proj",
+        "mlp.proj": "mlp.down_proj",
+    }
+    for layer in range(hf["num_hidden_layers"]):
+        ours, theirs = f"transformer.layers.{layer}", f"model.layers.{layer}"
+        for name, source in names.items():
+            tensors[f"{ours}.{name}.weight"] = weights[f"{theirs}.{source}.weight"]
+        parts = [weights[f"{theirs}.self_attn.{p}_proj.weight"] for p in "qkv"]
+        tensors[f"{ours}.attention.qkv.weight"] = torch.cat(parts)
+    save_file(tensors, out / "rank0.safetensors")
+    return out

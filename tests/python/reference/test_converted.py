@@ -1,0 +1,68 @@
+"""enginix's converter judged by the executor: its checkpoints compute what transformers computes.
+
+The converter and the executor describe checkpoints independently of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from enginix.checkpoint.convert import Options, convert
+from enginix.checkpoint.mapping import Mapping
+from enginix.gates.logits import relative_error
+from enginix.reference import Executor
+
+DENSE = [(1, 1, 1), (2, 1, 1), (4, 1, 1), (1, 2, 1), (2, 2, 1)]
+EXPERTS = [(1, 1, 1), (2, 1, 1), (2, 1, 2), (4, 1, 2), (2, 2, 2)]
+CASES = {
+    "llama-bf16": DENSE,
+    "llama-bias": DENSE,
+    "llama-odd-vocab": [(1, 1, 1), (2, 1, 1)],
+    "llama-tied": DENSE[:4],
+    "llama-rope-linear": DENSE[:2],
+    "llama-rope-llama3": DENSE[:2],
+    "llama-rope-dynamic": DENSE[:2],
+    "mistral-bf16": DENSE,
+    "mixtral-bf16": EXPERTS,
+    "qwen2-bf16": DENSE,
+    "qwen2-tied": DENSE[:4],
+    "qwen2-rope-yarn": DENSE[:2],
+    "qwen2moe-bf16": EXPERTS,
+    "qwen3-bf16": DENSE,
+    "qwen3-tied": DENSE[:4],
+    "qwen3-rope-yarn": DENSE[:2],
+    "qwen3-config-v5-style": DENSE[:2],
+    "qwen3moe-bf16": EXPERTS,
+    "phi3-bf16": [(1, 1, 1), (2, 1, 1), (1, 2, 1)],
+    "phi3-longrope": [(1, 1, 1), (2, 1, 1)],
+    "phi3-longrope-128k": [(1, 1, 1)],
+    "phi3-tied-odd": [(1, 1, 1)],
+}
+SPLITS = [(case, split) for case, splits in CASES.items() for split in splits]
+
+
+@pytest.mark.parametrize(
+    "case,split", SPLITS, ids=lambda v: v if isinstance(v, str) else "tp{}pp{}ep{}".format(*v)
+)
+def test_converted_equals_transformers(
+    golden: Path,
+    tmp_path: Path,
+    hugging_face: Callable[..., Any],
+    case: str,
+    split: tuple[int, int, int],
+) -> None:
+    model = golden / case / "hf"
+    convert(model, tmp_path / "out", Options(mapping=Mapping(*split)))
+    executor, reference = Executor.load(tmp_path / "out", dtype="float32"), hugging_face(model)
+    for count in (1, 30, 60):
+        if case == "mistral-bf16" and count > 32:
+            continue  # beyond the sliding window, which a checkpoint cannot say
+        ids = [(13 * i + 5) % executor.config.vocab_size for i in range(count)]
+        with torch.no_grad():
+            expected = reference(torch.tensor([ids])).logits[0]
+        assert float(relative_error(executor.forward([ids])[0], expected).max()) <= 1e-6
