@@ -88,12 +88,19 @@ def open_model(what: str, revision: str | None = None) -> Iterator[Model]:
         info = api.repo_info(what, revision or "main")
         listed = {f.path: f for f in api.list_files(what, info.revision)}
         files = {path: f.size for path, f in listed.items()}
+        _refuse_hostile(what, files)
         with tempfile.TemporaryDirectory(prefix="enginix-") as room:
             yield _remote(Path(room), what, what, info.revision, files, listed, info.license, info.gated)
     else:
         raise UsageError(
             "no such directory or lock file, and not owner/name", where=what, fix="check the spelling"
         )
+
+
+def _refuse_hostile(repo: str, files: Mapping[str, int]) -> None:
+    for path in files:
+        if path != path_rules.RESERVED and (why := path_rules.problem(path)):
+            raise HubError(f"path {ascii(path)[:100]} {why}", where=repo, fix="do not use this repository")
 
 
 def _local(directory: Path) -> Model:

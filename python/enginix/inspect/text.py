@@ -20,7 +20,8 @@ def render(d: Description) -> str:
 
     def row(label: str, value: object) -> None:
         if value not in (None, ""):
-            rows.append((label, str(value)))
+            # A stranger's text must not steer the terminal.
+            rows.append((label, "".join(c if c.isprintable() else "?" for c in str(value))))
 
     row("model", d.source)
     if d.repo and d.repo != d.source:

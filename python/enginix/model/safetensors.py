@@ -166,7 +166,8 @@ def _shards(directory: Path) -> tuple[list[str], dict[str, str] | None]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError("no weight_map", where=str(index), fix="download the file again")
     for name, file in weight_map.items():
-        if not isinstance(file, str) or file != os.path.basename(file) or file in ("", ".", ".."):
+        plain = isinstance(file, str) and file.isprintable() and file == os.path.basename(file)
+        if not plain or file in ("", ".", ".."):
             raise ModelError(
                 f"tensor {name!r} lies in {file!r}: not a file name", where=str(index), fix=_AGAIN
             )
