@@ -1,0 +1,190 @@
+"""``enginix plan``: weights are what the converter writes, the rest follows the stated formulas."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import golden
+import pytest
+from hub import Hub
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enginix.checkpoint.convert import Options, convert
+from enginix.checkpoint.mapping import Mapping
+from enginix.cli import main
+from enginix.errors import EnginixError
+from enginix.hub import lock
+from enginix.hub.facts import model_facts
+from enginix.inspect import open_model
+from enginix.model import ModelConfig, open_weights
+from enginix.plan import arithmetic
+from enginix.plan.arithmetic import Gpu, Limits, Sizes
+from enginix.plan.facts import from_facts
+from enginix.plan.planner import Asked, plan
+from enginix.plan.weights import Checkpoint
+
+ROOT = Path(__file__).parents[3]
+TINY = ROOT / "tests" / "models" / "tiny-qwen3"
+CATALOGUE = ROOT / "nix" / "catalogue"
+PINNED = sorted(p.name.removesuffix(".lock.json") for p in CATALOGUE.glob("*.lock.json"))
+
+MODELS = [TINY, *sorted(p for p in golden.root().glob("*/hf"))]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda p: p.parent.name if p.name == "hf" else p.name)
+def test_sizes_are_those_of_the_files_that_convert_writes(model: Path, tmp_path: Path) -> None:
+    compared = 0
+    for tp, pp in ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2)):
+        try:
+            experts = ModelConfig.read(model).experts
+            ep = 1 if experts is None or experts.width % tp == 0 else tp
+            out = tmp_path / f"{tp}-{pp}"
+            convert(model, out, Options(mapping=Mapping(tp, pp, ep)))
+        except EnginixError:
+            continue  # what cannot be written has no size to compare; which those are is the converter's test
+        ranks = Checkpoint(ModelConfig.read(model), open_weights(model)).ranks(tp, pp, None, None)
+        written = [(out / f"rank{r}.safetensors").stat().st_size for r in range(tp * pp)]
+        assert written == [stage.file for stage in ranks.stages for _ in range(tp)]
+        assert sum(written) == ranks.files
+        compared += 1
+    if model == TINY:
+        assert compared == 5
+
+
+def test_a_model_counts_as_if_quantized_what_it_counts_when_it_is() -> None:
+    model = golden.root() / "llama-nvfp4" / "hf"
+    config, weights = ModelConfig.read(model), open_weights(model)
+    real = Checkpoint(config, weights)
+    bare = Checkpoint(replace(config, quantization=None), weights)
+    for tp in (1, 2):
+        assert bare.heaviest(tp, 1, "NVFP4") == real.heaviest(tp, 1, None)
+
+
+def planned(**asked: Any) -> Any:
+    memory = asked.pop("memory", 2 * 10**9)
+    with open_model(str(TINY)) as model:
+        return plan(model, Gpu("small", 90, memory), Asked(**asked))
+
+
+def test_kv_cache_of_a_token_by_hand() -> None:
+    # 4 layers, key and value, 4 KV heads of 32 bfloat16
+    assert planned().memory.kv_token == 4 * 2 * 4 * 32 * 2
+    assert planned(kv_cache="FP8").memory.kv_token == 4 * 2 * 4 * 32
+    assert planned(tensor_parallel=2).memory.kv_token == 4 * 2 * 2 * 32 * 2
+    # Eight ranks share four heads: each holds a copy of one.
+    assert planned(tensor_parallel=8).memory.kv_token == 4 * 2 * 1 * 32 * 2
+    assert planned(pipeline_parallel=3).memory.kv_token == 2 * 2 * 4 * 32 * 2
+
+
+def test_pool_tokens_and_sequences_by_hand() -> None:
+    found = planned(memory=10**9, max_batch_size=4, max_num_tokens=1024, max_seq_len=500)
+    m = found.memory
+    query, key_value = 8 * 32, 2 * 4 * 32
+    assert m.workspace == 1024 * 2 * (3 * 128 + max(2 * query + key_value, 3 * 512)) + 4 * 4 * 2 * 2048
+    assert m.pool == (10**9 - m.weights - m.workspace) * 90 // 100
+    assert m.tokens == m.pool // 2048 // 32 * 32
+    assert m.need_tokens == 512 and found.sequences == m.tokens // 512
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(10**6, 4 * 10**8), st.sampled_from([1, 2, 4, 8]), st.integers(1, 4096), st.integers(1, 16384),
+    st.integers(1, 4096), st.integers(1, 20),
+)  # fmt: skip
+def test_every_change_makes_it_fit_and_nothing_smaller_of_its_kind(
+    memory: int, tp: int, batch: int, tokens: int, length: int, sequences: int
+) -> None:
+    sizes = Sizes(4, 8, 4, 32, 128, 512, 2048, 2048)
+    limits = Limits(batch, tokens, length, sequences, tp)
+    gpu = Gpu("g", 120, memory)
+    weights = arithmetic.estimate(2_891_312, sizes, tied=True)
+    if arithmetic.memory(sizes, limits, gpu, weights).fits:
+        return
+    for change in arithmetic.changes(sizes, limits, gpu, weights):
+        assert arithmetic.memory(sizes, replace(limits, **change), gpu, weights).fits
+        if "max_seq_len" in change and len(change) == 1:
+            longer = replace(limits, max_seq_len=change["max_seq_len"] + 32)
+            assert longer.max_seq_len > length or not arithmetic.memory(sizes, longer, gpu, weights).fits
+
+
+@pytest.mark.parametrize("name", ["llama-fp8-kvfp8", "mixtral-nvfp4", "qwen2-bf16"])
+def test_a_repository_plans_like_its_directory(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Headers alone: no scale and no weight is there to be read."""
+    directory, rest = golden.root() / name / "hf", ["--target", "b200", "--tp", "2", "--json"]
+    with Hub({"own/model": directory}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        assert main(["plan", "own/model", *rest]) == 0
+    there = json.loads(capsys.readouterr().out)
+    assert main(["plan", str(directory), *rest]) == 0
+    here = json.loads(capsys.readouterr().out)
+    assert there["memory"] == here["memory"] and there["memory"]["exactWeights"]
+    assert there["build"]["checkpoint"] == here["build"]["checkpoint"]
+
+
+def test_exit_codes_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(TINY), "--target", "h200", "--json"]) == 0
+    fits = json.loads(capsys.readouterr().out)
+    assert fits["fits"] and fits["memory"]["exactWeights"] and fits["changes"] == []
+    assert main(["plan", str(TINY), "--target", "h200", "--memory", "0.06", "--json"]) == 1
+    less = json.loads(capsys.readouterr().out)
+    assert (less["fits"], less["tightest"]) == (False, "workspace")
+    assert less["changes"][0] == {"maxNumTokens": 4096}
+    assert main(["plan", str(TINY), "--target", "h200", "--memory", "0.06", "--max-num-tokens", "4096"]) == 0
+    assert main(["plan", str(TINY), "--target", "h20"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+    assert main(["plan", str(TINY), "--target", "a10"]) == 2
+    assert "--memory GB" in capsys.readouterr().err
+    assert main(["plan", str(TINY), "--target", "h200", "--tp", "3"]) == 2
+    assert "--tensor-parallel one of" in capsys.readouterr().err
+    for flag in ("--max-batch-size", "--max-seq-len", "--max-num-tokens", "--sequences"):
+        assert main(["plan", str(TINY), "--target", "h200", flag, "0"]) == 2
+        assert flag in capsys.readouterr().err
+
+
+def test_a_format_that_the_gpu_lacks_is_an_obstacle(capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(golden.root() / "llama-nvfp4" / "hf")
+    assert main(["plan", model, "--target", "h200"]) == 1
+    assert "NVFP4 needs SM 100 or later; h200 is SM 90" in capsys.readouterr().out
+    assert main(["plan", model, "--target", "rtx-pro-6000"]) == 0
+
+
+def test_the_reference_kind_is_one_device_in_full_precision(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(TINY), "--target", "h200", "--kind", "reference", "--tp", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    # 1,443,200 parameters and the head that a checkpoint holds beside the tied embedding, in bfloat16
+    assert found["memory"]["weights"] == (1_443_200 + 2048 * 128) * 2
+    assert found["limits"]["tensorParallel"] == 1
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_pinned_entries_are_locks_whose_facts_are_their_configs(name: str) -> None:
+    found = lock.read(CATALOGUE / f"{name}.lock.json")
+    config = (Path(__file__).parent / "configs" / f"{name}.json").read_bytes()
+    pinned = {f.path: f for f in found.files}["config.json"]
+    assert hashlib.sha256(config).hexdigest() == pinned.sha256 and len(config) == pinned.size
+    assert model_facts({"config.json": config}, name) == found.model
+    assert found.dump() == (CATALOGUE / f"{name}.lock.json").read_text()
+
+
+def test_offline_plans_of_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
+    assert PINNED
+    path = str(CATALOGUE / "qwen2_5-7b-instruct.lock.json")
+    assert main(["plan", path, "--target", "l40s", "--offline"]) == 0
+    assert "a lower bound" in capsys.readouterr().out
+    small = ["plan", path, "--target", "l40s", "--memory", "16", "--offline"]
+    assert main(small) == 1
+    assert "smallest change" in capsys.readouterr().out
+    assert main(["plan", str(TINY), "--target", "l40s", "--offline"]) == 2
+
+
+def test_a_lock_without_facts_is_refused_by_name() -> None:
+    with pytest.raises(EnginixError, match="does not tell the model's layers"):
+        from_facts({}, {"model.safetensors": 5}, Gpu("g", 90, 10**9), Asked(), "x.lock.json")
