@@ -10,7 +10,9 @@ import numpy as np
 CHUNK = 1 << 24
 
 
-def _tensors(layers: int, hidden: int, inter: int, heads: int, kv: int, head: int, vocab: int) -> dict[str, list[int]]:
+def _tensors(
+    layers: int, hidden: int, inter: int, heads: int, kv: int, head: int, vocab: int
+) -> dict[str, list[int]]:
     found = {"model.embed_tokens.weight": [vocab, hidden]}
     for i in range(layers):
         p = f"model.layers.{i}."
@@ -35,8 +37,8 @@ def write_llama(directory: Path, gigabytes: float, *, fp8: bool = False) -> int:
     layers = max(1, round((gigabytes * 1e9 - 4 * vocab * hidden) / layer) * (2 if fp8 else 1))
     directory.mkdir(parents=True)
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "hidden_act": "silu",
-        "hidden_size": hidden, "intermediate_size": inter, "num_attention_heads": heads, "rms_norm_eps": 1e-5,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16",
+        "hidden_act": "silu", "hidden_size": hidden, "intermediate_size": inter, "num_attention_heads": heads, "rms_norm_eps": 1e-5,
         "num_key_value_heads": kv, "head_dim": head, "num_hidden_layers": layers, "vocab_size": vocab,
         "max_position_embeddings": 4096, "rope_theta": 10000.0, "tie_word_embeddings": False,
     }  # fmt: skip
@@ -47,7 +49,11 @@ def write_llama(directory: Path, gigabytes: float, *, fp8: bool = False) -> int:
     for name, shape in shapes.items():
         quantized = fp8 and "proj" in name
         size = int(np.prod(shape)) * (1 if quantized else 2)
-        header[name] = {"dtype": "F8_E4M3" if quantized else "BF16", "shape": shape, "data_offsets": [at, at + size]}
+        header[name] = {
+            "dtype": "F8_E4M3" if quantized else "BF16",
+            "shape": shape,
+            "data_offsets": [at, at + size],
+        }
         at += size
         if quantized:
             scales += [f"{name}_scale", name.replace(".weight", ".input_scale")]

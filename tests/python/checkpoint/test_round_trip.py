@@ -83,7 +83,7 @@ def test_merged_ranks_are_the_source(request: tuple[dict[str, Any], Options], sh
 @settings(max_examples=30, deadline=None)
 @given(requests())
 def test_same_bytes_again(request: tuple[dict[str, Any], Options]) -> None:
-    """Nothing volatile: two runs, and a run over other shards, give the same files but for the manifest's inputs."""
+    """Nothing volatile: two runs give the same files, and so do other shards but for the manifest."""
     c, options = request
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
