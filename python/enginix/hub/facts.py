@@ -26,6 +26,7 @@ INTEGERS = {
     "vocabulary": ("vocab_size",),
     "context": ("max_position_embeddings", "n_positions", "seq_length"),
     "experts": ("num_local_experts", "num_experts", "n_routed_experts"),
+    "expertIntermediateSize": ("moe_intermediate_size",),
     "expertsPerToken": ("num_experts_per_tok", "experts_per_token"),
     "slidingWindow": ("sliding_window",),
 }
