@@ -19,7 +19,7 @@ path_of() {
 pip_install() { # environment, pip arguments
   local env=$1
   shift
-  "$env/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: "$@"
+  "$env/bin/python" -m pip install -qq --disable-pip-version-check --no-deps --only-binary :all: "$@"
 }
 
 # The lock pins PyTorch's CPU build. Where pip finds only PyPI's CUDA build, that one works too, at several GB.
@@ -30,7 +30,7 @@ install_torch() {
   if ! pip_install "$env" --require-hashes -r "$env/torch.txt" 2>/dev/null; then
     echo "environments: pip finds no ${pinned}; taking PyPI's CUDA build (several GB)." \
       "To spare that, put PyTorch's index of CPU wheels into PIP_EXTRA_INDEX_URL." >&2
-    "$env/bin/python" -m pip install --quiet --disable-pip-version-check "${pinned%+cpu}"
+    "$env/bin/python" -m pip install -qq --disable-pip-version-check "${pinned%+cpu}"
   fi
 }
 

@@ -8,7 +8,7 @@ test_hash_mismatch_names_the_file_and_both_hashes() {
     let lock = builtins.fromJSON (builtins.readFile (root + "/tests/models/tiny-qwen3.lock.json"));
     in e.mkHfModel {
       lock = lock // { files = lock.files // { "config.json" = lock.files."config.json" // { sha256 = "'$wrong'"; }; }; };
-      hub = e.lib.getExe e.catalogue.tiny-qwen3.hub;
+      inherit (e.catalogue.tiny-qwen3.model) hub;
     }' --no-link &&
     says config.json && says "$wrong" && says "$right"
 }

@@ -9,11 +9,11 @@ test_demo_answers() {
   says 'tokens/s' && says 'server stopped cleanly'
 }
 
-test_demo_again_builds_nothing() {
+test_demo_builds_nothing_again() {
   quietly python3 demo/demo.py --nix "$nix" && says 'in all          0 derivations built'
 }
 
-test_a_triton_option_rebuilds_only_what_follows_it() {
+test_demo_option_rebuilds_only_what_follows_it() {
   with_lib build '
     e.mkTritonServer { repo = e.mkTritonRepo { engine = e.catalogue.tiny-qwen3.engine; maxBatchSize = 3; }; }' --no-link --dry-run || return 1
   says triton-repo.drv && says triton-server.drv && [ "$(grep -c '\.drv' "$out")" = 2 ]
