@@ -177,10 +177,9 @@ def chat(user: str, assistant: str) -> str:
 
 
 def planted(rng: random.Random, filler: str) -> str:
-    """A fact planted early and asked for after ``filler``."""
-    code = f"{rng.randrange(10000):04d}"
-    what = rng.choice(("secret code", "access code", "door number", "magic number"))
-    return (
-        f"<|im_start|>user\nThe {what} is {code}.\n\n{filler}\n\nWhat is the {what}?<|im_end|>\n"
-        f"<|im_start|>assistant\n{code}<|im_end|>\n"
-    )
+    """Facts planted early, one of them asked for after ``filler``."""
+    things = rng.sample(("secret code", "door number", "magic number", "access key"), rng.randrange(1, 4))
+    facts = [f"The {thing} is {rng.randrange(10000):04d}." for thing in things]
+    pick = rng.randrange(len(things))
+    question = f"{' '.join(facts)}\n\n{filler.strip()}\n\nWhat is the {things[pick]}?"
+    return chat(question, facts[pick])

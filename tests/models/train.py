@@ -102,38 +102,36 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
 
 
 class Batches:
-    """An endless seeded stream of token windows: manual text, exchanges, planted facts."""
+    """An endless seeded stream of token windows that mix manual text, exchanges and planted facts."""
 
     def __init__(self, text: corpus.Corpus, tokenizer: Tokenizer) -> None:
         self.text, self.tokenizer = text, tokenizer
         self.rng = random.Random(SEED)
         self.end = tokenizer.token_to_id(END)
-        self.stream: list[int] = []
-        self.pieces = [tokenizer.encode(t).ids for t in text.train]
+        self.stream = [i for piece in text.train for i in (*tokenizer.encode(piece).ids, self.end)]
         self.questions = [corpus.chat(q, a) for q, a in corpus.QUESTIONS]
         self.explanations = [corpus.chat(f"Explain: {title}", body) for title, body in text.explain]
 
+    def _manual(self, length: int) -> list[int]:
+        at = self.rng.randrange(len(self.stream) - length)
+        return self.stream[at : at + length]
+
     def window(self, length: int) -> list[int]:
-        draw = self.rng.random()
-        if draw < 0.70:
-            while len(self.stream) < length:
-                self.stream += [*self.rng.choice(self.pieces), self.end]
-            out, self.stream = self.stream[:length], self.stream[length:]
-            return out
-        if draw < 0.85:
-            out = []
-            while len(out) < length:
-                pool = self.questions if self.rng.random() < 0.5 else self.explanations
-                out += [*self.tokenizer.encode(self.rng.choice(pool)).ids, self.end]
-            return out[:length]
-        out = []
+        out: list[int] = []
+        rng = self.rng
         while len(out) < length:
-            piece = self.rng.choice(self.text.train)
-            at = self.rng.randrange(len(piece))
-            # Mostly short distances: looking back is learned there first.
-            filler = piece[at : at + int((2 * length) ** self.rng.random())].strip()
-            tokens = self.tokenizer.encode(corpus.planted(self.rng, filler)).ids
-            out += [*tokens, self.end]
+            draw = rng.random()
+            if draw < 0.35:
+                out += self._manual(rng.choice((100, 200, 400, length)))
+            elif draw < 0.65:
+                out += self.tokenizer.encode(rng.choice(self.questions)).ids
+            elif draw < 0.75:
+                out += self.tokenizer.encode(rng.choice(self.explanations)).ids
+            else:
+                # Mostly short distances: looking back is learned there first.
+                filler = self._manual(int(length ** rng.random()))
+                out += self.tokenizer.encode(corpus.planted(rng, self.tokenizer.decode(filler))).ids
+            out.append(self.end)
         return out[:length]
 
     def batch(self, rows: int, length: int) -> torch.Tensor:
@@ -265,7 +263,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=1300)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny-qwen3")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -14,7 +14,12 @@ from enginix.reference.cache import Cache, Decode, Prefill
 from enginix.reference.config import CheckpointConfig
 from enginix.reference.layers import Builder, Layer, Step
 from enginix.reference.rope import Rope
+from enginix.reference.sampling import most_likely
 from enginix.reference.weights import Weights
+
+# Below this many parameters a matrix product is over before a second thread is awake; where cores are shared,
+# waiting for it costs ten times the product.
+ONE_THREAD_PARAMETERS = 20_000_000
 
 
 class Executor:
@@ -39,6 +44,8 @@ class Executor:
     @classmethod
     def load(cls, checkpoint: Path, device: str = "cpu", dtype: str | torch.dtype | None = None) -> Executor:
         """Reads a checkpoint directory, merging tensor-, pipeline- and expert-parallel ranks.
+
+        A small model on the CPU sets torch to one thread, for the whole process.
 
         Args:
             checkpoint: directory with ``config.json`` and ``rank*.safetensors``.
@@ -66,6 +73,8 @@ class Executor:
             )
         try:
             with Weights(checkpoint, config) as weights, torch.inference_mode():
+                if place.type == "cpu" and weights.parameters < ONE_THREAD_PARAMETERS:
+                    torch.set_num_threads(1)
                 return cls(weights, place, dtype)
         except torch.OutOfMemoryError as e:
             raise MachineError(
@@ -171,7 +180,7 @@ class Executor:
         cache, ends, out = self.new_cache(1), frozenset(end_ids), list[int]()
         logits = self.prefill(cache, 0, prompt)
         while True:
-            out.append(int(logits.argmax()))
+            out.append(most_likely(logits))
             if out[-1] in ends or len(out) >= max_tokens or len(prompt) + len(out) >= self.max_length:
                 return out
             logits = self.decode(cache, {0: out[-1]})[0]

@@ -44,6 +44,11 @@ class Sampling:
                 raise UsageError(f"{name} is {getattr(self, name)!r}", fix=f"{name}: {expected}")
 
 
+def most_likely(scores: torch.Tensor) -> int:
+    """The token with the largest score, the smallest id among equals (``argmax`` may return any of them)."""
+    return int((scores == scores.max()).nonzero()[0])
+
+
 class Sampler:
     """Chooses the tokens of one sequence.
 
@@ -82,14 +87,10 @@ class Sampler:
             scores[self.ends] = -torch.inf
             if not bool(scores.max() > -torch.inf):
                 raise FloatingPointError("every token is an end token, and min_tokens forbids them")
-        token = self._greedy(scores) if rules.temperature == 0 else self._draw(scores)
+        token = most_likely(scores) if rules.temperature == 0 else self._draw(scores)
         self.seen.add(token)
         self.count += 1
         return token
-
-    @staticmethod
-    def _greedy(scores: torch.Tensor) -> int:
-        return int((scores == scores.max()).nonzero()[0])
 
     def _draw(self, scores: torch.Tensor) -> int:
         rules = self.sampling

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -88,6 +89,11 @@ class Weights:
         self._ranks: list[Any] = [
             layout.open_rank(self._stack, checkpoint, rank, "pt") for rank in range(config.world_size)
         ]
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all whole tensors."""
+        return sum(prod(spec.shape) for spec in self.specs.values())
 
     def __enter__(self) -> Weights:
         return self
