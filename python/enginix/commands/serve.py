@@ -6,8 +6,8 @@
 Everything that can be wrong is looked for first: the repository as a whole, its engine against the server's
 runtime, the Python environment against Triton's stub, shared memory, the three ports. Then tritonserver is
 started on loopback, model control off, nothing filled in by auto-completion. It counts as ready when a
-generation succeeded (with the golden tokens of the engine's manifest where it has some), never before; systemd
-is told then (Type=notify).
+generation succeeded (with the golden tokens of the engine's manifest where it has some), never before;
+systemd is told then (Type=notify).
 
 DIR holds bin/tritonserver and backends/python/{libtriton_python.so,triton_python_backend_stub,
 triton_python_backend_utils.py}; $ENGINIX_TRITONSERVER is its default. The Python models run in the

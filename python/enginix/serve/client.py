@@ -58,13 +58,20 @@ class Client:
         response = self._post(STREAM.format(model=model), body)
         if response.status != 200:
             self._checked(response.status, response.read())
+        empty = True
         try:
             for raw in response:
                 line = raw.strip()
                 if line.startswith(b"data:"):
+                    empty = False
                     yield self._checked(200, line[5:])
         except (OSError, http.client.HTTPException) as e:
             raise MachineError(f"the stream broke off: {e or type(e).__name__}", where=self.url) from e
+        if empty:
+            # Triton 2.51 answers 200 and nothing where a required input is missing.
+            raise MachineError(
+                "the stream is empty: an input is missing, or the server is stopping", where=self.url
+            )
 
     def _connection(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(*self._address, timeout=self._timeout)

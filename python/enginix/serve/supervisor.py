@@ -23,8 +23,8 @@ from enginix.serve.launch import Plan
 
 LAST_LINES = 400
 _FAILED = re.compile(r"failed to load '([^']+)' version \d+: ([^\n]*)")
-_PREFIX = re.compile(r"^[EWI]\d{4} [\d:.]+ \d+ [\w.]+:\d+\] ")
-_NOISE = re.compile(r"^[+|]|^\s*$")
+# Tables, empty lines and information.
+_NOISE = re.compile(r"^[+|]|^\s*$|^I\d{4} ")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -149,24 +149,20 @@ class Supervised:
 def explain(lines: list[str], status: int) -> StartError:
     """Turns a dead server's output into an error that names the model and its reason."""
     how = f"signal {-status}" if status < 0 else f"exit status {status}"
-    useful = [_PREFIX.sub("", line) for line in lines if not _NOISE.search(line)]
+    useful = [line for line in lines if not _NOISE.search(line)]
     tail = "\n    ".join(useful[-12:]) or "no output"
-    for number, line in enumerate(useful):
+    for line in useful:
         if found := _FAILED.search(line):
-            # A Python model's traceback follows its first line, up to the next line of the log.
-            details = [found[2], *(d for d in useful[number + 1 : number + 40])]
-            reason = next((d for d in details if re.match(r"\s*(\w+\.)*\w*(Error|Exception)\b", d)), found[2])
+            # Triton writes the message with its traceback on one line, line ends as \\n.
+            reason = found[2].split("\\n", 1)[0].rstrip('"').removeprefix("Internal: ").strip()
             return StartError(
-                f"failed to load: {reason.strip()}",
+                f"failed to load: {reason}",
                 where=found[1],
                 fix=f"correct the model; tritonserver ended with {how}, its last lines:\n    {tail}",
             )
     errors = [line for line in useful if line.lower().startswith("error")]
-    return StartError(
-        f"ended with {how}: {errors[-1] if errors else (useful[-1] if useful else 'no output')}",
-        where="tritonserver",
-        fix=f"its last lines:\n    {tail}",
-    )
+    last = errors[-1] if errors else (useful[-1] if useful else "no output")
+    return StartError(f"ended with {how}: {last}", where="tritonserver", fix=f"its last lines:\n    {tail}")
 
 
 def _end_with(parent: int) -> Callable[[], None]:

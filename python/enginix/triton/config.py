@@ -28,6 +28,7 @@ def python_model(
     instances: int,
     parameters: Mapping[str, str],
     decoupled: bool = False,
+    dynamic_batching: bool = True,
     preferred_batch_size: bool = False,
     max_queue_delay_microseconds: int = 0,
     max_queue_size: int = 0,
@@ -36,11 +37,14 @@ def python_model(
     """A ``ModelConfig`` message of a model on the Python backend, on CPU instances.
 
     Args:
+        dynamic_batching: let requests wait for each other; without it each goes to an instance at once.
         preferred_batch_size: wait for whole batches of ``max_batch_size``, as the contract's models do.
         preserve_ordering: responses leave in the order of their requests, whatever instance made them.
     """
     config = schema.ModelConfig(name=model.name, backend="python", max_batch_size=max_batch_size)
     _tensors(config, model)
+    if not dynamic_batching:
+        return _completed(config, instances, parameters, decoupled)
     batching = config.dynamic_batching
     if preferred_batch_size:
         batching.preferred_batch_size.append(max_batch_size)
@@ -49,6 +53,10 @@ def python_model(
         batching.default_queue_policy.max_queue_size = max_queue_size
     batching.preserve_ordering = preserve_ordering
     batching.SetInParent()
+    return _completed(config, instances, parameters, decoupled)
+
+
+def _completed(config: Any, instances: int, parameters: Mapping[str, str], decoupled: bool) -> Any:
     config.instance_group.add(count=instances, kind=schema.ModelInstanceGroup.KIND_CPU)
     for key, value in sorted(parameters.items()):
         config.parameters[key].string_value = value

@@ -230,7 +230,11 @@ def configurations(engine: EngineFacts, options: Options, code: Path) -> dict[st
             models["postprocessing"],
             max_batch_size=batch,
             instances=options.postprocessing_instances,
-            # Chunks of one answer may be in several instances at once; they must not overtake each other.
+            # With one instance, without a queue: a queue would drop the chunks of a client that has gone,
+            # which fails the ensemble with its tensorrt_llm step under way; Triton 2.51 then never finishes
+            # that request, and cannot exit cleanly. With several, chunks of one answer must not overtake
+            # each other.
+            dynamic_batching=options.postprocessing_instances > 1,
             preserve_ordering=True,
             parameters=tokenizer | {"skip_special_tokens": _bool(options.skip_special_tokens)},
         ),

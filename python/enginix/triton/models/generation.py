@@ -159,7 +159,7 @@ class Chunk:
     Attributes:
         ids: output_ids of this response.
         context: the ids before them, at most ``CONTEXT``.
-        finish: ``stop`` or ``length`` on the last response, else ``None``.
+        finish: ``stop``, ``length`` or ``cancelled`` on the last response, else ``None``.
         logprobs: natural logarithms, one for each generated id; empty unless asked for.
         cumulative: sum of all log probabilities so far.
         generated: number of ids generated and shown so far.

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from enginix.triton.contract import EXECUTOR
 from enginix.triton.models.detokenizer import Detokenizer, load_tokenizer
 from enginix.triton.models.request import Inputs, RequestError, answer, boolean, required
 
@@ -31,10 +32,38 @@ class Postprocessing:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response a request, in order."""
-        return [answer(r, self._backend, self._serve) for r in requests]
+        responses = [answer(r, self._backend, self._serve) for r in requests]
+        for request in requests:
+            if request.is_cancelled():
+                self._stop(Inputs(request, self._backend))
+        return responses
 
     def close(self) -> None:
         """Nothing to release."""
+
+    def _stop(self, inputs: Inputs) -> None:
+        """Tells tensorrt_llm that nobody listens any more.
+
+        Triton's ensembles pass a client's cancellation on to steps that start later, which is how it is
+        seen here, but not to tensorrt_llm, whose step is under way.
+        """
+        number = inputs.scalar("GENERATION_ID")
+        if number is None or inputs.scalar("IS_FINAL"):
+            return
+        tensor = self._backend.Tensor
+        one = np.ones((1, 1), np.int32)
+        request = self._backend.InferenceRequest(
+            model_name=EXECUTOR,
+            request_id=str(number),
+            requested_output_names=[],
+            inputs=[
+                tensor("stop", np.array([[True]])),
+                tensor("input_lengths", one),
+                tensor("request_output_len", one),
+            ],
+        )
+        for _ in request.exec(decoupled=True):
+            pass
 
     def _serve(self, inputs: Inputs) -> list[Any]:
         ids = inputs.array("TOKENS_BATCH")

@@ -8,9 +8,9 @@ computes, one sender thread here talks to Triton and asks it now and then whethe
 
 from __future__ import annotations
 
-import itertools
 import json
 import queue
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +29,7 @@ from enginix.triton.models.request import Inputs, RequestError, boolean, integer
 class _Running:
     generation: Generation
     sender: Any
+    client_id: str
 
 
 class TensorrtLlm:
@@ -63,7 +64,6 @@ class TensorrtLlm:
             Path(required(config, "gpt_model_path")), parameter(config, "device") or "cpu", max_batch_size
         )
         self._running: dict[str, _Running] = {}
-        self._numbers = itertools.count()
         # Events of the scheduler, then None at the end.
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._send_all, name="enginix-sender", daemon=True)
@@ -89,10 +89,16 @@ class TensorrtLlm:
         self._thread.join()
 
     def _accept(self, request: Any, sender: Any) -> None:
+        inputs = Inputs(request, self._backend)
+        if inputs.scalar("stop"):
+            self._stop(request.request_id())
+            sender.send(flags=self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            return
         if self._capacity and len(self._running) >= self._capacity:
             raise _Full(f"{self._capacity} requests are running or waiting already; try again later")
-        order = read(Inputs(request, self._backend), self._limits)
-        number = str(next(self._numbers))
+        order = read(inputs, self._limits)
+        # Not to be guessed, for whoever knows it may stop the generation.
+        number = str(secrets.randbits(63))
         wanted = self._request(
             id=number,
             prompt=order.prompt,
@@ -106,7 +112,7 @@ class TensorrtLlm:
             repetition_penalty=order.repetition_penalty,
             logprobs=order.logprobs,
         )
-        self._running[number] = _Running(Generation(order), sender)
+        self._running[number] = _Running(Generation(order), sender, request.request_id())
         try:
             self._scheduler.add(wanted, self._events.put)
         except BaseException:
@@ -136,11 +142,12 @@ class TensorrtLlm:
         if running is None:
             return
         try:
-            if event.finish in ("cancelled", "error"):
+            if event.finish == "error":
                 running.generation.done = True
-                self._report(running, event)
+                message = event.error or "the executor failed"
+                self._fail(running.sender, message, self._backend.TritonError.INTERNAL)
             elif chunk := running.generation.push(event.token, event.logprob, event.finish):
-                self._send(running, chunk)
+                self._send(event.id, running, chunk)
         except Exception as e:
             # The sender thread serves everyone; one client's failure ends that client's request only.
             self._fail(running.sender, f"{type(e).__name__}: {e}", self._backend.TritonError.INTERNAL)
@@ -155,18 +162,21 @@ class TensorrtLlm:
             if running.sender.is_cancelled():
                 self._scheduler.cancel(number)
 
-    def _report(self, running: _Running, event: Any) -> None:
-        codes = self._backend.TritonError
-        if event.finish == "cancelled":
-            self._fail(running.sender, "the request was cancelled", codes.CANCELLED)
-        else:
-            self._fail(running.sender, event.error or "the executor failed", codes.INTERNAL)
+    def _stop(self, number: str) -> None:
+        """A request with ``stop`` ends the one of the same id: a client's own, or a generation_id.
 
-    def _send(self, running: _Running, chunk: Chunk) -> None:
+        postprocessing sends the latter: an ensemble does not pass a client's cancellation on to a step
+            under way.
+        """
+        for found, running in list(self._running.items()):
+            if number and number in (found, running.client_id):
+                self._scheduler.cancel(found)
+
+    def _send(self, number: str, running: _Running, chunk: Chunk) -> None:
+        tensors = self._tensors(running.generation, chunk)
+        tensors.append(self._backend.Tensor("generation_id", np.array([[int(number)]], np.uint64)))
         flags = self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL if chunk.finish else 0
-        running.sender.send(
-            self._backend.InferenceResponse(self._tensors(running.generation, chunk)), flags=flags
-        )
+        running.sender.send(self._backend.InferenceResponse(tensors), flags=flags)
 
     def _tensors(self, generation: Generation, chunk: Chunk) -> list[Any]:
         order, tensor = generation.order, self._backend.Tensor

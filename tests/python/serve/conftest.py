@@ -1,0 +1,123 @@
+"""A repository of the test model, and the real tritonserver."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from enginix.cli import main
+from enginix.serve.client import Client
+from enginix.serve.launch import Endpoints, Plan
+from enginix.serve.ports import reserve
+from enginix.serve.readiness import await_ready, golden
+from enginix.serve.supervisor import Supervised
+from enginix.serve.tritonserver import TritonServer, find
+from enginix.triton.repository import Options, build
+
+TESTS = Path(__file__).parents[2]
+MODEL = TESTS / "models" / "tiny-qwen3"
+
+
+@pytest.fixture(scope="session")
+def serving_python() -> Path:
+    """The environment of the Python models: $ENGINIX_SERVING_PYTHON, else the one with nvidia-pytriton."""
+    named = os.environ.get("ENGINIX_SERVING_PYTHON")
+    return Path(named) if named else _pytriton().parents[3] / "bin" / "python3"
+
+
+def _pytriton() -> Path:
+    """The site-packages that hold nvidia-pytriton's wheel."""
+    found = next((Path(p) for p in sys.path if (Path(p) / "pytriton" / "tritonserver").is_dir()), None)
+    if found is None:
+        pytest.fail(
+            "no nvidia-pytriton in this environment; tests/hostpkgs/environments.sh dev makes one that has it"
+        )
+    return found
+
+
+@pytest.fixture(scope="session")
+def tritonserver(tmp_path_factory: pytest.TempPathFactory) -> TritonServer:
+    """The real server, laid out by the script that the Nix package uses."""
+    out = tmp_path_factory.mktemp("tritonserver") / "out"
+    subprocess.run(
+        ["bash", "-eu", str(TESTS / "hostpkgs" / "tritonserver.sh")],
+        env={
+            **os.environ,
+            "out": str(out),
+            "wheel": str(_pytriton() / "pytriton" / "tritonserver"),
+            "pythonVersion": f"{sys.version_info[0]}.{sys.version_info[1]}",
+        },
+        check=True,
+    )
+    return find(out)
+
+
+@pytest.fixture(scope="session")
+def served_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference engine of tests/models/tiny-qwen3, without gates: those have their own tests."""
+    directory = tmp_path_factory.mktemp("engine")
+    checkpoint, out = directory / "checkpoint", directory / "engine"
+    assert main(["convert", str(MODEL), "-o", str(checkpoint), "--dtype", "float32"]) == 0
+    words = [
+        "build",
+        str(checkpoint),
+        "--kind",
+        "reference",
+        "--model",
+        str(MODEL),
+        "-o",
+        str(out),
+        "--no-gates",
+    ]
+    assert main(words) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def served_repository(served_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of that engine; do not change it."""
+    out = tmp_path_factory.mktemp("repository") / "out"
+    build(served_engine, out, Options(max_batch_size=16))
+    return out
+
+
+@dataclass
+class Running:
+    """A server that answers."""
+
+    server: Supervised
+    client: Client
+    log: list[str]
+
+
+@pytest.fixture(scope="session")
+def serve(tritonserver: TritonServer, serving_python: Path) -> Callable[[Path], object]:
+    """Starts a server on a repository as a context manager."""
+
+    @contextmanager
+    def start(repository: Path) -> Iterator[Running]:
+        from enginix import manifest
+
+        ports = reserve("127.0.0.1", [("http", 0), ("grpc", 0), ("metrics", 0)])
+        plan = Plan(tritonserver, repository, serving_python, Endpoints("127.0.0.1", *ports), exit_timeout=10)
+        log: list[str] = []
+        with Supervised(plan, log.append) as server:
+            client = Client("127.0.0.1", ports[0])
+            await_ready(server, client, golden(manifest.read(repository)), 120)
+            yield Running(server, client, log)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def running(serve: Callable[[Path], object], served_repository: Path) -> Iterator[Running]:
+    """One server for all tests of a module that leave it as it is."""
+    with ExitStack() as stack:
+        yield stack.enter_context(serve(served_repository))  # type: ignore[arg-type]

@@ -1,0 +1,419 @@
+"""The real tritonserver on a real repository: the pipeline's last stage, and what goes wrong there."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from enginix.errors import MachineError
+from enginix.serve.client import Client
+from enginix.serve.supervisor import StartError
+from enginix.triton.repository import Options, build
+
+pytestmark = pytest.mark.slow
+PROMPT = "This License applies to any"
+
+
+def stream(client: Client, **more: Any) -> list[dict[str, Any]]:
+    return list(client.stream("ensemble", {"text_input": PROMPT, "max_tokens": 16, "stream": True, **more}))
+
+
+def generate(client: Client, **more: Any) -> dict[str, Any]:
+    return client.generate("ensemble", {"text_input": PROMPT, "max_tokens": 16, **more})
+
+
+def test_generate_and_stream_say_the_same(running: Any) -> None:
+    whole = generate(running.client, return_num_input_tokens=True, return_num_output_tokens=True)
+    chunks = stream(running.client, return_num_output_tokens=True)
+    assert "".join(c["text_output"] for c in chunks) == whole["text_output"] != ""
+    assert chunks[-1]["num_output_tokens"] == whole["num_output_tokens"]
+    assert chunks[-1]["finish_reason"] == whole["finish_reason"]
+    assert [c["finish_reason"] for c in chunks[:-1]] == [""] * (len(chunks) - 1)
+    assert len(chunks) in (whole["num_output_tokens"], whole["num_output_tokens"] + 1)
+    assert whole["num_input_tokens"] > 1
+
+
+def test_the_answer_is_the_executor_s_own(running: Any, served_engine: Path) -> None:
+    from tokenizers import Tokenizer
+
+    from enginix.reference import Executor
+
+    tokenizer = Tokenizer.from_file(str(served_engine / "tokenizer" / "tokenizer.json"))
+    executor = Executor.load(served_engine / "checkpoint")
+    tokens = list(tokenizer.encode(PROMPT).ids)
+    prompt = len(tokens)
+    for _ in range(16):
+        (logits,) = executor.forward([tokens])
+        tokens.append(int(logits[-1].argmax()))
+    assert generate(running.client, end_id=-1)["text_output"] == tokenizer.decode(tokens[prompt:])
+
+
+def test_sampling_is_repeatable_by_seed(running: Any) -> None:
+    texts = [
+        generate(running.client, temperature=1.5, top_p=0.95, seed=s)["text_output"] for s in (1, 1, 2, 3)
+    ]
+    assert texts[0] == texts[1]
+    assert len(set(texts)) > 1
+
+
+def test_stop_words_and_the_prompt_in_the_output(running: Any) -> None:
+    plain = generate(running.client, end_id=-1)["text_output"]
+    word = plain.split()[1]
+    stopped = generate(running.client, end_id=-1, stop_words=[f" {word}"])
+    assert stopped["finish_reason"] == "stop"
+    assert stopped["text_output"] == plain[: plain.index(f" {word}")]
+    assert generate(running.client, end_id=-1, exclude_input_in_output=False)["text_output"] == PROMPT + plain
+
+
+def test_log_probabilities(running: Any) -> None:
+    answer = generate(running.client, return_log_probs=True, end_id=-1)
+    assert len(answer["output_log_probs"]) == 16
+    assert answer["cum_log_probs"] == pytest.approx(sum(answer["output_log_probs"]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"max_tokens": 4}, "missing required input(s) ['text_input']"),
+        ({"text_input": "", "max_tokens": 4}, "text_input is empty"),
+        ({"text_input": "a", "max_tokens": 0}, "max_tokens: 0 is not at least 1"),
+        ({"text_input": "a", "max_tokens": 10**6}, "above this server's limit"),
+        ({"text_input": "word " * 5000, "max_tokens": 4}, "prompt and answer together"),
+        ({"text_input": "a", "max_tokens": "x"}, "non-signed-integer"),
+        ({"text_input": ["a", "b"], "max_tokens": [4, 4]}, "QUERY: 2 rows; send one prompt a request"),
+        ({"text_input": "a", "max_tokens": 4, "temprature": 1.0}, "did you mean temperature?"),
+        ({"text_input": "a", "max_tokens": 4, "beam_width": 4}, "beam_width: 4 is not supported"),
+        ({"text_input": "a", "max_tokens": 4, "bad_words": ["b"]}, "cannot ban words"),
+    ],
+)
+def test_malformed_requests_are_refused_and_the_server_goes_on(
+    running: Any, body: Any, expected: str
+) -> None:
+    with pytest.raises(MachineError) as caught:
+        running.client.generate("ensemble", body)
+    assert expected in str(caught.value)
+    with pytest.raises(MachineError):
+        list(running.client.stream("ensemble", {**body, "stream": True}))
+    assert generate(running.client)["text_output"]
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b"\x00\xff", b"[1]", b'{"text_input": "\\ud800", "max_tokens": 1}']
+)
+def test_requests_that_are_not_json(running: Any, raw: bytes) -> None:
+    connection = http.client.HTTPConnection(*running.client._address, timeout=20)
+    connection.request("POST", "/v2/models/ensemble/generate", raw)
+    assert connection.getresponse().status >= 400
+    assert generate(running.client)["text_output"]
+
+
+def test_concurrent_streams_each_get_their_own_answer(running: Any) -> None:
+    prompts = [f"{PROMPT} {word}" for word in ("copy", "work", "program", "court") * 4]
+
+    def ask(prompt: str) -> str:
+        chunks = running.client.stream("ensemble", {"text_input": prompt, "max_tokens": 48, "stream": True})
+        return "".join(c["text_output"] for c in chunks)
+
+    alone = {prompt: ask(prompt) for prompt in set(prompts)}
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(ask, prompts))
+    assert together == [alone[p] for p in prompts]
+    assert len(set(together)) > 1
+
+
+def test_all_three_ports_are_on_loopback_only(running: Any) -> None:
+    from enginix.serve.ports import _listening
+
+    endpoints = running.server.plan.endpoints
+    for port in (endpoints.http, endpoints.grpc, endpoints.metrics):
+        assert _listening(port)
+        lines = (
+            Path("/proc/net/tcp").read_text().splitlines() + Path("/proc/net/tcp6").read_text().splitlines()
+        )
+        local = [line.split()[1] for line in lines[1:] if ":" in line.split()[1] and line.split()[3] == "0A"]
+        assert {a.rsplit(":", 1)[0] for a in local if int(a.rsplit(":", 1)[1], 16) == port} <= {
+            "0100007F",
+            "0000000000000000FFFF00000100007F",  # the same as an IPv6 address, as gRPC binds it
+        }
+
+
+def test_a_client_that_vanishes_frees_its_place(serve: Any, served_engine: Path, tmp_path: Path) -> None:
+    build(served_engine, tmp_path / "repository", Options(max_batch_size=1))
+    body = {"text_input": PROMPT, "max_tokens": 1500, "end_id": -1, "stream": True}
+    with serve(tmp_path / "repository") as one:
+        start = time.monotonic()
+        list(one.client.stream("ensemble", body))
+        whole = time.monotonic() - start
+        pieces = one.client.stream("ensemble", body)
+        next(pieces)
+        pieces.close()
+        start = time.monotonic()
+        generate(one.client, max_tokens=1)
+        # Only one request runs at a time: this one waited for the vanished one to be noticed, not for its
+        # end.
+        assert time.monotonic() - start < whole / 2
+        assert one.server.stop() == 0
+
+
+def test_sigterm_lets_running_answers_finish(serve: Any, served_repository: Path) -> None:
+    with serve(served_repository) as one:
+        pieces = one.client.stream(
+            "ensemble", {"text_input": PROMPT, "max_tokens": 300, "end_id": -1, "stream": True}
+        )
+        first = next(pieces)
+        one.server.process.send_signal(signal.SIGTERM)
+        chunks = [first, *pieces]
+        assert len(chunks) == 300
+        assert chunks[-1]["finish_reason"] == "length"
+        assert one.server.stop() == 0
+        prefix, state = one.server._prefix, one.server._state
+    assert not list(Path("/dev/shm").glob(f"{prefix}*"))
+    assert not state.exists()
+
+
+def test_a_killed_python_model_is_an_error_and_not_a_hang(serve: Any, served_repository: Path) -> None:
+    with serve(served_repository) as one:
+        stubs = [
+            int(p.name)
+            for p in Path("/proc").iterdir()
+            if p.name.isdigit()
+            and _group(int(p.name)) == one.server.process.pid
+            and "tensorrt_llm" in _words(p)
+        ]
+        assert stubs
+        for stub in stubs:
+            os.kill(stub, signal.SIGKILL)
+        with pytest.raises(MachineError):
+            Client("127.0.0.1", one.server.plan.endpoints.http, timeout=30).generate(
+                "ensemble", {"text_input": PROMPT, "max_tokens": 4}
+            )
+
+
+def _group(process: int) -> int:
+    try:
+        return os.getpgid(process)
+    except OSError:
+        return -1
+
+
+def _words(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("model", "break_it", "expected"),
+    [
+        (
+            "preprocessing",
+            lambda p: p.write_text("raise RuntimeError('no luck today')\n"),
+            "preprocessing: failed to load: ",
+        ),
+        ("postprocessing", lambda p: p.write_text("class ("), "postprocessing: failed to load: "),
+        (
+            "tensorrt_llm",
+            lambda p: p.write_text(p.read_text().replace("enginix.triton.models.", "enginix.triton.modelz.")),
+            "tensorrt_llm: failed to load: ",
+        ),
+    ],
+)
+def test_a_broken_model_is_named_with_its_reason(
+    serve: Any,
+    served_repository: Path,
+    tmp_path: Path,
+    model: str,
+    break_it: Callable[[Path], None],
+    expected: str,
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(served_repository, broken)
+    break_it(broken / model / "1" / "model.py")
+    with pytest.raises(StartError) as caught, serve(broken):
+        pass
+    assert str(caught.value).startswith(expected)
+    reason = {"preprocessing": "no luck today", "postprocessing": "SyntaxError", "tensorrt_llm": "modelz"}[
+        model
+    ]
+    assert reason in caught.value.what
+
+
+def test_a_tokenizer_that_has_gone_is_named(serve: Any, served_engine: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "engine"
+    shutil.copytree(served_engine, copy, symlinks=True)
+    build(copy, tmp_path / "repository")
+    (copy / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(StartError) as caught, serve(tmp_path / "repository"):
+        pass
+    assert "no tokenizer.json" in str(caught.value)
+    assert caught.value.where in ("preprocessing", "postprocessing")
+
+
+def test_golden_tokens_that_differ_stop_the_start(
+    serve: Any, served_repository: Path, tmp_path: Path
+) -> None:
+    from enginix.errors import GateError
+
+    other = tmp_path / "other"
+    shutil.copytree(served_repository, other)
+    described = json.loads((other / "enginix.json").read_text())
+    described["results"]["golden"]["tokens"][-1] ^= 1
+    (other / "enginix.json").write_text(json.dumps(described))
+    with pytest.raises(GateError, match="the golden prefix continues with"), serve(other):
+        pass
+
+
+def command(served_repository: Path, tritonserver: Any, python: Path, *words: str) -> list[str]:
+    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    given = [
+        "serve",
+        str(served_repository),
+        "--tritonserver",
+        str(tritonserver.directory),
+        "--python",
+        str(python),
+    ]
+    return [sys.executable, "-m", "enginix", *given, *ports, *words]
+
+
+def environment() -> dict[str, str]:
+    import enginix
+
+    return {**os.environ, "PYTHONPATH": str(Path(enginix.__file__).parents[1])}
+
+
+def test_the_command_asks_streams_and_stops(
+    served_repository: Path, tritonserver: Any, serving_python: Path
+) -> None:
+    words = command(
+        served_repository,
+        tritonserver,
+        serving_python,
+        "--ask",
+        PROMPT,
+        "--max-tokens",
+        "12",
+        "--exit-after-ask",
+    )
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(PROMPT)
+    assert "curl -s http://127.0.0.1:" in done.stderr
+    assert "tokens/s" in done.stderr
+    assert done.stderr.rstrip().endswith("stopped")
+    found = subprocess.run(
+        [*words, "--json"], env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    answer = json.loads(found.stdout)["answer"]
+    assert PROMPT + answer["text"] + "\n" == done.stdout
+    assert answer["text"] == answer["streamed"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_stays_until_a_signal_and_exits_with_0(
+    served_repository: Path, tritonserver: Any, serving_python: Path, number: signal.Signals, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        process = subprocess.Popen(
+            command(served_repository, tritonserver, serving_python, "--json"),
+            env={**environment(), "NOTIFY_SOCKET": str(tmp_path / "notify")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert manager.recv(100) == b"READY=1"
+            assert process.stdout is not None
+            described = json.loads(process.stdout.readline())
+            assert generate(Client("127.0.0.1", described["httpPort"]))["text_output"]
+            process.send_signal(number)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 0, said
+    assert said.rstrip().endswith("stopped")
+
+
+def test_a_signal_while_it_loads_ends_it_at_once(
+    served_repository: Path, tritonserver: Any, serving_python: Path
+) -> None:
+    process = subprocess.Popen(
+        command(served_repository, tritonserver, serving_python, "--verbose"),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        while "loading" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode in (0, 5), said
+    assert "Traceback" not in said
+
+
+def test_a_killed_command_takes_its_server_along(
+    served_repository: Path, tritonserver: Any, serving_python: Path
+) -> None:
+    process = subprocess.Popen(
+        command(served_repository, tritonserver, serving_python, "--json"),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    port = json.loads(process.stdout.readline())["httpPort"]
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while Client("127.0.0.1", port).ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_port_in_use_is_told_before_anything_starts(
+    served_repository: Path, tritonserver: Any, serving_python: Path
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        words = [*command(served_repository, tritonserver, serving_python), "--grpc-port", str(port)]
+        done = subprocess.run(
+            words, env=environment(), capture_output=True, text=True, timeout=60, check=False
+        )
+    assert done.returncode == 5
+    assert done.stderr.startswith(f"error: --grpc-port: port {port} is in use by ")
+
+
+def test_dry_run_and_check_start_nothing(
+    served_repository: Path, tritonserver: Any, serving_python: Path
+) -> None:
+    for word in ("--dry-run", "--check"):
+        words = command(served_repository, tritonserver, serving_python, word, "--json")
+        done = subprocess.run(
+            words, env=environment(), capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found.get("ok") or found["command"][0].endswith("bin/tritonserver")

@@ -1,0 +1,356 @@
+"""Assembly of a repository from an engine, and every mistake that validation must catch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from enginix import manifest
+from enginix.cli import main
+from enginix.errors import EnginixError, ManifestError, RepositoryError, UsageError
+from enginix.triton import config, contract
+from enginix.triton.repository import Options, build, read_engine
+from enginix.triton.validate import validate
+
+
+@pytest.fixture
+def repository(hand_made: Any, tmp_path: Path) -> Path:
+    build(hand_made.directory, tmp_path / "repository", Options(max_batch_size=4))
+    return tmp_path / "repository"
+
+
+def edit(repository: Path, model: str, *changes: tuple[str, str]) -> None:
+    path = repository / model / "config.pbtxt"
+    text = path.read_text()
+    for old, new in changes:
+        assert old in text, old
+        text = text.replace(old, new, 1)
+    path.write_text(text)
+
+
+def refusal(repository: Path, **arguments: Any) -> str:
+    with pytest.raises(RepositoryError) as caught:
+        validate(repository, known=contract.reference(), **arguments)
+    return str(caught.value)
+
+
+def test_a_repository_has_the_four_models_and_nothing_else(repository: Path) -> None:
+    assert sorted(p.name for p in repository.iterdir() if p.is_dir()) == sorted(contract.MODELS)
+    found = manifest.read(repository, "triton-repository")
+    assert (found.kind, found.options["max_batch_size"], found.options["max_tokens_limit"]) == (
+        "reference",
+        4,
+        127,
+    )
+    assert list((repository / "ensemble" / "1").iterdir()) == []
+    assert "@" not in (repository / "tensorrt_llm" / "1" / "model.py").read_text()
+
+
+def test_paths_and_ids_are_those_of_the_engine(repository: Path, hand_made: Any) -> None:
+    parameters = config.read(repository / "preprocessing" / "config.pbtxt").parameters
+    assert parameters["tokenizer_dir"].string_value == str(hand_made.directory / "tokenizer")
+    assert parameters["end_ids"].string_value == "0,5"
+    assert Path(parameters["enginix_path"].string_value, "enginix", "triton").is_dir()
+
+
+def test_the_same_engine_gives_the_same_bytes(hand_made: Any, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        build(hand_made.directory, tmp_path / name)
+    files = [p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()]
+    assert len(files) == 8
+    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
+
+
+def test_model_py_compiles(repository: Path) -> None:
+    for path in repository.glob("*/1/model.py"):
+        compile(path.read_text(), str(path), "exec")
+
+
+MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
+    (
+        "no version directory",
+        lambda r: (r / "ensemble" / "1").rmdir(),
+        "ensemble: no numeric version directory",
+    ),
+    (
+        "version directory with a name",
+        lambda r: _rename(r / "ensemble" / "1", "v1"),
+        "no numeric version directory",
+    ),
+    (
+        "directory's name is not the model's",
+        lambda r: edit(r, "postprocessing", ('name: "postprocessing"', 'name: "postprocess"')),
+        "name: 'postprocess' is not the directory's name",
+    ),
+    ("stray directory", lambda r: (r / "tokenizer").mkdir(), "tokenizer: directory without config.pbtxt"),
+    (
+        "placeholder",
+        lambda r: edit(r, "ensemble", ("max_batch_size: 4", "max_batch_size: ${triton_max_batch_size}")),
+        "placeholder ${triton_max_batch_size} was never replaced",
+    ),
+    (
+        "map key that the step lacks",
+        lambda r: edit(r, "ensemble", ('key: "seed"', 'key: "random_seed"')),
+        "step tensorrt_llm: no input random_seed",
+    ),
+    (
+        "output that the step lacks",
+        lambda r: edit(r, "ensemble", ('key: "output_ids"', 'key: "output_idx"')),
+        "step tensorrt_llm: no output output_idx\n  fix: did you mean output_ids?",
+    ),
+    (
+        "required input that is not mapped",
+        lambda r: edit(
+            r,
+            "ensemble",
+            ('input_map {\n      key: "input_lengths"\n      value: "_REQUEST_INPUT_LEN"\n    }', ""),
+        ),
+        "required input input_lengths is not mapped",
+    ),
+    (
+        "ensemble input that nobody uses",
+        lambda r: edit(
+            r, "ensemble", ("output {", 'input { name: "unused" data_type: TYPE_INT32 dims: 1 }\noutput {')
+        ),
+        "input unused: unknown",
+    ),
+    (
+        "ensemble output that nobody makes",
+        lambda r: edit(r, "ensemble", ('value: "text_output"', 'value: "text_out"')),
+        "output text_output: no step produces it\n  fix: did you mean text_out?",
+    ),
+    (
+        "tensor that nobody makes",
+        lambda r: edit(r, "ensemble", ('value: "_TOKENS_BATCH"', 'value: "_TOKENS"')),
+        "tensor _TOKENS",
+    ),
+    (
+        "data type",
+        lambda r: edit(
+            r, "ensemble", ('name: "seed"\n  data_type: TYPE_UINT64', 'name: "seed"\n  data_type: TYPE_INT64')
+        ),
+        "seed: TYPE_INT64 [1], expected TYPE_UINT64 [1]",
+    ),
+    (
+        "ensemble's batch above a step's",
+        lambda r: edit(r, "ensemble", ("max_batch_size: 4", "max_batch_size: 8")),
+        "max_batch_size: 8 is above preprocessing's 4",
+    ),
+    (
+        "ensemble without batches over batching steps",
+        lambda r: edit(r, "ensemble", ("max_batch_size: 4", "")),
+        "max_batch_size: 0 over preprocessing's 4",
+    ),
+    (
+        "preferred batch above the batch",
+        lambda r: edit(r, "preprocessing", ("preferred_batch_size: 4", "preferred_batch_size: [1, 2, 4, 8]")),
+        "preferred_batch_size: 8 is above max_batch_size 4",
+    ),
+    (
+        "instances of an ensemble",
+        lambda r: edit(
+            r, "ensemble", ("ensemble_scheduling", "instance_group { count: 1 }\nensemble_scheduling")
+        ),
+        "instance_group: an ensemble has no instances",
+    ),
+    (
+        "backend of an ensemble",
+        lambda r: edit(r, "ensemble", ('platform: "ensemble"', 'backend: "ensemble"')),
+        "backend: 'ensemble' on an ensemble",
+    ),
+    (
+        "parameter that is no string",
+        lambda r: edit(r, "tensorrt_llm", ('string_value: "1"', "int64_value: 1")),
+        "parameters are string_value only",
+    ),
+    (
+        "output declared twice",
+        lambda r: edit(
+            r,
+            "ensemble",
+            (
+                "ensemble_scheduling",
+                'output { name: "text_output" data_type: TYPE_STRING dims: -1 }\nensemble_scheduling',
+            ),
+        ),
+        "output text_output: declared twice",
+    ),
+    (
+        "tokenizer on a GPU",
+        lambda r: edit(r, "preprocessing", ("kind: KIND_CPU", "kind: KIND_GPU")),
+        "preprocessing: instance_group kind",
+    ),
+    (
+        "parameter key with a typo",
+        lambda r: edit(r, "tensorrt_llm", ('key: "exclude_input_in_output"', 'key: "exclude_input_output"')),
+        "parameter exclude_input_output: unknown\n  fix: did you mean exclude_input_in_output?",
+    ),
+    (
+        "parameter that must be there",
+        lambda r: edit(r, "tensorrt_llm", ('key: "gpt_model_type"', 'key: "max_beam_width"')),
+        "parameter gpt_model_type: missing",
+    ),
+    (
+        "path that is not there",
+        lambda r: edit(r, "preprocessing", ("engine/tokenizer", "engine/tokeniser")),
+        "engine/tokeniser' is not a directory",
+    ),
+    (
+        "no model.py",
+        lambda r: (r / "tensorrt_llm" / "1" / "model.py").unlink(),
+        "tensorrt_llm/1: no model.py",
+    ),
+    (
+        "tensor of a model with another shape",
+        lambda r: edit(r, "postprocessing", ("dims: -1\n  dims: -1", "dims: -1")),
+        "input TOKENS_BATCH: TYPE_INT32 [-1], expected TYPE_INT32 [-1, -1]",
+    ),
+    (
+        "unknown step",
+        lambda r: edit(r, "ensemble", ('model_name: "postprocessing"', 'model_name: "postprocesing"')),
+        "step postprocesing: no such model\n  fix: did you mean postprocessing?",
+    ),
+]
+
+
+def _rename(path: Path, name: str) -> None:
+    path.rename(path.with_name(name))
+
+
+@pytest.mark.parametrize(("break_it", "expected"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
+def test_every_known_mistake_is_named(
+    repository: Path, break_it: Callable[[Path], None], expected: str
+) -> None:
+    validate(repository, known=contract.reference())
+    break_it(repository)
+    assert expected in refusal(repository)
+
+
+def test_a_type_that_differs_between_steps(repository: Path) -> None:
+    """In a model that has no contract, only the maps can show it."""
+    edit(
+        repository,
+        "ensemble",
+        ('name: "top_p"\n  data_type: TYPE_FP32', 'name: "top_p"\n  data_type: TYPE_FP64'),
+    )
+    with pytest.raises(
+        RepositoryError, match="runtime_top_p is TYPE_FP32, but the ensemble's input is TYPE_FP64"
+    ):
+        validate(repository)
+
+
+def test_an_ensemble_input_without_use_in_a_model_without_contract(repository: Path) -> None:
+    edit(
+        repository,
+        "ensemble",
+        ("output {", 'input { name: "unused" data_type: TYPE_INT32 dims: 1 }\noutput {'),
+    )
+    with pytest.raises(RepositoryError, match="input unused: no step uses it"):
+        validate(repository)
+
+
+def test_several_mistakes_are_all_told(repository: Path) -> None:
+    (repository / "a").mkdir()
+    (repository / "b").mkdir()
+    text = refusal(repository)
+    assert text.startswith("a: directory without")
+    assert "also: b: directory without" in text
+
+
+def test_limits_above_the_engine_s(hand_made: Any, repository: Path, tmp_path: Path) -> None:
+    assert "max_batch_size: 4 is above the engine's 2" in refusal(repository, max_batch_size=2)
+    hand_made.rewrite(options={"limits": {"max_batch_size": 2, "max_seq_len": 64}})
+    with pytest.raises(RepositoryError, match="max_batch_size: 4 is above the engine's 2"):
+        build(hand_made.directory, tmp_path / "out", Options(max_batch_size=4))
+    with pytest.raises(RepositoryError, match="max_tokens_limit: 64 is above 63"):
+        build(hand_made.directory, tmp_path / "out", Options(max_tokens_limit=64))
+    assert not (tmp_path / "out").exists()
+    assert build(hand_made.directory, tmp_path / "out")["max_batch_size"] == 2
+
+
+def test_models_beside_are_linked_and_checked(hand_made: Any, tmp_path: Path) -> None:
+    good = tmp_path / "echo"
+    (good / "1").mkdir(parents=True)
+    (good / "1" / "model.py").write_text("")
+    (good / "config.pbtxt").write_text('name: "echo"\nbackend: "python"\n')
+    build(hand_made.directory, tmp_path / "out", add_models=[good])
+    assert (tmp_path / "out" / "echo" / "config.pbtxt").is_file()
+    (good / "config.pbtxt").write_text('name: "other"\nbackend: "python"\n')
+    with pytest.raises(RepositoryError, match="'other' is not the directory's name"):
+        build(hand_made.directory, tmp_path / "out2", add_models=[good])
+    with pytest.raises(UsageError, match="has a model ensemble already"):
+        (tmp_path / "x" / "ensemble").mkdir(parents=True)
+        build(hand_made.directory, tmp_path / "out2", add_models=[tmp_path / "x" / "ensemble"])
+    assert not (tmp_path / "out2").exists()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "expected"),
+    [
+        (lambda e: (e / "tokenizer" / "tokenizer.json").unlink(), "no tokenizer.json"),
+        (lambda e: (e / "tokenizer" / "tokenizer.json").write_text("{"), "unreadable"),
+        (lambda e: (e / "checkpoint" / "config.json").unlink(), "checkpoint/config.json: missing"),
+        (lambda e: (e / "checkpoint" / "config.json").write_text("[]"), "not a JSON object"),
+        (
+            lambda e: (e / "tokenizer" / "generation_config.json").write_text('{"eos_token_id": [-4]}'),
+            "eos_token_id: -4",
+        ),
+        (lambda e: (e / "enginix.json").unlink(), "no enginix.json"),
+    ],
+)
+def test_broken_engines_are_named_and_nothing_is_written(
+    hand_made: Any, tmp_path: Path, break_it: Callable[[Path], None], expected: str
+) -> None:
+    break_it(hand_made.directory)
+    with pytest.raises(EnginixError) as caught:
+        build(hand_made.directory, tmp_path / "out")
+    assert expected in str(caught.value)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_other_kinds_are_refused(hand_made: Any) -> None:
+    hand_made.rewrite(kind="tensorrt")
+    with pytest.raises(ManifestError, match="kind 'tensorrt' has no Triton repository"):
+        read_engine(hand_made.directory)
+
+
+def test_end_ids_of_the_tokenizer_when_there_is_no_generation_config(hand_made: Any) -> None:
+    (hand_made.directory / "tokenizer" / "generation_config.json").unlink()
+    (hand_made.directory / "tokenizer" / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": {"content": "<|end|>"}, "pad_token": "<|end|>"})
+    )
+    found = read_engine(hand_made.directory)
+    assert (found.end_ids, found.pad_id) == ((0,), 0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_batch_size": 0}, {"max_queue_size": -1}, {"preprocessing_instances": 2**40}, {"device": "tpu"}],
+)
+def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Options(**options)
+
+
+def test_the_command(hand_made: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    words = ["triton-repo", str(hand_made.directory), "-o", str(out), "--max-batch-size", "2", "--json"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["options"]["max_batch_size"] == 2
+    assert main(words) == 2
+    assert "output exists already" in capsys.readouterr().err
+
+
+def test_pre_and_postprocessing_import_neither_torch_nor_transformers() -> None:
+    script = (
+        "import sys, enginix.triton.models.preprocessing, enginix.triton.models.postprocessing;"
+        "print([n for n in ('torch', 'transformers', 'tritonclient') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
