@@ -3,7 +3,10 @@
 # hash. docs/catalogue.md.
 { mkHfModel, ... }:
 {
-  model = mkHfModel { lock = ./qwen2_5-7b-instruct.lock.json; };
+  model = mkHfModel {
+    name = "qwen2_5-7b-instruct";
+    lock = ./qwen2_5-7b-instruct.lock.json;
+  };
   engine = {
     kind = "tensorrt";
     target = "l40s";

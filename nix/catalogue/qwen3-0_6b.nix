@@ -2,6 +2,9 @@
 # them; config.json was written again from its values and has the pinned hash. docs/catalogue.md.
 { mkHfModel, ... }:
 {
-  model = mkHfModel { lock = ./qwen3-0_6b.lock.json; };
+  model = mkHfModel {
+    name = "qwen3-0_6b";
+    lock = ./qwen3-0_6b.lock.json;
+  };
   engine.kind = "reference";
 }

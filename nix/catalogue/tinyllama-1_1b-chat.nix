@@ -2,6 +2,9 @@
 # at least two; config.json was written again from its values and has the pinned hash. docs/catalogue.md.
 { mkHfModel, ... }:
 {
-  model = mkHfModel { lock = ./tinyllama-1_1b-chat.lock.json; };
+  model = mkHfModel {
+    name = "tinyllama-1_1b-chat";
+    lock = ./tinyllama-1_1b-chat.lock.json;
+  };
   engine.kind = "reference";
 }

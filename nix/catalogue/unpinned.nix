@@ -30,7 +30,7 @@ let
   lock = ./. + "/${name}.lock.json";
 in
 if builtins.pathExists lock then
-  mkHfModel { inherit lock; }
+  mkHfModel { inherit name lock; }
 else
   pkgs.stdenvNoCC.mkDerivation (
     {
