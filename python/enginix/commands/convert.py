@@ -74,10 +74,21 @@ def run(args: argparse.Namespace) -> int:
         quantize=args.quantize,
         kv_cache=args.kv_cache,
     )
+    world = options.mapping.world_size
+    if args.converter != "enginix":
+        from enginix.checkpoint import other
+
+        run = other.with_modelopt if args.converter == "modelopt" else other.with_tensorrt_llm
+        architecture = run(args.model, args.output, options)
+        console.result(
+            {"checkpoint": str(args.output), "ranks": world, "notes": []},
+            f"{args.output}: {architecture}, {world} rank{'s' * (world > 1)}, by {args.converter}",
+            as_json=args.json,
+        )
+        return 0
     done = convert(args.model, args.output, options)
     for note in done.notes:
         console.say(f"note: {note}")
-    world = options.mapping.world_size
     console.result(
         {"checkpoint": str(args.output), "ranks": world, "notes": list(done.notes)},
         f"{args.output}: {done.model.architecture}, {world} rank{'s' * (world > 1)}",

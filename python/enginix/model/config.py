@@ -114,11 +114,16 @@ def architecture_row(name: Any, where: str) -> Mapping[str, Any]:
     if isinstance(name, str) and name in rows:
         row: Mapping[str, Any] = rows[name]
         return row
-    other = [k for k, v in table("converters")["converters"].items() if name in v.get("architectures", {})]
+    other = [k for k, v in table("converters")["converters"].items() if name in v["architectures"]]
     raise ModelError(
         f"architecture {name!r} is unknown to converter 'enginix'; known: {', '.join(sorted(rows))}",
         where=where,
-        fix=f"--converter {' or '.join(other)} takes it" if other else "serve the model with the llmapi kind",
+        fix=(
+            f"--converter {' or '.join(other)} takes it"
+            if other
+            else table("converters")["refused"].get(name)
+        )
+        or "serve the model with the llmapi kind",
     )
 
 

@@ -1,0 +1,195 @@
+"""Conversion by others: ModelOpt's export, or the runtime's own from_hugging_face, for other architectures."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from enginix import manifest
+from enginix.checkpoint import config as ckpt
+from enginix.checkpoint.convert import Options, inputs
+from enginix.checkpoint.write import file_name
+from enginix.errors import CheckpointError, EnginixError, MachineError, ModelError, UsageError
+from enginix.files import dump_json, new_directory, write_text
+from enginix.model import open_weights, read_header
+from enginix.model.jsonfile import read_object
+from enginix.tables import table
+
+# Substrings of a path that change what TensorRT-LLM's Llama class does with a model.
+_PATH_TRAPS = ("llava", "vila", "exaone")
+
+
+def architecture(directory: Path, converter: str) -> tuple[str, dict[str, Any]]:
+    """The model's architecture and its row of converters.json.
+
+    Raises:
+        ModelError: no architecture, or one that ``converter`` does not take; the message lists what it does.
+    """
+    where = str(directory / "config.json")
+    names = read_object(directory / "config.json").get("architectures")
+    rows = table("converters")["converters"][converter]["architectures"]
+    if not isinstance(names, list) or len(names) != 1 or names[0] not in rows:
+        found = names[0] if isinstance(names, list) and names else None
+        reason = table("converters")["refused"].get(found)
+        others = [k for k, v in table("converters")["converters"].items() if found in v["architectures"]]
+        raise ModelError(
+            f"architecture {found!r} is not taken by converter {converter!r}; it takes: {', '.join(sorted(rows))}",
+            where=where,
+            fix=reason
+            or (f"--converter {' or '.join(others)}" if others else "the llmapi kind needs no checkpoint"),
+        )
+    return names[0], rows[names[0]]
+
+
+def _check(directory: Path, options: Options, row: dict[str, Any]) -> None:
+    raw = read_object(directory / "config.json")
+    if (directory / "hf_quant_config.json").exists() or raw.get("quantization_config"):
+        raise UsageError("the model is quantized", where=str(directory), fix="pass the unquantized model")
+    if options.quantize or options.kv_cache or options.parallel_embedding or options.nvfp4_form != "auto":
+        raise UsageError(
+            "--quantize, --kv-cache, --nvfp4-form and --parallel-embedding are --converter enginix's"
+        )
+    if options.mapping.expert_parallel != 1 or options.mapping.pipeline_parallel != 1:
+        raise UsageError("only --tensor-parallel is offered with this converter")
+    limit = row.get("maxTensorParallel")
+    if limit is not None and options.mapping.tensor_parallel > limit:
+        raise UsageError(
+            f"--tensor-parallel {options.mapping.tensor_parallel}: this converter splits the family up to {limit}",
+            fix=f"--tensor-parallel {limit}",
+        )
+
+
+def _finish(
+    partial: Path, directory: Path, name: str, converter: str, options: Options, tools: dict[str, str]
+) -> None:
+    """Every rank readable and none missing; then the manifest."""
+    try:
+        sizes = [
+            read_header(partial / file_name(r)).path.stat().st_size for r in range(options.mapping.world_size)
+        ]
+        raw = read_object(partial / ckpt.FILE)
+    except EnginixError as e:
+        raise CheckpointError(f"{converter} wrote no whole checkpoint: {e.what}", where=e.where) from e
+    manifest.Manifest(
+        artefact="checkpoint",
+        name=directory.resolve().name,
+        model={"architecture": name, "quantization": None, "kvCacheQuantization": None},
+        inputs=inputs(directory, open_weights(directory)),
+        options={
+            "converter": converter,
+            "dtype": raw.get("dtype"),
+            "tensorParallel": options.mapping.tensor_parallel,
+            "pipelineParallel": 1,
+            "expertParallel": 1,
+        },
+        tools=manifest.Manifest("checkpoint", "").tools | tools,
+        results={"bytes": sum(sizes)},
+    ).write(partial)
+
+
+@contextlib.contextmanager
+def _foreign(converter: str) -> Iterator[None]:
+    """Foreign code's prints go to standard error, its exceptions become one named error."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except (EnginixError, OSError):
+        raise
+    except Exception as e:
+        first = str(e).strip().splitlines()
+        raise ModelError(
+            f"{converter} failed: {type(e).__name__}: {first[0] if first else ''}",
+            fix="ENGINIX_TRACEBACK=1 shows where; other converters are listed in converters.json",
+        ) from e
+
+
+def with_modelopt(directory: Path, out: Path, options: Options) -> str:
+    """ModelOpt's export, on CPU; returns the architecture.
+
+    Its config.json is completed from the model's: the rope base, which its fallback drops for configs of
+    transformers 5, float32 logits as TensorRT-LLM has them, and what converters.json says for the family.
+
+    Raises:
+        ModelError: an architecture it does not take, or it failed.
+        MachineError: torch, transformers or modelopt is not installed.
+    """
+    name, row = architecture(directory, "modelopt")
+    _check(directory, options, row)
+    open_weights(directory)
+    try:
+        import modelopt
+        import torch
+        import transformers
+        from modelopt.torch.export import export_tensorrt_llm_checkpoint
+    except ImportError as e:
+        raise MachineError(
+            f"{e.name} is not installed", fix="--converter modelopt needs enginix[reference,modelopt]"
+        ) from e
+    with new_directory(out) as partial, _foreign("modelopt"):
+        dtype = getattr(torch, options.dtype) if options.dtype else "auto"
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, trust_remote_code=False, local_files_only=True
+        ).eval()
+        export_tensorrt_llm_checkpoint(
+            model, row["family"], model.dtype, str(partial), options.mapping.tensor_parallel, 1
+        )
+        raw = read_object(partial / ckpt.FILE) | {"logits_dtype": "float32"} | row["config"]
+        rope = getattr(model.config, "rope_parameters", None) or {}
+        if raw["position_embedding_type"].startswith("rope") and "rope_theta" in rope:
+            raw.setdefault("rotary_base", float(rope["rope_theta"]))
+        write_text(partial / ckpt.FILE, dump_json(raw))
+        tools = {"modelopt": modelopt.__version__, "transformers": transformers.__version__}
+        _finish(partial, directory, name, "modelopt", options, tools)
+    return name
+
+
+def with_tensorrt_llm(directory: Path, out: Path, options: Options) -> str:
+    """The runtime's own conversion, rank by rank; must run where ``tensorrt_llm`` can be imported.
+
+    Raises:
+        ModelError: an architecture it does not take, a path that misleads it, or it failed.
+        MachineError: tensorrt_llm cannot be imported.
+    """
+    name, row = architecture(directory, "tensorrt_llm")
+    _check(directory, options, row)
+    open_weights(directory)
+    for trap in _PATH_TRAPS:
+        if trap in str(directory).lower():
+            raise UsageError(
+                f"TensorRT-LLM takes {trap!r} in a path for another model",
+                where=str(directory),
+                fix="pass the model under another path",
+            )
+    try:
+        import tensorrt_llm
+        from tensorrt_llm.models import MODEL_MAP
+    except ImportError as e:
+        raise MachineError(
+            f"tensorrt_llm cannot be imported: {e}",
+            fix="--converter tensorrt_llm runs inside the pinned runtime, in a GPU build",
+        ) from e
+    with new_directory(out) as partial, _foreign("tensorrt_llm"):
+        if name not in MODEL_MAP:
+            raise ModelError(f"this tensorrt_llm does not know {name}", fix="use another runtime")
+        for rank in options.mapping.ranks():
+            _one_rank(MODEL_MAP[name], tensorrt_llm.Mapping, directory, partial, options, rank)
+        _finish(partial, directory, name, "tensorrt_llm", options, {"tensorrt_llm": tensorrt_llm.__version__})
+    return name
+
+
+def _one_rank(
+    model_class: Any,
+    mapping_class: Callable[..., Any],
+    directory: Path,
+    partial: Path,
+    options: Options,
+    rank: int,
+) -> None:
+    """One rank, so that one rank's weights are in memory at a time; the first writes config.json."""
+    tp = options.mapping.tensor_parallel
+    mapping = mapping_class(world_size=tp, rank=rank, tp_size=tp, pp_size=1)
+    model = model_class.from_hugging_face(str(directory), options.dtype or "auto", mapping=mapping)
+    model.save_checkpoint(str(partial), save_config=rank == 0)

@@ -1,0 +1,184 @@
+"""Conversion by ModelOpt (really run) and by TensorRT-LLM (a stand-in module with its interface)."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import random_models
+
+from enginix import manifest
+from enginix.checkpoint.convert import Options
+from enginix.checkpoint.mapping import Mapping
+from enginix.checkpoint.other import with_modelopt, with_tensorrt_llm
+from enginix.checkpoint.stored import RankFile
+from enginix.cli import main
+from enginix.errors import EXIT_INPUT, CheckpointError, MachineError, UsageError
+from enginix.tables import table
+
+SMALL = {"vocab_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}
+GROUPED = SMALL | {"num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64}
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "GPT2LMHeadModel": (
+        "GPT2Config",
+        {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 160},
+    ),
+    "GemmaForCausalLM": ("GemmaConfig", GROUPED | {"head_dim": 16}),
+    "MptForCausalLM": (
+        "MptConfig",
+        {"d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 64, "vocab_size": 160},
+    ),
+    "NemotronForCausalLM": ("NemotronConfig", GROUPED | {"head_dim": 16}),
+    "Starcoder2ForCausalLM": ("Starcoder2Config", GROUPED | {"rope_theta": 100000.0}),
+}
+
+
+def _save(architecture: str, directory: Path) -> Any:
+    import torch
+    import transformers
+
+    config_class, values = CONFIGS[architecture]
+    torch.manual_seed(5)
+    config = getattr(transformers, config_class)(**values)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.5)
+    model.save_pretrained(directory)
+    return model
+
+
+def test_every_modelopt_family_is_tried() -> None:
+    assert CONFIGS.keys() == table("converters")["converters"]["modelopt"]["architectures"].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("tp", [1, 2])
+def test_modelopt_exports(architecture: str, tp: int, tmp_path: Path) -> None:
+    model = _save(architecture, tmp_path / "model")
+    limit = table("converters")["converters"]["modelopt"]["architectures"][architecture]["maxTensorParallel"]
+    options = Options(mapping=Mapping(tp))
+    if limit is not None and tp > limit:
+        with pytest.raises(UsageError):
+            with_modelopt(tmp_path / "model", tmp_path / "out", options)
+        return
+    with_modelopt(tmp_path / "model", tmp_path / "out", options)
+    raw = json.loads((tmp_path / "out/config.json").read_text())
+    assert raw["mapping"]["tp_size"] == tp and raw["logits_dtype"] == "float32"
+    if architecture == "Starcoder2ForCausalLM":
+        assert raw["rotary_base"] == 100000.0
+    if architecture == "GPT2LMHeadModel":
+        assert raw["position_embedding_type"] == "learned_absolute"
+    assert manifest.read(tmp_path / "out", "checkpoint").options["converter"] == "modelopt"
+    # The embedding (row shards of it) and a norm, against the model itself.
+    files = [RankFile(tmp_path / f"out/rank{r}.safetensors") for r in range(tp)]
+    whole = np.concatenate([f["transformer.vocab_embedding.weight"].astype(np.float32) for f in files])
+    source = model.get_input_embeddings().weight.detach().float().numpy()
+    assert np.array_equal(whole[: len(source)], source)
+    norm = next(
+        p for n, p in model.named_parameters() if n.endswith(("ln_f.weight", "norm.weight", "norm_f.weight"))
+    )
+    offset = (
+        1 if architecture in ("GemmaForCausalLM", "NemotronForCausalLM") else 0
+    )  # both add one when they run
+    stored = files[0]["transformer.ln_f.weight"].astype(np.float32)
+    names = [n for n, _ in model.named_parameters() if "layers" not in n and ".h." not in n]
+    final = next(
+        p for n, p in model.named_parameters() if n in names and p.dim() == 1 and n.endswith("weight")
+    )
+    assert norm is not None
+    assert np.allclose(stored, final.detach().float().numpy() + offset, rtol=2**-7, atol=2**-7)
+
+
+def test_other_architectures_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random_models.write(tmp_path / "model", random_models.config("LlamaForCausalLM"))
+    for name in ("BloomForCausalLM", "RecurrentGemmaForCausalLM", "NoSuchModel"):
+        config = random_models.config("LlamaForCausalLM") | {"architectures": [name]}
+        (tmp_path / "model/config.json").write_text(json.dumps(config))
+        for converter in ("enginix", "modelopt", "tensorrt_llm"):
+            words = [
+                "convert",
+                str(tmp_path / "model"),
+                "-o",
+                str(tmp_path / "out"),
+                "--converter",
+                converter,
+            ]
+            assert main(words) == EXIT_INPUT
+            error = capsys.readouterr().err
+            assert name in error and "fix:" in error
+        assert not (tmp_path / "out").exists()
+
+
+class StandIn:
+    """Stands in for a TensorRT-LLM model class: records how it was called, writes a rank as it would."""
+
+    calls: list[tuple[Any, ...]]
+
+    def __init__(self, mapping: dict[str, int]) -> None:
+        self.mapping = mapping
+
+    @classmethod
+    def from_hugging_face(cls, directory: str, dtype: str, mapping: dict[str, int]) -> StandIn:
+        cls.calls.append((Path(directory).name, dtype, mapping))
+        return cls(mapping)
+
+    def save_checkpoint(self, directory: str, save_config: bool) -> None:
+        out = Path(directory)
+        data = random_models.safetensors_bytes({"lm_head.weight": np.zeros((2, 2), np.float32)})
+        (out / f"rank{self.mapping['rank']}.safetensors").write_bytes(data)
+        if save_config:
+            (out / "config.json").write_text('{"dtype": "bfloat16"}')
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
+    """A stand-in ``tensorrt_llm``; the real one cannot be installed here."""
+    package, models = types.ModuleType("tensorrt_llm"), types.ModuleType("tensorrt_llm.models")
+    package.__dict__.update(__version__="stand-in", Mapping=lambda **sizes: sizes, models=models)
+    StandIn.calls = []
+    models.__dict__["MODEL_MAP"] = {"GPTJForCausalLM": StandIn}
+    monkeypatch.setitem(sys.modules, "tensorrt_llm", package)
+    monkeypatch.setitem(sys.modules, "tensorrt_llm.models", models)
+    return StandIn
+
+
+def _gptj(directory: Path) -> Path:
+    random_models.write(directory, random_models.config("LlamaForCausalLM"))
+    (directory / "config.json").write_text(json.dumps({"architectures": ["GPTJForCausalLM"]}))
+    return directory
+
+
+def test_tensorrt_llm_is_called_a_rank_at_a_time(stand_in: type[StandIn], tmp_path: Path) -> None:
+    model = _gptj(tmp_path / "model")
+    with_tensorrt_llm(model, tmp_path / "out", Options(dtype="float16", mapping=Mapping(2)))
+    size = {"world_size": 2, "tp_size": 2, "pp_size": 1}
+    assert stand_in.calls == [
+        ("model", "float16", size | {"rank": 0}),
+        ("model", "float16", size | {"rank": 1}),
+    ]
+    assert manifest.read(tmp_path / "out").tools["tensorrt_llm"] == "stand-in"
+
+
+def test_tensorrt_llm_failures_are_named(
+    stand_in: type[StandIn], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _gptj(tmp_path / "model")
+    monkeypatch.setattr(stand_in, "save_checkpoint", lambda self, out, save_config: None)
+    with pytest.raises(CheckpointError) as e:
+        with_tensorrt_llm(model, tmp_path / "out", Options())
+    assert "no whole checkpoint" in str(e.value) and not (tmp_path / "out").exists()
+    with pytest.raises(UsageError, match="vila"):
+        with_tensorrt_llm(_gptj(tmp_path / "my-vila"), tmp_path / "out", Options())
+
+
+def test_tensorrt_llm_is_missing_here(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="tensorrt_llm"):
+        with_tensorrt_llm(_gptj(tmp_path / "model"), tmp_path / "out", Options())
+    assert list(tmp_path.iterdir()) == [tmp_path / "model"]
