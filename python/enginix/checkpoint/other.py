@@ -1,8 +1,9 @@
-"""Conversion by others: ModelOpt's export, or the runtime's own from_hugging_face, for other architectures."""
+"""Conversion by others, for other architectures: ModelOpt's export, the runtime's from_hugging_face."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +37,8 @@ def architecture(directory: Path, converter: str) -> tuple[str, dict[str, Any]]:
         reason = table("converters")["refused"].get(found)
         others = [k for k, v in table("converters")["converters"].items() if found in v["architectures"]]
         raise ModelError(
-            f"architecture {found!r} is not taken by converter {converter!r}; it takes: {', '.join(sorted(rows))}",
+            f"architecture {found!r} is not taken by converter {converter!r}; "
+            f"it takes: {', '.join(sorted(rows))}",
             where=where,
             fix=reason
             or (f"--converter {' or '.join(others)}" if others else "the llmapi kind needs no checkpoint"),
@@ -50,7 +52,8 @@ def _check(directory: Path, options: Options, row: dict[str, Any]) -> None:
         raise UsageError("the model is quantized", where=str(directory), fix="pass the unquantized model")
     if options.quantize or options.kv_cache or options.parallel_embedding or options.nvfp4_form != "auto":
         raise UsageError(
-            "--quantize, --kv-cache, --nvfp4-form and --parallel-embedding are --converter enginix's"
+            "--quantize, --kv-cache, --nvfp4-form and --parallel-embedding are for --converter enginix",
+            fix="leave them out",
         )
     if options.mapping.expert_parallel != 1 or options.mapping.pipeline_parallel != 1:
         raise UsageError("only --tensor-parallel is offered with this converter")
@@ -164,19 +167,19 @@ def with_tensorrt_llm(directory: Path, out: Path, options: Options) -> str:
                 fix="pass the model under another path",
             )
     try:
-        import tensorrt_llm
-        from tensorrt_llm.models import MODEL_MAP
+        runtime = importlib.import_module("tensorrt_llm")
+        model_map = importlib.import_module("tensorrt_llm.models").MODEL_MAP
     except ImportError as e:
         raise MachineError(
             f"tensorrt_llm cannot be imported: {e}",
             fix="--converter tensorrt_llm runs inside the pinned runtime, in a GPU build",
         ) from e
     with new_directory(out) as partial, _foreign("tensorrt_llm"):
-        if name not in MODEL_MAP:
+        if name not in model_map:
             raise ModelError(f"this tensorrt_llm does not know {name}", fix="use another runtime")
         for rank in options.mapping.ranks():
-            _one_rank(MODEL_MAP[name], tensorrt_llm.Mapping, directory, partial, options, rank)
-        _finish(partial, directory, name, "tensorrt_llm", options, {"tensorrt_llm": tensorrt_llm.__version__})
+            _one_rank(model_map[name], runtime.Mapping, directory, partial, options, rank)
+        _finish(partial, directory, name, "tensorrt_llm", options, {"tensorrt_llm": runtime.__version__})
     return name
 
 
