@@ -18,7 +18,7 @@ from enginix.files import dump_json, write_text
 FILE = "enginix.json"
 FORMAT = 1
 
-Artefact = Literal["model", "quantized-model", "checkpoint", "engine", "triton-repository"]
+Artefact = Literal["model", "quantized-model", "checkpoint", "export", "engine", "triton-repository"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""TensorRT Edge-LLM: export on a CPU, checks on the export, engine on a GPU, server (docs/edgellm.md)."""
