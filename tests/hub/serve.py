@@ -35,6 +35,7 @@ def main() -> int:
     parser.add_argument("--private", action="append", default=[], metavar="OWNER/NAME")
     parser.add_argument("--page-size", type=int, default=1000, help="files a page of a listing (%(default)s)")
     parser.add_argument("--fault", action="append", default=[], metavar="KIND[,OPTION=VALUE…]")
+    parser.add_argument("--xet", action="store_true", help="offer large files by Xet too")
     parser.add_argument("--log", type=Path, help="append one JSON object a request")
     args = parser.parse_args()
 
@@ -66,6 +67,7 @@ def main() -> int:
         page_size=args.page_size,
         faults=faults,
         log=args.log,
+        xet=args.xet,
     )
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from . import xet
 from .faults import Fault
 from .repository import Commit, Entry, Repository, git_object, pointer
 
@@ -31,6 +32,7 @@ class Hub:
         tokens: what an Authorization header may carry.
         page_size: files a page of a listing.
         faults: what goes wrong; may be changed while it runs.
+        xet: offer large files by Xet too.
         log: a file that gets one JSON object a request; ``requests`` has the same in memory.
     """
 
@@ -44,6 +46,7 @@ class Hub:
         page_size: int = 1000,
         faults: Sequence[Fault] = (),
         log: Path | None = None,
+        xet: bool = False,
     ) -> None:
         self.repositories = {
             name: r if isinstance(r, Repository) else Repository({"main": r})
@@ -53,6 +56,7 @@ class Hub:
         self.page_size = page_size
         self.faults = list(faults)
         self.requests: list[dict[str, Any]] = []
+        self.xet = xet
         self._log = log
         self._lock = threading.Lock()
         self._secret = os.urandom(16)
@@ -116,6 +120,9 @@ class _Handler(BaseHTTPRequestHandler):
             (rf"/api/models/{REPO}/paths-info/(?P<revision>[^/]+)", "paths_info"),
             (rf"/api/resolve-cache/models/{REPO}/(?P<revision>[^/]+)/(?P<path>.+)", "small"),
             (r"/blobs/(?P<sha256>[0-9a-f]{64})", "blob"),
+            (rf"/api/models/{REPO}/xet-read-token/(?P<revision>[^/]+)", "xet_token"),
+            (r"/xet/v1/reconstructions/(?P<sha256>[0-9a-f]{64})", "xet_file"),
+            (r"/xorbs/(?P<sha256>[0-9a-f]{64})/(?P<number>\d+)", "xorb"),
             (rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
             (rf"/{REPO}(\.git)?/info/lfs/objects/batch", "lfs_batch"),
             (rf"/{REPO}(\.git)?/info/refs", "git_refs"),
@@ -361,7 +368,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(404, "EntryNotFound", f"Entry {path} does not exist", commit_header)
         return commit, commit.entries[path]
 
-    def _headers(self, commit: Commit, e: Entry) -> dict[str, str | int]:
+    def _headers(self, repo: str, commit: Commit, e: Entry) -> dict[str, str | int]:
         headers: dict[str, str | int] = {
             "X-Repo-Commit": commit.sha,
             "Accept-Ranges": "bytes",
@@ -369,6 +376,7 @@ class _Handler(BaseHTTPRequestHandler):
             "X-Linked-Etag": f'"{e.etag}"',
             "ETag": f'"{e.etag}"',
         }
+        headers |= self._xet_headers(repo, commit.sha, e)
         if self._fault("no-commit", "resolve", e.path):
             del headers["X-Repo-Commit"]
         return headers
@@ -378,17 +386,19 @@ class _Handler(BaseHTTPRequestHandler):
         if e.sha256 is None:
             # Small files live on the Hub itself, behind a relative redirect to a page that may be cached.
             where = f"/api/resolve-cache/models/{repo}/{commit.sha}/{quote(path)}"
-            return self._bytes(b"", {**self._headers(commit, e), "Location": where}, 307)
+            return self._bytes(b"", {**self._headers(repo, commit, e), "Location": where}, 307)
         expires = int(time.time()) + (-1 if self._fault("expired", "resolve", path) else SIGNED_FOR)
         base = self._base()
         if self._fault("other-host", "resolve", path):
             base = f"http://localhost:{self.server.hub.port}"
         signed = f"Expires={expires}&Signature={self.server.hub.sign(e.sha256, expires)}&commit={commit.sha}"
-        self._bytes(b"", {**self._headers(commit, e), "Location": f"{base}/blobs/{e.sha256}?{signed}"}, 302)
+        self._bytes(
+            b"", {**self._headers(repo, commit, e), "Location": f"{base}/blobs/{e.sha256}?{signed}"}, 302
+        )
 
     def _small(self, repo: str, revision: str, path: str) -> None:
         commit, e = self._entry(repo, revision, path)
-        self._file(e, "resolve", self._headers(commit, e))
+        self._file(e, "resolve", self._headers(repo, commit, e))
 
     def _blob(self, sha256: str) -> None:
         expires = int(self.query.get("Expires") or 0)
@@ -398,12 +408,15 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") and elsewhere:
             # As S3 answers: a signed address and an Authorization header exclude each other.
             raise _Refused(400, None, "Only one auth mechanism allowed")
-        for repository in self.server.hub.repositories.values():
+        for repo, repository in self.server.hub.repositories.items():
             if e := repository.blob(sha256):
                 # huggingface_hub follows a HEAD that stays on the host, and wants the commit here too.
                 shown = "commit" in self.query and not self._fault("no-commit", "blob", e.path)
-                commit = {"X-Repo-Commit": self.query["commit"]} if shown else {}
-                return self._file(e, "blob", {"Accept-Ranges": "bytes", "ETag": f'"{sha256}"', **commit})
+                more: dict[str, str | int] = {"Accept-Ranges": "bytes", "ETag": f'"{sha256}"'}
+                if shown:
+                    more["X-Repo-Commit"] = self.query["commit"]
+                    more |= self._xet_headers(repo, self.query["commit"], e)
+                return self._file(e, "blob", more)
         raise _Refused(404, None, "Not Found")
 
     def _file(self, e: Entry, on: str, headers: dict[str, str | int]) -> None:
@@ -458,6 +471,44 @@ class _Handler(BaseHTTPRequestHandler):
                     break
                 start += done
                 self.sent += done
+
+    # ---- Xet: what hf_xet reads
+
+    def _xet_headers(self, repo: str, commit: str, e: Entry) -> dict[str, str]:
+        if not self.server.hub.xet or e.sha256 is None:
+            return {}
+        route = f"{self._base()}/api/models/{repo}/xet-read-token/{commit}"
+        return {"X-Xet-Hash": e.sha256, "X-Xet-Refresh-Route": route}
+
+    def _xet_token(self, repo: str, revision: str) -> None:
+        self._commit(repo, revision)
+        self._allowed(repo)
+        headers = {
+            "X-Xet-Cas-Url": f"{self._base()}/xet",
+            "X-Xet-Access-Token": "xet-token",
+            "X-Xet-Token-Expiration": str(int(time.time()) + SIGNED_FOR),
+        }
+        self._json({}, headers)
+
+    def _large(self, sha256: str) -> Entry:
+        for repository in self.server.hub.repositories.values():
+            if e := repository.blob(sha256):
+                return e
+        raise _Refused(404, None, "Not Found")
+
+    def _xet_file(self, sha256: str) -> None:
+        e = self._large(sha256)
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        start, stop = (int(asked[1]), int(asked[2]) + 1) if asked else (0, e.size)
+        if start >= e.size:
+            raise _Refused(416, None, "Requested range not satisfiable")
+        self._json(xet.reconstruction(sha256, e.size, self._base(), start, stop))
+
+    def _xorb(self, sha256: str, number: str) -> None:
+        data = xet.xorb(self._large(sha256).source, int(number))
+        self._file(
+            Entry(self._name_of(sha256), len(data), "", None, data), "xorb", {"Accept-Ranges": "bytes"}
+        )
 
     # ---- git and git-lfs, for clones: the dumb protocol and the batch API
 

@@ -21,7 +21,7 @@ from enginix.errors import MachineError, UsageError
 from enginix.hub import faults, session
 from enginix.hub.lock import COMMIT, Lock
 from enginix.hub.progress import Progress
-from enginix.hub.transfer import Stopped, Wanted, download, free_bytes
+from enginix.hub.transfer import Stopped, Wanted, abort, download, free_bytes
 from enginix.manifest import FILE, Manifest
 
 JOBS = 4
@@ -118,11 +118,14 @@ def collect(
     require_commit(repo, commit)
     out = Path(os.path.abspath(out))
     size = sum(w.size for w in wanted)
-    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        _require_same(out, wanted, note)
-        return Fetched(out, len(wanted), size, 0, len(wanted))
+    there = Fetched(out, len(wanted), size, 0, len(wanted))
+    if _is_there(out, wanted, note):
+        return there
     beside = out.with_name(f".{out.name}.partial")
     with _state(beside, keep=keep):
+        # Once more with the lock held: another process may just have finished it.
+        if _is_there(out, wanted, note):
+            return there
         tree, parts = beside / "tree", beside / "part"
         tree.mkdir(exist_ok=True)
         parts.mkdir(exist_ok=True)
@@ -207,6 +210,7 @@ class _Run:
                     task.result()
             except BaseException as e:
                 self.stop.set()
+                abort()
                 pool.shutdown(wait=True, cancel_futures=True)
                 if isinstance(e, OSError):
                     raise faults.translate(e, self.repo) from e
@@ -248,19 +252,8 @@ class _Run:
 @contextmanager
 def _state(beside: Path, *, keep: bool) -> Iterator[None]:
     """The hidden directory, held by one process at a time; removed on failure unless it is worth keeping."""
+    handle = _hold(beside)
     try:
-        beside.parent.mkdir(parents=True, exist_ok=True)
-        beside.mkdir(mode=0o700, exist_ok=True)
-        handle = os.open(beside / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    except OSError as e:
-        raise MachineError(f"cannot write: {e.strerror}", where=str(beside), fix="choose another -o") from e
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            raise UsageError(
-                "another enginix is fetching to the same place", where=str(beside), fix="wait for it"
-            ) from e
         session.private_caches(beside / "hf")
         try:
             yield
@@ -280,7 +273,42 @@ def _state(beside: Path, *, keep: bool) -> Iterator[None]:
         os.close(handle)
 
 
-def _require_same(out: Path, wanted: Sequence[Wanted], note: Manifest | None) -> None:
+def _hold(beside: Path) -> int:
+    """Takes the directory's lock; the open file that holds it."""
+    while True:
+        try:
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            beside.mkdir(mode=0o700, exist_ok=True)
+            handle = os.open(beside / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:
+            continue  # the one before us has just finished and removed it
+        except OSError as e:
+            raise MachineError(
+                f"cannot write: {e.strerror}", where=str(beside), fix="choose another -o"
+            ) from e
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(handle).st_nlink:
+                return handle
+        except BlockingIOError as e:
+            os.close(handle)
+            raise UsageError(
+                "another enginix is fetching to the same place", where=str(beside), fix="wait for it"
+            ) from e
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _is_there(out: Path, wanted: Sequence[Wanted], note: Manifest | None) -> bool:
+    """Whether ``out`` holds exactly what is wanted already.
+
+    Raises:
+        UsageError: it holds something else.
+    """
+    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+        return False
     fix = "choose another -o, or remove it"
     if not out.is_dir():
         raise UsageError("output exists and is not a directory", where=str(out), fix=fix)
@@ -294,6 +322,7 @@ def _require_same(out: Path, wanted: Sequence[Wanted], note: Manifest | None) ->
         name = found.relative_to(out).as_posix()
         if not found.is_dir() and name not in known:
             raise UsageError(f"output exists, and {name} in it is not pinned", where=str(out), fix=fix)
+    return True
 
 
 def _remove_strangers(tree: Path, wanted: Sequence[Wanted]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def download(
             with part.open("ab+", buffering=0) as f:
                 sink = _Sink(f, wanted, moved, stop)
                 if had < wanted.size or had == 0:
-                    _attempt(repo, commit, wanted, sink, part, use_xet)
+                    _attempt(repo, commit, wanted, sink, part, use_xet, stop)
                 got = sink.hexdigest()
             if got == wanted.digest and part.stat().st_size == wanted.size:
                 return
@@ -114,6 +115,7 @@ def download(
             part.unlink(missing_ok=True)
             moved(-have)
             wrong += 1
+            use_xet = False
             # Once may be a bad cable, or a part that a crash left damaged.
             if wrong == 2 or not have:
                 raise
@@ -146,6 +148,7 @@ class _Sink:
         file.seek(0)
         _feed(self._hash, file)
         self.size: int = file.tell()
+        self._claimed = 0
 
     def write(self, data: bytes) -> int:
         if self._stop.is_set():
@@ -173,23 +176,31 @@ class _Sink:
     def truncate(self) -> int:
         self._file.truncate(0)
         self._file.seek(0)
-        self._moved(-self.size)
-        self._hash, self.size = self._wanted.hasher(), 0
+        self._moved(-self.size - self._claimed)
+        self._hash, self.size, self._claimed = self._wanted.hasher(), 0, 0
         return 0
 
+    def claim(self, n: int) -> None:
+        """Another writer says that it put ``n`` bytes into the file."""
+        self._claimed += n
+        self._moved(n)
+
     def reread(self) -> None:
-        """Hashes what another writer put into the file."""
-        self._hash, before = self._wanted.hasher(), self.size
+        """Hashes what another writer put into the file, all of it."""
+        self._hash = self._wanted.hasher()
         self._file.seek(0)
         _feed(self._hash, self._file)
         self.size = self._file.tell()
-        self._moved(self.size - before)
+        self._moved(self.size - self._claimed)
+        self._claimed = 0
 
     def hexdigest(self) -> str:
         return str(self._hash.hexdigest())
 
 
-def _attempt(repo: str, commit: str, wanted: Wanted, sink: _Sink, part: Path, use_xet: bool) -> None:
+def _attempt(
+    repo: str, commit: str, wanted: Wanted, sink: _Sink, part: Path, use_xet: bool, stop: threading.Event
+) -> None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils._runtime import is_xet_available
@@ -205,7 +216,7 @@ def _attempt(repo: str, commit: str, wanted: Wanted, sink: _Sink, part: Path, us
         return
     xet = found.xet_file_data
     if use_xet and xet is not None and is_xet_available() and session.same_host(xet.refresh_route, home):
-        _xet(xet, headers, wanted, sink, part)
+        _xet(xet, headers, wanted, sink, part, stop)
         return
     if not session.same_host(found.location, home):
         headers.pop("authorization", None)
@@ -250,7 +261,31 @@ def _check(found: HfFileMetadata, repo: str, commit: str, wanted: Wanted) -> Non
         )
 
 
-def _xet(xet: Any, headers: dict[str, str], wanted: Wanted, sink: _Sink, part: Path) -> None:
+class _XetBar:
+    """What hf_xet reports to, in place of a progress bar: bytes that are in the file."""
+
+    total: int | None = None
+
+    def __init__(self, sink: _Sink) -> None:
+        self.update = sink.claim
+
+    def set_postfix_str(self, text: str, refresh: bool = False) -> None:
+        """Speed is shown elsewhere."""
+
+    update_transfer = set_transfer_postfix_str = refresh = lambda *_, **__: None
+
+
+def abort() -> None:
+    """Ends transfers by Xet that other threads have under way."""
+    if "hf_xet" in sys.modules:
+        from huggingface_hub.utils._xet import abort_xet_session
+
+        abort_xet_session()  # type: ignore[no-untyped-call]
+
+
+def _xet(
+    xet: Any, headers: dict[str, str], wanted: Wanted, sink: _Sink, part: Path, stop: threading.Event
+) -> None:
     from huggingface_hub.file_download import xet_get
 
     if sink.size:
@@ -262,9 +297,12 @@ def _xet(xet: Any, headers: dict[str, str], wanted: Wanted, sink: _Sink, part: P
             headers=headers,
             expected_size=wanted.size,
             displayed_filename=wanted.path,
+            _tqdm_bar=cast(Any, _XetBar(sink)),
         )
     except Exception as e:
         sink.truncate()
+        if stop.is_set():
+            raise Stopped from e
         if isinstance(e, OSError) and e.errno == errno.ENOSPC:
             raise
         raise _XetFailed(f"Xet: {e}") from e

@@ -231,7 +231,7 @@ def table(found: dict[str, object]) -> str:
         f"{size / 1e9:g} GB in {found['shards']} shards, {found['rounds']} rounds, medians; "
         f"{os.cpu_count()} processors, shared with the hub.",
         "",
-        "| | speed of `enginix fetch` against it | its processor time / ours | peak extra disk | peak memory |",
+        "| | `enginix fetch` is faster by | its processor time / ours | peak extra disk | peak memory |",
         "|---|---|---|---|---|",
     ]
     cpu = statistics.median(fetch["enginix fetch"]["processor"])
@@ -244,8 +244,8 @@ def table(found: dict[str, object]) -> str:
     lock: dict[str, float] = found["lock"]  # type: ignore[assignment]
     lines += [
         "",
-        f"`enginix lock` of {lock['files']} files ({lock['size'] / 1e6:.0f} MB): {lock['requests']} requests, "
-        f"{lock['sent']} bytes in all, {lock['weight_bytes']} of them of weights.",
+        f"`enginix lock` of {lock['files']} files ({lock['size'] / 1e6:.0f} MB): "
+        f"{lock['requests']} requests, {lock['sent']} bytes in all, {lock['weight_bytes']} of weights.",
         "",
     ]
     return "\n".join(lines)
