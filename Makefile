@@ -40,3 +40,8 @@ lint: setup-dev ## ruff, mypy --strict, shellcheck, nixfmt where there is one
 	@cd python && $(DEV)/mypy
 	@shellcheck -x $$(git ls-files '*.sh') tests/hostpkgs/nix .ci/run
 	@if command -v nixfmt >/dev/null; then nixfmt --check $$(git ls-files '*.nix'); else echo "lint: no nixfmt on this machine; Nix files not checked for style"; fi
+
+bench: setup-dev ## ratios measured side by side; takes minutes and some GB of disk
+	@for part in tests/bench/*/; do for script in "$$part"*.py; do \
+	  grep -q '__main__' "$$script" || continue; \
+	  echo "== $$script"; $(DEV)/python "$$script" || exit 1; done; done

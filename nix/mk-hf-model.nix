@@ -106,6 +106,8 @@ let
         inherit (pinned) repo revision license model gated;
         inherit files hub;
         modelName = title;
+        # For the memory plan at evaluation.
+        weightBytes = check.plan.weightBytes pinned.files;
         architecture = pinned.model.architecture or null;
         quantization = pinned.model.quantization or null;
       };

@@ -25,6 +25,11 @@ COMMANDS = {
     "convert": "Hugging Face model → TensorRT-LLM checkpoint",
     "verify-checkpoint": "check a TensorRT-LLM checkpoint: names, shapes, dtypes, coverage",
     "build": "checkpoint → engine, with its manifest and gates",
+    "check": "whether this machine runs an engine: GPU, driver, runtime, against its manifest",
+    "runtime": "pinned NVIDIA images: list, pin, run a command inside one",
+    "runner": "build an engine at first run into the user's cache, then serve it",
+    "cache": "engines that enginix runner has built: list, prune",
+    "edgellm-export": "Hugging Face model → checked ONNX export for TensorRT Edge-LLM, on a CPU",
     "triton-repo": "engine → Triton model repository, validated",
     "serve": "start Triton on a repository, loopback by default; ask it; stop it",
 }
@@ -35,7 +40,8 @@ EPILOG = "exit codes:\n" + "\n".join(f"  {code:<3} {meaning}" for code, meaning 
 class _Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
 
 
 def _overview() -> str:
