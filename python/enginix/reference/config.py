@@ -28,6 +28,8 @@ ARCHITECTURES: dict[str, tuple[Family, bool]] = {
 }
 DTYPES = ("float32", "float16", "bfloat16")
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "su")
+# Of layers, and of ranks in one direction: what is looped over before any file is opened.
+MOST = 10_000
 REBUILD = "convert the model again: enginix convert MODEL -o DIR"
 
 
@@ -127,16 +129,18 @@ class _Reader:
     def fail(self, what: str) -> CheckpointError:
         return CheckpointError(what, where=self.where, fix=REBUILD)
 
-    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
+    def integer(self, key: str, default: int | None = None, least: int = 1, most: int = 2**31 - 1) -> int:
         value = self.raw.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self.fail(f"{key} is {value!r}, expected an integer of at least {least}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self.fail(f"{key} is {value!r}, expected an integer from {least} to {most}")
         return value
 
-    def number(self, key: str, default: float | None = None) -> float:
+    def number(
+        self, key: str, default: float | None = None, least: float = 1e-30, most: float = 1e30
+    ) -> float:
         value = self.raw.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
-            raise self.fail(f"{key} is {value!r}, expected a positive number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise self.fail(f"{key} is {value!r}, expected a number from {least:g} to {most:g}")
         return float(value)
 
     def text(self, key: str) -> str | None:
@@ -160,7 +164,7 @@ class _Reader:
 
 def _mapping(reader: _Reader, experts: Experts | None) -> Mapping:
     block = reader.part("mapping")
-    tp, pp, ep = (block.integer(key, 1) for key in ("tp_size", "pp_size", "moe_ep_size"))
+    tp, pp, ep = (block.integer(key, 1, most=MOST) for key in ("tp_size", "pp_size", "moe_ep_size"))
     world = block.integer("world_size", tp * pp)
     if block.raw.get("cp_size", 1) != 1:
         raise block.fail("cp_size is not 1: context parallelism does not shard weights here")
@@ -173,6 +177,20 @@ def _mapping(reader: _Reader, experts: Experts | None) -> Mapping:
     if block.integer("moe_tp_size", tp // ep) * ep != tp:
         raise block.fail(f"moe_tp_size × moe_ep_size is not tp_size {tp}")
     return Mapping(tp, pp, ep)
+
+
+_ROPE_NEEDS = {
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "longrope": ("original_max_position_embeddings",),
+}
+_ROPE_MAY_HAVE = (
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "attention_factor",
+)
 
 
 def _rotary(reader: _Reader, rotary_dim: int) -> dict[str, Any] | None:
@@ -197,14 +215,25 @@ def _rotary(reader: _Reader, rotary_dim: int) -> dict[str, Any] | None:
         return None
     scaling["rope_type"] = kind = "longrope" if kind == "su" else kind
     block = _Reader(scaling, f"{reader.where}: rotary_scaling")
-    needs = {"llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
-    for key in needs.get(kind, ("original_max_position_embeddings",) if kind == "longrope" else ("factor",)):
-        block.number(key)
-    if kind == "longrope":
-        for key in ("short_factor", "long_factor"):
-            factors = scaling.get(key)
-            if not isinstance(factors, list) or len(factors) != rotary_dim // 2:
-                raise block.fail(f"{key} is not a list of {rotary_dim // 2} numbers")
+    for key in _ROPE_NEEDS.get(kind, ("factor",)):
+        block.number(key, least=1e-6, most=1e9)
+    for key in _ROPE_MAY_HAVE:
+        # mscale and mscale_all_dim of 0 mean "not given", as in the models' own code.
+        if scaling.get(key) is not None and not (key.startswith("mscale") and scaling[key] == 0):
+            block.number(key, least=1e-6, most=1e9)
+    for key in ("short_factor", "long_factor") if kind == "longrope" else ():
+        factors = scaling.get(key)
+        if not isinstance(factors, list) or len(factors) != rotary_dim // 2:
+            raise block.fail(f"{key} is not a list of {rotary_dim // 2} numbers")
+        numbered = _Reader({f"{key}[{i}]": f for i, f in enumerate(factors)}, block.where)
+        for name in numbered.raw:
+            numbered.number(name, least=1e-6, most=1e9)
+    if (
+        (kind == "dynamic" and rotary_dim < 4)
+        or (kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"])
+        or (kind in ("longrope", "yarn") and (scaling.get("original_max_position_embeddings") or 2) < 2)
+    ):
+        raise block.fail(f"the formula of {kind} has no value for {scaling}")
     return scaling
 
 
@@ -263,8 +292,9 @@ def parse(raw: Any, where: str) -> CheckpointConfig:
         raise reader.fail(
             f"{kv_heads} key-value heads neither divide nor are divided by tp_size {mapping.tp}"
         )
-    if mapping.pp > reader.integer("num_hidden_layers"):
-        raise reader.fail(f"pp_size {mapping.pp} is more than {raw['num_hidden_layers']} layers")
+    layers = reader.integer("num_hidden_layers", most=MOST)
+    if mapping.pp > layers:
+        raise reader.fail(f"pp_size {mapping.pp} is more than {layers} layers")
     quantization = reader.part("quantization")
     exclude = quantization.raw.get("exclude_modules")
     parallel_embedding = reader.flag("use_parallel_embedding") and mapping.tp > 1
@@ -274,7 +304,7 @@ def parse(raw: Any, where: str) -> CheckpointConfig:
         dtype=dtype,
         vocab_size=reader.integer("vocab_size"),
         hidden_size=hidden,
-        layers=reader.integer("num_hidden_layers"),
+        layers=layers,
         heads=heads,
         kv_heads=kv_heads,
         head_size=head_size,

@@ -18,6 +18,7 @@ from enginix.errors import CheckpointError, EnginixError, MachineError, UsageErr
 from enginix.reference import Executor
 from enginix.reference import config as checkpoint_config
 from enginix.reference.cache import Decode
+from enginix.reference.rope import Rope
 
 CASES = ["llama-rope-llama3", "qwen3-bf16", "qwen2moe-bf16", "mixtral-bf16", "phi3-bf16", "qwen2-rope-yarn"]
 
@@ -283,6 +284,64 @@ def test_any_configuration_is_read_or_refused(changes: dict[str, Any], mapping: 
         checkpoint_config.parse({**raw, **changes}, "config.json")
     except EnginixError as e:
         assert str(e).startswith("config.json") and e.fix
+
+
+SCALING = st.fixed_dictionaries(
+    {
+        "rope_type": st.sampled_from([*checkpoint_config.ROPE_TYPES, "default", "other"]),
+        "factor": st.just(4.0) | st.floats(0),
+    },
+    optional={
+        key: st.none() | st.integers(0, 64) | st.floats(0, 1e31) | st.floats() | st.text(max_size=2)
+        for key in (
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "attention_factor",
+        )
+    }
+    | {key: st.lists(st.floats(0), min_size=6, max_size=6) for key in ("short_factor", "long_factor")},
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(SCALING, st.sampled_from([2, 12]))
+def test_any_rope_scaling_is_refused_or_has_finite_tables(scaling: dict[str, Any], rotated: int) -> None:
+    raw = {
+        "architecture": "LlamaForCausalLM",
+        "dtype": "bfloat16",
+        "vocab_size": 160,
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 88,
+        "max_position_embeddings": 64,
+        "rotary_embedding_dim": rotated,
+        "rotary_scaling": scaling,
+    }
+    try:
+        config = checkpoint_config.parse(raw, "config.json")
+    except CheckpointError:
+        return
+    frequencies, attention = Rope(config, torch.device("cpu")).frequencies(100)
+    assert frequencies.shape == (rotated // 2,) and bool(torch.isfinite(frequencies).all())
+    assert 0 < attention < float("inf")
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_hidden_layers": 10**9}, {"mapping": {"pp_size": 10**9}}, {"hidden_size": 10**9}]
+)
+def test_enormous_sizes_are_refused_at_once(golden: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(golden / "qwen3-bf16/trtllm-tp1-bfloat16", checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(CheckpointError):
+        Executor.load(checkpoint)
 
 
 @settings(max_examples=50, deadline=None)
