@@ -29,7 +29,7 @@ MODEL = TESTS / "models" / "tiny-qwen3"
 def serving_python() -> Path:
     """The environment of the Python models: $ENGINIX_SERVING_PYTHON, else the one with nvidia-pytriton."""
     named = os.environ.get("ENGINIX_SERVING_PYTHON")
-    return Path(named) if named else _pytriton().parents[3] / "bin" / "python3"
+    return Path(named) if named else _pytriton().parents[2] / "bin" / "python3"
 
 
 def _pytriton() -> Path:
