@@ -55,6 +55,10 @@ def repo_info(repo: str, revision: str = "main") -> RepoInfo:
         HubError: not found, not allowed, unreachable, or an answer that is none.
     """
     _check_repo(repo)
+    if not revision or not revision.isprintable():
+        raise LockError(
+            f"revision {ascii(revision)[:100]} is none", where=repo, fix="pass a branch, tag or commit"
+        )
     raw, _ = _json(f"/api/models/{repo}/revision/{quote(revision, safe='')}", repo)
     sha, gated = (raw.get("sha"), raw.get("gated")) if isinstance(raw, dict) else (None, None)
     if not isinstance(raw, dict) or not isinstance(sha, str) or not lock.COMMIT.fullmatch(sha):
@@ -250,6 +254,6 @@ def _bytes(
             if attempt + 1 == TRIES or not isinstance(e, httpx.TransportError):
                 raise faults.translate(e, repo, file) from e
             time.sleep(min(0.5 * 2**attempt, 8))
-        except httpx.HTTPError as e:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as e:
             raise faults.translate(e, repo, file) from e
     raise AssertionError("unreachable")

@@ -217,3 +217,20 @@ def test_usage(start: Start, model: Path, tmp_path: Path, capsys: pytest.Capture
     assert main(["lock", "a/b/c", "-o", str(tmp_path / "x")]) == 3
     assert main(["lock", "--check", str(tmp_path / "none")]) == 3
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_offline_mode_is_named(
+    start: Start,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from huggingface_hub import constants
+
+    start(model)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert main(["lock", REPO, "-o", str(tmp_path / "x")]) == 4
+    assert "unset HF_HUB_OFFLINE" in capsys.readouterr().err
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert main(["lock", REPO, "--revision", "", "-o", str(tmp_path / "x")]) == 3
