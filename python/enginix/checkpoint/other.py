@@ -32,8 +32,9 @@ def architecture(directory: Path, converter: str) -> tuple[str, dict[str, Any]]:
     where = str(directory / "config.json")
     names = read_object(directory / "config.json").get("architectures")
     rows = table("converters")["converters"][converter]["architectures"]
-    if not isinstance(names, list) or len(names) != 1 or names[0] not in rows:
-        found = names[0] if isinstance(names, list) and names else None
+    found = names[0] if isinstance(names, list) and len(names) == 1 else None
+    if not isinstance(found, str) or found not in rows:
+        found = str(found)
         reason = table("converters")["refused"].get(found)
         others = [k for k, v in table("converters")["converters"].items() if found in v["architectures"]]
         raise ModelError(
@@ -43,7 +44,7 @@ def architecture(directory: Path, converter: str) -> tuple[str, dict[str, Any]]:
             fix=reason
             or (f"--converter {' or '.join(others)}" if others else "the llmapi kind needs no checkpoint"),
         )
-    return names[0], rows[names[0]]
+    return found, rows[found]
 
 
 def _check(directory: Path, options: Options, row: dict[str, Any]) -> None:
@@ -60,7 +61,7 @@ def _check(directory: Path, options: Options, row: dict[str, Any]) -> None:
     limit = row.get("maxTensorParallel")
     if limit is not None and options.mapping.tensor_parallel > limit:
         raise UsageError(
-            f"--tensor-parallel {options.mapping.tensor_parallel}: this converter splits the family up to {limit}",
+            f"--tensor-parallel {options.mapping.tensor_parallel}: at most {limit} with this converter",
             fix=f"--tensor-parallel {limit}",
         )
 

@@ -114,6 +114,7 @@ def architecture_row(name: Any, where: str) -> Mapping[str, Any]:
     if isinstance(name, str) and name in rows:
         row: Mapping[str, Any] = rows[name]
         return row
+    name = name if isinstance(name, str) else repr(name)
     other = [k for k, v in table("converters")["converters"].items() if name in v["architectures"]]
     raise ModelError(
         f"architecture {name!r} is unknown to converter 'enginix'; known: {', '.join(sorted(rows))}",
@@ -141,11 +142,13 @@ def _experts(raw: Mapping[str, Any], row: Mapping[str, Any] | None, where: str) 
     if row is None:
         return None
     renormalize = row["renormalize"]
-    count = _integer(raw, row["count"], where)
+    # transformers 5 saves some of these under another name than transformers 4 did.
+    key = next((k for k in row["count"] if raw.get(k) is not None), row["count"][0])
+    count = _integer(raw, key, where)
     top_k = _integer(raw, row["topK"], where)
     if top_k > count:
         raise ModelError(
-            f"{row['topK']} {top_k} exceeds {row['count']} {count}", where=where, fix="correct config.json"
+            f"{row['topK']} {top_k} exceeds {key} {count}", where=where, fix="correct config.json"
         )
     return Experts(
         count,

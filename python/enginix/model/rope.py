@@ -49,6 +49,17 @@ def _number(value: Any, what: str, where: str) -> float:
     return float(value)
 
 
+def _factors(scaling: Mapping[str, Any], raw: Mapping[str, Any], where: str) -> None:
+    for key in ("short_factor", "long_factor"):
+        values = scaling.get(key)
+        if not isinstance(values, list) or not values:
+            raise ModelError(f"longrope's {key} is no list of numbers", where=where, fix="correct config.json")
+        for value in values:
+            _number(value, f"longrope's {key}", where)
+    original = raw.get("original_max_position_embeddings", scaling.get("original_max_position_embeddings"))
+    _number(original, "original_max_position_embeddings", where)
+
+
 def read_rope(raw: Mapping[str, Any], where: str, *, default_base: float) -> Rope:
     """Reads the rotary embedding of a parsed ``config.json``.
 
@@ -82,7 +93,9 @@ def read_rope(raw: Mapping[str, Any], where: str, *, default_base: float) -> Rop
         )
     else:
         scaling["rope_type"] = kind
-        if kind != "longrope":
+        if kind == "longrope":
+            _factors(scaling, raw, where)
+        else:
             _number(scaling.get("factor"), "rope scaling's factor", where)
     portion = 1.0 if fraction is None else _number(fraction, "partial_rotary_factor", where)
     if portion > 1:

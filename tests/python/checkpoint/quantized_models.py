@@ -1,0 +1,81 @@
+"""ModelOpt's unified layout, imitated: a random model with random codes and scales, layer by layer.
+
+For layouts that the golden archive has no case of; what ModelOpt itself writes is in test_modelopt.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import random_models
+
+Tensors = dict[str, Any]
+
+
+def _scale(rng: np.random.Generator, *shape: int) -> Any:
+    return rng.uniform(0.5, 2.0, shape).astype(np.float32)
+
+
+def fp8(rng: np.random.Generator, out: int, inp: int) -> Tensors:
+    codes = rng.integers(0, 0x7F, (out, inp), np.uint8).view(ml_dtypes.float8_e4m3fn)
+    return {"weight": codes, "weight_scale": _scale(rng), "input_scale": _scale(rng)}
+
+
+def nvfp4(rng: np.random.Generator, out: int, inp: int) -> Tensors:
+    """Global scales are 0.5 for all, as ModelOpt shares them between merged matrices."""
+    blocks = rng.integers(1, 0x7F, (out, inp // 16), np.uint8).view(ml_dtypes.float8_e4m3fn)
+    return {
+        "weight": rng.integers(0, 256, (out, inp // 2), np.uint8),
+        "weight_scale": blocks,
+        "weight_scale_2": np.float32(0.5).reshape(()),
+        "input_scale": _scale(rng),
+    }
+
+
+def awq(rng: np.random.Generator, out: int, inp: int) -> Tensors:
+    return {
+        "weight": rng.integers(0, 256, (out // 2, inp), np.uint8),
+        "weight_scale": _scale(rng, out, inp // 128),
+    }
+
+
+def sq(rng: np.random.Generator, out: int, inp: int) -> Tensors:
+    return {
+        "weight": rng.integers(-128, 128, (out, inp), np.int64).astype(np.int8),
+        "weight_scale": _scale(rng, out),
+        "input_scale": _scale(rng),
+        "pre_quant_scale": np.ones(inp, ml_dtypes.bfloat16),
+    }
+
+
+MAKERS: dict[str, Callable[[np.random.Generator, int, int], Tensors]] = {
+    "FP8": fp8,
+    "NVFP4": nvfp4,
+    "W4A16_AWQ": awq,
+    "W8A8_SQ_PER_CHANNEL": sq,
+}
+
+
+def write(
+    directory: Path,
+    config: dict[str, Any],
+    algorithm_of: Callable[[str], str | None],
+    quantization: dict[str, Any],
+) -> None:
+    """A model whose matrices have the algorithms that ``algorithm_of(module)`` says."""
+    rng, tensors = np.random.default_rng(4), {}
+    for name, array in random_models.write(directory, config).items():
+        module = name.removesuffix(".weight")
+        algorithm = algorithm_of(module) if array.ndim == 2 else None
+        if algorithm is None:
+            tensors[name] = array
+        else:
+            for leaf, value in MAKERS[algorithm](rng, *array.shape).items():
+                tensors[f"{module}.{leaf}"] = np.asarray(value)
+    (directory / "model.safetensors").write_bytes(random_models.safetensors_bytes(tensors))
+    (directory / "hf_quant_config.json").write_text(json.dumps({"quantization": quantization}))

@@ -1,0 +1,213 @@
+"""config.json as transformers 4 and 5 write it, and as nobody should."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enginix.errors import EnginixError, ModelError
+from enginix.model import ModelConfig
+from enginix.model.config import parse
+from enginix.tables import table
+
+BASE: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
+    "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 100, "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5, "dtype": "bfloat16",
+}  # fmt: skip
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def read(**changes: Any) -> ModelConfig:
+    return parse(BASE | changes, Path("model"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "base", "kind", "scaling"),
+    [
+        ({}, 10000.0, "default", None),
+        ({"rope_theta": 5e5}, 5e5, "default", None),
+        ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, 5e5, "default", None),
+        ({"rope_theta": 1.0, "rope_parameters": {"rope_theta": 5e5}}, 5e5, "default", None),
+        ({"rope_theta": 5e5, "rope_scaling": None}, 5e5, "default", None),
+        ({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}, 5e5, "linear", 2.0),
+        ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, 5e5, "dynamic", 2.0),
+        ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}}, 5e5, "llama3", 8.0),
+        ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", **LLAMA3}}, 5e5, "llama3", 8.0),
+        ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "yarn", "factor": 4.0}}, 5e5, "yarn", 4.0),
+    ],
+)
+def test_rope_from_every_place(
+    changes: dict[str, Any], base: float, kind: str, scaling: float | None
+) -> None:
+    rope = read(**changes).rope
+    assert (rope.base, rope.type) == (base, kind)
+    assert (rope.scaling or {}).get("factor") == scaling
+    assert scaling is None or (rope.scaling or {})["rope_type"] == kind
+    assert "rope_theta" not in (rope.scaling or {})
+
+
+def test_mixtrals_own_default_base() -> None:
+    assert (
+        read(architectures=["MixtralForCausalLM"], num_local_experts=4, num_experts_per_tok=2).rope.base
+        == 1e6
+    )
+
+
+@pytest.mark.parametrize("name", ["su", "longrope", "yarn"])
+@pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters"])
+def test_phi3_longrope(name: str, place: str) -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    config = read(
+        architectures=["Phi3ForCausalLM"], model_type="phi3", partial_rotary_factor=0.75,
+        original_max_position_embeddings=32, **{place: {"type": name, **factors}},
+    )  # fmt: skip
+    assert config.rope.type == "longrope" and config.rope.fraction == 0.75
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(table("architectures")["architectures"]))
+def test_what_transformers_itself_writes(name: str, tmp_path: Path) -> None:
+    """A config that the installed transformers saves is read with the base and scaling it was given."""
+    import transformers
+
+    kind = getattr(transformers, name.replace("ForCausalLM", "Config"))
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 123456.0}
+    if name == "Phi3ForCausalLM":
+        rope = {
+            "rope_type": "longrope",
+            "rope_theta": 123456.0,
+            "short_factor": [1.0] * 8,
+            "long_factor": [2.0] * 8,
+        }
+    config = kind(
+        hidden_size=64, num_attention_heads=4, num_key_value_heads=2, rope_parameters=rope, pad_token_id=0,
+        original_max_position_embeddings=4096,
+    )  # fmt: skip
+    config.architectures = [name]
+    config.save_pretrained(tmp_path)
+    read_back = ModelConfig.read(tmp_path)
+    assert read_back.rope.base == 123456.0 and read_back.rope.type == rope["rope_type"]
+    assert read_back.num_kv_heads == 2 and read_back.head_dim == getattr(config, "head_dim", None) or 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"architectures": ["Gemma3ForConditionalGeneration"]}, "LlamaForCausalLM"),
+        ({"architectures": []}, "architectures"),
+        ({"architectures": [["x"]]}, "unknown"),
+        ({"hidden_size": "64"}, "hidden_size"),
+        ({"hidden_size": True}, "hidden_size"),
+        ({"hidden_size": 10**30}, "hidden_size"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"num_key_value_heads": 3}, "KV heads"),
+        ({"hidden_size": 66}, "head_dim"),
+        ({"vocab_size": None}, "vocab_size"),
+        ({"hidden_act": "gelu"}, "silu"),
+        ({"dtype": "int8"}, "dtype"),
+        ({"rms_norm_eps": "x"}, "rms_norm_eps"),
+        ({"rope_theta": -1}, "rope_theta"),
+        ({"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, "spiral"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
+        ({"rope_parameters": {"full_attention": {}, "sliding_attention": {}}}, "kind of layer"),
+        ({"attention_bias": "yes"}, "attention_bias"),
+        ({"architectures": ["Qwen3ForCausalLM"], "attention_bias": True}, "no bias in attention.dense"),
+        ({"architectures": ["Qwen3MoeForCausalLM"], "mlp_only_layers": [0]}, "every layer"),
+        ({"architectures": ["Qwen3MoeForCausalLM"], "decoder_sparse_step": 2}, "every layer"),
+        ({"architectures": ["MixtralForCausalLM"]}, "num_local_experts"),
+        (
+            {"architectures": ["MixtralForCausalLM"], "num_local_experts": 2, "num_experts_per_tok": 3},
+            "exceeds",
+        ),
+    ],
+)
+def test_refusals_name_the_key_and_the_fix(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ModelError) as e:
+        read(**changes)
+    assert says in str(e.value) and e.value.fix
+
+
+@pytest.mark.parametrize(
+    ("entry", "says", "instead"),
+    [
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "block-scaled FP8", "FP8 or NVFP4"),
+        ({"quant_method": "gptq", "bits": 4}, "GPTQ", "W4A16_AWQ"),
+        ({"quant_method": "awq", "bits": 4}, "AutoAWQ", "W4A16_AWQ"),
+        ({"quant_method": "mxfp4"}, "mxfp4", "llmapi"),
+        ({"quant_method": "never-heard-of"}, "never-heard-of", "ModelOpt"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4_AWQ"}, "NVFP4_AWQ", "NVFP4"),
+        ({"quant_method": "modelopt", "quant_algo": "fp8_pb_wo"}, "FP8_BLOCK_SCALES", "FP8"),
+        ({"quant_method": "modelopt", "quant_algo": "W1A1"}, "W1A1", "NVFP4"),
+        ({"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "INT8"}, "INT8", "FP8"),
+        ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, "quantized_layers", "export"),
+    ],
+)
+def test_quantization_that_cannot_be_converted(entry: dict[str, Any], says: str, instead: str) -> None:
+    with pytest.raises(ModelError) as e:
+        read(quantization_config=entry)
+    assert says in e.value.what and instead in (e.value.fix or "")
+
+
+def test_modelopts_inline_form_equals_its_sidecar(tmp_path: Path) -> None:
+    """A model whose quantization is described in config.json alone, in compressed-tensors' words."""
+    inline = {
+        "quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head", "model.layers.1.self_attn*"],
+        "kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"},
+    }  # fmt: skip
+    sidecar = {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": inline["ignore"]}
+    first = read(quantization_config=inline).quantization
+    (tmp_path / "config.json").write_text(json.dumps(BASE))
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": sidecar}))
+    second = ModelConfig.read(tmp_path).quantization
+    assert first == second and first is not None
+    assert first.excludes("model.layers.1.self_attn.q_proj") and not first.excludes(
+        "model.layers.0.mlp.up_proj"
+    )
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = [
+    *BASE,
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "head_dim",
+    "num_key_value_heads",
+    "quantization_config",
+]
+KEYS += [
+    "tie_word_embeddings",
+    "sliding_window",
+    "num_local_experts",
+    "num_experts_per_tok",
+    "mlp_only_layers",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(sorted(table("architectures")["architectures"])),
+    st.dictionaries(st.sampled_from(KEYS), JSON, max_size=5),
+)
+def test_any_config_is_read_or_refused(name: str, changes: dict[str, Any]) -> None:
+    try:
+        config = parse(BASE | {"architectures": [name]} | changes, Path("model"))
+    except EnginixError as e:
+        assert e.fix
+        return
+    assert config.head_dim > 0 and config.rope.base > 0
