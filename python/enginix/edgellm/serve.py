@@ -1,0 +1,142 @@
+"""The OpenAI server of Edge-LLM around an engine that is built already.
+
+tensorrt-edgellm-serve takes a model, not an engine: it looks for the engine below its cache, by a digest of the
+model and the limits, and builds one where it finds none. So the engine is put where it looks, and a server that
+would build is refused instead.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from enginix import manifest, process
+from enginix.edgellm import options
+from enginix.edgellm.build import LAUNCH
+from enginix.edgellm.export import _identity
+from enginix.errors import MachineError, ManifestError, UsageError
+
+_FIND = (
+    "import sys; from experimental.server.runtime import engine_build as e; "
+    "print(e.bundle_cache_path(sys.argv[1], sys.argv[2], e.BuildOptions("
+    "max_input_len=int(sys.argv[3]), max_batch_size=int(sys.argv[4]), max_kv_cache_capacity=int(sys.argv[5]))))"
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an engine is served.
+
+    Attributes:
+        state: writable directory of the server's own: its cache, in which the engine is linked.
+        key_file: file with the API key; None serves without one, on loopback only.
+        python: the Python that has the wheel and TensorRT; None takes this one.
+        flags: options of edgellm.json's section serve.
+    """
+
+    state: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    key_file: Path | None = None
+    python: Path | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to execute."""
+
+    words: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+def check_key(path: Path) -> None:
+    """Refuses a key that is none, or none of a secret.
+
+    Raises:
+        UsageError: missing, empty, several lines, or readable by everybody.
+    """
+    try:
+        mode, text = path.stat().st_mode, path.read_text("utf-8").strip()
+    except (OSError, ValueError) as e:
+        raise UsageError(f"the API key cannot be read: {e}", where=str(path)) from e
+    if not text or any(c.isspace() or not c.isprintable() for c in text):
+        raise UsageError("the file does not hold one key in one line", where=str(path))
+    if mode & stat.S_IROTH:
+        raise UsageError(
+            "everybody can read the API key", where=str(path), fix="chmod 600, or pass a systemd credential"
+        )
+
+
+def plan(engine: Path, model: Path, wanted: Options) -> Command:
+    """Puts the engine where the server looks for it, and tells what to execute.
+
+    Raises:
+        ManifestError: not an Edge-LLM engine, or one of another model.
+        UsageError: options; a host beyond loopback without a key.
+        MachineError: the state directory cannot be written, or the wheel is not there.
+    """
+    flags = options.words("serve", wanted.flags)
+    if not 1 <= wanted.port <= 65535:
+        raise UsageError(f"{wanted.port} is not a port", where="--port", fix="1 to 65535")
+    if wanted.key_file is not None:
+        check_key(wanted.key_file)
+    elif wanted.host not in ("127.0.0.1", "::1", "localhost"):
+        raise UsageError(
+            f"{wanted.host} is reachable by others, and there is no API key",
+            where="--host",
+            fix="pass --api-key-file, or serve on 127.0.0.1 behind a proxy that checks who asks",
+        )
+    made = manifest.read(engine, "engine")
+    if made.kind != "edgellm":
+        raise ManifestError(f"an engine of kind {made.kind}", where=str(engine), fix="enginix serve takes that kind")
+    if made.options.get("builder") != "direct":
+        raise ManifestError(
+            "built from the ONNX export, which NVIDIA's C++ runtime executes and tensorrt-edgellm-serve does not",
+            where=str(engine),
+            fix='build it with builder "direct", or run llm_inference on it',
+        )
+    if made.inputs.get("model") != _identity(model):
+        raise ManifestError(
+            "the engine was built from another model, whose weights it needs while it runs",
+            where=str(model),
+            fix="pass the model that the engine was built from",
+        )
+    limits = made.options["limits"]
+    python = str(wanted.python or sys.executable)
+    cache = Path(os.path.abspath(wanted.state)) / "cache"
+    _link(engine / "engine", _bundle(python, model, cache, limits), cache)
+    words = [python, str(LAUNCH), "experimental.server.cli", os.path.abspath(wanted.key_file) if wanted.key_file else "-", os.path.abspath(model)]
+    words += ["--host", wanted.host, "--port", str(wanted.port), "--cache-dir", str(cache)]
+    words += [*options.words("build", limits), *flags]
+    home = Path(os.path.abspath(wanted.state)) / "home"
+    home.mkdir(exist_ok=True)
+    more = {"HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONNOUSERSITE": "1"}
+    return Command(tuple(words), process.environment(more))
+
+
+def _bundle(python: str, model: Path, cache: Path, limits: Mapping[str, Any]) -> Path:
+    """Where the server of this wheel will look; asked of the wheel itself."""
+    numbers = [str(limits[name]) for name in ("maxInputLen", "maxBatchSize", "maxKvCacheCapacity")]
+    done = process.run([python, "-c", _FIND, os.path.abspath(model), cache, *numbers], cwd=Path("/"))
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+def _link(engine: Path, bundle: Path, cache: Path) -> None:
+    if not bundle.is_relative_to(cache.resolve()):
+        raise MachineError("the server looks for its engine outside of its cache", where=str(bundle))
+    try:
+        # The server touches the directory, so it is a real one; the files stay where they are.
+        shutil.rmtree(bundle, ignore_errors=True)
+        for path in sorted(p for p in engine.rglob("*") if p.is_file()):
+            link = bundle / path.relative_to(engine)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(os.path.abspath(path))
+    except OSError as e:
+        raise MachineError(f"cannot write: {e.strerror}", where=str(cache), fix="pass a writable --state") from e
