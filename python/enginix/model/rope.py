@@ -53,7 +53,7 @@ def _factors(scaling: Mapping[str, Any], raw: Mapping[str, Any], where: str) -> 
     for key in ("short_factor", "long_factor"):
         values = scaling.get(key)
         if not isinstance(values, list) or not values:
-            raise ModelError(f"longrope's {key} is no list of numbers", where=where, fix="correct config.json")
+            raise ModelError(f"longrope's {key} is no list", where=where, fix="correct config.json")
         for value in values:
             _number(value, f"longrope's {key}", where)
     original = raw.get("original_max_position_embeddings", scaling.get("original_max_position_embeddings"))

@@ -38,7 +38,8 @@ def write_llama(directory: Path, gigabytes: float, *, fp8: bool = False) -> int:
     directory.mkdir(parents=True)
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16",
-        "hidden_act": "silu", "hidden_size": hidden, "intermediate_size": inter, "num_attention_heads": heads, "rms_norm_eps": 1e-5,
+        "hidden_act": "silu", "hidden_size": hidden, "intermediate_size": inter,
+        "num_attention_heads": heads, "rms_norm_eps": 1e-5,
         "num_key_value_heads": kv, "head_dim": head, "num_hidden_layers": layers, "vocab_size": vocab,
         "max_position_embeddings": 4096, "rope_theta": 10000.0, "tie_word_embeddings": False,
     }  # fmt: skip

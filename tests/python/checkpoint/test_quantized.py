@@ -22,7 +22,8 @@ from enginix.checkpoint.verify import verify
 from enginix.errors import EnginixError, ModelError, UsageError
 
 SIZES: dict[str, Any] = {
-    "hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_attention_heads": 8, "num_key_value_heads": 2,
+    "hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_attention_heads": 8,
+    "num_key_value_heads": 2,
 }  # fmt: skip
 
 

@@ -98,7 +98,7 @@ def test_what_transformers_itself_writes(name: str, tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
     read_back = ModelConfig.read(tmp_path)
     assert read_back.rope.base == 123456.0 and read_back.rope.type == rope["rope_type"]
-    assert read_back.num_kv_heads == 2 and read_back.head_dim == getattr(config, "head_dim", None) or 16
+    assert read_back.num_kv_heads == 2 and read_back.head_dim == (getattr(config, "head_dim", None) or 16)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,199 @@
+"""What goes wrong midway: killed, no space, damaged or changing input. The output is whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import random_models
+
+from enginix.checkpoint import write
+from enginix.checkpoint.convert import Options, convert
+from enginix.checkpoint.mapping import Mapping
+from enginix.cli import main
+from enginix.errors import EXIT_INPUT, EXIT_MACHINE, MachineError, ModelError
+
+WIDE = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 8,
+    "head_dim": 64,
+    "vocab_size": 20000,
+}
+
+
+def test_killed_midway_leaves_no_output(tmp_path: Path) -> None:
+    random_models.write(tmp_path / "model", random_models.config("LlamaForCausalLM", **WIDE))
+    words = ["convert", str(tmp_path / "model"), "-o", str(tmp_path / "out"), "--dtype", "float16"]
+    process = subprocess.Popen([sys.executable, "-m", "enginix", *words], cwd=Path(write.__file__).parents[2])
+    partial: list[Path] = []
+    while process.poll() is None and not partial:
+        partial = [p for p in tmp_path.glob(".out.*.partial") if list(p.glob("*.safetensors"))]
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert partial and not (tmp_path / "out").exists()
+    convert(tmp_path / "model", tmp_path / "out", Options())  # what was left behind is in nobody's way
+
+
+def _is_root() -> bool:
+    return os.geteuid() == 0
+
+
+@pytest.mark.skipif(not _is_root(), reason="mounting a small tmpfs needs root")
+@pytest.mark.parametrize("lying", [False, True], ids=["seen before", "met while writing"])
+def test_a_full_disk(lying: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random_models.write(
+        tmp_path / "model", random_models.config("LlamaForCausalLM", **(WIDE | {"num_hidden_layers": 1}))
+    )
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        if lying:
+            monkeypatch.setattr(write.shutil, "disk_usage", lambda _: type("Free", (), {"free": 1 << 50}))
+        with pytest.raises(MachineError) as e:
+            convert(tmp_path / "model", disk / "out", Options())
+        assert ("free" in e.value.what) != lying and e.value.fix
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def damage_truncate(model: Path) -> None:
+    path = sorted(model.glob("*.safetensors"))[-1]
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def damage_swap(model: Path) -> None:
+    one, two, *_ = sorted(model.glob("*.safetensors"))
+    first, second = one.read_bytes(), two.read_bytes()
+    one.write_bytes(second)
+    two.write_bytes(first)
+
+
+def damage_shard_lost(model: Path) -> None:
+    sorted(model.glob("*.safetensors"))[0].unlink()
+
+
+def damage_index_short(model: Path) -> None:
+    path = model / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"].popitem()
+    path.write_text(json.dumps(index))
+
+
+def damage_config_of_another_size(model: Path) -> None:
+    path = model / "config.json"
+    path.write_text(path.read_text().replace('"hidden_size": 24', '"hidden_size": 48'))
+
+
+def damage_config_garbage(model: Path) -> None:
+    (model / "config.json").write_bytes(b"\x00\xff garbage")
+
+
+def damage_more_layers(model: Path) -> None:
+    path = model / "config.json"
+    path.write_text(path.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
+
+
+def damage_fewer_layers(model: Path) -> None:
+    path = model / "config.json"
+    path.write_text(path.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 1'))
+
+
+DAMAGES = [value for name, value in sorted(globals().items()) if name.startswith("damage_")]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: d.__name__)
+def test_damaged_input(damage: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "model"
+    random_models.write(model, random_models.config("LlamaForCausalLM"), shards=3)
+    damage(model)
+    assert main(["convert", str(model), "-o", str(tmp_path / "out"), "--json"]) == EXIT_INPUT
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["what"] and answer["where"] and answer["fix"]
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def test_input_that_shrinks_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "model"
+    random_models.write(model, random_models.config("LlamaForCausalLM"))
+    from enginix.checkpoint import convert as module
+
+    def shrink_first(directory: Path, ranks: Any) -> int:
+        with (model / "model.safetensors").open("r+b") as f:
+            f.truncate(5000)
+        return write.write_ranks(directory, ranks)
+
+    monkeypatch.setattr(module, "write_ranks", shrink_first)
+    with pytest.raises(ModelError, match="promises"):
+        convert(model, tmp_path / "out", Options())
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def test_values_that_do_not_fit_the_dtype(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    tensors = random_models.write(model, random_models.config("LlamaForCausalLM"))
+    tensors["model.norm.weight"][3] = 1e6
+    (model / "model.safetensors").write_bytes(random_models.safetensors_bytes(tensors))
+    with pytest.raises(ModelError, match=r"model\.norm\.weight.*float16"):
+        convert(model, tmp_path / "out", Options(dtype="float16"))
+    assert list(tmp_path.iterdir()) == [model]
+    convert(model, tmp_path / "out", Options(dtype="float32"))
+
+
+def test_bytes_do_not_depend_on_how_they_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without copy_file_range, as between some file systems, the same files come out."""
+    model = tmp_path / "model"
+    random_models.write(model, random_models.config("LlamaForCausalLM"))
+    convert(model, tmp_path / "one", Options(mapping=Mapping(2)))
+
+    def refused(*_: object) -> int:
+        raise OSError(22, "not here")
+
+    monkeypatch.setattr(os, "copy_file_range", refused)
+    convert(model, tmp_path / "two", Options(mapping=Mapping(2)))
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def test_existing_output_is_kept(tmp_path: Path) -> None:
+    random_models.write(tmp_path / "model", random_models.config("LlamaForCausalLM"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").write_text("x")
+    assert main(["convert", str(tmp_path / "model"), "-o", str(tmp_path / "out")]) != 0
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_no_torch_on_the_way(tmp_path: Path) -> None:
+    """The conversion path imports no torch, its help not even NumPy."""
+    random_models.write(tmp_path / "model", random_models.config("LlamaForCausalLM", dtype="float16"))
+    here = Path(write.__file__).parents[2]
+    code = (
+        "import sys; from enginix.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'transformers', 'numpy'}))"
+    )
+    words = ["convert", str(tmp_path / "model"), "-o", str(tmp_path / "out"), "--dtype", "bfloat16"]
+    for args, expected in ((words, "['numpy']"), (["convert", "--help"], "[]")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *args], cwd=here, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1] == expected
+
+
+def test_machine_errors_have_their_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random_models.write(tmp_path / "model", random_models.config("LlamaForCausalLM"))
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda _: type("Free", (), {"free": 10}))
+    assert main(["convert", str(tmp_path / "model"), "-o", str(tmp_path / "out")]) == EXIT_MACHINE
+    assert not (tmp_path / "out").exists()
