@@ -33,7 +33,7 @@ test-nix: setup-dev ## pure checks, real builds in the sandbox, the pipeline ove
 	@tests/nix/run.sh
 
 test-python: setup-dev
-	@cd python && $(DEV)/python -m pytest -q
+	@$(DEV)/python -m pytest -q
 
 lint: setup-dev ## ruff, mypy --strict, shellcheck, nixfmt where there is one
 	@cd python && $(DEV)/ruff check . ../tests ../demo && $(DEV)/ruff format --check . ../tests ../demo

@@ -42,17 +42,18 @@ class Plan:
     exit_timeout: int = 30
     verbose: int = 0
 
-    def command(self, shm_prefix: str) -> list[str]:
+    def command(self, shm_prefix: str, repository: Path) -> list[str]:
         """The command line.
 
         Args:
+            repository: what the server is to read: links to the model repository (:func:`link_repository`).
             shm_prefix: of the names of shared-memory regions; one of its own for each server, so that
                 leftovers of a killed one are known.
         """
         e = self.endpoints
         return [
             str(self.server.program),
-            f"--model-repository={self.repository}",
+            f"--model-repository={repository}",
             f"--backend-directory={self.server.backends}",
             "--model-control-mode=none",
             # Every configuration is complete; nothing may be filled in by chance.
@@ -94,11 +95,25 @@ class Plan:
         }
 
 
+def link_repository(repository: Path, into: Path) -> Path:
+    """Directories of its own with links to the repository's files.
+
+    Python writes the compiled ``model.py`` beside the file that it loads, and Triton's stub ignores
+    PYTHONDONTWRITEBYTECODE: started by root on a single-user Nix store, the server would change the store.
+    """
+    for directory, _, files in os.walk(repository, followlinks=True):
+        target = into / Path(directory).relative_to(repository)
+        target.mkdir(parents=True)
+        for name in files:
+            (target / name).symlink_to(os.path.abspath(Path(directory) / name))
+    return into
+
+
 def describe(plan: Plan) -> dict[str, Any]:
     """The plan as ``--dry-run`` shows it."""
     state = Path("$STATE")
     return {
-        "command": plan.command("enginix-$PREFIX-"),
+        "command": plan.command("enginix-$PREFIX-", plan.repository),
         "environment": plan.environment(state),
         "endpoints": {
             "http": plan.endpoints.http,

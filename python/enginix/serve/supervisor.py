@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 from enginix.errors import EXIT_MACHINE, MachineError
-from enginix.serve.launch import Plan
+from enginix.serve.launch import Plan, link_repository
 
 LAST_LINES = 400
 _FAILED = re.compile(r"failed to load '([^']+)' version \d+: ([^\n]*)")
@@ -51,7 +51,7 @@ class Supervised:
         self._state = Path(tempfile.mkdtemp(prefix="enginix-serve-"))
         try:
             self.process = subprocess.Popen(
-                plan.command(self._prefix),
+                plan.command(self._prefix, link_repository(plan.repository, self._state / "models")),
                 env=plan.environment(self._state),
                 cwd=self._state,
                 stdin=subprocess.DEVNULL,

@@ -13,6 +13,14 @@ test_demo_builds_nothing_again() {
   quietly python3 demo/demo.py --nix "$nix" && says 'in all          0 derivations built'
 }
 
+test_demo_leaves_the_store_as_it_was() {
+  local server
+  server=$("$nix" build --no-link --json .#tiny-qwen3-triton-server 2>/dev/null | grep -o '"out":"[^"]*' | cut -d'"' -f4)
+  [ -n "$server" ] || return 1
+  # shellcheck disable=SC2046
+  quietly "$nix" store verify --no-trust $("$nix" path-info -r "$server")
+}
+
 test_demo_option_rebuilds_only_what_follows_it() {
   with_lib build '
     e.mkTritonServer { repo = e.mkTritonRepo { engine = e.catalogue.tiny-qwen3.engine; maxBatchSize = 3; }; }' --no-link --dry-run || return 1

@@ -226,7 +226,7 @@ def test_the_command_is_on_loopback_with_nothing_left_to_chance(installation: Pa
         Path("/env/bin/python3"),
         launch.Endpoints("127.0.0.1", 1, 2, 3),
     )
-    words = plan.command("prefix-")
+    words = plan.command("prefix-", plan.repository)
     for flag in ("http", "grpc", "metrics"):
         assert f"--{flag}-address=127.0.0.1" in words
     assert {"--http-port=1", "--grpc-port=2", "--metrics-port=3"} <= set(words)

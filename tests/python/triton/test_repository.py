@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import enginix
 from enginix import manifest
 from enginix.cli import main
 from enginix.errors import EnginixError, ManifestError, RepositoryError, UsageError
@@ -41,9 +43,15 @@ def refusal(repository: Path, **arguments: Any) -> str:
 
 
 def test_a_repository_has_the_four_models_and_nothing_else(repository: Path) -> None:
-    assert sorted(p.name for p in repository.iterdir() if p.is_dir()) == sorted(contract.MODELS)
+    assert sorted(p.name for p in repository.iterdir() if p.is_dir()) == sorted(
+        contract.MODELS
+    )
     found = manifest.read(repository, "triton-repository")
-    assert (found.kind, found.options["max_batch_size"], found.options["max_tokens_limit"]) == (
+    assert (
+        found.kind,
+        found.options["max_batch_size"],
+        found.options["max_tokens_limit"],
+    ) == (
         "reference",
         4,
         127,
@@ -52,9 +60,13 @@ def test_a_repository_has_the_four_models_and_nothing_else(repository: Path) -> 
     assert "@" not in (repository / "tensorrt_llm" / "1" / "model.py").read_text()
 
 
-def test_paths_and_ids_are_those_of_the_engine(repository: Path, hand_made: Any) -> None:
+def test_paths_and_ids_are_those_of_the_engine(
+    repository: Path, hand_made: Any
+) -> None:
     parameters = config.read(repository / "preprocessing" / "config.pbtxt").parameters
-    assert parameters["tokenizer_dir"].string_value == str(hand_made.directory / "tokenizer")
+    assert parameters["tokenizer_dir"].string_value == str(
+        hand_made.directory / "tokenizer"
+    )
     assert parameters["end_ids"].string_value == "0,5"
     assert Path(parameters["enginix_path"].string_value, "enginix", "triton").is_dir()
 
@@ -62,9 +74,16 @@ def test_paths_and_ids_are_those_of_the_engine(repository: Path, hand_made: Any)
 def test_the_same_engine_gives_the_same_bytes(hand_made: Any, tmp_path: Path) -> None:
     for name in ("a", "b"):
         build(hand_made.directory, tmp_path / name)
-    files = [p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()]
+    files = [
+        p.relative_to(tmp_path / "a")
+        for p in (tmp_path / "a").rglob("*")
+        if p.is_file()
+    ]
     assert len(files) == 8
-    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
+    assert all(
+        (tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes()
+        for f in files
+    )
 
 
 def test_model_py_compiles(repository: Path) -> None:
@@ -85,13 +104,23 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     ),
     (
         "directory's name is not the model's",
-        lambda r: edit(r, "postprocessing", ('name: "postprocessing"', 'name: "postprocess"')),
+        lambda r: edit(
+            r, "postprocessing", ('name: "postprocessing"', 'name: "postprocess"')
+        ),
         "name: 'postprocess' is not the directory's name",
     ),
-    ("stray directory", lambda r: (r / "tokenizer").mkdir(), "tokenizer: directory without config.pbtxt"),
+    (
+        "stray directory",
+        lambda r: (r / "tokenizer").mkdir(),
+        "tokenizer: directory without config.pbtxt",
+    ),
     (
         "placeholder",
-        lambda r: edit(r, "ensemble", ("max_batch_size: 4", "max_batch_size: ${triton_max_batch_size}")),
+        lambda r: edit(
+            r,
+            "ensemble",
+            ("max_batch_size: 4", "max_batch_size: ${triton_max_batch_size}"),
+        ),
         "placeholder ${triton_max_batch_size} was never replaced",
     ),
     (
@@ -109,14 +138,22 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
         lambda r: edit(
             r,
             "ensemble",
-            ('input_map {\n      key: "input_lengths"\n      value: "_REQUEST_INPUT_LEN"\n    }', ""),
+            (
+                'input_map {\n      key: "input_lengths"\n      value: "_REQUEST_INPUT_LEN"\n    }',
+                "",
+            ),
         ),
         "required input input_lengths is not mapped",
     ),
     (
         "ensemble input that nobody uses",
         lambda r: edit(
-            r, "ensemble", ("output {", 'input { name: "unused" data_type: TYPE_INT32 dims: 1 }\noutput {')
+            r,
+            "ensemble",
+            (
+                "output {",
+                'input { name: "unused" data_type: TYPE_INT32 dims: 1 }\noutput {',
+            ),
         ),
         "input unused: unknown",
     ),
@@ -133,7 +170,12 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     (
         "data type",
         lambda r: edit(
-            r, "ensemble", ('name: "seed"\n  data_type: TYPE_UINT64', 'name: "seed"\n  data_type: TYPE_INT64')
+            r,
+            "ensemble",
+            (
+                'name: "seed"\n  data_type: TYPE_UINT64',
+                'name: "seed"\n  data_type: TYPE_INT64',
+            ),
         ),
         "seed: TYPE_INT64 [1], expected TYPE_UINT64 [1]",
     ),
@@ -149,13 +191,19 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     ),
     (
         "preferred batch above the batch",
-        lambda r: edit(r, "preprocessing", ("preferred_batch_size: 4", "preferred_batch_size: [1, 2, 4, 8]")),
+        lambda r: edit(
+            r,
+            "preprocessing",
+            ("preferred_batch_size: 4", "preferred_batch_size: [1, 2, 4, 8]"),
+        ),
         "preferred_batch_size: 8 is above max_batch_size 4",
     ),
     (
         "instances of an ensemble",
         lambda r: edit(
-            r, "ensemble", ("ensemble_scheduling", "instance_group { count: 1 }\nensemble_scheduling")
+            r,
+            "ensemble",
+            ("ensemble_scheduling", "instance_group { count: 1 }\nensemble_scheduling"),
         ),
         "instance_group: an ensemble has no instances",
     ),
@@ -188,12 +236,18 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     ),
     (
         "parameter key with a typo",
-        lambda r: edit(r, "tensorrt_llm", ('key: "exclude_input_in_output"', 'key: "exclude_input_output"')),
+        lambda r: edit(
+            r,
+            "tensorrt_llm",
+            ('key: "exclude_input_in_output"', 'key: "exclude_input_output"'),
+        ),
         "parameter exclude_input_output: unknown\n  fix: did you mean exclude_input_in_output?",
     ),
     (
         "parameter that must be there",
-        lambda r: edit(r, "tensorrt_llm", ('key: "gpt_model_type"', 'key: "max_beam_width"')),
+        lambda r: edit(
+            r, "tensorrt_llm", ('key: "gpt_model_type"', 'key: "max_beam_width"')
+        ),
         "parameter gpt_model_type: missing",
     ),
     (
@@ -213,7 +267,11 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     ),
     (
         "unknown step",
-        lambda r: edit(r, "ensemble", ('model_name: "postprocessing"', 'model_name: "postprocesing"')),
+        lambda r: edit(
+            r,
+            "ensemble",
+            ('model_name: "postprocessing"', 'model_name: "postprocesing"'),
+        ),
         "step postprocesing: no such model\n  fix: did you mean postprocessing?",
     ),
 ]
@@ -223,7 +281,9 @@ def _rename(path: Path, name: str) -> None:
     path.rename(path.with_name(name))
 
 
-@pytest.mark.parametrize(("break_it", "expected"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
+@pytest.mark.parametrize(
+    ("break_it", "expected"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES]
+)
 def test_every_known_mistake_is_named(
     repository: Path, break_it: Callable[[Path], None], expected: str
 ) -> None:
@@ -237,19 +297,28 @@ def test_a_type_that_differs_between_steps(repository: Path) -> None:
     edit(
         repository,
         "ensemble",
-        ('name: "top_p"\n  data_type: TYPE_FP32', 'name: "top_p"\n  data_type: TYPE_FP64'),
+        (
+            'name: "top_p"\n  data_type: TYPE_FP32',
+            'name: "top_p"\n  data_type: TYPE_FP64',
+        ),
     )
     with pytest.raises(
-        RepositoryError, match="runtime_top_p is TYPE_FP32, but the ensemble's input is TYPE_FP64"
+        RepositoryError,
+        match="runtime_top_p is TYPE_FP32, but the ensemble's input is TYPE_FP64",
     ):
         validate(repository)
 
 
-def test_an_ensemble_input_without_use_in_a_model_without_contract(repository: Path) -> None:
+def test_an_ensemble_input_without_use_in_a_model_without_contract(
+    repository: Path,
+) -> None:
     edit(
         repository,
         "ensemble",
-        ("output {", 'input { name: "unused" data_type: TYPE_INT32 dims: 1 }\noutput {'),
+        (
+            "output {",
+            'input { name: "unused" data_type: TYPE_INT32 dims: 1 }\noutput {',
+        ),
     )
     with pytest.raises(RepositoryError, match="input unused: no step uses it"):
         validate(repository)
@@ -263,10 +332,16 @@ def test_several_mistakes_are_all_told(repository: Path) -> None:
     assert "also: b: directory without" in text
 
 
-def test_limits_above_the_engine_s(hand_made: Any, repository: Path, tmp_path: Path) -> None:
-    assert "max_batch_size: 4 is above the engine's 2" in refusal(repository, max_batch_size=2)
+def test_limits_above_the_engine_s(
+    hand_made: Any, repository: Path, tmp_path: Path
+) -> None:
+    assert "max_batch_size: 4 is above the engine's 2" in refusal(
+        repository, max_batch_size=2
+    )
     hand_made.rewrite(options={"limits": {"max_batch_size": 2, "max_seq_len": 64}})
-    with pytest.raises(RepositoryError, match="max_batch_size: 4 is above the engine's 2"):
+    with pytest.raises(
+        RepositoryError, match="max_batch_size: 4 is above the engine's 2"
+    ):
         build(hand_made.directory, tmp_path / "out", Options(max_batch_size=4))
     with pytest.raises(RepositoryError, match="max_tokens_limit: 64 is above 63"):
         build(hand_made.directory, tmp_path / "out", Options(max_tokens_limit=64))
@@ -286,7 +361,11 @@ def test_models_beside_are_linked_and_checked(hand_made: Any, tmp_path: Path) ->
         build(hand_made.directory, tmp_path / "out2", add_models=[good])
     with pytest.raises(UsageError, match="has a model ensemble already"):
         (tmp_path / "x" / "ensemble").mkdir(parents=True)
-        build(hand_made.directory, tmp_path / "out2", add_models=[tmp_path / "x" / "ensemble"])
+        build(
+            hand_made.directory,
+            tmp_path / "out2",
+            add_models=[tmp_path / "x" / "ensemble"],
+        )
     assert not (tmp_path / "out2").exists()
 
 
@@ -295,10 +374,18 @@ def test_models_beside_are_linked_and_checked(hand_made: Any, tmp_path: Path) ->
     [
         (lambda e: (e / "tokenizer" / "tokenizer.json").unlink(), "no tokenizer.json"),
         (lambda e: (e / "tokenizer" / "tokenizer.json").write_text("{"), "unreadable"),
-        (lambda e: (e / "checkpoint" / "config.json").unlink(), "checkpoint/config.json: missing"),
-        (lambda e: (e / "checkpoint" / "config.json").write_text("[]"), "not a JSON object"),
         (
-            lambda e: (e / "tokenizer" / "generation_config.json").write_text('{"eos_token_id": [-4]}'),
+            lambda e: (e / "checkpoint" / "config.json").unlink(),
+            "checkpoint/config.json: missing",
+        ),
+        (
+            lambda e: (e / "checkpoint" / "config.json").write_text("[]"),
+            "not a JSON object",
+        ),
+        (
+            lambda e: (e / "tokenizer" / "generation_config.json").write_text(
+                '{"eos_token_id": [-4]}'
+            ),
             "eos_token_id: -4",
         ),
         (lambda e: (e / "enginix.json").unlink(), "no enginix.json"),
@@ -320,7 +407,9 @@ def test_other_kinds_are_refused(hand_made: Any) -> None:
         read_engine(hand_made.directory)
 
 
-def test_end_ids_of_the_tokenizer_when_there_is_no_generation_config(hand_made: Any) -> None:
+def test_end_ids_of_the_tokenizer_when_there_is_no_generation_config(
+    hand_made: Any,
+) -> None:
     (hand_made.directory / "tokenizer" / "generation_config.json").unlink()
     (hand_made.directory / "tokenizer" / "tokenizer_config.json").write_text(
         json.dumps({"eos_token": {"content": "<|end|>"}, "pad_token": "<|end|>"})
@@ -331,16 +420,31 @@ def test_end_ids_of_the_tokenizer_when_there_is_no_generation_config(hand_made: 
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_batch_size": 0}, {"max_queue_size": -1}, {"preprocessing_instances": 2**40}, {"device": "tpu"}],
+    [
+        {"max_batch_size": 0},
+        {"max_queue_size": -1},
+        {"preprocessing_instances": 2**40},
+        {"device": "tpu"},
+    ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Options(**options)
 
 
-def test_the_command(hand_made: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    hand_made: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
-    words = ["triton-repo", str(hand_made.directory), "-o", str(out), "--max-batch-size", "2", "--json"]
+    words = [
+        "triton-repo",
+        str(hand_made.directory),
+        "-o",
+        str(out),
+        "--max-batch-size",
+        "2",
+        "--json",
+    ]
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["options"]["max_batch_size"] == 2
     assert main(words) == 2
@@ -352,5 +456,12 @@ def test_pre_and_postprocessing_import_neither_torch_nor_transformers() -> None:
         "import sys, enginix.triton.models.preprocessing, enginix.triton.models.postprocessing;"
         "print([n for n in ('torch', 'transformers', 'tritonclient') if n in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    env = {**os.environ, "PYTHONPATH": str(Path(enginix.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.strip() == "[]"
