@@ -26,9 +26,16 @@ let
     # A tritonserver with the Python backend. nixpkgs has none; a package set may bring its own.
     tritonserver = pkgs.tritonserver-cpu or (import ./tritonserver-cpu.nix scope);
 
+    # What fetches runtime images.
+    crane = pkgs.crane or (throw "enginix: the package set has no crane, which fetches the images of runtimes");
+
     mkHfModel = import ./mk-hf-model.nix scope;
     mkCheckpoint = import ./mk-checkpoint.nix scope;
     mkEngine = import ./mk-engine.nix scope;
+    mkEngineMatrix = import ./mk-engine-matrix.nix scope;
+    mkRuntime = import ./mk-runtime.nix scope;
+    mkRunner = import ./mk-runner.nix scope;
+    mkServe = import ./mk-serve.nix scope;
     mkTritonRepo = import ./mk-triton-repo.nix scope;
     mkTritonServer = import ./mk-triton-server.nix scope;
 

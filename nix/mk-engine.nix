@@ -1,33 +1,73 @@
-# mkEngine :: { kind, model | checkpoint, … } -> derivation
+# mkEngine :: { kind, model | checkpoint | quantized, … } -> derivation
 #
-# What a server loads. One file a kind in ./engine, all with the same arguments and passthru.
+# What a server loads. One file a kind in ./engine: same interface, each with its own arguments, same passthru.
 { check, ... }@scope:
 let
   function = "mkEngine";
-  kinds = {
-    reference = import ./engine/reference.nix scope;
-    tensorrt = import ./engine/tensorrt.nix scope;
-  };
-  known = [
+  inputs = [
     "kind"
     "model"
     "checkpoint"
+    "quantized"
     "target"
     "runtime"
     "limits"
     "gates"
     "name"
   ];
+  kinds = {
+    reference = {
+      build = import ./engine/reference.nix scope;
+      own = [ ];
+    };
+    tensorrt = {
+      build = import ./engine/tensorrt.nix scope;
+      own = [
+        "profile"
+        "plugins"
+        "speculative"
+        "lora"
+        "timingCache"
+        "workers"
+        "strategy"
+        "isolation"
+        "stallMinutes"
+        "acceptDriver"
+      ];
+    };
+    llmapi = {
+      build = import ./engine/llmapi.nix scope;
+      own = [
+        "profile"
+        "llmArgs"
+        "tensorParallel"
+      ];
+    };
+  };
+  names = builtins.attrNames kinds;
+
+  # An argument of another kind says whose it is.
+  foreign =
+    kind: args:
+    let
+      own = inputs ++ kinds.${kind}.own;
+      elsewhere = n: builtins.filter (k: builtins.elem n kinds.${k}.own) names;
+      strange = builtins.filter (n: !builtins.elem n own && elsewhere n != [ ]) (builtins.attrNames args);
+      n = builtins.head strange;
+    in
+    if strange != [ ] then
+      throw "${function}: ${n} is an argument of the kind ${builtins.concatStringsSep " and " (elsewhere n)}, not of ${kind}; leave it out."
+    else
+      check.arguments.only function own args;
 in
 arguments:
 let
-  args = check.arguments.only function known arguments;
-  kind = check.arguments.oneOf function "kind" (builtins.attrNames kinds) (
-    args.kind
-      or (throw "${function}: kind is missing. Known: ${builtins.concatStringsSep ", " (builtins.attrNames kinds)}.")
+  kind = check.arguments.oneOf function "kind" names (
+    arguments.kind or (throw "${function}: kind is missing. Known: ${builtins.concatStringsSep ", " names}.")
   );
+  args = foreign kind arguments;
 in
-if !(args ? model || args ? checkpoint) then
-  throw "${function}: pass model (from mkHfModel), or checkpoint (from mkCheckpoint)."
+if !(args ? model || args ? checkpoint || args ? quantized) then
+  throw "${function}: pass model (from mkHfModel), quantized (from mkQuantized), or checkpoint (from mkCheckpoint)."
 else
-  kinds.${kind} (builtins.removeAttrs args [ "kind" ])
+  kinds.${kind}.build (builtins.removeAttrs args [ "kind" ])

@@ -9,6 +9,8 @@ let
     target = import ./target.nix ({ inherit lib; } // self);
     engine = import ./engine.nix ({ inherit lib; } // self);
     limits = import ./limits.nix ({ inherit lib; } // self);
+    runtime = import ./runtime.nix self;
+    llmapi = import ./llmapi.nix ({ inherit lib; } // self);
     options = import ./options.nix ({ inherit lib; } // self);
     plan = import ./plan.nix { inherit lib; };
   };

@@ -1,64 +1,239 @@
-# A compiled TensorRT plan: needs the target's GPU and a runtime of TensorRT-LLM's engine era.
-#
-# This version checks the request and names the derivation's inputs; building it stops at once, saying so.
+# A compiled TensorRT plan: trtllm-build inside a pinned runtime of TensorRT-LLM's engine era, on the target's GPU.
 {
   lib,
   pkgs,
   check,
   mkCheckpoint,
+  mkRuntime,
   ...
-}:
+}@scope:
 let
   function = ''mkEngine { kind = "tensorrt"; }'';
   gpus = (lib.importJSON ../../python/enginix/data/gpus.json).gpus;
   runtimes = (lib.importJSON ../../python/enginix/data/runtimes.json).runtimes;
+  driver = import ../runtime/package.nix scope "driver";
 in
 {
-  model ? checkpoint.model,
+  # mkHfModel's output, or mkQuantized's.
+  model ? quantized,
+  quantized ? checkpoint.model,
   checkpoint ? mkCheckpoint { inherit model; },
-  # A GPU of data/gpus.json.
+  # A GPU of data/gpus.json, or { gpu; count; driver; }.
   target,
-  # A runtime of data/runtimes.json that still has the engine path.
+  # A runtime of data/runtimes.json that has the engine path, or mkRuntime's output.
   runtime ? "trtllm-1.2.1",
+  # maxBatchSize, maxInputLen, maxSeqLen, maxNumTokens, maxBeamWidth; always written out.
   limits ? { },
+  # "latency", "throughput" or "long-context": limits and options for a use, as far as the target allows them.
+  profile ? null,
+  # Options of trtllm-build (data/build_options.json).
+  plugins ? { },
+  # { mode; maxDraftLen; }
+  speculative ? { },
+  # { dirs; source; targetModules; maxRank; }
+  lora ? { },
+  # Tactics of an earlier build: a file, for instance another engine's output `timing`.
+  timingCache ? null,
+  # Ranks built at once, a GPU each.
+  workers ? 1,
+  # "checkpoint": our checkpoint; "llm-api": TensorRT-LLM loads the model itself.
+  strategy ? "checkpoint",
+  # How the build reaches the GPU. "features": Nix's sandbox, with the GPU let in by the builder's pre-build hook.
+  # "relaxed": outside the sandbox (`sandbox = relaxed`, and a trusted user).
+  isolation ? "features",
+  # Minutes without a sign of progress after which a stage counts as hung.
+  stallMinutes ? 30,
+  # Build with a driver older than the runtime's floor, where NVIDIA's compatibility package serves it.
+  acceptDriver ? false,
   gates ? { },
-  name ? checkpoint.modelName,
+  name ? model.modelName,
 }:
 let
-  gpu = check.target.gpu function gpus target // {
-    name = target;
+  engine = "${name}-engine";
+  facts = model.model or { };
+  wanted = check.engine.target function target;
+  gpu = check.target.gpu function gpus wanted.gpu // {
+    name = wanted.gpu;
   };
-  era = builtins.filter (id: runtimes.${id}.enginePath) (builtins.attrNames runtimes);
-  chosen = check.arguments.oneOf function "runtime" era runtime;
-  quantization = check.target.quantization "${name}-engine" model.quantization gpu;
-in
-builtins.seq quantization (
-  pkgs.stdenvNoCC.mkDerivation {
-    # The SM is in the name: a cache must never hand one GPU's engine to another.
-    name = "${name}-engine-sm${toString gpu.sm}";
-    buildCommandPath = ../builders/engine-tensorrt.sh;
-    inherit model checkpoint;
+
+  id = if builtins.isString runtime then runtime else runtime.id;
+  row = check.engine.runtime function runtimes "tensorrt" {
+    target = wanted.gpu;
+    inherit limits;
+  } id;
+  stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;
+
+  parallel =
+    if strategy == "checkpoint" then
+      checkpoint.parallel
+    else
+      {
+        tensorParallel = 1;
+        pipelineParallel = 1;
+        expertParallel = 1;
+      };
+  ranks = check.engine.parallel engine facts parallel wanted.count;
+
+  quantization = check.target.quantization engine (model.quantization or null) gpu;
+  kvCache = check.target.kvCache engine (facts.kvCacheQuantization or null) gpu;
+  architecture = check.target.architecture engine (facts.architecture or null);
+
+  ready = check.options.profile function profile;
+  sizes = check.limits.resolve engine facts ready.limits limits;
+  options = check.options.resolve function id {
+    inherit quantization kvCache architecture;
     inherit (gpu) sm;
-    gpu = target;
-    runtime = chosen;
-    limits = builtins.toJSON limits;
+    inherit (parallel) tensorParallel;
+    engineClass = check.target.engineClass architecture;
+  } ready.options (plugins // spoken // adapted);
+  spoken =
+    let
+      s = check.arguments.only "${function}: speculative" [ "mode" "maxDraftLen" ] speculative;
+    in
+    lib.optionalAttrs (s ? mode) { speculativeDecodingMode = s.mode; }
+    // lib.optionalAttrs (s ? maxDraftLen) { inherit (s) maxDraftLen; };
+  adapted =
+    let
+      l = check.arguments.only "${function}: lora" [ "dirs" "source" "targetModules" "maxRank" ] lora;
+    in
+    lib.optionalAttrs (l != { }) { loraPlugin = "auto"; }
+    // lib.optionalAttrs (l ? dirs) { loraDir = map toString l.dirs; }
+    // lib.optionalAttrs (l ? source) { loraCkptSource = l.source; }
+    // lib.optionalAttrs (l ? targetModules) { loraTargetModules = l.targetModules; }
+    // lib.optionalAttrs (l ? maxRank) { maxLoraRank = l.maxRank; };
+
+  plan = check.plan.fits engine (facts // { weightBytes = model.weightBytes or 0; }) gpu (
+    removeAttrs sizes [ "maxInputLen" "maxBeamWidth" ]
+    // {
+      inherit (parallel) tensorParallel pipelineParallel;
+    }
+  );
+
+  floor = check.engine.driver engine row wanted.driver;
+  checked = builtins.deepSeq [
+    quantization
+    kvCache
+    architecture
+    (check.limits.chunks engine sizes options)
+    options
+    plan
+    floor
+    (check.arguments.atLeast function "workers" 1 workers)
+    (check.arguments.oneOf function "strategy" [ "checkpoint" "llm-api" ] strategy)
+    (check.arguments.oneOf function "isolation" [ "features" "relaxed" ] isolation)
+    (if gates == { } then true else throw "${function}: gates run on the reference kind in this version; gate the checkpoint with mkEngine { kind = \"reference\"; }, and leave gates out here.")
+    (
+      if workers > ranks then
+        throw "${function}: workers = ${toString workers}, but the engine has ${toString ranks} rank${lib.optionalString (ranks != 1) "s"}."
+      else
+        true
+    )
+  ];
+
+  warnings = check.target.warnings {
+    inherit quantization kvCache architecture;
+    inherit (gpu) sm;
+  };
+  warned = value: builtins.foldl' (v: w: lib.warn "${engine}-sm${toString gpu.sm}: ${w}" v) value warnings;
+
+  place = {
     # Nix then schedules it on a builder that has this GPU, and refuses it elsewhere before it starts.
     requiredSystemFeatures = [
       "cuda"
       "cuda-sm${toString gpu.sm}"
     ];
-    passthru = {
-      inherit
-        checkpoint
-        model
-        gpu
-        limits
-        gates
-        ;
-      kind = "tensorrt";
-      modelName = name;
-      runtime = chosen;
-    };
-    meta.description = "TensorRT engine of ${name} for ${target}";
+    inherit (stack) rootfs;
+    driver = if stack.driver == null then "" else stack.driver;
   }
+  // lib.optionalAttrs (isolation == "relaxed") { __noChroot = true; };
+
+  request = {
+    inherit name strategy workers;
+    kind = "tensorrt";
+    target = wanted.gpu;
+    runtime = id;
+    limits = sizes;
+    inherit options;
+    timingCache = if timingCache == null then null else "${timingCache}";
+    inherit stallMinutes acceptDriver;
+    plan =
+      if plan == null then
+        null
+      else
+        {
+          inherit (plan)
+            weights
+            workspace
+            pool
+            tokens
+            ;
+        };
+  };
+
+  # The machine is looked at before the weights are fetched: an engine's inputs may be hundreds of gigabytes.
+  # A model without a pin has its own first error.
+  machine = pkgs.stdenvNoCC.mkDerivation (
+    place
+    // {
+      name = "enginix-machine-sm${toString gpu.sm}";
+      buildCommandPath = ../builders/engine-machine.sh;
+      nativeBuildInputs = [ driver ];
+      request = builtins.toJSON {
+        target = wanted.gpu;
+        runtime = id;
+        inherit acceptDriver;
+      };
+      passAsFile = [ "request" ];
+    }
+  );
+  inputs =
+    {
+      inherit model;
+    }
+    // lib.optionalAttrs (strategy == "checkpoint") { inherit checkpoint; }
+    // lib.optionalAttrs (model.revision or null != null) {
+      inherit machine;
+    };
+  # Without a pinned model the runtime is not asked for either: one error, not a race of two.
+  rooted = if model.revision or null != null || stack.pinned then place else place // { rootfs = ""; };
+in
+builtins.seq checked (
+  warned (
+    pkgs.stdenvNoCC.mkDerivation (
+      rooted
+      // inputs
+      // {
+        # The SM is in the name: a cache must never hand one GPU's engine to another.
+        name = "${engine}-sm${toString gpu.sm}";
+        buildCommandPath = ../builders/engine-tensorrt.sh;
+        nativeBuildInputs = [ driver ];
+        outputs = [
+          "out"
+          "timing"
+        ];
+        # An engine is data. A path left in one of its files would keep the weights alive on every server.
+        allowedReferences = [ ];
+        request = builtins.toJSON request;
+        passAsFile = [ "request" ];
+        passthru = {
+          inherit
+            model
+            gpu
+            limits
+            gates
+            request
+            warnings
+            parallel
+            ;
+          checkpoint = if strategy == "checkpoint" then checkpoint else null;
+          kind = "tensorrt";
+          modelName = name;
+          runtime = id;
+          runtimePackage = stack;
+          target = wanted;
+        };
+        meta.description = "TensorRT engine of ${name} for ${wanted.gpu}";
+      }
+    )
+  )
 )

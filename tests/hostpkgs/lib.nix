@@ -84,6 +84,7 @@ rec {
     "all_proxy"
     "no_proxy"
   ];
+  warn = message: builtins.trace "warning: ${message}";
   runTests = tests: filter (t: t.expected != t.result) (
     map (name: {
       inherit name;

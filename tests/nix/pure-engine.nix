@@ -2,6 +2,7 @@
 { lib, check }:
 let
   fails = e: !(builtins.tryEval (builtins.deepSeq e e)).success;
+  sha = lib.concatStringsSep "" (builtins.genList (_: "a") 64);
   read = name: lib.importJSON (../../python/enginix/data + "/${name}.json");
   support = read "quantization_support";
   table = read "build_options";
@@ -303,4 +304,50 @@ in
     expr = builtins.filter (row: !(llmArgs.sources ? ${row.source})) (builtins.attrValues llmArgs.arguments);
     expected = [ ];
   };
+  testLlmArgumentsAccepted = {
+    expr = check.llmapi.arguments "e" "trtllm-1.2.1" {
+      enable_chunked_prefill = true;
+      kv_cache_config.free_gpu_memory_fraction = 0.8;
+    };
+    expected = {
+      enable_chunked_prefill = true;
+      kv_cache_config.free_gpu_memory_fraction = 0.8;
+    };
+  };
+  testLlmArgumentsRefused = {
+    expr = map (a: fails (check.llmapi.arguments "e" "trtllm-1.1.0" a)) [
+      { enable_chunked_prefil = true; }
+      { enable_chunked_prefill = 1; }
+      { max_batch_size = 4; }
+      { fast_build = true; }
+      { nvfp4_gemm_config = { }; }
+      { kv_cache_config.dtypo = "fp8"; }
+      { kv_cache_config.max_tokens = "1"; }
+      { tokenizer_mode = "fast"; }
+    ];
+    expected = [ true true true true true true true true ];
+  };
+  testPin =
+    let
+      pin = {
+        runtime = "r";
+        image = "26.07";
+        reference = "registry:5000/x:26.07";
+        digest = "sha256:${sha}";
+        system = "x86_64-linux";
+        hash = "sha256-x";
+        status = "computed";
+      };
+      pinned = check.runtime.pin "f" "r" "x86_64-linux";
+    in
+    {
+      expr = [ (pinned pin).digest ] ++ map fails [
+        (pinned (pin // { runtime = "s"; }))
+        (pinned (pin // { system = "aarch64-linux"; }))
+        (pinned (pin // { digest = "latest"; }))
+        (pinned (pin // { strange = 1; }))
+        (pinned (builtins.removeAttrs pin [ "hash" ]))
+      ];
+      expected = [ "sha256:${sha}" true true true true true ];
+    };
 }

@@ -1,9 +1,13 @@
 """Builds an engine from a checkpoint: what a server loads, with its manifest and its gates.
 
+Kind "tensorrt" is compiled by TensorRT-LLM's trtllm-build inside a pinned runtime, on the target's GPU. Kind
+"llmapi" is the model with the arguments of TensorRT-LLM's PyTorch backend, for runtimes without an engine path.
 Kind "reference" runs the checkpoint by plain PyTorch, on any machine. The gate "logits" compares it with the
 Hugging Face model before the engine exists: if they differ by more than the bound, there is no engine.
 
   enginix build ./checkpoint --kind reference --model ./tiny-qwen3 -o ./engine
+  enginix build ./checkpoint --kind tensorrt --model ./model --target h200 --runtime trtllm-1.2.1 \\
+    --rootfs ./rootfs --max-batch-size 8 --max-seq-len 16384 -o ./engine
 """
 
 from __future__ import annotations
@@ -18,7 +22,9 @@ KINDS = ("reference", "tensorrt", "llmapi", "edgellm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="output of enginix convert")
+    parser.add_argument(
+        "checkpoint", type=Path, nargs="?", metavar="CHECKPOINT", help="output of enginix convert"
+    )
     parser.add_argument("--kind", choices=KINDS, required=True, help="what executes it")
     parser.add_argument(
         "--model",
@@ -41,13 +47,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="cpu", help="where gates run: cpu, cuda, cuda:N (default: cpu)")
 
+    from enginix.engine import tensorrt_command
+
+    tensorrt_command.add_arguments(parser)
+
 
 def run(args: argparse.Namespace) -> int:
+    if args.kind in ("tensorrt", "llmapi"):
+        from enginix.engine import tensorrt_command
+
+        return tensorrt_command.run(args)
     if args.kind != "reference":
         raise MachineError(
             f"engines of kind {args.kind} cannot be built by this version of enginix on this machine",
             fix="--kind reference runs on any machine",
         )
+    if args.checkpoint is None:
+        raise UsageError("CHECKPOINT is needed", fix="pass the output of enginix convert")
     if args.tolerance is not None and (args.no_gates or not 0 < args.tolerance < float("inf")):
         raise UsageError(
             "--tolerance with --no-gates" if args.no_gates else f"--tolerance is {args.tolerance}",

@@ -1,0 +1,7 @@
+# shellcheck shell=bash disable=SC2154
+mkdir -p "$out/bin"
+cat >"$out/bin/$id-run" <<EOF
+#!$bash/bin/bash
+exec $command/bin/enginix runtime run $id --rootfs $rootfs ${driver:+--driver $driver} -- "\$@"
+EOF
+chmod +x "$out/bin/$id-run"

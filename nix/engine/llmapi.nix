@@ -1,0 +1,90 @@
+# No compiled plan: the pinned model and the arguments of TensorRT-LLM's PyTorch backend, for runtimes of any era.
+{
+  lib,
+  pkgs,
+  check,
+  mkRuntime,
+  ...
+}@scope:
+let
+  function = ''mkEngine { kind = "llmapi"; }'';
+  gpus = (lib.importJSON ../../python/enginix/data/gpus.json).gpus;
+  runtimes = (lib.importJSON ../../python/enginix/data/runtimes.json).runtimes;
+  command = import ../runtime/package.nix scope "command";
+in
+{
+  model ? quantized,
+  quantized ? checkpoint.model,
+  # Not needed: this kind loads the model itself. Accepted so that switching kind is one attribute.
+  checkpoint ? null,
+  target ? null,
+  runtime ? "trtllm-1.2.1",
+  limits ? { },
+  profile ? null,
+  # Arguments of the LLM class (data/llm_args.json).
+  llmArgs ? { },
+  tensorParallel ? if checkpoint == null then 1 else checkpoint.parallel.tensorParallel,
+  gates ? { },
+  name ? model.modelName,
+}:
+let
+  facts = model.model or { };
+  wanted = if target == null then null else check.engine.target function target;
+  gpu = if wanted == null then null else check.target.gpu function gpus wanted.gpu // { name = wanted.gpu; };
+  id = if builtins.isString runtime then runtime else runtime.id;
+  stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;
+  row = check.engine.runtime function runtimes "llmapi" { } id;
+  sizes = check.limits.resolve "${name}-engine" facts (check.options.profile function profile).limits limits;
+  arguments = check.llmapi.arguments function id llmArgs;
+  ranks = check.engine.parallel "${name}-engine" facts {
+    inherit tensorParallel;
+    pipelineParallel = 1;
+    expertParallel = 1;
+  } (if wanted == null then null else wanted.count);
+  request = {
+    inherit name tensorParallel;
+    kind = "llmapi";
+    target = if wanted == null then null else wanted.gpu;
+    runtime = id;
+    limits = sizes;
+    llmArgs = arguments;
+  };
+  checked = builtins.deepSeq [
+    request
+    ranks
+    gpu
+    (check.engine.driver "${name}-engine" row (if wanted == null then null else wanted.driver))
+    (if gates == { } then true else throw "${function}: gates run on the reference kind in this version; leave gates out here.")
+  ];
+in
+builtins.seq (checked true) (
+  pkgs.stdenvNoCC.mkDerivation {
+    name = "${name}-engine-llmapi";
+    buildCommandPath = ../builders/engine-llmapi.sh;
+    nativeBuildInputs = [ command ];
+    inherit model;
+    request = builtins.toJSON request;
+    passAsFile = [ "request" ];
+    passthru = {
+      inherit
+        model
+        checkpoint
+        gpu
+        limits
+        gates
+        request
+        ;
+      kind = "llmapi";
+      modelName = name;
+      runtime = id;
+      runtimePackage = stack;
+      target = wanted;
+      parallel = {
+        inherit tensorParallel;
+        pipelineParallel = 1;
+        expertParallel = 1;
+      };
+    };
+    meta.description = "LLM API artefact of ${name}";
+  }
+)

@@ -1,0 +1,33 @@
+# mkEngineMatrix :: { targets, … } -> { <target> = derivation; }
+#
+# One model for several GPUs: mkEngine for each target, with the same arguments. Each engine requires its GPU's feature
+# (cuda-sm<N>), so that Nix's distributed builds place it on a builder that has that GPU.
+{
+  lib,
+  mkEngine,
+  ...
+}:
+let
+  function = "mkEngineMatrix";
+in
+{
+  # GPUs of data/gpus.json; or { name = { gpu; … } // arguments of mkEngine for that target alone; }.
+  targets,
+  ...
+}@args:
+let
+  common = builtins.removeAttrs args [ "targets" ];
+  each =
+    if builtins.isList targets then
+      lib.genAttrs targets (gpu: {
+        target = gpu;
+      })
+    else
+      targets;
+in
+if args ? target then
+  throw "${function}: pass targets, not target."
+else if each == { } then
+  throw "${function}: targets is empty."
+else
+  builtins.mapAttrs (_: own: mkEngine ({ kind = "tensorrt"; } // common // own)) each

@@ -1,0 +1,109 @@
+# mkRunner :: { model | checkpoint, … } -> derivation
+#
+# A command that builds the engine at first run, for the GPU that it finds, into the user's cache, and serves it.
+# Nothing is built by Nix but the checkpoint: for machines whose Nix has no GPU.
+{
+  lib,
+  pkgs,
+  check,
+  mkCheckpoint,
+  mkRuntime,
+  ...
+}:
+let
+  function = "mkRunner";
+  runtimes = (lib.importJSON ../python/enginix/data/runtimes.json).runtimes;
+  gpus = (lib.importJSON ../python/enginix/data/gpus.json).gpus;
+  build =
+    {
+      # mkHfModel's output.
+      model ? checkpoint.model,
+      checkpoint ? mkCheckpoint { inherit model; },
+      # A GPU of data/gpus.json; null takes the one that is there.
+      target ? null,
+      runtime ? "trtllm-1.2.1",
+      limits ? { },
+      profile ? null,
+      plugins ? { },
+      host ? "127.0.0.1",
+      port ? 8000,
+      name ? model.modelName,
+    }:
+    let
+      id = if builtins.isString runtime then runtime else runtime.id;
+      stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;
+      ready = check.options.profile function profile;
+      facts = model.model or { };
+      row = check.engine.runtime function runtimes "tensorrt" { inherit limits target; } id;
+      # Without a target the GPU is unknown: what depends on it is left to trtllm-build.
+      known =
+        if target == null then
+          { options = plugins; }
+        else
+          let
+            gpu = check.target.gpu function gpus target // {
+              name = target;
+            };
+          in
+          {
+            options = check.options.resolve function id {
+              quantization = check.target.quantization name (model.quantization or null) gpu;
+              kvCache = check.target.kvCache name (facts.kvCacheQuantization or null) gpu;
+              architecture = facts.architecture or null;
+              engineClass = check.target.engineClass (facts.architecture or null);
+              inherit (gpu) sm;
+              inherit (checkpoint.parallel) tensorParallel;
+            } ready.options plugins;
+          };
+      request = {
+        inherit name target;
+        kind = "tensorrt";
+        runtime = row.id;
+        limits = check.limits.resolve function facts ready.limits limits;
+        inherit (known) options;
+      };
+      flags = [
+        "--host"
+        host
+        "--port"
+        (check.arguments.atLeast function "port" 0 port)
+      ];
+    in
+    builtins.deepSeq [ request flags ] (
+      pkgs.stdenvNoCC.mkDerivation {
+        name = "${name}-runner";
+        buildCommandPath = ./builders/engine-serve.sh;
+        program = "${name}-runner";
+        inherit (stack) command rootfs;
+        driver = if stack.driver == null then "" else stack.driver;
+        requestFile = pkgs.writeText "${name}-request.json" (builtins.toJSON request);
+        arguments = "--checkpoint ${checkpoint} --model ${model} ${lib.escapeShellArgs flags}";
+        inherit (pkgs) bash;
+        preferLocalBuild = true;
+        passthru = {
+          inherit model checkpoint request;
+          modelName = name;
+          runtime = id;
+        };
+        meta = {
+          description = "Builds the engine of ${name} at first run and serves it";
+          mainProgram = "${name}-runner";
+        };
+      }
+    );
+in
+args:
+build (
+  check.arguments.only function [
+    "model"
+    "checkpoint"
+    "target"
+    "runtime"
+    "limits"
+    "profile"
+    "plugins"
+    "host"
+    "port"
+    "name"
+  ] args
+)

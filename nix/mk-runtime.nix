@@ -1,0 +1,101 @@
+# mkRuntime :: { id, … } -> derivation
+#
+# One pinned software stack: the root file system of its NGC image as a store path, and the command that runs others
+# inside it. In passthru: rootfs, driver, id, row, pinned.
+{
+  lib,
+  pkgs,
+  check,
+  crane,
+  ...
+}@scope:
+let
+  function = "mkRuntime";
+  runtimes = (lib.importJSON ../python/enginix/data/runtimes.json).runtimes;
+  known = builtins.filter (id: runtimes.${id} ? images) (builtins.attrNames runtimes);
+  inherit (pkgs.stdenvNoCC.hostPlatform) system;
+  # A registry's port has a colon too.
+  untagged = reference: builtins.head (builtins.match "(.*):[^:/]*" reference);
+  command = import ./runtime/package.nix scope "command";
+
+  build =
+    {
+      # A runtime of data/runtimes.json with an image.
+      id,
+      # Tag of one of its images; null takes the newest.
+      image ? null,
+      # What `enginix runtime pin` wrote: a file, or its content. Stands before the table's hash.
+      pin ? null,
+      # A root file system in place of the image's, already in the store.
+      rootfs ? null,
+      # The GPU driver's root, with lib and bin; null finds /run/opengl-driver or the host's libraries.
+      driver ? null,
+    }:
+    let
+      row = runtimes.${check.arguments.oneOf function "id" known id};
+      tag = check.arguments.oneOf function "image" (builtins.attrNames row.images) (
+        if pin != null then pinned.image else if image != null then image else row.defaultImage
+      );
+      source = row.images.${tag};
+      pinned = if pin == null then null else check.runtime.pin function id system (if builtins.isAttrs pin then pin else lib.importJSON pin);
+      learnt = source.hashes.${system} or null;
+
+      fetched =
+        reference: hash:
+        pkgs.stdenvNoCC.mkDerivation {
+          name = "${id}-rootfs";
+          buildCommandPath = ./builders/engine-image.sh;
+          nativeBuildInputs = [ crane ];
+          outputHashMode = "recursive";
+          outputHash = hash;
+          inherit reference;
+          platform = row.platforms.${system};
+          SSL_CERT_FILE = "${pkgs.cacert}/etc/ssl/certs/ca-bundle.crt";
+          impureEnvVars = lib.fetchers.proxyImpureEnvVars;
+          preferLocalBuild = true;
+          meta.description = "Root file system of ${reference}";
+        };
+      unpinned = pkgs.stdenvNoCC.mkDerivation {
+        name = "${id}-rootfs";
+        buildCommandPath = ./builders/engine-unpinned-runtime.sh;
+        inherit (source) reference;
+        inherit id system tag;
+        preferLocalBuild = true;
+      };
+      root =
+        if rootfs != null then
+          rootfs
+        else if pinned != null then
+          fetched "${untagged pinned.reference}@${pinned.digest}" pinned.hash
+        else if learnt != null then
+          fetched source.reference learnt.hash
+        else
+          unpinned;
+    in
+    pkgs.stdenvNoCC.mkDerivation {
+      name = "${id}-runtime";
+      buildCommandPath = ./builders/engine-runtime.sh;
+      inherit id command;
+      rootfs = root;
+      driver = if driver == null then "" else driver;
+      inherit (pkgs) bash;
+      preferLocalBuild = true;
+      passthru = {
+        inherit
+          id
+          row
+          driver
+          command
+          ;
+        rootfs = root;
+        # Whether its bytes are known: by a pin, by the table, or because the caller brought them.
+        pinned = rootfs != null || pinned != null || learnt != null;
+        image = tag;
+      };
+      meta = {
+        description = "Commands inside ${source.reference}";
+        mainProgram = "${id}-run";
+      };
+    };
+in
+args: build (check.arguments.only function [ "id" "image" "pin" "rootfs" "driver" ] args)

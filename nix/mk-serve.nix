@@ -1,0 +1,60 @@
+# mkServe :: { engine, … } -> derivation
+#
+# trtllm-serve (OpenAI interface) around an engine of kind tensorrt or llmapi, inside its runtime; refused at start
+# where the engine does not fit the GPU.
+{
+  lib,
+  pkgs,
+  check,
+  ...
+}:
+let
+  function = "mkServe";
+  build =
+    {
+      # mkEngine's output.
+      engine,
+      # Address and port of the OpenAI interface.
+      host ? "127.0.0.1",
+      port ? 8000,
+      # Share of the free GPU memory that the KV cache takes, as text: "0.9"; null leaves TensorRT-LLM's.
+      kvCacheFraction ? null,
+      name ? engine.modelName,
+    }:
+    let
+      kind = check.arguments.oneOf function "engine.kind" [ "tensorrt" "llmapi" ] engine.kind;
+      flags = [
+        "--host"
+        host
+        "--port"
+        (check.arguments.atLeast function "port" 0 port)
+      ]
+      ++ lib.optionals (kvCacheFraction != null) [
+        "--kv-cache-fraction"
+        kvCacheFraction
+      ];
+      stack = engine.runtimePackage;
+    in
+    builtins.deepSeq [ kind flags ] (
+      pkgs.stdenvNoCC.mkDerivation {
+        name = "${name}-serve";
+        buildCommandPath = ./builders/engine-serve.sh;
+        program = "${name}-serve";
+        inherit (stack) command rootfs;
+        driver = if stack.driver == null then "" else stack.driver;
+        arguments = "${engine} ${lib.escapeShellArgs flags}";
+        inherit (pkgs) bash;
+        preferLocalBuild = true;
+        passthru = {
+          inherit engine kind;
+          inherit (engine) runtime;
+          modelName = name;
+        };
+        meta = {
+          description = "trtllm-serve for ${name}";
+          mainProgram = "${name}-serve";
+        };
+      }
+    );
+in
+args: build (check.arguments.only function [ "engine" "host" "port" "kvCacheFraction" "name" ] args)

@@ -1,0 +1,78 @@
+# The part of the Python package that builds engines inside a runtime: standard library alone.
+#
+# `driver` has no command line: a new sub-command or help text must not build an engine again, which takes hours.
+# `command` is for wrappers that check, run and serve.
+{ pkgs, lib, ... }:
+part:
+let
+  package = ../../python/enginix;
+  driver = [
+    "__init__.py"
+    "console.py"
+    "data/__init__.py"
+    "data/build_options.json"
+    "data/environment.json"
+    "data/failures.json"
+    "data/gpus.json"
+    "data/quantization_support.json"
+    "data/runtimes.json"
+    "engine/__init__.py"
+    "engine/failures.py"
+    "engine/options.py"
+    "engine/preflight.py"
+    "engine/target.py"
+    "engine/tensorrt.py"
+    "engine/tensorrt_checkpoint.py"
+    "engine/tensorrt_llm_api.py"
+    "engine/tensorrt_main.py"
+    "engine/tensorrt_request.py"
+    "errors.py"
+    "files.py"
+    "manifest.py"
+    "process.py"
+    "runtime/__init__.py"
+    "runtime/child.py"
+    "runtime/driver.py"
+    "runtime/sandbox.py"
+    "runtime/supervise.py"
+    "runtime/table.py"
+    "tables.py"
+  ];
+  command = driver ++ [
+    "cli.py"
+    "commands/__init__.py"
+    "commands/build.py"
+    "commands/cache.py"
+    "commands/check.py"
+    "commands/runner.py"
+    "commands/runtime.py"
+    "data/llm_args.json"
+    "engine/check.py"
+    "engine/llmapi.py"
+    "engine/runner.py"
+    "engine/tensorrt_command.py"
+    "engine/trtllm_serve.py"
+    "runtime/pin.py"
+  ];
+  wanted = if part == "driver" then driver else command;
+  keep =
+    path: type:
+    let
+      relative = lib.removePrefix "${toString package}/" (toString path);
+    in
+    if type == "directory" then builtins.any (lib.hasPrefix "${relative}/") wanted else builtins.elem relative wanted;
+in
+pkgs.stdenvNoCC.mkDerivation {
+  name = "enginix-engine-${part}";
+  buildCommandPath = ../builders/engine-package.sh;
+  source = builtins.path {
+    name = "enginix-engine-${part}-source";
+    path = package;
+    filter = keep;
+  };
+  main = if part == "driver" then "enginix.engine.tensorrt_main" else "enginix.cli";
+  inherit (pkgs) bash python3;
+  bubblewrap = pkgs.bubblewrap or "";
+  preferLocalBuild = true;
+  meta.mainProgram = "enginix";
+}

@@ -1,0 +1,136 @@
+"""Serves a model by trtllm-serve (OpenAI interface); builds its engine first, once, into your cache.
+
+  enginix runner ./engine --rootfs ROOT                     serve an engine that exists
+  enginix runner --checkpoint C --model M --request R.json --rootfs ROOT
+
+The second form is what mkRunner's command does: the engine is built at first run for the GPU of this machine, under
+$XDG_CACHE_HOME/enginix, and found there from then on (enginix cache list). Before the server starts, the engine is
+compared with the GPU, the driver and the runtime; what does not fit is refused, with what to rebuild.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from enginix import console, manifest
+from enginix.engine import check, runner
+from enginix.engine.target import Machine, Target, probe
+from enginix.engine.trtllm_serve import Serving, command
+from enginix.errors import MachineError, UsageError
+from enginix.runtime import driver as drivers
+from enginix.runtime import table
+from enginix.runtime.driver import Driver
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("engine", type=Path, nargs="?", metavar="ENGINE", help="output of enginix build")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="build from it at first run")
+    parser.add_argument(
+        "--model", type=Path, metavar="DIR", help="the model that the checkpoint was made from"
+    )
+    parser.add_argument("--request", type=Path, metavar="FILE", help="what to build, as JSON")
+    parser.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
+    parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
+    parser.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
+    parser.add_argument("--kv-cache-fraction", type=float, metavar="X", help="of the free GPU memory, 0 to 1")
+    parser.add_argument("--build-only", action="store_true", help="build, and print where the engine is")
+
+
+def run(args: argparse.Namespace) -> int:
+    if (args.engine is None) == (args.request is None):
+        raise UsageError("pass ENGINE, or --request with --model", fix="see enginix runner --help")
+    if args.kv_cache_fraction is not None and not 0 < args.kv_cache_fraction <= 1:
+        raise UsageError(
+            f"--kv-cache-fraction is {args.kv_cache_fraction}", fix="pass a number above 0 and up to 1"
+        )
+    driver = drivers.find(args.driver)
+    machine: Machine | None = None
+    try:
+        machine = probe(driver)
+    except MachineError as e:
+        console.say(f"note: {e.what}")
+    engine = args.engine if args.engine is not None else _built(args, machine)
+    verdict = check.require(engine, machine)
+    for difference in verdict.differences:
+        console.say(
+            f"note: {difference.field}: built for {difference.built}, here {difference.live}: {difference.do}"
+        )
+    if args.build_only:
+        console.result({"engine": str(engine)}, str(engine), as_json=args.json)
+        return 0
+    return _serve(args, engine.absolute(), driver)
+
+
+def _built(args: argparse.Namespace, machine: Machine | None) -> Path:
+    from enginix.engine.tensorrt import Place, build
+    from enginix.engine.tensorrt_request import read, request_of
+
+    if args.model is None:
+        raise UsageError("--model is needed with --request")
+    if machine is None:
+        raise MachineError("no NVIDIA GPU to build for", fix="run it on the machine that serves")
+    asked = read(args.request)
+    gpu = machine.gpus[0]
+    # The engine is for the GPU that is here; a row of the table that names it tells its product.
+    asked["target"] = _target(asked.get("target"), machine).name
+    request = request_of(asked, args.checkpoint, args.model)
+    from enginix.engine.tensorrt_checkpoint import Checkpoint
+
+    facts = Checkpoint.read(args.checkpoint) if args.checkpoint else Checkpoint.of_model(args.model)
+    name = runner.key(
+        {
+            "inputs": facts.identity(args.model),
+            "request": asked,
+            "gpu": gpu.name,
+            "sm": gpu.sm,
+            "runtime": request.runtime.id,
+        }
+    )
+
+    def make(path: Path) -> None:
+        build(request, args.checkpoint, args.model, Place(path, args.rootfs, args.driver))
+
+    return runner.engine(name, make)
+
+
+def _target(wanted: str | None, machine: Machine) -> Target:
+    from enginix.engine.target import target
+    from enginix.tables import table as tables
+
+    if wanted is not None:
+        return target(wanted)
+    gpu = machine.gpus[0]
+    rows = [target(name) for name in sorted(tables("gpus")["gpus"])]
+    fitting = [t for t in rows if t.sm == gpu.sm]
+    named = [t for t in fitting if t.is_product(gpu.name)]
+    if not fitting:
+        raise MachineError(f"{gpu.name} (SM {gpu.sm}) is not in the table of GPUs", fix="pass target")
+    return (named or fitting)[0]
+
+
+def _serve(args: argparse.Namespace, engine: Path, driver: Driver) -> int:
+    from enginix.runtime.child import foreground
+    from enginix.runtime.sandbox import Room, check_namespaces, reading
+
+    made = manifest.read(engine, "engine")
+    runtime = table.find(str(made.runtime.get("id")), made.kind)
+    if args.rootfs is not None:
+        check_namespaces()
+    words = command(engine, made, Serving(args.host, args.port, args.kv_cache_fraction))
+    with tempfile.TemporaryDirectory(prefix="enginix-", ignore_cleanup_errors=True) as work:
+        ranks = int(made.target.get("count", 1))
+        room = Room(
+            runtime,
+            args.rootfs,
+            Path(work),
+            driver,
+            binds=reading([engine]),
+            network=True,
+            extra={"TLLM_WORKER_USE_SINGLE_PROCESS": "1" if ranks == 1 else "0"},
+        )
+        room.prepare()
+        console.say(" ".join(words))
+        return foreground(room, words)

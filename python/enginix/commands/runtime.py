@@ -1,0 +1,127 @@
+"""Runtimes: pinned NVIDIA images, and commands inside them.
+
+  enginix runtime list
+  enginix runtime pin trtllm-1.2.1 -o runtime.json       on a machine with network and crane
+  enginix runtime run trtllm-1.2.1 --rootfs ROOT -- trtllm-build --help
+  enginix runtime check trtllm-1.2.1 --rootfs ROOT       whether this machine can run it
+
+A command in a runtime sees the image's root file system, /nix/store, the GPU driver and what --bind lets in, nothing
+else of this machine. Its exit status is the command's; signals go to it. Without --rootfs it runs on this machine's
+own files, which is right inside a container of the image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from enginix import console
+from enginix.errors import EXIT_OK, MachineError
+from enginix.files import dump_json, write_text
+from enginix.runtime import driver, table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    listing = verbs.add_parser("list", help="the runtimes that enginix knows")
+    pin = verbs.add_parser("pin", help="compute which bytes an image is, for mkRuntime's argument pin")
+    pin.add_argument("runtime", metavar="RUNTIME")
+    pin.add_argument("--image", metavar="TAG", help="tag of its images (default: the newest)")
+    pin.add_argument(
+        "--system", default=table.system(), help="platform in Nix's words (default: this machine's)"
+    )
+    pin.add_argument("--keep", type=Path, metavar="DIR", help="keep the unpacked image there")
+    pin.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="pin to write")
+    for name, text in (("run", "run a command inside"), ("check", "whether this machine can run it")):
+        verb = verbs.add_parser(name, help=text)
+        verb.add_argument("runtime", metavar="RUNTIME")
+        verb.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of its image")
+        verb.add_argument("--driver", type=Path, metavar="DIR", help="the driver's root (default: found)")
+        if name == "run":
+            verb.add_argument(
+                "--bind",
+                type=Path,
+                action="append",
+                default=[],
+                metavar="PATH",
+                help="path to let in, writable",
+            )
+            verb.add_argument(
+                "--ro-bind",
+                type=Path,
+                action="append",
+                default=[],
+                metavar="PATH",
+                help="path to let in, read-only",
+            )
+            verb.add_argument("--no-network", action="store_true", help="hide the network")
+            verb.add_argument("words", nargs="+", metavar="COMMAND", help="command and arguments, behind --")
+
+        _json(verb)
+    _json(listing)
+    _json(pin)
+
+
+def _json(verb: argparse.ArgumentParser) -> None:
+    """``--json`` behind the verb as well as before it."""
+    verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.verb == "list":
+        rows = {name: table.find(name) for name in table.known()}
+        console.result(
+            {name: found.row for name, found in rows.items()},
+            "\n".join(
+                f"{name:<18} {', '.join(found.kinds):<18} TensorRT {found.tensorrt or '-':<12} driver {found.driver or '-'}"
+                for name, found in rows.items()
+            ),
+            as_json=args.json,
+        )
+        return EXIT_OK
+    if args.verb == "pin":
+        from enginix.runtime.pin import pin
+
+        made = pin(args.runtime, args.image, args.system, keep=args.keep)
+        write_text(args.output, dump_json(made))
+        console.result(made, f"{args.output}: {made['reference']} is {made['hash']}", as_json=args.json)
+        return EXIT_OK
+    return _inside(args)
+
+
+def _inside(args: argparse.Namespace) -> int:
+    from enginix.runtime.child import foreground
+    from enginix.runtime.sandbox import Bind, Room, check_namespaces, reading
+
+    found = table.find(args.runtime)
+    if args.rootfs is not None:
+        if not args.rootfs.is_dir():
+            raise MachineError(
+                "no such directory", where=str(args.rootfs), fix="pass mkRuntime's passthru.rootfs"
+            )
+        check_namespaces()
+    with tempfile.TemporaryDirectory(prefix="enginix-", ignore_cleanup_errors=True) as work:
+        checking = args.verb == "check"
+        binds = () if checking else reading(args.ro_bind) + tuple(Bind(p.absolute(), True) for p in args.bind)
+        room = Room(
+            found,
+            args.rootfs,
+            Path(work),
+            driver.find(args.driver),
+            binds=binds,
+            network=not checking and not args.no_network,
+        )
+        room.prepare()
+        status = foreground(room, ["true"] if checking else args.words)
+    if checking:
+        if status != 0:
+            raise MachineError(
+                f"a command inside ended with {status}", where=str(args.rootfs or "this machine")
+            )
+        console.result(
+            {"runtime": found.id, "works": True, "driver": room.driver.found},
+            f"{found.id}: commands run" + ("" if room.driver.found else "; no GPU driver was found"),
+            as_json=args.json,
+        )
+    return status

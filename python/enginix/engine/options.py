@@ -1,0 +1,176 @@
+"""trtllm-build's options: ``data/build_options.json`` read by the command line, as nix/check/options.nix reads it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from enginix.errors import UsageError
+from enginix.tables import table
+
+Value = bool | int | str | list[str]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes that are built into an engine; ``maxSeqLen`` counts prompt and answer together."""
+
+    maxBatchSize: int
+    maxInputLen: int
+    maxSeqLen: int
+    maxNumTokens: int
+    maxBeamWidth: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UsageError(f"{name} is {value!r}", fix="pass a whole number of at least 1")
+        if self.maxInputLen > self.maxSeqLen:
+            raise UsageError(
+                f"maxInputLen {self.maxInputLen} is more than maxSeqLen {self.maxSeqLen}",
+                fix="maxSeqLen counts prompt and answer together: raise it, or lower maxInputLen",
+            )
+        if self.maxNumTokens < self.maxBatchSize * self.maxBeamWidth:
+            raise UsageError(
+                f"maxNumTokens {self.maxNumTokens} is less than maxBatchSize × maxBeamWidth "
+                f"= {self.maxBatchSize * self.maxBeamWidth}",
+                fix="raise maxNumTokens, or lower maxBatchSize",
+            )
+
+    def flags(self) -> list[str]:
+        """As trtllm-build takes them; always all of them."""
+        rows = table("build_options")["limits"]
+        return [
+            word for name, value in sorted(asdict(self).items()) for word in (rows[name]["flag"], str(value))
+        ]
+
+    def as_build_config(self) -> dict[str, int]:
+        """As config.json of an engine names them."""
+        return {snake(name): value for name, value in asdict(self).items()}
+
+
+def defaults(context: int | None, given: Mapping[str, int | None]) -> Limits:
+    """Limits from what was given and the model's context.
+
+    Raises:
+        UsageError: no context is known and maxSeqLen was not given; or a limit contradicts another or the context.
+    """
+    chosen = {n: row["default"] for n, row in table("build_options")["limits"].items()}
+    chosen |= {n: v for n, v in given.items() if v is not None}
+    longest = chosen["maxSeqLen"] if chosen["maxSeqLen"] is not None else context
+    if longest is None:
+        raise UsageError("--max-seq-len is needed: the checkpoint does not say the model's context")
+    if context is not None and longest > context:
+        raise UsageError(
+            f"maxSeqLen {longest} is more than the model's context, {context}", fix=f"use at most {context}"
+        )
+    if given.get("maxNumTokens") is None:
+        chosen["maxNumTokens"] = min(chosen["maxNumTokens"], chosen["maxBatchSize"] * longest)
+    prompt = chosen["maxInputLen"] if chosen["maxInputLen"] is not None else max(1, longest - 1)
+    return Limits(**{**chosen, "maxSeqLen": longest, "maxInputLen": prompt})
+
+
+def check(values: Mapping[str, Any], runtime: str) -> dict[str, Value]:
+    """Names and types of options, against the runtime's.
+
+    Raises:
+        UsageError: unknown, gone or mistyped; names the nearest or the replacement.
+    """
+    return {name: _typed(name, value, runtime) for name, value in values.items()}
+
+
+def _typed(name: str, value: Any, runtime: str) -> Value:
+    tables = table("build_options")
+    rows, where = tables["options"], f"option {name}"
+    if name in tables["limits"]:
+        raise UsageError("is a limit", where=where, fix=f"pass it as --{kebab(name)}")
+    if name in tables["removed"]:
+        gone = tables["removed"][name]
+        raise UsageError(
+            f"{gone['flag']} is gone since TensorRT-LLM {gone['since']}",
+            where=where,
+            fix=f"use {gone['instead']}" if gone["instead"] else "leave it out",
+        )
+    if name in tables["own"]:
+        raise UsageError("enginix writes it itself", where=where, fix=f"it is {tables['own'][name]['why']}")
+    if name not in rows or runtime not in rows[name]["runtimes"]:
+        near = difflib.get_close_matches(name, rows, 1)
+        raise UsageError(
+            f"unknown to the runtime {runtime}",
+            where=where,
+            fix=f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(rows))}",
+        )
+    row = rows[name]
+    kind = row["type"]
+    fits = {
+        "switch": isinstance(value, bool),
+        "bool": isinstance(value, bool),
+        "int": isinstance(value, int) and not isinstance(value, bool) and value >= 0,
+        "enum": isinstance(value, str) and value in (row["choices"] or ()),
+        "strings": isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value),
+        "string": isinstance(value, str),
+    }[kind]
+    if not fits:
+        expected = {
+            "switch": "true or false",
+            "bool": "true or false",
+            "int": "a whole number",
+            "strings": "a list",
+        }
+        what = ", ".join(row["choices"]) if kind == "enum" else expected.get(kind, "a text")
+        raise UsageError(f"is {value!r}", where=where, fix=f"pass {what}")
+    return value  # type: ignore[no-any-return]
+
+
+def parse(text: str) -> tuple[str, Value]:
+    """``gemm-plugin=auto`` → (``gemmPlugin``, ``auto``); true, false and numbers become such.
+
+    Raises:
+        UsageError: no ``=``.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"--plugin {text!r}", fix="pass NAME=VALUE, for instance gemm-plugin=auto")
+    row = table("build_options")["options"].get(camel(name), {})
+    kind = row.get("type")
+    if kind in ("switch", "bool"):
+        # "enable" is what trtllm-build calls it.
+        known = {"true": True, "enable": True, "false": False, "disable": False}
+        return camel(name), known.get(value, value)
+    if kind == "int" and re.fullmatch("[0-9]+", value):
+        return camel(name), int(value)
+    return camel(name), value.split(",") if kind == "strings" else value
+
+
+def flags(values: Mapping[str, Value]) -> list[str]:
+    """Options as trtllm-build takes them, sorted by name."""
+    rows = table("build_options")["options"]
+    words: list[str] = []
+    for name in sorted(values):
+        value, row = values[name], rows[name]
+        if row["type"] == "bool":
+            words += [row["flag"]] if value else []
+        elif isinstance(value, list):
+            words += [row["flag"], *value]
+        else:
+            spelled = {True: "enable", False: "disable"}[value] if isinstance(value, bool) else str(value)
+            words += [row["flag"], spelled]
+    return words
+
+
+def camel(name: str) -> str:
+    """``gemm-plugin`` → ``gemmPlugin``."""
+    return re.sub(r"[-_]([a-z0-9])", lambda m: m[1].upper(), name)
+
+
+def snake(name: str) -> str:
+    """``maxSeqLen`` → ``max_seq_len``."""
+    return re.sub(r"([A-Z])", lambda m: "_" + m[1].lower(), name)
+
+
+def kebab(name: str) -> str:
+    """``maxSeqLen`` → ``max-seq-len``."""
+    return snake(name).replace("_", "-")

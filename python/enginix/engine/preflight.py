@@ -1,0 +1,224 @@
+"""What must hold on this machine before a build starts: asked in under two seconds, before a weight is read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from enginix.console import human_bytes
+from enginix.engine.target import Gpu, Machine, Target, version_at_least
+from enginix.errors import MachineError, UsageError
+from enginix.runtime.table import Runtime
+from enginix.tables import table
+
+# What an engine needs beside its weights on disk: TensorRT's plan holds them again.
+DISK = 1.1
+# LLM API: its workspace holds a checkpoint and the engine before the engine is copied out.
+WORKSPACE = 2.2
+SCRATCH = 1 << 30
+
+
+@dataclass(frozen=True)
+class Found:
+    """What preflight found.
+
+    Attributes:
+        gpu: the GPU that the engine is built on.
+        notes: what is not an error but worth a line.
+    """
+
+    machine: Machine
+    gpu: Gpu
+    notes: tuple[str, ...] = field(default=())
+
+
+def check_gpu(target: Target, machine: Machine, *, workers: int, weights: int) -> Found:
+    """The machine's GPUs against the target.
+
+    Args:
+        weights: bytes of the heaviest rank's weights.
+
+    Raises:
+        MachineError: another SM, too few GPUs, too little free memory; names who holds the memory.
+    """
+    fitting = [g for g in machine.gpus if g.sm == target.sm]
+    if not fitting:
+        have = ", ".join(sorted({f"{g.name} (SM {g.sm})" for g in machine.gpus}))
+        raise MachineError(
+            f"the target {target.name} is SM {target.sm}; this machine has {have}",
+            where="GPU",
+            fix="build on a machine with that GPU, or for a target that this machine has; "
+            "an engine runs on the SM that it was built on and on no other",
+        )
+    if workers > len(fitting):
+        raise MachineError(
+            f"{workers} workers, but {len(fitting)} GPU of SM {target.sm}",
+            where="GPU",
+            fix=f"--workers {len(fitting)}: the ranks are built one after another",
+        )
+    # CUDA numbers devices from 0; the build takes the first.
+    gpu = fitting[0]
+    if gpu.free < weights:
+        holders = ", ".join(
+            f"process {p.pid}" + (f" ({human_bytes(p.memory)})" if p.memory is not None else "")
+            for p in gpu.processes
+        )
+        raise MachineError(
+            f"{human_bytes(gpu.free)} of {human_bytes(gpu.total)} free on {gpu.name}; one rank's weights alone take "
+            f"{human_bytes(weights)}",
+            where=f"GPU {gpu.index}",
+            fix=f"end {holders}"
+            if holders
+            else "raise the tensor parallel size, or use a GPU with more memory",
+        )
+    notes = []
+    if not target.is_product(gpu.name):
+        notes.append(
+            f"the target {target.name} is {target.product}, this is {gpu.name} of the same SM {gpu.sm}"
+        )
+    for p in gpu.processes:
+        notes.append(f"process {p.pid} computes on the same GPU; tactics are timed while it does")
+    return Found(machine, gpu, tuple(notes))
+
+
+def check_driver(runtime: Runtime, machine: Machine) -> None:
+    """The driver against the runtime's floor.
+
+    Raises:
+        MachineError: older.
+    """
+    if runtime.driver is not None and not version_at_least(machine.driver, runtime.driver):
+        raise MachineError(
+            f"runtime {runtime.id} (CUDA {runtime.cuda}) needs driver {runtime.driver} or later; this machine has "
+            f"{machine.driver}",
+            where="driver",
+            fix="update the driver, or use an older runtime; where NVIDIA's compatibility package serves this driver, "
+            "pass --accept-driver",
+        )
+
+
+def check_disk(out: Path, work: Path, weights: int, *, workspace: bool) -> None:
+    """Space for the engine beside ``out``, and for what the build keeps in ``work``.
+
+    Raises:
+        MachineError: too little, with the figures.
+    """
+    for path, needed, what in (
+        (out, int(weights * DISK), "the engine"),
+        (work, int(weights * WORKSPACE) if workspace else SCRATCH, "temporary files"),
+    ):
+        free = shutil.disk_usage(_existing(path)).free
+        if free < needed:
+            raise MachineError(
+                f"{human_bytes(free)} free, {human_bytes(needed)} needed for {what}",
+                where=str(path),
+                fix="free space there" + ("" if path is out else ", or set TMPDIR elsewhere"),
+            )
+
+
+def check_version(runtime: Runtime, rootfs: Path | None) -> str | None:
+    """TensorRT-LLM's version in an image, read from its package's directory name; None without an image.
+
+    Raises:
+        MachineError: another version than the runtime's, or none.
+    """
+    if rootfs is None or runtime.site_packages is None:
+        return None
+    packages = rootfs / runtime.site_packages.lstrip("/")
+    found = sorted(
+        p.name.removesuffix(".dist-info").split("-", 1)[1]
+        for p in (packages.glob("tensorrt_llm-*.dist-info") if packages.is_dir() else ())
+    )
+    if not found:
+        raise MachineError(
+            f"no tensorrt_llm in {runtime.site_packages}",
+            where=str(rootfs),
+            fix=f"pass the root file system of {runtime.id} (enginix runtime pin)",
+        )
+    plain = found[0].split("+")[0]
+    if plain != runtime.version:
+        raise MachineError(
+            f"the image has tensorrt_llm {found[0]}; runtime {runtime.id} is {runtime.version}",
+            where=str(rootfs),
+            fix="pass the runtime's own image",
+        )
+    return plain
+
+
+def check_support(
+    algorithm: str | None, kv_cache: str | None, architecture: str | None, target: Target
+) -> list[str]:
+    """Quantization, KV cache and architecture against the target, as nix/check/target.nix does at evaluation.
+
+    Returns:
+        Warnings: what is built but nobody vouches for.
+
+    Raises:
+        UsageError: TensorRT-LLM would refuse it.
+    """
+    support = table("quantization_support")
+    name = algorithm or "NO_QUANT"
+    row = support["algorithms"].get(name)
+    if row is None:
+        raise UsageError(
+            f"unknown quantization {name!r}", fix=f"known: {', '.join(sorted(support['algorithms']))}"
+        )
+    if not row["engine"]:
+        raise UsageError(
+            f"{name} cannot become an engine: {row['why']}",
+            fix=f"{row['instead']}, or serve it with --kind llmapi",
+        )
+    if target.sm < support["engineSm"]["least"]:
+        raise UsageError(
+            f'engines need SM {support["engineSm"]["least"]} or later; target "{target.name}" is SM {target.sm}'
+        )
+    _refuse(name, row, target, support)
+    if kv_cache is not None:
+        cache = support["kvCache"].get(kv_cache)
+        if cache is None or not cache["engine"]:
+            raise UsageError(
+                f"a KV cache in {kv_cache} cannot be built into an engine", fix="use an FP8 KV cache or none"
+            )
+        _refuse(f"a KV cache in {kv_cache}", cache, target, support)
+    if architecture is not None and architecture not in support["architectures"]["engine"]:
+        raise UsageError(f"{architecture} has no engine in TensorRT-LLM 1.1 and 1.2", fix="use --kind llmapi")
+    facts = {"architectures": architecture, "quantizations": name, "kvCaches": kv_cache}
+    return [
+        w["text"]
+        for w in support["warnings"]
+        if target.sm >= w["when"].get("smFrom", 0)
+        and all(facts[k] in v for k, v in w["when"].items() if k in facts)
+    ]
+
+
+def _refuse(name: str, row: dict[str, Any], target: Target, support: dict[str, Any]) -> None:
+    if _takes(row, target.sm):
+        return
+    ways = [
+        f for f in support["suggest"]["formats"] if f != name and _takes(support["algorithms"][f], target.sm)
+    ]
+    gpus = [t for t in support["suggest"]["targets"] if _takes(row, table("gpus")["gpus"][t]["sm"])]
+    if row["minSm"] is not None and target.sm < row["minSm"]:
+        why = f'{name} needs SM {row["minSm"]} or later; target "{target.name}" is SM {target.sm}'
+    else:
+        low, high = row["refusedSm"]
+        why = f'TensorRT-LLM\'s builder refuses {name} for SM {low} to {high - 1}; target "{target.name}" is SM {target.sm}'
+    offers = [f"quantization {f} on this GPU" for f in ways[:1]] + [f"target {t}" for t in gpus[:1]]
+    raise UsageError(why, fix="use " + ", or ".join(offers))
+
+
+def _takes(row: dict[str, Any], sm: int) -> bool:
+    refused = row["refusedSm"]
+    return (row["minSm"] is None or sm >= row["minSm"]) and (
+        refused is None or not refused[0] <= sm < refused[1]
+    )
+
+
+def _existing(path: Path) -> Path:
+    path = Path(os.path.abspath(path))
+    while not path.exists():
+        path = path.parent
+    return path

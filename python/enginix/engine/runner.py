@@ -1,0 +1,131 @@
+"""Engines built at first run into the user's cache: ``$XDG_CACHE_HOME/enginix/engines/<key>``.
+
+The key is of everything that shapes the engine: model, request, runtime, the GPU found here. Two runs at once build
+once: the second waits for the lock of the first. A build that was killed leaves no engine, and the next run starts it
+again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enginix import console, manifest
+from enginix.errors import EnginixError, MachineError
+from enginix.files import dump_json
+
+
+def home() -> Path:
+    """The cache's directory."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "enginix" / "engines"
+
+
+def key(identity: dict[str, Any]) -> str:
+    """32 hex digits of an identity."""
+    return hashlib.sha256(dump_json(identity).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An engine of the cache; ``used`` in seconds since the epoch."""
+
+    key: str
+    path: Path
+    name: str
+    kind: str
+    target: str
+    size: int
+    used: float
+
+
+def engine(name: str, make: Callable[[Path], None]) -> Path:
+    """The engine of that key, made by ``make`` where it does not exist.
+
+    Raises:
+        MachineError: the cache cannot be written.
+    """
+    root = home()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise MachineError(f"cannot make: {e.strerror}", where=str(root), fix="set XDG_CACHE_HOME") from e
+    path = root / name
+    with _lock(root, name, wait=True):
+        if (path / manifest.FILE).is_file():
+            with contextlib.suppress(OSError):
+                os.utime(path / manifest.FILE)
+            return path
+        for left in root.glob(f".{name}.*.partial"):
+            shutil.rmtree(left, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(path)
+        make(path)
+    return path
+
+
+def entries() -> list[Entry]:
+    """Engines of the cache, the most recently used first; what is not an engine is left out."""
+    found = []
+    root = home()
+    for path in root.iterdir() if root.is_dir() else ():
+        if path.name.startswith("."):
+            continue
+        with contextlib.suppress(EnginixError, OSError):
+            made = manifest.read(path, "engine")
+            found.append(
+                Entry(
+                    key=path.name,
+                    path=path,
+                    name=made.name,
+                    kind=made.kind or "",
+                    target=str(made.target.get("gpu") or made.target.get("name") or ""),
+                    size=sum(p.stat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink()),
+                    used=(path / manifest.FILE).stat().st_mtime,
+                )
+            )
+    return sorted(found, key=lambda e: -e.used)
+
+
+def prune(keep: int, names: list[str]) -> list[Entry]:
+    """Removes the named engines, or all but the ``keep`` most recently used; never one that is being built.
+
+    Returns:
+        What was removed.
+    """
+    every = entries()
+    chosen = [e for e in every if e.key in names or e.name in names] if names else every[keep:]
+    removed = []
+    for entry in chosen:
+        try:
+            with _lock(home(), entry.key, wait=False):
+                # Away from its name first: no reader sees half an engine.
+                doomed = entry.path.with_name(f".{entry.key}.{os.getpid()}.partial")
+                os.rename(entry.path, doomed)
+                shutil.rmtree(doomed)
+                removed.append(entry)
+        except BlockingIOError:
+            console.say(f"note: {entry.key} is in use, it stays")
+    return removed
+
+
+@contextlib.contextmanager
+def _lock(root: Path, name: str, *, wait: bool) -> Iterator[None]:
+    # Locks are files of their own: an engine's directory comes and goes under its name.
+    with open(root / f".{name}.lock", "w", encoding="utf-8") as f:
+        if wait:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                console.say(f"another process builds {name}; waiting for it")
+                fcntl.flock(f, fcntl.LOCK_EX)
+        else:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield

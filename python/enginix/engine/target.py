@@ -1,0 +1,260 @@
+"""The GPUs of this machine, asked of the driver: NVML first, ``nvidia-smi`` where it cannot be loaded."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import csv
+import io
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from enginix import process
+from enginix.errors import MachineError, UsageError
+from enginix.runtime.driver import Driver
+from enginix.tables import table
+
+_MIB = 1 << 20
+_FIELDS = ("index", "name", "uuid", "compute_cap", "memory.total", "memory.free")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that computes on a GPU; ``memory`` in bytes, None where the driver does not say."""
+
+    pid: int
+    memory: int | None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU; memory in bytes."""
+
+    index: int
+    name: str
+    uuid: str
+    sm: int
+    total: int
+    free: int
+    processes: tuple[Process, ...] = ()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the driver tells.
+
+    Attributes:
+        driver: its version.
+        cuda: newest CUDA that it serves, ``13.0``; None where it does not say.
+        source: who told: ``nvml`` or ``nvidia-smi``.
+    """
+
+    driver: str
+    cuda: str | None
+    gpus: tuple[Gpu, ...]
+    source: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The GPU that an engine is for; a row of data/gpus.json."""
+
+    name: str
+    product: str
+    sm: int
+
+    def is_product(self, reported: str) -> bool:
+        """Whether a name that a driver reports is of this product: it has all of the product's words."""
+        words = self.product.replace("(", " ").replace(")", " ").split()
+        return {w.lower() for w in words} <= {w.lower() for w in reported.replace("-", " ").split()} | {
+            "nvidia"
+        }
+
+
+def target(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        UsageError: unknown; names the nearest.
+    """
+    import difflib
+
+    rows = table("gpus")["gpus"]
+    if name not in rows:
+        near = difflib.get_close_matches(name, rows, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(f"unknown target {name!r}", fix=f"{hint}known: {', '.join(sorted(rows))}")
+    return Target(name, rows[name]["product"], rows[name]["sm"])
+
+
+def probe(driver: Driver) -> Machine:
+    """Asks the driver what there is.
+
+    Raises:
+        MachineError: no driver, or no GPU, or an answer that cannot be read.
+    """
+    nvml = _nvml(driver)
+    if nvml is not None:
+        return nvml
+    smi = driver.program("nvidia-smi")
+    if smi is None:
+        raise MachineError(
+            "no NVIDIA driver was found",
+            where="this machine",
+            fix="load the driver (NixOS: hardware.nvidia, hardware.graphics.enable), let /run/opengl-driver and "
+            "/dev/nvidia* into the build (programs.nix-required-mounts.presets.nvidia-gpu), or pass --driver",
+        )
+    return _smi(smi)
+
+
+def _smi(program: Path) -> Machine:
+    def ask(what: str, fields: tuple[str, ...]) -> list[list[str]]:
+        done = process.run(
+            [program, f"--query-{what}={','.join(fields)}", "--format=csv,noheader,nounits"], timeout=30
+        )
+        rows = [[c.strip() for c in row] for row in csv.reader(io.StringIO(done.stdout)) if row]
+        if any(len(row) != len(fields) for row in rows):
+            raise MachineError(f"an answer that cannot be read: {done.stdout[:200]!r}", where=str(program))
+        return rows
+
+    try:
+        found = ask("gpu", (*_FIELDS, "driver_version"))
+        computing = ask("compute-apps", ("gpu_uuid", "pid", "used_memory")) if found else []
+        users: dict[str, list[Process]] = {}
+        for uuid, pid, memory in computing:
+            used = int(memory) * _MIB if memory.isdigit() else None
+            users.setdefault(uuid, []).append(Process(int(pid), used))
+        gpus = tuple(
+            Gpu(
+                index=int(row[0]),
+                name=row[1],
+                uuid=row[2],
+                sm=int(row[3].replace(".", "")),
+                total=int(row[4]) * _MIB,
+                free=int(row[5]) * _MIB,
+                processes=tuple(users.get(row[2], ())),
+            )
+            for row in found
+        )
+    except ValueError as e:
+        raise MachineError(f"an answer that cannot be read: {e}", where=str(program)) from e
+    if not gpus:
+        raise _none(str(program))
+    return Machine(driver=found[0][6], cuda=None, gpus=gpus, source="nvidia-smi")
+
+
+def _none(where: str) -> MachineError:
+    return MachineError(
+        "the driver is loaded, but no GPU is visible",
+        where=where,
+        fix="check CUDA_VISIBLE_DEVICES and /dev/nvidia*",
+    )
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+class _Process(ctypes.Structure):
+    # nvmlProcessInfo_t of the _v2 and _v3 calls.
+    _fields_ = (
+        ("pid", ctypes.c_uint),
+        ("memory", ctypes.c_ulonglong),
+        ("gpuInstance", ctypes.c_uint),
+        ("computeInstance", ctypes.c_uint),
+    )
+
+
+def _load(driver: Driver) -> ctypes.CDLL | None:
+    own = driver.library("libnvidia-ml.so.1")
+    if driver.root is not None and own is None:
+        return None
+    for name in filter(None, (str(own) if own else None, "libnvidia-ml.so.1")):
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            # Built against a newer C library than this Python's: nvidia-smi still tells.
+            continue
+    return None
+
+
+def _nvml(driver: Driver) -> Machine | None:
+    """NVML by its C interface (nvml.h, API version 2); None where it cannot be used."""
+    lib = _load(driver)
+    if lib is None or lib.nvmlInit_v2() != 0:
+        return None
+    try:
+        return _read_nvml(lib)
+    except AttributeError:
+        return None
+    finally:
+        lib.nvmlShutdown()
+
+
+def _read_nvml(lib: ctypes.CDLL) -> Machine | None:
+    def text(call: Any, *args: Any) -> str:
+        buffer = ctypes.create_string_buffer(96)
+        if call(*args, buffer, ctypes.c_uint(len(buffer))) != 0:
+            raise MachineError(
+                "the driver does not answer", where="NVML", fix="run nvidia-smi and see what it says"
+            )
+        return buffer.value.decode("utf-8", "replace")
+
+    version = text(lib.nvmlSystemGetDriverVersion)
+    number, count = ctypes.c_int(), ctypes.c_uint()
+    cuda = None
+    if lib.nvmlSystemGetCudaDriverVersion_v2(ctypes.byref(number)) == 0:
+        cuda = f"{number.value // 1000}.{number.value % 1000 // 10}"
+    if lib.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0 or count.value == 0:
+        raise _none("NVML")
+    gpus = []
+    for index in range(count.value):
+        handle, memory = ctypes.c_void_p(), _Memory()
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        if (
+            lib.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)) != 0
+            or lib.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) != 0
+            or lib.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor)) != 0
+        ):
+            return None
+        gpus.append(
+            Gpu(
+                index=index,
+                name=text(lib.nvmlDeviceGetName, handle),
+                uuid=text(lib.nvmlDeviceGetUUID, handle),
+                sm=major.value * 10 + minor.value,
+                total=memory.total,
+                free=memory.free,
+                processes=_computing(lib, handle),
+            )
+        )
+    return Machine(driver=version, cuda=cuda, gpus=tuple(gpus), source="nvml")
+
+
+def _computing(lib: ctypes.CDLL, handle: ctypes.c_void_p) -> tuple[Process, ...]:
+    room = 256
+    count, rows = ctypes.c_uint(room), (_Process * room)()
+    call = (
+        getattr(lib, "nvmlDeviceGetComputeRunningProcesses_v3", None)
+        or lib.nvmlDeviceGetComputeRunningProcesses_v2
+    )
+    if call(handle, ctypes.byref(count), rows) != 0:
+        return ()
+    unknown = (1 << 64) - 1
+    return tuple(
+        Process(row.pid, None if row.memory == unknown else row.memory)
+        for row in rows[: min(count.value, room)]
+    )
+
+
+def version_at_least(found: str, least: str) -> bool:
+    """Whether a dotted version is at least another, number by number."""
+
+    def numbers(text: str) -> list[int]:
+        return [int(p) if p.isdigit() else 0 for p in text.split(".")]
+
+    return numbers(found) >= numbers(least)

@@ -1,0 +1,213 @@
+"""What an engine build must know of its checkpoint: read from JSON and file sizes, no weight touched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from enginix import manifest
+from enginix.errors import CheckpointError, ManifestError, ModelError
+from enginix.files import sha256_file
+
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, or a model that the LLM API is to load.
+
+    Attributes:
+        path: the checkpoint; None for a model.
+        ranks: rank → bytes of its weights; empty for a model.
+        total: bytes of all weights.
+        context: ``max_position_embeddings``.
+    """
+
+    path: Path | None
+    architecture: str | None
+    dtype: str | None
+    quantization: str | None
+    kv_cache: str | None
+    context: int | None
+    tensor_parallel: int
+    pipeline_parallel: int
+    total: int
+    ranks: dict[int, int] = field(default_factory=dict)
+    made_from: dict[str, Any] | None = None
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor_parallel * self.pipeline_parallel
+
+    @property
+    def heaviest(self) -> int:
+        """Bytes of the heaviest rank's weights."""
+        return max(self.ranks.values(), default=self.total // self.world_size)
+
+    @staticmethod
+    def read(path: Path) -> Checkpoint:
+        """A TensorRT-LLM checkpoint.
+
+        Raises:
+            CheckpointError: not one, or a rank is missing.
+        """
+        config = _object(path / "config.json", "checkpoint")
+        try:
+            mapping, quantization = config.get("mapping") or {}, config.get("quantization") or {}
+            tp, pp = int(mapping.get("tp_size", 1)), int(mapping.get("pp_size", 1))
+            architecture, dtype = str(config["architecture"]), str(config["dtype"])
+            context = config.get("max_position_embeddings")
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise CheckpointError(
+                f"not a TensorRT-LLM checkpoint: {e}",
+                where=str(path / "config.json"),
+                fix="make one with enginix convert",
+            ) from e
+        ranks = {}
+        for rank in range(tp * pp):
+            file = path / f"rank{rank}.safetensors"
+            if not file.is_file():
+                raise CheckpointError(
+                    f"rank{rank}.safetensors is missing", where=str(path), fix="convert the model again"
+                )
+            ranks[rank] = file.stat().st_size
+        made_from = None
+        if (path / manifest.FILE).exists():
+            made_from = manifest.read(path, "checkpoint").inputs.get("model")
+        return Checkpoint(
+            path=path,
+            architecture=architecture,
+            dtype=dtype,
+            quantization=quantization.get("quant_algo"),
+            kv_cache=quantization.get("kv_cache_quant_algo"),
+            context=context if isinstance(context, int) else None,
+            tensor_parallel=tp,
+            pipeline_parallel=pp,
+            total=sum(ranks.values()),
+            ranks=ranks,
+            made_from=made_from if isinstance(made_from, dict) else None,
+        )
+
+    @staticmethod
+    def of_model(path: Path, tensor_parallel: int = 1, pipeline_parallel: int = 1) -> Checkpoint:
+        """A Hugging Face model, for the strategy llm-api and the kind llmapi.
+
+        Raises:
+            ModelError: not one.
+        """
+        config = _object(path / "config.json", "model")
+        names = config.get("architectures")
+        text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+        quantization, kv_cache = _quantization(path, config)
+        context = (text or {}).get("max_position_embeddings")
+        return Checkpoint(
+            path=None,
+            architecture=names[0]
+            if isinstance(names, list) and names and isinstance(names[0], str)
+            else None,
+            dtype=config.get("torch_dtype") or config.get("dtype"),
+            quantization=quantization,
+            kv_cache=kv_cache,
+            context=context if isinstance(context, int) else None,
+            tensor_parallel=tensor_parallel,
+            pipeline_parallel=pipeline_parallel,
+            total=sum(p.stat().st_size for p in path.glob("*.safetensors")),
+        )
+
+    def identity(self, model: Path) -> dict[str, Any]:
+        """Identity of both inputs by content, never by path.
+
+        Raises:
+            ManifestError: the checkpoint was made from another model than this one.
+        """
+        given = model_identity(model)
+        if self.path is None:
+            return {"model": given}
+        if self.made_from is not None and "repo" in self.made_from and "repo" in given:
+            mine = (self.made_from.get("repo"), self.made_from.get("revision"))
+            if mine != (given.get("repo"), given.get("revision")):
+                raise ManifestError(
+                    f"the checkpoint was made from {mine[0]} at {mine[1]}, but the model is {given['repo']} at "
+                    f"{given.get('revision')}",
+                    where=str(self.path),
+                    fix="pass the model that the checkpoint was converted from",
+                )
+        identity: dict[str, Any] = {"configSha256": sha256_file(self.path / "config.json")}
+        identity["ranks"] = {f"rank{r}.safetensors": {"size": size} for r, size in self.ranks.items()}
+        if (self.path / manifest.FILE).exists():
+            identity["manifestSha256"] = sha256_file(self.path / manifest.FILE)
+        return {"model": given, "checkpoint": identity}
+
+
+def model_identity(model: Path) -> dict[str, Any]:
+    """Repository, commit and digests of a model with a manifest; digests of its small files otherwise."""
+    if (model / manifest.FILE).exists():
+        found = manifest.read(model)
+        return {"artefact": found.artefact, **found.inputs}
+    files = {
+        p.name: {"sha256": hashlib.sha256(p.read_bytes()).hexdigest()}
+        for p in sorted(model.glob("*.json"))
+        if p.stat().st_size < 64 << 20
+    }
+    return {
+        "files": files | {p.name: {"size": p.stat().st_size} for p in sorted(model.glob("*.safetensors"))}
+    }
+
+
+def model_name(model: Path) -> str:
+    """What a model is called: by its manifest, else by its directory."""
+    if (model / manifest.FILE).exists():
+        return manifest.read(model).name
+    return model.resolve().name
+
+
+def tokenizer_files(model: Path) -> list[Path]:
+    """Tokenizer, chat template and generation defaults of a model.
+
+    Raises:
+        ModelError: there is no tokenizer: an engine without one cannot be served.
+    """
+    found = [model / name for name in TOKENIZER_FILES if (model / name).is_file()]
+    if not any(p.name in ("tokenizer.json", "tokenizer.model", "vocab.json") for p in found):
+        raise ModelError(
+            "no tokenizer", where=str(model), fix="fetch the whole repository, or pass the right --model"
+        )
+    return found
+
+
+def _quantization(path: Path, config: dict[str, Any]) -> tuple[str | None, str | None]:
+    file = path / "hf_quant_config.json"
+    if file.is_file():
+        found = _object(file, "model").get("quantization")
+    else:
+        found = config.get("quantization_config")
+    if not isinstance(found, dict):
+        return None, None
+    return found.get("quant_algo"), found.get("kv_cache_quant_algo")
+
+
+def _object(path: Path, what: str) -> dict[str, Any]:
+    error = CheckpointError if what == "checkpoint" else ModelError
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as e:
+        raise error(f"no {path.name}: not a {what}", where=str(path.parent)) from e
+    except (OSError, ValueError, RecursionError) as e:
+        raise error(f"unreadable: {e}", where=str(path)) from e
+    if not isinstance(found, dict):
+        raise error("not a JSON object", where=str(path))
+    return found

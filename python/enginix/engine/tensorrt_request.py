@@ -1,0 +1,85 @@
+"""A request for an engine as JSON: what Nix writes, and what the command line makes of its flags."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from enginix.engine import options as build_options
+from enginix.engine.target import target
+from enginix.engine.tensorrt import Request
+from enginix.engine.tensorrt_checkpoint import Checkpoint, model_name
+from enginix.errors import UsageError
+from enginix.runtime import table as runtimes
+
+KEYS = {
+    "acceptDriver",
+    "kind",
+    "limits",
+    "llmArgs",
+    "name",
+    "options",
+    "plan",
+    "runtime",
+    "stallMinutes",
+    "strategy",
+    "target",
+    "tensorParallel",
+    "timingCache",
+    "workers",
+}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        UsageError: unreadable, or another value.
+    """
+    try:
+        asked = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise UsageError(f"unreadable: {e}", where=str(path)) from e
+    if not isinstance(asked, dict):
+        raise UsageError("not a JSON object", where=str(path))
+    return asked
+
+
+def request_of(asked: dict[str, Any], checkpoint_dir: Path | None, model: Path) -> Request:
+    """A request from the JSON that Nix writes, or from flags in the same shape.
+
+    Raises:
+        UsageError: a field is missing, unknown or wrong.
+    """
+    if strange := sorted(set(asked) - KEYS):
+        raise UsageError(f"unknown keys {strange}", where="request")
+    for name in ("target", "runtime"):
+        if not asked.get(name):
+            raise UsageError(
+                f"--{name} is needed for this kind",
+                fix=f"for instance --{name} " + ("h200" if name == "target" else "trtllm-1.2.1"),
+            )
+    if asked.get("strategy", "checkpoint") == "checkpoint":
+        if checkpoint_dir is None:
+            raise UsageError(
+                "CHECKPOINT is needed", fix="pass the output of enginix convert, or --strategy llm-api"
+            )
+        context = Checkpoint.read(checkpoint_dir).context
+    else:
+        context = Checkpoint.of_model(model).context
+    runtime = runtimes.find(str(asked["runtime"]), "tensorrt")
+    cache = asked.get("timingCache")
+    return Request(
+        name=str(asked.get("name") or model_name(model)),
+        target=target(str(asked["target"])),
+        runtime=runtime,
+        limits=build_options.defaults(context, asked.get("limits", {})),
+        options=build_options.check(asked.get("options", {}), runtime.id),
+        strategy=str(asked.get("strategy", "checkpoint")),
+        workers=int(asked.get("workers", 1)),
+        timing_cache=Path(cache) if cache else None,
+        stall=60.0 * float(asked.get("stallMinutes", 30)),
+        accept_driver=bool(asked.get("acceptDriver", False)),
+        plan=asked.get("plan"),
+    )

@@ -1,0 +1,65 @@
+"""The command line of ``trtllm-serve`` around an engine: backend and tokenizer by its kind."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from enginix.engine.llmapi import FILE
+from enginix.errors import ManifestError
+from enginix.manifest import Manifest
+from enginix.tables import table
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How an engine is served.
+
+    Attributes:
+        kv_cache_fraction: of the memory that is free once the engine is loaded; None leaves TensorRT-LLM's.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    kv_cache_fraction: float | None = None
+    log_level: str = "info"
+
+
+def command(engine: Path, made: Manifest, serving: Serving) -> list[str]:
+    """The command line; the directory is seen under the same path inside the runtime.
+
+    Raises:
+        ManifestError: a kind that trtllm-serve does not serve.
+    """
+    tables = table("llm_args")["serve"]
+    flags = tables["flags"]
+    if made.kind not in tables["backends"]:
+        raise ManifestError(
+            f"trtllm-serve does not serve the kind {made.kind}",
+            where=str(engine),
+            fix="use mkTritonRepo and mkTritonServer, or an engine of kind tensorrt or llmapi",
+        )
+    # Since 1.0 the default backend is PyTorch, which refuses an engine directory.
+    model = engine / ("engine" if made.kind == "tensorrt" else "model")
+    words = ["trtllm-serve", str(model), flags["backend"], tables["backends"][made.kind]]
+    words += [
+        flags["tokenizer"],
+        str(engine / "tokenizer"),
+        flags["host"],
+        serving.host,
+        flags["port"],
+        str(serving.port),
+    ]
+    limits = made.options.get("limits", {})
+    for name in ("maxBatchSize", "maxNumTokens", "maxSeqLen", "maxBeamWidth"):
+        if name in limits:
+            words += [flags[name], str(limits[name])]
+    for name in ("tensorParallel", "pipelineParallel"):
+        if made.options.get(name, 1) != 1:
+            words += [flags[name], str(made.options[name])]
+    if serving.kv_cache_fraction is not None:
+        words += [flags["kvCacheFraction"], str(serving.kv_cache_fraction)]
+    if made.kind == "llmapi" and json.loads((engine / FILE).read_text("utf-8")):
+        words += [flags["options"], str(engine / FILE)]
+    return [*words, flags["logLevel"], serving.log_level]

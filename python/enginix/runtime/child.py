@@ -1,0 +1,194 @@
+"""A process with everything that it starts: in a group of its own, signals passed on, nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from enginix.errors import MachineError
+from enginix.runtime.sandbox import Room
+
+_PR_SET_PDEATHSIG = 1
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Child:
+    """A running command of a :class:`Room`; a context manager that always ends it with all its descendants.
+
+    Args:
+        capture: whether its output comes through :attr:`process` as one stream.
+    """
+
+    def __init__(self, room: Room, words: list[str], *, capture: bool) -> None:
+        self.room = room
+        told, tell = os.pipe()
+        try:
+            self.process = subprocess.Popen(
+                room.command(words, info=tell if room.rootfs is not None else None),
+                env=room.environment() if room.rootfs is None else {},
+                cwd=room.work,
+                stdin=subprocess.DEVNULL if capture else None,
+                stdout=subprocess.PIPE if capture else None,
+                stderr=subprocess.STDOUT if capture else None,
+                start_new_session=True,
+                pass_fds=(tell,) if room.rootfs is not None else (),
+                preexec_fn=_end_with(os.getpid()),
+            )
+        except OSError as e:
+            os.close(told)
+            raise MachineError(f"cannot start: {e.strerror}", where=words[0]) from e
+        finally:
+            os.close(tell)
+        self._told: int | None = told
+        self._init: int | None = None
+        self.seen: dict[int, int] = {}
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        if self._told is not None:
+            os.close(self._told)
+            self._told = None
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to the command itself; bubblewrap would die of it and take the command along."""
+        target = self._command()
+        if target is None:
+            # Not started yet: nothing to end gracefully.
+            self.kill()
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(target, number)
+
+    def kill(self) -> None:
+        """Kills the group and every descendant, also those that left the group, and waits for the first process."""
+        tree = descendants(self.process.pid) | self.seen
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        for pid, begun in tree.items():
+            if started(pid) == begun:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def _command(self) -> int | None:
+        if self.room.rootfs is None:
+            return self.process.pid if self.process.poll() is None else None
+        if self._init is None:
+            self._init = self._read_info()
+        if self._init is None:
+            return None
+        # bubblewrap's own init has the command as its first child.
+        below = [pid for pid, (parent, _) in processes().items() if parent == self._init]
+        return min(below) if below else None
+
+    def _read_info(self) -> int | None:
+        assert self._told is not None
+        text = b""
+        while select.select([self._told], [], [], 5)[0]:
+            piece = os.read(self._told, 4096)
+            text += piece
+            if not piece or b"}" in text:
+                break
+        try:
+            return int(json.loads(text)["child-pid"])
+        except (ValueError, KeyError):
+            return None
+
+
+def foreground(room: Room, words: list[str]) -> int:
+    """Runs a command to its end, with this process's input and output.
+
+    Signals that this process gets are the command's. Returns its exit status; 128 + n for death by signal n.
+    """
+    with Child(room, words, capture=False) as child:
+
+        def forward(number: int, _: FrameType | None) -> None:
+            child.signal(number)
+
+        before = {s: signal.signal(s, forward) for s in FORWARDED}
+        try:
+            status = child.process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return 128 - status if status < 0 else status
+
+
+def processes() -> dict[int, tuple[int, int]]:
+    """Every visible process: pid → (parent, start time in clock ticks)."""
+    found = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat", "rb") as f:
+                # The second field is a name in parentheses that may hold anything.
+                fields = f.read().rsplit(b")", 1)[1].split()
+                found[int(name)] = (int(fields[1]), int(fields[19]))
+    return found
+
+
+def started(pid: int) -> int | None:
+    """Start time of a process in clock ticks: with it a pid names one process for good. None when it has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as f:
+            fields = f.read().rsplit(b")", 1)[1].split()
+    except (OSError, IndexError):
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def descendants(root: int) -> dict[int, int]:
+    """Processes below ``root``: pid → start time."""
+    table = processes()
+    below: dict[int, list[int]] = {}
+    for pid, (parent, _) in table.items():
+        below.setdefault(parent, []).append(pid)
+    found: dict[int, int] = {}
+    waiting = list(below.get(root, []))
+    while waiting:
+        pid = waiting.pop()
+        if pid not in found:
+            found[pid] = table[pid][1]
+            waiting += below.get(pid, [])
+    return found
+
+
+def resident(root: int, below: dict[int, int]) -> int:
+    """Bytes of memory that ``root`` and the processes below it hold."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = 0
+    for pid in (root, *below):
+        with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/statm", "rb") as f:
+            total += int(f.read().split()[1]) * page
+    return total
+
+
+def wait_gone(pids: dict[int, int], seconds: float) -> bool:
+    """Whether all these processes end within ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while any(started(p) == t for p, t in pids.items()):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _end_with(parent: int) -> Callable[[], None]:
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def prepare() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return prepare

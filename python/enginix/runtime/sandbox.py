@@ -1,0 +1,287 @@
+"""A command inside a runtime: the image's root file system by bubblewrap, everything else let in by name.
+
+Inside are: the image, read-only; ``/nix/store``, read-only; the driver below ``/run/opengl-driver``; NVIDIA's device
+nodes; ``/w``, a private work directory; what the caller binds. No other file of the host is visible. Without a
+root file system the command runs as it is, in the same private environment: that is what a container of the image is.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from enginix.errors import MachineError
+from enginix.runtime import driver as drivers
+from enginix.runtime.driver import Driver
+from enginix.runtime.table import Runtime
+from enginix.tables import table
+
+WORK = Path("/w")
+DRIVER_LIB = f"{drivers.HOME}/lib"
+STORE = Path("/nix/store")
+# Made anew inside, whatever the image has there.
+OWN = {"proc", "dev", "sys", "tmp", "run", "nix", "etc", "w"}
+# sun_path of unix(7) is 108 bytes; OpenMPI puts about 60 behind TMPDIR.
+LONGEST_WORK = 40
+
+_NO_NAMESPACES = re.compile(
+    r"No permissions to create (a )?new namespace|Creating new namespace failed|setting up uid map|"
+    r"Failed to (create|make) .*namespace|unshare|clone|NEWUSER|Operation not permitted",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A path of the host, seen at the same path inside unless ``at`` says otherwise."""
+
+    path: Path
+    writable: bool = False
+    at: Path | None = None
+
+
+@dataclass(frozen=True)
+class Room:
+    """A place where commands of a runtime run.
+
+    Attributes:
+        runtime: whose environment it has.
+        rootfs: the image's root file system; None runs on the host's.
+        work: private directory of the host; ``/w`` inside.
+        driver: the GPU driver's files.
+        binds: paths let in.
+        network: whether the host's network is visible; builds have none.
+    """
+
+    runtime: Runtime
+    rootfs: Path | None
+    work: Path
+    driver: Driver = field(default_factory=lambda: Driver(None))
+    binds: tuple[Bind, ...] = ()
+    network: bool = False
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def inside(self) -> Path:
+        """The work directory as commands see it."""
+        return self.work if self.rootfs is None else WORK
+
+    def environment(self) -> dict[str, str]:
+        """Every variable that a command sees: the private directories of data/environment.json, then the image's."""
+        env = {
+            name: row["value"].replace("@work@", str(self.inside))
+            for name, row in table("environment")["variables"].items()
+        }
+        env |= {"USER": "enginix", "LOGNAME": "enginix", "LANG": "C.UTF-8"}
+        if self.rootfs is None:
+            env |= {k: os.environ[k] for k in ("PATH", "LD_LIBRARY_PATH") if k in os.environ}
+            libraries = str(self.driver.root / "lib") if self.driver.root else None
+        else:
+            env |= self.runtime.environment
+            env["PATH"] = f"{env.get('PATH', '/usr/bin:/bin')}:{drivers.HOME}/bin"
+            libraries = DRIVER_LIB
+        if libraries:
+            env["LD_LIBRARY_PATH"] = ":".join(filter(None, [libraries, env.get("LD_LIBRARY_PATH")]))
+        return env | dict(self.extra)
+
+    def prepare(self) -> None:
+        """Makes the private directories and tries them.
+
+        Raises:
+            MachineError: one cannot be made or written, or the work directory's path is too long.
+        """
+        if self.rootfs is None and len(str(self.work)) > LONGEST_WORK:
+            raise MachineError(
+                f"the path is longer than {LONGEST_WORK} characters; sockets of OpenMPI below it would not fit",
+                where=str(self.work),
+                fix="set TMPDIR to a short path, such as /tmp",
+            )
+        inside = str(self.inside)
+        for name, value in self.environment().items():
+            if not value.startswith(f"{inside}/"):
+                continue
+            path = self.work / value[len(inside) + 1 :]
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                probe = path / ".enginix"
+                probe.touch()
+                probe.unlink()
+            except OSError as e:
+                raise MachineError(f"{name} cannot be written: {e.strerror}", where=str(path)) from e
+
+    def command(self, words: Sequence[str], info: int | None = None) -> list[str]:
+        """The command line that runs ``words`` inside.
+
+        Args:
+            info: file descriptor that bubblewrap writes the inner process to.
+        """
+        if self.rootfs is None:
+            return list(words)
+        line = [bubblewrap(), "--unshare-user", "--unshare-pid", "--die-with-parent", "--clearenv"]
+        if not self.network:
+            line += ["--unshare-net"]
+        if info is not None:
+            line += ["--info-fd", str(info)]
+        line += self._mounts(self.rootfs)
+        for name, value in sorted(self.environment().items()):
+            line += ["--setenv", name, value]
+        return [*line, "--chdir", str(WORK), "--", *words]
+
+    def _mounts(self, rootfs: Path) -> list[str]:
+        line: list[str] = []
+        for entry in sorted(rootfs.iterdir()):
+            if entry.name not in OWN:
+                line += _entry(entry, Path("/") / entry.name)
+        line += ["--tmpfs", "/tmp", "--tmpfs", "/run", "--proc", "/proc", "--dev", "/dev"]
+        if (rootfs / "var/tmp").is_dir():
+            line += ["--tmpfs", "/var/tmp"]
+        if Path("/sys").is_dir():
+            line += ["--ro-bind", "/sys", "/sys"]
+        line += ["--dir", "/etc"]
+        own = self._etc(rootfs)
+        if (rootfs / "etc").is_dir():
+            for entry in sorted((rootfs / "etc").iterdir()):
+                if entry.name not in own:
+                    line += _entry(entry, Path("/etc") / entry.name)
+        for name, path in own.items():
+            line += ["--ro-bind", str(path), f"/etc/{name}"]
+        if STORE.is_dir():
+            line += ["--ro-bind", str(STORE), str(STORE)]
+        for device in drivers.devices():
+            line += ["--dev-bind-try", str(device), str(device)]
+        line += self._driver()
+        line += ["--bind", str(self.work), str(WORK)]
+        for bind in self.binds:
+            flag = "--bind" if bind.writable else "--ro-bind"
+            line += [flag, str(bind.path), str(bind.at or bind.path)]
+        return line
+
+    def _etc(self, rootfs: Path) -> dict[str, Path]:
+        """Files that name this user and this host, which the image cannot."""
+        directory = self.work / "etc"
+        directory.mkdir(parents=True, exist_ok=True)
+
+        def image(name: str) -> str:
+            try:
+                return (rootfs / "etc" / name).read_text("utf-8", "replace")
+            except OSError:
+                return ""
+
+        uid, gid = os.getuid(), os.getgid()
+        mine = {
+            "passwd": f"enginix:x:{uid}:{gid}::{WORK}/home:/bin/sh\n" + image("passwd"),
+            "group": f"enginix:x:{gid}:\n" + image("group"),
+            "hosts": "127.0.0.1 localhost\n::1 localhost\n",
+        }
+        for name, text in mine.items():
+            (directory / name).write_text(text, "utf-8")
+        files = {name: directory / name for name in mine}
+        resolver = Path("/etc/resolv.conf")
+        if self.network and resolver.exists():
+            files["resolv.conf"] = Path(os.path.realpath(resolver))
+        return files
+
+    def _driver(self) -> list[str]:
+        line = []
+        if self.driver.root is not None:
+            root = Path(os.path.realpath(self.driver.root))
+            line += ["--ro-bind", str(root), str(drivers.HOME)]
+            for path in drivers.store_closure(root):
+                if STORE not in path.parents:
+                    line += ["--ro-bind-try", str(path), str(path)]
+        for path in self.driver.libraries:
+            line += ["--ro-bind", os.path.realpath(path), f"{DRIVER_LIB}/{path.name}"]
+        for path in self.driver.programs:
+            line += ["--ro-bind", os.path.realpath(path), f"{drivers.HOME}/bin/{path.name}"]
+        return line
+
+
+def _entry(entry: Path, at: Path) -> list[str]:
+    if entry.is_symlink():
+        return ["--symlink", os.readlink(entry), str(at)]
+    return ["--ro-bind", str(entry), str(at)]
+
+
+def reading(paths: Iterable[Path]) -> tuple[Bind, ...]:
+    """Binds for directories that a command reads, and for the files that links in them lead to."""
+    found: dict[Path, None] = {}
+    for path in paths:
+        path = Path(os.path.abspath(path))
+        if STORE in path.parents:
+            continue
+        found[path] = None
+        if path.is_dir():
+            for link in (p for p in path.rglob("*") if p.is_symlink()):
+                real = Path(os.path.realpath(link))
+                if real.exists() and STORE not in real.parents and path not in real.parents:
+                    found[real] = None
+    return tuple(Bind(p) for p in found)
+
+
+def bubblewrap() -> str:
+    """The bubblewrap program.
+
+    Raises:
+        MachineError: not installed.
+    """
+    found = os.environ.get("ENGINIX_BWRAP") or shutil.which("bwrap")
+    if not found:
+        raise MachineError(
+            "bubblewrap is not installed",
+            where="bwrap",
+            fix="install it (package bubblewrap), or use mkRuntime, which brings it",
+        )
+    return found
+
+
+def check_namespaces() -> None:
+    """Tries what every command in a runtime needs.
+
+    Raises:
+        MachineError: this user may not make user namespaces; says what to enable.
+    """
+    program = bubblewrap()
+    line = [
+        program,
+        "--unshare-user",
+        "--unshare-pid",
+        "--ro-bind",
+        "/",
+        "/",
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+        "--",
+    ]
+    done = subprocess.run([*line, program, "--version"], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return
+    said = (done.stderr.strip().splitlines() or ["no output"])[-1]
+    if not _NO_NAMESPACES.search(said):
+        raise MachineError(f"bubblewrap does not work here: {said}", where=program)
+    raise MachineError(
+        f"user namespaces are not allowed here ({said})",
+        where=program,
+        fix="enable what is off:\n"
+        "    all distributions:  sysctl user.max_user_namespaces=15000\n"
+        "    Debian:             sysctl kernel.unprivileged_userns_clone=1\n"
+        "    Ubuntu 23.10+:      sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile for bwrap\n"
+        "    NixOS:              security.allowUserNamespaces = true; security.unprivilegedUsernsClone = true\n"
+        "    a systemd unit:     no RestrictNamespaces=, and @mount in SystemCallFilter=\n"
+        "    Docker:             --security-opt seccomp=unconfined, or run enginix in NVIDIA's image without --rootfs",
+    )
+
+
+def user() -> str:
+    """The name of this user, or its number where it has none, as in a Nix build."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())

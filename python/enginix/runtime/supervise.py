@@ -1,0 +1,134 @@
+"""A long command watched: its lines shown, its memory measured, ended when it makes no progress."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from enginix import console
+from enginix.console import human_bytes
+from enginix.runtime.child import Child, descendants, resident
+from enginix.runtime.sandbox import Room
+
+KEPT_LINES = 400
+LONGEST_LINE = 4000
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How a command is watched.
+
+    Attributes:
+        stall: seconds without a new line and without growing output after which it counts as hung.
+        beat: seconds between two lines that say that it lives.
+        outputs: files and directories whose growth is progress.
+        gpu_memory: bytes in use on the GPU, sampled; None where nobody can tell.
+    """
+
+    stall: float = 1800.0
+    beat: float = 60.0
+    outputs: tuple[Path, ...] = ()
+    gpu_memory: Callable[[], int | None] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it ended.
+
+    Attributes:
+        status: exit status; 128 + n for death by signal n.
+        lines: the last lines that it printed.
+        host_peak: most bytes of memory that all its processes held together, as sampled.
+        gpu_peak: most bytes in use on the GPU, as sampled; None where nobody could tell.
+        stalled: it was ended for lack of progress.
+        seconds: how long it ran.
+    """
+
+    status: int
+    lines: list[str]
+    host_peak: int
+    gpu_peak: int | None
+    stalled: bool
+    seconds: float
+
+
+def supervise(room: Room, words: list[str], watch: Watch, *, stage: str) -> Outcome:
+    """Runs a command to its end, or to the end of its progress; nothing of it survives this call."""
+    lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
+    begun = last = beaten = time.monotonic()
+    moved = threading.Event()
+    host_peak, gpu_peak, size, stalled = 0, None, _size(watch.outputs), False
+
+    with Child(room, words, capture=True) as child:
+        stream = child.process.stdout
+        assert stream is not None
+
+        def read() -> None:
+            with contextlib.suppress(ValueError, OSError):
+                for raw in iter(lambda: stream.readline(LONGEST_LINE), b""):
+                    line = raw.decode("utf-8", "replace").rstrip("\r\n")
+                    lines.append(line)
+                    console.say(line)
+                    moved.set()
+
+        reader = threading.Thread(target=read, name="enginix-stage", daemon=True)
+        reader.start()
+        step = 0.05
+        while child.process.poll() is None:
+            time.sleep(step)
+            step = min(step * 1.5, 1.0)
+            now = time.monotonic()
+            below = descendants(child.process.pid)
+            # Remembered so that those that leave the tree are ended as well.
+            child.seen.update(below)
+            host_peak = max(host_peak, resident(child.process.pid, below))
+            if watch.gpu_memory is not None and (used := watch.gpu_memory()) is not None:
+                gpu_peak = max(gpu_peak or 0, used)
+            grown = _size(watch.outputs)
+            if moved.is_set() or grown != size:
+                moved.clear()
+                size, last = grown, now
+            if now - last > watch.stall:
+                stalled = True
+                break
+            if now - beaten >= watch.beat:
+                beaten = now
+                console.say(
+                    f"{stage}: {_minutes(now - begun)}, memory at most {human_bytes(host_peak)}"
+                    + (f", GPU {human_bytes(gpu_peak)}" if gpu_peak is not None else "")
+                    + f", output {human_bytes(size)}, last sign {_minutes(now - last)} ago"
+                )
+        child.kill()
+        reader.join(5)
+        status = child.process.returncode
+    return Outcome(
+        status=128 - status if status < 0 else status,
+        lines=list(lines),
+        host_peak=host_peak,
+        gpu_peak=gpu_peak,
+        stalled=stalled,
+        seconds=time.monotonic() - begun,
+    )
+
+
+def _size(paths: Iterable[Path]) -> int:
+    total = 0
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if path.is_dir():
+                for entry in os.scandir(path):
+                    with contextlib.suppress(OSError):
+                        total += entry.stat().st_size
+            else:
+                total += path.stat().st_size
+    return total
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds)} s" if seconds < 60 else f"{int(seconds // 60)} min"

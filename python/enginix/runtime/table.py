@@ -1,0 +1,97 @@
+"""The rows of ``data/runtimes.json``."""
+
+from __future__ import annotations
+
+import difflib
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+from enginix.errors import UsageError
+from enginix.tables import table
+
+SYSTEMS = {"x86_64": "x86_64-linux", "aarch64": "aarch64-linux"}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One pinned software stack.
+
+    Attributes:
+        id: key of the table, for instance ``trtllm-1.2.1``.
+        kinds: kinds of engines that it executes.
+        version: of TensorRT-LLM; None for runtimes without it.
+        tensorrt: version of TensorRT, as the image has it.
+        cuda: version of the CUDA toolkit.
+        driver: least driver; None where it is not known.
+        site_packages: where the image keeps Python packages.
+        python: the image's interpreter.
+        environment: variables of the image.
+    """
+
+    id: str
+    kinds: tuple[str, ...]
+    version: str | None
+    tensorrt: str | None
+    cuda: str | None
+    driver: str | None
+    site_packages: str | None
+    python: str
+    environment: dict[str, str]
+    row: dict[str, Any]
+
+    @property
+    def engine_path(self) -> bool:
+        """Whether it builds and runs TensorRT engines."""
+        return bool(self.row["enginePath"])
+
+
+def known() -> list[str]:
+    """The runtimes' names, sorted."""
+    return sorted(table("runtimes")["runtimes"])
+
+
+def find(name: str, kind: str | None = None) -> Runtime:
+    """The runtime of that name.
+
+    Args:
+        kind: what it must be able to execute.
+
+    Raises:
+        UsageError: unknown, with the nearest known name; or without that kind, with those that have it.
+    """
+    rows = table("runtimes")["runtimes"]
+    if name not in rows:
+        near = difflib.get_close_matches(name, rows, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(f"unknown runtime {name!r}", fix=f"{hint}known: {', '.join(known())}")
+    row = rows[name]
+    if kind is not None and kind not in row["kinds"]:
+        having = [n for n in known() if kind in rows[n]["kinds"]]
+        why = (
+            "; NVIDIA removed the engine path from TensorRT-LLM in July 2026"
+            if kind == "tensorrt" and "llmapi" in row["kinds"]
+            else ""
+        )
+        raise UsageError(
+            f"runtime {name} has no kind {kind}{why}",
+            fix=f"use one of {', '.join(having)}" + (", or --kind llmapi" if why else ""),
+        )
+    paths = row.get("paths", {})
+    return Runtime(
+        id=name,
+        kinds=tuple(row["kinds"]),
+        version=row.get("tensorrtLlm"),
+        tensorrt=row.get("tensorrt"),
+        cuda=row.get("cuda"),
+        driver=row.get("driver"),
+        site_packages=paths.get("sitePackages"),
+        python=paths.get("python", "python3"),
+        environment=dict(row.get("environment", {})),
+        row=row,
+    )
+
+
+def system() -> str:
+    """This machine in Nix's words, for instance ``x86_64-linux``."""
+    return SYSTEMS.get(platform.machine(), f"{platform.machine()}-linux")

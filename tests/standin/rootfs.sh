@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Makes the stand-in runtime's root file system: busybox, this machine's Python, and the stand-in programs.
+#
+#   tests/standin/rootfs.sh DIRECTORY TENSORRT_LLM_VERSION SITE_PACKAGES
+set -euo pipefail
+out=$1 version=$2 site=$3
+here=${4:-$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)}
+busybox=$(command -v busybox)
+python=$(readlink -f /usr/bin/python3)
+stdlib=$("$python" -I -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
+
+mkdir -p "$out"/{bin,usr/bin,usr/local/bin,etc,var/tmp,tmp,root,lib64} "$out$stdlib" "$out$site"
+cp "$busybox" "$out/bin/busybox"
+for applet in $("$busybox" --list | grep -vx busybox); do ln -sf busybox "$out/bin/$applet"; done
+
+cp "$python" "$out/usr/bin/python3"
+(cd "$stdlib" && find . \( -name __pycache__ -o -name test -o -name tests -o -name idlelib -o -name lib2to3 -o -name ensurepip \
+  -o -name tkinter -o -name 'config-3*' -o -name dist-packages -o -name site-packages \) -prune -o -type f -print0 |
+  tar --null -T - -cf -) | tar -xf - -C "$out$stdlib"
+# Every library that the interpreter and its modules load, where they look for it.
+{
+  ldd "$python"
+  find "$out$stdlib" -name '*.so' -exec ldd {} + || true
+} 2>/dev/null | grep -o '/[^ ]*\.so[^ ]*' | sort -u | while read -r library; do
+  [ -e "$library" ] || continue
+  case $library in "$out"*) continue ;; esac
+  mkdir -p "$out$(dirname "$library")"
+  cp -L "$library" "$out$library"
+done
+
+cp -r "$here/tensorrt_llm" "$out$site/tensorrt_llm"
+cp -r "$here/contract" "$out$site/tensorrt_llm/contract"
+echo "__version__ = \"$version\"" >"$out$site/tensorrt_llm/version.py"
+mkdir "$out$site/tensorrt_llm-$version.dist-info"
+echo "stand-in" >"$out$site/tensorrt_llm-$version.dist-info/METADATA"
+chmod -R u+w "$out"
+
+case $site in
+/opt/venv-tritonserver/*) interpreter=/opt/venv-tritonserver/bin ;;
+*) interpreter=/usr/local/bin ;;
+esac
+mkdir -p "$out$interpreter"
+cat >"$out$interpreter/python3" <<EOF
+#!/bin/sh
+PYTHONPATH=$site exec /usr/bin/python3 "\$@"
+EOF
+for program in trtllm-build trtllm-serve mpirun; do
+  cat >"$out$interpreter/$program" <<EOF
+#!/bin/sh
+exec $interpreter/python3 -m tensorrt_llm.standin_${program//-/_} "\$@"
+EOF
+done
+chmod +x "$out$interpreter"/*

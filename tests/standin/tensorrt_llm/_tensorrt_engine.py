@@ -1,0 +1,31 @@
+"""Stand-in."""
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+from . import __version__
+from .standin import refuse_quantization, sms, write_engine
+
+
+class LLM:
+    """Builds when it is made, as the real one; save copies."""
+
+    def __init__(self, model, tensor_parallel_size=1, pipeline_parallel_size=1, build_config=None):
+        if multiprocessing.parent_process() is not None:
+            raise RuntimeError("An attempt has been made to start a new process")
+        if tensor_parallel_size == 1 and os.environ.get("TLLM_WORKER_USE_SINGLE_PROCESS") != "1":
+            raise RuntimeError("MPI spawn: All nodes which are allocated for this job are already filled")
+        if not sms():
+            raise RuntimeError("No CUDA GPUs are available")
+        self.config = json.loads(Path(model, "config.json").read_text())
+        self.mapping = {"tp_size": tensor_parallel_size, "pp_size": pipeline_parallel_size}
+        self.build_config = build_config
+        refuse_quantization(self.config.get("quantization", {}), sms()[0])
+        Path(build_config.output_timing_cache).write_text("stand-in timing cache\n")
+
+    def save(self, directory):
+        built = {k: v for k, v in self.build_config.__dict__.items() if k != "plugin_config"}
+        pretrained = {"architecture": self.config["architectures"][0], "mapping": self.mapping}
+        write_engine(Path(directory), None, pretrained, built, __version__)

@@ -1,0 +1,71 @@
+"""What the stand-in programs share: the contract, the visible GPUs, how to misbehave."""
+
+import json
+import subprocess
+from pathlib import Path
+
+HERE = Path(__file__).parent
+DRIVER = Path("/run/opengl-driver")
+
+
+def contract(name):
+    """A file of the contract."""
+    return json.loads((HERE / "contract" / f"{name}.json").read_text())
+
+
+def misbehaves(how):
+    """Whether the stand-in driver asks for this misbehaviour."""
+    try:
+        return (DRIVER / "misbehave").read_text().strip() == how
+    except OSError:
+        return False
+
+
+def sms():
+    """SM of each visible GPU."""
+    program = DRIVER / "bin" / "nvidia-smi"
+    if not program.exists():
+        return []
+    fields = "index,name,uuid,compute_cap,memory.total,memory.free"
+    told = subprocess.run([program, f"--query-gpu={fields}"], capture_output=True, text=True, check=True).stdout
+    return [int(line.split(", ")[3].replace(".", "")) for line in told.splitlines()]
+
+
+def refuse_quantization(quantization, sm):
+    """What build() of TensorRT-LLM 1.1 and 1.2 raises."""
+    algorithm = quantization.get("quant_algo")
+    cache = quantization.get("kv_cache_quant_algo")
+    row = contract("quant_algos")["details"].get(algorithm or "NO_QUANT")
+    if row is None:
+        raise ValueError(f"'{algorithm}' is not a valid QuantAlgo")
+    if 100 <= sm < 120 and ("RuntimeError" in row["blackwell"] or cache == "INT8"):
+        what = "SmoothQuant" if "SQ" in str(algorithm) else "INT8/INT4 quantization"
+        raise RuntimeError(f"{what} is not supported on SM {sm}")
+    if algorithm == "NVFP4" and sm < 100:
+        raise RuntimeError("FP4 Gemm not supported before Blackwell")
+
+
+def write_engine(out, checkpoint, pretrained, build_config, version):
+    """An engine directory of the documented shape; its plans are zeros, a little more than the weights."""
+    mapping = pretrained["mapping"]
+    out.mkdir(parents=True, exist_ok=True)
+    world = mapping["tp_size"] * mapping["pp_size"]
+    for rank in range(world):
+        size = (checkpoint / f"rank{rank}.safetensors").stat().st_size if checkpoint else 4096
+        if misbehaves("partial") and rank == world - 1:
+            size = 100
+        with open(out / f"rank{rank}.engine", "wb") as f:
+            f.write(b"STAND-IN" + bytes(size))
+    kept = dict(pretrained, mapping={k: v for k, v in mapping.items() if k != "rank"})
+    if misbehaves("leak"):
+        kept["checkpoint_dir"] = str(checkpoint)
+    (out / "config.json").write_text(
+        json.dumps(
+            {
+                "version": "9.9.9" if misbehaves("version") else version,
+                "pretrained_config": kept,
+                "build_config": build_config,
+            },
+            indent=4,
+        )
+    )
