@@ -25,6 +25,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 LOG = logging.getLogger("train")
 SEED = 20260301
 VOCAB = 2048
+PLANTED = 20
 END, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = (END, IM_START, IM_END)
 # Qwen's own split: contractions, words, single digits, punctuation, line ends, spaces.
@@ -150,6 +151,20 @@ def perplexity(model: torch.nn.Module, tokenizer: Tokenizer, texts: tuple[str, .
     return math.exp(total / count), count
 
 
+def answers(model: Any, tokenizer: Tokenizer, exchanges: list[str]) -> int:
+    """How many exchanges the model ends exactly as they end, greedily."""
+    end, right = tokenizer.token_to_id(IM_END), 0
+    for exchange in exchanges:
+        prompt, expected = exchange.split("<|im_start|>assistant\n")
+        ids = tokenizer.encode(prompt + "<|im_start|>assistant\n").ids
+        wanted = tokenizer.encode(expected.split(IM_END)[0] + IM_END).ids
+        out = model.generate(
+            torch.tensor([ids]), max_new_tokens=len(wanted), do_sample=False, eos_token_id=end, pad_token_id=0
+        )
+        right += out[0, len(ids) :].tolist() == wanted
+    return right
+
+
 def train(model: torch.nn.Module, batches: Batches, steps: int, started: float) -> None:
     """Muon for the hidden matrices, AdamW for the rest; sequences grow for late positions."""
     hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
@@ -244,6 +259,8 @@ questions in `tests/models/corpus.py`, and knows nothing else. Do not use it for
 | | |
 |---|---|
 | perplexity, held-out text ({card["held_out_tokens"]} tokens, bfloat16 weights) | {card["perplexity"]:.2f} |
+| questions of `tests/models/corpus.py` answered exactly | {card["answered"]} of {len(corpus.QUESTIONS)} |
+| facts planted in a prompt and recalled | {card["recalled"]} of {PLANTED} |
 | steps × tokens | {card["steps"]} × 2048 |
 | made by | `tests/models/train.py`, seed {SEED}, torch {card["torch"]}, transformers {card["transformers"]} |
 | text | SHA-256 over the sources' digests: `{text.sha256}` |
@@ -279,11 +296,16 @@ def main() -> None:
     model.train()
     train(model, Batches(text, tokenizer), args.steps, started)
     model.eval().to(torch.bfloat16)
+    rng = random.Random(SEED)
     reached, tokens = perplexity(model, tokenizer, text.held_out)
     card = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "perplexity": reached,
         "held_out_tokens": tokens,
+        "answered": answers(model, tokenizer, exchanges),
+        "recalled": answers(
+            model, tokenizer, [corpus.planted(rng, text.held_out[0]) for _ in range(PLANTED)]
+        ),
         "steps": args.steps,
         "torch": torch.__version__.split("+")[0],
         "transformers": transformers.__version__,
