@@ -76,7 +76,7 @@ def _http(e: HfHubHTTPError, repo: str, where: str) -> HubError:
         return HubError(
             "no such file at this revision", where=where, fix="write the lock again with `enginix lock`"
         )
-    if isinstance(e, errors.RepositoryNotFoundError) or status == 404:
+    if isinstance(e, errors.RepositoryNotFoundError):
         fix = f"check the name; if it is private, {token_fix}"
         return HubError(f"no such repository, or it is private ({status})", where=where, fix=fix)
     if status == 401:

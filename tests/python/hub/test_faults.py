@@ -87,7 +87,7 @@ def test_recovered_unnoticed(
         ),
         ("status,path=*00001*,code=500,on=blob", "answered 500"),
         ("status,path=*00001*,code=503,on=resolve", "answered 503"),
-        ("status,path=*00001*,code=404,on=blob", "no such repository|answered 404"),
+        ("status,path=*00001*,code=404,on=blob", "answered 404"),
         ("status,path=*00001*,code=429,seconds=2,on=resolve", "slow down"),
         ("expired,path=*00001*", "answered 403"),
         ("flip,path=*00001*,at=7", "is pinned"),
