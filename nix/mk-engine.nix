@@ -43,6 +43,15 @@ let
         "tensorParallel"
       ];
     };
+    edgellm = {
+      build = import ./engine/edgellm.nix scope;
+      own = [
+        "exportOptions"
+        "builder"
+        "llmBuild"
+        "isolation"
+      ];
+    };
   };
   names = builtins.attrNames kinds;
 

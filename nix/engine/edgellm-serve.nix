@@ -1,0 +1,64 @@
+# engine -> { host, port, options, name } -> derivation
+#
+# tensorrt-edgellm-serve around an engine that is built: loopback, the API key from a file, nothing built at start.
+{
+  lib,
+  pkgs,
+  check,
+  ...
+}@scope:
+let
+  function = "mkServe";
+  checks = import ./edgellm-check.nix scope;
+  enginix = import ./edgellm-package.nix scope;
+in
+engine:
+{
+  # Address; any other than loopback needs an API key.
+  host ? "127.0.0.1",
+  port ? 8000,
+  # A file outside of the store, given at start as --api-key-file or as the systemd credential `api-key`.
+  apiKeyFile ? null,
+  # Options of the server: data/edgellm.json, section serve.
+  options ? { },
+  name ? "${engine.modelName}-serve",
+}:
+let
+  inStore = apiKeyFile != null && lib.hasPrefix builtins.storeDir (toString apiKeyFile);
+  flags = [
+    "--host"
+    host
+    "--port"
+    (toString (check.arguments.atLeast function "port" 1 port))
+  ]
+  ++ lib.optionals (apiKeyFile != null) [
+    "--api-key-file"
+    (toString apiKeyFile)
+  ]
+  ++ checks.flags "serve" (checks.options function "serve" options);
+in
+if engine.kind != "edgellm" then
+  throw "${function}: an engine of kind ${engine.kind}, where edgellm is needed."
+else if engine.builder != "direct" then
+  throw "${function}: the engine was built by builder = \"onnx\", which NVIDIA's C++ runtime executes and tensorrt-edgellm-serve does not; build it with builder = \"direct\"."
+else if inStore || builtins.isPath apiKeyFile then
+  throw "${function}: apiKeyFile = ${toString apiKeyFile} would be in the store, where everybody reads it; pass the path as a string to a file outside."
+else
+  pkgs.stdenvNoCC.mkDerivation {
+    inherit name;
+    buildCommandPath = ../builders/edgellm-serve.sh;
+    inherit engine enginix;
+    inherit (engine) model;
+    inherit (pkgs) bash;
+    python = "${engine.runtimePackage}/bin/python3";
+    flags = lib.escapeShellArgs (builtins.deepSeq flags flags);
+    passthru = {
+      inherit engine;
+      inherit (engine) kind runtime;
+      modelName = name;
+    };
+    meta = {
+      description = "OpenAI server of TensorRT Edge-LLM for ${engine.modelName}";
+      mainProgram = name;
+    };
+  }

@@ -1,0 +1,147 @@
+# TensorRT Edge-LLM, the engines that NVIDIA keeps alive: a pure export on a CPU, then a build on the target's GPU.
+{
+  lib,
+  pkgs,
+  check,
+  ...
+}@scope:
+let
+  function = ''mkEngine { kind = "edgellm"; }'';
+  checks = import ./edgellm-check.nix scope;
+  enginix = import ./edgellm-package.nix scope;
+  mkExport = import ./edgellm-export.nix scope;
+  mkServer = import ./edgellm-serve.nix scope;
+  gpus = (lib.importJSON ../../python/enginix/data/gpus.json).gpus;
+  runtimes = (lib.importJSON ../../python/enginix/data/runtimes.json).runtimes;
+  # A package whose bin/python3 has the wheel and TensorRT. It may carry `driver` and `plugin`.
+  tools =
+    scope.edgellm-runtime or (throw ''
+      ${function}: no runtime with TensorRT is given. TensorRT is on NVIDIA's own index and unfree, so enginix brings none.
+      Pass a package whose bin/python3 has tensorrt-edgellm ${checks.data.version} and TensorRT (${lib.concatStringsSep " or " tensorrts}):
+        (mkLib pkgs).override { edgellm-runtime = …; }
+      The export needs none of it: it is the attribute `export` of this engine.'');
+  tensorrts = builtins.attrNames (
+    builtins.listToAttrs (map (p: lib.nameValuePair p.tensorrt null) checks.data.payloads)
+  );
+in
+{
+  # mkHfModel's output, or mkQuantized's.
+  model ? quantized,
+  quantized ? checkpoint.model,
+  # Not needed: this kind exports the model itself. Accepted so that switching kind is one attribute.
+  checkpoint ? null,
+  # A GPU of data/gpus.json, or { gpu; count; driver; }.
+  target,
+  # A runtime of data/runtimes.json that has this kind.
+  runtime ? "edgellm-${checks.data.version}",
+  # maxInputLen, maxBatchSize, maxKvCacheCapacity; always written out.
+  limits ? { },
+  # Options of the exporter: fp8Embedding, int4GemmPluginVersion, targetSm.
+  exportOptions ? { },
+  # "direct": NVIDIA's experimental builder reads the model; its engines are served by mkServe.
+  # "onnx": NVIDIA's llm_build reads the export; its engines run in NVIDIA's C++ runtime.
+  builder ? "direct",
+  # llm_build, for builder "onnx": a package.
+  llmBuild ? null,
+  # How the build reaches the GPU: "features" in Nix's sandbox, "relaxed" outside of it.
+  isolation ? "features",
+  gates ? { },
+  name ? model.modelName,
+}:
+let
+  engine = "${name}-engine";
+  facts = model.model or { };
+  wanted = check.engine.target function target;
+  gpu = check.target.gpu function gpus wanted.gpu // {
+    name = wanted.gpu;
+  };
+  row =
+    runtimes.${runtime}
+      or (throw "${function}: ${check.names.unknown "runtime" runtime (builtins.attrNames runtimes)}");
+  sizes = checks.limits engine facts limits;
+  export = mkExport {
+    inherit model name;
+    options = exportOptions;
+  };
+  checked = builtins.deepSeq [
+    (if builtins.elem "edgellm" row.kinds then runtime else throw ''${function}: runtime "${runtime}" has no kind "edgellm".'')
+    (checks.architecture engine (facts.architecture or model.architecture or null))
+    (checks.format engine (model.quantization or null) gpu)
+    (checks.options function "export" exportOptions)
+    sizes
+    (check.arguments.oneOf function "builder" [ "direct" "onnx" ] builder)
+    (check.arguments.oneOf function "isolation" [ "features" "relaxed" ] isolation)
+    (
+      if (builder == "onnx") != (llmBuild != null) then
+        throw "${function}: llmBuild (a package with bin/llm_build) goes with builder = \"onnx\", and only with it."
+      else
+        true
+    )
+    (if wanted.count == null || wanted.count == 1 then true else throw "${function}: target.count = ${toString wanted.count}, but this kind runs on one GPU (two are experimental on DGX Spark only).")
+    (if gates == { } then true else throw "${function}: gates run on the reference kind in this version; gate the checkpoint with mkEngine { kind = \"reference\"; }, and leave gates out here.")
+    (if scope ? edgellm-runtime && scope.edgellm-runtime ? plugin then null else checks.payload engine gpu)
+  ] true;
+
+  flags = [
+    "--target"
+    wanted.gpu
+    "--builder"
+    builder
+    "--python"
+    "${tools}/bin/python3"
+  ]
+  ++ lib.optionals (tools.driver or null != null) [
+    "--driver"
+    "${tools.driver}"
+  ]
+  ++ lib.optionals (tools.plugin or null != null) [
+    "--plugin"
+    "${tools.plugin}"
+  ]
+  ++ lib.optionals (llmBuild != null) [
+    "--llm-build"
+    "${llmBuild}/bin/llm_build"
+  ]
+  ++ checks.flags "build" sizes;
+
+  self = pkgs.stdenvNoCC.mkDerivation (
+    {
+      # The SM is in the name: a cache must never hand one GPU's engine to another.
+      name = "${engine}-edgellm-sm${toString gpu.sm}";
+      buildCommandPath = ../builders/edgellm-engine.sh;
+      nativeBuildInputs = [ enginix ];
+      inherit model export;
+      engineName = name;
+      flags = lib.escapeShellArgs flags;
+      # Nix then schedules it on a builder that has this GPU, and refuses it elsewhere before it starts.
+      requiredSystemFeatures = [
+        "cuda"
+        "cuda-sm${toString gpu.sm}"
+      ];
+      # The runtime reads weights from the model while it serves; the export is done with.
+      disallowedReferences = [ export ];
+      passthru = {
+        inherit
+          model
+          export
+          gpu
+          builder
+          gates
+          runtime
+          ;
+        checkpoint = null;
+        limits = sizes;
+        kind = "edgellm";
+        modelName = name;
+        target = wanted;
+        runtimePackage = tools;
+        # The command that serves it: mkServe's work for this kind.
+        serve = mkServer self;
+      };
+      meta.description = "TensorRT Edge-LLM engine of ${name} for ${wanted.gpu}";
+    }
+    // lib.optionalAttrs (isolation == "relaxed") { __noChroot = true; }
+  );
+in
+# Not a word of TensorRT before the export: who has no runtime can still build `export`.
+builtins.seq checked (self // { inherit export; })
