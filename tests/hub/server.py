@@ -9,19 +9,17 @@ import re
 import socket
 import threading
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from . import xet
 from .faults import Fault
 from .repository import Commit, Entry, Repository, git_object, pointer
+from .storage import SIGNED_FOR, Refused, StorageRoutes
 
 REPO = r"(?P<repo>[^/]+/[^/]+?)"
-SIGNED_FOR = 3600
 
 
 class Hub:
@@ -98,12 +96,7 @@ class _Server(ThreadingHTTPServer):
         """A client that goes away is no error of the hub's."""
 
 
-class _Refused(Exception):
-    def __init__(self, status: int, code: str | None, message: str, headers: Mapping[str, str] | None = None):
-        self.status, self.code, self.message, self.headers = status, code, message, dict(headers or {})
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(StorageRoutes, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     # Headers and a small body leave as one segment, without waiting for an acknowledgement.
     disable_nagle_algorithm = True
@@ -147,8 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
                     getattr(self, f"_{name}")(**self.words)
                     break
             else:
-                raise _Refused(404, None, "Not Found")
-        except _Refused as e:
+                raise Refused(404, None, "Not Found")
+        except Refused as e:
             self._refuse(e)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
@@ -191,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
             self.sent += len(body)
 
-    def _refuse(self, e: _Refused) -> None:
+    def _refuse(self, e: Refused) -> None:
         headers = {"X-Error-Message": e.message, **({"X-Error-Code": e.code} if e.code else {}), **e.headers}
         body = json.dumps({"error": e.message}).encode()
         self._bytes(body, {"Content-Type": "application/json", **headers}, e.status)
@@ -204,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.words.get("path") or self._name_of(self.words.get("sha256")) or self.words.get("repo", "")
         if fault := self._fault("status", on, path):
             wait = {"Retry-After": f"{fault.seconds:g}"} if fault.seconds else {}
-            raise _Refused(fault.code, None, fault.text or "a fault on demand", wait)
+            raise Refused(fault.code, None, fault.text or "a fault on demand", wait)
 
     def _name_of(self, sha256: str | None) -> str:
         for repository in self.server.hub.repositories.values():
@@ -217,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not words:
             return None
         if words[0] != "Bearer" or words[-1] not in self.server.hub.tokens:
-            raise _Refused(401, None, "Invalid credentials in Authorization header")
+            raise Refused(401, None, "Invalid credentials in Authorization header")
         return words[-1]
 
     def _repository(self, repo: str) -> Repository:
@@ -226,14 +219,14 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None or (found.private and not token):
             # The Hub does not say whether a repository exists to those who may not see it.
             if token:
-                raise _Refused(404, "RepoNotFound", "Repository not found")
-            raise _Refused(401, "RepoNotFound", "Invalid username or password.")
+                raise Refused(404, "RepoNotFound", "Repository not found")
+            raise Refused(401, "RepoNotFound", "Invalid username or password.")
         return found
 
     def _commit(self, repo: str, revision: str) -> Commit:
         commit = self._repository(repo).commit(revision)
         if commit is None:
-            raise _Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return commit
 
     def _allowed(self, repo: str) -> None:
@@ -242,9 +235,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         page = f"{self._base()}/{repo}"
         if not self._token():
-            raise _Refused(401, "GatedRepo", f"Access to model {repo} is restricted. Please log in. {page}")
+            raise Refused(401, "GatedRepo", f"Access to model {repo} is restricted. Please log in. {page}")
         if self._fault("not-accepted", "resolve", repo):
-            raise _Refused(
+            raise Refused(
                 403, "GatedRepo", f"Access to model {repo} is restricted. Visit {page} to ask for access."
             )
 
@@ -310,7 +303,7 @@ class _Handler(BaseHTTPRequestHandler):
                     {"type": "file", "path": fault.text, "oid": git_object("blob", b"x")[0], "size": 1}
                 )
         if not rows and prefix:
-            raise _Refused(404, "EntryNotFound", f"{path} does not exist")
+            raise Refused(404, "EntryNotFound", f"{path} does not exist")
         rows.sort(key=lambda row: str(row["path"]))
         start = int(self.query.get("cursor") or 0)
         limit = min(int(self.query.get("limit") or 10**6), self.server.hub.page_size)
@@ -365,7 +358,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._allowed(repo)
         if path not in commit.entries:
             commit_header = {"X-Repo-Commit": commit.sha}
-            raise _Refused(404, "EntryNotFound", f"Entry {path} does not exist", commit_header)
+            raise Refused(404, "EntryNotFound", f"Entry {path} does not exist", commit_header)
         return commit, commit.entries[path]
 
     def _headers(self, repo: str, commit: Commit, e: Entry) -> dict[str, str | int]:
@@ -403,11 +396,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _blob(self, sha256: str) -> None:
         expires = int(self.query.get("Expires") or 0)
         if self.query.get("Signature") != self.server.hub.sign(sha256, expires) or expires < time.time():
-            raise _Refused(403, None, "Access denied: the signed address is wrong or expired")
+            raise Refused(403, None, "Access denied: the signed address is wrong or expired")
         elsewhere = self.headers.get("Host") != self.server.hub.endpoint.removeprefix("http://")
         if self.headers.get("Authorization") and elsewhere:
             # As S3 answers: a signed address and an Authorization header exclude each other.
-            raise _Refused(400, None, "Only one auth mechanism allowed")
+            raise Refused(400, None, "Only one auth mechanism allowed")
         for repo, repository in self.server.hub.repositories.items():
             if e := repository.blob(sha256):
                 # huggingface_hub follows a HEAD that stays on the host, and wants the commit here too.
@@ -417,7 +410,7 @@ class _Handler(BaseHTTPRequestHandler):
                     more["X-Repo-Commit"] = self.query["commit"]
                     more |= self._xet_headers(repo, self.query["commit"], e)
                 return self._file(e, "blob", more)
-        raise _Refused(404, None, "Not Found")
+        raise Refused(404, None, "Not Found")
 
     def _file(self, e: Entry, on: str, headers: dict[str, str | int]) -> None:
         size = len(e.source) if isinstance(e.source, bytes) else e.source.stat().st_size
@@ -428,7 +421,7 @@ class _Handler(BaseHTTPRequestHandler):
             start = int(first) if first else max(size - int(last), 0)
             stop = min(int(last) + 1, size) if first and last else size
             if start >= size or stop <= start:
-                raise _Refused(
+                raise Refused(
                     416, None, "Requested range not satisfiable", {"Content-Range": f"bytes */{size}"}
                 )
             status = 206
@@ -471,73 +464,6 @@ class _Handler(BaseHTTPRequestHandler):
                     break
                 start += done
                 self.sent += done
-
-    # ---- Xet: what hf_xet reads
-
-    def _xet_headers(self, repo: str, commit: str, e: Entry) -> dict[str, str]:
-        if not self.server.hub.xet or e.sha256 is None:
-            return {}
-        route = f"{self._base()}/api/models/{repo}/xet-read-token/{commit}"
-        return {"X-Xet-Hash": e.sha256, "X-Xet-Refresh-Route": route}
-
-    def _xet_token(self, repo: str, revision: str) -> None:
-        self._commit(repo, revision)
-        self._allowed(repo)
-        headers = {
-            "X-Xet-Cas-Url": f"{self._base()}/xet",
-            "X-Xet-Access-Token": "xet-token",
-            "X-Xet-Token-Expiration": str(int(time.time()) + SIGNED_FOR),
-        }
-        self._json({}, headers)
-
-    def _large(self, sha256: str) -> Entry:
-        for repository in self.server.hub.repositories.values():
-            if e := repository.blob(sha256):
-                return e
-        raise _Refused(404, None, "Not Found")
-
-    def _xet_file(self, sha256: str) -> None:
-        e = self._large(sha256)
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
-        start, stop = (int(asked[1]), int(asked[2]) + 1) if asked else (0, e.size)
-        if start >= e.size:
-            raise _Refused(416, None, "Requested range not satisfiable")
-        self._json(xet.reconstruction(sha256, e.size, self._base(), start, stop))
-
-    def _xorb(self, sha256: str, number: str) -> None:
-        data = xet.xorb(self._large(sha256).source, int(number))
-        self._file(
-            Entry(self._name_of(sha256), len(data), "", None, data), "xorb", {"Accept-Ranges": "bytes"}
-        )
-
-    # ---- git and git-lfs, for clones: the dumb protocol and the batch API
-
-    def _git_refs(self, repo: str) -> None:
-        repository = self._repository(repo)
-        rows = [(name, repository.head(name)) for name in sorted(repository.branches)]
-        self._bytes("".join(f"{c.sha}\trefs/heads/{name}\n" for name, c in rows if c).encode())
-
-    def _git_head(self, repo: str) -> None:
-        branches = self._repository(repo).branches
-        self._bytes(f"ref: refs/heads/{'main' if 'main' in branches else next(iter(branches))}\n".encode())
-
-    def _git_object(self, repo: str, sha: str) -> None:
-        found = self._repository(repo).object(sha.replace("/", ""))
-        if found is None:
-            raise _Refused(404, None, "Not Found")
-        header, body = found
-        self._bytes(zlib.compress(header + (body if isinstance(body, bytes) else body.read_bytes()), 1))
-
-    def _lfs_batch(self, repo: str) -> None:
-        self._allowed(repo.removesuffix(".git"))
-        objects = []
-        for row in json.loads(self.body)["objects"]:
-            expires = int(time.time()) + SIGNED_FOR
-            signed = f"Expires={expires}&Signature={self.server.hub.sign(row['oid'], expires)}"
-            href = f"{self._base()}/blobs/{row['oid']}?{signed}"
-            objects.append({**row, "authenticated": True, "actions": {"download": {"href": href}}})
-        body = json.dumps({"transfer": "basic", "objects": objects}).encode()
-        self._bytes(body, {"Content-Type": "application/vnd.git-lfs+json"})
 
 
 def _byte(source: Path | bytes, at: int) -> int:
