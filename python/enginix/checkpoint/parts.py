@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 CHUNK = 1 << 20  # bytes read at once where bytes are looked at: fits a core's cache
-COPY = 64 << 20  # bytes handed to the kernel at once where they are not
+COPY = 8 << 20  # bytes of a copy between two ranks' turns
 
 
 class Reader:
@@ -27,6 +27,7 @@ class Reader:
     def __init__(self) -> None:
         self._files: dict[Path, int] = {}
         self._last: tuple[tuple[Path, int, int], bytes] | None = None
+        self._buffer = bytearray(CHUNK)
 
     def __enter__(self) -> Reader:
         return self
@@ -67,6 +68,20 @@ class Reader:
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         self._last = (key, data)
         return data
+
+    def block(self, path: Path, begin: int, end: int) -> memoryview:
+        """Up to ``CHUNK`` bytes from ``begin``, valid until the next call.
+
+        Raises:
+            ModelError: the file ends there (it changed while it was read).
+        """
+        view = memoryview(self._buffer)[: min(len(self._buffer), end - begin)]
+        done = os.preadv(self.fd(path), [view], begin)
+        if done == 0:
+            raise ModelError(
+                f"ends at byte {begin}, its header promises {end}", where=str(path), fix="download it again"
+            )
+        return view[:done]
 
     def array(self, tensor: TensorInfo) -> Array:
         """A small tensor as a NumPy array of its own dtype."""

@@ -123,6 +123,14 @@ def casts() -> None:
     from enginix.checkpoint.parts import CHUNK
 
     rng = np.random.default_rng(0)
+
+    def one(source: str, target: str) -> None:
+        values = (rng.standard_normal(1 << 24) * 0.02).astype(np.float32).astype(numpy_dtype(source))
+        step, into = CHUNK // values.itemsize, np.empty_like(values)
+        plain = best(lambda: np.copyto(into, values))
+        ours = best(lambda: [cast(values[i : i + step], source, target) for i in range(0, len(values), step)])
+        report(f"{source} → {target}", values.nbytes, plain, ours)
+
     for source, target in (
         ("BF16", "F16"),
         ("F16", "BF16"),
@@ -130,12 +138,7 @@ def casts() -> None:
         ("F32", "F16"),
         ("BF16", "F32"),
     ):
-        values = (rng.standard_normal(1 << 24) * 0.02).astype(np.float32).astype(numpy_dtype(source))
-        step = CHUNK // values.itemsize
-        copy_to = np.empty_like(values)
-        plain = best(lambda: np.copyto(copy_to, values))
-        ours = best(lambda: [cast(values[i : i + step], source, target) for i in range(0, len(values), step)])
-        report(f"{source} → {target}", values.nbytes, plain, ours)
+        one(source, target)
     codes = rng.integers(0, 0x7F, 1 << 25, np.uint8)
     copy_to = np.empty_like(codes)
     plain = best(lambda: np.copyto(copy_to, codes))

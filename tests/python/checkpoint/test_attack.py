@@ -16,7 +16,6 @@ import random_models
 
 from enginix.checkpoint import write
 from enginix.checkpoint.convert import Options, convert
-from enginix.checkpoint.mapping import Mapping
 from enginix.cli import main
 from enginix.errors import EXIT_INPUT, EXIT_MACHINE, MachineError, ModelError
 
@@ -149,21 +148,6 @@ def test_values_that_do_not_fit_the_dtype(tmp_path: Path) -> None:
         convert(model, tmp_path / "out", Options(dtype="float16"))
     assert list(tmp_path.iterdir()) == [model]
     convert(model, tmp_path / "out", Options(dtype="float32"))
-
-
-def test_bytes_do_not_depend_on_how_they_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without copy_file_range, as between some file systems, the same files come out."""
-    model = tmp_path / "model"
-    random_models.write(model, random_models.config("LlamaForCausalLM"))
-    convert(model, tmp_path / "one", Options(mapping=Mapping(2)))
-
-    def refused(*_: object) -> int:
-        raise OSError(22, "not here")
-
-    monkeypatch.setattr(os, "copy_file_range", refused)
-    convert(model, tmp_path / "two", Options(mapping=Mapping(2)))
-    for path in (tmp_path / "one").iterdir():
-        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
 
 def test_existing_output_is_kept(tmp_path: Path) -> None:
