@@ -50,6 +50,7 @@ let
     llmArgs = arguments;
   };
   checked = builtins.deepSeq [
+    row.id
     request
     ranks
     gpu

@@ -111,6 +111,7 @@ let
 
   floor = check.engine.driver engine row wanted.driver;
   checked = builtins.deepSeq [
+    row.id
     quantization
     kvCache
     architecture
@@ -197,7 +198,7 @@ let
   # Without a pinned model the runtime is not asked for either: one error, not a race of two.
   rooted = if model.revision or null != null || stack.pinned then place else place // { rootfs = ""; };
 in
-builtins.seq checked (
+builtins.seq (checked true) (
   warned (
     pkgs.stdenvNoCC.mkDerivation (
       rooted

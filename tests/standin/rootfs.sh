@@ -28,8 +28,8 @@ cp "$python" "$out/usr/bin/python3"
   cp -L "$library" "$out$library"
 done
 
-cp -r "$here/tensorrt_llm" "$out$site/tensorrt_llm"
-cp -r "$here/contract" "$out$site/tensorrt_llm/contract"
+cp -r --no-preserve=mode "$here/tensorrt_llm" "$out$site/tensorrt_llm"
+cp -r --no-preserve=mode "$here/contract" "$out$site/tensorrt_llm/contract"
 echo "__version__ = \"$version\"" >"$out$site/tensorrt_llm/version.py"
 mkdir "$out$site/tensorrt_llm-$version.dist-info"
 echo "stand-in" >"$out$site/tensorrt_llm-$version.dist-info/METADATA"

@@ -1,7 +1,7 @@
 """Builds an engine from a checkpoint: what a server loads, with its manifest and its gates.
 
 Kind "tensorrt" is compiled by TensorRT-LLM's trtllm-build inside a pinned runtime, on the target's GPU. Kind
-"llmapi" is the model with the arguments of TensorRT-LLM's PyTorch backend, for runtimes without an engine path.
+"llmapi" is the model with the arguments of TensorRT-LLM's PyTorch backend, for runtimes after the engine era.
 Kind "reference" runs the checkpoint by plain PyTorch, on any machine. The gate "logits" compares it with the
 Hugging Face model before the engine exists: if they differ by more than the bound, there is no engine.
 

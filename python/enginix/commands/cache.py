@@ -46,4 +46,5 @@ def _row(entry: Entry) -> dict[str, object]:
 
 def _line(entry: Entry) -> str:
     day = time.strftime("%Y-%m-%d", time.localtime(entry.used))
-    return f"{entry.key}  {entry.name:<32} {entry.kind:<9} {entry.target:<28} {human_bytes(entry.size):>10}  used {day}"
+    what = f"{entry.name:<32} {entry.kind:<9} {entry.target:<28}"
+    return f"{entry.key}  {what} {human_bytes(entry.size):>10}  used {day}"

@@ -1,4 +1,5 @@
-"""Whether this machine runs an engine: its manifest against the GPU, the driver and the runtime, in milliseconds.
+"""Whether this machine runs an engine: its manifest against the GPU, the driver and the runtime, in
+milliseconds.
 
   enginix check ./engine
   enginix check ./engine --runtime trtllm-1.2.1

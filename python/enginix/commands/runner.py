@@ -3,9 +3,10 @@
   enginix runner ./engine --rootfs ROOT                     serve an engine that exists
   enginix runner --checkpoint C --model M --request R.json --rootfs ROOT
 
-The second form is what mkRunner's command does: the engine is built at first run for the GPU of this machine, under
-$XDG_CACHE_HOME/enginix, and found there from then on (enginix cache list). Before the server starts, the engine is
-compared with the GPU, the driver and the runtime; what does not fit is refused, with what to rebuild.
+The second form is what mkRunner's command does: the engine is built at first run for the GPU of this
+machine, under $XDG_CACHE_HOME/enginix, and found there from then on (enginix cache list). Before the
+server starts, the engine is compared with the GPU, the driver and the runtime; what does not fit is
+refused, with what to rebuild.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
   enginix runtime run trtllm-1.2.1 --rootfs ROOT -- trtllm-build --help
   enginix runtime check trtllm-1.2.1 --rootfs ROOT       whether this machine can run it
 
-A command in a runtime sees the image's root file system, /nix/store, the GPU driver and what --bind lets in, nothing
-else of this machine. Its exit status is the command's; signals go to it. Without --rootfs it runs on this machine's
-own files, which is right inside a container of the image.
+A command in a runtime sees the image's root file system, /nix/store, the GPU driver and what --bind lets
+in, nothing else of this machine. Its exit status is the command's; signals go to it. Without --rootfs it
+runs on this machine's own files, which is right inside a container of the image.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
         console.result(
             {name: found.row for name, found in rows.items()},
             "\n".join(
-                f"{name:<18} {', '.join(found.kinds):<18} TensorRT {found.tensorrt or '-':<12} driver {found.driver or '-'}"
+                f"{name:<18} {', '.join(found.kinds):<18} TensorRT {found.tensorrt or '-':<12} driver "
+                f"{found.driver or '-'}"
                 for name, found in rows.items()
             ),
             as_json=args.json,

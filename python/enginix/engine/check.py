@@ -1,4 +1,6 @@
-"""Whether an engine runs here: its manifest against the live GPU, driver and runtime, in well under 100 ms."""
+"""Whether an engine runs here: its manifest against the live GPU, driver and runtime, in well under 100
+ms.
+"""
 
 from __future__ import annotations
 

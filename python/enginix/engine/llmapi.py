@@ -1,4 +1,5 @@
-"""Engine of kind ``llmapi``: no compiled plan; a pinned model and the arguments of TensorRT-LLM's PyTorch backend.
+"""Engine of kind ``llmapi``: no compiled plan; a pinned model and the arguments of TensorRT-LLM's PyTorch
+backend.
 
 <engine>/
   enginix.json     manifest

@@ -1,4 +1,6 @@
-"""trtllm-build's options: ``data/build_options.json`` read by the command line, as nix/check/options.nix reads it."""
+"""trtllm-build's options: ``data/build_options.json`` read by the command line, as nix/check/options.nix
+reads it.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,8 @@ def defaults(context: int | None, given: Mapping[str, int | None]) -> Limits:
     """Limits from what was given and the model's context.
 
     Raises:
-        UsageError: no context is known and maxSeqLen was not given; or a limit contradicts another or the context.
+        UsageError: no context is known and maxSeqLen was not given; or a limit contradicts another or the
+        context.
     """
     chosen = {n: row["default"] for n, row in table("build_options")["limits"].items()}
     chosen |= {n: v for n, v in given.items() if v is not None}

@@ -1,4 +1,6 @@
-"""What must hold on this machine before a build starts: asked in under two seconds, before a weight is read."""
+"""What must hold on this machine before a build starts: asked in under two seconds, before a weight is
+read.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,8 @@ def check_gpu(target: Target, machine: Machine, *, workers: int, weights: int) -
             for p in gpu.processes
         )
         raise MachineError(
-            f"{human_bytes(gpu.free)} of {human_bytes(gpu.total)} free on {gpu.name}; one rank's weights alone take "
+            f"{human_bytes(gpu.free)} of {human_bytes(gpu.total)} free on {gpu.name}; one rank's "
+            f"weights alone take "
             f"{human_bytes(weights)}",
             where=f"GPU {gpu.index}",
             fix=f"end {holders}"
@@ -92,11 +95,12 @@ def check_driver(runtime: Runtime, machine: Machine) -> None:
     """
     if runtime.driver is not None and not version_at_least(machine.driver, runtime.driver):
         raise MachineError(
-            f"runtime {runtime.id} (CUDA {runtime.cuda}) needs driver {runtime.driver} or later; this machine has "
+            f"runtime {runtime.id} (CUDA {runtime.cuda}) needs driver {runtime.driver} or later; this "
+            f"machine has "
             f"{machine.driver}",
             where="driver",
-            fix="update the driver, or use an older runtime; where NVIDIA's compatibility package serves this driver, "
-            "pass --accept-driver",
+            fix="update the driver, or use an older runtime; where NVIDIA's compatibility package serves "
+            "this driver, pass --accept-driver",
         )
 
 
@@ -173,7 +177,8 @@ def check_support(
         )
     if target.sm < support["engineSm"]["least"]:
         raise UsageError(
-            f'engines need SM {support["engineSm"]["least"]} or later; target "{target.name}" is SM {target.sm}'
+            f'engines need SM {support["engineSm"]["least"]} or later; target "{target.name}" is SM '
+            f"{target.sm}"
         )
     _refuse(name, row, target, support)
     if kv_cache is not None:
@@ -205,7 +210,8 @@ def _refuse(name: str, row: dict[str, Any], target: Target, support: dict[str, A
         why = f'{name} needs SM {row["minSm"]} or later; target "{target.name}" is SM {target.sm}'
     else:
         low, high = row["refusedSm"]
-        why = f'TensorRT-LLM\'s builder refuses {name} for SM {low} to {high - 1}; target "{target.name}" is SM {target.sm}'
+        why = f"TensorRT-LLM's builder refuses {name} for SM {low} to {high - 1}; "
+        why += f'target "{target.name}" is SM {target.sm}'
     offers = [f"quantization {f} on this GPU" for f in ways[:1]] + [f"target {t}" for t in gpus[:1]]
     raise UsageError(why, fix="use " + ", or ".join(offers))
 

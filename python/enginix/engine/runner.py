@@ -1,8 +1,8 @@
 """Engines built at first run into the user's cache: ``$XDG_CACHE_HOME/enginix/engines/<key>``.
 
-The key is of everything that shapes the engine: model, request, runtime, the GPU found here. Two runs at once build
-once: the second waits for the lock of the first. A build that was killed leaves no engine, and the next run starts it
-again.
+The key is of everything that shapes the engine: model, request, runtime, the GPU found here. Two runs at
+once build once: the second waits for the lock of the first. A build that was killed leaves no engine, and
+the next run starts it again.
 """
 
 from __future__ import annotations

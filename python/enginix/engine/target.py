@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import ctypes
 import ctypes.util
-import csv
 import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,8 +105,9 @@ def probe(driver: Driver) -> Machine:
         raise MachineError(
             "no NVIDIA driver was found",
             where="this machine",
-            fix="load the driver (NixOS: hardware.nvidia, hardware.graphics.enable), let /run/opengl-driver and "
-            "/dev/nvidia* into the build (programs.nix-required-mounts.presets.nvidia-gpu), or pass --driver",
+            fix="load the driver (NixOS: hardware.nvidia, hardware.graphics.enable), let "
+            "/run/opengl-driver and /dev/nvidia* into the build "
+            "(programs.nix-required-mounts.presets.nvidia-gpu), or pass --driver",
         )
     return _smi(smi)
 

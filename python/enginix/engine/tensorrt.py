@@ -14,11 +14,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from enginix import __version__, console, manifest
+from enginix import __version__, console
 from enginix.console import human_bytes
 from enginix.engine import options as build_options
 from enginix.engine import preflight
@@ -34,9 +34,11 @@ from enginix.runtime.driver import Driver
 from enginix.runtime.sandbox import Bind, Room, check_namespaces, reading
 from enginix.runtime.supervise import Outcome, Watch, supervise
 from enginix.runtime.table import Runtime
+from enginix.tables import table
 
 SCRIPT = Path(__file__).with_name("tensorrt_llm_api.py")
 STRATEGIES = ("checkpoint", "llm-api")
+TIMING_IN = "timing.in"
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class Request:
     """An engine as it was asked for, every default written out.
 
     Attributes:
-        strategy: ``checkpoint`` runs trtllm-build on our checkpoint; ``llm-api`` lets TensorRT-LLM load the model.
-        workers: ranks built at once, a GPU each.
+        strategy: ``checkpoint`` runs trtllm-build on our checkpoint; ``llm-api`` lets TensorRT-LLM load
+        the model. workers: ranks built at once, a GPU each.
         timing_cache: tactics of an earlier build.
         stall: seconds without a sign of progress after which a stage counts as hung.
         plan: predicted memory, as the plan stage wrote it.
@@ -73,7 +75,8 @@ class Place:
     Attributes:
         rootfs: the runtime's root file system; None runs on the host's, as in a container of the image.
         driver: the GPU driver's root; None looks for it.
-        in_place: write straight into ``out``, which is then removed on failure: for Nix, whose outputs are whole or
+        in_place: write straight into ``out``, which is then removed on failure: for Nix, whose outputs are
+        whole or
             absent by themselves, and whose store has no room beside them.
         timing: where the timing cache goes; None leaves it out.
     """
@@ -129,7 +132,7 @@ def phase(name: str) -> None:
 
 def command(request: Request, checkpoint: Checkpoint, engine: Path, timing: Path, room: Room) -> list[str]:
     """The command line of a stage; nothing that the runtime's contract does not know."""
-    cache = ["--input_timing_cache", str(request.timing_cache)] if request.timing_cache else []
+    cache = ["--input_timing_cache", str(room.inside / TIMING_IN)] if request.timing_cache else []
     if request.strategy == "llm-api":
         return [
             room.runtime.python if room.rootfs is not None else "python3",
@@ -161,7 +164,8 @@ def verify(engine: Path, request: Request, checkpoint: Checkpoint) -> dict[str, 
         Size of each rank's engine in bytes.
 
     Raises:
-        BuildError: a file is missing, too small for its weights, or of another version or size than asked for.
+        BuildError: a file is missing, too small for its weights, or of another version or size than asked
+        for.
     """
     path = engine / "config.json"
     fix = "build again; if it repeats, report the runtime and the last lines of the build"
@@ -177,7 +181,8 @@ def verify(engine: Path, request: Request, checkpoint: Checkpoint) -> dict[str, 
         raise BuildError(f"unreadable: {e}", where="config.json", fix=fix) from e
     if version.split("+")[0] != request.runtime.version:
         raise BuildError(
-            f"the engine says TensorRT-LLM {version}; runtime {request.runtime.id} is {request.runtime.version}",
+            f"the engine says TensorRT-LLM {version}; runtime {request.runtime.id} is "
+            f"{request.runtime.version}",
             where="config.json",
             fix="pass the runtime's own image",
         )
@@ -225,6 +230,8 @@ def _check_request(request: Request, checkpoint: Checkpoint) -> None:
             fix=f"--workers {checkpoint.world_size}",
         )
     build_options.check(request.options, request.runtime.id)
+    if request.strategy == "llm-api":
+        _llm_api(request.options)
 
 
 def _preflight(
@@ -240,7 +247,7 @@ def _preflight(
     preflight.check_disk(out, work, checkpoint.total, workspace=request.strategy == "llm-api")
     if request.timing_cache is not None and not request.timing_cache.is_file():
         raise UsageError("no such timing cache", where=str(request.timing_cache))
-    reads = [p for p in (checkpoint.path, model, request.timing_cache, SCRIPT) if p is not None]
+    reads = [p for p in (checkpoint.path, model, SCRIPT) if p is not None]
     room = Room(
         request.runtime,
         place.rootfs,
@@ -253,8 +260,10 @@ def _preflight(
     room.prepare()
     gpu = found.gpu
     console.say(
-        f"{gpu.name}, SM {gpu.sm}, {human_bytes(gpu.free)} of {human_bytes(gpu.total)} free; driver {machine.driver}; "
-        f"runtime {request.runtime.id}; weights {human_bytes(checkpoint.total)} in {checkpoint.world_size} rank(s)"
+        f"{gpu.name}, SM {gpu.sm}, {human_bytes(gpu.free)} of {human_bytes(gpu.total)} free; driver "
+        f"{machine.driver}; "
+        f"runtime {request.runtime.id}; weights {human_bytes(checkpoint.total)} in "
+        f"{checkpoint.world_size} rank(s)"
     )
     for note in found.notes:
         console.say(f"note: {note}")
@@ -263,17 +272,22 @@ def _preflight(
 
 def _run(request: Request, checkpoint: Checkpoint, model: Path, room: Room, engine: Path) -> Outcome:
     timing = room.inside / "timing.cache"
+    # TensorRT-LLM writes such paths into config.json: those of the work directory name nobody's files.
+    if request.timing_cache is not None:
+        shutil.copyfile(request.timing_cache, room.work / TIMING_IN)
+    request = _with_adapters(request, room)
     words = command(request, checkpoint, engine, timing, room)
     if request.strategy == "llm-api":
-        asked = {
+        asked: dict[str, Any] = {
             "model": str(model),
             "output": str(engine),
             "tensor_parallel_size": checkpoint.tensor_parallel,
             "pipeline_parallel_size": checkpoint.pipeline_parallel,
-            "build_config": request.limits.as_build_config()
-            | {"input_timing_cache": str(request.timing_cache) if request.timing_cache else None}
-            | {"output_timing_cache": str(timing)},
-            "plugin_config": {build_options.snake(k): v for k, v in request.options.items()},
+            **_llm_api(request.options),
+        }
+        asked["build_config"] |= request.limits.as_build_config() | {
+            "input_timing_cache": str(room.inside / TIMING_IN) if request.timing_cache else None,
+            "output_timing_cache": str(timing),
         }
         (room.work / "request.json").write_text(json.dumps(asked), "utf-8")
     console.say(" ".join(words))
@@ -287,6 +301,42 @@ def _run(request: Request, checkpoint: Checkpoint, model: Path, room: Room, engi
     if outcome.status != 0 or outcome.stalled:
         raise explain(words[0], outcome, request.stall)
     return outcome
+
+
+def _with_adapters(request: Request, room: Room) -> Request:
+    adapters = request.options.get("loraDir")
+    if not isinstance(adapters, list):
+        return request
+    inside = []
+    for number, adapter in enumerate(adapters):
+        if not Path(adapter).is_dir():
+            raise UsageError("no such directory", where=adapter, fix="pass LoRA adapters as directories")
+        shutil.copytree(adapter, room.work / "lora" / str(number))
+        inside.append(str(room.inside / "lora" / str(number)))
+    return replace(request, options={**request.options, "loraDir": inside})
+
+
+def _adapters(directories: Value) -> list[dict[str, str]]:
+    assert isinstance(directories, list)
+    return [{p.name: sha256_file(p) for p in sorted(Path(d).iterdir()) if p.is_file()} for d in directories]
+
+
+def _llm_api(options: dict[str, Value]) -> dict[str, dict[str, Value]]:
+    """Options as fields of BuildConfig and PluginConfig."""
+    rows = table("build_options")["options"]
+    config: dict[str, Value] = {}
+    plugins: dict[str, Value] = {}
+    for name, value in options.items():
+        field_name = rows[name]["llmApi"]
+        if field_name == "plugin_config":
+            plugins[build_options.snake(name)] = value
+        elif field_name is not None:
+            config[field_name] = value
+        elif (name, value) != ("kvCacheType", "paged"):
+            raise UsageError(
+                f"the strategy llm-api has no {name}", fix="leave it out, or use the strategy checkpoint"
+            )
+    return {"build_config": config, "plugin_config": plugins}
 
 
 def _gpu_memory(driver: Driver) -> Any:
@@ -320,7 +370,9 @@ def _timing(work: Path, place: Place) -> str | None:
 
 
 def _no_paths(engine: Path, inputs: list[Path]) -> None:
-    """No small file may name an input: such a path drags the weights into the closure of whoever serves the engine."""
+    """No small file may name an input: such a path drags the weights into the closure of whoever serves
+    the engine.
+    """
     names = {os.fsencode(str(p)) for given in inputs for p in (given, Path(os.path.realpath(given)))}
     for path in engine.rglob("*"):
         if path.is_file() and path.stat().st_size < 16 << 20:
@@ -360,7 +412,8 @@ def _describe(
         options={
             "strategy": request.strategy,
             "limits": asdict(request.limits),
-            "plugins": dict(sorted(request.options.items())),
+            # By content, never by path.
+            "plugins": {n: _adapters(v) if n == "loraDir" else v for n, v in sorted(request.options.items())},
             "tensorParallel": checkpoint.tensor_parallel,
             "pipelineParallel": checkpoint.pipeline_parallel,
             "workers": request.workers,

@@ -141,7 +141,8 @@ class Checkpoint:
             mine = (self.made_from.get("repo"), self.made_from.get("revision"))
             if mine != (given.get("repo"), given.get("revision")):
                 raise ManifestError(
-                    f"the checkpoint was made from {mine[0]} at {mine[1]}, but the model is {given['repo']} at "
+                    f"the checkpoint was made from {mine[0]} at {mine[1]}, but the model is "
+                    f"{given['repo']} at "
                     f"{given.get('revision')}",
                     where=str(self.path),
                     fix="pass the model that the checkpoint was converted from",

@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
             "target": made.target,
             "results": made.results,
         },
-        f"{args.output}: {made.name}, kind {made.kind}, {made.target.get('gpu') or made.target.get('name')}, not gated",
+        f"{args.output}: {made.name}, kind {made.kind}, "
+        f"{made.target.get('gpu') or made.target.get('name')}, not gated",
         as_json=args.json,
     )
     return 0

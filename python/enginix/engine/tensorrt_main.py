@@ -1,4 +1,6 @@
-"""What a Nix build runs: ``machine`` looks at the machine, ``build`` builds an engine; no sub-command is loaded."""
+"""What a Nix build runs: ``machine`` looks at the machine, ``build`` builds an engine; no sub-command is
+loaded.
+"""
 
 from __future__ import annotations
 

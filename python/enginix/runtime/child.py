@@ -71,7 +71,9 @@ class Child:
             os.kill(target, number)
 
     def kill(self) -> None:
-        """Kills the group and every descendant, also those that left the group, and waits for the first process."""
+        """Kills the group and every descendant, also those that left the group, and waits for the first
+        process.
+        """
         tree = descendants(self.process.pid) | self.seen
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -138,7 +140,9 @@ def processes() -> dict[int, tuple[int, int]]:
 
 
 def started(pid: int) -> int | None:
-    """Start time of a process in clock ticks: with it a pid names one process for good. None when it has ended."""
+    """Start time of a process in clock ticks: with it a pid names one process for good. None when it has
+    ended.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as f:
             fields = f.read().rsplit(b")", 1)[1].split()

@@ -1,7 +1,8 @@
-"""The GPU driver's files of this machine: they belong to its kernel module, so no image and no store path has them.
+"""The GPU driver's files of this machine: they belong to its kernel module, so no image and no store path
+has them.
 
-NixOS keeps them below ``/run/opengl-driver``; other distributions among their libraries. Inside a runtime they are
-always below ``/run/opengl-driver``, where nixpkgs' programs look as well.
+NixOS keeps them below ``/run/opengl-driver``; other distributions among their libraries. Inside a runtime
+they are always below ``/run/opengl-driver``, where nixpkgs' programs look as well.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HOME = Path("/run/opengl-driver")
-# User-mode driver parts that CUDA programs load (NVIDIA container toolkit: the capabilities compute and utility).
+# User-mode driver parts that CUDA programs load (NVIDIA container toolkit: the capabilities compute and
+# utility).
 LIBRARIES = (
     "libcuda.so*",
     "libcudadebugger.so*",
@@ -97,7 +99,9 @@ def devices() -> list[Path]:
 
 
 def store_closure(root: Path) -> list[Path]:
-    """Where a driver root's links lead outside it: on NixOS its libraries are links into the driver's package."""
+    """Where a driver root's links lead outside it: on NixOS its libraries are links into the driver's
+    package.
+    """
     outside = set()
     for path in [root, *root.glob("*"), *root.glob("lib/*"), *root.glob("bin/*")]:
         real = Path(os.path.realpath(path))

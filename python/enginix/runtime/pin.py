@@ -1,7 +1,7 @@
 """Pins of runtime images: which bytes an image is, computed on a machine that reaches its registry.
 
-crane resolves the tag, exports the file system of one platform as a tar stream, and the hash is Nix's of the unpacked
-tree: what mkRuntime's fixed-output derivation must produce.
+crane resolves the tag, exports the file system of one platform as a tar stream, and the hash is Nix's of
+the unpacked tree: what mkRuntime's fixed-output derivation must produce.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def pin(name: str, image: str | None, system: str, *, keep: Path | None = None) 
         keep: keep the unpacked tree there.
 
     Returns:
-        ``{"runtime", "image", "reference", "digest", "system", "hash", "status"}``: what mkRuntime takes as ``pin``.
+        What mkRuntime takes as ``pin``: runtime, image, reference, digest, system, hash, status.
 
     Raises:
         UsageError: unknown runtime, image or system.

@@ -1,8 +1,9 @@
 """A command inside a runtime: the image's root file system by bubblewrap, everything else let in by name.
 
-Inside are: the image, read-only; ``/nix/store``, read-only; the driver below ``/run/opengl-driver``; NVIDIA's device
-nodes; ``/w``, a private work directory; what the caller binds. No other file of the host is visible. Without a
-root file system the command runs as it is, in the same private environment: that is what a container of the image is.
+Inside are: the image, read-only; ``/nix/store``, read-only; the driver below ``/run/opengl-driver``;
+NVIDIA's device nodes; ``/w``, a private work directory; what the caller binds. No other file of the host
+is visible. Without a root file system the command runs as it is, in the same private environment: that is
+what a container of the image is.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ class Room:
         return self.work if self.rootfs is None else WORK
 
     def environment(self) -> dict[str, str]:
-        """Every variable that a command sees: the private directories of data/environment.json, then the image's."""
+        """Every variable that a command sees: the private directories of data/environment.json, then the
+        image's.
+        """
         env = {
             name: row["value"].replace("@work@", str(self.inside))
             for name, row in table("environment")["variables"].items()
@@ -98,7 +101,8 @@ class Room:
         """
         if self.rootfs is None and len(str(self.work)) > LONGEST_WORK:
             raise MachineError(
-                f"the path is longer than {LONGEST_WORK} characters; sockets of OpenMPI below it would not fit",
+                f"the path is longer than {LONGEST_WORK} characters; sockets of OpenMPI below it would "
+                f"not fit",
                 where=str(self.work),
                 fix="set TMPDIR to a short path, such as /tmp",
             )
@@ -272,10 +276,13 @@ def check_namespaces() -> None:
         fix="enable what is off:\n"
         "    all distributions:  sysctl user.max_user_namespaces=15000\n"
         "    Debian:             sysctl kernel.unprivileged_userns_clone=1\n"
-        "    Ubuntu 23.10+:      sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile for bwrap\n"
-        "    NixOS:              security.allowUserNamespaces = true; security.unprivilegedUsernsClone = true\n"
+        "    Ubuntu 23.10+:      sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor "
+        "profile for bwrap\n"
+        "    NixOS:              security.allowUserNamespaces = true; security.unprivilegedUsernsClone "
+        "= true\n"
         "    a systemd unit:     no RestrictNamespaces=, and @mount in SystemCallFilter=\n"
-        "    Docker:             --security-opt seccomp=unconfined, or run enginix in NVIDIA's image without --rootfs",
+        "    Docker:             --security-opt seccomp=unconfined, or run enginix in NVIDIA's image "
+        "without --rootfs",
     )
 
 
