@@ -81,7 +81,7 @@ def test_a_repository_tells_the_same_from_kilobytes(start: Callable[..., Any], s
 
 
 def test_a_header_longer_than_the_first_request(start: Callable[..., Any], tmp_path: Path) -> None:
-    from conftest import CONFIG, write_sparse
+    from sparse_models import CONFIG, write_sparse
 
     directory = tmp_path / "long"
     directory.mkdir()
@@ -118,7 +118,7 @@ def test_a_lock_whose_files_changed_is_a_hash_mismatch(
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("status,code=404,on=info", "no such repository"),
+        ("status,code=404,on=info", "the hub answered 404"),
         ("no-range,path=*.safetensors", "does not answer range requests"),
         ("garbage,on=tree,text=[1]", "does not answer as a hub"),
         ("truncate,at=5,path=*.safetensors", "header"),
@@ -191,7 +191,7 @@ def test_quantization_is_told_as_the_model_says_it(
     kv: str | None,
     producer: str | None,
 ) -> None:
-    from conftest import CONFIG
+    from sparse_models import CONFIG
 
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "quantization_config": config}))
     found = told(tmp_path).quantization
@@ -203,7 +203,7 @@ def test_quantization_is_told_as_the_model_says_it(
 
 
 def test_packed_weights_count_as_they_compute(tmp_path: Path) -> None:
-    from conftest import CONFIG, write_sparse
+    from sparse_models import CONFIG, write_sparse
 
     (tmp_path / "config.json").write_text(
         json.dumps({**CONFIG, "quantization_config": {"quant_method": "gptq", "bits": 8}})

@@ -122,7 +122,7 @@ def test_an_incomplete_installation(installation: Path, monkeypatch: pytest.Monk
             {"kind": "reference"},
             "the engine is of kind reference, the server's runtime trtllm-1.1.0 runs",
         ),
-        ("trtllm-9", {"kind": "reference"}, "'trtllm-9', which is unknown (known: reference"),
+        ("trtllm-9", {"kind": "reference"}, "'trtllm-9', which is unknown (known: "),
     ],
 )
 def test_engine_against_runtime(
