@@ -41,7 +41,7 @@ def to_float32(x: Array, code: str) -> npt.NDArray[np.float32]:
 
 
 def _narrow(wide: npt.NDArray[np.float32], target: str) -> Array:
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         return wide.astype(numpy_dtype(target))
 
 

@@ -30,8 +30,8 @@ def _theirs(case: golden.Conversion) -> str:
 
 
 def _short(text: str) -> str:
-    first = re.split(r"[:;(,]", text)[0].strip()
-    return first if len(first) < 90 else first[:87] + "…"
+    first = re.split(r"; |: no | \(log", text)[0]
+    return first if len(first) < 150 else first[:150].rsplit(" ", 1)[0] + " …"
 
 
 def _ours(case: golden.Conversion, out: Path) -> str:
