@@ -23,14 +23,21 @@ let
       # mkEngine's output.
       engine,
       name ? engine.modelName,
+      # Where the reference executor runs: "cpu", "cuda", "cuda:<n>".
+      device ? "cpu",
       ...
     }@args:
     let
       given = builtins.removeAttrs args [
         "engine"
         "name"
+        "device"
       ];
-      flags = builtins.concatLists (
+      flags = [
+        "--device"
+        device
+      ]
+      ++ builtins.concatLists (
         lib.mapAttrsToList (option: value: [
           options.${option}
           (check.arguments.atLeast function option 0 value)
@@ -44,11 +51,11 @@ let
       inherit engine;
       flags = lib.escapeShellArgs (builtins.deepSeq flags flags);
       passthru = {
-        inherit engine;
+        inherit engine device;
         inherit (engine) kind runtime;
         modelName = name;
       };
       meta.description = "Triton model repository of ${name}";
     };
 in
-args: build (check.arguments.only function ([ "engine" "name" ] ++ builtins.attrNames options) args)
+args: build (check.arguments.only function ([ "engine" "name" "device" ] ++ builtins.attrNames options) args)

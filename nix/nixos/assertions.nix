@@ -2,25 +2,144 @@
 { config, lib, ... }:
 let
   cfg = config.services.enginix;
-  ports = {
-    inherit (cfg) httpPort grpcPort metricsPort;
-  };
-  sharing = port: lib.attrNames (lib.filterAttrs (_: p: p == port) ports);
+  servers = lib.filterAttrs (_: s: s.enable) cfg.servers;
+  names = lib.attrNames servers;
+  runtimes = (lib.importJSON ../../python/enginix/data/runtimes.json).runtimes;
+  option = name: "services.enginix.servers.${name}";
+  isLoopback = host: host == "127.0.0.1" || host == "::1";
+
+  # Every (server, what it takes) once; those that take the same thing stand together.
+  takers = select: lib.concatMap (name: map (thing: { inherit name thing; }) (select name servers.${name})) names;
+  collisions = list: lib.filterAttrs (_: v: lib.length v > 1) (lib.groupBy (t: toString t.thing) list);
+
+  ports = lib.concatMap (
+    name:
+    map
+      (port: {
+        label = "${name}.${port}";
+        thing = servers.${name}.${port};
+      })
+      [
+        "httpPort"
+        "grpcPort"
+        "metricsPort"
+      ]
+  ) names;
+  sharedPorts = collisions ports;
+
+  gpus = collisions (takers (_: s: lib.unique s.gpus));
+  unasked = lib.filterAttrs (_: users: !lib.all (u: servers.${u.name}.shareGpus) users) gpus;
+  who = users: lib.concatMapStringsSep " and " (u: u.name) users;
+
+  # What the plan of an engine counts, in MiB; the pool of the key-value cache is the whole rest of a GPU.
+  memory =
+    s:
+    let
+      plan = s.repo.engine.request.plan or null;
+    in
+    if s.memory != null then
+      s.memory
+    else if plan == null then
+      null
+    else
+      (plan.weights + plan.workspace + plan.pool) / 1048576;
+  total =
+    users:
+    let
+      known = lib.filter (gpu: gpu.memoryMiB or null != null) (map (u: servers.${u.name}.repo.engine.gpu or { }) users);
+    in
+    if known == [ ] then null else (lib.head known).memoryMiB;
+  crowded = lib.filterAttrs (
+    _: users:
+    let
+      parts = map (u: memory servers.${u.name}) users;
+    in
+    total users != null && !lib.elem null parts && lib.foldl' (a: b: a + b) 0 parts > total users
+  ) gpus;
+
+  perServer =
+    name:
+    let
+      s = servers.${name};
+      runtime = s.repo.runtime or "reference";
+      row = runtimes.${runtime} or null;
+      isReference = (s.repo.kind or "reference") == "reference";
+      onCpu = isReference && (s.repo.device or "cpu") == "cpu";
+      parallel = s.repo.engine.parallel or { };
+      worldSize =
+        if onCpu then
+          0
+        else
+          (parallel.tensorParallel or 1) * (parallel.pipelineParallel or 1);
+    in
+    [
+      {
+        assertion = builtins.match "[a-z0-9][a-z0-9_-]{0,31}" name != null;
+        message = "${option name}: a server's name is part of a unit's and a user's name; use up to 32 of a-z, 0-9, _ and -.";
+      }
+      {
+        assertion = row != null;
+        message = "${option name}: the repository needs the runtime ${runtime}, which is unknown; known are ${lib.concatStringsSep ", " (lib.attrNames runtimes)}.";
+      }
+      {
+        assertion = s.openFirewall -> !isLoopback s.host;
+        message = "${option name}: openFirewall is on, but host is ${s.host}, which nobody outside reaches; set host, or leave the firewall closed.";
+      }
+      {
+        assertion = lib.length s.gpus == worldSize;
+        message =
+          if onCpu then
+            "${option name}: gpus names ${toString (lib.length s.gpus)}, but the repository runs on the CPU; leave gpus out, or build it with device = \"cuda\"."
+          else
+            "${option name}: gpus names ${toString (lib.length s.gpus)}, but the engine has ${toString worldSize} rank${lib.optionalString (worldSize != 1) "s"} (tensor parallel ${toString (parallel.tensorParallel or 1)} × pipeline parallel ${toString (parallel.pipelineParallel or 1)}); name one GPU a rank.";
+      }
+      {
+        assertion = lib.allUnique (map toString s.gpus);
+        message = "${option name}: gpus names a GPU twice: ${lib.concatMapStringsSep ", " toString s.gpus}.";
+      }
+      {
+        assertion =
+          s.gpus == [ ]
+          || cfg.driverVersion == null
+          || row.driver or null == null
+          || lib.versionAtLeast cfg.driverVersion row.driver;
+        message = "${option name}: runtime ${runtime} needs driver ${toString (row.driver or null)} or later (CUDA ${toString (row.cuda or null)}), this machine has ${toString cfg.driverVersion}; set hardware.nvidia.package to a newer one, or use an engine of an older runtime.";
+      }
+      {
+        assertion = isReference || s.repo ? engine.runtimePackage;
+        message = "${option name}: a repository of kind ${s.repo.kind or "?"} is served inside its runtime's image, which this one does not name; pass mkTritonRepo's output itself.";
+      }
+    ];
 in
 {
   config = lib.mkIf cfg.enable {
-    assertions = [
+    assertions = lib.concatMap perServer names ++ [
       {
-        assertion = lib.allUnique (lib.attrValues ports);
-        message = "services.enginix: ${lib.concatStringsSep " and " (sharing cfg.httpPort ++ lib.optionals (cfg.httpPort != cfg.grpcPort) (sharing cfg.grpcPort))} share a port; give each its own.";
+        assertion = sharedPorts == { };
+        message = "services.enginix.servers: ${
+          lib.concatStringsSep "; " (
+            lib.mapAttrsToList (port: users: "${lib.concatMapStringsSep " and " (u: u.label) users} are both ${port}") sharedPorts
+          )
+        }; give each its own port.";
       }
       {
-        assertion = cfg.openFirewall -> cfg.host != "127.0.0.1" && cfg.host != "::1";
-        message = "services.enginix: openFirewall is on, but host is ${cfg.host}, which nobody outside reaches; set host, or leave the firewall closed.";
+        assertion = unasked == { };
+        message = "services.enginix.servers: ${
+          lib.concatStringsSep "; " (lib.mapAttrsToList (gpu: users: "${who users} use GPU ${gpu}") unasked)
+        }; give each its own, or set shareGpus on all of them.";
       }
       {
-        assertion = (cfg.repo.runtime or "reference") == "reference";
-        message = "services.enginix: the repository needs the runtime ${cfg.repo.runtime or "?"}, which this module does not start yet; a repository of the reference kind runs.";
+        assertion = crowded == { };
+        message = "services.enginix.servers: ${
+          lib.concatStringsSep "; " (
+            lib.mapAttrsToList (
+              gpu: users:
+              "GPU ${gpu} has ${toString (total users)} MiB, but ${
+                lib.concatMapStringsSep " and " (u: "${u.name} takes ${toString (memory servers.${u.name})}") users
+              }"
+            ) crowded
+          )
+        }; lower their key-value caches (kvCacheFreeGpuMemFraction of mkTritonRepo, and memory here), or use another GPU.";
       }
     ];
   };

@@ -1,9 +1,11 @@
-# services.enginix: one Triton server as a hardened systemd service.
+# services.enginix: Triton servers as hardened systemd services.
 self: {
   _class = "nixos";
   imports = [
     (import ./options.nix self)
     ./assertions.nix
     ./unit.nix
+    ./monitoring.nix
+    ./gpu-builder.nix
   ];
 }

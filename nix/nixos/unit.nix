@@ -1,94 +1,42 @@
-# The systemd unit. Readiness is `enginix serve`'s: it notifies after the first generation succeeded.
+# The systemd services. Readiness is `enginix serve`'s: it notifies after the first generation succeeded.
 {
   config,
   lib,
+  pkgs,
   utils,
   ...
 }:
 let
   cfg = config.services.enginix;
+  servers = lib.filterAttrs (_: s: s.enable) cfg.servers;
+  service = import ./service.nix {
+    inherit lib;
+    escape = utils.escapeSystemdExecArgs;
+  };
+  image = import ./image.nix { inherit pkgs; };
+  imageOf =
+    s: if (s.repo.kind or "reference") == "reference" then null else image s.repo.engine.runtimePackage;
 in
 {
   config = lib.mkIf cfg.enable {
-    networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall [
-      cfg.httpPort
-      cfg.grpcPort
-    ];
+    networking.firewall.allowedTCPPorts = lib.concatMap (
+      s:
+      lib.optionals s.openFirewall [
+        s.httpPort
+        s.grpcPort
+      ]
+    ) (lib.attrValues servers);
 
-    systemd.services.enginix = {
-      description = "Triton Inference Server (enginix)";
-      wantedBy = [ "multi-user.target" ];
-      after = [ "network.target" ];
-      environment = {
-        HOME = "%C/enginix";
-        XDG_CACHE_HOME = "%C/enginix";
-      };
-      serviceConfig = {
-        Type = "notify";
-        NotifyAccess = "main";
-        # systemd's quoting, not a shell's: `%` and `$` mean something to it.
-        ExecStart = utils.escapeSystemdExecArgs [
-          (lib.getExe cfg.package)
-          "serve"
-          "${cfg.repo}"
-          "--tritonserver"
-          "${cfg.tritonserver}"
-          "--host"
-          cfg.host
-          "--http-port"
-          (toString cfg.httpPort)
-          "--grpc-port"
-          (toString cfg.grpcPort)
-          "--metrics-port"
-          (toString cfg.metricsPort)
-        ];
-        Restart = "on-failure";
-        RestartSec = 10;
-        TimeoutStartSec = cfg.startTimeout;
-        TimeoutStopSec = cfg.stopTimeout;
-        KillMode = "mixed";
-        DynamicUser = true;
-        CacheDirectory = "enginix";
-        RuntimeDirectory = "enginix";
-        WorkingDirectory = "%t/enginix";
+    systemd.services = lib.mapAttrs' (
+      name: s: lib.nameValuePair "enginix-${name}" (service name s (imageOf s))
+    ) servers;
 
-        CapabilityBoundingSet = [ "" ];
-        LockPersonality = true;
-        NoNewPrivileges = true;
-        PrivateTmp = true;
-        ProcSubset = "all"; # torch reads /proc/meminfo and /proc/cpuinfo
-        ProtectClock = true;
-        ProtectControlGroups = true;
-        ProtectHome = true;
-        ProtectHostname = true;
-        ProtectKernelLogs = true;
-        ProtectKernelModules = true;
-        ProtectKernelTunables = true;
-        ProtectProc = "invisible";
-        ProtectSystem = "strict";
-        RemoveIPC = true;
-        RestrictAddressFamilies = [
-          "AF_INET"
-          "AF_INET6"
-          "AF_UNIX"
-        ];
-        RestrictNamespaces = true;
-        RestrictRealtime = true;
-        RestrictSUIDSGID = true;
-        SystemCallArchitectures = "native";
-        SystemCallFilter = [
-          "@system-service @resources"
-          "~@privileged"
-        ];
-        UMask = "0077";
-
-        # The reference kind runs on CPU: no device but the pseudo ones. Triton's Python backend needs
-        # /dev/shm, so IPC stays shared.
-        DevicePolicy = "closed";
-        PrivateDevices = true;
-        PrivateUsers = true;
-        MemoryDenyWriteExecute = false; # torch and libffi map executable memory
-      };
-    };
+    # A configuration that cannot be served is refused while the old servers still run.
+    system.preSwitchChecks = lib.mapAttrs' (
+      name: s:
+      lib.nameValuePair "enginix-${name}" ''
+        ${lib.getExe s.package} serve ${s.repo} --tritonserver ${s.tritonserver} --dry-run >/dev/null
+      ''
+    ) (lib.filterAttrs (_: s: imageOf s == null) servers);
   };
 }

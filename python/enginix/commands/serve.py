@@ -64,6 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{name}-port", type=int, default=port, metavar="N", help=f"default: {port}; 0 takes a free one"
         )
     parser.add_argument(
+        "--gpus", metavar="LIST", help="GPUs that the server sees, by index or UUID, joined by commas"
+    )
+    parser.add_argument(
         "--start-timeout",
         type=float,
         default=600,
@@ -98,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
     repository = preflight.check_repository(args.repository, server)
     named = [(f"--{n}-port", getattr(args, f"{n}_port")) for n in ("http", "grpc", "metrics")]
     ports.family(args.host)
+    gpus = launch.check_gpus(args.gpus)
     python = (args.python or Path(sys.executable).with_name("python3")).absolute()
 
     def plan(numbers: list[int]) -> launch.Plan:
@@ -108,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
             endpoints=launch.Endpoints(args.host, *numbers),
             exit_timeout=launch.check_exit_timeout(args.exit_timeout),
             verbose=1 if args.verbose else 0,
+            gpus=gpus,
         )
 
     if args.dry_run:

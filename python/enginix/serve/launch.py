@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from enginix.errors import UsageError
 from enginix.serve.tritonserver import TritonServer
 
 LOOPBACK = ("127.0.0.1", "::1")
+_GPU = re.compile(r"\d{1,3}|(GPU|MIG)-[0-9A-Za-z/-]+")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Plan:
         python: the ``python3`` whose environment runs the Python models.
         exit_timeout: seconds that running requests have to finish after SIGTERM.
         verbose: Triton's own verbosity, 0 is normal.
+        gpus: the only GPUs that the server sees, by index or UUID; empty leaves it to CUDA_VISIBLE_DEVICES.
     """
 
     server: TritonServer
@@ -41,6 +44,7 @@ class Plan:
     endpoints: Endpoints
     exit_timeout: int = 30
     verbose: int = 0
+    gpus: tuple[str, ...] = ()
 
     def command(self, shm_prefix: str, repository: Path) -> list[str]:
         """The command line.
@@ -85,6 +89,9 @@ class Plan:
             for k in ("LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
             if k in os.environ
         }
+        if self.gpus:
+            # By index as nvidia-smi counts; CUDA's own order is by speed.
+            env |= {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         return env | {
             # The stub takes the environment of the first python3.
             "PATH": f"{self.python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -128,6 +135,27 @@ def as_text(described: dict[str, Any]) -> str:
     """Environment and command as a shell would take them."""
     lines = [f"{k}={json.dumps(v)}" for k, v in sorted(described["environment"].items())]
     return " \\\n  ".join([*lines, *described["command"]])
+
+
+def check_gpus(text: str | None) -> tuple[str, ...]:
+    """GPUs of ``--gpus``: indices as nvidia-smi counts them, or UUIDs.
+
+    Raises:
+        UsageError: neither, or one twice.
+    """
+    if text is None:
+        return ()
+    names = tuple(text.split(","))
+    for name in names:
+        if not _GPU.fullmatch(name):
+            raise UsageError(
+                f"{name!r} is not a GPU",
+                where="--gpus",
+                fix="indices or UUIDs of nvidia-smi -L, joined by commas",
+            )
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise UsageError(f"{twice[0]} is named twice", where="--gpus", fix="one GPU a rank")
+    return names
 
 
 def check_exit_timeout(seconds: int) -> int:

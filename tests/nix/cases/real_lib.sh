@@ -18,8 +18,16 @@ with_real_lib() {
 
 module() { # settings, what to take of the result
   quietly "$nix" eval --impure --json --expr "
-    (import $root/tests/nix/module.nix { lib = import $NIXPKGS_LIB; settings = $1; }).$2"
+    (import $root/tests/nix/module.nix { lib = import $NIXPKGS_LIB; settings = { tiny, tensorrt }: $1; }).$2"
 }
+# The assertions that fail, and nothing else.
+fails() { # settings, words
+  module "$1" failing || return 1
+  local word
+  for word in "${@:2}"; do says "$word" || return 1; done
+  [ "$(grep -o '","' "$out" | wc -l)" -eq 0 ] && ! grep -q '^\[\]' "$out"
+}
+holds() { module "$1" failing && [ "$(tail -n 1 "$out")" = '[]' ]; }
 
 test_real_lib_flake_check() {
   need_lib || return
@@ -36,14 +44,98 @@ test_real_lib_builds_the_same_derivations() {
 
 test_real_lib_module_renders_a_loopback_unit() {
   need_lib || return
-  module '{ }' service && says '--host 127.0.0.1' && says '"DynamicUser":true' &&
-    module '{ }' failing && says '[]' && module '{ }' ports && says '[]'
+  local one='{ servers.a.repo = tiny; }'
+  holds "$one" && module "$one" services && says '\"--host\" \"127.0.0.1\"' && says '"DynamicUser":true' &&
+    module "$one" ports && says '[]' && module "$one" checks && says 'serve /nix/store'
 }
 
-test_real_lib_module_asserts() {
+# `make unit` shows what the module renders: the same function over the same defaults.
+test_real_lib_module_and_make_unit_agree() {
   need_lib || return
-  module '{ grpcPort = 8000; }' failing && says 'httpPort' && says 'share a port' &&
-    module '{ openFirewall = true; }' failing && says 'nobody outside reaches' &&
-    module '{ openFirewall = true; host = "0.0.0.0"; }' ports && says '[8000,8001]' &&
-    module '{ repo = { type = "derivation"; outPath = "/nix/store/x"; name = "x"; runtime = "trtllm-1.2.1"; }; }' failing && says 'trtllm-1.2.1'
+  quietly "$nix" eval --impure --json --expr "
+    let
+      lib = import $NIXPKGS_LIB;
+      server = (builtins.head (builtins.attrValues (import $root/tests/nix/module.nix {
+        inherit lib; settings = { tiny, ... }: { servers.tiny.repo = tiny; };
+      }).services));
+      plain = (import $root/tests/nix/unit.nix {
+        settings = rec {
+          repo = { outPath = package \"tiny-triton-repo\"; runtime = \"reference\"; };
+          package = n: \"/nix/store/00000000000000000000000000000000-\${n}\";
+          tritonserver = package \"tritonserver\";
+        } // { package = { outPath = \"/nix/store/00000000000000000000000000000000-enginix\"; meta.mainProgram = \"enginix\"; }; };
+      }).service;
+    in { same = server == plain; inherit server plain; }" && says '"same":true'
+}
+
+test_real_lib_module_several_servers() {
+  need_lib || return
+  local two='{ servers.a.repo = tiny; servers.b = { repo = tiny; httpPort = 9000; grpcPort = 9001; metricsPort = 9002; }; servers.off = { repo = tiny; enable = false; }; }'
+  holds "$two" && module "$two" services && says '"enginix-a"' && says '"enginix-b"' && ! grep -q enginix-off "$out"
+}
+
+test_real_lib_module_ports_are_unique() {
+  need_lib || return
+  fails '{ servers.a = { repo = tiny; grpcPort = 8000; }; }' 'a.httpPort and a.grpcPort are both 8000' 'give each its own port' &&
+    fails '{ servers.a.repo = tiny; servers.b.repo = tiny; }' 'a.httpPort and b.httpPort are both 8000' 'b.metricsPort are both 8002'
+}
+
+test_real_lib_module_firewall_stays_closed() {
+  need_lib || return
+  fails '{ servers.a = { repo = tiny; openFirewall = true; }; }' 'nobody outside reaches' &&
+    module '{ servers.a = { repo = tiny; openFirewall = true; host = "0.0.0.0"; }; }' ports && says '[8000,8001]' &&
+    module '{ servers.a = { repo = tiny; host = "0.0.0.0"; }; }' ports && says '[]'
+}
+
+test_real_lib_module_gpus_fit_the_ranks() {
+  need_lib || return
+  holds '{ servers.a = { repo = tensorrt 2; gpus = [ 0 1 ]; }; }' &&
+    fails '{ servers.a = { repo = tensorrt 2; gpus = [ 0 ]; }; }' 'gpus names 1, but the engine has 2 ranks (tensor parallel 2' &&
+    fails '{ servers.a = { repo = tensorrt 2; gpus = [ 1 1 ]; shareGpus = true; }; }' 'names a GPU twice: 1, 1' &&
+    fails '{ servers.a = { repo = tiny; gpus = [ 0 ]; }; }' 'runs on the CPU' &&
+    holds '{ servers.a = { repo = tiny // { device = "cuda"; }; gpus = [ 0 ]; }; }'
+}
+
+test_real_lib_module_gpus_are_shared_only_when_asked() {
+  need_lib || return
+  local ports='httpPort = 1; grpcPort = 2; metricsPort = 3;'
+  fails "{ servers.a = { repo = tensorrt 1; gpus = [ 0 ]; memory = 9; }; servers.b = { repo = tensorrt 1; gpus = [ 0 ]; memory = 9; shareGpus = true; $ports }; }" 'a and b use GPU 0' &&
+    holds "{ servers.a = { repo = tensorrt 1; gpus = [ 0 ]; shareGpus = true; memory = 70000; }; servers.b = { repo = tensorrt 1; gpus = [ 0 ]; shareGpus = true; memory = 70000; $ports }; }" &&
+    fails "{ servers.a = { repo = tensorrt 1; gpus = [ 0 ]; shareGpus = true; memory = 70000; }; servers.b = { repo = tensorrt 1; gpus = [ 0 ]; shareGpus = true; $ports }; }" \
+      'GPU 0 has 143771 MiB, but a takes 70000 and b takes 131072'
+}
+
+test_real_lib_module_driver_is_new_enough() {
+  need_lib || return
+  local server='servers.a = { repo = tensorrt 1; gpus = [ 0 ]; };'
+  holds "{ $server driverVersion = \"590.44.01\"; }" && holds "{ $server driverVersion = \"600.1\"; }" &&
+    fails "{ $server driverVersion = \"580.95.05\"; }" 'needs driver 590.44.01 or later' 'this machine has 580.95.05'
+}
+
+test_real_lib_module_names_and_runtimes() {
+  need_lib || return
+  fails '{ servers."Big model".repo = tiny; }' "part of a unit's and a user's name" &&
+    fails '{ servers.a = { repo = tensorrt 1 // { runtime = "trtllm-9"; }; gpus = [ 0 ]; }; }' 'the runtime trtllm-9, which is unknown' &&
+    fails '{ servers.a = { repo = { type = "derivation"; outPath = "/x"; name = "x"; kind = "tensorrt"; runtime = "trtllm-1.2.1"; }; gpus = [ 0 ]; }; }' 'which this one does not name'
+}
+
+test_real_lib_module_unknown_options_are_refused() {
+  need_lib || return
+  ! module '{ servers.a = { repo = tiny; htpPort = 1; }; }' failing && says 'htpPort' && says 'does not exist' &&
+    ! module '{ servers.a = { }; }' failing && says 'repo'
+}
+
+test_real_lib_module_monitoring() {
+  need_lib || return
+  module '{ prometheus.enable = true; servers.a = { repo = tiny; host = "::1"; metricsPort = 9002; }; }' scraped &&
+    says '"labels":{"server":"a"},"targets":["[::1]:9002"]' &&
+    module '{ grafana.enable = true; servers.a.repo = tiny; }' dashboards && says '["enginix"]' &&
+    quietly python3 -m json.tool nix/nixos/dashboard/enginix.json
+}
+
+test_real_lib_module_gpu_builder() {
+  need_lib || return
+  local on='{ gpuBuilder = { enable = true; sms = [ 90 ]; }; }'
+  holds "$on" && module "$on" features && says '"kvm","cuda","cuda-sm90"' && module "$on" mounts && says '"nvidia-gpu":{"enable":true}' &&
+    fails '{ gpuBuilder.enable = true; }' 'sms is empty' && module '{ }' features && says '["kvm"]'
 }

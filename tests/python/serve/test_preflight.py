@@ -313,3 +313,22 @@ def test_this_interpreter_is_understood(
 
     check_python(serving_python, tritonserver)
     assert sys.version_info[:2] >= (3, 10)
+
+
+def test_gpus_are_the_only_ones_that_the_server_sees(
+    installation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    gpus = launch.check_gpus("1,GPU-2f0c1b6e-6a5d-4d0e-9b7b-1f2e3d4c5b6a")
+    server, endpoints = tritonserver.find(installation), launch.Endpoints("::1", 1, 2, 3)
+    plan = launch.Plan(server, tmp_path, Path("/env/bin/python3"), endpoints, gpus=gpus)
+    found = plan.environment(tmp_path)
+    assert found["CUDA_VISIBLE_DEVICES"] == "1,GPU-2f0c1b6e-6a5d-4d0e-9b7b-1f2e3d4c5b6a"
+    assert found["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert launch.check_gpus(None) == ()
+
+
+@pytest.mark.parametrize("text", ["", "0,", "0 1", "0,0", "cuda:0", "-1", "GPU-", "0;rm"])
+def test_what_is_no_gpu_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--gpus"):
+        launch.check_gpus(text)

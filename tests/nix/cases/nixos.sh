@@ -1,0 +1,79 @@
+# shellcheck shell=bash disable=SC2154,SC2016,SC2034
+# The unit that the module renders, looked at by systemd's own tools; no nixpkgs needed.
+
+unit() { # arguments of tests/nix/unit.nix, where to
+  quietly "$nix" build --impure --out-link "$tmp/unit" --expr "import $root/tests/nix/unit.nix { $1 }" || return 1
+  install -m 644 "$(readlink -f "$tmp/unit")" "$2"
+}
+
+need_systemd() {
+  command -v systemd-analyze >/dev/null || {
+    skip 'there is no systemd-analyze on this machine'
+    return 77
+  }
+}
+
+exposure() { # unit file: systemd's figure, in tenths
+  quietly systemd-analyze security --offline=true --no-pager "$1"
+  sed -n 's/.*Overall exposure level for .*: \([0-9]*\)\.\([0-9]\).*/\1\2/p' "$out"
+}
+
+test_nixos_unit_is_clean() {
+  need_systemd || return
+  unit '' "$tmp/enginix-tiny.service" || return 1
+  quietly systemd-analyze verify --man=no "$tmp/enginix-tiny.service" || return 1
+  [ ! -s "$out" ]
+}
+
+test_nixos_unit_with_a_typo_is_not_clean() {
+  need_systemd || return
+  unit '' "$tmp/enginix-tiny.service" || return 1
+  sed -i 's/^ProtectHome=true/ProtectHom=true/; s,^ExecStart="/nix/store/[^/]*/,ExecStart="/nix/store/none/,' "$tmp/enginix-tiny.service"
+  refuses systemd-analyze verify --man=no "$tmp/enginix-tiny.service" && says ProtectHom && says 'is not executable'
+}
+
+test_nixos_unit_is_hardened() {
+  need_systemd || return
+  local arguments tenths
+  for arguments in '' 'settings = { gpus = [ 0 ]; };' 'settings = { gpus = [ 0 ]; host = "0.0.0.0"; };'; do
+    unit "$arguments" "$tmp/enginix-tiny.service" || return 1
+    tenths=$(exposure "$tmp/enginix-tiny.service")
+    echo "exposure of { $arguments }: $tenths tenths" | tee -a "$out"
+    { [ -n "$tenths" ] && [ "$tenths" -le 18 ]; } || return 1
+  done
+}
+
+test_nixos_unit_sees_its_gpus_only_when_it_has_some() {
+  unit '' "$tmp/cpu.service" && cp "$tmp/cpu.service" "$out" && says PrivateDevices=true && ! grep -q DeviceAllow "$out" &&
+    unit 'settings = { gpus = [ 0 "GPU-1" ]; };' "$tmp/gpu.service" && cp "$tmp/gpu.service" "$out" &&
+    says PrivateDevices=false && says DevicePolicy=closed && says 'DeviceAllow=char-nvidia-uvm rw' && says '"--gpus" "0,GPU-1"'
+}
+
+test_nixos_unit_of_an_image_has_the_image_as_root() {
+  unit 'name = "big";
+    settings = {
+      gpus = [ 0 1 ];
+      host = "0.0.0.0";
+      repo = { outPath = "/nix/store/x-big-triton-repo"; kind = "tensorrt"; runtime = "trtllm-1.2.1"; };
+    };
+    image = { root = "/nix/store/x-root"; rootfs = "/nix/store/x-rootfs"; directories = [ "usr" "opt" ]; };' "$tmp/big.service" &&
+    cp "$tmp/big.service" "$out" && says RootDirectory=/nix/store/x-root &&
+    says 'BindReadOnlyPaths=-/nix/store/x-rootfs/opt:/opt' && says '"--tritonserver" "/opt/tritonserver"' &&
+    says 'PATH=/opt/venv-tritonserver/bin' && says '"--gpus" "0,1"' && ! grep -q IPAddressDeny "$out"
+}
+
+# systemd must wait longer than the server itself does, or answers under way would be cut off.
+test_nixos_unit_stops_later_than_the_server() {
+  local seconds
+  for seconds in 1 30 900; do
+    unit "settings = { exitTimeout = $seconds; startTimeout = $seconds; };" "$tmp/t.service" || return 1
+    cp "$tmp/t.service" "$out"
+    says "\"--exit-timeout\" \"$seconds\"" && [ "$(sed -n 's/TimeoutStopSec=//p' "$out")" -gt $((seconds + 10)) ] &&
+      [ "$(sed -n 's/TimeoutStartSec=//p' "$out")" -gt "$seconds" ] || return 1
+  done
+}
+
+# A program that notifies only when it can answer must be started by a unit that waits for that.
+test_nixos_unit_waits_for_readiness() {
+  unit '' "$tmp/t.service" && cp "$tmp/t.service" "$out" && says Type=notify && says NotifyAccess=main && says KillMode=mixed
+}
