@@ -35,6 +35,18 @@ let
     preferLocalBuild = true;
   };
 
+  # The model as huggingface_hub's cache has it, for tools that take a repository name and HF_HUB_CACHE.
+  cacheOf =
+    title: repo: revision: model:
+    pkgs.stdenvNoCC.mkDerivation {
+      name = "${title}-hf-cache";
+      buildCommandPath = ./builders/hf-cache.sh;
+      folder = "models--${builtins.replaceStrings [ "/" ] [ "--" ] repo}";
+      inherit revision model;
+      preferLocalBuild = true;
+      allowSubstitutes = false;
+    };
+
   licenseOf = id: if id == null then { } else { license = lib.getLicenseFromSpdxIdOr id { fullName = id; free = false; }; };
 
   fromLock =
@@ -87,36 +99,39 @@ let
         tools.enginix = enginix-core.version;
         results = { };
       };
-    in
-    pkgs.stdenvNoCC.mkDerivation {
-      name = "${title}-model";
-      buildCommandPath = ./builders/join-files.sh;
-      # path, newline, store path, newline, …
-      links = lib.concatLines (
-        builtins.concatLists (lib.mapAttrsToList (path: file: [ path "${file}" ]) files)
-      );
-      manifest = builtins.toJSON manifest;
-      passAsFile = [
-        "links"
-        "manifest"
-      ];
-      preferLocalBuild = true;
-      allowSubstitutes = false;
-      passthru = {
-        inherit (pinned) repo revision license model gated;
-        inherit files hub;
-        modelName = title;
-        # For the memory plan at evaluation.
-        weightBytes = check.plan.weightBytes pinned.files;
-        architecture = pinned.model.architecture or null;
-        quantization = pinned.model.quantization or null;
+
+      model = pkgs.stdenvNoCC.mkDerivation {
+        name = "${title}-model";
+        buildCommandPath = ./builders/join-files.sh;
+        # path, newline, store path, newline, …
+        links = lib.concatLines (
+          builtins.concatLists (lib.mapAttrsToList (path: file: [ path "${file}" ]) files)
+        );
+        manifest = builtins.toJSON manifest;
+        passAsFile = [
+          "links"
+          "manifest"
+        ];
+        preferLocalBuild = true;
+        allowSubstitutes = false;
+        passthru = {
+          inherit (pinned) repo revision license model gated;
+          inherit files hub;
+          hfCache = cacheOf title pinned.repo pinned.revision model;
+          modelName = title;
+          # For the memory plan at evaluation.
+          weightBytes = check.plan.weightBytes pinned.files;
+          architecture = pinned.model.architecture or null;
+          quantization = pinned.model.quantization or null;
+        };
+        meta = {
+          description = "${pinned.repo} at ${builtins.substring 0 12 pinned.revision}";
+          homepage = "https://huggingface.co/${pinned.repo}";
+        }
+        // licenseOf pinned.license;
       };
-      meta = {
-        description = "${pinned.repo} at ${builtins.substring 0 12 pinned.revision}";
-        homepage = "https://huggingface.co/${pinned.repo}";
-      }
-      // licenseOf pinned.license;
-    };
+    in
+    model;
 
   fromHash =
     {
@@ -130,27 +145,34 @@ let
     }:
     let
       title = if name != null then name else lib.toLower (lib.strings.sanitizeDerivationName (baseNameOf repo));
+      model = pkgs.stdenvNoCC.mkDerivation (
+        fetcher
+        // {
+          name = "${title}-model";
+          buildCommandPath = ./builders/fetch-tree.sh;
+          outputHashMode = "recursive";
+          outputHash = hash;
+          repo = check.lock.repo function repo;
+          revision = check.lock.revision function repo revision;
+          hub = if hub == null then "" else lib.getExe hub;
+          passthru = {
+            inherit repo revision license;
+            hfCache = cacheOf title repo revision model;
+            modelName = title;
+            # Unknown without a lock: evaluation then checks what it can.
+            files = { };
+            model = { };
+            architecture = null;
+            quantization = null;
+          };
+          meta = {
+            homepage = "https://huggingface.co/${repo}";
+          }
+          // licenseOf license;
+        }
+      );
     in
-    pkgs.stdenvNoCC.mkDerivation (
-      fetcher
-      // {
-        name = "${title}-model";
-        buildCommandPath = ./builders/fetch-tree.sh;
-        outputHashMode = "recursive";
-        outputHash = hash;
-        repo = check.lock.repo function repo;
-        revision = check.lock.revision function repo revision;
-        hub = if hub == null then "" else lib.getExe hub;
-        passthru = {
-          inherit repo revision license;
-          modelName = title;
-          model = { };
-          architecture = null;
-          quantization = null;
-        };
-        meta.homepage = "https://huggingface.co/${repo}";
-      }
-    );
+    model;
 in
 arguments:
 let

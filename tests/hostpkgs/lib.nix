@@ -55,7 +55,9 @@ rec {
     sanitizeDerivationName =
       s:
       let
-        clean = concatStringsSep "-" (filter isString (split "[^0-9A-Za-z+._?=-]+" s));
+        clean = concatStringsSep "-" (
+          filter isString (split "[^0-9A-Za-z+._?=-]+" (builtins.head (match "[.]*(.*)" s)))
+        );
       in
       if clean == "" then "unknown" else substring 0 207 clean;
     levenshtein =
