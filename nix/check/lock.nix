@@ -33,7 +33,12 @@ rec {
       segments = builtins.filter builtins.isString (builtins.split "/" p);
       bad = builtins.match "[^\\\\]*[\\\\].*" p != null || builtins.any (s: s == "" || s == "." || s == "..") segments;
     in
-    if bad then throw "${where}: the path ${builtins.toJSON p} would not stay inside the model's directory." else p;
+    if p == "enginix.json" then
+      throw "${where}: the path enginix.json is the manifest's own; lock the model without that file (--exclude)."
+    else if bad then
+      throw "${where}: the path ${builtins.toJSON p} would not stay inside the model's directory."
+    else
+      p;
 
   # A parsed lock, every field that Nix relies on checked.
   # parse :: string -> set -> set

@@ -127,6 +127,10 @@ in
     expr = fails (check.lock.path "l" "/etc/x");
     expected = true;
   };
+  testPathRefusesTheManifests = {
+    expr = fails (check.lock.path "l" "enginix.json");
+    expected = true;
+  };
   testPathRefusesBackslash = {
     expr = fails (check.lock.path "l" "a\\b");
     expected = true;
