@@ -92,9 +92,15 @@ def build(nix: list[str], flake: str, stage: str, env: dict[str, str]) -> tuple[
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--flake", default=str(HERE.parent), help="the flake to build from (default: this one)")
-    parser.add_argument("--nix", default="nix --extra-experimental-features 'nix-command flakes'", help="the nix command")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--flake", default=str(HERE.parent), help="the flake to build from (default: this one)"
+    )
+    parser.add_argument(
+        "--nix", default="nix --extra-experimental-features 'nix-command flakes'", help="the nix command"
+    )
     parser.add_argument("--prompt", default="The license grants you the right to")
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--serve", action="store_true", help="leave the server running on its default ports")
@@ -107,7 +113,10 @@ def main() -> int:
     path = Path()
     with hub(HERE.parent / "tests/hub/serve.py", HERE.parent / "tests/models" / MODEL) as address:
         env = {**os.environ, "HF_ENDPOINT": address}
-        print(f"  {'hub':<15} {address} serves {REPO} (a small hub on loopback, in the real one's place)", flush=True)
+        print(
+            f"  {'hub':<15} {address} serves {REPO} (a small hub on loopback, in the real one's place)",
+            flush=True,
+        )
         for stage, function, source in STAGES:
             begun = time.monotonic()
             path, built = build(nix, args.flake, stage, env)
@@ -118,7 +127,9 @@ def main() -> int:
                 f"  {function:<15} {source:<36} {human(size_of(path)):>10}  {seconds:5.1f} s  {news:<9}  {path}",
                 flush=True,
             )
-    print(f"  {'in all':<15} {built_in_all} derivations built, {time.monotonic() - start:.1f} s\n", flush=True)
+    print(
+        f"  {'in all':<15} {built_in_all} derivations built, {time.monotonic() - start:.1f} s\n", flush=True
+    )
 
     command = [str(path / "bin" / f"{MODEL}-triton-server")]
     if not args.serve:

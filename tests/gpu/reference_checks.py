@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import models
 import torch
 
+import models
 from enginix.reference.executor import Executor
 from enginix.reference.scheduler import Event, Request, Scheduler
 

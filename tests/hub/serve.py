@@ -73,7 +73,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with hub:
-        print(hub.endpoint, flush=True)  # noqa: T201
+        print(hub.endpoint, flush=True)
         if args.port_file:
             beside = args.port_file.with_name(args.port_file.name + ".partial")
             beside.write_text(f"{hub.port}\n")

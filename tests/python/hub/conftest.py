@@ -16,8 +16,9 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
-from hub import Fault, Hub, Repository  # noqa: E402
 from hub_support import CONFIG, REPO, content  # noqa: E402
+
+from hub import Fault, Hub, Repository  # noqa: E402
 
 
 @pytest.fixture

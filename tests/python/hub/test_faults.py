@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hub import Fault, Hub
 from hub_support import REPO, content, listing
 
 from enginix.errors import EnginixError, HashMismatch, HubError
@@ -16,6 +15,7 @@ from enginix.hub.fetch import fetch, fetch_file
 from enginix.hub.lock import Lock, LockedFile, Selection
 from enginix.hub.locking import make
 from enginix.hub.transfer import Wanted
+from hub import Fault, Hub
 
 Start = Callable[..., Hub]
 SHARD = "model-00001-of-00002.safetensors"

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hub import Fault, Hub
 from hub_support import REPO, content, listing
 
 from enginix import manifest
@@ -25,6 +24,7 @@ from enginix.hub.lock import Lock, Selection
 from enginix.hub.locking import make
 from enginix.hub.progress import Progress
 from enginix.hub.transfer import Wanted
+from hub import Fault, Hub
 
 Start = Callable[..., Hub]
 PYTHON = Path(__file__).resolve().parents[3] / "python"

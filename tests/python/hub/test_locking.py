@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hub import Hub
 from hub_support import CONFIG, REPO, content
 
 from enginix.cli import main
@@ -16,6 +15,7 @@ from enginix.errors import HubError, LockError
 from enginix.hub import lock as locks
 from enginix.hub.lock import Selection
 from enginix.hub.locking import make
+from hub import Hub
 
 Start = Callable[..., Hub]
 

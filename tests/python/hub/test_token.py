@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hub import Hub, Repository
 from hub_support import REPO
 
 from enginix.cli import main
@@ -15,6 +14,7 @@ from enginix.hub import session
 from enginix.hub.fetch import fetch
 from enginix.hub.lock import Selection
 from enginix.hub.locking import make
+from hub import Hub, Repository
 
 Start = Callable[..., Hub]
 TOKEN = "hf_secretsecretsecret"

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hub import Fault, Hub, Repository
 from hub_support import REPO, listing
 
 from enginix.cli import main
 from enginix.errors import HashMismatch, LockError
 from enginix.hub import api
 from enginix.hub.tree import fetch_tree
+from hub import Fault, Hub, Repository
 
 Start = Callable[..., Hub]
 

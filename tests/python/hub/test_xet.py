@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hub import Fault, Hub, Repository
 from hub_support import REPO
 
 from enginix.hub.fetch import Fetched, fetch
 from enginix.hub.lock import Lock, Selection
 from enginix.hub.locking import make
+from hub import Fault, Hub, Repository
 
 pytest.importorskip("hf_xet")
 Start = Callable[..., Hub]

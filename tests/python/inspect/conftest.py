@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub import Fault, Hub, Repository
 from sparse_models import CONFIG, write_sparse
+
+from hub import Fault, Hub, Repository
 
 TINY = Path(__file__).parents[2] / "models" / "tiny-qwen3"
 

@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import golden
 import pytest
-from hub import Hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import golden
 from enginix.checkpoint.convert import Options, convert
 from enginix.checkpoint.mapping import Mapping
 from enginix.cli import main
@@ -27,6 +26,7 @@ from enginix.plan.arithmetic import Gpu, Limits, Sizes
 from enginix.plan.facts import from_facts
 from enginix.plan.planner import Asked, plan
 from enginix.plan.weights import Checkpoint
+from hub import Hub
 
 ROOT = Path(__file__).parents[3]
 TINY = ROOT / "tests" / "models" / "tiny-qwen3"
