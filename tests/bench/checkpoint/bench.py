@@ -2,9 +2,9 @@
 
   python tests/bench/checkpoint/bench.py [--directory DIR] [--sizes 1 3 10] [--rounds 3] [--modelopt PYTHON]
 
-Ratios are what counts: of the best of alternating rounds, since other work on the machine only adds. DIR needs room for the largest model
-three times. Memory is the peak of the process's own pages (RssAnon + RssShmem), sampled every 10 ms;
-mapped files and the page cache do not count.
+Ratios are what counts: of the best of alternating rounds, since other work only adds time. DIR needs
+room for the largest model three times. Memory is the peak of the process's own pages (RssAnon +
+RssShmem), sampled every 10 ms; mapped files and the page cache do not count.
 """
 
 from __future__ import annotations

@@ -8,11 +8,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from golden import Conversion, is_rope_constant, tensors
-
 from enginix.checkpoint.convert import ON_LOAD, Options, Plan, convert
 from enginix.checkpoint.mapping import Mapping
 from enginix.errors import EnginixError
+from golden import Conversion, is_rope_constant, tensors
 
 INTENDED = json.loads((Path(__file__).parent / "intended_differences.json").read_text())["rows"]
 

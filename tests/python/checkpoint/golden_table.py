@@ -15,9 +15,9 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[3] / "python")]
 
-import golden
 from compare import INTENDED, config_differences, ours, tensor_differences
 
+import golden
 from enginix.tables import table
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "checkpoints.md"

@@ -46,7 +46,8 @@ def test_logits(name: str, rope: str, tp: int, pp: int, ep: int, tmp_path: Path)
         hidden_size=64, intermediate_size=96, moe_intermediate_size=32, shared_expert_intermediate_size=64,
         num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=101, num_experts=4,
         num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=64, pad_token_id=0,
-        norm_topk_prob=True,        original_max_position_embeddings=32, rope_parameters=PHI3 if rope == "longrope" else ROPES[rope],
+        norm_topk_prob=True, original_max_position_embeddings=32,
+        rope_parameters=PHI3 if rope == "longrope" else ROPES[rope],
     )  # fmt: skip
     torch.manual_seed(9)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import golden
 import pytest
 from compare import INTENDED, config_differences, intended, ours, tensor_differences
 
+import golden
 from enginix.checkpoint.against import Comparison
 from enginix.checkpoint.verify import verify
 
