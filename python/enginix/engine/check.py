@@ -10,7 +10,7 @@ from typing import Any
 
 from enginix import manifest
 from enginix.engine.target import Machine, version_at_least
-from enginix.errors import EXIT_NO, EnginixError
+from enginix.errors import EXIT_NO, EnginixError, ManifestError
 from enginix.manifest import Manifest
 
 EVERYWHERE = ("reference",)
@@ -94,7 +94,7 @@ def compare(engine: Manifest, machine: Machine | None, runtime: str | None = Non
         rebuild = f"build it for this GPU: mkEngine {{ target = …; }} with SM {machine.gpus[0].sm}"
         # The PyTorch backend compiles nothing ahead: another GPU is another promise, not an impossibility.
         differs("sm", sm, have, rebuild, fatal=engine.kind == "tensorrt")
-    elif len(fitting) < int(target.get("count", 1)):
+    elif len(fitting) < (_whole(target, "count") or 1):
         differs(
             "count",
             target["count"],
@@ -109,12 +109,12 @@ def compare(engine: Manifest, machine: Machine | None, runtime: str | None = Non
             "it runs, but its tactics were timed on another GPU: build it here",
             False,
         )
-    floor = wanted.get("driverFloor")
+    floor = _text(wanted, "driverFloor")
     if floor is not None and not version_at_least(machine.driver, floor):
-        older = version_at_least(machine.driver, wanted.get("driver") or floor)
+        older = version_at_least(machine.driver, _text(wanted, "driver") or floor)
         differs("driver", f"{floor} or later", machine.driver, "update the driver", fatal=not older)
-    memory = target.get("memory")
-    if memory is not None and fitting and max(g.total for g in fitting) < int(memory) * 0.95:
+    memory = _whole(target, "memory")
+    if memory is not None and fitting and max(g.total for g in fitting) < memory * 0.95:
         differs(
             "memory",
             memory,
@@ -123,6 +123,20 @@ def compare(engine: Manifest, machine: Machine | None, runtime: str | None = Non
             False,
         )
     return Verdict(engine, tuple(found))
+
+
+def _whole(fields: dict[str, Any], name: str) -> int | None:
+    value = fields.get(name)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise ManifestError(f"target.{name} is {value!r}", fix="build this engine again")
+
+
+def _text(fields: dict[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    raise ManifestError(f"runtime.{name} is {value!r}", fix="build this engine again")
 
 
 def require(directory: Path, machine: Machine | None, runtime: str | None = None) -> Verdict:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import ctypes
-import ctypes.util
 import io
 from dataclasses import asdict, dataclass
 from pathlib import Path

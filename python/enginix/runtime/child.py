@@ -82,22 +82,33 @@ class Child:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
         self.process.wait()
+        self._wait_for_namespace()
+
+    def _wait_for_namespace(self) -> None:
+        """A process namespace's first process is ended last: when it is gone, so are all the others."""
+        if self.room.rootfs is None or self._told is None:
+            return
+        if self._init is None:
+            self._init = self._read_info(0)
+        deadline = time.monotonic() + 10
+        while self._init is not None and started(self._init) is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def _command(self) -> int | None:
         if self.room.rootfs is None:
             return self.process.pid if self.process.poll() is None else None
         if self._init is None:
-            self._init = self._read_info()
+            self._init = self._read_info(5)
         if self._init is None:
             return None
         # bubblewrap's own init has the command as its first child.
         below = [pid for pid, (parent, _) in processes().items() if parent == self._init]
         return min(below) if below else None
 
-    def _read_info(self) -> int | None:
+    def _read_info(self, seconds: float) -> int | None:
         assert self._told is not None
         text = b""
-        while select.select([self._told], [], [], 5)[0]:
+        while select.select([self._told], [], [], seconds)[0]:
             piece = os.read(self._told, 4096)
             text += piece
             if not piece or b"}" in text:
@@ -175,16 +186,6 @@ def resident(root: int, below: dict[int, int]) -> int:
         with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/statm", "rb") as f:
             total += int(f.read().split()[1]) * page
     return total
-
-
-def wait_gone(pids: dict[int, int], seconds: float) -> bool:
-    """Whether all these processes end within ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while any(started(p) == t for p, t in pids.items()):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def _end_with(parent: int) -> Callable[[], None]:

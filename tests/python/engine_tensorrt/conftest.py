@@ -1,0 +1,77 @@
+"""A small checkpoint and model, the stand-in runtime and driver (tests/standin)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from enginix.runtime import table
+
+STANDIN = Path(__file__).parents[2] / "standin"
+MODEL = Path(__file__).parents[2] / "models" / "tiny-qwen3"
+
+
+@pytest.fixture(scope="session")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not (shutil.which("bwrap") and shutil.which("busybox")):
+        pytest.skip("bubblewrap and busybox are not installed")
+    out = tmp_path_factory.mktemp("standin") / "rootfs"
+    runtime = table.find("trtllm-1.2.1")
+    script = [str(STANDIN / "rootfs.sh"), str(out), str(runtime.version), str(runtime.site_packages)]
+    subprocess.run(["bash", *script], check=True, capture_output=True)
+    return out
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Callable[..., Path]:
+    def make(
+        misbehave: str = "",
+        *,
+        name: str = "NVIDIA H200",
+        capability: str = "9.0",
+        free: int = 143000,
+        version: str = "590.44.01",
+        count: int = 1,
+    ) -> Path:
+        out = tmp_path / f"driver-{misbehave or 'well'}-{capability}-{count}-{free}-{version}"
+        if not out.exists():
+            words = [str(out), name, capability, "143771", str(free), version, str(count), misbehave]
+            subprocess.run(["bash", str(STANDIN / "driver.sh"), *words], check=True)
+        return out
+
+    return make
+
+
+@pytest.fixture
+def model() -> Path:
+    return MODEL
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Callable[..., Path]:
+    """A checkpoint's directory: enginix reads its JSON and sizes, the stand-in too; no tensor is needed."""
+
+    def make(ranks: int = 1, size: int = 1 << 20, **changes: Any) -> Path:
+        out = tmp_path / f"checkpoint-{ranks}-{len(list(tmp_path.iterdir()))}"
+        out.mkdir()
+        mapping = {"world_size": ranks, "tp_size": ranks, "pp_size": 1}
+        quantization = {"quant_algo": None, "kv_cache_quant_algo": None} | changes.pop("quantization", {})
+        config = {
+            "architecture": "Qwen3ForCausalLM",
+            "dtype": "bfloat16",
+            "max_position_embeddings": 2048,
+            "mapping": mapping,
+            "quantization": quantization,
+        } | changes
+        (out / "config.json").write_text(json.dumps(config))
+        for rank in range(ranks):
+            (out / f"rank{rank}.safetensors").write_bytes(bytes(size))
+        return out
+
+    return make

@@ -1,0 +1,226 @@
+"""`enginix build --kind tensorrt` on the stand-in runtime: what it delivers, and when it does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from enginix import manifest
+from enginix.cli import main
+from enginix.runtime.child import descendants, started
+
+PYTHON = Path(__file__).parents[3] / "python"
+
+
+@pytest.fixture
+def words(rootfs, driver, model, checkpoint, tmp_path):
+    def make(*more: str, at: Path | None = None, **gpu):
+        line = [
+            "build",
+            str(at or checkpoint()),
+            "--kind",
+            "tensorrt",
+            "--model",
+            str(model),
+            "--rootfs",
+            str(rootfs),
+        ]
+        line += ["--driver", str(driver(gpu.pop("misbehave", ""), **gpu)), "--runtime", "trtllm-1.2.1"]
+        if "--target" not in more:
+            line += ["--target", "h200"]
+        return [*line, "-o", str(tmp_path / "engine"), *more]
+
+    return make
+
+
+def left(tmp_path: Path) -> list[str]:
+    return [p.name for p in tmp_path.iterdir() if "engine" in p.name]
+
+
+def test_an_engine(words, tmp_path, capsys):
+    line = words(
+        "--plugin", "gemm-plugin=auto", "--max-batch-size", "4", "--timing-cache-out", str(tmp_path / "t")
+    )
+    assert main(line) == 0
+    made = manifest.read(tmp_path / "engine", "engine")
+    assert (
+        made.kind == "tensorrt"
+        and made.target["sm"] == 90
+        and made.options["plugins"] == {"gemmPlugin": "auto"}
+    )
+    built = json.loads((tmp_path / "engine/engine/config.json").read_text())["build_config"]
+    limits = made.options["limits"]
+    assert built["max_batch_size"] == limits["maxBatchSize"] == 4 and limits["maxSeqLen"] == 2048
+    assert (tmp_path / "engine/engine/rank0.engine").stat().st_size > 1 << 20
+    assert {p.name for p in (tmp_path / "engine/tokenizer").iterdir()} >= {
+        "tokenizer.json",
+        "generation_config.json",
+    }
+    text = (tmp_path / "engine/enginix.json").read_text()
+    assert str(tmp_path) not in text and (tmp_path / "t").is_file()
+    assert main(["check", str(tmp_path / "engine"), "--driver", line[line.index("--driver") + 1]]) == 0
+
+
+def test_every_rank(words, checkpoint, tmp_path):
+    assert main(words("--workers", "2", at=checkpoint(ranks=2), count=2)) == 0
+    assert sorted(p.name for p in (tmp_path / "engine/engine").glob("*.engine")) == [
+        "rank0.engine",
+        "rank1.engine",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("misbehave", "said"),
+    [
+        ("hang", "it hangs"),
+        ("oom", "the GPU's memory is exhausted"),
+        ("killed", "the kernel killed it"),
+        ("partial", "a partial engine"),
+        ("nothing", "wrote no engine"),
+        ("home", "a library writes to HOME"),
+        ("leak", "names the path of an input"),
+        ("version", "the engine says TensorRT-LLM 9.9.9"),
+    ],
+)
+def test_misbehaviour_leaves_nothing(words, tmp_path, capsys, misbehave, said):
+    line = words("--stall-minutes", "0.03", "--timing-cache-out", str(tmp_path / "t"), misbehave=misbehave)
+    before = sorted(os.listdir("/tmp"))
+    assert main(line) in (3, 5)
+    error = capsys.readouterr().err
+    assert said in error and "fix:" in error
+    assert not left(tmp_path) and not (tmp_path / "t").exists()
+    assert not [n for n in os.listdir("/tmp") if n.startswith("enginix-") and n not in before]
+
+
+@pytest.mark.parametrize("misbehave", ["model-cache", "daemon"])
+def test_misbehaviour_that_does_no_harm(words, tmp_path, misbehave):
+    assert main(words("--timing-cache-out", str(tmp_path / "t"), misbehave=misbehave)) == 0
+    assert (tmp_path / "t").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_driver_that_is_ended_takes_everything_along(words, tmp_path, number):
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PYTHON), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "enginix", *words(misbehave="hang")]
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for said in process.stderr:
+            if "Building engine" in said:
+                break
+        below = descendants(process.pid)
+        assert below
+        process.send_signal(number)
+        process.wait(20)
+    deadline = time.monotonic() + 10
+    while any(started(p) == t for p, t in below.items()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(started(p) == t for p, t in below.items())
+    assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "gpu", "said"),
+    [
+        ((), {"capability": "10.0", "name": "NVIDIA B200"}, "the target h200 is SM 90"),
+        ((), {"version": "580.95.05"}, "needs driver 590.44.01 or later"),
+        ((), {"free": 0}, "weights alone take"),
+        (("--workers", "2"), {}, "2 workers for 1 rank"),
+        (("--max-seq-len", "4096"), {}, "more than the model's context"),
+        (("--max-batch-size", "0"), {}, "whole number of at least 1"),
+        (("--max-num-tokens", "4"), {}, "less than maxBatchSize"),
+        (("--plugin", "max-output-len=5"), {}, "is gone since TensorRT-LLM 0.12.0"),
+        (("--plugin", "gem-plugin=auto"), {}, "did you mean gemmPlugin"),
+        (("--plugin", "gemm-plugin=int3"), {}, "nvfp4"),
+        (("--plugin", "output-dir=x"), {}, "enginix writes it itself"),
+        (("--runtime", "trtllm-1.3.0rc26"), {}, "NVIDIA removed the engine path"),
+        (("--target", "h2000"), {}, "did you mean h200"),
+        (("--timing-cache", "/nonexistent"), {}, "no such timing cache"),
+    ],
+)  # fmt: skip
+def test_refused_before_anything_runs(words, tmp_path, capsys, more, gpu, said):
+    begun = time.monotonic()
+    assert main(words(*more, **gpu)) in (2, 3, 5)
+    error = capsys.readouterr().err
+    assert said in error and "stage: build" not in error and not left(tmp_path)
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "target", "capability", "said"),
+    [
+        ({"quantization": {"quant_algo": "NVFP4"}}, "h200", "9.0", "NVFP4 needs SM 100 or later"),
+        ({"quantization": {"quant_algo": "W4A16_AWQ"}}, "b200", "10.0", "refuses W4A16_AWQ for SM 100"),
+        ({"quantization": {"quant_algo": "FP8_BLOCK_SCALES"}}, "h200", "9.0", "cannot become an engine"),
+        ({"quantization": {"kv_cache_quant_algo": "INT8"}}, "b200", "10.0", "a KV cache in INT8"),
+        ({"architecture": "GptOssForCausalLM"}, "h200", "9.0", "has no engine"),
+        ({"quantization": {"quant_algo": "FP9"}}, "h200", "9.0", "unknown quantization"),
+    ],
+)  # fmt: skip
+def test_support(words, checkpoint, capsys, changes, target, capability, said):
+    line = words("--target", target, at=checkpoint(**changes), capability=capability, name="NVIDIA B200")
+    assert main(line) == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda c: (c / "config.json").write_text("{"),
+        lambda c: (c / "config.json").write_text("[]"),
+        lambda c: (c / "config.json").write_text('{"architecture": "X"}'),
+        lambda c: (c / "config.json").write_text(
+            '{"architecture": "X", "dtype": "y", "mapping": {"tp_size": "two"}}'
+        ),
+        lambda c: (c / "config.json").write_bytes(b"\xff\xfe"),
+        lambda c: (c / "rank0.safetensors").unlink(),
+        lambda c: (c / "config.json").unlink(),
+        lambda c: (c / "enginix.json").write_text("{}"),
+    ],
+)
+def test_a_damaged_checkpoint(words, checkpoint, tmp_path, capsys, damage):
+    at = checkpoint()
+    damage(at)
+    assert main(words(at=at)) == 3
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1 if "fix" not in error else 0].startswith("error") or "error: " in error
+    assert "unexpected" not in error and not left(tmp_path)
+
+
+def test_a_checkpoint_of_another_model(words, checkpoint, tmp_path, capsys):
+    at, other = checkpoint(), tmp_path / "model"
+    made_from = {"model": {"repo": "a/b", "revision": "0" * 40}}
+    manifest.Manifest("checkpoint", "c", inputs=made_from).write(at)
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    (other / "tokenizer.json").write_text("{}")
+    manifest.Manifest("model", "m", inputs={"repo": "a/b", "revision": "1" * 40}).write(other)
+    line = words(at=at)
+    line[line.index("--model") + 1] = str(other)
+    assert main(line) == 3 and "made from a/b at 000" in capsys.readouterr().err and not left(tmp_path)
+
+
+def test_a_model_without_a_tokenizer(words, tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    line = words()
+    line[line.index("--model") + 1] = str(tmp_path / "model")
+    assert main(line) == 3 and "no tokenizer" in capsys.readouterr().err and not left(tmp_path)
+
+
+def test_the_wrong_image(words, tmp_path, capsys):
+    line = words()
+    (tmp_path / "empty").mkdir()
+    line[line.index("--rootfs") + 1] = str(tmp_path / "empty")
+    assert main(line) == 5 and "no tensorrt_llm in" in capsys.readouterr().err
+
+
+def test_nix_sees_the_phases(words, capsys, monkeypatch):
+    monkeypatch.setenv("NIX_LOG_FD", "2")
+    assert main(words()) == 0
+    said = [json.loads(x[5:]) for x in capsys.readouterr().err.splitlines() if x.startswith("@nix ")]
+    assert [x["phase"] for x in said] == ["preflight", "build", "verify"]

@@ -1,0 +1,163 @@
+"""The cache of engines built at first run, and what is served."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+
+from enginix import manifest
+from enginix.cli import main
+from enginix.engine import runner
+from enginix.engine.trtllm_serve import Serving, command
+from enginix.errors import ManifestError, UsageError
+from enginix.manifest import Manifest
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def make(path: Path, name: str = "e") -> None:
+    path.mkdir(parents=True)
+    Manifest("engine", name, "tensorrt", target={"gpu": "G"}).write(path)
+
+
+def slowly(path: Path) -> None:
+    with open(path.parent.parent / "builds", "a") as f:
+        f.write("x")
+    time.sleep(0.5)
+    make(path)
+
+
+def one(_: int) -> str:
+    return str(runner.engine("k", slowly))
+
+
+def test_concurrent_runs_build_once():
+    runner.home().mkdir(parents=True)
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        assert len(set(pool.map(one, range(3)))) == 1
+    assert (runner.home().parent / "builds").read_text() == "x"
+
+
+def test_a_broken_build_leaves_no_engine_and_the_next_run_builds():
+    def fails(path: Path) -> None:
+        path.mkdir()
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError):
+        runner.engine("k", fails)
+    assert runner.entries() == []
+    assert manifest.read(runner.engine("k", make)).name == "e"
+
+
+def test_list_and_prune(capsys):
+    for key in ("a", "b", "c"):
+        runner.engine(key, lambda path, key=key: make(path, f"name-{key}"))
+        time.sleep(0.02)
+    (runner.home() / "stray").mkdir()
+    assert main(["cache", "list", "--json"]) == 0
+    assert [row["key"] for row in json.loads(capsys.readouterr().out)] == ["c", "b", "a"]
+    assert main(["cache", "prune", "name-b"]) == 0 and "name-b" in capsys.readouterr().out
+    assert main(["cache", "prune", "--keep", "1"]) == 0
+    assert [e.key for e in runner.entries()] == ["c"] and (runner.home() / "stray").is_dir()
+
+
+def test_prune_keeps_what_is_being_built():
+    runner.engine("k", make)
+    with runner._lock(runner.home(), "k", wait=True):
+        assert runner.prune(0, []) == []
+    assert [e.key for e in runner.prune(0, [])] == ["k"]
+
+
+def test_prune_says_what_it_needs(capsys):
+    assert main(["cache", "prune"]) == 2 and main(["cache", "prune", "x", "--keep", "1"]) == 2
+
+
+def test_the_key_is_of_everything() -> None:
+    base = {"gpu": "a", "request": {"limits": {"maxBatchSize": 8}}}
+    keys = {
+        runner.key(base),
+        runner.key({**base, "gpu": "b"}),
+        runner.key({**base, "request": {"limits": {"maxBatchSize": 9}}}),
+    }
+    assert len(keys) == 3 and runner.key(dict(reversed(list(base.items())))) in keys
+
+
+def test_serving_an_engine(tmp_path):
+    limits = {"maxBatchSize": 8, "maxSeqLen": 100}
+    words = command(
+        tmp_path,
+        Manifest("engine", "e", "tensorrt", options={"limits": limits, "tensorParallel": 2}),
+        Serving(),
+    )
+    said = " ".join(words)
+    # The default backend refuses engines, and trtllm-build leaves no tokenizer in them.
+    assert words[:2] == ["trtllm-serve", f"{tmp_path}/engine"] and "--backend tensorrt" in said
+    assert (
+        f"--tokenizer {tmp_path}/tokenizer" in said and "--tp_size 2" in said and "--host 127.0.0.1" in said
+    )
+
+
+def test_serving_an_llmapi_artefact(tmp_path):
+    (tmp_path / "llm_args.yaml").write_text('{"a": 1}')
+    said = " ".join(command(tmp_path, Manifest("engine", "e", "llmapi"), Serving(kv_cache_fraction=0.5)))
+    assert (
+        f"{tmp_path}/model --backend pytorch" in said and "--extra_llm_api_options" in said and "0.5" in said
+    )
+
+
+def test_a_reference_engine_is_not_for_trtllm_serve(tmp_path):
+    with pytest.raises(ManifestError, match="mkTritonServer"):
+        command(tmp_path, Manifest("engine", "e", "reference"), Serving())
+
+
+def test_llmapi_artefact(model, tmp_path):
+    line = [
+        "build",
+        "--kind",
+        "llmapi",
+        "--model",
+        str(model),
+        "--runtime",
+        "trtllm-1.3.0rc26",
+        "--target",
+        "h200",
+    ]
+    line += ["--llm-arg", "enable_chunked_prefill=true", "--max-batch-size", "3", "-o", str(tmp_path / "e")]
+    assert main(line) == 0
+    made = manifest.read(tmp_path / "e", "engine")
+    arguments = json.loads((tmp_path / "e/llm_args.yaml").read_text())
+    assert (
+        made.kind == "llmapi"
+        and arguments["max_batch_size"] == 3
+        and arguments["enable_chunked_prefill"] is True
+    )
+    assert (tmp_path / "e/model/model.safetensors").is_file() and (
+        tmp_path / "e/tokenizer/tokenizer.json"
+    ).is_file()
+
+
+def test_llmapi_refuses_engine_options(model, tmp_path, capsys):
+    line = [
+        "build",
+        "--kind",
+        "llmapi",
+        "--model",
+        str(model),
+        "--runtime",
+        "trtllm-1.2.1",
+        "-o",
+        str(tmp_path / "e"),
+    ]
+    assert main([*line, "--plugin", "gemm-plugin=auto"]) == 2 and "do not apply" in capsys.readouterr().err
+    assert main([*line, "--llm-arg", "max_batch=3"]) == 2 and not (tmp_path / "e").exists()
+
+
+def test_runner_says_what_it_needs(capsys):
+    assert main(["runner"]) == 2 and issubclass(UsageError, Exception)

@@ -1,0 +1,213 @@
+"""The tables against the contract and against each other."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enginix.engine import llmapi, options
+from enginix.engine.failures import known
+from enginix.errors import UsageError
+from enginix.runtime import table as runtimes
+from enginix.tables import table
+
+STANDIN = Path(__file__).parents[2] / "standin"
+CONTRACT = json.loads((STANDIN / "contract" / "build_flags.json").read_text())
+TABLE = table("build_options")
+
+
+@pytest.fixture(scope="module")
+def parser():
+    """The stand-in's command line, made from the contract alone."""
+    package = types.ModuleType("standin_tensorrt_llm")
+    package.__path__ = [str(STANDIN / "tensorrt_llm")]
+    package.__version__ = "0"  # type: ignore[attr-defined]
+    sys.modules["standin_tensorrt_llm"] = package
+    for name in ("standin", "standin_trtllm_build"):
+        spec = importlib.util.spec_from_file_location(
+            f"standin_tensorrt_llm.{name}", STANDIN / "tensorrt_llm" / f"{name}.py"
+        )
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+    sys.modules["standin_tensorrt_llm.standin"].HERE = STANDIN  # type: ignore[attr-defined]
+    return sys.modules["standin_tensorrt_llm.standin_trtllm_build"].parser()  # type: ignore[attr-defined]
+
+
+def test_every_flag_of_the_contract_is_in_the_table() -> None:
+    ours = {r["flag"] for part in ("limits", "options", "own") for r in TABLE[part].values()}
+    assert ours == {row["flag"] for row in CONTRACT["flags"]}
+
+
+def test_every_removed_flag_is_in_the_table() -> None:
+    gone = {f for row in CONTRACT["removed_or_moved"] for f in re.findall(r"--\w+", row["flag"])} - {
+        "--use_fused_mlp"
+    }
+    assert gone <= {r["flag"] for r in TABLE["removed"].values()}
+
+
+def value_of(row):
+    return {
+        "switch": st.booleans(),
+        "bool": st.booleans(),
+        "int": st.integers(0, 1 << 20),
+        "string": st.text("abcdef/._", min_size=1, max_size=8),
+        "strings": st.lists(st.text("abcdef", min_size=1, max_size=5), min_size=1, max_size=3),
+        "enum": st.sampled_from(row["choices"] or ["x"]),
+    }[row["type"]]
+
+
+OPTIONS = st.fixed_dictionaries({}, optional={n: value_of(r) for n, r in TABLE["options"].items()})
+
+
+@given(OPTIONS)
+def test_every_command_line_is_understood(values) -> None:
+    make = test_every_command_line_is_understood.parser  # type: ignore[attr-defined]
+    checked = options.check(values, "trtllm-1.2.1")
+    parsed = vars(make.parse_args([*options.Limits(8, 1024, 2048, 8192).flags(), *options.flags(checked)]))
+    assert parsed["max_batch_size"] == 8 and parsed["max_seq_len"] == 2048
+    for name, value in values.items():
+        got, kind = parsed[options.snake(name)], TABLE["options"][name]["type"]
+        expected = {True: "enable", False: "disable"}[value] if kind == "switch" else value
+        assert got == expected
+
+
+@pytest.fixture(autouse=True)
+def _parser(parser):
+    test_every_command_line_is_understood.parser = parser  # type: ignore[attr-defined]
+
+
+@given(OPTIONS)
+def test_command_line_spelling_comes_back(values) -> None:
+    for name, value in values.items():
+        kind = TABLE["options"][name]["type"]
+        text = (
+            ",".join(value)
+            if kind == "strings"
+            else str(value).lower()
+            if isinstance(value, bool)
+            else str(value)
+        )
+        assert options.parse(f"{options.kebab(name)}={text}") == (name, value)
+
+
+@given(
+    st.text(max_size=20),
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.integers()),
+)
+def test_any_option_is_accepted_or_refused_by_name(name, value) -> None:
+    try:
+        options.flags(options.check({name: value}, "trtllm-1.2.1"))
+    except UsageError as e:
+        assert name in str(e)
+
+
+@given(st.text(max_size=30))
+def test_any_plugin_text_is_parsed_or_refused(text) -> None:
+    try:
+        options.parse(text)
+    except UsageError as e:
+        assert "NAME=VALUE" in str(e)
+
+
+SIZE = st.none() | st.integers(-2, 5000)
+
+
+@given(st.none() | st.integers(1, 4096), st.fixed_dictionaries({n: SIZE for n in TABLE["limits"]}))
+def test_limits_are_whole_or_refused(context, given_) -> None:
+    try:
+        limits = options.defaults(context, given_)
+    except UsageError:
+        return
+    assert limits.maxInputLen <= limits.maxSeqLen <= (context or limits.maxSeqLen)
+    assert limits.maxNumTokens >= limits.maxBatchSize * limits.maxBeamWidth
+    assert len(limits.flags()) == 2 * len(TABLE["limits"])
+
+
+def test_quantization_tables_agree() -> None:
+    mine, other = table("quantization_support")["algorithms"], table("quantization")["algorithms"]
+    assert set(other) <= set(mine)
+    for name, row in other.items():
+        if row["convert"]:
+            assert mine[name]["engine"], name
+            assert (mine[name]["minSm"], mine[name]["refusedSm"]) == (row["minSm"], row["refusedSm"]), name
+
+
+def test_every_runtime_is_whole() -> None:
+    for name in runtimes.known():
+        found = runtimes.find(name)
+        if found.engine_path:
+            assert found.version and found.tensorrt and found.driver and found.site_packages, name
+            assert set(found.environment) >= {"PATH", "LD_LIBRARY_PATH"}, name
+            assert found.row["defaultImage"] in found.row["images"], name
+
+
+def test_arguments_of_the_llm_class() -> None:
+    assert llmapi.check(
+        {"enable_chunked_prefill": True, "kv_cache_config": {"max_tokens": 5}}, "trtllm-1.2.1"
+    )
+    for arguments, said in (
+        ({"enable_chunked_prefil": True}, "did you mean enable_chunked_prefill"),
+        ({"max_batch_size": 3}, "limits.maxBatchSize"),
+        ({"fast_build": True}, "TensorRT backend alone"),
+        ({"enable_chunked_prefill": "yes"}, "bool"),
+        ({"kv_cache_config": {"max_tokns": 5}}, "did you mean max_tokens"),
+        ({"kv_cache_config": {"max_tokens": True}}, "int"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(said)):
+            llmapi.check(arguments, "trtllm-1.2.1")
+    with pytest.raises(UsageError, match="unknown to the runtime"):
+        llmapi.check({"nvfp4_gemm_config": {}}, "trtllm-1.1.0")
+
+
+# What the facts' known failures print, or the nearest to it that they tell.
+SAID = {
+    "The engine plan file is generated on another device, expecting compute 9.0 got 8.9": "the GPU is not one",
+    "Error Code 6: expecting library version 10.14.1 got 10.13.3": "TensorRT of the engine",
+    "FP4 Gemm not supported before Blackwell": "needs a Blackwell GPU",
+    "RuntimeError: INT8/INT4 quantization is not supported on SM 100": "refuses INT8, INT4",
+    "AssertionError: Unsupported model architecture: GptOssForCausalLM": "not one of the engine path",
+    "KeyError: 'DeepseekV3ForCausalLM'": "not one of the engine path",
+    "RuntimeError: Required but not provided tensors:{'lm_head.weight'}": "lacks tensors",
+    "trtllm-build: error: unrecognized arguments: --foo": "does not know an option",
+    "ValueError: max_workers must be greater than 0": "no GPU is visible",
+    "torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB": "the GPU's memory",
+    "terminate called after throwing an instance of 'std::bad_alloc'": "the machine's memory",
+    "OSError: [Errno 28] No space left on device: '/nix/store/x'": "the disk is full",
+    "All nodes which are allocated for this job are already filled.": "no slot",
+    "ImportError: libmpi.so.40: cannot open shared object file": "library of the runtime",
+    "PermissionError: [Errno 13] Permission denied: '/homeless-shelter'": "writes to HOME",
+    "FileNotFoundError: [Errno 2] No such file or directory: '/sbin/ldconfig'": "asks ldconfig",
+    "ModuleNotFoundError: No module named 'tensorrt_llm.bindings'": "source tree",
+    "ModuleNotFoundError: No module named 'tensorrt_llm'": "not one of this runtime's images",
+    "AssertionError: streamingllm": "streamingllm",
+}
+
+
+@pytest.mark.parametrize("text", SAID)
+def test_known_failures(text) -> None:
+    found = known(["noise", text, "more noise"])
+    assert found is not None and SAID[text] in found.cause and found.reference and found.line == text
+
+
+def test_known_failures_are_silent_about_the_rest() -> None:
+    ordinary = [
+        "[I] Total time of building all engines: 00:01:02",
+        "[W] input timing cache does not exist",
+        "loading weights",
+    ]
+    assert known(ordinary) is None
+
+
+@given(st.lists(st.text(max_size=200), max_size=5))
+def test_any_output_can_be_matched(lines) -> None:
+    known(lines)

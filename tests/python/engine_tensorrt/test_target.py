@@ -1,0 +1,220 @@
+"""What the driver tells: nvidia-smi's and NVML's answers, garbage included; engines against machines."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from enginix.engine import target
+from enginix.engine.check import Mismatch, compare, require
+from enginix.engine.target import Gpu, Machine, version_at_least
+from enginix.errors import EnginixError, MachineError, ManifestError, UsageError
+from enginix.manifest import Manifest
+from enginix.runtime.driver import Driver
+
+# A stand-in for NVML: the calls that enginix makes, answering for two GPUs.
+NVML = r"""
+#include <string.h>
+typedef struct { unsigned long long total, free, used; } memory;
+typedef struct { unsigned pid; unsigned long long used; unsigned a, b; } process;
+int nvmlInit_v2(void) { return INIT; }
+int nvmlShutdown(void) { return 0; }
+int nvmlSystemGetDriverVersion(char *s, unsigned n) { strncpy(s, "580.159.04", n); return 0; }
+int nvmlSystemGetCudaDriverVersion_v2(int *v) { *v = 13000; return 0; }
+int nvmlDeviceGetCount_v2(unsigned *n) { *n = COUNT; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **h) { *h = (void *)(long)(i + 1); return 0; }
+int nvmlDeviceGetMemoryInfo(void *h, memory *m) { m->total = 150ULL << 30; m->free = 149ULL << 30; return 0; }
+int nvmlDeviceGetCudaComputeCapability(void *h, int *a, int *b) { *a = 9; *b = 0; return 0; }
+int nvmlDeviceGetName(void *h, char *s, unsigned n) { strncpy(s, "NVIDIA H200", n); return 0; }
+int nvmlDeviceGetUUID(void *h, char *s, unsigned n) { strncpy(s, "GPU-standin", n); return 0; }
+int nvmlDeviceGetComputeRunningProcesses_v3(void *h, unsigned *n, process *p) {
+  *n = 2; p[0].pid = 11; p[0].used = 5; p[1].pid = 12; p[1].used = ~0ULL; return 0; }
+"""
+
+
+@pytest.fixture
+def nvml(tmp_path):
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed")
+
+    def make(init: int = 0, count: int = 2) -> Driver:
+        root = tmp_path / f"driver-{init}-{count}"
+        (root / "lib").mkdir(parents=True)
+        source = root / "nvml.c"
+        source.write_text(NVML)
+        line = [
+            "gcc",
+            "-shared",
+            "-fPIC",
+            f"-DINIT={init}",
+            f"-DCOUNT={count}",
+            "-o",
+            str(root / "lib/libnvidia-ml.so.1"),
+        ]
+        subprocess.run([*line, str(source)], check=True)
+        return Driver(root)
+
+    return make
+
+
+def test_nvml(nvml):
+    found = target.probe(nvml())
+    assert (found.source, found.driver, found.cuda, len(found.gpus)) == ("nvml", "580.159.04", "13.0", 2)
+    gpu = found.gpus[1]
+    assert (gpu.name, gpu.sm, gpu.total, gpu.free) == ("NVIDIA H200", 90, 150 << 30, 149 << 30)
+    assert [(p.pid, p.memory) for p in gpu.processes] == [(11, 5), (12, None)]
+
+
+def test_nvml_without_a_gpu(nvml):
+    with pytest.raises(MachineError, match="no GPU is visible"):
+        target.probe(nvml(count=0))
+
+
+def test_nvidia_smi_where_nvml_does_not_start(nvml, driver):
+    broken = nvml(init=9)
+    assert broken.root is not None
+    (broken.root / "bin").mkdir()
+    shutil.copy(driver() / "bin" / "nvidia-smi", broken.root / "bin")
+    assert target.probe(broken).source == "nvidia-smi"
+
+
+def test_a_library_that_is_none(driver):
+    root = driver()
+    (root / "lib" / "libnvidia-ml.so.1").write_text("not an ELF file")
+    assert target.probe(Driver(root)).source == "nvidia-smi"
+
+
+def test_no_driver(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(MachineError, match="no NVIDIA driver"):
+        target.probe(Driver(tmp_path))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@given(answer=st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=60))
+def test_any_answer_of_nvidia_smi_is_read_or_refused(tmp_path, answer):
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    (tmp_path / "answer").write_text(answer)
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\ncat {tmp_path}/answer\n")
+    program.chmod(0o755)
+    try:
+        target.probe(Driver(tmp_path))
+    except EnginixError as e:
+        assert str(e)
+
+
+def test_products() -> None:
+    named = {
+        "h200": "NVIDIA H200",
+        "h100": "NVIDIA H100 80GB HBM3",
+        "b200": "NVIDIA B200",
+        "rtx-pro-6000": "NVIDIA RTX PRO 6000 Blackwell Workstation Edition",
+        "rtx-4090": "NVIDIA GeForce RTX 4090",
+        "l40s": "NVIDIA L40S",
+        "a100-80gb": "NVIDIA A100-SXM4-80GB",
+    }
+    for name, reported in named.items():
+        assert target.target(name).is_product(reported), name
+        others = [n for n in named if n != name]
+        assert not any(target.target(n).is_product(reported) for n in others), name
+    with pytest.raises(UsageError, match="did you mean h200"):
+        target.target("h2000")
+
+
+@pytest.mark.parametrize(
+    ("found", "least", "enough"),
+    [
+        ("590.44.01", "590.44.01", True),
+        ("590.9", "590.44.01", False),
+        ("1000", "590.44.01", True),
+        ("5x", "590", False),
+        ("", "1", False),
+    ],
+)  # fmt: skip
+def test_versions(found, least, enough):
+    assert version_at_least(found, least) is enough
+
+
+def engine(**target_changes):
+    at = {"name": "h200", "sm": 90, "gpu": "NVIDIA H200", "memory": 150 << 30, "count": 1} | target_changes
+    runtime = {"id": "trtllm-1.2.1", "driverFloor": "590.44.01", "driver": "595.1"}
+    return Manifest("engine", "e", "tensorrt", target=at, runtime=runtime)
+
+
+def machine(
+    name: str = "NVIDIA H200", sm: int = 90, driver: str = "595.1", count: int = 1, total: int = 150 << 30
+) -> Machine:
+    return Machine(driver, None, tuple(Gpu(i, name, f"u{i}", sm, total, total) for i in range(count)), "nvml")
+
+
+def test_an_engine_at_home() -> None:
+    assert compare(engine(), machine()).differences == ()
+
+
+@pytest.mark.parametrize(
+    ("made", "here", "field", "fatal"),
+    [
+        (engine(), machine("NVIDIA B200", 100), "sm", True),
+        (engine(count=2), machine(), "count", True),
+        (engine(), machine(driver="570.1"), "driver", True),
+        (engine(), machine("NVIDIA H100 80GB HBM3", 90), "gpu", False),
+        (engine(), machine(total=80 << 30), "memory", False),
+        (engine(), None, "gpu", True),
+    ],
+)
+def test_each_field_that_differs_is_named(made, here, field, fatal):
+    found = compare(made, here).differences
+    assert [(d.field, d.fatal) for d in found] == [(field, fatal)] and found[0].do
+
+
+def test_another_runtime(tmp_path):
+    engine().write(tmp_path)
+    with pytest.raises(Mismatch, match=r"runtime: built for trtllm-1\.2\.1, here trtllm-1\.1\.0"):
+        require(tmp_path, machine(), "trtllm-1.1.0")
+
+
+def test_a_reference_engine_runs_everywhere(tmp_path):
+    Manifest("engine", "r", "reference", runtime={"id": "reference"}).write(tmp_path)
+    assert require(tmp_path, None).runs
+
+
+def test_an_accepted_driver_stays_accepted() -> None:
+    made = engine()
+    made.runtime["driver"] = "570.1"
+    found = compare(made, machine(driver="570.1")).differences
+    assert [(d.field, d.fatal) for d in found] == [("driver", False)]
+
+
+def test_a_lying_manifest_is_refused_not_a_crash(tmp_path):
+    for at in ({"sm": "ninety"}, {"sm": None, "count": 1}):
+        assert not compare(engine(**at), machine()).runs
+    for at in ({"count": "two"}, {"count": [1]}, {"memory": "much"}, {"memory": True}):
+        with pytest.raises(ManifestError, match="build this engine again"):
+            compare(engine(**at), machine())
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda x: st.lists(x, max_size=3)
+)
+
+
+@given(
+    at=st.dictionaries(st.sampled_from(["name", "sm", "gpu", "memory", "count"]), JSON),
+    wants=st.dictionaries(st.sampled_from(["id", "driver", "driverFloor"]), JSON),
+)
+def test_any_manifest_is_compared_or_refused(at, wants):
+    try:
+        compare(Manifest("engine", "e", "tensorrt", target=at, runtime=wants), machine())
+    except ManifestError as e:
+        assert "again" in str(e)
+
+
+def test_gpu_rows_have_sources() -> None:
+    from enginix.tables import table
+
+    assert all(row.get("source") and isinstance(row["sm"], int) for row in table("gpus")["gpus"].values())

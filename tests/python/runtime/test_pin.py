@@ -1,0 +1,127 @@
+"""Pins: the hash is Nix's own, and a registry that fails or lies leaves no pin."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from enginix.errors import HubError, MachineError, UsageError
+from enginix.runtime.pin import nar_hash, pin
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=12).filter(
+    lambda n: n not in (".", "..") and len(n.encode()) < 200
+)
+NODE = st.recursive(
+    st.tuples(st.just("file"), st.binary(max_size=40), st.booleans()) | st.tuples(st.just("link"), NAMES),
+    lambda inner: st.tuples(st.just("dir"), st.dictionaries(NAMES, inner, max_size=4)),
+    max_leaves=8,
+)
+
+
+def make(path: Path, node) -> None:
+    if node[0] == "file":
+        path.write_bytes(node[1])
+        path.chmod(0o755 if node[2] else 0o644)
+    elif node[0] == "link":
+        path.symlink_to(node[1])
+    else:
+        path.mkdir()
+        for name, inner in node[1].items():
+            make(path / name, inner)
+
+
+@pytest.mark.skipif(shutil.which("nix-hash") is None, reason="Nix is not installed")
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(node=NODE)
+def test_hash_is_what_nix_computes(node, tmp_path_factory):
+    path = tmp_path_factory.mktemp("nar") / "tree"
+    make(path, node)
+    told = subprocess.run(
+        ["nix-hash", "--type", "sha256", "--base32", str(path)], capture_output=True, text=True, check=True
+    )
+    sri = subprocess.run(
+        ["nix-hash", "--to-sri", "--type", "sha256", told.stdout.strip()],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if sri.returncode != 0:
+        config = {**os.environ, "NIX_CONFIG": "experimental-features = nix-command"}
+        words = ["nix", "hash", "to-sri", "--type", "sha256", told.stdout.strip()]
+        sri = subprocess.run(words, capture_output=True, text=True, check=True, env=config)
+    assert nar_hash(path) == sri.stdout.strip()
+
+
+def test_a_pipe_cannot_be_pinned(tmp_path):
+    (tmp_path / "tree").mkdir()
+    os.mkfifo(tmp_path / "tree" / "pipe")
+    with pytest.raises(MachineError, match="cannot be in the Nix store"):
+        nar_hash(tmp_path / "tree")
+
+
+@pytest.fixture
+def crane(tmp_path, monkeypatch):
+    """A stand-in for crane: `answers(digest, export)` are lines of shell."""
+
+    def answers(digest: str = f"echo sha256:{'a' * 64}", export: str = "tar -cf - -C $IMAGE .") -> Path:
+        directory, image = tmp_path / "bin", tmp_path / "image"
+        directory.mkdir(exist_ok=True)
+        (image / "usr").mkdir(parents=True, exist_ok=True)
+        (image / "usr" / "file").write_text("content")
+        program = directory / "crane"
+        program.write_text(
+            f"#!/bin/sh\nIMAGE={image}\ncase $1 in digest) {digest};; export) {export};; esac\n"
+        )
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+        return image
+
+    return answers
+
+
+def test_pin(crane, tmp_path):
+    image = crane()
+    made = pin("trtllm-1.2.1", None, "x86_64-linux", keep=tmp_path / "kept")
+    assert (
+        made["hash"] == nar_hash(image) == nar_hash(tmp_path / "kept")
+        and made["digest"] == f"sha256:{'a' * 64}"
+    )
+    assert made["reference"] == "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "said"),
+    [
+        ({"digest": "echo unauthorized >&2; exit 1"}, HubError, "unauthorized"),
+        ({"digest": "echo latest"}, HubError, "for a digest"),
+        ({"export": "echo refused >&2; exit 1"}, HubError, "refused"),
+        ({"export": "tar -cf - -C $IMAGE . | head -c 1540"}, MachineError, "tar"),
+        ({"export": "echo garbage"}, MachineError, "tar"),
+        ({"export": "tar -cf - -T /dev/null"}, HubError, "empty"),
+        ({"export": "tar -cf - -C $IMAGE .; exit 3"}, HubError, "failed"),
+    ],
+)  # fmt: skip
+def test_a_registry_that_fails_leaves_nothing(crane, tmp_path, answer, error, said):
+    crane(**answer)
+    with pytest.raises(error, match=said):
+        pin("trtllm-1.2.1", None, "x86_64-linux", keep=tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith("enginix-pin")]
+
+
+def test_what_cannot_be_pinned(crane):
+    crane()
+    for words, said in (
+        (("trtllm-1.2", None, "x86_64-linux"), "did you mean trtllm-1.2"),
+        (("reference", None, "x86_64-linux"), "has no image"),
+        (("trtllm-1.2.1", "25.12", "x86_64-linux"), "26.04"),
+        (("trtllm-1.2.1", None, "riscv64-linux"), "aarch64-linux"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            pin(*words)
