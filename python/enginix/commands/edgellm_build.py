@@ -1,8 +1,8 @@
 """Builds a TensorRT Edge-LLM engine on the target's GPU, from an export and the model it was made from.
 
-Builder "direct" runs tensorrt-edgellm-build on the model, and gives what enginix edgellm-serve serves. Builder
-"onnx" runs llm_build, from Edge-LLM's C++ sources, on the export. Both need a runtime with TensorRT: --python names
-its Python, with the wheel tensorrt-edgellm in it.
+Builder "direct" runs tensorrt-edgellm-build on the model, and gives what enginix edgellm-serve serves.
+Builder "onnx" runs llm_build, from Edge-LLM's C++ sources, on the export. Both need a runtime with
+TensorRT: --python names its Python, with the wheel tensorrt-edgellm in it.
 
   enginix edgellm-build ./export --model ./tiny-qwen3 --target rtx-5090 --max-input-len 1024 -o ./engine
 """
@@ -18,7 +18,9 @@ from enginix.edgellm import options
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("export", type=Path, metavar="EXPORT", help="output of enginix edgellm-export")
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the model that was exported")
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="the model that was exported"
+    )
     parser.add_argument("--target", required=True, metavar="GPU", help="GPU of data/gpus.json")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="engine to write")
     parser.add_argument("--name", help="name of the engine (default: the export's)")

@@ -1,9 +1,10 @@
 """Exports a model for TensorRT Edge-LLM: NVIDIA's exporter on a CPU, and every weight accounted for.
 
-Reads a Hugging Face model, plain or quantized by ModelOpt (FP8, NVFP4, W4A16_AWQ, W8A8_SQ_PER_CHANNEL), runs
-tensorrt-edgellm-export with no network and no GPU, and checks what it wrote before the directory exists: files,
-one attention plugin a layer, quantization nodes, tokenizer and chat template, and each tensor of the model by its
-values. The exporter reports success for a model with tensors missing; this command does not.
+Reads a Hugging Face model, plain or quantized by ModelOpt (FP8, NVFP4, W4A16_AWQ, W8A8_SQ_PER_CHANNEL),
+runs tensorrt-edgellm-export with no network and no GPU, and checks what it wrote before the directory
+exists: files, one attention plugin a layer, quantization nodes, tokenizer and chat template, and each
+tensor of the model by its values. The exporter reports success for a model with tensors missing; this
+command does not.
 
   enginix edgellm-export ./tiny-qwen3 -o ./export
 """
@@ -21,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="Hugging Face model, plain or quantized")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="export to write")
     parser.add_argument("--name", help="name of the export (default: the model's)")
-    parser.add_argument("--exporter", type=Path, metavar="FILE", help="NVIDIA's exporter (default: beside this Python)")
+    parser.add_argument(
+        "--exporter", type=Path, metavar="FILE", help="NVIDIA's exporter (default: beside this Python)"
+    )
     options.add_flags(parser, "export")
 
 

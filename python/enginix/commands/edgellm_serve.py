@@ -1,7 +1,7 @@
 """Serves a TensorRT Edge-LLM engine over OpenAI's interface: tensorrt-edgellm-serve, on loopback.
 
-The engine is linked into the server's cache, where it looks, so nothing is built at start. The API key is read from
-a file and appears on no command line. Any other address than loopback needs a key.
+The engine is linked into the server's cache, where it looks, so nothing is built at start. The API key is
+read from a file and appears on no command line. Any other address than loopback needs a key.
 
   enginix edgellm-serve ./engine --model ./tiny-qwen3 --state ./state --api-key-file ./key
 """
@@ -18,11 +18,17 @@ from enginix.edgellm import options
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, metavar="ENGINE", help="output of enginix edgellm-build")
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the model that it was built from")
-    parser.add_argument("--state", type=Path, required=True, metavar="DIR", help="directory for the server's cache")
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="the model that it was built from"
+    )
+    parser.add_argument(
+        "--state", type=Path, required=True, metavar="DIR", help="directory for the server's cache"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
-    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with the key that clients send")
+    parser.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="file with the key that clients send"
+    )
     parser.add_argument("--python", type=Path, metavar="FILE", help="Python with the wheel and TensorRT")
     parser.add_argument("--dry-run", action="store_true", help="print the command instead of starting it")
     options.add_flags(parser, "serve")

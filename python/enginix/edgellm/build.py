@@ -1,10 +1,11 @@
 """Export and model → engine, on the target's GPU: NVIDIA's builder inside a runtime that has TensorRT.
 
 Two builders read different things:
-  direct  tensorrt-edgellm-build reads the model itself. NVIDIA calls it experimental; its engines are the ones that
-          tensorrt-edgellm-serve takes. The export proves beforehand, without a GPU, that the model is whole and
-          expressible.
-  onnx    llm_build, from Edge-LLM's C++ sources, reads the export. NVIDIA's C++ runtime executes what it builds.
+  direct  tensorrt-edgellm-build reads the model itself. NVIDIA calls it experimental; its engines are the
+          ones that tensorrt-edgellm-serve takes. The export proves beforehand, without a GPU, that the model
+          is whole and expressible.
+  onnx    llm_build, from Edge-LLM's C++ sources, reads the export. NVIDIA's C++ runtime executes what it
+          builds.
 """
 
 from __future__ import annotations
@@ -29,8 +30,16 @@ from enginix.tables import table
 
 BUILDERS = ("direct", "onnx")
 LAUNCH = Path(__file__).with_name("launch.py")
-_ONNX_FLAGS = {"maxInputLen": "--maxInputLen", "maxBatchSize": "--maxBatchSize", "maxKvCacheCapacity": "--maxKVCacheCapacity"}  # fmt: skip
-_WRITTEN = {"maxInputLen": "max_input_len", "maxBatchSize": "max_batch_size", "maxKvCacheCapacity": "max_kv_cache_capacity"}  # fmt: skip
+_ONNX_FLAGS = {
+    "maxInputLen": "--maxInputLen",
+    "maxBatchSize": "--maxBatchSize",
+    "maxKvCacheCapacity": "--maxKVCacheCapacity",
+}
+_WRITTEN = {
+    "maxInputLen": "max_input_len",
+    "maxBatchSize": "max_batch_size",
+    "maxKvCacheCapacity": "max_kv_cache_capacity",
+}
 
 
 @dataclass(frozen=True)
@@ -80,8 +89,8 @@ def payload_refusal(sm: int, target: str) -> str | None:
     if sm in sms:
         return None
     return (
-        f"TensorRT Edge-LLM {table('edgellm')['version']} has no x86-64 payload for SM {sm} (target {target});"
-        f" it has them for SM {', '.join(map(str, sms))}"
+        f"TensorRT Edge-LLM {table('edgellm')['version']} has no x86-64 payload for SM {sm}"
+        f" (target {target}); it has them for SM {', '.join(map(str, sms))}"
     )
 
 
@@ -93,7 +102,9 @@ def _gpu(options_: Options) -> int:
     wanted = target(options_.target)
     refused = None if options_.plugin else payload_refusal(wanted.sm, options_.target)
     if refused:
-        raise UsageError(refused, fix='serve it by kind "tensorrt" or "llmapi", or pass a plugin built for this GPU')
+        raise UsageError(
+            refused, fix='serve it by kind "tensorrt" or "llmapi", or pass a plugin built for this GPU'
+        )
     gpus = probe(find(options_.driver)).gpus
     if not any(gpu.sm == wanted.sm for gpu in gpus):
         found = ", ".join(sorted({f"{g.name} (SM {g.sm})" for g in gpus}))
@@ -121,7 +132,9 @@ def build(export: Path, model: Path, out: Path, wanted: Options) -> Manifest:
         raise UsageError("llm_build belongs to builder onnx, which needs it", where=wanted.builder)
     made = manifest.read(export, "export")
     if made.kind != "edgellm":
-        raise ManifestError(f"an export of kind {made.kind}", where=str(export), fix="run enginix edgellm-export")
+        raise ManifestError(
+            f"an export of kind {made.kind}", where=str(export), fix="run enginix edgellm-export"
+        )
     identity = _identity(model)
     if made.inputs.get("model") != identity:
         raise ManifestError(
@@ -154,11 +167,23 @@ def build(export: Path, model: Path, out: Path, wanted: Options) -> Manifest:
 def _command(export: Path, model: Path, engine: Path, wanted: Options, full: Mapping[str, Any]) -> list[str]:
     if wanted.builder == "onnx":
         assert wanted.llm_build is not None
-        words = [str(wanted.llm_build), "--onnxDir", os.path.abspath(export / "llm"), "--engineDir", str(engine)]
+        words = [
+            str(wanted.llm_build),
+            "--onnxDir",
+            os.path.abspath(export / "llm"),
+            "--engineDir",
+            str(engine),
+        ]
         for name, flag in _ONNX_FLAGS.items():
             words += [flag, str(full[name])]
         return words
-    words = ["--model-dir", os.path.abspath(model), "--engine-dir", str(engine), *options.words("build", full)]
+    words = [
+        "--model-dir",
+        os.path.abspath(model),
+        "--engine-dir",
+        str(engine),
+        *options.words("build", full),
+    ]
     if wanted.plugin:
         words += ["--plugin-path", os.path.abspath(wanted.plugin)]
     return [str(wanted.python or sys.executable), str(LAUNCH), "experimental.builder.cli", "-", *words]

@@ -62,7 +62,9 @@ def attention(found: Graph, source: Source) -> int:
         if len(readers) != 1 or past not in found.inputs:
             raise ExportError(f"layer {layer} has no KV cache of its own ({past})", where=where, fix=_AGAIN)
         if present not in found.outputs or present not in readers[0].outputs:
-            raise ExportError(f"layer {layer} does not return its KV cache ({present})", where=where, fix=_AGAIN)
+            raise ExportError(
+                f"layer {layer} does not return its KV cache ({present})", where=where, fix=_AGAIN
+            )
     return len(nodes)
 
 
@@ -97,13 +99,20 @@ def quantization(found: Graph, source: Source) -> dict[str, int]:
         return {}
     row = table("edgellm")["formats"][source.quantization]
     readers, activations = tuple(row["readers"]), tuple(row["activations"])
-    weights = [c for c in found.constants.values() if c.dtype == row["weights"] and _weight(found, c.name, readers)]
-    elements = sum(c.data.size for c in weights)
-    stored = [t for t in source.weights.tensors.values() if t.name.endswith(".weight") and t.dtype not in FLOATS]
-    needed = sum(t.nbytes for t in stored)
-    if not stored or elements != needed:
+    weights = [
+        c for c in found.constants.values() if c.dtype == row["weights"] and _weight(found, c.name, readers)
+    ]
+    stored = [
+        t for t in source.weights.tensors.values() if t.name.endswith(".weight") and t.dtype not in FLOATS
+    ]
+    # Projections may be joined, which keeps the bytes; a plugin's layout may be padded: the count stays.
+    joinable = "DequantizeLinear" in readers
+    have = sum(c.data.size for c in weights) if joinable else len(weights)
+    needed = sum(t.nbytes for t in stored) if joinable else len(stored)
+    if not stored or have != needed:
         raise ExportError(
-            f"{elements} bytes of {source.quantization} weights in the graph, {needed} in the checkpoint",
+            f"{have} {'bytes of ' * joinable}{source.quantization} weights in the graph,"
+            f" {needed} in the checkpoint",
             where=where,
             fix=_AGAIN,
         )
@@ -115,7 +124,7 @@ def quantization(found: Graph, source: Source) -> dict[str, int]:
                 others = [i for i in product.inputs if i != at]
                 if not any(_reaches(found, other, activations) for other in others):
                     raise ExportError(
-                        f"{weight.name} is multiplied with activations that are not quantized ({product.name})",
+                        f"{weight.name} meets activations that are not quantized ({product.name})",
                         where=where,
                         fix=_AGAIN,
                     )
@@ -165,9 +174,28 @@ def texts(llm: Path, source: Source) -> None:
                 where=str(llm / "config.json"),
                 fix=_AGAIN,
             )
+    asked, got = (_rope_type(c) for c in (config, exported))
+    if asked != got:
+        raise ExportError(
+            f"rotary embedding is of type {got}, the model's of {asked}",
+            where=str(llm / "config.json"),
+            fix=_AGAIN,
+        )
     ends, own = exported.get("eos_token_id"), config.get("eos_token_id")
     if not set(_ids(own)) <= set(_ids(ends)):
-        raise ExportError(f"eos_token_id {ends} lacks the model's {own}", where=str(llm / "config.json"), fix=_AGAIN)
+        raise ExportError(
+            f"eos_token_id {ends} lacks the model's {own}", where=str(llm / "config.json"), fix=_AGAIN
+        )
+
+
+def _rope_type(config: Mapping[str, Any]) -> str:
+    for key in ("rope_parameters", "rope_scaling"):
+        section = config.get(key)
+        if isinstance(section, dict):
+            found = section.get("rope_type") or section.get("type")
+            if found:
+                return str(found)
+    return "default"
 
 
 def _ids(value: Any) -> list[int]:
@@ -187,7 +215,12 @@ def _table(llm: Path, fp8: bool, hidden: int) -> TensorInfo:
         raise ExportError(f"the table is {table_.dtype}", where=str(path), fix=_AGAIN)
     if fp8:
         scales = tensors.get("embedding_scale")
-        if scales is None or scales.dtype != "F32" or scales.shape[0] != table_.shape[0] or hidden % scales.shape[-1]:
+        if (
+            scales is None
+            or scales.dtype != "F32"
+            or scales.shape[0] != table_.shape[0]
+            or hidden % scales.shape[-1]
+        ):
             raise ExportError("the FP8 table has no scale a row", where=str(path), fix=_AGAIN)
         values = np.memmap(path, "<f4", "r", scales.begin, scales.shape)
         if not np.isfinite(values).all():

@@ -1,4 +1,5 @@
-"""Hugging Face model → checked ONNX export, by NVIDIA's exporter; a pure function of the model and the wheel.
+"""Hugging Face model → checked ONNX export, by NVIDIA's exporter; a pure function of the model and the
+wheel.
 
 <export>/
   enginix.json     manifest: from what, with which options and wheel, what the checks found
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix import __version__, manifest, process
-from enginix.edgellm import checks, options, source
+from enginix.edgellm import checks, clean, options, source
 from enginix.edgellm.errors import ExportError
 from enginix.edgellm.source import Source
 from enginix.errors import MachineError, UsageError
@@ -159,6 +160,7 @@ def export(model: Path, out: Path, wanted: Options | None = None) -> Manifest:
     with new_directory(out) as partial:
         _refuse_little_room(found, partial)
         _run(program, model, partial, options.words("export", flags))
+        clean.stack_traces(partial / "llm" / "model.onnx")
         results = checks.check(partial / "llm", found, fp8_embedding=bool(flags.get("fp8Embedding")))
         _tidy(partial, model)
         described = Manifest(
@@ -202,7 +204,7 @@ def _run(program: Path, model: Path, partial: Path, words: list[str]) -> None:
 
 
 def _tidy(partial: Path, model: Path) -> None:
-    """Plain readable files without a trace of where they were made, for a copy must not drag the weights along."""
+    """Plain readable files without a trace of where they were made, which would keep the weights alive."""
     for path in sorted(partial.rglob("*")):
         if path.is_symlink():
             raise ExportError(f"the exporter left a link: {path.name}", where=str(partial))

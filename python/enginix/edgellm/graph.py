@@ -110,7 +110,8 @@ def _external(entries: Any, folder: Path, files: dict[str, Any], where: str, nee
     data = files[location]
     if offset < 0 or length != needed or offset + length > data.size:
         raise ExportError(
-            f"needs {needed} bytes; the graph points at {length} from byte {offset} of {data.size} (truncated?)",
+            f"needs {needed} bytes; the graph points at {length} from byte {offset} of {data.size}"
+            " (truncated?)",
             where=where,
             fix=_AGAIN,
         )
@@ -139,8 +140,8 @@ def read(path: Path) -> Graph:
     """Reads ``model.onnx`` and maps the data beside it.
 
     Raises:
-        ExportError: missing, no ONNX, subgraphs or functions that nothing here would look into, or data that is
-            not there.
+        ExportError: missing, no ONNX, subgraphs or functions that nothing here would look into, or data that
+            is not there.
     """
     import onnx
 

@@ -19,12 +19,14 @@ def checked(stage: str, options: Mapping[str, Any]) -> dict[str, Value]:
         UsageError: unknown, of another type, or beyond its bounds.
     """
     rows: Mapping[str, Mapping[str, Any]] = table("edgellm")[stage]
-    types = {"bool": bool, "int": int, "str": str}
+    types: dict[str, type[Value]] = {"bool": bool, "int": int, "str": str}
     found: dict[str, Value] = {}
     for name, value in sorted(options.items()):
         row = rows.get(name)
         if row is None:
-            raise UsageError(f"unknown option {name}", where=f"edgellm {stage}", fix=f"known: {', '.join(rows)}")
+            raise UsageError(
+                f"unknown option {name}", where=f"edgellm {stage}", fix=f"known: {', '.join(rows)}"
+            )
         wanted = types[row["type"]]
         if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
             raise UsageError(f"{name} is {value!r}, not {row['type']}", where=f"edgellm {stage}")
@@ -33,7 +35,8 @@ def checked(stage: str, options: Mapping[str, Any]) -> dict[str, Value]:
             raise UsageError(f"{name} is {value!r}", where=f"edgellm {stage}", fix=f"one of: {choices}")
         if "least" in row and value < row["least"]:
             raise UsageError(f"{name} is {value}, least is {row['least']}", where=f"edgellm {stage}")
-        found[name] = value
+        given: Value = value
+        found[name] = given
     return found
 
 
@@ -59,10 +62,16 @@ def add_flags(parser: argparse.ArgumentParser, stage: str) -> None:
             parser.add_argument(row["flag"], action="store_true", **more)
         else:
             parser.add_argument(
-                row["flag"], type=kinds[row["type"]], choices=row.get("choices"), metavar="N" if row["type"] == "int" else "X", **more
+                row["flag"],
+                type=kinds[row["type"]],
+                choices=row.get("choices"),
+                metavar="N" if row["type"] == "int" else "X",
+                **more,
             )
 
 
 def given(args: argparse.Namespace, stage: str) -> dict[str, Value]:
     """What ``add_flags`` parsed."""
-    return checked(stage, {name: getattr(args, name) for name in table("edgellm")[stage] if hasattr(args, name)})
+    return checked(
+        stage, {name: getattr(args, name) for name in table("edgellm")[stage] if hasattr(args, name)}
+    )

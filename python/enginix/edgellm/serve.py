@@ -1,8 +1,8 @@
 """The OpenAI server of Edge-LLM around an engine that is built already.
 
-tensorrt-edgellm-serve takes a model, not an engine: it looks for the engine below its cache, by a digest of the
-model and the limits, and builds one where it finds none. So the engine is put where it looks, and a server that
-would build is refused instead.
+tensorrt-edgellm-serve takes a model, not an engine: it looks for the engine below its cache, by a digest
+of the model and the limits, and builds one where it finds none. So the engine is put where it looks, and
+a server that would build is refused instead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from enginix.errors import MachineError, ManifestError, UsageError
 _FIND = (
     "import sys; from experimental.server.runtime import engine_build as e; "
     "print(e.bundle_cache_path(sys.argv[1], sys.argv[2], e.BuildOptions("
-    "max_input_len=int(sys.argv[3]), max_batch_size=int(sys.argv[4]), max_kv_cache_capacity=int(sys.argv[5]))))"
+    "max_input_len=int(sys.argv[3]), max_batch_size=int(sys.argv[4]), "
+    "max_kv_cache_capacity=int(sys.argv[5]))))"
 )
 
 
@@ -95,10 +96,12 @@ def plan(engine: Path, model: Path, wanted: Options) -> Command:
         )
     made = manifest.read(engine, "engine")
     if made.kind != "edgellm":
-        raise ManifestError(f"an engine of kind {made.kind}", where=str(engine), fix="enginix serve takes that kind")
+        raise ManifestError(
+            f"an engine of kind {made.kind}", where=str(engine), fix="enginix serve takes that kind"
+        )
     if made.options.get("builder") != "direct":
         raise ManifestError(
-            "built from the ONNX export, which NVIDIA's C++ runtime executes and tensorrt-edgellm-serve does not",
+            "built from the ONNX export, for NVIDIA's C++ runtime; tensorrt-edgellm-serve does not take it",
             where=str(engine),
             fix='build it with builder "direct", or run llm_inference on it',
         )
@@ -112,12 +115,23 @@ def plan(engine: Path, model: Path, wanted: Options) -> Command:
     python = str(wanted.python or sys.executable)
     cache = Path(os.path.abspath(wanted.state)) / "cache"
     _link(engine / "engine", _bundle(python, model, cache, limits), cache)
-    words = [python, str(LAUNCH), "experimental.server.cli", os.path.abspath(wanted.key_file) if wanted.key_file else "-", os.path.abspath(model)]
+    words = [
+        python,
+        str(LAUNCH),
+        "experimental.server.cli",
+        os.path.abspath(wanted.key_file) if wanted.key_file else "-",
+        os.path.abspath(model),
+    ]
     words += ["--host", wanted.host, "--port", str(wanted.port), "--cache-dir", str(cache)]
     words += [*options.words("build", limits), *flags]
     home = Path(os.path.abspath(wanted.state)) / "home"
     home.mkdir(exist_ok=True)
-    more = {"HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONNOUSERSITE": "1"}
+    more = {
+        "HOME": str(home),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONNOUSERSITE": "1",
+    }
     return Command(tuple(words), process.environment(more))
 
 
@@ -139,4 +153,6 @@ def _link(engine: Path, bundle: Path, cache: Path) -> None:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(os.path.abspath(path))
     except OSError as e:
-        raise MachineError(f"cannot write: {e.strerror}", where=str(cache), fix="pass a writable --state") from e
+        raise MachineError(
+            f"cannot write: {e.strerror}", where=str(cache), fix="pass a writable --state"
+        ) from e

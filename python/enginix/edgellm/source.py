@@ -1,4 +1,5 @@
-"""A model as the exporter must find it: refused from headers and JSON files, before the exporter runs for minutes."""
+"""A model as the exporter must find it: refused from headers and JSON files, before the exporter runs for
+minutes."""
 
 from __future__ import annotations
 
@@ -93,7 +94,9 @@ def _quantization(model: Path, config: Mapping[str, Any]) -> tuple[str | None, s
             fix=f"quantize with ModelOpt to one of: {', '.join(known)}",
         )
     if kv not in (None, "FP8"):
-        raise ModelError(f"KV cache format {kv!r}", where=str(path), fix="quantize the KV cache to FP8, or not")
+        raise ModelError(
+            f"KV cache format {kv!r}", where=str(path), fix="quantize the KV cache to FP8, or not"
+        )
     return algorithm, kv
 
 
@@ -124,18 +127,22 @@ def chat_template(model: Path) -> str:
 
 
 def _complete(weights: Weights, config: Mapping[str, Any]) -> None:
-    """Every layer has the tensors that the others have; so have the table, the last norm, the output layer."""
+    """Every layer has the tensors that the others have; table, last norm and output layer are there."""
     layers: dict[int, set[str]] = defaultdict(set)
     prefix = "model.layers."
     for name in weights.tensors:
         match = _LAYER.match(name)
         if match:
             prefix = match[1]
-            layers[int(match[2])].add(match[3])
+            # Scales come and go with what a format leaves unquantized; the graph tells if one is missing.
+            if not match[3].endswith("_scale") and not match[3].endswith("_scale_2"):
+                layers[int(match[2])].add(match[3])
     where, fix = str(weights.directory), "fetch or quantize the model again"
     count = config["num_hidden_layers"]
     if sorted(layers) != list(range(count)):
-        raise ModelError(f"config.json says {count} layers, the weights have {len(layers)}", where=where, fix=fix)
+        raise ModelError(
+            f"config.json says {count} layers, the weights have {len(layers)}", where=where, fix=fix
+        )
     every = set().union(*layers.values())
     for index in range(count):
         for part in sorted(every - layers[index]):
@@ -157,7 +164,7 @@ def read(model: Path) -> Source:
     """Reads a model directory.
 
     Raises:
-        ModelError: incomplete, damaged, of another architecture or format, without tokenizer or chat template.
+        ModelError: incomplete, damaged, of another architecture or format, no tokenizer or template.
     """
     if not model.is_dir():
         raise ModelError("no such directory", where=str(model), fix="pass a model's directory")

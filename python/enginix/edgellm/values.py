@@ -1,4 +1,5 @@
-"""A checkpoint's tensors as the export stores them: bits, cast where the exporter casts, a block of rows at a time."""
+"""A checkpoint's tensors as the export stores them: bits, cast where the exporter casts, a block of rows at
+a time."""
 
 from __future__ import annotations
 
@@ -15,9 +16,19 @@ from enginix.model import TensorInfo
 
 Bits = npt.NDArray[Any]
 BLOCK = 1 << 25  # bytes of float32 that are in memory at once
-FLOATS: dict[str, Any] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
+FLOATS: dict[str, Any] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
 # Stored type → ONNX types that hold the very same bits.
-SAME_BITS = {"F8_E4M3": ("FLOAT8E4M3FN",), "I8": ("INT8",), "U8": ("FLOAT4E2M1", "UINT8"), "F32": ("FLOAT",), "F16": ("FLOAT16",)}  # fmt: skip
+SAME_BITS = {
+    "F8_E4M3": ("FLOAT8E4M3FN",),
+    "I8": ("INT8",),
+    "U8": ("FLOAT4E2M1", "UINT8"),
+    "F32": ("FLOAT",),
+    "F16": ("FLOAT16",),
+}
 
 
 def forms(dtype: str) -> tuple[str, ...]:

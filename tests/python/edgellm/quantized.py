@@ -1,6 +1,6 @@
-"""Quantized variants of the tiny model, written by ModelOpt: fixtures of the export's tests, made at test time.
+"""Quantized variants of the tiny model, written by ModelOpt: fixtures of the export's tests.
 
-    python quantized.py MODEL FORMAT OUT        FORMAT: fp8, nvfp4, int4_awq, int8_sq
+python quantized.py MODEL FORMAT OUT        FORMAT: fp8, nvfp4, int4_awq, int8_sq
 """
 
 from __future__ import annotations

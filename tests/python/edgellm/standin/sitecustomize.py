@@ -1,8 +1,10 @@
-"""Stand-in for what needs TensorRT and a GPU in TensorRT Edge-LLM's wheel; everything else is the wheel's own.
+"""Stand-in for what needs TensorRT and a GPU in TensorRT Edge-LLM's wheel; everything else is the wheel's
+own.
 
-Imported by the stand-in Python (conftest.py) before any program. Real: argument parsers, model and component
-selection, limits, the server's cache of engines, its HTTP application. Replaced: the builder's body, and the step
-that loads the compiled runtime. STANDIN_MISBEHAVE makes the builder fail in a named way.
+Imported by the stand-in Python (conftest.py) before any program. Real: argument parsers, model and
+component selection, limits, the server's cache of engines, its HTTP application. Replaced: the builder's
+body, and the step that loads the compiled runtime. STANDIN_MISBEHAVE makes the builder fail in a named
+way.
 """
 
 import json

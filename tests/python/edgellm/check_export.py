@@ -1,0 +1,16 @@
+"""Runs the checks on an export again: python check_export.py EXPORT MODEL. In the Python that has onnx."""
+
+import json
+import sys
+from pathlib import Path
+
+from enginix.edgellm import checks, source
+from enginix.errors import EnginixError
+
+if __name__ == "__main__":
+    try:
+        found = checks.check(Path(sys.argv[1]) / "llm", source.read(Path(sys.argv[2])))
+    except EnginixError as e:
+        sys.stderr.write(f"error: {e}\n")
+        raise SystemExit(e.exit_code) from None
+    sys.stdout.write(json.dumps(found))

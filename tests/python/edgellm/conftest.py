@@ -1,0 +1,108 @@
+"""The Python that has NVIDIA's wheel, the models that the tests export, and the stand-in of what needs a GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+TINY = ROOT / "tests/models/tiny-qwen3"
+HERE = Path(__file__).parent
+FORMATS = ("fp8", "nvfp4", "int4_awq", "int8_sq")
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def edge() -> Path:
+    """Python of the pinned environment `edgellm` (tests/hostpkgs/environments.sh edgellm)."""
+    lock = (ROOT / "tests/hostpkgs/requirements/edgellm.txt").read_bytes()
+    python = Path(f"/opt/enginix/edgellm-{hashlib.sha256(lock).hexdigest()[:12]}/bin/python")
+    if not python.exists():
+        pytest.skip("no environment edgellm; make it with tests/hostpkgs/environments.sh edgellm")
+    return python
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {k: os.environ[k] for k in ("PATH", "TMPDIR", "HOME") if k in os.environ}
+    return {
+        **kept,
+        "PYTHONPATH": str(ROOT / "python"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "2",
+        **more,
+    }
+
+
+@pytest.fixture(scope="session")
+def enginix(edge: Path) -> Run:
+    """Runs an enginix command in that Python."""
+
+    def run(*words: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [edge, "-m", "enginix", *words]
+        return subprocess.run(command, env=environment(**more), capture_output=True, text=True, timeout=280)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The tiny model as it is (``bf16``) or quantized by ModelOpt; each made once."""
+    root = tmp_path_factory.mktemp("models")
+
+    def make(name: str) -> Path:
+        if name == "bf16":
+            return TINY
+        if not (root / name).exists():
+            words = [sys.executable, HERE / "quantized.py", TINY, name, root / name]
+            subprocess.run(words, env=environment(), check=True, capture_output=True, timeout=280)
+        return root / name
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exports(
+    tmp_path_factory: pytest.TempPathFactory, models: Callable[[str], Path], enginix: Run
+) -> Callable[[str], Path]:
+    """Checked exports of those models by NVIDIA's exporter; each made once."""
+    root = tmp_path_factory.mktemp("exports")
+
+    def make(name: str) -> Path:
+        if not (root / name).exists():
+            done = enginix("edgellm-export", models(name), "-o", root / name)
+            assert done.returncode == 0, done.stderr
+        return root / name
+
+    return make
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Callable[..., Path]:
+    """A stand-in GPU driver."""
+
+    def make(name: str = "NVIDIA GeForce RTX 5090", capability: str = "12.0") -> Path:
+        out = tmp_path / f"driver-{capability}"
+        words = ["bash", ROOT / "tests/standin/driver.sh", out, name, capability, "32607", "32000", "590.44.01"]
+        subprocess.run(words, check=True)
+        return out
+
+    return make
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, edge: Path) -> Callable[..., Path]:
+    """A stand-in Python with TensorRT; see standin/sitecustomize.py for what of it is real."""
+
+    def make(misbehave: str = "") -> Path:
+        out = tmp_path / f"python-{misbehave or 'good'}"
+        subprocess.run(["bash", HERE / "standin/python.sh", out, edge, misbehave], check=True)
+        return out
+
+    return make

@@ -1,0 +1,127 @@
+"""Coverage on graphs made by hand: wherever the exporter may put a tensor, it is found; changed, it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from enginix.edgellm import coverage
+from enginix.edgellm.errors import ExportError
+from enginix.edgellm.graph import Constant, Graph
+from enginix.model import read_header
+
+settings.register_profile("files", suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+settings.load_profile("files")
+
+
+def constant(name: str, array: np.ndarray) -> Constant:
+    dtype = {"float16": "FLOAT16", "float32": "FLOAT", "int8": "INT8"}[array.dtype.name]
+    data = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
+    return Constant(name, dtype, array.shape, data)
+
+
+def account(directory: Path, tensors: dict[str, np.ndarray], constants: list[Constant]) -> dict[str, object]:
+    save_file(tensors, directory / "model.safetensors")
+    graph = Graph(directory / "model.onnx", {c.name: c for c in constants}, (), (), (), {})
+    return coverage.check(graph, read_header(directory / "model.safetensors").tensors.values(), None, False)
+
+
+def tensor(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(ml_dtypes.bfloat16)
+
+
+def half(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32).astype(np.float16)
+
+
+@given(
+    seed=st.integers(0, 1 << 30),
+    rows=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    columns=st.integers(2, 90),
+    transposed=st.booleans(),
+    named=st.booleans(),
+)
+def test_joined_and_transposed_matrices_are_found(
+    seed: int, rows: list[int], columns: int, transposed: bool, named: bool, tmp_path: Path
+) -> None:
+    parts = {f"m{i}.weight": tensor(seed + i, (n, columns)) for i, n in enumerate(rows)}
+    joined = np.concatenate([half(p) for p in parts.values()])
+    joined = joined.T if transposed else joined
+    name = "_model.m0.weight" if named and len(rows) == 1 else "val_1"
+    found = account(tmp_path, parts, [constant(name, joined)])
+    assert found["tensors"] == len(parts)
+
+
+@given(seed=st.integers(0, 1 << 30), n=st.integers(2, 30), k=st.integers(2, 80), transposed=st.booleans())
+def test_one_changed_element_is_a_missing_weight(
+    seed: int, n: int, k: int, transposed: bool, tmp_path: Path
+) -> None:
+    weight = tensor(seed, (n, k))
+    stored = half(weight)
+    stored[seed % n, seed % k] += np.float16(1)
+    with pytest.raises(ExportError, match=r"m\.weight"):
+        account(tmp_path, {"m.weight": weight}, [constant("val_1", stored.T if transposed else stored)])
+
+
+def test_a_weight_from_nowhere_is_named(tmp_path: Path) -> None:
+    weight = tensor(1, (4, 8))
+    more = [constant("val_1", half(weight)), constant("val_2", half(tensor(2, (4, 8))))]
+    with pytest.raises(ExportError, match="val_2"):
+        account(tmp_path, {"m.weight": weight}, more)
+
+
+def test_half_a_joined_matrix_from_nowhere_is_named(tmp_path: Path) -> None:
+    weight = tensor(1, (4, 8))
+    joined = np.concatenate([half(weight), half(tensor(2, (4, 8)))])
+    with pytest.raises(ExportError, match="val_1"):
+        account(tmp_path, {"m.weight": weight}, [constant("val_1", joined)])
+
+
+def test_half_a_joined_bias_from_nowhere_is_named(tmp_path: Path) -> None:
+    bias = tensor(1, (8,))
+    joined = np.concatenate([half(bias), half(tensor(2, (8,)))])
+    with pytest.raises(ExportError, match="val_1"):
+        account(tmp_path, {"q_proj.bias": bias}, [constant("val_1", joined)])
+
+
+def test_zeros_of_a_matrix_are_no_constant(tmp_path: Path) -> None:
+    weight = tensor(1, (4, 8))
+    zeros = constant("val_2", np.zeros((4, 8), np.float16))
+    with pytest.raises(ExportError, match="val_2"):
+        account(tmp_path, {"m.weight": weight}, [constant("val_1", half(weight)), zeros])
+
+
+def test_a_scale_that_the_checkpoint_lacks_is_named(tmp_path: Path) -> None:
+    weight = tensor(1, (4, 8))
+    scale = constant("_model.m.weight_scale", np.array(0.5, np.float32))
+    with pytest.raises(ExportError, match="weight_scale"):
+        account(tmp_path, {"m.weight": weight}, [constant("val_1", half(weight)), scale])
+
+
+def test_a_scale_that_float16_cannot_hold_is_refused(tmp_path: Path) -> None:
+    tensors = {"m.weight_scale": np.array(1e-8, np.float32)}
+    stored = constant("_model.m.weight_scale", np.array(1e-8, np.float16))
+    with pytest.raises(ExportError, match="float16"):
+        account(tmp_path, tensors, [stored])
+
+
+@given(seed=st.integers(0, 1 << 30), shift=st.sampled_from([0, 8]), padding=st.integers(0, 64))
+def test_nibbles_in_any_order_signed_or_not_padded_or_not(
+    seed: int, shift: int, padding: int, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(seed)
+    packed = rng.integers(0, 256, (8, 32), np.uint8)
+    nibbles = np.concatenate([packed.reshape(-1) & 15, packed.reshape(-1) >> 4])
+    moved = np.concatenate([(rng.permutation(nibbles) + shift) % 16, np.full(2 * padding, shift, np.uint8)])
+    stored = (moved[::2] | moved[1::2] << 4).astype(np.uint8).view(np.int8).reshape(1, -1)
+    account(tmp_path, {"m.weight": packed}, [constant("_model.m.weight", stored)])
+    broken = stored.copy()
+    broken[0, 0] ^= 0x10
+    with pytest.raises(ExportError, match=r"m\.weight"):
+        account(tmp_path, {"m.weight": packed}, [constant("_model.m.weight", broken)])

@@ -1,0 +1,195 @@
+"""NVIDIA's real exporter on real models: what it writes is the model, twice the same; what is broken leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from .conftest import FORMATS, HERE, TINY, Run, environment
+
+pytestmark = pytest.mark.slow
+LAYERS = 4
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of the tiny model, to break."""
+    return Path(shutil.copytree(TINY, tmp_path / "model"))
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("name", ["bf16", *FORMATS])
+def test_every_weight_of_every_format_is_accounted_for(
+    name: str, models: Callable[[str], Path], exports: Callable[[str], Path]
+) -> None:
+    made = json.loads((exports(name) / "enginix.json").read_text())
+    with safe_open(models(name) / "model.safetensors", "np") as f:
+        tensors = len(list(f.keys()))
+    assert made["results"]["weights"]["tensors"] == tensors
+    assert made["results"]["attentionPlugins"] == LAYERS
+    assert bool(made["results"]["quantizationNodes"]) == (name != "bf16")
+    assert made["artefact"] == "export" and made["kind"] == "edgellm"
+
+
+@pytest.mark.parametrize("name", ["bf16", "nvfp4"])
+def test_twice_gives_the_same_bytes(
+    name: str, models: Callable[[str], Path], exports: Callable[[str], Path], enginix: Run, tmp_path: Path
+) -> None:
+    # Another place, another current directory: neither may show.
+    again = tmp_path / "somewhere" / "else"
+    done = enginix("edgellm-export", shutil.copytree(models(name), tmp_path / "copy"), "-o", again, "--name", "n")
+    assert done.returncode == 0, done.stderr
+    first, second = content(exports(name)), content(again)
+    del first["enginix.json"], second["enginix.json"]  # they differ in the name
+    assert first == second
+
+
+def test_nothing_in_it_names_where_it_was_made(exports: Callable[[str], Path], edge: Path) -> None:
+    for name, data in content(exports("bf16")).items():
+        for trace in (str(edge.parent.parent), str(TINY), str(exports("bf16").parent)):
+            assert trace.encode() not in data, (name, trace)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--fp8-embedding"], ["--target-sm", "120"]],
+    ids=["fp8-embedding", "target-sm"],
+)
+def test_options_reach_the_exporter(flags: list[str], enginix: Run, tmp_path: Path) -> None:
+    done = enginix("edgellm-export", TINY, "-o", tmp_path / "e", *flags)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "e/enginix.json").read_text())["options"]
+
+
+def test_the_older_int4_layout_is_understood_too(
+    models: Callable[[str], Path], enginix: Run, tmp_path: Path
+) -> None:
+    done = enginix("edgellm-export", models("int4_awq"), "-o", tmp_path / "e", "--int4-gemm-plugin-version", "1")
+    assert done.returncode == 0, done.stderr
+    nodes = json.loads((tmp_path / "e/enginix.json").read_text())["results"]["quantizationNodes"]
+    assert "Int4GroupwiseGemmPlugin" in nodes
+
+
+def refused(enginix: Run, model: Path, *says: str) -> None:
+    out = model.parent / "export"
+    done = enginix("edgellm-export", model, "-o", out)
+    assert done.returncode in (1, 3, 5), done.stdout + done.stderr
+    assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
+    for word in says:
+        assert word in done.stderr, done.stderr
+    assert not out.exists() and not list(out.parent.glob(".export.*"))
+
+
+def test_truncated_weights(enginix: Run, model: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    refused(enginix, model, "truncated", "model.safetensors")
+
+
+def test_missing_chat_template(enginix: Run, model: Path) -> None:
+    (model / "chat_template.jinja").unlink()
+    refused(enginix, model, "no chat template", "chat_template.jinja")
+
+
+def test_unsupported_architecture(enginix: Run, model: Path) -> None:
+    text = (model / "config.json").read_text()
+    (model / "config.json").write_text(text.replace("Qwen3ForCausalLM", "MambaForCausalLM"))
+    refused(enginix, model, "MambaForCausalLM", "Qwen3ForCausalLM")
+
+
+def test_a_missing_tensor_that_the_exporter_does_not_mind(
+    enginix: Run, model: Path, edge: Path, tmp_path: Path
+) -> None:
+    tensors = load_file(model / "model.safetensors")
+    del tensors["model.layers.2.mlp.up_proj.weight"]
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    refused(enginix, model, "model.layers.2.mlp.up_proj.weight is missing")
+    # It is the exporter that does not mind: its status is 0, and only the check on the result tells.
+    exporter = edge.parent / "tensorrt-edgellm-export"
+    done = subprocess.run([exporter, model, tmp_path / "raw"], env=environment(HOME=str(tmp_path)), check=False)
+    assert done.returncode == 0
+    script = [edge, HERE / "check_export.py", tmp_path / "raw"]
+    checked = subprocess.run([*script, TINY], env=environment(), capture_output=True, text=True, check=False)
+    assert checked.returncode == 1 and "model.layers.2.mlp.up_proj.weight" in checked.stderr
+
+
+def test_weights_beyond_float16(enginix: Run, model: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = 1e6
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    refused(enginix, model, "float16", "model.layers.1.mlp.down_proj.weight")
+
+
+def test_a_disk_that_is_full_at_once_or_midway(enginix: Run, model: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    # 3.5 MB pass the estimate, and the export of the tiny model does not fit; 1 MB does not pass.
+    for size in ("1m", "3500k"):
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", small], check=False)
+        if mounted.returncode != 0:
+            pytest.skip("mounting needs root")
+        try:
+            done = enginix("edgellm-export", model, "-o", small / "export")
+            left = list(small.iterdir())
+        finally:
+            subprocess.run(["umount", small], check=True)
+        assert done.returncode == 5 and "the disk is full" in done.stderr, done.stderr
+        assert left == []
+
+
+def lying_exporter(path: Path, body: str) -> Path:
+    path.write_text(f"#!/bin/bash\nout=${{@: -1}}\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("exit 0", "wrote no graph"),
+        ("mkdir $out/llm; head -c 99 /dev/zero >$out/llm/model.onnx", "no ONNX file"),
+        ("echo 'ValueError: something of its own'; exit 1", "something of its own"),
+        ("kill -9 $$", "memory"),
+        ("cp -r $GOOD/llm $out/; : >$out/llm/chat_template.jinja", "chat_template.jinja is missing or empty"),
+        ("cp -r $GOOD/llm $out/; truncate -s -9 $out/llm/model.onnx.data", "truncated"),
+        ("cp -r $GOOD/llm $out/; sed -i 's/\"num_key_value_heads\": 4/\"num_key_value_heads\": 2/' $out/llm/config.json",
+         "num_key_value_heads"),
+        ("cp -r $GOOD/llm $out/; echo >>$out/llm/tokenizer.json", "tokenizer.json is not the model's"),
+        ("cp -r $GOOD/llm $out/; ln -s /etc/passwd $out/link", "left a link"),
+    ],
+)  # fmt: skip
+def test_an_exporter_that_lies(
+    body: str, says: str, enginix: Run, exports: Callable[[str], Path], tmp_path: Path
+) -> None:
+    program = lying_exporter(tmp_path / "exporter", body.replace("$GOOD", str(exports("bf16"))))
+    done = enginix("edgellm-export", TINY, "-o", tmp_path / "e", "--exporter", program)
+    assert done.returncode in (1, 5) and says in done.stderr, done.stderr
+    assert not (tmp_path / "e").exists() and not list(tmp_path.glob(".e.*"))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_changed_value_is_seen(
+    seed: int, exports: Callable[[str], Path], models: Callable[[str], Path], edge: Path, tmp_path: Path
+) -> None:
+    """A bit of the weights flipped, in any format: some check names it."""
+    name = ["bf16", *FORMATS][seed % 5]
+    damaged = Path(shutil.copytree(exports(name), tmp_path / "e"))
+    data = bytearray((damaged / "llm/model.onnx.data").read_bytes())
+    # Among the matrices, which lie in front; what follows are shapes and constants of the graph.
+    at = int(np.random.default_rng(seed).integers(0, len(data) // 2))
+    data[at] ^= 0x11
+    (damaged / "llm/model.onnx.data").write_bytes(data)
+    words = [edge, HERE / "check_export.py", damaged, models(name)]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "weight" in done.stderr, done.stdout + done.stderr

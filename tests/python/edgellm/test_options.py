@@ -1,0 +1,72 @@
+"""Options are typed before a program sees them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enginix.edgellm import options
+from enginix.edgellm.build import limits, payload_refusal
+from enginix.errors import UsageError
+from enginix.tables import table
+
+STAGES = ("export", "build", "serve")
+
+
+@given(
+    stage=st.sampled_from(STAGES),
+    chosen=st.dictionaries(
+        st.sampled_from([n for s in STAGES for n in table("edgellm")[s]]) | st.text(max_size=8),
+        st.integers() | st.booleans() | st.text(max_size=5) | st.none() | st.floats(allow_nan=False),
+        max_size=4,
+    ),
+)
+def test_whatever_is_given_is_words_or_a_usage_error(stage: str, chosen: dict[str, Any]) -> None:
+    rows = table("edgellm")[stage]
+    try:
+        words = options.words(stage, chosen)
+    except UsageError:
+        return
+    flags = {row["flag"]: name for name, row in rows.items()}
+    parser = argparse.ArgumentParser()
+    options.add_flags(parser, stage)
+    assert all(name in rows for name in chosen)
+    assert [w for w in words if w.startswith("--")] == [
+        rows[n]["flag"] for n in sorted(chosen) if chosen[n] is not False
+    ] or any(str(v).startswith("--") for v in chosen.values())
+    assert set(w for w in words if w in flags) <= {rows[n]["flag"] for n in chosen}
+
+
+@pytest.mark.parametrize(
+    ("stage", "option", "value"),
+    [
+        ("export", "fp8Embedding", 1),
+        ("export", "int4GemmPluginVersion", 3),
+        ("export", "maxInputLen", 3),
+        ("build", "maxBatchSize", 0),
+        ("build", "maxBatchSize", True),
+        ("serve", "reasoningParser", "qwen9"),
+        ("serve", "apiKey", "secret"),
+    ],
+)
+def test_a_wrong_option_is_named(stage: str, option: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=option):
+        options.checked(stage, {option: value})
+
+
+def test_limits_are_always_written_out() -> None:
+    assert set(limits({"maxBatchSize": 2})) == set(table("edgellm")["build"])
+    with pytest.raises(UsageError, match="maxKvCacheCapacity"):
+        limits({"maxInputLen": 10, "maxKvCacheCapacity": 9})
+
+
+def test_a_gpu_without_payload_is_told_which_have_one() -> None:
+    sms = {p["sm"] for p in table("edgellm")["payloads"]}
+    for name, row in table("gpus")["gpus"].items():
+        refusal = payload_refusal(row["sm"], name)
+        assert (refusal is None) == (row["sm"] in sms), name
+        assert refusal is None or all(str(sm) in refusal for sm in sms)
