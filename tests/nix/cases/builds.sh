@@ -30,7 +30,7 @@ test_sandboxed_build_sees_no_home_and_no_network() {
   # The server is there for whoever is outside.
   (exec 3<>"/dev/tcp/127.0.0.1/$port") || result=1
   with_lib build "nixpkgs.runCommand \"isolated\" (fresh { }) ''
-    if ls $root /etc/os-release; then echo 'sees the host'; exit 1; fi
+    for path in $root /etc/os-release; do if [ -e \$path ]; then echo \"sees \$path\"; exit 1; fi; done
     if (exec 3<>/dev/tcp/127.0.0.1/$port); then echo 'reaches the host'; exit 1; fi
     touch \$out
   ''" --no-link || result=1
