@@ -57,4 +57,9 @@ let
       }
     );
 in
-args: build (check.arguments.only function [ "engine" "host" "port" "kvCacheFraction" "name" ] args)
+args:
+# Edge-LLM has a server of its own, with its own arguments.
+if args.engine.kind or null == "edgellm" then
+  args.engine.serve (removeAttrs args [ "engine" ])
+else
+  build (check.arguments.only function [ "engine" "host" "port" "kvCacheFraction" "name" ] args)

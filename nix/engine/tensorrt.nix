@@ -4,6 +4,7 @@
   pkgs,
   check,
   mkCheckpoint,
+  mkEngine,
   mkRuntime,
   ...
 }@scope:
@@ -45,10 +46,12 @@ in
   stallMinutes ? 30,
   # Build with a driver older than the runtime's floor, where NVIDIA's compatibility package serves it.
   acceptDriver ? false,
+  # Gates of the checkpoint, by the reference kind, before the GPU is used: they must pass, and are recorded.
   gates ? { },
   name ? model.modelName,
 }:
 let
+  gated = if gates == { } then null else mkEngine { kind = "reference"; inherit model checkpoint gates name; };
   engine = "${name}-engine";
   facts = model.model or { };
   wanted = check.engine.target function target;
@@ -97,7 +100,7 @@ let
       l = check.arguments.only "${function}: lora" [ "dirs" "source" "targetModules" "maxRank" ] lora;
     in
     lib.optionalAttrs (l != { }) { loraPlugin = "auto"; }
-    // lib.optionalAttrs (l ? dirs) { loraDir = map toString l.dirs; }
+    // lib.optionalAttrs (l ? dirs) { loraDir = map (d: "${d}") l.dirs; }
     // lib.optionalAttrs (l ? source) { loraCkptSource = l.source; }
     // lib.optionalAttrs (l ? targetModules) { loraTargetModules = l.targetModules; }
     // lib.optionalAttrs (l ? maxRank) { maxLoraRank = l.maxRank; };
@@ -122,7 +125,7 @@ let
     (check.arguments.atLeast function "workers" 1 workers)
     (check.arguments.oneOf function "strategy" [ "checkpoint" "llm-api" ] strategy)
     (check.arguments.oneOf function "isolation" [ "features" "relaxed" ] isolation)
-    (if gates == { } then true else throw "${function}: gates run on the reference kind in this version; gate the checkpoint with mkEngine { kind = \"reference\"; }, and leave gates out here.")
+    (if gates == { } || strategy == "checkpoint" then true else throw "${function}: gates compare the checkpoint with the model, and the strategy llm-api has none; leave gates out.")
     (
       if workers > ranks then
         throw "${function}: workers = ${toString workers}, but the engine has ${toString ranks} rank${lib.optionalString (ranks != 1) "s"}."
@@ -157,6 +160,7 @@ let
     inherit options;
     timingCache = if timingCache == null then null else "${timingCache}";
     inherit stallMinutes acceptDriver;
+    gates = if gated == null then null else "${gated}";
     plan =
       if plan == null then
         null

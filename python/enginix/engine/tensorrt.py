@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from enginix import __version__, console
+from enginix import __version__, console, manifest
 from enginix.console import human_bytes
 from enginix.engine import options as build_options
 from enginix.engine import preflight
@@ -26,7 +26,7 @@ from enginix.engine.failures import BuildError, explain
 from enginix.engine.options import Limits, Value
 from enginix.engine.target import Machine, Target, probe
 from enginix.engine.tensorrt_checkpoint import Checkpoint, tokenizer_files
-from enginix.errors import MachineError, UsageError
+from enginix.errors import MachineError, ManifestError, UsageError
 from enginix.files import new_directory, sha256_file
 from enginix.manifest import Manifest
 from enginix.runtime import driver as drivers
@@ -51,7 +51,7 @@ class Request:
         timing_cache: tactics of an earlier build.
         stall: seconds without a sign of progress after which a stage counts as hung.
         plan: predicted memory, as the plan stage wrote it.
-        gates: recorded as "not gated" when empty.
+        gates: a reference engine of the same checkpoint, whose gates passed; None is recorded as "not gated".
     """
 
     name: str
@@ -66,6 +66,7 @@ class Request:
     beat: float = 60.0
     accept_driver: bool = False
     plan: dict[str, Any] | None = None
+    gates: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -232,6 +233,7 @@ def _check_request(request: Request, checkpoint: Checkpoint) -> None:
     build_options.check(request.options, request.runtime.id)
     if request.strategy == "llm-api":
         _llm_api(request.options)
+    _gates(request, checkpoint)
 
 
 def _preflight(
@@ -319,6 +321,29 @@ def _with_adapters(request: Request, room: Room) -> Request:
 def _adapters(directories: Value) -> list[dict[str, str]]:
     assert isinstance(directories, list)
     return [{p.name: sha256_file(p) for p in sorted(Path(d).iterdir()) if p.is_file()} for d in directories]
+
+
+def _gates(request: Request, checkpoint: Checkpoint) -> Any:
+    """Verdicts of the gates that the checkpoint passed on the reference kind.
+
+    Raises:
+        ManifestError: not a reference engine, or one of another checkpoint, or one that was not gated.
+    """
+    if request.gates is None:
+        return "not gated"
+    found = manifest.read(request.gates, "engine")
+    gated, mine = found.inputs.get("checkpoint"), checkpoint.path and checkpoint.path / manifest.FILE
+    digest = sha256_file(mine) if mine and mine.exists() else None
+    if found.kind != "reference" or not isinstance(gated, dict) or gated.get("manifestSha256") != digest:
+        raise ManifestError(
+            "is not a reference engine of this checkpoint",
+            where=str(request.gates),
+            fix="gate this checkpoint: enginix build CHECKPOINT --kind reference",
+        )
+    verdicts = found.results.get("gates")
+    if not isinstance(verdicts, dict) or any(v != "passed" for v in verdicts.values()):
+        raise ManifestError("its gates did not pass", where=str(request.gates), fix="build it with gates")
+    return {"checkpoint": verdicts, "manifestSha256": sha256_file(request.gates / manifest.FILE)}
 
 
 def _llm_api(options: dict[str, Value]) -> dict[str, dict[str, Value]]:
@@ -436,7 +461,7 @@ def _describe(
         },
         tools={"enginix": __version__},
         results={
-            "gates": "not gated",
+            "gates": _gates(request, checkpoint),
             "ranks": ranks,
             "timingCache": {"sha256": timing} if timing else None,
             "plan": {

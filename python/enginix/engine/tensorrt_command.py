@@ -59,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=JSON",
         help="kind llmapi: argument of the LLM class",
     )
+    group.add_argument(
+        "--gated", type=Path, metavar="DIR", help="reference engine of this checkpoint, whose gates passed"
+    )
     group.add_argument("--in-place", action="store_true", help=argparse.SUPPRESS)
     group.add_argument(
         "--request", type=Path, metavar="FILE", help="all of the above as JSON, as Nix writes it"
@@ -106,6 +109,7 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
         "timingCache": str(args.timing_cache) if args.timing_cache else None,
         "stallMinutes": args.stall_minutes,
         "acceptDriver": args.accept_driver,
+        "gates": str(args.gated) if args.gated else None,
         "tensorParallel": args.tensor_parallel,
         "llmArgs": dict(_json(text) for text in args.llm_arg),
     }

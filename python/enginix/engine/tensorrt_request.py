@@ -15,6 +15,7 @@ from enginix.runtime import table as runtimes
 
 KEYS = {
     "acceptDriver",
+    "gates",
     "kind",
     "limits",
     "llmArgs",
@@ -82,4 +83,5 @@ def request_of(asked: dict[str, Any], checkpoint_dir: Path | None, model: Path) 
         stall=60.0 * float(asked.get("stallMinutes", 30)),
         accept_driver=bool(asked.get("acceptDriver", False)),
         plan=asked.get("plan"),
+        gates=Path(asked["gates"]) if asked.get("gates") else None,
     )

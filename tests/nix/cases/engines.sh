@@ -254,3 +254,16 @@ EOF
     unshare -Ur bash locked.sh
     touch $out' && says 'user namespaces are not allowed here' && says 'user.max_user_namespaces'
 }
+
+test_engine_gated_checkpoint() {
+  built "$(engine_of 'mk { gates.logits = { }; }')" && quietly cat "$path/enginix.json" && says '"logits": "passed"'
+}
+
+test_engine_with_everything() {
+  mkdir -p "$tmp/adapter"
+  echo '{}' >"$tmp/adapter/adapter_config.json"
+  built "$(engine_of "mk { profile = \"long-context\"; lora = { dirs = [ $tmp/adapter ]; targetModules = [ \"attn_q\" ]; maxRank = 8; };
+    speculative = { mode = \"draft_tokens_external\"; maxDraftLen = 4; }; plugins.gemmPlugin = \"auto\"; }")" || return 1
+  says '--lora_dir /w/lora/0' && says '--lora_plugin auto' && says '--max_draft_len 4' && says '--max_batch_size 2' &&
+    says '--lora_target_modules attn_q' && quietly cat "$path/enginix.json" && says adapter_config.json && ! grep -q /nix/store "$out"
+}

@@ -14,6 +14,7 @@ import pytest
 
 from enginix import manifest
 from enginix.cli import main
+from enginix.files import sha256_file
 from enginix.runtime.child import descendants, started
 
 PYTHON = Path(__file__).parents[3] / "python"
@@ -224,3 +225,25 @@ def test_nix_sees_the_phases(words, capsys, monkeypatch):
     assert main(words()) == 0
     said = [json.loads(x[5:]) for x in capsys.readouterr().err.splitlines() if x.startswith("@nix ")]
     assert [x["phase"] for x in said] == ["preflight", "build", "verify"]
+
+
+def test_gates_of_the_checkpoint_are_recorded(words, checkpoint, tmp_path, capsys):
+    at, gated = checkpoint(), tmp_path / "gated"
+    gated.mkdir()
+    manifest.Manifest("checkpoint", "c").write(at)
+    identity = {"checkpoint": {"manifestSha256": sha256_file(at / "enginix.json")}}
+    for kind, inputs, results in (
+        ("reference", {"checkpoint": {"manifestSha256": "0" * 64}}, {"gates": {"logits": "passed"}}),
+        ("tensorrt", identity, {"gates": {"logits": "passed"}}),
+        ("reference", identity, {"gates": "not gated"}),
+        ("reference", identity, {"gates": {"logits": "failed"}}),
+        ("reference", {}, {}),
+    ):
+        manifest.Manifest("engine", "r", kind, inputs=inputs, results=results).write(gated)
+        assert main(words("--gated", str(gated), at=at)) == 3 and not left(tmp_path), (kind, inputs, results)
+    manifest.Manifest(
+        "engine", "r", "reference", inputs=identity, results={"gates": {"logits": "passed"}}
+    ).write(gated)
+    assert main(words("--gated", str(gated), at=at)) == 0
+    made = manifest.read(tmp_path / "engine")
+    assert made.results["gates"]["checkpoint"] == {"logits": "passed"}

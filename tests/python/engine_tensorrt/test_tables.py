@@ -171,7 +171,7 @@ def test_arguments_of_the_llm_class() -> None:
 
 # What the facts' known failures print, or the nearest to it that they tell.
 SAID = {
-    "The engine plan file is generated on another device, expecting compute 9.0 got 8.9": "the GPU is not one",
+    "The engine plan file is for compute 8.9, expecting compute 9.0 got 8.9": "the GPU is not one",
     "Error Code 6: expecting library version 10.14.1 got 10.13.3": "TensorRT of the engine",
     "FP4 Gemm not supported before Blackwell": "needs a Blackwell GPU",
     "RuntimeError: INT8/INT4 quantization is not supported on SM 100": "refuses INT8, INT4",
