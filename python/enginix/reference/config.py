@@ -7,11 +7,13 @@ converter's in ``enginix.checkpoint``: what judges a conversion must not share i
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from enginix.errors import CheckpointError
+from enginix.reference import quantization as number_formats
+from enginix.reference.quantization import REBUILD, Quantization
 
 Family = Literal["llama", "qwen2", "qwen3", "phi3"]
 
@@ -30,7 +32,6 @@ DTYPES = ("float32", "float16", "bfloat16")
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "su")
 # Of layers, and of ranks in one direction: what is looped over before any file is opened.
 MOST = 10_000
-REBUILD = "convert the model again: enginix convert MODEL -o DIR"
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,6 @@ class Experts:
     size: int
     shared_size: int
     renormalize: bool
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """The ``quantization`` block: algorithms by TensorRT-LLM's names, ``None`` for unquantized."""
-
-    algorithm: str | None = None
-    kv_cache: str | None = None
-    group_size: int = 128
-    exclude: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -296,7 +287,11 @@ def parse(raw: Any, where: str) -> CheckpointConfig:
     if mapping.pp > layers:
         raise reader.fail(f"pp_size {mapping.pp} is more than {layers} layers")
     quantization = reader.part("quantization")
-    exclude = quantization.raw.get("exclude_modules")
+    algorithm, exclude = quantization.text("quant_algo"), quantization.raw.get("exclude_modules")
+    if exclude is not None and not (
+        isinstance(exclude, list) and all(isinstance(pattern, str) for pattern in exclude)
+    ):
+        raise quantization.fail(f"exclude_modules is {exclude!r}, expected a list of names or null")
     parallel_embedding = reader.flag("use_parallel_embedding") and mapping.tp > 1
     return CheckpointConfig(
         architecture=architecture,
@@ -322,29 +317,39 @@ def parse(raw: Any, where: str) -> CheckpointConfig:
         else None,
         mapping=mapping,
         quantization=Quantization(
-            algorithm=quantization.text("quant_algo"),
+            algorithm=None if algorithm == "NO_QUANT" else algorithm,
             kv_cache=quantization.text("kv_cache_quant_algo"),
             group_size=quantization.integer("group_size", 128),
-            exclude=tuple(exclude) if isinstance(exclude, list) else None,
+            exclude=None if exclude is None else tuple(exclude),
         ),
     )
 
 
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as e:
+        raise CheckpointError(
+            f"no {path.name}",
+            where=str(path.parent),
+            fix="pass a checkpoint directory: the output of enginix convert",
+        ) from e
+    except (OSError, ValueError, RecursionError) as e:
+        raise CheckpointError(f"unreadable: {e}", where=str(path), fix=REBUILD) from e
+
+
 def read(checkpoint: Path) -> CheckpointConfig:
-    """Reads ``config.json`` of a checkpoint directory.
+    """Reads ``config.json`` of a checkpoint directory, and ``quant_cfg.json`` for mixed precision.
 
     Raises:
         CheckpointError: missing, unreadable, or refused by :func:`parse`.
     """
     path = checkpoint / "config.json"
-    try:
-        raw = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as e:
-        raise CheckpointError(
-            "no config.json",
-            where=str(checkpoint),
-            fix="pass a checkpoint directory: the output of enginix convert",
-        ) from e
-    except (OSError, ValueError, RecursionError) as e:
-        raise CheckpointError(f"unreadable: {e}", where=str(path), fix=REBUILD) from e
-    return parse(raw, str(path))
+    config = parse(_json(path), str(path))
+    found = config.quantization
+    if found.algorithm == number_formats.MIXED:
+        path = checkpoint / "quant_cfg.json"
+        found = replace(found, layers=number_formats.layers(_json(path), str(path)))
+    if "NVFP4" in found.algorithms:
+        found = replace(found, own_nvfp4=number_formats.own_nvfp4(checkpoint, config.world_size))
+    return replace(config, quantization=found)

@@ -7,10 +7,12 @@ from typing import Protocol
 import torch
 from torch.nn.functional import silu
 
+from enginix.errors import CheckpointError
 from enginix.reference import layout
 from enginix.reference.config import CheckpointConfig, Experts
-from enginix.reference.linear import Linear
+from enginix.reference.linear import KV_CACHE, Linear
 from enginix.reference.linear import load as load_linear
+from enginix.reference.quantization import REBUILD
 from enginix.reference.rope import rotate
 from enginix.reference.weights import Weights
 
@@ -59,7 +61,11 @@ class Builder:
 
 
 class Attention:
-    """Grouped-query attention with rotary positions; Qwen3 normalises queries and keys by head."""
+    """Grouped-query attention with rotary positions; Qwen3 normalises queries and keys by head.
+
+    With a quantized cache every key and value is rounded before it is used, also within a prompt: as paged
+    and chunked prompts do, and as ModelOpt calibrates.
+    """
 
     def __init__(self, build: Builder, layer: int) -> None:
         self.config: CheckpointConfig = build.config
@@ -69,6 +75,12 @@ class Attention:
         if build.config.family == "qwen3":
             prefix = layout.layer_name(layer, "attention")
             self.norms = build.norm(f"{prefix}.q_layernorm"), build.norm(f"{prefix}.k_layernorm")
+        self.round_kv = KV_CACHE[build.config.quantization.kv_cache]
+        if self.round_kv is not None:
+            name = layout.layer_name(layer, "attention.kv_cache_scaling_factor")
+            self.kv_scale = build.tensor(name, torch.float32)
+            if not bool((self.kv_scale > 0).all()):
+                raise CheckpointError("is not positive", where=build.weights.where(name), fix=REBUILD)
 
     def __call__(self, x: torch.Tensor, step: Step) -> torch.Tensor:
         size = self.config.head_size
@@ -79,6 +91,8 @@ class Attention:
         if self.norms:
             q, k = self.norms[0](q), self.norms[1](k)
         q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
+        if self.round_kv is not None:
+            k, v = (self.round_kv(part, self.kv_scale).to(x.dtype) for part in (k, v))
         return self.dense(step.attend(self.layer, q, k, v).reshape(x.shape[0], -1))
 
 

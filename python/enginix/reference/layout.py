@@ -15,8 +15,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from enginix.errors import CheckpointError
-from enginix.reference.config import REBUILD, CheckpointConfig
+from enginix.reference.config import CheckpointConfig
+from enginix.reference.quantization import REBUILD
 
+BLOCK = 16  # columns that share a scale in NVFP4
 SAFETENSORS_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 # Tables that TensorRT-LLM's converter writes and its loader drops.
 IGNORED = frozenset(
@@ -24,6 +26,8 @@ IGNORED = frozenset(
     for prefix in ("", "long_rope_")
     for name in ("embed_positions", "rotary_inv_freq", "embed_positions_for_gpt_attention")
 )
+# The scale's reciprocal, and what ModelOpt writes beside the scale that the loader takes.
+KV_EXTRAS = tuple(f"attention.{n}_scaling_factor" for n in ("kv_cache_rcp", "k_cache", "v_cache"))
 
 
 class Cut(Enum):
@@ -37,6 +41,7 @@ class Cut(Enum):
     VOCABULARY = "dim 0 in equal parts, the last one padded with zeros"
     EXPERT_HALVES = "dim 0 by expert rank, then dim 1 of each of two halves"
     EXPERT_COLUMNS = "dim 0 by expert rank, then dim 2"
+    RANK = "each rank has its own"
 
 
 class Place(Enum):
@@ -53,7 +58,7 @@ class TensorSpec:
 
     Attributes:
         name: with the global layer number.
-        shape: whole shape; dim 0 of vocabulary tensors unpadded.
+        shape: whole shape, dim 0 of vocabulary tensors unpadded; with ``Cut.RANK`` the shape on a rank.
         dtype: as safetensors spells it.
         cut: how ranks share it.
         place: which pipeline stage has it.
@@ -145,15 +150,98 @@ def mlp_linears(config: CheckpointConfig, layer: int) -> tuple[LinearSpec, ...]:
     )
 
 
-def linear_tensors(config: CheckpointConfig, linear: LinearSpec) -> Iterator[TensorSpec]:
-    """The tensors of one unquantized linear."""
-    dtype = SAFETENSORS_DTYPE[config.dtype]
+def module_in_file(config: CheckpointConfig, name: str, layer: int) -> str:
+    """A module's or tensor's name in its rank files, where layers count from 0 in each pipeline stage."""
+    stages = (config.mapping.layers(rank, config.layers) for rank in range(config.mapping.pp))
+    first = next(stage.start for stage in stages if layer in stage)
+    return name.replace(layer_name(layer) + ".", layer_name(layer - first) + ".", 1)
+
+
+def algorithm(config: CheckpointConfig, linear: LinearSpec) -> str | None:
+    """The number format of a linear, by TensorRT-LLM's name; ``None`` for unquantized."""
+    return config.quantization.of(module_in_file(config, linear.name, linear.layer))
+
+
+def weight(config: CheckpointConfig, linear: LinearSpec) -> TensorSpec:
+    """The matrix, as if it were unquantized."""
     stack = (linear.experts,) if linear.experts else ()
     shape = (*stack, linear.rows, linear.columns)
-    yield TensorSpec(f"{linear.name}.weight", shape, dtype, linear.cut, Place.LAYER, linear.layer)
+    dtype = SAFETENSORS_DTYPE[config.dtype]
+    return TensorSpec(f"{linear.name}.weight", shape, dtype, linear.cut, Place.LAYER, linear.layer)
+
+
+def quantized_tensors(config: CheckpointConfig, linear: LinearSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """What a rank holds of a quantized linear, without its bias: last name → dtype and shape.
+
+    Raises:
+        CheckpointError: the format cannot hold a matrix of this shape.
+    """
+    *stack, out, inp = local_shape(config, weight(config, linear))
+    module = module_in_file(config, linear.name, linear.layer)
+    group = config.quantization.group(module)
+    kind = config.quantization.of(module)
+    every = {"FP8": 1, "NVFP4": BLOCK, "W4A16_AWQ": group, "W4A8_AWQ": group}.get(kind or "", 1)
+    if inp % every or (kind in ("W4A16_AWQ", "W4A8_AWQ") and out % 2):
+        raise CheckpointError(
+            f"{out} x {inp} a rank cannot be {kind}: columns come in groups of {every}",
+            where=linear.name,
+            fix=REBUILD,
+        )
+    prequant = {"prequant_scaling_factor": (SAFETENSORS_DTYPE[config.dtype], (inp,))}
+    one: tuple[str, tuple[int, ...]] = ("F32", (1,))
+    match kind:
+        case "FP8":
+            return {
+                "weight": ("F8_E4M3", (*stack, out, inp)),
+                "weights_scaling_factor": ("F32", (*stack, 1)),
+                "activation_scaling_factor": one,
+            }
+        case "FP8_PER_CHANNEL_PER_TOKEN":
+            return {"weight": ("F8_E4M3", (*stack, out, inp)), "per_channel_scale": ("F32", (*stack, out))}
+        case "NVFP4" if config.quantization.own_nvfp4:
+            blocks = ("F8_E4M3", (*stack, out, inp // BLOCK))
+            found = {
+                "weight": ("U8", (*stack, out, inp // 2)),
+                "weights_block_scaling_factor": blocks,
+                "weights_block_scaling_factor_interleaved": blocks,
+                "activation_global_scaling_factor": one,
+                "alpha": ("F32", (*stack,) or (1,)),
+            }
+            return found if stack else found | {"weights_global_scaling_factor": one}
+        case "NVFP4":
+            return {
+                "weight": ("U8", (*stack, out, inp // 2)),
+                "weights_scaling_factor": ("F8_E4M3", (*stack, out, inp // BLOCK)),
+                "weights_scaling_factor_2": ("F32", ()),
+                "activation_scaling_factor": ("F32", ()),
+            }
+        case "W4A16_AWQ" | "W4A8_AWQ":
+            awq = {
+                "weight": ("I8", (*stack, out // 2, inp)),
+                "weights_scaling_factor": ("F32", (*stack, out, inp // group)),
+            }
+            extra = {"weights_scaling_factor_2": one, "activation_scaling_factor": one}
+            return awq | prequant | (extra if kind == "W4A8_AWQ" else {})
+        case "W8A8_SQ_PER_CHANNEL":
+            return {
+                "weight": ("I8", (*stack, out, inp)),
+                "weights_scaling_factor": ("F32", (*stack, out)),
+                "activation_scaling_factor": one,
+            } | prequant
+    raise CheckpointError(f"number format {kind} is unknown", where=linear.name, fix=REBUILD)
+
+
+def linear_tensors(config: CheckpointConfig, linear: LinearSpec) -> Iterator[TensorSpec]:
+    """The tensors of one linear, in whatever number format it is."""
+    if algorithm(config, linear) is None:
+        yield weight(config, linear)
+    else:
+        for leaf, (dtype, shape) in quantized_tensors(config, linear).items():
+            yield TensorSpec(f"{linear.name}.{leaf}", shape, dtype, Cut.RANK, Place.LAYER, linear.layer)
     if linear.bias:
         # A row-parallel layer adds its bias once, after the ranks' sum: every rank has all of it.
         cut = Cut.WHOLE if linear.cut is Cut.COLUMNS else linear.cut
+        dtype = SAFETENSORS_DTYPE[config.dtype]
         yield TensorSpec(f"{linear.name}.bias", (linear.rows,), dtype, cut, Place.LAYER, linear.layer)
 
 
@@ -168,6 +256,8 @@ def _layer_tensors(config: CheckpointConfig, layer: int) -> Iterator[TensorSpec]
     if config.family == "qwen3":
         yield whole("attention.q_layernorm.weight", config.head_size)
         yield whole("attention.k_layernorm.weight", config.head_size)
+    if config.quantization.kv_cache is not None:
+        yield whole("attention.kv_cache_scaling_factor", 1, dtype="F32")
     if config.experts is not None:
         yield whole("mlp.router.weight", config.experts.count, hidden, dtype="F32")
         if config.experts.shared_size:
@@ -204,7 +294,7 @@ def local_shape(config: CheckpointConfig, spec: TensorSpec) -> tuple[int, ...]:
         return size // ranks
 
     match spec.cut:
-        case Cut.WHOLE:
+        case Cut.WHOLE | Cut.RANK:
             return shape
         case Cut.ROWS | Cut.HALVES:
             return (part(shape[0], mapping.tp), *shape[1:])
@@ -235,8 +325,7 @@ def name_in_file(config: CheckpointConfig, spec: TensorSpec) -> str:
     """The tensor's name in its rank files, where layers are numbered from 0 in each pipeline stage."""
     if spec.place is not Place.LAYER:
         return spec.name
-    first = config.mapping.layers(pipeline_rank(config, spec), config.layers).start
-    return spec.name.replace(layer_name(spec.layer) + ".", layer_name(spec.layer - first) + ".", 1)
+    return module_in_file(config, spec.name, spec.layer)
 
 
 def open_rank(stack: ExitStack, checkpoint: Path, rank: int, framework: str) -> Any:
@@ -284,7 +373,10 @@ def check(checkpoint: Path, config: CheckpointConfig) -> int:
                     raise CheckpointError(f"{name} is {found}, expected {expected}", where=where, fix=REBUILD)
                 names.remove(name)
                 count += 1
-            if unknown := sorted(names - IGNORED):
+            unknown = sorted(names - IGNORED)
+            if config.quantization.kv_cache is not None:
+                unknown = [name for name in unknown if not name.endswith(KV_EXTRAS)]
+            if unknown:
                 raise CheckpointError(
                     f"{unknown[0]} is not a tensor of {config.architecture} as config.json describes it"
                     + (f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""),

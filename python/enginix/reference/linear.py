@@ -1,20 +1,22 @@
 """Linear layers by number format: the one seam where quantized formats come in.
 
-A format is a function from a layer's description and the checkpoint's tensors to an operation on activations.
-A quantized format adds its tensors to ``layout.linear_tensors`` and its loader to ``FORMATS``; nothing else
-changes.
+Quantized matrices are held as the numbers that their codes stand for, in the compute dtype; activations are
+rounded before the product. So a product is what the kernels compute up to the order of float32 sums, and in
+16-bit compute dtypes up to one more rounding of weights and activations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 
 from enginix.errors import CheckpointError
+from enginix.reference import formats, layout
 from enginix.reference.config import CheckpointConfig
-from enginix.reference.layout import LinearSpec
+from enginix.reference.layout import Cut, LinearSpec
+from enginix.reference.quantization import MIXED, REBUILD
 from enginix.reference.weights import Weights
 
 
@@ -37,39 +39,121 @@ class Plain:
         return torch.nn.functional.linear(x, weight, self.bias)
 
 
-Placed = Callable[[str], torch.Tensor]
+class Quantized(Plain):
+    """Dequantized weights, and activations rounded to a number format.
+
+    Args:
+        rounding: (activations [N, columns], scale) → the same shape, as the kernels see it.
+        scale: of the activations, float32 [1], or [experts].
+        prequant: multiplies the activations first, [columns].
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        rounding: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None,
+        scale: torch.Tensor | None,
+        prequant: torch.Tensor | None,
+    ) -> None:
+        super().__init__(weight, bias)
+        self.rounding, self.prequant = rounding, prequant
+        self.scale = scale if scale is not None else weight.new_ones(1, dtype=torch.float32)
+
+    def __call__(self, x: torch.Tensor, expert: int | None = None) -> torch.Tensor:
+        dtype = x.dtype
+        if self.prequant is not None:
+            x = x * self.prequant
+        if self.rounding is not None:
+            x = self.rounding(x, self.scale if expert is None else self.scale[expert]).to(dtype)
+        return super().__call__(x, expert)
 
 
-def _plain(linear: LinearSpec, get: Placed) -> Linear:
-    return Plain(get(f"{linear.name}.weight"), get(f"{linear.name}.bias") if linear.bias else None)
-
-
-FORMATS: dict[str | None, Callable[[LinearSpec, Placed], Linear]] = {None: _plain}
+# Tensors that hold an activation scale, whichever a format has.
+_ACTIVATION = ("activation_scaling_factor", "activation_global_scaling_factor")
+_ROUNDING: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None] = {
+    "FP8": formats.fp8,
+    "FP8_PER_CHANNEL_PER_TOKEN": None,  # has no scale; made in _rounding
+    "NVFP4": formats.nvfp4,
+    "W4A16_AWQ": None,
+    "W4A8_AWQ": formats.fp8,
+    "W8A8_SQ_PER_CHANNEL": formats.int8,
+}
+FORMATS: tuple[str | None, ...] = (None, *_ROUNDING)
+KV_CACHE: dict[str | None, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None] = {
+    None: None,
+    "FP8": formats.fp8,
+    "INT8": formats.int8,
+}
 
 
 def refuse_unknown_format(config: CheckpointConfig, where: str) -> None:
     """Refuses what this version cannot execute, before a header is looked at.
 
     Raises:
-        CheckpointError: the weights' or the KV cache's number format is not among those implemented.
+        CheckpointError: a module's or the KV cache's number format is not among those implemented.
     """
     quantization = config.quantization
-    for what, algorithm, known in (
-        ("weights", quantization.algorithm, [name or "unquantized" for name in FORMATS]),
-        ("KV cache", quantization.kv_cache, ["unquantized"]),
+    for what, algorithms, known in (
+        ("weights", quantization.algorithms - {MIXED}, FORMATS),
+        ("KV cache", {quantization.kv_cache}, tuple(KV_CACHE)),
     ):
-        if algorithm is not None and algorithm not in known:
+        if unknown := sorted(str(a) for a in algorithms if a not in known):
             raise CheckpointError(
-                f"{what} in {algorithm}: the reference executor of this version runs {', '.join(known)} only",
+                f"{what} in {unknown[0]}: the reference executor runs "
+                f"{', '.join(name or 'unquantized' for name in known)} only",
                 where=where,
-                fix="convert without quantization, or build an engine of another kind",
+                fix="convert another quantization of the model, or build an engine of another kind",
             )
 
 
+def _activation_scale(weights: Weights, linear: LinearSpec, scales: Sequence[torch.Tensor]) -> torch.Tensor:
+    """float32 [1], or for experts [experts]: expert-parallel ranks have scales of their own."""
+    ep = weights.config.mapping.ep if linear.experts else 1
+    for rank, scale in enumerate(scales):
+        if not bool((scale > 0).all()) or not torch.equal(scale, scales[rank % ep]):
+            raise CheckpointError(
+                f"activation scale of rank {rank} is not positive, or not that of rank {rank % ep}",
+                where=weights.where(linear.name),
+                fix=REBUILD,
+            )
+    if not linear.experts:
+        return scales[0].reshape(1)
+    return torch.cat([s.reshape(1) for s in scales[:ep]]).repeat_interleave(linear.experts // ep)
+
+
+def _prequant(weights: Weights, linear: LinearSpec, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    if linear.cut is Cut.COLUMNS:
+        return torch.cat(list(parts))
+    return weights.get(f"{linear.name}.prequant_scaling_factor")
+
+
 def load(linear: LinearSpec, weights: Weights, device: torch.device, dtype: torch.dtype) -> Linear:
-    """The operation for ``linear``, its tensors placed on ``device`` in the compute ``dtype``."""
+    """The operation for ``linear``, its tensors placed on ``device`` in the compute ``dtype``.
 
-    def get(name: str) -> torch.Tensor:
-        return weights.get(name).to(device, dtype)
+    Raises:
+        CheckpointError: unreadable tensors, or ranks that contradict each other.
+    """
+    config, name = weights.config, linear.name
+    bias = weights.get(f"{name}.bias").to(device, dtype) if linear.bias else None
+    algorithm = layout.algorithm(config, linear)
+    if algorithm is None:
+        return Plain(weights.get(f"{name}.weight").to(device, dtype), bias)
+    leaves = layout.quantized_tensors(config, linear)
+    held = {leaf: weights.parts(f"{name}.{leaf}") for leaf in leaves}
+    ranks = [{leaf: parts[rank] for leaf, parts in held.items()} for rank in range(config.mapping.tp)]
+    spec = layout.weight(config, linear)
+    matrix = weights.merge(f"{name}.weight", spec, [formats.weight(algorithm, rank) for rank in ranks])
+    rounding, scale, prequant = _ROUNDING[algorithm], None, None
+    if algorithm == "FP8_PER_CHANNEL_PER_TOKEN":
+        cuts = config.mapping.tp if linear.cut is Cut.COLUMNS else 1
 
-    return FORMATS[weights.config.quantization.algorithm](linear, get)
+        def rounding(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            return formats.fp8_per_token(x, cuts)
+
+    for leaf in _ACTIVATION:
+        if leaf in held:
+            scale = _activation_scale(weights, linear, held[leaf]).to(device)
+    if "prequant_scaling_factor" in held:
+        prequant = _prequant(weights, linear, held["prequant_scaling_factor"]).to(device, dtype)
+    return Quantized(matrix.to(device, dtype), bias, rounding, scale, prequant)

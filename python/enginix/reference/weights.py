@@ -14,8 +14,15 @@ from safetensors import SafetensorError
 
 from enginix.errors import CheckpointError
 from enginix.reference import layout
-from enginix.reference.config import REBUILD, CheckpointConfig
+from enginix.reference.config import CheckpointConfig
 from enginix.reference.layout import Cut, TensorSpec
+from enginix.reference.quantization import REBUILD
+
+
+def _finite(part: torch.Tensor) -> bool:
+    if part.dtype is torch.float8_e4m3fn:  # no infinity, and NaN is all ones; torch has no isfinite for it
+        return not bool(((part.view(torch.uint8) & 0x7F) == 0x7F).any())
+    return bool(torch.isfinite(part).all())
 
 
 def _halves(parts: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
@@ -48,7 +55,7 @@ def merge(config: CheckpointConfig, spec: TensorSpec, parts: Sequence[torch.Tens
     """
     mapping = config.mapping
     match spec.cut:
-        case Cut.WHOLE:
+        case Cut.WHOLE | Cut.RANK:
             for rank, part in enumerate(parts[1:], 1):
                 if not torch.equal(part, parts[0]):
                     raise CheckpointError(f"ranks 0 and {rank} differ in a tensor that they share")
@@ -103,22 +110,40 @@ class Weights:
     ) -> None:
         self._stack.close()
 
-    def get(self, name: str) -> torch.Tensor:
-        """One whole tensor, in the dtype it is stored in, on the CPU.
+    def parts(self, name: str) -> list[torch.Tensor]:
+        """A tensor as each tensor-parallel rank holds it, in rank order, on the CPU.
 
         Raises:
-            CheckpointError: unreadable, not finite, or copies on different ranks disagree.
+            CheckpointError: unreadable, or not finite.
         """
         spec, tp = self.specs[name], self.config.mapping.tp
         first = layout.pipeline_rank(self.config, spec) * tp
         stored = layout.name_in_file(self.config, spec)
         try:
             parts = [self._ranks[rank].get_tensor(stored) for rank in range(first, first + tp)]
-            # Before merging: NaN differs from itself, and copies are compared there.
-            if not all(bool(torch.isfinite(part).all()) for part in parts):
-                raise CheckpointError("holds NaN or infinity")
-            return merge(self.config, spec, parts)
         except (SafetensorError, OSError) as e:
-            raise CheckpointError(f"unreadable: {e}", where=f"{self.checkpoint}: {name}", fix=REBUILD) from e
+            raise CheckpointError(f"unreadable: {e}", where=self.where(name), fix=REBUILD) from e
+        # Before merging: NaN differs from itself, and copies are compared there.
+        if not all(map(_finite, parts)):
+            raise CheckpointError("holds NaN or infinity", where=self.where(name), fix=REBUILD)
+        return parts
+
+    def get(self, name: str) -> torch.Tensor:
+        """One whole tensor, in the dtype it is stored in, on the CPU.
+
+        Raises:
+            CheckpointError: unreadable, not finite, or copies on different ranks disagree.
+        """
+        parts = self.parts(name)
+        return self.merge(name, self.specs[name], parts)
+
+    def merge(self, name: str, spec: TensorSpec, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """:func:`merge`, with the tensor named in errors."""
+        try:
+            return merge(self.config, spec, parts)
         except CheckpointError as e:
-            raise CheckpointError(e.what, where=f"{self.checkpoint}: {name}", fix=REBUILD) from e
+            raise CheckpointError(e.what, where=self.where(name), fix=REBUILD) from e
+
+    def where(self, name: str) -> str:
+        """Which tensor of which checkpoint, for errors."""
+        return f"{self.checkpoint}: {name}"

@@ -1,0 +1,118 @@
+"""Number formats of quantized matrices: what stored codes mean, and what happens to activations.
+
+Weights become the numbers that the codes stand for. Activations are rounded as the kernels round them, and
+come out as the numbers that the kernels multiply: "fake quantization". All of it in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from enginix.reference.layout import BLOCK
+
+FP8_MOST = 448.0  # float8_e4m3fn
+FP4_MOST = 6.0  # float4_e2m1
+# By nibble; the fourth bit is the sign.
+FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+# Smallest scale of a row or token in per-channel-per-token FP8 (TensorRT-LLM's quantize-on-load).
+LEAST_ROW_SCALE = 1 / (FP8_MOST * 512)
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def round_fp8(x: torch.Tensor) -> torch.Tensor:
+    """The nearest float8_e4m3fn number, saturating at ±448; float32."""
+    return x.clamp(-FP8_MOST, FP8_MOST).to(torch.float8_e4m3fn).float()
+
+
+def round_fp4(x: torch.Tensor) -> torch.Tensor:
+    """The nearest float4_e2m1 number, ties to even, saturating at ±6; float32."""
+    magnitude = x.abs().clamp(max=FP4_MOST)
+    # Steps are 0.5 below 2, 1 below 4, 2 above; torch rounds halves to even, which is the even code, too.
+    step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
+    return torch.copysign((magnitude / step).round() * step, x)
+
+
+def fp8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """x as FP8 with a given scale."""
+    return round_fp8(x.float() / scale) * scale
+
+
+def fp8_per_token(x: torch.Tensor, ranks: int) -> torch.Tensor:
+    """x [N, columns] as FP8, each token scaled by its own largest magnitude.
+
+    Args:
+        ranks: a row-parallel matrix sees its columns cut over this many ranks, each scaling its own.
+    """
+    cut = x.float().reshape(x.shape[0], ranks, -1)
+    scale = (cut.abs().amax(-1, keepdim=True) / FP8_MOST).clamp(min=LEAST_ROW_SCALE)
+    return (round_fp8(cut / scale) * scale).view(x.shape)
+
+
+def nvfp4(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """x [N, columns] as NVFP4: each 16 columns have an FP8 scale, in units of the global ``scale``."""
+    blocks = x.float().reshape(x.shape[0], -1, BLOCK)
+    each = (blocks.abs().amax(-1, keepdim=True) / (FP4_MOST * scale)).clamp(2.0**-9, FP8_MOST)
+    each = round_fp8(each) * scale
+    return (round_fp4(blocks / each) * each).view(x.shape)
+
+
+def int8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """x as int8 with a given scale."""
+    return (x.float() / scale).round().clamp(-128, 127) * scale
+
+
+def _fp4_values(packed: torch.Tensor) -> torch.Tensor:
+    """uint8 [..., n] → float32 [..., 2n], the low nibble first."""
+    codes = torch.stack([packed & 15, packed >> 4], -1).flatten(-2)
+    return FP4[codes.long()]
+
+
+def _int4_rows(packed: torch.Tensor) -> torch.Tensor:
+    """int8 [rows / 2, columns] → float32 [rows, columns], even rows in the low nibble."""
+    low = packed.bitwise_left_shift(4).bitwise_right_shift(4)  # arithmetic: the sign is kept
+    return torch.stack([low, packed.bitwise_right_shift(4)], 1).flatten(0, 1).float()
+
+
+def _per_expert(scale: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return scale.float().reshape(-1, 1, 1) if like.dim() == 3 else scale.float().reshape(1, 1)
+
+
+def weight(algorithm: str, held: Tensors) -> torch.Tensor:
+    """What a rank's codes stand for, float32 [experts,] rows, columns; no pre-quant scale in it."""
+    codes = held["weight"]
+    match algorithm:
+        case "FP8":
+            return codes.float() * _per_expert(held["weights_scaling_factor"], codes)
+        case "FP8_PER_CHANNEL_PER_TOKEN":
+            return codes.float() * held["per_channel_scale"][..., None]
+        case "W8A8_SQ_PER_CHANNEL":
+            return codes.float() * held["weights_scaling_factor"][..., None]
+        case "NVFP4":
+            return _nvfp4_weight(held)
+    groups = held["weights_scaling_factor"]
+    values = _int4_rows(codes)
+    scaled = values * groups.repeat_interleave(values.shape[1] // groups.shape[1], 1)
+    if algorithm == "W4A8_AWQ":
+        # ModelOpt's definition: the int4 numbers are rounded to FP8 once more, with a scale of their own.
+        return fp8(scaled, held["weights_scaling_factor_2"])
+    return scaled
+
+
+def _nvfp4_weight(held: Tensors) -> torch.Tensor:
+    codes = held["weight"]
+    if "weights_scaling_factor_2" in held:
+        blocks, scale = held["weights_scaling_factor"], held["weights_scaling_factor_2"]
+    else:
+        blocks = held["weights_block_scaling_factor"]
+        # Experts have none: alpha is the weight's scale times the activation's.
+        own = "weights_global_scaling_factor" in held
+        scale = (
+            held["weights_global_scaling_factor"]
+            if own
+            else held["alpha"] / held["activation_global_scaling_factor"]
+        )
+    each = blocks.float() * _per_expert(scale, codes)
+    return _fp4_values(codes) * each.repeat_interleave(BLOCK, -1)
