@@ -40,7 +40,7 @@ let
         name = "${name}-serve";
         buildCommandPath = ./builders/engine-serve.sh;
         program = "${name}-serve";
-        inherit (stack) command rootfs;
+        inherit (stack) command rootfs pinFile;
         driver = if stack.driver == null then "" else stack.driver;
         arguments = "${engine} ${lib.escapeShellArgs flags}";
         inherit (pkgs) bash;

@@ -1,4 +1,4 @@
-"""The Python that has NVIDIA's wheel, the models that the tests export, and the stand-in of what needs a GPU."""
+"""The Python that has NVIDIA's wheel, the models to export, and the stand-in of what needs a GPU."""
 
 from __future__ import annotations
 
@@ -89,7 +89,16 @@ def driver(tmp_path: Path) -> Callable[..., Path]:
 
     def make(name: str = "NVIDIA GeForce RTX 5090", capability: str = "12.0") -> Path:
         out = tmp_path / f"driver-{capability}"
-        words = ["bash", ROOT / "tests/standin/driver.sh", out, name, capability, "32607", "32000", "590.44.01"]
+        words = [
+            "bash",
+            ROOT / "tests/standin/driver.sh",
+            out,
+            name,
+            capability,
+            "32607",
+            "32000",
+            "590.44.01",
+        ]
         subprocess.run(words, check=True)
         return out
 

@@ -25,7 +25,7 @@ found = {}
 def describe(parser):
     return {
         word: {"choices": list(a.choices) if a.choices else None, "flag": a.nargs == 0,
-               "type": getattr(a.type, "__name__", None), "default": a.default if isinstance(a.default, (int, str)) else None}
+               "default": a.default if isinstance(a.default, (int, str)) else None}
         for a in parser._actions for word in a.option_strings
     }
 
@@ -73,7 +73,7 @@ def test_every_option_is_one_of_the_real_program(stage: str, wheel: Any) -> None
 
 @pytest.mark.slow
 def test_limits_default_to_what_the_server_asks_for(wheel: Any) -> None:
-    """The server builds again where its limits are not the engine's; both are always written out, from one place."""
+    """The server builds again where its limits are not the engine's; both are always written out."""
     for name, row in table("edgellm")["build"].items():
         assert row["default"] == wheel["serve"][row["flag"]]["default"], name
 
@@ -108,16 +108,23 @@ def test_architectures_are_in_the_builders_registry(wheel: Any) -> None:
 @pytest.mark.parametrize(
     ("stage", "given", "module", "before"),
     [
-        ("build", {"maxInputLen": 7, "maxBatchSize": 3, "maxKvCacheCapacity": 9}, "builder", ["--model-dir", "m", "--engine-dir", "e"]),
-        ("serve", {name: row.get("choices", [{"bool": True, "int": 3, "str": "x"}[row["type"]]])[-1]
-                   for name, row in table("edgellm")["serve"].items()}, "server", ["m"]),
+        ("build", {"maxInputLen": 7, "maxBatchSize": 3, "maxKvCacheCapacity": 9},
+         "builder", ["--model-dir", "m", "--engine-dir", "e"]),
+        ("serve", {n: r.get("choices", [{"bool": True, "int": 3, "str": "x"}[r["type"]]])[-1]
+                   for n, r in table("edgellm")["serve"].items()}, "server", ["m"]),
     ],
 )  # fmt: skip
 def test_the_real_parser_reads_what_we_write(
     stage: str, given: dict[str, Any], module: str, before: list[str], edge: Path
 ) -> None:
-    parser = {"builder": "builder.cli import _parser as p", "server": "server.config import create_argument_parser as p"}
-    script = f"import sys, json; from experimental.{parser[module]}; print(json.dumps(vars(p().parse_args(sys.argv[1:]))))"
+    parser = {
+        "builder": "builder.cli import _parser as p",
+        "server": "server.config import create_argument_parser as p",
+    }
+    script = (
+        f"import sys, json; from experimental.{parser[module]};"
+        "print(json.dumps(vars(p().parse_args(sys.argv[1:]))))"
+    )
     words = [edge, "-c", script, *before, *options.words(stage, given)]
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Coverage on graphs made by hand: wherever the exporter may put a tensor, it is found; changed, it is not."""
+"""Coverage on graphs made by hand: wherever the exporter may put a tensor, it is found; changed, not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NVIDIA's real exporter on real models: what it writes is the model, twice the same; what is broken leaves nothing."""
+"""NVIDIA's real exporter: what it writes is the model, twice the same; what is broken leaves nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def model(tmp_path: Path) -> Path:
 
 
 def content(directory: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()
+    }
 
 
 @pytest.mark.parametrize("name", ["bf16", *FORMATS])
@@ -48,7 +50,9 @@ def test_twice_gives_the_same_bytes(
 ) -> None:
     # Another place, another current directory: neither may show.
     again = tmp_path / "somewhere" / "else"
-    done = enginix("edgellm-export", shutil.copytree(models(name), tmp_path / "copy"), "-o", again, "--name", "n")
+    done = enginix(
+        "edgellm-export", shutil.copytree(models(name), tmp_path / "copy"), "-o", again, "--name", "n"
+    )
     assert done.returncode == 0, done.stderr
     first, second = content(exports(name)), content(again)
     del first["enginix.json"], second["enginix.json"]  # they differ in the name
@@ -75,7 +79,9 @@ def test_options_reach_the_exporter(flags: list[str], enginix: Run, tmp_path: Pa
 def test_the_older_int4_layout_is_understood_too(
     models: Callable[[str], Path], enginix: Run, tmp_path: Path
 ) -> None:
-    done = enginix("edgellm-export", models("int4_awq"), "-o", tmp_path / "e", "--int4-gemm-plugin-version", "1")
+    done = enginix(
+        "edgellm-export", models("int4_awq"), "-o", tmp_path / "e", "--int4-gemm-plugin-version", "1"
+    )
     assert done.returncode == 0, done.stderr
     nodes = json.loads((tmp_path / "e/enginix.json").read_text())["results"]["quantizationNodes"]
     assert "Int4GroupwiseGemmPlugin" in nodes
@@ -117,7 +123,9 @@ def test_a_missing_tensor_that_the_exporter_does_not_mind(
     refused(enginix, model, "model.layers.2.mlp.up_proj.weight is missing")
     # It is the exporter that does not mind: its status is 0, and only the check on the result tells.
     exporter = edge.parent / "tensorrt-edgellm-export"
-    done = subprocess.run([exporter, model, tmp_path / "raw"], env=environment(HOME=str(tmp_path)), check=False)
+    done = subprocess.run(
+        [exporter, model, tmp_path / "raw"], env=environment(HOME=str(tmp_path)), check=False
+    )
     assert done.returncode == 0
     script = [edge, HERE / "check_export.py", tmp_path / "raw"]
     checked = subprocess.run([*script, TINY], env=environment(), capture_output=True, text=True, check=False)
@@ -163,7 +171,7 @@ def lying_exporter(path: Path, body: str) -> Path:
         ("kill -9 $$", "memory"),
         ("cp -r $GOOD/llm $out/; : >$out/llm/chat_template.jinja", "chat_template.jinja is missing or empty"),
         ("cp -r $GOOD/llm $out/; truncate -s -9 $out/llm/model.onnx.data", "truncated"),
-        ("cp -r $GOOD/llm $out/; sed -i 's/\"num_key_value_heads\": 4/\"num_key_value_heads\": 2/' $out/llm/config.json",
+        ("cp -r $GOOD/llm $out/; sed -i 's/key_value_heads.: 4/key_value_heads\": 2/' $out/llm/config.json",
          "num_key_value_heads"),
         ("cp -r $GOOD/llm $out/; echo >>$out/llm/tokenizer.json", "tokenizer.json is not the model's"),
         ("cp -r $GOOD/llm $out/; ln -s /etc/passwd $out/link", "left a link"),

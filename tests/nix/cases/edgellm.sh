@@ -1,0 +1,123 @@
+# shellcheck shell=bash disable=SC2154,SC2016,SC2034
+# TensorRT Edge-LLM: the real exporter in real Nix builds; what evaluation refuses; the engine stage over a stand-in.
+
+edgellm_parts='
+  tiny = e.catalogue.tiny-qwen3.model;
+  edge = args: e.mkEngine ({ kind = "edgellm"; model = tiny; target = "rtx-5090"; } // args);
+  # The tiny model after a command, or quantized by ModelOpt.
+  changed = name: command: extra:
+    nixpkgs.runCommand name { } "cp -rL ${tiny} \$out; chmod -R u+w \$out; cd \$out; rm enginix.json; ${command}"
+    // { modelName = name; model = { }; quantization = null; } // extra;
+  quantized = name: quantization:
+    nixpkgs.runCommand "tiny-${name}" { } "source ${e.environment}; ${nixpkgs.ruff}/bin/python ${root + "/tests/python/edgellm/quantized.py"} ${tiny} ${name} \$out"
+    // { modelName = "tiny-${name}"; model = { }; inherit quantization; };
+  # Stand-ins: a Python with the wheel but without TensorRT and GPU, and a driver.
+  driver = nixpkgs.runCommand "standin-driver" { } "bash ${root + "/tests/standin/driver.sh"} \$out GeForce-RTX-5090 12.0 32607 32000 590.44.01";
+  standin = e.override {
+    edgellm-runtime = nixpkgs.runCommand "standin-edgellm-runtime" { } "
+      mkdir -p \$out/bin; cp -r ${root + "/tests/python/edgellm/standin"} \$out/standin
+      bash \$out/standin/python.sh \$out/bin/python3 ${nixpkgs.edgellm-python}/bin/python3" // { inherit driver; };
+  };
+  engine = args: standin.mkEngine ({ kind = "edgellm"; model = tiny; target = "rtx-5090"; limits.maxInputLen = 64; } // args);
+'
+
+with_edge() { # nix verb, expression over those
+  with_lib "$1" "let $edgellm_parts in $2" "${@:3}"
+}
+
+need_edgellm() {
+  local digest
+  digest=$(sha256sum tests/hostpkgs/requirements/edgellm.txt)
+  [ -e "/opt/enginix/edgellm-${digest:0:12}/.complete" ] || {
+    skip 'no environment edgellm (tests/hostpkgs/environments.sh edgellm)'
+    return 77
+  }
+}
+
+test_edgellm_export_is_pure_and_repeats() {
+  need_edgellm || return
+  with_edge build '(edge { }).export' -o "$tmp/export" -L && with_edge build '(edge { }).export' --no-link --rebuild -L &&
+    says 'tensors accounted for' && [ -s "$tmp/export/llm/model.onnx.data" ] &&
+    [ -z "$(nix-store -q --references "$(readlink "$tmp/export")")" ]
+}
+
+test_edgellm_export_of_every_format_repeats() {
+  need_edgellm || return
+  local pair
+  for pair in fp8=FP8 nvfp4=NVFP4 int4_awq=W4A16_AWQ int8_sq=W8A8_SQ_PER_CHANNEL; do
+    with_edge build "(edge { model = quantized \"${pair%=*}\" \"${pair#*=}\"; }).export" --no-link &&
+      with_edge build "(edge { model = quantized \"${pair%=*}\" \"${pair#*=}\"; }).export" --no-link --rebuild -L &&
+      says 'tensors accounted for' || return 1
+  done
+}
+
+# A broken model is one clear error, and no output.
+edgellm_refuses() { # command that breaks the model, what the error says
+  need_edgellm || return
+  ! with_edge build "(edge { model = changed \"broken\" ''$1'' { }; }).export" --no-link -L &&
+    says "$2" && ! grep -q Traceback "$out"
+}
+
+test_edgellm_truncated_weights() { edgellm_refuses 'truncate -s 1500000 model.safetensors' 'truncated?'; }
+test_edgellm_missing_chat_template() { edgellm_refuses 'rm chat_template.jinja' 'no chat template'; }
+test_edgellm_unsupported_architecture_in_the_build() {
+  edgellm_refuses 'sed -i s/Qwen3ForCausalLM/MambaForCausalLM/ config.json' "architecture 'MambaForCausalLM'"
+}
+
+test_edgellm_unsupported_architecture_at_evaluation() {
+  ! with_edge eval '(edge { model = changed "m" "" { model.architecture = "MambaForCausalLM"; }; }).name' &&
+    says 'unknown architecture "MambaForCausalLM"' && says 'accepts any name'
+}
+
+test_edgellm_gpu_without_payload_names_those_that_have_one() {
+  ! with_edge eval '(edge { target = "h200"; }).name' &&
+    says 'no payload for SM 90 (target "h200")' && says 'SM 80, 86, 100, 120' && says 'kind = "tensorrt"' &&
+    ! with_edge eval '(edge { target = "gb10"; }).name' && says 'no payload for SM 121'
+}
+
+test_edgellm_format_against_gpu() {
+  ! with_edge eval '(edge { target = "a100-80gb"; model = quantized "nvfp4" "NVFP4"; }).name' &&
+    says 'NVFP4 needs SM 100 or later; target "a100-80gb" is SM 80' &&
+    ! with_edge eval '(edge { model = quantized "x" "W4A8_AWQ"; }).name' && says 'unknown quantization "W4A8_AWQ"'
+}
+
+test_edgellm_arguments() {
+  ! with_edge eval '(edge { limits.maxInputLen = 9000; }).name' && says 'beyond maxKvCacheCapacity' &&
+    ! with_edge eval '(edge { limits.maxInputlen = 9; }).name' && says 'Did you mean maxInputLen?' &&
+    ! with_edge eval '(edge { exportOptions.int4GemmPluginVersion = 3; }).name' && says 'one of: 1, 2' &&
+    ! with_edge eval '(edge { plugins = { }; }).name' && says 'plugins is an argument of the kind tensorrt' &&
+    ! with_edge eval '(edge { target = { gpu = "rtx-5090"; count = 2; }; }).name' && says 'runs on one GPU' &&
+    ! with_edge eval '(edge { runtime = "trtllm-1.2.1"; }).name' && says 'has no kind "edgellm"'
+}
+
+test_edgellm_without_a_runtime_says_what_to_pass() {
+  ! with_edge eval '(edge { }).drvPath' && says 'edgellm-runtime' && says '10.16.0.72' &&
+    with_edge eval '(edge { }).export.name' && says tiny-qwen3-edgellm-export
+}
+
+test_edgellm_engine_needs_the_targets_feature() {
+  need_edgellm || return
+  ! with_edge build 'engine { }' --no-link && says 'cuda-sm120'
+}
+
+test_edgellm_engine_is_built_in_both_isolations_by_the_stand_in() {
+  need_edgellm || return
+  local features='system-features = benchmark big-parallel kvm nixos-test cuda cuda-sm120'
+  ENGINIX_NIX_CONFIG=$features with_edge build 'engine { }' -o "$tmp/engine" -L &&
+    ENGINIX_NIX_CONFIG=$features ENGINIX_SANDBOX=relaxed with_edge build 'engine { isolation = "relaxed"; }' --no-link -L ||
+    return 1
+  grep -q '"max_input_len": 64' "$tmp/engine/engine/config.json" &&
+    ! nix-store -q --references "$(readlink "$tmp/engine")" | grep -q edgellm-export
+}
+
+test_edgellm_server_is_on_loopback_with_the_key_from_a_file() {
+  need_edgellm || return
+  local features='system-features = benchmark big-parallel kvm nixos-test cuda cuda-sm120'
+  ! with_edge eval '(standin.mkServe { engine = engine { }; apiKeyFile = ./key; }).name' && says 'in the store' || return 1
+  ! with_edge eval '(standin.mkServe { engine = engine { builder = "onnx"; llmBuild = driver; }; }).name' && says 'C++ runtime' || return 1
+  ENGINIX_NIX_CONFIG=$features with_edge build 'standin.mkServe { engine = engine { }; options.logLevel = "debug"; }' -o "$tmp/serve" || return 1
+  umask 077
+  echo secret-of-the-test >"$tmp/api-key"
+  STATE_DIRECTORY=$tmp/state CREDENTIALS_DIRECTORY=$tmp quietly "$tmp/serve/bin/tiny-qwen3-serve" --dry-run &&
+    says '--host 127.0.0.1' && says "$tmp/api-key" && says '--log-level debug' && ! grep -q secret-of-the-test "$out"
+}

@@ -1,0 +1,223 @@
+"""Engine stage and server over the wheel's own code; a stand-in for what needs TensorRT and a GPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from .conftest import HERE, ROOT, TINY, Run, environment
+
+pytestmark = pytest.mark.slow
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def export(exports: Callable[[str], Path]) -> Path:
+    return exports("bf16")
+
+
+@pytest.fixture
+def build(
+    enginix: Run, export: Path, driver: Make, runtime: Make, tmp_path: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(
+        *words: str | Path, target: str = "rtx-5090", misbehave: str = "", model: Path = TINY
+    ) -> subprocess.CompletedProcess[str]:
+        given = () if "--driver" in words else ("--driver", driver())
+        return enginix(
+            *("edgellm-build", export, "--model", model, "--target", target, "-o", tmp_path / "engine"),
+            *("--python", runtime(misbehave), *given, *words),
+        )
+
+    return run
+
+
+def test_an_engine_says_what_it_is(build: Run, tmp_path: Path) -> None:
+    done = build("--max-input-len", "64", "--max-kv-cache-capacity", "128", "--max-batch-size", "2")
+    assert done.returncode == 0, done.stderr
+    made = json.loads((tmp_path / "engine/enginix.json").read_text())
+    assert made["target"] == {"gpu": "rtx-5090", "sm": 120}
+    assert made["options"]["limits"] == {"maxInputLen": 64, "maxKvCacheCapacity": 128, "maxBatchSize": 2}
+    # What the wheel's own parser and model selection made of it.
+    built = json.loads((tmp_path / "engine/engine/config.json").read_text())
+    assert built["builder_config"] == {"max_input_len": 64, "max_kv_cache_capacity": 128, "max_batch_size": 2}
+    assert built["model_type"] == "qwen3" and built["components"] == ["llm"]
+
+
+def test_the_onnx_builder_reads_the_export(build: Run, tmp_path: Path) -> None:
+    done = build("--builder", "onnx", "--llm-build", HERE / "standin/llm_build")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "engine/enginix.json").read_text())["options"]["builder"] == "onnx"
+
+
+@pytest.mark.parametrize(
+    ("misbehave", "status", "says"),
+    [
+        ("oom", 5, "out of memory"),
+        ("tensorrt", 5, "the runtime has no TensorRT"),
+        ("nothing", 1, "without an llm.engine"),
+        ("limits", 1, "max_kv_cache_capacity"),
+        ("identity", 1, "checkpoint_identity"),
+    ],
+)
+def test_a_builder_that_fails_leaves_nothing(
+    misbehave: str,
+    status: int,
+    says: str,
+    build: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    done = build(misbehave=misbehave)
+    assert done.returncode == status and says in done.stderr, done.stderr
+    assert not (tmp_path / "engine").exists() and not list(tmp_path.glob(".engine.*"))
+
+
+def test_another_gpu_is_refused_before_the_build(build: Run, driver: Make) -> None:
+    done = build("--driver", driver("NVIDIA A100", "8.0"))
+    assert done.returncode == 5 and "SM 120" in done.stderr and "SM 80" in done.stderr, done.stderr
+
+
+def test_a_gpu_without_payload_names_those_that_have_one(
+    build: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = build(target="h200")
+    assert (
+        done.returncode == 2
+        and "no x86-64 payload for SM 90" in done.stderr
+        and "80, 86, 100, 120" in done.stderr
+    )
+
+
+def test_another_model_is_refused(
+    build: Callable[..., subprocess.CompletedProcess[str]], models: Callable[[str], Path]
+) -> None:
+    done = build(model=models("fp8"))
+    assert done.returncode == 3 and "another model" in done.stderr
+
+
+@contextmanager
+def served(edge: Path, *words: str | Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    process = subprocess.Popen(
+        [edge, "-m", "enginix", "edgellm-serve", *words, "--port", str(port)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        for _ in range(600):
+            if process.poll() is not None:
+                assert process.stdout is not None
+                raise AssertionError(process.stdout.read())
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield process, port
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def ask(port: int, key: str | None) -> tuple[int, str]:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/models")
+    if key:
+        request.add_header("Authorization", f"Bearer {key}")
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as e:
+        return e.code, ""
+
+
+def test_the_real_server_takes_the_engine_and_the_key(
+    build: Run, edge: Path, runtime: Make, tmp_path: Path
+) -> None:
+    assert build("--max-kv-cache-capacity", "4500").returncode == 0
+    engine, state, key = tmp_path / "engine", tmp_path / "state", tmp_path / "key"
+    key.write_text("not-for-others\n")
+    key.chmod(0o600)
+    # As in the store: nothing of the engine can be written.
+    subprocess.run(["chmod", "-R", "a-w", engine], check=True)
+    words = [engine, "--model", TINY, "--state", state, "--python", runtime(), "--api-key-file", key]
+    with served(edge, *words, "--served-model-name", "mine") as (process, port):
+        assert ask(port, None)[0] == 401
+        assert ask(port, "guessed")[0] == 401
+        status, text = ask(port, "not-for-others")
+        assert status == 200 and json.loads(text)["data"][0]["id"] == "mine"
+        assert json.loads(text)["data"][0]["max_model_len"] == 4500
+        command = (
+            Path(f"/proc/{process.pid}/cmdline").read_text()
+            + Path(f"/proc/{process.pid}/environ").read_text()
+        )
+        assert "not-for-others" not in command
+    # The server found the engine: it built none beside it.
+    (bundle,) = [p for p in state.glob("cache/engines/*/*") if p.is_dir()]
+    assert (bundle / "llm.engine").resolve() == engine / "engine/llm.engine"
+    # And again over the same state.
+    with served(edge, *words) as (_, port):
+        assert ask(port, "not-for-others")[0] == 200
+
+
+def test_a_server_that_would_build_does_not(
+    build: Run, edge: Path, enginix: Run, runtime: Make, tmp_path: Path
+) -> None:
+    """The wheel's own readiness check refuses an engine of other limits; its builder then lacks TensorRT."""
+    assert build().returncode == 0
+    config = tmp_path / "engine/engine/config.json"
+    config.write_text(config.read_text().replace('"max_batch_size": 1', '"max_batch_size": 2'))
+    done = enginix(
+        *("edgellm-serve", tmp_path / "engine", "--model", TINY, "--state", tmp_path / "s"),
+        *("--python", runtime("tensorrt")),
+    )
+    assert done.returncode != 0 and "TensorRT" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--host", "0.0.0.0"], "no API key"),
+        (["--api-key-file", "{open}"], "everybody can read"),
+        (["--api-key-file", "{empty}"], "does not hold one key"),
+        (["--api-key-file", "{none}"], "cannot be read"),
+        (["--port", "0"], "not a port"),
+    ],
+)
+def test_what_serving_refuses(words: list[str], says: str, enginix: Run, tmp_path: Path) -> None:
+    (tmp_path / "open").write_text("key")
+    (tmp_path / "open").chmod(0o644)
+    (tmp_path / "empty").write_text("\n")
+    given = [
+        w.format(open=tmp_path / "open", empty=tmp_path / "empty", none=tmp_path / "none") for w in words
+    ]
+    done = enginix("edgellm-serve", tmp_path, "--model", TINY, "--state", tmp_path / "s", *given)
+    assert done.returncode == 2 and says in done.stderr, done.stderr
+
+
+def test_an_engine_for_the_cpp_runtime_is_not_served(build: Run, enginix: Run, tmp_path: Path) -> None:
+    assert build("--builder", "onnx", "--llm-build", HERE / "standin/llm_build").returncode == 0
+    done = enginix("edgellm-serve", tmp_path / "engine", "--model", TINY, "--state", tmp_path / "s")
+    assert done.returncode == 3 and "C++ runtime" in done.stderr
+
+
+def test_an_engine_of_another_model_is_not_served(
+    build: Run, enginix: Run, runtime: Make, tmp_path: Path
+) -> None:
+    assert build().returncode == 0
+    other = Path(shutil.copytree(ROOT / "tests/models/tiny-qwen3", tmp_path / "other"))
+    (other / "generation_config.json").write_text("{}")
+    done = enginix("edgellm-serve", tmp_path / "engine", "--model", other, "--state", tmp_path / "s")
+    assert done.returncode == 3 and "another model" in done.stderr
