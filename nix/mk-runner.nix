@@ -74,7 +74,7 @@ let
         name = "${name}-runner";
         buildCommandPath = ./builders/engine-serve.sh;
         program = "${name}-runner";
-        inherit (stack) command rootfs;
+        inherit (stack) command rootfs pinFile;
         driver = if stack.driver == null then "" else stack.driver;
         requestFile = pkgs.writeText "${name}-request.json" (builtins.toJSON request);
         arguments = "--checkpoint ${checkpoint} --model ${model} ${lib.escapeShellArgs flags}";

@@ -38,6 +38,8 @@ let
       );
       source = row.images.${tag};
       pinned = if pin == null then null else check.runtime.pin function id system (if builtins.isAttrs pin then pin else lib.importJSON pin);
+      # The image's own environment reaches the commands inside.
+      pinFile = if pinned == null then "" else pkgs.writeText "${id}-pin.json" (builtins.toJSON pinned);
       learnt = source.hashes.${system} or null;
 
       fetched =
@@ -75,7 +77,7 @@ let
     pkgs.stdenvNoCC.mkDerivation {
       name = "${id}-runtime";
       buildCommandPath = ./builders/engine-runtime.sh;
-      inherit id command;
+      inherit id command pinFile;
       rootfs = root;
       driver = if driver == null then "" else driver;
       inherit (pkgs) bash;
@@ -86,6 +88,7 @@ let
           row
           driver
           command
+          pinFile
           ;
         rootfs = root;
         # Whether its bytes are known: by a pin, by the table, or because the caller brought them.

@@ -9,7 +9,7 @@ in
   pin =
     function: id: system: value:
     let
-      given = arguments.only "${function}: pin" [ "runtime" "image" "reference" "digest" "system" "hash" "status" ] value;
+      given = arguments.only "${function}: pin" [ "runtime" "image" "reference" "digest" "system" "hash" "environment" "status" ] value;
       again = "write it again with `enginix runtime pin ${id} --system ${system} -o runtime.json`.";
     in
     if given.runtime or null != id then

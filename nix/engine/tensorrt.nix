@@ -161,6 +161,7 @@ let
     timingCache = if timingCache == null then null else "${timingCache}";
     inherit stallMinutes acceptDriver;
     gates = if gated == null then null else "${gated}";
+    pin = if stack.pinFile == "" then null else "${stack.pinFile}";
     plan =
       if plan == null then
         null

@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--request", type=Path, metavar="FILE", help="what to build, as JSON")
     parser.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
+    parser.add_argument(
+        "--pin", type=Path, metavar="FILE", help="the runtime's pin: the image's own environment"
+    )
     parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
     parser.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
@@ -76,6 +79,7 @@ def _built(args: argparse.Namespace, machine: Machine | None) -> Path:
     asked = read(args.request)
     gpu = machine.gpus[0]
     # The engine is for the GPU that is here; a row of the table that names it tells its product.
+    asked["pin"] = str(args.pin) if args.pin else None
     asked["target"] = _target(asked.get("target"), machine).name
     request = request_of(asked, args.checkpoint, args.model)
     from enginix.engine.tensorrt_checkpoint import Checkpoint
@@ -117,7 +121,7 @@ def _serve(args: argparse.Namespace, engine: Path, driver: Driver) -> int:
     from enginix.runtime.sandbox import Room, check_namespaces, reading
 
     made = manifest.read(engine, "engine")
-    runtime = table.find(str(made.runtime.get("id")), made.kind)
+    runtime = table.find(str(made.runtime.get("id")), made.kind, args.pin)
     if args.rootfs is not None:
         check_namespaces()
     words = command(engine, made, Serving(args.host, args.port, args.kv_cache_fraction))

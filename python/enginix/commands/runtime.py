@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         verb = verbs.add_parser(name, help=text)
         verb.add_argument("runtime", metavar="RUNTIME")
         verb.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of its image")
+        verb.add_argument("--pin", type=Path, metavar="FILE", help="its pin: the image's own environment")
         verb.add_argument("--driver", type=Path, metavar="DIR", help="the driver's root (default: found)")
         if name == "run":
             verb.add_argument(
@@ -95,7 +96,7 @@ def _inside(args: argparse.Namespace) -> int:
     from enginix.runtime.child import foreground
     from enginix.runtime.sandbox import Bind, Room, check_namespaces, reading
 
-    found = table.find(args.runtime)
+    found = table.find(args.runtime, pin=args.pin)
     if args.rootfs is not None:
         if not args.rootfs.is_dir():
             raise MachineError(

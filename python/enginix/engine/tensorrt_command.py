@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--runtime", metavar="ID", help="runtime that builds and serves it (enginix runtime list)"
     )
     group.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
+    group.add_argument(
+        "--pin", type=Path, metavar="FILE", help="the runtime's pin: the image's own environment"
+    )
     group.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
     for name in LIMITS:
         group.add_argument(f"--{build_options.kebab(name)}", type=int, metavar="N", dest=name)
@@ -109,6 +112,7 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
         "timingCache": str(args.timing_cache) if args.timing_cache else None,
         "stallMinutes": args.stall_minutes,
         "acceptDriver": args.accept_driver,
+        "pin": str(args.pin) if args.pin else None,
         "gates": str(args.gated) if args.gated else None,
         "tensorParallel": args.tensor_parallel,
         "llmArgs": dict(_json(text) for text in args.llm_arg),

@@ -21,6 +21,7 @@ KEYS = {
     "llmArgs",
     "name",
     "options",
+    "pin",
     "plan",
     "runtime",
     "stallMinutes",
@@ -69,7 +70,9 @@ def request_of(asked: dict[str, Any], checkpoint_dir: Path | None, model: Path) 
         context = Checkpoint.read(checkpoint_dir).context
     else:
         context = Checkpoint.of_model(model).context
-    runtime = runtimes.find(str(asked["runtime"]), "tensorrt")
+    runtime = runtimes.find(
+        str(asked["runtime"]), "tensorrt", Path(asked["pin"]) if asked.get("pin") else None
+    )
     cache = asked.get("timingCache")
     return Request(
         name=str(asked.get("name") or model_name(model)),

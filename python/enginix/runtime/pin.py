@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -33,7 +34,7 @@ def pin(name: str, image: str | None, system: str, *, keep: Path | None = None) 
         keep: keep the unpacked tree there.
 
     Returns:
-        What mkRuntime takes as ``pin``: runtime, image, reference, digest, system, hash, status.
+        What mkRuntime takes as ``pin``: runtime, image, reference, digest, system, hash, environment, status.
 
     Raises:
         UsageError: unknown runtime, image or system.
@@ -68,6 +69,7 @@ def pin(name: str, image: str | None, system: str, *, keep: Path | None = None) 
         raise HubError(f"the registry answered {digest[:80]!r} for a digest", where=reference)
     by_digest = f"{reference.rsplit(':', 1)[0]}@{digest}"
     console.say(f"{reference} for {system} is {digest}")
+    environment = _environment(crane, by_digest, platform)
     with tempfile.TemporaryDirectory(prefix="enginix-pin-", dir=keep.parent if keep else None) as scratch:
         tree = Path(scratch) / "rootfs"
         tree.mkdir()
@@ -82,8 +84,19 @@ def pin(name: str, image: str | None, system: str, *, keep: Path | None = None) 
         "digest": digest,
         "system": system,
         "hash": found,
+        "environment": environment,
         "status": "computed by enginix runtime pin",
     }
+
+
+def _environment(crane: str, reference: str, platform: str) -> dict[str, str]:
+    """The variables that an image's configuration sets (OCI image specification: config.Env)."""
+    try:
+        told = process.run([crane, "config", "--platform", platform, reference], timeout=300).stdout
+        variables = json.loads(told)["config"].get("Env") or []
+        return dict(v.split("=", 1) for v in variables)
+    except (MachineError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise HubError(f"the image's configuration cannot be read: {e}", where=reference) from e
 
 
 def unpack(crane: str, reference: str, platform: str, tree: Path) -> None:

@@ -28,6 +28,15 @@ DRIVER_LIB = f"{drivers.HOME}/lib"
 STORE = Path("/nix/store")
 # Made anew inside, whatever the image has there.
 OWN = {"proc", "dev", "sys", "tmp", "run", "nix", "etc", "w"}
+# What a container of the image has set, where there is no root file system.
+OF_A_CONTAINER = (
+    "PATH",
+    "LD_LIBRARY_PATH",
+    "OPAL_PREFIX",
+    "CUDA_HOME",
+    "CUDA_VISIBLE_DEVICES",
+    "VIRTUAL_ENV",
+)
 # sun_path of unix(7) is 108 bytes; OpenMPI puts about 60 behind TMPDIR.
 LONGEST_WORK = 40
 
@@ -77,18 +86,21 @@ class Room:
         """Every variable that a command sees: the private directories of data/environment.json, then the
         image's.
         """
-        env = {
+        private = {
             name: row["value"].replace("@work@", str(self.inside))
             for name, row in table("environment")["variables"].items()
         }
-        env |= {"USER": "enginix", "LOGNAME": "enginix", "LANG": "C.UTF-8"}
+        private |= {"USER": "enginix", "LOGNAME": "enginix", "LANG": "C.UTF-8"}
         if self.rootfs is None:
-            env |= {k: os.environ[k] for k in ("PATH", "LD_LIBRARY_PATH") if k in os.environ}
+            env = {k: os.environ[k] for k in OF_A_CONTAINER if k in os.environ}
             libraries = str(self.driver.root / "lib") if self.driver.root else None
         else:
-            env |= self.runtime.environment
+            env = dict(self.runtime.environment)
             env["PATH"] = f"{env.get('PATH', '/usr/bin:/bin')}:{drivers.HOME}/bin"
             libraries = DRIVER_LIB
+        if self.network and "CUDA_VISIBLE_DEVICES" in os.environ:
+            env["CUDA_VISIBLE_DEVICES"] = os.environ["CUDA_VISIBLE_DEVICES"]
+        env |= private
         if libraries:
             env["LD_LIBRARY_PATH"] = ":".join(filter(None, [libraries, env.get("LD_LIBRARY_PATH")]))
         return env | dict(self.extra)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import json
 import platform
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from enginix.errors import UsageError
@@ -51,11 +53,13 @@ def known() -> list[str]:
     return sorted(table("runtimes")["runtimes"])
 
 
-def find(name: str, kind: str | None = None) -> Runtime:
+def find(name: str, kind: str | None = None, pin: Path | None = None) -> Runtime:
     """The runtime of that name.
 
     Args:
         kind: what it must be able to execute.
+        pin: what ``enginix runtime pin`` wrote; its environment, read from the image, stands before the
+        table's.
 
     Raises:
         UsageError: unknown, with the nearest known name; or without that kind, with those that have it.
@@ -87,9 +91,24 @@ def find(name: str, kind: str | None = None) -> Runtime:
         driver=row.get("driver"),
         site_packages=paths.get("sitePackages"),
         python=paths.get("python", "python3"),
-        environment=dict(row.get("environment", {})),
+        environment={**row.get("environment", {}), **(_environment(pin, name) if pin else {})},
         row=row,
     )
+
+
+def _environment(pin: Path, name: str) -> dict[str, str]:
+    try:
+        found = json.loads(pin.read_text("utf-8"))
+        pinned, environment = found["runtime"], found.get("environment", {})
+        if not all(isinstance(k, str) and isinstance(v, str) for k, v in environment.items()):
+            raise ValueError("environment is not of texts")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UsageError(
+            f"unreadable: {e}", where=str(pin), fix="write it again with enginix runtime pin"
+        ) from e
+    if pinned != name:
+        raise UsageError(f"the pin is of runtime {pinned}, not of {name}", where=str(pin))
+    return dict(environment)
 
 
 def system() -> str:

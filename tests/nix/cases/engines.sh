@@ -188,6 +188,7 @@ crane_standin() {
 #!/bin/sh
 case \$1 in
 digest) echo sha256:$(printf 'a%.0s' $(seq 64)) ;;
+config) echo '{"config":{"Env":["PATH=/usr/bin:/bin","OPAL_PREFIX=/opt/hpcx/ompi"]}}' ;;
 export) tar -cf - -C "\${STANDIN_IMAGE:-$tmp/image}" . ;;
 esac
 EOF
@@ -203,7 +204,12 @@ test_runtime_pin_is_what_nix_builds() {
           printf '%s\n' '#!/bin/sh' \"tar -cf - -C \$image .\" > \$out/bin/crane
           chmod +x \$out/bin/crane
         '';
-    in ((e.override { inherit crane; }).mkRuntime { id = \"trtllm-1.2.1\"; pin = $tmp/pin.json; }).rootfs" --no-link -L
+        run = (e.override { inherit crane; }).mkRuntime { id = \"trtllm-1.2.1\"; pin = $tmp/pin.json; };
+    in nixpkgs.runCommand \"pinned\" (fresh { inherit run; }) ''
+      [ \"\$(\$run/bin/trtllm-1.2.1-run busybox cat /etc/motd)\" = hello ]
+      \$run/bin/trtllm-1.2.1-run busybox env | grep -x OPAL_PREFIX=/opt/hpcx/ompi
+      touch \$out
+    ''" --no-link -L
 }
 
 test_runtime_without_a_pin_says_how_to_pin() {

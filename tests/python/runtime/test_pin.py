@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from enginix.errors import HubError, MachineError, UsageError
+from enginix.runtime import table
 from enginix.runtime.pin import nar_hash, pin
+from enginix.runtime.sandbox import Room
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=12).filter(
     lambda n: n not in (".", "..") and len(n.encode()) < 200
@@ -69,14 +71,18 @@ def test_a_pipe_cannot_be_pinned(tmp_path):
 def crane(tmp_path, monkeypatch):
     """A stand-in for crane: `answers(digest, export)` are lines of shell."""
 
-    def answers(digest: str = f"echo sha256:{'a' * 64}", export: str = "tar -cf - -C $IMAGE .") -> Path:
+    def answers(
+        digest: str = f"echo sha256:{'a' * 64}",
+        export: str = "tar -cf - -C $IMAGE .",
+        config: str = """echo '{"config": {"Env": ["PATH=/bin", "A=b=c"]}}'""",
+    ) -> Path:
         directory, image = tmp_path / "bin", tmp_path / "image"
         directory.mkdir(exist_ok=True)
         (image / "usr").mkdir(parents=True, exist_ok=True)
         (image / "usr" / "file").write_text("content")
         program = directory / "crane"
         program.write_text(
-            f"#!/bin/sh\nIMAGE={image}\ncase $1 in digest) {digest};; export) {export};; esac\n"
+            f"#!/bin/sh\nIMAGE={image}\ncase $1 in digest) {digest};; export) {export};; config) {config};; esac\n"
         )
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
@@ -93,12 +99,15 @@ def test_pin(crane, tmp_path):
         and made["digest"] == f"sha256:{'a' * 64}"
     )
     assert made["reference"] == "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
+    assert made["environment"] == {"PATH": "/bin", "A": "b=c"}
 
 
 @pytest.mark.parametrize(
     ("answer", "error", "said"),
     [
         ({"digest": "echo unauthorized >&2; exit 1"}, HubError, "unauthorized"),
+        ({"config": "echo {}"}, HubError, "configuration cannot be read"),
+        ({"config": "exit 1"}, HubError, "configuration cannot be read"),
         ({"digest": "echo latest"}, HubError, "for a digest"),
         ({"export": "echo refused >&2; exit 1"}, HubError, "refused"),
         ({"export": "tar -cf - -C $IMAGE . | head -c 1540"}, MachineError, "tar"),
@@ -125,3 +134,22 @@ def test_what_cannot_be_pinned(crane):
     ):
         with pytest.raises(UsageError, match=said):
             pin(*words)
+
+
+def test_the_environment_of_a_pin_reaches_the_runtime(tmp_path):
+    made = tmp_path / "pin.json"
+    made.write_text('{"runtime": "trtllm-1.2.1", "environment": {"OPAL_PREFIX": "/x", "HOME": "/root"}}')
+    found = table.find("trtllm-1.2.1", pin=made)
+    assert found.environment["OPAL_PREFIX"] == "/x" and "TRITON_LIBCUDA_PATH" in found.environment
+    room = Room(found, tmp_path, tmp_path)
+    # The private directories win.
+    assert room.environment()["HOME"] == "/w/home" and room.environment()["OPAL_PREFIX"] == "/x"
+    for text in (
+        "{",
+        "[]",
+        '{"runtime": "trtllm-1.1.0"}',
+        '{"runtime": "trtllm-1.2.1", "environment": {"A": 1}}',
+    ):
+        made.write_text(text)
+        with pytest.raises(UsageError):
+            table.find("trtllm-1.2.1", pin=made)
