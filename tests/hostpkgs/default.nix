@@ -85,6 +85,8 @@ in
   };
   # NVIDIA's exporter and the companions that it pins (nix/nvidia-edgellm.nix over nixpkgs).
   edgellm-python = link "python3-edgellm" (environment "edgellm") { meta.mainProgram = "python3"; };
+  # NVIDIA's quantizer (nix/nvidia-modelopt.nix over nixpkgs).
+  modelopt-python = link "python3-modelopt" (environment "modelopt") { meta.mainProgram = "python3"; };
   # The CPU build of tritonserver inside nvidia-pytriton's wheel, unpacked by pip.
   tritonserver-cpu = runCommand "tritonserver-cpu-2.51.0" {
     wheel = "${environment "runtime"}/lib/python3.11/site-packages/pytriton/tritonserver";

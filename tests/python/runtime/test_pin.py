@@ -82,7 +82,8 @@ def crane(tmp_path, monkeypatch):
         (image / "usr" / "file").write_text("content")
         program = directory / "crane"
         program.write_text(
-            f"#!/bin/sh\nIMAGE={image}\ncase $1 in digest) {digest};; export) {export};; config) {config};; esac\n"
+            f"#!/bin/sh\nIMAGE={image}\n"
+            f"case $1 in digest) {digest};; export) {export};; config) {config};; esac\n"
         )
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
