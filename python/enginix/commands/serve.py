@@ -115,11 +115,16 @@ def run(args: argparse.Namespace) -> int:
             gpus=gpus,
         )
 
+    if repository.instances > args.exit_timeout - 10:
+        console.say(
+            f"warning: {repository.instances} Python model instances end one after the other, about a second "
+            f"each; with --exit-timeout {args.exit_timeout} a stop may end with status 5"
+        )
     if args.dry_run:
         described = launch.describe(plan([port for _, port in named]))
         console.result(described, launch.as_text(described), as_json=args.json)
         return 0
-    tritonserver.check_python(python, server)
+    tritonserver.check_python(python, server, repository.manifest.kind or "reference")
     preflight.check_shared_memory(repository.instances)
     numbers = ports.reserve(args.host, named)
     if args.check:
@@ -167,7 +172,13 @@ def _serve(args: argparse.Namespace, plan: Plan, repository: Repository) -> int:
     try:
         with server:
             try:
-                seconds = await_ready(server, client, golden(repository.manifest), args.start_timeout)
+                seconds = await_ready(
+                    server,
+                    client,
+                    golden(repository.manifest),
+                    args.start_timeout,
+                    repository.manifest.kind or "reference",
+                )
                 notify("READY=1")
                 console.say(
                     f"{repository.manifest.name} answers at {client.url} after {seconds:.1f} s "

@@ -2,18 +2,20 @@
 
   enginix triton-repo ENGINE -o DIR
 
-ENGINE is the output of `enginix build --kind reference`. The repository has NVIDIA's four models with
-NVIDIA's tensor
-names: preprocessing, tensorrt_llm (decoupled, continuous batching), postprocessing and ensemble, which is
-    the one to
-ask. Its files name the engine, its tokenizer and the enginix package by absolute path, so these must stay
-where they are; in a Nix store they do.
+ENGINE is the output of `enginix build`, of any kind. Tensor names are NVIDIA's.
 
-Every config.pbtxt is rendered through Triton's protobuf schema and parsed back, and the repository is
-checked as a
-whole: names, versions, maps between the ensemble and its steps, data types, batch sizes, parameter keys,
-    placeholders,
-limits against the engine's. A mistake is an error that names the key and the nearest known one.
+  reference  preprocessing, tensorrt_llm (decoupled, continuous batching), postprocessing, ensemble
+  tensorrt   the same four around the C++ backend, and tensorrt_llm_bls; --parameter reaches every documented
+             key of the backend, checked here, because the backend ignores what it cannot read
+  llmapi     tensorrt_llm alone, its config.pbtxt and model.yaml agreeing
+
+The files name the engine, its tokenizer and the enginix package by absolute path, so these must stay where
+they are; in a Nix store they do. NVIDIA's own model.py are linked from the runtime's image (--rootfs), never
+copied.
+
+Every config.pbtxt is rendered through Triton's protobuf schema and parsed back, and the repository is checked
+as a whole: names, versions, maps between the ensemble and its steps, data types, batch sizes, parameter keys,
+placeholders, limits against the engine's. A mistake is an error that names the key and the nearest known one.
 
 Serve it with `enginix serve DIR --tritonserver …`.
 """
@@ -23,8 +25,10 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 from enginix import console
+from enginix.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +87,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="answers begin with the prompt unless a request says otherwise",
     )
+    nvidia = parser.add_argument_group("kinds tensorrt and llmapi")
+    nvidia.add_argument(
+        "--rootfs",
+        type=Path,
+        metavar="DIR",
+        help="root file system of the runtime's image, for NVIDIA's models",
+    )
+    nvidia.add_argument(
+        "--no-decoupled", action="store_true", help="one response a request: no streaming, but /infer works"
+    )
+    nvidia.add_argument(
+        "--no-accumulate-tokens", action="store_true", help="tensorrt_llm_bls decodes each chunk alone"
+    )
+    nvidia.add_argument(
+        "--bls-instances",
+        type=int,
+        metavar="N",
+        help="requests that tensorrt_llm_bls serves at once (default: all)",
+    )
+    nvidia.add_argument(
+        "--logits-datatype", default="FP32", metavar="TYPE", help="FP32 or FP16 (default: FP32)"
+    )
+    nvidia.add_argument(
+        "--parameter",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="parameter of tensorrt_llm, for instance kv_cache_free_gpu_mem_fraction=0.8",
+    )
     parser.add_argument(
         "--enginix-path",
         type=Path,
@@ -101,7 +134,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Builds the repository."""
-    from enginix.triton.repository import Options, build
+    from enginix.triton.options import Options
+    from enginix.triton.repository import build
+    from enginix.triton.tensorrt import Models
 
     start = time.monotonic()
     options = build(
@@ -121,12 +156,35 @@ def run(args: argparse.Namespace) -> int:
         ),
         enginix_path=args.enginix_path,
         add_models=args.add_model,
+        models=Models(
+            decoupled=not args.no_decoupled,
+            accumulate_tokens=not args.no_accumulate_tokens,
+            bls_instances=args.bls_instances,
+            logits_datatype=args.logits_datatype,
+            parameters=dict(_parameter(text) for text in args.parameter),
+        ),
+        rootfs=args.rootfs,
     )
     seconds = time.monotonic() - start
     console.result(
         {"output": str(args.output), "options": options, "seconds": round(seconds, 3)},
-        f"Triton repository {args.output}: batches of {options['max_batch_size']}, "
-        f"up to {options['max_tokens_limit']} tokens an answer, {seconds:.1f} s",
+        f"Triton repository {args.output}: {_sizes(options)}{seconds:.1f} s",
         as_json=args.json,
     )
     return 0
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise UsageError(f"{text!r} is not KEY=VALUE", where="--parameter")
+    return key, value
+
+
+def _sizes(options: dict[str, Any]) -> str:
+    said = ""
+    if options.get("max_batch_size"):
+        said += f"batches of {options['max_batch_size']}, "
+    if options.get("max_tokens_limit"):
+        said += f"up to {options['max_tokens_limit']} tokens an answer, "
+    return said

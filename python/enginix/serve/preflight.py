@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from enginix.console import human_bytes
 from enginix.errors import MachineError, ManifestError
 from enginix.manifest import Manifest
 from enginix.serve.tritonserver import TritonServer, refusal
+from enginix.tables import table
 from enginix.triton import contract
 from enginix.triton.validate import validate
 
@@ -48,7 +50,20 @@ def check_repository(directory: Path, server: TritonServer) -> Repository:
             where=str(directory),
             fix=f"pass another --tritonserver than {server.directory}, or another engine",
         )
-    known = contract.reference() if found.kind == "reference" else None
+    known: Mapping[str, contract.Model] | None = None
+    if found.kind == "reference":
+        known = contract.reference()
+    elif found.kind == "llmapi":
+        known = contract.llmapi()
+    elif found.kind == "tensorrt":
+        options = found.options
+        known = contract.tensorrt(
+            {
+                name: str(options.get(name))
+                for name in table("triton_contract")["datatypes"]
+                if name in options
+            }
+        )
     configs = validate(directory, known=known)
     instances = sum(
         group.count

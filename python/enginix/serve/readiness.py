@@ -38,8 +38,25 @@ def _ids(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(v) is int and v >= 0 for v in value)
 
 
-def await_ready(server: Supervised, client: Client, expected: Golden | None, timeout: float) -> float:
+# The whole way once, text to text: model and request of each kind's entry.
+PROBES: dict[str, tuple[str, dict[str, Any]]] = {
+    "reference": (ENSEMBLE, {"text_input": "A", "max_tokens": 1, "end_id": -1}),
+    "tensorrt": (ENSEMBLE, {"text_input": "A", "max_tokens": 1, "end_id": -1}),
+    "llmapi": (EXECUTOR, {"text_input": "A", "sampling_param_max_tokens": 1}),
+}
+
+
+def await_ready(
+    server: Supervised,
+    client: Client,
+    expected: Golden | None,
+    timeout: float,
+    kind: str = "reference",
+) -> float:
     """Waits until the server answers; returns the seconds it took.
+
+    Args:
+        expected: checked for kinds whose executor takes tokens; the one of kind ``llmapi`` takes text.
 
     Raises:
         StartError: the server ended, or was not ready in time.
@@ -58,10 +75,10 @@ def await_ready(server: Supervised, client: Client, expected: Golden | None, tim
         heartbeat.beat(f"tritonserver: loading since {waited:.0f} s")
         time.sleep(0.1)
     try:
-        if expected is not None:
+        model, request = PROBES[kind]
+        if expected is not None and model == ENSEMBLE:
             _check_golden(client, expected)
-        # The whole way once, text to text.
-        client.generate(ENSEMBLE, {"text_input": "A", "max_tokens": 1, "end_id": -1})
+        client.generate(model, request)
     except MachineError as e:
         server.check_running()
         raise StartError(

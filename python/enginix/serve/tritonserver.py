@@ -16,7 +16,12 @@ from enginix.tables import table
 
 RUNTIME_FILE = "runtime.json"
 STUB = "triton_python_backend_stub"
-NEEDED = {"preprocessing": ("numpy", "tokenizers"), "tensorrt_llm": ("torch",)}
+# What the Python models of each kind import.
+NEEDED = {
+    "reference": ("numpy", "tokenizers", "torch"),
+    "tensorrt": ("numpy", "torch", "transformers"),
+    "llmapi": ("numpy", "tensorrt_llm"),
+}
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def refusal(repository: Manifest, server: TritonServer) -> str | None:
     return None
 
 
-def check_python(python: Path, server: TritonServer) -> None:
+def check_python(python: Path, server: TritonServer, kind: str = "reference") -> None:
     """Checks that the Python environment suits the stub: same version, packages there, NumPy that it can
     read.
 
@@ -122,7 +127,7 @@ def check_python(python: Path, server: TritonServer) -> None:
         )
     binary = server.stub.read_bytes()
     linked = re.search(rb"libpython3\.(\d+)\.so", binary)
-    names = sorted({n for needed in NEEDED.values() for n in needed})
+    names = NEEDED[kind]
     script = (
         "import importlib.util, json, sys\n"
         "from importlib.metadata import version\n"
@@ -148,7 +153,9 @@ def check_python(python: Path, server: TritonServer) -> None:
         raise MachineError(
             f"lacks {', '.join(missing)}, which the repository's models import",
             where=str(python),
-            fix="--python of the environment with enginix's reference and triton extras",
+            fix="--python of the environment with enginix's reference and triton extras"
+            if kind == "reference"
+            else "--python of the runtime's image",
         )
     if numpy.split(".")[0] not in ("0", "1") and b"numpy._core" not in binary:
         raise MachineError(

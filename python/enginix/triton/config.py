@@ -21,27 +21,29 @@ _KEY = re.compile(r"([A-Za-z_]\w*)\s*[:{\[]")
 _NO_FIELD = re.compile(r'(\d+):(\d+) : .*Message type "([\w.]+)" has no field named "(\w+)"')
 
 
-def python_model(
+def model(
     model: Model,
     *,
+    backend: str = "python",
     max_batch_size: int,
     instances: int,
     parameters: Mapping[str, str],
-    decoupled: bool = False,
+    decoupled: bool | None = None,
     dynamic_batching: bool = True,
     preferred_batch_size: bool = False,
     max_queue_delay_microseconds: int = 0,
     max_queue_size: int = 0,
     preserve_ordering: bool = False,
 ) -> Any:
-    """A ``ModelConfig`` message of a model on the Python backend, on CPU instances.
+    """A ``ModelConfig`` message of a model on CPU instances; the C++ backend places its executor itself.
 
     Args:
+        decoupled: several responses a request; ``None`` leaves it out of the configuration.
         dynamic_batching: let requests wait for each other; without it each goes to an instance at once.
         preferred_batch_size: wait for whole batches of ``max_batch_size``, as the contract's models do.
         preserve_ordering: responses leave in the order of their requests, whatever instance made them.
     """
-    config = schema.ModelConfig(name=model.name, backend="python", max_batch_size=max_batch_size)
+    config = schema.ModelConfig(name=model.name, backend=backend, max_batch_size=max_batch_size)
     _tensors(config, model)
     if not dynamic_batching:
         return _completed(config, instances, parameters, decoupled)
@@ -56,12 +58,14 @@ def python_model(
     return _completed(config, instances, parameters, decoupled)
 
 
-def _completed(config: Any, instances: int, parameters: Mapping[str, str], decoupled: bool) -> Any:
+def _completed(config: Any, instances: int, parameters: Mapping[str, str], decoupled: bool | None) -> Any:
     config.instance_group.add(count=instances, kind=schema.ModelInstanceGroup.KIND_CPU)
     for key, value in sorted(parameters.items()):
         config.parameters[key].string_value = value
-    if decoupled:
-        config.model_transaction_policy.decoupled = True
+    if decoupled is not None:
+        # Written even when false: Python models read the key without asking whether it is there.
+        config.model_transaction_policy.decoupled = decoupled
+        config.model_transaction_policy.SetInParent()
     return config
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -81,6 +81,39 @@ def nvidia() -> dict[str, Model]:
             source=raw["source"],
         )
     return found
+
+
+def tensorrt(datatypes: Mapping[str, str]) -> dict[str, Model]:
+    """NVIDIA's models with the data types that its templates leave open.
+
+    Args:
+        datatypes: template variable → type without ``TYPE_``.
+    """
+
+    def filled(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(
+            replace(t, type=datatypes[t.type[2:-1]]) if t.type.startswith("${") else t for t in tensors
+        )
+
+    return {
+        name: replace(model, inputs=filled(model.inputs), outputs=filled(model.outputs))
+        for name, model in nvidia().items()
+    }
+
+
+@cache
+def llmapi() -> dict[str, Model]:
+    """The one model of NVIDIA's llmapi repository."""
+    raw = table("triton_contract")["llmapi"]
+    return {
+        EXECUTOR: Model(
+            name=EXECUTOR,
+            inputs=_tensors(raw["inputs"]),
+            outputs=_tensors(raw["outputs"]),
+            parameters=frozenset(raw["parameters"]),
+            source=raw["source"],
+        )
+    }
 
 
 @cache

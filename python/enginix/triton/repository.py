@@ -1,4 +1,6 @@
-"""Engine → Triton model repository.
+"""Engine → Triton model repository, for each kind of engine.
+
+Of kind ``reference``:
 
     <repository>/
       enginix.json                      plain files at the top are ignored by Triton
@@ -15,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -26,11 +28,12 @@ from enginix import manifest
 from enginix.errors import ManifestError, RepositoryError, UsageError
 from enginix.files import new_directory, sha256_file
 from enginix.manifest import Manifest
-from enginix.triton import config, contract
+from enginix.triton import config, contract, llmapi, tensorrt
 from enginix.triton.models.detokenizer import load_tokenizer
+from enginix.triton.options import Options
 from enginix.triton.validate import validate
 
-KINDS = ("reference",)
+KINDS = ("reference", "tensorrt", "llmapi")
 DEFAULT_MAX_BATCH_SIZE = 8
 CLASSES = {
     "preprocessing": "Preprocessing",
@@ -39,50 +42,6 @@ CLASSES = {
 }
 # Triton's own rule for model names would allow more; these are safe in paths and URLs.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user can choose; ``None`` takes the engine's value.
-
-    Attributes:
-        max_batch_size: requests that run at once.
-        max_tokens_limit: largest max_tokens of a request.
-        max_queue_delay_microseconds: how long preprocessing waits to fill a batch.
-        max_queue_size: requests that may wait; 0 is no limit.
-        preprocessing_instances, postprocessing_instances: processes of each.
-        device: where the reference executor runs, as torch names it.
-        add_special_tokens: put the tokenizer's special tokens around a prompt, as it defines them.
-        skip_special_tokens: leave special tokens out of the text.
-        exclude_input_in_output: return the answer without the prompt unless a request says otherwise.
-    """
-
-    max_batch_size: int | None = None
-    max_tokens_limit: int | None = None
-    max_queue_delay_microseconds: int = 0
-    max_queue_size: int = 0
-    preprocessing_instances: int = 1
-    postprocessing_instances: int = 1
-    device: str = "cpu"
-    add_special_tokens: bool = True
-    skip_special_tokens: bool = True
-    exclude_input_in_output: bool = True
-
-    def __post_init__(self) -> None:
-        least = {
-            "max_batch_size": 1,
-            "max_tokens_limit": 1,
-            "max_queue_delay_microseconds": 0,
-            "max_queue_size": 0,
-            "preprocessing_instances": 1,
-            "postprocessing_instances": 1,
-        }
-        for name, minimum in least.items():
-            value = getattr(self, name)
-            if value is not None and not minimum <= value < 2**31:
-                raise UsageError(f"{value} is not between {minimum} and {2**31 - 1}", where=_flag(name))
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise UsageError(f"{self.device!r} is not cpu, cuda or cuda:<number>", where="--device")
 
 
 @dataclass(frozen=True)
@@ -118,17 +77,11 @@ def read_engine(directory: Path) -> EngineFacts:
     """Reads an engine's manifest, limits and tokenizer settings.
 
     Raises:
-        ManifestError: not an engine, or of a kind without repositories.
+        ManifestError: not an engine.
         RepositoryError: its checkpoint or tokenizer is missing.
     """
     directory = Path(os.path.abspath(directory))
     found = manifest.read(directory, "engine")
-    if found.kind not in KINDS:
-        raise ManifestError(
-            f"kind {found.kind!r} has no Triton repository in this version",
-            where=str(directory),
-            fix=f"build the engine with --kind {' or '.join(KINDS)}",
-        )
     tokenizer = load_tokenizer(directory / "tokenizer")
     checkpoint = _json(directory / "checkpoint" / "config.json")
     limits = found.options.get("limits")
@@ -144,6 +97,25 @@ def read_engine(directory: Path) -> EngineFacts:
     )
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A repository before it is written.
+
+    Attributes:
+        configs: ``ModelConfig`` message of each model.
+        known: the contract that they are checked against.
+        max_batch_size: the engine's limit.
+        options: as the manifest records them.
+        fill: writes what belongs beside the configurations.
+    """
+
+    configs: Mapping[str, Any]
+    known: Mapping[str, contract.Model]
+    max_batch_size: int | None
+    options: dict[str, Any]
+    fill: Callable[[Path], None]
+
+
 def build(
     engine_directory: Path,
     out: Path,
@@ -151,13 +123,18 @@ def build(
     *,
     enginix_path: Path | None = None,
     add_models: Sequence[Path] = (),
+    models: tensorrt.Models | None = None,
+    rootfs: Path | None = None,
 ) -> dict[str, Any]:
     """Writes the repository of an engine to ``out``; validated before it appears there.
 
     Args:
-        enginix_path: directory that holds the enginix package which the models import; the running one by
-            default.
+        enginix_path: directory that holds the enginix package which the models of kind ``reference`` import;
+            the running one by default.
         add_models: model directories to put beside, as links.
+        models: of the kinds ``tensorrt`` and ``llmapi``.
+        rootfs: root file system of their runtime's image, where NVIDIA's model.py are; without it links lead
+            to their place inside the image.
 
     Returns:
         The repository's options as its manifest has them.
@@ -165,23 +142,114 @@ def build(
     Raises:
         RepositoryError, ManifestError, UsageError: nothing is written.
     """
-    options = options or Options()
-    engine = read_engine(engine_directory)
-    code = Path(os.path.abspath(enginix_path or Path(enginix.__file__).parents[1]))
-    resolved = _resolved(engine, options)
-    with new_directory(out) as directory:
-        for name, message in configurations(engine, resolved, code).items():
-            version = directory / name / "1"
-            version.mkdir(parents=True)
-            (directory / name / config.FILE).write_text(config.render(message), "utf-8")
-            if name in CLASSES:
-                (version / "model.py").write_text(_shim(name), "utf-8")
+    directory = Path(os.path.abspath(engine_directory))
+    found = manifest.read(directory, "engine")
+    options, models = options or Options(), models or tensorrt.Models()
+    if found.kind == "reference":
+        if models != tensorrt.Models():
+            raise UsageError(
+                "options of NVIDIA's models for an engine of kind reference",
+                where=str(directory),
+                fix="leave them out",
+            )
+        code = Path(os.path.abspath(enginix_path or Path(enginix.__file__).parents[1]))
+        parts = _reference(read_engine(directory), options, code)
+    elif found.kind == "tensorrt":
+        parts = _tensorrt(tensorrt.read_engine(directory, found), options, models, rootfs)
+    elif found.kind == "llmapi":
+        parts = _llmapi(directory, options, models, rootfs)
+    else:
+        raise ManifestError(
+            f"kind {found.kind!r} has no Triton repository",
+            where=str(directory),
+            fix=f"build the engine with --kind {' or '.join(KINDS)}",
+        )
+    with new_directory(out) as partial:
+        for name, message in parts.configs.items():
+            (partial / name / "1").mkdir(parents=True)
+            (partial / name / config.FILE).write_text(config.render(message), "utf-8")
+        parts.fill(partial)
         for model in add_models:
-            _add(directory, model)
-        validate(directory, known=contract.reference(), max_batch_size=engine.max_batch_size)
-        described = _manifest(engine, resolved, add_models)
-        described.write(directory)
+            _add(partial, model)
+        validate(partial, known=parts.known, max_batch_size=parts.max_batch_size)
+        described = _manifest(directory, found, parts.options, add_models)
+        described.write(partial)
     return described.options
+
+
+def _reference(engine: EngineFacts, options: Options, code: Path) -> Parts:
+    resolved = _resolved(engine, options)
+
+    def fill(directory: Path) -> None:
+        for name in CLASSES:
+            (directory / name / "1" / "model.py").write_text(_shim(name), "utf-8")
+
+    return Parts(
+        configurations(engine, resolved, code),
+        contract.reference(),
+        engine.max_batch_size,
+        asdict(resolved),
+        fill,
+    )
+
+
+def _tensorrt(
+    engine: tensorrt.TensorrtEngine, options: Options, models: tensorrt.Models, rootfs: Path | None
+) -> Parts:
+    _only(options, ("device", "max_tokens_limit"), "tensorrt")
+    batch = _batch(engine.directory, engine.max_batch_size, options)
+    resolved = Options(**{**asdict(options), "max_batch_size": batch})
+    own = asdict(models) | {"parameters": dict(models.parameters)}
+    names = {name: name for name in ("preprocessing", "postprocessing", tensorrt.BLS)}
+    return Parts(
+        tensorrt.configurations(engine, resolved, models),
+        contract.tensorrt(models.datatypes()),
+        engine.max_batch_size,
+        {**asdict(resolved), **own},
+        lambda directory: tensorrt.link_models(directory, rootfs, names),
+    )
+
+
+def _llmapi(engine: Path, options: Options, models: tensorrt.Models, rootfs: Path | None) -> Parts:
+    if options != Options() or models != tensorrt.Models(decoupled=models.decoupled):
+        raise UsageError(
+            "the kind llmapi takes decoupled only; its model batches and queues by itself",
+            where=str(engine),
+            fix="pass arguments of the LLM class to enginix build (--llm-arg)",
+        )
+
+    def fill(directory: Path) -> None:
+        llmapi.write(
+            directory / contract.EXECUTOR / "1", llmapi.model_yaml(engine, decoupled=models.decoupled)
+        )
+        tensorrt.link_models(directory, rootfs, {contract.EXECUTOR: "llmapi"})
+
+    return Parts(
+        {contract.EXECUTOR: llmapi.configuration(decoupled=models.decoupled)},
+        contract.llmapi(),
+        None,
+        {"decoupled": models.decoupled},
+        fill,
+    )
+
+
+def _only(options: Options, names: Sequence[str], kind: str) -> None:
+    for name in names:
+        if getattr(options, name) != getattr(Options(), name):
+            raise UsageError(
+                f"not of the kind {kind}", where=f"--{name.replace('_', '-')}", fix="leave it out"
+            )
+
+
+def _batch(directory: Path, limit: int | None, options: Options) -> int:
+    batch = options.max_batch_size or min(DEFAULT_MAX_BATCH_SIZE, limit or DEFAULT_MAX_BATCH_SIZE)
+    if limit is not None and batch > limit:
+        raise RepositoryError(
+            f"max_batch_size: {batch} is above the engine's {limit}",
+            where=str(directory),
+            fix=f"--max-batch-size {limit} or less",
+        )
+    return batch
 
 
 def configurations(engine: EngineFacts, options: Options, code: Path) -> dict[str, Any]:
@@ -193,7 +261,7 @@ def configurations(engine: EngineFacts, options: Options, code: Path) -> dict[st
     lengths = {"max_tokens_limit": str(options.max_tokens_limit), "max_seq_len": str(engine.max_seq_len)}
     end_ids = ",".join(map(str, engine.end_ids))
     return {
-        "preprocessing": config.python_model(
+        "preprocessing": config.model(
             models["preprocessing"],
             max_batch_size=batch,
             instances=options.preprocessing_instances,
@@ -208,7 +276,7 @@ def configurations(engine: EngineFacts, options: Options, code: Path) -> dict[st
                 "pad_id": str(engine.pad_id),
             },
         ),
-        "tensorrt_llm": config.python_model(
+        "tensorrt_llm": config.model(
             models["tensorrt_llm"],
             max_batch_size=batch,
             instances=1,
@@ -226,7 +294,7 @@ def configurations(engine: EngineFacts, options: Options, code: Path) -> dict[st
                 "device": options.device,
             },
         ),
-        "postprocessing": config.python_model(
+        "postprocessing": config.model(
             models["postprocessing"],
             max_batch_size=batch,
             instances=options.postprocessing_instances,
@@ -243,15 +311,7 @@ def configurations(engine: EngineFacts, options: Options, code: Path) -> dict[st
 
 
 def _resolved(engine: EngineFacts, options: Options) -> Options:
-    batch = options.max_batch_size or min(
-        DEFAULT_MAX_BATCH_SIZE, engine.max_batch_size or DEFAULT_MAX_BATCH_SIZE
-    )
-    if engine.max_batch_size is not None and batch > engine.max_batch_size:
-        raise RepositoryError(
-            f"max_batch_size: {batch} is above the engine's {engine.max_batch_size}",
-            where=str(engine.directory),
-            fix=f"--max-batch-size {engine.max_batch_size} or less",
-        )
+    batch = _batch(engine.directory, engine.max_batch_size, options)
     # A prompt has at least one token.
     most = engine.max_seq_len - 1 if engine.max_seq_len else 2**31 - 1
     limit = options.max_tokens_limit or most
@@ -264,22 +324,17 @@ def _resolved(engine: EngineFacts, options: Options) -> Options:
     return Options(**{**asdict(options), "max_batch_size": batch, "max_tokens_limit": limit})
 
 
-def _manifest(engine: EngineFacts, options: Options, add_models: Sequence[Path]) -> Manifest:
+def _manifest(engine: Path, found: Manifest, options: dict[str, Any], add_models: Sequence[Path]) -> Manifest:
     return Manifest(
         artefact="triton-repository",
-        name=engine.manifest.name,
-        kind=engine.manifest.kind,
-        model=engine.manifest.model,
-        inputs={
-            "engine": {
-                "name": engine.manifest.name,
-                "manifestSha256": sha256_file(engine.directory / manifest.FILE),
-            }
-        },
-        options={**asdict(options), "add_models": sorted(p.name for p in add_models)},
-        target=engine.manifest.target,
-        runtime=engine.manifest.runtime,
-        results={key: engine.manifest.results[key] for key in ("golden",) if key in engine.manifest.results},
+        name=found.name,
+        kind=found.kind,
+        model=found.model,
+        inputs={"engine": {"name": found.name, "manifestSha256": sha256_file(engine / manifest.FILE)}},
+        options={**options, "add_models": sorted(p.name for p in add_models)},
+        target=found.target,
+        runtime=found.runtime,
+        results={key: found.results[key] for key in ("golden",) if key in found.results},
     )
 
 
@@ -345,7 +400,3 @@ def _limit(limits: dict[str, Any], key: str) -> int | None:
 
 def _bool(value: bool) -> str:
     return "true" if value else "false"
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -7,6 +7,7 @@ accepts in silence (docs/triton.md lists both).
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as schema
 
 from enginix.errors import RepositoryError
-from enginix.triton import config
+from enginix.tables import table
+from enginix.triton import config, llmapi
 from enginix.triton.contract import Model
 
 TOKENIZER_MODELS = ("preprocessing", "postprocessing")
@@ -78,6 +80,11 @@ def validate(
     for name, found in configs.items():
         if found.HasField("ensemble_scheduling"):
             problems += _ensemble(name, found, configs)
+        if (repository / name / "1" / llmapi.MODEL_YAML).is_file():
+            try:
+                llmapi.check(repository / name, found)
+            except RepositoryError as e:
+                problems.append(Problem(f"{name}/1/{llmapi.MODEL_YAML}", e.what, e.fix))
     if problems:
         first, others = problems[0], problems[1:]
         also = "".join(f"\n  also: {p.where}: {p.what}" for p in others)
@@ -95,7 +102,7 @@ def _model(directory: Path, found: Any) -> Iterator[Problem]:
     is_ensemble = found.HasField("ensemble_scheduling")
     if found.backend == "python":
         for version in versions:
-            if not (version / "model.py").is_file():
+            if not _has_code(version / "model.py"):
                 yield Problem(f"{name}/{version.name}", "no model.py, which the Python backend loads")
     if is_ensemble and found.instance_group:
         yield Problem(name, "instance_group: an ensemble has no instances", "remove it")
@@ -126,6 +133,12 @@ def _model(directory: Path, found: Any) -> Iterator[Problem]:
     for key in PATHS:
         if key in found.parameters and not Path(found.parameters[key].string_value).is_dir():
             yield Problem(name, f"parameter {key}: {found.parameters[key].string_value!r} is not a directory")
+
+
+def _has_code(path: Path) -> bool:
+    """A file, or a link to where the runtime's image has one, which is not here to be seen."""
+    image = table("triton_contract")["image"]["models"]
+    return path.is_file() or (path.is_symlink() and os.readlink(path).startswith(f"{image}/"))
 
 
 def _interface(found: Any, known: Model) -> Iterator[Problem]:
@@ -223,5 +236,7 @@ def _mismatch(name: str, what: str, wanted: int, given: tuple[int, str]) -> Prob
 
 def nearest(name: str, known: Collection[str]) -> str:
     """What to do about an unknown name."""
+    if (now := table("triton_contract")["renamed"]["names"].get(name)) in known:
+        return f"it is {now} in this version"
     near = difflib.get_close_matches(name, list(known), 1, 0.6)
     return f"did you mean {near[0]}?" if near else f"known are: {', '.join(sorted(known))}"

@@ -19,7 +19,8 @@ from enginix.serve.ports import reserve
 from enginix.serve.readiness import await_ready, golden
 from enginix.serve.supervisor import Supervised
 from enginix.serve.tritonserver import TritonServer, find
-from enginix.triton.repository import Options, build
+from enginix.triton.options import Options
+from enginix.triton.repository import build
 
 TESTS = Path(__file__).parents[2]
 MODEL = TESTS / "models" / "tiny-qwen3"

@@ -21,7 +21,8 @@ import pytest
 from enginix.errors import MachineError
 from enginix.serve.client import Client
 from enginix.serve.supervisor import StartError
-from enginix.triton.repository import Options, build
+from enginix.triton.options import Options
+from enginix.triton.repository import build
 
 pytestmark = pytest.mark.slow
 PROMPT = "This License applies to any"

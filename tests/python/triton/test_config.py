@@ -31,9 +31,7 @@ def test_every_model_of_the_reference_kind_is_rendered_and_read_back(name: str) 
     message = (
         config.ensemble(model, max_batch_size=4)
         if model.steps
-        else config.python_model(
-            model, max_batch_size=4, instances=2, parameters={"k": 'quote " and \\ and ü\n'}
-        )
+        else config.model(model, max_batch_size=4, instances=2, parameters={"k": 'quote " and \\ and ü\n'})
     )
     read_back = config.parse(config.render(message), name)
     assert read_back == message

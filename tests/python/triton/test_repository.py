@@ -17,7 +17,8 @@ from enginix import manifest
 from enginix.cli import main
 from enginix.errors import EnginixError, ManifestError, RepositoryError, UsageError
 from enginix.triton import config, contract
-from enginix.triton.repository import Options, build, read_engine
+from enginix.triton.options import Options
+from enginix.triton.repository import build, read_engine
 from enginix.triton.validate import validate
 
 
@@ -43,9 +44,7 @@ def refusal(repository: Path, **arguments: Any) -> str:
 
 
 def test_a_repository_has_the_four_models_and_nothing_else(repository: Path) -> None:
-    assert sorted(p.name for p in repository.iterdir() if p.is_dir()) == sorted(
-        contract.MODELS
-    )
+    assert sorted(p.name for p in repository.iterdir() if p.is_dir()) == sorted(contract.MODELS)
     found = manifest.read(repository, "triton-repository")
     assert (
         found.kind,
@@ -60,13 +59,9 @@ def test_a_repository_has_the_four_models_and_nothing_else(repository: Path) -> 
     assert "@" not in (repository / "tensorrt_llm" / "1" / "model.py").read_text()
 
 
-def test_paths_and_ids_are_those_of_the_engine(
-    repository: Path, hand_made: Any
-) -> None:
+def test_paths_and_ids_are_those_of_the_engine(repository: Path, hand_made: Any) -> None:
     parameters = config.read(repository / "preprocessing" / "config.pbtxt").parameters
-    assert parameters["tokenizer_dir"].string_value == str(
-        hand_made.directory / "tokenizer"
-    )
+    assert parameters["tokenizer_dir"].string_value == str(hand_made.directory / "tokenizer")
     assert parameters["end_ids"].string_value == "0,5"
     assert Path(parameters["enginix_path"].string_value, "enginix", "triton").is_dir()
 
@@ -74,16 +69,9 @@ def test_paths_and_ids_are_those_of_the_engine(
 def test_the_same_engine_gives_the_same_bytes(hand_made: Any, tmp_path: Path) -> None:
     for name in ("a", "b"):
         build(hand_made.directory, tmp_path / name)
-    files = [
-        p.relative_to(tmp_path / "a")
-        for p in (tmp_path / "a").rglob("*")
-        if p.is_file()
-    ]
+    files = [p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()]
     assert len(files) == 8
-    assert all(
-        (tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes()
-        for f in files
-    )
+    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
 
 
 def test_model_py_compiles(repository: Path) -> None:
@@ -104,9 +92,7 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     ),
     (
         "directory's name is not the model's",
-        lambda r: edit(
-            r, "postprocessing", ('name: "postprocessing"', 'name: "postprocess"')
-        ),
+        lambda r: edit(r, "postprocessing", ('name: "postprocessing"', 'name: "postprocess"')),
         "name: 'postprocess' is not the directory's name",
     ),
     (
@@ -245,9 +231,7 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     ),
     (
         "parameter that must be there",
-        lambda r: edit(
-            r, "tensorrt_llm", ('key: "gpt_model_type"', 'key: "max_beam_width"')
-        ),
+        lambda r: edit(r, "tensorrt_llm", ('key: "gpt_model_type"', 'key: "max_beam_width"')),
         "parameter gpt_model_type: missing",
     ),
     (
@@ -281,9 +265,7 @@ def _rename(path: Path, name: str) -> None:
     path.rename(path.with_name(name))
 
 
-@pytest.mark.parametrize(
-    ("break_it", "expected"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES]
-)
+@pytest.mark.parametrize(("break_it", "expected"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
 def test_every_known_mistake_is_named(
     repository: Path, break_it: Callable[[Path], None], expected: str
 ) -> None:
@@ -332,16 +314,10 @@ def test_several_mistakes_are_all_told(repository: Path) -> None:
     assert "also: b: directory without" in text
 
 
-def test_limits_above_the_engine_s(
-    hand_made: Any, repository: Path, tmp_path: Path
-) -> None:
-    assert "max_batch_size: 4 is above the engine's 2" in refusal(
-        repository, max_batch_size=2
-    )
+def test_limits_above_the_engine_s(hand_made: Any, repository: Path, tmp_path: Path) -> None:
+    assert "max_batch_size: 4 is above the engine's 2" in refusal(repository, max_batch_size=2)
     hand_made.rewrite(options={"limits": {"max_batch_size": 2, "max_seq_len": 64}})
-    with pytest.raises(
-        RepositoryError, match="max_batch_size: 4 is above the engine's 2"
-    ):
+    with pytest.raises(RepositoryError, match="max_batch_size: 4 is above the engine's 2"):
         build(hand_made.directory, tmp_path / "out", Options(max_batch_size=4))
     with pytest.raises(RepositoryError, match="max_tokens_limit: 64 is above 63"):
         build(hand_made.directory, tmp_path / "out", Options(max_tokens_limit=64))
@@ -383,9 +359,7 @@ def test_models_beside_are_linked_and_checked(hand_made: Any, tmp_path: Path) ->
             "not a JSON object",
         ),
         (
-            lambda e: (e / "tokenizer" / "generation_config.json").write_text(
-                '{"eos_token_id": [-4]}'
-            ),
+            lambda e: (e / "tokenizer" / "generation_config.json").write_text('{"eos_token_id": [-4]}'),
             "eos_token_id: -4",
         ),
         (lambda e: (e / "enginix.json").unlink(), "no enginix.json"),
@@ -402,9 +376,9 @@ def test_broken_engines_are_named_and_nothing_is_written(
 
 
 def test_other_kinds_are_refused(hand_made: Any) -> None:
-    hand_made.rewrite(kind="tensorrt")
-    with pytest.raises(ManifestError, match="kind 'tensorrt' has no Triton repository"):
-        read_engine(hand_made.directory)
+    hand_made.rewrite(kind="edgellm")
+    with pytest.raises(ManifestError, match="kind 'edgellm' has no Triton repository"):
+        build(hand_made.directory, hand_made.directory.with_name("out"))
 
 
 def test_end_ids_of_the_tokenizer_when_there_is_no_generation_config(
@@ -432,9 +406,7 @@ def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
         Options(**options)
 
 
-def test_the_command(
-    hand_made: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command(hand_made: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     words = [
         "triton-repo",

@@ -1,0 +1,56 @@
+"""What a user can choose of every repository."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from enginix.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user can choose; ``None`` takes the engine's value.
+
+    Attributes:
+        max_batch_size: requests that run at once.
+        max_tokens_limit: largest max_tokens of a request.
+        max_queue_delay_microseconds: how long preprocessing waits to fill a batch.
+        max_queue_size: requests that may wait; 0 is no limit.
+        preprocessing_instances, postprocessing_instances: processes of each.
+        device: where the reference executor runs, as torch names it.
+        add_special_tokens: put the tokenizer's special tokens around a prompt, as it defines them.
+        skip_special_tokens: leave special tokens out of the text.
+        exclude_input_in_output: return the answer without the prompt unless a request says otherwise.
+    """
+
+    max_batch_size: int | None = None
+    max_tokens_limit: int | None = None
+    max_queue_delay_microseconds: int = 0
+    max_queue_size: int = 0
+    preprocessing_instances: int = 1
+    postprocessing_instances: int = 1
+    device: str = "cpu"
+    add_special_tokens: bool = True
+    skip_special_tokens: bool = True
+    exclude_input_in_output: bool = True
+
+    def __post_init__(self) -> None:
+        least = {
+            "max_batch_size": 1,
+            "max_tokens_limit": 1,
+            "max_queue_delay_microseconds": 0,
+            "max_queue_size": 0,
+            "preprocessing_instances": 1,
+            "postprocessing_instances": 1,
+        }
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if value is not None and not minimum <= value < 2**31:
+                raise UsageError(f"{value} is not between {minimum} and {2**31 - 1}", where=_flag(name))
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise UsageError(f"{self.device!r} is not cpu, cuda or cuda:<number>", where="--device")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,229 @@
+"""Engine of kind ``tensorrt`` → NVIDIA's repository: the C++ backend between NVIDIA's own Python models.
+
+    preprocessing, postprocessing, tensorrt_llm_bls   their model.py are links into the runtime's image
+    tensorrt_llm                                      backend tensorrtllm; 1/ is empty
+    ensemble                                          1/ is empty
+
+``ensemble`` and ``tensorrt_llm_bls`` are two ways to ask the same. The BLS decodes all tokens of an answer
+again with each chunk (``accumulate_tokens``), so streaming through it loses no space and breaks no character;
+NVIDIA's ensemble decodes each chunk alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from enginix.errors import RepositoryError
+from enginix.manifest import Manifest
+from enginix.tables import table
+from enginix.triton import config, contract
+from enginix.triton.options import Options
+from enginix.triton.parameters import TRUE, checked
+
+BLS = "tensorrt_llm_bls"
+DEFAULTS = {"kv_cache_free_gpu_mem_fraction": "0.9", "batch_scheduler_policy": "guaranteed_no_evict"}
+
+
+@dataclass(frozen=True)
+class TensorrtEngine:
+    """What a repository needs to know of an engine of kind ``tensorrt``.
+
+    Attributes:
+        max_batch_size, max_beam_width: the engine's limits; ``None`` where it does not say.
+        paged_context: built with paged-context FMHA, which KV-cache reuse and chunked context need; ``None``
+            where it does not say.
+    """
+
+    directory: Path
+    manifest: Manifest
+    max_batch_size: int | None
+    max_beam_width: int | None
+    paged_context: bool | None
+
+
+def read_engine(directory: Path, found: Manifest) -> TensorrtEngine:
+    """The engine's limits, from its manifest.
+
+    Raises:
+        RepositoryError: engine or tokenizer is missing.
+    """
+    for part in ("engine/config.json", "tokenizer"):
+        if not (directory / part).exists():
+            raise RepositoryError("missing", where=str(directory / part), fix="build the engine again")
+    limits = found.options.get("limits")
+    limits = limits if isinstance(limits, dict) else {}
+    plugins = found.options.get("plugins")
+    paged = plugins.get("usePagedContextFmha") if isinstance(plugins, dict) else None
+    return TensorrtEngine(
+        directory,
+        found,
+        _positive(limits.get("max_batch_size")),
+        _positive(limits.get("max_beam_width")),
+        None if paged is None else paged in (True, "enable"),
+    )
+
+
+def _positive(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+@dataclass(frozen=True)
+class Models:
+    """What NVIDIA's models take besides :class:`enginix.triton.options.Options`.
+
+    Attributes:
+        decoupled: several responses a request; streaming needs it. HTTP's ``/infer`` does not work with it.
+        accumulate_tokens: of the BLS, see above.
+        bls_instances: requests that the BLS serves at once; ``None`` is the batch size.
+        logits_datatype: of logits that requests ask for.
+        prompt_embedding_table_data_type, encoder_input_features_data_type: of those inputs.
+        parameters: of ``tensorrt_llm``; see docs/triton.md.
+    """
+
+    decoupled: bool = True
+    accumulate_tokens: bool = True
+    bls_instances: int | None = None
+    logits_datatype: str = "FP32"
+    prompt_embedding_table_data_type: str = "FP16"
+    encoder_input_features_data_type: str = "FP16"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def datatypes(self) -> dict[str, str]:
+        """Template variable → data type.
+
+        Raises:
+            RepositoryError: a type that the backend does not take there.
+        """
+        known = table("triton_contract")["datatypes"]
+        found = {name: getattr(self, name) for name in known if hasattr(self, name)}
+        for name, value in found.items():
+            if value not in known[name]:
+                raise RepositoryError(
+                    f"{value!r} is not one of {', '.join(known[name])}", where=name, fix="pass one of them"
+                )
+        return found
+
+
+def configurations(engine: TensorrtEngine, options: Options, models: Models) -> dict[str, Any]:
+    """The ``ModelConfig`` message of each model; ``options.max_batch_size`` is resolved.
+
+    Raises:
+        RepositoryError: a parameter is wrong, above the engine's limit, or needs what the engine lacks.
+    """
+    batch = options.max_batch_size
+    assert batch is not None
+    known = contract.tensorrt(models.datatypes())
+    tokenizer = str(engine.directory / "tokenizer")
+    engine_path = str(engine.directory / "engine")
+    queue: dict[str, Any] = {
+        "preferred_batch_size": True,
+        "max_queue_delay_microseconds": options.max_queue_delay_microseconds,
+        "max_queue_size": options.max_queue_size,
+    }
+    yes = {True: "true", False: "false"}
+    return {
+        "preprocessing": config.model(
+            known["preprocessing"],
+            max_batch_size=batch,
+            instances=options.preprocessing_instances,
+            parameters={
+                "tokenizer_dir": tokenizer,
+                "add_special_tokens": yes[options.add_special_tokens],
+                # Both keys are read without asking whether they are there.
+                "multimodal_model_path": "",
+                "gpt_model_path": engine_path,
+            },
+            **queue,
+        ),
+        "tensorrt_llm": config.model(
+            known["tensorrt_llm"],
+            backend="tensorrtllm",
+            max_batch_size=batch,
+            instances=1,
+            decoupled=models.decoupled,
+            parameters=_executor(engine, options, models),
+            **queue,
+        ),
+        "postprocessing": config.model(
+            known["postprocessing"],
+            max_batch_size=batch,
+            instances=options.postprocessing_instances,
+            parameters={"tokenizer_dir": tokenizer, "skip_special_tokens": yes[options.skip_special_tokens]},
+        ),
+        "ensemble": config.ensemble(known["ensemble"], max_batch_size=batch),
+        BLS: config.model(
+            known[BLS],
+            max_batch_size=batch,
+            instances=models.bls_instances or batch,
+            decoupled=models.decoupled,
+            dynamic_batching=False,
+            parameters={
+                "accumulate_tokens": yes[models.accumulate_tokens],
+                "tensorrt_llm_model_name": "tensorrt_llm",
+                "tensorrt_llm_draft_model_name": "",
+                "multimodal_encoders_name": "",
+            },
+        ),
+    }
+
+
+def _executor(engine: TensorrtEngine, options: Options, models: Models) -> dict[str, str]:
+    given = checked(models.parameters)
+    where = f"tensorrt_llm, over {engine.directory}"
+    beams = int(given.get("max_beam_width", "1"))
+    if engine.max_beam_width is not None and beams > engine.max_beam_width:
+        raise RepositoryError(
+            f"max_beam_width: {beams} is above the engine's {engine.max_beam_width}",
+            where=where,
+            fix=f"{engine.max_beam_width} or less, or build the engine with more",
+        )
+    for key in ("enable_chunked_context", "enable_kv_cache_reuse"):
+        if given.get(key) in TRUE and engine.paged_context is False:
+            raise RepositoryError(
+                f"{key}: the engine was built without paged-context FMHA, which it needs",
+                where=where,
+                fix=f"build it with usePagedContextFmha, or set {key} to false",
+            )
+    return {
+        **DEFAULTS,
+        # The backend's own default is true, over whatever engine.
+        "enable_kv_cache_reuse": "false" if engine.paged_context is False else "true",
+        "exclude_input_in_output": "true" if options.exclude_input_in_output else "false",
+        "max_beam_width": "1",
+        **given,
+        "gpt_model_type": "inflight_fused_batching",
+        "gpt_model_path": str(engine.directory / "engine"),
+        # These three must be there, empty or not: the backend reads them without a default.
+        "tokenizer_dir": str(engine.directory / "tokenizer"),
+        "guided_decoding_backend": given.get("guided_decoding_backend", ""),
+        "xgrammar_tokenizer_info_path": given.get("xgrammar_tokenizer_info_path", ""),
+    }
+
+
+def link_models(directory: Path, rootfs: Path | None, names: Mapping[str, str]) -> None:
+    """Links the model.py of NVIDIA's models into version directories.
+
+    Args:
+        rootfs: root file system of the runtime's image; without it links lead where the image has them, and
+            mean something inside it only.
+        names: model directory → key of the table's paths.
+
+    Raises:
+        RepositoryError: the image has no such file.
+    """
+    image = table("triton_contract")["image"]
+    for model, key in names.items():
+        for path in image["paths"][key]:
+            inside = Path(image["models"]) / path
+            target = inside if rootfs is None else Path(f"{os.path.abspath(rootfs)}{inside}")
+            if rootfs is not None and not target.exists():
+                raise RepositoryError(
+                    f"the image has no {inside}",
+                    where=str(rootfs),
+                    fix="pass the root file system of the runtime that the engine is for",
+                )
+            (directory / model / "1" / inside.name).symlink_to(target)

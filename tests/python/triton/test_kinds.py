@@ -1,0 +1,351 @@
+"""Repositories of the kinds tensorrt and llmapi, field by field against NVIDIA's contract."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enginix import manifest
+from enginix.cli import main
+from enginix.errors import EnginixError, RepositoryError, UsageError
+from enginix.tables import table
+from enginix.triton import config, contract
+from enginix.triton.options import Options
+from enginix.triton.parameters import checked
+from enginix.triton.repository import build
+from enginix.triton.tensorrt import Models
+from enginix.triton.validate import validate
+
+CONTRACT = table("triton_contract")
+RUNTIME = {"id": "trtllm-1.2.1"}
+PYTHON_MODELS = ("preprocessing", "postprocessing", "tensorrt_llm_bls")
+
+
+@pytest.fixture
+def engine(hand_made: Any) -> Path:
+    """An engine directory of kind tensorrt: what a repository reads, no plan in it."""
+    directory: Path = hand_made.directory
+    (directory / "engine").mkdir()
+    (directory / "engine" / "config.json").write_text("{}")
+    hand_made.rewrite(
+        kind="tensorrt",
+        runtime=RUNTIME,
+        options={
+            "limits": {"max_batch_size": 16, "max_beam_width": 2},
+            "plugins": {"usePagedContextFmha": "enable"},
+        },
+    )
+    return directory
+
+
+@pytest.fixture
+def llmapi(hand_made: Any) -> Path:
+    directory: Path = hand_made.directory
+    (directory / "model").mkdir()
+    (directory / "llm_args.yaml").write_text(json.dumps({"max_batch_size": 4, "tensor_parallel_size": 2}))
+    hand_made.rewrite(kind="llmapi", runtime=RUNTIME)
+    return directory
+
+
+def made(engine: Path, tmp_path: Path, options: Options | None = None, **models: Any) -> Path:
+    build(engine, tmp_path / "repository", options, models=Models(**models))
+    return tmp_path / "repository"
+
+
+def written(repository: Path, model: str) -> Any:
+    return config.read(repository / model / "config.pbtxt")
+
+
+def assert_tensors(found: Any, rows: list[dict[str, Any]], datatypes: dict[str, str]) -> None:
+    """Every tensor, in order, with each of its fields; the batch dimension is Triton's."""
+    assert [t.name for t in found] == [r["name"] for r in rows]
+    for tensor, row in zip(found, rows, strict=True):
+        wanted = datatypes.get(row["type"][2:-1], row["type"])
+        assert config.type_name(tensor.data_type) == f"TYPE_{wanted}", tensor.name
+        assert list(tensor.dims) == row["dims"], tensor.name
+        if hasattr(tensor, "optional"):
+            assert tensor.optional == row.get("optional", False), tensor.name
+            assert tensor.allow_ragged_batch == row.get("ragged", False), tensor.name
+            assert tensor.HasField("reshape") == row.get("scalar", False), tensor.name
+            assert list(tensor.reshape.shape) == [], tensor.name
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_a_tensorrt_repository_is_nvidia_s_field_by_field(
+    engine: Path, tmp_path: Path, decoupled: bool
+) -> None:
+    repository = made(engine, tmp_path, Options(max_batch_size=8, max_queue_size=64), decoupled=decoupled)
+    datatypes = Models().datatypes()
+    assert {p.name for p in repository.iterdir() if p.is_dir()} == set(CONTRACT["models"])
+    for name, row in CONTRACT["models"].items():
+        found = written(repository, name)
+        assert_tensors(found.input, row["inputs"], datatypes)
+        assert_tensors(found.output, row["outputs"], datatypes)
+        assert found.max_batch_size == 8
+        assert set(found.parameters) <= set(row["parameters"])
+        assert {k for k, p in row["parameters"].items() if p.get("required")} <= set(found.parameters)
+        steps = [
+            (s.model_name, dict(s.input_map), dict(s.output_map)) for s in found.ensemble_scheduling.step
+        ]
+        assert steps == [(s["model"], s["inputs"], s["outputs"]) for s in row.get("steps", [])]
+    executor = written(repository, "tensorrt_llm")
+    assert executor.backend == "tensorrtllm"
+    assert executor.model_transaction_policy.decoupled == decoupled
+    assert [(g.count, g.kind) for g in executor.instance_group] == [(1, 2)]  # KIND_CPU
+    assert list(executor.dynamic_batching.preferred_batch_size) == [8]
+    assert executor.dynamic_batching.default_queue_policy.max_queue_size == 64
+    assert written(repository, "tensorrt_llm_bls").model_transaction_policy.decoupled == decoupled
+    assert written(repository, "tensorrt_llm_bls").instance_group[0].count == 8
+    assert written(repository, "tensorrt_llm_bls").parameters["accumulate_tokens"].string_value == "true"
+
+
+def test_the_counts_are_those_of_the_facts() -> None:
+    rows = CONTRACT["models"]
+    sizes = {n: (len(r["inputs"]), len(r["outputs"])) for n, r in rows.items()}
+    assert sizes["tensorrt_llm"] == (62, 21)
+    assert (len(CONTRACT["llmapi"]["inputs"]), len(CONTRACT["llmapi"]["outputs"])) == (17, 16)
+    assert len(rows["tensorrt_llm"]["parameters"]) == 47
+
+
+def test_keys_that_must_be_there_are_there_even_when_empty(engine: Path, tmp_path: Path) -> None:
+    parameters = written(made(engine, tmp_path), "tensorrt_llm").parameters
+    for key in ("tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend"):
+        assert key in parameters
+    assert parameters["guided_decoding_backend"].string_value == ""
+    assert parameters["gpt_model_type"].string_value == "inflight_fused_batching"
+    assert parameters["gpt_model_path"].string_value == str(engine / "engine")
+
+
+def test_nvidia_s_code_is_linked_from_the_image_and_not_copied(engine: Path, tmp_path: Path) -> None:
+    repository = made(engine, tmp_path)
+    for model in PYTHON_MODELS:
+        link = repository / model / "1" / "model.py"
+        assert str(link.readlink()) == f"/app/all_models/inflight_batcher_llm/{model}/1/model.py"
+    assert list((repository / "tensorrt_llm" / "1").iterdir()) == []
+    assert list((repository / "ensemble" / "1").iterdir()) == []
+
+
+def test_links_into_an_image_s_root_lead_to_files(engine: Path, tmp_path: Path) -> None:
+    rootfs = tmp_path / "rootfs"
+    with pytest.raises(RepositoryError, match="the image has no /app/all_models"):
+        build(engine, tmp_path / "a", rootfs=rootfs)
+    for paths in CONTRACT["image"]["paths"].values():
+        for path in paths:
+            target = rootfs / "app" / "all_models" / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.mkdir(exist_ok=True) if path.endswith("lib") else target.write_text("")
+    build(engine, tmp_path / "b", rootfs=rootfs)
+    for model in PYTHON_MODELS:
+        assert (tmp_path / "b" / model / "1" / "model.py").is_file()
+
+
+def test_every_parameter_of_the_backend_can_be_set(engine: Path, tmp_path: Path) -> None:
+    """Whatever the contract lists and enginix does not write itself reaches config.pbtxt."""
+    examples = {"bool": "true", "int": "3", "fraction": "0.5", "ints": "1,2", "devices": "0,1;2,3"}
+    examples |= {"enum": "", "choices": "{0,0},{0,1}", "path": "/x", "string": ""}
+    rows = CONTRACT["models"]["tensorrt_llm"]["parameters"]
+    own = {k for k, r in rows.items() if "own" in r or "refused" in r}
+    given = {k: r.get("values", [examples[r["type"]]])[0] for k, r in rows.items() if k not in own}
+    given |= {"max_beam_width": "2", "decoding_mode": "beam_search"}
+    found = written(made(engine, tmp_path, parameters=given), "tensorrt_llm").parameters
+    assert {k: found[k].string_value for k in given} == given
+    assert len(given) > 35
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    (
+        {"kv_cache_free_gpu_memory_fraction": "0.5"},
+        "unknown\n  fix: did you mean kv_cache_free_gpu_mem_fraction?",
+    ),
+    ({"kv_cache_free_gpu_mem_fraction": "90%"}, "'90%' is not a number from 0 to 1"),
+    ({"kv_cache_free_gpu_mem_fraction": "nan"}, "'nan' is not a number"),
+    ({"kv_cache_free_gpu_mem_fraction": "1.5"}, "'1.5' is not a number from 0 to 1"),
+    ({"enable_chunked_context": "yes"}, "'yes' is not true or false"),
+    ({"max_tokens_in_paged_kv_cache": "1e6"}, "'1e6' is not a whole number"),
+    ({"batch_scheduler_policy": "max_utilisation"}, "did you mean max_utilization?"),
+    ({"decoding_mode": "auto"}, "'auto' is not one of its values"),
+    (
+        {"decoding_mode": "lookahead", "lookahead_ngram_size": 2},
+        "lookahead needs lookahead_window_size, lookahead_v",
+    ),
+    ({"decoding_mode": "beam_search"}, "beam_search over max_beam_width 1"),
+    ({"decoding_mode": "top_k", "max_beam_width": 2}, "top_k over max_beam_width 2"),
+    ({"max_beam_width": 4}, "max_beam_width: 4 is above the engine's 2"),
+    ({"guided_decoding_backend": "xgrammar"}, "belong together"),
+    (
+        {"guided_decoding_backend": "xgrammar", "xgrammar_tokenizer_info_path": "/none"},
+        "'/none' is not there",
+    ),
+    ({"gpt_model_type": "V1"}, "enginix writes it itself"),
+    ({"enable_trt_overlap": "true"}, "not to be set"),
+    ({"cross_kv_cache_fraction": "0.5"}, "encoder-decoder models only"),
+    ({"lora_prefetch_dir": "${lora_prefetch_dir}"}, "'${lora_prefetch_dir}' is not a path"),
+    ({"gpu_device_ids": "0, 1"}, "joined by commas"),
+]
+
+
+@pytest.mark.parametrize(("parameters", "expected"), REFUSED, ids=[str(r[0])[:60] for r in REFUSED])
+def test_parameters_that_the_backend_would_ignore_or_refuse(
+    engine: Path, tmp_path: Path, parameters: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(RepositoryError) as caught:
+        made(engine, tmp_path, parameters=parameters)
+    assert expected in str(caught.value)
+    assert list(tmp_path.glob("repository*")) == []
+
+
+PARAMETERS = st.dictionaries(
+    st.text(max_size=20) | st.sampled_from(list(CONTRACT["models"]["tensorrt_llm"]["parameters"])),
+    st.text(max_size=12),
+)
+
+
+@given(PARAMETERS)
+def test_any_parameters_are_taken_or_refused_by_name(given_: dict[str, str]) -> None:
+    try:
+        found = checked(given_)
+    except EnginixError as e:
+        assert "tensorrt_llm" in str(e)
+    else:
+        assert found == given_
+
+
+def test_limits_above_the_engine_s(engine: Path, tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match="max_batch_size: 32 is above the engine's 16"):
+        made(engine, tmp_path, Options(max_batch_size=32))
+
+
+def test_reuse_needs_paged_context(engine: Path, tmp_path: Path, hand_made: Any) -> None:
+    hand_made.rewrite(
+        kind="tensorrt", runtime=RUNTIME, options={"plugins": {"usePagedContextFmha": "disable"}}
+    )
+    with pytest.raises(RepositoryError, match="enable_chunked_context: the engine was built without paged"):
+        made(engine, tmp_path, parameters={"enable_chunked_context": True})
+    parameters = written(made(engine, tmp_path), "tensorrt_llm").parameters
+    assert parameters["enable_kv_cache_reuse"].string_value == "false"
+
+
+def test_data_types_that_the_templates_leave_open(engine: Path, tmp_path: Path) -> None:
+    repository = made(engine, tmp_path, logits_datatype="FP16")
+    assert_tensors(
+        written(repository, "ensemble").output,
+        CONTRACT["models"]["ensemble"]["outputs"],
+        Models(logits_datatype="FP16").datatypes(),
+    )
+    with pytest.raises(RepositoryError, match="'BF16' is not one of FP32, FP16"):
+        build(engine, tmp_path / "other", models=Models(logits_datatype="BF16"))
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("model", "old", "new", "expected"),
+    [
+        (
+            "tensorrt_llm",
+            'key: "tokenizer_dir"',
+            'key: "kv_cache_host_memory_bytes"',
+            "tokenizer_dir: missing",
+        ),
+        ("tensorrt_llm", 'name: "runtime_top_p"', 'name: "top_p"', "input top_p: unknown"),
+        (
+            "ensemble",
+            'key: "seed"',
+            'key: "random_seed"',
+            "no input random_seed\n  fix: it is seed in this version",
+        ),
+        ("ensemble", 'key: "min_tokens"', 'key: "min_length"', "it is min_tokens in this version"),
+    ],
+)
+def test_mistakes_of_earlier_generators_are_named(
+    engine: Path, tmp_path: Path, model: str, old: str, new: str, expected: str
+) -> None:
+    repository = made(engine, tmp_path)
+    edit(repository / model / "config.pbtxt", old, new)
+    with pytest.raises(RepositoryError) as caught:
+        validate(repository, known=contract.tensorrt(Models().datatypes()))
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_an_llmapi_repository_is_nvidia_s_and_both_files_agree(
+    llmapi: Path, tmp_path: Path, decoupled: bool
+) -> None:
+    repository = made(llmapi, tmp_path, decoupled=decoupled)
+    assert [p.name for p in repository.iterdir() if p.is_dir()] == ["tensorrt_llm"]
+    found = written(repository, "tensorrt_llm")
+    assert_tensors(found.input, CONTRACT["llmapi"]["inputs"], {})
+    assert_tensors(found.output, CONTRACT["llmapi"]["outputs"], {})
+    described = json.loads((repository / "tensorrt_llm" / "1" / "model.yaml").read_text())
+    assert described["triton_config"] == {
+        "max_batch_size": 0,
+        "decoupled": decoupled,
+        "cancellation_check_period_ms": 100,
+    }
+    assert (found.max_batch_size, found.model_transaction_policy.decoupled) == (0, decoupled)
+    assert described["model"] == str(llmapi / "model")
+    assert described["tensor_parallel_size"] == 2
+    assert described["trust_remote_code"] is False
+    assert manifest.read(repository, "triton-repository").kind == "llmapi"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            lambda d: d["triton_config"].update(decoupled=False),
+            "triton_config.decoupled: false, but config.pbtxt",
+        ),
+        (lambda d: d["triton_config"].update(max_batch_size=4), "triton_config.max_batch_size: 4, but"),
+        (
+            lambda d: d["triton_config"].update(decoupled="true"),
+            'decoupled: "true", but config.pbtxt says true',
+        ),
+        (lambda d: d["triton_config"].pop("decoupled"), "triton_config lacks max_batch_size or decoupled"),
+        (lambda d: d.pop("triton_config"), "triton_config lacks"),
+    ],
+)
+def test_a_model_yaml_that_disagrees(
+    llmapi: Path, tmp_path: Path, change: Callable[[dict[str, Any]], Any], expected: str
+) -> None:
+    repository = made(llmapi, tmp_path)
+    path = repository / "tensorrt_llm" / "1" / "model.yaml"
+    described = json.loads(path.read_text())
+    change(described)
+    path.write_text(json.dumps(described))
+    with pytest.raises(RepositoryError) as caught:
+        validate(repository, known=contract.llmapi())
+    assert expected in str(caught.value)
+
+
+def test_options_of_another_kind_are_refused(llmapi: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="takes decoupled only"):
+        made(llmapi, tmp_path, Options(max_batch_size=4))
+    with pytest.raises(UsageError, match="takes decoupled only"):
+        made(llmapi, tmp_path, parameters={"max_beam_width": 1})
+
+
+def test_options_of_the_reference_kind_are_refused(engine: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--device: not of the kind tensorrt"):
+        made(engine, tmp_path, Options(device="cuda"))
+
+
+def test_the_command_builds_the_kind(
+    engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["triton-repo", str(engine), "-o", str(tmp_path / "out"), "--json"]
+    assert main([*words, "--parameter", "kv_cache_free_gpu_mem_fraction=0.8"]) == 0
+    found = json.loads(capsys.readouterr().out)["options"]
+    assert found["parameters"] == {"kv_cache_free_gpu_mem_fraction": "0.8"}
+    assert main([*words[:3], str(tmp_path / "b"), "--parameter", "kv_cache_free_gpu_fraction=1"]) != 0
+    assert "did you mean" in capsys.readouterr().err
