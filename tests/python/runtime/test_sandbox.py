@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -198,6 +200,48 @@ def test_without_user_namespaces(rootfs):
         pytest.skip("no nested user namespaces here to switch off")
     assert done.returncode == 5 and "user namespaces are not allowed here" in done.stderr
     assert "user.max_user_namespaces" in done.stderr and "RestrictNamespaces" in done.stderr
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0 or not shutil.which("setpriv"), reason="needs root to become another user"
+)
+def test_as_a_unit_of_another_user():
+    """As systemd runs a unit: another user, no new privileges, no capabilities, an empty environment."""
+    busybox = shutil.which("busybox")
+    if not (busybox and shutil.which("bwrap")):
+        pytest.skip("bubblewrap and busybox are not installed")
+    with tempfile.TemporaryDirectory(prefix="enginix-unit-") as name:
+        home = Path(name)
+        for made in ("root/bin", "root/etc", "tmp", "package"):
+            (home / made).mkdir(parents=True)
+        shutil.copy(busybox, home / "root/bin/busybox")
+        (home / "root/bin/sh").symlink_to("busybox")
+        shutil.copytree(
+            PYTHON / "enginix", home / "package/enginix", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        subprocess.run(["chmod", "-R", "a+rX", str(home)], check=True)
+        (home / "tmp").chmod(0o777)
+        line = [
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--no-new-privs",
+            "--inh-caps=-all",
+        ]
+        line += ["env", "-i", "PATH=/usr/bin:/bin", f"TMPDIR={home}/tmp", f"PYTHONPATH={home}/package"]
+        line += [
+            "PYTHONDONTWRITEBYTECODE=1",
+            os.path.realpath(sys.executable),
+            "-m",
+            "enginix",
+            "runtime",
+            "run",
+        ]
+        line += ["trtllm-1.2.1", "--rootfs", f"{home}/root", "--", "/bin/sh", "-c", "busybox id -un; exit 9"]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (9, "enginix\n"), done.stderr
+        assert not list((home / "tmp").iterdir())
 
 
 def test_inside_a_unit_that_restricts_namespaces(rootfs, tmp_path):
