@@ -96,7 +96,7 @@ def test_flags_and_types(tmp_path: Path) -> None:
     mine = [said(lambda c=c: options.flags(options.check(c, "trtllm-1.2.1"))) for c in cases]
     rules = {r["option"] for r in table("build_options")["rules"]}
     for case, ours, theirs in zip(cases, mine, nix, strict=True):
-        # Rules between options are evaluation's alone; trtllm-build itself has the last word on the command line.
+        # Rules between options are evaluation's alone; on the command line trtllm-build has the last word.
         if theirs is None and set(case) & rules:
             continue
         assert ours == theirs, case
