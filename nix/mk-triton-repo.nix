@@ -1,6 +1,7 @@
 # mkTritonRepo :: { engine, … } -> derivation
 #
-# A Triton model repository: preprocessing, tensorrt_llm, postprocessing, ensemble; validated before it exists.
+# A Triton model repository, of any kind of engine; validated before it exists. NVIDIA's model.py of the kinds
+# tensorrt and llmapi are links to their place inside the runtime's image, where the server runs.
 {
   lib,
   pkgs,
@@ -11,13 +12,56 @@
 let
   function = "mkTritonRepo";
   # Nix name -> the command's flag; defaults are the command's.
-  options = {
+  sizes = {
     maxBatchSize = "--max-batch-size";
     maxQueueDelayMicroseconds = "--max-queue-delay-microseconds";
     maxQueueSize = "--max-queue-size";
     preprocessingInstances = "--preprocessing-instances";
     postprocessingInstances = "--postprocessing-instances";
+    blsInstances = "--bls-instances";
   };
+  kinds = {
+    reference = [ "device" ] ++ builtins.filter (n: n != "blsInstances") (builtins.attrNames sizes);
+    tensorrt = [
+      "decoupled"
+      "accumulateTokens"
+      "logitsDatatype"
+      "parameters"
+    ]
+    ++ builtins.attrNames sizes;
+    llmapi = [ "decoupled" ];
+  };
+  contract = lib.importJSON ../python/enginix/data/triton_contract.json;
+  known = contract.models.tensorrt_llm.parameters;
+
+  # What evaluation can know of a parameter; the command checks values.
+  parameter =
+    name: value:
+    let
+      row = known.${name} or (throw "${function}: parameters: ${check.names.unknown "parameter" name (builtins.attrNames known)}");
+      text =
+        if builtins.isBool value then
+          (if value then "true" else "false")
+        # toString of a float has six digits, toJSON what was written.
+        else if builtins.isFloat value then
+          builtins.toJSON value
+        else
+          toString value;
+    in
+    if row ? own then
+      throw "${function}: parameters.${name}: enginix writes it itself: ${row.own}; leave it out."
+    else if row ? refused then
+      throw "${function}: parameters.${name}: ${row.refused}; leave it out."
+    else if row ? values then
+      [
+        "--parameter"
+        "${name}=${check.arguments.oneOf function "parameters.${name}" row.values text}"
+      ]
+    else
+      [
+        "--parameter"
+        "${name}=${text}"
+      ];
   build =
     {
       # mkEngine's output.
@@ -25,25 +69,38 @@ let
       name ? engine.modelName,
       # Where the reference executor runs: "cpu", "cuda", "cuda:<n>".
       device ? "cpu",
+      # Several responses a request, which streaming needs.
+      decoupled ? true,
+      # tensorrt_llm_bls decodes all tokens of an answer together, so that no space is lost.
+      accumulateTokens ? true,
+      # Parameters of the C++ backend, as docs/triton.md lists them.
+      parameters ? { },
       ...
     }@args:
     let
-      given = builtins.removeAttrs args [
-        "engine"
-        "name"
-        "device"
-      ];
-      flags = [
-        "--device"
-        device
-      ]
-      ++ builtins.concatLists (
-        lib.mapAttrsToList (option: value: [
-          options.${option}
-          (check.arguments.atLeast function option 0 value)
-        ]) given
-      );
+      limit = engine.request.limits.maxBatchSize or null;
+      flags =
+        lib.optionals (engine.kind == "reference") [
+          "--device"
+          device
+        ]
+        ++ builtins.concatLists (
+          lib.mapAttrsToList (option: flag: [
+            flag
+            (check.arguments.atLeast function option 0 args.${option})
+          ]) (lib.filterAttrs (option: _: args ? ${option}) sizes)
+        )
+        ++ lib.optional (!decoupled) "--no-decoupled"
+        ++ lib.optional (!accumulateTokens) "--no-accumulate-tokens"
+        ++ lib.optionals (args ? logitsDatatype) [
+          "--logits-datatype"
+          (check.arguments.oneOf function "logitsDatatype" contract.datatypes.logits_datatype args.logitsDatatype)
+        ]
+        ++ builtins.concatLists (lib.mapAttrsToList parameter parameters);
     in
+    if limit != null && args ? maxBatchSize && args.maxBatchSize > limit then
+      throw "${function}: maxBatchSize = ${toString args.maxBatchSize} is above the engine's ${toString limit}; lower it, or raise limits.maxBatchSize of mkEngine."
+    else
     pkgs.stdenvNoCC.mkDerivation {
       name = "${name}-triton-repo";
       buildCommandPath = ./builders/triton-repo.sh;
@@ -58,4 +115,8 @@ let
       meta.description = "Triton model repository of ${name}";
     };
 in
-args: build (check.arguments.only function ([ "engine" "name" "device" ] ++ builtins.attrNames options) args)
+{ engine, ... }@args:
+if !(kinds ? ${engine.kind}) then
+  throw "${function}: engine.kind: an engine of kind ${engine.kind} has no Triton repository."
+else
+  build (check.arguments.only "${function} of kind ${engine.kind}" ([ "engine" "name" ] ++ kinds.${engine.kind}) args)

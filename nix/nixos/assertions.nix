@@ -139,7 +139,7 @@ in
               }"
             ) crowded
           )
-        }; lower their key-value caches (kvCacheFreeGpuMemFraction of mkTritonRepo, and memory here), or use another GPU.";
+        }; lower their key-value caches (parameters.kv_cache_free_gpu_mem_fraction of mkTritonRepo, and memory here), or use another GPU.";
       }
     ];
   };

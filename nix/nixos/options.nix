@@ -94,7 +94,7 @@ let
         example = 24576;
         description = ''
           MiB of each GPU that this server takes, key-value cache included. With it, servers that share a GPU are refused
-          when they do not fit together; it limits nothing by itself (`kvCacheFreeGpuMemFraction` of `mkTritonRepo` does).
+          when they do not fit together; it limits nothing by itself (`parameters.kv_cache_free_gpu_mem_fraction` of `mkTritonRepo` does).
         '';
       };
 

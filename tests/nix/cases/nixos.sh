@@ -77,3 +77,30 @@ test_nixos_unit_stops_later_than_the_server() {
 test_nixos_unit_waits_for_readiness() {
   unit '' "$tmp/t.service" && cp "$tmp/t.service" "$out" && says Type=notify && says NotifyAccess=main && says KillMode=mixed
 }
+
+repository() { # kind of the engine, arguments of mkTritonRepo, what to take of it
+  with_lib eval "(e.mkTritonRepo ({
+    engine = {
+      kind = \"$1\"; modelName = \"m\"; runtime = \"trtllm-1.2.1\"; outPath = \"/nix/store/x-m-engine\";
+      request.limits.maxBatchSize = 16;
+    };
+  } // $2)).${3:-flags}" --raw
+}
+
+test_nixos_repository_takes_what_its_kind_has() {
+  repository tensorrt '{ maxBatchSize = 16; decoupled = false; parameters = { kv_cache_free_gpu_mem_fraction = 0.85; enable_kv_cache_reuse = true; }; }' &&
+    says "'--max-batch-size' '16'" && says "'--no-decoupled'" && says "'kv_cache_free_gpu_mem_fraction=0.85'" &&
+    says "'enable_kv_cache_reuse=true'" && ! grep -q -- --device "$out" &&
+    repository llmapi '{ decoupled = false; }' && says "'--no-decoupled'" &&
+    repository reference '{ device = "cuda"; }' && says "'--device' 'cuda'"
+}
+
+test_nixos_repository_refuses_at_evaluation() {
+  ! repository tensorrt '{ maxBatchSize = 17; }' && says "is above the engine's 16" &&
+    ! repository tensorrt '{ parameters.kv_cache_free_memory_fraction = 0.5; }' && says 'unknown parameter' &&
+    ! repository tensorrt '{ parameters.batch_scheduler_policy = "max_utilisation"; }' && says 'Did you mean max_utilization?' &&
+    ! repository tensorrt '{ parameters.gpt_model_type = "V1"; }' && says 'enginix writes it itself' &&
+    ! repository tensorrt '{ device = "cuda"; }' && says 'of kind tensorrt: unknown argument "device"' &&
+    ! repository llmapi '{ maxBatchSize = 4; }' && says 'unknown argument "maxBatchSize"' &&
+    ! repository edgellm '{ }' && says 'has no Triton repository'
+}
