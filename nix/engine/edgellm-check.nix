@@ -7,6 +7,13 @@ let
   );
   # "100" before "80" as text.
   sorted = builtins.sort (a: b: a < b) (map builtins.fromJSON sms);
+  # The kind that does fit. TensorRT-LLM's own engine tests skip SM 103 and later (docs/kinds.md).
+  instead =
+    sm:
+    if sm >= 80 && sm < 103 then
+      ''serve the same model by TensorRT-LLM's engine: kind = "tensorrt"; or without a compiled plan: kind = "llmapi"''
+    else
+      ''serve the same model by TensorRT-LLM's PyTorch backend: kind = "llmapi"'';
 in
 rec {
   inherit data;
@@ -22,7 +29,7 @@ rec {
       throw ''
         ${function}: TensorRT Edge-LLM ${data.version} has no payload for SM ${toString gpu.sm} (target "${gpu.name}"); its wheel has them for SM ${lib.concatMapStringsSep ", " toString sorted}, on x86-64.
         Do one of these:
-          - serve the same model by TensorRT-LLM:  mkEngine { kind = "tensorrt"; … } or, without a compiled plan, { kind = "llmapi"; … }
+          - ${instead gpu.sm}
           - build Edge-LLM's plugin for this GPU from its sources, and pass a runtime that carries it: (mkLib pkgs).override { edgellm-runtime = … // { plugin = …; }; }''
     else
       found;
