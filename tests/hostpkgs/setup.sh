@@ -10,12 +10,24 @@ fail() {
 }
 
 missing=()
-command -v nix >/dev/null || missing+=(nix-bin)
+need() { # command, Debian package that has it
+  command -v "$1" >/dev/null || missing+=("$2")
+}
+library() { # name as ldconfig has it, Debian package
+  ldconfig -p | grep -qF "$1" || missing+=("$2")
+}
+need nix nix-bin
 /usr/bin/python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
-# Triton's Python stub is linked against it.
-ldconfig -p | grep -q 'libpython3\.11\.so' || missing+=(libpython3.11)
-ldconfig -p | grep -q 'libexpat\.so' || missing+=(libexpat1)
-command -v shellcheck >/dev/null || [[ " $* " != *" dev "* ]] || missing+=(shellcheck)
+# Triton's Python stub is linked against them.
+library libpython3.11.so libpython3.11
+library libexpat.so libexpat1
+if [[ " $* " == *" dev "* ]]; then
+  need shellcheck shellcheck
+  need bwrap bubblewrap
+  need busybox busybox-static
+  need git-lfs git-lfs
+  need systemd-analyze systemd
+fi
 
 if [ ${#missing[@]} -gt 0 ]; then
   command -v apt-get >/dev/null ||
