@@ -30,6 +30,8 @@ COMMANDS = {
     "runner": "build an engine at first run into the user's cache, then serve it",
     "cache": "engines that enginix runner has built: list, prune",
     "edgellm-export": "Hugging Face model → checked ONNX export for TensorRT Edge-LLM, on a CPU",
+    "edgellm-build": "export → TensorRT Edge-LLM engine, on the target's GPU",
+    "edgellm-serve": "serve a TensorRT Edge-LLM engine over OpenAI's interface, on loopback",
     "triton-repo": "engine → Triton model repository, validated",
     "serve": "start Triton on a repository, loopback by default; ask it; stop it",
 }
