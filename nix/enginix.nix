@@ -13,11 +13,14 @@ let
 
   runtimeOnly = [
     "commands/build.py"
+    "commands/edgellm_"
     "commands/serve.py"
     "commands/triton_repo.py"
+    "data/edgellm.json"
     "data/gates.json"
     "data/prompts"
     "data/triton_"
+    "edgellm"
     "engine"
     "gates"
     "reference"

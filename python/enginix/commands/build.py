@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 
 from enginix import console
-from enginix.errors import MachineError, UsageError
+from enginix.errors import UsageError
 
 KINDS = ("reference", "tensorrt", "llmapi", "edgellm")
 
@@ -57,10 +57,10 @@ def run(args: argparse.Namespace) -> int:
         from enginix.engine import tensorrt_command
 
         return tensorrt_command.run(args)
-    if args.kind != "reference":
-        raise MachineError(
-            f"engines of kind {args.kind} cannot be built by this version of enginix on this machine",
-            fix="--kind reference runs on any machine",
+    if args.kind == "edgellm":
+        raise UsageError(
+            "kind edgellm is built in two steps, from the model and not from a checkpoint",
+            fix="enginix edgellm-export MODEL, then enginix edgellm-build EXPORT --model MODEL; docs/edgellm.md",
         )
     if args.checkpoint is None:
         raise UsageError("CHECKPOINT is needed", fix="pass the output of enginix convert")

@@ -90,6 +90,14 @@ class _Index:
         return None
 
 
+def _aligned(data: bytes, needle: bytes, size: int) -> int:
+    """Where ``needle`` lies in ``data``, at a whole number of elements of ``size`` bytes; -1 if nowhere."""
+    at = data.find(needle)
+    while at > 0 and at % size:
+        at = data.find(needle, at + 1)
+    return at
+
+
 def _nibbles(data: Bits) -> Bits:
     counts = np.bincount(data.reshape(-1), minlength=256).reshape(16, 16)
     return np.asarray(counts.sum(0) + counts.sum(1))
@@ -194,13 +202,14 @@ class Coverage:
     def _vector(self, tensor: TensorInfo) -> bool:
         """One dimension: whole or a part of a joined vector (a bias of several projections)."""
         for form in forms(tensor.dtype):
-            needle = Expected(tensor, form).rows(0, 1).tobytes()
+            want = Expected(tensor, form)
+            needle = want.rows(0, 1).tobytes()
             for constant in self.graph.constants.values():
                 if constant.dtype != form or len(constant.shape) != 1:
                     continue
                 if constant.data.size < len(needle):
                     continue
-                at = constant.data.tobytes().find(needle)
+                at = _aligned(constant.data.tobytes(), needle, len(needle) // want.shape[1])
                 if at >= 0:
                     # A vector is one row; parts of a joined one are claimed by their bytes, which add up.
                     self.claims.take("by value", f"{constant.name} bytes", at, at + len(needle))
