@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if args.kind == "edgellm":
         raise UsageError(
             "kind edgellm is built in two steps, from the model and not from a checkpoint",
-            fix="enginix edgellm-export MODEL, then enginix edgellm-build EXPORT --model MODEL; docs/edgellm.md",
+            fix="enginix edgellm-export MODEL, then enginix edgellm-build EXPORT --model MODEL",
         )
     if args.checkpoint is None:
         raise UsageError("CHECKPOINT is needed", fix="pass the output of enginix convert")
