@@ -19,6 +19,7 @@ let
     "engine/__init__.py"
     "engine/failures.py"
     "engine/options.py"
+    "engine/options_rules.py"
     "engine/preflight.py"
     "engine/target.py"
     "engine/tensorrt.py"

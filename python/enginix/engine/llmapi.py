@@ -57,11 +57,14 @@ class Wanted:
         if asked.get("options"):
             raise UsageError("options of trtllm-build do not apply to the kind llmapi", fix="use --llm-arg")
         runtime = runtimes.find(str(asked["runtime"]), "llmapi")
+        profile = table("build_options")["profiles"].get(asked.get("profile"), {"limits": {}})
         return Wanted(
             name=asked.get("name"),
             target=target(str(asked["target"])) if asked.get("target") else None,
             runtime=runtime,
-            limits={k: v for k, v in asked.get("limits", {}).items() if v is not None},
+            limits={
+                k: v for k, v in {**profile["limits"], **asked.get("limits", {})}.items() if v is not None
+            },
             tensor_parallel=int(asked.get("tensorParallel") or 1),
             arguments=check(asked.get("llmArgs", {}), runtime.id),
         )

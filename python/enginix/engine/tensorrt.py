@@ -234,6 +234,14 @@ def _check_request(request: Request, checkpoint: Checkpoint) -> None:
     if request.strategy == "llm-api":
         _llm_api(request.options)
     _gates(request, checkpoint)
+    limits = request.limits
+    if limits.maxInputLen > limits.maxNumTokens and request.options.get("usePagedContextFmha") is False:
+        raise UsageError(
+            f"maxInputLen {limits.maxInputLen} is more than maxNumTokens {limits.maxNumTokens}, and "
+            f"without paged "
+            "context attention a prompt is not taken in chunks",
+            fix="raise maxNumTokens, lower maxInputLen, or --plugin use-paged-context-fmha=true",
+        )
 
 
 def _preflight(

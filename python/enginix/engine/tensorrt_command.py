@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in LIMITS:
         group.add_argument(f"--{build_options.kebab(name)}", type=int, metavar="N", dest=name)
     group.add_argument(
-        "--profile", choices=sorted(table("build_options")["profiles"]), help="limits for a use"
+        "--profile", choices=sorted(table("build_options")["profiles"]), help="limits and options for a use"
     )
     group.add_argument(
         "--plugin",
@@ -99,13 +99,13 @@ def run(args: argparse.Namespace) -> int:
 def _asked(args: argparse.Namespace) -> dict[str, Any]:
     if args.request is not None:
         return read(args.request)
-    profile = table("build_options")["profiles"].get(args.profile, {"limits": {}})
     given = {n: getattr(args, n) for n in LIMITS if getattr(args, n) is not None}
     return {
         "name": args.name,
         "target": args.target,
         "runtime": args.runtime,
-        "limits": {**profile["limits"], **given},
+        "profile": args.profile,
+        "limits": given,
         "options": dict(build_options.parse(text) for text in args.plugin),
         "strategy": args.strategy,
         "workers": args.workers,

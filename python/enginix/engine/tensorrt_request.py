@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from enginix.engine import options as build_options
+from enginix.engine.options_rules import Facts, resolve
 from enginix.engine.target import target
 from enginix.engine.tensorrt import Request
 from enginix.engine.tensorrt_checkpoint import Checkpoint, model_name
 from enginix.errors import UsageError
 from enginix.runtime import table as runtimes
+from enginix.tables import table
 
 KEYS = {
     "acceptDriver",
@@ -23,6 +25,7 @@ KEYS = {
     "options",
     "pin",
     "plan",
+    "profile",
     "runtime",
     "stallMinutes",
     "strategy",
@@ -67,19 +70,22 @@ def request_of(asked: dict[str, Any], checkpoint_dir: Path | None, model: Path) 
             raise UsageError(
                 "CHECKPOINT is needed", fix="pass the output of enginix convert, or --strategy llm-api"
             )
-        context = Checkpoint.read(checkpoint_dir).context
+        facts = Checkpoint.read(checkpoint_dir)
     else:
-        context = Checkpoint.of_model(model).context
+        facts = Checkpoint.of_model(model)
+    wanted = target(str(asked["target"]))
     runtime = runtimes.find(
         str(asked["runtime"]), "tensorrt", Path(asked["pin"]) if asked.get("pin") else None
     )
+    profile = _profile(asked.get("profile"))
+    known = Facts(facts.quantization, facts.kv_cache, wanted.sm, facts.architecture, facts.tensor_parallel)
     cache = asked.get("timingCache")
     return Request(
         name=str(asked.get("name") or model_name(model)),
-        target=target(str(asked["target"])),
+        target=wanted,
         runtime=runtime,
-        limits=build_options.defaults(context, asked.get("limits", {})),
-        options=build_options.check(asked.get("options", {}), runtime.id),
+        limits=build_options.defaults(facts.context, {**profile["limits"], **asked.get("limits", {})}),
+        options=resolve(known, profile["options"], build_options.check(asked.get("options", {}), runtime.id)),
         strategy=str(asked.get("strategy", "checkpoint")),
         workers=int(asked.get("workers", 1)),
         timing_cache=Path(cache) if cache else None,
@@ -88,3 +94,12 @@ def request_of(asked: dict[str, Any], checkpoint_dir: Path | None, model: Path) 
         plan=asked.get("plan"),
         gates=Path(asked["gates"]) if asked.get("gates") else None,
     )
+
+
+def _profile(name: str | None) -> dict[str, Any]:
+    profiles = table("build_options")["profiles"]
+    if name is None:
+        return {"limits": {}, "options": {}}
+    if name not in profiles:
+        raise UsageError(f"unknown profile {name!r}", fix=f"use one of {', '.join(sorted(profiles))}")
+    return dict(profiles[name])

@@ -54,7 +54,7 @@ def test_an_engine(words, tmp_path, capsys):
     assert (
         made.kind == "tensorrt"
         and made.target["sm"] == 90
-        and made.options["plugins"] == {"gemmPlugin": "auto"}
+        and made.options["plugins"]["gemmPlugin"] == "auto"
     )
     built = json.loads((tmp_path / "engine/engine/config.json").read_text())["build_config"]
     limits = made.options["limits"]
@@ -137,6 +137,9 @@ def test_a_driver_that_is_ended_takes_everything_along(words, tmp_path, number):
         (("--max-batch-size", "0"), {}, "whole number of at least 1"),
         (("--max-num-tokens", "4"), {}, "less than maxBatchSize"),
         (("--plugin", "max-output-len=5"), {}, "is gone since TensorRT-LLM 0.12.0"),
+        (("--plugin", "reduce-fusion=true"), {}, "a tensor parallel size of at least 2"),
+        (("--plugin", "streamingllm=true"), {}, "no longer supports it"),
+        (("--plugin", "use-paged-context-fmha=false", "--max-num-tokens", "64"), {}, "not taken in chunks"),
         (("--plugin", "gem-plugin=auto"), {}, "did you mean gemmPlugin"),
         (("--plugin", "gemm-plugin=int3"), {}, "nvfp4"),
         (("--plugin", "output-dir=x"), {}, "enginix writes it itself"),

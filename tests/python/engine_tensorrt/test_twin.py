@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from enginix.engine import llmapi, options
+from enginix.engine.options_rules import Facts, resolve
 from enginix.engine.preflight import check_support
 from enginix.engine.target import target
 from enginix.errors import UsageError
@@ -78,29 +79,57 @@ def test_limits(tmp_path: Path) -> None:
     assert nix == mine and None in mine and any(mine)
 
 
-def test_flags_and_types(tmp_path: Path) -> None:
-    values = [True, False, 0, 64, -1, "auto", "fp8", "paged", "nonsense", ["a", "b"]]
-    cases = [
-        {name: v}
-        for name in [*table("build_options")["options"], "maxOutputLen", "outputDir"]
-        for v in values
+MODELS = [
+    Facts("FP8", "FP8", 90, "MixtralForCausalLM", 2),
+    Facts("FP8", None, 100, "LlamaForCausalLM", 1),
+    Facts("NVFP4", "FP8", 120, "Qwen3ForCausalLM", 4),
+    Facts(None, None, 80, "LlamaForCausalLM", 1),
+    Facts(None, "FP8", 89, None, 2),
+    Facts("W4A16_AWQ", "INT8", 90, "Qwen2ForCausalLM", 1),
+]
+
+
+def test_options(tmp_path: Path) -> None:
+    values = [True, False, 0, 64, -1, "auto", "fp8", "paged", "disabled", "nonsense", ["a", "b"]]
+    names = [*table("build_options")["options"], "maxOutputLen", "outputDir", "maxBatchSize", "nonsense"]
+    asked: list[dict[str, Any]] = [{name: v} for name in names for v in values]
+    asked += [
+        {"reduceFusion": True, "userBuffer": True},
+        {"multipleProfiles": True, "optNumTokens": 8},
+        {"contextFmha": False, "usePagedContextFmha": True},
+        {"contextFmha": False},
+        {"gatherContextLogits": True, "maxDraftLen": 3},
+        {"useFusedMlp": False, "gemmSwigluPlugin": "fp8"},
+        {"kvCacheType": "disabled", "usePagedContextFmha": False},
     ]
-    facts = """{ quantization = "FP8"; kvCache = "FP8"; sm = 90; architecture = "MixtralForCausalLM";
-        engineClass = "LLaMAForCausalLM"; tensorParallel = 2; }"""
+    profiles: list[dict[str, Any]] = [
+        {},
+        *(p["options"] for p in table("build_options")["profiles"].values()),
+    ]
+    cases = [
+        {"facts": vars(f), "class": f.engine_class, "profile": profile, "asked": a}
+        for f in MODELS
+        for profile in profiles
+        for a in (asked if not profile else [{}, {"gemmPlugin": "auto"}, {"contextFmha": False}])
+    ]
     nix = evaluate(
-        f"""map (c: value (check.options.flags (builtins.intersectAttrs c
-          (check.options.resolve "e" "trtllm-1.2.1" {facts} {{ }} c)))) data""",
+        """map (c: value (check.options.flags (check.options.resolve "e" "trtllm-1.2.1" {
+          inherit (c.facts) quantization sm architecture;
+          kvCache = c.facts.kv_cache;
+          engineClass = c.class;
+          tensorParallel = c.facts.tensor_parallel;
+        } c.profile c.asked))) data""",
         cases,
         tmp_path,
     )
-    mine = [said(lambda c=c: options.flags(options.check(c, "trtllm-1.2.1"))) for c in cases]
-    rules = {r["option"] for r in table("build_options")["rules"]}
-    for case, ours, theirs in zip(cases, mine, nix, strict=True):
-        # Rules between options are evaluation's alone; on the command line trtllm-build has the last word.
-        if theirs is None and set(case) & rules:
-            continue
-        assert ours == theirs, case
-    assert sum(x is not None for x in nix) > 50
+
+    def ours(case: dict[str, Any]) -> list[str]:
+        checked = options.check(case["asked"], "trtllm-1.2.1")
+        return options.flags(resolve(Facts(**case["facts"]), case["profile"], checked))
+
+    for case, theirs in zip(cases, nix, strict=True):
+        assert said(lambda case=case: ours(case)) == theirs, case
+    assert sum(x is None for x in nix) > 50 and sum(x is not None for x in nix) > 50
 
 
 def test_arguments_of_the_llm_class(tmp_path: Path) -> None:
