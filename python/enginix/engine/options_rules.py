@@ -1,0 +1,96 @@
+"""What trtllm-build's options exclude and need: the rules of ``data/build_options.json``.
+
+nix/check/options.nix reads the same table in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from enginix.engine.options import Value
+from enginix.errors import UsageError
+from enginix.tables import table
+
+# Written out for every engine, so that nothing depends on a version's defaults.
+ALWAYS: dict[str, Value] = {"kvCacheType": "paged", "usePagedContextFmha": True, "useFp8ContextFmha": True}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rules ask for; None for what is not known."""
+
+    quantization: str | None
+    kv_cache: str | None
+    sm: int
+    architecture: str | None
+    tensor_parallel: int
+
+    @property
+    def engine_class(self) -> str | None:
+        found = table("quantization_support")["architectures"]["engine"].get(self.architecture)
+        return None if found is None else str(found)
+
+
+def resolve(facts: Facts, profile: Mapping[str, Value], asked: Mapping[str, Value]) -> dict[str, Value]:
+    """The options that reach the command line: the profile's where the target allows them, then what was
+    asked for.
+
+    Raises:
+        UsageError: an option that was asked for breaks a rule; names the rule.
+    """
+    now = {**ALWAYS, **profile, **asked}
+    rows = table("build_options")["options"]
+    for rule in table("build_options")["rules"]:
+        why = _unmet(facts, now, rule)
+        if why is None:
+            continue
+        name = rule["option"]
+        if name in asked:
+            raise UsageError(
+                f"is {asked[name]!r}: {why}", where=f"option {name}", fix="change it, or leave it out"
+            )
+        now[name] = "disable" if rows[name]["type"] == "enum" else False
+    return now
+
+
+def _spelled(value: Any) -> Any:
+    return {True: "enable", False: "disable"}[value] if isinstance(value, bool) else value
+
+
+def _unmet(facts: Facts, now: Mapping[str, Value], rule: Mapping[str, Any]) -> str | None:
+    """What a rule asks for and does not get; None where it does not apply or is met."""
+    rows = table("build_options")["options"]
+
+    def value(name: str) -> Any:
+        return _spelled(now.get(name, rows[name]["default"]))
+
+    name = rule["option"]
+    in_play = value(name) == _spelled(rule["is"]) if "is" in rule else now.get(name) is not None
+    in_play = in_play and ("whenKvCaches" not in rule or facts.kv_cache in rule["whenKvCaches"])
+    if not in_play or any(value(o) != v for o, v in rule.get("whenOption", {}).items()):
+        return None
+    if "refuse" in rule:
+        return str(rule["refuse"])
+    needs = rule.get("needs", {})
+    weights = facts.quantization or "NO_QUANT"
+    wanting = {
+        f"weights in {needs.get('quantizations')}": "quantizations" in needs
+        and weights not in needs["quantizations"],
+        f"SM in {needs.get('sm')}": "sm" in needs and not needs["sm"][0] <= facts.sm < needs["sm"][1],
+        f"SM {needs.get('smFrom')} or later": facts.sm < needs.get("smFrom", 0),
+        f"another GPU than SM {facts.sm}": facts.sm in needs.get("notSm", ()),
+        f"a KV cache in {needs.get('kvCaches')}": "kvCaches" in needs
+        and facts.kv_cache not in needs["kvCaches"],
+        f"another KV cache than {facts.kv_cache}": facts.kv_cache in needs.get("notKvCaches", ()),
+        "a tensor parallel size of at least 2": facts.tensor_parallel < needs.get("tensorParallelFrom", 0),
+        f"an engine class of {needs.get('engineClasses')}": facts.engine_class is not None
+        and facts.engine_class not in needs.get("engineClasses", [facts.engine_class]),
+        f"an architecture of {needs.get('architectures')}": facts.architecture is not None
+        and facts.architecture not in needs.get("architectures", [facts.architecture]),
+        "no draft tokens": "noDraft" in needs and int(str(now.get("maxDraftLen", 0))) > 0,
+        **{f"{o} = {v}": value(o) != v for o, v in rule.get("needsOption", {}).items()},
+    }
+    missing = [what for what, lacks in wanting.items() if lacks]
+    return f"it needs {' and '.join(missing)}; {rule['why']}" if missing else None
