@@ -13,17 +13,20 @@ let
 
   runtimeOnly = [
     "commands/build.py"
+    "commands/compare.py"
     "commands/edgellm_"
     "commands/serve.py"
     "commands/triton_repo.py"
     "data/edgellm.json"
     "data/gates.json"
+    "data/kinds.json"
     "data/prompts"
     "data/triton_"
     "edgellm"
     "engine"
     "gates"
     "reference"
+    "report"
     "serve"
     "triton"
   ];

@@ -98,7 +98,7 @@ def explain(status: int, output: str, model: Path) -> Exception:
         return MachineError(
             "the exporter was killed, as the kernel does when memory is short",
             where=str(model),
-            fix="export on a machine with about four times the weights' size in memory",
+            fix="export on a machine with about twice the weights' size in memory, and 1 GB",
         )
     for row in table("edgellm")["failures"]:
         if row["pattern"] in output:

@@ -6,7 +6,7 @@ Random Qwen3 models of the given weights in GB (10^9 bytes, bfloat16), made on t
 counts are ratios within one run, and how they grow: seconds a GB, peak memory over the weights, what the
 checks add. Memory is the peak of the processes' own pages (RssAnon + RssShmem), sampled every 20 ms;
 mapped files do not count. Runs alternate, and the best of each is taken, since other work on the machine
-only adds. DIR needs room for twice the largest model and memory for about three times.
+only adds. DIR needs room for twice the largest model and memory for about twice.
 """
 
 from __future__ import annotations

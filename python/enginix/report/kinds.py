@@ -1,0 +1,147 @@
+"""All kinds of engines of one model beside each other: what each takes, needs and runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from enginix.errors import ModelError, UsageError
+from enginix.hub import lock
+from enginix.hub.facts import FILES, model_facts
+from enginix.tables import table
+
+KINDS = ("tensorrt", "llmapi", "edgellm", "reference")
+HALF = {"float32": 2}  # what float16 divides the weights by; other types keep their size
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a comparison needs to know; ``weights`` in bytes on disk."""
+
+    name: str
+    architecture: str | None
+    quantization: str | None
+    dtype: str | None
+    weights: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of one model.
+
+    Attributes:
+        takes: whether the model can become this kind; None where no table tells.
+        why: what stands against it, or what is not known.
+        size: bytes on disk of what is served, weights included; an estimate.
+        targets: names of gpus.json that run it; None for any machine.
+    """
+
+    kind: str
+    takes: bool | None
+    why: tuple[str, ...]
+    size: int
+    targets: tuple[str, ...] | None
+    described: Mapping[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read(where: Path) -> Model:
+    """A model from its directory or its lock.
+
+    Raises:
+        ModelError: neither.
+    """
+    if where.is_dir():
+        if not (where / FILES[0]).is_file():
+            raise ModelError(f"no {FILES[0]}", where=str(where), fix="pass a model's directory, or its lock")
+        facts = model_facts({n: (where / n).read_bytes() for n in FILES if (where / n).is_file()}, str(where))
+        sizes = {p.name: p.stat().st_size for p in where.iterdir() if p.is_file()}
+        name = where.resolve().name
+    elif where.is_file():
+        pinned = lock.read(where)
+        facts, name = dict(pinned.model), pinned.repo
+        sizes = {f.path: f.size for f in pinned.files}
+    else:
+        raise ModelError(
+            "no such file or directory", where=str(where), fix="pass a model's directory, or its lock"
+        )
+    weights = sum(size for path, size in sizes.items() if path.endswith(".safetensors"))
+    return Model(name, facts.get("architecture"), facts.get("quantization"), facts.get("dtype"), weights)
+
+
+def _targets(least: int, refused: list[int] | None = None, among: set[int] | None = None) -> tuple[str, ...]:
+    def runs(sm: int) -> bool:
+        inside = refused is not None and refused[0] <= sm < refused[1]
+        return sm >= least and not inside and (among is None or sm in among)
+
+    return tuple(sorted(name for name, row in table("gpus")["gpus"].items() if runs(row["sm"])))
+
+
+def _tensorrt(model: Model) -> tuple[bool | None, list[str], tuple[str, ...]]:
+    support = table("quantization_support")
+    why = []
+    if model.architecture not in support["architectures"]["engine"]:
+        why.append(f"{model.architecture} has no engine class")
+    row = support["algorithms"].get(model.quantization or "NO_QUANT")
+    if row is None or not row["engine"]:
+        return False, [*why, f"no engine for format {model.quantization}"], ()
+    least = max(support["engineSm"]["least"], row["minSm"] or 0)
+    return not why, why, () if why else _targets(least, row["refusedSm"])
+
+
+def _llmapi(model: Model) -> tuple[bool | None, list[str], tuple[str, ...]]:
+    row = table("quantization_support")["algorithms"].get(model.quantization or "NO_QUANT")
+    least = max(80, (row or {}).get("minSm") or 0)
+    return None, ["which models the runtime takes is not in a table"], _targets(least)
+
+
+def _edgellm(model: Model) -> tuple[bool | None, list[str], tuple[str, ...]]:
+    edge = table("edgellm")
+    why = []
+    if model.architecture not in edge["architectures"]:
+        why.append(f"{model.architecture} is none whose export is checked")
+    if model.quantization is not None and model.quantization not in edge["formats"]:
+        why.append(f"format {model.quantization} is none whose export is checked")
+    if why:
+        return False, why, ()
+    least = edge["formats"][model.quantization]["minSm"] if model.quantization else 0
+    return True, [], _targets(least, among={p["sm"] for p in edge["payloads"]})
+
+
+def _reference(model: Model) -> tuple[bool | None, list[str], None]:
+    why = []
+    if model.architecture not in table("architectures")["architectures"]:
+        why.append(f"{model.architecture} is not converted")
+    row = table("quantization")["algorithms"].get(model.quantization or "NO_QUANT")
+    if row is None or not row["convert"]:
+        why.append(f"format {model.quantization} is not converted")
+    return not why, why, None
+
+
+def compare(model: Model, target: str | None = None) -> tuple[Row, ...]:
+    """One row a kind.
+
+    Args:
+        target: a GPU of gpus.json; kinds that it does not run say so.
+
+    Raises:
+        UsageError: unknown target.
+    """
+    gpus = table("gpus")["gpus"]
+    if target is not None and target not in gpus:
+        raise UsageError(f"unknown target {target!r}", fix=f"known: {', '.join(sorted(gpus))}")
+    judges = {"tensorrt": _tensorrt, "llmapi": _llmapi, "edgellm": _edgellm, "reference": _reference}
+    rows = []
+    for kind in KINDS:
+        takes, why, targets = judges[kind](model)
+        if takes is not False and target is not None and targets is not None and target not in targets:
+            takes = False
+            sms = sorted({gpus[t]["sm"] for t in targets})
+            why = [f"{target} is SM {gpus[target]['sm']}; it runs on SM {', '.join(map(str, sms))}"]
+        size = model.weights // HALF.get(model.dtype or "", 1) if kind != "llmapi" else model.weights
+        rows.append(Row(kind, takes, tuple(why), size, targets, table("kinds")["kinds"][kind]))
+    return tuple(rows)

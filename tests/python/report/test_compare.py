@@ -1,0 +1,85 @@
+"""enginix compare: every kind says what its own tables say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enginix.cli import main
+from enginix.errors import EnginixError
+from enginix.report import kinds
+from enginix.report.kinds import Model, compare, read
+from enginix.tables import table
+
+ROOT = Path(__file__).resolve().parents[3]
+TINY = ROOT / "tests/models/tiny-qwen3"
+GPUS = table("gpus")["gpus"]
+
+
+def test_directory_and_lock_say_the_same() -> None:
+    ours, pinned = read(TINY), read(ROOT / "tests/models/tiny-qwen3.lock.json")
+    assert (ours.architecture, ours.quantization, ours.weights) == (
+        pinned.architecture,
+        pinned.quantization,
+        pinned.weights,
+    )
+
+
+@given(
+    architecture=st.sampled_from(
+        [*table("architectures")["architectures"], *table("edgellm")["architectures"], "Nobody", None]
+    ),
+    quantization=st.sampled_from([*table("quantization")["algorithms"], None, "OWN"]),
+    target=st.sampled_from([*GPUS, None]),
+)
+def test_every_model_gets_a_row_a_kind(
+    architecture: str | None, quantization: str | None, target: str | None
+) -> None:
+    rows = compare(Model("m", architecture, quantization, "bfloat16", 1000), target)
+    assert [row.kind for row in rows] == list(kinds.KINDS)
+    for row in rows:
+        assert (row.takes is False) == bool(row.why) or row.takes is None
+        if target and row.takes and row.targets is not None:
+            assert target in row.targets
+        json.dumps(row.as_json())
+
+
+def test_edgellm_runs_where_the_wheel_has_a_payload() -> None:
+    row = {r.kind: r for r in compare(Model("m", "Qwen3ForCausalLM", None, "bfloat16", 1000))}["edgellm"]
+    sms = {p["sm"] for p in table("edgellm")["payloads"]}
+    assert row.targets is not None
+    assert set(row.targets) == {name for name, gpu in GPUS.items() if gpu["sm"] in sms}
+
+
+def test_what_nobody_takes_is_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["NobodyKnows"]}')
+    assert main(["compare", str(tmp_path)]) == 1
+    assert "NobodyKnows" in capsys.readouterr().out
+
+
+def test_text_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(TINY), "--target", "h200"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"{kind}: " in text for kind in kinds.KINDS) and "h200 is SM 90" in text
+    assert main(["compare", str(TINY), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["kinds"]) == len(kinds.KINDS)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"architectures": 3}', b"\xff", b'{"quantization_config": 1}']
+)
+def test_garbage_is_an_error_or_nobody(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    try:
+        rows = compare(read(tmp_path))
+    except EnginixError:
+        return
+    assert not any(row.takes for row in rows)
+
+
+def test_unknown_target() -> None:
+    assert main(["compare", str(TINY), "--target", "h2000"]) == 2
