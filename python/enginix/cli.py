@@ -21,6 +21,7 @@ COMMANDS = {
     "fetch-file": "download one file of a commit, verified: what a Nix build runs",
     "fetch-tree": "download a whole commit as a git-lfs clone without .git has it",
     "inspect": "what a model is, from its configuration and headers; of a Hub repository, kilobytes",
+    "compare": "all kinds of engines of a model beside each other: what each takes, needs, and where it runs",
     "plan": "whether it fits a GPU: weights, KV cache, room; what the build needs; the smallest change",
     "convert": "Hugging Face model → TensorRT-LLM checkpoint",
     "verify-checkpoint": "check a TensorRT-LLM checkpoint: names, shapes, dtypes, coverage",
