@@ -1,7 +1,7 @@
 """Shows all kinds of engines of one model beside each other: what each takes, needs, and where it runs.
 
 MODEL is a model's directory or its lock; no weight is read. With --target, kinds that this GPU does not run
-say why. Sizes are estimates from the weights' files. Exit code 1 says that no kind is known to take the model.
+say why. Sizes are estimates from the weights' files. Exit code 1: no kind is known to take the model.
 
   enginix compare ./tiny-qwen3
   enginix compare model.lock.json --target rtx-5090
