@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Array = npt.NDArray[Any]
+    Bytes8 = npt.NDArray[np.uint8]
 
-CHUNK = 1 << 20  # bytes read at once where bytes are looked at: fits a core's cache
-COPY = 8 << 20  # bytes of a copy between two ranks' turns
+COPY = 1 << 20  # bytes of a block that is copied as it is
+CHUNK = 1 << 19  # bytes of a block that is looked at: with what is made of it, it fits a core's L2 cache
 
 
 class Reader:
-    """Positioned reads of source files; remembers the last chunk, which the next rank often wants, too."""
+    """Positioned reads of source files into one buffer; each thread has its own."""
 
     def __init__(self) -> None:
         self._files: dict[Path, int] = {}
-        self._last: tuple[tuple[Path, int, int], bytes] | None = None
-        self._buffer = bytearray(CHUNK)
+        self._buffer = bytearray(COPY)
 
     def __enter__(self) -> Reader:
         return self
@@ -47,41 +47,23 @@ class Reader:
                 ) from e
         return self._files[path]
 
-    def read(self, path: Path, begin: int, end: int) -> bytes:
-        """Bytes ``begin`` to ``end`` of a file.
+    def read(self, path: Path, begin: int, end: int) -> memoryview:
+        """Bytes ``begin`` to ``end`` of a file, valid until the next call.
 
         Raises:
             ModelError: the file ends before ``end`` (it changed while it was read).
         """
-        key = (path, begin, end)
-        if self._last is not None and self._last[0] == key:
-            return self._last[1]
-        fd, parts, at = self.fd(path), [], begin
+        if end - begin > len(self._buffer):
+            self._buffer = bytearray(end - begin)
+        view, at = memoryview(self._buffer)[: end - begin], begin
         while at < end:
-            block = os.pread(fd, end - at, at)
-            if not block:
+            done = os.preadv(self.fd(path), [view[at - begin :]], at)
+            if done == 0:
                 raise ModelError(
                     f"ends at byte {at}, its header promises {end}", where=str(path), fix="download it again"
                 )
-            parts.append(block)
-            at += len(block)
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
-        self._last = (key, data)
-        return data
-
-    def block(self, path: Path, begin: int, end: int) -> memoryview:
-        """Up to ``CHUNK`` bytes from ``begin``, valid until the next call.
-
-        Raises:
-            ModelError: the file ends there (it changed while it was read).
-        """
-        view = memoryview(self._buffer)[: min(len(self._buffer), end - begin)]
-        done = os.preadv(self.fd(path), [view], begin)
-        if done == 0:
-            raise ModelError(
-                f"ends at byte {begin}, its header promises {end}", where=str(path), fix="download it again"
-            )
-        return view[:done]
+            at += done
+        return view
 
     def array(self, tensor: TensorInfo) -> Array:
         """A small tensor as a NumPy array of its own dtype."""
@@ -89,31 +71,32 @@ class Reader:
 
         from enginix.checkpoint.numbers import numpy_dtype
 
-        flat = np.frombuffer(self.read(tensor.path, tensor.begin, tensor.end), numpy_dtype(tensor.dtype))
+        data = bytes(self.read(tensor.path, tensor.begin, tensor.end))
+        flat = np.frombuffer(data, numpy_dtype(tensor.dtype))
         return flat.reshape(tensor.shape)
 
 
 @dataclass(frozen=True)
-class FileRange:
-    """Bytes to copy as they are."""
+class Transform:
+    """What is done to rows on their way.
 
-    path: Path
-    begin: int
-    end: int
+    Attributes:
+        apply: from uint8 [rows, bytes] into a flat uint8 array of exactly the bytes made of them.
+        width: bytes of a row → bytes made of it.
+    """
 
-
-Piece = FileRange | bytes
-Transform = Callable[["npt.NDArray[np.uint8]"], "npt.NDArray[Any]"]
+    apply: Callable[[Bytes8, Bytes8], None]
+    width: Callable[[int], int]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows and byte columns of a row-major matrix, each chunk of rows passed through ``transform``.
+    """Rows and byte columns of a row-major matrix, passed through ``transform``.
 
     Attributes:
         stride: bytes of a whole row in the file.
         cols: byte range within each row.
-        transform: from uint8 [rows, bytes] to an array whose bytes are written; None copies.
+        transform: None copies.
     """
 
     tensor: TensorInfo
@@ -122,26 +105,49 @@ class Rows:
     cols: tuple[int, int]
     transform: Transform | None = None
 
-    def pieces(self, reader: Reader) -> Iterator[Piece]:
-        if self.transform is None and self.cols == (0, self.stride):
-            base = self.tensor.begin
-            end = base + self.rows[1] * self.stride
-            for at in range(base + self.rows[0] * self.stride, end, COPY):
-                yield FileRange(self.tensor.path, at, min(at + COPY, end))
-        else:
-            yield from self.blocks(reader)
+    @property
+    def plain(self) -> bool:
+        """Whether the bytes are one range of the file, as they are."""
+        return self.transform is None and self.cols == (0, self.stride)
 
-    def blocks(self, reader: Reader) -> Iterator[bytes]:
-        """The same bytes, always read."""
+    @property
+    def width(self) -> int:
+        """Bytes made of a row."""
+        taken = self.cols[1] - self.cols[0]
+        return taken if self.transform is None else self.transform.width(taken)
+
+    @property
+    def size(self) -> int:
+        return (self.rows[1] - self.rows[0]) * self.width
+
+    def steps(self) -> Iterator[tuple[int, int]]:
+        """Ranges of rows, each a block of work."""
+        step = max(1, CHUNK // max(1, self.stride))
+        for row in range(*self.rows, step):
+            yield row, min(row + step, self.rows[1])
+
+    def span(self, begin: int, end: int) -> tuple[int, int]:
+        """Where some rows lie in the file, with all of their columns."""
+        return self.tensor.begin + begin * self.stride, self.tensor.begin + end * self.stride
+
+    def make(self, data: memoryview, into: Bytes8) -> None:
+        """The bytes made of whole rows ``data``, into a flat array of exactly their number."""
         import numpy as np
 
-        base, step = self.tensor.begin, max(1, CHUNK // max(1, self.stride))
-        for row in range(*self.rows, step):
-            stop = min(row + step, self.rows[1])
-            data = reader.read(self.tensor.path, base + row * self.stride, base + stop * self.stride)
-            block = np.frombuffer(data, np.uint8).reshape(stop - row, self.stride)
-            part = block[:, self.cols[0] : self.cols[1]]
-            yield (part if self.transform is None else self.transform(part)).tobytes()
+        rows = np.frombuffer(data, np.uint8).reshape(-1, self.stride)[:, self.cols[0] : self.cols[1]]
+        if self.transform is None:
+            np.copyto(into.reshape(rows.shape), rows)
+        else:
+            self.transform.apply(rows, into)
+
+    def blocks(self, reader: Reader) -> Iterator[bytes]:
+        """The same bytes, in order."""
+        import numpy as np
+
+        for begin, end in self.steps():
+            made = np.empty((end - begin) * self.width, np.uint8)
+            self.make(reader.read(self.tensor.path, *self.span(begin, end)), made)
+            yield made.tobytes()
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ class Zeros:
 
     size: int
 
-    def pieces(self, reader: Reader) -> Iterator[Piece]:
+    def blocks(self, reader: Reader) -> Iterator[bytes]:
         for at in range(0, self.size, CHUNK):
             yield bytes(min(CHUNK, self.size - at))
 
@@ -161,17 +167,22 @@ class Bytes:
 
     data: bytes
 
-    def pieces(self, reader: Reader) -> Iterator[Piece]:
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def blocks(self, reader: Reader) -> Iterator[bytes]:
         yield self.data
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Bytes that are made of several inputs at once, when they are written."""
+    """``size`` bytes that are made of several inputs at once, when they are written."""
 
+    size: int
     make: Callable[[Reader], Iterator[bytes]]
 
-    def pieces(self, reader: Reader) -> Iterator[Piece]:
+    def blocks(self, reader: Reader) -> Iterator[bytes]:
         yield from self.make(reader)
 
 
@@ -190,7 +201,3 @@ class Output:
     dtype: str
     shape: tuple[int, ...]
     parts: tuple[Part, ...]
-
-    def pieces(self, reader: Reader) -> Iterator[Piece]:
-        for part in self.parts:
-            yield from part.pieces(reader)

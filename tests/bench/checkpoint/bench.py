@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "python"))
 from models import write_llama
 
 PYTHON = Path(__file__).resolve().parents[3] / "python"
-RESULTS: dict[str, object] = {}
+RESULTS: dict[str, dict[str, float]] = {}
+Array = np.ndarray[Any, Any]
 
 
 def say(text: str) -> None:
@@ -74,13 +76,53 @@ def convert(model: Path, out: Path, *options: str) -> tuple[float, int]:
     return result
 
 
-def copy(model: Path, out: Path) -> float:
+# From file to file through NumPy: what a conversion that computes nothing costs.
+NUMPY_COPY = """
+import sys, numpy as np
+into = np.empty(1 << 20, np.uint8)
+with open(sys.argv[1], "rb", buffering=0) as source, open(sys.argv[2], "wb", buffering=0) as target:
+    while len(block := np.fromfile(source, np.uint8, 1 << 20)):
+        np.copyto(into[: len(block)], block)
+        into[: len(block)].tofile(target)
+"""
+
+
+def copy(model: Path, out: Path, command: Sequence[str] = ("cp",)) -> float:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     os.sync()
-    seconds, _ = run(["cp", str(model / "model.safetensors"), str(out)])
+    seconds, _ = run([*command, str(model / "model.safetensors"), str(out / "model.safetensors")])
     shutil.rmtree(out)
     return seconds
+
+
+def numpy_copy(model: Path, out: Path) -> float:
+    return copy(model, out, (sys.executable, "-c", NUMPY_COPY))
+
+
+def one_model(base: Path, name: str, rounds: int, options: Sequence[str]) -> None:
+    """Conversion of ``base/model``, ``cp`` and NumPy's copy in turns."""
+    model, out = base / "model", base / "out"
+    copies, numpys, conversions, peaks = [], [], [], []
+    for _ in range(rounds):
+        copies.append(copy(model, out))
+        numpys.append(numpy_copy(model, out))
+        seconds, peak = convert(model, out, *options)
+        conversions.append(seconds)
+        peaks.append(peak)
+    cp, plain, ours = min(copies), min(numpys), min(conversions)
+    RESULTS[name] = {
+        "cp": cp,
+        "numpy": plain,
+        "convert": ours,
+        "ratio": cp / ours,
+        "ratioNumpy": plain / ours,
+        "memoryMB": max(peaks) / 1e6,
+    }
+    say(
+        f"{name:<30} cp {cp:5.2f} s   NumPy {plain:5.2f} s   convert {ours:5.2f} s   "
+        f"{cp / ours:4.2f} × cp, {plain / ours:4.2f} × NumPy's copy   memory {max(peaks) / 1e6:4.0f} MB"
+    )
 
 
 def against_cp(base: Path, gigabytes: float, rounds: int, variants: Sequence[Sequence[str]]) -> None:
@@ -91,19 +133,7 @@ def against_cp(base: Path, gigabytes: float, rounds: int, variants: Sequence[Seq
         while f.read(1 << 24):
             pass
     for options in variants:
-        copies, conversions, peaks = [], [], []
-        for _ in range(rounds):
-            copies.append(copy(model, base / "out"))
-            seconds, peak = convert(model, base / "out", *options)
-            conversions.append(seconds)
-            peaks.append(peak)
-        one, other = min(copies), min(conversions)
-        name = f"{gigabytes:g} GB {' '.join(options)}".strip()
-        RESULTS[name] = {"cp": one, "convert": other, "ratio": one / other, "memoryMB": max(peaks) / 1e6}
-        say(
-            f"{name:<44} cp {one:5.2f} s   convert {other:5.2f} s   {one / other:4.2f} × the speed of cp   "
-            f"memory {max(peaks) / 1e6:4.0f} MB"
-        )
+        one_model(base, f"{gigabytes:g} GB {' '.join(options)}".strip(), rounds, options)
     shutil.rmtree(model)
 
 
@@ -117,18 +147,37 @@ def best(work: Callable[[], object], rounds: int = 7) -> float:
 
 
 def casts() -> None:
-    """In memory, a chunk at a time as conversion does, against a NumPy copy of the same input bytes."""
+    """In memory, a block at a time as conversion does, against a NumPy copy of the same input bytes."""
     from enginix.checkpoint.numbers import cast, fp8_rescale, numpy_dtype
+    from enginix.checkpoint.parallel import in_order, usable_threads
     from enginix.checkpoint.parts import CHUNK
 
     rng = np.random.default_rng(0)
 
-    def one(source: str, target: str) -> None:
-        values = (rng.standard_normal(1 << 24) * 0.02).astype(np.float32).astype(numpy_dtype(source))
+    def measure(name: str, values: Array, made: int, work: Callable[[Array, Array], object]) -> None:
         step, into = CHUNK // values.itemsize, np.empty_like(values)
         plain = best(lambda: np.copyto(into, values))
-        ours = best(lambda: [cast(values[i : i + step], source, target) for i in range(0, len(values), step)])
-        report(f"{source} → {target}", values.nbytes, plain, ours)
+        buffers = [np.empty(step * made, np.uint8) for _ in range(usable_threads())]
+
+        def through(out: Array) -> Callable[[int], int]:
+            def run_one(i: int) -> int:
+                work(values[i : i + step], out)
+                return 0
+
+            return run_one
+
+        def all_of(threads: int) -> float:
+            workers = [through(b) for b in buffers[:threads]]
+            return best(lambda: in_order(iter(range(0, len(values), step)), workers))
+
+        one, every = all_of(1), all_of(len(buffers))
+        size = values.nbytes
+        RESULTS[name] = {"copyGBps": size / plain / 1e9, "GBps": size / one / 1e9, "ratio": plain / one}
+        RESULTS[name] |= {"threads": len(buffers), "allGBps": size / every / 1e9, "allRatio": plain / every}
+        say(
+            f"{name:<30} {size / one / 1e9:5.2f} GB/s of input, {plain / one:4.2f} × a NumPy copy in memory; "
+            f"{len(buffers)} threads {size / every / 1e9:5.2f} GB/s, {plain / every:4.2f} ×"
+        )
 
     for source, target in (
         ("BF16", "F16"),
@@ -136,31 +185,26 @@ def casts() -> None:
         ("F32", "BF16"),
         ("F32", "F16"),
         ("BF16", "F32"),
+        ("F16", "F32"),
     ):
-        one(source, target)
+        values = (rng.standard_normal(1 << 24) * 0.02).astype(np.float32).astype(numpy_dtype(source))
+        to = numpy_dtype(target)
+        measure(
+            f"{source} → {target}",
+            values,
+            to.itemsize,
+            lambda x, out, s=source, t=target, to=to: cast(x, s, t, out.view(to)),  # type: ignore[misc]
+        )
     codes = rng.integers(0, 0x7F, 1 << 25, np.uint8)
-    copy_to = np.empty_like(codes)
-    plain = best(lambda: np.copyto(copy_to, codes))
-    ours = best(lambda: [fp8_rescale(codes[i : i + CHUNK], 0.5, 0.7) for i in range(0, len(codes), CHUNK)])
-    report("FP8 rescaled", codes.nbytes, plain, ours)
-
-
-def report(name: str, size: int, plain: float, ours: float) -> None:
-    RESULTS[name] = {"copyGBps": size / plain / 1e9, "GBps": size / ours / 1e9, "ratio": plain / ours}
-    say(f"{name:<44} {size / ours / 1e9:5.2f} GB/s of input, {plain / ours:4.2f} × a NumPy copy in memory")
+    measure("FP8 rescaled", codes, 1, lambda x, out: fp8_rescale(x, 0.5, 0.7, out))
 
 
 def fp8(base: Path, gigabytes: float, rounds: int) -> None:
-    """Merging FP8 q, k and v on disk, against cp of the same model."""
-    model = base / "model"
-    shutil.rmtree(model, ignore_errors=True)
-    write_llama(model, gigabytes, fp8=True)
-    copies = [copy(model, base / "out") for _ in range(rounds)]
-    conversions = [convert(model, base / "out") for _ in range(rounds)]
-    one, other = min(copies), min(s for s, _ in conversions)
-    RESULTS[f"{gigabytes:g} GB FP8"] = {"cp": one, "convert": other, "ratio": one / other}
-    say(f"{f'{gigabytes:g} GB FP8':<44} cp {one:5.2f} s   convert {other:5.2f} s   {one / other:4.2f} × cp")
-    shutil.rmtree(model)
+    """Merging FP8 q, k and v on disk."""
+    shutil.rmtree(base / "model", ignore_errors=True)
+    write_llama(base / "model", gigabytes, fp8=True)
+    one_model(base, f"{gigabytes:g} GB FP8", rounds, [])
+    shutil.rmtree(base / "model")
 
 
 MODELOPT = """

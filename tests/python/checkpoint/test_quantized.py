@@ -225,6 +225,35 @@ def test_casts_equal_torchs(source: str, target: str, data: bytes) -> None:
     assert (same | np.isnan(theirs.float().numpy())).all()
 
 
+LOWS = (0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF, 0x2000, 0x2FFF, 0x3000, 0x3001, 0x8000, 0xEFFF, 0xF000, 0xFFFF)
+
+
+@pytest.mark.parametrize("source", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("target", ["F32", "F16", "BF16"])
+def test_casts_equal_ml_dtypes_on_every_pattern(source: str, target: str) -> None:
+    """Every 16-bit pattern; of float32 every upper half, with lower halves around each rounding."""
+    from enginix.checkpoint.numbers import numpy_dtype
+
+    every = np.arange(1 << 16, dtype=np.uint32)
+    if source == "F32":
+        every = np.concatenate([every << np.uint32(16) | np.uint32(low) for low in LOWS])
+        values = every.view(np.float32)
+    else:
+        values = every.astype(np.uint16).view(numpy_dtype(source))
+    with np.errstate(all="ignore"):
+        theirs = values.astype(np.float32).astype(numpy_dtype(target))
+        lost = np.isfinite(values.astype(np.float32)) & ~np.isfinite(theirs.astype(np.float32))
+    if target != "F16":
+        lost = np.zeros(lost.shape, np.bool_)
+    ours = cast(values[~lost], source, target)
+    kept = theirs[~lost]
+    width = np.uint32 if target == "F32" else np.uint16
+    assert ((ours.view(width) == kept.view(width)) | np.isnan(kept.astype(np.float32))).all()
+    for value in values[lost][:: max(1, lost.sum() // 50)]:
+        with pytest.raises(OverflowError, match="does not fit"):
+            cast(np.array([1, value, 0], values.dtype), source, target)
+
+
 def test_interleaving_is_the_documented_order() -> None:
     rows, width = 256, 8
     plain = np.random.default_rng(0).integers(0, 256, (rows, width), np.uint8)

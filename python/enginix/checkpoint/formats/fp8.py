@@ -30,12 +30,12 @@ def _rescaler(scale: float, target: float) -> Transform | None:
     if scale == target:
         return None
 
-    def transform(rows: npt.NDArray[np.uint8]) -> Array:
+    def apply(rows: npt.NDArray[np.uint8], into: npt.NDArray[np.uint8]) -> None:
         from enginix.checkpoint.numbers import fp8_rescale
 
-        return fp8_rescale(rows, scale, target)
+        fp8_rescale(rows, scale, target, into)
 
-    return transform
+    return Transform(apply, lambda width: width)
 
 
 class Fp8:
@@ -111,13 +111,13 @@ class Fp8PerChannel:
 
 
 def _row_quantizer(info: TensorInfo, piece: Slice, what: str) -> Transform:
-    def transform(rows: npt.NDArray[np.uint8]) -> Array:
+    def apply(rows: npt.NDArray[np.uint8], into: npt.NDArray[np.uint8]) -> None:
         import numpy as np
 
         from enginix.checkpoint.numbers import fp8_quantize_rows, numpy_dtype
 
         values = np.ascontiguousarray(rows).view(numpy_dtype(info.dtype))
         codes, scale = fp8_quantize_rows(values.reshape(len(rows), piece.width), info.dtype)
-        return codes if what == "weight" else scale
+        np.copyto(into, (codes if what == "weight" else scale).reshape(-1).view(np.uint8))
 
-    return transform
+    return Transform(apply, lambda width: width // info.itemsize if what == "weight" else 4)

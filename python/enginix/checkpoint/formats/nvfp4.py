@@ -93,7 +93,7 @@ def _interleaved(linear: Linear, source: Source) -> Part:
                     yield interleave_tiles(rest[:whole], width)
                     rest = rest[whole:]
 
-    return Generated(make)
+    return Generated(len(linear.groups) * linear.out * width, make)
 
 
 class Nvfp4:

@@ -29,19 +29,20 @@ def caster(info: TensorInfo, target: str) -> Transform | None:
     if info.dtype == target:
         return None
 
-    def transform(rows: npt.NDArray[np.uint8]) -> Array:
+    def apply(rows: npt.NDArray[np.uint8], into: npt.NDArray[np.uint8]) -> None:
         import numpy as np
 
         from enginix.checkpoint.numbers import cast, numpy_dtype
 
+        values = np.ascontiguousarray(rows).reshape(-1).view(numpy_dtype(info.dtype))
         try:
-            return cast(np.ascontiguousarray(rows).view(numpy_dtype(info.dtype)), info.dtype, target)
+            cast(values, info.dtype, target, into.view(numpy_dtype(target)))
         except OverflowError as e:
             raise ModelError(
                 f"tensor {info.name!r}: {e}", where=str(info.path), fix="--dtype bfloat16 (or float32)"
             ) from e
 
-    return transform
+    return Transform(apply, lambda width: width // info.itemsize * SIZES[target])
 
 
 def dtype_of(linear: Linear, config: CheckpointConfig) -> str:

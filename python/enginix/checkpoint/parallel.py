@@ -1,0 +1,62 @@
+"""Tasks begun in their order by a few threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+Task = TypeVar("Task")
+
+MOST = 4  # writers of one file take turns in the kernel: more than a few only wait
+
+
+def usable_threads() -> int:
+    """Cores that this process may use, up to ``MOST``."""
+    return min(MOST, len(os.sched_getaffinity(0)))
+
+
+def in_order(
+    tasks: Iterator[Task],
+    workers: Sequence[Callable[[Task], int]],
+    progress: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Runs every task on one of ``workers``, each a thread; the caller's thread is the first of them.
+
+    After an error no task is begun. Of several errors that of the earliest task is raised: it and all before
+    it have been begun by then, so that the same input gives the same error however threads are scheduled.
+
+    Args:
+        workers: each runs a task and returns how much it did.
+        progress: called in the caller's thread with the sum of that.
+    """
+    lock, stop = threading.Lock(), threading.Event()
+    failures: list[tuple[int, BaseException]] = []
+    numbered, done = enumerate(tasks), 0
+
+    def work(worker: Callable[[Task], int], first: bool) -> None:
+        nonlocal done
+        number, amount = -1, 0
+        try:
+            while True:
+                with lock:
+                    done += amount
+                    number, task = (-1, None) if stop.is_set() else next(numbered, (-1, None))
+                if task is None:
+                    return
+                amount = worker(task)
+                if first:
+                    progress(done)
+        except BaseException as e:  # raised again below, in the caller's thread
+            stop.set()
+            failures.append((number, e))
+
+    others = [threading.Thread(target=work, args=(w, False), daemon=True) for w in workers[1:]]
+    for thread in others:
+        thread.start()
+    work(workers[0], True)
+    for thread in others:
+        thread.join()
+    if failures:
+        raise min(failures, key=lambda f: f[0])[1]
