@@ -22,6 +22,7 @@ from enginix.engine import options as build_options
 from enginix.engine.options import Limits
 from enginix.engine.target import Target, target
 from enginix.engine.tensorrt_checkpoint import Checkpoint, model_identity, model_name, tokenizer_files
+from enginix.engine.tensorrt_request import check_shape
 from enginix.errors import UsageError
 from enginix.files import dump_json, new_directory, write_text
 from enginix.manifest import Manifest
@@ -50,6 +51,7 @@ class Wanted:
         Raises:
             UsageError: a field is wrong, or an argument is unknown to the runtime.
         """
+        check_shape(asked)
         if not asked.get("runtime"):
             raise UsageError(
                 "--runtime is needed for this kind", fix="for instance --runtime trtllm-1.3.0rc26"
@@ -63,11 +65,17 @@ class Wanted:
             target=target(str(asked["target"])) if asked.get("target") else None,
             runtime=runtime,
             limits={
-                k: v for k, v in {**profile["limits"], **asked.get("limits", {})}.items() if v is not None
+                k: v for k, v in {**profile["limits"], **(asked.get("limits") or {})}.items() if v is not None
             },
-            tensor_parallel=int(asked.get("tensorParallel") or 1),
-            arguments=check(asked.get("llmArgs", {}), runtime.id),
+            tensor_parallel=_ranks(asked.get("tensorParallel")),
+            arguments=check(asked.get("llmArgs") or {}, runtime.id),
         )
+
+
+def _ranks(value: int | None) -> int:
+    if value is not None and (isinstance(value, bool) or value < 1):
+        raise UsageError(f"tensorParallel is {value!r}", fix="pass a whole number of at least 1")
+    return value or 1
 
 
 def check(arguments: dict[str, Any], runtime: str) -> dict[str, Any]:

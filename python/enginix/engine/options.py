@@ -62,6 +62,11 @@ def defaults(context: int | None, given: Mapping[str, int | None]) -> Limits:
         context.
     """
     chosen = {n: row["default"] for n, row in table("build_options")["limits"].items()}
+    if strange := sorted(set(given) - set(chosen)):
+        raise UsageError(f"unknown limits {strange}", fix=f"known: {', '.join(sorted(chosen))}")
+    for name, value in given.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise UsageError(f"{name} is {value!r}", fix="pass a whole number of at least 1")
     chosen |= {n: v for n, v in given.items() if v is not None}
     longest = chosen["maxSeqLen"] if chosen["maxSeqLen"] is not None else context
     if longest is None:

@@ -66,16 +66,17 @@ class Checkpoint:
             CheckpointError: not one, or a rank is missing.
         """
         config = _object(path / "config.json", "checkpoint")
+        where = path / "config.json"
         try:
             mapping, quantization = config.get("mapping") or {}, config.get("quantization") or {}
-            tp, pp = int(mapping.get("tp_size", 1)), int(mapping.get("pp_size", 1))
+            tp, pp = _size(mapping.get("tp_size", 1)), _size(mapping.get("pp_size", 1))
             architecture, dtype = str(config["architecture"]), str(config["dtype"])
+            algorithm = _text(quantization.get("quant_algo"))
+            kv_cache = _text(quantization.get("kv_cache_quant_algo"))
             context = config.get("max_position_embeddings")
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise CheckpointError(
-                f"not a TensorRT-LLM checkpoint: {e}",
-                where=str(path / "config.json"),
-                fix="make one with enginix convert",
+                f"not a TensorRT-LLM checkpoint: {e}", where=str(where), fix="make one with enginix convert"
             ) from e
         ranks = {}
         for rank in range(tp * pp):
@@ -92,9 +93,9 @@ class Checkpoint:
             path=path,
             architecture=architecture,
             dtype=dtype,
-            quantization=quantization.get("quant_algo"),
-            kv_cache=quantization.get("kv_cache_quant_algo"),
-            context=context if isinstance(context, int) else None,
+            quantization=algorithm,
+            kv_cache=kv_cache,
+            context=_context(context),
             tensor_parallel=tp,
             pipeline_parallel=pp,
             total=sum(ranks.values()),
@@ -119,10 +120,10 @@ class Checkpoint:
             architecture=names[0]
             if isinstance(names, list) and names and isinstance(names[0], str)
             else None,
-            dtype=config.get("torch_dtype") or config.get("dtype"),
+            dtype=next((d for n in ("torch_dtype", "dtype") if isinstance(d := config.get(n), str)), None),
             quantization=quantization,
             kv_cache=kv_cache,
-            context=context if isinstance(context, int) else None,
+            context=_context(context),
             tensor_parallel=tensor_parallel,
             pipeline_parallel=pipeline_parallel,
             total=sum(p.stat().st_size for p in path.glob("*.safetensors")),
@@ -198,7 +199,27 @@ def _quantization(path: Path, config: dict[str, Any]) -> tuple[str | None, str |
         found = config.get("quantization_config")
     if not isinstance(found, dict):
         return None, None
-    return found.get("quant_algo"), found.get("kv_cache_quant_algo")
+    try:
+        return _text(found.get("quant_algo")), _text(found.get("kv_cache_quant_algo"))
+    except ValueError as e:
+        raise ModelError(f"quantization: {e}", where=str(path)) from e
+
+
+def _text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise ValueError(f"{value!r} is not a name")
+
+
+def _size(value: Any) -> int:
+    # More ranks than any machine has would only make the search for their files long.
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1024:
+        return value
+    raise ValueError(f"{value!r} is not a number of ranks")
+
+
+def _context(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def _object(path: Path, what: str) -> dict[str, Any]:

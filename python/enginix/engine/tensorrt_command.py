@@ -90,7 +90,8 @@ def run(args: argparse.Namespace) -> int:
             "results": made.results,
         },
         f"{args.output}: {made.name}, kind {made.kind}, "
-        f"{made.target.get('gpu') or made.target.get('name')}, not gated",
+        f"{made.target.get('gpu') or made.target.get('name')}, "
+        + ("gated" if isinstance(made.results.get("gates"), dict) else "not gated"),
         as_json=args.json,
     )
     return 0

@@ -35,6 +35,17 @@ KEYS = {
     "workers",
 }
 
+TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    **{n: (str, "a text") for n in ("name", "target", "runtime", "strategy", "timingCache", "profile")},
+    **{n: (str, "a path") for n in ("gates", "pin")},
+    **{n: (dict, "an object") for n in ("limits", "options", "plan")},
+    "workers": (int, "a whole number"),
+    "stallMinutes": ((int, float), "a number"),
+    "acceptDriver": (bool, "true or false"),
+    "tensorParallel": (int, "a whole number"),
+    "llmArgs": (dict, "an object"),
+}
+
 
 def read(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
@@ -51,21 +62,33 @@ def read(path: Path) -> dict[str, Any]:
     return asked
 
 
+def check_shape(asked: dict[str, Any]) -> None:
+    """Names and types of a request's fields.
+
+    Raises:
+        UsageError: a field is unknown or mistyped.
+    """
+    if strange := sorted(set(asked) - KEYS):
+        raise UsageError(f"unknown keys {strange}", where="request")
+    for name, (kind, said) in TYPES.items():
+        if asked.get(name) is not None and not isinstance(asked[name], kind):
+            raise UsageError(f"{name} is {asked[name]!r}", where="request", fix=f"pass {said}")
+
+
 def request_of(asked: dict[str, Any], checkpoint_dir: Path | None, model: Path) -> Request:
     """A request from the JSON that Nix writes, or from flags in the same shape.
 
     Raises:
         UsageError: a field is missing, unknown or wrong.
     """
-    if strange := sorted(set(asked) - KEYS):
-        raise UsageError(f"unknown keys {strange}", where="request")
+    check_shape(asked)
     for name in ("target", "runtime"):
         if not asked.get(name):
             raise UsageError(
                 f"--{name} is needed for this kind",
                 fix=f"for instance --{name} " + ("h200" if name == "target" else "trtllm-1.2.1"),
             )
-    if asked.get("strategy", "checkpoint") == "checkpoint":
+    if (asked.get("strategy") or "checkpoint") == "checkpoint":
         if checkpoint_dir is None:
             raise UsageError(
                 "CHECKPOINT is needed", fix="pass the output of enginix convert, or --strategy llm-api"
@@ -84,12 +107,14 @@ def request_of(asked: dict[str, Any], checkpoint_dir: Path | None, model: Path) 
         name=str(asked.get("name") or model_name(model)),
         target=wanted,
         runtime=runtime,
-        limits=build_options.defaults(facts.context, {**profile["limits"], **asked.get("limits", {})}),
-        options=resolve(known, profile["options"], build_options.check(asked.get("options", {}), runtime.id)),
-        strategy=str(asked.get("strategy", "checkpoint")),
-        workers=int(asked.get("workers", 1)),
+        limits=build_options.defaults(facts.context, {**profile["limits"], **(asked.get("limits") or {})}),
+        options=resolve(
+            known, profile["options"], build_options.check(asked.get("options") or {}, runtime.id)
+        ),
+        strategy=str(asked.get("strategy") or "checkpoint"),
+        workers=int(asked.get("workers") or 1),
         timing_cache=Path(cache) if cache else None,
-        stall=60.0 * float(asked.get("stallMinutes", 30)),
+        stall=60.0 * float(asked.get("stallMinutes") or 30),
         accept_driver=bool(asked.get("acceptDriver", False)),
         plan=asked.get("plan"),
         gates=Path(asked["gates"]) if asked.get("gates") else None,
