@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -90,14 +91,16 @@ def test_every_rank(words, checkpoint, tmp_path):
         ("version", "the engine says TensorRT-LLM 9.9.9"),
     ],
 )
-def test_misbehaviour_leaves_nothing(words, tmp_path, capsys, misbehave, said):
+def test_misbehaviour_leaves_nothing(words, tmp_path, capsys, monkeypatch, misbehave, said):
     line = words("--stall-minutes", "0.03", "--timing-cache-out", str(tmp_path / "t"), misbehave=misbehave)
-    before = sorted(os.listdir("/tmp"))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     assert main(line) in (3, 5)
     error = capsys.readouterr().err
     assert said in error and "fix:" in error
     assert not left(tmp_path) and not (tmp_path / "t").exists()
-    assert not [n for n in os.listdir("/tmp") if n.startswith("enginix-") and n not in before]
+    assert not list(scratch.iterdir())
 
 
 @pytest.mark.parametrize("misbehave", ["model-cache", "daemon"])
