@@ -146,34 +146,59 @@ SHAPE = {
 }
 
 
+# What a CPU shared with others does in seconds; float32, which is the executor's dtype there.
+SHAPE_CPU = {
+    **SHAPE,
+    "vocab_size": 32000,
+    "hidden_size": 512,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_size": 64,
+    "intermediate_size": 1536,
+}
+
+
 def speed(device: str, work: Path) -> list[Row]:
-    """Prefill and decode of a Qwen3-0.6B-shaped model in bfloat16; batch 16 against batch 1, side by side."""
-    checkpoint = models.random_checkpoint(work / "speed", "Qwen3ForCausalLM", device, **SHAPE)
-    executor = Executor.load(checkpoint, device, "bfloat16")
-    prompts = [tuple((31 * i + j) % 150000 for j in range(512)) for i in range(16)]
+    """Prefill and decode of a random model; batch 16 against batch 1, side by side.
+
+    On a GPU it has Qwen3-0.6B's shape, in bfloat16; on the CPU a smaller one, in float32.
+    """
+    shape, dtype, name = (
+        (SHAPE_CPU, torch.float32, "25M") if device == "cpu" else (SHAPE, torch.bfloat16, "0.6B-shaped")
+    )
+    checkpoint = models.random_checkpoint(work / "speed", "Qwen3ForCausalLM", device, **shape)
+    executor = Executor.load(checkpoint, device, dtype)
+    prompts = [tuple((31 * i + j) % 30000 for j in range(128 if device == "cpu" else 512)) for i in range(16)]
     _serve(executor, prompts[:1], 8, slots=1)  # warm up
     rows = []
     rates = {}
     for slots in (1, 16):
         _, seconds = _serve(executor, prompts[:slots], 64, slots)
         rates[slots] = slots * 64 / seconds
-        rows.append(Row(f"0.6B-shaped, {slots} × (512 → 64 tokens)", f"{rates[slots]:.0f} tokens/s"))
+        rows.append(Row(f"{name}, {slots} × ({len(prompts[0])} → 64 tokens)", f"{rates[slots]:.0f} tokens/s"))
     rows.append(Row("batch 16 over batch 1", f"{rates[16] / rates[1]:.1f} ×"))
-    return [*rows, *_beside_transformers(executor, device, prompts, rates)]
+    return [*rows, *_beside_transformers(executor, device, prompts, rates, shape)]
 
 
 def _beside_transformers(
-    executor: Executor, device: str, prompts: list[tuple[int, ...]], rates: dict[int, float]
+    executor: Executor,
+    device: str,
+    prompts: list[tuple[int, ...]],
+    rates: dict[int, float],
+    shape: dict[str, int],
 ) -> list[Row]:
     try:
         from transformers import Qwen3Config, Qwen3ForCausalLM
     except ImportError as e:
         return [Row("beside transformers' generate", f"skipped: {e}")]
     config = Qwen3Config(
-        **{k: v for k, v in SHAPE.items() if k != "head_size"}, head_dim=128, tie_word_embeddings=False
+        **{k: v for k, v in shape.items() if k != "head_size"},
+        head_dim=shape["head_size"],
+        tie_word_embeddings=False,
     )
     with torch.device(device):
-        model = Qwen3ForCausalLM(config).to(torch.bfloat16).eval()
+        model = Qwen3ForCausalLM(config).to(executor.dtype).eval()
     rows = []
     for slots in (1, 16):
         ids = torch.tensor(prompts[:slots], device=device)

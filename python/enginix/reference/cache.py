@@ -9,6 +9,7 @@ from enginix.reference.config import CheckpointConfig
 from enginix.reference.rope import Rope
 
 BLOCK = 256
+ALIGNED = 64
 
 
 class Cache:
@@ -89,29 +90,27 @@ class Decode:
     def __init__(self, cache: Cache, active: list[int], rope: Rope) -> None:
         self.cache, self.active = cache, active
         self.alone = rope.device.type == "cpu"
-        lengths = [cache.lengths[slot] + 1 for slot in active]
-        self.longest = max(lengths)
-        cache.reserve(self.longest)
-        everyone = [1] * cache.slots
-        for slot, length in zip(active, lengths, strict=True):
-            everyone[slot] = length
-        self.lengths = everyone
-        positions = torch.tensor(everyone, device=rope.device) - 1
-        self.cos, self.sin = rope.tables(positions, everyone)
-        self.index = torch.tensor(active, device=rope.device)
-        self.positions = positions[self.index]
-        seen = torch.arange(self.longest, device=rope.device)[None, :] <= positions[:, None]
+        # Idle rows, too, write behind what their slot holds: where its next token will overwrite it.
+        self.lengths = [length + 1 for length in cache.lengths]
+        cache.reserve(max(self.lengths))
+        longest = max(self.lengths[slot] for slot in active)
+        # Whole blocks: attention kernels want masks of aligned width, and would copy others in every layer.
+        self.width = min(-(-longest // ALIGNED) * ALIGNED, cache.capacity)
+        self.positions = torch.tensor(self.lengths, device=rope.device) - 1
+        self.cos, self.sin = rope.tables(self.positions, self.lengths)
+        seen = torch.arange(self.width, device=rope.device)[None, :] <= self.positions[:, None]
         self.mask = seen[:, None, None, :]
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
-        keys[self.index, :, self.positions] = k[self.index]
-        values[self.index, :, self.positions] = v[self.index]
         rows, kv_heads, size = k.shape
+        at = self.positions[:, None, None, None].expand(rows, kv_heads, 1, size)
+        keys.scatter_(2, at, k[:, :, None])
+        values.scatter_(2, at, v[:, :, None])
         # The query heads that share a key-value head become query positions: no copy of the cache is made.
         grouped = q.view(rows, kv_heads, -1, size)
         if not self.alone:
-            keys, values = keys[:, :, : self.longest], values[:, :, : self.longest]
+            keys, values = keys[:, :, : self.width], values[:, :, : self.width]
             return scaled_dot_product_attention(grouped, keys, values, attn_mask=self.mask).reshape(q.shape)
         out = torch.zeros_like(grouped)
         for slot in self.active:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from torch.nn.functional import silu
+from torch.nn.functional import rms_norm, silu
 
 from enginix.errors import CheckpointError
 from enginix.reference import layout
 from enginix.reference.config import CheckpointConfig, Experts
-from enginix.reference.linear import KV_CACHE, Linear
+from enginix.reference.linear import KV_CACHE, Linear, join
 from enginix.reference.linear import load as load_linear
 from enginix.reference.quantization import REBUILD
 from enginix.reference.rope import rotate
@@ -33,15 +33,13 @@ class Step(Protocol):
 
 
 class Norm:
-    """RMS normalisation in float32."""
+    """RMS normalisation, computed in float32."""
 
     def __init__(self, weight: torch.Tensor, epsilon: float) -> None:
         self.weight, self.epsilon = weight, epsilon
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)
-        return self.weight * wide.to(x.dtype)
+        return rms_norm(x, self.weight.shape, self.weight, self.epsilon)
 
 
 class Builder:
@@ -71,10 +69,13 @@ class Attention:
         self.config: CheckpointConfig = build.config
         self.layer = layer
         self.qkv, self.dense = map(build.linear, layout.attention_linears(build.config, layer))
-        self.norms: tuple[Norm, Norm] | None = None
+        self.norm_weight: torch.Tensor | None = None
         if build.config.family == "qwen3":
             prefix = layout.layer_name(layer, "attention")
-            self.norms = build.norm(f"{prefix}.q_layernorm"), build.norm(f"{prefix}.k_layernorm")
+            each = (("q", build.config.heads), ("k", build.config.kv_heads))
+            self.norm_weight = torch.cat(
+                [build.tensor(f"{prefix}.{x}_layernorm.weight").expand(count, -1) for x, count in each]
+            ).float()
         self.round_kv = KV_CACHE[build.config.quantization.kv_cache]
         if self.round_kv is not None:
             name = layout.layer_name(layer, "attention.kv_cache_scaling_factor")
@@ -83,14 +84,14 @@ class Attention:
                 raise CheckpointError("is not positive", where=build.weights.where(name), fix=REBUILD)
 
     def __call__(self, x: torch.Tensor, step: Step) -> torch.Tensor:
-        size = self.config.head_size
-        q, k, v = (
-            part.view(x.shape[0], -1, size)
-            for part in torch.split(self.qkv(x), list(layout.qkv_rows(self.config)), -1)
-        )
-        if self.norms:
-            q, k = self.norms[0](q), self.norms[1](k)
-        q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
+        config = self.config
+        heads = self.qkv(x).view(x.shape[0], -1, config.head_size)
+        # Queries and keys are neighbours: one normalisation and one rotation serve both.
+        both, v = torch.split(heads, [config.heads + config.kv_heads, config.kv_heads], 1)
+        if self.norm_weight is not None:
+            wide = rms_norm(both.float(), both.shape[-1:], None, config.norm_epsilon)
+            both = (wide * self.norm_weight).to(x.dtype)
+        q, k = torch.split(rotate(both, step.cos, step.sin), [config.heads, config.kv_heads], 1)
         if self.round_kv is not None:
             k, v = (self.round_kv(part, self.kv_scale).to(x.dtype) for part in (k, v))
         return self.dense(step.attend(self.layer, q, k, v).reshape(x.shape[0], -1))
@@ -101,9 +102,13 @@ class GatedMlp:
 
     def __init__(self, fc: Linear, gate: Linear, proj: Linear) -> None:
         self.fc, self.gate, self.proj = fc, gate, proj
+        self.both = join(fc, gate)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.proj(silu(self.fc(x)) * self.gate(x))
+        if self.both is None:
+            return self.proj(silu(self.fc(x)) * self.gate(x))
+        fc, gate = self.both(x).chunk(2, -1)
+        return self.proj(silu(fc) * gate)
 
 
 class FusedMlp:

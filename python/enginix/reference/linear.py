@@ -39,6 +39,18 @@ class Plain:
         return torch.nn.functional.linear(x, weight, self.bias)
 
 
+def join(first: Linear, second: Linear) -> Plain | None:
+    """One product for two unquantized matrices that read the same input; the two become views of it."""
+    if type(first) is not Plain or type(second) is not Plain:
+        return None
+    bias = None
+    if first.bias is not None and second.bias is not None:
+        bias = torch.cat([first.bias, second.bias])
+    both = Plain(torch.cat([first.weight, second.weight]), bias)
+    first.weight, second.weight = torch.split(both.weight, [len(first.weight), len(second.weight)])
+    return both
+
+
 class Quantized(Plain):
     """Dequantized weights, and activations rounded to a number format.
 

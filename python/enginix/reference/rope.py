@@ -95,7 +95,7 @@ class Rope:
         return inverse, 1.0
 
     def tables(self, positions: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and sine float32 [N, 1, rotary_dim / 2] for N tokens.
+        """Cosine and sine float32 [N, 1, rotary_dim] for N tokens; the first half of the sine is negative.
 
         Args:
             positions: int64 [N].
@@ -111,12 +111,14 @@ class Rope:
             attention = found[lengths[0]][1]
             inverse = torch.stack([found[length][0] for length in lengths]).to(self.device)
         angles = (positions[:, None].float() * inverse)[:, None, :]
-        return angles.cos() * attention, angles.sin() * attention
+        cos, sin = angles.cos() * attention, angles.sin() * attention
+        return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotates the first ``rotary_dim`` of x [N, heads, head_size] in halves (GPT-NeoX style), in float32."""
-    half = cos.shape[-1]
-    first, second = x[..., :half].float(), x[..., half : 2 * half].float()
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
-    return turned if x.shape[-1] == 2 * half else torch.cat([turned, x[..., 2 * half :]], -1)
+    dim = cos.shape[-1]
+    turning = x[..., :dim].float()
+    exchanged = turning.view(*turning.shape[:-1], 2, dim // 2).flip(-2).view(turning.shape)
+    turned = torch.addcmul(turning * cos, exchanged, sin).to(x.dtype)
+    return turned if x.shape[-1] == dim else torch.cat([turned, x[..., dim:]], -1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,7 +88,17 @@ class Sampler:
             scores[self.ends] = -torch.inf
             if not bool(scores.max() > -torch.inf):
                 raise FloatingPointError("every token is an end token, and min_tokens forbids them")
-        token = most_likely(scores) if rules.temperature == 0 else self._draw(scores)
+        return self.remember(most_likely(scores) if rules.temperature == 0 else self._draw(scores))
+
+    @property
+    def plain(self) -> bool:
+        """The next token is simply the most likely one."""
+        rules = self.sampling
+        held_back = self.count < rules.min_tokens and bool(self.ends)
+        return rules.temperature == 0 and rules.repetition_penalty == 1.0 and not held_back
+
+    def remember(self, token: int) -> int:
+        """Counts a token that was chosen elsewhere, and returns it."""
         self.seen.add(token)
         self.count += 1
         return token
@@ -106,6 +117,34 @@ class Sampler:
             total = total[: max(1, keep)]
         point = torch.rand(1, generator=self.random, dtype=torch.float64) * total[-1]
         return int(ids[min(int(torch.searchsorted(total, point, right=True)), len(total) - 1)])
+
+
+def choose(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int | FloatingPointError]:
+    """The next token of each sequence; what went wrong in place of it, for that sequence alone.
+
+    Sequences that just take the most likely token are settled where the logits are: one reduction and one
+    transfer for all of them. The others' logits go to the CPU.
+
+    Args:
+        logits: float32 [sequences, vocab_size], on any device.
+        samplers: one a sequence; each remembers its token.
+    """
+    best = logits.amax(-1, keepdim=True)
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    first = torch.where(logits == best, ids, logits.shape[1]).amin(-1)
+    # NaN wins every maximum, so that one number tells whether a row is sound.
+    tokens, tops = torch.stack([first.double(), best[:, 0].double()]).tolist()
+    drawn = [row for row, sampler in enumerate(samplers) if not sampler.plain]
+    rows = dict(zip(drawn, logits[drawn].cpu(), strict=True)) if drawn else {}
+    out: list[int | FloatingPointError] = []
+    for row, (sampler, token, top) in enumerate(zip(samplers, tokens, tops, strict=True)):
+        try:
+            if not math.isfinite(top):
+                raise FloatingPointError("logits are not finite")
+            out.append(sampler.choose(rows[row]) if row in rows else sampler.remember(int(token)))
+        except FloatingPointError as e:
+            out.append(e)
+    return out
 
 
 def log_probability(logits: torch.Tensor, token: int) -> float:

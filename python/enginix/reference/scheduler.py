@@ -18,7 +18,7 @@ import torch
 
 from enginix.errors import UsageError
 from enginix.reference.cache import Cache
-from enginix.reference.sampling import Sampler, Sampling, log_probability
+from enginix.reference.sampling import Sampler, Sampling, choose, log_probability
 
 Finish = Literal["stop", "length", "cancelled", "error"]
 
@@ -94,10 +94,11 @@ class _Sequence:
         self.sampler = Sampler(request.sampling(), request.prompt, request.end_ids)
         self.last = 0
 
-    def accept(self, logits: torch.Tensor, max_length: int) -> Event:
-        """Chooses the next token from logits [vocab_size] on the CPU."""
-        request = self.request
-        self.last = self.sampler.choose(logits)
+    def accept(self, token: int | FloatingPointError, logits: torch.Tensor, max_length: int) -> Event:
+        """The event of a token that was chosen from logits [vocab_size]."""
+        if isinstance(token, FloatingPointError):
+            raise token
+        request, self.last = self.request, token
         finish: Finish | None = None
         if self.last in request.end_ids:
             finish = "stop"
@@ -236,7 +237,8 @@ class Scheduler:
     def _prefill(self, slot: int, sequence: _Sequence) -> None:
         try:
             logits = self._model.prefill(self._cache, slot, sequence.request.prompt)
-            event = sequence.accept(logits.cpu(), self._model.max_length)
+            (token,) = choose(logits[None], [sequence.sampler])
+            event = sequence.accept(token, logits, self._model.max_length)
         except Exception as e:
             self._end(sequence, "error", f"{type(e).__name__}: {e}")
             return
@@ -248,7 +250,8 @@ class Scheduler:
         batch = dict(self._active)
         try:
             found = self._model.decode(self._cache, {slot: s.last for slot, s in batch.items()})
-            logits = torch.stack([found[slot] for slot in batch]).cpu()
+            logits = torch.stack([found[slot] for slot in batch])
+            tokens = choose(logits, [s.sampler for s in batch.values()])
         except Exception as e:
             with self._wake:
                 self._active.clear()
@@ -257,7 +260,8 @@ class Scheduler:
             return
         for row, (slot, sequence) in enumerate(batch.items()):
             try:
-                goes_on = self._emit(sequence, sequence.accept(logits[row], self._model.max_length))
+                event = sequence.accept(tokens[row], logits[row], self._model.max_length)
+                goes_on = self._emit(sequence, event)
             except Exception as e:
                 self._end(sequence, "error", f"{type(e).__name__}: {e}")
                 goes_on = False

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginix.errors import UsageError
-from enginix.reference.sampling import Sampler, Sampling, log_probability
+from enginix.reference.sampling import Sampler, Sampling, choose, log_probability
 
 LOGITS = st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=40).map(lambda v: torch.tensor(v))
 
@@ -33,7 +33,9 @@ def test_top_k_keeps_k(logits: torch.Tensor, k: int, seed: int) -> None:
 @settings(deadline=None, max_examples=50)
 @given(LOGITS, st.floats(0.05, 0.999))
 def test_top_p_keeps_the_smallest_set_that_reaches_p(logits: torch.Tensor, p: float) -> None:
-    odds, ids = logits.double().softmax(0).sort(descending=True, stable=True)
+    # Sorted before the softmax, which cannot tell logits apart that differ in the last digits.
+    ordered, ids = logits.double().sort(descending=True, stable=True)
+    odds = ordered.softmax(0)
     reached = (odds.cumsum(0) < p - 1e-9).sum().item()
     allowed = set(ids[: reached + 2].tolist())
     assert set(_draws(logits, 30, temperature=1.0, top_p=p)) <= allowed
@@ -106,3 +108,27 @@ def test_rules_out_of_range_are_named(rules: dict[str, float]) -> None:
 def test_log_probability_is_log_softmax(logits: torch.Tensor) -> None:
     expected = logits.log_softmax(0)
     assert all(abs(log_probability(logits, i) - float(expected[i])) < 1e-4 for i in range(len(logits)))
+
+
+def test_choosing_together_is_choosing_alone() -> None:
+    """Plain greedy rows are settled in one go, the others one by one; a bad row spoils itself alone."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, 50, generator=generator).round(decimals=1)  # with ties
+    logits[3, 7] = float("nan")
+    rules = [
+        Sampling(),
+        Sampling(temperature=0.8, top_k=5, seed=3),
+        Sampling(repetition_penalty=1.5),
+        Sampling(),
+        Sampling(min_tokens=2),
+        Sampling(temperature=1.2, top_p=0.7, seed=9),
+        Sampling(),
+    ]
+    together, alone = ([Sampler(r, {1, 2}, {5, 6}) for r in rules] for _ in range(2))
+    for _ in range(4):
+        found = choose(logits, together)
+        assert isinstance(found[3], FloatingPointError)
+        for row, sampler in enumerate(alone):
+            if row != 3:
+                assert found[row] == sampler.choose(logits[row])
+    assert [s.seen for s in together] == [s.seen for s in alone]
