@@ -19,7 +19,7 @@ help: ## what there is to make
 setup-runtime:
 	@[ "$(ENGINIX_PKGS)" != host ] || tests/hostpkgs/setup.sh core runtime
 setup-dev:
-	@tests/hostpkgs/setup.sh core runtime dev
+	@tests/hostpkgs/setup.sh core runtime dev edgellm
 
 demo: setup-runtime ## a small model from a hub to an answer, through every stage
 	@$(DEMO)
