@@ -1,16 +1,20 @@
 # mkCheckpoint :: { model, … } -> derivation
 #
-# A TensorRT-LLM checkpoint (config.json, rank{r}.safetensors) of a Hugging Face model; pure, on CPU.
+# A TensorRT-LLM checkpoint (config.json, rank{r}.safetensors) of a Hugging Face model; pure and on CPU, but for
+# converter = "tensorrt_llm".
 {
   lib,
   pkgs,
   check,
   enginix-core,
+  mkRuntime,
   ...
-}:
+}@scope:
 let
   function = "mkCheckpoint";
-  architectures = builtins.attrNames (lib.importJSON ../python/enginix/data/architectures.json).architectures;
+  table = lib.importJSON ../python/enginix/data/converters.json;
+  gpus = (lib.importJSON ../python/enginix/data/gpus.json).gpus;
+  runtimes = (lib.importJSON ../python/enginix/data/runtimes.json).runtimes;
   known = [
     "model"
     "dtype"
@@ -18,8 +22,23 @@ let
     "pipelineParallel"
     "expertParallel"
     "converter"
+    "runtime"
+    "target"
     "name"
   ];
+  # ModelOpt's export needs ModelOpt, PyTorch and transformers; nothing of ours is in this Python.
+  modelopt-python =
+    scope.modelopt-python or pkgs.modelopt-python or (pkgs.python3.withPackages (ps: [
+      ps.torch
+      ps.transformers
+      ps.safetensors
+      ps.huggingface-hub
+      ps.numpy
+      ps.ml-dtypes
+      (ps.nvidia-modelopt
+        or (throw "${function}: converter = \"modelopt\" needs a Python with NVIDIA's ModelOpt, and this package set has no nvidia-modelopt. Pass one that has it, torch and transformers: (mkLib pkgs).override { modelopt-python = …; }.")
+      )
+    ]));
   build =
     {
       # mkHfModel's or mkQuantized's output.
@@ -29,12 +48,17 @@ let
       tensorParallel ? 1,
       pipelineParallel ? 1,
       expertParallel ? 1,
-      # Who converts: "enginix" (the architectures of data/architectures.json).
+      # Who converts (data/converters.json says what each takes): "enginix", "modelopt" (its export, on CPU), or
+      # "tensorrt_llm" (the runtime's own conversion, on a GPU machine).
       converter ? "enginix",
+      # For "tensorrt_llm": a runtime that has the engine path, or mkRuntime's output.
+      runtime ? "trtllm-1.2.1",
+      # For "tensorrt_llm": a GPU of data/gpus.json; null takes any.
+      target ? null,
       name ? model.modelName or "model",
     }:
     let
-      facts = check.checkpoint.architecture function architectures (model.model or { });
+      facts = model.model or { };
       parallel = check.checkpoint.parallelism function facts {
         inherit tensorParallel pipelineParallel expertParallel;
       };
@@ -46,7 +70,7 @@ let
         "--expert-parallel"
         parallel.expertParallel
         "--converter"
-        (check.arguments.oneOf function "converter" [ "enginix" ] converter)
+        converter
       ]
       ++ lib.optionals (dtype != null) [
         "--dtype"
@@ -56,13 +80,44 @@ let
           "float32"
         ] dtype)
       ];
+      row = check.checkpoint.converter function table converter {
+        inherit parallel;
+        quantization = model.quantization or null;
+        model = facts;
+      };
       # So that a wrong argument throws before a derivation exists.
-      checked = builtins.deepSeq flags flags;
+      checked = builtins.deepSeq [ row flags ] flags;
+
+      id = if builtins.isString runtime then runtime else runtime.id;
+      stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;
+      sm = toString (check.target.gpu function gpus target).sm;
+      ways = {
+        enginix = {
+          buildCommandPath = ./builders/checkpoint.sh;
+          nativeBuildInputs = [ enginix-core ];
+        };
+        modelopt = {
+          buildCommandPath = ./builders/checkpoint-modelopt.sh;
+          nativeBuildInputs = [ modelopt-python ];
+          inherit (scope) environment;
+          enginix = enginix-core;
+        };
+        tensorrt_llm = builtins.seq (check.engine.runtime function runtimes "tensorrt" {
+          inherit target;
+          limits = { };
+        } id) {
+          buildCommandPath = ./builders/checkpoint-tensorrt-llm.sh;
+          nativeBuildInputs = [ stack.command ];
+          requiredSystemFeatures = [ "cuda" ] ++ lib.optional (target != null) "cuda-sm${sm}";
+          inherit (stack) rootfs;
+          driver = if stack.driver == null then "" else stack.driver;
+          runtime = id;
+          enginix = enginix-core;
+        };
+      };
     in
-    pkgs.stdenvNoCC.mkDerivation {
-      name = "${name}-checkpoint";
-      buildCommandPath = ./builders/checkpoint.sh;
-      nativeBuildInputs = [ enginix-core ];
+    pkgs.stdenvNoCC.mkDerivation (ways.${converter} // {
+      name = builtins.seq checked "${name}-checkpoint";
       inherit model;
       flags = lib.escapeShellArgs checked;
       # The manifest names where the weights come from; nothing that serves needs the weights themselves.
@@ -73,6 +128,6 @@ let
         worldSize = parallel.tensorParallel * parallel.pipelineParallel;
       };
       meta.description = "TensorRT-LLM checkpoint of ${name}";
-    };
+    });
 in
 args: build (check.arguments.only function known args)

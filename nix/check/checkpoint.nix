@@ -40,4 +40,37 @@ in
       throw "${function}: ${names.unknown "architecture" model.architecture known}"
     else
       model;
+
+  # The converter's row for the model's architecture, where the lock carries that.
+  # converter :: string -> set -> string -> { model; quantization; parallel; } -> set
+  converter =
+    function: table: wanted: m:
+    let
+      inherit (table) converters;
+      chosen = converters.${arguments.oneOf function "converter" (builtins.attrNames converters) wanted};
+      known = builtins.attrNames chosen.architectures;
+      name = m.model.architecture or "";
+      takers = builtins.filter (c: converters.${c}.architectures ? ${name}) (builtins.attrNames converters);
+      row = chosen.architectures.${name} or { };
+      most = row.maxTensorParallel or null;
+    in
+    if name != "" && !builtins.elem name known then
+      if takers != [ ] then
+        throw "${function}: converter = \"${wanted}\" does not take ${name}; ${
+          lib.concatMapStringsSep " and " (c: "converter = \"${c}\" (${converters.${c}.runsOn})") takers
+        } does. \"${wanted}\" takes: ${lib.concatStringsSep ", " known}."
+      else if table.refused ? ${name} then
+        throw "${function}: no converter takes ${name}: ${table.refused.${name}}."
+      else
+        throw "${function}: ${names.unknown "architecture" name known}"
+    else if wanted == "enginix" then
+      row
+    else if m.quantization or null != null then
+      throw "${function}: converter = \"${wanted}\" converts unquantized models; this one is ${m.quantization}."
+    else if m.parallel.pipelineParallel != 1 || m.parallel.expertParallel != 1 then
+      throw "${function}: converter = \"${wanted}\" offers tensorParallel only; leave pipelineParallel and expertParallel at 1."
+    else if most != null && m.parallel.tensorParallel > most then
+      throw "${function}: tensorParallel = ${toString m.parallel.tensorParallel}, but converter = \"${wanted}\" takes ${name} with at most ${toString most}."
+    else
+      row;
 }

@@ -15,6 +15,12 @@ let
   };
   parse = check.lock.parse "test.lock.json";
   parallelism = check.checkpoint.parallelism "f";
+  converter = check.checkpoint.converter "f" (lib.importJSON ../../python/enginix/data/converters.json);
+  of = architecture: parallel: {
+    model = { inherit architecture; };
+    quantization = null;
+    parallel = one // parallel;
+  };
   one = {
     tensorParallel = 1;
     pipelineParallel = 1;
@@ -170,6 +176,42 @@ in
   };
   testArchitectureRefuses = {
     expr = fails (check.checkpoint.architecture "f" [ "LlamaForCausalLM" ] { architecture = "MambaForCausalLM"; });
+    expected = true;
+  };
+  testConverterTakes = {
+    expr = (converter "modelopt" (of "GPT2LMHeadModel" { })).family;
+    expected = "gpt";
+  };
+  testConverterTakesTheRuntimes = {
+    expr = !(fails (converter "tensorrt_llm" (of "FalconForCausalLM" { })));
+    expected = true;
+  };
+  testConverterLeavesUnknownModelsToTheBuild = {
+    expr = converter "enginix" (of "" { } // { model = { }; });
+    expected = { };
+  };
+  testConverterUnknown = {
+    expr = fails (converter "modelop" (of "GPT2LMHeadModel" { }));
+    expected = true;
+  };
+  testConverterOfAnotherFamily = {
+    expr = fails (converter "enginix" (of "GPT2LMHeadModel" { }));
+    expected = true;
+  };
+  testConverterRefusedByAll = {
+    expr = fails (converter "modelopt" (of "BloomForCausalLM" { }));
+    expected = true;
+  };
+  testConverterRefusesQuantizedModels = {
+    expr = fails (converter "modelopt" (of "GPT2LMHeadModel" { } // { quantization = "FP8"; }));
+    expected = true;
+  };
+  testConverterRefusesStages = {
+    expr = fails (converter "modelopt" (of "GPT2LMHeadModel" { pipelineParallel = 2; }));
+    expected = true;
+  };
+  testConverterHasALimit = {
+    expr = fails (converter "modelopt" (of "MptForCausalLM" { tensorParallel = 2; }));
     expected = true;
   };
 

@@ -1,0 +1,99 @@
+# shellcheck shell=bash disable=SC2154,SC2016,SC2034
+# mkCheckpoint in real sandboxed builds: ranks, the other converters, what evaluation refuses.
+
+built_checkpoint() { # expression over e; leaves the store path in $path
+  with_lib build "$1" --no-link --json -L || return 1
+  path=$(grep -o '"out":"[^"]*' "$out" | tail -n 1 | cut -d'"' -f4)
+  [ -n "$path" ]
+}
+# A model that is only looked at by evaluation.
+named() { echo "{ model.architecture = \"$1\"; quantization = null; modelName = \"x\"; outPath = \"/nix/store/x\"; }"; }
+refused() { # arguments of mkCheckpoint, words
+  ! with_lib eval "(e.mkCheckpoint { $1 }).drvPath" || return 1
+  local word
+  for word in "${@:2}"; do says "$word" || return 1; done
+}
+
+test_checkpoint_of_two_ranks_is_verified_against_its_model() {
+  built_checkpoint 'e.mkCheckpoint { inherit (e.catalogue.tiny-qwen3) model; tensorParallel = 2; }' || return 1
+  local checkpoint=$path
+  [ -e "$checkpoint/rank0.safetensors" ] && [ -e "$checkpoint/rank1.safetensors" ] && [ ! -e "$checkpoint/rank2.safetensors" ] &&
+    built_checkpoint 'e.catalogue.tiny-qwen3.model' || return 1
+  local model=$path
+  built_checkpoint 'e.enginix-core' &&
+    quietly "$path/bin/enginix" verify-checkpoint "$checkpoint" --against "$model" && says verified || return 1
+  # A check that cannot fail would prove nothing: the same, with one byte of a weight changed.
+  cp -rL "$checkpoint" "$tmp/damaged" && chmod -R u+w "$tmp/damaged"
+  python3 - "$tmp/damaged/rank1.safetensors" <<'END' || return 1
+import sys
+with open(sys.argv[1], "r+b") as f:
+    f.seek(-1000, 2)
+    byte = f.read(1)[0]
+    f.seek(-1000, 2)
+    f.write(bytes([byte ^ 0x7F]))
+END
+  ! quietly "$path/bin/enginix" verify-checkpoint "$tmp/damaged" --against "$model" && says rank1.safetensors
+}
+
+gpt2='
+  model = nixpkgs.runCommand "random-gpt2" {
+    nativeBuildInputs = [ nixpkgs.modelopt-python ];
+    script = builtins.toFile "gpt2.py" "import os, torch, transformers\ntorch.manual_seed(7)\nconfig = transformers.GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=64, vocab_size=160, bos_token_id=1, eos_token_id=2)\nmodel = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)\nmodel.save_pretrained(os.environ[\"out\"])\n";
+    inherit (e) environment;
+    passthru = { quantization = null; modelName = "gpt2"; model = { architecture = "GPT2LMHeadModel"; heads = 4; layers = 2; }; };
+  } "source $environment; python3 $script";'
+
+need_modelopt() {
+  with_lib build 'nixpkgs.runCommand "modelopt-imports" { nativeBuildInputs = [ nixpkgs.modelopt-python ]; inherit (e) environment; } "
+    source $environment; python3 -c \"import modelopt.torch.export\"; touch $out"' --no-link -L && return
+  skip "the environment modelopt-python cannot import modelopt.torch.export: $(grep -m 1 Error: "$out")"
+}
+
+test_checkpoint_by_modelopt() {
+  need_modelopt || return
+  built_checkpoint "let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; tensorParallel = 2; }" || return 1
+  quietly cat "$path/config.json" "$path/enginix.json" && says '"GPTForCausalLM"' && says 'learned_absolute' &&
+    says '"converter": "modelopt"' && [ "$(echo "$path"/rank*.safetensors | wc -w)" = 2 ]
+}
+
+test_checkpoint_by_modelopt_is_reproducible() {
+  need_modelopt || return
+  with_lib build "let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; }" --no-link &&
+    with_lib build "let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; }" --no-link --rebuild
+}
+
+test_checkpoint_by_modelopt_says_how_to_provide_it() {
+  ! with_lib eval "
+    let bare = import $root/nix { pkgs = removeAttrs nixpkgs [ \"modelopt-python\" ]
+      // { python3 = nixpkgs.python3 // { withPackages = f: builtins.deepSeq (f (nixpkgs.lib.genAttrs [ \"torch\" \"transformers\" \"safetensors\" \"huggingface-hub\" \"numpy\" \"ml-dtypes\" ] (n: n))) nixpkgs.python3; }; }; };
+    in (bare.mkCheckpoint { model = $(named GPT2LMHeadModel); converter = \"modelopt\"; }).drvPath" &&
+    says 'has no nvidia-modelopt' && says 'modelopt-python'
+}
+
+test_checkpoint_converter_must_take_the_architecture() {
+  refused "model = $(named GPT2LMHeadModel);" 'converter = "enginix" does not take GPT2LMHeadModel' 'converter = "modelopt" (CPU' Qwen3ForCausalLM &&
+    refused "model = $(named Qwen3ForCausalLM); converter = \"modelopt\";" 'converter = "enginix" (CPU, pure) does' GPT2LMHeadModel &&
+    refused "model = $(named BloomForCausalLM); converter = \"tensorrt_llm\";" 'no converter takes BloomForCausalLM' &&
+    refused "model = $(named MptForCausalLM); converter = \"modelopt\"; tensorParallel = 2;" 'at most 1' &&
+    refused "model = $(named GPT2LMHeadModel); converter = \"modelopt\"; pipelineParallel = 2;" 'offers tensorParallel only' &&
+    refused "model = $(named GPT2LMHeadModel) // { quantization = \"FP8\"; }; converter = \"modelopt\";" 'converts unquantized models' &&
+    refused "model = $(named GPT2LMHeadModel); converter = \"modelop\";" 'Did you mean modelopt?'
+}
+
+by_the_runtime='standin = import (root + "/tests/standin") { pkgs = nixpkgs; };
+  checkpoint = e.mkCheckpoint (fresh_name { inherit model; converter = "tensorrt_llm"; target = "h200"; runtime = standin.runtime e "trtllm-1.2.1" { }; });
+  fresh_name = a: a // { name = "gpt2-${builtins.substring 0 12 (builtins.hashString "sha256" (fresh { }).salt)}"; };'
+
+test_checkpoint_by_the_runtime_needs_a_gpu_builder() {
+  ! with_lib build "let $gpt2 $by_the_runtime in checkpoint" --no-link && says 'cuda-sm90' && says 'is required to build'
+}
+
+# The stand-in runtime has no tensorrt_llm to convert with: what is seen is the way into it.
+test_checkpoint_by_the_runtime_runs_inside_it() {
+  ! ENGINIX_NIX_CONFIG='extra-system-features = cuda cuda-sm90' with_lib build "let $gpt2 $by_the_runtime in checkpoint" --no-link -L &&
+    says 'error: tensorrt_llm cannot be imported'
+}
+
+test_checkpoint_by_the_runtime_wants_the_engine_era() {
+  refused "model = $(named FalconForCausalLM); converter = \"tensorrt_llm\"; runtime = \"trtllm-1.3.0rc26\";" 'has no engine path'
+}
