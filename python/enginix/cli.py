@@ -23,6 +23,8 @@ COMMANDS = {
     "inspect": "what a model is, from its configuration and headers; of a Hub repository, kilobytes",
     "compare": "all kinds of engines of a model beside each other: what each takes, needs, and where it runs",
     "plan": "whether it fits a GPU: weights, KV cache, room; what the build needs; the smallest change",
+    "calibrate": "text → one hashed file of token ids, which quantize calibrates with",
+    "quantize": "Hugging Face model → quantized one, by ModelOpt, checked",
     "convert": "Hugging Face model → TensorRT-LLM checkpoint",
     "verify-checkpoint": "check a TensorRT-LLM checkpoint: names, shapes, dtypes, coverage",
     "build": "checkpoint → engine, with its manifest and gates",

@@ -18,7 +18,9 @@ from enginix.files import dump_json, write_text
 FILE = "enginix.json"
 FORMAT = 1
 
-Artefact = Literal["model", "quantized-model", "checkpoint", "export", "engine", "triton-repository"]
+Artefact = Literal[
+    "model", "calibration", "quantized-model", "checkpoint", "export", "engine", "triton-repository"
+]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the Python environments that tests/hostpkgs hands to Nix builds, where build users can read them.
 #
-#   environments.sh core|runtime|dev|edgellm ...    makes what is missing, prints each environment's path
+#   environments.sh core|runtime|dev|edgellm|modelopt ...    makes what is missing, prints each environment's path
 #
 # The path carries the hash of the lock file, so an environment is never changed in place, and a
 # derivation that names it changes with it (default.nix computes the same path).
@@ -59,7 +59,7 @@ make_environment() {
     install_torch "$env" "$lock"
     pip_install "$env" --require-hashes -r "$here/triton.txt"
     ;;
-  edgellm) install_torch "$env" "$lock" ;;
+  edgellm | modelopt) install_torch "$env" "$lock" ;;
   esac
   "$env/bin/python" -m compileall -q "$env"/lib >/dev/null 2>&1 || true
   chmod -R a+rX "$env"

@@ -1,0 +1,1 @@
+"""Post-training quantization by NVIDIA ModelOpt: calibration data, formats, the result and its check."""

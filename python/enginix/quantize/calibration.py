@@ -1,0 +1,296 @@
+"""Calibration data: one file of token ids, which says what it was made of.
+
+A safetensors file with one tensor ``tokens`` (int32 [size, sequence length], no padding) and a JSON header
+under the metadata key ``enginix``. The bytes depend on texts, tokenizer, size, sequence length and seed
+alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enginix import __version__, manifest
+from enginix.errors import ModelError, UsageError
+from enginix.files import new_directory, sha256_file
+from enginix.model.safetensors import read_header
+from enginix.quantize import text
+from enginix.tables import table
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Tokens = npt.NDArray[np.int32]
+
+FILE = "calibration.safetensors"
+KEY = "enginix"
+TENSOR = "tokens"
+FORMAT = 1
+# What a tokenizer consists of; config.json names its class where tokenizer_config.json does not.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "config.json",
+)
+LONGEST = 1 << 20
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How texts become rows.
+
+    Attributes:
+        size: rows.
+        sequence_length: tokens a row.
+        seed: of the order in which documents are drawn.
+        field: field of a JSONL line.
+    """
+
+    size: int = 256
+    sequence_length: int = 512
+    seed: int = 1234
+    field: str = "text"
+
+    def as_json(self) -> dict[str, Any]:
+        """As header and manifest say it."""
+        return {
+            "size": self.size,
+            "sequenceLength": self.sequence_length,
+            "seed": self.seed,
+            "field": self.field,
+        }
+
+    def __post_init__(self) -> None:
+        for name in ("size", "sequence_length"):
+            value = getattr(self, name)
+            if not 1 <= value <= LONGEST:
+                raise UsageError(
+                    f"{name.replace('_', ' ')} {value} is not between 1 and {LONGEST}",
+                    fix=f"--{name.replace('_', '-')}",
+                )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Token ids and where they come from.
+
+    Attributes:
+        tokens: int32 [size, sequence length].
+        about: the header: recipe, digests of text and tokenizer.
+        sha256: of the whole file.
+    """
+
+    tokens: Tokens
+    about: dict[str, Any]
+    sha256: str
+
+    def identity(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        return {"sha256": self.sha256, **self.about}
+
+
+def default_text() -> tuple[Path, dict[str, Any]]:
+    """The text that ships with enginix and its row of calibration.json, its hash checked.
+
+    Raises:
+        ModelError: the file is not the one that the table pins.
+    """
+    data = Path(__file__).parent.parent / "data"
+    rows = table("calibration")
+    name = rows["default"]
+    row = rows["texts"][name]
+    path = data / row["file"]
+    if not path.exists() or sha256_file(path) != row["sha256"]:
+        raise ModelError(
+            "not the file that calibration.json pins", where=str(path), fix="install enginix again"
+        )
+    return path, {"name": name, "licence": row["licence"]}
+
+
+def tokenizer_digests(directory: Path) -> dict[str, str]:
+    """SHA-256 of each tokenizer file that ``directory`` has, config.json left out.
+
+    Raises:
+        ModelError: no directory, or no tokenizer in it.
+    """
+    if not directory.is_dir():
+        raise ModelError("no such directory", where=str(directory), fix="pass a model directory")
+    found = {
+        name: sha256_file(directory / name)
+        for name in TOKENIZER_FILES
+        if name != "config.json" and (directory / name).is_file()
+    }
+    if not found.keys() & {"tokenizer.json", "tokenizer.model", "vocab.json"}:
+        raise ModelError("no tokenizer in it", where=str(directory), fix="pass a model with tokenizer.json")
+    return found
+
+
+def draw(tokenizer: Any, documents: Iterable[text.Document], recipe: Recipe) -> Tokens:
+    """Rows of token ids: documents in an order drawn from the seed, one after another, cut into equal rows.
+
+    A document ends with the end-of-text token, where the tokenizer has one. Each row starts with the token
+    that starts a prompt, where the tokenizer adds one. Nothing is padded: padding would be calibrated as if
+    it were text.
+
+    Raises:
+        UsageError: the text is too short.
+    """
+    import numpy as np
+
+    every = list(documents)
+    order = list(range(len(every)))
+    random.Random(recipe.seed).shuffle(order)
+    start = _start(tokenizer)
+    width = recipe.sequence_length - len(start)
+    if width < 1:
+        raise UsageError("a row holds no text", fix="raise --sequence-length")
+    end = tokenizer.eos_token_id
+    needed = recipe.size * width
+    stream: list[int] = []
+    for index in order:
+        document = every[index]
+        stream += tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
+        if end is not None and not document.rendered:
+            stream.append(end)
+        if len(stream) >= needed:
+            break
+    rows = len(stream) // width
+    if rows < recipe.size:
+        raise UsageError(
+            f"{len(every)} documents have {len(stream)} tokens: {rows} rows of {recipe.sequence_length}, and "
+            f"{recipe.size} are asked for",
+            fix=f"pass more text, or --size {rows}" if rows else "pass more text, or lower --sequence-length",
+        )
+    body = np.asarray(stream[:needed], np.int32).reshape(recipe.size, width)
+    return np.concatenate([np.tile(np.asarray(start, np.int32), (recipe.size, 1)), body], axis=1)
+
+
+def _start(tokenizer: Any) -> list[int]:
+    first = tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"][:1]
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and first == [bos] else []
+
+
+def dump(tokens: Tokens, about: dict[str, Any]) -> bytes:
+    """The file's bytes."""
+    from safetensors.numpy import save
+
+    header = json.dumps(about, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    data: bytes = save({TENSOR: tokens}, {KEY: header})
+    return data
+
+
+def make(model: Path, out: Path, source: Path | None, recipe: Recipe) -> Calibration:
+    """Writes ``calibration.safetensors`` and ``enginix.json`` into a new directory ``out``.
+
+    Args:
+        model: a directory with a tokenizer; weights are not needed.
+        source: text, JSONL or a directory of them; None for the text that ships with enginix.
+
+    Raises:
+        ModelError, UsageError: as ``text.documents`` and ``draw``; a tokenizer that cannot be read.
+    """
+    tokenizer_files = tokenizer_digests(model)
+    told: dict[str, Any] = {}
+    if source is None:
+        source, told = default_text()
+    digest, count = text.digest(source)
+    tokenizer = load_tokenizer(model)
+
+    def render(messages: list[dict[str, Any]]) -> str:
+        if not tokenizer.chat_template:
+            raise UsageError(
+                "the tokenizer has no chat template", where=str(model), fix="name a field of plain text"
+            )
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+
+    tokens = draw(tokenizer, text.documents(source, recipe.field, render), recipe)
+    about = {
+        "format": FORMAT,
+        "recipe": recipe.as_json(),
+        "text": {"sha256": digest, "files": count, **told},
+        "tokenizer": tokenizer_files,
+    }
+    data = dump(tokens, about)
+    done = Calibration(tokens, about, hashlib.sha256(data).hexdigest())
+    with new_directory(out) as partial:
+        (partial / FILE).write_bytes(data)
+        import tokenizers
+        import transformers
+
+        manifest.Manifest(
+            artefact="calibration",
+            name="calibration",
+            inputs={"text": about["text"], "tokenizer": tokenizer_files},
+            options=recipe.as_json(),
+            tools={
+                "enginix": __version__,
+                "tokenizers": tokenizers.__version__,
+                "transformers": transformers.__version__,
+            },
+            results={"sha256": done.sha256, "tokens": int(tokens.size)},
+        ).write(partial)
+    return done
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer of a model directory; no code of the model is run.
+
+    Raises:
+        ModelError: transformers cannot read it.
+        MachineError: transformers is not installed.
+    """
+    from enginix.quantize.stack import imported
+
+    transformers = imported("transformers")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True, use_fast=True
+        )
+    except Exception as e:
+        first = (str(e).strip().splitlines() or [""])[0]
+        raise ModelError(
+            f"the tokenizer cannot be read: {first}", where=str(directory), fix="pass a complete model"
+        ) from e
+
+
+def read(path: Path) -> Calibration:
+    """Reads a calibration file, or the one in a directory.
+
+    Raises:
+        ModelError: missing, or not a calibration file of this format.
+    """
+    path = path / FILE if path.is_dir() else path
+    again = "make it with `enginix calibrate`"
+    if not path.is_file():
+        raise ModelError("no such calibration file", where=str(path), fix=again)
+    header = read_header(path)
+    info = header.tensors.get(TENSOR)
+    if list(header.tensors) != [TENSOR] or info is None or info.dtype != "I32" or len(info.shape) != 2:
+        raise ModelError(f"not one tensor {TENSOR!r} of int32 [rows, tokens]", where=str(path), fix=again)
+    from safetensors.numpy import load_file
+
+    tokens = load_file(path)[TENSOR]
+    try:
+        about = json.loads(header.metadata.get(KEY, ""))
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise ModelError("no header of a calibration file", where=str(path), fix=again)
+    if not isinstance(about.get("tokenizer"), dict) or not isinstance(about.get("text"), dict):
+        raise ModelError("its header names no text or no tokenizer", where=str(path), fix=again)
+    if tokens.size == 0 or int(tokens.min()) < 0:
+        raise ModelError("empty, or with negative token ids", where=str(path), fix=again)
+    return Calibration(tokens, about, sha256_file(path))

@@ -1,0 +1,233 @@
+"""The formats of data/quantize.json: what each is, and whether target and model take it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from enginix.errors import UsageError
+from enginix.tables import table
+
+MIXED = "mixed"
+
+
+@dataclass(frozen=True)
+class Format:
+    """One row of quantize.json.
+
+    Attributes:
+        name: as on the command line.
+        algorithm: as TensorRT-LLM and hf_quant_config.json call it.
+        recipe: name of ModelOpt's configuration.
+        calibrates: whether calibration data shape the result.
+        group: a matrix's columns must be a multiple of it; None without groups.
+        weight: safetensors dtype of the stored weight.
+        scales: tensors that must lie beside each weight.
+        bits: of a weight, scales left out.
+        experts: whether mixtures of experts may be quantized to it.
+    """
+
+    name: str
+    algorithm: str
+    recipe: str
+    calibrates: bool
+    group: int | None
+    weight: str
+    scales: tuple[str, ...]
+    bits: int
+    experts: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was asked for, and can be done.
+
+    Attributes:
+        name: the format, or ``mixed``.
+        formats: the one format; for ``mixed`` the candidates, fewest bits first.
+        effective_bits: budget of ``mixed``; None otherwise.
+        kv_cache: None or ``fp8``.
+        warnings: what is built but nobody vouches for.
+    """
+
+    name: str
+    formats: tuple[Format, ...]
+    effective_bits: float | None
+    kv_cache: str | None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def algorithm(self) -> str:
+        """``quant_algo`` that the result must name."""
+        return (
+            str(table("quantize")["mixed"]["algorithm"]) if self.name == MIXED else self.formats[0].algorithm
+        )
+
+    @property
+    def kv_algorithm(self) -> str | None:
+        """``kv_cache_quant_algo`` that the result must name."""
+        return (
+            None if self.kv_cache is None else str(table("quantize")["kvCache"][self.kv_cache]["algorithm"])
+        )
+
+
+def row(name: str) -> Format:
+    """A format by name.
+
+    Raises:
+        UsageError: refused by name, with what to use instead; or unknown.
+    """
+    rows = table("quantize")
+    if name in rows["formats"]:
+        raw = {k: v for k, v in rows["formats"][name].items() if k != "note"}
+        return Format(name=name, **{**raw, "scales": tuple(raw["scales"])})
+    if name in rows["refused"]:
+        refused = rows["refused"][name]
+        raise UsageError(f"format {name!r}: {refused['why']}", fix=f"use {refused['instead']}")
+    known = ", ".join([*rows["formats"], MIXED])
+    raise UsageError(f"unknown format {name!r}", fix=f"one of: {known}")
+
+
+def resolve(
+    name: str,
+    *,
+    effective_bits: float | None = None,
+    candidates: tuple[str, ...] = (),
+    kv_cache: str | None = None,
+    target_name: str | None = None,
+    architecture: str | None = None,
+    device: str = "cuda",
+) -> Choice:
+    """Checks a request against the tables; nothing of the model is read.
+
+    Args:
+        candidates: formats of ``mixed``; empty for the first pair that the target executes.
+        target_name: GPU that will serve the model, of gpus.json; None to check no GPU.
+        architecture: of the model, for the target's warnings.
+        device: that computes; ``mixed`` runs the quantized layers, and not each can run on a CPU.
+
+    Raises:
+        UsageError: unknown or refused format, options that belong to another format, or a target that does
+            not execute it.
+    """
+    rows = table("quantize")
+    if kv_cache is not None and kv_cache not in rows["kvCache"]:
+        refused = rows["kvCacheRefused"].get(kv_cache)
+        if refused is None:
+            raise UsageError(
+                f"unknown KV cache format {kv_cache!r}", fix=f"one of: {', '.join(rows['kvCache'])}"
+            )
+        raise UsageError(f"a KV cache in {kv_cache}: {refused['why']}", fix=f"use {refused['instead']}")
+    chosen: tuple[Format, ...]
+    if name != MIXED:
+        if effective_bits is not None or candidates:
+            raise UsageError(
+                "--effective-bits and --candidates are for --format mixed", fix="leave them out, or use mixed"
+            )
+        chosen = (row(name),)
+    else:
+        chosen = _mixture(effective_bits, candidates, target_name, device)
+    warnings: list[str] = []
+    if target_name is not None:
+        kv_algorithm = None if kv_cache is None else str(rows["kvCache"][kv_cache]["algorithm"])
+        for found in chosen:
+            warnings += _support(found.algorithm, kv_algorithm, architecture, target_name)
+    return Choice(name, chosen, effective_bits, kv_cache, tuple(dict.fromkeys(warnings)))
+
+
+def _mixture(
+    bits: float | None, names: tuple[str, ...], target_name: str | None, device: str
+) -> tuple[Format, ...]:
+    rows = table("quantize")["mixed"]
+    cuda_only = rows["cudaOnly"] if device == "cpu" else []
+    if bits is None:
+        raise UsageError("mixed needs a budget", fix="--effective-bits, for instance 6.0")
+    if not names:
+        names = next(
+            (
+                tuple(pair)
+                for pair in rows["candidates"]
+                if _all_taken(pair, target_name) and not set(pair) & set(cuda_only)
+            ),
+            tuple(rows["candidates"][0]),
+        )
+    for name in names:
+        if name not in rows["allowed"]:
+            raise UsageError(
+                f"{name!r} is no candidate of mixed", fix=f"two or more of: {', '.join(rows['allowed'])}"
+            )
+        if name in cuda_only:
+            raise UsageError(
+                f"mixed with {name} needs a GPU: its search runs the layers, and ModelOpt emulates {name} on "
+                "CUDA alone",
+                fix="--device cuda, or other --candidates",
+            )
+    if len(set(names)) < 2:
+        raise UsageError("mixed needs two candidates or more", fix=f"of: {', '.join(rows['allowed'])}")
+    found = tuple(sorted(map(row, dict.fromkeys(names)), key=lambda f: (f.bits, f.name)))
+    if not found[0].bits < bits < 16:
+        raise UsageError(
+            f"--effective-bits {bits} is not between {found[0].bits} (all {found[0].name}) and 16 (none)",
+            fix="choose a budget in between",
+        )
+    return found
+
+
+def _support(algorithm: str, kv_cache: str | None, architecture: str | None, name: str) -> list[str]:
+    """Warnings of the target, or its refusal. Imported here: a build that names no target needs none."""
+    from enginix.engine.preflight import check_support
+    from enginix.engine.target import target
+
+    known = architecture in table("quantization_support")["architectures"]["engine"]
+    return check_support(algorithm, kv_cache, architecture if known else None, target(name))
+
+
+def _all_taken(names: list[str], target_name: str | None) -> bool:
+    if target_name is None:
+        return True
+    try:
+        for name in names:
+            _support(row(name).algorithm, None, None, target_name)
+    except UsageError:
+        return False
+    return True
+
+
+def check_shapes(choice: Choice, matrices: Mapping[str, tuple[int, ...]], experts: bool, where: str) -> None:
+    """Groups against every matrix's columns; experts against the format.
+
+    Args:
+        matrices: module → shape [..., out, in] of what will be quantized.
+
+    Raises:
+        UsageError: a matrix that the format cannot hold.
+    """
+    for found in choice.formats:
+        if experts and not found.experts:
+            able = [n for n, r in table("quantize")["formats"].items() if r["experts"]]
+            raise UsageError(
+                f"{found.name} is for dense models; this one has experts",
+                where=where,
+                fix=f"use {' or '.join(able)}",
+            )
+        if found.group is None:
+            continue
+        for module, shape in matrices.items():
+            if shape[-1] % found.group:
+                able = [
+                    n
+                    for n, r in table("quantize")["formats"].items()
+                    if r["group"] is None or all(s[-1] % r["group"] == 0 for s in matrices.values())
+                ]
+                raise UsageError(
+                    f"{module} has {shape[-1]} columns, and {found.name} needs a multiple of {found.group}",
+                    where=where,
+                    fix=f"use {', '.join(able)}",
+                )
+
+
+def kv_cache_warning(parameters: int) -> str | None:
+    """Why an FP8 KV cache is a risk for a model of this many parameters, or None."""
+    rule: dict[str, Any] = table("quantize")["kvCacheWarning"]
+    return str(rule["text"]) if parameters < rule["parameters"] else None

@@ -1,0 +1,156 @@
+"""ModelOpt at work: a model and token ids in, a model with calibrated quantizers out, exported."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enginix.console import Heartbeat
+from enginix.errors import MachineError, UsageError
+from enginix.quantize.formats import MIXED, Choice
+from enginix.quantize.stack import foreign, imported
+from enginix.tables import table
+
+if TYPE_CHECKING:
+    import torch
+
+    from enginix.quantize.calibration import Tokens
+
+SEED = 1234
+# Rows that AutoQuantize's scores are computed from: it runs them backward, too.
+SCORED = 64
+
+
+def versions() -> dict[str, str]:
+    """What the result depends on beside enginix."""
+    return {name: str(imported(name).__version__) for name in ("modelopt", "torch", "transformers")}
+
+
+def check_device(device: str) -> None:
+    """Raises MachineError where ``device`` is not there."""
+    torch = imported("torch")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise MachineError(
+            f"no CUDA device for --device {device}",
+            fix="use --device cpu for a small model; in Nix, a GPU builder (docs/quantization.md)",
+        )
+
+
+def load(directory: Path, device: str) -> Any:
+    """The model in its own dtype on ``device``, in evaluation mode; code that it brings is not run."""
+    torch, transformers = imported("torch"), imported("transformers")
+    torch.manual_seed(SEED)
+    transformers.utils.logging.disable_progress_bar()
+    with foreign("transformers"):
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype="auto", trust_remote_code=False, local_files_only=True
+        )
+        return model.eval().to(device)
+
+
+def batches(tokens: Tokens, size: int, device: str) -> list[torch.Tensor]:
+    """int64 [≤ size, sequence length] each, in the order of the rows."""
+    torch = imported("torch")
+    rows = torch.from_numpy(tokens.astype("int64"))
+    return [part.to(device) for part in rows.split(size)]
+
+
+def quantize(model: Any, choice: Choice, data: list[torch.Tensor], heartbeat: Heartbeat) -> Any:
+    """Inserts quantizers and calibrates them; for ``mixed``, searches a format for each layer.
+
+    Returns:
+        The model; a search may hand back another object.
+
+    Raises:
+        UsageError: a budget that no assignment meets.
+        ModelError: ModelOpt failed; the message says how.
+    """
+    with foreign("modelopt"):
+        mtq = imported("modelopt.torch.quantization")
+        kv_cache = table("quantize")["kvCache"].get(choice.kv_cache)
+        entries = [] if kv_cache is None else list(getattr(mtq, kv_cache["recipe"])["quant_cfg"])
+        if choice.name == MIXED:
+            model = _search(mtq, model, choice, data, entries)
+        else:
+            recipe = copy.deepcopy(getattr(mtq, choice.formats[0].recipe))
+            recipe["quant_cfg"] = [*recipe["quant_cfg"], *entries]
+            calibrated = choice.formats[0].calibrates or bool(entries)
+            model = mtq.quantize(model, recipe, _loop(data, heartbeat) if calibrated else None)
+        _neutral_scales(model, choice)
+    return model
+
+
+def export(model: Any, directory: Path) -> None:
+    """Writes the unified Hugging Face checkpoint.
+
+    Raises:
+        MachineError: the disk is full.
+        ModelError: ModelOpt cannot export this model.
+    """
+    with foreign("modelopt's export"):
+        imported("modelopt.torch.export").export_hf_checkpoint(model, export_dir=directory)
+
+
+def _loop(data: list[torch.Tensor], heartbeat: Heartbeat) -> Callable[[Any], None]:
+    torch = imported("torch")
+
+    def loop(model: Any) -> None:
+        arguments = _arguments(model)
+        with torch.no_grad():
+            for number, batch in enumerate(data, 1):
+                model(batch, **arguments)
+                heartbeat.beat(f"calibrated on {number} of {len(data)} batches")
+
+    return loop
+
+
+def _arguments(model: Any) -> dict[str, Any]:
+    """Neither a cache nor logits are needed; all recipes leave the head as it is."""
+    known = inspect.signature(model.forward).parameters
+    return {k: v for k, v in {"use_cache": False, "logits_to_keep": 1}.items() if k in known}
+
+
+def _search(mtq: Any, model: Any, choice: Choice, data: list[torch.Tensor], entries: list[Any]) -> Any:
+    formats = []
+    for found in choice.formats:
+        recipe = copy.deepcopy(getattr(mtq, found.recipe))
+        recipe["quant_cfg"] = [*recipe["quant_cfg"], *entries]
+        formats.append(recipe if entries else getattr(mtq, found.recipe))
+    rows = int(data[0].shape[0])
+    try:
+        searched, _ = mtq.auto_quantize(
+            model,
+            constraints={"effective_bits": choice.effective_bits},
+            quantization_formats=formats,
+            data_loader=data,
+            forward_step=lambda m, batch: m(batch, labels=batch, use_cache=False),
+            loss_func=lambda output, _: output.loss,
+            disabled_layers=["*lm_head*", "*embed*", "*router*", "*.gate", "*.gate.*"],
+            num_calib_steps=len(data),
+            num_score_steps=max(1, min(len(data), SCORED // rows)),
+        )
+    except ValueError as e:
+        if "infeasible" in str(e):
+            raise UsageError(
+                f"--effective-bits {choice.effective_bits}: {str(e).splitlines()[0]}",
+                fix="raise it; what stays unquantized (the head) counts 16 bits a weight",
+            ) from e
+        raise
+    return searched
+
+
+def _neutral_scales(model: Any, choice: Choice) -> None:
+    """int4_wo is labelled W4A16_AWQ, whose form has a scale of the input: 1."""
+    if choice.name != "int4_wo":
+        return
+    torch = imported("torch")
+    for module in model.modules():
+        quantizer = getattr(module, "weight_quantizer", None)
+        if quantizer is not None and quantizer.is_enabled:
+            weight = module.weight
+            module.input_quantizer.pre_quant_scale = torch.ones(
+                weight.shape[-1], dtype=weight.dtype, device=weight.device
+            )

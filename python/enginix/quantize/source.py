@@ -1,0 +1,177 @@
+"""The model before it is quantized: what its configuration and headers must allow. No weight is read here."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enginix.console import human_bytes
+from enginix.errors import MachineError, ModelError, UsageError
+from enginix.model import Weights, open_weights
+from enginix.model.jsonfile import read_object
+from enginix.model.quantization import SIDECAR
+from enginix.quantize.calibration import Calibration, tokenizer_digests
+
+FLOATS = ("BF16", "F16", "F32")
+# Matrices of a decoder layer; routers and gates of experts stay as they are in every recipe of ModelOpt's.
+LAYER = re.compile(r"\.layers\.\d+\.")
+KEPT = re.compile(r"\.(gate|router|shared_expert_gate)$")
+# Only these say what a token id means; the others are settings.
+VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+SCRATCH = 1.1
+# The model, and the exported tensors beside it.
+MEMORY = 1.6
+
+
+@dataclass(frozen=True)
+class Model:
+    """What quantization needs to know of a model.
+
+    Attributes:
+        config: the parsed config.json.
+        matrices: module → shape of each matrix in the layers: what will be quantized.
+        parameters: elements of all tensors.
+        bytes: of all tensors.
+        experts: whether it is a mixture of experts.
+    """
+
+    directory: Path
+    config: dict[str, Any]
+    weights: Weights
+    matrices: dict[str, tuple[int, ...]]
+    parameters: int
+    bytes: int
+    experts: bool
+
+    @property
+    def architecture(self) -> str:
+        return str(self.config["architectures"][0])
+
+
+def read(directory: Path) -> Model:
+    """Reads ``config.json`` and the weights' headers.
+
+    Raises:
+        ModelError: incomplete or damaged, or not in a float format.
+        UsageError: quantized already.
+    """
+    if not directory.is_dir():
+        raise ModelError("no such directory", where=str(directory), fix="pass a model directory")
+    where = str(directory)
+    config = read_object(directory / "config.json")
+    names = config.get("architectures")
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
+        raise ModelError(
+            "config.json names no architecture", where=where, fix="pass the model as it is on the Hub"
+        )
+    if (directory / SIDECAR).exists() or config.get("quantization_config"):
+        raise UsageError(
+            "the model is quantized already", where=where, fix="pass the model that it was quantized from"
+        )
+    if config.get("auto_map"):
+        raise UsageError(
+            "the model brings code of its own (auto_map), which is never run",
+            where=where,
+            fix="use a model whose architecture transformers has",
+        )
+    weights = open_weights(directory)
+    for tensor in weights.tensors.values():
+        if tensor.dtype not in FLOATS and len(tensor.shape) > 1:
+            raise ModelError(
+                f"tensor {tensor.name!r} is {tensor.dtype}", where=where, fix="pass an unquantized model"
+            )
+    matrices = {
+        name.removesuffix(".weight"): info.shape
+        for name, info in weights.tensors.items()
+        if name.endswith(".weight")
+        and len(info.shape) > 1
+        and LAYER.search(name)
+        and not KEPT.search(name.removesuffix(".weight"))
+    }
+    if not matrices:
+        raise ModelError("no matrices in layers found", where=where, fix="pass a decoder language model")
+    sizes = [math.prod(t.shape) for t in weights.tensors.values()]
+    return Model(
+        directory=directory,
+        config=config,
+        weights=weights,
+        matrices=matrices,
+        parameters=sum(sizes),
+        bytes=sum(t.end - t.begin for t in weights.tensors.values()),
+        experts=any(
+            isinstance(config.get(k), int) and config[k] > 0
+            for k in ("num_experts", "num_local_experts", "n_routed_experts")
+        ),
+    )
+
+
+def check_calibration(model: Model, data: Calibration, where: str) -> None:
+    """Calibration data against the model: vocabulary, context, tokenizer.
+
+    Raises:
+        UsageError: made for another model.
+    """
+    fix = f"make it again: enginix calibrate {model.directory}"
+    vocabulary = model.config.get("vocab_size")
+    if isinstance(vocabulary, int) and int(data.tokens.max()) >= vocabulary:
+        raise UsageError(
+            f"token {int(data.tokens.max())} is beyond the model's vocabulary of {vocabulary}",
+            where=where,
+            fix=fix,
+        )
+    context = model.config.get("max_position_embeddings")
+    if isinstance(context, int) and data.tokens.shape[1] > context:
+        raise UsageError(
+            f"rows of {data.tokens.shape[1]} tokens, but the model's context is {context}",
+            where=where,
+            fix=f"{fix} --sequence-length {context}",
+        )
+    have, used = tokenizer_digests(model.directory), data.about["tokenizer"]
+    for name in VOCABULARY:
+        if name in have and name in used and have[name] != used[name]:
+            raise UsageError(
+                f"made with another {name}: the same ids mean other tokens here", where=where, fix=fix
+            )
+
+
+def check_machine(model: Model, out: Path, device: str) -> None:
+    """Memory and disk, before a weight is read.
+
+    Raises:
+        MachineError: too little of either.
+    """
+    free = _available_memory()
+    needed = int(model.bytes * (MEMORY if device == "cpu" else SCRATCH))
+    if free is not None and needed > free:
+        raise MachineError(
+            f"{human_bytes(needed)} of memory are needed, {human_bytes(free)} are free",
+            fix="use a machine with more memory" + (", or --device cuda" if device == "cpu" else ""),
+        )
+    place = Path(os.path.abspath(out)).parent
+    while not place.exists():
+        place = place.parent
+    # 8 bits is the most that a format takes of a matrix; the rest stays.
+    quantized = sum(math.prod(s) for s in model.matrices.values())
+    least = model.bytes - quantized * 2 + quantized // 2
+    disk = shutil.disk_usage(place).free
+    if disk < least:
+        raise MachineError(
+            f"the result takes {human_bytes(least)} or more, {human_bytes(disk)} are free",
+            where=str(place),
+            fix="free disk space, or choose another -o",
+        )
+
+
+def _available_memory() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None

@@ -1,0 +1,60 @@
+"""What quantization stands on, imported when it is needed and kept off standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from enginix.errors import EnginixError, MachineError, ModelError
+
+EXTRAS = {
+    "torch": "reference",
+    "transformers": "reference",
+    "modelopt": "modelopt",
+}
+
+
+def imported(name: str) -> Any:
+    """A module of the stack.
+
+    Raises:
+        MachineError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as e:
+        missing = (e.name or name).split(".")[0]
+        raise MachineError(
+            f"{missing} is not installed",
+            fix=f"install enginix[{EXTRAS.get(missing, 'reference')}], or use Nix",
+        ) from e
+
+
+@contextlib.contextmanager
+def foreign(what: str) -> Iterator[None]:
+    """Foreign code's prints go to standard error; its exceptions become one named error.
+
+    Raises:
+        MachineError: the disk or the GPU's memory is full.
+        ModelError: anything else that it raises.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except (EnginixError, OSError):
+        raise
+    except Exception as e:
+        first = (str(e).strip().splitlines() or [""])[0]
+        said = f"{type(e).__name__}: {first}"
+        if "os error 28" in said or "No space left" in said:
+            raise MachineError("the disk is full", fix="free disk space, or choose another -o") from e
+        if type(e).__name__ == "OutOfMemoryError":
+            raise MachineError(
+                f"the GPU's memory is full: {first}", fix="lower --batch-size, or use a GPU with more memory"
+            ) from e
+        raise ModelError(
+            f"{what} failed: {said}", fix="run again with ENGINIX_TRACEBACK=1, which shows where"
+        ) from e

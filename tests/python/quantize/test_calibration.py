@@ -1,0 +1,280 @@
+"""Calibration data: the same bytes for the same inputs, no text lost or invented, bad input refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enginix import manifest
+from enginix.errors import EnginixError, ModelError, UsageError
+from enginix.files import sha256_file
+from enginix.quantize import calibration, text
+from enginix.quantize.calibration import FILE, Recipe, default_text, draw, dump, make, read
+from enginix.tables import table
+
+
+class Characters:
+    """A stand-in tokenizer: a token a character, 1 at the end, 2 at the start where ``bos`` says so."""
+
+    eos_token_id: int | None = 1
+
+    def __init__(self, bos: bool = False) -> None:
+        self.bos_token_id = 2 if bos else None
+
+    def __call__(self, words: str, add_special_tokens: bool, verbose: bool) -> dict[str, list[int]]:
+        start = [2] if add_special_tokens and self.bos_token_id else []
+        return {"input_ids": start + [ord(c) + 3 for c in words]}
+
+
+def _documents(*words: str) -> list[text.Document]:
+    return [text.Document(w) for w in words]
+
+
+def test_same_inputs_same_bytes(model: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make(model, tmp_path / name, None, Recipe(8, 64))
+    assert (tmp_path / "a" / FILE).read_bytes() == (tmp_path / "b" / FILE).read_bytes()
+    assert (tmp_path / "a/enginix.json").read_bytes() == (tmp_path / "b/enginix.json").read_bytes()
+
+
+@pytest.mark.parametrize("other", [Recipe(8, 64, 7), Recipe(9, 64), Recipe(8, 65)])
+def test_every_option_changes_the_bytes(model: Path, tmp_path: Path, other: Recipe) -> None:
+    one = make(model, tmp_path / "a", None, Recipe(8, 64))
+    two = make(model, tmp_path / "b", None, other)
+    assert one.sha256 != two.sha256 and one.about != two.about
+
+
+def test_what_is_written_is_read(calibration: Path, model: Path) -> None:
+    data = read(calibration)
+    assert data.tokens.shape == (16, 96) and data.tokens.dtype == np.int32
+    assert data.sha256 == sha256_file(calibration)
+    assert read(calibration.parent).sha256 == data.sha256
+    assert data.about["tokenizer"]["tokenizer.json"] == sha256_file(model / "tokenizer.json")
+    found = manifest.read(calibration.parent, "calibration")
+    assert found.results["sha256"] == data.sha256
+    assert found.options == {"size": 16, "sequenceLength": 96, "seed": 1234, "field": "text"}
+
+
+def test_needs_no_weights(tokenizer_only: Path, tmp_path: Path, calibration: Path) -> None:
+    done = make(tokenizer_only, tmp_path / "out", None, Recipe(16, 96))
+    assert done.sha256 == sha256_file(calibration)
+
+
+def test_the_tokens_are_the_texts(model: Path, calibration: Path) -> None:
+    """Decoded, each row is found in the documents, end of text between them."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    path, _ = default_text()
+    whole = "\0".join(json.loads(line)["text"] for line in path.read_text("utf-8").splitlines())
+    for row in read(calibration).tokens[:4]:
+        for part in tokenizer.decode(row).split(tokenizer.eos_token):
+            inside = part.strip("\ufffd")  # a row may cut a character
+            assert inside in whole
+
+
+def test_the_default_text_is_what_the_table_says() -> None:
+    path, told = default_text()
+    row = table("calibration")["texts"][told["name"]]
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert row["licence"] == "Apache-2.0" and path.stat().st_size == row["size"]
+    assert len(rows) == row["documents"]
+    assert sorted({r["language"] for r in rows}) == sorted(row["languages"])
+    assert {r["source"] for r in rows} <= row["source"]["files"].keys()
+    assert len({r["text"] for r in rows}) == len(rows)
+
+
+def test_a_changed_default_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = json.loads(json.dumps(table("calibration")))
+    rows["texts"]["course"]["sha256"] = "0" * 64
+    monkeypatch.setattr(calibration, "table", lambda _: rows)
+    with pytest.raises(ModelError, match=r"not the file that calibration\.json pins"):
+        default_text()
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.text("abc ", min_size=1), min_size=1, max_size=6),
+    st.integers(1, 4),
+    st.integers(2, 9),
+    st.booleans(),
+    st.integers(0, 3),
+)
+def test_rows_are_a_cut_of_the_stream(words: list[str], size: int, length: int, bos: bool, seed: int) -> None:
+    recipe = Recipe(size, length, seed)
+    try:
+        rows = draw(Characters(bos), _documents(*words), recipe)
+    except UsageError as e:
+        width = length - bos
+        assert sum(len(w) + 1 for w in words) // width < size, e
+        return
+    assert rows.shape == (size, length)
+    body = rows[:, 1:] if bos else rows
+    if bos:
+        assert (rows[:, 0] == 2).all()
+    stream = "".join("|" if t == 1 else chr(t - 3) for t in body.reshape(-1))
+    whole = [w + "|" for w in words]
+    while stream:  # documents, each whole but the last, none twice
+        found = next((w for w in sorted(whole, key=len, reverse=True) if stream.startswith(w)), None)
+        if found is None:
+            assert any(w.startswith(stream) for w in whole)
+            break
+        whole.remove(found)
+        stream = stream[len(found) :]
+
+
+def test_the_seed_orders_the_documents() -> None:
+    words = _documents(*"abcdefgh")
+    drawn = {draw(Characters(), words, Recipe(1, 16, seed)).tobytes() for seed in range(8)}
+    assert len(drawn) > 1
+
+
+def test_rendered_chats_get_no_second_end(model: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    lines = [{"messages": [{"role": "user", "content": f"What is {n} plus {n}?"}]} for n in range(40)]
+    source = tmp_path / "chats.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = make(model, tmp_path / "out", source, Recipe(2, 64, field="messages"))
+    decoded = tokenizer.decode(data.tokens.reshape(-1))
+    assert decoded.count("<|im_start|>user") > 3 and "What is" in decoded
+    assert tokenizer.eos_token * 2 not in decoded
+
+
+def test_files_of_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/a.txt").write_text("first text\n")
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as f:
+        f.write('{"text": "second text"}\n\n')
+    (tmp_path / "README.md").write_text("not a text to calibrate with")
+    found = [d.text for d in text.documents(tmp_path, "text", lambda _: "")]
+    assert sorted(found) == ["first text", "second text"]
+    before = text.digest(tmp_path)
+    (tmp_path / "deep/a.txt").rename(tmp_path / "deep/c.txt")
+    assert text.digest(tmp_path) != before  # names order the documents
+
+
+def test_a_book_is_cut_at_blank_lines(tmp_path: Path) -> None:
+    paragraph = "word " * 100
+    (tmp_path / "book.txt").write_text("\n\n".join([paragraph] * 50))
+    found = list(text.documents(tmp_path / "book.txt", "text", lambda _: ""))
+    assert 3 < len(found) < 50
+    assert "".join("".join(d.text.split()) for d in found) == "word" * 5000
+
+
+BAD: dict[str, tuple[str, bytes, str]] = {
+    "not UTF-8": ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
+    "not JSON": ("a.jsonl", b'{"text": ', r"a\.jsonl:1: not JSON"),
+    "no field": ("a.jsonl", b'{"content": "x"}\n', "no field 'text'; it has: content"),
+    "no text": ("a.jsonl", b'{"text": 3}\n', "neither text nor a list"),
+    "empty": ("a.jsonl", b'{"text": ""}\n', "neither text nor a list"),
+    "deep": ("a.jsonl", b'{"text": ' + b"[" * 100_000, "not JSON"),
+    "a list": ("a.jsonl", b'["x"]\n', "no object"),
+    "truncated gzip": ("a.txt.gz", gzip.compress(b"text " * 9999)[:-20], "cannot be read"),
+    "no gzip": ("a.jsonl.gz", b"text", "cannot be read"),
+    "Parquet": ("a.parquet", b"PAR1", "not one of"),
+    "too short": ("a.txt", b"one two three", "1 documents have .* tokens: 0 rows"),
+    "nothing": ("a.txt", b"", "0 documents have 0 tokens"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_texts_are_refused(case: str, model: Path, tmp_path: Path) -> None:
+    name, content, message = BAD[case]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(EnginixError, match=message):
+        make(model, tmp_path / "out", tmp_path / name, Recipe(2, 32))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_of_parquet_says_what_to_do(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UsageError, match=r"it has \.parquet(.|\n)*as JSONL"):
+        make(model, tmp_path / "out", tmp_path / "data", Recipe(2, 32))
+
+
+def test_a_chat_without_a_template(tokenizer_only: Path, tmp_path: Path) -> None:
+    (tokenizer_only / "chat_template.jinja").unlink()
+    settings_file = tokenizer_only / "tokenizer_config.json"
+    settings_file.write_text(json.dumps(json.loads(settings_file.read_text()) | {"chat_template": None}))
+    (tmp_path / "a.jsonl").write_text('{"text": [{"role": "user", "content": "x"}]}\n')
+    with pytest.raises(UsageError, match="no chat template"):
+        make(tokenizer_only, tmp_path / "out", tmp_path / "a.jsonl", Recipe(2, 32))
+
+
+@pytest.mark.parametrize("sizes", [(0, 5), (5, 0), (-1, 5), (1 << 40, 5)])
+def test_impossible_sizes(sizes: tuple[int, int]) -> None:
+    with pytest.raises(UsageError, match="is not between"):
+        Recipe(*sizes)
+
+
+def test_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no tokenizer in it"):
+        make(tmp_path, tmp_path / "out", None, Recipe(2, 32))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match="cannot be read"):
+        make(tmp_path, tmp_path / "out", None, Recipe(2, 32))
+
+
+def _damaged(path: Path, change: str) -> None:
+    good = read(path)
+    about: dict[str, Any] = dict(good.about)
+    tokens = good.tokens
+    if change == "format":
+        about["format"] = 2
+    elif change == "tokenizer":
+        del about["tokenizer"]
+    elif change == "negative":
+        tokens = -tokens - 1
+    elif change == "float":
+        tokens = tokens.astype(np.float32)  # type: ignore[assignment]
+    elif change == "flat":
+        tokens = tokens.reshape(-1)
+    elif change == "empty":
+        tokens = tokens[:0]
+    path.write_bytes(dump(tokens, about))
+
+
+@pytest.mark.parametrize("change", ["format", "tokenizer", "negative", "float", "flat", "empty"])
+def test_files_that_lie_are_refused(change: str, calibration: Path, tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    shutil.copyfile(calibration, path)
+    _damaged(path, change)
+    with pytest.raises(ModelError, match="enginix calibrate"):
+        read(path)
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_garbage_is_refused_by_name(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    good = dump(np.zeros((2, 3), np.int32), {"format": 1, "text": {}, "tokenizer": {}})
+    raw = bytearray(good)
+    if data.draw(st.booleans()):
+        raw = raw[: data.draw(st.integers(0, len(raw) - 1))]
+    else:
+        raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
+    path = tmp_path_factory.mktemp("x") / FILE
+    path.write_bytes(raw)
+    try:
+        assert read(path).tokens.dtype == np.int32
+    except EnginixError as e:
+        assert e.where
+
+
+def test_the_command(enginix: Any, model: Path, tmp_path: Path) -> None:
+    words = ("calibrate", model, "-o", tmp_path / "out", "--size", "4", "--sequence-length", "32", "--json")
+    done = enginix(*words)
+    told = json.loads(done.stdout)
+    assert done.returncode == 0 and told["sha256"] == sha256_file(tmp_path / "out" / FILE)
+    again = enginix(*words)
+    assert again.returncode == 2 and "exists already" in again.stderr

@@ -1,0 +1,210 @@
+"""Refused before a weight is read: formats, options, targets, shapes, calibration of another model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from enginix.checkpoint.formats import format_of
+from enginix.errors import MachineError, ModelError, UsageError
+from enginix.quantize import calibration as calibrate
+from enginix.quantize import source
+from enginix.quantize.formats import check_shapes, kv_cache_warning, resolve, row
+from enginix.tables import table
+
+TABLE = table("quantize")
+
+
+def test_every_row_is_known_to_the_other_tables() -> None:
+    for name in TABLE["formats"]:
+        found = row(name)
+        assert found.algorithm in table("quantization")["algorithms"], name
+        assert table("quantization_support")["algorithms"][found.algorithm]["engine"], name
+        if table("quantization")["algorithms"][found.algorithm]["convert"]:
+            assert format_of(found.algorithm, "trtllm")
+    assert set(TABLE["mixed"]["allowed"]) <= set(TABLE["formats"])
+    assert not set(TABLE["refused"]) & set(TABLE["formats"])
+
+
+def test_every_recipe_is_modelopts() -> None:
+    source_of = pytest.importorskip("modelopt.torch.quantization.config")
+    for found in [*TABLE["formats"].values(), *TABLE["kvCache"].values()]:
+        assert getattr(source_of, found["recipe"])["quant_cfg"]
+
+
+@pytest.mark.parametrize("name", sorted(TABLE["refused"]))
+def test_refused_formats_name_another(name: str) -> None:
+    with pytest.raises(UsageError) as e:
+        resolve(name)
+    assert TABLE["refused"][name]["instead"] in str(e.value) and name in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"name": "fp9"}, "unknown format 'fp9'"),
+        ({"name": "fp8", "effective_bits": 6.0}, "are for --format mixed"),
+        ({"name": "fp8", "candidates": ("fp8", "nvfp4")}, "are for --format mixed"),
+        ({"name": "mixed"}, "needs a budget"),
+        ({"name": "mixed", "effective_bits": 3.0}, "not between 4"),
+        ({"name": "mixed", "effective_bits": 16.0}, "not between 4"),
+        ({"name": "mixed", "effective_bits": float("nan")}, "not between 4"),
+        ({"name": "mixed", "effective_bits": 6.0, "candidates": ("fp8",)}, "two candidates"),
+        ({"name": "mixed", "effective_bits": 6.0, "candidates": ("fp8", "fp8")}, "two candidates"),
+        ({"name": "mixed", "effective_bits": 6.0, "candidates": ("fp8", "int8_wo")}, "no candidate of mixed"),
+        ({"name": "fp8", "kv_cache": "int8"}, "known to give garbage"),
+        ({"name": "fp8", "kv_cache": "fp7"}, "unknown KV cache format"),
+        ({"name": "nvfp4", "target_name": "h200"}, "NVFP4 needs SM 100 or later"),
+        ({"name": "int4_awq", "target_name": "b200"}, "refuses W4A16_AWQ for SM 100"),
+        ({"name": "fp8", "target_name": "a100-80gb"}, "FP8 needs SM 89"),
+        ({"name": "fp8", "target_name": "h2000"}, "unknown target"),
+    ],
+)
+def test_requests_that_cannot_be(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve(**words)
+
+
+@pytest.mark.parametrize(("gpu", "names"), [("b200", ["nvfp4", "fp8"]), ("h200", ["w4a8_awq", "fp8"]),
+                                            ("a100-80gb", ["int4_awq", "int8_sq"])])  # fmt: skip
+def test_mixed_takes_what_the_target_executes(gpu: str, names: list[str]) -> None:
+    found = resolve("mixed", effective_bits=9.0, target_name=gpu)
+    assert [f.name for f in found.formats] == names and found.algorithm == "MIXED_PRECISION"
+
+
+def test_mixed_on_a_cpu_is_without_nvfp4() -> None:
+    assert [f.name for f in resolve("mixed", effective_bits=9.0, device="cpu").formats] == ["w4a8_awq", "fp8"]
+    for more in ({"candidates": ("nvfp4", "fp8")}, {"target_name": "b200"}):
+        with pytest.raises(UsageError, match="emulates nvfp4 on CUDA alone"):
+            resolve("mixed", effective_bits=9.0, device="cpu", **more)  # type: ignore[arg-type]
+
+
+def test_what_nobody_vouches_for_is_said() -> None:
+    found = resolve("fp8", kv_cache="fp8", target_name="h200", architecture="Qwen3ForCausalLM")
+    assert any("Qwen3 with FP8 weights and FP8 KV cache failed" in w for w in found.warnings)
+    assert not resolve("fp8", target_name="h200", architecture="LlamaForCausalLM").warnings
+    assert not resolve("fp8", target_name="h200", architecture="NobodysForCausalLM").warnings
+
+
+def test_small_models_with_an_fp8_cache_are_warned_of() -> None:
+    assert "4218" in str(kv_cache_warning(8_000_000_000))
+    assert kv_cache_warning(70_000_000_000) is None
+
+
+def test_shapes() -> None:
+    check_shapes(resolve("int4_awq"), {"a": (7, 256)}, False, "m")
+    with pytest.raises(UsageError, match=r"a has 100 columns(.|\n)*use fp8, fp8_pc_pt, int8_sq, int8_wo"):
+        check_shapes(resolve("nvfp4"), {"a": (7, 100)}, False, "m")
+    with pytest.raises(UsageError, match=r"has experts(.|\n)*use fp8 or nvfp4"):
+        check_shapes(resolve("int8_sq"), {"a": (7, 256)}, True, "m")
+
+
+@pytest.fixture
+def copy(model: Path, tmp_path: Path) -> Path:
+    there = tmp_path / "model"
+    shutil.copytree(model, there)
+    return there
+
+
+def _change(directory: Path, **changes: Any) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_model_is_read(model: Path) -> None:
+    found = source.read(model)
+    assert len(found.matrices) == 28 and found.architecture == "Qwen3ForCausalLM" and not found.experts
+    assert found.parameters == sum(a.size for a in load_file_sizes(model))
+
+
+def load_file_sizes(model: Path) -> list[Any]:
+    from safetensors import safe_open
+
+    with safe_open(model / "model.safetensors", "pt") as f:
+        return [np.empty(f.get_slice(k).get_shape()) for k in f.keys()]  # noqa: SIM118
+
+
+def test_models_that_are_refused(copy: Path) -> None:
+    _change(copy, quantization_config={"quant_method": "gptq"})
+    with pytest.raises(UsageError, match="quantized already"):
+        source.read(copy)
+    _change(copy, quantization_config=None, auto_map={"AutoModel": "code.Model"})
+    with pytest.raises(UsageError, match="code of its own"):
+        source.read(copy)
+    _change(copy, auto_map=None, architectures=[])
+    with pytest.raises(ModelError, match="names no architecture"):
+        source.read(copy)
+    with pytest.raises(ModelError, match="no such directory"):
+        source.read(copy / "nowhere")
+
+
+def test_int8_weights_without_a_claim_are_refused(copy: Path) -> None:
+    save_file({"model.layers.0.mlp.up_proj.weight": np.ones((4, 4), np.int8)}, copy / "model.safetensors")
+    with pytest.raises(ModelError, match="is I8"):
+        source.read(copy)
+
+
+def test_calibration_of_another_model(copy: Path, calibration: Path) -> None:
+    data = calibrate.read(calibration)
+    source.check_calibration(source.read(copy), data, "c")
+    _change(copy, vocab_size=100)
+    with pytest.raises(UsageError, match="beyond the model's vocabulary of 100"):
+        source.check_calibration(source.read(copy), data, "c")
+    _change(copy, vocab_size=2048, max_position_embeddings=64)
+    with pytest.raises(UsageError, match="the model's context is 64"):
+        source.check_calibration(source.read(copy), data, "c")
+    _change(copy, max_position_embeddings=2048)
+    tokenizer = copy / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace(" ", "  ", 1))
+    with pytest.raises(UsageError, match=r"another tokenizer\.json"):
+        source.check_calibration(source.read(copy), data, "c")
+
+
+def test_too_little_memory_or_disk(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = source.read(model)
+    source.check_machine(found, tmp_path / "out", "cpu")
+    monkeypatch.setattr(source, "_available_memory", lambda: 1000)
+    with pytest.raises(MachineError, match="of memory are needed"):
+        source.check_machine(found, tmp_path / "out", "cpu")
+    monkeypatch.setattr(source, "_available_memory", lambda: None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    with pytest.raises(MachineError, match="or more, 10 B are free"):
+        source.check_machine(found, tmp_path / "out", "cpu")
+
+
+@pytest.mark.parametrize("command", ["quantize", "calibrate"])
+def test_help_imports_nothing_heavy(command: str) -> None:
+    code = (
+        f"import sys\nfrom enginix import cli\n"
+        f"try: cli.main(['{command}', '--help'])\nexcept SystemExit: pass\n"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'transformers', 'modelopt')))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(source.__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_refusals_come_before_torch(enginix: Any, model: Path, tmp_path: Path, calibration: Path) -> None:
+    """The command line refuses what headers can tell; a torch that cannot be imported proves the order."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    trap = {"PYTHONPATH": f"{tmp_path}:{Path(source.__file__).parents[2]}"}
+    out = tmp_path / "out"
+    for words, message in (
+        (("--format", "int4_gptq"), "use int4_awq"),
+        (("--format", "nvfp4", "--target", "h200"), "NVFP4 needs SM 100"),
+        (("--format", "fp8"), "needs calibration data"),
+        (("--format", "fp8", "--calibration", tmp_path / "none"), "no such calibration file"),
+        (("--format", "fp8", "--calibration", calibration, "--batch-size", "0"), "--batch-size 0"),
+    ):
+        done = enginix("quantize", model, "-o", out, *words, **trap)
+        assert message in done.stderr and "torch was imported" not in done.stderr
+        assert done.returncode in (2, 3) and not out.exists()
