@@ -27,6 +27,8 @@ let
     "engine/tensorrt_llm_api.py"
     "engine/tensorrt_main.py"
     "engine/tensorrt_request.py"
+    "engine/tensorrt_result.py"
+    "engine/tensorrt_stage.py"
     "errors.py"
     "files.py"
     "manifest.py"

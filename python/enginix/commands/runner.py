@@ -69,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _built(args: argparse.Namespace, machine: Machine | None) -> Path:
-    from enginix.engine.tensorrt import Place, build
-    from enginix.engine.tensorrt_request import read, request_of
+    from enginix.engine.tensorrt import build
+    from enginix.engine.tensorrt_request import Place, read, request_of
 
     if args.model is None:
         raise UsageError("--model is needed with --request")

@@ -9,8 +9,8 @@ from typing import Any
 
 from enginix import console
 from enginix.engine import options as build_options
-from enginix.engine.tensorrt import STRATEGIES, Place, build
-from enginix.engine.tensorrt_request import read, request_of
+from enginix.engine.tensorrt import build
+from enginix.engine.tensorrt_request import STRATEGIES, Place, read, request_of
 from enginix.errors import UsageError
 from enginix.tables import table
 

@@ -16,8 +16,8 @@ from enginix import console
 from enginix.console import human_bytes
 from enginix.engine import preflight
 from enginix.engine.target import probe, target
-from enginix.engine.tensorrt import Place, build
-from enginix.engine.tensorrt_request import read, request_of
+from enginix.engine.tensorrt import build
+from enginix.engine.tensorrt_request import Place, read, request_of
 from enginix.errors import EXIT_BUG, EnginixError, MachineError
 from enginix.runtime import driver as drivers
 from enginix.runtime import table

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from enginix.engine import options as build_options
+from enginix.engine.options import Limits, Value
 from enginix.engine.options_rules import Facts, resolve
-from enginix.engine.target import target
-from enginix.engine.tensorrt import Request
+from enginix.engine.target import Target, target
 from enginix.engine.tensorrt_checkpoint import Checkpoint, model_name
 from enginix.errors import UsageError
 from enginix.runtime import table as runtimes
+from enginix.runtime.table import Runtime
 from enginix.tables import table
 
+STRATEGIES = ("checkpoint", "llm-api")
 KEYS = {
     "acceptDriver",
     "gates",
@@ -45,6 +48,54 @@ TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "tensorParallel": (int, "a whole number"),
     "llmArgs": (dict, "an object"),
 }
+
+
+@dataclass(frozen=True)
+class Request:
+    """An engine as it was asked for, every default written out.
+
+    Attributes:
+        strategy: ``checkpoint`` runs trtllm-build on our checkpoint; ``llm-api`` lets TensorRT-LLM load
+        the model. workers: ranks built at once, a GPU each.
+        timing_cache: tactics of an earlier build.
+        stall: seconds without a sign of progress after which a stage counts as hung.
+        plan: predicted memory, as the plan stage wrote it.
+        gates: a reference engine of the same checkpoint, whose gates passed; None is recorded as "not gated".
+    """
+
+    name: str
+    target: Target
+    runtime: Runtime
+    limits: Limits
+    options: dict[str, Value] = field(default_factory=dict)
+    strategy: str = "checkpoint"
+    workers: int = 1
+    timing_cache: Path | None = None
+    stall: float = 1800.0
+    beat: float = 60.0
+    accept_driver: bool = False
+    plan: dict[str, Any] | None = None
+    gates: Path | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a build runs and writes.
+
+    Attributes:
+        rootfs: the runtime's root file system; None runs on the host's, as in a container of the image.
+        driver: the GPU driver's root; None looks for it.
+        in_place: write straight into ``out``, which is then removed on failure: for Nix, whose outputs are
+        whole or
+            absent by themselves, and whose store has no room beside them.
+        timing: where the timing cache goes; None leaves it out.
+    """
+
+    out: Path
+    rootfs: Path | None = None
+    driver: Path | None = None
+    in_place: bool = False
+    timing: Path | None = None
 
 
 def read(path: Path) -> dict[str, Any]:

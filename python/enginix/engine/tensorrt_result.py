@@ -1,0 +1,201 @@
+"""What a build delivered: verified, and described in its manifest."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from enginix import __version__, manifest
+from enginix.console import human_bytes
+from enginix.engine import preflight
+from enginix.engine.failures import BuildError
+from enginix.engine.options import Value
+from enginix.engine.tensorrt_checkpoint import Checkpoint
+from enginix.engine.tensorrt_request import Place, Request
+from enginix.engine.tensorrt_stage import TIMING_OUT
+from enginix.errors import ManifestError
+from enginix.files import sha256_file
+from enginix.manifest import Manifest
+from enginix.runtime.supervise import Outcome
+
+
+def verify(engine: Path, request: Request, checkpoint: Checkpoint) -> dict[str, int]:
+    """Whether a directory is the engine that was asked for: an exit status of 0 does not say so.
+
+    Returns:
+        Size of each rank's engine in bytes.
+
+    Raises:
+        BuildError: a file is missing, too small for its weights, or of another version or size than asked
+        for.
+    """
+    path = engine / "config.json"
+    fix = "build again; if it repeats, report the runtime and the last lines of the build"
+    try:
+        config = json.loads(path.read_text("utf-8"))
+        version, built = str(config["version"]), dict(config["build_config"])
+        config["pretrained_config"]["architecture"]
+    except FileNotFoundError as e:
+        raise BuildError(
+            "the build ended without an error, but wrote no engine", where="config.json", fix=fix
+        ) from e
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise BuildError(f"unreadable: {e}", where="config.json", fix=fix) from e
+    if version.split("+")[0] != request.runtime.version:
+        raise BuildError(
+            f"the engine says TensorRT-LLM {version}; runtime {request.runtime.id} is "
+            f"{request.runtime.version}",
+            where="config.json",
+            fix="pass the runtime's own image",
+        )
+    for key, value in request.limits.as_build_config().items():
+        # TensorRT-LLM replaces max_input_len when padding is removed and context attention is fused.
+        if built.get(key) != value and key != "max_input_len":
+            raise BuildError(
+                f"{key} is {built.get(key)!r}, {value} was asked for",
+                where="config.json",
+                fix="report it with the options",
+            )
+    sizes = {}
+    for rank in range(checkpoint.world_size):
+        name = f"rank{rank}.engine"
+        size = (engine / name).stat().st_size if (engine / name).is_file() else 0
+        weights = (
+            0
+            if request.options.get("stripPlan") or request.options.get("fastBuild")
+            else checkpoint.ranks.get(rank, 0)
+        )
+        if size == 0 or size < weights // 2:
+            what = (
+                "missing or empty"
+                if size == 0
+                else f"{human_bytes(size)}, its weights alone take {human_bytes(weights)}"
+            )
+            raise BuildError(f"{what}: a partial engine", where=name, fix=fix)
+        sizes[name] = size
+    return sizes
+
+
+def refuse_paths(engine: Path, inputs: list[Path]) -> None:
+    """No small file may name an input: such a path drags the weights into the closure of whoever serves
+    the engine.
+    """
+    names = {os.fsencode(str(p)) for given in inputs for p in (given, Path(os.path.realpath(given)))}
+    for path in engine.rglob("*"):
+        if path.is_file() and path.stat().st_size < 16 << 20:
+            content = path.read_bytes()
+            for name in names:
+                if name in content:
+                    raise BuildError(
+                        f"names the path of an input, {os.fsdecode(name)}",
+                        where=str(path.relative_to(engine.parent)),
+                        fix="report it: the file must not keep the weights alive",
+                    )
+
+
+def keep_timing(work: Path, place: Place) -> str | None:
+    """Keeps the timing cache; returns its digest."""
+    # trtllm-build's own default, in its working directory, for a version that ignores the flag.
+    path = next((work / n for n in (TIMING_OUT, "model.cache") if (work / n).is_file()), None)
+    if path is None:
+        if place.timing is not None:
+            raise BuildError("the build wrote no timing cache", where=str(place.timing), fix="build again")
+        return None
+    if place.timing is not None:
+        shutil.copyfile(path, place.timing)
+    return sha256_file(path)
+
+
+def gates(request: Request, checkpoint: Checkpoint) -> Any:
+    """Verdicts of the gates that the checkpoint passed on the reference kind.
+
+    Raises:
+        ManifestError: not a reference engine, or one of another checkpoint, or one that was not gated.
+    """
+    if request.gates is None:
+        return "not gated"
+    found = manifest.read(request.gates, "engine")
+    gated, mine = found.inputs.get("checkpoint"), checkpoint.path and checkpoint.path / manifest.FILE
+    digest = sha256_file(mine) if mine and mine.exists() else None
+    if found.kind != "reference" or not isinstance(gated, dict) or gated.get("manifestSha256") != digest:
+        raise ManifestError(
+            "is not a reference engine of this checkpoint",
+            where=str(request.gates),
+            fix="gate this checkpoint: enginix build CHECKPOINT --kind reference",
+        )
+    verdicts = found.results.get("gates")
+    if not isinstance(verdicts, dict) or any(v != "passed" for v in verdicts.values()):
+        raise ManifestError("its gates did not pass", where=str(request.gates), fix="build it with gates")
+    return {"checkpoint": verdicts, "manifestSha256": sha256_file(request.gates / manifest.FILE)}
+
+
+def _adapters(directories: Value) -> list[dict[str, str]]:
+    assert isinstance(directories, list)
+    return [{p.name: sha256_file(p) for p in sorted(Path(d).iterdir()) if p.is_file()} for d in directories]
+
+
+def describe(
+    request: Request,
+    checkpoint: Checkpoint,
+    model: Path,
+    found: preflight.Found,
+    outcome: Outcome,
+    ranks: dict[str, int],
+    timing: str | None,
+) -> Manifest:
+    """The manifest: everything that another machine must know, nothing that names a path."""
+    runtime, machine = request.runtime, found.machine
+    return Manifest(
+        artefact="engine",
+        name=request.name,
+        kind="tensorrt",
+        model={
+            "architecture": checkpoint.architecture,
+            "quantization": checkpoint.quantization,
+            "kvCacheQuantization": checkpoint.kv_cache,
+            "dtype": checkpoint.dtype,
+            "maxPositionEmbeddings": checkpoint.context,
+        },
+        inputs=checkpoint.identity(model)
+        | ({"timingCache": {"sha256": sha256_file(request.timing_cache)}} if request.timing_cache else {}),
+        options={
+            "strategy": request.strategy,
+            "limits": asdict(request.limits),
+            # By content, never by path.
+            "plugins": {n: _adapters(v) if n == "loraDir" else v for n, v in sorted(request.options.items())},
+            "tensorParallel": checkpoint.tensor_parallel,
+            "pipelineParallel": checkpoint.pipeline_parallel,
+            "workers": request.workers,
+        },
+        target={
+            "name": request.target.name,
+            "sm": request.target.sm,
+            "gpu": found.gpu.name,
+            "memory": found.gpu.total,
+            "count": checkpoint.world_size,
+        },
+        runtime={
+            "id": runtime.id,
+            "tensorrtLlm": runtime.version,
+            "tensorrt": runtime.tensorrt,
+            "cuda": runtime.cuda,
+            "nccl": runtime.row.get("nccl"),
+            "driverFloor": runtime.driver,
+            "driver": machine.driver,
+        },
+        tools={"enginix": __version__},
+        results={
+            "gates": gates(request, checkpoint),
+            "ranks": ranks,
+            "timingCache": {"sha256": timing} if timing else None,
+            "plan": {
+                "predicted": request.plan,
+                "measured": {"hostMemoryPeak": outcome.host_peak, "gpuMemoryPeak": outcome.gpu_peak},
+            },
+            "notes": list(found.notes),
+        },
+    )
