@@ -11,33 +11,31 @@ let
     builtins.match ".*__version__ = \"([^\"]+)\".*" (builtins.readFile (package + "/__init__.py"))
   );
 
-  runtimeOnly = [
-    "commands/build.py"
-    "commands/compare.py"
-    "commands/edgellm_"
-    "commands/serve.py"
-    "commands/triton_repo.py"
-    "data/edgellm.json"
-    "data/gates.json"
-    "data/kinds.json"
-    "data/prompts"
-    "data/triton_"
-    "edgellm"
-    "engine"
-    "gates"
-    "reference"
-    "report"
-    "serve"
-    "triton"
+  # What `core` is made of, beside the modules at the top: prefixes of paths in the package.
+  core = [
+    "checkpoint"
+    "commands/__init__.py"
+    "commands/convert.py"
+    "commands/fetch"
+    "commands/lock.py"
+    "commands/verify_checkpoint.py"
+    "data/__init__.py"
+    "data/architectures.json"
+    "data/converters.json"
+    "data/quantization.json"
+    "hub"
+    "model"
   ];
 
   keep =
-    path: _:
+    path: type:
     let
       relative = lib.removePrefix "${toString package}/" (toString path);
+      atTop = type == "regular" && dirOf relative == ".";
+      # A directory is kept for what is below it.
+      within = prefix: lib.hasPrefix prefix relative || type == "directory" && lib.hasPrefix "${relative}/" prefix;
     in
-    baseNameOf path != "__pycache__"
-    && (flavour == "runtime" || !builtins.any (prefix: lib.hasPrefix prefix relative) runtimeOnly);
+    baseNameOf path != "__pycache__" && (flavour == "runtime" || atTop || builtins.any within core);
 
   # Triton 2.51's Python stub crashes on arrays of NumPy 2, and has no build for Pythons whose NumPy 1 is
   # gone. PyTorch's own build saves compiling it again over the other NumPy.

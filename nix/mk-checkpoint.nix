@@ -120,7 +120,8 @@ let
       name = builtins.seq checked "${name}-checkpoint";
       inherit model;
       flags = lib.escapeShellArgs checked;
-      # The manifest names where the weights come from; nothing that serves needs the weights themselves.
+      # The manifest says where the weights come from; nothing that serves needs the weights themselves.
+      disallowedReferences = [ model ];
       passthru = {
         inherit model parallel;
         modelName = name;

@@ -7,6 +7,7 @@ no host name, no user, no secret.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,6 +18,9 @@ from enginix.files import dump_json, write_text
 
 FILE = "enginix.json"
 FORMAT = 1
+
+# Nix's base 32 has no e, o, t and u.
+_STORE_HASH = re.compile(r"^[0-9abcdfghijklmnpqrsvwxyz]{32}-")
 
 Artefact = Literal[
     "model", "calibration", "quantized-model", "checkpoint", "export", "engine", "triton-repository"
@@ -97,3 +101,14 @@ def read(directory: Path, artefact: Artefact | None = None) -> Manifest:
             f"is a {found.artefact}, not a {artefact}", where=str(directory), fix=f"pass a {artefact}"
         )
     return found
+
+
+def name_of(directory: Path) -> str:
+    """What people call the artefact in ``directory``: its manifest's name, or the directory's.
+
+    A store path's hash is cut off: in a manifest it would be a reference, which keeps that path, a whole
+    model for instance, in the closure of everything made from it.
+    """
+    if (directory / FILE).exists():
+        return read(directory).name
+    return _STORE_HASH.sub("", directory.resolve().name)

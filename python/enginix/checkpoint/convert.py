@@ -270,7 +270,7 @@ def _manifest(planned: Plan, size: int) -> manifest.Manifest:
     quantization = planned.config["quantization"]
     return manifest.Manifest(
         artefact="checkpoint",
-        name=model.directory.resolve().name,
+        name=manifest.name_of(model.directory),
         model={
             "architecture": model.architecture,
             "layers": model.num_layers,

@@ -79,7 +79,7 @@ def _finish(
         raise CheckpointError(f"{converter} wrote no whole checkpoint: {e.what}", where=e.where) from e
     manifest.Manifest(
         artefact="checkpoint",
-        name=directory.resolve().name,
+        name=manifest.name_of(directory),
         model={"architecture": name, "quantization": None, "kvCacheQuantization": None},
         inputs=inputs(directory, open_weights(directory)),
         options={
