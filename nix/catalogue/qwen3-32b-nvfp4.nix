@@ -13,7 +13,7 @@ scope: {
     architecture = "Qwen3ForCausalLM";
     quantization = "NVFP4";
     license = "apache-2.0";
-    note = "  Its engine needs a Blackwell GPU and NVIDIA's runtime, which this version of enginix does not build for yet.";
+    note = "  Its engine needs a Blackwell GPU, and NVIDIA's runtime trtllm-1.2.1, pinned by `enginix runtime pin`.";
   };
   checkpoint.dtype = "bfloat16";
   engine = {
