@@ -41,6 +41,11 @@ skip() {
   return 77
 }
 
+# Guards a test that takes minutes.
+slow() {
+  [ -n "${ENGINIX_SLOW-}" ] || skip 'slow: ENGINIX_SLOW=1 runs it'
+}
+
 # shellcheck source=/dev/null
 for file in "$root"/tests/nix/cases/*.sh; do source "$file"; done
 

@@ -42,6 +42,7 @@ test_edgellm_export_is_pure_and_repeats() {
 }
 
 test_edgellm_export_of_every_format_repeats() {
+  slow || return
   need_edgellm || return
   local pair
   for pair in fp8=FP8 nvfp4=NVFP4 int4_awq=W4A16_AWQ int8_sq=W8A8_SQ_PER_CHANNEL; do
