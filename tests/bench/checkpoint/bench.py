@@ -79,11 +79,11 @@ def convert(model: Path, out: Path, *options: str) -> tuple[float, int]:
 # From file to file through NumPy: what a conversion that computes nothing costs.
 NUMPY_COPY = """
 import sys, numpy as np
-into = np.empty(1 << 20, np.uint8)
+block, into = np.empty(1 << 20, np.uint8), np.empty(1 << 20, np.uint8)
 with open(sys.argv[1], "rb", buffering=0) as source, open(sys.argv[2], "wb", buffering=0) as target:
-    while len(block := np.fromfile(source, np.uint8, 1 << 20)):
-        np.copyto(into[: len(block)], block)
-        into[: len(block)].tofile(target)
+    while n := source.readinto(block):
+        np.copyto(into[:n], block[:n])
+        target.write(into[:n])
 """
 
 

@@ -30,7 +30,9 @@ def root() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (cache / "complete").exists():
             with tarfile.open(ARCHIVE) as tar:
-                tar.extractall(cache)  # our own archive, pinned in the repository; older Pythons know no filter
+                tar.extractall(
+                    cache
+                )  # our own archive, pinned in the repository; older Pythons know no filter
             (cache / "complete").touch()
     return cache / "golden"
 
