@@ -27,7 +27,9 @@ def sms():
     if not program.exists():
         return []
     fields = "index,name,uuid,compute_cap,memory.total,memory.free"
-    told = subprocess.run([program, f"--query-gpu={fields}"], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        [program, f"--query-gpu={fields}"], capture_output=True, text=True, check=True
+    ).stdout
     return [int(line.split(", ")[3].replace(".", "")) for line in told.splitlines()]
 
 

@@ -40,7 +40,9 @@ def main():
     checkpoint = Path(args.checkpoint_dir)
     pretrained = json.loads((checkpoint / "config.json").read_text())
     known = contract("model_map")["hf_architecture_to_trtllm_class"]
-    assert pretrained["architecture"] in known, f"Unsupported model architecture: {pretrained['architecture']}"
+    assert pretrained["architecture"] in known, (
+        f"Unsupported model architecture: {pretrained['architecture']}"
+    )
     assert args.streamingllm != "enable", "streamingllm is no longer supported"
     refuse_quantization(pretrained["quantization"], visible[0])
     if visible[0] == 100:
@@ -66,20 +68,26 @@ def main():
     if misbehaves("daemon"):
         subprocess.Popen(["sleep", "4242"], start_new_session=True)
     if misbehaves("oom"):
-        print("[E] Requested amount of GPU memory (9663676416 bytes) could not be allocated.", file=sys.stderr)
+        print(
+            "[E] Requested amount of GPU memory (9663676416 bytes) could not be allocated.", file=sys.stderr
+        )
         raise RuntimeError("CUDA out of memory. Tried to allocate 9.00 GiB")
     if misbehaves("killed"):
         print("[I] Building engine", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    build_config = {row["name"] if isinstance(row, dict) else row: None for row in contract("build_config_fields")["fields"]}
+    build_config = {
+        row["name"] if isinstance(row, dict) else row: None
+        for row in contract("build_config_fields")["fields"]
+    }
     for name in list(build_config):
         build_config[name] = getattr(args, name, None)
     build_config.pop("dry_run", None)
     build_config.pop("visualize_network", None)
     build_config["kv_cache_type"] = getattr(args, "kv_cache_type", "paged").upper()
     build_config["plugin_config"] = {
-        row["name"]: getattr(args, row["name"], row.get("default")) for row in contract("plugin_config_fields")["fields"]
+        row["name"]: getattr(args, row["name"], row.get("default"))
+        for row in contract("plugin_config_fields")["fields"]
     }
     write_engine(Path(args.output_dir), checkpoint, pretrained, build_config, __version__)
     cache = Path("model.cache") if misbehaves("model-cache") else Path(args.output_timing_cache)

@@ -16,7 +16,15 @@ parser.add_argument("--tokenizer")
 parser.add_argument("--host", default="localhost")
 parser.add_argument("--port", type=int, default=8000)
 parser.add_argument("--log_level", default="info")
-for name in ("max_beam_width", "max_batch_size", "max_num_tokens", "max_seq_len", "tp_size", "pp_size", "ep_size"):
+for name in (
+    "max_beam_width",
+    "max_batch_size",
+    "max_num_tokens",
+    "max_seq_len",
+    "tp_size",
+    "pp_size",
+    "ep_size",
+):
     parser.add_argument(f"--{name}", type=int)
 parser.add_argument("--kv_cache_free_gpu_memory_fraction", type=float, default=0.9)
 parser.add_argument("--extra_llm_api_options")
