@@ -78,19 +78,26 @@ class Tokenizer:
         """Token ids of a text as an input's start, with the special tokens that the model wants there."""
         return [int(t) for t in self._tokenizer(text).input_ids]
 
+    def encode_question(self, question: str) -> list[int]:
+        """Token ids that ask a question: by the chat template, or as plain text where there is none."""
+        if not getattr(self._tokenizer, "chat_template", None):
+            return self.encode(f"Question: {question}\nAnswer:")
+        text = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
+        # The template has written the special tokens already.
+        return [int(t) for t in self._tokenizer(text, add_special_tokens=False).input_ids]
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
-def logits(model: Path, tokens: Sequence[Sequence[int]], device: str = "cpu") -> list[torch.Tensor]:
-    """transformers' logits on the model in float32, one sequence at a time.
-
-    Returns:
-        For each sequence float32 [T, vocab_size], on the CPU.
+def load(model: Path, device: str = "cpu") -> Any:
+    """transformers' model in float32, whole.
 
     Raises:
-        GateError: the model cannot be loaded whole, or cannot be run; without reference no gate passes.
+        GateError: the model cannot be loaded whole; without reference no gate passes.
     """
     transformers = _transformers()
     try:
@@ -105,13 +112,32 @@ def logits(model: Path, tokens: Sequence[Sequence[int]], device: str = "cpu") ->
         # transformers fills what is missing with random numbers; such a reference would be worthless.
         if holes := sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())])):
             raise ModelError(f"weights are missing: {holes[0]} (of {len(holes)})")
-        loaded.to(device).eval()
+        return loaded.to(device).eval()
+    except Exception as e:
+        raise _no_reference(model, e) from e
+
+
+def _no_reference(model: Path, e: Exception) -> GateError:
+    what = e.what if isinstance(e, EnginixError) else f"{type(e).__name__}: {e}"
+    return GateError(
+        f"the reference model cannot be run: {what}",
+        where=str(model),
+        fix="pass the complete Hugging Face model that the checkpoint was converted from",
+    )
+
+
+def logits(model: Path, tokens: Sequence[Sequence[int]], device: str = "cpu") -> list[torch.Tensor]:
+    """transformers' logits on the model in float32, one sequence at a time.
+
+    Returns:
+        For each sequence float32 [T, vocab_size], on the CPU.
+
+    Raises:
+        GateError: the model cannot be loaded whole, or cannot be run; without reference no gate passes.
+    """
+    loaded = load(model, device)
+    try:
         with torch.inference_mode():
             return [loaded(torch.tensor([list(t)], device=device)).logits[0].float().cpu() for t in tokens]
     except Exception as e:
-        what = e.what if isinstance(e, EnginixError) else f"{type(e).__name__}: {e}"
-        raise GateError(
-            f"the reference model cannot be run: {what}",
-            where=str(model),
-            fix="pass the complete Hugging Face model that the checkpoint was converted from",
-        ) from e
+        raise _no_reference(model, e) from e

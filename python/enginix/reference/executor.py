@@ -137,6 +137,17 @@ class Executor:
             out.append(self._logits(self._hidden(ids, step)))
         return out
 
+    @torch.inference_mode()
+    def hidden(self, tokens: Sequence[int]) -> list[torch.Tensor]:
+        """What each layer hands on: float32 [T, hidden_size] a layer, the last one after the final norm."""
+        self.check_tokens(tokens)
+        step = Prefill(None, 0, 0, len(tokens), self.rope)
+        x, out = self.embedding[torch.tensor(tokens, device=self.device)], list[torch.Tensor]()
+        for layer in self.layers:
+            x = layer(x, step)
+            out.append(x.float())
+        return [*out[:-1], self.norm(x).float()]
+
     def new_cache(self, slots: int) -> Cache:
         """An empty cache for ``slots`` sequences at a time."""
         return Cache(self.config, slots, self.rope, self.device, self.dtype)

@@ -1,0 +1,150 @@
+"""The reference's answers: computed once for a model, and kept; every engine of it is compared with them.
+
+Of each position's distribution the most likely tokens and the logarithm of the probability of the text's next
+token are kept, so that the answers of a model with a large vocabulary stay small.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from enginix.errors import GateError
+from enginix.files import dump_json, write_text
+from enginix.gates.material import Material
+from enginix.gates.subject import Subject, checked
+
+KEPT = 64  # most likely tokens of a position
+CONTINUED = 64  # tokens of a continuation
+ANSWERED = 32  # tokens of an answer to a question
+LAYERS_OF = 32  # positions of the first passage whose hidden states are kept
+FORMAT = 1
+FILE, TENSORS = "answers.json", "answers.safetensors"
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage's T - 1 next-token distributions.
+
+    Attributes:
+        ids: int32 [T - 1, KEPT], the most likely tokens, best first.
+        logs: float32 [T - 1, KEPT], natural logarithms of their probabilities.
+        text_logs: float32 [T - 1], of the text's own next token.
+    """
+
+    ids: torch.Tensor
+    logs: torch.Tensor
+    text_logs: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the reference said.
+
+    Attributes:
+        model: its identity.
+        material: digest of what was asked.
+        ends: tokens that end an answer.
+        hidden: what each layer hands on, on the first passage's first positions.
+    """
+
+    model: dict[str, Any]
+    material: str
+    ends: frozenset[int]
+    passages: tuple[Passage, ...]
+    continuations: tuple[tuple[int, ...], ...]
+    replies: tuple[tuple[int, ...], ...]
+    hidden: tuple[torch.Tensor, ...]
+
+
+def passage(logits: torch.Tensor, tokens: tuple[int, ...]) -> Passage:
+    """The distributions of a text from its logits [T, vocab_size]."""
+    logs = logits[:-1].float().log_softmax(-1)
+    kept, ids = logs.topk(min(KEPT, logs.shape[-1]), -1)
+    text = logs.gather(1, torch.tensor(tokens[1:], device=logs.device)[:, None])[:, 0]
+    return Passage(ids.int().cpu(), kept.cpu(), text.cpu())
+
+
+def ask(subject: Subject, material: Material, ends: frozenset[int], model: dict[str, Any]) -> Answers:
+    """Asks everything.
+
+    Raises:
+        GateError: the reference gives no finite answers.
+    """
+    texts = [p.tokens for p in material.passages]
+    passages = tuple(
+        passage(checked(logits, len(text), subject.vocab_size), text)
+        for text, logits in zip(texts, subject.logits(texts), strict=True)
+    )
+    continuations = subject.generate([p.tokens for p in material.prompts], CONTINUED, ends)
+    replies = subject.generate([q.tokens for q in material.questions], ANSWERED, ends)
+    return Answers(
+        model,
+        material.sha256,
+        ends,
+        passages,
+        tuple(map(tuple, continuations)),
+        tuple(map(tuple, replies)),
+        tuple(state.cpu() for state in subject.hidden(texts[0][:LAYERS_OF])),
+    )
+
+
+def write(answers: Answers, directory: Path) -> None:
+    """Writes ``answers.json`` and ``answers.safetensors``."""
+    tensors = {}
+    for number, kept in enumerate(answers.passages):
+        tensors |= {f"{number}.ids": kept.ids, f"{number}.logs": kept.logs, f"{number}.text": kept.text_logs}
+    tensors |= {f"hidden.{n}": state.contiguous() for n, state in enumerate(answers.hidden)}
+    save_file(tensors, directory / TENSORS)
+    described = {
+        "format": FORMAT,
+        "model": answers.model,
+        "material": answers.material,
+        "ends": sorted(answers.ends),
+        "passages": len(answers.passages),
+        "layers": len(answers.hidden),
+        "continuations": list(map(list, answers.continuations)),
+        "replies": list(map(list, answers.replies)),
+    }
+    write_text(directory / FILE, dump_json(described))
+
+
+def read(directory: Path) -> Answers:
+    """Reads what :func:`write` wrote.
+
+    Raises:
+        GateError: missing, damaged, or of another format; without reference no gate passes.
+    """
+    try:
+        raw = json.loads((directory / FILE).read_text("utf-8"))
+        if raw["format"] != FORMAT:
+            raise ValueError(f"format {raw['format']}, not {FORMAT}")
+        held = load_file(directory / TENSORS)
+        found = Answers(
+            raw["model"],
+            raw["material"],
+            frozenset(raw["ends"]),
+            tuple(
+                Passage(held[f"{n}.ids"], held[f"{n}.logs"], held[f"{n}.text"])
+                for n in range(raw["passages"])
+            ),
+            tuple(map(tuple, raw["continuations"])),
+            tuple(map(tuple, raw["replies"])),
+            tuple(held[f"hidden.{n}"] for n in range(raw["layers"])),
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as e:
+        raise GateError(
+            f"the reference's answers cannot be read: {type(e).__name__}: {e}",
+            where=str(directory),
+            fix="make them again: enginix reference MODEL -o DIR",
+        ) from e
+    for kept in found.passages:
+        if not bool(torch.isfinite(kept.logs).all() and torch.isfinite(kept.text_logs).all()):
+            raise GateError("the reference's answers hold NaN or infinity", where=str(directory))
+    return found

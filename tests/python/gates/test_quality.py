@@ -1,0 +1,484 @@
+"""Gates of quality on the trained tiny model: healthy number formats pass, damage is rejected."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from enginix.checkpoint.convert import Options, convert
+from enginix.errors import CheckpointError, GateError, UsageError
+from enginix.gates import answers as kept_answers
+from enginix.gates import hf, quality, run, suite
+from enginix.gates import material as materials
+from enginix.gates.answers import Answers
+from enginix.gates.material import Material
+from enginix.gates.outcome import Outcome
+from enginix.gates.subject import OfExecutor, OfTransformers
+from enginix.reference.executor import Executor
+from enginix.tables import table
+
+ENDS = frozenset({2})
+FORMATS = ("FP8", "FP8_KV", "FP8_PC_PT", "INT8_SQ", "INT4_AWQ", "W4A8_AWQ", "NVFP4")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model: Path) -> hf.Tokenizer:
+    return hf.Tokenizer(model)
+
+
+@pytest.fixture(scope="session")
+def material(tokenizer: hf.Tokenizer) -> Material:
+    return materials.load(tokenizer, 2048, 2048)
+
+
+@pytest.fixture(scope="session")
+def answers(model: Path, material: Material) -> Answers:
+    torch.set_num_threads(1)
+    return kept_answers.ask(OfTransformers(model), material, ENDS, {"name": "tiny-qwen3"})
+
+
+def quantize(model: Path, name: str, out: Path) -> Path:
+    """ModelOpt's export of a model in a number format, calibrated on a licence text, converted."""
+    import modelopt.torch.quantization as mtq
+    import transformers
+    from modelopt.torch.export import export_hf_checkpoint
+
+    recipes = {
+        "FP8": mtq.FP8_DEFAULT_CFG,
+        "FP8_PC_PT": mtq.FP8_PER_CHANNEL_PER_TOKEN_CFG,
+        "INT8_SQ": mtq.INT8_SMOOTHQUANT_CFG,
+        "INT4_AWQ": mtq.INT4_AWQ_CFG,
+        "W4A8_AWQ": mtq.W4A8_AWQ_BETA_CFG,
+        "NVFP4": mtq.NVFP4_DEFAULT_CFG,
+    }
+    text = Path("/usr/share/common-licenses/GPL-3").read_text("utf-8")
+    ids = torch.tensor(hf.Tokenizer(model).encode(text)[: 12 * 256]).view(12, 256)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+        recipe = recipes.get(name) or mtq.utils.update_quant_cfg_with_kv_cache_quant(
+            copy.deepcopy(mtq.FP8_DEFAULT_CFG), mtq.FP8_KV_CFG["quant_cfg"]
+        )
+        mtq.quantize(loaded, recipe, lambda m: [m(row[None]) for row in ids])
+        export_hf_checkpoint(loaded, torch.bfloat16, str(out / "hf"))
+    convert(out / "hf", out / "checkpoint", Options())
+    return out / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def quantized(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            torch.set_num_threads(1)
+            made[name] = quantize(model, name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return make
+
+
+class Judge:
+    """Runs the suite on a checkpoint, or on any subject in its place."""
+
+    def __init__(self, tokenizer: hf.Tokenizer, material: Material, answers: Answers) -> None:
+        self.tokenizer, self.material, self.answers = tokenizer, material, answers
+
+    def __call__(
+        self,
+        checkpoint: Path,
+        *gates: str,
+        wrap: Callable[[Any], Any] = lambda subject: subject,
+        tokenizer: Any = None,
+        **changes: Any,
+    ) -> dict[str, Outcome]:
+        def load() -> suite.Engine:
+            executor = Executor.load(checkpoint, dtype="float32")
+            return suite.Engine(wrap(OfExecutor(executor)), tokenizer or self.tokenizer, executor.config)
+
+        from enginix.reference import config
+
+        wanted = suite.bounds(
+            config.read(checkpoint), {g: {} for g in gates or suite.GATES if g != suite.LOGITS}
+        )
+        for gate, bounds in changes.items():
+            wanted[gate] |= bounds
+        outcomes, _ = suite.run(load, self.tokenizer, self.material, self.answers, wanted)
+        return {outcome.gate: outcome for outcome in outcomes}
+
+
+@pytest.fixture(scope="session")
+def judge(tokenizer: hf.Tokenizer, material: Material, answers: Answers) -> Judge:
+    return Judge(tokenizer, material, answers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
+def test_healthy_formats_pass(judge: Judge, quantized: Callable[[str], Path], name: str) -> None:
+    found = judge(quantized(name))
+    assert set(found) == set(suite.GATES) - {suite.LOGITS}
+    for outcome in found.values():
+        assert outcome.passed, f"{outcome.gate}: {outcome.summary}"
+    run.require(tuple(found.values()))
+    assert found["agreement"].detail["top1Found"] < 1, "quantization changed nothing"
+
+
+def test_a_sound_checkpoint_passes_every_gate(judge: Judge, checkpoint: Path) -> None:
+    for outcome in judge(checkpoint).values():
+        assert outcome.passed, f"{outcome.gate}: {outcome.summary}"
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+def damaged(checkpoint: Path, out: Path, change: Callable[[Tensors], object]) -> Path:
+    shutil.copytree(checkpoint, out)
+    tensors = load_file(out / "rank0.safetensors")
+    change(tensors)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, out / "rank0.safetensors")
+    return out
+
+
+FC = "transformer.layers.1.mlp.fc"
+QKV = "transformer.layers.2.attention.qkv"
+
+
+def _scales(factor: float, tensors: Tensors) -> None:
+    for name in tensors:
+        if name.endswith("weights_scaling_factor"):
+            tensors[name] *= factor
+
+
+def _shuffle(prefix: str, tensors: Tensors) -> None:
+    for name, tensor in tensors.items():
+        if name.startswith(prefix) and tensor.dtype is torch.float8_e4m3fn:
+            tensors[name] = tensor.view(torch.uint8).roll(7, 0).view(tensor.dtype)
+
+
+DAMAGE: dict[str, Callable[[Tensors], object]] = {
+    "one matrix's FP8 scale × 8": lambda t: t[f"{QKV}.weights_scaling_factor"].mul_(8),
+    "all FP8 scales × 8": lambda t: _scales(8, t),
+    "all FP8 scales ÷ 8": lambda t: _scales(1 / 8, t),
+    "activation scales ÷ 8": lambda t: [
+        t[n].div_(8) for n in t if n.endswith("activation_scaling_factor")
+    ],
+    "one layer's weights shuffled": lambda t: _shuffle("transformer.layers.1.", t),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_weights_fail(
+    judge: Judge, quantized: Callable[[str], Path], tmp_path: Path, damage: str
+) -> None:
+    found = judge(damaged(quantized("FP8"), tmp_path / "c", DAMAGE[damage]), "agreement", "perplexity")
+    assert not found["agreement"].passed or not found["perplexity"].passed, damage
+    with pytest.raises(GateError, match="failed"):
+        run.require(tuple(found.values()))
+
+
+@pytest.fixture(scope="module")
+def loud(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny-qwen3 with keys 256 times as large and queries as much smaller: the same function."""
+    out = tmp_path_factory.mktemp("loud") / "model"
+    shutil.copytree(model, out)
+    tensors = load_file(out / "model.safetensors")
+    for name, tensor in tensors.items():
+        if "k_norm" in name:
+            tensor.mul_(256)
+        if "q_norm" in name:
+            tensor.div_(256)
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    return out
+
+
+@pytest.mark.slow
+def test_kv_scales_of_one_on_large_values_fail(judge: Judge, loud: Path, tmp_path: Path) -> None:
+    """With scales of their own, large keys do no harm; with 1.0 they saturate."""
+    one = tmp_path / "one"
+    convert(loud, one, Options(kv_cache="FP8"))
+    executor = Executor.load(one, dtype="float32")
+    assert float(executor.layers[0].attention.kv_scale) == 1.0
+    found = judge(one)
+    assert not found["agreement"].passed and not found["perplexity"].passed
+
+    def fit(tensors: Tensors) -> None:
+        for name in tensors:
+            if name.endswith("kv_cache_scaling_factor"):
+                tensors[name].fill_(256 * 40 / 448)
+
+    # Keys take all of the range, and values little of it: one scale for both is what the format has.
+    healthy = judge(damaged(one, tmp_path / "fit", fit), "agreement", "perplexity")
+    assert healthy["perplexity"].detail["ratioFound"] < found["perplexity"].detail["ratioFound"]
+
+
+def test_a_swapped_tokenizer_fails(judge: Judge, checkpoint: Path, model: Path, tmp_path: Path) -> None:
+    """The same size, two pieces exchanged."""
+    swapped = tmp_path / "tokenizer"
+    shutil.copytree(model, swapped)
+    raw = json.loads((swapped / "tokenizer.json").read_text("utf-8"))
+    vocabulary = raw["model"]["vocab"]
+    words = sorted(vocabulary, key=vocabulary.get)
+    for a, b in zip(words[300:400:2], words[301:401:2], strict=True):
+        vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+    (swapped / "tokenizer.json").write_text(json.dumps(raw), "utf-8")
+    found = judge(checkpoint, tokenizer=hf.Tokenizer(swapped))
+    assert not any(outcome.passed for outcome in found.values())
+    assert all("tokenizer is not the model's" in outcome.summary for outcome in found.values())
+
+
+@pytest.mark.slow
+def test_a_silently_unquantized_layer_fails(
+    judge: Judge, quantized: Callable[[str], Path], tmp_path: Path
+) -> None:
+    def plain(tensors: Tensors) -> None:
+        scale = tensors.pop(f"{FC}.weights_scaling_factor")
+        tensors.pop(f"{FC}.activation_scaling_factor")
+        tensors[f"{FC}.weight"] = (tensors[f"{FC}.weight"].float() * scale).bfloat16()
+
+    out = damaged(quantized("FP8"), tmp_path / "c", plain)
+    with pytest.raises(CheckpointError, match="expected F8_E4M3"):
+        Executor.load(out)  # the checkpoint says that it is quantized
+    config = json.loads((out / "config.json").read_text())
+    config["quantization"]["exclude_modules"] = ["*lm_head", FC]
+    (out / "config.json").write_text(json.dumps(config))
+    found = judge(out)
+    assert not found["coverage"].passed and FC in found["coverage"].summary
+    assert found["agreement"].passed, "no other gate can see it"
+    assert judge(out, "coverage", coverage={"unquantized": [FC]})["coverage"].passed
+
+
+class Wrapped:
+    """A stand-in for an engine: behaves as another one, but for what a test changes."""
+
+    def __init__(self, subject: OfExecutor) -> None:
+        self.subject = subject
+        self.vocab_size, self.max_length, self.tie = subject.vocab_size, subject.max_length, subject.tie
+        self.calls = 0
+
+    def logits(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        return self.subject.logits(texts)
+
+    def hidden(self, text: Sequence[int]) -> list[torch.Tensor]:
+        return self.subject.hidden(text)
+
+    def generate(self, prompts: Any, most: int, ends: Any, *, together: bool = True) -> list[list[int]]:
+        self.calls += 1
+        return self.subject.generate(prompts, most, ends, together=together)
+
+
+class Silent(Wrapped):
+    def generate(self, prompts: Any, most: int, ends: Any, *, together: bool = True) -> list[list[int]]:
+        return [[] for _ in prompts]
+
+
+class StopsAtOnce(Wrapped):
+    def generate(self, prompts: Any, most: int, ends: Any, *, together: bool = True) -> list[list[int]]:
+        return [[2] for _ in prompts]
+
+
+class Nothing(Wrapped):
+    def generate(self, prompts: Any, most: int, ends: Any, *, together: bool = True) -> list[list[int]]:
+        return []
+
+
+class Raising(Wrapped):
+    def generate(self, prompts: Any, most: int, ends: Any, *, together: bool = True) -> list[list[int]]:
+        raise ZeroDivisionError("sudden")
+
+    def logits(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        raise ZeroDivisionError("sudden")
+
+
+class NotFinite(Wrapped):
+    def logits(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        for logits in self.subject.logits(texts):
+            spoilt = logits.clone()
+            spoilt[len(logits) // 2, 5] = float("nan")
+            yield spoilt
+
+
+class NeverStops(Wrapped):
+    def generate(self, prompts: Any, most: int, ends: Any, *, together: bool = True) -> list[list[int]]:
+        return self.subject.generate(prompts, most, frozenset(), together=together)
+
+
+class Loops(Wrapped):
+    def generate(self, prompts: Any, most: int, ends: Any, *, together: bool = True) -> list[list[int]]:
+        return [[7, 8, 9] * (most // 3) for _ in prompts]
+
+
+class Fickle(Wrapped):
+    """Another answer each time it is asked."""
+
+    def generate(self, prompts: Any, most: int, ends: Any, *, together: bool = True) -> list[list[int]]:
+        found = super().generate(prompts, most, ends, together=together)
+        found[3][1] = 100 + self.calls
+        return found
+
+
+class Crowded(Wrapped):
+    """In a batch, the second half says what the first says."""
+
+    def generate(self, prompts: Any, most: int, ends: Any, *, together: bool = True) -> list[list[int]]:
+        found = super().generate(prompts, most, ends, together=together)
+        half = len(found) // 2
+        return found[:half] + found[:half] if together else found
+
+
+class Forgetful(Wrapped):
+    """Answers every fourth question with another's answer."""
+
+    def generate(self, prompts: Any, most: int, ends: Any, *, together: bool = True) -> list[list[int]]:
+        found = super().generate(prompts, most, ends, together=together)
+        return [found[(n + 9) % len(found)] if n % 4 == 0 else answer for n, answer in enumerate(found)]
+
+
+MISBEHAVIOUR: list[tuple[type[Wrapped], dict[str, str]]] = [
+    (Silent, {"smoke": "nothing said", "task": "0 of", "invariance": "another token"}),
+    (StopsAtOnce, {"smoke": "nothing said", "task": "0 of"}),
+    (Nothing, {"smoke": "got none", "task": "could not be run", "invariance": "could not be run"}),
+    (
+        Raising,
+        dict.fromkeys(
+            ("smoke", "agreement", "perplexity", "task", "invariance"), "ZeroDivisionError: sudden"
+        ),
+    ),
+    (NotFinite, {"agreement": "NaN", "perplexity": "NaN"}),
+    (NeverStops, {"smoke": "answers stop|goes on after"}),
+    (Loops, {"smoke": "answers loop", "task": "0 of"}),
+    (Fickle, {"invariance": "repeated"}),
+    (Crowded, {"invariance": "alone"}),
+    (Forgetful, {"task": "lost"}),
+]
+
+
+@pytest.mark.parametrize("kind,expected", MISBEHAVIOUR, ids=lambda v: getattr(v, "__name__", ""))
+def test_misbehaving_engines_fail(
+    judge: Judge, checkpoint: Path, kind: type[Wrapped], expected: dict[str, str]
+) -> None:
+    import re
+
+    found = judge(checkpoint, wrap=kind)
+    for gate, says in expected.items():
+        assert not found[gate].passed, gate
+        assert re.search(says, found[gate].summary), found[gate].summary
+    with pytest.raises(GateError):
+        run.require(tuple(found.values()))
+
+
+def test_a_missing_or_damaged_reference_fails(
+    judge: Judge, checkpoint: Path, answers: Answers, model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(GateError, match="reference model cannot be run"):
+        OfTransformers(tmp_path)
+    with pytest.raises(GateError, match="answers cannot be read"):
+        kept_answers.read(tmp_path)
+    kept_answers.write(answers, tmp_path)
+    for damage in ("{}", "[]", "{", '{"format": 2}'):
+        text = (tmp_path / kept_answers.FILE).read_text()
+        (tmp_path / kept_answers.FILE).write_text(damage)
+        with pytest.raises(GateError, match="answers cannot be read"):
+            kept_answers.read(tmp_path)
+        (tmp_path / kept_answers.FILE).write_text(text)
+    (tmp_path / kept_answers.TENSORS).write_bytes((tmp_path / kept_answers.TENSORS).read_bytes()[:-9])
+    with pytest.raises(GateError, match="answers cannot be read"):
+        kept_answers.read(tmp_path)
+    other = Judge(judge.tokenizer, judge.material, replace(answers, material="0" * 64))
+    with pytest.raises(GateError, match="other questions"):
+        other(checkpoint)
+
+
+def test_answers_survive_a_file(answers: Answers, tmp_path: Path) -> None:
+    kept_answers.write(answers, tmp_path)
+    found = kept_answers.read(tmp_path)
+    assert replace(found, passages=(), hidden=()) == replace(answers, passages=(), hidden=())
+    for a, b in zip(found.passages, answers.passages, strict=True):
+        assert (
+            torch.equal(a.ids, b.ids)
+            and torch.equal(a.logs, b.logs)
+            and torch.equal(a.text_logs, b.text_logs)
+        )
+
+
+def test_a_reference_that_answers_nothing_is_no_reference(
+    judge: Judge, checkpoint: Path, answers: Answers
+) -> None:
+    mute = replace(answers, replies=tuple((2,) for _ in answers.replies))
+    found = Judge(judge.tokenizer, judge.material, mute)(checkpoint, "task")
+    assert not found["task"].passed and "answers none of the questions" in found["task"].summary
+
+
+@pytest.mark.parametrize(
+    "wanted,says",
+    [
+        ({"speed": {}}, "no gate"),
+        ({"perplexity": {"raito": 1.1}}, "no bound"),
+        ({"perplexity": {"ratio": "1.1"}}, "is '1.1'"),
+        ({"perplexity": {"ratio": float("nan")}}, "nan"),
+        ({"perplexity": {"ratio": -1}}, "-1"),
+        ({"perplexity": 3}, "no bound"),
+        ({"coverage": {"unquantized": "all"}}, "unquantized"),
+    ],
+)
+def test_impossible_bounds_are_refused(checkpoint: Path, wanted: Any, says: str) -> None:
+    from enginix.reference import config
+
+    with pytest.raises(UsageError, match=says):
+        suite.bounds(config.read(checkpoint), wanted)
+
+
+def test_every_bound_has_a_reason() -> None:
+    for name, row in table("gates")["formats"].items():
+        assert len(row["reason"]) > 40, name
+        assert set(row["bounds"]) == set(suite.GATES) - {suite.LOGITS}
+    assert {o for o in suite.GATES} == set(table("gates")["gates"])
+
+
+def test_what_a_loop_is() -> None:
+    assert quality.loops([1, 2, 3] + [4, 5] * 12) and quality.loops([9] * 24)
+    assert not quality.loops([9] * 20) and not quality.loops(list(range(64))) and not quality.loops([])
+    assert not quality.loops([4, 5] * 12 + [6])
+
+
+def test_what_a_right_answer_is() -> None:
+    for reply, answer in (
+        ("8", "8"), ("A byte has 8 bits.", "8"), ("Paris.", "paris"), ("法国的首都是巴黎。", "巴黎"),
+    ):  # fmt: skip
+        assert quality.right(reply, answer)
+    for reply, answer in (
+        ("18", "8"),
+        ("80", "8"),
+        ("1.8", "8"),
+        ("Parisian", "Paris"),
+        ("", "8"),
+        ("東", "東京"),
+    ):
+        assert not quality.right(reply, answer)
+
+
+def test_divergence_is_kullback_leiblers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.randn(9, 64, generator=generator) for _ in range(2))
+    kept = kept_answers.passage(theirs, tuple(range(9)))
+    p, q = theirs[:-1].double().log_softmax(-1), ours[:-1].double().log_softmax(-1)
+    exact = (p.exp() * (p - q)).sum(-1)
+    assert torch.allclose(quality.divergence(ours, kept), exact, atol=1e-5)
+    # Of a larger vocabulary the rest is one: never more than the whole.
+    ours, theirs = (torch.randn(9, 500, generator=generator) for _ in range(2))
+    kept = kept_answers.passage(theirs, tuple(range(9)))
+    p, q = theirs[:-1].double().log_softmax(-1), ours[:-1].double().log_softmax(-1)
+    found = quality.divergence(ours, kept)
+    assert bool((found <= (p.exp() * (p - q)).sum(-1) + 1e-9).all()) and bool((found > 0).all())
