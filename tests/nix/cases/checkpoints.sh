@@ -52,7 +52,7 @@ need_modelopt() {
 test_checkpoint_by_modelopt() {
   need_modelopt || return
   built_checkpoint "let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; tensorParallel = 2; }" || return 1
-  quietly cat "$path/config.json" "$path/enginix.json" && says '"GPTForCausalLM"' && says 'learned_absolute' &&
+  quietly cat "$path/config.json" "$path/enginix.json" && says '"GPT2LMHeadModel"' && says 'learned_absolute' &&
     says '"converter": "modelopt"' && [ "$(echo "$path"/rank*.safetensors | wc -w)" = 2 ]
 }
 
