@@ -30,6 +30,8 @@ let
     crane = pkgs.crane or (throw "enginix: the package set has no crane, which fetches the images of runtimes");
 
     mkHfModel = import ./mk-hf-model.nix scope;
+    mkCalibration = import ./mk-calibration.nix scope;
+    mkQuantized = import ./mk-quantized.nix scope;
     mkCheckpoint = import ./mk-checkpoint.nix scope;
     mkEngine = import ./mk-engine.nix scope;
     mkEngineMatrix = import ./mk-engine-matrix.nix scope;

@@ -32,18 +32,6 @@ FILE = "calibration.safetensors"
 KEY = "enginix"
 TENSOR = "tokens"
 FORMAT = 1
-# What a tokenizer consists of; config.json names its class where tokenizer_config.json does not.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "config.json",
-)
 LONGEST = 1 << 20
 
 
@@ -129,7 +117,7 @@ def tokenizer_digests(directory: Path) -> dict[str, str]:
         raise ModelError("no such directory", where=str(directory), fix="pass a model directory")
     found = {
         name: sha256_file(directory / name)
-        for name in TOKENIZER_FILES
+        for name in table("quantize")["tokenizerFiles"]
         if name != "config.json" and (directory / name).is_file()
     }
     if not found.keys() & {"tokenizer.json", "tokenizer.model", "vocab.json"}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -9,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from enginix import __version__, manifest
-from enginix.checkpoint.convert import inputs
 from enginix.console import Heartbeat, human_bytes, say
 from enginix.errors import UsageError
-from enginix.files import new_directory
+from enginix.files import new_directory, sha256_file
 from enginix.quantize import calibration, ptq, source, verify
 from enginix.quantize.formats import Choice, check_shapes, kv_cache_warning
 from enginix.quantize.stack import imported
@@ -108,7 +108,7 @@ def quantize(
                 "kvCacheQuantization": choice.kv_algorithm,
             },
             inputs={
-                **inputs(directory, model.weights),
+                "model": _identity(model),
                 "calibration": None if rows is None else rows.identity(),
             },
             options={
@@ -125,6 +125,21 @@ def quantize(
         for path in partial.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
     return results
+
+
+def _identity(model: source.Model) -> dict[str, Any]:
+    """The model's manifest, or digests of its configuration and headers, as the converter's checkpoints have it.
+
+    Not the converter's function: its code is no part of what a quantized model depends on.
+    """
+    if (model.directory / manifest.FILE).exists():
+        found = manifest.read(model.directory)
+        return {"artefact": found.artefact, "name": found.name, **found.inputs}
+    files: dict[str, Any] = {"config.json": {"sha256": sha256_file(model.directory / "config.json")}}
+    for header in model.weights.headers:
+        digest = hashlib.sha256(header.raw).hexdigest()
+        files[header.path.name] = {"headerSha256": digest, "size": header.path.stat().st_size}
+    return {"files": files}
 
 
 def _set_threads(count: int) -> None:

@@ -1,0 +1,81 @@
+# mkCalibration :: { tokenizer, … } -> derivation
+#
+# Text as one hashed file of token ids (calibration.safetensors), which mkQuantized calibrates with; pure, on CPU.
+{
+  lib,
+  pkgs,
+  check,
+  environment,
+  ...
+}@scope:
+let
+  function = "mkCalibration";
+  enginix = import ./quantize-package.nix scope;
+  table = lib.importJSON ../python/enginix/data/quantize.json;
+  known = [
+    "tokenizer"
+    "text"
+    "field"
+    "size"
+    "sequenceLength"
+    "seed"
+    "name"
+  ];
+  build =
+    {
+      # The model whose tokenizer it is for: mkHfModel's output. Of a locked one, no weights are fetched for it.
+      tokenizer,
+      # Text (.txt), JSONL (.jsonl), or a directory of them: a path, or a derivation, for instance a dataset fetched by
+      # hash. null is the text that ships with enginix.
+      text ? null,
+      # Field of a JSONL line: a string, or a list of chat messages.
+      field ? "text",
+      # Rows, and tokens a row.
+      size ? 256,
+      sequenceLength ? 512,
+      # Of the order in which documents are drawn.
+      seed ? 1234,
+      name ? tokenizer.modelName or "model",
+    }:
+    let
+      context = tokenizer.model.context or null;
+      flags = [
+        "--field"
+        field
+        "--size"
+        (toString (check.arguments.atLeast function "size" 1 size))
+        "--sequence-length"
+        (toString (check.arguments.atLeast function "sequenceLength" 1 sequenceLength))
+        "--seed"
+        (toString (check.arguments.atLeast function "seed" 0 seed))
+      ]
+      ++ lib.optionals (text != null) [
+        "--text"
+        "${text}"
+      ];
+      checked =
+        if context != null && sequenceLength > context then
+          throw "${function}: sequenceLength = ${toString sequenceLength}, but the model's context is ${toString context}."
+        else
+          builtins.deepSeq flags flags;
+      # path, newline, store path, newline, …; nothing where the model is one directory.
+      files = lib.filterAttrs (path: _: builtins.elem path table.tokenizerFiles) (tokenizer.files or { });
+      links = lib.concatLines (builtins.concatLists (lib.mapAttrsToList (path: file: [ path "${file}" ]) files));
+    in
+    pkgs.stdenvNoCC.mkDerivation {
+      name = "${name}-calibration";
+      buildCommandPath = ./builders/calibration.sh;
+      nativeBuildInputs = [ enginix ];
+      inherit environment links;
+      tokenizer = if files == { } then "${tokenizer}" else "";
+      passAsFile = [ "links" ];
+      flags = lib.escapeShellArgs checked;
+      # Token ids: nothing of the model, nothing of the text's path.
+      allowedReferences = [ ];
+      passthru = {
+        inherit tokenizer size sequenceLength seed;
+      };
+      meta.description = "Calibration data for ${name}";
+    };
+in
+args: build (check.arguments.only function known args)

@@ -1,0 +1,243 @@
+# mkQuantized :: { model, format, calibration, … } -> derivation
+#
+# A model quantized by NVIDIA ModelOpt: a unified Hugging Face checkpoint, which every later stage takes as a model. Pure
+# and on a CPU where the model is small; on a GPU builder otherwise.
+{
+  lib,
+  pkgs,
+  check,
+  environment,
+  ...
+}@scope:
+let
+  function = "mkQuantized";
+  enginix = import ./quantize-package.nix scope;
+  table = lib.importJSON ../python/enginix/data/quantize.json;
+  gpus = (lib.importJSON ../python/enginix/data/gpus.json).gpus;
+  sizes = (lib.importJSON ../python/enginix/data/formats.json).weights;
+  known = [
+    "model"
+    "format"
+    "calibration"
+    "kvCache"
+    "effectiveBits"
+    "candidates"
+    "target"
+    "device"
+    "isolation"
+    "batchSize"
+    "name"
+  ];
+  names = builtins.attrNames table.formats ++ [ "mixed" ];
+
+  formatOf =
+    name:
+    if table.refused ? ${name} then
+      throw "${function}: format ${name}: ${table.refused.${name}.why}. Use ${table.refused.${name}.instead}."
+    else if !builtins.elem name names then
+      throw "${function}: ${check.names.unknown "format" name names}"
+    else
+      name;
+
+  kvCacheOf =
+    name:
+    if name == null || table.kvCache ? ${name} then
+      name
+    else if table.kvCacheRefused ? ${name} then
+      throw "${function}: kvCache = \"${name}\": ${table.kvCacheRefused.${name}.why}. Use ${table.kvCacheRefused.${name}.instead}."
+    else
+      throw "${function}: ${check.names.unknown "KV cache format" name (builtins.attrNames table.kvCache)}";
+
+  # Whether evaluation of a check succeeds.
+  passes = e: (builtins.tryEval (builtins.deepSeq e e)).success;
+
+  build =
+    {
+      # mkHfModel's output, not quantized.
+      model,
+      # fp8, fp8_pc_pt, nvfp4, int4_awq, w4a8_awq, int8_sq, int8_wo, int4_wo, mixed: data/quantize.json.
+      format,
+      # mkCalibration's output; formats of weights alone need none.
+      calibration ? null,
+      # "fp8": quantize the KV cache, too.
+      kvCache ? null,
+      # mixed: bits a weight, on average over the whole model; and the formats to choose from.
+      effectiveBits ? null,
+      candidates ? null,
+      # The GPU that will serve it: what it cannot execute is refused. It changes nothing in the result.
+      target ? null,
+      # "cpu", "cuda"; null is the CPU for small models and refuses others.
+      device ? null,
+      # How a build with device = "cuda" reaches the GPU: "features" in Nix's sandbox, "relaxed" outside of it.
+      isolation ? "features",
+      # Rows at a time.
+      batchSize ? 8,
+      name ? "${model.modelName or "model"}-${builtins.replaceStrings [ "_" ] [ "-" ] format}",
+    }:
+    let
+      facts = model.model or { };
+      weightBytes = model.weightBytes or 0;
+      asked = formatOf format;
+      cache = kvCacheOf kvCache;
+      gpu =
+        if target == null then
+          null
+        else
+          let
+            wanted = check.engine.target function target;
+          in
+          check.target.gpu function gpus wanted.gpu // { name = wanted.gpu; };
+      executed = algorithm: gpu == null || builtins.seq (check.target.quantization function algorithm gpu) true;
+
+      chosen =
+        if asked != "mixed" then
+          if effectiveBits != null || candidates != null then
+            throw "${function}: effectiveBits and candidates are for format = \"mixed\"."
+          else
+            [ asked ]
+        else if effectiveBits == null then
+          throw "${function}: format = \"mixed\" needs a budget, for instance effectiveBits = 6.0."
+        else if candidates != null then
+          map (check.arguments.oneOf function "candidates" table.mixed.allowed) candidates
+        else
+          let
+            able = builtins.filter (
+              pair:
+              builtins.all (f: passes (executed table.formats.${f}.algorithm)) pair
+              && (where != "cpu" || !builtins.any (f: builtins.elem f table.mixed.cudaOnly) pair)
+            ) table.mixed.candidates;
+          in
+          if able == [ ] then
+            throw "${function}: no pair of formats for format = \"mixed\" on ${gpu.name} with device = \"${where}\"; name them as candidates (of ${lib.concatStringsSep ", " table.mixed.allowed}), or use device = \"cuda\"."
+          else
+            builtins.head able;
+      rows = map (f: table.formats.${f} // { name = f; }) chosen;
+
+      where =
+        if device != null then
+          check.arguments.oneOf function "device" [ "cpu" "cuda" ] device
+        else if weightBytes > table.cpu.largestWeightBytes then
+          throw ''
+            ${function}: ${name}: ${toString (weightBytes / 1000000000)} GB of weights are too much for a CPU in reasonable time.
+            Do one of these:
+              - device = "cuda": on a builder with the system feature `cuda` (docs/quantization.md)
+              - device = "cpu": on the CPU all the same; memory for ${toString (weightBytes * 8 / 5000000000)} GB, and hours''
+        else
+          "cpu";
+
+      # Columns of the matrices, as far as the lock tells.
+      columns = lib.filterAttrs (_: v: v != null) {
+        hiddenSize = facts.hiddenSize or null;
+        intermediateSize = facts.intermediateSize or null;
+      };
+      fits =
+        row:
+        let
+          bad = lib.filterAttrs (_: v: row.group != null && lib.mod v row.group != 0) columns;
+          first = builtins.head (builtins.attrNames bad);
+        in
+        if facts.experts or null != null && !row.experts then
+          throw "${function}: ${row.name} is for dense models, and ${name} has experts; use fp8 or nvfp4."
+        else if bad != { } then
+          throw "${function}: the model's ${first} is ${toString bad.${first}}, and ${row.name} needs a multiple of ${toString row.group}; use fp8 or int8_sq."
+        else if asked == "mixed" && where == "cpu" && builtins.elem row.name table.mixed.cudaOnly then
+          throw "${function}: mixed with ${row.name} needs device = \"cuda\": its search runs the layers, and ModelOpt emulates ${row.name} on CUDA alone."
+        else
+          executed row.algorithm;
+
+      calibrates = cache != null || builtins.any (row: row.calibrates) rows;
+      algorithm = if asked == "mixed" then table.mixed.algorithm else (builtins.head rows).algorithm;
+      kvAlgorithm = if cache == null then null else table.kvCache.${cache}.algorithm;
+
+      flags = [
+        "--format"
+        asked
+        "--device"
+        where
+        "--batch-size"
+        (toString (check.arguments.atLeast function "batchSize" 1 batchSize))
+      ]
+      ++ lib.optionals (calibration != null) [
+        "--calibration"
+        "${calibration}"
+      ]
+      ++ lib.optionals (cache != null) [
+        "--kv-cache"
+        cache
+      ]
+      ++ lib.optionals (asked == "mixed") [
+        "--effective-bits"
+        (builtins.toJSON effectiveBits)
+        "--candidates"
+        (lib.concatStringsSep "," chosen)
+      ];
+
+      checked = builtins.deepSeq [
+        (map fits rows)
+        (if gpu == null then null else check.target.kvCache function kvAlgorithm gpu)
+        (check.arguments.oneOf function "isolation" [ "features" "relaxed" ] isolation)
+        (
+          if model.quantization or null != null then
+            throw "${function}: the model is quantized already (${model.quantization}); pass the model that it was quantized from."
+          else if calibrates && calibration == null then
+            throw "${function}: format ${asked}${lib.optionalString (cache != null) " with a quantized KV cache"} needs calibration = mkCalibration { tokenizer = model; }."
+          else
+            null
+        )
+        flags
+      ];
+
+      # As the files' headers would say it: matrices at the format's bits, embeddings as they are.
+      copies = if facts.tiedEmbeddings or false then 1 else 2;
+      kept = copies * facts.vocabulary * facts.hiddenSize * 2;
+      estimate =
+        if facts ? vocabulary && facts ? hiddenSize && weightBytes > kept && sizes ? ${algorithm} then
+          kept + (weightBytes - kept) * sizes.${algorithm}.bitsPer128 / 2048
+        else
+          0;
+
+      elementBytes = if facts.dtype or null == "float32" then 4 else 2;
+      small = weightBytes > 0 && weightBytes / elementBytes < table.kvCacheWarning.parameters;
+      warned = value: if cache != null && small then lib.warn "${name}: ${table.kvCacheWarning.text}" value else value;
+    in
+    builtins.seq (checked true) (
+      warned (
+        pkgs.stdenvNoCC.mkDerivation (
+          {
+            name = "${name}-quantized";
+            buildCommandPath = ./builders/quantize.sh;
+            nativeBuildInputs = [ enginix ];
+            inherit model environment;
+            modelName = name;
+            flags = lib.escapeShellArgs flags;
+            # A model is data: a path left in its configuration would keep the original's weights for ever.
+            allowedReferences = [ ];
+            passthru = {
+              inherit calibration format kvCache;
+              original = model;
+              modelName = name;
+              repo = model.repo or null;
+              revision = model.revision or null;
+              license = model.license or null;
+              gated = model.gated or false;
+              model = facts // {
+                quantization = algorithm;
+                kvCacheQuantization = kvAlgorithm;
+              };
+              weightBytes = estimate;
+              architecture = model.architecture or null;
+              quantization = algorithm;
+            };
+            meta.description = "${model.modelName or "model"} quantized to ${asked}";
+          }
+          // lib.optionalAttrs (where == "cuda") (
+            {
+              requiredSystemFeatures = [ "cuda" ];
+            }
+            // lib.optionalAttrs (isolation == "relaxed") { __noChroot = true; }
+          )
+        )
+      )
+    );
+in
+args: build (check.arguments.only function known args)
