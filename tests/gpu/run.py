@@ -21,7 +21,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "python")]
 # Module → what its checks are about; each has CHECKS.
-MODULES = {"reference_checks": "reference executor"}
+MODULES = {"reference_checks": "reference executor", "quantize_checks": "quantization by ModelOpt"}
 
 
 def machine(device: str) -> dict[str, str]:

@@ -208,3 +208,18 @@ def test_refusals_come_before_torch(enginix: Any, model: Path, tmp_path: Path, c
         done = enginix("quantize", model, "-o", out, *words, **trap)
         assert message in done.stderr and "torch was imported" not in done.stderr
         assert done.returncode in (2, 3) and not out.exists()
+
+
+def test_the_page_has_every_format() -> None:
+    """The table of docs/quantization.md: a row for each format, with TensorRT-LLM's name and the right SMs."""
+    page = (Path(__file__).parents[3] / "docs/quantization.md").read_text("utf-8")
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert set(rows) == {*TABLE["formats"], "mixed"}
+    for name, raw in TABLE["formats"].items():
+        cells = [c.strip() for c in rows[name].strip("|").split("|")]
+        support = table("quantization_support")["algorithms"][raw["algorithm"]]
+        assert cells[1] == raw["algorithm"]
+        assert cells[4] == ("yes" if raw["calibrates"] else "no"), name
+        assert cells[5].startswith(f"SM {support['minSm']} "), name
+        assert ("to 99, SM 120" in cells[5]) == (support["refusedSm"] == [100, 120]), name
+        assert cells[6].startswith("yes") == table("quantization")["algorithms"][raw["algorithm"]]["convert"]
