@@ -20,8 +20,10 @@ from types import TracebackType
 
 from enginix.errors import EXIT_MACHINE, MachineError
 from enginix.serve.launch import Plan, link_repository
+from enginix.serve.tritonserver import STUB
 
 LAST_LINES = 400
+WATCH_SECONDS = 1.0
 _FAILED = re.compile(r"failed to load '([^']+)' version \d+: ([^\n]*)")
 # Tables, empty lines and information.
 _NOISE = re.compile(r"^[+|]|^\s*$|^I\d{4} ")
@@ -86,10 +88,40 @@ class Supervised:
             raise explain(list(self._lines), status)
 
     def wait(self) -> int:
-        """Waits for the server's end; returns its exit status, negative for a signal."""
-        status = self.process.wait()
-        self._reader.join(5)
-        return status
+        """Waits for the server's end; returns its exit status, negative for a signal.
+
+        Raises:
+            StartError: a Python model's process ended. Triton 2.51 does not start it again and stays ready,
+                while every request to it fails; only a restart helps.
+        """
+        models = self._models()
+        while True:
+            try:
+                status = self.process.wait(WATCH_SECONDS)
+            except subprocess.TimeoutExpired:
+                running = self._models()
+                # The server itself may be ending: then its status says more.
+                if (gone := sorted(set(models) - set(running))) and self.process.poll() is None:
+                    raise StartError(
+                        f"its process (of id {gone[0]}) ended",
+                        where=models[gone[0]],
+                        fix="start the server again",
+                    ) from None
+                continue
+            self._reader.join(5)
+            return status
+
+    def _models(self) -> dict[int, str]:
+        """Processes of Python models, with the models' names."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                state, parent = (path / "stat").read_text().rsplit(")", 1)[1].split()[:2]
+                if int(parent) == self.process.pid and state != "Z":
+                    words = (path / "cmdline").read_text().split("\0")
+                    if words[0].endswith(STUB):
+                        found[int(path.name)] = Path(words[1]).parents[1].name
+        return found
 
     def last_lines(self, count: int = 12) -> list[str]:
         """What the server printed last."""

@@ -455,3 +455,14 @@ def test_a_boolean_parameter_is_true_or_false(backend: Any, tmp_path: Path, hand
             arguments(tokenizer_dir=str(hand_made.directory / "tokenizer"), skip_special_tokens="yes"),
             backend,
         )
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenized(
+    preprocessing: Preprocessing, request_of: RequestOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def untouched(*_: Any, **__: Any) -> list[int]:
+        raise AssertionError("it was tokenized")
+
+    monkeypatch.setattr(preprocessing, "_encode", untouched)
+    (response,) = preprocessing.execute([request_of(QUERY="word " * 10_000, REQUEST_OUTPUT_LEN=1)])
+    assert "50000 characters; the engine's 32 tokens spell at most" in str(response.error)

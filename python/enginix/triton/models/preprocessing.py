@@ -34,6 +34,8 @@ class Preprocessing:
         self._max_tokens = int(parameter(config, "max_tokens_limit") or 0)
         self._max_seq_len = int(parameter(config, "max_seq_len") or 0)
         self._unsupported = _unsupported_inputs()
+        longest = max(map(len, self._tokenizer.get_vocab()), default=1)
+        self._max_characters = self._max_seq_len * longest
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response a request, in order."""
@@ -67,6 +69,12 @@ class Preprocessing:
         text = inputs.text("QUERY")
         if text is None:
             raise RequestError("text_input is missing")
+        # Tokenizing it would take minutes, with every other request waiting behind.
+        if self._max_characters and len(text) > self._max_characters:
+            raise RequestError(
+                f"text_input: {len(text)} characters; the engine's {self._max_seq_len} tokens spell at most "
+                f"{self._max_characters}"
+            )
         prompt = self._encode(text, special=self._add_special_tokens)
         if not prompt:
             raise RequestError("text_input is empty: there is no token to continue")

@@ -1,0 +1,147 @@
+"""What every fault needs: the real tritonserver, a repository, `enginix serve` as a user starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import enginix
+from enginix.cli import main
+from enginix.serve.client import Client
+from enginix.triton.options import Options
+from enginix.triton.repository import build
+
+TESTS = Path(__file__).parents[1]
+PACKAGE = Path(enginix.__file__).parents[1]
+MODEL = TESTS / "models" / "tiny-qwen3"
+
+
+@dataclass
+class Served:
+    """A running `enginix serve`."""
+
+    process: subprocess.Popen[str]
+    client: Client
+    grpc: int
+    metrics: int
+
+    def children(self) -> dict[int, str]:
+        """Processes below it, by id, with their command lines."""
+        parents: dict[int, int] = {}
+        words: dict[int, str] = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                parents[int(path.name)] = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                words[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
+            except (OSError, IndexError):
+                continue
+        found = {self.process.pid}
+        grown = True
+        while grown:
+            more = {p for p, parent in parents.items() if parent in found} - found
+            found |= more
+            grown = bool(more)
+        return {p: words[p] for p in found - {self.process.pid}}
+
+    def child(self, word: str) -> int:
+        """The one process below it whose command line has a word."""
+        found = [pid for pid, line in self.children().items() if word in line]
+        assert len(found) == 1, (word, found)
+        return found[0]
+
+
+class Setting:
+    """Made once; every fault starts its own server."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        site = next(Path(p) for p in sys.path if (Path(p) / "pytriton" / "tritonserver").is_dir())
+        self.tritonserver = directory / "tritonserver"
+        subprocess.run(
+            ["bash", "-eu", str(TESTS / "hostpkgs" / "tritonserver.sh")],
+            env={
+                **os.environ,
+                "out": str(self.tritonserver),
+                "wheel": str(site / "pytriton" / "tritonserver"),
+                "pythonVersion": f"{sys.version_info[0]}.{sys.version_info[1]}",
+            },
+            check=True,
+        )
+        self.python = site.parents[2] / "bin" / "python3"
+        checkpoint, engine = directory / "checkpoint", directory / "engine"
+        assert main(["convert", str(MODEL), "-o", str(checkpoint), "--dtype", "float32"]) == 0
+        words = ["build", str(checkpoint), "--kind", "reference", "--model", str(MODEL), "-o", str(engine)]
+        assert main([*words, "--no-gates"]) == 0
+        self.repository = directory / "repository"
+        build(engine, self.repository, Options(max_batch_size=64))
+
+    def words(self, *more: str) -> list[str]:
+        """The command."""
+        given = ["serve", str(self.repository), "--tritonserver", str(self.tritonserver)]
+        ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+        return [
+            sys.executable,
+            "-m",
+            "enginix",
+            *given,
+            "--python",
+            str(self.python),
+            *ports,
+            "--json",
+            *more,
+        ]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Its environment."""
+        return {**os.environ, "PYTHONPATH": str(PACKAGE)}
+
+    @contextmanager
+    def serve(self, *more: str, wrap: tuple[str, ...] = ()) -> Iterator[Served]:
+        """Starts it, waits until it answers, and in the end makes sure that nothing is left of it."""
+        before = set(os.listdir("/dev/shm"))
+        process = subprocess.Popen(
+            [*wrap, *self.words(*more)],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None and process.stderr is not None
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        found = json.loads(line)
+        client = Client("127.0.0.1", found["httpPort"])
+        served = Served(process, client, found["grpcPort"], found["metricsPort"])
+        try:
+            yield served
+        finally:
+            left = list(served.children())
+            process.terminate()
+            try:
+                process.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                raise
+        deadline = time.monotonic() + 20
+        while any(_serves(pid) for pid in left):
+            assert time.monotonic() < deadline, "processes are left"
+            time.sleep(0.1)
+        mine = {n for n in set(os.listdir("/dev/shm")) - before if n.startswith("enginix-")}
+        assert not mine, f"shared memory is left: {mine}"
+
+
+def _serves(pid: int) -> bool:
+    try:
+        words = (Path("/proc") / str(pid) / "cmdline").read_text()
+    except OSError:
+        return False
+    return "tritonserver" in words or "triton_python_backend_stub" in words
