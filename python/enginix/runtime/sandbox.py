@@ -28,6 +28,9 @@ DRIVER_LIB = f"{drivers.HOME}/lib"
 STORE = Path("/nix/store")
 # Made anew inside, whatever the image has there.
 OWN = {"proc", "dev", "sys", "tmp", "run", "nix", "etc", "w"}
+# Left out of the image: people keep models and checkouts below them, and a path of the host can be bound only
+# where no read-only directory of the image lies above it.
+HOMES = {"home", "media", "mnt", "root", "srv"}
 # What a container of the image has set, where there is no root file system.
 OF_A_CONTAINER = (
     "PATH",
@@ -152,7 +155,7 @@ class Room:
     def _mounts(self, rootfs: Path) -> list[str]:
         line: list[str] = []
         for entry in sorted(rootfs.iterdir()):
-            if entry.name not in OWN:
+            if entry.name not in OWN | HOMES:
                 line += _entry(entry, Path("/") / entry.name)
         line += ["--tmpfs", "/tmp", "--tmpfs", "/run", "--proc", "/proc", "--dev", "/dev"]
         if (rootfs / "var/tmp").is_dir():

@@ -159,14 +159,14 @@ def test_a_model_without_its_files_is_refused(
     assert f"no {gone}" in capsys.readouterr().err
 
 
-def test_a_kind_that_cannot_be_built_names_the_reference_kind(
+def test_a_kind_that_takes_no_checkpoint_says_what_it_takes(
     checkpoint: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
-        enginix(checkpoint, "--kind", "edgellm", "--model", model, "-o", tmp_path / "engine", "--json") == 5
+        enginix(checkpoint, "--kind", "edgellm", "--model", model, "-o", tmp_path / "engine", "--json") == 2
     )
     said = capsys.readouterr()
-    assert "--kind reference" in said.err and json.loads(said.out)["exitCode"] == 5
+    assert "enginix edgellm-export" in said.err and json.loads(said.out)["exitCode"] == 2
 
 
 @pytest.mark.parametrize(
