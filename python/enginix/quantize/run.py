@@ -128,7 +128,7 @@ def quantize(
 
 
 def _identity(model: source.Model) -> dict[str, Any]:
-    """The model's manifest, or digests of its configuration and headers, as the converter's checkpoints have it.
+    """The model's manifest, or digests of configuration and headers, as the converter has it.
 
     Not the converter's function: its code is no part of what a quantized model depends on.
     """
