@@ -28,6 +28,8 @@ COMMANDS = {
     "convert": "Hugging Face model → TensorRT-LLM checkpoint",
     "verify-checkpoint": "check a TensorRT-LLM checkpoint: names, shapes, dtypes, coverage",
     "build": "checkpoint → engine, with its manifest and gates",
+    "reference": "a model's answers to everything that gates ask, kept for all its engines",
+    "gate": "does an engine still say what the model says? evidence, report, exit status",
     "check": "whether this machine runs an engine: GPU, driver, runtime, against its manifest",
     "runtime": "pinned NVIDIA images: list, pin, run a command inside one",
     "runner": "build an engine at first run into the user's cache, then serve it",

@@ -45,6 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="bound of the gate logits (default: by dtype, gates.json)",
     )
+    parser.add_argument(
+        "--gates",
+        metavar="JSON",
+        help="gate → bounds, instead of the number format's defaults; {} is recorded as not gated",
+    )
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        metavar="DIR",
+        help="what gates compare with: the model before quantization, or its answers (default: --model)",
+    )
     parser.add_argument("--device", default="cpu", help="where gates run: cpu, cuda, cuda:N (default: cpu)")
 
     from enginix.engine import tensorrt_command
@@ -69,7 +80,10 @@ def run(args: argparse.Namespace) -> int:
             "--tolerance with --no-gates" if args.no_gates else f"--tolerance is {args.tolerance}",
             fix="pass a positive number, with the gates on",
         )
+    if args.no_gates and args.gates is not None:
+        raise UsageError("--gates with --no-gates", fix="one of them")
     from enginix.engine.reference import Options, build
+    from enginix.gates.judge import parse
 
     options = Options(
         name=args.name,
@@ -77,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
         link_checkpoint=args.link_checkpoint,
         tolerance=args.tolerance,
         device=args.device,
+        gates=None if args.gates is None else parse(args.gates),
+        reference=args.reference,
     )
     made, outcomes = build(args.checkpoint, args.model, args.output, options)
     for outcome in outcomes:

@@ -3,6 +3,7 @@
 <engine>/
   enginix.json     manifest: what it is, from what, gates' verdict, golden tokens
   gates.json       the gates' evidence
+  report.html      the same for people
   checkpoint/      copy of the checkpoint, or a link to it
   tokenizer/       tokenizer, chat template, generation defaults
 """
@@ -11,9 +12,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ import torch
 
 from enginix import __version__, manifest
 from enginix.checkpoint.convert import inputs as identity
-from enginix.errors import CheckpointError, ManifestError, ModelError
-from enginix.files import dump_json, new_directory, sha256_file, write_text
-from enginix.gates import hf
+from enginix.errors import CheckpointError, ManifestError, ModelError, UsageError
+from enginix.files import dump_json, new_directory, sha256_file
+from enginix.gates import hf, suite
 from enginix.gates import run as gates
+from enginix.gates.judge import Case, end_ids, judge
 from enginix.gates.outcome import Outcome
 from enginix.gates.prompts import PromptSet, tokenize
 from enginix.manifest import Manifest
@@ -34,6 +36,8 @@ from enginix.reference import config as checkpoint_config
 from enginix.reference import layout, linear
 from enginix.reference.config import CheckpointConfig
 from enginix.reference.executor import Executor
+from enginix.report import evidence as report
+from enginix.tables import table
 
 GOLDEN_TOKENS = 32
 TOKENIZER_FILES = (
@@ -61,6 +65,9 @@ class Options:
         link_checkpoint: link to the checkpoint instead of copying it.
         tolerance: bound of the gate ``logits`` in place of the table's.
         device: where gates and golden tokens are computed.
+        gates: gate → bounds to change; ``None`` for the defaults of the number format, empty for none.
+        reference: the model, or its answers, that gates compare with; ``None`` takes the model itself, which
+            only works where it is not quantized.
     """
 
     name: str | None = None
@@ -68,6 +75,25 @@ class Options:
     link_checkpoint: bool = False
     tolerance: float | None = None
     device: str = "cpu"
+    gates: Mapping[str, Any] | None = None
+    reference: Path | None = None
+
+
+def _wanted(options: Options, config: CheckpointConfig) -> Mapping[str, Any]:
+    if not options.gated:
+        return {}
+    wanted = options.gates
+    if wanted is None:
+        wanted = {gate: {} for gate in suite.default(config)}
+    if options.tolerance is not None and suite.LOGITS in wanted:
+        wanted = {**wanted, suite.LOGITS: {"tolerance": options.tolerance}}
+    suite.bounds(config, wanted)
+    if wanted and config.quantization.algorithms and options.reference is None:
+        raise UsageError(
+            "gates of a quantized checkpoint need the model before quantization",
+            fix="--reference ORIGINAL_MODEL (or its answers: enginix reference), or --no-gates",
+        )
+    return wanted
 
 
 def build(
@@ -96,16 +122,19 @@ def build(
     inputs = _inputs(checkpoint, model)
     tokenizer = hf.Tokenizer(model)
     prompts = tokenize(tokenizer.encode, config.vocab_size, config.max_position_embeddings)
+    wanted = _wanted(options, config)
     outcomes: tuple[Outcome, ...] = ()
     load = functools.cache(lambda: Executor.load(checkpoint, options.device, "float32"))
     with new_directory(out) as partial:
-        if options.gated:
-            outcomes = gates.run(model, load, prompts, tolerance=options.tolerance, device=options.device)
+        told = gates.evidence(prompts, ())
+        if wanted:
+            case = Case(checkpoint, model, model, options.reference or model, wanted, device=options.device)
+            outcomes, told = judge(case, load)
             gates.require(outcomes)
         executor = load()
         _put_checkpoint(checkpoint, partial / "checkpoint", link=options.link_checkpoint)
         _put_tokenizer(model, partial / "tokenizer")
-        write_text(partial / "gates.json", dump_json(gates.evidence(prompts, outcomes)))
+        report.put(partial, options.name or _name(model), told)
         described = Manifest(
             artefact="engine",
             name=options.name or _name(model),
@@ -113,7 +142,7 @@ def build(
             model=_model(config),
             inputs=inputs,
             options={
-                "gates": {o.gate: {"tolerance": o.detail["tolerance"]} for o in outcomes},
+                "gates": {o.gate: _bound(o) for o in outcomes},
                 "limits": {"max_seq_len": executor.max_length},
             },
             runtime={"id": "reference", "requires": REQUIRES},
@@ -125,6 +154,11 @@ def build(
         )
         described.write(partial)
     return described, outcomes
+
+
+def _bound(outcome: Outcome) -> dict[str, Any]:
+    keys = ("tolerance", *table("gates")["formats"]["NO_QUANT"]["bounds"].get(outcome.gate, {}))
+    return {key: outcome.detail[key] for key in keys if key in outcome.detail}
 
 
 def _inputs(checkpoint: Path, model: Path) -> dict[str, Any]:
@@ -195,23 +229,9 @@ def _put_tokenizer(model: Path, to: Path) -> None:
             shutil.copyfile(model / name, to / name)
 
 
-def _end_ids(model: Path) -> list[int]:
-    """``eos_token_id`` of generation_config.json, else of config.json; one or several."""
-    for name in ("generation_config.json", "config.json"):
-        path = model / name
-        try:
-            found = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.is_file() else None
-        except (ValueError, AttributeError) as e:
-            raise ModelError(f"unreadable: {e}", where=str(path), fix="fetch it again") from e
-        ids = found if isinstance(found, list) else [found]
-        if ids and all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-            return sorted(ids)
-    return []
-
-
 def _golden(executor: Executor, tokenizer: hf.Tokenizer, prompts: PromptSet, model: Path) -> dict[str, Any]:
     """A prompt and its greedy continuation: whoever serves the engine can see whether it still says so."""
-    prompt, ends = prompts.golden, _end_ids(model)
+    prompt, ends = prompts.golden, end_ids(model)
     room = executor.max_length - len(prompt.tokens)
     if room < 1:
         raise CheckpointError(

@@ -97,7 +97,7 @@ def ask(subject: Subject, material: Material, ends: frozenset[int], model: dict[
 
 def write(answers: Answers, directory: Path) -> None:
     """Writes ``answers.json`` and ``answers.safetensors``."""
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for number, kept in enumerate(answers.passages):
         tensors |= {f"{number}.ids": kept.ids, f"{number}.logs": kept.logs, f"{number}.text": kept.text_logs}
     tensors |= {f"hidden.{n}": state.contiguous() for n, state in enumerate(answers.hidden)}

@@ -90,7 +90,7 @@ def perplexity(own: Sequence[Passage], answers: Answers, bounds: dict[str, Any])
     Token by token the same text is scored twice, so the difference has a much smaller spread than either.
     """
     worse = [(b.text_logs - a.text_logs).double() for a, b in zip(own, answers.passages, strict=True)]
-    blocks = [float(part.mean()) for passage in worse for part in passage.split(BLOCK)]
+    blocks = [float(part.mean()) for passage in worse for part in torch.split(passage, BLOCK)]
     if len(blocks) < 2:
         raise GateError(f"{len(blocks)} blocks of {BLOCK} tokens: too little text for an interval")
     mean = float(torch.cat(worse).mean())
@@ -132,14 +132,14 @@ def task(
     rows = []
     for question, ours, theirs in zip(material.questions, replies, answers.replies, strict=True):
         texts = [tokenizer.decode([t for t in reply if t not in answers.ends]) for reply in (ours, theirs)]
-        rows.append((question, *texts, *(right(text, question.answer) for text in texts)))
-    score, reference = sum(r[3] for r in rows), sum(r[4] for r in rows)
+        rows.append((question, texts, [right(text, question.answer) for text in texts]))
+    score, reference = (sum(marks[who] for _, _, marks in rows) for who in (0, 1))
     if not reference:
         raise GateError(
             "the reference answers none of the questions: they say nothing about an engine of this model",
             fix="pass questions that the model can answer, or leave the gate task out",
         )
-    lost, won = sum(r[4] and not r[3] for r in rows), sum(r[3] and not r[4] for r in rows)
+    lost, won = sum(m == [False, True] for _, _, m in rows), sum(m == [True, False] for _, _, m in rows)
     # Sign test: were losing and winning equally likely, so many losses would come up with this probability.
     chance = sum(math.comb(lost + won, k) for k in range(lost, lost + won + 1)) / 2 ** (lost + won)
     least = math.ceil(bounds["share"] * reference)
@@ -156,8 +156,8 @@ def task(
         "won": won,
         "p": rounded(chance),
         "replies": [
-            {"question": q.text, "answer": q.answer, "engine": a, "reference": b, "right": [c, d]}
-            for q, a, b, c, d in rows
+            {"question": q.text, "answer": q.answer, "engine": t[0], "reference": t[1], "right": m}
+            for q, t, m in rows
         ],
     }
     return Outcome("task", passed, summary, detail)
@@ -229,8 +229,8 @@ def invariance(subject: Subject, material: Material, answers: Answers, bounds: d
     again = subject.generate(prompts, CONTINUED, answers.ends)
     alone = subject.generate(prompts, CONTINUED, answers.ends, together=False)
     faults, ties = [], 0
-    for prompt, *three in zip(material.prompts, batch, again, alone, strict=True):
-        for what, one, other in (("repeated", *three[:2]), ("alone", three[2], three[0])):
+    for prompt, first, second, single in zip(material.prompts, batch, again, alone, strict=True):
+        for what, one, other in (("repeated", first, second), ("alone", single, first)):
             if one == other and one:
                 continue
             gap = _gap(subject, prompt.tokens, one, other)

@@ -11,6 +11,12 @@ from enginix.gates import hf, logits
 from enginix.gates.outcome import Outcome
 from enginix.gates.prompts import PromptSet
 from enginix.reference.executor import Executor
+from enginix.tables import table
+
+FIX = (
+    "see report.html and gates.json; quantize again with more or closer calibration data, take a finer "
+    "number format, or change the bound with its reason"
+)
 
 
 def run(
@@ -64,8 +70,7 @@ def require(outcomes: Sequence[Outcome]) -> None:
         if not outcome.passed:
             raise GateError(
                 f"gate {outcome.gate} failed: {outcome.summary}",
-                fix="the checkpoint does not compute what the model computes: convert the model again, "
-                "and check that both are of one revision",
+                fix=table("gates")["gates"].get(outcome.gate, {}).get("fix", FIX),
             )
 
 

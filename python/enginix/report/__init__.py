@@ -1,1 +1,1 @@
-"""Reports for people who decide."""
+"""Evidence for people: ``report.html``, one file without network, from ``gates.json``."""

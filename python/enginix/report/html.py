@@ -1,0 +1,188 @@
+"""``report.html``: verdict on top, what was asked, what both said side by side, and the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
+from html import escape
+from typing import Any
+
+from enginix.report import svg
+from enginix.tables import table
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c2024; --soft: #5f6a73; --line: #d9dee3; --page: #ffffff;
+  --good: #1a7f4b; --bad: #c0392b; --mark: #ffe2dd; --blue: #2c6fbb; --card: #f6f8fa; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #9aa5ae; --line: #363d44;
+  --page: #15181b; --good: #4cc38a; --bad: #ff8b7d; --mark: #4d2a26; --blue: #6ea8e6; --card: #1d2226; } }
+* { box-sizing: border-box; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 0; }
+main { max-width: 1000px; margin: 0 auto; padding: 28px 20px 60px; }
+h1 { font-size: 24px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 36px 0 8px; }
+p.soft, .soft { color: var(--soft); }
+.verdict { border-left: 6px solid var(--soft); background: var(--card); padding: 14px 18px; margin: 18px 0; }
+.verdict.good { border-color: var(--good); } .verdict.bad { border-color: var(--bad); }
+.verdict b { font-size: 18px; } .good b, .pass { color: var(--good); } .bad b, .fail { color: var(--bad); }
+table { border-collapse: collapse; width: 100%; table-layout: fixed; }
+th, td { text-align: left; vertical-align: top; padding: 7px 10px; border-bottom: 1px solid var(--line);
+  overflow-wrap: anywhere; } th { color: var(--soft); font-weight: 600; }
+td.name { width: 120px; } col.short { width: 118px; } col.tiny { width: 84px; }
+td.said { font: 13px/1.45 ui-monospace, monospace; white-space: pre-wrap; }
+mark { background: var(--mark); color: inherit; } .pass, .fail { font-weight: 600; }
+svg { width: 100%; height: auto; background: var(--card); margin: 6px 0; border-radius: 4px; }
+svg .tick { font-size: 11px; fill: var(--soft); } svg .label { font-size: 12px; fill: var(--ink); }
+svg .grid { stroke: var(--line); } svg .axis { stroke: var(--soft); }
+svg .line { fill: none; stroke: var(--blue); stroke-width: 2; } svg .dot { fill: var(--blue); }
+svg .bar { fill: var(--blue); opacity: 0.75; } svg .middle { stroke: var(--ink); stroke-width: 2; }
+svg .bound { stroke: var(--bad); stroke-dasharray: 5 4; } svg .none { stroke: none; }
+"""
+
+
+def _word(passed: bool) -> str:
+    return f'<span class="{"pass" if passed else "fail"}">{"passed" if passed else "failed"}</span>'
+
+
+def marked(said: str, other: str) -> str:
+    """``said`` as HTML, what differs from ``other`` marked."""
+    out = ""
+    for kind, start, end, _, _ in SequenceMatcher(None, said, other, autojunk=False).get_opcodes():
+        part = escape(said[start:end])
+        out += part if kind == "equal" or not part else f"<mark>{part}</mark>"
+    return out or '<span class="soft">(nothing)</span>'
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], columns: str = "") -> str:
+    cells = "".join(f"<th>{escape(h)}</th>" for h in head)
+    body = "".join("<tr>" + "".join(row) + "</tr>" for row in rows)
+    return f"<table>{columns}<thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _said(text: str) -> str:
+    return f'<td class="said">{text}</td>'
+
+
+def _gates(gates: Mapping[str, Any]) -> str:
+    about = table("gates")["gates"]
+    rows = []
+    for name in sorted(gates, key=lambda n: (bool(gates[n].get("passed")), n)):
+        title = about.get(name, {}).get("title", "")
+        found = gates[name]
+        summary = found.get("summary") or f"relative error at most {found.get('errorAtMost', 0):g}"
+        rows.append(
+            [
+                f"<td><b>{escape(name)}</b></td>",
+                f"<td>{_word(bool(gates[name].get('passed')))}</td>",
+                f'<td>{escape(str(summary))}<div class="soft">{escape(title)}</div></td>',
+            ]
+        )
+    return _table(("gate", "verdict", "found"), rows, '<col class="short"><col class="tiny"><col>')
+
+
+def _agreement(gate: Mapping[str, Any]) -> str:
+    points = [(float(row["from"]), float(row["top1"])) for row in gate["byPosition"]]
+    chart = svg.line(
+        "Agreement by position", points, "position in the text (tokens)", bound=float(gate["top1"])
+    )
+    note = table("gates")["gates"]["agreement"]["measure"]
+    return f"<h2>Agreement by position</h2>{chart}<p class='soft'>{escape(note)}</p>"
+
+
+def _perplexity(gate: Mapping[str, Any]) -> str:
+    low, high = gate["interval"]
+    chart = svg.interval("Perplexity ratio", float(gate["ratioFound"]), (low, high), float(gate["ratio"]))
+    return (
+        f"<h2>Perplexity over the reference's</h2>{chart}<p class='soft'>{gate['found']:g} on "
+        f"{gate['tokens']} tokens, the reference {gate['reference']:g}; bar: 95% confidence interval.</p>"
+    )
+
+
+def _answers(gate: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            f"<td>{escape(row['prompt'])}</td>",
+            _said(marked(row["reference"], row["engine"])),
+            _said(marked(row["engine"], row["reference"])),
+        ]
+        for row in gate["answers"]
+    ]
+    return "<h2>Continuations, side by side</h2>" + _table(("prompt", "reference", "engine"), rows)
+
+
+def _replies(gate: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            f"<td>{escape(row['question'])}<div class='soft'>{escape(row['answer'])}</div></td>",
+            _said(marked(row["reference"], row["engine"])),
+            _said(marked(row["engine"], row["reference"])),
+            f"<td>{_word(bool(row['right'][0]))}</td>",
+        ]
+        # What the engine got wrong first.
+        for row in sorted(gate["replies"], key=lambda row: bool(row["right"][0]))
+    ]
+    columns = '<col><col><col><col class="tiny">'
+    return "<h2>Questions</h2>" + _table(("question, answer", "reference", "engine", ""), rows, columns)
+
+
+def _layers(errors: Any) -> str:
+    if not isinstance(errors, list):
+        return f"<h2>Error by layer</h2><p class='fail'>{escape(str(errors))}</p>"
+    chart = svg.bars("Relative error by layer", [float(e) for e in errors], "layer")
+    return (
+        f"<h2>Error by layer</h2>{chart}<p class='soft'>|a − b| / |b| of what each layer hands on, the "
+        "reference's b, on the first tokens of the evaluation text.</p>"
+    )
+
+
+_SECTIONS = (
+    ("agreement", "byPosition", _agreement),
+    ("perplexity", "interval", _perplexity),
+    ("smoke", "answers", _answers),
+    ("task", "replies", _replies),
+)
+
+
+def report(name: str, told: Mapping[str, Any]) -> str:
+    """The page for one engine.
+
+    Args:
+        name: the engine's.
+        told: the content of its ``gates.json``.
+    """
+    gates: Mapping[str, Any] = told.get("gates", {})
+    failed = sorted(g for g, detail in gates.items() if not detail.get("passed"))
+    if not gates:
+        kind, verdict, why = "", "Not gated", "No gate was asked for: nothing is known about what it says."
+    elif failed:
+        kind, verdict = "bad", f"Rejected: {', '.join(failed)} failed"
+        why = str(gates[failed[0]].get("summary", ""))
+    else:
+        kind, verdict, why = "good", f"Accepted: all {len(gates)} gates passed", ""
+    parts = [f'<div class="verdict {kind}"><b>{escape(verdict)}</b><div>{escape(why)}</div></div>']
+    if gates:
+        parts.append(_gates(gates))
+    for gate, needs, section in _SECTIONS:
+        if needs in gates.get(gate, {}):
+            parts.append(section(gates[gate]))
+    if "layerErrors" in told:
+        parts.insert(-2 if len(parts) > 3 else len(parts), _layers(told["layerErrors"]))
+    if "bounds" in told:
+        bounds = told["bounds"]
+        parts.append(
+            f"<h2>Why these bounds</h2><p>{escape(bounds['format'])}: {escape(bounds['reason'])}</p>"
+        )
+    if "material" in told:
+        asked = told["material"]
+        parts.append(
+            f"<p class='soft'>Asked: {asked['prompts']} prompts, {asked['passages']} texts of "
+            f"{asked['tokens']} tokens, {asked['questions']} questions; sha256 of texts and tokens "
+            f"{escape(asked['sha256'])}.</p>"
+        )
+    title = f"{escape(name)}: gates"
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{STYLE}</style></head><body><main><h1>{escape(name)}</h1>"
+        '<p class="soft">What the engine says beside what the reference model says, on the same text.</p>'
+        + "\n".join(parts)
+        + "</main></body></html>\n"
+    )

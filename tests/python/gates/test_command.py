@@ -1,0 +1,133 @@
+"""``enginix reference``, ``enginix gate``, and gates in ``enginix build``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from enginix import manifest
+from enginix.checkpoint.convert import Options, convert
+from enginix.cli import main
+
+
+def enginix(*words: object) -> int:
+    return main([*map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def answers(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("answers") / "out"
+    assert enginix("reference", model, "-o", out) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def fp8(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Quantized row by row while it is converted: no calibration."""
+    out = tmp_path_factory.mktemp("fp8") / "out"
+    convert(model, out, Options(quantize="FP8_PER_CHANNEL_PER_TOKEN"))
+    return out
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path, fp8: Path, answers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("engine") / "out"
+    words = ("build", fp8, "--kind", "reference", "--model", model, "--reference", answers, "-o", out)
+    assert enginix(*words) == 0
+    return out
+
+
+def test_a_quantized_engine_is_gated_by_quality(engine: Path) -> None:
+    found = manifest.read(engine)
+    names = {"coverage", "smoke", "agreement", "perplexity", "task", "invariance"}
+    assert found.results["gates"] == dict.fromkeys(names, "passed")
+    assert set(found.options["gates"]) == names and found.options["gates"]["perplexity"] == {"ratio": 1.03}
+    told = json.loads((engine / "gates.json").read_text())
+    assert told["passed"] is True and told["bounds"]["format"] == "FP8_PER_CHANNEL_PER_TOKEN"
+    assert "all 6 gates passed" in (engine / "report.html").read_text()
+
+
+def test_a_quantized_engine_needs_the_original(
+    model: Path, fp8: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("build", fp8, "--kind", "reference", "--model", model, "-o", tmp_path / "e")
+    assert enginix(*words) == 2
+    assert "--reference ORIGINAL_MODEL" in capsys.readouterr().err
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize("words", [["--gates", "{}"], ["--no-gates"]])
+def test_no_gates_are_recorded(model: Path, fp8: Path, tmp_path: Path, words: list[str]) -> None:
+    out = tmp_path / "e"
+    assert enginix("build", fp8, "--kind", "reference", "--model", model, "-o", out, *words) == 0
+    assert manifest.read(out).results["gates"] == "not gated"
+    assert json.loads((out / "gates.json").read_text())["passed"] is None
+    assert "Not gated" in (out / "report.html").read_text()
+
+
+def test_a_failed_gate_leaves_no_engine(
+    model: Path, fp8: Path, answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "e"
+    gates = '{"smoke": {}, "agreement": {"kl": 0.0001}}'
+    words = ("build", fp8, "--kind", "reference", "--model", model, "--reference", answers, "-o", out)
+    assert enginix(*words, "--gates", gates) == 1
+    assert "gate agreement failed: most likely token equal" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_gate_judges_engines_and_checkpoints(
+    engine: Path, fp8: Path, model: Path, answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert enginix("gate", engine, "--reference", model, "-o", tmp_path / "a", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["gates"]["perplexity"] == "passed"
+    words = ("gate", fp8, "--reference", answers, "--model", model)
+    assert enginix(*words, "-o", tmp_path / "b") == 0
+    a, b = (json.loads((tmp_path / x / "gates.json").read_text()) for x in "ab")
+    assert a == b, "the answers that were kept are the model's"
+    assert (tmp_path / "a/report.html").is_file()
+    assert enginix("gate", fp8, "--reference", answers) == 2  # no tokenizer
+
+
+def test_gate_writes_its_evidence_where_it_fails(
+    engine: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = shutil.copytree(engine, tmp_path / "broken")
+    path = broken / "checkpoint/rank0.safetensors"
+    tensors = load_file(path)
+    tensors["transformer.layers.1.mlp.fc.per_channel_scale"] *= 8
+    save_file(tensors, path)
+    assert enginix("gate", broken, "--reference", model, "-o", tmp_path / "out") == 1
+    said = capsys.readouterr()
+    assert "FAILED" in said.err + said.out and "fix: see report.html" in said.err
+    told = json.loads((tmp_path / "out/gates.json").read_text())
+    assert told["passed"] is False
+    assert "Rejected: " in (tmp_path / "out/report.html").read_text()
+
+
+def test_gate_fails_closed_on_what_it_cannot_read(
+    engine: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert enginix("gate", engine, "--reference", tmp_path) == 3  # nothing there: no tokenizer
+    holed = shutil.copytree(engine, tmp_path / "holed")
+    (holed / "checkpoint/rank0.safetensors").write_bytes(b"")
+    assert enginix("gate", holed, "--reference", model) == 1
+    assert "not a whole safetensors file" in capsys.readouterr().err
+    for text in ("{", "[]", '{"speed": {}}', '{"task": {"share": "x"}}'):
+        assert enginix("gate", engine, "--reference", model, "--gates", text) == 2
+
+
+def test_users_own_questions(engine: Path, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"question": "What is two plus two?", "answer": "4"}\n')
+    words = ("gate", engine, "--reference", model, "--gates", '{"task": {}}', "--questions", path)
+    assert enginix(*words) == 0
+    path.write_text('{"question": "What is two plus two?", "answer": "5"}\n')
+    assert enginix(*words) == 1, "the reference does not know it: nothing is known"
+    for text in ("", "[1]\n", "{}\n", "x\n"):
+        path.write_text(text)
+        assert enginix(*words) == 1
