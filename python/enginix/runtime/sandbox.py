@@ -179,7 +179,8 @@ class Room:
         for bind in self.binds:
             flag = "--bind" if bind.writable else "--ro-bind"
             line += [flag, str(bind.path), str(bind.at or bind.path)]
-        return line
+        # The root itself is memory; without this, what is written beside the mounts would seem to work.
+        return [*line, "--remount-ro", "/"]
 
     def _etc(self, rootfs: Path) -> dict[str, Path]:
         """Files that name this user and this host, which the image cannot."""
