@@ -19,7 +19,7 @@ help: ## what there is to make
 setup-runtime:
 	@[ "$(ENGINIX_PKGS)" != host ] || tests/hostpkgs/setup.sh core runtime
 setup-dev:
-	@tests/hostpkgs/setup.sh core runtime dev edgellm
+	@tests/hostpkgs/setup.sh core runtime dev edgellm modelopt
 
 demo: setup-runtime ## a small model from a hub to an answer, through every stage
 	@$(DEMO)
@@ -45,3 +45,6 @@ bench: setup-dev ## ratios measured side by side; takes minutes and some GB of d
 	@for part in tests/bench/*/; do for script in "$$part"*.py; do \
 	  grep -q '__main__' "$$script" || continue; \
 	  echo "== $$script"; $(DEV)/python "$$script" || exit 1; done; done
+
+unit: setup-runtime ## the systemd unit that the NixOS module renders for one server
+	@cat "$$($(NIX) build --impure --json --no-link --expr 'import ./tests/nix/unit.nix { }' | sed 's/.*"out":"\([^"]*\)".*/\1/')"

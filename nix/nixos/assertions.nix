@@ -86,6 +86,10 @@ let
         message = "${option name}: openFirewall is on, but host is ${s.host}, which nobody outside reaches; set host, or leave the firewall closed.";
       }
       {
+        assertion = worldSize <= 1;
+        message = "${option name}: the engine has ${toString worldSize} ranks, and this version starts a single one; build it with tensorParallel = pipelineParallel = 1.";
+      }
+      {
         assertion = lib.length s.gpus == worldSize;
         message =
           if onCpu then
