@@ -124,7 +124,8 @@ def main() -> int:
             seconds = time.monotonic() - begun
             news = f"{built} built" if built else "unchanged"
             print(
-                f"  {function:<15} {source:<36} {human(size_of(path)):>10}  {seconds:5.1f} s  {news:<9}  {path}",
+                f"  {function:<15} {source:<36} {human(size_of(path)):>10}"
+                f"  {seconds:5.1f} s  {news:<9}  {path}",
                 flush=True,
             )
     print(

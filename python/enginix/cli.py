@@ -91,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("ENGINIX_TRACEBACK"):
             traceback.print_exc()
         print(
-            f"error: unexpected {type(e).__name__}: {e}\n  fix: run again with ENGINIX_TRACEBACK=1 and report it",
+            f"error: unexpected {type(e).__name__}: {e}\n"
+            "  fix: run again with ENGINIX_TRACEBACK=1 and report it",
             file=sys.stderr,
         )
         return EXIT_BUG
