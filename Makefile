@@ -10,7 +10,7 @@ NIX_nixpkgs = nix --extra-experimental-features "nix-command flakes"
 NIX_host = $(CURDIR)/tests/hostpkgs/nix
 NIX = $(NIX_$(ENGINIX_PKGS))
 DEMO = python3 demo/demo.py --flake "$(CURDIR)" --nix '$(NIX)'
-DEV = $$(tests/hostpkgs/environments.sh dev)/bin
+DEV = $$($(CURDIR)/tests/hostpkgs/environments.sh dev)/bin
 
 .PHONY: help demo serve test test-nix test-python lint bench unit setup-runtime setup-dev
 help: ## what there is to make

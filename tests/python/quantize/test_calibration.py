@@ -94,7 +94,7 @@ def test_the_default_text_is_what_the_table_says() -> None:
 
 def test_a_changed_default_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = json.loads(json.dumps(table("calibration")))
-    rows["texts"]["course"]["sha256"] = "0" * 64
+    rows["texts"]["manual"]["sha256"] = "0" * 64
     monkeypatch.setattr(calibration, "table", lambda _: rows)
     with pytest.raises(ModelError, match=r"not the file that calibration\.json pins"):
         default_text()
