@@ -1,9 +1,9 @@
-"""Writes data/calibration_default.jsonl and data/calibration.json from the language manual that comes with Python.
+"""Writes data/calibration_default.jsonl and data/calibration.json from the manual that comes with Python.
 
     python3.11 tests/python/quantize/make_default_text.py
 
-The manual is under PSF-2.0. A document is one topic, cut to a length; topics that the gates compute perplexity
-on (data/gate_text.json) stay out, so that nothing is calibrated on what judges it.
+The manual is under PSF-2.0. A document is one topic, cut to a length; topics that the gates compute
+perplexity on (data/gate_text.json) stay out, so that nothing is calibrated on what judges it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ def main() -> None:
         overlap = any(folded[i : i + 120] in gates for i in range(0, max(1, len(folded) - 120), 60))
         if len(text) < SHORTEST or overlap:
             continue
-        files[name] = hashlib.sha256(text.encode()).hexdigest()
-        row = {"language": "en", "source": f"pydoc_data.topics:{name}", "text": text[:LONGEST].strip()}
+        source = f"pydoc_data.topics:{name}"
+        files[source] = hashlib.sha256(text.encode()).hexdigest()
+        row = {"language": "en", "source": source, "text": text[:LONGEST].strip()}
         lines.append(json.dumps(row, ensure_ascii=False, sort_keys=True))
     content = "\n".join(lines) + "\n"
     (DATA / "calibration_default.jsonl").write_text(content, "utf-8")

@@ -85,7 +85,7 @@ def test_the_default_text_is_what_the_table_says() -> None:
     path, told = default_text()
     row = table("calibration")["texts"][told["name"]]
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    assert row["licence"] == "Apache-2.0" and path.stat().st_size == row["size"]
+    assert row["licence"] == "PSF-2.0" and path.stat().st_size == row["size"]
     assert len(rows) == row["documents"]
     assert sorted({r["language"] for r in rows}) == sorted(row["languages"])
     assert {r["source"] for r in rows} <= row["source"]["files"].keys()
