@@ -30,11 +30,13 @@ def main() -> None:
     gates = judged()
     lines: list[str] = []
     files: dict[str, str] = {}
+    seen: set[str] = set()  # some topics are one text under several names
     for name, text in sorted(topics.topics.items()):
         folded = " ".join(text.split())
         overlap = any(folded[i : i + 120] in gates for i in range(0, max(1, len(folded) - 120), 60))
-        if len(text) < SHORTEST or overlap:
+        if len(text) < SHORTEST or overlap or text in seen:
             continue
+        seen.add(text)
         source = f"pydoc_data.topics:{name}"
         files[source] = hashlib.sha256(text.encode()).hexdigest()
         row = {"language": "en", "source": source, "text": text[:LONGEST].strip()}
