@@ -216,4 +216,39 @@ def _beside_transformers(
     return rows
 
 
-CHECKS: dict[str, Check] = {"logits": logits, "greedy": greedy, "speed": speed}
+def scoring(device: str, work: Path) -> list[Row]:
+    """How fast the gates score text, and how much of the time is not spent in forward passes."""
+    from enginix.gates import quality
+    from enginix.gates.answers import passage
+
+    shape, dtype = (SHAPE_CPU, torch.float32) if device == "cpu" else (SHAPE, torch.bfloat16)
+    checkpoint = models.random_checkpoint(work / "scoring", "Qwen3ForCausalLM", device, **shape)
+    executor = Executor.load(checkpoint, device, dtype)
+    count = 2 if device == "cpu" else 32
+    texts = [tuple((31 * i + 7 * j) % 30000 for j in range(512)) for i in range(count)]
+
+    def wait() -> float:
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    with torch.inference_mode():
+        kept = [passage(executor.forward([t])[0][:-1].log_softmax(-1), t) for t in texts[:1]]
+        inside = 0.0
+        started = wait()
+        for text in texts:
+            before = wait()
+            (found,) = executor.forward([text])
+            inside += wait() - before
+            logs = found[:-1].log_softmax(-1)
+            passage(logs, text)
+            quality.divergence(logs, kept[0])
+        total = wait() - started
+    tokens = sum(map(len, texts))
+    return [
+        Row("gates: text scored", f"{tokens / total:.0f} tokens/s"),
+        Row("gates: time outside forward passes", f"{1 - inside / total:.1%}", "aim 10%"),
+    ]
+
+
+CHECKS: dict[str, Check] = {"logits": logits, "greedy": greedy, "speed": speed, "scoring": scoring}

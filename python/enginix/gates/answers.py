@@ -63,9 +63,8 @@ class Answers:
     hidden: tuple[torch.Tensor, ...]
 
 
-def passage(logits: torch.Tensor, tokens: tuple[int, ...]) -> Passage:
-    """The distributions of a text from its logits [T, vocab_size]."""
-    logs = logits[:-1].float().log_softmax(-1)
+def passage(logs: torch.Tensor, tokens: tuple[int, ...]) -> Passage:
+    """The distributions of a text of T tokens from log-probabilities [T - 1, vocab_size]."""
     kept, ids = logs.topk(min(KEPT, logs.shape[-1]), -1)
     text = logs.gather(1, torch.tensor(tokens[1:], device=logs.device)[:, None])[:, 0]
     return Passage(ids.int().cpu(), kept.cpu(), text.cpu())
@@ -79,7 +78,7 @@ def ask(subject: Subject, material: Material, ends: frozenset[int], model: dict[
     """
     texts = [p.tokens for p in material.passages]
     passages = tuple(
-        passage(checked(logits, len(text), subject.vocab_size), text)
+        passage(checked(logits, len(text), subject.vocab_size)[:-1].log_softmax(-1), text)
         for text, logits in zip(texts, subject.logits(texts), strict=True)
     )
     continuations = subject.generate([p.tokens for p in material.prompts], CONTINUED, ends)

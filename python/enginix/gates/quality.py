@@ -70,13 +70,15 @@ def agreement(
     return Outcome("agreement", passed, summary, detail)
 
 
-def divergence(logits: torch.Tensor, kept: Passage) -> torch.Tensor:
+def divergence(logs: torch.Tensor, kept: Passage) -> torch.Tensor:
     """Kullback-Leibler divergence of the reference from the engine at each position, nats, float64 [T - 1].
 
     Over the reference's most likely tokens and all others together: at most what it is over the vocabulary.
+
+    Args:
+        logs: the engine's log-probabilities [T - 1, vocab_size]; only the tokens looked at leave the device.
     """
-    logs = logits[:-1].double().log_softmax(-1).cpu()
-    q = logs.gather(1, kept.ids.long())
+    q = logs.gather(1, kept.ids.long().to(logs.device)).double().cpu()
     p = kept.logs.double()
     rest_p = (1 - p.exp().sum(-1)).clamp(min=1e-12)
     rest_q = (1 - q.exp().sum(-1)).clamp(min=1e-12)

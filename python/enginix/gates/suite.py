@@ -195,8 +195,8 @@ class _Scored:
             for text, kept, logits in zip(
                 texts, self.answers.passages, self.subject.logits(texts), strict=True
             ):
-                checked(logits, len(text), self.subject.vocab_size)
-                own.append(passage(logits, text))
-                kl.append(quality.divergence(logits, kept))
+                logs = checked(logits, len(text), self.subject.vocab_size)[:-1].log_softmax(-1)
+                own.append(passage(logs, text))
+                kl.append(quality.divergence(logs, kept))
             self._found = own, kl
         return self._found

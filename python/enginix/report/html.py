@@ -27,7 +27,7 @@ table { border-collapse: collapse; width: 100%; table-layout: fixed; }
 th, td { text-align: left; vertical-align: top; padding: 7px 10px; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; } th { color: var(--soft); font-weight: 600; }
 td.name { width: 120px; } col.short { width: 118px; } col.tiny { width: 84px; }
-td.said { font: 13px/1.45 ui-monospace, monospace; white-space: pre-wrap; }
+td.said { font: 13px/1.45 ui-monospace, monospace; white-space: break-spaces; }
 mark { background: var(--mark); color: inherit; } .pass, .fail { font-weight: 600; }
 svg { width: 100%; height: auto; background: var(--card); margin: 6px 0; border-radius: 4px; }
 svg .tick { font-size: 11px; fill: var(--soft); } svg .label { font-size: 12px; fill: var(--ink); }

@@ -100,13 +100,14 @@ def interval(title: str, middle: float, ends: tuple[float, float], bound: float)
     body += f'<rect class="bar" x="{a:.1f}" y="48" width="{max(2.0, b - a):.1f}" height="24"/>'
     body += f'<line class="middle" x1="{at(middle):.1f}" x2="{at(middle):.1f}" y1="42" y2="78"/>'
     for value, kind, label, y in (
-        (1.0, "grid", "1: the reference", 102),
-        (bound, "bound", f"{bound:g} allowed", 102),
-        (middle, "none", f"{middle:.4f}", 34),
+        (1.0, "grid", "1: the reference", 116),
+        (bound, "bound", f"{bound:g} allowed", 101),
+        (middle, "none", f"{middle:.4g}", 34),
     ):
+        x = min(max(at(value), LEFT), WIDTH - LEFT)
         body += f'<line class="{kind}" x1="{at(value):.1f}" x2="{at(value):.1f}" y1="40" y2="86"/>'
-        body += f'<text class="label" x="{at(value):.1f}" y="{y}" text-anchor="middle">{escape(label)}</text>'
+        body += f'<text class="label" x="{x:.1f}" y="{y}" text-anchor="middle">{escape(label)}</text>'
     return (
-        f'<svg viewBox="0 0 {WIDTH + 10} 116" role="img" aria-label="{escape(title)}">'
+        f'<svg viewBox="0 0 {WIDTH + 10} 126" role="img" aria-label="{escape(title)}">'
         f"<title>{escape(title)}</title>{body}</svg>"
     )

@@ -1,0 +1,120 @@
+"""Both tables of docs/gates.md: what every healthy number format and every damage does on tiny-qwen3.
+
+make gates-table                                         # prints them
+python tests/python/gates/gates_table.py --write         # and puts them into docs/gates.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[3]
+sys.path.insert(0, str(ROOT / "python"))
+
+import torch  # noqa: E402
+
+from enginix.checkpoint.convert import Options, convert  # noqa: E402
+from enginix.gates import answers, hf, material, suite  # noqa: E402
+from enginix.gates.outcome import Outcome  # noqa: E402
+from enginix.gates.subject import OfTransformers  # noqa: E402
+
+MODEL = ROOT / "tests/models/tiny-qwen3"
+BEGIN, END = "<!-- tables: make gates-table -->", "<!-- end of tables -->"
+
+
+def _tests() -> Any:
+    """The test module: its damage and its judge are what is shown."""
+    path = Path(__file__).with_name("test_quality.py")
+    spec = importlib.util.spec_from_file_location("test_quality", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["test_quality"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _row(what: str, found: dict[str, Outcome]) -> str:
+    agreement, perplexity, task = (found[g].detail for g in ("agreement", "perplexity", "task"))
+    failed = [name for name, outcome in found.items() if not outcome.passed]
+    cells = [what]
+    if "top1Found" in agreement and "ratioFound" in perplexity and "score" in task:
+        low, high = perplexity["interval"]
+        cells += [
+            f"{agreement['top1Found']:.1%}",
+            f"{agreement['klFound']:.2g}",
+            f"{perplexity['ratioFound']:.4g} ({low:.4g} to {high:.4g})",
+            f"{task['score']} / {task['referenceScore']}",
+        ]
+    else:
+        cells += ["", "", "", ""]
+    return "| " + " | ".join([*cells, ", ".join(failed) or "none"]) + " |"
+
+
+HEAD = [
+    "| {} | same token | mean KL | perplexity ratio (95%) | questions | gates that fail |",
+    "|---|---|---|---|---|---|",
+]
+
+
+def tables() -> str:
+    """Both, in Markdown."""
+    tests = _tests()
+    torch.set_num_threads(1)
+    tokenizer = hf.Tokenizer(MODEL)
+    asked = material.load(tokenizer, 2048, 2048)
+    judge = tests.Judge(tokenizer, asked, answers.ask(OfTransformers(MODEL), asked, tests.ENDS, {}))
+    with tempfile.TemporaryDirectory() as work:
+        plain = Path(work) / "plain"
+        convert(MODEL, plain, Options())
+        healthy, broken = [HEAD[0].format("healthy"), HEAD[1]], [HEAD[0].format("broken"), HEAD[1]]
+        healthy.append(_row("bfloat16", judge(plain)))
+        made = {}
+        for name in tests.FORMATS:
+            (Path(work) / name).mkdir()
+            made[name] = tests.quantize(MODEL, name, Path(work) / name)
+            healthy.append(_row(name, judge(made[name])))
+        for number, (name, change) in enumerate(tests.DAMAGE.items()):
+            out = tests.damaged(made["FP8"], Path(work) / f"damage{number}", change)
+            broken.append(_row(f"FP8, {name}", judge(out)))
+        loud = tests.make_loud(MODEL, Path(work) / "loud")
+        convert(loud, Path(work) / "one", Options(kv_cache="FP8"))
+        broken.append(_row("FP8 KV scales of 1.0, keys × 256", judge(Path(work) / "one")))
+        for kind, expected in tests.MISBEHAVIOUR:
+            found = judge(plain, wrap=kind)
+            assert all(not found[gate].passed for gate in expected)
+            broken.append(_row(f"an engine that is {kind.__name__} (stand-in)", found))
+        swapped = tests.swap_tokenizer(MODEL, Path(work) / "swapped")
+        broken.append(
+            _row("tokenizer with 100 pieces exchanged", judge(plain, tokenizer=hf.Tokenizer(swapped)))
+        )
+        spared = tests.spare_a_layer(made["FP8"], Path(work) / "spared")
+        broken.append(_row("FP8, one matrix silently unquantized", judge(spared)))
+    assert all(row.endswith("| none |") for row in healthy[2:]), healthy
+    assert not any(row.endswith("| none |") for row in broken[2:]), broken
+    rows = [
+        f"| {name} | {row['bounds']['agreement']['top1']:.0%} | {row['bounds']['agreement']['kl']:g} "
+        f"| {row['bounds']['perplexity']['ratio']:g} | {row['reason']} |"
+        for name, row in suite.table("gates")["formats"].items()
+    ]
+    bounds = ["| format | same token | mean KL | ratio | reason |", "|---|---|---|---|---|", *rows]
+    return "\n".join([*healthy, "", *broken, "", "Default bounds:", "", *bounds])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true")
+    text = tables()
+    sys.stdout.write(text + "\n")
+    if parser.parse_args().write:
+        page = ROOT / "docs/gates.md"
+        before, rest = page.read_text("utf-8").split(BEGIN)
+        page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
