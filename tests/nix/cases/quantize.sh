@@ -86,28 +86,28 @@ test_quantized_killed_leaves_nothing() {
   ! wait "$build" && says 137 && ! "$nix" path-info "$path" >/dev/null 2>&1 && [ ! -e "$path" ]
 }
 
-refused() { # expression, words of the message …
+quantize_refused() { # expression, words of the message …
   ! with_lib eval "$(quantized_of "($1).drvPath")" || return 1
   local word
   for word in "${@:2}"; do says "$word" || return 1; done
 }
 
 test_quantize_refusals_at_evaluation() {
-  refused 'q { format = "fp9"; }' 'unknown format "fp9"' 'fp8' &&
-    refused 'q { format = "mxfp4"; }' 'Use nvfp4' &&
-    refused 'q { format = "nvfp4"; target = "h200"; }' 'NVFP4 needs SM 100 or later; target "h200" is SM 90' &&
-    refused 'q { format = "int4_awq"; target = "b200"; }' 'refuses W4A16_AWQ' &&
-    refused 'q { format = "fp8"; calibration = null; }' 'mkCalibration { tokenizer = model; }' &&
-    refused 'q { format = "fp8"; effectiveBits = 6.0; }' 'are for format = "mixed"' &&
-    refused 'q { format = "mixed"; }' 'needs a budget' &&
-    refused 'q { format = "mixed"; effectiveBits = 6.0; candidates = [ "nvfp4" "fp8" ]; }' 'needs device = "cuda"' &&
-    refused 'q { format = "fp8"; kvCache = "int8"; }' 'known to give garbage' &&
-    refused 'q { format = "fp8"; kvcache = "fp8"; }' 'Did you mean kvCache' &&
-    refused 'q { format = "fp8"; model = q { format = "fp8"; }; }' 'quantized already (FP8)' &&
-    refused 'q { format = "fp8"; model = model // { weightBytes = 16000000000; }; }' '16 GB of weights are too much for a CPU' &&
-    refused 'q { format = "nvfp4"; model = model // { model = model.model // { intermediateSize = 100; }; }; }' 'intermediateSize is 100' &&
-    refused 'q { format = "int8_sq"; model = model // { model = model.model // { experts = 8; }; }; }' 'for dense models' &&
-    refused 'e.mkCalibration { tokenizer = model; sequenceLength = 4096; }' "the model's context is 2048"
+  quantize_refused 'q { format = "fp9"; }' 'unknown format "fp9"' 'fp8' &&
+    quantize_refused 'q { format = "mxfp4"; }' 'Use nvfp4' &&
+    quantize_refused 'q { format = "nvfp4"; target = "h200"; }' 'NVFP4 needs SM 100 or later; target "h200" is SM 90' &&
+    quantize_refused 'q { format = "int4_awq"; target = "b200"; }' 'refuses W4A16_AWQ' &&
+    quantize_refused 'q { format = "fp8"; calibration = null; }' 'mkCalibration { tokenizer = model; }' &&
+    quantize_refused 'q { format = "fp8"; effectiveBits = 6.0; }' 'are for format = "mixed"' &&
+    quantize_refused 'q { format = "mixed"; }' 'needs a budget' &&
+    quantize_refused 'q { format = "mixed"; effectiveBits = 6.0; candidates = [ "nvfp4" "fp8" ]; }' 'needs device = "cuda"' &&
+    quantize_refused 'q { format = "fp8"; kvCache = "int8"; }' 'known to give garbage' &&
+    quantize_refused 'q { format = "fp8"; kvcache = "fp8"; }' 'Did you mean kvCache' &&
+    quantize_refused 'q { format = "fp8"; model = q { format = "fp8"; }; }' 'quantized already (FP8)' &&
+    quantize_refused 'q { format = "fp8"; model = model // { weightBytes = 16000000000; }; }' '16 GB of weights are too much for a CPU' &&
+    quantize_refused 'q { format = "nvfp4"; model = model // { model = model.model // { intermediateSize = 100; }; }; }' 'intermediateSize is 100' &&
+    quantize_refused 'q { format = "int8_sq"; model = model // { model = model.model // { experts = 8; }; }; }' 'for dense models' &&
+    quantize_refused 'e.mkCalibration { tokenizer = model; sequenceLength = 4096; }' "the model's context is 2048"
 }
 
 test_quantize_warns_of_an_fp8_cache_on_a_small_model() {
