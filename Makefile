@@ -12,7 +12,7 @@ NIX = $(NIX_$(ENGINIX_PKGS))
 DEMO = python3 demo/demo.py --flake "$(CURDIR)" --nix '$(NIX)'
 DEV = $$($(CURDIR)/tests/hostpkgs/environments.sh dev)/bin
 
-.PHONY: help demo serve test test-nix test-python lint bench unit setup-runtime setup-dev
+.PHONY: help demo serve test test-nix test-python lint bench unit gates-table setup-runtime setup-dev
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
@@ -48,3 +48,6 @@ bench: setup-dev ## ratios measured side by side; takes minutes and some GB of d
 
 unit: setup-runtime ## the systemd unit that the NixOS module renders for one server
 	@cat "$$($(NIX) build --impure --json --no-link --expr 'import ./tests/nix/unit.nix { }' | sed 's/.*"out":"\([^"]*\)".*/\1/')"
+
+gates-table: setup-dev ## healthy formats pass their gates, broken ones fail: both tables, from real runs
+	@$(DEV)/python tests/python/gates/gates_table.py

@@ -18,7 +18,7 @@ let
   kinds = {
     reference = {
       build = import ./engine/reference.nix scope;
-      own = [ ];
+      own = [ "reference" ];
     };
     tensorrt = {
       build = import ./engine/tensorrt.nix scope;

@@ -14,10 +14,11 @@ in
 {
   model ? checkpoint.model,
   checkpoint ? mkCheckpoint { inherit model; },
-  # Gates that must pass before the engine exists. { } is recorded as "not gated".
-  gates ? {
-    logits = { };
-  },
+  # Gates that must pass before the engine exists, each with its bounds; null takes the defaults of
+  # data/gates.json for the checkpoint's format, { } is recorded as "not gated".
+  gates ? null,
+  # Output of `enginix reference`: the model's own answers, for gates of quantized checkpoints.
+  reference ? null,
   # Nothing to choose: it runs anywhere, on its own runtime, within the checkpoint's limits.
   target ? null,
   runtime ? "reference",
@@ -25,15 +26,28 @@ in
   name ? checkpoint.modelName,
 }:
 let
-  wanted = check.arguments.only "${function}: gates" [ "logits" ] gates;
-  flags =
-    if wanted == { } then
-      [ "--no-gates" ]
+  wanted =
+    if gates == null then
+      null
     else
-      lib.optionals (wanted.logits ? tolerance) [
-        "--tolerance"
-        wanted.logits.tolerance
-      ];
+      check.arguments.only "${function}: gates" [
+        "logits"
+        "coverage"
+        "smoke"
+        "agreement"
+        "perplexity"
+        "task"
+        "invariance"
+      ] gates;
+  flags =
+    lib.optionals (wanted != null) [
+      "--gates"
+      (builtins.toJSON wanted)
+    ]
+    ++ lib.optionals (reference != null) [
+      "--reference"
+      "${reference}"
+    ];
 in
 if target != null then
   throw "${function}: target = ${builtins.toJSON target}, but the reference kind is built for no GPU: leave target out."

@@ -273,3 +273,12 @@ test_engine_with_everything() {
   says '--lora_dir /w/lora/0' && says '--lora_plugin auto' && says '--max_draft_len 4' && says '--max_batch_size 2' &&
     says '--lora_target_modules attn_q' && quietly cat "$path/enginix.json" && says adapter_config.json && ! grep -q /nix/store "$out"
 }
+
+test_reference_engine_gates_as_asked() {
+  with_lib build 'e.mkEngine { kind = "reference"; model = e.catalogue.tiny-qwen3.model; name = "ungated"; gates = { }; }' --no-link -L &&
+    says 'not gated' &&
+    with_lib build 'e.mkEngine { kind = "reference"; model = e.catalogue.tiny-qwen3.model; name = "gated"; gates.logits.tolerance = 0.001; }' --no-link -L &&
+    says 'gate logits: passed' && says '0.001 allowed' &&
+    ! with_lib eval '(e.mkEngine { kind = "reference"; model = e.catalogue.tiny-qwen3.model; gates.logit = { }; }).drvPath' &&
+    says 'Did you mean logits?'
+}
