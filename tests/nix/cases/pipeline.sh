@@ -33,3 +33,13 @@ test_two_runs_give_the_same_bytes() {
     quietly "$nix" build --no-link ".#tiny-qwen3-$stage" --rebuild || return 1
   done
 }
+
+# A folder named triton in a build's directory was once imported in the library's place.
+test_launcher_imports_nothing_from_the_callers_directory() {
+  local enginix
+  enginix=$("$nix" build --no-link --json .#enginix-core 2>/dev/null | grep -o '"out":"[^"]*' | cut -d'"' -f4)/bin/enginix
+  mkdir -p "$tmp/caller/numpy" "$tmp/caller/safetensors"
+  echo 'raise SystemExit("imported from the working directory")' | tee "$tmp/caller/numpy/__init__.py" >"$tmp/caller/safetensors/__init__.py"
+  (cd "$tmp/caller" && quietly "$enginix" convert "$root/tests/models/tiny-qwen3" -o "$tmp/converted") &&
+    [ -s "$tmp/converted/rank0.safetensors" ] && ! grep -q 'imported from' "$out"
+}
