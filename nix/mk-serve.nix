@@ -46,9 +46,10 @@ let
         inherit (pkgs) bash;
         preferLocalBuild = true;
         passthru = {
-          inherit engine kind;
+          inherit engine kind host;
           inherit (engine) runtime;
           modelName = name;
+          httpPort = port;
         };
         meta = {
           description = "trtllm-serve for ${name}";

@@ -53,9 +53,10 @@ else
     python = "${engine.runtimePackage}/bin/python3";
     flags = lib.escapeShellArgs (builtins.deepSeq flags flags);
     passthru = {
-      inherit engine;
+      inherit engine host;
       inherit (engine) kind runtime;
-      modelName = name;
+      modelName = engine.modelName;
+      httpPort = port;
     };
     meta = {
       description = "OpenAI server of TensorRT Edge-LLM for ${engine.modelName}";
