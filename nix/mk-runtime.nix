@@ -40,7 +40,9 @@ let
       pinned = if pin == null then null else check.runtime.pin function id system (if builtins.isAttrs pin then pin else lib.importJSON pin);
       # The image's own environment reaches the commands inside.
       pinFile = if pinned == null then "" else pkgs.writeText "${id}-pin.json" (builtins.toJSON pinned);
-      learnt = source.hashes.${system} or null;
+      public = source.hashes.${system} or { };
+      # A public source may tell a digest and no hash of the tree, which is no pin.
+      learnt = if public.hash or null == null then null else public;
 
       fetched =
         reference: hash:
@@ -62,6 +64,8 @@ let
         buildCommandPath = ./builders/engine-unpinned-runtime.sh;
         inherit (source) reference;
         inherit id system tag;
+        # Other images of this runtime whose hash a public source tells.
+        others = builtins.filter (t: row.images.${t}.hashes.${system}.hash or null != null) (builtins.attrNames row.images);
         preferLocalBuild = true;
       };
       root =

@@ -1,9 +1,14 @@
 # shellcheck shell=bash disable=SC2154
+alternative=
+if [ -n "$others" ]; then
+  alternative="
+       or take an image whose hash a public source tells, unverified: mkRuntime { id = \"$id\"; image = \"${others##* }\"; }"
+fi
 cat >&2 <<EOF
 error: runtime $id: no hash is recorded for $reference ($system)
   fix: on a machine that reaches the registry:
          enginix runtime pin $id --image $tag --system $system -o runtime.json
-       and pass it:  mkRuntime { id = "$id"; pin = ./runtime.json; }, as the argument runtime of mkEngine
+       and pass it:  mkRuntime { id = "$id"; pin = ./runtime.json; }, as the argument runtime of mkEngine$alternative
   To see the whole pipeline on any machine:
        nix build .#tiny-qwen3-engine
        nix run .#tiny-qwen3-triton-server

@@ -69,12 +69,15 @@ def pin(name: str, image: str | None, system: str, *, keep: Path | None = None) 
         raise HubError(f"the registry answered {digest[:80]!r} for a digest", where=reference)
     by_digest = f"{reference.rsplit(':', 1)[0]}@{digest}"
     console.say(f"{reference} for {system} is {digest}")
+    public = images[image]["hashes"].get(system, {})
+    _compare("digest", digest, public)
     environment = _environment(crane, by_digest, platform)
     with tempfile.TemporaryDirectory(prefix="enginix-pin-", dir=keep.parent if keep else None) as scratch:
         tree = Path(scratch) / "rootfs"
         tree.mkdir()
         unpack(crane, by_digest, platform, tree)
         found = nar_hash(tree)
+        _compare("hash", found, public)
         if keep is not None:
             os.rename(tree, keep)
     return {
@@ -87,6 +90,14 @@ def pin(name: str, image: str | None, system: str, *, keep: Path | None = None) 
         "environment": environment,
         "status": "computed by enginix runtime pin",
     }
+
+
+def _compare(field: str, found: str, public: dict[str, Any]) -> None:
+    """Says whether a public source told the same; it may have seen another platform, or an older tag."""
+    told = public.get(field)
+    if told is not None:
+        how = "as a public source has it" if told == found else f"a public source has {told}"
+        console.say(f"{field}: {how} ({public['source']})")
 
 
 def _environment(crane: str, reference: str, platform: str) -> dict[str, str]:
@@ -122,6 +133,8 @@ def unpack(crane: str, reference: str, platform: str, tree: Path) -> None:
         raise HubError(f"crane export: {(reason.splitlines() or ['failed'])[-1]}", where=reference)
     if tar.returncode != 0:
         raise MachineError(f"tar: {(complaint.splitlines() or ['failed'])[-1]}", where=str(tree))
+    # As mkRuntime's builder does: an image's own modes may shut its reader out, and are part of the hash.
+    process.run(["chmod", "-R", "u+rwX", tree])
     if not any(tree.iterdir()):
         raise HubError("the exported image is empty", where=reference)
 

@@ -154,3 +154,22 @@ def test_the_environment_of_a_pin_reaches_the_runtime(tmp_path):
         made.write_text(text)
         with pytest.raises(UsageError):
             table.find("trtllm-1.2.1", pin=made)
+
+
+def test_a_pin_is_compared_with_what_is_public(crane, capsys):
+    crane()
+    pin("trtllm-1.2.1", "26.06", "x86_64-linux")
+    said = capsys.readouterr().err
+    assert "hash: a public source has sha256-cAJ5w2" in said and "orbital-straylight" in said
+    rows = table.find("trtllm-1.2.1").row["images"]
+    crane(digest=f"echo {rows['26.07']['hashes']['x86_64-linux']['digest']}")
+    pin("trtllm-1.2.1", "26.07", "x86_64-linux")
+    assert "digest: as a public source has it" in capsys.readouterr().err
+
+
+def test_modes_that_shut_the_reader_out_are_opened_as_the_nix_builder_does(crane, tmp_path):
+    image = crane(export="tar -cf - --mode=a-w,u-x -C $IMAGE usr")
+    (image / "usr" / "program").write_text("x")
+    (image / "usr" / "program").chmod(0o755)
+    pin("trtllm-1.2.1", "26.05", "x86_64-linux", keep=tmp_path / "kept")
+    assert (tmp_path / "kept/usr/program").stat().st_mode & 0o700 == 0o700

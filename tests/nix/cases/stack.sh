@@ -1,0 +1,19 @@
+# shellcheck shell=bash disable=SC2154,SC2016
+# What evaluation knows of GPUs, runtimes and memory, and the servers around engines.
+
+# Every function over a runtime without a pin evaluates; what is built first says how to pin it.
+test_stack_unpinned_runtime_evaluates_everywhere() {
+  with_lib eval '
+    let
+      model = e.catalogue.tiny-qwen3.model;
+      engine = e.mkEngine { kind = "tensorrt"; inherit model; target = "h200"; };
+      llmapi = e.mkEngine { kind = "llmapi"; inherit model; };
+    in map (d: builtins.isString d.drvPath) [
+      engine llmapi (e.mkServe { inherit engine; }) (e.mkServe { engine = llmapi; }) (e.mkRunner { inherit model; })
+    ]' --json && says '[true,true,true,true,true]' &&
+    with_lib eval 'map (image: (e.mkRuntime { id = "trtllm-1.2.1"; inherit image; }).pinned) [ "26.04" "26.06" "26.07" ]' --json &&
+    says '[false,true,false]' &&
+    ! with_lib build 'e.mkRunner { model = e.catalogue.tiny-qwen3.model; }' --no-link -L &&
+    says 'enginix runtime pin trtllm-1.2.1 --image 26.07 --system x86_64-linux -o runtime.json' &&
+    says 'image = "26.06"'
+}
