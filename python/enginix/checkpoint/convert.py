@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from enginix.checkpoint.write import write_ranks
 from enginix.errors import ModelError, UsageError
 from enginix.files import dump_json, new_directory, write_text
 from enginix.model import ModelConfig, Weights, open_weights
+from enginix.model.identity import inputs
 
 NVFP4_FORMS = ("auto", "trtllm", "modelopt")
 ON_LOAD = ("FP8_PER_CHANNEL_PER_TOKEN",)
@@ -224,26 +224,6 @@ def _notes(model: ModelConfig) -> list[str]:
     if model.rope.type == "dynamic":
         notes.append("dynamic rope scaling: alpha 1.0 is written, which TensorRT-LLM insists on")
     return notes
-
-
-def inputs(directory: Path, weights: Weights) -> dict[str, Any]:
-    """What identifies the model: its manifest's inputs, or digests of its configuration and headers.
-
-    Weights are not hashed here: that would cost more than the conversion. A model without a manifest is
-    identified by what its headers promise.
-    """
-    if (directory / manifest.FILE).exists():
-        found = manifest.read(directory)
-        return {"model": {"artefact": found.artefact, "name": found.name, **found.inputs}}
-    files: dict[str, Any] = {}
-    for name in ("config.json", "hf_quant_config.json", "model.safetensors.index.json"):
-        path = directory / name
-        if path.exists():
-            files[name] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    for header in weights.headers:
-        digest = hashlib.sha256(header.raw).hexdigest()
-        files[header.path.name] = {"headerSha256": digest, "size": header.path.stat().st_size}
-    return {"model": {"files": files}}
 
 
 def convert(directory: Path, out: Path, options: Options) -> Plan:

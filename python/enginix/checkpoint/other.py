@@ -11,11 +11,12 @@ from typing import Any
 
 from enginix import manifest
 from enginix.checkpoint import config as ckpt
-from enginix.checkpoint.convert import Options, inputs
+from enginix.checkpoint.convert import Options
 from enginix.checkpoint.write import file_name
 from enginix.errors import CheckpointError, EnginixError, MachineError, ModelError, UsageError
 from enginix.files import dump_json, new_directory, write_text
 from enginix.model import open_weights, read_header
+from enginix.model.identity import inputs
 from enginix.model.jsonfile import read_object
 from enginix.tables import table
 

@@ -21,11 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from enginix.files import new_directory
-    from enginix.gates import answers, judge
+    from enginix.gates import asking
 
     with new_directory(args.output) as partial:
-        found, material = judge.answers_of(args.model, args.device, args.questions)
-        answers.write(found, partial)
+        material = asking.keep(args.model, partial, args.device, args.questions)
     tokens = sum(len(p.tokens) for p in material.passages)
     console.result(
         {"answers": str(args.output), "material": material.sha256, "tokens": tokens},

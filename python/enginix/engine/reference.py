@@ -22,16 +22,17 @@ from typing import Any
 import torch
 
 from enginix import __version__, manifest
-from enginix.checkpoint.convert import inputs as identity
 from enginix.errors import CheckpointError, ManifestError, ModelError, UsageError
 from enginix.files import dump_json, new_directory, sha256_file
 from enginix.gates import hf, suite
 from enginix.gates import run as gates
-from enginix.gates.judge import Case, end_ids, judge
+from enginix.gates.asking import end_ids
+from enginix.gates.judge import Case, judge
 from enginix.gates.outcome import Outcome
 from enginix.gates.prompts import PromptSet, tokenize
 from enginix.manifest import Manifest
 from enginix.model import open_weights
+from enginix.model.identity import inputs as identity
 from enginix.reference import config as checkpoint_config
 from enginix.reference import layout, linear
 from enginix.reference.config import CheckpointConfig

@@ -1,12 +1,14 @@
 """The reference's answers: computed once for a model, and kept; every engine of it is compared with them.
 
 Of each position's distribution the most likely tokens and the logarithm of the probability of the text's next
-token are kept, so that the answers of a model with a large vocabulary stay small.
+token are kept, so that the answers of a model with a large vocabulary stay small. The gate logits compares
+whole distributions: those of the prompts lie in a file of their own, which nothing else reads.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,8 @@ KEPT = 64  # most likely tokens of a position
 CONTINUED = 64  # tokens of a continuation
 ANSWERED = 32  # tokens of an answer to a question
 LAYERS_OF = 32  # positions of the first passage whose hidden states are kept
-FORMAT = 1
-FILE, TENSORS = "answers.json", "answers.safetensors"
+FORMAT = 2
+FILE, TENSORS, LOGITS = "answers.json", "answers.safetensors", "logits.safetensors"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Answers:
         material: digest of what was asked.
         ends: tokens that end an answer.
         hidden: what each layer hands on, on the first passage's first positions.
+        dtype: the widest among the model's weights, by which the gate logits has its bound.
     """
 
     model: dict[str, Any]
@@ -61,6 +64,7 @@ class Answers:
     continuations: tuple[tuple[int, ...], ...]
     replies: tuple[tuple[int, ...], ...]
     hidden: tuple[torch.Tensor, ...]
+    dtype: str | None = None
 
 
 def passage(logs: torch.Tensor, tokens: tuple[int, ...]) -> Passage:
@@ -108,10 +112,52 @@ def write(answers: Answers, directory: Path) -> None:
         "ends": sorted(answers.ends),
         "passages": len(answers.passages),
         "layers": len(answers.hidden),
+        "dtype": answers.dtype,
         "continuations": list(map(list, answers.continuations)),
         "replies": list(map(list, answers.replies)),
     }
     write_text(directory / FILE, dump_json(described))
+
+
+def require_same(answers: Answers, material: Material) -> None:
+    """Refuses answers to other questions than ``material``.
+
+    Raises:
+        GateError: other texts, questions or token ids.
+    """
+    if answers.material != material.sha256 or len(answers.passages) != len(material.passages):
+        raise GateError(
+            "the reference's answers are to other questions, or of another tokenizer",
+            fix="make them again: enginix reference MODEL -o DIR",
+        )
+
+
+def write_logits(logits: Iterable[torch.Tensor], directory: Path) -> None:
+    """Writes ``logits.safetensors``: of each prompt float32 [T, vocab_size], for the gate logits alone."""
+    save_file({str(n): found.contiguous().cpu() for n, found in enumerate(logits)}, directory / LOGITS)
+
+
+def read_logits(directory: Path, count: int) -> list[torch.Tensor]:
+    """Logits of ``count`` prompts as :func:`write_logits` wrote them; the gate looks for NaN in them.
+
+    Raises:
+        GateError: missing, damaged, or of another number of prompts.
+    """
+    try:
+        held = load_file(directory / LOGITS)
+        if len(held) != count:
+            raise ValueError(f"{len(held)} prompts, not {count}")
+        return [held[str(n)] for n in range(count)]
+    except (OSError, ValueError, KeyError, SafetensorError) as e:
+        raise _unreadable(directory, e) from e
+
+
+def _unreadable(directory: Path, e: Exception) -> GateError:
+    return GateError(
+        f"the reference's answers cannot be read: {type(e).__name__}: {e}",
+        where=str(directory),
+        fix="make them again: enginix reference MODEL -o DIR",
+    )
 
 
 def read(directory: Path) -> Answers:
@@ -136,13 +182,10 @@ def read(directory: Path) -> Answers:
             tuple(map(tuple, raw["continuations"])),
             tuple(map(tuple, raw["replies"])),
             tuple(held[f"hidden.{n}"] for n in range(raw["layers"])),
+            raw["dtype"],
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as e:
-        raise GateError(
-            f"the reference's answers cannot be read: {type(e).__name__}: {e}",
-            where=str(directory),
-            fix="make them again: enginix reference MODEL -o DIR",
-        ) from e
+        raise _unreadable(directory, e) from e
     for kept in found.passages:
         if not bool(torch.isfinite(kept.logs).all() and torch.isfinite(kept.text_logs).all()):
             raise GateError("the reference's answers hold NaN or infinity", where=str(directory))

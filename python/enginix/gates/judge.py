@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enginix.checkpoint.convert import inputs as identity
-from enginix.errors import CheckpointError, EnginixError, GateError, UsageError
+import torch
+
+from enginix.errors import CheckpointError, EnginixError, UsageError
 from enginix.gates import answers as kept_answers
 from enginix.gates import hf, run, suite
 from enginix.gates import material as materials
-from enginix.gates.answers import Answers
-from enginix.gates.material import Material
+from enginix.gates.asking import answers_of, read_questions
 from enginix.gates.outcome import Outcome
 from enginix.gates.prompts import tokenize
-from enginix.gates.subject import OfExecutor, OfTransformers
-from enginix.model import open_weights
+from enginix.gates.subject import OfExecutor
 from enginix.reference import config as checkpoint_config
 from enginix.reference.config import CheckpointConfig
 from enginix.reference.executor import Executor
@@ -65,58 +64,6 @@ def parse(text: str) -> dict[str, Any]:
     return found
 
 
-def read_questions(path: Path | None) -> list[dict[str, str]] | None:
-    """The user's own questions, or ``None``.
-
-    Raises:
-        GateError: unreadable, empty, or not an object a line.
-    """
-    if path is None:
-        return None
-    try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError, RecursionError) as e:
-        raise GateError(f"unreadable questions: {e}", where=str(path), fix="one JSON object a line") from e
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        raise GateError(
-            "no questions", where=str(path), fix='{"question": "…", "answer": "…"}, one object a line'
-        )
-    return rows
-
-
-def end_ids(model: Path) -> list[int]:
-    """``eos_token_id`` of generation_config.json, else of config.json; one or several.
-
-    Raises:
-        GateError: neither can be read.
-    """
-    for name in ("generation_config.json", "config.json"):
-        path = model / name
-        try:
-            found = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.is_file() else None
-        except (ValueError, AttributeError) as e:
-            raise GateError(f"unreadable: {e}", where=str(path), fix="fetch it again") from e
-        ids = found if isinstance(found, list) else [found]
-        if ids and all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-            return sorted(ids)
-    return []
-
-
-def answers_of(model: Path, device: str = "cpu", questions: Path | None = None) -> tuple[Answers, Material]:
-    """Asks a Hugging Face model everything.
-
-    Raises:
-        GateError: it cannot be run, or gives no finite answers.
-    """
-    tokenizer = hf.Tokenizer(model)
-    subject = OfTransformers(model, device)
-    material = materials.load(
-        tokenizer, subject.vocab_size, subject.max_length, questions=read_questions(questions)
-    )
-    named = identity(model, open_weights(model))["model"]
-    return kept_answers.ask(subject, material, frozenset(end_ids(model)), named), material
-
-
 def judge(
     case: Case, load: Callable[[], Executor] | None = None
 ) -> tuple[tuple[Outcome, ...], dict[str, Any]]:
@@ -141,11 +88,6 @@ def judge(
     outcomes: tuple[Outcome, ...] = ()
     evidence: dict[str, Any] = {"format": FORMAT}
     if suite.LOGITS in wanted:
-        if ready:
-            raise UsageError(
-                "the gate logits needs the model itself, not its answers",
-                fix="--reference MODEL, or leave the gate logits out",
-            )
         found, told = _logits(case, wanted[suite.LOGITS].get("tolerance"), load, config)
         outcomes, evidence = found, evidence | told
     if set(wanted) - {suite.LOGITS}:
@@ -195,12 +137,29 @@ def _logits(
     try:
         tokenizer = hf.Tokenizer(case.tokenizer)
         prompts = tokenize(tokenizer.encode, config.vocab_size, config.max_position_embeddings)
-        outcomes = run.run(case.reference, load, prompts, tolerance=tolerance, device=case.device)
+        kept = _kept_logits(case, tokenizer, config)
+        outcomes = run.run(case.reference, load, prompts, tolerance=tolerance, device=case.device, kept=kept)
         return outcomes, {"promptSet": {"sha256": prompts.sha256, "count": len(prompts.prompts)}}
     except CheckpointError:
         raise
     except EnginixError as e:
         return (Outcome(suite.LOGITS, False, f"could not be run: {e.what}", {"error": e.what}),), {}
+
+
+def _kept_logits(
+    case: Case, tokenizer: hf.Tokenizer, config: CheckpointConfig
+) -> tuple[list[torch.Tensor], str] | None:
+    if not (case.reference / kept_answers.FILE).is_file():
+        return None
+    answers = kept_answers.read(case.reference)
+    material = materials.load(
+        tokenizer,
+        config.vocab_size,
+        config.max_position_embeddings,
+        questions=read_questions(case.questions),
+    )
+    kept_answers.require_same(answers, material)
+    return kept_answers.read_logits(case.reference, len(material.prompts)), str(answers.dtype)
 
 
 def verdicts(outcomes: Sequence[Outcome]) -> dict[str, str]:

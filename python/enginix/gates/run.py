@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from enginix.errors import EnginixError, GateError
 from enginix.gates import hf, logits
 from enginix.gates.outcome import Outcome
@@ -26,6 +28,7 @@ def run(
     *,
     tolerance: float | None = None,
     device: str = "cpu",
+    kept: tuple[Sequence[torch.Tensor], str] | None = None,
 ) -> tuple[Outcome, ...]:
     """Every gate's answer. The reference runs first and is gone before the executor is loaded.
 
@@ -34,6 +37,7 @@ def run(
         load: loads what is judged, computing in float32.
         tolerance: bound of the gate ``logits`` in place of the table's.
         device: where the reference runs.
+        kept: the reference's logits and the dtype of its weights, where it need not run again.
 
     Raises:
         GateError: a gate could not be run. One that says no is an :class:`Outcome`.
@@ -41,10 +45,10 @@ def run(
     """
     tokens: Sequence[Sequence[int]] = [p.tokens for p in prompts.prompts]
     try:
-        reference = hf.logits(model, tokens, device)
+        reference, dtype = kept or (hf.logits(model, tokens, device), hf.stored_dtype(model))
         executor = load()
         if tolerance is None:
-            bound, reason = logits.tolerance(hf.stored_dtype(model), executor.config.dtype)
+            bound, reason = logits.tolerance(dtype, executor.config.dtype)
         else:
             bound, reason = tolerance, "chosen by the user"
         return (logits.compare(prompts, executor.forward(tokens), reference, bound, reason),)

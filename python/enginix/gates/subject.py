@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from enginix.errors import GateError
 from enginix.gates import hf
-from enginix.reference.executor import Executor
-from enginix.reference.scheduler import Event, Request, Scheduler
+
+if TYPE_CHECKING:  # what asks the reference model alone has no executor (nix/mk-reference-answers.nix)
+    from enginix.reference.executor import Executor
+    from enginix.reference.scheduler import Event, Scheduler
 
 BATCH = 8
 
@@ -63,6 +65,8 @@ class OfExecutor:
     def generate(
         self, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int], *, together: bool = True
     ) -> list[list[int]]:
+        from enginix.reference.scheduler import Scheduler
+
         scheduler = Scheduler(self.executor, BATCH)
         try:
             if together:
@@ -75,6 +79,8 @@ class OfExecutor:
 def _serve(
     scheduler: Scheduler, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int]
 ) -> list[list[int]]:
+    from enginix.reference.scheduler import Request
+
     out: list[list[int]] = [[] for _ in prompts]
     errors: list[str] = []
     left, done = [len(prompts)], threading.Event()

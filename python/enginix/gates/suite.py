@@ -11,7 +11,7 @@ import torch
 
 from enginix.errors import EnginixError, GateError, UsageError
 from enginix.gates import quality
-from enginix.gates.answers import LAYERS_OF, Answers, Passage, passage
+from enginix.gates.answers import LAYERS_OF, Answers, Passage, passage, require_same
 from enginix.gates.material import Material, Tokenizer, same_tokens
 from enginix.gates.outcome import Outcome
 from enginix.gates.subject import Subject, checked
@@ -138,11 +138,7 @@ def run(
     Raises:
         GateError: the reference's answers are to other questions than ``material``.
     """
-    if answers.material != material.sha256 or len(answers.passages) != len(material.passages):
-        raise GateError(
-            "the reference's answers are to other questions, or of another tokenizer",
-            fix="make them again: enginix reference MODEL -o DIR",
-        )
+    require_same(answers, material)
     names = [name for name in GATES if name in wanted and name != LOGITS]
     try:
         engine = load()

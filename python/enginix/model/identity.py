@@ -1,0 +1,30 @@
+"""What identifies a model among the inputs of what is made from it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from enginix import manifest
+from enginix.model.safetensors import Weights
+
+
+def inputs(directory: Path, weights: Weights) -> dict[str, Any]:
+    """What identifies the model: its manifest's inputs, or digests of its configuration and headers.
+
+    Weights are not hashed here: that would cost more than the conversion. A model without a manifest is
+    identified by what its headers promise.
+    """
+    if (directory / manifest.FILE).exists():
+        found = manifest.read(directory)
+        return {"model": {"artefact": found.artefact, "name": found.name, **found.inputs}}
+    files: dict[str, Any] = {}
+    for name in ("config.json", "hf_quant_config.json", "model.safetensors.index.json"):
+        path = directory / name
+        if path.exists():
+            files[name] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    for header in weights.headers:
+        digest = hashlib.sha256(header.raw).hexdigest()
+        files[header.path.name] = {"headerSha256": digest, "size": header.path.stat().st_size}
+    return {"model": {"files": files}}
