@@ -13,6 +13,9 @@ let
     && (row.minSm == null || sm >= row.minSm)
     && (row.refusedSm == null || sm < builtins.elemAt row.refusedSm 0 || sm >= builtins.elemAt row.refusedSm 1);
 
+  # Whether a GPU has the formats that an algorithm computes with: gpus.json, beside the table's own SMs.
+  lacksNothing = row: gpu: builtins.all (f: builtins.elem f (gpu.formats or row.needs)) (row.needs or [ ]);
+
   first = list: if list == [ ] then null else builtins.head list;
 
   # What to do instead: a format for this GPU, a GPU for this format.
@@ -29,9 +32,19 @@ let
     )
     + ".";
 
+  # What a GPU has of number formats, or what its engines take of them.
+  formats =
+    gpu:
+    let
+      taken = builtins.filter (f: takes support.algorithms.${support.formats.${f}} gpu.sm) gpu.formats;
+    in
+    lib.optionalString (gpu ? formats) ''Engines for "${gpu.name}" take: ${lib.concatStringsSep ", " taken}.'';
+
   reason =
     what: row: gpu:
-    if row.minSm != null && gpu.sm < row.minSm then
+    if !lacksNothing row gpu && takes row gpu.sm then
+      ''${what} computes with ${lib.concatStringsSep " and " row.needs}; target "${gpu.name}" has ${lib.concatStringsSep ", " gpu.formats}.''
+    else if row.minSm != null && gpu.sm < row.minSm then
       ''${what} needs SM ${toString row.minSm} or later; target "${gpu.name}" is SM ${toString gpu.sm}.''
     else
       ''TensorRT-LLM's builder refuses ${what} for SM ${toString (builtins.elemAt row.refusedSm 0)} to ${
@@ -59,8 +72,8 @@ in
       throw "${function}: ${name} cannot become an engine: ${row.why}. Do one of these: ${row.instead}; or serve the model as it is with kind = \"llmapi\"."
     else if gpu.sm < support.engineSm.least then
       throw ''${function}: TensorRT-LLM's engines need SM ${toString support.engineSm.least} or later; target "${gpu.name}" is SM ${toString gpu.sm}.''
-    else if !takes row gpu.sm then
-      throw "${function}: ${reason name row gpu} ${ways row name gpu}"
+    else if !takes row gpu.sm || !lacksNothing row gpu then
+      throw "${function}: ${reason name row gpu} ${ways row name gpu} ${formats gpu}"
     else
       algorithm;
 

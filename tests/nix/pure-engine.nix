@@ -82,6 +82,42 @@ in
     expr = builtins.filter (row: !(row ? source)) (builtins.attrValues gpus ++ builtins.attrValues runtimes);
     expected = [ ];
   };
+  # gpus.json says what a part computes with, quantization_support.json from which SM on: one truth.
+  testFormatsOfGpusAgreeWithTheSms = {
+    expr = builtins.concatMap (
+      name:
+      let
+        row = gpus.${name};
+        has = algorithm: builtins.all (f: builtins.elem f row.formats) algorithm.needs;
+        enough = algorithm: algorithm.minSm == null || row.sm >= algorithm.minSm;
+      in
+      builtins.filter (a: has support.algorithms.${a} != enough support.algorithms.${a}) (
+        builtins.filter (a: support.algorithms.${a}.needs != [ ]) (builtins.filter (a: support.algorithms.${a}.engine) (builtins.attrNames support.algorithms))
+      )
+      ++ builtins.filter (f: !(support.formats ? ${f})) row.formats
+    ) (builtins.attrNames gpus);
+    expected = [ ];
+  };
+  testFormatsHaveSourcesAndEveryPartIsThere = {
+    expr = [
+      (builtins.attrNames (builtins.listToAttrs (map (g: lib.nameValuePair g.part null) (builtins.attrValues gpus))))
+      (builtins.length (builtins.attrNames (read "gpus").formatSources) > 0)
+      (builtins.filter (g: g.formats == [ ]) (builtins.attrValues gpus))
+    ];
+    expected = [
+      [ "data-centre" "geforce" "grace" "jetson" "workstation" ]
+      true
+      [ ]
+    ];
+  };
+  # A format that a part lacks is refused, whatever its SM says.
+  testFormatThatTheGpuLacks = {
+    expr = map (formats: fails (check.target.quantization "e" "FP8" { name = "x"; sm = 90; inherit formats; })) [
+      [ "BF16" "FP8" ]
+      [ "BF16" "INT8" ]
+    ];
+    expected = [ false true ];
+  };
   testUnverifiedHashesSaySo = {
     expr = builtins.filter (h: h.status != "unverified" && h.digest == null) (
       builtins.concatMap (r: builtins.concatMap (i: builtins.attrValues i.hashes) (builtins.attrValues (r.images or { }))) (

@@ -202,6 +202,8 @@ def check_support(
 def _refuse(name: str, row: dict[str, Any], target: Target, support: dict[str, Any]) -> None:
     if _takes(row, target.sm):
         return
+    have = table("gpus")["gpus"].get(target.name, {}).get("formats", ())
+    taken = [f for f in have if _takes(support["algorithms"][support["formats"][f]], target.sm)]
     ways = [
         f for f in support["suggest"]["formats"] if f != name and _takes(support["algorithms"][f], target.sm)
     ]
@@ -213,6 +215,8 @@ def _refuse(name: str, row: dict[str, Any], target: Target, support: dict[str, A
         why = f"TensorRT-LLM's builder refuses {name} for SM {low} to {high - 1}; "
         why += f'target "{target.name}" is SM {target.sm}'
     offers = [f"quantization {f} on this GPU" for f in ways[:1]] + [f"target {t}" for t in gpus[:1]]
+    if taken:
+        why += f"; engines for it take {', '.join(taken)}"
     raise UsageError(why, fix="use " + ", or ".join(offers))
 
 

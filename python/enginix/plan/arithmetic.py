@@ -53,11 +53,19 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A target: ``memory`` is what one GPU has, in bytes."""
+    """A target.
+
+    Attributes:
+        memory: what one GPU has, in bytes.
+        formats: number formats that it computes with, names of gpus.json.
+        unified: whether its memory is the CPU's as well.
+    """
 
     name: str
     sm: int
     memory: int
+    formats: tuple[str, ...] = ()
+    unified: bool = False
 
 
 @dataclass(frozen=True)
@@ -273,7 +281,7 @@ def gpu(name: str) -> Gpu:
         hint = f"did you mean {near[0]}? " if near else ""
         raise UsageError(f"unknown target {name!r}", fix=f"{hint}known: {', '.join(rows)}")
     row = rows[name]
-    return Gpu(name, row["sm"], gpu_memory(row))
+    return Gpu(name, row["sm"], gpu_memory(row), tuple(row["formats"]), row.get("unified", False))
 
 
 def gpu_memory(row: Mapping[str, Any]) -> int:

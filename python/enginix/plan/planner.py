@@ -128,7 +128,7 @@ def plan(model: Model, gpu: Gpu, asked: Asked) -> Plan:
     weights, exact, ranks = _weights(model, said, sizes, config, asked)
     found = arithmetic.memory(sizes, limits, gpu, weights)
     obstacles += _obstacles(sizes, gpu, asked.kind)
-    notes += _notes(said, sizes, limits, found, asked)
+    notes += _notes(said, sizes, limits, found, asked, gpu)
     helps = [] if found.fits else arithmetic.changes(sizes, limits, gpu, weights)
     if asked.kind == "reference":  # one process on one device, its weights as they are
         helps = [c for c in helps if not {"tensor_parallel", "quantization"} & set(c)]
@@ -247,7 +247,8 @@ def _obstacles(sizes: Sizes, gpu: Gpu, kind: Kind) -> list[str]:
         return []
     name, least, refused = sizes.quantization, row["minSm"], row["refusedSm"]
     if least is not None and gpu.sm < least:
-        return [f"{name} needs SM {least} or later; {gpu.name} is SM {gpu.sm}"]
+        have = f", which has {', '.join(gpu.formats)}" if gpu.formats else ""
+        return [f"{name} needs SM {least} or later; {gpu.name} is SM {gpu.sm}{have}"]
     if kind == "tensorrt" and refused and refused[0] <= gpu.sm < refused[1]:
         return [
             f"TensorRT-LLM builds no {name} engine on SM {refused[0]} to {refused[1] - 1}; "
@@ -256,8 +257,10 @@ def _obstacles(sizes: Sizes, gpu: Gpu, kind: Kind) -> list[str]:
     return []
 
 
-def _notes(said: Description, sizes: Sizes, limits: Limits, found: Memory, asked: Asked) -> list[str]:
+def _notes(said: Description, sizes: Sizes, limits: Limits, found: Memory, asked: Asked, gpu: Gpu) -> list[str]:
     notes = []
+    if gpu.unified:
+        notes.append(f"{gpu.name} shares its memory with the CPU: what programs hold is missing here")
     if limits.max_seq_len > sizes.context:
         notes.append(f"max_seq_len {limits.max_seq_len} exceeds the model's context of {sizes.context}")
     each = found.need_tokens // limits.sequences

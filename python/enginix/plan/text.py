@@ -44,7 +44,10 @@ def render(plan: Plan) -> str:
     m, limits, build = plan.memory, plan.limits, plan.build
     world = limits.tensor_parallel * limits.pipeline_parallel
     kv = limits.kv_bits or plan.sizes.kv_bits
-    rows = [
+    rows = []
+    if plan.gpu.formats:
+        rows.append(("GPU", f"SM {plan.gpu.sm}, computes with {', '.join(plan.gpu.formats)}"))
+    rows += [
         ("weights", f"{human_bytes(m.weights)} a rank" + ("" if plan.exact else " (estimate)")),
         ("workspace", f"{human_bytes(m.workspace)} (estimate, not measured)"),
         (

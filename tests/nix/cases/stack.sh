@@ -17,3 +17,11 @@ test_stack_unpinned_runtime_evaluates_everywhere() {
     says 'enginix runtime pin trtllm-1.2.1 --image 26.07 --system x86_64-linux -o runtime.json' &&
     says 'image = "26.06"'
 }
+
+test_stack_a_format_that_the_gpu_lacks_names_those_it_has() {
+  local lib='let m = q: { modelName = "m"; quantization = q; model = { }; revision = null; outPath = "/nix/store/x"; }; t = q: target: (e.mkEngine { kind = "tensorrt"; model = m q; inherit target; limits.maxSeqLen = 64; checkpoint = { model = m q; parallel = { tensorParallel = 1; pipelineParallel = 1; expertParallel = 1; }; }; }).drvPath; in'
+  ! with_lib eval "$lib t \"NVFP4\" \"h200\"" &&
+    says 'NVFP4 needs SM 100 or later; target "h200" is SM 90. Use quantization = "FP8" on this GPU, or target = "b200".' &&
+    says 'Engines for "h200" take: BF16, FP16, INT8, INT4, FP8.' &&
+    ! with_lib eval "$lib t \"W4A16_AWQ\" \"b200\"" && says 'Engines for "b200" take: BF16, FP16, FP8, NVFP4.'
+}
