@@ -2,7 +2,7 @@
 #
 # `core` carries only what locks, fetches and converts: a change to serving code must not convert a
 # model again, and the conversion path stays free of torch. `runtime` carries everything.
-{ pkgs, lib, ... }:
+{ pkgs, lib, ... }@scope:
 flavour:
 let
   package = ../python/enginix;
@@ -11,12 +11,14 @@ let
     builtins.match ".*__version__ = \"([^\"]+)\".*" (builtins.readFile (package + "/__init__.py"))
   );
 
-  # What `core` is made of, beside the modules at the top: prefixes of paths in the package.
+  # What `core` is made of, beside the modules at the top.
   core = [
     "checkpoint"
     "commands/__init__.py"
     "commands/convert.py"
-    "commands/fetch"
+    "commands/fetch.py"
+    "commands/fetch_file.py"
+    "commands/fetch_tree.py"
     "commands/lock.py"
     "commands/verify_checkpoint.py"
     "data/__init__.py"
@@ -25,17 +27,9 @@ let
     "data/quantization.json"
     "hub"
     "model"
-  ];
-
-  keep =
-    path: type:
-    let
-      relative = lib.removePrefix "${toString package}/" (toString path);
-      atTop = type == "regular" && dirOf relative == ".";
-      # A directory is kept for what is below it.
-      within = prefix: lib.hasPrefix prefix relative || type == "directory" && lib.hasPrefix "${relative}/" prefix;
-    in
-    baseNameOf path != "__pycache__" && (flavour == "runtime" || atTop || builtins.any within core);
+    "py.typed"
+  ]
+  ++ builtins.filter (lib.hasSuffix ".py") (builtins.attrNames (builtins.readDir package));
 
   # Triton 2.51's Python stub crashes on arrays of NumPy 2, and has no build for Pythons whose NumPy 1 is
   # gone. PyTorch's own build saves compiling it again over the other NumPy.
@@ -65,21 +59,13 @@ let
     ]
   );
 in
-pkgs.stdenvNoCC.mkDerivation {
+import ./package.nix scope {
   name = "enginix-${flavour}-${version}";
-  buildCommandPath = ./builders/enginix.sh;
-  source = builtins.path {
-    name = "enginix-${flavour}-source";
-    path = package;
-    filter = keep;
-  };
+  kept = if flavour == "core" then core else null;
   inherit python;
-  inherit (pkgs) bash;
-  preferLocalBuild = true;
-  passthru = { inherit python version; };
+  passthru = { inherit version; };
   meta = {
     description = "Hugging Face model in, served TensorRT-LLM deployment out";
-    mainProgram = "enginix";
     license = lib.licenses.asl20;
   };
 }

@@ -1,13 +1,7 @@
 # The enginix command over the Python that has NVIDIA's quantizer: only what calibrates and quantizes, so that a change
 # of anything else quantizes nothing again.
-{
-  lib,
-  pkgs,
-  enginix-core,
-  ...
-}@scope:
+{ pkgs, enginix-core, ... }@scope:
 let
-  package = ../python/enginix;
   python = scope.modelopt-python or pkgs.modelopt-python or (import ./nvidia-modelopt.nix scope);
   kept = [
     "__init__.py"
@@ -29,27 +23,8 @@ let
     "quantize"
     "tables.py"
   ];
-  keep =
-    path: type:
-    let
-      relative = lib.removePrefix "${toString package}/" (toString path);
-    in
-    baseNameOf path != "__pycache__"
-    && builtins.any (
-      k: relative == k || lib.hasPrefix "${k}/" relative || (type == "directory" && lib.hasPrefix "${relative}/" k)
-    ) kept;
 in
-pkgs.stdenvNoCC.mkDerivation {
+import ./package.nix scope {
   name = "enginix-quantize-${enginix-core.version}";
-  buildCommandPath = ./builders/enginix.sh;
-  source = builtins.path {
-    name = "enginix-quantize-source";
-    path = package;
-    filter = keep;
-  };
-  inherit python;
-  inherit (pkgs) bash;
-  preferLocalBuild = true;
-  passthru = { inherit python; };
-  meta.mainProgram = "enginix";
+  inherit kept python;
 }

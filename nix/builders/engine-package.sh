@@ -11,6 +11,6 @@ cat >"$out/bin/enginix" <<EOF
 #!$bash/bin/bash
 export PYTHONPATH=$out/lib PYTHONDONTWRITEBYTECODE=1
 export ENGINIX_BWRAP=\${ENGINIX_BWRAP:-$bubblewrap/bin/bwrap}
-exec $python3/bin/python3 $out/libexec/launch.py "\$@"
+exec $python/bin/python3 $out/libexec/launch.py "\$@"
 EOF
 chmod +x "$out/bin/enginix"

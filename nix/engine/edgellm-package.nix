@@ -1,12 +1,6 @@
 # The enginix command over the Python that has NVIDIA's exporter: only what exports, builds and serves this kind.
-{
-  lib,
-  pkgs,
-  enginix-core,
-  ...
-}@scope:
+{ pkgs, enginix-core, ... }@scope:
 let
-  package = ../../python/enginix;
   python = scope.edgellm-python or pkgs.edgellm-python or (import ../nvidia-edgellm.nix scope);
   kept = [
     "__init__.py"
@@ -34,25 +28,8 @@ let
     "runtime/driver.py"
     "tables.py"
   ];
-  keep =
-    path: type:
-    let
-      relative = lib.removePrefix "${toString package}/" (toString path);
-    in
-    baseNameOf path != "__pycache__"
-    && builtins.any (k: relative == k || lib.hasPrefix "${k}/" relative || (type == "directory" && lib.hasPrefix "${relative}/" k)) kept;
 in
-pkgs.stdenvNoCC.mkDerivation {
+import ../package.nix scope {
   name = "enginix-edgellm-${enginix-core.version}";
-  buildCommandPath = ../builders/enginix.sh;
-  source = builtins.path {
-    name = "enginix-edgellm-source";
-    path = package;
-    filter = keep;
-  };
-  inherit python;
-  inherit (pkgs) bash;
-  preferLocalBuild = true;
-  passthru = { inherit python; };
-  meta.mainProgram = "enginix";
+  inherit kept python;
 }

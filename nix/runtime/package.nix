@@ -2,10 +2,9 @@
 #
 # `driver` has no command line: a new sub-command or help text must not build an engine again, which takes hours.
 # `command` is for wrappers that check, run and serve.
-{ pkgs, lib, ... }:
+{ pkgs, ... }@scope:
 part:
 let
-  package = ../../python/enginix;
   driver = [
     "__init__.py"
     "console.py"
@@ -57,25 +56,14 @@ let
     "engine/trtllm_serve.py"
     "runtime/pin.py"
   ];
-  wanted = if part == "driver" then driver else command;
-  keep =
-    path: type:
-    let
-      relative = lib.removePrefix "${toString package}/" (toString path);
-    in
-    if type == "directory" then builtins.any (lib.hasPrefix "${relative}/") wanted else builtins.elem relative wanted;
 in
-pkgs.stdenvNoCC.mkDerivation {
+import ../package.nix scope {
   name = "enginix-engine-${part}";
-  buildCommandPath = ../builders/engine-package.sh;
-  source = builtins.path {
-    name = "enginix-engine-${part}-source";
-    path = package;
-    filter = keep;
+  kept = if part == "driver" then driver else command;
+  python = pkgs.python3;
+  builder = ../builders/engine-package.sh;
+  attributes = {
+    main = if part == "driver" then "enginix.engine.tensorrt_main" else "enginix.cli";
+    bubblewrap = pkgs.bubblewrap or "";
   };
-  main = if part == "driver" then "enginix.engine.tensorrt_main" else "enginix.cli";
-  inherit (pkgs) bash python3;
-  bubblewrap = pkgs.bubblewrap or "";
-  preferLocalBuild = true;
-  meta.mainProgram = "enginix";
 }
