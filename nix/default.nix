@@ -33,6 +33,7 @@ let
     mkCalibration = import ./mk-calibration.nix scope;
     mkQuantized = import ./mk-quantized.nix scope;
     mkCheckpoint = import ./mk-checkpoint.nix scope;
+    mkReferenceAnswers = import ./mk-reference-answers.nix scope;
     mkEngine = import ./mk-engine.nix scope;
     mkEngineMatrix = import ./mk-engine-matrix.nix scope;
     mkRuntime = import ./mk-runtime.nix scope;

@@ -25,7 +25,8 @@ let
       # A directory is kept for what is below it.
       wanted = k: relative == k || lib.hasPrefix "${k}/" relative || type == "directory" && lib.hasPrefix "${relative}/" k;
     in
-    baseNameOf path != "__pycache__" && (kept == null || builtins.any wanted kept);
+    # What a build leaves in a working tree is nobody's source.
+    baseNameOf path != "__pycache__" && !lib.hasSuffix ".so" path && (kept == null || builtins.any wanted kept);
   # A name that is nothing's would be left out in silence.
   missing = if kept == null then [ ] else builtins.filter (k: !builtins.pathExists (root + "/${k}")) kept;
 in

@@ -6,19 +6,33 @@
   enginix,
   environment,
   mkCheckpoint,
+  mkReferenceAnswers,
   ...
 }:
 let
   function = ''mkEngine { kind = "reference"; }'';
+
+  # The model before quantization.
+  originalOf =
+    name: model:
+    if model ? original then
+      model.original
+    else if (model.quantization or null) != null then
+      throw ''${function}: ${name} is quantized (${model.quantization}), and its gates compare it with the model before quantization: pass that one, reference = mkHfModel { … }; or gates = { }, which is recorded as "not gated".''
+    else
+      model;
 in
 {
-  model ? checkpoint.model,
+  # mkHfModel's output, or mkQuantized's.
+  model ? quantized,
+  quantized ? checkpoint.model,
   checkpoint ? mkCheckpoint { inherit model; },
   # Gates that must pass before the engine exists, each with its bounds; null takes the defaults of
   # data/gates.json for the checkpoint's format, { } is recorded as "not gated".
   gates ? null,
-  # Output of `enginix reference`: the model's own answers, for gates of quantized checkpoints.
-  reference ? null,
+  # What gates compare with: the model before quantization, whose answers are a derivation of their own and shared by all
+  # its engines; mkReferenceAnswers' output, for other questions or a GPU; or null: `model` itself, asked in this build.
+  reference ? originalOf name model,
   # Nothing to choose: it runs anywhere, on its own runtime, within the checkpoint's limits.
   target ? null,
   runtime ? "reference",
@@ -26,6 +40,15 @@ in
   name ? checkpoint.modelName,
 }:
 let
+  answers =
+    if gates == { } then
+      null
+    else if reference == null || !builtins.isAttrs reference || reference.artefact or null == "answers" then
+      reference
+    else
+      mkReferenceAnswers { model = reference; };
+  questions = answers.questions or null;
+
   wanted =
     if gates == null then
       null
@@ -44,9 +67,13 @@ let
       "--gates"
       (builtins.toJSON wanted)
     ]
-    ++ lib.optionals (reference != null) [
+    ++ lib.optionals (answers != null) [
       "--reference"
-      "${reference}"
+      "${answers}"
+    ]
+    ++ lib.optionals (questions != null) [
+      "--questions"
+      "${questions}"
     ];
 in
 if target != null then
@@ -64,7 +91,8 @@ else
     engineName = name;
     flags = lib.escapeShellArgs flags;
     passthru = {
-      inherit checkpoint model;
+      inherit checkpoint model gates;
+      reference = answers;
       kind = "reference";
       modelName = name;
       runtime = "reference";

@@ -56,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="what gates compare with: the model before quantization, or its answers (default: --model)",
     )
+    parser.add_argument(
+        "--questions",
+        type=Path,
+        metavar="JSONL",
+        help="question and answer a line, in place of the pinned ones of the gate task",
+    )
     parser.add_argument("--device", default="cpu", help="where gates run: cpu, cuda, cuda:N (default: cpu)")
 
     from enginix.engine import tensorrt_command
@@ -93,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         gates=None if args.gates is None else parse(args.gates),
         reference=args.reference,
+        questions=args.questions,
     )
     made, outcomes = build(args.checkpoint, args.model, args.output, options)
     for outcome in outcomes:

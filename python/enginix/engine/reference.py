@@ -69,6 +69,7 @@ class Options:
         gates: gate → bounds to change; ``None`` for the defaults of the number format, empty for none.
         reference: the model, or its answers, that gates compare with; ``None`` takes the model itself, which
             only works where it is not quantized.
+        questions: JSON lines in place of the pinned ones.
     """
 
     name: str | None = None
@@ -78,6 +79,7 @@ class Options:
     device: str = "cpu"
     gates: Mapping[str, Any] | None = None
     reference: Path | None = None
+    questions: Path | None = None
 
 
 def _wanted(options: Options, config: CheckpointConfig) -> Mapping[str, Any]:
@@ -129,7 +131,8 @@ def build(
     with new_directory(out) as partial:
         told = gates.evidence(prompts, ())
         if wanted:
-            case = Case(checkpoint, model, model, options.reference or model, wanted, device=options.device)
+            compared = options.reference or model
+            case = Case(checkpoint, model, model, compared, wanted, options.questions, options.device)
             outcomes, told = judge(case, load)
             gates.require(outcomes)
         executor = load()

@@ -1,0 +1,77 @@
+# mkReferenceAnswers :: { model, … } -> derivation
+#
+# What a model says to everything that gates ask: computed once, and shared by its engines of every format, target and
+# kind. The directory is that of `enginix reference`.
+{
+  lib,
+  pkgs,
+  check,
+  environment,
+  ...
+}@scope:
+let
+  function = "mkReferenceAnswers";
+  enginix = import ./answers-package.nix scope;
+  known = [
+    "model"
+    "questions"
+    "device"
+    "isolation"
+    "name"
+  ];
+  build =
+    {
+      # The model before quantization: mkHfModel's output.
+      model,
+      # Questions in place of the pinned ones: JSONL, { "question": …, "answer": … } a line; a path, or a derivation.
+      questions ? null,
+      # "cpu", "cuda". Both answer in float32; what is asked is some thousand tokens.
+      device ? "cpu",
+      # How a build with device = "cuda" reaches the GPU: "features" in Nix's sandbox, "relaxed" outside of it.
+      isolation ? "features",
+      name ? model.modelName or "model",
+    }:
+    let
+      cuda = check.arguments.oneOf function "device" [ "cpu" "cuda" ] device == "cuda";
+      relaxed = check.arguments.oneOf function "isolation" [ "features" "relaxed" ] isolation == "relaxed";
+      flags = [
+        "--device"
+        device
+      ]
+      ++ lib.optionals (questions != null) [
+        "--questions"
+        "${questions}"
+      ];
+      checked =
+        if (model.quantization or null) != null && model ? original then
+          throw "${function}: ${name} is quantized (${model.quantization}), and would be compared with itself; pass the model that it was quantized from: its attribute `original`."
+        else if (model.quantization or null) != null then
+          throw "${function}: ${name} is quantized (${model.quantization}); a reference is the model before quantization: pass that one, locked like any other."
+        else
+          builtins.deepSeq [ cuda relaxed flags ] flags;
+    in
+    pkgs.stdenvNoCC.mkDerivation (
+      {
+        name = "${name}-answers";
+        buildCommandPath = ./builders/reference-answers.sh;
+        nativeBuildInputs = [ enginix ];
+        inherit model environment;
+        flags = lib.escapeShellArgs checked;
+        # Token ids and numbers: judging by them needs no weights.
+        allowedReferences = [ ];
+        passthru = {
+          inherit model questions;
+          artefact = "answers";
+          modelName = name;
+        };
+        meta.description = "Reference answers of ${name}";
+      }
+      // lib.optionalAttrs cuda (
+        {
+          requiredSystemFeatures = [ "cuda" ];
+        }
+        // lib.optionalAttrs relaxed { __noChroot = true; }
+      )
+    );
+in
+args: build (check.arguments.only function known args)

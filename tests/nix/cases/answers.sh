@@ -1,0 +1,72 @@
+# shellcheck shell=bash disable=SC2154,SC2016
+# The reference's answers: one derivation for all engines of a model.
+
+# Engines of the tiny model in two formats; nothing of ModelOpt is built for an evaluation.
+engines_of() {
+  echo "let
+    inherit (e.catalogue.tiny-qwen3) model;
+    calibration = e.mkCalibration { tokenizer = model; size = 8; sequenceLength = 64; };
+    q = format: e.mkQuantized { inherit model calibration format; };
+    mk = args: e.mkEngine ({ kind = \"reference\"; inherit model; } // args);
+    answers = engine: engine.reference.drvPath;
+    needs = engine: builtins.elem engine.reference.drvPath (builtins.attrNames (builtins.getContext engine.drvAttrs.flags));
+  in $1"
+}
+
+test_answers_are_shared_by_every_format() {
+  with_lib eval "$(engines_of '
+    let
+      engines = [ (mk { }) (mk { model = q "fp8"; }) (mk { model = q "int4_awq"; name = "other"; }) ];
+      one = (e.mkReferenceAnswers { inherit model; }).drvPath;
+    in map (engine: needs engine && answers engine == one) engines')" && says '[ true true true ]'
+}
+
+# A threshold is no input of the answers; another question is.
+test_answers_do_not_depend_on_a_threshold() {
+  with_lib eval "$(engines_of '
+    let
+      strict = mk { model = q "fp8"; gates.perplexity.ratio = 1.001; };
+      loose = mk { model = q "fp8"; gates.perplexity.ratio = 9; };
+      asked = e.mkReferenceAnswers { inherit model; questions = builtins.toFile "q.jsonl" "{}"; };
+    in [ (answers strict == answers loose) (strict.drvPath == loose.drvPath) (asked.drvPath == answers strict) ]')" &&
+    says '[ true false false ]'
+}
+
+# The default thresholds are a table of the package, and what judges is code of it; neither is in what asks the model.
+test_answers_do_not_depend_on_what_judges() {
+  with_lib build "$(engines_of '(builtins.elemAt (e.mkReferenceAnswers { inherit model; }).nativeBuildInputs 0)')" --no-link --json || return 1
+  local package
+  package=$(grep -o '"out":"[^"]*' "$out" | tail -n1 | cut -d'"' -f4)/lib/enginix
+  [ -e "$package/data/gate_text.json" ] && [ -e "$package/gates/asking.py" ] &&
+    [ ! -e "$package/data/gates.json" ] && [ ! -e "$package/gates/judge.py" ] && [ ! -e "$package/gates/quality.py" ] &&
+    [ ! -e "$package/reference" ]
+}
+
+# From a model to two gated engines: the model is asked once, and its weights are in no engine's closure but their own.
+test_answers_gate_an_engine() {
+  local salt=$EPOCHREALTIME
+  with_lib build "$(engines_of "mk { name = \"answered-$salt\"; gates.logits.tolerance = 0.001; }")" --no-link -L &&
+    says 'gate logits: passed' || return 1
+  with_lib build "$(engines_of "mk { name = \"again-$salt\"; gates.logits.tolerance = 0.002; }")" --no-link -L &&
+    says 'gate logits: passed' && ! grep -q 'answers> ' "$out" || return 1
+  with_lib build "$(engines_of 'e.mkReferenceAnswers { inherit model; }')" --no-link --json || return 1
+  local path
+  path=$(grep -o '"out":"[^"]*' "$out" | tail -n1 | cut -d'"' -f4)
+  [ -s "$path/answers.json" ] && [ -s "$path/answers.safetensors" ] && [ -s "$path/logits.safetensors" ] || return 1
+  quietly "$nix" path-info -r "$path" && [ "$(wc -l <"$out")" = 1 ]
+}
+
+test_answers_refusals_at_evaluation() {
+  ! with_lib eval "$(engines_of '(e.mkReferenceAnswers { model = q "fp8"; }).drvPath')" && says 'would be compared with itself' || return 1
+  ! with_lib eval "$(engines_of '(e.mkReferenceAnswers { inherit model; question = 1; }).drvPath')" && says 'Did you mean questions?' || return 1
+  ! with_lib eval "$(engines_of '(mk { model = removeAttrs (q "fp8") [ "original" ]; }).drvPath')" && says 'reference = mkHfModel' || return 1
+  # Not gated: nobody is asked.
+  with_lib eval "$(engines_of '(mk { model = removeAttrs (q "fp8") [ "original" ]; gates = { }; }).reference')" && says null
+}
+
+test_answers_of_another_model_are_refused() {
+  with_lib eval "$(engines_of '(mk { reference = null; }).reference')" && says null || return 1
+  ! with_lib build "$(engines_of "mk { name = \"mute-$EPOCHREALTIME\"; reference = nixpkgs.runCommand \"no-answers\" { passthru.artefact = \"answers\"; } ''
+      mkdir \$out; echo '{}' > \$out/answers.json
+    ''; }")" --no-link -L && says 'answers cannot be read'
+}
