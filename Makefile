@@ -18,8 +18,12 @@ help: ## what there is to make
 
 setup-runtime:
 	@[ "$(ENGINIX_PKGS)" != host ] || tests/hostpkgs/setup.sh core runtime
-setup-dev:
+setup-dev: python/enginix/checkpoint/casts.so
 	@tests/hostpkgs/setup.sh core runtime dev edgellm modelopt
+# Written beside and renamed: who runs it meanwhile keeps what it has loaded.
+%/casts.so: %/casts.c %/casts.sh
+	@tests/hostpkgs/setup.sh
+	@bash $(@D)/casts.sh $@.new && mv $@.new $@
 
 demo: setup-runtime ## a small model from a hub to an answer, through every stage
 	@$(DEMO)

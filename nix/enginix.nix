@@ -63,6 +63,7 @@ import ./package.nix scope {
   name = "enginix-${flavour}-${version}";
   kept = if flavour == "core" then core else null;
   inherit python;
+  attributes.nativeBuildInputs = [ pkgs.stdenv.cc ]; # for the casts of the converter
   passthru = { inherit version; };
   meta = {
     description = "Hugging Face model in, served TensorRT-LLM deployment out";

@@ -3,6 +3,11 @@
 # first on the module path, where a folder named triton or torch would stand before the library.
 mkdir -p "$out/bin" "$out/lib" "$out/libexec"
 cp -r "$source" "$out/lib/enginix"
+# Only in packages that convert: what calibrates, exports or asks has no checkpoint/.
+if [ -e "$out/lib/enginix/checkpoint/casts.sh" ]; then
+  chmod u+w "$out/lib/enginix/checkpoint"
+  bash "$out/lib/enginix/checkpoint/casts.sh" "$out/lib/enginix/checkpoint/casts.so"
+fi
 cat >"$out/libexec/launch.py" <<EOF
 from enginix.cli import main
 

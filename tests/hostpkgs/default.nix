@@ -94,6 +94,7 @@ in
     passthru.version = "2.51.0";
   } "source ${./tritonserver.sh}";
   bash = link "bash" "/usr" { };
+  stdenv.cc = link "cc" "/usr" { };
   bubblewrap = link "bubblewrap" "/usr" { };
   cacert = runCommand "cacert" { } "mkdir -p $out/etc/ssl/certs; ln -s /etc/ssl/certs/ca-certificates.crt $out/etc/ssl/certs/ca-bundle.crt";
   writeText =

@@ -17,6 +17,8 @@ library() { # name as ldconfig has it, Debian package
   ldconfig -p | grep -qF "$1" || missing+=("$2")
 }
 need nix nix-bin
+need cc gcc
+[ -e /usr/include/stdint.h ] || missing+=(libc6-dev)
 /usr/bin/python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 # Triton's Python stub is linked against them.
 library libpython3.11.so libpython3.11

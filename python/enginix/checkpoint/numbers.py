@@ -9,6 +9,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from enginix.checkpoint import native
+
 Array = npt.NDArray[Any]
 
 _DTYPES: dict[str, Any] = {
@@ -106,6 +108,8 @@ def cast(x: Array, source: str, target: str, out: Array | None = None) -> Array:
     """
     flat = np.ascontiguousarray(x).reshape(-1).view(numpy_dtype(source))
     made = np.empty(flat.size, numpy_dtype(target)) if out is None else out
+    if native.cast(flat, source, target, made):
+        return made if out is not None else made.reshape(x.shape)
     if (source, target) == ("F32", "F16"):
         size = min(STEP, flat.size)
         scratch = (np.empty(size, np.uint32), np.empty(size, np.uint32), np.empty(size, np.bool_))
@@ -151,15 +155,20 @@ def fp8_values() -> npt.NDArray[np.float32]:
 
 
 @lru_cache(16)
-def fp8_rescale_table(scale: float, target: float) -> npt.NDArray[np.uint16]:
-    """Two bytes → two bytes: dequantize with ``scale``, quantize with ``target``.
+def fp8_rescale_table(scale: float, target: float) -> npt.NDArray[np.uint8]:
+    """The 256 bytes: dequantized with ``scale``, quantized with ``target``.
 
-    In float32 and in this order, as TensorRT-LLM does: fp8(value * scale / target). Two at once, since a
-    table of 65536 entries costs no more to look up than one of 256.
+    In float32 and in this order, as TensorRT-LLM does: fp8(value * scale / target). The sign is always kept.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         values = (fp8_values() * np.float32(scale)) / np.float32(target)
-        single = values.astype(np.float32).astype(ml_dtypes.float8_e4m3fn).view(np.uint8).astype(np.uint16)
+        return values.astype(np.float32).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+
+
+@lru_cache(16)
+def _fp8_pairs(scale: float, target: float) -> npt.NDArray[np.uint16]:
+    """Two bytes → two bytes: a table of 65536 entries costs no more to look up than one of 256."""
+    single = fp8_rescale_table(scale, target).astype(np.uint16)
     table: npt.NDArray[np.uint16] = (single[:, None] << np.uint16(8) | single[None, :]).reshape(-1)
     return table
 
@@ -168,9 +177,11 @@ def fp8_rescale(
     codes: npt.NDArray[np.uint8], scale: float, target: float, out: npt.NDArray[np.uint8] | None = None
 ) -> npt.NDArray[np.uint8]:
     """Bytes of float8_e4m3fn with ``scale``, as bytes with ``target``; flat, in ``out`` if that is given."""
-    flat, table = np.ascontiguousarray(codes).reshape(-1), fp8_rescale_table(scale, target)
+    flat = np.ascontiguousarray(codes).reshape(-1)
     made = np.empty(flat.size, np.uint8) if out is None else out
-    even = flat.size // 2 * 2
+    if native.fp8_lookup(flat, fp8_rescale_table(scale, target), made):
+        return made
+    table, even = _fp8_pairs(scale, target), flat.size // 2 * 2
     for at in range(0, even, 2 * STEP):
         end = min(at + 2 * STEP, even)
         np.take(table, flat[at:end].view(np.uint16), mode="wrap", out=made[at:end].view(np.uint16))

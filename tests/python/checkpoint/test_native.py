@@ -1,0 +1,147 @@
+"""The compiled casts give NumPy's bytes, in every variant that this machine can run."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import random_models
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from enginix.checkpoint import native, numbers
+from enginix.checkpoint.convert import Options, convert
+from enginix.checkpoint.mapping import Mapping
+
+SCRIPT = Path(native.__file__).with_name("casts.sh")
+CPU = Path("/proc/cpuinfo").read_text()
+# What the compiler makes of the loops; the look-up of FP8 has variants of its own.
+VARIANTS = {"as it is built": []}
+if platform.machine() == "x86_64":
+    VARIANTS |= {"oldest": ["-DFOR_EVERY_CPU=", "-march=x86-64"]}
+    if "avx2" in CPU:
+        VARIANTS |= {"AVX2": ["-DFOR_EVERY_CPU=", "-march=x86-64-v3"]}
+    if "avx512bw" in CPU:
+        VARIANTS |= {"AVX-512": ["-DFOR_EVERY_CPU=", "-march=x86-64-v4"]}
+EVERY16 = np.arange(1 << 16, dtype=np.uint16)
+# Around every boundary of rounding to the upper half, and to float16's 10 bits.
+LOW = np.array(
+    [0, 1, 0x0FFF, 0x1000, 0x1001, 0x2FFF, 0x3000, 0x3001, 0x7FFF, 0x8000, 0x8001, 0xEFFF, 0xF000, 0xFFFF],
+    np.uint32,
+)
+PATTERNS = {
+    "BF16": EVERY16,
+    "F16": EVERY16,
+    "F32": (EVERY16.astype(np.uint32)[:, None] << np.uint32(16) | LOW).reshape(-1),
+}
+CASTS = [("BF16", "F32"), ("F16", "F32"), ("F16", "BF16"), ("F32", "BF16"), ("F32", "F16"), ("BF16", "F16")]
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    library = tmp_path_factory.mktemp("native") / "casts.so"
+    done = subprocess.run(
+        ["bash", SCRIPT, library, *VARIANTS[request.param]], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr  # no warning either
+    loaded = native.load(library)
+    assert loaded is not None
+    return loaded
+
+
+def numpy_cast(x: Any, source: str, target: str) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "library", lambda: None)
+        return numbers.cast(x, source, target)
+
+
+def finite_as_float16(patterns: Any, source: str) -> Any:
+    magnitude = (patterns.astype(np.uint32) << np.uint32(16 if source == "BF16" else 0)) & np.uint32(
+        0x7FFFFFFF
+    )
+    return patterns[magnitude < 0x477FF000]  # 65520 is the first that rounds to infinity
+
+
+@pytest.mark.parametrize(("source", "target"), CASTS, ids="-".join)
+def test_casts(compiled: Any, source: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library", lambda: compiled)
+    patterns = finite_as_float16(PATTERNS[source], source) if target == "F16" else PATTERNS[source]
+    into = np.zeros(patterns.size, numbers.numpy_dtype(target))
+    assert native.cast(patterns.view(numbers.numpy_dtype(source)), source, target, into)
+    assert into.tobytes() == numpy_cast(patterns, source, target).tobytes()
+
+
+@pytest.mark.parametrize("source", ["F32", "BF16"])
+@pytest.mark.parametrize("odd", [65520.0, -70000.0, np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_as_float16_is_left_to_numpy(
+    compiled: Any, source: str, odd: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "library", lambda: compiled)
+    values = np.full(1000, 0.25, np.float32).astype(numbers.numpy_dtype(source))
+    values[777] = odd
+    assert not native.cast(values, source, "F16", np.zeros(1000, np.float16))
+    if np.isfinite(odd):
+        with pytest.raises(OverflowError, match="does not fit float16"):
+            numbers.cast(values, source, "F16")
+    else:
+        made = numbers.cast(values, source, "F16")
+        assert made.tobytes() == values.astype(np.float32).astype(np.float16).tobytes()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(data=st.binary(max_size=600), cast=st.sampled_from(CASTS), at=st.integers(0, 3))
+def test_any_length_and_place(compiled: Any, data: bytes, cast: tuple[str, str], at: int) -> None:
+    """Nothing beside the array is written, wherever it begins."""
+    source, target = (numbers.numpy_dtype(c) for c in cast)
+    values = np.frombuffer(data[: len(data) // source.itemsize * source.itemsize], source)
+    if cast[1] == "F16":
+        values = values[np.abs(values.astype(np.float32)) < 65000]
+    around = np.full(len(values) + 8, 7, np.uint8).repeat(target.itemsize).view(target)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "library", lambda: compiled)
+        assert native.cast(values, *cast, around[at : at + len(values)])
+    expected = np.full(len(values) + 8, 7, np.uint8).repeat(target.itemsize).view(target)
+    expected[at : at + len(values)] = numpy_cast(values, *cast)
+    assert around.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("widest", [64, 32, 1])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@given(
+    scale=st.floats(2.0**-100, 2.0**100, width=32),
+    target=st.floats(2.0**-100, 2.0**100, width=32),
+    size=st.integers(0, 700),
+)
+def test_fp8_rescale(compiled: Any, widest: int, scale: float, target: float, size: int) -> None:
+    codes = np.resize(np.arange(256, dtype=np.uint8), size + 8)
+    into = np.full(size + 8, 7, np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "library", lambda: compiled)
+        table = numbers.fp8_rescale_table(scale, target)
+        assert native.fp8_lookup(codes[:size], table, into[:size], widest)
+        patch.setattr(native, "library", lambda: None)
+        assert into[:size].tobytes() == numbers.fp8_rescale(codes[:size], scale, target).tobytes()
+    assert (into[size:] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_checkpoints_do_not_depend_on_it(
+    compiled: Any, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random_models.write(tmp_path / "model", random_models.config("MixtralForCausalLM"))
+    options = Options(dtype=dtype, mapping=Mapping(2))
+    for name, library in (("compiled", compiled), ("numpy", None)):
+        monkeypatch.setattr(native, "library", lambda library=library: library)
+        convert(tmp_path / "model", tmp_path / name, options)
+    for path in (tmp_path / "compiled").iterdir():
+        assert path.read_bytes() == (tmp_path / "numpy" / path.name).read_bytes()
+
+
+def test_without_a_library_or_with_a_foreign_one(tmp_path: Path) -> None:
+    assert native.load(tmp_path / "none.so") is None
+    (tmp_path / "foreign.so").write_bytes(b"\x7fELF of another machine")
+    assert native.load(tmp_path / "foreign.so") is None
