@@ -1,0 +1,169 @@
+"""What an engine said in its own runtime, read back; and that as somebody who can be asked once more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from enginix.errors import GateError
+from enginix.gates.answers import Passage
+from enginix.gates.outside_asked import Asked
+
+FORMAT = 1
+FILE, TENSORS = "said.json", "said.safetensors"
+RUNS = ("batch", "again", "alone", "replies")
+FINISHES = ("stop", "length")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One greedy answer; ``finish`` is ``stop`` or ``length``."""
+
+    tokens: tuple[int, ...]
+    finish: str
+
+    def ended(self, ends: frozenset[int]) -> list[int]:
+        """The tokens with their end token: runtimes differ in whether they hand it out."""
+        if self.finish == "stop" and ends and (not self.tokens or self.tokens[-1] not in ends):
+            return [*self.tokens, min(ends)]
+        return list(self.tokens)
+
+
+@dataclass(frozen=True)
+class Next:
+    """Of each generated position the most likely tokens, best first, int32 [G, K], and the natural logarithms of
+    their probabilities, float32 [G, K].
+    """
+
+    ids: torch.Tensor
+    logs: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Said:
+    """Everything that an engine said.
+
+    Attributes:
+        kind: of the engine.
+        by: what executed it, with versions.
+        runs: name → answers; ``None`` where a prompt does not fit the engine.
+        passages: distributions on the first positions of each text, as far as the engine takes it; empty where the
+            runtime gives none.
+        next: prompt's number → distributions of its answer in the run ``batch``.
+        absent: what could not be had → why.
+    """
+
+    material: str
+    kind: str
+    by: dict[str, Any]
+    runs: dict[str, tuple[Answer | None, ...]]
+    passages: tuple[Passage, ...]
+    next: dict[int, Next]
+    absent: dict[str, str] = field(default_factory=dict)
+
+
+def read(directory: Path) -> Said:
+    """Reads said.json and said.safetensors. NaN in them is left for the gates to refuse.
+
+    Raises:
+        GateError: missing, damaged, or of another format.
+    """
+    try:
+        raw = json.loads((directory / FILE).read_text("utf-8"))
+        if raw["format"] != FORMAT:
+            raise ValueError(f"format {raw['format']}, not {FORMAT}")
+        held = load_file(directory / TENSORS)
+        passages = []
+        for n, length in enumerate(raw["passages"]):
+            kept = Passage(held[f"{n}.ids"], held[f"{n}.logs"], held[f"{n}.text"])
+            if kept.ids.shape != kept.logs.shape or {len(kept.ids), len(kept.text_logs)} != {length - 1}:
+                raise ValueError(f"passage {n} is of another shape than said")
+            passages.append(kept)
+        following = {}
+        for name in held:
+            if name.startswith("next.") and name.endswith(".ids"):
+                following[int(name.split(".")[1])] = Next(held[name], held[f"{name[:-4]}.logs"])
+        return Said(
+            str(raw["material"]),
+            str(raw["kind"]),
+            dict(raw["by"]),
+            {run: tuple(map(_answer, raw["runs"][run])) for run in RUNS},
+            tuple(passages),
+            following,
+            {str(k): str(v) for k, v in raw["absent"].items()},
+        )
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, SafetensorError) as e:
+        raise GateError(
+            f"the engine's answers cannot be read: {type(e).__name__}: {e}",
+            where=str(directory),
+            fix="ask the engine again",
+        ) from e
+
+
+def _answer(raw: Any) -> Answer | None:
+    if raw is None:
+        return None
+    tokens = tuple(raw["tokens"])
+    if not all(isinstance(t, int) and not isinstance(t, bool) for t in tokens) or raw["finish"] not in FINISHES:
+        raise ValueError(f"an answer is {raw!r}"[:200])
+    return Answer(tokens, raw["finish"])
+
+
+def require_same(said: Said, asked: Asked) -> None:
+    """Refuses answers to other questions.
+
+    Raises:
+        GateError: other texts, another tokenizer, or answers that are missing.
+    """
+    if said.material != asked.material:
+        raise GateError(
+            "the engine's answers are to other questions, or of another tokenizer", fix="ask the engine again"
+        )
+    for run in RUNS:
+        wanted = len(asked.questions if run == "replies" else asked.prompts)
+        if len(said.runs[run]) != wanted:
+            raise GateError(f"{len(said.runs[run])} answers in run {run}, {wanted} were asked for")
+
+
+class Recorded:
+    """A subject that says what it said; for gates that ask for nothing else.
+
+    Attributes:
+        tie: two logits this close may change places.
+    """
+
+    def __init__(self, said: Said, asked: Asked, tie: float) -> None:
+        self.vocab_size, self.max_length, self.tie = asked.vocab_size, 0, tie
+        self._said = {text.tokens: said.runs["batch"][n] for n, text in enumerate(asked.prompts)}
+        self._said |= {text.tokens: said.runs["replies"][n] for n, text in enumerate(asked.questions)}
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int], *, together: bool = True
+    ) -> list[list[int]]:
+        """What was said; ``most`` as it was asked.
+
+        Raises:
+            GateError: a prompt that was not asked, or that does not fit the engine.
+        """
+        out = []
+        for prompt in prompts:
+            answer = self._said.get(tuple(prompt))
+            if answer is None:
+                raise GateError(
+                    f"a prompt of {len(prompt)} tokens does not fit the engine's limits, or was not asked",
+                    fix="raise maxInputLen and maxSeqLen (maxKvCacheCapacity for edgellm), or leave the gate out",
+                )
+            out.append(answer.ended(ends))
+        return out
+
+    def logits(self, texts: Sequence[Sequence[int]]) -> Any:
+        raise GateError("an engine that was asked elsewhere gives no logits")
+
+    hidden = logits
