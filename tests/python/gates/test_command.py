@@ -131,3 +131,39 @@ def test_users_own_questions(engine: Path, model: Path, tmp_path: Path) -> None:
     for text in ("", "[1]\n", "{}\n", "x\n"):
         path.write_text(text)
         assert enginix(*words) == 1
+
+
+def test_kept_answers_judge_an_unquantized_engine_as_the_model_does(
+    checkpoint: Path, model: Path, answers: Path, tmp_path: Path
+) -> None:
+    words = ("gate", checkpoint, "--model", model, "--gates", '{"logits": {}}')
+    assert enginix(*words, "--reference", model, "-o", tmp_path / "a") == 0
+    assert enginix(*words, "--reference", answers, "-o", tmp_path / "b") == 0
+    a, b = ((tmp_path / x / "gates.json").read_bytes() for x in "ab")
+    assert a == b and b'"logits"' in a
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "NaN", "fewer", "another model's", "dtype"])
+def test_kept_logits_that_are_not_the_models_fail(
+    checkpoint: Path, model: Path, answers: Path, tmp_path: Path, damage: str
+) -> None:
+    bad = shutil.copytree(answers, tmp_path / "bad")
+    path, described = bad / "logits.safetensors", json.loads((bad / "answers.json").read_text())
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif damage == "dtype":
+        described["dtype"] = "float99"
+        (bad / "answers.json").write_text(json.dumps(described))
+    elif damage == "another model's":
+        described["material"] = "0" * 64
+        (bad / "answers.json").write_text(json.dumps(described))
+    else:
+        tensors = load_file(path)
+        tensors["3"][2, 5] = float("nan")
+        if damage == "fewer":
+            del tensors["3"]
+        save_file(tensors, path)
+    words = ("gate", checkpoint, "--model", model, "--gates", '{"logits": {}}', "--reference", bad)
+    assert enginix(*words) == 1
