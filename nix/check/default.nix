@@ -13,6 +13,7 @@ let
     llmapi = import ./llmapi.nix ({ inherit lib; } // self);
     options = import ./options.nix ({ inherit lib; } // self);
     plan = import ./plan.nix { inherit lib; };
+    edgellmPlan = import ./edgellm-plan.nix ({ inherit lib; } // self);
   };
 in
 self

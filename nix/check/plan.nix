@@ -2,125 +2,30 @@
 # tests/python/plan/test_twin.py holds the two together; docs/plan.md says what is exact and what an estimate.
 { lib, ... }:
 let
-  formats = lib.importJSON ../../python/enginix/data/formats.json;
   algorithms = (lib.importJSON ../../python/enginix/data/quantization.json).algorithms;
-  fixed = builtins.mapAttrs (_: row: row.value) formats.defaults;
+  arithmetic = import ./memory.nix { inherit lib; };
+  inherit (arithmetic)
+    fixed
+    formats
+    shortest
+    fewestTokens
+    ceilDiv
+    max
+    range
+    halvings
+    steps
+    known
+    kvBits
+    gib
+    ;
 
-  shortest = 1024;
-  fewestTokens = 512;
-  elementBytes = {
-    float32 = 4;
-    bfloat16 = 2;
-    float16 = 2;
+  cache = {
+    block = fixed.tokensPerBlock;
+    percent = fixed.kvPercent;
   };
-
-  max = a: b: if a > b then a else b;
-  min = a: b: if a < b then a else b;
-  ceilDiv = a: b: (a + b - 1) / b;
-  blocks = tokens: tokens / fixed.tokensPerBlock * fixed.tokensPerBlock;
-  blocksUp = tokens: ceilDiv tokens fixed.tokensPerBlock * fixed.tokensPerBlock;
-  range = from: to: builtins.genList (i: from + i) (max 0 (to - from + 1));
-  halvings =
-    least: value:
-    let
-      half = value / 2;
-    in
-    if half < least then [ ] else [ half ] ++ halvings least half;
-
-  # A step's tokens and batch halved together, down to the least of both.
-  steps =
-    tokens: batch:
-    let
-      next = {
-        maxNumTokens = max (min tokens fewestTokens) (tokens / 2);
-        maxBatchSize = max 1 (batch / 2);
-      };
-    in
-    if tokens > fewestTokens || batch > 1 then
-      [ next ] ++ steps next.maxNumTokens next.maxBatchSize
-    else
-      [ ];
-
-  needed = [
-    "layers"
-    "heads"
-    "kvHeads"
-    "headSize"
-    "hiddenSize"
-    "intermediateSize"
-    "vocabulary"
-    "context"
-    "dtype"
-  ];
-
-  known = name: if name == null then "NO_QUANT" else name;
-
-  workspace =
-    m: l:
-    let
-      tp = l.tensorParallel;
-      query = ceilDiv m.heads tp * m.headSize;
-      keyValue = 2 * max 1 (m.kvHeads / tp) * m.headSize;
-      widest = max (2 * query + keyValue) (3 * ceilDiv m.intermediateSize tp);
-    in
-    l.maxNumTokens * elementBytes.${m.dtype} * (3 * m.hiddenSize + widest)
-    + l.maxBatchSize * 4 * (m.vocabulary + ceilDiv m.vocabulary tp);
-
-  kvBits =
-    m: l:
-    if l.kvBits or null != null then
-      l.kvBits
-    else if m.kvCacheQuantization or null == null then
-      elementBytes.${m.dtype} * 8
-    else
-      formats.kvCache.${m.kvCacheQuantization}.bits;
-
-  kvToken =
-    m: l:
-    2 * ceilDiv m.layers l.pipelineParallel * max 1 (m.kvHeads / l.tensorParallel) * m.headSize * kvBits m l / 8;
-
-  requantized =
-    m: to:
-    let
-      from = known (m.quantization or null);
-      copies = if m.tiedEmbeddings or false then 1 else 2;
-      kept = min m.weightBytes (copies * m.vocabulary * m.hiddenSize * elementBytes.${m.dtype});
-      bits = name: formats.weights.${name}.bitsPer128;
-    in
-    if to == null || !(formats.weights ? ${from}) then
-      m.weightBytes
-    else
-      kept + ceilDiv ((m.weightBytes - kept) * bits to) (bits from);
-
-  memory =
-    m: gpu: l:
-    let
-      weights = ceilDiv (requantized m (l.quantization or null)) (l.tensorParallel * l.pipelineParallel);
-      work = workspace m l;
-      token = kvToken m l;
-      pool = max 0 (gpu.memory - weights - work) * fixed.kvPercent / 100;
-      tokens = blocks (pool / token);
-      needTokens = l.sequences * blocksUp l.maxSeqLen;
-    in
-    {
-      inherit
-        weights
-        pool
-        tokens
-        needTokens
-        ;
-      total = gpu.memory;
-      workspace = work;
-      kvToken = token;
-      fits = tokens >= needTokens;
-      tightest =
-        if weights > gpu.memory then
-          "weights"
-        else if weights + work > gpu.memory then
-          "workspace"
-        else
-          "kvCache";
-    };
+  memory = arithmetic.memory cache;
+  blocks = tokens: tokens / cache.block * cache.block;
+  blocksUp = tokens: ceilDiv tokens cache.block * cache.block;
 
   divides =
     m: tp:
@@ -191,13 +96,6 @@ let
     else
       [ (builtins.head fitting) ];
 
-  gib =
-    bytes:
-    let
-      tenths = bytes * 10 / 1073741824;
-    in
-    "${toString (tenths / 10)}.${toString (lib.mod tenths 10)} GiB";
-
   said = {
     kvBits = bits: "a model with an FP8 KV cache";
     quantization = name: "the model quantized to ${name}";
@@ -240,22 +138,7 @@ rec {
   plan =
     facts: gpu: limits:
     let
-      # Written as float16, as TensorRT-LLM does.
-      model =
-        if facts.dtype or null == "float32" then
-          facts
-          // {
-            dtype = "float16";
-            weightBytes = facts.weightBytes or 0 / 2;
-          }
-        else
-          facts;
-      told =
-        builtins.all (name: model.${name} or null != null) needed
-        && elementBytes ? ${model.dtype}
-        && (model.kvCacheQuantization or null == null || formats.kvCache ? ${model.kvCacheQuantization})
-        && model.weightBytes or 0 > 0
-        && gpu.memory or null != null;
+      model = arithmetic.written facts;
       l = {
         inherit (fixed) maxBatchSize maxNumTokens;
         maxSeqLen = model.context;
@@ -266,7 +149,7 @@ rec {
       // lib.filterAttrs (_: v: v != null) limits;
       found = memory model gpu l;
     in
-    if !told then null else found // { changes = if found.fits then [ ] else changes model gpu l; };
+    if !arithmetic.told model gpu then null else found // { changes = if found.fits then [ ] else changes model gpu l; };
 
   # The plan, or a refusal that names the tightest limit and the smallest change.
   # fits :: string -> facts // { weightBytes } -> { name; sm; memoryGB; … } -> limits -> set|null

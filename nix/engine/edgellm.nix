@@ -59,6 +59,7 @@ let
     runtimes.${runtime}
       or (throw "${function}: ${check.names.unknown "runtime" runtime (builtins.attrNames runtimes)}");
   sizes = checks.limits engine facts limits;
+  plan = check.edgellmPlan.fits engine (facts // { weightBytes = model.weightBytes or 0; }) gpu sizes;
   export = mkExport {
     inherit model name;
     options = exportOptions;
@@ -80,6 +81,7 @@ let
     (if wanted.count == null || wanted.count == 1 then true else throw "${function}: target.count = ${toString wanted.count}, but this kind runs on one GPU (two are experimental on DGX Spark only).")
     (if gates == { } then true else throw "${function}: gates run on the reference kind in this version; gate the checkpoint with mkEngine { kind = \"reference\"; }, and leave gates out here.")
     (if scope ? edgellm-runtime && scope.edgellm-runtime ? plugin then null else checks.payload engine gpu)
+    plan
   ] true;
 
   flags = [
@@ -127,6 +129,7 @@ let
           gpu
           builder
           gates
+          plan
           runtime
           ;
         checkpoint = null;

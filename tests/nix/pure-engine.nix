@@ -118,6 +118,35 @@ in
     ];
     expected = [ false true ];
   };
+  testEdgellmPlan =
+    let
+      model = {
+        layers = 28;
+        heads = 28;
+        kvHeads = 4;
+        headSize = 128;
+        hiddenSize = 3584;
+        intermediateSize = 18944;
+        vocabulary = 152064;
+        context = 32768;
+        dtype = "bfloat16";
+        weightBytes = 15231271888;
+      };
+      limits = {
+        maxInputLen = 512;
+        maxBatchSize = 2;
+        maxKvCacheCapacity = 8192;
+      };
+    in
+    {
+      expr = [
+        (check.edgellmPlan.plan model { sm = 86; memory = 24000000000; } limits).fits
+        (check.edgellmPlan.plan model { sm = 86; memory = null; } limits)
+        (check.edgellmPlan.fits "e" model (gpu "rtx-3090") limits).needTokens
+        (fails (check.edgellmPlan.fits "e" model (gpu "rtx-3090") (limits // { maxBatchSize = 64; })))
+      ];
+      expected = [ true null 16384 true ];
+    };
   testUnverifiedHashesSaySo = {
     expr = builtins.filter (h: h.status != "unverified" && h.digest == null) (
       builtins.concatMap (r: builtins.concatMap (i: builtins.attrValues i.hashes) (builtins.attrValues (r.images or { }))) (

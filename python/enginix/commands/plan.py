@@ -7,6 +7,7 @@ are called so (docs/plan.md has the formulas). Exit code 1 says that it does not
   enginix plan ./qwen2.5-7b-instruct --target rtx-4090
   enginix plan nvidia/Qwen3-32B-NVFP4 --target rtx-pro-6000 --max-seq-len 16384 --sequences 8
   enginix plan model.lock.json --target h200 --tensor-parallel 2 --offline
+  enginix plan ./qwen3-0.6b --kind edgellm --target rtx-5090 --max-batch-size 4 --max-seq-len 4096
 """
 
 from __future__ import annotations
@@ -33,15 +34,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--kind",
-        choices=("tensorrt", "llmapi", "reference"),
+        choices=("tensorrt", "llmapi", "edgellm", "reference"),
         default="tensorrt",
         help="of engine (default: tensorrt)",
     )
     parser.add_argument("--tensor-parallel", "--tp", type=int, default=1, metavar="N", help="default: 1")
     parser.add_argument("--pipeline-parallel", "--pp", type=int, default=1, metavar="N", help="default: 1")
-    parser.add_argument("--max-batch-size", type=int, metavar="N", help="sequences of a step (default: 2048)")
+    parser.add_argument(
+        "--max-batch-size", type=int, metavar="N", help="sequences of a step (default: 2048; kind edgellm: 1)"
+    )
     parser.add_argument("--max-num-tokens", type=int, metavar="N", help="tokens of a step (default: 8192)")
-    parser.add_argument("--max-seq-len", type=int, metavar="N", help="of one sequence (default: the context)")
+    parser.add_argument(
+        "--max-seq-len",
+        "--max-kv-cache-capacity",
+        type=int,
+        metavar="N",
+        help="of one sequence (default: the context; kind edgellm: 8192)",
+    )
+    parser.add_argument(
+        "--max-input-len", type=int, metavar="N", help="longest prompt, kind edgellm (default: 4096)"
+    )
     parser.add_argument(
         "--sequences", type=int, default=1, metavar="N", help="that must fit at full length (default: 1)"
     )
@@ -74,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         max_batch_size=args.max_batch_size,
         max_num_tokens=args.max_num_tokens,
         max_seq_len=args.max_seq_len,
+        max_input_len=args.max_input_len,
         sequences=args.sequences,
         kv_cache=args.kv_cache,
         dtype=args.dtype,

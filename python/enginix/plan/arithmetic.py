@@ -88,6 +88,19 @@ class Limits:
     quantization: str | None = None
 
 
+@dataclass(frozen=True)
+class Cache:
+    """How a KV cache is cut.
+
+    Attributes:
+        block: tokens that are given out at once.
+        percent: of what weights and workspace leave, that the cache gets.
+    """
+
+    block: int
+    percent: int
+
+
 # (tensor parallel, pipeline parallel, quantization or None for the model's) → bytes of the heaviest rank
 Weights = Callable[[int, int, str | None], int]
 
@@ -139,12 +152,17 @@ def kv_token(sizes: Sizes, limits: Limits) -> int:
     return 2 * layers * heads * sizes.head_size * bits // 8
 
 
-def memory(sizes: Sizes, limits: Limits, gpu: Gpu, weights: Weights) -> Memory:
-    """The heaviest rank's memory."""
-    block = default("tokensPerBlock")
+def memory(sizes: Sizes, limits: Limits, gpu: Gpu, weights: Weights, cache: Cache | None = None) -> Memory:
+    """The heaviest rank's memory.
+
+    Args:
+        cache: None for TensorRT-LLM's defaults.
+    """
+    cache = cache or Cache(default("tokensPerBlock"), default("kvPercent"))
+    block = cache.block
     held = weights(limits.tensor_parallel, limits.pipeline_parallel, limits.quantization)
     work, token = workspace(sizes, limits), kv_token(sizes, limits)
-    pool = max(0, gpu.memory - held - work) * default("kvPercent") // 100
+    pool = max(0, gpu.memory - held - work) * cache.percent // 100
     return Memory(
         total=gpu.memory,
         weights=held,
@@ -225,8 +243,8 @@ def changes(sizes: Sizes, limits: Limits, gpu: Gpu, weights: Weights) -> list[Ch
     formats = lighter(sizes, gpu) if limits.quantization is None else []
     least_tokens = max(FEWEST_TOKENS, limits.max_batch_size)
     found = [
-        *first("max_num_tokens", list(_halvings(limits.max_num_tokens, least_tokens))),
-        *first("max_batch_size", list(_halvings(limits.max_batch_size, 1))),
+        *first("max_num_tokens", list(halvings(limits.max_num_tokens, least_tokens))),
+        *first("max_batch_size", list(halvings(limits.max_batch_size, 1))),
         *first("kv_bits", [8] if kv > 8 else []),
         *first("sequences", [n for n in (_most(room, limits),) if 1 <= n < limits.sequences]),
         *first("max_seq_len", [shorter] if SHORTEST <= shorter < limits.max_seq_len else []),
@@ -257,7 +275,8 @@ def _smaller_steps(limits: Limits) -> Iterator[dict[str, Any]]:
         yield {"max_num_tokens": tokens, "max_batch_size": batch}
 
 
-def _halvings(value: int, least: int) -> Iterator[int]:
+def halvings(value: int, least: int) -> Iterator[int]:
+    """Half of a value, half of that, and so on, down to ``least``."""
     while (value := value // 2) >= least:
         yield value
 

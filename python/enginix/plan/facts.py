@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from enginix.errors import ModelError
-from enginix.plan import arithmetic
+from enginix.plan import arithmetic, edgellm
 from enginix.plan.arithmetic import Gpu, Sizes
-from enginix.plan.planner import Asked, Build, Plan, check_asked, limits_of
+from enginix.plan.planner import Asked, Build, Plan, check_asked, edgellm_limits, limits_of
 from enginix.tables import table
 
 NEEDED = (
@@ -32,8 +32,10 @@ def from_facts(
     """
     check_asked(asked)
     sizes, total, tied = _sizes(facts, weight_bytes(files), source)
-    limits = limits_of(sizes, asked)
     weights = arithmetic.estimate(total, sizes, tied)
+    if asked.kind == "edgellm":
+        return _edgellm(facts, files, gpu, asked, source, sizes, total, weights)
+    limits = limits_of(sizes, asked)
     found = arithmetic.memory(sizes, limits, gpu, weights)
     return Plan(
         source=source,
@@ -47,6 +49,33 @@ def from_facts(
         obstacles=(),
         changes=() if found.fits else tuple(arithmetic.changes(sizes, limits, gpu, weights)),
         notes=("from the lock alone: weights of a rank are the mean, a lower bound",),
+    )
+
+
+def _edgellm(
+    facts: Mapping[str, Any],
+    files: Mapping[str, int],
+    gpu: Gpu,
+    asked: Asked,
+    source: str,
+    sizes: Sizes,
+    total: int,
+    weights: arithmetic.Weights,
+) -> Plan:
+    limits = edgellm_limits(asked)
+    found = edgellm.memory(sizes, limits, gpu, weights)
+    return Plan(
+        source=source,
+        kind="edgellm",
+        gpu=gpu,
+        sizes=sizes,
+        limits=limits,
+        memory=found,
+        exact=False,
+        build=Build(sum(files.values()), total, 0, 0, found.weights + found.workspace, 0),
+        obstacles=tuple(edgellm.obstacles(facts.get("architecture"), sizes.quantization, gpu)),
+        changes=() if found.fits else tuple(edgellm.changes(sizes, limits, gpu, weights)),
+        notes=("from the lock alone: weights are the size of the files, a lower bound",),
     )
 
 

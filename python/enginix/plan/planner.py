@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from enginix.errors import EnginixError, ModelError, UsageError
 from enginix.inspect import Description, Model, describe
 from enginix.model import ModelConfig, open_weights
-from enginix.plan import arithmetic
+from enginix.plan import arithmetic, edgellm
 from enginix.plan.arithmetic import Change, Gpu, Limits, Memory, Sizes
 from enginix.plan.weights import Checkpoint, Ranks, from_headers
 from enginix.tables import table
 
-Kind = Literal["tensorrt", "llmapi", "reference"]
-KINDS: tuple[Kind, ...] = ("tensorrt", "llmapi", "reference")
+Kind = Literal["tensorrt", "llmapi", "edgellm", "reference"]
+KINDS: tuple[Kind, ...] = ("tensorrt", "llmapi", "edgellm", "reference")
 KV_CACHES = ("auto", *table("formats")["kvCache"])
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a plan is asked for; None stands for TensorRT-LLM's default.
+    """What a plan is asked for; None stands for TensorRT-LLM's default, or Edge-LLM's.
 
     Attributes:
+        max_input_len: of the kind edgellm, whose ``max_seq_len`` is the capacity of the KV cache.
         kv_cache: ``auto`` for the model's, or a key of formats.json's ``kvCache``.
         dtype: of everything unquantized.
     """
@@ -33,6 +34,7 @@ class Asked:
     max_batch_size: int | None = None
     max_num_tokens: int | None = None
     max_seq_len: int | None = None
+    max_input_len: int | None = None
     sequences: int = 1
     kv_cache: str = "auto"
     dtype: str | None = None
@@ -74,7 +76,7 @@ class Plan:
     kind: Kind
     gpu: Gpu
     sizes: Sizes
-    limits: Limits
+    limits: Limits | edgellm.Limits
     memory: Memory
     exact: bool
     build: Build
@@ -121,6 +123,8 @@ def plan(model: Model, gpu: Gpu, asked: Asked) -> Plan:
     said = describe(model)
     if said.count is None:
         raise ModelError("no safetensors weights", where=model.source, fix="pass a model in safetensors")
+    if asked.kind == "edgellm":
+        return _edgellm(model, said, gpu, asked)
     obstacles, notes = list[str](), list[str]()
     config = _config(model, asked, obstacles)
     sizes = _sizes(said, config, asked)
@@ -147,14 +151,76 @@ def plan(model: Model, gpu: Gpu, asked: Asked) -> Plan:
     )
 
 
+def _edgellm(model: Model, said: Description, gpu: Gpu, asked: Asked) -> Plan:
+    sizes = replace(_sizes(said, None, asked), element_bytes=2)
+    limits = edgellm_limits(asked)
+    tensors = open_weights(model.directory)
+    total = sum(t.nbytes // (2 if t.dtype == "F32" else 1) for t in tensors.tensors.values())
+    weights = arithmetic.estimate(total, sizes, "lm_head.weight" not in tensors.tensors)
+    found = edgellm.memory(sizes, limits, gpu, weights)
+    notes = ["the CUDA context is not counted; what weights and workspace leave is the KV cache's"]
+    if gpu.unified:
+        notes.append(f"{gpu.name} shares its memory with the CPU: what programs hold is missing here")
+    if limits.max_input_len > sizes.context:
+        notes.append(f"max_input_len {limits.max_input_len} exceeds the model's context of {sizes.context}")
+    if said.dtype not in (None, "float16"):
+        notes.append("computed in float16: enginix edgellm-export refuses weights beyond 65504")
+    return Plan(
+        source=model.source,
+        kind="edgellm",
+        gpu=gpu,
+        sizes=sizes,
+        limits=limits,
+        memory=found,
+        exact=False,
+        build=Build(said.size, total, 0, 0, found.weights + found.workspace, 0),
+        obstacles=tuple(edgellm.obstacles(said.architecture, sizes.quantization, gpu)),
+        changes=() if found.fits else tuple(edgellm.changes(sizes, limits, gpu, weights)),
+        notes=tuple(notes),
+    )
+
+
+def edgellm_limits(asked: Asked) -> edgellm.Limits:
+    """The limits of the kind edgellm.
+
+    Raises:
+        UsageError: what this kind does not have, or a prompt that no cache could hold.
+    """
+    if asked.tensor_parallel != 1 or asked.pipeline_parallel != 1:
+        raise UsageError("kind edgellm runs on one GPU", fix="leave --tensor-parallel out, or another kind")
+    for name, value, unset in (
+        ("--max-num-tokens", asked.max_num_tokens, None),
+        ("--sequences", asked.sequences, 1),
+    ):
+        if value != unset:
+            raise UsageError(
+                f"kind edgellm has no {name}",
+                fix="a step is --max-batch-size prompts of --max-input-len; the KV cache holds "
+                "--max-batch-size sequences of --max-seq-len",
+            )
+    if asked.dtype not in (None, "float16"):
+        raise UsageError(f"kind edgellm computes in float16, not in {asked.dtype}", fix="leave --dtype out")
+    limits = edgellm.limits_of(asked.max_batch_size, asked.max_input_len, asked.max_seq_len)
+    return limits if asked.kv_cache == "auto" else replace(limits, kv_bits=_kv_bits(asked))
+
+
+def _kv_bits(asked: Asked) -> int | None:
+    if asked.kind == "edgellm" and asked.kv_cache not in ("auto", "FP8"):
+        raise UsageError(f"kind edgellm has no {asked.kv_cache} KV cache", fix="--kv-cache fp8, or auto")
+    return None if asked.kv_cache == "auto" else int(table("formats")["kvCache"][asked.kv_cache]["bits"])
+
+
 def check_asked(asked: Asked) -> None:
     """Refuses numbers below 1, naming the flag."""
+    if asked.max_input_len is not None and asked.kind != "edgellm":
+        raise UsageError("--max-input-len is of kind edgellm", fix="a prompt is part of --max-seq-len")
     for name, value in (
         ("--tensor-parallel", asked.tensor_parallel),
         ("--pipeline-parallel", asked.pipeline_parallel),
         ("--max-batch-size", asked.max_batch_size),
         ("--max-num-tokens", asked.max_num_tokens),
         ("--max-seq-len", asked.max_seq_len),
+        ("--max-input-len", asked.max_input_len),
         ("--sequences", asked.sequences),
     ):
         if value is not None and not 1 <= value < 1 << 31:
@@ -197,7 +263,7 @@ def _sizes(said: Description, config: ModelConfig | None, asked: Asked) -> Sizes
 
 def limits_of(sizes: Sizes, asked: Asked) -> Limits:
     """The limits with TensorRT-LLM's defaults filled in; for ``reference`` those of one device."""
-    kv = None if asked.kv_cache == "auto" else int(table("formats")["kvCache"][asked.kv_cache]["bits"])
+    kv = _kv_bits(asked)
     length, reference = asked.max_seq_len or sizes.context, asked.kind == "reference"
     return Limits(
         max_batch_size=asked.max_batch_size or (1 if reference else arithmetic.default("maxBatchSize")),
@@ -257,7 +323,9 @@ def _obstacles(sizes: Sizes, gpu: Gpu, kind: Kind) -> list[str]:
     return []
 
 
-def _notes(said: Description, sizes: Sizes, limits: Limits, found: Memory, asked: Asked, gpu: Gpu) -> list[str]:
+def _notes(
+    said: Description, sizes: Sizes, limits: Limits, found: Memory, asked: Asked, gpu: Gpu
+) -> list[str]:
     notes = []
     if gpu.unified:
         notes.append(f"{gpu.name} shares its memory with the CPU: what programs hold is missing here")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from enginix.console import human_bytes
-from enginix.plan.arithmetic import Change
+from enginix.plan import edgellm
+from enginix.plan.arithmetic import Change, Limits
 from enginix.plan.planner import Plan
 
 FLAGS = {
@@ -12,6 +13,8 @@ FLAGS = {
     "kv_bits": "an FP8 KV cache (--kv-cache FP8)",
     "sequences": "--sequences {}",
     "max_seq_len": "--max-seq-len {}",
+    "max_kv_cache_capacity": "--max-seq-len {}",
+    "max_input_len": "--max-input-len {}",
     "tensor_parallel": "--tensor-parallel {}",
     "quantization": "the model quantized to {}",
 }
@@ -39,27 +42,36 @@ def verdict(plan: Plan) -> str:
     return f"fits {plan.gpu.name} ({size}); tightest: KV cache, {spare:.1f} x what is needed"
 
 
+def _limits(limits: Limits | edgellm.Limits) -> str:
+    if isinstance(limits, edgellm.Limits):
+        return (
+            f"batch {limits.max_batch_size}, prompts of {limits.max_input_len}, "
+            f"KV cache of {limits.max_kv_cache_capacity} tokens a sequence, allocated from the start"
+        )
+    world = limits.tensor_parallel * limits.pipeline_parallel
+    return (
+        f"batch {limits.max_batch_size}, {limits.max_num_tokens} tokens a step, "
+        f"{world} rank{'s' * (world > 1)} (TP {limits.tensor_parallel}, PP {limits.pipeline_parallel})"
+    )
+
+
 def render(plan: Plan) -> str:
     """The verdict, the figures behind it, and what would help."""
     m, limits, build = plan.memory, plan.limits, plan.build
-    world = limits.tensor_parallel * limits.pipeline_parallel
     kv = limits.kv_bits or plan.sizes.kv_bits
+    rank = "" if plan.kind == "edgellm" else " a rank"
     rows = []
     if plan.gpu.formats:
         rows.append(("GPU", f"SM {plan.gpu.sm}, computes with {', '.join(plan.gpu.formats)}"))
     rows += [
-        ("weights", f"{human_bytes(m.weights)} a rank" + ("" if plan.exact else " (estimate)")),
+        ("weights", f"{human_bytes(m.weights)}{rank}" + ("" if plan.exact else " (estimate)")),
         ("workspace", f"{human_bytes(m.workspace)} (estimate, not measured)"),
         (
             "KV cache",
             f"{human_bytes(m.pool)} for {m.tokens:,} tokens of {human_bytes(m.kv_token)} ({kv}-bit)",
         ),
         ("sequences", f"{plan.sequences} of {limits.max_seq_len:,} tokens at the same time"),
-        (
-            "limits",
-            f"batch {limits.max_batch_size}, {limits.max_num_tokens} tokens a step, "
-            f"{world} rank{'s' * (world > 1)} (TP {limits.tensor_parallel}, PP {limits.pipeline_parallel})",
-        ),
+        ("limits", _limits(limits)),
     ]
     if plan.kind == "tensorrt":
         rows += [

@@ -25,3 +25,14 @@ test_stack_a_format_that_the_gpu_lacks_names_those_it_has() {
     says 'Engines for "h200" take: BF16, FP16, INT8, INT4, FP8.' &&
     ! with_lib eval "$lib t \"W4A16_AWQ\" \"b200\"" && says 'Engines for "b200" take: BF16, FP16, FP8, NVFP4.'
 }
+
+test_stack_edgellm_that_does_not_fit_is_refused() {
+  local mk='m: args: (e.mkEngine ({ kind = "edgellm"; model = m; target = "rtx-3090"; } // args)).drvPath'
+  # shellcheck disable=SC2016
+  local big='{ modelName = "big"; outPath = "/nix/store/x"; quantization = null; weightBytes = 15231271888; revision = null; model = {
+    architecture = "Qwen2ForCausalLM"; layers = 28; heads = 28; kvHeads = 4; headSize = 128; hiddenSize = 3584; intermediateSize = 18944;
+    vocabulary = 152064; context = 32768; dtype = "bfloat16"; }; }'
+  ! with_lib eval "($mk) ($big) { limits = { maxInputLen = 512; maxBatchSize = 16; maxKvCacheCapacity = 32768; }; }" &&
+    says 'big-engine: it does not fit rtx-3090 (22.3 GiB)' && says 'Smallest change that fits: limits.maxBatchSize = 4.' &&
+    ! with_lib eval "($mk) ($big) { limits.maxBatchSize = 2; }" && says 'no runtime with TensorRT is given'
+}

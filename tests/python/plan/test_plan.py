@@ -188,3 +188,61 @@ def test_offline_plans_of_the_catalogue(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_lock_without_facts_is_refused_by_name() -> None:
     with pytest.raises(EnginixError, match="does not tell the model's layers"):
         from_facts({}, {"model.safetensors": 5}, Gpu("g", 90, 10**9), Asked(), "x.lock.json")
+
+
+def test_edgellm_by_hand() -> None:
+    found = planned(kind="edgellm", max_batch_size=3, max_input_len=64, max_seq_len=130)
+    memory = found.memory
+    # Pages of 128 tokens, all of them from the start; float16 whatever the model's dtype.
+    assert memory.need_tokens == 3 * 256 and memory.kv_token == 4 * 2 * 4 * 32 * 2
+    assert memory.pool == 2 * 10**9 - memory.weights - memory.workspace
+    weights = open_weights(TINY)
+    assert memory.weights == sum(t.nbytes for t in weights.tensors.values())
+    assert found.obstacles and "no x86-64 payload for SM 90" in found.obstacles[0]
+    assert "maxInputLen" in json.dumps(found.as_json()["limits"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--tensor-parallel", "2"), "runs on one GPU"),
+        (("--max-num-tokens", "512"), "has no --max-num-tokens"),
+        (("--sequences", "2"), "has no --sequences"),
+        (("--kv-cache", "int8"), "has no INT8 KV cache"),
+        (("--dtype", "bfloat16"), "computes in float16"),
+        (("--max-input-len", "9000"), "beyond --max-seq-len 8192"),
+        (("--max-input-len", "0"), "not a number of at least 1"),
+    ],
+)
+def test_edgellm_refuses_what_it_does_not_have(words, said, capsys) -> None:
+    line = ["plan", str(TINY), "--target", "rtx-5090", "--kind", "edgellm", *words]
+    assert main(line) == 2 and said in capsys.readouterr().err
+    assert main(["plan", str(TINY), "--target", "rtx-5090", "--max-input-len", "64"]) == 2
+    assert "of kind edgellm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "said"),
+    [
+        ("rtx-5090", 0, "allocated from the start"),
+        ("h200", 1, "no x86-64 payload for SM 90"),
+        ("gb10", 1, "shares its memory with the CPU"),
+    ],
+)
+def test_edgellm_on_a_command_line(target, status, said, capsys) -> None:
+    words = ["plan", str(TINY), "--target", target, "--kind", "edgellm", "--kv-cache", "fp8"]
+    assert main(words) == status and said in capsys.readouterr().out
+    lock = str(CATALOGUE / f"{PINNED[0]}.lock.json")
+    assert main(["plan", lock, "--offline", "--target", target, "--kind", "edgellm", "--json"]) == status
+    assert json.loads(capsys.readouterr().out)["kind"] == "edgellm"
+
+
+def test_an_architecture_or_format_that_edgellm_does_not_take_is_an_obstacle() -> None:
+    from enginix.plan import edgellm
+
+    gpu = arithmetic.gpu("rtx-3090")
+    assert edgellm.obstacles("Qwen3ForCausalLM", "NO_QUANT", gpu) == []
+    assert "MambaForCausalLM is none of" in edgellm.obstacles("MambaForCausalLM", "NO_QUANT", gpu)[0]
+    assert "FP8_BLOCK_SCALES is none of" in edgellm.obstacles("Qwen3ForCausalLM", "FP8_BLOCK_SCALES", gpu)[0]
+    lacking = edgellm.obstacles("Qwen3ForCausalLM", "NVFP4", gpu)[0]
+    assert "needs SM 100" in lacking and "which has BF16, FP16, INT8, INT4" in lacking

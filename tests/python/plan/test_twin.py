@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,71 @@ def test_evaluation_and_command_agree_on_a_table_of_cases(tmp_path: Path) -> Non
     assert any("quantization" in c for o in ours for c in o["changes"])
     assert any(len(kind) > 1 for kind in kinds)
     assert any(not o["fits"] and not o["changes"] for o in ours)
+
+
+# Of kind edgellm: the wheel's defaults, a server, long caches, and prompts as long as the cache.
+EDGELLM: tuple[dict[str, int], ...] = (
+    {"maxInputLen": 4096, "maxBatchSize": 1, "maxKvCacheCapacity": 8192},
+    {"maxInputLen": 2048, "maxBatchSize": 16, "maxKvCacheCapacity": 4096},
+    {"maxInputLen": 8192, "maxBatchSize": 5, "maxKvCacheCapacity": 131000},
+    {"maxInputLen": 3000, "maxBatchSize": 64, "maxKvCacheCapacity": 3000},
+    {"maxInputLen": 100, "maxBatchSize": 3, "maxKvCacheCapacity": 129},
+)
+
+
+@pytest.mark.skipif(NIX is None, reason="no Nix")
+def test_evaluation_and_command_agree_on_edgellm(tmp_path: Path) -> None:
+    grid = list(product(MODELS, (*MEMORIES, 60_000_000, 18 * 10**9), (80, 90, 100), EDGELLM))
+    cases = [{"model": m, "memory": memory, "sm": sm, "limits": limits} for m, memory, sm, limits in grid]
+    (tmp_path / "cases.json").write_text(json.dumps({"models": MODELS, "cases": cases}))
+    theirs = check(
+        f"""let
+          table = builtins.fromJSON (builtins.readFile {tmp_path}/cases.json);
+          plan = c: check.edgellmPlan.plan table.models.${{c.model}} {{ inherit (c) sm memory; }} c.limits;
+        in map plan table.cases"""
+    )
+    ours = []
+    for model, memory, sm, limits in grid:
+        facts = dict(MODELS[model])
+        files = {"model.safetensors": facts.pop("weightBytes")}
+        asked = Asked(
+            kind="edgellm",
+            max_batch_size=limits["maxBatchSize"],
+            max_input_len=limits["maxInputLen"],
+            max_seq_len=limits["maxKvCacheCapacity"],
+        )
+        found = from_facts(facts, files, Gpu("g", sm, memory), asked, "case")
+        ours.append(
+            camel(
+                {
+                    **asdict(found.memory),
+                    "fits": found.memory.fits,
+                    "tightest": found.memory.tightest,
+                    "changes": [dict(c) for c in found.changes],
+                }
+            )
+        )
+    assert [c for c, a, b in zip(cases, ours, theirs, strict=True) if a != b] == []
+    assert {o["fits"] for o in ours} == {True, False}
+    assert {o["tightest"] for o in ours if not o["fits"]} == {"weights", "workspace", "kvCache"}
+    kinds = {frozenset(c) for o in ours for c in o["changes"]}
+    for name in ("maxInputLen", "maxBatchSize", "kvBits", "maxKvCacheCapacity", "quantization"):
+        assert any(name in kind for kind in kinds), (name, kinds)
+    assert any(not o["fits"] and not o["changes"] for o in ours)
+
+
+@pytest.mark.skipif(NIX is None, reason="no Nix")
+def test_edgellm_refusal_names_the_tightest_limit_and_the_smallest_change() -> None:
+    told = f"builtins.fromJSON ''{json.dumps(MODELS['7B'])}''"
+    gpu = '{ name = "rtx-3090"; sm = 86; memoryGB = 24; }'
+    limits = "{ maxInputLen = 512; maxBatchSize = 16; maxKvCacheCapacity = 32768; }"
+    with pytest.raises(AssertionError) as refused:
+        check(f'check.edgellmPlan.fits "mkEngine" ({told}) {gpu} {limits}')
+    text = str(refused.value)
+    assert "mkEngine: it does not fit rtx-3090 (22.3 GiB)" in text
+    assert "16 sequences of maxKvCacheCapacity take 524288, from the start" in text
+    assert "Smallest change that fits: limits.maxBatchSize = 4." in text
+    assert check(f'check.edgellmPlan.fits "f" (removeAttrs ({told}) [ "layers" ]) {gpu} {limits}') is None
 
 
 @pytest.mark.skipif(NIX is None, reason="no Nix")

@@ -1,0 +1,148 @@
+# Whether a TensorRT Edge-LLM engine fits its GPU, at evaluation: python/enginix/plan/edgellm.py again.
+#
+# One GPU, float16, no free parameters: the wheel's builder fixes the KV cache at maxBatchSize sequences of
+# maxKvCacheCapacity tokens, in pages (data/edgellm.json, memory). docs/plan.md says what is exact.
+{ lib, plan, ... }:
+let
+  inherit (plan) memoryOf;
+  table = lib.importJSON ../../python/enginix/data/edgellm.json;
+  arithmetic = import ./memory.nix { inherit lib; };
+  inherit (arithmetic)
+    formats
+    shortest
+    fewestTokens
+    max
+    min
+    halvings
+    known
+    kvBits
+    gib
+    ;
+
+  page = table.memory.pageTokens.value;
+  cache = {
+    block = page;
+    percent = 100;
+  };
+
+  # Limits as the shared arithmetic names them.
+  named =
+    l:
+    l
+    // {
+      maxNumTokens = l.maxBatchSize * l.maxInputLen;
+      maxSeqLen = l.maxKvCacheCapacity;
+      sequences = l.maxBatchSize;
+      tensorParallel = 1;
+      pipelineParallel = 1;
+    };
+  memory = m: gpu: l: arithmetic.memory cache m gpu (named l);
+
+  # Prompt and batch halved together, down to the least of both.
+  steps =
+    input: batch:
+    let
+      next = {
+        maxInputLen = max (min input fewestTokens) (input / 2);
+        maxBatchSize = max 1 (batch / 2);
+      };
+    in
+    if input > fewestTokens || batch > 1 then
+      [ next ] ++ steps next.maxInputLen next.maxBatchSize
+    else
+      [ ];
+
+  lighter =
+    m: gpu:
+    let
+      bits = name: formats.weights.${name}.bitsPer128;
+      usable = name: table.formats ? ${name} && gpu.sm >= table.formats.${name}.minSm && bits name < bits (known (m.quantization or null));
+    in
+    if formats.weights ? ${known (m.quantization or null)} then builtins.filter usable formats.lighter else [ ];
+
+  changes =
+    m: gpu: l:
+    let
+      fitsWith = change: (memory m gpu (l // change)).fits;
+      first =
+        name: values:
+        let
+          fitting = builtins.filter (v: fitsWith { ${name} = v; }) values;
+        in
+        if fitting == [ ] then [ ] else [ { ${name} = builtins.head fitting; } ];
+      shorter = (memory m gpu l).tokens / l.maxBatchSize / page * page;
+      smallKv = if kvBits m l > 8 then { kvBits = 8; } else { };
+      lighterFormats = lighter m gpu;
+      single =
+        first "maxInputLen" (halvings fewestTokens l.maxInputLen)
+        ++ first "maxBatchSize" (halvings 1 l.maxBatchSize)
+        ++ first "kvBits" (if smallKv == { } then [ ] else [ 8 ])
+        ++ first "maxKvCacheCapacity" (
+          if max shortest l.maxInputLen <= shorter && shorter < l.maxKvCacheCapacity then [ shorter ] else [ ]
+        )
+        ++ first "quantization" lighterFormats;
+      together = steps l.maxInputLen l.maxBatchSize;
+      combined =
+        together
+        ++ (if smallKv == { } then [ ] else map (s: s // smallKv) together)
+        ++ map (name: smallKv // { quantization = name; }) lighterFormats;
+      fitting = builtins.filter fitsWith combined;
+    in
+    if single != [ ] then
+      single
+    else if fitting == [ ] then
+      [ ]
+    else
+      [ (builtins.head fitting) ];
+
+  said = {
+    kvBits = bits: "a model with an FP8 KV cache";
+    quantization = name: "the model quantized to ${name}";
+    maxInputLen = n: "limits.maxInputLen = ${toString n}";
+    maxBatchSize = n: "limits.maxBatchSize = ${toString n}";
+    maxKvCacheCapacity = n: "limits.maxKvCacheCapacity = ${toString n}";
+  };
+  say = change: lib.concatMapStringsSep " with " (n: said.${n} change.${n}) (builtins.attrNames change);
+in
+rec {
+  # What the engine takes of the GPU's memory and what would make it fit; null where lock or table do not tell enough.
+  # plan :: facts // { weightBytes } -> { sm; memory; … } -> { maxInputLen; maxBatchSize; maxKvCacheCapacity; } -> set|null
+  plan =
+    facts: gpu: limits:
+    let
+      model = arithmetic.written facts;
+      found = memory model gpu limits;
+    in
+    if !arithmetic.told model gpu then
+      null
+    else
+      found // { changes = if found.fits then [ ] else changes model gpu limits; };
+
+  # The plan, or a refusal that names the tightest limit and the smallest change.
+  # fits :: string -> facts // { weightBytes } -> { name; sm; memoryGB; … } -> limits -> set|null
+  fits =
+    function: model: gpu: limits:
+    let
+      found = plan model ({ memory = memoryOf gpu; } // gpu) limits;
+      why = {
+        weights = "the weights alone take ${gib found.weights}";
+        workspace = "weights (${gib found.weights}) and workspace (about ${gib found.workspace}) take it all";
+        kvCache = "after weights (${gib found.weights}) and workspace (about ${gib found.workspace}) the KV cache has room for ${toString found.tokens} tokens, and ${toString limits.maxBatchSize} sequences of maxKvCacheCapacity take ${toString found.needTokens}, from the start";
+      };
+      ways =
+        if found.changes == [ ] then
+          "No single limit or format makes it fit, and this kind runs on one GPU; use a GPU with more memory, or kind = \"tensorrt\" or \"llmapi\" on several."
+        else
+          "Smallest change that fits: ${say (builtins.head found.changes)}.${
+            lib.optionalString (builtins.length found.changes > 1)
+              " Others: ${lib.concatMapStringsSep "; " say (builtins.tail found.changes)}."
+          }";
+    in
+    if found == null || found.fits then
+      found
+    else
+      throw ''
+        ${function}: it does not fit ${gpu.name} (${gib found.total}): ${why.${found.tightest}}.
+        ${ways}
+        `enginix plan --kind edgellm` tells all figures, from the weights' headers.'';
+}
