@@ -24,12 +24,16 @@ let
     reference = [ "device" ] ++ builtins.filter (n: n != "blsInstances") (builtins.attrNames sizes);
     tensorrt = [
       "decoupled"
+      "chat"
       "accumulateTokens"
       "logitsDatatype"
       "parameters"
     ]
     ++ builtins.attrNames sizes;
-    llmapi = [ "decoupled" ];
+    llmapi = [
+      "decoupled"
+      "chat"
+    ];
   };
   contract = lib.importJSON ../python/enginix/data/triton_contract.json;
   known = contract.models.tensorrt_llm.parameters;
@@ -71,6 +75,8 @@ let
       device ? "cpu",
       # Several responses a request, which streaming needs.
       decoupled ? true,
+      # Take messages, through the model's chat template; without it NVIDIA's models are linked as they are.
+      chat ? true,
       # tensorrt_llm_bls decodes all tokens of an answer together, so that no space is lost.
       accumulateTokens ? true,
       # Parameters of the C++ backend, as docs/triton.md lists them.
@@ -91,6 +97,7 @@ let
           ]) (lib.filterAttrs (option: _: args ? ${option}) sizes)
         )
         ++ lib.optional (!decoupled) "--no-decoupled"
+        ++ lib.optional (!chat) "--no-chat"
         ++ lib.optional (!accumulateTokens) "--no-accumulate-tokens"
         ++ lib.optionals (args ? logitsDatatype) [
           "--logits-datatype"

@@ -101,6 +101,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-accumulate-tokens", action="store_true", help="tensorrt_llm_bls decodes each chunk alone"
     )
     nvidia.add_argument(
+        "--no-chat", action="store_true", help="NVIDIA's models as they are, which take no messages"
+    )
+    nvidia.add_argument(
         "--bls-instances",
         type=int,
         metavar="N",
@@ -161,6 +164,7 @@ def run(args: argparse.Namespace) -> int:
             accumulate_tokens=not args.no_accumulate_tokens,
             bls_instances=args.bls_instances,
             logits_datatype=args.logits_datatype,
+            chat=not args.no_chat,
             parameters=dict(_parameter(text) for text in args.parameter),
         ),
         rootfs=args.rootfs,

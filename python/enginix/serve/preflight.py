@@ -51,10 +51,11 @@ def check_repository(directory: Path, server: TritonServer) -> Repository:
             fix=f"pass another --tritonserver than {server.directory}, or another engine",
         )
     known: Mapping[str, contract.Model] | None = None
+    chat = found.options.get("chat", False) is True
     if found.kind == "reference":
         known = contract.reference()
     elif found.kind == "llmapi":
-        known = contract.llmapi()
+        known = contract.llmapi(chat=chat)
     elif found.kind == "tensorrt":
         options = found.options
         known = contract.tensorrt(
@@ -62,7 +63,8 @@ def check_repository(directory: Path, server: TritonServer) -> Repository:
                 name: str(options.get(name))
                 for name in table("triton_contract")["datatypes"]
                 if name in options
-            }
+            },
+            chat=chat,
         )
     configs = validate(directory, known=known)
     instances = sum(

@@ -83,11 +83,12 @@ def nvidia() -> dict[str, Model]:
     return found
 
 
-def tensorrt(datatypes: Mapping[str, str]) -> dict[str, Model]:
+def tensorrt(datatypes: Mapping[str, str], *, chat: bool = True) -> dict[str, Model]:
     """NVIDIA's models with the data types that its templates leave open.
 
     Args:
         datatypes: template variable → type without ``TYPE_``.
+        chat: with the inputs for messages (data/triton_chat.json).
     """
 
     def filled(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -95,25 +96,41 @@ def tensorrt(datatypes: Mapping[str, str]) -> dict[str, Model]:
             replace(t, type=datatypes[t.type[2:-1]]) if t.type.startswith("${") else t for t in tensors
         )
 
-    return {
+    found = {
         name: replace(model, inputs=filled(model.inputs), outputs=filled(model.outputs))
         for name, model in nvidia().items()
     }
+    return {name: _chatting(model, name) for name, model in found.items()} if chat else found
+
+
+def _chatting(model: Model, key: str) -> Model:
+    """A model with the inputs for messages, its text optional."""
+    added = table("triton_chat")
+    row = added["llmapi"] if key == "llmapi" else added["models"].get(key)
+    if row is None:
+        return model
+    steps = row.get("steps", {})
+    return replace(
+        model,
+        inputs=tuple(replace(t, optional=t.optional or t.name in row["optional"]) for t in model.inputs)
+        + _tensors(row["inputs"]),
+        parameters=model.parameters | frozenset(added["parameters"].get(key, ())),
+        steps=tuple(replace(s, inputs={**s.inputs, **steps.get(s.model, {})}) for s in model.steps),
+    )
 
 
 @cache
-def llmapi() -> dict[str, Model]:
+def llmapi(*, chat: bool = True) -> dict[str, Model]:
     """The one model of NVIDIA's llmapi repository."""
     raw = table("triton_contract")["llmapi"]
-    return {
-        EXECUTOR: Model(
-            name=EXECUTOR,
-            inputs=_tensors(raw["inputs"]),
-            outputs=_tensors(raw["outputs"]),
-            parameters=frozenset(raw["parameters"]),
-            source=raw["source"],
-        )
-    }
+    model = Model(
+        name=EXECUTOR,
+        inputs=_tensors(raw["inputs"]),
+        outputs=_tensors(raw["outputs"]),
+        parameters=frozenset(raw["parameters"]),
+        source=raw["source"],
+    )
+    return {EXECUTOR: _chatting(model, "llmapi") if chat else model}
 
 
 @cache
@@ -123,7 +140,7 @@ def reference() -> dict[str, Model]:
     found = {}
     for name, row in rows.items():
         whole = nvidia()[name]
-        found[name] = Model(
+        declared = Model(
             name=name,
             inputs=_chosen(whole.inputs, row["inputs"]) + _tensors(row["extraInputs"]),
             outputs=_chosen(whole.outputs, row["outputs"]) + _tensors(row["extraOutputs"]),
@@ -131,20 +148,13 @@ def reference() -> dict[str, Model]:
             required=frozenset(row["parameters"]) & whole.required,
             source=whole.source,
         )
+        found[name] = _chatting(declared, name)
     extra = rows[ENSEMBLE]["extraSteps"]
-    ensemble = found[ENSEMBLE]
+    whole = _chatting(nvidia()[ENSEMBLE], ENSEMBLE)
     steps = tuple(
-        _step(step, found[step.model], ensemble, extra.get(step.model, {}))
-        for step in nvidia()[ENSEMBLE].steps
+        _step(step, found[step.model], found[ENSEMBLE], extra.get(step.model, {})) for step in whole.steps
     )
-    found[ENSEMBLE] = Model(
-        name=ENSEMBLE,
-        inputs=ensemble.inputs,
-        outputs=ensemble.outputs,
-        parameters=ensemble.parameters,
-        steps=steps,
-        source=ensemble.source,
-    )
+    found[ENSEMBLE] = replace(found[ENSEMBLE], steps=steps)
     return found
 
 

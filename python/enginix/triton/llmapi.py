@@ -2,7 +2,8 @@
 
     tensorrt_llm/config.pbtxt         NVIDIA's tensors; batching and decoupling written out
     tensorrt_llm/1/model.yaml         the same two again, and the arguments of TensorRT-LLM's LLM class
-    tensorrt_llm/1/{model,helpers}.py links into the runtime's image
+    tensorrt_llm/1/{nvidia_model,helpers}.py  links into the runtime's image
+    tensorrt_llm/1/model.py           adds messages to NVIDIA's model
 
 Upstream leaves batching and decoupling to auto-completion, which its own launcher switches off: streaming
 then fails at the first request. With auto-completion on, values that differ are fatal. Here both files say
@@ -12,6 +13,7 @@ the same.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,19 @@ MODEL_YAML = "model.yaml"
 CANCELLATION_MS = 100
 
 
-def configuration(*, decoupled: bool) -> Any:
-    """The ``ModelConfig`` message; no batching, the LLM class batches itself."""
+def configuration(*, decoupled: bool, chat: Mapping[str, str] | None = None) -> Any:
+    """The ``ModelConfig`` message; no batching, the LLM class batches itself.
+
+    Args:
+        chat: parameters of the model.py that takes messages; ``None`` is NVIDIA's alone.
+    """
     return config.model(
-        contract.llmapi()["tensorrt_llm"],
+        contract.llmapi(chat=chat is not None)["tensorrt_llm"],
         max_batch_size=0,
         instances=1,
         decoupled=decoupled,
         dynamic_batching=False,
-        parameters={},
+        parameters=chat or {},
     )
 
 

@@ -145,6 +145,7 @@ def build(
     directory = Path(os.path.abspath(engine_directory))
     found = manifest.read(directory, "engine")
     options, models = options or Options(), models or tensorrt.Models()
+    code = Path(os.path.abspath(enginix_path or Path(enginix.__file__).parents[1]))
     if found.kind == "reference":
         if models != tensorrt.Models():
             raise UsageError(
@@ -152,12 +153,11 @@ def build(
                 where=str(directory),
                 fix="leave them out",
             )
-        code = Path(os.path.abspath(enginix_path or Path(enginix.__file__).parents[1]))
         parts = _reference(read_engine(directory), options, code)
     elif found.kind == "tensorrt":
-        parts = _tensorrt(tensorrt.read_engine(directory, found), options, models, rootfs)
+        parts = _tensorrt(tensorrt.read_engine(directory, found), options, models, rootfs, code)
     elif found.kind == "llmapi":
-        parts = _llmapi(directory, options, models, rootfs)
+        parts = _llmapi(directory, options, models, rootfs, code)
     else:
         raise ManifestError(
             f"kind {found.kind!r} has no Triton repository",
@@ -194,26 +194,33 @@ def _reference(engine: EngineFacts, options: Options, code: Path) -> Parts:
 
 
 def _tensorrt(
-    engine: tensorrt.TensorrtEngine, options: Options, models: tensorrt.Models, rootfs: Path | None
+    engine: tensorrt.TensorrtEngine,
+    options: Options,
+    models: tensorrt.Models,
+    rootfs: Path | None,
+    code: Path,
 ) -> Parts:
     _only(options, ("device", "max_tokens_limit"), "tensorrt")
     batch = _batch(engine.directory, engine.max_batch_size, options)
     resolved = Options(**{**asdict(options), "max_batch_size": batch})
     own = asdict(models) | {"parameters": dict(models.parameters)}
     names = {name: name for name in ("preprocessing", "postprocessing", tensorrt.BLS)}
+    around = {"preprocessing": "Preprocessing", tensorrt.BLS: "Bls"} if models.chat else {}
     return Parts(
-        tensorrt.configurations(engine, resolved, models),
-        contract.tensorrt(models.datatypes()),
+        tensorrt.configurations(engine, resolved, models, code),
+        contract.tensorrt(models.datatypes(), chat=models.chat),
         engine.max_batch_size,
         {**asdict(resolved), **own},
-        lambda directory: tensorrt.link_models(directory, rootfs, names),
+        lambda directory: tensorrt.link_models(directory, rootfs, names, around),
     )
 
 
-def _llmapi(engine: Path, options: Options, models: tensorrt.Models, rootfs: Path | None) -> Parts:
-    if options != Options() or models != tensorrt.Models(decoupled=models.decoupled):
+def _llmapi(
+    engine: Path, options: Options, models: tensorrt.Models, rootfs: Path | None, code: Path
+) -> Parts:
+    if options != Options() or models != tensorrt.Models(decoupled=models.decoupled, chat=models.chat):
         raise UsageError(
-            "the kind llmapi takes decoupled only; its model batches and queues by itself",
+            "the kind llmapi takes decoupled and chat only; its model batches and queues by itself",
             where=str(engine),
             fix="pass arguments of the LLM class to enginix build (--llm-arg)",
         )
@@ -222,13 +229,15 @@ def _llmapi(engine: Path, options: Options, models: tensorrt.Models, rootfs: Pat
         llmapi.write(
             directory / contract.EXECUTOR / "1", llmapi.model_yaml(engine, decoupled=models.decoupled)
         )
-        tensorrt.link_models(directory, rootfs, {contract.EXECUTOR: "llmapi"})
+        around = {contract.EXECUTOR: "Llmapi"} if models.chat else {}
+        tensorrt.link_models(directory, rootfs, {contract.EXECUTOR: "llmapi"}, around)
 
+    chat = {"enginix_path": str(code), "tokenizer_dir": str(engine / "tokenizer")} if models.chat else None
     return Parts(
-        {contract.EXECUTOR: llmapi.configuration(decoupled=models.decoupled)},
-        contract.llmapi(),
+        {contract.EXECUTOR: llmapi.configuration(decoupled=models.decoupled, chat=chat)},
+        contract.llmapi(chat=models.chat),
         None,
-        {"decoupled": models.decoupled},
+        {"decoupled": models.decoupled, "chat": models.chat},
         fill,
     )
 

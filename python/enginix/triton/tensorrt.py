@@ -1,6 +1,7 @@
 """Engine of kind ``tensorrt`` → NVIDIA's repository: the C++ backend between NVIDIA's own Python models.
 
-    preprocessing, postprocessing, tensorrt_llm_bls   their model.py are links into the runtime's image
+    postprocessing                                    its model.py is a link into the runtime's image
+    preprocessing, tensorrt_llm_bls                   the link is nvidia_model.py; model.py adds messages
     tensorrt_llm                                      backend tensorrtllm; 1/ is empty
     ensemble                                          1/ is empty
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,7 @@ class Models:
         logits_datatype: of logits that requests ask for.
         prompt_embedding_table_data_type, encoder_input_features_data_type: of those inputs.
         parameters: of ``tensorrt_llm``; see docs/triton.md.
+        chat: take messages, by a model.py around NVIDIA's; without it NVIDIA's are linked as they are.
     """
 
     decoupled: bool = True
@@ -91,6 +94,7 @@ class Models:
     prompt_embedding_table_data_type: str = "FP16"
     encoder_input_features_data_type: str = "FP16"
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    chat: bool = True
 
     def datatypes(self) -> dict[str, str]:
         """Template variable → data type.
@@ -108,15 +112,19 @@ class Models:
         return found
 
 
-def configurations(engine: TensorrtEngine, options: Options, models: Models) -> dict[str, Any]:
+def configurations(engine: TensorrtEngine, options: Options, models: Models, code: Path) -> dict[str, Any]:
     """The ``ModelConfig`` message of each model; ``options.max_batch_size`` is resolved.
+
+    Args:
+        code: directory of the enginix package, which a model.py around NVIDIA's imports.
 
     Raises:
         RepositoryError: a parameter is wrong, above the engine's limit, or needs what the engine lacks.
     """
     batch = options.max_batch_size
     assert batch is not None
-    known = contract.tensorrt(models.datatypes())
+    known = contract.tensorrt(models.datatypes(), chat=models.chat)
+    package = {"enginix_path": str(code)} if models.chat else {}
     tokenizer = str(engine.directory / "tokenizer")
     engine_path = str(engine.directory / "engine")
     queue: dict[str, Any] = {
@@ -136,6 +144,7 @@ def configurations(engine: TensorrtEngine, options: Options, models: Models) -> 
                 # Both keys are read without asking whether they are there.
                 "multimodal_model_path": "",
                 "gpt_model_path": engine_path,
+                **package,
             },
             **queue,
         ),
@@ -166,6 +175,7 @@ def configurations(engine: TensorrtEngine, options: Options, models: Models) -> 
                 "tensorrt_llm_model_name": "tensorrt_llm",
                 "tensorrt_llm_draft_model_name": "",
                 "multimodal_encoders_name": "",
+                **({"tokenizer_dir": tokenizer, **package} if models.chat else {}),
             },
         ),
     }
@@ -204,19 +214,28 @@ def _executor(engine: TensorrtEngine, options: Options, models: Models) -> dict[
     }
 
 
-def link_models(directory: Path, rootfs: Path | None, names: Mapping[str, str]) -> None:
+def link_models(
+    directory: Path, rootfs: Path | None, names: Mapping[str, str], around: Mapping[str, str] | None = None
+) -> None:
     """Links the model.py of NVIDIA's models into version directories.
 
     Args:
         rootfs: root file system of the runtime's image; without it links lead where the image has them, and
             mean something inside it only.
         names: model directory → key of the table's paths.
+        around: model directory → class of :mod:`enginix.triton.models.nvidia` that the model.py there is;
+            NVIDIA's is nvidia_model.py beside it.
 
     Raises:
         RepositoryError: the image has no such file.
     """
     image = table("triton_contract")["image"]
     for model, key in names.items():
+        version = directory / model / "1"
+        wrapper = (around or {}).get(model)
+        if wrapper is not None:
+            text = resources.files("enginix.triton").joinpath("shims/nvidia.py.txt").read_text("utf-8")
+            (version / "model.py").write_text(text.replace("@CLASS@", wrapper), "utf-8")
         for path in image["paths"][key]:
             inside = Path(image["models"]) / path
             target = inside if rootfs is None else Path(f"{os.path.abspath(rootfs)}{inside}")
@@ -226,4 +245,5 @@ def link_models(directory: Path, rootfs: Path | None, names: Mapping[str, str]) 
                     where=str(rootfs),
                     fix="pass the root file system of the runtime that the engine is for",
                 )
-            (directory / model / "1" / inside.name).symlink_to(target)
+            wrapped = wrapper is not None and inside.name == "model.py"
+            (version / ("nvidia_model.py" if wrapped else inside.name)).symlink_to(target)

@@ -28,7 +28,9 @@ STAND_IN = Path(__file__).with_name("standin_model.py")
 pytestmark = pytest.mark.slow
 
 
-def repository(kind: str, engine: Path, tmp_path: Path, decoupled: bool) -> Path:
+def repository(
+    kind: str, engine: Path, tmp_path: Path, decoupled: bool, stand_in: Path = STAND_IN, chat: bool = True
+) -> Path:
     """The real repository of an engine directory of that shape, with stand-ins for its code."""
     directory = tmp_path / "engine"
     (directory / "engine").mkdir(parents=True)
@@ -39,13 +41,15 @@ def repository(kind: str, engine: Path, tmp_path: Path, decoupled: bool) -> Path
     Manifest(artefact="engine", name="m", kind=kind, runtime={"id": "trtllm-1.2.1"}).write(directory)
     out = tmp_path / "repository"
     options = Options(max_batch_size=4) if kind == "tensorrt" else Options()
-    build(directory, out, options, models=Models(decoupled=decoupled))
+    build(directory, out, options, models=Models(decoupled=decoupled, chat=chat))
     for model in (p for p in out.iterdir() if p.is_dir() and p.name != "ensemble"):
         config = model / "config.pbtxt"
         config.write_text(config.read_text().replace('backend: "tensorrtllm"', 'backend: "python"'))
         for path in (model / "1").iterdir():
             path.unlink() if path.is_symlink() else None
-        shutil.copy(STAND_IN, model / "1" / "model.py")
+        # Where enginix's own model.py stands around NVIDIA's, it stays.
+        own = (model / "1" / "model.py").is_file()
+        shutil.copy(stand_in, model / "1" / ("nvidia_model.py" if own else "model.py"))
     return out
 
 

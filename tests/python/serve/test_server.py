@@ -88,7 +88,9 @@ def test_log_probabilities(running: Any) -> None:
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        ({"max_tokens": 4}, "missing required input(s) ['text_input']"),
+        ({"max_tokens": 4}, "text_input is missing, and so are messages"),
+        ({"messages": "[]", "max_tokens": 4}, "not a JSON list of at least one message"),
+        ({"text_input": "a", "messages": "[]", "max_tokens": 4}, "both given"),
         ({"text_input": "", "max_tokens": 4}, "text_input is empty"),
         ({"text_input": "a", "max_tokens": 0}, "max_tokens: 0 is not at least 1"),
         ({"text_input": "a", "max_tokens": 10**6}, "above this server's limit"),

@@ -23,6 +23,7 @@ from enginix.triton.tensorrt import Models
 from enginix.triton.validate import validate
 
 CONTRACT = table("triton_contract")
+CHAT = table("triton_chat")
 RUNTIME = {"id": "trtllm-1.2.1"}
 PYTHON_MODELS = ("preprocessing", "postprocessing", "tensorrt_llm_bls")
 
@@ -76,24 +77,40 @@ def assert_tensors(found: Any, rows: list[dict[str, Any]], datatypes: dict[str, 
             assert list(tensor.reshape.shape) == [], tensor.name
 
 
+def with_chat(row: dict[str, Any], added: dict[str, Any], on: bool) -> list[dict[str, Any]]:
+    """The contract's inputs and those for messages behind them."""
+    if not on or not added:
+        return list(row["inputs"])
+    text = {"optional": True}
+    return [t | (text if t["name"] in added["optional"] else {}) for t in row["inputs"]] + added["inputs"]
+
+
+@pytest.mark.parametrize("chat", [True, False], ids=["chat", "no-chat"])
 @pytest.mark.parametrize("decoupled", [True, False])
 def test_a_tensorrt_repository_is_nvidia_s_field_by_field(
-    engine: Path, tmp_path: Path, decoupled: bool
+    engine: Path, tmp_path: Path, decoupled: bool, chat: bool
 ) -> None:
-    repository = made(engine, tmp_path, Options(max_batch_size=8, max_queue_size=64), decoupled=decoupled)
+    options = Options(max_batch_size=8, max_queue_size=64)
+    repository = made(engine, tmp_path, options, decoupled=decoupled, chat=chat)
     datatypes = Models().datatypes()
     assert {p.name for p in repository.iterdir() if p.is_dir()} == set(CONTRACT["models"])
     for name, row in CONTRACT["models"].items():
         found = written(repository, name)
-        assert_tensors(found.input, row["inputs"], datatypes)
+        added = CHAT["models"].get(name, {})
+        assert_tensors(found.input, with_chat(row, added, chat), datatypes)
         assert_tensors(found.output, row["outputs"], datatypes)
         assert found.max_batch_size == 8
-        assert set(found.parameters) <= set(row["parameters"])
+        extra = set(CHAT["parameters"].get(name, ())) if chat else set()
+        assert set(found.parameters) <= set(row["parameters"]) | extra
         assert {k for k, p in row["parameters"].items() if p.get("required")} <= set(found.parameters)
         steps = [
             (s.model_name, dict(s.input_map), dict(s.output_map)) for s in found.ensemble_scheduling.step
         ]
-        assert steps == [(s["model"], s["inputs"], s["outputs"]) for s in row.get("steps", [])]
+        maps = added.get("steps", {}) if chat else {}
+        wanted = [
+            (s["model"], s["inputs"] | maps.get(s["model"], {}), s["outputs"]) for s in row.get("steps", [])
+        ]
+        assert steps == wanted
     executor = written(repository, "tensorrt_llm")
     assert executor.backend == "tensorrtllm"
     assert executor.model_transaction_policy.decoupled == decoupled
@@ -125,7 +142,8 @@ def test_keys_that_must_be_there_are_there_even_when_empty(engine: Path, tmp_pat
 def test_nvidia_s_code_is_linked_from_the_image_and_not_copied(engine: Path, tmp_path: Path) -> None:
     repository = made(engine, tmp_path)
     for model in PYTHON_MODELS:
-        link = repository / model / "1" / "model.py"
+        name = "model.py" if model == "postprocessing" else "nvidia_model.py"
+        link = repository / model / "1" / name
         assert str(link.readlink()) == f"/app/all_models/inflight_batcher_llm/{model}/1/model.py"
     assert list((repository / "tensorrt_llm" / "1").iterdir()) == []
     assert list((repository / "ensemble" / "1").iterdir()) == []
@@ -278,13 +296,16 @@ def test_mistakes_of_earlier_generators_are_named(
 
 
 @pytest.mark.parametrize("decoupled", [True, False])
+@pytest.mark.parametrize("chat", [True, False], ids=["chat", "no-chat"])
 def test_an_llmapi_repository_is_nvidia_s_and_both_files_agree(
-    llmapi: Path, tmp_path: Path, decoupled: bool
+    llmapi: Path, tmp_path: Path, decoupled: bool, chat: bool
 ) -> None:
-    repository = made(llmapi, tmp_path, decoupled=decoupled)
+    repository = made(llmapi, tmp_path, decoupled=decoupled, chat=chat)
     assert [p.name for p in repository.iterdir() if p.is_dir()] == ["tensorrt_llm"]
     found = written(repository, "tensorrt_llm")
-    assert_tensors(found.input, CONTRACT["llmapi"]["inputs"], {})
+    assert_tensors(found.input, with_chat(CONTRACT["llmapi"], CHAT["llmapi"], chat), {})
+    link = repository / "tensorrt_llm" / "1" / ("nvidia_model.py" if chat else "model.py")
+    assert str(link.readlink()) == "/app/all_models/llmapi/tensorrt_llm/1/model.py"
     assert_tensors(found.output, CONTRACT["llmapi"]["outputs"], {})
     described = json.loads((repository / "tensorrt_llm" / "1" / "model.yaml").read_text())
     assert described["triton_config"] == {
@@ -329,9 +350,9 @@ def test_a_model_yaml_that_disagrees(
 
 
 def test_options_of_another_kind_are_refused(llmapi: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="takes decoupled only"):
+    with pytest.raises(UsageError, match="takes decoupled and chat only"):
         made(llmapi, tmp_path, Options(max_batch_size=4))
-    with pytest.raises(UsageError, match="takes decoupled only"):
+    with pytest.raises(UsageError, match="takes decoupled and chat only"):
         made(llmapi, tmp_path, parameters={"max_beam_width": 1})
 
 

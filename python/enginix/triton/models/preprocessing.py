@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from enginix.tables import table
+from enginix.triton.contract import reference
+from enginix.triton.models import chat
 from enginix.triton.models.detokenizer import load_tokenizer
 from enginix.triton.models.request import Inputs, RequestError, answer, boolean, integers, parameter, required
 from enginix.triton.models.stop_words import pack
@@ -27,7 +29,9 @@ class Preprocessing:
     def __init__(self, args: dict[str, str], backend: Any) -> None:
         config = json.loads(args["model_config"])
         self._backend = backend
-        self._tokenizer = load_tokenizer(Path(required(config, "tokenizer_dir")))
+        directory = Path(required(config, "tokenizer_dir"))
+        self._tokenizer = load_tokenizer(directory)
+        self._template = chat.load(directory)
         self._add_special_tokens = boolean(config, "add_special_tokens", True)
         self._end_id = (integers(config, "end_ids") or [-1])[0]
         self._pad_id = int(parameter(config, "pad_id") or self._end_id)
@@ -65,19 +69,21 @@ class Preprocessing:
         ]
 
     def _prompt(self, inputs: Inputs) -> list[int]:
-        """The prompt's ids. A later input ``messages`` would apply the chat template here."""
-        text = inputs.text("QUERY")
-        if text is None:
-            raise RequestError("text_input is missing")
+        """The prompt's ids, of a text or of messages."""
+        said = chat.read(inputs, "QUERY", "MESSAGES", "CHAT_TEMPLATE_ARGS")
+        name = "text_input" if said is None else "messages"
+        # A template spells its special tokens out.
+        special = self._add_special_tokens and said is None
+        text = (inputs.text("QUERY") or "") if said is None else self._template.render(said)
         # Tokenizing it would take minutes, with every other request waiting behind.
         if self._max_characters and len(text) > self._max_characters:
             raise RequestError(
-                f"text_input: {len(text)} characters; the engine's {self._max_seq_len} tokens spell at most "
+                f"{name}: {len(text)} characters; the engine's {self._max_seq_len} tokens spell at most "
                 f"{self._max_characters}"
             )
-        prompt = self._encode(text, special=self._add_special_tokens)
+        prompt = self._encode(text, special=special)
         if not prompt:
-            raise RequestError("text_input is empty: there is no token to continue")
+            raise RequestError(f"{name} is empty: there is no token to continue")
         return prompt
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
@@ -107,7 +113,7 @@ def check_lengths(prompt: int, max_tokens: Any, max_tokens_limit: int, max_seq_l
         raise RequestError(f"max_tokens: {max_tokens} is above this server's limit of {max_tokens_limit}")
     if max_seq_len and prompt >= max_seq_len:
         raise RequestError(
-            f"text_input: {prompt} tokens; the engine holds {max_seq_len}, prompt and answer together"
+            f"{prompt} prompt tokens; the engine holds {max_seq_len}, prompt and answer together"
         )
     if max_seq_len and prompt + max_tokens > max_seq_len:
         raise RequestError(
@@ -116,7 +122,7 @@ def check_lengths(prompt: int, max_tokens: Any, max_tokens_limit: int, max_seq_l
         )
 
 
-ENSEMBLE_INPUTS: tuple[str, ...] = tuple(table("triton_reference")["models"]["ensemble"]["inputs"])
+ENSEMBLE_INPUTS: tuple[str, ...] = tuple(t.name for t in reference()["ensemble"].inputs)
 
 
 def _unsupported_inputs() -> frozenset[str]:

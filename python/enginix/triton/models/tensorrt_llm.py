@@ -188,6 +188,8 @@ class TensorrtLlm:
             tensor("batch_index", np.zeros((1, 1), np.int32)),
             tensor("sequence_index", np.zeros((1, 1), np.int32)),
             tensor("finish_reason", np.array([[(chunk.finish or "").encode()]], np.object_)),
+            tensor("prompt_tokens", np.array([[len(order.prompt)]], np.int32)),
+            tensor("completion_tokens", np.array([[chunk.generated]], np.int32)),
         ]
         if order.logprobs:
             outputs.append(tensor("cum_log_probs", np.array([[chunk.cumulative]], np.float32)))

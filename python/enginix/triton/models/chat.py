@@ -1,0 +1,222 @@
+"""Messages → prompt, by the model's own chat template, rendered in transformers' sandbox.
+
+A template is code of the model's author; messages are data of the client. transformers renders with Jinja's
+immutable sandbox, so neither reaches Python; a client cannot bring a template of its own.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enginix.errors import RepositoryError
+from enginix.triton.models.request import Inputs, RequestError
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+# Arguments of transformers' apply_chat_template that are a client's to choose; a template may read others.
+ARGUMENTS: dict[str, type] = {
+    "add_generation_prompt": bool,
+    "continue_final_message": bool,
+    "tools": list,
+    "documents": list,
+}
+# Names that the renderer takes itself, and those of the tokenizer.
+_OWN = ("messages", "conversations", "chat_template", "return_assistant_tokens_mask", "tokenize")
+
+
+@dataclass(frozen=True)
+class Chat:
+    """What a request says in messages, read but not checked against a template."""
+
+    messages: list[dict[str, Any]]
+    arguments: dict[str, Any]
+
+
+def read(inputs: Inputs, text: str, messages: str, arguments: str) -> Chat | None:
+    """The chat of a request; ``None`` where it gives a text instead.
+
+    Args:
+        text, messages, arguments: names of the three inputs in this model.
+
+    Raises:
+        RequestError: both or neither given, or not what a chat looks like; names are the ensemble's.
+    """
+    given, prompt = inputs.text(messages), inputs.text(text)
+    if given and prompt:
+        raise RequestError("text_input and messages are both given; give one of them")
+    extra = inputs.text(arguments)
+    if not given:
+        if prompt is None:
+            raise RequestError("text_input is missing, and so are messages; give one of them")
+        if extra:
+            raise RequestError("chat_template_args without messages")
+        return None
+    return Chat(_messages(given), _object(extra) if extra else {})
+
+
+def _json(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise RequestError(f"{name}: not JSON: {e}") from e
+
+
+def _object(text: str) -> dict[str, Any]:
+    found = _json("chat_template_args", text)
+    if not isinstance(found, dict):
+        raise RequestError("chat_template_args: not a JSON object")
+    return found
+
+
+def _messages(text: str) -> list[dict[str, Any]]:
+    found = _json("messages", text)
+    if not isinstance(found, list) or not found:
+        raise RequestError("messages: not a JSON list of at least one message")
+    for number, message in enumerate(found):
+        where = f"messages[{number}]"
+        if not isinstance(message, dict):
+            raise RequestError(f'{where}: not an object such as {{"role": "user", "content": "…"}}')
+        if not isinstance(message.get("role"), str):
+            raise RequestError(f"{where}: role is missing or not a text")
+        content = message.get("content")
+        # An assistant's message may be its tool calls alone, without a text.
+        if not isinstance(content, str | list) and not (content is None and message.get("tool_calls")):
+            raise RequestError(f"{where}: content is missing or not a text")
+    return found
+
+
+class ChatTemplate:
+    """The chat templates of one model.
+
+    Args:
+        templates: name → Jinja source; the one named ``default`` is used unless tools ask for ``tool_use``.
+        special: special tokens by their names, which templates read.
+    """
+
+    def __init__(self, templates: Mapping[str, str], special: Mapping[str, str]) -> None:
+        self._templates = dict(templates)
+        self._special = dict(special)
+
+    def special_texts(self) -> list[str]:
+        """The special tokens, as texts."""
+        return [text for text in self._special.values() if text]
+
+    def render(self, chat: Chat) -> str:
+        """The prompt as text, special tokens spelled out; encode it without adding any.
+
+        Raises:
+            RequestError: the model has no template, or the template refuses.
+        """
+        template = self._chosen(chat)
+        self._check(chat, template)
+        # Half a second, which a server that never sees messages need not spend.
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        arguments = {"add_generation_prompt": not chat.arguments.get("continue_final_message")}
+        try:
+            rendered, _ = render_jinja_template(
+                conversations=[chat.messages],
+                chat_template=template,
+                **{**self._special, **arguments, **chat.arguments},
+            )
+        except Exception as e:  # whatever the template's own code raises is about this request
+            said = str(e).strip().split("\n", 1)[0]
+            raise RequestError(f"messages: the chat template refuses: {said or type(e).__name__}") from e
+        if not rendered[0]:
+            raise RequestError("messages: the chat template makes an empty prompt of them")
+        return str(rendered[0])
+
+    def _chosen(self, chat: Chat) -> str:
+        if not self._templates:
+            raise RequestError("messages: this model has no chat template; send text_input")
+        if chat.arguments.get("tools") and "tool_use" in self._templates:
+            return self._templates["tool_use"]
+        found = self._templates.get("default")
+        if found is None:
+            names = ", ".join(sorted(self._templates))
+            raise RequestError(f"messages: this model's chat templates are {names}, none is the default")
+        return found
+
+    def _check(self, chat: Chat, template: str) -> None:
+        """A role or an argument that the template does not read would change nothing and say nothing."""
+        for number, message in enumerate(chat.messages):
+            role = message["role"]
+            if role not in ROLES and not _names(template, role):
+                near = difflib.get_close_matches(role, ROLES, 1, 0.6)
+                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(ROLES)}"
+                raise RequestError(f"messages[{number}]: role {role!r} is unknown; {hint}")
+        for name, value in chat.arguments.items():
+            if name in ARGUMENTS:
+                if value is not None and not isinstance(value, ARGUMENTS[name]):
+                    raise RequestError(f"chat_template_args: {name} is not a {ARGUMENTS[name].__name__}")
+            elif name in _OWN or name in self._special:
+                raise RequestError(f"chat_template_args: {name} is the server's to set")
+            elif not _names(template, name):
+                raise RequestError(f"chat_template_args: this model's chat template does not read {name}")
+        both = chat.arguments.get("add_generation_prompt") and chat.arguments.get("continue_final_message")
+        if both:
+            raise RequestError(
+                "chat_template_args: add_generation_prompt and continue_final_message exclude each other"
+            )
+
+
+def _names(template: str, name: str) -> bool:
+    return bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", template)) and bool(name)
+
+
+def load(directory: Path) -> ChatTemplate:
+    """The templates of a tokenizer's directory, as transformers looks for them; there may be none.
+
+    Raises:
+        RepositoryError: a file of them is unreadable.
+    """
+    settings = _read(directory / "tokenizer_config.json")
+    found: dict[str, str] = {}
+    for source in (settings, _read(directory / "chat_template.json")):
+        given = source.get("chat_template")
+        if isinstance(given, str):
+            found["default"] = given
+        elif isinstance(given, list):
+            found |= {
+                str(row["name"]): str(row["template"])
+                for row in given
+                if isinstance(row, dict) and {"name", "template"} <= set(row)
+            }
+    for path in sorted((directory / "additional_chat_templates").glob("*.jinja")):
+        found[path.stem] = _text(path)
+    if (directory / "chat_template.jinja").is_file():
+        found["default"] = _text(directory / "chat_template.jinja")
+    special = {**_read(directory / "special_tokens_map.json"), **settings}
+    return ChatTemplate(found, _special_tokens(special))
+
+
+def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+    """``bos_token`` and the like as texts; one that the model lacks stays undefined, as in transformers."""
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        content = value.get("content") if isinstance(value, dict) else value
+        if key.endswith("_token") and isinstance(content, str):
+            found[key] = content
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise RepositoryError(f"unreadable: {e}", where=str(path), fix="build the engine again") from e
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(_text(path))
+    except (ValueError, RecursionError) as e:
+        raise RepositoryError(f"unreadable: {e}", where=str(path), fix="build the engine again") from e
+    return found if isinstance(found, dict) else {}

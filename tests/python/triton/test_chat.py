@@ -1,0 +1,325 @@
+"""Messages → prompt: the model's own template, as transformers applies it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, processors
+
+from enginix.triton.models import chat, nvidia
+from enginix.triton.models.preprocessing import Preprocessing
+from enginix.triton.models.request import RequestError
+
+TINY = Path(__file__).parents[2] / "models" / "tiny-qwen3"
+TEMPLATE = (
+    "{{ bos_token }}{%- for m in messages %}"
+    "{%- if m.role == 'system' and loop.index0 > 0 %}{{ raise_exception('system comes first') }}{%- endif %}"
+    "[{{ m.role }}]{{ m.content }}{%- endfor %}"
+    "{%- if tools %}{{ tools | tojson }}{%- endif %}{%- if thinking %}<think>{%- endif %}"
+    "{%- if add_generation_prompt %}[assistant]{%- endif %}"
+)
+MESSAGES = [{"role": "system", "content": "Be brief — 🙂."}, {"role": "user", "content": "The quick fox\n"}]
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+
+
+@pytest.fixture
+def tokenizer(hand_made: Any) -> Path:
+    """A tokenizer that puts its first special token before every text, with a template that spells it out."""
+    directory: Path = hand_made.directory / "tokenizer"
+    made = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    made.post_processor = processors.TemplateProcessing(
+        single="<|end|> $A", special_tokens=[("<|end|>", made.token_to_id("<|end|>"))]
+    )
+    made.save(str(directory / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|end|>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    (directory / "chat_template.jinja").write_text(TEMPLATE)
+    return directory
+
+
+def arguments(tokenizer: Path, **parameters: str) -> dict[str, str]:
+    found = {"tokenizer_dir": str(tokenizer), **parameters}
+    entries = {key: {"string_value": value} for key, value in found.items()}
+    config = {
+        "max_batch_size": 4,
+        "parameters": entries,
+        "model_transaction_policy": {"decoupled": False},
+    }
+    return {"model_config": json.dumps(config)}
+
+
+@pytest.fixture
+def preprocessing(tokenizer: Path, backend: Any) -> Preprocessing:
+    return Preprocessing(arguments(tokenizer, max_tokens_limit="20", max_seq_len="500"), backend)
+
+
+@pytest.fixture
+def ask(preprocessing: Preprocessing, request_of: Callable[..., Any]) -> Callable[..., Any]:
+    def one(**inputs: Any) -> Any:
+        encoded = {
+            k: v if isinstance(v, str | bytes | np.ndarray) else json.dumps(v) for k, v in inputs.items()
+        }
+        return preprocessing.execute([request_of(REQUEST_OUTPUT_LEN=4, **encoded)])[0]
+
+    return one
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"tools": TOOLS},
+        {"add_generation_prompt": False},
+        {"thinking": True},
+        {"continue_final_message": True},
+    ],
+    ids=str,
+)
+def test_the_ids_are_those_of_transformers(ask: Callable[..., Any], tokenizer: Path, extra: Any) -> None:
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(str(tokenizer))
+    prompt = {"add_generation_prompt": not extra.get("continue_final_message")}
+    wanted = theirs.apply_chat_template(MESSAGES, tokenize=True, return_dict=True, **{**prompt, **extra})
+    response = ask(MESSAGES=MESSAGES, CHAT_TEMPLATE_ARGS=extra)
+    assert response.error is None
+    assert response.tensors["INPUT_ID"][0].tolist() == wanted["input_ids"]
+    assert response.tensors["REQUEST_INPUT_LEN"].tolist() == [[len(wanted["input_ids"])]]
+
+
+def test_a_text_still_gets_its_special_token(ask: Callable[..., Any]) -> None:
+    assert ask(QUERY="fox").tensors["INPUT_ID"][0, 0] == 0
+    assert ask(QUERY="fox", MESSAGES="").tensors["INPUT_ID"][0, 0] == 0
+
+
+def test_the_template_of_the_test_model_is_transformers_s() -> None:
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(str(TINY))
+    said = chat.load(TINY).render(chat.Chat(MESSAGES, {}))
+    assert said == theirs.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+
+
+REFUSED = [
+    ({}, "text_input is missing, and so are messages"),
+    ({"QUERY": "a", "MESSAGES": MESSAGES}, "text_input and messages are both given"),
+    ({"QUERY": "a", "CHAT_TEMPLATE_ARGS": {"tools": TOOLS}}, "chat_template_args without messages"),
+    ({"MESSAGES": "[{"}, "messages: not JSON"),
+    ({"MESSAGES": "[" * 100_000}, "messages: not JSON"),
+    ({"MESSAGES": b"\xff"}, "MESSAGES: not UTF-8"),
+    ({"MESSAGES": []}, "not a JSON list of at least one message"),
+    ({"MESSAGES": {"role": "user", "content": "a"}}, "not a JSON list"),
+    ({"MESSAGES": ["a"]}, "messages[0]: not an object"),
+    ({"MESSAGES": [{"content": "a"}]}, "messages[0]: role is missing"),
+    ({"MESSAGES": [{"role": 1, "content": "a"}]}, "messages[0]: role is missing or not a text"),
+    ({"MESSAGES": [{"role": "user"}]}, "messages[0]: content is missing"),
+    ({"MESSAGES": [{"role": "user", "content": None}]}, "messages[0]: content is missing"),
+    ({"MESSAGES": [{"role": "asistant", "content": "a"}]}, "did you mean assistant?"),
+    ({"MESSAGES": [{"role": "qqq", "content": "a"}]}, "role 'qqq' is unknown; known are system"),
+    ({"MESSAGES": [*MESSAGES, MESSAGES[0]]}, "the chat template refuses: system comes first"),
+    ({"MESSAGES": MESSAGES, "CHAT_TEMPLATE_ARGS": "[]"}, "chat_template_args: not a JSON object"),
+    ({"MESSAGES": MESSAGES, "CHAT_TEMPLATE_ARGS": {"tols": []}}, "template does not read tols"),
+    ({"MESSAGES": MESSAGES, "CHAT_TEMPLATE_ARGS": {"": []}}, "template does not read"),
+    ({"MESSAGES": MESSAGES, "CHAT_TEMPLATE_ARGS": {"tools": {}}}, "tools is not a list"),
+    ({"MESSAGES": MESSAGES, "CHAT_TEMPLATE_ARGS": {"tools": ["x"]}}, "the chat template refuses"),
+    ({"MESSAGES": MESSAGES, "CHAT_TEMPLATE_ARGS": {"chat_template": "{{ 1 }}"}}, "is the server's to set"),
+    ({"MESSAGES": MESSAGES, "CHAT_TEMPLATE_ARGS": {"bos_token": "x"}}, "is the server's to set"),
+    (
+        {
+            "MESSAGES": MESSAGES,
+            "CHAT_TEMPLATE_ARGS": {"add_generation_prompt": True, "continue_final_message": True},
+        },
+        "exclude each other",
+    ),
+    ({"MESSAGES": [{"role": "user", "content": "fox " * 1000}]}, "prompt tokens; the engine holds 500"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "expected"), REFUSED, ids=[e for _, e in REFUSED])
+def test_what_is_refused(ask: Callable[..., Any], backend: Any, inputs: Any, expected: str) -> None:
+    response = ask(**inputs)
+    assert expected in str(response.error)
+    assert response.error.code == backend.TritonError.INVALID_ARG
+    assert "\n" not in str(response.error)
+
+
+def test_messages_are_data_and_not_code(ask: Callable[..., Any], tokenizer: Path) -> None:
+    made = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    content = "{{ 7 * 7 }}{% for c in ''.__class__.__mro__ %}{% endfor %}"
+    response = ask(MESSAGES=[{"role": "user", "content": content}])
+    assert content in made.decode(response.tensors["INPUT_ID"][0].tolist())
+
+
+def test_a_template_cannot_reach_python(tokenizer: Path) -> None:
+    (tokenizer / "chat_template.jinja").write_text("{{ messages.__class__.__mro__[1].__subclasses__() }}")
+    with pytest.raises(RequestError, match="the chat template refuses"):
+        chat.load(tokenizer).render(chat.Chat(MESSAGES, {}))
+
+
+def test_a_model_without_a_template(tokenizer: Path) -> None:
+    (tokenizer / "chat_template.jinja").unlink()
+    with pytest.raises(RequestError, match="this model has no chat template; send text_input"):
+        chat.load(tokenizer).render(chat.Chat(MESSAGES, {}))
+
+
+def test_where_templates_are_found(tokenizer: Path) -> None:
+    (tokenizer / "chat_template.jinja").unlink()
+    named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools {{ tools }}"}]
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    found = chat.load(tokenizer)
+    assert found.render(chat.Chat(MESSAGES, {})) == "plain"
+    assert found.render(chat.Chat(MESSAGES, {"tools": TOOLS})).startswith("tools")
+    # The file of its own wins, as in transformers.
+    (tokenizer / "chat_template.jinja").write_text("file")
+    assert chat.load(tokenizer).render(chat.Chat(MESSAGES, {})) == "file"
+
+
+@given(st.text(max_size=60), st.text(max_size=30))
+def test_any_text_for_messages_is_read_or_refused(messages: str, extra: str) -> None:
+    class Given:
+        def text(self, name: str) -> str | None:
+            return {"messages": messages, "chat_template_args": extra}.get(name)
+
+    try:
+        found = chat.read(Given(), "text_input", "messages", "chat_template_args")  # type: ignore[arg-type]
+    except RequestError as e:
+        assert "\n" not in str(e)
+    else:
+        assert found is not None
+        assert isinstance(found.messages, list)
+
+
+class StandIn:
+    """STAND-IN for one of NVIDIA's models: remembers what it was given."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        self.seen: list[dict[str, Any]] = []
+
+    def initialize(self, args: dict[str, str]) -> None:
+        self.args = args
+
+    def execute(self, requests: Any) -> Any:
+        self.seen += [{t.name(): t.as_numpy() for t in r.inputs()} for r in requests]
+        zeros = {"INPUT_ID": np.zeros((1, 2), np.int32), "REQUEST_INPUT_LEN": np.array([[2]], np.int32)}
+        other = {"STOP_WORDS_IDS": np.ones((1, 2, 1), np.int32)}
+        return [Response([Tensor(n, v) for n, v in {**zeros, **other}.items()]) for _ in requests]
+
+
+class Tensor:
+    def __init__(self, name: str, value: Any) -> None:
+        self._name, self.value = name, value
+
+    def name(self) -> str:
+        return self._name
+
+    def as_numpy(self) -> Any:
+        return self.value
+
+
+class Response:
+    def __init__(self, tensors: Any = (), error: Any = None) -> None:
+        self.tensors = {t.name(): t.as_numpy() for t in tensors}
+        self.error = error
+        self._tensors = list(tensors)
+
+    def output_tensors(self) -> Any:
+        return self._tensors
+
+    def has_error(self) -> bool:
+        return self.error is not None
+
+
+class Request:
+    def __init__(self, **inputs: str) -> None:
+        self._inputs = [Tensor(n, np.array([[v.encode()]], np.object_)) for n, v in inputs.items()]
+
+    def inputs(self) -> Any:
+        return self._inputs
+
+    def request_id(self) -> str:
+        return "mine"
+
+
+class Backend:
+    TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
+    Tensor = Tensor
+    InferenceResponse = Response
+
+    class TritonError(Exception):
+        INVALID_ARG = 1
+
+        def __init__(self, message: str, code: int) -> None:
+            super().__init__(message)
+
+    @staticmethod
+    def get_input_tensor_by_name(request: Any, name: str) -> Any:
+        return next((t for t in request.inputs() if t.name() == name), None)
+
+
+@pytest.fixture
+def wrapped(tokenizer: Path) -> Callable[[type], tuple[Any, StandIn]]:
+    def make(kind: type) -> tuple[Any, StandIn]:
+        model = StandIn(Backend)
+        return kind(arguments(tokenizer), Backend, model), model
+
+    return make
+
+
+def test_nvidia_s_preprocessing_gets_text_and_answers_with_the_template_s_ids(
+    wrapped: Callable[[type], Any], tokenizer: Path
+) -> None:
+    around, model = wrapped(nvidia.Preprocessing)
+    plain = Request(QUERY="plain")
+    requests = [
+        plain,
+        Request(QUERY="a", MESSAGES=json.dumps(MESSAGES)),
+        Request(MESSAGES=json.dumps(MESSAGES)),
+    ]
+    first, refused, last = around.execute(requests)
+    made = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    assert first.tensors["INPUT_ID"].tolist() == [[0, 0]]
+    assert "both given" in str(refused.error)
+    text = chat.load(tokenizer).render(chat.Chat(MESSAGES, {}))
+    assert last.tensors["INPUT_ID"].tolist() == [made.encode(text, add_special_tokens=False).ids]
+    assert last.tensors["REQUEST_INPUT_LEN"].item() == last.tensors["INPUT_ID"].size
+    assert last.tensors["STOP_WORDS_IDS"].tolist() == [[[1], [1]]]
+    assert [set(s) for s in model.seen] == [{"QUERY"}, {"QUERY"}]
+    assert model.seen[1]["QUERY"][0, 0].decode() == text
+
+
+def test_the_bls_hands_a_template_s_text_on_and_preprocessing_adds_nothing(
+    wrapped: Callable[[type], Any], tokenizer: Path
+) -> None:
+    around, model = wrapped(nvidia.Bls)
+    around.execute([Request(messages=json.dumps(MESSAGES))])
+    text = model.seen[0]["text_input"][0, 0].decode()
+    preprocessing, inner = wrapped(nvidia.Preprocessing)
+    (response,) = preprocessing.execute([Request(QUERY=text)])
+    rendered = chat.load(tokenizer).render(chat.Chat(MESSAGES, {}))
+    made = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    assert response.tensors["INPUT_ID"].tolist() == [made.encode(rendered, add_special_tokens=False).ids]
+    assert inner.seen[0]["QUERY"][0, 0].decode() == rendered
+
+
+def test_the_llm_class_gets_a_text_that_it_encodes_to_the_template_s_ids(
+    wrapped: Callable[[type], Any], tokenizer: Path
+) -> None:
+    around, model = wrapped(nvidia.Llmapi)
+    around.execute([Request(messages=json.dumps(MESSAGES))])
+    text = model.seen[0]["text_input"][0, 0].decode()
+    made = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    rendered = chat.load(tokenizer).render(chat.Chat(MESSAGES, {}))
+    assert made.encode(text).ids == made.encode(rendered, add_special_tokens=False).ids
+    # Without the special token in the template there is no such text.
+    (tokenizer / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    around, _ = wrapped(nvidia.Llmapi)
+    (response,) = around.execute([Request(messages=json.dumps(MESSAGES))])
+    assert "adds special tokens to every text" in str(response.error)
