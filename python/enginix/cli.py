@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +38,7 @@ COMMANDS = {
     "edgellm-serve": "serve a TensorRT Edge-LLM engine over OpenAI's interface, on loopback",
     "triton-repo": "engine → Triton model repository, validated",
     "serve": "start Triton on a repository, loopback by default; ask it; stop it",
+    "gateway": "OpenAI interface, keys and limits in front of Triton and other servers (LiteLLM)",
 }
 
 EPILOG = "exit codes:\n" + "\n".join(f"  {code:<3} {meaning}" for code, meaning in EXIT_CODES.items())
@@ -89,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Exception as e:
         if os.environ.get("ENGINIX_TRACEBACK"):
+            import traceback
+
             traceback.print_exc()
         print(
             f"error: unexpected {type(e).__name__}: {e}\n"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +30,8 @@ def write_text(path: Path, text: str) -> None:
 
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes, read in 1 MiB blocks."""
+    import hashlib
+
     digest = hashlib.sha256()
     with path.open("rb") as f:
         while block := f.read(1 << 20):
@@ -50,6 +49,10 @@ def new_directory(out: Path) -> Iterator[Path]:
         UsageError: ``out`` exists already and is not an empty directory.
         MachineError: the file system refuses, for instance because it is full.
     """
+    # Imported late: whoever only reads a manifest is to start in milliseconds.
+    import shutil
+    import tempfile
+
     out = Path(os.path.abspath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError("output exists already", where=str(out), fix="choose another -o, or remove it")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import ctypes
-import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from enginix import process
 from enginix.errors import MachineError, UsageError
 from enginix.runtime.driver import Driver
 from enginix.tables import table
@@ -112,6 +109,12 @@ def probe(driver: Driver) -> Machine:
 
 
 def _smi(program: Path) -> Machine:
+    # Only where NVML does not answer.
+    import csv
+    import io
+
+    from enginix import process
+
     def ask(what: str, fields: tuple[str, ...]) -> list[list[str]]:
         done = process.run(
             [program, f"--query-{what}={','.join(fields)}", "--format=csv,noheader,nounits"], timeout=30

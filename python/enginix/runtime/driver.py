@@ -7,9 +7,7 @@ they are always below ``/run/opengl-driver``, where nixpkgs' programs look as we
 
 from __future__ import annotations
 
-import glob
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +73,8 @@ class Driver:
         """A program by its name, from the driver or from PATH."""
         if self.root is not None and (self.root / "bin" / name).exists():
             return self.root / "bin" / name
+        import shutil
+
         found = next((p for p in self.programs if p.name == name), None) or shutil.which(name)
         return Path(found) if found else None
 
@@ -85,6 +85,9 @@ def find(root: Path | None = None) -> Driver:
         return Driver(root)
     if HOME.exists():
         return Driver(HOME)
+    import glob
+    import shutil
+
     for place in PLACES:
         found = sorted(Path(p) for pattern in LIBRARIES for p in glob.glob(f"{place}/{pattern}"))
         if any(p.name.startswith("libcuda.so") for p in found):
@@ -95,6 +98,8 @@ def find(root: Path | None = None) -> Driver:
 
 def devices() -> list[Path]:
     """Device nodes of NVIDIA's driver."""
+    import glob
+
     return sorted(Path(p) for pattern in DEVICES for p in glob.glob(pattern))
 
 
