@@ -4,7 +4,7 @@ mkdir -p "$out/bin" "$out/lib" "$out/libexec"
 cp -r "$source" "$out/lib/enginix"
 chmod -R u+w "$out/lib"
 # A store path is read only: without bytecode every start would compile the modules again.
-"$python3/bin/python3" -m compileall -q --invalidation-mode unchecked-hash "$out/lib"
+"$python/bin/python3" -m compileall -q --invalidation-mode unchecked-hash "$out/lib"
 cat >"$out/libexec/launch.py" <<EOF
 from $main import main
 
