@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Bytes8 = npt.NDArray[np.uint8]
 
 COPY = 1 << 20  # bytes of a block that is copied as it is
-CHUNK = 1 << 19  # bytes of a block that is looked at: with what is made of it, it fits a core's L2 cache
+CHUNK = 1 << 20  # bytes of a block that something is made of
 
 
 class Reader:

@@ -1,10 +1,11 @@
-"""Measures the converter beside ``cp`` and NumPy copies of the same bytes, in the same run.
+"""Measures the converter beside ``cp`` and NumPy's copy of the bytes that it writes, in the same run.
 
   python tests/bench/checkpoint/bench.py [--directory DIR] [--sizes 1 3 10] [--rounds 3] [--modelopt PYTHON]
 
 Ratios are what counts: of the best of alternating rounds, since other work only adds time. DIR needs
-room for the largest model three times. Memory is the peak of the process's own pages (RssAnon +
-RssShmem), sampled every 10 ms; mapped files and the page cache do not count.
+room for the largest model three times, and for the main one and two checkpoints of 8 ranks. Memory is
+the peak of the process's own pages (RssAnon + RssShmem), sampled every 10 ms; mapped files and the page
+cache do not count.
 """
 
 from __future__ import annotations
@@ -69,49 +70,67 @@ def run(words: Sequence[str | Path]) -> tuple[float, int]:
 
 
 def convert(model: Path, out: Path, *options: str) -> tuple[float, int]:
+    """Seconds and own memory; ``out`` is left there."""
     shutil.rmtree(out, ignore_errors=True)
     os.sync()
-    result = run([sys.executable, "-m", "enginix", "convert", str(model), "-o", str(out), *options])
-    shutil.rmtree(out)
-    return result
+    return run([sys.executable, "-m", "enginix", "convert", str(model), "-o", str(out), *options])
 
 
-# From file to file through NumPy: what a conversion that computes nothing costs.
+# From files to files through NumPy, by as many threads: what a conversion that computes nothing costs.
 NUMPY_COPY = """
-import sys, numpy as np
-block, into = np.empty(1 << 20, np.uint8), np.empty(1 << 20, np.uint8)
-with open(sys.argv[1], "rb", buffering=0) as source, open(sys.argv[2], "wb", buffering=0) as target:
-    while n := source.readinto(block):
+import os, sys, threading, numpy as np
+from pathlib import Path
+threads, source, target = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+target.mkdir()
+tasks, lock, STEP = [], threading.Lock(), 1 << 20
+for path in sorted(source.glob("*.safetensors")):
+    size = path.stat().st_size
+    read, write = os.open(path, os.O_RDONLY), os.open(target / path.name, os.O_WRONLY | os.O_CREAT)
+    os.ftruncate(write, size)
+    tasks += [(read, write, at) for at in range(0, size, STEP)]
+waiting = iter(tasks)
+def work():
+    block, into = np.empty(STEP, np.uint8), np.empty(STEP, np.uint8)
+    while True:
+        with lock:
+            task = next(waiting, None)
+        if task is None:
+            return
+        n = os.preadv(task[0], [block], task[2])
         np.copyto(into[:n], block[:n])
-        target.write(into[:n])
+        os.pwrite(task[1], into[:n], task[2])
+workers = [threading.Thread(target=work) for _ in range(threads)]
+for w in workers: w.start()
+for w in workers: w.join()
 """
 
 
-def copy(model: Path, out: Path, command: Sequence[str] = ("cp",)) -> float:
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
+def copy(source: Path, target: Path, *command: str | Path) -> float:
+    """Seconds that a command needs to copy a directory."""
+    shutil.rmtree(target, ignore_errors=True)
     os.sync()
-    seconds, _ = run([*command, str(model / "model.safetensors"), str(out / "model.safetensors")])
-    shutil.rmtree(out)
+    seconds, _ = run([*command, source, target])
+    shutil.rmtree(target)
     return seconds
 
 
-def numpy_copy(model: Path, out: Path) -> float:
-    return copy(model, out, (sys.executable, "-c", NUMPY_COPY))
-
-
 def one_model(base: Path, name: str, rounds: int, options: Sequence[str]) -> None:
-    """Conversion of ``base/model``, ``cp`` and NumPy's copy in turns."""
-    model, out = base / "model", base / "out"
+    """Conversion of ``base/model``, and copies of the checkpoint that it wrote, in turns."""
+    from enginix.checkpoint.parallel import usable_threads
+
+    model, out, copied = base / "model", base / "out", base / "copied"
     copies, numpys, conversions, peaks = [], [], [], []
     for _ in range(rounds):
-        copies.append(copy(model, out))
-        numpys.append(numpy_copy(model, out))
         seconds, peak = convert(model, out, *options)
         conversions.append(seconds)
         peaks.append(peak)
+        size = sum(p.stat().st_size for p in out.iterdir())
+        copies.append(copy(out, copied, "cp", "-r"))
+        numpys.append(copy(out, copied, sys.executable, "-c", NUMPY_COPY, str(usable_threads())))
+    shutil.rmtree(out)
     cp, plain, ours = min(copies), min(numpys), min(conversions)
     RESULTS[name] = {
+        "GB": size / 1e9,
         "cp": cp,
         "numpy": plain,
         "convert": ours,
@@ -120,7 +139,7 @@ def one_model(base: Path, name: str, rounds: int, options: Sequence[str]) -> Non
         "memoryMB": max(peaks) / 1e6,
     }
     say(
-        f"{name:<30} cp {cp:5.2f} s   NumPy {plain:5.2f} s   convert {ours:5.2f} s   "
+        f"{name:<30} {size / 1e9:5.2f} GB   cp {cp:5.2f} s   NumPy {plain:5.2f} s   convert {ours:5.2f} s   "
         f"{cp / ours:4.2f} × cp, {plain / ours:4.2f} × NumPy's copy   memory {max(peaks) / 1e6:4.0f} MB"
     )
 
@@ -147,37 +166,45 @@ def best(work: Callable[[], object], rounds: int = 7) -> float:
 
 
 def casts() -> None:
-    """In memory, a block at a time as conversion does, against a NumPy copy of the same input bytes."""
+    """From memory to memory, larger than the caches, a block at a time as conversion does.
+
+    Beside it NumPy's copy of the same input, in the same blocks, by the same threads. Bytes are those read
+    and those written, of both.
+    """
+    from enginix.checkpoint import native
     from enginix.checkpoint.numbers import cast, fp8_rescale, numpy_dtype
     from enginix.checkpoint.parallel import in_order, usable_threads
     from enginix.checkpoint.parts import CHUNK
 
     rng = np.random.default_rng(0)
+    say(f"casts are {'compiled' if native.library() else 'NumPy'}")
 
-    def measure(name: str, values: Array, made: int, work: Callable[[Array, Array], object]) -> None:
-        step, into = CHUNK // values.itemsize, np.empty_like(values)
-        plain = best(lambda: np.copyto(into, values))
-        buffers = [np.empty(step * made, np.uint8) for _ in range(usable_threads())]
+    def measure(name: str, values: Array, to: Any, work: Callable[[Array, Array], object]) -> None:
+        step, made, copied = CHUNK // values.itemsize, np.empty(values.size, to), np.empty_like(values)
+        moved = {"cast": values.nbytes + made.nbytes, "copy": 2 * values.nbytes}
 
-        def through(out: Array) -> Callable[[int], int]:
-            def run_one(i: int) -> int:
-                work(values[i : i + step], out)
+        def speed(what: str, threads: int) -> float:
+            def block(at: int) -> int:
+                part = slice(at, at + step)
+                if what == "cast":
+                    work(values[part], made[part])
+                else:
+                    np.copyto(copied[part], values[part])
                 return 0
 
-            return run_one
+            return (
+                moved[what]
+                / best(lambda: in_order(iter(range(0, len(values), step)), [block] * threads))
+                / 1e9
+            )
 
-        def all_of(threads: int) -> float:
-            workers = [through(b) for b in buffers[:threads]]
-            return best(lambda: in_order(iter(range(0, len(values), step)), workers))
-
-        one, every = all_of(1), all_of(len(buffers))
-        size = values.nbytes
-        RESULTS[name] = {"copyGBps": size / plain / 1e9, "GBps": size / one / 1e9, "ratio": plain / one}
-        RESULTS[name] |= {"threads": len(buffers), "allGBps": size / every / 1e9, "allRatio": plain / every}
-        say(
-            f"{name:<30} {size / one / 1e9:5.2f} GB/s of input, {plain / one:4.2f} × a NumPy copy in memory; "
-            f"{len(buffers)} threads {size / every / 1e9:5.2f} GB/s, {plain / every:4.2f} ×"
-        )
+        for threads in sorted({1, usable_threads()}):
+            ours, plain = speed("cast", threads), speed("copy", threads)
+            RESULTS[f"{name}, {threads} threads"] = {"GBps": ours, "copyGBps": plain, "ratio": ours / plain}
+            say(
+                f"{name:<16} {threads} thread{'s' if threads > 1 else ' '}  {ours:5.1f} GB/s read and written, "
+                f"NumPy's copy {plain:5.1f}: {ours / plain:4.2f} ×"
+            )
 
     for source, target in (
         ("BF16", "F16"),
@@ -187,16 +214,18 @@ def casts() -> None:
         ("BF16", "F32"),
         ("F16", "F32"),
     ):
-        values = (rng.standard_normal(1 << 24) * 0.02).astype(np.float32).astype(numpy_dtype(source))
-        to = numpy_dtype(target)
+        dtype = numpy_dtype(source)
+        values = (
+            (rng.standard_normal(1 << 26 >> (dtype.itemsize // 2)) * 0.02).astype(np.float32).astype(dtype)
+        )
         measure(
             f"{source} → {target}",
             values,
-            to.itemsize,
-            lambda x, out, s=source, t=target, to=to: cast(x, s, t, out.view(to)),  # type: ignore[misc]
-        )
-    codes = rng.integers(0, 0x7F, 1 << 25, np.uint8)
-    measure("FP8 rescaled", codes, 1, lambda x, out: fp8_rescale(x, 0.5, 0.7, out))
+            numpy_dtype(target),
+            lambda x, y, s=source, t=target: cast(x, s, t, y),
+        )  # type: ignore[misc]
+    codes = rng.integers(0, 0x7F, 1 << 27, np.uint8)
+    measure("FP8 rescaled", codes, np.uint8, lambda x, y: fp8_rescale(x, 0.5, 0.7, y))
 
 
 def fp8(base: Path, gigabytes: float, rounds: int) -> None:
@@ -222,6 +251,7 @@ def modelopt(base: Path, gigabytes: float, python: str) -> None:
     seconds, peak = run([python, "-c", MODELOPT, str(model), str(base / "out")])
     shutil.rmtree(base / "out")
     ours, own = convert(model, base / "out")
+    shutil.rmtree(base / "out")
     RESULTS["ModelOpt"] = {
         "seconds": seconds,
         "memoryGB": peak / 1e9,
@@ -264,7 +294,8 @@ def main() -> None:
         start_up(args.rounds)
         casts()
         tp = [["--tensor-parallel", str(n)] for n in (2, 4, 8)]
-        against_cp(base, args.main, args.rounds, [[], *tp, ["--dtype", "float16"]])
+        dtypes = [["--dtype", "float16"], ["--dtype", "float32"]]
+        against_cp(base, args.main, args.rounds, [[], *tp, *dtypes])
         for size in args.sizes:
             if size != args.main:
                 against_cp(base, size, 1, [[]])
