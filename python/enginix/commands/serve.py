@@ -80,6 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds for running requests at the end (default: 30)",
     )
+    parser.add_argument(
+        "--log-format",
+        choices=("default", "iso8601"),
+        default="default",
+        help="time stamps of Triton's log (default: default)",
+    )
     parser.add_argument("--check", action="store_true", help="run the preflight only")
     parser.add_argument("--dry-run", action="store_true", help="print command and environment only")
     parser.add_argument("--ask", metavar="PROMPT", help="ask this once it is ready, whole and streamed")
@@ -113,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
             exit_timeout=launch.check_exit_timeout(args.exit_timeout),
             verbose=1 if args.verbose else 0,
             gpus=gpus,
+            log_format=args.log_format,
         )
 
     if repository.instances > args.exit_timeout - 10:

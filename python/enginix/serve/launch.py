@@ -13,6 +13,8 @@ from enginix.errors import UsageError
 from enginix.serve.tritonserver import TritonServer
 
 LOOPBACK = ("127.0.0.1", "::1")
+# Triton's name of each; it has no JSON.
+LOG_FORMATS = {"default": "default", "iso8601": "ISO8601"}
 _GPU = re.compile(r"\d{1,3}|(GPU|MIG)-[0-9A-Za-z/-]+")
 
 
@@ -35,6 +37,7 @@ class Plan:
         python: the ``python3`` whose environment runs the Python models.
         exit_timeout: seconds that running requests have to finish after SIGTERM.
         verbose: Triton's own verbosity, 0 is normal.
+        log_format: a key of LOG_FORMATS.
         gpus: the only GPUs that the server sees, by index or UUID; empty leaves it to CUDA_VISIBLE_DEVICES.
     """
 
@@ -45,6 +48,7 @@ class Plan:
     exit_timeout: int = 30
     verbose: int = 0
     gpus: tuple[str, ...] = ()
+    log_format: str = "default"
 
     def command(self, shm_prefix: str, repository: Path) -> list[str]:
         """The command line.
@@ -75,6 +79,7 @@ class Plan:
             "--allow-vertex-ai=false",
             f"--exit-timeout-secs={self.exit_timeout}",
             f"--log-verbose={self.verbose}",
+            f"--log-format={LOG_FORMATS[self.log_format]}",
             f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         ]
 
