@@ -38,6 +38,8 @@ COMMANDS = {
     "edgellm-serve": "serve a TensorRT Edge-LLM engine over OpenAI's interface, on loopback",
     "triton-repo": "engine → Triton model repository, validated",
     "serve": "start Triton on a repository, loopback by default; ask it; stop it",
+    "ready": "wait until an OpenAI server has answered: readiness for systemd",
+    "rollout": "try a changed server beside the running one, before NixOS switches to it",
     "gateway": "OpenAI interface, keys and limits in front of Triton and other servers (LiteLLM)",
 }
 

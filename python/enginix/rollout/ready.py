@@ -1,0 +1,90 @@
+"""An OpenAI server's first answer."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+from enginix.console import Heartbeat
+from enginix.errors import MachineError, UsageError
+
+# A server that is loading says so by one of these, or does not listen yet.
+_LOADING = (404, 429, 500, 502, 503, 504)
+
+
+class _NotYet(Exception):
+    """No answer yet, and why."""
+
+
+def await_answer(url: str, timeout: float, model: str | None = None, key: str | None = None) -> float:
+    """Waits for a generated token; returns the seconds it took.
+
+    Args:
+        url: ``http://host:port``.
+        timeout: seconds.
+        model: to be asked; None takes the first that the server lists.
+
+    Raises:
+        MachineError: not in time, with the last reason, or refused for good (a wrong key).
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if parts.scheme != "http" or host is None or port is None:
+        raise UsageError(f"{url!r} is not http://host:port", where="URL")
+    begun = time.monotonic()
+    heartbeat = Heartbeat(30)
+    while True:
+        left = timeout - (time.monotonic() - begun)
+        try:
+            _ask_once(host, port, model, key, max(left, 1.0))
+            return time.monotonic() - begun
+        except _NotYet as e:
+            waited = time.monotonic() - begun
+            if waited > timeout:
+                raise MachineError(f"no answer after {waited:.0f} s: {e}", where=url) from e
+            heartbeat.beat(f"{url}: no answer since {waited:.0f} s")
+            time.sleep(min(0.2, max(left, 0.01)))
+
+
+def _ask_once(host: str, port: int, model: str | None, key: str | None, timeout: float) -> None:
+    def call(method: str, path: str, body: Any = None) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
+        connection = http.client.HTTPConnection(host, port, timeout=timeout)
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()
+            text = response.read()
+        except (OSError, http.client.HTTPException) as e:
+            raise _NotYet(str(e) or type(e).__name__) from e
+        finally:
+            connection.close()
+        if response.status in _LOADING:
+            raise _NotYet(f"{path}: {response.status} {text[:200]!r}")
+        if response.status != 200:
+            raise MachineError(
+                f"refused ({response.status}): {text[:200]!r}",
+                where=path,
+                fix="pass the key that the server has" if response.status in (401, 403) else None,
+            )
+        try:
+            return json.loads(text)
+        except ValueError as e:
+            raise MachineError(f"not JSON: {text[:200]!r}", where=path) from e
+
+    if model is None:
+        try:
+            model = call("GET", "/v1/models")["data"][0]["id"]
+        except (KeyError, IndexError, TypeError) as e:
+            raise _NotYet("/v1/models lists none") from e
+    question = {"model": model, "messages": [{"role": "user", "content": "A"}], "max_tokens": 1}
+    answer = call("POST", "/v1/chat/completions", question)
+    if not (isinstance(answer, dict) and answer.get("choices")):
+        raise MachineError(f"an answer without choices: {str(answer)[:200]}", where="/v1/chat/completions")
