@@ -6,6 +6,10 @@ ENGINE is an engine of kind "reference", or a TensorRT-LLM checkpoint (with --mo
 Gates: logits (the same function, for unquantized checkpoints), coverage, smoke, agreement, perplexity, task,
 invariance. Which run by default, and with which bounds, depends on the number format (docs/gates.md).
 
+An engine of kind tensorrt, llmapi or edgellm is asked by its own runtime, on its GPU (pass --rootfs, or run
+this in a container of the runtime's image), and judged by what it said: smoke, greedy, task, invariance, and
+agreement and perplexity where the runtime scores a text. --said judges what was said elsewhere.
+
   enginix gate ./engine --reference ./Qwen3-0.6B -o ./evidence
   enginix gate ./engine --reference ./answers --gates '{"perplexity": {"ratio": 1.02}, "smoke": {}}'
 """
@@ -16,7 +20,7 @@ import argparse
 from pathlib import Path
 
 from enginix import console
-from enginix.errors import MachineError, UsageError
+from enginix.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +40,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N (default: cpu)")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="write gates.json, report.html here")
+    group = parser.add_argument_group("engines of kind tensorrt, llmapi and edgellm")
+    group.add_argument("--said", type=Path, metavar="DIR", help="what the engine said where its runtime is")
+    group.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
+    group.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
+    group.add_argument("--pin", type=Path, metavar="FILE", help="the runtime's pin: the image's environment")
+    group.add_argument(
+        "--python", type=Path, metavar="FILE", help="edgellm: Python with the wheel and TensorRT"
+    )
+    group.add_argument("--stall-minutes", type=float, default=30.0, metavar="N", help="without a sign: hung")
+    group.add_argument("--gated-checkpoint", type=Path, metavar="DIR", help=argparse.SUPPRESS)
+    group.add_argument(
+        "--gated-engine", action="store_true", help="-o becomes a gated engine, which links ENGINE"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,15 +60,15 @@ def run(args: argparse.Namespace) -> int:
     from enginix.gates import judge, run
     from enginix.report import evidence
 
+    if (args.engine / manifest.FILE).is_file():
+        made = manifest.read(args.engine)
+        if made.artefact == "engine" and made.kind != "reference":
+            from enginix.gates import outside_gate
+
+            return outside_gate.gate(args, made)
     checkpoint, tokenizer, name = args.engine, args.model or args.reference, args.engine.resolve().name
     if (args.engine / "checkpoint").is_dir():
         found = manifest.read(args.engine, "engine")
-        if found.kind != "reference":
-            raise MachineError(
-                f"an engine of kind {found.kind} is executed by its own runtime, not by this command",
-                where=str(args.engine),
-                fix="judge its checkpoint, or an engine of kind reference made of it",
-            )
         checkpoint, tokenizer, name = args.engine / "checkpoint", args.engine / "tokenizer", found.name
     elif (args.reference / "answers.json").is_file() and args.model is None:
         raise UsageError("answers have no tokenizer", fix="pass the model's directory with --model")

@@ -1,4 +1,4 @@
-"""Makes what an engine that its own runtime executes is asked, from the pinned material and its model's tokenizer.
+"""Makes what an engine in its own runtime is asked, of the pinned material, by its model's tokenizer.
 
 A step of its own, with no threshold in it: who changes one asks no engine again.
 """

@@ -1,4 +1,4 @@
-"""What an engine that its own runtime executes is asked, and what it said: two files, read without any library."""
+"""What an engine in its own runtime is asked: a file, read without any library."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class Text:
 
     Attributes:
         tokens: what the model's tokenizer makes of it.
-        text: what to send to a server that takes text: it reads back as those tokens. ``None`` where no text does.
+        text: what to send to a server that takes text: it reads back as those tokens. ``None`` where no
+            text does.
     """
 
     id: str

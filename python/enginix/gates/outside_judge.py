@@ -1,4 +1,4 @@
-"""The gates of an engine that its own runtime executes: pure, from what it said and what the reference said."""
+"""The gates of an engine in its own runtime: pure, from what it said and what the reference said."""
 
 from __future__ import annotations
 
@@ -96,11 +96,18 @@ def bounds(made: Manifest, wanted: Mapping[str, Any]) -> dict[str, dict[str, Any
             raise UsageError(f"gate {gate} is {asked!r}", fix=f'an object: {{"{gate}": {{}}}}')
         for key, value in asked.items():
             if key not in known:
-                raise UsageError(f"gate {gate} has no bound {key!r}", fix=f"it has: {', '.join(known) or 'none'}")
+                raise UsageError(
+                    f"gate {gate} has no bound {key!r}", fix=f"it has: {', '.join(known) or 'none'}"
+                )
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
                 raise UsageError(f"bound {key} of gate {gate} is {value!r}", fix="a positive number")
         out[gate] = {**known, **asked}
     return out
+
+
+def wanted_bounds(made: Manifest, wanted: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """:func:`bounds` of what is asked; ``None`` for the defaults."""
+    return bounds(made, {gate: {} for gate in default(made)} if wanted is None else wanted)
 
 
 def judge(case: Case) -> tuple[tuple[Outcome, ...], dict[str, Any]]:
@@ -114,7 +121,7 @@ def judge(case: Case) -> tuple[tuple[Outcome, ...], dict[str, Any]]:
         ManifestError: not an engine.
     """
     made = manifest.read(case.engine, "engine")
-    wanted = bounds(made, dict.fromkeys(default(made), {}) if case.wanted is None else case.wanted)
+    wanted = wanted_bounds(made, case.wanted)
     if not wanted:
         return (), {"format": FORMAT, "passed": None, "gates": {}}
     material, tokenizer = material_of(case.model, case.questions)

@@ -1,4 +1,4 @@
-"""The gates whose evidence an engine in its own runtime gives in another form than the reference executor does."""
+"""Gates whose evidence other runtimes give in another form than the reference executor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from enginix.gates import quality
 from enginix.gates.answers import Answers, Passage
 from enginix.gates.outcome import Outcome
 from enginix.gates.outside_asked import Asked
-from enginix.gates.outside_said import Answer, Next, Said
+from enginix.gates.outside_said import LONGER, Answer, Next, Said
 
 BLOCK = 8  # positions of an answer that are told together
 
@@ -20,8 +20,8 @@ BLOCK = 8  # positions of an answer that are told together
 def greedy(said: Said, asked: Asked, answers: Answers, bounds: dict[str, Any]) -> Outcome:
     """The reference's own greedy answers, token by token, as far as both read the same text.
 
-    Up to the first token that differs both have the same tokens before them; what stands behind it says nothing
-    about one step. So an answer counts its equal tokens, and one that is not.
+    Up to the first token that differs both read the same; what stands behind it says nothing about one step.
+    So an answer counts its equal tokens, and one that is not.
 
     Raises:
         GateError: nothing could be compared.
@@ -42,7 +42,7 @@ def greedy(said: Said, asked: Asked, answers: Answers, bounds: dict[str, Any]) -
         marks = []
         for n, token in enumerate(theirs):
             if n >= len(tokens):
-                # Ended by its length: nothing was asked beyond. Ended by itself: an end where the reference goes on.
+                # Ended by its length: nothing was asked beyond. Ended by itself: where the reference goes on.
                 marks += [False] if ours.finish == "stop" else []
                 break
             # Which of several end tokens is the runtime's to choose.
@@ -53,14 +53,18 @@ def greedy(said: Said, asked: Asked, answers: Answers, bounds: dict[str, Any]) -
     total, equal = sum(map(len, same)), sum(map(sum, same))
     if not total or unasked:
         raise GateError(
-            f"{unasked} of {len(pairs)} prompts do not fit the engine's limits" if unasked else "nothing was compared",
-            fix="raise maxInputLen and maxSeqLen (maxKvCacheCapacity for edgellm), or leave the gate out",
+            f"{unasked} of {len(pairs)} prompts do not fit the engine's limits"
+            if unasked
+            else "nothing was compared",
+            fix=LONGER,
         )
     found = equal / total
     by_position = []
     for start in range(0, max(map(len, same)), BLOCK):
         here = [mark for marks in same for mark in marks[start : start + BLOCK]]
-        by_position.append({"from": start, "top1": quality.rounded(sum(here) / len(here)), "tokens": len(here)})
+        by_position.append(
+            {"from": start, "top1": quality.rounded(sum(here) / len(here)), "tokens": len(here)}
+        )
     whole = sum(all(marks) for marks in same)
     summary = (
         f"{found:.1%} of {total} greedy tokens equal the reference's ({bounds['top1']:.1%} asked); "
@@ -118,7 +122,7 @@ def _gap(one: Answer, other: Answer, following: Next | None) -> float:
 
 
 def scored(said: Said, answers: Answers) -> tuple[list[Passage], list[torch.Tensor], Answers]:
-    """The engine's distributions, their divergences from the reference's, and the reference's on the same positions.
+    """The engine's distributions, their divergences from the reference's, and those on the same positions.
 
     Raises:
         GateError: the runtime gave none, fewer than texts, or what is not finite.
@@ -140,11 +144,11 @@ def scored(said: Said, answers: Answers) -> tuple[list[Passage], list[torch.Tens
 
 
 def divergence(own: Passage, kept: Passage) -> torch.Tensor:
-    """Kullback-Leibler divergence of the reference from the engine at each position, nats, float64 [T - 1].
+    """Kullback-Leibler divergence of the reference from the engine, nats, float64 [T - 1].
 
-    Both are known at their most likely tokens. A token of the reference's that the engine does not list has at most
-    the probability of the last one that it lists, which is taken for it; everything else counts as one. So it is at
-    most what it is over the vocabulary.
+    Both are known at their most likely tokens. A token of the reference's that the engine does not list has at
+    most the probability of the last one that it lists, which is taken for it; everything else counts as one.
+    So it is at most what it is over the vocabulary.
     """
     match = kept.ids[:, :, None] == own.ids[:, None, :]
     listed = match.any(-1)
@@ -157,4 +161,3 @@ def divergence(own: Passage, kept: Passage) -> torch.Tensor:
     rest_q = (1 - (q.exp() * listed).sum(-1)).clamp(min=1e-12)
     total: torch.Tensor = (p.exp() * (p - q)).sum(-1) + rest_p * (rest_p.log() - rest_q.log())
     return total.clamp(min=0)
-

@@ -40,7 +40,7 @@ class Where:
     """Where an engine is asked.
 
     Attributes:
-        rootfs: the runtime's root file system; None asks on this machine's own, as in a container of the image.
+        rootfs: the runtime's root file system; None asks on this machine's own, as in a container of it.
         driver: the GPU driver's root; None looks for it.
         pin: the runtime's pin, whose environment it gets.
         stall: seconds without a sign after which the engine counts as hung.

@@ -20,6 +20,7 @@ FORMAT = 1
 FILE, TENSORS = "said.json", "said.safetensors"
 RUNS = ("batch", "again", "alone", "replies")
 FINISHES = ("stop", "length")
+LONGER = "raise maxInputLen and maxSeqLen (maxKvCacheCapacity for edgellm), or leave the gate out"
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Next:
-    """Of each generated position the most likely tokens, best first, int32 [G, K], and the natural logarithms of
-    their probabilities, float32 [G, K].
+    """The most likely tokens of each generated position.
+
+    Attributes:
+        ids: int32 [G, K], best first.
+        logs: float32 [G, K], natural logarithms of their probabilities.
     """
 
     ids: torch.Tensor
@@ -54,10 +58,11 @@ class Said:
         kind: of the engine.
         by: what executed it, with versions.
         runs: name → answers; ``None`` where a prompt does not fit the engine.
-        passages: distributions on the first positions of each text, as far as the engine takes it; empty where the
-            runtime gives none.
+        passages: distributions on the first positions of each text, as far as the engine takes it; empty
+            where the runtime gives none.
         next: prompt's number → distributions of its answer in the run ``batch``.
         absent: what could not be had → why.
+        misread: prompts that the runtime's own tokenizer reads in another way than the model's.
     """
 
     material: str
@@ -67,6 +72,7 @@ class Said:
     passages: tuple[Passage, ...]
     next: dict[int, Next]
     absent: dict[str, str] = field(default_factory=dict)
+    misread: tuple[str, ...] = ()
 
 
 def read(directory: Path) -> Said:
@@ -98,8 +104,18 @@ def read(directory: Path) -> Said:
             tuple(passages),
             following,
             {str(k): str(v) for k, v in raw["absent"].items()},
+            tuple(map(str, raw.get("misread", ()))),
         )
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, SafetensorError) as e:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        RecursionError,
+        SafetensorError,
+    ) as e:
         raise GateError(
             f"the engine's answers cannot be read: {type(e).__name__}: {e}",
             where=str(directory),
@@ -111,7 +127,10 @@ def _answer(raw: Any) -> Answer | None:
     if raw is None:
         return None
     tokens = tuple(raw["tokens"])
-    if not all(isinstance(t, int) and not isinstance(t, bool) for t in tokens) or raw["finish"] not in FINISHES:
+    if (
+        not all(isinstance(t, int) and not isinstance(t, bool) for t in tokens)
+        or raw["finish"] not in FINISHES
+    ):
         raise ValueError(f"an answer is {raw!r}"[:200])
     return Answer(tokens, raw["finish"])
 
@@ -122,6 +141,11 @@ def require_same(said: Said, asked: Asked) -> None:
     Raises:
         GateError: other texts, another tokenizer, or answers that are missing.
     """
+    if said.misread:
+        raise GateError(
+            f"the engine's tokenizer is not the model's: {said.misread[0]} ({len(said.misread)} prompts)",
+            fix="build the engine again from the model's own tokenizer",
+        )
     if said.material != asked.material:
         raise GateError(
             "the engine's answers are to other questions, or of another tokenizer", fix="ask the engine again"
@@ -158,7 +182,7 @@ class Recorded:
             if answer is None:
                 raise GateError(
                     f"a prompt of {len(prompt)} tokens does not fit the engine's limits, or was not asked",
-                    fix="raise maxInputLen and maxSeqLen (maxKvCacheCapacity for edgellm), or leave the gate out",
+                    fix=LONGER,
                 )
             out.append(answer.ended(ends))
         return out

@@ -1,8 +1,8 @@
 """Runs inside a runtime of TensorRT-LLM: asks an engine by the LLM API, and writes what it says.
 
-It imports nothing of enginix. Called with one argument, a JSON file with kind, model, arguments, limit, longest,
-contextLogits, asked (asked.json) and output (a directory). What cannot be had is named as absent, never made up; what is not finite
-is written as it is. said.json is written last.
+It imports nothing of enginix. Called with one argument, a JSON file with kind, model, arguments, limit,
+longest, contextLogits, asked (asked.json) and output (a directory). What cannot be had is named as absent,
+never made up; what is not finite is written as it is. said.json is written last.
 """
 
 import json
@@ -65,13 +65,11 @@ class Asker:
             given = [params(self.api, self.asked, self.room(texts[n], most), **more) for n in group]
             # Token ids as a list of lists: one list alone would be one prompt.
             outputs = self.llm.generate([texts[n]["tokens"] for n in group], given, use_tqdm=False)
-            for n, output in zip(group, outputs):  # noqa: B905: Python 3.10 in images of 1.1.0
+            for n, output in zip(group, outputs, strict=True):
                 found[n] = output.outputs[0]
             print(f"{name}: {len(group)} answers", flush=True)  # noqa: T201
         self.said["runs"][name] = [
-            None
-            if one is None
-            else {"tokens": [int(t) for t in one.token_ids], "finish": one.finish_reason}
+            None if one is None else {"tokens": [int(t) for t in one.token_ids], "finish": one.finish_reason}
             for one in found
         ]
         if logits and name == "batch":
@@ -97,7 +95,9 @@ class Asker:
             logits = output.context_logits
             if logits is None or len(logits) != len(tokens):
                 got = "none" if logits is None else str(list(logits.shape))
-                self.said["absent"]["passages"] = f"context logits of {text['id']}: {got}, for {len(tokens)} tokens"
+                self.said["absent"]["passages"] = (
+                    f"context logits of {text['id']}: {got}, for {len(tokens)} tokens"
+                )
                 return
             logs, ids, kept = best(self.torch, logits[:-1], self.asked["kept"], self.asked["vocab_size"])
             own = logs.gather(1, self.torch.tensor(tokens[1:])[:, None])[:, 0].contiguous()
@@ -120,7 +120,10 @@ def load(wanted: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
     else:
         made = package.LLM
     llm = made(
-        model=wanted["model"], skip_tokenizer_init=True, kv_cache_config=api.KvCacheConfig(**cache), **arguments
+        model=wanted["model"],
+        skip_tokenizer_init=True,
+        kv_cache_config=api.KvCacheConfig(**cache),
+        **arguments,
     )
     return llm, api, {"tensorrt_llm": package.__version__, "class": f"{made.__module__}.{made.__qualname__}"}
 
@@ -146,7 +149,9 @@ def main(path: str) -> None:
             asker.said["absent"]["passages"] = wanted["contextLogits"]
     llm.shutdown()
     by["torch"] = str(torch.__version__)
-    import_module("safetensors.torch").save_file(asker.tensors, os.path.join(wanted["output"], "said.safetensors"))
+    import_module("safetensors.torch").save_file(
+        asker.tensors, os.path.join(wanted["output"], "said.safetensors")
+    )
     told = {"format": 1, "material": asked["material"], "kind": wanted["kind"], "by": by, **asker.said}
     with open(os.path.join(wanted["output"], "said.json"), "w", encoding="utf-8") as f:
         json.dump(told, f, indent=1, sort_keys=True)
