@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the Python environments that tests/hostpkgs hands to Nix builds, where build users can read them.
 #
-#   environments.sh core|runtime|dev|edgellm|modelopt ...    makes what is missing, prints each environment's path
+#   environments.sh core|runtime|dev|edgellm|modelopt|gateway ...    makes what is missing, prints each environment's path
 #
 # The path carries the hash of the lock file, so an environment is never changed in place, and a
 # derivation that names it changes with it (default.nix computes the same path).

@@ -1,0 +1,70 @@
+"""LiteLLM's configuration, rendered from a gateway's description."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from enginix.openai.spec import Server, Spec
+
+PROVIDER = "enginix"
+# Seconds in which a server that failed is not asked, where another can answer.
+_COOLDOWN_SECONDS = 5
+
+
+def render(spec: Spec, key: Callable[[str], str]) -> dict[str, Any]:
+    """The configuration.
+
+    Args:
+        key: name of the environment variable that has the key of a file, as LiteLLM reads it.
+    """
+    several = any(len(servers) > 1 for servers in spec.models.values())
+    router: dict[str, Any] = {
+        "routing_strategy": spec.strategy,
+        # A failed request is tried again where there is somebody else to try.
+        "num_retries": 1 if several else 0,
+        "disable_cooldowns": not several,
+        "cooldown_time": _COOLDOWN_SECONDS,
+        "timeout": spec.limits.silence_seconds,
+    }
+    if spec.aliases:
+        router["model_group_alias"] = dict(spec.aliases)
+    if spec.fallbacks:
+        router["fallbacks"] = [{name: list(others)} for name, others in spec.fallbacks.items()]
+    return {
+        "model_list": [
+            {"model_name": name, "litellm_params": _deployment(server, key)}
+            for name, servers in spec.models.items()
+            for server in servers
+        ],
+        "router_settings": router,
+        "litellm_settings": {
+            "custom_provider_map": [
+                {"provider": PROVIDER, "custom_handler": "enginix.openai.handler.handler"}
+            ],
+            "drop_params": False,
+            "modify_params": False,
+            "telemetry": False,
+            "num_retries": 0,
+        },
+        "general_settings": {
+            "custom_auth": "enginix.openai.callers.authenticate",
+            "disable_spend_logs": True,
+            "disable_error_logs": True,
+            "disable_master_key_return": True,
+        },
+    }
+
+
+def _deployment(server: Server, key: Callable[[str], str]) -> dict[str, Any]:
+    if server.kind == "triton":
+        return {"model": f"{PROVIDER}/{server.model}", "api_base": server.url}
+    found = {"model": f"openai/{server.model}", "api_base": server.url}
+    # The openai client wants one; servers without keys ignore it.
+    found["api_key"] = f"os.environ/{key(server.key_file)}" if server.key_file else "none"
+    return found
+
+
+def variable(path: str) -> str:
+    """Name of the variable for a key file, within the gateway's own process."""
+    return "ENGINIX_KEY_" + "".join(f"{b:02X}" for b in path.encode("utf-8"))

@@ -1,0 +1,96 @@
+"""The exact command and environment of a gateway."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import enginix
+from enginix import process
+from enginix.errors import MachineError, UsageError
+
+LOOPBACK = ("127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a start says beyond the description; no secret is in it.
+
+    Attributes:
+        spec: path of the description.
+        start_timeout: seconds until every server behind must have answered.
+        exit_timeout: seconds that running answers have at the end.
+    """
+
+    spec: str
+    host: str
+    port: int
+    start_timeout: float
+    exit_timeout: int
+
+    @staticmethod
+    def parse(text: str) -> Options:
+        """Reads what :meth:`dump` wrote."""
+        return Options(**json.loads(text))
+
+    def dump(self) -> str:
+        """One word of a command line."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def command(python: Path, options: Options) -> list[str]:
+    """What to execute."""
+    return [str(python), str(Path(__file__).with_name("main.py")), options.dump()]
+
+
+def environment() -> dict[str, str]:
+    """The whole environment; no key and no token of the caller's is inherited."""
+    import os
+
+    passed = {k: os.environ[k] for k in ("CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET") if k in os.environ}
+    return process.environment(
+        {
+            **passed,
+            "PYTHONPATH": str(Path(enginix.__file__).parents[1]),
+            "PYTHONNOUSERSITE": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+    )
+
+
+def check_python(python: Path) -> str:
+    """LiteLLM's version in an environment.
+
+    Raises:
+        MachineError: it has none, or lacks what its proxy needs.
+    """
+    script = (
+        "import importlib.util as u\n"
+        "from importlib.metadata import version\n"
+        "print(version('litellm') if u.find_spec('litellm') else '', "
+        "*[n for n in ('fastapi', 'uvicorn', 'httpx', 'orjson') if not u.find_spec(n)])"
+    )
+    done = process.run([python, "-c", script], check=False)
+    version, *missing = (done.stdout.strip() or " ").split(" ")
+    if done.returncode or not version or missing:
+        raise MachineError(
+            f"lacks {', '.join(missing) or 'litellm'}",
+            where=str(python),
+            fix="--python of an environment with litellm and its proxy (docs/openai.md)",
+        )
+    return version
+
+
+def check_host(host: str, *, asked: bool) -> None:
+    """Refuses a door that is open to all.
+
+    Raises:
+        UsageError: reachable from outside, without any key.
+    """
+    if host not in LOOPBACK and not asked:
+        raise UsageError(
+            f"{host} is reachable by others, and there is no key",
+            where="--host",
+            fix="keyFile or clients in the description, or 127.0.0.1",
+        )

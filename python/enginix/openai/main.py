@@ -1,0 +1,10 @@
+"""A file of its own: with ``-m``, Python would put the caller's directory first on the module path."""
+
+import sys
+
+if __name__ == "__main__":
+    # Its own directory comes first too, where request.py or config.py would stand before a library.
+    sys.path.pop(0)
+    from enginix.openai.run import main
+
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""What a request to the OpenAI interface may say, and what Triton's inputs it becomes.
+
+Nothing is dropped in silence: a parameter is passed on, or refused by name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from enginix.tables import table
+
+ROUTES: dict[str, str] = table("openai")["routes"]
+PARAMETERS: dict[str, dict[str, Any]] = table("openai")["parameters"]
+# bool is a subclass of int, and JSON's true is no number.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "boolean": (bool,),
+    "integer": (int,),
+    "number": (int, float),
+    "array": (list,),
+    "object": (dict,),
+}
+
+
+class Refused(Exception):
+    """A request that is answered with an error.
+
+    Args:
+        message: for the client.
+        param: the parameter that is at fault, as OpenAI's error object names it.
+        status: HTTP status.
+        code: OpenAI's word for the error, where it has one.
+    """
+
+    def __init__(
+        self, message: str, param: str | None = None, status: int = 400, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message, self.param, self.status, self.code = message, param, status, code
+
+    def as_json(self) -> dict[str, Any]:
+        """The body, in OpenAI's form."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        if self.status == 429:
+            kind = "rate_limit_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def check(route: str, body: Mapping[str, Any], *, triton: bool) -> None:
+    """Checks all parameters of a request; null counts as absent.
+
+    Args:
+        route: ``chat`` or ``completions``.
+        triton: whether a Triton server answers it, which serves fewer parameters.
+
+    Raises:
+        Refused: the first parameter that is unknown, of another type or range, or cannot be honoured.
+    """
+    for name, value in body.items():
+        row = PARAMETERS.get(name)
+        if row is None or route not in row.get("routes", (route,)):
+            raise _unknown(name, route)
+        if value is None:
+            continue
+        _check_type(name, value, row)
+        if triton and "only" in row and not any(_same(value, v) for v in row["only"]):
+            raise Refused(f"{name}: not supported by this model's server{_instead(row)}", name)
+    needed = "messages" if route == "chat" else "prompt"
+    for name in ("model", needed):
+        if body.get(name) is None:
+            raise Refused(f"{name} is missing", name)
+    _check_stream(body)
+    _check_max_tokens(body)
+    if triton and route == "chat":
+        texts(body["messages"])
+    if triton and body.get("stop") is not None:
+        stop_words(body["stop"])
+
+
+def inputs(parameters: Mapping[str, Any], default_max_tokens: int) -> dict[str, Any]:
+    """Triton's inputs for sampling parameters that :func:`check` has let through.
+
+    Raises:
+        Refused: a parameter that no input stands for.
+    """
+    found: dict[str, Any] = {"max_tokens": default_max_tokens}
+    for name, value in parameters.items():
+        row = PARAMETERS.get(name, {})
+        if value is None or row.get("own") or "only" in row:
+            continue
+        if "triton" not in row:
+            raise Refused(f"{name}: no input of the model stands for it", name)
+        if name == "ignore_eos":
+            # -1 is none (docs/triton.md); false is the default.
+            found |= {"end_id": -1} if value else {}
+        elif name == "stop":
+            found["stop_words"] = stop_words(value)
+        elif name == "chat_template_kwargs":
+            found["chat_template_args"] = json.dumps(value, ensure_ascii=False)
+        else:
+            found[row["triton"]] = value
+    return found
+
+
+def stop_words(value: Any) -> list[str]:
+    """``stop`` as a list.
+
+    Raises:
+        Refused: not a text, or not a list of texts.
+    """
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list) or not all(isinstance(w, str) and w for w in words):
+        raise Refused("stop: not a text, or a list of texts that are not empty", "stop")
+    return words
+
+
+def texts(messages: Any) -> list[dict[str, Any]]:
+    """Messages whose contents are texts: parts of type text are joined by line ends.
+
+    Raises:
+        Refused: not a list of objects, or with content that is no text (images, audio, files).
+    """
+    if not isinstance(messages, list) or not messages:
+        raise Refused("messages: not a list of at least one message", "messages")
+    return [_message(number, message) for number, message in enumerate(messages)]
+
+
+def _message(number: int, message: Any) -> dict[str, Any]:
+    where = f"messages[{number}]"
+    if not isinstance(message, dict):
+        raise Refused(f'{where}: not an object such as {{"role": "user", "content": "…"}}', where)
+    if not isinstance(message.get("role"), str):
+        raise Refused(f"{where}.role: missing, or not a text", f"{where}.role")
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = []
+        for i, part in enumerate(content):
+            kind = part.get("type") if isinstance(part, dict) else None
+            text = part.get("text") if isinstance(part, dict) else None
+            if kind != "text" or not isinstance(text, str):
+                at = f"{where}.content[{i}]"
+                raise Refused(f"{at}: this model's server takes texts only", at)
+            parts.append(text)
+        return {**message, "content": "\n".join(parts)}
+    if not isinstance(content, str):
+        raise Refused(f"{where}.content: missing, or not a text", f"{where}.content")
+    return message
+
+
+def _check_type(name: str, value: Any, row: Mapping[str, Any]) -> None:
+    fits = any(
+        isinstance(value, _TYPES[t]) and (t == "boolean" or not isinstance(value, bool)) for t in row["type"]
+    )
+    if not fits:
+        raise Refused(f"{name}: {_shown(value)} is not of type {' or '.join(row['type'])}", name)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    if not math.isfinite(value):
+        raise Refused(f"{name}: {value} is not a number to work with", name)
+    low, above, high = (row.get(k) for k in ("minimum", "above", "maximum"))
+    fits = (
+        (low is None or value >= low) and (above is None or value > above) and (high is None or value <= high)
+    )
+    if not fits:
+        least = f"at least {low}" if low is not None else f"above {above}"
+        raise Refused(f"{name}: {_shown(value)} is not {least} and at most {high}", name)
+
+
+def _check_stream(body: Mapping[str, Any]) -> None:
+    options = body.get("stream_options")
+    if options is None:
+        return
+    if not body.get("stream"):
+        raise Refused("stream_options: only with stream", "stream_options")
+    for name, value in options.items():
+        if name != "include_usage":
+            raise Refused(f"stream_options: {name} is unknown", "stream_options")
+        if not isinstance(value, bool):
+            raise Refused("stream_options: include_usage is not true or false", "stream_options")
+
+
+def _check_max_tokens(body: Mapping[str, Any]) -> None:
+    old, new = body.get("max_tokens"), body.get("max_completion_tokens")
+    if old is not None and new is not None and old != new:
+        raise Refused(f"max_tokens is {old} and max_completion_tokens is {new}; give one", "max_tokens")
+
+
+def _unknown(name: str, route: str) -> Refused:
+    known = [n for n, row in PARAMETERS.items() if route in row.get("routes", (route,))]
+    near = difflib.get_close_matches(name, known, 1, 0.7)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return Refused(f"{_shown(name)[1:-1]}: no such parameter{hint}", name[:64])
+
+
+def _instead(row: Mapping[str, Any]) -> str:
+    values = ", ".join(json.dumps(v) for v in row["only"])
+    return f", except with the value {values}" if values else ""
+
+
+def _same(value: Any, known: Any) -> bool:
+    return bool(value == known) and isinstance(value, bool) == isinstance(known, bool)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:60]}…"

@@ -1,0 +1,255 @@
+"""What a gateway is: models and the servers behind them, clients, limits, routing. No secret is in it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from enginix.errors import EnginixError
+
+VERSION = 1
+KINDS = ("triton", "openai")
+STRATEGIES = ("simple-shuffle", "least-busy", "latency-based-routing")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+_T = TypeVar("_T")
+
+
+class SpecError(EnginixError):
+    """A gateway's description that cannot be served."""
+
+    kind = "gateway"
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server behind the gateway.
+
+    Attributes:
+        kind: ``triton`` (a repository of ``enginix triton-repo``) or ``openai`` (trtllm-serve, Edge-LLM,
+            Triton's own OpenAI frontend).
+        url: ``http://host:port``; for openai with its ``/v1``.
+        model: its name there: Triton's model to ask, or what goes into the request's ``model``.
+        key_file: file with the key that the server asks for.
+    """
+
+    kind: str
+    url: str
+    model: str
+    key_file: str | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of the whole gateway.
+
+    Attributes:
+        max_parallel_requests: further ones are refused with 429; 0 for no limit.
+        max_body_bytes: of a request.
+        default_max_tokens: for a Triton server's requests that say none.
+        silence_seconds: after which a server that says nothing has failed.
+        body_seconds: in which a client must have sent its request.
+    """
+
+    max_parallel_requests: int = 0
+    max_body_bytes: int = 4 * 2**20
+    default_max_tokens: int = 256
+    silence_seconds: int = 600
+    body_seconds: int = 30
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client.
+
+    Attributes:
+        key_file: file with its key.
+        models: names that it may ask for; empty for all.
+        requests_per_minute, tokens_per_minute, parallel_requests: 0 for no limit.
+    """
+
+    key_file: str
+    models: tuple[str, ...] = ()
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    parallel_requests: int = 0
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A gateway.
+
+    Attributes:
+        models: name that clients use → servers that answer, any of them.
+        aliases: further names → a name of models.
+        fallbacks: name → names to try, in order, when no server of the first answers.
+        key_file: the operator's key: all models, no limits.
+    """
+
+    name: str
+    models: Mapping[str, tuple[Server, ...]]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    fallbacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    strategy: str = "simple-shuffle"
+    key_file: str | None = None
+    clients: Mapping[str, Client] = field(default_factory=dict)
+    limits: Limits = Limits()
+
+    def resolve(self, name: str) -> str | None:
+        """The model that a request's ``model`` means, if there is one."""
+        name = self.aliases.get(name, name)
+        return name if name in self.models else None
+
+    def is_triton(self, model: str) -> bool:
+        """Whether a Triton server may answer, also as a fallback."""
+        names = (model, *self.fallbacks.get(model, ()))
+        return any(s.kind == "triton" for n in names for s in self.models[n])
+
+
+def read(path: Path) -> Spec:
+    """Reads a description.
+
+    Raises:
+        SpecError: unreadable, or not one; names the key.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise SpecError(f"unreadable: {e}", where=str(path)) from e
+    return parse(found, str(path))
+
+
+def parse(found: Any, where: str) -> Spec:
+    """Checks a parsed description.
+
+    Raises:
+        SpecError: names the key.
+    """
+    top = _object(found, where)
+    if top.pop("version", None) != VERSION:
+        raise SpecError(f"version is not {VERSION}", where=where)
+    models = {}
+    for name, rows in _object(top.pop("models", None), f"{where}: models").items():
+        at = f"{where}: models.{name}"
+        _check_name(name, at)
+        if not isinstance(rows, list) or not rows:
+            raise SpecError("not a list of at least one server", where=at)
+        models[name] = tuple(_server(row, f"{at}[{i}]") for i, row in enumerate(rows))
+    if not models:
+        raise SpecError("there is no model", where=f"{where}: models")
+    clients = {
+        name: _client(row, f"{where}: clients.{name}", models)
+        for name, row in _object(top.pop("clients", {}), f"{where}: clients").items()
+    }
+    aliases = _object(top.pop("aliases", {}), f"{where}: aliases")
+    for name, target in aliases.items():
+        _check_name(name, f"{where}: aliases.{name}")
+        if name in models:
+            raise SpecError("is a model already", where=f"{where}: aliases.{name}")
+        _check_model(target, models, f"{where}: aliases.{name}")
+    fallbacks = {}
+    for name, targets in _object(top.pop("fallbacks", {}), f"{where}: fallbacks").items():
+        at = f"{where}: fallbacks.{name}"
+        _check_model(name, models, at)
+        fallbacks[name] = _names(targets, models, at)
+    limits = _fill(Limits, _object(top.pop("limits", {}), f"{where}: limits"), f"{where}: limits")
+    for row in fields(Limits):
+        least = 0 if row.name == "max_parallel_requests" else 1
+        if getattr(limits, row.name) < least:
+            raise SpecError(f"is not at least {least}", where=f"{where}: limits.{_camel(row.name)}")
+    spec = _fill(
+        Spec,
+        {
+            **top,
+            "models": models,
+            "clients": clients,
+            "aliases": aliases,
+            "fallbacks": fallbacks,
+            "limits": limits,
+        },
+        where,
+    )
+    if spec.strategy not in STRATEGIES:
+        raise SpecError(f"{spec.strategy!r} is none of {', '.join(STRATEGIES)}", where=f"{where}: strategy")
+    return spec
+
+
+def _server(row: Any, where: str) -> Server:
+    server = _fill(Server, _object(row, where), where)
+    if server.kind not in KINDS:
+        raise SpecError(f"{server.kind!r} is none of {', '.join(KINDS)}", where=f"{where}.kind")
+    _check_name(server.model, f"{where}.model")
+    try:
+        parts = urlsplit(server.url)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+        raise SpecError(f"{server.url!r} is not http://host:port", where=f"{where}.url")
+    if port == 0:
+        raise SpecError("port 0 is no port that a server answers at", where=f"{where}.url")
+    return server
+
+
+def _client(row: Any, where: str, models: Mapping[str, Any]) -> Client:
+    found = _object(row, where)
+    found["models"] = _names(found.get("models", []), models, f"{where}.models")
+    client = _fill(Client, found, where)
+    for name in ("requests_per_minute", "tokens_per_minute", "parallel_requests"):
+        if getattr(client, name) < 0:
+            raise SpecError("is below 0", where=f"{where}.{_camel(name)}")
+    return client
+
+
+def _fill(kind: type[_T], found: dict[str, Any], where: str) -> _T:
+    """A dataclass of an object whose keys are its fields in camelCase; types are checked."""
+    given = {}
+    known = {_camel(f.name): f for f in fields(kind)}  # type: ignore[arg-type]
+    for key, value in found.items():
+        if key not in known:
+            raise SpecError(f"{key}: no such key; there are {', '.join(known)}", where=where)
+        wanted = str(known[key].type)
+        checks = {"str": str, "int": int, "str | None": str | None}
+        if wanted in checks and (not isinstance(value, checks[wanted]) or isinstance(value, bool)):
+            raise SpecError(f"{key} is not of type {wanted}", where=where)
+        given[known[key].name] = value
+    try:
+        return kind(**given)
+    except TypeError as e:
+        missing = re.findall(r"'(\w+)'", str(e))
+        raise SpecError(f"{', '.join(map(_camel, missing))} is missing", where=where) from e
+
+
+def _camel(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(r.capitalize() for r in rest)
+
+
+def _object(found: Any, where: str) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise SpecError("not an object", where=where)
+    return dict(found)
+
+
+def _names(found: Any, models: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    if not isinstance(found, list | tuple):
+        raise SpecError("not a list", where=where)
+    for name in found:
+        _check_model(name, models, where)
+    return tuple(found)
+
+
+def _check_model(name: Any, models: Mapping[str, Any], where: str) -> None:
+    if not isinstance(name, str) or name not in models:
+        raise SpecError(f"{name!r} is no model here; there are {', '.join(models)}", where=where)
+
+
+def _check_name(name: str, where: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise SpecError(
+            f"{name!r} is no name: letters, digits and . _ : / -, at most 128 characters", where=where
+        )

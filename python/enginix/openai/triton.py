@@ -1,0 +1,130 @@
+"""Triton's generate extension, asynchronous: an answer as pieces, over connections that are kept.
+
+Always the streaming endpoint: Triton lets go of a streaming client's place when its connection closes, and
+computes every other answer to its end (docs/triton.md).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+# Of a line of Triton's answer; a piece of text is a few bytes.
+_MAX_EVENT = 16 * 2**20
+CONNECT_SECONDS = 5.0
+
+
+class BackendError(Exception):
+    """The server refused or failed.
+
+    Args:
+        status: HTTP status for the client: 400 for what the request is to blame for, 5xx otherwise.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.message, self.status = message, status
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of an answer; counts are those so far.
+
+    Attributes:
+        finish_reason: ``stop`` or ``length`` with the last piece, else empty.
+    """
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def new_client(seconds: float) -> httpx.AsyncClient:
+    """A client whose connections are kept and not counted; proxies of the environment are not used.
+
+    Args:
+        seconds: the longest silence of a server that is computing.
+    """
+    return httpx.AsyncClient(
+        timeout=httpx.Timeout(seconds, connect=CONNECT_SECONDS, pool=None),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+        trust_env=False,
+        follow_redirects=False,
+    )
+
+
+async def stream(
+    client: httpx.AsyncClient, url: str, model: str, question: Mapping[str, Any]
+) -> AsyncGenerator[Piece, None]:
+    """Asks, and yields the pieces as they come; closing the iterator closes the connection.
+
+    Raises:
+        BackendError: refused, failed, silent for too long, or broken off before the last piece.
+    """
+    target = f"{url.rstrip('/')}/v2/models/{model}/generate_stream"
+    finished = False
+    try:
+        async with client.stream("POST", target, json={**question, "stream": True}) as response:
+            if response.status_code != 200:
+                raise _refusal(response.status_code, await response.aread())
+            async for data in _events(response):
+                piece = _piece(data)
+                finished = bool(piece.finish_reason)
+                yield piece
+    except httpx.TimeoutException as e:
+        raise BackendError("the model's server is silent for too long", 504) from e
+    except httpx.ConnectError as e:
+        raise BackendError("the model's server cannot be reached", 503) from e
+    except httpx.HTTPError as e:
+        raise BackendError(f"the model's server broke the answer off ({type(e).__name__})", 502) from e
+    if not finished:
+        # Triton 2.51 ends a stream like a whole one when the process behind it is gone.
+        raise BackendError("the model's server broke the answer off", 502)
+
+
+async def _events(response: httpx.Response) -> AsyncIterator[str]:
+    """Contents of the server-sent events, one line each."""
+    async for line in response.aiter_lines():
+        if len(line) > _MAX_EVENT:
+            raise BackendError("the model's server sent an event that is too large", 502)
+        if line.startswith("data:"):
+            yield line[5:]
+
+
+def _piece(data: str) -> Piece:
+    try:
+        found = json.loads(data)
+        if "error" in found:
+            # After the first piece: the request was accepted, so the server failed.
+            raise BackendError(_clean(str(found["error"])), 502)
+        return Piece(
+            str(found["text_output"]),
+            str(found.get("finish_reason") or ""),
+            int(found.get("prompt_tokens") or found.get("num_input_tokens") or 0),
+            int(found.get("completion_tokens") or found.get("num_output_tokens") or 0),
+        )
+    except (ValueError, KeyError, TypeError) as e:
+        raise BackendError("the model's server sent what is no answer", 502) from e
+
+
+def _refusal(status: int, body: bytes) -> BackendError:
+    text = body.decode("utf-8", "replace").strip().removeprefix("data:").strip()
+    try:
+        message = str(json.loads(text)["error"])
+    except (ValueError, KeyError, TypeError):
+        message = text[:200] or "no reason given"
+    if status == 404:
+        # The gateway's configuration names the model, not the client.
+        return BackendError(f"the model's server does not know the model: {_clean(message)}", 502)
+    return BackendError(_clean(message), status if status in (400, 429, 503) else 502)
+
+
+def _clean(message: str) -> str:
+    """Without the name of the ensemble, which the client has not asked for."""
+    head, separator, rest = message.partition("', ")
+    return rest if separator and head.startswith("in ensemble") else message
