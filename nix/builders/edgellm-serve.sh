@@ -10,6 +10,6 @@ key=()
 if [ -n "\${CREDENTIALS_DIRECTORY-}" ] && [ -e "\$CREDENTIALS_DIRECTORY/api-key" ]; then
   key=(--api-key-file "\$CREDENTIALS_DIRECTORY/api-key")
 fi
-exec $enginix/bin/enginix edgellm-serve $engine --model $model --python $python --state "\$state" $flags "\${key[@]}" "\$@"
+exec $enginix/bin/enginix edgellm-serve $engine --model $model --python $python ${driver:+--driver $driver} --state "\$state" $flags "\${key[@]}" "\$@"
 EOS
 chmod +x "$out/bin/$name"

@@ -18,6 +18,7 @@ let
     "data/quantization.json"
     "edgellm"
     "engine/__init__.py"
+    "engine/check.py"
     "engine/target.py"
     "errors.py"
     "files.py"

@@ -51,6 +51,7 @@ else
     inherit (engine) model;
     inherit (pkgs) bash;
     python = "${engine.runtimePackage}/bin/python3";
+    driver = if engine.runtimePackage.driver or null == null then "" else "${engine.runtimePackage.driver}";
     flags = lib.escapeShellArgs (builtins.deepSeq flags flags);
     passthru = {
       inherit engine host;

@@ -35,6 +35,7 @@ let
     "runtime/__init__.py"
     "runtime/child.py"
     "runtime/driver.py"
+    "runtime/image.py"
     "runtime/sandbox.py"
     "runtime/supervise.py"
     "runtime/table.py"

@@ -33,6 +33,13 @@ cp -r --no-preserve=mode "$here/contract" "$out$site/tensorrt_llm/contract"
 echo "__version__ = \"$version\"" >"$out$site/tensorrt_llm/version.py"
 mkdir "$out$site/tensorrt_llm-$version.dist-info"
 echo "stand-in" >"$out$site/tensorrt_llm-$version.dist-info/METADATA"
+# As libnccl-dev has it; the stand-in has no library.
+mkdir -p "$out/usr/include"
+case $version in
+1.1.0) nccl=(2 27 7) ;;
+*) nccl=(2 28 9) ;;
+esac
+printf '/* stand-in */\n#define NCCL_MAJOR %s\n#define NCCL_MINOR %s\n#define NCCL_PATCH %s\n' "${nccl[@]}" >"$out/usr/include/nccl.h"
 chmod -R u+w "$out"
 
 case $site in

@@ -3,6 +3,7 @@ milliseconds.
 
   enginix check ./engine
   enginix check ./engine --runtime trtllm-1.2.1
+  enginix check ./engine --rootfs ./rootfs        versions of the image that is to serve it, too
 
 Each field that differs is named, with what to rebuild. The exit code is 1 when the engine would not run.
 """
@@ -22,16 +23,24 @@ from enginix.runtime import driver
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, metavar="ENGINE", help="output of enginix build")
     parser.add_argument("--runtime", metavar="ID", help="the runtime that is to serve it (default: its own)")
+    parser.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of that runtime's image")
     parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
 
 
 def run(args: argparse.Namespace) -> int:
     machine: Machine | None = None
-    if manifest.read(args.engine, "engine").kind not in EVERYWHERE:
+    made = manifest.read(args.engine, "engine")
+    live = None
+    if args.rootfs is not None:
+        from enginix.runtime import table
+        from enginix.runtime.image import versions
+
+        live = versions(args.rootfs, table.find(args.runtime or str(made.runtime.get("id"))))
+    if made.kind not in EVERYWHERE:
         try:
             machine = probe(driver.find(args.driver))
         except MachineError as e:
             console.say(f"note: {e.what}")
-    verdict = require(args.engine, machine, args.runtime)
+    verdict = require(args.engine, machine, args.runtime, live)
     console.result(verdict.as_json(), verdict.text(), as_json=args.json)
     return 0

@@ -3,6 +3,9 @@
 The engine is linked into the server's cache, where it looks, so nothing is built at start. The API key is
 read from a file and appears on no command line. Any other address than loopback needs a key.
 
+Before anything starts, the engine is compared with the GPU and with the wheel; what does not fit is
+refused, with what to rebuild.
+
   enginix edgellm-serve ./engine --model ./tiny-qwen3 --state ./state --api-key-file ./key
 """
 
@@ -30,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--api-key-file", type=Path, metavar="FILE", help="file with the key that clients send"
     )
     parser.add_argument("--python", type=Path, metavar="FILE", help="Python with the wheel and TensorRT")
+    parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
     parser.add_argument("--dry-run", action="store_true", help="print the command instead of starting it")
     options.add_flags(parser, "serve")
 
@@ -38,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     flags = options.given(args, "serve")
     from enginix.edgellm.serve import Options, plan
 
-    wanted = Options(args.state, args.host, args.port, args.api_key_file, args.python, flags)
+    wanted = Options(args.state, args.host, args.port, args.api_key_file, args.python, args.driver, flags)
     command = plan(args.engine, args.model, wanted)
     if args.dry_run:
         console.result({"command": list(command.words)}, " ".join(command.words), as_json=args.json)

@@ -23,6 +23,7 @@ from enginix.errors import MachineError, UsageError
 from enginix.runtime import driver as drivers
 from enginix.runtime import table
 from enginix.runtime.driver import Driver
+from enginix.runtime.image import versions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,31 +52,28 @@ def run(args: argparse.Namespace) -> int:
             f"--kv-cache-fraction is {args.kv_cache_fraction}", fix="pass a number above 0 and up to 1"
         )
     driver = drivers.find(args.driver)
-    machine: Machine | None = None
-    try:
-        machine = probe(driver)
-    except MachineError as e:
-        console.say(f"note: {e.what}")
-    engine = args.engine if args.engine is not None else _built(args, machine)
-    verdict = check.require(engine, machine)
-    for difference in verdict.differences:
-        console.say(
-            f"note: {difference.field}: built for {difference.built}, here {difference.live}: {difference.do}"
-        )
+    engine = args.engine if args.engine is not None else _built(args, driver)
+    made = manifest.read(engine, "engine")
+    runtime = table.find(str(made.runtime.get("id")), made.kind, args.pin)
+    check.at_start(made, engine, args.driver, live=versions(args.rootfs, runtime))
     if args.build_only:
         console.result({"engine": str(engine)}, str(engine), as_json=args.json)
         return 0
-    return _serve(args, engine.absolute(), driver)
+    return _serve(args, engine.absolute(), driver, runtime)
 
 
-def _built(args: argparse.Namespace, machine: Machine | None) -> Path:
+def _built(args: argparse.Namespace, driver: Driver) -> Path:
     from enginix.engine.tensorrt import build
     from enginix.engine.tensorrt_request import Place, read, request_of
 
     if args.model is None:
         raise UsageError("--model is needed with --request")
-    if machine is None:
-        raise MachineError("no NVIDIA GPU to build for", fix="run it on the machine that serves")
+    try:
+        machine = probe(driver)
+    except MachineError as e:
+        raise MachineError(
+            f"no NVIDIA GPU to build for: {e.what}", fix="run it on the machine that serves"
+        ) from e
     asked = read(args.request)
     gpu = machine.gpus[0]
     # The engine is for the GPU that is here; a row of the table that names it tells its product.
@@ -116,12 +114,11 @@ def _target(wanted: str | None, machine: Machine) -> Target:
     return (named or fitting)[0]
 
 
-def _serve(args: argparse.Namespace, engine: Path, driver: Driver) -> int:
+def _serve(args: argparse.Namespace, engine: Path, driver: Driver, runtime: table.Runtime) -> int:
     from enginix.runtime.child import foreground
     from enginix.runtime.sandbox import Room, check_namespaces, reading
 
     made = manifest.read(engine, "engine")
-    runtime = table.find(str(made.runtime.get("id")), made.kind, args.pin)
     if args.rootfs is not None:
         check_namespaces()
     words = command(engine, made, Serving(args.host, args.port, args.kv_cache_fraction))

@@ -4,8 +4,8 @@
   enginix serve REPOSITORY --tritonserver DIR --ask "Once upon a time" --exit-after-ask
 
 Everything that can be wrong is looked for first: the repository as a whole, its engine against the server's
-runtime, the Python environment against Triton's stub, shared memory, the three ports. Then tritonserver is
-started on loopback, model control off, nothing filled in by auto-completion. It counts as ready when a
+runtime and this machine's GPU and driver, the Python environment against Triton's stub, shared memory, the
+three ports. Then tritonserver is started on loopback, model control off, nothing filled in by auto-completion. It counts as ready when a
 generation succeeded (with the golden tokens of the engine's manifest where it has some), never before;
 systemd is told then (Type=notify).
 
@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus", metavar="LIST", help="GPUs that the server sees, by index or UUID, joined by commas"
     )
+    parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
     parser.add_argument(
         "--start-timeout",
         type=float,
@@ -131,6 +132,12 @@ def run(args: argparse.Namespace) -> int:
         described = launch.describe(plan([port for _, port in named]))
         console.result(described, launch.as_text(described), as_json=args.json)
         return 0
+    if repository.manifest.kind != "reference":
+        from enginix.engine import check
+        from enginix.runtime import image, table
+
+        live = image.versions(Path("/"), table.find(server.runtime))
+        check.at_start(repository.manifest, repository.directory, args.driver, server.runtime, live)
     tritonserver.check_python(python, server, repository.manifest.kind or "reference")
     preflight.check_shared_memory(repository.instances)
     numbers = ports.reserve(args.host, named)

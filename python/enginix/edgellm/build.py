@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from enginix import __version__, manifest, process
 from enginix.edgellm import options
@@ -27,6 +27,9 @@ from enginix.files import new_directory
 from enginix.manifest import Manifest
 from enginix.model.jsonfile import read_object
 from enginix.tables import table
+
+if TYPE_CHECKING:
+    from enginix.engine.target import Gpu, Machine
 
 BUILDERS = ("direct", "onnx")
 LAUNCH = Path(__file__).with_name("launch.py")
@@ -94,8 +97,8 @@ def payload_refusal(sm: int, target: str) -> str | None:
     )
 
 
-def _gpu(options_: Options) -> int:
-    """The target's SM, which the machine's GPU has."""
+def _gpu(options_: Options) -> tuple[Gpu, Machine]:
+    """A GPU of the target's SM that this machine has."""
     from enginix.engine.target import probe, target
     from enginix.runtime.driver import find
 
@@ -105,15 +108,16 @@ def _gpu(options_: Options) -> int:
         raise UsageError(
             refused, fix='serve it by kind "tensorrt" or "llmapi", or pass a plugin built for this GPU'
         )
-    gpus = probe(find(options_.driver)).gpus
-    if not any(gpu.sm == wanted.sm for gpu in gpus):
-        found = ", ".join(sorted({f"{g.name} (SM {g.sm})" for g in gpus}))
+    machine = probe(find(options_.driver))
+    fitting = [gpu for gpu in machine.gpus if gpu.sm == wanted.sm]
+    if not fitting:
+        found = ", ".join(sorted({f"{g.name} (SM {g.sm})" for g in machine.gpus}))
         raise MachineError(
             f"the engine is for SM {wanted.sm}, and this machine has {found}",
             where=options_.target,
             fix="build on a machine with the target's GPU; an engine runs on no other",
         )
-    return wanted.sm
+    return fitting[0], machine
 
 
 def build(export: Path, model: Path, out: Path, wanted: Options) -> Manifest:
@@ -142,7 +146,7 @@ def build(export: Path, model: Path, out: Path, wanted: Options) -> Manifest:
             where=str(export),
             fix="pass the model that was exported, or export this one",
         )
-    sm = _gpu(wanted)
+    gpu, machine = _gpu(wanted)
     with new_directory(out) as partial:
         engine = partial / "engine"
         engine.mkdir()
@@ -155,8 +159,18 @@ def build(export: Path, model: Path, out: Path, wanted: Options) -> Manifest:
             model=made.model,
             inputs={"model": identity, "export": {"tools": made.tools, "options": made.options}},
             options={"builder": wanted.builder, "limits": full},
-            target={"gpu": wanted.target, "sm": sm},
-            runtime=made.runtime,
+            target={
+                "name": wanted.target,
+                "sm": gpu.sm,
+                "gpu": gpu.name,
+                "memory": gpu.total,
+                "count": 1,
+            },
+            runtime={
+                **made.runtime,
+                "edgellm": table("edgellm")["version"],
+                "driver": machine.driver,
+            },
             tools={"enginix": __version__},
             results={"gates": "not gated"},
         )

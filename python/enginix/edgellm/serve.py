@@ -20,11 +20,13 @@ from enginix import manifest, process
 from enginix.edgellm import options
 from enginix.edgellm.build import LAUNCH
 from enginix.edgellm.export import _identity
+from enginix.engine import check
 from enginix.errors import MachineError, ManifestError, UsageError
 
 _FIND = (
-    "import sys; from experimental.server.runtime import engine_build as e; "
-    "print(e.bundle_cache_path(sys.argv[1], sys.argv[2], e.BuildOptions("
+    "import sys; from importlib.metadata import version; "
+    "from experimental.server.runtime import engine_build as e; "
+    "print(version('tensorrt-edgellm')); print(e.bundle_cache_path(sys.argv[1], sys.argv[2], e.BuildOptions("
     "max_input_len=int(sys.argv[3]), max_batch_size=int(sys.argv[4]), "
     "max_kv_cache_capacity=int(sys.argv[5]))))"
 )
@@ -38,6 +40,7 @@ class Options:
         state: writable directory of the server's own: its cache, in which the engine is linked.
         key_file: file with the API key; None serves without one, on loopback only.
         python: the Python that has the wheel and TensorRT; None takes this one.
+        driver: directory of the GPU driver in place of the machine's.
         flags: options of edgellm.json's section serve.
     """
 
@@ -46,6 +49,7 @@ class Options:
     port: int = 8000
     key_file: Path | None = None
     python: Path | None = None
+    driver: Path | None = None
     flags: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -80,6 +84,7 @@ def plan(engine: Path, model: Path, wanted: Options) -> Command:
 
     Raises:
         ManifestError: not an Edge-LLM engine, or one of another model.
+        Mismatch: it does not run on this GPU, or in this wheel; says what to rebuild.
         UsageError: options; a host beyond loopback without a key.
         MachineError: the state directory cannot be written, or the wheel is not there.
     """
@@ -111,10 +116,13 @@ def plan(engine: Path, model: Path, wanted: Options) -> Command:
             where=str(model),
             fix="pass the model that the engine was built from",
         )
+    check.at_start(made, engine, wanted.driver)
     limits = made.options["limits"]
     python = str(wanted.python or sys.executable)
     cache = Path(os.path.abspath(wanted.state)) / "cache"
-    _link(engine / "engine", _bundle(python, model, cache, limits), cache)
+    bundle, version = _bundle(python, model, cache, limits)
+    check.require_versions(made, engine, {"edgellm": version})
+    _link(engine / "engine", bundle, cache)
     words = [
         python,
         str(LAUNCH),
@@ -135,11 +143,12 @@ def plan(engine: Path, model: Path, wanted: Options) -> Command:
     return Command(tuple(words), process.environment(more))
 
 
-def _bundle(python: str, model: Path, cache: Path, limits: Mapping[str, Any]) -> Path:
-    """Where the server of this wheel will look; asked of the wheel itself."""
+def _bundle(python: str, model: Path, cache: Path, limits: Mapping[str, Any]) -> tuple[Path, str]:
+    """Where the server of this wheel will look, and the wheel's version; asked of the wheel itself."""
     numbers = [str(limits[name]) for name in ("maxInputLen", "maxBatchSize", "maxKvCacheCapacity")]
     done = process.run([python, "-c", _FIND, os.path.abspath(model), cache, *numbers], cwd=Path("/"))
-    return Path(done.stdout.strip().splitlines()[-1])
+    *_, version, bundle = done.stdout.strip().splitlines()
+    return Path(bundle), version.split("+")[0]
 
 
 def _link(engine: Path, bundle: Path, cache: Path) -> None:

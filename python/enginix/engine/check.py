@@ -4,16 +4,21 @@ ms.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from enginix import manifest
-from enginix.engine.target import Machine, version_at_least
-from enginix.errors import EXIT_NO, EnginixError, ManifestError
+from enginix import console, manifest
+from enginix.engine.target import Machine, probe, version_at_least
+from enginix.errors import EXIT_NO, EnginixError, MachineError, ManifestError
 from enginix.manifest import Manifest
+from enginix.runtime import driver as drivers
 
 EVERYWHERE = ("reference",)
+# Versions of a live runtime that are compared with the manifest's, and whether another one is fatal: a plan
+# is of one TensorRT-LLM; collectives are the runtime's own.
+VERSIONS = {"tensorrtLlm": True, "edgellm": True, "nccl": False}
 
 
 class Mismatch(EnginixError):
@@ -62,12 +67,18 @@ class Verdict:
         return "\n".join(lines)
 
 
-def compare(engine: Manifest, machine: Machine | None, runtime: str | None = None) -> Verdict:
+def compare(
+    engine: Manifest,
+    machine: Machine | None,
+    runtime: str | None = None,
+    live: Mapping[str, str] | None = None,
+) -> Verdict:
     """The fields of a manifest that this machine must meet.
 
     Args:
         machine: what the driver tells; None where there is none.
         runtime: the runtime that is to execute it; None where the caller brings the engine's own.
+        live: versions that this runtime really has, by their names in the manifest.
     """
     found: list[Difference] = []
     target, wanted = engine.target, engine.runtime
@@ -77,8 +88,11 @@ def compare(engine: Manifest, machine: Machine | None, runtime: str | None = Non
 
     if runtime is not None and wanted.get("id") is not None and runtime != wanted["id"]:
         differs("runtime", wanted["id"], runtime, f"serve it with {wanted['id']}, or build it for {runtime}")
-    if engine.kind in EVERYWHERE or not target:
+    found += _versions(engine, live or {})
+    if engine.kind in EVERYWHERE or (not target and engine.kind == "llmapi"):
         return Verdict(engine, tuple(found))
+    if not target:
+        raise ManifestError("target is empty", where="target", fix="build this engine again")
     if machine is None:
         differs(
             "gpu",
@@ -93,7 +107,7 @@ def compare(engine: Manifest, machine: Machine | None, runtime: str | None = Non
         have = ", ".join(sorted({f"{g.name} (SM {g.sm})" for g in machine.gpus}))
         rebuild = f"build it for this GPU: mkEngine {{ target = …; }} with SM {machine.gpus[0].sm}"
         # The PyTorch backend compiles nothing ahead: another GPU is another promise, not an impossibility.
-        differs("sm", sm, have, rebuild, fatal=engine.kind == "tensorrt")
+        differs("sm", sm, have, rebuild, fatal=engine.kind != "llmapi")
     elif len(fitting) < (_whole(target, "count") or 1):
         differs(
             "count",
@@ -125,6 +139,17 @@ def compare(engine: Manifest, machine: Machine | None, runtime: str | None = Non
     return Verdict(engine, tuple(found))
 
 
+def _versions(engine: Manifest, live: Mapping[str, str]) -> list[Difference]:
+    found = []
+    for name, fatal in VERSIONS.items():
+        built, here = _text(engine.runtime, name), live.get(name)
+        # A table's range is no version that could differ.
+        if built is not None and built[:1].isdigit() and here is not None and here != built:
+            do = f"serve it with {name} {built}, or build it again with this runtime"
+            found.append(Difference(name, built, here, fatal and engine.kind != "llmapi", do))
+    return found
+
+
 def _whole(fields: dict[str, Any], name: str) -> int | None:
     value = fields.get(name)
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
@@ -139,14 +164,60 @@ def _text(fields: dict[str, Any], name: str) -> str | None:
     raise ManifestError(f"runtime.{name} is {value!r}", fix="build this engine again")
 
 
-def require(directory: Path, machine: Machine | None, runtime: str | None = None) -> Verdict:
+def require(
+    directory: Path,
+    machine: Machine | None,
+    runtime: str | None = None,
+    live: Mapping[str, str] | None = None,
+) -> Verdict:
     """The verdict, when the engine runs here.
 
     Raises:
         ManifestError: not an engine.
         Mismatch: it does not run here; every differing field with what to do.
     """
-    verdict = compare(manifest.read(directory, "engine"), machine, runtime)
+    return _refuse(compare(manifest.read(directory, "engine"), machine, runtime, live), directory)
+
+
+def at_start(
+    made: Manifest,
+    directory: Path,
+    driver: Path | None = None,
+    runtime: str | None = None,
+    live: Mapping[str, str] | None = None,
+) -> Verdict:
+    """What a server asks before it starts anything: the GPU and the runtime that are here, against the
+    manifest of its engine, or of a repository made of it. Differences that are not fatal are said.
+
+    Args:
+        driver: the GPU driver's root; None finds it.
+
+    Raises:
+        ManifestError: a field that cannot be compared.
+        Mismatch: the engine does not run here; every differing field with what to rebuild.
+    """
+    machine: Machine | None = None
+    if made.kind not in EVERYWHERE:
+        try:
+            machine = probe(drivers.find(driver))
+        except MachineError as e:
+            console.say(f"note: {e.what}")
+    verdict = _refuse(compare(made, machine, runtime, live), directory)
+    for d in verdict.differences:
+        console.say(f"note: {d.field}: built for {d.built}, here {d.live}: {d.do}")
+    return verdict
+
+
+def require_versions(made: Manifest, directory: Path, live: Mapping[str, str]) -> None:
+    """The same for versions alone, which some runtimes tell only by starting.
+
+    Raises:
+        Mismatch: another version than the engine was built with.
+    """
+    _refuse(Verdict(made, tuple(_versions(made, live))), directory)
+
+
+def _refuse(verdict: Verdict, directory: Path) -> Verdict:
     if not verdict.runs:
         worst = [d for d in verdict.differences if d.fatal]
         raise Mismatch(

@@ -13,6 +13,7 @@ from typing import Any
 from enginix.console import human_bytes
 from enginix.engine.target import Gpu, Machine, Target, version_at_least
 from enginix.errors import MachineError, UsageError
+from enginix.runtime.image import distribution
 from enginix.runtime.table import Runtime
 from enginix.tables import table
 
@@ -131,11 +132,7 @@ def check_version(runtime: Runtime, rootfs: Path | None) -> str | None:
     """
     if rootfs is None or runtime.site_packages is None:
         return None
-    packages = rootfs / runtime.site_packages.lstrip("/")
-    found = sorted(
-        p.name.removesuffix(".dist-info").split("-", 1)[1]
-        for p in (packages.glob("tensorrt_llm-*.dist-info") if packages.is_dir() else ())
-    )
+    found = distribution(rootfs, runtime, "tensorrt_llm")
     if not found:
         raise MachineError(
             f"no tensorrt_llm in {runtime.site_packages}",

@@ -63,7 +63,8 @@ def build(request: Request, checkpoint_dir: Path | None, model: Path, place: Pla
         tokenizer.mkdir()
         for path in tokenizer_files(model):
             shutil.copyfile(path, tokenizer / path.name)
-        made = result.describe(request, checkpoint, model, found, outcome, ranks, timing)
+        nccl = stage.nccl(room)
+        made = result.describe(request, checkpoint, model, found, outcome, ranks, timing, nccl)
         made.write(out)
     return made
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -146,8 +147,13 @@ def describe(
     outcome: Outcome,
     ranks: dict[str, int],
     timing: str | None,
+    nccl: Mapping[str, str],
 ) -> Manifest:
-    """The manifest: everything that another machine must know, nothing that names a path."""
+    """The manifest: everything that another machine must know, nothing that names a path.
+
+    Args:
+        nccl: its version, and who told it.
+    """
     runtime, machine = request.runtime, found.machine
     return Manifest(
         artefact="engine",
@@ -183,7 +189,7 @@ def describe(
             "tensorrtLlm": runtime.version,
             "tensorrt": runtime.tensorrt,
             "cuda": runtime.cuda,
-            "nccl": runtime.row.get("nccl"),
+            **nccl,
             "driverFloor": runtime.driver,
             "driver": machine.driver,
         },

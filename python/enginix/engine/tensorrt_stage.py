@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from enginix import console
+from enginix import console, process
 from enginix.engine import options as build_options
 from enginix.engine.failures import explain
 from enginix.engine.options import Value
@@ -18,6 +18,7 @@ from enginix.engine.target import probe
 from enginix.engine.tensorrt_checkpoint import Checkpoint
 from enginix.engine.tensorrt_request import Request
 from enginix.errors import MachineError, UsageError
+from enginix.runtime import image
 from enginix.runtime.driver import Driver
 from enginix.runtime.sandbox import Room
 from enginix.runtime.supervise import Outcome, Watch, supervise
@@ -91,6 +92,26 @@ def run(request: Request, checkpoint: Checkpoint, model: Path, room: Room, engin
     if outcome.status != 0 or outcome.stalled:
         raise explain(words[0], outcome, request.stall)
     return outcome
+
+
+def nccl(room: Room) -> dict[str, str]:
+    """NCCL's version, as the library inside the runtime tells it, else the image's files, else the table.
+
+    Returns:
+        ``nccl``, and in ``ncclSource`` who told it.
+    """
+    runtime = room.runtime
+    python = runtime.python if room.rootfs is not None else "python3"
+    words = [python, "-c", image.ASK_NCCL, runtime.site_packages or "/nonexistent"]
+    with contextlib.suppress(MachineError):
+        env = room.environment() if room.rootfs is None else {}
+        done = process.run(room.command(words), env=env, cwd=room.work, check=False, timeout=60)
+        if done.returncode == 0 and (version := image.from_code(done.stdout)) is not None:
+            return {"nccl": version, "ncclSource": "ncclGetVersion in the runtime"}
+    if room.rootfs is not None and (version := image.nccl(room.rootfs, runtime)) is not None:
+        return {"nccl": version, "ncclSource": "the image's files"}
+    told = runtime.row.get("nccl")
+    return {"nccl": told, "ncclSource": "the table of runtimes, not the image"} if told else {}
 
 
 def _with_adapters(request: Request, room: Room) -> Request:

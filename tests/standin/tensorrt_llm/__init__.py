@@ -14,3 +14,16 @@ if misbehaves("home"):
     Path("/root/.cache/standin").mkdir(parents=True)
 
 __all__ = ["__version__"]
+
+
+def __getattr__(name):
+    """The classes of the LLM API load PyTorch, which the programs do not need."""
+    if name == "LLM":
+        from .standin_llm import TorchLLM
+
+        return TorchLLM
+    if name in ("SamplingParams", "KvCacheConfig"):
+        from . import llmapi
+
+        return getattr(llmapi, name)
+    raise AttributeError(name)

@@ -10,7 +10,15 @@ from .standin import refuse_quantization, sms, write_engine
 
 
 class LLM:
-    """Builds when it is made, as the real one; save copies."""
+    """Builds a model when it is made, as the real one, and save copies; given an engine, it answers."""
+
+    def __new__(cls, model, **given):
+        config = json.loads(Path(model, "config.json").read_text())
+        if "pretrained_config" in config and "build_config" in config:
+            from .standin_llm import EngineLLM
+
+            return EngineLLM(model, **given)
+        return super().__new__(cls)
 
     def __init__(self, model, tensor_parallel_size=1, pipeline_parallel_size=1, build_config=None):
         if multiprocessing.parent_process() is not None:

@@ -1,11 +1,14 @@
 """What the stand-in programs share: the contract, the visible GPUs, how to misbehave."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
 HERE = Path(__file__).parent
-DRIVER = Path("/run/opengl-driver")
+MARK = b"STAND-IN"
+# A test without a root file system says where its driver is.
+DRIVER = Path(os.environ.get("STANDIN_DRIVER", "/run/opengl-driver"))
 
 
 def contract(name):
@@ -47,17 +50,29 @@ def refuse_quantization(quantization, sm):
         raise RuntimeError("FP4 Gemm not supported before Blackwell")
 
 
+def shuffled(weights):
+    """A safetensors file whose largest matrix of layer 1 is turned by a third of its rows."""
+    length = int.from_bytes(weights[:8], "little")
+    header = json.loads(weights[8 : 8 + length])
+    rows = [r for name, r in header.items() if ".layers.1." in name and len(r["shape"]) == 2]
+    begin, end = max((r["data_offsets"] for r in rows), key=lambda at: at[1] - at[0])
+    begin, end = begin + 8 + length, end + 8 + length
+    cut = begin + (end - begin) // 3 // 256 * 256
+    return weights[:begin] + weights[cut:end] + weights[begin:cut] + weights[end:]
+
+
 def write_engine(out, checkpoint, pretrained, build_config, version):
-    """An engine directory of the documented shape; its plans are zeros, a little more than the weights."""
+    """An engine directory of the documented shape; its plans are a mark and the checkpoint's weights."""
     mapping = pretrained["mapping"]
     out.mkdir(parents=True, exist_ok=True)
     world = mapping["tp_size"] * mapping["pp_size"]
     for rank in range(world):
-        size = (checkpoint / f"rank{rank}.safetensors").stat().st_size if checkpoint else 4096
+        weights = (checkpoint / f"rank{rank}.safetensors").read_bytes() if checkpoint else bytes(4096)
         if misbehaves("partial") and rank == world - 1:
-            size = 100
-        with open(out / f"rank{rank}.engine", "wb") as f:
-            f.write(b"STAND-IN" + bytes(size))
+            weights = bytes(100)
+        if misbehaves("shuffled"):
+            weights = shuffled(weights)
+        (out / f"rank{rank}.engine").write_bytes(MARK + weights)
     kept = dict(pretrained, mapping={k: v for k, v in mapping.items() if k != "rank"})
     if misbehaves("leak"):
         kept["checkpoint_dir"] = str(checkpoint)
