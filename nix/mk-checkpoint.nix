@@ -13,6 +13,7 @@
 let
   function = "mkCheckpoint";
   table = lib.importJSON ../python/enginix/data/converters.json;
+  formats = lib.importJSON ../python/enginix/data/quantization.json;
   gpus = (lib.importJSON ../python/enginix/data/gpus.json).gpus;
   runtimes = (lib.importJSON ../python/enginix/data/runtimes.json).runtimes;
   known = [
@@ -85,8 +86,17 @@ let
         quantization = model.quantization or null;
         model = facts;
       };
+      # The other converters take unquantized models alone.
+      algorithm =
+        if converter == "enginix" then
+          check.checkpoint.quantization function formats {
+            quantization = model.quantization or null;
+            model = facts;
+          }
+        else
+          null;
       # So that a wrong argument throws before a derivation exists.
-      checked = builtins.deepSeq [ row flags ] flags;
+      checked = builtins.deepSeq [ row algorithm flags ] flags;
 
       id = if builtins.isString runtime then runtime else runtime.id;
       stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;

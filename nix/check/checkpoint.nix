@@ -6,31 +6,95 @@
 }:
 let
   divisors = n: builtins.filter (d: lib.mod n d == 0) [ 1 2 4 8 16 32 64 ];
+  divides = d: n: n == null || lib.mod n d == 0;
+  listed = sizes: if sizes == [ ] then "none" else lib.concatMapStringsSep ", " toString sizes;
 in
 {
-  # Parallelism against the model's sizes, as far as the lock carries them.
+  # Parallelism against the model's sizes, as far as the lock carries them: what python/enginix/checkpoint/mapping.py
+  # refuses from config.json.
   # parallelism :: string -> set -> { tensorParallel; pipelineParallel; expertParallel; } -> set
   parallelism =
     function: model: p:
     let
       heads = model.heads or null;
+      kvHeads = model.kvHeads or null;
       layers = model.layers or null;
+      experts = model.experts or null;
       tp = arguments.atLeast function "tensorParallel" 1 p.tensorParallel;
       pp = arguments.atLeast function "pipelineParallel" 1 p.pipelineParallel;
       ep = arguments.atLeast function "expertParallel" 1 p.expertParallel;
+      width =
+        if experts == null then
+          model.intermediateSize or null
+        else
+          model.expertIntermediateSize or (model.intermediateSize or null);
+      fits =
+        n:
+        divides n heads
+        && (divides n kvHeads || lib.mod n kvHeads == 0)
+        && lib.mod n ep == 0
+        && divides (if experts == null then n else n / ep) width;
     in
-    if heads != null && lib.mod heads tp != 0 then
-      throw "${function}: tensorParallel = ${toString tp} does not divide the model's ${toString heads} attention heads. Sizes that do: ${lib.concatMapStringsSep ", " toString (divisors heads)}."
+    if !divides tp heads then
+      throw "${function}: tensorParallel = ${toString tp} does not divide the model's ${toString heads} attention heads. Sizes that do: ${listed (divisors heads)}."
     else if layers != null && pp > layers then
       throw "${function}: pipelineParallel = ${toString pp}, but the model has ${toString layers} layers."
     else if lib.mod tp ep != 0 then
-      throw "${function}: expertParallel = ${toString ep} does not divide tensorParallel = ${toString tp}. Sizes that do: ${lib.concatMapStringsSep ", " toString (divisors tp)}."
+      throw "${function}: expertParallel = ${toString ep} does not divide tensorParallel = ${toString tp}. Sizes that do: ${listed (divisors tp)}."
+    else if ep != 1 && experts == null && heads != null then
+      throw "${function}: expertParallel = ${toString ep}, but the model has no experts."
+    else if !divides ep experts then
+      throw "${function}: expertParallel = ${toString ep} does not divide the model's ${toString experts} experts. Sizes that do: ${listed (divisors experts)}."
+    else if !fits tp then
+      throw "${function}: tensorParallel = ${toString tp} does not fit ${toString kvHeads} KV heads and an intermediate size of ${toString width}. Sizes that do: ${listed (builtins.filter fits (builtins.genList (n: n + 1) 64))}."
     else
       {
         tensorParallel = tp;
         pipelineParallel = pp;
         expertParallel = ep;
       };
+
+  # The model's quantization, where the lock tells it: what python/enginix/model/quantization.py refuses. Locks have
+  # names in capitals, whatever the model has.
+  # quantization :: string -> set -> { model; quantization; } -> string | null
+  quantization =
+    function: table: m:
+    let
+      inherit (table) algorithms methods;
+      called = if m.quantization or null != null then m.quantization else m.model.quantization or null;
+      lower = if called == null then null else lib.toLower called;
+      named = row: name: builtins.any (n: lib.toLower n == lower) ([ name ] ++ row.aliases);
+      found = builtins.filter (n: named algorithms.${n} n) (builtins.attrNames algorithms);
+      algorithm = builtins.head found;
+      row = algorithms.${algorithm};
+      # Of config.json, where there is no file of ModelOpt's. Older locks do not tell it.
+      told = m.model.quantizationMethod or null;
+      method =
+        if told != null then
+          told
+        else if found == [ ] && lower != null && methods ? ${lower} then
+          lower
+        else
+          null;
+      foreign = methods.${method} or methods."*";
+      refuse = what: why: instead: throw "${function}: ${what} cannot become a TensorRT-LLM checkpoint: ${why}. Instead: ${instead}.";
+      usable = builtins.filter (n: algorithms.${n}.convert) (builtins.attrNames algorithms);
+      cache = m.model.kvCacheQuantization or null;
+    in
+    if !builtins.elem method [ null "modelopt" ] then
+      refuse "quantization method ${method}" foreign.why foreign.instead
+    else if cache != null && cache != "FP8" then
+      throw "${function}: KV cache quantization ${cache} has no place in a checkpoint from a Hugging Face model; quantize the KV cache to FP8, or not at all."
+    else if called == null || lower == "modelopt" then
+      null
+    else if found == [ ] then
+      throw "${function}: quantization ${called} is unknown; quantize with ModelOpt to one of: ${lib.concatStringsSep ", " usable}; or serve the model with the llmapi kind."
+    else if !row.convert then
+      refuse "quantization ${algorithm}" row.why row.instead
+    else if row.note == "dense models only" && m.model.experts or null != null then
+      throw "${function}: ${algorithm} is for dense models, and this one has ${toString m.model.experts} experts; quantize it to FP8 or NVFP4."
+    else
+      algorithm;
 
   # The architecture, where the lock carries it.
   # architecture :: string -> [ string ] -> set -> set

@@ -16,6 +16,9 @@ let
   parse = check.lock.parse "test.lock.json";
   parallelism = check.checkpoint.parallelism "f";
   converter = check.checkpoint.converter "f" (lib.importJSON ../../python/enginix/data/converters.json);
+  formats = lib.importJSON ../../python/enginix/data/quantization.json;
+  quantization = check.checkpoint.quantization "f" formats;
+  says = model: quantization { inherit model; };
   of = architecture: parallel: {
     model = { inherit architecture; };
     quantization = null;
@@ -169,6 +172,107 @@ in
   testParallelismRefusesMoreStagesThanLayers = {
     expr = fails (parallelism { layers = 2; } (one // { pipelineParallel = 3; }));
     expected = true;
+  };
+  testParallelismRefusesIndivisibleKvHeads = {
+    expr = map (tensorParallel: fails (parallelism { heads = 12; kvHeads = 4; } (one // { inherit tensorParallel; }))) [
+      2
+      3
+      12
+    ];
+    expected = [
+      false
+      true
+      false
+    ];
+  };
+  testParallelismRefusesIndivisibleWidth = {
+    expr = fails (parallelism { heads = 8; kvHeads = 8; intermediateSize = 100; } (one // { tensorParallel = 8; }));
+    expected = true;
+  };
+  testParallelismOfExperts = {
+    expr = map (p: fails (parallelism { heads = 8; experts = 6; expertIntermediateSize = 100; } (one // p))) [
+      # Two ranks share an expert's 100 columns, eight cannot, and six experts are not dealt to four.
+      { tensorParallel = 4; expertParallel = 2; }
+      { tensorParallel = 8; }
+      { tensorParallel = 4; expertParallel = 4; }
+    ];
+    expected = [
+      false
+      true
+      true
+    ];
+  };
+  testExpertsOfADenseModel = {
+    expr = fails (parallelism { heads = 8; } (one // { tensorParallel = 2; expertParallel = 2; }));
+    expected = true;
+  };
+  # Every algorithm under every name that models give it, as a model or a lock spells it.
+  testQuantizationAsTheTableSays = {
+    expr = lib.filterAttrs (
+      name: row: builtins.any (n: fails (says { quantization = n; }) == row.convert) ([ name ] ++ row.aliases)
+    ) formats.algorithms;
+    expected = { };
+  };
+  testQuantizationIsFoundByItsOldName = {
+    expr = says { quantization = "INT8_SQ"; };
+    expected = "W8A8_SQ_PER_CHANNEL";
+  };
+  testQuantizationOfAModelThatSaysNothing = {
+    expr = [
+      (quantization { model = { }; })
+      (says { quantization = null; })
+      (says { quantization = "MODELOPT"; quantizationMethod = "modelopt"; })
+    ];
+    expected = [
+      null
+      null
+      null
+    ];
+  };
+  testQuantizationMethodsAreRefused = {
+    expr = builtins.filter (method: !fails (says { quantization = "FP8"; quantizationMethod = method; })) (
+      builtins.attrNames formats.methods ++ [ "something-new" ]
+    );
+    expected = [ ];
+  };
+  # A lock that was written before quantizationMethod: what is nobody's algorithm is a method.
+  testQuantizationMethodsOfOlderLocks = {
+    expr = map (quantization: fails (says { inherit quantization; })) [
+      "AWQ"
+      "GPTQ"
+      "COMPRESSED-TENSORS"
+      "SOMETHING-NEW"
+    ];
+    expected = [
+      true
+      true
+      true
+      true
+    ];
+  };
+  testQuantizationOfDenseModelsOnly = {
+    expr = map (facts: fails (says facts)) [
+      { quantization = "W4A16_AWQ"; }
+      { quantization = "W4A16_AWQ"; experts = 8; }
+      { quantization = "FP8"; experts = 8; }
+    ];
+    expected = [
+      false
+      true
+      false
+    ];
+  };
+  testQuantizationOfTheKvCache = {
+    expr = map (kvCacheQuantization: fails (says { quantization = "FP8"; inherit kvCacheQuantization; })) [
+      null
+      "FP8"
+      "NVFP4"
+    ];
+    expected = [
+      false
+      false
+      true
+    ];
   };
   testArchitectureAccepts = {
     expr = check.checkpoint.architecture "f" [ "LlamaForCausalLM" ] { architecture = "LlamaForCausalLM"; };

@@ -80,6 +80,11 @@ def _quantization(config: Mapping[str, Any], files: Mapping[str, bytes], where: 
     if cache is None and isinstance(scheme, dict) and scheme.get("num_bits") == 8:
         cache = {"float": "FP8", "int": "INT8"}.get(str(scheme.get("type")))
     found: dict[str, Any] = {}
+    if MODELOPT not in files and isinstance(method := inside.get("quant_method"), str):
+        # "fp8" alone would read as ModelOpt's FP8; the names are those of quantization.json.
+        found["quantizationMethod"] = (
+            "fp8-block" if method == "fp8" and inside.get("weight_block_size") else method
+        )
     if MODELOPT in files:
         # ModelOpt's own file is the older of the two places, and where both are, they agree.
         own = parse_object(files[MODELOPT], f"{where}: {MODELOPT}")

@@ -200,9 +200,9 @@ def casts() -> None:
 
         for threads in sorted({1, usable_threads()}):
             ours, plain = speed("cast", threads), speed("copy", threads)
-            RESULTS[f"{name}, {threads} threads"] = {"GBps": ours, "copyGBps": plain, "ratio": ours / plain}
+            RESULTS[f"{name} x {threads}"] = {"GBps": ours, "copyGBps": plain, "ratio": ours / plain}
             say(
-                f"{name:<16} {threads} thread{'s' if threads > 1 else ' '}  {ours:5.1f} GB/s read and written, "
+                f"{name} x {threads:<10}  {ours:5.1f} GB/s read and written, "
                 f"NumPy's copy {plain:5.1f}: {ours / plain:4.2f} ×"
             )
 

@@ -43,21 +43,13 @@ gpt2='
     passthru = { quantization = null; modelName = "gpt2"; model = { architecture = "GPT2LMHeadModel"; heads = 4; layers = 2; }; };
   } "source $environment; python3 $script";'
 
-need_modelopt() {
-  with_lib build 'nixpkgs.runCommand "modelopt-imports" { nativeBuildInputs = [ nixpkgs.modelopt-python ]; inherit (e) environment; } "
-    source $environment; python3 -c \"import modelopt.torch.export\"; touch $out"' --no-link -L && return
-  skip "the environment modelopt-python cannot import modelopt.torch.export: $(grep -m 1 Error: "$out")"
-}
-
 test_checkpoint_by_modelopt() {
-  need_modelopt || return
   built_checkpoint "let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; tensorParallel = 2; }" || return 1
   quietly cat "$path/config.json" "$path/enginix.json" && says '"GPT2LMHeadModel"' && says 'learned_absolute' &&
     says '"converter": "modelopt"' && [ "$(echo "$path"/rank*.safetensors | wc -w)" = 2 ]
 }
 
 test_checkpoint_by_modelopt_is_reproducible() {
-  need_modelopt || return
   with_lib build "let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; }" --no-link &&
     with_lib build "let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; }" --no-link --rebuild
 }
@@ -78,6 +70,18 @@ test_checkpoint_converter_must_take_the_architecture() {
     refused "model = $(named GPT2LMHeadModel); converter = \"modelopt\"; pipelineParallel = 2;" 'offers tensorParallel only' &&
     refused "model = $(named GPT2LMHeadModel) // { quantization = \"FP8\"; }; converter = \"modelopt\";" 'converts unquantized models' &&
     refused "model = $(named GPT2LMHeadModel); converter = \"modelop\";" 'Did you mean modelopt?'
+}
+
+test_checkpoint_of_a_format_without_engines_is_refused_at_evaluation() {
+  refused "model = $(named Qwen3ForCausalLM) // { quantization = \"W8A16\"; };" 'quantization W8A16 cannot become' W8A8_SQ_PER_CHANNEL &&
+    refused "model = $(named Qwen3ForCausalLM) // { quantization = \"NVFP4_AWQ\"; };" 'quantization NVFP4_AWQ cannot become' 'quantize to NVFP4' &&
+    refused "model = $(named Qwen3MoeForCausalLM) // { model = { architecture = \"Qwen3MoeForCausalLM\"; experts = 8; quantization = \"W4A16_AWQ\"; }; };" 'is for dense models' 'FP8 or NVFP4' &&
+    refused "model = $(named Qwen3ForCausalLM) // { model = { architecture = \"Qwen3ForCausalLM\"; quantization = \"FP8\"; quantizationMethod = \"fp8-block\"; }; };" 'weight_block_size' 'llmapi'
+}
+
+# What ModelOpt would write in a format that has no engine, refused before anything is quantized.
+test_checkpoint_of_int8_weights_is_refused_before_they_are_quantized() {
+  refused 'model = e.mkQuantized { inherit (e.catalogue.tiny-qwen3) model; format = "int8_wo"; };' 'quantization W8A16 cannot become' 'Instead: quantize to W8A8_SQ_PER_CHANNEL'
 }
 
 by_the_runtime='standin = import (root + "/tests/standin") { pkgs = nixpkgs; };

@@ -107,6 +107,25 @@ def test_quantization_as_configurations_say_it(
     assert (found["quantization"], found["kvCacheQuantization"]) == (algorithm, cache)
 
 
+def test_the_method_of_other_quantizers_is_told() -> None:
+    """An algorithm named FP8 may be ModelOpt's or not; conversion takes the one and not the other."""
+    files = {
+        name: json.dumps({"architectures": ["X"], "quantization_config": config}).encode()
+        for name, config in {
+            "block": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+            "other": {"quant_method": "compressed-tensors"},
+            "own": {"quant_method": "modelopt", "quant_algo": "FP8"},
+        }.items()
+    }
+    found = {name: facts.model_facts({facts.CONFIG: text}, "a/b") for name, text in files.items()}
+    assert found["block"]["quantizationMethod"] == "fp8-block"
+    assert found["other"]["quantizationMethod"] == "compressed-tensors"
+    assert found["own"]["quantizationMethod"] == "modelopt"
+    sidecar = b'{"quantization": {"quant_algo": "FP8"}}'
+    both = facts.model_facts({facts.CONFIG: files["other"], facts.MODELOPT: sidecar}, "a/b")
+    assert "quantizationMethod" not in both and both["quantization"] == "FP8"
+
+
 def test_sizes_that_a_configuration_leaves_to_its_class() -> None:
     config = {"text_config": {"num_attention_heads": 8, "hidden_size": 64, "num_hidden_layers": 2}}
     found = facts.model_facts({facts.CONFIG: json.dumps(config).encode()}, "a/b")
