@@ -1,9 +1,18 @@
 # Every rule that spans options, each with the values that break it in its message.
-{ config, lib, ... }:
+self:
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
 let
   cfg = config.services.enginix;
+  parts = self.legacyPackages.${pkgs.stdenv.hostPlatform.system};
+  served = import ./served.nix { inherit lib parts; };
   servers = lib.filterAttrs (_: s: s.enable) cfg.servers;
-  names = lib.attrNames servers;
+  # Of others assertions below say what is missing.
+  names = lib.attrNames (lib.filterAttrs (_: s: (s.engine != null) != (s.repo != null)) servers);
   runtimes = (lib.importJSON ../../python/enginix/data/runtimes.json).runtimes;
   option = name: "services.enginix.servers.${name}";
   isLoopback = host: host == "127.0.0.1" || host == "::1";
@@ -12,19 +21,29 @@ let
   takers = select: lib.concatMap (name: map (thing: { inherit name thing; }) (select name servers.${name})) names;
   collisions = list: lib.filterAttrs (_: v: lib.length v > 1) (lib.groupBy (t: toString t.thing) list);
 
-  ports = lib.concatMap (
-    name:
-    map
-      (port: {
-        label = "${name}.${port}";
-        thing = servers.${name}.${port};
-      })
+  # The engine's own server has one port only.
+  portsOf =
+    s:
+    if (served s).ownServer then
+      [ "httpPort" ]
+    else
       [
         "httpPort"
         "grpcPort"
         "metricsPort"
-      ]
-  ) names;
+      ];
+  ports =
+    lib.concatMap (
+      name:
+      map (port: {
+        label = "${name}.${port}";
+        thing = servers.${name}.${port};
+      }) (portsOf servers.${name})
+    ) names
+    ++ lib.optional cfg.gateway.enable {
+      label = "gateway.port";
+      thing = cfg.gateway.port;
+    };
   sharedPorts = collisions ports;
 
   gpus = collisions (takers (_: s: lib.unique s.gpus));
@@ -35,7 +54,7 @@ let
   memory =
     s:
     let
-      plan = s.repo.engine.request.plan or null;
+      plan = (served s).engine.request.plan or null;
     in
     if s.memory != null then
       s.memory
@@ -46,7 +65,7 @@ let
   total =
     users:
     let
-      known = lib.filter (gpu: gpu.memoryMiB or null != null) (map (u: servers.${u.name}.repo.engine.gpu or { }) users);
+      known = lib.filter (gpu: gpu.memoryMiB or null != null) (map (u: (served servers.${u.name}).engine.gpu or { }) users);
     in
     if known == [ ] then null else (lib.head known).memoryMiB;
   crowded = lib.filterAttrs (
@@ -61,25 +80,63 @@ let
     name:
     let
       s = servers.${name};
-      runtime = s.repo.runtime or "reference";
+      what = served s;
+      inherit (what) runtime onCpu kind;
       row = runtimes.${runtime} or null;
-      isReference = (s.repo.kind or "reference") == "reference";
-      onCpu = isReference && (s.repo.device or "cpu") == "cpu";
-      parallel = s.repo.engine.parallel or { };
+      parallel = what.engine.parallel or { };
       worldSize =
         if onCpu then
           0
         else
           (parallel.tensorParallel or 1) * (parallel.pipelineParallel or 1);
     in
+    # Nothing else can be said of a server that serves nothing, or two things.
+    if (s.engine == null) == (s.repo == null) then
+      [
+        {
+          assertion = false;
+          message = "${option name}: ${
+            if s.engine == null then "neither engine nor repo is set" else "engine and repo are both set"
+          }; set one: engine, or what mkTritonRepo made of it.";
+        }
+      ]
+    else
     [
+      {
+        assertion = s.repo != null -> what.settings == { };
+        message = "${option name}: settings are for an engine, and repo is built already; pass ${lib.concatStringsSep ", " (lib.attrNames what.settings)} to mkTritonRepo, or set engine.";
+      }
+      {
+        assertion = what.ownServer -> s.engine != null && what.hasOwnServer;
+        message = "${option name}: ownServer is on, but ${
+          if s.engine == null then "repo is served by Triton; set engine" else "an engine of kind ${kind} has no server of its own"
+        }, or leave ownServer out.";
+      }
+      {
+        assertion = kind == "edgellm" -> what.ownServer;
+        message = "${option name}: an engine of kind edgellm has no Triton repository; leave ownServer on.";
+      }
+      {
+        assertion = s.apiKeyFile != null -> what.ownServer && kind == "edgellm";
+        message = "${option name}: apiKeyFile is set, but ${
+          if what.ownServer then "trtllm-serve" else "Triton"
+        } asks for no key; put services.enginix.gateway before it, with its keys.";
+      }
+      {
+        assertion = s.apiKeyFile != null -> !lib.hasPrefix builtins.storeDir s.apiKeyFile;
+        message = "${option name}: apiKeyFile is in the store, where everybody reads it; pass a path outside of it.";
+      }
+      {
+        assertion = what.ownServer && kind == "edgellm" && !isLoopback s.host -> s.apiKeyFile != null;
+        message = "${option name}: host is ${s.host}, which others reach, and there is no key; set apiKeyFile, or leave host on loopback.";
+      }
       {
         assertion = builtins.match "[a-z0-9][a-z0-9_-]{0,31}" name != null;
         message = "${option name}: a server's name is part of a unit's and a user's name; use up to 32 of a-z, 0-9, _ and -.";
       }
       {
         assertion = row != null;
-        message = "${option name}: the repository needs the runtime ${runtime}, which is unknown; known are ${lib.concatStringsSep ", " (lib.attrNames runtimes)}.";
+        message = "${option name}: it needs the runtime ${runtime}, which is unknown; known are ${lib.concatStringsSep ", " (lib.attrNames runtimes)}.";
       }
       {
         assertion = s.openFirewall -> !isLoopback s.host;
@@ -88,7 +145,7 @@ let
       {
         # Said once the GPUs themselves are named rightly.
         assertion =
-          worldSize <= 1 || lib.length s.gpus != worldSize || !lib.allUnique (map toString s.gpus);
+          what.ownServer || worldSize <= 1 || lib.length s.gpus != worldSize || !lib.allUnique (map toString s.gpus);
         message = "${option name}: the engine has ${toString worldSize} ranks, and this version starts a single one; build it with tensorParallel = pipelineParallel = 1.";
       }
       {
@@ -112,14 +169,14 @@ let
         message = "${option name}: runtime ${runtime} needs driver ${toString (row.driver or null)} or later (CUDA ${toString (row.cuda or null)}), this machine has ${toString cfg.driverVersion}; set hardware.nvidia.package to a newer one, or use an engine of an older runtime.";
       }
       {
-        assertion = isReference || s.repo ? engine.runtimePackage;
-        message = "${option name}: a repository of kind ${s.repo.kind or "?"} is served inside its runtime's image, which this one does not name; pass mkTritonRepo's output itself.";
+        assertion = kind == "reference" || kind == "edgellm" || what.image != null;
+        message = "${option name}: a repository of kind ${kind} is served inside its runtime's image, which this one does not name; pass mkTritonRepo's output itself.";
       }
     ];
 in
 {
   config = lib.mkIf cfg.enable {
-    assertions = lib.concatMap perServer names ++ [
+    assertions = lib.concatMap perServer (lib.attrNames servers) ++ [
       {
         assertion = sharedPorts == { };
         message = "services.enginix.servers: ${

@@ -3,8 +3,9 @@ self: {
   _class = "nixos";
   imports = [
     (import ./options.nix self)
-    ./assertions.nix
-    ./unit.nix
+    (import ./assertions.nix self)
+    (import ./unit.nix self)
+    (import ./gateway.nix self)
     ./monitoring.nix
     ./gpu-builder.nix
   ];

@@ -2,7 +2,9 @@
 { config, lib, ... }:
 let
   cfg = config.services.enginix;
-  servers = lib.filterAttrs (_: s: s.enable) cfg.servers;
+  # The engine's own server has no metrics port.
+  ownServer = s: if s.ownServer != null then s.ownServer else (s.engine.kind or null) == "edgellm";
+  servers = lib.filterAttrs (_: s: s.enable && !ownServer s) cfg.servers;
   # A wildcard address is reached over loopback.
   reached = {
     "0.0.0.0" = "127.0.0.1";

@@ -11,121 +11,7 @@ let
   parts = self.legacyPackages.${pkgs.stdenv.hostPlatform.system};
   shared = config.services.enginix;
 
-  server = {
-    options = {
-      enable = mkOption {
-        type = types.bool;
-        default = true;
-        description = "Whether to run this server.";
-      };
-
-      repo = mkOption {
-        type = types.package;
-        example = literalExpression "enginix.packages.\${system}.tiny-qwen3-triton-repo";
-        description = "Model repository to serve, from `mkTritonRepo`. It says which engine, runtime and ranks it needs.";
-      };
-
-      package = mkOption {
-        type = types.package;
-        default = shared.package;
-        defaultText = literalExpression "config.services.enginix.package";
-        description = "The enginix command that starts the server.";
-      };
-
-      tritonserver = mkOption {
-        type = types.nullOr types.package;
-        default = shared.tritonserver;
-        defaultText = literalExpression "config.services.enginix.tritonserver";
-        description = "The tritonserver of reference repositories. Others are served by the one in their runtime's image.";
-      };
-
-      host = mkOption {
-        type = types.str;
-        default = "127.0.0.1";
-        description = ''
-          Address of all three endpoints. Triton is no security boundary: leave it on loopback and put a gateway before
-          it. On loopback the unit may exchange packets with this machine only.
-        '';
-      };
-
-      httpPort = mkOption {
-        type = types.port;
-        default = 8000;
-        description = "Port of the HTTP endpoint.";
-      };
-
-      grpcPort = mkOption {
-        type = types.port;
-        default = 8001;
-        description = "Port of the gRPC endpoint.";
-      };
-
-      metricsPort = mkOption {
-        type = types.port;
-        default = 8002;
-        description = "Port of the Prometheus metrics.";
-      };
-
-      openFirewall = mkOption {
-        type = types.bool;
-        default = false;
-        description = "Whether to open the HTTP and gRPC ports in the firewall; never the metrics.";
-      };
-
-      gpus = mkOption {
-        type = types.listOf (types.either types.ints.unsigned types.str);
-        default = [ ];
-        example = [ "GPU-2f0c1b6e-6a5d-4d0e-9b7b-1f2e3d4c5b6a" ];
-        description = ''
-          GPUs of this server, one a rank, by index or by UUID (`nvidia-smi -L`). An index can change with a reboot, a UUID
-          does not. Empty for a repository that runs on the CPU: the unit then sees no device at all.
-        '';
-      };
-
-      shareGpus = mkOption {
-        type = types.bool;
-        default = false;
-        description = "Whether other servers may use the same GPUs. All that share one must say so.";
-      };
-
-      memory = mkOption {
-        type = types.nullOr types.ints.positive;
-        default = null;
-        example = 24576;
-        description = ''
-          MiB of each GPU that this server takes, key-value cache included. With it, servers that share a GPU are refused
-          when they do not fit together; it limits nothing by itself (`parameters.kv_cache_free_gpu_mem_fraction` of `mkTritonRepo` does).
-        '';
-      };
-
-      startTimeout = mkOption {
-        type = types.ints.positive;
-        default = 600;
-        description = "Seconds that loading the model and the first generation may take.";
-      };
-
-      exitTimeout = mkOption {
-        type = types.ints.between 1 86400;
-        default = 30;
-        description = "Seconds that requests under way have to finish after a stop was asked for; systemd waits 20 more.";
-      };
-
-      environment = mkOption {
-        type = types.attrsOf types.str;
-        default = { };
-        example = {
-          LD_LIBRARY_PATH = "/run/opengl-driver/lib";
-        };
-        description = "Environment of the enginix command. The server itself gets what `enginix serve --dry-run` shows, no more.";
-      };
-
-      extraArgs = mkOption {
-        type = types.listOf types.str;
-        default = [ ];
-        description = "Further arguments of `enginix serve`.";
-      };
-    };
-  };
+  server = import ./server-options.nix { inherit lib shared; };
 in
 {
   options.services.enginix = {
@@ -150,11 +36,13 @@ in
       default = { };
       example = literalExpression ''
         {
-          tiny.repo = enginix.packages.''${system}.tiny-qwen3-triton-repo;
+          tiny.engine = enginix.packages.''${system}.tiny-qwen3-engine;
         }
       '';
       description = "Servers by name; each is the service `enginix-<name>`.";
     };
+
+    gateway = import ./gateway-options.nix { inherit lib parts; };
 
     driverVersion = mkOption {
       type = types.nullOr types.str;

@@ -7,141 +7,149 @@
 let
   runtimes = (lib.importJSON ../../python/enginix/data/runtimes.json).runtimes;
   isLoopback = host: host == "127.0.0.1" || host == "::1";
+  # A wildcard address is reached over loopback.
+  reached = {
+    "0.0.0.0" = "127.0.0.1";
+    "::" = "::1";
+  };
 in
 name: server:
+# What served.nix makes of the options.
+served:
 # The root of an image-based server (image.nix), null for others.
 image:
 let
   gpu = server.gpus != [ ];
-  row = runtimes.${server.repo.runtime or "reference"};
+  row = runtimes.${served.runtime};
   list = lib.concatMapStringsSep "," toString server.gpus;
+  enginix = lib.getExe server.package;
+  # The server of another package set than the image's is bound into it with the store.
+  triton = [
+    enginix
+    "serve"
+    "${served.repo}"
+    "--tritonserver"
+    (if image != null then row.paths.triton else "${server.tritonserver}")
+  ]
+  ++ lib.optionals (image != null) [
+    "--model-runtime"
+    served.runtime
+    "--python"
+    row.paths.python
+  ]
+  ++ lib.optionals gpu [
+    "--gpus"
+    list
+  ]
+  ++ [
+    "--host"
+    server.host
+    "--http-port"
+    (toString server.httpPort)
+    "--grpc-port"
+    (toString server.grpcPort)
+    "--metrics-port"
+    (toString server.metricsPort)
+    "--log-format"
+    server.logFormat
+    "--start-timeout"
+    (toString server.startTimeout)
+    "--exit-timeout"
+    (toString server.exitTimeout)
+  ];
+  # Inside the image the runner needs no sandbox of its own, and could not have one here.
+  runner = [
+    "${served.engine.runtimePackage.command}/bin/enginix"
+    "runner"
+    "${served.engine}"
+  ]
+  ++ lib.optionals (served.settings ? kvCacheFraction) [
+    "--kv-cache-fraction"
+    served.settings.kvCacheFraction
+  ];
+  own = (if image != null then runner else [ (lib.getExe served.serve) ]) ++ [
+    "--host"
+    server.host
+    "--port"
+    (toString server.httpPort)
+  ];
+  host = reached.${server.host} or server.host;
+  url = "http://${if builtins.match ".*:.*" host != null then "[${host}]" else host}:${toString server.httpPort}";
 in
 {
-  description = "Triton Inference Server of enginix: ${name}";
+  description = "${if served.ownServer then "OpenAI server" else "Triton Inference Server"} of enginix: ${name}";
   wantedBy = [ "multi-user.target" ];
   after = [ "network.target" ];
+  # The old server is stopped where the new one is about to start, not before the whole activation.
+  stopIfChanged = false;
 
   environment = {
     HOME = "%C/enginix-${name}";
     XDG_CACHE_HOME = "%C/enginix-${name}";
   }
   // lib.optionalAttrs (image != null) row.environment
+  // lib.optionalAttrs (served.ownServer && gpu) {
+    CUDA_VISIBLE_DEVICES = list;
+    # By index as nvidia-smi counts; CUDA's own order is by speed.
+    CUDA_DEVICE_ORDER = "PCI_BUS_ID";
+  }
   // server.environment;
 
   serviceConfig = {
-    Type = "notify";
-    NotifyAccess = "main";
-    ExecStart = escape (
-      [
-        (lib.getExe server.package)
-        "serve"
-        "${server.repo}"
-        "--tritonserver"
-        (if image != null then row.paths.triton else "${server.tritonserver}")
-      ]
-      ++ lib.optionals (image != null) [
-        "--model-runtime"
-        server.repo.runtime
-        "--python"
-        row.paths.python
-      ]
-      ++ lib.optionals gpu [
-        "--gpus"
-        list
-      ]
-      ++ [
-        "--host"
-        server.host
-        "--http-port"
-        (toString server.httpPort)
-        "--grpc-port"
-        (toString server.grpcPort)
-        "--metrics-port"
-        (toString server.metricsPort)
-        "--start-timeout"
-        (toString server.startTimeout)
-        "--exit-timeout"
-        (toString server.exitTimeout)
-      ]
-      ++ server.extraArgs
-    );
+    Type = if served.ownServer then "exec" else "notify";
+    ExecStart = escape ((if served.ownServer then own else triton) ++ server.extraArgs);
     Restart = "on-failure";
     RestartSec = 10;
     # `enginix serve` gives up first, with the reason; systemd's own limit only catches a wedged one.
     TimeoutStartSec = server.startTimeout + 60;
     # Triton's own time, then 10 s until `enginix serve` kills it, then tidying up.
     TimeoutStopSec = server.exitTimeout + 20;
-    # SIGTERM to `enginix serve` alone: the server's Python processes must live until their requests are answered.
+    # SIGTERM to the main process alone: the server's Python processes must live until their requests are answered.
     KillMode = "mixed";
+    LogExtraFields = [ "ENGINIX_SERVER=${name}" ];
 
-    DynamicUser = true;
     CacheDirectory = "enginix-${name}";
     RuntimeDirectory = "enginix-${name}";
     WorkingDirectory = "%t/enginix-${name}";
-    UMask = "0077";
     LimitNOFILE = 65536;
-
-    AmbientCapabilities = [ "" ];
-    CapabilityBoundingSet = [ "" ];
-    KeyringMode = "private";
-    LockPersonality = true;
-    MemoryDenyWriteExecute = false; # torch, CUDA and libffi map executable memory
-    NoNewPrivileges = true;
-    PrivateMounts = true;
-    PrivateTmp = true;
-    PrivateUsers = true; # device nodes of NVIDIA are 0666, so an unmapped group does not matter
-    ProcSubset = "all"; # torch reads /proc/meminfo and /proc/cpuinfo
-    ProtectClock = true;
-    ProtectControlGroups = true;
-    ProtectHome = true;
-    ProtectHostname = true;
-    ProtectKernelLogs = true;
-    ProtectKernelModules = true;
-    ProtectKernelTunables = true;
-    ProtectProc = "invisible";
-    ProtectSystem = "strict";
-    RemoveIPC = true;
-    # Triton's Python backend talks through /dev/shm, so PrivateIPC stays off.
-    RestrictAddressFamilies = [
-      "AF_INET"
-      "AF_INET6"
-      "AF_UNIX"
-    ];
-    RestrictNamespaces = true;
-    RestrictRealtime = true;
-    RestrictSUIDSGID = true;
-    SystemCallArchitectures = "native";
-    SystemCallErrorNumber = "EPERM";
-    # @resources: NUMA policies (mbind, set_mempolicy) of CUDA and OpenMP, and thread affinity.
-    SystemCallFilter = [
-      "@system-service"
-      "@resources"
-      "~@privileged"
-    ];
-
-    # Without a GPU no device but the pseudo ones. With one, /dev is the machine's, and only NVIDIA's classes open.
-    DevicePolicy = "closed";
-    PrivateDevices = !gpu;
   }
-  // lib.optionalAttrs gpu {
-    # Class names are those of /proc/devices, and drivers differ in them; absent ones are ignored.
-    DeviceAllow = map (class: "char-${class} rw") [
-      "nvidia"
-      "nvidia-frontend"
-      "nvidiactl"
-      "nvidia-uvm"
-      "nvidia-caps"
-      "nvidia-caps-imex-channels"
-      "nvidia-nvswitch"
+  // import ./hardening.nix {
+    inherit gpu;
+    loopback = isLoopback server.host;
+  }
+  // lib.optionalAttrs (gpu && served.kind != "reference") {
+    # The engine against this GPU, driver and runtime, in milliseconds, before anything is loaded.
+    ExecStartPre = escape [
+      enginix
+      "check"
+      "${served.engine}"
     ];
-    # Pinned host memory, and stacks of the kernels' host side.
-    LimitMEMLOCK = "infinity";
-    LimitSTACK = "64M";
   }
-  // lib.optionalAttrs (isLoopback server.host) {
-    IPAddressDeny = "any";
-    IPAddressAllow = "localhost";
-  }
+  // (
+    if served.ownServer then
+      {
+        StateDirectory = "enginix-${name}";
+        # It says nothing to systemd: started is when it has answered.
+        ExecStartPost = escape (
+          [
+            enginix
+            "ready"
+            url
+            "--timeout"
+            (toString server.startTimeout)
+          ]
+          ++ lib.optionals (server.apiKeyFile != null) [
+            "--api-key-credential"
+            "api-key"
+          ]
+        );
+      }
+      // lib.optionalAttrs (server.apiKeyFile != null) {
+        LoadCredential = [ "api-key:${server.apiKeyFile}" ];
+      }
+    else
+      { NotifyAccess = "main"; }
+  )
   // lib.optionalAttrs (image != null) {
     # The image is the root, read-only; the store beside it has the repository and this command.
     RootDirectory = image.root;

@@ -7,10 +7,18 @@
   more ? { },
 }:
 let
-  # The flake, for the module's package defaults.
-  self.legacyPackages.x86_64-linux = {
+  # The flake, for the module's functions and package defaults: the project's own over the stand-in package set.
+  parts = import ../../nix {
+    pkgs = import ../hostpkgs {
+      system = "x86_64-linux";
+      inherit lib;
+    };
+  };
+  self.legacyPackages.x86_64-linux = parts // {
     enginix = package "enginix";
     tritonserver = package "tritonserver";
+    gateway-python = package "gateway-python";
+    mkServe = args: package "${args.engine.modelName}-serve" // { meta.mainProgram = "serve"; inherit args; };
   };
   package = name: {
     type = "derivation";
@@ -29,12 +37,13 @@ let
     // {
       kind = "tensorrt";
       runtime = "trtllm-1.2.1";
-      engine = {
+      engine = package "big-engine" // {
         parallel = {
           inherit tensorParallel;
           pipelineParallel = 1;
         };
         runtimePackage = {
+          command = package "enginix-engine-command";
           id = "trtllm-1.2.1";
           rootfs = package "trtllm-1.2.1-rootfs";
         };
@@ -50,6 +59,20 @@ let
         };
       };
     };
+  # Engines, as mkEngine's output has them.
+  engine =
+    kind:
+    package "big-engine"
+    // (tensorrt 1).engine
+    // {
+      inherit kind;
+      modelName = "big";
+      runtime = if kind == "edgellm" then "edgellm-0.11.0" else "trtllm-1.2.1";
+      request = (tensorrt 1).engine.request // {
+        limits.maxBatchSize = 16;
+      };
+    };
+  reference = parts.catalogue.tiny-qwen3.engine;
   any = lib.mkOption { type = lib.types.unspecified; };
   stubs = {
     options = {
@@ -72,13 +95,14 @@ let
     modules = [
       (import ../../nix/nixos self)
       stubs
-      { services.enginix = { enable = true; } // (if lib.isFunction settings then settings { inherit tiny tensorrt; } else settings); }
+      { services.enginix = { enable = true; } // (if lib.isFunction settings then settings { inherit tiny tensorrt engine reference; } else settings); }
       more
     ];
     specialArgs = {
       pkgs = {
         stdenv.hostPlatform.system = "x86_64-linux";
         runCommand = name: _: _: package name;
+        writeText = name: text: builtins.toFile name (builtins.unsafeDiscardStringContext text);
       };
       utils.escapeSystemdExecArgs = import ./escape.nix;
     };
@@ -89,6 +113,11 @@ in
   failing = map (a: a.message) (builtins.filter (a: !a.assertion) config.assertions);
   ports = config.networking.firewall.allowedTCPPorts;
   services = config.systemd.services;
+  # What a server serves, with what it was given.
+  served = name: {
+    exec = config.systemd.services."enginix-${name}".serviceConfig.ExecStart;
+    inherit (config.systemd.services."enginix-${name}") environment;
+  };
   scraped = config.services.prometheus.scrapeConfigs;
   dashboards = map (p: p.name) config.services.grafana.provision.dashboards.settings.providers;
   mounts = config.programs.nix-required-mounts;

@@ -7,27 +7,28 @@
   settings ? { },
   # As image.nix makes it, of a repository that is served inside an image.
   image ? null,
+  # Options of services.enginix.gateway: the unit of the gateway before that server.
+  gateway ? null,
+  # mkServe, where the engine has its own server.
+  parts ? e,
+  e ? import ../../nix { inherit pkgs; },
   pkgs ? import ../hostpkgs { system = builtins.currentSystem; },
 }:
 let
   inherit (pkgs) lib;
-  e = import ../../nix { inherit pkgs; };
 
-  # nix/nixos/options.nix read for its defaults: a type is nothing here, an option is what was passed to mkOption.
+  # The option files read for their defaults: a type is nothing here, an option is what was passed to mkOption.
   stub = {
     mkOption = option: option;
-    mkEnableOption = description: { inherit description; };
     literalExpression = text: text;
-    types = {
-      attrsOf = type: type;
-      submodule = module: module;
+    types = lib.genAttrs [ "bool" "int" "float" "str" "package" "port" ] (_: null) // {
+      oneOf = _: null;
+      enum = _: null;
       listOf = _: null;
+      attrsOf = _: null;
       nullOr = _: null;
       either = _: _: null;
-      bool = null;
-      package = null;
-      port = null;
-      str = null;
+      submodule = module: module;
       ints = {
         positive = null;
         unsigned = null;
@@ -35,19 +36,34 @@ let
       };
     };
   };
-  module = import ../../nix/nixos/options.nix { legacyPackages.${pkgs.system} = e; } {
-    config.services.enginix = { inherit (e) enginix tritonserver; package = e.enginix; };
-    lib = stub;
-    pkgs.stdenv.hostPlatform.system = pkgs.system;
+  defaultsOf =
+    options:
+    builtins.mapAttrs (_: o: if o ? default then o.default else defaultsOf o) (
+      lib.filterAttrs (_: o: o ? default || !(o ? type)) options
+    );
+  shared = {
+    package = e.enginix;
+    inherit (e) tritonserver;
   };
-  inherit (module.options.services.enginix.servers.type) options;
-  defaults = builtins.mapAttrs (_: o: o.default) (lib.filterAttrs (_: o: o ? default) options);
-
-  server = defaults // { repo = e.catalogue.tiny-qwen3.triton-repo; } // settings;
-  service = import ../../nix/nixos/service.nix {
-    inherit lib;
-    escape = import ./escape.nix;
-  } name server image;
+  server =
+    defaultsOf (import ../../nix/nixos/server-options.nix { lib = stub; inherit shared; }).options
+    // lib.optionalAttrs (!(settings ? engine)) { repo = e.catalogue.tiny-qwen3.triton-repo; }
+    // settings;
+  escape = import ./escape.nix;
+  served = import ../../nix/nixos/served.nix { inherit lib parts; } server;
+  gatewayOptions =
+    defaultsOf (import ../../nix/nixos/gateway-options.nix { lib = stub; parts = e // parts; }) // gateway;
+  gatewayService = import ../../nix/nixos/gateway-service.nix { inherit lib escape; };
+  behind = {
+    ${name} = server // { inherit served; };
+  };
+  service =
+    if gateway == null then
+      import ../../nix/nixos/service.nix { inherit lib escape; } name server served image
+    else
+      gatewayService.unit gatewayOptions behind (
+        pkgs.writeText "enginix-gateway.json" (builtins.toJSON (gatewayService.description gatewayOptions behind))
+      );
 
   # As NixOS renders units: booleans as true and false, a list as one line an entry.
   value = v: if builtins.isBool v then (if v then "true" else "false") else toString v;
@@ -67,8 +83,11 @@ let
     [Install]
     ${lib.concatLines (map (u: "WantedBy=${u}") service.wantedBy)}'';
 in
-pkgs.runCommand "enginix-${name}.service" {
+pkgs.runCommand "enginix-${if gateway == null then name else "gateway"}.service" {
   inherit text;
   passAsFile = [ "text" ];
-  passthru = { inherit service; };
+  passthru = {
+    inherit service;
+    trial = pkgs.writeText "trial.conf" (import ../../nix/nixos/trial.nix { inherit lib escape; } name server served image);
+  };
 } "cp $textPath $out"

@@ -25,6 +25,35 @@ test_nixos_unit_is_clean() {
   [ ! -s "$out" ]
 }
 
+# What verify looks for on this machine is not there: programs of an image, and its root.
+test_nixos_units_of_every_kind_are_clean() {
+  need_systemd || return
+  local arguments
+  for arguments in 'settings = { gpus = [ 0 ]; };' "$unit_image" "$unit_edgellm" "$unit_own" "$unit_gateway"; do
+    unit "$arguments" "$tmp/enginix-tiny.service" || return 1
+    sed -i 's,"/x-command/bin/enginix","/usr/bin/true",' "$tmp/enginix-tiny.service"
+    quietly systemd-analyze verify --man=no "$tmp/enginix-tiny.service" || return 1
+    [ ! -s "$out" ] || return 1
+  done
+}
+
+test_nixos_unit_of_an_own_server() {
+  unit "$unit_edgellm" "$tmp/own.service" && cp "$tmp/own.service" "$out" && says 'ExecStart="/usr/bin/true" "--host" "127.0.0.1" "--port" "8000"' &&
+    says 'LoadCredential=api-key:/run/secrets/key' && says '"ready" "http://127.0.0.1:8000" "--timeout" "600" "--api-key-credential" "api-key"' &&
+    says 'CUDA_VISIBLE_DEVICES=0' && says '"check" "/x-engine"' && says Type=exec && says StateDirectory=enginix-tiny &&
+    unit "$unit_own" "$tmp/own.service" && cp "$tmp/own.service" "$out" &&
+    says 'ExecStart="/x-command/bin/enginix" "runner" "/x-engine" "--host"' && says RootDirectory=/nix/store/x-root
+}
+
+# A key's file is named; the key itself is nowhere.
+test_nixos_gateway_gets_its_keys_as_credentials() {
+  unit "$unit_gateway" "$tmp/gateway.service" && cp "$tmp/gateway.service" "$out" &&
+    says 'LoadCredential=operator:/run/secrets/operator' && says 'LoadCredential=client-alice:/run/secrets/alice' &&
+    says 'After=enginix-tiny.service' || return 1
+  quietly cat "$(sed -n 's/^ExecStart=.*"gateway" "\([^"]*\)".*/\1/p' "$tmp/gateway.service")" &&
+    says '"url":"http://127.0.0.1:8000"' && says '"keyFile":"client-alice"' && says '"keyFile":"operator"'
+}
+
 test_nixos_unit_with_a_typo_is_not_clean() {
   need_systemd || return
   unit '' "$tmp/enginix-tiny.service" || return 1
@@ -32,10 +61,25 @@ test_nixos_unit_with_a_typo_is_not_clean() {
   refuses systemd-analyze verify --man=no "$tmp/enginix-tiny.service" && says ProtectHom && says 'is not executable'
 }
 
+# The kinds of unit: Triton with and without GPU, inside an image, an engine's own servers, the gateway.
+unit_image='settings = { gpus = [ 0 ]; repo = { outPath = "/x-repo"; kind = "tensorrt"; runtime = "trtllm-1.2.1"; engine.outPath = "/x-engine"; }; };
+  image = { root = "/nix/store/x-root"; rootfs = "/nix/store/x-rootfs"; directories = [ "usr" ]; };'
+unit_edgellm='settings = { gpus = [ 0 ]; apiKeyFile = "/run/secrets/key"; engine = { outPath = "/x-engine"; kind = "edgellm"; runtime = "edgellm-0.11.0"; modelName = "m"; }; };
+  parts.mkServe = _: { outPath = "/usr"; meta.mainProgram = "true"; };'
+unit_own='settings = { gpus = [ 0 ]; ownServer = true; engine = {
+    outPath = "/x-engine"; kind = "llmapi"; runtime = "trtllm-1.2.1"; modelName = "m"; runtimePackage.command = "/x-command";
+  }; };
+  image = { root = "/nix/store/x-root"; rootfs = "/nix/store/x-rootfs"; directories = [ "usr" ]; };'
+unit_gateway='gateway = { keyFile = "/run/secrets/operator"; clients.alice = {
+    keyFile = "/run/secrets/alice"; models = [ ]; requestsPerMinute = 6; tokensPerMinute = 0; parallelRequests = 0;
+  }; };
+  parts.gateway-python = "/usr";'
+
 test_nixos_unit_is_hardened() {
   need_systemd || return
   local arguments tenths
-  for arguments in '' 'settings = { gpus = [ 0 ]; };' 'settings = { gpus = [ 0 ]; host = "0.0.0.0"; };'; do
+  for arguments in '' 'settings = { gpus = [ 0 ]; };' 'settings = { gpus = [ 0 ]; host = "0.0.0.0"; };' \
+    "$unit_image" "$unit_edgellm" "$unit_own" "$unit_gateway"; do
     unit "$arguments" "$tmp/enginix-tiny.service" || return 1
     tenths=$(exposure "$tmp/enginix-tiny.service")
     echo "exposure of { $arguments }: $tenths tenths" | tee -a "$out"
@@ -54,12 +98,15 @@ test_nixos_unit_of_an_image_has_the_image_as_root() {
     settings = {
       gpus = [ 0 1 ];
       host = "0.0.0.0";
-      repo = { outPath = "/nix/store/x-big-triton-repo"; kind = "tensorrt"; runtime = "trtllm-1.2.1"; };
+      repo = {
+        outPath = "/nix/store/x-big-triton-repo"; kind = "tensorrt"; runtime = "trtllm-1.2.1";
+        engine.outPath = "/nix/store/x-big-engine";
+      };
     };
     image = { root = "/nix/store/x-root"; rootfs = "/nix/store/x-rootfs"; directories = [ "usr" "opt" ]; };' "$tmp/big.service" &&
     cp "$tmp/big.service" "$out" && says RootDirectory=/nix/store/x-root &&
     says 'BindReadOnlyPaths=-/nix/store/x-rootfs/opt:/opt' && says '"--tritonserver" "/opt/tritonserver"' &&
-    says 'PATH=/opt/venv-tritonserver/bin' && says '"--gpus" "0,1"' && ! grep -q IPAddressDeny "$out"
+    says 'PATH=/opt/venv-tritonserver/bin' && says '"check" "/nix/store/x-big-engine"' && says '"--gpus" "0,1"' && ! grep -q IPAddressDeny "$out"
 }
 
 # systemd must wait longer than the server itself does, or answers under way would be cut off.

@@ -18,7 +18,7 @@ with_real_lib() {
 
 module() { # settings, what to take of the result
   quietly "$nix" eval --impure --json --expr "
-    (import $root/tests/nix/module.nix { lib = import $NIXPKGS_LIB; settings = { tiny, tensorrt }: $1; }).$2"
+    (import $root/tests/nix/module.nix { lib = import $NIXPKGS_LIB; settings = { tiny, tensorrt, engine, reference }: $1; }).$2"
 }
 # The assertions that fail, and nothing else.
 fails() { # settings, words
@@ -61,7 +61,7 @@ test_real_lib_module_and_make_unit_agree() {
       plain = (import $root/tests/nix/unit.nix {
         settings = rec {
           repo = { outPath = package \"tiny-triton-repo\"; runtime = \"reference\"; };
-          package = n: \"/nix/store/00000000000000000000000000000000-\${n}\";
+          kind = \"reference\"; package = n: \"/nix/store/00000000000000000000000000000000-\${n}\";
           tritonserver = package \"tritonserver\";
         } // { package = { outPath = \"/nix/store/00000000000000000000000000000000-enginix\"; meta.mainProgram = \"enginix\"; }; };
       }).service;
@@ -112,6 +112,60 @@ test_real_lib_module_driver_is_new_enough() {
     fails "{ $server driverVersion = \"580.95.05\"; }" 'needs driver 590.44.01 or later' 'this machine has 580.95.05'
 }
 
+# The module makes the repository of an engine, by mkTritonRepo itself, which refuses what it does not know.
+test_real_lib_module_takes_engines() {
+  need_lib || return
+  holds '{ servers.a = { engine = reference; settings = { maxBatchSize = 4; maxQueueSize = 9; }; }; }' &&
+    module '{ servers.a = { engine = reference; settings.maxBatchSize = 4; }; }' 'served "a"' &&
+    says '-tiny-qwen3-triton-repo\"' &&
+    ! module '{ servers.a = { engine = engine "tensorrt"; gpus = [ 0 ]; settings.maxBatchSize = 17; }; }' 'served "a"' &&
+    says "is above the engine's 16" &&
+    ! module '{ servers.a = { engine = engine "tensorrt"; gpus = [ 0 ]; settings.parameters.kv_cache_free_memory_fraction = 0.5; }; }' 'served "a"' &&
+    says 'unknown parameter' &&
+    ! module '{ servers.a = { engine = reference; settings.maxBatchSise = 4; }; }' 'served "a"' && says 'unknown argument "maxBatchSise"' &&
+    ! module '{ servers.a = { engine = reference; settings.maxBatchSize = "four"; }; }' 'served "a"' && says 'is not of type' &&
+    fails '{ servers.a = { repo = tiny; settings.maxBatchSize = 4; }; }' 'settings are for an engine' 'pass maxBatchSize to mkTritonRepo'
+}
+
+test_real_lib_module_own_servers() {
+  need_lib || return
+  local edge='engine = engine "edgellm"; gpus = [ 0 ];'
+  holds "{ servers.a = { $edge apiKeyFile = \"/run/secrets/k\"; }; }" && module "{ servers.a = { $edge }; }" 'served "a"' &&
+    says 'big-serve/bin/serve' && holds '{ servers.a = { engine = engine "llmapi"; ownServer = true; gpus = [ 0 ]; }; }' &&
+    holds "{ servers.a = { $edge }; servers.b.repo = tiny; servers.b.httpPort = 9000; }" &&
+    fails "{ servers.a = { $edge ownServer = false; }; }" 'has no Triton repository' &&
+    fails '{ servers.a = { repo = tiny; ownServer = true; }; }' 'repo is served by Triton; set engine' &&
+    fails '{ servers.a = { engine = reference; ownServer = true; }; }' 'kind reference has no server of its own' &&
+    fails '{ servers.a = { repo = tiny; apiKeyFile = "/run/k"; }; }' 'Triton asks for no key' &&
+    fails "{ servers.a = { $edge apiKeyFile = \"/nix/store/x-key\"; }; }" 'in the store, where everybody reads it' &&
+    fails "{ servers.a = { $edge host = \"0.0.0.0\"; }; }" 'there is no key; set apiKeyFile'
+}
+
+test_real_lib_module_gateway() {
+  need_lib || return
+  local on='gateway.enable = true; servers.a.repo = tiny;'
+  holds "{ $on }" && module "{ $on }" services && says '"enginix-gateway"' &&
+    fails '{ gateway.enable = true; }' 'no server to stand before' &&
+    fails "{ $on gateway.models.m = [ \"a\" \"z\" ]; }" 'models: z is no server' &&
+    fails "{ $on gateway.aliases.gpt = \"m\"; }" 'name the model m, which is none; there are a' &&
+    fails "{ $on gateway.host = \"0.0.0.0\"; }" 'there is no key; set keyFile or clients' &&
+    fails "{ $on gateway.openFirewall = true; }" 'nobody outside reaches' &&
+    fails "{ $on gateway.keyFile = \"/nix/store/x\"; }" 'in the store, where everybody reads it' &&
+    fails "{ $on gateway.port = 8001; }" 'a.grpcPort and gateway.port are both 8001' &&
+    module "{ $on gateway = { host = \"0.0.0.0\"; openFirewall = true; keyFile = \"/run/k\"; }; }" ports && says '[4000]'
+}
+
+# Before the machine switches: a changed server is tried, with what its trial needs.
+test_real_lib_module_rollout() {
+  need_lib || return
+  module '{ servers.a.engine = reference; }' checks && says 'rollout a --incoming \"$1\"/etc/systemd/system' &&
+    says '--engine /nix/store/' && ! grep -q -- --gpus "$out" &&
+    module '{ servers.a = { repo = tensorrt 1; gpus = [ 0 ]; }; }' checks && says "--gpus 0 --needs 65536" && says 'check /nix/store' &&
+    module '{ servers.a = { repo = tiny // { device = "cuda"; }; gpus = [ 0 ]; }; }' checks && ! grep -q -- --needs "$out" &&
+    module '{ servers.a = { engine = reference; rollout = { memory = 77; }; }; }' checks && says '--needs 77' &&
+    module '{ servers.a = { engine = reference; rollout.trial = false; }; }' checks && ! grep -q rollout "$out"
+}
+
 test_real_lib_module_names_and_runtimes() {
   need_lib || return
   fails '{ servers."Big model".repo = tiny; }' "part of a unit's and a user's name" &&
@@ -122,7 +176,8 @@ test_real_lib_module_names_and_runtimes() {
 test_real_lib_module_unknown_options_are_refused() {
   need_lib || return
   ! module '{ servers.a = { repo = tiny; htpPort = 1; }; }' failing && says 'htpPort' && says 'does not exist' &&
-    ! module '{ servers.a = { }; }' failing && says 'repo'
+    fails '{ servers.a = { }; }' 'neither engine nor repo is set' &&
+    fails '{ servers.a = { repo = tiny; engine = reference; }; }' 'engine and repo are both set'
 }
 
 test_real_lib_module_monitoring() {

@@ -1,0 +1,114 @@
+# Options of the gateway. Types and documentation only.
+{ lib, parts }:
+let
+  inherit (lib) mkOption types literalExpression;
+  count =
+    description:
+    mkOption {
+      type = types.ints.unsigned;
+      default = 0;
+      inherit description;
+    };
+  client = {
+    options = {
+      keyFile = mkOption {
+        type = types.str;
+        example = "/run/secrets/alice";
+        description = "File with this client's key, one line; handed over as a systemd credential.";
+      };
+      models = mkOption {
+        type = types.listOf types.str;
+        default = [ ];
+        description = "Models that it may ask for; all where empty.";
+      };
+      requestsPerMinute = count "Limit; 0 for none.";
+      tokensPerMinute = count "Limit; 0 for none.";
+      parallelRequests = count "Limit; 0 for none.";
+    };
+  };
+in
+{
+  enable = mkOption {
+    type = types.bool;
+    default = false;
+    description = ''
+      Whether a gateway (LiteLLM) with OpenAI's interface, keys and limits stands before the servers: the service
+      `enginix-gateway`.
+    '';
+  };
+
+  package = mkOption {
+    type = types.package;
+    default = parts.enginix;
+    defaultText = literalExpression "enginix.legacyPackages.\${system}.enginix";
+    description = "The enginix command that starts the gateway.";
+  };
+
+  python = mkOption {
+    type = types.package;
+    default = parts.gateway-python;
+    defaultText = literalExpression "enginix.legacyPackages.\${system}.gateway-python";
+    description = "A package whose bin/python3 has litellm and its proxy.";
+  };
+
+  host = mkOption {
+    type = types.str;
+    default = "127.0.0.1";
+    description = "Its address; any other than loopback needs a key.";
+  };
+
+  port = mkOption {
+    type = types.port;
+    default = 4000;
+    description = "Its port.";
+  };
+
+  openFirewall = mkOption {
+    type = types.bool;
+    default = false;
+    description = "Whether to open its port in the firewall.";
+  };
+
+  keyFile = mkOption {
+    type = types.nullOr types.str;
+    default = null;
+    example = "/run/secrets/enginix-gateway";
+    description = ''
+      File with the operator's key, one line: all models, no limits. systemd hands it to the service as a credential: it is
+      neither in the store nor in the unit's text.
+    '';
+  };
+
+  clients = mkOption {
+    type = types.attrsOf (types.submodule client);
+    default = { };
+    description = "Further keys, by client, with their limits.";
+  };
+
+  models = mkOption {
+    type = types.attrsOf (types.listOf types.str);
+    default = { };
+    defaultText = "each server, by its own name";
+    example = {
+      qwen3 = [
+        "a"
+        "b"
+      ];
+    };
+    description = "Names that clients use, and the servers of this machine that answer: any of them. Empty for each server by its own name.";
+  };
+
+  aliases = mkOption {
+    type = types.attrsOf types.str;
+    default = { };
+    description = "Further names of models.";
+  };
+
+  fallbacks = mkOption {
+    type = types.attrsOf (types.listOf types.str);
+    default = { };
+    description = "Models to try, in order, when no server of a model answers.";
+  };
+
+  maxParallelRequests = count "Requests at once; further ones are refused with 429. 0 for no limit.";
+}

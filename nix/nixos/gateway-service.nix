@@ -1,0 +1,110 @@
+# The gateway's options -> its description and its systemd service. Plain functions, as service.nix has them.
+{ lib, escape }:
+let
+  # A credential's name is what the description calls a key's file.
+  credentials =
+    gateway: servers:
+    lib.optional (gateway.keyFile != null) "operator:${gateway.keyFile}"
+    ++ lib.mapAttrsToList (name: c: "client-${name}:${c.keyFile}") gateway.clients
+    ++ builtins.concatLists (
+      lib.mapAttrsToList (
+        name: s: lib.optional (s.apiKeyFile != null) "server-${name}:${s.apiKeyFile}"
+      ) servers
+    );
+  reached = {
+    "0.0.0.0" = "127.0.0.1";
+    "::" = "::1";
+  };
+  address =
+    host:
+    let
+      at = reached.${host} or host;
+    in
+    if builtins.match ".*:.*" at != null then "[${at}]" else at;
+  # A server as `enginix gateway` takes it.
+  backend =
+    name: s:
+    let
+      own = s.served.ownServer;
+      url = "http://${address s.host}:${toString s.httpPort}";
+    in
+    {
+      kind = if own then "openai" else "triton";
+      url = if own then "${url}/v1" else url;
+      model =
+        if own then
+          s.served.engine.modelName
+        else if s.served.kind == "llmapi" then
+          "tensorrt_llm"
+        else
+          "ensemble";
+    }
+    // lib.optionalAttrs (own && s.apiKeyFile != null) { keyFile = "server-${name}"; };
+in
+{
+  description =
+    gateway: servers:
+    {
+      version = 1;
+      name = "gateway";
+      models =
+        if gateway.models == { } then
+          lib.mapAttrs (name: s: [ (backend name s) ]) servers
+        else
+          # A server that is none is an assertion of gateway.nix.
+          lib.mapAttrs (
+            _: names: map (name: backend name servers.${name}) (lib.filter (name: servers ? ${name}) names)
+          ) gateway.models;
+      inherit (gateway) aliases fallbacks;
+      clients = lib.mapAttrs (name: c: {
+        keyFile = "client-${name}";
+        inherit (c)
+          models
+          requestsPerMinute
+          tokensPerMinute
+          parallelRequests
+          ;
+      }) gateway.clients;
+      limits = { inherit (gateway) maxParallelRequests; };
+    }
+    // lib.optionalAttrs (gateway.keyFile != null) { keyFile = "operator"; };
+
+  unit = gateway: servers: file: {
+    description = "OpenAI gateway of enginix";
+    wantedBy = [ "multi-user.target" ];
+    after = [ "network.target" ] ++ map (name: "enginix-${name}.service") (builtins.attrNames servers);
+    stopIfChanged = false;
+    environment = {
+      HOME = "%t/enginix-gateway";
+      XDG_CACHE_HOME = "%t/enginix-gateway";
+    };
+    serviceConfig = {
+      Type = "notify";
+      NotifyAccess = "main";
+      ExecStart = escape [
+        (lib.getExe gateway.package)
+        "gateway"
+        "${file}"
+        "--python"
+        "${gateway.python}/bin/python3"
+        "--host"
+        gateway.host
+        "--port"
+        (toString gateway.port)
+      ];
+      Restart = "on-failure";
+      RestartSec = 10;
+      TimeoutStartSec = 660; # it waits 600 s for the servers behind it
+      TimeoutStopSec = 50;
+      KillMode = "mixed";
+      LogExtraFields = [ "ENGINIX_SERVER=gateway" ];
+      RuntimeDirectory = "enginix-gateway";
+      WorkingDirectory = "%t/enginix-gateway";
+      LimitNOFILE = 65536;
+    }
+    // import ./hardening.nix {
+      loopback = gateway.host == "127.0.0.1" || gateway.host == "::1";
+    }
+    // lib.optionalAttrs (credentials gateway servers != [ ]) { LoadCredential = credentials gateway servers; };
+  };
+}

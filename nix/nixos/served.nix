@@ -1,0 +1,52 @@
+# A server's options -> what serves it: a repository under Triton, or the engine's own server. Nothing is built yet.
+{
+  lib,
+  # mkTritonRepo and mkServe.
+  parts,
+}:
+let
+  own = [
+    "edgellm"
+    "llmapi"
+    "tensorrt"
+  ];
+in
+server:
+let
+  engine = if server.engine != null then server.engine else server.repo.engine or { };
+  kind = engine.kind or server.repo.kind or "reference";
+  settings = lib.filterAttrs (_: v: v != null && v != { }) server.settings;
+  asked = if server.ownServer != null then server.ownServer else server.engine != null && kind == "edgellm";
+in
+rec {
+  inherit engine kind settings;
+  runtime = engine.runtime or server.repo.runtime or "reference";
+  ownServer = asked;
+  hasOwnServer = builtins.elem kind own;
+  # The image that it runs in: the CPU reference and Edge-LLM run on this machine's own.
+  image = if kind == "reference" || kind == "edgellm" then null else engine.runtimePackage or null;
+
+  repo =
+    if ownServer then
+      null
+    else if server.repo != null then
+      server.repo
+    else
+      parts.mkTritonRepo ({ inherit engine; } // settings);
+  device = if server.repo != null then server.repo.device or "cpu" else settings.device or "cpu";
+  onCpu = kind == "reference" && device == "cpu";
+
+  # mkServe's command; arguments of a start win over those that are built in.
+  serve =
+    if !ownServer then
+      null
+    else
+      parts.mkServe (
+        {
+          inherit engine;
+          inherit (server) host;
+          port = server.httpPort;
+        }
+        // (if kind == "edgellm" then { options = settings; } else settings)
+      );
+}

@@ -1,0 +1,201 @@
+# The options of one server. Types and documentation only.
+{
+  lib,
+  # config.services.enginix, for defaults that all servers share.
+  shared,
+}:
+let
+  inherit (lib) mkOption types literalExpression;
+in
+{
+  options = {
+    enable = mkOption {
+      type = types.bool;
+      default = true;
+      description = "Whether to run this server.";
+    };
+
+    engine = mkOption {
+      type = types.nullOr types.package;
+      default = null;
+      example = literalExpression "enginix.packages.\${system}.tiny-qwen3-engine";
+      description = ''
+        Engine to serve, from `mkEngine`: over a model repository that the module makes of it and `settings`, or by its
+        own server (`ownServer`). Either this or `repo`.
+      '';
+    };
+
+    repo = mkOption {
+      type = types.nullOr types.package;
+      default = null;
+      example = literalExpression "enginix.packages.\${system}.tiny-qwen3-triton-repo";
+      description = "Model repository to serve, from `mkTritonRepo`. It says which engine, runtime and ranks it needs.";
+    };
+
+    ownServer = mkOption {
+      type = types.nullOr types.bool;
+      default = null;
+      defaultText = literalExpression "engine.kind == \"edgellm\"";
+      description = ''
+        Whether the engine's own OpenAI server serves it in place of Triton: `tensorrt-edgellm-serve` of kind edgellm,
+        which has no Triton repository; `trtllm-serve` of the kinds tensorrt and llmapi. It listens on `httpPort`.
+      '';
+    };
+
+    settings = mkOption {
+      type = types.submodule (import ./settings.nix { inherit lib; });
+      default = { };
+      example = {
+        maxBatchSize = 8;
+        maxQueueSize = 64;
+      };
+      description = ''
+        What `engine` is served with: arguments of `mkTritonRepo`, or options of the engine's own server. Unknown names, and
+        those that another kind has, are refused by it.
+      '';
+    };
+
+    package = mkOption {
+      type = types.package;
+      default = shared.package;
+      defaultText = literalExpression "config.services.enginix.package";
+      description = "The enginix command that starts the server.";
+    };
+
+    tritonserver = mkOption {
+      type = types.nullOr types.package;
+      default = shared.tritonserver;
+      defaultText = literalExpression "config.services.enginix.tritonserver";
+      description = "The tritonserver of reference repositories. Others are served by the one in their runtime's image.";
+    };
+
+    host = mkOption {
+      type = types.str;
+      default = "127.0.0.1";
+      description = ''
+        Address of all endpoints. Triton is no security boundary: leave it on loopback and put a gateway before
+        it. On loopback the unit may exchange packets with this machine only.
+      '';
+    };
+
+    httpPort = mkOption {
+      type = types.port;
+      default = 8000;
+      description = "Port of the HTTP endpoint.";
+    };
+
+    grpcPort = mkOption {
+      type = types.port;
+      default = 8001;
+      description = "Port of the gRPC endpoint; the engine's own server has none.";
+    };
+
+    metricsPort = mkOption {
+      type = types.port;
+      default = 8002;
+      description = "Port of the Prometheus metrics; the engine's own server has none.";
+    };
+
+    openFirewall = mkOption {
+      type = types.bool;
+      default = false;
+      description = "Whether to open the ports of requests in the firewall; never the metrics'.";
+    };
+
+    apiKeyFile = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "/run/secrets/edgellm-key";
+      description = ''
+        File with the key that clients of the engine's own server send (kind edgellm). systemd hands it to the service as a
+        credential: it is neither in the store nor in the unit's text nor on a command line.
+      '';
+    };
+
+    gpus = mkOption {
+      type = types.listOf (types.either types.ints.unsigned types.str);
+      default = [ ];
+      example = [ "GPU-2f0c1b6e-6a5d-4d0e-9b7b-1f2e3d4c5b6a" ];
+      description = ''
+        GPUs of this server, one a rank, by index or by UUID (`nvidia-smi -L`). An index can change with a reboot, a UUID
+        does not. Empty for a repository that runs on the CPU: the unit then sees no device at all.
+      '';
+    };
+
+    shareGpus = mkOption {
+      type = types.bool;
+      default = false;
+      description = "Whether other servers may use the same GPUs. All that share one must say so.";
+    };
+
+    memory = mkOption {
+      type = types.nullOr types.ints.positive;
+      default = null;
+      example = 24576;
+      description = ''
+        MiB of each GPU that this server takes, key-value cache included. With it, servers that share a GPU are refused
+        when they do not fit together; it limits nothing by itself (`settings.parameters.kv_cache_free_gpu_mem_fraction` does).
+      '';
+    };
+
+    rollout = {
+      trial = mkOption {
+        type = types.bool;
+        default = true;
+        description = ''
+          Whether a changed server is first started beside the running one, on free ports, when the machine switches to a
+          new generation: a switch to one that cannot answer is refused while the old one still serves.
+        '';
+      };
+
+      memory = mkOption {
+        type = types.nullOr types.ints.positive;
+        default = null;
+        example = 8192;
+        description = ''
+          MiB that must be free for a trial, on each of `gpus`, or of the machine's memory without any. By default what the
+          engine's plan counts for weights and workspace; where nothing is known, there is no trial on a GPU.
+        '';
+      };
+    };
+
+    logFormat = mkOption {
+      type = types.enum [
+        "default"
+        "iso8601"
+      ];
+      default = "default";
+      description = ''
+        Time stamps of Triton's log. Triton has no JSON log; `journalctl -o json ENGINIX_SERVER=<name>` gives the journal's
+        entries of a server as JSON.
+      '';
+    };
+
+    startTimeout = mkOption {
+      type = types.ints.positive;
+      default = 600;
+      description = "Seconds that loading the model and the first generation may take.";
+    };
+
+    exitTimeout = mkOption {
+      type = types.ints.between 1 86400;
+      default = 30;
+      description = "Seconds that requests under way have to finish after a stop was asked for; systemd waits 20 more.";
+    };
+
+    environment = mkOption {
+      type = types.attrsOf types.str;
+      default = { };
+      example = {
+        LD_LIBRARY_PATH = "/run/opengl-driver/lib";
+      };
+      description = "Environment of the enginix command. The server itself gets what `enginix serve --dry-run` shows, no more.";
+    };
+
+    extraArgs = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      description = "Further arguments of `enginix serve`, or of the engine's own server.";
+    };
+  };
+}
