@@ -6,6 +6,7 @@ Needs torch and safetensors alone, so that it runs on a machine that has nothing
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,45 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+# Shapes of Qwen3-8B and Qwen3-0.6B, with random weights.
+QWEN3_8B: dict[str, Any] = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_size": 128,
+    "intermediate_size": 12288,
+    "max_position_embeddings": 40960,
+}
+QWEN3_0_6B: dict[str, Any] = {
+    **QWEN3_8B,
+    "hidden_size": 1024,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 4096,
+}
+# What a CPU shared with others does in seconds.
+ON_CPU: dict[str, Any] = {
+    **QWEN3_0_6B,
+    "vocab_size": 32000,
+    "hidden_size": 512,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_size": 64,
+    "intermediate_size": 1536,
+}
+
+
+def shape(named: dict[str, Any], device: str) -> dict[str, Any]:
+    """A shape as the device can take it; ENGINIX_LAYERS=N makes it shallower, for a first try."""
+    found = ON_CPU if device == "cpu" else named
+    layers = os.environ.get("ENGINIX_LAYERS")
+    return {**found, "num_hidden_layers": int(layers)} if layers else found
+
+
 def random_checkpoint(out: Path, architecture: str, device: str = "cpu", **changes: Any) -> Path:
     """A checkpoint of random weights; spreads that keep activations near 1."""
     raw = {**SMALL, "architecture": architecture, **ARCHITECTURES[architecture], **changes}
@@ -77,6 +117,52 @@ def random_checkpoint(out: Path, architecture: str, device: str = "cpu", **chang
         tensors[spec.name] = values.to(DTYPES[spec.dtype]).cpu().contiguous()
     save_file(tensors, out / "rank0.safetensors")
     return out
+
+
+# Ours → transformers', of what a Qwen3 layer has beside query, key and value.
+NAMES = {
+    "input_layernorm": "input_layernorm",
+    "post_layernorm": "post_attention_layernorm",
+    "attention.q_layernorm": "self_attn.q_norm",
+    "attention.k_layernorm": "self_attn.k_norm",
+    "attention.dense": "self_attn.o_proj",
+    "mlp.fc": "mlp.gate_proj",
+    "mlp.gate": "mlp.up_proj",
+    "mlp.proj": "mlp.down_proj",
+}
+
+
+def transformers_qwen3(checkpoint: Path, device: str, dtype: torch.dtype) -> Any:
+    """transformers' model with the weights of a Qwen3 checkpoint of one rank."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    raw = json.loads((checkpoint / "config.json").read_text())
+    same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+            "intermediate_size", "max_position_embeddings")  # fmt: skip
+    config = Qwen3Config(
+        **{k: raw[k] for k in same},
+        head_dim=raw["head_size"],
+        rms_norm_eps=raw["norm_epsilon"],
+        rope_theta=raw.get("rotary_base", 10000.0),
+        tie_word_embeddings=False,
+    )
+    with torch.device(device):
+        model = Qwen3ForCausalLM(config).to(dtype).eval()
+    held = load_file(checkpoint / "rank0.safetensors", device)
+    weights = {
+        "model.embed_tokens.weight": held["transformer.vocab_embedding.weight"],
+        "model.norm.weight": held["transformer.ln_f.weight"],
+        "lm_head.weight": held["lm_head.weight"],
+    }
+    heads = [raw[n] * raw["head_size"] for n in ("num_attention_heads", *["num_key_value_heads"] * 2)]
+    for layer in range(raw["num_hidden_layers"]):
+        ours, theirs = f"transformer.layers.{layer}", f"model.layers.{layer}"
+        for name, source in NAMES.items():
+            weights[f"{theirs}.{source}.weight"] = held[f"{ours}.{name}.weight"]
+        for part, values in zip("qkv", held[f"{ours}.attention.qkv.weight"].split(heads), strict=True):
+            weights[f"{theirs}.self_attn.{part}_proj.weight"] = values
+    model.load_state_dict(weights)
+    return model
 
 
 def tiny_qwen3(model: Path, out: Path) -> Path:
@@ -100,19 +186,9 @@ def tiny_qwen3(model: Path, out: Path) -> Path:
         "lm_head.weight": embedding.clone(),
         "transformer.ln_f.weight": weights["model.norm.weight"],
     }
-    names = {
-        "input_layernorm": "input_layernorm",
-        "post_layernorm": "post_attention_layernorm",
-        "attention.q_layernorm": "self_attn.q_norm",
-        "attention.k_layernorm": "self_attn.k_norm",
-        "attention.dense": "self_attn.o_proj",
-        "mlp.fc": "mlp.gate_proj",
-        "mlp.gate": "mlp.up_proj",
-        "mlp.proj": "mlp.down_proj",
-    }
     for layer in range(hf["num_hidden_layers"]):
         ours, theirs = f"transformer.layers.{layer}", f"model.layers.{layer}"
-        for name, source in names.items():
+        for name, source in NAMES.items():
             tensors[f"{ours}.{name}.weight"] = weights[f"{theirs}.{source}.weight"]
         parts = [weights[f"{theirs}.self_attn.{p}_proj.weight"] for p in "qkv"]
         tensors[f"{ours}.attention.qkv.weight"] = torch.cat(parts)

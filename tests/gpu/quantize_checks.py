@@ -3,7 +3,8 @@
 Seconds of each step, peak memory of GPU and host, bytes written a second; and that the export is read back as
 what was asked for. NVFP4 before Blackwell is emulated: weights are rounded as NVFP4's, no FP4 kernel runs.
 
-Needs nvidia-modelopt beside torch and transformers. ENGINIX_LAYERS=N makes the model shallower.
+Needs nvidia-modelopt beside torch and transformers. ENGINIX_LAYERS=N makes the model shallower,
+ENGINIX_FORMATS=fp8,nvfp4 takes some of the formats.
 """
 
 from __future__ import annotations
@@ -24,67 +25,46 @@ import torch
 from reference_checks import Check, Row
 from safetensors.torch import save_file
 
+import models
 from enginix.console import Heartbeat
 from enginix.quantize import ptq, source, verify
 from enginix.quantize.formats import resolve
 
-SHAPE = {
+QWEN3 = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
     "dtype": "bfloat16",
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 151936,
-    "max_position_embeddings": 40960,
     "rms_norm_eps": 1e-6,
     "rope_theta": 1000000,
     "hidden_act": "silu",
     "tie_word_embeddings": False,
     "attention_bias": False,
 }
-SMALL = {
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "vocab_size": 1000,
-}
+FORMATS = ("fp8", "nvfp4", "int4_awq")
 ROWS, LENGTH = 128, 512
 GIB = 1 << 30
 
 
-def _shape(device: str) -> dict[str, object]:
-    shape = {**SHAPE, **(SMALL if device == "cpu" else {})}
-    if "ENGINIX_LAYERS" in os.environ:
-        shape["num_hidden_layers"] = int(os.environ["ENGINIX_LAYERS"])
-    return shape
-
-
 def random_model(out: Path, device: str) -> Path:
     """A directory like one from the Hub: one shard a layer, so that host memory stays at a layer."""
-    shape = _shape(device)
+    shape = {**QWEN3, **models.shape(models.QWEN3_8B, device)}
+    shape["head_dim"] = shape.pop("head_size")
     out.mkdir(parents=True)
     (out / "config.json").write_text(json.dumps(shape))
     hidden, wide, vocabulary = shape["hidden_size"], shape["intermediate_size"], shape["vocab_size"]
     head = shape["head_dim"]
-    query = shape["num_attention_heads"] * head  # type: ignore[operator]
-    key = shape["num_key_value_heads"] * head  # type: ignore[operator]
+    query = shape["num_attention_heads"] * head
+    key = shape["num_key_value_heads"] * head
     generator = torch.Generator(device).manual_seed(1)
-    layers = int(shape["num_hidden_layers"])  # type: ignore[call-overload]
+    layers = int(shape["num_hidden_layers"])
     index: dict[str, str] = {}
 
     def shard(number: int, shapes: dict[str, tuple[object, ...]]) -> None:
         name = f"model-{number + 1:05d}-of-{layers + 1:05d}.safetensors"
         tensors = {}
         for tensor, size in shapes.items():
-            values = torch.randn(size, generator=generator, device=device)  # type: ignore[call-overload]
-            values = 1 + values / 10 if len(size) == 1 else values / size[-1] ** 0.5  # type: ignore[operator]
+            values = torch.randn(size, generator=generator, device=device)
+            values = 1 + values / 10 if len(size) == 1 else values / size[-1] ** 0.5
             tensors[tensor] = values.to(torch.bfloat16).cpu()
             index[tensor] = name
         save_file(tensors, out / name, {"format": "pt"})
@@ -141,7 +121,7 @@ def _timed(seconds: dict[str, float], what: str, device: str) -> Iterator[None]:
     seconds[what] = time.perf_counter() - started
 
 
-def _quantize(name: str, directory: Path, work: Path, device: str) -> list[Row]:
+def _quantize(name: str, directory: Path, work: Path, device: str) -> Iterator[Row]:
     choice = resolve(name)
     about = source.read(directory)
     generator = np.random.default_rng(1)
@@ -167,39 +147,32 @@ def _quantize(name: str, directory: Path, work: Path, device: str) -> list[Row]:
     assert matrices == {choice.algorithm: len(about.matrices)}, matrices
     written = sum(p.stat().st_size for p in out.glob("*.safetensors"))
     shutil.rmtree(out)
-    rows = [
-        Row(f"{name}: {step}", f"{value:.1f} s", f"{tokens.size} tokens" if step == "calibrate" else "")
-        for step, value in seconds.items()
-    ]
-    rows += [
-        Row(f"{name}: peak GPU memory", f"{on_gpu / GIB:.1f} GiB", f"model {about.bytes / GIB:.1f} GiB"),
-        Row(f"{name}: peak host memory", f"{memory / GIB:.1f} GiB", "without mapped files"),
-        Row(
-            f"{name}: written",
-            f"{written / GIB:.2f} GiB",
-            f"{written * 8 / about.parameters:.2f} bits a weight",
-        ),
-        Row(f"{name}: written a second of export", f"{written / seconds['export'] / 1e6:.0f} MB/s"),
-    ]
+    for step, value in seconds.items():
+        yield Row(f"{name}: {step}", f"{value:.1f} s", f"{tokens.size} tokens" if step == "calibrate" else "")
+    yield Row(f"{name}: peak GPU memory", f"{on_gpu / GIB:.1f} GiB", f"model {about.bytes / GIB:.1f} GiB")
+    yield Row(f"{name}: peak host memory", f"{memory / GIB:.1f} GiB", "without mapped files")
+    bits = f"{written * 8 / about.parameters:.2f} bits a weight"
+    yield Row(f"{name}: written", f"{written / GIB:.2f} GiB", bits)
+    yield Row(f"{name}: written a second of export", f"{written / seconds['export'] / 1e6:.0f} MB/s")
     if name == "nvfp4" and (device == "cpu" or torch.cuda.get_device_capability(device)[0] < 10):
-        rows.append(Row("nvfp4: emulated", "no FP4 kernels here", "before SM 100 no GPU has them"))
-    return rows
+        yield Row("nvfp4: emulated", "fake quantization", "no FP4 kernels before SM 100")
 
 
-def quantization(device: str, work: Path) -> list[Row]:
+def quantization(device: str, work: Path) -> Iterator[Row]:
     """FP8, NVFP4 and INT4-AWQ of the same random model."""
+    started = time.perf_counter()
     directory = random_model(work / "model", device)
-    rows = []
+    yield Row("random model written", f"{time.perf_counter() - started:.1f} s")
     if device != "cpu":
         # ModelOpt compiles its emulation at first use; that is no part of any format's time.
-        from modelopt.torch.quantization.extensions import precompile
+        from modelopt.torch.quantization.extensions import get_cuda_ext, get_cuda_ext_fp8
 
         started = time.perf_counter()
-        precompile()
-        rows.append(Row("ModelOpt's kernels compiled", f"{time.perf_counter() - started:.1f} s", "once"))
-    for name in ("fp8", "nvfp4", "int4_awq"):
-        rows += _quantize(name, directory, work, device)
-    return rows
+        there = sum(found is not None for found in (get_cuda_ext(), get_cuda_ext_fp8()))
+        taken = f"{time.perf_counter() - started:.1f} s"
+        yield Row("ModelOpt's kernels compiled", taken, f"{there} of 2; without, slower paths of PyTorch")
+    for name in os.environ.get("ENGINIX_FORMATS", ",".join(FORMATS)).split(","):
+        yield from _quantize(name, directory, work, device)
 
 
 CHECKS: dict[str, Check] = {"quantization": quantization}

@@ -1,26 +1,37 @@
 """The reference executor on a GPU against itself on the CPU, and its speed beside transformers'.
 
-Each check is a function (device, work directory) → rows of a table; it raises AssertionError where the GPU is
-wrong.
+Each check is a function (device, work directory) → rows of a table, as they are found; it raises
+AssertionError where the GPU is wrong.
 """
 
 from __future__ import annotations
 
+import shutil
+import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import models
+from enginix.gates import suite
+from enginix.gates.answers import Answers, score
+from enginix.gates.material import Material
+from enginix.gates.prompts import Prompt
+from enginix.gates.subject import OfExecutor
 from enginix.reference.executor import Executor
 from enginix.reference.scheduler import Event, Request, Scheduler
 
 ROOT = Path(__file__).parents[2]
 # float32 on both sides, TF32 off: only the order of sums differs.
 FLOAT32 = 1e-4
+# Of the time that gates take to score text.
+MOST_OUTSIDE = 0.1
 # bfloat16 keeps 8 significant bits, and rounds after every operation.
 BFLOAT16 = 6e-2
 
@@ -34,7 +45,7 @@ class Row:
     bound: str = ""
 
 
-Check = Callable[[str, Path], list[Row]]
+Check = Callable[[str, Path], Iterable[Row]]
 
 
 def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -133,122 +144,116 @@ def _serve(
     return out, seconds
 
 
-# Qwen3-0.6B's shape; random weights.
-SHAPE = {
-    "vocab_size": 151936,
-    "hidden_size": 1024,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_size": 128,
-    "intermediate_size": 3072,
-    "max_position_embeddings": 4096,
-}
+def _wait(device: str) -> float:
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
-# What a CPU shared with others does in seconds; float32, which is the executor's dtype there.
-SHAPE_CPU = {
-    **SHAPE,
-    "vocab_size": 32000,
-    "hidden_size": 512,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_size": 64,
-    "intermediate_size": 1536,
-}
+def _seconds(device: str, call: Callable[[], object]) -> float:
+    started = _wait(device)
+    call()
+    return _wait(device) - started
 
 
-def speed(device: str, work: Path) -> list[Row]:
-    """Prefill and decode of a random model; batch 16 against batch 1, side by side.
+def _beside(device: str, ours: Callable[[], object], theirs: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of each: medians of five, in turns, after one of each that does not count."""
+    ours(), theirs()
+    found = [(_seconds(device, ours), _seconds(device, theirs)) for _ in range(5)]
+    return statistics.median(f[0] for f in found), statistics.median(f[1] for f in found)
 
-    On a GPU it has Qwen3-0.6B's shape, in bfloat16; on the CPU a smaller one, in float32.
+
+def _against(what: str, tokens: int, ours: float, theirs: float) -> Row:
+    value = f"{tokens / ours:.0f} tokens/s, {theirs / ours:.2f} × of transformers' {tokens / theirs:.0f}"
+    return Row(what, value if theirs >= ours else f"{value} SLOWER", "≥ 1.0 ×")
+
+
+def speed(device: str, work: Path) -> Iterator[Row]:
+    """Prefill and decode beside transformers' generate, on the same random checkpoint.
+
+    Prefill is a prompt to its first token; decode is what the further tokens take.
     """
-    shape, dtype, name = (
-        (SHAPE_CPU, torch.float32, "25M") if device == "cpu" else (SHAPE, torch.bfloat16, "0.6B-shaped")
-    )
-    checkpoint = models.random_checkpoint(work / "speed", "Qwen3ForCausalLM", device, **shape)
-    executor = Executor.load(checkpoint, device, dtype)
-    prompts = [tuple((31 * i + j) % 30000 for j in range(128 if device == "cpu" else 512)) for i in range(16)]
-    _serve(executor, prompts[:1], 8, slots=1)  # warm up
-    rows = []
-    rates = {}
-    for slots in (1, 16):
-        _, seconds = _serve(executor, prompts[:slots], 64, slots)
-        rates[slots] = slots * 64 / seconds
-        rows.append(Row(f"{name}, {slots} × ({len(prompts[0])} → 64 tokens)", f"{rates[slots]:.0f} tokens/s"))
-    rows.append(Row("batch 16 over batch 1", f"{rates[16] / rates[1]:.1f} ×"))
-    return [*rows, *_beside_transformers(executor, device, prompts, rates, shape)]
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    for name, named in (("0.6B-shaped", models.QWEN3_0_6B), ("8B-shaped", models.QWEN3_8B)):
+        if device == "cpu":
+            name = "small"
+            if named is models.QWEN3_8B:
+                continue
+        shape = models.shape(named, device)
+        checkpoint = models.random_checkpoint(work / name, "Qwen3ForCausalLM", device, **shape)
+        executor = Executor.load(checkpoint, device, dtype)
+        try:
+            model = models.transformers_qwen3(checkpoint, device, dtype)
+        except ImportError as e:
+            yield Row(f"{name} beside transformers' generate", f"skipped: {e}")
+            return
+        shutil.rmtree(checkpoint)
+        yield from _speed(name, executor, model, device)
+        del executor, model
 
 
-def _beside_transformers(
-    executor: Executor,
-    device: str,
-    prompts: list[tuple[int, ...]],
-    rates: dict[int, float],
-    shape: dict[str, int],
-) -> list[Row]:
-    try:
-        from transformers import Qwen3Config, Qwen3ForCausalLM
-    except ImportError as e:
-        return [Row("beside transformers' generate", f"skipped: {e}")]
-    config = Qwen3Config(
-        **{k: v for k, v in shape.items() if k != "head_size"},
-        head_dim=shape["head_size"],
-        tie_word_embeddings=False,
-    )
-    with torch.device(device):
-        model = Qwen3ForCausalLM(config).to(executor.dtype).eval()
-    rows = []
-    for slots in (1, 16):
-        ids = torch.tensor(prompts[:slots], device=device)
-        for measured in (False, True):
-            started = time.perf_counter()
-            model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, min_new_tokens=64,
-                do_sample=False, pad_token_id=0,
-            )  # fmt: skip
-            seconds = time.perf_counter() - started
-            if measured:
-                theirs = slots * 64 / seconds
-                ratio = f"{rates[slots] / theirs:.2f} × of transformers' {theirs:.0f} tokens/s"
-                rows.append(Row(f"beside transformers' generate, batch {slots}", ratio))
-    return rows
+def _speed(name: str, executor: Executor, model: Any, device: str) -> Iterator[Row]:
+    length, further = (128, 32) if device == "cpu" else (512, 128)
+    prompts = [tuple((31 * i + 7 * j) % 30000 for j in range(length)) for i in range(16)]
 
-
-def scoring(device: str, work: Path) -> list[Row]:
-    """How fast the gates score text, and how much of the time is not spent in forward passes."""
-    from enginix.gates import quality
-    from enginix.gates.answers import passage
-
-    shape, dtype = (SHAPE_CPU, torch.float32) if device == "cpu" else (SHAPE, torch.bfloat16)
-    checkpoint = models.random_checkpoint(work / "scoring", "Qwen3ForCausalLM", device, **shape)
-    executor = Executor.load(checkpoint, device, dtype)
-    count = 2 if device == "cpu" else 32
-    texts = [tuple((31 * i + 7 * j) % 30000 for j in range(512)) for i in range(count)]
-
-    def wait() -> float:
-        if device != "cpu":
-            torch.cuda.synchronize()
-        return time.perf_counter()
+    def generate(rows: int, tokens: int) -> torch.Tensor:
+        ids = torch.tensor(prompts[:rows], device=device)
+        found: torch.Tensor = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens,
+            do_sample=False, pad_token_id=0,
+        )  # fmt: skip
+        return found
 
     with torch.inference_mode():
-        kept = [passage(executor.forward([t])[0][:-1].log_softmax(-1), t) for t in texts[:1]]
-        inside = 0.0
-        started = wait()
-        for text in texts:
-            before = wait()
-            (found,) = executor.forward([text])
-            inside += wait() - before
-            logs = found[:-1].log_softmax(-1)
-            passage(logs, text)
-            quality.divergence(logs, kept[0])
-        total = wait() - started
-    tokens = sum(map(len, texts))
-    return [
-        Row("gates: text scored", f"{tokens / total:.0f} tokens/s"),
-        Row("gates: time outside forward passes", f"{1 - inside / total:.1%}", "aim 10%"),
-    ]
+        logits = model(torch.tensor(prompts[:1], device=device)).logits[0]
+    error = _error(executor.forward(prompts[:1])[0], logits)
+    yield _same(f"{name}: logits against transformers'", error, FLOAT32 if device == "cpu" else BFLOAT16)
+    for rows in (1, 16):
+        what, some = f"{name}, batch {rows}", prompts[:rows]
+        first, whole = (
+            _beside(device, partial(_serve, executor, some, n, rows), partial(generate, rows, n))
+            for n in (1, 1 + further)
+        )
+        decoded = (whole[0] - first[0], whole[1] - first[1])
+        yield _against(f"{what}: prefill of {length}", rows * length, *first)
+        yield _against(f"{what}: {further} tokens decoded", rows * further, *decoded)
+        yield _against(f"{what}: {length} → {1 + further}, whole", rows * (1 + further), *whole)
+
+
+def scoring(device: str, work: Path) -> Iterator[Row]:
+    """How fast the gates score text, and how much of the time is not spent in forward passes.
+
+    The share is what scoring takes longer than forward passes alone over the same texts, in turns.
+    """
+    shape = models.shape(models.QWEN3_8B, device)
+    checkpoint = models.random_checkpoint(work / "scoring", "Qwen3ForCausalLM", device, **shape)
+    texts = tuple(
+        Prompt(str(i), "", tuple((31 * i + 7 * j) % 30000 for j in range(512)))
+        for i in range(4 if device == "cpu" else 32)
+    )
+    tokens = [t.tokens for t in texts]
+    for dtype in ("float32",) if device == "cpu" else ("float32", "bfloat16"):
+        subject = OfExecutor(Executor.load(checkpoint, device, dtype))
+        kept = tuple(score(subject, tokens)[0])
+        answers = Answers({}, "", frozenset(), kept, (), (), ())
+        scored = suite.Scored(subject, Material("", (), texts, ()), answers)
+        alone, whole = _beside(device, partial(_forward, subject, tokens), partial(_score, scored))
+        name = f"{'small' if device == 'cpu' else '8B-shaped'} in {dtype}"
+        yield Row(f"{name}: text scored", f"{sum(map(len, tokens)) / whole:.0f} tokens/s")
+        share = 1 - alone / whole
+        said = f"{share:.1%}{'' if share <= MOST_OUTSIDE else ' ABOVE'}"
+        yield Row(f"{name}: time outside forward passes", said, f"≤ {MOST_OUTSIDE:.0%}")
+        del subject, scored
+
+
+def _forward(subject: OfExecutor, tokens: list[tuple[int, ...]]) -> None:
+    for _ in subject.logits(tokens):
+        pass
+
+
+def _score(scored: suite.Scored) -> None:
+    _, kl = suite.Scored(scored.subject, scored.material, scored.answers).get()
+    assert float(torch.cat(list(kl)).max()) < 1e-6, "a model differs from itself"
 
 
 CHECKS: dict[str, Check] = {"logits": logits, "greedy": greedy, "speed": speed, "scoring": scoring}

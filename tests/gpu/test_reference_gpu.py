@@ -19,4 +19,4 @@ pytestmark = [
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_check(name: str, tmp_path: Path) -> None:
-    assert CHECKS[name]("cuda", tmp_path)
+    assert list(CHECKS[name]("cuda", tmp_path))

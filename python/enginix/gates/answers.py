@@ -8,7 +8,8 @@ whole distributions: those of the prompts lie in a file of their own, which noth
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from enginix.errors import GateError
 from enginix.files import dump_json, write_text
 from enginix.gates.material import Material
-from enginix.gates.subject import Subject, checked
+from enginix.gates.subject import NOT_FINITE, Subject, same_shape
 
+GROUP = 128  # tokens of a large vocabulary that are looked at together
 KEPT = 64  # most likely tokens of a position
 CONTINUED = 64  # tokens of a continuation
 ANSWERED = 32  # tokens of an answer to a question
@@ -43,6 +45,10 @@ class Passage:
     ids: torch.Tensor
     logs: torch.Tensor
     text_logs: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Passage:
+        """The same on a device."""
+        return Passage(self.ids.to(device), self.logs.to(device), self.text_logs.to(device))
 
 
 @dataclass(frozen=True)
@@ -67,11 +73,62 @@ class Answers:
     dtype: str | None = None
 
 
+def most_likely(logs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As ``topk`` of [T, vocab_size]: values and ids, best first.
+
+    A large vocabulary is cut into groups: the ``count`` best tokens lie in the ``count`` groups with the
+    largest maxima, so all others are looked at once, where topk's radix search looks up to sixteen times.
+    """
+    if logs.shape[-1] < 4 * count * GROUP:
+        values, ids = logs.topk(min(count, logs.shape[-1]), -1)
+        return values, ids
+    groups = torch.nn.functional.pad(logs, (0, -logs.shape[-1] % GROUP), value=-math.inf)
+    groups = groups.view(len(logs), -1, GROUP)
+    chosen = groups.amax(-1).topk(count, -1).indices
+    held = groups.gather(1, chosen[..., None].expand(-1, -1, GROUP)).flatten(1)
+    values, at = held.topk(count, -1)
+    return values, chosen.gather(1, at // GROUP) * GROUP + at % GROUP
+
+
 def passage(logs: torch.Tensor, tokens: tuple[int, ...]) -> Passage:
-    """The distributions of a text of T tokens from log-probabilities [T - 1, vocab_size]."""
-    kept, ids = logs.topk(min(KEPT, logs.shape[-1]), -1)
+    """The distributions of a text of T tokens from log-probabilities [T - 1, vocab_size], on their device.
+
+    Nothing here waits for a device: whoever asks for many texts lets it work, and fetches them at the end.
+    """
+    kept, ids = most_likely(logs, KEPT)
     text = logs.gather(1, torch.tensor(tokens[1:], device=logs.device)[:, None])[:, 0]
-    return Passage(ids.int().cpu(), kept.cpu(), text.cpu())
+    return Passage(ids.int(), kept, text)
+
+
+@torch.inference_mode()
+def score(
+    subject: Subject,
+    texts: Sequence[tuple[int, ...]],
+    beside: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
+) -> tuple[list[Passage], list[torch.Tensor]]:
+    """A subject's distributions on texts; fetched from its device when the last text is on its way.
+
+    Args:
+        texts: token ids, at least two each.
+        beside: (number of the text, log-probabilities [T - 1, vocab_size]) → what else is wanted of them.
+
+    Returns:
+        For each text its distributions, and what ``beside`` gave, all on the CPU.
+
+    Raises:
+        GateError: logits of another shape, or not finite.
+    """
+    found, others, finite = [], [], []
+    for number, (text, logits) in enumerate(zip(texts, subject.logits(texts), strict=True)):
+        same_shape(logits, len(text), subject.vocab_size)
+        finite.append(torch.stack(torch.aminmax(logits)).isfinite().all())
+        logs = logits[:-1].log_softmax(-1)
+        found.append(passage(logs, text))
+        if beside is not None:
+            others.append(beside(number, logs))
+    if finite and not bool(torch.stack(finite).all()):
+        raise GateError(NOT_FINITE)
+    return [p.to("cpu") for p in found], [o.cpu() for o in others]
 
 
 def ask(subject: Subject, material: Material, ends: frozenset[int], model: dict[str, Any]) -> Answers:
@@ -81,10 +138,7 @@ def ask(subject: Subject, material: Material, ends: frozenset[int], model: dict[
         GateError: the reference gives no finite answers.
     """
     texts = [p.tokens for p in material.passages]
-    passages = tuple(
-        passage(checked(logits, len(text), subject.vocab_size)[:-1].log_softmax(-1), text)
-        for text, logits in zip(texts, subject.logits(texts), strict=True)
-    )
+    passages = tuple(score(subject, texts)[0])
     continuations = subject.generate([p.tokens for p in material.prompts], CONTINUED, ends)
     replies = subject.generate([q.tokens for q in material.questions], ANSWERED, ends)
     return Answers(

@@ -76,9 +76,10 @@ def divergence(logs: torch.Tensor, kept: Passage) -> torch.Tensor:
     Over the reference's most likely tokens and all others together: at most what it is over the vocabulary.
 
     Args:
-        logs: the engine's log-probabilities [T - 1, vocab_size]; only the tokens looked at leave the device.
+        logs: the engine's log-probabilities [T - 1, vocab_size].
+        kept: the reference's, on the same device.
     """
-    q = logs.gather(1, kept.ids.long().to(logs.device)).double().cpu()
+    q = logs.gather(1, kept.ids.long()).double()
     p = kept.logs.double()
     rest_p = (1 - p.exp().sum(-1)).clamp(min=1e-12)
     rest_q = (1 - q.exp().sum(-1)).clamp(min=1e-12)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what asks the reference model alone has no executor (nix/mk
     from enginix.reference.scheduler import Event, Scheduler
 
 BATCH = 8
+NOT_FINITE = "logits hold NaN or infinity"
 
 
 class Subject(Protocol):
@@ -147,14 +148,19 @@ class OfTransformers:
         return out
 
 
+def same_shape(logits: torch.Tensor, length: int, vocab_size: int) -> None:
+    """Raises GateError where the logits of a text are not [length, vocab_size]."""
+    if tuple(logits.shape) != (length, vocab_size):
+        raise GateError(f"logits of shape {list(logits.shape)}, expected {[length, vocab_size]}")
+
+
 def checked(logits: torch.Tensor, length: int, vocab_size: int) -> torch.Tensor:
     """The logits of a text, if they are what they should be.
 
     Raises:
         GateError: another shape, or not finite.
     """
-    if tuple(logits.shape) != (length, vocab_size):
-        raise GateError(f"logits of shape {list(logits.shape)}, expected {[length, vocab_size]}")
+    same_shape(logits, length, vocab_size)
     if not bool(torch.isfinite(logits).all()):
-        raise GateError("logits hold NaN or infinity")
+        raise GateError(NOT_FINITE)
     return logits

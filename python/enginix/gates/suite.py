@@ -11,10 +11,10 @@ import torch
 
 from enginix.errors import EnginixError, GateError, UsageError
 from enginix.gates import quality
-from enginix.gates.answers import LAYERS_OF, Answers, Passage, passage, require_same
+from enginix.gates.answers import LAYERS_OF, Answers, Passage, require_same, score
 from enginix.gates.material import Material, Tokenizer, same_tokens
 from enginix.gates.outcome import Outcome
-from enginix.gates.subject import Subject, checked
+from enginix.gates.subject import Subject
 from enginix.reference import layout
 from enginix.reference.config import CheckpointConfig
 from enginix.reference.quantization import MIXED
@@ -147,7 +147,7 @@ def run(
             raise GateError("the engine's vocabulary is smaller than the model's")
     except Exception as e:
         return tuple(_failed(name, e) for name in names), {}
-    subject, scored = engine.subject, _Scored(engine.subject, material, answers)
+    subject, scored = engine.subject, Scored(engine.subject, material, answers)
     runs: dict[str, Callable[[Any], Outcome]] = {
         "coverage": lambda b: coverage(engine.config, b),
         "smoke": lambda b: quality.smoke(subject, material, answers, engine.tokenizer, b),
@@ -177,7 +177,7 @@ def _failed(gate: str, e: Exception) -> Outcome:
     return Outcome(gate, False, f"could not be run: {_say(e)}", {"error": _say(e)})
 
 
-class _Scored:
+class Scored:
     """The engine's distributions on the evaluation text, computed once for two gates."""
 
     def __init__(self, subject: Subject, material: Material, answers: Answers) -> None:
@@ -186,13 +186,13 @@ class _Scored:
 
     def get(self) -> tuple[Sequence[Passage], Sequence[torch.Tensor]]:
         if self._found is None:
+            kept: list[Passage] = []
+
+            def divergence(number: int, logs: torch.Tensor) -> torch.Tensor:
+                if not kept:  # one way to the device for all texts
+                    kept.extend(p.to(logs.device) for p in self.answers.passages)
+                return quality.divergence(logs, kept[number])
+
             texts = [p.tokens for p in self.material.passages]
-            own, kl = [], []
-            for text, kept, logits in zip(
-                texts, self.answers.passages, self.subject.logits(texts), strict=True
-            ):
-                logs = checked(logits, len(text), self.subject.vocab_size)[:-1].log_softmax(-1)
-                own.append(passage(logs, text))
-                kl.append(quality.divergence(logs, kept))
-            self._found = own, kl
+            self._found = score(self.subject, texts, divergence)
         return self._found
