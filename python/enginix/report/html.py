@@ -35,6 +35,8 @@ svg .grid { stroke: var(--line); } svg .axis { stroke: var(--soft); }
 svg .line { fill: none; stroke: var(--blue); stroke-width: 2; } svg .dot { fill: var(--blue); }
 svg .bar { fill: var(--blue); opacity: 0.75; } svg .middle { stroke: var(--ink); stroke-width: 2; }
 svg .bound { stroke: var(--bad); stroke-dasharray: 5 4; } svg .none { stroke: none; }
+svg .whisker { stroke: var(--blue); stroke-width: 2; opacity: 0.6; } svg .lead { stroke: var(--line); }
+svg .wrong { stroke: var(--bad); } svg circle.wrong { fill: var(--bad); }
 """
 
 
@@ -170,6 +172,11 @@ def report(name: str, told: Mapping[str, Any]) -> str:
         parts.append(
             f"<h2>Why these bounds</h2><p>{escape(bounds['format'])}: {escape(bounds['reason'])}</p>"
         )
+    if "runtime" in told:
+        said = ", ".join(f"{key} {value}" for key, value in sorted(told["runtime"].items()))
+        parts.append(f"<p>Executed by its own runtime: {escape(said)}.</p>")
+    for what, why in sorted(told.get("absent", {}).items()):
+        parts.append(f"<p>Not there: {escape(what)}: {escape(why)}.</p>")
     if "material" in told:
         asked = told["material"]
         parts.append(
@@ -177,12 +184,19 @@ def report(name: str, told: Mapping[str, Any]) -> str:
             f"{asked['tokens']} tokens, {asked['questions']} questions; sha256 of texts and tokens "
             f"{escape(asked['sha256'])}.</p>"
         )
-    title = f"{escape(name)}: gates"
+    return page(
+        f"{name}: gates",
+        name,
+        "What the engine says beside what the reference model says, on the same text.",
+        parts,
+    )
+
+
+def page(title: str, head: str, about: str, parts: Sequence[str]) -> str:
+    """One file without network: a heading, what it is about, and parts that are HTML already."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{STYLE}</style></head><body><main><h1>{escape(name)}</h1>"
-        '<p class="soft">What the engine says beside what the reference model says, on the same text.</p>'
-        + "\n".join(parts)
-        + "</main></body></html>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main><h1>{escape(head)}</h1>"
+        f'<p class="soft">{escape(about)}</p>' + "\n".join(parts) + "</main></body></html>\n"
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 220, 52, 36, 14
@@ -55,7 +57,7 @@ def line(
     if bound is not None:
         y = _scale(bound, low, top, HEIGHT - BOTTOM, TOP)
         body += f'<line class="bound" x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        body += f'<text class="label" x="{WIDTH}" y="{y - 5:.1f}" text-anchor="end">asked {bound:.1%}</text>'
+        body += f'<text class="label" x="{WIDTH}" y="{y + 15:.1f}" text-anchor="end">asked {bound:.1%}</text>'
     labels = {0, len(points) - 1, len(points) // 2}
     for i in labels:
         body += (
@@ -111,3 +113,96 @@ def interval(title: str, middle: float, ends: tuple[float, float], bound: float)
         f'<svg viewBox="0 0 {WIDTH + 10} 126" role="img" aria-label="{escape(title)}">'
         f"<title>{escape(title)}</title>{body}</svg>"
     )
+
+
+@dataclass(frozen=True)
+class Point:
+    """One artefact in :func:`scatter`; ``low`` and ``high`` are the ends of the interval of ``y``."""
+
+    label: str
+    x: float
+    y: float
+    low: float
+    high: float
+    good: bool = True
+
+
+def _nice(low: float, high: float, count: int = 4) -> list[float]:
+    """About ``count`` round numbers from ``low`` to ``high``."""
+    rough = (high - low) / count
+    step = 10.0 ** math.floor(math.log10(rough))
+    step *= next((m for m in (1, 2, 2.5, 5, 10) if m * step >= rough * 0.999), 10)
+    first = math.ceil(low / step - 1e-9)
+    return [(first + i) * step for i in range(int((high - first * step) / step + 1e-9) + 1)]
+
+
+def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Heights of labels, at least ``gap`` apart where the frame has room, near those ``wanted``."""
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    gap = min(gap, (high - low) / max(1, len(wanted)))
+    placed = [0.0] * len(wanted)
+    floor = low
+    for i in order:
+        placed[i] = floor = max(floor, wanted[i])
+        floor += gap
+    ceiling = high
+    for i in reversed(order):
+        placed[i] = min(placed[i], ceiling)
+        ceiling = placed[i] - gap
+    return placed
+
+
+def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str, *, at: float = 1.0) -> str:
+    """Points with the intervals of their heights, named; ``at`` is drawn across as the reference's.
+
+    Args:
+        points: at least one.
+    """
+    height, bottom, right = 360, 46, 170
+    low, high = min([at, *(p.low for p in points)]), max([at, *(p.high for p in points)])
+    pad = (high - low or abs(high) or 1.0) * 0.08
+    low, high = low - pad, high + pad
+    widest = max(1e-3, max(p.x for p in points) * 1.08)
+
+    def x_of(value: float) -> float:
+        return _scale(value, 0.0, widest, LEFT, WIDTH - right)
+
+    def y_of(value: float) -> float:
+        return _scale(value, low, high, height - bottom, TOP + 14)
+
+    body = ""
+    for tick in _nice(low, high):
+        y = y_of(tick)
+        body += f'<line class="grid" x1="{LEFT}" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        body += f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>'
+    for tick in _nice(0.0, widest, 6):
+        body += (
+            f'<text class="tick" x="{x_of(tick):.1f}" y="{height - bottom + 16}" text-anchor="middle">'
+            f"{tick:.4g}</text>"
+        )
+    y = y_of(at)
+    body += f'<line class="axis" x1="{LEFT}" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    heights = _spread([y_of(p.y) + 4 for p in points], 16, TOP + 18, height - bottom)
+    for point, label_y in zip(points, heights, strict=True):
+        x, y, kind = x_of(point.x), y_of(point.y), "" if point.good else " wrong"
+        told = f"{point.label}: {point.x:.3g}, {point.y:.4g} ({point.low:.4g} to {point.high:.4g})"
+        body += (
+            f'<g><title>{escape(told)}</title><line class="whisker{kind}" x1="{x:.1f}" x2="{x:.1f}" '
+            f'y1="{y_of(point.low):.1f}" y2="{y_of(point.high):.1f}"/>'
+            f'<circle class="dot{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
+            f'<line class="lead" x1="{x + 6:.1f}" y1="{y:.1f}" x2="{WIDTH - right + 8}" '
+            f'y2="{label_y - 4:.1f}"/></g>'
+            f'<text class="label" x="{WIDTH - right + 12}" y="{label_y:.1f}">'
+            f"{escape(_short(point.label))}</text>"
+        )
+    middle = (LEFT + WIDTH - right) / 2
+    body += f'<text class="label" x="4" y="{TOP}">{escape(y_label)}</text>'
+    body += f'<text class="label" x="{middle}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>'
+    return (
+        f'<svg viewBox="0 0 {WIDTH + 10} {height}" role="img" aria-label="{escape(title)}">'
+        f"<title>{escape(title)}</title>{body}</svg>"
+    )
+
+
+def _short(label: str, most: int = 26) -> str:
+    return label if len(label) <= most else label[: most - 1] + "…"

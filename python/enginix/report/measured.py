@@ -1,0 +1,184 @@
+"""What was measured of an artefact: figures out of ``gates.json``, none of them believed unread."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enginix.errors import GateError, UsageError
+from enginix.report.origin import Origin, origin_of
+
+FILE = "gates.json"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of the gates; None where a gate did not run or said nothing usable.
+
+    Attributes:
+        verdict: ``passed``, ``failed``, ``not gated``.
+        failed: names of the gates that failed.
+        ratio, low, high: perplexity over the reference's, and its 95% interval.
+        perplexity, reference_perplexity: of the evaluation text.
+        same: share of positions with the reference's most likely token.
+        kl: mean Kullback-Leibler divergence from the reference, nats.
+        score, questions: right answers, and how many were asked.
+        material: digest of what was asked.
+        reference: the model that answered as the reference.
+        doubts: figures that cannot be, and what contradicts itself.
+    """
+
+    verdict: str
+    gates: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    perplexity: float | None = None
+    reference_perplexity: float | None = None
+    same: float | None = None
+    kl: float | None = None
+    score: int | None = None
+    reference_score: int | None = None
+    questions: int | None = None
+    material: str | None = None
+    reference: Origin | None = None
+    doubts: tuple[str, ...] = ()
+
+
+class _Reader:
+    """Numbers of one file; what is none of the kind is left out and said."""
+
+    def __init__(self, gates: Mapping[str, Any]) -> None:
+        self.gates, self.doubts = gates, list[str]()
+
+    def number(self, gate: str, key: str, least: float, most: float = math.inf) -> float | None:
+        detail = self.gates.get(gate, {})
+        if key not in detail:
+            return None
+        return self.checked(f"{gate}.{key}", detail[key], least, most)
+
+    def checked(self, name: str, value: Any, least: float, most: float) -> float | None:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and math.isfinite(value) and least <= value <= most:
+            return float(value)
+        self.doubts.append(f"{FILE}: {name} is {str(value)[:40]}, which cannot be")
+        return None
+
+    def whole(self, gate: str, key: str, most: int = 10**9) -> int | None:
+        found = self.number(gate, key, 0, most)
+        if found is not None and found != int(found):
+            self.doubts.append(f"{FILE}: {gate}.{key} is {found}, which cannot be")
+            return None
+        return None if found is None else int(found)
+
+    def interval(self, ratio: float | None) -> tuple[float | None, float | None]:
+        ends = self.gates.get("perplexity", {}).get("interval")
+        if ends is None:
+            return None, None
+        if not isinstance(ends, list) or len(ends) != 2:
+            self.doubts.append(f"{FILE}: perplexity.interval is no pair")
+            return None, None
+        low, high = (self.checked("perplexity.interval", end, 0.0, math.inf) for end in ends)
+        if low is None or high is None:
+            return None, None
+        if low > high or (ratio is not None and not low <= ratio <= high):
+            self.doubts.append(f"{FILE}: perplexity.interval {low:g} to {high:g} does not hold {ratio}")
+            return None, None
+        return low, high
+
+
+def read(path: Path) -> Measured | None:
+    """What the gates of an artefact found; None where it has no ``gates.json``.
+
+    Raises:
+        GateError: the file is there and is not what ``enginix gate`` writes.
+    """
+    try:
+        told = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as e:
+        raise GateError(f"unreadable: {e}", where=str(path), fix="judge the engine again") from e
+    gates = told.get("gates") if isinstance(told, dict) else None
+    if not isinstance(gates, dict) or not all(isinstance(gate, dict) for gate in gates.values()):
+        raise GateError("not what enginix gate writes", where=str(path), fix="judge the engine again")
+    return of(told)
+
+
+def of(told: Mapping[str, Any]) -> Measured:
+    """The figures in the content of a ``gates.json``, whose gates are objects."""
+    gates: Mapping[str, Mapping[str, Any]] = told["gates"]
+    reader = _Reader(gates)
+    failed = tuple(sorted(name for name, gate in gates.items() if gate.get("passed") is not True))
+    verdict = "not gated" if not gates else "failed" if failed else "passed"
+    claimed = {True: "passed", False: "failed", None: "not gated"}.get(_hashable(told.get("passed")), "?")
+    if claimed != verdict:
+        reader.doubts.append(f"{FILE}: it says {claimed} at the top, and its gates say {verdict}")
+    ratio = reader.number("perplexity", "ratioFound", 0.0)
+    low, high = reader.interval(ratio)
+    questions = reader.whole("task", "questions")
+    material, model = told.get("material"), told.get("reference")
+    sha = material.get("sha256") if isinstance(material, dict) else None
+    return Measured(
+        verdict=verdict,
+        gates=tuple(sorted(gates)),
+        failed=failed,
+        ratio=ratio,
+        low=low,
+        high=high,
+        perplexity=reader.number("perplexity", "found", 1.0),
+        reference_perplexity=reader.number("perplexity", "reference", 1.0),
+        same=reader.number("agreement", "top1Found", 0.0, 1.0),
+        kl=reader.number("agreement", "klFound", 0.0),
+        score=reader.whole("task", "score", questions or 10**9),
+        reference_score=reader.whole("task", "referenceScore", questions or 10**9),
+        questions=questions,
+        material=sha if isinstance(sha, str) else None,
+        reference=origin_of(model) if isinstance(model, dict) else None,
+        doubts=tuple(reader.doubts),
+    )
+
+
+def _hashable(value: Any) -> Any:
+    return value if isinstance(value, bool) or value is None else "?"
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Tokens a second as somebody measured them, all in one setting.
+
+    Attributes:
+        on: machine, tool and load, as the file says them.
+        rates: name of an artefact → tokens a second.
+    """
+
+    on: str
+    rates: Mapping[str, float]
+
+
+def read_speeds(path: Path) -> Speeds:
+    """``{"on": "NVIDIA H200, trtllm-bench, batch 8", "tokensPerSecond": {"qwen3-8b-fp8": 4321.0}}``.
+
+    Raises:
+        UsageError: anything else; a rate that is no positive number.
+    """
+    fix = '{"on": "machine, tool, load", "tokensPerSecond": {"NAME": 123.4}}'
+    try:
+        told = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise UsageError(f"unreadable speeds: {e}", where=str(path), fix=fix) from e
+    if not isinstance(told, dict) or set(told) != {"on", "tokensPerSecond"}:
+        raise UsageError("not a file of speeds", where=str(path), fix=fix)
+    on, rates = told["on"], told["tokensPerSecond"]
+    if not isinstance(on, str) or not on.strip() or not isinstance(rates, dict) or not rates:
+        raise UsageError("speeds need the machine that they are of, and a rate", where=str(path), fix=fix)
+    for name, rate in rates.items():
+        number = isinstance(rate, int | float) and not isinstance(rate, bool)
+        if not number or not math.isfinite(rate) or rate <= 0:
+            raise UsageError(f"the speed of {name!r} is {str(rate)[:40]}", where=str(path), fix=fix)
+    return Speeds(on, {name: float(rate) for name, rate in rates.items()})
