@@ -34,6 +34,7 @@ let
     mkQuantized = import ./mk-quantized.nix scope;
     mkCheckpoint = import ./mk-checkpoint.nix scope;
     mkReferenceAnswers = import ./mk-reference-answers.nix scope;
+    mkComparison = import ./mk-comparison.nix scope;
     mkEngine = import ./mk-engine.nix scope;
     mkEngineMatrix = import ./mk-engine-matrix.nix scope;
     mkRuntime = import ./mk-runtime.nix scope;

@@ -20,7 +20,7 @@ COMMANDS = {
     "fetch-file": "download one file of a commit, verified: what a Nix build runs",
     "fetch-tree": "download a whole commit as a git-lfs clone without .git has it",
     "inspect": "what a model is, from its configuration and headers; of a Hub repository, kilobytes",
-    "compare": "all kinds of engines of a model beside each other: what each takes, needs, and where it runs",
+    "compare": "artefacts in one table and one plot: size, bits, quality, speed; or all kinds of one model",
     "plan": "whether it fits a GPU: weights, KV cache, room; what the build needs; the smallest change",
     "calibrate": "text → one hashed file of token ids, which quantize calibrates with",
     "quantize": "Hugging Face model → quantized one, by ModelOpt, checked",

@@ -70,3 +70,14 @@ test_answers_of_another_model_are_refused() {
       mkdir \$out; echo '{}' > \$out/answers.json
     ''; }")" --no-link -L && says 'answers cannot be read'
 }
+
+# Any two artefacts: nothing of ModelOpt is built for it.
+test_comparison_is_a_page_without_references() {
+  with_lib build "$(engines_of "e.mkComparison { engines = [ (mk { }) e.catalogue.tiny-qwen3.checkpoint model ]; name = \"comparison-$EPOCHREALTIME\";
+    speed = { on = \"a stand-in\"; tokensPerSecond.\"tiny-qwen3, reference engine\" = 12.5; }; }")" --no-link --json -L || return 1
+  local path
+  path=$(grep -o '"out":"[^"]*' "$out" | tail -n1 | cut -d'"' -f4)
+  grep -q '12.5' "$path/compare.html" && grep -q '"verdict": "passed"' "$path/compare.json" || return 1
+  quietly "$nix" path-info -r "$path" && [ "$(wc -l <"$out")" = 1 ] || return 1
+  ! with_lib eval '(e.mkComparison { engines = [ ]; }).drvPath' && says 'at least one'
+}
