@@ -49,14 +49,14 @@ in
       name = "gateway";
       models =
         if gateway.models == { } then
-          lib.mapAttrs (name: s: [ (backend name s) ]) servers
+          builtins.mapAttrs (name: s: [ (backend name s) ]) servers
         else
           # A server that is none is an assertion of gateway.nix.
-          lib.mapAttrs (
-            _: names: map (name: backend name servers.${name}) (lib.filter (name: servers ? ${name}) names)
+          builtins.mapAttrs (
+            _: names: map (name: backend name servers.${name}) (builtins.filter (name: servers ? ${name}) names)
           ) gateway.models;
       inherit (gateway) aliases fallbacks;
-      clients = lib.mapAttrs (name: c: {
+      clients = builtins.mapAttrs (name: c: {
         keyFile = "client-${name}";
         inherit (c)
           models
