@@ -68,7 +68,7 @@ def nccl(rootfs: Path, runtime: Runtime) -> str | None:
 def from_code(code: str) -> str | None:
     """``22809`` → ``2.28.9`` (nccl.h: NCCL_VERSION, since 2.9); None for anything else."""
     number = code.strip()
-    if not number.isdigit() or not 20900 <= int(number) < 1_000_000:
+    if not (number.isascii() and number.isdigit()) or not 20900 <= int(number) < 1_000_000:
         return None
     value = int(number)
     return f"{value // 10000}.{value % 10000 // 100}.{value % 100}"

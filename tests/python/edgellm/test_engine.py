@@ -46,7 +46,13 @@ def test_an_engine_says_what_it_is(build: Run, tmp_path: Path) -> None:
     done = build("--max-input-len", "64", "--max-kv-cache-capacity", "128", "--max-batch-size", "2")
     assert done.returncode == 0, done.stderr
     made = json.loads((tmp_path / "engine/enginix.json").read_text())
-    assert made["target"] == {"gpu": "rtx-5090", "sm": 120}
+    assert made["target"] == {
+        "name": "rtx-5090",
+        "sm": 120,
+        "gpu": "NVIDIA GeForce RTX 5090",
+        "memory": 32607 << 20,
+        "count": 1,
+    }
     assert made["options"]["limits"] == {"maxInputLen": 64, "maxKvCacheCapacity": 128, "maxBatchSize": 2}
     # What the wheel's own parser and model selection made of it.
     built = json.loads((tmp_path / "engine/engine/config.json").read_text())
@@ -144,7 +150,7 @@ def ask(port: int, key: str | None) -> tuple[int, str]:
 
 
 def test_the_real_server_takes_the_engine_and_the_key(
-    build: Run, edge: Path, runtime: Make, tmp_path: Path
+    build: Run, edge: Path, runtime: Make, driver: Make, tmp_path: Path
 ) -> None:
     assert build("--max-kv-cache-capacity", "4500").returncode == 0
     engine, state, key = tmp_path / "engine", tmp_path / "state", tmp_path / "key"
@@ -153,6 +159,7 @@ def test_the_real_server_takes_the_engine_and_the_key(
     # As in the store: nothing of the engine can be written.
     subprocess.run(["chmod", "-R", "a-w", engine], check=True)
     words = [engine, "--model", TINY, "--state", state, "--python", runtime(), "--api-key-file", key]
+    words += ["--driver", driver()]
     with served(edge, *words, "--served-model-name", "mine") as (process, port):
         assert ask(port, None)[0] == 401
         assert ask(port, "guessed")[0] == 401
@@ -173,7 +180,7 @@ def test_the_real_server_takes_the_engine_and_the_key(
 
 
 def test_a_server_that_would_build_does_not(
-    build: Run, edge: Path, enginix: Run, runtime: Make, tmp_path: Path
+    build: Run, edge: Path, enginix: Run, runtime: Make, driver: Make, tmp_path: Path
 ) -> None:
     """The wheel's own readiness check refuses an engine of other limits; its builder then lacks TensorRT."""
     assert build().returncode == 0
@@ -181,7 +188,7 @@ def test_a_server_that_would_build_does_not(
     config.write_text(config.read_text().replace('"max_batch_size": 1', '"max_batch_size": 2'))
     done = enginix(
         *("edgellm-serve", tmp_path / "engine", "--model", TINY, "--state", tmp_path / "s"),
-        *("--python", runtime("tensorrt")),
+        *("--python", runtime("tensorrt"), "--driver", driver()),
     )
     assert done.returncode != 0 and "TensorRT" in done.stderr
 
