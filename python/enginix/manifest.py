@@ -103,6 +103,18 @@ def read(directory: Path, artefact: Artefact | None = None) -> Manifest:
     return found
 
 
+def ungated(found: Manifest) -> str | None:
+    """What a server says at start of an engine that was not gated; None where every gate passed."""
+    gates = found.results.get("gates")
+    if not isinstance(gates, dict) or not gates:
+        return "not gated: nobody compared what this engine says with what its model says"
+    own = {gate: verdict for gate, verdict in gates.items() if gate not in ("checkpoint", "manifestSha256")}
+    if not own and isinstance(gates.get("checkpoint"), dict):
+        return "not gated: its checkpoint was compared with its model, the engine was not"
+    failed = sorted(gate for gate, verdict in own.items() if verdict != "passed")
+    return f"gate {failed[0]} did not pass" if failed or not own else None
+
+
 def name_of(directory: Path) -> str:
     """What people call the artefact in ``directory``: its manifest's name, or the directory's.
 

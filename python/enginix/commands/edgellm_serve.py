@@ -15,7 +15,7 @@ import argparse
 import os
 from pathlib import Path
 
-from enginix import console
+from enginix import console, manifest
 from enginix.edgellm import options
 
 
@@ -47,5 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         console.result({"command": list(command.words)}, " ".join(command.words), as_json=args.json)
         return 0
+    if (note := manifest.ungated(manifest.read(args.engine))) is not None:
+        console.say(f"note: {note}")
     console.say(f"serving {args.engine} on http://{args.host}:{args.port}")
     os.execve(command.words[0], list(command.words), dict(command.environment))

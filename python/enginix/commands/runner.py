@@ -119,6 +119,8 @@ def _serve(args: argparse.Namespace, engine: Path, driver: Driver, runtime: tabl
     from enginix.runtime.sandbox import Room, check_namespaces, reading
 
     made = manifest.read(engine, "engine")
+    if (note := manifest.ungated(made)) is not None:
+        console.say(f"note: {note}")
     if args.rootfs is not None:
         check_namespaces()
     words = command(engine, made, Serving(args.host, args.port, args.kv_cache_fraction))

@@ -343,7 +343,7 @@ def _manifest(engine: Path, found: Manifest, options: dict[str, Any], add_models
         options={**options, "add_models": sorted(p.name for p in add_models)},
         target=found.target,
         runtime=found.runtime,
-        results={key: found.results[key] for key in ("golden",) if key in found.results},
+        results={key: found.results[key] for key in ("gates", "golden") if key in found.results},
     )
 
 
