@@ -112,7 +112,9 @@ def ungated(found: Manifest) -> str | None:
     if not own and isinstance(gates.get("checkpoint"), dict):
         return "not gated: its checkpoint was compared with its model, the engine was not"
     failed = sorted(gate for gate, verdict in own.items() if verdict != "passed")
-    return f"gate {failed[0]} did not pass" if failed or not own else None
+    if own and not failed:
+        return None
+    return f"gate {failed[0]} did not pass" if failed else "not gated: its manifest names no gate"
 
 
 def name_of(directory: Path) -> str:

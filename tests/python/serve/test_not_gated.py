@@ -1,0 +1,70 @@
+"""A server says at start what nobody vouches for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from enginix import manifest
+from enginix.cli import main
+
+SAYS = "note: not gated: nobody compared what this engine says with what its model says"
+
+
+@pytest.fixture
+def check(
+    tritonserver: Any, serving_python: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[[Path], str]:
+    """What ``enginix serve --check`` says on standard error: its start, without the server."""
+
+    def run(repository: Path) -> str:
+        ports = [word for name in ("http", "grpc", "metrics") for word in (f"--{name}-port", "0")]
+        where = ["--tritonserver", str(tritonserver.directory), "--python", str(serving_python)]
+        assert main(["serve", str(repository), *where, *ports, "--check"]) == 0
+        return capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_server_of_an_engine_without_gates_says_so(
+    check: Callable[[Path], str], served_engine: Path, served_repository: Path, tmp_path: Path
+) -> None:
+    assert manifest.read(served_engine).results["gates"] == "not gated"
+    assert manifest.read(served_repository).results["gates"] == "not gated"
+    assert SAYS in check(served_repository)
+    gated = shutil.copytree(served_repository, tmp_path / "gated", symlinks=True)
+    described = json.loads((gated / "enginix.json").read_text())
+    described["results"]["gates"] = {"logits": "passed"}
+    (gated / "enginix.json").write_text(json.dumps(described))
+    assert "gate" not in check(gated)
+
+
+@pytest.mark.parametrize(
+    ("gates", "said"),
+    [
+        ({"logits": "passed"}, None),
+        ({"task": "passed", "checkpoint": {"logits": "passed"}, "manifestSha256": "a"}, None),
+        ({"checkpoint": {"logits": "passed"}, "manifestSha256": "a"}, "its checkpoint was compared"),
+        ({"task": "failed", "smoke": "passed"}, "gate task did not pass"),
+        ({"task": None}, "gate task did not pass"),
+        ({"manifestSha256": "a"}, "names no gate"),
+        ("not gated", "nobody compared"),
+        ({}, "nobody compared"),
+        (None, "nobody compared"),
+        (["passed"], "nobody compared"),
+        (True, "nobody compared"),
+    ],
+)
+def test_only_gates_that_passed_are_silent(gates: Any, said: str | None) -> None:
+    found = manifest.ungated(manifest.Manifest("engine", "e", "reference", results={"gates": gates}))
+    assert found is None if said is None else said in str(found)
+
+
+def test_a_manifest_without_verdict_is_not_gated() -> None:
+    assert "not gated" in str(manifest.ungated(manifest.Manifest("engine", "e", "reference")))
