@@ -222,7 +222,10 @@ def _notes(model: ModelConfig) -> list[str]:
             "max_attention_window_size when the engine runs"
         )
     if model.rope.type == "dynamic":
-        notes.append("dynamic rope scaling: alpha 1.0 is written, which TensorRT-LLM insists on")
+        notes.append(
+            "dynamic rope scaling: alpha 1.0 is written, which TensorRT-LLM insists on; exact up to "
+            f"{model.max_position_embeddings} tokens, longer inputs were not tried on an engine"
+        )
     return notes
 
 

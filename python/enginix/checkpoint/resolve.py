@@ -100,6 +100,35 @@ def _by_module(
     return found
 
 
+def _experts(layout: Layout, algorithms: dict[str, str | None]) -> dict[str, str | None]:
+    """Algorithm of each module of experts, for instance ``transformer.layers.0.mlp``.
+
+    To TensorRT-LLM's quantization pass, which looks names up, experts are one module around ``fc`` and
+    ``proj``; its weight preprocessing looks for the two. A checkpoint has to name both levels. (Source:
+    quantize.py and modeling_utils.py of the era; the loader completes the names for Mixtral alone.)
+
+    Raises:
+        ModelError: ``fc`` and ``proj`` of the same experts differ.
+    """
+    found: dict[str, str | None] = {}
+    for linear in _linears(layout):
+        if not linear.stacked:
+            continue
+        module, algorithm = experts_module(linear.name), algorithms[linear.name]
+        if found.setdefault(module, algorithm) != algorithm:
+            raise ModelError(
+                f"{module} is one module in TensorRT-LLM, but its matrices are "
+                f"{found[module] or 'unquantized'} and {algorithm or 'unquantized'}",
+                fix="quantize or exclude all matrices of a layer's experts together",
+            )
+    return found
+
+
+def experts_module(matrix: str) -> str:
+    """The module around a stacked matrix."""
+    return matrix.rsplit(".", 1)[0]
+
+
 def _group_size(quantization: ModelQuantization, algorithms: set[str]) -> int | None:
     size = quantization.group_size
     if any("AWQ" in a for a in algorithms):
@@ -145,6 +174,7 @@ def resolve(
     algorithms = _by_module(layout, quantization, source)
     if quantization is None:
         return Resolved({"kv_cache_quant_algo": kv_cache}, None, algorithms)
+    experts = _experts(layout, algorithms)
     used = {a for a in algorithms.values() if a is not None}
     group_size = _group_size(quantization, used)
     kv_cache = kv_cache or quantization.kv_cache
@@ -155,7 +185,14 @@ def resolve(
     if group_size is not None:
         keys["group_size"] = group_size
     if quantization.algorithm == "MIXED_PRECISION":
-        layers = {name: _entry(a, group_size) for name, a in sorted(algorithms.items()) if a}
+        if spared := sorted(name for name, a in experts.items() if a is None):
+            raise ModelError(
+                f"the experts of {spared[0]} are not quantized in a model of mixed precision; TensorRT-LLM "
+                "builds experts that quant_cfg.json does not name with all of the model's formats at once",
+                fix="quantize the experts, too, or use one algorithm and exclude them",
+            )
+        named = {**algorithms, **experts}
+        layers = {name: _entry(a, group_size) for name, a in sorted(named.items()) if a}
         quant_cfg = {
             "quant_algo": "MIXED_PRECISION",
             "kv_cache_quant_algo": kv_cache,
@@ -164,7 +201,7 @@ def resolve(
         return Resolved(keys, quant_cfg, algorithms)
     if "AWQ" in quantization.algorithm:
         keys["pre_quant_scale"] = True
-    if excluded := sorted(name for name, a in algorithms.items() if a is None):
+    if excluded := sorted(name for name, a in {**algorithms, **experts}.items() if a is None):
         keys["exclude_modules"] = [*table("quantization")["defaultExclude"], *excluded]
     return Resolved(keys, None, algorithms)
 

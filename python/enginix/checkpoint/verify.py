@@ -10,6 +10,7 @@ from pathlib import Path
 from enginix.checkpoint.config import DTYPES, CheckpointConfig
 from enginix.checkpoint.formats import Spec, format_of
 from enginix.checkpoint.layout import KvCache, Layout, Linear, Vector
+from enginix.checkpoint.resolve import experts_module
 from enginix.checkpoint.write import file_name
 from enginix.errors import EnginixError
 from enginix.model import TensorInfo, read_header
@@ -136,7 +137,16 @@ def _coverage(layout: Layout, report: Report) -> None:
             report.findings.append(
                 Finding(where, f"{name} is not protected: exclude_modules has no pattern that matches it")
             )
-    names = {m.name for m in linears}
+    experts = {m.name: experts_module(m.name) for m in linears if m.stacked}
+    for name, module in experts.items():
+        # The loader makes the module's entry of its matrices' for Mixtral; for others it must be there.
+        if quantization.layers and config.architecture == "MixtralForCausalLM":
+            continue
+        if quantization.algorithm(module) != quantization.algorithm(name):
+            told = quantization.algorithm(module) or "not quantized"
+            what = f"{module} around it is {told}; TensorRT-LLM builds the experts by that"
+            report.findings.append(Finding(f"{where}: {name}", what))
+    names = {m.name for m in linears} | set(experts.values())
     defaults = set(table("quantization")["defaultExclude"])
     for pattern in quantization.exclude_modules or ():
         if pattern not in defaults and not any(fnmatchcase(n, pattern) for n in names):

@@ -97,6 +97,14 @@ def read_rope(raw: Mapping[str, Any], where: str, *, default_base: float) -> Rop
             _factors(scaling, raw, where)
         else:
             _number(scaling.get("factor"), "rope scaling's factor", where)
+        if kind == "dynamic" and scaling.get("alpha", 1.0) != 1.0:
+            raise ModelError(
+                f"dynamic rope scaling has alpha {scaling['alpha']!r}: TensorRT-LLM computes with it, "
+                "transformers without, in this architecture",
+                where=where,
+                fix="if the model was trained with it, multiply rope_theta by alpha^(d/(d-2)), where d is "
+                "the rotated size of a head, and remove alpha; if not, only remove it",
+            )
     portion = 1.0 if fraction is None else _number(fraction, "partial_rotary_factor", where)
     if portion > 1:
         raise ModelError(

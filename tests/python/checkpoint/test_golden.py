@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,45 @@ MODELOPT = sorted(p for p in golden.root().glob("load-*/modelopt-*"))
 def test_modelopts_form_verifies(directory: Path) -> None:
     """The verifier accepts ModelOpt's own checkpoints, which TensorRT-LLM's loader was seen to read."""
     assert verify(directory).findings == []
+
+
+def leaves(rank: Path, module: str) -> dict[str, tuple[str, int]]:
+    """Last name → dtype and number of dimensions of a module's tensors."""
+    return {
+        name.removeprefix(f"{module}."): (dtype, len(shape))
+        for name, (dtype, shape, _) in golden.tensors(rank).items()
+        if name.startswith(f"{module}.") and "." not in name.removeprefix(f"{module}.")
+    }
+
+
+def test_phi3_fp8_has_what_their_network_requires(tmp_path: Path) -> None:
+    """Their converter knows no FP8 Phi-3, but their network does: the error lists the tensors it requires."""
+    case = next(c for c in CASES if c.case == "phi3-fp8")
+    assert case.error is not None and "Required but not provided tensors" in case.error
+    required = set(re.findall(r"'(transformer[^']+)'", case.error))
+    assert len(required) == 16
+    ours(case, tmp_path / "out")
+    written = golden.tensors(tmp_path / "out/rank0.safetensors")
+    assert {n for n in written if n.endswith("scaling_factor")} == required
+    # And what one of these layers reads, as their loader showed for Llama.
+    loaded = golden.root() / "load-llama-fp8-kvfp8/loaded-tp1/rank0.safetensors"
+    for module in ("attention.qkv", "attention.dense", "mlp.fc", "mlp.proj"):
+        mine = leaves(tmp_path / "out/rank0.safetensors", f"transformer.layers.0.{module}")
+        assert mine == leaves(loaded, f"transformer.layers.0.{module}")
+
+
+def test_qwen2_moe_fp8_is_what_their_layers_read(tmp_path: Path) -> None:
+    """Their converter fails in an FP8 layer's own postprocess: the layers are FP8, its inputs are not merged.
+
+    Experts are as theirs of Qwen3-MoE, the shared expert's matrices as the FP8 layers of Llama.
+    """
+    case = next(c for c in CASES if c.case == "qwen2moe-fp8" and not c.label.endswith("-hfq"))
+    assert case.error == "AttributeError: 'list' object has no attribute 'reshape'"
+    ours(case, tmp_path / "out")
+    rank, layer = tmp_path / "out/rank0.safetensors", "transformer.layers.0"
+    experts = golden.root() / "qwen3moe-fp8/trtllm-tp1-bfloat16/rank0.safetensors"
+    dense = golden.root() / "load-llama-fp8-kvfp8/loaded-tp1/rank0.safetensors"
+    for module in ("fc", "proj"):
+        assert leaves(rank, f"{layer}.mlp.{module}") == leaves(experts, f"{layer}.mlp.{module}")
+        assert leaves(rank, f"{layer}.mlp.shared_expert.{module}") == leaves(dense, f"{layer}.mlp.{module}")
+    assert leaves(rank, f"{layer}.mlp.shared_expert_gate") == {"weight": ("BF16", 2)}

@@ -112,6 +112,80 @@ def test_mixed_precision(tmp_path: Path) -> None:
         convert(tmp_path / "m", tmp_path / "pp", Options(mapping=Mapping(1, 2)))
 
 
+MOE = ["MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"]
+
+
+def moe(architecture: str) -> dict[str, Any]:
+    sizes = SIZES | {"moe_intermediate_size": 256, "shared_expert_intermediate_size": 512}
+    return random_models.config(architecture, **sizes, num_hidden_layers=2)
+
+
+def of_expert(module: str) -> bool:
+    return "experts." in module
+
+
+def is_matrix(module: str) -> bool:
+    return linear(module) or of_expert(module)
+
+
+def mixed_model(directory: Path, architecture: str, algorithm_of: Any) -> None:
+    names = [n.removesuffix(".weight") for n in random_models.shapes(moe(architecture))]
+    layers = {n: {"quant_algo": algorithm_of(n)} for n in names if algorithm_of(n)}
+    quantization = {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+    quantized_models.write(directory, moe(architecture), algorithm_of, quantization)
+
+
+@pytest.mark.parametrize("architecture", MOE)
+def test_mixed_precision_of_experts(architecture: str, tmp_path: Path) -> None:
+    """The quantization pass looks the experts' module up, the weights' preprocessing its two matrices."""
+
+    def algorithm_of(module: str) -> str | None:
+        if not is_matrix(module):
+            return None
+        return "NVFP4" if of_expert(module) else "FP8"
+
+    mixed_model(tmp_path / "m", architecture, algorithm_of)
+    check(tmp_path / "m", tmp_path / "out", Options(mapping=Mapping(2, 1, 2)))
+    path = tmp_path / "out/quant_cfg.json"
+    written = json.loads(path.read_text())
+    layers = written["quantized_layers"]
+    for name in ("mlp", "mlp.fc", "mlp.proj"):
+        assert layers[f"transformer.layers.1.{name}"] == {"quant_algo": "NVFP4", "group_size": 16}
+    assert layers["transformer.layers.1.attention.qkv"] == {"quant_algo": "FP8"}
+    # Without the module's own entry, only Mixtral's experts would still be quantized.
+    del layers["transformer.layers.1.mlp"]
+    path.write_text(json.dumps(written))
+    found = verify(tmp_path / "out").findings
+    assert bool(found) == (architecture != "MixtralForCausalLM")
+    assert all("transformer.layers.1.mlp around it is not quantized" in f.what for f in found)
+
+
+def test_experts_spared_in_mixed_precision_are_refused(tmp_path: Path) -> None:
+    mixed_model(tmp_path / "m", MOE[0], lambda m: "FP8" if linear(m) else None)
+    with pytest.raises(ModelError, match=r"experts of transformer\.layers\.0\.mlp are not quantized"):
+        convert(tmp_path / "m", tmp_path / "out", Options())
+
+
+@pytest.mark.parametrize("spared", ["*.experts.*", "*.w2"])
+def test_experts_are_excluded_together(spared: str, tmp_path: Path) -> None:
+    def algorithm_of(module: str) -> str | None:
+        out = of_expert(module) if spared == "*.experts.*" else module.endswith("w2")
+        return "FP8" if is_matrix(module) and not out else None
+
+    quantization = {"quant_algo": "FP8", "exclude_modules": ["lm_head", "*gate", spared]}
+    quantized_models.write(tmp_path / "m", moe(MOE[0]), algorithm_of, quantization)
+    if spared == "*.w2":
+        with pytest.raises(ModelError, match="one module in TensorRT-LLM"):
+            convert(tmp_path / "m", tmp_path / "out", Options())
+        return
+    config = check(tmp_path / "m", tmp_path / "out", Options(mapping=Mapping(2)))
+    excluded = config["quantization"]["exclude_modules"]
+    assert {f"transformer.layers.1.{n}" for n in ("mlp", "mlp.fc", "mlp.proj")} <= set(excluded)
+    excluded.remove("transformer.layers.1.mlp")
+    (tmp_path / "out/config.json").write_text(json.dumps(config))
+    assert any("around it is FP8" in f.what for f in verify(tmp_path / "out").findings)
+
+
 def test_excludes_are_translated(tmp_path: Path) -> None:
     patterns = ["lm_head", "model.layers.*.self_attn.o_proj", "model.layers.1.self_attn.*"]
 

@@ -57,6 +57,15 @@ def test_rope_from_every_place(
     assert "rope_theta" not in (rope.scaling or {})
 
 
+@pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters"])
+def test_alpha_of_dynamic_scaling_is_refused(place: str) -> None:
+    """Hunyuan's: in the architectures here transformers ignores it and TensorRT-LLM would not."""
+    scaling = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    assert read(**{place: scaling | {"alpha": 1.0}}).rope.type == "dynamic"
+    with pytest.raises(ModelError, match="alpha 1000"):
+        read(**{place: scaling | {"alpha": 1000.0}})
+
+
 def test_mixtrals_own_default_base() -> None:
     assert (
         read(architectures=["MixtralForCausalLM"], num_local_experts=4, num_experts_per_tok=2).rope.base
