@@ -49,6 +49,10 @@ _NO_NAMESPACES = re.compile(
     re.IGNORECASE,
 )
 
+# The kernel lets a user namespace mount /proc only where one is wholly visible (fs/namespace.c,
+# mnt_already_visible): covers over parts of it, as systemd and Docker make them, are in the way.
+_NO_PROC = re.compile(r"Can't mount proc", re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class Bind:
@@ -284,6 +288,15 @@ def check_namespaces() -> None:
     if done.returncode == 0:
         return
     said = (done.stderr.strip().splitlines() or ["no output"])[-1]
+    if _NO_PROC.search(said):
+        raise MachineError(
+            f"/proc cannot be mounted anew here, because parts of it are covered ({said})",
+            where=program,
+            fix="uncover it:\n"
+            "    a systemd unit:     ProtectKernelTunables=no and ProtectKernelLogs=no\n"
+            "    Docker, Podman:     --security-opt systempaths=unconfined (Podman: unmask=ALL), or run "
+            "enginix in NVIDIA's image without --rootfs",
+        )
     if not _NO_NAMESPACES.search(said):
         raise MachineError(f"bubblewrap does not work here: {said}", where=program)
     raise MachineError(

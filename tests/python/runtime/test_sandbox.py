@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
+import platform
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -202,46 +206,119 @@ def test_without_user_namespaces(rootfs):
     assert "user.max_user_namespaces" in done.stderr and "RestrictNamespaces" in done.stderr
 
 
-@pytest.mark.skipif(
-    os.getuid() != 0 or not shutil.which("setpriv"), reason="needs root to become another user"
-)
-def test_as_a_unit_of_another_user():
-    """As systemd runs a unit: another user, no new privileges, no capabilities, an empty environment."""
+# What systemd does for a unit with these settings, by util-linux: each in a mount namespace of its own.
+UNIT = {
+    "nothing more": "",
+    "PrivateTmp=": "mount -t tmpfs tmpfs /tmp",
+    "PrivateDevices=": (
+        "mount -t tmpfs -o mode=755,nosuid,noexec tmpfs /mnt; "
+        "for d in null zero full random urandom tty; do touch /mnt/$d; mount --bind /dev/$d /mnt/$d; done; "
+        "mkdir /mnt/shm /mnt/pts; mount --bind /dev/shm /mnt/shm; ln -s /proc/self/fd /mnt/fd; "
+        "mount --move /mnt /dev"
+    ),
+    "ProtectSystem=strict": (
+        "for d in /usr /etc /opt /var; do mount --rbind $d $d; mount -o remount,ro,bind $d; done"
+    ),
+    "ProtectHome=": "mount -t tmpfs -o mode=700 tmpfs /root; mount -t tmpfs -o mode=755 tmpfs /home",
+    "ProtectControlGroups=": "mount --rbind /sys /sys; mount -o remount,ro,bind /sys",
+}
+
+
+@pytest.fixture
+def unit():
+    """Runs a command of a small image as a unit's user: no new privileges, no capabilities, an empty
+    environment."""
     busybox = shutil.which("busybox")
+    if os.getuid() != 0 or not shutil.which("setpriv"):
+        pytest.skip("needs root to become another user")
     if not (busybox and shutil.which("bwrap")):
         pytest.skip("bubblewrap and busybox are not installed")
-    with tempfile.TemporaryDirectory(prefix="enginix-unit-") as name:
+    # /srv and not /tmp: a unit's private /tmp hides it, and /var/tmp is as good as /tmp.
+    with tempfile.TemporaryDirectory(prefix="enginix-unit-", dir="/srv") as name:
         home = Path(name)
         for made in ("root/bin", "root/etc", "tmp", "package"):
             (home / made).mkdir(parents=True)
         shutil.copy(busybox, home / "root/bin/busybox")
         (home / "root/bin/sh").symlink_to("busybox")
-        shutil.copytree(
-            PYTHON / "enginix", home / "package/enginix", ignore=shutil.ignore_patterns("__pycache__")
-        )
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(PYTHON / "enginix", home / "package/enginix", ignore=ignore)
         subprocess.run(["chmod", "-R", "a+rX", str(home)], check=True)
         (home / "tmp").chmod(0o777)
-        line = [
-            "setpriv",
-            "--reuid=65534",
-            "--regid=65534",
-            "--clear-groups",
-            "--no-new-privs",
-            "--inh-caps=-all",
-        ]
-        line += ["env", "-i", "PATH=/usr/bin:/bin", f"TMPDIR={home}/tmp", f"PYTHONPATH={home}/package"]
-        line += [
-            "PYTHONDONTWRITEBYTECODE=1",
-            os.path.realpath(sys.executable),
-            "-m",
-            "enginix",
-            "runtime",
-            "run",
-        ]
-        line += ["trtllm-1.2.1", "--rootfs", f"{home}/root", "--", "/bin/sh", "-c", "busybox id -un; exit 9"]
-        done = subprocess.run(line, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stdout) == (9, "enginix\n"), done.stderr
+
+        def run(before: str, script: str) -> subprocess.CompletedProcess[str]:
+            words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]
+            words += ["--inh-caps=-all", "--bounding-set=-all", "env", "-i", "PATH=/usr/bin:/bin"]
+            words += [f"TMPDIR={home}/tmp", f"PYTHONPATH={home}/package", "PYTHONDONTWRITEBYTECODE=1"]
+            words += [os.path.realpath(sys.executable), "-m", "enginix", "runtime", "run", "trtllm-1.2.1"]
+            words += ["--rootfs", f"{home}/root", "--", "/bin/sh", "-c", script]
+            line = f'set -e; {before or ":"}; exec "$@"'
+            return subprocess.run(
+                ["unshare", "-m", "--propagation", "private", "sh", "-c", line, "sh", *words],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+
+        yield run
         assert not list((home / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("settings_", [*UNIT, "all of them"])
+def test_as_a_unit(unit, settings_):
+    before = "; ".join(filter(None, UNIT.values())) if settings_ == "all of them" else UNIT[settings_]
+    done = unit(before, "busybox id -un; busybox touch /tmp/x; test -c /dev/null; exit 9")
+    assert (done.returncode, done.stdout) == (9, "enginix\n"), done.stderr
+
+
+def test_as_a_unit_in_a_control_group_of_its_own(unit):
+    """Delegated or not, what runs inside stays in the unit's control group, so that it ends with it."""
+    done = unit("", "busybox cat /proc/self/cgroup")
+    assert done.returncode == 0 and done.stdout == Path("/proc/self/cgroup").read_text(), done.stderr
+
+
+@pytest.mark.parametrize("covered", ["/proc/sys", "/proc/meminfo"])
+def test_as_a_unit_that_covers_parts_of_proc(unit, covered):
+    """ProtectKernelTunables= and Docker do; the kernel then mounts no other /proc."""
+    done = unit(f"mount --bind {covered} {covered}; mount -o remount,ro,bind {covered}", "true")
+    assert done.returncode == 5 and "parts of it are covered" in done.stderr
+    assert "ProtectKernelTunables=no" in done.stderr and "systempaths=unconfined" in done.stderr
+
+
+def restrict_namespaces() -> None:
+    """systemd's RestrictNamespaces=yes by the same means: a seccomp filter under which clone and unshare
+    make no user namespace (EPERM), and clone3, whose flags no filter sees, does not exist (ENOSYS)."""
+    allow, denied, absent = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
+    load, equal, any_bit, end = 0x20, 0x15, 0x45, 0x06
+    program = [
+        (load, 0, 0, 0),  # system call number, x86-64
+        (equal, 5, 0, 435),  # clone3
+        (equal, 1, 0, 56),  # clone
+        (equal, 0, 2, 272),  # unshare
+        (load, 0, 0, 16),  # first argument: the flags
+        (any_bit, 2, 0, 0x10000000),  # CLONE_NEWUSER
+        (end, 0, 0, allow),
+        (end, 0, 0, absent),
+        (end, 0, 0, denied),
+    ]
+    packed = b"".join(struct.pack("HBBI", *row) for row in program)
+    buffer = ctypes.create_string_buffer(packed, len(packed))
+    header = struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0  # no new privileges
+    assert libc.prctl(22, 2, ctypes.create_string_buffer(header, len(header)), 0, 0) == 0
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="system call numbers of x86-64")
+def test_under_the_filter_of_restrict_namespaces(rootfs):
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PYTHON)}
+    line = command_line("true", rootfs=rootfs)
+    if subprocess.run(line, env=env, check=False, capture_output=True).returncode != 0:
+        pytest.skip("no user namespaces here to restrict")
+    done = subprocess.run(
+        line, env=env, capture_output=True, text=True, check=False, preexec_fn=restrict_namespaces
+    )
+    assert done.returncode == 5 and "user namespaces are not allowed here" in done.stderr
+    assert "no RestrictNamespaces=" in done.stderr
 
 
 def test_inside_a_unit_that_restricts_namespaces(rootfs, tmp_path):
