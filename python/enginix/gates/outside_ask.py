@@ -62,7 +62,11 @@ def ask(model: Path, questions: Path | None = None) -> Asked:
     Raises:
         ModelError, GateError: as :func:`material_of`.
     """
-    material, tokenizer = material_of(model, questions)
+    return ask_of(model, *material_of(model, questions))
+
+
+def ask_of(model: Path, material: Material, tokenizer: hf.Tokenizer) -> Asked:
+    """The same of the material that :func:`material_of` gave."""
     plain: Any = tokenizer._tokenizer
 
     def text(of: str, tokens: Sequence[int]) -> Text:

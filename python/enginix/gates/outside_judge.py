@@ -14,7 +14,7 @@ from enginix.gates import hf, outside_quality, outside_said, quality
 from enginix.gates.judge import FORMAT
 from enginix.gates.material import same_tokens
 from enginix.gates.outcome import Outcome
-from enginix.gates.outside_ask import ask, material_of
+from enginix.gates.outside_ask import ask, ask_of, material_of
 from enginix.gates.outside_said import Recorded, Said
 from enginix.manifest import Manifest
 from enginix.tables import table
@@ -125,7 +125,7 @@ def judge(case: Case) -> tuple[tuple[Outcome, ...], dict[str, Any]]:
     if not wanted:
         return (), {"format": FORMAT, "passed": None, "gates": {}}
     material, tokenizer = material_of(case.model, case.questions)
-    asked = ask(case.model, case.questions)
+    asked = ask_of(case.model, material, tokenizer)
     answers = kept_answers.read(case.reference)
     kept_answers.require_same(answers, material)
     evidence: dict[str, Any] = {

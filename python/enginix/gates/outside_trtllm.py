@@ -125,7 +125,11 @@ def load(wanted: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
         kv_cache_config=api.KvCacheConfig(**cache),
         **arguments,
     )
-    return llm, api, {"tensorrt_llm": package.__version__, "class": f"{made.__module__}.{made.__qualname__}"}
+    executes = type(llm)
+    return llm, api, {
+        "tensorrt_llm": package.__version__,
+        "class": f"{executes.__module__}.{executes.__qualname__}",
+    }
 
 
 def main(path: str) -> None:
