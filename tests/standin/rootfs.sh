@@ -57,4 +57,17 @@ for program in trtllm-build trtllm-serve mpirun; do
 exec $interpreter/python3 -m tensorrt_llm.standin_${program//-/_} "\$@"
 EOF
 done
-chmod +x "$out$interpreter"/*
+# tritonserver with its backends, where NVIDIA's image has them.
+triton=$out/opt/tritonserver
+mkdir -p "$triton/bin" "$triton/backends/python" "$triton/backends/tensorrtllm"
+cat >"$triton/bin/tritonserver" <<EOF
+#!/bin/sh
+exec $interpreter/python3 -m tensorrt_llm.standin_tritonserver "\$@"
+EOF
+echo stand-in | tee "$triton/backends/python/libtriton_python.so" "$triton/backends/tensorrtllm/libtriton_tensorrtllm.so" \
+  "$triton/backends/python/triton_python_backend_utils.py" >"$triton/backends/python/triton_python_backend_stub"
+case $version in
+1.1.0) echo 2.64.0 ;;
+*) echo 2.68.0 ;;
+esac >"$triton/TRITON_VERSION"
+chmod +x "$out$interpreter"/* "$triton/bin/tritonserver" "$triton/backends/python/triton_python_backend_stub"

@@ -5,9 +5,14 @@
 
 Everything that can be wrong is looked for first: the repository as a whole, its engine against the server's
 runtime and this machine's GPU and driver, the Python environment against Triton's stub, shared memory, the
-three ports. Then tritonserver is started on loopback, model control off, nothing filled in by auto-completion. It counts as ready when a
-generation succeeded (with the golden tokens of the engine's manifest where it has some), never before;
-systemd is told then (Type=notify).
+three ports. Then tritonserver is started on loopback, model control off, nothing filled in by
+auto-completion. It counts as ready when a generation succeeded (with the golden tokens of the engine's
+manifest where it has some), never before; systemd is told then (Type=notify).
+
+With --rootfs, tritonserver is the one inside the root file system of the runtime's image, and runs there
+(bubblewrap); the GPU is compared with the engine first. An engine of several ranks is started by mpirun, one
+rank a GPU. Model control, client shared memory, trace and log settings are closed: by --admin-key-file they
+open to whoever sends its content as the header enginix-key.
 
 DIR holds bin/tritonserver and backends/python/{libtriton_python.so,triton_python_backend_stub,
 triton_python_backend_utils.py}; $ENGINIX_TRITONSERVER is its default. The Python models run in the
@@ -23,6 +28,7 @@ import argparse
 import json
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
     from enginix.serve.client import Client
     from enginix.serve.launch import Plan
     from enginix.serve.preflight import Repository
+    from enginix.serve.tritonserver import TritonServer
 
 
 class _Stopped(Exception):
@@ -57,16 +64,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the installation's runtime, where its runtime.json does not say it",
     )
     parser.add_argument(
+        "--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image, to run inside"
+    )
+    parser.add_argument(
+        "--pin", type=Path, metavar="FILE", help="the runtime's pin: the image's own environment"
+    )
+    parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
+    parser.add_argument(
         "--host", default="127.0.0.1", metavar="IP", help="address of all three (default: loopback)"
     )
     for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
         parser.add_argument(
             f"--{name}-port", type=int, default=port, metavar="N", help=f"default: {port}; 0 takes a free one"
         )
+    for name in ("grpc", "metrics"):
+        parser.add_argument(f"--no-{name}", action="store_true", help=f"no {name} endpoint")
+    parser.add_argument(
+        "--admin-key-file", type=Path, metavar="FILE", help="its content opens the restricted APIs"
+    )
+    parser.add_argument(
+        "--triton-flag",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of tritonserver, for instance http-thread-count=16",
+    )
+    parser.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a variable that the server sees, for instance NCCL_DEBUG=INFO",
+    )
     parser.add_argument(
         "--gpus", metavar="LIST", help="GPUs that the server sees, by index or UUID, joined by commas"
     )
-    parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
     parser.add_argument(
         "--start-timeout",
         type=float,
@@ -99,29 +131,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves."""
+    from enginix import manifest
     from enginix.errors import UsageError
-    from enginix.serve import launch, ports, preflight, tritonserver
+    from enginix.runtime import driver as drivers
+    from enginix.runtime import table as runtimes
+    from enginix.runtime.sandbox import check_namespaces
+    from enginix.serve import flags, launch, ports, preflight, tritonserver
 
     if args.exit_after_ask and args.ask is None:
         raise UsageError("needs --ask", where="--exit-after-ask")
-    server = tritonserver.find(args.tritonserver, args.model_runtime)
+    server = _server(args)
     repository = preflight.check_repository(args.repository, server)
-    named = [(f"--{n}-port", getattr(args, f"{n}_port")) for n in ("http", "grpc", "metrics")]
+    endpoints = [n for n in ("http", "grpc", "metrics") if not getattr(args, f"no_{n}", False)]
+    named = [(f"--{n}-port", getattr(args, f"{n}_port")) for n in endpoints]
     ports.family(args.host)
     gpus = launch.check_gpus(args.gpus)
-    python = (args.python or Path(sys.executable).with_name("python3")).absolute()
+    driver = drivers.find(args.driver)
+    inside = None
+    if server.rootfs is not None:
+        runtime = runtimes.find(server.runtime, repository.manifest.kind, args.pin)
+        inside = launch.Inside(runtime, driver, repository.reads)
+    options = launch.Plan(
+        server=server,
+        repository=repository.directory,
+        python=(args.python or Path(sys.executable).with_name("python3")).absolute(),
+        endpoints=launch.Endpoints(args.host, 0, 0, 0),
+        exit_timeout=launch.check_exit_timeout(args.exit_timeout),
+        verbose=1 if args.verbose else 0,
+        gpus=gpus,
+        ranks=repository.ranks,
+        inside=inside,
+        flags=flags.checked(args.triton_flag, server.version),
+        admin_key=flags.admin_key(args.admin_key_file),
+        environ=_workers(repository) | launch.check_environ(args.env),
+    )
 
     def plan(numbers: list[int]) -> launch.Plan:
-        return launch.Plan(
-            server=server,
-            repository=repository.directory,
-            python=python,
-            endpoints=launch.Endpoints(args.host, *numbers),
-            exit_timeout=launch.check_exit_timeout(args.exit_timeout),
-            verbose=1 if args.verbose else 0,
-            gpus=gpus,
-            log_format=args.log_format,
-        )
+        given = dict(zip(endpoints, numbers, strict=True))
+        found = launch.Endpoints(args.host, given["http"], given.get("grpc"), given.get("metrics"))
+        return replace(options, endpoints=found)
 
     if repository.instances > args.exit_timeout - 10:
         console.say(
@@ -132,29 +180,56 @@ def run(args: argparse.Namespace) -> int:
         described = launch.describe(plan([port for _, port in named]))
         console.result(described, launch.as_text(described), as_json=args.json)
         return 0
-    if repository.manifest.kind != "reference":
-        from enginix.engine import check
-        from enginix.runtime import image, table
-
-        live = image.versions(Path("/"), table.find(server.runtime))
-        check.at_start(repository.manifest, repository.directory, args.driver, server.runtime, live)
-    tritonserver.check_python(python, server, repository.manifest.kind or "reference")
-    preflight.check_shared_memory(repository.instances)
+    preflight.check_backend(repository, server)
+    preflight.check_open_files()
+    if server.rootfs is None:
+        tritonserver.check_python(options.python, server, repository.manifest.kind or "reference")
+        # An image's /dev/shm is a file system of its own.
+        preflight.check_shared_memory(repository.instances)
+    else:
+        check_namespaces()
+    if (note := manifest.ungated(repository.manifest)) is not None:
+        console.say(f"note: {note}")
+    for note in preflight.check_gpus(repository, driver, gpus):
+        console.say(f"note: {note}")
     numbers = ports.reserve(args.host, named)
     if args.check:
         console.result(
             {
                 "repository": str(repository.directory),
                 "runtime": server.runtime,
+                "tritonserver": server.version,
+                "ranks": repository.ranks,
                 "ports": numbers,
                 "ok": True,
             },
-            f"{repository.manifest.name}: repository, runtime {server.runtime}, Python, shared memory, ports "
+            f"{repository.manifest.name}: repository, runtime {server.runtime} "
+            f"(tritonserver {server.version}), Python, GPU, open files, shared memory, ports "
             f"{', '.join(map(str, numbers))}: fine",
             as_json=args.json,
         )
         return 0
     return _serve(args, plan(numbers), repository)
+
+
+def _server(args: argparse.Namespace) -> TritonServer:
+    from enginix import manifest
+    from enginix.errors import UsageError
+    from enginix.serve import tritonserver
+
+    if args.rootfs is None:
+        return tritonserver.find(args.tritonserver, args.model_runtime)
+    if args.tritonserver is not None:
+        raise UsageError("--tritonserver and --rootfs exclude each other", fix="pass one of them")
+    named = args.model_runtime or manifest.read(args.repository, "triton-repository").runtime.get("id")
+    return tritonserver.find_in_image(args.rootfs, str(named))
+
+
+def _workers(repository: Repository) -> dict[str, str]:
+    """The LLM class starts a process a GPU; with one it computes in its own."""
+    if repository.manifest.kind != "llmapi":
+        return {}
+    return {"TLLM_WORKER_USE_SINGLE_PROCESS": "1" if repository.manifest.target.get("count", 1) == 1 else "0"}
 
 
 def _serve(args: argparse.Namespace, plan: Plan, repository: Repository) -> int:
@@ -196,7 +271,7 @@ def _serve(args: argparse.Namespace, plan: Plan, repository: Repository) -> int:
                 notify("READY=1")
                 console.say(
                     f"{repository.manifest.name} answers at {client.url} after {seconds:.1f} s "
-                    f"(gRPC {plan.endpoints.grpc}, metrics {plan.endpoints.metrics})"
+                    f"(gRPC {plan.endpoints.grpc or 'off'}, metrics {plan.endpoints.metrics or 'off'})"
                 )
                 console.say(f"try: {curl(client)}")
                 asked = _ask(args, client) if args.ask is not None else None

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from enginix.errors import UsageError
+from enginix.runtime.driver import Driver
+from enginix.runtime.sandbox import Room, reading
+from enginix.runtime.table import Runtime
+from enginix.serve import flags, ranks
 from enginix.serve.tritonserver import TritonServer
 
 LOOPBACK = ("127.0.0.1", "::1")
@@ -20,12 +25,25 @@ _GPU = re.compile(r"\d{1,3}|(GPU|MIG)-[0-9A-Za-z/-]+")
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Address of all three endpoints, and their ports."""
+    """Address of all endpoints, and their ports; ``None`` is an endpoint that is off."""
 
     host: str
     http: int
-    grpc: int
-    metrics: int
+    grpc: int | None
+    metrics: int | None
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What a server inside a runtime's image needs besides (:class:`enginix.runtime.sandbox.Room`).
+
+    Attributes:
+        reads: directories of the host that models name; seen under the same paths.
+    """
+
+    runtime: Runtime
+    driver: Driver
+    reads: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,11 +52,15 @@ class Plan:
 
     Attributes:
         repository: the model repository.
-        python: the ``python3`` whose environment runs the Python models.
+        python: the ``python3`` whose environment runs the Python models; an image's own is not asked for it.
         exit_timeout: seconds that running requests have to finish after SIGTERM.
         verbose: Triton's own verbosity, 0 is normal.
-        log_format: a key of LOG_FORMATS.
         gpus: the only GPUs that the server sees, by index or UUID; empty leaves it to CUDA_VISIBLE_DEVICES.
+        ranks: processes of the server, one a GPU, started by mpirun when there are several.
+        inside: of a server in an image; ``None`` runs it as it is.
+        flags: options of tritonserver that a user added, checked (:func:`enginix.serve.flags.checked`).
+        admin_key: opens the restricted APIs.
+        environ: further variables that the server sees.
     """
 
     server: TritonServer
@@ -48,63 +70,98 @@ class Plan:
     exit_timeout: int = 30
     verbose: int = 0
     gpus: tuple[str, ...] = ()
-    log_format: str = "default"
+    ranks: int = 1
+    inside: Inside | None = None
+    flags: tuple[str, ...] = ()
+    admin_key: str = field(default_factory=lambda: flags.admin_key(None), repr=False)
+    environ: Mapping[str, str] = field(default_factory=dict)
 
     def command(self, shm_prefix: str, repository: Path) -> list[str]:
-        """The command line.
+        """The command line; of mpirun where there are several ranks.
 
         Args:
             repository: what the server is to read: links to the model repository (:func:`link_repository`).
             shm_prefix: of the names of shared-memory regions; one of its own for each server, so that
                 leftovers of a killed one are known.
         """
-        e = self.endpoints
-        return [
+        commands = [self._rank(rank, shm_prefix, repository) for rank in range(self.ranks)]
+        return commands[0] if self.ranks == 1 else ranks.mpirun(commands)
+
+    def _rank(self, rank: int, shm_prefix: str, repository: Path) -> list[str]:
+        words = [
             str(self.server.program),
+            f"--id=rank{rank}",
             f"--model-repository={repository}",
             f"--backend-directory={self.server.backends}",
-            "--model-control-mode=none",
             # Every configuration is complete; nothing may be filled in by chance.
             "--disable-auto-complete-config",
             "--exit-on-error=true",
             "--strict-readiness=true",
+            f"--exit-timeout-secs={self.exit_timeout}",
+            f"--log-verbose={self.verbose}",
+            ranks.shm_option(shm_prefix, rank),
+            *self.flags,
+        ]
+        return [*words, *(ranks.further(rank) if rank else self._serving())]
+
+    def _serving(self) -> list[str]:
+        e = self.endpoints
+        words = [
+            "--model-control-mode=none",
             # gRPC would stay on 0.0.0.0 with --http-address alone.
             f"--http-address={e.host}",
             f"--grpc-address={e.host}",
             f"--metrics-address={e.host}",
             f"--http-port={e.http}",
-            f"--grpc-port={e.grpc}",
-            f"--metrics-port={e.metrics}",
-            "--allow-sagemaker=false",
-            "--allow-vertex-ai=false",
-            f"--exit-timeout-secs={self.exit_timeout}",
-            f"--log-verbose={self.verbose}",
-            f"--log-format={LOG_FORMATS[self.log_format]}",
-            f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         ]
+        words.append("--allow-grpc=false" if e.grpc is None else f"--grpc-port={e.grpc}")
+        words.append("--allow-metrics=false" if e.metrics is None else f"--metrics-port={e.metrics}")
+        return words + flags.closing(self.server.version, self.admin_key)
 
     def environment(self, state: Path) -> dict[str, str]:
         """The whole environment: nothing else is inherited but what names libraries, time zone and language.
 
+        Inside an image it is the image's (:class:`enginix.runtime.sandbox.Room`), and these are what is
+        added to it.
+
         Args:
             state: a private directory, for HOME and temporary files.
         """
+        named = dict(self.environ)
+        if self.gpus:
+            # By index as nvidia-smi counts; CUDA's own order is by speed.
+            named |= {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        named["TOKENIZERS_PARALLELISM"] = "false"
+        if self.inside is not None:
+            return named
         env = {
             k: os.environ[k]
             for k in ("LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
             if k in os.environ
         }
-        if self.gpus:
-            # By index as nvidia-smi counts; CUDA's own order is by speed.
-            env |= {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-        return env | {
+        return {
+            **env,
             # The stub takes the environment of the first python3.
             "PATH": f"{self.python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             "HOME": str(state),
             "TMPDIR": str(state),
             "PYTHONDONTWRITEBYTECODE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
+            **named,
         }
+
+    def room(self, state: Path) -> Room | None:
+        """Where the server runs when it is inside an image."""
+        if self.inside is None:
+            return None
+        return Room(
+            self.inside.runtime,
+            self.server.rootfs,
+            state,
+            self.inside.driver,
+            binds=reading((self.repository, *self.inside.reads)),
+            network=True,
+            extra=self.environment(state),
+        )
 
 
 def link_repository(repository: Path, into: Path) -> Path:
@@ -124,9 +181,15 @@ def link_repository(repository: Path, into: Path) -> Path:
 def describe(plan: Plan) -> dict[str, Any]:
     """The plan as ``--dry-run`` shows it."""
     state = Path("$STATE")
+    command = plan.command("enginix-$PREFIX-", plan.repository)
+    environment = plan.environment(state)
+    if (room := plan.room(state)) is not None:
+        environment = room.environment()
     return {
-        "command": plan.command("enginix-$PREFIX-", plan.repository),
-        "environment": plan.environment(state),
+        "command": [w.replace(plan.admin_key, "$KEY") for w in command],
+        "rootfs": str(plan.server.rootfs) if plan.server.rootfs else None,
+        "ranks": plan.ranks,
+        "environment": environment,
         "endpoints": {
             "http": plan.endpoints.http,
             "grpc": plan.endpoints.grpc,
@@ -161,6 +224,30 @@ def check_gpus(text: str | None) -> tuple[str, ...]:
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise UsageError(f"{twice[0]} is named twice", where="--gpus", fix="one GPU a rank")
     return names
+
+
+def check_environ(given: Iterable[str]) -> dict[str, str]:
+    """``NAME=VALUE`` of ``--env``.
+
+    NCCL finds out about links and interfaces itself; enginix sets none of its variables. What a machine
+    needs besides is named here, and seen in ``--dry-run``.
+
+    Raises:
+        UsageError: not of that form, or a variable that enginix sets.
+    """
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise UsageError(f"{text!r} is not NAME=VALUE", where="--env")
+        if name in ("PATH", "HOME", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "LD_PRELOAD"):
+            raise UsageError(
+                f"{name} is enginix's to set",
+                where="--env",
+                fix="--gpus names the GPUs; the runtime brings the rest",
+            )
+        found[name] = value
+    return found
 
 
 def check_exit_timeout(seconds: int) -> int:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from enginix import manifest
 from enginix.console import human_bytes
+from enginix.engine.check import require
+from enginix.engine.target import Machine, probe
 from enginix.errors import MachineError, ManifestError
 from enginix.manifest import Manifest
+from enginix.runtime.driver import Driver
 from enginix.serve.tritonserver import TritonServer, refusal
 from enginix.tables import table
-from enginix.triton import contract
-from enginix.triton.validate import validate
+from enginix.triton import contract, llmapi
+from enginix.triton.validate import PATHS, validate
 
 SHM = Path("/dev/shm")
 # Triton's Python backend takes 1 MiB for each instance at start and grows by as much (its README,
@@ -28,11 +35,17 @@ class Repository:
 
     Attributes:
         instances: processes of Python models.
+        ranks: processes that the engine needs, one a GPU.
+        reads: directories outside it that its models name: engine, tokenizer, code.
+        engine: the engine's directory, of kinds that need a GPU.
     """
 
     directory: Path
     manifest: Manifest
     instances: int
+    ranks: int = 1
+    reads: tuple[Path, ...] = ()
+    engine: Path | None = None
 
 
 def check_repository(directory: Path, server: TritonServer) -> Repository:
@@ -73,7 +86,118 @@ def check_repository(directory: Path, server: TritonServer) -> Repository:
         if config.backend == "python"
         for group in config.instance_group
     )
-    return Repository(directory, found, instances)
+    reads = tuple(sorted(set(_named(directory, configs))))
+    # tensorrt_llm's tokenizer lies in the engine, of both kinds that need a GPU.
+    tokenizers = [p for p in reads if p.name == "tokenizer"]
+    engine = tokenizers[0].parent if tokenizers and found.kind in ("tensorrt", "llmapi") else None
+    return Repository(directory, found, instances, _ranks(found), reads, engine)
+
+
+def _named(directory: Path, configs: Mapping[str, Any]) -> Iterator[Path]:
+    for config in configs.values():
+        for key in PATHS:
+            if key in config.parameters:
+                yield Path(config.parameters[key].string_value)
+    for path in directory.glob(f"*/1/{llmapi.MODEL_YAML}"):
+        described = json.loads(path.read_text("utf-8"))
+        yield from (Path(described[key]) for key in ("model", "tokenizer") if key in described)
+
+
+def _ranks(found: Manifest) -> int:
+    """The C++ backend has a process a GPU; the LLM class starts its own."""
+    count = found.target.get("count", 1)
+    ranks = count if type(count) is int and count > 0 else 1
+    return ranks if found.kind == "tensorrt" else 1
+
+
+def check_backend(repository: Repository, server: TritonServer) -> None:
+    """An engine of kind ``tensorrt`` needs its C++ backend in the installation.
+
+    Raises:
+        MachineError: there is none.
+    """
+    if repository.manifest.kind != "tensorrt":
+        return
+    outside = Path(f"{server.rootfs or ''}{server.backends}") / "tensorrtllm"
+    if not any(outside.glob("libtriton_tensorrtllm*.so")):
+        raise MachineError(
+            "no libtriton_tensorrtllm.so",
+            where=str(outside),
+            fix="serve it inside the image of the runtime that it is for",
+        )
+
+
+def check_gpus(repository: Repository, driver: Driver, gpus: Sequence[str]) -> list[str]:
+    """An engine's GPUs: there, of its kind, with memory for its weights; notes what differs and does no harm.
+
+    Args:
+        gpus: the ones that are to serve, by index or UUID; empty is all.
+
+    Raises:
+        MachineError: a GPU is not there, too few are, or too little of its memory is free.
+        Mismatch: the engine does not run on them (``enginix check``).
+    """
+    if repository.engine is None:
+        return []
+    machine: Machine | None
+    try:
+        machine = probe(driver)
+    except MachineError:
+        machine = None
+    if machine is not None and gpus:
+        by_name = {str(g.index): g for g in machine.gpus} | {g.uuid: g for g in machine.gpus}
+        for name in gpus:
+            if name not in by_name and not name.startswith("MIG-"):
+                have = ", ".join(f"{g.index} ({g.uuid})" for g in machine.gpus)
+                raise MachineError(f"no GPU {name}", where="--gpus", fix=f"this machine has {have}")
+        chosen = tuple(by_name[n] for n in gpus if n in by_name)
+        # A slice of a GPU is not told from its whole here; TensorRT-LLM has the last word on it.
+        machine = replace(machine, gpus=chosen) if len(chosen) == len(gpus) else machine
+    count = repository.manifest.target.get("count", 1)
+    if gpus and type(count) is int and len(gpus) != count:
+        raise MachineError(
+            f"{len(gpus)} GPUs for an engine of {count} ranks",
+            where="--gpus",
+            fix=f"name {count}, one a rank",
+        )
+    verdict = require(repository.engine, machine)
+    if machine is not None:
+        for gpu, needed in zip(machine.gpus, _weights(repository.engine), strict=False):
+            if gpu.free < needed:
+                raise MachineError(
+                    f"{human_bytes(gpu.free)} of GPU memory free, {human_bytes(needed)} needed for the "
+                    f"weights alone",
+                    where=f"GPU {gpu.index}",
+                    fix="end what uses it (nvidia-smi), or name another with --gpus",
+                )
+    return [f"{d.field}: built for {d.built}, here {d.live}: {d.do}" for d in verdict.differences]
+
+
+def _weights(engine: Path) -> list[int]:
+    """Bytes of weights of each rank."""
+    plans = sorted(
+        (engine / "engine").glob("rank*.engine"), key=lambda p: int(re.sub(r"\D", "", p.name) or 0)
+    )
+    return [path.stat().st_size for path in plans]
+
+
+def check_open_files(least: int = 1024) -> None:
+    """Raises this process's limit of open files to what it may have; streams and models take many.
+
+    Raises:
+        MachineError: that is below ``least``.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if hard != unlimited and hard < least:
+        raise MachineError(
+            f"{hard} open files are allowed, {least} are needed",
+            where="RLIMIT_NOFILE",
+            fix="ulimit -n, LimitNOFILE= of a unit, docker run --ulimit nofile",
+        )
+    wanted = 65536 if hard == unlimited else min(hard, 65536)
+    if soft != unlimited and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def check_shared_memory(instances: int, directory: Path = SHM) -> None:

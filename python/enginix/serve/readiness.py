@@ -68,10 +68,7 @@ def await_ready(
         server.check_running()
         waited = time.monotonic() - start
         if waited > timeout:
-            lines = "\n    ".join(server.last_lines())
-            raise StartError(
-                f"not ready after {waited:.0f} s", where="tritonserver", fix=f"its last lines:\n    {lines}"
-            )
+            raise server.not_ready(waited)
         heartbeat.beat(f"tritonserver: loading since {waited:.0f} s")
         time.sleep(0.1)
     try:

@@ -18,7 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from enginix.errors import EXIT_MACHINE, MachineError
+from enginix.errors import EXIT_MACHINE, EnginixError, MachineError
+from enginix.runtime.child import Child, descendants
+from enginix.serve import ranks
 from enginix.serve.launch import Plan, link_repository
 from enginix.serve.tritonserver import STUB
 
@@ -26,7 +28,7 @@ LAST_LINES = 400
 WATCH_SECONDS = 1.0
 _FAILED = re.compile(r"failed to load '([^']+)' version \d+: ([^\n]*)")
 # Tables, empty lines and information.
-_NOISE = re.compile(r"^[+|]|^\s*$|^I\d{4} ")
+_NOISE = re.compile(r"^(?:rank \d+: )?(?:[+|]|\s*$|I\d{4} )")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -49,25 +51,41 @@ class Supervised:
         self.plan = plan
         self._show = show
         self._lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
+        self._heard: dict[int, float] = {}
+        self._said: dict[int, str] = {}
         self._prefix = f"enginix-{secrets.token_hex(6)}-"
         self._state = Path(tempfile.mkdtemp(prefix="enginix-serve-"))
+        self._child: Child | None = None
         try:
-            self.process = subprocess.Popen(
-                plan.command(self._prefix, link_repository(plan.repository, self._state / "models")),
-                env=plan.environment(self._state),
-                cwd=self._state,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                # Before any thread exists here; if the supervisor is killed, the server ends by itself.
-                preexec_fn=_end_with(os.getpid()),
-            )
-        except OSError as e:
+            self.process = self._started()
+        except (OSError, EnginixError) as e:
             shutil.rmtree(self._state, ignore_errors=True)
+            if isinstance(e, EnginixError):
+                raise
             raise StartError(f"cannot start: {e.strerror}", where=str(plan.server.program)) from e
+        self._ranks: dict[int, int] = {}
         self._reader = threading.Thread(target=self._read, name="enginix-log", daemon=True)
         self._reader.start()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        plan = self.plan
+        models = link_repository(plan.repository, self._state / "models")
+        room = plan.room(self._state)
+        if room is not None:
+            room.prepare()
+            self._child = Child(room, plan.command(self._prefix, room.inside / "models"), capture=True)
+            return self._child.process
+        return subprocess.Popen(
+            plan.command(self._prefix, models),
+            env=plan.environment(self._state),
+            cwd=self._state,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # Before any thread exists here; if the supervisor is killed, the server ends by itself.
+            preexec_fn=_end_with(os.getpid()),
+        )
 
     def __enter__(self) -> Supervised:
         return self
@@ -86,6 +104,44 @@ class Supervised:
         if (status := self.process.poll()) is not None:
             self._reader.join(5)
             raise explain(list(self._lines), status)
+        self._check_ranks()
+
+    def _check_ranks(self) -> None:
+        if self.plan.ranks == 1:
+            return
+        now = ranks.running(self.process.pid, self._prefix)
+        # mpirun ends the others, and then itself, with more to say; that is waited for.
+        if (gone := sorted(set(self._ranks) - set(now))) and self._still_running(5):
+            raise self._silent(gone[0], f"its process (of id {self._ranks[gone[0]]}) ended")
+        self._ranks |= now
+
+    def _still_running(self, seconds: float) -> bool:
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return True
+        self._reader.join(5)
+        raise explain(list(self._lines), self.process.returncode)
+
+    def not_ready(self, seconds: float) -> StartError:
+        """The error of a start that takes too long; of several ranks it names the one that is silent."""
+        what = f"not ready after {seconds:.0f} s"
+        if self.plan.ranks > 1:
+            rank = ranks.silent(self._heard, self.plan.ranks)
+            since = time.monotonic() - self._heard[rank] if rank in self._heard else seconds
+            return self._silent(rank, f"{what}; silent for {since:.0f} s")
+        lines = "\n    ".join(self.last_lines())
+        return StartError(what, where="tritonserver", fix=f"its last lines:\n    {lines}")
+
+    def _silent(self, rank: int, what: str) -> StartError:
+        others = "".join(
+            f"\n    rank {n}: {self._said.get(n, 'nothing')}" for n in range(self.plan.ranks) if n != rank
+        )
+        return StartError(
+            f"{what}; its last line: {self._said.get(rank, 'none, it never said anything')}",
+            where=f"rank {rank}",
+            fix=f"look at that rank's GPU and at links between GPUs; the others' last lines:{others}",
+        )
 
     def wait(self) -> int:
         """Waits for the server's end; returns its exit status, negative for a signal.
@@ -99,6 +155,7 @@ class Supervised:
             try:
                 status = self.process.wait(WATCH_SECONDS)
             except subprocess.TimeoutExpired:
+                self._check_ranks()
                 running = self._models()
                 # The server itself may be ending: then its status says more.
                 if (gone := sorted(set(models) - set(running))) and self.process.poll() is None:
@@ -114,13 +171,12 @@ class Supervised:
     def _models(self) -> dict[int, str]:
         """Processes of Python models, with the models' names."""
         found = {}
-        for path in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                state, parent = (path / "stat").read_text().rsplit(")", 1)[1].split()[:2]
-                if int(parent) == self.process.pid and state != "Z":
-                    words = (path / "cmdline").read_text().split("\0")
-                    if words[0].endswith(STUB):
-                        found[int(path.name)] = Path(words[1]).parents[1].name
+        for pid in descendants(self.process.pid):
+            with contextlib.suppress(OSError, IndexError):
+                # A process that has ended and was not waited for has no command line.
+                words = Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace").split("\0")
+                if words[0].endswith(STUB):
+                    found[pid] = Path(words[1]).parents[1].name
         return found
 
     def last_lines(self, count: int = 12) -> list[str]:
@@ -135,16 +191,34 @@ class Supervised:
         """
         try:
             if self.process.poll() is None:
-                # To the server alone: its Python processes must live until their requests are answered.
-                self.process.send_signal(signal.SIGTERM)
+                self._terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(self.plan.exit_timeout + 10)
             return self._reap()
         finally:
             self._clean()
 
+    def _terminate(self) -> None:
+        """SIGTERM to the server alone: its Python processes must live until their requests are answered.
+
+        Of several ranks it goes to the one that serves: mpirun would give all of them a second, and then
+        kill them; the others end when rank 0 does. bubblewrap would take the server along.
+        """
+        servers = ranks.running(self.process.pid, self._prefix)
+        if 0 in servers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(servers[0], signal.SIGTERM)
+        elif self._child is None and self.plan.ranks == 1:
+            self.process.send_signal(signal.SIGTERM)
+        else:
+            # Not started yet: nothing to end gracefully.
+            self.kill()
+
     def kill(self) -> None:
         """Ends the whole group at once."""
+        if self._child is not None:
+            self._child.kill()
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
@@ -163,6 +237,8 @@ class Supervised:
         return status
 
     def _clean(self) -> None:
+        if self._child is not None:
+            self._child.__exit__()
         for left in Path("/dev/shm").glob(f"{self._prefix}*"):
             left.unlink(missing_ok=True)
         shutil.rmtree(self._state, ignore_errors=True)
@@ -173,6 +249,11 @@ class Supervised:
         with stream:
             for raw in stream:
                 line = raw.decode("utf-8", "replace").rstrip("\n")
+                if self.plan.ranks > 1:
+                    rank, text = ranks.tagged(line)
+                    if rank is not None:
+                        self._heard[rank], self._said[rank] = time.monotonic(), text
+                        line = f"rank {rank}: {text}"
                 self._lines.append(line)
                 with contextlib.suppress(OSError, ValueError):
                     self._show(line)
@@ -183,18 +264,27 @@ def explain(lines: list[str], status: int) -> StartError:
     how = f"signal {-status}" if status < 0 else f"exit status {status}"
     useful = [line for line in lines if not _NOISE.search(line)]
     tail = "\n    ".join(useful[-12:]) or "no output"
+    rank = ranks.ended(lines)
     for line in useful:
         if found := _FAILED.search(line):
             # Triton writes the message with its traceback on one line, line ends as \\n.
             reason = found[2].split("\\n", 1)[0].rstrip('"').removeprefix("Internal: ").strip()
             return StartError(
                 f"failed to load: {reason}",
-                where=found[1],
+                where=found[1] if rank is None else f"rank {rank}, {found[1]}",
                 fix=f"correct the model; tritonserver ended with {how}, its last lines:\n    {tail}",
             )
-    errors = [line for line in useful if line.lower().startswith("error")]
+    errors = [line for line in useful if re.match(r"(?:rank \d+: )?error", line, re.IGNORECASE)]
+    own = [line for line in useful if line.startswith(f"rank {rank}: ")]
+    if own:
+        return StartError(
+            f"ended; its last line: {own[-1].split(': ', 1)[1]}",
+            where=f"rank {rank}",
+            fix=f"mpirun ended with {how}, its last lines:\n    {tail}",
+        )
     last = errors[-1] if errors else (useful[-1] if useful else "no output")
-    return StartError(f"ended with {how}: {last}", where="tritonserver", fix=f"its last lines:\n    {tail}")
+    where = "tritonserver" if rank is None else f"rank {rank}"
+    return StartError(f"ended with {how}: {last}", where=where, fix=f"its last lines:\n    {tail}")
 
 
 def _end_with(parent: int) -> Callable[[], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -29,11 +30,16 @@ class TritonServer:
     """A directory with ``bin/tritonserver`` and ``backends/python``.
 
     Attributes:
+        directory: as the server itself sees it: inside ``rootfs`` where there is one.
         runtime: name of the runtime that it is part of (a key of data/runtimes.json).
+        version: of tritonserver; the oldest that it can be where the installation does not say.
+        rootfs: root file system of the runtime's image, inside which it runs; None runs it as it is.
     """
 
     directory: Path
     runtime: str
+    version: str = "2.51.0"
+    rootfs: Path | None = None
 
     @property
     def program(self) -> Path:
@@ -71,6 +77,28 @@ def find(directory: Path | None, runtime: str | None = None) -> TritonServer:
             )
         directory = Path(named)
     directory = Path(os.path.abspath(directory))
+    _check_parts(directory)
+    runtime = runtime or _described(directory).get("name", "reference")
+    return TritonServer(directory, runtime, _version(directory, runtime))
+
+
+def find_in_image(rootfs: Path, runtime: str) -> TritonServer:
+    """Checks the installation inside a runtime's image.
+
+    Raises:
+        MachineError: the image has none.
+    """
+    row = table("runtimes")["runtimes"].get(runtime, {})
+    inside = row.get("paths", {}).get("triton")
+    if inside is None:
+        raise MachineError(f"runtime {runtime} has no image with a tritonserver", where=str(rootfs))
+    rootfs = Path(os.path.abspath(rootfs))
+    outside = Path(f"{rootfs}{inside}")
+    _check_parts(outside)
+    return TritonServer(Path(inside), runtime, _version(outside, runtime), rootfs)
+
+
+def _check_parts(directory: Path) -> None:
     for part in ("bin/tritonserver", "backends/python/libtriton_python.so", f"backends/python/{STUB}"):
         path = directory / part
         if not path.is_file() or (part.endswith(("tritonserver", STUB)) and not os.access(path, os.X_OK)):
@@ -79,20 +107,31 @@ def find(directory: Path | None, runtime: str | None = None) -> TritonServer:
                 where=str(directory),
                 fix="pass a tritonserver with its Python backend; docs/triton.md shows the layout",
             )
-    return TritonServer(directory, runtime or _runtime(directory))
 
 
-def _runtime(directory: Path) -> str:
+def _described(directory: Path) -> dict[str, str]:
     path = directory / RUNTIME_FILE
     if not path.is_file():
-        return "reference"
+        return {}
     try:
-        name = json.loads(path.read_text("utf-8"))["name"]
-        if name not in table("runtimes")["runtimes"]:
-            raise ValueError(f"unknown runtime {name!r}")
+        found = json.loads(path.read_text("utf-8"))
+        if found["name"] not in table("runtimes")["runtimes"]:
+            raise ValueError(f"unknown runtime {found['name']!r}")
     except (OSError, ValueError, TypeError, KeyError) as e:
         raise MachineError(f"unreadable: {e}", where=str(path), fix='{"name": "<runtime>"}') from e
-    return str(name)
+    return {key: str(value) for key, value in found.items()}
+
+
+def _version(directory: Path, runtime: str) -> str:
+    """Of NVIDIA's file TRITON_VERSION, of runtime.json, else the oldest of the runtime's images."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        text = (directory / "TRITON_VERSION").read_text("utf-8").strip()
+        if re.fullmatch(r"\d+\.\d+\.\d+", text):
+            return text
+    with contextlib.suppress(MachineError, KeyError):
+        return _described(directory)["version"]
+    row = table("runtimes")["runtimes"].get(runtime, {})
+    return str((row.get("tritonServer") or [table("triton_flags")["oldest"]])[0])
 
 
 def refusal(repository: Manifest, server: TritonServer) -> str | None:

@@ -231,7 +231,7 @@ def test_the_command_is_on_loopback_with_nothing_left_to_chance(installation: Pa
         assert f"--{flag}-address=127.0.0.1" in words
     assert {"--http-port=1", "--grpc-port=2", "--metrics-port=3"} <= set(words)
     assert {"--model-control-mode=none", "--disable-auto-complete-config"} <= set(words)
-    assert "--backend-config=python,shm-region-prefix-name=prefix-" in words
+    assert "--backend-config=python,shm-region-prefix-name=prefix-r0-" in words
     environment = plan.environment(tmp_path)
     assert environment["PATH"].split(":")[0] == "/env/bin"
     assert environment["HOME"] == str(tmp_path)

@@ -1,0 +1,89 @@
+"""Several ranks: tritonserver once a GPU under mpirun, as NVIDIA's launcher starts them.
+
+Rank 0 serves. The others load ``tensorrt_llm`` alone, by explicit model control, and have no endpoint: they
+never return from loading it, so a port would never be bound (launch_triton_server.py of TensorRT-LLM's
+triton_backend/scripts leaves them their ports for that reason). Each has shared memory of its own name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from enginix.runtime.child import descendants
+from enginix.triton.contract import EXECUTOR
+
+# mpirun --tag-output: [1,0]<stdout>:text (OpenMPI 4), [prterun-host-1@1,0]<stdout>: text (OpenMPI 5).
+_TAGGED = re.compile(r"\[[^\]\s]*?,(\d+)\]<std(?:out|err|diag)>: ?(.*)", re.DOTALL)
+_ENDED = (
+    re.compile(r"mpirun noticed that process rank (\d+) "),
+    re.compile(r"Process name: \[.*,(\d+)\]\s*$"),
+)
+_SHM = "--backend-config=python,shm-region-prefix-name="
+
+
+def shm_option(prefix: str, rank: int) -> str:
+    """The option that names a rank's shared memory; it tells ranks apart among processes, too."""
+    return f"{_SHM}{prefix}r{rank}-"
+
+
+def further(rank: int) -> list[str]:
+    """What a rank above 0 has in place of endpoints."""
+    return [
+        "--model-control-mode=explicit",
+        f"--load-model={EXECUTOR}",
+        "--allow-http=false",
+        "--allow-grpc=false",
+        "--allow-metrics=false",
+    ]
+
+
+def mpirun(commands: Sequence[Sequence[str]]) -> list[str]:
+    """The command line that starts one command a rank."""
+    words = ["mpirun", "--tag-output"]
+    if os.getuid() == 0:
+        # OpenMPI refuses root otherwise; inside an image's name space it is nobody else.
+        words.append("--allow-run-as-root")
+    for rank, command in enumerate(commands):
+        words += [":"] if rank else []
+        words += ["-n", "1", *command]
+    return words
+
+
+def tagged(line: str) -> tuple[int | None, str]:
+    """Rank and text of a line of mpirun's output; no rank where mpirun itself speaks."""
+    found = _TAGGED.fullmatch(line)
+    return (int(found[1]), found[2]) if found else (None, line)
+
+
+def ended(lines: Sequence[str]) -> int | None:
+    """The rank that mpirun says ended the job."""
+    for line in lines:
+        for pattern in _ENDED:
+            if found := pattern.search(line):
+                return int(found[1])
+    return None
+
+
+def running(root: int, prefix: str) -> dict[int, int]:
+    """Rank → process, of the servers among a process and those below it."""
+    found: dict[int, int] = {}
+    option = re.compile(re.escape(_SHM + prefix) + r"r(\d+)-")
+    for pid in (root, *descendants(root)):
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace").split("\0")
+            if Path(words[0]).name in ("bwrap", "mpirun"):
+                continue
+            ranks = [int(m[1]) for word in words if (m := option.fullmatch(word))]
+            # mpirun's own command line, by whatever program runs it, names all of them.
+            if len(ranks) == 1:
+                found.setdefault(ranks[0], pid)
+    return found
+
+
+def silent(heard: Mapping[int, float], count: int) -> int:
+    """The rank that has said nothing for the longest; one that never spoke before all others."""
+    return min(range(count), key=lambda rank: heard.get(rank, 0.0))
