@@ -15,6 +15,8 @@ from enginix.openai.request import PARAMETERS
 
 _PREFIX = re.compile(r"^(?:litellm\.\w+: |\w+Exception - )+")
 _SUFFIX = re.compile(r"\s*LiteLLM: model group .*$", re.DOTALL)
+# What LiteLLM says where every server of a model has just failed.
+NONE_LEFT = b"No deployments available"
 _NAMED = re.compile(r"^(\w+)(?:\[\d+\][\w.\[\]]*)?: ")
 
 
@@ -57,20 +59,25 @@ class Events:
             self.failed = found["error"]["message"]
         elif found.get("usage"):
             found["choices"] = []
-        for choice in found.get("choices", []):
-            if "text" in choice and choice["text"] is None:
-                choice["text"] = ""
+        if found.get("object") == "text_completion":
+            for choice in found["choices"]:
+                choice["text"] = choice.get("text") or ""
         return b"data: " + _dump(found)
 
 
 def _error(row: dict[str, Any], status: int) -> dict[str, Any]:
     message = _SUFFIX.sub("", _PREFIX.sub("", str(row.get("message") or "")))
+    if status == 503 and NONE_LEFT.decode() in message:
+        message = "none of the model's servers can be reached"
     named = _NAMED.match(message)
     param = row.get("param") or (named[1] if named and named[1] in PARAMETERS else None)
     kind = (
         "rate_limit_error" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
     )
-    code = {429: "rate_limit_exceeded"}.get(status)
+    # LiteLLM's code is the status once more; OpenAI's are words.
+    code = row.get("code")
+    if code is None or str(code).isdigit():
+        code = "rate_limit_exceeded" if status == 429 else None
     return {"message": message, "type": kind, "param": param, "code": code}
 
 

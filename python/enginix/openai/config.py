@@ -18,22 +18,25 @@ def render(spec: Spec, key: Callable[[str], str]) -> dict[str, Any]:
     Args:
         key: name of the environment variable that has the key of a file, as LiteLLM reads it.
     """
-    several = any(len(servers) > 1 for servers in spec.models.values())
+    most = max(len(servers) for servers in spec.models.values())
     router: dict[str, Any] = {
         "routing_strategy": spec.strategy,
-        # A failed request is tried again where there is somebody else to try.
-        "num_retries": 1 if several else 0,
-        "disable_cooldowns": not several,
+        # A request that a server fails on goes to the next one, where there is one.
+        "num_retries": most - 1,
+        "disable_cooldowns": most == 1,
         "cooldown_time": _COOLDOWN_SECONDS,
         "timeout": spec.limits.silence_seconds,
     }
     if spec.aliases:
         router["model_group_alias"] = dict(spec.aliases)
-    if spec.fallbacks:
-        router["fallbacks"] = [{name: list(others)} for name, others in spec.fallbacks.items()]
     return {
         "model_list": [
-            {"model_name": name, "litellm_params": _deployment(server, key)}
+            {
+                "model_name": name,
+                "litellm_params": _deployment(server, key),
+                # Of several servers, one that fails is left alone at once; an only one never is.
+                "model_info": {"allowed_fails": 0},
+            }
             for name, servers in spec.models.items()
             for server in servers
         ],

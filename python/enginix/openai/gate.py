@@ -226,6 +226,9 @@ class _Request:
             if more:
                 return
             start, self._held = self._held, None
+            # LiteLLM says 429 where every server of a model has just failed.
+            if self.status == 429 and clean.NONE_LEFT in self._failed:
+                self.status = start["status"] = 503
             body = clean.error(self._failed, self.status)
             self.error = _message_of(body)
             await self._send(start)
