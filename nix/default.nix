@@ -20,6 +20,9 @@ let
     enginix-core = import ./enginix.nix scope "core";
     enginix = import ./enginix.nix scope "runtime";
 
+    # The gateway's, over LiteLLM.
+    enginix-gateway = import ./gateway-package.nix scope;
+
     # The private environment that builds over the CUDA stack source.
     environment = import ./environment.nix scope;
 
@@ -42,6 +45,7 @@ let
     mkServe = import ./mk-serve.nix scope;
     mkTritonRepo = import ./mk-triton-repo.nix scope;
     mkTritonServer = import ./mk-triton-server.nix scope;
+    mkGateway = import ./mk-gateway.nix scope;
 
     # name -> { model; checkpoint; engine; triton-repo; triton-server; }
     catalogue = import ./catalogue scope;

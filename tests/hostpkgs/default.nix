@@ -87,6 +87,8 @@ in
   edgellm-python = link "python3-edgellm" (environment "edgellm") { meta.mainProgram = "python3"; };
   # NVIDIA's quantizer (nix/nvidia-modelopt.nix over nixpkgs).
   modelopt-python = link "python3-modelopt" (environment "modelopt") { meta.mainProgram = "python3"; };
+  # LiteLLM and what its proxy imports (nix/gateway-python.nix over nixpkgs).
+  gateway-python = link "python3-gateway" (environment "gateway") { meta.mainProgram = "python3"; };
   # The CPU build of tritonserver inside nvidia-pytriton's wheel, unpacked by pip.
   tritonserver-cpu = runCommand "tritonserver-cpu-2.51.0" {
     wheel = "${environment "runtime"}/lib/python3.11/site-packages/pytriton/tritonserver";

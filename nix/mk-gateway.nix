@@ -1,0 +1,214 @@
+# mkGateway :: { servers, … } -> derivation
+#
+# One door with OpenAI's interface in front of several servers: LiteLLM, with keys from files, limits, routing.
+{
+  lib,
+  pkgs,
+  check,
+  enginix-gateway,
+  ...
+}:
+let
+  function = "mkGateway";
+  strategies = [
+    "simple-shuffle"
+    "least-busy"
+    "latency-based-routing"
+  ];
+  limitNames = [
+    "maxParallelRequests"
+    "maxBodyBytes"
+    "defaultMaxTokens"
+    "silenceSeconds"
+    "bodySeconds"
+  ];
+  clientNames = [
+    "keyFile"
+    "models"
+    "requestsPerMinute"
+    "tokensPerMinute"
+    "parallelRequests"
+  ];
+  serverNames = [
+    "server"
+    "url"
+    "kind"
+    "model"
+    "keyFile"
+  ];
+  loopback = [
+    "127.0.0.1"
+    "::1"
+  ];
+  count = check.arguments.atLeast function;
+
+  # A secret's file: a path at run time, or the name of a systemd credential; never a path of the store.
+  keyFileOf =
+    where: file:
+    if builtins.isPath file || lib.hasPrefix builtins.storeDir (toString file) then
+      throw "${function}: ${where} = ${toString file} would be in the store, where everybody reads it; pass the path as a string to a file outside."
+    else if !builtins.isString file || file == "" then
+      throw "${function}: ${where} must be the path of a file with the key, or the name of a systemd credential."
+    else
+      file;
+
+  isServer = value: value ? type && value.type == "derivation" || value ? drvPath || value ? outPath;
+
+  # A server of this project as a row of the gateway's description.
+  ofServer =
+    where: server:
+    let
+      lacks = what: throw "${function}: ${where} has no ${what}; pass { url; kind; model; } instead.";
+      host = server.host or "127.0.0.1";
+      port = server.httpPort or (lacks "httpPort");
+      reached = if host == "0.0.0.0" || host == "::" then "127.0.0.1" else host;
+      address = "http://${if lib.hasInfix ":" reached then "[${reached}]" else reached}:${toString port}";
+      kind = server.kind or (lacks "kind");
+    in
+    if port == 0 then
+      throw "${function}: ${where} takes any free port (httpPort = 0), which nobody knows before it starts; give it one."
+    else if !(server ? repo) || server.openai or false then
+      {
+        kind = "openai";
+        url = "${address}/v1";
+        model = server.engine.modelName or server.modelName;
+      }
+    else if kind == "reference" || kind == "tensorrt" then
+      {
+        kind = "triton";
+        url = address;
+        model = if kind == "tensorrt" then "tensorrt_llm_bls" else "ensemble";
+      }
+    else
+      throw "${function}: ${where} is a Triton server of kind ${kind}, whose model takes other inputs; serve the engine with mkServe, or with mkTritonServer's openai.enable.";
+
+  row =
+    where: given:
+    if isServer given then
+      ofServer where given
+    else
+      let
+        args = check.arguments.only "${function}: ${where}" serverNames given;
+        base = if args ? server then ofServer where args.server else { };
+        found = base // removeAttrs args [ "server" ];
+        need = name: found.${name} or (throw "${function}: ${where} has no ${name}.");
+      in
+      {
+        kind = check.arguments.oneOf function "${where}.kind" [ "triton" "openai" ] (need "kind");
+        url = need "url";
+        model = need "model";
+      }
+      // lib.optionalAttrs (found ? keyFile) { keyFile = keyFileOf "${where}.keyFile" found.keyFile; };
+
+  build =
+    {
+      # Name that clients use -> server, or list of servers that share the work. A server is what mkTritonServer or
+      # mkServe return, { server; model; keyFile; } with what it lacks, or { url; kind; model; } for any other:
+      # kind "triton" (a repository of mkTritonRepo) or "openai" (OpenAI's interface; url with its /v1).
+      servers,
+      name ? "gateway",
+      # Any other than loopback needs a key.
+      host ? "127.0.0.1",
+      httpPort ? 4000,
+      # File with the operator's key (all models, no limits), read at start; "name" alone is a systemd credential.
+      keyFile ? null,
+      # Client -> { keyFile; models; requestsPerMinute; tokensPerMinute; parallelRequests; }
+      clients ? { },
+      # { maxParallelRequests; maxBodyBytes; defaultMaxTokens; silenceSeconds; bodySeconds; }
+      limits ? { },
+      # { strategy; aliases; }: how servers of one model are chosen; further name -> model.
+      routing ? { },
+    }:
+    let
+      models = builtins.mapAttrs (
+        model: given:
+        let
+          list = if builtins.isList given then given else [ given ];
+        in
+        if list == [ ] then
+          throw "${function}: servers.${model} is empty."
+        else
+          builtins.genList (i: row "servers.${model}[${toString i}]" (builtins.elemAt list i)) (
+            builtins.length list
+          )
+      ) servers;
+      known = builtins.attrNames models;
+      model = where: check.arguments.oneOf function where known;
+      wanted = check.arguments.only "${function}: routing" [ "strategy" "aliases" ] routing;
+      counts =
+        where: least: names: set:
+        builtins.mapAttrs (n: v: if builtins.elem n names then count "${where}.${n}" least v else v) set;
+      description = {
+        version = 1;
+        inherit name models;
+        strategy = check.arguments.oneOf function "routing.strategy" strategies (wanted.strategy or "simple-shuffle");
+        aliases = builtins.mapAttrs (
+          alias: target:
+          if models ? ${alias} then
+            throw "${function}: routing.aliases.${alias} is a model already."
+          else
+            model "routing.aliases.${alias}" target
+        ) (wanted.aliases or { });
+        clients = builtins.mapAttrs (
+          client: given:
+          let
+            where = "clients.${client}";
+            args = check.arguments.only "${function}: ${where}" clientNames given;
+          in
+          counts where 0 [ "requestsPerMinute" "tokensPerMinute" "parallelRequests" ] args
+          // {
+            keyFile = keyFileOf "${where}.keyFile" (args.keyFile or null);
+          }
+          // lib.optionalAttrs (args ? models) { models = map (model "${where}.models") args.models; }
+        ) clients;
+        limits = builtins.mapAttrs (
+          n: count "limits.${n}" (if n == "maxParallelRequests" then 0 else 1)
+        ) (check.arguments.only "${function}: limits" limitNames limits);
+      }
+      // lib.optionalAttrs (keyFile != null) { keyFile = keyFileOf "keyFile" keyFile; };
+      flags = [
+        "--host"
+        host
+        "--port"
+        (toString (count "httpPort" 0 httpPort))
+      ];
+    in
+    if known == [ ] then
+      throw "${function}: servers is empty."
+    else if !builtins.elem host loopback && keyFile == null && clients == { } then
+      throw "${function}: host = ${host} is reachable by others, and there is no key; set keyFile or clients."
+    else
+      pkgs.stdenvNoCC.mkDerivation {
+        inherit name;
+        buildCommandPath = ./builders/gateway.sh;
+        description = pkgs.writeText "${name}.json" (builtins.toJSON description);
+        enginix = enginix-gateway;
+        inherit (pkgs) bash;
+        flags = lib.escapeShellArgs (builtins.deepSeq flags flags);
+        preferLocalBuild = true;
+        passthru = {
+          inherit host httpPort servers;
+          kind = "gateway";
+          runtime = null;
+          engine = null;
+          modelName = name;
+        };
+        meta = {
+          description = "OpenAI interface in front of ${lib.concatStringsSep ", " known}";
+          mainProgram = name;
+        };
+      };
+in
+args:
+build (
+  check.arguments.only function [
+    "servers"
+    "name"
+    "host"
+    "httpPort"
+    "keyFile"
+    "clients"
+    "limits"
+    "routing"
+  ] args
+)
