@@ -1,6 +1,7 @@
 # mkTritonServer :: { repo, … } -> derivation
 #
-# The command that serves a repository: loopback unless told otherwise, every option checked here.
+# The command that serves a repository: loopback unless told otherwise, every option checked here. Kinds tensorrt and
+# llmapi are served inside their runtime's image, by the tritonserver in it.
 {
   lib,
   pkgs,
@@ -11,41 +12,191 @@
 }:
 let
   function = "mkTritonServer";
+  table = lib.importJSON ../python/enginix/data/triton_flags.json;
+
+  # { name = value; } of tritonserver's options -> the command's words.
+  triton =
+    version: given:
+    let
+      known = lib.filterAttrs (_: row: builtins.compareVersions version (row.since or "0") >= 0) table.flags;
+      words =
+        name: value:
+        let
+          row = known.${name} or (throw "${function}: flags: tritonserver ${version}: ${check.names.unknown "option" name (builtins.attrNames known)}");
+          wrong = throw "${function}: flags.${name} = ${builtins.toJSON value}, but tritonserver takes ${
+            {
+              bool = "true or false";
+              int = "a whole number";
+              float = "a number";
+              string = "a text";
+              switch = "true";
+            }
+            .${row.type}
+          }.";
+          fits =
+            {
+              bool = builtins.isBool value;
+              int = builtins.isInt value && value >= 0;
+              float = builtins.isInt value || builtins.isFloat value;
+              string = builtins.isString value && value != "";
+              switch = value == true;
+            }
+            .${row.type};
+          text = if builtins.isString value then value else builtins.toJSON value;
+        in
+        if row ? own then
+          throw "${function}: flags.${name}: enginix writes it itself: ${row.own}; leave it out."
+        else if row ? refused then
+          throw "${function}: flags.${name}: ${row.refused}; leave it out."
+        else if row.repeatable or false && builtins.isList value then
+          builtins.concatMap (words name) value
+        else if !fits then
+          wrong
+        else
+          [
+            "--triton-flag"
+            (if row.type == "switch" then name else "${name}=${text}")
+          ];
+    in
+    builtins.concatLists (lib.mapAttrsToList words given);
+
+  # A secret that the store would show to everyone.
+  secret =
+    argument: file:
+    if builtins.isPath file || lib.hasPrefix builtins.storeDir (toString file) then
+      throw "${function}: ${argument}: ${toString file} would be readable by everyone in the store; name a file outside as text."
+    else
+      toString file;
+
+  gpu =
+    name:
+    let
+      text = toString name;
+    in
+    if builtins.match "[0-9]{1,3}|(GPU|MIG)-[0-9A-Za-z/-]+" text != null then
+      text
+    else
+      throw "${function}: gpus: ${builtins.toJSON name} is no GPU; write its index or UUID as nvidia-smi -L has them.";
+
   build =
     {
       # mkTritonRepo's output.
       repo,
-      # Address of all three endpoints.
+      # Address of all endpoints.
       host ? "127.0.0.1",
       httpPort ? 8000,
+      # null: no such endpoint.
       grpcPort ? 8001,
       metricsPort ? 8002,
+      # The GPUs that serve, by index or UUID; null leaves it to CUDA_VISIBLE_DEVICES.
+      gpus ? null,
+      # Options of tritonserver by their names: { http-thread-count = 16; }.
+      flags ? { },
+      # Variables that the server sees: { NCCL_DEBUG = "INFO"; }.
+      environment ? { },
+      # Outside the store, read at start: its content opens model control and client shared memory.
+      adminKeyFile ? null,
+      # Seconds until it must answer, and for running requests at the end.
+      startTimeout ? 600,
+      exitTimeout ? 30,
+      # mkRuntime's output, of a kind that an image serves.
+      runtime ? repo.engine.runtimePackage,
       name ? repo.modelName,
+      ...
     }:
     let
-      port = check.arguments.atLeast function;
-      flags = [
+      inImage = repo.kind != "reference";
+      version = if inImage then runtime.row.images.${runtime.image}.tritonServer else tritonserver.version or table.oldest;
+      parallel = repo.engine.parallel or { };
+      ranks = (parallel.tensorParallel or 1) * (parallel.pipelineParallel or 1);
+      atLeast = check.arguments.atLeast function;
+      endpoint =
+        port: argument: number:
+        if number == null then
+          [ "--no-${port}" ]
+        else
+          [
+            "--${port}-port"
+            (atLeast argument 0 number)
+          ];
+      words = [
         "--host"
         host
         "--http-port"
-        (port "httpPort" 0 httpPort)
-        "--grpc-port"
-        (port "grpcPort" 0 grpcPort)
-        "--metrics-port"
-        (port "metricsPort" 0 metricsPort)
-      ];
+        (atLeast "httpPort" 0 httpPort)
+      ]
+      ++ endpoint "grpc" "grpcPort" grpcPort
+      ++ endpoint "metrics" "metricsPort" metricsPort
+      ++ [
+        "--start-timeout"
+        (atLeast "startTimeout" 1 startTimeout)
+        "--exit-timeout"
+        (atLeast "exitTimeout" 0 exitTimeout)
+      ]
+      ++ lib.optionals (gpus != null) (
+        if inImage && repo ? engine.parallel && builtins.length gpus != ranks then
+          throw "${function}: gpus names ${toString (builtins.length gpus)}, but the engine has ${toString ranks} rank${lib.optionalString (ranks != 1) "s"}; name one a rank."
+        else
+          [
+            "--gpus"
+            (lib.concatMapStringsSep "," gpu gpus)
+          ]
+      )
+      ++ lib.optionals (adminKeyFile != null) [
+        "--admin-key-file"
+        (secret "adminKeyFile" adminKeyFile)
+      ]
+      ++ triton version flags
+      ++ builtins.concatLists (
+        lib.mapAttrsToList (variable: value: [
+          "--env"
+          "${variable}=${toString value}"
+        ]) environment
+      );
     in
     pkgs.stdenvNoCC.mkDerivation {
       name = "${name}-triton-server";
       buildCommandPath = ./builders/triton-server.sh;
-      inherit repo tritonserver enginix;
+      inherit repo enginix;
       inherit (pkgs) bash;
-      flags = lib.escapeShellArgs (builtins.deepSeq flags flags);
+      bubblewrap = if inImage then pkgs.bubblewrap or "" else "";
+      installation = lib.escapeShellArgs (
+        if inImage then
+          [
+            "--rootfs"
+            runtime.rootfs
+          ]
+          ++ lib.optionals (runtime.pinFile != "") [
+            "--pin"
+            runtime.pinFile
+          ]
+          ++ lib.optionals (runtime.driver != null) [
+            "--driver"
+            runtime.driver
+          ]
+        else
+          [
+            "--tritonserver"
+            tritonserver
+          ]
+      );
+      flags = lib.escapeShellArgs (builtins.deepSeq words words);
+      # Read at start, where the builder has no such file.
+      needsSecret = adminKeyFile != null;
       passthru = {
-        inherit repo tritonserver;
+        inherit
+          repo
+          host
+          httpPort
+          grpcPort
+          metricsPort
+          gpus
+          ;
         inherit (repo) engine kind runtime;
+        tritonVersion = version;
         modelName = name;
-      };
+      }
+      // lib.optionalAttrs (!inImage) { inherit tritonserver; };
       meta = {
         description = "Triton Inference Server for ${name}";
         mainProgram = "${name}-triton-server";
@@ -60,6 +211,13 @@ build (
     "httpPort"
     "grpcPort"
     "metricsPort"
+    "gpus"
+    "flags"
+    "environment"
+    "adminKeyFile"
+    "startTimeout"
+    "exitTimeout"
+    "runtime"
     "name"
   ] args
 )

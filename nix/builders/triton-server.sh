@@ -1,10 +1,18 @@
 # shellcheck shell=bash disable=SC2154
 # Arguments given at start come last, so they win over the ones built in.
 mkdir -p "$out/bin"
+room=
+[ -z "$bubblewrap" ] || room="ENGINIX_BWRAP=\${ENGINIX_BWRAP:-$bubblewrap/bin/bwrap} "
 cat >"$out/bin/$name" <<EOF
 #!$bash/bin/bash
-exec $enginix/bin/enginix serve $repo --tritonserver $tritonserver $flags "\$@"
+${room}exec $enginix/bin/enginix serve $repo $installation $flags "\$@"
 EOF
 chmod +x "$out/bin/$name"
 # Refuses a repository that this runtime cannot serve now rather than at start.
-"$enginix/bin/enginix" serve "$repo" --tritonserver "$tritonserver" --dry-run >/dev/null
+eval "words=($installation $flags)"
+if [ -n "$needsSecret" ]; then
+  for i in "${!words[@]}"; do
+    [ "${words[i]}" != --admin-key-file ] || unset "words[i]" "words[i+1]"
+  done
+fi
+"$enginix/bin/enginix" serve "$repo" "${words[@]}" --dry-run >/dev/null

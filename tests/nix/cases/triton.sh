@@ -1,0 +1,59 @@
+# shellcheck shell=bash disable=SC2154,SC2016,SC2034
+# Triton servers of the kinds that an image serves, in real Nix builds, on the stand-in image (tests/standin).
+# on_a_gpu_host, built and engine_of are those of engines.sh.
+
+# A server of two ranks; more arguments of mkTritonServer.
+triton_of() {
+  engine_of "e.mkTritonServer ({ repo = e.mkTritonRepo { engine = two.ungated; }; } // { $1 })" 'count = 2;' |
+    sed 's|^  in |  two = mk { name = "two"; checkpoint = e.mkCheckpoint { inherit model; tensorParallel = 2; }; target = { gpu = "h200"; count = 2; }; }; in |'
+}
+
+test_triton_serves_two_ranks_inside_the_image() {
+  built "$(triton_of 'gpus = [ 1 0 ]; metricsPort = null; flags.http-thread-count = 4; environment.NCCL_DEBUG = "INFO";')" || return 1
+  local server=$path/bin/two-triton-server http grpc pid result=0
+  quietly "$server" --dry-run && says mpirun && says '--load-model=tensorrt_llm' && says '--http-thread-count=4' &&
+    says '--allow-metrics=false' && says 'CUDA_VISIBLE_DEVICES="1,0"' && says 'NCCL_DEBUG="INFO"' &&
+    says '--allow-client-shm=false' || return 1
+  read -r http grpc < <(python3 -c '
+import socket
+s = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+print(*(x.getsockname()[1] for x in s))')
+  "$server" --http-port "$http" --grpc-port "$grpc" >"$tmp/triton" 2>&1 &
+  pid=$!
+  for _ in $(seq 300); do
+    grep -q 'answers at' "$tmp/triton" && break
+    kill -0 "$pid" 2>/dev/null || break
+    sleep 0.1
+  done
+  quietly curl -s "http://127.0.0.1:$http/v2/models/ensemble/generate" -d '{"text_input":"hello"}' && says 'stand-in: hello' || result=1
+  kill -TERM "$pid"
+  wait "$pid" || result=1
+  cat "$tmp/triton" >>"$out"
+  ! pgrep -f "standin_tritonserver.*=$http " >/dev/null && return $result
+}
+
+test_triton_option_of_a_later_version() {
+  ! on_a_gpu_host eval "($(triton_of 'flags.grpc-infer-thread-coun = 4;')).drvPath" && says 'tritonserver 2.71.0: unknown option' &&
+    says 'Did you mean grpc-infer-thread-count?' || return 1
+  ! with_lib eval '(e.mkTritonServer { repo = e.catalogue.tiny-qwen3.triton-repo; flags.grpc-infer-thread-count = 4; }).drvPath' &&
+    says 'tritonserver 2.51.0: unknown option "grpc-infer-thread-count"'
+}
+
+test_triton_options_are_typed() {
+  local argument expected
+  while IFS='|' read -r argument expected; do
+    ! with_lib eval "(e.mkTritonServer { repo = e.catalogue.tiny-qwen3.triton-repo; $argument; }).drvPath" && says "$expected" || return 1
+  done <<'EOF'
+flags.http-thread-count = "4"|but tritonserver takes a whole number
+flags.allow-sagemaker = true|flags.allow-sagemaker: its routes passed by restricted APIs
+flags.http-port = 1|enginix writes it itself: --http-port
+gpus = [ "cuda:0" ]|is no GPU
+adminKeyFile = ./flake.nix|would be readable by everyone in the store
+httpPort = -1|must be a whole number of at least 0
+grpcport = 1|Did you mean grpcPort?
+EOF
+}
+
+test_triton_gpus_are_one_a_rank() {
+  ! on_a_gpu_host eval "($(triton_of 'gpus = [ 0 ];')).drvPath" && says 'gpus names 1, but the engine has 2 ranks'
+}
