@@ -143,12 +143,6 @@ let
         message = "${option name}: openFirewall is on, but host is ${s.host}, which nobody outside reaches; set host, or leave the firewall closed.";
       }
       {
-        # Said once the GPUs themselves are named rightly.
-        assertion =
-          what.ownServer || worldSize <= 1 || lib.length s.gpus != worldSize || !lib.allUnique (map toString s.gpus);
-        message = "${option name}: the engine has ${toString worldSize} ranks, and this version starts a single one; build it with tensorParallel = pipelineParallel = 1.";
-      }
-      {
         assertion = lib.length s.gpus == worldSize;
         message =
           if onCpu then
