@@ -166,6 +166,11 @@ def run(args: argparse.Namespace) -> int:
         environ=_workers(repository) | launch.check_environ(args.env),
     )
 
+    if repository.ranks > 1:
+        room = options.room(Path("$STATE"))
+        seen = options.environment(Path("$STATE")) if room is None else room.environment()
+        options = replace(options, mpirun=preflight.find_mpirun(server, seen))
+
     def plan(numbers: list[int]) -> launch.Plan:
         given = dict(zip(endpoints, numbers, strict=True))
         found = launch.Endpoints(args.host, given["http"], given.get("grpc"), given.get("metrics"))

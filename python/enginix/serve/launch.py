@@ -57,6 +57,7 @@ class Plan:
         verbose: Triton's own verbosity, 0 is normal.
         gpus: the only GPUs that the server sees, by index or UUID; empty leaves it to CUDA_VISIBLE_DEVICES.
         ranks: processes of the server, one a GPU, started by mpirun when there are several.
+        mpirun: the launcher of several ranks.
         inside: of a server in an image; ``None`` runs it as it is.
         flags: options of tritonserver that a user added, checked (:func:`enginix.serve.flags.checked`).
         admin_key: opens the restricted APIs.
@@ -71,6 +72,7 @@ class Plan:
     verbose: int = 0
     gpus: tuple[str, ...] = ()
     ranks: int = 1
+    mpirun: str = "mpirun"
     inside: Inside | None = None
     flags: tuple[str, ...] = ()
     admin_key: str = field(default_factory=lambda: flags.admin_key(None), repr=False)
@@ -85,7 +87,7 @@ class Plan:
                 leftovers of a killed one are known.
         """
         commands = [self._rank(rank, shm_prefix, repository) for rank in range(self.ranks)]
-        return commands[0] if self.ranks == 1 else ranks.mpirun(commands)
+        return commands[0] if self.ranks == 1 else ranks.mpirun(self.mpirun, commands)
 
     def _rank(self, rank: int, shm_prefix: str, repository: Path) -> list[str]:
         words = [

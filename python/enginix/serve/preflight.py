@@ -127,6 +127,30 @@ def check_backend(repository: Repository, server: TritonServer) -> None:
         )
 
 
+# Where NVIDIA's images have OpenMPI when PATH does not say it: HPC-X, and NVIDIA's link to it.
+MPI_PLACES = ("/usr/local/mpi/bin", "/opt/hpcx/ompi/bin")
+
+
+def find_mpirun(server: TritonServer, environment: Mapping[str, str]) -> str:
+    """The launcher of several ranks, as the server's installation sees it.
+
+    Args:
+        environment: the server's, whose PATH is searched first.
+
+    Raises:
+        MachineError: there is none.
+    """
+    for place in (*environment.get("PATH", os.defpath).split(os.pathsep), *MPI_PLACES):
+        path = Path(f"{server.rootfs or ''}{place}") / "mpirun"
+        if place.startswith("/") and os.access(path, os.X_OK):
+            return f"{place}/mpirun"
+    raise MachineError(
+        "no mpirun, which starts several ranks",
+        where=str(server.rootfs or "PATH"),
+        fix="take the image of the runtime, or put OpenMPI's directory on PATH",
+    )
+
+
 def check_gpus(repository: Repository, driver: Driver, gpus: Sequence[str]) -> list[str]:
     """An engine's GPUs: there, of its kind, with memory for its weights; notes what differs and does no harm.
 

@@ -41,9 +41,9 @@ def further(rank: int) -> list[str]:
     ]
 
 
-def mpirun(commands: Sequence[Sequence[str]]) -> list[str]:
+def mpirun(program: str, commands: Sequence[Sequence[str]]) -> list[str]:
     """The command line that starts one command a rank."""
-    words = ["mpirun", "--tag-output"]
+    words = [program, "--tag-output"]
     if os.getuid() == 0:
         # OpenMPI refuses root otherwise; inside an image's name space it is nobody else.
         words.append("--allow-run-as-root")

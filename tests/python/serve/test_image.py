@@ -213,7 +213,7 @@ def test_the_exact_command_and_environment(
     )
     found = json.loads(done.stdout)
     words = found["command"]
-    assert words[:2] == ["mpirun", "--tag-output"]
+    assert words[:2] == ["/opt/venv-tritonserver/bin/mpirun", "--tag-output"]
     split = words.index(":")
     first, second = words[:split], words[split:]
     assert second[:3] == [":", "-n", "1"]
@@ -355,3 +355,19 @@ def test_an_image_of_another_runtime_or_without_the_backend(
     shutil.copytree(rootfs / "opt" / "tritonserver", without / "opt" / "tritonserver")
     shutil.rmtree(without / "opt" / "tritonserver" / "backends" / "tensorrtllm")
     assert "no libtriton_tensorrtllm.so" in run(command(path, without, driver(), "--check")).stderr
+
+
+def test_several_ranks_need_a_launcher(
+    repository: Callable[..., Path], rootfs: Path, driver: Callable[..., Path], tmp_path: Path
+) -> None:
+    without = tmp_path / "without"
+    shutil.copytree(rootfs / "opt" / "tritonserver", without / "opt" / "tritonserver")
+    path = repository(2)
+    assert "no mpirun, which starts several ranks" in run(command(path, without, driver(), "--check")).stderr
+    # Where NVIDIA's images have it though their PATH does not say it.
+    launcher = without / "opt" / "hpcx" / "ompi" / "bin" / "mpirun"
+    launcher.parent.mkdir(parents=True)
+    launcher.touch(mode=0o755)
+    assert "/opt/hpcx/ompi/bin/mpirun --tag-output" in " ".join(
+        json.loads(run(command(path, without, driver(), "--dry-run", "--json")).stdout)["command"]
+    )
