@@ -27,12 +27,15 @@ from enginix.checkpoint.convert import Options, convert
 from enginix.checkpoint.mapping import Mapping
 from enginix.errors import CheckpointError
 from enginix.gates.logits import relative_error
+from enginix.quantize import ptq
+from enginix.quantize.formats import resolve
 from enginix.reference import Executor, formats
 
 ORDER = 1e-5
 # Many short texts: a token that crosses a rounding boundary spoils only what follows it.
 TEXTS = [[(41 * i + 7 * n + n * n * i) % 157 for i in range(12)] for n in range(10)]
-FORMATS = ("FP8", "FP8_PC_PT", "INT8_SQ", "INT4_AWQ", "W4A8_AWQ", "FP8 + FP8 KV")
+FORMATS = ("FP8", "FP8_PC_PT", "INT8_SQ", "INT4_AWQ", "INT4_WO", "W4A8_AWQ", "FP8 + FP8 KV")
+FAMILIES = ("llama", "qwen2", "qwen3")
 
 
 def _model(family: str) -> Any:
@@ -68,6 +71,7 @@ def _recipe(name: str) -> Any:
         "FP8_PC_PT": mtq.FP8_PER_CHANNEL_PER_TOKEN_CFG,
         "INT8_SQ": mtq.INT8_SMOOTHQUANT_CFG,
         "INT4_AWQ": mtq.INT4_AWQ_CFG,
+        "INT4_WO": mtq.INT4_BLOCKWISE_WEIGHT_ONLY_CFG,
         "W4A8_AWQ": mtq.W4A8_AWQ_BETA_CFG,
     }
     if name in recipes:
@@ -94,7 +98,7 @@ def _share(model: Any) -> None:
 
 @pytest.fixture(
     scope="module",
-    params=[(family, recipe) for family in ("llama", "qwen2", "qwen3") for recipe in FORMATS],
+    params=[(family, recipe) for family in FAMILIES for recipe in FORMATS],
     ids=lambda p: "-".join(p),
 )
 def quantized(
@@ -116,6 +120,8 @@ def quantized(
         mtq.quantize(model, _recipe(name), lambda m: [m(batch) for batch in batches])
         _share(model)
         fake = model(torch.tensor(TEXTS)).logits.flatten(0, 1)
+        if name == "INT4_WO":
+            ptq._neutral_scales(model, resolve("int4_wo"))  # as enginix quantize does before it exports
         export_hf_checkpoint(model, torch.float32, str(directory))
     yield name, directory, fake, exact
 
