@@ -5,6 +5,8 @@
 { pkgs, lib, ... }:
 let
   data = lib.importJSON ../python/enginix/data/edgellm.json;
+  wheels = (lib.importJSON ../python/enginix/data/runtimes.json).runtimes."edgellm-${data.version}".wheel;
+  inherit (pkgs.stdenvNoCC.hostPlatform) system;
   python = pkgs.python312;
   wheel =
     ps:
@@ -45,8 +47,8 @@ let
       };
     };
 in
-if !pkgs.stdenvNoCC.hostPlatform.isx86_64 then
-  throw "edgellm: the wheel tensorrt-edgellm ${data.version} exists for x86_64-linux only; export there, the result is the same everywhere."
+if !(wheels ? ${system}) then
+  throw "edgellm: the wheel tensorrt-edgellm ${data.version} exists for ${lib.concatStringsSep " and " (builtins.attrNames wheels)}, not for ${system}; export there, the result is the same everywhere."
 else
   python.withPackages (
     ps:
@@ -69,8 +71,8 @@ else
         inherit (data) version;
         python = "cp312";
         abi = "cp312";
-        platform = "manylinux_2_35_x86_64";
-        sha256 = "f3ea7a0f96c52a12d80b84d42f6f9b1902d2a0018f0d3156370a62a84583801c";
+        inherit (wheels.${system}) platform;
+        sha256 = wheels.${system}.cp312;
         dependencies = [
           ps.torch
           ps.transformers

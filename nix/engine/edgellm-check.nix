@@ -1,12 +1,29 @@
 # What evaluation knows of TensorRT Edge-LLM: payloads, architectures, formats, options. data/edgellm.json.
-{ lib, check, ... }:
+{
+  lib,
+  check,
+  pkgs,
+  ...
+}:
 let
   data = lib.importJSON ../../python/enginix/data/edgellm.json;
-  sms = builtins.attrNames (
-    builtins.listToAttrs (map (p: lib.nameValuePair (toString p.sm) null) data.payloads)
-  );
+  inherit (pkgs.stdenvNoCC.hostPlatform) system;
+  systems = builtins.attrNames (builtins.listToAttrs (map (p: lib.nameValuePair p.system null) data.payloads));
   # "100" before "80" as text.
-  sorted = builtins.sort (a: b: a < b) (map builtins.fromJSON sms);
+  of =
+    wanted:
+    builtins.sort (a: b: a < b) (
+      map builtins.fromJSON (
+        builtins.attrNames (
+          builtins.listToAttrs (
+            map (p: lib.nameValuePair (toString p.sm) null) (builtins.filter (p: p.system == wanted) data.payloads)
+          )
+        )
+      )
+    );
+  all = lib.concatMapStringsSep ", and for " (s: "SM ${lib.concatMapStringsSep ", " toString (of s)} on ${s}") (
+    builtins.sort (a: b: a > b) systems
+  );
   # The kind that does fit. TensorRT-LLM's own engine tests skip SM 103 and later (docs/kinds.md).
   instead =
     sm:
@@ -23,12 +40,15 @@ rec {
   payload =
     function: gpu:
     let
-      found = builtins.filter (p: p.sm == gpu.sm) data.payloads;
+      found = builtins.filter (p: p.sm == gpu.sm && p.system == system) data.payloads;
+      elsewhere = builtins.filter (p: p.sm == gpu.sm && p.system != system) data.payloads;
     in
     if found == [ ] then
       throw ''
-        ${function}: TensorRT Edge-LLM ${data.version} has no payload for SM ${toString gpu.sm} (target "${gpu.name}"); its wheel has them for SM ${lib.concatMapStringsSep ", " toString sorted}, on x86-64.
-        Do one of these:
+        ${function}: TensorRT Edge-LLM ${data.version} has no payload for SM ${toString gpu.sm} (target "${gpu.name}") on ${system}; its wheels have them for ${all}.
+        Do one of these:${
+          lib.optionalString (elsewhere != [ ]) "\n  - build it for ${(builtins.head elsewhere).system}: the functions of legacyPackages.${(builtins.head elsewhere).system} (${(builtins.head elsewhere).distribution})"
+        }
           - ${instead gpu.sm}
           - build Edge-LLM's plugin for this GPU from its sources, and pass a runtime that carries it: (mkLib pkgs).override { edgellm-runtime = … // { plugin = …; }; }''
     else
@@ -54,7 +74,7 @@ rec {
     if name == null then
       name
     else if gpu != null && gpu.sm < row.minSm then
-      throw ''${function}: ${name} needs SM ${toString row.minSm} or later; target "${gpu.name}" is SM ${toString gpu.sm}. Use a model quantized to W4A16_AWQ or W8A8_SQ_PER_CHANNEL on this GPU, or another target.''
+      throw ''${function}: ${name} needs SM ${toString row.minSm} or later; target "${gpu.name}" is SM ${toString gpu.sm}${lib.optionalString (gpu ? formats) ", which has ${lib.concatStringsSep ", " gpu.formats}"}. Use a model quantized to W4A16_AWQ or W8A8_SQ_PER_CHANNEL on this GPU, or another target.''
     else
       builtins.seq row.minSm name;
 

@@ -86,14 +86,30 @@ def limits(given: Mapping[str, Any]) -> dict[str, Any]:
     return dict(full)
 
 
-def payload_refusal(sm: int, target: str) -> str | None:
-    """Why the wheel cannot serve a GPU; None where it can."""
-    sms = sorted({row["sm"] for row in table("edgellm")["payloads"]})
-    if sm in sms:
+def payload_refusal(sm: int, target: str, system: str) -> str | None:
+    """Why the wheel of a system (``x86_64-linux``) cannot serve a GPU; None where it can."""
+    rows = table("edgellm")["payloads"]
+    if any(row["sm"] == sm and row["system"] == system for row in rows):
         return None
     return (
-        f"TensorRT Edge-LLM {table('edgellm')['version']} has no x86-64 payload for SM {sm}"
-        f" (target {target}); it has them for SM {', '.join(map(str, sms))}"
+        f"TensorRT Edge-LLM {table('edgellm')['version']} has no {cpu(system)} payload for SM {sm}"
+        f" (target {target}); its wheels have them for {payloads()}"
+    )
+
+
+def cpu(system: str) -> str:
+    """``x86_64-linux`` → ``x86-64``."""
+    return system.removesuffix("-linux").replace("_", "-")
+
+
+def payloads() -> str:
+    """The SMs that have a payload, by CPU."""
+    sms: dict[str, set[int]] = {}
+    for row in table("edgellm")["payloads"]:
+        sms.setdefault(row["system"], set()).add(row["sm"])
+    return " and ".join(
+        f"SM {', '.join(map(str, sorted(found)))} on {cpu(system)}"
+        for system, found in sorted(sms.items(), reverse=True)
     )
 
 
@@ -101,9 +117,10 @@ def _gpu(options_: Options) -> tuple[Gpu, Machine]:
     """A GPU of the target's SM that this machine has."""
     from enginix.engine.target import probe, target
     from enginix.runtime.driver import find
+    from enginix.runtime.table import system
 
     wanted = target(options_.target)
-    refused = None if options_.plugin else payload_refusal(wanted.sm, options_.target)
+    refused = None if options_.plugin else payload_refusal(wanted.sm, options_.target, system())
     if refused:
         raise UsageError(
             refused, fix='serve it by kind "tensorrt" or "llmapi", or pass a plugin built for this GPU'

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from enginix.edgellm.build import cpu, payloads
 from enginix.errors import EnginixError, UsageError
 from enginix.plan import arithmetic
 from enginix.plan.arithmetic import FEWEST_TOKENS, SHORTEST, Cache, Change, Gpu, Memory, Sizes, Weights
@@ -141,15 +142,20 @@ def limits_of(max_batch_size: int | None, max_input_len: int | None, capacity: i
     return found
 
 
+def systems(gpu: Gpu) -> tuple[str, ...]:
+    """CPUs whose wheel has a payload for a GPU."""
+    rows = table("edgellm")["payloads"]
+    return tuple(sorted({cpu(row["system"]) for row in rows if row["sm"] == gpu.sm}, reverse=True))
+
+
 def obstacles(architecture: str | None, quantization: str, gpu: Gpu) -> list[str]:
     """What stands in the way beside memory; the same refusals as nix/engine/edgellm-check.nix."""
     rows = table("edgellm")
     found = []
-    sms = sorted({row["sm"] for row in rows["payloads"]})
-    if gpu.sm not in sms:
+    if all(row["sm"] != gpu.sm for row in rows["payloads"]):
         found.append(
-            f"Edge-LLM {rows['version']} has no x86-64 payload for SM {gpu.sm} ({gpu.name}); it has them "
-            f"for SM {', '.join(map(str, sms))}: pass a plugin built for this GPU, or take kind llmapi"
+            f"Edge-LLM {rows['version']} has no payload for SM {gpu.sm} ({gpu.name}); its wheels have them "
+            f"for {payloads()}: pass a plugin built for this GPU, or take kind llmapi"
         )
     if architecture not in rows["architectures"]:
         found.append(f"{architecture} is none of {', '.join(sorted(rows['architectures']))}")

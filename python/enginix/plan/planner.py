@@ -159,6 +159,8 @@ def _edgellm(model: Model, said: Description, gpu: Gpu, asked: Asked) -> Plan:
     weights = arithmetic.estimate(total, sizes, "lm_head.weight" not in tensors.tensors)
     found = edgellm.memory(sizes, limits, gpu, weights)
     notes = ["the CUDA context is not counted; what weights and workspace leave is the KV cache's"]
+    if systems := edgellm.systems(gpu):
+        notes.append(f"payloads for SM {gpu.sm} are in the wheel for {' and '.join(systems)}")
     if gpu.unified:
         notes.append(f"{gpu.name} shares its memory with the CPU: what programs hold is missing here")
     if limits.max_input_len > sizes.context:

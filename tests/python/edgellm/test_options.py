@@ -65,8 +65,11 @@ def test_limits_are_always_written_out() -> None:
 
 
 def test_a_gpu_without_payload_is_told_which_have_one() -> None:
-    sms = {p["sm"] for p in table("edgellm")["payloads"]}
-    for name, row in table("gpus")["gpus"].items():
-        refusal = payload_refusal(row["sm"], name)
-        assert (refusal is None) == (row["sm"] in sms), name
-        assert refusal is None or all(str(sm) in refusal for sm in sms)
+    rows = table("edgellm")["payloads"]
+    for system in ("x86_64-linux", "aarch64-linux"):
+        sms = {p["sm"] for p in rows if p["system"] == system}
+        for name, row in table("gpus")["gpus"].items():
+            refusal = payload_refusal(row["sm"], name, system)
+            assert (refusal is None) == (row["sm"] in sms), name
+            assert refusal is None or all(str(p["sm"]) in refusal for p in rows)
+    assert "no aarch64 payload for SM 100" in str(payload_refusal(100, "b200", "aarch64-linux"))

@@ -198,7 +198,7 @@ def test_edgellm_by_hand() -> None:
     assert memory.pool == 2 * 10**9 - memory.weights - memory.workspace
     weights = open_weights(TINY)
     assert memory.weights == sum(t.nbytes for t in weights.tensors.values())
-    assert found.obstacles and "no x86-64 payload for SM 90" in found.obstacles[0]
+    assert found.obstacles and "no payload for SM 90" in found.obstacles[0]
     assert "maxInputLen" in json.dumps(found.as_json()["limits"])
 
 
@@ -225,8 +225,9 @@ def test_edgellm_refuses_what_it_does_not_have(words, said, capsys) -> None:
     ("target", "status", "said"),
     [
         ("rtx-5090", 0, "allocated from the start"),
-        ("h200", 1, "no x86-64 payload for SM 90"),
-        ("gb10", 1, "shares its memory with the CPU"),
+        ("h200", 1, "no payload for SM 90"),
+        ("gb10", 0, "payloads for SM 121 are in the wheel for aarch64"),
+        ("jetson-t5000", 0, "shares its memory with the CPU"),
     ],
 )
 def test_edgellm_on_a_command_line(target, status, said, capsys) -> None:
