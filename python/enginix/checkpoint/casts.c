@@ -31,39 +31,7 @@ static inline uint32_t from_half(uint32_t h) {
   return (h & 0x8000) << 16 | (magnitude >= 0x0F800000 ? magnitude | 0x7F800000 : finite);
 }
 
-static inline uint16_t to_bfloat(uint32_t b) {
-  uint32_t rounded = (b + 0x7FFF + (b >> 16 & 1)) >> 16;
-  return (b & 0x7FFFFFFF) > 0x7F800000 ? (uint16_t)(b >> 16 & 0x8000) | 0x7FC0 : (uint16_t)rounded;
-}
-
-FOR_EVERY_CPU int bf16_f32(const uint16_t *restrict x, uint32_t *restrict y, size_t n) {
-  for (size_t i = 0; i < n; i++) y[i] = (uint32_t)x[i] << 16;
-  return 0;
-}
-
-FOR_EVERY_CPU int f16_f32(const uint16_t *restrict x, uint32_t *restrict y, size_t n) {
-  for (size_t i = 0; i < n; i++) y[i] = from_half(x[i]);
-  return 0;
-}
-
-FOR_EVERY_CPU int f16_bf16(const uint16_t *restrict x, uint16_t *restrict y, size_t n) {
-  for (size_t i = 0; i < n; i++) {
-    uint16_t magnitude = x[i] & 0x7FFF;
-    uint16_t normal = (uint16_t)((uint16_t)(magnitude + 3 + (magnitude >> 3 & 1)) >> 3) + (112 << 7);
-    uint16_t subnormal = to_bfloat(bits_of(float_of((uint32_t)magnitude << 13) * 0x1p112f));
-    uint16_t finite = magnitude < 0x0400 ? subnormal : normal;
-    uint16_t infinite = magnitude == 0x7C00 ? 0x7F80 : 0x7FC0;
-    y[i] = (x[i] & 0x8000) | (magnitude < 0x7C00 ? finite : infinite);
-  }
-  return 0;
-}
-
-FOR_EVERY_CPU int f32_bf16(const uint32_t *restrict x, uint16_t *restrict y, size_t n) {
-  for (size_t i = 0; i < n; i++) y[i] = to_bfloat(x[i]);
-  return 0;
-}
-
-/* Half a unit, less one for even ones, is added below what is cut off; where the result is
+/* Finite ones only. Half a unit, less one for even ones, is added below what is cut off; where the result is
  * subnormal, adding 0.5, whose unit is float16's smallest number, rounds. */
 static inline uint16_t to_half(uint32_t b) {
   uint32_t magnitude = b & 0x7FFFFFFF;
@@ -72,26 +40,52 @@ static inline uint16_t to_half(uint32_t b) {
   return (uint16_t)(b >> 16 & 0x8000) | (uint16_t)(magnitude < 113u << 23 ? subnormal : normal);
 }
 
-FOR_EVERY_CPU int f32_f16(const uint32_t *restrict x, uint16_t *restrict y, size_t n) {
-  uint32_t beyond = 0;
-  for (size_t i = 0; i < n; i++) {
-    beyond |= (x[i] & 0x7FFFFFFF) >= 0x477FF000; /* 65520, which rounds to infinity */
-    y[i] = to_half(x[i]);
-  }
-  return (int)beyond;
+static inline uint16_t upper_half(uint32_t b) { return (uint16_t)((b + 0x7FFF + (b >> 16 & 1)) >> 16); }
+
+static inline uint16_t to_bfloat(uint32_t b) {
+  return (b & 0x7FFFFFFF) > 0x7F800000 ? (uint16_t)(b >> 16 & 0x8000) | 0x7FC0 : upper_half(b);
 }
 
-FOR_EVERY_CPU int bf16_f16(const uint16_t *restrict x, uint16_t *restrict y, size_t n) {
-  uint16_t beyond = 0;
-  for (size_t i = 0; i < n; i++) {
-    uint16_t magnitude = x[i] & 0x7FFF;
-    uint16_t normal = (uint16_t)((magnitude - (112 << 7)) << 3); /* exact */
-    uint16_t subnormal = (uint16_t)bits_of(float_of((uint32_t)magnitude << 16) + 0.5f);
-    beyond |= magnitude >= 0x4780;
-    y[i] = (x[i] & 0x8000) | (magnitude < 113 << 7 ? subnormal : normal);
-  }
-  return beyond;
+/* Processors fetch ahead too little by themselves to keep memory busy while they compute. */
+#define AHEAD 8192 /* bytes */
+#define BLOCK 2048
+static inline void fetch_ahead(const void *x) {
+  for (size_t at = 0; at < BLOCK; at += 64) __builtin_prefetch((const void *)((uintptr_t)x + AHEAD + at));
 }
+
+#define CAST(name, from, to, body) \
+  FOR_EVERY_CPU int name(const from *restrict x, to *restrict y, size_t n) { \
+    from beyond = 0; \
+    for (size_t at = 0; at < n; at += BLOCK / sizeof(from)) { \
+      size_t end = n - at < BLOCK / sizeof(from) ? n : at + BLOCK / sizeof(from); \
+      fetch_ahead(x + at); \
+      for (size_t i = at; i < end; i++) body \
+    } \
+    return beyond != 0; \
+  }
+
+CAST(bf16_f32, uint16_t, uint32_t, { y[i] = (uint32_t)x[i] << 16; })
+CAST(f16_f32, uint16_t, uint32_t, { y[i] = from_half(x[i]); })
+CAST(f32_bf16, uint32_t, uint16_t, { y[i] = to_bfloat(x[i]); })
+CAST(f32_f16, uint32_t, uint16_t, {
+  beyond |= (x[i] & 0x7FFFFFFF) >= 0x477FF000; /* 65520, which rounds to infinity */
+  y[i] = to_half(x[i]);
+})
+CAST(f16_bf16, uint16_t, uint16_t, {
+  uint16_t magnitude = x[i] & 0x7FFF;
+  uint16_t normal = (uint16_t)((uint16_t)(magnitude + 3 + (magnitude >> 3 & 1)) >> 3) + (112 << 7);
+  uint16_t subnormal = upper_half(bits_of((float)magnitude * 0x1p-24f));
+  uint16_t finite = magnitude < 0x0400 ? subnormal : normal;
+  uint16_t other = magnitude == 0x7C00 ? 0x7F80 : 0x7FC0;
+  y[i] = (x[i] & 0x8000) | (magnitude < 0x7C00 ? finite : other);
+})
+CAST(bf16_f16, uint16_t, uint16_t, {
+  uint16_t magnitude = x[i] & 0x7FFF;
+  uint16_t normal = (uint16_t)((magnitude - (112 << 7)) << 3); /* exact */
+  uint16_t subnormal = (uint16_t)bits_of(float_of((uint32_t)magnitude << 16) + 0.5f);
+  beyond |= magnitude >= 0x4780;
+  y[i] = (x[i] & 0x8000) | (magnitude < 113 << 7 ? subnormal : normal);
+})
 
 /* FP8: magnitudes through a table of 128, signs as they are. The variants look up 64 or 32 at once. */
 static void lookup_plain(const uint8_t *x, uint8_t *y, size_t n, const uint8_t *table) {
@@ -106,6 +100,7 @@ __attribute__((target("avx512f,avx512bw,avx512vbmi"))) static void lookup_avx512
   size_t i = 0;
   for (; i + 64 <= n; i += 64) { /* the index's highest bit is not looked at */
     __m512i v = _mm512_loadu_si512(x + i);
+    __builtin_prefetch((const void *)((uintptr_t)(x + i) + AHEAD));
     __m512i found = _mm512_permutex2var_epi8(low, v, high);
     _mm512_storeu_si512(y + i, _mm512_or_si512(found, _mm512_and_si512(v, sign)));
   }
@@ -119,6 +114,7 @@ __attribute__((target("avx2"))) static void lookup_avx2(const uint8_t *x, uint8_
   for (; i + 32 <= n; i += 32) {
     __m256i v = _mm256_loadu_si256((const __m256i *)(x + i)), found = _mm256_and_si256(v, sign);
     __m256i code = _mm256_andnot_si256(sign, v);
+    __builtin_prefetch((const void *)((uintptr_t)(x + i) + AHEAD));
     /* +0x70 sets the highest bit, which makes the look-up give 0, for all codes but the first 16 */
     for (int k = 0; k < 8; k++) {
       __m256i index = _mm256_adds_epu8(_mm256_sub_epi8(code, _mm256_set1_epi8((char)(16 * k))), _mm256_set1_epi8(0x70));
