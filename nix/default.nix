@@ -20,7 +20,8 @@ let
     enginix-core = import ./enginix.nix scope "core";
     enginix = import ./enginix.nix scope "runtime";
 
-    # The gateway's, over LiteLLM.
+    # A Python with LiteLLM's proxy, and the gateway's command over it.
+    gateway-python = pkgs.gateway-python or (import ./gateway-python.nix scope);
     enginix-gateway = import ./gateway-package.nix scope;
 
     # The private environment that builds over the CUDA stack source.
@@ -33,6 +34,7 @@ let
     crane = pkgs.crane or (throw "enginix: the package set has no crane, which fetches the images of runtimes");
 
     mkHfModel = import ./mk-hf-model.nix scope;
+    mkHfDataset = import ./mk-hf-dataset.nix scope;
     mkCalibration = import ./mk-calibration.nix scope;
     mkQuantized = import ./mk-quantized.nix scope;
     mkCheckpoint = import ./mk-checkpoint.nix scope;

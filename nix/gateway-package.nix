@@ -1,8 +1,8 @@
 # The enginix command that is the gateway, over a Python that has LiteLLM: no torch, no Triton.
-{ pkgs, enginix-core, ... }@scope:
+{ enginix-core, gateway-python, ... }@scope:
 import ./package.nix scope {
   name = "enginix-gateway-${enginix-core.version}";
-  python = scope.gateway-python or pkgs.gateway-python or (import ./gateway-python.nix scope);
+  python = gateway-python;
   kept = [
     "__init__.py"
     "__main__.py"

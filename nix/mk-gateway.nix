@@ -67,20 +67,20 @@ let
     in
     if port == 0 then
       throw "${function}: ${where} takes any free port (httpPort = 0), which nobody knows before it starts; give it one."
-    else if !(server ? repo) || server.openai or false then
+    else if !(server ? repo) then
       {
         kind = "openai";
         url = "${address}/v1";
         model = server.engine.modelName or server.modelName;
       }
-    else if kind == "reference" || kind == "tensorrt" then
+    else if kind == "reference" then
       {
         kind = "triton";
         url = address;
-        model = if kind == "tensorrt" then "tensorrt_llm_bls" else "ensemble";
+        model = "ensemble";
       }
     else
-      throw "${function}: ${where} is a Triton server of kind ${kind}, whose model takes other inputs; serve the engine with mkServe, or with mkTritonServer's openai.enable.";
+      throw "${function}: ${where} is a Triton server of kind ${kind}; NVIDIA's models there tell neither why an answer ended nor its tokens as OpenAI's interface has them. Serve the engine with mkServe.";
 
   row =
     where: given:
@@ -95,7 +95,11 @@ let
       in
       {
         kind = check.arguments.oneOf function "${where}.kind" [ "triton" "openai" ] (need "kind");
-        url = need "url";
+        url =
+          if builtins.match "https?://[^/@ ]+(/[^ ]*)?" (need "url") != null then
+            found.url
+          else
+            throw "${function}: ${where}.url = ${found.url}, but it must be http://host:port, or https.";
         model = need "model";
       }
       // lib.optionalAttrs (found ? keyFile) { keyFile = keyFileOf "${where}.keyFile" found.keyFile; };
@@ -116,7 +120,8 @@ let
       clients ? { },
       # { maxParallelRequests; maxBodyBytes; defaultMaxTokens; silenceSeconds; bodySeconds; }
       limits ? { },
-      # { strategy; aliases; }: how servers of one model are chosen; further name -> model.
+      # { strategy; aliases; fallbacks; }: how servers of one model are chosen; further name -> model; model -> models
+      # that are asked when none of its servers answers.
       routing ? { },
     }:
     let
@@ -134,7 +139,7 @@ let
       ) servers;
       known = builtins.attrNames models;
       model = where: check.arguments.oneOf function where known;
-      wanted = check.arguments.only "${function}: routing" [ "strategy" "aliases" ] routing;
+      wanted = check.arguments.only "${function}: routing" [ "strategy" "aliases" "fallbacks" ] routing;
       counts =
         where: least: names: set:
         builtins.mapAttrs (n: v: if builtins.elem n names then count "${where}.${n}" least v else v) set;
@@ -149,6 +154,9 @@ let
           else
             model "routing.aliases.${alias}" target
         ) (wanted.aliases or { });
+        fallbacks = builtins.mapAttrs (
+          name: others: builtins.seq (model "routing.fallbacks" name) (map (model "routing.fallbacks.${name}") others)
+        ) (wanted.fallbacks or { });
         clients = builtins.mapAttrs (
           client: given:
           let

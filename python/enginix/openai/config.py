@@ -29,6 +29,8 @@ def render(spec: Spec, key: Callable[[str], str]) -> dict[str, Any]:
     }
     if spec.aliases:
         router["model_group_alias"] = dict(spec.aliases)
+    if spec.fallbacks:
+        router["fallbacks"] = [{name: list(others)} for name, others in spec.fallbacks.items()]
     return {
         "model_list": [
             {

@@ -86,12 +86,14 @@ class Spec:
     Attributes:
         models: name that clients use → servers that answer, any of them.
         aliases: further names → a name of models.
+        fallbacks: name → names to try, in order, when no server of the first answers; never within an answer.
         key_file: the operator's key: all models, no limits.
     """
 
     name: str
     models: Mapping[str, tuple[Server, ...]]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    fallbacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     strategy: str = "simple-shuffle"
     key_file: str | None = None
     clients: Mapping[str, Client] = field(default_factory=dict)
@@ -103,8 +105,9 @@ class Spec:
         return name if name in self.models else None
 
     def is_triton(self, model: str) -> bool:
-        """Whether a Triton server may answer."""
-        return any(s.kind == "triton" for s in self.models[model])
+        """Whether a Triton server may answer, also as a fallback."""
+        names = (model, *self.fallbacks.get(model, ()))
+        return any(s.kind == "triton" for n in names for s in self.models[n])
 
 
 def read(path: Path) -> Spec:
@@ -148,6 +151,10 @@ def parse(found: Any, where: str) -> Spec:
         if name in models:
             raise SpecError("is a model already", where=f"{where}: aliases.{name}")
         _check_model(target, models, f"{where}: aliases.{name}")
+    fallbacks = {}
+    for name, others in _object(top.pop("fallbacks", {}), f"{where}: fallbacks").items():
+        _check_model(name, models, f"{where}: fallbacks.{name}")
+        fallbacks[name] = _names(others, models, f"{where}: fallbacks.{name}")
     limits = _fill(Limits, _object(top.pop("limits", {}), f"{where}: limits"), f"{where}: limits")
     for row in fields(Limits):
         least = 0 if row.name == "max_parallel_requests" else 1
@@ -160,6 +167,7 @@ def parse(found: Any, where: str) -> Spec:
             "models": models,
             "clients": clients,
             "aliases": aliases,
+            "fallbacks": fallbacks,
             "limits": limits,
         },
         where,

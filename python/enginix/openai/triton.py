@@ -102,11 +102,15 @@ def _piece(data: str) -> Piece:
         if "error" in found:
             # After the first piece: the request was accepted, so the server failed.
             raise BackendError(_clean(str(found["error"])), 502)
+        if "finish_reason" not in found:
+            raise BackendError(
+                "the model's server does not say why an answer ends; not of kind reference", 502
+            )
         return Piece(
             str(found["text_output"]),
-            str(found.get("finish_reason") or ""),
-            int(found.get("prompt_tokens") or found.get("num_input_tokens") or 0),
-            int(found.get("completion_tokens") or found.get("num_output_tokens") or 0),
+            str(found["finish_reason"]),
+            int(found["prompt_tokens"]),
+            int(found["completion_tokens"]),
         )
     except (ValueError, KeyError, TypeError) as e:
         raise BackendError("the model's server sent what is no answer", 502) from e
