@@ -35,7 +35,11 @@ ORDER = 1e-5
 # Many short texts: a token that crosses a rounding boundary spoils only what follows it.
 TEXTS = [[(41 * i + 7 * n + n * n * i) % 157 for i in range(12)] for n in range(10)]
 FORMATS = ("FP8", "FP8_PC_PT", "INT8_SQ", "INT4_AWQ", "INT4_WO", "W4A8_AWQ", "FP8 + FP8 KV")
-FAMILIES = ("llama", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
+
+
+MORE: dict[str, dict[str, Any]] = {"qwen2": {}, "mistral": {"head_dim": 32, "sliding_window": None},
+        "phi3": {"pad_token_id": 0}}  # fmt: skip
 
 
 def _model(family: str) -> Any:
@@ -43,13 +47,15 @@ def _model(family: str) -> Any:
 
     kinds = {
         "llama": transformers.LlamaConfig,
+        "mistral": transformers.MistralConfig,
+        "phi3": transformers.Phi3Config,
         "qwen2": transformers.Qwen2Config,
         "qwen3": transformers.Qwen3Config,
     }
     config = kinds[family](
         hidden_size=256, intermediate_size=512, num_attention_heads=8, num_key_value_heads=4,
         num_hidden_layers=2, vocab_size=157, max_position_embeddings=64, tie_word_embeddings=False,
-        rope_theta=5e5, dtype="float32", **({} if family == "qwen2" else {"head_dim": 32}),
+        rope_theta=5e5, dtype="float32", **MORE.get(family, {"head_dim": 32}),
     )  # fmt: skip
     torch.manual_seed(3)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
@@ -87,8 +93,9 @@ def _share(model: Any) -> None:
 
     for layer in model.model.layers:
         attention = layer.self_attn
-        preprocess_linear_fusion([attention.q_proj, attention.k_proj, attention.v_proj])
-        preprocess_linear_fusion([layer.mlp.gate_proj, layer.mlp.up_proj])
+        if not hasattr(attention, "qkv_proj"):  # Phi-3 has them merged
+            preprocess_linear_fusion([attention.q_proj, attention.k_proj, attention.v_proj])
+            preprocess_linear_fusion([layer.mlp.gate_proj, layer.mlp.up_proj])
         kv = [getattr(attention, f"{x}_bmm_quantizer", None) for x in "kv"]
         if all(q is not None and q.amax is not None for q in kv):
             most = torch.max(torch.stack([q.amax for q in kv]))
