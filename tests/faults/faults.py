@@ -65,6 +65,14 @@ def raw(served: Served, body: bytes, timeout: float = 60) -> int:
     return connection.getresponse().status
 
 
+def posted(served: Served, path: str, body: Any, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
+    """Status and body of the answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", int(served.client.url.rsplit(":", 1)[1]), timeout=60)
+    connection.request("POST", path, json.dumps(body), headers or {})
+    response = connection.getresponse()
+    return response.status, response.read()
+
+
 @fault
 def concurrent_streams(setting: Setting) -> str:
     """64 streams at once"""
@@ -112,6 +120,71 @@ def malformed(setting: Setting) -> str:
             refused += raw(s, bytes(body)) >= 400
         assert whole(s.client) == expected
     return f"{refused} refused, the others answered; the server goes on with the same answers"
+
+
+@fault
+def damaged_messages(setting: Setting) -> str:
+    """300 requests whose messages or chat_template_args are damaged, of wrong types, or noise"""
+    rng = random.Random(11)
+    said = json.dumps([{"role": "user", "content": PROMPT}])
+    values = [
+        None,
+        {},
+        [],
+        "x",
+        1,
+        [1],
+        [{"role": "user"}],
+        [{"role": "x", "content": ""}],
+        "{{ 7*7 }}",
+        "[" * 5000,
+    ]
+    with setting.serve() as s:
+        expected = s.client.generate("ensemble", {"messages": said, "max_tokens": 4, "end_id": -1})
+        refused = 0
+        for number in range(300):
+            body: dict[str, Any] = {"messages": said, "max_tokens": 2}
+            if number % 3 == 0:
+                body["messages"] = said[: rng.randrange(1, len(said))]
+            elif number % 3 == 1:
+                body["messages"] = json.dumps(rng.choice(values))
+            else:
+                body["chat_template_args"] = json.dumps(rng.choice([*values, {"tools": {}}, {"a": 1}]))
+            refused += raw(s, json.dumps(body).encode()) >= 400
+        found = s.client.generate("ensemble", {"messages": said, "max_tokens": 4, "end_id": -1})
+        assert found["text_output"] == expected["text_output"]
+    return f"{refused} refused, the others answered; the server goes on with the same answers"
+
+
+@fault
+def closed_interfaces(setting: Setting) -> str:
+    """a client registers shared memory, loads a model, changes log settings, over HTTP and gRPC"""
+    import tritonclient.grpc as triton
+    from tritonclient.utils import InferenceServerException
+
+    key = setting.directory / "key"
+    key.write_text("0123456789abcdef-key")
+    region = {"key": "/enginix-none", "offset": 0, "byte_size": 64}
+    with setting.serve("--admin-key-file", str(key)) as s:
+        for path in ("v2/systemsharedmemory/region/x/register", "v2/repository/index", "v2/logging"):
+            status, _ = posted(s, f"/{path}", region)
+            assert status == 403, (path, status)
+            status, _ = posted(s, f"/{path}", region, {"enginix-key": key.read_text()})
+            assert status != 403, (path, status)
+        with triton.InferenceServerClient(f"127.0.0.1:{s.grpc}") as client:
+            for act in (
+                lambda **k: client.register_system_shared_memory("x", "/enginix-none", 64, **k),
+                lambda **k: client.load_model("ensemble", **k),
+                lambda **k: client.get_log_settings(**k),
+            ):
+                try:
+                    act()
+                    raise AssertionError("a closed interface answered")
+                except InferenceServerException as e:
+                    assert "restricted" in str(e), e
+            client.get_log_settings(headers={"triton-grpc-protocol-enginix-key": key.read_text()})
+        assert whole(s.client)
+    return "refused, unless the key of --admin-key-file comes with it"
 
 
 @fault

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
-from enginix.errors import UsageError
+from enginix.errors import RepositoryError, UsageError
+
+DEFAULT_MAX_BATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,22 @@ class Options:
                 raise UsageError(f"{value} is not between {minimum} and {2**31 - 1}", where=_flag(name))
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise UsageError(f"{self.device!r} is not cpu, cuda or cuda:<number>", where="--device")
+
+
+def batch_size(directory: Path, limit: int | None, options: Options) -> int:
+    """The batch size of a repository, at most the engine's.
+
+    Raises:
+        RepositoryError: above the engine's limit.
+    """
+    batch = options.max_batch_size or min(DEFAULT_MAX_BATCH_SIZE, limit or DEFAULT_MAX_BATCH_SIZE)
+    if limit is not None and batch > limit:
+        raise RepositoryError(
+            f"max_batch_size: {batch} is above the engine's {limit}",
+            where=str(directory),
+            fix=f"--max-batch-size {limit} or less",
+        )
+    return batch
 
 
 def _flag(name: str) -> str:

@@ -18,7 +18,8 @@ from enginix.cli import main
 from enginix.errors import EnginixError, ManifestError, RepositoryError, UsageError
 from enginix.triton import config, contract
 from enginix.triton.options import Options
-from enginix.triton.repository import build, read_engine
+from enginix.triton.reference_engine import read_engine
+from enginix.triton.repository import build
 from enginix.triton.validate import validate
 
 
