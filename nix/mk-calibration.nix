@@ -25,8 +25,8 @@ let
     {
       # The model whose tokenizer it is for: mkHfModel's output. Of a locked one, no weights are fetched for it.
       tokenizer,
-      # Text (.txt), JSONL (.jsonl), or a directory of them: a path, or a derivation, for instance a dataset fetched by
-      # hash. null is the text that ships with enginix.
+      # Text (.txt), JSONL (.jsonl), or a directory of them: a path, or a derivation, for instance mkHfDataset's output, whose
+      # repository and commit the manifest then names. null is the text that ships with enginix.
       text ? null,
       # Field of a JSONL line: a string, or a list of chat messages.
       field ? "text",

@@ -6,11 +6,12 @@
   lib,
   pkgs,
   check,
-  enginix-core,
   ...
-}:
+}@scope:
 let
   function = "mkHfModel";
+  hf = import ./hf-files.nix scope;
+  inherit (hf) fetcher licenseOf titleOf;
 
   known = [
     "lock"
@@ -21,19 +22,6 @@ let
     "hub"
     "license"
   ];
-
-  # HF_ENDPOINT and HF_TOKEN reach fixed-output builds only, from the environment of whoever builds: the
-  # caller's in a single-user installation, nix-daemon's otherwise.
-  fetcher = {
-    nativeBuildInputs = [ enginix-core ];
-    hubSetup = ./builders/hub.sh;
-    SSL_CERT_FILE = "${pkgs.cacert}/etc/ssl/certs/ca-bundle.crt";
-    impureEnvVars = lib.fetchers.proxyImpureEnvVars ++ [
-      "HF_ENDPOINT"
-      "HF_TOKEN"
-    ];
-    preferLocalBuild = true;
-  };
 
   # The model as huggingface_hub's cache has it, for tools that take a repository name and HF_HUB_CACHE.
   cacheOf =
@@ -47,8 +35,6 @@ let
       allowSubstitutes = false;
     };
 
-  licenseOf = id: if id == null then { } else { license = lib.getLicenseFromSpdxIdOr id { fullName = id; free = false; }; };
-
   fromLock =
     {
       lock,
@@ -60,63 +46,14 @@ let
       ...
     }:
     let
-      where = if builtins.isPath lock || builtins.isString lock then toString lock else "lock";
-      pinned = check.lock.parse where (if builtins.isAttrs lock then lock else lib.importJSON lock);
-      title = if name != null then name else lib.toLower (lib.strings.sanitizeDerivationName (baseNameOf pinned.repo));
-
-      # Named after the file alone: equal files of two models or two revisions are one store path.
-      fetch =
-        file:
-        pkgs.stdenvNoCC.mkDerivation (
-          fetcher
-          // {
-            name = lib.strings.sanitizeDerivationName (baseNameOf file.path);
-            buildCommandPath = ./builders/fetch-file.sh;
-            outputHashMode = "flat";
-            outputHashAlgo = "sha256";
-            outputHash = file.sha256;
-            inherit (pinned) repo revision;
-            inherit (file) path sha256;
-            size = toString file.size;
-            hub = if hub == null then "" else lib.getExe hub;
-          }
-        );
-      files = builtins.mapAttrs (_: fetch) pinned.files;
-
-      manifest = {
-        format = 1;
-        artefact = "model";
-        name = title;
-        kind = null;
-        inherit (pinned) model;
-        inputs = {
-          inherit (pinned) repo revision license;
-          files = builtins.mapAttrs (_: f: f.sha256) pinned.files;
-        };
-        options = { };
-        target = { };
-        runtime = { };
-        tools.enginix = enginix-core.version;
-        results = { };
-      };
-
-      model = pkgs.stdenvNoCC.mkDerivation {
-        name = "${title}-model";
-        buildCommandPath = ./builders/join-files.sh;
-        # path, newline, store path, newline, …
-        links = lib.concatLines (
-          builtins.concatLists (lib.mapAttrsToList (path: file: [ path "${file}" ]) files)
-        );
-        manifest = builtins.toJSON manifest;
-        passAsFile = [
-          "links"
-          "manifest"
-        ];
-        preferLocalBuild = true;
-        allowSubstitutes = false;
+      pinned = hf.parse function "model" lock;
+      title = if name != null then name else titleOf pinned.repo;
+      files = hf.filesOf pinned hub;
+      model = hf.join {
+        inherit title pinned files;
         passthru = {
-          inherit (pinned) repo revision license model gated;
-          inherit files hub;
+          inherit (pinned) model;
+          inherit hub;
           hfCache = cacheOf title pinned.repo pinned.revision model;
           modelName = title;
           # For the memory plan at evaluation.
@@ -124,11 +61,7 @@ let
           architecture = pinned.model.architecture or null;
           quantization = pinned.model.quantization or null;
         };
-        meta = {
-          description = "${pinned.repo} at ${builtins.substring 0 12 pinned.revision}";
-          homepage = "https://huggingface.co/${pinned.repo}";
-        }
-        // licenseOf pinned.license;
+        meta.homepage = "https://huggingface.co/${pinned.repo}";
       };
     in
     model;
@@ -144,7 +77,7 @@ let
       ...
     }:
     let
-      title = if name != null then name else lib.toLower (lib.strings.sanitizeDerivationName (baseNameOf repo));
+      title = if name != null then name else titleOf repo;
       model = pkgs.stdenvNoCC.mkDerivation (
         fetcher
         // {

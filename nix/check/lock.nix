@@ -62,6 +62,14 @@ rec {
       throw "${where}: the lock lists no files; write it again with `enginix lock`."
     else
       {
+        type =
+          let
+            type = lock.type or "model";
+          in
+          if builtins.elem type [ "model" "dataset" ] then
+            type
+          else
+            throw "${where}: type ${builtins.toJSON type} is neither \"model\" nor \"dataset\"; write the lock again with `enginix lock`.";
         repo = repo where (lock.repo or null);
         revision = revision where (lock.repo or "?") (lock.revision or null);
         license = lock.license or null;

@@ -23,7 +23,7 @@ FORMAT = 1
 _STORE_HASH = re.compile(r"^[0-9abcdfghijklmnpqrsvwxyz]{32}-")
 
 Artefact = Literal[
-    "model", "calibration", "quantized-model", "checkpoint", "export", "engine", "triton-repository"
+    "model", "dataset", "calibration", "quantized-model", "checkpoint", "export", "engine", "triton-repository"
 ]
 
 

@@ -29,6 +29,11 @@ def git_object(kind: str, body: bytes) -> tuple[str, bytes]:
     return hashlib.sha1(raw, usedforsecurity=False).hexdigest(), raw
 
 
+def typed(repo: str) -> str:
+    """A repository's name behind its type, which the API has and addresses of models have not."""
+    return repo if repo.startswith("datasets/") else f"models/{repo}"
+
+
 def pointer(sha256: str, size: int) -> bytes:
     """What git stores in place of a large file."""
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()

@@ -5,6 +5,7 @@
   HF_ENDPOINT=http://127.0.0.1:PORT hf download acme/tiny
 
 One line with the address is printed when it listens. Another branch: --repo acme/tiny=DIR@BRANCH.
+A dataset: --repo datasets/acme/texts=DIR.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def main() -> int:
         directory, at, branch = where.rpartition("@")
         if not at or os.path.isdir(where):
             directory, branch = where, "main"
-        if name.count("/") != 1 or not os.path.isdir(directory):
+        if name.removeprefix("datasets/").count("/") != 1 or not os.path.isdir(directory):
             parser.error(f"--repo {word}: expected OWNER/NAME=DIRECTORY[@BRANCH] with an existing directory")
         branches.setdefault(name, {})[branch] = directory
     gated = dict(word.partition("=")[::2] for word in args.gated)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from .faults import Fault
-from .repository import Commit, Entry, Repository, git_object, pointer
+from .repository import Commit, Entry, Repository, git_object, pointer, typed
 from .storage import SIGNED_FOR, Refused, StorageRoutes
 
 REPO = r"(?P<repo>[^/]+/[^/]+?)"
@@ -86,6 +86,10 @@ class Hub:
         return hashlib.sha256(self._secret + f"{sha256} {expires}".encode()).hexdigest()
 
 
+# /api/datasets/owner/name, /api/resolve-cache/datasets/owner/name, /datasets/owner/name.
+DATASET = re.compile(r"^(/|/api/|/api/resolve-cache/)datasets/(?=[^/]+/[^/]+(/|$))")
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
@@ -132,10 +136,14 @@ class _Handler(StorageRoutes, BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         self.body = self.rfile.read(length) if length else b""
         try:
+            # A dataset's addresses are a model's but for one segment; its repository is named with it.
+            plain = DATASET.sub(lambda m: f"{m[1]}models/" if m[1] != "/" else "/", url.path)
             for pattern, name in self.routes:
-                if m := pattern.fullmatch(url.path):
+                if m := pattern.fullmatch(plain):
                     self.route = name
                     self.words = {k: unquote(v) for k, v in m.groupdict().items() if v is not None}
+                    if plain != url.path and "repo" in self.words:
+                        self.words["repo"] = f"datasets/{self.words['repo']}"
                     self._maybe_status(name)
                     getattr(self, f"_{name}")(**self.words)
                     break
@@ -262,9 +270,9 @@ class _Handler(StorageRoutes, BaseHTTPRequestHandler):
         self._json(
             {
                 "_id": commit.sha[:24],
-                "id": repo,
+                "id": repo.removeprefix("datasets/"),
                 "modelId": repo,
-                "author": repo.split("/")[0],
+                "author": repo.split("/")[-2],
                 "sha": commit.sha,
                 "lastModified": "2024-01-01T00:00:00.000Z",
                 "createdAt": "2024-01-01T00:00:00.000Z",
@@ -378,7 +386,7 @@ class _Handler(StorageRoutes, BaseHTTPRequestHandler):
         commit, e = self._entry(repo, revision, path)
         if e.sha256 is None:
             # Small files live on the Hub itself, behind a relative redirect to a page that may be cached.
-            where = f"/api/resolve-cache/models/{repo}/{commit.sha}/{quote(path)}"
+            where = f"/api/resolve-cache/{typed(repo)}/{commit.sha}/{quote(path)}"
             return self._bytes(b"", {**self._headers(repo, commit, e), "Location": where}, 307)
         expires = int(time.time()) + (-1 if self._fault("expired", "resolve", path) else SIGNED_FOR)
         base = self._base()

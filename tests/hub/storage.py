@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import xet
-from .repository import Entry
+from .repository import Entry, typed
 
 SIGNED_FOR = 3600  # seconds that a signed address holds
 
@@ -44,7 +44,7 @@ class StorageRoutes:
     def _xet_headers(self, repo: str, commit: str, e: Entry) -> dict[str, str]:
         if not self.server.hub.xet or e.sha256 is None:
             return {}
-        route = f"{self._base()}/api/models/{repo}/xet-read-token/{commit}"
+        route = f"{self._base()}/api/{typed(repo)}/xet-read-token/{commit}"
         return {"X-Xet-Hash": e.sha256, "X-Xet-Refresh-Route": route}
 
     def _xet_token(self, repo: str, revision: str) -> None:

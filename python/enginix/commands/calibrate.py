@@ -5,11 +5,13 @@ them, such as the files of a dataset. Documents are drawn in an order that the s
 model's own tokenizer, joined and cut into rows of equal length. The same texts, tokenizer and options give
 the same bytes.
 
-Without --text it uses the text that ships with enginix: prose and code in 14 languages, Apache-2.0. Text of
-your own domain calibrates better.
+Without --text it uses the text that ships with enginix (docs/quantization.md). Text of your own domain
+calibrates better: a file, or a dataset of the Hub that enginix lock --dataset pins and enginix fetch brings,
+whose repository and commit the calibration data then names.
 
   enginix calibrate ./qwen3-8b -o ./calibration
   enginix calibrate ./qwen3-8b --text ./tickets.jsonl --field messages --size 512 -o ./calibration
+  enginix fetch texts.lock.json -o ./texts && enginix calibrate ./qwen3-8b --text ./texts -o ./calibration
   enginix quantize ./qwen3-8b --format fp8 --calibration ./calibration -o ./qwen3-8b-fp8
 """
 

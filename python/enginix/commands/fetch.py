@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     console.result(
         {
             "directory": str(done.directory),
+            "type": pinned.type,
             "repo": pinned.repo,
             "revision": pinned.revision,
             "files": done.files,

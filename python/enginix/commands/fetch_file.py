@@ -3,8 +3,8 @@
   enginix fetch-file Qwen/Qwen3-0.6B 40HEX model.safetensors --sha256 HEX --size N -o model.safetensors
 
 Written beside the output and renamed, so the output is whole or absent. It works without a home directory:
-this is what each fixed-output derivation of mkHfModel runs. HF_ENDPOINT names another hub; HF_TOKEN opens
-gated and private repositories and is sent to the hub's own host only.
+this is what each fixed-output derivation of mkHfModel and mkHfDataset runs. HF_ENDPOINT names another hub;
+HF_TOKEN opens gated and private repositories and is sent to the hub's own host only.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from enginix import console
 from enginix.errors import UsageError
 from enginix.hub import paths
 from enginix.hub.fetch import fetch_file
-from enginix.hub.lock import LARGEST_FILE, REPO, SHA256
+from enginix.hub.lock import LARGEST_FILE, REPO, SHA256, address
 from enginix.hub.transfer import Wanted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repo", metavar="REPO", help="owner/name")
+    parser.add_argument("--dataset", action="store_true", help="REPO is a dataset")
     parser.add_argument("revision", metavar="REVISION", help="commit, 40 hex digits")
     parser.add_argument("path", metavar="PATH", help="file of the repository")
     parser.add_argument("--sha256", required=True, metavar="HEX", help="of the content")
@@ -30,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if not REPO.fullmatch(args.repo):
+    repo = address(args.repo, "dataset" if args.dataset else "model")
+    if not REPO.fullmatch(args.repo) or (args.dataset and "/" not in args.repo):
         raise UsageError("not a Hub repository name", where=args.repo, fix="pass owner/name")
     if why := paths.problem(args.path):
         raise UsageError(f"the path {why}", where=ascii(args.path), fix="pass the path as the lock has it")
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.size <= LARGEST_FILE:
         raise UsageError("--size is not a number of bytes", where=args.path, fix="copy it from the lock")
     wanted = Wanted(args.path, args.size, "sha256", args.sha256)
-    done = fetch_file(args.repo, args.revision, wanted, args.output)
+    done = fetch_file(repo, args.revision, wanted, args.output)
     console.result(
         {"file": str(done.directory), "size": done.size, "sha256": args.sha256, "moved": done.moved},
         f"{args.path}: {console.human_bytes(done.size)}, sha256 as pinned",

@@ -1,10 +1,12 @@
 """Pin a Hub repository: commit, licence, and path, size and sha256 of each file. No weight is downloaded.
 
   enginix lock nvidia/Qwen3-32B-NVFP4 -o qwen3-32b-nvfp4.lock.json
+  enginix lock --dataset owner/name -o texts.lock.json
   enginix lock --check  qwen3-32b-nvfp4.lock.json     exit 1 and a diff when upstream moved
   enginix lock --update qwen3-32b-nvfp4.lock.json     shows what moves, and writes it
 
-By default it takes safetensors and the files that reading them needs. Pickle formats are refused; Python
+By default it takes safetensors and the files that reading them needs; of a dataset JSONL and text, which
+calibration reads. Pickle formats are refused; Python
 files of the repository are pinned only with --remote-code. --include replaces the default patterns, --exclude
 removes; both match the whole path, * crosses directories. What was asked for is kept in the lock, so that
 --check and --update ask for the same. HF_ENDPOINT names another hub; HF_TOKEN opens gated repositories.
@@ -25,6 +27,7 @@ from enginix.hub.locking import Made, differences, make, to_move
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repo", nargs="?", metavar="REPO", help="owner/name")
+    parser.add_argument("--dataset", action="store_true", help="REPO is a dataset")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit (main)")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where the lock goes")
     parser.add_argument("--include", action="append", metavar="PATTERN", help="repeatable")
@@ -44,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         return _update(args)
     if args.output is None:
         raise UsageError("where does the lock go?", where=args.repo, fix="add -o FILE")
-    made = make(args.repo, _selection(args, Selection()))
+    made = make(args.repo, _selection(args, Selection()), "dataset" if args.dataset else "model")
     _write(args.output, made.lock)
     _say(made)
     lock = made.lock
@@ -85,7 +88,9 @@ def _update(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace, path: Path) -> tuple[Lock, Made, list[str]]:
     old = locks.read(path)
-    made = make(old.repo, _selection(args, old.select))
+    if args.dataset and old.type != "dataset":
+        raise UsageError("is the lock of a model", where=str(path), fix="leave --dataset out")
+    made = make(old.repo, _selection(args, old.select), old.type)
     return old, made, differences(old, made.lock)
 
 
@@ -114,6 +119,7 @@ def _say(made: Made) -> None:
 
 def _summary(lock: Lock) -> dict[str, object]:
     return {
+        "type": lock.type,
         "repo": lock.repo,
         "revision": lock.revision,
         "license": lock.license,

@@ -23,7 +23,7 @@ TRIES = 5
 
 @dataclass(frozen=True)
 class RepoInfo:
-    """A repository at one commit."""
+    """A repository at one commit; ``repo`` is its address, as in :func:`lock.address`."""
 
     repo: str
     revision: str
@@ -59,7 +59,7 @@ def repo_info(repo: str, revision: str = "main") -> RepoInfo:
         raise LockError(
             f"revision {ascii(revision)[:100]} is none", where=repo, fix="pass a branch, tag or commit"
         )
-    raw, _ = _json(f"/api/models/{repo}/revision/{quote(revision, safe='')}", repo)
+    raw, _ = _json(f"{_api(repo)}/revision/{quote(revision, safe='')}", repo)
     sha, gated = (raw.get("sha"), raw.get("gated")) if isinstance(raw, dict) else (None, None)
     if not isinstance(raw, dict) or not isinstance(sha, str) or not lock.COMMIT.fullmatch(sha):
         raise _odd(repo, "the answer has no commit")
@@ -78,7 +78,7 @@ def list_files(repo: str, commit: str) -> tuple[RemoteFile, ...]:
     """
     _check_repo(repo)
     found: list[RemoteFile] = []
-    page: str | None = f"/api/models/{repo}/tree/{commit}?recursive=true&expand=false"
+    page: str | None = f"{_api(repo)}/tree/{commit}?recursive=true&expand=false"
     seen: set[str] = set()
     while page is not None:
         if page in seen or len(found) > MOST_FILES:
@@ -142,8 +142,15 @@ def lfs_pointer(sha256: str, size: int) -> bytes:
 
 
 def _check_repo(repo: str) -> None:
-    if not lock.REPO.fullmatch(repo):
+    if lock.split(repo) is None:
         raise LockError("not a Hub repository name", where=ascii(repo)[:100], fix="pass owner/name")
+
+
+def _api(repo: str) -> str:
+    """Path of a repository in the API, which names models' type, and addresses do not."""
+    return (
+        f"/api/{repo}" if repo.startswith(lock.DATASETS) and repo.count("/") == 2 else f"/api/models/{repo}"
+    )
 
 
 def _odd(repo: str, what: str) -> HubError:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from enginix.console import human_bytes, say
 from enginix.errors import MachineError, UsageError
-from enginix.hub import faults, session
+from enginix.hub import faults, lock, session
 from enginix.hub.lock import COMMIT, Lock
 from enginix.hub.progress import Progress
 from enginix.hub.transfer import Stopped, Wanted, abort, download, free_bytes
@@ -54,7 +54,7 @@ def fetch(pinned: Lock, out: Path, jobs: int = JOBS) -> Fetched:
     """
     wanted = [Wanted(f.path, f.size, "sha256", f.sha256) for f in pinned.files]
     note = Manifest(
-        artefact="model",
+        artefact=pinned.type,
         name=pinned.repo.rpartition("/")[2].lower(),
         model=pinned.model,
         inputs={
@@ -64,7 +64,7 @@ def fetch(pinned: Lock, out: Path, jobs: int = JOBS) -> Fetched:
             "files": {f.path: f.sha256 for f in pinned.files},
         },
     )
-    return collect(pinned.repo, pinned.revision, wanted, out, jobs=jobs, note=note)
+    return collect(pinned.address, pinned.revision, wanted, out, jobs=jobs, note=note)
 
 
 def fetch_file(repo: str, commit: str, wanted: Wanted, out: Path) -> Fetched:
@@ -154,8 +154,14 @@ def require_commit(repo: str, revision: str) -> None:
         raise UsageError(
             f"revision {ascii(revision)[:100]} is not a commit of 40 hex digits; a branch or tag can move",
             where=repo,
-            fix=f"pin it: enginix lock {repo} --revision {ascii(revision)[1:-1][:100]} -o FILE",
+            fix=f"pin it: enginix lock {_words(repo)} --revision {ascii(revision)[1:-1][:100]} -o FILE",
         )
+
+
+def _words(address: str) -> str:
+    """What ``enginix lock`` is given for a repository."""
+    found = lock.split(address)
+    return f"--dataset {found[0]}" if found is not None and found[1] == "dataset" else address
 
 
 def require_room(directory: Path, need: int, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""The model lock: a Hub repository's commit, and path, size and sha256 of each file that is used.
+"""The lock of a model or dataset: a Hub repository's commit, and each used file's path, size and sha256.
 
 JSON, one file a line, so that a change of a model is a diff that people can read. The parser takes nothing
 on trust: a lock comes from a pull request as often as from ``enginix lock``.
@@ -29,8 +29,29 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 # As huggingface_hub's validate_repo_id, and never a path: no ``..`` in it.
 REPO = re.compile(r"(?=.{1,193}$)(?!.*(\.\.|--))(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}(?<![.-])", re.ASCII)
 
+# The Hub's own name of a dataset's place: in addresses it stands before the repository's name.
+DATASETS = "datasets/"
 _AGAIN = "write the lock again with `enginix lock`"
-_KEYS = {"version", "repo", "revision", "license", "gated", "model", "files", "select"}
+_KEYS = {"version", "type", "repo", "revision", "license", "gated", "model", "files", "select"}
+
+
+RepoType = Literal["model", "dataset"]
+
+
+def address(repo: str, type_: RepoType) -> str:
+    """See ``Lock.address``."""
+    return DATASETS + repo if type_ == "dataset" else repo
+
+
+def split(address: str) -> tuple[str, RepoType] | None:
+    """Name and type of the repository at an address; None where it is no address.
+
+    ``datasets/name`` is a model of the owner ``datasets``: a dataset's address always has its owner.
+    """
+    name = address.removeprefix(DATASETS)
+    if name != address and "/" in name:
+        return (name, "dataset") if REPO.fullmatch(name) else None
+    return (address, "model") if REPO.fullmatch(address) else None
 
 
 @dataclass(frozen=True)
@@ -66,15 +87,16 @@ class Selection:
 
 @dataclass(frozen=True)
 class Lock:
-    """A pinned model.
+    """A pinned model or dataset.
 
     Attributes:
         repo: ``owner/name``.
         revision: commit, 40 hex digits.
         license: what the model card says, or None.
         gated: whether the Hub asks for a token and an accepted licence.
-        model: what evaluation checks a build with: architecture, layers, heads, …
+        model: what evaluation checks a build with: architecture, layers, heads, …; empty for datasets.
         files: sorted by path.
+        type: ``dataset`` stands in the file; a model's lock does not name its type, as it never did.
     """
 
     repo: str
@@ -84,6 +106,12 @@ class Lock:
     model: dict[str, Any]
     files: tuple[LockedFile, ...]
     select: Selection = field(default_factory=Selection)
+    type: RepoType = "model"
+
+    @property
+    def address(self) -> str:
+        """The repository as addresses of the Hub name it: ``owner/name``, ``datasets/owner/name``."""
+        return address(self.repo, self.type)
 
     @property
     def size(self) -> int:
@@ -141,9 +169,13 @@ def parse(text: str | bytes, where: str) -> Lock:
         )
     if unknown := sorted(set(raw) - _KEYS):
         raise refuse(f"unknown key {_show(unknown[0])}")
-    repo, revision = raw.get("repo"), raw.get("revision")
+    repo, revision, type_ = raw.get("repo"), raw.get("revision"), raw.get("type", "model")
+    if type_ not in ("model", "dataset"):
+        raise refuse(f'type {_show(type_)} is neither "model" nor "dataset"')
     if not isinstance(repo, str) or not REPO.fullmatch(repo):
         raise refuse(f"repo {_show(repo)} is not owner/name")
+    if type_ == "dataset" and "/" not in repo:
+        raise refuse(f"dataset {_show(repo)} has no owner")
     if not isinstance(revision, str) or not COMMIT.fullmatch(revision):
         raise refuse(f"revision {_show(revision)} is not a commit of 40 hex digits; a branch or tag can move")
     license_, gated, model = raw.get("license"), raw.get("gated", False), raw.get("model", {})
@@ -155,6 +187,8 @@ def parse(text: str | bytes, where: str) -> Lock:
         raise refuse(f'gated {_show(gated)} is not false, "auto" or "manual"')
     if not isinstance(model, dict) or not _plain(model, DEEPEST_FACT):
         raise refuse("model is not an object of plain facts")
+    if type_ == "dataset" and model:
+        raise refuse("a dataset has no facts of a model")
     return Lock(
         repo=repo,
         revision=revision,
@@ -163,6 +197,7 @@ def parse(text: str | bytes, where: str) -> Lock:
         model=model,
         files=_files(raw.get("files"), refuse),
         select=_selection(raw.get("select"), refuse),
+        type=type_,
     )
 
 
@@ -210,6 +245,7 @@ def dump(lock: Lock) -> str:
 
     head: list[tuple[str, str]] = [
         ("version", line(VERSION)),
+        *([("type", line(lock.type))] if lock.type != "model" else []),
         ("repo", line(lock.repo)),
         ("revision", line(lock.revision)),
         ("license", line(lock.license)),
@@ -224,7 +260,8 @@ def dump(lock: Lock) -> str:
         }
         head.append(("select", line(chosen)))
     files = sorted(lock.files, key=lambda f: f.path)
-    head.append(("model", block(sorted(lock.model.items()))))
+    if lock.type == "model":
+        head.append(("model", block(sorted(lock.model.items()))))
     head.append(("files", block([(f.path, {"sha256": f.sha256, "size": f.size}) for f in files])))
     return "{\n" + ",\n".join(f'  "{key}": {value}' for key, value in head) + "\n}\n"
 

@@ -1,4 +1,4 @@
-"""Writing a lock: what a repository holds now, pinned, without a byte of its weights.
+"""Writing a lock: what a repository holds now, pinned, without a byte of its large files.
 
 A large file's sha256 is in the listing (it is its LFS oid). Small files have only git's SHA-1 there, so they
 are fetched, checked against it and hashed.
@@ -15,7 +15,7 @@ from typing import Any
 from enginix.console import human_bytes
 from enginix.errors import HubError, LockError
 from enginix.hub import api, facts, paths
-from enginix.hub.lock import Lock, LockedFile, Selection, check_files, check_names
+from enginix.hub.lock import Lock, LockedFile, RepoType, Selection, address, check_files, check_names
 from enginix.hub.selection import choose
 
 JOBS = 8
@@ -31,20 +31,23 @@ class Made:
     notes: tuple[str, ...]
 
 
-def make(repo: str, select: Selection) -> Made:
-    """Pins a repository.
+def make(name: str, select: Selection, type_: RepoType = "model") -> Made:
+    """Pins the model or dataset ``name``.
 
     Raises:
-        LockError: a path or format that no lock may hold, or no weights.
+        LockError: a path or format that no lock may hold; no weights, or no text in a dataset.
         HubError: the hub does not deliver.
     """
+    if type_ == "dataset" and "/" not in name:
+        raise LockError("a dataset is named with its owner", where=name, fix="pass owner/name")
+    repo = address(name, type_)
     info = api.repo_info(repo, select.revision)
     listing = api.list_files(repo, info.revision)
     # Before the choice: a listing with one hostile path is not to be trusted with the others.
     for f in listing:
         if (why := paths.problem(f.path)) and f.path != paths.RESERVED:
             raise _refuse(repo)(f"path {ascii(f.path)[:100]} {why}", "do not use this repository")
-    chosen = choose(listing, select, repo)
+    chosen = choose(listing, select, repo, type_)
     check_names([f.path for f in chosen.files], _refuse(repo))
     small = [f for f in chosen.files if f.sha256 is None or f.path in facts.FILES]
     total = sum(f.size for f in small)
@@ -67,13 +70,18 @@ def make(repo: str, select: Selection) -> Made:
         for f in chosen.files
     )
     check_files(files, _refuse(repo))
-    model = facts.model_facts({p: content[p] for p in facts.FILES if p in content}, repo)
+    model = (
+        {}
+        if type_ == "dataset"
+        else facts.model_facts({p: content[p] for p in facts.FILES if p in content}, repo)
+    )
     notes = list(chosen.notes)
     if model.pop("remoteCode", False) and not select.remote_code:
         notes.append("config.json names code of the repository, which is not pinned; see --remote-code")
     if paths.RESERVED in {f.path for f in listing}:
         notes.append(f"{paths.RESERVED} left out: the name of the manifest that fetching adds")
-    return Made(Lock(repo, info.revision, info.license, info.gated, model, files, select), tuple(notes))
+    made = Lock(name, info.revision, info.license, info.gated, model, files, select, type_)
+    return Made(made, tuple(notes))
 
 
 def differences(old: Lock, new: Lock) -> list[str]:

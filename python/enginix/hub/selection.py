@@ -1,4 +1,4 @@
-"""Which files of a repository a lock takes: weights in safetensors, and what reading them needs."""
+"""Which files a lock takes: weights in safetensors and what reading them needs; of a dataset, its text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from enginix.errors import LockError
 from enginix.hub import paths
 from enginix.hub.api import RemoteFile
-from enginix.hub.lock import Selection
+from enginix.hub.lock import RepoType, Selection
 
 # Patterns match the whole path, and * crosses directories, as huggingface_hub's do.
 INCLUDE = (
@@ -26,6 +26,9 @@ INCLUDE = (
 )
 # Copies of the same weights for other software, and hidden files.
 EXCLUDE = (".*", "*/.*", "original/*", "metal/*", "onnx/*", "openvino/*", "coreml/*", "runs/*")
+# What calibration reads of a dataset (enginix.quantize.text), and its terms.
+TEXT = ("*.jsonl", "*.jsonl.gz", "*.ndjson", "*.txt", "*.txt.gz")
+DATASET = (*TEXT, "LICENSE*", "LICENCE*", "NOTICE*")
 # Mistral's own layout, beside the Transformers one.
 TWIN = "consolidated*.safetensors"
 
@@ -38,11 +41,12 @@ class Chosen:
     notes: tuple[str, ...]
 
 
-def choose(files: Sequence[RemoteFile], select: Selection, repo: str) -> Chosen:
+def choose(files: Sequence[RemoteFile], select: Selection, repo: str, type_: RepoType = "model") -> Chosen:
     """Applies the patterns.
 
     Raises:
-        LockError: a pickle was asked for by name, or nothing is left, or there are no weights.
+        LockError: a pickle was asked for by name, or nothing is left; there are no weights, or no text in a
+            dataset.
     """
     notes: list[str] = []
     exclude = select.exclude
@@ -50,7 +54,7 @@ def choose(files: Sequence[RemoteFile], select: Selection, repo: str) -> Chosen:
         exclude = (*exclude, *EXCLUDE)
         if any(fnmatchcase(f.path, "model*.safetensors") for f in files):
             exclude = (*exclude, TWIN)
-    include = select.include or INCLUDE
+    include = select.include or (DATASET if type_ == "dataset" else INCLUDE)
     taken = []
     for f in files:
         if not _any(f.path, include) and not (select.remote_code and f.path.endswith(".py")):
@@ -67,13 +71,27 @@ def choose(files: Sequence[RemoteFile], select: Selection, repo: str) -> Chosen:
             where=repo,
             fix="lock a repository with safetensors; --include only what is not a pickle",
         )
+    if type_ == "dataset" and not select.include and not any(_any(f.path, TEXT) for f in taken):
+        raise LockError(
+            _no_text(files),
+            where=repo,
+            fix="lock a dataset that has JSONL or text; or write it as JSONL (DuckDB and pandas do) "
+            "and pass that file: mkCalibration { text = ./data.jsonl; }, enginix calibrate --text",
+        )
     if not taken:
         raise LockError("no file is left", where=repo, fix="look at --include and --exclude")
-    if not select.include and not any(f.path.endswith(".safetensors") for f in taken):
+    if type_ == "model" and not select.include and not any(f.path.endswith(".safetensors") for f in taken):
         raise LockError(
             _no_weights(files), where=repo, fix="lock a repository with safetensors, or use --include"
         )
     return Chosen(tuple(taken), tuple(notes))
+
+
+def _no_text(files: Sequence[RemoteFile]) -> str:
+    others = [
+        f.path for f in files if f.path.endswith((".parquet", ".arrow", ".csv", ".json", ".zst", ".zip"))
+    ]
+    return f"no JSONL and no text in it; there is {others[0]}" if others else "no JSONL and no text in it"
 
 
 def _no_weights(files: Sequence[RemoteFile]) -> str:

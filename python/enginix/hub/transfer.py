@@ -207,7 +207,8 @@ def _attempt(
 
     home = session.endpoint()
     headers = session.headers()
-    url = hf_hub_url(repo, wanted.path, revision=commit, endpoint=home)
+    name, type_ = lock.split(repo) or (repo, "model")
+    url = hf_hub_url(name, wanted.path, repo_type=type_, revision=commit, endpoint=home)
     found = get_hf_file_metadata(
         url, headers=headers, token=_plain_token(headers), timeout=15, endpoint=home, retry_on_errors=True
     )

@@ -194,6 +194,8 @@ def make(model: Path, out: Path, source: Path | None, recipe: Recipe) -> Calibra
     told: dict[str, Any] = {}
     if source is None:
         source, told = default_text()
+    else:
+        told = text.dataset(source)
     digest, count = text.digest(source)
     tokenizer = load_tokenizer(model)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from enginix import manifest
 from enginix.errors import ModelError, UsageError
 from enginix.files import sha256_file
 
@@ -61,6 +62,33 @@ def files(source: Path) -> list[Path]:
         held = f"; it has {', '.join(other)}" if other else ""
         raise UsageError(f"no {', '.join(PLAIN + LINES)} in it{held}", where=str(source), fix=_fix(*other))
     return found
+
+
+def dataset(source: Path) -> dict[str, Any]:
+    """What pins the texts of a directory that ``enginix fetch`` wrote: its repository, commit and licence.
+
+    Empty where the source is no such directory. Every file that is read must be the one that was pinned:
+    a name in a manifest is a promise.
+
+    Raises:
+        ModelError: a file is not the pinned one, or was not pinned.
+        ManifestError: a manifest that cannot be read.
+    """
+    if not (source / manifest.FILE).is_file():
+        return {}
+    found = manifest.read(source)
+    if found.artefact != "dataset":
+        return {}
+    pinned = found.inputs.get("files")
+    for path in files(source):
+        name = path.relative_to(source).as_posix()
+        if not isinstance(pinned, dict) or pinned.get(name) != sha256_file(path):
+            raise ModelError(
+                f"{name} is not what the dataset's lock pins",
+                where=str(source),
+                fix="fetch it again: enginix fetch LOCK -o DIR",
+            )
+    return {"dataset": {key: found.inputs.get(key) for key in ("repo", "revision", "license")}}
 
 
 def digest(source: Path) -> tuple[str, int]:

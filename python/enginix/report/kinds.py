@@ -63,6 +63,8 @@ def read(where: Path) -> Model:
         name = where.resolve().name
     elif where.is_file():
         pinned = lock.read(where)
+        if pinned.type != "model":
+            raise ModelError("is the lock of a dataset", where=str(where), fix="pass a model's lock")
         facts, name = dict(pinned.model), pinned.repo
         sizes = {f.path: f.size for f in pinned.files}
     else:

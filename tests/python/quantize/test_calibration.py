@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginix import manifest
-from enginix.errors import EnginixError, ModelError, UsageError
+from enginix.errors import EnginixError, ManifestError, ModelError, UsageError
 from enginix.files import sha256_file
 from enginix.quantize import calibration, text
 from enginix.quantize.calibration import FILE, Recipe, default_text, draw, dump, make, read
@@ -278,3 +278,40 @@ def test_the_command(enginix: Any, model: Path, tmp_path: Path) -> None:
     assert done.returncode == 0 and told["sha256"] == sha256_file(tmp_path / "out" / FILE)
     again = enginix(*words)
     assert again.returncode == 2 and "exists already" in again.stderr
+
+
+def _dataset(directory: Path, **files: str) -> Path:
+    """What ``enginix fetch`` makes of a dataset's lock."""
+    directory.mkdir()
+    for name, content in files.items():
+        (directory / f"{name}.jsonl").write_text(content)
+    digests = {p.name: sha256_file(p) for p in directory.iterdir()}
+    inputs = {"repo": "acme/texts", "revision": "0" * 40, "license": "cc0-1.0", "files": digests}
+    manifest.Manifest("dataset", "texts", inputs=inputs).write(directory)
+    return directory
+
+
+def test_a_dataset_is_named(model: Path, tmp_path: Path) -> None:
+    lines = '{"said": "a line of text that is long enough", "text": 7}\n' * 20
+    source = _dataset(tmp_path / "texts", train=lines)
+    done = make(model, tmp_path / "out", source, Recipe(2, 16, 1, "said"))
+    named = {"repo": "acme/texts", "revision": "0" * 40, "license": "cc0-1.0"}
+    assert done.about["text"]["dataset"] == named
+    assert manifest.read(tmp_path / "out").inputs["text"]["dataset"] == named
+    assert manifest.read(tmp_path / "out").options["field"] == "said"
+
+
+@pytest.mark.parametrize("damage", ["changed", "added", "no files", "manifest"])
+def test_a_dataset_that_is_not_what_was_pinned_is_not_named(model: Path, tmp_path: Path, damage: str) -> None:
+    source = _dataset(tmp_path / "texts", train='{"text": "a line of text that is long enough"}\n' * 20)
+    if damage == "changed":
+        (source / "train.jsonl").write_text('{"text": "another line"}\n' * 50)
+    elif damage == "added":
+        (source / "more.txt").write_text("more")
+    elif damage == "no files":
+        manifest.Manifest("dataset", "texts", inputs={"repo": "acme/texts", "files": 7}).write(source)
+    else:
+        (source / "enginix.json").write_text("{")
+    with pytest.raises((ModelError, ManifestError)):
+        make(model, tmp_path / "out", source, Recipe(2, 16))
+    assert not (tmp_path / "out").exists()

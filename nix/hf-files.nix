@@ -1,0 +1,114 @@
+# What mkHfModel and mkHfDataset share: a lock's files, one flat fixed-output derivation each, and their join by links.
+{
+  lib,
+  pkgs,
+  check,
+  enginix-core,
+  ...
+}:
+rec {
+  # HF_ENDPOINT and HF_TOKEN reach fixed-output builds only, from the environment of whoever builds: the
+  # caller's in a single-user installation, nix-daemon's otherwise.
+  fetcher = {
+    nativeBuildInputs = [ enginix-core ];
+    hubSetup = ./builders/hub.sh;
+    SSL_CERT_FILE = "${pkgs.cacert}/etc/ssl/certs/ca-bundle.crt";
+    impureEnvVars = lib.fetchers.proxyImpureEnvVars ++ [
+      "HF_ENDPOINT"
+      "HF_TOKEN"
+    ];
+    preferLocalBuild = true;
+  };
+
+  # A lock's content, every field that Nix relies on checked.
+  # parse :: string -> string -> path | set -> set
+  parse =
+    function: type: lock:
+    let
+      where = if builtins.isPath lock || builtins.isString lock then toString lock else "lock";
+      pinned = check.lock.parse where (if builtins.isAttrs lock then lock else lib.importJSON lock);
+      other = {
+        model = "mkHfModel";
+        dataset = "mkHfDataset";
+      };
+    in
+    if pinned.type != type then
+      throw "${function}: ${where} is the lock of a ${pinned.type}; use ${other.${pinned.type}}."
+    else
+      pinned;
+
+  titleOf = repo: lib.toLower (lib.strings.sanitizeDerivationName (baseNameOf repo));
+
+  licenseOf = id: if id == null then { } else { license = lib.getLicenseFromSpdxIdOr id { fullName = id; free = false; }; };
+
+  # pinned -> hub -> path -> derivation. Named after the file alone: equal files of two repositories or two revisions are
+  # one store path.
+  filesOf =
+    pinned: hub:
+    builtins.mapAttrs (
+      _: file:
+      pkgs.stdenvNoCC.mkDerivation (
+        fetcher
+        // {
+          name = lib.strings.sanitizeDerivationName (baseNameOf file.path);
+          buildCommandPath = ./builders/fetch-file.sh;
+          outputHashMode = "flat";
+          outputHashAlgo = "sha256";
+          outputHash = file.sha256;
+          inherit (pinned) repo revision;
+          inherit (file) path sha256;
+          size = toString file.size;
+          flags = lib.optionalString (pinned.type == "dataset") "--dataset";
+          hub = if hub == null then "" else lib.getExe hub;
+        }
+      )
+    ) pinned.files;
+
+  # A directory of links with its manifest.
+  join =
+    {
+      title,
+      pinned,
+      files,
+      passthru,
+      meta,
+    }:
+    pkgs.stdenvNoCC.mkDerivation {
+      name = "${title}-${pinned.type}";
+      buildCommandPath = ./builders/join-files.sh;
+      # path, newline, store path, newline, …
+      links = lib.concatLines (builtins.concatLists (lib.mapAttrsToList (path: file: [ path "${file}" ]) files));
+      manifest = builtins.toJSON {
+        format = 1;
+        artefact = pinned.type;
+        name = title;
+        kind = null;
+        inherit (pinned) model;
+        inputs = {
+          inherit (pinned) repo revision license;
+          files = builtins.mapAttrs (_: f: f.sha256) pinned.files;
+        };
+        options = { };
+        target = { };
+        runtime = { };
+        tools.enginix = enginix-core.version;
+        results = { };
+      };
+      passAsFile = [
+        "links"
+        "manifest"
+      ];
+      preferLocalBuild = true;
+      allowSubstitutes = false;
+      passthru = {
+        inherit (pinned) repo revision license gated;
+        inherit files;
+      }
+      // passthru;
+      meta = {
+        description = "${pinned.repo} at ${builtins.substring 0 12 pinned.revision}";
+      }
+      // meta
+      // licenseOf pinned.license;
+    };
+}
