@@ -67,14 +67,28 @@ let
     "--kv-cache-fraction"
     served.settings.kvCacheFraction
   ];
-  own = (if image != null then runner else [ (lib.getExe served.serve) ]) ++ [
+  host = reached.${server.host} or server.host;
+  url = "http://${if builtins.match ".*:.*" host != null then "[${host}]" else host}:${toString server.httpPort}";
+  # The engine's own server says nothing to systemd: this one does for it, when it has answered.
+  own = [
+    enginix
+    "ready"
+    url
+    "--timeout"
+    (toString server.startTimeout)
+  ]
+  ++ lib.optionals (server.apiKeyFile != null) [
+    "--api-key-credential"
+    "api-key"
+  ]
+  ++ [ "--run" ]
+  ++ (if image != null then runner else [ (lib.getExe served.serve) ])
+  ++ [
     "--host"
     server.host
     "--port"
     (toString server.httpPort)
   ];
-  host = reached.${server.host} or server.host;
-  url = "http://${if builtins.match ".*:.*" host != null then "[${host}]" else host}:${toString server.httpPort}";
 in
 {
   description = "${if served.ownServer then "OpenAI server" else "Triton Inference Server"} of enginix: ${name}";
@@ -96,7 +110,8 @@ in
   // server.environment;
 
   serviceConfig = {
-    Type = if served.ownServer then "exec" else "notify";
+    Type = "notify";
+    NotifyAccess = if served.ownServer then "all" else "main";
     ExecStart = escape ((if served.ownServer then own else triton) ++ server.extraArgs);
     Restart = "on-failure";
     RestartSec = 10;
@@ -125,31 +140,10 @@ in
       "${served.engine}"
     ];
   }
-  // (
-    if served.ownServer then
-      {
-        StateDirectory = "enginix-${name}";
-        # It says nothing to systemd: started is when it has answered.
-        ExecStartPost = escape (
-          [
-            enginix
-            "ready"
-            url
-            "--timeout"
-            (toString server.startTimeout)
-          ]
-          ++ lib.optionals (server.apiKeyFile != null) [
-            "--api-key-credential"
-            "api-key"
-          ]
-        );
-      }
-      // lib.optionalAttrs (server.apiKeyFile != null) {
-        LoadCredential = [ "api-key:${server.apiKeyFile}" ];
-      }
-    else
-      { NotifyAccess = "main"; }
-  )
+  // lib.optionalAttrs served.ownServer { StateDirectory = "enginix-${name}"; }
+  // lib.optionalAttrs (server.apiKeyFile != null) {
+    LoadCredential = [ "api-key:${server.apiKeyFile}" ];
+  }
   // lib.optionalAttrs (image != null) {
     # The image is the root, read-only; the store beside it has the repository and this command.
     RootDirectory = image.root;

@@ -34,11 +34,7 @@ in
   Environment="HOME=%C/enginix-${trial}" "XDG_CACHE_HOME=%C/enginix-${trial}"
   LogExtraFields=ENGINIX_SERVER=${trial}
 ''
-+ lib.optionalString (changed ? ExecStartPost) ''
-  ExecStartPost=
-  ExecStartPost=${changed.ExecStartPost}
-''
 # An empty assignment first: these are lists, and the unit's own entry would stay.
-+ lib.concatMapStrings (key: "${key}=\n${key}=${toString changed.${key}}\n") (
-  builtins.filter (key: changed ? ${key}) keys
++ lib.concatLines (
+  map (key: "${key}=\n${key}=${toString changed.${key}}") (builtins.filter (key: changed ? ${key}) keys)
 )

@@ -1,20 +1,25 @@
 """Waits until an OpenAI server has answered: models listed, then one token generated.
 
-  enginix ready http://127.0.0.1:8000 --timeout 600 --api-key-credential api-key
+  enginix ready http://127.0.0.1:8000 --timeout 600
+  enginix ready http://127.0.0.1:8000 --api-key-credential api-key --run tensorrt-edgellm-serve --port 8000
 
-For servers that do not tell systemd when they are ready (trtllm-serve, tensorrt-edgellm-serve): it is their
-unit's ExecStartPost. Whoever asks for a key is told it from a file or a systemd credential, never on a
-command line.
+With --run this process becomes the server, and another one waits: it tells systemd (Type=notify,
+NotifyAccess=all) once the server has answered, and ends the server where it never will. For servers that say
+nothing to systemd themselves. Whoever asks for a key is told it from a file or a systemd credential, never
+on a command line.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from enginix import console
-from enginix.errors import UsageError
+from enginix.errors import EnginixError, MachineError, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--api-key-credential", metavar="NAME", help="the key's file below $CREDENTIALS_DIRECTORY"
     )
+    parser.add_argument(
+        "--run",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="COMMAND",
+        help="the server, all that follows: become it, and tell systemd when it has answered",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,9 +45,38 @@ def run(args: argparse.Namespace) -> int:
     from enginix.rollout.ready import await_answer
 
     key = _key(args)
+    if args.run:
+        return _become(args.run, lambda: await_answer(args.url, args.timeout, args.model, key))
     seconds = await_answer(args.url, args.timeout, args.model, key)
-    console.result({"ready": True, "seconds": round(seconds, 3)}, f"answers after {seconds:.1f} s", as_json=args.json)
+    console.result(
+        {"ready": True, "seconds": round(seconds, 3)}, f"answers after {seconds:.1f} s", as_json=args.json
+    )
     return 0
+
+
+def _become(command: list[str], wait: Callable[[], float]) -> int:
+    from enginix.serve.notify import notify
+
+    if shutil.which(command[0]) is None:
+        raise MachineError("cannot start: no such program", where=command[0])
+    server = os.getpid()
+    child = os.fork()
+    if child == 0:
+        # A grandchild, so that it is no child of a server that does not expect one.
+        if os.fork() == 0:
+            try:
+                seconds = wait()
+                notify("READY=1")
+                console.say(f"answers after {seconds:.1f} s")
+            except EnginixError as e:
+                console.say(f"error: {e}")
+                os.kill(server, signal.SIGTERM)
+        os._exit(0)
+    os.waitpid(child, 0)
+    try:
+        os.execvp(command[0], command)
+    except OSError as e:
+        raise MachineError(f"cannot start: {e.strerror}", where=command[0]) from e
 
 
 def _key(args: argparse.Namespace) -> str | None:

@@ -38,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="that of the running one's (default: /etc/systemd/system)",
     )
     parser.add_argument(
-        "--drop-in", type=Path, required=True, metavar="FILE", help="what differs in a trial; @port@ is a free port"
+        "--drop-in",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="what differs in a trial; @port@ is a free port",
     )
     parser.add_argument(
         "--action", default="switch", help="what the machine does; a trial is made for switch and test"
@@ -72,10 +76,11 @@ def run(args: argparse.Namespace) -> int:
         return end("none", "not running: nothing to lose, so no trial")
     room, why = _room(args)
     if room is None or not room.enough:
+        because = why if room is None else f"{room} beside the running server"
         return end(
             "no-room",
-            f"NO TRIAL: {why if room is None else f'{room} beside the running server'}. If the new one does not start, "
-            "the old one is gone by then; nixos-rebuild switch --rollback brings it back",
+            f"NO TRIAL: {because}. If the new one does not start, the old one is gone by then; "
+            "nixos-rebuild switch --rollback brings it back",
         )
     console.say(f"enginix-{args.server}: trying the new generation beside the running one ({room})")
     trial.start(args.server, incoming, args.drop_in)

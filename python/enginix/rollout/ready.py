@@ -32,10 +32,10 @@ def await_answer(url: str, timeout: float, model: str | None = None, key: str | 
     """
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
+        scheme, host, port = parts.scheme, parts.hostname, parts.port
     except ValueError:
-        host = port = None
-    if parts.scheme != "http" or host is None or port is None:
+        scheme, host, port = "", None, None
+    if scheme != "http" or host is None or port is None:
         raise UsageError(f"{url!r} is not http://host:port", where="URL")
     begun = time.monotonic()
     heartbeat = Heartbeat(30)

@@ -101,9 +101,7 @@ def _free_port() -> int:
 
 
 def _why(name: str) -> str:
-    done = process.run(
-        ["systemctl", "show", "--property=Result,ExecMainStatus", name], check=False
-    )
+    done = process.run(["systemctl", "show", "--property=Result,ExecMainStatus", name], check=False)
     found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
     return f"{found.get('Result', 'unknown')}, status {found.get('ExecMainStatus', 'unknown')}"
 

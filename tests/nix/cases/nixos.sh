@@ -38,11 +38,11 @@ test_nixos_units_of_every_kind_are_clean() {
 }
 
 test_nixos_unit_of_an_own_server() {
-  unit "$unit_edgellm" "$tmp/own.service" && cp "$tmp/own.service" "$out" && says 'ExecStart="/usr/bin/true" "--host" "127.0.0.1" "--port" "8000"' &&
-    says 'LoadCredential=api-key:/run/secrets/key' && says '"ready" "http://127.0.0.1:8000" "--timeout" "600" "--api-key-credential" "api-key"' &&
-    says 'CUDA_VISIBLE_DEVICES=0' && says '"check" "/x-engine"' && says Type=exec && says StateDirectory=enginix-tiny &&
+  unit "$unit_edgellm" "$tmp/own.service" && cp "$tmp/own.service" "$out" && says '"--api-key-credential" "api-key" "--run" "/usr/bin/true" "--host" "127.0.0.1" "--port" "8000"' &&
+    says 'LoadCredential=api-key:/run/secrets/key' && says '"ready" "http://127.0.0.1:8000" "--timeout" "600"' &&
+    says 'CUDA_VISIBLE_DEVICES=0' && says '"check" "/x-engine"' && says Type=notify && says NotifyAccess=all && says StateDirectory=enginix-tiny &&
     unit "$unit_own" "$tmp/own.service" && cp "$tmp/own.service" "$out" &&
-    says 'ExecStart="/x-command/bin/enginix" "runner" "/x-engine" "--host"' && says RootDirectory=/nix/store/x-root
+    says '"--run" "/x-command/bin/enginix" "runner" "/x-engine" "--host"' && says RootDirectory=/nix/store/x-root
 }
 
 # A key's file is named; the key itself is nowhere.
