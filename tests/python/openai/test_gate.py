@@ -1,0 +1,288 @@
+"""What stands before LiteLLM, with a stand-in application in LiteLLM's place."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enginix.openai import clean
+from enginix.openai.gate import SCOPE, Gate
+from enginix.openai.keys import Keys
+from enginix.openai.spec import parse
+
+KEY, ALICE = "sk-" + "a" * 30, "sk-" + "b" * 30
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "secret words"}]}
+
+
+class StandIn:
+    """Answers as LiteLLM would, in a way that each test sets."""
+
+    def __init__(self) -> None:
+        self.bodies: list[Any] = []
+        self.scopes: list[Any] = []
+        self.status, self.kind = 200, b"application/json"
+        self.answer: list[bytes] = [b"{}"]
+        self.hold = False
+        self.cancelled = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.scopes.append(scope)
+        self.bodies.append(json.loads((await receive())["body"]))
+        if self.hold:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        headers = [(b"content-type", self.kind), (b"x-litellm-cost", b"1"), (b"content-length", b"7")]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        for part in self.answer:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+class Door:
+    """A gate, and a client that speaks ASGI to it."""
+
+    def __init__(self, directory: Path, **limits: int) -> None:
+        for name, key in (("key", KEY), ("alice", ALICE)):
+            (directory / name).write_text(key)
+            (directory / name).chmod(0o600)
+        server = {"kind": "triton", "url": "http://127.0.0.1:1", "model": "ensemble"}
+        found = {
+            "version": 1,
+            "name": "door",
+            "models": {"m": [server], "o": [{**server, "kind": "openai"}]},
+            "aliases": {"alias": "m"},
+            "keyFile": str(directory / "key"),
+            "clients": {"alice": {"keyFile": str(directory / "alice"), "models": ["m"]}},
+            "limits": limits,
+        }
+        spec = parse(found, "test")
+        self.app, self.log = StandIn(), list[str]()
+        self.gate = Gate(self.app, spec, Keys(spec), lambda: (False, {}), self.log.append)
+
+    async def ask(
+        self,
+        body: bytes | dict[str, Any] = b"",
+        path: str = "/v1/chat/completions",
+        method: str = "POST",
+        headers: tuple[tuple[bytes, bytes], ...] = ((b"authorization", f"Bearer {KEY}".encode()),),
+        leave: asyncio.Event | None = None,
+    ) -> tuple[int, bytes, dict[bytes, bytes]]:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        parts = [raw[i : i + 1000] for i in range(0, len(raw), 1000)] or [b""]
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            if parts:
+                return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+            await (leave or asyncio.Event()).wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
+        await self.gate(scope, receive, send)
+        starts = [m for m in sent if m["type"] == "http.response.start"]
+        whole = b"".join(m.get("body", b"") for m in sent if m["type"] == "http.response.body")
+        return (starts[0]["status"], whole, dict(starts[0]["headers"])) if starts else (0, whole, {})
+
+    def run(self, *args: Any, **more: Any) -> tuple[int, Any, dict[bytes, bytes]]:
+        status, raw, headers = asyncio.run(self.ask(*args, **more))
+        return status, json.loads(raw) if raw else None, headers
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Door:
+    return Door(tmp_path, maxBodyBytes=5000)
+
+
+def test_a_request_reaches_the_application_without_orders_to_it(door: Door) -> None:
+    more = (
+        (b"authorization", f"bearer {KEY}".encode()),
+        (b"x-litellm-tags", b"x"),
+        (b"x-litellm-timeout", b"1"),
+    )
+    status, _, headers = door.run({**CHAT, "seed": 3}, headers=more)
+    assert status == 200 and door.app.bodies == [{**CHAT, "seed": 3}]
+    [scope] = door.app.scopes
+    assert [k for k, _ in scope["headers"]] == [b"content-length"]
+    assert scope[SCOPE].name == "operator"
+    assert b"x-litellm-cost" not in headers and b"content-length" not in headers
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (),
+        ((b"authorization", b"Bearer "),),
+        ((b"authorization", f"Basic {KEY}".encode()),),
+        ((b"authorization", b"Bearer \xff\xfe"),),
+        ((b"authorization", f"Bearer {KEY}x".encode()),),
+        ((b"authorization", f"Bearer {KEY}".encode()), (b"authorization", b"Bearer x")),
+        ((b"x-api-key", KEY.encode()),),
+    ],
+)
+def test_without_the_key_nothing(door: Door, headers: Any) -> None:
+    for path, method in (("/v1/chat/completions", "POST"), ("/v1/models", "GET"), ("/any", "GET")):
+        status, body, _ = door.run(CHAT, path, method, headers)
+        assert status == 401 and body["error"]["code"] == "invalid_api_key"
+    assert door.app.bodies == []
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_any_bytes_are_refused_in_openais_form(tmp_path_factory: Any, raw: bytes) -> None:
+    door = Door(tmp_path_factory.mktemp("door"))
+    status, body, _ = door.run(raw)
+    assert status == 400 and isinstance(body["error"]["message"], str)
+    assert door.app.bodies == []
+
+
+def test_depth_size_and_time_are_bounded(door: Door) -> None:
+    assert door.run(b'{"model": "m", "messages": ' + b"[" * 2000)[0] == 400
+    nested = b'{"model": "m", "messages": ' + b"[" * 40 + b"]" * 40 + b"}"
+    assert "deeper" in door.run(nested)[1]["error"]["message"]
+    assert door.run({**CHAT, "user": "x" * 6000})[0] == 413
+
+
+def test_a_body_that_does_not_end_is_given_up(tmp_path: Path) -> None:
+    door = Door(tmp_path, bodySeconds=1)
+
+    async def stuck() -> int:
+        async def receive() -> Any:
+            await asyncio.sleep(0.05)
+            return {"type": "http.request", "body": b" ", "more_body": True}
+
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [(b"authorization", f"Bearer {KEY}".encode())]
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
+        await door.gate(scope, receive, send)
+        return int(sent[0]["status"])
+
+    assert asyncio.run(stuck()) == 408
+
+
+def test_a_client_that_leaves_ends_the_answer(door: Door) -> None:
+    door.app.hold = True
+
+    async def leaves() -> tuple[int, bytes, Any]:
+        leave = asyncio.Event()
+        asking = asyncio.ensure_future(door.ask(CHAT, leave=leave))
+        await asyncio.sleep(0.05)
+        leave.set()
+        return await asyncio.wait_for(asking, 5)
+
+    assert asyncio.run(leaves())[0] == 0
+    assert door.app.cancelled == 1
+    assert " 499 " in door.log[-1]
+
+
+def test_more_at_once_than_allowed_is_429_and_places_come_back(tmp_path: Path) -> None:
+    door = Door(tmp_path, maxParallelRequests=2)
+    door.app.hold = True
+
+    async def crowd() -> list[int]:
+        leave = asyncio.Event()
+        asking = [asyncio.ensure_future(door.ask(CHAT, leave=leave)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        refused = await door.ask(CHAT)
+        leave.set()
+        await asyncio.gather(*asking)
+        door.app.hold = False
+        return [refused[0], (await door.ask(CHAT))[0]]
+
+    assert asyncio.run(crowd()) == [429, 200]
+
+
+def test_models_are_those_of_the_key(door: Door) -> None:
+    alice = ((b"authorization", f"Bearer {ALICE}".encode()),)
+    assert [m["id"] for m in door.run(b"", "/v1/models", "GET")[1]["data"]] == ["m", "o", "alias"]
+    assert [m["id"] for m in door.run(b"", "/v1/models", "GET", alice)[1]["data"]] == ["m", "alias"]
+    assert door.run({**CHAT, "model": "o"}, headers=alice)[0] == 404
+    assert door.run({**CHAT, "model": "alias"}, headers=alice)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/modelsx", "/key/generate", "/v1/chat/completions/", "//v1/models"]
+)
+def test_other_routes_are_none(door: Door, path: str) -> None:
+    for method in ("GET", "POST", "DELETE"):
+        assert door.run(CHAT, path, method)[0] == 404
+    assert door.app.scopes == []
+
+
+def test_errors_are_openais_and_the_log_has_no_words_of_a_client(door: Door) -> None:
+    said = "litellm.BadRequestError: EnginixException - top_k: too much\n\nLiteLLM: model group 'm' failed."
+    door.app.status = 400
+    door.app.answer = [json.dumps({"error": {"message": said, "code": "400"}}).encode()]
+    status, body, _ = door.run(CHAT)
+    assert status == 400
+    assert body["error"] == {
+        "message": "top_k: too much",
+        "type": "invalid_request_error",
+        "param": "top_k",
+        "code": None,
+    }
+    assert "top_k: too much" in door.log[-1]
+    assert "secret words" not in "".join(door.log) and KEY not in "".join(door.log)
+
+
+def test_no_server_left_is_503(door: Door) -> None:
+    door.app.status = 429
+    door.app.answer = [
+        b'{"error": {"message": "No deployments available for selected model", "code": "429"}}'
+    ]
+    status, body, _ = door.run(CHAT)
+    assert status == 503 and "litellm" not in body["error"]["message"].lower()
+
+
+def test_an_application_that_fails_is_a_plain_500(door: Door) -> None:
+    async def broken(*_: Any) -> None:
+        raise KeyError("secret words")
+
+    door.gate._app = broken
+    status, body, _ = door.run(CHAT)
+    assert status == 500 and "secret" not in json.dumps(body) + "".join(door.log)
+
+
+EVENTS = [
+    {"object": "chat.completion.chunk", "choices": [{"delta": {"content": "ä"}}]},
+    {"object": "text_completion", "choices": [{"text": None, "finish_reason": "stop"}]},
+    {"object": "chat.completion.chunk", "choices": [{"delta": {}}], "usage": {"total_tokens": 3}},
+    {"error": {"message": "litellm.APIError: EnginixException - gone", "code": "503"}},
+]
+
+
+@given(st.lists(st.sampled_from(EVENTS), max_size=6), st.lists(st.integers(1, 40), max_size=20))
+def test_events_are_whole_however_they_are_cut(events: list[Any], cuts: list[int]) -> None:
+    raw = b"".join(b"data: " + json.dumps(e).encode() + b"\n\n" for e in events) + b"data: [DONE]\n\n"
+    parts, rest = [], raw
+    for size in cuts:
+        parts.append(rest[:size])
+        rest = rest[size:]
+    cleaner = clean.Events()
+    out = b"".join(cleaner.feed(p, more=True) for p in parts) + cleaner.feed(rest, more=False)
+    *found, done = [e for e in out.decode().split("\n\n") if e]
+    assert done == "data: [DONE]" and len(found) == len(events)
+    for text, event in zip(found, events, strict=True):
+        read = json.loads(text.removeprefix("data: "))
+        if "error" in event:
+            assert read["error"]["message"] == "gone" and read["error"]["type"] == "server_error"
+        elif "usage" in event:
+            assert read["choices"] == [] and read["usage"] == event["usage"]
+        elif event["object"] == "text_completion":
+            assert read["choices"][0]["text"] == ""
+        else:
+            assert read == event
