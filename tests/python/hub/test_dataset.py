@@ -121,11 +121,12 @@ def test_a_dataset_that_changed(
     assert enginix("lock", "--dataset", NAME, "-o", made) == 0
     assert enginix("lock", "--check", made) == 0
     before = made.read_text()
-    (texts / "data/train.jsonl").write_text('{"text": "another line"}\n')
+    (texts / "data/train.jsonl").write_text('{"text": "b line"}\n' * 100)
     capsys.readouterr()
     assert enginix("lock", "--check", made) == 1
     assert "~ data/train.jsonl" in capsys.readouterr().out and made.read_text() == before
     assert enginix("fetch", made, "-o", tmp_path / "out") == 4
+    assert "is pinned" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert enginix("lock", "--update", made) == 0
     assert lock.read(made).type == "dataset"
