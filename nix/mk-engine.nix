@@ -33,6 +33,7 @@ let
         "isolation"
         "stallMinutes"
         "acceptDriver"
+        "reference"
       ];
     };
     llmapi = {
@@ -41,6 +42,9 @@ let
         "profile"
         "llmArgs"
         "tensorParallel"
+        "isolation"
+        "stallMinutes"
+        "reference"
       ];
     };
     edgellm = {
@@ -50,6 +54,8 @@ let
         "builder"
         "llmBuild"
         "isolation"
+        "stallMinutes"
+        "reference"
       ];
     };
   };

@@ -11,6 +11,7 @@ let
   enginix = import ./edgellm-package.nix scope;
   mkExport = import ./edgellm-export.nix scope;
   mkServer = import ./edgellm-serve.nix scope;
+  outside = import ./outside.nix scope;
   gpus = (lib.importJSON ../../python/enginix/data/gpus.json).gpus;
   runtimes = (lib.importJSON ../../python/enginix/data/runtimes.json).runtimes;
   # A package whose bin/python3 has the wheel and TensorRT. It may carry `driver` and `plugin`.
@@ -45,7 +46,13 @@ in
   llmBuild ? null,
   # How the build reaches the GPU: "features" in Nix's sandbox, "relaxed" outside of it.
   isolation ? "features",
-  gates ? { },
+  # Gates, each with its bounds: null takes the kind's defaults (data/gates.json), { } is recorded as "not gated". They
+  # ask the engine by its own server, on the target's GPU.
+  gates ? null,
+  # mkReferenceAnswers' output; null makes it of the model before quantization.
+  reference ? null,
+  # Minutes without an answer after which the server counts as hung.
+  stallMinutes ? 30,
   name ? model.modelName,
 }:
 let
@@ -79,7 +86,6 @@ let
         true
     )
     (if wanted.count == null || wanted.count == 1 then true else throw "${function}: target.count = ${toString wanted.count}, but this kind runs on one GPU (two are experimental on DGX Spark only).")
-    (if gates == { } then true else throw "${function}: gates run on the reference kind in this version; gate the checkpoint with mkEngine { kind = \"reference\"; }, and leave gates out here.")
     (if scope ? edgellm-runtime && scope.edgellm-runtime ? plugin then null else checks.payload engine gpu)
     plan
   ] true;
@@ -106,8 +112,38 @@ let
   ]
   ++ checks.flags "build" sizes;
 
-  self = pkgs.stdenvNoCC.mkDerivation (
-    {
+  # Nix then schedules it on a builder that has this GPU, and refuses it elsewhere before it starts.
+  place = {
+    requiredSystemFeatures = [
+      "cuda"
+      "cuda-sm${toString gpu.sm}"
+    ];
+  }
+  // lib.optionalAttrs (isolation == "relaxed") { __noChroot = true; };
+
+  shared = {
+    inherit
+      model
+      export
+      gpu
+      builder
+      plan
+      runtime
+      ;
+    checkpoint = null;
+    limits = sizes;
+    kind = "edgellm";
+    modelName = name;
+    target = wanted;
+    runtimePackage = tools;
+    # The command that serves it: mkServe's work for this kind.
+    serve = mkServer self;
+  };
+  meta.description = "TensorRT Edge-LLM engine of ${name} for ${wanted.gpu}";
+
+  ungated = pkgs.stdenvNoCC.mkDerivation (
+    place
+    // {
       # The SM is in the name: a cache must never hand one GPU's engine to another.
       name = "${engine}-edgellm-sm${toString gpu.sm}";
       buildCommandPath = ../builders/edgellm-engine.sh;
@@ -115,36 +151,43 @@ let
       inherit model export;
       engineName = name;
       flags = lib.escapeShellArgs flags;
-      # Nix then schedules it on a builder that has this GPU, and refuses it elsewhere before it starts.
-      requiredSystemFeatures = [
-        "cuda"
-        "cuda-sm${toString gpu.sm}"
-      ];
       # The runtime reads weights from the model while it serves; the export is done with.
       disallowedReferences = [ export ];
-      passthru = {
-        inherit
-          model
-          export
-          gpu
-          builder
-          gates
-          plan
-          runtime
-          ;
-        checkpoint = null;
-        limits = sizes;
-        kind = "edgellm";
-        modelName = name;
-        target = wanted;
-        runtimePackage = tools;
-        # The command that serves it: mkServe's work for this kind.
-        serve = mkServer self;
-      };
-      meta.description = "TensorRT Edge-LLM engine of ${name} for ${wanted.gpu}";
+      passthru = shared;
+      inherit meta;
     }
-    // lib.optionalAttrs (isolation == "relaxed") { __noChroot = true; }
   );
+
+  self = outside {
+    inherit
+      function
+      name
+      model
+      gates
+      reference
+      ungated
+      meta
+      ;
+    kind = "edgellm";
+    passthru = shared;
+    mute =
+      if builder == "onnx" then
+        "an engine of builder = \"onnx\" runs in NVIDIA's C++ runtime, which has no server to ask; build it with builder = \"direct\""
+      else
+        null;
+    asker = {
+      part = "edgellm";
+      words = [
+        "--model"
+        "${model}"
+        "--python"
+        "${tools}/bin/python3"
+        "--stall-minutes"
+        (toString stallMinutes)
+      ];
+      attributes = place;
+    };
+  };
 in
 # Not a word of TensorRT before the export: who has no runtime can still build `export`.
 builtins.seq checked (self // { inherit export; })

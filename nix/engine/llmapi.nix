@@ -11,6 +11,7 @@ let
   gpus = (lib.importJSON ../../python/enginix/data/gpus.json).gpus;
   runtimes = (lib.importJSON ../../python/enginix/data/runtimes.json).runtimes;
   command = import ../runtime/package.nix scope "command";
+  outside = import ./outside.nix scope;
 in
 {
   model ? quantized,
@@ -24,7 +25,15 @@ in
   # Arguments of the LLM class (data/llm_args.json).
   llmArgs ? { },
   tensorParallel ? if checkpoint == null then 1 else checkpoint.parallel.tensorParallel,
-  gates ? { },
+  # Gates, each with its bounds: null takes the kind's defaults (data/gates.json), { } is recorded as "not gated". They
+  # ask the model in its runtime, on the target's GPU; without a target there is none, and nothing is gated.
+  gates ? null,
+  # mkReferenceAnswers' output; null makes it of the model before quantization.
+  reference ? null,
+  # How the gates reach the GPU: "features" in Nix's sandbox, "relaxed" outside of it.
+  isolation ? "features",
+  # Minutes without an answer after which it counts as hung.
+  stallMinutes ? 30,
   name ? model.modelName,
 }:
 let
@@ -55,37 +64,71 @@ let
     ranks
     gpu
     (check.engine.driver "${name}-engine" row (if wanted == null then null else wanted.driver))
-    (if gates == { } then true else throw "${function}: gates run on the reference kind in this version; leave gates out here.")
+    (check.arguments.oneOf function "isolation" [ "features" "relaxed" ] isolation)
   ];
-in
-builtins.seq (checked true) (
-  pkgs.stdenvNoCC.mkDerivation {
+  shared = {
+    inherit
+      model
+      checkpoint
+      gpu
+      limits
+      request
+      ;
+    kind = "llmapi";
+    modelName = name;
+    runtime = id;
+    runtimePackage = stack;
+    target = wanted;
+    parallel = {
+      inherit tensorParallel;
+      pipelineParallel = 1;
+      expertParallel = 1;
+    };
+  };
+  meta.description = "LLM API artefact of ${name}";
+  ungated = pkgs.stdenvNoCC.mkDerivation {
     name = "${name}-engine-llmapi";
     buildCommandPath = ../builders/engine-llmapi.sh;
     nativeBuildInputs = [ command ];
     inherit model;
     request = builtins.toJSON request;
     passAsFile = [ "request" ];
-    passthru = {
-      inherit
-        model
-        checkpoint
-        gpu
-        limits
-        gates
-        request
-        ;
-      kind = "llmapi";
-      modelName = name;
-      runtime = id;
-      runtimePackage = stack;
-      target = wanted;
-      parallel = {
-        inherit tensorParallel;
-        pipelineParallel = 1;
-        expertParallel = 1;
-      };
-    };
-    meta.description = "LLM API artefact of ${name}";
-  }
-)
+    passthru = shared;
+    inherit meta;
+  };
+in
+builtins.seq (checked true) (outside {
+  inherit
+    function
+    name
+    model
+    gates
+    reference
+    ungated
+    meta
+    ;
+  kind = "llmapi";
+  passthru = shared;
+  contextLogits = true;
+  mute = if gpu == null then "no target is given, on whose GPU the model could be asked" else null;
+  asker = {
+    part = "tensorrt-llm";
+    words = [
+      "--stall-minutes"
+      (toString stallMinutes)
+    ]
+    ++ lib.optionals (stack.pinFile != "") [
+      "--pin"
+      "${stack.pinFile}"
+    ];
+    attributes = {
+      requiredSystemFeatures = [
+        "cuda"
+        "cuda-sm${toString gpu.sm}"
+      ];
+      inherit (stack) rootfs;
+      driver = if stack.driver == null then "" else stack.driver;
+    }
+    // lib.optionalAttrs (isolation == "relaxed") { __noChroot = true; };
+  };
+})

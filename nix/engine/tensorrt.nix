@@ -4,11 +4,11 @@
   pkgs,
   check,
   mkCheckpoint,
-  mkEngine,
   mkRuntime,
   ...
 }@scope:
 let
+  outside = import ./outside.nix scope;
   function = ''mkEngine { kind = "tensorrt"; }'';
   gpus = (lib.importJSON ../../python/enginix/data/gpus.json).gpus;
   runtimes = (lib.importJSON ../../python/enginix/data/runtimes.json).runtimes;
@@ -46,12 +46,14 @@ in
   stallMinutes ? 30,
   # Build with a driver older than the runtime's floor, where NVIDIA's compatibility package serves it.
   acceptDriver ? false,
-  # Gates of the checkpoint, by the reference kind, before the GPU is used: they must pass, and are recorded.
-  gates ? { },
+  # Gates, each with its bounds: null takes the kind's defaults (data/gates.json), { } is recorded as "not gated". logits
+  # and coverage are of the checkpoint, which the reference kind executes; the others ask the engine, on its GPU.
+  gates ? null,
+  # mkReferenceAnswers' output; null makes it of the model before quantization.
+  reference ? null,
   name ? model.modelName,
 }:
 let
-  gated = if gates == { } then null else mkEngine { kind = "reference"; inherit model checkpoint gates name; };
   engine = "${name}-engine";
   facts = model.model or { };
   wanted = check.engine.target function target;
@@ -125,7 +127,6 @@ let
     (check.arguments.atLeast function "workers" 1 workers)
     (check.arguments.oneOf function "strategy" [ "checkpoint" "llm-api" ] strategy)
     (check.arguments.oneOf function "isolation" [ "features" "relaxed" ] isolation)
-    (if gates == { } || strategy == "checkpoint" then true else throw "${function}: gates compare the checkpoint with the model, and the strategy llm-api has none; leave gates out.")
     (
       if workers > ranks then
         throw "${function}: workers = ${toString workers}, but the engine has ${toString ranks} rank${lib.optionalString (ranks != 1) "s"}."
@@ -160,7 +161,6 @@ let
     inherit options;
     timingCache = if timingCache == null then null else "${timingCache}";
     inherit stallMinutes acceptDriver;
-    gates = if gated == null then null else "${gated}";
     pin = if stack.pinFile == "" then null else "${stack.pinFile}";
     plan =
       if plan == null then
@@ -202,44 +202,73 @@ let
     };
   # Without a pinned model the runtime is not asked for either: one error, not a race of two.
   rooted = if model.revision or null != null || stack.pinned then place else place // { rootfs = ""; };
+  shared = {
+    inherit
+      model
+      gpu
+      limits
+      request
+      warnings
+      parallel
+      ;
+    checkpoint = if strategy == "checkpoint" then checkpoint else null;
+    kind = "tensorrt";
+    modelName = name;
+    runtime = id;
+    runtimePackage = stack;
+    target = wanted;
+  };
+  meta.description = "TensorRT engine of ${name} for ${wanted.gpu}";
+  ungated = pkgs.stdenvNoCC.mkDerivation (
+    rooted
+    // inputs
+    // {
+      # The SM is in the name: a cache must never hand one GPU's engine to another.
+      name = "${engine}-sm${toString gpu.sm}";
+      buildCommandPath = ../builders/engine-tensorrt.sh;
+      nativeBuildInputs = [ driver ];
+      outputs = [
+        "out"
+        "timing"
+      ];
+      # An engine is data. A path left in one of its files would keep the weights alive on every server.
+      allowedReferences = [ ];
+      request = builtins.toJSON request;
+      passAsFile = [ "request" ];
+      passthru = shared;
+      inherit meta;
+    }
+  );
 in
 builtins.seq (checked true) (
-  warned (
-    pkgs.stdenvNoCC.mkDerivation (
-      rooted
-      // inputs
-      // {
-        # The SM is in the name: a cache must never hand one GPU's engine to another.
-        name = "${engine}-sm${toString gpu.sm}";
-        buildCommandPath = ../builders/engine-tensorrt.sh;
-        nativeBuildInputs = [ driver ];
-        outputs = [
-          "out"
-          "timing"
-        ];
-        # An engine is data. A path left in one of its files would keep the weights alive on every server.
-        allowedReferences = [ ];
-        request = builtins.toJSON request;
-        passAsFile = [ "request" ];
-        passthru = {
-          inherit
-            model
-            gpu
-            limits
-            gates
-            request
-            warnings
-            parallel
-            ;
-          checkpoint = if strategy == "checkpoint" then checkpoint else null;
-          kind = "tensorrt";
-          modelName = name;
-          runtime = id;
-          runtimePackage = stack;
-          target = wanted;
-        };
-        meta.description = "TensorRT engine of ${name} for ${wanted.gpu}";
-      }
-    )
-  )
+  warned (outside {
+    inherit
+      function
+      name
+      model
+      gates
+      reference
+      ungated
+      meta
+      ;
+    kind = "tensorrt";
+    passthru = shared // {
+      inherit (ungated) timing;
+    };
+    checkpoint = if strategy == "checkpoint" then checkpoint else null;
+    contextLogits = options.gatherContextLogits or false;
+    asker = {
+      part = "tensorrt-llm";
+      words = [
+        "--stall-minutes"
+        (toString stallMinutes)
+      ]
+      ++ lib.optional acceptDriver "--accept-driver"
+      ++ lib.optionals (stack.pinFile != "") [
+        "--pin"
+        "${stack.pinFile}"
+      ];
+      attributes = rooted;
+    };
+  })
 )

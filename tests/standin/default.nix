@@ -39,6 +39,52 @@ rec {
       inherit misbehave;
     } "bash $script $out \"$gpu\" $values $misbehave";
 
+  # The runtime's root file system with PyTorch and enginix's reference executor: it can be asked. PyTorch is this
+  # machine's; a link in the driver lets it in.
+  answering =
+    e: id: gpu:
+    let
+      packages = e.enginix.python;
+      base = driver gpu;
+    in
+    e.mkRuntime {
+      inherit id;
+      rootfs = pkgs.runCommand "standin-rootfs-answering-${id}" {
+        base = rootfs id;
+        source = builtins.path {
+          name = "standin-enginix";
+          path = ../../python;
+          # What the executor is made of: a change of anything else is no other runtime.
+          filter =
+            path: _:
+            let
+              of = pkgs.lib.removePrefix "${toString ../../python}/" (toString path);
+              under = d: of == d || pkgs.lib.hasPrefix "${d}/" of;
+            in
+            baseNameOf path != "__pycache__"
+            && (
+              builtins.elem of [
+                "enginix"
+                "enginix/__init__.py"
+                "enginix/errors.py"
+                "enginix/files.py"
+                "enginix/gates"
+                "enginix/gates/__init__.py"
+                "enginix/gates/hf.py"
+                "enginix/gates/subject.py"
+                "enginix/manifest.py"
+              ]
+              || under "enginix/reference"
+            );
+        };
+        inherit packages;
+        site = runtimes.${id}.paths.sitePackages;
+      } "bash ${./answering.sh}";
+      driver = pkgs.runCommand "standin-driver-answering" {
+        inherit base packages;
+      } "cp -r $base $out; chmod -R u+w $out; ln -s $(readlink -f $packages) $out/lib/packages";
+    };
+
   # mkRuntime over both.
   runtime =
     e: id: gpu:

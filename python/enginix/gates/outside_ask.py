@@ -82,6 +82,7 @@ def ask_of(model: Path, material: Material, tokenizer: hf.Tokenizer) -> Asked:
         next((n for n, p in enumerate(material.prompts) if p.id == golden), 0),
         tuple(text(p.id, p.tokens) for p in material.prompts),
         tuple(text(q.id, q.tokens) for q in material.questions),
+        tuple(text(q.id, q.tokens) for q in material.recalls),
         tuple(text(p.id, p.tokens) for p in material.passages),
         CONTINUED,
         ANSWERED,

@@ -39,6 +39,7 @@ class Asked:
         golden: which prompt's answer the servers compare before they are ready.
         prompts: to be continued by ``continued`` tokens.
         questions: to be answered by ``answered`` tokens.
+        recalls: facts planted in long texts, to be answered by ``answered`` tokens.
         passages: to be scored, ``kept`` most likely tokens a position.
         next: most likely tokens kept of each generated position.
     """
@@ -49,6 +50,7 @@ class Asked:
     golden: int
     prompts: tuple[Text, ...]
     questions: tuple[Text, ...]
+    recalls: tuple[Text, ...]
     passages: tuple[Text, ...]
     continued: int
     answered: int
@@ -72,7 +74,7 @@ def read(path: Path) -> Asked:
         raw = json.loads(path.read_text("utf-8"))
         if raw.pop("format") != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
-        for name in ("prompts", "questions", "passages"):
+        for name in ("prompts", "questions", "recalls", "passages"):
             raw[name] = tuple(Text(t["id"], tuple(map(int, t["tokens"])), t["text"]) for t in raw[name])
         found = Asked(**{**raw, "ends": tuple(map(int, raw["ends"]))})
         if not (found.prompts and found.questions and 0 <= found.golden < len(found.prompts)):

@@ -105,9 +105,11 @@ class _Asker:
             "again": self.run(asked.prompts, asked.continued, asked.next, together=True),
             "alone": self.run(asked.prompts, asked.continued, asked.next, together=False),
             "replies": self.run(asked.questions, asked.answered, asked.next, together=True),
+            "recalls": self.run(asked.recalls, asked.answered, asked.next, together=False),
         }
         misread = [f"{text}: {why}" for text, why in sorted(self.misread.items())]
-        return {"runs": runs, "passages": [], "absent": {"passages": NO_SCORES}, "misread": misread}
+        room = {"limit": self.limit, "longest": self.longest}
+        return {"runs": runs, "passages": [], "absent": {"passages": NO_SCORES}, "misread": misread, **room}
 
     def run(
         self, texts: Sequence[Text], most: int, count: int, *, together: bool, keep: bool = False

@@ -19,7 +19,7 @@ from enginix.gates.outside_said import Recorded, Said
 from enginix.manifest import Manifest
 from enginix.tables import table
 
-GATES = ("smoke", "greedy", "agreement", "perplexity", "task", "invariance")
+GATES = ("smoke", "greedy", "agreement", "perplexity", "task", "context", "invariance")
 OF_CHECKPOINTS = ("logits", "coverage")
 GOLDEN = 32  # tokens that the manifest holds
 
@@ -162,6 +162,7 @@ def judge(case: Case) -> tuple[tuple[Outcome, ...], dict[str, Any]]:
             "agreement": lambda b: _agreement(said, answers, b),
             "perplexity": lambda b: _perplexity(said, answers, b),
             "task": lambda b: quality.task(recorded, material, answers, own, b),
+            "context": lambda b: quality.context(recorded, material, answers, own, b),
             "invariance": lambda b: outside_quality.invariance(said, asked, answers.ends, tie, b),
         }
         for name in names:

@@ -144,11 +144,11 @@ def scored(said: Said, answers: Answers) -> tuple[list[Passage], list[torch.Tens
 
 
 def divergence(own: Passage, kept: Passage) -> torch.Tensor:
-    """Kullback-Leibler divergence of the reference from the engine, nats, float64 [T - 1].
+    """Kullback-Leibler divergence of the reference from the engine at each position, nats, float64.
 
-    Both are known at their most likely tokens. A token of the reference's that the engine does not list has at
-    most the probability of the last one that it lists, which is taken for it; everything else counts as one.
-    So it is at most what it is over the vocabulary.
+    Both are known at their most likely tokens. A token of the reference's that the engine does not list has
+    at most the probability of the last one that it lists, which is taken for it; everything else counts as
+    one. So it is at most what it is over the vocabulary.
     """
     match = kept.ids[:, :, None] == own.ids[:, None, :]
     listed = match.any(-1)

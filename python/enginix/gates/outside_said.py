@@ -18,7 +18,7 @@ from enginix.gates.outside_asked import Asked
 
 FORMAT = 1
 FILE, TENSORS = "said.json", "said.safetensors"
-RUNS = ("batch", "again", "alone", "replies")
+RUNS = ("batch", "again", "alone", "replies", "recalls")
 FINISHES = ("stop", "length")
 LONGER = "raise maxInputLen and maxSeqLen (maxKvCacheCapacity for edgellm), or leave the gate out"
 
@@ -62,6 +62,8 @@ class Said:
             where the runtime gives none.
         next: prompt's number → distributions of its answer in the run ``batch``.
         absent: what could not be had → why.
+        limit: tokens of prompt and answer together that the engine takes.
+        longest: tokens of a prompt.
         misread: prompts that the runtime's own tokenizer reads in another way than the model's.
     """
 
@@ -71,6 +73,8 @@ class Said:
     runs: dict[str, tuple[Answer | None, ...]]
     passages: tuple[Passage, ...]
     next: dict[int, Next]
+    limit: int
+    longest: int
     absent: dict[str, str] = field(default_factory=dict)
     misread: tuple[str, ...] = ()
 
@@ -103,6 +107,8 @@ def read(directory: Path) -> Said:
             {run: tuple(map(_answer, raw["runs"][run])) for run in RUNS},
             tuple(passages),
             following,
+            int(raw["limit"]),
+            int(raw["longest"]),
             {str(k): str(v) for k, v in raw["absent"].items()},
             tuple(map(str, raw.get("misread", ()))),
         )
@@ -151,7 +157,7 @@ def require_same(said: Said, asked: Asked) -> None:
             "the engine's answers are to other questions, or of another tokenizer", fix="ask the engine again"
         )
     for run in RUNS:
-        wanted = len(asked.questions if run == "replies" else asked.prompts)
+        wanted = len({"replies": asked.questions, "recalls": asked.recalls}.get(run, asked.prompts))
         if len(said.runs[run]) != wanted:
             raise GateError(f"{len(said.runs[run])} answers in run {run}, {wanted} were asked for")
 
@@ -160,13 +166,16 @@ class Recorded:
     """A subject that says what it said; for gates that ask for nothing else.
 
     Attributes:
+        max_length: prompt and answer together.
         tie: two logits this close may change places.
     """
 
     def __init__(self, said: Said, asked: Asked, tie: float) -> None:
-        self.vocab_size, self.max_length, self.tie = asked.vocab_size, 0, tie
+        self.vocab_size, self.tie = asked.vocab_size, tie
+        self.max_length = min(said.limit, said.longest + asked.answered)
         self._said = {text.tokens: said.runs["batch"][n] for n, text in enumerate(asked.prompts)}
         self._said |= {text.tokens: said.runs["replies"][n] for n, text in enumerate(asked.questions)}
+        self._said |= {text.tokens: said.runs["recalls"][n] for n, text in enumerate(asked.recalls)}
 
     def generate(
         self, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int], *, together: bool = True

@@ -126,10 +126,14 @@ def load(wanted: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
         **arguments,
     )
     executes = type(llm)
-    return llm, api, {
-        "tensorrt_llm": package.__version__,
-        "class": f"{executes.__module__}.{executes.__qualname__}",
-    }
+    return (
+        llm,
+        api,
+        {
+            "tensorrt_llm": package.__version__,
+            "class": f"{executes.__module__}.{executes.__qualname__}",
+        },
+    )
 
 
 def main(path: str) -> None:
@@ -147,6 +151,7 @@ def main(path: str) -> None:
             asker.run(name, prompts, most, alone=False, logits=True)
         asker.run("alone", prompts, most, alone=True, logits=True)
         asker.run("replies", asked["questions"], asked["answered"], alone=False, logits=False)
+        asker.run("recalls", asked["recalls"], asked["answered"], alone=True, logits=False)
         if wanted["contextLogits"] is None:
             asker.score()
         else:
@@ -157,6 +162,7 @@ def main(path: str) -> None:
         asker.tensors, os.path.join(wanted["output"], "said.safetensors")
     )
     told = {"format": 1, "material": asked["material"], "kind": wanted["kind"], "by": by, **asker.said}
+    told |= {"limit": asker.limit, "longest": asker.longest}
     with open(os.path.join(wanted["output"], "said.json"), "w", encoding="utf-8") as f:
         json.dump(told, f, indent=1, sort_keys=True)
         f.write("\n")

@@ -16,6 +16,7 @@ engine_of() {
       target = \"h200\";
       name = \"tiny-$EPOCHREALTIME\";
       runtime = runtime \"trtllm-1.2.1\";
+      gates = { };
     } // args);
   in $1"
 }
@@ -262,7 +263,7 @@ EOF
 }
 
 test_engine_gated_checkpoint() {
-  built "$(engine_of 'mk { gates.logits = { }; }')" && quietly cat "$path/enginix.json" && says '"logits": "passed"'
+  built "$(engine_of 'mk { gates = { logits = { }; }; }')" && quietly cat "$path/enginix.json" && says '"logits": "passed"'
 }
 
 test_engine_with_everything() {
@@ -281,4 +282,61 @@ test_reference_engine_gates_as_asked() {
     says 'gate logits: passed' && says '0.001 allowed' &&
     ! with_lib eval '(e.mkEngine { kind = "reference"; model = e.catalogue.tiny-qwen3.model; gates.logit = { }; }).drvPath' &&
     says 'Did you mean logits?'
+}
+
+# The stand-in whose Python has what the reference executor needs: asked, it answers from what was built into the engine.
+gated_engine_of() { # attributes of mkEngine, stand-in driver's arguments, name
+  echo "let
+    standin = import (root + \"/tests/standin\") { pkgs = nixpkgs; };
+    model = e.catalogue.tiny-qwen3.model;
+    mk = args: e.mkEngine ({
+      kind = \"tensorrt\";
+      inherit model;
+      target = \"h200\";
+      name = \"gated-${3-$EPOCHREALTIME}\";
+      runtime = standin.answering e \"trtllm-1.2.1\" { ${2-} };
+    } // args);
+  in $1"
+}
+
+test_engine_gated_by_what_it_says() {
+  local salt=$EPOCHREALTIME first again engine
+  built "$(gated_engine_of 'mk { plugins.gatherContextLogits = true; }' '' "$salt")" || return 1
+  first=$path
+  says 'gate greedy: passed' && says 'gate perplexity: passed' && says 'stand-in: answers are computed' || return 1
+  quietly cat "$first/enginix.json" && says '"greedy": "passed"' && says '"golden"' && says '"promptTokens"' || return 1
+  [ -s "$first/engine/rank0.engine" ] && [ -s "$first/gates.json" ] && [ -s "$first/report.html" ] &&
+    grep -q standin_llm.EngineLLM "$first/gates.json" || return 1
+  engine=$(readlink "$first/engine")
+  # Another threshold judges again, and neither builds nor asks.
+  built "$(gated_engine_of 'mk { plugins.gatherContextLogits = true; gates = { greedy.top1 = 0.5; smoke = { }; }; }' '' "$salt")" || return 1
+  again=$path
+  says 'gate greedy: passed' && ! says 'stage: build' >/dev/null && ! says 'asking gated' >/dev/null &&
+    [ "$again" != "$first" ] && [ "$(readlink "$again/engine")" = "$engine" ] || return 1
+  # One that it cannot meet is refused, and leaves nothing.
+  ! on_a_gpu_host build "$(gated_engine_of 'mk { plugins.gatherContextLogits = true; gates.greedy.top1 = 2; }' '' "$salt")" --no-link -L &&
+    says 'gate greedy failed' && ! says 'asking gated' >/dev/null
+}
+
+test_engine_built_wrong_is_rejected_by_gates() {
+  slow || return
+  ! on_a_gpu_host build "$(gated_engine_of 'mk { }' 'misbehave = "shuffled";')" --no-link -L &&
+    says 'gate greedy: FAILED' && says 'gate task: FAILED' && says 'error: gate '
+}
+
+test_engine_gates_without_evidence_fail() {
+  slow || return
+  ! on_a_gpu_host build "$(gated_engine_of 'mk { gates.perplexity = { }; }')" --no-link -L &&
+    says 'gate perplexity failed' && says 'gatherContextLogits = true'
+}
+
+test_engine_gates_evaluate_without_a_gpu() {
+  with_lib eval "$(engine_of 'map (d: builtins.isString d.drvPath) [ (mk { gates = null; }) (mk { gates = null; }).ungated (mk { gates = null; }).answers
+    (mk { kind = "llmapi"; gates = null; }) (mk { kind = "llmapi"; target = null; gates = null; }) ]')" --json &&
+    says '[true,true,true,true,true]' && says 'not gated: no target is given' &&
+    ! with_lib eval "$(engine_of '(mk { gates.gready = { }; }).drvPath')" && says 'Did you mean greedy?' &&
+    ! with_lib eval "$(engine_of '(mk { kind = "llmapi"; target = null; gates.smoke = { }; }).drvPath')" && says 'no target is given' &&
+    ! with_lib eval "$(engine_of '(mk { kind = "llmapi"; gates.coverage = { }; }).drvPath')" && says 'coverage' &&
+    with_lib eval "$(engine_of 'let a = mk { gates.greedy.top1 = 0.5; name = "x"; }; b = mk { gates = { smoke = { }; logits = { }; }; name = "x"; }; in [ (a.drvPath == b.drvPath) (a.answers.drvPath == b.answers.drvPath) (a.ungated.drvPath == b.ungated.drvPath) ]')" --json &&
+    says '[false,true,true]'
 }

@@ -1,0 +1,4 @@
+# shellcheck shell=bash disable=SC1090,SC2154
+source "$environment"
+eval "flags=($flags)"
+enginix gate "$engine" --said "$said" --reference "$reference" --model "$model" --gated-engine -o "$out" "${flags[@]}"
