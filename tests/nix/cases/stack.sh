@@ -36,3 +36,80 @@ test_stack_edgellm_that_does_not_fit_is_refused() {
     says 'big-engine: it does not fit rtx-3090 (22.3 GiB)' && says 'Smallest change that fits: limits.maxBatchSize = 4.' &&
     ! with_lib eval "($mk) ($big) { limits.maxBatchSize = 2; }" && says 'no runtime with TensorRT is given'
 }
+
+# A store of its own on a small file system: Nix builds the export there, and the disk fills up.
+test_stack_edgellm_export_on_a_full_disk() {
+  slow || return
+  need_edgellm || return
+  [ "$(id -u)" = 0 ] || { skip 'needs root to mount a small file system' && return 1 || return; }
+  local small=$tmp/small result=0 filler
+  mkdir "$small"
+  mount -t tmpfs -o size=200m tmpfs "$small" || { skip 'no file system can be mounted here' && return 1 || return; }
+  stack_fills_up || result=1
+  kill "${filler:-}" 2>/dev/null
+  umount "$small"
+  return $result
+}
+
+stack_small_build() { # expression
+  with_edge build "$1" --store "$small" --no-link -L
+}
+
+stack_nothing_left() { ! compgen -G "$small/nix/store/*-edgellm-export" >/dev/null && ! compgen -G "$small/nix/store/*.chroot" >/dev/null; }
+
+stack_fills_up() {
+  local used
+  # What the export is made of is there; then one MiB is left.
+  stack_small_build 'nixpkgs.runCommand "inputs" { inputs = (edge { }).export.nativeBuildInputs ++ [ tiny ]; } "touch \$out"' || return 1
+  used=$(df --output=used -k "$small" | tail -n1)
+  mount -o "remount,size=$((used + 1024))k" "$small"
+  ! stack_small_build '(edge { }).export' && says 'the disk is full' && says 'free disk space' && ! grep -q Traceback "$out" &&
+    stack_nothing_left || return 1
+  # Room enough at first, and gone while the exporter runs.
+  mount -o remount,size=200m "$small"
+  {
+    until compgen -G "$small/nix/store/*.chroot/nix/store/.*.partial/llm" >/dev/null; do sleep 0.02; done
+    head -c 300m /dev/zero >"$small/filler"
+  } 2>/dev/null &
+  filler=$!
+  ! stack_small_build '(edge { }).export' && says 'the disk is full' && ! grep -q -e Traceback -e 'MiB free' "$out" && stack_nothing_left
+}
+
+# What the engine-era guard offers in place of an engine, word for word, is a derivation.
+test_stack_the_offered_llmapi_expression_evaluates() {
+  local offered
+  ! with_lib eval '(e.mkEngine { kind = "tensorrt"; model = e.catalogue.tiny-qwen3.model; target = "h200"; runtime = "trtllm-1.3.0rc26";
+    limits = { maxBatchSize = 3; maxSeqLen = 512; }; }).drvPath' || return 1
+  offered=$(grep -o 'mkEngine { kind = "llmapi";.*' "$out" | head -n1 | sed 's/model = …/model = e.catalogue.tiny-qwen3.model/')
+  [ -n "$offered" ] && with_lib eval "let r = e.$offered; in [ r.kind r.runtime r.request.limits.maxBatchSize r.request.limits.maxSeqLen ]" --json &&
+    says '["llmapi","trtllm-1.3.0rc26",3,512]'
+}
+
+# Every option that is gone names what replaced it; a name nearly right names the right one; one of another runtime says so.
+test_stack_unknown_options_say_what_to_use() {
+  local options='name: value: (builtins.tryEval (e.mkEngine { kind = "tensorrt"; model = e.catalogue.tiny-qwen3.model; target = "h200"; plugins.${name} = value; }).drvPath).success'
+  with_lib eval "let
+      table = builtins.fromJSON (builtins.readFile (root + \"/python/enginix/data/build_options.json\"));
+      refused = $options;
+    in builtins.filter (n: refused n true || refused n \"auto\") (builtins.attrNames (table.removed // table.own))" --json && says '[]' || return 1
+  local mk='plugins: (e.mkEngine { kind = "tensorrt"; model = e.catalogue.tiny-qwen3.model; target = "h200"; inherit plugins; }).drvPath'
+  ! with_lib eval "($mk) { maxOutputLen = 8; }" && says '--max_output_len is gone since TensorRT-LLM 0.12.0' && says 'limits.maxSeqLen' &&
+    ! with_lib eval "($mk) { gemPlugin = \"auto\"; }" && says 'Did you mean gemmPlugin?' &&
+    ! with_lib eval "($mk) { maxBatchSize = 8; }" && says 'limits.maxBatchSize' &&
+    ! with_lib eval "($mk) { gemmPlugin = true; }" && says 'it must be one of'
+}
+
+# mkServe, whatever the kind, tells the module the same things.
+test_stack_servers_tell_what_they_are() {
+  with_lib eval '
+    let
+      model = e.catalogue.tiny-qwen3.model;
+      edge = e.override { edgellm-runtime = nixpkgs.runCommand "none" { } "" // { driver = null; }; };
+      of = s: [ s.kind s.runtime s.modelName s.host s.httpPort (s.engine.kind == s.kind) (builtins.isString s.meta.mainProgram) ];
+    in map of [
+      (e.mkServe { engine = e.mkEngine { kind = "tensorrt"; inherit model; target = "h200"; }; port = 9000; })
+      (e.mkServe { engine = e.mkEngine { kind = "llmapi"; inherit model; target = "h200"; }; })
+      (edge.mkServe { engine = edge.mkEngine { kind = "edgellm"; inherit model; target = "rtx-5090"; }; host = "127.0.0.2"; })
+    ]' --json &&
+    says '[["tensorrt","trtllm-1.2.1","tiny-qwen3","127.0.0.1",9000,true,true],["llmapi","trtllm-1.2.1","tiny-qwen3","127.0.0.1",8000,true,true],["edgellm","edgellm-0.11.0","tiny-qwen3","127.0.0.2",8000,true,true]]'
+}

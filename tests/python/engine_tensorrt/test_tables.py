@@ -190,7 +190,19 @@ SAID = {
     "ModuleNotFoundError: No module named 'tensorrt_llm.bindings'": "source tree",
     "ModuleNotFoundError: No module named 'tensorrt_llm'": "not one of this runtime's images",
     "AssertionError: streamingllm": "streamingllm",
+    "RuntimeError: FP8 FMHA is only supported on Ada or Hopper": "FP8 context attention",
+    "ORTE was unable to open the session dir": "OpenMPI does not start",
+    "RuntimeError: An attempt has been made to start a new process before the current process has "
+    "finished its bootstrapping phase.": "__main__ guard",
+    "calibration: detected negative values after abs, could be overflow": "calibration fails",
+    "Error Code 10: Could not find any implementation for node {ForeignNode[...]}": "finds no kernel",
 }
+
+
+def test_every_known_failure_has_an_example() -> None:
+    """A row that no example reaches first may be hidden behind another one."""
+    reached = {found.cause for text in SAID if (found := known([text])) is not None}
+    assert {row["cause"] for row in table("failures")["failures"]} == reached
 
 
 @pytest.mark.parametrize("text", SAID)
@@ -211,3 +223,47 @@ def test_known_failures_are_silent_about_the_rest() -> None:
 @given(st.lists(st.text(max_size=200), max_size=5))
 def test_any_output_can_be_matched(lines) -> None:
     known(lines)
+
+
+# What of a table is a claim about somebody else's software or hardware.
+CLAIMS = {
+    "gpus": ("gpus",),
+    "runtimes": ("runtimes",),
+    "quantization_support": ("algorithms", "kvCache", "warnings"),
+    "build_options": ("limits", "options", "removed", "rules", "profiles"),
+    "llm_args": ("arguments", "kv_cache_config"),
+    "failures": ("failures", "stall", "killed"),
+    "environment": ("variables",),
+    "formats": ("weights", "kvCache", "defaults"),
+    "kinds": ("kinds",),
+    "edgellm": ("architectures", "formats", "memory"),
+}
+
+
+def rows(part):
+    if isinstance(part, list):
+        return part
+    own = any(isinstance(part.get(k), str) for k in ("source", "reference"))
+    return [part] if own else list(part.values())
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_every_row_has_a_source(name) -> None:
+    whole = table(name)
+    for part in CLAIMS[name]:
+        found = rows(whole[part])
+        assert found
+        for row in found:
+            named = row.get("sources") or [row.get("source") or row.get("reference")]
+            assert named and all(isinstance(s, str) and s for s in named), (part, row)
+            if set(named) & set(whole.get("sources", ())):
+                assert set(named) <= set(whole["sources"]), (part, row)
+
+
+def test_hashes_of_wheels_are_those_of_the_lock() -> None:
+    """pip wrote the lock from the index's own hashes of every wheel of that release."""
+    text = (STANDIN.parent / "hostpkgs/requirements/edgellm.txt").read_text()
+    block = text.split("\ntensorrt-edgellm==0.11.0", 1)[1].split("\n    # via", 1)[0]
+    wheels = table("runtimes")["runtimes"]["edgellm-0.11.0"]["wheel"]
+    ours = {h for rows_ in wheels.values() for name, h in rows_.items() if name != "platform"}
+    assert ours == set(re.findall(r"sha256:([0-9a-f]{64})", block)) and len(ours) == 6
