@@ -62,7 +62,7 @@ let
       host = server.host or "127.0.0.1";
       port = server.httpPort or (lacks "httpPort");
       reached = if host == "0.0.0.0" || host == "::" then "127.0.0.1" else host;
-      address = "http://${if lib.hasInfix ":" reached then "[${reached}]" else reached}:${toString port}";
+      address = "http://${if builtins.match ".*:.*" reached != null then "[${reached}]" else reached}:${toString port}";
       kind = server.kind or (lacks "kind");
     in
     if port == 0 then

@@ -1,4 +1,4 @@
-"""What reaches the servers behind the gateway, through the real LiteLLM; a stand-in writes down what it gets."""
+"""What reaches the servers behind the gateway through the real LiteLLM; a stand-in writes it down."""
 
 from __future__ import annotations
 
