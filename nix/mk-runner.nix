@@ -81,9 +81,18 @@ let
         inherit (pkgs) bash;
         preferLocalBuild = true;
         passthru = {
-          inherit model checkpoint request;
+          inherit
+            model
+            checkpoint
+            request
+            host
+            ;
+          kind = "tensorrt";
+          # Built at first run, on the machine that serves it.
+          engine = null;
           modelName = name;
           runtime = id;
+          httpPort = port;
         };
         meta = {
           description = "Builds the engine of ${name} at first run and serves it";

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from enginix import manifest
 from enginix.cli import main
 from enginix.files import sha256_file
+from enginix.manifest import Manifest
 from enginix.runtime.child import descendants, started
 
 PYTHON = Path(__file__).parents[3] / "python"
@@ -255,3 +257,20 @@ def test_gates_of_the_checkpoint_are_recorded(words, checkpoint, tmp_path, capsy
     assert main(words("--gated", str(gated), at=at)) == 0
     made = manifest.read(tmp_path / "engine")
     assert made.results["gates"]["checkpoint"] == {"logits": "passed"}
+
+
+def test_the_manifest_says_what_the_weights_were_calibrated_with(words, model, tmp_path):
+    """Of a quantized model: its own inputs, the calibration's digest among them, and the chat template."""
+    quantized = tmp_path / "quantized"
+    shutil.copytree(model, quantized, ignore=shutil.ignore_patterns("enginix.json"))
+    inputs = {
+        "model": {"repo": "a/b", "revision": "c" * 40},
+        "calibration": {"sha256": "d" * 64, "rows": 3},
+    }
+    Manifest("quantized-model", "q", model={"quantization": None}, inputs=inputs).write(quantized)
+    line = words()
+    line[line.index("--model") + 1] = str(quantized)
+    assert main(line) == 0
+    made = manifest.read(tmp_path / "engine", "engine")
+    assert made.inputs["model"] == {"artefact": "quantized-model", **inputs}
+    assert (tmp_path / "engine/tokenizer/chat_template.jinja").is_file()
