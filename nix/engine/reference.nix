@@ -60,6 +60,7 @@ let
         "agreement"
         "perplexity"
         "task"
+        "context"
         "invariance"
       ] gates;
   flags =

@@ -150,7 +150,10 @@ def _ratio(a: Artefact) -> Said:
 
 def _same(a: Artefact) -> Said:
     m = a.measured
-    return NOTHING if m is None or m.same is None else (f"{m.same:.1%}", "")
+    if m is None or (m.same is None and m.greedy is None):
+        return NOTHING
+    greedy = "" if m.greedy is None else f"greedy {m.greedy:.1%}"
+    return (greedy, "") if m.same is None else (f"{m.same:.1%}", greedy)
 
 
 def _kl(a: Artefact) -> Said:
@@ -292,7 +295,8 @@ def page(comparison: Comparison) -> str:
     legend = (
         "Bits a weight: on disk, scales included, over the whole model, and over the matrices of the layers. "
         "Perplexity, same token (as the reference's most likely) and mean KL (nats) are of the gates' text, "
-        "the reference being the model before quantization; below the ratio its 95% interval. "
+        "the reference being the model before quantization; below the ratio its 95% interval. Greedy: share "
+        "of the tokens of greedy answers, where an engine gives no distributions. "
         f"“{UNMEASURED}”: nobody did.{speed}"
     )
     parts = [

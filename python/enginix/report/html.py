@@ -80,13 +80,11 @@ def _gates(gates: Mapping[str, Any]) -> str:
     return _table(("gate", "verdict", "found"), rows, '<col class="short"><col class="tiny"><col>')
 
 
-def _agreement(gate: Mapping[str, Any]) -> str:
+def _agreement(gate: Mapping[str, Any], name: str = "agreement", head: str = "Agreement by position") -> str:
     points = [(float(row["from"]), float(row["top1"])) for row in gate["byPosition"]]
-    chart = svg.line(
-        "Agreement by position", points, "position in the text (tokens)", bound=float(gate["top1"])
-    )
-    note = table("gates")["gates"]["agreement"]["measure"]
-    return f"<h2>Agreement by position</h2>{chart}<p class='soft'>{escape(note)}</p>"
+    chart = svg.line(head, points, "position in the text (tokens)", bound=float(gate["top1"]))
+    note = table("gates")["gates"][name]["measure"]
+    return f"<h2>{head}</h2>{chart}<p class='soft'>{escape(note)}</p>"
 
 
 def _perplexity(gate: Mapping[str, Any]) -> str:
@@ -110,7 +108,15 @@ def _answers(gate: Mapping[str, Any]) -> str:
     return "<h2>Continuations, side by side</h2>" + _table(("prompt", "reference", "engine"), rows)
 
 
-def _replies(gate: Mapping[str, Any]) -> str:
+def _greedy(gate: Mapping[str, Any]) -> str:
+    return _agreement(gate, "greedy", "Greedy answers by position")
+
+
+def _recalled(gate: Mapping[str, Any]) -> str:
+    return _replies(gate, "Facts in long texts")
+
+
+def _replies(gate: Mapping[str, Any], head: str = "Questions") -> str:
     rows = [
         [
             f"<td>{escape(row['question'])}<div class='soft'>{escape(row['answer'])}</div></td>",
@@ -122,7 +128,17 @@ def _replies(gate: Mapping[str, Any]) -> str:
         for row in sorted(gate["replies"], key=lambda row: bool(row["right"][0]))
     ]
     columns = '<col><col><col><col class="tiny">'
-    return "<h2>Questions</h2>" + _table(("question, answer", "reference", "engine", ""), rows, columns)
+    return f"<h2>{head}</h2>{_score(gate)}" + _table(
+        ("question, answer", "reference", "engine", ""), rows, columns
+    )
+
+
+def _score(gate: Mapping[str, Any]) -> str:
+    if "interval" not in gate:
+        return ""
+    low, high = gate["interval"]
+    right = f"{gate['score']} of {gate['questions']} right (95% interval {low:.0%} to {high:.0%})"
+    return f"<p class='soft'>{right}, the reference {gate['referenceScore']}.</p>"
 
 
 def _layers(errors: Any) -> str:
@@ -137,9 +153,11 @@ def _layers(errors: Any) -> str:
 
 _SECTIONS = (
     ("agreement", "byPosition", _agreement),
+    ("greedy", "byPosition", _greedy),
     ("perplexity", "interval", _perplexity),
     ("smoke", "answers", _answers),
     ("task", "replies", _replies),
+    ("context", "replies", _recalled),
 )
 
 

@@ -25,6 +25,7 @@ class Measured:
         ratio, low, high: perplexity over the reference's, and its 95% interval.
         perplexity, reference_perplexity: of the evaluation text.
         same: share of positions with the reference's most likely token.
+        greedy: share of the reference's greedy answers' tokens, for engines that give no distributions.
         kl: mean Kullback-Leibler divergence from the reference, nats.
         score, questions: right answers, and how many were asked.
         material: digest of what was asked.
@@ -41,6 +42,7 @@ class Measured:
     perplexity: float | None = None
     reference_perplexity: float | None = None
     same: float | None = None
+    greedy: float | None = None
     kl: float | None = None
     score: int | None = None
     reference_score: int | None = None
@@ -134,6 +136,7 @@ def of(told: Mapping[str, Any]) -> Measured:
         perplexity=reader.number("perplexity", "found", 1.0),
         reference_perplexity=reader.number("perplexity", "reference", 1.0),
         same=reader.number("agreement", "top1Found", 0.0, 1.0),
+        greedy=reader.number("greedy", "top1Found", 0.0, 1.0),
         kl=reader.number("agreement", "klFound", 0.0),
         score=reader.whole("task", "score", questions or 10**9),
         reference_score=reader.whole("task", "referenceScore", questions or 10**9),

@@ -263,6 +263,16 @@ def test_what_is_no_artefact(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert not [p for p in tmp_path.iterdir() if "html" in p.name]
 
 
+def test_greedy_answers_stand_where_no_distributions_are(
+    tmp_path: Path, checkpoints: dict[str, Path]
+) -> None:
+    content = evidence(greedy={"passed": True, "top1Found": 0.75})
+    del content["gates"]["agreement"], content["gates"]["perplexity"]
+    row = artefacts.read(engine(tmp_path / "e", checkpoints["plain"], content))
+    text = comparison.text(comparison.compare([row]))
+    assert "greedy 75.0%" in text and text.count("not measured") == 4 and row.doubts == ()
+
+
 def test_a_link_in_a_circle_ends(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 100)
     (tmp_path / "again").symlink_to(tmp_path)

@@ -64,3 +64,19 @@ def test_charts_are_well_formed_and_inside(
 def test_differences_are_marked() -> None:
     assert html.marked("a big cat", "a bad cat") == "a b<mark>ig</mark> cat"
     assert "nothing" in html.marked("", "x") and html.marked("<b>", "<b>") == "&lt;b&gt;"
+
+
+def test_gates_of_other_engines_have_their_sections() -> None:
+    content = told("x")
+    gates = content["gates"]
+    gates["greedy"] = {**gates.pop("agreement"), "summary": "greedy"}
+    gates["context"] = {
+        **gates["task"],
+        "interval": [0.25, 0.75],
+        "score": 1,
+        "questions": 2,
+        "referenceScore": 2,
+    }
+    page = parsed(html.report("e", content)).text
+    assert "Greedy answers by position" in page and "Agreement by position" not in page
+    assert "Facts in long texts1 of 2 right (95% interval 25% to 75%), the reference 2." in page
