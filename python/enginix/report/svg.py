@@ -102,7 +102,7 @@ def interval(title: str, middle: float, ends: tuple[float, float], bound: float)
     body += f'<rect class="bar" x="{a:.1f}" y="48" width="{max(2.0, b - a):.1f}" height="24"/>'
     body += f'<line class="middle" x1="{at(middle):.1f}" x2="{at(middle):.1f}" y1="42" y2="78"/>'
     for value, kind, label, y in (
-        (1.0, "grid", "1: the reference", 116),
+        (1.0, "axis", "1: the reference", 116),
         (bound, "bound", f"{bound:g} allowed", 101),
         (middle, "none", f"{middle:.4g}", 34),
     ):
