@@ -1,4 +1,4 @@
-"""docs/verification.md lists what TensorRT-LLM would have to confirm; nothing that the code relies on is missing."""
+"""docs/verification.md lists what TensorRT-LLM would have to confirm, and leaves nothing of the code out."""
 
 from __future__ import annotations
 
