@@ -9,7 +9,7 @@
   enginix,
   tritonserver,
   ...
-}:
+}@scope:
 let
   function = "mkTritonServer";
   table = lib.importJSON ../python/enginix/data/triton_flags.json;
@@ -99,6 +99,9 @@ let
       # Seconds until it must answer, and for running requests at the end.
       startTimeout ? 600,
       exitTimeout ? 30,
+      # { enable; host; httpPort; keyFile; clients; limits; aliases; }: OpenAI's interface, as a second command beside
+      # this one (mkGateway; docs/openai.md).
+      openai ? { },
       # mkRuntime's output, of a kind that an image serves.
       runtime ? repo.engine.runtimePackage,
       name ? repo.modelName,
@@ -110,6 +113,16 @@ let
       parallel = repo.engine.parallel or { };
       ranks = (parallel.tensorParallel or 1) * (parallel.pipelineParallel or 1);
       atLeast = check.arguments.atLeast function;
+      door = import ./openai-door.nix scope {
+        inherit
+          name
+          host
+          httpPort
+          openai
+          ;
+        inherit (repo) kind;
+        image = runtime.row.images.${runtime.image}.reference or "";
+      };
       endpoint =
         port: argument: number:
         if number == null then
@@ -154,7 +167,7 @@ let
         ]) environment
       );
     in
-    pkgs.stdenvNoCC.mkDerivation {
+    pkgs.stdenvNoCC.mkDerivation ({
       name = "${name}-triton-server";
       buildCommandPath = ./builders/triton-server.sh;
       inherit repo enginix;
@@ -196,12 +209,13 @@ let
         tritonVersion = version;
         modelName = name;
       }
-      // lib.optionalAttrs (!inImage) { inherit tritonserver; };
+      // lib.optionalAttrs (!inImage) { inherit tritonserver; }
+      // lib.optionalAttrs (door != null) { openai = door; };
       meta = {
         description = "Triton Inference Server for ${name}";
         mainProgram = "${name}-triton-server";
       };
-    };
+    } // lib.optionalAttrs (door != null) { inherit door; });
 in
 args:
 build (
@@ -217,6 +231,7 @@ build (
     "adminKeyFile"
     "startTimeout"
     "exitTimeout"
+    "openai"
     "runtime"
     "name"
   ] args

@@ -8,6 +8,7 @@ cat >"$out/bin/$name" <<EOF
 ${room}exec $enginix/bin/enginix serve $repo $installation $flags "\$@"
 EOF
 chmod +x "$out/bin/$name"
+[ -z "${door-}" ] || ln -s "$door"/bin/* "$out/bin/"
 # Refuses a repository that this runtime cannot serve now rather than at start.
 eval "words=($installation $flags)"
 if [ -n "$needsSecret" ]; then
