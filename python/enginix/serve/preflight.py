@@ -13,11 +13,13 @@ from typing import Any
 
 from enginix import manifest
 from enginix.console import human_bytes
-from enginix.engine.check import require
+from enginix.engine.check import require, require_versions
 from enginix.engine.target import Machine, probe
 from enginix.errors import MachineError, ManifestError
 from enginix.manifest import Manifest
+from enginix.runtime import table as runtimes
 from enginix.runtime.driver import Driver
+from enginix.runtime.image import versions
 from enginix.serve.tritonserver import TritonServer, refusal
 from enginix.tables import table
 from enginix.triton import contract, llmapi
@@ -111,11 +113,16 @@ def _ranks(found: Manifest) -> int:
 
 
 def check_backend(repository: Repository, server: TritonServer) -> None:
-    """An engine of kind ``tensorrt`` needs its C++ backend in the installation.
+    """An engine of kind ``tensorrt`` needs its C++ backend in the installation, and the TensorRT-LLM that it
+    was built with: in the image, or on this machine where it is one.
 
     Raises:
         MachineError: there is none.
+        Mismatch: another version, whatever the installation calls itself.
     """
+    if repository.manifest.kind != "reference":
+        live = versions(server.rootfs or Path("/"), runtimes.find(server.runtime))
+        require_versions(repository.manifest, repository.directory, live)
     if repository.manifest.kind != "tensorrt":
         return
     outside = Path(f"{server.rootfs or ''}{server.backends}") / "tensorrtllm"

@@ -4,6 +4,7 @@ foreign manifests, for each server."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -143,7 +144,9 @@ def test_edgellm_serve_at_home(edgellm, tmp_path) -> None:
 
 
 @pytest.fixture
-def triton(tmp_path: Path, driver: Callable[..., Path]) -> Callable[..., list[str]]:
+def triton(
+    tmp_path: Path, driver: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[str]]:
     """The command line that serves a repository of a compiled engine by Triton; the installation is empty
     files."""
 
@@ -165,6 +168,8 @@ def triton(tmp_path: Path, driver: Callable[..., Path]) -> Callable[..., list[st
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(0o755)
         (installation / "runtime.json").write_text(json.dumps({"name": "trtllm-1.2.1"}))
+        (installation / "bin/mpirun").touch(0o755)  # for engines of several ranks; nothing is started
+        monkeypatch.setenv("PATH", f"{installation / 'bin'}:{os.environ['PATH']}")
         words = ["serve", str(repository), "--tritonserver", str(installation), "--check"]
         return [*words, "--driver", str(driver(**gpu))]
 
@@ -181,6 +186,17 @@ def test_triton(triton, capsys, target, runtime, said) -> None:
 def test_triton_of_another_runtime(triton, capsys) -> None:
     assert main(triton({}, {"id": "trtllm-1.1.0"})) != 0
     assert "trtllm-1.1.0" in capsys.readouterr().err
+
+
+def test_triton_in_an_image_that_lies_about_its_version(triton, rootfs, tmp_path, capsys) -> None:
+    """The installation calls itself the right runtime; its TensorRT-LLM is another one."""
+    words = triton({}, {"tensorrtLlm": "1.1.0"})
+    image_ = tmp_path / "image"
+    shutil.copytree(rootfs, image_, symlinks=True)
+    shutil.copytree(tmp_path / "triton", image_ / "opt/tritonserver", dirs_exist_ok=True)
+    at = words.index("--tritonserver")
+    assert main([*words[:at], "--rootfs", str(image_), *words[at + 2 :]]) == 1
+    assert "tensorrtLlm: built for 1.1.0, here 1.2.1" in capsys.readouterr().err
 
 
 def test_triton_at_home_goes_on_to_the_next_check(triton, capsys) -> None:
