@@ -94,7 +94,9 @@ def greedy(device: str, work: Path) -> list[Row]:
     prompts = [tuple((7 * i * j + 3) % 2000 for j in range(1, 5 + 9 * i)) for i in range(1, 9)]
     expected = [cpu.greedy(p, 40) for p in prompts]
     alone = [gpu.greedy(p, 40) for p in prompts]
-    batch = _serve(gpu, prompts, 40, slots=8)[0]
+    scheduler = Scheduler(gpu, 8)
+    batch = _serve(scheduler, prompts, 40)
+    scheduler.close()
     rows = []
     for what, found in (("alone", alone), ("in a batch", batch)):
         for prompt, ours, theirs in zip(prompts, found, expected, strict=True):
@@ -115,10 +117,8 @@ def _assert_equal_up_to_ties(
             return
 
 
-def _serve(
-    executor: Executor, prompts: list[tuple[int, ...]], tokens: int, slots: int
-) -> tuple[list[list[int]], float]:
-    """Tokens of each prompt, and seconds."""
+def _serve(scheduler: Scheduler, prompts: list[tuple[int, ...]], tokens: int) -> list[list[int]]:
+    """Tokens of each prompt."""
     out: list[list[int]] = [[] for _ in prompts]
     failed: list[str] = []
     left, done = [len(prompts)], threading.Event()
@@ -133,15 +133,11 @@ def _serve(
             if not left[0]:
                 done.set()
 
-    scheduler = Scheduler(executor, slots)
-    started = time.perf_counter()
     for number, prompt in enumerate(prompts):
         scheduler.add(Request(str(number), prompt, tokens), sink)
     assert done.wait(300), "no answer"
-    seconds = time.perf_counter() - started
-    scheduler.close()
     assert not failed, failed
-    return out, seconds
+    return out
 
 
 def _wait(device: str) -> float:
@@ -210,10 +206,12 @@ def _speed(name: str, executor: Executor, model: Any, device: str) -> Iterator[R
     yield _same(f"{name}: logits against transformers'", error, FLOAT32 if device == "cpu" else BFLOAT16)
     for rows in (1, 16):
         what, some = f"{name}, batch {rows}", prompts[:rows]
+        scheduler = Scheduler(executor, rows)  # lives as long as a server does
         first, whole = (
-            _beside(device, partial(_serve, executor, some, n, rows), partial(generate, rows, n))
+            _beside(device, partial(_serve, scheduler, some, n), partial(generate, rows, n))
             for n in (1, 1 + further)
         )
+        scheduler.close()
         decoded = (whole[0] - first[0], whole[1] - first[1])
         yield _against(f"{what}: prefill of {length}", rows * length, *first)
         yield _against(f"{what}: {further} tokens decoded", rows * further, *decoded)

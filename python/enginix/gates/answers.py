@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,12 @@ from enginix.gates.material import Material
 from enginix.gates.subject import NOT_FINITE, Subject, same_shape
 
 GROUP = 128  # tokens of a large vocabulary that are looked at together
+AHEAD = 2  # texts whose logits may lie on a device at a time
 KEPT = 64  # most likely tokens of a position
 CONTINUED = 64  # tokens of a continuation
 ANSWERED = 32  # tokens of an answer to a question
 LAYERS_OF = 32  # positions of the first passage whose hidden states are kept
-FORMAT = 2
+FORMAT = 3
 FILE, TENSORS, LOGITS = "answers.json", "answers.safetensors", "logits.safetensors"
 
 
@@ -45,10 +47,6 @@ class Passage:
     ids: torch.Tensor
     logs: torch.Tensor
     text_logs: torch.Tensor
-
-    def to(self, device: torch.device | str) -> Passage:
-        """The same on a device."""
-        return Passage(self.ids.to(device), self.logs.to(device), self.text_logs.to(device))
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,7 @@ class Answers:
     replies: tuple[tuple[int, ...], ...]
     hidden: tuple[torch.Tensor, ...]
     dtype: str | None = None
+    recalls: tuple[tuple[int, ...], ...] = ()
 
 
 def most_likely(logs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,8 +81,9 @@ def most_likely(logs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Ten
     if logs.shape[-1] < 4 * count * GROUP:
         values, ids = logs.topk(min(count, logs.shape[-1]), -1)
         return values, ids
-    groups = torch.nn.functional.pad(logs, (0, -logs.shape[-1] % GROUP), value=-math.inf)
-    groups = groups.view(len(logs), -1, GROUP)
+    over = -logs.shape[-1] % GROUP
+    padded = torch.nn.functional.pad(logs, (0, over), value=-math.inf) if over else logs
+    groups = padded.reshape(len(logs), -1, GROUP)
     chosen = groups.amax(-1).topk(count, -1).indices
     held = groups.gather(1, chosen[..., None].expand(-1, -1, GROUP)).flatten(1)
     values, at = held.topk(count, -1)
@@ -110,7 +110,8 @@ def score(
 
     Args:
         texts: token ids, at least two each.
-        beside: (number of the text, log-probabilities [T - 1, vocab_size]) → what else is wanted of them.
+        beside: (number of the text, log-probabilities [T - 1, vocab_size]) → what else is wanted of them,
+            [T - 1, …].
 
     Returns:
         For each text its distributions, and what ``beside`` gave, all on the CPU.
@@ -119,16 +120,60 @@ def score(
         GateError: logits of another shape, or not finite.
     """
     found, others, finite = [], [], []
+    aside = _Aside()
     for number, (text, logits) in enumerate(zip(texts, subject.logits(texts), strict=True)):
         same_shape(logits, len(text), subject.vocab_size)
-        finite.append(torch.stack(torch.aminmax(logits)).isfinite().all())
-        logs = logits[:-1].log_softmax(-1)
-        found.append(passage(logs, text))
-        if beside is not None:
-            others.append(beside(number, logs))
-    if finite and not bool(torch.stack(finite).all()):
+        with aside.of(logits):
+            finite.append(torch.stack(torch.aminmax(logits)).isfinite().all())
+            logs = logits[:-1].log_softmax(-1)
+            found.append(passage(logs, text))
+            if beside is not None:
+                others.append(beside(number, logs))
+    aside.wait()
+    if not found:
+        return [], []
+    if not bool(torch.stack(finite).all()):
         raise GateError(NOT_FINITE)
-    return [p.to("cpu") for p in found], [o.cpu() for o in others]
+    lengths = [len(p.text_logs) for p in found]
+    return together(found, "cpu"), list(torch.split(torch.cat(others).cpu(), lengths)) if others else []
+
+
+def together(passages: Sequence[Passage], device: torch.device | str) -> list[Passage]:
+    """The same on another device, in one go for each kind of tensor."""
+    lengths = [len(p.text_logs) for p in passages]
+    parts = (
+        torch.split(torch.cat([getattr(p, name) for p in passages]).to(device), lengths)
+        for name in ("ids", "logs", "text_logs")
+    )
+    return [Passage(*each) for each in zip(*parts, strict=True)]
+
+
+class _Aside:
+    """On a GPU, work on a stream of its own: it fills what the next text's forward pass leaves idle."""
+
+    def __init__(self) -> None:
+        self.stream: torch.cuda.Stream | None = None
+        self.ended: list[torch.cuda.Event] = []
+
+    @contextmanager
+    def of(self, logits: torch.Tensor) -> Iterator[None]:
+        """What is done inside may read ``logits``, and follows what was done inside before."""
+        if logits.device.type != "cuda":
+            yield
+            return
+        self.stream = self.stream or torch.cuda.Stream(logits.device)  # type: ignore[no-untyped-call]
+        self.stream.wait_stream(torch.cuda.current_stream(logits.device))
+        logits.record_stream(self.stream)
+        with torch.cuda.stream(self.stream):
+            yield
+            self.ended.append(self.stream.record_event())
+        if len(self.ended) > AHEAD:  # logits of many texts would fill the device
+            self.ended[-AHEAD].synchronize()
+
+    def wait(self) -> None:
+        """What follows may read what was done inside."""
+        if self.stream is not None:
+            torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
 
 
 def ask(subject: Subject, material: Material, ends: frozenset[int], model: dict[str, Any]) -> Answers:
@@ -149,6 +194,7 @@ def ask(subject: Subject, material: Material, ends: frozenset[int], model: dict[
         tuple(map(tuple, continuations)),
         tuple(map(tuple, replies)),
         tuple(state.cpu() for state in subject.hidden(texts[0][:LAYERS_OF])),
+        recalls=tuple(map(tuple, subject.generate([q.tokens for q in material.recalls], ANSWERED, ends))),
     )
 
 
@@ -169,6 +215,7 @@ def write(answers: Answers, directory: Path) -> None:
         "dtype": answers.dtype,
         "continuations": list(map(list, answers.continuations)),
         "replies": list(map(list, answers.replies)),
+        "recalls": list(map(list, answers.recalls)),
     }
     write_text(directory / FILE, dump_json(described))
 
@@ -237,6 +284,7 @@ def read(directory: Path) -> Answers:
             tuple(map(tuple, raw["replies"])),
             tuple(held[f"hidden.{n}"] for n in range(raw["layers"])),
             raw["dtype"],
+            tuple(map(tuple, raw["recalls"])),
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as e:
         raise _unreadable(directory, e) from e

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from enginix.errors import GateError
 from enginix.files import dump_json
+from enginix.gates import recall
 from enginix.gates.prompts import Prompt, tokenize
 from enginix.tables import table
 
@@ -40,12 +41,14 @@ class Material:
         prompts: to be continued.
         passages: evaluation text, at least two tokens each.
         questions: with exact answers.
+        recalls: facts planted in long texts, asked for at their ends.
     """
 
     sha256: str
     prompts: tuple[Prompt, ...]
     passages: tuple[Prompt, ...]
     questions: tuple[Question, ...]
+    recalls: tuple[Question, ...] = ()
 
 
 def load(
@@ -86,10 +89,16 @@ def load(
     if not found or not any(len(p.tokens) > 1 for p in passages):
         raise GateError("no questions, or no text of two tokens", fix="a gate needs something to ask")
     passages = tuple(p for p in passages if len(p.tokens) > 1)
+    recalls = tuple(
+        Question(of, asked, answer, tuple(tokenizer.encode_question(asked)))
+        for of, asked, answer in recall.texts(
+            lambda asked: len(tokenizer.encode_question(asked)), max_length, [p.text for p in passages]
+        )
+    )
     everything = [[list(p.tokens) for p in prompts.prompts], [list(p.tokens) for p in passages]]
-    answers = [[list(q.tokens), q.answer] for q in found]
+    answers = [[list(q.tokens), q.answer] for q in (*found, *recalls)]
     digest = hashlib.sha256(dump_json([prompts.sha256, everything, answers]).encode()).hexdigest()
-    return Material(digest, prompts.prompts, passages, tuple(found))
+    return Material(digest, prompts.prompts, passages, tuple(found), recalls)
 
 
 def same_tokens(tokenizer: Tokenizer, reference: Tokenizer, material: Material) -> None:

@@ -10,13 +10,14 @@ import re
 import statistics
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from enginix.errors import GateError
 from enginix.gates.answers import ANSWERED, CONTINUED, Answers, Passage
-from enginix.gates.material import Material, Tokenizer
+from enginix.gates.material import Material, Question, Tokenizer
 from enginix.gates.outcome import Outcome
 from enginix.gates.subject import Subject
 
@@ -132,15 +133,59 @@ def task(
 ) -> Outcome:
     """Questions with exact answers: not significantly more lost than won against the reference."""
     replies = subject.generate([q.tokens for q in material.questions], ANSWERED, answers.ends)
+    return _compared("task", material.questions, replies, answers.replies, answers.ends, tokenizer, bounds)
+
+
+def context(
+    subject: Subject, material: Material, answers: Answers, tokenizer: Tokenizer, bounds: dict[str, Any]
+) -> Outcome:
+    """Facts planted in long texts, asked for at their ends: judged as :func:`task` is.
+
+    Asked is what fits the engine, which may take less than its model does.
+    """
+    fits = [n for n, q in enumerate(material.recalls) if len(q.tokens) + ANSWERED <= subject.max_length]
+    if not fits:
+        raise GateError(
+            f"the engine takes {subject.max_length} tokens: no text with a planted fact fits",
+            fix="build it for longer sequences, or leave the gate context out",
+        )
+    asked = [material.recalls[n] for n in fits]
+    replies = subject.generate([q.tokens for q in asked], ANSWERED, answers.ends)
+    theirs = [answers.recalls[n] for n in fits]
+    # The texts are thousands of tokens; their length and depth tell which it was.
+    named = [replace(q, text=q.id) for q in asked]
+    found = _compared("context", named, replies, theirs, answers.ends, tokenizer, bounds)
+    longest = max(len(q.tokens) for q in asked)
+    summary = f"facts found at up to {longest} tokens: {found.summary}"
+    return replace(found, summary=summary, detail={**found.detail, "longest": longest})
+
+
+def _interval(right: int, of: int) -> list[float]:
+    """Wilson's 95% interval of a share."""
+    share, square = right / of, NORMAL_95**2 / of
+    middle = (share + square / 2) / (1 + square)
+    spread = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
+    return [rounded(max(0.0, middle - spread)), rounded(min(1.0, middle + spread))]
+
+
+def _compared(
+    gate: str,
+    questions: Sequence[Question],
+    replies: Sequence[Sequence[int]],
+    references: Sequence[Sequence[int]],
+    ends: frozenset[int],
+    tokenizer: Tokenizer,
+    bounds: dict[str, Any],
+) -> Outcome:
     rows = []
-    for question, ours, theirs in zip(material.questions, replies, answers.replies, strict=True):
-        texts = [tokenizer.decode([t for t in reply if t not in answers.ends]) for reply in (ours, theirs)]
+    for question, ours, theirs in zip(questions, replies, references, strict=True):
+        texts = [tokenizer.decode([t for t in reply if t not in ends]) for reply in (ours, theirs)]
         rows.append((question, texts, [right(text, question.answer) for text in texts]))
     score, reference = (sum(marks[who] for _, _, marks in rows) for who in (0, 1))
     if not reference:
         raise GateError(
             "the reference answers none of the questions: they say nothing about an engine of this model",
-            fix="pass questions that the model can answer, or leave the gate task out",
+            fix=f"pass questions that the model can answer, or leave the gate {gate} out",
         )
     lost, won = sum(m == [False, True] for _, _, m in rows), sum(m == [True, False] for _, _, m in rows)
     # Sign test: were losing and winning equally likely, so many losses would come up with this probability.
@@ -155,6 +200,7 @@ def task(
         "score": score,
         "referenceScore": reference,
         "questions": len(rows),
+        "interval": _interval(score, len(rows)),
         "lost": lost,
         "won": won,
         "p": rounded(chance),
@@ -163,7 +209,7 @@ def task(
             for q, t, m in rows
         ],
     }
-    return Outcome("task", passed, summary, detail)
+    return Outcome(gate, passed, summary, detail)
 
 
 def loops(tokens: Sequence[int]) -> bool:

@@ -11,7 +11,7 @@ import torch
 
 from enginix.errors import EnginixError, GateError, UsageError
 from enginix.gates import quality
-from enginix.gates.answers import LAYERS_OF, Answers, Passage, require_same, score
+from enginix.gates.answers import LAYERS_OF, Answers, Passage, require_same, score, together
 from enginix.gates.material import Material, Tokenizer, same_tokens
 from enginix.gates.outcome import Outcome
 from enginix.gates.subject import Subject
@@ -21,7 +21,7 @@ from enginix.reference.quantization import MIXED
 from enginix.tables import table
 
 LOGITS = "logits"
-GATES = (LOGITS, "coverage", "smoke", "agreement", "perplexity", "task", "invariance")
+GATES = (LOGITS, "coverage", "smoke", "agreement", "perplexity", "task", "context", "invariance")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def default(config: CheckpointConfig) -> tuple[str, ...]:
     """The gates of an engine that asks for none: function where it is exact, quality where it is not."""
     quantization = config.quantization
     plain = not quantization.algorithms and quantization.kv_cache is None
-    return (LOGITS,) if plain else tuple(g for g in GATES if g != LOGITS)
+    return (LOGITS,) if plain else tuple(g for g in GATES if g not in (LOGITS, "context"))
 
 
 def bounds(config: CheckpointConfig, wanted: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -154,6 +154,7 @@ def run(
         "agreement": lambda b: quality.agreement(*scored.get(), answers, b),
         "perplexity": lambda b: quality.perplexity(scored.get()[0], answers, b),
         "task": lambda b: quality.task(subject, material, answers, engine.tokenizer, b),
+        "context": lambda b: quality.context(subject, material, answers, engine.tokenizer, b),
         "invariance": lambda b: quality.invariance(subject, material, answers, b),
     }
     outcomes = []
@@ -189,8 +190,8 @@ class Scored:
             kept: list[Passage] = []
 
             def divergence(number: int, logs: torch.Tensor) -> torch.Tensor:
-                if not kept:  # one way to the device for all texts
-                    kept.extend(p.to(logs.device) for p in self.answers.passages)
+                if not kept:
+                    kept.extend(together(self.answers.passages, logs.device))
                 return quality.divergence(logs, kept[number])
 
             texts = [p.tokens for p in self.material.passages]

@@ -1,6 +1,8 @@
-"""The key-value cache, and the two kinds of step that use it."""
+"""The key-value cache, and the kinds of step that use it."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -77,6 +79,32 @@ class Prefill:
             enable_gqa=True,
         )
         return out[0].transpose(0, 1)
+
+
+class Prompts:
+    """A step over several new sequences, packed one behind the other: products see all tokens at once, and
+    attention sees each sequence by itself. Sequences of one length have one attention call.
+    """
+
+    def __init__(self, cache: Cache, prompts: Mapping[int, int], rope: Rope) -> None:
+        self.cache, self.counts = cache, list(prompts.values())
+        self.slots = torch.tensor(list(prompts), device=rope.device)
+        cache.reserve(max(self.counts))
+        self.parts = [Prefill(cache, slot, 0, count, rope) for slot, count in prompts.items()]
+        self.cos, self.sin = (torch.cat([getattr(p, name) for p in self.parts]) for name in ("cos", "sin"))
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if len(set(self.counts)) > 1:
+            each = zip(self.parts, *(torch.split(x, self.counts) for x in (q, k, v)), strict=True)
+            return torch.cat([part.attend(layer, *mine) for part, *mine in each])
+        rows, count = len(self.counts), self.counts[0]
+        queries, keys, values = (
+            x.view(rows, count, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)
+        )  # [rows, heads, count, head_size]
+        self.cache.keys[layer][self.slots, :, :count] = keys
+        self.cache.values[layer][self.slots, :, :count] = values
+        out = scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=True)
+        return out.transpose(1, 2).reshape(q.shape)
 
 
 class Decode:

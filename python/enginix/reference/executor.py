@@ -10,7 +10,7 @@ import torch
 from enginix.errors import MachineError, UsageError
 from enginix.reference import config as checkpoint_config
 from enginix.reference import linear
-from enginix.reference.cache import Cache, Decode, Prefill
+from enginix.reference.cache import Cache, Decode, Prefill, Prompts
 from enginix.reference.config import CheckpointConfig
 from enginix.reference.layers import Builder, Layer, Step
 from enginix.reference.rope import Rope
@@ -20,6 +20,8 @@ from enginix.reference.weights import Weights
 # Below this many parameters a matrix product is over before a second thread is awake; where cores are shared,
 # waiting for it costs ten times the product.
 ONE_THREAD_PARAMETERS = 20_000_000
+# Enough tokens to keep a GPU's products large, and few enough that running answers do not wait long.
+PROMPT_TOKENS = 8192
 
 
 class Executor:
@@ -167,6 +169,31 @@ class Executor:
         hidden = self._hidden(torch.tensor(tokens, device=self.device), step)
         cache.lengths[slot] = start + len(tokens)
         return self._logits(hidden[-1:])[0]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of new prompts computed together; 0 on the CPU, where each prompt is computed alone."""
+        return 0 if self.device.type == "cpu" else PROMPT_TOKENS
+
+    @torch.inference_mode()
+    def prefill_all(self, cache: Cache, prompts: Mapping[int, Sequence[int]]) -> dict[int, torch.Tensor]:
+        """Puts several new sequences into slots, computed together.
+
+        Args:
+            prompts: slot → tokens.
+
+        Returns:
+            For each slot logits float32 [vocab_size] of what follows.
+        """
+        for tokens in prompts.values():
+            self.check_tokens(tokens)
+        step = Prompts(cache, {slot: len(tokens) for slot, tokens in prompts.items()}, self.rope)
+        packed = torch.tensor([t for tokens in prompts.values() for t in tokens], device=self.device)
+        ends = torch.tensor(step.counts, device=self.device).cumsum(0) - 1
+        logits = self._logits(self._hidden(packed, step)[ends])
+        for slot, tokens in prompts.items():
+            cache.lengths[slot] = len(tokens)
+        return dict(zip(prompts, logits, strict=True))
 
     @torch.inference_mode()
     def decode(self, cache: Cache, tokens: Mapping[int, int]) -> dict[int, torch.Tensor]:

@@ -1,13 +1,14 @@
 """Continuous batching: many requests, one model, one worker thread.
 
-What is promised about results: each request's random numbers are its own, a prompt is computed alone, and on
-the CPU a decode step computes every sequence with products of one shape and attention of its own, so that
-tokens do not depend on what else is in the batch. On GPUs they may, where two candidates are as likely up to
-rounding; so they may between two values of ``max_batch_size``.
+What is promised about results: each request's random numbers are its own, and on the CPU a prompt is computed
+alone and a decode step computes every sequence with products of one shape and attention of its own, so that
+tokens do not depend on what else is in the batch. On GPUs, where waiting prompts are computed together, they
+may, where two candidates are as likely up to rounding; so they may between two values of ``max_batch_size``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -30,7 +31,10 @@ class Model(Protocol):
     def max_length(self) -> int: ...
     def check_tokens(self, tokens: tuple[int, ...]) -> None: ...
     def new_cache(self, slots: int) -> Cache: ...
+    @property
+    def prompt_tokens(self) -> int: ...
     def prefill(self, cache: Cache, slot: int, tokens: tuple[int, ...]) -> torch.Tensor: ...
+    def prefill_all(self, cache: Cache, prompts: dict[int, tuple[int, ...]]) -> dict[int, torch.Tensor]: ...
     def decode(self, cache: Cache, tokens: dict[int, int]) -> dict[int, torch.Tensor]: ...
 
 
@@ -212,9 +216,18 @@ class Scheduler:
                 gone.append(self._active.pop(slot))
         return gone
 
-    def _admit(self) -> tuple[int, _Sequence] | None:
-        free = [slot for slot in range(self._slots) if slot not in self._active]
-        return (free[0], self._waiting.popleft()) if free and self._waiting else None
+    def _admit(self) -> dict[int, _Sequence]:
+        """Slot → waiting request: one, and as many more as the model takes together."""
+        admitted: dict[int, _Sequence] = {}
+        room = self._model.prompt_tokens
+        for slot in range(self._slots):
+            if not self._waiting or slot in self._active:
+                continue
+            room -= len(self._waiting[0].request.prompt)
+            if admitted and room < 0:
+                break
+            admitted[slot] = self._waiting.popleft()
+        return admitted
 
     def _run(self) -> None:
         while True:
@@ -222,21 +235,33 @@ class Scheduler:
                 while not (self._closed or self._waiting or self._active):
                     self._wake.wait()
                 gone = self._take_cancelled()
-                admitted = None if self._closed else self._admit()
+                admitted = {} if self._closed else self._admit()
                 closed = self._closed
             for sequence in gone:
                 self._end(sequence, "cancelled")
             if closed:
                 return
-            # One prompt, then one token for everybody: a burst of prompts does not silence running answers.
+            # Some prompts, then one token for everybody: a burst of prompts does not silence running answers.
             if admitted:
-                self._prefill(*admitted)
+                self._prefill_all(admitted)
             if self._active:
                 self._decode()
 
-    def _prefill(self, slot: int, sequence: _Sequence) -> None:
+    def _prefill_all(self, admitted: dict[int, _Sequence]) -> None:
+        found: dict[int, torch.Tensor] = {}
+        if len(admitted) > 1:
+            # What fails together is tried one by one: only the guilty one ends.
+            with contextlib.suppress(Exception):
+                found = self._model.prefill_all(
+                    self._cache, {slot: s.request.prompt for slot, s in admitted.items()}
+                )
+        for slot, sequence in admitted.items():
+            self._prefill(slot, sequence, found.get(slot))
+
+    def _prefill(self, slot: int, sequence: _Sequence, logits: torch.Tensor | None) -> None:
         try:
-            logits = self._model.prefill(self._cache, slot, sequence.request.prompt)
+            if logits is None:
+                logits = self._model.prefill(self._cache, slot, sequence.request.prompt)
             (token,) = choose(logits[None], [sequence.sampler])
             event = sequence.accept(token, logits, self._model.max_length)
         except Exception as e:

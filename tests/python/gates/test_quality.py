@@ -111,7 +111,8 @@ class Judge:
         from enginix.reference import config
 
         wanted = suite.bounds(
-            config.read(checkpoint), {g: {} for g in gates or suite.GATES if g != suite.LOGITS}
+            config.read(checkpoint),
+            {g: {} for g in gates or suite.GATES if g not in (suite.LOGITS, "context")},
         )
         for gate, bounds in changes.items():
             wanted[gate] |= bounds

@@ -50,6 +50,20 @@ def test_a_prompt_may_come_in_pieces(executor: Executor) -> None:
     assert _close(executor.prefill(cache, 0, ids[12:], extend=True), expected[-1])
 
 
+@pytest.mark.parametrize("lengths", [(9, 9, 9), (3, 17, 8), (25,)])
+def test_prompts_computed_together_say_the_same(executor: Executor, lengths: tuple[int, ...]) -> None:
+    prompts = {3 - n: [(5 * i + n) % 97 + 1 for i in range(count)] for n, count in enumerate(lengths)}
+    together, alone = executor.new_cache(4), executor.new_cache(4)
+    found = executor.prefill_all(together, prompts)
+    for slot, ids in prompts.items():
+        assert _close(found[slot], executor.prefill(alone, slot, ids))
+    following = dict.fromkeys(prompts, 7)
+    for slot, logits in executor.decode(together, following).items():
+        assert _close(logits, executor.decode(alone, {slot: 7})[slot])
+    with pytest.raises(UsageError, match="empty prompt"):
+        executor.prefill_all(together, {0: [1], 1: []})
+
+
 def test_no_bit_depends_on_the_rest_of_the_batch(executor: Executor) -> None:
     prompts = [[(i * j) % 97 + 1 for j in range(1, 4 + 9 * i)] for i in range(1, 5)]
 

@@ -136,6 +136,61 @@ class Gate:
         return self.executor.decode(cache, tokens)
 
 
+class Together(Gate):
+    """Stands in for a GPU: waiting prompts are computed together, up to 12 tokens."""
+
+    prompt_tokens = 12
+
+    def __init__(self, executor: Executor) -> None:
+        super().__init__(executor)
+        self.groups: list[list[int]] = []
+
+    def prefill_all(self, cache: Any, prompts: dict[int, tuple[int, ...]]) -> dict[int, torch.Tensor]:
+        self.groups.append([len(tokens) for tokens in prompts.values()])
+        for tokens in prompts.values():
+            self.on_prefill(tokens)
+        return self.executor.prefill_all(cache, prompts)
+
+
+def test_waiting_prompts_are_computed_together(executor: Executor, make: Callable[..., Scheduler]) -> None:
+    model, collector = Together(executor), Collector()
+    prompts = {"held": (5,), "a": (1, 2, 3), "b": (4, 5, 6), "c": (7, 8), "long": (3,) * 14, "d": (9, 1)}
+    model.open.clear()
+    scheduler = make(model, 6)
+    scheduler.add(Request("held", prompts["held"], 6), collector)
+    collector.wait(lambda: "held" in collector.events)
+    for name, prompt in list(prompts.items())[1:]:
+        scheduler.add(Request(name, prompt, 6), collector)
+    model.open.set()
+    collector.ended(*prompts)
+    assert model.groups == [[3, 3, 2]], "a long prompt waits for a step of its own"
+    for name, prompt in prompts.items():
+        assert collector.tokens(name) == executor.greedy(prompt, 6), name
+
+
+def test_a_prompt_that_fails_among_others_ends_alone(
+    executor: Executor, make: Callable[..., Scheduler]
+) -> None:
+    model, collector = Together(executor), Collector()
+
+    def fail(tokens: tuple[int, ...]) -> None:
+        if tokens == (4, 5, 6):
+            raise RuntimeError("bad prompt")
+
+    model.on_prefill = fail
+    model.open.clear()
+    scheduler = make(model, 4)
+    scheduler.add(Request("held", (5,), 6), collector)
+    collector.wait(lambda: "held" in collector.events)
+    for name, prompt in {"a": (1, 2, 3), "bad": (4, 5, 6), "c": (7, 8)}.items():
+        scheduler.add(Request(name, prompt, 6), collector)
+    model.open.set()
+    collector.ended("held", "a", "bad", "c")
+    assert collector.events["bad"][-1].finish == "error"
+    for name, prompt in {"held": (5,), "a": (1, 2, 3), "c": (7, 8)}.items():
+        assert collector.tokens(name) == executor.greedy(prompt, 6), name
+
+
 def test_cancel_while_running_and_while_waiting(executor: Executor, make: Callable[..., Scheduler]) -> None:
     model, collector = Gate(executor), Collector()
     model.open.clear()

@@ -1,0 +1,56 @@
+"""Long context: facts planted among text of a given length, at a given depth, and asked for at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from enginix.tables import table
+
+OTHERS = 2  # facts that are planted, too, and not asked for
+
+
+def texts(
+    count: Callable[[str], int], max_length: int, filler: Sequence[str], content: Any = None
+) -> list[tuple[str, str, str]]:
+    """What is asked: for each length that a model takes, one text a depth.
+
+    Args:
+        count: tokens of a question, as it is asked.
+        max_length: of the model, in tokens.
+        filler: texts to plant facts in; repeated where they end.
+        content: in the form of ``data/gate_facts.json``.
+
+    Returns:
+        (id, question with everything before it, exact answer), shortest first. An id is length and depth.
+    """
+    rows = table("gate_facts") if content is None else content
+    paragraphs = [p for text in filler for p in text.split("\n\n") if p.strip()]
+    sizes = [count(f"{p}\n\n") - count("") for p in paragraphs]
+    out: list[tuple[str, str, str]] = []
+    for length in (n for n in rows["lengths"] if n <= max_length):
+        room = length - rows["answer"]
+        for depth in rows["depths"]:
+            start = len(out)
+            facts = [rows["facts"][(start + n) % len(rows["facts"])] for n in range(1 + OTHERS)]
+            used: list[str] = []
+            total = count(_text(used, facts, depth))
+            while total < room:
+                at = (start * 7 + len(used)) % len(paragraphs)
+                used.append(paragraphs[at])
+                total += sizes[at]
+            while used and count(_text(used, facts, depth)) > room:
+                used.pop()
+            if used:
+                of = f"{length} tokens, depth {depth:g}"
+                out.append((of, _text(used, facts, depth), facts[0]["answer"]))
+    return out
+
+
+def _text(paragraphs: Sequence[str], facts: Sequence[dict[str, str]], depth: float) -> str:
+    """The first fact at ``depth``, the others at equal distances after it, going on at the start."""
+    parts = list(paragraphs)
+    places = [((depth + n / len(facts)) % 1, fact["fact"]) for n, fact in enumerate(facts)]
+    for place, fact in sorted(places, reverse=True):
+        parts.insert(round(place * len(paragraphs)), fact)
+    return "\n\n".join([*parts, facts[0]["question"]])
