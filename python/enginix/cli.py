@@ -21,6 +21,7 @@ COMMANDS = {
     "fetch-tree": "download a whole commit as a git-lfs clone without .git has it",
     "inspect": "what a model is, from its configuration and headers; of a Hub repository, kilobytes",
     "compare": "artefacts in one table and one plot: size, bits, quality, speed; or all kinds of one model",
+    "target": "GPUs by name: SM, memory, number formats, and which this machine has",
     "plan": "whether it fits a GPU: weights, KV cache, room; what the build needs; the smallest change",
     "calibrate": "text → one hashed file of token ids, which quantize calibrates with",
     "quantize": "Hugging Face model → quantized one, by ModelOpt, checked",

@@ -143,7 +143,9 @@ def compare(model: Model, target: str | None = None) -> tuple[Row, ...]:
         if takes is not False and target is not None and targets is not None and target not in targets:
             takes = False
             sms = sorted({gpus[t]["sm"] for t in targets})
-            why = [f"{target} is SM {gpus[target]['sm']}; it runs on SM {', '.join(map(str, sms))}"]
+            have = ", ".join(gpus[target]["formats"])
+            runs = ", ".join(map(str, sms))
+            why = [f"{target} is SM {gpus[target]['sm']}, which has {have}; it runs on SM {runs}"]
         size = model.weights // HALF.get(model.dtype or "", 1) if kind != "llmapi" else model.weights
         rows.append(Row(kind, takes, tuple(why), size, targets, table("kinds")["kinds"][kind]))
     return tuple(rows)

@@ -1,0 +1,28 @@
+"""`enginix target`: the table of GPUs as people read it, and which of them is here."""
+
+from __future__ import annotations
+
+import json
+
+from enginix.cli import main
+from enginix.tables import table
+
+
+def test_every_target_with_its_formats(driver, capsys) -> None:
+    assert main(["target", "--driver", str(driver()), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {row["name"] for row in told["targets"]} == set(table("gpus")["gpus"])
+    rows = {row["name"]: row for row in told["targets"]}
+    assert rows["h200"]["here"] == 1 and rows["h100"]["here"] == 0
+    assert "NVFP4" not in rows["h200"]["formats"] and "FP8" in rows["h200"]["formats"]
+    assert set(rows["b200"]["formats"]) - set(rows["b200"]["tensorrtFormats"]) == {"INT8", "INT4"}
+    assert rows["rtx-5090"]["tensorrtFormats"] == rows["rtx-5090"]["formats"]
+
+
+def test_some_targets_without_a_driver(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert main(["target", "b200", "gb10", "l40", "--driver", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "engines of kind tensorrt take no INT8, INT4" in said and "shared with the CPU" in said
+    assert "memory unknown" in said and said.count("source:") == 3 and "here" not in said
+    assert main(["target", "h20"]) == 2 and "did you mean h200" in capsys.readouterr().err
