@@ -23,6 +23,7 @@ let
       "data/__init__.py"
       "data/architectures.json"
       "data/gates.json"
+      "data/kinds.json"
       "data/quantization.json"
       "errors.py"
       "files.py"

@@ -75,6 +75,11 @@ def read(path: Path) -> Artefact:
             where=str(path),
             fix="pass engines, checkpoints or models",
         )
+    if made is not None and made.artefact == "engine" and made.kind not in table("kinds")["kinds"]:
+        known = ", ".join(table("kinds")["kinds"])
+        raise ManifestError(
+            f"an engine of no known kind: {ascii(made.kind)[:40]}", where=str(path), fix=f"known: {known}"
+        )
     held = _weights_directory(path, made)
     facts = {} if held is None else _facts(held)
     if made is None and not facts:
@@ -88,7 +93,7 @@ def read(path: Path) -> Artefact:
     dtype = text(claimed.get("dtype")) or facts.get("dtype")
     plain = dtype or ("not quantized" if "quantization" in claimed else None)
     artefact = Artefact(
-        name=manifest.name_of(path),
+        name=_printable(manifest.name_of(path)),
         what=_what(path, made),
         target=_target(made),
         format=_algorithm(quantization) or plain,
@@ -99,6 +104,11 @@ def read(path: Path) -> Artefact:
         measured=found,
     )
     return replace(artefact, doubts=tuple(_doubts(artefact, made, facts)))
+
+
+def _printable(name: str) -> str:
+    """A stranger's name: a line that a terminal only shows."""
+    return "".join(c if c.isprintable() else "?" for c in name)[:100] or "?"
 
 
 def _weights_directory(path: Path, made: Manifest | None) -> Path | None:
@@ -189,6 +199,9 @@ def _doubts(artefact: Artefact, made: Manifest | None, facts: Mapping[str, Any])
         if claims != holds:
             said, read_back = (name or "not quantized" for name in (claims, holds))
             found.append(f"its manifest says {said}, the configuration of its weights {read_back}")
+    where = WEIGHTS.get(made.kind or "") if made is not None and made.artefact == "engine" else None
+    if where is not None and artefact.weights is None:
+        found.append(f"there are no weights in its {where}/")
     bits = None if artefact.weights is None else artefact.weights.matrix_bits
     row = table("quantization")["algorithms"].get(artefact.format or "", None)
     if bits is not None:

@@ -100,10 +100,12 @@ def read(path: Path) -> Measured | None:
     Raises:
         GateError: the file is there and is not what ``enginix gate`` writes.
     """
-    try:
-        told = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.exists():
         return None
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            raise OSError("not a file")
+        told = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as e:
         raise GateError(f"unreadable: {e}", where=str(path), fix="judge the engine again") from e
     gates = told.get("gates") if isinstance(told, dict) else None

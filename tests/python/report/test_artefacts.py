@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,7 @@ LIES: dict[str, Any] = {
     "passed at the top": lambda e: _edit(e, lambda g: g["gates"]["task"].update(passed="yes")),
     "a gate that never ran": lambda e: _edit(e, lambda g: g["gates"].pop("task")),
     "another format": lambda e: _manifest(e, lambda m: m["model"].update(quantization="NVFP4")),
+    "no weights": lambda e: (e / "checkpoint").unlink(),
     "no format": lambda e: _manifest(e, lambda m: m["model"].update(quantization=None)),
 }
 
@@ -243,6 +245,24 @@ def test_evidence_that_is_none(
     (path / "gates.json").write_text(content)
     assert enginix("compare", path, TINY) == 1
     assert said in capsys.readouterr().err
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+    path = engine(tmp_path / "e", checkpoints["plain"], None)
+    os.mkfifo(path / "gates.json")
+    assert enginix("compare", path, TINY) == 1
+
+
+def test_a_name_is_only_shown(
+    tmp_path: Path, checkpoints: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = engine(tmp_path / "e", checkpoints["plain"], None, name="<script>\x1b[31m\n" + "x" * 500)
+    assert enginix("compare", path, TINY, "-o", tmp_path / "c.html") == 0
+    out = capsys.readouterr().out
+    assert "<script>?[31m?xxx" in out and "\x1b" not in out
+    parsed((tmp_path / "c.html").read_text())
+    _manifest(path, lambda m: m.update(kind=5))
+    assert enginix("compare", path, TINY) == 3
 
 
 def test_what_is_no_artefact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
