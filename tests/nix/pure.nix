@@ -156,6 +156,31 @@ in
     expr = fails (parse (lock // { files."a".sha256 = "ab"; }));
     expected = true;
   };
+  # A model's lock names no type, as it never did.
+  testParseKnowsModelsAndDatasets = {
+    expr = map (l: (parse (lock // l)).type) [
+      { }
+      { type = "model"; }
+      { type = "dataset"; }
+    ];
+    expected = [
+      "model"
+      "model"
+      "dataset"
+    ];
+  };
+  testParseRefusesOtherTypes = {
+    expr = map (type: fails (parse (lock // { inherit type; }))) [
+      "space"
+      null
+      [ "dataset" ]
+    ];
+    expected = [
+      true
+      true
+      true
+    ];
+  };
   testParseRefusesNoFiles = {
     expr = fails (parse (lock // { files = { }; }));
     expected = true;
