@@ -111,6 +111,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         import torch
 
         model = _model(family, number_format)
+        model.save_pretrained(directory / "original")
         _quantize(model, number_format)
         for tp in SIZES:
             export_tensorrt_llm_checkpoint(
@@ -150,6 +151,28 @@ def _effective(file: RankFile, linear: Linear, algorithm: str | None) -> tuple[A
     return values * _f32(file[norm]), step * np.abs(_f32(file[norm]))
 
 
+def _original(directory: Path, linear: Linear) -> Any:
+    """The matrix before it was quantized, times the norm before it."""
+    file = RankFile(directory / "original/model.safetensors")
+    rows = [_f32(file[f"{s.module}.weight"])[slice(*s.rows), slice(*s.cols)] for s in linear.groups[0]]
+    layer = linear.groups[0][0].module.rsplit(".", 2)[0]
+    return np.concatenate(rows) * _f32(file[f"{layer}.post_attention_layernorm.weight"])
+
+
+def _smoothed(mine: Any, step: Any, other: Any, other_step: Any, original: Any, name: str) -> None:
+    """Two quantizations of one matrix that AWQ smoothed in two ways, in bfloat16.
+
+    ModelOpt rounds to bfloat16 before it quantizes: four times for its TensorRT-LLM export, and twice more
+    for the unified one, whose gate and up share a scale that is folded into the norm. So neither is nearer to
+    the model than half a step and these roundings, and the two may be a step and a little apart.
+    """
+    for values, own, roundings in ((mine, step, 6), (other, other_step, 4)):
+        bound = own / 2 * (1 + 1e-5) + roundings * 2**-9 * np.abs(original)
+        assert (np.abs(values - original) <= bound).all(), name
+    apart = np.abs(mine - other) / np.maximum(step, other_step)
+    assert apart.max() <= 1.05 and (apart > 1).mean() < 1e-3, name
+
+
 @pytest.mark.parametrize("tp", SIZES)
 def test_same_weights(exported: tuple[str, Path], tp: int, tmp_path: Path) -> None:
     number_format, directory = exported
@@ -172,11 +195,12 @@ def test_same_weights(exported: tuple[str, Path], tp: int, tmp_path: Path) -> No
             if isinstance(module, Linear) and (algorithm := algorithm_of(module, config)):
                 mine, step = _effective(ours, module, algorithm)
                 other, other_step = _effective(theirs, module, algorithm)
-                # One step; and four roundings to bfloat16: of the norm, of the weights smoothed by AWQ and
-                # again by the shared scale, and of that scale.
                 bound = np.maximum(step, other_step) * (1 + 1e-5)
-                bound = bound + 4 * 2**-9 * np.maximum(np.abs(mine), np.abs(other))
-                assert (np.abs(mine - other) <= bound).all(), module.name
+                if number_format == "INT4_AWQ" and module.name.endswith(("mlp.fc", "mlp.gate")):
+                    original = _original(directory, module)
+                    _smoothed(mine, step, other, other_step, original, module.name)
+                else:
+                    assert (np.abs(mine - other) <= bound).all(), module.name
         ends = ("ln_f.weight", "bias", "q_layernorm.weight", "k_layernorm.weight")
         names = [n for n in ours.tensors if n.endswith(ends)]
         if number_format != "INT4_AWQ":  # there, ModelOpt pads the vocabulary to a multiple of 64
