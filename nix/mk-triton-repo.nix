@@ -21,11 +21,21 @@ let
     blsInstances = "--bls-instances";
   };
   kinds = {
-    reference = [ "device" ] ++ builtins.filter (n: n != "blsInstances") (builtins.attrNames sizes);
+    reference = [
+      "device"
+      "maxTokensLimit"
+      "addSpecialTokens"
+      "skipSpecialTokens"
+      "excludeInputInOutput"
+    ]
+    ++ builtins.filter (n: n != "blsInstances") (builtins.attrNames sizes);
     tensorrt = [
       "decoupled"
       "chat"
       "accumulateTokens"
+      "addSpecialTokens"
+      "skipSpecialTokens"
+      "excludeInputInOutput"
       "logitsDatatype"
       "parameters"
     ]
@@ -79,6 +89,12 @@ let
       chat ? true,
       # tensorrt_llm_bls decodes all tokens of an answer together, so that no space is lost.
       accumulateTokens ? true,
+      # Put the tokenizer's special tokens around a prompt; leave them out of the text; answer without the prompt.
+      addSpecialTokens ? true,
+      skipSpecialTokens ? true,
+      excludeInputInOutput ? true,
+      # Model directories of your own beside, each named as its model.
+      addModels ? [ ],
       # Parameters of the C++ backend, as docs/triton.md lists them.
       parameters ? { },
       ...
@@ -98,6 +114,17 @@ let
         )
         ++ lib.optional (!decoupled) "--no-decoupled"
         ++ lib.optional (!chat) "--no-chat"
+        ++ lib.optional (!addSpecialTokens) "--no-add-special-tokens"
+        ++ lib.optional (!skipSpecialTokens) "--keep-special-tokens"
+        ++ lib.optional (!excludeInputInOutput) "--include-input"
+        ++ lib.optionals (args ? maxTokensLimit) [
+          "--max-tokens-limit"
+          (check.arguments.atLeast function "maxTokensLimit" 1 args.maxTokensLimit)
+        ]
+        ++ builtins.concatMap (model: [
+          "--add-model"
+          "${model}"
+        ]) addModels
         ++ lib.optional (!accumulateTokens) "--no-accumulate-tokens"
         ++ lib.optionals (args ? logitsDatatype) [
           "--logits-datatype"
@@ -126,4 +153,4 @@ in
 if !(kinds ? ${engine.kind}) then
   throw "${function}: engine.kind: an engine of kind ${engine.kind} has no Triton repository."
 else
-  build (check.arguments.only "${function} of kind ${engine.kind}" ([ "engine" "name" ] ++ kinds.${engine.kind}) args)
+  build (check.arguments.only "${function} of kind ${engine.kind}" ([ "engine" "name" "addModels" ] ++ kinds.${engine.kind}) args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -106,7 +107,6 @@ class Setting:
     @contextmanager
     def serve(self, *more: str, wrap: tuple[str, ...] = ()) -> Iterator[Served]:
         """Starts it, waits until it answers, and in the end makes sure that nothing is left of it."""
-        before = set(os.listdir("/dev/shm"))
         process = subprocess.Popen(
             [*wrap, *self.words(*more)],
             env=self.environment,
@@ -120,6 +120,11 @@ class Setting:
         found = json.loads(line)
         client = Client("127.0.0.1", found["httpPort"])
         served = Served(process, client, found["grpcPort"], found["metricsPort"])
+        # Other servers of this machine have regions of their own.
+        prefixes = set(
+            re.findall(r"shm-region-prefix-name=(enginix-[0-9a-f]+-)", " ".join(served.children().values()))
+        )
+        assert len(prefixes) == 1
         try:
             yield served
         finally:
@@ -135,7 +140,7 @@ class Setting:
         while any(_serves(pid) for pid in left):
             assert time.monotonic() < deadline, "processes are left"
             time.sleep(0.1)
-        mine = {n for n in set(os.listdir("/dev/shm")) - before if n.startswith("enginix-")}
+        mine = {n for n in os.listdir("/dev/shm") if n.startswith(tuple(prefixes))}
         assert not mine, f"shared memory is left: {mine}"
 
 

@@ -113,12 +113,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds for running requests at the end (default: 30)",
     )
-    parser.add_argument(
-        "--log-format",
-        choices=("default", "iso8601"),
-        default="default",
-        help="time stamps of Triton's log (default: default)",
-    )
     parser.add_argument("--check", action="store_true", help="run the preflight only")
     parser.add_argument("--dry-run", action="store_true", help="print command and environment only")
     parser.add_argument("--ask", metavar="PROMPT", help="ask this once it is ready, whole and streamed")
@@ -288,10 +282,11 @@ def _serve(args: argparse.Namespace, plan: Plan, repository: Repository) -> int:
                     raise explain(server.last_lines(400), status)
             except _Stopped:
                 pass
+            finally:
+                # A second signal is an order to end at once; what is left is removed all the same.
+                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                    signal.signal(number, lambda *_: server.kill())
             notify("STOPPING=1")
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                # A second signal is an order to end at once.
-                signal.signal(number, lambda *_: server.kill())
             status = server.stop()
             console.say("stopped" if status == 0 else f"tritonserver ended with status {status}")
     finally:

@@ -80,6 +80,12 @@ def checked(given: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _together(found: Mapping[str, str]) -> None:
+    if float(found.get("kv_cache_free_gpu_mem_fraction", "1")) == 0:
+        raise RepositoryError(
+            "0 leaves no key-value cache",
+            where="tensorrt_llm: parameter kv_cache_free_gpu_mem_fraction",
+            fix="write a number above 0",
+        )
     mode = found.get("decoding_mode")
     beams = int(found.get("max_beam_width", "1"))
     missing = [key for key in LOOKAHEAD if not int(found.get(key, "0"))]

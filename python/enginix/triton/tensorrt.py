@@ -27,6 +27,13 @@ from enginix.triton.options import Options
 from enginix.triton.parameters import TRUE, checked
 
 BLS = "tensorrt_llm_bls"
+# decoding_mode → what trtllm-build calls the engine's side of it (--speculative_decoding_mode).
+SPECULATIVE = {
+    "medusa": "medusa",
+    "lookahead": "lookahead_decoding",
+    "redrafter": "explicit_draft_tokens",
+    "eagle": "eagle",
+}
 DEFAULTS = {"kv_cache_free_gpu_mem_fraction": "0.9", "batch_scheduler_policy": "guaranteed_no_evict"}
 
 
@@ -35,16 +42,23 @@ class TensorrtEngine:
     """What a repository needs to know of an engine of kind ``tensorrt``.
 
     Attributes:
-        max_batch_size, max_beam_width: the engine's limits; ``None`` where it does not say.
+        max_batch_size, max_beam_width, max_seq_len: the engine's limits; ``None`` where it does not say.
         paged_context: built with paged-context FMHA, which KV-cache reuse and chunked context need; ``None``
             where it does not say.
+        lora: built with the LoRA plug-in.
+        speculative: speculative decoding that it was built for, in trtllm-build's words; ``None`` is none.
+        weight_streaming: its weights can stay in host memory in part.
     """
 
     directory: Path
     manifest: Manifest
     max_batch_size: int | None
     max_beam_width: int | None
+    max_seq_len: int | None
     paged_context: bool | None
+    lora: bool
+    speculative: str | None
+    weight_streaming: bool
 
 
 def read_engine(directory: Path, found: Manifest) -> TensorrtEngine:
@@ -59,13 +73,20 @@ def read_engine(directory: Path, found: Manifest) -> TensorrtEngine:
     limits = found.options.get("limits")
     limits = limits if isinstance(limits, dict) else {}
     plugins = found.options.get("plugins")
-    paged = plugins.get("usePagedContextFmha") if isinstance(plugins, dict) else None
+    plugins = plugins if isinstance(plugins, dict) else {}
+    paged = plugins.get("usePagedContextFmha")
+    mode = plugins.get("speculativeDecodingMode")
     return TensorrtEngine(
         directory,
         found,
-        _positive(limits.get("max_batch_size")),
-        _positive(limits.get("max_beam_width")),
+        _positive(limits.get("maxBatchSize")),
+        _positive(limits.get("maxBeamWidth")),
+        _positive(limits.get("maxSeqLen")),
         None if paged is None else paged in (True, "enable"),
+        # What trtllm-build was not told is off, by its defaults.
+        plugins.get("loraPlugin", "disable") not in ("disable", False, None),
+        str(mode) if mode else None,
+        plugins.get("weightStreaming") is True,
     )
 
 
@@ -198,6 +219,7 @@ def _executor(engine: TensorrtEngine, options: Options, models: Models) -> dict[
                 where=where,
                 fix=f"build it with usePagedContextFmha, or set {key} to false",
             )
+    _check_against(engine, given, where)
     return {
         **DEFAULTS,
         # The backend's own default is true, over whatever engine.
@@ -212,6 +234,37 @@ def _executor(engine: TensorrtEngine, options: Options, models: Models) -> dict[
         "guided_decoding_backend": given.get("guided_decoding_backend", ""),
         "xgrammar_tokenizer_info_path": given.get("xgrammar_tokenizer_info_path", ""),
     }
+
+
+def _check_against(engine: TensorrtEngine, given: Mapping[str, str], where: str) -> None:
+    """Refuses what the backend would ignore, clamp, or fail at the first request."""
+
+    def refuse(key: str, why: str, fix: str) -> None:
+        raise RepositoryError(f"{key}: {why}", where=where, fix=fix)
+
+    mode = given.get("decoding_mode")
+    needed = SPECULATIVE.get(mode or "")
+    if needed is not None and engine.speculative != needed:
+        built = engine.speculative or "no speculative decoding"
+        refuse(
+            "decoding_mode",
+            f"{mode}, but the engine was built for {built}",
+            f"build it with speculativeDecodingMode = {needed}",
+        )
+    for key, wanted in (("medusa_choices", "medusa"), ("eagle_choices", "eagle")):
+        if key in given and mode != wanted:
+            refuse(key, f"only read with decoding_mode {wanted}", f"set it, or leave {key} out")
+    if not engine.lora and (lora := sorted(key for key in given if key.startswith("lora_"))):
+        refuse(lora[0], "the engine was built without the LoRA plug-in", "build it with loraPlugin")
+    if not engine.weight_streaming and float(given.get("gpu_weights_percent", "1")) < 1:
+        refuse("gpu_weights_percent", "the engine was built without weight streaming", "build it with it")
+    windows = [int(n) for n in given.get("max_attention_window_size", "0").split(",")]
+    if engine.max_seq_len is not None and max(windows) > engine.max_seq_len:
+        refuse(
+            "max_attention_window_size",
+            f"{max(windows)} is above the engine's {engine.max_seq_len}",
+            f"{engine.max_seq_len} or less",
+        )
 
 
 def link_models(

@@ -57,3 +57,30 @@ EOF
 test_triton_gpus_are_one_a_rank() {
   ! on_a_gpu_host eval "($(triton_of 'gpus = [ 0 ];')).drvPath" && says 'gpus names 1, but the engine has 2 ranks'
 }
+
+# Limits as a real build records them.
+test_triton_repo_is_held_to_the_engine() {
+  local argument expected
+  while IFS='|' read -r argument expected; do
+    ! built "$(engine_of "e.mkTritonRepo { engine = (mk { name = \"held\"; }).ungated; $argument; }")" && says "$expected" || return 1
+  done <<'EOF'
+parameters.max_beam_width = 2|max_beam_width: 2 is above the engine's 1
+parameters.max_attention_window_size = 100000|max_attention_window_size: 100000 is above the engine's
+parameters.lora_cache_max_adapter_size = 8|built without the LoRA plug-in
+parameters.kv_cache_free_gpu_fraction = 0.5|unknown parameter "kv_cache_free_gpu_fraction". Did you mean kv_cache_free_gpu_mem_fraction?
+EOF
+}
+
+# A model of one's own stands beside, under its own name; a path of the store has another, so it is a directory below.
+test_triton_repo_with_a_model_beside() {
+  with_lib build "e.mkTritonRepo { engine = e.catalogue.tiny-qwen3.engine; name = \"tiny-$EPOCHREALTIME\"; maxTokensLimit = 9; addModels = [ (nixpkgs.runCommand \"own\" { } ''
+    mkdir -p \$out/own/1
+    echo 'name: \"own\" backend: \"python\" max_batch_size: 0' >\$out/own/config.pbtxt
+    touch \$out/own/1/model.py
+  '' + \"/own\") ]; }" -o "$tmp/beside" && [ -e "$tmp/beside/own/config.pbtxt" ] &&
+    grep -q '"max_tokens_limit": 9' "$tmp/beside/enginix.json" || return 1
+  ! with_lib build "e.mkTritonRepo { engine = e.catalogue.tiny-qwen3.engine; name = \"tiny-$EPOCHREALTIME\"; addModels = [ (nixpkgs.runCommand \"bad\" { } ''
+    mkdir -p \$out/bad
+    echo 'name: \"bad\" bakend: \"python\"' >\$out/bad/config.pbtxt
+  '' + \"/bad\") ]; }" --no-link -L && says 'did you mean backend?'
+}

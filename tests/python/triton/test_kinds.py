@@ -38,8 +38,9 @@ def engine(hand_made: Any) -> Path:
         kind="tensorrt",
         runtime=RUNTIME,
         options={
-            "limits": {"max_batch_size": 16, "max_beam_width": 2},
-            "plugins": {"usePagedContextFmha": "enable"},
+            # As enginix build writes them.
+            "limits": {"maxBatchSize": 16, "maxBeamWidth": 2, "maxSeqLen": 64},
+            "plugins": {"usePagedContextFmha": "enable", "loraPlugin": "auto", "weightStreaming": True},
         },
     )
     return directory
@@ -171,6 +172,9 @@ def test_every_parameter_of_the_backend_can_be_set(engine: Path, tmp_path: Path)
     own = {k for k, r in rows.items() if "own" in r or "refused" in r}
     given = {k: r.get("values", [examples[r["type"]]])[0] for k, r in rows.items() if k not in own}
     given |= {"max_beam_width": "2", "decoding_mode": "beam_search"}
+    # Of speculative decoding, which has a test of its own.
+    for key in ("medusa_choices", "eagle_choices"):
+        del given[key]
     found = written(made(engine, tmp_path, parameters=given), "tensorrt_llm").parameters
     assert {k: found[k].string_value for k in given} == given
     assert len(given) > 35
@@ -205,6 +209,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"cross_kv_cache_fraction": "0.5"}, "encoder-decoder models only"),
     ({"lora_prefetch_dir": "${lora_prefetch_dir}"}, "'${lora_prefetch_dir}' is not a path"),
     ({"gpu_device_ids": "0, 1"}, "joined by commas"),
+    ({"kv_cache_free_gpu_mem_fraction": "0"}, "leaves no key-value cache"),
+    ({"max_attention_window_size": "32,65"}, "max_attention_window_size: 65 is above the engine's 64"),
+    ({"decoding_mode": "medusa"}, "medusa, but the engine was built for no speculative decoding"),
+    ({"eagle_choices": "{0,0}"}, "only read with decoding_mode eagle"),
 ]
 
 
@@ -232,6 +240,43 @@ def test_any_parameters_are_taken_or_refused_by_name(given_: dict[str, str]) -> 
         assert "tensorrt_llm" in str(e)
     else:
         assert found == given_
+
+
+@pytest.mark.parametrize(
+    ("mode", "built"),
+    [
+        ("medusa", "medusa"),
+        ("eagle", "eagle"),
+        ("redrafter", "explicit_draft_tokens"),
+        ("lookahead", "lookahead_decoding"),
+    ],
+)
+def test_speculative_decoding_is_the_engine_s(
+    engine: Path, tmp_path: Path, hand_made: Any, mode: str, built: str
+) -> None:
+    hand_made.rewrite(
+        kind="tensorrt", runtime=RUNTIME, options={"plugins": {"speculativeDecodingMode": built}}
+    )
+    given = {"decoding_mode": mode}
+    if mode in ("medusa", "eagle"):
+        given[f"{mode}_choices"] = "{0,0},{0,1}"
+    if mode == "lookahead":
+        given |= {f"lookahead_{part}_size": "3" for part in ("window", "ngram", "verification_set")}
+    found = written(made(engine, tmp_path, parameters=given), "tensorrt_llm").parameters
+    assert {k: found[k].string_value for k in given} == given
+    other = "eagle" if mode == "medusa" else "medusa"
+    with pytest.raises(RepositoryError, match=f"{other}, but the engine was built for {built}"):
+        build(engine, tmp_path / "other", models=Models(parameters={"decoding_mode": other}))
+
+
+def test_what_the_engine_was_not_built_with(engine: Path, tmp_path: Path, hand_made: Any) -> None:
+    hand_made.rewrite(kind="tensorrt", runtime=RUNTIME, options={"plugins": {}})
+    for parameters, expected in (
+        ({"lora_cache_max_adapter_size": "8"}, "without the LoRA plug-in"),
+        ({"gpu_weights_percent": "0.5"}, "without weight streaming"),
+    ):
+        with pytest.raises(RepositoryError, match=expected):
+            made(engine, tmp_path, parameters=parameters)
 
 
 def test_limits_above_the_engine_s(engine: Path, tmp_path: Path) -> None:
