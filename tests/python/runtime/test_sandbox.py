@@ -224,6 +224,25 @@ UNIT = {
 }
 
 
+# PrivateUsers=: a user namespace in which there are root and the unit's user alone; runs a command in it.
+PRIVATE_USERS = """
+import ctypes, os, sys
+made, told = os.pipe(), os.pipe()
+pid = os.fork()
+if pid == 0:
+    assert ctypes.CDLL(None).unshare(0x10000000) == 0
+    os.write(made[1], b"x")
+    os.read(told[0], 1)
+    os.execvp(sys.argv[1], sys.argv[1:])
+os.read(made[0], 1)
+for name in ("uid_map", "gid_map"):
+    with open(f"/proc/{pid}/{name}", "w") as f:
+        f.write("0 0 1\\n65534 65534 1\\n")
+os.write(told[1], b"x")
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
 @pytest.fixture
 def unit():
     """Runs a command of a small image as a unit's user: no new privileges, no capabilities, an empty
@@ -245,8 +264,8 @@ def unit():
         subprocess.run(["chmod", "-R", "a+rX", str(home)], check=True)
         (home / "tmp").chmod(0o777)
 
-        def run(before: str, script: str) -> subprocess.CompletedProcess[str]:
-            words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]
+        def run(before: str, script: str, *around: str) -> subprocess.CompletedProcess[str]:
+            words = [*around, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]
             words += ["--inh-caps=-all", "--bounding-set=-all", "env", "-i", "PATH=/usr/bin:/bin"]
             words += [f"TMPDIR={home}/tmp", f"PYTHONPATH={home}/package", "PYTHONDONTWRITEBYTECODE=1"]
             words += [os.path.realpath(sys.executable), "-m", "enginix", "runtime", "run", "trtllm-1.2.1"]
@@ -267,6 +286,11 @@ def unit():
 def test_as_a_unit(unit, settings_):
     before = "; ".join(filter(None, UNIT.values())) if settings_ == "all of them" else UNIT[settings_]
     done = unit(before, "busybox id -un; busybox touch /tmp/x; test -c /dev/null; exit 9")
+    assert (done.returncode, done.stdout) == (9, "enginix\n"), done.stderr
+
+
+def test_as_a_unit_with_private_users(unit):
+    done = unit("", "busybox id -un; exit 9", os.path.realpath(sys.executable), "-c", PRIVATE_USERS)
     assert (done.returncode, done.stdout) == (9, "enginix\n"), done.stderr
 
 
