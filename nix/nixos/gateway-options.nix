@@ -1,7 +1,7 @@
 # Options of the gateway. Types and documentation only.
-{ lib, parts }:
+{ lib }:
 let
-  inherit (lib) mkOption types literalExpression;
+  inherit (lib) mkOption types;
   count =
     description:
     mkOption {
@@ -35,20 +35,6 @@ in
       Whether a gateway (LiteLLM) with OpenAI's interface, keys and limits stands before the servers: the service
       `enginix-gateway`.
     '';
-  };
-
-  package = mkOption {
-    type = types.package;
-    default = parts.enginix;
-    defaultText = literalExpression "enginix.legacyPackages.\${system}.enginix";
-    description = "The enginix command that starts the gateway.";
-  };
-
-  python = mkOption {
-    type = types.package;
-    default = parts.gateway-python;
-    defaultText = literalExpression "enginix.legacyPackages.\${system}.gateway-python";
-    description = "A package whose bin/python3 has litellm and its proxy.";
   };
 
   host = mkOption {

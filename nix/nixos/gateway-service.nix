@@ -21,7 +21,7 @@ let
       at = reached.${host} or host;
     in
     if builtins.match ".*:.*" at != null then "[${at}]" else at;
-  # A server as `enginix gateway` takes it.
+  # A server as mkGateway takes it.
   backend =
     name: s:
     let
@@ -31,31 +31,28 @@ let
     {
       kind = if own then "openai" else "triton";
       url = if own then "${url}/v1" else url;
-      model =
-        if own then
-          s.served.engine.modelName
-        else if s.served.kind == "llmapi" then
-          "tensorrt_llm"
-        else
-          "ensemble";
+      model = if own then s.served.engine.modelName else "ensemble";
     }
     // lib.optionalAttrs (own && s.apiKeyFile != null) { keyFile = "server-${name}"; };
 in
 {
-  description =
+  # Model -> servers; one that is none is an assertion of gateway.nix.
+  models =
     gateway: servers:
+    if gateway.models == { } then
+      builtins.mapAttrs (name: s: [ (backend name s) ]) servers
+    else
+      builtins.mapAttrs (
+        _: names: map (name: backend name servers.${name}) (builtins.filter (name: servers ? ${name}) names)
+      ) gateway.models;
+
+  # Arguments of mkGateway.
+  arguments =
+    gateway: models:
     {
-      version = 1;
-      name = "gateway";
-      models =
-        if gateway.models == { } then
-          builtins.mapAttrs (name: s: [ (backend name s) ]) servers
-        else
-          # A server that is none is an assertion of gateway.nix.
-          builtins.mapAttrs (
-            _: names: map (name: backend name servers.${name}) (builtins.filter (name: servers ? ${name}) names)
-          ) gateway.models;
-      inherit (gateway) aliases fallbacks;
+      servers = models;
+      inherit (gateway) host;
+      httpPort = gateway.port;
       clients = builtins.mapAttrs (name: c: {
         keyFile = "client-${name}";
         inherit (c)
@@ -66,10 +63,12 @@ in
           ;
       }) gateway.clients;
       limits = { inherit (gateway) maxParallelRequests; };
+      routing = { inherit (gateway) aliases fallbacks; };
     }
     // lib.optionalAttrs (gateway.keyFile != null) { keyFile = "operator"; };
 
-  unit = gateway: servers: file: {
+  # The service of what mkGateway made of them.
+  unit = gateway: servers: door: {
     description = "OpenAI gateway of enginix";
     wantedBy = [ "multi-user.target" ];
     after = [ "network.target" ] ++ map (name: "enginix-${name}.service") (builtins.attrNames servers);
@@ -81,17 +80,7 @@ in
     serviceConfig = {
       Type = "notify";
       NotifyAccess = "main";
-      ExecStart = escape [
-        (lib.getExe gateway.package)
-        "gateway"
-        "${file}"
-        "--python"
-        "${gateway.python}/bin/python3"
-        "--host"
-        gateway.host
-        "--port"
-        (toString gateway.port)
-      ];
+      ExecStart = escape [ (lib.getExe door) ];
       Restart = "on-failure";
       RestartSec = 10;
       TimeoutStartSec = 660; # it waits 600 s for the servers behind it

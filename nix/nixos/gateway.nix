@@ -17,15 +17,19 @@ let
     inherit lib;
     escape = utils.escapeSystemdExecArgs;
   };
-  description = service.description gateway (lib.mapAttrs (_: s: s // { served = served s; }) servers);
+  behind = lib.mapAttrs (_: s: s // { served = served s; }) servers;
+  models = service.models gateway behind;
   isLoopback = host: host == "127.0.0.1" || host == "::1";
-  known = lib.attrNames description.models;
+  known = lib.attrNames models;
   named = lib.concatLists (lib.attrValues gateway.models);
   absent = lib.filter (name: !(servers ? ${name})) named;
   elsewhere =
     lib.filter (name: !lib.elem name known)
       (lib.concatMap (c: c.models) (lib.attrValues gateway.clients) ++ lib.attrValues gateway.aliases);
   keyFiles = lib.optional (gateway.keyFile != null) gateway.keyFile ++ map (c: c.keyFile) (lib.attrValues gateway.clients);
+  asked = if gateway.models == { } then lib.attrNames servers else lib.filter (name: servers ? ${name}) named;
+  # NVIDIA's models of these kinds tell neither why an answer ended nor its tokens as OpenAI's interface has them.
+  mute = lib.filter (name: !behind.${name}.served.ownServer && behind.${name}.served.kind != "reference") asked;
   inStore = lib.filter (lib.hasPrefix builtins.storeDir) keyFiles;
 in
 {
@@ -34,6 +38,10 @@ in
       {
         assertion = known != [ ];
         message = "services.enginix.gateway: there is no server to stand before; enable one, or leave the gateway off.";
+      }
+      {
+        assertion = mute == [ ];
+        message = "services.enginix.gateway: ${lib.concatStringsSep ", " mute} is served by Triton, whose models of this kind the gateway cannot pass on faithfully; set ownServer, or name other servers in gateway.models.";
       }
       {
         assertion = absent == [ ];
@@ -58,7 +66,7 @@ in
     ];
     networking.firewall.allowedTCPPorts = lib.optional gateway.openFirewall gateway.port;
     systemd.services.enginix-gateway = service.unit gateway servers (
-      pkgs.writeText "enginix-gateway.json" (builtins.toJSON description)
+      parts.mkGateway (service.arguments gateway models)
     );
   };
 }

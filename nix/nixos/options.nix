@@ -42,7 +42,7 @@ in
       description = "Servers by name; each is the service `enginix-<name>`.";
     };
 
-    gateway = import ./gateway-options.nix { inherit lib parts; };
+    gateway = import ./gateway-options.nix { inherit lib; };
 
     driverVersion = mkOption {
       type = types.nullOr types.str;

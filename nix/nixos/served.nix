@@ -1,7 +1,7 @@
 # A server's options -> what serves it: a repository under Triton, or the engine's own server. Nothing is built yet.
 {
   lib,
-  # mkTritonRepo and mkServe.
+  # mkTritonRepo, mkTritonServer and mkServe.
   parts,
 }:
 let
@@ -33,6 +33,23 @@ rec {
       server.repo
     else
       parts.mkTritonRepo ({ inherit engine; } // settings);
+  # Words of tritonserver's options, once mkTritonServer has taken them.
+  flags =
+    let
+      words = lib.mapAttrsToList (name: value: [
+        "--triton-flag"
+        "${name}=${if builtins.isString value then value else builtins.toJSON value}"
+      ]) server.flags;
+    in
+    if server.flags == { } then
+      [ ]
+    else if ownServer then
+      throw "flags are tritonserver's, and the engine's own server serves; leave them out."
+    else
+      builtins.seq (parts.mkTritonServer {
+        inherit repo;
+        inherit (server) flags;
+      }).flags (builtins.concatLists words);
   device = if server.repo != null then server.repo.device or "cpu" else settings.device or "cpu";
   onCpu = kind == "reference" && device == "cpu";
 

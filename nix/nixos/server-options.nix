@@ -159,15 +159,23 @@ in
       };
     };
 
-    logFormat = mkOption {
-      type = types.enum [
-        "default"
-        "iso8601"
-      ];
-      default = "default";
+    flags = mkOption {
+      type = types.attrsOf (
+        types.oneOf [
+          types.bool
+          types.int
+          types.float
+          types.str
+        ]
+      );
+      default = { };
+      example = {
+        log-format = "ISO8601";
+        http-thread-count = 16;
+      };
       description = ''
-        Time stamps of Triton's log. Triton has no JSON log; `journalctl -o json ENGINIX_SERVER=<name>` gives the journal's
-        entries of a server as JSON.
+        Options of tritonserver by their names; `mkTritonServer` checks them against the server's version. Triton has no
+        JSON log; `journalctl -o json ENGINIX_SERVER=<name>` gives the journal's entries of a server as JSON.
       '';
     };
 

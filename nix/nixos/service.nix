@@ -50,13 +50,12 @@ let
     (toString server.grpcPort)
     "--metrics-port"
     (toString server.metricsPort)
-    "--log-format"
-    server.logFormat
     "--start-timeout"
     (toString server.startTimeout)
     "--exit-timeout"
     (toString server.exitTimeout)
-  ];
+  ]
+  ++ served.flags;
   # Inside the image the runner needs no sandbox of its own, and could not have one here.
   runner = [
     "${served.engine.runtimePackage.command}/bin/enginix"

@@ -17,7 +17,7 @@ let
   self.legacyPackages.x86_64-linux = parts // {
     enginix = package "enginix";
     tritonserver = package "tritonserver";
-    gateway-python = package "gateway-python";
+    mkGateway = args: package "gateway" // { meta.mainProgram = "gateway"; inherit args; };
     mkServe = args: package "${args.engine.modelName}-serve" // { meta.mainProgram = "serve"; inherit args; };
   };
   package = name: {

@@ -51,8 +51,7 @@ let
     // settings;
   escape = import ./escape.nix;
   served = import ../../nix/nixos/served.nix { inherit lib parts; } server;
-  gatewayOptions =
-    defaultsOf (import ../../nix/nixos/gateway-options.nix { lib = stub; parts = e // parts; }) // gateway;
+  gatewayOptions = defaultsOf (import ../../nix/nixos/gateway-options.nix { lib = stub; }) // gateway;
   gatewayService = import ../../nix/nixos/gateway-service.nix { inherit lib escape; };
   behind = {
     ${name} = server // { inherit served; };
@@ -62,7 +61,7 @@ let
       import ../../nix/nixos/service.nix { inherit lib escape; } name server served image
     else
       gatewayService.unit gatewayOptions behind (
-        pkgs.writeText "enginix-gateway.json" (builtins.toJSON (gatewayService.description gatewayOptions behind))
+        e.mkGateway (gatewayService.arguments gatewayOptions (gatewayService.models gatewayOptions behind))
       );
 
   # As NixOS renders units: booleans as true and false, a list as one line an entry.

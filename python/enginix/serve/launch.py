@@ -18,8 +18,6 @@ from enginix.serve import flags, ranks
 from enginix.serve.tritonserver import TritonServer
 
 LOOPBACK = ("127.0.0.1", "::1")
-# Triton's name of each; it has no JSON.
-LOG_FORMATS = {"default": "default", "iso8601": "ISO8601"}
 _GPU = re.compile(r"\d{1,3}|(GPU|MIG)-[0-9A-Za-z/-]+")
 
 

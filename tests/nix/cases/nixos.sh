@@ -50,7 +50,8 @@ test_nixos_gateway_gets_its_keys_as_credentials() {
   unit "$unit_gateway" "$tmp/gateway.service" && cp "$tmp/gateway.service" "$out" &&
     says 'LoadCredential=operator:/run/secrets/operator' && says 'LoadCredential=client-alice:/run/secrets/alice' &&
     says 'After=enginix-tiny.service' || return 1
-  quietly cat "$(sed -n 's/^ExecStart=.*"gateway" "\([^"]*\)".*/\1/p' "$tmp/gateway.service")" &&
+  quietly cat "$(sed -n 's,^ExecStart="\(.*\)/bin/gateway".*,\1,p' "$tmp/gateway.service")/bin/gateway" &&
+    quietly cat "$(sed -n 's/.* gateway \(\/nix[^ ]*\) .*/\1/p' "$out")" &&
     says '"url":"http://127.0.0.1:8000"' && says '"keyFile":"client-alice"' && says '"keyFile":"operator"'
 }
 
@@ -72,8 +73,7 @@ unit_own='settings = { gpus = [ 0 ]; ownServer = true; engine = {
   image = { root = "/nix/store/x-root"; rootfs = "/nix/store/x-rootfs"; directories = [ "usr" ]; };'
 unit_gateway='gateway = { keyFile = "/run/secrets/operator"; clients.alice = {
     keyFile = "/run/secrets/alice"; models = [ ]; requestsPerMinute = 6; tokensPerMinute = 0; parallelRequests = 0;
-  }; };
-  parts.gateway-python = "/usr";'
+  }; };'
 
 test_nixos_unit_is_hardened() {
   need_systemd || return

@@ -112,6 +112,14 @@ test_real_lib_module_driver_is_new_enough() {
     fails "{ $server driverVersion = \"580.95.05\"; }" 'needs driver 590.44.01 or later' 'this machine has 580.95.05'
 }
 
+test_real_lib_module_flags_are_the_servers() {
+  need_lib || return
+  module '{ servers.a = { engine = reference; flags = { log-format = "ISO8601"; http-thread-count = 4; }; }; }' 'served "a"' &&
+    says '\"--triton-flag\" \"http-thread-count=4\" \"--triton-flag\" \"log-format=ISO8601\"' &&
+    ! module '{ servers.a = { engine = reference; flags.http-thread-cuont = 4; }; }' 'served "a"' && says 'http-thread-count' &&
+    ! module '{ servers.a = { engine = reference; flags.http-port = 4; }; }' 'served "a"' && says 'enginix writes it itself'
+}
+
 # The module makes the repository of an engine, by mkTritonRepo itself, which refuses what it does not know.
 test_real_lib_module_takes_engines() {
   need_lib || return
@@ -145,6 +153,8 @@ test_real_lib_module_gateway() {
   need_lib || return
   local on='gateway.enable = true; servers.a.repo = tiny;'
   holds "{ $on }" && module "{ $on }" services && says '"enginix-gateway"' &&
+    fails '{ gateway.enable = true; servers.a = { repo = tensorrt 1; gpus = [ 0 ]; }; }' 'a is served by Triton' 'set ownServer' &&
+    holds '{ gateway.enable = true; servers.a = { engine = engine "tensorrt"; ownServer = true; gpus = [ 0 ]; }; }' &&
     fails '{ gateway.enable = true; }' 'no server to stand before' &&
     fails "{ $on gateway.models.m = [ \"a\" \"z\" ]; }" 'models: z is no server' &&
     fails "{ $on gateway.aliases.gpt = \"m\"; }" 'name the model m, which is none; there are a' &&
