@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 from enginix.tables import table
@@ -26,9 +27,9 @@ def texts(
     """
     rows = table("gate_facts") if content is None else content
     paragraphs = [p for text in filler for p in text.split("\n\n") if p.strip()]
-    sizes = [count(f"{p}\n\n") - count("") for p in paragraphs]
+    sizes = [max(1, count(f"{p}\n\n") - count("")) for p in paragraphs]
     out: list[tuple[str, str, str]] = []
-    for length in (n for n in rows["lengths"] if n <= max_length):
+    for length in (n for n in rows["lengths"] if n <= max_length and paragraphs):
         room = length - rows["answer"]
         for depth in rows["depths"]:
             start = len(out)
@@ -49,8 +50,9 @@ def texts(
 
 def _text(paragraphs: Sequence[str], facts: Sequence[dict[str, str]], depth: float) -> str:
     """The first fact at ``depth``, the others at equal distances after it, going on at the start."""
-    parts = list(paragraphs)
+    parts, ends = list(paragraphs), list(accumulate(map(len, paragraphs), initial=0))
     places = [((depth + n / len(facts)) % 1, fact["fact"]) for n, fact in enumerate(facts)]
     for place, fact in sorted(places, reverse=True):
-        parts.insert(round(place * len(paragraphs)), fact)
+        # Between the two paragraphs that meet nearest to the place.
+        parts.insert(min(range(len(ends)), key=lambda n: abs(ends[n] - place * ends[-1])), fact)
     return "\n\n".join([*parts, facts[0]["question"]])
