@@ -77,6 +77,21 @@ in
     else
       algorithm;
 
+  # A quantization of a backend that compiles nothing ahead: refused only where the GPU lacks a number format
+  # that it computes with. What no row knows is the runtime's to judge.
+  # computes :: string -> string|null -> { name; sm; formats; … } -> string|null
+  computes =
+    function: algorithm: gpu:
+    let
+      name = known algorithm;
+      row = support.algorithms.${name} or { };
+      able = builtins.filter (t: lacksNothing row gpus.${t}) support.suggest.targets;
+    in
+    if lacksNothing row gpu then
+      algorithm
+    else
+      throw ''${function}: ${name} computes with ${lib.concatStringsSep " and " row.needs}; target "${gpu.name}" (SM ${toString gpu.sm}) has ${lib.concatStringsSep ", " gpu.formats}. Use a model quantized to one of these, or target = "${lib.concatStringsSep ''" or "'' able}".'';
+
   # A KV cache format against a GPU's SM.
   # kvCache :: string -> string|null -> { name; sm; … } -> string|null
   kvCache =

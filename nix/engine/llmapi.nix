@@ -50,6 +50,14 @@ let
     pipelineParallel = 1;
     expertParallel = 1;
   } (if wanted == null then null else wanted.count);
+  # The PyTorch backend's cache is paged as the engines' is; its own layout of weights was not measured (docs/plan.md).
+  plan =
+    if gpu == null then
+      null
+    else
+      check.plan.fits "${name}-engine" (facts // { weightBytes = model.weightBytes or 0; }) gpu (
+        removeAttrs sizes [ "maxInputLen" "maxBeamWidth" ] // { inherit tensorParallel; }
+      );
   request = {
     inherit name tensorParallel;
     kind = "llmapi";
@@ -63,6 +71,8 @@ let
     request
     ranks
     gpu
+    plan
+    (if gpu == null then null else check.target.computes "${name}-engine" (model.quantization or null) gpu)
     (check.engine.driver "${name}-engine" row (if wanted == null then null else wanted.driver))
     (check.arguments.oneOf function "isolation" [ "features" "relaxed" ] isolation)
   ];

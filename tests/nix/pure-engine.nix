@@ -110,6 +110,17 @@ in
       [ ]
     ];
   };
+  testComputesAccepts = {
+    expr = map (f: check.target.computes "e" f (gpu "h200")) [ null "FP8" "FP8_BLOCK_SCALES" "W4A16_AWQ" "unheard of" ];
+    expected = [ null "FP8" "FP8_BLOCK_SCALES" "W4A16_AWQ" "unheard of" ];
+  };
+  testComputesRefuses = {
+    expr = map fails [
+      (check.target.computes "e" "NVFP4" (gpu "h200"))
+      (check.target.computes "e" "FP8" (gpu "a100-80gb"))
+    ];
+    expected = [ true true ];
+  };
   # A format that a part lacks is refused, whatever its SM says.
   testFormatThatTheGpuLacks = {
     expr = map (formats: fails (check.target.quantization "e" "FP8" { name = "x"; sm = 90; inherit formats; })) [

@@ -26,6 +26,19 @@ test_stack_a_format_that_the_gpu_lacks_names_those_it_has() {
     ! with_lib eval "$lib t \"W4A16_AWQ\" \"b200\"" && says 'Engines for "b200" take: BF16, FP16, FP8, NVFP4.'
 }
 
+test_stack_llmapi_is_refused_what_the_gpu_cannot() {
+  local m='{ modelName = "m"; quantization = "NVFP4"; model = { }; revision = null; outPath = "/nix/store/x"; }'
+  local big='{ modelName = "big"; outPath = "/nix/store/x"; quantization = null; weightBytes = 150000000000; revision = null; model = {
+    architecture = "Qwen2ForCausalLM"; layers = 80; heads = 64; kvHeads = 8; headSize = 128; hiddenSize = 8192; intermediateSize = 29568;
+    vocabulary = 152064; context = 32768; dtype = "bfloat16"; }; }'
+  local mk='m: args: (e.mkEngine ({ kind = "llmapi"; model = m; gates = { }; } // args)).drvPath'
+  ! with_lib eval "($mk) ($m) { target = \"h200\"; limits.maxSeqLen = 64; }" &&
+    says 'NVFP4 computes with NVFP4; target "h200" (SM 90) has BF16, FP16, INT8, INT4, FP8.' && says 'target = "b200"' &&
+    ! with_lib eval "($mk) ($big) { target = \"h100\"; }" && says 'big-engine: it does not fit h100' && says 'tensorParallel = 4' &&
+    with_lib eval "builtins.isString (($mk) ($big) { target = { gpu = \"h100\"; count = 4; }; tensorParallel = 4; })" &&
+    with_lib eval "builtins.isString (($mk) ($big) { })"
+}
+
 test_stack_edgellm_that_does_not_fit_is_refused() {
   local mk='m: args: (e.mkEngine ({ kind = "edgellm"; model = m; target = "rtx-3090"; } // args)).drvPath'
   # shellcheck disable=SC2016
