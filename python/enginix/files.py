@@ -56,8 +56,13 @@ def new_directory(out: Path) -> Iterator[Path]:
     out = Path(os.path.abspath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError("output exists already", where=str(out), fix="choose another -o, or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    except OSError as e:
+        raise MachineError(
+            f"cannot write: {e.strerror or e}", where=str(out), fix="choose another -o, or make it writable"
+        ) from e
     try:
         yield partial
         partial.chmod(0o755)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from enginix.errors import ModelError
 
@@ -49,6 +51,21 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
     return value
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file for reading; what is no regular file is refused, and a pipe is not waited for.
+
+    Raises:
+        ModelError: no regular file.
+        OSError: as ``open``.
+    """
+    file = open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")  # noqa: SIM115
+    mode = os.fstat(file.fileno()).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a directory is an error of the first read
+        file.close()
+        raise ModelError("no regular file", where=str(path), fix="pass a complete model directory")
+    return file
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """Reads one JSON object from a file of at most ``LIMIT`` bytes.
 
@@ -56,7 +73,7 @@ def read_object(path: Path) -> dict[str, Any]:
         ModelError: missing, unreadable, too large, or refused by ``parse_object``.
     """
     try:
-        with path.open("rb") as f:
+        with open_regular(path) as f:
             data = f.read(LIMIT + 1)
     except OSError as e:
         raise ModelError(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import ModelError
-from enginix.model.jsonfile import LIMIT, parse_object, read_object
+from enginix.model.jsonfile import LIMIT, open_regular, parse_object, read_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -105,7 +105,7 @@ def read_header(path: Path) -> Header:
     """
     where = str(path)
     try:
-        with path.open("rb") as f:
+        with open_regular(path) as f:
             total = os.fstat(f.fileno()).st_size
             first = f.read(8)
             if len(first) < 8:

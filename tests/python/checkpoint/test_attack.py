@@ -11,11 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import random_models
 
 from enginix.checkpoint import write
 from enginix.checkpoint.convert import Options, convert
+from enginix.checkpoint.mapping import Mapping
+from enginix.checkpoint.verify import verify
 from enginix.cli import main
 from enginix.errors import EXIT_INPUT, EXIT_MACHINE, MachineError, ModelError
 
@@ -109,6 +112,41 @@ def damage_fewer_layers(model: Path) -> None:
     path.write_text(path.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 1'))
 
 
+def damage_index_of_another_shard(model: Path) -> None:
+    """A tensor is said to be in a shard that does not hold it."""
+    path = model / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    names = sorted(set(index["weight_map"].values()))
+    first = next(n for n, shard in index["weight_map"].items() if shard == names[0])
+    index["weight_map"][first] = names[1]
+    path.write_text(json.dumps(index))
+
+
+def damage_header_of_gigabytes(model: Path) -> None:
+    """The length of the header is a lie; the file is sparse, and as long as it says."""
+    path = sorted(model.glob("*.safetensors"))[0]
+    with path.open("r+b") as f:
+        f.write((4 << 30).to_bytes(8, "little"))
+        f.truncate(5 << 30)
+
+
+def damage_shard_is_a_pipe(model: Path) -> None:
+    path = sorted(model.glob("*.safetensors"))[0]
+    path.unlink()
+    os.mkfifo(path)
+
+
+def damage_config_is_a_pipe(model: Path) -> None:
+    (model / "config.json").unlink()
+    os.mkfifo(model / "config.json")
+
+
+def damage_shard_is_a_directory(model: Path) -> None:
+    path = sorted(model.glob("*.safetensors"))[0]
+    path.unlink()
+    path.mkdir()
+
+
 DAMAGES = [value for name, value in sorted(globals().items()) if name.startswith("damage_")]
 
 
@@ -148,6 +186,27 @@ def test_values_that_do_not_fit_the_dtype(tmp_path: Path) -> None:
         convert(model, tmp_path / "out", Options(dtype="float16"))
     assert list(tmp_path.iterdir()) == [model]
     convert(model, tmp_path / "out", Options(dtype="float32"))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_nan_is_carried_and_found(dtype: str, tmp_path: Path) -> None:
+    """Conversion is not what repairs a model: NaN stays NaN, and verification names the tensor."""
+    model = tmp_path / "model"
+    tensors = random_models.write(model, random_models.config("LlamaForCausalLM"))
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors[name] = tensors[name].copy()
+    tensors[name][2, 3] = np.nan
+    (model / "model.safetensors").write_bytes(random_models.safetensors_bytes(tensors))
+    convert(model, tmp_path / "out", Options(dtype=dtype, mapping=Mapping(2)))
+    assert [str(f) for f in verify(tmp_path / "out").findings] == [
+        "rank0.safetensors: transformer.layers.1.mlp.proj.weight: holds NaN or an infinity"
+    ]
+
+
+@pytest.mark.parametrize("out", ["/proc/nowhere/out", "/dev/null/out"])
+def test_output_that_cannot_be_made(out: str, tmp_path: Path) -> None:
+    random_models.write(tmp_path / "model", random_models.config("LlamaForCausalLM"))
+    assert main(["convert", str(tmp_path / "model"), "-o", out]) == EXIT_MACHINE
 
 
 def test_existing_output_is_kept(tmp_path: Path) -> None:
