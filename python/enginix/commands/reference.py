@@ -25,6 +25,8 @@ def run(args: argparse.Namespace) -> int:
 
     with new_directory(args.output) as partial:
         material = asking.keep(args.model, partial, args.device, args.questions)
+        for path in partial.iterdir():
+            path.chmod(0o644)  # safetensors keeps its files to their owner
     tokens = sum(len(p.tokens) for p in material.passages)
     console.result(
         {"answers": str(args.output), "material": material.sha256, "tokens": tokens},

@@ -229,7 +229,7 @@ def require_same(answers: Answers, material: Material) -> None:
     if answers.material != material.sha256 or len(answers.passages) != len(material.passages):
         raise GateError(
             "the reference's answers are to other questions, or of another tokenizer",
-            fix="make them again: enginix reference MODEL -o DIR",
+            fix="make them again: enginix reference MODEL -o DIR; pass own --questions to both",
         )
 
 

@@ -64,6 +64,17 @@ test_answers_refusals_at_evaluation() {
   with_lib eval "$(engines_of '(mk { model = removeAttrs (q "fp8") [ "original" ]; gates = { }; }).reference')" && says null
 }
 
+test_answers_to_own_questions_are_asked_of_the_engine_too() {
+  with_lib eval "$(engines_of '
+    let
+      questions = builtins.toFile "own.jsonl" "{}";
+      engine = mk { model = q "fp8"; reference = e.mkReferenceAnswers { inherit model questions; }; };
+      given = f: builtins.length (builtins.split "--questions.*own.jsonl" f) == 3;
+    in [ (given engine.drvAttrs.flags) (given (mk { model = q "fp8"; }).drvAttrs.flags) ]')" && says '[ true false ]' || return 1
+  # The model that something was quantized from, or any other: its answers are one derivation, too.
+  with_lib eval "$(engines_of '(mk { quantized = q "fp8"; reference = model; }).reference.drvPath == (mk { }).reference.drvPath')" && says true
+}
+
 test_answers_of_another_model_are_refused() {
   with_lib eval "$(engines_of '(mk { reference = null; }).reference')" && says null || return 1
   ! with_lib build "$(engines_of "mk { name = \"mute-$EPOCHREALTIME\"; reference = nixpkgs.runCommand \"no-answers\" { passthru.artefact = \"answers\"; } ''
