@@ -269,8 +269,9 @@ class _Request:
             await gone.wait()
             return {"type": "http.disconnect"}
 
-        headers = [(k, v) for k, v in self.scope["headers"] if k != b"content-length"]
-        scope = {**self.scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
+        # The body is JSON whatever the client called it.
+        about = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        scope = {**self.scope, "headers": [*self.scope["headers"], *about]}
         answering = asyncio.ensure_future(app(scope, receive, self.send))
         watching = asyncio.ensure_future(self._until_gone())
         try:
@@ -297,7 +298,7 @@ class _Request:
 
 def _is_plain(name: bytes) -> bool:
     """Headers that are not orders to LiteLLM."""
-    return name in (b"host", b"content-type", b"accept", b"user-agent", b"connection")
+    return name in (b"host", b"accept", b"user-agent")
 
 
 def _no_route(scope: Scope) -> Refused:

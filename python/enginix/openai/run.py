@@ -116,7 +116,7 @@ async def _serve(options: Options, wanted: spec.Spec, keys: Keys, app: Any) -> i
     # uvicorn raises the signal that ended it once more at its end.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    tending = asyncio.ensure_future(_tend(server, backends, options, wanted, port))
+    tending = asyncio.ensure_future(_tend(server, backends, app, options, wanted, port))
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -132,21 +132,44 @@ async def _serve(options: Options, wanted: spec.Spec, keys: Keys, app: Any) -> i
     return 0
 
 
-async def _tend(server: Any, backends: Backends, options: Options, wanted: spec.Spec, port: int) -> None:
+async def _tend(
+    server: Any, backends: Backends, app: Any, options: Options, wanted: spec.Spec, port: int
+) -> None:
     """Says when it is ready, and who of the servers goes and comes back."""
     begin = time.monotonic()
     while not server.started:
         await asyncio.sleep(0.05)
-    host = f"[{options.host}]" if ":" in options.host else options.host
     try:
-        await asyncio.wait_for(backends.await_answers(), options.start_timeout)
+        await asyncio.wait_for(_await_ready(backends, app, wanted), options.start_timeout)
     except asyncio.TimeoutError as e:
         server.should_exit = True
-        waited = f"after {options.start_timeout:.0f} s"
-        raise TimeoutError(f"no answer {waited} from {', '.join(backends.silent())}") from e
+        silent = ", ".join(backends.silent()) or "LiteLLM"
+        raise TimeoutError(f"no answer after {options.start_timeout:.0f} s from {silent}") from e
     notify("READY=1")
     took = time.monotonic() - begin
-    console.say(
-        f"{wanted.name} answers at http://{host}:{port}/v1 for {', '.join(wanted.models)} after {took:.1f} s"
-    )
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    models = ", ".join(wanted.models)
+    console.say(f"{wanted.name} answers at http://{host}:{port}/v1 for {models} after {took:.1f} s")
     await backends.watch(console.say)
+
+
+async def _await_ready(backends: Backends, app: Any, wanted: spec.Spec) -> None:
+    """Every server has answered, and one answer has gone the whole way: LiteLLM's first takes seconds."""
+    import httpx
+
+    from enginix.openai.gate import SCOPE
+    from enginix.openai.keys import ANYONE
+
+    async def trusted(scope: Any, receive: Any, send: Any) -> None:
+        scope[SCOPE] = ANYONE
+        await app(scope, receive, send)
+
+    await backends.await_answers()
+    model = next((m for m, servers in wanted.models.items() if servers[0].kind == "triton"), None)
+    if model is None:
+        return
+    transport = httpx.ASGITransport(app=trusted, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=60) as client:
+        question = {"model": model, "prompt": "A", "max_tokens": 1}
+        while (await client.post("/v1/completions", json=question)).status_code != 200:
+            await asyncio.sleep(0.5)

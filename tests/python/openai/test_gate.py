@@ -114,7 +114,7 @@ def test_a_request_reaches_the_application_without_orders_to_it(door: Door) -> N
     status, _, headers = door.run({**CHAT, "seed": 3}, headers=more)
     assert status == 200 and door.app.bodies == [{**CHAT, "seed": 3}]
     [scope] = door.app.scopes
-    assert [k for k, _ in scope["headers"]] == [b"content-length"]
+    assert [k for k, _ in scope["headers"]] == [b"content-type", b"content-length"]
     assert scope[SCOPE].name == "operator"
     assert b"x-litellm-cost" not in headers and b"content-length" not in headers
 
