@@ -10,7 +10,9 @@ TensorRT: --python names its Python, with the wheel tensorrt-edgellm in it.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 from enginix import console
 from enginix.edgellm import options
@@ -29,7 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--llm-build", type=Path, metavar="FILE", help="NVIDIA's C++ builder, for onnx")
     parser.add_argument("--plugin", type=Path, metavar="FILE", help="plugin library in place of the wheel's")
     parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver (default: the machine's)")
+    parser.add_argument(
+        "--plan", type=_object, metavar="JSON", help="memory that was predicted; kept as it is"
+    )
     options.add_flags(parser, "build")
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"not JSON: {e}") from e
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError("not a JSON object")
+    return found
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         plugin=args.plugin,
         driver=args.driver,
         limits=limits,
+        plan=args.plan,
     )
     made = build(args.export, args.model, args.output, wanted)
     console.result(

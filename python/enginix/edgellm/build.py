@@ -11,6 +11,7 @@ Two builders read different things:
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ from enginix.tables import table
 if TYPE_CHECKING:
     from enginix.engine.target import Gpu, Machine
 
+TENSORRT = "import importlib.metadata as m; print(m.version('tensorrt').split('.post')[0])"
 BUILDERS = ("direct", "onnx")
 LAUNCH = Path(__file__).with_name("launch.py")
 _ONNX_FLAGS = {
@@ -58,6 +60,7 @@ class Options:
         plugin: Edge-LLM's plugin library in place of the wheel's payload.
         driver: directory of the GPU driver in place of the machine's.
         limits: options of edgellm.json's section build.
+        plan: memory that evaluation predicted, for the manifest.
     """
 
     target: str
@@ -68,6 +71,7 @@ class Options:
     plugin: Path | None = None
     driver: Path | None = None
     limits: Mapping[str, Any] = field(default_factory=dict)
+    plan: Mapping[str, Any] | None = None
 
 
 def limits(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,7 +171,7 @@ def build(export: Path, model: Path, out: Path, wanted: Options) -> Manifest:
     with new_directory(out) as partial:
         engine = partial / "engine"
         engine.mkdir()
-        _run(_command(export, model, engine, wanted, full), model)
+        peak = _run(_command(export, model, engine, wanted, full), model)
         _check(engine, full, wanted.builder)
         described = Manifest(
             artefact="engine",
@@ -187,9 +191,13 @@ def build(export: Path, model: Path, out: Path, wanted: Options) -> Manifest:
                 **made.runtime,
                 "edgellm": table("edgellm")["version"],
                 "driver": machine.driver,
+                **_tensorrt(wanted),
             },
             tools={"enginix": __version__},
-            results={"gates": "not gated"},
+            results={
+                "gates": "not gated",
+                "plan": {"predicted": wanted.plan, "measured": {"hostMemoryPeak": peak}},
+            },
         )
         described.write(partial)
     return described
@@ -220,11 +228,21 @@ def _command(export: Path, model: Path, engine: Path, wanted: Options, full: Map
     return [str(wanted.python or sys.executable), str(LAUNCH), "experimental.builder.cli", "-", *words]
 
 
-def _run(command: list[str], model: Path) -> None:
+def _tensorrt(wanted: Options) -> dict[str, str]:
+    """TensorRT's version, as its package in the runtime's Python tells it; nothing where it does not."""
+    words = [str(wanted.python or sys.executable), "-c", TENSORRT]
+    done = process.run(words, cwd=Path("/"), check=False)
+    lines = done.stdout.split()
+    return {"tensorrt": lines[-1]} if done.returncode == 0 and lines else {}
+
+
+def _run(command: list[str], model: Path) -> int:
+    """Runs the builder; returns the most memory that one of its processes had, in bytes."""
     with tempfile.TemporaryDirectory(prefix="enginix-build.") as work:
         done = process.run(command, env=private_environment(Path(work) / "p"), cwd=Path(work), check=False)
     if done.returncode == 0:
-        return
+        # Of every child of this process so far, of which the builder is the largest (getrusage(2): KiB).
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
     text = done.stdout + done.stderr
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     last = lines[-1][:400] if lines else "no output"

@@ -7,6 +7,7 @@ a server that would build is refused instead.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -23,13 +24,20 @@ from enginix.edgellm.export import _identity
 from enginix.engine import check
 from enginix.errors import MachineError, ManifestError, UsageError
 
-_FIND = (
-    "import sys; from importlib.metadata import version; "
-    "from experimental.server.runtime import engine_build as e; "
-    "print(version('tensorrt-edgellm')); print(e.bundle_cache_path(sys.argv[1], sys.argv[2], e.BuildOptions("
-    "max_input_len=int(sys.argv[3]), max_batch_size=int(sys.argv[4]), "
-    "max_kv_cache_capacity=int(sys.argv[5]))))"
-)
+# Where the server of this wheel will look, and what versions are beside it.
+_FIND = """
+import json, sys
+from importlib import metadata
+from experimental.server.runtime import engine_build as e
+limits = dict(zip(("max_input_len", "max_batch_size", "max_kv_cache_capacity"), map(int, sys.argv[3:])))
+found = {"bundle": str(e.bundle_cache_path(sys.argv[1], sys.argv[2], e.BuildOptions(**limits)))}
+for name, package in (("edgellm", "tensorrt-edgellm"), ("tensorrt", "tensorrt")):
+    try:
+        found[name] = metadata.version(package).split("+")[0].split(".post")[0]
+    except metadata.PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
 
 
 @dataclass(frozen=True)
@@ -120,8 +128,8 @@ def plan(engine: Path, model: Path, wanted: Options) -> Command:
     limits = made.options["limits"]
     python = str(wanted.python or sys.executable)
     cache = Path(os.path.abspath(wanted.state)) / "cache"
-    bundle, version = _bundle(python, model, cache, limits)
-    check.require_versions(made, engine, {"edgellm": version})
+    bundle, versions = _bundle(python, model, cache, limits)
+    check.require_versions(made, engine, versions)
     _link(engine / "engine", bundle, cache)
     words = [
         python,
@@ -143,12 +151,17 @@ def plan(engine: Path, model: Path, wanted: Options) -> Command:
     return Command(tuple(words), process.environment(more))
 
 
-def _bundle(python: str, model: Path, cache: Path, limits: Mapping[str, Any]) -> tuple[Path, str]:
-    """Where the server of this wheel will look, and the wheel's version; asked of the wheel itself."""
+def _bundle(python: str, model: Path, cache: Path, limits: Mapping[str, Any]) -> tuple[Path, dict[str, str]]:
+    """Where the server of this wheel will look, and versions of wheel and TensorRT; asked of the wheel."""
     numbers = [str(limits[name]) for name in ("maxInputLen", "maxBatchSize", "maxKvCacheCapacity")]
     done = process.run([python, "-c", _FIND, os.path.abspath(model), cache, *numbers], cwd=Path("/"))
-    *_, version, bundle = done.stdout.strip().splitlines()
-    return Path(bundle), version.split("+")[0]
+    try:
+        found = dict(json.loads(done.stdout.strip().splitlines()[-1]))
+        return Path(found.pop("bundle")), found
+    except (ValueError, LookupError, TypeError) as e:
+        raise MachineError(
+            f"the wheel does not say where it looks for engines: {done.stdout[-200:]!r}", where=python
+        ) from e
 
 
 def _link(engine: Path, bundle: Path, cache: Path) -> None:

@@ -17,8 +17,8 @@ from enginix.runtime import driver as drivers
 
 EVERYWHERE = ("reference",)
 # Versions of a live runtime that are compared with the manifest's, and whether another one is fatal: a plan
-# is of one TensorRT-LLM; collectives are the runtime's own.
-VERSIONS = {"tensorrtLlm": True, "edgellm": True, "nccl": False}
+# is of one TensorRT; collectives are the runtime's own.
+VERSIONS = {"tensorrtLlm": True, "edgellm": True, "tensorrt": True, "nccl": False}
 
 
 class Mismatch(EnginixError):

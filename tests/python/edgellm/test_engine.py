@@ -11,9 +11,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from enginix.errors import GateError
+from enginix.gates import outside_ask, outside_asked, outside_quality, outside_said
 
 from .conftest import HERE, ROOT, TINY, Run, environment
 
@@ -54,6 +59,9 @@ def test_an_engine_says_what_it_is(build: Run, tmp_path: Path) -> None:
         "count": 1,
     }
     assert made["options"]["limits"] == {"maxInputLen": 64, "maxKvCacheCapacity": 128, "maxBatchSize": 2}
+    # Nothing was predicted on this command line; what the builder took was measured.
+    assert made["results"]["plan"]["predicted"] is None
+    assert made["results"]["plan"]["measured"]["hostMemoryPeak"] > 10 << 20
     # What the wheel's own parser and model selection made of it.
     built = json.loads((tmp_path / "engine/engine/config.json").read_text())
     assert built["builder_config"] == {"max_input_len": 64, "max_kv_cache_capacity": 128, "max_batch_size": 2}
@@ -228,3 +236,68 @@ def test_an_engine_of_another_model_is_not_served(
     (other / "generation_config.json").write_text("{}")
     done = enginix("edgellm-serve", tmp_path / "engine", "--model", other, "--state", tmp_path / "s")
     assert done.returncode == 3 and "another model" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some of what the gates ask."""
+    out = tmp_path_factory.mktemp("asked")
+    whole = outside_ask.ask(TINY)
+    some = replace(whole, prompts=whole.prompts[:4], questions=whole.questions[:4], recalls=(), golden=0)
+    outside_asked.write(some, out)
+    return out / "asked.json"
+
+
+@pytest.fixture
+def says(
+    build: Run, edge: Path, runtime: Make, driver: Make, asked: Path, tmp_path: Path
+) -> Callable[..., Path]:
+    """What the engine says to its own server's clients: ``enginix answers`` as Nix builds run it."""
+
+    def run(misbehave: str = "", *, stall: float = 5) -> Path:
+        if not (tmp_path / "engine").exists():
+            assert build().returncode == 0
+        out = tmp_path / f"said-{misbehave}"
+        program = "from enginix.gates.outside_main import main; raise SystemExit(main())"
+        words = ["answers", "--engine", tmp_path / "engine", "--model", TINY, "--asked", asked, "--out", out]
+        words += ["--driver", driver(), "--python", runtime(misbehave), "--stall-minutes", str(stall)]
+        done = subprocess.run(
+            [edge, "-c", program, *words], env=environment(), capture_output=True, text=True, timeout=280
+        )
+        assert "Traceback (most recent call last):\n  File" not in done.stderr
+        assert (done.returncode == 0) == out.exists(), done.stderr
+        if not out.exists():
+            raise RuntimeError(done.stderr)
+        return out
+
+    return run
+
+
+def test_an_engine_is_asked_by_its_own_server(says: Any, asked: Path) -> None:
+    said = outside_said.read(says())
+    questions = outside_asked.read(asked)
+    outside_said.require_same(said, questions)
+    assert said.by["server"] == "tensorrt-edgellm-serve" and said.by["tensorrt-edgellm"] == "0.11.0"
+    assert said.runs["batch"] == said.runs["again"] == said.runs["alone"]
+    assert set(said.next) == {0, 1, 2, 3} and said.next[0].ids.shape == (64, questions.next)
+    # The server leaves end tokens out; the gates put them back where it says that it stopped.
+    answers = [a for a in said.runs["replies"] if a is not None]
+    assert {a.finish for a in answers} == {"stop"} and all(
+        a.ended(frozenset({0, 2}))[-1] == 0 for a in answers
+    )
+    assert "log-probabilities of generated tokens alone" in said.absent["passages"]
+
+
+@pytest.mark.parametrize(("misbehave", "why"), [("raises", "illegal memory access"), ("hangs", "it hangs")])
+def test_an_engine_that_does_not_answer_leaves_nothing(misbehave: str, why: str, says: Any) -> None:
+    with pytest.raises(RuntimeError, match=why):
+        says(misbehave, stall=0.3)
+
+
+def test_what_an_engine_says_wrong_is_seen(says: Any, asked: Path) -> None:
+    with pytest.raises(GateError, match="tokenizer is not the model's"):
+        outside_said.require_same(outside_said.read(says("misread")), outside_asked.read(asked))
+    silent = outside_said.read(says("silent"))
+    assert all(a is not None and not a.tokens for a in silent.runs["batch"])
+    found = outside_quality.invariance(silent, outside_asked.read(asked), frozenset({0, 2}), 0.05, {})
+    assert not found.passed

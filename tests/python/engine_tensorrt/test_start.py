@@ -93,7 +93,7 @@ def test_a_range_of_the_table_is_no_version(trtllm, capsys) -> None:
 def edgellm(tmp_path: Path, driver: Callable[..., Path]) -> Callable[..., list[str]]:
     """The command line that serves an Edge-LLM engine; its Python is a stand-in that tells a version."""
 
-    def make(target: dict[str, Any], runtime: dict[str, Any], wheel: str = "0.11.0", **gpu: Any) -> list[str]:
+    def make(target: dict[str, Any], runtime: dict[str, Any], **gpu: Any) -> list[str]:
         own = {
             "name": "rtx-5090",
             "sm": 120,
@@ -114,7 +114,8 @@ def edgellm(tmp_path: Path, driver: Callable[..., Path]) -> Callable[..., list[s
         )
         (made / "engine").mkdir()
         python = tmp_path / "python3"
-        python.write_text(f"#!/bin/sh\necho {wheel}\necho {tmp_path}/state/cache/x\n")
+        told = {"edgellm": "0.11.0", "tensorrt": "10.16.0.72", "bundle": f"{tmp_path}/state/cache/x"}
+        python.write_text(f"#!/bin/sh\necho '{json.dumps(told)}'\n")
         python.chmod(0o755)
         here = driver(**({"name": "NVIDIA GeForce RTX 5090", "capability": "12.0"} | gpu))
         words = ["edgellm-serve", str(made), "--model", str(TINY), "--state", str(tmp_path / "state")]
@@ -130,12 +131,19 @@ def edgellm(tmp_path: Path, driver: Callable[..., Path]) -> Callable[..., list[s
         ({"sm": 86}, {}, {}, "sm: built for 86, here NVIDIA GeForce RTX 5090 (SM 120)"),
         ({"count": 2}, {}, {}, "count: built for 2, here 1"),
         ({}, {"edgellm": "0.12.0"}, {}, "edgellm: built for 0.12.0, here 0.11.0"),
+        ({}, {"tensorrt": "11.0.0.114"}, {}, "tensorrt: built for 11.0.0.114, here 10.16.0.72"),
     ],
 )
 def test_edgellm_serve(edgellm, capsys, target, runtime, gpu, said) -> None:
     assert main(edgellm(target, runtime, **gpu)) == 1
     error = capsys.readouterr().err
     assert said in error and "build" in error
+
+
+def test_a_wheel_that_says_nothing(edgellm, tmp_path, capsys) -> None:
+    words = edgellm({}, {})
+    (tmp_path / "python3").write_text("#!/bin/sh\necho '[]'\n")
+    assert main(words) == 5 and "does not say where it looks" in capsys.readouterr().err
 
 
 def test_edgellm_serve_at_home(edgellm, tmp_path) -> None:
