@@ -35,6 +35,15 @@ END
   ! quietly "$path/bin/enginix" verify-checkpoint "$tmp/damaged" --against "$model" && says rank1.safetensors
 }
 
+test_checkpoint_that_does_not_verify_is_not_built() {
+  ! with_lib build 'let
+      model = e.catalogue.tiny-qwen3.model;
+      broken = nixpkgs.runCommand "nan-in-a-weight" { passthru = { inherit (model) model quantization modelName; }; } "
+        cp -rL ${model} $out && chmod -R u+w $out && cd $out
+        printf \"\\\\300\\\\177\" | dd of=model.safetensors bs=1 conv=notrunc seek=$(( $(stat -c %s model.safetensors) - 2 ))";
+    in e.mkCheckpoint { model = broken; }' --no-link -L && says 'holds NaN or an infinity'
+}
+
 gpt2='
   model = nixpkgs.runCommand "random-gpt2" {
     nativeBuildInputs = [ nixpkgs.modelopt-python ];
