@@ -185,7 +185,9 @@ let
         "--stall-minutes"
         (toString stallMinutes)
       ];
-      attributes = place;
+      attributes = place // {
+        driver = if tools.driver or null == null then "" else tools.driver;
+      };
     };
   };
 in

@@ -63,6 +63,7 @@ let
         "data/quantization.json"
         "edgellm"
         "engine/__init__.py"
+        "engine/check.py"
         "engine/target.py"
         "gates/outside_edgellm.py"
         "model"

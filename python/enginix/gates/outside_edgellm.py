@@ -48,10 +48,12 @@ class Where:
 
     Attributes:
         python: the Python that has the wheel and TensorRT; None takes this one.
+        driver: directory of the GPU driver in place of the machine's.
         stall: seconds without an answer after which the server counts as hung.
     """
 
     python: Path | None = None
+    driver: Path | None = None
     stall: float = 1800.0
 
 
@@ -79,7 +81,9 @@ def ask(engine: Path, model: Path, asked_file: Path, out: Path, where: Where) ->
         (state / "key").touch(0o600)
         (state / "key").write_text(key + "\n")
         port = _port()
-        options = Options(state / "s", port=port, key_file=state / "key", python=where.python)
+        options = Options(
+            state / "s", port=port, key_file=state / "key", python=where.python, driver=where.driver
+        )
         (state / "s").mkdir()
         command = plan(engine, model, options)
         versions = process.run([where.python or sys.executable, "-c", _VERSIONS], cwd=state)

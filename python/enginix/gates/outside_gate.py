@@ -78,7 +78,7 @@ def _asked(args: argparse.Namespace, made: Manifest, model: Path, work: Path) ->
     if made.kind == "edgellm":
         from enginix.gates import outside_edgellm
 
-        place = outside_edgellm.Where(args.python, stall)
+        place = outside_edgellm.Where(args.python, args.driver, stall)
         outside_edgellm.ask(args.engine, model, work, said, place)
     else:
         from enginix.gates import outside_run

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif args.python is not None:
             from enginix.gates import outside_edgellm
 
-            here = outside_edgellm.Where(args.python, args.stall_minutes * 60)
+            here = outside_edgellm.Where(args.python, args.driver, args.stall_minutes * 60)
             outside_edgellm.ask(args.engine, args.model, args.asked, args.out, here)
         else:
             from enginix.gates import outside_run
