@@ -4,11 +4,7 @@
 pkgs.python3.withPackages (
   ps:
   let
-    unfree = [
-      "litellm-enterprise"
-      "litellm-proxy-extras"
-    ];
-    free = builtins.filter (p: !builtins.elem (lib.getName p) unfree);
+    free = builtins.filter (p: lib.getName p != "litellm-enterprise");
   in
   [
     ps.litellm
