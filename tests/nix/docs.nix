@@ -1,0 +1,110 @@
+# What the examples of the documentation may name, and what evaluating one means.
+{ nixpkgsLib ? null }:
+let
+  pkgs = import ../hostpkgs (
+    {
+      system = "x86_64-linux";
+    }
+    // (if nixpkgsLib == null then { } else { lib = import nixpkgsLib; })
+  );
+  # Stand-ins for the runtime with TensorRT, which is the reader's to bring, and for crane, which nixpkgs has.
+  scope = (import ../../nix { inherit pkgs; }).override {
+    crane = pkgs.bash;
+    edgellm-runtime = pkgs.python3 // {
+      plugin = "/nix/store/x-plugin";
+    };
+  };
+  flake = {
+    nixosModules.default = { };
+    legacyPackages.x86_64-linux = scope;
+    packages.x86_64-linux = import ../../nix/packages.nix scope;
+  };
+  runtimePackage = {
+    outPath = "/nix/store/x-runtime";
+    id = "trtllm-1.2.1";
+    command = "/nix/store/x-command";
+    rootfs = "/nix/store/x-rootfs";
+  };
+  # An engine as mkEngine returns it, of a GPU that this machine does not have.
+  ofGpu = kind: {
+    type = "derivation";
+    name = "big-engine";
+    outPath = "/nix/store/x-big-engine";
+    drvPath = "/nix/store/x-big-engine.drv";
+    inherit kind runtimePackage;
+    modelName = "big";
+    runtime = "trtllm-1.2.1";
+    request.limits.maxBatchSize = 16;
+    parallel = { tensorParallel = 1; pipelineParallel = 1; };
+  };
+
+  # Everything is evaluated down to derivations, which are instantiated and not built.
+  force =
+    value:
+    if builtins.isAttrs value then
+      if value.type or null == "derivation" then
+        builtins.seq value.drvPath true
+      else if value ? outPath || value ? override then
+        true
+      else
+        builtins.all (name: force value.${name}) (builtins.attrNames value)
+    else if builtins.isList value then
+      builtins.all force value
+    else
+      builtins.seq value true;
+
+  failing =
+    settings:
+    (import ./module.nix {
+      lib = import nixpkgsLib;
+      inherit settings;
+    }).failing;
+in
+{
+  names = scope // {
+    inherit pkgs;
+    enginix = flake;
+    lib = pkgs.lib // scope;
+    inherit (scope.catalogue.tiny-qwen3) model checkpoint repo;
+    engine = scope.mkEngine {
+      kind = "edgellm";
+      inherit (scope.catalogue.qwen3-0_6b) model;
+      target = "rtx-5090";
+      limits = {
+        maxInputLen = 128;
+        maxKvCacheCapacity = 256;
+        maxBatchSize = 1;
+      };
+    };
+    big = ofGpu "tensorrt";
+    calibration = scope.mkCalibration {
+      tokenizer = scope.catalogue.tiny-qwen3.model;
+      text = ./docs.nix;
+    };
+    target = "h200";
+    runtime = "trtllm-1.2.1";
+    limits = {
+      maxBatchSize = 4;
+      maxInputLen = 128;
+      maxSeqLen = 256;
+    };
+    mkLib = pkgs: import ../../nix { inherit pkgs; };
+    server = scope.catalogue.tiny-qwen3.triton-server;
+  };
+
+  # A configuration of NixOS goes through the module, a flake through its outputs.
+  check =
+    value:
+    if value ? services.enginix then
+      if nixpkgsLib == null then
+        force (removeAttrs value.services.enginix [ ])
+      else
+        let
+          found = failing value.services.enginix;
+        in
+        if found == [ ] then true else throw (builtins.concatStringsSep "\n" found)
+    else if value ? outputs then
+      force (value.outputs { enginix = flake; })
+    else
+      force value;
+}

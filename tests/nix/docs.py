@@ -1,0 +1,60 @@
+"""Every Nix example of README.md and docs/*.md as a file that evaluates it (tests/nix/cases/docs.sh).
+
+docs.py ROOT OUT: writes OUT/<page>-<line>.nix, and beside them the files that the examples name.
+"""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+BLOCK = re.compile(r"^( *)```nix\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+# Files that examples name → what stands for them.
+FILES = {
+    "qwen3-0.6b.lock.json": "nix/catalogue/qwen3-0_6b.lock.json",
+    "model.lock.json": "nix/catalogue/qwen3-0_6b.lock.json",
+    "tickets.jsonl": "tests/models/tiny-qwen3.lock.json",
+}
+# As `enginix runtime pin` writes it; of no image that exists.
+PIN = {
+    "runtime": "trtllm-1.2.1",
+    "image": "26.06",
+    "reference": "nvcr.io/nvidia/tritonserver:26.06-trtllm-python-py3",
+    "digest": "sha256:" + 64 * "0",
+    "system": "x86_64-linux",
+    "hash": "sha256-" + 43 * "A" + "=",
+}
+PRELUDE = """
+{{ root, nixpkgsLib ? null }}:
+let
+  all = import ({root} + "/tests/nix/docs.nix") {{ inherit nixpkgsLib; }};
+in
+all.check (with all.names; {text})
+"""
+
+
+def expression(text: str) -> str:
+    """An example is an expression, or what stands inside of an attribute set."""
+    code = re.sub(r"#.*", "", text).strip()
+    assigns = re.match(r"[a-zA-Z][\w.-]* =", code)
+    return f"{{\n{text}\n}}" if assigns else f"(\n{text}\n)"
+
+
+def main(root: Path, out: Path) -> None:
+    out.mkdir(parents=True)
+    for page in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
+        text = page.read_text("utf-8")
+        for found in BLOCK.finditer(text):
+            line = text[: found.start()].count("\n") + 1
+            body = found[2].replace("…;", "null;").replace('"… ', '"')
+            (out / f"{page.stem}-{line}.nix").write_text(
+                PRELUDE.format(root="root", text=expression(body)), "utf-8"
+            )
+    for name, source in FILES.items():
+        shutil.copy(root / source, out / name)
+    (out / "runtime.json").write_text(json.dumps(PIN), "utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
