@@ -18,7 +18,9 @@ edgellm_parts='
       mkdir -p \$out/bin; cp -r ${root + "/tests/python/edgellm/standin"} \$out/standin
       bash \$out/standin/python.sh \$out/bin/python3 ${nixpkgs.edgellm-python}/bin/python3" // { inherit driver; };
   };
-  engine = args: standin.mkEngine ({ kind = "edgellm"; model = tiny; target = "rtx-5090"; limits.maxInputLen = 64; } // args);
+  engine = args: standin.mkEngine ({ kind = "edgellm"; model = tiny; target = "rtx-5090"; limits.maxInputLen = 64; gates = { }; } // args);
+  # Long enough for what the gates ask.
+  gated = args: engine ({ limits = { maxInputLen = 512; maxKvCacheCapacity = 1024; }; } // args);
 '
 
 with_edge() { # nix verb, expression over those
@@ -123,4 +125,26 @@ test_edgellm_server_is_on_loopback_with_the_key_from_a_file() {
   echo secret-of-the-test >"$tmp/api-key"
   STATE_DIRECTORY=$tmp/state CREDENTIALS_DIRECTORY=$tmp quietly "$tmp/serve/bin/tiny-qwen3-serve" --dry-run &&
     says '--host 127.0.0.1' && says "$tmp/api-key" && says '--log-level debug' && ! grep -q secret-of-the-test "$out"
+}
+
+test_edgellm_gates_evaluate_without_a_runtime() {
+  with_edge eval '(edge { gates.smoke = { }; }).export.name' && says tiny-qwen3-edgellm-export &&
+    with_edge eval 'map (d: builtins.isString d.drvPath) [ (engine { gates = null; }) (engine { gates = null; }).answers ]' --json && says '[true,true]' &&
+    ! with_edge eval '(engine { gates.smoke = { }; builder = "onnx"; llmBuild = driver; }).drvPath' && says 'has no server to ask' &&
+    with_edge eval '(engine { gates = null; builder = "onnx"; llmBuild = driver; }).name' && says 'not gated' &&
+    ! with_edge eval '(engine { gates.coverage = { }; }).drvPath' && says 'unknown' &&
+    with_edge eval 'let a = gated { gates.greedy.top1 = 0.5; }; b = gated { gates.smoke = { }; }; in [ (a.drvPath == b.drvPath) (a.answers.drvPath == b.answers.drvPath) (a.ungated.drvPath == b.ungated.drvPath) ]' --json &&
+    says '[false,true,true]'
+}
+
+test_edgellm_engine_is_gated_by_what_its_server_says() {
+  slow || return
+  need_edgellm || return
+  local features='system-features = benchmark big-parallel kvm nixos-test cuda cuda-sm120'
+  ENGINIX_NIX_CONFIG=$features with_edge build "gated { gates = null; name = \"gated-$EPOCHREALTIME\"; }" -o "$tmp/gated" -L || return 1
+  says 'gate greedy: passed' && says 'stand-in: answers are computed by transformers' || return 1
+  grep -q '"greedy": "passed"' "$tmp/gated/enginix.json" && grep -q '"promptTokens"' "$tmp/gated/enginix.json" &&
+    [ -s "$tmp/gated/engine/config.json" ] && [ -s "$tmp/gated/report.html" ] || return 1
+  ! ENGINIX_NIX_CONFIG=$features with_edge build "gated { gates.perplexity = { }; name = \"gated-$EPOCHREALTIME\"; }" --no-link -L &&
+    says 'gate perplexity failed' && says 'generated tokens alone'
 }
