@@ -27,6 +27,7 @@ let
     "process.py"
     "runtime/__init__.py"
     "runtime/driver.py"
+    "runtime/table.py"
     "tables.py"
   ];
 in
