@@ -169,9 +169,13 @@ def _server(command: Command, log: Path, port: int, key: str, stall: float) -> I
         )
     address = f"http://127.0.0.1:{port}"
 
-    def tail() -> str:
+    def told() -> list[str]:
         lines = log.read_text("utf-8", "replace").replace(key, "…").splitlines()
-        return "\n    ".join(line[:300] for line in lines[-8:]) or "no output"
+        # A line a request says nothing here.
+        return [line[:300] for line in lines if '"POST /' not in line and '"GET /' not in line]
+
+    def tail() -> str:
+        return "\n    ".join(told()[-8:]) or "no output"
 
     def call(path: str, body: dict[str, Any] | None, seconds: float) -> Any:
         request = urllib.request.Request(
@@ -230,7 +234,8 @@ def _server(command: Command, log: Path, port: int, key: str, stall: float) -> I
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(20)
                 break
-        console.say(f"the server said:\n    {tail()}")
+        for line in told()[:40]:
+            console.say(f"server: {line}")
 
 
 def _parse(answer: Any, count: int) -> dict[str, Any]:

@@ -117,7 +117,7 @@ test_engine_leaves_no_process() {
 }
 
 test_engine_matrix_requires_each_gpu() {
-  on_a_gpu_host eval "let m = $(engine_of 'e.mkEngineMatrix { inherit model; runtime = runtime "trtllm-1.2.1"; targets = [ "h200" "b200" ]; }'); in
+  on_a_gpu_host eval "let m = $(engine_of 'e.mkEngineMatrix { inherit model; runtime = runtime "trtllm-1.2.1"; gates = { }; targets = [ "h200" "b200" ]; }'); in
     builtins.mapAttrs (_: d: d.requiredSystemFeatures) m" --json && says '{"b200":["cuda","cuda-sm100"],"h200":["cuda","cuda-sm90"]}'
 }
 
