@@ -110,6 +110,10 @@ let
     "--llm-build"
     "${llmBuild}/bin/llm_build"
   ]
+  ++ lib.optionals (plan != null) [
+    "--plan"
+    (builtins.toJSON { inherit (plan) weights workspace pool tokens; })
+  ]
   ++ checks.flags "build" sizes;
 
   # Nix then schedules it on a builder that has this GPU, and refuses it elsewhere before it starts.

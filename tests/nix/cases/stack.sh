@@ -126,3 +126,18 @@ test_stack_servers_tell_what_they_are() {
     ]' --json &&
     says '[["tensorrt","trtllm-1.2.1","tiny-qwen3","127.0.0.1",9000,true,true],["llmapi","trtllm-1.2.1","tiny-qwen3","127.0.0.1",8000,true,true],["edgellm","edgellm-0.11.0","tiny-qwen3","127.0.0.2",8000,true,true]]'
 }
+
+test_stack_edgellm_manifest_has_the_plan() {
+  need_edgellm || return
+  local engine
+  ENGINIX_NIX_CONFIG="extra-system-features = cuda cuda-sm120" with_edge build '(engine { gates = { }; name = "planned-'"$EPOCHREALTIME"'"; })' --no-link --json || return 1
+  engine=$(grep -o '"out":"[^"]*' "$out" | cut -d'"' -f4)
+  quietly python3 - "$engine/enginix.json" <<'EOF2' && says 'predicted and measured'
+import json, sys
+made = json.load(open(sys.argv[1]))
+plan = made["results"]["plan"]
+assert plan["predicted"]["weights"] > 0 and plan["measured"]["hostMemoryPeak"] > 0, plan
+assert made["target"]["sm"] == 120 and made["runtime"]["driver"] == "590.44.01", made
+print("predicted and measured")
+EOF2
+}
