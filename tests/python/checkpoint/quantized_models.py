@@ -14,6 +14,10 @@ import ml_dtypes
 import numpy as np
 import random_models
 
+from enginix.checkpoint.against import Comparison
+from enginix.checkpoint.convert import Options, convert
+from enginix.checkpoint.verify import verify
+
 Tensors = dict[str, Any]
 
 
@@ -79,3 +83,26 @@ def write(
                 tensors[f"{module}.{leaf}"] = np.asarray(value)
     (directory / "model.safetensors").write_bytes(random_models.safetensors_bytes(tensors))
     (directory / "hf_quant_config.json").write_text(json.dumps({"quantization": quantization}))
+
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+def llama(**changes: Any) -> dict[str, Any]:
+    return random_models.config("LlamaForCausalLM", **(SIZES | changes))
+
+
+def linear(module: str) -> bool:
+    return module.endswith("_proj")
+
+
+def check(model: Path, out: Path, options: Options) -> dict[str, Any]:
+    """Converts, verifies and compares; the checkpoint's config.json."""
+    convert(model, out, options)
+    assert verify(out).findings == []
+    assert list(Comparison(out, model).findings()) == []
+    config: dict[str, Any] = json.loads((out / "config.json").read_text())
+    return config

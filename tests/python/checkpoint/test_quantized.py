@@ -10,37 +10,13 @@ import numpy as np
 import pytest
 import quantized_models
 import random_models
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from quantized_models import SIZES, check, linear, llama
 
-from enginix.checkpoint.against import Comparison
 from enginix.checkpoint.convert import Options, convert
 from enginix.checkpoint.mapping import Mapping
-from enginix.checkpoint.numbers import cast, fp8_rescale, fp8_values, interleave_tiles
 from enginix.checkpoint.stored import RankFile
 from enginix.checkpoint.verify import verify
 from enginix.errors import EnginixError, ModelError, UsageError
-
-SIZES: dict[str, Any] = {
-    "hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-}  # fmt: skip
-
-
-def llama(**changes: Any) -> dict[str, Any]:
-    return random_models.config("LlamaForCausalLM", **(SIZES | changes))
-
-
-def linear(module: str) -> bool:
-    return module.endswith("_proj")
-
-
-def check(model: Path, out: Path, options: Options) -> dict[str, Any]:
-    convert(model, out, options)
-    assert verify(out).findings == []
-    assert list(Comparison(out, model).findings()) == []
-    config: dict[str, Any] = json.loads((out / "config.json").read_text())
-    return config
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
@@ -259,152 +235,6 @@ def test_kv_cache_on_request(tmp_path: Path) -> None:
     assert any("KV cache scales are missing" in note for note in done.notes)
     report = verify(tmp_path / "out")
     assert report.findings == [] and any("1.0" in note for note in report.notes)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.floats(2**-20, 2**10, width=32), st.floats(2**-20, 2**10, width=32), st.binary(min_size=1, max_size=65)
-)
-def test_rescaling_is_the_formula(one: float, other: float, data: bytes) -> None:
-    """fp8(value * scale / target) in float32, against ml_dtypes element by element."""
-    import ml_dtypes
-
-    codes = np.frombuffer(data, np.uint8) & np.uint8(0x7E)  # no NaN
-    scale, target = np.float32(min(one, other)), np.float32(max(one, other))
-    direct = ((fp8_values()[codes] * scale) / target).astype(ml_dtypes.float8_e4m3fn)
-    assert np.array_equal(fp8_rescale(codes, float(scale), float(target)), direct.view(np.uint8))
-
-
-@pytest.mark.parametrize("source", ["F32", "F16", "BF16"])
-@pytest.mark.parametrize("target", ["F32", "F16", "BF16"])
-@settings(max_examples=40, deadline=None)
-@given(data=st.binary(min_size=4, max_size=64).filter(lambda b: len(b) % 4 == 0))
-def test_casts_equal_torchs(source: str, target: str, data: bytes) -> None:
-    import torch
-
-    names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    from enginix.checkpoint.numbers import numpy_dtype
-
-    array = np.frombuffer(data, numpy_dtype(source))
-    theirs = torch.frombuffer(bytearray(data), dtype=names[source]).to(names[target])
-    finite = torch.isfinite(torch.frombuffer(bytearray(data), dtype=names[source]).float())
-    try:
-        ours = cast(array, source, target)
-    except OverflowError:
-        assert target == "F16" and (torch.isinf(theirs) & finite).any()
-        return
-    width = torch.int16 if theirs.element_size() == 2 else torch.int32
-    bits = np.ascontiguousarray(ours).view(np.uint16 if theirs.element_size() == 2 else np.uint32)
-    same = bits == theirs.view(width).numpy().view(bits.dtype)
-    assert (same | np.isnan(theirs.float().numpy())).all()
-
-
-LOWS = (0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF, 0x2000, 0x2FFF, 0x3000, 0x3001, 0x8000, 0xEFFF, 0xF000, 0xFFFF)
-
-
-@pytest.mark.parametrize("source", ["F32", "F16", "BF16"])
-@pytest.mark.parametrize("target", ["F32", "F16", "BF16"])
-def test_casts_equal_ml_dtypes_on_every_pattern(source: str, target: str) -> None:
-    """Every 16-bit pattern; of float32 every upper half, with lower halves around each rounding."""
-    from enginix.checkpoint.numbers import numpy_dtype
-
-    every = np.arange(1 << 16, dtype=np.uint32)
-    if source == "F32":
-        every = np.concatenate([every << np.uint32(16) | np.uint32(low) for low in LOWS])
-        values = every.view(np.float32)
-    else:
-        values = every.astype(np.uint16).view(numpy_dtype(source))
-    with np.errstate(all="ignore"):
-        theirs = values.astype(np.float32).astype(numpy_dtype(target))
-        lost = np.isfinite(values.astype(np.float32)) & ~np.isfinite(theirs.astype(np.float32))
-    if target != "F16":
-        lost = np.zeros(lost.shape, np.bool_)
-    ours = cast(values[~lost], source, target)
-    kept = theirs[~lost]
-    width = np.uint32 if target == "F32" else np.uint16
-    assert ((ours.view(width) == kept.view(width)) | np.isnan(kept.astype(np.float32))).all()
-    for value in values[lost][:: max(1, lost.sum() // 50)]:
-        with pytest.raises(OverflowError, match="does not fit"):
-            cast(np.array([1, value, 0], values.dtype), source, target)
-
-
-def test_interleaving_is_the_documented_order() -> None:
-    rows, width = 256, 8
-    plain = np.random.default_rng(0).integers(0, 256, (rows, width), np.uint8)
-    tiled = np.frombuffer(interleave_tiles(plain.tobytes(), width), np.uint8)
-    for row in range(rows):
-        for column in range(width):
-            tile = row // 128 * (width // 4) + column // 4
-            at = tile * 512 + row % 32 * 16 + row % 128 // 32 * 4 + column % 4
-            assert tiled[at] == plain[row, column]
-
-
-def test_verifier_sees_every_kind_of_damage(tmp_path: Path) -> None:
-    """Each damage is found; an undamaged copy is not."""
-    quantization = {"quant_algo": "NVFP4", "exclude_modules": ["lm_head"]}
-    quantized_models.write(tmp_path / "m", llama(), lambda m: "NVFP4" if linear(m) else None, quantization)
-    convert(tmp_path / "m", tmp_path / "good", Options(mapping=Mapping(2)))
-    path = tmp_path / "good/rank1.safetensors"
-    good = {n: RankFile(path)[n].copy() for n in RankFile(path).tensors}
-    layer = "transformer.layers.0"
-
-    def damaged(change: Any) -> list[str]:
-        tensors = {n: a.copy() for n, a in good.items()}
-        change(tensors)
-        path.write_bytes(random_models.safetensors_bytes(tensors))
-        return [str(f) for f in verify(tmp_path / "good").findings]
-
-    def put(name: str, value: Any, at: Any = ...) -> Any:
-        def change(tensors: dict[str, Any]) -> None:
-            tensors[name][at] = value
-
-        return change
-
-    assert damaged(lambda t: None) == []
-    assert "missing" in damaged(lambda t: t.pop(f"{layer}.mlp.fc.alpha"))[0]
-    assert "not required" in damaged(lambda t: t.update(stray=np.zeros(1, np.float32)))[0]
-    assert "should be" in damaged(lambda t: t.update({f"{layer}.mlp.fc.alpha": np.ones(2, np.float32)}))[0]
-    assert "NaN" in damaged(put(f"{layer}.input_layernorm.weight", np.nan, 3))[0]
-    assert "not positive" in damaged(put(f"{layer}.mlp.fc.activation_global_scaling_factor", -1))[0]
-    assert "product" in damaged(put(f"{layer}.mlp.fc.alpha", 7.0))[0]
-    assert "tiled" in damaged(put(f"{layer}.mlp.fc.weights_block_scaling_factor", 1.0))[0]
-    assert "differs from rank0" in damaged(put("transformer.ln_f.weight", 9.0, 0))[0]
-    path.write_bytes(path.read_bytes()[:-3])
-    assert "rank1.safetensors" in str(verify(tmp_path / "good").findings[0])
-    path.unlink()
-    assert verify(tmp_path / "good").findings
-
-
-def test_comparison_sees_wrong_weights(tmp_path: Path) -> None:
-    quantization = {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}
-    quantized_models.write(tmp_path / "m", llama(), lambda m: "FP8" if linear(m) else None, quantization)
-    convert(tmp_path / "m", tmp_path / "out", Options())
-    path = tmp_path / "out/rank0.safetensors"
-    for name, change in (
-        ("transformer.layers.1.mlp.proj.weights_scaling_factor", lambda a: a * 1.5),
-        ("transformer.layers.0.attention.qkv.weight", lambda a: a[::-1]),
-        ("transformer.vocab_embedding.weight", lambda a: a * 2),
-        ("transformer.layers.0.post_layernorm.weight", lambda a: a + 1),
-    ):
-        tensors = {n: RankFile(path)[n].copy() for n in RankFile(path).tensors}
-        whole = path.read_bytes()
-        tensors[name] = np.ascontiguousarray(change(tensors[name])).astype(tensors[name].dtype)
-        path.write_bytes(random_models.safetensors_bytes(tensors))
-        assert verify(tmp_path / "out").findings == []
-        findings = [str(f) for f in Comparison(tmp_path / "out", tmp_path / "m").findings()]
-        assert len(findings) == 1 and name.rsplit(".", 1)[0] in findings[0]
-        path.write_bytes(whole)
-
-
-def test_verify_refuses_unprotected_heads_and_useless_excludes(tmp_path: Path) -> None:
-    quantization = {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}
-    quantized_models.write(tmp_path / "m", llama(), lambda m: "FP8" if linear(m) else None, quantization)
-    convert(tmp_path / "m", tmp_path / "out", Options())
-    raw = json.loads((tmp_path / "out/config.json").read_text())
-    raw["quantization"]["exclude_modules"] = ["model.layers.0.mlp.gate"]
-    (tmp_path / "out/config.json").write_text(json.dumps(raw))
-    findings = "\n".join(map(str, verify(tmp_path / "out").findings))
-    assert "lm_head is not protected" in findings and "matches no module" in findings
 
 
 def test_an_error_says_what_to_do(tmp_path: Path) -> None:
