@@ -71,7 +71,7 @@ let
       {
         kind = "openai";
         url = "${address}/v1";
-        model = server.engine.modelName or server.modelName;
+        model = server.servedModelName or (server.engine.modelName or server.modelName);
       }
     else if kind == "reference" then
       {

@@ -24,6 +24,8 @@ engine:
   name ? "${engine.modelName}-serve",
 }:
 let
+  # The server refuses requests for any other model; its own choice would be a name of the store.
+  served = { servedModelName = engine.modelName; } // options;
   inStore = apiKeyFile != null && lib.hasPrefix builtins.storeDir (toString apiKeyFile);
   flags = [
     "--host"
@@ -35,7 +37,7 @@ let
     "--api-key-file"
     (toString apiKeyFile)
   ]
-  ++ checks.flags "serve" (checks.options function "serve" options);
+  ++ checks.flags "serve" (checks.options function "serve" served);
 in
 if engine.kind != "edgellm" then
   throw "${function}: an engine of kind ${engine.kind}, where edgellm is needed."
@@ -58,6 +60,7 @@ else
       inherit (engine) kind runtime;
       modelName = engine.modelName;
       httpPort = port;
+      inherit (served) servedModelName;
     };
     meta = {
       description = "OpenAI server of TensorRT Edge-LLM for ${engine.modelName}";

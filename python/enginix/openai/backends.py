@@ -22,9 +22,11 @@ class Backends:
 
     Args:
         key: the key of a server's file.
+        say: gets a line when a server goes, comes back, or serves another model than is asked for.
     """
 
-    def __init__(self, spec: Spec, key: Callable[[str], str]) -> None:
+    def __init__(self, spec: Spec, key: Callable[[str], str], say: Callable[[str], None]) -> None:
+        self._say = say
         self._servers = {s: False for servers in spec.models.values() for s in servers}
         self._spec, self._key = spec, key
         self._answered = False
@@ -47,8 +49,8 @@ class Backends:
             await asyncio.gather(*(self._await(client, s) for s in self._servers))
         self._answered = True
 
-    async def watch(self, changed: Callable[[str], None]) -> None:
-        """Looks after the servers until cancelled; ``changed`` gets a line when one goes or comes back."""
+    async def watch(self) -> None:
+        """Looks after the servers until cancelled."""
         async with triton.new_client(5) as client:
             while True:
                 await asyncio.sleep(_WATCH_SECONDS)
@@ -56,11 +58,16 @@ class Backends:
                     now = await self._healthy(client, server)
                     self._servers[server] = now
                     if now != before:
-                        changed(f"{server.url} {'answers again' if now else 'does not answer'}")
+                        self._say(f"{server.url} {'answers again' if now else 'does not answer'}")
 
     async def _await(self, client: httpx.AsyncClient, server: Server) -> None:
         while not await self._answers(client, server):
             await asyncio.sleep(_POLL_SECONDS)
+        if server.kind == "openai":
+            names = await self._names(client, server)
+            if names and server.model not in names:
+                served = ", ".join(sorted(names))
+                self._say(f"warning: {server.url} serves {served}, and is asked for {server.model}")
         self._servers[server] = True
 
     async def _answers(self, client: httpx.AsyncClient, server: Server) -> bool:
@@ -73,11 +80,19 @@ class Backends:
         return False
 
     async def _healthy(self, client: httpx.AsyncClient, server: Server) -> bool:
-        if server.kind == "triton":
-            url, headers = f"{server.url.rstrip('/')}/v2/health/ready", {}
-        else:
-            url = f"{server.url.rstrip('/')}/models"
-            headers = {"Authorization": f"Bearer {self._key(server.key_file)}"} if server.key_file else {}
         with contextlib.suppress(httpx.HTTPError):
-            return (await client.get(url, headers=headers)).status_code == 200
+            return (await self._get(client, server)).status_code == 200
         return False
+
+    async def _names(self, client: httpx.AsyncClient, server: Server) -> list[str]:
+        """Models that a server of OpenAI's interface says it has; none where it does not say."""
+        with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
+            return [str(row["id"]) for row in (await self._get(client, server)).json()["data"]]
+        return []
+
+    async def _get(self, client: httpx.AsyncClient, server: Server) -> httpx.Response:
+        url = server.url.rstrip("/")
+        if server.kind == "triton":
+            return await client.get(f"{url}/v2/health/ready")
+        key = self._key(server.key_file) if server.key_file else None
+        return await client.get(f"{url}/models", headers={"Authorization": f"Bearer {key}"} if key else {})

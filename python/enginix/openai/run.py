@@ -96,7 +96,7 @@ async def _serve(options: Options, wanted: spec.Spec, keys: Keys, app: Any) -> i
 
     from enginix.openai.gate import Gate
 
-    backends = Backends(wanted, read_key)
+    backends = Backends(wanted, read_key, console.say)
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -150,7 +150,7 @@ async def _tend(
     host = f"[{options.host}]" if ":" in options.host else options.host
     models = ", ".join(wanted.models)
     console.say(f"{wanted.name} answers at http://{host}:{port}/v1 for {models} after {took:.1f} s")
-    await backends.watch(console.say)
+    await backends.watch()
 
 
 async def _await_ready(backends: Backends, app: Any, wanted: spec.Spec) -> None:

@@ -56,7 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self) -> None:
-        self._send(b'{"data": []}', "application/json")
+        self._send(b'{"data": [{"id": "mine"}]}', "application/json")
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -90,6 +90,7 @@ def client(start_gateway: Callable[..., Any], standin: StandIn, tmp_path_factory
     other = {"kind": "openai", "url": f"{standin.url}/v1", "model": "theirs", "keyFile": str(key)}
     models = {"tiny": [{"kind": "triton", "url": standin.url, "model": "ensemble"}], "other": [other]}
     with start_gateway({"models": models, "limits": {"defaultMaxTokens": 99}}) as door:
+        assert [x for x in door.lines() if "serves mine, and is asked for theirs" in x]
         yield door.client()
         assert SERVER_KEY not in door.log.read_text()
 
