@@ -62,7 +62,7 @@ def gate(args: argparse.Namespace, made: Manifest) -> int:
                 said=said if outcomes else None,
                 checkpoint=args.gated_checkpoint,
             )
-    if not outcomes:
+    if not outcomes and args.gated_checkpoint is None:
         console.say("note: not gated")
     verdicts = judge.verdicts(outcomes) or "not gated"
     text = f"{args.engine}: " + (f"{len(outcomes)} gates passed" if outcomes else "not gated")

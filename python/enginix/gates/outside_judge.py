@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,20 +179,25 @@ def judge(case: Case) -> tuple[tuple[Outcome, ...], dict[str, Any]]:
 def golden(case: Case) -> dict[str, Any] | None:
     """The golden prompt's answer, which servers compare before they say that they are ready.
 
-    Asked alone, as a server at start is. ``None`` where the prompt does not fit the engine.
+    What it says alone and in company, as far as no two tokens are about as likely: there a server may say the
+    other one. ``None`` where nothing is left, or the prompt does not fit the engine.
 
     Raises:
         GateError: there are no answers.
     """
     said, asked = outside_said.read(case.said), ask(case.model, case.questions)
     outside_said.require_same(said, asked)
-    answer = said.runs["alone"][asked.golden]
-    if answer is None or not answer.tokens:
+    alone, batch = said.runs["alone"][asked.golden], said.runs["batch"][asked.golden]
+    if alone is None or batch is None:
         return None
-    return {
-        "promptTokens": list(asked.prompts[asked.golden].tokens),
-        "tokens": list(answer.tokens[:GOLDEN]),
-    }
+    pairs = zip(alone.tokens[:GOLDEN], batch.tokens, strict=False)
+    tokens = [a for a, b in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
+    following = said.next.get(asked.golden)
+    if following is not None:
+        gaps = (following.logs[: len(tokens), 0] - following.logs[: len(tokens), 1]).tolist()
+        close = (n for n, gap in enumerate(gaps) if not gap > kind_row(said.kind)["tie"])
+        tokens = tokens[: next(close, len(tokens))]
+    return {"promptTokens": list(asked.prompts[asked.golden].tokens), "tokens": tokens} if tokens else None
 
 
 def _tokenizer(engine: Path, model: Path, made: Manifest) -> Path:

@@ -408,9 +408,10 @@ def test_the_golden_answer_is_the_engines(
     )
     assert made.results["gates"] == dict.fromkeys(SCORED, "passed")
     golden = made.results["golden"]
-    assert len(golden["tokens"]) == 32 and golden["promptTokens"]
+    length = len(golden["tokens"])
+    assert 1 <= length <= 32 and golden["promptTokens"]
     theirs = read(answers).continuations
-    assert any(tuple(golden["tokens"]) == c[:32] for c in theirs)
+    assert any(tuple(golden["tokens"]) == c[:length] for c in theirs)
     assert (tmp_path / "gated/engine/rank0.engine").read_bytes()[:8] == b"STAND-IN"
     assert sorted(p.name for p in (tmp_path / "gated").iterdir()) == [
         "engine", "enginix.json", "gates.json", "report.html", "tokenizer",
