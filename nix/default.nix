@@ -47,6 +47,7 @@ let
     mkServe = import ./mk-serve.nix scope;
     mkTritonRepo = import ./mk-triton-repo.nix scope;
     mkTritonServer = import ./mk-triton-server.nix scope;
+    mkOciImage = import ./mk-oci-image.nix scope;
     mkGateway = import ./mk-gateway.nix scope;
 
     # name -> { model; checkpoint; engine; triton-repo; triton-server; }

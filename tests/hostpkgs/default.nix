@@ -102,6 +102,53 @@ in
   writeText =
     name: text:
     builtins.toFile name (builtins.unsafeDiscardStringContext text);
+  # Images as nixpkgs streams them, of the store alone (stream-image.py).
+  dockerTools.streamLayeredImage =
+    {
+      name,
+      tag ? null,
+      config,
+      contents ? [ ],
+      extraCommands ? "",
+      maxLayers ? 100,
+      fromImage ? throw "the stand-in has no images to stand on",
+    }:
+    let
+      words = runCommand "image-config" {
+        text = builtins.toJSON config;
+        passAsFile = [ "text" ];
+      } "cp $textPath $out";
+      spec =
+        runCommand "image-spec"
+          {
+            # Everything that the configuration names, with what that needs.
+            exportReferencesGraph = [
+              "closure"
+              words
+            ];
+            inherit words extraCommands maxLayers;
+            tag = "${name}:${if tag == null then "standin" else tag}";
+          }
+          ''
+            mkdir $out extra
+            (cd extra && eval "$extraCommands")
+            # Here, because the store keeps no modes.
+            tar --sort=name --mtime=@1 --owner=0 --group=0 --numeric-owner -C extra -cf $out/extra.tar $(ls -A extra)
+            python3 - <<'PY'
+            import json, os
+            lines = {line.strip() for line in open("closure")}
+            closure = sorted(l for l in lines if l.startswith("/nix/store/") and l != os.environ["words"])
+            out = os.environ["out"]
+            spec = {"closure": closure, "extra": f"{out}/extra.tar", "tag": os.environ["tag"]}
+            spec |= {"maxLayers": int(os.environ["maxLayers"]), "config": json.load(open(os.environ["words"]))}
+            json.dump(spec, open(f"{out}/spec.json", "w"), sort_keys=True)
+            PY
+          '';
+    in
+    runCommand "stream-${baseNameOf name}" { inherit contents; } ''
+      printf '#!/bin/bash\nexec python3 %s %s/spec.json\n' ${./stream-image.py} ${spec} >$out
+      chmod +x $out
+    '';
   mkShellNoCC = attrs: mkDerivation (attrs // { name = "shell"; buildCommand = "touch $out"; });
   nixfmt-tree = link "nixfmt-tree" "/usr" { };
   ruff = link "ruff" (environment "dev") { };

@@ -1,0 +1,144 @@
+# mkOciImage :: { server, … } -> derivation
+#
+# A program that streams a container image of a server to standard output (nixpkgs' streamLayeredImage):
+#
+#   $(nix build --print-out-paths .#image) | docker load            or  | skopeo copy docker-archive:/dev/stdin docker://…
+#
+# A reference server brings all it needs. The kinds of a runtime's image are layers on that image: `base`.
+{
+  lib,
+  pkgs,
+  check,
+  enginix,
+  ...
+}:
+let
+  function = "mkOciImage";
+  runtimes = (lib.importJSON ../python/enginix/data/runtimes.json).runtimes;
+  build =
+    {
+      # mkTritonServer's output, or mkServe's of an Edge-LLM engine.
+      server,
+      # The runtime's image as an archive, for kinds tensorrt and llmapi:
+      # dockerTools.pullImage { imageName; imageDigest; sha256; } of the same image as mkRuntime's.
+      base ? null,
+      name ? "enginix/${server.modelName}",
+      # null: a hash of the content, as nixpkgs has it.
+      tag ? null,
+      # Address inside of the container. Its network is its own, so it is everything unless told otherwise.
+      host ? "0.0.0.0",
+      # Numeric, so that Kubernetes can see that it is not root.
+      user ? 10001,
+      # At most; each layer is a store path or the rest.
+      maxLayers ? 64,
+    }:
+    let
+      row = runtimes.${server.runtime};
+      inImage = row ? images;
+      own = !(server ? repo);
+      reference = row.images.${server.engine.runtimePackage.image}.reference;
+      untagged = builtins.head (builtins.match "(.*):[^:/]*" reference);
+      http = server.httpPort;
+      ports =
+        if own then
+          { inherit http; }
+        else
+          lib.filterAttrs (_: p: p != null) {
+            inherit http;
+            grpc = server.grpcPort;
+            metrics = server.metricsPort;
+          };
+      # Arguments given at start win over the ones built in. Inside the runtime's image there is no sandbox to make.
+      command =
+        if inImage then
+          [
+            "${enginix}/bin/enginix"
+            "serve"
+            "${server.repo}"
+            "--tritonserver"
+            row.paths.triton
+            "--model-runtime"
+            server.runtime
+            "--python"
+            row.paths.python
+            "--http-port"
+            (toString ports.http)
+          ]
+          ++ (if ports ? grpc then [ "--grpc-port" (toString ports.grpc) ] else [ "--no-grpc" ])
+          ++ (if ports ? metrics then [ "--metrics-port" (toString ports.metrics) ] else [ "--no-metrics" ])
+        else
+          [ "${server}/bin/${server.meta.mainProgram}" ];
+      image = pkgs.dockerTools.streamLayeredImage (
+        {
+          inherit name tag maxLayers;
+          contents = [ ];
+          extraCommands = "mkdir -m 1777 tmp";
+          config = {
+            Entrypoint = command ++ [
+              "--host"
+              host
+            ];
+            User = "${toString user}:${toString user}";
+            WorkingDir = "/tmp";
+            Env = lib.mapAttrsToList (n: v: "${n}=${v}") (
+              {
+                HOME = "/tmp";
+              }
+              // (if inImage then row.environment else { })
+            );
+            ExposedPorts = builtins.listToAttrs (
+              map (p: lib.nameValuePair "${toString p}/tcp" { }) (builtins.attrValues ports)
+            );
+            StopSignal = "SIGTERM";
+            Labels = {
+              "org.opencontainers.image.title" = server.modelName;
+              "org.opencontainers.image.description" = server.meta.description;
+              "dev.enginix.kind" = server.kind;
+              "dev.enginix.runtime" = server.runtime;
+            };
+          };
+        }
+        // lib.optionalAttrs (base != null) { fromImage = base; }
+      );
+    in
+    if server.kind == "gateway" || !(server ? kind) then
+      throw "${function}: server: a server of mkTritonServer or mkServe is needed."
+    else if own && inImage then
+      throw "${function}: trtllm-serve runs NVIDIA's image as it is; take that image, and mount the engine."
+    else if inImage && base == null then
+      throw "${function}: a server of kind ${server.kind} stands on its runtime's image; pass base = dockerTools.pullImage { imageName = \"${untagged}\"; imageDigest = …; sha256 = …; }."
+    else if !inImage && base != null then
+      throw "${function}: a server of kind ${server.kind} brings all that it needs; leave base out."
+    else if base ? imageName && inImage && base.imageName != untagged then
+      throw "${function}: base is ${base.imageName}, but the engine was built for ${untagged}."
+    else if builtins.elem 0 (builtins.attrValues ports) then
+      throw "${function}: the server takes any free port (0), which nobody outside would know; give it one."
+    else if host == "127.0.0.1" || host == "::1" then
+      throw "${function}: host = ${host} is the container's own loopback, which nobody reaches; leave host out."
+    else if user == 0 then
+      throw "${function}: user = 0 is root; pass any other number."
+    else
+      image
+      // {
+        inherit
+          server
+          ports
+          user
+          name
+          command
+          ;
+        inherit (server) kind modelName;
+      };
+in
+args:
+build (
+  check.arguments.only function [
+    "server"
+    "base"
+    "name"
+    "tag"
+    "host"
+    "user"
+    "maxLayers"
+  ] args
+)
