@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
 import random
 import sysconfig
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 LICENCES = Path("/usr/share/common-licenses")
@@ -177,52 +176,10 @@ def chat(user: str, assistant: str) -> str:
     return f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{assistant}<|im_end|>\n"
 
 
-# What is planted: a name, and four digits that cannot be known, only remembered.
-THINGS = (
-    "secret code",
-    "door number",
-    "access key",
-    "file size",
-    "error value",
-    "main port",
-    "first line",
-    "test result",
-    "default limit",
-    "return status",
-    "class index",
-    "network address",
-)
-
-
-def fact(thing: str, value: str) -> str:
-    """A fact as it is planted, and as it is told again."""
-    return f"The {thing} is {value}."
-
-
-def question(thing: str) -> str:
-    """How a planted fact is asked for."""
-    return f"What is the {thing}?"
-
-
 def planted(rng: random.Random, filler: str) -> str:
     """Facts planted early, one of them asked for after ``filler``."""
-    things = rng.sample(THINGS, rng.randrange(1, 5))
-    facts = [fact(thing, f"{rng.randrange(10000):04d}") for thing in things]
+    things = rng.sample(("secret code", "door number", "magic number", "access key"), rng.randrange(1, 4))
+    facts = [f"The {thing} is {rng.randrange(10000):04d}." for thing in things]
     pick = rng.randrange(len(things))
-    return chat(f"{' '.join(facts)}\n\n{filler.strip()}\n\n{question(things[pick])}", facts[pick])
-
-
-def dump(corpus: Corpus) -> str:
-    """The corpus as JSON, for a machine that lacks its sources."""
-    return json.dumps(asdict(corpus))
-
-
-def parse(text: str) -> Corpus:
-    """What :func:`dump` wrote."""
-    raw = json.loads(text)
-    return Corpus(
-        tuple(raw["train"]),
-        tuple(raw["held_out"]),
-        tuple((title, body) for title, body in raw["explain"]),
-        tuple(Source(**source) for source in raw["sources"]),
-    )
+    question = f"{' '.join(facts)}\n\n{filler.strip()}\n\nWhat is the {things[pick]}?"
+    return chat(question, facts[pick])
