@@ -1,5 +1,6 @@
 """A file of its own: with ``-m``, Python would put the caller's directory first on the module path."""
 
+import os
 import sys
 
 if __name__ == "__main__":
@@ -7,4 +8,7 @@ if __name__ == "__main__":
     sys.path.pop(0)
     from enginix.openai.run import main
 
-    sys.exit(main())
+    status = main()
+    sys.stderr.flush()
+    # Everything is answered and removed; LiteLLM's libraries would take seconds to unload.
+    os._exit(status)

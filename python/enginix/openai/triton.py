@@ -76,10 +76,10 @@ async def stream(
                 piece = _piece(data)
                 finished = bool(piece.finish_reason)
                 yield piece
+    except (httpx.ConnectError, httpx.ConnectTimeout) as e:
+        raise BackendError("the model's server cannot be reached", 503) from e
     except httpx.TimeoutException as e:
         raise BackendError("the model's server is silent for too long", 504) from e
-    except httpx.ConnectError as e:
-        raise BackendError("the model's server cannot be reached", 503) from e
     except httpx.HTTPError as e:
         raise BackendError(f"the model's server broke the answer off ({type(e).__name__})", 502) from e
     if not finished:

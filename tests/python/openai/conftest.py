@@ -133,7 +133,8 @@ def start_gateway(gateway_python: Path, tmp_path_factory: pytest.TempPathFactory
             gateway.port = int(said[0].split("/v1")[0].rsplit(":", 1)[1])
             yield gateway
         finally:
-            process.terminate()
+            if process.poll() is None:
+                process.terminate()
             assert process.wait(60) == 0, log.read_text()
 
     return start

@@ -1,0 +1,96 @@
+"""The client of Triton's generate extension, over a stand-in transport: every failure is one error."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enginix.openai import triton
+from enginix.openai.triton import BackendError, Piece
+
+COUNTS = {"prompt_tokens": 3, "completion_tokens": 2}
+FIRST = {"text_output": "a", "finish_reason": "", **COUNTS}
+LAST = {"text_output": "b", "finish_reason": "stop", **COUNTS}
+
+
+def asked(answer: Callable[[httpx.Request], httpx.Response]) -> list[Piece]:
+    async def run() -> list[Piece]:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+            return [p async for p in triton.stream(client, "http://h:1/", "ensemble", {"max_tokens": 2})]
+
+    return asyncio.run(run())
+
+
+def events(*rows: Any) -> bytes:
+    return b"".join(b"data: " + json.dumps(r).encode() + b"\n\n" for r in rows)
+
+
+def test_pieces() -> None:
+    seen: list[Any] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append((request.url.path, json.loads(request.content)))
+        return httpx.Response(200, content=events(FIRST, LAST))
+
+    assert asked(answer) == [Piece("a", "", 3, 2), Piece("b", "stop", 3, 2)]
+    assert seen == [("/v2/models/ensemble/generate_stream", {"max_tokens": 2, "stream": True})]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "found", "said"),
+    [
+        (400, events({"error": "in ensemble 'ensemble', seed: no"}), 400, "seed: no"),
+        (400, b'{"error": "seed: no"}', 400, "seed: no"),
+        (404, b'{"error": "unknown model"}', 502, "does not know the model"),
+        (500, b'{"error": "stub"}', 502, "stub"),
+        (503, b'{"error": "full"}', 503, "full"),
+        (429, b"slow down", 429, "slow down"),
+        (302, b"", 502, "no reason given"),
+        (200, b"", 502, "broke the answer off"),
+        (200, events(FIRST), 502, "broke the answer off"),
+        (200, events(FIRST, {"error": "in ensemble 'x', gone"}), 502, "gone"),
+        (200, events({"text_output": "a"}), 502, "kind reference"),
+        (200, events(3), 502, "no answer"),
+        (200, events({**FIRST, "prompt_tokens": "x"}), 502, "no answer"),
+        (200, b"data: {\n\n", 502, "no answer"),
+    ],
+)
+def test_failures(status: int, body: bytes, found: int, said: str) -> None:
+    with pytest.raises(BackendError) as failed:
+        asked(lambda _: httpx.Response(status, content=body))
+    assert failed.value.status == found and said in failed.value.message
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (httpx.ConnectError("x"), 503),
+        (httpx.ConnectTimeout("x"), 503),
+        (httpx.ReadTimeout("x"), 504),
+        (httpx.ReadError("x"), 502),
+        (httpx.RemoteProtocolError("x"), 502),
+    ],
+)
+def test_failures_of_the_connection(error: Exception, status: int) -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        raise error
+
+    with pytest.raises(BackendError) as failed:
+        asked(answer)
+    assert failed.value.status == status and "h:1" not in failed.value.message
+
+
+@given(st.binary(max_size=200), st.integers(200, 599))
+def test_any_answer_is_pieces_or_one_error(body: bytes, status: int) -> None:
+    for raw in (body, b"data: " + body + b"\n\n"):
+        try:
+            asked(lambda _, raw=raw: httpx.Response(status, content=raw))
+        except BackendError as e:
+            assert e.status >= 400
