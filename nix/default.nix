@@ -48,6 +48,7 @@ let
     mkTritonRepo = import ./mk-triton-repo.nix scope;
     mkTritonServer = import ./mk-triton-server.nix scope;
     mkOciImage = import ./mk-oci-image.nix scope;
+    mkKubernetes = import ./mk-kubernetes.nix scope;
     mkGateway = import ./mk-gateway.nix scope;
 
     # name -> { model; checkpoint; engine; triton-repo; triton-server; }

@@ -10,6 +10,7 @@
   pkgs,
   check,
   enginix,
+  enginix-core,
   ...
 }:
 let
@@ -68,6 +69,18 @@ let
           ++ (if ports ? metrics then [ "--metrics-port" (toString ports.metrics) ] else [ "--no-metrics" ])
         else
           [ "${server}/bin/${server.meta.mainProgram}" ];
+      # Whether it generates; Docker asks now and then, Kubernetes at the start.
+      probe = [
+        "${enginix-core}/bin/enginix"
+        "ready"
+        "http://127.0.0.1:${toString ports.http}"
+        "--timeout"
+        "20"
+      ]
+      ++ lib.optionals (!own) [
+        "--triton"
+        server.kind
+      ];
       image = pkgs.dockerTools.streamLayeredImage (
         {
           inherit name tag maxLayers;
@@ -90,6 +103,13 @@ let
               map (p: lib.nameValuePair "${toString p}/tcp" { }) (builtins.attrValues ports)
             );
             StopSignal = "SIGTERM";
+            # Nanoseconds.
+            Healthcheck = {
+              Test = [ "CMD" ] ++ probe;
+              Interval = 60 * 1000000000;
+              Timeout = 30 * 1000000000;
+              StartPeriod = 600 * 1000000000;
+            };
             Labels = {
               "org.opencontainers.image.title" = server.modelName;
               "org.opencontainers.image.description" = server.meta.description;
@@ -126,6 +146,7 @@ let
           user
           name
           command
+          probe
           ;
         inherit (server) kind modelName;
       };

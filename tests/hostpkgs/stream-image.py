@@ -1,7 +1,8 @@
 """What dockerTools.streamLayeredImage makes, for the stand-in package set: a container image as a stream.
 
-stream-image.py SPEC.json writes an archive as `docker save` has it: manifest.json, the configuration, and a layer for
-each store path with the extra files last. What lies outside of the store (this package set's /usr and /opt) is not in it.
+stream-image.py SPEC.json writes an archive as `docker save` has it: manifest.json, the configuration, and a
+layer for each store path with the extra files last. What lies outside of the store (the /usr and /opt of this
+package set) is not in it.
 """
 
 import hashlib

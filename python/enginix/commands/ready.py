@@ -1,7 +1,9 @@
-"""Waits until an OpenAI server has answered: models listed, then one token generated.
+"""Waits until a server has answered: one generated token, over OpenAI's interface or Triton's.
 
   enginix ready http://127.0.0.1:8000 --timeout 600
   enginix ready http://127.0.0.1:8000 --api-key-credential api-key --run tensorrt-edgellm-serve --port 8000
+
+  enginix ready http://127.0.0.1:8000 --triton reference --timeout 20
 
 With --run this process becomes the server, and another one waits: it tells systemd (Type=notify,
 NotifyAccess=all) once the server has answered, and ends the server where it never will. For servers that say
@@ -27,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", metavar="URL", help="http://host:port")
     parser.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds (default: 600)")
     parser.add_argument("--model", metavar="NAME", help="model to ask (default: the first that is listed)")
+    parser.add_argument(
+        "--triton",
+        metavar="KIND",
+        choices=("reference", "tensorrt", "llmapi"),
+        help="it is Triton, on a repository of this kind of engine",
+    )
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with the key")
     parser.add_argument(
         "--api-key-credential", metavar="NAME", help="the key's file below $CREDENTIALS_DIRECTORY"
@@ -42,9 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Waits."""
-    from enginix.rollout.ready import await_answer
+    from enginix.rollout.ready import await_answer, await_triton
 
     key = _key(args)
+    if args.triton is not None:
+        if args.run or key is not None:
+            raise UsageError("goes with neither --run nor a key", where="--triton")
+        seconds = await_triton(args.url, args.timeout, args.triton)
+        console.result(
+            {"ready": True, "seconds": round(seconds, 3)}, f"answers after {seconds:.1f} s", as_json=args.json
+        )
+        return 0
     if args.run:
         return _become(args.run, lambda: await_answer(args.url, args.timeout, args.model, key))
     seconds = await_answer(args.url, args.timeout, args.model, key)

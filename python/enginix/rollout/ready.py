@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,6 +31,30 @@ def await_answer(url: str, timeout: float, model: str | None = None, key: str | 
     Raises:
         MachineError: not in time, with the last reason, or refused for good (a wrong key).
     """
+    host, port = _address(url)
+    return _wait(url, timeout, lambda left: _ask_once(host, port, model, key, left))
+
+
+def await_triton(url: str, timeout: float, kind: str) -> float:
+    """The same of Triton, which serves a repository of this kind of engine."""
+    from enginix.serve.client import Client
+    from enginix.serve.readiness import PROBES
+
+    host, port = _address(url)
+
+    def ask(left: float) -> None:
+        client = Client(host, port, left)
+        if not client.ready():
+            raise _NotYet("/v2/health/ready says no")
+        try:
+            client.generate(*PROBES[kind])
+        except MachineError as e:
+            raise _NotYet(e.what) from e
+
+    return _wait(url, timeout, ask)
+
+
+def _address(url: str) -> tuple[str, int]:
     try:
         parts = urlsplit(url)
         scheme, host, port = parts.scheme, parts.hostname, parts.port
@@ -37,12 +62,16 @@ def await_answer(url: str, timeout: float, model: str | None = None, key: str | 
         scheme, host, port = "", None, None
     if scheme != "http" or host is None or port is None:
         raise UsageError(f"{url!r} is not http://host:port", where="URL")
+    return host, port
+
+
+def _wait(url: str, timeout: float, ask: Callable[[float], None]) -> float:
     begun = time.monotonic()
     heartbeat = Heartbeat(30)
     while True:
         left = timeout - (time.monotonic() - begun)
         try:
-            _ask_once(host, port, model, key, max(left, 1.0))
+            ask(max(left, 1.0))
             return time.monotonic() - begun
         except _NotYet as e:
             waited = time.monotonic() - begun

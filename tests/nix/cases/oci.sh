@@ -45,3 +45,39 @@ test_oci_image_refuses_at_evaluation() {
     refused_image '{ host = "127.0.0.1"; }' "container's own loopback" && refused_image '{ tga = "1"; }' 'unknown argument "tga"' &&
     refused_image '{ server = e.catalogue.tiny-qwen3.triton-server // { httpPort = 0; }; }' 'give it one'
 }
+
+# The manifests as JSON: structure by checks of ours, and by Kubernetes' own schemas where the package
+# kubernetes-validate is at hand (ENGINIX_KUBERNETES names a Python that has it).
+kubernetes() { # arguments of mkKubernetes, of the image
+  with_lib eval "builtins.toJSON (e.mkKubernetes ({
+      image = e.mkOciImage { server = e.catalogue.tiny-qwen3.triton-server; } // (${2-{ \}});
+      reference = \"registry.example/enginix/tiny:1\";
+    } // $1)).manifests" --raw && grep -a '^{' "$out" >"$tmp/manifests.json"
+}
+
+test_kubernetes_manifests_hold_together() {
+  kubernetes '{ serviceMonitor = true; replicas = 2; }' && quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 0 &&
+    kubernetes '{ nodeSelector."nvidia.com/gpu.product" = "NVIDIA-H200"; }' \
+      '{ server = { repo.device = "cuda"; engine = { }; }; }' &&
+    quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 1 &&
+    kubernetes '{ apiKeySecret = "key"; }' '{ kind = "edgellm"; server.engine = { }; ports.http = 8000; }' &&
+    quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 1
+}
+
+test_kubernetes_manifests_by_their_schemas() {
+  "${ENGINIX_KUBERNETES:-python3}" -c 'import kubernetes_validate' 2>/dev/null || {
+    skip 'ENGINIX_KUBERNETES does not name a Python with kubernetes-validate'
+    return 77
+  }
+  kubernetes '{ serviceMonitor = true; }' && quietly "$ENGINIX_KUBERNETES" tests/nix/kubernetes.py "$tmp/manifests.json" 0 schemas &&
+    kubernetes '{ gpus = 1; }' && sed -i 's/"containerPort":8000/"containerPort":"8000"/' "$tmp/manifests.json" &&
+    refuses "$ENGINIX_KUBERNETES" tests/nix/kubernetes.py "$tmp/manifests.json" 1 schemas
+}
+
+test_kubernetes_refuses_at_evaluation() {
+  ! kubernetes '{ reference = "registry.example:5000/tiny"; }' && says 'neither tag nor digest' &&
+    ! kubernetes '{ name = "Tiny"; }' && says 'no name of Kubernetes' && ! kubernetes '{ replicsa = 1; }' && says 'unknown argument "replicsa"' &&
+    ! kubernetes '{ apiKeySecret = "k"; }' && says 'Triton asks for no key' &&
+    ! kubernetes '{ gpus = 1; }' '{ kind = "tensorrt"; server = { repo = { }; engine.parallel = { tensorParallel = 2; }; }; }' && says 'the engine has 2 ranks' &&
+    ! kubernetes '{ serviceMonitor = true; }' '{ kind = "edgellm"; server.engine = { }; ports.http = 8000; }' && says 'no metrics port'
+}

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import enginix
 from enginix.errors import EnginixError, MachineError, UsageError
-from enginix.rollout.ready import await_answer
+from enginix.rollout.ready import await_answer, await_triton
 
 Answer = tuple[int, bytes]
 MODELS = (200, b'{"data": [{"id": "m"}]}')
@@ -89,6 +89,22 @@ def test_the_key(key: str | None, fine: bool) -> None:
         else:
             with pytest.raises(MachineError, match="refused \\(401\\)"):
                 await_answer(url, 30, key=key)
+
+
+@pytest.mark.parametrize(("status", "fine"), [(200, True), (500, False)])
+def test_triton_is_asked_to_generate(status: int, fine: bool) -> None:
+    def triton(path: str, key: str | None, number: int) -> Answer:
+        if path == "/v2/health/ready":
+            return 200, b""
+        assert path == "/v2/models/ensemble/generate"
+        return status, b'{"text_output": "B"}' if fine else b'{"error": "the GPU is gone"}'
+
+    with server(triton) as url:
+        if fine:
+            await_triton(url, 30, "reference")
+        else:
+            with pytest.raises(MachineError, match="the GPU is gone"):
+                await_triton(url, 0.3, "reference")
 
 
 def test_nobody_listens() -> None:

@@ -1,0 +1,281 @@
+# mkKubernetes :: { image, … } -> derivation
+#
+# Manifests of a server's image, for those who outgrow one machine: one JSON file of a List, for `kubectl apply -f`.
+# Deployment, Service, PodDisruptionBudget; where asked for a ServiceMonitor, which is the Prometheus operator's.
+{
+  lib,
+  pkgs,
+  check,
+  ...
+}:
+let
+  function = "mkKubernetes";
+  build =
+    {
+      # mkOciImage's output.
+      image,
+      # What the cluster pulls; a digest pins it: "registry.example/enginix/tiny@sha256:…".
+      reference,
+      name ? image.modelName,
+      namespace ? "default",
+      replicas ? 1,
+      # GPUs of a Pod, as nvidia.com/gpu; by default the engine's ranks, none for the CPU reference.
+      gpus ? null,
+      # Requests and limits: "4", "16Gi".
+      cpu ? "2",
+      memory ? "8Gi",
+      # Of /dev/shm, which Triton's Python backend and NCCL use; Kubernetes gives 64 MiB.
+      sharedMemory ? "1Gi",
+      # Seconds until it must answer, and for requests under way at the end.
+      startTimeout ? 600,
+      exitTimeout ? 30,
+      # Nodes that it may run on: { "nvidia.com/gpu.product" = "NVIDIA-H200"; }
+      nodeSelector ? { },
+      # Scraped by the Prometheus operator.
+      serviceMonitor ? false,
+      # Name of a Secret whose key `api-key` the engine's own server asks clients for.
+      apiKeySecret ? null,
+    }:
+    let
+      own = !(image.server ? repo);
+      parallel = image.server.engine.parallel or { };
+      ranks = (parallel.tensorParallel or 1) * (parallel.pipelineParallel or 1);
+      onCpu = image.kind == "reference" && (image.server.repo.device or "cpu") == "cpu";
+      wanted = if gpus != null then gpus else if onCpu then 0 else ranks;
+      labels = {
+        "app.kubernetes.io/name" = name;
+        "app.kubernetes.io/part-of" = "enginix";
+      };
+      meta = {
+        inherit name namespace labels;
+      };
+      get = path: {
+        httpGet = {
+          inherit path;
+          port = "http";
+        };
+      };
+      listens.tcpSocket.port = "http";
+      # Started is when a generation has succeeded; from then on the server's own health, which costs no GPU, counts.
+      generates.exec.command =
+        image.probe
+        ++ lib.optionals (apiKeySecret != null) [
+          "--api-key-credential"
+          "api-key"
+        ];
+      container = {
+        name = "server";
+        image = reference;
+        ports = lib.mapAttrsToList (portName: number: {
+          name = portName;
+          containerPort = number;
+        }) image.ports;
+        resources =
+          let
+            amount = {
+              inherit cpu memory;
+            }
+            // lib.optionalAttrs (wanted > 0) { "nvidia.com/gpu" = toString wanted; };
+          in
+          {
+            requests = amount;
+            limits = amount;
+          };
+        startupProbe = generates // {
+          periodSeconds = 5;
+          timeoutSeconds = 30;
+          failureThreshold = (startTimeout + 4) / 5;
+        };
+        readinessProbe = (if own then listens else get "/v2/health/ready") // {
+          periodSeconds = 5;
+          timeoutSeconds = 5;
+        };
+        livenessProbe = (if own then listens else get "/v2/health/live") // {
+          periodSeconds = 10;
+          timeoutSeconds = 5;
+          failureThreshold = 6;
+        };
+        securityContext = {
+          allowPrivilegeEscalation = false;
+          readOnlyRootFilesystem = true;
+          capabilities.drop = [ "ALL" ];
+        };
+        volumeMounts = [
+          {
+            name = "tmp";
+            mountPath = "/tmp";
+          }
+          {
+            name = "shm";
+            mountPath = "/dev/shm";
+          }
+        ]
+        ++ lib.optional (apiKeySecret != null) {
+          name = "api-key";
+          mountPath = "/run/credentials";
+          readOnly = true;
+        };
+      }
+      // lib.optionalAttrs (apiKeySecret != null) {
+        env = [
+          {
+            name = "CREDENTIALS_DIRECTORY";
+            value = "/run/credentials";
+          }
+        ];
+      };
+      pod = {
+        metadata = { inherit labels; };
+        spec = {
+          automountServiceAccountToken = false;
+          enableServiceLinks = false;
+          # The server's own time, then what it needs to tidy up.
+          terminationGracePeriodSeconds = exitTimeout + 20;
+          securityContext = {
+            runAsNonRoot = true;
+            runAsUser = image.user;
+            runAsGroup = image.user;
+            fsGroup = image.user;
+            seccompProfile.type = "RuntimeDefault";
+          };
+          containers = [ container ];
+          volumes = [
+            {
+              name = "tmp";
+              emptyDir = { };
+            }
+            {
+              name = "shm";
+              emptyDir = {
+                medium = "Memory";
+                sizeLimit = sharedMemory;
+              };
+            }
+          ]
+          ++ lib.optional (apiKeySecret != null) {
+            name = "api-key";
+            secret = {
+              secretName = apiKeySecret;
+              defaultMode = 288; # 0440
+            };
+          };
+        }
+        // lib.optionalAttrs (nodeSelector != { }) { inherit nodeSelector; }
+        // lib.optionalAttrs (wanted > 0) {
+          tolerations = [
+            {
+              key = "nvidia.com/gpu";
+              operator = "Exists";
+              effect = "NoSchedule";
+            }
+          ];
+        };
+      };
+      selector.matchLabels = labels;
+      deployment = {
+        apiVersion = "apps/v1";
+        kind = "Deployment";
+        metadata = meta;
+        spec = {
+          inherit replicas selector;
+          # The new Pod answers before an old one is ended, where there is a GPU for it.
+          strategy = {
+            type = "RollingUpdate";
+            rollingUpdate = {
+              maxUnavailable = 0;
+              maxSurge = 1;
+            };
+          };
+          progressDeadlineSeconds = startTimeout + 300;
+          template = pod;
+        };
+      };
+      service = {
+        apiVersion = "v1";
+        kind = "Service";
+        metadata = meta;
+        spec = {
+          type = "ClusterIP";
+          selector = labels;
+          ports = lib.mapAttrsToList (portName: number: {
+            name = portName;
+            port = number;
+            targetPort = portName;
+          }) image.ports;
+        };
+      };
+      budget = {
+        apiVersion = "policy/v1";
+        kind = "PodDisruptionBudget";
+        metadata = meta;
+        spec = {
+          inherit selector;
+          maxUnavailable = 1;
+        };
+      };
+      monitor = {
+        apiVersion = "monitoring.coreos.com/v1";
+        kind = "ServiceMonitor";
+        metadata = meta;
+        spec = {
+          inherit selector;
+          endpoints = [ { port = "metrics"; } ];
+        };
+      };
+      list = {
+        apiVersion = "v1";
+        kind = "List";
+        items = [
+          deployment
+          service
+          budget
+        ]
+        ++ lib.optional serviceMonitor monitor;
+      };
+      atLeast = check.arguments.atLeast function;
+      checked = builtins.deepSeq [
+        (atLeast "replicas" 0 replicas)
+        (atLeast "startTimeout" 1 startTimeout)
+        (atLeast "exitTimeout" 1 exitTimeout)
+      ] true;
+    in
+    if builtins.match "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?" name == null then
+      throw "${function}: name = ${name} is no name of Kubernetes; use up to 63 of a-z, 0-9 and -."
+    else if builtins.match ".+(:[^/]+|@sha256:[0-9a-f]{64})" reference == null then
+      throw "${function}: reference = ${reference} has neither tag nor digest, so that nobody knows what it will be; add @sha256:…."
+    else if wanted < (if onCpu then 0 else ranks) then
+      throw "${function}: gpus = ${toString wanted}, but the engine has ${toString ranks} ranks, and a server is one Pod; raise gpus."
+    else if serviceMonitor && own then
+      throw "${function}: serviceMonitor is on, but the engine's own server has no metrics port."
+    else if apiKeySecret != null && !own then
+      throw "${function}: apiKeySecret is set, but Triton asks for no key; put a gateway before it."
+    else
+      pkgs.runCommand "${name}-kubernetes.json" {
+        text = builtins.seq checked (builtins.toJSON list);
+        passAsFile = [ "text" ];
+        preferLocalBuild = true;
+        passthru = {
+          manifests = list;
+          inherit image;
+        };
+      } "cp $textPath $out";
+in
+args:
+build (
+  check.arguments.only function [
+    "image"
+    "reference"
+    "name"
+    "namespace"
+    "replicas"
+    "gpus"
+    "cpu"
+    "memory"
+    "sharedMemory"
+    "startTimeout"
+    "exitTimeout"
+    "nodeSelector"
+    "serviceMonitor"
+    "apiKeySecret"
+  ] args
+)
