@@ -247,3 +247,28 @@ def test_an_architecture_or_format_that_edgellm_does_not_take_is_an_obstacle() -
     assert "FP8_BLOCK_SCALES is none of" in edgellm.obstacles("Qwen3ForCausalLM", "FP8_BLOCK_SCALES", gpu)[0]
     lacking = edgellm.obstacles("Qwen3ForCausalLM", "NVFP4", gpu)[0]
     assert "needs SM 100" in lacking and "which has BF16, FP16, INT8, INT4" in lacking
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    memory=st.integers(10**6, 10**11),
+    total=st.integers(1, 10**11),
+    kv_heads=st.sampled_from([1, 2, 8]),
+    kv_bits=st.sampled_from([8, 16]),
+    sm=st.sampled_from([80, 89, 100]),
+    limits=st.tuples(st.integers(1, 40000), st.integers(1, 300), st.integers(1, 200000)),
+)
+def test_every_change_of_edgellm_fits_and_is_smaller(memory, total, kv_heads, kv_bits, sm, limits) -> None:
+    from enginix.plan import edgellm
+
+    sizes = Sizes(28, 16, kv_heads, 128, 2048, 6144, 151936, 40960, kv_bits=kv_bits)
+    asked = edgellm.Limits(min(limits[0], limits[2]), limits[1], limits[2])
+    gpu, weights = Gpu("g", sm, memory), arithmetic.estimate(total, sizes, True)
+    found = edgellm.memory(sizes, asked, gpu, weights)
+    if found.fits:
+        return
+    for change in edgellm.changes(sizes, asked, gpu, weights):
+        less = replace(asked, **change)
+        assert edgellm.memory(sizes, less, gpu, weights).fits
+        assert less.max_input_len <= less.max_kv_cache_capacity
+        assert all(value < getattr(asked, name) for name, value in change.items() if name.startswith("max_"))

@@ -252,6 +252,8 @@ def unit():
         pytest.skip("needs root to become another user")
     if not (busybox and shutil.which("bwrap")):
         pytest.skip("bubblewrap and busybox are not installed")
+    if not Path("/srv").is_dir():
+        pytest.skip("no /srv")
     # /srv and not /tmp: a unit's private /tmp hides it, and /var/tmp is as good as /tmp.
     with tempfile.TemporaryDirectory(prefix="enginix-unit-", dir="/srv") as name:
         home = Path(name)
