@@ -151,6 +151,11 @@ let
             "${option name}: gpus names ${toString (lib.length s.gpus)}, but the engine has ${toString worldSize} rank${lib.optionalString (worldSize != 1) "s"} (tensor parallel ${toString (parallel.tensorParallel or 1)} × pipeline parallel ${toString (parallel.pipelineParallel or 1)}); name one GPU a rank.";
       }
       {
+        # Several on one GPU are counted together below.
+        assertion = s.memory == null || (what.engine.gpu.memoryMiB or null) == null || s.memory <= what.engine.gpu.memoryMiB;
+        message = "${option name}: memory is ${toString s.memory} MiB, but a ${what.engine.gpu.name or "GPU of the engine's target"} has ${toString (what.engine.gpu.memoryMiB or null)}.";
+      }
+      {
         assertion = lib.allUnique (map toString s.gpus);
         message = "${option name}: gpus names a GPU twice: ${lib.concatMapStringsSep ", " toString s.gpus}.";
       }

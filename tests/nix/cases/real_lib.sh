@@ -102,7 +102,8 @@ test_real_lib_module_gpus_are_shared_only_when_asked() {
   fails "{ servers.a = { repo = tensorrt 1; gpus = [ 0 ]; memory = 9; }; servers.b = { repo = tensorrt 1; gpus = [ 0 ]; memory = 9; shareGpus = true; $ports }; }" 'a and b use GPU 0' &&
     holds "{ servers.a = { repo = tensorrt 1; gpus = [ 0 ]; shareGpus = true; memory = 70000; }; servers.b = { repo = tensorrt 1; gpus = [ 0 ]; shareGpus = true; memory = 70000; $ports }; }" &&
     fails "{ servers.a = { repo = tensorrt 1; gpus = [ 0 ]; shareGpus = true; memory = 70000; }; servers.b = { repo = tensorrt 1; gpus = [ 0 ]; shareGpus = true; $ports }; }" \
-      'GPU 0 has 143771 MiB, but a takes 70000 and b takes 131072'
+      'GPU 0 has 143771 MiB, but a takes 70000 and b takes 131072' &&
+    fails '{ servers.a = { repo = tensorrt 1; gpus = [ 0 ]; memory = 150000; }; }' 'memory is 150000 MiB, but a h200 has 143771'
 }
 
 test_real_lib_module_driver_is_new_enough() {

@@ -2,11 +2,12 @@
 # The module's units under a real systemd: readiness, hardening, and a new generation tried before the old one ends.
 
 need_booted_systemd() {
-  [ "$(id -u)" = 0 ] && [ -x /lib/systemd/systemd ] && command -v bwrap >/dev/null &&
-    findmnt -t cgroup2 >/dev/null && [ -w "$(findmnt -n -o TARGET -t cgroup2 | head -n 1)" ] || {
+  local unified
+  unified=$(findmnt -n -o TARGET -t cgroup2 | head -n 1)
+  if [ "$(id -u)" != 0 ] || [ ! -x /lib/systemd/systemd ] || [ ! -w "${unified:-/nowhere}" ] || ! command -v bwrap >/dev/null; then
     skip 'this needs root, systemd, bubblewrap and cgroup2'
     return 77
-  }
+  fi
 }
 
 # A unit and the drop-in of its trial, into a directory.
@@ -43,7 +44,9 @@ PY
         outPath = \"/x-engine\"; kind = \"edgellm\"; runtime = \"edgellm-0.11.0\"; modelName = \"m\"; }; };
       parts.mkServe = _: { outPath = \"$own\"; meta.mainProgram = \"serve\"; };" "$place/units" own || return 1
   quietly "$nix" build --out-link "$tmp/enginix" .#enginix || return 1
-  echo "enginix=$(readlink -f "$tmp/enginix")/bin/enginix" >"$place/names"
+  # Metrics of GPUs are there where there is one.
+  printf 'enginix=%s/bin/enginix\nmetrics="%s"\n' "$(readlink -f "$tmp/enginix")" \
+    "$(grep -o 'nv_[a-z_]*' nix/nixos/dashboard/enginix.json | grep -v _gpu_ | sort -u | tr '\n' ' ')" >"$place/names"
   cp tests/nix/systemd/rollout.sh "$place/"
   quietly tests/nix/systemd/boot.sh "$place" "$place/rollout.sh"
   local status=$?

@@ -4,7 +4,7 @@
 set -euo pipefail
 here=$(dirname "$0")
 # shellcheck source=/dev/null
-source "$here/names" # enginix, key
+source "$here/names" # enginix, metrics
 port=8000
 unit=enginix-tiny.service
 
@@ -22,7 +22,8 @@ tries() { # directory of the incoming units, drop-in, arguments
 }
 tells() { grep -qF -- "$1" "$here/tried" || { cat "$here/tried"; fail "rollout does not say: $1"; }; }
 untouched() {
-  [ "$(pid)" = "$old" ] && answers || fail "the old server does not answer after: $1"
+  [ "$(pid)" = "$old" ] || fail "another process after: $1"
+  answers || fail "the old server does not answer after: $1"
   [ -z "$(ls /run/systemd/system)" ] || fail "left after: $1: $(ls /run/systemd/system)"
   ! systemctl is-active --quiet enginix-trial-tiny.service || fail "the trial still runs after: $1"
 }
@@ -39,6 +40,12 @@ grep -q '^NoNewPrivs:.*1$' "/proc/$old/status" || fail 'it may gain privileges'
 grep -q '^Seccomp:.*2$' "/proc/$old/status" || fail 'no system call is filtered'
 [ "$(stat -c %u "/proc/$old")" -ge 61184 ] || fail 'it has no user of its own'
 journalctl --no-pager --output=json ENGINIX_SERVER=tiny | head -n 1 | grep -q '"MESSAGE"' || fail 'the journal has no such server'
+
+# What the dashboard draws is what the server tells.
+curl -sf http://127.0.0.1:8002/metrics >"$here/metrics"
+for metric in $metrics; do
+  grep -q "^$metric{" "$here/metrics" || fail "the dashboard draws $metric, which Triton does not tell"
+done
 
 tries "$here/units" "$here/next/trial.conf" --engine "$here/bad"
 tells unchanged
@@ -70,7 +77,8 @@ untouched 'a good generation'
 cp "$here/next/$unit" "$here/units/$unit"
 systemctl daemon-reload
 systemctl restart "$unit"
-[ "$(pid)" != "$old" ] && answers || fail 'the new generation does not answer'
+[ "$(pid)" != "$old" ] || fail 'it was not restarted'
+answers || fail 'the new generation does not answer'
 systemctl stop "$unit"
 [ "$(systemctl show --property=Result --value "$unit")" = success ] || fail 'it did not end well'
 
