@@ -8,6 +8,7 @@ image_of() { # arguments of mkOciImage beside the server, where the archive goes
 }
 
 test_oci_image_is_what_it_says_and_answers() {
+  slow || return
   image_of '' "$tmp/image.tar" && image_of '' "$tmp/again.tar" || return 1
   quietly cmp "$tmp/image.tar" "$tmp/again.tar" && quietly python3 tests/nix/image.py unpack "$tmp/image.tar" "$tmp/root" || return 1
   # What the configuration says is what is started, as its user, in its root.
