@@ -43,6 +43,8 @@ PY
     generation "name = \"own\"; settings = { httpPort = 8100; startTimeout = 60; apiKeyFile = \"/run/secrets/key\"; engine = {
         outPath = \"/x-engine\"; kind = \"edgellm\"; runtime = \"edgellm-0.11.0\"; modelName = \"m\"; }; };
       parts.mkServe = _: { outPath = \"$own\"; meta.mainProgram = \"serve\"; };" "$place/units" own || return 1
+  # shellcheck disable=SC2154
+  unit "$unit_gateway" "$place/units/enginix-gateway.service" || return 1
   quietly "$nix" build --out-link "$tmp/enginix" .#enginix || return 1
   # Metrics of GPUs are there where there is one.
   printf 'enginix=%s/bin/enginix\nmetrics="%s"\n' "$(readlink -f "$tmp/enginix")" \

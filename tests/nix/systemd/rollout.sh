@@ -79,11 +79,25 @@ systemctl daemon-reload
 systemctl restart "$unit"
 [ "$(pid)" != "$old" ] || fail 'it was not restarted'
 answers || fail 'the new generation does not answer'
+
+# The gateway before it, with the keys of two files that root alone reads.
+mkdir -m 700 /run/secrets
+(umask 077 && echo the-key-of-the-operator >/run/secrets/operator && echo the-key-of-alice-0 >/run/secrets/alice)
+systemctl start enginix-gateway.service || { journalctl --no-pager -n 40; fail 'the gateway does not start'; }
+chats() { # key
+  curl -s http://127.0.0.1:4000/v1/chat/completions -H "Authorization: Bearer $1" -H 'Content-Type: application/json' \
+    -d '{"model":"tiny","messages":[{"role":"user","content":"Once"}],"max_tokens":3}'
+}
+chats the-key-of-alice-0 | tee "$here/tried" | grep -q completion_tokens || { cat "$here/tried"; fail 'the gateway does not answer'; }
+! chats another-key-of-nobody | grep -q completion_tokens || fail 'the gateway answers anybody'
+grep -q '^CapEff:.*0000000000000000$' "/proc/$(systemctl show -p MainPID --value enginix-gateway.service)/status" || fail 'the gateway has capabilities'
+systemctl stop enginix-gateway.service
+[ "$(systemctl show --property=Result --value enginix-gateway.service)" = success ] || fail 'the gateway did not end well'
+
 systemctl stop "$unit"
 [ "$(systemctl show --property=Result --value "$unit")" = success ] || fail 'it did not end well'
 
 # An engine's own server (a stand-in): started when it has answered to the key that systemd hands over.
-mkdir -m 700 /run/secrets
 (umask 077 && echo 'a-key-of-the-operator' >/run/secrets/key)
 systemctl start enginix-own.service || { journalctl --no-pager -n 40; fail 'the own server does not start'; }
 curl -sf -H 'Authorization: Bearer a-key-of-the-operator' http://127.0.0.1:8100/v1/models | grep -q stand-in || fail 'it does not know its key'
