@@ -406,7 +406,7 @@ def test_a_port_in_use_is_told_before_anything_starts(
             words, env=environment(), capture_output=True, text=True, timeout=60, check=False
         )
     assert done.returncode == 5
-    assert done.stderr.startswith(f"error: --grpc-port: port {port} is in use by ")
+    assert f"error: --grpc-port: port {port} is in use by " in done.stderr
 
 
 def test_dry_run_and_check_start_nothing(

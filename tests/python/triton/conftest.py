@@ -75,17 +75,19 @@ class StandInBackend:
             super().__init__(message)
             self.code = code
 
-    @dataclass
     class Tensor:
-        name: str
-        value: np.ndarray[Any, Any]
+        def __init__(self, name: str, value: np.ndarray[Any, Any]) -> None:
+            self._name, self.value = name, value
+
+        def name(self) -> str:
+            return self._name
 
         def as_numpy(self) -> np.ndarray[Any, Any]:
             return self.value
 
     class InferenceResponse:
         def __init__(self, tensors: Any = (), error: Any = None) -> None:
-            self.tensors = {t.name: t.value for t in tensors}
+            self.tensors = {t.name(): t.value for t in tensors}
             self.error = error
 
     class InferenceRequest:
@@ -99,11 +101,6 @@ class StandInBackend:
         def exec(self, decoupled: bool) -> list[Any]:
             assert decoupled
             return []
-
-    @staticmethod
-    def get_input_tensor_by_name(request: StandInRequest, name: str) -> Any:
-        value = request.inputs.get(name)
-        return None if value is None else StandInBackend.Tensor(name, value)
 
 
 @dataclass
@@ -125,11 +122,14 @@ class StandInSender:
 
 @dataclass
 class StandInRequest:
-    inputs: dict[str, np.ndarray[Any, Any]]
+    given: dict[str, np.ndarray[Any, Any]]
     identity: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
     cancelled: bool = False
     sender: StandInSender = field(default_factory=StandInSender)
+
+    def inputs(self) -> list[Any]:
+        return [StandInBackend.Tensor(name, value) for name, value in self.given.items()]
 
     def parameters(self) -> str:
         return json.dumps(self.extra)

@@ -158,7 +158,7 @@ def test_a_client_that_has_gone_stops_its_generation(
     assert postprocessing.execute([request])[0].error is None  # an error would wedge Triton's ensemble
     (stop,) = backend.InferenceRequest.made
     assert (stop["model_name"], stop["request_id"]) == ("tensorrt_llm", str(2**62 + 1))
-    assert {t.name: t.value.tolist() for t in stop["inputs"]}["stop"] == [[True]]
+    assert {t.name(): t.value.tolist() for t in stop["inputs"]}["stop"] == [[True]]
 
 
 @dataclass(frozen=True)
@@ -309,6 +309,19 @@ def test_the_prompt_comes_first_where_it_is_wanted(server: Server, request_of: R
     until(lambda: bool(sender.responses))
     assert sender.responses[0].tensors["output_ids"].reshape(-1).tolist() == [11, 12, 13, 21]
     assert sender.responses[0].tensors["context_ids"].size == 0
+
+
+def test_a_sender_that_has_fallen_behind_sends_tokens_together(server: Server, request_of: RequestOf) -> None:
+    sender = server.run(ask(request_of, streaming=True))
+    held = threading.Event()
+    send, sender.send = sender.send, lambda *a, **k: (held.wait(20), send(*a, **k))  # type: ignore[method-assign]
+    server.scheduler.say(21, *range(30, 60), finish="length")
+    held.set()
+    until(lambda: bool(sender.flags) and sender.flags[-1] == 1)
+    shown = [r.tensors["output_ids"].reshape(-1).tolist() for r in sender.responses]
+    assert [token for ids in shown for token in ids] == [21, *range(30, 60)]
+    assert len(shown) < 20
+    assert sender.responses[-1].tensors["completion_tokens"].item() == 31
 
 
 def test_a_stop_word_ends_and_is_not_shown(server: Server, request_of: RequestOf) -> None:

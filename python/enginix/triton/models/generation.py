@@ -192,8 +192,12 @@ class Generation:
         self._stops = StopWords(self.order.stop_words)
         self._shown = list(self.order.prompt[-CONTEXT:])
 
-    def push(self, token: int | None, logprob: float | None, finish: str | None) -> Chunk | None:
+    def push(
+        self, token: int | None, logprob: float | None, finish: str | None, *, more: bool = False
+    ) -> Chunk | None:
         """Takes one event of the scheduler; returns what to send, if anything.
+
+        With ``more`` the next event is here already, and goes into the same response.
 
         An end id is not shown, nor is any part of a stop word. After the chunk with ``finish`` set,
         ``done`` is true and nothing more comes; if a stop word caused it, the caller cancels the request in
@@ -212,7 +216,7 @@ class Generation:
         if finish is not None:
             self._take(self._stops.flush())
             self.done = True
-        if not self.done and (not self.order.streaming or not self._waiting):
+        if not self.done and (more or not self.order.streaming or not self._waiting):
             return None
         return self._chunk(finish)
 

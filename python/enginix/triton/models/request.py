@@ -25,7 +25,8 @@ class Inputs:
 
     def __init__(self, request: Any, backend: Any) -> None:
         self._request = request
-        self._find = backend.get_input_tensor_by_name
+        # The backend's own helper asks for all of them again for each name.
+        self._tensors = {tensor.name(): tensor for tensor in request.inputs()}
 
     def parameters(self) -> dict[str, Any]:
         """The request's parameters, which are not tensors."""
@@ -38,7 +39,7 @@ class Inputs:
         Raises:
             RequestError: more than one row.
         """
-        tensor = self._find(self._request, name)
+        tensor = self._tensors.get(name)
         if tensor is None:
             return None
         value: NDArray[Any] = tensor.as_numpy()

@@ -8,6 +8,8 @@ computes, one sender thread here talks to Triton and asks it now and then whethe
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import json
 import queue
 import secrets
@@ -23,6 +25,10 @@ import numpy as np
 from enginix.errors import UsageError
 from enginix.triton.models.generation import Chunk, Generation, Limits, read
 from enginix.triton.models.request import Inputs, RequestError, boolean, integers, parameter, required
+
+# More steps of the scheduler than these wait to be sent, or as many tokens squared where few requests run.
+BEHIND = 4
+_ZERO = np.zeros((1, 1), np.int32)
 
 
 @dataclass
@@ -131,13 +137,34 @@ class TensorrtLlm:
                 event = False
             if event is None:
                 return
-            if event:
-                self._handle(event)
+            if event and not self._handle_all(event):
+                return
             if time.monotonic() >= next_check:
                 self._cancel_abandoned()
                 next_check = time.monotonic() + self._period
 
-    def _handle(self, event: Any) -> None:
+    def _handle_all(self, event: Any) -> bool:
+        """Handles an event and all that wait behind it; returns whether to go on.
+
+        A response costs about as much with several tokens as with one. A sender that has fallen behind the
+        scheduler catches up by sending the tokens of a request that wait together.
+        """
+        waiting, end = [event], False
+        with contextlib.suppress(queue.Empty):
+            while not end:
+                found = self._events.get_nowait()
+                if found is None:
+                    end = True
+                else:
+                    waiting.append(found)
+        behind = len(waiting) > BEHIND * max(BEHIND, len(self._running))
+        left = collections.Counter(e.id for e in waiting if behind)
+        for found in waiting:
+            left[found.id] -= 1
+            self._handle(found, more=left[found.id] > 0)
+        return not end
+
+    def _handle(self, event: Any, *, more: bool) -> None:
         running = self._running.get(event.id)
         if running is None:
             return
@@ -146,7 +173,7 @@ class TensorrtLlm:
                 running.generation.done = True
                 message = event.error or "the executor failed"
                 self._fail(running.sender, message, self._backend.TritonError.INTERNAL)
-            elif chunk := running.generation.push(event.token, event.logprob, event.finish):
+            elif chunk := running.generation.push(event.token, event.logprob, event.finish, more=more):
                 self._send(event.id, running, chunk)
         except Exception as e:
             # The sender thread serves everyone; one client's failure ends that client's request only.
@@ -185,8 +212,8 @@ class TensorrtLlm:
             tensor("sequence_length", np.array([[len(chunk.ids)]], np.int32)),
             tensor("context_ids", np.array(chunk.context, np.int32).reshape(1, -1)),
             tensor("is_final", np.array([[chunk.finish is not None]])),
-            tensor("batch_index", np.zeros((1, 1), np.int32)),
-            tensor("sequence_index", np.zeros((1, 1), np.int32)),
+            tensor("batch_index", _ZERO),
+            tensor("sequence_index", _ZERO),
             tensor("finish_reason", np.array([[(chunk.finish or "").encode()]], np.object_)),
             tensor("prompt_tokens", np.array([[len(order.prompt)]], np.int32)),
             tensor("completion_tokens", np.array([[chunk.generated]], np.int32)),
