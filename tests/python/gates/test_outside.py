@@ -34,6 +34,7 @@ from enginix.gates import (
     outside_result,
     outside_run,
     outside_trtllm,
+    recall,
 )
 from enginix.gates.answers import passage, read
 from enginix.report import html
@@ -100,6 +101,16 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = table("gate_text")["questions"][:8]
     out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return out
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_long_texts() -> Iterator[None]:
+    """The shortest of them: a long text on a CPU takes seconds."""
+    patch = pytest.MonkeyPatch()
+    texts = recall.texts
+    patch.setattr(recall, "texts", lambda *args: texts(*args)[:2])
+    yield
+    patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -212,9 +223,9 @@ def says(engine: Path, asked: Path, site: Path) -> Iterator[Callable[..., Path]]
 def judged(
     says: Any, engine: Path, model: Path, answers: Path, questions: Path, gpu: Gpu, tmp_path: Path
 ) -> Callable[..., dict[str, Any]]:
-    def run(fault: str = "", wanted: Any = None, **changes: Any) -> dict[str, Any]:
+    def run(fault: str = "", wanted: Any = None, at: str = "said", **changes: Any) -> dict[str, Any]:
         gpu(fault)
-        said = says(tmp_path / "said", **changes)
+        said = says(tmp_path / at, **changes)
         case = outside_judge.Case(engine, said, model, answers, wanted, questions)
         return outside_judge.judge(case)[1]
 
@@ -253,6 +264,16 @@ def test_a_healthy_engine(judged: Any) -> None:
 def test_a_fault_is_rejected(fault: str, gates: set[str], judged: Any) -> None:
     told = judged(fault)
     assert told["passed"] is False and gates <= failing(told), told["gates"]
+
+
+@pytest.mark.slow
+def test_planted_facts_are_asked_for_where_that_is_wanted(judged: Any) -> None:
+    told = judged(wanted={"context": {}, "smoke": {}})
+    # tiny-qwen3 need not find any: then there is nothing to compare, and that is a no.
+    found = told["gates"]["context"]
+    assert found["passed"] or "answers none" in found["summary"]
+    small = judged(wanted={"context": {}}, limit=160, longest=128, at="small")["gates"]["context"]
+    assert not small["passed"] and "no text with a planted fact fits" in small["summary"]
 
 
 @pytest.mark.slow
