@@ -40,6 +40,10 @@ let
         thing = servers.${name}.${port};
       }) (portsOf servers.${name})
     ) names
+    ++ map (name: {
+      label = "${name}.openai.port";
+      thing = servers.${name}.openai.port;
+    }) (lib.filter (name: servers.${name}.openai.enable) names)
     ++ lib.optional cfg.gateway.enable {
       label = "gateway.port";
       thing = cfg.gateway.port;
@@ -133,6 +137,10 @@ let
       {
         assertion = builtins.match "[a-z0-9][a-z0-9_-]{0,31}" name != null;
         message = "${option name}: a server's name is part of a unit's and a user's name; use up to 32 of a-z, 0-9, _ and -.";
+      }
+      {
+        assertion = name != "gateway" && !lib.hasSuffix "-openai" name && !lib.hasPrefix "trial-" name;
+        message = "${option name}: the name is that of another unit of this module (gateway, <name>-openai, trial-<name>); choose another.";
       }
       {
         assertion = row != null;

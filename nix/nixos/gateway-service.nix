@@ -46,6 +46,17 @@ in
         _: names: map (name: backend name servers.${name}) (builtins.filter (name: servers ? ${name}) names)
       ) gateway.models;
 
+  # The options of a gateway before one server alone.
+  single = name: s: {
+    inherit (s) host;
+    inherit (s.openai) port keyFile;
+    models.${name} = [ name ];
+    clients = { };
+    aliases = { };
+    fallbacks = { };
+    maxParallelRequests = 0;
+  };
+
   # Arguments of mkGateway.
   arguments =
     gateway: models:
@@ -68,14 +79,14 @@ in
     // lib.optionalAttrs (gateway.keyFile != null) { keyFile = "operator"; };
 
   # The service of what mkGateway made of them.
-  unit = gateway: servers: door: {
-    description = "OpenAI gateway of enginix";
+  unit = id: gateway: servers: door: {
+    description = "OpenAI gateway of enginix: ${id}";
     wantedBy = [ "multi-user.target" ];
     after = [ "network.target" ] ++ map (name: "enginix-${name}.service") (builtins.attrNames servers);
     stopIfChanged = false;
     environment = {
-      HOME = "%t/enginix-gateway";
-      XDG_CACHE_HOME = "%t/enginix-gateway";
+      HOME = "%t/enginix-${id}";
+      XDG_CACHE_HOME = "%t/enginix-${id}";
     };
     serviceConfig = {
       Type = "notify";
@@ -86,9 +97,9 @@ in
       TimeoutStartSec = 660; # it waits 600 s for the servers behind it
       TimeoutStopSec = 50;
       KillMode = "mixed";
-      LogExtraFields = [ "ENGINIX_SERVER=gateway" ];
-      RuntimeDirectory = "enginix-gateway";
-      WorkingDirectory = "%t/enginix-gateway";
+      LogExtraFields = [ "ENGINIX_SERVER=${id}" ];
+      RuntimeDirectory = "enginix-${id}";
+      WorkingDirectory = "%t/enginix-${id}";
       LimitNOFILE = 65536;
     }
     // import ./hardening.nix {

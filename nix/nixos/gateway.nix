@@ -20,6 +20,32 @@ let
   behind = lib.mapAttrs (_: s: s // { served = served s; }) servers;
   models = service.models gateway behind;
   isLoopback = host: host == "127.0.0.1" || host == "::1";
+  # Servers with a gateway of their own.
+  alone = lib.filterAttrs (_: s: s.openai.enable) behind;
+  ofServer =
+    name: s:
+    let
+      option = "services.enginix.servers.${name}.openai";
+    in
+    [
+      {
+        assertion = !s.served.ownServer && s.served.kind == "reference";
+        message = "${option}: ${
+          if s.served.ownServer then
+            "the engine's own server has OpenAI's interface itself; leave openai out"
+          else
+            "Triton's models of kind ${s.served.kind} cannot be passed on faithfully; set ownServer"
+        }.";
+      }
+      {
+        assertion = !isLoopback s.host -> s.openai.keyFile != null;
+        message = "${option}: host is ${s.host}, which others reach, and there is no key; set openai.keyFile.";
+      }
+      {
+        assertion = s.openai.keyFile != null -> !lib.hasPrefix builtins.storeDir s.openai.keyFile;
+        message = "${option}: keyFile is in the store, where everybody reads it; pass a path outside of it.";
+      }
+    ];
   known = lib.attrNames models;
   named = lib.concatLists (lib.attrValues gateway.models);
   absent = lib.filter (name: !(servers ? ${name})) named;
@@ -33,8 +59,8 @@ let
   inStore = lib.filter (lib.hasPrefix builtins.storeDir) keyFiles;
 in
 {
-  config = lib.mkIf (cfg.enable && gateway.enable) {
-    assertions = [
+  config = lib.mkIf cfg.enable {
+    assertions = lib.concatLists (lib.mapAttrsToList ofServer alone) ++ lib.optionals gateway.enable [
       {
         assertion = known != [ ];
         message = "services.enginix.gateway: there is no server to stand before; enable one, or leave the gateway off.";
@@ -64,9 +90,26 @@ in
         message = "services.enginix.gateway: ${lib.concatStringsSep ", " inStore} is in the store, where everybody reads it; pass a path outside of it.";
       }
     ];
-    networking.firewall.allowedTCPPorts = lib.optional gateway.openFirewall gateway.port;
-    systemd.services.enginix-gateway = service.unit gateway servers (
-      parts.mkGateway (service.arguments gateway models)
-    );
+    networking.firewall.allowedTCPPorts =
+      lib.optional (gateway.enable && gateway.openFirewall) gateway.port
+      ++ map (s: s.openai.port) (lib.filter (s: s.openFirewall) (lib.attrValues alone));
+    systemd.services =
+      lib.optionalAttrs gateway.enable {
+        enginix-gateway = service.unit "gateway" gateway behind (
+          parts.mkGateway (service.arguments gateway models)
+        );
+      }
+      // lib.mapAttrs' (
+        name: s:
+        let
+          options = service.single name s;
+          one.${name} = s;
+        in
+        lib.nameValuePair "enginix-${name}-openai" (
+          service.unit "${name}-openai" options one (
+            parts.mkGateway (service.arguments options (service.models options one))
+          )
+        )
+      ) alone;
   };
 }

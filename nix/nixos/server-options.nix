@@ -102,6 +102,28 @@ in
       description = "Whether to open the ports of requests in the firewall; never the metrics'.";
     };
 
+    openai = {
+      enable = mkOption {
+        type = types.bool;
+        default = false;
+        description = ''
+          Whether OpenAI's interface stands before this server alone (a gateway of its own, the service
+          `enginix-<name>-openai`). Kind reference under Triton; the engine's own server has that interface itself.
+        '';
+      };
+      port = mkOption {
+        type = types.port;
+        default = 4000;
+        description = "Its port.";
+      };
+      keyFile = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        example = "/run/secrets/tiny";
+        description = "File with the key that clients send, one line; handed over as a systemd credential.";
+      };
+    };
+
     apiKeyFile = mkOption {
       type = types.nullOr types.str;
       default = null;

@@ -60,7 +60,7 @@ let
     if gateway == null then
       import ../../nix/nixos/service.nix { inherit lib escape; } name server served image
     else
-      gatewayService.unit gatewayOptions behind (
+      gatewayService.unit "gateway" gatewayOptions behind (
         e.mkGateway (gatewayService.arguments gatewayOptions (gatewayService.models gatewayOptions behind))
       );
 

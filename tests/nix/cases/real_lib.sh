@@ -166,6 +166,20 @@ test_real_lib_module_gateway() {
     module "{ $on gateway = { host = \"0.0.0.0\"; openFirewall = true; keyFile = \"/run/k\"; }; }" ports && says '[4000]'
 }
 
+test_real_lib_module_openai_of_one_server() {
+  need_lib || return
+  local on='openai.enable = true;'
+  holds "{ servers.a = { engine = reference; $on }; }" && module "{ servers.a = { engine = reference; $on }; }" services &&
+    says '"enginix-a-openai"' && says '"RuntimeDirectory":"enginix-a-openai"' &&
+    module "{ servers.a = { engine = reference; $on openai.keyFile = \"/run/k\"; host = \"0.0.0.0\"; openFirewall = true; }; }" ports && says '4000' &&
+    fails '{ servers.a = { engine = engine "edgellm"; gpus = [ 0 ]; openai.enable = true; }; }' 'has OpenAI'"'"'s interface itself' &&
+    fails '{ servers.a = { repo = tensorrt 1; gpus = [ 0 ]; openai.enable = true; }; }' 'cannot be passed on faithfully' &&
+    fails "{ servers.a = { engine = reference; $on host = \"0.0.0.0\"; }; }" 'set openai.keyFile' &&
+    fails "{ servers.a = { engine = reference; $on openai.keyFile = \"/nix/store/k\"; }; }" 'keyFile is in the store' &&
+    fails "{ servers.a = { engine = reference; $on openai.port = 8000; }; }" 'a.httpPort and a.openai.port are both 8000' &&
+    fails '{ servers.gateway.repo = tiny; }' 'the name is that of another unit'
+}
+
 # Before the machine switches: a changed server is tried, with what its trial needs.
 test_real_lib_module_rollout() {
   need_lib || return
