@@ -6,6 +6,7 @@ executor from the weights that were built into the engine. Nothing here ran on T
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import json
@@ -13,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +22,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from enginix import manifest
 from enginix.checkpoint.convert import Options, convert
 from enginix.cli import main
-from enginix.errors import UsageError
+from enginix.errors import GateError, UsageError
 from enginix.gates import (
     outside_ask,
     outside_asked,
@@ -33,6 +37,7 @@ from enginix.gates import (
     outside_quality,
     outside_result,
     outside_run,
+    outside_said,
     outside_trtllm,
     recall,
 )
@@ -394,6 +399,40 @@ def test_kinds_and_formats() -> None:
     assert outside_judge.format_of(cache) == "FP8"
     with pytest.raises(UsageError, match="not judged"):
         outside_judge.default(replace(made, kind="reference"))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+ASKED = {
+    "format": 1, "material": "0", "vocab_size": 9, "ends": [2], "golden": 0, "continued": 4, "answered": 4,
+    "kept": 2, "next": 2, "prompts": [{"id": "a", "tokens": [1], "text": "x"}], "recalls": [], "passages": [],
+    "questions": [{"id": "a", "tokens": [1], "text": None}],
+}  # fmt: skip
+SAID = {
+    "format": 1, "material": "0", "kind": "tensorrt", "by": {}, "passages": [], "absent": {}, "misread": [],
+    "limit": 9, "longest": 9,
+    "runs": {run: [{"tokens": [1], "finish": "stop"}] for run in outside_said.RUNS},
+}  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(sorted(ASKED)), JSON, st.sampled_from(sorted(SAID)), JSON)
+def test_whatever_is_in_the_files_is_read_or_refused(asks: str, a: Any, says: str, b: Any) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        at = Path(name)
+        save_file({}, at / "said.safetensors")
+        (at / "asked.json").write_text(json.dumps({**ASKED, asks: a}))
+        (at / "said.json").write_text(json.dumps({**SAID, says: b}))
+        asked, said = outside_asked.read, outside_said.read
+        for read_one, path in ((asked, at / "asked.json"), (said, at)):
+            with contextlib.suppress(GateError):
+                read_one(path)
+        (at / "asked.json").write_text(json.dumps(ASKED))
+        (at / "said.json").write_text(json.dumps(SAID))
+        assert said(at).runs["batch"][0] == outside_said.Answer((1,), "stop") and asked(at).ends == (2,)
 
 
 def test_divergence_is_a_lower_bound() -> None:
