@@ -12,7 +12,6 @@ let
   function = "mkGateway";
   strategies = [
     "simple-shuffle"
-    "least-busy"
     "latency-based-routing"
   ];
   limitNames = [

@@ -28,5 +28,4 @@ async def authenticate(request: Any, api_key: str) -> UserAPIKeyAuth:
         models=list(client.models) if client else [],
         rpm_limit=client.requests_per_minute or None if client else None,
         tpm_limit=client.tokens_per_minute or None if client else None,
-        max_parallel_requests=client.parallel_requests or None if client else None,
     )

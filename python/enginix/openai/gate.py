@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from enginix.openai import clean
@@ -50,7 +52,7 @@ class Gate:
         log: Callable[[str], None],
     ) -> None:
         self._app, self._spec, self._keys, self._ready, self._log = app, spec, keys, ready, log
-        self._running = 0
+        self._running: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection's request."""
@@ -117,15 +119,9 @@ class Gate:
             model = self._model(body.get("model"), caller)
             request.model = model
             check(ROUTES[path], body, triton=self._spec.is_triton(model))
-            if 0 < self._spec.limits.max_parallel_requests <= self._running:
-                raise Refused("too many requests run; try again later", None, 429, "rate_limit_exceeded")
-            self._running += 1
-            try:
-                await request.forward(
-                    self._app, json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
-                )
-            finally:
-                self._running -= 1
+            with self._place(caller):
+                raw = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+                await request.forward(self._app, raw)
         elif path in ROUTES or method != "GET":
             raise Refused(f"{path}: no such route for {method}", None, 405 if path in ROUTES else 404)
         elif path == MODELS or path.startswith(f"{MODELS}/"):
@@ -133,6 +129,26 @@ class Gate:
             await request.answer_models()
         else:
             raise _no_route(scope)
+
+    @contextmanager
+    def _place(self, caller: Caller) -> Iterator[None]:
+        """A place among the requests that run; LiteLLM keeps those of clients that vanish for a minute.
+
+        Raises:
+            Refused: there is none.
+        """
+        most = caller.client.parallel_requests if caller.client else 0
+        for limit, running in (
+            (self._spec.limits.max_parallel_requests, self._running.total()),
+            (most, self._running[caller.name]),
+        ):
+            if 0 < limit <= running:
+                raise Refused("too many requests run; try again later", None, 429, "rate_limit_exceeded")
+        self._running[caller.name] += 1
+        try:
+            yield
+        finally:
+            self._running[caller.name] -= 1
 
     def _model(self, name: Any, caller: Caller) -> str:
         if name is None:

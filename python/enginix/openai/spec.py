@@ -14,7 +14,8 @@ from enginix.errors import EnginixError
 
 VERSION = 1
 KINDS = ("triton", "openai")
-STRATEGIES = ("simple-shuffle", "least-busy", "latency-based-routing")
+# Not least-busy: LiteLLM does not count down requests whose clients have vanished.
+STRATEGIES = ("simple-shuffle", "latency-based-routing")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 _T = TypeVar("_T")
 

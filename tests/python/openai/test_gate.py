@@ -61,7 +61,9 @@ class Door:
             "models": {"m": [server], "o": [{**server, "kind": "openai"}]},
             "aliases": {"alias": "m"},
             "keyFile": str(directory / "key"),
-            "clients": {"alice": {"keyFile": str(directory / "alice"), "models": ["m"]}},
+            "clients": {
+                "alice": {"keyFile": str(directory / "alice"), "models": ["m"], "parallelRequests": 1}
+            },
             "limits": limits,
         }
         spec = parse(found, "test")
@@ -204,6 +206,23 @@ def test_more_at_once_than_allowed_is_429_and_places_come_back(tmp_path: Path) -
         return [refused[0], (await door.ask(CHAT))[0]]
 
     assert asyncio.run(crowd()) == [429, 200]
+
+
+def test_a_clients_places_are_its_own_and_come_back(door: Door) -> None:
+    door.app.hold = True
+    alice = ((b"authorization", f"Bearer {ALICE}".encode()),)
+
+    async def crowd() -> list[int]:
+        leave = asyncio.Event()
+        asking = asyncio.ensure_future(door.ask(CHAT, headers=alice, leave=leave))
+        await asyncio.sleep(0.05)
+        refused = await door.ask(CHAT, headers=alice)
+        leave.set()
+        await asking
+        door.app.hold = False
+        return [refused[0], (await door.ask(CHAT, headers=alice))[0], (await door.ask(CHAT))[0]]
+
+    assert asyncio.run(crowd()) == [429, 200, 200]
 
 
 def test_models_are_those_of_the_key(door: Door) -> None:

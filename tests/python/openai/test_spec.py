@@ -31,7 +31,7 @@ GOOD: dict[str, Any] = {
     "keyFile": "k",
     "clients": {"alice": {"keyFile": "alice", "models": ["a"], "requestsPerMinute": 3}},
     "limits": {"maxParallelRequests": 5, "defaultMaxTokens": 9},
-    "strategy": "least-busy",
+    "strategy": "latency-based-routing",
 }
 
 
