@@ -29,14 +29,14 @@ from train import CONFIG, END, PLANTED, SEED, SPECIAL, VOCAB, answers, perplexit
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 LOG = logging.getLogger("train")
-STEPS = 3000
+STEPS = 1571
 IGNORED = -100  # torch's cross_entropy leaves such targets out
 # Up to which share of the steps; rows; tokens a row; shares of the draws: manual, questions, explanations,
 # repetitions, planted facts.
 STAGES = (
-    (0.4, 128, 256, (0.03, 0.04, 0.02, 0.6, 0.31)),
-    (0.65, 64, 512, (0.07, 0.05, 0.03, 0.25, 0.6)),
-    (1.0, 16, 2048, (0.1, 0.08, 0.04, 0.15, 0.63)),
+    (0.5, 128, 256, (0.06, 0.06, 0.03, 0.6, 0.25)),
+    (0.75, 64, 512, (0.15, 0.1, 0.05, 0.3, 0.4)),
+    (1.0, 16, 2048, (0.25, 0.1, 0.05, 0.2, 0.4)),
 )
 # What is planted: a name, and four digits that cannot be known, only remembered.
 THINGS = (
@@ -146,8 +146,8 @@ class Batches(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return ids[:length], targets[:length]
 
     def _between(self, rng: random.Random, most: int) -> list[int]:
-        """Text to look past, of any order of magnitude up to ``most`` tokens, more often of the larger."""
-        return self._manual(rng, int(most ** rng.random() ** 0.5)) if most > 1 else []
+        """Text to look past, of any order of magnitude up to ``most`` tokens."""
+        return self._manual(rng, int(most ** rng.random())) if most > 1 else []
 
     def _repeated(self, rng: random.Random, room: int) -> tuple[list[int], list[int]]:
         few = rng.sample(range(len(SPECIAL), VOCAB), rng.choice((16, 64, 256)))

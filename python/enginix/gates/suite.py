@@ -21,6 +21,7 @@ from enginix.reference.quantization import MIXED
 from enginix.tables import table
 
 LOGITS = "logits"
+LONG = 4096  # tokens of context from which a default gate looks for facts planted far back
 GATES = (LOGITS, "coverage", "smoke", "agreement", "perplexity", "task", "context", "invariance")
 
 
@@ -48,10 +49,14 @@ def format_of(config: CheckpointConfig) -> str:
 
 
 def default(config: CheckpointConfig) -> tuple[str, ...]:
-    """The gates of an engine that asks for none: function where it is exact, quality where it is not."""
+    """The gates of an engine that asks for none: function where it is exact, quality where it is not.
+
+    Planted facts are looked for where a model is made for long context.
+    """
     quantization = config.quantization
     plain = not quantization.algorithms and quantization.kv_cache is None
-    return (LOGITS,) if plain else tuple(g for g in GATES if g not in (LOGITS, "context"))
+    spared = (LOGITS,) if config.max_position_embeddings >= LONG else (LOGITS, "context")
+    return (LOGITS,) if plain else tuple(g for g in GATES if g not in spared)
 
 
 def bounds(config: CheckpointConfig, wanted: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,5 @@
-"""The tiny trained model, converted once a session."""
+"""The tiny trained models, converted once a session."""
 
-from tiny_model import checkpoint, model, one_thread
+from tiny_model import checkpoint, model, one_thread, recalling
 
-__all__ = ["checkpoint", "model", "one_thread"]
+__all__ = ["checkpoint", "model", "one_thread", "recalling"]

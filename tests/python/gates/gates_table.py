@@ -14,26 +14,28 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[3]
-sys.path.insert(0, str(ROOT / "python"))
+sys.path[:0] = [str(ROOT / "python"), str(ROOT / "tests")]
 
 import torch  # noqa: E402
 
 from enginix.checkpoint.convert import Options, convert  # noqa: E402
+from enginix.errors import GateError  # noqa: E402
 from enginix.gates import answers, hf, material, suite  # noqa: E402
 from enginix.gates.outcome import Outcome  # noqa: E402
 from enginix.gates.subject import OfTransformers  # noqa: E402
 
 MODEL = ROOT / "tests/models/tiny-qwen3"
 BEGIN, END = "<!-- tables: make gates-table -->", "<!-- end of tables -->"
+CONTEXT_BEGIN, CONTEXT_END = "<!-- context: make gates-table -->", "<!-- end of context -->"
 
 
-def _tests() -> Any:
+def _tests(name: str = "test_quality") -> Any:
     """The test module: its damage and its judge are what is shown."""
-    path = Path(__file__).with_name("test_quality.py")
-    spec = importlib.util.spec_from_file_location("test_quality", path)
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["test_quality"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -94,8 +96,13 @@ def tables() -> str:
         )
         spared = tests.spare_a_layer(made["FP8"], Path(work) / "spared")
         broken.append(_row("FP8, one matrix silently unquantized", judge(spared)))
+        try:
+            OfTransformers(Path(work) / "nowhere")
+        except GateError as e:
+            broken.append(f"| a reference that is missing | | | | | all: {e.what.split(':')[0]} |")
     assert all(row.endswith("| none |") for row in healthy[2:]), healthy
     assert not any(row.endswith("| none |") for row in broken[2:]), broken
+    assert "a reference that is missing" in broken[-1], broken
     rows = [
         f"| {name} | {row['bounds']['agreement']['top1']:.0%} | {row['bounds']['agreement']['kl']:g} "
         f"| {row['bounds']['perplexity']['ratio']:g} | {row['reason']} |"
@@ -105,15 +112,57 @@ def tables() -> str:
     return "\n".join([*healthy, "", *broken, "", "Default bounds:", "", *bounds])
 
 
+def context() -> str:
+    """What the gate context finds of tiny-recall, in Markdown."""
+    tests = _tests("test_context")
+    torch.set_num_threads(1)
+    rows = [
+        "| tiny-recall | facts found | of | the reference | lost, won | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+
+    def add(what: str, outcome: Outcome, expected: bool | None) -> None:
+        found = outcome.detail
+        verdict = "passed" if outcome.passed else "rejected"
+        assert expected in (None, outcome.passed), f"{what}: {outcome.summary}"
+        cells = [what, found["score"], found["questions"], found["referenceScore"]]
+        rows.append("| " + " | ".join(map(str, [*cells, f"{found['lost']}, {found['won']}", verdict])) + " |")
+
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        model = tests.make_recalling(MODEL, work / "tiny-recall")
+        judge, sound = tests.Judge(model), work / "sound"
+        convert(model, sound, Options())
+        add("bfloat16", judge(sound), True)
+        for name in (*tests.FORMATS, *tests.COSTLY):
+            (work / name).mkdir()
+            add(
+                name, judge(tests.quantize(model, name, work / name)), True if name in tests.FORMATS else None
+            )
+        for number, (name, make) in enumerate(tests.BROKEN.items()):
+            add(name, judge(make(sound, model, work / f"broken{number}/out")), False)
+        add("an engine that is Amnesic (stand-in)", judge(sound, tests.Amnesic), False)
+    return "\n".join(rows)
+
+
+def _put(page: str, begin: str, end: str, text: str) -> str:
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true")
-    text = tables()
-    sys.stdout.write(text + "\n")
-    if parser.parse_args().write:
-        page = ROOT / "docs/gates.md"
-        before, rest = page.read_text("utf-8").split(BEGIN)
-        page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}", "utf-8")
+    parser.add_argument("--write", action="store_true", help="put them into docs/gates.md")
+    parser.add_argument("--context", action="store_true", help="that gate's table alone")
+    args = parser.parse_args()
+    made = [(CONTEXT_BEGIN, CONTEXT_END, context())]
+    if not args.context:
+        made.append((BEGIN, END, tables()))
+    for begin, end, text in made:
+        sys.stdout.write(text + "\n\n")
+        if args.write:
+            page = ROOT / "docs/gates.md"
+            page.write_text(_put(page.read_text("utf-8"), begin, end, text), "utf-8")
 
 
 if __name__ == "__main__":

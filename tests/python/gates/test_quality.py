@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import io
 import json
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from enginix.checkpoint.convert import Options, convert
 from enginix.errors import CheckpointError, GateError, UsageError
@@ -28,6 +23,7 @@ from enginix.gates.outcome import Outcome
 from enginix.gates.subject import OfExecutor, OfTransformers
 from enginix.reference.executor import Executor
 from enginix.tables import table
+from tiny_model import Tensors, damaged, make_loud, quantize
 
 ENDS = frozenset({2})
 FORMATS = ("FP8", "FP8_KV", "FP8_PC_PT", "INT8_SQ", "INT4_AWQ", "W4A8_AWQ", "NVFP4")
@@ -47,34 +43,6 @@ def material(tokenizer: hf.Tokenizer) -> Material:
 def answers(model: Path, material: Material) -> Answers:
     torch.set_num_threads(1)
     return kept_answers.ask(OfTransformers(model), material, ENDS, {"name": "tiny-qwen3"})
-
-
-def quantize(model: Path, name: str, out: Path) -> Path:
-    """ModelOpt's export of a model in a number format, calibrated on a licence text, converted."""
-    import modelopt.torch.quantization as mtq
-    import transformers
-    from modelopt.torch.export import export_hf_checkpoint
-
-    recipes = {
-        "FP8": mtq.FP8_DEFAULT_CFG,
-        "FP8_PC_PT": mtq.FP8_PER_CHANNEL_PER_TOKEN_CFG,
-        "INT8_SQ": mtq.INT8_SMOOTHQUANT_CFG,
-        "INT4_AWQ": mtq.INT4_AWQ_CFG,
-        "W4A8_AWQ": mtq.W4A8_AWQ_BETA_CFG,
-        "NVFP4": mtq.NVFP4_DEFAULT_CFG,
-    }
-    text = Path("/usr/share/common-licenses/GPL-3").read_text("utf-8")
-    ids = torch.tensor(hf.Tokenizer(model).encode(text)[: 12 * 256]).view(12, 256)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-        warnings.simplefilter("ignore")
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
-        recipe = recipes.get(name) or mtq.utils.update_quant_cfg_with_kv_cache_quant(
-            copy.deepcopy(mtq.FP8_DEFAULT_CFG), mtq.FP8_KV_CFG["quant_cfg"]
-        )
-        mtq.quantize(loaded, recipe, lambda m: [m(row[None]) for row in ids])
-        export_hf_checkpoint(loaded, torch.bfloat16, str(out / "hf"))
-    convert(out / "hf", out / "checkpoint", Options())
-    return out / "checkpoint"
 
 
 @pytest.fixture(scope="session")
@@ -129,7 +97,7 @@ def judge(tokenizer: hf.Tokenizer, material: Material, answers: Answers) -> Judg
 @pytest.mark.parametrize("name", FORMATS)
 def test_healthy_formats_pass(judge: Judge, quantized: Callable[[str], Path], name: str) -> None:
     found = judge(quantized(name))
-    assert set(found) == set(suite.GATES) - {suite.LOGITS}
+    assert set(found) == set(suite.GATES) - {suite.LOGITS, "context"}
     for outcome in found.values():
         assert outcome.passed, f"{outcome.gate}: {outcome.summary}"
     run.require(tuple(found.values()))
@@ -139,17 +107,6 @@ def test_healthy_formats_pass(judge: Judge, quantized: Callable[[str], Path], na
 def test_a_sound_checkpoint_passes_every_gate(judge: Judge, checkpoint: Path) -> None:
     for outcome in judge(checkpoint).values():
         assert outcome.passed, f"{outcome.gate}: {outcome.summary}"
-
-
-Tensors = dict[str, torch.Tensor]
-
-
-def damaged(checkpoint: Path, out: Path, change: Callable[[Tensors], object]) -> Path:
-    shutil.copytree(checkpoint, out)
-    tensors = load_file(out / "rank0.safetensors")
-    change(tensors)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, out / "rank0.safetensors")
-    return out
 
 
 FC = "transformer.layers.1.mlp.fc"
@@ -188,19 +145,6 @@ def test_damaged_weights_fail(
     assert not found["agreement"].passed or not found["perplexity"].passed, damage
     with pytest.raises(GateError, match="failed"):
         run.require(tuple(found.values()))
-
-
-def make_loud(model: Path, out: Path) -> Path:
-    """The model with keys 256 times as large and queries as much smaller: the same function."""
-    shutil.copytree(model, out)
-    tensors = load_file(out / "model.safetensors")
-    for name, tensor in tensors.items():
-        if "k_norm" in name:
-            tensor.mul_(256)
-        if "q_norm" in name:
-            tensor.div_(256)
-    save_file(tensors, out / "model.safetensors", {"format": "pt"})
-    return out
 
 
 @pytest.mark.slow
@@ -453,7 +397,7 @@ def test_every_bound_has_a_reason() -> None:
     for name, row in table("gates")["formats"].items():
         assert len(row["reason"]) > 40, name
         assert set(row["bounds"]) == set(suite.GATES) - {suite.LOGITS}
-    assert {o for o in suite.GATES} == set(table("gates")["gates"])
+    assert set(suite.GATES) <= set(table("gates")["gates"])
 
 
 def test_what_a_loop_is() -> None:

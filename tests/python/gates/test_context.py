@@ -1,0 +1,143 @@
+"""The gate context on tiny-recall: healthy engines find planted facts, broken ones are rejected."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from enginix.checkpoint.convert import Options, convert
+from enginix.gates import hf, quality, suite
+from enginix.gates import material as materials
+from enginix.gates.answers import ANSWERED, Answers
+from enginix.gates.material import Material
+from enginix.gates.outcome import Outcome
+from enginix.gates.subject import OfExecutor, OfTransformers
+from enginix.reference import config
+from enginix.reference.executor import Executor
+from tiny_model import Tensors, damaged, make_loud, make_recalling, quantize
+
+ENDS = frozenset({0, 2})
+# What tiny-recall keeps its facts in; INT8 SmoothQuant and 4-bit weights cost it some (docs/gates.md).
+FORMATS = ("FP8", "FP8_KV", "FP8_PC_PT")
+COSTLY = ("INT8_SQ", "INT4_AWQ", "W4A8_AWQ", "NVFP4")
+
+
+class Judge:
+    """Asks for planted facts, and compares with what transformers says."""
+
+    def __init__(self, model: Path) -> None:
+        self.tokenizer = hf.Tokenizer(model)
+        self.material: Material = materials.load(self.tokenizer, 2048, 2048)
+        told = OfTransformers(model).generate([q.tokens for q in self.material.recalls], ANSWERED, ENDS)
+        recalls = tuple(map(tuple, told))
+        self.answers = Answers({}, self.material.sha256, ENDS, (), (), (), (), recalls=recalls)
+
+    def __call__(self, checkpoint: Path, wrap: Callable[[Any], Any] = lambda subject: subject) -> Outcome:
+        executor = Executor.load(checkpoint, dtype="float32")
+        bounds = suite.bounds(config.read(checkpoint), {"context": {}})["context"]
+        return quality.context(
+            wrap(OfExecutor(executor)), self.material, self.answers, self.tokenizer, bounds
+        )
+
+
+@pytest.fixture(scope="session")
+def judge(recalling: Path) -> Judge:
+    torch.set_num_threads(1)
+    return Judge(recalling)
+
+
+@pytest.fixture(scope="session")
+def sound(recalling: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sound") / "out"
+    convert(recalling, out, Options())
+    return out
+
+
+class Amnesic:
+    """A stand-in for an engine that sees no more than the last 160 tokens of what it is asked."""
+
+    def __init__(self, subject: OfExecutor) -> None:
+        self.subject, self.max_length = subject, subject.max_length
+
+    def generate(self, prompts: Sequence[Sequence[int]], most: int, ends: Any) -> list[list[int]]:
+        return self.subject.generate([p[-160:] for p in prompts], most, ends)
+
+
+def lose_rope_base(checkpoint: Path, out: Path) -> Path:
+    """Another rotary base than the model's: a default in place of what config.json says."""
+    shutil.copytree(checkpoint, out)
+    raw = json.loads((out / "config.json").read_text())
+    raw["rotary_base"] = 500000.0
+    (out / "config.json").write_text(json.dumps(raw))
+    return out
+
+
+def saturate(recalling: Path, out: Path) -> Path:
+    """KV scales of 1.0 on a cache with large values."""
+    out.parent.mkdir(exist_ok=True)
+    convert(make_loud(recalling, out.with_name("loud")), out, Options(kv_cache="FP8"))
+    return out
+
+
+__all__ = ["make_recalling"]  # for gates_table.py
+
+
+def shuffle(tensors: Tensors) -> None:
+    name = "transformer.layers.1.attention.qkv.weight"
+    tensors[name] = tensors[name].roll(7, 0)
+
+
+# Name → (sound checkpoint, the model, where to) → broken checkpoint.
+BROKEN: dict[str, Callable[[Path, Path, Path], Path]] = {
+    "rotary base of 500000 for 10000": lambda sound, _, out: lose_rope_base(sound, out),
+    "KV scales of 1.0, keys × 256": lambda _, model, out: saturate(model, out),
+    "one layer's keys, queries and values shuffled": lambda sound, _, out: damaged(sound, out, shuffle),
+}
+
+
+def test_a_sound_engine_finds_what_the_model_finds(judge: Judge, sound: Path) -> None:
+    outcome = judge(sound)
+    assert outcome.passed, outcome.summary
+    detail = outcome.detail
+    assert detail["score"] == detail["referenceScore"] >= 0.7 * detail["questions"], outcome.summary
+    assert detail["longest"] > 1800, "the longest text that the model takes is not asked"
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_engines_lose_facts(
+    judge: Judge, sound: Path, recalling: Path, tmp_path: Path, name: str
+) -> None:
+    outcome = judge(BROKEN[name](sound, recalling, tmp_path / "broken"))
+    assert not outcome.passed, outcome.summary
+    assert outcome.detail["lost"] > outcome.detail["won"]
+
+
+def test_an_engine_that_forgets_is_rejected(judge: Judge, sound: Path) -> None:
+    outcome = judge(sound, Amnesic)
+    assert not outcome.passed and outcome.detail["lost"] >= 5, outcome.summary
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
+def test_healthy_formats_find_facts(judge: Judge, recalling: Path, tmp_path: Path, name: str) -> None:
+    outcome = judge(quantize(recalling, name, tmp_path))
+    assert outcome.passed, outcome.summary
+
+
+def test_the_gate_is_among_the_defaults_of_models_with_a_long_context(sound: Path) -> None:
+    found = config.read(sound)
+    assert "context" not in suite.default(found), "tiny-qwen3's context is too short"
+    from dataclasses import replace
+
+    long = replace(
+        found,
+        max_position_embeddings=4096,
+        quantization=replace(found.quantization, kv_cache="FP8"),
+    )
+    assert "context" in suite.default(long)
