@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Checks, and becomes the gateway."""
     from enginix.openai import config, launch, spec
-    from enginix.openai.keys import Keys
+    from enginix.openai.keys import Keys, read_key
     from enginix.serve import ports
 
     wanted = spec.read(args.description)
@@ -80,8 +80,6 @@ def run(args: argparse.Namespace) -> int:
     for servers in wanted.models.values():
         for server in servers:
             if server.key_file:
-                from enginix.openai.keys import read_key
-
                 read_key(server.key_file)
     version = launch.check_python(python)
     [port] = ports.reserve(args.host, [("--port", args.port)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -46,8 +47,6 @@ def command(python: Path, options: Options) -> list[str]:
 
 def environment() -> dict[str, str]:
     """The whole environment; no key and no token of the caller's is inherited."""
-    import os
-
     passed = {k: os.environ[k] for k in ("CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET") if k in os.environ}
     return process.environment(
         {
