@@ -11,7 +11,9 @@ the reason in the table. ``--device cpu`` tries the checks themselves where ther
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -35,6 +37,9 @@ def machine(device: str) -> dict[str, str]:
     import torch
 
     found = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in ("transformers", "nvidia-modelopt"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
     if device != "cpu":
         properties = torch.cuda.get_device_properties(device)
         found["gpu"] = f"{properties.name}, SM {properties.major}{properties.minor}"

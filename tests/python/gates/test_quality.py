@@ -433,3 +433,11 @@ def test_divergence_is_kullback_leiblers() -> None:
     kept = kept_answers.passage(p, tuple(range(9)))
     found = quality.divergence(q, kept)
     assert bool((found <= (p.exp() * (p - q)).sum(-1) + 1e-5).all()) and bool((found > 0).all())
+
+
+@pytest.mark.parametrize("size", [300, 33_000, 33_077])
+def test_the_most_likely_tokens_of_a_large_vocabulary(size: int) -> None:
+    logs = torch.randn(5, size, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
+    values, ids = kept_answers.most_likely(logs, 64)
+    expected = logs.topk(64, -1)
+    assert torch.equal(values, expected.values) and torch.equal(ids, expected.indices)
