@@ -1,7 +1,7 @@
 """Stand-in for mpirun: one command, its ranks one after another; several commands, all at once.
 
-Several are joined by ``:`` as OpenMPI has it, a rank each. A rank that fails ends the job; where STANDIN_DEAF is
-set, mpirun notices nothing.
+Several are joined by ``:`` as OpenMPI has it, a rank each. A rank that fails ends the job; where
+STANDIN_DEAF is set, mpirun notices nothing.
 """
 
 import argparse
