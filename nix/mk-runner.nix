@@ -35,10 +35,13 @@ let
       ready = check.options.profile function profile;
       facts = model.model or { };
       row = check.engine.runtime function runtimes "tensorrt" { inherit limits target; } id;
-      # Without a target the GPU is unknown: what depends on it is left to trtllm-build.
+      # Without a target the GPU is unknown: what a profile becomes on it is settled there, before the build.
       known =
         if target == null then
-          { options = plugins; }
+          {
+            options = check.options.valid function id plugins;
+            inherit profile;
+          }
         else
           let
             gpu = check.target.gpu function gpus target // {
@@ -54,19 +57,20 @@ let
               inherit (gpu) sm;
               inherit (checkpoint.parallel) tensorParallel;
             } ready.options plugins;
+            profile = null;
           };
       request = {
         inherit name target;
         kind = "tensorrt";
         runtime = row.id;
         limits = check.limits.resolve function facts ready.limits limits;
-        inherit (known) options;
+        inherit (known) options profile;
       };
       flags = [
         "--host"
         host
         "--port"
-        (check.arguments.atLeast function "port" 0 port)
+        (check.arguments.between function "port" 0 65535 port)
       ];
     in
     builtins.deepSeq [ request flags ] (

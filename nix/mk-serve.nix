@@ -27,7 +27,7 @@ let
         "--host"
         host
         "--port"
-        (check.arguments.atLeast function "port" 0 port)
+        (check.arguments.between function "port" 0 65535 port)
       ]
       ++ lib.optionals (kvCacheFraction != null) [
         "--kv-cache-fraction"

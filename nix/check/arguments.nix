@@ -29,4 +29,13 @@
       value
     else
       throw "${function}: ${argument} = ${builtins.toJSON value}, but it must be a whole number of at least ${toString least}.";
+
+  # A whole number between two, both included.
+  # between :: string -> string -> int -> int -> int -> int
+  between =
+    function: argument: least: most: value:
+    if builtins.isInt value && least <= value && value <= most then
+      value
+    else
+      throw "${function}: ${argument} = ${builtins.toJSON value}, but it must be a whole number from ${toString least} to ${toString most}.";
 }

@@ -38,6 +38,19 @@ let
     };
   memory = m: gpu: l: arithmetic.memory cache m gpu (named l);
 
+  # What the wheel's builder counts in 32 bits; beyond it Nix's own numbers would wrap, and everything would fit.
+  inherit (table.memory) stepTokens pagedTokens poolPages;
+  uncountable =
+    l:
+    if l.maxBatchSize > stepTokens.most / l.maxInputLen then
+      "limits.maxBatchSize × limits.maxInputLen is more than ${toString stepTokens.most} tokens; lower one of them"
+    else if l.maxKvCacheCapacity > pagedTokens.most then
+      "limits.maxKvCacheCapacity is more than ${toString pagedTokens.most} tokens; lower it"
+    else if l.maxBatchSize > poolPages.most / arithmetic.ceilDiv l.maxKvCacheCapacity page then
+      "limits.maxBatchSize × limits.maxKvCacheCapacity is more than ${toString poolPages.most} pages of ${toString page} tokens; lower one of them"
+    else
+      null;
+
   # Prompt and batch halved together, down to the least of both.
   steps =
     input: batch:
@@ -138,7 +151,9 @@ rec {
               " Others: ${lib.concatMapStringsSep "; " say (builtins.tail found.changes)}."
           }";
     in
-    if found == null || found.fits then
+    if uncountable limits != null then
+      throw "${function}: ${uncountable limits}. TensorRT Edge-LLM's builder counts no further."
+    else if found == null || found.fits then
       found
     else
       throw ''

@@ -50,11 +50,12 @@ in
   parallel =
     function: model: p: count:
     let
-      ranks = p.tensorParallel * p.pipelineParallel;
+      checked = n: arguments.atLeast function n 1 p.${n};
+      ranks = checked "tensorParallel" * checked "pipelineParallel";
       experts = model.experts or null;
       kvHeads = model.kvHeads or null;
     in
-    if count != null && ranks > count then
+    if ranks < 1 || count != null && ranks > count then
       throw "${function}: tensorParallel ${toString p.tensorParallel} × pipelineParallel ${toString p.pipelineParallel} = ${toString ranks} ranks, but the target has ${toString count} GPU${lib.optionalString (count != 1) "s"}; lower them in mkCheckpoint, or raise target.count."
     else if experts != null && lib.mod experts p.expertParallel != 0 then
       throw "${function}: expertParallel = ${toString p.expertParallel} does not divide the model's ${toString experts} experts."

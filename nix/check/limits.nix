@@ -27,7 +27,8 @@ in
         # Room for an answer of one token, where nobody said more.
         maxInputLen = if chosen.maxInputLen != null then chosen.maxInputLen else maxSeqLen - 1;
       };
-      checked = builtins.mapAttrs (n: v: arguments.atLeast function "limits.${n}" 1 v) full;
+      # Numbers of Nix wrap at 64 bits: with a larger limit the plan's products turn negative, and everything fits.
+      checked = builtins.mapAttrs (n: v: arguments.between function "limits.${n}" 1 2147483647 v) full;
       inherit (checked) maxBatchSize maxBeamWidth maxInputLen;
       sequences = maxBatchSize * maxBeamWidth;
       # A step never takes more tokens than all sequences hold together.

@@ -49,6 +49,15 @@ let
     else
       throw "${function}: plugins: ${names.unknown "option" name usable}";
 
+  named =
+    function: runtime: asked:
+    let
+      valid = builtins.listToAttrs (
+        map (n: lib.nameValuePair (known function runtime n) (typed function n asked.${n})) (builtins.attrNames asked)
+      );
+    in
+    builtins.deepSeq valid valid;
+
   # What a rule asks for and does not get, or null.
   unmet =
     facts: values: rule:
@@ -140,16 +149,18 @@ in
   resolve =
     function: runtime: facts: profile: asked:
     let
-      valid = builtins.listToAttrs (
-        map (n: lib.nameValuePair (known function runtime n) (typed function n asked.${n})) (builtins.attrNames asked)
-      );
+      valid = named function runtime asked;
       always = {
         kvCacheType = "paged";
         usePagedContextFmha = true;
         useFp8ContextFmha = true;
       };
     in
-    builtins.deepSeq valid (settle function facts valid (always // profile // valid));
+    settle function facts valid (always // profile // valid);
+
+  # Names and types of options alone: all that can be said where the GPU is not known yet.
+  # valid :: string -> string -> set -> set
+  valid = named;
 
   # flags :: set -> [ string ]
   flags = values: builtins.concatLists (lib.mapAttrsToList word values);

@@ -155,8 +155,17 @@ in
         (check.edgellmPlan.plan model { sm = 86; memory = null; } limits)
         (check.edgellmPlan.fits "e" model (gpu "rtx-3090") limits).needTokens
         (fails (check.edgellmPlan.fits "e" model (gpu "rtx-3090") (limits // { maxBatchSize = 64; })))
+        # Where products of 64 bits wrap, nothing fits.
+        (map (l: fails (check.edgellmPlan.fits "e" model (gpu "rtx-3090") (limits // l))) [
+          { maxBatchSize = 4611686018427387904; }
+          { maxInputLen = 4611686018427387904; maxKvCacheCapacity = 4611686018427387904; }
+          { maxKvCacheCapacity = 9223372036854775807; }
+          { maxBatchSize = 2147483647; maxInputLen = 1; maxKvCacheCapacity = 1; }
+        ])
+        # Nor is there a plan to say so where the table does not tell the GPU's memory.
+        (fails (check.edgellmPlan.fits "e" model ((gpu "rtx-3090") // { memoryGB = null; memoryMiB = null; }) (limits // { maxBatchSize = 2147483647; })))
       ];
-      expected = [ true null 16384 true ];
+      expected = [ true null 16384 true [ true true true true ] true ];
     };
   testUnverifiedHashesSaySo = {
     expr = builtins.filter (h: h.status != "unverified" && h.digest == null) (
@@ -243,6 +252,32 @@ in
   testTooFewTokensForTheBatch = {
     expr = fails (limits { context = 4096; } { } { maxBatchSize = 16; maxBeamWidth = 4; maxNumTokens = 63; });
     expected = true;
+  };
+  testLimitsOfNothingAndOfEverything = {
+    expr = map (l: fails (limits { } { maxSeqLen = 4096; } l)) [
+      { maxBatchSize = 0; }
+      { maxNumTokens = 4611686018427387904; }
+      { maxSeqLen = 2147483648; }
+      { maxSeqLen = 2147483647; }
+    ];
+    expected = [ true true true false ];
+  };
+  testRanksOfNothing = {
+    expr = map (p: fails (check.engine.parallel "e" { kvHeads = 4; } (one // p) null)) [
+      { tensorParallel = 0; }
+      { pipelineParallel = 0; }
+      { tensorParallel = "2"; }
+      { tensorParallel = 2; }
+    ];
+    expected = [ true true true false ];
+  };
+  testOptionsOfAnUnknownGpu = {
+    expr = map (o: fails (check.options.valid "e" "trtllm-1.2.1" o)) [
+      { gemPlugin = "auto"; }
+      { gemmPlugin = "int4"; }
+      { gemmPlugin = "auto"; reduceFusion = true; }
+    ];
+    expected = [ true true false ];
   };
   testLimitsUnknownName = {
     expr = fails (limits { context = 4096; } { } { maxBatch = 1; });

@@ -103,6 +103,10 @@ in
     expr = fails (check.arguments.atLeast "f" "n" 1 0);
     expected = true;
   };
+  testBetween = {
+    expr = map (n: fails (check.arguments.between "f" "n" 1 3 n)) [ 0 1 3 4 "2" ];
+    expected = [ true false false true true ];
+  };
   testAtLeastRefusesText = {
     expr = fails (check.arguments.atLeast "f" "n" 1 "1");
     expected = true;

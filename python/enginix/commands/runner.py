@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"--kv-cache-fraction is {args.kv_cache_fraction}", fix="pass a number above 0 and up to 1"
         )
+    if not 0 <= args.port <= 65535:
+        raise UsageError(f"--port is {args.port}", fix="pass 0 to 65535")
     driver = drivers.find(args.driver)
     engine = args.engine if args.engine is not None else _built(args, driver)
     made = manifest.read(engine, "engine")
@@ -125,7 +127,9 @@ def _serve(args: argparse.Namespace, engine: Path, driver: Driver, runtime: tabl
         check_namespaces()
     words = command(engine, made, Serving(args.host, args.port, args.kv_cache_fraction))
     with tempfile.TemporaryDirectory(prefix="enginix-", ignore_cleanup_errors=True) as work:
-        ranks = int(made.target.get("count", 1))
+        # Also of an engine that names no target: kind llmapi may be described without one.
+        sizes = [made.options.get(name) for name in ("tensorParallel", "pipelineParallel")]
+        alone = all(size in (None, 1) for size in sizes)
         room = Room(
             runtime,
             args.rootfs,
@@ -133,7 +137,7 @@ def _serve(args: argparse.Namespace, engine: Path, driver: Driver, runtime: tabl
             driver,
             binds=reading([engine]),
             network=True,
-            extra={"TLLM_WORKER_USE_SINGLE_PROCESS": "1" if ranks == 1 else "0"},
+            extra={"TLLM_WORKER_USE_SINGLE_PROCESS": "1" if alone else "0"},
         )
         room.prepare()
         console.say(" ".join(words))

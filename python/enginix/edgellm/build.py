@@ -87,7 +87,24 @@ def limits(given: Mapping[str, Any]) -> dict[str, Any]:
             f"maxInputLen {full['maxInputLen']} is beyond maxKvCacheCapacity {full['maxKvCacheCapacity']}",
             fix="raise maxKvCacheCapacity, which holds prompt and answer",
         )
+    beyond = uncountable(int(full["maxInputLen"]), int(full["maxBatchSize"]), int(full["maxKvCacheCapacity"]))
+    if beyond is not None:
+        raise UsageError(beyond, fix="lower one of the limits")
     return dict(full)
+
+
+def uncountable(max_input_len: int, max_batch_size: int, capacity: int) -> str | None:
+    """What of some limits the wheel's builder would not count in its 32 bits; None where it does."""
+    rows = table("edgellm")["memory"]
+    tokens = max_batch_size * max_input_len
+    page, pool = rows["pageTokens"]["value"], rows["poolPages"]["most"]
+    if tokens > rows["stepTokens"]["most"]:
+        return f"{tokens} tokens of a step are more than {rows['stepTokens']['most']}"
+    if capacity > rows["pagedTokens"]["most"]:
+        return f"a KV cache of {capacity} tokens is more than {rows['pagedTokens']['most']}"
+    if max_batch_size * -(-capacity // page) > pool:
+        return f"{max_batch_size} KV caches of {capacity} tokens are more than {pool} pages of {page}"
+    return None
 
 
 def payload_refusal(sm: int, target: str, system: str) -> str | None:
@@ -171,7 +188,7 @@ def build(export: Path, model: Path, out: Path, wanted: Options) -> Manifest:
     with new_directory(out) as partial:
         engine = partial / "engine"
         engine.mkdir()
-        peak = _run(_command(export, model, engine, wanted, full), model)
+        peak = _run(_command(export, model, engine, wanted, full), model, machine.only(gpu.sm))
         _check(engine, full, wanted.builder)
         described = Manifest(
             artefact="engine",
@@ -207,7 +224,7 @@ def _command(export: Path, model: Path, engine: Path, wanted: Options, full: Map
     if wanted.builder == "onnx":
         assert wanted.llm_build is not None
         words = [
-            str(wanted.llm_build),
+            os.path.abspath(wanted.llm_build),
             "--onnxDir",
             os.path.abspath(export / "llm"),
             "--engineDir",
@@ -225,21 +242,27 @@ def _command(export: Path, model: Path, engine: Path, wanted: Options, full: Map
     ]
     if wanted.plugin:
         words += ["--plugin-path", os.path.abspath(wanted.plugin)]
-    return [str(wanted.python or sys.executable), str(LAUNCH), "experimental.builder.cli", "-", *words]
+    return [_python(wanted), str(LAUNCH), "experimental.builder.cli", "-", *words]
+
+
+def _python(wanted: Options) -> str:
+    """Absolute, but no link followed: a virtual environment is known by the link's place."""
+    return os.path.abspath(wanted.python or sys.executable)
 
 
 def _tensorrt(wanted: Options) -> dict[str, str]:
     """TensorRT's version, as its package in the runtime's Python tells it; nothing where it does not."""
-    words = [str(wanted.python or sys.executable), "-c", TENSORRT]
+    words = [_python(wanted), "-c", TENSORRT]
     done = process.run(words, cwd=Path("/"), check=False)
     lines = done.stdout.split()
     return {"tensorrt": lines[-1]} if done.returncode == 0 and lines else {}
 
 
-def _run(command: list[str], model: Path) -> int:
+def _run(command: list[str], model: Path, gpus: Mapping[str, str]) -> int:
     """Runs the builder; returns the most memory that one of its processes had, in bytes."""
     with tempfile.TemporaryDirectory(prefix="enginix-build.") as work:
-        done = process.run(command, env=private_environment(Path(work) / "p"), cwd=Path(work), check=False)
+        env = {**private_environment(Path(work) / "p"), **gpus}
+        done = process.run(command, env=env, cwd=Path(work), check=False)
     if done.returncode == 0:
         # Of every child of this process so far, of which the builder is the largest (getrusage(2): KiB).
         return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10

@@ -59,7 +59,7 @@ def find_program(name: str, given: Path | None) -> Path:
     if given is not None:
         if not os.access(given, os.X_OK):
             raise MachineError("not a program", where=str(given))
-        return given
+        return Path(os.path.abspath(given))
     beside = Path(sys.executable).parent / name
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which(name)
     if found is None:

@@ -14,5 +14,6 @@ if __name__ == "__main__":
     sys.argv = [module, *sys.argv[3:]]
     if key_file != "-":
         with open(key_file, encoding="utf-8") as f:
-            sys.argv += ["--api-key", f.read().strip()]
+            # One word: a key may begin with a dash.
+            sys.argv.append(f"--api-key={f.read().strip()}")
     importlib.import_module(module).main()

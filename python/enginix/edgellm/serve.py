@@ -126,7 +126,7 @@ def plan(engine: Path, model: Path, wanted: Options) -> Command:
         )
     check.at_start(made, engine, wanted.driver)
     limits = made.options["limits"]
-    python = str(wanted.python or sys.executable)
+    python = os.path.abspath(wanted.python or sys.executable)
     cache = Path(os.path.abspath(wanted.state)) / "cache"
     bundle, versions = _bundle(python, model, cache, limits)
     check.require_versions(made, engine, versions)

@@ -22,7 +22,7 @@ from enginix.engine import options as build_options
 from enginix.engine.options import Limits
 from enginix.engine.target import Target, target
 from enginix.engine.tensorrt_checkpoint import Checkpoint, model_identity, model_name, tokenizer_files
-from enginix.engine.tensorrt_request import check_shape
+from enginix.engine.tensorrt_request import check_shape, count, profile_of
 from enginix.errors import UsageError
 from enginix.files import dump_json, new_directory, write_text
 from enginix.manifest import Manifest
@@ -59,7 +59,7 @@ class Wanted:
         if asked.get("options"):
             raise UsageError("options of trtllm-build do not apply to the kind llmapi", fix="use --llm-arg")
         runtime = runtimes.find(str(asked["runtime"]), "llmapi")
-        profile = table("build_options")["profiles"].get(asked.get("profile"), {"limits": {}})
+        profile = profile_of(asked.get("profile"))
         return Wanted(
             name=asked.get("name"),
             target=target(str(asked["target"])) if asked.get("target") else None,
@@ -67,15 +67,9 @@ class Wanted:
             limits={
                 k: v for k, v in {**profile["limits"], **(asked.get("limits") or {})}.items() if v is not None
             },
-            tensor_parallel=_ranks(asked.get("tensorParallel")),
+            tensor_parallel=count("tensorParallel", asked.get("tensorParallel")),
             arguments=check(asked.get("llmArgs") or {}, runtime.id),
         )
-
-
-def _ranks(value: int | None) -> int:
-    if value is not None and (isinstance(value, bool) or value < 1):
-        raise UsageError(f"tensorParallel is {value!r}", fix="pass a whole number of at least 1")
-    return value or 1
 
 
 def check(arguments: dict[str, Any], runtime: str) -> dict[str, Any]:

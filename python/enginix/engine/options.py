@@ -14,6 +14,7 @@ from enginix.errors import UsageError
 from enginix.tables import table
 
 Value = bool | int | str | list[str]
+MOST = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UsageError(f"{name} is {value!r}", fix="pass a whole number of at least 1")
+            _limit(name, value)
         if self.maxInputLen > self.maxSeqLen:
             raise UsageError(
                 f"maxInputLen {self.maxInputLen} is more than maxSeqLen {self.maxSeqLen}",
@@ -65,8 +65,8 @@ def defaults(context: int | None, given: Mapping[str, int | None]) -> Limits:
     if strange := sorted(set(given) - set(chosen)):
         raise UsageError(f"unknown limits {strange}", fix=f"known: {', '.join(sorted(chosen))}")
     for name, value in given.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise UsageError(f"{name} is {value!r}", fix="pass a whole number of at least 1")
+        if value is not None:
+            _limit(name, value)
     chosen |= {n: v for n, v in given.items() if v is not None}
     longest = chosen["maxSeqLen"] if chosen["maxSeqLen"] is not None else context
     if longest is None:
@@ -79,6 +79,14 @@ def defaults(context: int | None, given: Mapping[str, int | None]) -> Limits:
         chosen["maxNumTokens"] = min(chosen["maxNumTokens"], chosen["maxBatchSize"] * longest)
     prompt = chosen["maxInputLen"] if chosen["maxInputLen"] is not None else max(1, longest - 1)
     return Limits(**{**chosen, "maxSeqLen": longest, "maxInputLen": prompt})
+
+
+def _limit(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name} is {value!r}", fix="pass a whole number of at least 1")
+    # As nix/check/limits.nix, whose numbers would wrap.
+    if value > MOST:
+        raise UsageError(f"{name} is {value}", fix=f"pass at most {MOST}")
 
 
 def check(values: Mapping[str, Any], runtime: str) -> dict[str, Value]:

@@ -62,7 +62,7 @@ def check_gpu(target: Target, machine: Machine, *, workers: int, weights: int) -
             where="GPU",
             fix=f"--workers {len(fitting)}: the ranks are built one after another",
         )
-    # CUDA numbers devices from 0; the build takes the first.
+    # The build takes the first that it sees, and sees no others (Machine.only).
     gpu = fitting[0]
     if gpu.free < weights:
         holders = ", ".join(

@@ -105,7 +105,8 @@ def prune(keep: int, names: list[str]) -> list[Entry]:
     removed = []
     for entry in chosen:
         try:
-            with _lock(home(), entry.key, wait=False):
+            # Somebody else may have pruned it since it was listed.
+            with _lock(home(), entry.key, wait=False), contextlib.suppress(FileNotFoundError):
                 # Away from its name first: no reader sees half an engine.
                 doomed = entry.path.with_name(f".{entry.key}.{os.getpid()}.partial")
                 os.rename(entry.path, doomed)

@@ -54,6 +54,17 @@ class Machine:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def only(self, sm: int) -> dict[str, str]:
+        """Variables by which CUDA sees the GPUs of an SM alone; none where there are no others.
+
+        CUDA's own order puts the fastest first, the driver's is that of the bus: without the second variable
+        the indexes of one name other GPUs in the other.
+        """
+        fitting = [str(g.index) for g in self.gpus if g.sm == sm]
+        if len(fitting) in (0, len(self.gpus)):
+            return {}
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(fitting)}
+
 
 @dataclass(frozen=True)
 class Target:

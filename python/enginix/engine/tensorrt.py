@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from enginix import console
@@ -42,6 +43,10 @@ def build(request: Request, checkpoint_dir: Path | None, model: Path, place: Pla
         BuildError: the build failed, hung, or delivered something else than the engine that was asked for.
     """
     phase("preflight")
+    # The build runs in a directory of its own, and what it wrote is searched for its inputs' paths: "model"
+    # would be in every config.json.
+    model, place = Path(os.path.abspath(model)), replace(place, out=Path(os.path.abspath(place.out)))
+    checkpoint_dir = None if checkpoint_dir is None else Path(os.path.abspath(checkpoint_dir))
     checkpoint = Checkpoint.read(checkpoint_dir) if checkpoint_dir is not None else Checkpoint.of_model(model)
     for warning in preflight.check_support(
         checkpoint.quantization, checkpoint.kv_cache, checkpoint.architecture, request.target
@@ -126,7 +131,10 @@ def _preflight(
         driver,
         binds=(*reading(reads), Bind(out, writable=True)),
         # One rank runs in process; more of them need the LLM API's own workers.
-        extra={"TLLM_WORKER_USE_SINGLE_PROCESS": "1" if checkpoint.world_size == 1 else "0"},
+        extra={
+            "TLLM_WORKER_USE_SINGLE_PROCESS": "1" if checkpoint.world_size == 1 else "0",
+            **machine.only(request.target.sm),
+        },
     )
     room.prepare()
     gpu = found.gpu

@@ -151,7 +151,7 @@ def request_of(asked: dict[str, Any], checkpoint_dir: Path | None, model: Path) 
     runtime = runtimes.find(
         str(asked["runtime"]), "tensorrt", Path(asked["pin"]) if asked.get("pin") else None
     )
-    profile = _profile(asked.get("profile"))
+    profile = profile_of(asked.get("profile"))
     known = Facts(facts.quantization, facts.kv_cache, wanted.sm, facts.architecture, facts.tensor_parallel)
     cache = asked.get("timingCache")
     return Request(
@@ -163,16 +163,39 @@ def request_of(asked: dict[str, Any], checkpoint_dir: Path | None, model: Path) 
             known, profile["options"], build_options.check(asked.get("options") or {}, runtime.id)
         ),
         strategy=str(asked.get("strategy") or "checkpoint"),
-        workers=int(asked.get("workers") or 1),
+        workers=count("workers", asked.get("workers")),
         timing_cache=Path(cache) if cache else None,
-        stall=60.0 * float(asked.get("stallMinutes") or 30),
+        stall=60.0 * _minutes(asked.get("stallMinutes")),
         accept_driver=bool(asked.get("acceptDriver", False)),
         plan=asked.get("plan"),
         gates=Path(asked["gates"]) if asked.get("gates") else None,
     )
 
 
-def _profile(name: str | None) -> dict[str, Any]:
+def count(name: str, value: int | None) -> int:
+    """A number of ranks; 1 where nobody said.
+
+    Raises:
+        UsageError: below 1, or true.
+    """
+    if value is not None and (isinstance(value, bool) or value < 1):
+        raise UsageError(f"{name} is {value!r}", fix="pass a whole number of at least 1")
+    return 1 if value is None else value
+
+
+def _minutes(value: float | None) -> float:
+    # NaN is below nothing and above nothing: a build would count as alive for ever.
+    if value is not None and (isinstance(value, bool) or not value > 0):
+        raise UsageError(f"stallMinutes is {value!r}", fix="pass a number of minutes above 0")
+    return 30.0 if value is None else float(value)
+
+
+def profile_of(name: str | None) -> dict[str, Any]:
+    """Limits and options of a profile; none for none.
+
+    Raises:
+        UsageError: unknown.
+    """
     profiles = table("build_options")["profiles"]
     if name is None:
         return {"limits": {}, "options": {}}

@@ -122,14 +122,15 @@ def gates(request: Request, checkpoint: Checkpoint) -> Any:
     found = manifest.read(request.gates, "engine")
     gated, mine = found.inputs.get("checkpoint"), checkpoint.path and checkpoint.path / manifest.FILE
     digest = sha256_file(mine) if mine and mine.exists() else None
-    if found.kind != "reference" or not isinstance(gated, dict) or gated.get("manifestSha256") != digest:
+    known = isinstance(gated, dict) and digest is not None and gated.get("manifestSha256") == digest
+    if found.kind != "reference" or not known:
         raise ManifestError(
             "is not a reference engine of this checkpoint",
             where=str(request.gates),
             fix="gate this checkpoint: enginix build CHECKPOINT --kind reference",
         )
     verdicts = found.results.get("gates")
-    if not isinstance(verdicts, dict) or any(v != "passed" for v in verdicts.values()):
+    if not isinstance(verdicts, dict) or not verdicts or any(v != "passed" for v in verdicts.values()):
         raise ManifestError("its gates did not pass", where=str(request.gates), fix="build it with gates")
     return {"checkpoint": verdicts, "manifestSha256": sha256_file(request.gates / manifest.FILE)}
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from enginix.edgellm.build import cpu, payloads
+from enginix.edgellm.build import cpu, payloads, uncountable
 from enginix.errors import EnginixError, UsageError
 from enginix.plan import arithmetic
 from enginix.plan.arithmetic import FEWEST_TOKENS, SHORTEST, Cache, Change, Gpu, Memory, Sizes, Weights
@@ -126,7 +126,7 @@ def limits_of(max_batch_size: int | None, max_input_len: int | None, capacity: i
     """The limits, with the wheel's defaults filled in.
 
     Raises:
-        UsageError: a prompt that no cache could hold.
+        UsageError: a prompt that no cache could hold, or more than the wheel's builder counts.
     """
     rows = table("edgellm")["build"]
     found = Limits(
@@ -139,6 +139,9 @@ def limits_of(max_batch_size: int | None, max_input_len: int | None, capacity: i
             f"--max-input-len {found.max_input_len} is beyond --max-seq-len {found.max_kv_cache_capacity}",
             fix="raise --max-seq-len, which is the cache's capacity: prompt and answer",
         )
+    beyond = uncountable(found.max_input_len, found.max_batch_size, found.max_kv_cache_capacity)
+    if beyond is not None:
+        raise UsageError(beyond, fix="lower one of the limits")
     return found
 
 

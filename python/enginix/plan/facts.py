@@ -8,7 +8,7 @@ from typing import Any
 from enginix.errors import ModelError
 from enginix.plan import arithmetic, edgellm
 from enginix.plan.arithmetic import Gpu, Sizes
-from enginix.plan.planner import Asked, Build, Plan, check_asked, edgellm_limits, limits_of
+from enginix.plan.planner import Asked, Build, Plan, check_asked, edgellm_limits, format_obstacles, limits_of
 from enginix.tables import table
 
 NEEDED = (
@@ -46,7 +46,7 @@ def from_facts(
         memory=found,
         exact=False,
         build=Build(sum(files.values()), total, total, 4 * found.weights, found.weights, found.weights),
-        obstacles=(),
+        obstacles=tuple(format_obstacles(sizes, gpu, asked.kind)),
         changes=() if found.fits else tuple(arithmetic.changes(sizes, limits, gpu, weights)),
         notes=("from the lock alone: weights of a rank are the mean, a lower bound",),
     )

@@ -131,7 +131,7 @@ def plan(model: Model, gpu: Gpu, asked: Asked) -> Plan:
     limits = limits_of(sizes, asked)
     weights, exact, ranks = _weights(model, said, sizes, config, asked)
     found = arithmetic.memory(sizes, limits, gpu, weights)
-    obstacles += _obstacles(sizes, gpu, asked.kind)
+    obstacles += format_obstacles(sizes, gpu, asked.kind)
     notes += _notes(said, sizes, limits, found, asked, gpu)
     helps = [] if found.fits else arithmetic.changes(sizes, limits, gpu, weights)
     if asked.kind == "reference":  # one process on one device, its weights as they are
@@ -309,7 +309,8 @@ def _weights(
     return (lambda tp, pp, quantization: from_headers(tensors, tp, pp)), False, None
 
 
-def _obstacles(sizes: Sizes, gpu: Gpu, kind: Kind) -> list[str]:
+def format_obstacles(sizes: Sizes, gpu: Gpu, kind: Kind) -> list[str]:
+    """Why the GPU, or the kind on it, does not take the model's format; empty where it does."""
     row = table("quantization")["algorithms"].get(sizes.quantization)
     if kind == "reference" or row is None:
         return []

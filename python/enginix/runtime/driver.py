@@ -82,7 +82,8 @@ class Driver:
 def find(root: Path | None = None) -> Driver:
     """The driver at ``root``, in ``/run/opengl-driver``, or among the host's libraries."""
     if root is not None:
-        return Driver(root)
+        # Commands inside a runtime have another working directory.
+        return Driver(Path(os.path.abspath(root)))
     if HOME.exists():
         return Driver(HOME)
     import glob

@@ -112,6 +112,9 @@ def _environment(crane: str, reference: str, platform: str) -> dict[str, str]:
 
 def unpack(crane: str, reference: str, platform: str, tree: Path) -> None:
     """``crane export REF - | tar -xf - -C tree``, with both exit statuses seen."""
+    program = shutil.which("tar")
+    if program is None:
+        raise MachineError("tar is not installed", where="tar", fix="install it (package gnutar, or tar)")
     export = subprocess.Popen(
         [crane, "export", "--platform", platform, reference, "-"],
         env=process.environment(),
@@ -119,7 +122,7 @@ def unpack(crane: str, reference: str, platform: str, tree: Path) -> None:
         stderr=subprocess.PIPE,
     )
     tar = subprocess.Popen(
-        ["tar", "--no-same-owner", "-xf", "-", "-C", str(tree)],
+        [program, "--no-same-owner", "-xf", "-", "-C", str(tree)],
         env=process.environment(),
         stdin=export.stdout,
         stderr=subprocess.PIPE,

@@ -151,7 +151,8 @@ class Room:
             line += ["--unshare-net"]
         if info is not None:
             line += ["--info-fd", str(info)]
-        line += self._mounts(self.rootfs)
+        # bubblewrap is started in the work directory.
+        line += self._mounts(Path(os.path.abspath(self.rootfs)))
         for name, value in sorted(self.environment().items()):
             line += ["--setenv", name, value]
         return [*line, "--chdir", str(WORK), "--", *words]

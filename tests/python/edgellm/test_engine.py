@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -41,7 +42,7 @@ def build(
         given = () if "--driver" in words else ("--driver", driver())
         return enginix(
             *("edgellm-build", export, "--model", model, "--target", target, "-o", tmp_path / "engine"),
-            *("--python", runtime(misbehave), *given, *words),
+            *("--python", os.path.relpath(runtime(misbehave)), *given, *words),
         )
 
     return run
@@ -69,7 +70,8 @@ def test_an_engine_says_what_it_is(build: Run, tmp_path: Path) -> None:
 
 
 def test_the_onnx_builder_reads_the_export(build: Run, tmp_path: Path) -> None:
-    done = build("--builder", "onnx", "--llm-build", HERE / "standin/llm_build")
+    # The builder runs in a directory of its own: a path from here must not be one from there.
+    done = build("--builder", "onnx", "--llm-build", os.path.relpath(HERE / "standin/llm_build"))
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "engine/enginix.json").read_text())["options"]["builder"] == "onnx"
 
@@ -162,16 +164,17 @@ def test_the_real_server_takes_the_engine_and_the_key(
 ) -> None:
     assert build("--max-kv-cache-capacity", "4500").returncode == 0
     engine, state, key = tmp_path / "engine", tmp_path / "state", tmp_path / "key"
-    key.write_text("not-for-others\n")
+    # Keys in base 64 for URLs begin with a dash now and then.
+    key.write_text("-not-for-others\n")
     key.chmod(0o600)
     # As in the store: nothing of the engine can be written.
     subprocess.run(["chmod", "-R", "a-w", engine], check=True)
-    words = [engine, "--model", TINY, "--state", state, "--python", runtime(), "--api-key-file", key]
-    words += ["--driver", driver()]
+    words = [engine, "--model", TINY, "--state", state, "--api-key-file", key]
+    words += ["--python", os.path.relpath(runtime()), "--driver", driver()]
     with served(edge, *words, "--served-model-name", "mine") as (process, port):
         assert ask(port, None)[0] == 401
         assert ask(port, "guessed")[0] == 401
-        status, text = ask(port, "not-for-others")
+        status, text = ask(port, "-not-for-others")
         assert status == 200 and json.loads(text)["data"][0]["id"] == "mine"
         assert json.loads(text)["data"][0]["max_model_len"] == 4500
         command = (
@@ -184,7 +187,7 @@ def test_the_real_server_takes_the_engine_and_the_key(
     assert (bundle / "llm.engine").resolve() == engine / "engine/llm.engine"
     # And again over the same state.
     with served(edge, *words) as (_, port):
-        assert ask(port, "not-for-others")[0] == 200
+        assert ask(port, "-not-for-others")[0] == 200
 
 
 def test_a_server_that_would_build_does_not(

@@ -76,6 +76,17 @@ def test_options_reach_the_exporter(flags: list[str], enginix: Run, tmp_path: Pa
     assert json.loads((tmp_path / "e/enginix.json").read_text())["options"]
 
 
+def test_an_nvfp4_graph_is_the_same_for_thor(
+    models: Callable[[str], Path], exports: Callable[[str], Path], enginix: Run, tmp_path: Path
+) -> None:
+    """The exporter's target changes W4A16_NVFP4 alone, which is none of our formats: one export for all."""
+    done = enginix("edgellm-export", models("nvfp4"), "-o", tmp_path / "e", "--target-sm", "110")
+    assert done.returncode == 0, done.stderr
+    first, second = content(exports("nvfp4")), content(tmp_path / "e")
+    del first["enginix.json"], second["enginix.json"]  # they differ in the option
+    assert first == second
+
+
 def test_the_older_int4_layout_is_understood_too(
     models: Callable[[str], Path], enginix: Run, tmp_path: Path
 ) -> None:

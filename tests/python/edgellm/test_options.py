@@ -73,3 +73,16 @@ def test_a_gpu_without_payload_is_told_which_have_one() -> None:
             assert (refusal is None) == (row["sm"] in sms), name
             assert refusal is None or all(str(p["sm"]) in refusal for p in rows)
     assert "no aarch64 payload for SM 100" in str(payload_refusal(100, "b200", "aarch64-linux"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"maxBatchSize": 1 << 62}, "tokens of a step"),
+        ({"maxKvCacheCapacity": 1 << 31}, "a KV cache of"),
+        ({"maxInputLen": 1, "maxBatchSize": 1 << 30}, "pages of 128"),
+    ],
+)
+def test_limits_that_the_builder_does_not_count(wanted: dict[str, int], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        limits(wanted)

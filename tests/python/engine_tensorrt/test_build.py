@@ -16,6 +16,7 @@ import pytest
 
 from enginix import manifest
 from enginix.cli import main
+from enginix.engine import tensorrt_stage as stage
 from enginix.files import sha256_file
 from enginix.manifest import Manifest
 from enginix.runtime.child import descendants, started
@@ -72,6 +73,39 @@ def test_an_engine(words, tmp_path, capsys):
     text = (tmp_path / "engine/enginix.json").read_text()
     assert str(tmp_path) not in text and (tmp_path / "t").is_file()
     assert main(["check", str(tmp_path / "engine"), "--driver", line[line.index("--driver") + 1]]) == 0
+
+
+def test_relative_paths_as_the_documentation_has_them(words, checkpoint, model, tmp_path, monkeypatch):
+    line = words(at=checkpoint())
+    shutil.copytree(model, tmp_path / "model")
+    line[line.index("--model") + 1] = str(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    near = [os.path.relpath(word) if word.startswith("/") else word for word in line]
+    # "model" is a word of every config.json: what may not be named there is the path.
+    assert "model" in near and main(near) == 0
+    assert manifest.read(tmp_path / "engine").target["sm"] == 90
+    assert main(["check", "engine", "--driver", near[near.index("--driver") + 1]]) == 0
+
+
+def test_a_machine_with_several_kinds_of_gpu_builds_on_the_targets(words, tmp_path, monkeypatch):
+    line = words()
+    program = Path(line[line.index("--driver") + 1]) / "bin/nvidia-smi"
+    other = '  echo "0, NVIDIA A40, GPU-a, 8.6, 46068, 46000, 590.44.01"\n'
+    program.write_text(
+        program.read_text().replace("  i=0\n", f"{other}  i=0\n").replace('echo "$i, ', 'echo "$((i + 1)), ')
+    )
+    seen = []
+    run = stage.supervise
+
+    def watched(room, command, watch, **more):
+        seen.append(room.environment())
+        return run(room, command, watch, **more)
+
+    monkeypatch.setattr(stage, "supervise", watched)
+    assert main(line) == 0
+    assert manifest.read(tmp_path / "engine").target["gpu"] == "NVIDIA H200"
+    # CUDA's own first GPU would be the other one, or the fastest.
+    assert [(e["CUDA_VISIBLE_DEVICES"], e["CUDA_DEVICE_ORDER"]) for e in seen] == [("1", "PCI_BUS_ID")]
 
 
 def test_every_rank(words, checkpoint, tmp_path):
@@ -140,9 +174,15 @@ def test_a_driver_that_is_ended_takes_everything_along(words, tmp_path, number):
         ((), {"version": "580.95.05"}, "needs driver 590.44.01 or later"),
         ((), {"free": 0}, "weights alone take"),
         (("--workers", "2"), {}, "2 workers for 1 rank"),
+        (("--workers", "0"), {}, "workers is 0"),
+        (("--workers", "-2"), {}, "workers is -2"),
+        (("--stall-minutes", "0"), {}, "stallMinutes is 0"),
+        (("--stall-minutes", "-5"), {}, "stallMinutes is -5"),
+        (("--stall-minutes", "nan"), {}, "stallMinutes is nan"),
         (("--max-seq-len", "4096"), {}, "more than the model's context"),
         (("--max-batch-size", "0"), {}, "whole number of at least 1"),
         (("--max-num-tokens", "4"), {}, "less than maxBatchSize"),
+        (("--max-num-tokens", str(1 << 31)), {}, "pass at most 2147483647"),
         (("--plugin", "max-output-len=5"), {}, "is gone since TensorRT-LLM 0.12.0"),
         (("--plugin", "reduce-fusion=true"), {}, "a tensor parallel size of at least 2"),
         (("--plugin", "streamingllm=true"), {}, "no longer supports it"),
@@ -248,12 +288,17 @@ def test_gates_of_the_checkpoint_are_recorded(words, checkpoint, tmp_path, capsy
         ("reference", identity, {"gates": "not gated"}),
         ("reference", identity, {"gates": {"logits": "failed"}}),
         ("reference", {}, {}),
+        ("reference", identity, {"gates": {}}),
     ):
         manifest.Manifest("engine", "r", kind, inputs=inputs, results=results).write(gated)
         assert main(words("--gated", str(gated), at=at)) == 3 and not left(tmp_path), (kind, inputs, results)
-    manifest.Manifest(
-        "engine", "r", "reference", inputs=identity, results={"gates": {"logits": "passed"}}
-    ).write(gated)
+    # Two checkpoints without a manifest are not therefore the same.
+    passed = {"gates": {"logits": "passed"}}
+    manifest.Manifest("engine", "r", "reference", inputs={"checkpoint": {"files": {}}}, results=passed).write(
+        gated
+    )
+    assert main(words("--gated", str(gated), at=checkpoint())) == 3 and not left(tmp_path)
+    manifest.Manifest("engine", "r", "reference", inputs=identity, results=passed).write(gated)
     assert main(words("--gated", str(gated), at=at)) == 0
     made = manifest.read(tmp_path / "engine")
     assert made.results["gates"]["checkpoint"] == {"logits": "passed"}

@@ -13,8 +13,9 @@ from enginix import manifest
 from enginix.cli import main
 from enginix.engine import runner
 from enginix.engine.trtllm_serve import Serving, command
-from enginix.errors import ManifestError, UsageError
+from enginix.errors import ManifestError
 from enginix.manifest import Manifest
+from enginix.runtime import child
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +74,14 @@ def test_prune_keeps_what_is_being_built():
     with runner._lock(runner.home(), "k", wait=True):
         assert runner.prune(0, []) == []
     assert [e.key for e in runner.prune(0, [])] == ["k"]
+
+
+def test_two_may_prune_at_once(monkeypatch):
+    runner.engine("k", make)
+    listed = runner.entries()
+    assert [e.key for e in runner.prune(0, [])] == ["k"]
+    monkeypatch.setattr(runner, "entries", lambda: listed)
+    assert runner.prune(0, []) == []
 
 
 def test_prune_says_what_it_needs(capsys):
@@ -159,5 +168,26 @@ def test_llmapi_refuses_engine_options(model, tmp_path, capsys):
     assert main([*line, "--llm-arg", "max_batch=3"]) == 2 and not (tmp_path / "e").exists()
 
 
+def test_llmapi_refuses_a_profile_that_is_none(model, tmp_path, capsys):
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps({"runtime": "trtllm-1.2.1", "profile": "throughputs"}))
+    line = ["build", "--kind", "llmapi", "--model", str(model), "--request", str(request)]
+    assert main([*line, "-o", str(tmp_path / "e")]) == 2 and not (tmp_path / "e").exists()
+    assert "unknown profile" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("ranks", "single"), [(1, "1"), (2, "0")])
+def test_ranks_of_an_engine_without_a_target_have_workers_of_their_own(
+    model, tmp_path, monkeypatch, ranks, single
+):
+    line = ["build", "--kind", "llmapi", "--model", str(model), "--runtime", "trtllm-1.2.1"]
+    assert main([*line, "--tensor-parallel", str(ranks), "-o", str(tmp_path / "e")]) == 0
+    seen = []
+    monkeypatch.setattr(child, "foreground", lambda room, words: seen.append(room.environment()) or 0)
+    assert main(["runner", str(tmp_path / "e")]) == 0
+    assert [e["TLLM_WORKER_USE_SINGLE_PROCESS"] for e in seen] == [single]
+
+
 def test_runner_says_what_it_needs(capsys):
-    assert main(["runner"]) == 2 and issubclass(UsageError, Exception)
+    assert main(["runner"]) == 2 and "pass ENGINE" in capsys.readouterr().err
+    assert main(["runner", "/nonexistent", "--port", "70000"]) == 2 and "--port" in capsys.readouterr().err

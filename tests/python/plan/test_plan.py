@@ -185,6 +185,18 @@ def test_offline_plans_of_the_catalogue(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["plan", str(TINY), "--target", "l40s", "--offline"]) == 2
 
 
+def test_offline_a_format_that_the_gpu_lacks_is_an_obstacle_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = json.loads((CATALOGUE / "qwen2_5-7b-instruct.lock.json").read_text())
+    told["model"]["quantization"] = "NVFP4"
+    (tmp_path / "x.lock.json").write_text(json.dumps(told))
+    line = ["plan", str(tmp_path / "x.lock.json"), "--offline", "--target"]
+    assert main([*line, "h200"]) == 1
+    assert "NVFP4 needs SM 100 or later; h200 is SM 90" in capsys.readouterr().out
+    assert main([*line, "b200"]) == 0
+
+
 def test_a_lock_without_facts_is_refused_by_name() -> None:
     with pytest.raises(EnginixError, match="does not tell the model's layers"):
         from_facts({}, {"model.safetensors": 5}, Gpu("g", 90, 10**9), Asked(), "x.lock.json")
@@ -212,6 +224,7 @@ def test_edgellm_by_hand() -> None:
         (("--dtype", "bfloat16"), "computes in float16"),
         (("--max-input-len", "9000"), "beyond --max-seq-len 8192"),
         (("--max-input-len", "0"), "not a number of at least 1"),
+        (("--max-batch-size", "2147483647"), "tokens of a step are more than 2147483647"),
     ],
 )
 def test_edgellm_refuses_what_it_does_not_have(words, said, capsys) -> None:

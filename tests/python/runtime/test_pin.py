@@ -125,6 +125,14 @@ def test_a_registry_that_fails_leaves_nothing(crane, tmp_path, answer, error, sa
     assert not [p for p in tmp_path.iterdir() if p.name.startswith("enginix-pin")]
 
 
+def test_without_tar_nothing_is_started(crane, tmp_path, monkeypatch):
+    crane(export=f"touch {tmp_path}/started")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(MachineError, match="tar is not installed"):
+        pin("trtllm-1.2.1", None, "x86_64-linux")
+    assert not (tmp_path / "started").exists()
+
+
 def test_what_cannot_be_pinned(crane):
     crane()
     for words, said in (
