@@ -30,6 +30,15 @@
     else
       throw "${function}: ${argument} = ${builtins.toJSON value}, but it must be a whole number of at least ${toString least}.";
 
+  # Minutes, of which a part is one too.
+  # minutes :: string -> string -> int|float -> int|float
+  minutes =
+    function: argument: value:
+    if (builtins.isInt value || builtins.isFloat value) && value > 0 then
+      value
+    else
+      throw "${function}: ${argument} = ${builtins.toJSON value}, but it must be a number of minutes above 0.";
+
   # A whole number between two, both included.
   # between :: string -> string -> int -> int -> int -> int
   between =

@@ -31,7 +31,7 @@ let
     "--host"
     host
     "--port"
-    (toString (check.arguments.atLeast function "port" 1 port))
+    (toString (check.arguments.between function "port" 1 65535 port))
   ]
   ++ lib.optionals (apiKeyFile != null) [
     "--api-key-file"

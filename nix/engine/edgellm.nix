@@ -78,6 +78,7 @@ let
     (checks.options function "export" exportOptions)
     sizes
     (check.arguments.oneOf function "builder" [ "direct" "onnx" ] builder)
+    (check.arguments.minutes function "stallMinutes" stallMinutes)
     (check.arguments.oneOf function "isolation" [ "features" "relaxed" ] isolation)
     (
       if (builder == "onnx") != (llmBuild != null) then

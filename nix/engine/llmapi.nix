@@ -74,6 +74,7 @@ let
     plan
     (if gpu == null then null else check.target.computes "${name}-engine" (model.quantization or null) gpu)
     (check.engine.driver "${name}-engine" row (if wanted == null then null else wanted.driver))
+    (check.arguments.minutes function "stallMinutes" stallMinutes)
     (check.arguments.oneOf function "isolation" [ "features" "relaxed" ] isolation)
   ];
   shared = {

@@ -125,6 +125,7 @@ let
     plan
     floor
     (check.arguments.atLeast function "workers" 1 workers)
+    (check.arguments.minutes function "stallMinutes" stallMinutes)
     (check.arguments.oneOf function "strategy" [ "checkpoint" "llm-api" ] strategy)
     (check.arguments.oneOf function "isolation" [ "features" "relaxed" ] isolation)
     (

@@ -103,6 +103,10 @@ in
     expr = fails (check.arguments.atLeast "f" "n" 1 0);
     expected = true;
   };
+  testMinutes = {
+    expr = map (n: fails (check.arguments.minutes "f" "n" n)) [ 0 (-5) 0.05 30 "30" null ];
+    expected = [ true true false false true true ];
+  };
   testBetween = {
     expr = map (n: fails (check.arguments.between "f" "n" 1 3 n)) [ 0 1 3 4 "2" ];
     expected = [ true false false true true ];

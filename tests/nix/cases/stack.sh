@@ -141,3 +141,13 @@ assert made["target"]["sm"] == 120 and made["runtime"]["driver"] == "590.44.01",
 print("predicted and measured")
 EOF2
 }
+
+# A runner does not know its GPU: its profile goes along, and what no GPU would take is refused without one.
+test_stack_runner_without_a_target() {
+  local mk='args: (e.mkRunner ({ model = e.catalogue.tiny-qwen3.model; } // args)).request'
+  with_lib eval "let r = ($mk) { profile = \"throughput\"; }; in [ r.profile r.options r.limits.maxBatchSize ]" --json && says '["throughput",{},256]' &&
+    with_lib eval "let r = ($mk) { profile = \"throughput\"; target = \"h200\"; }; in [ r.profile r.options.useFusedMlp ]" --json && says '[null,true]' &&
+    ! with_lib eval "($mk) { plugins.gemPlugin = \"auto\"; }" && says 'Did you mean gemmPlugin?' &&
+    ! with_lib eval "($mk) { profile = \"fast\"; }" && says 'unknown profile' &&
+    ! with_lib eval "($mk) { port = 70000; }" && says 'from 0 to 65535'
+}
