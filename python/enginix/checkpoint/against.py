@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from enginix.checkpoint.config import CheckpointConfig
+from enginix.checkpoint.findings import Finding
 from enginix.checkpoint.formats import format_of
 from enginix.checkpoint.formats.nvfp4 import dequantize as dequantize_nvfp4
 from enginix.checkpoint.layout import Layout, Linear, Slice, Vector
@@ -17,7 +18,7 @@ from enginix.checkpoint.numbers import fp8_values, to_float32, unpack_int4_rows
 from enginix.checkpoint.parts import Reader
 from enginix.checkpoint.source import Source
 from enginix.checkpoint.stored import RankFile, mapped
-from enginix.checkpoint.verify import Finding, algorithm_of, nvfp4_form
+from enginix.checkpoint.verify import algorithm_of, nvfp4_form
 from enginix.checkpoint.write import file_name
 from enginix.errors import UsageError
 from enginix.model import ModelConfig, open_weights

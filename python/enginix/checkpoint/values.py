@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from enginix.checkpoint.findings import Finding, Report
 from enginix.checkpoint.layout import KvCache, Layout, Linear, Vector
 from enginix.checkpoint.numbers import fp8_values, interleave_tiles, to_float32
 from enginix.checkpoint.stored import mapped
 from enginix.checkpoint.write import file_name
 from enginix.model import TensorInfo
-
-if TYPE_CHECKING:
-    from enginix.checkpoint.verify import Report
 
 Array = npt.NDArray[Any]
 BLOCK = 1 << 21  # elements looked at together
@@ -61,7 +59,6 @@ def check_values(
     layout: Layout, rank: int, path: Path, tensors: dict[str, TensorInfo], report: Report
 ) -> None:
     """Adds what is wrong with the values of one rank to ``report``."""
-    from enginix.checkpoint.verify import Finding
 
     def found(name: str, what: str) -> None:
         report.findings.append(Finding(f"{path.name}: {name}", what))

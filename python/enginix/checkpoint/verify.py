@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from enginix.checkpoint.config import DTYPES, CheckpointConfig
+from enginix.checkpoint.findings import Finding, Report
 from enginix.checkpoint.formats import Spec, format_of
 from enginix.checkpoint.layout import KvCache, Layout, Linear, Vector
 from enginix.checkpoint.resolve import experts_module
+from enginix.checkpoint.values import check_values
 from enginix.checkpoint.write import file_name
 from enginix.errors import EnginixError
 from enginix.model import TensorInfo, read_header
@@ -18,40 +19,6 @@ from enginix.tables import table
 
 # Buffers that TensorRT-LLM's own converter stores; its loader lists them as "Provided but not required".
 ROPE_CONSTANTS = ("embed_positions*", "rotary_inv_freq", "long_rope_*")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong.
-
-    Attributes:
-        where: file, and tensor or key in it.
-    """
-
-    where: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
-
-
-@dataclass
-class Report:
-    """The outcome of a verification.
-
-    Attributes:
-        findings: what is wrong; empty where nothing is.
-        notes: what is allowed but worth knowing.
-        bytes, parameters: of all ranks; a packed 4-bit weight counts as one parameter.
-        quantized, matrices: matrices that a format applies to, and those that one could apply to.
-    """
-
-    findings: list[Finding] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    bytes: int = 0
-    parameters: int = 0
-    quantized: int = 0
-    matrices: int = 0
 
 
 def nvfp4_form(tensors: dict[str, TensorInfo], layout: Layout, rank: int) -> str:
@@ -184,8 +151,6 @@ def verify(directory: Path) -> Report:
     Raises:
         CheckpointError: ``config.json`` cannot be read, or its architecture has no layout here.
     """
-    from enginix.checkpoint.values import check_values
-
     config = CheckpointConfig.read(directory)
     layout, report = Layout(config), Report()
     _coverage(layout, report)
