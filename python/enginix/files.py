@@ -23,9 +23,11 @@ def write_text(path: Path, text: str) -> None:
     try:
         beside.write_text(text, "utf-8")
         os.replace(beside, path)
-    except OSError as e:
+    except BaseException as e:
         beside.unlink(missing_ok=True)
-        raise MachineError(f"cannot write: {e.strerror}", where=str(path)) from e
+        if isinstance(e, OSError):
+            raise MachineError(f"cannot write: {e.strerror}", where=str(path)) from e
+        raise
 
 
 def sha256_file(path: Path) -> str:

@@ -23,7 +23,14 @@ FORMAT = 1
 _STORE_HASH = re.compile(r"^[0-9abcdfghijklmnpqrsvwxyz]{32}-")
 
 Artefact = Literal[
-    "model", "dataset", "calibration", "quantized-model", "checkpoint", "export", "engine", "triton-repository"
+    "model",
+    "dataset",
+    "calibration",
+    "quantized-model",
+    "checkpoint",
+    "export",
+    "engine",
+    "triton-repository",
 ]
 
 
@@ -71,6 +78,8 @@ def read(directory: Path, artefact: Artefact | None = None) -> Manifest:
     """
     path = directory / FILE
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise OSError("not a file")
         raw = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as e:
         raise ManifestError(
@@ -95,6 +104,8 @@ def read(directory: Path, artefact: Artefact | None = None) -> Manifest:
     for key in ("model", "inputs", "options", "target", "runtime", "tools", "results"):
         if not isinstance(raw.get(key, {}), dict):
             raise ManifestError(f"{key} is not an object", where=str(path), fix="build this artefact again")
+    if not isinstance(raw.get("kind"), str | None):
+        raise ManifestError("kind is not a text", where=str(path), fix="build this artefact again")
     found = Manifest(**raw)
     if artefact is not None and found.artefact != artefact:
         raise ManifestError(

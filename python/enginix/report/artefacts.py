@@ -16,7 +16,7 @@ from enginix.manifest import Manifest
 from enginix.model.jsonfile import read_object
 from enginix.report import measured
 from enginix.report.measured import Measured
-from enginix.report.origin import Origin, origin_of, text
+from enginix.report.origin import Origin, origin_of, printable, text
 from enginix.report.stored import Stored, stored
 from enginix.tables import table
 
@@ -93,7 +93,7 @@ def read(path: Path) -> Artefact:
     dtype = text(claimed.get("dtype")) or facts.get("dtype")
     plain = dtype or ("not quantized" if "quantization" in claimed else None)
     artefact = Artefact(
-        name=_printable(manifest.name_of(path)),
+        name=printable(manifest.name_of(path)),
         what=_what(path, made),
         target=_target(made),
         format=_algorithm(quantization) or plain,
@@ -104,11 +104,6 @@ def read(path: Path) -> Artefact:
         measured=found,
     )
     return replace(artefact, doubts=tuple(_doubts(artefact, made, facts)))
-
-
-def _printable(name: str) -> str:
-    """A stranger's name: a line that a terminal only shows."""
-    return "".join(c if c.isprintable() else "?" for c in name)[:100] or "?"
 
 
 def _weights_directory(path: Path, made: Manifest | None) -> Path | None:
@@ -218,7 +213,7 @@ def _about_gates(artefact: Artefact, made: Manifest | None) -> list[str]:
     claims, evidence = made.results.get("gates"), artefact.measured
     if not isinstance(claims, dict):
         return []
-    passed = {name for name, verdict in claims.items() if verdict == "passed"}
+    passed = {printable(name) for name, verdict in claims.items() if verdict == "passed"}
     if not passed:
         return []
     if evidence is None:
@@ -236,7 +231,7 @@ def label(artefacts: Sequence[Artefact]) -> tuple[Artefact, ...]:
             own = getattr(artefact, trait)
             alike = [a for a in same if getattr(a, trait) == own]
             if len(alike) < len(same):
-                name, same = f"{name}, {own}", alike
+                name, same = f"{name}, {own or f'no {trait}'}", alike
         number = 2
         while name in {a.name for a in taken}:
             name, number = f"{name.removesuffix(f' #{number - 1}')} #{number}", number + 1

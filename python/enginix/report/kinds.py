@@ -10,6 +10,7 @@ from typing import Any
 from enginix.errors import ModelError, UsageError
 from enginix.hub import lock
 from enginix.hub.facts import FILES, model_facts
+from enginix.report.origin import text
 from enginix.tables import table
 
 KINDS = ("tensorrt", "llmapi", "edgellm", "reference")
@@ -72,7 +73,13 @@ def read(where: Path) -> Model:
             "no such file or directory", where=str(where), fix="pass a model's directory, or its lock"
         )
     weights = sum(size for path, size in sizes.items() if path.endswith(".safetensors"))
-    return Model(name, facts.get("architecture"), facts.get("quantization"), facts.get("dtype"), weights)
+    return Model(
+        name=name,
+        architecture=text(facts.get("architecture")),
+        quantization=text(facts.get("quantization")),
+        dtype=text(facts.get("dtype")),
+        weights=weights,
+    )
 
 
 def _targets(least: int, refused: list[int] | None = None, among: set[int] | None = None) -> tuple[str, ...]:

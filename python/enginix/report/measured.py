@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import GateError, UsageError
-from enginix.report.origin import Origin, origin_of
+from enginix.report.origin import Origin, origin_of, printable
 
 FILE = "gates.json"
 
@@ -52,6 +52,16 @@ class Measured:
     doubts: tuple[str, ...] = ()
 
 
+def _finite(value: Any) -> float | None:
+    """A number as JSON has it, or None: JSON's integers have no largest one, and floats have."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
 class _Reader:
     """Numbers of one file; what is none of the kind is left out and said."""
 
@@ -65,10 +75,10 @@ class _Reader:
         return self.checked(f"{gate}.{key}", detail[key], least, most)
 
     def checked(self, name: str, value: Any, least: float, most: float) -> float | None:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and math.isfinite(value) and least <= value <= most:
-            return float(value)
-        self.doubts.append(f"{FILE}: {name} is {str(value)[:40]}, which cannot be")
+        found = _finite(value)
+        if found is not None and least <= found <= most:
+            return found
+        self.doubts.append(f"{FILE}: {name} is {printable(str(value)[:40])}, which cannot be")
         return None
 
     def whole(self, gate: str, key: str, most: int = 10**9) -> int | None:
@@ -118,7 +128,7 @@ def of(told: Mapping[str, Any]) -> Measured:
     """The figures in the content of a ``gates.json``, whose gates are objects."""
     gates: Mapping[str, Mapping[str, Any]] = told["gates"]
     reader = _Reader(gates)
-    failed = tuple(sorted(name for name, gate in gates.items() if gate.get("passed") is not True))
+    failed = tuple(sorted(printable(n) for n, gate in gates.items() if gate.get("passed") is not True))
     verdict = "not gated" if not gates else "failed" if failed else "passed"
     claimed = {True: "passed", False: "failed", None: "not gated"}.get(_hashable(told.get("passed")), "?")
     if claimed != verdict:
@@ -130,7 +140,7 @@ def of(told: Mapping[str, Any]) -> Measured:
     sha = material.get("sha256") if isinstance(material, dict) else None
     return Measured(
         verdict=verdict,
-        gates=tuple(sorted(gates)),
+        gates=tuple(sorted(map(printable, gates))),
         failed=failed,
         ratio=ratio,
         low=low,
@@ -143,7 +153,7 @@ def of(told: Mapping[str, Any]) -> Measured:
         score=reader.whole("task", "score", questions or 10**9),
         reference_score=reader.whole("task", "referenceScore", questions or 10**9),
         questions=questions,
-        material=sha if isinstance(sha, str) else None,
+        material=printable(sha) if isinstance(sha, str) else None,
         reference=origin_of(model) if isinstance(model, dict) else None,
         doubts=tuple(reader.doubts),
     )
@@ -183,7 +193,6 @@ def read_speeds(path: Path) -> Speeds:
     if not isinstance(on, str) or not on.strip() or not isinstance(rates, dict) or not rates:
         raise UsageError("speeds need the machine that they are of, and a rate", where=str(path), fix=fix)
     for name, rate in rates.items():
-        number = isinstance(rate, int | float) and not isinstance(rate, bool)
-        if not number or not math.isfinite(rate) or rate <= 0:
+        if (_finite(rate) or 0) <= 0:
             raise UsageError(f"the speed of {name!r} is {str(rate)[:40]}", where=str(path), fix=fix)
     return Speeds(on, {name: float(rate) for name, rate in rates.items()})

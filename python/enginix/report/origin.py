@@ -39,6 +39,11 @@ def origin_of(model: Mapping[str, Any]) -> Origin | None:
     return None if commit is None and config is None else Origin(commit, config)
 
 
+def printable(line: str) -> str:
+    """A stranger's line that a terminal only shows."""
+    return "".join(c if c.isprintable() else "?" for c in line)[:100] or "?"
+
+
 def text(value: Any) -> str | None:
     """``value`` where it is a short line of text; None for anything else."""
     return value if isinstance(value, str) and value and value.isprintable() and len(value) <= 200 else None

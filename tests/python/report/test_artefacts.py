@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ DAMAGE: dict[str, Any] = {
     "more right than asked": ("task", "score", 9),
     "half an answer": ("task", "score", 2.5),
     "true": ("task", "questions", True),
+    "larger than any float": ("perplexity", "ratioFound", 10**400),
 }
 
 
@@ -226,6 +228,11 @@ def test_names_are_made_different(tmp_path: Path, checkpoints: dict[str, Path]) 
     ]
     names = [a.name for a in comparison.compare([artefacts.read(p) for p in paths]).artefacts]
     assert len(set(names)) == 3 and names[1] == "e, FP8_PER_CHANNEL_PER_TOKEN"
+    unknown = Artefact("e", "checkpoint", None, None, None, 10, None, None, None)
+    assert [a.name for a in artefacts.label([unknown, replace(unknown, format="FP8")])] == [
+        "e, no format",
+        "e, FP8",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -251,6 +258,9 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, checkpoints: dict[str, Path]) 
     path = engine(tmp_path / "e", checkpoints["plain"], None)
     os.mkfifo(path / "gates.json")
     assert enginix("compare", path, TINY) == 1
+    (path / "enginix.json").unlink()
+    os.mkfifo(path / "enginix.json")
+    assert enginix("compare", path, TINY) == 3
 
 
 def test_a_name_is_only_shown(
@@ -261,8 +271,26 @@ def test_a_name_is_only_shown(
     out = capsys.readouterr().out
     assert "<script>?[31m?xxx" in out and "\x1b" not in out
     parsed((tmp_path / "c.html").read_text())
-    _manifest(path, lambda m: m.update(kind=5))
-    assert enginix("compare", path, TINY) == 3
+    for kind in (5, ["reference"], "other"):
+        _manifest(path, lambda m, kind=kind: m.update(kind=kind))
+        assert enginix("compare", path, TINY) == 3
+
+
+def test_evidence_is_only_shown(
+    tmp_path: Path, checkpoints: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    gates = {"\x1b[31m": {"passed": False}, "\ud800": {"passed": False}}
+    content = evidence(material="\x1b[2J", **gates)
+    content["gates"]["task"]["score"] = "\x1b[2J"
+    path = engine(tmp_path / "e", checkpoints["plain"], evidence())
+    (path / "gates.json").write_text(json.dumps(content))
+    _manifest(path, lambda m: m["results"]["gates"].update({"\x1b[2J": "passed"}))
+    other = engine(tmp_path / "o", checkpoints["plain"], evidence())
+    assert enginix("compare", path, other, "-o", tmp_path / "c.html") == 1
+    assert "\x1b" not in capsys.readouterr().out
+    page = (tmp_path / "c.html").read_text()
+    parsed(page)
+    assert "\x1b" not in page and not list(tmp_path.glob(".*"))
 
 
 def test_what_is_no_artefact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -312,7 +340,9 @@ def test_speeds_are_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "the names are: 'tiny-qwen3'" in capsys.readouterr().err
 
 
-numbers = st.one_of(st.floats(), st.integers(-5, 10**12), st.text(max_size=3), st.none(), st.booleans())
+numbers = st.one_of(
+    st.floats(), st.integers(-5, 10**12), st.just(10**400), st.text(max_size=3), st.none(), st.booleans()
+)
 json_values = st.recursive(
     numbers,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=4),

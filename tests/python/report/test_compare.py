@@ -81,5 +81,12 @@ def test_garbage_is_an_error_or_nobody(content: bytes, tmp_path: Path) -> None:
     assert not any(row.takes for row in rows)
 
 
+def test_facts_of_a_lock_that_are_no_text(tmp_path: Path) -> None:
+    lock = json.loads((ROOT / "tests/models/tiny-qwen3.lock.json").read_text())
+    lock["model"].update(architecture=["Qwen3ForCausalLM"], quantization={"algo": "FP8"}, dtype=[])
+    (tmp_path / "x.lock.json").write_text(json.dumps(lock))
+    assert not any(row.takes for row in compare(read(tmp_path / "x.lock.json")))
+
+
 def test_unknown_target() -> None:
     assert main(["compare", str(TINY), "--target", "h2000"]) == 2
