@@ -36,6 +36,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("not a Hub repository name", where=args.repo, fix="pass owner/name")
     if why := paths.problem(args.path):
         raise UsageError(f"the path {why}", where=ascii(args.path), fix="pass the path as the lock has it")
+    if paths.is_pickle(args.path):
+        raise UsageError(
+            "a pickle format, which can run code when it is read",
+            where=ascii(args.path),
+            fix="leave it out of the lock; take safetensors",
+        )
     if not SHA256.fullmatch(args.sha256):
         raise UsageError(
             "--sha256 is not 64 lower-case hex digits", where=args.path, fix="copy it from the lock"

@@ -6,10 +6,10 @@
   enginix lock --update qwen3-32b-nvfp4.lock.json     shows what moves, and writes it
 
 By default it takes safetensors and the files that reading them needs; of a dataset JSONL and text, which
-calibration reads. Pickle formats are refused; Python
-files of the repository are pinned only with --remote-code. --include replaces the default patterns, --exclude
-removes; both match the whole path, * crosses directories. What was asked for is kept in the lock, so that
---check and --update ask for the same. HF_ENDPOINT names another hub; HF_TOKEN opens gated repositories.
+calibration reads. Pickle formats are refused; Python files of the repository are pinned only with
+--remote-code. --include replaces the default patterns, --exclude removes; both match the whole path,
+* crosses directories. What was asked for is kept in the lock, so that --check and --update ask for the same.
+HF_ENDPOINT names another hub; HF_TOKEN opens gated repositories.
 """
 
 from __future__ import annotations

@@ -17,14 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enginix.console import human_bytes, say
-from enginix.errors import MachineError, UsageError
+from enginix.errors import MachineError, ManifestError, UsageError
 from enginix.hub import faults, lock, session
 from enginix.hub.lock import COMMIT, Lock
 from enginix.hub.progress import Progress
 from enginix.hub.transfer import Stopped, Wanted, abort, download, free_bytes
 from enginix.manifest import FILE, Manifest
+from enginix.manifest import read as read_manifest
 
 JOBS = 4
+REMOVED = 100  # times that a directory may vanish between two calls
 SLACK = 1 << 20  # bytes that a file system may need for directories
 
 
@@ -194,15 +196,15 @@ class _Run:
         order = sorted(groups.values(), key=lambda g: (-g[0].size, g[0].path))
         with ThreadPoolExecutor(max(self.jobs, 1), thread_name_prefix="fetch") as pool:
             try:
-                missing = [
-                    g for g, done in zip(order, pool.map(self._finished, order), strict=True) if not done
-                ]
-                for g in order:
-                    if g not in missing:
-                        self.kept += len(g)
-                        for w in g:
-                            progress.had(w.size)
-                            progress.file()
+                missing = []
+                for g, finished in zip(order, pool.map(self._finished, order), strict=True):
+                    if not finished:
+                        missing.append(g)
+                        continue
+                    self.kept += len(g)
+                    for w in g:
+                        progress.had(w.size)
+                        progress.file()
                 have = 0
                 for g in missing:
                     part = self.parts / g[0].digest
@@ -281,14 +283,17 @@ def _state(beside: Path, *, keep: bool) -> Iterator[None]:
 
 def _hold(beside: Path) -> int:
     """Takes the directory's lock; the open file that holds it."""
+    gone = 0
     while True:
         try:
             beside.parent.mkdir(parents=True, exist_ok=True)
             beside.mkdir(mode=0o700, exist_ok=True)
             handle = os.open(beside / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        except FileNotFoundError:
-            continue  # the one before us has just finished and removed it
         except OSError as e:
+            gone += 1
+            # The one before us may just have finished and removed it; /proc never lets it be made.
+            if isinstance(e, FileNotFoundError) and gone < REMOVED:
+                continue
             raise MachineError(
                 f"cannot write: {e.strerror}", where=str(beside), fix="choose another -o"
             ) from e
@@ -308,7 +313,7 @@ def _hold(beside: Path) -> int:
 
 
 def _is_there(out: Path, wanted: Sequence[Wanted], note: Manifest | None) -> bool:
-    """Whether ``out`` holds exactly what is wanted already.
+    """Whether ``out`` holds exactly what is wanted already; a manifest of another lock is written again.
 
     Raises:
         UsageError: it holds something else.
@@ -328,7 +333,19 @@ def _is_there(out: Path, wanted: Sequence[Wanted], note: Manifest | None) -> boo
         name = found.relative_to(out).as_posix()
         if not found.is_dir() and name not in known:
             raise UsageError(f"output exists, and {name} in it is not pinned", where=str(out), fix=fix)
+    # Another commit may have the same files: then only what names the commit is out of date.
+    if note is not None and not _names(out, note):
+        note.write(out)
     return True
+
+
+def _names(out: Path, note: Manifest) -> bool:
+    """Whether the manifest in ``out`` says what ``note`` says of model and lock."""
+    try:
+        found = read_manifest(out)
+    except ManifestError:
+        return False
+    return (found.artefact, found.model, found.inputs) == (note.artefact, note.model, note.inputs)
 
 
 def _remove_strangers(tree: Path, wanted: Sequence[Wanted]) -> None:

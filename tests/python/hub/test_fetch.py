@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,26 @@ def test_an_output_that_is_something_else_is_left_alone(start: Start, model: Pat
     assert (out / "mine.txt").read_text() == "precious" and not hub.requests
     with pytest.raises(UsageError, match="not a directory"):
         fetch(lock, path)
+
+
+@pytest.mark.parametrize("was", ["another commit", "nothing", "garbage"])
+def test_the_manifest_is_of_the_lock_that_was_fetched(
+    start: Start, model: Path, tmp_path: Path, was: str
+) -> None:
+    """A commit that changed no pinned file: nothing moves, and the manifest names the new commit."""
+    hub, lock, _ = written(start, model, tmp_path)
+    out = tmp_path / "out"
+    fetch(lock, out)
+    note = manifest.read(out)
+    if was == "another commit":
+        replace(note, inputs={**note.inputs, "revision": "0" * 40}).write(out)
+    elif was == "nothing":
+        (out / "enginix.json").unlink()
+    else:
+        (out / "enginix.json").write_text("{")
+    hub.requests.clear()
+    assert fetch(lock, out).moved == 0 and not hub.requests
+    assert manifest.read(out) == note
 
 
 @pytest.fixture
@@ -249,6 +271,9 @@ def test_a_place_that_cannot_be_written(start: Start, model: Path, tmp_path: Pat
     _, lock, path = written(start, model, tmp_path)
     with pytest.raises(MachineError, match="cannot write"):
         fetch(lock, path / "below-a-file")
+    # It says that what is to be made does not exist, however often it is asked.
+    with pytest.raises(MachineError, match="cannot write"):
+        fetch(lock, Path("/proc/out"))
 
 
 def test_one_file_without_a_home_as_a_build_does(start: Start, model: Path, tmp_path: Path) -> None:
@@ -263,6 +288,24 @@ def test_one_file_without_a_home_as_a_build_does(start: Start, model: Path, tmp_
     assert (tmp_path / "x").read_bytes() == (model / big.path).read_bytes()
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
     assert not Path("/homeless-shelter").exists() and not list(tmp_path.glob(".x*"))
+
+
+def test_no_pickle_is_fetched_as_one_file(
+    start: Start, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What evaluation of a lock made by hand lets through ends where its bytes would be fetched."""
+    hub, lock, _ = written(start, model, tmp_path)
+    data = (model / "training_args.bin").read_bytes()
+    words = [
+        "--sha256",
+        hashlib.sha256(data).hexdigest(),
+        "--size",
+        str(len(data)),
+        "-o",
+        str(tmp_path / "x"),
+    ]
+    assert main(["fetch-file", REPO, lock.revision, "training_args.bin", *words]) == 2
+    assert "a pickle format" in capsys.readouterr().err and not hub.requests
 
 
 def test_a_log_gets_a_line_now_and_then_even_when_nothing_moves(capsys: pytest.CaptureFixture[str]) -> None:
