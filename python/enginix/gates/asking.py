@@ -30,7 +30,9 @@ def read_questions(path: Path | None) -> list[dict[str, str]] | None:
     if path is None:
         return None
     try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+        # JSON may hold what splitlines takes for the end of a line, U+2028 for one.
+        rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
+        json.dumps(rows, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (OSError, ValueError, RecursionError) as e:
         raise GateError(f"unreadable questions: {e}", where=str(path), fix="one JSON object a line") from e
     if not rows or not all(isinstance(row, dict) for row in rows):

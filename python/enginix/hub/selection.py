@@ -12,6 +12,7 @@ from enginix.hub.api import RemoteFile
 from enginix.hub.lock import RepoType, Selection
 
 # Patterns match the whole path, and * crosses directories, as huggingface_hub's do.
+TERMS = ("LICENSE*", "LICENCE*", "NOTICE*")
 INCLUDE = (
     "*.safetensors",
     "*.json",
@@ -19,16 +20,14 @@ INCLUDE = (
     "*.model",
     "*.tiktoken",
     "*.txt",
-    "LICENSE*",
-    "LICENCE*",
-    "NOTICE*",
+    *TERMS,
     "USE_POLICY*",
 )
 # Copies of the same weights for other software, and hidden files.
 EXCLUDE = (".*", "*/.*", "original/*", "metal/*", "onnx/*", "openvino/*", "coreml/*", "runs/*")
 # What calibration reads of a dataset (enginix.quantize.text), and its terms.
 TEXT = ("*.jsonl", "*.jsonl.gz", "*.ndjson", "*.txt", "*.txt.gz")
-DATASET = (*TEXT, "LICENSE*", "LICENCE*", "NOTICE*")
+DATASET = (*TEXT, *TERMS)
 # Mistral's own layout, beside the Transformers one.
 TWIN = "consolidated*.safetensors"
 
@@ -71,7 +70,7 @@ def choose(files: Sequence[RemoteFile], select: Selection, repo: str, type_: Rep
             where=repo,
             fix="lock a repository with safetensors; --include only what is not a pickle",
         )
-    if type_ == "dataset" and not select.include and not any(_any(f.path, TEXT) for f in taken):
+    if type_ == "dataset" and not select.include and not any(map(_is_text, taken)):
         raise LockError(
             _no_text(files),
             where=repo,
@@ -85,6 +84,11 @@ def choose(files: Sequence[RemoteFile], select: Selection, repo: str, type_: Rep
             _no_weights(files), where=repo, fix="lock a repository with safetensors, or use --include"
         )
     return Chosen(tuple(taken), tuple(notes))
+
+
+def _is_text(f: RemoteFile) -> bool:
+    """Whether calibration reads it: terms are none of a dataset's texts."""
+    return _any(f.path, TEXT) and not _any(f.path.rpartition("/")[2], TERMS)
 
 
 def _no_text(files: Sequence[RemoteFile]) -> str:

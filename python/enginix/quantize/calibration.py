@@ -204,7 +204,14 @@ def make(model: Path, out: Path, source: Path | None, recipe: Recipe) -> Calibra
             raise UsageError(
                 "the tokenizer has no chat template", where=str(model), fix="name a field of plain text"
             )
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+        try:
+            return str(tokenizer.apply_chat_template(messages, tokenize=False))
+        except Exception as e:  # a template is a program of the model, and raises what it likes
+            raise UsageError(
+                f"the chat template refuses messages: {(str(e).splitlines() or [''])[0][:200]}",
+                where=str(model),
+                fix="correct the messages, or name a field of plain text",
+            ) from e
 
     tokens = draw(tokenizer, text.documents(source, recipe.field, render), recipe)
     about = {

@@ -132,8 +132,11 @@ def check_calibration(model: Model, data: Calibration, where: str) -> None:
             fix=f"{fix} --sequence-length {context}",
         )
     have, used = tokenizer_digests(model.directory), data.about["tokenizer"]
-    for name in VOCABULARY:
-        if name in have and name in used and have[name] != used[name]:
+    both = [name for name in VOCABULARY if name in have and name in used]
+    if not both:
+        raise UsageError("nothing tells that the tokenizer is the model's", where=where, fix=fix)
+    for name in both:
+        if have[name] != used[name]:
             raise UsageError(
                 f"made with another {name}: the same ids mean other tokens here", where=where, fix=fix
             )
@@ -155,9 +158,9 @@ def check_machine(model: Model, out: Path, device: str) -> None:
     place = Path(os.path.abspath(out)).parent
     while not place.exists():
         place = place.parent
-    # 8 bits is the most that a format takes of a matrix; the rest stays.
-    quantized = sum(math.prod(s) for s in model.matrices.values())
-    least = model.bytes - quantized * 2 + quantized // 2
+    # 4 bits are the least that a format takes of a matrix; the rest stays.
+    matrices = [model.weights.tensors[f"{name}.weight"] for name in model.matrices]
+    least = model.bytes - sum(m.nbytes - math.prod(m.shape) // 2 for m in matrices)
     disk = shutil.disk_usage(place).free
     if disk < least:
         raise MachineError(

@@ -18,6 +18,7 @@ from enginix.files import sha256_file
 PLAIN = (".txt", ".txt.gz")
 LINES = (".jsonl", ".jsonl.gz", ".ndjson")
 UNREAD = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".zst", ".zip", ".tar")
+TERMS = ("LICENSE", "LICENCE", "NOTICE")  # of a dataset: they lie beside its texts, and are none of them
 LONGEST = 2 << 30  # characters of all documents together: they are drawn from memory
 PIECE = 4000  # characters
 
@@ -56,7 +57,7 @@ def files(source: Path) -> list[Path]:
     every = sorted(
         (p for p in source.rglob("*") if p.is_file()), key=lambda p: p.relative_to(source).as_posix()
     )
-    found = [p for p in every if p.name.endswith(PLAIN + LINES)]
+    found = [p for p in every if p.name.endswith(PLAIN + LINES) and not p.name.startswith(TERMS)]
     if not found:
         other = sorted({s for s in UNREAD if any(p.name.endswith(s) for p in every)})
         held = f"; it has {', '.join(other)}" if other else ""
@@ -166,6 +167,10 @@ def _line(line: str, field: str, render: Render, where: str) -> Document:
             f"no field {field!r}; it has: {keys}", where=where, fix="name the field with --field"
         )
     value = row[field]
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as e:
+        raise ModelError("half a surrogate pair, which is no text", where=where, fix="correct it") from e
     if isinstance(value, str) and value.strip():
         return Document(value)
     if isinstance(value, list) and value and all(_is_message(m) for m in value):

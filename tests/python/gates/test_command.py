@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from enginix import manifest
 from enginix.checkpoint.convert import Options, convert
 from enginix.cli import main
+from enginix.gates.asking import read_questions
 
 
 def enginix(*words: object) -> int:
@@ -128,9 +129,17 @@ def test_users_own_questions(engine: Path, model: Path, tmp_path: Path) -> None:
     assert enginix(*words) == 0
     path.write_text('{"question": "What is two plus two?", "answer": "5"}\n')
     assert enginix(*words) == 1, "the reference does not know it: nothing is known"
-    for text in ("", "[1]\n", "{}\n", "x\n"):
+    for text in ("", "[1]\n", "{}\n", "x\n", '{"question": "\\ud800", "answer": "4"}\n'):
         path.write_text(text)
         assert enginix(*words) == 1
+
+
+def test_questions_are_divided_by_newlines_alone(tmp_path: Path) -> None:
+    """JSON holds U+2028 and U+0085 as they are, and Python counts both among the ends of lines."""
+    rows = [{"question": "a\u2028b\x85c", "answer": "d"}, {"question": "e", "answer": "f"}]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    assert read_questions(path) == rows
 
 
 def test_kept_answers_judge_an_unquantized_engine_as_the_model_does(

@@ -138,6 +138,7 @@ def test_a_table_alone_is_refused_with_what_to_do(
 ) -> None:
     for path in ("data/train.jsonl", "data/test.jsonl.gz"):
         (texts / path).unlink()
+    (texts / "LICENSE.txt").write_text("terms are no text to calibrate on")
     start(texts)
     out = tmp_path / "l.json"
     assert enginix("lock", "--dataset", NAME, "-o", out) == 3

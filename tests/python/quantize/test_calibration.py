@@ -179,6 +179,12 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "empty": ("a.jsonl", b'{"text": ""}\n', "neither text nor a list"),
     "deep": ("a.jsonl", b'{"text": ' + b"[" * 100_000, "not JSON"),
     "a list": ("a.jsonl", b'["x"]\n', "no object"),
+    "half a surrogate pair": ("a.jsonl", b'{"text": "\\ud800"}\n', "half a surrogate pair"),
+    "half a pair in a chat": (
+        "a.jsonl",
+        b'{"text": [{"role": "user", "content": "\\ud800"}]}\n',
+        "half a surrogate pair",
+    ),
     "truncated gzip": ("a.txt.gz", gzip.compress(b"text " * 9999)[:-20], "cannot be read"),
     "no gzip": ("a.jsonl.gz", b"text", "cannot be read"),
     "Parquet": ("a.parquet", b"PAR1", "not one of"),
@@ -209,6 +215,13 @@ def test_a_chat_without_a_template(tokenizer_only: Path, tmp_path: Path) -> None
     settings_file.write_text(json.dumps(json.loads(settings_file.read_text()) | {"chat_template": None}))
     (tmp_path / "a.jsonl").write_text('{"text": [{"role": "user", "content": "x"}]}\n')
     with pytest.raises(UsageError, match="no chat template"):
+        make(tokenizer_only, tmp_path / "out", tmp_path / "a.jsonl", Recipe(2, 32))
+
+
+def test_a_template_that_refuses_its_messages(tokenizer_only: Path, tmp_path: Path) -> None:
+    (tokenizer_only / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    (tmp_path / "a.jsonl").write_text('{"text": [{"role": "user", "content": "x"}]}\n')
+    with pytest.raises(UsageError, match="the chat template refuses messages: roles must alternate"):
         make(tokenizer_only, tmp_path / "out", tmp_path / "a.jsonl", Recipe(2, 32))
 
 
@@ -315,3 +328,10 @@ def test_a_dataset_that_is_not_what_was_pinned_is_not_named(model: Path, tmp_pat
     with pytest.raises((ModelError, ManifestError)):
         make(model, tmp_path / "out", source, Recipe(2, 16))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_terms_of_a_dataset_are_no_text(tmp_path: Path) -> None:
+    for name in ("LICENSE.txt", "sub/NOTICE.txt", "a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert text.files(tmp_path) == [tmp_path / "a.txt"]

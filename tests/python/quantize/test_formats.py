@@ -167,6 +167,11 @@ def test_calibration_of_another_model(copy: Path, calibration: Path) -> None:
     tokenizer.write_text(tokenizer.read_text().replace(" ", "  ", 1))
     with pytest.raises(UsageError, match=r"another tokenizer\.json"):
         source.check_calibration(source.read(copy), data, "c")
+    # Without a file in common, nothing says that the ids mean the same.
+    data.about["tokenizer"].clear()
+    data.about["tokenizer"]["tokenizer.model"] = "0" * 64
+    with pytest.raises(UsageError, match="nothing tells that the tokenizer is the model's"):
+        source.check_calibration(source.read(copy), data, "c")
 
 
 def test_too_little_memory_or_disk(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,6 +184,21 @@ def test_too_little_memory_or_disk(model: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
     with pytest.raises(MachineError, match="or more, 10 B are free"):
         source.check_machine(found, tmp_path / "out", "cpu")
+
+
+def test_room_for_a_model_of_float32(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A half byte a weight is what a result may take, whatever the model took."""
+    save_file(
+        {"model.layers.0.mlp.up_proj.weight": np.ones((64, 64), np.float32)}, copy / "model.safetensors"
+    )
+    monkeypatch.setattr(source, "_available_memory", lambda: None)
+    for free in (64 * 64 // 2, 64 * 64 // 2 - 1):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: type("Usage", (), {"free": free}))
+        if free == 64 * 64 // 2:
+            source.check_machine(source.read(copy), copy / "out", "cpu")
+        else:
+            with pytest.raises(MachineError, match="or more"):
+                source.check_machine(source.read(copy), copy / "out", "cpu")
 
 
 @pytest.mark.parametrize("command", ["quantize", "calibrate"])
@@ -213,6 +233,7 @@ def test_refusals_come_before_torch(enginix: Any, model: Path, tmp_path: Path, c
 def test_the_page_has_every_format() -> None:
     """The table of docs/quantization.md: a row for each format, with TensorRT-LLM's name and the SMs."""
     page = (Path(__file__).parents[3] / "docs/quantization.md").read_text("utf-8")
+    page = page.partition("## Formats\n")[2].partition("\n## ")[0]
     rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
     assert set(rows) == {*TABLE["formats"], "mixed"}
     for name, raw in TABLE["formats"].items():
