@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from enginix.engine.llmapi import FILE
 from enginix.errors import ManifestError
@@ -30,7 +31,7 @@ def command(engine: Path, made: Manifest, serving: Serving) -> list[str]:
     """The command line; the directory is seen under the same path inside the runtime.
 
     Raises:
-        ManifestError: a kind that trtllm-serve does not serve.
+        ManifestError: a kind that trtllm-serve does not serve, a size that is none, or a part that is missing.
     """
     tables = table("llm_args")["serve"]
     flags = tables["flags"]
@@ -52,14 +53,32 @@ def command(engine: Path, made: Manifest, serving: Serving) -> list[str]:
         str(serving.port),
     ]
     limits = made.options.get("limits", {})
+    if not isinstance(limits, dict):
+        raise ManifestError(f"limits are {limits!r}", where=str(engine), fix="build this engine again")
     for name in ("maxBatchSize", "maxNumTokens", "maxSeqLen", "maxBeamWidth"):
         if name in limits:
-            words += [flags[name], str(limits[name])]
+            words += [flags[name], _size(engine, name, limits[name])]
     for name in ("tensorParallel", "pipelineParallel"):
         if made.options.get(name, 1) != 1:
-            words += [flags[name], str(made.options[name])]
+            words += [flags[name], _size(engine, name, made.options[name])]
     if serving.kv_cache_fraction is not None:
         words += [flags["kvCacheFraction"], str(serving.kv_cache_fraction)]
-    if made.kind == "llmapi" and json.loads((engine / FILE).read_text("utf-8")):
+    if made.kind == "llmapi" and _arguments(engine / FILE):
         words += [flags["options"], str(engine / FILE)]
     return [*words, flags["logLevel"], serving.log_level]
+
+
+def _size(engine: Path, name: str, value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ManifestError(f"{name} is {value!r}", where=str(engine), fix="build this engine again")
+    return str(value)
+
+
+def _arguments(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise ManifestError(f"unreadable: {e}", where=str(path), fix="build this engine again") from e
+    if not isinstance(found, dict):
+        raise ManifestError("not a JSON object", where=str(path), fix="build this engine again")
+    return found

@@ -121,6 +121,29 @@ def test_serving_an_llmapi_artefact(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"limits": 5},
+        {"limits": {"maxBatchSize": "8"}},
+        {"limits": {"maxSeqLen": 0}},
+        {"tensorParallel": None},
+        {"pipelineParallel": [2]},
+    ],
+)
+def test_a_manifest_that_lies_starts_no_server(tmp_path, options):
+    with pytest.raises(ManifestError, match="build this engine again"):
+        command(tmp_path, Manifest("engine", "e", "tensorrt", options=options), Serving())
+
+
+@pytest.mark.parametrize("text", [None, "{", "[1]", "[" * 100000])
+def test_arguments_that_are_none_start_no_server(tmp_path, text):
+    if text is not None:
+        (tmp_path / "llm_args.yaml").write_text(text)
+    with pytest.raises(ManifestError, match=r"llm_args\.yaml"):
+        command(tmp_path, Manifest("engine", "e", "llmapi"), Serving())
+
+
 def test_a_reference_engine_is_not_for_trtllm_serve(tmp_path):
     with pytest.raises(ManifestError, match="mkTritonServer"):
         command(tmp_path, Manifest("engine", "e", "reference"), Serving())
