@@ -54,10 +54,12 @@ let
         "${text}"
       ];
       checked =
-        if context != null && sequenceLength > context then
-          throw "${function}: sequenceLength = ${toString sequenceLength}, but the model's context is ${toString context}."
-        else
-          builtins.deepSeq flags flags;
+        builtins.deepSeq flags (
+          if context != null && sequenceLength > context then
+            throw "${function}: sequenceLength = ${toString sequenceLength}, but the model's context is ${toString context}."
+          else
+            flags
+        );
       # path, newline, store path, newline, …; nothing where the model is one directory.
       files = lib.filterAttrs (path: _: builtins.elem path table.tokenizerFiles) (tokenizer.files or { });
       links = lib.concatLines (builtins.concatLists (lib.mapAttrsToList (path: file: [ path "${file}" ]) files));

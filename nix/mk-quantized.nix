@@ -98,7 +98,13 @@ let
         else if effectiveBits == null then
           throw "${function}: format = \"mixed\" needs a budget, for instance effectiveBits = 6.0."
         else if candidates != null then
-          map (check.arguments.oneOf function "candidates" table.mixed.allowed) candidates
+          let
+            named = map (check.arguments.oneOf function "candidates" table.mixed.allowed) candidates;
+          in
+          if builtins.all (n: n == builtins.head named) named then
+            throw "${function}: candidates: format = \"mixed\" chooses among two or more of ${lib.concatStringsSep ", " table.mixed.allowed}."
+          else
+            named
         else
           let
             able = builtins.filter (
@@ -145,6 +151,18 @@ let
         else
           executed row.algorithm;
 
+      # What the command would refuse after the model was fetched.
+      least = builtins.head (builtins.sort (a: b: a.bits < b.bits) rows);
+      budget =
+        if asked != "mixed" then
+          null
+        else if !(builtins.isFloat effectiveBits || builtins.isInt effectiveBits) then
+          throw "${function}: effectiveBits = ${builtins.toJSON effectiveBits}, but it must be a number, for instance 6.0."
+        else if effectiveBits <= least.bits || effectiveBits >= 16 then
+          throw "${function}: effectiveBits = ${builtins.toJSON effectiveBits} is not between ${toString least.bits} (all ${least.name}) and 16 (none)."
+        else
+          effectiveBits;
+
       calibrates = cache != null || builtins.any (row: row.calibrates) rows;
       algorithm = if asked == "mixed" then table.mixed.algorithm else (builtins.head rows).algorithm;
       kvAlgorithm = if cache == null then null else table.kvCache.${cache}.algorithm;
@@ -167,7 +185,7 @@ let
       ]
       ++ lib.optionals (asked == "mixed") [
         "--effective-bits"
-        (builtins.toJSON effectiveBits)
+        (builtins.toJSON budget)
         "--candidates"
         (lib.concatStringsSep "," chosen)
       ];

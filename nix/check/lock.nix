@@ -31,7 +31,9 @@ rec {
     where: p:
     let
       segments = builtins.filter builtins.isString (builtins.split "/" p);
-      bad = builtins.match "[^\\\\]*[\\\\].*" p != null || builtins.any (s: s == "" || s == "." || s == "..") segments;
+      # Builders read links a line each: a newline in a path would be the next one.
+      plain = builtins.match "[^\\[:cntrl:]]*" p != null;
+      bad = !plain || builtins.any (s: s == "" || s == "." || s == ".." || lib.toLower s == ".git") segments;
     in
     if p == "enginix.json" then
       throw "${where}: the path enginix.json is the manifest's own; lock the model without that file (--exclude)."

@@ -152,6 +152,20 @@ in
     expr = fails (check.lock.path "l" "a\\b");
     expected = true;
   };
+  testPathRefusesWhatEndsALine = {
+    expr = map (p: fails (check.lock.path "l" p)) [
+      "a\n/etc/passwd"
+      "a\tb"
+      "a/.git/config"
+      "ä/b c.json"
+    ];
+    expected = [
+      true
+      true
+      true
+      false
+    ];
+  };
   testParseKeepsFiles = {
     expr = (parse lock).files."config.json".path;
     expected = "config.json";

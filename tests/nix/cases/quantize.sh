@@ -102,13 +102,17 @@ test_quantize_refusals_at_evaluation() {
     quantize_refused 'q { format = "fp8"; effectiveBits = 6.0; }' 'are for format = "mixed"' &&
     quantize_refused 'q { format = "mixed"; }' 'needs a budget' &&
     quantize_refused 'q { format = "mixed"; effectiveBits = 6.0; candidates = [ "nvfp4" "fp8" ]; }' 'needs device = "cuda"' &&
+    quantize_refused 'q { format = "mixed"; effectiveBits = 6.0; candidates = [ "int4_awq" "int4_awq" ]; }' 'two or more of' &&
+    quantize_refused 'q { format = "mixed"; effectiveBits = 3; }' 'effectiveBits = 3 is not between 4 (all w4a8_awq)' &&
+    quantize_refused 'q { format = "mixed"; effectiveBits = "6.0"; }' 'must be a number' &&
     quantize_refused 'q { format = "fp8"; kvCache = "int8"; }' 'known to give garbage' &&
     quantize_refused 'q { format = "fp8"; kvcache = "fp8"; }' 'Did you mean kvCache' &&
     quantize_refused 'q { format = "fp8"; model = q { format = "fp8"; }; }' 'quantized already (FP8)' &&
     quantize_refused 'q { format = "fp8"; model = model // { weightBytes = 16000000000; }; }' '16 GB of weights are too much for a CPU' &&
     quantize_refused 'q { format = "nvfp4"; model = model // { model = model.model // { intermediateSize = 100; }; }; }' 'intermediateSize is 100' &&
     quantize_refused 'q { format = "int8_sq"; model = model // { model = model.model // { experts = 8; }; }; }' 'for dense models' &&
-    quantize_refused 'e.mkCalibration { tokenizer = model; sequenceLength = 4096; }' "the model's context is 2048"
+    quantize_refused 'e.mkCalibration { tokenizer = model; sequenceLength = 4096; }' "the model's context is 2048" &&
+    quantize_refused 'e.mkCalibration { tokenizer = model; sequenceLength = "512"; }' 'must be a whole number'
 }
 
 test_quantize_warns_of_an_fp8_cache_on_a_small_model() {
