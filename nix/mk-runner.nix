@@ -78,7 +78,8 @@ let
         name = "${name}-runner";
         buildCommandPath = ./builders/engine-serve.sh;
         program = "${name}-runner";
-        inherit (stack) command rootfs pinFile;
+        inherit (stack) command pinFile;
+        rootfs = stack.rootfsFor model;
         driver = if stack.driver == null then "" else stack.driver;
         requestFile = pkgs.writeText "${name}-request.json" (builtins.toJSON request);
         arguments = "--checkpoint ${checkpoint} --model ${model} ${lib.escapeShellArgs flags}";

@@ -59,15 +59,19 @@ let
           preferLocalBuild = true;
           meta.description = "Root file system of ${reference}";
         };
-      unpinned = pkgs.stdenvNoCC.mkDerivation {
-        name = "${id}-rootfs";
-        buildCommandPath = ./builders/engine-unpinned-runtime.sh;
-        inherit (source) reference;
-        inherit id system tag;
-        # Other images of this runtime whose hash a public source tells.
-        others = builtins.filter (t: row.images.${t}.hashes.${system}.hash or null != null) (builtins.attrNames row.images);
-        preferLocalBuild = true;
-      };
+      unpinned =
+        first:
+        pkgs.stdenvNoCC.mkDerivation {
+          name = "${id}-rootfs";
+          buildCommandPath = ./builders/engine-unpinned-runtime.sh;
+          inherit first;
+          inherit (source) reference;
+          inherit id system tag;
+          # Other images of this runtime whose hash a public source tells.
+          others = builtins.filter (t: row.images.${t}.hashes.${system}.hash or null != null) (builtins.attrNames row.images);
+          preferLocalBuild = true;
+        };
+      isPinned = rootfs != null || pinned != null || learnt != null;
       root =
         if rootfs != null then
           rootfs
@@ -76,7 +80,7 @@ let
         else if learnt != null then
           fetched source.reference learnt.hash
         else
-          unpinned;
+          unpinned [ ];
     in
     pkgs.stdenvNoCC.mkDerivation {
       name = "${id}-runtime";
@@ -96,7 +100,9 @@ let
           ;
         rootfs = root;
         # Whether its bytes are known: by a pin, by the table, or because the caller brought them.
-        pinned = rootfs != null || pinned != null || learnt != null;
+        pinned = isPinned;
+        # The root file system for what is made of this model. Where neither is pinned, one error at a time: the model's.
+        rootfsFor = model: if isPinned || model.locked or true then root else unpinned [ model ];
         image = tag;
       };
       meta = {

@@ -40,7 +40,8 @@ let
         name = "${name}-serve";
         buildCommandPath = ./builders/engine-serve.sh;
         program = "${name}-serve";
-        inherit (stack) command rootfs pinFile;
+        inherit (stack) command pinFile;
+        rootfs = stack.rootfsFor engine.model;
         driver = if stack.driver == null then "" else stack.driver;
         arguments = "${engine} ${lib.escapeShellArgs flags}";
         inherit (pkgs) bash;

@@ -177,7 +177,7 @@ let
         if inImage then
           [
             "--rootfs"
-            runtime.rootfs
+            (runtime.rootfsFor repo.engine.model)
           ]
           ++ lib.optionals (runtime.pinFile != "") [
             "--pin"

@@ -52,6 +52,8 @@ else
           gated
           ;
         modelName = name;
+        # No lock: it builds only where a store has it already.
+        locked = false;
         model = { inherit architecture quantization; };
       };
       meta.homepage = "https://huggingface.co/${repo}";

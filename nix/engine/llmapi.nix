@@ -137,7 +137,7 @@ builtins.seq (checked true) (outside {
         "cuda"
         "cuda-sm${toString gpu.sm}"
       ];
-      inherit (stack) rootfs;
+      rootfs = stack.rootfsFor model;
       driver = if stack.driver == null then "" else stack.driver;
     }
     // lib.optionalAttrs (isolation == "relaxed") { __noChroot = true; };

@@ -148,7 +148,7 @@ let
       "cuda"
       "cuda-sm${toString gpu.sm}"
     ];
-    inherit (stack) rootfs;
+    rootfs = stack.rootfsFor model;
     driver = if stack.driver == null then "" else stack.driver;
   }
   // lib.optionalAttrs (isolation == "relaxed") { __noChroot = true; };
@@ -198,11 +198,9 @@ let
       inherit model;
     }
     // lib.optionalAttrs (strategy == "checkpoint") { inherit checkpoint; }
-    // lib.optionalAttrs (model.revision or null != null) {
+    // lib.optionalAttrs (model.locked or true) {
       inherit machine;
     };
-  # Without a pinned model the runtime is not asked for either: one error, not a race of two.
-  rooted = if model.revision or null != null || stack.pinned then place else place // { rootfs = ""; };
   shared = {
     inherit
       model
@@ -221,7 +219,7 @@ let
   };
   meta.description = "TensorRT engine of ${name} for ${wanted.gpu}";
   ungated = pkgs.stdenvNoCC.mkDerivation (
-    rooted
+    place
     // inputs
     // {
       # The SM is in the name: a cache must never hand one GPU's engine to another.
@@ -269,7 +267,7 @@ builtins.seq (checked true) (
         "--pin"
         "${stack.pinFile}"
       ];
-      attributes = rooted;
+      attributes = place;
     };
   })
 )
