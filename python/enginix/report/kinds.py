@@ -103,9 +103,12 @@ def _tensorrt(model: Model) -> tuple[bool | None, list[str], tuple[str, ...]]:
 
 
 def _llmapi(model: Model) -> tuple[bool | None, list[str], tuple[str, ...]]:
-    row = table("quantization_support")["algorithms"].get(model.quantization or "NO_QUANT")
-    least = max(80, (row or {}).get("minSm") or 0)
-    return None, ["which models the runtime takes is not in a table"], _targets(least)
+    # As evaluation has it (nix/check/target.nix, computes): nothing is compiled ahead, so that only a number
+    # format which the GPU lacks stands against it.
+    row = table("quantization_support")["algorithms"].get(model.quantization or "NO_QUANT") or {}
+    needs = set(row.get("needs", ()))
+    able = (name for name, gpu in table("gpus")["gpus"].items() if needs <= set(gpu["formats"]))
+    return None, ["which models the runtime takes is not in a table"], tuple(sorted(able))
 
 
 def _edgellm(model: Model) -> tuple[bool | None, list[str], tuple[str, ...]]:

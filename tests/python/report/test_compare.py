@@ -55,6 +55,20 @@ def test_edgellm_runs_where_the_wheel_has_a_payload() -> None:
     assert set(row.targets) == {name for name, gpu in GPUS.items() if gpu["sm"] in sms}
 
 
+@pytest.mark.parametrize(
+    ("quantization", "target", "runs"),
+    [
+        ("W4A16_NVFP4", "h200", False),
+        ("W4A8_MXFP4_FP8", "h200", True),
+        ("FP8_BLOCK_SCALES", "l40s", True),
+        ("FP8", "a10", False),
+    ],
+)
+def test_llmapi_runs_where_evaluation_lets_it(quantization: str, target: str, runs: bool) -> None:
+    row = {r.kind: r for r in compare(Model("m", "Qwen3ForCausalLM", quantization, None, 9))}["llmapi"]
+    assert row.targets is not None and (target in row.targets) == runs
+
+
 def test_what_nobody_takes_is_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["NobodyKnows"]}')
     assert main(["compare", str(tmp_path)]) == 1
