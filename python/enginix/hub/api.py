@@ -29,7 +29,6 @@ class RepoInfo:
     revision: str
     license: str | None
     gated: Literal[False, "auto", "manual"]
-    private: bool
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def repo_info(repo: str, revision: str = "main") -> RepoInfo:
         raise _odd(repo, "the answer has no commit")
     if gated not in (None, False, "auto", "manual"):
         raise _odd(repo, "gated is neither false, auto nor manual")
-    return RepoInfo(repo, sha, _license(raw), gated or False, raw.get("private") is True)
+    return RepoInfo(repo, sha, _license(raw), gated or False)
 
 
 def list_files(repo: str, commit: str) -> tuple[RemoteFile, ...]:
