@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from enginix import __version__, manifest, process
 from enginix.edgellm import options
 from enginix.edgellm.errors import ExportError
-from enginix.edgellm.export import _identity, private_environment
+from enginix.edgellm.export import identity_of, private_environment
 from enginix.errors import MachineError, ManifestError, UsageError
 from enginix.files import new_directory
 from enginix.manifest import Manifest
@@ -177,7 +177,7 @@ def build(export: Path, model: Path, out: Path, wanted: Options) -> Manifest:
         raise ManifestError(
             f"an export of kind {made.kind}", where=str(export), fix="run enginix edgellm-export"
         )
-    identity = _identity(model)
+    identity = identity_of(model)
     if made.inputs.get("model") != identity:
         raise ManifestError(
             "the export was made from another model than this one",

@@ -123,7 +123,10 @@ def _refuse_little_room(found: Source, out: Path) -> None:
         )
 
 
-def _identity(model: Path) -> dict[str, Any]:
+def identity_of(model: Path) -> dict[str, Any]:
+    """What an export, its engine and its server must have in common: repository and commit where a manifest
+    tells them, else digests of all files.
+    """
     if (model / manifest.FILE).exists():
         given = manifest.read(model)
         if {"repo", "revision"} <= set(given.inputs):
@@ -156,7 +159,7 @@ def export(model: Path, out: Path, wanted: Options | None = None) -> Manifest:
     if flags.get("fp8Embedding") and found.config["hidden_size"] % 16:
         raise UsageError("fp8Embedding needs a hidden size of whole sixteens", where=str(model))
     program = find_program(EXPORTER, wanted.exporter)
-    identity = _identity(model)
+    identity = identity_of(model)
     with new_directory(out) as partial:
         _refuse_little_room(found, partial)
         _run(program, model, partial, options.words("export", flags))
@@ -165,7 +168,7 @@ def export(model: Path, out: Path, wanted: Options | None = None) -> Manifest:
         _tidy(partial, model)
         described = Manifest(
             artefact="export",
-            name=wanted.name or _name(model),
+            name=wanted.name or manifest.name_of(model),
             kind="edgellm",
             model={
                 "architecture": found.config["architectures"][0],
@@ -183,12 +186,6 @@ def export(model: Path, out: Path, wanted: Options | None = None) -> Manifest:
         )
         described.write(partial)
     return described
-
-
-def _name(model: Path) -> str:
-    if (model / manifest.FILE).exists():
-        return manifest.read(model).name
-    return model.resolve().name
 
 
 def _run(program: Path, model: Path, partial: Path, words: list[str]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from enginix import manifest, process
 from enginix.edgellm import options
 from enginix.edgellm.build import LAUNCH
-from enginix.edgellm.export import _identity
+from enginix.edgellm.export import identity_of
 from enginix.engine import check
 from enginix.errors import MachineError, ManifestError, UsageError
 
@@ -118,7 +118,7 @@ def plan(engine: Path, model: Path, wanted: Options) -> Command:
             where=str(engine),
             fix='build it with builder "direct", or run llm_inference on it',
         )
-    if made.inputs.get("model") != _identity(model):
+    if made.inputs.get("model") != identity_of(model):
         raise ManifestError(
             "the engine was built from another model, whose weights it needs while it runs",
             where=str(model),

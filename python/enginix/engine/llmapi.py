@@ -21,11 +21,11 @@ from enginix import __version__
 from enginix.engine import options as build_options
 from enginix.engine.options import Limits
 from enginix.engine.target import Target, target
-from enginix.engine.tensorrt_checkpoint import Checkpoint, model_identity, model_name, tokenizer_files
+from enginix.engine.tensorrt_checkpoint import Checkpoint, model_identity, tokenizer_files
 from enginix.engine.tensorrt_request import check_shape, count, profile_of
 from enginix.errors import UsageError
 from enginix.files import dump_json, new_directory, write_text
-from enginix.manifest import Manifest
+from enginix.manifest import Manifest, name_of
 from enginix.runtime import table as runtimes
 from enginix.runtime.table import Runtime
 from enginix.tables import table
@@ -152,7 +152,7 @@ def describe(wanted: Wanted, model: Path, out: Path, *, link: bool) -> Manifest:
         runtime, gpu = wanted.runtime, wanted.target
         made = Manifest(
             artefact="engine",
-            name=wanted.name or model_name(model),
+            name=wanted.name or name_of(model),
             kind="llmapi",
             model={
                 "architecture": facts.architecture,

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from enginix import __version__, manifest
+from enginix.engine.tensorrt_checkpoint import TOKENIZER_FILES
 from enginix.errors import CheckpointError, ManifestError, ModelError, UsageError
 from enginix.files import dump_json, new_directory, sha256_file
 from enginix.gates import hf, suite
@@ -41,18 +42,6 @@ from enginix.report import evidence as report
 from enginix.tables import table
 
 GOLDEN_TOKENS = 32
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-)
 REQUIRES = {"torch": ">=2.6"}
 
 
@@ -138,10 +127,10 @@ def build(
         executor = load()
         _put_checkpoint(checkpoint, partial / "checkpoint", link=options.link_checkpoint)
         _put_tokenizer(model, partial / "tokenizer")
-        report.put(partial, options.name or _name(model), told)
+        report.put(partial, options.name or manifest.name_of(model), told)
         described = Manifest(
             artefact="engine",
-            name=options.name or _name(model),
+            name=options.name or manifest.name_of(model),
             kind="reference",
             model=_model(config),
             inputs=inputs,
@@ -195,12 +184,6 @@ def _say(identity: Any) -> str:
     if isinstance(identity, dict) and "repo" in identity:
         return f"{identity['repo']} at {identity.get('revision')}"
     return "a model with digest " + hashlib.sha256(dump_json(identity).encode()).hexdigest()[:12]
-
-
-def _name(model: Path) -> str:
-    if (model / manifest.FILE).exists():
-        return manifest.read(model).name
-    return model.resolve().name
 
 
 def _model(config: CheckpointConfig) -> dict[str, Any]:

@@ -170,13 +170,6 @@ def model_identity(model: Path) -> dict[str, Any]:
     }
 
 
-def model_name(model: Path) -> str:
-    """What a model is called: by its manifest, else by its directory."""
-    if (model / manifest.FILE).exists():
-        return manifest.read(model).name
-    return model.resolve().name
-
-
 def tokenizer_files(model: Path) -> list[Path]:
     """Tokenizer, chat template and generation defaults of a model.
 

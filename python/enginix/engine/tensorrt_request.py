@@ -11,8 +11,9 @@ from enginix.engine import options as build_options
 from enginix.engine.options import Limits, Value
 from enginix.engine.options_rules import Facts, resolve
 from enginix.engine.target import Target, target
-from enginix.engine.tensorrt_checkpoint import Checkpoint, model_name
+from enginix.engine.tensorrt_checkpoint import Checkpoint
 from enginix.errors import UsageError
+from enginix.manifest import name_of
 from enginix.runtime import table as runtimes
 from enginix.runtime.table import Runtime
 from enginix.tables import table
@@ -155,7 +156,7 @@ def request_of(asked: dict[str, Any], checkpoint_dir: Path | None, model: Path) 
     known = Facts(facts.quantization, facts.kv_cache, wanted.sm, facts.architecture, facts.tensor_parallel)
     cache = asked.get("timingCache")
     return Request(
-        name=str(asked.get("name") or model_name(model)),
+        name=str(asked.get("name") or name_of(model)),
         target=wanted,
         runtime=runtime,
         limits=build_options.defaults(facts.context, {**profile["limits"], **(asked.get("limits") or {})}),

@@ -31,7 +31,7 @@ def command(engine: Path, made: Manifest, serving: Serving) -> list[str]:
     """The command line; the directory is seen under the same path inside the runtime.
 
     Raises:
-        ManifestError: a kind that trtllm-serve does not serve, a size that is none, or a part that is missing.
+        ManifestError: a kind that trtllm-serve does not serve, a size that is none, arguments that are none.
     """
     tables = table("llm_args")["serve"]
     flags = tables["flags"]

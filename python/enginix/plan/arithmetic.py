@@ -1,6 +1,6 @@
 """The memory of one rank, in whole numbers.
 
-``nix/check/plan.nix`` is this module again, for evaluation; tests/python/plan/test_twin.py holds the two
+``nix/check/memory.nix`` and ``plan.nix`` are this module again, for evaluation; test_twin.py holds them
 together. Bytes unless a name says otherwise. What is exact and what is an estimate: docs/plan.md.
 """
 

@@ -1,7 +1,7 @@
 """The memory of a TensorRT Edge-LLM engine, in whole numbers: one GPU, float16.
 
-``nix/check/edgellm-plan.nix`` is this module again, for evaluation; tests/python/plan/test_edgellm_twin.py
-holds the two together. What the wheel fixes when it builds (data/edgellm.json, memory): a KV cache of
+``nix/check/edgellm-plan.nix`` is this module again, for evaluation; tests/python/plan/test_twin.py holds the
+two together. What the wheel fixes when it builds (data/edgellm.json, memory): a KV cache of
 ``max_batch_size`` sequences of ``max_kv_cache_capacity`` tokens, in pages, allocated from the start; a step
 of ``max_batch_size`` prompts of ``max_input_len`` tokens.
 """

@@ -15,7 +15,6 @@ from enginix.tables import table
 
 Kind = Literal["tensorrt", "llmapi", "edgellm", "reference"]
 KINDS: tuple[Kind, ...] = ("tensorrt", "llmapi", "edgellm", "reference")
-KV_CACHES = ("auto", *table("formats")["kvCache"])
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,16 @@ def test_llmapi_artefact(model, tmp_path):
     ).is_file()
 
 
+def test_the_name_of_a_model_without_a_manifest_is_no_reference_to_the_store(model, tmp_path):
+    stored = tmp_path / f"{'0' * 32}-tiny"
+    stored.mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (stored / name).write_bytes((model / name).read_bytes())
+    line = ["build", "--kind", "llmapi", "--model", str(stored), "--runtime", "trtllm-1.2.1"]
+    assert main([*line, "-o", str(tmp_path / "e")]) == 0
+    assert manifest.read(tmp_path / "e").name == "tiny"
+
+
 def test_llmapi_refuses_engine_options(model, tmp_path, capsys):
     line = [
         "build",

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from enginix.cli import main
-from enginix.edgellm.export import _identity
+from enginix.edgellm.export import identity_of
 from enginix.engine import check
 from enginix.engine import tensorrt_stage as stage
 from enginix.engine.check import compare
@@ -106,7 +106,7 @@ def edgellm(tmp_path: Path, driver: Callable[..., Path]) -> Callable[..., list[s
             "edgellm",
             own | target,
             {"id": "edgellm-0.11.0", "edgellm": "0.11.0"} | runtime,
-            inputs={"model": _identity(TINY)},
+            inputs={"model": identity_of(TINY)},
             options={
                 "builder": "direct",
                 "limits": {"maxInputLen": 64, "maxBatchSize": 1, "maxKvCacheCapacity": 128},
