@@ -51,7 +51,7 @@ cat >"$out$interpreter/python3" <<EOF
 #!/bin/sh
 PYTHONPATH=$site exec /usr/bin/python3 "\$@"
 EOF
-for program in trtllm-build trtllm-serve mpirun; do
+for program in trtllm-build trtllm-serve mpirun orted; do
   cat >"$out$interpreter/$program" <<EOF
 #!/bin/sh
 exec $interpreter/python3 -m tensorrt_llm.standin_${program//-/_} "\$@"

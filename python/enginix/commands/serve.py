@@ -11,8 +11,10 @@ manifest where it has some), never before; systemd is told then (Type=notify).
 
 With --rootfs, tritonserver is the one inside the root file system of the runtime's image, and runs there
 (bubblewrap); the GPU is compared with the engine first. An engine of several ranks is started by mpirun, one
-rank a GPU. Model control, client shared memory, trace and log settings are closed: by --admin-key-file they
-open to whoever sends its content as the header enginix-key.
+rank a GPU; with --hosts on several machines, where enginix serve runs in the runtime's image on each: with
+--worker on all but the first, which starts their ranks over ssh or kubectl exec. Model control, client shared
+memory, trace and log settings are closed: by --admin-key-file they open to whoever sends its content as the
+header enginix-key.
 
 DIR holds bin/tritonserver and backends/python/{libtriton_python.so,triton_python_backend_stub,
 triton_python_backend_utils.py}; $ENGINIX_TRITONSERVER is its default. The Python models run in the
@@ -28,6 +30,7 @@ import argparse
 import json
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -99,6 +102,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus", metavar="LIST", help="GPUs that the server sees, by index or UUID, joined by commas"
     )
+    spread = parser.add_mutually_exclusive_group()
+    spread.add_argument(
+        "--hosts", metavar="LIST", help="machines of the ranks and their slots, this one first: a:8,b:8"
+    )
+    spread.add_argument("--hostfile", type=Path, metavar="FILE", help="the same, a line 'a slots=8' each")
+    spread.add_argument(
+        "--worker",
+        type=int,
+        metavar="N",
+        help="run the preflight for N ranks, then wait: another machine starts them here",
+    )
+    parser.add_argument(
+        "--agent",
+        default="ssh",
+        metavar="NAME",
+        help="starts ranks on other machines: ssh (default), kubectl, or a program that takes HOST COMMAND",
+    )
+    parser.add_argument(
+        "--ready-file",
+        type=Path,
+        default=Path("/tmp/enginix-worker"),
+        metavar="FILE",
+        help="there while --worker waits (default: /tmp/enginix-worker)",
+    )
     parser.add_argument(
         "--start-timeout",
         type=float,
@@ -130,12 +157,27 @@ def run(args: argparse.Namespace) -> int:
     from enginix.runtime import driver as drivers
     from enginix.runtime import table as runtimes
     from enginix.runtime.sandbox import check_namespaces
-    from enginix.serve import flags, launch, ports, preflight, tritonserver
+    from enginix.serve import flags, hosts, launch, ports, preflight, tritonserver
 
     if args.exit_after_ask and args.ask is None:
         raise UsageError("needs --ask", where="--exit-after-ask")
     server = _server(args)
     repository = preflight.check_repository(args.repository, server)
+    kind = repository.manifest.kind or "reference"
+    machines: tuple[hosts.Host, ...] = ()
+    here: int | None = None
+    if args.hosts is not None or args.hostfile is not None:
+        machines = hosts.parse(args.hosts) if args.hosts is not None else hosts.read(args.hostfile)
+        hosts.check(machines, repository.ranks, kind, server.rootfs is not None, repository.engine)
+        here = machines[0].slots
+    elif args.worker is not None:
+        here = args.worker
+        if kind != "tensorrt" or not 0 < here < repository.ranks:
+            raise UsageError(
+                f"{here} ranks on this machine, of an engine of kind {kind} with {repository.ranks}",
+                where="--worker",
+                fix="the slots that --hosts of the first machine gives it",
+            )
     endpoints = [n for n in ("http", "grpc", "metrics") if not getattr(args, f"no_{n}", False)]
     named = [(f"--{n}-port", getattr(args, f"{n}_port")) for n in endpoints]
     ports.family(args.host)
@@ -158,6 +200,8 @@ def run(args: argparse.Namespace) -> int:
         flags=flags.checked(args.triton_flag, server.version),
         admin_key=flags.admin_key(args.admin_key_file),
         environ=_workers(repository) | launch.check_environ(args.env),
+        hosts=machines,
+        agent=hosts.find_agent(args.agent) if len(machines) > 1 else None,
     )
 
     if repository.ranks > 1:
@@ -189,9 +233,9 @@ def run(args: argparse.Namespace) -> int:
         check_namespaces()
     if (note := manifest.ungated(repository.manifest)) is not None:
         console.say(f"note: {note}")
-    for note in preflight.check_gpus(repository, driver, gpus):
+    for note in preflight.check_gpus(repository, driver, gpus, here):
         console.say(f"note: {note}")
-    numbers = ports.reserve(args.host, named)
+    numbers = ports.reserve(args.host, named) if args.worker is None else []
     if args.check:
         console.result(
             {
@@ -208,6 +252,10 @@ def run(args: argparse.Namespace) -> int:
             as_json=args.json,
         )
         return 0
+    if args.worker is not None:
+        from enginix.serve.worker import wait
+
+        return wait(args.ready_file)
     return _serve(args, plan(numbers), repository)
 
 
@@ -232,6 +280,7 @@ def _workers(repository: Repository) -> dict[str, str]:
 
 
 def _serve(args: argparse.Namespace, plan: Plan, repository: Repository) -> int:
+    from enginix.serve import hosts
     from enginix.serve.client import Client
     from enginix.serve.launch import LOOPBACK
     from enginix.serve.notify import notify
@@ -252,7 +301,12 @@ def _serve(args: argparse.Namespace, plan: Plan, repository: Repository) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _raise_stopped)
     client = Client(args.host if args.host not in ("0.0.0.0", "::") else "127.0.0.1", plan.endpoints.http)
+    begun = time.monotonic()
     try:
+        if plan.agent is not None:
+            orted = str(Path(plan.mpirun).with_name("orted"))
+            needed = [orted, str(plan.server.program), str(plan.repository)]
+            hosts.await_hosts(plan.hosts, plan.agent, needed, args.start_timeout)
         server = Supervised(plan, show)
     except _Stopped:
         return 0
@@ -264,7 +318,7 @@ def _serve(args: argparse.Namespace, plan: Plan, repository: Repository) -> int:
                     server,
                     client,
                     golden(repository.manifest),
-                    args.start_timeout,
+                    max(1.0, args.start_timeout - (time.monotonic() - begun)),
                     repository.manifest.kind or "reference",
                 )
                 notify("READY=1")
@@ -279,7 +333,7 @@ def _serve(args: argparse.Namespace, plan: Plan, repository: Repository) -> int:
                 if not args.exit_after_ask:
                     quiet = args.ask is not None and not args.verbose
                     status = server.wait()
-                    raise explain(server.last_lines(400), status)
+                    raise explain(server.last_lines(400), status, plan.hosts)
             except _Stopped:
                 pass
             finally:

@@ -5,7 +5,7 @@ ms.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,14 +169,21 @@ def require(
     machine: Machine | None,
     runtime: str | None = None,
     live: Mapping[str, str] | None = None,
+    count: int | None = None,
 ) -> Verdict:
     """The verdict, when the engine runs here.
+
+    Args:
+        count: GPUs that it needs here, where other machines have the rest.
 
     Raises:
         ManifestError: not an engine.
         Mismatch: it does not run here; every differing field with what to do.
     """
-    return _refuse(compare(manifest.read(directory, "engine"), machine, runtime, live), directory)
+    made = manifest.read(directory, "engine")
+    if count is not None:
+        made = replace(made, target={**made.target, "count": count})
+    return _refuse(compare(made, machine, runtime, live), directory)
 
 
 def at_start(

@@ -15,9 +15,12 @@ from enginix.runtime.driver import Driver
 from enginix.runtime.sandbox import Room, reading
 from enginix.runtime.table import Runtime
 from enginix.serve import flags, ranks
+from enginix.serve.hosts import Agent, Host
 from enginix.serve.tritonserver import TritonServer
 
 LOOPBACK = ("127.0.0.1", "::1")
+# The script in the private directory that mpirun calls for other machines.
+AGENT = "agent"
 _GPU = re.compile(r"\d{1,3}|(GPU|MIG)-[0-9A-Za-z/-]+")
 
 
@@ -60,6 +63,8 @@ class Plan:
         flags: options of tritonserver that a user added, checked (:func:`enginix.serve.flags.checked`).
         admin_key: opens the restricted APIs.
         environ: further variables that the server sees.
+        hosts: the machines of its ranks, this one first; empty is this one alone.
+        agent: starts ranks on the others.
     """
 
     server: TritonServer
@@ -75,6 +80,8 @@ class Plan:
     flags: tuple[str, ...] = ()
     admin_key: str = field(default_factory=lambda: flags.admin_key(None), repr=False)
     environ: Mapping[str, str] = field(default_factory=dict)
+    hosts: tuple[Host, ...] = ()
+    agent: Agent | None = None
 
     def command(self, shm_prefix: str, repository: Path) -> list[str]:
         """The command line; of mpirun where there are several ranks.
@@ -84,8 +91,18 @@ class Plan:
             shm_prefix: of the names of shared-memory regions; one of its own for each server, so that
                 leftovers of a killed one are known.
         """
-        commands = [self._rank(rank, shm_prefix, repository) for rank in range(self.ranks)]
-        return commands[0] if self.ranks == 1 else ranks.mpirun(self.mpirun, commands)
+        here = self.hosts[0].slots if self.hosts else self.ranks
+        commands = [
+            # Another machine has no links; what its ranks load is no Python.
+            self._rank(rank, shm_prefix, repository if rank < here else self.repository)
+            for rank in range(self.ranks)
+        ]
+        if self.ranks == 1:
+            return commands[0]
+        state = repository.parent
+        # HOME and TMPDIR are of this machine alone.
+        exported = sorted(set(self.environment(state)) - {"HOME", "TMPDIR"})
+        return ranks.mpirun(self.mpirun, commands, self.hosts, str(state / AGENT), exported)
 
     def _rank(self, rank: int, shm_prefix: str, repository: Path) -> list[str]:
         words = [
@@ -181,7 +198,7 @@ def link_repository(repository: Path, into: Path) -> Path:
 def describe(plan: Plan) -> dict[str, Any]:
     """The plan as ``--dry-run`` shows it."""
     state = Path("$STATE")
-    command = plan.command("enginix-$PREFIX-", plan.repository)
+    command = plan.command("enginix-$PREFIX-", plan.repository if len(plan.hosts) < 2 else state / "models")
     environment = plan.environment(state)
     if (room := plan.room(state)) is not None:
         environment = room.environment()

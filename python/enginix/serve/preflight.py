@@ -158,11 +158,14 @@ def find_mpirun(server: TritonServer, environment: Mapping[str, str]) -> str:
     )
 
 
-def check_gpus(repository: Repository, driver: Driver, gpus: Sequence[str]) -> list[str]:
+def check_gpus(
+    repository: Repository, driver: Driver, gpus: Sequence[str], here: int | None = None
+) -> list[str]:
     """An engine's GPUs: there, of its kind, with memory for its weights; notes what differs and does no harm.
 
     Args:
         gpus: the ones that are to serve, by index or UUID; empty is all.
+        here: ranks of this machine, where other machines have the rest.
 
     Raises:
         MachineError: a GPU is not there, too few are, or too little of its memory is free.
@@ -184,14 +187,14 @@ def check_gpus(repository: Repository, driver: Driver, gpus: Sequence[str]) -> l
         chosen = tuple(by_name[n] for n in gpus if n in by_name)
         # A slice of a GPU is not told from its whole here; TensorRT-LLM has the last word on it.
         machine = replace(machine, gpus=chosen) if len(chosen) == len(gpus) else machine
-    count = repository.manifest.target.get("count", 1)
+    count = repository.manifest.target.get("count", 1) if here is None else here
     if gpus and type(count) is int and len(gpus) != count:
         raise MachineError(
             f"{len(gpus)} GPUs for an engine of {count} ranks",
             where="--gpus",
             fix=f"name {count}, one a rank",
         )
-    verdict = require(repository.engine, machine)
+    verdict = require(repository.engine, machine, count=here)
     if machine is not None:
         for gpu, needed in zip(machine.gpus, _weights(repository.engine), strict=False):
             if gpu.free < needed:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from enginix.runtime.child import descendants
+from enginix.serve.hosts import Host
 from enginix.triton.contract import EXECUTOR
 
 # mpirun --tag-output: [1,0]<stdout>:text (OpenMPI 4), [prterun-host-1@1,0]<stdout>: text (OpenMPI 5).
@@ -41,14 +42,37 @@ def further(rank: int) -> list[str]:
     ]
 
 
-def mpirun(program: str, commands: Sequence[Sequence[str]]) -> list[str]:
-    """The command line that starts one command a rank."""
+def mpirun(
+    program: str,
+    commands: Sequence[Sequence[str]],
+    hosts: Sequence[Host] = (),
+    agent: str = "",
+    exported: Sequence[str] = (),
+) -> list[str]:
+    """The command line that starts one command a rank.
+
+    Args:
+        hosts: the machines, where there are several; each rank is placed by name, whatever mpirun's mapping.
+        agent: the program that starts mpirun's daemon on another machine.
+        exported: names of variables that ranks of other machines get from here.
+    """
     words = [program, "--tag-output"]
     if os.getuid() == 0:
         # OpenMPI refuses root otherwise; inside an image's name space it is nobody else.
         words.append("--allow-run-as-root")
+    several = len(hosts) > 1
+    if several:
+        # From here to every host: by default hosts start others, which would need the agent's rights, too.
+        words += ["--mca", "plm_rsh_agent", agent, "--mca", "plm_rsh_no_tree_spawn", "1"]
+        if any("." in host.name for host in hosts):
+            words += ["--mca", "orte_keep_fqdn_hostnames", "1"]
+    places = [host for host in hosts for _ in range(host.slots)]
     for rank, command in enumerate(commands):
         words += [":"] if rank else []
+        if several:
+            words += ["--host", f"{places[rank].name}:{places[rank].slots}"]
+            if places[rank] is not hosts[0]:
+                words += [word for name in exported for word in ("-x", name)]
         words += ["-n", "1", *command]
     return words
 

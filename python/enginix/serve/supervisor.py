@@ -14,14 +14,14 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from enginix.errors import EXIT_MACHINE, EnginixError, MachineError
-from enginix.runtime.child import Child, descendants
-from enginix.serve import ranks
-from enginix.serve.launch import Plan, link_repository
+from enginix.runtime.child import Child, descendants, started
+from enginix.serve import hosts, ranks
+from enginix.serve.launch import AGENT, Plan, link_repository
 from enginix.serve.tritonserver import STUB
 
 LAST_LINES = 400
@@ -70,6 +70,9 @@ class Supervised:
     def _started(self) -> subprocess.Popen[bytes]:
         plan = self.plan
         models = link_repository(plan.repository, self._state / "models")
+        if plan.agent is not None:
+            (self._state / AGENT).write_text(plan.agent.script(), "utf-8")
+            (self._state / AGENT).chmod(0o700)
         room = plan.room(self._state)
         if room is not None:
             room.prepare()
@@ -103,7 +106,7 @@ class Supervised:
         """
         if (status := self.process.poll()) is not None:
             self._reader.join(5)
-            raise explain(list(self._lines), status)
+            raise explain(list(self._lines), status, self.plan.hosts)
         self._check_ranks()
 
     def _check_ranks(self) -> None:
@@ -121,11 +124,19 @@ class Supervised:
         except subprocess.TimeoutExpired:
             return True
         self._reader.join(5)
-        raise explain(list(self._lines), self.process.returncode)
+        raise explain(list(self._lines), self.process.returncode, self.plan.hosts)
 
     def not_ready(self, seconds: float) -> StartError:
         """The error of a start that takes too long; of several ranks it names the one that is silent."""
         what = f"not ready after {seconds:.0f} s"
+        plan = self.plan
+        # mpirun starts no rank before all its daemons are there.
+        if plan.agent is not None and not self._heard and (host := hosts.stuck(plan.hosts, self._lines)):
+            return StartError(
+                f"{what}; {plan.agent.name} has not started mpirun's daemon there",
+                where=hosts.whole(plan.hosts, host.name),
+                fix=f"its last lines:\n    {chr(10).join(self.last_lines()) or 'nothing'}",
+            )
         if self.plan.ranks > 1:
             rank = ranks.silent(self._heard, self.plan.ranks)
             since = time.monotonic() - self._heard[rank] if rank in self._heard else seconds
@@ -135,11 +146,13 @@ class Supervised:
 
     def _silent(self, rank: int, what: str) -> StartError:
         others = "".join(
-            f"\n    rank {n}: {self._said.get(n, 'nothing')}" for n in range(self.plan.ranks) if n != rank
+            f"\n    {hosts.place(self.plan.hosts, n)}: {self._said.get(n, 'nothing')}"
+            for n in range(self.plan.ranks)
+            if n != rank
         )
         return StartError(
             f"{what}; its last line: {self._said.get(rank, 'none, it never said anything')}",
-            where=f"rank {rank}",
+            where=hosts.place(self.plan.hosts, rank),
             fix=f"look at that rank's GPU and at links between GPUs; the others' last lines:{others}",
         )
 
@@ -219,8 +232,14 @@ class Supervised:
         if self._child is not None:
             self._child.kill()
             return
+        # mpirun's agents for other machines have groups of their own.
+        below = descendants(self.process.pid) if self.plan.agent is not None else {}
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        for pid, begun in below.items():
+            if started(pid) == begun:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
 
     def _reap(self) -> int:
         if self.process.poll() is None:
@@ -259,19 +278,21 @@ class Supervised:
                     self._show(line)
 
 
-def explain(lines: list[str], status: int) -> StartError:
-    """Turns a dead server's output into an error that names the model and its reason."""
+def explain(lines: list[str], status: int, machines: Sequence[hosts.Host] = ()) -> StartError:
+    """Turns a dead server's output into an error that names the model and its reason, or the machine."""
     how = f"signal {-status}" if status < 0 else f"exit status {status}"
     useful = [line for line in lines if not _NOISE.search(line)]
     tail = "\n    ".join(useful[-12:]) or "no output"
     rank = ranks.ended(lines)
+    if (lost := hosts.failed(machines, lines)) is not None and rank is None:
+        return StartError(lost[1], where=lost[0], fix=f"its and mpirun's last lines:\n    {tail}")
     for line in useful:
         if found := _FAILED.search(line):
             # Triton writes the message with its traceback on one line, line ends as \\n.
             reason = found[2].split("\\n", 1)[0].rstrip('"').removeprefix("Internal: ").strip()
             return StartError(
                 f"failed to load: {reason}",
-                where=found[1] if rank is None else f"rank {rank}, {found[1]}",
+                where=found[1] if rank is None else f"{hosts.place(machines, rank)}, {found[1]}",
                 fix=f"correct the model; tritonserver ended with {how}, its last lines:\n    {tail}",
             )
     errors = [line for line in useful if re.match(r"(?:rank \d+: )?error", line, re.IGNORECASE)]
@@ -279,11 +300,11 @@ def explain(lines: list[str], status: int) -> StartError:
     if own:
         return StartError(
             f"ended; its last line: {own[-1].split(': ', 1)[1]}",
-            where=f"rank {rank}",
+            where="tritonserver" if rank is None else hosts.place(machines, rank),
             fix=f"mpirun ended with {how}, its last lines:\n    {tail}",
         )
     last = errors[-1] if errors else (useful[-1] if useful else "no output")
-    where = "tritonserver" if rank is None else f"rank {rank}"
+    where = "tritonserver" if rank is None else hosts.place(machines, rank)
     return StartError(f"ended with {how}: {last}", where=where, fix=f"its last lines:\n    {tail}")
 
 

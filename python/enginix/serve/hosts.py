@@ -1,0 +1,307 @@
+"""Several machines: which ranks each has, and how mpirun starts its daemon on the others.
+
+``mpirun`` (Open MPI 4.1) starts ``orted`` on a host by calling ``plm_rsh_agent`` as it would call ssh: the
+host's name, then the command. Here that is a small script around ssh, around ``kubectl exec`` (as NVIDIA's
+tutorial on Triton over several nodes does it), or around a program of the user's; it says which host failed,
+which mpirun does not. A host is tried in the same way before mpirun is started, for it waits without end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from enginix.errors import EXIT_MACHINE, MachineError, UsageError
+
+# A name of DNS or Kubernetes, or an IPv4 address: nothing that an agent would take as an option.
+_HOST = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?):([1-9]\d{0,2})")
+_FILE = re.compile(r"(\S+)\s+slots\s*=\s*(\d+)")
+_SAID = re.compile(r"enginix: host (\S+): (.*)")
+_STARTED = "daemon started"
+# Open MPI 4.1, help-errmgr-base.txt.
+_LOST = re.compile(r"\s*Remote daemon: \[\[.*\] on node (\S+)")
+# What the device of a rank is counted by where the engine does not say it (TensorRT-LLM's default).
+GPUS_PER_NODE = 8
+# Of one try of a host, and between two.
+TRY_SECONDS = 15.0
+PAUSE_SECONDS = 1.0
+
+
+class HostError(MachineError):
+    """A host on which ranks cannot be started."""
+
+    exit_code = EXIT_MACHINE
+    kind = "host"
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine, by the name that the agent knows, and its ranks: one a GPU."""
+
+    name: str
+    slots: int
+
+
+@dataclass(frozen=True)
+class Agent:
+    """What starts a command on another host.
+
+    Attributes:
+        name: ``ssh``, ``kubectl`` or a program that is called as ssh is: HOST COMMAND.
+        program: the executable.
+    """
+
+    name: str
+    program: str
+
+    def words(self, host: str, command: str) -> list[str]:
+        """The command line that runs a shell's ``command`` on a host."""
+        if self.name == "kubectl":
+            # Names of hosts are names of Pods.
+            return [self.program, "exec", host, "--", "/bin/sh", "-c", command]
+        if self.name == "ssh":
+            return [self.program, "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", host, command]
+        return [self.program, host, command]
+
+    def environment(self) -> dict[str, str]:
+        """Of the agent alone: what ssh and kubectl need, none of which a rank is to see."""
+        names = ("HOME", "PATH", "SSH_AUTH_SOCK", "KUBECONFIG", "KUBERNETES_SERVICE_HOST")
+        return {k: os.environ[k] for k in (*names, "KUBERNETES_SERVICE_PORT") if k in os.environ}
+
+    def script(self) -> str:
+        """The value of ``plm_rsh_agent`` is a file with this."""
+        exports = "".join(f"export {k}={shlex.quote(v)}\n" for k, v in sorted(self.environment().items()))
+        fixed = [shlex.quote(w) for w in self.words("@host@", "@command@")]
+        call = " ".join({"@host@": '"$host"', "@command@": '"$*"'}.get(w, w) for w in fixed)
+        return (
+            f"#!/bin/sh\n{exports}host=$1\nshift\n{call} </dev/null &\nchild=$!\n"
+            "trap 'kill \"$child\"' TERM INT\n"
+            'wait "$child"\nstatus=$?\n'
+            # Where mpirun itself starts all daemons (plm_rsh_no_tree_spawn), they leave the agent.
+            f'said="{_STARTED}"\n[ "$status" -eq 0 ] || said="{self.name} ended with status $status"\n'
+            'echo "enginix: host $host: $said" >&2\nexit "$status"\n'
+        )
+
+
+def parse(text: str, where: str = "--hosts") -> tuple[Host, ...]:
+    """Hosts of ``a:8,b:8``, or with ``where`` a file's name of its lines ``a slots=8``.
+
+    Raises:
+        UsageError: not of that form, or a host twice.
+    """
+    found = []
+    for part in text.split(","):
+        match = _HOST.fullmatch(part.strip())
+        if match is None:
+            raise UsageError(
+                f"{part.strip()!r} is not HOST:SLOTS", where=where, fix="for instance a:8,b:8: a rank a slot"
+            )
+        found.append(Host(match[1], int(match[2])))
+    names = [host.name for host in found]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise UsageError(f"{twice[0]} is named twice", where=where, fix="name it once, with all its slots")
+    return tuple(found)
+
+
+def read(path: Path) -> tuple[Host, ...]:
+    """Hosts of a file as Open MPI has it: a line ``a slots=8`` each; # begins a comment.
+
+    Raises:
+        UsageError: unreadable, empty, or a line of another form.
+    """
+    try:
+        lines = [line.split("#", 1)[0].strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"cannot be read: {e}", where=str(path)) from e
+    parts = []
+    for line in filter(None, lines):
+        if (match := _FILE.fullmatch(line)) is None:
+            raise UsageError(f"{line!r} is not HOST slots=N", where=str(path))
+        parts.append(f"{match[1]}:{match[2]}")
+    if not parts:
+        raise UsageError("names no host", where=str(path), fix="a line HOST slots=N for each")
+    return parse(",".join(parts), str(path))
+
+
+def check(hosts: Sequence[Host], ranks: int, kind: str, in_image: bool, engine: Path | None) -> None:
+    """Whether an engine's ranks can be spread so.
+
+    Args:
+        kind: of the engine.
+        in_image: whether the server would run in a sandbox of ``enginix serve``.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    if kind != "tensorrt":
+        why = {
+            "reference": "it is one process",
+            "llmapi": "its LLM class starts its own processes, on its machine alone",
+        }
+        raise UsageError(
+            f"an engine of kind {kind} is served by one machine: {why.get(kind, 'it has no ranks')}",
+            where="--hosts",
+        )
+    total = sum(host.slots for host in hosts)
+    if total != ranks:
+        raise UsageError(
+            f"{total} slots for an engine of {ranks} ranks", where="--hosts", fix="a slot a rank, no more"
+        )
+    if len(hosts) == 1:
+        return
+    if in_image:
+        raise UsageError(
+            "--rootfs makes a sandbox on this machine alone",
+            where="--hosts",
+            fix="run enginix serve in containers of the runtime's image, one a machine (docs/kubernetes.md)",
+        )
+    first = hosts[0].name
+    here = socket.gethostname()
+    if first not in (here, here.split(".")[0]):
+        raise UsageError(
+            f"the first host is {first}, and this machine is {here}",
+            where="--hosts",
+            fix="rank 0 serves: name this machine first, or start it there",
+        )
+    each = gpus_per_node(engine)
+    for host in hosts:
+        if host.slots != each:
+            raise UsageError(
+                f"{host.name} has {host.slots} slots, and the engine counts {each} GPUs a machine",
+                where="--hosts",
+                fix=f"TensorRT-LLM takes GPU rank modulo {each}: machines of {each}, or an engine for others",
+            )
+
+
+def gpus_per_node(engine: Path | None) -> int:
+    """By what TensorRT-LLM finds a rank's GPU on its machine."""
+    try:
+        found = json.loads(
+            (engine or Path("/nonexistent")).joinpath("engine", "config.json").read_text("utf-8")
+        )
+        each = found["pretrained_config"]["mapping"]["gpus_per_node"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return GPUS_PER_NODE
+    return each if type(each) is int and each > 0 else GPUS_PER_NODE
+
+
+def find_agent(name: str) -> Agent:
+    """The agent of ``--agent``.
+
+    Raises:
+        MachineError: there is no such program.
+    """
+    named = os.environ.get("ENGINIX_KUBECTL") if name == "kubectl" else None
+    program = shutil.which(named or name)
+    if program is None:
+        raise MachineError(
+            f"no program {named or name}, which starts ranks on other machines",
+            where="--agent",
+            fix="install it, or name another: ssh, kubectl, or a program that takes HOST COMMAND",
+        )
+    return Agent(name, os.path.abspath(program))
+
+
+def first_rank(hosts: Sequence[Host], name: str) -> int:
+    """The first rank of a host."""
+    return sum(host.slots for host in hosts[: [h.name for h in hosts].index(name)])
+
+
+def place(hosts: Sequence[Host], rank: int) -> str:
+    """A rank as an error names it, with its host where there are several."""
+    if len(hosts) < 2:
+        return f"rank {rank}"
+    names = [host.name for host in hosts for _ in range(host.slots)]
+    return f"rank {rank} on {names[rank]}" if rank < len(names) else f"rank {rank}"
+
+
+def whole(hosts: Sequence[Host], name: str) -> str:
+    """A host as an error names it, with its ranks."""
+    first = first_rank(hosts, name)
+    last = first + next(h.slots for h in hosts if h.name == name) - 1
+    return f"host {name}, rank {first}" + (f" to {last}" if last > first else "")
+
+
+def failed(hosts: Sequence[Host], lines: Sequence[str]) -> tuple[str, str] | None:
+    """Where and what, of a host that an agent or mpirun says failed."""
+    names = {host.name for host in hosts}
+    for line in lines:
+        if (said := _SAID.fullmatch(line)) and said[1] in names and said[2] != _STARTED:
+            return whole(hosts, said[1]), said[2]
+    for line in lines:
+        if (lost := _LOST.match(line)) and lost[1] in names:
+            return whole(hosts, lost[1]), "mpirun lost its connection to it"
+    return None
+
+
+def stuck(hosts: Sequence[Host], lines: Iterable[str]) -> Host | None:
+    """The first host whose agent has not ended yet."""
+    begun = {said[1] for line in lines if (said := _SAID.fullmatch(line))}
+    return next((host for host in hosts[1:] if host.name not in begun), None)
+
+
+def await_hosts(
+    hosts: Sequence[Host], agent: Agent, needed: Sequence[str], seconds: float, once: float = TRY_SECONDS
+) -> None:
+    """Waits until every other host can be reached and has what its ranks need.
+
+    Args:
+        needed: paths that must exist there: orted, tritonserver, the repository.
+        once: seconds that one try may take.
+
+    Raises:
+        HostError: names the host, its ranks, and what the agent said last.
+    """
+    command = "; ".join(
+        ["echo enginix reached", *(f"test -e {shlex.quote(p)} || echo lacks {p}" for p in needed)]
+    )
+    deadline = time.monotonic() + seconds
+    for host in hosts[1:]:
+        while True:
+            said = _try(agent, host.name, command, min(once, max(0.1, deadline - time.monotonic())))
+            lines = said.splitlines()
+            if "enginix reached" in lines:
+                break
+            if time.monotonic() + PAUSE_SECONDS > deadline:
+                raise HostError(
+                    f"not reached in {seconds:.0f} s by {agent.name}; it said: {(lines or ['nothing'])[-1]}",
+                    where=whole(hosts, host.name),
+                    fix=f"try: {shlex.join(agent.words(host.name, 'true'))}",
+                )
+            time.sleep(PAUSE_SECONDS)
+        if lacking := [line.removeprefix("lacks ") for line in lines if line.startswith("lacks ")]:
+            raise HostError(
+                f"has no {lacking[0]}",
+                where=whole(hosts, host.name),
+                fix="every machine needs the same image, repository and engine under the same paths",
+            )
+
+
+def _try(agent: Agent, host: str, command: str, seconds: float) -> str:
+    """What the agent printed; of a try that hangs, that it hung."""
+    with subprocess.Popen(
+        agent.words(host, command),
+        env=agent.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, _ = process.communicate(timeout=seconds)
+        except BaseException as e:
+            # The whole group: an agent may be a script.
+            os.killpg(process.pid, 9)
+            if isinstance(e, subprocess.TimeoutExpired):
+                return f"nothing for {seconds:.0f} s"
+            raise
+    return out.decode("utf-8", "replace")
