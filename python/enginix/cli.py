@@ -38,6 +38,7 @@ COMMANDS = {
     "edgellm-build": "export → TensorRT Edge-LLM engine, on the target's GPU",
     "edgellm-serve": "serve a TensorRT Edge-LLM engine over OpenAI's interface, on loopback",
     "triton-repo": "engine → Triton model repository, validated",
+    "openai-frontend": "Triton's own OpenAI frontend out of an image, for enginix serve to start",
     "serve": "start Triton on a repository, loopback by default; ask it; stop it",
     "ready": "wait until an OpenAI server has answered: readiness for systemd",
     "rollout": "try a changed server beside the running one, before NixOS switches to it",

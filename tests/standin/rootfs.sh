@@ -49,7 +49,7 @@ esac
 mkdir -p "$out$interpreter"
 cat >"$out$interpreter/python3" <<EOF
 #!/bin/sh
-PYTHONPATH=$site exec /usr/bin/python3 "\$@"
+PYTHONPATH=$site\${PYTHONPATH:+:\$PYTHONPATH} exec /usr/bin/python3 "\$@"
 EOF
 for program in trtllm-build trtllm-serve mpirun orted; do
   cat >"$out$interpreter/$program" <<EOF

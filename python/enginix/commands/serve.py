@@ -9,6 +9,9 @@ three ports. Then tritonserver is started on loopback, model control off, nothin
 auto-completion. It counts as ready when a generation succeeded (with the golden tokens of the engine's
 manifest where it has some), never before; systemd is told then (Type=notify).
 
+With --openai-frontend, Triton's own OpenAI frontend of that image runs in tritonserver's place, with the
+endpoints beside it (enginix openai-frontend makes the directory; docs/openai.md).
+
 With --rootfs, tritonserver is the one inside the root file system of the runtime's image, and runs there
 (bubblewrap); the GPU is compared with the engine first. An engine of several ranks is started by mpirun, one
 rank a GPU; with --hosts on several machines, where enginix serve runs in the runtime's image on each: with
@@ -40,7 +43,8 @@ from enginix import console
 
 if TYPE_CHECKING:
     from enginix.serve.client import Client
-    from enginix.serve.launch import Plan
+    from enginix.serve.frontend import Frontend
+    from enginix.serve.launch import Inside, Plan
     from enginix.serve.preflight import Repository
     from enginix.serve.tritonserver import TritonServer
 
@@ -91,6 +95,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=VALUE",
         help="an option of tritonserver, for instance http-thread-count=16",
+    )
+    parser.add_argument(
+        "--openai-frontend", type=Path, metavar="DIR", help="what enginix openai-frontend made, to be started"
+    )
+    parser.add_argument(
+        "--openai-port", type=int, default=9000, metavar="N", help="its port (default: 9000; 0: any free one)"
+    )
+    parser.add_argument(
+        "--openai-key-file", type=Path, metavar="FILE", help="its content is the clients' api_key"
+    )
+    parser.add_argument(
+        "--openai-flag",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the frontend, for instance default-max-tokens=256",
     )
     parser.add_argument(
         "--env",
@@ -187,6 +207,11 @@ def run(args: argparse.Namespace) -> int:
     if server.rootfs is not None:
         runtime = runtimes.find(server.runtime, repository.manifest.kind, args.pin)
         inside = launch.Inside(runtime, driver, repository.reads)
+    door = _frontend(args, server, repository, inside)
+    if door is not None and inside is not None:
+        inside = replace(inside, reads=(*inside.reads, door.directory))
+        endpoints = ["http", "grpc", "openai"]
+        named = [(f"--{n}-port", getattr(args, f"{n}_port")) for n in endpoints]
     options = launch.Plan(
         server=server,
         repository=repository.directory,
@@ -212,6 +237,8 @@ def run(args: argparse.Namespace) -> int:
     def plan(numbers: list[int]) -> launch.Plan:
         given = dict(zip(endpoints, numbers, strict=True))
         found = launch.Endpoints(args.host, given["http"], given.get("grpc"), given.get("metrics"))
+        if door is not None:
+            return replace(options, endpoints=found, frontend=replace(door, port=given["openai"]))
         return replace(options, endpoints=found)
 
     if repository.instances > args.exit_timeout - 10:
@@ -272,6 +299,42 @@ def _server(args: argparse.Namespace) -> TritonServer:
     return tritonserver.find_in_image(args.rootfs, str(named))
 
 
+def _frontend(
+    args: argparse.Namespace, server: TritonServer, repository: Repository, inside: Inside | None
+) -> Frontend | None:
+    """Triton's OpenAI frontend, where it was asked for; refuses what it cannot do."""
+    from enginix.errors import UsageError
+    from enginix.serve import frontend
+    from enginix.serve.launch import LOOPBACK
+
+    if args.openai_frontend is None:
+        if args.openai_key_file is not None or args.openai_flag:
+            option = "--openai-flag" if args.openai_flag else "--openai-key-file"
+            raise UsageError("needs --openai-frontend", where=option)
+        return None
+    if inside is None or repository.engine is None:
+        raise UsageError("it is part of a runtime's image", where="--openai-frontend", fix="pass --rootfs")
+    if (why := frontend.refusal(repository.manifest.kind or "", repository.ranks)) is not None:
+        raise UsageError(why, where="--openai-frontend", fix="serve the engine with mkServe (trtllm-serve)")
+    refused = (
+        (args.triton_flag, "--triton-flag", "it takes no option of tritonserver"),
+        (args.admin_key_file, "--admin-key-file", "its KServe endpoints restrict no API"),
+        (args.no_grpc, "--no-grpc", "it starts HTTP and gRPC together"),
+        (args.host not in LOOPBACK, "--host", "its endpoints share one address and have no key but OpenAI's"),
+    )
+    for given, option, why in refused:
+        if given:
+            raise UsageError(f"Triton's OpenAI frontend: {why}", where=option, fix="leave it out")
+    return frontend.find(
+        args.openai_frontend,
+        inside.runtime,
+        repository.engine / "tokenizer",
+        args.openai_port,
+        frontend.checked(args.openai_flag, server.version),
+        args.openai_key_file,
+    )
+
+
 def _workers(repository: Repository) -> dict[str, str]:
     """The LLM class starts a process a GPU; with one it computes in its own."""
     if repository.manifest.kind != "llmapi":
@@ -280,7 +343,7 @@ def _workers(repository: Repository) -> dict[str, str]:
 
 
 def _serve(args: argparse.Namespace, plan: Plan, repository: Repository) -> int:
-    from enginix.serve import hosts
+    from enginix.serve import frontend, hosts
     from enginix.serve.client import Client
     from enginix.serve.launch import LOOPBACK
     from enginix.serve.notify import notify
@@ -321,6 +384,9 @@ def _serve(args: argparse.Namespace, plan: Plan, repository: Repository) -> int:
                     max(1.0, args.start_timeout - (time.monotonic() - begun)),
                     repository.manifest.kind or "reference",
                 )
+                if plan.frontend is not None:
+                    frontend.await_answer(plan.frontend, args.host, server, args.start_timeout - seconds)
+                    console.say(f"OpenAI's interface: {plan.frontend.url(args.host)}, model ensemble")
                 notify("READY=1")
                 console.say(
                     f"{repository.manifest.name} answers at {client.url} after {seconds:.1f} s "
@@ -389,6 +455,8 @@ def _described(plan: Plan, seconds: float, answer: Any) -> dict[str, Any]:
         "grpcPort": plan.endpoints.grpc,
         "metricsPort": plan.endpoints.metrics,
     }
+    if plan.frontend is not None:
+        found["openaiPort"] = plan.frontend.port
     if answer is not None:
         found["answer"] = {
             "text": answer.text,
