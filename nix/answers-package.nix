@@ -15,6 +15,7 @@ import ./package.nix scope {
     "data/gate_prompts.json"
     "data/gate_text.json"
     "data/quantization.json"
+    "device.py"
     "errors.py"
     "files.py"
     "gates/__init__.py"

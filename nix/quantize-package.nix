@@ -16,6 +16,7 @@ let
     "data/calibration_default.jsonl"
     "data/quantization.json"
     "data/quantize.json"
+    "device.py"
     "errors.py"
     "files.py"
     "manifest.py"

@@ -98,8 +98,12 @@ def load(model: Path, device: str = "cpu") -> Any:
 
     Raises:
         GateError: the model cannot be loaded whole; without reference no gate passes.
+        MachineError: no such device.
     """
+    from enginix import device as devices  # late: what only reads a tokenizer is packaged without it
+
     transformers = _transformers()
+    place = devices.find(device)
     try:
         loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
             str(model),
@@ -112,7 +116,7 @@ def load(model: Path, device: str = "cpu") -> Any:
         # transformers fills what is missing with random numbers; such a reference would be worthless.
         if holes := sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())])):
             raise ModelError(f"weights are missing: {holes[0]} (of {len(holes)})")
-        return loaded.to(device).eval()
+        return loaded.to(place).eval()
     except Exception as e:
         raise _no_reference(model, e) from e
 
@@ -134,6 +138,7 @@ def logits(model: Path, tokens: Sequence[Sequence[int]], device: str = "cpu") ->
 
     Raises:
         GateError: the model cannot be loaded whole, or cannot be run; without reference no gate passes.
+        MachineError: no such device.
     """
     loaded = load(model, device)
     try:

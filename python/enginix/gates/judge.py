@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from enginix import device as devices
 from enginix.errors import CheckpointError, EnginixError, UsageError
 from enginix.gates import answers as kept_answers
 from enginix.gates import hf, run, suite
@@ -76,6 +77,7 @@ def judge(
         GateError: the reference is missing or says nothing; without it no gate passes.
         UsageError: a gate or bound that does not exist.
         CheckpointError: the checkpoint cannot be read.
+        MachineError: no such device: that is no answer of any gate's.
     """
     config = checkpoint_config.read(case.checkpoint)
     wanted = suite.bounds(
@@ -83,6 +85,7 @@ def judge(
     )
     if not wanted:
         return (), {"format": FORMAT, "passed": None, "gates": {}}
+    devices.find(case.device)
     ready = (case.reference / kept_answers.FILE).is_file()
     load = load or functools.cache(lambda: Executor.load(case.checkpoint, case.device, "float32"))
     outcomes: tuple[Outcome, ...] = ()

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from enginix import console
+from enginix import device as devices
 from enginix.errors import MachineError, UsageError
 from enginix.gates import answers as kept_answers
 from enginix.gates import asking, judge, outside_ask, outside_asked, outside_judge, outside_result, run
@@ -21,7 +22,7 @@ def gate(args: argparse.Namespace, made: Manifest) -> int:
     """Asks where nobody has, judges, writes.
 
     Raises:
-        MachineError: the engine's runtime is not here.
+        MachineError: the engine's runtime is not here, or no such device.
         GateError: a gate failed, or the reference is missing.
         UsageError: a gate or an argument that does not fit.
     """
@@ -34,6 +35,8 @@ def gate(args: argparse.Namespace, made: Manifest) -> int:
         evidence.check_free(args.output)
     # Before anything is asked, which takes a GPU: a gate or bound that does not exist.
     rows = outside_judge.wanted_bounds(made, wanted)
+    if rows and not ready:
+        devices.find(args.device)
     with contextlib.ExitStack() as held:
         work = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="enginix-gate-")))
         reference, said = args.reference, args.said

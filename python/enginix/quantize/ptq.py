@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from enginix import device as devices
 from enginix.console import Heartbeat
-from enginix.errors import MachineError, UsageError
+from enginix.errors import UsageError
 from enginix.quantize.formats import MIXED, Choice
 from enginix.quantize.stack import foreign, imported
 from enginix.tables import table
@@ -31,12 +32,8 @@ def versions() -> dict[str, str]:
 
 def check_device(device: str) -> None:
     """Raises MachineError where ``device`` is not there."""
-    torch = imported("torch")
-    if device != "cpu" and not torch.cuda.is_available():
-        raise MachineError(
-            f"no CUDA device for --device {device}",
-            fix="use --device cpu for a small model; in Nix, a GPU builder (docs/quantization.md)",
-        )
+    imported("torch")
+    devices.find(device, "use --device cpu for a small model; in Nix, a GPU builder (docs/quantization.md)")
 
 
 def load(directory: Path, device: str) -> Any:

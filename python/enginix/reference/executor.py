@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from enginix import device as devices
 from enginix.errors import MachineError, UsageError
 from enginix.reference import config as checkpoint_config
 from enginix.reference import linear
@@ -61,7 +62,7 @@ class Executor:
         """
         config = checkpoint_config.read(checkpoint)
         linear.refuse_unknown_format(config, str(checkpoint / "config.json"))
-        place = torch.device(device)
+        place = devices.find(device)
         if dtype is None:
             dtype = "float32" if place.type == "cpu" else config.dtype
         if isinstance(dtype, str):
@@ -69,10 +70,6 @@ class Executor:
                 raise UsageError(f"dtype {dtype!r}", fix=f"one of {', '.join(checkpoint_config.DTYPES)}")
             dtype = getattr(torch, dtype)
             assert isinstance(dtype, torch.dtype)
-        if place.type == "cuda" and not torch.cuda.is_available():
-            raise MachineError(
-                "no CUDA device", where=device, fix="use --device cpu, or a machine with a GPU"
-            )
         try:
             with Weights(checkpoint, config) as weights, torch.inference_mode():
                 if place.type == "cpu" and weights.parameters < ONE_THREAD_PARAMETERS:

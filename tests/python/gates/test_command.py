@@ -176,3 +176,21 @@ def test_kept_logits_that_are_not_the_models_fail(
         save_file(tensors, path)
     words = ("gate", checkpoint, "--model", model, "--gates", '{"logits": {}}', "--reference", bad)
     assert enginix(*words) == 1
+
+
+@pytest.mark.parametrize("device", ["foo", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_no_fault_of_the_models(
+    checkpoint: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], device: str
+) -> None:
+    """Whoever asks says the same: the reference, gates, the executor."""
+    said = []
+    for words in (
+        ("reference", model, "-o", tmp_path / "answers"),
+        ("gate", checkpoint, "--reference", model, "--gates", '{"logits": {}}'),
+        ("build", checkpoint, "--kind", "reference", "--model", model, "-o", tmp_path / "engine"),
+    ):
+        assert enginix(*words, "--device", device) == 5
+        said.append(capsys.readouterr().err.splitlines()[-2:])
+    assert said[0] == said[1] == said[2] and said[0][0].startswith(f"error: {device}: no "), said
+    assert "fix: " in said[0][1] and "cpu" in said[0][1]
+    assert list(tmp_path.iterdir()) == []
