@@ -324,6 +324,32 @@ def test_a_sender_that_has_fallen_behind_sends_tokens_together(server: Server, r
     assert sender.responses[-1].tensors["completion_tokens"].item() == 31
 
 
+def test_a_sender_that_takes_more_than_its_share_sends_tokens_together(
+    server: Server, request_of: RequestOf
+) -> None:
+    sender = server.run(ask(request_of, streaming=True))
+    send = sender.send
+
+    def expensive(*a: Any, **k: Any) -> None:
+        end = time.thread_time() + 0.002
+        while time.thread_time() < end:
+            pass
+        send(*a, **k)
+
+    sender.send = expensive  # type: ignore[method-assign]
+    for token in range(21, 61):
+        server.scheduler.say(token)
+        time.sleep(0.004)
+    server.scheduler.say(61, finish="length")
+    until(lambda: bool(sender.flags) and sender.flags[-1] == 1)
+    shown = [r.tensors["output_ids"].reshape(-1).tolist() for r in sender.responses]
+    assert [token for ids in shown for token in ids] == list(range(21, 62))
+    # 41 responses would take half of a processor.
+    assert len(shown) < 30
+    assert [r.tensors["sequence_length"].item() for r in sender.responses] == [len(ids) for ids in shown]
+    assert {r.tensors["prompt_tokens"].item() for r in sender.responses} == {3}
+
+
 def test_a_stop_word_ends_and_is_not_shown(server: Server, request_of: RequestOf) -> None:
     words = np.array([[[8, 9], [2, -1]]], np.int32)
     sender = server.run(ask(request_of, streaming=True, stop_words_list=words))

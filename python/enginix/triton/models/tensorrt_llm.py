@@ -28,7 +28,14 @@ from enginix.triton.models.request import Inputs, RequestError, boolean, integer
 
 # More steps of the scheduler than these wait to be sent, or as many tokens squared where few requests run.
 BEHIND = 4
-_ZERO = np.zeros((1, 1), np.int32)
+# The sender takes at most this share of one processor: it shares the interpreter with the executor, and what
+# it sends costs the server and postprocessing several times as much again.
+SHARE = 1 / 16
+# Seconds of processor time that it may be ahead of its share before it pauses, and its longest pause.
+AHEAD = 0.005
+LONGEST_PAUSE = 0.1
+# Numbers up to this are tensors that are kept.
+SMALL = 256
 
 
 @dataclass
@@ -36,6 +43,7 @@ class _Running:
     generation: Generation
     sender: Any
     client_id: str
+    constant: list[Any]
 
 
 class TensorrtLlm:
@@ -69,7 +77,9 @@ class TensorrtLlm:
         self._scheduler, self._request = (scheduler or _reference_scheduler)(
             Path(required(config, "gpt_model_path")), parameter(config, "device") or "cpu", max_batch_size
         )
+        self._constants: dict[tuple[str, Any], Any] = {}
         self._running: dict[str, _Running] = {}
+        self._budget, self._paused = _Budget(), False
         # Events of the scheduler, then None at the end.
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._send_all, name="enginix-sender", daemon=True)
@@ -118,7 +128,11 @@ class TensorrtLlm:
             repetition_penalty=order.repetition_penalty,
             logprobs=order.logprobs,
         )
-        self._running[number] = _Running(Generation(order), sender, request.request_id())
+        constant = [
+            self._backend.Tensor("generation_id", np.array([[int(number)]], np.uint64)),
+            self._integer("prompt_tokens", len(order.prompt)),
+        ]
+        self._running[number] = _Running(Generation(order), sender, request.request_id(), constant)
         try:
             self._scheduler.add(wanted, self._events.put)
         except BaseException:
@@ -142,12 +156,13 @@ class TensorrtLlm:
             if time.monotonic() >= next_check:
                 self._cancel_abandoned()
                 next_check = time.monotonic() + self._period
+            self._paused = self._budget.pause()
 
     def _handle_all(self, event: Any) -> bool:
         """Handles an event and all that wait behind it; returns whether to go on.
 
-        A response costs about as much with several tokens as with one. A sender that has fallen behind the
-        scheduler catches up by sending the tokens of a request that wait together.
+        A response costs about as much with several tokens as with one. A sender that had to pause, or has
+        fallen behind the scheduler, sends the tokens of a request that wait together.
         """
         waiting, end = [event], False
         with contextlib.suppress(queue.Empty):
@@ -157,8 +172,8 @@ class TensorrtLlm:
                     end = True
                 else:
                     waiting.append(found)
-        behind = len(waiting) > BEHIND * max(BEHIND, len(self._running))
-        left = collections.Counter(e.id for e in waiting if behind)
+        together = self._paused or len(waiting) > BEHIND * max(BEHIND, len(self._running))
+        left = collections.Counter(e.id for e in waiting if together)
         for found in waiting:
             left[found.id] -= 1
             self._handle(found, more=left[found.id] > 0)
@@ -174,7 +189,7 @@ class TensorrtLlm:
                 message = event.error or "the executor failed"
                 self._fail(running.sender, message, self._backend.TritonError.INTERNAL)
             elif chunk := running.generation.push(event.token, event.logprob, event.finish, more=more):
-                self._send(event.id, running, chunk)
+                self._send(running, chunk)
         except Exception as e:
             # The sender thread serves everyone; one client's failure ends that client's request only.
             self._fail(running.sender, f"{type(e).__name__}: {e}", self._backend.TritonError.INTERNAL)
@@ -199,33 +214,46 @@ class TensorrtLlm:
             if number and number in (found, running.client_id):
                 self._scheduler.cancel(found)
 
-    def _send(self, number: str, running: _Running, chunk: Chunk) -> None:
-        tensors = self._tensors(running.generation, chunk)
-        tensors.append(self._backend.Tensor("generation_id", np.array([[int(number)]], np.uint64)))
+    def _send(self, running: _Running, chunk: Chunk) -> None:
+        tensors = self._tensors(running, chunk)
         flags = self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL if chunk.finish else 0
         running.sender.send(self._backend.InferenceResponse(tensors), flags=flags)
 
-    def _tensors(self, generation: Generation, chunk: Chunk) -> list[Any]:
-        order, tensor = generation.order, self._backend.Tensor
+    def _tensors(self, running: _Running, chunk: Chunk) -> list[Any]:
+        order, tensor = running.generation.order, self._backend.Tensor
         outputs = [
-            tensor("output_ids", np.array(chunk.ids, np.int32).reshape(1, 1, -1)),
-            tensor("sequence_length", np.array([[len(chunk.ids)]], np.int32)),
-            tensor("context_ids", np.array(chunk.context, np.int32).reshape(1, -1)),
-            tensor("is_final", np.array([[chunk.finish is not None]])),
-            tensor("batch_index", _ZERO),
-            tensor("sequence_index", _ZERO),
-            tensor("finish_reason", np.array([[(chunk.finish or "").encode()]], np.object_)),
-            tensor("prompt_tokens", np.array([[len(order.prompt)]], np.int32)),
-            tensor("completion_tokens", np.array([[chunk.generated]], np.int32)),
+            tensor("output_ids", np.array([[chunk.ids]], np.int32)),
+            self._integer("sequence_length", len(chunk.ids)),
+            tensor("context_ids", np.array([chunk.context], np.int32)),
+            self._constant("is_final", chunk.finish is not None),
+            self._constant("finish_reason", (chunk.finish or "").encode()),
+            self._integer("batch_index", 0),
+            self._integer("sequence_index", 0),
+            self._integer("completion_tokens", chunk.generated),
+            *running.constant,
         ]
         if order.logprobs:
             outputs.append(tensor("cum_log_probs", np.array([[chunk.cumulative]], np.float32)))
             outputs.append(tensor("output_log_probs", np.array(chunk.logprobs, np.float32).reshape(1, 1, -1)))
         if order.return_num_input_tokens:
-            outputs.append(tensor("num_input_tokens", np.array([[len(order.prompt)]], np.int32)))
+            outputs.append(self._integer("num_input_tokens", len(order.prompt)))
         if order.return_num_output_tokens:
-            outputs.append(tensor("num_output_tokens", np.array([[chunk.generated]], np.int32)))
+            outputs.append(self._integer("num_output_tokens", chunk.generated))
         return outputs
+
+    def _integer(self, name: str, value: int) -> Any:
+        """An INT32 tensor [1, 1]; small ones are made once, for most responses have the same."""
+        if value <= SMALL:
+            return self._constant(name, value)
+        return self._backend.Tensor(name, np.array([[value]], np.int32))
+
+    def _constant(self, name: str, value: bool | int | bytes) -> Any:
+        found = self._constants.get((name, value))
+        if found is None:
+            kind = {bool: np.bool_, int: np.int32, bytes: np.object_}[type(value)]
+            found = self._backend.Tensor(name, np.array([[value]], kind))
+            self._constants[name, value] = found
+        return found
 
     def _fail(self, sender: Any, message: str, code: int) -> None:
         error = self._backend.TritonError(message, code)
@@ -233,6 +261,23 @@ class TensorrtLlm:
             self._backend.InferenceResponse(error=error),
             flags=self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
         )
+
+
+class _Budget:
+    """Keeps the calling thread within ``SHARE`` of a processor."""
+
+    def __init__(self) -> None:
+        self._spent, self._seen, self._ahead = 0.0, time.monotonic(), 0.0
+
+    def pause(self) -> bool:
+        """Sleeps where the thread has taken more than its share; returns whether it did."""
+        spent, now = time.thread_time(), time.monotonic()
+        self._ahead = max(0.0, self._ahead + spent - self._spent - SHARE * (now - self._seen))
+        self._spent, self._seen = spent, now
+        if self._ahead <= AHEAD:
+            return False
+        time.sleep(min((self._ahead - AHEAD) / SHARE, LONGEST_PAUSE))
+        return True
 
 
 class _Full(Exception):
