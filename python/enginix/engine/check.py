@@ -16,6 +16,7 @@ from enginix.manifest import Manifest
 from enginix.runtime import driver as drivers
 
 EVERYWHERE = ("reference",)
+COMPARED = ("tensorrt", "llmapi", "edgellm")
 # Versions of a live runtime that are compared with the manifest's, and whether another one is fatal: a plan
 # is of one TensorRT; collectives are the runtime's own.
 VERSIONS = {"tensorrtLlm": True, "edgellm": True, "tensorrt": True, "nccl": False}
@@ -80,6 +81,8 @@ def compare(
         runtime: the runtime that is to execute it; None where the caller brings the engine's own.
         live: versions that this runtime really has, by their names in the manifest.
     """
+    if engine.kind not in (*EVERYWHERE, *COMPARED):
+        raise ManifestError(f"kind is {engine.kind!r}", where=engine.name, fix="build this engine again")
     found: list[Difference] = []
     target, wanted = engine.target, engine.runtime
 

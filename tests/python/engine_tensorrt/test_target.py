@@ -193,6 +193,9 @@ def test_an_accepted_driver_stays_accepted() -> None:
 def test_a_lying_manifest_is_refused_not_a_crash(tmp_path):
     for at in ({"sm": "ninety"}, {"sm": None, "count": 1}):
         assert not compare(engine(**at), machine()).runs
+    for kind in (None, "tensort"):
+        with pytest.raises(ManifestError, match="kind is"):
+            compare(Manifest("engine", "e", kind), machine())
     for at in ({"count": "two"}, {"count": [1]}, {"memory": "much"}, {"memory": True}):
         with pytest.raises(ManifestError, match="build this engine again"):
             compare(engine(**at), machine())
