@@ -41,6 +41,16 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_free(out: Path) -> None:
+    """Refuses an output that exists, before anything is computed.
+
+    Raises:
+        UsageError: it is there, and is not an empty directory.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError("output exists already", where=str(out), fix="choose another -o, or remove it")
+
+
 @contextmanager
 def new_directory(out: Path) -> Iterator[Path]:
     """A directory to fill beside ``out``; renamed to ``out`` on success, removed on any failure.
@@ -56,8 +66,7 @@ def new_directory(out: Path) -> Iterator[Path]:
     import tempfile
 
     out = Path(os.path.abspath(out))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError("output exists already", where=str(out), fix="choose another -o, or remove it")
+    check_free(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))

@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from enginix import manifest
+    from enginix.files import check_free
     from enginix.gates import judge, run
     from enginix.report import evidence
 
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
     )
     if args.output is not None:
-        evidence.check_free(args.output)
+        check_free(args.output)
     outcomes, told = judge.judge(case)
     for outcome in outcomes:
         console.say(f"gate {outcome.gate}: {'passed' if outcome.passed else 'FAILED'}, {outcome.summary}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from enginix import console
 from enginix import device as devices
 from enginix.errors import MachineError, UsageError
+from enginix.files import check_free
 from enginix.gates import answers as kept_answers
 from enginix.gates import asking, judge, outside_ask, outside_asked, outside_judge, outside_result, run
 from enginix.manifest import Manifest
@@ -32,7 +33,7 @@ def gate(args: argparse.Namespace, made: Manifest) -> int:
         raise UsageError("answers have no tokenizer", fix="pass the model's directory with --model")
     model = args.model or args.reference
     if args.output is not None:
-        evidence.check_free(args.output)
+        check_free(args.output)
     # Before anything is asked, which takes a GPU: a gate or bound that does not exist.
     rows = outside_judge.wanted_bounds(made, wanted)
     if rows and not ready:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginix import __version__, manifest
 from enginix.errors import ModelError, UsageError
-from enginix.files import new_directory, sha256_file
+from enginix.files import check_free, new_directory, sha256_file
 from enginix.model.safetensors import read_header
 from enginix.quantize import text
 from enginix.tables import table
@@ -188,8 +188,10 @@ def make(model: Path, out: Path, source: Path | None, recipe: Recipe) -> Calibra
         source: text, JSONL or a directory of them; None for the text that ships with enginix.
 
     Raises:
-        ModelError, UsageError: as ``text.documents`` and ``draw``; a tokenizer that cannot be read.
+        ModelError, UsageError: as ``text.documents`` and ``draw``; a tokenizer that cannot be read; before
+            anything is read, an ``out`` that exists.
     """
+    check_free(out)
     tokenizer_files = tokenizer_digests(model)
     told: dict[str, Any] = {}
     if source is None:

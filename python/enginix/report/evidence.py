@@ -5,19 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from enginix.errors import UsageError
 from enginix.files import dump_json, new_directory, write_text
 from enginix.report import html
-
-
-def check_free(out: Path) -> None:
-    """Refuses an output that exists, before anything is computed.
-
-    Raises:
-        UsageError: not an empty directory.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError("output exists already", where=str(out), fix="choose another -o, or remove it")
 
 
 def put(directory: Path, name: str, told: dict[str, Any]) -> None:
