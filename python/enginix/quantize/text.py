@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -66,27 +67,30 @@ def files(source: Path) -> list[Path]:
 
 
 def dataset(source: Path) -> dict[str, Any]:
-    """What pins the texts of a directory that ``enginix fetch`` wrote: its repository, commit and licence.
+    """What pins texts that ``enginix fetch`` wrote: their dataset's repository, commit and licence.
 
-    Empty where the source is no such directory. Every file that is read must be the one that was pinned:
-    a name in a manifest is a promise.
+    The source is the dataset's directory, or one inside it, or a file there; empty where it is none of them.
+    Every file that is read must be the one that was pinned: a name in a manifest is a promise.
 
     Raises:
         ModelError: a file is not the pinned one, or was not pinned.
         ManifestError: a manifest that cannot be read.
     """
-    if not (source / manifest.FILE).is_file():
+    # The path as it is given: in a store path of links, what they lead to lies outside of the dataset.
+    source = Path(os.path.abspath(source))
+    root = next((d for d in (source, *source.parents) if (d / manifest.FILE).is_file()), None)
+    if root is None:
         return {}
-    found = manifest.read(source)
+    found = manifest.read(root)
     if found.artefact != "dataset":
         return {}
     pinned = found.inputs.get("files")
     for path in files(source):
-        name = path.relative_to(source).as_posix()
+        name = path.relative_to(root).as_posix()
         if not isinstance(pinned, dict) or pinned.get(name) != sha256_file(path):
             raise ModelError(
                 f"{name} is not what the dataset's lock pins",
-                where=str(source),
+                where=str(root),
                 fix="fetch it again: enginix fetch LOCK -o DIR",
             )
     return {"dataset": {key: found.inputs.get(key) for key in ("repo", "revision", "license")}}

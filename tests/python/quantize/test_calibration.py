@@ -293,6 +293,21 @@ def test_the_command(enginix: Any, model: Path, tmp_path: Path) -> None:
     assert again.returncode == 2 and "exists already" in again.stderr
 
 
+def test_an_output_that_exists_is_refused_before_anything_is_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_nothing(*_: object) -> Any:
+        raise AssertionError("the text was read")
+
+    monkeypatch.setattr(calibration, "default_text", read_nothing)
+    monkeypatch.setattr(calibration, "load_tokenizer", read_nothing)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/kept").touch()
+    with pytest.raises(UsageError, match="exists already"):
+        make(model, tmp_path / "out", None, Recipe(2, 32))
+    assert [p.name for p in tmp_path.rglob("*")] == ["out", "kept"]
+
+
 def _dataset(directory: Path, **files: str) -> Path:
     """What ``enginix fetch`` makes of a dataset's lock."""
     directory.mkdir()
@@ -312,6 +327,28 @@ def test_a_dataset_is_named(model: Path, tmp_path: Path) -> None:
     assert done.about["text"]["dataset"] == named
     assert manifest.read(tmp_path / "out").inputs["text"]["dataset"] == named
     assert manifest.read(tmp_path / "out").options["field"] == "said"
+
+
+@pytest.mark.parametrize("inside", ["data/train.jsonl", "data"])
+def test_a_part_of_a_dataset_is_named(model: Path, tmp_path: Path, inside: str) -> None:
+    whole = tmp_path / "texts"
+    (whole / "data").mkdir(parents=True)
+    path = whole / "data/train.jsonl"
+    path.write_text('{"text": "a line of text that is long enough"}\n' * 20)
+    named = {"repo": "acme/texts", "revision": "0" * 40, "license": "cc0-1.0"}
+    files = {"data/train.jsonl": sha256_file(path)}
+    manifest.Manifest("dataset", "texts", inputs={**named, "files": files}).write(whole)
+    done = make(model, tmp_path / "out", whole / inside, Recipe(2, 16))
+    assert done.about["text"]["dataset"] == named
+    path.write_text('{"text": "another line, which nobody pinned"}\n' * 20)
+    with pytest.raises(ModelError, match=r"data/train\.jsonl is not what the dataset's lock pins"):
+        make(model, tmp_path / "again", whole / inside, Recipe(2, 16))
+
+
+def test_text_beside_another_artefact_is_no_dataset(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a line of text that is long enough " * 20)
+    manifest.Manifest("model", "texts").write(tmp_path)
+    assert "dataset" not in make(model, tmp_path / "out", tmp_path / "a.txt", Recipe(2, 16)).about["text"]
 
 
 @pytest.mark.parametrize("damage", ["changed", "added", "no files", "manifest"])
