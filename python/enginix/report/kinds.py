@@ -90,11 +90,16 @@ def _targets(least: int, refused: list[int] | None = None, among: set[int] | Non
     return tuple(sorted(name for name, row in table("gpus")["gpus"].items() if runs(row["sm"])))
 
 
+def _without(model: Model, what: str) -> str:
+    """Why an architecture is not taken, or that the model names none."""
+    return f"{model.architecture} {what}" if model.architecture else "the model names no architecture"
+
+
 def _tensorrt(model: Model) -> tuple[bool | None, list[str], tuple[str, ...]]:
     support = table("quantization_support")
     why = []
     if model.architecture not in support["architectures"]["engine"]:
-        why.append(f"{model.architecture} has no engine class")
+        why.append(_without(model, "has no engine class"))
     row = support["algorithms"].get(model.quantization or "NO_QUANT")
     if row is None or not row["engine"]:
         return False, [*why, f"no engine for format {model.quantization}"], ()
@@ -115,7 +120,7 @@ def _edgellm(model: Model) -> tuple[bool | None, list[str], tuple[str, ...]]:
     edge = table("edgellm")
     why = []
     if model.architecture not in edge["architectures"]:
-        why.append(f"{model.architecture} is none whose export is checked")
+        why.append(_without(model, "is none whose export is checked"))
     if model.quantization is not None and model.quantization not in edge["formats"]:
         why.append(f"format {model.quantization} is none whose export is checked")
     if why:
@@ -127,7 +132,7 @@ def _edgellm(model: Model) -> tuple[bool | None, list[str], tuple[str, ...]]:
 def _reference(model: Model) -> tuple[bool | None, list[str], None]:
     why = []
     if model.architecture not in table("architectures")["architectures"]:
-        why.append(f"{model.architecture} is not converted")
+        why.append(_without(model, "is not converted"))
     row = table("quantization")["algorithms"].get(model.quantization or "NO_QUANT")
     if row is None or not row["convert"]:
         why.append(f"format {model.quantization} is not converted")

@@ -75,6 +75,13 @@ def test_what_nobody_takes_is_exit_code_1(tmp_path: Path, capsys: pytest.Capture
     assert "NobodyKnows" in capsys.readouterr().out
 
 
+def test_a_model_that_names_no_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["compare", str(tmp_path)]) == 1
+    text = capsys.readouterr().out
+    assert text.count("the model names no architecture") == 3 and "None " not in text
+
+
 def test_text_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(TINY), "--target", "h200"]) == 0
     text = capsys.readouterr().out
