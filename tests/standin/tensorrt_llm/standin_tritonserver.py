@@ -1,4 +1,6 @@
-"""Stand-in for tritonserver with its tensorrtllm backend: options, ranks, endpoints; it computes nothing.
+"""Stand-in for tritonserver with its tensorrtllm backend: options, ranks, endpoints.
+
+Texts are echoed. Token ids are continued by what the engine holds, where the image has enginix's executor.
 
 Of the options it takes those of the version that the contract gives for this TensorRT-LLM, and refuses all
 others. Rank 0 is ready when every other rank has come up, as MPI has it; the others end when rank 0 does. The
@@ -18,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from . import __version__
+from .standin import misbehaves as misbehaved
 
 RANK = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
 SIZE = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
@@ -87,7 +90,36 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.busy:
             if asked.get("text_input") == "slow":
                 time.sleep(2)
+            if "input_ids" in asked:
+                self.answer(*self.server.continued(asked))
+                return
             self.answer(200, {"text_output": f"stand-in: {asked.get('text_input')}"})
+
+
+class Continued:
+    """Token ids continued by the reference executor over the engine's weights; loaded when first asked."""
+
+    def __init__(self, repository):
+        self.repository, self.lock, self.subject = repository, threading.Lock(), None
+
+    def __call__(self, asked):
+        most = asked["request_output_len"]
+        if misbehaved("loops"):
+            return 200, {"output_ids": [9] * most}
+        try:
+            with self.lock:
+                if self.subject is None:
+                    from .standin_llm import EngineLLM
+
+                    llm = EngineLLM.__new__(EngineLLM)
+                    llm.given = {}
+                    text = (self.repository / "tensorrt_llm" / "config.pbtxt").read_text()
+                    (engine,) = re.findall(r'"gpt_model_path"\s*value \{\s*string_value: "([^"]+)"', text)
+                    self.subject = llm.load(Path(engine))
+                (tokens,) = self.subject.generate([asked["input_ids"]], most, frozenset())
+        except Exception as e:
+            return 400, {"error": f"stand-in: {type(e).__name__}: {e}"}
+        return 200, {"output_ids": tokens}
 
 
 def bound(host, port):
@@ -150,6 +182,7 @@ def lead(options):
     server = ThreadingHTTPServer((one("http-address", "0.0.0.0"), int(one("http-port", "8000"))), Handler)
     server.daemon_threads = True
     server.restricted, server.busy = options.get("http-restricted-api", []), Busy()
+    server.continued = Continued(Path(options["model-repository"][-1]))
     ending = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ending.set())
     threading.Thread(target=server.serve_forever, daemon=True).start()
