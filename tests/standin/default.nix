@@ -66,6 +66,7 @@ rec {
               builtins.elem of [
                 "enginix"
                 "enginix/__init__.py"
+                "enginix/device.py"
                 "enginix/errors.py"
                 "enginix/files.py"
                 "enginix/gates"
