@@ -99,14 +99,15 @@ let
       # Seconds until it must answer, and for running requests at the end.
       startTimeout ? 600,
       exitTimeout ? 30,
-      # { enable; host; httpPort; keyFile; clients; limits; aliases; }: OpenAI's interface, as a second command beside
-      # this one (mkGateway; docs/openai.md).
+      # { enable; httpPort; keyFile; … }: OpenAI's interface (docs/openai.md). Kind reference: a second command beside this
+      # one, mkGateway, with host, clients, limits and aliases. Kind tensorrt: Triton's own frontend in tritonserver's
+      # place, with flags and source.
       openai ? { },
       # mkRuntime's output, of a kind that an image serves.
       runtime ? repo.engine.runtimePackage,
       name ? repo.modelName,
       ...
-    }:
+    }@given:
     let
       inImage = repo.kind != "reference";
       version = if inImage then runtime.row.images.${runtime.image}.tritonServer else tritonserver.version or table.oldest;
@@ -118,11 +119,18 @@ let
           name
           host
           httpPort
+          grpcPort
           openai
+          version
+          ranks
+          runtime
+          secret
+          given
           ;
         inherit (repo) kind;
         image = runtime.row.images.${runtime.image}.reference or "";
       };
+      inFront = door != null && door.command == null;
       endpoint =
         port: argument: number:
         if number == null then
@@ -139,7 +147,8 @@ let
         (atLeast "httpPort" 0 httpPort)
       ]
       ++ endpoint "grpc" "grpcPort" grpcPort
-      ++ endpoint "metrics" "metricsPort" metricsPort
+      # The frontend has metrics on its own port.
+      ++ endpoint "metrics" "metricsPort" (if inFront then null else metricsPort)
       ++ [
         "--start-timeout"
         (atLeast "startTimeout" 1 startTimeout)
@@ -160,6 +169,7 @@ let
         (secret "adminKeyFile" adminKeyFile)
       ]
       ++ triton version flags
+      ++ lib.optionals (door != null) door.words
       ++ builtins.concatLists (
         lib.mapAttrsToList (variable: value: [
           "--env"
@@ -195,27 +205,27 @@ let
       );
       flags = lib.escapeShellArgs (builtins.deepSeq words words);
       # Read at start, where the builder has no such file.
-      needsSecret = adminKeyFile != null;
+      needsSecret = adminKeyFile != null || inFront && openai.keyFile or null != null;
       passthru = {
         inherit
           repo
           host
           httpPort
           grpcPort
-          metricsPort
           gpus
           ;
+        metricsPort = if inFront then null else metricsPort;
         inherit (repo) engine kind runtime;
         tritonVersion = version;
         modelName = name;
       }
       // lib.optionalAttrs (!inImage) { inherit tritonserver; }
-      // lib.optionalAttrs (door != null) { openai = door; };
+      // lib.optionalAttrs (door != null) { openai = door.passthru; };
       meta = {
         description = "Triton Inference Server for ${name}";
         mainProgram = "${name}-triton-server";
       };
-    } // lib.optionalAttrs (door != null) { inherit door; });
+    } // lib.optionalAttrs (door != null && door.command != null) { door = door.command; });
 in
 args:
 build (

@@ -13,7 +13,7 @@ chmod +x "$out/bin/$name"
 eval "words=($installation $flags)"
 if [ -n "$needsSecret" ]; then
   for i in "${!words[@]}"; do
-    [ "${words[i]}" != --admin-key-file ] || unset "words[i]" "words[i+1]"
+    case ${words[i]-} in --admin-key-file | --openai-key-file) unset "words[i]" "words[i+1]" ;; esac
   done
 fi
 "$enginix/bin/enginix" serve "$repo" "${words[@]}" --dry-run >/dev/null

@@ -1,0 +1,73 @@
+# shellcheck shell=bash disable=SC2154,SC2016,SC2034
+# Triton's own OpenAI frontend on servers of kind tensorrt, on the stand-in image (tests/standin).
+# on_a_gpu_host, built and engine_of are those of engines.sh.
+
+# A server of kind tensorrt; its image, more arguments of mkTritonServer, and what to take of it.
+frontend_of() {
+  engine_of "(e.mkTritonServer ({ repo = e.mkTritonRepo { engine = one.ungated; }; } // { $2 }))${3-}" |
+    sed "s|^  in |  one = mk { name = \"front\"; runtime = e.mkRuntime { id = \"trtllm-1.2.1\"; rootfs = standin.$1 \"trtllm-1.2.1\"; driver = standin.driver { }; }; }; in |"
+}
+
+# A server whose repository is not built: what evaluation alone says.
+frontend_refused() { # arguments, what must be said
+  ! with_lib eval "(e.mkTritonServer ({
+      repo = { kind = \"tensorrt\"; modelName = \"m\"; engine = { }; runtime = \"trtllm-1.2.1\"; };
+      runtime = { id = \"trtllm-1.2.1\"; row = { paths.triton = \"/t\"; images.x = { tritonServer = \"2.68.0\"; reference = \"nvcr.io/x\"; }; }; image = \"x\"; rootfs = \"/r\"; pinFile = \"\"; driver = null; };
+    } // { $1 })).drvPath" && says "$2"
+}
+
+test_frontend_is_refused_at_evaluation() {
+  local on='openai.enable = true;'
+  frontend_refused "$on openai.flags.default-max-token = 2;" 'Did you mean default-max-tokens?' &&
+    frontend_refused "$on openai.flags.max-tool-call-parse-bytes = 2;" 'unknown option' &&
+    frontend_refused "$on openai.flags.default-max-tokens = 0;" 'whole number above 0' &&
+    frontend_refused "$on openai.flags.tool-call-parser = \"qwen\";" 'llama3, mistral' &&
+    frontend_refused "$on openai.flags.host = \"0.0.0.0\";" 'enginix writes it itself' &&
+    frontend_refused "$on openai.flags.model-control-mode = \"explicit\";" 'enginix writes it itself' &&
+    frontend_refused "$on openai.clients.a = { };" 'not for kind tensorrt' &&
+    frontend_refused "$on openai.keyFile = $root/README.md;" 'readable by everyone' &&
+    frontend_refused "$on host = \"0.0.0.0\";" 'mkGateway before it' &&
+    frontend_refused "$on grpcPort = null;" 'HTTP and gRPC together' &&
+    frontend_refused "$on flags.http-thread-count = 2;" 'openai.flags' &&
+    frontend_refused "$on adminKeyFile = \"/k\";" 'restrict none' &&
+    frontend_refused "$on repo = { kind = \"tensorrt\"; modelName = \"m\"; runtime = \"x\"; engine.parallel.tensorParallel = 2; };" 'one rank' &&
+    frontend_refused "$on repo = { kind = \"llmapi\"; modelName = \"m\"; runtime = \"x\"; engine = { }; };" 'no batching' &&
+    ! with_lib eval '(e.mkTritonServer { repo = e.catalogue.tiny-qwen3.triton-repo; openai = { enable = true; flags.x = 1; }; }).drvPath' &&
+    says 'not for kind reference'
+}
+
+test_frontend_serves_inside_the_image() {
+  local key='sk-of-the-frontend-0123456789' ports http grpc door pid result=0
+  ports=$(python3 -c 'import socket
+s = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+print(*(x.getsockname()[1] for x in s))')
+  read -r http grpc door <<<"$ports"
+  echo "$key" >"$tmp/frontend-key"
+  built "$(frontend_of rootfsOpenai "httpPort = $http; grpcPort = $grpc; openai = { enable = true; httpPort = $door; keyFile = \"$tmp/frontend-key\"; flags.default-max-tokens = 64; };")" || return 1
+  local server=$path/bin/front-triton-server
+  quietly "$server" --dry-run && says "$door" && says '--default-max-tokens' && says 'Bearer $KEY' && says openai-frontend/openai_frontend/main.py || return 1
+  "$server" >"$tmp/frontend" 2>&1 &
+  pid=$!
+  for _ in $(seq 300); do
+    grep -q 'answers at' "$tmp/frontend" && break
+    kill -0 "$pid" 2>/dev/null || break
+    sleep 0.1
+  done
+  quietly curl -sS "http://127.0.0.1:$door/v1/chat/completions" -H "Authorization: Bearer $key" \
+    -d '{"model": "ensemble", "messages": [{"role": "user", "content": "hello"}]}' && says 'stand-in: hello' || result=1
+  quietly curl -sS "http://127.0.0.1:$door/v1/models" && says invalid_auth || result=1
+  quietly curl -sS "http://127.0.0.1:$http/v2/models/ensemble/generate" -d '{"text_input":"hello"}' && says 'stand-in: hello' || result=1
+  kill -TERM "$pid"
+  wait "$pid" || result=1
+  [ $result = 0 ] || cat "$tmp/frontend"
+  return $result
+}
+
+test_frontend_is_refused_by_an_image_without_it() {
+  ! on_a_gpu_host build "$(frontend_of rootfs 'openai.enable = true;')" --no-link -L && says 'main.py is missing' && says mkServe
+}
+
+test_frontend_says_where_it_is() {
+  on_a_gpu_host eval "$(frontend_of rootfsOpenai 'openai = { enable = true; httpPort = 4321; };' .openai)" --json &&
+    says '"httpPort":4321' && says '"host":"127.0.0.1"' && says '"model":"ensemble"'
+}
