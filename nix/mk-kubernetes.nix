@@ -2,6 +2,7 @@
 #
 # Manifests of a server's image, for those who outgrow one machine: one JSON file of a List, for `kubectl apply -f`.
 # Deployment, Service, PodDisruptionBudget; where asked for a ServiceMonitor, which is the Prometheus operator's.
+# An engine of several nodes has a LeaderWorkerSet in the Deployment's place (kubernetes-nodes.nix).
 {
   lib,
   pkgs,
@@ -19,6 +20,9 @@ let
       name ? image.modelName,
       namespace ? "default",
       replicas ? 1,
+      # Nodes that the ranks of one server are spread over, a Pod each, and the GPUs of each.
+      nodes ? 1,
+      gpusPerNode ? null,
       # GPUs of a Pod, as nvidia.com/gpu; by default the engine's ranks, none for the CPU reference.
       gpus ? null,
       # Requests and limits: "4", "16Gi".
@@ -40,8 +44,21 @@ let
       own = !(image.server ? repo);
       parallel = image.server.engine.parallel or { };
       ranks = (parallel.tensorParallel or 1) * (parallel.pipelineParallel or 1);
+      # What checkpoints of enginix say (python/enginix/checkpoint/describe.py).
+      engineGpusPerNode = parallel.gpusPerNode or 8;
       onCpu = image.kind == "reference" && (image.server.repo.device or "cpu") == "cpu";
-      wanted = if gpus != null then gpus else if onCpu then 0 else ranks;
+      several = nodes != 1;
+      wanted =
+        if several then
+          gpusPerNode
+        else if gpus != null then
+          gpus
+        else if gpusPerNode != null then
+          gpusPerNode
+        else if onCpu then
+          0
+        else
+          ranks;
       labels = {
         "app.kubernetes.io/name" = name;
         "app.kubernetes.io/part-of" = "enginix";
@@ -196,7 +213,7 @@ let
         metadata = meta;
         spec = {
           type = "ClusterIP";
-          selector = labels;
+          selector = if several then group.leader else labels;
           ports = lib.mapAttrsToList (portName: number: {
             name = portName;
             port = number;
@@ -222,11 +239,25 @@ let
           endpoints = [ { port = "metrics"; } ];
         };
       };
+      group = import ./kubernetes-nodes.nix {
+        inherit
+          lib
+          meta
+          labels
+          pod
+          container
+          image
+          replicas
+          nodes
+          startTimeout
+          exitTimeout
+          ;
+        slots = gpusPerNode;
+      };
       list = {
         apiVersion = "v1";
         kind = "List";
-        items = [
-          deployment
+        items = (if several then group.items else [ deployment ]) ++ [
           service
           budget
         ]
@@ -235,6 +266,8 @@ let
       atLeast = check.arguments.atLeast function;
       checked = builtins.deepSeq [
         (atLeast "replicas" 0 replicas)
+        (atLeast "nodes" 1 nodes)
+        (if gpusPerNode == null then 1 else atLeast "gpusPerNode" 1 gpusPerNode)
         (atLeast "startTimeout" 1 startTimeout)
         (atLeast "exitTimeout" 1 exitTimeout)
       ] true;
@@ -243,8 +276,22 @@ let
       throw "${function}: name = ${name} is no name of Kubernetes; use up to 63 of a-z, 0-9 and -."
     else if builtins.match ".+(:[^/]+|@sha256:[0-9a-f]{64})" reference == null then
       throw "${function}: reference = ${reference} has neither tag nor digest, so that nobody knows what it will be; add @sha256:…."
-    else if wanted < (if onCpu then 0 else ranks) then
-      throw "${function}: gpus = ${toString wanted}, but the engine has ${toString ranks} ranks, and a server is one Pod; raise gpus."
+    else if gpus != null && gpusPerNode != null then
+      throw "${function}: gpus and gpusPerNode both say what a Pod has; pass gpusPerNode with nodes, gpus without."
+    else if several && image.kind != "tensorrt" then
+      throw "${function}: nodes = ${toString nodes}, but an engine of kind ${image.kind} is served by one node; leave nodes out."
+    else if several && gpusPerNode == null then
+      throw "${function}: nodes = ${toString nodes} needs gpusPerNode."
+    else if several && nodes * gpusPerNode != ranks then
+      throw "${function}: ${toString nodes} nodes of ${toString gpusPerNode} GPUs are ${toString (nodes * gpusPerNode)}, but the engine has ${toString ranks} ranks; a GPU a rank."
+    else if several && gpusPerNode != engineGpusPerNode then
+      throw "${function}: gpusPerNode = ${toString gpusPerNode}, but the engine counts ${toString engineGpusPerNode} GPUs a node, by which TensorRT-LLM finds a rank's; use nodes of ${toString engineGpusPerNode}."
+    else if several && image.kubectl or null == null then
+      throw "${function}: the first node starts the ranks of the others by kubectl; pass mkOciImage { kubectl = pkgs.kubectl; … }."
+    else if several && builtins.stringLength name > 40 then
+      throw "${function}: name = ${name} is too long for Pods of several nodes; use up to 40 characters."
+    else if !several && wanted < (if onCpu then 0 else ranks) then
+      throw "${function}: gpus = ${toString wanted}, but the engine has ${toString ranks} ranks, and a server of one node is one Pod; raise gpus, or pass nodes and gpusPerNode."
     else if serviceMonitor && own then
       throw "${function}: serviceMonitor is on, but the engine's own server has no metrics port."
     else if apiKeySecret != null && !own then
@@ -268,6 +315,8 @@ build (
     "name"
     "namespace"
     "replicas"
+    "nodes"
+    "gpusPerNode"
     "gpus"
     "cpu"
     "memory"

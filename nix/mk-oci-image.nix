@@ -32,6 +32,8 @@ let
       user ? 10001,
       # At most; each layer is a store path or the rest.
       maxLayers ? 64,
+      # The package with bin/kubectl, for engines of several nodes: the first starts the ranks of the others.
+      kubectl ? null,
     }:
     let
       row = runtimes.${server.runtime};
@@ -98,6 +100,7 @@ let
                 HOME = "/tmp";
               }
               // (if inImage then row.environment else { })
+              // lib.optionalAttrs (kubectl != null) { ENGINIX_KUBECTL = "${kubectl}/bin/kubectl"; }
             );
             ExposedPorts = builtins.listToAttrs (
               map (p: lib.nameValuePair "${toString p}/tcp" { }) (builtins.attrValues ports)
@@ -135,6 +138,8 @@ let
       throw "${function}: the server takes any free port (0), which nobody outside would know; give it one."
     else if host == "127.0.0.1" || host == "::1" then
       throw "${function}: host = ${host} is the container's own loopback, which nobody reaches; leave host out."
+    else if kubectl != null && server.kind != "tensorrt" then
+      throw "${function}: kubectl starts ranks on other nodes, and a server of kind ${server.kind} is on one; leave it out."
     else if user == 0 then
       throw "${function}: user = 0 is root; pass any other number."
     else
@@ -147,6 +152,7 @@ let
           name
           command
           probe
+          kubectl
           ;
         inherit (server) kind modelName;
       };
@@ -161,5 +167,6 @@ build (
     "host"
     "user"
     "maxLayers"
+    "kubectl"
   ] args
 )

@@ -1,26 +1,43 @@
-"""Whether manifests of mkKubernetes hold together: kubernetes.py FILE GPUS [schemas]."""
+"""Whether manifests of mkKubernetes hold together: kubernetes.py FILE GPUS [schemas] [nodes=N]."""
 
 import json
+import re
 import sys
 from pathlib import Path
+from typing import Any
+
+OWN = ("ServiceMonitor", "LeaderWorkerSet")
 
 
-def main(file: Path, gpus: int, schemas: bool) -> None:
+def main(file: Path, gpus: int, schemas: bool, nodes: int) -> None:
     found = json.loads(file.read_text())
     assert found["kind"] == "List"
     items = {item["kind"]: item for item in found["items"]}
+    assert len(items) == len(found["items"])
     if schemas:
         import kubernetes_validate
 
         for item in items.values():
-            if item["kind"] != "ServiceMonitor":
+            if item["kind"] not in OWN:
                 kubernetes_validate.validate(item, kubernetes_validate.latest_version(), strict=True)
-    deployment = items["Deployment"]["spec"]
-    pod = deployment["template"]["spec"]
-    (container,) = pod["containers"]
-    labels = deployment["template"]["metadata"]["labels"]
+    if nodes == 1:
+        assert not {"LeaderWorkerSet", "Role", "RoleBinding", "ServiceAccount", "ConfigMap"} & set(items)
+        deployment = items["Deployment"]["spec"]
+        template = deployment["template"]
+        labels = template["metadata"]["labels"]
+        assert deployment["selector"]["matchLabels"].items() <= labels.items()
+        restricted(template["spec"], gpus)
+        assert template["spec"]["automountServiceAccountToken"] is False
+    else:
+        template = group(items, gpus, nodes, schemas)
+    answers(items, template)
+
+
+def answers(items: dict[str, Any], template: dict[str, Any]) -> None:
+    """What the Service leads to, and when it does."""
+    (container,) = template["spec"]["containers"]
+    labels = template["metadata"]["labels"]
     # Each that selects Pods selects these.
-    assert deployment["selector"]["matchLabels"].items() <= labels.items()
     assert items["Service"]["spec"]["selector"].items() <= labels.items()
     assert items["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"].items() <= labels.items()
     ports = {p["name"]: p["containerPort"] for p in container["ports"]}
@@ -37,18 +54,98 @@ def main(file: Path, gpus: int, schemas: bool) -> None:
         assert all(
             e["port"] in {p["name"] for p in items["Service"]["spec"]["ports"]} for e in monitor["endpoints"]
         )
-    # The Pod Security Standard "restricted" (kubernetes.io/docs/concepts/security/pod-security-standards).
+
+
+def restricted(pod: dict[str, Any], gpus: int) -> None:
+    """The Pod Security Standard "restricted" (kubernetes.io, pod-security-standards)."""
+    (container,) = pod["containers"]
     inside = container["securityContext"]
     assert inside["allowPrivilegeEscalation"] is False and inside["capabilities"]["drop"] == ["ALL"]
     assert inside["readOnlyRootFilesystem"] is True
     assert pod["securityContext"]["runAsNonRoot"] is True and pod["securityContext"]["runAsUser"] > 0
     assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
-    mounted = {m["name"] for m in container["volumeMounts"]}
-    assert mounted == {v["name"] for v in pod["volumes"]}
+    mounted = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
+    assert set(mounted) == {v["name"] for v in pod["volumes"]}
+    (shared,) = [v for v in pod["volumes"] if mounted[v["name"]] == "/dev/shm"]
+    assert shared["emptyDir"]["medium"] == "Memory"
     resources = container["resources"]
     assert int(resources["limits"].get("nvidia.com/gpu", 0)) == gpus
     assert resources["limits"] == resources["requests"]
 
 
+def option(words: list[str], name: str) -> str:
+    return words[words.index(name) + 1]
+
+
+def group(items: dict[str, Any], gpus: int, nodes: int, schemas: bool) -> dict[str, Any]:
+    """A server over several nodes; returns the leader's template."""
+    assert "Deployment" not in items
+    workers = items["LeaderWorkerSet"]
+    assert workers["apiVersion"] == "leaderworkerset.x-k8s.io/v1"
+    # Its controller makes a headless Service of its name.
+    name = workers["metadata"]["name"]
+    assert name != items["Service"]["metadata"]["name"]
+    spec, of = workers["spec"], workers["spec"]["leaderWorkerTemplate"]
+    assert set(spec) == {"replicas", "startupPolicy", "rolloutStrategy", "leaderWorkerTemplate"}
+    assert set(of) == {"size", "restartPolicy", "leaderTemplate", "workerTemplate"}
+    assert (of["size"], of["restartPolicy"]) == (nodes, "RecreateGroupOnPodRestart")
+    rollout = spec["rolloutStrategy"]["rollingUpdateConfiguration"]
+    assert rollout["maxUnavailable"] + rollout["maxSurge"] > 0
+    leader, worker = of["leaderTemplate"], of["workerTemplate"]
+    for template in (leader, worker):
+        restricted(template["spec"], gpus)
+        budget = items["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]
+        assert budget.items() <= template["metadata"]["labels"].items()
+        if schemas:
+            import kubernetes_validate
+
+            pod = {"apiVersion": "v1", "kind": "Pod", **template}
+            kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+        # OpenMPI refuses a user that the password file does not name.
+        (container,) = template["spec"]["containers"]
+        (mount,) = [m for m in container["volumeMounts"] if m["mountPath"] == "/etc/passwd"]
+        users = items["ConfigMap"]["data"][mount["subPath"]].splitlines()
+        assert str(template["spec"]["securityContext"]["runAsUser"]) in {u.split(":")[2] for u in users}
+        assert all(len(u.split(":")) == 7 for u in users)
+    # Only the leader answers, and only it may do something in the cluster.
+    selector = items["Service"]["spec"]["selector"]
+    assert not selector.items() <= worker["metadata"]["labels"].items()
+    assert worker["spec"]["automountServiceAccountToken"] is False
+    assert "serviceAccountName" not in worker["spec"]
+    account = items["ServiceAccount"]["metadata"]["name"]
+    assert leader["spec"]["serviceAccountName"] == account
+    assert [s["name"] for s in items["RoleBinding"]["subjects"]] == [account]
+    assert items["RoleBinding"]["roleRef"]["name"] == items["Role"]["metadata"]["name"]
+    # The names of all Pods but the leaders', one group more than replicas for a rollout.
+    groups = range(spec["replicas"] + rollout["maxSurge"])
+    pods = {f"{name}-{g}-{i}" for g in groups for i in range(1, nodes)}
+    allowed = {(tuple(r["resources"]), tuple(r["verbs"])) for r in items["Role"]["rules"]}
+    assert allowed == {(("pods",), ("get",)), (("pods/exec",), ("create",))}
+    assert all(set(r["resourceNames"]) == pods for r in items["Role"]["rules"])
+    assert all(len(pod) <= 63 for pod in pods)
+    # What the arguments say is what enginix serve reads: as many hosts as Pods, as many slots as GPUs.
+    (container,) = leader["spec"]["containers"]
+    words = container["args"]
+    (own,) = [e for e in container["env"] if e["name"] == "POD_NAME"]
+    assert own["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
+    for number in groups:
+        hosts = option(words, "--hosts").replace("$(POD_NAME)", f"{name}-{number}").split(",")
+        assert hosts[0] == f"{name}-{number}:{gpus}"
+        assert {h.split(":")[0] for h in hosts[1:]} == {p for p in pods if p.startswith(f"{name}-{number}-")}
+        assert all(re.fullmatch(rf"[a-z0-9-]+:{gpus}", h) for h in hosts)
+    assert option(words, "--agent") == "kubectl"
+    (container,) = worker["spec"]["containers"]
+    assert option(container["args"], "--worker") == str(gpus)
+    assert "ports" not in container and "livenessProbe" not in container
+    for probe in ("startupProbe", "readinessProbe"):
+        assert container[probe]["exec"]["command"] == [
+            "test",
+            "-e",
+            option(container["args"], "--ready-file"),
+        ]
+    return leader
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), "schemas" in sys.argv)
+    counts = [word.removeprefix("nodes=") for word in sys.argv if word.startswith("nodes=")]
+    main(Path(sys.argv[1]), int(sys.argv[2]), "schemas" in sys.argv, int((counts or ["1"])[0]))

@@ -198,6 +198,12 @@ def run(args: argparse.Namespace) -> int:
                 where="--worker",
                 fix="the slots that --hosts of the first machine gives it",
             )
+        if server.rootfs is not None:
+            raise UsageError(
+                "--rootfs makes a sandbox in which nothing is started from outside",
+                where="--worker",
+                fix="run it in a container of the runtime's image",
+            )
     endpoints = [n for n in ("http", "grpc", "metrics") if not getattr(args, f"no_{n}", False)]
     named = [(f"--{n}-port", getattr(args, f"{n}_port")) for n in endpoints]
     ports.family(args.host)

@@ -8,11 +8,13 @@ which mpirun does not. A host is tried in the same way before mpirun is started,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -262,7 +264,10 @@ def await_hosts(
         HostError: names the host, its ranks, and what the agent said last.
     """
     command = "; ".join(
-        ["echo enginix reached", *(f"test -e {shlex.quote(p)} || echo lacks {p}" for p in needed)]
+        [
+            "echo enginix reached",
+            *(f"test -e {shlex.quote(p)} || echo {shlex.quote(f'lacks {p}')}" for p in needed),
+        ]
     )
     deadline = time.monotonic() + seconds
     for host in hosts[1:]:
@@ -300,7 +305,8 @@ def _try(agent: Agent, host: str, command: str, seconds: float) -> str:
             out, _ = process.communicate(timeout=seconds)
         except BaseException as e:
             # The whole group: an agent may be a script.
-            os.killpg(process.pid, 9)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             if isinstance(e, subprocess.TimeoutExpired):
                 return f"nothing for {seconds:.0f} s"
             raise

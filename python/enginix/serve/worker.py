@@ -11,10 +11,10 @@ from enginix import console
 
 
 def wait(ready: Path) -> int:
-    """Waits for SIGTERM or SIGINT; returns 0.
+    """Waits for SIGTERM or SIGINT, and then for the ranks' end; returns 0. A second signal ends it at once.
 
-    The first process of a container inherits what is orphaned in it, such as ranks of an ended daemon, and
-    has to collect them.
+    The first process of a container inherits what is orphaned in it, such as mpirun's daemon, has to collect
+    it, and takes everything along when it ends.
 
     Args:
         ready: a file that is there while this waits, for a probe.
@@ -23,11 +23,23 @@ def wait(ready: Path) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     ready.touch()
     console.say("waiting as a worker; the first machine starts the ranks of this one")
+    ending = False
     try:
-        while signal.sigwait(numbers) == signal.SIGCHLD:
-            with contextlib.suppress(ChildProcessError):
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
+        while _collect() or not ending:
+            if signal.sigwait(numbers) != signal.SIGCHLD:
+                if ending:
+                    break
+                ending = True
+                ready.unlink(missing_ok=True)
     finally:
         ready.unlink(missing_ok=True)
     return 0
+
+
+def _collect() -> bool:
+    """Collects the children that have ended; whether any still runs."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+        return True
+    return False

@@ -65,6 +65,44 @@ test_kubernetes_manifests_hold_together() {
     quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 1
 }
 
+# A server of sixteen ranks: what mkKubernetes reads of an image.
+spread='{ kind = "tensorrt"; kubectl = "/k"; modelName = "m"; user = 10001; probe = [ "enginix" "ready" ];
+    ports = { http = 8000; grpc = 8001; metrics = 8002; };
+    server = { repo = { }; engine.parallel = { tensorParallel = 8; pipelineParallel = 2; }; }; }'
+
+test_kubernetes_several_nodes_hold_together() {
+  kubernetes '{ nodes = 2; gpusPerNode = 8; replicas = 2; serviceMonitor = true; }' "$spread" &&
+    quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 8 nodes=2 &&
+    kubernetes '{ nodes = 3; gpusPerNode = 8; name = "three"; }' "$spread // { server = { repo = { }; engine.parallel = { tensorParallel = 8; pipelineParallel = 3; }; }; }" &&
+    quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 8 nodes=3 &&
+    # The checks notice what they look for.
+    sed -i 's/"pods\/exec"/"pods"/' "$tmp/manifests.json" && refuses python3 tests/nix/kubernetes.py "$tmp/manifests.json" 8 nodes=3 &&
+    # One node is a Deployment.
+    kubernetes '{ nodes = 1; gpusPerNode = 16; }' "$spread" && quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 16
+}
+
+test_kubernetes_several_nodes_of_an_image() {
+  # kubectl is in the image, and its path where enginix serve looks for it.
+  kubernetes '{ nodes = 2; gpusPerNode = 8; reference = "registry.example/enginix/m:1"; image = e.mkOciImage {
+      server = { kind = "tensorrt"; runtime = "trtllm-1.2.1"; modelName = "m"; repo = "/x"; httpPort = 8000; grpcPort = 8001;
+        metricsPort = null; engine = { runtimePackage.image = "26.06"; parallel = { tensorParallel = 8; pipelineParallel = 2; }; };
+        meta = { description = "d"; mainProgram = "m"; }; outPath = "/x"; };
+      base.imageName = "nvcr.io/nvidia/tritonserver"; kubectl = "/kubectl"; }; }' &&
+    quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 8 nodes=2 && grep -q -- '/enginix","ready"' "$tmp/manifests.json"
+}
+
+test_kubernetes_several_nodes_refused_at_evaluation() {
+  ! kubernetes '{ nodes = 2; }' "$spread" && says 'nodes = 2 needs gpusPerNode' &&
+    ! kubernetes '{ nodes = 3; gpusPerNode = 8; }' "$spread" && says '3 nodes of 8 GPUs are 24, but the engine has 16 ranks' &&
+    ! kubernetes '{ nodes = 4; gpusPerNode = 4; }' "$spread" && says 'the engine counts 8 GPUs a node' &&
+    ! kubernetes '{ nodes = 2; gpusPerNode = 8; gpus = 8; }' "$spread" && says 'gpus and gpusPerNode both' &&
+    ! kubernetes '{ nodes = 2; gpusPerNode = 8; }' "$spread // { kubectl = null; }" && says 'pass mkOciImage { kubectl' &&
+    ! kubernetes '{ nodes = 2; gpusPerNode = 8; name = "a-name-of-more-than-forty-characters-is-too-long"; }' "$spread" && says 'up to 40' &&
+    ! kubernetes '{ nodes = 2; gpusPerNode = 1; }' && says 'an engine of kind reference is served by one node' &&
+    ! kubernetes '{ nodes = 0; }' && says 'nodes = 0' && ! kubernetes '{ gpusPerNode = 8; }' "$spread" && says 'the engine has 16 ranks' &&
+    refused_image '{ kubectl = "/k"; }' 'a server of kind reference is on one'
+}
+
 test_kubernetes_manifests_by_their_schemas() {
   "${ENGINIX_KUBERNETES:-python3}" -c 'import kubernetes_validate' 2>/dev/null || {
     skip 'ENGINIX_KUBERNETES does not name a Python with kubernetes-validate'
@@ -72,7 +110,9 @@ test_kubernetes_manifests_by_their_schemas() {
   }
   kubernetes '{ serviceMonitor = true; }' && quietly "$ENGINIX_KUBERNETES" tests/nix/kubernetes.py "$tmp/manifests.json" 0 schemas &&
     kubernetes '{ gpus = 1; }' && sed -i 's/"containerPort":8000/"containerPort":"8000"/' "$tmp/manifests.json" &&
-    refuses "$ENGINIX_KUBERNETES" tests/nix/kubernetes.py "$tmp/manifests.json" 1 schemas
+    refuses "$ENGINIX_KUBERNETES" tests/nix/kubernetes.py "$tmp/manifests.json" 1 schemas &&
+    kubernetes '{ nodes = 2; gpusPerNode = 8; }' "$spread" &&
+    quietly "$ENGINIX_KUBERNETES" tests/nix/kubernetes.py "$tmp/manifests.json" 8 schemas nodes=2
 }
 
 test_kubernetes_refuses_at_evaluation() {

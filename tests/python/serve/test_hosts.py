@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -23,7 +24,7 @@ from enginix.files import dump_json
 from enginix.serve import hosts, ranks
 from enginix.serve.client import Client
 from enginix.serve.hosts import Agent, Host, HostError
-from enginix.serve.launch import Endpoints, Plan
+from enginix.serve.launch import Endpoints, Plan, describe
 from enginix.serve.ports import reserve
 from enginix.serve.readiness import await_ready
 from enginix.serve.supervisor import StartError, Supervised, explain
@@ -129,6 +130,18 @@ def test_the_exact_command_of_several_machines() -> None:
     dotted = ranks.mpirun("m", [["t"], ["t"]], (Host("a.b", 1), Host("c", 1)), "/s/agent")
     assert "orte_keep_fqdn_hostnames" in dotted
     assert "--host" not in ranks.mpirun("m", [["t"], ["t"]], (Host(HERE, 2),))
+
+
+def test_a_dry_run_says_what_each_machine_gets(plan: Plan) -> None:
+    found = describe(replace(plan, environ={"NCCL_DEBUG": "INFO"}))
+    words = found["command"]
+    assert words[words.index("plm_rsh_agent") + 1] == "$STATE/agent"
+    seen = [w.removeprefix("--model-repository=") for w in words if w.startswith("--model-repository=")]
+    assert seen == ["$STATE/models"] * 2 + [str(plan.repository)] * 2
+    exported = {words[i + 1] for i, w in enumerate(words) if w == "-x"}
+    assert {"NCCL_DEBUG", "PATH"} <= exported and not {"HOME", "TMPDIR"} & exported
+    # What an agent needs is not for ranks.
+    assert not {"KUBECONFIG", "KUBERNETES_SERVICE_HOST"} & set(found["environment"])
 
 
 @pytest.mark.parametrize("name", ["ssh", "kubectl", "other"])
@@ -402,3 +415,28 @@ def test_a_worker_waits_and_collects_what_is_orphaned(tmp_path: Path) -> None:
         process.terminate()
         assert process.wait(10) == 0
     assert not ready.exists()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+def test_a_worker_ends_when_its_ranks_have(tmp_path: Path, again: bool) -> None:
+    ready, left = tmp_path / "ready", "1.5" if not again else "30"
+    script = (
+        "import subprocess, sys\nfrom pathlib import Path\nfrom enginix.serve.worker import wait\n"
+        "subprocess.Popen(['sleep', sys.argv[2]])\nsys.exit(wait(Path(sys.argv[1])))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(TESTS.parent / "python")}
+    words = [sys.executable, "-c", script, str(ready), left]
+    with subprocess.Popen(words, env=env, start_new_session=True) as process:
+        deadline = time.monotonic() + 20
+        while not ready.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.terminate()
+        while ready.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        # A probe sees that it ends, and its rank runs on.
+        assert not ready.exists() and process.poll() is None
+        if again:
+            process.terminate()
+        assert process.wait(10) == 0
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

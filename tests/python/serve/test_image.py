@@ -312,6 +312,12 @@ def test_kill_9_of_the_command_leaves_nothing(
         ({}, ["--triton-flag", "allow-sagemaker=true"], EXIT_USAGE, "not to be set"),
         ({}, ["--env", "LD_PRELOAD=/x"], EXIT_USAGE, "LD_PRELOAD is enginix's to set"),
         ({}, ["--tritonserver", "/x"], EXIT_USAGE, "exclude each other"),
+        ({}, ["--hosts", "a:1"], EXIT_USAGE, "1 slots for an engine of 2 ranks"),
+        ({}, ["--hosts", "a:1,b:1"], EXIT_USAGE, "--rootfs makes a sandbox on this machine alone"),
+        ({}, ["--hosts", "a"], EXIT_USAGE, "is not HOST:SLOTS"),
+        ({}, ["--hostfile", "/nowhere"], EXIT_USAGE, "/nowhere: cannot be read"),
+        ({}, ["--worker", "2"], EXIT_USAGE, "the slots that --hosts of the first machine gives it"),
+        ({}, ["--worker", "1"], EXIT_USAGE, "a sandbox in which nothing is started from outside"),
     ],
 )
 def test_the_preflight(
