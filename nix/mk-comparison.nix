@@ -24,6 +24,7 @@ let
       "data/architectures.json"
       "data/gates.json"
       "data/kinds.json"
+      "data/lock.json"
       "data/quantization.json"
       "errors.py"
       "files.py"

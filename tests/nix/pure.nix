@@ -203,6 +203,85 @@ in
       true
     ];
   };
+  # What the command refuses, and Nix can tell.
+  testParseRefusesPickles = {
+    expr = map (p: fails (parse (lock // { files.${p} = lock.files."config.json"; }))) [
+      "pytorch_model.bin"
+      "a/b.PT"
+      "x.pth.json"
+    ];
+    expected = [
+      true
+      true
+      false
+    ];
+  };
+  testParseRefusesPathsThatClash = {
+    expr =
+      map
+        (
+          paths:
+          fails (parse (lock // { files = builtins.listToAttrs (map (name: { inherit name; value = lock.files."config.json"; }) paths); }))
+        )
+        [
+          [ "Config.json" "config.json" ]
+          [ "a" "a/b.json" ]
+          [ "A/b" "a/b/c.json" ]
+          [ "A/b.json" "a/c.json" ]
+          [ "ab" "a/b.json" "a/c.json" ]
+        ];
+    expected = [
+      true
+      true
+      true
+      false
+      false
+    ];
+  };
+  testParseRefusesUnknownKeys = {
+    expr = map (l: fails (parse (lock // l))) [
+      { comment = ""; }
+      { files."config.json" = lock.files."config.json" // { mode = 1; }; }
+      { select.tag = "v1"; }
+      { select.revision = "v1"; }
+    ];
+    expected = [
+      true
+      true
+      true
+      false
+    ];
+  };
+  testParseRefusesWhatIsNoLicense = {
+    expr = map (license: fails (parse (lock // { inherit license; }))) [
+      [ "mit" ]
+      { }
+      false
+      "mit"
+      null
+    ];
+    expected = [
+      true
+      true
+      true
+      false
+      false
+    ];
+  };
+  testParseRefusesOtherGates = {
+    expr = map (gated: fails (parse (lock // { inherit gated; }))) [
+      true
+      null
+      false
+      "manual"
+    ];
+    expected = [
+      true
+      true
+      false
+      false
+    ];
+  };
   testParseRefusesNoFiles = {
     expr = fails (parse (lock // { files = { }; }));
     expected = true;

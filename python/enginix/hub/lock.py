@@ -17,6 +17,7 @@ from typing import Any, Literal
 from enginix.errors import LockError, ModelError
 from enginix.hub import paths
 from enginix.model.jsonfile import parse_object
+from enginix.tables import table
 
 VERSION = 1
 LONGEST = 32 << 20  # bytes; about 200,000 files
@@ -32,7 +33,7 @@ REPO = re.compile(r"(?=.{1,193}$)(?!.*(\.\.|--))(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}
 # The Hub's own name of a dataset's place: in addresses it stands before the repository's name.
 DATASETS = "datasets/"
 _AGAIN = "write the lock again with `enginix lock`"
-_KEYS = {"version", "type", "repo", "revision", "license", "gated", "model", "files", "select"}
+_KEYS, _FILE_KEYS = frozenset(table("lock")["keys"]), frozenset(table("lock")["fileKeys"])
 
 
 RepoType = Literal["model", "dataset"]
@@ -271,7 +272,7 @@ def _files(raw: Any, refuse: Any) -> tuple[LockedFile, ...]:
         raise refuse("the lock lists no files")
     found = []
     for path, entry in raw.items():
-        if not isinstance(entry, dict) or set(entry) != {"sha256", "size"}:
+        if not isinstance(entry, dict) or set(entry) != _FILE_KEYS:
             raise refuse(f"{_show(path)} does not have exactly sha256 and size")
         sha256, size = entry["sha256"], entry["size"]
         if not isinstance(sha256, str) or not SHA256.fullmatch(sha256):

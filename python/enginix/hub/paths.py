@@ -5,11 +5,13 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 
+from enginix.tables import table
+
 LONGEST_PATH = 1024  # characters; PATH_MAX is 4096 bytes and the directory before it needs room too
 LONGEST_NAME = 255  # bytes; NAME_MAX of Linux file systems
 
-# Formats whose readers run code that the file brings along (docs.python.org/3/library/pickle.html).
-PICKLE_SUFFIXES = (".bin", ".ckpt", ".dill", ".joblib", ".nemo", ".pickle", ".pkl", ".pt", ".pth")
+# Formats whose readers run code that the file brings along.
+PICKLE_SUFFIXES = tuple(table("lock")["pickles"])
 RESERVED = "enginix.json"  # the manifest that fetching adds
 
 
