@@ -28,8 +28,9 @@ INTEGERS = {
     "experts": ("num_local_experts", "num_experts", "n_routed_experts"),
     "expertIntermediateSize": ("moe_intermediate_size",),
     "expertsPerToken": ("num_experts_per_tok", "experts_per_token"),
-    "slidingWindow": ("sliding_window",),
 }
+# What older locks hold and nobody reads: a window that the model may not even use (use_sliding_window).
+FORMER = frozenset({"slidingWindow"})
 
 
 def model_facts(files: Mapping[str, bytes], where: str) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def differences(old: Lock, new: Lock) -> list[str]:
     for name in ("license", "gated"):
         if getattr(old, name) != getattr(new, name):
             lines.append(f"{name}: {_word(getattr(old, name))} → {_word(getattr(new, name))}")
-    for key in sorted({*old.model, *new.model}):
+    for key in sorted({*old.model, *new.model} - facts.FORMER):
         if old.model.get(key) != new.model.get(key):
             lines.append(f"model.{key}: {_word(old.model.get(key))} → {_word(new.model.get(key))}")
     return lines + list(_file_differences(old, new))

@@ -182,6 +182,20 @@ def test_drift_is_shown_and_exits_1_and_update_follows_it(
     assert main(["lock", "--check", str(out)]) == 0
 
 
+def test_a_window_that_nobody_reads_is_not_recorded(start: Start, model: Path, tmp_path: Path) -> None:
+    """Older locks hold it, and stay as good as they were."""
+    windowed = {**CONFIG, "sliding_window": 131072, "use_sliding_window": False}
+    (model / "config.json").write_text(json.dumps(windowed))
+    start(model)
+    out = tmp_path / "x.json"
+    assert main(["lock", REPO, "-o", str(out)]) == 0
+    assert "slidingWindow" not in locks.read(out).model
+    older = json.loads(out.read_text())
+    older["model"]["slidingWindow"] = 131072
+    out.write_text(json.dumps(older))
+    assert main(["lock", "--check", str(out)]) == 0
+
+
 def test_a_branch_and_a_revision_that_is_not_there(
     start: Start, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
