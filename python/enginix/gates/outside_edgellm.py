@@ -32,6 +32,7 @@ from enginix.gates import outside_asked
 from enginix.gates.outside_asked import Asked, Text
 
 TOGETHER = 4  # requests at once: what its queue takes by default
+MARK = "stand-in: "
 NO_SCORES = (
     "Edge-LLM's server gives log-probabilities of generated tokens alone, and no build option changes that"
 )
@@ -92,6 +93,7 @@ def ask(engine: Path, model: Path, asked_file: Path, out: Path, where: Where) ->
             asker = _Asker(ask_one, limit, longest)
             said = asker.everything(asked)
         by = {**json.loads(versions.stdout), "runtime": made.runtime, "server": "tensorrt-edgellm-serve"}
+        by |= _stand_in(state / "log")
         told = {"format": 1, "material": asked.material, "kind": "edgellm", "by": by, **said}
         _tensors(asker.next, partial)
         write_text(partial / "said.json", dump_json(told))
@@ -135,6 +137,14 @@ class _Asker:
             return list(map(one, enumerate(texts)))
         with ThreadPoolExecutor(TOGETHER) as pool:
             return list(pool.map(one, enumerate(texts)))
+
+
+def _stand_in(log: Path) -> dict[str, str]:
+    """What answers in the place of NVIDIA's compiled runtime says so in its log; empty where nothing does."""
+    for line in log.read_text("utf-8", "replace").splitlines():
+        if line.startswith(MARK):
+            return {"stand-in": line.removeprefix(MARK)[:200]}
+    return {}
 
 
 def _tensors(following: dict[int, tuple[list[list[int]], list[list[float]]]], directory: Path) -> None:

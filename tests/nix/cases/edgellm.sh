@@ -144,7 +144,8 @@ test_edgellm_engine_is_gated_by_what_its_server_says() {
   ENGINIX_NIX_CONFIG=$features with_edge build "gated { gates = null; name = \"gated-$EPOCHREALTIME\"; }" -o "$tmp/gated" -L || return 1
   says 'gate greedy: passed' && says 'stand-in: answers are computed by transformers' || return 1
   grep -q '"greedy": "passed"' "$tmp/gated/enginix.json" && grep -q '"promptTokens"' "$tmp/gated/enginix.json" &&
-    [ -s "$tmp/gated/engine/config.json" ] && [ -s "$tmp/gated/report.html" ] || return 1
+    [ -s "$tmp/gated/engine/config.json" ] && grep -q 'stand-in answers are computed by transformers' "$tmp/gated/report.html" &&
+    grep -q '"stand-in": "answers are computed by transformers, not by Edge-LLM"' "$tmp/gated/gates.json" || return 1
   ! ENGINIX_NIX_CONFIG=$features with_edge build "gated { gates.perplexity = { }; name = \"gated-$EPOCHREALTIME\"; }" --no-link -L &&
     says 'gate perplexity failed' && says 'generated tokens alone'
 }

@@ -106,3 +106,61 @@ test_whole_llmapi() {
   whole_triton "$whole/triton" tensorrt_llm '{"text_input": "hello", "sampling_param_max_tokens": 4}' 'stand-in: hello' &&
     whole_chat "$whole/serve" "$whole/gateway" "$door"
 }
+
+# Two ranks by the image's mpirun; rank 0 answers. The runner has no gates, the matrix has them for each GPU.
+test_whole_two_ranks() {
+  slow || return
+  built "$(gated_engine_of 'let
+      gated = mk { checkpoint = e.mkCheckpoint { inherit model; tensorParallel = 2; }; target = { gpu = "h200"; count = 2; }; gates.smoke = { }; };
+      server = e.mkTritonServer { repo = e.mkTritonRepo { engine = gated; }; };
+    in nixpkgs.runCommand "two" (fresh { }) "mkdir $out; ln -s ${gated} $out/gated; ln -s ${server}/bin/${server.meta.mainProgram} $out/triton"' 'count = 2;')" || return 1
+  quietly "$path/triton" --dry-run && says mpirun && grep -q '"golden"' "$path/gated/enginix.json" &&
+    whole_triton "$path/triton" ensemble '{"text_input": "hello"}' 'stand-in: hello'
+}
+
+test_whole_matrix_of_gated_engines() {
+  slow || return
+  built "$(gated_engine_of 'let
+      of = e.mkEngineMatrix { inherit model; runtime = standin.answering e "trtllm-1.2.1" { }; name = "'"$EPOCHREALTIME"'";
+        limits.maxBatchSize = 2; gates.smoke = { }; targets.here = { target = "h200"; }; targets.there = { target = "b200"; }; };
+    in assert of.there.requiredSystemFeatures or null == null && of.there.ungated.requiredSystemFeatures == [ "cuda" "cuda-sm100" ];
+      of.here')" && quietly cat "$path/enginix.json" && says '"smoke": "passed"'
+}
+
+# Nobody asks an engine that is built at first run, or one of gates = { }: whoever serves it says so.
+test_whole_servers_of_ungated_engines_say_so() {
+  local what http program
+  for what in 'e.mkServe { engine = mk { name = "tiny"; gates = { }; }; }' 'e.mkServe { engine = mk { name = "tiny"; kind = "llmapi"; gates = { }; }; }' \
+    'e.mkRunner { inherit model; name = "tiny"; runtime = runtime "trtllm-1.2.1"; }'; do
+    built "$(engine_of "$what")" || return 1
+    program=$(echo "$path"/bin/*)
+    http=$(whole_ports 1)
+    XDG_CACHE_HOME=$tmp/cache-whole whole_starts "$tmp/whole-ungated" 'stand-in trtllm-serve on' "$program" --port "$http" || return 1
+    kill -TERM "$whole_pid"
+    wait "$whole_pid"
+    cp "$tmp/whole-ungated" "$out"
+    says 'note: not gated: nobody compared what this engine says with what its model says' || return 1
+  done
+}
+
+# Asked raw text: its stand-in computes answers from the model.
+whole_edge() { # engine, what its server says or does not say at start
+  local features='system-features = benchmark big-parallel kvm nixos-test cuda cuda-sm120' http status=0
+  http=$(whole_ports 1)
+  ENGINIX_NIX_CONFIG=$features with_edge build "standin.mkServe { engine = $1; }" -o "$tmp/edge" -L || return 1
+  STATE_DIRECTORY=$tmp/edge-state whole_starts "$tmp/whole-edge" 'Application startup complete' "$tmp"/edge/bin/* --port "$http" || return 1
+  quietly curl -sS -m 60 "http://127.0.0.1:$http/v1/chat/completions" -H 'Content-Type: application/json' \
+    -d '{"messages": [{"role": "user", "content": "The"}], "apply_chat_template": false, "add_generation_prompt": false, "temperature": 0, "max_tokens": 4}' &&
+    says '"finish_reason":"length"' || status=1
+  kill -TERM "$whole_pid"
+  wait "$whole_pid"
+  [ "$status" = 0 ] || cat "$tmp/whole-edge" >>"$out"
+  return "$status"
+}
+
+test_whole_edgellm() {
+  slow || return
+  need_edgellm || return
+  whole_edge "gated { gates = null; name = \"whole-$EPOCHREALTIME\"; }" && ! grep -q 'not gated' "$tmp/whole-edge" || return 1
+  whole_edge "engine { name = \"whole-$EPOCHREALTIME\"; }" && cp "$tmp/whole-edge" "$out" && says 'note: not gated: nobody compared'
+}
