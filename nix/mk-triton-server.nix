@@ -123,10 +123,12 @@ let
           openai
           version
           ranks
-          runtime
           secret
           given
           ;
+        runtime = runtime // {
+          rootfs = runtime.rootfsFor repo.engine.model;
+        };
         inherit (repo) kind;
         image = runtime.row.images.${runtime.image}.reference or "";
       };

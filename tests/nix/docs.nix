@@ -24,6 +24,10 @@ let
     id = "trtllm-1.2.1";
     command = "/nix/store/x-command";
     rootfs = "/nix/store/x-rootfs";
+    rootfsFor = _: "/nix/store/x-rootfs";
+    pinFile = "";
+    driver = null;
+    inherit (scope.mkRuntime { id = "trtllm-1.2.1"; }) row image;
   };
   # An engine as mkEngine returns it, of a GPU that this machine does not have.
   ofGpu = kind: {

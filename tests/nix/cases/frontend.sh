@@ -12,7 +12,7 @@ frontend_of() {
 frontend_refused() { # arguments, what must be said
   ! with_lib eval "(e.mkTritonServer ({
       repo = { kind = \"tensorrt\"; modelName = \"m\"; engine = { }; runtime = \"trtllm-1.2.1\"; };
-      runtime = { id = \"trtllm-1.2.1\"; row = { paths.triton = \"/t\"; images.x = { tritonServer = \"2.68.0\"; reference = \"nvcr.io/x\"; }; }; image = \"x\"; rootfs = \"/r\"; pinFile = \"\"; driver = null; };
+      runtime = { id = \"trtllm-1.2.1\"; row = { paths.triton = \"/t\"; images.x = { tritonServer = \"2.68.0\"; reference = \"nvcr.io/x\"; }; }; image = \"x\"; rootfs = \"/r\"; rootfsFor = _: \"/r\"; pinFile = \"\"; driver = null; };
     } // { $1 })).drvPath" && says "$2"
 }
 
@@ -70,4 +70,13 @@ test_frontend_is_refused_by_an_image_without_it() {
 test_frontend_says_where_it_is() {
   on_a_gpu_host eval "$(frontend_of rootfsOpenai 'openai = { enable = true; httpPort = 4321; };' .openai)" --json &&
     says '"httpPort":4321' && says '"host":"127.0.0.1"' && says '"model":"ensemble"'
+}
+
+test_frontend_behind_the_gateway() {
+  on_a_gpu_host build "$(frontend_of rootfsOpenai 'openai = { enable = true; httpPort = 4321; };' | sed '$s|in \(.*\)$|in e.mkGateway { servers.a = { server = \1; keyFile = "/run/k"; }; }|')" --out-link "$tmp/front" || return 1
+  quietly cat "$tmp/front/share/gateway.json" && says 'http://127.0.0.1:4321/v1' && says openai/ensemble
+}
+
+test_frontend_is_refused_in_a_container() {
+  ! on_a_gpu_host eval "$(frontend_of rootfsOpenai 'openai.enable = true;' | sed '$s|in \(.*\)$|in (e.mkOciImage { server = \1; base = { imageName = "nvcr.io/nvidia/tritonserver"; }; }).drvPath|')" && says 'loopback alone'
 }
