@@ -127,7 +127,7 @@ let
             ${function}: ${name}: ${toString (weightBytes / 1000000000)} GB of weights are too much for a CPU in reasonable time.
             Do one of these:
               - device = "cuda": on a builder with the system feature `cuda` (docs/quantization.md)
-              - device = "cpu": on the CPU all the same; memory for ${toString (weightBytes * 8 / 5000000000)} GB, and hours''
+              - device = "cpu": on the CPU all the same; memory for ${toString (weightBytes * table.memory.percentOfWeights.cpu / 100 / 1000000000)} GB, and hours''
         else
           "cpu";
 

@@ -16,6 +16,7 @@ from enginix.model import Weights, open_weights
 from enginix.model.jsonfile import read_object
 from enginix.model.quantization import SIDECAR
 from enginix.quantize.calibration import Calibration, tokenizer_digests
+from enginix.tables import table
 
 FLOATS = ("BF16", "F16", "F32")
 # Matrices of a decoder layer; routers and gates of experts stay as they are in every recipe of ModelOpt's.
@@ -23,9 +24,6 @@ LAYER = re.compile(r"\.layers\.\d+\.")
 KEPT = re.compile(r"\.(gate|router|shared_expert_gate)$")
 # Only these say what a token id means; the others are settings.
 VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
-SCRATCH = 1.1
-# The model, and the exported tensors beside it.
-MEMORY = 1.6
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,8 @@ def check_machine(model: Model, out: Path, device: str) -> None:
         MachineError: too little of either.
     """
     free = _available_memory()
-    needed = int(model.bytes * (MEMORY if device == "cpu" else SCRATCH))
+    percent = table("quantize")["memory"]["percentOfWeights"]["cpu" if device == "cpu" else "cuda"]
+    needed = model.bytes * int(percent) // 100
     if free is not None and needed > free:
         raise MachineError(
             f"{human_bytes(needed)} of memory are needed, {human_bytes(free)} are free",

@@ -108,7 +108,7 @@ test_quantize_refusals_at_evaluation() {
     quantize_refused 'q { format = "fp8"; kvCache = "int8"; }' 'known to give garbage' &&
     quantize_refused 'q { format = "fp8"; kvcache = "fp8"; }' 'Did you mean kvCache' &&
     quantize_refused 'q { format = "fp8"; model = q { format = "fp8"; }; }' 'quantized already (FP8)' &&
-    quantize_refused 'q { format = "fp8"; model = model // { weightBytes = 16000000000; }; }' '16 GB of weights are too much for a CPU' &&
+    quantize_refused 'q { format = "fp8"; model = model // { weightBytes = 16000000000; }; }' '16 GB of weights are too much for a CPU' 'memory for 25 GB' &&
     quantize_refused 'q { format = "nvfp4"; model = model // { model = model.model // { intermediateSize = 100; }; }; }' 'intermediateSize is 100' &&
     quantize_refused 'q { format = "int8_sq"; model = model // { model = model.model // { experts = 8; }; }; }' 'for dense models' &&
     quantize_refused 'e.mkCalibration { tokenizer = model; sequenceLength = 4096; }' "the model's context is 2048" &&

@@ -186,6 +186,20 @@ def test_too_little_memory_or_disk(model: Path, tmp_path: Path, monkeypatch: pyt
         source.check_machine(found, tmp_path / "out", "cpu")
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_memory_that_is_needed_is_the_tables(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """Nix names it at evaluation, from the same table."""
+    found = source.read(model)
+    percent = table("quantize")["memory"]["percentOfWeights"][device]
+    monkeypatch.setattr(source, "_available_memory", lambda: found.bytes * percent // 100)
+    source.check_machine(found, tmp_path / "out", device)
+    monkeypatch.setattr(source, "_available_memory", lambda: found.bytes * percent // 100 - 1)
+    with pytest.raises(MachineError, match="of memory are needed"):
+        source.check_machine(found, tmp_path / "out", device)
+
+
 def test_room_for_a_model_of_float32(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A half byte a weight is what a result may take, whatever the model took."""
     save_file(
