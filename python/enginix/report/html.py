@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import SequenceMatcher
 from html import escape
 from typing import Any
@@ -151,14 +151,28 @@ def _layers(errors: Any) -> str:
     )
 
 
-_SECTIONS = (
+# In the order of the page: figures, the layers' errors, what was said. A gate's section is
+# shown where the gate could run, which its evidence tells by the key.
+_FIGURES = (
     ("agreement", "byPosition", _agreement),
     ("greedy", "byPosition", _greedy),
     ("perplexity", "interval", _perplexity),
+)
+_SAID = (
     ("smoke", "answers", _answers),
     ("task", "replies", _replies),
     ("context", "replies", _recalled),
 )
+
+
+def _sections(told: Mapping[str, Any]) -> list[str]:
+    gates: Mapping[str, Any] = told.get("gates", {})
+
+    def shown(rows: Sequence[tuple[str, str, Callable[[Mapping[str, Any]], str]]]) -> list[str]:
+        return [section(gates[gate]) for gate, needs, section in rows if needs in gates.get(gate, {})]
+
+    layers = [_layers(told["layerErrors"])] if "layerErrors" in told else []
+    return [*shown(_FIGURES), *layers, *shown(_SAID)]
 
 
 def report(name: str, told: Mapping[str, Any]) -> str:
@@ -180,11 +194,7 @@ def report(name: str, told: Mapping[str, Any]) -> str:
     parts = [f'<div class="verdict {kind}"><b>{escape(verdict)}</b><div>{escape(why)}</div></div>']
     if gates:
         parts.append(_gates(gates))
-    for gate, needs, section in _SECTIONS:
-        if needs in gates.get(gate, {}):
-            parts.append(section(gates[gate]))
-    if "layerErrors" in told:
-        parts.insert(-2 if len(parts) > 3 else len(parts), _layers(told["layerErrors"]))
+    parts += _sections(told)
     if "bounds" in told:
         bounds = told["bounds"]
         parts.append(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from xml.etree import ElementTree
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_support import parsed, told
@@ -32,6 +34,31 @@ def test_gates_that_could_not_run_are_shown() -> None:
     page = html.report("e", content)
     parsed(page)
     assert "could not be run: x" in page and "ZeroDivisionError: &lt;y&gt;" in page
+
+
+@pytest.mark.parametrize(
+    "gates", ["agreement perplexity smoke task context", "agreement smoke", "agreement", "task", ""]
+)
+def test_sections_stand_in_one_order(gates: str) -> None:
+    content = told("x")
+    rows = content["gates"]
+    rows["context"] = dict(rows["task"])
+    content["gates"] = {gate: rows[gate] for gate in gates.split()}
+    page = html.report("e", {**content, "layerErrors": [0.1, 0.2]})
+    heads = re.findall(r"<h2>(.*?)</h2>", page)
+    order = {
+        "Agreement by position": "agreement",
+        "Perplexity over the reference&#x27;s": "perplexity",
+        "Perplexity over the reference's": "perplexity",
+        "Error by layer": None,
+        "Continuations, side by side": "smoke",
+        "Questions": "task",
+        "Facts in long texts": "context",
+        "Why these bounds": "",
+    }
+    places = [list(order).index(head) for head in heads]
+    assert places == sorted(places) and heads.count("Error by layer") == 1
+    assert {order[head] for head in heads} - {None, ""} == set(gates.split())
 
 
 def test_the_same_evidence_gives_the_same_bytes() -> None:
