@@ -377,3 +377,51 @@ def test_several_ranks_need_a_launcher(
     assert "/opt/hpcx/ompi/bin/mpirun --tag-output" in " ".join(
         json.loads(run(command(path, without, driver(), "--dry-run", "--json")).stdout)["command"]
     )
+
+
+def test_ranks_on_two_machines_as_in_containers_of_the_image(
+    repository: Callable[..., Path], rootfs: Path, driver: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = repository(2)
+    (tmp_path / "engine" / "engine" / "config.json").write_text(
+        '{"pretrained_config": {"mapping": {"gpus_per_node": 1}}}'
+    )
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(f'#!/bin/sh\nexec {sys.executable} {TESTS / "standin" / "kubectl.py"} "$@"\n')
+    kubectl.chmod(0o755)
+    (tmp_path / "cluster.json").write_text('{"pod-0-1": "runs"}')
+    # The image is the root, as in a container; its first process is the command.
+    root = tmp_path / "root"
+    shutil.copytree(rootfs, root, symlinks=True)
+    card = driver(count=1)
+    packages = [sys.prefix, *(p for p in sys.path if p.endswith("site-packages"))]
+    readable = [Path(p) for p in (*packages, "/usr/lib", "/usr/local/lib", TESTS, TESTS.parent / "python")]
+    readable.append(card)
+    words = ["bwrap", "--unshare-pid", "--unshare-user", "--unshare-uts", "--hostname", "pod-0", "--clearenv"]
+    words += ["--die-with-parent", "--ro-bind", str(root), "/", "--proc", "/proc", "--dev", "/dev"]
+    words += ["--tmpfs", "/tmp", "--bind", str(tmp_path), str(tmp_path)]
+    for place in (Path("/proc"), Path("/dev"), tmp_path, *readable):
+        (root / str(place).lstrip("/")).mkdir(parents=True, exist_ok=True)
+    for place in readable:
+        words += ["--ro-bind", str(place), str(place)]
+    variables = {
+        "PATH": "/opt/venv-tritonserver/bin:/usr/bin:/bin",
+        "HOME": "/tmp",
+        "PYTHONPATH": str(TESTS.parent / "python"),
+        "KUBECONFIG": str(tmp_path / "cluster.json"),
+        "ENGINIX_KUBECTL": str(kubectl),
+    }
+    for name, value in variables.items():
+        words += ["--setenv", name, value]
+    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    words += ["--", sys.executable, "-m", "enginix", "serve", str(path), "--driver", str(card), *ports]
+    words += ["--tritonserver", "/opt/tritonserver", "--model-runtime", "trtllm-1.2.1"]
+    words += ["--python", str(Path(sys.executable).with_name("python3"))]
+    worker = run([*words, "--worker", "1", "--check"])
+    assert worker.returncode == 0, worker.stderr
+    words += ["--hosts", "pod-0:1,pod-0-1:1", "--agent", "kubectl", "--env", "STANDIN=lose:1"]
+    done = run(words)
+    assert " answers at " in done.stderr, done.stderr
+    assert "error: rank 1 on pod-0-1: " in done.stderr, done.stderr
+    assert "illegal memory access" in done.stderr
+    assert done.returncode == EXIT_MACHINE
