@@ -135,6 +135,9 @@ def _smi(program: Path) -> Machine:
             raise MachineError(f"an answer that cannot be read: {done.stdout[:200]!r}", where=str(program))
         return rows
 
+    def size(said: str, which: int) -> int:
+        return int(said) * _MIB if said.isdigit() else _shared_memory()[which]
+
     try:
         found = ask("gpu", (*_FIELDS, "driver_version"))
         computing = ask("compute-apps", ("gpu_uuid", "pid", "used_memory")) if found else []
@@ -148,8 +151,8 @@ def _smi(program: Path) -> Machine:
                 name=row[1],
                 uuid=row[2],
                 sm=int(row[3].replace(".", "")),
-                total=int(row[4]) * _MIB,
-                free=int(row[5]) * _MIB,
+                total=size(row[4], 0),
+                free=size(row[5], 1),
                 processes=tuple(users.get(row[2], ())),
             )
             for row in found
@@ -161,12 +164,29 @@ def _smi(program: Path) -> Machine:
     return Machine(driver=found[0][6], cuda=None, gpus=gpus, source="nvidia-smi")
 
 
+def _shared_memory(told: Path = Path("/proc/meminfo")) -> tuple[int, int]:
+    """Bytes of the machine's memory, all and available, for GPUs that have none of their own.
+
+    The driver gives no memory of such a GPU ("Not Supported", "[N/A]": NVIDIA DGX Spark user guide, known
+    issues; Jetson).
+    """
+    rows = dict(line.split(":", 1) for line in told.read_text("ascii").splitlines() if ":" in line)
+    try:
+        total, free = (int(rows[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
+    except (KeyError, ValueError, IndexError) as e:
+        raise MachineError("neither the driver nor the kernel tells the memory", where=str(told)) from e
+    return total, free
+
+
 def _none(where: str) -> MachineError:
     return MachineError(
         "the driver is loaded, but no GPU is visible",
         where=where,
         fix="check CUDA_VISIBLE_DEVICES and /dev/nvidia*",
     )
+
+
+_NOT_SUPPORTED = 3  # nvmlReturn_t in nvml.h
 
 
 class _Memory(ctypes.Structure):
@@ -231,9 +251,13 @@ def _read_nvml(lib: ctypes.CDLL) -> Machine | None:
         major, minor = ctypes.c_int(), ctypes.c_int()
         if (
             lib.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)) != 0
-            or lib.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) != 0
             or lib.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor)) != 0
         ):
+            return None
+        told = lib.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory))
+        if told == _NOT_SUPPORTED:
+            memory.total, memory.free = _shared_memory()
+        elif told != 0:
             return None
         gpus.append(
             Gpu(

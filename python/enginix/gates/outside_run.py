@@ -6,6 +6,7 @@ What it said is said.json and said.safetensors; enginix.gates.outside_said reads
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -71,11 +72,11 @@ def ask(engine: Path, asked: Path, out: Path, where: Where) -> None:
         raise ManifestError(
             f"an engine of kind {made.kind}", where=str(engine), fix=f"pass one of kind {' or '.join(KINDS)}"
         )
-    asked = asked / outside_asked.FILE if asked.is_dir() else asked
+    asked = Path(os.path.realpath(asked / outside_asked.FILE if asked.is_dir() else asked))
     outside_asked.read(asked)
     runtime = table.find(str(made.runtime.get("id")), made.kind, where.pin)
     wanted = _wanted(engine, made)
-    ranks = int(made.options.get("tensorParallel", 1)) * int(made.options.get("pipelineParallel", 1))
+    ranks = math.prod(_ranks(engine, made))
     if where.rootfs is not None:
         check_namespaces()
     preflight.check_version(runtime, where.rootfs)
@@ -83,9 +84,12 @@ def ask(engine: Path, asked: Path, out: Path, where: Where) -> None:
     machine = probe(driver)
     if not where.accept_driver:
         preflight.check_driver(runtime, machine)
+    visible: dict[str, str] = {}
     if made.target.get("name"):
         weights = sum(p.stat().st_size for p in (engine / "engine").glob("*.engine")) // ranks
-        preflight.check_gpu(target(str(made.target["name"])), machine, workers=1, weights=weights)
+        built_for = target(str(made.target["name"]))
+        preflight.check_gpu(built_for, machine, workers=1, weights=weights)
+        visible = machine.only(built_for.sm)
     with (
         tempfile.TemporaryDirectory(prefix="enginix-", ignore_cleanup_errors=True) as name,
         new_directory(out) as partial,
@@ -97,7 +101,7 @@ def ask(engine: Path, asked: Path, out: Path, where: Where) -> None:
             work,
             driver,
             binds=(*reading([engine, asked, SCRIPT]), Bind(partial, writable=True)),
-            extra={"TLLM_WORKER_USE_SINGLE_PROCESS": "1" if ranks == 1 else "0"},
+            extra={"TLLM_WORKER_USE_SINGLE_PROCESS": "1" if ranks == 1 else "0", **visible},
         )
         room.prepare()
         request = wanted | {"asked": str(asked), "output": str(partial)}
@@ -116,6 +120,14 @@ def ask(engine: Path, asked: Path, out: Path, where: Where) -> None:
             )
 
 
+def _ranks(engine: Path, made: Manifest) -> tuple[int, int]:
+    """Tensor and pipeline parallelism."""
+    said = [made.options.get(name, 1) for name in ("tensorParallel", "pipelineParallel")]
+    if not all(type(n) is int and n > 0 for n in said):
+        raise ManifestError(f"ranks are {said!r}", where=str(engine), fix="build this engine again")
+    return said[0], said[1]
+
+
 def _wanted(engine: Path, made: Manifest) -> dict[str, Any]:
     """What the program inside is told: the model, the arguments of its class, how much fits."""
     limits = made.options.get("limits", {})
@@ -129,10 +141,8 @@ def _wanted(engine: Path, made: Manifest) -> dict[str, Any]:
     if made.kind == "tensorrt":
         gathers = made.options.get("plugins", {}).get("gatherContextLogits") is True
         path = os.path.realpath(engine / "engine")
-        arguments = {
-            "tensor_parallel_size": int(made.options.get("tensorParallel", 1)),
-            "pipeline_parallel_size": int(made.options.get("pipelineParallel", 1)),
-        }
+        tensor, pipeline = _ranks(engine, made)
+        arguments = {"tensor_parallel_size": tensor, "pipeline_parallel_size": pipeline}
         absent = {} if gathers else {"contextLogits": NO_CONTEXT_LOGITS}
         return common | {"model": path, "arguments": arguments} | absent
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,7 +28,8 @@ int nvmlSystemGetDriverVersion(char *s, unsigned n) { strncpy(s, "580.159.04", n
 int nvmlSystemGetCudaDriverVersion_v2(int *v) { *v = 13000; return 0; }
 int nvmlDeviceGetCount_v2(unsigned *n) { *n = COUNT; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **h) { *h = (void *)(long)(i + 1); return 0; }
-int nvmlDeviceGetMemoryInfo(void *h, memory *m) { m->total = 150ULL << 30; m->free = 149ULL << 30; return 0; }
+int nvmlDeviceGetMemoryInfo(void *h, memory *m) {
+  m->total = 150ULL << 30; m->free = 149ULL << 30; return MEMORY; }
 int nvmlDeviceGetCudaComputeCapability(void *h, int *a, int *b) { *a = 9; *b = 0; return 0; }
 int nvmlDeviceGetName(void *h, char *s, unsigned n) { strncpy(s, "NVIDIA H200", n); return 0; }
 int nvmlDeviceGetUUID(void *h, char *s, unsigned n) { strncpy(s, "GPU-standin", n); return 0; }
@@ -41,8 +43,8 @@ def nvml(tmp_path):
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed")
 
-    def make(init: int = 0, count: int = 2) -> Driver:
-        root = tmp_path / f"driver-{init}-{count}"
+    def make(init: int = 0, count: int = 2, memory: int = 0) -> Driver:
+        root = tmp_path / f"driver-{init}-{count}-{memory}"
         (root / "lib").mkdir(parents=True)
         source = root / "nvml.c"
         source.write_text(NVML)
@@ -52,6 +54,7 @@ def nvml(tmp_path):
             "-fPIC",
             f"-DINIT={init}",
             f"-DCOUNT={count}",
+            f"-DMEMORY={memory}",
             "-o",
             str(root / "lib/libnvidia-ml.so.1"),
         ]
@@ -67,6 +70,28 @@ def test_nvml(nvml):
     gpu = found.gpus[1]
     assert (gpu.name, gpu.sm, gpu.total, gpu.free) == ("NVIDIA H200", 90, 150 << 30, 149 << 30)
     assert [(p.pid, p.memory) for p in gpu.processes] == [(11, 5), (12, None)]
+
+
+def the_machines_memory() -> int:
+    (line,) = (row for row in Path("/proc/meminfo").read_text().splitlines() if row.startswith("MemTotal"))
+    return int(line.split()[1]) * 1024
+
+
+def test_nvml_of_a_gpu_that_shares_the_machines_memory(nvml):
+    gpu = target.probe(nvml(memory=3)).gpus[0]
+    assert (gpu.total, gpu.sm) == (the_machines_memory(), 90)
+    assert 0 < gpu.free < gpu.total
+
+
+@pytest.mark.parametrize("said", ["[N/A]", "Not Supported"])
+def test_nvidia_smi_of_a_gpu_that_shares_the_machines_memory(tmp_path, said):
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "nvidia-smi"
+    rows = f"0, NVIDIA GB10, GPU-standin, 12.1, {said}, {said}, 580.95"
+    program.write_text(f'#!/bin/sh\ncase $1 in *compute-apps*) ;; *) echo "{rows}" ;; esac\n')
+    program.chmod(0o755)
+    gpu = target.probe(Driver(tmp_path)).gpus[0]
+    assert (gpu.sm, gpu.total) == (121, the_machines_memory())
 
 
 def test_nvml_without_a_gpu(nvml):

@@ -537,6 +537,18 @@ def test_several_ranks(gate: Any, checkpoint: Path, model: Path, gpu: Gpu, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ranks", [0, -1, "two", None, True])
+def test_ranks_that_are_none(ranks: Any, gate: Any, engine: Path, tmp_path: Path, capsys: Any) -> None:
+    other = Path(shutil.copytree(engine, tmp_path / "other"))
+    held = json.loads((other / "enginix.json").read_text())
+    held["options"]["tensorParallel"] = ranks
+    (other / "enginix.json").write_text(json.dumps(held))
+    status, told = gate(other)
+    assert status not in (0, 70) and not told
+    assert "ranks are" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_elsewhere_it_says_where_to_run_it(
     engine: Path,
     answers: Path,
