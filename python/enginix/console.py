@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from typing import Any
+
+from enginix.errors import EXIT_BUG, EnginixError
 
 
 def say(text: str) -> None:
@@ -16,6 +19,22 @@ def say(text: str) -> None:
 def result(value: Any, text: str, *, as_json: bool) -> None:
     """The command's result on standard output: ``text`` for people, ``value`` as JSON with ``--json``."""
     print(json.dumps(value, ensure_ascii=False) if as_json else text, flush=True)
+
+
+def failed(e: Exception) -> int:
+    """Says on standard error why a command ended; returns its exit code.
+
+    What is no ``EnginixError`` is a bug, and its traceback is printed where ``ENGINIX_TRACEBACK`` is set.
+    """
+    if isinstance(e, EnginixError):
+        say(f"error: {e}")
+        return e.exit_code
+    if os.environ.get("ENGINIX_TRACEBACK"):
+        import traceback
+
+        traceback.print_exception(e)
+    say(f"error: unexpected {type(e).__name__}: {e}\n  fix: run again with ENGINIX_TRACEBACK=1 and report it")
+    return EXIT_BUG
 
 
 def human_bytes(n: int) -> str:

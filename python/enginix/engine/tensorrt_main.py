@@ -5,10 +5,7 @@ loaded.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import tempfile
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +15,7 @@ from enginix.engine import preflight
 from enginix.engine.target import probe, target
 from enginix.engine.tensorrt import build
 from enginix.engine.tensorrt_request import Place, read, request_of
-from enginix.errors import EXIT_BUG, EnginixError, MachineError
+from enginix.errors import MachineError
 from enginix.runtime import driver as drivers
 from enginix.runtime import table
 from enginix.runtime.sandbox import check_namespaces
@@ -48,14 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args.model,
                 place,
             )
-    except EnginixError as e:
-        print(f"error: {e}", file=sys.stderr)  # noqa: T201
-        return e.exit_code
     except Exception as e:
-        if os.environ.get("ENGINIX_TRACEBACK"):
-            traceback.print_exc()
-        print(f"error: unexpected {type(e).__name__}: {e}", file=sys.stderr)  # noqa: T201
-        return EXIT_BUG
+        return console.failed(e)
     return 0
 
 

@@ -6,13 +6,10 @@ No sub-command is loaded: neither help texts nor thresholds are among a build's 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from enginix.errors import EXIT_BUG, EnginixError
+from enginix import console
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,14 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args.rootfs, args.driver, args.pin, args.stall_minutes * 60, args.accept_driver
             )
             outside_run.ask(args.engine, args.asked, args.out, where)
-    except EnginixError as e:
-        print(f"error: {e}", file=sys.stderr)  # noqa: T201
-        return e.exit_code
     except Exception as e:
-        if os.environ.get("ENGINIX_TRACEBACK"):
-            traceback.print_exc()
-        print(f"error: unexpected {type(e).__name__}: {e}", file=sys.stderr)  # noqa: T201
-        return EXIT_BUG
+        return console.failed(e)
     return 0
 
 
