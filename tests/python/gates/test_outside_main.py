@@ -1,0 +1,47 @@
+"""How the programs of Nix builds end: as the command does, with one line that names a fix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from enginix.engine import tensorrt_main
+from enginix.errors import GateError
+from enginix.gates import outside_main
+
+ASK = ["ask", "--model", "m", "--out", "o"]
+MACHINE = ["machine", "--request", "r", "--rootfs", "f"]
+PROGRAMS = [(outside_main.main, "_ask", ASK), (tensorrt_main.main, "machine", MACHINE)]
+
+
+@pytest.mark.parametrize(("main", "inside", "words"), PROGRAMS)
+def test_errors_and_bugs_have_their_exit_codes(
+    main: Callable[..., int],
+    inside: str,
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module = outside_main if main is outside_main.main else tensorrt_main
+
+    def fails(e: Exception) -> Callable[..., None]:
+        def run(*_: object) -> None:
+            raise e
+
+        return run
+
+    monkeypatch.delenv("ENGINIX_TRACEBACK", raising=False)
+    monkeypatch.setattr(module, inside, fails(GateError("nothing was asked", fix="ask")))
+    assert main(words) == 1
+    assert capsys.readouterr().err == "error: nothing was asked\n  fix: ask\n"
+    monkeypatch.setattr(module, inside, fails(ZeroDivisionError("x")))
+    assert main(words) == 70
+    told = capsys.readouterr().err
+    assert told.startswith(
+        "error: unexpected ZeroDivisionError: x\n  fix: run again with ENGINIX_TRACEBACK=1"
+    )
+    monkeypatch.setenv("ENGINIX_TRACEBACK", "1")
+    assert main(words) == 70
+    assert Path(__file__).name in capsys.readouterr().err
