@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
+import time
 import types
 import urllib.error
 import urllib.request
@@ -281,3 +283,40 @@ def test_a_kind_or_ranks_that_it_does_not_fit_are_refused(
         command(repository(ranks, kind), rootfs, driver(), "--openai-frontend", str(prepared), "--dry-run")
     )
     assert done.returncode == EXIT_USAGE and said in done.stderr and "mkServe" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_start_that_fails_says_why(
+    repository: Callable[..., Path],  # noqa: F811
+    rootfs: Path,  # noqa: F811
+    driver: Callable[..., Path],  # noqa: F811
+    prepared: Path,
+    tmp_path: Path,
+) -> None:
+    unbound = tmp_path / "unbound"
+    shutil.copytree(prepared, unbound)
+    (unbound / "site/tritonfrontend/__init__.py").write_text("raise ImportError('no libtritonserver.so')\n")
+    models = repository()
+    ports = ["--http-port", "0", "--grpc-port", "0", "--openai-port", "0"]
+    done = run(command(models, rootfs, driver(), "--openai-frontend", str(unbound), *ports))
+    assert done.returncode != 0 and "no libtritonserver.so" in done.stderr
+    assert "Traceback" not in done.stderr.splitlines()[0]
+    assert run(["pgrep", "-f", str(unbound / "openai_frontend")]).stdout == ""
+
+
+@pytest.mark.slow
+def test_a_killed_command_leaves_no_frontend(
+    repository: Callable[..., Path],  # noqa: F811
+    rootfs: Path,  # noqa: F811
+    driver: Callable[..., Path],  # noqa: F811
+    prepared: Path,
+) -> None:
+    [port] = reserve("127.0.0.1", [("--openai-port", 0)])
+    words = ["--openai-frontend", str(prepared), "--openai-port", str(port)]
+    with serving(repository(), rootfs, driver(), *words) as server:
+        assert ask(port, "/v1/chat/completions", CHAT)[0] == 200
+        server.process.kill()
+        deadline = time.monotonic() + 20
+        while run(["pgrep", "-f", f"openai-port {port}"]).stdout:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
