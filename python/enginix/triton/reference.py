@@ -38,6 +38,8 @@ def configurations(engine: EngineFacts, options: Options, code: Path) -> dict[st
             models["preprocessing"],
             max_batch_size=batch,
             instances=options.preprocessing_instances,
+            # Without one the request goes to the instance at once, and no thread of the queue wakes first.
+            dynamic_batching=bool(options.max_queue_delay_microseconds or options.max_queue_size),
             preferred_batch_size=True,
             max_queue_delay_microseconds=options.max_queue_delay_microseconds,
             max_queue_size=options.max_queue_size,
@@ -53,6 +55,8 @@ def configurations(engine: EngineFacts, options: Options, code: Path) -> dict[st
             models["tensorrt_llm"],
             max_batch_size=batch,
             instances=1,
+            # Requests are batched as they run, by the executor's scheduler.
+            dynamic_batching=False,
             decoupled=True,
             parameters=lengths
             | {

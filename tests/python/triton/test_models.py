@@ -161,6 +161,28 @@ def test_a_client_that_has_gone_stops_its_generation(
     assert {t.name(): t.value.tolist() for t in stop["inputs"]}["stop"] == [[True]]
 
 
+def test_a_stream_is_asked_about_now_and_then_and_never_at_its_end(
+    postprocessing: Postprocessing, request_of: RequestOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, asked = 100.0, []
+    monkeypatch.setattr("enginix.triton.models.postprocessing.time.monotonic", lambda: now)
+
+    def chunk(number: int, final: bool) -> None:
+        given = {"IS_FINAL": np.array([[final]]), "GENERATION_ID": np.array([[number]], np.uint64)}
+        request = chunk_of(request_of, [7], **given)
+        request.is_cancelled = lambda: asked.append((now, number))
+        assert postprocessing.execute([request])[0].error is None
+
+    for step in range(11):
+        now = 100.0 + step / 32
+        chunk(1, final=False)
+        chunk(2, final=step == 0)
+    chunk(1, final=True)
+    # 2 ended with its first chunk; what came of it later is taken for another stream.
+    assert [at for at, number in asked if number == 1] == [100.0, 100.125, 100.25]
+    assert (100.03125, 2) in asked
+
+
 @dataclass(frozen=True)
 class Order:
     """Stands in for the scheduler's Request."""
@@ -327,6 +349,9 @@ def test_a_sender_that_has_fallen_behind_sends_tokens_together(server: Server, r
 def test_a_sender_that_takes_more_than_its_share_sends_tokens_together(
     server: Server, request_of: RequestOf
 ) -> None:
+    # Few streams would get each token as it comes.
+    for _ in range(4):
+        server.run(ask(request_of, streaming=True))
     sender = server.run(ask(request_of, streaming=True))
     send = sender.send
 

@@ -181,7 +181,10 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
         lambda r: edit(
             r,
             "preprocessing",
-            ("preferred_batch_size: 4", "preferred_batch_size: [1, 2, 4, 8]"),
+            (
+                'backend: "python"',
+                'backend: "python"\ndynamic_batching { preferred_batch_size: [1, 2, 4, 8] }',
+            ),
         ),
         "preferred_batch_size: 8 is above max_batch_size 4",
     ),

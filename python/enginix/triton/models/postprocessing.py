@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,12 @@ import numpy as np
 from enginix.triton.contract import EXECUTOR
 from enginix.triton.models.detokenizer import Detokenizer, load_tokenizer
 from enginix.triton.models.request import Inputs, RequestError, answer, boolean, required
+
+# Seconds between two questions whether a stream's client is still there; each is a message to the server and
+# back, which takes as long as decoding a chunk.
+PERIOD = 0.1
+# Streams remembered; those that end elsewhere, at another instance, are never heard of again.
+REMEMBERED = 4096
 
 
 class Postprocessing:
@@ -25,6 +32,7 @@ class Postprocessing:
     def __init__(self, args: dict[str, str], backend: Any) -> None:
         config = json.loads(args["model_config"])
         self._backend = backend
+        self._asked: dict[int, float] = {}
         self._detokenizer = Detokenizer(
             load_tokenizer(Path(required(config, "tokenizer_dir"))),
             skip_special_tokens=boolean(config, "skip_special_tokens", True),
@@ -32,24 +40,41 @@ class Postprocessing:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response a request, in order."""
-        responses = [answer(r, self._backend, self._serve) for r in requests]
-        for request in requests:
-            if request.is_cancelled():
-                self._stop(Inputs(request, self._backend))
+        read = [(r, Inputs(r, self._backend)) for r in requests]
+        responses = [answer(inputs, self._backend, self._serve) for _, inputs in read]
+        for request, inputs in read:
+            if (number := self._due(inputs)) is not None and request.is_cancelled():
+                self._stop(number)
         return responses
 
     def close(self) -> None:
         """Nothing to release."""
 
-    def _stop(self, inputs: Inputs) -> None:
+    def _due(self, inputs: Inputs) -> int | None:
+        """The generation_id of a stream that goes on and has not been asked about for a while."""
+        try:
+            number, final = inputs.scalar("GENERATION_ID"), inputs.scalar("IS_FINAL")
+        except RequestError:  # the response says so
+            return None
+        if number is None:
+            return None
+        if final:
+            self._asked.pop(number, None)
+            return None
+        now = time.monotonic()
+        if now - self._asked.get(number, -PERIOD) < PERIOD:
+            return None
+        if len(self._asked) > REMEMBERED:
+            self._asked.clear()
+        self._asked[number] = now
+        return int(number)
+
+    def _stop(self, number: int) -> None:
         """Tells tensorrt_llm that nobody listens any more.
 
         Triton's ensembles pass a client's cancellation on to steps that start later, which is how it is
         seen here, but not to tensorrt_llm, whose step is under way.
         """
-        number = inputs.scalar("GENERATION_ID")
-        if number is None or inputs.scalar("IS_FINAL"):
-            return
         tensor = self._backend.Tensor
         one = np.ones((1, 1), np.int32)
         request = self._backend.InferenceRequest(

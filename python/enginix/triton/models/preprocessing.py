@@ -43,7 +43,7 @@ class Preprocessing:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response a request, in order."""
-        return [answer(r, self._backend, self._serve) for r in requests]
+        return [answer(Inputs(r, self._backend), self._backend, self._serve) for r in requests]
 
     def close(self) -> None:
         """Nothing to release."""

@@ -124,9 +124,9 @@ def integers(config: Any, key: str) -> list[int]:
     return [int(v) for v in value.split(",")] if value else []
 
 
-def answer(request: Any, backend: Any, serve: Callable[[Inputs], list[Any]]) -> Any:
+def answer(inputs: Inputs, backend: Any, serve: Callable[[Inputs], list[Any]]) -> Any:
     """One response for one request of a model that is not decoupled; errors become the response's error."""
     try:
-        return backend.InferenceResponse(serve(Inputs(request, backend)))
+        return backend.InferenceResponse(serve(inputs))
     except RequestError as e:
         return backend.InferenceResponse(error=backend.TritonError(str(e), backend.TritonError.INVALID_ARG))

@@ -156,7 +156,8 @@ class TensorrtLlm:
             if time.monotonic() >= next_check:
                 self._cancel_abandoned()
                 next_check = time.monotonic() + self._period
-            self._paused = self._budget.pause()
+            # Few streams get each token as it comes.
+            self._paused = self._budget.pause() if len(self._running) > BEHIND else False
 
     def _handle_all(self, event: Any) -> bool:
         """Handles an event and all that wait behind it; returns whether to go on.
@@ -274,9 +275,10 @@ class _Budget:
         spent, now = time.thread_time(), time.monotonic()
         self._ahead = max(0.0, self._ahead + spent - self._spent - SHARE * (now - self._seen))
         self._spent, self._seen = spent, now
+        self._ahead = min(self._ahead, AHEAD + SHARE * LONGEST_PAUSE)
         if self._ahead <= AHEAD:
             return False
-        time.sleep(min((self._ahead - AHEAD) / SHARE, LONGEST_PAUSE))
+        time.sleep((self._ahead - AHEAD) / SHARE)
         return True
 
 
