@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from enginix.model import TensorInfo, Weights, open_weights
 from enginix.model.jsonfile import read_object
 from enginix.model.quantization import SIDECAR
 from enginix.quantize.formats import Choice, Format
-from enginix.quantize.source import FLOATS, Model
+from enginix.quantize.source import FLOATS, LAYER, Model
+from enginix.quantize.stack import imported
 from enginix.tables import table
 
+EXPERTS = re.compile(r"experts|moe")
+PIECE = 1 << 22  # elements that are compared at a time
 _FIX = "nothing was written; report it with the model's name, or choose another format"
 
 
@@ -27,8 +31,7 @@ def verify(directory: Path, choice: Choice, model: Model) -> dict[str, int]:
 
     Raises:
         ModelError: another algorithm or KV cache than asked for; a matrix missing, silently unquantized, of
-        another
-            shape, or with a scale that is missing, not finite or not positive.
+            another shape, or with a scale that is missing, not finite or not positive; excluded, and changed.
     """
     where = str(directory / SIDECAR)
     claimed = read_object(directory / SIDECAR).get("quantization")
@@ -41,16 +44,18 @@ def verify(directory: Path, choice: Choice, model: Model) -> dict[str, int]:
             )
     weights = open_weights(directory)
     counts: Counter[str] = Counter()
+    for name, was in sorted(model.weights.tensors.items()):
+        if len(was.shape) > 2 and LAYER.search(name):
+            _check_fused(was, weights, claimed, choice, counts)
     for module, shape in sorted(model.matrices.items()):
-        if len(shape) != 2:  # fused experts, which the export takes apart
+        if len(shape) != 2:
             continue
         found = _format_of(module, claimed, choice)
         info = weights.tensors.get(f"{module}.weight")
         if info is None:
             raise ModelError(f"matrix {module} is missing", where=str(directory), fix=_FIX)
         if found is None:
-            if info.dtype not in FLOATS or info.shape != shape:
-                raise ModelError(f"{module} is excluded, but not as it was", where=str(directory), fix=_FIX)
+            _check_unchanged(info, model.weights.tensors[f"{module}.weight"])
             counts["NO_QUANT"] += 1
             continue
         _check_weight(info, shape, found)
@@ -79,6 +84,56 @@ def _format_of(module: str, claimed: Mapping[str, Any], choice: Choice) -> Forma
     raise ModelError(
         f"{module} is {entry.get('quant_algo')!r}, which is no candidate", where=SIDECAR, fix=_FIX
     )
+
+
+def _check_fused(
+    was: TensorInfo, weights: Weights, claimed: Mapping[str, Any], choice: Choice, counts: Counter[str]
+) -> None:
+    """Tensors of more than two dimensions: convolutions, and experts in one tensor.
+
+    Nothing says under which names an export takes experts apart, so that only those are checked which it
+    left together.
+    """
+    info = weights.tensors.get(was.name)
+    if info is None or info.dtype not in FLOATS:
+        return
+    module = was.name.removesuffix(".weight")
+    if EXPERTS.search(module) and _format_of(module, claimed, choice) is not None:
+        raise ModelError(f"tensor {was.name!r} is not quantized", where=str(info.path), fix=_FIX)
+    _check_unchanged(info, was)
+    counts["NO_QUANT"] += 1
+
+
+def _check_unchanged(info: TensorInfo, was: TensorInfo) -> None:
+    """Value by value, in the dtype that it has now; never a whole matrix in memory."""
+    same = info.dtype in FLOATS and info.shape == was.shape
+    if not same or not all(a == b for a, b in zip(_pieces(was, info.dtype), _pieces(info), strict=True)):
+        raise ModelError(
+            f"{info.name.removesuffix('.weight')} is excluded, but not as it was",
+            where=str(info.path),
+            fix=_FIX,
+        )
+
+
+def _pieces(info: TensorInfo, dtype: str | None = None) -> Iterator[bytes]:
+    """The bytes of a float tensor, piece by piece; of its values as ``dtype``, where that is another."""
+    left = info.nbytes
+    with info.path.open("rb") as f:
+        f.seek(info.begin)
+        while left:
+            raw = f.read(min(left, PIECE * info.itemsize))
+            if not raw:
+                raise ModelError(f"tensor {info.name!r} ends early", where=str(info.path), fix=_FIX)
+            left -= len(raw)
+            yield raw if dtype in (None, info.dtype) else _cast(raw, info.dtype, str(dtype))
+
+
+def _cast(raw: bytes, dtype: str, wanted: str) -> bytes:
+    # As transformers loads it: what config.json says may be another dtype than a tensor is stored in.
+    torch = imported("torch")
+    dtypes = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+    values = torch.frombuffer(bytearray(raw), dtype=dtypes[dtype]).to(dtypes[wanted])
+    return bytes(values.view(torch.uint8).numpy().tobytes())
 
 
 def _check_weight(info: TensorInfo, shape: tuple[int, ...], found: Format) -> None:
