@@ -350,6 +350,7 @@ def test_a_sender_that_takes_more_than_its_share_sends_tokens_together(
     server: Server, request_of: RequestOf
 ) -> None:
     # Few streams would get each token as it comes.
+    server.model._capacity = 0
     for _ in range(4):
         server.run(ask(request_of, streaming=True))
     sender = server.run(ask(request_of, streaming=True))
