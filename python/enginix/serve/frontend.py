@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 TABLE = "triton_openai"
 SITE, SOURCE = "site", "openai_frontend"
 HEADER = "authorization"
+DEBIAN = "/usr/lib/python3/dist-packages"
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,11 @@ def prepare(rootfs: Path, runtime: Runtime, out: Path, source: Path | None = Non
             fix="pass python/openai of Triton's sources of the image's version, or use mkServe",
         )
     wheels = {name: _wheel(triton / "python", name) for name in rows["wheels"]}
-    installed = _distributions(rootfs / packages.lstrip("/"))
+    # Debian's own packages are on the path of its Python, not on that of an environment.
+    places = [DEBIAN, packages] if packages.startswith("/usr/") else [packages]
+    installed: dict[str, str] = {}
+    for place in places:
+        installed |= _distributions(rootfs / place.lstrip("/"))
     if lacks := sorted(set(rows["needs"]) - set(installed)):
         raise MachineError(
             f"the image lacks {', '.join(lacks)}, which Triton's OpenAI frontend imports",
