@@ -7,6 +7,7 @@ text. What it said is said.json and said.safetensors; enginix.gates.outside_said
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import secrets
@@ -218,7 +219,7 @@ def _server(command: Command, log: Path, port: int, key: str, stall: float) -> I
             ) from e
         except TimeoutError as e:
             raise GateError(f"no answer for {int(stall)} s: it hangs", fix=f"it said:\n    {tail()}") from e
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, http.client.HTTPException) as e:  # the latter: ended within an answer
             raise GateError(f"the server is gone: {e}", fix=f"it said:\n    {tail()}") from e
 
     try:
@@ -232,7 +233,7 @@ def _server(command: Command, log: Path, port: int, key: str, stall: float) -> I
                 raise MachineError(
                     f"the server is not ready after {int(stall)} s", fix=f"it said:\n    {tail()}"
                 )
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
                 call("/health/ready", None, 10)
                 break
             time.sleep(0.2)

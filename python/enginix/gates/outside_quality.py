@@ -28,13 +28,16 @@ def greedy(said: Said, asked: Asked, answers: Answers, bounds: dict[str, Any]) -
     """
     ends = answers.ends
     pairs = [
-        (ours, list(theirs))
-        for run, texts in (("batch", answers.continuations), ("replies", answers.replies))
-        for ours, theirs in zip(said.runs[run], texts, strict=True)
+        (ours, list(theirs), min(most, said.limit - len(text.tokens)))
+        for run, asked_for, texts, most in (
+            ("batch", asked.prompts, answers.continuations, asked.continued),
+            ("replies", asked.questions, answers.replies, asked.answered),
+        )
+        for ours, text, theirs in zip(said.runs[run], asked_for, texts, strict=True)
     ]
     same: list[list[bool]] = []
     unasked = 0
-    for ours, theirs in pairs:
+    for ours, theirs, room in pairs:
         if ours is None:
             unasked += 1
             continue
@@ -42,8 +45,9 @@ def greedy(said: Said, asked: Asked, answers: Answers, bounds: dict[str, Any]) -
         marks = []
         for n, token in enumerate(theirs):
             if n >= len(tokens):
-                # Ended by its length: nothing was asked beyond. Ended by itself: where the reference goes on.
-                marks += [False] if ours.finish == "stop" else []
+                # Ended by its length: nothing was asked beyond, if that is as long as it was asked. Ended by
+                # itself, or cut short: where the reference goes on.
+                marks += [False] if ours.finish == "stop" or n < room else []
                 break
             # Which of several end tokens is the runtime's to choose.
             marks.append(tokens[n] == token or (tokens[n] in ends and token in ends))

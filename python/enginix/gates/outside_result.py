@@ -36,7 +36,7 @@ def checkpoint_verdicts(engine: Manifest, gated: Path | None) -> dict[str, str]:
             fix="gate that checkpoint: enginix build CHECKPOINT --kind reference",
         )
     verdicts = found.results.get("gates")
-    if not isinstance(verdicts, dict) or any(v != "passed" for v in verdicts.values()):
+    if not isinstance(verdicts, dict) or not verdicts or any(v != "passed" for v in verdicts.values()):
         raise ManifestError("its gates did not pass", where=str(gated), fix="build it with gates")
     return {str(k): str(v) for k, v in verdicts.items()}
 

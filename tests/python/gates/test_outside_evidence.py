@@ -1,0 +1,68 @@
+"""Answers that end too early, servers that end within one, checkpoints without verdicts: none passes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from enginix import manifest
+from enginix.errors import GateError, ManifestError
+from enginix.gates import outside_edgellm, outside_quality, outside_result
+from enginix.gates.outside_said import Answer
+
+# A server that promises more of an answer than it sends.
+SERVER = """
+import socket, sys
+with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as listening:
+    while True:
+        connection, _ = listening.accept()
+        with connection:
+            asked = connection.recv(65536).decode()
+            ready = asked.startswith("GET")
+            length = 2 if ready else 1000
+            connection.sendall(f"HTTP/1.1 200 OK\\r\\nContent-Length: {length}\\r\\n\\r\\n{{}}".encode())
+"""
+
+
+def _greedy(tokens: list[int], finish: str, limit: int) -> Any:
+    text = SimpleNamespace(tokens=(5, 6, 7))
+    ours = (Answer(tuple(tokens), finish),)
+    said: Any = SimpleNamespace(runs={"batch": ours, "replies": ()}, limit=limit)
+    asked: Any = SimpleNamespace(prompts=(text,), questions=(), continued=4, answered=4)
+    answers: Any = SimpleNamespace(ends=frozenset({0}), continuations=((1, 2, 3, 4),), replies=())
+    return outside_quality.greedy(said, asked, answers, {"top1": 0.9})
+
+
+def test_an_answer_that_was_cut_short_is_not_the_references() -> None:
+    assert _greedy([1, 2, 3, 4], "length", 100).passed
+    assert not _greedy([1, 2], "length", 100).passed, "two tokens, and four were asked for"
+    assert _greedy([1, 2], "length", 5).passed, "the engine takes no more"
+
+
+@pytest.mark.parametrize("verdicts", [{}, "not gated", None, {"logits": "failed"}])
+def test_a_checkpoint_without_verdicts_is_not_gated(tmp_path: Path, verdicts: Any) -> None:
+    inputs = {"checkpoint": {"manifestSha256": "0" * 64}}
+    made = manifest.Manifest("engine", "tiny", "tensorrt", inputs=inputs)
+    tmp_path.joinpath("gated").mkdir()
+    manifest.Manifest("engine", "tiny", "reference", inputs=inputs, results={"gates": verdicts}).write(
+        tmp_path / "gated"
+    )
+    with pytest.raises(ManifestError, match="its gates did not pass"):
+        outside_result.checkpoint_verdicts(made, tmp_path / "gated")
+
+
+def test_a_server_that_ends_within_an_answer_is_named(tmp_path: Path) -> None:
+    port = outside_edgellm._port()
+    command: Any = SimpleNamespace(
+        words=(sys.executable, "-c", SERVER, str(port)), environment=dict(os.environ)
+    )
+    with (
+        outside_edgellm._server(command, tmp_path / "log", port, "key", 20) as ask_one,
+        pytest.raises(GateError, match="the server is gone: IncompleteRead"),
+    ):
+        ask_one("text", 4, 2)
