@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from enginix import __version__
-from enginix.errors import EXIT_BUG, EXIT_CODES, EXIT_USAGE, EnginixError
+from enginix import __version__, console
+from enginix.errors import EXIT_CODES, EXIT_USAGE, EnginixError
 
 # name → what it does; the module is enginix.commands.<name with underscores>.
 COMMANDS = {
@@ -86,19 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EnginixError as e:
         if args.json:
             print(json.dumps(e.as_json()))
-        print(f"error: {e}", file=sys.stderr)
-        return e.exit_code
+        return console.failed(e)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as e:
-        if os.environ.get("ENGINIX_TRACEBACK"):
-            import traceback
-
-            traceback.print_exc()
-        print(
-            f"error: unexpected {type(e).__name__}: {e}\n"
-            "  fix: run again with ENGINIX_TRACEBACK=1 and report it",
-            file=sys.stderr,
-        )
-        return EXIT_BUG
+        return console.failed(e)
