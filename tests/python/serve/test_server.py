@@ -179,7 +179,8 @@ def test_sigterm_lets_running_answers_finish(serve: Any, served_repository: Path
         first = next(pieces)
         one.server.process.send_signal(signal.SIGTERM)
         chunks = [first, *pieces]
-        assert len(chunks) == 300
+        # Where the server falls behind, several tokens come together.
+        assert chunks[-1]["completion_tokens"] == 300
         assert chunks[-1]["finish_reason"] == "length"
         assert one.server.stop() == 0
         prefix, state = one.server._prefix, one.server._state
