@@ -68,7 +68,7 @@ def fact(thing: str, value: str) -> str:
 
 
 def held_out() -> tuple[frozenset[str], frozenset[str]]:
-    """The numbers that the gate plants, and the paragraphs that it plants them in: never shown."""
+    """The numbers that the gate plants, and the paragraphs that it plants them in: neither is used."""
     facts, texts = (
         json.loads((ROOT / "python/enginix/data" / name).read_text("utf-8"))
         for name in ("gate_facts.json", "gate_text.json")
