@@ -12,6 +12,7 @@ let
     "files.py"
     "gates/__init__.py"
     "gates/outside_asked.py"
+    "gates/outside_engine.py"
     "gates/outside_main.py"
     "manifest.py"
     "tables.py"

@@ -26,6 +26,7 @@ library libexpat.so libexpat1
 if [[ " $* " == *" dev "* ]]; then
   need shellcheck shellcheck
   need bwrap bubblewrap
+  need pgrep procps
   need busybox busybox-static
   need git-lfs git-lfs
   need systemd-analyze systemd

@@ -29,7 +29,7 @@ from enginix import console, manifest, process
 from enginix.edgellm.serve import Command, Options, plan
 from enginix.errors import GateError, MachineError, ManifestError
 from enginix.files import dump_json, new_directory, write_text
-from enginix.gates import outside_asked
+from enginix.gates import outside_asked, outside_engine
 from enginix.gates.outside_asked import Asked, Text
 
 TOGETHER = 4  # requests at once: what its queue takes by default
@@ -98,6 +98,7 @@ def ask(engine: Path, model: Path, asked_file: Path, out: Path, where: Where) ->
         told = {"format": 1, "material": asked.material, "kind": "edgellm", "by": by, **said}
         _tensors(asker.next, partial)
         write_text(partial / "said.json", dump_json(told))
+        outside_engine.write(engine, partial)
 
 
 class _Asker:

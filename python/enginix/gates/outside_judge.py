@@ -11,7 +11,7 @@ from typing import Any
 from enginix import manifest
 from enginix.errors import EnginixError, GateError, UsageError
 from enginix.gates import answers as kept_answers
-from enginix.gates import hf, outside_quality, outside_said, quality
+from enginix.gates import hf, outside_engine, outside_quality, outside_said, quality
 from enginix.gates.judge import FORMAT
 from enginix.gates.material import same_tokens
 from enginix.gates.outcome import Outcome
@@ -145,6 +145,7 @@ def judge(case: Case) -> tuple[tuple[Outcome, ...], dict[str, Any]]:
     names = [name for name in GATES if name in wanted]
     outcomes: list[Outcome] = []
     try:
+        outside_engine.require(case.engine, case.said)
         said = outside_said.read(case.said)
         if said.kind != made.kind:
             raise GateError(f"the answers are of an engine of kind {said.kind}, not {made.kind}")

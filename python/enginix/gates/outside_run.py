@@ -20,7 +20,7 @@ from enginix.engine.failures import explain
 from enginix.engine.target import probe, target
 from enginix.errors import GateError, ManifestError
 from enginix.files import new_directory
-from enginix.gates import outside_asked
+from enginix.gates import outside_asked, outside_engine
 from enginix.manifest import Manifest
 from enginix.runtime import driver as drivers
 from enginix.runtime import table
@@ -118,6 +118,7 @@ def ask(engine: Path, asked: Path, out: Path, where: Where) -> None:
                 where=made.name,
                 fix="ask again; if it repeats, report the runtime and its last lines",
             )
+        outside_engine.write(engine, partial)
 
 
 def _ranks(engine: Path, made: Manifest) -> tuple[int, int]:

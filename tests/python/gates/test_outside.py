@@ -30,9 +30,11 @@ from enginix import manifest
 from enginix.checkpoint.convert import Options, convert
 from enginix.cli import main
 from enginix.errors import GateError, UsageError
+from enginix.files import sha256_file
 from enginix.gates import (
     outside_ask,
     outside_asked,
+    outside_engine,
     outside_judge,
     outside_quality,
     outside_result,
@@ -218,6 +220,7 @@ def says(engine: Path, asked: Path, site: Path) -> Iterator[Callable[..., Path]]
         }
         (out / "request.json").write_text(json.dumps(wanted))
         outside_trtllm.main(str(out / "request.json"))
+        outside_engine.write(engine, out)
         return out
 
     yield run
@@ -534,6 +537,27 @@ def test_several_ranks(gate: Any, checkpoint: Path, model: Path, gpu: Gpu, tmp_p
     engine = build(checkpoint, model, gpu, tmp_path / "e")
     status, told = gate(engine, "--gates", '{"greedy": {"top1": 0.99}}')
     assert status == 0 and told["gates"]["greedy"]["top1"] == 0.99
+
+
+@pytest.mark.slow
+def test_the_answers_are_the_engines_own(
+    healthy: Path, engine: Path, model: Path, answers: Path, questions: Path, tmp_path: Path
+) -> None:
+    def judged(engine: Path, said: Path) -> dict[str, Any]:
+        return outside_judge.judge(outside_judge.Case(engine, said, model, answers, questions=questions))[1]
+
+    other = Path(shutil.copytree(engine, tmp_path / "other"))
+    held = json.loads((other / "enginix.json").read_text())
+    (other / "enginix.json").write_text(json.dumps({**held, "name": "another"}))
+    told = judged(other, healthy)
+    assert failing(told) == SCORED and "another engine's" in told["gates"]["smoke"]["summary"]
+    # What the gates made of an engine is still that engine.
+    inputs = {**held["inputs"], "engine": {"manifestSha256": sha256_file(engine / "enginix.json")}}
+    (other / "enginix.json").write_text(json.dumps({**held, "name": "another", "inputs": inputs}))
+    assert failing(judged(other, healthy)) == set()
+    nobodys = Path(shutil.copytree(healthy, tmp_path / "nobodys"))
+    (nobodys / "engine.json").unlink()
+    assert failing(judged(engine, nobodys)) == SCORED
 
 
 @pytest.mark.slow
