@@ -159,9 +159,10 @@ class Room:
 
     def _mounts(self, rootfs: Path) -> list[str]:
         line: list[str] = []
+        places, opened = [bind.at or bind.path for bind in self.binds], list[Path]()
         for entry in sorted(rootfs.iterdir()):
             if entry.name not in OWN | HOMES:
-                line += _entry(entry, Path("/") / entry.name)
+                line += _shown(entry, Path("/") / entry.name, places, opened)
         line += ["--tmpfs", "/tmp", "--tmpfs", "/run", "--proc", "/proc", "--dev", "/dev"]
         if (rootfs / "var/tmp").is_dir():
             line += ["--tmpfs", "/var/tmp"]
@@ -185,7 +186,9 @@ class Room:
             flag = "--bind" if bind.writable else "--ro-bind"
             line += [flag, str(bind.path), str(bind.at or bind.path)]
         # The root itself is memory; without this, what is written beside the mounts would seem to work.
-        return [*line, "--remount-ro", "/"]
+        for place in (*opened, Path("/")):
+            line += ["--remount-ro", str(place)]
+        return line
 
     def _etc(self, rootfs: Path) -> dict[str, Path]:
         """Files that name this user and this host, which the image cannot."""
@@ -231,6 +234,25 @@ def _entry(entry: Path, at: Path) -> list[str]:
     if entry.is_symlink():
         return ["--symlink", os.readlink(entry), str(at)]
     return ["--ro-bind", str(entry), str(at)]
+
+
+def _shown(entry: Path, at: Path, places: Sequence[Path], opened: list[Path]) -> list[str]:
+    """The mounts that show a part of the image.
+
+    A directory that gets a mount in a place that it lacks (a model in /opt or /var/lib) is made in memory,
+    with each of its entries mounted: bubblewrap makes no directory in one that is mounted read-only.
+
+    Args:
+        opened: gets the directories made in memory.
+    """
+    within = [place for place in places if at in place.parents]
+    if entry.is_symlink() or not entry.is_dir() or all((entry / p.relative_to(at)).exists() for p in within):
+        return _entry(entry, at)
+    opened.append(at)
+    line = ["--tmpfs", str(at)]
+    for child in sorted(entry.iterdir()):
+        line += _shown(child, at / child.name, within, opened)
+    return line
 
 
 def reading(paths: Iterable[Path]) -> tuple[Bind, ...]:

@@ -99,6 +99,23 @@ def test_links_of_a_model_directory_are_followed(room, tmp_path):
     assert "Read-only" in inside(room(*reading([model])), f"touch {model}/x").stderr
 
 
+@pytest.mark.parametrize("at", ["/opt/models/tiny", "/var/lib/models/tiny", "/usr/models", "/models"])
+def test_a_model_where_the_image_has_directories_of_its_own(room, rootfs, tmp_path, at):
+    model, top = tmp_path / "model", Path("/", Path(at).parts[1])
+    model.mkdir()
+    (model / "weights").write_text("x\n")
+    own = rootfs / top.name
+    done = inside(
+        room(Bind(model, at=Path(at))),
+        f"cat {at}/weights; ls -A {top}; "
+        f"for d in {top} {at}; do touch $d/new 2>/dev/null && echo written; done; command -v sh",
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.split()
+    assert said[0] == "x" and "written" not in said
+    assert {p.name for p in own.iterdir()} <= set(said) if own.is_dir() else True
+
+
 def test_a_writable_bind(room, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
