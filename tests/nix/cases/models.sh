@@ -100,10 +100,10 @@ print(AutoConfig.from_pretrained("enginix/tiny-qwen3").architectures)' && says Q
 
 test_model_that_needs_a_token_says_how_to_give_it() {
   local result=0
-  python3 tests/hub/serve.py --repo acme/gated=tests/models/tiny-qwen3 --gated acme/gated=manual --token hf_secret --port-file "$tmp/gated" >/dev/null 2>&1 &
+  python3 tests/hub/serve.py --repo acme/gated=tests/models/tiny-qwen3 --gated acme/gated=manual --token hf_secret --port-file "$tmp/gated-port" >/dev/null 2>&1 &
   hub=$!
-  until [ -s "$tmp/gated" ]; do sleep 0.05; done
-  HF_ENDPOINT=http://127.0.0.1:$(<"$tmp/gated")
+  until [ -s "$tmp/gated-port" ]; do sleep 0.05; done
+  HF_ENDPOINT=http://127.0.0.1:$(<"$tmp/gated-port")
   export HF_ENDPOINT
   local expression='
     let l = builtins.fromJSON (builtins.readFile (root + "/tests/models/tiny-qwen3.lock.json"));
