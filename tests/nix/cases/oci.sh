@@ -30,7 +30,7 @@ with open(sys.argv[1], "r+b") as f:
     f.seek(2_000_000)
     f.write(b"\xff" * 64)
 PY
-  refuses python3 tests/nix/image.py unpack "$tmp/image.tar" "$tmp/damaged"
+  refuses python3 tests/nix/image.py unpack "$tmp/image.tar" "$tmp/damaged-image"
 }
 
 refused_image() { # arguments of mkOciImage, words
