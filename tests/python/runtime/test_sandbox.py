@@ -172,14 +172,22 @@ def command_line(*words: str, rootfs: Path) -> list[str]:
     ]
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+def heard() -> None:
+    """A signal ignored at start stays ignored, and nohup and a shell's `&` have some ignored."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(rootfs: Path, script: str) -> subprocess.Popen[str]:
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PYTHON)}
-    return subprocess.Popen(
-        command_line("sh", "-c", script, rootfs=rootfs), env=env, stdout=subprocess.PIPE, text=True
-    )
+    line = command_line("sh", "-c", script, rootfs=rootfs)
+    return subprocess.Popen(line, env=env, stdout=subprocess.PIPE, text=True, preexec_fn=heard)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_signals_reach_the_command(rootfs, number):
     name = number.name.removeprefix("SIG")
     with start(rootfs, f'trap "echo got; exit 5" {name}; echo up; while :; do sleep 0.05; done') as process:
