@@ -57,9 +57,12 @@ test_nixos_gateway_gets_its_keys_as_credentials() {
 
 test_nixos_unit_with_a_typo_is_not_clean() {
   need_systemd || return
-  unit '' "$tmp/enginix-tiny.service" || return 1
-  sed -i 's/^ProtectHome=true/ProtectHom=true/; s,^ExecStart="/nix/store/[^/]*/,ExecStart="/nix/store/none/,' "$tmp/enginix-tiny.service"
-  refuses systemd-analyze verify --man=no "$tmp/enginix-tiny.service" && says ProtectHom && says 'is not executable'
+  # A directory of its own: systemd reads a unit's neighbours, too.
+  local typo=$tmp/typo/enginix-tiny.service
+  mkdir -p "$tmp/typo"
+  unit '' "$typo" || return 1
+  sed -i 's/^ProtectHome=true/ProtectHom=true/; s,^ExecStart="/nix/store/[^/]*/,ExecStart="/nix/store/none/,' "$typo"
+  refuses systemd-analyze verify --man=no "$typo" && says ProtectHom && says 'is not executable'
 }
 
 # The kinds of unit: Triton with and without GPU, inside an image, an engine's own servers, the gateway.
