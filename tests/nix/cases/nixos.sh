@@ -28,11 +28,13 @@ test_nixos_unit_is_clean() {
 # What verify looks for on this machine is not there: programs of an image, and its root.
 test_nixos_units_of_every_kind_are_clean() {
   need_systemd || return
-  local arguments
+  # A directory of its own: systemd reads a unit's neighbours, too.
+  local arguments checked=$tmp/kinds/enginix-checked.service
+  mkdir -p "$tmp/kinds"
   for arguments in 'settings = { gpus = [ 0 ]; };' "$unit_image" "$unit_edgellm" "$unit_own" "$unit_gateway"; do
-    unit "$arguments" "$tmp/enginix-checked.service" || return 1
-    sed -i 's,"/x-command/bin/enginix","/usr/bin/true",' "$tmp/enginix-checked.service"
-    quietly systemd-analyze verify --man=no "$tmp/enginix-checked.service" || return 1
+    unit "$arguments" "$checked" || return 1
+    sed -i 's,"/x-command/bin/enginix","/usr/bin/true",' "$checked"
+    quietly systemd-analyze verify --man=no "$checked" || return 1
     [ ! -s "$out" ] || return 1
   done
 }
