@@ -99,14 +99,8 @@ let
         together
         ++ (if smallKv == { } then [ ] else map (s: s // smallKv) together)
         ++ map (name: smallKv // { quantization = name; }) lighterFormats;
-      fitting = builtins.filter fitsWith combined;
     in
-    if single != [ ] then
-      single
-    else if fitting == [ ] then
-      [ ]
-    else
-      [ (builtins.head fitting) ];
+    arithmetic.smallest fitsWith single combined;
 
   said = {
     kvBits = bits: "a model with an FP8 KV cache";

@@ -26,6 +26,20 @@ rec {
     in
     if half < least then [ ] else [ half ] ++ halvings least half;
 
+  # What is offered: single changes that fit; where none does, the first of the combined ones that does.
+  # smallest :: (change -> bool) -> [ change ] -> [ change ] -> [ change ]
+  smallest =
+    fits: single: combined:
+    let
+      fitting = builtins.filter fits combined;
+    in
+    if single != [ ] then
+      single
+    else if fitting == [ ] then
+      [ ]
+    else
+      [ (builtins.head fitting) ];
+
   # A step's tokens and batch halved together, down to the least of both.
   steps =
     tokens: batch:

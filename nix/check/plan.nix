@@ -87,14 +87,8 @@ let
         ) ([ null ] ++ lighterFormats)
       ) ([ l.tensorParallel ] ++ wider);
       combined = together ++ (if smallKv == { } then [ ] else map (s: s // smallKv) together) ++ wide;
-      fitting = builtins.filter (c: c != { } && fitsWith c) combined;
     in
-    if single != [ ] then
-      single
-    else if fitting == [ ] then
-      [ ]
-    else
-      [ (builtins.head fitting) ];
+    arithmetic.smallest (c: c != { } && fitsWith c) single combined;
 
   said = {
     kvBits = bits: "a model with an FP8 KV cache";
