@@ -132,14 +132,13 @@ builtins.seq (checked true) (outside {
       "--pin"
       "${stack.pinFile}"
     ];
-    attributes = {
-      requiredSystemFeatures = [
-        "cuda"
-        "cuda-sm${toString gpu.sm}"
-      ];
-      rootfs = stack.rootfsFor model;
-      driver = if stack.driver == null then "" else stack.driver;
-    }
-    // lib.optionalAttrs (isolation == "relaxed") { __noChroot = true; };
+    attributes = import ./place.nix { inherit lib; } {
+      inherit
+        gpu
+        stack
+        model
+        isolation
+        ;
+    };
   };
 })

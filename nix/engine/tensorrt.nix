@@ -142,16 +142,14 @@ let
   };
   warned = value: builtins.foldl' (v: w: lib.warn "${engine}-sm${toString gpu.sm}: ${w}" v) value warnings;
 
-  place = {
-    # Nix then schedules it on a builder that has this GPU, and refuses it elsewhere before it starts.
-    requiredSystemFeatures = [
-      "cuda"
-      "cuda-sm${toString gpu.sm}"
-    ];
-    rootfs = stack.rootfsFor model;
-    driver = if stack.driver == null then "" else stack.driver;
-  }
-  // lib.optionalAttrs (isolation == "relaxed") { __noChroot = true; };
+  place = import ./place.nix { inherit lib; } {
+    inherit
+      gpu
+      stack
+      model
+      isolation
+      ;
+  };
 
   request = {
     inherit name strategy workers;
