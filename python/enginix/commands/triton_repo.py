@@ -4,9 +4,10 @@
 
 ENGINE is the output of `enginix build`, of any kind. Tensor names are NVIDIA's.
 
-  reference  preprocessing, tensorrt_llm (decoupled, continuous batching), postprocessing, ensemble
-  tensorrt   the same four around the C++ backend, and tensorrt_llm_bls; --parameter reaches every documented
-             key of the backend, checked here, because the backend ignores what it cannot read
+  reference  tensorrt_llm (decoupled, continuous batching) and ensemble, which takes and gives text
+  tensorrt   preprocessing, tensorrt_llm (the C++ backend), postprocessing, ensemble and tensorrt_llm_bls;
+             --parameter reaches every documented key of the backend, checked here, because the backend
+             ignores what it cannot read
   llmapi     tensorrt_llm alone, its config.pbtxt and model.yaml agreeing
 
 The files name the engine, its tokenizer and the enginix package by absolute path, so these must stay where
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="how long preprocessing waits to fill a batch (default: 0)",
+        help="how long preprocessing waits to fill a batch (kind tensorrt; default: 0)",
     )
     parser.add_argument(
         "--max-queue-size",
@@ -63,13 +64,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="requests that may wait (default: 0, no limit)",
     )
-    for model in ("preprocessing", "postprocessing"):
+    for model, kind in (
+        ("preprocessing", "tensorrt"),
+        ("postprocessing", "tensorrt"),
+        ("ensemble", "reference"),
+    ):
         parser.add_argument(
             f"--{model}-instances",
             type=int,
             default=1,
             metavar="N",
-            help=f"processes of {model} (default: 1)",
+            help=f"processes of {model} (kind {kind}; default: 1)",
         )
     parser.add_argument(
         "--device", default="cpu", help="where the reference executor runs: cpu, cuda, cuda:N"
@@ -152,6 +157,7 @@ def run(args: argparse.Namespace) -> int:
             max_queue_size=args.max_queue_size,
             preprocessing_instances=args.preprocessing_instances,
             postprocessing_instances=args.postprocessing_instances,
+            ensemble_instances=args.ensemble_instances,
             device=args.device,
             add_special_tokens=not args.no_add_special_tokens,
             skip_special_tokens=not args.keep_special_tokens,

@@ -136,6 +136,8 @@ class Scheduler:
         self._ids: set[str] = set()
         self._cancelled: set[str] = set()
         self._closed = False
+        #: Called by the worker thread when all sinks of a step have heard: they may speak of it together.
+        self.after_step: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="enginix-scheduler", daemon=True)
         self._thread.start()
 
@@ -239,13 +241,17 @@ class Scheduler:
                 closed = self._closed
             for sequence in gone:
                 self._end(sequence, "cancelled")
+            if gone:
+                self.after_step()
             if closed:
                 return
             # Some prompts, then one token for everybody: a burst of prompts does not silence running answers.
             if admitted:
                 self._prefill_all(admitted)
+                self.after_step()
             if self._active:
                 self._decode()
+                self.after_step()
 
     def _prefill_all(self, admitted: dict[int, _Sequence]) -> None:
         found: dict[int, torch.Tensor] = {}

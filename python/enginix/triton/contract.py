@@ -9,11 +9,8 @@ from typing import Any
 
 from enginix.tables import table
 
-PREPROCESSING = "preprocessing"
 EXECUTOR = "tensorrt_llm"
-POSTPROCESSING = "postprocessing"
 ENSEMBLE = "ensemble"
-MODELS = (PREPROCESSING, EXECUTOR, POSTPROCESSING, ENSEMBLE)
 
 
 @dataclass(frozen=True)
@@ -136,9 +133,8 @@ def llmapi(*, chat: bool = True) -> dict[str, Model]:
 @cache
 def reference() -> dict[str, Model]:
     """The models of kind ``reference``: the part of the contract that it declares, and its additions."""
-    rows = table("triton_reference")["models"]
     found = {}
-    for name, row in rows.items():
+    for name, row in table("triton_reference")["models"].items():
         whole = nvidia()[name]
         declared = Model(
             name=name,
@@ -149,26 +145,7 @@ def reference() -> dict[str, Model]:
             source=whole.source,
         )
         found[name] = _chatting(declared, name)
-    extra = rows[ENSEMBLE]["extraSteps"]
-    whole = _chatting(nvidia()[ENSEMBLE], ENSEMBLE)
-    steps = tuple(
-        _step(step, found[step.model], found[ENSEMBLE], extra.get(step.model, {})) for step in whole.steps
-    )
-    found[ENSEMBLE] = replace(found[ENSEMBLE], steps=steps)
     return found
-
-
-def _step(step: Step, model: Model, ensemble: Model, extra: Mapping[str, Mapping[str, str]]) -> Step:
-    """The contract's maps, cut to the tensors that both sides declare."""
-    inputs = {t.name for t in model.inputs}
-    outputs = {t.name for t in model.outputs}
-    outside = {t.name for t in ensemble.inputs}
-    return Step(
-        step.model,
-        {k: v for k, v in step.inputs.items() if k in inputs and (v in outside or v.startswith("_"))}
-        | dict(extra.get("inputs", {})),
-        {k: v for k, v in step.outputs.items() if k in outputs} | dict(extra.get("outputs", {})),
-    )
 
 
 def _tensors(rows: list[dict[str, Any]]) -> tuple[Tensor, ...]:

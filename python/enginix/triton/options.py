@@ -18,9 +18,10 @@ class Options:
     Attributes:
         max_batch_size: requests that run at once.
         max_tokens_limit: largest max_tokens of a request.
-        max_queue_delay_microseconds: how long preprocessing waits to fill a batch.
+        max_queue_delay_microseconds: how long preprocessing waits to fill a batch; of kind ``tensorrt``.
         max_queue_size: requests that may wait; 0 is no limit.
-        preprocessing_instances, postprocessing_instances: processes of each.
+        preprocessing_instances, postprocessing_instances: processes of each; of kind ``tensorrt``.
+        ensemble_instances: processes that tokenize and decode; of kind ``reference``.
         device: where the reference executor runs, as torch names it.
         add_special_tokens: put the tokenizer's special tokens around a prompt, as it defines them.
         skip_special_tokens: leave special tokens out of the text.
@@ -33,6 +34,7 @@ class Options:
     max_queue_size: int = 0
     preprocessing_instances: int = 1
     postprocessing_instances: int = 1
+    ensemble_instances: int = 1
     device: str = "cpu"
     add_special_tokens: bool = True
     skip_special_tokens: bool = True
@@ -46,6 +48,7 @@ class Options:
             "max_queue_size": 0,
             "preprocessing_instances": 1,
             "postprocessing_instances": 1,
+            "ensemble_instances": 1,
         }
         for name, minimum in least.items():
             value = getattr(self, name)

@@ -1,9 +1,7 @@
 """Engine of kind ``reference`` → its models' configurations and their model.py.
 
-preprocessing    text or messages → ids
-tensorrt_llm     ids → ids, decoupled, continuous batching
-postprocessing   ids → text, chunk by chunk
-ensemble         the one to ask
+tensorrt_llm    ids → ids, decoupled, continuous batching
+ensemble        text or messages → text, the one to ask
 """
 
 from __future__ import annotations
@@ -18,11 +16,7 @@ from enginix.triton import config, contract
 from enginix.triton.options import Options, batch_size
 from enginix.triton.reference_engine import EngineFacts
 
-CLASSES = {
-    "preprocessing": "Preprocessing",
-    "tensorrt_llm": "TensorrtLlm",
-    "postprocessing": "Postprocessing",
-}
+CLASSES = {contract.EXECUTOR: "TensorrtLlm", contract.ENSEMBLE: "Ensemble"}
 
 
 def configurations(engine: EngineFacts, options: Options, code: Path) -> dict[str, Any]:
@@ -30,60 +24,47 @@ def configurations(engine: EngineFacts, options: Options, code: Path) -> dict[st
     models = contract.reference()
     batch = options.max_batch_size
     assert batch is not None and options.max_tokens_limit is not None
-    tokenizer = {"enginix_path": str(code), "tokenizer_dir": str(engine.tokenizer)}
-    lengths = {"max_tokens_limit": str(options.max_tokens_limit), "max_seq_len": str(engine.max_seq_len)}
-    end_ids = ",".join(map(str, engine.end_ids))
-    return {
-        "preprocessing": config.model(
-            models["preprocessing"],
+    shared = {
+        "enginix_path": str(code),
+        "max_tokens_limit": str(options.max_tokens_limit),
+        "max_seq_len": str(engine.max_seq_len),
+        "end_ids": ",".join(map(str, engine.end_ids)),
+        "exclude_input_in_output": _bool(options.exclude_input_in_output),
+        "cancellation_check_period_ms": "100",
+    }
+
+    def model(name: str, instances: int, parameters: dict[str, str]) -> Any:
+        return config.model(
+            models[name],
             max_batch_size=batch,
-            instances=options.preprocessing_instances,
-            # Without one the request goes to the instance at once, and no thread of the queue wakes first.
-            dynamic_batching=bool(options.max_queue_delay_microseconds or options.max_queue_size),
-            preferred_batch_size=True,
-            max_queue_delay_microseconds=options.max_queue_delay_microseconds,
-            max_queue_size=options.max_queue_size,
-            parameters=tokenizer
-            | lengths
-            | {
-                "add_special_tokens": _bool(options.add_special_tokens),
-                "end_ids": end_ids,
-                "pad_id": str(engine.pad_id),
-            },
-        ),
-        "tensorrt_llm": config.model(
-            models["tensorrt_llm"],
-            max_batch_size=batch,
-            instances=1,
+            instances=instances,
             # Requests are batched as they run, by the executor's scheduler.
             dynamic_batching=False,
             decoupled=True,
-            parameters=lengths
-            | {
-                "enginix_path": str(code),
+            parameters=shared | parameters,
+        )
+
+    return {
+        contract.EXECUTOR: model(
+            contract.EXECUTOR,
+            1,
+            {
                 "gpt_model_type": "inflight_fused_batching",
                 "gpt_model_path": str(engine.checkpoint),
                 "max_beam_width": "1",
-                "exclude_input_in_output": _bool(options.exclude_input_in_output),
-                "cancellation_check_period_ms": "100",
-                "end_ids": end_ids,
                 "max_queue_size": str(options.max_queue_size),
                 "device": options.device,
             },
         ),
-        "postprocessing": config.model(
-            models["postprocessing"],
-            max_batch_size=batch,
-            instances=options.postprocessing_instances,
-            # With one instance, without a queue: a queue would drop the chunks of a client that has gone,
-            # which fails the ensemble with its tensorrt_llm step under way; Triton 2.51 then never finishes
-            # that request, and cannot exit cleanly. With several, chunks of one answer must not overtake
-            # each other.
-            dynamic_batching=options.postprocessing_instances > 1,
-            preserve_ordering=True,
-            parameters=tokenizer | {"skip_special_tokens": _bool(options.skip_special_tokens)},
+        contract.ENSEMBLE: model(
+            contract.ENSEMBLE,
+            options.ensemble_instances,
+            {
+                "tokenizer_dir": str(engine.tokenizer),
+                "add_special_tokens": _bool(options.add_special_tokens),
+                "skip_special_tokens": _bool(options.skip_special_tokens),
+            },
         ),
-        "ensemble": config.ensemble(models["ensemble"], max_batch_size=batch),
     }
 
 

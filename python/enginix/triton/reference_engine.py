@@ -22,7 +22,6 @@ class EngineFacts:
         max_batch_size: the engine's limit; ``None`` where it has none.
         max_seq_len: prompt and answer together, tokens; 0 is unknown.
         end_ids: what ends a text, the default first.
-        pad_id: for tensors that want one.
     """
 
     directory: Path
@@ -30,7 +29,6 @@ class EngineFacts:
     max_batch_size: int | None
     max_seq_len: int
     end_ids: tuple[int, ...]
-    pad_id: int
 
     @property
     def tokenizer(self) -> Path:
@@ -56,19 +54,17 @@ def read_engine(directory: Path) -> EngineFacts:
     checkpoint = _json(directory / "checkpoint" / "config.json")
     limits = found.options.get("limits")
     limits = limits if isinstance(limits, dict) else {}
-    end_ids, pad_id = _special_ids(directory / "tokenizer", tokenizer)
     return EngineFacts(
         directory=directory,
         manifest=found,
         max_batch_size=_limit(limits, "max_batch_size"),
         max_seq_len=_limit(limits, "max_seq_len") or _limit(checkpoint, "max_position_embeddings") or 0,
-        end_ids=end_ids,
-        pad_id=pad_id,
+        end_ids=_end_ids(directory / "tokenizer", tokenizer),
     )
 
 
-def _special_ids(directory: Path, tokenizer: Any) -> tuple[tuple[int, ...], int]:
-    """End and pad ids: of generation_config.json, as transformers' generate, else the tokenizer's own."""
+def _end_ids(directory: Path, tokenizer: Any) -> tuple[int, ...]:
+    """Of generation_config.json, as transformers' generate, else the tokenizer's own."""
     generation = _json(directory / "generation_config.json", optional=True)
     settings = _json(directory / "tokenizer_config.json", optional=True)
     end = generation.get("eos_token_id")
@@ -82,10 +78,7 @@ def _special_ids(directory: Path, tokenizer: Any) -> tuple[tuple[int, ...], int]
                 f"eos_token_id: {token!r} is not a token id (the tokenizer has {vocabulary})",
                 where=str(directory / "generation_config.json"),
             )
-    pad = generation.get("pad_token_id")
-    if not isinstance(pad, int):
-        pad = _named(settings.get("pad_token"), tokenizer)
-    return tuple(ends), pad if pad is not None else (ends[0] if ends else -1)
+    return tuple(ends)
 
 
 def _named(token: Any, tokenizer: Any) -> int | None:

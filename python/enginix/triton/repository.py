@@ -4,10 +4,8 @@ Of kind ``reference``:
 
     <repository>/
       enginix.json                      plain files at the top are ignored by Triton
-      preprocessing/{config.pbtxt,1/model.py}
       tensorrt_llm/{config.pbtxt,1/model.py}
-      postprocessing/{config.pbtxt,1/model.py}
-      ensemble/{config.pbtxt,1/}
+      ensemble/{config.pbtxt,1/model.py}
 
 Engine and tokenizer stay outside, named by absolute path: a directory at the top would be taken for a model.
 """
@@ -117,12 +115,14 @@ def build(
 
 
 def _reference(engine: EngineFacts, options: Options, code: Path) -> Parts:
+    others = ("preprocessing_instances", "postprocessing_instances", "max_queue_delay_microseconds")
+    _only(options, others, "reference")
     resolved = reference.resolved(engine, options)
     return Parts(
         reference.configurations(engine, resolved, code),
         contract.reference(),
         engine.max_batch_size,
-        asdict(resolved),
+        {name: value for name, value in asdict(resolved).items() if name not in others},
         reference.fill,
     )
 
@@ -134,7 +134,7 @@ def _tensorrt(
     rootfs: Path | None,
     code: Path,
 ) -> Parts:
-    _only(options, ("device", "max_tokens_limit"), "tensorrt")
+    _only(options, ("device", "max_tokens_limit", "ensemble_instances"), "tensorrt")
     batch = batch_size(engine.directory, engine.max_batch_size, options)
     resolved = Options(**{**asdict(options), "max_batch_size": batch})
     own = asdict(models) | {"parameters": dict(models.parameters)}

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import queue
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from enginix.manifest import Manifest
+from enginix.triton.models.channel import Event
 
 TEXT = "The quick brown fox jumps over the lazy dog. 量子力学の本、naïve café — 🙂🙃 done.\n" * 20
 
@@ -63,6 +68,131 @@ def hand_made(tmp_path: Path) -> Engine:
     return made
 
 
+@dataclass(frozen=True)
+class StandInOrder:
+    """Stands in for the scheduler's Request."""
+
+    id: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    end_ids: frozenset[int]
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    min_tokens: int
+    repetition_penalty: float
+    logprobs: bool
+
+
+@dataclass(frozen=True)
+class StandInEvent:
+    """Stands in for the scheduler's Event."""
+
+    id: str
+    token: int | None
+    logprob: float | None
+    finish: str | None
+    error: str | None = None
+
+
+class StandInScheduler:
+    """Stands in for the reference executor's scheduler: says what a test tells it to."""
+
+    def __init__(self) -> None:
+        self.orders: list[StandInOrder] = []
+        self.sinks: dict[str, Callable[[StandInEvent], None]] = {}
+        self.cancelled: list[str] = []
+        self.refuse: Exception | None = None
+        self.after_step: Callable[[], None] = lambda: None
+
+    def add(self, order: StandInOrder, sink: Callable[[StandInEvent], None]) -> None:
+        if self.refuse:
+            raise self.refuse
+        self.orders.append(order)
+        self.sinks[order.id] = sink
+
+    def cancel(self, number: str) -> bool:
+        self.cancelled.append(number)
+        return True
+
+    def close(self) -> None:
+        pass
+
+    def say(self, *tokens: int, finish: str | None = None, order: int = -1, error: str | None = None) -> None:
+        number = self.orders[order].id
+        for i, token in enumerate(tokens):
+            self.sinks[number](StandInEvent(number, token, -0.5, finish if i == len(tokens) - 1 else None))
+            self.after_step()
+        if not tokens:
+            self.sinks[number](StandInEvent(number, None, None, finish, error))
+            self.after_step()
+
+
+class StandInChannel:
+    """Stands in for the way to the executor: says what a test tells it to."""
+
+    def __init__(self) -> None:
+        self.orders: dict[str, Any] = {}
+        self.clients: dict[str, str] = {}
+        self.cancelled: list[str] = []
+        self._events: queue.SimpleQueue[list[Event] | None] = queue.SimpleQueue()
+
+    def add(self, number: str, order: Any, client: str) -> None:
+        json.dumps(order)
+        self.orders[number], self.clients[number] = order, client
+
+    def cancel(self, number: str) -> None:
+        self.cancelled.append(number)
+
+    def receive(self, timeout: float | None) -> list[Event] | None:
+        try:
+            return self._events.get(timeout=timeout)
+        except queue.Empty:
+            return []
+
+    def close(self) -> None:
+        self._events.put(None)
+
+    def say(self, number: str, *tokens: int, finish: str | None = None, error: str | None = None) -> None:
+        for i, token in enumerate(tokens):
+            last = finish if i == len(tokens) - 1 else None
+            self._events.put([Event(number, token, -0.5, last)])
+        if not tokens:
+            self._events.put([Event(number, None, None, finish, error)])
+
+
+def arguments(max_batch_size: int = 4, **parameters: str) -> dict[str, str]:
+    """What Triton passes to initialize."""
+    entries = {key: {"string_value": value} for key, value in parameters.items()}
+    return {"model_config": json.dumps({"max_batch_size": max_batch_size, "parameters": entries})}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits until it is so."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen"
+        time.sleep(0.005)
+
+
+def closes(model: Any) -> None:
+    """A model's end, which must not hang."""
+    closing = threading.Thread(target=model.close)
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive()
+
+
+@pytest.fixture
+def meeting_place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A TMPDIR short enough for sockets; at the end nothing may be left in it."""
+    with tempfile.TemporaryDirectory(prefix="e-", dir="/tmp") as directory:
+        monkeypatch.setattr(tempfile, "tempdir", directory)
+        yield Path(directory)
+        assert not list(Path(directory).iterdir())
+
+
 class StandInBackend:
     """Stands in for triton_python_backend_utils: the names that the models use, without the transport."""
 
@@ -89,18 +219,6 @@ class StandInBackend:
         def __init__(self, tensors: Any = (), error: Any = None) -> None:
             self.tensors = {t.name(): t.value for t in tensors}
             self.error = error
-
-    class InferenceRequest:
-        """One that a model makes itself; remembers all of them."""
-
-        made: list[dict[str, Any]] = []  # noqa: RUF012
-
-        def __init__(self, **arguments: Any) -> None:
-            self.made.append(arguments)
-
-        def exec(self, decoupled: bool) -> list[Any]:
-            assert decoupled
-            return []
 
 
 @dataclass
@@ -146,7 +264,6 @@ class StandInRequest:
 
 @pytest.fixture
 def backend() -> StandInBackend:
-    StandInBackend.InferenceRequest.made.clear()
     return StandInBackend()
 
 

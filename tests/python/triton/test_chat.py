@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from enginix.triton.models.preprocessing import Preprocessing
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 
 from enginix.triton.models import chat, nvidia
-from enginix.triton.models.preprocessing import Preprocessing
 from enginix.triton.models.request import RequestError
 
 TINY = Path(__file__).parents[2] / "models" / "tiny-qwen3"

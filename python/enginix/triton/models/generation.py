@@ -8,8 +8,7 @@ from typing import Any
 
 from enginix.tables import table
 from enginix.triton.models.detokenizer import CONTEXT
-from enginix.triton.models.preprocessing import check_lengths
-from enginix.triton.models.request import Inputs, RequestError
+from enginix.triton.models.request import Inputs, RequestError, boolean, integers, parameter
 from enginix.triton.models.stop_words import StopWords, unpack
 
 
@@ -28,6 +27,16 @@ class Limits:
     max_tokens: int = 0
     end_ids: frozenset[int] = frozenset()
     exclude_input: bool = True
+
+    @staticmethod
+    def of(config: Any) -> Limits:
+        """Those of a parsed ``config.pbtxt``."""
+        return Limits(
+            max_seq_len=int(parameter(config, "max_seq_len") or 0),
+            max_tokens=int(parameter(config, "max_tokens_limit") or 0),
+            end_ids=frozenset(integers(config, "end_ids")),
+            exclude_input=boolean(config, "exclude_input_in_output", True),
+        )
 
 
 @dataclass(frozen=True)
@@ -50,22 +59,63 @@ class Order:
     return_num_input_tokens: bool
     return_num_output_tokens: bool
 
+    def scheduled(self) -> dict[str, Any]:
+        """The part for the scheduler, in what JSON has."""
+        return {name: getattr(self, name) for name in SCHEDULED} | {"end_ids": sorted(self.end_ids)}
+
+
+SCHEDULED = (
+    "prompt",
+    "max_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "min_tokens",
+    "repetition_penalty",
+    "logprobs",
+)
+
 
 def read(inputs: Inputs, limits: Limits) -> Order:
-    """Reads and checks one request.
+    """Reads and checks one request of ``tensorrt_llm``.
 
     Raises:
         RequestError: an input that is missing, out of range, or that the reference executor does not support.
     """
-    _refuse_unsupported(inputs)
     ids, length = inputs.array("input_ids"), inputs.scalar("input_lengths")
-    max_tokens = inputs.scalar("request_output_len")
     if ids is None or length is None:
         raise RequestError("input_ids and input_lengths are both needed")
     prompt = tuple(ids.reshape(-1).tolist())
     if not 0 < length <= len(prompt):
         raise RequestError(f"input_lengths: {length} is not between 1 and the {len(prompt)} input_ids")
-    prompt = prompt[:length]
+    return ordered(
+        inputs,
+        limits,
+        prompt=prompt[:length],
+        max_tokens=inputs.scalar("request_output_len"),
+        stop_words=_stop_words(inputs),
+    )
+
+
+def ordered(
+    inputs: Inputs,
+    limits: Limits,
+    *,
+    prompt: tuple[int, ...],
+    max_tokens: Any,
+    stop_words: tuple[tuple[int, ...], ...],
+) -> Order:
+    """Checks one request whose prompt is ids already.
+
+    Args:
+        inputs: by the names of ``tensorrt_llm``.
+        max_tokens: as given; ``None`` is missing.
+
+    Raises:
+        RequestError: as :func:`read`.
+    """
+    _refuse_unsupported(inputs)
     check_lengths(len(prompt), max_tokens, limits.max_tokens, limits.max_seq_len)
     temperature, top_k, top_p = _sampling(inputs)
     return Order(
@@ -79,12 +129,35 @@ def read(inputs: Inputs, limits: Limits) -> Order:
         min_tokens=_at_least(inputs, "min_tokens", 0, 0),
         repetition_penalty=_positive(inputs, "repetition_penalty", 1.0),
         logprobs=_default(inputs, "return_log_probs", False),
-        stop_words=_stop_words(inputs),
+        stop_words=stop_words,
         streaming=_default(inputs, "streaming", False),
         exclude_input=_default(inputs, "exclude_input_in_output", limits.exclude_input),
         return_num_input_tokens=_default(inputs, "return_num_input_tokens", False),
         return_num_output_tokens=_default(inputs, "return_num_output_tokens", False),
     )
+
+
+def check_lengths(prompt: int, max_tokens: Any, max_tokens_limit: int, max_seq_len: int) -> None:
+    """Refuses what the engine cannot hold; a limit of 0 is none.
+
+    Raises:
+        RequestError: names the numbers and what would be accepted.
+    """
+    if max_tokens is None:
+        raise RequestError("max_tokens is missing")
+    if max_tokens < 1:
+        raise RequestError(f"max_tokens: {max_tokens} is not at least 1")
+    if max_tokens_limit and max_tokens > max_tokens_limit:
+        raise RequestError(f"max_tokens: {max_tokens} is above this server's limit of {max_tokens_limit}")
+    if max_seq_len and prompt >= max_seq_len:
+        raise RequestError(
+            f"{prompt} prompt tokens; the engine holds {max_seq_len}, prompt and answer together"
+        )
+    if max_seq_len and prompt + max_tokens > max_seq_len:
+        raise RequestError(
+            f"max_tokens: {prompt} prompt tokens + {max_tokens} are above the engine's {max_seq_len}; "
+            f"at most {max_seq_len - prompt} fit"
+        )
 
 
 def _default(inputs: Inputs, name: str, value: Any) -> Any:
@@ -95,14 +168,14 @@ def _default(inputs: Inputs, name: str, value: Any) -> Any:
 def _at_least(inputs: Inputs, name: str, default: int, least: int) -> int:
     value = int(_default(inputs, name, default))
     if value < least:
-        raise RequestError(f"{name}: {value} is not at least {least}")
+        raise RequestError(f"{inputs.called(name)}: {value} is not at least {least}")
     return value
 
 
 def _positive(inputs: Inputs, name: str, default: float) -> float:
     value = float(_default(inputs, name, default))
     if not value > 0:
-        raise RequestError(f"{name}: {value} is not above 0")
+        raise RequestError(f"{inputs.called(name)}: {value} is not above 0")
     return value
 
 
@@ -125,7 +198,7 @@ def _sampling(inputs: Inputs) -> tuple[float, int, float]:
 
 
 def _end_ids(inputs: Inputs, limits: Limits) -> frozenset[int]:
-    """preprocessing always sends one end_id; if it is the model's, all of the model's count. -1 is none."""
+    """If it is one of the model's, all of the model's count. -1 is none."""
     end_id = inputs.scalar("end_id")
     if end_id is None or end_id in limits.end_ids:
         return limits.end_ids
@@ -149,7 +222,9 @@ def _refuse_unsupported(inputs: Inputs) -> None:
     for name, only in reference["only"].items():
         value = inputs.scalar(name)
         if value is not None and value != only:
-            raise RequestError(f"{name}: {value} is not supported by the reference executor, only {only}")
+            raise RequestError(
+                f"{inputs.called(name)}: {value} is not supported by the reference executor, only {only}"
+            )
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ class _Model(ABC):
             self._model.finalize()
 
     def _prepared(self, request: Any) -> _Prepared:
-        inputs = Inputs(request, self._backend)
+        inputs = Inputs(request)
         try:
             found = self._backend.get_input_tensor_by_name(request, self.text)
             if found is not None and found.as_numpy().size != 1:

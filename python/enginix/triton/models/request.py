@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,17 @@ class Inputs:
 
     Args:
         request: of the Python backend.
-        backend: the module ``triton_python_backend_utils``.
+        names: the request's name of an input, where it is asked for by another one.
     """
 
-    def __init__(self, request: Any, backend: Any) -> None:
-        self._request = request
+    def __init__(self, request: Any, names: Mapping[str, str] | None = None) -> None:
+        self._request, self._names = request, names or {}
         # The backend's own helper asks for all of them again for each name.
         self._tensors = {tensor.name(): tensor for tensor in request.inputs()}
+
+    def called(self, name: str) -> str:
+        """What the client calls it."""
+        return self._names.get(name, name)
 
     def parameters(self) -> dict[str, Any]:
         """The request's parameters, which are not tensors."""
@@ -39,13 +43,14 @@ class Inputs:
         Raises:
             RequestError: more than one row.
         """
-        tensor = self._tensors.get(name)
+        tensor = self._tensors.get(self.called(name))
         if tensor is None:
             return None
         value: NDArray[Any] = tensor.as_numpy()
         if value.ndim > 0 and value.shape[0] != 1:
             raise RequestError(
-                f"{name}: {value.shape[0]} rows; send one prompt a request (requests are batched as they run)"
+                f"{self.called(name)}: {value.shape[0]} rows; send one prompt a request "
+                "(requests are batched as they run)"
             )
         return value
 
@@ -59,11 +64,11 @@ class Inputs:
         if value is None:
             return None
         if value.size != 1:
-            raise RequestError(f"{name}: {value.size} values where one is expected")
+            raise RequestError(f"{self.called(name)}: {value.size} values where one is expected")
         item = value.reshape(-1)[0]
         found = item.item() if isinstance(item, np.generic) else item
         if isinstance(found, float) and not math.isfinite(found):
-            raise RequestError(f"{name}: {found} is not a number to work with")
+            raise RequestError(f"{self.called(name)}: {found} is not a number to work with")
         return found
 
     def text(self, name: str) -> str | None:
@@ -124,9 +129,6 @@ def integers(config: Any, key: str) -> list[int]:
     return [int(v) for v in value.split(",")] if value else []
 
 
-def answer(inputs: Inputs, backend: Any, serve: Callable[[Inputs], list[Any]]) -> Any:
-    """One response for one request of a model that is not decoupled; errors become the response's error."""
-    try:
-        return backend.InferenceResponse(serve(inputs))
-    except RequestError as e:
-        return backend.InferenceResponse(error=backend.TritonError(str(e), backend.TritonError.INVALID_ARG))
+def period(config: Any) -> float:
+    """Seconds between two questions whether the clients are still there."""
+    return int(parameter(config, "cancellation_check_period_ms") or 100) / 1000

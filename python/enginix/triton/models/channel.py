@@ -1,0 +1,407 @@
+"""The executor, as the models of a server reach it: in the same process, or over a socket from another one.
+
+tensorrt_llm holds the executor. ensemble is another process, so that tokenizing, decoding and sending take no
+time of the interpreter that computes. A :class:`Link` in the first serves a :class:`Remote` in the second;
+messages are JSON, one a step of the scheduler, whatever number of requests it served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import select
+import socket
+import stat
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from enginix.errors import MachineError, UsageError
+
+# Seconds that a request waits for the executor's model to be loaded, and between two looks at it.
+REACHED = 10.0
+RETRY = 0.05
+# Bytes of a message; a prompt of a million tokens takes a tenth of it.
+LARGEST = 1 << 26
+# sockaddr_un(7): 108 bytes, the last one 0.
+LONGEST_PATH = 107
+
+
+class Event(NamedTuple):
+    """One step of one generation, or why there is none.
+
+    Attributes:
+        number: of the generation.
+        token: the new one; ``None`` where there is none.
+        logprob: natural logarithm of its probability, if asked for.
+        finish: on the last event ``stop``, ``length``, ``cancelled``, ``error``, ``refused`` (what was asked
+            for cannot be done) or ``full`` (not now).
+        error: why, with the last three.
+    """
+
+    number: str
+    token: int | None
+    logprob: float | None
+    finish: str | None
+    error: str | None = None
+
+
+class Channel(Protocol):
+    """A way to the executor."""
+
+    def add(self, number: str, order: Mapping[str, Any], client: str) -> None:
+        """Starts a generation; what becomes of it, a refusal too, is told by events.
+
+        Args:
+            number: unique, and not to be guessed.
+            order: fields of the scheduler's ``Request``, but for its id; nothing that JSON lacks.
+            client: the client's own name for it, by which :meth:`stop` finds it; may be empty.
+        """
+
+    def cancel(self, number: str) -> None:
+        """Ends a generation of this channel."""
+
+    def receive(self, timeout: float | None) -> list[Event] | None:
+        """Waits for events, at most ``timeout`` seconds; all that are there, ``None`` once it is closed."""
+
+    def close(self) -> None:
+        """Ends what is under way and wakes :meth:`receive`."""
+
+
+class Generations:
+    """What is under way in the executor, of all channels.
+
+    Args:
+        scheduler: of the reference executor.
+        request: makes its request of an order's fields.
+        capacity: generations at once, running and waiting; 0 is no limit.
+    """
+
+    def __init__(self, scheduler: Any, request: Callable[..., Any], capacity: int = 0) -> None:
+        self._scheduler, self._request, self._capacity = scheduler, request, capacity
+        self._lock = threading.Lock()
+        self._clients: dict[str, str] = {}
+        # Those that have heard something in the scheduler's present step; its thread's own.
+        self._heard: set[Local] = set()
+        scheduler.after_step = self._tell
+
+    def add(self, number: str, order: Mapping[str, Any], client: str, channel: Local) -> None:
+        """Starts a generation of a channel."""
+        with self._lock:
+            full = self._capacity and len(self._clients) >= self._capacity
+            if not full:
+                self._clients[number] = client
+        if full:
+            why = f"{self._capacity} requests are running or waiting already; try again later"
+            channel.tell([Event(number, None, None, "full", why)])
+            return
+        step = channel.step
+
+        def heard(event: Any) -> None:
+            if event.finish is not None:
+                self._forget(number)
+            step.append(Event(number, event.token, event.logprob, event.finish, event.error))
+            self._heard.add(channel)
+
+        try:
+            sets = {"prompt": tuple(order["prompt"]), "end_ids": frozenset(order["end_ids"])}
+            self._scheduler.add(self._request(id=number, **{**order, **sets}), heard)
+        except Exception as e:  # a request must never be left without an answer
+            self._forget(number)
+            refused = isinstance(e, UsageError)
+            why = str(e) if refused else f"{type(e).__name__}: {e}"
+            channel.tell([Event(number, None, None, "refused" if refused else "error", why)])
+
+    def cancel(self, number: str) -> None:
+        """Asks for a generation to end."""
+        self._scheduler.cancel(number)
+
+    def stop(self, client: str) -> None:
+        """Ends all that a client gave that name."""
+        with self._lock:
+            found = [number for number, name in self._clients.items() if client and name == client]
+        for number in found:
+            self._scheduler.cancel(number)
+
+    def close(self) -> None:
+        """Ends everything."""
+        self._scheduler.close()
+
+    def _forget(self, number: str) -> None:
+        with self._lock:
+            self._clients.pop(number, None)
+
+    def _tell(self) -> None:
+        """One message a step and channel: each wakes a thread, which takes the executor's interpreter."""
+        for channel in self._heard:
+            channel.tell(channel.step)
+            channel.step.clear()
+        self._heard.clear()
+
+
+class Local:
+    """A channel within the executor's process.
+
+    Attributes:
+        step: what it is to hear of the scheduler's present step.
+    """
+
+    def __init__(self, generations: Generations) -> None:
+        self._generations = generations
+        self._numbers: set[str] = set()
+        self.step: list[Event] = []
+        # None closes.
+        self._events: queue.SimpleQueue[list[Event] | None] = queue.SimpleQueue()
+        self._closed = False
+
+    def tell(self, events: Sequence[Event]) -> None:
+        """Hands events over to whoever receives."""
+        self._events.put(list(events))
+
+    def add(self, number: str, order: Mapping[str, Any], client: str) -> None:
+        """See :class:`Channel`."""
+        self._numbers.add(number)
+        self._generations.add(number, order, client, self)
+
+    def cancel(self, number: str) -> None:
+        """See :class:`Channel`."""
+        if number in self._numbers:
+            self._generations.cancel(number)
+
+    def receive(self, timeout: float | None) -> list[Event] | None:
+        """See :class:`Channel`."""
+        found: list[Event] = []
+        with contextlib.suppress(queue.Empty):
+            events = None if self._closed else self._events.get(timeout=timeout)
+            while events is not None:
+                found += events
+                events = self._events.get_nowait()
+            # What came before the end is still told.
+            self._closed = True
+        self._numbers.difference_update([e.number for e in found if e.finish is not None])
+        return None if self._closed and not found else found
+
+    def close(self) -> None:
+        """See :class:`Channel`."""
+        for number in list(self._numbers):
+            self._generations.cancel(number)
+        self._events.put(None)
+
+
+def socket_path() -> Path:
+    """Where the models of one tritonserver meet: they are children of one process, with one TMPDIR.
+
+    Raises:
+        MachineError: TMPDIR is too long for a socket, or somebody else has the place.
+    """
+    directory = Path(tempfile.gettempdir()) / f"enginix-{os.getppid()}"
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise MachineError(
+            "not a private directory of this user",
+            where=str(directory),
+            fix="remove it, or set TMPDIR to a directory of the server's own",
+        )
+    path = directory / "executor"
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise MachineError(
+            f"too long for a socket ({LONGEST_PATH} bytes)",
+            where=str(path),
+            fix="set TMPDIR to a shorter one",
+        )
+    return path
+
+
+class Link:
+    """Serves channels to other processes of the same user.
+
+    Args:
+        generations: of this process.
+        path: of the socket; a stale one is replaced.
+    """
+
+    def __init__(self, generations: Generations, path: Path) -> None:
+        self._generations, self._path = generations, path
+        self._socket = socket.socket(socket.AF_UNIX)
+        # Renamed into place, so that it is never there without somebody who listens.
+        new = path.with_name(f".{os.getpid()}")
+        new.unlink(missing_ok=True)
+        self._socket.bind(str(new))
+        self._socket.listen()
+        self._inode = new.stat().st_ino
+        new.rename(path)
+        self._open: set[Connection] = set()
+        self._threads: list[threading.Thread] = []
+        self._accepting = _started("enginix-link", self._accept)
+
+    def close(self) -> None:
+        """Closes all channels."""
+        with contextlib.suppress(OSError):
+            # Wakes accept.
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()
+        self._socket.close()
+        with contextlib.suppress(OSError):
+            # A model that is loaded anew has put its own there meanwhile.
+            if self._path.stat().st_ino == self._inode:
+                self._path.unlink()
+                self._path.parent.rmdir()
+        for connection in list(self._open):
+            _shut(connection)
+        for thread in self._threads:
+            thread.join()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                accepted, _ = self._socket.accept()
+            except OSError:
+                return
+            connection = Connection(accepted.detach())
+            self._open.add(connection)
+            self._threads = [t for t in self._threads if t.is_alive()]
+            self._threads.append(_started("enginix-link-read", self._serve, connection))
+
+    def _serve(self, connection: Connection) -> None:
+        channel = Local(self._generations)
+        writing = _started("enginix-link-write", self._write, connection, channel)
+        try:
+            while True:
+                message = json.loads(connection.recv_bytes(LARGEST))
+                if "cancel" in message:
+                    channel.cancel(message["cancel"])
+                else:
+                    channel.add(message["add"], message["order"], message["client"])
+        except Exception:
+            pass  # the other process has closed it, has ended, or is none of ours
+        finally:
+            channel.close()
+            writing.join()
+            self._open.discard(connection)
+            connection.close()
+
+    @staticmethod
+    def _write(connection: Connection, channel: Local) -> None:
+        with contextlib.suppress(OSError):
+            while (events := channel.receive(None)) is not None:
+                connection.send_bytes(json.dumps(events).encode())
+
+
+class Remote:
+    """A channel to the executor of another process; connects when that process is there.
+
+    Args:
+        path: of its socket.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # Sending, and what is under way.
+        self._lock = threading.Lock()
+        self._numbers: set[str] = set()
+        self._connection: Connection | None = None
+        self._connected = threading.Event()
+        self._closed = threading.Event()
+        self._lost: queue.SimpleQueue[Event] = queue.SimpleQueue()
+
+    def add(self, number: str, order: Mapping[str, Any], client: str) -> None:
+        """See :class:`Channel`."""
+        self._connected.wait(REACHED)
+        with self._lock:
+            if self._connection is None:
+                why = f"tensorrt_llm, which computes, is not reached ({self._path})"
+                self._lost.put(Event(number, None, None, "full", why))
+                return
+            self._numbers.add(number)
+            self._send(self._connection, {"add": number, "order": dict(order), "client": client})
+
+    def cancel(self, number: str) -> None:
+        """See :class:`Channel`."""
+        with self._lock:
+            if self._connection is not None and number in self._numbers:
+                self._send(self._connection, {"cancel": number})
+
+    def receive(self, timeout: float | None) -> list[Event] | None:
+        """See :class:`Channel`."""
+        found: list[Event] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                found.append(self._lost.get_nowait())
+        if found or self._closed.is_set():
+            return found or None
+        connection = self._connection or self._connect()
+        if connection is None:
+            self._closed.wait(RETRY)
+            return []
+        try:
+            while select.select([connection], [], [], timeout)[0]:
+                found += [Event(*event) for event in json.loads(connection.recv_bytes())]
+                timeout = 0
+        except (EOFError, OSError, ValueError):
+            return found + (self._broken(connection) or []) or None
+        ended = {event.number for event in found if event.finish is not None}
+        if ended:
+            with self._lock:
+                self._numbers -= ended
+        return found
+
+    def close(self) -> None:
+        """See :class:`Channel`."""
+        self._closed.set()
+        with self._lock:
+            if self._connection is not None:
+                _shut(self._connection)
+
+    def _connect(self) -> Connection | None:
+        opened = socket.socket(socket.AF_UNIX)
+        try:
+            opened.connect(str(self._path))
+        except OSError:
+            opened.close()
+            return None
+        with self._lock:
+            if self._closed.is_set():
+                opened.close()
+                return None
+            self._connection = Connection(opened.detach())
+            self._connected.set()
+            return self._connection
+
+    def _broken(self, connection: Connection) -> list[Event] | None:
+        with self._lock:
+            self._connected.clear()
+            self._connection = None
+            lost, self._numbers = self._numbers, set()
+            connection.close()
+        if self._closed.is_set():
+            return None
+        return [
+            Event(number, None, None, "error", "tensorrt_llm, which computes, has ended") for number in lost
+        ]
+
+    @staticmethod
+    def _send(connection: Connection, message: Any) -> None:
+        # Where it is broken, receive finds out.
+        with contextlib.suppress(OSError):
+            connection.send_bytes(json.dumps(message).encode())
+
+
+def _shut(connection: Connection) -> None:
+    """Ends both directions, and wakes whoever reads; the reader closes it."""
+    with contextlib.suppress(OSError):
+        duplicate = socket.socket(fileno=os.dup(connection.fileno()))
+        duplicate.shutdown(socket.SHUT_RDWR)
+        duplicate.close()
+
+
+def _started(name: str, target: Callable[..., None], *args: Any) -> threading.Thread:
+    thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+    thread.start()
+    return thread

@@ -1,0 +1,90 @@
+"""ensemble for kind ``reference``: text or messages → text, the model to ask.
+
+A Python model, with the tensors of NVIDIA's ensemble. Triton's own ensembles take a process and a queue for
+each step, which costs more than the executor's own work for a token, and do not tell a step under way that
+its client has gone (ensemble_scheduler.cc).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from enginix.triton.contract import ENSEMBLE, EXECUTOR, nvidia
+from enginix.triton.models.answers import Answers
+from enginix.triton.models.channel import Channel, Remote, socket_path
+from enginix.triton.models.detokenizer import Detokenizer, load_tokenizer
+from enginix.triton.models.generation import Chunk, Limits, Order, ordered
+from enginix.triton.models.prompt import Prompts
+from enginix.triton.models.request import Inputs, boolean, period, required
+
+# Of one processor.
+SHARE = 1 / 4
+# tensorrt_llm's name of an input → ensemble's, as the contract's ensemble hands them on.
+NAMES = {
+    inner: outer
+    for step in nvidia()[ENSEMBLE].steps
+    if step.model == EXECUTOR
+    for inner, outer in step.inputs.items()
+    if not outer.startswith("_")
+}
+
+
+class Ensemble:
+    """Serves ``ensemble``.
+
+    Args:
+        args: as Triton passes them to ``initialize``.
+        backend: the module ``triton_python_backend_utils``.
+        channel: to the executor; that of this server by default.
+    """
+
+    def __init__(self, args: dict[str, str], backend: Any, channel: Channel | None = None) -> None:
+        config = json.loads(args["model_config"])
+        self._backend = backend
+        self._limits = Limits.of(config)
+        directory = Path(required(config, "tokenizer_dir"))
+        tokenizer = load_tokenizer(directory)
+        self._prompts = Prompts(
+            tokenizer,
+            directory,
+            max_seq_len=self._limits.max_seq_len,
+            add_special_tokens=boolean(config, "add_special_tokens", True),
+        )
+        self._detokenizer = Detokenizer(
+            tokenizer, skip_special_tokens=boolean(config, "skip_special_tokens", True)
+        )
+        self._answers = Answers(
+            backend,
+            channel or Remote(socket_path()),
+            self._content,
+            period=period(config),
+            share=SHARE,
+        )
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Hands every request to the executor; refuses at once what cannot be served."""
+        self._answers.take(requests, self._read)
+
+    def close(self) -> None:
+        """Leaves the executor; Triton calls it when no request is in flight."""
+        self._answers.close()
+
+    def _read(self, request: Any) -> Order:
+        inputs = Inputs(request, NAMES)
+        prompt = self._prompts.read(inputs)
+        return ordered(
+            inputs,
+            self._limits,
+            prompt=prompt,
+            max_tokens=inputs.scalar("max_tokens"),
+            stop_words=self._prompts.stop_words(inputs),
+        )
+
+    def _content(self, chunk: Chunk) -> list[Any]:
+        text = self._detokenizer.text(chunk.ids, context=chunk.context, final=chunk.finish is not None)
+        return [self._backend.Tensor("text_output", np.array([[text.encode()]], np.object_))]

@@ -1,0 +1,85 @@
+"""A request's text or messages → token ids."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from enginix.tables import table
+from enginix.triton.contract import ENSEMBLE, reference
+from enginix.triton.models import chat
+from enginix.triton.models.request import Inputs, RequestError
+
+
+class Prompts:
+    """Reads the prompts of ``ensemble``.
+
+    Args:
+        tokenizer: of the tokenizers library.
+        directory: the tokenizer's, where the chat template is.
+        max_seq_len: prompt and answer together, tokens; 0 is unknown.
+        add_special_tokens: put the tokenizer's special tokens around a text.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, directory: Path, *, max_seq_len: int = 0, add_special_tokens: bool = True
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._template = chat.load(directory)
+        self._max_seq_len, self._add_special_tokens = max_seq_len, add_special_tokens
+        self._unsupported = _unsupported_inputs()
+        longest = max(map(len, tokenizer.get_vocab()), default=1)
+        self._max_characters = max_seq_len * longest
+
+    def read(self, inputs: Inputs) -> tuple[int, ...]:
+        """The prompt's ids.
+
+        Raises:
+            RequestError: no prompt, a name that means nothing, or what this server cannot do.
+        """
+        self._refuse_unknown(inputs.parameters())
+        if inputs.texts("bad_words"):
+            raise RequestError("bad_words: the reference executor cannot ban words")
+        said = chat.read(inputs, "text_input", "messages", "chat_template_args")
+        name = "text_input" if said is None else "messages"
+        # A template spells its special tokens out.
+        special = self._add_special_tokens and said is None
+        text = (inputs.text("text_input") or "") if said is None else self._template.render(said)
+        # Tokenizing it would take minutes, with every other request waiting behind.
+        if self._max_characters and len(text) > self._max_characters:
+            raise RequestError(
+                f"{name}: {len(text)} characters; the engine's {self._max_seq_len} tokens spell at most "
+                f"{self._max_characters}"
+            )
+        prompt = self._encode(text, special=special)
+        if not prompt:
+            raise RequestError(f"{name} is empty: there is no token to continue")
+        return prompt
+
+    def stop_words(self, inputs: Inputs) -> tuple[tuple[int, ...], ...]:
+        """The ids of each of ``stop_words``."""
+        return tuple(self._encode(word, special=False) for word in inputs.texts("stop_words"))
+
+    def _encode(self, text: str, *, special: bool) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=special).ids)
+
+    def _refuse_unknown(self, parameters: Collection[str]) -> None:
+        """Triton turns JSON keys that no input has into request parameters, and serves on in silence."""
+        for name in parameters:
+            if name in self._unsupported:
+                raise RequestError(f"{name}: the reference executor does not support it")
+            near = difflib.get_close_matches(name, ENSEMBLE_INPUTS, 1, 0.75)
+            if near and name not in ENSEMBLE_INPUTS:
+                raise RequestError(f"{name}: no such input; did you mean {near[0]}?")
+
+
+ENSEMBLE_INPUTS: tuple[str, ...] = tuple(t.name for t in reference()[ENSEMBLE].inputs)
+
+
+def _unsupported_inputs() -> frozenset[str]:
+    """What the contract's ensemble takes and this kind's does not declare."""
+    contract = {t["name"] for t in table("triton_contract")["models"]["ensemble"]["inputs"]}
+    return frozenset(contract - set(ENSEMBLE_INPUTS))
