@@ -9,15 +9,14 @@ three ports. Then tritonserver is started on loopback, model control off, nothin
 auto-completion. It counts as ready when a generation succeeded (with the golden tokens of the engine's
 manifest where it has some), never before; systemd is told then (Type=notify).
 
-With --openai-frontend, Triton's own OpenAI frontend of that image runs in tritonserver's place, with the
-endpoints beside it (enginix openai-frontend makes the directory; docs/openai.md).
-
 With --rootfs, tritonserver is the one inside the root file system of the runtime's image, and runs there
-(bubblewrap); the GPU is compared with the engine first. An engine of several ranks is started by mpirun, one
-rank a GPU; with --hosts on several machines, where enginix serve runs in the runtime's image on each: with
---worker on all but the first, which starts their ranks over ssh or kubectl exec. Model control, client shared
-memory, trace and log settings are closed: by --admin-key-file they open to whoever sends its content as the
-header enginix-key.
+(bubblewrap); the GPU is compared with the engine first. With --openai-frontend, Triton's own OpenAI frontend
+of that image runs in tritonserver's place, with the endpoints beside it (enginix openai-frontend makes the
+directory; docs/openai.md); without --rootfs where the image is the root already. An engine of several ranks
+is started by mpirun, one rank a GPU; with --hosts on several machines, where enginix serve runs in the
+runtime's image on each: with --worker on all but the first, which starts their ranks over ssh or kubectl
+exec. Model control, client shared memory, trace and log settings are closed: by --admin-key-file they open to
+whoever sends its content as the header enginix-key.
 
 DIR holds bin/tritonserver and backends/python/{libtriton_python.so,triton_python_backend_stub,
 triton_python_backend_utils.py}; $ENGINIX_TRITONSERVER is its default. The Python models run in the
@@ -103,7 +102,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--openai-port", type=int, default=9000, metavar="N", help="its port (default: 9000; 0: any free one)"
     )
     parser.add_argument(
-        "--openai-key-file", type=Path, metavar="FILE", help="its content is the clients' api_key"
+        "--openai-key-file",
+        type=Path,
+        metavar="FILE",
+        help="its content is the clients' api_key; a relative path is the name of a systemd credential",
     )
     parser.add_argument(
         "--openai-flag",
@@ -214,8 +216,9 @@ def run(args: argparse.Namespace) -> int:
         runtime = runtimes.find(server.runtime, repository.manifest.kind, args.pin)
         inside = launch.Inside(runtime, driver, repository.reads)
     door = _frontend(args, server, repository, inside)
-    if door is not None and inside is not None:
-        inside = replace(inside, reads=(*inside.reads, door.directory))
+    if door is not None:
+        if inside is not None:
+            inside = replace(inside, reads=(*inside.reads, door.directory))
         endpoints = ["http", "grpc", "openai"]
         named = [(f"--{n}-port", getattr(args, f"{n}_port")) for n in endpoints]
     options = launch.Plan(
@@ -318,8 +321,6 @@ def _frontend(
             option = "--openai-flag" if args.openai_flag else "--openai-key-file"
             raise UsageError("needs --openai-frontend", where=option)
         return None
-    if inside is None or repository.engine is None:
-        raise UsageError("it is part of a runtime's image", where="--openai-frontend", fix="pass --rootfs")
     if (why := frontend.refusal(repository.manifest.kind or "", repository.ranks)) is not None:
         raise UsageError(why, where="--openai-frontend", fix="serve the engine with mkServe (trtllm-serve)")
     refused = (
@@ -331,9 +332,16 @@ def _frontend(
     for given, option, why in refused:
         if given:
             raise UsageError(f"Triton's OpenAI frontend: {why}", where=option, fix="leave it out")
+    runtime = frontend.around(server) if inside is None else inside.runtime
+    if repository.engine is None:
+        raise UsageError(
+            "its models name no engine's tokenizer, whose chat template the frontend applies",
+            where=str(repository.directory),
+            fix="make it again with enginix triton-repo",
+        )
     return frontend.find(
         args.openai_frontend,
-        inside.runtime,
+        runtime,
         repository.engine / "tokenizer",
         args.openai_port,
         frontend.checked(args.openai_flag, server.version),

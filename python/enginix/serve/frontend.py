@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import http.client
+import os
 import re
 import shutil
 import time
@@ -18,14 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from enginix.credentials import locate
 from enginix.errors import MachineError, UsageError
 from enginix.files import new_directory
+from enginix.runtime import table as runtimes
 from enginix.runtime.table import Runtime
 from enginix.serve.flags import admin_key
 from enginix.tables import table
 
 if TYPE_CHECKING:
     from enginix.serve.supervisor import Supervised
+    from enginix.serve.tritonserver import TritonServer
 
 TABLE = "triton_openai"
 SITE, SOURCE = "site", "openai_frontend"
@@ -143,10 +147,34 @@ def refusal(kind: str, ranks: int) -> str | None:
     return None if ranks == 1 else f"the frontend serves one rank, the engine has {ranks}"
 
 
+def around(server: TritonServer) -> Runtime:
+    """The runtime inside whose image this process is, as a container or a unit with that root has it.
+
+    The frontend is the image's own program: its Python and the library of its bindings are found where the
+    image has them and nowhere else.
+
+    Raises:
+        UsageError: this is no such place.
+    """
+    runtime = runtimes.find(server.runtime)
+    triton = runtime.row.get("paths", {}).get("triton")
+    if str(server.directory) != triton or not os.access(runtime.python, os.X_OK):
+        here = f"{server.directory} on this root is not in that of {runtime.id}"
+        raise UsageError(
+            f"it is part of a runtime's image, and {here}",
+            where="--openai-frontend",
+            fix="pass --rootfs; or run enginix serve inside the image, with the image's own --tritonserver",
+        )
+    return runtime
+
+
 def find(
     directory: Path, runtime: Runtime, tokenizer: Path, port: int, flags: tuple[str, ...], key: Path | None
 ) -> Frontend:
     """Checks what :func:`prepare` made.
+
+    Args:
+        key: file with what clients send; a relative path is the name of a systemd credential.
 
     Raises:
         MachineError: something of it is missing.
@@ -160,9 +188,8 @@ def find(
                 where=str(directory),
                 fix="make it with enginix openai-frontend",
             )
-    return Frontend(
-        directory, runtime.python, tokenizer, port, flags, None if key is None else admin_key(key)
-    )
+    given = None if key is None else admin_key(locate(str(key)), "--openai-key-file")
+    return Frontend(directory, runtime.python, tokenizer, port, flags, given)
 
 
 def prepare(rootfs: Path, runtime: Runtime, out: Path, source: Path | None = None) -> dict[str, str]:
