@@ -171,7 +171,13 @@ let
         (secret "adminKeyFile" adminKeyFile)
       ]
       ++ triton version flags
-      ++ lib.optionals (door != null) door.words
+      ++ lib.optionals inFront (
+        [
+          "--openai-port"
+          (atLeast "openai: httpPort" 0 door.passthru.httpPort)
+        ]
+        ++ door.passthru.words
+      )
       ++ builtins.concatLists (
         lib.mapAttrsToList (variable: value: [
           "--env"

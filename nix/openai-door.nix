@@ -1,6 +1,7 @@
 # A Triton server's own OpenAI door: `openai` of mkTritonServer -> null, or what the server gets of it:
-# command: mkGateway's derivation, a second command (kind reference); words: of enginix serve (TensorRT-LLM's images, where
-# Triton's own OpenAI frontend stands in tritonserver's place); passthru: what says where it is.
+# command: mkGateway's derivation, a second command (kind reference), else null: Triton's own OpenAI frontend of TensorRT-LLM's
+# images stands in tritonserver's place; passthru: what says where it is, and of the frontend words: of enginix serve, but for
+# the port.
 {
   lib,
   check,
@@ -106,7 +107,6 @@ else if kind == "reference" then
   in
   {
     command = gateway;
-    words = [ ];
     passthru = gateway;
   }
 else if (row.paths.triton or null) == null then
@@ -128,21 +128,19 @@ else if server.given.adminKeyFile or null != null then
 else
   {
     command = null;
-    words = [
-      "--openai-frontend"
-      "${mkFrontend server.runtime (given.source or null)}"
-      "--openai-port"
-      (check.arguments.atLeast function "httpPort" 0 httpPort)
-    ]
-    ++ lib.optionals (given.keyFile or null != null) [
-      "--openai-key-file"
-      (server.secret "openai.keyFile" given.keyFile)
-    ]
-    ++ flags server.version (given.flags or { });
     passthru = {
       inherit (server) host;
       inherit httpPort;
       kind = "openai";
       model = "ensemble";
+      words = [
+        "--openai-frontend"
+        "${mkFrontend server.runtime (given.source or null)}"
+      ]
+      ++ lib.optionals (given.keyFile or null != null) [
+        "--openai-key-file"
+        (server.secret "openai.keyFile" given.keyFile)
+      ]
+      ++ flags server.version (given.flags or { });
     };
   }
