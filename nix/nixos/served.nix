@@ -38,31 +38,24 @@ rec {
       parts.mkTritonRepo ({ inherit engine; } // settings);
   # Words of options that mkTritonServer has taken: tritonserver's, or the frontend's in its place.
   flags =
-    let
-      words = lib.mapAttrsToList (name: value: [
-        "--triton-flag"
-        "${name}=${if builtins.isString value then value else builtins.toJSON value}"
-      ]) server.flags;
-    in
-    if frontend then
-      (parts.mkTritonServer {
-        inherit repo;
-        inherit (server) host flags;
-        openai = {
-          enable = true;
-          inherit (server.openai) flags;
-        }
-        // lib.optionalAttrs (server.openai.keyFile != null) { keyFile = "openai-key"; };
-      }).openai.words
-    else if server.flags == { } then
-      [ ]
-    else if ownServer then
+    if ownServer && server.flags != { } then
       throw "flags are tritonserver's, and the engine's own server serves; leave them out."
+    else if !frontend && server.flags == { } then
+      [ ]
     else
-      builtins.seq (parts.mkTritonServer {
-        inherit repo;
-        inherit (server) flags;
-      }).flags (builtins.concatLists words);
+      (parts.mkTritonServer (
+        {
+          inherit repo;
+          inherit (server) host flags;
+        }
+        // lib.optionalAttrs frontend {
+          openai = {
+            enable = true;
+            inherit (server.openai) flags;
+          }
+          // lib.optionalAttrs (server.openai.keyFile != null) { keyFile = "openai-key"; };
+        }
+      )).optionWords;
   device = if server.repo != null then server.repo.device or "cpu" else settings.device or "cpu";
   onCpu = kind == "reference" && device == "cpu";
 
