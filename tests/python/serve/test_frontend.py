@@ -334,6 +334,15 @@ def test_outside_of_an_image_it_is_refused(
     assert "--rootfs" in done.stderr
 
 
+@pytest.mark.slow
+def test_kind_reference_has_the_gateway(
+    served_repository: Path, tritonserver: TritonServer, tmp_path: Path
+) -> None:
+    words = ["--tritonserver", str(tritonserver.directory), "--openai-frontend", str(tmp_path), "--dry-run"]
+    done = run([sys.executable, "-m", "enginix", "serve", str(served_repository), *words])
+    assert done.returncode == EXIT_USAGE and "kind reference" in done.stderr and "gateway" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("directory", "runtime"),
     [

@@ -147,7 +147,10 @@ def _frontend(
             raise UsageError("needs --openai-frontend", where=option)
         return None
     if (why := frontend.refusal(repository.manifest.kind or "", repository.ranks)) is not None:
-        raise UsageError(why, where="--openai-frontend", fix="serve the engine with mkServe (trtllm-serve)")
+        fix = "serve the engine with mkServe (trtllm-serve)"
+        if repository.manifest.kind == "reference":
+            fix = "put enginix gateway before it"
+        raise UsageError(why, where="--openai-frontend", fix=fix)
     refused = (
         (args.triton_flag, "--triton-flag", "it takes no option of tritonserver"),
         (args.admin_key_file, "--admin-key-file", "its KServe endpoints restrict no API"),
