@@ -10,6 +10,7 @@ import ./package.nix scope {
     "commands/__init__.py"
     "commands/gateway.py"
     "console.py"
+    "credentials.py"
     "data/__init__.py"
     "data/openai.json"
     "errors.py"

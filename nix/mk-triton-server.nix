@@ -14,51 +14,13 @@ let
   function = "mkTritonServer";
   table = lib.importJSON ../python/enginix/data/triton_flags.json;
 
-  # { name = value; } of tritonserver's options -> the command's words.
-  triton =
-    version: given:
-    let
-      known = lib.filterAttrs (_: row: builtins.compareVersions version (row.since or "0") >= 0) table.flags;
-      words =
-        name: value:
-        let
-          row = known.${name} or (throw "${function}: flags: tritonserver ${version}: ${check.names.unknown "option" name (builtins.attrNames known)}");
-          wrong = throw "${function}: flags.${name} = ${builtins.toJSON value}, but tritonserver takes ${
-            {
-              bool = "true or false";
-              int = "a whole number";
-              float = "a number";
-              string = "a text";
-              switch = "true";
-            }
-            .${row.type}
-          }.";
-          fits =
-            {
-              bool = builtins.isBool value;
-              int = builtins.isInt value && value >= 0;
-              float = builtins.isInt value || builtins.isFloat value;
-              string = builtins.isString value && value != "";
-              switch = value == true;
-            }
-            .${row.type};
-          text = if builtins.isString value then value else builtins.toJSON value;
-        in
-        if row ? own then
-          throw "${function}: flags.${name}: enginix writes it itself: ${row.own}; leave it out."
-        else if row ? refused then
-          throw "${function}: flags.${name}: ${row.refused}; leave it out."
-        else if row.repeatable or false && builtins.isList value then
-          builtins.concatMap (words name) value
-        else if !fits then
-          wrong
-        else
-          [
-            "--triton-flag"
-            (if row.type == "switch" then name else "${name}=${text}")
-          ];
-    in
-    builtins.concatLists (lib.mapAttrsToList words given);
+  triton = check.flags.words {
+    where = function;
+    name = "tritonserver";
+    it = "tritonserver";
+    option = "--triton-flag";
+    least = 0;
+  } table.flags;
 
   # A secret that the store would show to everyone.
   secret =
@@ -142,6 +104,7 @@ let
             "--${port}-port"
             (atLeast argument 0 number)
           ];
+      optionWords = triton version flags ++ lib.optionals (door != null) door.words;
       words = [
         "--host"
         host
@@ -170,8 +133,11 @@ let
         "--admin-key-file"
         (secret "adminKeyFile" adminKeyFile)
       ]
-      ++ triton version flags
-      ++ lib.optionals (door != null) door.words
+      ++ lib.optionals inFront [
+        "--openai-port"
+        (atLeast "openai: httpPort" 0 door.passthru.httpPort)
+      ]
+      ++ optionWords
       ++ builtins.concatLists (
         lib.mapAttrsToList (variable: value: [
           "--env"
@@ -217,6 +183,8 @@ let
           gpus
           ;
         metricsPort = if inFront then null else metricsPort;
+        # Of options that were checked, for units that write the others themselves.
+        inherit optionWords;
         inherit (repo) engine kind runtime;
         tritonVersion = version;
         modelName = name;

@@ -1,6 +1,6 @@
 # A Triton server's own OpenAI door: `openai` of mkTritonServer -> null, or what the server gets of it:
-# command: mkGateway's derivation, a second command (kind reference); words: of enginix serve (TensorRT-LLM's images, where
-# Triton's own OpenAI frontend stands in tritonserver's place); passthru: what says where it is.
+# command: mkGateway's derivation, a second command (kind reference), else null: Triton's own OpenAI frontend of TensorRT-LLM's
+# images stands in tritonserver's place, and words are enginix serve's, but for the port's; passthru: what says where it is.
 {
   lib,
   check,
@@ -23,38 +23,13 @@ let
     "source"
   ];
 
-  # { name = value; } of the frontend's options -> words.
-  flags =
-    version: given:
-    let
-      known = lib.filterAttrs (_: row: builtins.compareVersions version (row.since or "0") >= 0) table.options;
-      words =
-        name: value:
-        let
-          row = known.${name} or (throw "${function}: flags: Triton's OpenAI frontend ${version}: ${check.names.unknown "option" name (builtins.attrNames known)}");
-          fits =
-            if row.type == "int" then
-              builtins.isInt value && value > 0
-            else if row.type == "choice" then
-              builtins.elem value row.choices
-            else
-              builtins.isString value;
-        in
-        if row ? own then
-          throw "${function}: flags.${name}: enginix writes it itself: ${row.own}; leave it out."
-        else if row ? refused then
-          throw "${function}: flags.${name}: ${row.refused}; leave it out."
-        else if !fits then
-          throw "${function}: flags.${name} = ${builtins.toJSON value}, but it takes ${
-            if row.type == "choice" then lib.concatStringsSep ", " row.choices else "a whole number above 0"
-          }."
-        else
-          [
-            "--openai-flag"
-            "${name}=${toString value}"
-          ];
-    in
-    builtins.concatLists (lib.mapAttrsToList words given);
+  flags = check.flags.words {
+    where = function;
+    name = "Triton's OpenAI frontend";
+    it = "it";
+    option = "--openai-flag";
+    least = 1;
+  } table.options;
 in
 # { name; kind; host; httpPort; grpcPort; openai; image; version; ranks; runtime; secret; given; }
 server:
@@ -128,21 +103,19 @@ else if server.given.adminKeyFile or null != null then
 else
   {
     command = null;
-    words = [
-      "--openai-frontend"
-      "${mkFrontend server.runtime (given.source or null)}"
-      "--openai-port"
-      (check.arguments.atLeast function "httpPort" 0 httpPort)
-    ]
-    ++ lib.optionals (given.keyFile or null != null) [
-      "--openai-key-file"
-      (server.secret "openai.keyFile" given.keyFile)
-    ]
-    ++ flags server.version (given.flags or { });
     passthru = {
       inherit (server) host;
       inherit httpPort;
       kind = "openai";
       model = "ensemble";
     };
+    words = [
+      "--openai-frontend"
+      "${mkFrontend server.runtime (given.source or null)}"
+    ]
+    ++ lib.optionals (given.keyFile or null != null) [
+      "--openai-key-file"
+      (server.secret "openai.keyFile" given.keyFile)
+    ]
+    ++ flags server.version (given.flags or { });
   }

@@ -12,6 +12,7 @@ let
     runtime = import ./runtime.nix self;
     llmapi = import ./llmapi.nix ({ inherit lib; } // self);
     options = import ./options.nix ({ inherit lib; } // self);
+    flags = import ./flags.nix ({ inherit lib; } // self);
     plan = import ./plan.nix { inherit lib; };
     edgellmPlan = import ./edgellm-plan.nix ({ inherit lib; } // self);
   };

@@ -21,17 +21,11 @@ let
   takers = select: lib.concatMap (name: map (thing: { inherit name thing; }) (select name servers.${name})) names;
   collisions = list: lib.filterAttrs (_: v: lib.length v > 1) (lib.groupBy (t: toString t.thing) list);
 
-  # The engine's own server has one port only.
+  # The engine's own server has one port only, Triton's OpenAI frontend its metrics on its own.
   portsOf =
     s:
-    if (served s).ownServer then
-      [ "httpPort" ]
-    else
-      [
-        "httpPort"
-        "grpcPort"
-        "metricsPort"
-      ];
+    [ "httpPort" ]
+    ++ lib.optionals (!(served s).ownServer) ([ "grpcPort" ] ++ lib.optional (!(served s).frontend) "metricsPort");
   ports =
     lib.concatMap (
       name:
@@ -88,11 +82,7 @@ let
       inherit (what) runtime onCpu kind;
       row = runtimes.${runtime} or null;
       parallel = what.engine.parallel or { };
-      worldSize =
-        if onCpu then
-          0
-        else
-          (parallel.tensorParallel or 1) * (parallel.pipelineParallel or 1);
+      worldSize = if onCpu then 0 else what.ranks;
     in
     # Nothing else can be said of a server that serves nothing, or two things.
     if (s.engine == null) == (s.repo == null) then

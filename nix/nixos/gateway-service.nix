@@ -1,6 +1,8 @@
 # The gateway's options -> its description and its systemd service. Plain functions, as service.nix has them.
 { lib, escape }:
 let
+  # The key that a server itself asks for.
+  keyOf = s: if s.served.frontend then s.openai.keyFile else s.apiKeyFile;
   # A credential's name is what the description calls a key's file.
   credentials =
     gateway: servers:
@@ -8,7 +10,7 @@ let
     ++ lib.mapAttrsToList (name: c: "client-${name}:${c.keyFile}") gateway.clients
     ++ builtins.concatLists (
       lib.mapAttrsToList (
-        name: s: lib.optional (s.apiKeyFile != null) "server-${name}:${s.apiKeyFile}"
+        name: s: lib.optional (keyOf s != null) "server-${name}:${keyOf s}"
       ) servers
     );
   reached = {
@@ -25,15 +27,16 @@ let
   backend =
     name: s:
     let
-      own = s.served.ownServer;
-      url = "http://${address s.host}:${toString s.httpPort}";
+      inherit (s.served) ownServer frontend;
+      openai = ownServer || frontend;
+      url = "http://${address s.host}:${toString (if frontend then s.openai.port else s.httpPort)}";
     in
     {
-      kind = if own then "openai" else "triton";
-      url = if own then "${url}/v1" else url;
-      model = if own then s.served.engine.modelName else "ensemble";
+      kind = if openai then "openai" else "triton";
+      url = if openai then "${url}/v1" else url;
+      model = if ownServer then s.served.engine.modelName else "ensemble";
     }
-    // lib.optionalAttrs (own && s.apiKeyFile != null) { keyFile = "server-${name}"; };
+    // lib.optionalAttrs (openai && keyOf s != null) { keyFile = "server-${name}"; };
 in
 {
   # Model -> servers; one that is none is an assertion of gateway.nix.

@@ -2,9 +2,16 @@
 { config, lib, ... }:
 let
   cfg = config.services.enginix;
-  # The engine's own server has no metrics port.
-  ownServer = s: if s.ownServer != null then s.ownServer else (s.engine.kind or null) == "edgellm";
-  servers = lib.filterAttrs (_: s: s.enable && !ownServer s) cfg.servers;
+  served = import ./served.nix {
+    inherit lib;
+    parts = { };
+  };
+  # The engine's own server has no metrics.
+  measured = lib.filterAttrs (_: s: s.enable && !(served s).ownServer) cfg.servers;
+  # The frontend's are closed by its key, whose file is not Prometheus' to read.
+  isClosed = s: (served s).frontend && s.openai.keyFile != null;
+  servers = lib.filterAttrs (_: s: !isClosed s) measured;
+  closed = lib.attrNames (lib.filterAttrs (_: isClosed) measured);
   # A wildcard address is reached over loopback.
   reached = {
     "0.0.0.0" = "127.0.0.1";
@@ -15,10 +22,11 @@ let
     let
       host = reached.${s.host} or s.host;
     in
-    "${if lib.hasInfix ":" host then "[${host}]" else host}:${toString s.metricsPort}";
+    "${if lib.hasInfix ":" host then "[${host}]" else host}:${toString (if (served s).frontend then s.openai.port else s.metricsPort)}";
 in
 {
   config = lib.mkIf cfg.enable {
+    warnings = lib.optional (cfg.prometheus.enable && closed != [ ]) "services.enginix.prometheus: ${lib.concatStringsSep ", " closed} not scraped: Triton's OpenAI frontend tells its metrics to who has openai.keyFile's key; leave the key out, with services.enginix.gateway and its keys before it, or write a scrape of your own with authorization.credentials_file.";
     services.prometheus.scrapeConfigs = lib.mkIf (cfg.prometheus.enable && servers != { }) [
       {
         job_name = "enginix";

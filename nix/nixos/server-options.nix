@@ -93,7 +93,7 @@ in
     metricsPort = mkOption {
       type = types.port;
       default = 8002;
-      description = "Port of the Prometheus metrics; the engine's own server has none.";
+      description = "Port of the Prometheus metrics; the engine's own server has none, Triton's own OpenAI frontend its own port.";
     };
 
     openFirewall = mkOption {
@@ -107,20 +107,32 @@ in
         type = types.bool;
         default = false;
         description = ''
-          Whether OpenAI's interface stands before this server alone (a gateway of its own, the service
-          `enginix-<name>-openai`). Kind reference under Triton; the engine's own server has that interface itself.
+          Whether this server has OpenAI's interface. Kind reference under Triton: a gateway of its own, the service
+          `enginix-<name>-openai`. Kind tensorrt under Triton, one rank: Triton's own OpenAI frontend runs in tritonserver's
+          place, on loopback alone. The engine's own server has that interface itself.
         '';
       };
       port = mkOption {
         type = types.port;
         default = 4000;
-        description = "Its port.";
+        description = "Its port; of Triton's own frontend its metrics' too, and `metricsPort` is off.";
+      };
+      flags = mkOption {
+        type = types.attrsOf (types.either types.int types.str);
+        default = { };
+        example = {
+          default-max-tokens = 256;
+        };
+        description = "Options of Triton's own frontend by their names (kind tensorrt); `mkTritonServer` checks them against its version.";
       };
       keyFile = mkOption {
         type = types.nullOr types.str;
         default = null;
         example = "/run/secrets/tiny";
-        description = "File with the key that clients send, one line; handed over as a systemd credential.";
+        description = ''
+          File with the key that clients send, one line; handed over as a systemd credential. Triton's own frontend takes it
+          on its command line only, where processes of this machine may see it.
+        '';
       };
     };
 

@@ -48,14 +48,31 @@ let
     (toString server.httpPort)
     "--grpc-port"
     (toString server.grpcPort)
-    "--metrics-port"
-    (toString server.metricsPort)
+  ]
+  ++ (
+    if served.frontend then
+      [
+        "--openai-port"
+        (toString server.openai.port)
+        "--no-metrics"
+      ]
+    else
+      [
+        "--metrics-port"
+        (toString server.metricsPort)
+      ]
+  )
+  ++ [
     "--start-timeout"
     (toString server.startTimeout)
     "--exit-timeout"
     (toString server.exitTimeout)
   ]
   ++ served.flags;
+  # A credential's name is what the command calls a key's file.
+  credentials =
+    lib.optional (server.apiKeyFile != null) "api-key:${server.apiKeyFile}"
+    ++ lib.optional (served.frontend && server.openai.keyFile != null) "openai-key:${server.openai.keyFile}";
   # Inside the image the runner needs no sandbox of its own, and could not have one here.
   runner = [
     "${served.engine.runtimePackage.command}/bin/enginix"
@@ -140,9 +157,7 @@ in
     ];
   }
   // lib.optionalAttrs served.ownServer { StateDirectory = "enginix-${name}"; }
-  // lib.optionalAttrs (server.apiKeyFile != null) {
-    LoadCredential = [ "api-key:${server.apiKeyFile}" ];
-  }
+  // lib.optionalAttrs (credentials != [ ]) { LoadCredential = credentials; }
   // lib.optionalAttrs (image != null) {
     # The image is the root, read-only; the store beside it has the repository and this command.
     RootDirectory = image.root;

@@ -17,7 +17,14 @@ let
   self.legacyPackages.x86_64-linux = parts // {
     enginix = package "enginix";
     tritonserver = package "tritonserver";
-    mkGateway = args: package "gateway" // { meta.mainProgram = "gateway"; inherit args; };
+    # Its path tells what it was given.
+    mkGateway =
+      args:
+      let
+        one = model: s: "${model}=${s.kind} ${s.url} ${s.model} ${s.keyFile or "no key"}";
+        given = lib.concatLists (lib.mapAttrsToList (model: map (one model)) args.servers);
+      in
+      package "gateway of ${lib.concatStringsSep "; " given}" // { meta.mainProgram = "gateway"; };
     mkServe = args: package "${args.engine.modelName}-serve" // { meta.mainProgram = "serve"; inherit args; };
   };
   package = name: {
@@ -37,7 +44,9 @@ let
     // {
       kind = "tensorrt";
       runtime = "trtllm-1.2.1";
+      modelName = "big";
       engine = package "big-engine" // {
+        model = package "big-model";
         parallel = {
           inherit tensorParallel;
           pipelineParallel = 1;
@@ -46,6 +55,8 @@ let
           command = package "enginix-engine-command";
           id = "trtllm-1.2.1";
           rootfs = package "trtllm-1.2.1-rootfs";
+          rootfsFor = _: package "trtllm-1.2.1-rootfs";
+          inherit (parts.mkRuntime { id = "trtllm-1.2.1"; }) row image;
         };
         gpu = {
           name = "h200";
@@ -77,6 +88,7 @@ let
   stubs = {
     options = {
       assertions = lib.mkOption { type = lib.types.listOf lib.types.unspecified; };
+      warnings = lib.mkOption { type = lib.types.listOf lib.types.str; };
       networking.firewall.allowedTCPPorts = lib.mkOption { type = lib.types.listOf lib.types.port; };
       nix.settings.system-features = lib.mkOption { type = lib.types.listOf lib.types.str; };
       programs.nix-required-mounts = any;
@@ -111,6 +123,7 @@ let
 in
 {
   failing = map (a: a.message) (builtins.filter (a: !a.assertion) config.assertions);
+  inherit (config) warnings;
   ports = config.networking.firewall.allowedTCPPorts;
   services = config.systemd.services;
   # What a server serves, with what it was given.

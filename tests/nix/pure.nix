@@ -13,6 +13,43 @@ let
       size = 2;
     };
   };
+  flagsOf = check.flags.words {
+    where = "f";
+    name = "p";
+    it = "p";
+    option = "--flag";
+    least = 1;
+  };
+  flagRows = {
+    count.type = "int";
+    rate.type = "float";
+    on.type = "bool";
+    bare.type = "switch";
+    text.type = "string";
+    list = {
+      type = "string";
+      repeatable = true;
+    };
+    way = {
+      type = "choice";
+      choices = [
+        "a"
+        "b"
+      ];
+    };
+    late = {
+      type = "int";
+      since = "2.10.0";
+    };
+    mine = {
+      type = "int";
+      own = "elsewhere";
+    };
+    shut = {
+      type = "int";
+      refused = "no";
+    };
+  };
   parse = check.lock.parse "test.lock.json";
   parallelism = check.checkpoint.parallelism "f";
   converter = check.checkpoint.converter "f" (lib.importJSON ../../python/enginix/data/converters.json);
@@ -521,5 +558,53 @@ in
   testPlanNamesWhatHelps = {
     expr = builtins.head (check.plan.plan planned (smallGpu // { memory = 60000000; }) { }).changes;
     expected.maxNumTokens = 4096;
+  };
+
+  testFlagsWords = {
+    expr = flagsOf flagRows "2.10.0" {
+      count = 2;
+      rate = 0.5;
+      on = false;
+      bare = true;
+      text = "x y";
+      list = [
+        "a"
+        "b"
+      ];
+      way = "b";
+      late = 1;
+    };
+    expected = builtins.concatMap (word: [
+      "--flag"
+      word
+    ]) [
+      "bare"
+      "count=2"
+      "late=1"
+      "list=a"
+      "list=b"
+      "on=false"
+      "rate=0.5"
+      "text=x y"
+      "way=b"
+    ];
+  };
+  testFlagsRefuses = {
+    expr = map (given: fails (flagsOf flagRows "2.9.0" given)) [
+      { coumt = 1; }
+      { count = 0; }
+      { count = "1"; }
+      { rate = "x"; }
+      { on = "true"; }
+      { bare = false; }
+      { text = ""; }
+      { text = [ "x" ]; }
+      { list = [ "" ]; }
+      { way = "c"; }
+      { late = 1; }
+      { mine = 1; }
+      { shut = 1; }
+    ];
+    expected = builtins.genList (_: true) 13;
   };
 }

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 from dataclasses import dataclass
-from pathlib import Path
 
+from enginix.credentials import locate
 from enginix.errors import UsageError
 from enginix.openai.spec import Client, Spec
 
@@ -91,24 +90,6 @@ def read_key(path: str) -> str:
             "everybody can read the key", where=str(file), fix="chmod 600, or pass a systemd credential"
         )
     return text
-
-
-def locate(path: str) -> Path:
-    """Where a key's file is.
-
-    Raises:
-        UsageError: relative, and systemd has given no credentials.
-    """
-    if os.path.isabs(path):
-        return Path(path)
-    directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    if not directory:
-        raise UsageError(
-            "a relative path is a systemd credential's name, and there are none",
-            where=path,
-            fix="pass an absolute path, or set LoadCredential in the unit",
-        )
-    return Path(directory) / path
 
 
 def _digest(key: str) -> str:

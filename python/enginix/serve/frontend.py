@@ -7,8 +7,8 @@ directory and writes nowhere (data/triton_openai.json has the sources).
 
 from __future__ import annotations
 
-import difflib
 import http.client
+import os
 import re
 import shutil
 import time
@@ -18,19 +18,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from enginix.credentials import locate
 from enginix.errors import MachineError, UsageError
 from enginix.files import new_directory
+from enginix.runtime import table as runtimes
 from enginix.runtime.table import Runtime
 from enginix.serve.flags import admin_key
+from enginix.serve.options import Program
 from enginix.tables import table
 
 if TYPE_CHECKING:
     from enginix.serve.supervisor import Supervised
+    from enginix.serve.tritonserver import TritonServer
 
 TABLE = "triton_openai"
 SITE, SOURCE = "site", "openai_frontend"
 HEADER = "authorization"
 DEBIAN = "/usr/lib/python3/dist-packages"
+MAIN = Program(
+    option="--openai-flag",
+    name="Triton's OpenAI frontend",
+    of_version="the frontend of tritonserver {}",
+    table=TABLE,
+    rows="options",
+    spelled={"int": (r"[1-9][0-9]{0,8}", "a whole number above 0")},
+)
 
 
 @dataclass(frozen=True)
@@ -88,49 +100,8 @@ class Frontend:
 
 
 def checked(given: Iterable[str], version: str) -> tuple[str, ...]:
-    """``NAME=VALUE`` of a user, as main.py takes them.
-
-    Args:
-        version: of tritonserver.
-
-    Raises:
-        UsageError: unknown (with the nearest name), of a later version, enginix's own, not to be set, of
-            another type, or given twice.
-    """
-    rows = table(TABLE)["options"]
-    found: dict[str, list[str]] = {}
-    for text in given:
-        name, _, value = text.removeprefix("--").partition("=")
-        where = f"--openai-flag {name}"
-        row = rows.get(name)
-        if row is None:
-            near = difflib.get_close_matches(name, rows, 1, 0.6)
-            raise UsageError(
-                "Triton's OpenAI frontend has no such option",
-                where=where,
-                fix=f"did you mean {near[0]}?" if near else "see data/triton_openai.json",
-            )
-        for reason, says in (("own", "enginix writes it itself"), ("refused", "not to be set")):
-            if reason in row:
-                raise UsageError(f"{says}: {row[reason]}", where=where, fix="leave it out")
-        if _numbers(version) < _numbers(row.get("since", "0")):
-            raise UsageError(
-                f"the frontend of tritonserver {version} has no such option; {row['since']} brought it",
-                where=where,
-                fix="leave it out, or take a later runtime",
-            )
-        if row["type"] == "int" and not re.fullmatch(r"[1-9][0-9]{0,8}", value):
-            raise UsageError(f"{value!r} is not a whole number above 0", where=where)
-        if row["type"] == "choice" and value not in row["choices"]:
-            raise UsageError(f"{value!r} is none of {', '.join(row['choices'])}", where=where)
-        if name in found:
-            raise UsageError("given twice", where=where)
-        found[name] = [f"--{name}", value]
-    return tuple(word for words in found.values() for word in words)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in re.findall(r"\d+", version)[:3])
+    """``NAME=VALUE`` of a user, as main.py of that tritonserver takes them (:meth:`Program.checked`)."""
+    return tuple(w for name, value in MAIN.checked(given, version) for w in (f"--{name}", value or ""))
 
 
 def refusal(kind: str, ranks: int) -> str | None:
@@ -143,10 +114,34 @@ def refusal(kind: str, ranks: int) -> str | None:
     return None if ranks == 1 else f"the frontend serves one rank, the engine has {ranks}"
 
 
+def around(server: TritonServer) -> Runtime:
+    """The runtime inside whose image this process is, as a container or a unit with that root has it.
+
+    The frontend is the image's own program: its Python and the library of its bindings are found where the
+    image has them and nowhere else.
+
+    Raises:
+        UsageError: this is no such place.
+    """
+    runtime = runtimes.find(server.runtime)
+    triton = runtime.row.get("paths", {}).get("triton")
+    if str(server.directory) != triton or not os.access(runtime.python, os.X_OK):
+        here = f"{server.directory} on this root is not in that of {runtime.id}"
+        raise UsageError(
+            f"it is part of a runtime's image, and {here}",
+            where="--openai-frontend",
+            fix="pass --rootfs; or run enginix serve inside the image, with the image's own --tritonserver",
+        )
+    return runtime
+
+
 def find(
     directory: Path, runtime: Runtime, tokenizer: Path, port: int, flags: tuple[str, ...], key: Path | None
 ) -> Frontend:
     """Checks what :func:`prepare` made.
+
+    Args:
+        key: file with what clients send; a relative path is the name of a systemd credential.
 
     Raises:
         MachineError: something of it is missing.
@@ -160,9 +155,8 @@ def find(
                 where=str(directory),
                 fix="make it with enginix openai-frontend",
             )
-    return Frontend(
-        directory, runtime.python, tokenizer, port, flags, None if key is None else admin_key(key)
-    )
+    given = None if key is None else admin_key(locate(str(key)), "--openai-key-file")
+    return Frontend(directory, runtime.python, tokenizer, port, flags, given)
 
 
 def prepare(rootfs: Path, runtime: Runtime, out: Path, source: Path | None = None) -> dict[str, str]:

@@ -63,6 +63,53 @@ print(*(x.getsockname()[1] for x in s))')
   return $result
 }
 
+# The module's unit under a real systemd, on the stand-in image's root. What enginix itself runs with here is this machine's,
+# where nixpkgs' would be in the store: it is bound into that root besides. Without GPUs, which this machine does not have.
+test_frontend_unit_under_systemd() {
+  slow || return
+  need_booted_systemd || return
+  local place parts result=0
+  place=$(mktemp -d /var/tmp/enginix-systemd.XXXXXX)
+  parts="let
+      pkgs = import $root/tests/hostpkgs { system = builtins.currentSystem; };
+      e = import $root/nix { inherit pkgs; };
+      standin = import $root/tests/standin { inherit pkgs; };
+      driver = standin.driver { };
+      runtime = e.mkRuntime { id = \"trtllm-1.2.1\"; inherit rootfs driver; };
+      rootfs = pkgs.runCommand \"standin-rootfs-of-a-unit\" { base = standin.rootfsOpenai \"trtllm-1.2.1\"; inherit (e.enginix) python; } ''
+        cp -r \$base \$out && chmod -R u+w \$out && mkdir -p \$out/opt/enginix
+        for file in /usr/bin/bash \$(ldd /usr/bin/bash \$python/lib/python3*/site-packages/{google/_upb,safetensors}/*.so | grep -oP '\s\K/\S+'); do
+          [ -e \$out\$file ] && continue
+          mkdir -p \$out\$(dirname \$file) && cp -Lf \$file \$out\$file
+        done
+      '';
+      engine = (e.mkEngine {
+        kind = \"tensorrt\"; inherit (e.catalogue.tiny-qwen3) model; inherit runtime; target = \"h200\"; gates = { };
+      }).ungated;
+      one = extraArgs: exitTimeout: {
+        repo = e.mkTritonRepo { inherit engine; };
+        openai = { enable = true; port = 9000; keyFile = \"/run/secrets/frontend\"; flags.default-max-tokens = 64; };
+        startTimeout = 60;
+        inherit exitTimeout;
+        extraArgs = [ \"--driver\" \"\${driver}\" \"--python\" \"\${e.enginix.python}/bin/python3\" ] ++ extraArgs;
+      };
+    in"
+  frontend_generation() { # extra arguments, seconds, directory
+    ENGINIX_NIX_CONFIG=$features generation "name = \"front\"; settings = $parts one [ $1 ] $2;
+      image = $parts import $root/nix/nixos/image.nix { inherit pkgs; } runtime;" "$place/$3" front &&
+      sed -i 's,^BindReadOnlyPaths=/nix/store$,&\nBindReadOnlyPaths=/opt/enginix,' "$place/$3/enginix-front.service"
+  }
+  frontend_generation '' 20 units && frontend_generation '' 21 next &&
+    frontend_generation '"--openai-frontend" "/nix/store"' 22 broken &&
+    quietly "$nix" build --out-link "$tmp/enginix" .#enginix || return 1
+  printf 'enginix=%s/bin/enginix\n' "$(readlink -f "$tmp/enginix")" >"$place/names"
+  cp tests/nix/systemd/frontend.sh "$place/"
+  quietly tests/nix/systemd/boot.sh "$place" "$place/frontend.sh" || result=1
+  cat "$place/log" "$place/boot" >"$out" 2>&1
+  rm -rf "$place"
+  [ $result -eq 0 ] && says 'all as it should be'
+}
+
 test_frontend_is_refused_by_an_image_without_it() {
   ! on_a_gpu_host build "$(frontend_of rootfs 'openai.enable = true;')" --no-link -L && says 'main.py is missing' && says mkServe
 }

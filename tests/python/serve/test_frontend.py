@@ -7,8 +7,11 @@ are real. The stand-in takes the options that main.py of the image's Triton vers
 from __future__ import annotations
 
 import json
+import os
+import re
 import runpy
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -24,13 +27,25 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.python.serve.test_image import SITE, command, driver, repository, rootfs, run, serving  # noqa: F401
+from tests.python.serve.test_image import (  # noqa: F401
+    SITE,
+    as_root,
+    command,
+    driver,
+    repository,
+    rootfs,
+    run,
+    serving,
+    started,
+)
 
 from enginix.cli import main
 from enginix.errors import EXIT_MACHINE, EXIT_USAGE, MachineError, UsageError
 from enginix.runtime import table as runtimes
-from enginix.serve.frontend import Frontend, checked, find, prepare
+from enginix.runtime.child import descendants
+from enginix.serve.frontend import Frontend, around, checked, find, prepare
 from enginix.serve.ports import reserve
+from enginix.serve.tritonserver import TritonServer
 from enginix.tables import table
 
 TESTS = Path(__file__).parents[2]
@@ -238,6 +253,129 @@ def test_it_serves_both_interfaces_in_the_image(
         assert server.end() == 0
     said = "".join(server.lines)
     assert f"http://127.0.0.1:{port}/v1" in said and key not in said
+
+
+@pytest.fixture
+def in_image(
+    repository: Callable[..., Path],  # noqa: F811
+    rootfs: Path,  # noqa: F811
+    driver: Callable[..., Path],  # noqa: F811
+    prepared: Path,
+    tmp_path: Path,
+) -> list[str]:
+    """The command where the image is the root, as in the NixOS module's units; its key is a credential."""
+    shutil.copytree(prepared, tmp_path / "frontend")
+    (tmp_path / "credentials").mkdir()
+    (tmp_path / "credentials/openai-key").write_text("sk-0123456789abcdefghij\n")
+    credentials = {"CREDENTIALS_DIRECTORY": str(tmp_path / "credentials")}
+    words = as_root(repository(), rootfs, driver(count=1), tmp_path, **credentials)
+    return [*words, "--openai-frontend", str(tmp_path / "frontend"), "--exit-timeout", "20"]
+
+
+@pytest.mark.slow
+def test_it_serves_where_the_image_is_the_root(in_image: list[str]) -> None:
+    key = "sk-0123456789abcdefghij"
+    [port] = reserve("127.0.0.1", [("--openai-port", 0)])
+    words = ["--openai-port", str(port), "--openai-key-file", "openai-key"]
+    with started([*in_image, *words]) as server:
+        assert server.post("/v2/models/ensemble/generate", {"text_input": "x"})[0] == 200
+        assert ask(port, "/v1/chat/completions", CHAT)[0] == 401
+        status, answer = ask(port, "/v1/chat/completions", CHAT, key)
+        assert status == 200 and answer["choices"][0]["message"]["content"] == "stand-in: Once"
+        # bubblewrap would take it along; systemd signals the command itself.
+        [served] = [
+            pid
+            for pid in descendants(server.process.pid)
+            if b"\0serve\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            and b"bwrap" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        os.kill(served, signal.SIGTERM)
+        assert server.process.wait(40) == 0, "".join(server.lines)
+    said = "".join(server.lines)
+    assert f"http://127.0.0.1:{port}/v1" in said and key not in said
+
+
+@pytest.mark.slow
+def test_a_free_port_where_the_image_is_the_root(in_image: list[str]) -> None:
+    """A trial of the NixOS module (nix/nixos/trial.nix)."""
+    with started([*in_image, "--openai-port", "0"]) as server:
+        [port] = re.findall(r"OpenAI's interface: http://127\.0\.0\.1:(\d+)/v1", "".join(server.lines))
+        assert ask(int(port), "/v1/chat/completions", CHAT)[0] == 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--openai-key-file", "another"], "openai-key-file"),
+        (["--host", "0.0.0.0"], "share one address"),
+        (["--triton-flag", "http-thread-count=2"], "no option of tritonserver"),
+        (["--tritonserver", "/opt/../opt/elsewhere"], "bin/tritonserver is missing"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_where_the_image_is_the_root(
+    in_image: list[str], more: list[str], said: str
+) -> None:
+    done = run([*in_image, *more, "--check"])
+    assert done.returncode in (EXIT_USAGE, EXIT_MACHINE) and said in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_outside_of_an_image_it_is_refused(
+    repository: Callable[..., Path],  # noqa: F811
+    rootfs: Path,  # noqa: F811
+    prepared: Path,
+) -> None:
+    words = [sys.executable, "-m", "enginix", "serve", str(repository()), "--openai-frontend", str(prepared)]
+    words += ["--tritonserver", str(rootfs / "opt/tritonserver"), "--model-runtime", RUNTIME.id, "--dry-run"]
+    done = run(words)
+    assert done.returncode == EXIT_USAGE and "is not in that of trtllm-1.2.1" in done.stderr
+    assert "--rootfs" in done.stderr
+
+
+@pytest.mark.slow
+def test_kind_reference_has_the_gateway(
+    served_repository: Path, tritonserver: TritonServer, tmp_path: Path
+) -> None:
+    words = ["--tritonserver", str(tritonserver.directory), "--openai-frontend", str(tmp_path), "--dry-run"]
+    done = run([sys.executable, "-m", "enginix", "serve", str(served_repository), *words])
+    assert done.returncode == EXIT_USAGE and "kind reference" in done.stderr and "gateway" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("directory", "runtime"),
+    [
+        # Its Python is not on this machine.
+        ("/opt/tritonserver", "trtllm-1.2.1"),
+        ("/usr", "trtllm-1.1.0"),
+        ("/opt/tritonserver", "trtllm-1.3.0rc26"),
+        ("/opt/tritonserver", "reference"),
+    ],
+)
+def test_this_root_is_no_image(directory: str, runtime: str) -> None:
+    with pytest.raises(UsageError, match="part of a runtime's image"):
+        around(TritonServer(Path(directory), runtime))
+
+
+def test_a_key_s_file_is_a_path_or_a_credential(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(image, RUNTIME, tmp_path / "out")
+
+    def key(file: str) -> str | None:
+        return find(tmp_path / "out", RUNTIME, Path("/t"), 9000, (), Path(file)).key
+
+    (tmp_path / "key").write_text("a-key-of-a-credential\n")
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert key(str(tmp_path / "key")) == "a-key-of-a-credential"
+    with pytest.raises(UsageError, match="systemd credential"):
+        key("key")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert key("key") == "a-key-of-a-credential"
+    with pytest.raises(UsageError, match="--openai-key-file"):
+        key("none")
 
 
 @pytest.mark.slow

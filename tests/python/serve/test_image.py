@@ -85,6 +85,35 @@ def command(repository: Path, rootfs: Path, driver: Path, *more: str) -> list[st
     return [*words, "--driver", str(driver), "--exit-timeout", "20", *more]
 
 
+def as_root(repository: Path, rootfs: Path, driver: Path, place: Path, **variables: str) -> list[str]:
+    """The same where the image is the root already, as in a container or a unit.
+
+    Args:
+        place: seen inside as outside, and written to.
+        variables: of the command.
+    """
+    root = place / "root"
+    shutil.copytree(rootfs, root, symlinks=True)
+    packages = [sys.prefix, *(p for p in sys.path if p.endswith("site-packages"))]
+    readable = [Path(p) for p in (*packages, "/usr/lib", "/usr/local/lib", TESTS, TESTS.parent / "python")]
+    readable.append(driver)
+    words = ["bwrap", "--unshare-pid", "--unshare-user", "--unshare-uts", "--hostname", "pod-0", "--clearenv"]
+    words += ["--die-with-parent", "--ro-bind", str(root), "/", "--proc", "/proc", "--dev", "/dev"]
+    words += ["--tmpfs", "/tmp", "--bind", str(place), str(place)]
+    for mounted in (Path("/proc"), Path("/dev"), place, *readable):
+        (root / str(mounted).lstrip("/")).mkdir(parents=True, exist_ok=True)
+    for mounted in readable:
+        words += ["--ro-bind", str(mounted), str(mounted)]
+    inside = {"PATH": "/opt/venv-tritonserver/bin:/usr/bin:/bin", "HOME": "/tmp"}
+    inside["PYTHONPATH"] = str(TESTS.parent / "python")
+    for name, value in (inside | variables).items():
+        words += ["--setenv", name, value]
+    words += ["--", sys.executable, "-m", "enginix", "serve", str(repository), "--driver", str(driver)]
+    words += ["--tritonserver", "/opt/tritonserver", "--model-runtime", "trtllm-1.2.1"]
+    # The stand-in image has no PyTorch.
+    return [*words, "--python", str(Path(sys.executable).with_name("python3"))]
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(TESTS.parent / "python"), "SECRET": "hf_secret"}
 
@@ -116,12 +145,19 @@ class Serving:
         return self.process.wait(40)
 
 
+def serving(
+    repository: Path, rootfs: Path, driver: Path, *more: str
+) -> contextlib.AbstractContextManager[Serving]:
+    return started(command(repository, rootfs, driver, *more))
+
+
 @contextlib.contextmanager
-def serving(repository: Path, rootfs: Path, driver: Path, *more: str) -> Iterator[Serving]:
+def started(words: list[str]) -> Iterator[Serving]:
+    """A command, on free ports, once it answers."""
     http, grpc, metrics = reserve("127.0.0.1", [("http", 0), ("grpc", 0), ("metrics", 0)])
     ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
     process = subprocess.Popen(
-        command(repository, rootfs, driver, *ports, *more),
+        [*words, *ports],
         env=environment(),
         stderr=subprocess.PIPE,
         text=True,
@@ -390,33 +426,9 @@ def test_ranks_on_two_machines_as_in_containers_of_the_image(
     kubectl.write_text(f'#!/bin/sh\nexec {sys.executable} {TESTS / "standin" / "kubectl.py"} "$@"\n')
     kubectl.chmod(0o755)
     (tmp_path / "cluster.json").write_text('{"pod-0-1": "runs"}')
-    # The image is the root, as in a container; its first process is the command.
-    root = tmp_path / "root"
-    shutil.copytree(rootfs, root, symlinks=True)
-    card = driver(count=1)
-    packages = [sys.prefix, *(p for p in sys.path if p.endswith("site-packages"))]
-    readable = [Path(p) for p in (*packages, "/usr/lib", "/usr/local/lib", TESTS, TESTS.parent / "python")]
-    readable.append(card)
-    words = ["bwrap", "--unshare-pid", "--unshare-user", "--unshare-uts", "--hostname", "pod-0", "--clearenv"]
-    words += ["--die-with-parent", "--ro-bind", str(root), "/", "--proc", "/proc", "--dev", "/dev"]
-    words += ["--tmpfs", "/tmp", "--bind", str(tmp_path), str(tmp_path)]
-    for place in (Path("/proc"), Path("/dev"), tmp_path, *readable):
-        (root / str(place).lstrip("/")).mkdir(parents=True, exist_ok=True)
-    for place in readable:
-        words += ["--ro-bind", str(place), str(place)]
-    variables = {
-        "PATH": "/opt/venv-tritonserver/bin:/usr/bin:/bin",
-        "HOME": "/tmp",
-        "PYTHONPATH": str(TESTS.parent / "python"),
-        "KUBECONFIG": str(tmp_path / "cluster.json"),
-        "ENGINIX_KUBECTL": str(kubectl),
-    }
-    for name, value in variables.items():
-        words += ["--setenv", name, value]
+    variables = {"KUBECONFIG": str(tmp_path / "cluster.json"), "ENGINIX_KUBECTL": str(kubectl)}
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
-    words += ["--", sys.executable, "-m", "enginix", "serve", str(path), "--driver", str(card), *ports]
-    words += ["--tritonserver", "/opt/tritonserver", "--model-runtime", "trtllm-1.2.1"]
-    words += ["--python", str(Path(sys.executable).with_name("python3"))]
+    words = [*as_root(path, rootfs, driver(count=1), tmp_path, **variables), *ports]
     worker = run([*words, "--worker", "1", "--check"])
     assert worker.returncode == 0, worker.stderr
     words += ["--hosts", "pod-0:1,pod-0-1:1", "--agent", "kubectl", "--env", "STANDIN=lose:1"]

@@ -1,0 +1,58 @@
+# Options of a program that a user adds by their own names, over a table of theirs: name -> { type; } with since, the first
+# version that has it; own or refused, why it is not to be set; choices; repeatable.
+{ lib, names, ... }:
+let
+  takes =
+    program: row:
+    {
+      bool = "true or false";
+      int = if program.least == 0 then "a whole number" else "a whole number above 0";
+      float = "a number";
+      string = "a text";
+      switch = "true";
+      choice = lib.concatStringsSep ", " row.choices;
+    }
+    .${row.type};
+
+  fits =
+    program: row: value:
+    {
+      bool = builtins.isBool value;
+      int = builtins.isInt value && value >= program.least;
+      float = builtins.isInt value || builtins.isFloat value;
+      string = builtins.isString value && value != "";
+      switch = value == true;
+      choice = builtins.elem value row.choices;
+    }
+    .${row.type};
+in
+{
+  # Words of enginix serve. program: where, who asks; name and it, what errors call the program; option, that takes
+  # NAME=VALUE; least, of whole numbers.
+  # words :: { where; name; it; option; least; } -> rows -> string -> set -> [ string ]
+  words =
+    program: rows: version: given:
+    let
+      known = lib.filterAttrs (_: row: builtins.compareVersions version (row.since or "0") >= 0) rows;
+      one =
+        name: value:
+        let
+          row = known.${name} or (throw "${program.where}: flags: ${program.name} ${version}: ${names.unknown "option" name (builtins.attrNames known)}");
+          text = if builtins.isString value then value else builtins.toJSON value;
+        in
+        if row ? own then
+          throw "${program.where}: flags.${name}: enginix writes it itself: ${row.own}; leave it out."
+        else if row ? refused then
+          throw "${program.where}: flags.${name}: ${row.refused}; leave it out."
+        else if row.repeatable or false && builtins.isList value then
+          builtins.concatMap (one name) value
+        else if !fits program row value then
+          throw "${program.where}: flags.${name} = ${builtins.toJSON value}, but ${program.it} takes ${takes program row}."
+        else
+          [
+            program.option
+            (if row.type == "switch" then name else "${name}=${text}")
+          ];
+    in
+    builtins.concatLists (lib.mapAttrsToList one given);
+}

@@ -1,0 +1,64 @@
+"""What ``enginix serve`` tells of a server that answers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from enginix import console
+from enginix.serve.ask import Answer
+from enginix.serve.ask import ask as answered
+from enginix.serve.client import Client
+from enginix.serve.launch import Plan
+
+
+def curl(client: Client) -> str:
+    """The line that asks the server from a shell."""
+    body = json.dumps({"text_input": "Once upon a time", "max_tokens": 32})
+    return f"curl -s {client.url}/v2/models/ensemble/generate -d '{body}'"
+
+
+def ask(args: argparse.Namespace, client: Client) -> Answer:
+    """The answer to --ask, printed as it comes."""
+
+    def piece(text: str) -> None:
+        if not args.json:
+            print(text, end="", flush=True)
+
+    if not args.json:
+        print(args.ask, end="", flush=True)
+    answer = answered(client, args.ask, args.max_tokens, piece)
+    if not args.json:
+        print(flush=True)
+    if answer.streamed != answer.text:
+        console.say("warning: the streamed text differs from the text of /generate")
+    console.say(
+        f"{answer.tokens} tokens, {answer.tokens_per_second:.1f} tokens/s, "
+        f"first after {answer.first_token_seconds * 1000:.0f} ms, finish reason {answer.finish_reason}"
+    )
+    return answer
+
+
+def described(plan: Plan, seconds: float, answer: Answer | None) -> dict[str, Any]:
+    """A server that answers, as --json tells it."""
+    found: dict[str, Any] = {
+        "ready": True,
+        "seconds": round(seconds, 3),
+        "host": plan.endpoints.host,
+        "httpPort": plan.endpoints.http,
+        "grpcPort": plan.endpoints.grpc,
+        "metricsPort": plan.endpoints.metrics,
+    }
+    if plan.frontend is not None:
+        found["openaiPort"] = plan.frontend.port
+    if answer is not None:
+        found["answer"] = {
+            "text": answer.text,
+            "streamed": answer.streamed,
+            "tokens": answer.tokens,
+            "tokensPerSecond": round(answer.tokens_per_second, 1),
+            "firstTokenSeconds": round(answer.first_token_seconds, 4),
+            "finishReason": answer.finish_reason,
+        }
+    return found

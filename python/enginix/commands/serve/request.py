@@ -1,0 +1,184 @@
+"""What the arguments of ``enginix serve`` ask for: every part found and checked, nothing started."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from enginix import manifest
+from enginix.errors import UsageError
+from enginix.runtime import driver as drivers
+from enginix.runtime import table as runtimes
+from enginix.runtime.driver import Driver
+from enginix.serve import flags, frontend, hosts, launch, ports, preflight, tritonserver
+from enginix.serve.frontend import Frontend
+from enginix.serve.launch import LOOPBACK, Endpoints, Inside, Plan
+from enginix.serve.preflight import Repository
+from enginix.serve.tritonserver import TritonServer
+
+
+@dataclass(frozen=True)
+class Request:
+    """A start whose ports are not chosen yet.
+
+    Attributes:
+        plan: everything but the ports.
+        driver: of this machine's GPUs.
+        endpoints: those that are on, with the ports asked for; 0 is any free one.
+        here: ranks of this machine, where others have the rest.
+    """
+
+    plan: Plan
+    repository: Repository
+    driver: Driver
+    endpoints: tuple[tuple[str, int], ...]
+    here: int | None
+
+    @property
+    def ports(self) -> list[tuple[str, int]]:
+        """The ports asked for, by their options."""
+        return [(f"--{name}-port", port) for name, port in self.endpoints]
+
+    def on(self, numbers: Sequence[int]) -> Plan:
+        """The plan on these ports, one an endpoint."""
+        given = {name: number for (name, _), number in zip(self.endpoints, numbers, strict=True)}
+        plan = self.plan
+        found = Endpoints(plan.endpoints.host, given["http"], given.get("grpc"), given.get("metrics"))
+        door = None if plan.frontend is None else replace(plan.frontend, port=given["openai"])
+        return replace(plan, endpoints=found, frontend=door)
+
+
+def read(args: argparse.Namespace) -> Request:
+    """Finds and checks everything that is named.
+
+    Raises:
+        UsageError: arguments that exclude, need or misspell something.
+        EnginixError: what they name is not there, is broken, or does not fit.
+    """
+    if args.exit_after_ask and args.ask is None:
+        raise UsageError("needs --ask", where="--exit-after-ask")
+    server = _server(args)
+    repository = preflight.check_repository(args.repository, server)
+    machines, here = _hosts(args, server, repository)
+    ports.family(args.host)
+    gpus = launch.check_gpus(args.gpus)
+    driver = drivers.find(args.driver)
+    inside = None
+    if server.rootfs is not None:
+        runtime = runtimes.find(server.runtime, repository.manifest.kind, args.pin)
+        inside = Inside(runtime, driver, repository.reads)
+    door = _frontend(args, server, repository, inside)
+    if door is not None and inside is not None:
+        inside = replace(inside, reads=(*inside.reads, door.directory))
+    plan = Plan(
+        server=server,
+        repository=repository.directory,
+        python=(args.python or Path(sys.executable).with_name("python3")).absolute(),
+        endpoints=Endpoints(args.host, 0, 0, 0),
+        exit_timeout=launch.check_exit_timeout(args.exit_timeout),
+        verbose=1 if args.verbose else 0,
+        gpus=gpus,
+        ranks=repository.ranks,
+        inside=inside,
+        flags=flags.checked(args.triton_flag, server.version),
+        admin_key=flags.admin_key(args.admin_key_file),
+        environ=_workers(repository) | launch.check_environ(args.env),
+        frontend=door,
+        hosts=machines,
+        agent=hosts.find_agent(args.agent) if len(machines) > 1 else None,
+    )
+    if repository.ranks > 1:
+        room = plan.room(Path("$STATE"))
+        seen = plan.environment(Path("$STATE")) if room is None else room.environment()
+        plan = replace(plan, mpirun=preflight.find_mpirun(server, seen))
+    names = [n for n in ("http", "grpc", "metrics") if not getattr(args, f"no_{n}", False)]
+    if door is not None:
+        names = ["http", "grpc", "openai"]
+    endpoints = tuple((name, getattr(args, f"{name}_port")) for name in names)
+    return Request(plan, repository, driver, endpoints, here)
+
+
+def _server(args: argparse.Namespace) -> TritonServer:
+    if args.rootfs is None:
+        return tritonserver.find(args.tritonserver, args.model_runtime)
+    if args.tritonserver is not None:
+        raise UsageError("--tritonserver and --rootfs exclude each other", fix="pass one of them")
+    named = args.model_runtime or manifest.read(args.repository, "triton-repository").runtime.get("id")
+    return tritonserver.find_in_image(args.rootfs, str(named))
+
+
+def _hosts(
+    args: argparse.Namespace, server: TritonServer, repository: Repository
+) -> tuple[tuple[hosts.Host, ...], int | None]:
+    """The machines of the ranks, where there are several, and how many ranks this one has."""
+    kind = repository.manifest.kind or "reference"
+    if args.hosts is not None or args.hostfile is not None:
+        machines = hosts.parse(args.hosts) if args.hosts is not None else hosts.read(args.hostfile)
+        hosts.check(machines, repository.ranks, kind, server.rootfs is not None, repository.engine)
+        return machines, machines[0].slots
+    here: int | None = args.worker
+    if here is None:
+        return (), None
+    if kind != "tensorrt" or not 0 < here < repository.ranks:
+        raise UsageError(
+            f"{here} ranks on this machine, of an engine of kind {kind} with {repository.ranks}",
+            where="--worker",
+            fix="the slots that --hosts of the first machine gives it",
+        )
+    if server.rootfs is not None:
+        raise UsageError(
+            "--rootfs makes a sandbox in which nothing is started from outside",
+            where="--worker",
+            fix="run it in a container of the runtime's image",
+        )
+    return (), here
+
+
+def _frontend(
+    args: argparse.Namespace, server: TritonServer, repository: Repository, inside: Inside | None
+) -> Frontend | None:
+    """Triton's OpenAI frontend, where it was asked for; refuses what it cannot do."""
+    if args.openai_frontend is None:
+        if args.openai_key_file is not None or args.openai_flag:
+            option = "--openai-flag" if args.openai_flag else "--openai-key-file"
+            raise UsageError("needs --openai-frontend", where=option)
+        return None
+    if (why := frontend.refusal(repository.manifest.kind or "", repository.ranks)) is not None:
+        fix = "serve the engine with mkServe (trtllm-serve)"
+        if repository.manifest.kind == "reference":
+            fix = "put enginix gateway before it"
+        raise UsageError(why, where="--openai-frontend", fix=fix)
+    refused = (
+        (args.triton_flag, "--triton-flag", "it takes no option of tritonserver"),
+        (args.admin_key_file, "--admin-key-file", "its KServe endpoints restrict no API"),
+        (args.no_grpc, "--no-grpc", "it starts HTTP and gRPC together"),
+        (args.host not in LOOPBACK, "--host", "its endpoints share one address and have no key but OpenAI's"),
+    )
+    for given, option, why in refused:
+        if given:
+            raise UsageError(f"Triton's OpenAI frontend: {why}", where=option, fix="leave it out")
+    runtime = frontend.around(server) if inside is None else inside.runtime
+    if repository.engine is None:
+        raise UsageError(
+            "its models name no engine's tokenizer, whose chat template the frontend applies",
+            where=str(repository.directory),
+            fix="make it again with enginix triton-repo",
+        )
+    return frontend.find(
+        args.openai_frontend,
+        runtime,
+        repository.engine / "tokenizer",
+        args.openai_port,
+        frontend.checked(args.openai_flag, server.version),
+        args.openai_key_file,
+    )
+
+
+def _workers(repository: Repository) -> dict[str, str]:
+    """The LLM class starts a process a GPU; with one it computes in its own."""
+    if repository.manifest.kind != "llmapi":
+        return {}
+    return {"TLLM_WORKER_USE_SINGLE_PROCESS": "1" if repository.manifest.target.get("count", 1) == 1 else "0"}

@@ -1,0 +1,98 @@
+"""Options of a program that a user adds, checked by a table of them before the program starts."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from enginix.errors import UsageError
+from enginix.tables import table
+
+_SPELLED = {
+    "bool": ("true|false", "true or false"),
+    "int": (r"[0-9]{1,18}", "a whole number"),
+    "float": (r"[0-9]+(\.[0-9]+)?", "a number"),
+    "string": (r"[^\0\n]+", "text"),
+}
+
+
+@dataclass(frozen=True)
+class Program:
+    """Whose options they are, and what errors call it.
+
+    Attributes:
+        option: of ``enginix serve`` that takes ``NAME=VALUE``.
+        name: the program.
+        of_version: the same of a version, which stands for ``{}``.
+        table: of ``data``, with its options by name: ``type``; ``since``, the first version that has it;
+            ``own`` or ``refused``, why it is not to be set; ``choices``; ``repeatable``.
+        rows: the table's key.
+        spelled: types that are written in another way than most; a pattern, and what it is called.
+    """
+
+    option: str
+    name: str
+    of_version: str
+    table: str
+    rows: str
+    spelled: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def has(self, name: str, version: str) -> bool:
+        """Whether the program of that version knows the option."""
+        row = table(self.table)[self.rows].get(name)
+        return row is not None and _numbers(version) >= _numbers(row.get("since", "0"))
+
+    def checked(self, given: Iterable[str], version: str) -> list[tuple[str, str | None]]:
+        """``NAME=VALUE`` of a user as names and values, those of one name together; a switch has no value.
+
+        Args:
+            version: of tritonserver, for instance ``2.68.0``.
+
+        Raises:
+            UsageError: unknown (with the nearest name), of a later version, enginix's own, not to be set, of
+                another type, or given twice where it may be given once.
+        """
+        rows = table(self.table)[self.rows]
+        found: dict[str, list[tuple[str, str | None]]] = {}
+        for text in given:
+            name, equals, value = text.removeprefix("--").partition("=")
+            where = f"{self.option} {name}"
+            row = rows.get(name)
+            if row is None:
+                near = difflib.get_close_matches(name, rows, 1, 0.6)
+                raise UsageError(
+                    f"{self.name} has no such option",
+                    where=where,
+                    fix=f"did you mean {near[0]}?" if near else f"see data/{self.table}.json",
+                )
+            for reason, says in (("own", "enginix writes it itself"), ("refused", "not to be set")):
+                if reason in row:
+                    raise UsageError(f"{says}: {row[reason]}", where=where, fix="leave it out")
+            if not self.has(name, version):
+                raise UsageError(
+                    f"{self.of_version.format(version)} has no such option; {row['since']} brought it",
+                    where=where,
+                    fix="leave it out, or take a later runtime",
+                )
+            if (why := self._misspelled(row, equals, value)) is not None:
+                raise UsageError(why, where=where)
+            if name in found and not row.get("repeatable"):
+                raise UsageError("given twice", where=where)
+            found.setdefault(name, []).append((name, value if equals else None))
+        return [pair for pairs in found.values() for pair in pairs]
+
+    def _misspelled(self, row: Mapping[str, Any], equals: str, value: str) -> str | None:
+        if row["type"] == "switch":
+            return "it has no value" if equals else None
+        if row["type"] == "choice":
+            choices = row["choices"]
+            return None if value in choices else f"{value!r} is none of {', '.join(choices)}"
+        pattern, expected = {**_SPELLED, **self.spelled}[row["type"]]
+        return None if re.fullmatch(pattern, value) else f"{value!r} is not {expected}"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", version)[:3])
