@@ -69,9 +69,18 @@ test_kubernetes_manifests_hold_together() {
 spread='{ kind = "tensorrt"; kubectl = "/k"; modelName = "m"; user = 10001; probe = [ "enginix" "ready" ];
     ports = { http = 8000; grpc = 8001; metrics = 8002; };
     server = { repo = { }; engine.parallel = { tensorParallel = 8; pipelineParallel = 2; }; }; }'
+# The same, and its engine is one that mkEngine makes.
+spread_of() { # arguments of mkCheckpoint
+  echo "$spread // { server = { repo = { }; engine = e.mkEngine { kind = \"tensorrt\"; target = \"h200\";
+    checkpoint = e.mkCheckpoint ({ inherit (e.catalogue.tiny-qwen3) model; } // $1); }; }; }"
+}
 
 test_kubernetes_several_nodes_hold_together() {
   kubernetes '{ nodes = 2; gpusPerNode = 8; replicas = 2; serviceMonitor = true; }' "$spread" &&
+    quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 8 nodes=2 &&
+    kubernetes '{ nodes = 2; gpusPerNode = 4; }' "$(spread_of '{ tensorParallel = 8; gpusPerNode = 4; }')" &&
+    quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 4 nodes=2 &&
+    kubernetes '{ nodes = 2; gpusPerNode = 8; }' "$(spread_of '{ tensorParallel = 8; pipelineParallel = 2; }')" &&
     quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 8 nodes=2 &&
     kubernetes '{ nodes = 3; gpusPerNode = 8; name = "three"; }' "$spread // { server = { repo = { }; engine.parallel = { tensorParallel = 8; pipelineParallel = 3; }; }; }" &&
     quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 8 nodes=3 &&
@@ -88,13 +97,21 @@ test_kubernetes_several_nodes_of_an_image() {
         metricsPort = null; engine = { runtimePackage.image = "26.06"; parallel = { tensorParallel = 8; pipelineParallel = 2; }; };
         meta = { description = "d"; mainProgram = "m"; }; outPath = "/x"; };
       base.imageName = "nvcr.io/nvidia/tritonserver"; kubectl = "/kubectl"; }; }' &&
-    quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 8 nodes=2 && grep -q -- '/enginix","ready"' "$tmp/manifests.json"
+    quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 8 nodes=2 && grep -q -- '/enginix","ready"' "$tmp/manifests.json" &&
+    # From mkCheckpoint on, by every function between.
+    kubernetes '{ nodes = 2; gpusPerNode = 4; reference = "registry.example/enginix/m:1"; image = e.mkOciImage {
+      server = e.mkTritonServer { repo = e.mkTritonRepo { engine = e.mkEngine { kind = "tensorrt"; target = "h200";
+        checkpoint = e.mkCheckpoint { inherit (e.catalogue.tiny-qwen3) model; tensorParallel = 8; gpusPerNode = 4; }; }; }; };
+      base.imageName = "nvcr.io/nvidia/tritonserver"; kubectl = "/kubectl"; }; }' &&
+    quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 4 nodes=2
 }
 
 test_kubernetes_several_nodes_refused_at_evaluation() {
   ! kubernetes '{ nodes = 2; }' "$spread" && says 'nodes = 2 needs gpusPerNode' &&
     ! kubernetes '{ nodes = 3; gpusPerNode = 8; }' "$spread" && says '3 nodes of 8 GPUs are 24, but the engine has 16 ranks' &&
     ! kubernetes '{ nodes = 4; gpusPerNode = 4; }' "$spread" && says 'the engine counts 8 GPUs a node' &&
+    says 'an engine of mkCheckpoint { gpusPerNode = 4;' &&
+    ! kubernetes '{ nodes = 2; gpusPerNode = 8; }' "$(spread_of '{ tensorParallel = 8; pipelineParallel = 2; gpusPerNode = 4; }')" && says 'the engine counts 4 GPUs a node' &&
     ! kubernetes '{ nodes = 2; gpusPerNode = 8; gpus = 8; }' "$spread" && says 'gpus and gpusPerNode both' &&
     ! kubernetes '{ nodes = 2; gpusPerNode = 8; }' "$spread // { kubectl = null; }" && says 'pass mkOciImage { kubectl' &&
     ! kubernetes '{ nodes = 2; gpusPerNode = 8; name = "a-name-of-more-than-forty-characters-is-too-long"; }' "$spread" && says 'up to 40' &&
