@@ -293,6 +293,8 @@ let
       throw "${function}: name = ${name} is too long for Pods of several nodes; use up to 40 characters."
     else if !several && wanted < (if onCpu then 0 else ranks) then
       throw "${function}: gpus = ${toString wanted}, but the engine has ${toString ranks} ranks, and a server of one node is one Pod; raise gpus, or pass nodes and gpusPerNode."
+    else if !several && image.kind == "tensorrt" && ranks > engineGpusPerNode then
+      throw "${function}: the engine's ${toString ranks} ranks are for nodes of ${toString engineGpusPerNode} GPUs: on one, TensorRT-LLM would run several on a GPU; pass nodes = ${toString (ranks / engineGpusPerNode)} and gpusPerNode = ${toString engineGpusPerNode}, or an engine of mkCheckpoint { gpusPerNode = ${toString ranks}; … }."
     else if serviceMonitor && own then
       throw "${function}: serviceMonitor is on, but the engine's own server has no metrics port."
     else if apiKeySecret != null && !own then

@@ -204,6 +204,8 @@ def run(args: argparse.Namespace) -> int:
                 where="--worker",
                 fix="run it in a container of the runtime's image",
             )
+    if kind == "tensorrt" and args.worker is None and len(machines) < 2:
+        hosts.check_alone(repository.ranks, repository.engine)
     endpoints = [n for n in ("http", "grpc", "metrics") if not getattr(args, f"no_{n}", False)]
     named = [(f"--{n}-port", getattr(args, f"{n}_port")) for n in endpoints]
     ports.family(args.host)

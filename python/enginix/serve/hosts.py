@@ -184,6 +184,21 @@ def check(hosts: Sequence[Host], ranks: int, kind: str, in_image: bool, engine: 
             )
 
 
+def check_alone(ranks: int, engine: Path | None) -> None:
+    """Whether the ranks of an engine of kind ``tensorrt`` can be on this machine alone.
+
+    Raises:
+        UsageError: two of them would be on one GPU.
+    """
+    each = gpus_per_node(engine)
+    if ranks > each:
+        raise UsageError(
+            f"an engine of {ranks} ranks for machines of {each} GPUs: rank {each} would be on rank 0's GPU",
+            where=str(engine),
+            fix=f"spread it over several with --hosts, or convert with --gpus-per-node {ranks}",
+        )
+
+
 def gpus_per_node(engine: Path | None) -> int:
     """By what TensorRT-LLM finds a rank's GPU on its machine; its default where nothing says it."""
     default = int(table("formats")["defaults"]["gpusPerNode"]["value"])

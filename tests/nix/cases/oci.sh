@@ -87,7 +87,7 @@ test_kubernetes_several_nodes_hold_together() {
     # The checks notice what they look for.
     sed -i 's/"pods\/exec"/"pods"/' "$tmp/manifests.json" && refuses python3 tests/nix/kubernetes.py "$tmp/manifests.json" 8 nodes=3 &&
     # One node is a Deployment.
-    kubernetes '{ nodes = 1; gpusPerNode = 16; }' "$spread" && quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 16
+    kubernetes '{ nodes = 1; gpusPerNode = 16; }' "$(spread_of '{ tensorParallel = 8; pipelineParallel = 2; gpusPerNode = 16; }')" && quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 16
 }
 
 test_kubernetes_several_nodes_of_an_image() {
@@ -117,6 +117,7 @@ test_kubernetes_several_nodes_refused_at_evaluation() {
     ! kubernetes '{ nodes = 2; gpusPerNode = 8; name = "a-name-of-more-than-forty-characters-is-too-long"; }' "$spread" && says 'up to 40' &&
     ! kubernetes '{ nodes = 2; gpusPerNode = 1; }' && says 'an engine of kind reference is served by one node' &&
     ! kubernetes '{ nodes = 0; }' && says 'nodes = 0' && ! kubernetes '{ gpusPerNode = 8; }' "$spread" && says 'the engine has 16 ranks' &&
+    ! kubernetes '{ gpus = 16; }' "$spread" && says 'pass nodes = 2 and gpusPerNode = 8, or an engine of mkCheckpoint { gpusPerNode = 16;' &&
     refused_image '{ kubectl = "/k"; }' 'a server of kind reference is on one'
 }
 
