@@ -24,6 +24,7 @@ let
     "data/__init__.py"
     "data/architectures.json"
     "data/converters.json"
+    "data/formats.json"
     "data/lock.json"
     "data/quantization.json"
     "hub"

@@ -22,6 +22,7 @@ let
     "tensorParallel"
     "pipelineParallel"
     "expertParallel"
+    "gpusPerNode"
     "converter"
     "runtime"
     "target"
@@ -49,6 +50,8 @@ let
       tensorParallel ? 1,
       pipelineParallel ? 1,
       expertParallel ? 1,
+      # GPUs of the nodes that will serve it: TensorRT-LLM runs a rank on GPU rank modulo that. 8, its own default.
+      gpusPerNode ? (lib.importJSON ../python/enginix/data/formats.json).defaults.gpusPerNode.value,
       # Who converts (data/converters.json says what each takes): "enginix", "modelopt" (its export, on CPU), or
       # "tensorrt_llm" (the runtime's own conversion, on a GPU machine).
       converter ? "enginix",
@@ -60,8 +63,11 @@ let
     }:
     let
       facts = model.model or { };
-      parallel = check.checkpoint.parallelism function facts {
+      sizes = check.checkpoint.parallelism function facts {
         inherit tensorParallel pipelineParallel expertParallel;
+      };
+      parallel = sizes // {
+        gpusPerNode = check.checkpoint.nodes function sizes gpusPerNode;
       };
       flags = [
         "--tensor-parallel"
@@ -70,6 +76,8 @@ let
         parallel.pipelineParallel
         "--expert-parallel"
         parallel.expertParallel
+        "--gpus-per-node"
+        parallel.gpusPerNode
         "--converter"
         converter
       ]

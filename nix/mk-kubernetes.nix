@@ -44,8 +44,9 @@ let
       own = !(image.server ? repo);
       parallel = image.server.engine.parallel or { };
       ranks = (parallel.tensorParallel or 1) * (parallel.pipelineParallel or 1);
-      # What checkpoints of enginix say (python/enginix/checkpoint/describe.py).
-      engineGpusPerNode = parallel.gpusPerNode or 8;
+      # An engine that TensorRT-LLM made of a model itself has its default.
+      engineGpusPerNode =
+        parallel.gpusPerNode or (lib.importJSON ../python/enginix/data/formats.json).defaults.gpusPerNode.value;
       onCpu = image.kind == "reference" && (image.server.repo.device or "cpu") == "cpu";
       several = nodes != 1;
       wanted =
@@ -285,13 +286,15 @@ let
     else if several && nodes * gpusPerNode != ranks then
       throw "${function}: ${toString nodes} nodes of ${toString gpusPerNode} GPUs are ${toString (nodes * gpusPerNode)}, but the engine has ${toString ranks} ranks; a GPU a rank."
     else if several && gpusPerNode != engineGpusPerNode then
-      throw "${function}: gpusPerNode = ${toString gpusPerNode}, but the engine counts ${toString engineGpusPerNode} GPUs a node, by which TensorRT-LLM finds a rank's; use nodes of ${toString engineGpusPerNode}."
+      throw "${function}: gpusPerNode = ${toString gpusPerNode}, but the engine counts ${toString engineGpusPerNode} GPUs a node, by which TensorRT-LLM finds a rank's; use nodes of ${toString engineGpusPerNode}, or an engine of mkCheckpoint { gpusPerNode = ${toString gpusPerNode}; … }."
     else if several && image.kubectl or null == null then
       throw "${function}: the first node starts the ranks of the others by kubectl; pass mkOciImage { kubectl = pkgs.kubectl; … }."
     else if several && builtins.stringLength name > 40 then
       throw "${function}: name = ${name} is too long for Pods of several nodes; use up to 40 characters."
     else if !several && wanted < (if onCpu then 0 else ranks) then
       throw "${function}: gpus = ${toString wanted}, but the engine has ${toString ranks} ranks, and a server of one node is one Pod; raise gpus, or pass nodes and gpusPerNode."
+    else if !several && image.kind == "tensorrt" && ranks > engineGpusPerNode then
+      throw "${function}: the engine's ${toString ranks} ranks are for nodes of ${toString engineGpusPerNode} GPUs: on one, TensorRT-LLM would run several on a GPU; pass nodes = ${toString (ranks / engineGpusPerNode)} and gpusPerNode = ${toString engineGpusPerNode}, or an engine of mkCheckpoint { gpusPerNode = ${toString ranks}; … }."
     else if serviceMonitor && own then
       throw "${function}: serviceMonitor is on, but the engine's own server has no metrics port."
     else if apiKeySecret != null && !own then

@@ -54,6 +54,26 @@ in
         expertParallel = ep;
       };
 
+  # GPUs of a node: the ranks are on one, or fill several, so that none shares its GPU (python/enginix/checkpoint/mapping.py).
+  # nodes :: string -> { tensorParallel; pipelineParallel; } -> int -> int
+  nodes =
+    function: p: value:
+    let
+      each = arguments.between function "gpusPerNode" 1 999 value;
+      world = p.tensorParallel * p.pipelineParallel;
+      several = builtins.filter (n: lib.mod world n == 0) (builtins.genList (n: n + 1) (world - 1));
+      below = world / each * each;
+    in
+    if world <= each || lib.mod world each == 0 then
+      each
+    else
+      throw ''
+        ${function}: gpusPerNode = ${toString each}, but tensorParallel ${toString p.tensorParallel} × pipelineParallel ${toString p.pipelineParallel} = ${toString world} ranks neither fit one node of ${toString each} GPUs nor fill several.
+        Do one of these:
+          - serve on one node: gpusPerNode = ${toString world}
+          - serve on several: gpusPerNode = ${lib.concatMapStringsSep " or " toString several}
+          - make other ranks: ${toString below} or ${toString (below + each)} of them'';
+
   # The model's quantization, where the lock tells it: what python/enginix/model/quantization.py refuses. Locks have
   # names in capitals, whatever the model has.
   # quantization :: string -> set -> { model; quantization; } -> string | null

@@ -14,6 +14,7 @@ let
   # Of others assertions below say what is missing.
   names = lib.attrNames (lib.filterAttrs (_: s: (s.engine != null) != (s.repo != null)) servers);
   runtimes = (lib.importJSON ../../python/enginix/data/runtimes.json).runtimes;
+  defaults = (lib.importJSON ../../python/enginix/data/formats.json).defaults;
   option = name: "services.enginix.servers.${name}";
   isLoopback = host: host == "127.0.0.1" || host == "::1";
 
@@ -82,6 +83,7 @@ let
       inherit (what) runtime onCpu kind;
       row = runtimes.${runtime} or null;
       parallel = what.engine.parallel or { };
+      gpusPerNode = parallel.gpusPerNode or defaults.gpusPerNode.value;
       worldSize = if onCpu then 0 else what.ranks;
     in
     # Nothing else can be said of a server that serves nothing, or two things.
@@ -147,6 +149,10 @@ let
             "${option name}: gpus names ${toString (lib.length s.gpus)}, but the repository runs on the CPU; leave gpus out, or build it with device = \"cuda\"."
           else
             "${option name}: gpus names ${toString (lib.length s.gpus)}, but the engine has ${toString worldSize} rank${lib.optionalString (worldSize != 1) "s"} (tensor parallel ${toString (parallel.tensorParallel or 1)} × pipeline parallel ${toString (parallel.pipelineParallel or 1)}); name one GPU a rank.";
+      }
+      {
+        assertion = kind == "tensorrt" -> worldSize <= gpusPerNode;
+        message = "${option name}: the engine's ${toString worldSize} ranks are for machines of ${toString gpusPerNode} GPUs: on one, TensorRT-LLM would run several on a GPU; serve it on several (docs/kubernetes.md), or build it of mkCheckpoint { gpusPerNode = ${toString worldSize}; … }.";
       }
       {
         # Several on one GPU are counted together below.

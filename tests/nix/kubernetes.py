@@ -1,4 +1,4 @@
-"""Whether manifests of mkKubernetes hold together: kubernetes.py FILE GPUS [schemas] [nodes=N]."""
+"""Whether manifests of mkKubernetes are valid and hold together: kubernetes.py FILE GPUS [nodes=N]."""
 
 import json
 import re
@@ -6,20 +6,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
-OWN = ("ServiceMonitor", "LeaderWorkerSet")
+import kubernetes_validate
+
+# Of other projects: Kubernetes has no schema of theirs.
+OTHERS = ("ServiceMonitor", "LeaderWorkerSet")
 
 
-def main(file: Path, gpus: int, schemas: bool, nodes: int) -> None:
+def valid(item: dict[str, Any]) -> None:
+    """By Kubernetes' own schema, in which no other field is allowed."""
+    kubernetes_validate.validate(item, kubernetes_validate.latest_version(), strict=True)
+
+
+def main(file: Path, gpus: int, nodes: int) -> None:
     found = json.loads(file.read_text())
     assert found["kind"] == "List"
     items = {item["kind"]: item for item in found["items"]}
     assert len(items) == len(found["items"])
-    if schemas:
-        import kubernetes_validate
-
-        for item in items.values():
-            if item["kind"] not in OWN:
-                kubernetes_validate.validate(item, kubernetes_validate.latest_version(), strict=True)
+    for item in items.values():
+        if item["kind"] not in OTHERS:
+            valid(item)
     if nodes == 1:
         assert not {"LeaderWorkerSet", "Role", "RoleBinding", "ServiceAccount", "ConfigMap"} & set(items)
         deployment = items["Deployment"]["spec"]
@@ -29,7 +34,7 @@ def main(file: Path, gpus: int, schemas: bool, nodes: int) -> None:
         restricted(template["spec"], gpus)
         assert template["spec"]["automountServiceAccountToken"] is False
     else:
-        template = group(items, gpus, nodes, schemas)
+        template = group(items, gpus, nodes)
     answers(items, template)
 
 
@@ -77,7 +82,7 @@ def option(words: list[str], name: str) -> str:
     return words[words.index(name) + 1]
 
 
-def group(items: dict[str, Any], gpus: int, nodes: int, schemas: bool) -> dict[str, Any]:
+def group(items: dict[str, Any], gpus: int, nodes: int) -> dict[str, Any]:
     """A server over several nodes; returns the leader's template."""
     assert "Deployment" not in items
     workers = items["LeaderWorkerSet"]
@@ -96,11 +101,7 @@ def group(items: dict[str, Any], gpus: int, nodes: int, schemas: bool) -> dict[s
         restricted(template["spec"], gpus)
         budget = items["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]
         assert budget.items() <= template["metadata"]["labels"].items()
-        if schemas:
-            import kubernetes_validate
-
-            pod = {"apiVersion": "v1", "kind": "Pod", **template}
-            kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+        valid({"apiVersion": "v1", "kind": "Pod", **template})
         # OpenMPI refuses a user that the password file does not name.
         (container,) = template["spec"]["containers"]
         (mount,) = [m for m in container["volumeMounts"] if m["mountPath"] == "/etc/passwd"]
@@ -148,4 +149,4 @@ def group(items: dict[str, Any], gpus: int, nodes: int, schemas: bool) -> dict[s
 
 if __name__ == "__main__":
     counts = [word.removeprefix("nodes=") for word in sys.argv if word.startswith("nodes=")]
-    main(Path(sys.argv[1]), int(sys.argv[2]), "schemas" in sys.argv, int((counts or ["1"])[0]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int((counts or ["1"])[0]))

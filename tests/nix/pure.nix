@@ -52,6 +52,7 @@ let
   };
   parse = check.lock.parse "test.lock.json";
   parallelism = check.checkpoint.parallelism "f";
+  nodes = check.checkpoint.nodes "f";
   converter = check.checkpoint.converter "f" (lib.importJSON ../../python/enginix/data/converters.json);
   formats = lib.importJSON ../../python/enginix/data/quantization.json;
   quantization = check.checkpoint.quantization "f" formats;
@@ -368,6 +369,47 @@ in
   testExpertsOfADenseModel = {
     expr = fails (parallelism { heads = 8; } (one // { tensorParallel = 2; expertParallel = 2; }));
     expected = true;
+  };
+  # One node, or several full ones.
+  testNodes = {
+    expr = map (p: fails (nodes (one // removeAttrs p [ "each" ]) p.each)) [
+      { tensorParallel = 8; each = 8; }
+      { tensorParallel = 2; each = 8; }
+      { tensorParallel = 8; each = 4; }
+      { tensorParallel = 4; pipelineParallel = 3; each = 4; }
+      { tensorParallel = 12; each = 8; }
+      { tensorParallel = 2; pipelineParallel = 3; each = 4; }
+      { tensorParallel = 8; each = 3; }
+    ];
+    expected = [
+      false
+      false
+      false
+      false
+      true
+      true
+      true
+    ];
+  };
+  testNodesOfNoNumberOfGpus = {
+    expr = map (each: fails (nodes one each)) [
+      0
+      (-4)
+      1000
+      "4"
+      4.0
+      null
+      1
+    ];
+    expected = [
+      true
+      true
+      true
+      true
+      true
+      true
+      false
+    ];
   };
   # Every algorithm under every name that models give it, as a model or a lock spells it.
   testQuantizationAsTheTableSays = {

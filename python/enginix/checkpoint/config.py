@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from enginix.checkpoint.mapping import Mapping
+from enginix.checkpoint.mapping import Mapping, default_gpus_per_node
 from enginix.errors import CheckpointError, ModelError
 from enginix.model.jsonfile import read_object
 from enginix.tables import table
@@ -188,7 +188,7 @@ def _mapping(r: _Reader) -> Mapping:
             where=r.where,
             fix="convert the model again",
         )
-    return Mapping(tp, pp, ep)
+    return Mapping(tp, pp, ep, r.integer("gpus_per_node", default_gpus_per_node(), 1))
 
 
 def _quantization(r: _Reader, mixed: MappingType[str, Any] | None) -> Quantization:

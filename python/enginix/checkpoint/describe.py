@@ -80,7 +80,7 @@ _QUANTIZATION: dict[str, Any] = {
 def _mapping(mapping: Mapping) -> dict[str, Any]:
     return {
         "world_size": mapping.world_size,
-        "gpus_per_node": 8,
+        "gpus_per_node": mapping.gpus_per_node,
         "cp_size": 1,
         "tp_size": mapping.tensor_parallel,
         "pp_size": mapping.pipeline_parallel,

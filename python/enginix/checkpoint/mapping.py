@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from enginix.errors import UsageError
 from enginix.model import ModelConfig
+from enginix.tables import table
+
+# As many ranks as --hosts can give a machine.
+MOST_GPUS = 999
+
+
+def default_gpus_per_node() -> int:
+    """What TensorRT-LLM takes where a checkpoint does not say it."""
+    return int(table("formats")["defaults"]["gpusPerNode"]["value"])
 
 
 @dataclass(frozen=True)
@@ -16,11 +25,16 @@ class Mapping:
     ``rank = pp_rank * tensor_parallel + tp_rank``; the experts' parallelism divides the tensor parallel
     ranks: ``moe_ep_rank = tp_rank % expert_parallel``, ``moe_tp_rank = tp_rank // expert_parallel``.
     Source: the golden data.
+
+    Attributes:
+        gpus_per_node: TensorRT-LLM runs a rank on GPU ``rank % gpus_per_node`` of its node; nothing else of a
+            checkpoint depends on it.
     """
 
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     expert_parallel: int = 1
+    gpus_per_node: int = field(default_factory=default_gpus_per_node)
 
     @property
     def world_size(self) -> int:
@@ -29,6 +43,11 @@ class Mapping:
     @property
     def expert_tensor_parallel(self) -> int:
         return self.tensor_parallel // self.expert_parallel
+
+    @property
+    def fills_nodes(self) -> bool:
+        """Whether the ranks are on one node or fill several, so that none shares its GPU with another."""
+        return self.world_size <= self.gpus_per_node or self.world_size % self.gpus_per_node == 0
 
     def ranks(self) -> range:
         return range(self.world_size)
@@ -102,4 +121,28 @@ def check(config: ModelConfig, mapping: Mapping) -> None:
             f"--pipeline-parallel {pp} exceeds {config.num_layers} layers",
             where=where,
             fix=f"--pipeline-parallel 1 to {config.num_layers}",
+        )
+
+
+def check_nodes(mapping: Mapping) -> None:
+    """Refuses ranks that do not fill nodes of ``gpus_per_node`` GPUs, naming sizes that would.
+
+    Raises:
+        UsageError: such ranks, or no number of GPUs.
+    """
+    world, each = mapping.world_size, mapping.gpus_per_node
+    if not 1 <= each <= MOST_GPUS:
+        raise UsageError(
+            f"--gpus-per-node {each} is not from 1 to {MOST_GPUS}",
+            fix=f"as many as a node that serves has, for instance {default_gpus_per_node()}",
+        )
+    if not mapping.fills_nodes:
+        several = [n for n in _divisors(world) if n < world]
+        raise UsageError(
+            f"--gpus-per-node {each} with {world} ranks, which are neither at most {each}, on one node, "
+            f"nor a multiple of it, on several",
+            where=f"--tensor-parallel {mapping.tensor_parallel} --pipeline-parallel "
+            f"{mapping.pipeline_parallel}",
+            fix=f"--gpus-per-node {world} for one node, {_sizes(several)} for several; "
+            f"or {world // each * each} or {(world // each + 1) * each} ranks",
         )

@@ -12,6 +12,7 @@ from typing import Any
 from enginix import manifest
 from enginix.checkpoint import config as ckpt
 from enginix.checkpoint.convert import Options
+from enginix.checkpoint.mapping import check_nodes, default_gpus_per_node
 from enginix.checkpoint.write import file_name
 from enginix.errors import CheckpointError, EnginixError, MachineError, ModelError, UsageError
 from enginix.files import dump_json, new_directory, write_text
@@ -65,6 +66,7 @@ def _check(directory: Path, options: Options, row: dict[str, Any]) -> None:
             f"--tensor-parallel {options.mapping.tensor_parallel}: at most {limit} with this converter",
             fix=f"--tensor-parallel {limit}",
         )
+    check_nodes(options.mapping)
 
 
 def _finish(
@@ -78,6 +80,14 @@ def _finish(
         raw = read_object(partial / ckpt.FILE)
     except EnginixError as e:
         raise CheckpointError(f"{converter} wrote no whole checkpoint: {e.what}", where=e.where) from e
+    asked, mapping = options.mapping.gpus_per_node, raw.get("mapping")
+    wrote = mapping.get("gpus_per_node") if isinstance(mapping, dict) else None
+    if asked != (default_gpus_per_node() if wrote is None else wrote):
+        raise CheckpointError(
+            f"{converter} wrote gpus_per_node {wrote}, but {asked} was asked for",
+            where=f"{ckpt.FILE}: mapping",
+            fix="leave out --gpus-per-node, and serve on nodes of as many GPUs",
+        )
     manifest.Manifest(
         artefact="checkpoint",
         name=manifest.name_of(directory),
@@ -89,6 +99,7 @@ def _finish(
             "tensorParallel": options.mapping.tensor_parallel,
             "pipelineParallel": 1,
             "expertParallel": 1,
+            "gpusPerNode": asked,
         },
         tools=manifest.Manifest("checkpoint", "").tools | tools,
         results={"bytes": sum(sizes)},
@@ -114,8 +125,9 @@ def _foreign(converter: str) -> Iterator[None]:
 def with_modelopt(directory: Path, out: Path, options: Options) -> str:
     """ModelOpt's export, on CPU; returns the architecture.
 
-    Its config.json is completed from the model's: the rope base, which its fallback drops for configs of
-    transformers 5, float32 logits as TensorRT-LLM has them, and what converters.json says for the family.
+    Its config.json is completed: the model's rope base, which its fallback drops for configs of transformers
+    5, float32 logits as TensorRT-LLM has them, the GPUs of a node, of which it says nothing, and what
+    converters.json says for the family.
 
     Raises:
         ModelError: an architecture it does not take, or it failed.
@@ -145,6 +157,7 @@ def with_modelopt(directory: Path, out: Path, options: Options) -> str:
         rope = getattr(model.config, "rope_parameters", None) or {}
         if raw["position_embedding_type"].startswith("rope") and "rope_theta" in rope:
             raw.setdefault("rotary_base", float(rope["rope_theta"]))
+        raw["mapping"]["gpus_per_node"] = options.mapping.gpus_per_node
         write_text(partial / ckpt.FILE, dump_json(raw))
         tools = {"modelopt": modelopt.__version__, "transformers": transformers.__version__}
         _finish(partial, directory, name, "modelopt", options, tools)
@@ -195,6 +208,7 @@ def _one_rank(
 ) -> None:
     """One rank, so that one rank's weights are in memory at a time; the first writes config.json."""
     tp = options.mapping.tensor_parallel
-    mapping = mapping_class(world_size=tp, rank=rank, tp_size=tp, pp_size=1)
+    each = options.mapping.gpus_per_node
+    mapping = mapping_class(world_size=tp, rank=rank, gpus_per_node=each, tp_size=tp, pp_size=1)
     model = model_class.from_hugging_face(str(directory), options.dtype or "auto", mapping=mapping)
     model.save_checkpoint(str(partial), save_config=rank == 0)

@@ -135,6 +135,15 @@ def _files(directory: Path, config: CheckpointConfig) -> Iterator[Finding]:
             yield Finding(path.name, f"not a rank file of {config.mapping.world_size} ranks")
 
 
+def _nodes(config: CheckpointConfig) -> Iterator[str]:
+    mapping = config.mapping
+    if not mapping.fills_nodes:
+        yield (
+            f"{mapping.world_size} ranks do not fill nodes of gpus_per_node {mapping.gpus_per_node} GPUs: "
+            "enginix serves no engine of them"
+        )
+
+
 def _size(layout: Layout, report: Report) -> None:
     config = layout.config
     for rank in config.mapping.ranks():
@@ -156,6 +165,7 @@ def verify(directory: Path) -> Report:
     _coverage(layout, report)
     _size(layout, report)
     report.findings.extend(_files(directory, config))
+    report.notes.extend(_nodes(config))
     for rank in config.mapping.ranks():
         path = directory / file_name(rank)
         try:

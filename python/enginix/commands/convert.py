@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"ranks that share {what} (default: 1)",
         )
     parser.add_argument(
+        "--gpus-per-node",
+        type=int,
+        metavar="N",
+        help="of the nodes that will serve it: TensorRT-LLM runs a rank on GPU rank modulo N (default: 8)",
+    )
+    parser.add_argument(
         "--converter",
         choices=("enginix", "modelopt", "tensorrt_llm"),
         default="enginix",
@@ -63,11 +69,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from enginix.checkpoint.convert import Options, convert
-    from enginix.checkpoint.mapping import Mapping
+    from enginix.checkpoint.mapping import Mapping, default_gpus_per_node
 
+    each = default_gpus_per_node() if args.gpus_per_node is None else args.gpus_per_node
     options = Options(
         dtype=args.dtype,
-        mapping=Mapping(args.tensor_parallel, args.pipeline_parallel, args.expert_parallel),
+        mapping=Mapping(args.tensor_parallel, args.pipeline_parallel, args.expert_parallel, each),
         parallel_embedding=args.parallel_embedding is not None,
         embedding_sharding_dim=int(args.parallel_embedding == "hidden"),
         nvfp4_form=args.nvfp4_form,

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enginix.errors import EXIT_MACHINE, MachineError, UsageError
+from enginix.tables import table
 
 # A name of DNS or Kubernetes, or an IPv4 address: nothing that an agent would take as an option.
 _HOST = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?):([1-9]\d{0,2})")
@@ -31,8 +32,6 @@ _SAID = re.compile(r"enginix: host (\S+): (.*)")
 _STARTED = "daemon started"
 # Open MPI 4.1, help-errmgr-base.txt.
 _LOST = re.compile(r"\s*Remote daemon: \[\[.*\] on node (\S+)")
-# What the device of a rank is counted by where the engine does not say it (TensorRT-LLM's default).
-GPUS_PER_NODE = 8
 # Of one try of a host, and between two.
 TRY_SECONDS = 15.0
 PAUSE_SECONDS = 1.0
@@ -180,20 +179,37 @@ def check(hosts: Sequence[Host], ranks: int, kind: str, in_image: bool, engine: 
             raise UsageError(
                 f"{host.name} has {host.slots} slots, and the engine counts {each} GPUs a machine",
                 where="--hosts",
-                fix=f"TensorRT-LLM takes GPU rank modulo {each}: machines of {each}, or an engine for others",
+                fix=f"TensorRT-LLM takes GPU rank modulo {each}: machines of {each}, or an engine of another "
+                "enginix convert --gpus-per-node",
             )
 
 
+def check_alone(ranks: int, engine: Path | None) -> None:
+    """Whether the ranks of an engine of kind ``tensorrt`` can be on this machine alone.
+
+    Raises:
+        UsageError: two of them would be on one GPU.
+    """
+    each = gpus_per_node(engine)
+    if ranks > each:
+        raise UsageError(
+            f"an engine of {ranks} ranks for machines of {each} GPUs: rank {each} would be on rank 0's GPU",
+            where=str(engine),
+            fix=f"spread it over several with --hosts, or convert with --gpus-per-node {ranks}",
+        )
+
+
 def gpus_per_node(engine: Path | None) -> int:
-    """By what TensorRT-LLM finds a rank's GPU on its machine."""
+    """By what TensorRT-LLM finds a rank's GPU on its machine; its default where nothing says it."""
+    default = int(table("formats")["defaults"]["gpusPerNode"]["value"])
     try:
         found = json.loads(
             (engine or Path("/nonexistent")).joinpath("engine", "config.json").read_text("utf-8")
         )
         each = found["pretrained_config"]["mapping"]["gpus_per_node"]
     except (OSError, ValueError, KeyError, TypeError):
-        return GPUS_PER_NODE
-    return each if type(each) is int and each > 0 else GPUS_PER_NODE
+        return default
+    return each if type(each) is int and each > 0 else default
 
 
 def find_agent(name: str) -> Agent:

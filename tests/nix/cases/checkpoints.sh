@@ -81,6 +81,24 @@ test_checkpoint_converter_must_take_the_architecture() {
     refused "model = $(named GPT2LMHeadModel); converter = \"modelop\";" 'Did you mean modelopt?'
 }
 
+test_checkpoint_of_ranks_that_fill_no_nodes_is_refused_at_evaluation() {
+  refused "model = $(named Qwen3ForCausalLM); tensorParallel = 12;" 'gpusPerNode = 8' '= 12 ranks' 'on one node: gpusPerNode = 12' \
+    'gpusPerNode = 1 or 2 or 3 or 4 or 6' '8 or 16 of them' &&
+    refused "model = $(named Qwen3ForCausalLM); tensorParallel = 8; gpusPerNode = 3;" '= 8 ranks neither fit one node of 3 GPUs nor fill several' &&
+    refused "model = $(named Qwen3ForCausalLM); gpusPerNode = 0;" 'a whole number from 1 to 999' &&
+    refused "model = $(named Qwen3ForCausalLM); gpusPerNode = \"4\";" 'a whole number from 1 to 999' &&
+    refused "model = $(named Qwen3ForCausalLM); gpuPerNode = 4;" 'Did you mean gpusPerNode?' &&
+    refused 'model = e.catalogue.tiny-qwen3.model; tensorParallel = 4; gpusPerNode = 3;' 'gpusPerNode = 1 or 2'
+}
+
+# In the sandbox: the file that an engine's nodes are read from, and of what ModelOpt writes.
+test_checkpoint_says_how_many_gpus_a_node_has() {
+  built_checkpoint 'e.mkCheckpoint { inherit (e.catalogue.tiny-qwen3) model; tensorParallel = 4; gpusPerNode = 2; }' &&
+    quietly cat "$path/config.json" "$path/enginix.json" && says '"gpus_per_node": 2' && says '"gpusPerNode": 2' &&
+    built_checkpoint "let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; tensorParallel = 2; gpusPerNode = 1; }" &&
+    quietly cat "$path/config.json" && says '"gpus_per_node": 1'
+}
+
 test_checkpoint_of_a_format_without_engines_is_refused_at_evaluation() {
   refused "model = $(named Qwen3ForCausalLM) // { quantization = \"W8A16\"; };" 'quantization W8A16 cannot become' W8A8_SQ_PER_CHANNEL &&
     refused "model = $(named Qwen3ForCausalLM) // { quantization = \"NVFP4_AWQ\"; };" 'quantization NVFP4_AWQ cannot become' 'quantize to NVFP4' &&

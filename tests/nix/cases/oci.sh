@@ -47,8 +47,10 @@ test_oci_image_refuses_at_evaluation() {
     refused_image '{ server = e.catalogue.tiny-qwen3.triton-server // { httpPort = 0; }; }' 'give it one'
 }
 
-# The manifests as JSON: structure by checks of ours, and by Kubernetes' own schemas where the package
-# kubernetes-validate is at hand (ENGINIX_KUBERNETES names a Python that has it).
+# The manifests as JSON, and whether Kubernetes' own schemas and checks of ours take them.
+valid_manifests() { # GPUs of a Pod, nodes=N
+  "$(tests/hostpkgs/environments.sh dev)/bin/python" tests/nix/kubernetes.py "$tmp/manifests.json" "$@"
+}
 kubernetes() { # arguments of mkKubernetes, of the image
   with_lib eval "builtins.toJSON (e.mkKubernetes ({
       image = e.mkOciImage { server = e.catalogue.tiny-qwen3.triton-server; } // (${2-{ \}});
@@ -57,28 +59,37 @@ kubernetes() { # arguments of mkKubernetes, of the image
 }
 
 test_kubernetes_manifests_hold_together() {
-  kubernetes '{ serviceMonitor = true; replicas = 2; }' && quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 0 &&
+  kubernetes '{ serviceMonitor = true; replicas = 2; }' && quietly valid_manifests 0 &&
     kubernetes '{ nodeSelector."nvidia.com/gpu.product" = "NVIDIA-H200"; }' \
       '{ server = { repo.device = "cuda"; engine = { }; }; }' &&
-    quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 1 &&
+    quietly valid_manifests 1 &&
     kubernetes '{ apiKeySecret = "key"; }' '{ kind = "edgellm"; server.engine = { }; ports.http = 8000; }' &&
-    quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 1
+    quietly valid_manifests 1
 }
 
 # A server of sixteen ranks: what mkKubernetes reads of an image.
 spread='{ kind = "tensorrt"; kubectl = "/k"; modelName = "m"; user = 10001; probe = [ "enginix" "ready" ];
     ports = { http = 8000; grpc = 8001; metrics = 8002; };
     server = { repo = { }; engine.parallel = { tensorParallel = 8; pipelineParallel = 2; }; }; }'
+# The same, and its engine is one that mkEngine makes.
+spread_of() { # arguments of mkCheckpoint
+  echo "$spread // { server = { repo = { }; engine = e.mkEngine { kind = \"tensorrt\"; target = \"h200\";
+    checkpoint = e.mkCheckpoint ({ inherit (e.catalogue.tiny-qwen3) model; } // $1); }; }; }"
+}
 
 test_kubernetes_several_nodes_hold_together() {
   kubernetes '{ nodes = 2; gpusPerNode = 8; replicas = 2; serviceMonitor = true; }' "$spread" &&
-    quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 8 nodes=2 &&
+    quietly valid_manifests 8 nodes=2 &&
+    kubernetes '{ nodes = 2; gpusPerNode = 4; }' "$(spread_of '{ tensorParallel = 8; gpusPerNode = 4; }')" &&
+    quietly valid_manifests 4 nodes=2 &&
+    kubernetes '{ nodes = 2; gpusPerNode = 8; }' "$(spread_of '{ tensorParallel = 8; pipelineParallel = 2; }')" &&
+    quietly valid_manifests 8 nodes=2 &&
     kubernetes '{ nodes = 3; gpusPerNode = 8; name = "three"; }' "$spread // { server = { repo = { }; engine.parallel = { tensorParallel = 8; pipelineParallel = 3; }; }; }" &&
-    quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 8 nodes=3 &&
+    quietly valid_manifests 8 nodes=3 &&
     # The checks notice what they look for.
-    sed -i 's/"pods\/exec"/"pods"/' "$tmp/manifests.json" && refuses python3 tests/nix/kubernetes.py "$tmp/manifests.json" 8 nodes=3 &&
+    sed -i 's/"pods\/exec"/"pods"/' "$tmp/manifests.json" && refuses valid_manifests 8 nodes=3 &&
     # One node is a Deployment.
-    kubernetes '{ nodes = 1; gpusPerNode = 16; }' "$spread" && quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 16
+    kubernetes '{ nodes = 1; gpusPerNode = 16; }' "$(spread_of '{ tensorParallel = 8; pipelineParallel = 2; gpusPerNode = 16; }')" && quietly valid_manifests 16
 }
 
 test_kubernetes_several_nodes_of_an_image() {
@@ -88,31 +99,45 @@ test_kubernetes_several_nodes_of_an_image() {
         metricsPort = null; engine = { runtimePackage.image = "26.06"; parallel = { tensorParallel = 8; pipelineParallel = 2; }; };
         meta = { description = "d"; mainProgram = "m"; }; outPath = "/x"; };
       base.imageName = "nvcr.io/nvidia/tritonserver"; kubectl = "/kubectl"; }; }' &&
-    quietly python3 tests/nix/kubernetes.py "$tmp/manifests.json" 8 nodes=2 && grep -q -- '/enginix","ready"' "$tmp/manifests.json"
+    quietly valid_manifests 8 nodes=2 && grep -q -- '/enginix","ready"' "$tmp/manifests.json" &&
+    # From mkCheckpoint on, by every function between.
+    kubernetes '{ nodes = 2; gpusPerNode = 4; reference = "registry.example/enginix/m:1"; image = e.mkOciImage {
+      server = e.mkTritonServer { repo = e.mkTritonRepo { engine = e.mkEngine { kind = "tensorrt"; target = "h200";
+        checkpoint = e.mkCheckpoint { inherit (e.catalogue.tiny-qwen3) model; tensorParallel = 8; gpusPerNode = 4; }; }; }; };
+      base.imageName = "nvcr.io/nvidia/tritonserver"; kubectl = "/kubectl"; }; }' &&
+    quietly valid_manifests 4 nodes=2
 }
 
 test_kubernetes_several_nodes_refused_at_evaluation() {
   ! kubernetes '{ nodes = 2; }' "$spread" && says 'nodes = 2 needs gpusPerNode' &&
     ! kubernetes '{ nodes = 3; gpusPerNode = 8; }' "$spread" && says '3 nodes of 8 GPUs are 24, but the engine has 16 ranks' &&
     ! kubernetes '{ nodes = 4; gpusPerNode = 4; }' "$spread" && says 'the engine counts 8 GPUs a node' &&
+    says 'an engine of mkCheckpoint { gpusPerNode = 4;' &&
+    ! kubernetes '{ nodes = 2; gpusPerNode = 8; }' "$(spread_of '{ tensorParallel = 8; pipelineParallel = 2; gpusPerNode = 4; }')" && says 'the engine counts 4 GPUs a node' &&
     ! kubernetes '{ nodes = 2; gpusPerNode = 8; gpus = 8; }' "$spread" && says 'gpus and gpusPerNode both' &&
     ! kubernetes '{ nodes = 2; gpusPerNode = 8; }' "$spread // { kubectl = null; }" && says 'pass mkOciImage { kubectl' &&
     ! kubernetes '{ nodes = 2; gpusPerNode = 8; name = "a-name-of-more-than-forty-characters-is-too-long"; }' "$spread" && says 'up to 40' &&
     ! kubernetes '{ nodes = 2; gpusPerNode = 1; }' && says 'an engine of kind reference is served by one node' &&
     ! kubernetes '{ nodes = 0; }' && says 'nodes = 0' && ! kubernetes '{ gpusPerNode = 8; }' "$spread" && says 'the engine has 16 ranks' &&
+    ! kubernetes '{ gpus = 16; }' "$spread" && says 'pass nodes = 2 and gpusPerNode = 8, or an engine of mkCheckpoint { gpusPerNode = 16;' &&
     refused_image '{ kubectl = "/k"; }' 'a server of kind reference is on one'
 }
 
-test_kubernetes_manifests_by_their_schemas() {
-  "${ENGINIX_KUBERNETES:-python3}" -c 'import kubernetes_validate' 2>/dev/null || {
-    skip 'ENGINIX_KUBERNETES does not name a Python with kubernetes-validate'
-    return 77
-  }
-  kubernetes '{ serviceMonitor = true; }' && quietly "$ENGINIX_KUBERNETES" tests/nix/kubernetes.py "$tmp/manifests.json" 0 schemas &&
-    kubernetes '{ gpus = 1; }' && sed -i 's/"containerPort":8000/"containerPort":"8000"/' "$tmp/manifests.json" &&
-    refuses "$ENGINIX_KUBERNETES" tests/nix/kubernetes.py "$tmp/manifests.json" 1 schemas &&
-    kubernetes '{ nodes = 2; gpusPerNode = 8; }' "$spread" &&
-    quietly "$ENGINIX_KUBERNETES" tests/nix/kubernetes.py "$tmp/manifests.json" 8 schemas nodes=2
+# Fields that checks of ours do not look at, misspelt or of another type.
+test_kubernetes_schemas_notice_what_is_wrong() {
+  local change
+  kubernetes '{ serviceMonitor = true; }' && cp "$tmp/manifests.json" "$tmp/one.json" && quietly valid_manifests 0 || return 1
+  for change in 's/"progressDeadlineSeconds"/"progressDeadlineSecond"/' 's/"periodSeconds":10/"periodSeconds":"10"/' \
+    's/"type":"ClusterIP"/"typ":"ClusterIP"/' 's/"maxUnavailable":1/"maxUnavailable":[1]/'; do
+    sed "$change" "$tmp/one.json" >"$tmp/manifests.json" && ! cmp -s "$tmp/one.json" "$tmp/manifests.json" &&
+      refuses valid_manifests 0 && says kubernetes_validate.utils.ValidationError || return 1
+  done
+  kubernetes '{ nodes = 2; gpusPerNode = 8; }' "$spread" && cp "$tmp/manifests.json" "$tmp/several.json" && quietly valid_manifests 8 nodes=2 || return 1
+  for change in 's/"enableServiceLinks"/"enableServiceLink"/' 's/"terminationGracePeriodSeconds":50/"terminationGracePeriodSeconds":"50"/2' \
+    's/"apiGroups":\[""\]/"apiGroups":""/' 's/"roleRef":{/"roleRef":{"namespace":"x",/'; do
+    sed "$change" "$tmp/several.json" >"$tmp/manifests.json" && ! cmp -s "$tmp/several.json" "$tmp/manifests.json" &&
+      refuses valid_manifests 8 nodes=2 && says kubernetes_validate.utils.ValidationError || return 1
+  done
 }
 
 test_kubernetes_refuses_at_evaluation() {

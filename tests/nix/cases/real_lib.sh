@@ -18,7 +18,7 @@ with_real_lib() {
 
 module() { # settings, what to take of the result
   quietly "$nix" eval --impure --json --expr "
-    (import $root/tests/nix/module.nix { lib = import $NIXPKGS_LIB; settings = { tiny, tensorrt, engine, reference }: $1; }).$2"
+    (import $root/tests/nix/module.nix { lib = import $NIXPKGS_LIB; settings = { tiny, tensorrt, engine, reference }: let lib = import $NIXPKGS_LIB; in $1; }).$2"
 }
 # The assertions that fail, and nothing else.
 fails() { # settings, words
@@ -92,6 +92,9 @@ test_real_lib_module_gpus_fit_the_ranks() {
   holds '{ servers.a = { repo = tensorrt 2; gpus = [ 0 1 ]; }; }' &&
     fails '{ servers.a = { repo = tensorrt 2; gpus = [ 0 ]; }; }' 'gpus names 1, but the engine has 2 ranks (tensor parallel 2' &&
     fails '{ servers.a = { repo = tensorrt 2; gpus = [ 1 1 ]; shareGpus = true; }; }' 'names a GPU twice: 1, 1' &&
+    fails '{ servers.a = { repo = tensorrt 9; gpus = [ 0 1 2 3 4 5 6 7 8 ]; }; }' '9 ranks are for machines of 8 GPUs' &&
+    fails '{ servers.a = { repo = lib.recursiveUpdate (tensorrt 2) { engine.parallel.gpusPerNode = 1; }; gpus = [ 0 1 ]; }; }' 'mkCheckpoint { gpusPerNode = 2;' &&
+    holds '{ servers.a = { repo = lib.recursiveUpdate (tensorrt 9) { engine.parallel.gpusPerNode = 9; }; gpus = [ 0 1 2 3 4 5 6 7 8 ]; }; }' &&
     fails '{ servers.a = { repo = tiny; gpus = [ 0 ]; }; }' 'runs on the CPU' &&
     holds '{ servers.a = { repo = tiny // { device = "cuda"; }; gpus = [ 0 ]; }; }'
 }

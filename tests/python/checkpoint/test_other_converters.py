@@ -66,7 +66,7 @@ def test_every_modelopt_family_is_tried() -> None:
 def test_modelopt_exports(architecture: str, tp: int, tmp_path: Path) -> None:
     model = _save(architecture, tmp_path / "model")
     limit = table("converters")["converters"]["modelopt"]["architectures"][architecture]["maxTensorParallel"]
-    options = Options(mapping=Mapping(tp))
+    options = Options(mapping=Mapping(tp, gpus_per_node=tp))
     if limit is not None and tp > limit:
         with pytest.raises(UsageError):
             with_modelopt(tmp_path / "model", tmp_path / "out", options)
@@ -74,6 +74,7 @@ def test_modelopt_exports(architecture: str, tp: int, tmp_path: Path) -> None:
     with_modelopt(tmp_path / "model", tmp_path / "out", options)
     raw = json.loads((tmp_path / "out/config.json").read_text())
     assert raw["mapping"]["tp_size"] == tp and raw["logits_dtype"] == "float32"
+    assert raw["mapping"]["gpus_per_node"] == tp
     if architecture == "Starcoder2ForCausalLM":
         assert raw["rotary_base"] == 100000.0
     if architecture == "GPT2LMHeadModel":
@@ -128,7 +129,8 @@ class StandIn:
         data = random_models.safetensors_bytes({"lm_head.weight": np.zeros((2, 2), np.float32)})
         (out / f"rank{self.mapping['rank']}.safetensors").write_bytes(data)
         if save_config:
-            (out / "config.json").write_text('{"dtype": "bfloat16"}')
+            kept = {k: v for k, v in self.mapping.items() if k != "rank"}
+            (out / "config.json").write_text(json.dumps({"dtype": "bfloat16", "mapping": kept}))
 
 
 @pytest.fixture
@@ -151,13 +153,44 @@ def _gptj(directory: Path) -> Path:
 
 def test_tensorrt_llm_is_called_a_rank_at_a_time(stand_in: type[StandIn], tmp_path: Path) -> None:
     model = _gptj(tmp_path / "model")
-    with_tensorrt_llm(model, tmp_path / "out", Options(dtype="float16", mapping=Mapping(2)))
-    size = {"world_size": 2, "tp_size": 2, "pp_size": 1}
+    options = Options(dtype="float16", mapping=Mapping(2, gpus_per_node=1))
+    with_tensorrt_llm(model, tmp_path / "out", options)
+    size = {"world_size": 2, "gpus_per_node": 1, "tp_size": 2, "pp_size": 1}
     assert stand_in.calls == [
         ("model", "float16", size | {"rank": 0}),
         ("model", "float16", size | {"rank": 1}),
     ]
-    assert manifest.read(tmp_path / "out").tools["tensorrt_llm"] == "stand-in"
+    made = manifest.read(tmp_path / "out")
+    assert made.tools["tensorrt_llm"] == "stand-in" and made.options["gpusPerNode"] == 1
+
+
+@pytest.mark.parametrize("wrote", [{}, {"gpus_per_node": 4}, {"gpus_per_node": "1"}, None, "none"])
+def test_another_number_of_gpus_than_was_asked_for_is_no_checkpoint(
+    wrote: Any, stand_in: type[StandIn], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def careless(self: StandIn, directory: str, save_config: bool) -> None:
+        as_asked(self, directory, save_config)
+        (Path(directory) / "config.json").write_text(json.dumps({"dtype": "bfloat16", "mapping": wrote}))
+
+    as_asked = StandIn.save_checkpoint
+    monkeypatch.setattr(stand_in, "save_checkpoint", careless)
+    model = _gptj(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="but 1 was asked for"):
+        with_tensorrt_llm(model, tmp_path / "out", Options(mapping=Mapping(2, gpus_per_node=1)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_ranks_that_fill_no_nodes_are_refused_by_every_converter(
+    stand_in: type[StandIn], tmp_path: Path
+) -> None:
+    options = Options(mapping=Mapping(2, gpus_per_node=0))
+    with pytest.raises(UsageError, match="--gpus-per-node 0"):
+        with_tensorrt_llm(_gptj(tmp_path / "model"), tmp_path / "out", options)
+    gpt2 = tmp_path / "gpt2"
+    random_models.write(gpt2, random_models.config("LlamaForCausalLM"))
+    (gpt2 / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"]}))
+    with pytest.raises(UsageError, match="--gpus-per-node 3"):
+        with_modelopt(gpt2, tmp_path / "out", Options(mapping=Mapping(4, gpus_per_node=3)))
 
 
 def test_tensorrt_llm_failures_are_named(

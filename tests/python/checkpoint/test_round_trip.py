@@ -49,9 +49,11 @@ def requests(draw: st.DrawFn) -> tuple[dict[str, Any], Options]:
         c |= {"shared_expert_intermediate_size": tp * draw(st.integers(1, 5))}
     if architecture == "LlamaForCausalLM":
         c |= {"attention_bias": draw(st.booleans()), "mlp_bias": draw(st.booleans())}
+    pp = draw(st.integers(1, layers))
+    each = draw(st.sampled_from([d for d in range(1, tp * pp + 1) if tp * pp % d == 0]))
     options = Options(
         dtype=c["dtype"],
-        mapping=Mapping(tp, draw(st.integers(1, layers)), ep),
+        mapping=Mapping(tp, pp, ep, each),
         parallel_embedding=draw(st.booleans()),
         embedding_sharding_dim=draw(st.integers(0, 1)),
     )

@@ -20,6 +20,7 @@ from enginix.engine import tensorrt_stage as stage
 from enginix.files import sha256_file
 from enginix.manifest import Manifest
 from enginix.runtime.child import descendants, started
+from enginix.serve import hosts
 
 PYTHON = Path(__file__).parents[3] / "python"
 
@@ -73,6 +74,14 @@ def test_an_engine(words, tmp_path, capsys):
     text = (tmp_path / "engine/enginix.json").read_text()
     assert str(tmp_path) not in text and (tmp_path / "t").is_file()
     assert main(["check", str(tmp_path / "engine"), "--driver", line[line.index("--driver") + 1]]) == 0
+
+
+def test_an_engine_for_nodes_of_four(words, checkpoint, tmp_path):
+    """From a checkpoint, by the stand-in trtllm-build, to where serving over several machines reads it."""
+    mapping = {"world_size": 8, "gpus_per_node": 4, "tp_size": 8, "pp_size": 1}
+    at = checkpoint(8, size=1 << 16, mapping=mapping)
+    assert main(words("--target", "h200", at=at, count=8)) == 0
+    assert hosts.gpus_per_node(tmp_path / "engine") == 4
 
 
 def test_relative_paths_as_the_documentation_has_them(words, checkpoint, model, tmp_path, monkeypatch):

@@ -105,8 +105,22 @@ def test_machines_that_an_engine_cannot_have(
 
 def test_machines_that_it_can_have(tmp_path: Path) -> None:
     hosts.check(TWO, 4, "tensorrt", False, engine_of(tmp_path, 2))
+    fours = (Host(HERE, 4), Host("pod-1", 4))
+    hosts.check(fours, 8, "tensorrt", False, engine_of(tmp_path, 4))
+    with pytest.raises(UsageError, match=f"{HERE} has 4 slots, and the engine counts 8 GPUs") as e:
+        hosts.check(fours, 8, "tensorrt", False, engine_of(tmp_path, 8))
+    assert "another enginix convert --gpus-per-node" in str(e.value)
     # One machine is as before, in a sandbox or not.
     hosts.check((Host("any", 4),), 4, "tensorrt", True, engine_of(tmp_path, None))
+
+
+def test_one_machine_for_an_engine_of_several(tmp_path: Path) -> None:
+    hosts.check_alone(4, engine_of(tmp_path, 4))
+    hosts.check_alone(8, engine_of(tmp_path, None))
+    with pytest.raises(UsageError, match="9 ranks for machines of 8 GPUs"):
+        hosts.check_alone(9, engine_of(tmp_path, None))
+    with pytest.raises(UsageError, match="rank 4 would be on rank 0's GPU"):
+        hosts.check_alone(8, engine_of(tmp_path, 4))
 
 
 def test_an_agent_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -381,6 +382,21 @@ def test_a_preflight_that_finds_nothing(
     done = run(command(repository(2), rootfs, driver(), *ports, *flags, "--check", "--json"))
     found = json.loads(done.stdout)
     assert (found["ok"], found["tritonserver"], found["ranks"]) == (True, "2.68.0", 2)
+
+
+def test_an_engine_for_several_machines_is_not_served_by_one(
+    repository: Callable[..., Path], rootfs: Path, driver: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = repository(2)
+    (tmp_path / "engine" / "engine" / "config.json").write_text(
+        '{"pretrained_config": {"mapping": {"gpus_per_node": 1}}}'
+    )
+    one = ["--hosts", f"{socket.gethostname()}:2"]
+    for more in ([], one):
+        done = run(command(path, rootfs, driver(), "--check", "--http-port", "0", *more))
+        assert done.returncode == EXIT_USAGE, done.stderr
+        assert "2 ranks for machines of 1 GPUs" in done.stderr
+        assert "--gpus-per-node 2" in done.stderr
 
 
 def test_an_image_of_another_runtime_or_without_the_backend(

@@ -118,9 +118,13 @@ def _hosts(
     if args.hosts is not None or args.hostfile is not None:
         machines = hosts.parse(args.hosts) if args.hosts is not None else hosts.read(args.hostfile)
         hosts.check(machines, repository.ranks, kind, server.rootfs is not None, repository.engine)
+        if len(machines) == 1:
+            hosts.check_alone(repository.ranks, repository.engine)
         return machines, machines[0].slots
     here: int | None = args.worker
     if here is None:
+        if kind == "tensorrt":
+            hosts.check_alone(repository.ranks, repository.engine)
         return (), None
     if kind != "tensorrt" or not 0 < here < repository.ranks:
         raise UsageError(
