@@ -11,15 +11,21 @@
 }:
 let
   function = "mkTritonRepo";
-  # Nix name -> the command's flag; defaults are the command's.
-  sizes = {
+  # Nix name -> the command's flag, by the kinds that have it; defaults are the command's.
+  shared = {
     maxBatchSize = "--max-batch-size";
-    maxQueueDelayMicroseconds = "--max-queue-delay-microseconds";
     maxQueueSize = "--max-queue-size";
-    preprocessingInstances = "--preprocessing-instances";
-    postprocessingInstances = "--postprocessing-instances";
-    blsInstances = "--bls-instances";
   };
+  own = {
+    reference.ensembleInstances = "--ensemble-instances";
+    tensorrt = {
+      maxQueueDelayMicroseconds = "--max-queue-delay-microseconds";
+      preprocessingInstances = "--preprocessing-instances";
+      postprocessingInstances = "--postprocessing-instances";
+      blsInstances = "--bls-instances";
+    };
+  };
+  sizes = shared // own.reference // own.tensorrt;
   kinds = {
     reference = [
       "device"
@@ -28,7 +34,7 @@ let
       "skipSpecialTokens"
       "excludeInputInOutput"
     ]
-    ++ builtins.filter (n: n != "blsInstances") (builtins.attrNames sizes);
+    ++ builtins.attrNames (shared // own.reference);
     tensorrt = [
       "decoupled"
       "chat"
@@ -39,7 +45,7 @@ let
       "logitsDatatype"
       "parameters"
     ]
-    ++ builtins.attrNames sizes;
+    ++ builtins.attrNames (shared // own.tensorrt);
     llmapi = [
       "decoupled"
       "chat"

@@ -30,10 +30,11 @@ in
   freeformType = types.attrsOf (types.nullOr scalar);
   options = {
     maxBatchSize = count "Requests that are computed together; at most the engine's.";
-    maxQueueDelayMicroseconds = count "How long a request may wait for others to be batched with.";
+    maxQueueDelayMicroseconds = count "Microseconds that preprocessing waits to fill a batch (kind tensorrt).";
     maxQueueSize = count "Requests that may wait; further ones are refused.";
-    preprocessingInstances = count "Processes that tokenize.";
-    postprocessingInstances = count "Processes that turn tokens into text.";
+    preprocessingInstances = count "Processes that tokenize (kind tensorrt).";
+    postprocessingInstances = count "Processes that turn tokens into text (kind tensorrt).";
+    ensembleInstances = count "Processes that tokenize and turn tokens into text (kind reference).";
     blsInstances = count "Processes of tensorrt_llm_bls (kind tensorrt).";
     decoupled = switch "Several responses a request, which streaming needs.";
     accumulateTokens = switch "Whether tensorrt_llm_bls decodes all tokens of an answer together (kind tensorrt).";

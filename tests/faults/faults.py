@@ -16,7 +16,7 @@ import http.client
 import json
 import os
 import random
-import re
+import select
 import signal
 import socket
 import subprocess
@@ -207,17 +207,19 @@ def deep_json(setting: Setting) -> str:
     return "refused; the server goes on"
 
 
-def vanish(served: Served, tokens: int) -> None:
-    """Asks for a stream, reads its beginning, resets the connection."""
+def ask(served: Served, tokens: int, *, stream: bool) -> socket.socket:
+    """Asks, and leaves the answer unread."""
     port = int(served.client.url.rsplit(":", 1)[1])
     connection = socket.create_connection(("127.0.0.1", port))
-    body = json.dumps({"text_input": PROMPT, "max_tokens": tokens, "end_id": -1, "stream": True})
-    head = (
-        f"POST /v2/models/ensemble/generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
+    body = json.dumps({"text_input": PROMPT, "max_tokens": tokens, "end_id": -1, "stream": stream})
+    path = "/v2/models/ensemble/" + ("generate_stream" if stream else "generate")
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     connection.sendall((head + body).encode())
-    connection.recv(100)
-    # SO_LINGER 0: the peer gets a reset, not an end.
+    return connection
+
+
+def vanish(connection: socket.socket) -> None:
+    """Resets the connection: SO_LINGER 0 sends the peer no end."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
     connection.close()
 
@@ -227,25 +229,46 @@ def vanishing_clients(setting: Setting) -> str:
     """64 streaming clients vanish midway, while others stream"""
     with setting.serve() as s:
         expected = streamed(s.client, tokens=200)
+
+        def begin_and_vanish(_: int) -> None:
+            connection = ask(s, 1900, stream=True)
+            connection.recv(100)
+            vanish(connection)
+
         with concurrent.futures.ThreadPoolExecutor(24) as pool:
             others = [pool.submit(streamed, s.client, PROMPT, 200) for _ in range(8)]
-            list(pool.map(lambda _: vanish(s, 1900), range(64)))
+            list(pool.map(begin_and_vanish, range(64)))
             assert [o.result(300) for o in others] == [expected] * 8
-        start = time.monotonic()
-        while pending(s):
-            assert time.monotonic() - start < 60, "places of vanished clients stay taken"
-            time.sleep(0.2)
+        # 64 answers of 1900 tokens would take many times as long.
+        s.await_idle(5)
         assert whole(s.client)
     return "their places are free again; the others' texts are whole"
 
 
-def pending(served: Served) -> int:
-    """Requests of the executor that the metrics count as started and not ended."""
-    connection = http.client.HTTPConnection("127.0.0.1", served.metrics, timeout=20)
-    connection.request("GET", "/metrics")
-    text = connection.getresponse().read().decode()
-    found = re.findall(r'nv_inference_pending_request_count\{model="[^"]*".*\} (\d+)', text)
-    return sum(map(int, found))
+@fault
+def vanishing_without_streaming(setting: Setting) -> str:
+    """8 clients without streaming vanish midway, over HTTP"""
+    with setting.serve() as s:
+        expected = whole(s.client)
+        connections = [ask(s, 1900, stream=False) for _ in range(8)]
+        assert s.computes()
+        for connection in connections:
+            assert not select.select([connection], [], [], 0)[0], "answered already"
+            vanish(connection)
+        try:
+            s.await_idle(2)
+            outcome = "their places are free again"
+        except AssertionError:
+            # Of a connection it reads nothing before it writes to it (triton-inference-server/server,
+            # issue 7077).
+            outcome = (
+                "Triton 2.51 does not notice it, and their answers are computed to the end; it notices "
+                "streams, and gRPC"
+            )
+        assert whole(s.client) == expected
+        s.await_idle(120)
+        assert whole(s.client) == expected
+    return outcome
 
 
 def killed(setting: Setting, model: str) -> str:
@@ -253,7 +276,7 @@ def killed(setting: Setting, model: str) -> str:
         body = {"text_input": PROMPT, "max_tokens": 1900, "end_id": -1, "stream": True}
         pieces = s.client.stream("ensemble", body)
         next(pieces)
-        stub = next(p for p, w in s.children().items() if "stub" in w and f"/{model}/" in w)
+        stub = s.model(model)
         start = time.monotonic()
         os.kill(stub, signal.SIGKILL)
         last: dict[str, Any] = {}
@@ -276,9 +299,9 @@ def killed(setting: Setting, model: str) -> str:
 
 
 @fault
-def killed_postprocessing(setting: Setting) -> str:
-    """kill -9 of postprocessing's process"""
-    return killed(setting, "postprocessing")
+def killed_ensemble(setting: Setting) -> str:
+    """kill -9 of ensemble's process"""
+    return killed(setting, "ensemble")
 
 
 @fault
@@ -302,7 +325,7 @@ def under_load(setting: Setting, number: signal.Signals) -> tuple[int, list[str]
     """Sends a signal while 16 streams run; (status, texts, expected text)."""
     started = threading.Semaphore(0)
 
-    def ask(client: Client) -> str:
+    def read(client: Client) -> str:
         body = {"text_input": PROMPT, "max_tokens": 400, "end_id": -1, "stream": True}
         text = ""
         for piece in client.stream("ensemble", body):
@@ -314,7 +337,7 @@ def under_load(setting: Setting, number: signal.Signals) -> tuple[int, list[str]
     with setting.serve("--exit-timeout", "60") as s:
         expected = streamed(s.client, tokens=400)
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
-            running = [pool.submit(ask, s.client) for _ in range(16)]
+            running = [pool.submit(read, s.client) for _ in range(16)]
             for _ in range(16):
                 assert started.acquire(timeout=60)
             s.process.send_signal(number)
@@ -394,30 +417,30 @@ def disk_fills_while_serving(setting: Setting) -> str:
 
 @fault
 def tiny_shared_memory(setting: Setting) -> str:
-    """/dev/shm of 4 MiB"""
-    words = [*inside("mount -t tmpfs -o size=4m none /dev/shm", setting), *setting.words()]
+    """/dev/shm of 3 MiB"""
+    words = [*inside("mount -t tmpfs -o size=3m none /dev/shm", setting), *setting.words()]
     done = subprocess.run(
         words, env=setting.environment, capture_output=True, text=True, timeout=90, check=False
     )
-    assert done.returncode == 5 and "needed for 3 Python model instances" in done.stderr, done.stderr
+    assert done.returncode == 5 and "needed for 2 Python model instances" in done.stderr, done.stderr
     return "refused before it starts, status 5, with what is needed"
 
 
 @fault
 def small_shared_memory(setting: Setting) -> str:
-    """/dev/shm of 7 MiB, and 64 long prompts at once"""
-    with setting.serve(wrap=inside("mount -t tmpfs -o size=7m none /dev/shm", setting)) as s:
+    """/dev/shm of 5 MiB, and 64 long prompts at once"""
+    with setting.serve(wrap=inside("mount -t tmpfs -o size=5m none /dev/shm", setting)) as s:
         expected = whole(s.client)
         outcomes = []
 
-        def ask(_: int) -> str:
+        def tried(_: int) -> str:
             try:
                 return "answer" if whole(s.client, "word " * 1500, 4) else "empty"
             except MachineError:
                 return "error"
 
         with concurrent.futures.ThreadPoolExecutor(64) as pool:
-            outcomes = list(pool.map(ask, range(64)))
+            outcomes = list(pool.map(tried, range(64)))
         after = "goes on"
         try:
             assert whole(s.client) == expected
@@ -429,23 +452,23 @@ def small_shared_memory(setting: Setting) -> str:
 
 @fault
 def grpc(setting: Setting) -> str:
-    """gRPC with tritonclient: stream, cancel, wrong shapes and names"""
+    """gRPC with tritonclient: stream, cancel with streaming and without, wrong shapes and names"""
     import numpy as np
     import tritonclient.grpc as triton
     from tritonclient.utils import InferenceServerException
 
-    def inputs(tokens: int, name: str = "text_input", rows: int = 1) -> list[Any]:
+    def inputs(tokens: int, name: str = "text_input", rows: int = 1, streaming: bool = True) -> list[Any]:
         text = triton.InferInput(name, [rows, 1], "BYTES")
         text.set_data_from_numpy(np.array([[PROMPT]] * rows, np.object_))
         number = triton.InferInput("max_tokens", [1, 1], "INT32")
         number.set_data_from_numpy(np.array([[tokens]], np.int32))
         stream = triton.InferInput("stream", [1, 1], "BOOL")
-        stream.set_data_from_numpy(np.array([[True]]))
+        stream.set_data_from_numpy(np.array([[streaming]]))
         end = triton.InferInput("end_id", [1, 1], "INT32")
         end.set_data_from_numpy(np.array([[-1]], np.int32))
         return [text, number, stream, end]
 
-    def ask(client: Any, given: list[Any]) -> tuple[str, str]:
+    def answer(client: Any, given: list[Any]) -> tuple[str, str]:
         pieces: list[str] = []
         errors: list[str] = []
         done = threading.Event()
@@ -468,25 +491,24 @@ def grpc(setting: Setting) -> str:
     with setting.serve() as s:
         expected = whole(s.client)
         with triton.InferenceServerClient(f"127.0.0.1:{s.grpc}") as client:
-            assert ask(client, inputs(24)) == (expected, "")
-            assert "unexpected inference input" in ask(client, inputs(4, "text"))[1]
-            assert ask(client, inputs(4, rows=2))[1]
-            seen = threading.Event()
-            client.start_stream(lambda result, error: seen.set())
-            client.async_stream_infer("ensemble", inputs(1900))
-            assert seen.wait(60)
-            client.stop_stream(cancel_requests=True)
+            assert answer(client, inputs(24)) == (expected, "")
+            assert "unexpected inference input" in answer(client, inputs(4, "text"))[1]
+            assert answer(client, inputs(4, rows=2))[1]
+            for streaming in (True, False):
+                seen = threading.Event()
+                client.start_stream(lambda result, error, seen=seen: seen.set())
+                client.async_stream_infer("ensemble", inputs(1900, streaming=streaming))
+                assert seen.wait(60) if streaming else s.computes() and not seen.is_set()
+                client.stop_stream(cancel_requests=True)
+                # The 1900 tokens would take several times as long.
+                s.await_idle(2)
             try:
                 client.infer("ensemble", inputs(4))
                 raise AssertionError("a decoupled model answered a single call")
             except InferenceServerException as e:
                 assert "decoupled" in str(e)
-        start = time.monotonic()
-        while pending(s):
-            assert time.monotonic() - start < 60
-            time.sleep(0.1)
         assert whole(s.client) == expected
-    return "the same text as over HTTP; mistakes are errors; a cancelled stream frees its place"
+    return "the same text as over HTTP; mistakes are errors; a cancelled request frees its place"
 
 
 def table(rows: dict[str, str]) -> str:

@@ -51,6 +51,31 @@ class Served:
             grown = bool(more)
         return {p: words[p] for p in found - {self.process.pid}}
 
+    def model(self, name: str) -> int:
+        """The one process of a Python model."""
+        found = [pid for pid, line in self.children().items() if "stub" in line and f"/{name}/" in line]
+        assert len(found) == 1, (name, found)
+        return found[0]
+
+    def computes(self, seconds: float = 0.5) -> bool:
+        """Whether the executor computes in the next seconds, by its processor time.
+
+        Triton's own counts of a decoupled model end when a request is handed over, and say nothing of it.
+        """
+        executor, used = self.model("tensorrt_llm"), []
+        for wait in (seconds, 0):
+            words = (Path("/proc") / str(executor) / "stat").read_text().rsplit(")", 1)[1].split()
+            used.append((int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK"))
+            time.sleep(wait)
+        # A clock tick or two are others'.
+        return used[1] - used[0] > seconds / 20
+
+    def await_idle(self, seconds: float) -> None:
+        """Waits until the executor computes for nobody any more."""
+        deadline = time.monotonic() + seconds
+        while self.computes():
+            assert time.monotonic() < deadline, f"it still computes after {seconds} s"
+
     def child(self, word: str) -> int:
         """The one process below it whose command line has a word."""
         found = [pid for pid, line in self.children().items() if word in line]

@@ -13,6 +13,8 @@ from typing import Any
 
 import httpx
 
+from enginix.triton.models.channel import LATER
+
 # Of a line of Triton's answer; a piece of text is a few bytes.
 _MAX_EVENT = 16 * 2**20
 CONNECT_SECONDS = 5.0
@@ -122,6 +124,9 @@ def _refusal(status: int, body: bytes) -> BackendError:
         message = str(json.loads(text)["error"])
     except (ValueError, KeyError, TypeError):
         message = text[:200] or "no reason given"
+    if message.endswith(LATER):
+        # Triton 2.51 answers 400 whatever code a model's error has.
+        return BackendError(_clean(message), 503)
     if status == 404:
         # The gateway's configuration names the model, not the client.
         return BackendError(f"the model's server does not know the model: {_clean(message)}", 502)
@@ -129,6 +134,9 @@ def _refusal(status: int, body: bytes) -> BackendError:
 
 
 def _clean(message: str) -> str:
-    """Without the name of the ensemble, which the client has not asked for."""
+    """Without the name of the ensemble, which the client has not asked for.
+
+    Triton's own ensembles put it before an error; repositories of earlier versions have one.
+    """
     head, separator, rest = message.partition("', ")
     return rest if separator and head.startswith("in ensemble") else message

@@ -23,6 +23,7 @@ from enginix.runtime.child import Child, descendants, started
 from enginix.serve import hosts, ranks
 from enginix.serve.launch import AGENT, Plan, link_repository
 from enginix.serve.tritonserver import STUB
+from enginix.triton.contract import ENSEMBLE
 
 LAST_LINES = 400
 WATCH_SECONDS = 1.0
@@ -64,6 +65,8 @@ class Supervised:
                 raise
             raise StartError(f"cannot start: {e.strerror}", where=str(plan.server.program)) from e
         self._ranks: dict[int, int] = {}
+        # Nobody is left who could answer what is under way.
+        self._mute = False
         self._reader = threading.Thread(target=self._read, name="enginix-log", daemon=True)
         self._reader.start()
 
@@ -172,6 +175,8 @@ class Supervised:
                 running = self._models()
                 # The server itself may be ending: then its status says more.
                 if (gone := sorted(set(models) - set(running))) and self.process.poll() is None:
+                    # Of kind reference; elsewhere it is Triton's own.
+                    self._mute = models[gone[0]] == ENSEMBLE and ENSEMBLE not in running.values()
                     raise StartError(
                         f"its process (of id {gone[0]}) ended",
                         where=models[gone[0]],
@@ -203,7 +208,7 @@ class Supervised:
             The exit status; 0 when every accepted request was answered.
         """
         try:
-            if self.process.poll() is None:
+            if self.process.poll() is None and not self._mute:
                 self._terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(self.plan.exit_timeout + 10)

@@ -20,7 +20,8 @@ from enginix.tables import table
 from enginix.triton import config, llmapi
 from enginix.triton.contract import Model
 
-TOKENIZER_MODELS = ("preprocessing", "postprocessing")
+# The ensemble where it is a Python model, of the reference kind; Triton's own ensembles have no instances.
+TOKENIZER_MODELS = ("preprocessing", "postprocessing", "ensemble")
 PATHS = ("tokenizer_dir", "gpt_model_path", "enginix_path")
 
 
@@ -121,10 +122,8 @@ def _model(directory: Path, found: Any) -> Iterator[Problem]:
                 f"preferred_batch_size: {size} is above max_batch_size {found.max_batch_size}",
                 "lower it",
             )
-    if name in TOKENIZER_MODELS and any(
-        g.kind in (schema.ModelInstanceGroup.KIND_GPU, schema.ModelInstanceGroup.KIND_AUTO)
-        for g in found.instance_group
-    ):
+    gpus = (schema.ModelInstanceGroup.KIND_GPU, schema.ModelInstanceGroup.KIND_AUTO)
+    if name in TOKENIZER_MODELS and not is_ensemble and any(g.kind in gpus for g in found.instance_group):
         yield Problem(name, "instance_group kind: a tokenizer needs no GPU", "write kind: KIND_CPU")
     for kind, tensors in (("input", found.input), ("output", found.output)):
         names = [t.name for t in tensors]

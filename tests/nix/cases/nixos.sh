@@ -171,7 +171,11 @@ test_nixos_repository_takes_what_its_kind_has() {
     says "'--max-batch-size' '16'" && says "'--no-decoupled'" && says "'kv_cache_free_gpu_mem_fraction=0.85'" &&
     says "'enable_kv_cache_reuse=true'" && ! grep -q -- --device "$out" &&
     repository llmapi '{ decoupled = false; }' && says "'--no-decoupled'" &&
-    repository reference '{ device = "cuda"; }' && says "'--device' 'cuda'"
+    repository reference '{ device = "cuda"; ensembleInstances = 2; maxQueueSize = 9; }' && says "'--device' 'cuda'" &&
+    says "'--ensemble-instances' '2'" && says "'--max-queue-size' '9'" &&
+    repository tensorrt '{ preprocessingInstances = 2; postprocessingInstances = 3; maxQueueDelayMicroseconds = 7; blsInstances = 4; }' &&
+    says "'--preprocessing-instances' '2'" && says "'--postprocessing-instances' '3'" &&
+    says "'--max-queue-delay-microseconds' '7'" && says "'--bls-instances' '4'"
 }
 
 test_nixos_repository_refuses_at_evaluation() {
@@ -180,6 +184,12 @@ test_nixos_repository_refuses_at_evaluation() {
     ! repository tensorrt '{ parameters.batch_scheduler_policy = "max_utilisation"; }' && says 'Did you mean max_utilization?' &&
     ! repository tensorrt '{ parameters.gpt_model_type = "V1"; }' && says 'enginix writes it itself' &&
     ! repository tensorrt '{ device = "cuda"; }' && says 'of kind tensorrt: unknown argument "device"' &&
+    ! repository tensorrt '{ ensembleInstances = 2; }' && says 'of kind tensorrt: unknown argument "ensembleInstances"' || return 1
+  local name
+  for name in preprocessingInstances postprocessingInstances maxQueueDelayMicroseconds blsInstances; do
+    ! repository reference "{ $name = 2; }" && says "of kind reference: unknown argument \"$name\"" || return 1
+  done
+  ! repository reference '{ ensembleInstances = -1; }' && says ensembleInstances &&
     ! repository llmapi '{ maxBatchSize = 4; }' && says 'unknown argument "maxBatchSize"' &&
     ! repository edgellm '{ }' && says 'has no Triton repository'
 }

@@ -135,6 +135,11 @@ test_real_lib_module_takes_engines() {
     ! module '{ servers.a = { engine = engine "tensorrt"; gpus = [ 0 ]; settings.parameters.kv_cache_free_memory_fraction = 0.5; }; }' 'served "a"' &&
     says 'unknown parameter' &&
     ! module '{ servers.a = { engine = reference; settings.maxBatchSise = 4; }; }' 'served "a"' && says 'unknown argument "maxBatchSise"' &&
+    module '{ servers.a = { engine = reference; settings.ensembleInstances = 2; }; }' 'served "a"' &&
+    ! module '{ servers.a = { engine = reference; settings.preprocessingInstances = 2; }; }' 'served "a"' &&
+    says 'of kind reference: unknown argument "preprocessingInstances"' &&
+    ! module '{ servers.a = { engine = engine "tensorrt"; gpus = [ 0 ]; settings.ensembleInstances = 2; }; }' 'served "a"' &&
+    says 'of kind tensorrt: unknown argument "ensembleInstances"' &&
     ! module '{ servers.a = { engine = reference; settings.maxBatchSize = "four"; }; }' 'served "a"' && says 'is not of type' &&
     fails '{ servers.a = { repo = tiny; settings.maxBatchSize = 4; }; }' 'settings are for an engine' 'pass maxBatchSize to mkTritonRepo'
 }

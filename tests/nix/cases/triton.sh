@@ -73,12 +73,13 @@ EOF
 
 # A model of one's own stands beside, under its own name; a path of the store has another, so it is a directory below.
 test_triton_repo_with_a_model_beside() {
-  with_lib build "e.mkTritonRepo { engine = e.catalogue.tiny-qwen3.engine; name = \"tiny-$EPOCHREALTIME\"; maxTokensLimit = 9; addModels = [ (nixpkgs.runCommand \"own\" { } ''
+  with_lib build "e.mkTritonRepo { engine = e.catalogue.tiny-qwen3.engine; name = \"tiny-$EPOCHREALTIME\"; maxTokensLimit = 9; ensembleInstances = 2; addModels = [ (nixpkgs.runCommand \"own\" { } ''
     mkdir -p \$out/own/1
     echo 'name: \"own\" backend: \"python\" max_batch_size: 0' >\$out/own/config.pbtxt
     touch \$out/own/1/model.py
   '' + \"/own\") ]; }" -o "$tmp/beside" && [ -e "$tmp/beside/own/config.pbtxt" ] &&
-    grep -q '"max_tokens_limit": 9' "$tmp/beside/enginix.json" || return 1
+    grep -q '"max_tokens_limit": 9' "$tmp/beside/enginix.json" &&
+    grep -q '"ensemble_instances": 2' "$tmp/beside/enginix.json" && grep -q 'count: 2' "$tmp/beside/ensemble/config.pbtxt" || return 1
   ! with_lib build "e.mkTritonRepo { engine = e.catalogue.tiny-qwen3.engine; name = \"tiny-$EPOCHREALTIME\"; addModels = [ (nixpkgs.runCommand \"bad\" { } ''
     mkdir -p \$out/bad
     echo 'name: \"bad\" bakend: \"python\"' >\$out/bad/config.pbtxt

@@ -139,7 +139,7 @@ def test_a_repository_is_read_and_compared(
     served_repository: Path, installation: Path, tmp_path: Path, served_engine: Path
 ) -> None:
     found = preflight.check_repository(served_repository, tritonserver.find(installation))
-    assert (found.manifest.name, found.instances) == ("tiny-qwen3", 3)
+    assert (found.manifest.name, found.instances) == ("tiny-qwen3", 2)
     with pytest.raises(ManifestError, match=r"for runtime reference.*is trtllm-1\.2\.1") as caught:
         preflight.check_repository(served_repository, tritonserver.find(installation, "trtllm-1.2.1"))
     assert str(served_repository) in str(caught.value)

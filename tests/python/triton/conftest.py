@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from enginix.manifest import Manifest
 from enginix.triton.models.channel import Event
 
+RUNTIME = {"id": "trtllm-1.2.1"}
 TEXT = "The quick brown fox jumps over the lazy dog. 量子力学の本、naïve café — 🙂🙃 done.\n" * 20
 
 
@@ -66,6 +67,22 @@ def hand_made(tmp_path: Path) -> Engine:
     made = Engine(directory)
     made.rewrite()
     return made
+
+
+def as_tensorrt(engine: Engine) -> Path:
+    """Makes it an engine directory of kind tensorrt: what a repository reads, no plan in it."""
+    (engine.directory / "engine").mkdir()
+    (engine.directory / "engine" / "config.json").write_text("{}")
+    engine.rewrite(
+        kind="tensorrt",
+        runtime=RUNTIME,
+        options={
+            # As enginix build writes them.
+            "limits": {"maxBatchSize": 16, "maxBeamWidth": 2, "maxSeqLen": 64},
+            "plugins": {"usePagedContextFmha": "enable", "loraPlugin": "auto", "weightStreaming": True},
+        },
+    )
+    return engine.directory
 
 
 @dataclass(frozen=True)

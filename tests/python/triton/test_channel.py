@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -20,7 +22,7 @@ import pytest
 
 import enginix
 from enginix.errors import MachineError, UsageError
-from enginix.triton.models.channel import Event, Generations, Link, Local, Remote, socket_path
+from enginix.triton.models.channel import Event, Generations, Heard, Link, Remote, socket_path
 
 from .conftest import StandInOrder, StandInScheduler, until
 
@@ -62,10 +64,11 @@ def both(meeting_place: Path) -> Iterator[Both]:
     remote = Remote(socket_path())
     link = Link(generations, socket_path())
     assert remote.receive(0.05) == []
-    yield Both(scheduler, link, remote)
+    made = Both(scheduler, link, remote)
+    yield made
     remote.close()
     assert remote.receive(1) is None
-    link.close()
+    made.link.close()
 
 
 def test_an_order_arrives_as_it_was_given_and_its_events_return(both: Both) -> None:
@@ -84,9 +87,9 @@ def test_what_a_step_says_of_many_comes_in_one_message(both: Both) -> None:
         both.remote.add(number, ORDER, "")
     until(lambda: len(both.scheduler.orders) == 2)
     told: list[int] = []
-    tell = Local.tell
+    tell = Heard.tell
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Local, "tell", lambda self, events: (told.append(len(events)), tell(self, events)))
+        patch.setattr(Heard, "tell", lambda self, events: (told.append(len(events)), tell(self, events)))
         after, both.scheduler.after_step = both.scheduler.after_step, lambda: None
         both.scheduler.say(21, order=0)
         both.scheduler.say(31, order=1)
@@ -236,6 +239,24 @@ def test_noise_closes_its_own_channel_alone(both: Both, noise: bytes) -> None:
             assert strange.recv(1) == b""
     both.remote.add("1", ORDER, "")
     until(lambda: bool(both.scheduler.orders))
+
+
+def test_a_process_that_reads_nothing_is_cut_off(both: Both) -> None:
+    """The executor waits for it a second, once, and serves the others on."""
+    with socket.socket(socket.AF_UNIX) as stalled:
+        stalled.connect(str(socket_path()))
+        message = json.dumps({"add": "9", "order": ORDER, "client": ""}).encode()
+        stalled.sendall(struct.pack("!i", len(message)) + message)
+        until(lambda: bool(both.scheduler.orders))
+        both.remote.add("1", ORDER, "")
+        until(lambda: len(both.scheduler.orders) == 2)
+        start = time.monotonic()
+        for _ in range(100):
+            both.scheduler.say(*range(1000), order=0)
+        assert time.monotonic() - start < 60
+        until(lambda: both.scheduler.cancelled == ["9"])
+    both.scheduler.say(21, finish="length", order=1)
+    assert both.hear() == [Event("1", 21, -0.5, "length")]
 
 
 def test_a_new_executor_takes_the_place_and_the_old_one_leaves_it(meeting_place: Path) -> None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from enginix.triton.models.preprocessing import Preprocessing
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 
 from enginix.triton.models import chat, nvidia
+from enginix.triton.models.ensemble import Ensemble
 from enginix.triton.models.request import RequestError
+
+from .conftest import StandInChannel, closes
 
 TINY = Path(__file__).parents[2] / "models" / "tiny-qwen3"
 TEMPLATE = (
@@ -56,19 +58,28 @@ def arguments(tokenizer: Path, **parameters: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def preprocessing(tokenizer: Path, backend: Any) -> Preprocessing:
-    return Preprocessing(arguments(tokenizer, max_tokens_limit="20", max_seq_len="500"), backend)
+def ask(tokenizer: Path, backend: Any, request_of: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """What ensemble makes of a request: the prompt that it orders from the executor, or its refusal."""
+    channel = StandInChannel()
+    given = arguments(tokenizer, max_tokens_limit="20", max_seq_len="500")
+    model = Ensemble(given, backend, channel)
 
-
-@pytest.fixture
-def ask(preprocessing: Preprocessing, request_of: Callable[..., Any]) -> Callable[..., Any]:
     def one(**inputs: Any) -> Any:
         encoded = {
             k: v if isinstance(v, str | bytes | np.ndarray) else json.dumps(v) for k, v in inputs.items()
         }
-        return preprocessing.execute([request_of(REQUEST_OUTPUT_LEN=4, **encoded)])[0]
+        request = request_of(max_tokens=4, **encoded)
+        before = set(channel.orders)
+        model.execute([request])
+        if request.sender.responses:
+            (response,) = request.sender.responses
+            assert (request.sender.flags, set(channel.orders)) == ([1], before)
+            return response.error
+        (number,) = set(channel.orders) - before
+        return list(channel.orders[number]["prompt"])
 
-    return one
+    yield one
+    closes(model)
 
 
 @pytest.mark.parametrize(
@@ -88,15 +99,12 @@ def test_the_ids_are_those_of_transformers(ask: Callable[..., Any], tokenizer: P
     theirs = AutoTokenizer.from_pretrained(str(tokenizer))
     prompt = {"add_generation_prompt": not extra.get("continue_final_message")}
     wanted = theirs.apply_chat_template(MESSAGES, tokenize=True, return_dict=True, **{**prompt, **extra})
-    response = ask(MESSAGES=MESSAGES, CHAT_TEMPLATE_ARGS=extra)
-    assert response.error is None
-    assert response.tensors["INPUT_ID"][0].tolist() == wanted["input_ids"]
-    assert response.tensors["REQUEST_INPUT_LEN"].tolist() == [[len(wanted["input_ids"])]]
+    assert ask(messages=MESSAGES, chat_template_args=extra) == wanted["input_ids"]
 
 
 def test_a_text_still_gets_its_special_token(ask: Callable[..., Any]) -> None:
-    assert ask(QUERY="fox").tensors["INPUT_ID"][0, 0] == 0
-    assert ask(QUERY="fox", MESSAGES="").tensors["INPUT_ID"][0, 0] == 0
+    assert ask(text_input="fox")[0] == 0
+    assert ask(text_input="fox", messages="")[0] == 0
 
 
 def test_the_template_of_the_test_model_is_transformers_s() -> None:
@@ -109,52 +117,51 @@ def test_the_template_of_the_test_model_is_transformers_s() -> None:
 
 REFUSED = [
     ({}, "text_input is missing, and so are messages"),
-    ({"QUERY": "a", "MESSAGES": MESSAGES}, "text_input and messages are both given"),
-    ({"QUERY": "a", "CHAT_TEMPLATE_ARGS": {"tools": TOOLS}}, "chat_template_args without messages"),
-    ({"MESSAGES": "[{"}, "messages: not JSON"),
-    ({"MESSAGES": "[" * 100_000}, "messages: not JSON"),
-    ({"MESSAGES": b"\xff"}, "MESSAGES: not UTF-8"),
-    ({"MESSAGES": []}, "not a JSON list of at least one message"),
-    ({"MESSAGES": {"role": "user", "content": "a"}}, "not a JSON list"),
-    ({"MESSAGES": ["a"]}, "messages[0]: not an object"),
-    ({"MESSAGES": [{"content": "a"}]}, "messages[0]: role is missing"),
-    ({"MESSAGES": [{"role": 1, "content": "a"}]}, "messages[0]: role is missing or not a text"),
-    ({"MESSAGES": [{"role": "user"}]}, "messages[0]: content is missing"),
-    ({"MESSAGES": [{"role": "user", "content": None}]}, "messages[0]: content is missing"),
-    ({"MESSAGES": [{"role": "asistant", "content": "a"}]}, "did you mean assistant?"),
-    ({"MESSAGES": [{"role": "qqq", "content": "a"}]}, "role 'qqq' is unknown; known are system"),
-    ({"MESSAGES": [*MESSAGES, MESSAGES[0]]}, "the chat template refuses: system comes first"),
-    ({"MESSAGES": MESSAGES, "CHAT_TEMPLATE_ARGS": "[]"}, "chat_template_args: not a JSON object"),
-    ({"MESSAGES": MESSAGES, "CHAT_TEMPLATE_ARGS": {"tols": []}}, "template does not read tols"),
-    ({"MESSAGES": MESSAGES, "CHAT_TEMPLATE_ARGS": {"": []}}, "template does not read"),
-    ({"MESSAGES": MESSAGES, "CHAT_TEMPLATE_ARGS": {"tools": {}}}, "tools is not a list"),
-    ({"MESSAGES": MESSAGES, "CHAT_TEMPLATE_ARGS": {"tools": ["x"]}}, "the chat template refuses"),
-    ({"MESSAGES": MESSAGES, "CHAT_TEMPLATE_ARGS": {"chat_template": "{{ 1 }}"}}, "is the server's to set"),
-    ({"MESSAGES": MESSAGES, "CHAT_TEMPLATE_ARGS": {"bos_token": "x"}}, "is the server's to set"),
+    ({"text_input": "a", "messages": MESSAGES}, "text_input and messages are both given"),
+    ({"text_input": "a", "chat_template_args": {"tools": TOOLS}}, "chat_template_args without messages"),
+    ({"messages": "[{"}, "messages: not JSON"),
+    ({"messages": "[" * 100_000}, "messages: not JSON"),
+    ({"messages": b"\xff"}, "messages: not UTF-8"),
+    ({"messages": []}, "not a JSON list of at least one message"),
+    ({"messages": {"role": "user", "content": "a"}}, "not a JSON list"),
+    ({"messages": ["a"]}, "messages[0]: not an object"),
+    ({"messages": [{"content": "a"}]}, "messages[0]: role is missing"),
+    ({"messages": [{"role": 1, "content": "a"}]}, "messages[0]: role is missing or not a text"),
+    ({"messages": [{"role": "user"}]}, "messages[0]: content is missing"),
+    ({"messages": [{"role": "user", "content": None}]}, "messages[0]: content is missing"),
+    ({"messages": [{"role": "asistant", "content": "a"}]}, "did you mean assistant?"),
+    ({"messages": [{"role": "qqq", "content": "a"}]}, "role 'qqq' is unknown; known are system"),
+    ({"messages": [*MESSAGES, MESSAGES[0]]}, "the chat template refuses: system comes first"),
+    ({"messages": MESSAGES, "chat_template_args": "[]"}, "chat_template_args: not a JSON object"),
+    ({"messages": MESSAGES, "chat_template_args": {"tols": []}}, "template does not read tols"),
+    ({"messages": MESSAGES, "chat_template_args": {"": []}}, "template does not read"),
+    ({"messages": MESSAGES, "chat_template_args": {"tools": {}}}, "tools is not a list"),
+    ({"messages": MESSAGES, "chat_template_args": {"tools": ["x"]}}, "the chat template refuses"),
+    ({"messages": MESSAGES, "chat_template_args": {"chat_template": "{{ 1 }}"}}, "is the server's to set"),
+    ({"messages": MESSAGES, "chat_template_args": {"bos_token": "x"}}, "is the server's to set"),
     (
         {
-            "MESSAGES": MESSAGES,
-            "CHAT_TEMPLATE_ARGS": {"add_generation_prompt": True, "continue_final_message": True},
+            "messages": MESSAGES,
+            "chat_template_args": {"add_generation_prompt": True, "continue_final_message": True},
         },
         "exclude each other",
     ),
-    ({"MESSAGES": [{"role": "user", "content": "fox " * 1000}]}, "prompt tokens; the engine holds 500"),
+    ({"messages": [{"role": "user", "content": "fox " * 1000}]}, "prompt tokens; the engine holds 500"),
 ]
 
 
 @pytest.mark.parametrize(("inputs", "expected"), REFUSED, ids=[e for _, e in REFUSED])
 def test_what_is_refused(ask: Callable[..., Any], backend: Any, inputs: Any, expected: str) -> None:
-    response = ask(**inputs)
-    assert expected in str(response.error)
-    assert response.error.code == backend.TritonError.INVALID_ARG
-    assert "\n" not in str(response.error)
+    error = ask(**inputs)
+    assert expected in str(error)
+    assert error.code == backend.TritonError.INVALID_ARG
+    assert "\n" not in str(error)
 
 
 def test_messages_are_data_and_not_code(ask: Callable[..., Any], tokenizer: Path) -> None:
     made = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     content = "{{ 7 * 7 }}{% for c in ''.__class__.__mro__ %}{% endfor %}"
-    response = ask(MESSAGES=[{"role": "user", "content": content}])
-    assert content in made.decode(response.tensors["INPUT_ID"][0].tolist())
+    assert content in made.decode(ask(messages=[{"role": "user", "content": content}]))
 
 
 def test_a_template_cannot_reach_python(tokenizer: Path) -> None:

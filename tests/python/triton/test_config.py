@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from enginix.errors import RepositoryError
 from enginix.tables import table
 from enginix.triton import config, contract
+from enginix.triton.tensorrt import Models
 
 GOOD = """
 name: "m"
@@ -28,9 +29,20 @@ def refusal(text: str) -> RepositoryError:
     return caught.value
 
 
-@pytest.mark.parametrize("name", contract.MODELS)
-def test_every_model_of_the_reference_kind_is_rendered_and_read_back(name: str) -> None:
-    model = contract.reference()[name]
+KINDS = {"reference": contract.reference(), "tensorrt": contract.tensorrt(Models().datatypes())}
+EVERY_MODEL = [(kind, name) for kind, models in KINDS.items() for name in models]
+
+
+def test_the_models_of_the_reference_kind() -> None:
+    assert {name: model.steps for name, model in contract.reference().items()} == {
+        "tensorrt_llm": (),
+        "ensemble": (),
+    }
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY_MODEL)
+def test_every_model_is_rendered_and_read_back(kind: str, name: str) -> None:
+    model = KINDS[kind][name]
     message = (
         config.ensemble(model, max_batch_size=4)
         if model.steps
@@ -39,9 +51,10 @@ def test_every_model_of_the_reference_kind_is_rendered_and_read_back(name: str) 
     read_back = config.parse(config.render(message), name)
     assert read_back == message
     assert [t.name for t in read_back.input] == [t.name for t in model.inputs]
+    assert [s.model_name for s in read_back.ensemble_scheduling.step] == [s.model for s in model.steps]
 
 
-@pytest.mark.parametrize("name", contract.MODELS)
+@pytest.mark.parametrize("name", contract.reference())
 def test_the_reference_kind_changes_nothing_of_the_contract(name: str) -> None:
     """Name, type and dims of every tensor are NVIDIA's, except the few that are marked as additions."""
     mine, whole = contract.reference()[name], contract.nvidia()[name]
@@ -49,7 +62,7 @@ def test_the_reference_kind_changes_nothing_of_the_contract(name: str) -> None:
     extra_outputs = {t.name for t in mine.outputs} - {t.name for t in whole.outputs}
     # The text is optional where messages can take its place.
     text = set(table("triton_chat")["models"].get(name, {}).get("optional", ()))
-    assert text <= {"QUERY", "text_input"}
+    assert text <= {"text_input"}
     same = {replace(t, optional=False) if t.name in text else t for t in mine.inputs}
     assert same - set(whole.inputs) == {t for t in mine.inputs if t.name in extra_inputs}
     assert set(mine.outputs) - set(whole.outputs) == {t for t in mine.outputs if t.name in extra_outputs}
@@ -58,13 +71,15 @@ def test_the_reference_kind_changes_nothing_of_the_contract(name: str) -> None:
     assert {t.name for t in whole.inputs if not t.optional} <= {t.name for t in mine.inputs}
 
 
-def test_maps_of_the_ensemble_are_the_contract_s() -> None:
-    for mine, whole in zip(
-        contract.reference()["ensemble"].steps, contract.nvidia()["ensemble"].steps, strict=True
-    ):
+@pytest.mark.parametrize("chat", [True, False], ids=["chat", "no-chat"])
+def test_maps_of_the_ensemble_are_the_contract_s(chat: bool) -> None:
+    found = contract.tensorrt(Models().datatypes(), chat=chat)["ensemble"]
+    for mine, whole in zip(found.steps, contract.nvidia()["ensemble"].steps, strict=True):
         assert mine.model == whole.model
-        assert {k: v for k, v in mine.inputs.items() if k in whole.inputs}.items() <= whole.inputs.items()
-        assert {k: v for k, v in mine.outputs.items() if k in whole.outputs}.items() <= whole.outputs.items()
+        assert {k: v for k, v in mine.inputs.items() if k in whole.inputs} == whole.inputs
+        messages = {"MESSAGES", "CHAT_TEMPLATE_ARGS"} if chat and mine.model == "preprocessing" else set()
+        assert set(mine.inputs) - set(whole.inputs) == messages
+        assert mine.outputs == whole.outputs
 
 
 def test_a_placeholder_is_named_with_its_key_and_line() -> None:

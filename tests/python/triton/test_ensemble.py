@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from enginix.triton.contract import reference
 from enginix.triton.models.ensemble import Ensemble
 from enginix.triton.models.prompt import Prompts
 
@@ -134,6 +135,25 @@ def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenized(
     monkeypatch.setattr(server.model._prompts, "_encode", untouched)
     error = server.refusal(ask(request_of, text_input="word " * 10_000))
     assert "50000 characters; the engine's 32 tokens spell at most" in str(error)
+
+
+# Padding is for executors that take prompts of one length.
+UNREAD = {"pad_id"}
+
+
+@pytest.mark.parametrize("name", [t.name for t in reference()["ensemble"].inputs])
+def test_every_input_that_is_declared_is_looked_at(server: Server, request_of: RequestOf, name: str) -> None:
+    """Triton takes what config.pbtxt declares; an input that nobody reads would be ignored in silence."""
+    kind = next(t.type for t in reference()["ensemble"].inputs if t.name == name)
+    two = {"STRING": np.array([[b"a"], [b"b"]], np.object_), "BOOL": np.array([[False], [False]])}
+    rows = two.get(kind, np.array([[1], [1]]))
+    given = {"max_tokens": 7, **({} if name == "messages" else {"text_input": "fox"}), name: rows}
+    request = request_of(**given)
+    if name in UNREAD:
+        server.run(request)
+        assert len(server.channel.orders) == 1
+    else:
+        assert f"{name}: 2 rows" in str(server.refusal(request))
 
 
 def test_foreign_parameters_pass(server: Server, request_of: RequestOf) -> None:

@@ -22,28 +22,17 @@ from enginix.triton.repository import build
 from enginix.triton.tensorrt import Models
 from enginix.triton.validate import validate
 
+from .conftest import RUNTIME, as_tensorrt
+
 CONTRACT = table("triton_contract")
 CHAT = table("triton_chat")
-RUNTIME = {"id": "trtllm-1.2.1"}
 PYTHON_MODELS = ("preprocessing", "postprocessing", "tensorrt_llm_bls")
 
 
 @pytest.fixture
 def engine(hand_made: Any) -> Path:
     """An engine directory of kind tensorrt: what a repository reads, no plan in it."""
-    directory: Path = hand_made.directory
-    (directory / "engine").mkdir()
-    (directory / "engine" / "config.json").write_text("{}")
-    hand_made.rewrite(
-        kind="tensorrt",
-        runtime=RUNTIME,
-        options={
-            # As enginix build writes them.
-            "limits": {"maxBatchSize": 16, "maxBeamWidth": 2, "maxSeqLen": 64},
-            "plugins": {"usePagedContextFmha": "enable", "loraPlugin": "auto", "weightStreaming": True},
-        },
-    )
-    return directory
+    return as_tensorrt(hand_made)
 
 
 @pytest.fixture
@@ -402,8 +391,31 @@ def test_options_of_another_kind_are_refused(llmapi: Path, tmp_path: Path) -> No
 
 
 def test_options_of_the_reference_kind_are_refused(engine: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--device: not of the kind tensorrt"):
-        made(engine, tmp_path, Options(device="cuda"))
+    for options, flag in (
+        (Options(device="cuda"), "--device"),
+        (Options(max_tokens_limit=8), "--max-tokens-limit"),
+        (Options(ensemble_instances=2), "--ensemble-instances"),
+    ):
+        with pytest.raises(UsageError, match=f"{flag}: not of the kind tensorrt"):
+            made(engine, tmp_path, options)
+        assert list(tmp_path.glob("repository*")) == []
+
+
+def test_the_command_refuses_options_of_the_reference_kind(
+    engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["triton-repo", str(engine), "-o", str(tmp_path / "out"), "--ensemble-instances", "2"]
+    assert main(words) == 2
+    assert "--ensemble-instances: not of the kind tensorrt" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_instances_of_each_model_are_those_asked_for(engine: Path, tmp_path: Path) -> None:
+    options = Options(preprocessing_instances=2, postprocessing_instances=3, max_queue_delay_microseconds=7)
+    repository = made(engine, tmp_path, options)
+    assert written(repository, "preprocessing").instance_group[0].count == 2
+    assert written(repository, "postprocessing").instance_group[0].count == 3
+    assert written(repository, "preprocessing").dynamic_batching.max_queue_delay_microseconds == 7
 
 
 def test_the_command_builds_the_kind(

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tritonclient.grpc import model_config_pb2 as schema
 
-import enginix
 from enginix import manifest
 from enginix.cli import main
 from enginix.errors import EnginixError, ManifestError, RepositoryError, UsageError
@@ -20,13 +18,30 @@ from enginix.triton import config, contract
 from enginix.triton.options import Options
 from enginix.triton.reference_engine import read_engine
 from enginix.triton.repository import build
+from enginix.triton.tensorrt import Models
 from enginix.triton.validate import validate
+
+from .conftest import as_tensorrt
+
+KNOWN = {"reference": contract.reference(), "tensorrt": contract.tensorrt(Models().datatypes())}
+
+
+def made(engine: Any, kind: str, out: Path) -> Path:
+    """A repository of this kind."""
+    directory = as_tensorrt(engine) if kind == "tensorrt" else engine.directory
+    build(directory, out, Options(max_batch_size=4))
+    return out
 
 
 @pytest.fixture
 def repository(hand_made: Any, tmp_path: Path) -> Path:
-    build(hand_made.directory, tmp_path / "repository", Options(max_batch_size=4))
-    return tmp_path / "repository"
+    return made(hand_made, "reference", tmp_path / "repository")
+
+
+@pytest.fixture
+def with_ensemble(hand_made: Any, tmp_path: Path) -> Path:
+    """A repository with one of Triton's own ensembles, which the reference kind has not."""
+    return made(hand_made, "tensorrt", tmp_path / "repository")
 
 
 def edit(repository: Path, model: str, *changes: tuple[str, str]) -> None:
@@ -38,14 +53,14 @@ def edit(repository: Path, model: str, *changes: tuple[str, str]) -> None:
     path.write_text(text)
 
 
-def refusal(repository: Path, **arguments: Any) -> str:
+def refusal(repository: Path, kind: str = "reference", **arguments: Any) -> str:
     with pytest.raises(RepositoryError) as caught:
-        validate(repository, known=contract.reference(), **arguments)
+        validate(repository, known=KNOWN[kind], **arguments)
     return str(caught.value)
 
 
-def test_a_repository_has_the_four_models_and_nothing_else(repository: Path) -> None:
-    assert sorted(p.name for p in repository.iterdir() if p.is_dir()) == sorted(contract.MODELS)
+def test_a_repository_has_its_two_models_and_nothing_else(repository: Path) -> None:
+    assert sorted(p.name for p in repository.iterdir() if p.is_dir()) == ["ensemble", "tensorrt_llm"]
     found = manifest.read(repository, "triton-repository")
     assert (
         found.kind,
@@ -56,22 +71,64 @@ def test_a_repository_has_the_four_models_and_nothing_else(repository: Path) -> 
         4,
         127,
     )
-    assert list((repository / "ensemble" / "1").iterdir()) == []
-    assert "@" not in (repository / "tensorrt_llm" / "1" / "model.py").read_text()
+    for model in ("ensemble", "tensorrt_llm"):
+        assert [p.name for p in (repository / model / "1").iterdir()] == ["model.py"]
+        assert "@" not in (repository / model / "1" / "model.py").read_text()
+        written = config.read(repository / model / "config.pbtxt")
+        assert (written.backend, written.platform) == ("python", "")
+        assert written.model_transaction_policy.decoupled
+        assert not written.HasField("ensemble_scheduling")
 
 
 def test_paths_and_ids_are_those_of_the_engine(repository: Path, hand_made: Any) -> None:
-    parameters = config.read(repository / "preprocessing" / "config.pbtxt").parameters
-    assert parameters["tokenizer_dir"].string_value == str(hand_made.directory / "tokenizer")
-    assert parameters["end_ids"].string_value == "0,5"
-    assert Path(parameters["enginix_path"].string_value, "enginix", "triton").is_dir()
+    for model, key, path in (
+        ("ensemble", "tokenizer_dir", "tokenizer"),
+        ("tensorrt_llm", "gpt_model_path", "checkpoint"),
+    ):
+        parameters = config.read(repository / model / "config.pbtxt").parameters
+        assert parameters[key].string_value == str(hand_made.directory / path)
+        assert parameters["end_ids"].string_value == "0,5"
+        assert Path(parameters["enginix_path"].string_value, "enginix", "triton").is_dir()
+
+
+def test_instances_are_of_the_ensemble_alone(hand_made: Any, tmp_path: Path) -> None:
+    build(hand_made.directory, tmp_path / "out", Options(ensemble_instances=2))
+    groups = {
+        model: [
+            (g.count, g.kind) for g in config.read(tmp_path / "out" / model / "config.pbtxt").instance_group
+        ]
+        for model in ("ensemble", "tensorrt_llm")
+    }
+    cpu = schema.ModelInstanceGroup.KIND_CPU
+    assert groups == {"ensemble": [(2, cpu)], "tensorrt_llm": [(1, cpu)]}
+
+
+OPTIONS_OF_TENSORRT = ("preprocessing_instances", "postprocessing_instances", "max_queue_delay_microseconds")
+
+
+@pytest.mark.parametrize("name", OPTIONS_OF_TENSORRT)
+def test_options_of_the_kind_tensorrt_are_refused(
+    hand_made: Any, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flag = "--" + name.replace("_", "-")
+    with pytest.raises(UsageError, match=f"{flag}: not of the kind reference"):
+        build(hand_made.directory, tmp_path / "out", Options(**{name: 2}))
+    assert main(["triton-repo", str(hand_made.directory), "-o", str(tmp_path / "out"), flag, "2"]) == 2
+    assert f"{flag}: not of the kind reference" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_the_manifest_has_the_options_of_its_kind_only(repository: Path) -> None:
+    found = manifest.read(repository, "triton-repository").options
+    assert not set(OPTIONS_OF_TENSORRT) & set(found)
+    assert found["ensemble_instances"] == 1
 
 
 def test_the_same_engine_gives_the_same_bytes(hand_made: Any, tmp_path: Path) -> None:
     for name in ("a", "b"):
         build(hand_made.directory, tmp_path / name)
     files = [p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()]
-    assert len(files) == 8
+    assert len(files) == 5
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
 
 
@@ -80,29 +137,35 @@ def test_model_py_compiles(repository: Path) -> None:
         compile(path.read_text(), str(path), "exec")
 
 
-MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
+# What, the kind of the repository in which it is made, how, and what is said of it.
+MISTAKES: list[tuple[str, str, Callable[[Path], None], str]] = [
     (
         "no version directory",
+        "tensorrt",
         lambda r: (r / "ensemble" / "1").rmdir(),
         "ensemble: no numeric version directory",
     ),
     (
         "version directory with a name",
+        "tensorrt",
         lambda r: _rename(r / "ensemble" / "1", "v1"),
         "no numeric version directory",
     ),
     (
         "directory's name is not the model's",
+        "tensorrt",
         lambda r: edit(r, "postprocessing", ('name: "postprocessing"', 'name: "postprocess"')),
         "name: 'postprocess' is not the directory's name",
     ),
     (
         "stray directory",
+        "reference",
         lambda r: (r / "tokenizer").mkdir(),
         "tokenizer: directory without config.pbtxt",
     ),
     (
         "placeholder",
+        "reference",
         lambda r: edit(
             r,
             "ensemble",
@@ -112,16 +175,19 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     ),
     (
         "map key that the step lacks",
+        "tensorrt",
         lambda r: edit(r, "ensemble", ('key: "seed"', 'key: "random_seed"')),
         "step tensorrt_llm: no input random_seed",
     ),
     (
         "output that the step lacks",
+        "tensorrt",
         lambda r: edit(r, "ensemble", ('key: "output_ids"', 'key: "output_idx"')),
         "step tensorrt_llm: no output output_idx\n  fix: did you mean output_ids?",
     ),
     (
         "required input that is not mapped",
+        "tensorrt",
         lambda r: edit(
             r,
             "ensemble",
@@ -134,6 +200,7 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     ),
     (
         "ensemble input that nobody uses",
+        "tensorrt",
         lambda r: edit(
             r,
             "ensemble",
@@ -146,16 +213,19 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     ),
     (
         "ensemble output that nobody makes",
+        "tensorrt",
         lambda r: edit(r, "ensemble", ('value: "text_output"', 'value: "text_out"')),
         "output text_output: no step produces it\n  fix: did you mean text_out?",
     ),
     (
         "tensor that nobody makes",
+        "tensorrt",
         lambda r: edit(r, "ensemble", ('value: "_TOKENS_BATCH"', 'value: "_TOKENS"')),
         "tensor _TOKENS",
     ),
     (
         "data type",
+        "reference",
         lambda r: edit(
             r,
             "ensemble",
@@ -168,28 +238,32 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     ),
     (
         "ensemble's batch above a step's",
+        "tensorrt",
         lambda r: edit(r, "ensemble", ("max_batch_size: 4", "max_batch_size: 8")),
         "max_batch_size: 8 is above preprocessing's 4",
     ),
     (
         "ensemble without batches over batching steps",
+        "tensorrt",
         lambda r: edit(r, "ensemble", ("max_batch_size: 4", "")),
         "max_batch_size: 0 over preprocessing's 4",
     ),
     (
         "preferred batch above the batch",
+        "tensorrt",
         lambda r: edit(
             r,
             "preprocessing",
             (
-                'backend: "python"',
-                'backend: "python"\ndynamic_batching { preferred_batch_size: [1, 2, 4, 8] }',
+                "preferred_batch_size: 4",
+                "preferred_batch_size: [1, 2, 4, 8]",
             ),
         ),
         "preferred_batch_size: 8 is above max_batch_size 4",
     ),
     (
         "instances of an ensemble",
+        "tensorrt",
         lambda r: edit(
             r,
             "ensemble",
@@ -199,16 +273,19 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     ),
     (
         "backend of an ensemble",
+        "tensorrt",
         lambda r: edit(r, "ensemble", ('platform: "ensemble"', 'backend: "ensemble"')),
         "backend: 'ensemble' on an ensemble",
     ),
     (
         "parameter that is no string",
+        "reference",
         lambda r: edit(r, "tensorrt_llm", ('string_value: "1"', "int64_value: 1")),
         "parameters are string_value only",
     ),
     (
         "output declared twice",
+        "tensorrt",
         lambda r: edit(
             r,
             "ensemble",
@@ -221,11 +298,13 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     ),
     (
         "tokenizer on a GPU",
+        "tensorrt",
         lambda r: edit(r, "preprocessing", ("kind: KIND_CPU", "kind: KIND_GPU")),
         "preprocessing: instance_group kind",
     ),
     (
         "parameter key with a typo",
+        "reference",
         lambda r: edit(
             r,
             "tensorrt_llm",
@@ -235,32 +314,131 @@ MISTAKES: list[tuple[str, Callable[[Path], None], str]] = [
     ),
     (
         "parameter that must be there",
+        "reference",
         lambda r: edit(r, "tensorrt_llm", ('key: "gpt_model_type"', 'key: "max_beam_width"')),
         "parameter gpt_model_type: missing",
     ),
     (
         "path that is not there",
+        "tensorrt",
         lambda r: edit(r, "preprocessing", ("engine/tokenizer", "engine/tokeniser")),
         "engine/tokeniser' is not a directory",
     ),
     (
         "no model.py",
+        "reference",
         lambda r: (r / "tensorrt_llm" / "1" / "model.py").unlink(),
         "tensorrt_llm/1: no model.py",
     ),
     (
         "tensor of a model with another shape",
+        "tensorrt",
         lambda r: edit(r, "postprocessing", ("dims: -1\n  dims: -1", "dims: -1")),
         "input TOKENS_BATCH: TYPE_INT32 [-1], expected TYPE_INT32 [-1, -1]",
     ),
     (
         "unknown step",
+        "tensorrt",
         lambda r: edit(
             r,
             "ensemble",
             ('model_name: "postprocessing"', 'model_name: "postprocesing"'),
         ),
         "step postprocesing: no such model\n  fix: did you mean postprocessing?",
+    ),
+    (
+        "no version directory, of the reference kind",
+        "reference",
+        lambda r: shutil.rmtree(r / "ensemble" / "1"),
+        "ensemble: no numeric version directory",
+    ),
+    (
+        "version directory with a name, of the reference kind",
+        "reference",
+        lambda r: _rename(r / "ensemble" / "1", "v1"),
+        "no numeric version directory",
+    ),
+    (
+        "directory's name is not the model's, of the reference kind",
+        "reference",
+        lambda r: edit(r, "ensemble", ('name: "ensemble"', 'name: "assembly"')),
+        "name: 'assembly' is not the directory's name",
+    ),
+    (
+        "placeholder in an ensemble",
+        "tensorrt",
+        lambda r: edit(r, "ensemble", ("max_batch_size: 4", "max_batch_size: ${triton_max_batch_size}")),
+        "placeholder ${triton_max_batch_size} was never replaced",
+    ),
+    (
+        "input that is none, of the reference kind",
+        "reference",
+        lambda r: edit(
+            r,
+            "ensemble",
+            ("output {", 'input { name: "unused" data_type: TYPE_INT32 dims: 1 }\noutput {'),
+        ),
+        "input unused: unknown",
+    ),
+    (
+        "data type in an ensemble",
+        "tensorrt",
+        lambda r: edit(
+            r,
+            "ensemble",
+            ('name: "seed"\n  data_type: TYPE_UINT64', 'name: "seed"\n  data_type: TYPE_INT64'),
+        ),
+        "seed: TYPE_INT64 [1], expected TYPE_UINT64 [1]",
+    ),
+    (
+        "output declared twice, of the reference kind",
+        "reference",
+        lambda r: edit(
+            r,
+            "ensemble",
+            (
+                "instance_group",
+                'output { name: "text_output" data_type: TYPE_STRING dims: -1 }\ninstance_group',
+            ),
+        ),
+        "output text_output: declared twice",
+    ),
+    (
+        "postprocessing on a GPU",
+        "tensorrt",
+        lambda r: edit(r, "postprocessing", ("kind: KIND_CPU", "kind: KIND_GPU")),
+        "postprocessing: instance_group kind",
+    ),
+    (
+        "tokenizer on a GPU, of the reference kind",
+        "reference",
+        lambda r: edit(r, "ensemble", ("kind: KIND_CPU", "kind: KIND_GPU")),
+        "ensemble: instance_group kind",
+    ),
+    (
+        "path that is not there, of the reference kind",
+        "reference",
+        lambda r: edit(r, "ensemble", ("engine/tokenizer", "engine/tokeniser")),
+        "engine/tokeniser' is not a directory",
+    ),
+    (
+        "no model.py of the ensemble",
+        "reference",
+        lambda r: (r / "ensemble" / "1" / "model.py").unlink(),
+        "ensemble/1: no model.py",
+    ),
+    (
+        "tensor of another shape, of the reference kind",
+        "reference",
+        lambda r: edit(
+            r,
+            "ensemble",
+            (
+                'name: "text_output"\n  data_type: TYPE_STRING\n  dims: -1',
+                'name: "text_output"\n  data_type: TYPE_STRING\n  dims: 1',
+            ),
+        ),
+        "output text_output: TYPE_STRING [1], expected TYPE_STRING [-1]",
     ),
 ]
 
@@ -269,19 +447,22 @@ def _rename(path: Path, name: str) -> None:
     path.rename(path.with_name(name))
 
 
-@pytest.mark.parametrize(("break_it", "expected"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
+@pytest.mark.parametrize(
+    ("kind", "break_it", "expected"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES]
+)
 def test_every_known_mistake_is_named(
-    repository: Path, break_it: Callable[[Path], None], expected: str
+    hand_made: Any, tmp_path: Path, kind: str, break_it: Callable[[Path], None], expected: str
 ) -> None:
-    validate(repository, known=contract.reference())
+    repository = made(hand_made, kind, tmp_path / "repository")
+    validate(repository, known=KNOWN[kind])
     break_it(repository)
-    assert expected in refusal(repository)
+    assert expected in refusal(repository, kind)
 
 
-def test_a_type_that_differs_between_steps(repository: Path) -> None:
+def test_a_type_that_differs_between_steps(with_ensemble: Path) -> None:
     """In a model that has no contract, only the maps can show it."""
     edit(
-        repository,
+        with_ensemble,
         "ensemble",
         (
             'name: "top_p"\n  data_type: TYPE_FP32',
@@ -292,14 +473,14 @@ def test_a_type_that_differs_between_steps(repository: Path) -> None:
         RepositoryError,
         match="runtime_top_p is TYPE_FP32, but the ensemble's input is TYPE_FP64",
     ):
-        validate(repository)
+        validate(with_ensemble)
 
 
 def test_an_ensemble_input_without_use_in_a_model_without_contract(
-    repository: Path,
+    with_ensemble: Path,
 ) -> None:
     edit(
-        repository,
+        with_ensemble,
         "ensemble",
         (
             "output {",
@@ -307,7 +488,7 @@ def test_an_ensemble_input_without_use_in_a_model_without_contract(
         ),
     )
     with pytest.raises(RepositoryError, match="input unused: no step uses it"):
-        validate(repository)
+        validate(with_ensemble)
 
 
 def test_several_mistakes_are_all_told(repository: Path) -> None:
@@ -393,7 +574,7 @@ def test_end_ids_of_the_tokenizer_when_there_is_no_generation_config(
         json.dumps({"eos_token": {"content": "<|end|>"}, "pad_token": "<|end|>"})
     )
     found = read_engine(hand_made.directory)
-    assert (found.end_ids, found.pad_id) == ((0,), 0)
+    assert found.end_ids == (0,)
 
 
 @pytest.mark.parametrize(
@@ -402,6 +583,10 @@ def test_end_ids_of_the_tokenizer_when_there_is_no_generation_config(
         {"max_batch_size": 0},
         {"max_queue_size": -1},
         {"preprocessing_instances": 2**40},
+        {"postprocessing_instances": 0},
+        {"ensemble_instances": 0},
+        {"ensemble_instances": 2**40},
+        {"max_queue_delay_microseconds": -1},
         {"device": "tpu"},
     ],
 )
@@ -425,19 +610,3 @@ def test_the_command(hand_made: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert json.loads(capsys.readouterr().out)["options"]["max_batch_size"] == 2
     assert main(words) == 2
     assert "output exists already" in capsys.readouterr().err
-
-
-def test_pre_and_postprocessing_import_neither_torch_nor_transformers() -> None:
-    script = (
-        "import sys, enginix.triton.models.preprocessing, enginix.triton.models.postprocessing;"
-        "print([n for n in ('torch', 'transformers', 'tritonclient') if n in sys.modules])"
-    )
-    env = {**os.environ, "PYTHONPATH": str(Path(enginix.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.strip() == "[]"

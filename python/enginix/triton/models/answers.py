@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import secrets
 import threading
 import time
@@ -16,10 +15,10 @@ from enginix.triton.models.channel import Channel, Event
 from enginix.triton.models.generation import Chunk, Generation, Order
 from enginix.triton.models.request import RequestError
 
-# More steps of the scheduler than these wait to be sent, or as many tokens squared where few requests run.
+# So many streams get each token as it comes, unless more steps of the scheduler than these wait.
+FEW = 4
 BEHIND = 4
-# Seconds of processor time that the sender may be ahead of its share before it pauses, and its longest pause.
-AHEAD = 0.005
+# Seconds between two responses of a stream, at most, whatever they take.
 LONGEST_PAUSE = 0.1
 # Numbers up to this are tensors that are kept.
 SMALL = 256
@@ -48,7 +47,7 @@ class Answers:
         content: the tensors of a response that are this model's own; the others are those that ``ensemble``
             and ``tensorrt_llm`` have in common.
         period: seconds between two questions whether the clients are still there.
-        share: of one processor, at most, that the thread takes while more than a few requests run.
+        share: of one processor that the thread takes, about, while more than a few requests run.
     """
 
     def __init__(
@@ -69,7 +68,9 @@ class Answers:
         }
         self._constants: dict[tuple[str, Any], Any] = {}
         self._running: dict[str, Running] = {}
-        self._budget, self._paused = _Budget(share), False
+        # Streams with tokens to be sent together.
+        self._held: set[str] = set()
+        self._pace = _Pace(share)
         self._thread = threading.Thread(target=self._send_all, name="enginix-sender", daemon=True)
         self._thread.start()
 
@@ -111,52 +112,73 @@ class Answers:
     def _send_all(self) -> None:
         next_check = time.monotonic() + self._period
         while True:
-            # With nothing running there is nobody to ask about: sleep until an event comes.
-            waits = max(0.0, next_check - time.monotonic()) if self._running else None
-            events = self._channel.receive(waits)
+            events = self._channel.receive(self._pause(next_check))
             if events is None:
                 return
-            self._handle_all(events)
+            few = len(self._running) <= FEW
+            # A response costs about as much with several tokens as with one.
+            hold = not few or len(events) > BEHIND * max(FEW, len(self._running))
+            for event in events:
+                self._handle(event, hold=hold)
+            if self._held and (few or time.monotonic() >= self._pace.next):
+                self._flush()
             if time.monotonic() >= next_check:
                 self._cancel_abandoned()
                 next_check = time.monotonic() + self._period
-            # Few streams get each token as it comes.
-            self._paused = self._budget.pause() if len(self._running) > BEHIND else False
 
-    def _handle_all(self, events: Sequence[Event]) -> None:
-        """Handles all events that wait.
+    def _pause(self, next_check: float) -> float | None:
+        """Seconds until there is something to do whatever the executor says; ``None`` is never."""
+        if not self._running:
+            return None
+        until = min(next_check, self._pace.next) if self._held else next_check
+        return max(0.0, until - time.monotonic())
 
-        A response costs about as much with several tokens as with one. A sender that had to pause, or has
-        fallen behind the scheduler, sends the tokens of a request that wait together.
-        """
-        together = self._paused or len(events) > BEHIND * max(BEHIND, len(self._running))
-        left = collections.Counter(e.number for e in events) if together else None
-        for event in events:
-            more = False
-            if left is not None:
-                left[event.number] -= 1
-                more = left[event.number] > 0
-            self._handle(event, more=more)
-
-    def _handle(self, event: Event, *, more: bool) -> None:
+    def _handle(self, event: Event, *, hold: bool) -> None:
         running = self._running.get(event.number)
         if running is None:
             return
         generation = running.generation
-        try:
+
+        def heard() -> None:
             if event.finish in self._codes:
                 generation.done = True
                 self._fail(running.sender, event.error or "the executor failed", event.finish)
-            elif chunk := generation.push(event.token, event.logprob, event.finish, more=more):
+            elif chunk := generation.push(event.token, event.logprob, event.finish, hold=hold):
                 self._send(running, chunk)
-        except Exception as e:
-            # This thread serves everyone; one client's failure ends that client's request only.
-            self._fail(running.sender, f"{type(e).__name__}: {e}", "error")
-            generation.done = True
+            elif hold and generation.order.streaming:
+                self._held.add(event.number)
+
+        self._guarded(running, heard)
         if generation.done:
             self._running.pop(event.number, None)
+            self._held.discard(event.number)
             if event.finish is None:
                 self._channel.cancel(event.number)
+
+    def _flush(self) -> None:
+        """Sends what streams hold back."""
+        held, self._held = self._held, set()
+        for number in held:
+            running = self._running[number]
+
+            def shown(running: Running = running) -> None:
+                if chunk := running.generation.flush():
+                    self._send(running, chunk)
+
+            if not self._guarded(running, shown):
+                self._running.pop(number)
+                self._channel.cancel(number)
+        self._pace.spent()
+
+    def _guarded(self, running: Running, act: Callable[[], None]) -> bool:
+        """This thread serves everyone: one client's failure ends that client's request only."""
+        try:
+            act()
+        except Exception as e:
+            running.generation.done = True
+            self._fail(running.sender, f"{type(e).__name__}: {e}", "error")
+            return False
+        return True
 
     def _cancel_abandoned(self) -> None:
         for number, running in list(self._running.items()):
@@ -209,20 +231,18 @@ class Answers:
         )
 
 
-class _Budget:
-    """Keeps the calling thread within a share of a processor."""
+class _Pace:
+    """Spreads what the calling thread does over time, so that it takes a share of a processor.
+
+    Attributes:
+        next: when it may go on, by ``time.monotonic``.
+    """
 
     def __init__(self, share: float) -> None:
-        self._share = share
-        self._spent, self._seen, self._ahead = 0.0, time.monotonic(), 0.0
+        self._share, self._before, self.next = share, 0.0, 0.0
 
-    def pause(self) -> bool:
-        """Sleeps where the thread has taken more than its share; returns whether it did."""
-        spent, now = time.thread_time(), time.monotonic()
-        self._ahead = max(0.0, self._ahead + spent - self._spent - self._share * (now - self._seen))
-        self._spent, self._seen = spent, now
-        self._ahead = min(self._ahead, AHEAD + self._share * LONGEST_PAUSE)
-        if self._ahead <= AHEAD:
-            return False
-        time.sleep((self._ahead - AHEAD) / self._share)
-        return True
+    def spent(self) -> None:
+        """Something was done; the processor time since the last call counts."""
+        now = time.thread_time()
+        self.next = time.monotonic() + min(LONGEST_PAUSE, (now - self._before) / self._share)
+        self._before = now

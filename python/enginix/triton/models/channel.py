@@ -14,8 +14,10 @@ import queue
 import select
 import socket
 import stat
+import struct
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,6 +25,10 @@ from typing import Any, NamedTuple, Protocol
 
 from enginix.errors import MachineError, UsageError
 
+# The end of an error that is not the request's fault; over HTTP, Triton tells no other way.
+LATER = "try again later"
+# struct timeval, seconds and microseconds: how long the scheduler waits for a process that reads nothing.
+STALLED = struct.pack("ll", 1, 0)
 # Seconds that a request waits for the executor's model to be loaded, and between two looks at it.
 REACHED = 10.0
 RETRY = 0.05
@@ -87,17 +93,17 @@ class Generations:
         self._lock = threading.Lock()
         self._clients: dict[str, str] = {}
         # Those that have heard something in the scheduler's present step; its thread's own.
-        self._heard: set[Local] = set()
+        self._heard: set[Heard] = set()
         scheduler.after_step = self._tell
 
-    def add(self, number: str, order: Mapping[str, Any], client: str, channel: Local) -> None:
+    def add(self, number: str, order: Mapping[str, Any], client: str, channel: Heard) -> None:
         """Starts a generation of a channel."""
         with self._lock:
             full = self._capacity and len(self._clients) >= self._capacity
             if not full:
                 self._clients[number] = client
         if full:
-            why = f"{self._capacity} requests are running or waiting already; try again later"
+            why = f"{self._capacity} requests are running or waiting already; {LATER}"
             channel.tell([Event(number, None, None, "full", why)])
             return
         step = channel.step
@@ -144,8 +150,8 @@ class Generations:
         self._heard.clear()
 
 
-class Local:
-    """A channel within the executor's process.
+class Heard(ABC):
+    """One channel's end in the executor's process.
 
     Attributes:
         step: what it is to hear of the scheduler's present step.
@@ -155,13 +161,6 @@ class Local:
         self._generations = generations
         self._numbers: set[str] = set()
         self.step: list[Event] = []
-        # None closes.
-        self._events: queue.SimpleQueue[list[Event] | None] = queue.SimpleQueue()
-        self._closed = False
-
-    def tell(self, events: Sequence[Event]) -> None:
-        """Hands events over to whoever receives."""
-        self._events.put(list(events))
 
     def add(self, number: str, order: Mapping[str, Any], client: str) -> None:
         """See :class:`Channel`."""
@@ -173,6 +172,32 @@ class Local:
         if number in self._numbers:
             self._generations.cancel(number)
 
+    def cancel_all(self) -> None:
+        """Ends what is under way."""
+        for number in list(self._numbers):
+            self._generations.cancel(number)
+
+    def tell(self, events: Sequence[Event]) -> None:
+        """Hands events over; called by the scheduler's thread, too, which must not wait."""
+        self._numbers.difference_update([e.number for e in events if e.finish is not None])
+        self._hand_over(list(events))
+
+    @abstractmethod
+    def _hand_over(self, events: list[Event]) -> None: ...
+
+
+class Local(Heard):
+    """A channel within the executor's process."""
+
+    def __init__(self, generations: Generations) -> None:
+        super().__init__(generations)
+        # None closes.
+        self._events: queue.SimpleQueue[list[Event] | None] = queue.SimpleQueue()
+        self._closed = False
+
+    def _hand_over(self, events: list[Event]) -> None:
+        self._events.put(events)
+
     def receive(self, timeout: float | None) -> list[Event] | None:
         """See :class:`Channel`."""
         found: list[Event] = []
@@ -183,14 +208,50 @@ class Local:
                 events = self._events.get_nowait()
             # What came before the end is still told.
             self._closed = True
-        self._numbers.difference_update([e.number for e in found if e.finish is not None])
         return None if self._closed and not found else found
 
     def close(self) -> None:
         """See :class:`Channel`."""
-        for number in list(self._numbers):
-            self._generations.cancel(number)
+        self.cancel_all()
         self._events.put(None)
+
+
+class _Peer(Heard):
+    """A channel of another process, at the executor's end of its connection."""
+
+    def __init__(self, generations: Generations, accepted: socket.socket) -> None:
+        super().__init__(generations)
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, STALLED)
+        self._connection = Connection(accepted.detach())
+        self._sending = threading.RLock()
+
+    def _hand_over(self, events: list[Event]) -> None:
+        # By the scheduler's thread: another would have to take the interpreter from it first. The socket
+        # holds hundreds of messages, and whoever leaves them there is cut off.
+        message = json.dumps(events).encode()
+        with self._sending:
+            try:
+                self._connection.send_bytes(message)
+            except OSError:
+                self.shut()
+
+    def serve(self) -> None:
+        """Until the other process has closed it, has ended, or says what no model says."""
+        with contextlib.suppress(Exception):
+            while True:
+                message = json.loads(self._connection.recv_bytes(LARGEST))
+                if "cancel" in message:
+                    self.cancel(message["cancel"])
+                else:
+                    self.add(message["add"], message["order"], message["client"])
+        self.cancel_all()
+        with self._sending:
+            self._connection.close()
+
+    def shut(self) -> None:
+        """Ends the connection, from any thread."""
+        with self._sending:
+            _shut(self._connection)
 
 
 def socket_path() -> Path:
@@ -237,8 +298,7 @@ class Link:
         self._socket.listen()
         self._inode = new.stat().st_ino
         new.rename(path)
-        self._open: set[Connection] = set()
-        self._threads: list[threading.Thread] = []
+        self._peers: list[tuple[_Peer, threading.Thread]] = []
         self._accepting = _started("enginix-link", self._accept)
 
     def close(self) -> None:
@@ -253,9 +313,8 @@ class Link:
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()
                 self._path.parent.rmdir()
-        for connection in list(self._open):
-            _shut(connection)
-        for thread in self._threads:
+        for peer, thread in self._peers:
+            peer.shut()
             thread.join()
 
     def _accept(self) -> None:
@@ -264,34 +323,9 @@ class Link:
                 accepted, _ = self._socket.accept()
             except OSError:
                 return
-            connection = Connection(accepted.detach())
-            self._open.add(connection)
-            self._threads = [t for t in self._threads if t.is_alive()]
-            self._threads.append(_started("enginix-link-read", self._serve, connection))
-
-    def _serve(self, connection: Connection) -> None:
-        channel = Local(self._generations)
-        writing = _started("enginix-link-write", self._write, connection, channel)
-        try:
-            while True:
-                message = json.loads(connection.recv_bytes(LARGEST))
-                if "cancel" in message:
-                    channel.cancel(message["cancel"])
-                else:
-                    channel.add(message["add"], message["order"], message["client"])
-        except Exception:
-            pass  # the other process has closed it, has ended, or is none of ours
-        finally:
-            channel.close()
-            writing.join()
-            self._open.discard(connection)
-            connection.close()
-
-    @staticmethod
-    def _write(connection: Connection, channel: Local) -> None:
-        with contextlib.suppress(OSError):
-            while (events := channel.receive(None)) is not None:
-                connection.send_bytes(json.dumps(events).encode())
+            peer = _Peer(self._generations, accepted)
+            self._peers = [(p, thread) for p, thread in self._peers if thread.is_alive()]
+            self._peers.append((peer, _started("enginix-link", peer.serve)))
 
 
 class Remote:
@@ -308,15 +342,17 @@ class Remote:
         self._numbers: set[str] = set()
         self._connection: Connection | None = None
         self._connected = threading.Event()
+        self._reached = False
         self._closed = threading.Event()
         self._lost: queue.SimpleQueue[Event] = queue.SimpleQueue()
 
     def add(self, number: str, order: Mapping[str, Any], client: str) -> None:
         """See :class:`Channel`."""
-        self._connected.wait(REACHED)
+        # Once it was there, it is being loaded anew or dead: that is not waited for.
+        self._connected.wait(RETRY if self._reached else REACHED)
         with self._lock:
             if self._connection is None:
-                why = f"tensorrt_llm, which computes, is not reached ({self._path})"
+                why = f"tensorrt_llm, which computes, is not reached ({self._path}); {LATER}"
                 self._lost.put(Event(number, None, None, "full", why))
                 return
             self._numbers.add(number)
@@ -371,6 +407,7 @@ class Remote:
                 opened.close()
                 return None
             self._connection = Connection(opened.detach())
+            self._reached = True
             self._connected.set()
             return self._connection
 
@@ -382,9 +419,8 @@ class Remote:
             connection.close()
         if self._closed.is_set():
             return None
-        return [
-            Event(number, None, None, "error", "tensorrt_llm, which computes, has ended") for number in lost
-        ]
+        why = f"tensorrt_llm, which computes, has ended; {LATER}"
+        return [Event(number, None, None, "error", why) for number in lost]
 
     @staticmethod
     def _send(connection: Connection, message: Any) -> None:
@@ -395,7 +431,7 @@ class Remote:
 
 def _shut(connection: Connection) -> None:
     """Ends both directions, and wakes whoever reads; the reader closes it."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # closed already
         duplicate = socket.socket(fileno=os.dup(connection.fileno()))
         duplicate.shutdown(socket.SHUT_RDWR)
         duplicate.close()

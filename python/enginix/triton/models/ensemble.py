@@ -8,6 +8,7 @@ its client has gone (ensemble_scheduler.cc).
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from enginix.triton.models.generation import Chunk, Limits, Order, ordered
 from enginix.triton.models.prompt import Prompts
 from enginix.triton.models.request import Inputs, boolean, period, required
 
-# Of one processor.
-SHARE = 1 / 4
+# Of one processor, for each that the executor leaves: what is sent costs the server and its clients several
+# times as much again.
+SHARE = 1 / 8
 # tensorrt_llm's name of an input → ensemble's, as the contract's ensemble hands them on.
 NAMES = {
     inner: outer
@@ -63,7 +65,7 @@ class Ensemble:
             channel or Remote(socket_path()),
             self._content,
             period=period(config),
-            share=SHARE,
+            share=min(1.0, SHARE * max(1, len(os.sched_getaffinity(0)) - 1)),
         )
 
     def execute(self, requests: Sequence[Any]) -> None:

@@ -268,11 +268,11 @@ class Generation:
         self._shown = list(self.order.prompt[-CONTEXT:])
 
     def push(
-        self, token: int | None, logprob: float | None, finish: str | None, *, more: bool = False
+        self, token: int | None, logprob: float | None, finish: str | None, *, hold: bool = False
     ) -> Chunk | None:
         """Takes one event of the scheduler; returns what to send, if anything.
 
-        With ``more`` the next event is here already, and goes into the same response.
+        With ``hold`` the tokens wait for :meth:`flush`, but for a stream's first one and the end.
 
         An end id is not shown, nor is any part of a stop word. After the chunk with ``finish`` set,
         ``done`` is true and nothing more comes; if a stop word caused it, the caller cancels the request in
@@ -291,9 +291,15 @@ class Generation:
         if finish is not None:
             self._take(self._stops.flush())
             self.done = True
-        if not self.done and (more or not self.order.streaming or not self._waiting):
+        if self.done:
+            return self._chunk(finish)
+        return None if hold and self._started else self.flush()
+
+    def flush(self) -> Chunk | None:
+        """What a stream may show by now and has not."""
+        if self.done or not self.order.streaming or not self._waiting:
             return None
-        return self._chunk(finish)
+        return self._chunk(None)
 
     def _take(self, ids: Sequence[int]) -> None:
         self._waiting += ids
