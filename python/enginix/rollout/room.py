@@ -12,7 +12,7 @@ from enginix.errors import MachineError
 from enginix.runtime import driver
 
 _MIB = 1 << 20
-# The models' processes of a reference repository beside its weights: four Pythons, one of them with torch.
+# The processes of a reference server beside its weights: three Pythons, one of them with torch.
 _PROCESSES = 1 << 30
 
 

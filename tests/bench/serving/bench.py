@@ -247,7 +247,7 @@ def load(inside: InProcess, served: Served, port: int, count: int, rounds: int) 
     tokens = len(mine) * count * TOKENS / 1e6
     says = verdict(ratio >= 0.9, "0.90", statistics.median(shares), sound=ratio <= 1.05)
     say(
-        f"streams  {count:2}: in process {a:.0f} tokens/s, served {b:.0f}: {ratio:.2f} ({says}); an ensemble "
+        f"streams  {count:2}: in process {a:.0f} tokens/s, served {b:.0f}: {ratio:.2f} ({says}); a model "
         f"that does nothing {c:.0f} responses/s; processor time a token {spent / tokens:.0f} µs in process, "
         f"{taken / tokens:.0f} µs served, {empty / tokens:.0f} µs a response of nothing"
     )

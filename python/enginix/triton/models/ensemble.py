@@ -1,14 +1,13 @@
 """ensemble for kind ``reference``: text or messages → text, the model to ask.
 
 A Python model, with the tensors of NVIDIA's ensemble. Triton's own ensembles take a process and a queue for
-each step, which costs more than the executor's own work for a token, and do not tell a step under way that
-its client has gone (ensemble_scheduler.cc).
+each step (docs/triton.md, Load), and do not tell a step under way that its client has gone
+(ensemble_scheduler.cc).
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,8 @@ from enginix.triton.models.generation import Chunk, Limits, Order, ordered
 from enginix.triton.models.prompt import Prompts
 from enginix.triton.models.request import Inputs, boolean, period, required
 
-# Of one processor, for each that the executor leaves: what is sent costs the server and its clients several
-# times as much again.
-SHARE = 1 / 8
+# Of one processor: what is sent costs the server and its clients several times as much again.
+SHARE = 1 / 4
 # tensorrt_llm's name of an input → ensemble's, as the contract's ensemble hands them on.
 NAMES = {
     inner: outer
@@ -65,7 +63,7 @@ class Ensemble:
             channel or Remote(socket_path()),
             self._content,
             period=period(config),
-            share=min(1.0, SHARE * max(1, len(os.sched_getaffinity(0)) - 1)),
+            share=SHARE,
         )
 
     def execute(self, requests: Sequence[Any]) -> None:

@@ -27,6 +27,8 @@ class Inputs:
         self._request, self._names = request, names or {}
         # The backend's own helper asks for all of them again for each name.
         self._tensors = {tensor.name(): tensor for tensor in request.inputs()}
+        # A tensor of strings is read anew each time that it is asked for.
+        self._arrays: dict[str, NDArray[Any]] = {}
 
     def called(self, name: str) -> str:
         """What the client calls it."""
@@ -43,13 +45,16 @@ class Inputs:
         Raises:
             RequestError: more than one row.
         """
-        tensor = self._tensors.get(self.called(name))
+        called = self.called(name)
+        tensor = self._tensors.get(called)
         if tensor is None:
             return None
-        value: NDArray[Any] = tensor.as_numpy()
+        value = self._arrays.get(called)
+        if value is None:
+            value = self._arrays[called] = tensor.as_numpy()
         if value.ndim > 0 and value.shape[0] != 1:
             raise RequestError(
-                f"{self.called(name)}: {value.shape[0]} rows; send one prompt a request "
+                f"{called}: {value.shape[0]} rows; send one prompt a request "
                 "(requests are batched as they run)"
             )
         return value
