@@ -176,7 +176,7 @@ class Supervised:
                 # The server itself may be ending: then its status says more.
                 if (gone := sorted(set(models) - set(running))) and self.process.poll() is None:
                     # Of kind reference; elsewhere it is Triton's own.
-                    self._mute = models[gone[0]] == ENSEMBLE and ENSEMBLE not in running.values()
+                    self._mute = ENSEMBLE in models.values() and ENSEMBLE not in running.values()
                     raise StartError(
                         f"its process (of id {gone[0]}) ended",
                         where=models[gone[0]],

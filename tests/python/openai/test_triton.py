@@ -49,6 +49,7 @@ def test_pieces() -> None:
         (400, events({"error": "in ensemble 'ensemble', seed: no"}), 400, "seed: no"),
         (400, b'{"error": "seed: no"}', 400, "seed: no"),
         (400, b'{"error": "2 requests are running or waiting already; try again later"}', 503, "already"),
+        (400, b'{"error": "RuntimeError: odd (the server failed)"}', 502, "odd"),
         (404, b'{"error": "unknown model"}', 502, "does not know the model"),
         (500, b'{"error": "stub"}', 502, "stub"),
         (503, b'{"error": "full"}', 503, "full"),

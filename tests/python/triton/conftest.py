@@ -244,8 +244,13 @@ class StandInSender:
     flags: list[int] = field(default_factory=list)
     cancelled: bool = False
     broken: bool = False
+    closed: bool = False
 
     def send(self, response: Any = None, flags: int = 0) -> None:
+        # As response_sender.cc of the Python backend: closed by the last response, before it is on its way.
+        if self.closed:
+            raise RuntimeError("Response sender has been closed.")
+        self.closed = bool(flags)
         if self.broken and response is not None and response.error is None:
             raise RuntimeError("shared memory is full")
         self.responses.append(response)

@@ -175,13 +175,58 @@ def test_an_executor_that_ends_is_told_and_a_new_one_is_found(both: Both) -> Non
     both.link.close()
     (event,) = both.hear()
     assert (event.number, event.finish) == ("1", "error")
-    assert "tensorrt_llm, which computes, has ended" in str(event.error)
+    assert "tensorrt_llm, which computes, is not reached any more" in str(event.error)
     assert both.remote.receive(0) == []
     scheduler = StandInScheduler()
     both.link = Link(Generations(scheduler, StandInOrder), socket_path())
     both.remote.receive(1)
     both.remote.add("2", ORDER, "")
     until(lambda: bool(scheduler.orders))
+
+
+def test_an_executor_that_ends_while_nothing_is_asked_is_found_again(both: Both) -> None:
+    both.link.close()
+    assert both.remote.receive(1) == []
+    scheduler = StandInScheduler()
+    both.link = Link(Generations(scheduler, StandInOrder), socket_path())
+    assert both.remote.receive(1) == []
+    both.remote.add("2", ORDER, "")
+    until(lambda: bool(scheduler.orders))
+
+
+def test_an_order_that_is_too_large_is_refused_alone(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    both.remote.add("1", ORDER, "")
+    until(lambda: bool(both.scheduler.orders))
+    with monkeypatch.context() as patch:
+        patch.setattr("enginix.triton.models.channel.LARGEST", 1000)
+        both.remote.add("2", {**ORDER, "prompt": [1] * 1000}, "")
+    (event,) = both.hear()
+    assert (event.number, event.finish) == ("2", "refused")
+    both.scheduler.say(21, finish="length")
+    assert both.hear() == [Event("1", 21, -0.5, "length")]
+
+
+def test_an_executor_out_of_files_accepts_later(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    accept, failed = socket.socket.accept, threading.Event()
+
+    def refuse(self: socket.socket) -> Any:
+        if not failed.is_set():
+            accept(self)[0].close()
+            failed.set()
+            raise OSError(24, "Too many open files")
+        return accept(self)
+
+    monkeypatch.setattr(socket.socket, "accept", refuse)
+    for _ in range(2):  # the first ends the accept that waits already
+        with socket.socket(socket.AF_UNIX) as other:
+            other.connect(str(socket_path()))
+            time.sleep(0.1)
+    assert failed.is_set()
+    remote = Remote(socket_path())
+    assert remote.receive(1) == []
+    remote.add("1", ORDER, "")
+    until(lambda: bool(both.scheduler.orders))
+    remote.close()
 
 
 def test_without_an_executor_a_request_is_refused(
@@ -199,7 +244,7 @@ def test_without_an_executor_a_request_is_refused(
 
 def test_a_request_waits_for_an_executor_that_is_being_loaded(meeting_place: Path) -> None:
     remote, scheduler = Remote(socket_path()), StandInScheduler()
-    receiving = threading.Thread(target=lambda: [None for _ in iter(lambda: remote.receive(None), None)])
+    receiving = threading.Thread(target=lambda: [None for _ in iter(lambda: remote.receive(60), None)])
     receiving.start()
     asking = threading.Thread(target=remote.add, args=("1", ORDER, ""))
     asking.start()

@@ -236,7 +236,9 @@ def test_what_the_executor_refuses_is_told(
     sender = server.run(ask(request_of))
     server.channel.say(next(iter(server.channel.orders)), finish=finish, error="because")
     until(lambda: sender.flags == [1])
-    assert str(sender.responses[0].error) == "because"
+    assert str(sender.responses[0].error) == (
+        "because (the server failed)" if finish == "error" else "because"
+    )
     assert sender.responses[0].error.code == getattr(backend.TritonError, code)
 
 

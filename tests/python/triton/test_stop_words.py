@@ -1,13 +1,24 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginix.triton.models.stop_words import StopWords, pack, unpack
+from enginix.triton.models.stop_words import StopWords, unpack
 
 TOKENS = st.integers(0, 3)  # few, so that matches and near matches abound
 WORDS = st.lists(st.lists(TOKENS, min_size=1, max_size=3), max_size=3)
+
+
+def pack(words: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
+    """As TensorRT-LLM packs words: all ids, and where each word ends, padded with -1."""
+    ids = [i for word in words for i in word]
+    ends: list[int] = []
+    for word in words:
+        ends.append((ends[-1] if ends else 0) + len(word))
+    return ids, ends + [-1] * (len(ids) - len(ends))
 
 
 def first_stop(words: list[list[int]], tokens: list[int]) -> list[int] | None:

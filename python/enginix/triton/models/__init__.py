@@ -1,6 +1,6 @@
-"""The Python models of a repository of kind ``reference``, importable and testable without Triton.
+"""The Python models that a repository ships, importable and testable without Triton.
 
-Triton's Python backend loads ``<model>/1/model.py``; that file is a thin shim (``shims/model.py.txt``)
-around the classes here. preprocessing and postprocessing import NumPy and tokenizers only, so that they
-start fast.
+Triton's Python backend loads ``<model>/1/model.py``; that file is a thin shim (``shims/``) around the
+classes here.
+Only ``tensorrt_llm`` imports PyTorch, so that ``ensemble`` starts fast.
 """

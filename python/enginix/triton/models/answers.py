@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from enginix.triton.models.channel import Channel, Event
+from enginix.triton.models.channel import FAILED, LATER, Channel, Event
 from enginix.triton.models.generation import Chunk, Generation, Order
 from enginix.triton.models.request import RequestError
 
-# So many streams get each token as it comes, unless more steps of the scheduler than these wait.
+# With at most so many requests under way each token is sent as it comes, unless more steps than these wait.
 FEW = 4
 BEHIND = 4
 # Seconds between two responses of a stream, at most, whatever they take.
@@ -71,7 +74,7 @@ class Answers:
         # Streams with tokens to be sent together.
         self._held: set[str] = set()
         self._pace = _Pace(share)
-        self._thread = threading.Thread(target=self._send_all, name="enginix-sender", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="enginix-sender", daemon=True)
         self._thread.start()
 
     def take(self, requests: Sequence[Any], read: Callable[[Any], Order | None]) -> None:
@@ -109,6 +112,14 @@ class Answers:
             self._running.pop(number, None)
             raise
 
+    def _run(self) -> None:
+        try:
+            self._send_all()
+        except BaseException:
+            # Without this thread nobody is ever answered. A process that ends is noticed (enginix serve).
+            traceback.print_exc()
+            os._exit(1)
+
     def _send_all(self) -> None:
         next_check = time.monotonic() + self._period
         while True:
@@ -126,10 +137,8 @@ class Answers:
                 self._cancel_abandoned()
                 next_check = time.monotonic() + self._period
 
-    def _pause(self, next_check: float) -> float | None:
-        """Seconds until there is something to do whatever the executor says; ``None`` is never."""
-        if not self._running:
-            return None
+    def _pause(self, next_check: float) -> float:
+        """Seconds until there is something to do whatever the executor says."""
         until = min(next_check, self._pace.next) if self._held else next_check
         return max(0.0, until - time.monotonic())
 
@@ -181,9 +190,11 @@ class Answers:
         return True
 
     def _cancel_abandoned(self) -> None:
-        for number, running in list(self._running.items()):
-            if running.sender.is_cancelled():
-                self._channel.cancel(number)
+        for number, running in self._running.copy().items():
+            # A question to the server, which may fail as an answer may.
+            with contextlib.suppress(Exception):
+                if running.sender.is_cancelled():
+                    self._channel.cancel(number)
 
     def _send(self, running: Running, chunk: Chunk) -> None:
         flags = self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL if chunk.finish else 0
@@ -224,11 +235,15 @@ class Answers:
         return found
 
     def _fail(self, sender: Any, message: str, why: str) -> None:
+        if why == "error" and not message.endswith(LATER):
+            message = f"{message} ({FAILED})"
         error = self._backend.TritonError(message, self._codes[why])
-        sender.send(
-            self._backend.InferenceResponse(error=error),
-            flags=self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
-        )
+        # Where the answer before it was lost in Triton, the request is closed already.
+        with contextlib.suppress(Exception):
+            sender.send(
+                self._backend.InferenceResponse(error=error),
+                flags=self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
+            )
 
 
 class _Pace:

@@ -17,6 +17,7 @@ import stat
 import struct
 import tempfile
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -25,11 +26,11 @@ from typing import Any, NamedTuple, Protocol
 
 from enginix.errors import MachineError, UsageError
 
-# The end of an error that is not the request's fault; over HTTP, Triton tells no other way.
-LATER = "try again later"
+# The ends of errors that are not the request's fault; over HTTP, Triton tells no other way.
+LATER, FAILED = "try again later", "the server failed"
 # struct timeval, seconds and microseconds: how long the scheduler waits for a process that reads nothing.
 STALLED = struct.pack("ll", 1, 0)
-# Seconds that a request waits for the executor's model to be loaded, and between two looks at it.
+# Seconds from the start in which the executor's model may be loaded, and between two looks at it.
 REACHED = 10.0
 RETRY = 0.05
 # Bytes of a message; a prompt of a million tokens takes a tenth of it.
@@ -72,7 +73,7 @@ class Channel(Protocol):
     def cancel(self, number: str) -> None:
         """Ends a generation of this channel."""
 
-    def receive(self, timeout: float | None) -> list[Event] | None:
+    def receive(self, timeout: float) -> list[Event] | None:
         """Waits for events, at most ``timeout`` seconds; all that are there, ``None`` once it is closed."""
 
     def close(self) -> None:
@@ -198,7 +199,7 @@ class Local(Heard):
     def _hand_over(self, events: list[Event]) -> None:
         self._events.put(events)
 
-    def receive(self, timeout: float | None) -> list[Event] | None:
+    def receive(self, timeout: float) -> list[Event] | None:
         """See :class:`Channel`."""
         found: list[Event] = []
         with contextlib.suppress(queue.Empty):
@@ -232,7 +233,8 @@ class _Peer(Heard):
         with self._sending:
             try:
                 self._connection.send_bytes(message)
-            except OSError:
+            except Exception:
+                # The other end is told by that, and forgets what it asked for.
                 self.shut()
 
     def serve(self) -> None:
@@ -298,11 +300,13 @@ class Link:
         self._socket.listen()
         self._inode = new.stat().st_ino
         new.rename(path)
+        self._closing = threading.Event()
         self._peers: list[tuple[_Peer, threading.Thread]] = []
         self._accepting = _started("enginix-link", self._accept)
 
     def close(self) -> None:
         """Closes all channels."""
+        self._closing.set()
         with contextlib.suppress(OSError):
             # Wakes accept.
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -322,7 +326,10 @@ class Link:
             try:
                 accepted, _ = self._socket.accept()
             except OSError:
-                return
+                # Too many open files, for instance, which passes.
+                if self._closing.wait(RETRY):
+                    return
+                continue
             peer = _Peer(self._generations, accepted)
             self._peers = [(p, thread) for p, thread in self._peers if thread.is_alive()]
             self._peers.append((peer, _started("enginix-link", peer.serve)))
@@ -342,29 +349,36 @@ class Remote:
         self._numbers: set[str] = set()
         self._connection: Connection | None = None
         self._connected = threading.Event()
-        self._reached = False
+        self._poll = select.poll()
+        self._reached, self._begun = False, time.monotonic()
         self._closed = threading.Event()
         self._lost: queue.SimpleQueue[Event] = queue.SimpleQueue()
 
     def add(self, number: str, order: Mapping[str, Any], client: str) -> None:
         """See :class:`Channel`."""
+        message = json.dumps({"add": number, "order": dict(order), "client": client}).encode()
+        if len(message) > LARGEST:
+            why = f"{len(message)} bytes of tokens; at most {LARGEST} are taken"
+            self._lost.put(Event(number, None, None, "refused", why))
+            return
         # Once it was there, it is being loaded anew or dead: that is not waited for.
-        self._connected.wait(RETRY if self._reached else REACHED)
+        waits = 0.0 if self._reached else self._begun + REACHED - time.monotonic()
+        self._connected.wait(max(RETRY, waits))
         with self._lock:
             if self._connection is None:
                 why = f"tensorrt_llm, which computes, is not reached ({self._path}); {LATER}"
                 self._lost.put(Event(number, None, None, "full", why))
                 return
             self._numbers.add(number)
-            self._send(self._connection, {"add": number, "order": dict(order), "client": client})
+            self._send(self._connection, message)
 
     def cancel(self, number: str) -> None:
         """See :class:`Channel`."""
         with self._lock:
             if self._connection is not None and number in self._numbers:
-                self._send(self._connection, {"cancel": number})
+                self._send(self._connection, json.dumps({"cancel": number}).encode())
 
-    def receive(self, timeout: float | None) -> list[Event] | None:
+    def receive(self, timeout: float) -> list[Event] | None:
         """See :class:`Channel`."""
         found: list[Event] = []
         with contextlib.suppress(queue.Empty):
@@ -372,21 +386,24 @@ class Remote:
                 found.append(self._lost.get_nowait())
         if found or self._closed.is_set():
             return found or None
-        connection = self._connection or self._connect()
+        connection = self._connection
         if connection is None:
-            self._closed.wait(RETRY)
+            if not self._connect():
+                self._closed.wait(RETRY)
+            # What was refused meanwhile comes before any waiting.
             return []
+        broken = False
         try:
-            while select.select([connection], [], [], timeout)[0]:
+            while self._poll.poll(timeout * 1000):
                 found += [Event(*event) for event in json.loads(connection.recv_bytes())]
                 timeout = 0
         except (EOFError, OSError, ValueError):
-            return found + (self._broken(connection) or []) or None
+            broken = True
         ended = {event.number for event in found if event.finish is not None}
         if ended:
             with self._lock:
                 self._numbers -= ended
-        return found
+        return found + self._broken(connection) if broken else found
 
     def close(self) -> None:
         """See :class:`Channel`."""
@@ -395,38 +412,39 @@ class Remote:
             if self._connection is not None:
                 _shut(self._connection)
 
-    def _connect(self) -> Connection | None:
+    def _connect(self) -> bool:
         opened = socket.socket(socket.AF_UNIX)
         try:
             opened.connect(str(self._path))
         except OSError:
             opened.close()
-            return None
+            return False
         with self._lock:
             if self._closed.is_set():
                 opened.close()
-                return None
+                return False
             self._connection = Connection(opened.detach())
+            self._poll = select.poll()
+            self._poll.register(self._connection.fileno(), select.POLLIN)
             self._reached = True
             self._connected.set()
-            return self._connection
+            return True
 
-    def _broken(self, connection: Connection) -> list[Event] | None:
+    def _broken(self, connection: Connection) -> list[Event]:
+        """What becomes of everything that was under way; where this end has closed it, nobody asks."""
         with self._lock:
             self._connected.clear()
             self._connection = None
             lost, self._numbers = self._numbers, set()
             connection.close()
-        if self._closed.is_set():
-            return None
-        why = f"tensorrt_llm, which computes, has ended; {LATER}"
-        return [Event(number, None, None, "error", why) for number in lost]
+        why = f"tensorrt_llm, which computes, is not reached any more; {LATER}"
+        return [Event(number, None, None, "error", why) for number in lost if not self._closed.is_set()]
 
     @staticmethod
-    def _send(connection: Connection, message: Any) -> None:
+    def _send(connection: Connection, message: bytes) -> None:
         # Where it is broken, receive finds out.
         with contextlib.suppress(OSError):
-            connection.send_bytes(json.dumps(message).encode())
+            connection.send_bytes(message)
 
 
 def _shut(connection: Connection) -> None:

@@ -2,13 +2,10 @@
 
 A server decodes a stream chunk by chunk. Decoding each chunk alone loses the space before a word
 (SentencePiece strips the first one) and shows U+FFFD in the middle of a character whose bytes come in
-several tokens. Here a chunk is decoded
-with the ids before it: their bytes set an incremental UTF-8 decoder's state, which then holds back an
-    unfinished
-character until the chunk that completes it, or until the end.
+several tokens. Here a chunk is decoded with the ids before it: their bytes set an incremental UTF-8 decoder's
+state, which then holds back an unfinished character until the chunk that completes it, or until the end.
 
-Stateless between calls: whoever holds the context gets the same text, so any postprocessing instance can
-    serve any chunk.
+Stateless between calls: whoever holds the context gets the same text.
 """
 
 from __future__ import annotations

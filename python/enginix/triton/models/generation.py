@@ -1,4 +1,4 @@
-"""One request through ``tensorrt_llm``: its inputs, and its tokens turned into responses."""
+"""One request: its inputs, and its tokens turned into responses."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def _refuse_unsupported(inputs: Inputs) -> None:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One response of ``tensorrt_llm``.
+    """One response.
 
     Attributes:
         ids: output_ids of this response.

@@ -48,20 +48,29 @@ class Prompts:
         # A template spells its special tokens out.
         special = self._add_special_tokens and said is None
         text = (inputs.text("text_input") or "") if said is None else self._template.render(said)
-        # Tokenizing it would take minutes, with every other request waiting behind.
-        if self._max_characters and len(text) > self._max_characters:
-            raise RequestError(
-                f"{name}: {len(text)} characters; the engine's {self._max_seq_len} tokens spell at most "
-                f"{self._max_characters}"
-            )
+        self._bounded(name, len(text))
         prompt = self._encode(text, special=special)
         if not prompt:
             raise RequestError(f"{name} is empty: there is no token to continue")
         return prompt
 
     def stop_words(self, inputs: Inputs) -> tuple[tuple[int, ...], ...]:
-        """The ids of each of ``stop_words``."""
-        return tuple(self._encode(word, special=False) for word in inputs.texts("stop_words"))
+        """The ids of each of ``stop_words``.
+
+        Raises:
+            RequestError: more of them than a prompt may have.
+        """
+        words = inputs.texts("stop_words")
+        self._bounded("stop_words", sum(map(len, words)))
+        return tuple(self._encode(word, special=False) for word in words)
+
+    def _bounded(self, name: str, characters: int) -> None:
+        """Tokenizing more would take minutes, with every other request waiting behind."""
+        if self._max_characters and characters > self._max_characters:
+            raise RequestError(
+                f"{name}: {characters} characters; the engine's {self._max_seq_len} tokens spell at most "
+                f"{self._max_characters}"
+            )
 
     def _encode(self, text: str, *, special: bool) -> tuple[int, ...]:
         # Without offsets, which nobody reads.

@@ -56,12 +56,3 @@ def unpack(ids: Sequence[int], ends: Sequence[int]) -> list[tuple[int, ...]]:
         words.append(tuple(ids[start:end]))
         start = end
     return words
-
-
-def pack(words: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
-    """The inverse of :func:`unpack`; both rows have the same length."""
-    ids = [i for word in words for i in word]
-    ends: list[int] = []
-    for word in words:
-        ends.append((ends[-1] if ends else 0) + len(word))
-    return ids, ends + [-1] * (len(ids) - len(ends))
