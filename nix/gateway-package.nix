@@ -13,6 +13,7 @@ import ./package.nix scope {
     "credentials.py"
     "data/__init__.py"
     "data/openai.json"
+    "data/triton_errors.json"
     "errors.py"
     "openai"
     "process.py"

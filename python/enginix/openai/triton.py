@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from enginix.triton.models.channel import FAILED, LATER
+from enginix.tables import table
 
 # Of a line of Triton's answer; a piece of text is a few bytes.
 _MAX_EVENT = 16 * 2**20
@@ -124,10 +124,10 @@ def _refusal(status: int, body: bytes) -> BackendError:
         message = str(json.loads(text)["error"])
     except (ValueError, KeyError, TypeError):
         message = text[:200] or "no reason given"
-    # Triton 2.51 answers 400 whatever code a model's error has.
-    if message.endswith(LATER):
+    ends = table("triton_errors")
+    if message.endswith(ends["later"]):
         return BackendError(_clean(message), 503)
-    if message.endswith(f"({FAILED})"):
+    if message.endswith(f"({ends['failed']})"):
         return BackendError(_clean(message), 502)
     if status == 404:
         # The gateway's configuration names the model, not the client.

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from enginix.errors import MachineError, UsageError
+from enginix.tables import table
 
-# The ends of errors that are not the request's fault; over HTTP, Triton tells no other way.
-LATER, FAILED = "try again later", "the server failed"
+LATER, FAILED = table("triton_errors")["later"], table("triton_errors")["failed"]
 # struct timeval, seconds and microseconds: how long the scheduler waits for a process that reads nothing.
 STALLED = struct.pack("ll", 1, 0)
 # Seconds from the start in which the executor's model may be loaded, and between two looks at it.
