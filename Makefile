@@ -19,7 +19,7 @@ help: ## what there is to make
 setup-runtime:
 	@[ "$(ENGINIX_PKGS)" != host ] || tests/hostpkgs/setup.sh core runtime
 setup-dev: python/enginix/checkpoint/casts.so
-	@tests/hostpkgs/setup.sh core runtime dev edgellm modelopt gateway
+	@tests/hostpkgs/setup.sh core runtime dev edgellm modelopt gateway tritonserver
 # Written beside and renamed: who runs it meanwhile keeps what it has loaded.
 %/casts.so: %/casts.c %/casts.sh
 	@tests/hostpkgs/setup.sh

@@ -2,12 +2,14 @@
 {
   lib,
   pkgs,
+  python,
   catalogue,
-  enginix,
   ...
-}:
+}@scope:
 self:
 let
+  # What this system has.
+  packages = import ./packages.nix scope;
   app = program: description: {
     type = "app";
     inherit program;
@@ -19,15 +21,20 @@ let
   demo = pkgs.stdenvNoCC.mkDerivation {
     name = "enginix-demo";
     buildCommandPath = ./builders/demo.sh;
-    inherit (pkgs) bash python3;
+    inherit (pkgs) bash;
+    python3 = python;
     flake = self;
     meta.mainProgram = "demo";
   };
 in
-lib.mapAttrs' (model: _: lib.nameValuePair "${model}-triton-server" (server model)) catalogue
+lib.mapAttrs' (model: _: lib.nameValuePair "${model}-triton-server" (server model)) (
+  lib.filterAttrs (model: _: packages ? "${model}-triton-server") catalogue
+)
 // {
   demo = app (lib.getExe demo) "A small model from a hub to an answer, through every stage";
-  enginix = app (lib.getExe enginix) "The enginix command";
+  enginix = app (lib.getExe packages.default) "The enginix command";
+}
+// lib.optionalAttrs (packages ? triton-server) {
   triton-server = server "qwen3-32b-nvfp4";
   default = server "qwen3-32b-nvfp4";
 }

@@ -7,6 +7,7 @@
   pkgs,
   check,
   enginix-core,
+  modelopt-python,
   mkRuntime,
   ...
 }@scope:
@@ -28,19 +29,6 @@ let
     "target"
     "name"
   ];
-  # ModelOpt's export needs ModelOpt, PyTorch and transformers; nothing of ours is in this Python.
-  modelopt-python =
-    scope.modelopt-python or pkgs.modelopt-python or (pkgs.python3.withPackages (ps: [
-      ps.torch
-      ps.transformers
-      ps.safetensors
-      ps.huggingface-hub
-      ps.numpy
-      ps.ml-dtypes
-      (ps.nvidia-modelopt
-        or (throw "${function}: converter = \"modelopt\" needs a Python with NVIDIA's ModelOpt, and this package set has no nvidia-modelopt. Pass one that has it, torch and transformers: (mkLib pkgs).override { modelopt-python = …; }.")
-      )
-    ]));
   build =
     {
       # mkHfModel's or mkQuantized's output.
@@ -114,6 +102,7 @@ let
           buildCommandPath = ./builders/checkpoint.sh;
           nativeBuildInputs = [ enginix-core ];
         };
+        # Nothing of enginix is in this Python.
         modelopt = {
           buildCommandPath = ./builders/checkpoint-modelopt.sh;
           nativeBuildInputs = [ modelopt-python ];

@@ -9,7 +9,16 @@ let
   # A package set may lack a system (tests/hostpkgs has one).
   forSystems = f: lib.genAttrs (builtins.filter (s: nixpkgs.legacyPackages ? ${s}) systems) f;
   mkLib = pkgs: import ./. { inherit pkgs; };
-  scopeOf = system: mkLib nixpkgs.legacyPackages.${system};
+  # The flake's own outputs, and nothing of who calls mkLib: the one package that is not free in nixpkgs' sense is
+  # allowed, which carries NVIDIA's libcudart (nix/tritonserver-cpu.nix).
+  scopeOf =
+    system:
+    mkLib (
+      import nixpkgs {
+        inherit system;
+        config.allowUnfreePredicate = package: lib.getName package == "tritonserver-cpu";
+      }
+    );
 in
 {
   lib = {
