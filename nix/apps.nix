@@ -8,6 +8,7 @@
 }:
 self:
 let
+  inherit (pkgs.stdenvNoCC.hostPlatform) system;
   app = program: description: {
     type = "app";
     inherit program;
@@ -16,17 +17,33 @@ let
   server =
     model:
     app (lib.getExe catalogue.${model}.triton-server) "Triton Inference Server for ${model}";
+  hasServer = self.packages.${system} ? tiny-qwen3-triton-server;
   demo = pkgs.stdenvNoCC.mkDerivation {
     name = "enginix-demo";
     buildCommandPath = ./builders/demo.sh;
     inherit (pkgs) bash python3;
     flake = self;
+    # Stage by stage as this flake has it: nothing is evaluated again, by whatever nix and package set it was.
+    stages = lib.concatLines (
+      map (stage: "${stage}=${builtins.unsafeDiscardOutputDependency catalogue.tiny-qwen3.${stage}.drvPath}") [
+        "model"
+        "checkpoint"
+        "engine"
+        "triton-repo"
+        "triton-server"
+      ]
+    );
+    passAsFile = [ "stages" ];
     meta.mainProgram = "demo";
   };
 in
-lib.mapAttrs' (model: _: lib.nameValuePair "${model}-triton-server" (server model)) catalogue
-// {
+lib.mapAttrs' (model: _: lib.nameValuePair "${model}-triton-server" (server model)) (
+  lib.filterAttrs (model: _: self.packages.${system} ? "${model}-triton-server") catalogue
+)
+// lib.optionalAttrs hasServer {
   demo = app (lib.getExe demo) "A small model from a hub to an answer, through every stage";
+}
+// {
   enginix = app (lib.getExe enginix) "The enginix command";
   triton-server = server "qwen3-32b-nvfp4";
   default = server "qwen3-32b-nvfp4";
