@@ -13,6 +13,9 @@ let
   parts = {
     inherit lib pkgs;
 
+    # How evaluation tells what it does not refuse: text -> value -> value.
+    inherit (lib) warn;
+
     # Pure checks, no pkgs: what evaluation can refuse.
     check = import ./check { inherit lib; };
 
@@ -55,9 +58,25 @@ let
     catalogue = import ./catalogue scope;
   };
 
+  # Parts that a package set may bring and that have no place above: a Python with ModelOpt, one with NVIDIA's exporter, and
+  # what has TensorRT beside it (docs/quantization.md, docs/edgellm.md).
+  optional = [
+    "modelopt-python"
+    "edgellm-python"
+    "edgellm-runtime"
+  ];
+
+  points = builtins.attrNames parts ++ optional;
+  strange = builtins.filter (name: !builtins.elem name points) (builtins.attrNames overrides);
+  checked =
+    if strange == [ ] then
+      overrides
+    else
+      throw "(mkLib pkgs).override: ${parts.check.names.unknown "part" (builtins.head strange) points}";
+
   scope =
     parts
-    // overrides
+    // checked
     // {
       override =
         more:

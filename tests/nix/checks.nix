@@ -2,6 +2,7 @@
 scope: self:
 let
   inherit (scope) lib pkgs check;
+  packages = self.packages.${pkgs.stdenvNoCC.hostPlatform.system};
   files = [
     ./pure.nix
     ./pure-engine.nix
@@ -30,4 +31,7 @@ in
   pure = report "enginix-pure-tests" failures;
   coverage = report "enginix-check-coverage" untested;
 }
-// lib.mapAttrs' (stage: lib.nameValuePair "build-tiny-qwen3-${stage}") scope.catalogue.tiny-qwen3
+# Those of the stages that this system has.
+// lib.mapAttrs' (stage: lib.nameValuePair "build-tiny-qwen3-${stage}") (
+  lib.filterAttrs (stage: _: packages ? "tiny-qwen3-${stage}") scope.catalogue.tiny-qwen3
+)
