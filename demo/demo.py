@@ -6,6 +6,7 @@ Standard library only: it runs before anything of enginix is built.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shlex
@@ -113,8 +114,12 @@ class FlakeStages:
     nix: tuple[str, ...]
 
     def build_command(self, stage: str) -> list[str]:
-        """Return the command that builds a stage and prints its store path."""
-        return [*self.nix, "build", f"{self.flake}#{MODEL}-{stage}", "--no-link", "--print-out-paths"]
+        """Return the command that builds a stage; ``read_path`` reads what it prints."""
+        return [*self.nix, "build", f"{self.flake}#{MODEL}-{stage}", "--no-link", "--json"]
+
+    def read_path(self, output: str) -> Path:
+        """Return the store path of a stage that was built."""
+        return Path(json.loads(output)[0]["outputs"]["out"])
 
 
 @dataclass(frozen=True)
@@ -124,8 +129,12 @@ class DerivationStages:
     derivations: Mapping[str, str]
 
     def build_command(self, stage: str) -> list[str]:
-        """Return the command that builds a stage and prints its store path."""
+        """Return the command that builds a stage; ``read_path`` reads what it prints."""
         return ["nix-store", "--realise", self.derivations[stage]]
+
+    def read_path(self, output: str) -> Path:
+        """Return the store path of a stage that was built."""
+        return Path(output.split()[-1])
 
 
 def read_derivations(path: Path) -> DerivationStages:
@@ -150,7 +159,7 @@ def build(stages: FlakeStages | DerivationStages, stage: str, env: Mapping[str, 
     if done.returncode != 0:
         raise DemoError(f"{MODEL}-{stage} did not build:\n{done.stderr.strip()}")
     built = len(re.findall(r"^building '", done.stderr, re.M))
-    return Path(done.stdout.split()[-1]), built
+    return stages.read_path(done.stdout), built
 
 
 def describe_hub(hub: DemoHub, built: int) -> str:
