@@ -1,18 +1,21 @@
 # The flake, without flakes, over the package set that answers as nixpkgs does (tests/nixpkgs); and NixOS configurations over
 # it and NixOS' option types, where nixpkgs' own lib is at hand.
 {
-  nixpkgsLib ? null,
-  # Arguments of nixpkgs: config, overlays.
-  arguments ? { },
+  # The set's directory: ../nixpkgs, or a copy that has nixpkgs' own lib.
+  nixpkgsRoot ? ../nixpkgs,
+  # Of a host's nixpkgs: config, overlays. The one package that is not free and that a server needs is allowed.
+  config ? {
+    allowUnfreePredicate = package: package.pname or null == "tritonserver-cpu";
+  },
+  overlays ? [ ],
 }:
 let
   root = ../..;
-  lib = if nixpkgsLib == null then import ../nixpkgs/lib.nix else import nixpkgsLib;
-  packageSet = system: import ../nixpkgs ({ inherit system lib; } // arguments);
+  lib = import (nixpkgsRoot + "/lib.nix");
   nixpkgs = {
     inherit lib;
-    outPath = toString ../nixpkgs;
-    legacyPackages = lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] packageSet;
+    outPath = toString nixpkgsRoot;
+    legacyPackages = lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (system: import nixpkgsRoot { inherit system; });
   };
   flake = (import (root + "/flake.nix")).outputs {
     self = flake // {
@@ -21,7 +24,11 @@ let
     };
     inherit nixpkgs;
   };
-  pkgs = nixpkgs.legacyPackages.x86_64-linux;
+  # What the configuration of a host calls pkgs.
+  pkgs = import nixpkgsRoot {
+    system = "x86_64-linux";
+    inherit config overlays;
+  };
   nixos = import ../nixpkgs/nixos.nix { inherit lib; };
 in
 {
@@ -30,8 +37,8 @@ in
     lib
     pkgs
     nixos
+    nixpkgsRoot
     ;
-  nixpkgsRoot = ../nixpkgs;
 
   # Modules as a host's configuration has them.
   evaluate = modules: nixos.evaluate { inherit pkgs modules; };

@@ -260,10 +260,19 @@ let
     version: overrides:
     let
       libPrefix = "python${version}";
-      py = name: attrs: package "${libPrefix}-${name}" attrs;
+      py =
+        name: attrs:
+        package "${libPrefix}-${name}-1" (
+          {
+            pname = name;
+            version = "1";
+          }
+          // attrs
+        );
       plain = lib.genAttrs pythonNames (name: py name { });
       base = plain // {
         python = self;
+        requiredPythonModules = list: list;
         numpy = plain.numpy_2;
         torch = py "torch" (licensed lib.licenses.bsd3);
         torch-bin = py "torch-bin" (licensed [

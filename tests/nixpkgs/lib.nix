@@ -13,7 +13,10 @@ else
       free = false;
     };
   in
-  base
+  {
+    getName = package: package.pname or (builtins.parseDrvName package.name).name;
+  }
+  // base
   // {
     licenses = {
       bsd3 = free "BSD 3-clause \"New\" or \"Revised\" License" // { shortName = "bsd3"; };

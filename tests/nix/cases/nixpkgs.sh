@@ -2,12 +2,16 @@
 # The flake and the module over a package set that answers as nixpkgs does (tests/nixpkgs): its checks of licences and platforms,
 # its attributes, NixOS' own option types. need_lib is that of real_lib.sh.
 
-# nix with that set in nixpkgs' place; over nixpkgs' own lib where it is at hand.
+# The set in a directory of its own; over nixpkgs' own lib where it is at hand.
+make_nixpkgs() {
+  [ ! -e "$tmp/nixpkgs" ] || return 0
+  cp -r tests/nixpkgs "$tmp/nixpkgs" && cp tests/hostpkgs/lib.nix "$tmp/nixpkgs/hostpkgs-lib.nix" || return 1
+  [ ! -e "${NIXPKGS_LIB:-}/default.nix" ] || cp -rL "$NIXPKGS_LIB" "$tmp/nixpkgs/nixpkgs-lib"
+}
+
+# nix with that set in nixpkgs' place.
 like_nixpkgs() { # arguments of nix
-  if [ ! -e "$tmp/nixpkgs" ]; then
-    cp -r tests/nixpkgs "$tmp/nixpkgs" && cp tests/hostpkgs/lib.nix "$tmp/nixpkgs/hostpkgs-lib.nix" || return 1
-    [ ! -e "${NIXPKGS_LIB:-}/default.nix" ] || cp -rL "$NIXPKGS_LIB" "$tmp/nixpkgs/nixpkgs-lib"
-  fi
+  make_nixpkgs || return 1
   (
     source tests/hostpkgs/nix-config.sh
     # Nothing may be built to evaluate.
@@ -22,9 +26,7 @@ like_nixpkgs() { # arguments of nix
 
 # An expression over tests/nix/nixpkgs.nix.
 over_nixpkgs() { # expression over its attributes and `lib`, arguments of nix eval
-  local with_lib=
-  [ ! -e "${NIXPKGS_LIB:-}/default.nix" ] || with_lib="nixpkgsLib = $NIXPKGS_LIB;"
-  quietly like_nixpkgs eval --impure --expr "with import $root/tests/nix/nixpkgs.nix { $with_lib ${over_arguments-} }; $1" "${@:2}"
+  quietly like_nixpkgs eval --impure --expr "with import $root/tests/nix/nixpkgs.nix { nixpkgsRoot = $tmp/nixpkgs; ${over_arguments-} }; $1" "${@:2}"
 }
 
 test_nixpkgs_flake_check() {
@@ -95,14 +97,14 @@ test_nixpkgs_module_can_be_imported_twice() {
 # The host's pkgs make repositories, servers and gateways: its configuration, its overlays, its packages.
 test_nixpkgs_module_uses_the_hosts_packages() {
   need_lib || return
-  over_arguments='arguments.overlays = [ (final: previous: { bash = previous.bash.overrideAttrs (_: { name = "hosts-bash"; }); }) ];' \
+  over_arguments='overlays = [ (final: previous: { bash = previous.bash.overrideAttrs (_: { name = "hosts-bash"; }); }) ];' \
     over_nixpkgs '
       let
         ofHost = (evaluate [
           flake.nixosModules.default
           { services.enginix = { enable = true; servers.a.engine = flake.packages.x86_64-linux.tiny-qwen3-engine; }; }
         ]).config.services.enginix;
-        plain = import (toString nixpkgsRoot) { system = "x86_64-linux"; inherit lib; };
+        plain = import nixpkgsRoot { system = "x86_64-linux"; };
       in [
         (ofHost.package.bash.name == "hosts-bash")
         (ofHost.scope.pkgs.bash.name == "hosts-bash")
@@ -232,7 +234,7 @@ test_nixpkgs_license_that_spdx_does_not_know() {
     says '["llama3.1","llama3.1",false]' || return 1
   # Refused by nixpkgs' own configuration, by name.
   ! over_nixpkgs "let
-      refusing = import nixpkgsRoot { system = \"x86_64-linux\"; inherit lib; config.blocklistedLicenses = [ (flake.lib.check.license.named \"llama3.1\") ]; };
+      refusing = import nixpkgsRoot { system = \"x86_64-linux\"; config.blocklistedLicenses = [ (flake.lib.check.license.named \"llama3.1\") ]; };
     in ($model (flake.lib.mkLib refusing)).drvPath" && says 'blocklisted license (‘llama3.1’)'
 }
 
