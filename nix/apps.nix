@@ -5,10 +5,11 @@
   catalogue,
   enginix,
   ...
-}:
+}@scope:
 self:
 let
-  inherit (pkgs.stdenvNoCC.hostPlatform) system;
+  # What this system has.
+  packages = import ./packages.nix scope;
   app = program: description: {
     type = "app";
     inherit program;
@@ -17,7 +18,6 @@ let
   server =
     model:
     app (lib.getExe catalogue.${model}.triton-server) "Triton Inference Server for ${model}";
-  hasServer = self.packages.${system} ? tiny-qwen3-triton-server;
   demo = pkgs.stdenvNoCC.mkDerivation {
     name = "enginix-demo";
     buildCommandPath = ./builders/demo.sh;
@@ -38,9 +38,9 @@ let
   };
 in
 lib.mapAttrs' (model: _: lib.nameValuePair "${model}-triton-server" (server model)) (
-  lib.filterAttrs (model: _: self.packages.${system} ? "${model}-triton-server") catalogue
+  lib.filterAttrs (model: _: packages ? "${model}-triton-server") catalogue
 )
-// lib.optionalAttrs hasServer {
+// lib.optionalAttrs (packages ? tiny-qwen3-triton-server) {
   demo = app (lib.getExe demo) "A small model from a hub to an answer, through every stage";
 }
 // {

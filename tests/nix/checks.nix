@@ -2,7 +2,6 @@
 scope: self:
 let
   inherit (scope) lib pkgs check;
-  packages = self.packages.${pkgs.stdenvNoCC.hostPlatform.system};
   files = [
     ./pure.nix
     ./pure-engine.nix
@@ -20,6 +19,9 @@ let
     f: builtins.replaceStrings (map (end: "check.${f}${end}") ends) (map (_: "") ends) source == source
   ) functions;
 
+  # What this system has.
+  packages = import ../../nix/packages.nix scope;
+
   report =
     name: problems:
     if problems == [ ] then
@@ -31,7 +33,8 @@ in
   pure = report "enginix-pure-tests" failures;
   coverage = report "enginix-check-coverage" untested;
 }
-# Those of the stages that this system has.
 // lib.mapAttrs' (stage: lib.nameValuePair "build-tiny-qwen3-${stage}") (
   lib.filterAttrs (stage: _: packages ? "tiny-qwen3-${stage}") scope.catalogue.tiny-qwen3
 )
+# A virtual machine, of NixOS: nixpkgs has what makes it.
+// lib.optionalAttrs (pkgs ? testers && packages ? tiny-qwen3-triton-server) { nixos = import ./vm.nix scope; }

@@ -15,7 +15,7 @@ let
     };
   };
   flake = {
-    nixosModules.default = { };
+    nixosModules.default = ../../nix/nixos;
     legacyPackages.x86_64-linux = scope;
     packages.x86_64-linux = import ../../nix/packages.nix scope;
   };
@@ -57,12 +57,23 @@ let
     else
       builtins.seq value true;
 
-  failing =
-    settings:
-    (import ./module.nix {
+  # A configuration over NixOS' own option types, down to the text of units and of pre-switch checks.
+  host =
+    value:
+    let
       lib = import nixpkgsLib;
-      inherit settings;
-    }).failing;
+      nixos = import ../nixpkgs/nixos.nix { inherit lib; };
+    in
+    nixos.evaluate {
+      pkgs =
+        lib.genAttrs [ "coreutils" "findutils" "gnugrep" "gnused" "systemd" ] (name: pkgs.runCommand name { } "")
+        // pkgs;
+      # One that the example imports by itself is the same module.
+      modules = [
+        flake.nixosModules.default
+        value
+      ];
+    };
 in
 {
   names = scope // {
@@ -104,9 +115,16 @@ in
         force (removeAttrs value.services.enginix [ ])
       else
         let
-          found = failing value.services.enginix;
+          result = host value;
         in
-        if found == [ ] then true else throw (builtins.concatStringsSep "\n" found)
+        if result.failing != [ ] then
+          throw (builtins.concatStringsSep "\n" result.failing)
+        else
+          force [
+            result.units
+            result.preSwitch
+            result.warnings
+          ]
     else if value ? outputs then
       force (value.outputs { enginix = flake; })
     else

@@ -282,3 +282,37 @@ test_nixpkgs_overlay_gives_the_functions() {
   over_nixpkgs 'let final = pkgs // flake.overlays.default final pkgs; in [ (builtins.isFunction final.enginix.mkEngine) final.enginix.enginix-core.name ]' --json &&
     says '[true,"enginix-core-'
 }
+
+# The test in a virtual machine, which runs where nixpkgs is (.github/workflows): its configurations over NixOS' option types, its
+# script as Python. Nothing of it runs here.
+test_nixpkgs_vm_test_evaluates() {
+  need_lib || return
+  over_nixpkgs 'let t = flake.checks.x86_64-linux.nixos; in builtins.seq t.drvPath t.testScript' --raw || return 1
+  grep -av -e '^warning' -e '^trace' "$out" >"$tmp/script.py"
+  quietly python3 -m py_compile "$tmp/script.py" || return 1
+  # Each of its generations has the server, and the broken one another repository.
+  over_nixpkgs 'let m = flake.checks.x86_64-linux.nixos.nodes.machine; units = [ m.units ] ++ map (s: s.units) (builtins.attrValues m.specialisation);
+    in { same = builtins.length (lib.unique (map (u: u.enginix-tiny) units)); gateway = map (u: u ? enginix-gateway) units; }' --json &&
+    says '"gateway":[true,true,true]' && says '"same":3'
+}
+
+# The workflow is YAML, its scripts are clean, and the outputs that they name exist.
+test_nixpkgs_workflow_runs_what_there_is() {
+  local file=.github/workflows/nixpkgs.yml attribute
+  mkdir -p "$tmp/workflow"
+  "$(tests/hostpkgs/environments.sh dev)/bin/python" - "$file" "$tmp/workflow" <<'PY' || return 1
+import sys, yaml
+workflow = yaml.safe_load(open(sys.argv[1], encoding="utf-8"))
+steps = [s for job in workflow["jobs"].values() for s in job["steps"]]
+assert all("run" in s or "uses" in s for s in steps), steps
+for number, step in enumerate(s for s in steps if "run" in s):
+    # GitHub runs each with `bash -e`.
+    with open(f"{sys.argv[2]}/step-{number}.sh", "w", encoding="utf-8") as script:
+        script.write("#!/bin/bash\nset -e\n" + step["run"])
+PY
+  quietly shellcheck "$tmp/workflow"/*.sh || return 1
+  for attribute in $(grep -oE '\.#[A-Za-z0-9_.-]+' "$file" | sort -u); do
+    attribute=${attribute#.#}
+    over_nixpkgs "flake.$attribute or flake.apps.x86_64-linux.$attribute or flake.packages.x86_64-linux.$attribute or (throw \"no $attribute\")" --apply 'x: true' || return 1
+  done
+}
