@@ -18,6 +18,10 @@ let
     nixosModules.default = ../../nix/nixos;
     legacyPackages.x86_64-linux = scope;
     packages.x86_64-linux = import ../../nix/packages.nix scope;
+    lib = {
+      mkLib = pkgs: import ../../nix { inherit pkgs; };
+      inherit (scope) check;
+    };
   };
   runtimePackage = {
     outPath = "/nix/store/x-runtime";
@@ -48,6 +52,9 @@ let
     if builtins.isAttrs value then
       if value.type or null == "derivation" then
         builtins.seq value.drvPath true
+      # The functions over a package set: the set is there.
+      else if value ? override && value ? pkgs then
+        builtins.seq value.pkgs.bash.drvPath true
       else if value ? outPath || value ? override then
         true
       else
@@ -78,6 +85,7 @@ in
 {
   names = scope // {
     inherit pkgs;
+    nixpkgs = ../nixpkgs;
     enginix = flake;
     lib = pkgs.lib // scope;
     inherit (scope.catalogue.tiny-qwen3) model checkpoint repo;
