@@ -46,8 +46,8 @@ test_nixpkgs_every_output() {
     in builtins.deepSeq [ forced apps ] {
       poor = builtins.map poor systems;
       packages = builtins.length (builtins.attrNames flake.packages.x86_64-linux);
-      arm = flake.packages.aarch64-linux ? tiny-qwen3-engine && !(flake.packages.aarch64-linux ? tiny-qwen3-triton-server);
-    }' --json && says '"poor":[{},{}]' && says '"arm":true'
+      arm = builtins.map (n: flake.packages.aarch64-linux ? ${n}) [ "enginix-core" "default" "tiny-qwen3-checkpoint" "tiny-qwen3-triton-server" ];
+    }' --json && says '"poor":[{},{}]' && says '"arm":[true,true,true,false]'
 }
 
 # What a host's configuration gives, `h` being a function of the settings of services.enginix.
@@ -186,7 +186,7 @@ test_nixpkgs_module_pre_switch_checks_refuse_the_switch() {
   done
 }
 
-# Each function once, with tiny arguments, on both systems; nothing is built.
+# Each function once, with tiny arguments, on both systems as far as the wheels are there; nothing is built.
 test_nixpkgs_every_function() {
   over_nixpkgs '
     let
@@ -204,23 +204,23 @@ test_nixpkgs_every_function() {
           image = e.mkOciImage { inherit server; };
         in
         {
-          inherit tensorrt llmapi repo calibration;
+          inherit checkpoint tensorrt llmapi;
           dataset = e.mkHfDataset { lock = { version = 1; type = "dataset"; repo = "o/n"; revision = "0123456789012345678901234567890123456789"; files."a.jsonl" = { size = 1; sha256 = builtins.hashString "sha256" "a"; }; }; };
-          answers = e.mkReferenceAnswers { inherit model; };
-          comparison = e.mkComparison { engines = [ engine ]; };
           runner = e.mkRunner { inherit model; };
           runtime = e.mkRuntime { id = "trtllm-1.2.1"; };
           serve = e.mkServe { engine = llmapi; };
           matrix = (e.mkEngineMatrix { inherit model; targets.here = { target = "h200"; }; gates = { }; limits.maxSeqLen = 64; }).here;
           gateway = e.mkGateway { servers.tiny = { url = "http://127.0.0.1:1"; kind = "triton"; model = "ensemble"; }; };
-          imageServer = e.mkTritonServer { repo = e.mkTritonRepo { engine = tensorrt; }; };
-          quantized = e.mkQuantized { model = e.catalogue.qwen3-0_6b.model; format = "FP8"; inherit calibration; };
-          edgellm = (e.mkEngine { kind = "edgellm"; model = e.catalogue.qwen3-0_6b.model; target = "rtx-5090"; gates = { }; limits = { maxInputLen = 128; maxKvCacheCapacity = 256; maxBatchSize = 1; }; }).export;
         }
         // lib.optionalAttrs isX86 {
-          inherit server image;
+          inherit server image repo calibration;
+          answers = e.mkReferenceAnswers { inherit model; };
+          comparison = e.mkComparison { engines = [ engine ]; };
+          imageServer = e.mkTritonServer { repo = e.mkTritonRepo { engine = tensorrt; }; };
+          quantized = e.mkQuantized { model = e.catalogue.qwen3-0_6b.model; format = "fp8"; inherit calibration; };
+          edgellm = (e.mkEngine { kind = "edgellm"; model = e.catalogue.qwen3-0_6b.model; target = "rtx-5090"; gates = { }; limits = { maxInputLen = 128; maxKvCacheCapacity = 256; maxBatchSize = 1; }; }).export;
           converted = e.mkCheckpoint { converter = "modelopt"; model = e.mkHfModel { lock = { version = 1; repo = "o/n"; revision = "0123456789012345678901234567890123456789"; model.architecture = "GemmaForCausalLM"; files."a.safetensors" = { size = 1; sha256 = builtins.hashString "sha256" "a"; }; }; }; };
-          kubernetes = e.mkKubernetes { inherit image; registry = "r.example/x"; };
+          kubernetes = e.mkKubernetes { inherit image; reference = "r.example/x@sha256:${builtins.hashString "sha256" "x"}"; };
         };
       drv = system: name: d: builtins.stringLength (builtins.addErrorContext "of ${name} on ${system}" d.drvPath) > 0;
     in builtins.map (system: lib.mapAttrsToList (drv system) (of system)) [ "x86_64-linux" "aarch64-linux" ]' --json
