@@ -24,14 +24,27 @@ let
     inherit (pkgs) bash;
     python3 = python;
     flake = self;
+    # Stage by stage as this flake has it: nothing is evaluated again, by whatever nix and package set it was.
+    stages = lib.concatLines (
+      map (stage: "${stage}=${builtins.unsafeDiscardOutputDependency catalogue.tiny-qwen3.${stage}.drvPath}") [
+        "model"
+        "checkpoint"
+        "engine"
+        "triton-repo"
+        "triton-server"
+      ]
+    );
+    passAsFile = [ "stages" ];
     meta.mainProgram = "demo";
   };
 in
 lib.mapAttrs' (model: _: lib.nameValuePair "${model}-triton-server" (server model)) (
   lib.filterAttrs (model: _: packages ? "${model}-triton-server") catalogue
 )
-// {
+// lib.optionalAttrs (packages ? tiny-qwen3-triton-server) {
   demo = app (lib.getExe demo) "A small model from a hub to an answer, through every stage";
+}
+// {
   enginix = app (lib.getExe packages.default) "The enginix command";
 }
 // lib.optionalAttrs (packages ? triton-server) {

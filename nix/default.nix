@@ -13,6 +13,9 @@ let
   parts = {
     inherit lib pkgs;
 
+    # How evaluation tells what it does not refuse: text -> value -> value.
+    inherit (lib) warn;
+
     # Pure checks, no pkgs: what evaluation can refuse.
     check = import ./check { inherit lib; };
 
@@ -72,9 +75,20 @@ let
     catalogue = import ./catalogue scope;
   };
 
+  # What has TensorRT beside NVIDIA's exporter is in no package set (docs/edgellm.md).
+  optional = [ "edgellm-runtime" ];
+
+  points = builtins.attrNames parts ++ optional;
+  strange = builtins.filter (name: !builtins.elem name points) (builtins.attrNames overrides);
+  checked =
+    if strange == [ ] then
+      overrides
+    else
+      throw "(mkLib pkgs).override: ${parts.check.names.unknown "part" (builtins.head strange) points}";
+
   scope =
     parts
-    // overrides
+    // checked
     // {
       override =
         more:

@@ -42,6 +42,6 @@ import ./package.nix scope {
   meta = {
     description = "Hugging Face model in, served TensorRT-LLM deployment out";
     license = lib.licenses.asl20;
-    platforms = lib.platforms.linux;
+    platforms = import ./systems.nix;
   };
 }

@@ -12,6 +12,7 @@
   ...
 }@scope:
 let
+  artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkCheckpoint";
   table = lib.importJSON ../python/enginix/data/converters.json;
   formats = lib.importJSON ../python/enginix/data/quantization.json;
@@ -135,7 +136,7 @@ let
         inherit (model) quantization;
         worldSize = parallel.tensorParallel * parallel.pipelineParallel;
       };
-      meta.description = "TensorRT-LLM checkpoint of ${name}";
+      meta = artefactMeta model { description = "TensorRT-LLM checkpoint of ${name}"; };
     });
 in
 args: build (check.arguments.only function known args)

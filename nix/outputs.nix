@@ -1,11 +1,8 @@
-# The flake's outputs. Systems: the ones NVIDIA's runtimes exist for.
+# The flake's outputs.
 { self, nixpkgs, ... }:
 let
   inherit (nixpkgs) lib;
-  systems = [
-    "x86_64-linux"
-    "aarch64-linux"
-  ];
+  systems = import ./systems.nix;
   # A package set may lack a system (tests/hostpkgs has one).
   forSystems = f: lib.genAttrs (builtins.filter (s: nixpkgs.legacyPackages ? ${s}) systems) f;
   mkLib = pkgs: import ./. { inherit pkgs; };
@@ -43,12 +40,30 @@ in
   formatter = forSystems (system: nixpkgs.legacyPackages.${system}.nixfmt-tree);
 
   nixosModules = {
-    enginix = import ./nixos self;
+    # By path, for messages and for `disabledModules`; a set around it, because Nix 2.8 takes no path as a module.
+    enginix = {
+      _class = "nixos";
+      _file = "${./nixos}/default.nix";
+      key = "${./nixos}/enginix";
+      imports = [ ./nixos ];
+    };
     default = self.nixosModules.enginix; # convention
   };
 
   templates.default = {
     path = ../templates/default;
     description = "A flake that serves one model";
+    welcomeText = ''
+      # One model, pinned and served
+
+      Pin the model; this downloads no weight. Then tell git of it: a flake in a git repository has only the files that git knows.
+
+          nix run github:enginix/enginix#enginix-core -- lock Qwen/Qwen3-0.6B -o qwen3-0.6b.lock.json
+          git add flake.nix qwen3-0.6b.lock.json
+
+      Then build and serve it:
+
+          nix run .
+    '';
   };
 }

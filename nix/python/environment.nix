@@ -20,6 +20,6 @@ pkgs.stdenvNoCC.mkDerivation {
   meta = {
     description = "Python with the wheels of enginix's environment ${name}";
     mainProgram = "python3";
-    platforms = lib.platforms.linux;
+    platforms = import ../systems.nix;
   };
 }

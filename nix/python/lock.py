@@ -35,6 +35,7 @@ ALONE = {"tritonserver"}
 # SPDX identifiers of licences that a wheel states in other words.
 LICENCE_WORDS = {
     "3-Clause BSD License": "BSD-3-Clause",
+    "Apache": "Apache-2.0",
     "Apache 2": "Apache-2.0",
     "Apache 2.0": "Apache-2.0",
     "Apache 2.0 License": "Apache-2.0",
@@ -92,10 +93,12 @@ def licence_terms(metadata: dict[str, Any]) -> list[str]:
     words = words.split("\n", 1)[0]
     expression = LICENCE_WORDS.get(words, words)
     terms = [t for t in SPDX_TERM.findall(expression) if t not in {"AND", "OR"}]
-    if not terms or " " in expression.replace(" AND ", "").replace(" OR ", "").replace(" WITH ", ""):
+    free = json.loads((HERE / "free-licences.json").read_text())
+    if unknown := sorted(set(terms) - set(free)) or not terms:
         raise SystemExit(
-            f"lock: {metadata['name']} {metadata['version']} states its licence as {words!r}; "
-            "add its SPDX identifier to LICENCE_WORDS"
+            f"lock: {metadata['name']} {metadata['version']} states its licence as {words!r}, and of that {unknown} "
+            "is not in free-licences.json: add it there if it is a free licence's SPDX identifier, or the wheel's "
+            "words to LICENCE_WORDS"
         )
     return sorted(set(terms))
 

@@ -11,6 +11,15 @@
 let
   fetchWheel = import ./fetch-wheel.nix scope;
   libraries = lib.importJSON ./libraries.json;
+  freeLicences = lib.importJSON ./free-licences.json;
+  # nixpkgs does not know every identifier, and counts one that says nothing of it as not free.
+  licenceOf =
+    id:
+    lib.getLicenseFromSpdxIdOr id {
+      fullName = id;
+      shortName = id;
+      free = builtins.elem id freeLicences;
+    };
   packageOf = path: lib.foldl' (set: name: set.${name}) pkgs (lib.splitString "." path);
 in
 {
@@ -40,19 +49,13 @@ in
     preferLocalBuild = true;
     meta = {
       inherit description;
-      license = map (
-        id:
-        lib.getLicenseFromSpdxIdOr id {
-          fullName = id;
-          spdxId = id;
-        }
-      ) license;
+      license = map licenceOf license;
       sourceProvenance = [
         (if compiled then lib.sourceTypes.binaryNativeCode else lib.sourceTypes.fromSource)
       ];
       platforms =
         if !compiled then
-          lib.platforms.linux
+          import ../systems.nix
         else if lib.hasSuffix "aarch64.whl" file then
           [ "aarch64-linux" ]
         else

@@ -68,10 +68,6 @@ rec {
     fromSource.isSource = true;
     binaryNativeCode.isSource = false;
   };
-  platforms.linux = [
-    "x86_64-linux"
-    "aarch64-linux"
-  ];
   systems.flakeExposed = [ "x86_64-linux" ];
   strings = {
     sanitizeDerivationName =

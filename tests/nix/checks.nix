@@ -36,3 +36,5 @@ in
 // lib.mapAttrs' (stage: lib.nameValuePair "build-tiny-qwen3-${stage}") (
   lib.filterAttrs (stage: _: packages ? "tiny-qwen3-${stage}") scope.catalogue.tiny-qwen3
 )
+# A virtual machine, of NixOS: nixpkgs has what makes it.
+// lib.optionalAttrs (pkgs ? testers && packages ? tiny-qwen3-triton-server) { nixos = import ./vm.nix scope; }
