@@ -9,15 +9,16 @@
 let
   version = "2.51.0"; # of tritonserver; the wheel counts its own
   lock = import ./python/read-lock.nix scope "tritonserver";
-  wheel = import ./python/fetch-wheel.nix scope (lock.fileOf lock.wheels.nvidia-pytriton);
+  inherit (lock.wheels) nvidia-pytriton;
+  systems = builtins.attrNames nvidia-pytriton.files;
 in
 if lock.missing != [ ] then
-  throw "tritonserver: nvidia-pytriton's wheel exists for ${lib.concatStringsSep " and " (builtins.attrNames lock.wheels.nvidia-pytriton.files)} only. Pass another: (mkLib pkgs).override { tritonserver = …; }"
+  throw "tritonserver: nvidia-pytriton's wheel exists for ${lib.concatStringsSep " and " systems} only. Pass another: (mkLib pkgs).override { tritonserver = …; }"
 else
   pkgs.stdenv.mkDerivation {
     pname = "tritonserver-cpu";
     inherit version;
-    src = wheel;
+    src = import ./python/fetch-wheel.nix scope (lock.fileOf nvidia-pytriton);
     nativeBuildInputs = [
       python
       pkgs.autoPatchelfHook
@@ -48,7 +49,7 @@ else
         lib.licenses.nvidiaCudaRedist
       ];
       sourceProvenance = [ lib.sourceTypes.binaryNativeCode ];
-      platforms = [ "x86_64-linux" ];
+      platforms = systems;
       mainProgram = "tritonserver";
     };
   }

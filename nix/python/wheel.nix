@@ -31,7 +31,8 @@ in
   homepage ? null,
 }@wheel:
 let
-  parts = lib.splitString "-" file;
+  # fetch-wheel.nix says what is wrong with a name that has no version.
+  parts = lib.splitString "-" file ++ [ "0" ];
   pname = lib.replaceStrings [ "_" ] [ "-" ] (lib.toLower (builtins.head parts));
   compiled = !lib.hasSuffix "-any.whl" file;
 in
