@@ -23,12 +23,13 @@ digest=$(cd "$here/../.." && cat nix/default.nix nix/python/*.nix nix/python/*.j
 for name in "$@"; do
   root=$roots/$name-${digest:0:16}
   if [ ! -e "$root/bin" ]; then
-    if [ -n "$existing" ]; then
+    expression="import $here/environments.nix \"$name\""
+    if [ -n "$existing" ] && [ ! -e "$("$here/nix" eval --impure --raw --expr "($expression).outPath" 2>/dev/null)" ]; then
       echo "environments: no environment $name; make it with tests/hostpkgs/environments.sh $name" >&2
       exit 3
     fi
     mkdir -p "$roots"
-    "$here/nix" build --impure --out-link "$root" --expr "import $here/environments.nix \"$name\"" >&2
+    "$here/nix" build --impure --out-link "$root" --expr "$expression" >&2
   fi
   readlink -f "$root"
 done

@@ -103,6 +103,11 @@ def check_requirements() -> None:
             assert locked.split("+")[0] == version, (path.name, name, version, locked)
     dev, runtime = read_lock("dev")["wheels"], read_lock("runtime")["wheels"]
     assert runtime.items() <= dev.items()
+    # The same for another Python, on a machine with a GPU.
+    text = (ROOT / "tests" / "gpu" / "wheels.txt").read_text()
+    elsewhere = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE))
+    modelopt = read_lock("modelopt")["wheels"]
+    assert len(elsewhere) == 14 and elsewhere == {name: modelopt[name]["version"] for name in elsewhere}
     for lock in (PYTHON / "locks").glob("*.json"):
         for entry in json.loads(lock.read_text())["wheels"].values():
             assert set(entry["license"]) <= set(json.loads((PYTHON / "free-licences.json").read_text()))
