@@ -40,7 +40,7 @@ test-python: setup-dev
 	@$(DEV)/python -m pytest -q
 
 lint: setup-dev ## ruff, mypy --strict, shellcheck, nixfmt where there is one
-	@$(DEV)/ruff check python tests demo && $(DEV)/ruff format --check python tests demo
+	@$(DEV)/ruff check python tests demo nix && $(DEV)/ruff format --check python tests demo nix
 	@cd python && $(DEV)/mypy
 	@shellcheck -x $$(git ls-files '*.sh') tests/hostpkgs/nix .ci/run
 	@if command -v nixfmt >/dev/null; then nixfmt --check $$(git ls-files '*.nix'); else echo "lint: no nixfmt on this machine; Nix files not checked for style"; fi

@@ -94,11 +94,10 @@ def licence_terms(metadata: dict[str, Any]) -> list[str]:
     expression = LICENCE_WORDS.get(words, words)
     terms = [t for t in SPDX_TERM.findall(expression) if t not in {"AND", "OR"}]
     free = json.loads((HERE / "free-licences.json").read_text())
-    if unknown := sorted(set(terms) - set(free)) or not terms:
+    if not terms or not set(terms) <= set(free):
         raise SystemExit(
-            f"lock: {metadata['name']} {metadata['version']} states its licence as {words!r}, and of that {unknown} "
-            "is not in free-licences.json: add it there if it is a free licence's SPDX identifier, or the wheel's "
-            "words to LICENCE_WORDS"
+            f"lock: {metadata['name']} {metadata['version']} states its licence as {words!r}; if it is free, "
+            "add its SPDX identifier to free-licences.json, or the wheel's words to LICENCE_WORDS"
         )
     return sorted(set(terms))
 

@@ -23,11 +23,11 @@ for path in /bin /lib /lib64 /usr /etc/ssl /etc/alternatives /etc/ld.so.cache; d
   if [ -e "$path" ]; then let_in "$path"; fi
 done
 # Folders of wheels, indexes on disk, certificates. An index names its files by their place beside it.
-for path in $(grep -oE '(file://)?/[A-Za-z0-9_./+-]+' <<<"$pip_words" | sed 's,^file://,,'); do
+while read -r path; do
   case $path in /etc/ssl/* | /usr/* | //*) continue ;; esac
   if [ -d "$path" ] && [[ $path == /*/*/* ]]; then path=$(dirname "$path"); fi
   if [ -e "$path" ]; then let_in "$path"; fi
-done
+done < <(grep -oE '(file://)?/[A-Za-z0-9_./+-]+' <<<"$pip_words" | sed 's,^file://,,')
 NIX_CONFIG="experimental-features = nix-command flakes
 substitute = false
 sandbox = ${ENGINIX_SANDBOX:-true}
