@@ -26,11 +26,11 @@ let
     else
       [ torch ];
   isPackage = part: part ? outPath;
-  # A package of nixpkgs brings what it propagates.
+  # A package of nixpkgs brings the modules that it propagates, and the interpreter, which is there.
   packagesOf =
     part:
-    if isPackage part then
-      builtins.filter (p: p ? pname) ((python.pkgs.requiredPythonModules or (l: l)) [ part ])
+    if isPackage part && python ? pkgs then
+      builtins.filter (p: p ? pythonModule) (python.pkgs.requiredPythonModules [ part ])
     else
       [ ];
   nameOf = part: normalizedName (part.pname or (builtins.head (lib.splitString "-" part.file)));

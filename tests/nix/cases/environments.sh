@@ -79,8 +79,13 @@ test_environments_take_another_torch() {
       has = torch: builtins.filter (n: n == "torch" || n == "nvidia-cublas") (names torch);
       same = (e.override { torch = given; }).core-python.drvPath == e.core-python.drvPath;
       versions = map (w: w.version) (builtins.filter (w: w.pname == "torch") (e.override { torch = described; }).modelopt-python.wheels);
-    in [ (has given) (has described) (has [ described more ]) (builtins.length (names described) - count) same versions ]' --json &&
-    says '[["torch"],["torch"],["torch","nvidia-cublas"],0,true,["9.9"]]' || return 1
+      # As nixpkgs answers: the package, what it propagates, the interpreter.
+      module = name: nixpkgs.runCommand name { passthru = { pname = name; pythonModule = null; }; } "mkdir $out";
+      python = e.python // { pname = "python3"; pkgs.requiredPythonModules = given: given ++ [ (module "triton") (module "numpy") python ]; };
+      propagated = map (w: w.pname) (e.override { inherit python; torch = module "torch"; }).runtime-python.wheels;
+      added = builtins.filter (n: builtins.elem n [ "triton" "numpy" "torch" "python3" ]) propagated;
+    in [ (builtins.sort builtins.lessThan added) (has given) (has described) (has [ described more ]) (builtins.length (names described) - count) same versions ]' --json &&
+    says '[["numpy","torch","triton"],["torch"],["torch"],["torch","nvidia-cublas"],0,true,["9.9"]]' || return 1
   ! with_lib eval '(e.override { torch = { file = "torch.tar.gz"; sha256 = builtins.hashString "sha256" "x"; }; }).runtime-python.drvPath' &&
     says 'torch.tar.gz is not the file name of a wheel'
 }
