@@ -16,12 +16,21 @@ if python3 -m pip download --quiet --no-deps --only-binary :all: --require-hashe
   mv got/*.whl "$out"
 elif [ -n "$url" ]; then
   echo "pip finds no $name; taking $url" >&2
-  python3 - "$url" "$out" <<'END'
+  python3 - "$name" "$url" "$out" <<'END'
 import shutil, sys, urllib.request
-with urllib.request.urlopen(sys.argv[1], timeout=60) as response, open(sys.argv[2], "wb") as file:
-    shutil.copyfileobj(response, file, 1 << 20)
+name, url, out = sys.argv[1:]
+try:
+    with urllib.request.urlopen(url, timeout=60) as response, open(out, "wb") as file:
+        shutil.copyfileobj(response, file, 1 << 20)
+except OSError as error:
+    raise SystemExit(
+        f"error: {name} is neither where pip looks nor at {url} ({error})\n"
+        "  fix: put the directory or index that has it into PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL"
+    )
 END
 else
   cat said >&2
+  printf 'error: pip finds no %s of the locked hash\n  fix: %s\n' "$name" \
+    'see that pip reaches its index: python3 -m pip download --no-deps '"$project==$version" >&2
   exit 1
 fi

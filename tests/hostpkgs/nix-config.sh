@@ -4,8 +4,8 @@
 # machine is configured with, because pip fetches the wheels there.
 pip_words=$(env | grep '^PIP_' || true)
 for file in "${PIP_CONFIG_FILE-}" "${XDG_CONFIG_HOME:-$HOME/.config}/pip/pip.conf" "$HOME/.pip/pip.conf"; do
-  if [ -f "$file" ]; then
-    # Builds have another home; there the user's own file is the one that is named.
+  # Builds have another home; there the user's own file is the one that is named. One that others may not read holds secrets.
+  if [ -f "$file" ] && [ -n "$(find -L "$file" -perm -004)" ]; then
     export PIP_CONFIG_FILE=${PIP_CONFIG_FILE:-$file}
   fi
 done

@@ -67,6 +67,23 @@ test_environments_wheel_with_a_member_outside_is_refused() {
     says 'outside of its root'
 }
 
+# Where pip finds nothing, a wheel is taken from its own address, by its hash.
+test_environments_wheel_is_looked_for_in_the_next_place() {
+  mkdir -p "$tmp/index" && echo "$EPOCHREALTIME" >"$tmp/index/made-1-py3-none-any.whl" || return 1
+  python3 -u -m http.server --bind 127.0.0.1 --directory "$tmp/index" 0 >"$tmp/index.log" 2>&1 &
+  local server=$! result=0 port hash
+  hash=$(sha256sum "$tmp/index/made-1-py3-none-any.whl" | cut -d' ' -f1)
+  until port=$(grep -oP 'port \K[0-9]+' "$tmp/index.log"); do sleep 0.05; done
+  fetched() { # sha256, path of the address
+    with_lib build "nixpkgs.fetchurl { name = \"made-1-py3-none-any.whl\"; url = \"http://127.0.0.1:$port/$2\"; sha256 = \"$1\"; }" --no-link -L
+  }
+  { fetched "$hash" made-1-py3-none-any.whl && says 'pip finds no made-1-py3-none-any.whl; taking http://127.0.0.1' &&
+    ! fetched "${hash//[0-4]/5}" made-1-py3-none-any.whl && says 'hash mismatch' &&
+    ! fetched "${hash//[0-4]/6}" missing && says 'is neither where pip looks nor at' && says PIP_FIND_LINKS; } || result=1
+  kill $server
+  return $result
+}
+
 # torch may be a package, a description, or several of both; only environments that have torch change.
 test_environments_take_another_torch() {
   with_lib eval '
