@@ -14,7 +14,11 @@ in
     check = import ./check { inherit lib; };
   };
 
-  overlays.default = final: _: { enginix = mkLib final; };
+  # The command, as packages are named, and the functions beside it.
+  overlays.default = final: _: {
+    enginixLib = mkLib final;
+    inherit (final.enginixLib) enginix;
+  };
 
   legacyPackages = forSystems scopeOf;
 

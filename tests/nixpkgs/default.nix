@@ -444,7 +444,13 @@ let
         };
       pullImage = { imageName, imageDigest, sha256, ... }: package "docker-image-${baseNameOf imageName}.tar" { } // { inherit imageName; };
     };
-    testers.runNixOSTest = import ./nixos-test.nix { inherit lib; pkgs = result; };
+  }
+  # Modules are of nixpkgs' own lib.
+  // lib.optionalAttrs (lib ? evalModules) {
+    testers.runNixOSTest = import ./nixos-test.nix {
+      inherit lib;
+      pkgs = result;
+    };
   };
   result = builtins.foldl' (set: overlay: set // overlay result set) packages overlays;
 in

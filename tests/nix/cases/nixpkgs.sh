@@ -30,7 +30,7 @@ over_nixpkgs() { # expression over its attributes and `lib`, arguments of nix ev
 }
 
 test_nixpkgs_flake_check() {
-  quietly like_nixpkgs flake check --no-build && ! grep -a '^trace: warning' "$out"
+  quietly like_nixpkgs flake check --no-build && ! grep -a '^trace: ' "$out"
 }
 
 # Every package, app, check and shell of both systems, with what nixpkgs' reviewers ask of a package.
@@ -186,6 +186,13 @@ test_nixpkgs_module_pre_switch_checks_refuse_the_switch() {
   done
 }
 
+# What is made of a model bears its licence and page; what is run says its program.
+test_nixpkgs_meta_of_stages() {
+  over_nixpkgs 'let m = s: flake.packages.x86_64-linux."qwen3-0_6b-${s}".meta; stages = [ "model" "checkpoint" "engine" "triton-repo" "triton-server" ]; in
+    lib.unique (map (s: [ (m s).license.spdxId (m s).homepage ]) stages) ++ [ (m "triton-server").mainProgram flake.packages.x86_64-linux.enginix.meta.mainProgram ]' --json &&
+    says '[["Apache-2.0","https://huggingface.co/Qwen/Qwen3-0.6B"],"qwen3-0_6b-triton-server","enginix"]'
+}
+
 # Each function once, with tiny arguments, on both systems as far as the wheels are there; nothing is built.
 test_nixpkgs_every_function() {
   over_nixpkgs '
@@ -279,8 +286,8 @@ PY
 }
 
 test_nixpkgs_overlay_gives_the_functions() {
-  over_nixpkgs 'let final = pkgs // flake.overlays.default final pkgs; in [ (builtins.isFunction final.enginix.mkEngine) final.enginix.enginix-core.name ]' --json &&
-    says '[true,"enginix-core-'
+  over_nixpkgs 'let final = pkgs // flake.overlays.default final pkgs; in [ (builtins.isFunction final.enginixLib.mkEngine) final.enginix.meta.mainProgram final.enginix.name ]' --json &&
+    says '[true,"enginix","enginix-runtime-'
 }
 
 # The test in a virtual machine, which runs where nixpkgs is (.github/workflows): its configurations over NixOS' option types, its
