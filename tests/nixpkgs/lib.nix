@@ -1,10 +1,12 @@
-# nixpkgs' own lib where it is at hand (./nixpkgs-lib, put there by tests/nix), else the functions that the stand-in has.
+# nixpkgs' own lib where it is at hand (./nixpkgs-lib, put there by tests/nix), else the functions
+# that the stand-in has.
 if builtins.pathExists ./nixpkgs-lib then
   import ./nixpkgs-lib
 else
   let
     base = import (if builtins.pathExists ./hostpkgs-lib.nix then ./hostpkgs-lib.nix else ../hostpkgs/lib.nix);
-    # Of the identifiers that wheels and models carry those that nixpkgs knows. It has no PSF-2.0 and no expressions.
+    # Of the identifiers that wheels and models carry those that nixpkgs knows. It has no PSF-2.0
+    # and no expressions.
     spdx = builtins.listToAttrs (
       map
         (spdxId: {
