@@ -58,8 +58,8 @@ let
     catalogue = import ./catalogue scope;
   };
 
-  # Parts that a package set may bring and that have no place above: a Python with ModelOpt, one
-  # with NVIDIA's exporter, and what has TensorRT beside it (docs/quantization.md, docs/edgellm.md).
+  # Parts that a package set may bring and that have no place above: a Python with ModelOpt, one with NVIDIA's exporter, and
+  # what has TensorRT beside it (docs/quantization.md, docs/edgellm.md).
   optional = [
     "modelopt-python"
     "edgellm-python"

@@ -1,5 +1,4 @@
-# <model>-{model,checkpoint,engine,triton-repo,triton-server} of every model of the catalogue, where
-# they can be.
+# <model>-{model,checkpoint,engine,triton-repo,triton-server} of every model of the catalogue, where they can be.
 {
   lib,
   pkgs,
@@ -9,8 +8,7 @@
   ...
 }:
 let
-  # What is for other systems is left out, not offered and refused: by its meta, or by a part that
-  # throws.
+  # What is for other systems is left out, not offered and refused: by its meta, or by a part that throws.
   isHere =
     drv:
     let
