@@ -39,8 +39,8 @@ in
     # path as a module.
     enginix = {
       _class = "nixos";
-      _file = "${./nixos}/default.nix";
-      key = "${./nixos}/enginix";
+      _file = toString ./nixos/default.nix;
+      key = "${toString ./nixos}#enginix";
       imports = [ ./nixos ];
     };
     default = self.nixosModules.enginix; # convention
