@@ -172,7 +172,7 @@ def describe_hub(hub: DemoHub, built: int) -> str:
         return f"{hub.address} served {REPO} (a small hub on loopback, in the real one's place)"
     if built:
         return f"the model's own, inside the build, served {REPO}: this Nix hands HF_ENDPOINT to no build"
-    return "nobody asked: the model's files are in the store"
+    return "not asked: the model's files are in the store"
 
 
 def main() -> int:

@@ -18,15 +18,17 @@ let
   server =
     model:
     app (lib.getExe catalogue.${model}.triton-server) "Triton Inference Server for ${model}";
+  derivationOf = drv: builtins.unsafeDiscardOutputDependency drv.drvPath;
   demo = pkgs.stdenvNoCC.mkDerivation {
     name = "enginix-demo";
     buildCommandPath = ./builders/demo.sh;
     inherit (pkgs) bash;
     python3 = python;
     flake = self;
-    # Stage by stage as this flake has it: nothing is evaluated again, by whatever nix and package set it was.
+    # Stage by stage as this flake has it: nothing is evaluated again, by whatever nix and package
+    # set it was.
     stages = lib.concatLines (
-      map (stage: "${stage}=${builtins.unsafeDiscardOutputDependency catalogue.tiny-qwen3.${stage}.drvPath}") [
+      map (stage: "${stage}=${derivationOf catalogue.tiny-qwen3.${stage}}") [
         "model"
         "checkpoint"
         "engine"

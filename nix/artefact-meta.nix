@@ -1,4 +1,5 @@
-# `meta` of what is made of a model, checkpoint, engine or repository: licence and page are those of what it is made of.
+# `meta` of what is made of a model, checkpoint, engine or repository: licence and page are those of
+# what it is made of.
 { lib, ... }:
 # source -> meta -> meta
 source: meta:

@@ -36,7 +36,8 @@ rec {
     in
     if builtins.isPath lock && !builtins.pathExists lock then
       throw ''
-        ${function}: there is no lock ${where}. Write it, and tell git of it, because a flake in a git repository has only the files that git knows:
+        ${function}: there is no lock ${where}. Write it, and tell git of it: a flake in
+        a git repository has only the files that git knows.
           nix run github:enginix/enginix#enginix-core -- lock ${dataset}OWNER/NAME -o ${file}
           git add ${file}''
     else if pinned.type != type then

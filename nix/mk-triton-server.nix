@@ -197,7 +197,9 @@ let
           description = "Triton Inference Server for ${name}";
           mainProgram = "${name}-triton-server";
         }
-        // lib.optionalAttrs (!inImage && tritonserver ? meta.platforms) { inherit (tritonserver.meta) platforms; }
+        // lib.optionalAttrs (!inImage && tritonserver ? meta.platforms) {
+          inherit (tritonserver.meta) platforms;
+        }
       );
     } // lib.optionalAttrs (door != null && door.command != null) { door = door.command; });
 in

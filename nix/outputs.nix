@@ -23,7 +23,11 @@ in
     check = import ./check { inherit lib; };
   };
 
-  overlays.default = final: _: { enginix = mkLib final; };
+  # The command, as packages are named, and the functions beside it.
+  overlays.default = final: _: {
+    enginixLib = mkLib final;
+    inherit (final.enginixLib) enginix;
+  };
 
   legacyPackages = forSystems scopeOf;
 
@@ -40,11 +44,12 @@ in
   formatter = forSystems (system: nixpkgs.legacyPackages.${system}.nixfmt-tree);
 
   nixosModules = {
-    # By path, for messages and for `disabledModules`; a set around it, because Nix 2.8 takes no path as a module.
+    # By path, for messages and for `disabledModules`; a set around it, because Nix 2.8 takes no
+    # path as a module.
     enginix = {
       _class = "nixos";
-      _file = "${./nixos}/default.nix";
-      key = "${./nixos}/enginix";
+      _file = toString ./nixos/default.nix;
+      key = "${toString ./nixos}#enginix";
       imports = [ ./nixos ];
     };
     default = self.nixosModules.enginix; # convention
@@ -56,7 +61,8 @@ in
     welcomeText = ''
       # One model, pinned and served
 
-      Pin the model; this downloads no weight. Then tell git of it: a flake in a git repository has only the files that git knows.
+      Pin the model; this downloads no weight. Then tell git of it: a flake in a git
+      repository has only the files that git knows.
 
           nix run github:enginix/enginix#enginix-core -- lock Qwen/Qwen3-0.6B -o qwen3-0.6b.lock.json
           git add flake.nix qwen3-0.6b.lock.json

@@ -4,8 +4,8 @@
 # only when it is asked for.
 scope:
 let
-  # Showing or checking the flake evaluates every entry: what is to be told of one stands in its comments and in the build's
-  # log, and mkEngine tells it of engines that users ask for.
+  # Showing or checking the flake evaluates every entry: what is to be told of one stands in its
+  # comments and in the build's log, and mkEngine tells it of engines that users ask for.
   quiet = scope.override { warn = _: value: value; };
   stages =
     name: file:

@@ -1,7 +1,8 @@
 { lib, ... }:
 {
-  # The licence that the Hub names, as nixpkgs has licences. Where SPDX does not know it, nobody here judges whether it is free:
-  # nixpkgs then evaluates what bears it, and `config.blocklistedLicenses` can refuse it (docs/catalogue.md).
+  # The licence that the Hub names, as nixpkgs has licences. A licence that SPDX does not know says
+  # neither that it is free nor that it is not: nixpkgs then evaluates what bears it, and
+  # `config.blocklistedLicenses` can refuse it (docs/catalogue.md).
   # named :: string -> set
   named =
     id:

@@ -132,17 +132,19 @@ let
         message = "${option name}: the name is that of another unit of this module (gateway, <name>-openai, trial-<name>); choose another.";
       }
       {
-        # The others have keys, each with its own assertion (gateway.nix has those of openai). Triton's own endpoints stay
-        # without one beside an OpenAI gateway that has a key.
+        # The others have keys, each with its own assertion (gateway.nix has those of openai).
+        # Triton's own endpoints stay without one beside an OpenAI gateway that has a key.
         assertion =
           isLoopback s.host
           || s.openWithoutKey
           || what.ownServer && kind == "edgellm"
           || what.frontend
           || s.openai.enable && s.openai.keyFile == null;
-        message = "${option name}: host is ${s.host}, which others reach, and ${
-          if what.ownServer then "trtllm-serve" else "Triton"
-        } asks for no key; leave host on loopback with services.enginix.gateway before it, or set openWithoutKey if everybody who reaches it may use it.";
+        message =
+          "${option name}: host is ${s.host}, which others reach, and "
+          + (if what.ownServer then "trtllm-serve" else "Triton")
+          + " asks for no key; leave host on loopback with services.enginix.gateway before it, or set "
+          + "openWithoutKey if everybody who reaches it may use it.";
       }
       {
         assertion = row != null;

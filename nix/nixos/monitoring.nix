@@ -29,8 +29,11 @@ in
 {
   config = lib.mkIf cfg.enable {
     warnings =
-      lib.optional (cfg.prometheus.enable && own != [ ])
-        "services.enginix.prometheus: ${lib.concatStringsSep ", " own} not scraped: an engine's own server has no metrics for Prometheus; leave ownServer out where Triton can serve the engine, or take its load from the gateway's log."
+      lib.optional (cfg.prometheus.enable && own != [ ]) (
+        "services.enginix.prometheus: ${lib.concatStringsSep ", " own} not scraped: an engine's own "
+        + "server has no metrics for Prometheus; leave ownServer out where Triton can serve the engine, "
+        + "or take its load from the gateway's log."
+      )
       ++ lib.optional (cfg.prometheus.enable && closed != [ ]) "services.enginix.prometheus: ${lib.concatStringsSep ", " closed} not scraped: Triton's OpenAI frontend tells its metrics to who has openai.keyFile's key; leave the key out, with services.enginix.gateway and its keys before it, or write a scrape of your own with authorization.credentials_file.";
     services.prometheus.scrapeConfigs = lib.mkIf (cfg.prometheus.enable && servers != { }) [
       {

@@ -1,5 +1,6 @@
-# What must hold before the machine switches to a generation with this server: one shell command, which fails with the
-# first of its parts that fails. "$1" is the new system, "$2" what is done with it (switch, test, boot, …).
+# What must hold before the machine switches to a generation with this server: one shell command,
+# which fails with the first of its parts that fails. "$1" is the new system, "$2" what is done with
+# it (switch, test, boot, …).
 { lib, pkgs }:
 {
   name,
@@ -14,6 +15,7 @@
 let
   enginix = lib.getExe server.package;
   hasGpu = server.gpus != [ ];
+  gpus = lib.concatMapStringsSep "," toString server.gpus;
   plan = what.engine.request.plan or null;
   # MiB that a second server beside the running one needs.
   needs =
@@ -32,9 +34,14 @@ let
   # The repository, its engine and this tritonserver fit.
   fits = "${enginix} serve ${what.repo} --tritonserver ${server.tritonserver} --dry-run >/dev/null";
 
-  # The engine against GPU and driver of this machine as it runs now. For `boot`, and where nixos-install writes another
-  # machine, these are not what the generation will meet: it may bring the driver that the engine needs.
-  check = ''case "''${2-switch}" in switch | test) ${enginix} check ${what.engine} >/dev/null ;; esac'';
+  # The engine against GPU and driver of this machine as it runs now. For `boot`, and where
+  # nixos-install writes another machine, these are not what the generation will meet: it may bring
+  # the driver that the engine needs.
+  check = lib.concatStringsSep " " [
+    "case \"\${2-switch}\" in"
+    "switch | test) ${enginix} check ${what.engine} >/dev/null ;;"
+    "esac"
+  ];
 
   # The new unit beside the running one; it looks at the action by itself.
   rollout = lib.concatStringsSep " " (
@@ -42,7 +49,7 @@ let
       "${enginix} rollout ${name} --incoming \"$1\"/etc/systemd/system --action \"\${2-switch}\""
       "--drop-in ${pkgs.writeText "enginix-trial-${name}.conf" trial}"
     ]
-    ++ lib.optional hasGpu "--gpus ${lib.escapeShellArg (lib.concatMapStringsSep "," toString server.gpus)}"
+    ++ lib.optional hasGpu "--gpus ${lib.escapeShellArg gpus}"
     ++ memory
     ++ [ ">/dev/null" ]
   );
@@ -52,5 +59,6 @@ let
     ++ lib.optional (hasGpu && what.kind != "reference") check
     ++ lib.optional server.rollout.trial rollout;
 in
-# nixpkgs ran these texts with and without errexit, also inside of a condition, where bash ignores it: `&&` holds in all.
+# nixpkgs ran these texts with and without errexit, also inside of a condition, where bash ignores
+# it: `&&` holds in all.
 lib.concatStringsSep " &&\n" (if parts == [ ] then [ "true" ] else parts) + "\n"

@@ -3,7 +3,8 @@
 cfg: rec {
   enabled = lib.filterAttrs (_: s: s.enable) cfg.servers;
 
-  # A name is part of a unit's and a user's name. NixOS refuses others as the name of a unit, before any assertion is read.
+  # A name is part of a unit's and a user's name. NixOS refuses others as the name of a unit, before
+  # any assertion is read.
   isName = name: builtins.match "[a-z0-9][a-z0-9_-]{0,31}" name != null;
 
   # One of engine and repo is set.

@@ -43,7 +43,7 @@ in
       name: r:
       lib.nameValuePair "enginix-${name}" (
         r.service
-        # NixOS makes PATH of `path`. An image has its own tools, and so has whoever sets PATH by hand.
+        # NixOS makes PATH of `path`. An image has its own tools, and a user may set PATH by hand.
         // lib.optionalAttrs (r.service.environment ? PATH) { path = lib.mkForce [ ]; }
       )
     ) rendered;

@@ -64,7 +64,8 @@ let
     else
       builtins.seq value true;
 
-  # A configuration over NixOS' own option types, down to the text of units and of pre-switch checks.
+  # A configuration over NixOS' own option types, down to the text of units and of pre-switch
+  # checks.
   host =
     value:
     let

@@ -1,9 +1,10 @@
-# The flake, without flakes, over the package set that answers as nixpkgs does (tests/nixpkgs); and NixOS configurations over
-# it and NixOS' option types, where nixpkgs' own lib is at hand.
+# The flake, without flakes, over the package set that answers as nixpkgs does (tests/nixpkgs); and
+# NixOS configurations over it and NixOS' option types, where nixpkgs' own lib is at hand.
 {
   # The set's directory: ../nixpkgs, or a copy that has nixpkgs' own lib.
   nixpkgsRoot ? ../nixpkgs,
-  # Of a host's nixpkgs: config, overlays. The one package that is not free and that a server needs is allowed.
+  # Of a host's nixpkgs: config, overlays. The one package that is not free and that a server needs
+  # is allowed.
   config ? {
     allowUnfreePredicate = package: package.pname or null == "tritonserver-cpu";
   },

@@ -1,5 +1,6 @@
-# A whole NixOS in a virtual machine: the module's server is up when its unit is started, answers, and a generation that cannot
-# answer is refused while the old one serves. Needs nixpkgs and a machine with KVM:
+# A whole NixOS in a virtual machine: the module's server is up when its unit is started, answers,
+# and a generation that cannot answer is refused while the old one serves. Needs nixpkgs and a
+# machine with KVM:
 #
 #   nix build .#checks.x86_64-linux.nixos -L
 { pkgs, catalogue, ... }@scope:

@@ -1,6 +1,7 @@
-# A package set that answers as nixpkgs does where that decides whether enginix evaluates: called as nixpkgs is, with the
-# checks of its check-meta (licences, platforms, names of meta), its Python sets by attribute, and none of the packages
-# that enginix' own stand-in brings. Nothing of it can be built.
+# A package set that answers as nixpkgs does where that decides whether enginix evaluates: called as
+# nixpkgs is, with the checks of its check-meta (licences, platforms, names of meta), its Python
+# sets by attribute, and none of the packages that enginix' own stand-in brings. Nothing of it can
+# be built.
 #
 # Facts: pkgs/stdenv/generic/check-meta.nix, pkgs/development/interpreters/python of nixpkgs.
 {
@@ -18,7 +19,8 @@ let
     x;
   toList = value: if builtins.isList value then value else [ value ];
 
-  # A set without `free` counts as free, in a list as unfree; compound licences have their own function.
+  # A set without `free` counts as free, in a list as unfree; compound licences have their own
+  # function.
   isUnfree =
     licence:
     if builtins.isList licence then
@@ -71,8 +73,12 @@ let
       meta = attrs.meta or { };
       strange = builtins.filter (n: !builtins.elem n metaNames) (builtins.attrNames meta);
       unfree = meta ? license && isUnfree meta.license;
-      allowed = config.allowUnfree or false || builtins.getEnv "NIXPKGS_ALLOW_UNFREE" == "1" || (config.allowUnfreePredicate or (_: false)) attrs;
-      blocked = builtins.any (l: builtins.elem l (config.blocklistedLicenses or [ ])) (toList (meta.license or [ ]));
+      allowed =
+        config.allowUnfree or false
+        || builtins.getEnv "NIXPKGS_ALLOW_UNFREE" == "1"
+        || (config.allowUnfreePredicate or (_: false)) attrs;
+      blocklist = config.blocklistedLicenses or [ ];
+      blocked = builtins.any (l: builtins.elem l blocklist) (toList (meta.license or [ ]));
     in
     if strange != [ ] then
       "has an invalid meta attrset: ${builtins.head strange}"
@@ -91,7 +97,8 @@ let
     builder = "/nothing/of/this/set/can/be/built";
   };
 
-  # stdenv.mkDerivation: the checks are made where a derivation's path is asked for, not where it is described.
+  # stdenv.mkDerivation: the checks are made where a derivation's path is asked for, not where it is
+  # described.
   mkDerivation =
     argument:
     let
@@ -103,7 +110,7 @@ let
         if reason == null then
           value
         else
-          throw "Refusing to evaluate package '${name}' because it ${reason}, refusing to evaluate.";
+          throw "Refusing to evaluate package '${name}' because it ${reason}.";
       inputs = builtins.concatLists (
         map (n: args.${n} or [ ]) [
           "buildInputs"
@@ -111,7 +118,9 @@ let
           "propagatedBuildInputs"
         ]
       );
-      strange = builtins.filter (i: !(i == null || builtins.isPath i || builtins.isString i || i.type or null == "derivation")) inputs;
+      isInput =
+        i: i == null || builtins.isPath i || builtins.isString i || i.type or null == "derivation";
+      strange = builtins.filter (i: !isInput i) inputs;
       drv = builtins.derivation (
         builtins.removeAttrs args [
           "env"
@@ -176,7 +185,14 @@ let
       outputHashAlgo = if builtins.match "sha256-.*" hash != null then null else "sha256";
       outputHash = hash;
     };
-  hashOf = where: args: args.hash or (args.sha256 or (throw "${where}: no hash"));
+  hashOf =
+    where: args:
+    if args.hash or "" != "" then
+      args.hash
+    else if args.sha256 or "" != "" then
+      args.sha256
+    else
+      throw "${where}: no hash";
 
   fetchurl =
     {
@@ -199,7 +215,7 @@ let
       recursiveHash ? false,
       showURLs ? false,
     }@args:
-    if urls == [ "" ] then throw "fetchurl: no url" else fetched name (hashOf "fetchurl" (removeAttrs args (if hash == "" then [ "hash" ] else [ ])));
+    if urls == [ "" ] then throw "fetchurl: no url" else fetched name (hashOf "fetchurl" args);
 
   fetchPypi =
     {
@@ -219,7 +235,7 @@ let
         "${pname}-${version}-${python}-${abi}-${platform}.whl"
       else
         "${pname}-${version}.${extension}"
-    ) (hashOf "fetchPypi" (removeAttrs args (if hash == "" then [ "hash" ] else [ ])));
+    ) (hashOf "fetchPypi" args);
 
   pythonNames = [
     "av"
@@ -442,9 +458,17 @@ let
           inherit contents extraCommands fromImage;
           configuration = builtins.toJSON config;
         };
-      pullImage = { imageName, imageDigest, sha256, ... }: package "docker-image-${baseNameOf imageName}.tar" { } // { inherit imageName; };
+      pullImage =
+        { imageName, imageDigest, sha256, ... }:
+        package "docker-image-${baseNameOf imageName}.tar" { } // { inherit imageName; };
     };
-    testers.runNixOSTest = import ./nixos-test.nix { inherit lib; pkgs = result; };
+  }
+  # Modules are of nixpkgs' own lib.
+  // lib.optionalAttrs (lib ? evalModules) {
+    testers.runNixOSTest = import ./nixos-test.nix {
+      inherit lib;
+      pkgs = result;
+    };
   };
   result = builtins.foldl' (set: overlay: set // overlay result set) packages overlays;
 in

@@ -1,9 +1,40 @@
-# nixpkgs' own lib where it is at hand (./nixpkgs-lib, put there by tests/nix), else the functions that the stand-in has.
+# nixpkgs' own lib where it is at hand (./nixpkgs-lib, put there by tests/nix), else the functions
+# that the stand-in has.
 if builtins.pathExists ./nixpkgs-lib then
   import ./nixpkgs-lib
 else
   let
     base = import (if builtins.pathExists ./hostpkgs-lib.nix then ./hostpkgs-lib.nix else ../hostpkgs/lib.nix);
+    # Of the identifiers that wheels and models carry those that nixpkgs knows. It has no PSF-2.0
+    # and no expressions.
+    spdx = builtins.listToAttrs (
+      map
+        (spdxId: {
+          name = base.toLower spdxId;
+          value = free spdxId // {
+            inherit spdxId;
+            shortName = base.toLower spdxId;
+          };
+        })
+        [
+          "0BSD"
+          "BSD-2-Clause"
+          "BSD-3-Clause"
+          "BSL-1.0"
+          "CC0-1.0"
+          "CNRI-Python"
+          "HPND"
+          "ISC"
+          "LGPL-2.1-or-later"
+          "MIT"
+          "MIT-0"
+          "MPL-2.0"
+          "NCSA"
+          "Python-2.0"
+          "Unlicense"
+          "Zlib"
+        ]
+    );
     free = fullName: {
       inherit fullName;
       free = true;
@@ -18,6 +49,7 @@ else
   }
   // base
   // {
+    getLicenseFromSpdxIdOr = id: default: base.getLicenseFromSpdxIdOr id (spdx.${base.toLower id} or default);
     licenses = {
       bsd3 = free "BSD 3-clause \"New\" or \"Revised\" License" // { shortName = "bsd3"; };
       bsd2 = free "BSD 2-clause \"Simplified\" License" // { shortName = "bsd2"; };

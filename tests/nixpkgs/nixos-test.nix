@@ -1,5 +1,5 @@
-# As pkgs.testers.runNixOSTest, as far as evaluation goes: each node's configuration is evaluated over NixOS' option types, with
-# its specialisations, and the test script is there to be read.
+# As pkgs.testers.runNixOSTest, as far as evaluation goes: each node's configuration is evaluated
+# over NixOS' option types, with its specialisations, and the test script is there to be read.
 { lib, pkgs }:
 test:
 let

@@ -1,8 +1,10 @@
-# NixOS' own option types, as far as services.enginix sets options: systemd's units with what NixOS puts into each,
-# pre-switch checks in every form that nixpkgs has had, firewall, Prometheus, Grafana, required mounts.
+# NixOS' own option types, as far as services.enginix sets options: systemd's units with what NixOS
+# puts into each, pre-switch checks in every form that nixpkgs has had, firewall, Prometheus,
+# Grafana, required mounts.
 #
 # Facts: nixos/lib/{systemd-lib,systemd-unit-options,systemd-types,utils}.nix,
-# nixos/modules/system/activation/pre-switch-check.nix, nixos/modules/services/monitoring of nixpkgs.
+# nixos/modules/system/activation/pre-switch-check.nix, nixos/modules/services/monitoring of
+# nixpkgs.
 { lib }:
 let
   inherit (lib) mkOption types;
@@ -193,7 +195,8 @@ let
     + section def.serviceConfig
     + lib.optionalString (def.wantedBy != [ ]) "\n[Install]\nWantedBy=${toString def.wantedBy}\n";
 
-  # pre-switch-check.nix, oldest first: since 2024, since `$1` and `$2` are handed over, since June 2026 (PR 527778).
+  # pre-switch-check.nix, oldest first: since 2024, since `$1` and `$2` are handed over, since June
+  # 2026 (PR 527778).
   preSwitchForms = {
     plain = name: text: ''
       (
