@@ -19,7 +19,7 @@ help: ## what there is to make
 setup-runtime:
 	@[ "$(ENGINIX_PKGS)" != host ] || tests/hostpkgs/setup.sh core runtime
 setup-dev: python/enginix/checkpoint/casts.so
-	@tests/hostpkgs/setup.sh core runtime dev edgellm modelopt gateway
+	@tests/hostpkgs/setup.sh core runtime dev edgellm modelopt gateway tritonserver
 # Written beside and renamed: who runs it meanwhile keeps what it has loaded.
 %/casts.so: %/casts.c %/casts.sh
 	@tests/hostpkgs/setup.sh
@@ -40,7 +40,7 @@ test-python: setup-dev
 	@$(DEV)/python -m pytest -q
 
 lint: setup-dev ## ruff, mypy --strict, shellcheck, nixfmt where there is one
-	@$(DEV)/ruff check python tests demo && $(DEV)/ruff format --check python tests demo
+	@$(DEV)/ruff check python tests demo nix && $(DEV)/ruff format --check python tests demo nix
 	@cd python && $(DEV)/mypy
 	@shellcheck -x $$(git ls-files '*.sh') tests/hostpkgs/nix .ci/run
 	@if command -v nixfmt >/dev/null; then nixfmt --check $$(git ls-files '*.nix'); else echo "lint: no nixfmt on this machine; Nix files not checked for style"; fi

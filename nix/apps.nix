@@ -2,12 +2,14 @@
 {
   lib,
   pkgs,
+  python,
   catalogue,
-  enginix,
   ...
-}:
+}@scope:
 self:
 let
+  # What this system has.
+  packages = import ./packages.nix scope;
   app = program: description: {
     type = "app";
     inherit program;
@@ -16,18 +18,38 @@ let
   server =
     model:
     app (lib.getExe catalogue.${model}.triton-server) "Triton Inference Server for ${model}";
+  derivationOf = drv: builtins.unsafeDiscardOutputDependency drv.drvPath;
   demo = pkgs.stdenvNoCC.mkDerivation {
     name = "enginix-demo";
     buildCommandPath = ./builders/demo.sh;
-    inherit (pkgs) bash python3;
+    inherit (pkgs) bash;
+    python3 = python;
     flake = self;
+    # Stage by stage as this flake has it: nothing is evaluated again, by whatever nix and package
+    # set it was.
+    stages = lib.concatLines (
+      map (stage: "${stage}=${derivationOf catalogue.tiny-qwen3.${stage}}") [
+        "model"
+        "checkpoint"
+        "engine"
+        "triton-repo"
+        "triton-server"
+      ]
+    );
+    passAsFile = [ "stages" ];
     meta.mainProgram = "demo";
   };
 in
-lib.mapAttrs' (model: _: lib.nameValuePair "${model}-triton-server" (server model)) catalogue
-// {
+lib.mapAttrs' (model: _: lib.nameValuePair "${model}-triton-server" (server model)) (
+  lib.filterAttrs (model: _: packages ? "${model}-triton-server") catalogue
+)
+// lib.optionalAttrs (packages ? tiny-qwen3-triton-server) {
   demo = app (lib.getExe demo) "A small model from a hub to an answer, through every stage";
-  enginix = app (lib.getExe enginix) "The enginix command";
+}
+// {
+  enginix = app (lib.getExe packages.default) "The enginix command";
+}
+// lib.optionalAttrs (packages ? triton-server) {
   triton-server = server "qwen3-32b-nvfp4";
   default = server "qwen3-32b-nvfp4";
 }

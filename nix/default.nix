@@ -13,22 +13,42 @@ let
   parts = {
     inherit lib pkgs;
 
+    # How evaluation tells what it does not refuse: text -> value -> value.
+    inherit (lib) warn;
+
     # Pure checks, no pkgs: what evaluation can refuse.
     check = import ./check { inherit lib; };
+
+    # The interpreter of everything that is Python here; nix/python/default.nix says why it is 3.11.
+    python =
+      pkgs.python311
+        or (throw "enginix: the package set has no python311. Pass a Python 3.11: (mkLib pkgs).override { python = …; }.");
+
+    # PyTorch of the environments that have it. null takes the CPU wheel of the locks, which is free software. Else a
+    # package, { file; sha256; url ? null; license ? [ ]; } of a wheel, or a list of these: what replaces it and comes besides.
+    torch = null;
+
+    # The environments, each a derivation whose bin/python3 has the wheels of nix/python/locks. A Python of nixpkgs'
+    # own packages may stand in the place of each.
+    core-python = import ./python scope "core";
+    runtime-python = import ./python scope "runtime";
+    modelopt-python = import ./python scope "modelopt";
+    edgellm-python = import ./python scope "edgellm";
+    gateway-python = import ./python scope "gateway";
+    availability = import ./python/availability.nix scope;
 
     # The Python package over the libraries that a stage needs. `core` has no torch.
     enginix-core = import ./enginix.nix scope "core";
     enginix = import ./enginix.nix scope "runtime";
 
-    # A Python with LiteLLM's proxy, and the gateway's command over it.
-    gateway-python = pkgs.gateway-python or (import ./gateway-python.nix scope);
+    # The gateway's command over LiteLLM's proxy.
     enginix-gateway = import ./gateway-package.nix scope;
 
     # The private environment that builds over the CUDA stack source.
     environment = import ./environment.nix scope;
 
-    # A tritonserver with the Python backend. nixpkgs has none; a package set may bring its own.
-    tritonserver = pkgs.tritonserver-cpu or (import ./tritonserver-cpu.nix scope);
+    # A tritonserver with the Python backend. nixpkgs has none.
+    tritonserver = import ./tritonserver-cpu.nix scope;
 
     # What fetches runtime images.
     crane = pkgs.crane or (throw "enginix: the package set has no crane, which fetches the images of runtimes");
@@ -55,9 +75,20 @@ let
     catalogue = import ./catalogue scope;
   };
 
+  # What has TensorRT beside NVIDIA's exporter is in no package set (docs/edgellm.md).
+  optional = [ "edgellm-runtime" ];
+
+  points = builtins.attrNames parts ++ optional;
+  strange = builtins.filter (name: !builtins.elem name points) (builtins.attrNames overrides);
+  checked =
+    if strange == [ ] then
+      overrides
+    else
+      throw "(mkLib pkgs).override: ${parts.check.names.unknown "part" (builtins.head strange) points}";
+
   scope =
     parts
-    // overrides
+    // checked
     // {
       override =
         more:

@@ -32,43 +32,16 @@ let
     "py.typed"
   ]
   ++ builtins.filter (lib.hasSuffix ".py") (builtins.attrNames (builtins.readDir package));
-
-  # Triton 2.51's Python stub crashes on arrays of NumPy 2, and has no build for Pythons whose NumPy 1 is
-  # gone. PyTorch's own build saves compiling it again over the other NumPy.
-  interpreter =
-    if flavour == "core" then
-      pkgs.python3
-    else
-      pkgs.python312.override {
-        packageOverrides = _: previous: {
-          numpy = previous.numpy_1;
-          torch = previous.torch-bin;
-        };
-      };
-
-  python = interpreter.withPackages (
-    ps:
-    [
-      ps.huggingface-hub
-      ps.safetensors
-      ps.numpy
-      ps.ml-dtypes
-    ]
-    ++ lib.optionals (flavour == "runtime") [
-      ps.torch
-      ps.transformers
-      ps.tritonclient
-    ]
-  );
 in
 import ./package.nix scope {
   name = "enginix-${flavour}-${version}";
   kept = if flavour == "core" then core else null;
-  inherit python;
+  python = scope."${flavour}-python";
   attributes.nativeBuildInputs = [ pkgs.stdenv.cc ]; # for the casts of the converter
   passthru = { inherit version; };
   meta = {
     description = "Hugging Face model in, served TensorRT-LLM deployment out";
     license = lib.licenses.asl20;
+    platforms = import ./systems.nix;
   };
 }

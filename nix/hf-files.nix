@@ -31,15 +31,23 @@ rec {
         model = "mkHfModel";
         dataset = "mkHfDataset";
       };
+      dataset = lib.optionalString (type == "dataset") "--dataset ";
+      file = baseNameOf where;
     in
-    if pinned.type != type then
+    if builtins.isPath lock && !builtins.pathExists lock then
+      throw ''
+        ${function}: there is no lock ${where}. Write it, and tell git of it: a flake in
+        a git repository has only the files that git knows.
+          nix run github:enginix/enginix#enginix-core -- lock ${dataset}OWNER/NAME -o ${file}
+          git add ${file}''
+    else if pinned.type != type then
       throw "${function}: ${where} is the lock of a ${pinned.type}; use ${other.${pinned.type}}."
     else
       pinned;
 
   titleOf = repo: lib.toLower (lib.strings.sanitizeDerivationName (baseNameOf repo));
 
-  licenseOf = id: if id == null then { } else { license = lib.getLicenseFromSpdxIdOr id { fullName = id; free = false; }; };
+  licenseOf = id: lib.optionalAttrs (id != null) { license = check.license.named id; };
 
   # pinned -> hub -> path -> derivation. Named after the file alone: equal files of two repositories or two revisions are
   # one store path.
@@ -106,6 +114,7 @@ rec {
       }
       // passthru;
       meta = {
+        platforms = import ./systems.nix;
         description = "${pinned.repo} at ${builtins.substring 0 12 pinned.revision}";
       }
       // meta

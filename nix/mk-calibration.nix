@@ -9,6 +9,7 @@
   ...
 }@scope:
 let
+  artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkCalibration";
   enginix = import ./quantize-package.nix scope;
   table = lib.importJSON ../python/enginix/data/quantize.json;
@@ -77,7 +78,7 @@ let
       passthru = {
         inherit tokenizer size sequenceLength seed;
       };
-      meta.description = "Calibration data for ${name}";
+      meta = artefactMeta { } { description = "Calibration data for ${name}"; };
     };
 in
 args: build (check.arguments.only function known args)

@@ -7,10 +7,12 @@
   pkgs,
   check,
   enginix-core,
+  modelopt-python,
   mkRuntime,
   ...
 }@scope:
 let
+  artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkCheckpoint";
   table = lib.importJSON ../python/enginix/data/converters.json;
   formats = lib.importJSON ../python/enginix/data/quantization.json;
@@ -28,19 +30,6 @@ let
     "target"
     "name"
   ];
-  # ModelOpt's export needs ModelOpt, PyTorch and transformers; nothing of ours is in this Python.
-  modelopt-python =
-    scope.modelopt-python or pkgs.modelopt-python or (pkgs.python3.withPackages (ps: [
-      ps.torch
-      ps.transformers
-      ps.safetensors
-      ps.huggingface-hub
-      ps.numpy
-      ps.ml-dtypes
-      (ps.nvidia-modelopt
-        or (throw "${function}: converter = \"modelopt\" needs a Python with NVIDIA's ModelOpt, and this package set has no nvidia-modelopt. Pass one that has it, torch and transformers: (mkLib pkgs).override { modelopt-python = …; }.")
-      )
-    ]));
   build =
     {
       # mkHfModel's or mkQuantized's output.
@@ -114,6 +103,7 @@ let
           buildCommandPath = ./builders/checkpoint.sh;
           nativeBuildInputs = [ enginix-core ];
         };
+        # Nothing of enginix is in this Python.
         modelopt = {
           buildCommandPath = ./builders/checkpoint-modelopt.sh;
           nativeBuildInputs = [ modelopt-python ];
@@ -146,7 +136,7 @@ let
         inherit (model) quantization;
         worldSize = parallel.tensorParallel * parallel.pipelineParallel;
       };
-      meta.description = "TensorRT-LLM checkpoint of ${name}";
+      meta = artefactMeta model { description = "TensorRT-LLM checkpoint of ${name}"; };
     });
 in
 args: build (check.arguments.only function known args)

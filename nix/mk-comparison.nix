@@ -9,6 +9,7 @@
   ...
 }@scope:
 let
+  artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkComparison";
   # No torch: manifests, evidence and headers are read, no weight.
   enginix = import ./package.nix scope {
@@ -60,7 +61,7 @@ let
         # A page: neither weights nor engines are kept for it.
         allowedReferences = [ ];
         passthru = { inherit engines; };
-        meta.description = "Comparison of ${toString (builtins.length engines)} artefacts";
+        meta = artefactMeta { } { description = "Comparison of ${toString (builtins.length engines)} artefacts"; };
       };
 in
 args: build (check.arguments.only function [ "engines" "speed" "name" ] args)

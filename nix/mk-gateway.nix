@@ -207,6 +207,8 @@ let
           modelName = name;
         };
         meta = {
+          platforms = import ./systems.nix;
+          license = lib.licenses.asl20;
           description = "OpenAI interface in front of ${lib.concatStringsSep ", " known}";
           mainProgram = name;
         };

@@ -99,6 +99,8 @@ let
             quantization = null;
           };
           meta = {
+            platforms = import ./systems.nix;
+            description = "${repo} at ${builtins.substring 0 12 revision}";
             homepage = "https://huggingface.co/${repo}";
           }
           // licenseOf license;

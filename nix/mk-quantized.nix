@@ -7,9 +7,11 @@
   pkgs,
   check,
   environment,
+  warn,
   ...
 }@scope:
 let
+  artefactMeta = import ./artefact-meta.nix scope;
   function = "mkQuantized";
   enginix = import ./quantize-package.nix scope;
   table = lib.importJSON ../python/enginix/data/quantize.json;
@@ -216,7 +218,7 @@ let
 
       elementBytes = if facts.dtype or null == "float32" then 4 else 2;
       small = weightBytes > 0 && weightBytes / elementBytes < table.kvCacheWarning.parameters;
-      warned = value: if cache != null && small then lib.warn "${name}: ${table.kvCacheWarning.text}" value else value;
+      warned = value: if cache != null && small then warn "${name}: ${table.kvCacheWarning.text}" value else value;
     in
     builtins.seq (checked true) (
       warned (
@@ -246,7 +248,7 @@ let
               architecture = model.architecture or null;
               quantization = algorithm;
             };
-            meta.description = "${model.modelName or "model"} quantized to ${asked}";
+            meta = artefactMeta model { description = "${model.modelName or "model"} quantized to ${asked}"; };
           }
           // lib.optionalAttrs (where == "cuda") (
             {

@@ -10,6 +10,7 @@
   ...
 }@scope:
 let
+  artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkReferenceAnswers";
   enginix = import ./answers-package.nix scope;
   known = [
@@ -64,7 +65,7 @@ let
           artefact = "answers";
           modelName = name;
         };
-        meta.description = "Reference answers of ${name}";
+        meta = artefactMeta model { description = "Reference answers of ${name}"; };
       }
       // lib.optionalAttrs cuda (
         {

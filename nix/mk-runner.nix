@@ -11,6 +11,7 @@
   ...
 }:
 let
+  artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkRunner";
   runtimes = (lib.importJSON ../python/enginix/data/runtimes.json).runtimes;
   gpus = (lib.importJSON ../python/enginix/data/gpus.json).gpus;
@@ -99,7 +100,7 @@ let
           runtime = id;
           httpPort = port;
         };
-        meta = {
+        meta = artefactMeta model {
           description = "Builds the engine of ${name} at first run and serves it";
           mainProgram = "${name}-runner";
         };

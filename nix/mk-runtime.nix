@@ -106,6 +106,7 @@ let
         image = tag;
       };
       meta = {
+        platforms = import ./systems.nix;
         description = "Commands inside ${source.reference}";
         mainProgram = "${id}-run";
       };

@@ -9,6 +9,7 @@
   ...
 }:
 let
+  artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkServe";
   build =
     {
@@ -52,7 +53,7 @@ let
           modelName = name;
           httpPort = port;
         };
-        meta = {
+        meta = artefactMeta engine {
           description = "trtllm-serve for ${name}";
           mainProgram = "${name}-serve";
         };

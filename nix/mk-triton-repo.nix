@@ -10,6 +10,7 @@
   ...
 }:
 let
+  artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkTritonRepo";
   # Nix name -> the command's flag, by the kinds that have it; defaults are the command's.
   shared = {
@@ -152,7 +153,7 @@ let
         inherit (engine) kind runtime;
         modelName = name;
       };
-      meta.description = "Triton model repository of ${name}";
+      meta = artefactMeta engine { description = "Triton model repository of ${name}"; };
     };
 in
 { engine, ... }@args:

@@ -11,6 +11,7 @@
   ...
 }@scope:
 let
+  artefactMeta = import ./artefact-meta.nix scope;
   function = "mkTritonServer";
   table = lib.importJSON ../python/enginix/data/triton_flags.json;
 
@@ -191,10 +192,15 @@ let
       }
       // lib.optionalAttrs (!inImage) { inherit tritonserver; }
       // lib.optionalAttrs (door != null) { openai = door.passthru; };
-      meta = {
-        description = "Triton Inference Server for ${name}";
-        mainProgram = "${name}-triton-server";
-      };
+      meta = artefactMeta repo (
+        {
+          description = "Triton Inference Server for ${name}";
+          mainProgram = "${name}-triton-server";
+        }
+        // lib.optionalAttrs (!inImage && tritonserver ? meta.platforms) {
+          inherit (tritonserver.meta) platforms;
+        }
+      );
     } // lib.optionalAttrs (door != null && door.command != null) { door = door.command; });
 in
 args:

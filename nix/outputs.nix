@@ -1,15 +1,21 @@
-# The flake's outputs. Systems: the ones NVIDIA's runtimes exist for.
+# The flake's outputs.
 { self, nixpkgs, ... }:
 let
   inherit (nixpkgs) lib;
-  systems = [
-    "x86_64-linux"
-    "aarch64-linux"
-  ];
+  systems = import ./systems.nix;
   # A package set may lack a system (tests/hostpkgs has one).
   forSystems = f: lib.genAttrs (builtins.filter (s: nixpkgs.legacyPackages ? ${s}) systems) f;
   mkLib = pkgs: import ./. { inherit pkgs; };
-  scopeOf = system: mkLib nixpkgs.legacyPackages.${system};
+  # The flake's own outputs, and nothing of who calls mkLib: the one package that is not free in nixpkgs' sense is
+  # allowed, which carries NVIDIA's libcudart (nix/tritonserver-cpu.nix).
+  scopeOf =
+    system:
+    mkLib (
+      import nixpkgs {
+        inherit system;
+        config.allowUnfreePredicate = package: lib.getName package == "tritonserver-cpu";
+      }
+    );
 in
 {
   lib = {
@@ -17,7 +23,11 @@ in
     check = import ./check { inherit lib; };
   };
 
-  overlays.default = final: _: { enginix = mkLib final; };
+  # The command, as packages are named, and the functions beside it.
+  overlays.default = final: _: {
+    enginixLib = mkLib final;
+    inherit (final.enginixLib) enginix;
+  };
 
   legacyPackages = forSystems scopeOf;
 
@@ -34,12 +44,32 @@ in
   formatter = forSystems (system: nixpkgs.legacyPackages.${system}.nixfmt-tree);
 
   nixosModules = {
-    enginix = import ./nixos self;
+    # By path, for messages and for `disabledModules`; a set around it, because Nix 2.8 takes no
+    # path as a module.
+    enginix = {
+      _class = "nixos";
+      _file = toString ./nixos/default.nix;
+      key = "${toString ./nixos}#enginix";
+      imports = [ ./nixos ];
+    };
     default = self.nixosModules.enginix; # convention
   };
 
   templates.default = {
     path = ../templates/default;
     description = "A flake that serves one model";
+    welcomeText = ''
+      # One model, pinned and served
+
+      Pin the model; this downloads no weight. Then tell git of it: a flake in a git
+      repository has only the files that git knows.
+
+          nix run github:enginix/enginix#enginix-core -- lock Qwen/Qwen3-0.6B -o qwen3-0.6b.lock.json
+          git add flake.nix qwen3-0.6b.lock.json
+
+      Then build and serve it:
+
+          nix run .
+    '';
   };
 }

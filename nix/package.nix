@@ -47,6 +47,9 @@ else
       preferLocalBuild = true;
       passthru = { inherit python; } // passthru;
       meta = {
+        description = "The enginix command, as far as ${name} needs it";
+        license = lib.licenses.asl20;
+        platforms = import ./systems.nix;
         mainProgram = "enginix";
       }
       // meta;

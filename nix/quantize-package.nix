@@ -1,8 +1,7 @@
 # The enginix command over the Python that has NVIDIA's quantizer: only what calibrates and quantizes, so that a change
 # of anything else quantizes nothing again.
-{ pkgs, enginix-core, ... }@scope:
+{ enginix-core, modelopt-python, ... }@scope:
 let
-  python = scope.modelopt-python or pkgs.modelopt-python or (import ./nvidia-modelopt.nix scope);
   kept = [
     "__init__.py"
     "__main__.py"
@@ -27,5 +26,6 @@ let
 in
 import ./package.nix scope {
   name = "enginix-quantize-${enginix-core.version}";
-  inherit kept python;
+  inherit kept;
+  python = modelopt-python;
 }

@@ -1,8 +1,14 @@
 # What working on enginix needs.
-{ pkgs, enginix, ... }:
+{
+  pkgs,
+  availability,
+  core-python,
+  runtime-python,
+  ...
+}:
 pkgs.mkShellNoCC {
   packages = [
-    enginix.python
+    (if availability.runtime then runtime-python else core-python)
     pkgs.ruff
     pkgs.mypy
     pkgs.shellcheck

@@ -1,46 +1,55 @@
 # A real tritonserver without GPU support, with its Python backend: the one inside nvidia-pytriton's wheel.
 # nixpkgs packages none.
-{ pkgs, lib, ... }:
+{
+  lib,
+  pkgs,
+  python,
+  ...
+}@scope:
 let
   version = "2.51.0"; # of tritonserver; the wheel counts its own
-  python = pkgs.python312; # as the runtime environment of enginix.nix
+  lock = import ./python/read-lock.nix scope "tritonserver";
+  inherit (lock.wheels) nvidia-pytriton;
+  systems = builtins.attrNames nvidia-pytriton.files;
 in
-if !pkgs.stdenvNoCC.hostPlatform.isx86_64 then
-  throw "tritonserver: nvidia-pytriton's wheel exists for x86_64-linux only. Pass another: (mkLib pkgs).override { tritonserver = …; }"
+if lock.missing != [ ] then
+  throw "tritonserver: nvidia-pytriton's wheel exists for ${lib.concatStringsSep " and " systems} only. Pass another: (mkLib pkgs).override { tritonserver = …; }"
 else
   pkgs.stdenv.mkDerivation {
     pname = "tritonserver-cpu";
     inherit version;
-    src = pkgs.fetchPypi {
-      pname = "nvidia_pytriton";
-      version = "0.7.0";
-      format = "wheel";
-      dist = "py3";
-      python = "py3";
-      platform = "manylinux_2_35_x86_64";
-      sha256 = "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df";
-    };
+    src = import ./python/fetch-wheel.nix scope (lock.fileOf nvidia-pytriton);
     nativeBuildInputs = [
-      pkgs.unzip
+      python
       pkgs.autoPatchelfHook
     ];
     buildInputs = [
       pkgs.stdenv.cc.cc.lib
       pkgs.zlib
-      pkgs.expat
-      python
+      python # the stub links libpython
     ];
     # The wheel carries a stub for each Python version; those of others stay behind.
-    pythonVersion = python.pythonVersion;
-    unpackPhase = "unzip -q $src";
+    inherit (python) pythonVersion;
+    dontUnpack = true;
+    dontConfigure = true;
+    dontBuild = true;
     installPhase = "source ${./builders/tritonserver-cpu.sh}";
+    # Nothing else of NVIDIA's files changes.
     dontStrip = true;
-    passthru.version = version;
+    dontPatchELF = true;
+    passthru = { inherit version; };
     meta = {
       description = "Triton Inference Server, CPU build with the Python backend";
-      homepage = "https://github.com/triton-inference-server/pytriton";
-      license = lib.licenses.asl20;
-      platforms = [ "x86_64-linux" ];
+      homepage = "https://github.com/triton-inference-server/server";
+      # Triton's own, PyTriton's and DCGM's, and that of libcudart, which tritonserver links without using a GPU:
+      # NVIDIA's CUDA EULA, redistributable and not free. nix/outputs.nix allows this one package.
+      license = [
+        lib.licenses.bsd3
+        lib.licenses.asl20
+        lib.licenses.nvidiaCudaRedist
+      ];
+      sourceProvenance = [ lib.sourceTypes.binaryNativeCode ];
+      platforms = systems;
       mainProgram = "tritonserver";
     };
   }

@@ -4,6 +4,9 @@
 # only when it is asked for.
 scope:
 let
+  # Showing or checking the flake evaluates every entry: what is to be told of one stands in its
+  # comments and in the build's log, and mkEngine tells it of engines that users ask for.
+  quiet = scope.override { warn = _: value: value; };
   stages =
     name: file:
     let
@@ -16,7 +19,7 @@ let
       // import file scope;
       inherit (entry) model;
       checkpoint = scope.mkCheckpoint ({ inherit model name; } // entry.checkpoint);
-      engine = scope.mkEngine ({ inherit model checkpoint name; } // entry.engine);
+      engine = quiet.mkEngine ({ inherit model checkpoint name; } // entry.engine);
       triton-repo = scope.mkTritonRepo ({ inherit engine; } // entry.repo);
       triton-server = scope.mkTritonServer ({ repo = triton-repo; } // entry.server);
     in

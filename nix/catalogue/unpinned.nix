@@ -7,6 +7,7 @@
   mkHfModel,
   pkgs,
   lib,
+  check,
   ...
 }:
 {
@@ -56,7 +57,12 @@ else
         locked = false;
         model = { inherit architecture quantization; };
       };
-      meta.homepage = "https://huggingface.co/${repo}";
+      meta = {
+        description = "${repo}, not pinned yet";
+        homepage = "https://huggingface.co/${repo}";
+        platforms = import ../systems.nix;
+      }
+      // lib.optionalAttrs (license != null) { license = check.license.named license; };
     }
     // lib.optionalAttrs (hash != null) {
       outputHashMode = "recursive";

@@ -4,6 +4,7 @@ let
   self = {
     names = import ./names.nix { inherit lib; };
     arguments = import ./arguments.nix ({ inherit lib; } // self);
+    license = import ./license.nix { inherit lib; };
     lock = import ./lock.nix ({ inherit lib; } // self);
     checkpoint = import ./checkpoint.nix ({ inherit lib; } // self);
     target = import ./target.nix ({ inherit lib; } // self);

@@ -3,6 +3,7 @@
 # The checked ONNX export of a model: pure, on CPU, no network; the half of the pipeline that any machine caches.
 { lib, pkgs, ... }@scope:
 let
+  artefactMeta = import ../artefact-meta.nix { inherit lib; };
   checks = import ./edgellm-check.nix scope;
   enginix = import ./edgellm-package.nix scope;
   function = ''mkEngine { kind = "edgellm"; }'';
@@ -32,5 +33,5 @@ pkgs.stdenvNoCC.mkDerivation {
     inherit model options;
     modelName = name;
   };
-  meta.description = "ONNX export of ${name} for TensorRT Edge-LLM";
+  meta = artefactMeta model { description = "ONNX export of ${name} for TensorRT Edge-LLM"; };
 }

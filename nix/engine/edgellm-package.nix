@@ -1,7 +1,6 @@
 # The enginix command over the Python that has NVIDIA's exporter: only what exports, builds and serves this kind.
-{ pkgs, enginix-core, ... }@scope:
+{ enginix-core, edgellm-python, ... }@scope:
 let
-  python = scope.edgellm-python or pkgs.edgellm-python or (import ../nvidia-edgellm.nix scope);
   kept = [
     "__init__.py"
     "__main__.py"
@@ -33,5 +32,6 @@ let
 in
 import ../package.nix scope {
   name = "enginix-edgellm-${enginix-core.version}";
-  inherit kept python;
+  inherit kept;
+  python = edgellm-python;
 }

@@ -8,6 +8,7 @@
   ...
 }@scope:
 let
+  artefactMeta = import ../artefact-meta.nix { inherit lib; };
   function = "mkServe";
   checks = import ./edgellm-check.nix scope;
   enginix = import ./edgellm-package.nix scope;
@@ -62,7 +63,7 @@ else
       httpPort = port;
       inherit (served) servedModelName;
     };
-    meta = {
+    meta = artefactMeta engine {
       description = "OpenAI server of TensorRT Edge-LLM for ${engine.modelName}";
       mainProgram = name;
     };

@@ -6,6 +6,7 @@
   ...
 }@scope:
 let
+  artefactMeta = import ../artefact-meta.nix { inherit lib; };
   function = ''mkEngine { kind = "edgellm"; }'';
   checks = import ./edgellm-check.nix scope;
   enginix = import ./edgellm-package.nix scope;
@@ -144,7 +145,7 @@ let
     # The command that serves it: mkServe's work for this kind.
     serve = mkServer self;
   };
-  meta.description = "TensorRT Edge-LLM engine of ${name} for ${wanted.gpu}";
+  meta = artefactMeta model { description = "TensorRT Edge-LLM engine of ${name} for ${wanted.gpu}"; };
 
   ungated = pkgs.stdenvNoCC.mkDerivation (
     place

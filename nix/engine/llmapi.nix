@@ -7,6 +7,7 @@
   ...
 }@scope:
 let
+  artefactMeta = import ../artefact-meta.nix { inherit lib; };
   function = ''mkEngine { kind = "llmapi"; }'';
   gpus = (lib.importJSON ../../python/enginix/data/gpus.json).gpus;
   runtimes = (lib.importJSON ../../python/enginix/data/runtimes.json).runtimes;
@@ -96,7 +97,7 @@ let
       expertParallel = 1;
     };
   };
-  meta.description = "LLM API artefact of ${name}";
+  meta = artefactMeta model { description = "LLM API artefact of ${name}"; };
   ungated = pkgs.stdenvNoCC.mkDerivation {
     name = "${name}-engine-llmapi";
     buildCommandPath = ../builders/engine-llmapi.sh;

@@ -1,7 +1,13 @@
 # The parts of the Python package that ask an engine, and nothing that judges: a changed gate or bound asks none again.
 #
 # `ask` reads the material by the model's tokenizer; `tensorrt-llm` and `edgellm` ask an engine in its runtime.
-{ pkgs, enginix, ... }@scope:
+{
+  pkgs,
+  python,
+  enginix,
+  edgellm-python,
+  ...
+}@scope:
 part:
 let
   common = [
@@ -38,7 +44,7 @@ let
       ];
     };
     tensorrt-llm = {
-      python = pkgs.python3;
+      inherit python;
       kept = [
         "data/environment.json"
         "data/failures.json"
@@ -56,7 +62,7 @@ let
       ];
     };
     edgellm = {
-      python = (import ./edgellm-package.nix scope).python;
+      python = edgellm-python;
       kept = [
         "data/architectures.json"
         "data/edgellm.json"

@@ -8,9 +8,11 @@
   environment,
   mkEngine,
   mkReferenceAnswers,
+  warn,
   ...
 }@scope:
 let
+  artefactMeta = import ../artefact-meta.nix scope;
   package = import ./outside-package.nix scope;
   table = lib.importJSON ../../python/enginix/data/gates.json;
   ofCheckpoints = [
@@ -102,7 +104,7 @@ let
         inherit asked;
         artefact = "answers";
       };
-      meta.description = "What the engine of ${name} says";
+      meta = artefactMeta (passthru.model or { }) { description = "What the engine of ${name} says"; };
     }
   );
 
@@ -151,7 +153,7 @@ in
 if gates == { } then
   ungated // told
 else if gates == null && silent != null then
-  lib.warn "${name}-engine: not gated: ${silent}" (ungated // told)
+  warn "${name}-engine: not gated: ${silent}" (ungated // told)
 else if mute != null && checked != { } then
   throw "${function}: gates: ${mute}; leave gates out."
 else

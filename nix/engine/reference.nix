@@ -10,6 +10,7 @@
   ...
 }:
 let
+  artefactMeta = import ../artefact-meta.nix { inherit lib; };
   function = ''mkEngine { kind = "reference"; }'';
 
   # The model before quantization.
@@ -98,5 +99,5 @@ else
       modelName = name;
       runtime = "reference";
     };
-    meta.description = "Reference engine of ${name} (plain PyTorch)";
+    meta = artefactMeta model { description = "Reference engine of ${name} (plain PyTorch)"; };
   }

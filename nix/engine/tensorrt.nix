@@ -5,9 +5,11 @@
   check,
   mkCheckpoint,
   mkRuntime,
+  warn,
   ...
 }@scope:
 let
+  artefactMeta = import ../artefact-meta.nix { inherit lib; };
   outside = import ./outside.nix scope;
   function = ''mkEngine { kind = "tensorrt"; }'';
   gpus = (lib.importJSON ../../python/enginix/data/gpus.json).gpus;
@@ -140,7 +142,7 @@ let
     inherit quantization kvCache architecture;
     inherit (gpu) sm;
   };
-  warned = value: builtins.foldl' (v: w: lib.warn "${engine}-sm${toString gpu.sm}: ${w}" v) value warnings;
+  warned = value: builtins.foldl' (v: w: warn "${engine}-sm${toString gpu.sm}: ${w}" v) value warnings;
 
   place = import ./place.nix { inherit lib; } {
     inherit
@@ -215,10 +217,11 @@ let
     runtimePackage = stack;
     target = wanted;
   };
-  meta.description = "TensorRT engine of ${name} for ${wanted.gpu}";
+  meta = artefactMeta model { description = "TensorRT engine of ${name} for ${wanted.gpu}"; };
   ungated = pkgs.stdenvNoCC.mkDerivation (
     place
     // inputs
+    // lib.optionalAttrs (warnings != [ ]) { warnings = lib.concatStringsSep "\n" warnings; }
     // {
       # The SM is in the name: a cache must never hand one GPU's engine to another.
       name = "${engine}-sm${toString gpu.sm}";

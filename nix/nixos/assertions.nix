@@ -1,18 +1,15 @@
 # Every rule that spans options, each with the values that break it in its message.
-self:
-{
-  config,
-  lib,
-  pkgs,
-  ...
-}:
+{ config, lib, ... }:
 let
   cfg = config.services.enginix;
-  parts = self.legacyPackages.${pkgs.stdenv.hostPlatform.system};
-  served = import ./served.nix { inherit lib parts; };
-  servers = lib.filterAttrs (_: s: s.enable) cfg.servers;
+  served = import ./served.nix {
+    inherit lib;
+    parts = cfg.scope;
+  };
+  select = import ./servers.nix { inherit lib; } cfg;
+  servers = select.enabled;
   # Of others assertions below say what is missing.
-  names = lib.attrNames (lib.filterAttrs (_: s: (s.engine != null) != (s.repo != null)) servers);
+  names = lib.attrNames (lib.filterAttrs (_: select.hasSource) servers);
   runtimes = (lib.importJSON ../../python/enginix/data/runtimes.json).runtimes;
   defaults = (lib.importJSON ../../python/enginix/data/formats.json).defaults;
   option = name: "services.enginix.servers.${name}";
@@ -87,7 +84,7 @@ let
       worldSize = if onCpu then 0 else what.ranks;
     in
     # Nothing else can be said of a server that serves nothing, or two things.
-    if (s.engine == null) == (s.repo == null) then
+    if !select.hasSource s then
       [
         {
           assertion = false;
@@ -127,12 +124,27 @@ let
         message = "${option name}: host is ${s.host}, which others reach, and there is no key; set apiKeyFile, or leave host on loopback.";
       }
       {
-        assertion = builtins.match "[a-z0-9][a-z0-9_-]{0,31}" name != null;
+        assertion = select.isName name;
         message = "${option name}: a server's name is part of a unit's and a user's name; use up to 32 of a-z, 0-9, _ and -.";
       }
       {
         assertion = name != "gateway" && !lib.hasSuffix "-openai" name && !lib.hasPrefix "trial-" name;
         message = "${option name}: the name is that of another unit of this module (gateway, <name>-openai, trial-<name>); choose another.";
+      }
+      {
+        # The others have keys, each with its own assertion (gateway.nix has those of openai).
+        # Triton's own endpoints stay without one beside an OpenAI gateway that has a key.
+        assertion =
+          isLoopback s.host
+          || s.openWithoutKey
+          || what.ownServer && kind == "edgellm"
+          || what.frontend
+          || s.openai.enable && s.openai.keyFile == null;
+        message =
+          "${option name}: host is ${s.host}, which others reach, and "
+          + (if what.ownServer then "trtllm-serve" else "Triton")
+          + " asks for no key; leave host on loopback with services.enginix.gateway before it, or set "
+          + "openWithoutKey if everybody who reaches it may use it.";
       }
       {
         assertion = row != null;

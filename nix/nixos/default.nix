@@ -1,11 +1,14 @@
 # services.enginix: Triton servers as hardened systemd services.
-self: {
+#
+# Everything is imported by its path, so that a module that several of a host's modules import is
+# one module, and every message and option says in which file it stands.
+{
   _class = "nixos";
   imports = [
-    (import ./options.nix self)
-    (import ./assertions.nix self)
-    (import ./unit.nix self)
-    (import ./gateway.nix self)
+    ./options.nix
+    ./assertions.nix
+    ./unit.nix
+    ./gateway.nix
     ./monitoring.nix
     ./gpu-builder.nix
   ];

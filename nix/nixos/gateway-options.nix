@@ -1,7 +1,12 @@
 # Options of the gateway. Types and documentation only.
 { lib }:
 let
-  inherit (lib) mkOption types;
+  inherit (lib)
+    literalMD
+    mkEnableOption
+    mkOption
+    types
+    ;
   count =
     description:
     mkOption {
@@ -28,14 +33,10 @@ let
   };
 in
 {
-  enable = mkOption {
-    type = types.bool;
-    default = false;
-    description = ''
-      Whether a gateway (LiteLLM) with OpenAI's interface, keys and limits stands before the servers: the service
-      `enginix-gateway`.
-    '';
-  };
+  enable = mkEnableOption (
+    "a gateway (LiteLLM) with OpenAI's interface, keys and limits in front of the servers: the service "
+    + "`enginix-gateway`"
+  );
 
   host = mkOption {
     type = types.str;
@@ -74,7 +75,7 @@ in
   models = mkOption {
     type = types.attrsOf (types.listOf types.str);
     default = { };
-    defaultText = "each server, by its own name";
+    defaultText = literalMD "each server by its own name";
     example = {
       qwen3 = [
         "a"

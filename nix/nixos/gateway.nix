@@ -1,18 +1,16 @@
 # The gateway's description and its service. Keys reach it as systemd credentials; the description holds their names.
-self:
 {
   config,
   lib,
-  pkgs,
   utils,
   ...
 }:
 let
   cfg = config.services.enginix;
   inherit (cfg) gateway;
-  parts = self.legacyPackages.${pkgs.stdenv.hostPlatform.system};
+  parts = cfg.scope;
   served = import ./served.nix { inherit lib parts; };
-  servers = lib.filterAttrs (_: s: s.enable && (s.engine != null) != (s.repo != null)) cfg.servers;
+  servers = (import ./servers.nix { inherit lib; } cfg).complete;
   service = import ./gateway-service.nix {
     inherit lib;
     escape = utils.escapeSystemdExecArgs;

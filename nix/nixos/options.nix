@@ -1,5 +1,4 @@
 # Types and documentation only; the other files give them meaning.
-self:
 {
   config,
   lib,
@@ -7,28 +6,42 @@ self:
   ...
 }:
 let
-  inherit (lib) mkOption types literalExpression;
-  parts = self.legacyPackages.${pkgs.stdenv.hostPlatform.system};
+  inherit (lib)
+    literalExpression
+    literalMD
+    mkEnableOption
+    mkOption
+    mkPackageOption
+    types
+    ;
   shared = config.services.enginix;
 
   server = import ./server-options.nix { inherit lib shared; };
 in
 {
   options.services.enginix = {
-    enable = lib.mkEnableOption "Triton servers of enginix models";
+    enable = mkEnableOption "servers of enginix models";
 
-    package = mkOption {
-      type = types.package;
-      default = parts.enginix;
-      defaultText = literalExpression "enginix.legacyPackages.\${system}.enginix";
-      description = "The enginix command that starts servers.";
+    scope = mkOption {
+      type = types.raw;
+      default = import ../. { inherit pkgs; };
+      defaultText = literalExpression "enginix.lib.mkLib pkgs";
+      example = literalExpression "enginix.legacyPackages.\${pkgs.stdenv.hostPlatform.system}";
+      description = ''
+        enginix' functions and packages, which make repositories, servers and gateways. By default over this machine's own
+        `pkgs`: its overlays, `nixpkgs.config` and version of nixpkgs hold. The example takes the nixpkgs that enginix is
+        locked to; `(enginix.lib.mkLib pkgs).override { … }` replaces a part.
+      '';
     };
 
-    tritonserver = mkOption {
-      type = types.package;
-      default = parts.tritonserver;
-      defaultText = literalExpression "enginix.legacyPackages.\${system}.tritonserver";
-      description = "The tritonserver of reference repositories.";
+    package = mkPackageOption shared.scope "enginix" {
+      pkgsText = "config.services.enginix.scope";
+      extraDescription = "It is the command that starts servers.";
+    };
+
+    tritonserver = mkPackageOption shared.scope "tritonserver" {
+      pkgsText = "config.services.enginix.scope";
+      extraDescription = "It serves reference repositories.";
     };
 
     servers = mkOption {
@@ -48,33 +61,24 @@ in
       type = types.nullOr types.str;
       default =
         if config.hardware.nvidia.enabled or false then config.hardware.nvidia.package.version else null;
-      defaultText = literalExpression "the version of config.hardware.nvidia.package where that is in use";
+      defaultText = literalMD "the version of `config.hardware.nvidia.package`, where `hardware.nvidia.enabled` is set";
       example = "590.44.01";
       description = "Version of the GPU driver, compared with the runtimes' least; null does not compare.";
     };
 
-    prometheus.enable = mkOption {
-      type = types.bool;
-      default = false;
-      description = "Whether this machine's Prometheus collects the metrics of every server.";
-    };
+    prometheus.enable = mkEnableOption (
+      "the scrape of every Triton server by this machine's Prometheus (`services.prometheus`); an engine's own "
+      + "server has no metrics for it, and a warning names the servers that are left out"
+    );
 
-    grafana.enable = mkOption {
-      type = types.bool;
-      default = false;
-      description = "Whether this machine's Grafana gets a dashboard of the servers.";
-    };
+    grafana.enable = mkEnableOption "a dashboard of the servers in this machine's Grafana (`services.grafana`)";
 
     gpuBuilder = {
-      enable = mkOption {
-        type = types.bool;
-        default = false;
-        description = ''
-          Whether this machine builds engines: lets Nix builds that ask for `cuda` see the GPU inside the sandbox
-          (`programs.nix-required-mounts`, nixpkgs 26.05 or later) and announces the features that `mkEngine` asks for.
-          `nix.settings.system-features` then holds NixOS' own defaults and these.
-        '';
-      };
+      enable = mkEnableOption (
+        "builds of engines on this machine: Nix builds that ask for `cuda` see the GPU inside the sandbox "
+        + "(`programs.nix-required-mounts`, nixpkgs 26.05 or later), and `nix.settings.system-features` holds the "
+        + "features that `mkEngine` asks for beside NixOS' own"
+      );
 
       sms = mkOption {
         type = types.listOf types.ints.positive;

@@ -5,7 +5,12 @@
   shared,
 }:
 let
-  inherit (lib) mkOption types literalExpression;
+  inherit (lib)
+    literalExpression
+    mkEnableOption
+    mkOption
+    types
+    ;
 in
 {
   options = {
@@ -78,6 +83,15 @@ in
       '';
     };
 
+    openWithoutKey = mkOption {
+      type = types.bool;
+      default = false;
+      description = ''
+        Whether everybody who reaches `host` may use this server. Triton and trtllm-serve ask for no key: an address other
+        than loopback is refused without this.
+      '';
+    };
+
     httpPort = mkOption {
       type = types.port;
       default = 8000;
@@ -103,15 +117,11 @@ in
     };
 
     openai = {
-      enable = mkOption {
-        type = types.bool;
-        default = false;
-        description = ''
-          Whether this server has OpenAI's interface. Kind reference under Triton: a gateway of its own, the service
-          `enginix-<name>-openai`. Kind tensorrt under Triton, one rank: Triton's own OpenAI frontend runs in tritonserver's
-          place, on loopback alone. The engine's own server has that interface itself.
-        '';
-      };
+      enable = mkEnableOption (
+        "OpenAI's interface of this server. Kind reference under Triton gets a gateway of its own, the service "
+        + "`enginix-<name>-openai`; kind tensorrt under Triton, one rank, Triton's own OpenAI frontend in tritonserver's "
+        + "place, on loopback alone. The engine's own server has that interface itself"
+      );
       port = mkOption {
         type = types.port;
         default = 4000;
@@ -231,7 +241,10 @@ in
       example = {
         LD_LIBRARY_PATH = "/run/opengl-driver/lib";
       };
-      description = "Environment of the enginix command. The server itself gets what `enginix serve --dry-run` shows, no more.";
+      description = ''
+        Environment of the enginix command, as it is written here: `%` is no specifier of systemd. The server itself gets
+        what `enginix serve --dry-run` shows, no more.
+      '';
     };
 
     extraArgs = mkOption {

@@ -123,7 +123,8 @@ in
     # By index as nvidia-smi counts; CUDA's own order is by speed.
     CUDA_DEVICE_ORDER = "PCI_BUS_ID";
   }
-  // server.environment;
+  # systemd expands specifiers in these, too.
+  // builtins.mapAttrs (_: builtins.replaceStrings [ "%" ] [ "%%" ]) server.environment;
 
   serviceConfig = {
     Type = "notify";

@@ -1,5 +1,4 @@
 # The systemd services. Readiness is `enginix serve`'s: it notifies after the first generation succeeded.
-self:
 {
   config,
   lib,
@@ -9,15 +8,16 @@ self:
 }:
 let
   cfg = config.services.enginix;
-  servers = lib.filterAttrs (_: s: s.enable) cfg.servers;
-  parts = self.legacyPackages.${pkgs.stdenv.hostPlatform.system};
+  inherit (import ./servers.nix { inherit lib; } cfg) complete;
   escape = utils.escapeSystemdExecArgs;
   service = import ./service.nix { inherit lib escape; };
   trial = import ./trial.nix { inherit lib escape; };
-  served = import ./served.nix { inherit lib parts; };
+  served = import ./served.nix {
+    inherit lib;
+    parts = cfg.scope;
+  };
   image = import ./image.nix { inherit pkgs; };
-  # Without an engine there is nothing to render; assertions.nix says so.
-  complete = lib.filterAttrs (_: s: (s.engine != null) != (s.repo != null)) servers;
+  preSwitch = import ./pre-switch.nix { inherit lib pkgs; };
   render =
     name: s:
     let
@@ -40,51 +40,24 @@ in
     ) (lib.attrValues complete);
 
     systemd.services = lib.mapAttrs' (
-      name: r: lib.nameValuePair "enginix-${name}" r.service
+      name: r:
+      lib.nameValuePair "enginix-${name}" (
+        r.service
+        # NixOS makes PATH of `path`. An image has its own tools, and a user may set PATH by hand.
+        // lib.optionalAttrs (r.service.environment ? PATH) { path = lib.mkForce [ ]; }
+      )
     ) rendered;
 
-    # A configuration that cannot be served is refused while the old servers still run. Arguments of the whole
-    # script: the new system, and what is done with it.
+    # A configuration that cannot be served is refused while the old servers still run.
     system.preSwitchChecks = lib.mapAttrs' (
       name: r:
-      let
-        s = servers.${name};
-        enginix = lib.getExe s.package;
-        list = lib.concatMapStringsSep "," toString s.gpus;
-      in
       lib.nameValuePair "enginix-${name}" (
-        lib.concatStringsSep "\n" (
-          lib.optional (r.root == null && r.what.repo != null)
-            "${enginix} serve ${r.what.repo} --tritonserver ${s.tritonserver} --dry-run >/dev/null"
-          ++ lib.optional (s.gpus != [ ] && r.what.kind != "reference") "${enginix} check ${r.what.engine} >/dev/null"
-          ++ lib.optional s.rollout.trial (
-            lib.concatStringsSep " " (
-              [
-                "${enginix} rollout ${name} --incoming \"$1\"/etc/systemd/system --action \"\${2-switch}\""
-                "--drop-in ${pkgs.writeText "enginix-trial-${name}.conf" (trial name s r.what r.root)}"
-              ]
-              ++ lib.optional (s.gpus != [ ]) "--gpus ${lib.escapeShellArg list}"
-              ++ (
-                let
-                  plan = r.what.engine.request.plan or null;
-                  needs =
-                    if s.rollout.memory != null then
-                      s.rollout.memory
-                    else if s.gpus != [ ] && plan != null then
-                      (plan.weights + plan.workspace) / 1048576
-                    else
-                      null;
-                in
-                if needs != null then
-                  [ "--needs ${toString needs}" ]
-                else
-                  lib.optional (s.gpus == [ ]) "--engine ${r.what.repo}"
-              )
-              ++ [ ">/dev/null" ]
-            )
-          )
-        )
-        + "\n"
+        preSwitch {
+          inherit name;
+          inherit (r) what root;
+          server = complete.${name};
+          trial = trial name complete.${name} r.what r.root;
+        }
       )
     ) rendered;
   };

@@ -2,7 +2,7 @@
 #
 # `driver` has no command line: a new sub-command or help text must not build an engine again, which takes hours.
 # `command` is for wrappers that check, run and serve.
-{ pkgs, ... }@scope:
+{ pkgs, python, ... }@scope:
 part:
 let
   driver = [
@@ -61,7 +61,7 @@ in
 import ../package.nix scope {
   name = "enginix-engine-${part}";
   kept = if part == "driver" then driver else command;
-  python = pkgs.python3;
+  inherit python;
   builder = ../builders/engine-package.sh;
   attributes = {
     main = if part == "driver" then "enginix.engine.tensorrt_main" else "enginix.cli";

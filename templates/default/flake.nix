@@ -3,21 +3,14 @@
 
   inputs.enginix.url = "github:enginix/enginix";
 
-  outputs =
-    { enginix, ... }:
-    let
-      system = "x86_64-linux";
-      lib = enginix.legacyPackages.${system};
-    in
-    {
-      packages.${system} = rec {
-        # Written by: nix run github:enginix/enginix#enginix -- lock Qwen/Qwen3-0.6B -o qwen3-0.6b.lock.json
+  outputs = { enginix, ... }:
+    let lib = enginix.legacyPackages.x86_64-linux; in {
+      packages.x86_64-linux = rec {
+        # nix run github:enginix/enginix#enginix-core -- lock Qwen/Qwen3-0.6B -o qwen3-0.6b.lock.json
+        # writes it; in a git repository: git add qwen3-0.6b.lock.json
         model = lib.mkHfModel { lock = ./qwen3-0.6b.lock.json; };
-        engine = lib.mkEngine {
-          kind = "reference";
-          inherit model;
-        };
-        repo = lib.mkTritonRepo { inherit engine; };
+        engine = lib.mkEngine { kind = "reference"; inherit model; };
+        repo = lib.mkTritonRepo { inherit engine; maxBatchSize = 8; };
         default = lib.mkTritonServer { inherit repo; };
       };
     };

@@ -18,6 +18,7 @@ from enginix.cli import main
 from enginix.serve.client import Client
 from enginix.triton.options import Options
 from enginix.triton.repository import build
+from environments import environment
 
 TESTS = Path(__file__).parents[1]
 PACKAGE = Path(enginix.__file__).parents[1]
@@ -88,19 +89,8 @@ class Setting:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        site = next(Path(p) for p in sys.path if (Path(p) / "pytriton" / "tritonserver").is_dir())
-        self.tritonserver = directory / "tritonserver"
-        subprocess.run(
-            ["bash", "-eu", str(TESTS / "hostpkgs" / "tritonserver.sh")],
-            env={
-                **os.environ,
-                "out": str(self.tritonserver),
-                "wheel": str(site / "pytriton" / "tritonserver"),
-                "pythonVersion": f"{sys.version_info[0]}.{sys.version_info[1]}",
-            },
-            check=True,
-        )
-        self.python = site.parents[2] / "bin" / "python3"
+        self.tritonserver = environment("tritonserver")
+        self.python = environment("runtime") / "bin" / "python3"
         checkpoint, engine = directory / "checkpoint", directory / "engine"
         assert main(["convert", str(MODEL), "-o", str(checkpoint), "--dtype", "float32"]) == 0
         words = ["build", str(checkpoint), "--kind", "reference", "--model", str(MODEL), "-o", str(engine)]

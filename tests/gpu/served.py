@@ -4,7 +4,7 @@
   PYTHONPATH=python python3 tests/gpu/served.py
 
 Needs an environment with nvidia-pytriton, its NumPy 1, PyTorch that sees a GPU, and the runtime's other
-packages (tests/hostpkgs/requirements/runtime.txt). TensorRT-LLM is not in it.
+packages (nix/python/requirements/runtime.in). TensorRT-LLM is not in it.
 """
 
 from __future__ import annotations

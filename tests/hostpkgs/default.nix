@@ -1,26 +1,24 @@
-# The package set: host tools under /usr, Python environments under /opt/enginix (environments.sh).
+# The package set: the host's tools under /usr, and wheels that pip fetches.
 # Builds are ordinary derivations; only what they find on PATH differs from nixpkgs.
 {
   system,
-  lib ? import ./lib.nix,
+  # As nixpkgs has it; licences are not checked here.
+  config ? { },
+  # tests/nix puts nixpkgs' own lib there, to evaluate against the real one.
+  lib ? if builtins.pathExists ./nixpkgs-lib then import ./nixpkgs-lib else import ./lib.nix,
 }:
 let
-
-  # Environments carry the hash of their lock in their path, so a changed lock changes every derivation.
-  environment =
-    name:
-    "/opt/enginix/${name}-${
-      builtins.substring 0 12 (builtins.hashFile "sha256" (./requirements + "/${name}.txt"))
-    }";
 
   # Adds attributes without changing what is built.
   extend = drv: extra: drv // extra // { out = drv // extra; };
 
   mkDerivation =
     {
-      name,
-      buildCommandPath ? throw "${name}: no buildCommand",
-      buildCommand ? "source ${buildCommandPath}",
+      name ? "${args.pname}-${args.version}",
+      # Of the phases, the one in which nix/ says everything.
+      installPhase ? throw "${name}: no buildCommand, and no installPhase",
+      buildCommandPath ? null,
+      buildCommand ? if buildCommandPath == null then installPhase else "source ${buildCommandPath}",
       nativeBuildInputs ? [ ],
       passthru ? { },
       meta ? { },
@@ -30,12 +28,13 @@ let
       (derivation (
         builtins.removeAttrs args [
           "buildCommandPath"
+          "installPhase"
           "nativeBuildInputs"
           "passthru"
           "meta"
         ]
         // {
-          inherit system buildCommand;
+          inherit name system buildCommand;
           builder = "/bin/bash";
           args = [ ./builder.sh ];
           # As nixpkgs' stdenv has it: a home that does not exist.
@@ -58,14 +57,49 @@ let
     name: target: attrs:
     runCommand name attrs "ln -s ${target} $out";
 
-  # nixpkgs picks packages by name out of `ps`; here there are two environments to pick from.
-  withPackages =
-    select:
-    let
-      wanted = select (lib.genAttrs [ "huggingface-hub" "safetensors" "numpy" "ml-dtypes" "torch" "transformers" "tritonclient" ] (n: n));
-      chosen = if builtins.elem "torch" wanted then "runtime" else "core";
-    in
-    link "python3-${chosen}" (environment chosen) { meta.mainProgram = "python3"; };
+  # A wheel by pip, from where this machine's pip finds it; `url` is asked next, if there is one.
+  fetchWheel =
+    {
+      name,
+      sha256,
+      url ? "",
+    }:
+    mkDerivation {
+      inherit name url sha256;
+      buildCommandPath = ./fetch-wheel.sh;
+      outputHashMode = "flat";
+      outputHashAlgo = "sha256";
+      outputHash = sha256;
+      # pip's configuration and the way to the network (nix-config.sh lets files in).
+      impureEnvVars = lib.fetchers.proxyImpureEnvVars ++ [
+        "PIP_CERT"
+        "PIP_CONFIG_FILE"
+        "PIP_DEFAULT_TIMEOUT"
+        "PIP_EXTRA_INDEX_URL"
+        "PIP_FIND_LINKS"
+        "PIP_INDEX_URL"
+        "PIP_NO_INDEX"
+        "PIP_PROXY"
+        "PIP_RETRIES"
+        "PIP_TRUSTED_HOST"
+      ];
+    };
+
+  host = link "host" "/usr" { };
+
+  # The host's own interpreter, if it is the one that the wheels are for.
+  python311 =
+    runCommand "python3-3.11" { meta.mainProgram = "python3"; } ''
+      version=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+      if [ "$version" != 3.11 ]; then
+        echo "error: /usr/bin/python3 is Python $version, and the wheels are for 3.11; over this package set enginix runs on Debian 12" >&2
+        exit 1
+      fi
+      ln -s /usr $out
+    ''
+    // {
+      pythonVersion = "3.11";
+    };
 in
 {
   inherit lib system runCommand;
@@ -76,27 +110,38 @@ in
       isx86_64 = system == "x86_64-linux";
     };
   };
-  python3 = link "python3" "/usr" { meta.mainProgram = "python3"; } // {
-    inherit withPackages;
+  inherit python311;
+  python3 = python311;
+  stdenv = {
+    inherit mkDerivation;
+    hostPlatform = {
+      inherit system;
+      isx86_64 = system == "x86_64-linux";
+    };
+    cc = host // {
+      cc.lib = host;
+    };
   };
-  # Whatever is asked of its packages, they are the environment's.
-  python312 = {
-    override = _: { inherit withPackages; };
-  };
-  # NVIDIA's exporter and the companions that it pins (nix/nvidia-edgellm.nix over nixpkgs).
-  edgellm-python = link "python3-edgellm" (environment "edgellm") { meta.mainProgram = "python3"; };
-  # NVIDIA's quantizer (nix/nvidia-modelopt.nix over nixpkgs).
-  modelopt-python = link "python3-modelopt" (environment "modelopt") { meta.mainProgram = "python3"; };
-  # LiteLLM and what its proxy imports (nix/gateway-python.nix over nixpkgs).
-  gateway-python = link "python3-gateway" (environment "gateway") { meta.mainProgram = "python3"; };
-  # The CPU build of tritonserver inside nvidia-pytriton's wheel, unpacked by pip.
-  tritonserver-cpu = runCommand "tritonserver-cpu-2.51.0" {
-    wheel = "${environment "runtime"}/lib/python3.11/site-packages/pytriton/tritonserver";
-    pythonVersion = "3.11";
-    passthru.version = "2.51.0";
-  } "source ${./tritonserver.sh}";
+  # What a wheel needs besides is where the host's loader looks.
+  zlib = host;
+  autoPatchelfHook = runCommand "auto-patchelf-hook" { } "mkdir $out";
+  fetchPypi =
+    {
+      pname,
+      version,
+      format,
+      python,
+      abi,
+      platform,
+      dist,
+      sha256,
+    }:
+    fetchWheel {
+      name = "${pname}-${version}-${python}-${abi}-${platform}.whl";
+      inherit sha256;
+    };
+  fetchurl = fetchWheel;
   bash = link "bash" "/usr" { };
-  stdenv.cc = link "cc" "/usr" { };
   bubblewrap = link "bubblewrap" "/usr" { };
   cacert = runCommand "cacert" { } "mkdir -p $out/etc/ssl/certs; ln -s /etc/ssl/certs/ca-certificates.crt $out/etc/ssl/certs/ca-bundle.crt";
   writeText =
@@ -151,7 +196,7 @@ in
     '';
   mkShellNoCC = attrs: mkDerivation (attrs // { name = "shell"; buildCommand = "touch $out"; });
   nixfmt-tree = link "nixfmt-tree" "/usr" { };
-  ruff = link "ruff" (environment "dev") { };
-  mypy = link "mypy" (environment "dev") { };
+  ruff = host;
+  mypy = host;
   shellcheck = link "shellcheck" "/usr" { };
 }

@@ -3,14 +3,10 @@
   outputs =
     { self }:
     let
-      # tests/nix puts nixpkgs' own lib there, to evaluate against the real one.
-      lib = if builtins.pathExists ./nixpkgs-lib then import ./nixpkgs-lib else import ./lib.nix;
+      pkgs = import ./. { system = "x86_64-linux"; };
     in
     {
-      inherit lib;
-      legacyPackages.x86_64-linux = import ./. {
-        system = "x86_64-linux";
-        inherit lib;
-      };
+      inherit (pkgs) lib;
+      legacyPackages.x86_64-linux = pkgs;
     };
 }

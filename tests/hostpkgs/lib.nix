@@ -19,7 +19,7 @@ let
     ;
 in
 rec {
-  inherit concatStringsSep;
+  inherit concatStringsSep foldl' replaceStrings;
   mod = a: b: a - b * (a / b);
   genAttrs = names: f: listToAttrs (map (n: nameValuePair n (f n)) names);
   nameValuePair = name: value: { inherit name value; };
@@ -34,6 +34,8 @@ rec {
   concatLines = list: concatMapStringsSep "" (l: l + "\n") list;
   hasPrefix = p: s: substring 0 (stringLength p) s == p;
   removePrefix = p: s: if hasPrefix p s then substring (stringLength p) (-1) s else s;
+  removeSuffix = p: s: if hasSuffix p s then substring 0 (stringLength s - stringLength p) s else s;
+  splitString = sep: s: filter isString (split (replaceStrings [ "." "+" ] [ "[.]" "[+]" ] sep) s);
   hasSuffix = p: s: stringLength s >= stringLength p && substring (stringLength s - stringLength p) (-1) s == p;
   toLower = replaceStrings upperChars lowerChars;
   upperChars = [ "A" "B" "C" "D" "E" "F" "G" "H" "I" "J" "K" "L" "M" "N" "O" "P" "Q" "R" "S" "T" "U" "V" "W" "X" "Y" "Z" ];
@@ -41,6 +43,8 @@ rec {
   escapeShellArg = arg: "'${replaceStrings [ "'" ] [ "'\\''" ] (toString arg)}'";
   escapeShellArgs = concatMapStringsSep " " escapeShellArg;
   importJSON = path: builtins.fromJSON (builtins.readFile path);
+  getName = p: p.pname or (parseName p.name);
+  parseName = name: (builtins.parseDrvName name).name;
   getExe = drv: "${drv}/bin/${drv.meta.mainProgram or drv.name}";
   fakeHash = "sha256-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
   # The part of the real list that the catalogue's models carry.
@@ -49,6 +53,20 @@ rec {
     spdxId = "Apache-2.0";
     fullName = "Apache License 2.0";
     free = true;
+  };
+  licenses.bsd3 = {
+    spdxId = "BSD-3-Clause";
+    fullName = "BSD 3-clause \"New\" or \"Revised\" License";
+    free = true;
+  };
+  licenses.nvidiaCudaRedist = {
+    fullName = "CUDA EULA, redistributable";
+    free = false;
+    redistributable = true;
+  };
+  sourceTypes = {
+    fromSource.isSource = true;
+    binaryNativeCode.isSource = false;
   };
   systems.flakeExposed = [ "x86_64-linux" ];
   strings = {

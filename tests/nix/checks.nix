@@ -19,6 +19,9 @@ let
     f: builtins.replaceStrings (map (end: "check.${f}${end}") ends) (map (_: "") ends) source == source
   ) functions;
 
+  # What this system has.
+  packages = import ../../nix/packages.nix scope;
+
   report =
     name: problems:
     if problems == [ ] then
@@ -30,4 +33,8 @@ in
   pure = report "enginix-pure-tests" failures;
   coverage = report "enginix-check-coverage" untested;
 }
-// lib.mapAttrs' (stage: lib.nameValuePair "build-tiny-qwen3-${stage}") scope.catalogue.tiny-qwen3
+// lib.mapAttrs' (stage: lib.nameValuePair "build-tiny-qwen3-${stage}") (
+  lib.filterAttrs (stage: _: packages ? "tiny-qwen3-${stage}") scope.catalogue.tiny-qwen3
+)
+# A virtual machine, of NixOS: nixpkgs has what makes it.
+// lib.optionalAttrs (pkgs ? testers && packages ? tiny-qwen3-triton-server) { nixos = import ./vm.nix scope; }

@@ -15,9 +15,13 @@ let
     };
   };
   flake = {
-    nixosModules.default = { };
+    nixosModules.default = ../../nix/nixos;
     legacyPackages.x86_64-linux = scope;
     packages.x86_64-linux = import ../../nix/packages.nix scope;
+    lib = {
+      mkLib = pkgs: import ../../nix { inherit pkgs; };
+      inherit (scope) check;
+    };
   };
   runtimePackage = {
     outPath = "/nix/store/x-runtime";
@@ -48,6 +52,9 @@ let
     if builtins.isAttrs value then
       if value.type or null == "derivation" then
         builtins.seq value.drvPath true
+      # The functions over a package set: the set is there.
+      else if value ? override && value ? pkgs then
+        builtins.seq value.pkgs.bash.drvPath true
       else if value ? outPath || value ? override then
         true
       else
@@ -57,16 +64,29 @@ let
     else
       builtins.seq value true;
 
-  failing =
-    settings:
-    (import ./module.nix {
+  # A configuration over NixOS' own option types, down to the text of units and of pre-switch
+  # checks.
+  host =
+    value:
+    let
       lib = import nixpkgsLib;
-      inherit settings;
-    }).failing;
+      nixos = import ../nixpkgs/nixos.nix { inherit lib; };
+    in
+    nixos.evaluate {
+      pkgs =
+        lib.genAttrs [ "coreutils" "findutils" "gnugrep" "gnused" "systemd" ] (name: pkgs.runCommand name { } "")
+        // pkgs;
+      # One that the example imports by itself is the same module.
+      modules = [
+        flake.nixosModules.default
+        value
+      ];
+    };
 in
 {
   names = scope // {
     inherit pkgs;
+    nixpkgs = ../nixpkgs;
     enginix = flake;
     lib = pkgs.lib // scope;
     inherit (scope.catalogue.tiny-qwen3) model checkpoint repo;
@@ -104,9 +124,16 @@ in
         force (removeAttrs value.services.enginix [ ])
       else
         let
-          found = failing value.services.enginix;
+          result = host value;
         in
-        if found == [ ] then true else throw (builtins.concatStringsSep "\n" found)
+        if result.failing != [ ] then
+          throw (builtins.concatStringsSep "\n" result.failing)
+        else
+          force [
+            result.units
+            result.preSwitch
+            result.warnings
+          ]
     else if value ? outputs then
       force (value.outputs { enginix = flake; })
     else

@@ -1,4 +1,4 @@
-# The NixOS module over nixpkgs' real lib, with stubs for the few options of NixOS that it sets.
+# The NixOS module over nixpkgs' real lib and NixOS' own option types (tests/nixpkgs/nixos.nix).
 {
   lib,
   # Options of services.enginix; `repos` below are at hand as arguments.
@@ -7,14 +7,15 @@
   more ? { },
 }:
 let
-  # The flake, for the module's functions and package defaults: the project's own over the stand-in package set.
+  nixos = import ../nixpkgs/nixos.nix { inherit lib; };
+  # The module's functions and packages: the project's own over the stand-in package set.
   parts = import ../../nix {
     pkgs = import ../hostpkgs {
       system = "x86_64-linux";
       inherit lib;
     };
   };
-  self.legacyPackages.x86_64-linux = parts // {
+  scope = parts // {
     enginix = package "enginix";
     tritonserver = package "tritonserver";
     # Its path tells what it was given.
@@ -84,46 +85,31 @@ let
       };
     };
   reference = parts.catalogue.tiny-qwen3.engine;
-  any = lib.mkOption { type = lib.types.unspecified; };
-  stubs = {
-    options = {
-      assertions = lib.mkOption { type = lib.types.listOf lib.types.unspecified; };
-      warnings = lib.mkOption { type = lib.types.listOf lib.types.str; };
-      networking.firewall.allowedTCPPorts = lib.mkOption { type = lib.types.listOf lib.types.port; };
-      nix.settings.system-features = lib.mkOption { type = lib.types.listOf lib.types.str; };
-      programs.nix-required-mounts = any;
-      services.grafana.provision.dashboards.settings.providers = any;
-      services.prometheus.scrapeConfigs = lib.mkOption {
-        type = lib.types.listOf lib.types.attrs;
-        default = [ ];
-      };
-      systemd.services = lib.mkOption { type = lib.types.attrsOf lib.types.unspecified; };
-      system.preSwitchChecks = lib.mkOption { type = lib.types.attrsOf lib.types.str; };
-    };
-    config.nix.settings.system-features = lib.mkDefault [ "kvm" ];
-  };
-  evaluated = lib.evalModules {
-    class = "nixos";
+  evaluated = nixos.evaluate {
     modules = [
-      (import ../../nix/nixos self)
-      stubs
-      { services.enginix = { enable = true; } // (if lib.isFunction settings then settings { inherit tiny tensorrt engine reference; } else settings); }
+      ../../nix/nixos
+      {
+        services.enginix = {
+          enable = true;
+          scope = lib.mkDefault scope;
+        }
+        // (if lib.isFunction settings then settings { inherit tiny tensorrt engine reference; } else settings);
+        # The default of a machine without more.
+        nix.settings.system-features = lib.mkOverride 900 [ "kvm" ];
+      }
       more
     ];
-    specialArgs = {
-      pkgs = {
-        stdenv.hostPlatform.system = "x86_64-linux";
-        runCommand = name: _: _: package name;
-        writeText = name: text: builtins.toFile name (builtins.unsafeDiscardStringContext text);
-      };
-      utils.escapeSystemdExecArgs = import ./escape.nix;
-    };
+    pkgs = {
+      stdenv.hostPlatform.system = "x86_64-linux";
+      runCommand = name: _: _: package name;
+      writeText = name: text: builtins.toFile name (builtins.unsafeDiscardStringContext text);
+    }
+    // lib.genAttrs [ "coreutils" "findutils" "gnugrep" "gnused" "systemd" ] package;
   };
   inherit (evaluated) config;
 in
 {
-  failing = map (a: a.message) (builtins.filter (a: !a.assertion) config.assertions);
-  inherit (config) warnings;
+  inherit (evaluated) failing warnings units preSwitch;
   ports = config.networking.firewall.allowedTCPPorts;
   services = config.systemd.services;
   # What a server serves, with what it was given.

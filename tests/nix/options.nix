@@ -10,11 +10,23 @@ let
       _option = true;
       type = "bool";
       default = false;
-      description = "Whether to run ${what}.";
+      description = "Whether to enable ${what}.";
     };
+    # As nixpkgs words it.
+    mkPackageOption =
+      _: name:
+      { pkgsText, extraDescription }:
+      {
+        _option = true;
+        type = "package";
+        defaultText.text = "${pkgsText}.${name}";
+        description = "The ${name} package to use. ${extraDescription}";
+      };
     literalExpression = text: { inherit text; };
+    literalMD = markdown: { inherit markdown; };
     types = {
       bool = "bool";
+      raw = "anything";
       int = "int";
       float = "float";
       str = "text";
@@ -35,12 +47,11 @@ let
     };
   };
   module =
-    import ../../nix/nixos/options.nix { legacyPackages.any = builtins.throw "a default is not shown"; }
-      {
-        config.services.enginix = builtins.throw "a default is not shown";
-        lib = stub;
-        pkgs.stdenv.hostPlatform.system = "any";
-      };
+    import ../../nix/nixos/options.nix {
+      config.services.enginix.scope = builtins.throw "a default is not shown";
+      lib = stub;
+      pkgs = builtins.throw "a default is not shown";
+    };
 
   value = v: if v ? text then v.text else builtins.toJSON v;
   words = text: builtins.concatStringsSep " " (builtins.filter (w: builtins.isString w && w != "") (builtins.split "[ \n]+" text));
@@ -48,7 +59,9 @@ let
   row =
     name: o: type:
     "| `${name}` | ${cell type} | ${
-      if o ? defaultText then
+      if o ? defaultText.markdown then
+        cell o.defaultText.markdown
+      else if o ? defaultText then
         "`${cell (value o.defaultText)}`"
       else if o ? default && type != "" && !(o.type ? options) then
         "`${cell (value o.default)}`"

@@ -149,6 +149,28 @@ in
     expr = map (n: fails (check.arguments.between "f" "n" 1 3 n)) [ 0 1 3 4 "2" ];
     expected = [ true false false true true ];
   };
+  testLicenseOfSpdx = {
+    expr = (check.license.named "apache-2.0").spdxId;
+    expected = "Apache-2.0";
+  };
+  # Neither free nor not: nixpkgs then evaluates what bears it.
+  testLicenseThatSpdxDoesNotKnow = {
+    expr =
+      let
+        license = check.license.named "llama3.1";
+      in
+      [
+        license.shortName
+        (license ? free)
+        (lib.hasPrefix "Licence \"llama3.1\"" license.fullName)
+      ];
+    expected = [
+      "llama3.1"
+      false
+      true
+    ];
+  };
+
   testAtLeastRefusesText = {
     expr = fails (check.arguments.atLeast "f" "n" 1 "1");
     expected = true;

@@ -20,7 +20,9 @@ let
   # The option files read for their defaults: a type is nothing here, an option is what was passed to mkOption.
   stub = {
     mkOption = option: option;
+    mkEnableOption = _: { default = false; };
     literalExpression = text: text;
+    literalMD = text: text;
     types = lib.genAttrs [ "bool" "int" "float" "str" "package" "port" ] (_: null) // {
       oneOf = _: null;
       enum = _: null;

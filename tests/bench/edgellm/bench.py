@@ -12,7 +12,6 @@ only adds. DIR needs room for twice the largest model and memory for about twice
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
 import os
@@ -30,6 +29,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT / "tests"))
+from environments import MissingEnvironment, environment  # noqa: E402
+
 TINY = ROOT / "tests/models/tiny-qwen3"
 COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
@@ -40,8 +42,7 @@ def say(text: str) -> None:
 
 
 def exporter_python() -> Path:
-    lock = (ROOT / "tests/hostpkgs/requirements/edgellm.txt").read_bytes()
-    return Path(f"/opt/enginix/edgellm-{hashlib.sha256(lock).hexdigest()[:12]}/bin/python")
+    return environment("edgellm") / "bin" / "python3"
 
 
 def write_model(out: Path, gigabytes: float) -> int:
@@ -158,9 +159,10 @@ def main() -> None:
     parser.add_argument("--sizes", type=float, nargs="+", default=[0.1, 0.5, 1.5], metavar="GB")
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
-    python = exporter_python()
-    if not python.exists():
-        say("skipped: no environment edgellm (tests/hostpkgs/environments.sh edgellm)")
+    try:
+        python = exporter_python()
+    except MissingEnvironment as error:
+        say(f"skipped: {error}")
         return
     rows = []
     for size in args.sizes:

@@ -46,7 +46,7 @@ test_checkpoint_that_does_not_verify_is_not_built() {
 
 gpt2='
   model = nixpkgs.runCommand "random-gpt2" {
-    nativeBuildInputs = [ nixpkgs.modelopt-python ];
+    nativeBuildInputs = [ e.modelopt-python ];
     script = builtins.toFile "gpt2.py" "import os, torch, transformers\ntorch.manual_seed(7)\nconfig = transformers.GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=64, vocab_size=160, bos_token_id=1, eos_token_id=2)\nmodel = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)\nmodel.save_pretrained(os.environ[\"out\"])\n";
     inherit (e) environment;
     passthru = { quantization = null; modelName = "gpt2"; model = { architecture = "GPT2LMHeadModel"; heads = 4; layers = 2; }; };
@@ -63,12 +63,15 @@ test_checkpoint_by_modelopt_is_reproducible() {
     with_lib build "let $gpt2 in e.mkCheckpoint { inherit model; converter = \"modelopt\"; }" --no-link --rebuild
 }
 
-test_checkpoint_by_modelopt_says_how_to_provide_it() {
-  ! with_lib eval "
-    let bare = import $root/nix { pkgs = removeAttrs nixpkgs [ \"modelopt-python\" ]
-      // { python3 = nixpkgs.python3 // { withPackages = f: builtins.deepSeq (f (nixpkgs.lib.genAttrs [ \"torch\" \"transformers\" \"safetensors\" \"huggingface-hub\" \"numpy\" \"ml-dtypes\" ] (n: n))) nixpkgs.python3; }; }; };
-    in (bare.mkCheckpoint { model = $(named GPT2LMHeadModel); converter = \"modelopt\"; }).drvPath" &&
-    says 'has no nvidia-modelopt' && says 'modelopt-python'
+# The environment that quantizes and converts is one part of the scope.
+test_checkpoint_by_modelopt_takes_the_given_python() {
+  with_lib eval "
+    let
+      drv = scope: (scope.mkCheckpoint { model = $(named GPT2LMHeadModel); converter = \"modelopt\"; }).drvPath;
+      given = nixpkgs.runCommand \"own-modelopt\" { } \"mkdir \$out\";
+    in [ (builtins.any (d: d.outPath == given.outPath)
+          ((e.override { modelopt-python = given; }).mkCheckpoint { model = $(named GPT2LMHeadModel); converter = \"modelopt\"; }).nativeBuildInputs)
+        (drv e == drv (e.override { modelopt-python = given; })) ]" --json && says '[true,false]'
 }
 
 test_checkpoint_converter_must_take_the_architecture() {

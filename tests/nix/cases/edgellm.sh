@@ -9,14 +9,14 @@ edgellm_parts='
     nixpkgs.runCommand name { } "cp -rL ${tiny} \$out; chmod -R u+w \$out; cd \$out; rm enginix.json; ${command}"
     // { modelName = name; model = { }; quantization = null; } // extra;
   quantized = name: quantization:
-    nixpkgs.runCommand "tiny-${name}" { } "source ${e.environment}; ${nixpkgs.ruff}/bin/python ${root + "/tests/python/edgellm/quantized.py"} ${tiny} ${name} \$out"
+    nixpkgs.runCommand "tiny-${name}" { } "source ${e.environment}; ${import (root + "/tests/hostpkgs/environments.nix") "dev"}/bin/python3 ${root + "/tests/python/edgellm/quantized.py"} ${tiny} ${name} \$out"
     // { modelName = "tiny-${name}"; model = { }; inherit quantization; };
   # Stand-ins: a Python with the wheel but without TensorRT and GPU, and a driver.
   driver = nixpkgs.runCommand "standin-driver" { } "bash ${root + "/tests/standin/driver.sh"} \$out GeForce-RTX-5090 12.0 32607 32000 590.44.01";
   standin = e.override {
     edgellm-runtime = nixpkgs.runCommand "standin-edgellm-runtime" { } "
       mkdir -p \$out/bin; cp -r ${root + "/tests/python/edgellm/standin"} \$out/standin
-      bash \$out/standin/python.sh \$out/bin/python3 ${nixpkgs.edgellm-python}/bin/python3" // { inherit driver; };
+      bash \$out/standin/python.sh \$out/bin/python3 ${e.edgellm-python}/bin/python3" // { inherit driver; };
   };
   engine = args: standin.mkEngine ({ kind = "edgellm"; model = tiny; target = "rtx-5090"; limits.maxInputLen = 64; gates = { }; } // args);
   # Long enough for what the gates ask.
@@ -28,12 +28,7 @@ with_edge() { # nix verb, expression over those
 }
 
 need_edgellm() {
-  local digest
-  digest=$(sha256sum tests/hostpkgs/requirements/edgellm.txt)
-  [ -e "/opt/enginix/edgellm-${digest:0:12}/.complete" ] || {
-    skip 'no environment edgellm (tests/hostpkgs/environments.sh edgellm)'
-    return 77
-  }
+  quietly tests/hostpkgs/environments.sh --existing edgellm || return 77
 }
 
 test_edgellm_export_is_pure_and_repeats() {

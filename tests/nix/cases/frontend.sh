@@ -77,7 +77,7 @@ test_frontend_unit_under_systemd() {
       driver = standin.driver { };
       runtime = e.mkRuntime { id = \"trtllm-1.2.1\"; inherit rootfs driver; };
       rootfs = pkgs.runCommand \"standin-rootfs-of-a-unit\" { base = standin.rootfsOpenai \"trtllm-1.2.1\"; inherit (e.enginix) python; } ''
-        cp -r \$base \$out && chmod -R u+w \$out && mkdir -p \$out/opt/enginix
+        cp -r \$base \$out && chmod -R u+w \$out
         for file in /usr/bin/bash \$(ldd /usr/bin/bash \$python/lib/python3*/site-packages/{google/_upb,safetensors}/*.so | grep -oP '\s\K/\S+'); do
           [ -e \$out\$file ] && continue
           mkdir -p \$out\$(dirname \$file) && cp -Lf \$file \$out\$file
@@ -96,8 +96,7 @@ test_frontend_unit_under_systemd() {
     in"
   frontend_generation() { # extra arguments, seconds, directory
     ENGINIX_NIX_CONFIG=$features generation "name = \"front\"; settings = $parts one [ $1 ] $2;
-      image = $parts import $root/nix/nixos/image.nix { inherit pkgs; } runtime;" "$place/$3" front &&
-      sed -i 's,^BindReadOnlyPaths=/nix/store$,&\nBindReadOnlyPaths=/opt/enginix,' "$place/$3/enginix-front.service"
+      image = $parts import $root/nix/nixos/image.nix { inherit pkgs; } runtime;" "$place/$3" front
   }
   frontend_generation '' 20 units && frontend_generation '' 21 next &&
     frontend_generation '"--openai-frontend" "/nix/store"' 22 broken &&

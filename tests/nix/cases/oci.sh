@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2154,SC2016,SC2034
 # The image of a server: its layout, its bytes, and that it answers. The package set's stand-in for dockerTools streams
-# the store alone, so that this machine's /usr and /opt stand in for what nixpkgs' paths would bring.
+# the store alone, so that this machine's /usr stands in for what nixpkgs' paths would bring.
 
 image_of() { # arguments of mkOciImage beside the server, where the archive goes
   with_lib build "e.mkOciImage { server = e.catalogue.tiny-qwen3.triton-server; $1 }" --out-link "$tmp/stream" || return 1
@@ -16,7 +16,7 @@ test_oci_image_is_what_it_says_and_answers() {
   local words
   mapfile -t words < <(python3 tests/nix/image.py words "$tmp/image.tar")
   quietly timeout 120 bwrap --unshare-all --uid 10001 --gid 10001 --die-with-parent --clearenv --setenv HOME /tmp --setenv PATH /usr/bin:/bin \
-    --ro-bind "$tmp/root/nix" /nix --ro-bind /usr /usr --ro-bind /opt/enginix /opt/enginix --symlink usr/bin /bin --symlink usr/lib /lib \
+    --ro-bind "$tmp/root/nix" /nix --ro-bind /usr /usr --symlink usr/bin /bin --symlink usr/lib /lib \
     --symlink usr/lib64 /lib64 --proc /proc --dev /dev --perms 1777 --tmpfs /tmp --chdir /tmp \
     "${words[@]}" --http-port 0 --grpc-port 0 --metrics-port 0 --ask 'Once upon a time' --max-tokens 8 --exit-after-ask &&
     says 'tiny-qwen3 answers at' && says 'finish reason length'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+import environments
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY = ROOT / "tests/models/tiny-qwen3"
@@ -21,12 +22,11 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session")
 def edge() -> Path:
-    """Python of the pinned environment `edgellm` (tests/hostpkgs/environments.sh edgellm)."""
-    lock = (ROOT / "tests/hostpkgs/requirements/edgellm.txt").read_bytes()
-    python = Path(f"/opt/enginix/edgellm-{hashlib.sha256(lock).hexdigest()[:12]}/bin/python")
-    if not python.exists():
-        pytest.skip("no environment edgellm; make it with tests/hostpkgs/environments.sh edgellm")
-    return python
+    """Python of the environment `edgellm`, in which Nix exports."""
+    try:
+        return environments.environment("edgellm") / "bin" / "python3"
+    except environments.MissingEnvironment as error:
+        pytest.skip(str(error))
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -261,9 +261,13 @@ def test_every_row_has_a_source(name) -> None:
 
 
 def test_hashes_of_wheels_are_those_of_the_lock() -> None:
-    """pip wrote the lock from the index's own hashes of every wheel of that release."""
-    text = (STANDIN.parent / "hostpkgs/requirements/edgellm.txt").read_text()
-    block = text.split("\ntensorrt-edgellm==0.11.0", 1)[1].split("\n    # via", 1)[0]
+    """pip wrote the index's own hashes of every wheel of that release."""
+    block = (Path(__file__).parent / "edgellm_wheels.txt").read_text()
+    assert "tensorrt-edgellm==0.11.0" in block
     wheels = table("runtimes")["runtimes"]["edgellm-0.11.0"]["wheel"]
     ours = {h for rows_ in wheels.values() for name, h in rows_.items() if name != "platform"}
     assert ours == set(re.findall(r"sha256:([0-9a-f]{64})", block)) and len(ours) == 6
+    # The environment that exports has the same, for its Python.
+    lock = json.loads((STANDIN.parents[1] / "nix/python/locks/edgellm.json").read_text())
+    for system, file in lock["wheels"]["tensorrt-edgellm"]["files"].items():
+        assert wheels[system]["cp311"] == file["sha256"] and wheels[system]["platform"] in file["file"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 
 from enginix.serve.client import Client
+from environments import environment
 from faults.setting import Served, Setting
 
 TESTS = Path(__file__).parents[2]
@@ -29,11 +29,7 @@ ALICE = "sk-alice-" + "1" * 20
 @pytest.fixture(scope="session")
 def gateway_python() -> Path:
     """Python of the environment `gateway`; its openai client is importable here, after dev's packages."""
-    lock = TESTS / "hostpkgs" / "requirements" / "gateway.txt"
-    digest = hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
-    python = Path(f"/opt/enginix/gateway-{digest}/bin/python3")
-    if not python.exists():
-        pytest.fail("no environment gateway; tests/hostpkgs/environments.sh gateway makes it")
+    python = environment("gateway") / "bin" / "python3"
     [site] = python.parents[1].glob("lib/python3.*/site-packages")
     if str(site) not in sys.path:
         sys.path.append(str(site))

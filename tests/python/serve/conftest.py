@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from enginix.serve.supervisor import Supervised
 from enginix.serve.tritonserver import TritonServer, find
 from enginix.triton.options import Options
 from enginix.triton.repository import build
+from environments import environment
 
 TESTS = Path(__file__).parents[2]
 MODEL = TESTS / "models" / "tiny-qwen3"
@@ -28,36 +27,15 @@ MODEL = TESTS / "models" / "tiny-qwen3"
 
 @pytest.fixture(scope="session")
 def serving_python() -> Path:
-    """The environment of the Python models: $ENGINIX_SERVING_PYTHON, else the one with nvidia-pytriton."""
+    """The environment of the Python models: $ENGINIX_SERVING_PYTHON, else the one that Nix serves with."""
     named = os.environ.get("ENGINIX_SERVING_PYTHON")
-    return Path(named) if named else _pytriton().parents[2] / "bin" / "python3"
-
-
-def _pytriton() -> Path:
-    """The site-packages that hold nvidia-pytriton's wheel."""
-    found = next((Path(p) for p in sys.path if (Path(p) / "pytriton" / "tritonserver").is_dir()), None)
-    if found is None:
-        pytest.fail(
-            "no nvidia-pytriton in this environment; tests/hostpkgs/environments.sh dev makes one that has it"
-        )
-    return found
+    return Path(named) if named else environment("runtime") / "bin" / "python3"
 
 
 @pytest.fixture(scope="session")
-def tritonserver(tmp_path_factory: pytest.TempPathFactory) -> TritonServer:
-    """The real server, laid out by the script that the Nix package uses."""
-    out = tmp_path_factory.mktemp("tritonserver") / "out"
-    subprocess.run(
-        ["bash", "-eu", str(TESTS / "hostpkgs" / "tritonserver.sh")],
-        env={
-            **os.environ,
-            "out": str(out),
-            "wheel": str(_pytriton() / "pytriton" / "tritonserver"),
-            "pythonVersion": f"{sys.version_info[0]}.{sys.version_info[1]}",
-        },
-        check=True,
-    )
-    return find(out)
+def tritonserver() -> TritonServer:
+    """The real server, as Nix lays it out."""
+    return find(environment("tritonserver"))
 
 
 @pytest.fixture(scope="session")
