@@ -41,8 +41,9 @@ if [ ${#missing[@]} -gt 0 ]; then
       "run as root, or: sudo apt-get install ${missing[*]}"
   echo "setup: installing ${missing[*]}" >&2
   export DEBIAN_FRONTEND=noninteractive
-  apt-get update -qq
-  apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  # Another apt may run: wait for it.
+  apt-get -o DPkg::Lock::Timeout=600 update -qq
+  apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
 # Debian's nix-bin brings no build users; a single-user store run by root builds as them all the same.

@@ -1,8 +1,31 @@
-"""Slow tests run where ENGINIX_SLOW is set, as continuous integration does, and when they are named."""
+"""Slow tests run where ENGINIX_SLOW is set, as continuous integration does, and when they are named.
+
+Property tests run from fixed seeds. With ENGINIX_FUZZ (`make fuzz`) they explore from random ones.
+"""
 
 import os
+from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
+
+FUZZING = bool(os.environ.get("ENGINIX_FUZZ"))
+# Deadlines and HealthCheck.too_slow measure the machine's load; a database brings examples of other runs.
+# Fixtures of a function are directories here, which examples may share.
+_COMMON = settings(
+    database=None,
+    deadline=None,
+    print_blob=FUZZING,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.register_profile("fixed", _COMMON, derandomize=True)
+settings.register_profile("fuzz", _COMMON, suppress_health_check=list(HealthCheck))
+settings.load_profile("fuzz" if FUZZING else "fixed")
+if not FUZZING:
+    # Hypothesis draws constants of the loaded modules: other examples beside other tests, and after every
+    # change of the code. Without them a test always has its own (test_property_seeds.py).
+    providers.is_local_module_file = lambda path: False
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -12,3 +35,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A counterexample is shown as the line that pins it."""
+    report = yield
+    calls = getattr(item, "_hypothesis_failing_examples", ())
+    if calls and report.failed:
+        lines = [f"@example{call[call.index('(') :]}" for call in calls]
+        report.sections.append(("to pin above the test", "\n".join(lines)))
+    return report
