@@ -1,22 +1,25 @@
 """Slow tests run where ENGINIX_SLOW is set, as continuous integration does, and when they are named.
 
-Property tests run from fixed seeds. With ENGINIX_FUZZ (`make fuzz`) they explore from random ones.
+Property tests run from fixed seeds. With ENGINIX_FUZZ (tests/fuzz.py) they explore from random ones, and the
+file that it names gets their failures.
 """
 
+import json
 import os
-from collections.abc import Iterator
+import random
+from collections.abc import Generator
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
-FUZZING = bool(os.environ.get("ENGINIX_FUZZ"))
+FUZZING = os.environ.get("ENGINIX_FUZZ")
 # Deadlines and HealthCheck.too_slow measure the machine's load; a database brings examples of other runs.
 # Fixtures of a function are directories here, which examples may share.
 _COMMON = settings(
     database=None,
     deadline=None,
-    print_blob=FUZZING,
+    print_blob=bool(FUZZING),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.register_profile("fixed", _COMMON, derandomize=True)
@@ -37,12 +40,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(skip)
 
 
+@pytest.fixture
+def chance() -> random.Random:
+    """Random numbers of a test that is no property test, such as moments to kill a process at."""
+    seed = random.SystemRandom().getrandbits(32) if FUZZING else 7
+    print(f"chance: random.Random({seed})")
+    return random.Random(seed)
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """A counterexample is shown as the line that pins it."""
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Shows a counterexample as the line that pins it."""
     report = yield
     calls = getattr(item, "_hypothesis_failing_examples", ())
-    if calls and report.failed:
-        lines = [f"@example{call[call.index('(') :]}" for call in calls]
-        report.sections.append(("to pin above the test", "\n".join(lines)))
+    examples = [f"@example{call[call.index('(') :]}" for call in calls]
+    if report.failed and examples:
+        report.sections.append(("to pin above the test", "\n".join(examples)))
+    if report.failed and FUZZING:
+        with open(FUZZING, "a") as file:
+            row = {
+                "test": item.nodeid,
+                "examples": examples,
+                "report": report.longreprtext + report.capstdout,
+            }
+            file.write(json.dumps(row) + "\n")
     return report

@@ -127,13 +127,13 @@ def slow_hub(start: Start, model: Path, tmp_path: Path) -> Iterator[tuple[Hub, L
     yield hub, lock, path
 
 
+@pytest.mark.fuzz
 def test_killed_at_random_moments_it_goes_on_and_ends_the_same(
-    slow_hub: tuple[Hub, Lock, Path], model: Path, tmp_path: Path
+    slow_hub: tuple[Hub, Lock, Path], model: Path, tmp_path: Path, chance: random.Random
 ) -> None:
     hub, lock, path = slow_hub
     out = tmp_path / "out"
     env = environment(HF_ENDPOINT=hub.endpoint, HOME="/homeless-shelter")
-    chance = random.Random(7)
     beside, kills = tmp_path / ".out.partial", 0
     for _ in range(8):
         enough = chance.randrange(1, lock.size)
