@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a machine lacks to run enginix over the stand-in package set: Nix, Python's venv, build
-# users, and the Python environments named as arguments (core, runtime, dev). Safe to run again.
+# users, and the Python environments named as arguments (core, runtime, dev). `lint` alone needs no Nix. Safe to run again.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -16,15 +16,19 @@ need() { # command, Debian package that has it
 library() { # name as ldconfig has it, Debian package
   ldconfig -p | grep -qF "$1" || missing+=("$2")
 }
-need nix nix-bin
-need cc gcc
-[ -e /usr/include/stdint.h ] || missing+=(libc6-dev)
-/usr/bin/python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
-# Triton's Python stub is linked against them.
-library libpython3.11.so libpython3.11
-library libexpat.so libexpat1
-if [[ " $* " == *" dev "* ]]; then
+if [ "$*" != lint ]; then
+  need nix nix-bin
+  need cc gcc
+  [ -e /usr/include/stdint.h ] || missing+=(libc6-dev)
+  /usr/bin/python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+  # Triton's Python stub is linked against them.
+  library libpython3.11.so libpython3.11
+  library libexpat.so libexpat1
+fi
+if [[ " $* " == *" dev "* || " $* " == *" lint "* ]]; then
   need shellcheck shellcheck
+fi
+if [[ " $* " == *" dev "* ]]; then
   need bwrap bubblewrap
   need pgrep procps
   need busybox busybox-static
@@ -47,10 +51,10 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 # Debian's nix-bin brings no build users; a single-user store run by root builds as them all the same.
-if [ "$(id -u)" = 0 ] && ! getent group nixbld >/dev/null; then
+if [ "$*" != lint ] && [ "$(id -u)" = 0 ] && ! getent group nixbld >/dev/null; then
   groupadd --system nixbld
 fi
-if [ "$(id -u)" = 0 ]; then
+if [ "$*" != lint ] && [ "$(id -u)" = 0 ]; then
   for i in 1 2 3 4 5 6 7 8; do
     getent passwd "nixbld$i" >/dev/null ||
       useradd --system --no-create-home --home-dir /var/empty --shell /usr/sbin/nologin \
@@ -58,4 +62,6 @@ if [ "$(id -u)" = 0 ]; then
   done
 fi
 
-"$here/environments.sh" "$@" >/dev/null
+if [ $# -gt 0 ]; then
+  "$here/environments.sh" "$@" >/dev/null
+fi

@@ -46,7 +46,7 @@ def enginix(edge: Path) -> Run:
 
     def run(*words: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
         command = [edge, "-m", "enginix", *words]
-        return subprocess.run(command, env=environment(**more), capture_output=True, text=True, timeout=280)
+        return subprocess.run(command, env=environment(**more), capture_output=True, text=True, timeout=600)
 
     return run
 
@@ -61,7 +61,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             return TINY
         if not (root / name).exists():
             words = [sys.executable, HERE / "quantized.py", TINY, name, root / name]
-            subprocess.run(words, env=environment(), check=True, capture_output=True, timeout=280)
+            subprocess.run(words, env=environment(), check=True, capture_output=True, timeout=600)
         return root / name
 
     return make
