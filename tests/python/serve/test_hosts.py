@@ -423,9 +423,10 @@ def test_a_worker_waits_and_collects_what_is_orphaned(tmp_path: Path) -> None:
         deadline = time.monotonic() + 300
         while not ready.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
-        time.sleep(0.8)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-        assert children == "" and process.poll() is None
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while children.read_text() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert children.read_text() == "" and process.poll() is None
         process.terminate()
         assert process.wait(300) == 0
     assert not ready.exists()
@@ -433,13 +434,16 @@ def test_a_worker_waits_and_collects_what_is_orphaned(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
 def test_a_worker_ends_when_its_ranks_have(tmp_path: Path, again: bool) -> None:
-    ready, left = tmp_path / "ready", "1.5" if not again else "30"
+    ready, left = tmp_path / "ready", tmp_path / "left"
+    os.mkfifo(left)
+    # A rank that ends when it is told to.
     script = (
         "import subprocess, sys\nfrom pathlib import Path\nfrom enginix.serve.worker import wait\n"
-        "subprocess.Popen(['sleep', sys.argv[2]])\nsys.exit(wait(Path(sys.argv[1])))\n"
+        "subprocess.Popen(['sh', '-c', 'read word <\"$1\"', 'rank', sys.argv[2]])\n"
+        "sys.exit(wait(Path(sys.argv[1])))\n"
     )
     env = {**os.environ, "PYTHONPATH": str(TESTS.parent / "python")}
-    words = [sys.executable, "-c", script, str(ready), left]
+    words = [sys.executable, "-c", script, str(ready), str(left)]
     with subprocess.Popen(words, env=env, start_new_session=True) as process:
         deadline = time.monotonic() + 300
         while not ready.exists() and time.monotonic() < deadline:
@@ -451,6 +455,8 @@ def test_a_worker_ends_when_its_ranks_have(tmp_path: Path, again: bool) -> None:
         assert not ready.exists() and process.poll() is None
         if again:
             process.terminate()
+        else:
+            left.write_text("end\n")
         assert process.wait(300) == 0
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
