@@ -4,15 +4,20 @@ Property tests run from fixed seeds. With ENGINIX_FUZZ (tests/fuzz.py) they expl
 file that it names gets their failures.
 """
 
+import fcntl
 import json
 import os
 import random
-from collections.abc import Generator
+import shutil
+from collections.abc import Callable, Generator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
+# Before torch is loaded: a process a core, and matrices that are too small for several threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 FUZZING = os.environ.get("ENGINIX_FUZZ")
 # Deadlines and HealthCheck.too_slow measure the machine's load; a database brings examples of other runs.
 # Fixtures of a function are directories here, which examples may share.
@@ -38,6 +43,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a path once for all processes of the run, which leave it as it is: ``made_once(name, make)``."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def make_once(name: str, make: Callable[[Path], object]) -> Path:
+        out = shared / name / "out"
+        with open(shared / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (shared / name / "done").exists():
+                shutil.rmtree(shared / name, ignore_errors=True)
+                (shared / name).mkdir()
+                make(out)
+                (shared / name / "done").touch()
+        return out
+
+    return make_once
 
 
 @pytest.fixture
