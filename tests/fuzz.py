@@ -34,7 +34,10 @@ def run_pass(seed: int, seconds: float, failures: Path, words: list[str]) -> int
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
-            process.wait()
+            try:
+                process.wait(120)
+            except subprocess.TimeoutExpired:
+                process.kill()
             return None
 
 
@@ -51,6 +54,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=float(os.environ.get("FUZZ_MINUTES") or 60))
     options, words = parser.parse_known_args()
+    # nohup and a shell's `&` have it ignored, and pytest would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     end = time.monotonic() + options.minutes * 60
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "failures"
