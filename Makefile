@@ -1,4 +1,4 @@
-# make demo · serve · test · lint · bench     (make help)
+# make demo · serve · test · one · lint · bench     (make help)
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -11,8 +11,9 @@ NIX_host = $(CURDIR)/tests/hostpkgs/nix
 NIX = $(NIX_$(ENGINIX_PKGS))
 DEMO = python3 demo/demo.py --flake "$(CURDIR)" --nix '$(NIX)'
 DEV = $$($(CURDIR)/tests/hostpkgs/environments.sh dev)/bin
+LINT = $$($(CURDIR)/tests/hostpkgs/environments.sh lint)/bin
 
-.PHONY: help demo serve test test-nix test-python lint bench unit gates-table setup-runtime setup-dev
+.PHONY: help demo serve test test-nix test-python one fuzz lint types bench unit gates-table setup-runtime setup-dev setup-lint
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
@@ -20,6 +21,8 @@ setup-runtime:
 	@[ "$(ENGINIX_PKGS)" != host ] || tests/hostpkgs/setup.sh core runtime
 setup-dev: python/enginix/checkpoint/casts.so
 	@tests/hostpkgs/setup.sh core runtime dev edgellm modelopt gateway tritonserver
+setup-lint:
+	@tests/hostpkgs/setup.sh lint
 # Written beside and renamed: who runs it meanwhile keeps what it has loaded.
 %/casts.so: %/casts.c %/casts.sh
 	@tests/hostpkgs/setup.sh
@@ -31,19 +34,33 @@ demo: setup-runtime ## a small model from a hub to an answer, through every stag
 serve: setup-runtime ## the same, and the server stays on port 8000 until Ctrl-C
 	@$(DEMO) --serve
 
-test: setup-dev test-nix test-python ## everything that is fast enough to run always
+test: setup-dev ## everything that is fast enough to run always; ENGINIX_SLOW=1 adds what is slow
+	@tests/run.sh $(DEV)/python
 
 test-nix: setup-dev ## pure checks, real builds in the sandbox, the pipeline over a real server
 	@tests/nix/run.sh
 
-test-python: setup-dev
-	@$(DEV)/python -m pytest -q
+test-python: setup-dev ## pytest alone
+	@$(DEV)/python -m pytest -q -n $$(nproc) --dist loadfile
 
-lint: setup-dev ## ruff, mypy --strict, shellcheck, nixfmt where there is one
-	@$(DEV)/ruff check python tests demo nix && $(DEV)/ruff format --check python tests demo nix
-	@cd python && $(DEV)/mypy
+one: setup-dev ## one test: make one T=tests/python/hub/test_lock.py::test_name, or T=engine_hang of tests/nix/cases
+	@case "$(T)" in \
+	  "") echo "one: give T=tests/python/DIR/test_FILE.py[::TEST] or T=NIX_CASE" >&2; exit 2;; \
+	  *.py*) $(DEV)/python -m pytest -q "$(T)";; \
+	  *) tests/nix/run.sh $(T);; \
+	esac
+
+fuzz: setup-dev ## property tests from random seeds, for FUZZ_MINUTES (60); counterexamples come ready to be pinned
+	@$(DEV)/python tests/fuzz.py -n $$(nproc) --dist worksteal
+
+lint: setup-lint ## ruff, mypy --strict without torch's types, shellcheck, nixfmt where there is one
+	@$(LINT)/ruff check python tests demo nix && $(LINT)/ruff format --check python tests demo nix
+	@cd python && $(LINT)/mypy --disable-error-code untyped-decorator --disable-error-code no-any-return --no-warn-unused-ignores
 	@shellcheck -x $$(git ls-files '*.sh') tests/hostpkgs/nix .ci/run
 	@if command -v nixfmt >/dev/null; then nixfmt --check $$(git ls-files '*.nix'); else echo "lint: no nixfmt on this machine; Nix files not checked for style"; fi
+
+types: setup-dev ## mypy --strict with torch's types, which takes the environment of the tests
+	@cd python && $(DEV)/mypy
 
 bench: setup-dev ## ratios measured side by side; takes minutes and some GB of disk
 	@for part in tests/bench/*/; do for script in "$$part"*.py; do \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a machine lacks to run enginix over the stand-in package set: Nix, Python's venv, build
-# users, and the Python environments named as arguments (core, runtime, dev). Safe to run again.
+# users, and the Python environments named as arguments (environments.sh lists them). Safe to run again.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -23,8 +23,10 @@ need cc gcc
 # Triton's Python stub is linked against them.
 library libpython3.11.so libpython3.11
 library libexpat.so libexpat1
-if [[ " $* " == *" dev "* ]]; then
+if [[ " $* " == *" dev "* || " $* " == *" lint "* ]]; then
   need shellcheck shellcheck
+fi
+if [[ " $* " == *" dev "* ]]; then
   need bwrap bubblewrap
   need pgrep procps
   need busybox busybox-static
@@ -41,8 +43,9 @@ if [ ${#missing[@]} -gt 0 ]; then
       "run as root, or: sudo apt-get install ${missing[*]}"
   echo "setup: installing ${missing[*]}" >&2
   export DEBIAN_FRONTEND=noninteractive
-  apt-get update -qq
-  apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  # Another apt may run: wait for it.
+  apt-get -o DPkg::Lock::Timeout=600 update -qq
+  apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
 # Debian's nix-bin brings no build users; a single-user store run by root builds as them all the same.
@@ -57,4 +60,6 @@ if [ "$(id -u)" = 0 ]; then
   done
 fi
 
-"$here/environments.sh" "$@" >/dev/null
+if [ $# -gt 0 ]; then
+  "$here/environments.sh" "$@" >/dev/null
+fi

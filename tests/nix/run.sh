@@ -2,6 +2,9 @@
 # Tests that need a real Nix: evaluation, fixed-output derivations, the sandbox, the whole pipeline.
 #
 #   tests/nix/run.sh [name ...]      all, or the named ones; a name's beginning stands for all that have it
+#
+# The cases of a file run in their order, as they may share a directory; files run beside one another, as many as
+# ENGINIX_NIX_JOBS says (default 2).
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$root" || exit 1
@@ -9,12 +12,14 @@ nix=$root/tests/hostpkgs/nix
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 out=$tmp/out
-passed=0
-failed=0
-skipped=0
 
-# Runs a command; its whole output is in $out afterwards.
-quietly() { "$@" >"$out" 2>&1; }
+# Runs a command; its whole output is in $out afterwards, but for what Nix says of others that use its database.
+quietly() {
+  local status=0
+  "$@" >"$out" 2>&1 || status=$?
+  sed -i '/SQLite database .* is busy/d' "$out"
+  return $status
+}
 # The output says so.
 says() {
   grep -qF -- "$1" "$out" || {
@@ -49,6 +54,37 @@ slow() {
 # shellcheck source=/dev/null
 for file in "$root"/tests/nix/cases/*.sh; do source "$file"; done
 
+# Runs one case and prints its line.
+run_case() { # name
+  local begun=$SECONDS status
+  : >"$out"
+  "test_$1" >"$tmp/said" 2>&1
+  status=$?
+  case $status in
+  0) printf 'ok    %s (%s s)\n' "$1" $((SECONDS - begun)) ;;
+  77) printf 'skip  %s: %s\n' "$1" "$(cat "$out")" ;;
+  *)
+    printf 'FAIL  %s (%s s)\n' "$1" $((SECONDS - begun))
+    sed 's/^/    /' "$tmp/said"
+    tail -n 25 "$out" 2>/dev/null | sed 's/^/    /'
+    ;;
+  esac
+}
+
+# Runs cases of one file, in a directory of their own.
+run_file() { # file's name, case ...
+  tmp=$tmp/$1
+  out=$tmp/out
+  mkdir -p "$tmp"
+  local name
+  for name in "${@:2}"; do
+    # One write a case: lines of files that run beside one another do not mix.
+    run_case "$name" >"$tmp/line"
+    cat "$tmp/line"
+    cat "$tmp/line" >>"$results"
+  done
+}
+
 mapfile -t all < <(declare -F | sed -n 's/^declare -f test_//p' | sort)
 if [ $# -gt 0 ]; then
   known=("${all[@]}")
@@ -63,24 +99,29 @@ if [ $# -gt 0 ]; then
     all+=("${named[@]}")
   done
 fi
+shopt -s extdebug
+declare -A cases=()
 for name in "${all[@]}"; do
-  begun=$SECONDS
-  "test_$name"
-  case $? in
-  0)
-    passed=$((passed + 1))
-    printf 'ok    %s (%s s)\n' "$name" $((SECONDS - begun))
-    ;;
-  77)
-    skipped=$((skipped + 1))
-    printf 'skip  %s: %s\n' "$name" "$(cat "$out")"
-    ;;
-  *)
-    failed=$((failed + 1))
-    printf 'FAIL  %s\n' "$name"
-    tail -n 25 "$out" 2>/dev/null | sed 's/^/    /'
-    ;;
-  esac
+  # With extdebug: function, line, file.
+  file=$(basename "$(declare -F "test_$name" | cut -d' ' -f3-)" .sh)
+  cases[${file:-none}]+=" $name"
 done
+shopt -u extdebug
+
+results=$tmp/results
+: >"$results"
+# Files that take longest begin first.
+for file in edgellm whole quantize checkpoints engines pipeline "${!cases[@]}"; do
+  [ -n "${cases[$file]-}" ] || continue
+  while [ "$(jobs -rp | wc -l)" -ge "${ENGINIX_NIX_JOBS:-2}" ]; do wait -n; done
+  # shellcheck disable=SC2086
+  run_file "$file" ${cases[$file]} &
+  unset "cases[$file]"
+done
+wait
+passed=$(grep -c '^ok    ' "$results")
+failed=$(grep -c '^FAIL  ' "$results")
+skipped=$(grep -c '^skip  ' "$results")
+grep '^FAIL  ' "$results"
 echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
+[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ] && [ $((passed + failed + skipped)) -eq ${#all[@]} ]

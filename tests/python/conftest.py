@@ -1,8 +1,39 @@
-"""Slow tests run where ENGINIX_SLOW is set, as continuous integration does, and when they are named."""
+"""Slow tests run where ENGINIX_SLOW is set, as continuous integration does, and when they are named.
 
+Property tests run from fixed seeds. With ENGINIX_FUZZ (tests/fuzz.py) they explore from random ones, and the
+file that it names gets their failures.
+"""
+
+import fcntl
+import json
 import os
+import random
+import shutil
+from collections.abc import Callable, Generator
+from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
+
+# Before torch is loaded: a process a core, and matrices that are too small for several threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+FUZZING = os.environ.get("ENGINIX_FUZZ")
+# Deadlines and HealthCheck.too_slow measure the machine's load; a database brings examples of other runs.
+# Fixtures of a function are directories here, which examples may share.
+_COMMON = settings(
+    database=None,
+    deadline=None,
+    print_blob=bool(FUZZING),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.register_profile("fixed", _COMMON, derandomize=True)
+settings.register_profile("fuzz", _COMMON, suppress_health_check=list(HealthCheck))
+settings.load_profile("fuzz" if FUZZING else "fixed")
+if not FUZZING:
+    # Hypothesis draws constants of the loaded modules: other examples beside other tests, and after every
+    # change of the code. Without them a test always has its own (test_property_seeds.py).
+    providers.is_local_module_file = lambda path: False
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -12,3 +43,51 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a path once for all processes of the run, which leave it as it is: ``made_once(name, make)``."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def make_once(name: str, make: Callable[[Path], object]) -> Path:
+        out = shared / name / "out"
+        with open(shared / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (shared / name / "done").exists():
+                shutil.rmtree(shared / name, ignore_errors=True)
+                (shared / name).mkdir()
+                make(out)
+                (shared / name / "done").touch()
+        return out
+
+    return make_once
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """Random numbers of a test that is no property test, such as moments to kill a process at."""
+    seed = random.SystemRandom().getrandbits(32) if FUZZING else 7
+    print(f"chance: random.Random({seed})")
+    return random.Random(seed)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Shows a counterexample as the line that pins it."""
+    report = yield
+    calls = getattr(item, "_hypothesis_failing_examples", ())
+    examples = [f"@example{call[call.index('(') :]}" for call in calls]
+    if report.failed and examples:
+        report.sections.append(("to pin above the test", "\n".join(examples)))
+    if report.failed and FUZZING:
+        with open(FUZZING, "a") as file:
+            row = {
+                "test": item.nodeid,
+                "examples": examples,
+                "report": report.longreprtext + report.capstdout,
+            }
+            file.write(json.dumps(row) + "\n")
+    return report

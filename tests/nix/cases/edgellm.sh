@@ -38,17 +38,6 @@ test_edgellm_export_is_pure_and_repeats() {
     [ -z "$(nix-store -q --references "$(readlink "$tmp/export")")" ]
 }
 
-test_edgellm_export_of_every_format_repeats() {
-  slow || return
-  need_edgellm || return
-  local pair
-  for pair in fp8=FP8 nvfp4=NVFP4 int4_awq=W4A16_AWQ int8_sq=W8A8_SQ_PER_CHANNEL; do
-    with_edge build "(edge { model = quantized \"${pair%=*}\" \"${pair#*=}\"; }).export" --no-link &&
-      with_edge build "(edge { model = quantized \"${pair%=*}\" \"${pair#*=}\"; }).export" --no-link --rebuild -L &&
-      says 'tensors accounted for' || return 1
-  done
-}
-
 # A broken model is one clear error, and no output.
 edgellm_refuses() { # command that breaks the model, what the error says
   need_edgellm || return

@@ -99,11 +99,14 @@ test_engine_timing_cache_goes_out_and_in() {
   [ "$(wc -l <"$first")" = 2 ]
 }
 
-misbehaving() { # how, what the error says
-  ! on_a_gpu_host build "$(engine_of 'mk { stallMinutes = 0.05; }' "misbehave = \"$1\";")" --no-link -L && says "$2"
+misbehaving() { # how, what the error says, more arguments of mkEngine
+  ! on_a_gpu_host build "$(engine_of "mk { ${3-} }" "misbehave = \"$1\";")" --no-link -L && says "$2"
 }
 
-test_engine_hang() { misbehaving hang 'it hangs' && ! pgrep -f standin_trtllm_build >/dev/null; }
+test_engine_hang() {
+  local mark=$RANDOM$RANDOM
+  misbehaving "hang:$mark" 'it hangs' 'stallMinutes = 0.1;' && says 'Building engine' && ! pgrep -f "standin_trtllm_build $mark" >/dev/null
+}
 test_engine_out_of_memory() { misbehaving oom "the GPU's memory is exhausted" && says 'TensorRT-LLM #1543'; }
 test_engine_killed() { misbehaving killed 'the kernel killed it'; }
 test_engine_partial() { misbehaving partial 'a partial engine'; }
@@ -113,7 +116,8 @@ test_engine_input_path_leaks() { misbehaving leak 'names the path of an input'; 
 test_engine_other_version() { misbehaving version 'the engine says TensorRT-LLM 9.9.9'; }
 test_engine_cache_in_the_working_directory() { built "$(engine_of 'mk { }' 'misbehave = "model-cache";')"; }
 test_engine_leaves_no_process() {
-  built "$(engine_of 'mk { }' 'misbehave = "daemon";')" && ! pgrep -f 'sleep 4242' >/dev/null
+  local mark=$RANDOM$RANDOM
+  built "$(engine_of 'mk { }' "misbehave = \"daemon:$mark\";")" && ! pgrep -f "standin_daemon $mark" >/dev/null
 }
 
 test_engine_matrix_requires_each_gpu() {
@@ -137,7 +141,7 @@ serves() { # command → answers on its port, ends by SIGTERM
   port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
   "$@" --port "$port" >"$tmp/serving" 2>&1 &
   pid=$!
-  for _ in $(seq 200); do
+  for _ in $(seq 1200); do
     curl -sf "http://127.0.0.1:$port/health" >/dev/null && break
     kill -0 "$pid" 2>/dev/null || break
     sleep 0.1

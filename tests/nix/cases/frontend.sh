@@ -48,7 +48,7 @@ print(*(x.getsockname()[1] for x in s))')
   quietly "$server" --dry-run && says "$door" && says '--default-max-tokens' && says 'Bearer $KEY' && says openai-frontend/openai_frontend/main.py || return 1
   "$server" >"$tmp/frontend" 2>&1 &
   pid=$!
-  for _ in $(seq 300); do
+  for _ in $(seq 1200); do
     grep -q 'answers at' "$tmp/frontend" && break
     kill -0 "$pid" 2>/dev/null || break
     sleep 0.1

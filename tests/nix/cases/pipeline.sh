@@ -19,7 +19,9 @@ test_demo_as_an_app() {
   done
 }
 
+# Each case runs alone, too: what it finds built, it builds first.
 test_demo_builds_nothing_again() {
+  quietly "$nix" build --no-link .#tiny-qwen3-triton-server || return 1
   quietly python3 demo/demo.py --nix "$nix" && says 'in all          0 derivations built'
 }
 
@@ -32,6 +34,7 @@ test_demo_leaves_the_store_as_it_was() {
 }
 
 test_demo_option_rebuilds_only_what_follows_it() {
+  quietly "$nix" build --no-link .#tiny-qwen3-engine || return 1
   with_lib build '
     e.mkTritonServer { repo = e.mkTritonRepo { engine = e.catalogue.tiny-qwen3.engine; maxBatchSize = 3; }; }' --no-link --dry-run || return 1
   says triton-repo.drv && says triton-server.drv && [ "$(grep -c '\.drv' "$out")" = 2 ]
@@ -39,6 +42,7 @@ test_demo_option_rebuilds_only_what_follows_it() {
 
 test_two_runs_give_the_same_bytes() {
   local stage
+  quietly "$nix" build --no-link .#tiny-qwen3-triton-repo || return 1
   for stage in checkpoint engine triton-repo; do
     quietly "$nix" build --no-link ".#tiny-qwen3-$stage" --rebuild || return 1
   done

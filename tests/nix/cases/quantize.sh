@@ -74,7 +74,7 @@ test_quantized_killed_leaves_nothing() {
   with_lib build "$(quantized_of calibration)" --no-link || return 1
   (with_lib build "$(quantized_of "q { format = \"int4_awq\"; name = \"$name\"; }")" --no-link) &
   build=$!
-  for _ in $(seq 600); do
+  for _ in $(seq 3000); do
     # The builder's own process: the one word of its command line that nobody else has.
     victim=$(pgrep -f -- "quantize .*--name $name" | head -n1)
     [ -n "$victim" ] && break

@@ -20,7 +20,7 @@ s = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
 print(*(x.getsockname()[1] for x in s))')
   "$server" --http-port "$http" --grpc-port "$grpc" >"$tmp/triton" 2>&1 &
   pid=$!
-  for _ in $(seq 300); do
+  for _ in $(seq 1200); do
     grep -q 'answers at' "$tmp/triton" && break
     kill -0 "$pid" 2>/dev/null || break
     sleep 0.1

@@ -14,7 +14,7 @@ whole_starts() { # log, line, command
   shift 2
   "$@" >"$log" 2>&1 &
   whole_pid=$!
-  for _ in $(seq 900); do
+  for _ in $(seq 1800); do
     grep -qF -- "$line" "$log" && return
     kill -0 "$whole_pid" 2>/dev/null || break
     sleep 0.1
@@ -46,7 +46,7 @@ whole_chat() { # server, gateway, port of the gateway
   server=$whole_pid
   if whole_starts "$tmp/whole-gateway" 'answers at http' "$2" --start-timeout 60; then
     gateway=$whole_pid
-    quietly curl -sS -m 30 "http://127.0.0.1:$3/v1/chat/completions" -H 'Content-Type: application/json' \
+    quietly curl -sS -m 120 "http://127.0.0.1:$3/v1/chat/completions" -H 'Content-Type: application/json' \
       -d '{"model": "tiny", "max_tokens": 4, "messages": [{"role": "user", "content": "hello"}]}' &&
       says 'stand-in: hello' || status=1
     whole_stops "$tmp/whole-gateway" "$gateway" || status=1

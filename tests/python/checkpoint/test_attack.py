@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ from enginix.cli import main
 from enginix.errors import EXIT_INPUT, EXIT_MACHINE, MachineError, ModelError
 
 WIDE = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 8,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
     "head_dim": 64,
     "vocab_size": 20000,
 }
@@ -34,13 +33,25 @@ WIDE = {
 def test_killed_midway_leaves_no_output(tmp_path: Path) -> None:
     random_models.write(tmp_path / "model", random_models.config("LlamaForCausalLM", **WIDE))
     words = ["convert", str(tmp_path / "model"), "-o", str(tmp_path / "out"), "--dtype", "float16"]
-    process = subprocess.Popen([sys.executable, "-m", "enginix", *words], cwd=Path(write.__file__).parents[2])
-    partial: list[Path] = []
-    while process.poll() is None and not partial:
-        partial = [p for p in tmp_path.glob(".out.*.partial") if list(p.glob("*.safetensors"))]
-        time.sleep(0.001)
+    # It stands still after half of its tasks, so that it is killed midway however busy the machine is.
+    midway = (
+        "import sys, time\nfrom enginix.checkpoint import write\nfrom enginix.cli import main\n"
+        "tasks = write._tasks\n"
+        "def half(*given):\n"
+        "    known = list(tasks(*given))\n"
+        "    yield from known[: len(known) // 2]\n"
+        "    print('midway', flush=True)\n"
+        "    time.sleep(1000)\n"
+        "write._tasks = half\nmain(sys.argv[1:])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", midway, *words], cwd=Path(write.__file__).parents[2], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stdout.readline() == b"midway\n"
+    partial = [p for p in tmp_path.glob(".out.*.partial") if list(p.glob("*.safetensors"))]
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
     assert partial and not (tmp_path / "out").exists()
     convert(tmp_path / "model", tmp_path / "out", Options())  # what was left behind is in nobody's way
 
@@ -52,9 +63,7 @@ def _is_root() -> bool:
 @pytest.mark.skipif(not _is_root(), reason="mounting a small tmpfs needs root")
 @pytest.mark.parametrize("lying", [False, True], ids=["seen before", "met while writing"])
 def test_a_full_disk(lying: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    random_models.write(
-        tmp_path / "model", random_models.config("LlamaForCausalLM", **(WIDE | {"num_hidden_layers": 1}))
-    )
+    random_models.write(tmp_path / "model", random_models.config("LlamaForCausalLM", **WIDE))
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], check=False).returncode:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import random_models
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginix.checkpoint import native, numbers
@@ -92,7 +92,7 @@ def test_what_is_not_finite_as_float16_is_left_to_numpy(
         assert made.tobytes() == values.astype(np.float32).astype(np.float16).tobytes()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=60)
 @given(data=st.binary(max_size=600), cast=st.sampled_from(CASTS), at=st.integers(0, 3))
 def test_any_length_and_place(compiled: Any, data: bytes, cast: tuple[str, str], at: int) -> None:
     """Nothing beside the array is written, wherever it begins."""
@@ -110,7 +110,7 @@ def test_any_length_and_place(compiled: Any, data: bytes, cast: tuple[str, str],
 
 
 @pytest.mark.parametrize("widest", [64, 32, 1])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=40)
 @given(
     scale=st.floats(2.0**-100, 2.0**100, width=32),
     target=st.floats(2.0**-100, 2.0**100, width=32),

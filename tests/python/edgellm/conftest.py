@@ -46,39 +46,40 @@ def enginix(edge: Path) -> Run:
 
     def run(*words: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
         command = [edge, "-m", "enginix", *words]
-        return subprocess.run(command, env=environment(**more), capture_output=True, text=True, timeout=280)
+        return subprocess.run(command, env=environment(**more), capture_output=True, text=True, timeout=600)
 
     return run
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def models(made_once: Callable[..., Path]) -> Callable[[str], Path]:
     """The tiny model as it is (``bf16``) or quantized by ModelOpt; each made once."""
-    root = tmp_path_factory.mktemp("models")
 
     def make(name: str) -> Path:
         if name == "bf16":
             return TINY
-        if not (root / name).exists():
-            words = [sys.executable, HERE / "quantized.py", TINY, name, root / name]
-            subprocess.run(words, env=environment(), check=True, capture_output=True, timeout=280)
-        return root / name
+
+        def quantize(out: Path) -> None:
+            words = [sys.executable, HERE / "quantized.py", TINY, name, out]
+            subprocess.run(words, env=environment(), check=True, capture_output=True, timeout=600)
+
+        return made_once(f"edgellm-model-{name}", quantize)
 
     return make
 
 
 @pytest.fixture(scope="session")
 def exports(
-    tmp_path_factory: pytest.TempPathFactory, models: Callable[[str], Path], enginix: Run
+    made_once: Callable[..., Path], models: Callable[[str], Path], enginix: Run
 ) -> Callable[[str], Path]:
     """Checked exports of those models by NVIDIA's exporter; each made once."""
-    root = tmp_path_factory.mktemp("exports")
 
     def make(name: str) -> Path:
-        if not (root / name).exists():
-            done = enginix("edgellm-export", models(name), "-o", root / name)
+        def export(out: Path) -> None:
+            done = enginix("edgellm-export", models(name), "-o", out)
             assert done.returncode == 0, done.stderr
-        return root / name
+
+        return made_once(f"edgellm-export-{name}", export)
 
     return make
 

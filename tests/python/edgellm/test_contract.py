@@ -55,7 +55,7 @@ print(json.dumps(found, default=str))
 
 @pytest.fixture(scope="session")
 def wheel(edge: Path) -> Any:
-    done = subprocess.run([edge, "-c", ASK], env=environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run([edge, "-c", ASK], env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -127,7 +127,7 @@ def test_the_real_parser_reads_what_we_write(
         "print(json.dumps(vars(p().parse_args(sys.argv[1:]))))"
     )
     words = [edge, "-c", script, *before, *options.words(stage, given)]
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     parsed = json.loads(done.stdout.splitlines()[-1])
     rows = table("edgellm")[stage]

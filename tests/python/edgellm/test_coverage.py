@@ -7,7 +7,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -15,9 +15,6 @@ from enginix.edgellm import coverage
 from enginix.edgellm.errors import ExportError
 from enginix.edgellm.graph import Constant, Graph
 from enginix.model import read_header
-
-settings.register_profile("files", suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-settings.load_profile("files")
 
 
 def constant(name: str, array: np.ndarray) -> Constant:

@@ -134,7 +134,7 @@ def served(edge: Path, *words: str | Path) -> Iterator[tuple[subprocess.Popen[st
         text=True,
     )
     try:
-        for _ in range(600):
+        for _ in range(1800):
             if process.poll() is not None:
                 assert process.stdout is not None
                 raise AssertionError(process.stdout.read())
@@ -145,7 +145,7 @@ def served(edge: Path, *words: str | Path) -> Iterator[tuple[subprocess.Popen[st
         yield process, port
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(300)
 
 
 def ask(port: int, key: str | None) -> tuple[int, str]:
@@ -153,7 +153,7 @@ def ask(port: int, key: str | None) -> tuple[int, str]:
     if key:
         request.add_header("Authorization", f"Bearer {key}")
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=600) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as e:
         return e.code, ""
@@ -265,7 +265,7 @@ def says(
         words = ["answers", "--engine", tmp_path / "engine", "--model", TINY, "--asked", asked, "--out", out]
         words += ["--driver", driver(), "--python", runtime(misbehave), "--stall-minutes", str(stall)]
         done = subprocess.run(
-            [edge, "-c", program, *words], env=environment(), capture_output=True, text=True, timeout=280
+            [edge, "-c", program, *words], env=environment(), capture_output=True, text=True, timeout=600
         )
         assert "Traceback (most recent call last):\n  File" not in done.stderr
         assert (done.returncode == 0) == out.exists(), done.stderr

@@ -44,7 +44,7 @@ def test_every_weight_of_every_format_is_accounted_for(
     assert made["artefact"] == "export" and made["kind"] == "edgellm"
 
 
-@pytest.mark.parametrize("name", ["bf16", "nvfp4"])
+@pytest.mark.parametrize("name", ["bf16", *FORMATS])
 def test_twice_gives_the_same_bytes(
     name: str, models: Callable[[str], Path], exports: Callable[[str], Path], enginix: Run, tmp_path: Path
 ) -> None:

@@ -168,8 +168,8 @@ def test_a_driver_that_is_ended_takes_everything_along(words, tmp_path, number):
         below = descendants(process.pid)
         assert below
         process.send_signal(number)
-        process.wait(20)
-    deadline = time.monotonic() + 10
+        process.wait(300)
+    deadline = time.monotonic() + 300
     while any(started(p) == t for p, t in below.items()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(started(p) == t for p, t in below.items())
@@ -209,7 +209,7 @@ def test_refused_before_anything_runs(words, tmp_path, capsys, more, gpu, said):
     assert main(words(*more, **gpu)) in (2, 3, 5)
     error = capsys.readouterr().err
     assert said in error and "stage: build" not in error and not left(tmp_path)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginix.engine.llmapi import Wanted
@@ -18,7 +18,7 @@ JSON = st.recursive(
     lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=6), x, max_size=3),
     max_leaves=6,
 )
-SMALL = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+SMALL = settings(deadline=None, max_examples=150)
 FIELDS = ("architecture", "dtype", "mapping", "quantization", "max_position_embeddings")
 MODEL = ("architectures", "text_config", "quantization_config", "torch_dtype")
 MAPPING = st.dictionaries(st.sampled_from(["tp_size", "pp_size"]), JSON)

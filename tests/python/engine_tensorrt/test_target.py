@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginix.engine import target
@@ -119,7 +119,7 @@ def test_no_driver(tmp_path, monkeypatch):
         target.probe(Driver(tmp_path))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(answer=st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=60))
 def test_any_answer_of_nvidia_smi_is_read_or_refused(tmp_path, answer):
     (tmp_path / "bin").mkdir(exist_ok=True)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from enginix.errors import ModelError
 from enginix.model import read_header
 from enginix.model.safetensors import DTYPES, Header, open_weights
 
-FAST = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FAST = settings(max_examples=120, deadline=None)
 
 
 def read(path: Path, data: bytes) -> Header | None:

@@ -67,7 +67,7 @@ def _triton(setting: Setting, http_port: int = 0) -> Iterator[Served]:
         yield Served(process, client, found["grpcPort"], found["metricsPort"])
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Gateway:
         """OpenAI's own client, which is not to try again by itself."""
         import openai
 
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, **more)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=600, **more)
 
 
 @pytest.fixture(scope="session")
@@ -122,7 +122,7 @@ def start_gateway(gateway_python: Path, tmp_path_factory: pytest.TempPathFactory
             )
         gateway = Gateway(process, 0, log)
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 300
             while not (said := [line for line in gateway.lines() if " answers at http" in line]):
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(0.1)
@@ -131,7 +131,7 @@ def start_gateway(gateway_python: Path, tmp_path_factory: pytest.TempPathFactory
         finally:
             if process.poll() is None:
                 process.terminate()
-            assert process.wait(60) == 0, log.read_text()
+            assert process.wait(300) == 0, log.read_text()
 
     return start
 

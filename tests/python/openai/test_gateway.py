@@ -206,12 +206,12 @@ def test_a_client_that_vanishes_frees_its_place(door: Any, tiny: Served, stream:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(vanish, range(8)))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while sum(" 499 " in line for line in door.lines()) < before + 8:
         assert time.monotonic() < deadline, door.lines()[-10:]
         time.sleep(0.1)
     # Eight answers of 2000 tokens would still be computed otherwise. A sender may be a moment behind.
-    tiny.await_idle(5)
+    tiny.await_idle(60)
 
 
 @pytest.mark.parametrize(
@@ -319,11 +319,11 @@ def test_ready_killed_and_back(
         assert ask(client, model="steady").choices[0].message.content == told
         for _ in range(6):
             assert ask(client, model="both").choices[0].message.content == told
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while httpx.get(f"{door.url}/health/ready").status_code == 200:
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        served.process.wait(60)
+        served.process.wait(300)
         stack.enter_context(triton(port))
         assert ask(client, model="flaky").choices[0].message.content == told
         # What runs at the end is answered to its end; start_gateway checks the exit status.

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginix.errors import HubError, MachineError, UsageError
@@ -39,7 +39,7 @@ def make(path: Path, node) -> None:
 
 
 @pytest.mark.skipif(shutil.which("nix-hash") is None, reason="Nix is not installed")
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None)
 @given(node=NODE)
 def test_hash_is_what_nix_computes(node, tmp_path_factory):
     path = tmp_path_factory.mktemp("nar") / "tree"

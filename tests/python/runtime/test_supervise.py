@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
@@ -26,19 +27,19 @@ def test_death_by_signal(place):
 
 
 def test_silence_is_a_hang(place):
-    outcome = supervise(place, ["sh", "-c", "echo up; sleep 1000"], Watch(stall=0.7), stage="t")
-    assert outcome.stalled and outcome.lines == ["up"] and outcome.seconds < 30
+    outcome = supervise(place, ["sh", "-c", "echo up; sleep 1000"], Watch(stall=3), stage="t")
+    assert outcome.stalled and outcome.lines == ["up"] and outcome.seconds < 300
 
 
 def test_lines_are_progress(place):
-    script = "for i in 1 2 3 4 5 6; do echo $i; sleep 0.4; done"
-    assert not supervise(place, ["sh", "-c", script], Watch(stall=1.5), stage="t").stalled
+    script = "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.5; done"
+    assert not supervise(place, ["sh", "-c", script], Watch(stall=3), stage="t").stalled
 
 
 def test_growing_output_is_progress(place, tmp_path):
     where = place.inside
-    script = f"for i in 1 2 3 4 5 6; do echo $i >> {where}/grow; sleep 0.4; done"
-    watch = Watch(stall=1.5, outputs=(place.work / "grow",))
+    script = f"for i in 1 2 3 4 5 6 7 8; do echo $i >> {where}/grow; sleep 0.5; done"
+    watch = Watch(stall=3, outputs=(place.work / "grow",))
     assert not supervise(place, ["sh", "-c", script], watch, stage="t").stalled
     assert supervise(place, ["sh", "-c", script], Watch(stall=0.6), stage="t").stalled
 
@@ -56,8 +57,9 @@ def test_gpu_memory_is_the_most_that_was_seen(place):
 
 
 def test_a_process_that_leaves_the_group_is_ended(place):
-    supervise(place, ["sh", "-c", "setsid sleep 545 & sleep 1"], Watch(), stage="t")
-    left = [p for p in child.processes() if "sleep\x00545" in command_of(p)]
+    seconds = f"545{os.getpid()}"  # of this run alone
+    supervise(place, ["sh", "-c", f"setsid sleep {seconds} & sleep 1"], Watch(), stage="t")
+    left = [p for p in child.processes() if f"sleep\x00{seconds}" in command_of(p)]
     assert not left
 
 
@@ -87,4 +89,4 @@ def test_a_program_that_does_not_exist(place):
         assert supervise(place, ["no-such-program"], Watch(), stage="t").status != 0
     except child.MachineError as e:
         assert "No such file" in str(e)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60

@@ -39,32 +39,22 @@ def tritonserver() -> TritonServer:
 
 
 @pytest.fixture(scope="session")
-def served_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def served_engine(made_once: Callable[..., Path]) -> Path:
     """The reference engine of tests/models/tiny-qwen3, without gates: those have their own tests."""
-    directory = tmp_path_factory.mktemp("engine")
-    checkpoint, out = directory / "checkpoint", directory / "engine"
-    assert main(["convert", str(MODEL), "-o", str(checkpoint), "--dtype", "float32"]) == 0
-    words = [
-        "build",
-        str(checkpoint),
-        "--kind",
-        "reference",
-        "--model",
-        str(MODEL),
-        "-o",
-        str(out),
-        "--no-gates",
-    ]
-    assert main(words) == 0
-    return out
+
+    def make(out: Path) -> None:
+        checkpoint = out.with_name("checkpoint")
+        assert main(["convert", str(MODEL), "-o", str(checkpoint), "--dtype", "float32"]) == 0
+        words = ["build", str(checkpoint), "--kind", "reference", "--model", str(MODEL), "--no-gates"]
+        assert main([*words, "-o", str(out)]) == 0
+
+    return made_once("served-engine", make)
 
 
 @pytest.fixture(scope="session")
-def served_repository(served_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def served_repository(served_engine: Path, made_once: Callable[..., Path]) -> Path:
     """A repository of that engine; do not change it."""
-    out = tmp_path_factory.mktemp("repository") / "out"
-    build(served_engine, out, Options(max_batch_size=16))
-    return out
+    return made_once("served-repository", lambda out: build(served_engine, out, Options(max_batch_size=16)))
 
 
 @dataclass

@@ -91,13 +91,13 @@ def test_over_grpc(running: Any, prompt: str) -> None:
     with grpc.InferenceServerClient(f"127.0.0.1:{running.server.plan.endpoints.grpc}") as client:
         client.start_stream(lambda result, error: found.put((result, error)))
         client.async_stream_infer("ensemble", inputs)
-        result, error = found.get(timeout=60)
+        result, error = found.get(timeout=600)
         assert error is None
         assert result.as_numpy("text_output")[0, 0].decode() == wanted["text_output"]
         assert result.as_numpy("prompt_tokens").item() == wanted["prompt_tokens"]
         assert result.as_numpy("completion_tokens").item() == 8
         client.async_stream_infer("ensemble", [text_tensor(grpc, "messages", "[]"), inputs[2]])
-        _, error = found.get(timeout=60)
+        _, error = found.get(timeout=600)
         assert "at least one message" in str(error)
 
 

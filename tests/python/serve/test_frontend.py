@@ -290,7 +290,7 @@ def test_it_serves_where_the_image_is_the_root(in_image: list[str]) -> None:
             and b"bwrap" not in Path(f"/proc/{pid}/cmdline").read_bytes()
         ]
         os.kill(served, signal.SIGTERM)
-        assert server.process.wait(40) == 0, "".join(server.lines)
+        assert server.process.wait(300) == 0, "".join(server.lines)
     said = "".join(server.lines)
     assert f"http://127.0.0.1:{port}/v1" in said and key not in said
 
@@ -454,7 +454,7 @@ def test_a_killed_command_leaves_no_frontend(
     with serving(repository(), rootfs, driver(), *words) as server:
         assert ask(port, "/v1/chat/completions", CHAT)[0] == 200
         server.process.kill()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 300
         while run(["pgrep", "-f", f"openai-port {port}"]).stdout:
             assert time.monotonic() < deadline
             time.sleep(0.1)

@@ -246,7 +246,7 @@ def plan(installation: Path, cluster: Callable[[str], None]) -> Plan:
     )
 
 
-def start(plan: Plan, seconds: float = 20, during: Callable[[Supervised], None] = lambda _: None) -> int:
+def start(plan: Plan, seconds: float = 90, during: Callable[[Supervised], None] = lambda _: None) -> int:
     assert plan.agent is not None
     needed = [str(Path(plan.mpirun).with_name("orted")), str(plan.server.program), str(plan.repository)]
     hosts.await_hosts(plan.hosts, plan.agent, needed, seconds)
@@ -259,7 +259,7 @@ def start(plan: Plan, seconds: float = 20, during: Callable[[Supervised], None] 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     yield
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 300
     while (rest := processes()) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not rest
@@ -315,7 +315,7 @@ def test_ranks_on_two_machines_serve_and_end(plan: Plan) -> None:
 )
 def test_a_rank_that_fails_is_named_with_its_machine(plan: Plan, how: str, where: str, what: str) -> None:
     with pytest.raises(StartError) as raised:
-        start(replace(plan, environ={"STANDIN": how}), 3 if how.startswith("hang") else 20)
+        start(replace(plan, environ={"STANDIN": how}), 10 if how.startswith("hang") else 90)
     assert raised.value.where == where
     assert what in raised.value.what
 
@@ -404,7 +404,7 @@ def test_an_agent_that_fails_under_mpirun_is_named(
 ) -> None:
     cluster(behaviour)
     with pytest.raises(EnginixError) as raised:
-        start(plan, 3)
+        start(plan, 10 if behaviour == "sticks" else 90)
     assert str(raised.value.where).startswith(where)
     assert what in raised.value.what
 
@@ -420,28 +420,32 @@ def test_a_worker_waits_and_collects_what_is_orphaned(tmp_path: Path) -> None:
     )
     env = {**os.environ, "PYTHONPATH": str(TESTS.parent / "python")}
     with subprocess.Popen([sys.executable, "-c", script, str(ready)], env=env) as process:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 300
         while not ready.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
-        time.sleep(0.8)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-        assert children == "" and process.poll() is None
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while children.read_text() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert children.read_text() == "" and process.poll() is None
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(300) == 0
     assert not ready.exists()
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
 def test_a_worker_ends_when_its_ranks_have(tmp_path: Path, again: bool) -> None:
-    ready, left = tmp_path / "ready", "1.5" if not again else "30"
+    ready, left = tmp_path / "ready", tmp_path / "left"
+    os.mkfifo(left)
+    # A rank that ends when it is told to.
     script = (
         "import subprocess, sys\nfrom pathlib import Path\nfrom enginix.serve.worker import wait\n"
-        "subprocess.Popen(['sleep', sys.argv[2]])\nsys.exit(wait(Path(sys.argv[1])))\n"
+        "subprocess.Popen(['sh', '-c', 'read word <\"$1\"', 'rank', sys.argv[2]])\n"
+        "sys.exit(wait(Path(sys.argv[1])))\n"
     )
     env = {**os.environ, "PYTHONPATH": str(TESTS.parent / "python")}
-    words = [sys.executable, "-c", script, str(ready), left]
+    words = [sys.executable, "-c", script, str(ready), str(left)]
     with subprocess.Popen(words, env=env, start_new_session=True) as process:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 300
         while not ready.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         process.terminate()
@@ -451,6 +455,8 @@ def test_a_worker_ends_when_its_ranks_have(tmp_path: Path, again: bool) -> None:
         assert not ready.exists() and process.poll() is None
         if again:
             process.terminate()
-        assert process.wait(10) == 0
+        else:
+            left.write_text("end\n")
+        assert process.wait(300) == 0
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

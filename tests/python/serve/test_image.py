@@ -26,6 +26,7 @@ import pytest
 
 from enginix.errors import EXIT_MACHINE, EXIT_NO, EXIT_USAGE
 from enginix.manifest import Manifest
+from enginix.runtime.child import descendants
 from enginix.serve.ports import reserve
 from enginix.triton.options import Options
 from enginix.triton.repository import build
@@ -120,7 +121,7 @@ def environment() -> dict[str, str]:
 
 
 def run(words: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, env=environment(), capture_output=True, text=True, check=False, timeout=90)
+    return subprocess.run(words, env=environment(), capture_output=True, text=True, check=False, timeout=600)
 
 
 @dataclass
@@ -136,14 +137,14 @@ class Serving:
             f"http://127.0.0.1:{self.http}{path}", json.dumps(body or {}).encode(), headers
         )
         try:
-            with urllib.request.urlopen(request, timeout=20) as response:
+            with urllib.request.urlopen(request, timeout=600) as response:
                 return response.status, json.loads(response.read())
         except urllib.error.HTTPError as e:
             return e.code, json.loads(e.read())
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(40)
+        return self.process.wait(300)
 
 
 def serving(
@@ -176,7 +177,7 @@ def started(words: list[str]) -> Iterator[Serving]:
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not ready.wait(0.05):
             assert process.poll() is None, "".join(lines)
             assert time.monotonic() < deadline, "".join(lines)
@@ -198,6 +199,16 @@ def left(mark: str) -> list[str]:
     return found
 
 
+def prefix_of(server: Serving) -> str:
+    """The word that names a server's shared memory: no other server has it, here or in another checkout."""
+    lines = (Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace") for pid in below(server.process.pid))
+    return next(w for line in lines for w in line.split("\0") if "prefix-name" in w)
+
+
+def below(pid: int) -> list[int]:
+    return [p for p in descendants(pid) if Path(f"/proc/{p}/cmdline").exists()]
+
+
 @pytest.mark.parametrize("ranks", [1, 2], ids=["one-rank", "two-ranks"])
 def test_it_serves_and_a_stop_answers_what_was_asked(
     repository: Callable[..., Path], rootfs: Path, driver: Callable[..., Path], ranks: int
@@ -211,9 +222,7 @@ def test_it_serves_and_a_stop_answers_what_was_asked(
         )
         slow.start()
         time.sleep(0.5)
-        prefix = next(
-            w for line in left("standin_tritonserver") for w in line.split("\0") if "prefix-name" in w
-        )
+        prefix = prefix_of(server)
         assert server.end() == 0, "".join(server.lines)
         slow.join()
         assert asked == [(200, {"text_output": "stand-in: slow"})]
@@ -311,7 +320,7 @@ def test_a_rank_that_dies_while_serving_ends_the_server(
     repository: Callable[..., Path], rootfs: Path, driver: Callable[..., Path], deaf: list[str]
 ) -> None:
     with serving(repository(2), rootfs, driver(), "--env", "STANDIN=lose:1", *deaf) as server:
-        assert server.process.wait(40) == EXIT_MACHINE
+        assert server.process.wait(300) == EXIT_MACHINE
     said = "".join(server.lines)
     assert "error: rank 1: " in said
     assert "illegal memory access" in said
@@ -321,11 +330,9 @@ def test_kill_9_of_the_command_leaves_nothing(
     repository: Callable[..., Path], rootfs: Path, driver: Callable[..., Path]
 ) -> None:
     with serving(repository(2), rootfs, driver()) as server:
-        prefix = next(
-            w for line in left("standin_tritonserver") for w in line.split("\0") if "prefix-name" in w
-        )
+        prefix = prefix_of(server)
         server.process.kill()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 300
         while (rest := left(prefix.rsplit("r", 1)[0])) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not rest

@@ -69,14 +69,14 @@ def started(
         process = subprocess.Popen(words, env=plan.environment(state), stdout=sink, stderr=sink)
         client = Client("127.0.0.1", ports[0])
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300
             while not client.ready():
                 assert process.poll() is None, log.read_text()[-3000:]
                 assert time.monotonic() < deadline, log.read_text()[-3000:]
                 time.sleep(0.1)
             yield client, log
             process.terminate()
-            assert process.wait(60) == 0
+            assert process.wait(300) == 0
         finally:
             process.kill()
             process.wait()

@@ -187,7 +187,7 @@ def arguments(max_batch_size: int = 4, **parameters: str) -> dict[str, str]:
 
 def until(condition: Callable[[], bool]) -> None:
     """Waits until it is so."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline, "did not happen"
         time.sleep(0.005)

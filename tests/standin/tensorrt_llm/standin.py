@@ -18,10 +18,16 @@ def contract(name):
 
 def misbehaves(how):
     """Whether the stand-in driver asks for this misbehaviour."""
+    return misbehaviour()[0] == how
+
+
+def misbehaviour():
+    """The misbehaviour, and what stands behind a colon: a word that marks its processes."""
     try:
-        return (DRIVER / "misbehave").read_text().strip() == how
+        how, _, mark = (DRIVER / "misbehave").read_text().strip().partition(":")
     except OSError:
-        return False
+        return "", ""
+    return how, mark
 
 
 def sms():

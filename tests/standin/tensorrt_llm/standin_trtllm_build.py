@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from . import __version__
-from .standin import contract, misbehaves, refuse_quantization, sms, write_engine
+from .standin import contract, misbehaves, misbehaviour, refuse_quantization, sms, write_engine
 
 
 def parser():
@@ -60,13 +60,16 @@ def main():
         return 0
     if misbehaves("hang"):
         print("[I] Building engine", flush=True)
-        time.sleep(100000)
+        sleep = "import time; time.sleep(100000)"
+        os.execv(sys.executable, [sys.executable, "-c", sleep, f"standin_trtllm_build {misbehaviour()[1]}"])
     if misbehaves("slow"):
         for step in range(4):
             print(f"[I] tactic {step}", flush=True)
             time.sleep(1)
     if misbehaves("daemon"):
-        subprocess.Popen(["sleep", "4242"], start_new_session=True)
+        sleep = "import time; time.sleep(4242)"
+        words = [sys.executable, "-c", sleep, f"standin_daemon {misbehaviour()[1]}"]
+        subprocess.Popen(words, start_new_session=True)
     if misbehaves("oom"):
         print(
             "[E] Requested amount of GPU memory (9663676416 bytes) could not be allocated.", file=sys.stderr
