@@ -29,9 +29,16 @@ def run_pass(seed: int, seconds: float, failures: Path, words: list[str]) -> int
     """
     line = [sys.executable, "-m", "pytest", "-q", "-m", "hypothesis or fuzz", f"--hypothesis-seed={seed}"]
     env = os.environ | {"ENGINIX_FUZZ": str(failures)}
-    with subprocess.Popen([*line, *words], cwd=ROOT, env=env, stdout=subprocess.DEVNULL) as process:
+    said = failures.with_name("said")
+    with (
+        said.open("wb") as sink,
+        subprocess.Popen([*line, *words], cwd=ROOT, env=env, stdout=sink, stderr=sink) as process,
+    ):
         try:
-            return process.wait(seconds)
+            status = process.wait(seconds)
+            if status not in (0, 1):
+                print(said.read_text("utf-8", "replace"))
+            return status
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
             try:
