@@ -16,7 +16,8 @@ from typing import Any
 from enginix.errors import UsageError
 from enginix.tables import table
 
-NEVER_STREAMING = "streamingllm-removed"
+# Settings whose names are spelled in another way in config.json.
+NOT_AS_ASKED = ("kv_cache_type", "speculative_decoding_mode")
 # Algorithms as QuantMode sees them (quantization/mode.py).
 WEIGHT_ONLY = frozenset({"W8A16", "W4A16", "W4A16_AWQ", "W4A8_AWQ", "W8A16_GPTQ", "W4A16_GPTQ"})
 PER_GROUP = frozenset({"W4A16_AWQ", "W4A8_AWQ", "W8A16_GPTQ", "W4A16_GPTQ"})
@@ -92,9 +93,22 @@ class EffectiveBuild:
 
     def limits(self) -> dict[str, int]:
         """The limits in enginix's names."""
-        return {
-            name: self.build_config[row["flag"][2:]] for name, row in table("build_options")["limits"].items()
-        }
+        rows = table("build_options")["limits"]
+        return {name: self.build_config[row["flag"][2:]] for name, row in rows.items()}
+
+    def option(self, name: str, value: Any) -> Any:
+        """Return what an option becomes, spelled as it is asked for.
+
+        Args:
+            name: enginix's name.
+            value: as asked for; returned where config.json has no such setting.
+        """
+        row = table("build_options")["options"][name]
+        settings = {**self.build_config, **self.plugin_config}
+        field_name = {"stripPlan": "use_strip_plan"}.get(name, row["flag"][2:])
+        if field_name not in settings or field_name in NOT_AS_ASKED:
+            return value
+        return "disable" if settings[field_name] is None and row["type"] == "enum" else settings[field_name]
 
 
 def predict_build(subject: BuildSubject, arguments: Sequence[str]) -> EffectiveBuild:
@@ -226,7 +240,10 @@ def _check_command_line(given: Mapping[str, Any], plugins: Mapping[str, Any], su
         )
     if plugins["streamingllm"]:
         raise RequestRefused(
-            "AssertionError", NEVER_STREAMING, "StreamingLLM is no longer supported", fix="leave it out"
+            "AssertionError",
+            "streamingllm-removed",
+            "StreamingLLM is no longer supported",
+            fix="leave it out",
         )
     if plugins["pp_reduce_scatter"] and subject.architecture != "MixtralForCausalLM":
         raise RequestRefused(

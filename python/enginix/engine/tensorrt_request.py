@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.engine import options as build_options
+from enginix.engine.effective_build import EffectiveBuild, predict_build
 from enginix.engine.options import Limits, Value
 from enginix.engine.options_rules import Facts, resolve
 from enginix.engine.target import Target, target
@@ -56,6 +57,7 @@ class Request:
     """An engine as it was asked for, every default written out.
 
     Attributes:
+        named: options that somebody asked for by name; the others are a profile's, or enginix's own.
         strategy: ``checkpoint`` runs trtllm-build on our checkpoint; ``llm-api`` lets TensorRT-LLM load
         the model. workers: ranks built at once, a GPU each.
         timing_cache: tactics of an earlier build.
@@ -69,6 +71,7 @@ class Request:
     runtime: Runtime
     limits: Limits
     options: dict[str, Value] = field(default_factory=dict)
+    named: frozenset[str] = frozenset()
     strategy: str = "checkpoint"
     workers: int = 1
     timing_cache: Path | None = None
@@ -153,16 +156,16 @@ def request_of(asked: dict[str, Any], checkpoint_dir: Path | None, model: Path) 
         str(asked["runtime"]), "tensorrt", Path(asked["pin"]) if asked.get("pin") else None
     )
     profile = profile_of(asked.get("profile"))
+    options = build_options.check(asked.get("options") or {}, runtime.id)
     known = Facts(facts.quantization, facts.kv_cache, wanted.sm, facts.architecture, facts.tensor_parallel)
     cache = asked.get("timingCache")
     return Request(
         name=str(asked.get("name") or name_of(model)),
         target=wanted,
         runtime=runtime,
-        limits=build_options.defaults(facts.context, {**profile["limits"], **(asked.get("limits") or {})}),
-        options=resolve(
-            known, profile["options"], build_options.check(asked.get("options") or {}, runtime.id)
-        ),
+        limits=build_options.defaults(facts.context, asked.get("limits") or {}, profile["limits"]),
+        options=resolve(known, profile["options"], options),
+        named=frozenset(options),
         strategy=str(asked.get("strategy") or "checkpoint"),
         workers=count("workers", asked.get("workers")),
         timing_cache=Path(cache) if cache else None,
@@ -171,6 +174,31 @@ def request_of(asked: dict[str, Any], checkpoint_dir: Path | None, model: Path) 
         plan=asked.get("plan"),
         gates=Path(asked["gates"]) if asked.get("gates") else None,
     )
+
+
+def effective_build(request: Request, checkpoint: Checkpoint) -> EffectiveBuild:
+    """Return what trtllm-build makes of a request.
+
+    Raises:
+        UsageError: the tool ends with an exception, or changes an option that was asked for by name.
+    """
+    words = [*request.limits.flags(), *build_options.flags(request.options)]
+    if request.strategy == "llm-api" and request.options.get("gemmPlugin") == "disable":
+        # The LLM class has no way to say so: only the command line's "disable" is remembered.
+        words.remove("--gemm_plugin")
+        words.remove("disable")
+    made = predict_build(checkpoint.subject(request.target.sm), words)
+    for name in sorted(request.named):
+        asked, becomes = request.options[name], made.option(name, request.options[name])
+        # Tokens of a step are a limit: clipped, and said.
+        if becomes != asked and name not in ("optNumTokens", "maxDraftLen"):
+            raise UsageError(
+                f"is {asked!r}, but TensorRT-LLM makes {becomes!r} of it for {checkpoint.architecture} in "
+                f"{checkpoint.quantization or checkpoint.dtype} on SM {request.target.sm}",
+                where=f"option {name}",
+                fix="leave it out",
+            )
+    return made
 
 
 def count(name: str, value: int | None) -> int:

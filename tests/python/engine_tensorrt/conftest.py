@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import subprocess
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,17 @@ from enginix.runtime import table
 
 STANDIN = Path(__file__).parents[2] / "standin"
 MODEL = Path(__file__).parents[2] / "models" / "tiny-qwen3"
+
+
+@pytest.fixture(scope="session")
+def standin() -> Callable[[str], Any]:
+    """Modules of the stand-in tensorrt_llm by name, over the contract of this checkout."""
+    package = types.ModuleType("standin_tensorrt_llm")
+    package.__path__ = [str(STANDIN / "tensorrt_llm")]
+    package.__version__ = "0"  # type: ignore[attr-defined]
+    sys.modules[package.__name__] = package
+    importlib.import_module("standin_tensorrt_llm.standin").HERE = STANDIN  # type: ignore[attr-defined]
+    return lambda name: importlib.import_module(f"standin_tensorrt_llm.{name}")
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import pytest
 from enginix import manifest
 from enginix.cli import main
 from enginix.engine import tensorrt_stage as stage
+from enginix.engine.trtllm_serve import Serving, command
 from enginix.files import sha256_file
 from enginix.manifest import Manifest
 from enginix.runtime.child import descendants, started
@@ -328,3 +329,63 @@ def test_the_manifest_says_what_the_weights_were_calibrated_with(words, model, t
     made = manifest.read(tmp_path / "engine", "engine")
     assert made.inputs["model"] == {"artefact": "quantized-model", **inputs}
     assert (tmp_path / "engine/tokenizer/chat_template.jinja").is_file()
+
+
+SPECULATIVE = [
+    ("lookahead_decoding", {}, 2059),
+    ("medusa", {"architecture": "MedusaForCausalLM", "max_draft_len": 11}, 2059),
+    ("explicit_draft_tokens", {}, 2059),
+    ("draft_tokens_external", {}, 2059),
+    ("eagle", {"architecture": "EagleForCausalLM", "num_eagle_layers": 4}, 2063),
+]
+
+
+@pytest.mark.parametrize(("mode", "changes", "longest"), SPECULATIVE)
+def test_a_speculative_engine(words, checkpoint, tmp_path, mode, changes, longest):
+    """TensorRT-LLM adds the draft to max_seq_len; the manifest has both, servers get the engine's own."""
+    draft = () if "max_draft_len" in changes else ("--plugin", "max-draft-len=11")
+    line = words("--plugin", f"speculative-decoding-mode={mode}", *draft, at=checkpoint(**changes))
+    assert main(line) == 0
+    made = manifest.read(tmp_path / "engine", "engine")
+    built = json.loads((tmp_path / "engine/engine/config.json").read_text())["build_config"]
+    assert made.options["limits"]["maxSeqLen"] == built["max_seq_len"] == longest
+    assert made.options["asked"]["limits"]["maxSeqLen"] == 2048
+    served = command(tmp_path / "engine", made, Serving())
+    assert served[served.index("--max_seq_len") + 1] == str(longest)
+
+
+CLIPPED = [
+    (("--max-batch-size", "4", "--max-seq-len", "1024", "--max-num-tokens", "8192"), 8192, 4096),
+    (("--profile", "latency", "--max-batch-size", "1"), 2048, 2048),
+    (("--plugin", "remove-input-padding=false", "--plugin", "context-fmha=false"), 8192, 16384),
+    (("--max-num-tokens", "64", "--plugin", "context-fmha=false"), 64, 2047),
+    (("--max-batch-size", "1", "--max-seq-len", "16"), 16, 32),
+    (("--max-batch-size", "8", "--max-num-tokens", "16"), 16, 32),
+]
+
+
+@pytest.mark.parametrize(("more", "asked", "effective"), CLIPPED)
+def test_tokens_of_a_step_that_the_tool_changes(words, tmp_path, capsys, more, asked, effective):
+    assert main(words(*more)) == 0
+    made = manifest.read(tmp_path / "engine", "engine")
+    assert made.options["limits"]["maxNumTokens"] == effective
+    assert made.options["asked"]["limits"]["maxNumTokens"] == asked
+    if asked != effective:
+        assert f"maxNumTokens {asked} becomes {effective}" in capsys.readouterr().err
+
+
+def test_an_engine_that_is_not_what_the_tool_makes_of_the_request(words, tmp_path, capsys, monkeypatch):
+    run = stage.run
+
+    def other(*args):
+        outcome = run(*args)
+        path = args[-1] / "config.json"
+        config = json.loads(path.read_text())
+        config["build_config"]["max_seq_len"] -= 1
+        path.write_text(json.dumps(config))
+        return outcome
+
+    monkeypatch.setattr(stage, "run", other)
+    assert main(words()) == 3
+    assert "max_seq_len is 2047, but trtllm-build makes 2048 of this request" in capsys.readouterr().err
+    assert not left(tmp_path)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -25,22 +22,9 @@ TABLE = table("build_options")
 
 
 @pytest.fixture(scope="module")
-def parser():
+def parser(standin):
     """The stand-in's command line, made from the contract alone."""
-    package = types.ModuleType("standin_tensorrt_llm")
-    package.__path__ = [str(STANDIN / "tensorrt_llm")]
-    package.__version__ = "0"  # type: ignore[attr-defined]
-    sys.modules["standin_tensorrt_llm"] = package
-    for name in ("standin", "standin_trtllm_build"):
-        spec = importlib.util.spec_from_file_location(
-            f"standin_tensorrt_llm.{name}", STANDIN / "tensorrt_llm" / f"{name}.py"
-        )
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-    sys.modules["standin_tensorrt_llm.standin"].HERE = STANDIN  # type: ignore[attr-defined]
-    return sys.modules["standin_tensorrt_llm.standin_trtllm_build"].parser()  # type: ignore[attr-defined]
+    return standin("standin_trtllm_build").parser()
 
 
 def test_every_flag_of_the_contract_is_in_the_table() -> None:
@@ -61,7 +45,11 @@ def value_of(row):
         "bool": st.booleans(),
         "int": st.integers(0, 1 << 20),
         "string": st.text("abcdef/._", min_size=1, max_size=8),
-        "strings": st.lists(st.text("abcdef", min_size=1, max_size=5), min_size=1, max_size=3),
+        "strings": st.lists(
+            st.sampled_from(row["choices"]) if row["choices"] else st.text("abcdef", min_size=1, max_size=5),
+            min_size=1,
+            max_size=3,
+        ),
         "enum": st.sampled_from(row["choices"] or ["x"]),
     }[row["type"]]
 
