@@ -6,6 +6,7 @@ let
   table = (lib.importJSON ../../python/enginix/data/build_options.json).limits;
   all = builtins.attrNames table;
   min = a: b: if a < b then a else b;
+  max = a: b: if a > b then a else b;
 in
 {
   # resolve :: string -> { context ? null; … } -> set -> set -> { maxBatchSize; maxBeamWidth; maxInputLen; maxNumTokens; maxSeqLen; }
@@ -42,6 +43,32 @@ in
       throw "${function}: limits.maxNumTokens = ${toString tokens}, but a step of ${toString maxBatchSize} sequences with beam width ${toString maxBeamWidth} needs ${toString sequences}; raise limits.maxNumTokens, or lower limits.maxBatchSize."
     else
       checked // { maxNumTokens = tokens; };
+
+  # What trtllm-build makes of them (python/enginix/engine/effective_build.py): a step holds at most what all sequences
+  # do, at least a block; drafts lengthen sequences, and a step has room for each sequence's.
+  # effective :: string -> limits -> options -> { eagleLayers ? null; … } -> limits
+  effective =
+    function: limits: options: model:
+    let
+      most = limits.maxBatchSize * limits.maxSeqLen;
+      fused = options.contextFmha or true;
+      least = if fused then options.tokensPerBlock or 32 else limits.maxInputLen;
+      step = if options.removeInputPadding or true then max (min limits.maxNumTokens most) least else most;
+      mode = options.speculativeDecodingMode or null;
+      eagle = mode == "eagle";
+      draft = options.maxDraftLen or 0;
+      layers = model.eagleLayers or null;
+    in
+    if eagle && (limits.maxBatchSize > 512 || draft > 256) then
+      throw "${function}: EAGLE takes at most 512 sequences and 256 draft tokens; here are limits.maxBatchSize = ${toString limits.maxBatchSize} and maxDraftLen = ${toString draft}."
+    else if mode == null then
+      limits // { maxNumTokens = step; }
+    else
+      limits
+      // {
+        maxSeqLen = limits.maxSeqLen + draft + (if eagle && layers != null then layers else 0);
+        maxNumTokens = max step (limits.maxBatchSize * (draft + 1));
+      };
 
   # Prompts longer than a step need paged context attention, which takes them in chunks.
   # chunks :: string -> set -> { usePagedContextFmha; … } -> set

@@ -128,7 +128,7 @@ def _typed(name: str, value: Any, runtime: str) -> Value:
     fits = {
         "switch": isinstance(value, bool),
         "bool": isinstance(value, bool),
-        "int": isinstance(value, int) and not isinstance(value, bool) and value >= 0,
+        "int": isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST,
         "enum": isinstance(value, str) and value in (row["choices"] or ()),
         "strings": isinstance(value, list)
         and bool(value)

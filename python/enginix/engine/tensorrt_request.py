@@ -27,6 +27,7 @@ KEYS = {
     "limits",
     "llmArgs",
     "name",
+    "named",
     "options",
     "pin",
     "plan",
@@ -44,6 +45,7 @@ TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     **{n: (str, "a text") for n in ("name", "target", "runtime", "strategy", "timingCache", "profile")},
     **{n: (str, "a path") for n in ("gates", "pin")},
     **{n: (dict, "an object") for n in ("limits", "options", "plan")},
+    "named": (list, "a list of names"),
     "workers": (int, "a whole number"),
     "stallMinutes": ((int, float), "a number"),
     "acceptDriver": (bool, "true or false"),
@@ -157,7 +159,16 @@ def request_of(asked: dict[str, Any], checkpoint_dir: Path | None, model: Path) 
     )
     profile = profile_of(asked.get("profile"))
     options = build_options.check(asked.get("options") or {}, runtime.id)
-    known = Facts(facts.quantization, facts.kv_cache, wanted.sm, facts.architecture, facts.tensor_parallel)
+    strategy = str(asked.get("strategy") or "checkpoint")
+    known = Facts(
+        facts.quantization,
+        facts.kv_cache,
+        wanted.sm,
+        facts.architecture,
+        facts.tensor_parallel,
+        facts.subject(wanted.sm).num_eagle_layers,
+        strategy,
+    )
     cache = asked.get("timingCache")
     return Request(
         name=str(asked.get("name") or name_of(model)),
@@ -165,8 +176,8 @@ def request_of(asked: dict[str, Any], checkpoint_dir: Path | None, model: Path) 
         runtime=runtime,
         limits=build_options.defaults(facts.context, asked.get("limits") or {}, profile["limits"]),
         options=resolve(known, profile["options"], options),
-        named=frozenset(options),
-        strategy=str(asked.get("strategy") or "checkpoint"),
+        named=frozenset(asked["named"] if asked.get("named") is not None else options),
+        strategy=strategy,
         workers=count("workers", asked.get("workers")),
         timing_cache=Path(cache) if cache else None,
         stall=60.0 * _minutes(asked.get("stallMinutes")),
@@ -188,7 +199,7 @@ def effective_build(request: Request, checkpoint: Checkpoint) -> EffectiveBuild:
         words.remove("--gemm_plugin")
         words.remove("disable")
     made = predict_build(checkpoint.subject(request.target.sm), words)
-    for name in sorted(request.named):
+    for name in sorted(request.named & set(request.options)):
         asked, becomes = request.options[name], made.option(name, request.options[name])
         # Tokens of a step are a limit: clipped, and said.
         if becomes != asked and name not in ("optNumTokens", "maxDraftLen"):
