@@ -78,4 +78,13 @@ in
       throw "${function}: limits.maxInputLen = ${toString limits.maxInputLen} is more than limits.maxNumTokens = ${toString limits.maxNumTokens}, and without paged context attention a prompt is not taken in chunks; raise limits.maxNumTokens, lower limits.maxInputLen, or set plugins.usePagedContextFmha = true."
     else
       limits;
+
+  # The same for the PyTorch backend, where enable_chunked_prefill is written for longer prompts (kind llmapi).
+  # promised :: string -> set -> { enable_chunked_prefill ? null; … } -> set
+  promised =
+    function: limits: arguments:
+    if limits.maxInputLen > limits.maxNumTokens && (arguments.enable_chunked_prefill or null) == false then
+      throw "${function}: limits.maxInputLen = ${toString limits.maxInputLen} is more than limits.maxNumTokens = ${toString limits.maxNumTokens}, and llmArgs.enable_chunked_prefill is false: TensorRT-LLM refuses such a prompt. Leave it out, or set limits.maxInputLen = ${toString limits.maxNumTokens}."
+    else
+      limits;
 }

@@ -127,6 +127,7 @@ let
     options
     plan
     floor
+    (check.engine.pipeline engine architecture parallel.pipelineParallel)
     (check.arguments.atLeast function "workers" 1 workers)
     (check.arguments.minutes function "stallMinutes" stallMinutes)
     (check.arguments.oneOf function "strategy" [ "checkpoint" "llm-api" ] strategy)

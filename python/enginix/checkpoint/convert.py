@@ -273,7 +273,7 @@ def _manifest(planned: Plan, size: int) -> manifest.Manifest:
             "gpusPerNode": options.mapping.gpus_per_node,
             "parallelEmbedding": options.parallel_embedding,
             "embeddingShardingDim": options.embedding_sharding_dim,
-            **({"nvfp4Form": planned.nvfp4_form} if quantization["group_size"] == 16 else {}),
+            **({"nvfp4Form": planned.nvfp4_form} if quantization.get("group_size") == 16 else {}),
             **({"quantize": options.quantize} if options.quantize else {}),
             **({"kvCache": options.kv_cache} if options.kv_cache else {}),
         },

@@ -116,6 +116,13 @@ def check(config: ModelConfig, mapping: Mapping) -> None:
             where=where,
             fix=f"--tensor-parallel one of {_sizes(works)}",
         )
+    why = table("architectures")["architectures"].get(config.architecture, {}).get("noPipeline")
+    if pp > 1 and why:
+        raise UsageError(
+            f"--pipeline-parallel {pp}: TensorRT-LLM has no pipeline for {config.architecture}; {why}",
+            fix="leave --pipeline-parallel out, with --tensor-parallel one of "
+            + _sizes(n for n in range(1, 65) if _tp_works(config, n, ep)),
+        )
     if pp > config.num_layers:
         raise UsageError(
             f"--pipeline-parallel {pp} exceeds {config.num_layers} layers",

@@ -43,6 +43,7 @@ class Wanted:
     limits: dict[str, int] = field(default_factory=dict)
     tensor_parallel: int = 1
     arguments: dict[str, Any] = field(default_factory=dict)
+    profile: dict[str, int] = field(default_factory=dict)
 
     @staticmethod
     def parse(asked: dict[str, Any]) -> Wanted:
@@ -64,9 +65,8 @@ class Wanted:
             name=asked.get("name"),
             target=target(str(asked["target"])) if asked.get("target") else None,
             runtime=runtime,
-            limits={
-                k: v for k, v in {**profile["limits"], **(asked.get("limits") or {})}.items() if v is not None
-            },
+            limits={k: v for k, v in (asked.get("limits") or {}).items() if v is not None},
+            profile=profile["limits"],
             tensor_parallel=count("tensorParallel", asked.get("tensorParallel")),
             arguments=check(asked.get("llmArgs") or {}, runtime.id),
         )
@@ -134,11 +134,22 @@ def describe(wanted: Wanted, model: Path, out: Path, *, link: bool) -> Manifest:
         ModelError: not a model, or one without a tokenizer.
     """
     facts = Checkpoint.of_model(model, wanted.tensor_parallel)
-    limits: Limits = build_options.defaults(facts.context, wanted.limits)
+    limits: Limits = build_options.defaults(facts.context, wanted.limits, wanted.profile)
+    chunked = wanted.arguments.get("enable_chunked_prefill")
+    if longer := limits.maxInputLen > limits.maxNumTokens:
+        # TensorRT-LLM refuses a prompt above max_num_tokens otherwise.
+        if chunked is False:
+            raise UsageError(
+                f"maxInputLen {limits.maxInputLen} is more than maxNumTokens {limits.maxNumTokens}, and "
+                "enable_chunked_prefill is false: such a prompt is refused",
+                fix=f"leave enable_chunked_prefill out, or set maxInputLen to {limits.maxNumTokens}",
+            )
+        chunked = True
     names = table("llm_args")["limits"]
     arguments = {names[k]: v for k, v in asdict(limits).items()} | {
         "tensor_parallel_size": wanted.tensor_parallel,
         **wanted.arguments,
+        **({"enable_chunked_prefill": chunked} if longer else {}),
     }
     with new_directory(out) as partial:
         write_text(partial / FILE, dump_json(arguments))

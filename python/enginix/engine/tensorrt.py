@@ -53,6 +53,7 @@ def build(request: Request, checkpoint_dir: Path | None, model: Path, place: Pla
         checkpoint.quantization, checkpoint.kv_cache, checkpoint.architecture, request.target
     ):
         console.say(f"warning: {warning}")
+    preflight.check_pipeline(checkpoint.architecture, checkpoint.pipeline_parallel)
     made = _check_request(request, checkpoint)
     driver = drivers.find(place.driver)
     with _work() as work, _output(place) as out:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from enginix.engine.preflight import check_pipeline
 from enginix.errors import EnginixError, ModelError, UsageError
 from enginix.inspect import Description, Model, describe
 from enginix.model import ModelConfig, open_weights
@@ -131,6 +132,11 @@ def plan(model: Model, gpu: Gpu, asked: Asked) -> Plan:
     weights, exact, ranks = _weights(model, said, sizes, config, asked)
     found = arithmetic.memory(sizes, limits, gpu, weights)
     obstacles += format_obstacles(sizes, gpu, asked.kind)
+    if asked.kind == "tensorrt":
+        try:
+            check_pipeline(said.architecture, asked.pipeline_parallel)
+        except UsageError as e:
+            obstacles.append(f"{e.what} (fix: {e.fix})")
     notes += _notes(said, sizes, limits, found, asked, gpu)
     helps = [] if found.fits else arithmetic.changes(sizes, limits, gpu, weights)
     if asked.kind == "reference":  # one process on one device, its weights as they are

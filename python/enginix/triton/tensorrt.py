@@ -43,6 +43,7 @@ class TensorrtEngine:
 
     Attributes:
         max_batch_size, max_beam_width, max_seq_len: the engine's limits; ``None`` where it does not say.
+        longer_prompts: prompts above the tokens of a step are within its limits.
         paged_context: built with paged-context FMHA, which KV-cache reuse and chunked context need; ``None``
             where it does not say.
         lora: built with the LoRA plug-in.
@@ -55,6 +56,7 @@ class TensorrtEngine:
     max_batch_size: int | None
     max_beam_width: int | None
     max_seq_len: int | None
+    longer_prompts: bool
     paged_context: bool | None
     lora: bool
     speculative: str | None
@@ -76,12 +78,14 @@ def read_engine(directory: Path, found: Manifest) -> TensorrtEngine:
     plugins = plugins if isinstance(plugins, dict) else {}
     paged = plugins.get("usePagedContextFmha")
     mode = plugins.get("speculativeDecodingMode")
+    prompt, step = (_positive(limits.get(name)) for name in ("maxInputLen", "maxNumTokens"))
     return TensorrtEngine(
         directory,
         found,
         _positive(limits.get("maxBatchSize")),
         _positive(limits.get("maxBeamWidth")),
         _positive(limits.get("maxSeqLen")),
+        prompt is not None and step is not None and prompt > step,
         None if paged is None else paged in (True, "enable"),
         # What trtllm-build was not told is off, by its defaults.
         plugins.get("loraPlugin", "disable") not in ("disable", False, None),
@@ -224,6 +228,8 @@ def _executor(engine: TensorrtEngine, options: Options, models: Models) -> dict[
         **DEFAULTS,
         # The backend's own default is true, over whatever engine.
         "enable_kv_cache_reuse": "false" if engine.paged_context is False else "true",
+        # The backend refuses a prompt above max_num_tokens otherwise.
+        **({"enable_chunked_context": "true"} if engine.longer_prompts and engine.paged_context else {}),
         "exclude_input_in_output": "true" if options.exclude_input_in_output else "false",
         "max_beam_width": "1",
         **given,

@@ -331,6 +331,14 @@ def test_the_manifest_says_what_the_weights_were_calibrated_with(words, model, t
     assert (tmp_path / "engine/tokenizer/chat_template.jinja").is_file()
 
 
+def test_phi3_with_a_pipeline_is_refused_before_the_build(words, checkpoint, tmp_path, capsys):
+    mapping = {"world_size": 2, "tp_size": 1, "pp_size": 2}
+    at = checkpoint(2, architecture="Phi3ForCausalLM", mapping=mapping)
+    assert main(words(at=at, count=2)) == 2
+    error = capsys.readouterr().err
+    assert "no pipeline for Phi3ForCausalLM" in error and "stage: build" not in error and not left(tmp_path)
+
+
 SPECULATIVE = [
     ("lookahead_decoding", {}, 2059),
     ("medusa", {"architecture": "MedusaForCausalLM", "max_draft_len": 11}, 2059),

@@ -130,6 +130,14 @@ def test_quantization_tables_agree() -> None:
             assert (mine[name]["minSm"], mine[name]["refusedSm"]) == (row["minSm"], row["refusedSm"]), name
 
 
+def test_tables_agree_on_pipelines() -> None:
+    """The converter knows architectures, the engine's checks classes."""
+    rows, classes = table("architectures")["architectures"], table("quantization_support")["architectures"]
+    assert {r["engineClass"] for r in rows.values() if "noPipeline" in r} == set(classes["noPipeline"])
+    for name, row in rows.items():
+        assert row.get("noPipeline") == classes["noPipeline"].get(row["engineClass"]), name
+
+
 def test_every_runtime_is_whole() -> None:
     for name in runtimes.known():
         found = runtimes.find(name)

@@ -283,6 +283,35 @@ def test_reuse_needs_paged_context(engine: Path, tmp_path: Path, hand_made: Any)
     assert parameters["enable_kv_cache_reuse"].string_value == "false"
 
 
+@pytest.mark.parametrize(
+    ("tokens", "paged", "given", "expected"),
+    [
+        (64, True, {}, "true"),
+        (99, True, {}, None),
+        (64, True, {"enable_chunked_context": False}, "false"),
+        (64, False, {}, None),
+    ],
+)
+def test_prompts_above_a_steps_tokens_are_taken_in_chunks(
+    engine: Path, tmp_path: Path, hand_made: Any, tokens: int, paged: bool, given: Any, expected: str | None
+) -> None:
+    """Without it TensorRT-LLM refuses a prompt of more than max_num_tokens."""
+    limits = {
+        "maxBatchSize": 8,
+        "maxBeamWidth": 1,
+        "maxSeqLen": 100,
+        "maxInputLen": 99,
+        "maxNumTokens": tokens,
+    }
+    options = {"limits": limits, "plugins": {"usePagedContextFmha": paged}}
+    hand_made.rewrite(kind="tensorrt", runtime=RUNTIME, options=options)
+    parameters = written(made(engine, tmp_path, parameters=given), "tensorrt_llm").parameters
+    found = (
+        parameters["enable_chunked_context"].string_value if "enable_chunked_context" in parameters else None
+    )
+    assert found == expected
+
+
 def test_data_types_that_the_templates_leave_open(engine: Path, tmp_path: Path) -> None:
     repository = made(engine, tmp_path, logits_datatype="FP16")
     assert_tensors(

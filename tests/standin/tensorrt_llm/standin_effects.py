@@ -1,6 +1,6 @@
 """What the stand-in builder makes of its options, step by step as TensorRT-LLM's build.py and builder.py do.
 
-It shares no code with enginix. tests/golden/requests.jsonl.xz, which TensorRT-LLM's own Python wrote, judges both.
+It shares no code with enginix; tests/golden/requests.jsonl.xz, of TensorRT-LLM's own Python, judges both.
 """
 
 import math
@@ -158,9 +158,9 @@ def build(args, pretrained, config, plugins, sm):
         if algorithm == "FP8_PER_CHANNEL_PER_TOKEN":
             raise RuntimeError("Per-channel or per-token scaling is not supported on SM>=100.")
 
-    if plugins["gemm_swiglu_plugin"] or plugins["low_latency_gemm_swiglu_plugin"]:
-        if not plugins["use_fused_mlp"]:
-            raise RuntimeError("GemmSwiGLU plugin requires --use_fused_mlp flag")
+    swiglu = plugins["gemm_swiglu_plugin"] or plugins["low_latency_gemm_swiglu_plugin"]
+    if swiglu and not plugins["use_fused_mlp"]:
+        raise RuntimeError("GemmSwiGLU plugin requires --use_fused_mlp flag")
     if plugins["lora_plugin"] is not None and not (args.lora_dir or args.lora_target_modules):
         raise ValueError("lora_target_modules should not be empty")
     if algorithm == "NVFP4" and args.gemm_plugin != "disable":
