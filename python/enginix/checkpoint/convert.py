@@ -15,7 +15,7 @@ from enginix.checkpoint.formats.fp8 import floats
 from enginix.checkpoint.formats.nvfp4 import fits_tiles
 from enginix.checkpoint.formats.plain import bias_parts, caster
 from enginix.checkpoint.layout import KvCache, Layout, Linear, Vector
-from enginix.checkpoint.mapping import Mapping, check, check_nodes
+from enginix.checkpoint.mapping import Mapping, check, check_nodes, check_pipeline
 from enginix.checkpoint.parts import Output, Reader
 from enginix.checkpoint.resolve import Resolved, resolve
 from enginix.checkpoint.source import FLOATS, Source, vector
@@ -174,6 +174,7 @@ def plan(directory: Path, options: Options) -> Plan:
     """
     model = ModelConfig.read(directory)
     check(model, options.mapping)
+    check_pipeline(model, options.mapping)
     check_nodes(options.mapping)
     if options.quantize not in (None, *ON_LOAD):
         raise UsageError(f"--quantize {options.quantize!r} is unknown", fix=f"one of: {', '.join(ON_LOAD)}")

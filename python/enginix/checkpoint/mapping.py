@@ -116,18 +116,27 @@ def check(config: ModelConfig, mapping: Mapping) -> None:
             where=where,
             fix=f"--tensor-parallel one of {_sizes(works)}",
         )
-    why = table("architectures")["architectures"].get(config.architecture, {}).get("noPipeline")
-    if pp > 1 and why:
-        raise UsageError(
-            f"--pipeline-parallel {pp}: TensorRT-LLM has no pipeline for {config.architecture}; {why}",
-            fix="leave --pipeline-parallel out, with --tensor-parallel one of "
-            + _sizes(n for n in range(1, 65) if _tp_works(config, n, ep)),
-        )
     if pp > config.num_layers:
         raise UsageError(
             f"--pipeline-parallel {pp} exceeds {config.num_layers} layers",
             where=where,
             fix=f"--pipeline-parallel 1 to {config.num_layers}",
+        )
+
+
+def check_pipeline(config: ModelConfig, mapping: Mapping) -> None:
+    """Refuses pipeline stages that no engine can load.
+
+    Raises:
+        UsageError: TensorRT-LLM's class has no pipeline.
+    """
+    row = table("architectures")["architectures"].get(config.architecture, {})
+    if mapping.pipeline_parallel > 1 and "noPipeline" in row:
+        works = [n for n in range(1, 65) if _tp_works(config, n, mapping.expert_parallel)]
+        raise UsageError(
+            f"--pipeline-parallel {mapping.pipeline_parallel}: TensorRT-LLM has no pipeline for "
+            f"{config.architecture}; {row['noPipeline']}",
+            fix=f"leave --pipeline-parallel out, with --tensor-parallel one of {_sizes(works)}",
         )
 
 

@@ -158,11 +158,62 @@ def test_arguments_of_the_llm_class() -> None:
         ({"enable_chunked_prefill": "yes"}, "bool"),
         ({"kv_cache_config": {"max_tokns": 5}}, "did you mean max_tokens"),
         ({"kv_cache_config": {"max_tokens": True}}, "int"),
+        ({"kv_cache_config": {"free_gpu_memory_fraction": 90}}, "number at least 0, at most 1"),
+        ({"kv_cache_config": {"free_gpu_memory_fraction": None}}, "free_gpu_memory_fraction: is None"),
+        ({"kv_cache_config": {"max_attention_window": []}}, "a list of whole numbers"),
+        ({"kv_cache_config": {"max_attention_window": [0]}}, "at least 1"),
+        ({"kv_cache_config": {"mamba_ssm_cache_dtype": "fp8"}}, "bfloat16"),
+        ({"kv_cache_config": None}, "an object"),
+        ({"orchestrator_type": "slurm"}, "rpc, ray"),
+        ({"stream_interval": 0}, "at least 1"),
+        ({"batch_wait_max_tokens_ratio": 1.5}, "at most 1"),
+        ({"cuda_graph_config": {"max_batchsize": 8}}, "did you mean max_batch_size"),
+        ({"cuda_graph_config": {"batch_sizes": ["8"]}}, "a list of whole numbers"),
+        ({"cuda_graph_config": {"max_batch_size": -1}}, "at least 0"),
+        ({"moe_config": {"backend": "CUTLAS"}}, "CUTLASS"),
+        ({"moe_config": None}, "an object"),
+        ({"scheduler_config": {"capacity_scheduler_policy": "max_utilization"}}, "MAX_UTILIZATION"),
+        ({"scheduler_config": {"dynamic_batch_config": {}}}, "is missing"),
+        ({"scheduler_config": {"dynamic_batch_config": {"enable": True}}}, "unknown key 'enable'"),
+        ({"speculative_config": {"max_draft_len": 4}}, "decoding_type is None"),
+        ({"speculative_config": {"decoding_type": "Lookahead"}}, "the TensorRT backend alone"),
+        ({"speculative_config": {"decoding_type": "Medusa"}}, "the TensorRT backend alone"),
+        ({"speculative_config": {"decoding_type": "Eagle"}}, "max_draft_len is missing"),
+        ({"speculative_config": {"decoding_type": "NGram", "max_draft_length": 4}}, "did you mean max_draft"),
+        ({"sparse_attention_config": {"algorithm": "rocket", "topp": 1}}, "did you mean top"),
+        ({"cache_transceiver_config": {"kv_transfer_timeout_ms": 0}}, "at least 1"),
     ):
         with pytest.raises(UsageError, match=re.escape(said)):
             llmapi.check(arguments, "trtllm-1.2.1")
     with pytest.raises(UsageError, match="unknown to the runtime"):
         llmapi.check({"nvfp4_gemm_config": {}}, "trtllm-1.1.0")
+    with pytest.raises(UsageError, match=r"the text of trtllm-1\.3\.0rc26 was not read"):
+        llmapi.check({"cuda_graph_config": {"max_batchsize": 8}}, "trtllm-1.3.0rc26")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"kv_cache_config": {"free_gpu_memory_fraction": 1, "max_attention_window": [128, 4096]}},
+        {"kv_cache_config": {"max_tokens": None, "host_cache_size": 0, "dtype": "fp8"}},
+        {"cuda_graph_config": None, "torch_compile_config": {"capture_num_tokens": [64]}},
+        {"cuda_graph_config": {"batch_sizes": [1, 2], "enable_padding": True}},
+        {"speculative_config": {"decoding_type": "MTP", "num_nextn_predict_layers": 3, "relaxed_delta": 0.6}},
+        {
+            "speculative_config": {
+                "decoding_type": "Eagle",
+                "max_draft_len": 3,
+                "eagle_choices": [[0], [0, 1]],
+            }
+        },
+        {"moe_config": {"backend": "TRTLLM", "load_balancer": {"num_slots": 8}}},
+        {"moe_config": {"load_balancer": "balancer.yaml"}, "orchestrator_type": "ray"},
+        {"scheduler_config": {"context_chunking_policy": None}, "guided_decoding_backend": None},
+        {"lora_config": {"max_lora_rank": 8}, "cp_config": {"anything": 1}},
+    ],
+)
+def test_nested_arguments_that_are_right(arguments) -> None:
+    assert llmapi.check(arguments, "trtllm-1.2.1") == arguments
 
 
 # What the facts' known failures print, or the nearest to it that they tell.
@@ -227,7 +278,7 @@ CLAIMS = {
     "runtimes": ("runtimes",),
     "quantization_support": ("algorithms", "kvCache", "warnings"),
     "build_options": ("limits", "options", "removed", "rules", "profiles"),
-    "llm_args": ("arguments", "kv_cache_config"),
+    "llm_args": ("arguments", "classes", "dispatch"),
     "failures": ("failures", "stall", "killed"),
     "environment": ("variables",),
     "formats": ("weights", "kvCache", "defaults"),

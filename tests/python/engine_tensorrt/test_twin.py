@@ -242,7 +242,22 @@ def test_arguments_of_the_llm_class(tmp_path: Path) -> None:
     values = [True, 3, 0.5, "auto", {}, ["a"]]
     names = [*tables["arguments"], *tables["own"], *tables["tensorrtOnly"]["names"], "nonsense"]
     cases = [{n: v} for n in names for v in values]
-    cases += [{"kv_cache_config": {k: v}} for k in [*tables["kv_cache_config"], "x"] for v in values]
+    values += [None, [], [1], [[1]], -1, 2]
+    nested = [
+        (name, {tables["dispatch"][row["dispatch"]]["key"]: kind}, tables["classes"][class_]["fields"])
+        for name, row in tables["arguments"].items()
+        if "dispatch" in row
+        for kind, class_ in tables["dispatch"][row["dispatch"]]["classes"].items()
+    ]
+    nested += [
+        (name, {}, tables["classes"][row["class"]]["fields"])
+        for name, row in tables["arguments"].items()
+        if "class" in row
+    ]
+    for name, base, fields in nested:
+        cases += [{name: base | {k: v}} for k in [*fields, "x"] for v in values]
+    cases += [{"speculative_config": {"decoding_type": kind}} for kind in ("Lookahead", "X", 3, None)]
+    cases += [{"scheduler_config": {"dynamic_batch_config": {"enable_batch_size_tuning": True}}}]
     nix = evaluate('map (c: value (check.llmapi.arguments "e" "trtllm-1.1.0" c)) data', cases, tmp_path)
     mine = [said(lambda c=c: llmapi.check(c, "trtllm-1.1.0")) for c in cases]
     assert nix == mine and None in mine and any(mine)
