@@ -19,6 +19,7 @@ let
     "engine/__init__.py"
     "engine/effective_build.py"
     "engine/failures.py"
+    "engine/lora_adapters.py"
     "engine/options.py"
     "engine/options_rules.py"
     "engine/preflight.py"

@@ -24,8 +24,9 @@ from enginix.engine import preflight
 from enginix.engine import tensorrt_result as result
 from enginix.engine import tensorrt_stage as stage
 from enginix.engine.effective_build import EffectiveBuild
+from enginix.engine.lora_adapters import check_adapters
 from enginix.engine.target import probe
-from enginix.engine.tensorrt_checkpoint import Checkpoint, tokenizer_files
+from enginix.engine.tensorrt_checkpoint import Checkpoint, model_identity, tokenizer_files
 from enginix.engine.tensorrt_request import STRATEGIES, Place, Request, effective_build
 from enginix.errors import UsageError
 from enginix.files import new_directory
@@ -55,6 +56,8 @@ def build(request: Request, checkpoint_dir: Path | None, model: Path, place: Pla
         console.say(f"warning: {warning}")
     preflight.check_pipeline(checkpoint.architecture, checkpoint.pipeline_parallel)
     made = _check_request(request, checkpoint)
+    inputs = [p for p in (checkpoint_dir, model) if p is not None]
+    check_adapters(request.options, inputs, str(model_identity(model).get("repo", request.name)))
     driver = drivers.find(place.driver)
     with _work() as work, _output(place) as out:
         room, found = _preflight(request, checkpoint, model, place, driver, work, out)
@@ -64,7 +67,7 @@ def build(request: Request, checkpoint_dir: Path | None, model: Path, place: Pla
         outcome = stage.run(request, checkpoint, model, room, engine)
         phase("verify")
         ranks, differences = result.verify(engine, request, checkpoint, made)
-        result.refuse_paths(engine, [p for p in (checkpoint_dir, model) if p is not None])
+        result.refuse_paths(engine, inputs)
         timing = result.keep_timing(work, place)
         tokenizer = out / "tokenizer"
         tokenizer.mkdir()

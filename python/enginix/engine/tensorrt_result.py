@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from enginix.console import human_bytes
 from enginix.engine import preflight
 from enginix.engine.effective_build import EffectiveBuild
 from enginix.engine.failures import BuildError
-from enginix.engine.options import Value
+from enginix.engine.lora_adapters import adapter_digests, find_input_path
 from enginix.engine.tensorrt_checkpoint import Checkpoint
 from enginix.engine.tensorrt_request import Place, Request
 from enginix.engine.tensorrt_stage import TIMING_OUT
@@ -107,17 +106,13 @@ def refuse_paths(engine: Path, inputs: list[Path]) -> None:
     """No small file may name an input: such a path drags the weights into the closure of whoever serves
     the engine.
     """
-    names = {os.fsencode(str(p)) for given in inputs for p in (given, Path(os.path.realpath(given)))}
-    for path in engine.rglob("*"):
-        if path.is_file() and path.stat().st_size < 16 << 20:
-            content = path.read_bytes()
-            for name in names:
-                if name in content:
-                    raise BuildError(
-                        f"names the path of an input, {os.fsdecode(name)}",
-                        where=str(path.relative_to(engine.parent)),
-                        fix="report it: the file must not keep the weights alive",
-                    )
+    found = find_input_path(engine, inputs)
+    if found is not None:
+        raise BuildError(
+            f"names the path of an input, {found[1]}",
+            where=str(found[0].relative_to(engine.parent)),
+            fix="report it: the file must not keep the weights alive",
+        )
 
 
 def keep_timing(work: Path, place: Place) -> str | None:
@@ -157,11 +152,6 @@ def gates(request: Request, checkpoint: Checkpoint) -> Any:
     return {"checkpoint": verdicts, "manifestSha256": sha256_file(request.gates / manifest.FILE)}
 
 
-def _adapters(directories: Value) -> list[dict[str, str]]:
-    assert isinstance(directories, list)
-    return [{p.name: sha256_file(p) for p in sorted(Path(d).iterdir()) if p.is_file()} for d in directories]
-
-
 def describe(
     request: Request,
     checkpoint: Checkpoint,
@@ -181,7 +171,7 @@ def describe(
     """
     runtime, machine = request.runtime, found.machine
     # By content, never by path.
-    asked = {n: _adapters(v) if n == "loraDir" else v for n, v in sorted(request.options.items())}
+    asked = {n: adapter_digests(v) if n == "loraDir" else v for n, v in sorted(request.options.items())}
     return Manifest(
         artefact="engine",
         name=request.name,

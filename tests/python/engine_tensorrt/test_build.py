@@ -397,3 +397,72 @@ def test_an_engine_that_is_not_what_the_tool_makes_of_the_request(words, tmp_pat
     assert main(words()) == 3
     assert "max_seq_len is 2047, but trtllm-build makes 2048 of this request" in capsys.readouterr().err
     assert not left(tmp_path)
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """An adapter as PEFT saves it for a model that is here."""
+
+    def make(**config):
+        out = tmp_path / "adapter"
+        out.mkdir()
+        whole = {"r": 8, "target_modules": ["q_proj", "v_proj"], "base_model_name_or_path": "a/b"} | config
+        (out / "adapter_config.json").write_text(json.dumps(whole))
+        (out / "adapter_model.safetensors").write_bytes(bytes(64))
+        return out
+
+    return make
+
+
+def lora(adapter, *more):
+    return ("--plugin", f"lora-dir={adapter}", "--plugin", "lora-plugin=auto", *more)
+
+
+def test_an_engine_with_an_adapter(words, adapter, tmp_path):
+    assert main(words(*lora(adapter()))) == 0
+    made = manifest.read(tmp_path / "engine")
+    assert set(made.options["asked"]["plugins"]["loraDir"][0]) == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "more", "said"),
+    [
+        ({"base_model_name_or_path": "MODEL"}, (), "names the path of an input"),
+        ({"target_modules": ["q_proj", "lm_head"]}, (), "target_modules has lm_head"),
+        ({"r": 128}, (), "r is 128, above maxLoraRank 64"),
+        ({"use_dora": True}, (), "set doraPlugin"),
+        ({}, ("--plugin", "lora-target-modules=q_proj"), "attn_q, attn_k"),
+        ({}, ("--plugin", "lora-plugin=disable"), "needs loraPlugin"),
+    ],
+)
+def test_an_adapter_is_checked_before_the_build(words, adapter, model, tmp_path, capsys, config, more, said):
+    config = {k: str(model) if v == "MODEL" else v for k, v in config.items()}
+    assert main(words(*lora(adapter(**config), *more))) == 2
+    error = capsys.readouterr().err
+    assert said in error and "fix:" in error and "stage: build" not in error and not left(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [None, "{", "[]"])
+def test_an_adapter_that_is_none(words, tmp_path, capsys, damage):
+    (tmp_path / "adapter").mkdir()
+    if damage is not None:
+        (tmp_path / "adapter" / "adapter_config.json").write_text(damage)
+    assert main(words(*lora(tmp_path / "adapter"))) == 2
+    assert "adapter_config.json" in capsys.readouterr().err and not left(tmp_path)
+    assert main(words(*lora(tmp_path / "nowhere"))) == 2
+    assert "no such directory" in capsys.readouterr().err
+
+
+def test_the_lora_plugin_alone_is_refused(words, tmp_path, capsys):
+    assert main(words("--plugin", "lora-plugin=auto")) == 2
+    assert "it needs loraDir or loraTargetModules" in capsys.readouterr().err and not left(tmp_path)
+
+
+def test_an_adapter_of_nemo(words, tmp_path):
+    (tmp_path / "adapter.nemo").write_bytes(bytes(64))
+    assert main(words(*lora(tmp_path / "adapter.nemo", "--plugin", "lora-ckpt-source=nemo"))) == 0
+    made = manifest.read(tmp_path / "engine")
+    assert list(made.options["asked"]["plugins"]["loraDir"][0]) == ["adapter.nemo"]
