@@ -21,6 +21,7 @@ from typing import Any
 
 from enginix.errors import RepositoryError
 from enginix.manifest import Manifest
+from enginix.model.jsonfile import read_object
 from enginix.tables import table
 from enginix.triton import config, contract
 from enginix.triton.options import Options
@@ -34,6 +35,8 @@ SPECULATIVE = {
     "redrafter": "explicit_draft_tokens",
     "eagle": "eagle",
 }
+# Tokenizers without defaults of a class.
+GENERIC = (None, "PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
 DEFAULTS = {"kv_cache_free_gpu_mem_fraction": "0.9", "batch_scheduler_policy": "guaranteed_no_evict"}
 
 
@@ -67,11 +70,12 @@ def read_engine(directory: Path, found: Manifest) -> TensorrtEngine:
     """The engine's limits, from its manifest.
 
     Raises:
-        RepositoryError: engine or tokenizer is missing.
+        RepositoryError: engine or tokenizer is missing, or the tokenizer has no end token.
     """
     for part in ("engine/config.json", "tokenizer"):
         if not (directory / part).exists():
             raise RepositoryError("missing", where=str(directory / part), fix="build the engine again")
+    _check_end_token(directory / "tokenizer")
     limits = found.options.get("limits")
     limits = limits if isinstance(limits, dict) else {}
     plugins = found.options.get("plugins")
@@ -92,6 +96,23 @@ def read_engine(directory: Path, found: Manifest) -> TensorrtEngine:
         str(mode) if mode else None,
         plugins.get("weightStreaming") is True,
     )
+
+
+def _check_end_token(tokenizer: Path) -> None:
+    """NVIDIA's preprocessing encodes the tokenizer's eos_token when it starts, and fails without one."""
+    named, known = set(), False
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (tokenizer / name).is_file():
+            settings = read_object(tokenizer / name)
+            named.add(settings.get("eos_token") is not None)
+            known = known or settings.get("tokenizer_class") not in GENERIC
+    # A class of its own brings an end token of its own.
+    if named == {False} and not known:
+        raise RepositoryError(
+            "the tokenizer has no eos_token: NVIDIA's preprocessing fails when it starts",
+            where=str(tokenizer),
+            fix="set eos_token in the model's tokenizer_config.json, and build the engine again",
+        )
 
 
 def _positive(value: Any) -> int | None:

@@ -312,6 +312,30 @@ def test_prompts_above_a_steps_tokens_are_taken_in_chunks(
     assert found == expected
 
 
+@pytest.mark.parametrize(
+    ("config", "map_", "refused"),
+    [
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, None, True),
+        ({"eos_token": None}, {"pad_token": "x"}, True),
+        ({"eos_token": {"content": "x"}}, None, False),
+        ({}, {"eos_token": "x"}, False),
+        ({"tokenizer_class": "LlamaTokenizer"}, None, False),
+        (None, None, False),
+    ],
+)
+def test_a_tokenizer_without_an_end_token(
+    engine: Path, tmp_path: Path, config: Any, map_: Any, refused: bool
+) -> None:
+    for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", map_)):
+        if content is not None:
+            (engine / "tokenizer" / name).write_text(json.dumps(content))
+    if not refused:
+        assert made(engine, tmp_path).is_dir()
+        return
+    with pytest.raises(RepositoryError, match="no eos_token"):
+        made(engine, tmp_path)
+
+
 def test_data_types_that_the_templates_leave_open(engine: Path, tmp_path: Path) -> None:
     repository = made(engine, tmp_path, logits_datatype="FP16")
     assert_tensors(
