@@ -339,6 +339,15 @@ def test_phi3_with_a_pipeline_is_refused_before_the_build(words, checkpoint, tmp
     assert "no pipeline for Phi3ForCausalLM" in error and "stage: build" not in error and not left(tmp_path)
 
 
+def test_a_checkpoint_without_a_tensor_ends_the_build(words, checkpoint, tmp_path, capsys):
+    """As the real loader: it is not the sizes of files that it looks at."""
+    at = checkpoint()
+    path = at / "rank0.safetensors"
+    path.write_bytes(path.read_bytes().replace(b"lm_head.weight", b"lm_hood.weight"))
+    assert main(words(at=at)) == 3
+    assert "lacks tensors" in capsys.readouterr().err and not left(tmp_path)
+
+
 SPECULATIVE = [
     ("lookahead_decoding", {}, 2059),
     ("medusa", {"architecture": "MedusaForCausalLM", "max_draft_len": 11}, 2059),

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import __version__, standin_effects
+from . import __version__, standin_effects, standin_loader
 from .standin import contract, misbehaves, sms, write_engine
 
 
@@ -47,6 +47,10 @@ def main():
         raise RuntimeError("FP4 Gemm not supported before Blackwell")
     build_config, plugins = standin_effects.configure(args, visible[0])
     standin_effects.check_architecture(pretrained["architecture"], plugins)
+    mapping = pretrained.get("mapping") or {}
+    for rank in range(mapping.get("tp_size", 1) * mapping.get("pp_size", 1)):
+        found = standin_loader.header(checkpoint / f"rank{rank}.safetensors")
+        standin_loader.check_tensors(pretrained, rank, found)
     standin_effects.build(args, pretrained, build_config, plugins, visible[0])
     standin_effects.construct(pretrained, plugins)
     if args.input_timing_cache and not Path(args.input_timing_cache).exists():
