@@ -1,7 +1,7 @@
 """The tensors that TensorRT-LLM's classes require of a rank, and the check that a rank has them.
 
-As from_checkpoint does: a missing tensor and a wrong shape end the build, a surplus one is a warning. The judges
-are the checkpoints of tests/golden/golden.tar.xz, which TensorRT-LLM's own converters wrote.
+As from_checkpoint does: a missing tensor and a wrong shape end the build, a surplus one is a warning. It is
+judged by checkpoints of TensorRT-LLM's own converters, in tests/golden/golden.tar.xz.
 """
 
 import json
