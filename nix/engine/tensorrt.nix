@@ -259,7 +259,7 @@ builtins.seq (checked true) (
       inherit (ungated) timing;
     };
     checkpoint = if strategy == "checkpoint" then checkpoint else null;
-    contextLogits = options.gatherContextLogits or false;
+    contextLogits = options.gatherContextLogits or false || options.gatherAllTokenLogits or false;
     asker = {
       part = "tensorrt-llm";
       words = [

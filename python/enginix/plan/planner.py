@@ -272,9 +272,12 @@ def limits_of(sizes: Sizes, asked: Asked) -> Limits:
     """The limits with TensorRT-LLM's defaults filled in; for ``reference`` those of one device."""
     kv = _kv_bits(asked)
     length, reference = asked.max_seq_len or sizes.context, asked.kind == "reference"
+    batch = asked.max_batch_size or (1 if reference else arithmetic.default("maxBatchSize"))
+    tokens = asked.max_num_tokens or (length if reference else arithmetic.default("maxNumTokens"))
     return Limits(
-        max_batch_size=asked.max_batch_size or (1 if reference else arithmetic.default("maxBatchSize")),
-        max_num_tokens=asked.max_num_tokens or (length if reference else arithmetic.default("maxNumTokens")),
+        max_batch_size=batch,
+        # As trtllm-build clips it: a step never takes more than all sequences hold together.
+        max_num_tokens=min(tokens, batch * length),
         max_seq_len=length,
         sequences=asked.sequences,
         tensor_parallel=1 if reference else asked.tensor_parallel,

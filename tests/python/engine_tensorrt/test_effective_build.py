@@ -7,8 +7,11 @@ import json
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from enginix.cli import main
+from enginix.engine import options
 from enginix.engine.effective_build import (
     BuildSubject,
     RequestRefused,
@@ -16,6 +19,9 @@ from enginix.engine.effective_build import (
     predict_row,
     subject_of,
 )
+from enginix.engine.options_rules import Facts, resolve
+from enginix.errors import UsageError
+from enginix.tables import table
 from golden_requests import FILE, differences, golden_rows
 
 
@@ -161,3 +167,85 @@ def test_changes_say_what_was_asked_for() -> None:
     changes = predict_build(LLAMA, arguments).changes
     assert changes["max_seq_len"] == (2048, 2059) and changes["reduce_fusion"] == (True, False)
     assert changes["max_num_tokens"] == (8192, 2048) and "max_batch_size" not in changes
+
+
+THROUGHPUT = table("build_options")["profiles"]["throughput"]["options"]
+# Fusions of the profile throughput, by the architecture's name and the weights; two ranks on an H200.
+FUSED = [
+    ("LlamaForCausalLM", "FP8", True),
+    ("Gemma2ForCausalLM", "FP8", True),
+    *[("LlamaForCausalLM", weights, False) for weights in (None, "W4A16_AWQ", "W8A8_SQ_PER_CHANNEL")],
+    ("LlamaForCausalLM", "FP8_PER_CHANNEL_PER_TOKEN", False),
+    *[(f"{name}ForCausalLM", "FP8", False) for name in ("Mistral", "Mixtral", "Gemma", "Gemma3", "Qwen3")],
+]
+
+
+@pytest.mark.parametrize(("architecture", "weights", "fused"), FUSED)
+def test_a_profile_leaves_out_what_would_be_turned_off_or_asserts(architecture, weights, fused) -> None:
+    facts = Facts(weights, None, 90, architecture, 2)
+    settled = resolve(facts, THROUGHPUT, {})
+    assert (settled["reduceFusion"], settled["userBuffer"]) == (fused, fused)
+    for name in ("reduceFusion", "userBuffer"):
+        if fused:
+            assert resolve(facts, THROUGHPUT, {name: True})[name] is True
+        else:
+            with pytest.raises(UsageError, match=f"option {name}"):
+                resolve(facts, {}, {name: True})
+
+
+def value_of(row):
+    if row["type"] in ("switch", "bool"):
+        return st.booleans()
+    if row["type"] == "enum":
+        return st.sampled_from(row["choices"])
+    if row["type"] == "int":
+        return st.integers(0, 512)
+    modules = st.sampled_from(row["choices"] or ["/adapter"])
+    return st.lists(modules, min_size=1, max_size=2)
+
+
+OPTIONS = table("build_options")["options"]
+FACTS = st.builds(
+    Facts,
+    quantization=st.sampled_from([None, "FP8", "NVFP4", "W4A16_AWQ", "W4A8_AWQ", "MIXED_PRECISION"]),
+    kv_cache=st.sampled_from([None, "FP8", "INT8"]),
+    sm=st.sampled_from([80, 89, 90, 100, 103, 120]),
+    architecture=st.sampled_from(["LlamaForCausalLM", "MixtralForCausalLM", "Gemma2ForCausalLM", "X"]),
+    tensor_parallel=st.sampled_from([1, 2]),
+    eagle_layers=st.sampled_from([None, 4]),
+)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(
+    facts=FACTS,
+    profile=st.sampled_from([None, "latency", "throughput", "long-context"]),
+    asked=st.dictionaries(st.sampled_from(sorted(OPTIONS)), st.none(), max_size=4).flatmap(
+        lambda names: st.fixed_dictionaries({name: value_of(OPTIONS[name]) for name in names})
+    ),
+)
+def test_what_is_written_is_what_the_tool_makes_of_it(facts, profile, asked) -> None:
+    """Whatever the rules let through reaches the engine unchanged; only limits are settled by the tool."""
+    profiles = table("build_options")["profiles"]
+    try:
+        settled = resolve(facts, profiles[profile]["options"] if profile else {}, asked)
+    except UsageError:
+        return
+    subject = BuildSubject(
+        facts.architecture,
+        facts.sm,
+        facts.quantization,
+        facts.kv_cache,
+        facts.tensor_parallel,
+        context=2048,
+        num_eagle_layers=facts.eagle_layers,
+    )
+    try:
+        made = predict_build(subject, [*options.Limits(8, 2047, 2048, 8192).flags(), *options.flags(settled)])
+    except RequestRefused as e:
+        # Quantizations against the SM are refused elsewhere (preflight, nix/check/target.nix).
+        assert e.about.endswith("-on-sm100") or "EAGLE" in e.what, (settled, e)
+        return
+    for name, value in settled.items():
+        if name not in ("optNumTokens", "maxDraftLen"):
+            assert made.option(name, value) == value, name

@@ -116,6 +116,8 @@ def test_options(tmp_path: Path) -> None:
         {"useFusedMlp": False, "gemmSwigluPlugin": "fp8"},
         {"kvCacheType": "disabled", "usePagedContextFmha": False},
         {"gatherAllTokenLogits": True, "maxDraftLen": 3},
+        {"gatherAllTokenLogits": True, "gatherContextLogits": False},
+        {"gatherAllTokenLogits": True, "gatherContextLogits": True},
         {"loraPlugin": "auto", "loraTargetModules": ["attn_q"]},
         {"loraPlugin": "auto", "loraDir": ["a"], "gemmSwigluPlugin": "fp8"},
         {"loraTargetModules": ["attn_q", "q_proj"], "loraPlugin": "auto"},
