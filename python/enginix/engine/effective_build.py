@@ -16,6 +16,12 @@ from typing import Any
 from enginix.errors import UsageError
 from enginix.tables import table
 
+# Other names of two options; and options that replace the whole request by a file.
+ALIASES = {
+    "--max_decoder_seq_len": "--max_seq_len",
+    "--max_multimodal_len": "--max_prompt_embedding_table_size",
+}
+FILES = ("--build_config", "--model_config", "--model_cls_file", "--model_cls_name")
 # Settings whose names are spelled in another way in config.json.
 NOT_AS_ASKED = ("kv_cache_type", "speculative_decoding_mode")
 # Algorithms as QuantMode sees them (quantization/mode.py).
@@ -152,6 +158,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
 
     Raises:
         RequestRefused: an option is unknown, lacks its value, or has one that argparse refuses.
+        UsageError: an option that names a file with a whole request.
     """
     rows = _rows()
     found: dict[str, Any] = {}
@@ -159,6 +166,8 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     while words:
         name, equals, inline = words.pop(0).partition("=")
         row = rows.get(name)
+        if name in FILES:
+            raise UsageError(f"{name} is not predicted: what is in the file decides", fix="leave it out")
         if row is None:
             raise RequestRefused("SystemExit", "other", f"unrecognized arguments: {name}")
         end = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
@@ -171,7 +180,10 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
 def _rows() -> dict[str, Mapping[str, Any]]:
     tables = table("build_options")
     limits = {row["flag"]: {**row, "type": "int", "choices": None} for row in tables["limits"].values()}
-    return {**limits, **{row["flag"]: row for row in tables["options"].values()}}
+    paths = {row["flag"]: {**row, "type": "string", "choices": None} for row in tables["own"].values()}
+    paths["--dry_run"] = {**paths["--dry_run"], "type": "bool"}
+    rows = {**limits, **paths, **{row["flag"]: row for row in tables["options"].values()}}
+    return rows | {alias: rows[flag] for alias, flag in ALIASES.items()}
 
 
 def _value(name: str, row: Mapping[str, Any], values: list[str]) -> Any:
@@ -195,7 +207,7 @@ def _as_configured(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     """BuildConfig and PluginConfig as the command line makes them."""
     effects = table("build_effects")
     plugins = {
-        name: {"enable": True, "disable": _off(value)}.get(str(given[name]), given[name])
+        name: {"enable": True, "disable": _off(name, value)}.get(str(given[name]), given[name])
         if name in given
         else value
         for name, value in effects["pluginConfig"].items()
@@ -210,8 +222,9 @@ def _as_configured(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     return config, plugins
 
 
-def _off(default: Any) -> bool | None:
-    return False if isinstance(default, bool) else None
+def _off(name: str, default: Any) -> bool | None:
+    """A switch that is off is false, a plug-in that is off is null."""
+    return False if isinstance(default, bool) or name == "paged_kv_cache" else None
 
 
 def _check_command_line(given: Mapping[str, Any], plugins: Mapping[str, Any], subject: BuildSubject) -> None:
@@ -258,22 +271,24 @@ def _settle_kv_cache(
     config: dict[str, Any], plugins: dict[str, Any], subject: BuildSubject, *, explicit: bool
 ) -> None:
     """BuildConfig.update_kv_cache_type: one of two settings says how the cache is kept, the other is off."""
-    recurrent = subject.architecture in PAGED_STATE
-    if recurrent:
-        # Here the option has a default, which a cache of another type contradicts.
-        paged = plugins["paged_state"]
+    name = "paged_state" if subject.architecture in PAGED_STATE else "paged_kv_cache"
+    paged = plugins[name]
+    if paged is not None:
+        # paged_state has a default; paged_kv_cache is deprecated, and has none.
         if explicit and paged != (config["kv_cache_type"] == "PAGED"):
             raise RequestRefused(
                 "AssertionError",
                 "other",
-                f"paged_state is {paged}, kv_cache_type {config['kv_cache_type']}",
-                fix="set pagedState to what kvCacheType says",
+                f"{name} is {paged}, kv_cache_type {config['kv_cache_type']}",
+                fix="say what kvCacheType says, or leave one of them out",
             )
-        config["kv_cache_type"] = "PAGED" if paged else config["kv_cache_type"] if explicit else "CONTINUOUS"
-        plugins["paged_kv_cache"] = paged if subject.architecture == "RecurrentGemmaForCausalLM" else False
-    else:
-        plugins["paged_kv_cache"] = config["kv_cache_type"] == "PAGED"
-        plugins["paged_state"] = False
+        if not explicit:
+            config["kv_cache_type"] = "PAGED" if paged else "CONTINUOUS"
+    paged = config["kv_cache_type"] == "PAGED"
+    plugins["paged_state"] = plugins["paged_kv_cache"] = False
+    plugins[name] = paged
+    if subject.architecture == "RecurrentGemmaForCausalLM":
+        plugins["paged_kv_cache"] = paged
 
 
 def _settle_lengths(config: dict[str, Any], plugins: Mapping[str, Any], subject: BuildSubject) -> None:

@@ -62,6 +62,10 @@ def test_predict_reads_and_prints_rows(monkeypatch, capsys) -> None:
         ('{"sm": true, "arguments": [], "checkpoint": {}}', "sm is True"),
         ('{"sm": 90, "arguments": [3], "checkpoint": {}}', "arguments are [3]"),
         ('{"sm": 90, "arguments": [], "checkpoint": {"tp_size": "two"}}', "tp_size is 'two'"),
+        (
+            '{"sm": 90, "arguments": ["--build_config", "f"], "checkpoint": {}}',
+            "--build_config is not predicted",
+        ),
     ],
 )
 def test_predict_says_which_line_is_wrong(monkeypatch, capsys, line, said) -> None:
@@ -88,6 +92,10 @@ BEYOND = [
      {"max_seq_len": 84, "max_draft_len": 20, "speculative_decoding_mode": 16}),
     (BuildSubject("MambaForCausalLM", 90, context=64), [], {"paged_state": True, "paged_kv_cache": False}),
     (GRIFFIN, [], {"paged_state": True, "paged_kv_cache": True}),
+    (LLAMA, ["--paged_kv_cache", "disable"], {"kv_cache_type": "CONTINUOUS", "paged_kv_cache": False}),
+    (LLAMA, ["--paged_kv_cache", "enable", "--kv_cache_type", "PAGED"], {"kv_cache_type": "PAGED"}),
+    (LLAMA, ["--checkpoint_dir", "/c", "--dry_run", "--max_decoder_seq_len", "64"], {"max_seq_len": 64}),
+    (LLAMA, ["--max_multimodal_len", "7"], {"max_prompt_embedding_table_size": 7}),
     (LLAMA, ["--max_input_len=5000", "--context_fmha=disable", "--max_num_tokens", "64"],
      {"max_input_len": 4096, "max_num_tokens": 4096}),
     (BuildSubject("LlamaForCausalLM", 90, "NVFP4", tensor_parallel=2), ["--norm_quant_fusion", "enable"],
@@ -117,6 +125,7 @@ def test_beyond_the_golden_requests(subject, arguments, expected) -> None:
         (LLAMA, ["--lora_plugin", "auto"], "ValueError"),
         (LLAMA, ["--gather_all_token_logits", "--max_draft_len", "4"], "RuntimeError"),
         (BuildSubject("MambaForCausalLM", 90), ["--kv_cache_type", "continuous"], "AssertionError"),
+        (LLAMA, ["--paged_kv_cache", "disable", "--kv_cache_type", "paged"], "AssertionError"),
         (LLAMA, ["--tp_size", "2"], "SystemExit"),
         (LLAMA, ["--gemm_plugin", "int3"], "SystemExit"),
         (LLAMA, ["--max_batch_size", "many"], "SystemExit"),
