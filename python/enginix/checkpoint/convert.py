@@ -43,6 +43,8 @@ class Options:
         quantize: quantize an unquantized model while it is converted; see ``ON_LOAD``.
         kv_cache: ``FP8`` gives a model an FP8 KV cache that it does not ask for, with scales of 1.0 where it
             has none.
+        kind: of engines that the checkpoint must load into: ``tensorrt`` refuses what TensorRT-LLM's class
+            does not take; None is any, as the reference executor.
     """
 
     dtype: str | None = None
@@ -52,6 +54,7 @@ class Options:
     nvfp4_form: str = "auto"
     quantize: str | None = None
     kv_cache: str | None = None
+    kind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,8 @@ def plan(directory: Path, options: Options) -> Plan:
     """
     model = ModelConfig.read(directory)
     check(model, options.mapping)
-    check_pipeline(model, options.mapping)
+    if options.kind == "tensorrt":
+        check_pipeline(model, options.mapping)
     check_nodes(options.mapping)
     if options.quantize not in (None, *ON_LOAD):
         raise UsageError(f"--quantize {options.quantize!r} is unknown", fix=f"one of: {', '.join(ON_LOAD)}")

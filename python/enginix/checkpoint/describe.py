@@ -79,7 +79,6 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
         "use_meta_recipe": False,
         "has_zero_point": False,
         "pre_quant_scale": False,
-        "exclude_modules": None,
         "mamba_ssm_cache_dtype": None,
     },
 }
@@ -88,7 +87,8 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
 def _quantization(given: dict[str, Any]) -> dict[str, Any]:
     defaults = LEFT_OUT["quantization"]
     written = {k: v for k, v in given.items() if k not in defaults or v != defaults[k]}
-    return {"quant_algo": None, "kv_cache_quant_algo": None} | written
+    # Known to every release: what is quantized is always said.
+    return {"quant_algo": None, "kv_cache_quant_algo": None, "exclude_modules": None} | written
 
 
 def _mapping(mapping: Mapping) -> dict[str, Any]:

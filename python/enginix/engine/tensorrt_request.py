@@ -193,11 +193,11 @@ def effective_build(request: Request, checkpoint: Checkpoint) -> EffectiveBuild:
     Raises:
         UsageError: the tool ends with an exception, or changes an option that was asked for by name.
     """
-    words = [*request.limits.flags(), *build_options.flags(request.options)]
-    if request.strategy == "llm-api" and request.options.get("gemmPlugin") == "disable":
+    options = dict(request.options)
+    if request.strategy == "llm-api" and options.get("gemmPlugin") == "disable":
         # The LLM class has no way to say so: only the command line's "disable" is remembered.
-        words.remove("--gemm_plugin")
-        words.remove("disable")
+        del options["gemmPlugin"]
+    words = [*request.limits.flags(), *build_options.flags(options)]
     made = predict_build(checkpoint.subject(request.target.sm), words)
     for name in sorted(request.named & set(request.options)):
         asked, becomes = request.options[name], made.option(name, request.options[name])

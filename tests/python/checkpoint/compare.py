@@ -34,6 +34,7 @@ def options(case: Conversion) -> Options:
         embedding_sharding_dim=case.arguments.get("embedding_sharding_dim", 0),
         quantize=on_load,
         kv_cache=kv_cache if kv_cache != stored.get("kv_cache_quant_algo") else None,
+        kind="tensorrt",
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 import golden
 from enginix.checkpoint.convert import Options, convert
 from enginix.checkpoint.mapping import Mapping
+from enginix.cli import main
 from enginix.errors import UsageError
 
 CASES = {c.case: c for c in golden.conversions()}
@@ -22,7 +23,6 @@ LATER = {
         "use_meta_recipe",
         "has_zero_point",
         "pre_quant_scale",
-        "exclude_modules",
         "mamba_ssm_cache_dtype",
     },
 }
@@ -47,6 +47,13 @@ def test_a_default_that_is_not_held_is_written(tmp_path: Path) -> None:
 def test_phi3_has_no_pipeline(case: str, tmp_path: Path) -> None:
     """Its class makes embedding, last norm and head on every rank: a stage's own weights do not load."""
     with pytest.raises(UsageError, match=r"--pipeline-parallel 2.*Phi3ForCausalLM") as caught:
-        convert(CASES[case].model, tmp_path / "out", Options(mapping=Mapping(1, 2)))
+        convert(CASES[case].model, tmp_path / "out", Options(mapping=Mapping(1, 2), kind="tensorrt"))
     assert "--tensor-parallel" in str(caught.value.fix) and not (tmp_path / "out").exists()
-    convert(CASES[case].model, tmp_path / "one", Options())
+    convert(CASES[case].model, tmp_path / "one", Options(kind="tensorrt"))
+
+
+def test_phi3_has_no_pipeline_on_the_command_line(tmp_path: Path) -> None:
+    words = ["convert", str(CASES["phi3-bf16"].model), "--pipeline-parallel", "2", "-o"]
+    assert main([*words, str(tmp_path / "out")]) == 2 and not (tmp_path / "out").exists()
+    # The reference executor takes whatever stages there are.
+    assert main([*words, str(tmp_path / "out"), "--kind", "reference"]) == 0

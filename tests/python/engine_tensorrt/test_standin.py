@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import golden
+from enginix.engine import llmapi
+from enginix.errors import UsageError
+from enginix.tables import table
 from golden_requests import differences, golden_rows
 
 
@@ -87,3 +92,36 @@ def test_phi3_with_a_pipeline_does_not_load(standin) -> None:
     case = next(c for c in golden.conversions() if c.case == "phi3-bf16" and c.pipeline_parallel == 2)
     with pytest.raises(RuntimeError, match="Required but not provided"):
         load(standin, case.output, 2)
+
+
+NESTED = st.none() | st.booleans() | st.integers(-2, 4) | st.floats(0, 2) | st.lists(st.integers(0, 3))
+TABLES = table("llm_args")
+
+
+@st.composite
+def arguments(draw: Any) -> dict[str, Any]:
+    """An argument of the table, with names of its class and values of any type."""
+    name = draw(st.sampled_from(sorted(TABLES["arguments"])))
+    row = TABLES["arguments"][name]
+    if row["type"] != "object" or draw(st.integers(0, 9)) == 0:
+        return {name: draw(NESTED | st.sampled_from(row.get("choices") or ["x"]))}
+    value: dict[str, Any] = {}
+    fields = TABLES["classes"].get(row.get("class"), {}).get("fields", {})
+    if "dispatch" in row:
+        choice = TABLES["dispatch"][row["dispatch"]]
+        kind = draw(st.sampled_from(sorted(choice["classes"])))
+        value[choice["key"]] = kind
+        fields = TABLES["classes"][choice["classes"][kind]]["fields"]
+    for key in draw(st.lists(st.sampled_from(sorted(fields) or ["x"]), max_size=3)):
+        value[key] = draw(NESTED | st.sampled_from(fields.get(key, {}).get("choices") or ["x"]))
+    return {name: value}
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(given_=arguments())
+def test_an_argument_that_is_taken_is_one_of_the_schema(standin, given_) -> None:
+    try:
+        llmapi.check(given_, "trtllm-1.1.0")
+    except UsageError:
+        return
+    standin("llmapi").check_fields("TorchLlmArgs", given_)
