@@ -93,7 +93,12 @@ let
         else
           null;
       # So that a wrong argument throws before a derivation exists.
-      checked = builtins.deepSeq [ row algorithm flags ] flags;
+      checked = builtins.deepSeq [
+        row
+        algorithm
+        flags
+        (check.engine.pipeline function (facts.architecture or null) parallel.pipelineParallel)
+      ] flags;
 
       id = if builtins.isString runtime then runtime else runtime.id;
       stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;

@@ -54,7 +54,7 @@ let
               quantization = check.target.quantization name (model.quantization or null) gpu;
               kvCache = check.target.kvCache name (facts.kvCacheQuantization or null) gpu;
               architecture = facts.architecture or null;
-              engineClass = check.target.engineClass (facts.architecture or null);
+              eagleLayers = facts.eagleLayers or null;
               inherit (gpu) sm;
               inherit (checkpoint.parallel) tensorParallel;
             } ready.options plugins;
@@ -66,6 +66,7 @@ let
         runtime = row.id;
         limits = check.limits.resolve function facts ready.limits limits;
         inherit (known) options profile;
+        named = builtins.attrNames plugins;
       };
       flags = [
         "--host"

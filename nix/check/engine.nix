@@ -45,6 +45,19 @@ in
     else
       throw "${function}: runtime ${runtime.id} needs driver ${runtime.driver} or later (CUDA ${runtime.cuda}); the target has ${version}. Update the driver, or use an older runtime.";
 
+  # Pipeline stages against the engine's class.
+  # pipeline :: string -> string|null -> int -> int
+  pipeline =
+    function: architecture: stages:
+    let
+      rows = (lib.importJSON ../../python/enginix/data/quantization_support.json).architectures;
+      class = rows.engine.${toString architecture} or "";
+    in
+    if stages > 1 && rows.noPipeline ? ${class} then
+      throw "${function}: pipelineParallel = ${toString stages}, but TensorRT-LLM has no pipeline for ${architecture}: ${rows.noPipeline.${class}}. Use pipelineParallel = 1 and a larger tensorParallel in mkCheckpoint."
+    else
+      stages;
+
   # Ranks against the target's GPUs, experts against their groups.
   # parallel :: string -> set -> { tensorParallel; pipelineParallel; expertParallel; } -> int|null -> int
   parallel =

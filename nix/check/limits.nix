@@ -6,6 +6,7 @@ let
   table = (lib.importJSON ../../python/enginix/data/build_options.json).limits;
   all = builtins.attrNames table;
   min = a: b: if a < b then a else b;
+  max = a: b: if a > b then a else b;
 in
 {
   # resolve :: string -> { context ? null; … } -> set -> set -> { maxBatchSize; maxBeamWidth; maxInputLen; maxNumTokens; maxSeqLen; }
@@ -43,12 +44,47 @@ in
     else
       checked // { maxNumTokens = tokens; };
 
+  # What trtllm-build makes of them (python/enginix/engine/effective_build.py): a step holds at most what all sequences
+  # do, at least a block; drafts lengthen sequences, and a step has room for each sequence's.
+  # effective :: string -> limits -> options -> { eagleLayers ? null; … } -> limits
+  effective =
+    function: limits: options: model:
+    let
+      most = limits.maxBatchSize * limits.maxSeqLen;
+      fused = options.contextFmha or true;
+      least = if fused then options.tokensPerBlock or 32 else limits.maxInputLen;
+      step = if options.removeInputPadding or true then max (min limits.maxNumTokens most) least else most;
+      mode = options.speculativeDecodingMode or null;
+      eagle = mode == "eagle";
+      draft = options.maxDraftLen or 0;
+      layers = model.eagleLayers or null;
+    in
+    if eagle && (limits.maxBatchSize > 512 || draft > 256) then
+      throw "${function}: EAGLE takes at most 512 sequences and 256 draft tokens; here are limits.maxBatchSize = ${toString limits.maxBatchSize} and maxDraftLen = ${toString draft}."
+    else if mode == null then
+      limits // { maxNumTokens = step; }
+    else
+      limits
+      // {
+        maxSeqLen = limits.maxSeqLen + draft + (if eagle && layers != null then layers else 0);
+        maxNumTokens = max step (limits.maxBatchSize * (draft + 1));
+      };
+
   # Prompts longer than a step need paged context attention, which takes them in chunks.
   # chunks :: string -> set -> { usePagedContextFmha; … } -> set
   chunks =
     function: limits: options:
     if limits.maxInputLen > limits.maxNumTokens && !(options.usePagedContextFmha or true) then
       throw "${function}: limits.maxInputLen = ${toString limits.maxInputLen} is more than limits.maxNumTokens = ${toString limits.maxNumTokens}, and without paged context attention a prompt is not taken in chunks; raise limits.maxNumTokens, lower limits.maxInputLen, or set plugins.usePagedContextFmha = true."
+    else
+      limits;
+
+  # The same for the PyTorch backend, where enable_chunked_prefill is written for longer prompts (kind llmapi).
+  # promised :: string -> set -> { enable_chunked_prefill ? null; … } -> set
+  promised =
+    function: limits: arguments:
+    if limits.maxInputLen > limits.maxNumTokens && (arguments.enable_chunked_prefill or null) == false then
+      throw "${function}: limits.maxInputLen = ${toString limits.maxInputLen} is more than limits.maxNumTokens = ${toString limits.maxNumTokens}, and llmArgs.enable_chunked_prefill is false: TensorRT-LLM refuses such a prompt. Leave it out, or set limits.maxInputLen = ${toString limits.maxNumTokens}."
     else
       limits;
 }

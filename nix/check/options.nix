@@ -16,15 +16,19 @@ let
       row = options.${name};
       wrong = expected: throw "${function}: plugins.${name} = ${builtins.toJSON value}, but it must be ${expected}.";
       choices = lib.concatStringsSep ", " row.choices;
+      listed = row.choices != null;
     in
     if row.type == "switch" || row.type == "bool" then
       if builtins.isBool value then value else wrong "true or false"
     else if row.type == "enum" then
       if among row.choices value then value else wrong "one of ${choices}"
     else if row.type == "int" then
-      if builtins.isInt value && value >= 0 then value else wrong "a whole number"
+      if builtins.isInt value && value >= 0 && value <= 2147483647 then value else wrong "a whole number"
     else if row.type == "strings" then
-      if builtins.isList value then value else wrong "a list"
+      if builtins.isList value && (!listed || value != [ ] && builtins.all (among row.choices) value) then
+        value
+      else
+        wrong "a list${lib.optionalString listed " of ${choices}"}"
     else
       value;
 
@@ -76,18 +80,30 @@ let
         ++ lib.optional (needs ? notKvCaches && among needs.notKvCaches facts.kvCache) "another KV cache than ${toString facts.kvCache}"
         ++ lib.optional (needs ? tensorParallelFrom && facts.tensorParallel < needs.tensorParallelFrom)
           "tensorParallel of at least ${toString (needs.tensorParallelFrom or 0)}"
-        ++ lib.optional (needs ? engineClasses && facts.engineClass != null && !among needs.engineClasses facts.engineClass)
-          "one of the engine classes ${lib.concatStringsSep ", " (needs.engineClasses or [ ])} (this one is ${toString facts.engineClass})"
         ++ lib.optional (needs ? architectures && facts.architecture != null && !among needs.architectures facts.architecture)
           "one of the architectures ${lib.concatStringsSep ", " (needs.architectures or [ ])}"
+        ++ lib.optional (needs ? eagleLayers && facts.eagleLayers or null == null) "num_eagle_layers in the checkpoint"
+        ++ lib.optional (rule ? only && !among rule.only (valueOf values rule.option)) "one of ${lib.concatStringsSep ", " (rule.only or [ ])}"
+        ++ lib.optional (rule ? needsAny && builtins.all (o: values.${o} or null == null) rule.needsAny)
+          (lib.concatStringsSep " or " (rule.needsAny or [ ]))
+        ++ builtins.filter (o: among [ null "disable" ] (valueOf values o)) (rule.needsOn or [ ])
         ++ lib.optional (needs ? noDraft && (values.maxDraftLen or 0) > 0) "no draft tokens"
         ++ lib.mapAttrsToList (o: v: "${o} = ${v}") (
           lib.filterAttrs (o: v: valueOf values o != v) (rule.needsOption or { })
         );
-      isSet = if rule ? is then valueOf values rule.option == spelled rule.is else values.${rule.option} or null != null;
+      isSet =
+        if rule ? is then
+          valueOf values rule.option == spelled rule.is
+        else if rule ? isNot then
+          !among [ null rule.isNot ] (valueOf values rule.option)
+        else
+          values.${rule.option} or null != null;
       inPlay =
         isSet
+        && (!(rule.given or false) || values ? ${rule.option})
         && (!(rule ? whenKvCaches) || among rule.whenKvCaches facts.kvCache)
+        && (!(rule ? whenQuantizations) || among rule.whenQuantizations quantization)
+        && (!(rule ? whenStrategies) || among rule.whenStrategies (facts.strategy or "checkpoint"))
         && builtins.all (o: valueOf values o == rule.whenOption.${o}) (builtins.attrNames (rule.whenOption or { }));
     in
     if !inPlay then
@@ -106,7 +122,7 @@ let
       now: rule:
       let
         why = unmet facts now rule;
-        off = if options.${rule.option}.type == "enum" then "disable" else false;
+        off = rule.becomes or (if options.${rule.option}.type == "enum" then "disable" else false);
       in
       if why == null then
         now

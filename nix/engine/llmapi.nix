@@ -71,6 +71,7 @@ let
     row.id
     request
     ranks
+    (check.limits.promised "${name}-engine" sizes llmArgs)
     gpu
     plan
     (if gpu == null then null else check.target.computes "${name}-engine" (model.quantization or null) gpu)

@@ -87,12 +87,15 @@ let
 
   ready = check.options.profile function profile;
   sizes = check.limits.resolve engine facts ready.limits limits;
+  effective = check.limits.effective engine sizes options facts;
+  named = plugins // spoken // adapted;
   options = check.options.resolve function id {
     inherit quantization kvCache architecture;
     inherit (gpu) sm;
     inherit (parallel) tensorParallel;
-    engineClass = check.target.engineClass architecture;
-  } ready.options (plugins // spoken // adapted);
+    eagleLayers = facts.eagleLayers or null;
+    inherit strategy;
+  } ready.options named;
   spoken =
     let
       s = check.arguments.only "${function}: speculative" [ "mode" "maxDraftLen" ] speculative;
@@ -110,7 +113,7 @@ let
     // lib.optionalAttrs (l ? maxRank) { maxLoraRank = l.maxRank; };
 
   plan = check.plan.fits engine (facts // { weightBytes = model.weightBytes or 0; }) gpu (
-    removeAttrs sizes [ "maxInputLen" "maxBeamWidth" ]
+    removeAttrs effective [ "maxInputLen" "maxBeamWidth" ]
     // {
       inherit (parallel) tensorParallel pipelineParallel;
     }
@@ -122,10 +125,11 @@ let
     quantization
     kvCache
     architecture
-    (check.limits.chunks engine sizes options)
+    (check.limits.chunks engine effective options)
     options
     plan
     floor
+    (check.engine.pipeline engine architecture parallel.pipelineParallel)
     (check.arguments.atLeast function "workers" 1 workers)
     (check.arguments.minutes function "stallMinutes" stallMinutes)
     (check.arguments.oneOf function "strategy" [ "checkpoint" "llm-api" ] strategy)
@@ -160,6 +164,8 @@ let
     runtime = id;
     limits = sizes;
     inherit options;
+    # Asked for by name: where TensorRT-LLM would change one of these, the build refuses.
+    named = builtins.attrNames named;
     timingCache = if timingCache == null then null else "${timingCache}";
     inherit stallMinutes acceptDriver;
     pin = if stack.pinFile == "" then null else "${stack.pinFile}";
@@ -256,7 +262,7 @@ builtins.seq (checked true) (
       inherit (ungated) timing;
     };
     checkpoint = if strategy == "checkpoint" then checkpoint else null;
-    contextLogits = options.gatherContextLogits or false;
+    contextLogits = options.gatherContextLogits or false || options.gatherAllTokenLogits or false;
     asker = {
       part = "tensorrt-llm";
       words = [

@@ -400,6 +400,41 @@ in
     ];
     expected = [ true true true true ];
   };
+  testPromisedPrompts = {
+    expr = map (a: fails (check.limits.promised "e" { maxInputLen = 9; maxNumTokens = a.tokens; } a.arguments)) [
+      { tokens = 8; arguments = { enable_chunked_prefill = false; }; }
+      { tokens = 9; arguments = { enable_chunked_prefill = false; }; }
+      { tokens = 8; arguments = { enable_chunked_prefill = true; }; }
+      { tokens = 8; arguments = { }; }
+    ];
+    expected = [ true false false false ];
+  };
+  testPipeline = {
+    expr = map fails [
+      (check.engine.pipeline "e" "Phi3ForCausalLM" 2)
+      (check.engine.pipeline "e" "PhiMoEForCausalLM" 4)
+      (check.engine.pipeline "e" "Phi3ForCausalLM" 1)
+      (check.engine.pipeline "e" "LlamaForCausalLM" 2)
+      (check.engine.pipeline "e" null 2)
+    ];
+    expected = [ true true false false false ];
+  };
+  # As NVIDIA's own Python has it: tests/golden/requests.jsonl.xz, compared by tests/python/engine_tensorrt/test_twin.py.
+  testEffectiveLimits = {
+    expr =
+      let
+        sizes = { maxBatchSize = 4; maxInputLen = 1000; maxSeqLen = 1024; maxNumTokens = 8192; maxBeamWidth = 1; };
+        of = options: model: let e = check.limits.effective "e" sizes options model; in [ e.maxSeqLen e.maxNumTokens ];
+      in
+      [
+        (of { } { })
+        (of { removeInputPadding = false; } { })
+        (of { speculativeDecodingMode = "medusa"; maxDraftLen = 2000; } { })
+        (of { speculativeDecodingMode = "eagle"; maxDraftLen = 10; } { eagleLayers = 4; })
+        (fails (of { speculativeDecodingMode = "eagle"; maxDraftLen = 257; } { }))
+      ];
+    expected = [ [ 1024 4096 ] [ 1024 4096 ] [ 3024 8004 ] [ 1038 4096 ] true ];
+  };
   testTargetForms = {
     expr = map (check.engine.target "e") [ "h200" { gpu = "b200"; count = 2; } ];
     expected = [

@@ -15,7 +15,7 @@ from enginix.checkpoint.formats.fp8 import floats
 from enginix.checkpoint.formats.nvfp4 import fits_tiles
 from enginix.checkpoint.formats.plain import bias_parts, caster
 from enginix.checkpoint.layout import KvCache, Layout, Linear, Vector
-from enginix.checkpoint.mapping import Mapping, check, check_nodes
+from enginix.checkpoint.mapping import Mapping, check, check_nodes, check_pipeline
 from enginix.checkpoint.parts import Output, Reader
 from enginix.checkpoint.resolve import Resolved, resolve
 from enginix.checkpoint.source import FLOATS, Source, vector
@@ -43,6 +43,8 @@ class Options:
         quantize: quantize an unquantized model while it is converted; see ``ON_LOAD``.
         kv_cache: ``FP8`` gives a model an FP8 KV cache that it does not ask for, with scales of 1.0 where it
             has none.
+        kind: of engines that the checkpoint must load into: ``tensorrt`` refuses what TensorRT-LLM's class
+            does not take; None is any, as the reference executor.
     """
 
     dtype: str | None = None
@@ -52,6 +54,7 @@ class Options:
     nvfp4_form: str = "auto"
     quantize: str | None = None
     kv_cache: str | None = None
+    kind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,8 @@ def plan(directory: Path, options: Options) -> Plan:
     """
     model = ModelConfig.read(directory)
     check(model, options.mapping)
+    if options.kind == "tensorrt":
+        check_pipeline(model, options.mapping)
     check_nodes(options.mapping)
     if options.quantize not in (None, *ON_LOAD):
         raise UsageError(f"--quantize {options.quantize!r} is unknown", fix=f"one of: {', '.join(ON_LOAD)}")
@@ -273,7 +278,7 @@ def _manifest(planned: Plan, size: int) -> manifest.Manifest:
             "gpusPerNode": options.mapping.gpus_per_node,
             "parallelEmbedding": options.parallel_embedding,
             "embeddingShardingDim": options.embedding_sharding_dim,
-            **({"nvfp4Form": planned.nvfp4_form} if quantization["group_size"] == 16 else {}),
+            **({"nvfp4Form": planned.nvfp4_form} if quantization.get("group_size") == 16 else {}),
             **({"quantize": options.quantize} if options.quantize else {}),
             **({"kvCache": options.kv_cache} if options.kv_cache else {}),
         },

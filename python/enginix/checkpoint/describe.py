@@ -55,7 +55,7 @@ def describe(
         use_parallel_embedding=parallel_embedding,
         embedding_sharding_dim=embedding_sharding_dim,
         mapping=_mapping(mapping),
-        quantization=_QUANTIZATION | quantization,
+        quantization=_quantization(quantization),
     )
     _family(config, model)
     if model.rope.type == "longrope":
@@ -63,25 +63,38 @@ def describe(
     return config
 
 
-_QUANTIZATION: dict[str, Any] = {
-    "quant_algo": None,
-    "kv_cache_quant_algo": None,
-    "group_size": 128,
-    "smoothquant_val": 0.5,
-    "clamp_val": None,
-    "use_meta_recipe": False,
-    "has_zero_point": False,
-    "pre_quant_scale": False,
-    "exclude_modules": None,
-    "mamba_ssm_cache_dtype": None,
+# What the loader takes where a key is absent. Mapping.from_dict and QuantConfig know no other keys than their
+# release's, so that one which holds its default is left to it: a TypeError is the price of a new one.
+LEFT_OUT: dict[str, dict[str, Any]] = {
+    "mapping": {
+        "cp_size": 1,
+        "cp_config": {},
+        "enable_attention_dp": False,
+        "enable_lm_head_tp_in_adp": False,
+    },
+    "quantization": {
+        "group_size": 128,
+        "smoothquant_val": 0.5,
+        "clamp_val": None,
+        "use_meta_recipe": False,
+        "has_zero_point": False,
+        "pre_quant_scale": False,
+        "mamba_ssm_cache_dtype": None,
+    },
 }
+
+
+def _quantization(given: dict[str, Any]) -> dict[str, Any]:
+    defaults = LEFT_OUT["quantization"]
+    written = {k: v for k, v in given.items() if k not in defaults or v != defaults[k]}
+    # Known to every release: what is quantized is always said.
+    return {"quant_algo": None, "kv_cache_quant_algo": None, "exclude_modules": None} | written
 
 
 def _mapping(mapping: Mapping) -> dict[str, Any]:
     return {
         "world_size": mapping.world_size,
         "gpus_per_node": mapping.gpus_per_node,
-        "cp_size": 1,
         "tp_size": mapping.tensor_parallel,
         "pp_size": mapping.pipeline_parallel,
         "moe_tp_size": mapping.expert_tensor_parallel,
@@ -89,9 +102,6 @@ def _mapping(mapping: Mapping) -> dict[str, Any]:
         "moe_ep_size": mapping.expert_parallel,
         "attn_tp_size": mapping.tensor_parallel,
         "attn_cp_size": 1,
-        "cp_config": {},
-        "enable_attention_dp": False,
-        "enable_lm_head_tp_in_adp": False,
     }
 
 

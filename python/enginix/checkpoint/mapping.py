@@ -124,6 +124,22 @@ def check(config: ModelConfig, mapping: Mapping) -> None:
         )
 
 
+def check_pipeline(config: ModelConfig, mapping: Mapping) -> None:
+    """Refuses pipeline stages that no engine can load.
+
+    Raises:
+        UsageError: TensorRT-LLM's class has no pipeline.
+    """
+    row = table("architectures")["architectures"].get(config.architecture, {})
+    if mapping.pipeline_parallel > 1 and "noPipeline" in row:
+        works = [n for n in range(1, 65) if _tp_works(config, n, mapping.expert_parallel)]
+        raise UsageError(
+            f"--pipeline-parallel {mapping.pipeline_parallel}: TensorRT-LLM has no pipeline for "
+            f"{config.architecture}; {row['noPipeline']}",
+            fix=f"leave --pipeline-parallel out, with --tensor-parallel one of {_sizes(works)}",
+        )
+
+
 def check_nodes(mapping: Mapping) -> None:
     """Refuses ranks that do not fill nodes of ``gpus_per_node`` GPUs, naming sizes that would.
 

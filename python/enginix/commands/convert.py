@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="who converts (default: enginix)",
     )
     parser.add_argument(
+        "--kind",
+        choices=("tensorrt", "reference"),
+        default="tensorrt",
+        help="kind of engines that it is for (default: tensorrt, which has no pipeline for Phi-3)",
+    )
+    parser.add_argument(
         "--parallel-embedding",
         choices=("vocabulary", "hidden"),
         help="cut the embedding over tensor-parallel ranks, too (default: whole on each)",
@@ -80,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         nvfp4_form=args.nvfp4_form,
         quantize=args.quantize,
         kv_cache=args.kv_cache,
+        kind=args.kind,
     )
     world = options.mapping.world_size
     if args.converter != "enginix":

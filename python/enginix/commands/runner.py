@@ -125,7 +125,6 @@ def _serve(args: argparse.Namespace, engine: Path, driver: Driver, runtime: tabl
         console.say(f"note: {note}")
     if args.rootfs is not None:
         check_namespaces()
-    words = command(engine, made, Serving(args.host, args.port, args.kv_cache_fraction))
     with tempfile.TemporaryDirectory(prefix="enginix-", ignore_cleanup_errors=True) as work:
         # Also of an engine that names no target: kind llmapi may be described without one.
         sizes = [made.options.get(name) for name in ("tensorParallel", "pipelineParallel")]
@@ -140,5 +139,8 @@ def _serve(args: argparse.Namespace, engine: Path, driver: Driver, runtime: tabl
             extra={"TLLM_WORKER_USE_SINGLE_PROCESS": "1" if alone else "0"},
         )
         room.prepare()
+        fraction = args.kv_cache_fraction
+        serving = Serving(args.host, args.port, fraction, work=room.work, inside=room.inside)
+        words = command(engine, made, serving)
         console.say(" ".join(words))
         return foreground(room, words)

@@ -4,20 +4,28 @@
   enginix runtime pin trtllm-1.2.1 -o runtime.json       on a machine with network and crane
   enginix runtime run trtllm-1.2.1 --rootfs ROOT -- trtllm-build --help
   enginix runtime check trtllm-1.2.1 --rootfs ROOT       whether this machine can run it
+  enginix runtime predict < requests.jsonl               what trtllm-build makes of requests
 
 A command in a runtime sees the image's root file system, /nix/store, the GPU driver and what --bind lets
 in, nothing else of this machine. Its exit status is the command's; signals go to it. Without --rootfs it
 runs on this machine's own files, which is right inside a container of the image.
+
+predict reads requests on standard input, one JSON object a line: "checkpoint" (an object: architecture,
+quant_algo, kv_cache_quant_algo, tp_size, pp_size …), "sm" (90) and "arguments" (["--max_batch_size", "8"]).
+It prints each with "result" ("ok" or "error"), and "build_config" and "plugin_config" as trtllm-build writes
+them into the engine's config.json, or "error". Anyone with the tool can compare (docs/engines.md).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 import tempfile
 from pathlib import Path
 
 from enginix import console
-from enginix.errors import EXIT_OK, MachineError
+from enginix.errors import EXIT_OK, MachineError, UsageError
 from enginix.files import dump_json, write_text
 from enginix.runtime import driver, table
 
@@ -60,6 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             verb.add_argument("words", nargs="+", metavar="COMMAND", help="command and arguments, behind --")
 
         _json(verb)
+    predict = verbs.add_parser("predict", help="what trtllm-build makes of requests on standard input")
+    _json(predict)
     _json(listing)
     _json(pin)
 
@@ -89,7 +99,24 @@ def run(args: argparse.Namespace) -> int:
         write_text(args.output, dump_json(made))
         console.result(made, f"{args.output}: {made['reference']} is {made['hash']}", as_json=args.json)
         return EXIT_OK
+    if args.verb == "predict":
+        return _predict()
     return _inside(args)
+
+
+def _predict() -> int:
+    from enginix.engine.effective_build import predict_row
+
+    for number, line in enumerate(sys.stdin, 1):
+        if not line.strip():
+            continue
+        try:
+            print(json.dumps(predict_row(json.loads(line)), sort_keys=True))
+        except (ValueError, RecursionError) as e:
+            raise UsageError(f"not JSON: {e}", where=f"standard input, line {number}") from e
+        except UsageError as e:
+            raise UsageError(e.what, where=f"standard input, line {number}", fix=e.fix) from e
+    return EXIT_OK
 
 
 def _inside(args: argparse.Namespace) -> int:

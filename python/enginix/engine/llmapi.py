@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class Wanted:
     limits: dict[str, int] = field(default_factory=dict)
     tensor_parallel: int = 1
     arguments: dict[str, Any] = field(default_factory=dict)
+    profile: dict[str, int] = field(default_factory=dict)
 
     @staticmethod
     def parse(asked: dict[str, Any]) -> Wanted:
@@ -64,9 +66,8 @@ class Wanted:
             name=asked.get("name"),
             target=target(str(asked["target"])) if asked.get("target") else None,
             runtime=runtime,
-            limits={
-                k: v for k, v in {**profile["limits"], **(asked.get("limits") or {})}.items() if v is not None
-            },
+            limits={k: v for k, v in (asked.get("limits") or {}).items() if v is not None},
+            profile=profile["limits"],
             tensor_parallel=count("tensorParallel", asked.get("tensorParallel")),
             arguments=check(asked.get("llmArgs") or {}, runtime.id),
         )
@@ -95,35 +96,107 @@ def check(arguments: dict[str, Any], runtime: str) -> dict[str, Any]:
                 where=where,
                 fix=f"did you mean {near[0]}?" if near else None,
             )
-        _typed(where, rows[name], value)
-        if name == "kv_cache_config":
-            for key, inner in value.items():
-                if key not in tables["kv_cache_config"]:
-                    near = difflib.get_close_matches(key, tables["kv_cache_config"], 1)
-                    raise UsageError(
-                        f"unknown key {key!r}", where=where, fix=f"did you mean {near[0]}?" if near else None
-                    )
-                _typed(f"{where}.{key}", tables["kv_cache_config"][key], inner)
+        _check_value(where, rows[name], value, runtime)
     return arguments
 
 
-def _typed(where: str, row: dict[str, Any], value: Any) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    fits = {
-        "int": isinstance(value, int) and not isinstance(value, bool),
-        "number": number,
+def _check_value(where: str, row: Mapping[str, Any], value: Any, runtime: str) -> None:
+    """Check a value down to the fields of its class, as nix/check/llmapi.nix does."""
+    if value is None and row.get("null", False):
+        return
+    if not _fits(row, value):
+        raise UsageError(f"is {value!r}", where=where, fix=f"pass {_expected(row)}")
+    fields = _fields(where, row, value)
+    if fields is None:
+        return
+    tables = table("llm_args")
+    for key, inner in value.items():
+        if key == tables["dispatch"].get(row.get("dispatch"), {}).get("key"):
+            continue
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1)
+            known = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(fields))}"
+            unread = f" (of the 1.1/1.2 era; the text of {runtime} was not read)"
+            raise UsageError(
+                f"unknown key {key!r}",
+                where=where,
+                fix=known + (unread if runtime in tables["unread"] else ""),
+            )
+        _check_value(f"{where}.{key}", fields[key], inner, runtime)
+    for key, inner_row in fields.items():
+        if inner_row.get("required", False) and key not in value:
+            raise UsageError(f"{key} is missing", where=where, fix=f"pass {_expected(inner_row)}")
+
+
+def _fields(where: str, row: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The fields that an object may have; None where any."""
+    tables = table("llm_args")
+    name = row.get("class")
+    if "dispatch" in row:
+        choice = tables["dispatch"][row["dispatch"]]
+        kind = value.get(choice["key"])
+        if isinstance(kind, str) and kind in choice["refused"]:
+            raise UsageError(
+                f"{choice['key']} is {kind!r}: {choice['refused'][kind]}",
+                where=where,
+                fix=f"pass one of {', '.join(sorted(choice['classes']))}",
+            )
+        name = choice["classes"].get(kind) if isinstance(kind, str) else None
+        if name is None:
+            raise UsageError(
+                f"{choice['key']} is {kind!r}",
+                where=where,
+                fix=f"pass one of {', '.join(sorted(choice['classes']))}",
+            )
+    return None if name is None else dict(tables["classes"][name]["fields"])
+
+
+def _fits(row: Mapping[str, Any], value: Any) -> bool:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    number = whole or isinstance(value, float)
+    least, most = row.get("least", value), row.get("most", value)
+    kind = row["type"]
+    if kind in ("int", "number"):
+        return (whole if kind == "int" else number) and bool(least <= value <= most)
+    if kind == "list":
+        items = row.get("items")
+        return (
+            isinstance(value, list)
+            and (bool(value) or not row.get("filled", False))
+            and all(
+                _fits({**row, "type": "int"}, item)
+                if items == "int"
+                else _fits({"type": "list", "items": "int"}, item)
+                for item in value
+            )
+        )
+    return {
         "bool": isinstance(value, bool),
         "string": isinstance(value, str),
-        "enum": value in (row.get("choices") or ()),
+        "enum": isinstance(value, str) and value in (row.get("choices") or ()),
         "object": isinstance(value, dict),
-        "list": isinstance(value, list),
-    }[row["type"]]
-    if not fits and value is not None:
-        raise UsageError(
-            f"is {value!r}",
-            where=where,
-            fix=f"pass {', '.join(row['choices']) if row.get('choices') else row['type']}",
-        )
+        "any": isinstance(value, (dict, str)),
+    }[kind]
+
+
+def _expected(row: Mapping[str, Any]) -> str:
+    """What a value may be, in words."""
+    if row["type"] == "enum":
+        return ", ".join(row["choices"])
+    limits = [f"at least {row['least']}"] if "least" in row else []
+    limits += [f"at most {row['most']}"] if "most" in row else []
+    names = {
+        "int": "int: a whole number",
+        "number": "number",
+        "bool": "bool: true or false",
+        "string": "a text",
+        "object": "an object",
+        "list": "a list of lists of whole numbers"
+        if row.get("items") == "ints"
+        else "a list of whole numbers",
+        "any": "an object or a text",
+    }
+    return " ".join([names[row["type"]], *([", ".join(limits)] if limits else [])])
 
 
 def describe(wanted: Wanted, model: Path, out: Path, *, link: bool) -> Manifest:
@@ -134,11 +207,22 @@ def describe(wanted: Wanted, model: Path, out: Path, *, link: bool) -> Manifest:
         ModelError: not a model, or one without a tokenizer.
     """
     facts = Checkpoint.of_model(model, wanted.tensor_parallel)
-    limits: Limits = build_options.defaults(facts.context, wanted.limits)
+    limits: Limits = build_options.defaults(facts.context, wanted.limits, wanted.profile)
+    chunked = wanted.arguments.get("enable_chunked_prefill")
+    if longer := limits.maxInputLen > limits.maxNumTokens:
+        # TensorRT-LLM refuses a prompt above max_num_tokens otherwise.
+        if chunked is False:
+            raise UsageError(
+                f"maxInputLen {limits.maxInputLen} is more than maxNumTokens {limits.maxNumTokens}, and "
+                "enable_chunked_prefill is false: such a prompt is refused",
+                fix=f"leave enable_chunked_prefill out, or set maxInputLen to {limits.maxNumTokens}",
+            )
+        chunked = True
     names = table("llm_args")["limits"]
     arguments = {names[k]: v for k, v in asdict(limits).items()} | {
         "tensor_parallel_size": wanted.tensor_parallel,
         **wanted.arguments,
+        **({"enable_chunked_prefill": chunked} if longer else {}),
     }
     with new_directory(out) as partial:
         write_text(partial / FILE, dump_json(arguments))

@@ -54,8 +54,12 @@ class Limits:
         return {snake(name): value for name, value in asdict(self).items()}
 
 
-def defaults(context: int | None, given: Mapping[str, int | None]) -> Limits:
-    """Limits from what was given and the model's context.
+def defaults(
+    context: int | None, given: Mapping[str, int | None], profile: Mapping[str, int] | None = None
+) -> Limits:
+    """Limits from what was given, a profile's and the model's context; as nix/check/limits.nix.
+
+    A default or a profile's maxNumTokens is at most what all sequences hold together.
 
     Raises:
         UsageError: no context is known and maxSeqLen was not given; or a limit contradicts another or the
@@ -67,7 +71,7 @@ def defaults(context: int | None, given: Mapping[str, int | None]) -> Limits:
     for name, value in given.items():
         if value is not None:
             _limit(name, value)
-    chosen |= {n: v for n, v in given.items() if v is not None}
+    chosen |= {**(profile or {}), **{n: v for n, v in given.items() if v is not None}}
     longest = chosen["maxSeqLen"] if chosen["maxSeqLen"] is not None else context
     if longest is None:
         raise UsageError("--max-seq-len is needed: the checkpoint does not say the model's context")
@@ -124,9 +128,11 @@ def _typed(name: str, value: Any, runtime: str) -> Value:
     fits = {
         "switch": isinstance(value, bool),
         "bool": isinstance(value, bool),
-        "int": isinstance(value, int) and not isinstance(value, bool) and value >= 0,
+        "int": isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST,
         "enum": isinstance(value, str) and value in (row["choices"] or ()),
-        "strings": isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value),
+        "strings": isinstance(value, list)
+        and bool(value)
+        and all(isinstance(v, str) and v in (row["choices"] or (v,)) for v in value),
         "string": isinstance(value, str),
     }[kind]
     if not fits:
@@ -136,7 +142,10 @@ def _typed(name: str, value: Any, runtime: str) -> Value:
             "int": "a whole number",
             "strings": "a list",
         }
-        what = ", ".join(row["choices"]) if kind == "enum" else expected.get(kind, "a text")
+        choices = ", ".join(row["choices"] or ())
+        what = choices if kind == "enum" else expected.get(kind, "a text")
+        if kind == "strings" and choices:
+            what = f"a list of {choices}"
         raise UsageError(f"is {value!r}", where=where, fix=f"pass {what}")
     return value  # type: ignore[no-any-return]
 

@@ -19,18 +19,19 @@ ALWAYS: dict[str, Value] = {"kvCacheType": "paged", "usePagedContextFmha": True,
 
 @dataclass(frozen=True)
 class Facts:
-    """What the rules ask for; None for what is not known."""
+    """What the rules ask for; None for what is not known.
+
+    Attributes:
+        eagle_layers: ``num_eagle_layers`` of the checkpoint.
+    """
 
     quantization: str | None
     kv_cache: str | None
     sm: int
     architecture: str | None
     tensor_parallel: int
-
-    @property
-    def engine_class(self) -> str | None:
-        found = table("quantization_support")["architectures"]["engine"].get(self.architecture)
-        return None if found is None else str(found)
+    eagle_layers: int | None = None
+    strategy: str = "checkpoint"
 
 
 def resolve(facts: Facts, profile: Mapping[str, Value], asked: Mapping[str, Value]) -> dict[str, Value]:
@@ -51,7 +52,7 @@ def resolve(facts: Facts, profile: Mapping[str, Value], asked: Mapping[str, Valu
             raise UsageError(
                 f"is {asked[name]!r}: {why}", where=f"option {name}", fix="change it, or leave it out"
             )
-        now[name] = "disable" if rows[name]["type"] == "enum" else False
+        now[name] = rule.get("becomes", "disable" if rows[name]["type"] == "enum" else False)
     return now
 
 
@@ -66,15 +67,26 @@ def _unmet(facts: Facts, now: Mapping[str, Value], rule: Mapping[str, Any]) -> s
     def value(name: str) -> Any:
         return _spelled(now.get(name, rows[name]["default"]))
 
-    name = rule["option"]
-    in_play = value(name) == _spelled(rule["is"]) if "is" in rule else now.get(name) is not None
-    in_play = in_play and ("whenKvCaches" not in rule or facts.kv_cache in rule["whenKvCaches"])
+    name, weights = rule["option"], facts.quantization or "NO_QUANT"
+    if "is" in rule:
+        in_play = value(name) == _spelled(rule["is"])
+    elif "isNot" in rule:
+        in_play = value(name) not in (None, rule["isNot"])
+    else:
+        in_play = now.get(name) is not None
+    in_play = in_play and (name in now or not rule.get("given", False))
+    for key, fact in (
+        ("whenKvCaches", facts.kv_cache),
+        ("whenQuantizations", weights),
+        ("whenStrategies", facts.strategy),
+    ):
+        in_play = in_play and (key not in rule or fact in rule[key])
     if not in_play or any(value(o) != v for o, v in rule.get("whenOption", {}).items()):
         return None
     if "refuse" in rule:
         return str(rule["refuse"])
-    needs = rule.get("needs", {})
-    weights = facts.quantization or "NO_QUANT"
+    needs, only = rule.get("needs", {}), rule.get("only")
+    sources = rule.get("needsAny", ())
     wanting = {
         f"weights in {needs.get('quantizations')}": "quantizations" in needs
         and weights not in needs["quantizations"],
@@ -85,10 +97,12 @@ def _unmet(facts: Facts, now: Mapping[str, Value], rule: Mapping[str, Any]) -> s
         and facts.kv_cache not in needs["kvCaches"],
         f"another KV cache than {facts.kv_cache}": facts.kv_cache in needs.get("notKvCaches", ()),
         "a tensor parallel size of at least 2": facts.tensor_parallel < needs.get("tensorParallelFrom", 0),
-        f"an engine class of {needs.get('engineClasses')}": facts.engine_class is not None
-        and facts.engine_class not in needs.get("engineClasses", [facts.engine_class]),
         f"an architecture of {needs.get('architectures')}": facts.architecture is not None
         and facts.architecture not in needs.get("architectures", [facts.architecture]),
+        "num_eagle_layers in the checkpoint": "eagleLayers" in needs and facts.eagle_layers is None,
+        f"one of {only}": only is not None and value(name) not in only,
+        f"{' or '.join(sources)}": bool(sources) and all(now.get(o) is None for o in sources),
+        **{o: value(o) in (None, "disable") for o in rule.get("needsOn", ())},
         "no draft tokens": "noDraft" in needs and int(str(now.get("maxDraftLen", 0))) > 0,
         **{f"{o} = {v}": value(o) != v for o, v in rule.get("needsOption", {}).items()},
     }

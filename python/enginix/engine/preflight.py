@@ -196,6 +196,21 @@ def check_support(
     ]
 
 
+def check_pipeline(architecture: str | None, stages: int) -> None:
+    """Pipeline stages against the engine's class, as nix/check/engine.nix does at evaluation.
+
+    Raises:
+        UsageError: TensorRT-LLM's class has no pipeline.
+    """
+    rows = table("quantization_support")["architectures"]
+    why = rows["noPipeline"].get(rows["engine"].get(architecture))
+    if stages > 1 and why:
+        raise UsageError(
+            f"{stages} pipeline stages: TensorRT-LLM has no pipeline for {architecture}; {why}",
+            fix="convert the model with --pipeline-parallel 1 and a larger --tensor-parallel",
+        )
+
+
 def _refuse(name: str, row: dict[str, Any], target: Target, support: dict[str, Any]) -> None:
     if _takes(row, target.sm):
         return

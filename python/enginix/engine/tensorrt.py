@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from enginix import console
@@ -23,9 +23,11 @@ from enginix.engine import options as build_options
 from enginix.engine import preflight
 from enginix.engine import tensorrt_result as result
 from enginix.engine import tensorrt_stage as stage
+from enginix.engine.effective_build import EffectiveBuild
+from enginix.engine.lora_adapters import check_adapters
 from enginix.engine.target import probe
-from enginix.engine.tensorrt_checkpoint import Checkpoint, tokenizer_files
-from enginix.engine.tensorrt_request import STRATEGIES, Place, Request
+from enginix.engine.tensorrt_checkpoint import Checkpoint, model_identity, tokenizer_files
+from enginix.engine.tensorrt_request import STRATEGIES, Place, Request, effective_build
 from enginix.errors import UsageError
 from enginix.files import new_directory
 from enginix.manifest import Manifest
@@ -52,7 +54,10 @@ def build(request: Request, checkpoint_dir: Path | None, model: Path, place: Pla
         checkpoint.quantization, checkpoint.kv_cache, checkpoint.architecture, request.target
     ):
         console.say(f"warning: {warning}")
-    _check_request(request, checkpoint)
+    preflight.check_pipeline(checkpoint.architecture, checkpoint.pipeline_parallel)
+    made = _check_request(request, checkpoint)
+    inputs = [p for p in (checkpoint_dir, model) if p is not None]
+    check_adapters(request.options, inputs, str(model_identity(model).get("repo", request.name)))
     driver = drivers.find(place.driver)
     with _work() as work, _output(place) as out:
         room, found = _preflight(request, checkpoint, model, place, driver, work, out)
@@ -61,17 +66,18 @@ def build(request: Request, checkpoint_dir: Path | None, model: Path, place: Pla
         engine.mkdir()
         outcome = stage.run(request, checkpoint, model, room, engine)
         phase("verify")
-        ranks = result.verify(engine, request, checkpoint)
-        result.refuse_paths(engine, [p for p in (checkpoint_dir, model) if p is not None])
+        ranks, differences = result.verify(engine, request, checkpoint, made)
+        result.refuse_paths(engine, inputs)
         timing = result.keep_timing(work, place)
         tokenizer = out / "tokenizer"
         tokenizer.mkdir()
         for path in tokenizer_files(model):
             shutil.copyfile(path, tokenizer / path.name)
         nccl = stage.nccl(room)
-        made = result.describe(request, checkpoint, model, found, outcome, ranks, timing, nccl)
-        made.write(out)
-    return made
+        found = replace(found, notes=(*found.notes, *differences))
+        described = result.describe(request, checkpoint, made, model, found, outcome, ranks, timing, nccl)
+        described.write(out)
+    return described
 
 
 def phase(name: str) -> None:
@@ -81,7 +87,7 @@ def phase(name: str) -> None:
     console.say(f"stage: {name}")
 
 
-def _check_request(request: Request, checkpoint: Checkpoint) -> None:
+def _check_request(request: Request, checkpoint: Checkpoint) -> EffectiveBuild:
     if request.strategy not in STRATEGIES:
         raise UsageError(f"unknown strategy {request.strategy!r}", fix=f"use one of {', '.join(STRATEGIES)}")
     if request.strategy == "checkpoint" and not checkpoint.ranks:
@@ -100,14 +106,18 @@ def _check_request(request: Request, checkpoint: Checkpoint) -> None:
     if request.strategy == "llm-api":
         stage.llm_api_fields(request.options)
     result.gates(request, checkpoint)
-    limits = request.limits
-    if limits.maxInputLen > limits.maxNumTokens and request.options.get("usePagedContextFmha") is False:
+    made = effective_build(request, checkpoint)
+    limits, paged = made.limits(), made.plugin_config["use_paged_context_fmha"]
+    if limits["maxInputLen"] > limits["maxNumTokens"] and not paged:
         raise UsageError(
-            f"maxInputLen {limits.maxInputLen} is more than maxNumTokens {limits.maxNumTokens}, and "
-            f"without paged "
-            "context attention a prompt is not taken in chunks",
+            f"maxInputLen {limits['maxInputLen']} is more than maxNumTokens {limits['maxNumTokens']}, and "
+            f"without paged context attention a prompt is not taken in chunks",
             fix="raise maxNumTokens, lower maxInputLen, or --plugin use-paged-context-fmha=true",
         )
+    for name, asked in asdict(request.limits).items():
+        if limits[name] != asked:
+            console.say(f"note: {name} {asked} becomes {limits[name]}: trtllm-build changes it")
+    return made
 
 
 def _preflight(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix import manifest
+from enginix.engine.effective_build import BuildSubject, subject_of
 from enginix.errors import CheckpointError, ManifestError, ModelError
 from enginix.files import sha256_file
 
@@ -35,6 +36,7 @@ class Checkpoint:
         ranks: rank → bytes of its weights; empty for a model.
         total: bytes of all weights.
         context: ``max_position_embeddings``.
+        config: the checkpoint's config.json; None for a model.
     """
 
     path: Path | None
@@ -48,6 +50,26 @@ class Checkpoint:
     total: int
     ranks: dict[int, int] = field(default_factory=dict)
     made_from: dict[str, Any] | None = None
+    config: dict[str, Any] | None = None
+
+    def subject(self, sm: int) -> BuildSubject:
+        """Return what trtllm-build reads of it, for a GPU.
+
+        Raises:
+            UsageError: config.json has a value of another type.
+        """
+        if self.config is not None:
+            return subject_of(self.config, sm)
+        return BuildSubject(
+            architecture=self.architecture,
+            sm=sm,
+            quantization=self.quantization,
+            kv_cache=self.kv_cache,
+            tensor_parallel=self.tensor_parallel,
+            pipeline_parallel=self.pipeline_parallel,
+            context=self.context,
+            dtype=self.dtype or "bfloat16",
+        )
 
     @property
     def world_size(self) -> int:
@@ -101,6 +123,7 @@ class Checkpoint:
             total=sum(ranks.values()),
             ranks=ranks,
             made_from=made_from if isinstance(made_from, dict) else None,
+            config=config,
         )
 
     @staticmethod

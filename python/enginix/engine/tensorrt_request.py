@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.engine import options as build_options
+from enginix.engine.effective_build import EffectiveBuild, predict_build
 from enginix.engine.options import Limits, Value
 from enginix.engine.options_rules import Facts, resolve
 from enginix.engine.target import Target, target
@@ -26,6 +27,7 @@ KEYS = {
     "limits",
     "llmArgs",
     "name",
+    "named",
     "options",
     "pin",
     "plan",
@@ -43,6 +45,7 @@ TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     **{n: (str, "a text") for n in ("name", "target", "runtime", "strategy", "timingCache", "profile")},
     **{n: (str, "a path") for n in ("gates", "pin")},
     **{n: (dict, "an object") for n in ("limits", "options", "plan")},
+    "named": (list, "a list of names"),
     "workers": (int, "a whole number"),
     "stallMinutes": ((int, float), "a number"),
     "acceptDriver": (bool, "true or false"),
@@ -56,6 +59,7 @@ class Request:
     """An engine as it was asked for, every default written out.
 
     Attributes:
+        named: options that somebody asked for by name; the others are a profile's, or enginix's own.
         strategy: ``checkpoint`` runs trtllm-build on our checkpoint; ``llm-api`` lets TensorRT-LLM load
         the model. workers: ranks built at once, a GPU each.
         timing_cache: tactics of an earlier build.
@@ -69,6 +73,7 @@ class Request:
     runtime: Runtime
     limits: Limits
     options: dict[str, Value] = field(default_factory=dict)
+    named: frozenset[str] = frozenset()
     strategy: str = "checkpoint"
     workers: int = 1
     timing_cache: Path | None = None
@@ -153,17 +158,26 @@ def request_of(asked: dict[str, Any], checkpoint_dir: Path | None, model: Path) 
         str(asked["runtime"]), "tensorrt", Path(asked["pin"]) if asked.get("pin") else None
     )
     profile = profile_of(asked.get("profile"))
-    known = Facts(facts.quantization, facts.kv_cache, wanted.sm, facts.architecture, facts.tensor_parallel)
+    options = build_options.check(asked.get("options") or {}, runtime.id)
+    strategy = str(asked.get("strategy") or "checkpoint")
+    known = Facts(
+        facts.quantization,
+        facts.kv_cache,
+        wanted.sm,
+        facts.architecture,
+        facts.tensor_parallel,
+        facts.subject(wanted.sm).num_eagle_layers,
+        strategy,
+    )
     cache = asked.get("timingCache")
     return Request(
         name=str(asked.get("name") or name_of(model)),
         target=wanted,
         runtime=runtime,
-        limits=build_options.defaults(facts.context, {**profile["limits"], **(asked.get("limits") or {})}),
-        options=resolve(
-            known, profile["options"], build_options.check(asked.get("options") or {}, runtime.id)
-        ),
-        strategy=str(asked.get("strategy") or "checkpoint"),
+        limits=build_options.defaults(facts.context, asked.get("limits") or {}, profile["limits"]),
+        options=resolve(known, profile["options"], options),
+        named=frozenset(asked["named"] if asked.get("named") is not None else options),
+        strategy=strategy,
         workers=count("workers", asked.get("workers")),
         timing_cache=Path(cache) if cache else None,
         stall=60.0 * _minutes(asked.get("stallMinutes")),
@@ -171,6 +185,31 @@ def request_of(asked: dict[str, Any], checkpoint_dir: Path | None, model: Path) 
         plan=asked.get("plan"),
         gates=Path(asked["gates"]) if asked.get("gates") else None,
     )
+
+
+def effective_build(request: Request, checkpoint: Checkpoint) -> EffectiveBuild:
+    """Return what trtllm-build makes of a request.
+
+    Raises:
+        UsageError: the tool ends with an exception, or changes an option that was asked for by name.
+    """
+    options = dict(request.options)
+    if request.strategy == "llm-api" and options.get("gemmPlugin") == "disable":
+        # The LLM class has no way to say so: only the command line's "disable" is remembered.
+        del options["gemmPlugin"]
+    words = [*request.limits.flags(), *build_options.flags(options)]
+    made = predict_build(checkpoint.subject(request.target.sm), words)
+    for name in sorted(request.named & set(request.options)):
+        asked, becomes = request.options[name], made.option(name, request.options[name])
+        # Tokens of a step are a limit: clipped, and said.
+        if becomes != asked and name not in ("optNumTokens", "maxDraftLen"):
+            raise UsageError(
+                f"is {asked!r}, but TensorRT-LLM makes {becomes!r} of it for {checkpoint.architecture} in "
+                f"{checkpoint.quantization or checkpoint.dtype} on SM {request.target.sm}",
+                where=f"option {name}",
+                fix="leave it out",
+            )
+    return made
 
 
 def count(name: str, value: int | None) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,8 +12,9 @@ from typing import Any
 from enginix import __version__, manifest
 from enginix.console import human_bytes
 from enginix.engine import preflight
+from enginix.engine.effective_build import EffectiveBuild
 from enginix.engine.failures import BuildError
-from enginix.engine.options import Value
+from enginix.engine.lora_adapters import adapter_digests, find_input_path
 from enginix.engine.tensorrt_checkpoint import Checkpoint
 from enginix.engine.tensorrt_request import Place, Request
 from enginix.engine.tensorrt_stage import TIMING_OUT
@@ -22,17 +22,24 @@ from enginix.errors import ManifestError
 from enginix.files import sha256_file
 from enginix.manifest import Manifest
 from enginix.runtime.supervise import Outcome
+from enginix.tables import table
 
 
-def verify(engine: Path, request: Request, checkpoint: Checkpoint) -> dict[str, int]:
-    """Whether a directory is the engine that was asked for: an exit status of 0 does not say so.
+def verify(
+    engine: Path, request: Request, checkpoint: Checkpoint, made: EffectiveBuild
+) -> tuple[dict[str, int], list[str]]:
+    """Check that a directory is the engine that was asked for: an exit status of 0 does not say so.
+
+    Args:
+        made: what trtllm-build makes of the request.
 
     Returns:
-        Size of each rank's engine in bytes.
+        Size of each rank's engine in bytes; and what config.json says that was not foreseen, of settings
+        that the request leaves alone.
 
     Raises:
-        BuildError: a file is missing, too small for its weights, or of another version or size than asked
-        for.
+        BuildError: a file is missing, too small for its weights, of another version, or has limits or
+        options that do not follow from the request.
     """
     path = engine / "config.json"
     fix = "build again; if it repeats, report the runtime and the last lines of the build"
@@ -53,14 +60,7 @@ def verify(engine: Path, request: Request, checkpoint: Checkpoint) -> dict[str, 
             where="config.json",
             fix="pass the runtime's own image",
         )
-    for key, value in request.limits.as_build_config().items():
-        # TensorRT-LLM replaces max_input_len when padding is removed and context attention is fused.
-        if built.get(key) != value and key != "max_input_len":
-            raise BuildError(
-                f"{key} is {built.get(key)!r}, {value} was asked for",
-                where="config.json",
-                fix="report it with the options",
-            )
+    differences = _compare_settings(built, request, made)
     sizes = {}
     for rank in range(checkpoint.world_size):
         name = f"rank{rank}.engine"
@@ -78,24 +78,41 @@ def verify(engine: Path, request: Request, checkpoint: Checkpoint) -> dict[str, 
             )
             raise BuildError(f"{what}: a partial engine", where=name, fix=fix)
         sizes[name] = size
-    return sizes
+    return sizes, differences
+
+
+def _compare_settings(built: Mapping[str, Any], request: Request, made: EffectiveBuild) -> list[str]:
+    """Compare config.json with what the request becomes; a setting that a release lacks is left out."""
+    plugins = built.get("plugin_config")
+    found = {**built, **(plugins if isinstance(plugins, dict) else {})}
+    rows = table("build_options")
+    limits = {row["flag"][2:] for row in rows["limits"].values()}
+    asked = limits | {rows["options"][name]["flag"][2:] for name in request.options}
+    # Some releases drop max_input_len where nothing reads it.
+    asked -= {"max_input_len"}
+    differences = []
+    for key, expected in {**made.build_config, **made.plugin_config}.items():
+        value, allowed = found.get(key), (expected, made.constructed.get(key, expected))
+        if value in allowed or (key not in found and key not in limits):
+            continue
+        said = f"{key} is {value!r}, but trtllm-build makes {expected!r} of this request"
+        if key in asked:
+            raise BuildError(said, where="config.json", fix="report it with the runtime and the options")
+        differences.append(f"config.json: {said}")
+    return differences
 
 
 def refuse_paths(engine: Path, inputs: list[Path]) -> None:
     """No small file may name an input: such a path drags the weights into the closure of whoever serves
     the engine.
     """
-    names = {os.fsencode(str(p)) for given in inputs for p in (given, Path(os.path.realpath(given)))}
-    for path in engine.rglob("*"):
-        if path.is_file() and path.stat().st_size < 16 << 20:
-            content = path.read_bytes()
-            for name in names:
-                if name in content:
-                    raise BuildError(
-                        f"names the path of an input, {os.fsdecode(name)}",
-                        where=str(path.relative_to(engine.parent)),
-                        fix="report it: the file must not keep the weights alive",
-                    )
+    found = find_input_path(engine, inputs)
+    if found is not None:
+        raise BuildError(
+            f"names the path of an input, {found[1]}",
+            where=str(found[0].relative_to(engine.parent)),
+            fix="report it: the file must not keep the weights alive",
+        )
 
 
 def keep_timing(work: Path, place: Place) -> str | None:
@@ -135,14 +152,10 @@ def gates(request: Request, checkpoint: Checkpoint) -> Any:
     return {"checkpoint": verdicts, "manifestSha256": sha256_file(request.gates / manifest.FILE)}
 
 
-def _adapters(directories: Value) -> list[dict[str, str]]:
-    assert isinstance(directories, list)
-    return [{p.name: sha256_file(p) for p in sorted(Path(d).iterdir()) if p.is_file()} for d in directories]
-
-
 def describe(
     request: Request,
     checkpoint: Checkpoint,
+    made: EffectiveBuild,
     model: Path,
     found: preflight.Found,
     outcome: Outcome,
@@ -153,9 +166,12 @@ def describe(
     """The manifest: everything that another machine must know, nothing that names a path.
 
     Args:
+        made: what trtllm-build makes of the request; limits and plugins are its own, asked has the request's.
         nccl: its version, and who told it.
     """
     runtime, machine = request.runtime, found.machine
+    # By content, never by path.
+    asked = {n: adapter_digests(v) if n == "loraDir" else v for n, v in sorted(request.options.items())}
     return Manifest(
         artefact="engine",
         name=request.name,
@@ -171,9 +187,9 @@ def describe(
         | ({"timingCache": {"sha256": sha256_file(request.timing_cache)}} if request.timing_cache else {}),
         options={
             "strategy": request.strategy,
-            "limits": asdict(request.limits),
-            # By content, never by path.
-            "plugins": {n: _adapters(v) if n == "loraDir" else v for n, v in sorted(request.options.items())},
+            "limits": made.limits(),
+            "plugins": {n: made.option(n, v) for n, v in asked.items()},
+            "asked": {"limits": asdict(request.limits), "plugins": asked},
             "tensorParallel": checkpoint.tensor_parallel,
             "pipelineParallel": checkpoint.pipeline_parallel,
             "workers": request.workers,

@@ -13,6 +13,7 @@ from typing import Any
 from enginix import console, process
 from enginix.engine import options as build_options
 from enginix.engine.failures import explain
+from enginix.engine.lora_adapters import copy_adapters
 from enginix.engine.options import Value
 from enginix.engine.target import probe
 from enginix.engine.tensorrt_checkpoint import Checkpoint
@@ -118,13 +119,8 @@ def _with_adapters(request: Request, room: Room) -> Request:
     adapters = request.options.get("loraDir")
     if not isinstance(adapters, list):
         return request
-    inside = []
-    for number, adapter in enumerate(adapters):
-        if not Path(adapter).is_dir():
-            raise UsageError("no such directory", where=adapter, fix="pass LoRA adapters as directories")
-        shutil.copytree(adapter, room.work / "lora" / str(number))
-        inside.append(str(room.inside / "lora" / str(number)))
-    return replace(request, options={**request.options, "loraDir": inside})
+    copied = copy_adapters(adapters, room.work, room.inside)
+    return replace(request, options={**request.options, "loraDir": copied})
 
 
 def llm_api_fields(options: dict[str, Value]) -> dict[str, dict[str, Value]]:

@@ -135,12 +135,16 @@ def _wanted(engine: Path, made: Manifest) -> dict[str, Any]:
     try:
         limit, longest = int(limits["maxSeqLen"]), int(limits["maxInputLen"])
         longest = min(longest, limit, int(limits["maxNumTokens"]))
+        # An engine with drafts is longer than what was asked for, but its answers are not.
+        asked = made.options.get("asked", {})
+        limit = min(limit, int(asked["limits"]["maxSeqLen"])) if asked else limit
     except (KeyError, TypeError, ValueError) as e:
         raise ManifestError(f"limits are {limits!r}", where=str(engine), fix="build this engine again") from e
     common = {"kind": made.kind, "limit": limit, "longest": longest, "contextLogits": None}
     # The place itself, not a link to it: what lies outside the engine is bound by its own path.
     if made.kind == "tensorrt":
-        gathers = made.options.get("plugins", {}).get("gatherContextLogits") is True
+        plugins = made.options.get("plugins", {})
+        gathers = any(plugins.get(name) is True for name in ("gatherContextLogits", "gatherAllTokenLogits"))
         path = os.path.realpath(engine / "engine")
         tensor, pipeline = _ranks(engine, made)
         arguments = {"tensor_parallel_size": tensor, "pipeline_parallel_size": pipeline}

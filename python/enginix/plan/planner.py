@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from enginix.engine.preflight import check_pipeline
 from enginix.errors import EnginixError, ModelError, UsageError
 from enginix.inspect import Description, Model, describe
 from enginix.model import ModelConfig, open_weights
@@ -131,6 +132,11 @@ def plan(model: Model, gpu: Gpu, asked: Asked) -> Plan:
     weights, exact, ranks = _weights(model, said, sizes, config, asked)
     found = arithmetic.memory(sizes, limits, gpu, weights)
     obstacles += format_obstacles(sizes, gpu, asked.kind)
+    if asked.kind == "tensorrt":
+        try:
+            check_pipeline(said.architecture, asked.pipeline_parallel)
+        except UsageError as e:
+            obstacles.append(f"{e.what} (fix: {e.fix})")
     notes += _notes(said, sizes, limits, found, asked, gpu)
     helps = [] if found.fits else arithmetic.changes(sizes, limits, gpu, weights)
     if asked.kind == "reference":  # one process on one device, its weights as they are
@@ -266,9 +272,12 @@ def limits_of(sizes: Sizes, asked: Asked) -> Limits:
     """The limits with TensorRT-LLM's defaults filled in; for ``reference`` those of one device."""
     kv = _kv_bits(asked)
     length, reference = asked.max_seq_len or sizes.context, asked.kind == "reference"
+    batch = asked.max_batch_size or (1 if reference else arithmetic.default("maxBatchSize"))
+    tokens = asked.max_num_tokens or (length if reference else arithmetic.default("maxNumTokens"))
     return Limits(
-        max_batch_size=asked.max_batch_size or (1 if reference else arithmetic.default("maxBatchSize")),
-        max_num_tokens=asked.max_num_tokens or (length if reference else arithmetic.default("maxNumTokens")),
+        max_batch_size=batch,
+        # As trtllm-build clips it: a step never takes more than all sequences hold together.
+        max_num_tokens=min(tokens, batch * length),
         max_seq_len=length,
         sequences=asked.sequences,
         tensor_parallel=1 if reference else asked.tensor_parallel,

@@ -21,6 +21,7 @@ from typing import Any
 
 from enginix.errors import RepositoryError
 from enginix.manifest import Manifest
+from enginix.model.jsonfile import read_object
 from enginix.tables import table
 from enginix.triton import config, contract
 from enginix.triton.options import Options
@@ -34,6 +35,8 @@ SPECULATIVE = {
     "redrafter": "explicit_draft_tokens",
     "eagle": "eagle",
 }
+# Tokenizers without defaults of a class.
+GENERIC = (None, "PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
 DEFAULTS = {"kv_cache_free_gpu_mem_fraction": "0.9", "batch_scheduler_policy": "guaranteed_no_evict"}
 
 
@@ -43,6 +46,7 @@ class TensorrtEngine:
 
     Attributes:
         max_batch_size, max_beam_width, max_seq_len: the engine's limits; ``None`` where it does not say.
+        longer_prompts: prompts above the tokens of a step are within its limits.
         paged_context: built with paged-context FMHA, which KV-cache reuse and chunked context need; ``None``
             where it does not say.
         lora: built with the LoRA plug-in.
@@ -55,6 +59,7 @@ class TensorrtEngine:
     max_batch_size: int | None
     max_beam_width: int | None
     max_seq_len: int | None
+    longer_prompts: bool
     paged_context: bool | None
     lora: bool
     speculative: str | None
@@ -65,29 +70,49 @@ def read_engine(directory: Path, found: Manifest) -> TensorrtEngine:
     """The engine's limits, from its manifest.
 
     Raises:
-        RepositoryError: engine or tokenizer is missing.
+        RepositoryError: engine or tokenizer is missing, or the tokenizer has no end token.
     """
     for part in ("engine/config.json", "tokenizer"):
         if not (directory / part).exists():
             raise RepositoryError("missing", where=str(directory / part), fix="build the engine again")
+    _check_end_token(directory / "tokenizer")
     limits = found.options.get("limits")
     limits = limits if isinstance(limits, dict) else {}
     plugins = found.options.get("plugins")
     plugins = plugins if isinstance(plugins, dict) else {}
     paged = plugins.get("usePagedContextFmha")
     mode = plugins.get("speculativeDecodingMode")
+    prompt, step = (_positive(limits.get(name)) for name in ("maxInputLen", "maxNumTokens"))
     return TensorrtEngine(
         directory,
         found,
         _positive(limits.get("maxBatchSize")),
         _positive(limits.get("maxBeamWidth")),
         _positive(limits.get("maxSeqLen")),
+        prompt is not None and step is not None and prompt > step,
         None if paged is None else paged in (True, "enable"),
         # What trtllm-build was not told is off, by its defaults.
         plugins.get("loraPlugin", "disable") not in ("disable", False, None),
         str(mode) if mode else None,
         plugins.get("weightStreaming") is True,
     )
+
+
+def _check_end_token(tokenizer: Path) -> None:
+    """NVIDIA's preprocessing encodes the tokenizer's eos_token when it starts, and fails without one."""
+    named, known = set(), False
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (tokenizer / name).is_file():
+            settings = read_object(tokenizer / name)
+            named.add(settings.get("eos_token") is not None)
+            known = known or settings.get("tokenizer_class") not in GENERIC
+    # A class of its own brings an end token of its own.
+    if named == {False} and not known:
+        raise RepositoryError(
+            "the tokenizer has no eos_token: NVIDIA's preprocessing fails when it starts",
+            where=str(tokenizer),
+            fix="set eos_token in the model's tokenizer_config.json, and build the engine again",
+        )
 
 
 def _positive(value: Any) -> int | None:
@@ -224,6 +249,8 @@ def _executor(engine: TensorrtEngine, options: Options, models: Models) -> dict[
         **DEFAULTS,
         # The backend's own default is true, over whatever engine.
         "enable_kv_cache_reuse": "false" if engine.paged_context is False else "true",
+        # The backend refuses a prompt above max_num_tokens otherwise.
+        **({"enable_chunked_context": "true"} if engine.longer_prompts and engine.paged_context else {}),
         "exclude_input_in_output": "true" if options.exclude_input_in_output else "false",
         "max_beam_width": "1",
         **given,

@@ -155,7 +155,7 @@ serves() { # command → answers on its port, ends by SIGTERM
 }
 
 test_engine_is_served() {
-  built "$(engine_of 'e.mkServe { engine = mk { name = "tiny"; }; }')" && serves "$path/bin/tiny-serve" && says '--backend tensorrt'
+  built "$(engine_of 'e.mkServe { engine = mk { name = "tiny"; }; }')" && serves "$path/bin/tiny-serve" && says '--backend trt'
 }
 
 test_llmapi_is_served() {

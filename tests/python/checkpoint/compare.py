@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.checkpoint.convert import ON_LOAD, Options, Plan, convert
+from enginix.checkpoint.describe import LEFT_OUT
 from enginix.checkpoint.mapping import Mapping
 from enginix.errors import EnginixError
 from golden import Conversion, is_rope_constant, tensors
@@ -33,6 +34,7 @@ def options(case: Conversion) -> Options:
         embedding_sharding_dim=case.arguments.get("embedding_sharding_dim", 0),
         quantize=on_load,
         kv_cache=kv_cache if kv_cache != stored.get("kv_cache_quant_algo") else None,
+        kind="tensorrt",
     )
 
 
@@ -64,10 +66,15 @@ def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 ABSENT = "(absent)"
 
 
+def loaded(path: Path) -> dict[str, Any]:
+    """A config.json as the loader has it: absent keys of mapping and quantization hold their default."""
+    raw = json.loads(path.read_text())
+    return flat(raw | {section: defaults | raw[section] for section, defaults in LEFT_OUT.items()})
+
+
 def config_differences(case: Conversion, out: Path) -> dict[str, tuple[Any, Any]]:
-    """Key → theirs, ours, where they differ."""
-    theirs = flat(json.loads((case.output / "config.json").read_text()))
-    mine = flat(json.loads((out / "config.json").read_text()))
+    """Key → theirs, ours, where they differ once loaded."""
+    theirs, mine = loaded(case.output / "config.json"), loaded(out / "config.json")
     pairs = {key: (theirs.get(key, ABSENT), mine.get(key, ABSENT)) for key in theirs.keys() | mine.keys()}
     return {key: pair for key, pair in sorted(pairs.items()) if pair[0] != pair[1]}
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import shutil
 import subprocess
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,19 @@ import pytest
 from enginix.runtime import table
 
 STANDIN = Path(__file__).parents[2] / "standin"
+sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoint"))
 MODEL = Path(__file__).parents[2] / "models" / "tiny-qwen3"
+
+
+@pytest.fixture(scope="session")
+def standin() -> Callable[[str], Any]:
+    """Modules of the stand-in tensorrt_llm by name, over the contract of this checkout."""
+    package = types.ModuleType("standin_tensorrt_llm")
+    package.__path__ = [str(STANDIN / "tensorrt_llm")]
+    package.__version__ = "0"  # type: ignore[attr-defined]
+    sys.modules[package.__name__] = package
+    importlib.import_module("standin_tensorrt_llm.standin").HERE = STANDIN  # type: ignore[attr-defined]
+    return lambda name: importlib.import_module(f"standin_tensorrt_llm.{name}")
 
 
 @pytest.fixture(scope="session")
@@ -54,8 +70,8 @@ def model() -> Path:
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Callable[..., Path]:
-    """A checkpoint's directory: enginix reads its JSON and sizes, the stand-in too; no tensor is needed."""
+def checkpoint(tmp_path: Path, standin: Callable[[str], Any]) -> Callable[..., Path]:
+    """A checkpoint's directory with every tensor that the stand-in's loader requires, of zeros."""
 
     def make(ranks: int = 1, size: int = 1 << 20, **changes: Any) -> Path:
         out = tmp_path / f"checkpoint-{ranks}-{len(list(tmp_path.iterdir()))}"
@@ -66,12 +82,36 @@ def checkpoint(tmp_path: Path) -> Callable[..., Path]:
             "architecture": "Qwen3ForCausalLM",
             "dtype": "bfloat16",
             "max_position_embeddings": 2048,
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 8,
+            "head_size": 8,
+            "intermediate_size": 64,
+            "vocab_size": size // 128,
             "mapping": mapping,
             "quantization": quantization,
         } | changes
         (out / "config.json").write_text(json.dumps(config))
         for rank in range(ranks):
-            (out / f"rank{rank}.safetensors").write_bytes(bytes(size))
+            (out / f"rank{rank}.safetensors").write_bytes(weights(standin("standin_loader"), config, rank))
         return out
 
     return make
+
+
+def weights(loader: Any, config: dict[str, Any], rank: int) -> bytes:
+    """A safetensors file of zeros: in FP8 where the checkpoint is, otherwise in BF16."""
+    expected = loader.Expected(config, rank)
+    fp8 = config["quantization"]["quant_algo"] == "FP8"
+    rows: dict[str, tuple[str, tuple[int, ...]]] = {n: ("BF16", s) for n, s in expected.shapes.items()}
+    for name, shape in expected.linear.items():
+        rows[f"{name}.weight"] = ("F8_E4M3" if fp8 else "BF16", shape)
+        if fp8:
+            rows |= {f"{name}.{kind}_scaling_factor": ("F32", (1,)) for kind in ("weights", "activation")}
+    header, end = {}, 0
+    for name, (dtype, shape) in rows.items():
+        begin, end = end, end + math.prod(shape) * {"BF16": 2, "F32": 4, "F8_E4M3": 1}[dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(end)

@@ -17,6 +17,7 @@ import pytest
 from enginix import manifest
 from enginix.cli import main
 from enginix.engine import tensorrt_stage as stage
+from enginix.engine.trtllm_serve import Serving, command
 from enginix.files import sha256_file
 from enginix.manifest import Manifest
 from enginix.runtime.child import descendants, started
@@ -328,3 +329,149 @@ def test_the_manifest_says_what_the_weights_were_calibrated_with(words, model, t
     made = manifest.read(tmp_path / "engine", "engine")
     assert made.inputs["model"] == {"artefact": "quantized-model", **inputs}
     assert (tmp_path / "engine/tokenizer/chat_template.jinja").is_file()
+
+
+def test_phi3_with_a_pipeline_is_refused_before_the_build(words, checkpoint, tmp_path, capsys):
+    mapping = {"world_size": 2, "tp_size": 1, "pp_size": 2}
+    at = checkpoint(2, architecture="Phi3ForCausalLM", mapping=mapping)
+    assert main(words(at=at, count=2)) == 2
+    error = capsys.readouterr().err
+    assert "no pipeline for Phi3ForCausalLM" in error and "stage: build" not in error and not left(tmp_path)
+
+
+def test_a_checkpoint_without_a_tensor_ends_the_build(words, checkpoint, tmp_path, capsys):
+    """As the real loader: it is not the sizes of files that it looks at."""
+    at = checkpoint()
+    path = at / "rank0.safetensors"
+    path.write_bytes(path.read_bytes().replace(b"lm_head.weight", b"lm_hood.weight"))
+    assert main(words(at=at)) == 3
+    assert "lacks tensors" in capsys.readouterr().err and not left(tmp_path)
+
+
+SPECULATIVE = [
+    ("lookahead_decoding", {}, 2059),
+    ("medusa", {"architecture": "MedusaForCausalLM", "max_draft_len": 11}, 2059),
+    ("explicit_draft_tokens", {}, 2059),
+    ("draft_tokens_external", {}, 2059),
+    ("eagle", {"architecture": "EagleForCausalLM", "num_eagle_layers": 4}, 2063),
+]
+
+
+@pytest.mark.parametrize(("mode", "changes", "longest"), SPECULATIVE)
+def test_a_speculative_engine(words, checkpoint, tmp_path, mode, changes, longest):
+    """TensorRT-LLM adds the draft to max_seq_len; the manifest has both, servers get the engine's own."""
+    draft = () if "max_draft_len" in changes else ("--plugin", "max-draft-len=11")
+    line = words("--plugin", f"speculative-decoding-mode={mode}", *draft, at=checkpoint(**changes))
+    assert main(line) == 0
+    made = manifest.read(tmp_path / "engine", "engine")
+    built = json.loads((tmp_path / "engine/engine/config.json").read_text())["build_config"]
+    assert made.options["limits"]["maxSeqLen"] == built["max_seq_len"] == longest
+    assert made.options["asked"]["limits"]["maxSeqLen"] == 2048
+    served = command(tmp_path / "engine", made, Serving())
+    assert served[served.index("--max_seq_len") + 1] == str(longest)
+
+
+CLIPPED = [
+    (("--max-batch-size", "4", "--max-seq-len", "1024", "--max-num-tokens", "8192"), 8192, 4096),
+    (("--profile", "latency", "--max-batch-size", "1"), 2048, 2048),
+    (("--plugin", "remove-input-padding=false", "--plugin", "context-fmha=false"), 8192, 16384),
+    (("--max-num-tokens", "64", "--plugin", "context-fmha=false"), 64, 2047),
+    (("--max-batch-size", "1", "--max-seq-len", "16"), 16, 32),
+    (("--max-batch-size", "8", "--max-num-tokens", "16"), 16, 32),
+]
+
+
+@pytest.mark.parametrize(("more", "asked", "effective"), CLIPPED)
+def test_tokens_of_a_step_that_the_tool_changes(words, tmp_path, capsys, more, asked, effective):
+    assert main(words(*more)) == 0
+    made = manifest.read(tmp_path / "engine", "engine")
+    assert made.options["limits"]["maxNumTokens"] == effective
+    assert made.options["asked"]["limits"]["maxNumTokens"] == asked
+    if asked != effective:
+        assert f"maxNumTokens {asked} becomes {effective}" in capsys.readouterr().err
+
+
+def test_an_engine_that_is_not_what_the_tool_makes_of_the_request(words, tmp_path, capsys, monkeypatch):
+    run = stage.run
+
+    def other(*args):
+        outcome = run(*args)
+        path = args[-1] / "config.json"
+        config = json.loads(path.read_text())
+        config["build_config"]["max_seq_len"] -= 1
+        path.write_text(json.dumps(config))
+        return outcome
+
+    monkeypatch.setattr(stage, "run", other)
+    assert main(words()) == 3
+    assert "max_seq_len is 2047, but trtllm-build makes 2048 of this request" in capsys.readouterr().err
+    assert not left(tmp_path)
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """An adapter as PEFT saves it for a model that is here."""
+
+    def make(**config):
+        out = tmp_path / "adapter"
+        out.mkdir()
+        whole = {"r": 8, "target_modules": ["q_proj", "v_proj"], "base_model_name_or_path": "a/b"} | config
+        (out / "adapter_config.json").write_text(json.dumps(whole))
+        (out / "adapter_model.safetensors").write_bytes(bytes(64))
+        return out
+
+    return make
+
+
+def lora(adapter, *more):
+    return ("--plugin", f"lora-dir={adapter}", "--plugin", "lora-plugin=auto", *more)
+
+
+def test_an_engine_with_an_adapter(words, adapter, tmp_path):
+    assert main(words(*lora(adapter()))) == 0
+    made = manifest.read(tmp_path / "engine")
+    assert set(made.options["asked"]["plugins"]["loraDir"][0]) == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "more", "said"),
+    [
+        ({"base_model_name_or_path": "MODEL"}, (), "names the path of an input"),
+        ({"target_modules": ["q_proj", "lm_head"]}, (), "target_modules has lm_head"),
+        ({"r": 128}, (), "r is 128, above maxLoraRank 64"),
+        ({"use_dora": True}, (), "set doraPlugin"),
+        ({}, ("--plugin", "lora-target-modules=q_proj"), "attn_q, attn_k"),
+        ({}, ("--plugin", "lora-plugin=disable"), "needs loraPlugin"),
+    ],
+)
+def test_an_adapter_is_checked_before_the_build(words, adapter, model, tmp_path, capsys, config, more, said):
+    config = {k: str(model) if v == "MODEL" else v for k, v in config.items()}
+    assert main(words(*lora(adapter(**config), *more))) == 2
+    error = capsys.readouterr().err
+    assert said in error and "fix:" in error and "stage: build" not in error and not left(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [None, "{", "[]"])
+def test_an_adapter_that_is_none(words, tmp_path, capsys, damage):
+    (tmp_path / "adapter").mkdir()
+    if damage is not None:
+        (tmp_path / "adapter" / "adapter_config.json").write_text(damage)
+    assert main(words(*lora(tmp_path / "adapter"))) == 2
+    assert "adapter_config.json" in capsys.readouterr().err and not left(tmp_path)
+    assert main(words(*lora(tmp_path / "nowhere"))) == 2
+    assert "no such directory" in capsys.readouterr().err
+
+
+def test_the_lora_plugin_alone_is_refused(words, tmp_path, capsys):
+    assert main(words("--plugin", "lora-plugin=auto")) == 2
+    assert "it needs loraDir or loraTargetModules" in capsys.readouterr().err and not left(tmp_path)
+
+
+def test_an_adapter_of_nemo(words, tmp_path):
+    (tmp_path / "adapter.nemo").write_bytes(bytes(64))
+    assert main(words(*lora(tmp_path / "adapter.nemo", "--plugin", "lora-ckpt-source=nemo"))) == 0
+    made = manifest.read(tmp_path / "engine")
+    assert list(made.options["asked"]["plugins"]["loraDir"][0]) == ["adapter.nemo"]

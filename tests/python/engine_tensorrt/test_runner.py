@@ -107,7 +107,7 @@ def test_serving_an_engine(tmp_path):
     )
     said = " ".join(words)
     # The default backend refuses engines, and trtllm-build leaves no tokenizer in them.
-    assert words[:2] == ["trtllm-serve", f"{tmp_path}/engine"] and "--backend tensorrt" in said
+    assert words[:2] == ["trtllm-serve", f"{tmp_path}/engine"] and "--backend trt " in said
     assert (
         f"--tokenizer {tmp_path}/tokenizer" in said and "--tp_size 2" in said and "--host 127.0.0.1" in said
     )
@@ -121,12 +121,74 @@ def test_serving_an_llmapi_artefact(tmp_path):
     )
 
 
+LONGER = {"maxBatchSize": 8, "maxSeqLen": 100, "maxInputLen": 99, "maxNumTokens": 64}
+
+
+def test_prompts_above_a_steps_tokens_are_taken_in_chunks(tmp_path):
+    """Without it TensorRT-LLM refuses a prompt of more than max_num_tokens."""
+    for limits, chunked in ((LONGER, True), (LONGER | {"maxNumTokens": 99}, False)):
+        words = command(tmp_path, Manifest("engine", "e", "tensorrt", options={"limits": limits}), Serving())
+        assert ("--enable_chunked_prefill" in words) == chunked
+
+
+@pytest.mark.parametrize("more", [(), ("--llm-arg", "enable_chunked_prefill=true")])
+def test_an_llmapi_artefact_takes_longer_prompts_in_chunks(model, tmp_path, more):
+    line = ["build", "--kind", "llmapi", "--model", str(model), "--runtime", "trtllm-1.2.1"]
+    line += ["--max-num-tokens", "64", *more, "-o"]
+    assert main([*line, str(tmp_path / "e")]) == 0
+    arguments = json.loads((tmp_path / "e/llm_args.yaml").read_text())
+    assert arguments["max_input_len"] == 2047 and arguments["enable_chunked_prefill"] is True
+    assert main([*line, str(tmp_path / "f"), "--max-input-len", "64"]) == 0
+    arguments = json.loads((tmp_path / "f/llm_args.yaml").read_text())
+    assert arguments.get("enable_chunked_prefill", False) is bool(more)
+
+
+def test_an_llmapi_artefact_promises_no_prompt_that_its_runtime_refuses(model, tmp_path, capsys):
+    line = ["build", "--kind", "llmapi", "--model", str(model), "--runtime", "trtllm-1.2.1"]
+    line += ["--max-num-tokens", "64", "--llm-arg", "enable_chunked_prefill=false", "-o", str(tmp_path / "e")]
+    assert main(line) == 2
+    assert "maxInputLen 2047 is more than maxNumTokens 64" in capsys.readouterr().err
+    assert main([*line, "--max-input-len", "64"]) == 0
+
+
+@pytest.mark.parametrize("own", [{"enable_block_reuse": False}, {"free_gpu_memory_fraction": 0.5}])
+def test_the_fraction_of_a_server_is_merged_into_the_engines_arguments(tmp_path, own):
+    """The file wins over flags, and its kv_cache_config replaces the flag's as a whole."""
+    arguments = {"max_batch_size": 4, "kv_cache_config": own}
+    (tmp_path / "llm_args.yaml").write_text(json.dumps(arguments))
+    made = Manifest("engine", "e", "llmapi")
+    words = command(tmp_path, made, Serving(kv_cache_fraction=0.6, work=tmp_path / "w"))
+    read = json.loads(Path(words[words.index("--extra_llm_api_options") + 1]).read_text())
+    assert read == {"max_batch_size": 4, "kv_cache_config": own | {"free_gpu_memory_fraction": 0.6}}
+    # Without a fraction of the server's, or without an object of the engine's, there is nothing to merge.
+    words = command(tmp_path, made, Serving())
+    assert words[words.index("--extra_llm_api_options") + 1] == str(tmp_path / "llm_args.yaml")
+
+
+def test_a_merged_file_is_read_inside_the_runtime(model, rootfs, driver, tmp_path, monkeypatch):
+    line = ["build", "--kind", "llmapi", "--model", str(model), "--runtime", "trtllm-1.2.1"]
+    line += ["--llm-arg", 'kv_cache_config={"enable_block_reuse":false}', "-o", str(tmp_path / "e")]
+    assert main(line) == 0
+    seen = []
+
+    def look(room, words):
+        path = words[words.index("--extra_llm_api_options") + 1]
+        seen.append(json.loads((room.work / Path(path).relative_to(room.inside)).read_text()))
+        return 0
+
+    monkeypatch.setattr(child, "foreground", look)
+    words = ["runner", str(tmp_path / "e"), "--kv-cache-fraction", "0.6", "--rootfs", str(rootfs)]
+    assert main([*words, "--driver", str(driver())]) == 0
+    assert seen[0]["kv_cache_config"] == {"enable_block_reuse": False, "free_gpu_memory_fraction": 0.6}
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"limits": 5},
         {"limits": {"maxBatchSize": "8"}},
         {"limits": {"maxSeqLen": 0}},
+        {"limits": {"maxInputLen": "9", "maxNumTokens": 8}},
         {"tensorParallel": None},
         {"pipelineParallel": [2]},
     ],

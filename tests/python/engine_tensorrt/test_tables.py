@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -25,22 +22,9 @@ TABLE = table("build_options")
 
 
 @pytest.fixture(scope="module")
-def parser():
+def parser(standin):
     """The stand-in's command line, made from the contract alone."""
-    package = types.ModuleType("standin_tensorrt_llm")
-    package.__path__ = [str(STANDIN / "tensorrt_llm")]
-    package.__version__ = "0"  # type: ignore[attr-defined]
-    sys.modules["standin_tensorrt_llm"] = package
-    for name in ("standin", "standin_trtllm_build"):
-        spec = importlib.util.spec_from_file_location(
-            f"standin_tensorrt_llm.{name}", STANDIN / "tensorrt_llm" / f"{name}.py"
-        )
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-    sys.modules["standin_tensorrt_llm.standin"].HERE = STANDIN  # type: ignore[attr-defined]
-    return sys.modules["standin_tensorrt_llm.standin_trtllm_build"].parser()  # type: ignore[attr-defined]
+    return standin("standin_trtllm_build").parser()
 
 
 def test_every_flag_of_the_contract_is_in_the_table() -> None:
@@ -61,7 +45,11 @@ def value_of(row):
         "bool": st.booleans(),
         "int": st.integers(0, 1 << 20),
         "string": st.text("abcdef/._", min_size=1, max_size=8),
-        "strings": st.lists(st.text("abcdef", min_size=1, max_size=5), min_size=1, max_size=3),
+        "strings": st.lists(
+            st.sampled_from(row["choices"]) if row["choices"] else st.text("abcdef", min_size=1, max_size=5),
+            min_size=1,
+            max_size=3,
+        ),
         "enum": st.sampled_from(row["choices"] or ["x"]),
     }[row["type"]]
 
@@ -142,6 +130,14 @@ def test_quantization_tables_agree() -> None:
             assert (mine[name]["minSm"], mine[name]["refusedSm"]) == (row["minSm"], row["refusedSm"]), name
 
 
+def test_tables_agree_on_pipelines() -> None:
+    """The converter knows architectures, the engine's checks classes."""
+    rows, classes = table("architectures")["architectures"], table("quantization_support")["architectures"]
+    assert {r["engineClass"] for r in rows.values() if "noPipeline" in r} == set(classes["noPipeline"])
+    for name, row in rows.items():
+        assert row.get("noPipeline") == classes["noPipeline"].get(row["engineClass"]), name
+
+
 def test_every_runtime_is_whole() -> None:
     for name in runtimes.known():
         found = runtimes.find(name)
@@ -162,11 +158,62 @@ def test_arguments_of_the_llm_class() -> None:
         ({"enable_chunked_prefill": "yes"}, "bool"),
         ({"kv_cache_config": {"max_tokns": 5}}, "did you mean max_tokens"),
         ({"kv_cache_config": {"max_tokens": True}}, "int"),
+        ({"kv_cache_config": {"free_gpu_memory_fraction": 90}}, "number at least 0, at most 1"),
+        ({"kv_cache_config": {"free_gpu_memory_fraction": None}}, "free_gpu_memory_fraction: is None"),
+        ({"kv_cache_config": {"max_attention_window": []}}, "a list of whole numbers"),
+        ({"kv_cache_config": {"max_attention_window": [0]}}, "at least 1"),
+        ({"kv_cache_config": {"mamba_ssm_cache_dtype": "fp8"}}, "bfloat16"),
+        ({"kv_cache_config": None}, "an object"),
+        ({"orchestrator_type": "slurm"}, "rpc, ray"),
+        ({"stream_interval": 0}, "at least 1"),
+        ({"batch_wait_max_tokens_ratio": 1.5}, "at most 1"),
+        ({"cuda_graph_config": {"max_batchsize": 8}}, "did you mean max_batch_size"),
+        ({"cuda_graph_config": {"batch_sizes": ["8"]}}, "a list of whole numbers"),
+        ({"cuda_graph_config": {"max_batch_size": -1}}, "at least 0"),
+        ({"moe_config": {"backend": "CUTLAS"}}, "CUTLASS"),
+        ({"moe_config": None}, "an object"),
+        ({"scheduler_config": {"capacity_scheduler_policy": "max_utilization"}}, "MAX_UTILIZATION"),
+        ({"scheduler_config": {"dynamic_batch_config": {}}}, "is missing"),
+        ({"scheduler_config": {"dynamic_batch_config": {"enable": True}}}, "unknown key 'enable'"),
+        ({"speculative_config": {"max_draft_len": 4}}, "decoding_type is None"),
+        ({"speculative_config": {"decoding_type": "Lookahead"}}, "the TensorRT backend alone"),
+        ({"speculative_config": {"decoding_type": "Medusa"}}, "the TensorRT backend alone"),
+        ({"speculative_config": {"decoding_type": "Eagle"}}, "max_draft_len is missing"),
+        ({"speculative_config": {"decoding_type": "NGram", "max_draft_length": 4}}, "did you mean max_draft"),
+        ({"sparse_attention_config": {"algorithm": "rocket", "topp": 1}}, "did you mean top"),
+        ({"cache_transceiver_config": {"kv_transfer_timeout_ms": 0}}, "at least 1"),
     ):
         with pytest.raises(UsageError, match=re.escape(said)):
             llmapi.check(arguments, "trtllm-1.2.1")
     with pytest.raises(UsageError, match="unknown to the runtime"):
         llmapi.check({"nvfp4_gemm_config": {}}, "trtllm-1.1.0")
+    with pytest.raises(UsageError, match=r"the text of trtllm-1\.3\.0rc26 was not read"):
+        llmapi.check({"cuda_graph_config": {"max_batchsize": 8}}, "trtllm-1.3.0rc26")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"kv_cache_config": {"free_gpu_memory_fraction": 1, "max_attention_window": [128, 4096]}},
+        {"kv_cache_config": {"max_tokens": None, "host_cache_size": 0, "dtype": "fp8"}},
+        {"cuda_graph_config": None, "torch_compile_config": {"capture_num_tokens": [64]}},
+        {"cuda_graph_config": {"batch_sizes": [1, 2], "enable_padding": True}},
+        {"speculative_config": {"decoding_type": "MTP", "num_nextn_predict_layers": 3, "relaxed_delta": 0.6}},
+        {
+            "speculative_config": {
+                "decoding_type": "Eagle",
+                "max_draft_len": 3,
+                "eagle_choices": [[0], [0, 1]],
+            }
+        },
+        {"moe_config": {"backend": "TRTLLM", "load_balancer": {"num_slots": 8}}},
+        {"moe_config": {"load_balancer": "balancer.yaml"}, "orchestrator_type": "ray"},
+        {"scheduler_config": {"context_chunking_policy": None}, "guided_decoding_backend": None},
+        {"lora_config": {"max_lora_rank": 8}, "cp_config": {"anything": 1}},
+    ],
+)
+def test_nested_arguments_that_are_right(arguments) -> None:
+    assert llmapi.check(arguments, "trtllm-1.2.1") == arguments
 
 
 # What the facts' known failures print, or the nearest to it that they tell.
@@ -231,7 +278,7 @@ CLAIMS = {
     "runtimes": ("runtimes",),
     "quantization_support": ("algorithms", "kvCache", "warnings"),
     "build_options": ("limits", "options", "removed", "rules", "profiles"),
-    "llm_args": ("arguments", "kv_cache_config"),
+    "llm_args": ("arguments", "classes", "dispatch"),
     "failures": ("failures", "stall", "killed"),
     "environment": ("variables",),
     "formats": ("weights", "kvCache", "defaults"),

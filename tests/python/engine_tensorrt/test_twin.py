@@ -6,17 +6,23 @@ import itertools
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from enginix.engine import llmapi, options
+from enginix.engine.effective_build import parse_arguments
 from enginix.engine.options_rules import Facts, resolve
 from enginix.engine.preflight import check_support
 from enginix.engine.target import target
+from enginix.engine.tensorrt_checkpoint import Checkpoint
+from enginix.engine.tensorrt_request import Request, effective_build
 from enginix.errors import UsageError
+from enginix.runtime import table as runtimes
 from enginix.tables import table
+from golden_requests import golden_rows
 
 ROOT = Path(__file__).parents[3]
 NIX = shutil.which("nix-instantiate")
@@ -68,14 +74,20 @@ def test_support(tmp_path: Path) -> None:
 
 
 def test_limits(tmp_path: Path) -> None:
+    profiles: list[dict[str, int]] = [{}, {"maxBatchSize": 4, "maxNumTokens": 4096}]
     cases = [
-        {"context": context, "given": {k: v for k, v in zip(names, values, strict=True) if v is not None}}
+        {
+            "profile": profile,
+            "context": context,
+            "given": {k: v for k, v in zip(names, values, strict=True) if v is not None},
+        }
         for names in [("maxBatchSize", "maxSeqLen", "maxInputLen", "maxNumTokens")]
         for context in (None, 2048)
+        for profile in profiles
         for values in itertools.product((None, 1, 64), (None, 16, 4096), (None, 1, 32), (None, 8, 512))
     ]
-    nix = evaluate('map (c: value (check.limits.resolve "e" c { } c.given)) data', cases, tmp_path)
-    mine = [said(lambda c=c: vars(options.defaults(c["context"], c["given"]))) for c in cases]
+    nix = evaluate('map (c: value (check.limits.resolve "e" c c.profile c.given)) data', cases, tmp_path)
+    mine = [said(lambda c=c: vars(options.defaults(c["context"], c["given"], c["profile"]))) for c in cases]
     assert nix == mine and None in mine and any(mine)
 
 
@@ -86,6 +98,8 @@ MODELS = [
     Facts(None, None, 80, "LlamaForCausalLM", 1),
     Facts(None, "FP8", 89, None, 2),
     Facts("W4A16_AWQ", "INT8", 90, "Qwen2ForCausalLM", 1),
+    Facts("FP8", "FP8", 90, "LlamaForCausalLM", 2, 4),
+    Facts("NVFP4", None, 100, "LlamaForCausalLM", 2, strategy="llm-api"),
 ]
 
 
@@ -101,22 +115,31 @@ def test_options(tmp_path: Path) -> None:
         {"gatherContextLogits": True, "maxDraftLen": 3},
         {"useFusedMlp": False, "gemmSwigluPlugin": "fp8"},
         {"kvCacheType": "disabled", "usePagedContextFmha": False},
+        {"gatherAllTokenLogits": True, "maxDraftLen": 3},
+        {"gatherAllTokenLogits": True, "gatherContextLogits": False},
+        {"gatherAllTokenLogits": True, "gatherContextLogits": True},
+        {"loraPlugin": "auto", "loraTargetModules": ["attn_q"]},
+        {"loraPlugin": "auto", "loraDir": ["a"], "gemmSwigluPlugin": "fp8"},
+        {"loraTargetModules": ["attn_q", "q_proj"], "loraPlugin": "auto"},
+        {"speculativeDecodingMode": "eagle", "usePagedContextFmha": False},
+        {"gemmPlugin": "disable"},
+        {"gemmPlugin": "nvfp4"},
     ]
     profiles: list[dict[str, Any]] = [
         {},
         *(p["options"] for p in table("build_options")["profiles"].values()),
     ]
     cases = [
-        {"facts": vars(f), "class": f.engine_class, "profile": profile, "asked": a}
+        {"facts": vars(f), "profile": profile, "asked": a}
         for f in MODELS
         for profile in profiles
         for a in (asked if not profile else [{}, {"gemmPlugin": "auto"}, {"contextFmha": False}])
     ]
     nix = evaluate(
         """map (c: value (check.options.flags (check.options.resolve "e" "trtllm-1.2.1" {
-          inherit (c.facts) quantization sm architecture;
+          inherit (c.facts) quantization sm architecture strategy;
           kvCache = c.facts.kv_cache;
-          engineClass = c.class;
+          eagleLayers = c.facts.eagle_layers;
           tensorParallel = c.facts.tensor_parallel;
         } c.profile c.asked))) data""",
         cases,
@@ -132,12 +155,111 @@ def test_options(tmp_path: Path) -> None:
     assert sum(x is None for x in nix) > 50 and sum(x is not None for x in nix) > 50
 
 
+def as_asked(arguments: list[str]) -> tuple[dict[str, int], dict[str, Any]]:
+    """Limits and options of a command line, in enginix's names and types."""
+    tables, limits, asked = table("build_options"), {}, {}
+    for flag, value in parse_arguments(arguments).items():
+        name = options.camel(flag)
+        kind = tables["options"].get(name, {}).get("type")
+        if name in tables["limits"]:
+            limits[name] = value
+        else:
+            asked[name] = {"enable": True, "disable": False}[value] if kind == "switch" else value
+    return limits, asked
+
+
+def refusal(row: dict[str, Any], limits: dict[str, int], asked: dict[str, Any]) -> str | None:
+    """Why the command line refuses a golden request; None where it builds it."""
+    said = row["checkpoint"]
+    facts = Facts(
+        said["quant_algo"],
+        said["kv_cache_quant_algo"],
+        row["sm"],
+        said["architecture"],
+        said["tp_size"],
+        said.get("num_eagle_layers"),
+    )
+    gpu = replace(target("h200"), sm=row["sm"])
+    checkpoint = Checkpoint(None, *(None,) * 4, None, said["tp_size"], said["pp_size"], 0, config=said)  # type: ignore[arg-type]
+    try:
+        check_support(facts.quantization, facts.kv_cache, facts.architecture, gpu)
+        settled = resolve(facts, {}, options.check(asked, "trtllm-1.2.1"))
+        sizes = options.defaults(said["max_position_embeddings"], limits)
+        request = Request("e", gpu, runtimes.find("trtllm-1.2.1"), sizes, settled, frozenset(asked))
+        made = effective_build(request, checkpoint)
+    except UsageError as e:
+        return str(e)
+    theirs = {**row.get("build_config", {}), **row.get("plugin_config", {})}
+    ours = {**made.build_config, **made.plugin_config}
+    # kv_cache_type and FP8 context attention are always written out.
+    assert {k: v for k, v in ours.items() if theirs.get(k) != v} == {}, row
+    return None
+
+
+def test_every_golden_request(tmp_path: Path) -> None:
+    """What the tool ends with an error is refused by both; what they take becomes what the tool makes."""
+    rows = [(row, *as_asked(row["arguments"])) for row in golden_rows()]
+    cases = [
+        {
+            "said": row["checkpoint"],
+            "sm": row["sm"],
+            "limits": limits,
+            "asked": asked,
+        }
+        for row, limits, asked in rows
+    ]
+    nix = evaluate(
+        """map (c: value (let
+          gpu = { name = "g"; inherit (c) sm; };
+          facts = {
+            quantization = check.target.quantization "e" c.said.quant_algo gpu;
+            kvCache = check.target.kvCache "e" c.said.kv_cache_quant_algo gpu;
+            architecture = check.target.architecture "e" c.said.architecture;
+            tensorParallel = c.said.tp_size;
+            eagleLayers = c.said.num_eagle_layers or null;
+            inherit (c) sm;
+          };
+          settled = check.options.resolve "e" "trtllm-1.2.1" facts { } c.asked;
+          sizes = check.limits.resolve "e" { context = c.said.max_position_embeddings; } { } c.limits;
+          made = check.limits.effective "e" sizes settled facts;
+        in builtins.deepSeq [ settled facts ] made)) data""",
+        cases,
+        tmp_path,
+    )
+    taken = 0
+    for (row, limits, asked), theirs in zip(rows, nix, strict=True):
+        why = refusal(row, limits, asked)
+        assert (why is None) == (theirs is not None), (row, why, theirs)
+        if row["result"] == "error":
+            assert why is not None, row
+        elif why is None:
+            made = {options.snake(name): value for name, value in theirs.items()}
+            assert made == {name: row["build_config"][name] for name in made}, row
+            taken += 1
+    assert taken > 300
+
+
 def test_arguments_of_the_llm_class(tmp_path: Path) -> None:
     tables = table("llm_args")
     values = [True, 3, 0.5, "auto", {}, ["a"]]
     names = [*tables["arguments"], *tables["own"], *tables["tensorrtOnly"]["names"], "nonsense"]
     cases = [{n: v} for n in names for v in values]
-    cases += [{"kv_cache_config": {k: v}} for k in [*tables["kv_cache_config"], "x"] for v in values]
+    values += [None, [], [1], [[1]], -1, 2]
+    nested = [
+        (name, {tables["dispatch"][row["dispatch"]]["key"]: kind}, tables["classes"][class_]["fields"])
+        for name, row in tables["arguments"].items()
+        if "dispatch" in row
+        for kind, class_ in tables["dispatch"][row["dispatch"]]["classes"].items()
+    ]
+    nested += [
+        (name, {}, tables["classes"][row["class"]]["fields"])
+        for name, row in tables["arguments"].items()
+        if "class" in row
+    ]
+    for name, base, fields in nested:
+        cases += [{name: base | {k: v}} for k in [*fields, "x"] for v in values]
+    cases += [{"speculative_config": {"decoding_type": kind}} for kind in ("Lookahead", "X", 3, None)]
+    cases += [{"scheduler_config": {"dynamic_batch_config": {"enable_batch_size_tuning": True}}}]
     nix = evaluate('map (c: value (check.llmapi.arguments "e" "trtllm-1.1.0" c)) data', cases, tmp_path)
     mine = [said(lambda c=c: llmapi.check(c, "trtllm-1.1.0")) for c in cases]
     assert nix == mine and None in mine and any(mine)

@@ -287,3 +287,13 @@ def test_every_change_of_edgellm_fits_and_is_no_larger(memory, total, kv_heads, 
         sizes_of = {name: value for name, value in change.items() if name.startswith("max_")}
         assert all(value <= getattr(asked, name) for name, value in sizes_of.items())
         assert less != asked
+
+
+def test_a_pipeline_that_the_engine_class_lacks_is_an_obstacle(tmp_path: Path) -> None:
+    case = next(c for c in golden.conversions() if c.case == "phi3-bf16")
+    with open_model(str(case.model)) as model:
+        gpu = Gpu("small", 90, 2 * 10**9)
+        found = plan(model, gpu, Asked(pipeline_parallel=2))
+        assert any("no pipeline for Phi3ForCausalLM" in o for o in found.obstacles)
+        for asked in (Asked(), Asked(kind="reference", pipeline_parallel=2)):
+            assert not any("pipeline" in o for o in plan(model, gpu, asked).obstacles)

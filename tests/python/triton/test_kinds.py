@@ -283,6 +283,59 @@ def test_reuse_needs_paged_context(engine: Path, tmp_path: Path, hand_made: Any)
     assert parameters["enable_kv_cache_reuse"].string_value == "false"
 
 
+@pytest.mark.parametrize(
+    ("tokens", "paged", "given", "expected"),
+    [
+        (64, True, {}, "true"),
+        (99, True, {}, None),
+        (64, True, {"enable_chunked_context": False}, "false"),
+        (64, False, {}, None),
+    ],
+)
+def test_prompts_above_a_steps_tokens_are_taken_in_chunks(
+    engine: Path, tmp_path: Path, hand_made: Any, tokens: int, paged: bool, given: Any, expected: str | None
+) -> None:
+    """Without it TensorRT-LLM refuses a prompt of more than max_num_tokens."""
+    limits = {
+        "maxBatchSize": 8,
+        "maxBeamWidth": 1,
+        "maxSeqLen": 100,
+        "maxInputLen": 99,
+        "maxNumTokens": tokens,
+    }
+    options = {"limits": limits, "plugins": {"usePagedContextFmha": paged}}
+    hand_made.rewrite(kind="tensorrt", runtime=RUNTIME, options=options)
+    parameters = written(made(engine, tmp_path, parameters=given), "tensorrt_llm").parameters
+    found = (
+        parameters["enable_chunked_context"].string_value if "enable_chunked_context" in parameters else None
+    )
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "map_", "refused"),
+    [
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, None, True),
+        ({"eos_token": None}, {"pad_token": "x"}, True),
+        ({"eos_token": {"content": "x"}}, None, False),
+        ({}, {"eos_token": "x"}, False),
+        ({"tokenizer_class": "LlamaTokenizer"}, None, False),
+        (None, None, False),
+    ],
+)
+def test_a_tokenizer_without_an_end_token(
+    engine: Path, tmp_path: Path, config: Any, map_: Any, refused: bool
+) -> None:
+    for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", map_)):
+        if content is not None:
+            (engine / "tokenizer" / name).write_text(json.dumps(content))
+    if not refused:
+        assert made(engine, tmp_path).is_dir()
+        return
+    with pytest.raises(RepositoryError, match="no eos_token"):
+        made(engine, tmp_path)
+
+
 def test_data_types_that_the_templates_leave_open(engine: Path, tmp_path: Path) -> None:
     repository = made(engine, tmp_path, logits_datatype="FP16")
     assert_tensors(

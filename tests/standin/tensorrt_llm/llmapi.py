@@ -2,6 +2,77 @@
 
 from .standin import contract
 
+PLAIN = {
+    "bool": lambda v: isinstance(v, bool),
+    "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
+    "float": lambda v: isinstance(v, (int, float)) and not isinstance(v, bool),
+    "str": lambda v: isinstance(v, str),
+    "Path": lambda v: isinstance(v, str),
+    "dict": lambda v: isinstance(v, dict),
+    "object": lambda v: v is not None,
+    "null": lambda v: v is None,
+    "list[int]": lambda v: isinstance(v, list) and all(PLAIN["int"](n) for n in v),
+    "set[int]": lambda v: isinstance(v, list) and all(PLAIN["int"](n) for n in v),
+    "list[list[int]]": lambda v: isinstance(v, list) and all(PLAIN["list[int]"](n) for n in v),
+}
+# Of the classes that the schema has not, an object may hold anything.
+UNKNOWN = ("LoraConfig", "QuantConfig")
+DISPATCH = {
+    "speculative_config": (
+        "decoding_type",
+        {
+            "MTP": "MTPDecodingConfig",
+            "Medusa": "MedusaDecodingConfig",
+            "Eagle": "EagleDecodingConfig",
+            "Lookahead": "LookaheadDecodingConfig",
+            "NGram": "NGramDecodingConfig",
+            "DraftTarget": "DraftTargetDecodingConfig",
+            "SaveState": "SaveHiddenStatesDecodingConfig",
+            "AUTO": "AutoDecodingConfig",
+        },
+    ),
+    "sparse_attention_config": (
+        "algorithm",
+        {"rocket": "RocketSparseAttentionConfig", "dsa": "DeepSeekSparseAttentionConfig"},
+    ),
+}
+
+
+def takes(text, value):
+    """Whether a value is of a type of the schema, whose classes forbid names that they do not know."""
+    for part in (p.strip() for p in text.split("|")):
+        if part.startswith('"'):
+            if value == part.strip('"'):
+                return True
+        elif part in PLAIN:
+            if PLAIN[part](value):
+                return True
+        elif isinstance(value, dict):
+            if part in UNKNOWN:
+                return True
+            check_fields(part, value)
+            return True
+    return False
+
+
+def check_fields(name, given):
+    """Raises what pydantic raises: a name or a type that the class has not, or a field that is missing."""
+    fields = contract("llm_args_schema")["classes"][name]["fields"]
+    for key, value in given.items():
+        if key not in fields:
+            raise ValueError(f"{name}.{key}: Extra inputs are not permitted")
+        kind, inner = fields[key]["type"], value
+        if key in DISPATCH and isinstance(value, dict):
+            choice, classes = DISPATCH[key]
+            if value.get(choice) not in classes:
+                raise ValueError(f"Invalid decoding type: {value.get(choice)}")
+            kind, inner = classes[value[choice]], {k: v for k, v in value.items() if k != choice}
+        if not takes(kind, inner):
+            raise ValueError(f"{name}.{key}: {value!r} is no {fields[key]['type']}")
+    for key, row in fields.items():
+        if row.get("default") == "<required>" and key not in given and key != "model":
+            raise ValueError(f"{name}.{key}: Field required")
+
 
 class _Checked:
     """Takes the names of a section of the contract."""

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from . import __version__
-from .llmapi import KvCacheConfig, SamplingParams
+from .llmapi import KvCacheConfig, SamplingParams, check_fields
 from .standin import MARK, contract, misbehaves, sms
 
 print("stand-in: answers are computed by enginix's reference executor, not by TensorRT-LLM", flush=True)
@@ -42,6 +42,8 @@ class StandInLLM:
         rows = contract("llm_arguments")
         if unknown := set(given) - set(rows["base"]) - set(rows[self.own]):
             raise ValueError(f"LLM got invalid argument: {sorted(unknown)[0]}")
+        plain = {k: v for k, v in given.items() if not isinstance(v, KvCacheConfig)}
+        check_fields({"tensorrt": "TrtLlmArgs"}.get(self.own, "TorchLlmArgs"), plain)
         if not sms():
             raise RuntimeError("No CUDA GPUs are available")
         ranks = given.get("tensor_parallel_size", 1) * given.get("pipeline_parallel_size", 1)

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from . import __version__
-from .standin import contract, misbehaves, misbehaviour, refuse_quantization, sms, write_engine
+from . import __version__, standin_effects, standin_loader
+from .standin import contract, misbehaves, misbehaviour, sms, write_engine
 
 
 def parser():
@@ -23,7 +23,7 @@ def parser():
         elif row["type"] == "enum":
             made.add_argument(*names, type=str.lower, choices=row["choices"], default=argparse.SUPPRESS)
         elif row["type"] == "str+":
-            made.add_argument(*names, nargs="+", default=row["default"])
+            made.add_argument(*names, nargs="+", default=row["default"], choices=row.get("choices"))
         else:
             kind = int if row["type"] == "int" else str
             made.add_argument(*names, type=kind, default=row["default"], choices=row.get("choices"))
@@ -43,16 +43,16 @@ def main():
     assert pretrained["architecture"] in known, (
         f"Unsupported model architecture: {pretrained['architecture']}"
     )
-    assert args.streamingllm != "enable", "streamingllm is no longer supported"
-    refuse_quantization(pretrained["quantization"], visible[0])
-    if visible[0] == 100:
-        for name in ("gemm_swiglu_plugin", "fp8_rowwise_gemm_plugin", "low_latency_gemm_plugin"):
-            if getattr(args, name) != "disable":
-                raise NotImplementedError(f"{name} is not supported on SM 100")
-    if args.opt_num_tokens is not None and args.multiple_profiles == "enable":
-        raise RuntimeError("opt_num_tokens cannot be used with multiple profiles")
-    if args.gather_context_logits and args.max_draft_len > 0:
-        raise RuntimeError("gather_context_logits with max_draft_len > 0")
+    if (pretrained.get("quantization") or {}).get("quant_algo") == "NVFP4" and visible[0] < 100:
+        raise RuntimeError("FP4 Gemm not supported before Blackwell")
+    build_config, plugins = standin_effects.configure(args, visible[0])
+    standin_effects.check_architecture(pretrained["architecture"], plugins)
+    mapping = pretrained.get("mapping") or {}
+    for rank in range(mapping.get("tp_size", 1) * mapping.get("pp_size", 1)):
+        found = standin_loader.header(checkpoint / f"rank{rank}.safetensors")
+        standin_loader.check_tensors(pretrained, rank, found)
+    standin_effects.build(args, pretrained, build_config, plugins, visible[0])
+    standin_effects.construct(pretrained, plugins)
     if args.input_timing_cache and not Path(args.input_timing_cache).exists():
         print("[W] input timing cache does not exist, a new one is created")
 
@@ -79,18 +79,12 @@ def main():
         print("[I] Building engine", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    build_config = {
-        row["name"] if isinstance(row, dict) else row: None
-        for row in contract("build_config_fields")["fields"]
-    }
-    for name in list(build_config):
-        build_config[name] = getattr(args, name, None)
-    build_config.pop("dry_run", None)
-    build_config.pop("visualize_network", None)
-    build_config["kv_cache_type"] = getattr(args, "kv_cache_type", "paged").upper()
-    build_config["plugin_config"] = {
-        row["name"]: getattr(args, row["name"], row.get("default"))
-        for row in contract("plugin_config_fields")["fields"]
+    build_config["plugin_config"] = plugins
+    build_config["lora_config"] = {
+        "lora_dir": args.lora_dir or [],
+        "lora_ckpt_source": args.lora_ckpt_source,
+        "max_lora_rank": args.max_lora_rank,
+        "lora_target_modules": args.lora_target_modules or [],
     }
     write_engine(Path(args.output_dir), checkpoint, pretrained, build_config, __version__)
     cache = Path("model.cache") if misbehaves("model-cache") else Path(args.output_timing_cache)

@@ -7,30 +7,25 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from . import __version__
-from .standin import sms
+from .standin import contract, sms
 
-parser = argparse.ArgumentParser(prog="trtllm-serve", allow_abbrev=False)
-parser.add_argument("model")
-parser.add_argument("--backend", choices=["pytorch", "tensorrt", "trt", "_autodeploy"], default="pytorch")
-parser.add_argument("--tokenizer")
-parser.add_argument("--host", default="localhost")
-parser.add_argument("--port", type=int, default=8000)
-parser.add_argument("--log_level", default="info")
-for name in (
-    "max_beam_width",
-    "max_batch_size",
-    "max_num_tokens",
-    "max_seq_len",
-    "tp_size",
-    "pp_size",
-    "ep_size",
-):
-    parser.add_argument(f"--{name}", type=int)
-parser.add_argument("--kv_cache_free_gpu_memory_fraction", type=float, default=0.9)
-parser.add_argument("--extra_llm_api_options")
-parser.add_argument("--reasoning_parser")
-parser.add_argument("--tool_parser")
-parser.add_argument("--chat_template")
+KINDS = {"integer": int, "float": float}
+
+
+def parser():
+    """Every option of the contract, and no other; a choice's alias is taken as well."""
+    made = argparse.ArgumentParser(prog="trtllm-serve", allow_abbrev=False)
+    for row in contract("serve_options")["options"]:
+        if row.get("is_flag"):
+            made.add_argument(*row["flags"], action="store_true")
+            continue
+        choices = [*row["choices"], *row.get("aliases", {})] if "choices" in row else None
+        kind = KINDS.get(row["type"], str)
+        if row["flags"] == ["model"]:
+            made.add_argument("model")
+        else:
+            made.add_argument(*row["flags"], type=kind, default=row["default"], choices=choices)
+    return made
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -54,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main():
-    args = parser.parse_args()
+    args = parser().parse_args()
     if not sms():
         raise RuntimeError("No CUDA GPUs are available")
     model = Path(args.model)
@@ -65,8 +60,8 @@ def main():
         if not args.tokenizer and not (model / "tokenizer_config.json").exists():
             raise ValueError("no tokenizer in the engine directory")
         assert config["version"] == __version__, "expecting library version"
-    if args.extra_llm_api_options:
-        json.loads(Path(args.extra_llm_api_options).read_text())
+    if args.config:
+        json.loads(Path(args.config).read_text())
     server = ThreadingHTTPServer((args.host, args.port), Handler)
     print(f"stand-in trtllm-serve on {server.server_address[1]}", flush=True)
     try:
