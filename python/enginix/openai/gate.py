@@ -11,13 +11,13 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from enginix.openai import clean
 from enginix.openai.keys import Caller, Keys
-from enginix.openai.request import ROUTES, Refused, check
+from enginix.openai.request import PARAMETERS, ROUTES, Refused, check
 from enginix.openai.spec import Spec
 
 Message: TypeAlias = MutableMapping[str, Any]
@@ -66,6 +66,11 @@ class Gate:
             await self._request(scope, receive, send)
 
     async def _health(self, scope: Scope, send: Send) -> None:
+        try:
+            _refuse_query(scope)
+        except Refused as e:
+            await _answer(send, e.status, e.as_json())
+            return
         if scope["path"] == "/health/live":
             await _answer(send, 200, {"live": True})
         elif scope["path"] == "/health/ready":
@@ -78,8 +83,9 @@ class Gate:
         request = _Request(scope, receive, send)
         begin = time.monotonic()
         try:
-            caller = scope[SCOPE] = self._caller(scope)
+            caller = self._caller(scope)
             request.caller = caller.name
+            _refuse_query(scope)
             await self._serve(request, caller)
         except Refused as e:
             request.error = e.message
@@ -112,16 +118,13 @@ class Gate:
     async def _serve(self, request: _Request, caller: Caller) -> None:
         scope = request.scope
         path, method = scope["path"], scope["method"]
-        # LiteLLM looks at these before the key; none of them is for clients.
-        scope["headers"] = [(k, v) for k, v in scope["headers"] if _is_plain(k)]
         if path in ROUTES and method == "POST":
             body = await self._body(request)
             model = self._model(body.get("model"), caller)
             request.model = model
             check(ROUTES[path], body, triton=self._spec.is_triton(model))
             with self._place(caller):
-                raw = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
-                await request.forward(self._app, raw)
+                await request.forward(self._app, _composed_scope(path, caller), _composed_body(body))
         elif path in ROUTES or method != "GET":
             raise Refused(f"{path}: no such route for {method}", None, 405 if path in ROUTES else 404)
         elif path == MODELS or path.startswith(f"{MODELS}/"):
@@ -272,8 +275,8 @@ class _Request:
             if not message.get("more_body"):
                 return b"".join(parts)
 
-    async def forward(self, app: App, body: bytes) -> None:
-        """Lets LiteLLM answer, and ends that when the client goes: its place at the server is free then."""
+    async def forward(self, app: App, scope: Scope, body: bytes) -> None:
+        """Lets LiteLLM answer a composed request; ends that when the client goes, which frees its place."""
         sent = False
         gone = asyncio.Event()
 
@@ -285,9 +288,10 @@ class _Request:
             await gone.wait()
             return {"type": "http.disconnect"}
 
-        # The body is JSON whatever the client called it.
-        about = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        scope = {**self.scope, "headers": [*self.scope["headers"], *about]}
+        scope["headers"] = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+        ]
         answering = asyncio.ensure_future(app(scope, receive, self.send))
         watching = asyncio.ensure_future(self._until_gone())
         try:
@@ -312,9 +316,42 @@ class _Request:
             pass
 
 
-def _is_plain(name: bytes) -> bool:
-    """Headers that are not orders to LiteLLM."""
-    return name in (b"host", b"accept", b"user-agent")
+def _composed_scope(path: str, caller: Caller) -> Scope:
+    """Return a request to LiteLLM in which nothing is the client's; LiteLLM takes orders from every part.
+
+    Args:
+        path: one of the routes.
+    """
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode("ascii"),
+        "query_string": b"",
+        "root_path": "",
+        "client": ("127.0.0.1", 0),
+        "server": ("127.0.0.1", 80),
+        SCOPE: caller,
+    }
+
+
+def _composed_body(body: Mapping[str, Any]) -> bytes:
+    """Return the body for LiteLLM: the checked parameters, without those that count as absent."""
+    composed = {name: body[name] for name in PARAMETERS if body.get(name) is not None}
+    return json.dumps(composed, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def _refuse_query(scope: Scope) -> None:
+    """Refuse a query string: LiteLLM would take parameters from it, before those of the body.
+
+    Raises:
+        Refused: there is one.
+    """
+    if scope.get("query_string"):
+        raise Refused("the address has a query string (?…); parameters belong in the body, as JSON")
 
 
 def _no_route(scope: Scope) -> Refused:
