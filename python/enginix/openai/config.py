@@ -8,6 +8,11 @@ from typing import Any
 from enginix.openai.spec import Server, Spec
 
 PROVIDER = "enginix"
+# LiteLLM up to 1.92 takes the module of such a name for a file beside the configuration, and nothing else.
+MODULE = "enginix_in_litellm"
+MODULE_SOURCE = """from enginix.openai.callers import authenticate
+from enginix.openai.handler import handler
+"""
 # Seconds in which a server that failed is not asked, where another can answer.
 _COOLDOWN_SECONDS = 5
 
@@ -44,16 +49,14 @@ def render(spec: Spec, key: Callable[[str], str]) -> dict[str, Any]:
         ],
         "router_settings": router,
         "litellm_settings": {
-            "custom_provider_map": [
-                {"provider": PROVIDER, "custom_handler": "enginix.openai.handler.handler"}
-            ],
+            "custom_provider_map": [{"provider": PROVIDER, "custom_handler": f"{MODULE}.handler"}],
             "drop_params": False,
             "modify_params": False,
             "telemetry": False,
             "num_retries": 0,
         },
         "general_settings": {
-            "custom_auth": "enginix.openai.callers.authenticate",
+            "custom_auth": f"{MODULE}.authenticate",
             "disable_spend_logs": True,
             "disable_error_logs": True,
             "disable_master_key_return": True,

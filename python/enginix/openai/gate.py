@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -41,6 +42,9 @@ class Gate:
         app: LiteLLM's proxy.
         ready: state of the servers behind, for ``/health/ready``: whether to send requests, and each one's.
         log: gets one line a request; no text of a client is in it.
+
+    Attributes:
+        start_failure: why the application did not start, where it did not.
     """
 
     def __init__(
@@ -53,17 +57,33 @@ class Gate:
     ) -> None:
         self._app, self._spec, self._keys, self._ready, self._log = app, spec, keys, ready, log
         self._running: Counter[str] = Counter()
+        self.start_failure = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection's request."""
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            await self._lifespan(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         elif scope["path"].startswith("/health/"):
             await self._health(scope, send)
         else:
             await self._request(scope, receive, send)
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the start and the end on to LiteLLM, and keeps why a start failed."""
+
+        async def observed_send(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed":
+                lines = str(message.get("message") or "").strip().splitlines()
+                self.start_failure = self.start_failure or (lines[-1].strip() if lines else "")
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observed_send)
+        except Exception as e:
+            self.start_failure = self.start_failure or f"{type(e).__name__}: {e}"
+            raise
 
     async def _health(self, scope: Scope, send: Send) -> None:
         try:
@@ -124,6 +144,7 @@ class Gate:
             request.model = model
             check(ROUTES[path], body, triton=self._spec.is_triton(model))
             with self._place(caller):
+                request.expect(ROUTES[path], body)
                 await request.forward(self._app, _composed_scope(path, caller), _composed_body(body))
         elif path in ROUTES or method != "GET":
             raise Refused(f"{path}: no such route for {method}", None, 405 if path in ROUTES else 404)
@@ -213,6 +234,14 @@ class _Request:
         self._held: Message | None = None
         self._failed = b""
         self._events = clean.Events()
+
+    def expect(self, route: str, body: Mapping[str, Any]) -> None:
+        """Prepares for the answer to a checked request."""
+        options = body.get("stream_options") or {}
+        prefix = "chatcmpl" if route == "chat" else "cmpl"
+        self._events = clean.Events(
+            f"{prefix}-{uuid.uuid4().hex}", body["model"], include_usage=bool(options.get("include_usage"))
+        )
 
     @property
     def started(self) -> bool:

@@ -49,7 +49,11 @@ def main() -> int:
     wanted = spec.read(Path(options.spec))
     keys = Keys(wanted)
     with _directory() as state:
-        app = _litellm(wanted, state)
+        try:
+            app = _litellm(wanted, state)
+        except Exception as e:
+            console.say(f"error: LiteLLM does not start: {type(e).__name__}: {e}")
+            return 5
         return asyncio.run(_serve(options, wanted, keys, app))
 
 
@@ -73,6 +77,7 @@ def _litellm(wanted: spec.Spec, state: Path) -> Any:
     path = state / "config.yaml"
     # JSON is YAML.
     path.write_text(json.dumps(config.render(wanted, config.variable), indent=1))
+    (state / f"{config.MODULE}.py").write_text(config.MODULE_SOURCE)
     os.environ["CONFIG_FILE_PATH"] = str(path)
     # Banners and prints; what is worth saying goes to standard error.
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -102,9 +107,10 @@ async def _serve(options: Options, wanted: spec.Spec, keys: Keys, app: Any) -> i
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((options.host, options.port))
     port = int(listener.getsockname()[1])
+    gate = Gate(app, wanted, keys, backends.state, console.say)
     server = uvicorn.Server(
         uvicorn.Config(
-            Gate(app, wanted, keys, backends.state, console.say),
+            gate,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -123,7 +129,7 @@ async def _serve(options: Options, wanted: spec.Spec, keys: Keys, app: Any) -> i
         notify("STOPPING=1")
         tending.cancel()
     if not server.started:
-        console.say("error: LiteLLM does not start with this configuration")
+        console.say(f"error: LiteLLM does not start: {gate.start_failure or 'it gives no reason'}")
         return 5
     if tending.done() and not tending.cancelled() and tending.exception():
         console.say(f"error: {tending.exception()}")

@@ -13,10 +13,9 @@ from typing import Any
 
 import httpx
 
+from enginix.openai.events import EventParser, EventTooLarge
 from enginix.tables import table
 
-# Of a line of Triton's answer; a piece of text is a few bytes.
-_MAX_EVENT = 16 * 2**20
 CONNECT_SECONDS = 5.0
 
 
@@ -90,12 +89,16 @@ async def stream(
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[str]:
-    """Contents of the server-sent events, one line each."""
-    async for line in response.aiter_lines():
-        if len(line) > _MAX_EVENT:
-            raise BackendError("the model's server sent an event that is too large", 502)
-        if line.startswith("data:"):
-            yield line[5:]
+    """Yield the data of the server-sent events."""
+    parser = EventParser()
+    try:
+        async for raw in response.aiter_bytes():
+            for data in parser.feed(raw):
+                yield data
+        for data in parser.close():
+            yield data
+    except EventTooLarge as e:
+        raise BackendError("the model's server sent an event that is too large", 502) from e
 
 
 def _piece(data: str) -> Piece:

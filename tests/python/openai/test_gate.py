@@ -351,30 +351,43 @@ def test_an_application_that_fails_is_a_plain_500(door: Door) -> None:
 
 EVENTS = [
     {"object": "chat.completion.chunk", "choices": [{"delta": {"content": "ä"}}]},
+    {"object": "chat.completion.chunk", "choices": [{"delta": {"content": "\u2028"}}], "usage": {"a": 0}},
+    {"object": "text_completion", "choices": [{"text": "x"}], "usage": {"total_tokens": 0}},
+    {"object": "text_completion", "choices": [{"text": "x"}], "usage": {"total_tokens": 2}},
     {"object": "text_completion", "choices": [{"text": None, "finish_reason": "stop"}]},
     {"object": "chat.completion.chunk", "choices": [{"delta": {}}], "usage": {"total_tokens": 3}},
+    {"object": "chat.completion.chunk", "choices": [], "usage": {"total_tokens": 4}},
     {"error": {"message": "litellm.APIError: EnginixException - gone", "code": "503"}},
 ]
 
 
-@given(st.lists(st.sampled_from(EVENTS), max_size=6), st.lists(st.integers(1, 40), max_size=20))
-def test_events_are_whole_however_they_are_cut(events: list[Any], cuts: list[int]) -> None:
+@given(
+    st.lists(st.sampled_from(EVENTS), max_size=6), st.lists(st.integers(1, 40), max_size=20), st.booleans()
+)
+def test_events_are_whole_however_they_are_cut(events: list[Any], cuts: list[int], asked: bool) -> None:
     raw = b"".join(b"data: " + json.dumps(e).encode() + b"\n\n" for e in events) + b"data: [DONE]\n\n"
     parts, rest = [], raw
     for size in cuts:
         parts.append(rest[:size])
         rest = rest[size:]
-    cleaner = clean.Events()
+    cleaner = clean.Events("id", "m", include_usage=asked)
     out = b"".join(cleaner.feed(p, more=True) for p in parts) + cleaner.feed(rest, more=False)
     *found, done = [e for e in out.decode().split("\n\n") if e]
-    assert done == "data: [DONE]" and len(found) == len(events)
-    for text, event in zip(found, events, strict=True):
-        read = json.loads(text.removeprefix("data: "))
+    assert done == "data: [DONE]"
+    read = [json.loads(text.removeprefix("data: ")) for text in found]
+    usages = [e["usage"] for e in events if "usage" in e and any(e["usage"].values())]
+    failed = any("error" in e for e in events)
+    if asked and usages and not failed:
+        assert read.pop()["usage"] == usages[-1]
+    # A usage that was not asked for takes no text away, and is not shown.
+    told = [e for e in events if "error" in e or e not in (EVENTS[5], EVENTS[6])]
+    assert len(read) == len(told)
+    for chunk, event in zip(read, told, strict=True):
         if "error" in event:
-            assert read["error"]["message"] == "gone" and read["error"]["type"] == "server_error"
-        elif "usage" in event:
-            assert read["choices"] == [] and read["usage"] == event["usage"]
-        elif event["object"] == "text_completion":
-            assert read["choices"][0]["text"] == ""
+            assert chunk["error"]["message"] == "gone" and chunk["error"]["type"] == "server_error"
+            continue
+        assert "usage" not in chunk and (chunk["id"], chunk["model"]) == ("id", "m")
+        if event["object"] == "text_completion":
+            assert chunk["choices"][0]["text"] == (event["choices"][0]["text"] or "")
         else:
-            assert read == event
+            assert chunk["choices"] == event["choices"]

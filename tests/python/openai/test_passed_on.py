@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from openai_standin import StandIn
 
 pytestmark = pytest.mark.slow
 SERVER_KEY = "sk-server-" + "3" * 20
@@ -19,60 +19,6 @@ SAID = [
     {"role": "assistant", "content": ""},
     {"role": "user", "content": "  leading and trailing  "},
 ]
-
-
-class StandIn(ThreadingHTTPServer):
-    """Answers as Triton's generate extension and as an OpenAI server do; keeps what it was asked."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.asked: list[tuple[str, dict[str, Any], str]] = []
-        self.connections = 0
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: StandIn
-
-    def setup(self) -> None:
-        super().setup()
-        self.server.connections += 1
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def _send(self, body: bytes, kind: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_GET(self) -> None:
-        self._send(b'{"data": [{"id": "mine"}]}', "application/json")
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append((self.path, body, self.headers.get("Authorization", "")))
-        if self.path.startswith("/v2/"):
-            counts = {"prompt_tokens": 5, "completion_tokens": 2}
-            rows = [{"text_output": "a", "finish_reason": "", **counts}]
-            rows += [{"text_output": "b", "finish_reason": "stop", **counts}]
-            self._send(
-                b"".join(b"data: " + json.dumps(r).encode() + b"\n\n" for r in rows), "text/event-stream"
-            )
-            return
-        choice = {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
-        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-        found = {"id": "x", "object": "chat.completion", "created": 1, "model": "x"}
-        self._send(json.dumps({**found, "choices": [choice], "usage": usage}).encode(), "application/json")
 
 
 @pytest.fixture(scope="module")
