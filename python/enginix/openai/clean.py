@@ -13,25 +13,60 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from enginix.openai.client_errors import CONTEXT_CODE
 from enginix.openai.events import DONE, EventParser
-from enginix.openai.request import PARAMETERS
+from enginix.openai.request import PARAMETERS, Refused
 
 _PREFIX = re.compile(r"^(?:litellm\.\w+: |\w+Error: (?=\w+Exception - )|\w+Exception - )+")
 _SUFFIX = re.compile(r"\s*LiteLLM: model group .*$", re.DOTALL)
 # What LiteLLM says where every server of a model has just failed.
-NONE_LEFT = b"No deployments available"
+_NONE_LEFT = "No deployments available"
 _NAMED = re.compile(r"^(\w+)(?:\[\d+\][\w.\[\]]*)?: ")
 
 
-def error(raw: bytes, status: int) -> bytes:
-    """An error's body; what is none is left as it is."""
+def refusal(raw: bytes, status: int) -> Refused:
+    """Return LiteLLM's error as the client's, with a status that is true.
+
+    Args:
+        raw: the body of an answer.
+        status: of the answer, 400 or above.
+    """
     try:
-        found = json.loads(raw)
-        row = found["error"]
+        row = json.loads(raw)["error"]
         row["message"] = str(row["message"])
     except (ValueError, KeyError, TypeError):
-        return raw
-    return _dump({"error": _error(row, status)})
+        return Refused("the model's server failed", None, status if status >= 500 else 502)
+    # LiteLLM says 429 where a model has no server that it would ask.
+    if status == 429 and _NONE_LEFT in row["message"]:
+        return Refused("none of the model's servers can be reached", None, 503)
+    # The gateway's key for a server, and its name of a model there, are not the client's.
+    if status in (401, 403):
+        return Refused("the model's server refuses the gateway's key", None, 502)
+    if status == 404:
+        return Refused("the model's server does not know the model", None, 502)
+    found = _error(row, status)
+    code = found["code"]
+    if "maximum context length" in found["message"]:
+        code = CONTEXT_CODE
+    return Refused(found["message"], found["param"], status, code)
+
+
+def whole_answer(raw: bytes, identity: str | None, model: str) -> dict[str, Any]:
+    """Return an answer that is not streamed, with the client's name of the model.
+
+    Args:
+        identity: the answer's id; ``None`` keeps the server's.
+
+    Raises:
+        Refused: it is none.
+    """
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise Refused("the model's server sent what is no answer", None, 502)
+    return {**found, "id": identity or found.get("id"), "model": model}
 
 
 class Events:
@@ -40,25 +75,40 @@ class Events:
     Args:
         identity: the answer's id; ``None`` keeps the server's.
         model: the name that the client asked for; ``None`` keeps what LiteLLM says.
+        index: of the choice, where several answers become one; ``None`` keeps the server's.
         include_usage: send the usage as a last chunk of its own, as the request asked. LiteLLM puts usages
             into chunks whether or not one was asked for.
     """
 
     def __init__(
-        self, identity: str | None = None, model: str | None = None, *, include_usage: bool = False
+        self,
+        identity: str | None = None,
+        model: str | None = None,
+        *,
+        include_usage: bool = False,
+        index: int | None = None,
     ) -> None:
         self._identity, self._model, self._include_usage = identity, model, include_usage
+        self._index = index
         self._parser = EventParser()
         self._last: dict[str, Any] = {}
         self.usage: dict[str, Any] | None = None
-        self.failed = ""
+        self.failed, self.status = "", 200
 
     def feed(self, raw: bytes, *, more: bool) -> bytes:
         """Return what to send for these bytes; an event that is not whole yet is held back."""
+        return b"".join(frame(event) for event in self.read(raw, more=more))
+
+    def read(self, raw: bytes, *, more: bool) -> list[dict[str, Any] | str]:
+        """Return the events that these bytes end, cleaned: objects, and ``[DONE]``."""
         events = self._parser.feed(raw)
         if not more:
             events += self._parser.close()
-        return b"".join(frame(event) for data in events for event in self._cleaned(data))
+        return [event for data in events for event in self._cleaned(data)]
+
+    def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]:
+        """Return the chunk that tells a usage."""
+        return {**self._last, "choices": [], "usage": usage}
 
     def _cleaned(self, data: str) -> list[dict[str, Any] | str]:
         if data.strip() == DONE:
@@ -71,7 +121,8 @@ class Events:
             return []
         if isinstance(event.get("error"), dict):
             status = str(event["error"].get("code"))
-            error = _error(event["error"], int(status) if status.isdigit() else 500)
+            self.status = int(status) if status.isdigit() else 502
+            error = _error(event["error"], self.status)
             self.failed = error["message"]
             return [{"error": error}]
         return self._cleaned_chunk(event)
@@ -86,18 +137,23 @@ class Events:
             chunk["model"] = self._model
         self._last = chunk
         choices = [c for c in chunk.get("choices") or () if isinstance(c, dict)]
-        if usage is not None and not any(_says_something(c) for c in choices):
+        if usage is not None and not any(says_something(c) for c in choices):
             # The usage's own chunk; LiteLLM's has a choice without content, OpenAI's none.
             return []
-        if chunk.get("object") == "text_completion":
+        if self._index is not None:
             for choice in choices:
+                choice["index"] = self._index
+        for choice in choices:
+            # LiteLLM leaves out what is null.
+            choice.setdefault("finish_reason", None)
+            if chunk.get("object") == "text_completion":
                 choice["text"] = choice.get("text") or ""
         return [chunk]
 
     def _usage_chunk(self) -> list[dict[str, Any] | str]:
         if not self._include_usage or self.usage is None or self.failed:
             return []
-        return [{**self._last, "choices": [], "usage": self.usage}]
+        return [self.usage_chunk(self.usage)]
 
 
 def frame(event: dict[str, Any] | str) -> bytes:
@@ -105,17 +161,21 @@ def frame(event: dict[str, Any] | str) -> bytes:
     return b"data: " + (event.encode() if isinstance(event, str) else _dump(event)) + b"\n\n"
 
 
-def _says_something(choice: Mapping[str, Any]) -> bool:
+def says_something(choice: Mapping[str, Any]) -> bool:
+    """Tell whether a choice of a chunk has a role or content of any form, or ends the answer."""
+    delta = choice.get("delta")
+    return has_content(choice) or (isinstance(delta, dict) and bool(delta.get("role")))
+
+
+def has_content(choice: Mapping[str, Any]) -> bool:
     """Tell whether a choice of a chunk has content of any form, or ends the answer."""
     delta = choice.get("delta")
     contents = delta if isinstance(delta, dict) else {"text": choice.get("text")}
-    return bool(choice.get("finish_reason")) or any(contents.values())
+    return bool(choice.get("finish_reason")) or any(v for k, v in contents.items() if k != "role")
 
 
 def _error(row: dict[str, Any], status: int) -> dict[str, Any]:
     message = _SUFFIX.sub("", _PREFIX.sub("", str(row.get("message") or "")))
-    if status == 503 and NONE_LEFT.decode() in message:
-        message = "none of the model's servers can be reached"
     named = _NAMED.match(message)
     param = row.get("param") or (named[1] if named and named[1] in PARAMETERS else None)
     kind = (

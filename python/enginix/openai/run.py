@@ -91,7 +91,6 @@ def _litellm(wanted: spec.Spec, state: Path) -> Any:
     for name in ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router", "uvicorn.error", "asyncio"):
         # Each failed request is one line of the gate; tracebacks hold what clients sent.
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    handler.default_max_tokens = wanted.limits.default_max_tokens
     handler.silence = float(wanted.limits.silence_seconds)
     return app
 
@@ -107,7 +106,7 @@ async def _serve(options: Options, wanted: spec.Spec, keys: Keys, app: Any) -> i
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((options.host, options.port))
     port = int(listener.getsockname()[1])
-    gate = Gate(app, wanted, keys, backends.state, console.say)
+    gate = Gate(app, wanted, keys, backends.state, console.say, backends.answers)
     server = uvicorn.Server(
         uvicorn.Config(
             gate,
@@ -161,21 +160,19 @@ async def _tend(
 
 async def _await_ready(backends: Backends, app: Any, wanted: spec.Spec) -> None:
     """Every server has answered, and one answer has gone the whole way: LiteLLM's first takes seconds."""
-    import httpx
-
-    from enginix.openai.gate import SCOPE
+    from enginix.openai.answering import Answering, Question
+    from enginix.openai.balancer import Balancer
     from enginix.openai.keys import ANYONE
-
-    async def trusted(scope: Any, receive: Any, send: Any) -> None:
-        scope[SCOPE] = ANYONE
-        await app(scope, receive, send)
+    from enginix.openai.request import Refused
 
     await backends.await_answers()
     model = next((m for m, servers in wanted.models.items() if servers[0].kind == "triton"), None)
     if model is None:
         return
-    transport = httpx.ASGITransport(app=trusted, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=60) as client:
-        question = {"model": model, "prompt": "A", "max_tokens": 1}
-        while (await client.post("/v1/completions", json=question)).status_code != 200:
-            await asyncio.sleep(0.5)
+    body = {"model": model, "prompt": "A", "max_tokens": 1}
+    question = Question.compose("/v1/completions", body, model, "start", is_triton=True, limits=wanted.limits)
+    while True:
+        with contextlib.suppress(Refused):
+            await Answering(app, Balancer(wanted, backends.answers), question, ANYONE, 1).whole()
+            return
+        await asyncio.sleep(0.5)

@@ -390,4 +390,4 @@ def test_events_are_whole_however_they_are_cut(events: list[Any], cuts: list[int
         if event["object"] == "text_completion":
             assert chunk["choices"][0]["text"] == (event["choices"][0]["text"] or "")
         else:
-            assert chunk["choices"] == event["choices"]
+            assert chunk["choices"] == [{"finish_reason": None, **c} for c in event["choices"]]
