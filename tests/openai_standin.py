@@ -22,6 +22,8 @@ class StandIn(ThreadingHTTPServer):
         # How each next request fails, and how all others do: "refuse", "break", "break-after-headers".
         self.failures: list[str] = []
         self.failure = ""
+        # Tokens that a Triton model holds, of which the prompt has 5; 0 holds any number.
+        self.holds = 0
         self.pieces: list[str] = ["a", "b"]
         self.message: dict[str, Any] = {"role": "assistant", "content": "hi"}
         self.deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}, {"content": "hi"}]
@@ -72,6 +74,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self.end_headers()
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
+        elif self.path.startswith("/v2/") and 0 < self.server.holds < 5 + body["max_tokens"]:
+            holds = self.server.holds
+            said = f"max_tokens: 5 prompt tokens + {body['max_tokens']} are above the engine's {holds}; "
+            self._send(
+                json.dumps({"error": f"{said}at most {holds - 5} fit"}).encode(), "application/json", 400
+            )
         elif self.path.startswith("/v2/"):
             self._send_events(triton_events(self.server.pieces))
         elif body.get("stream"):

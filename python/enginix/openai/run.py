@@ -97,7 +97,9 @@ def _litellm(wanted: spec.Spec, state: Path) -> Any:
 
 async def _serve(options: Options, wanted: spec.Spec, keys: Keys, app: Any) -> int:
     import uvicorn
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+    from enginix.openai.connections import limited_protocol, raise_file_limit
     from enginix.openai.gate import Gate
 
     backends = Backends(wanted, read_key, console.say)
@@ -110,6 +112,9 @@ async def _serve(options: Options, wanted: spec.Spec, keys: Keys, app: Any) -> i
     server = uvicorn.Server(
         uvicorn.Config(
             gate,
+            http=limited_protocol(AutoHTTPProtocol, raise_file_limit()),
+            # Connections that nobody has accepted yet, as many as the system allows.
+            backlog=4096,
             log_config=None,
             access_log=False,
             server_header=False,

@@ -104,7 +104,10 @@ def start_gateway(gateway_python: Path, tmp_path_factory: pytest.TempPathFactory
 
     @contextmanager
     def start(
-        description: dict[str, Any], python: Path | None = None, **environment: str
+        description: dict[str, Any],
+        python: Path | None = None,
+        wrap: tuple[str, ...] = (),
+        **environment: str,
     ) -> Iterator[Gateway]:
         directory = tmp_path_factory.mktemp("gateway")
         for name, key in (("operator", OPERATOR), ("alice", ALICE)):
@@ -116,7 +119,16 @@ def start_gateway(gateway_python: Path, tmp_path_factory: pytest.TempPathFactory
         log = directory / "log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [*words, "--python", str(python or gateway_python), "--port", "0", "--exit-timeout", "10"],
+                [
+                    *wrap,
+                    *words,
+                    "--python",
+                    str(python or gateway_python),
+                    "--port",
+                    "0",
+                    "--exit-timeout",
+                    "10",
+                ],
                 env={
                     "PATH": os.environ["PATH"],
                     "PYTHONPATH": str(TESTS.parent / "python"),
@@ -128,7 +140,7 @@ def start_gateway(gateway_python: Path, tmp_path_factory: pytest.TempPathFactory
             )
         gateway = Gateway(process, 0, log)
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 280
             while not (said := [line for line in gateway.lines() if " answers at http" in line]):
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(0.1)
