@@ -347,6 +347,7 @@ def test_ready_killed_and_back(
         assert ask(client, model="steady").choices[0].message.content == told
         for _ in range(6):
             assert ask(client, model="both").choices[0].message.content == told
+            assert text(ask(client, model="both", stream=True)) == told
         deadline = time.monotonic() + 60
         while httpx.get(f"{door.url}/health/ready").status_code == 200:
             assert time.monotonic() < deadline

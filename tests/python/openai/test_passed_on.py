@@ -162,6 +162,13 @@ SCHEMA = {
 }
 
 
+def without_nulls(value: Any) -> Any:
+    """LiteLLM leaves a message's null content out, which means the same."""
+    if isinstance(value, dict):
+        return {k: without_nulls(v) for k, v in value.items() if v is not None}
+    return [without_nulls(v) for v in value] if isinstance(value, list) else value
+
+
 def test_tools_and_structured_output_are_passed_on_as_they_are(client: Any, standin: StandIn) -> None:
     standin.message = {"role": "assistant", "content": None, "tool_calls": [TOOL_CALL]}
     first, rest = dict(TOOL_CALL["function"]), dict(TOOL_CALL["function"])
@@ -179,14 +186,12 @@ def test_tools_and_structured_output_are_passed_on_as_they_are(client: Any, stan
     }
     try:
         whole = client.chat.completions.create(model="other", **more)
-        body = standin.asked[-1][1]
-        assert {k: body[k] for k in more} == more
+        assert without_nulls({k: standin.asked[-1][1][k] for k in more}) == without_nulls(more)
         assert whole.choices[0].finish_reason == "tool_calls"
         [call] = whole.choices[0].message.tool_calls
         assert call.model_dump() == TOOL_CALL and whole.choices[0].message.content is None
         chunks = list(client.chat.completions.create(model="other", stream=True, **more))
-        body = standin.asked[-1][1]
-        assert {k: body[k] for k in more} == more
+        assert without_nulls({k: standin.asked[-1][1][k] for k in more}) == without_nulls(more)
         calls = [d for c in chunks if c.choices for d in c.choices[0].delta.tool_calls or ()]
         assert calls[0].id == "call_1" and calls[0].function.name == "f"
         assert "".join(d.function.arguments or "" for d in calls) == '{"a": "ü"}'
