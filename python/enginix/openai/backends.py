@@ -43,6 +43,10 @@ class Backends:
         """Addresses that have not answered, for the operator."""
         return sorted({s.url for s, answers in self._servers.items() if not answers})
 
+    def answers(self, server: Server) -> bool:
+        """Whether a server answered when it was last looked after."""
+        return self._servers[server]
+
     async def await_answers(self) -> None:
         """Returns when every server has answered once."""
         async with triton.new_client(60) as client:

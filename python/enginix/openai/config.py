@@ -8,8 +8,11 @@ from typing import Any
 from enginix.openai.spec import Server, Spec
 
 PROVIDER = "enginix"
-# Seconds in which a server that failed is not asked, where another can answer.
-_COOLDOWN_SECONDS = 5
+# LiteLLM up to 1.92 takes the module of such a name for a file beside the configuration, and nothing else.
+MODULE = "enginix_in_litellm"
+MODULE_SOURCE = """from enginix.openai.callers import authenticate
+from enginix.openai.handler import handler
+"""
 
 
 def render(spec: Spec, key: Callable[[str], str]) -> dict[str, Any]:
@@ -18,47 +21,45 @@ def render(spec: Spec, key: Callable[[str], str]) -> dict[str, Any]:
     Args:
         key: name of the environment variable that has the key of a file, as LiteLLM reads it.
     """
-    most = max(len(servers) for servers in spec.models.values())
     router: dict[str, Any] = {
-        "routing_strategy": spec.strategy,
-        # A request that a server fails on goes to the next one, where there is one.
-        "num_retries": most - 1,
-        "disable_cooldowns": most == 1,
-        "cooldown_time": _COOLDOWN_SECONDS,
+        # Which server is asked, and which one next, is the balancer's: LiteLLM's router fails over before a
+        # custom handler's stream begins only.
+        "num_retries": 0,
+        "disable_cooldowns": True,
         "timeout": spec.limits.silence_seconds,
     }
     if spec.aliases:
         router["model_group_alias"] = dict(spec.aliases)
-    if spec.fallbacks:
-        router["fallbacks"] = [{name: list(others)} for name, others in spec.fallbacks.items()]
     return {
         "model_list": [
             {
                 "model_name": name,
                 "litellm_params": _deployment(server, key),
-                # Of several servers, one that fails is left alone at once; an only one never is.
-                "model_info": {"allowed_fails": 0},
+                "model_info": {"id": deployment_id(name, number, len(servers))},
             }
             for name, servers in spec.models.items()
-            for server in servers
+            for number, server in enumerate(servers)
         ],
         "router_settings": router,
         "litellm_settings": {
-            "custom_provider_map": [
-                {"provider": PROVIDER, "custom_handler": "enginix.openai.handler.handler"}
-            ],
+            "custom_provider_map": [{"provider": PROVIDER, "custom_handler": f"{MODULE}.handler"}],
             "drop_params": False,
             "modify_params": False,
             "telemetry": False,
             "num_retries": 0,
         },
         "general_settings": {
-            "custom_auth": "enginix.openai.callers.authenticate",
+            "custom_auth": f"{MODULE}.authenticate",
             "disable_spend_logs": True,
             "disable_error_logs": True,
             "disable_master_key_return": True,
         },
     }
+
+
+def deployment_id(model: str, number: int, count: int) -> str:
+    """Return what LiteLLM calls one server of a model; no model's name has a #."""
+    return model if count == 1 else f"{model}#{number}"
 
 
 def _deployment(server: Server, key: Callable[[str], str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What stands before LiteLLM: keys, routes, sizes and parameters, and clients that vanish.
+"""What stands before LiteLLM: keys, routes, sizes, parameters and limits, and clients that vanish.
 
 LiteLLM's proxy has hundreds of routes and answers requests with parameters that nobody honours; here are
 only OpenAI's few, and everything that LiteLLM would drop, or take as an order to itself (mock_response,
@@ -9,29 +9,31 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
+import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
-from enginix.openai import clean
+from enginix.openai.answering import Answering, Question
+from enginix.openai.balancer import Balancer
+from enginix.openai.client_errors import in_words_of
+from enginix.openai.exchange import SCOPE, App, Message, Receive, Scope, Send
 from enginix.openai.keys import Caller, Keys
+from enginix.openai.rate_limits import RateLimits
 from enginix.openai.request import ROUTES, Refused, check
-from enginix.openai.spec import Spec
+from enginix.openai.spec import Server, Spec
 
-Message: TypeAlias = MutableMapping[str, Any]
-Scope: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-SCOPE = "enginix.caller"
+__all__ = ["SCOPE", "Gate"]
 MODELS = "/v1/models"
 # Deeper than any message; parsers of the servers behind crash far beyond (docs/triton.md, faults).
 _MAX_DEPTH = 32
 # Status that servers log for a request whose client has gone.
 _CLIENT_GONE = 499
+# Texts of one request that are answered at the same time.
+_PARALLEL_PROMPTS = 8
 
 
 class Gate:
@@ -41,6 +43,10 @@ class Gate:
         app: LiteLLM's proxy.
         ready: state of the servers behind, for ``/health/ready``: whether to send requests, and each one's.
         log: gets one line a request; no text of a client is in it.
+        answers: whether a server is known to answer; others are asked last.
+
+    Attributes:
+        start_failure: why the application did not start, where it did not.
     """
 
     def __init__(
@@ -50,14 +56,18 @@ class Gate:
         keys: Keys,
         ready: Callable[[], tuple[bool, dict[str, Any]]],
         log: Callable[[str], None],
+        answers: Callable[[Server], bool] = lambda _: True,
     ) -> None:
         self._app, self._spec, self._keys, self._ready, self._log = app, spec, keys, ready, log
+        self._balancer = Balancer(spec, answers)
+        self._rates = RateLimits()
         self._running: Counter[str] = Counter()
+        self.start_failure = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection's request."""
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            await self._lifespan(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         elif scope["path"].startswith("/health/"):
@@ -65,7 +75,27 @@ class Gate:
         else:
             await self._request(scope, receive, send)
 
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the start and the end on to LiteLLM, and keeps why a start failed."""
+
+        async def observed_send(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed":
+                lines = str(message.get("message") or "").strip().splitlines()
+                self.start_failure = self.start_failure or (lines[-1].strip() if lines else "")
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observed_send)
+        except Exception as e:
+            self.start_failure = self.start_failure or f"{type(e).__name__}: {e}"
+            raise
+
     async def _health(self, scope: Scope, send: Send) -> None:
+        try:
+            _refuse_query(scope)
+        except Refused as e:
+            await _answer(send, e.status, e.as_json())
+            return
         if scope["path"] == "/health/live":
             await _answer(send, 200, {"live": True})
         elif scope["path"] == "/health/ready":
@@ -78,27 +108,30 @@ class Gate:
         request = _Request(scope, receive, send)
         begin = time.monotonic()
         try:
-            caller = scope[SCOPE] = self._caller(scope)
+            caller = self._caller(scope)
             request.caller = caller.name
+            _refuse_query(scope)
             await self._serve(request, caller)
         except Refused as e:
-            request.error = e.message
-            if not request.started:
-                await _answer(request.send, e.status, e.as_json())
+            await self._refuse(request, e)
         except _Gone:
             request.status = _CLIENT_GONE
         except Exception as e:
             # LiteLLM's own; its text may hold what the client sent.
+            await self._refuse(request, Refused("the gateway failed on this request", None, 500))
             request.error = f"unexpected {type(e).__name__}"
-            if request.started:
-                raise
-            failed = Refused("the gateway failed on this request", None, 500)
-            await _answer(request.send, 500, failed.as_json())
         finally:
             took = (time.monotonic() - begin) * 1000
             line = f"{scope['method']} {_printable(scope['path'])} {request.status} {request.caller}"
             reason = f": {_printable(request.error)}" if request.error else ""
-            self._log(f"{line} {_printable(request.model)} {took:.0f} ms{reason}")
+            self._log(f"{line} {_printable(request.model)} {took:.0f} ms {request.id}{reason}")
+
+    async def _refuse(self, request: _Request, error: Refused) -> None:
+        request.error = error.message.split("\n", 1)[0]
+        if request.status == 0:
+            await request.answer(error.status, error.as_json(), retry_after=error.retry_after)
+        else:
+            await request.end_stream(error.as_json())
 
     def _caller(self, scope: Scope) -> Caller:
         headers = [v for k, v in scope["headers"] if k == b"authorization"]
@@ -112,27 +145,45 @@ class Gate:
     async def _serve(self, request: _Request, caller: Caller) -> None:
         scope = request.scope
         path, method = scope["path"], scope["method"]
-        # LiteLLM looks at these before the key; none of them is for clients.
-        scope["headers"] = [(k, v) for k, v in scope["headers"] if _is_plain(k)]
         if path in ROUTES and method == "POST":
             body = await self._body(request)
             model = self._model(body.get("model"), caller)
             request.model = model
-            check(ROUTES[path], body, triton=self._spec.is_triton(model))
+            is_triton = self._spec.is_triton(model)
+            check(ROUTES[path], body, triton=is_triton)
+            question = Question.compose(
+                path, body, model, request.id, is_triton=is_triton, limits=self._spec.limits
+            )
+            self._rates.take(caller, len(question.parts))
             with self._place(caller):
-                raw = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
-                await request.forward(self._app, raw)
+                await request.while_connected(self._answer(request, question, caller))
         elif path in ROUTES or method != "GET":
             raise Refused(f"{path}: no such route for {method}", None, 405 if path in ROUTES else 404)
         elif path == MODELS or path.startswith(f"{MODELS}/"):
-            self._models(caller, path.removeprefix(MODELS).removeprefix("/"), request)
-            await request.answer_models()
+            await request.answer(200, self._models(caller, path.removeprefix(MODELS).removeprefix("/")))
         else:
             raise _no_route(scope)
 
+    async def _answer(self, request: _Request, question: Question, caller: Caller) -> None:
+        client = caller.client
+        most = client.parallel_requests if client and client.parallel_requests else _PARALLEL_PROMPTS
+        answering = Answering(self._app, self._balancer, question, caller, min(most, _PARALLEL_PROMPTS))
+        try:
+            if question.is_stream:
+                async for raw in answering.stream():
+                    await request.stream(raw)
+                await request.end_stream(answering.error)
+                request.error = answering.error["error"]["message"] if answering.error else ""
+            else:
+                await request.answer(200, await answering.whole())
+        except Refused as e:
+            raise in_words_of(e, question.body) from e
+        finally:
+            self._rates.use(caller, answering.tokens)
+
     @contextmanager
     def _place(self, caller: Caller) -> Iterator[None]:
-        """A place among the requests that run; LiteLLM keeps those of clients that vanish for a minute.
+        """A place among the requests that run.
 
         Raises:
             Refused: there is none.
@@ -143,7 +194,9 @@ class Gate:
             (most, self._running[caller.name]),
         ):
             if 0 < limit <= running:
-                raise Refused("too many requests run; try again later", None, 429, "rate_limit_exceeded")
+                # A place may come free at any moment.
+                said = "too many requests run; try again later"
+                raise Refused(said, None, 429, "rate_limit_exceeded", retry_after=1)
         self._running[caller.name] += 1
         try:
             yield
@@ -164,24 +217,33 @@ class Gate:
             )
         return model
 
-    def _models(self, caller: Caller, name: str, request: _Request) -> None:
+    def _models(self, caller: Caller, name: str) -> dict[str, Any]:
+        """``GET /v1/models``, and of one model."""
         if name:
             self._model(name, caller)
-            request.models = [name]
-            return
+            return _model_row(name)
         allowed = caller.client.models if caller.client else ()
         every = [*self._spec.models, *self._spec.aliases]
-        request.models = [n for n in every if not allowed or self._spec.resolve(n) in allowed]
-        request.whole_list = True
+        names = [n for n in every if not allowed or self._spec.resolve(n) in allowed]
+        return {"object": "list", "data": [_model_row(n) for n in names]}
 
     async def _body(self, request: _Request) -> dict[str, Any]:
         limits = self._spec.limits
+        encodings = [v for k, v in request.scope["headers"] if k == b"content-encoding"]
+        if any(v.strip().lower() not in (b"", b"identity") for v in encodings):
+            raise Refused("Content-Encoding: a compressed request is not read; send it as it is", None, 415)
         try:
             raw = await asyncio.wait_for(request.read(limits.max_body_bytes), limits.body_seconds)
         except asyncio.TimeoutError as e:
             raise Refused(f"the request was not sent within {limits.body_seconds} s", None, 408) from e
         try:
             body = json.loads(raw, parse_constant=_no_constant)
+            # Half a surrogate pair is no character; it would become a question mark on the way.
+            json.dumps(body, ensure_ascii=False).encode()
+        except UnicodeEncodeError as e:
+            raise Refused(
+                "the request has half a surrogate pair (\\ud800 to \\udfff), which is no text"
+            ) from e
         except (ValueError, RecursionError) as e:
             # A parser's message may quote the text.
             where = f" at character {e.pos}" if isinstance(e, json.JSONDecodeError) else ""
@@ -203,55 +265,33 @@ class _Request:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope, self._receive, self._send = scope, receive, send
         self.caller, self.model, self.error = "-", "-", ""
+        self.id = uuid.uuid4().hex
         self.status = 0
-        self.models: list[str] = []
-        self.whole_list = False
-        self._kind = b""
-        self._held: Message | None = None
-        self._failed = b""
-        self._events = clean.Events()
 
-    @property
-    def started(self) -> bool:
-        """Whether a status has been sent."""
-        return self.status != 0 and self._held is None
+    async def answer(self, status: int, body: Mapping[str, Any], *, retry_after: int | None = None) -> None:
+        """Send a whole answer."""
+        self.status = status
+        headers = [(b"x-request-id", self.id.encode())]
+        if retry_after is not None:
+            headers.append((b"retry-after", str(math.ceil(retry_after)).encode()))
+        await _answer(self._send, status, body, headers)
 
-    async def send(self, message: Message) -> None:
-        """Passes on what LiteLLM answers, cleaned."""
-        if message["type"] == "http.response.start":
-            await self._start(message)
-        elif message["type"] == "http.response.body":
-            await self._body(message)
+    async def stream(self, raw: bytes) -> None:
+        """Send a part of a stream; its headers go with the first one."""
+        if self.status == 0:
+            self.status = 200
+            headers = [
+                (b"content-type", b"text/event-stream; charset=utf-8"),
+                (b"cache-control", b"no-cache"),
+                (b"x-request-id", self.id.encode()),
+            ]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send({"type": "http.response.body", "body": raw, "more_body": True})
 
-    async def _start(self, message: Message) -> None:
-        self.status = message["status"]
-        headers = message.get("headers", [])
-        self._kind = dict(headers).get(b"content-type", b"")
-        # Versions, deployments and costs are nobody's business; a length may change.
-        hidden = (b"x-litellm", b"llm_provider", b"content-length")
-        message["headers"] = [(k, v) for k, v in headers if not k.lower().startswith(hidden)]
-        if self.status >= 400:
-            self._held = message
-        else:
-            await self._send(message)
-
-    async def _body(self, message: Message) -> None:
-        body, more = message.get("body", b""), bool(message.get("more_body"))
-        if self._held is not None:
-            self._failed += body
-            if more:
-                return
-            start, self._held = self._held, None
-            # LiteLLM says 429 where every server of a model has just failed.
-            if self.status == 429 and clean.NONE_LEFT in self._failed:
-                self.status = start["status"] = 503
-            body = clean.error(self._failed, self.status)
-            self.error = _message_of(body)
-            await self._send(start)
-        elif self._kind.startswith(b"text/event-stream"):
-            body = self._events.feed(body, more=more)
-            self.error = self._events.failed
-        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+    async def end_stream(self, error: Mapping[str, Any] | None = None) -> None:
+        """End a stream, with an error's event where it failed."""
+        raw = b"" if error is None else b"data: " + _dump(error) + b"\n\n"
+        await self._send({"type": "http.response.body", "body": raw, "more_body": False})
 
     async def read(self, most: int) -> bytes:
         """The body.
@@ -272,49 +312,36 @@ class _Request:
             if not message.get("more_body"):
                 return b"".join(parts)
 
-    async def forward(self, app: App, body: bytes) -> None:
-        """Lets LiteLLM answer, and ends that when the client goes: its place at the server is free then."""
-        sent = False
-        gone = asyncio.Event()
+    async def while_connected(self, answering: Coroutine[Any, Any, None]) -> None:
+        """Let it be answered, and end that when the client goes: its place at the server is free then.
 
-        async def receive() -> Message:
-            nonlocal sent
-            if not sent:
-                sent = True
-                return {"type": "http.request", "body": body, "more_body": False}
-            await gone.wait()
-            return {"type": "http.disconnect"}
-
-        # The body is JSON whatever the client called it.
-        about = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        scope = {**self.scope, "headers": [*self.scope["headers"], *about]}
-        answering = asyncio.ensure_future(app(scope, receive, self.send))
-        watching = asyncio.ensure_future(self._until_gone())
+        Raises:
+            _Gone: the client left.
+        """
+        task, watching = asyncio.ensure_future(answering), asyncio.ensure_future(self._until_gone())
         try:
-            await asyncio.wait({answering, watching}, return_when=asyncio.FIRST_COMPLETED)
-            if not answering.done():
-                gone.set()
-                answering.cancel()
-                await asyncio.wait({answering})
+            await asyncio.wait({task, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
                 raise _Gone
-            answering.result()
+            task.result()
         finally:
-            answering.cancel()
-            watching.cancel()
-
-    async def answer_models(self) -> None:
-        """``GET /v1/models``."""
-        rows = [{"id": n, "object": "model", "created": 0, "owned_by": "enginix"} for n in self.models]
-        await _answer(self.send, 200, {"object": "list", "data": rows} if self.whole_list else rows[0])
+            for started in (task, watching):
+                started.cancel()
+            await asyncio.wait({task, watching})
 
     async def _until_gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
 
-def _is_plain(name: bytes) -> bool:
-    """Headers that are not orders to LiteLLM."""
-    return name in (b"host", b"accept", b"user-agent")
+def _refuse_query(scope: Scope) -> None:
+    """Refuse a query string: LiteLLM would take parameters from it, before those of the body.
+
+    Raises:
+        Refused: there is one.
+    """
+    if scope.get("query_string"):
+        raise Refused("the address has a query string (?…); parameters belong in the body, as JSON")
 
 
 def _no_route(scope: Scope) -> Refused:
@@ -340,19 +367,22 @@ def _deeper(value: Any, most: int) -> bool:
     return any(isinstance(v, dict | list) for v in level)
 
 
-def _message_of(body: bytes) -> str:
-    try:
-        return str(json.loads(body)["error"]["message"]).split("\n", 1)[0]
-    except (ValueError, KeyError, TypeError):
-        return ""
-
-
 def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text[:300])
 
 
-async def _answer(send: Send, status: int, body: dict[str, Any]) -> None:
-    raw = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode())]
+def _model_row(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "enginix"}
+
+
+async def _answer(
+    send: Send, status: int, body: Mapping[str, Any], more: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    # The server beneath frames the body.
+    headers = [(b"content-type", b"application/json"), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": raw})
+    await send({"type": "http.response.body", "body": _dump(body)})
+
+
+def _dump(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import enginix
 from enginix import process
 from enginix.errors import MachineError, UsageError
 
+# The oldest LiteLLM that the tests run.
+LEAST_LITELLM = "1.83"
 LOOPBACK = ("127.0.0.1", "::1")
 
 
@@ -62,7 +65,7 @@ def check_python(python: Path) -> str:
     """LiteLLM's version in an environment.
 
     Raises:
-        MachineError: it has none, or lacks what its proxy needs.
+        MachineError: it has none, an older one than is tested, or lacks what its proxy needs.
     """
     script = (
         "import importlib.util as u\n"
@@ -78,7 +81,18 @@ def check_python(python: Path) -> str:
             where=str(python),
             fix="--python of an environment with litellm and its proxy (docs/openai.md)",
         )
+    if _numbers(version) < _numbers(LEAST_LITELLM):
+        raise MachineError(
+            f"litellm {version} is older than {LEAST_LITELLM}",
+            where=str(python),
+            fix=f"--python of an environment with litellm {LEAST_LITELLM} or newer",
+        )
     return version
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: 1.83.7.post1 is (1, 83, 7)."""
+    return tuple(int(n) for n in re.match(r"[\d.]*", version)[0].split(".") if n)  # type: ignore[index]
 
 
 def check_host(host: str, *, asked: bool) -> None:

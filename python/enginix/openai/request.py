@@ -8,7 +8,9 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping
+import re
+import secrets
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from enginix.tables import table
@@ -24,6 +26,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "array": (list,),
     "object": (dict,),
 }
+MAX_PROMPTS = 128
+MAX_STOP_WORDS = 128
+_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 
 
 class Refused(Exception):
@@ -34,13 +39,21 @@ class Refused(Exception):
         param: the parameter that is at fault, as OpenAI's error object names it.
         status: HTTP status.
         code: OpenAI's word for the error, where it has one.
+        retry_after: seconds after which the same request may be let through.
     """
 
     def __init__(
-        self, message: str, param: str | None = None, status: int = 400, code: str | None = None
+        self,
+        message: str,
+        param: str | None = None,
+        status: int = 400,
+        code: str | None = None,
+        *,
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
         self.message, self.param, self.status, self.code = message, param, status, code
+        self.retry_after = retry_after
 
     def as_json(self) -> dict[str, Any]:
         """The body, in OpenAI's form."""
@@ -75,19 +88,27 @@ def check(route: str, body: Mapping[str, Any], *, triton: bool) -> None:
             raise Refused(f"{name} is missing", name)
     _check_stream(body)
     _check_max_tokens(body)
-    if triton and route == "chat":
-        texts(body["messages"])
+    if route == "chat":
+        if triton:
+            texts(body["messages"])
+        else:
+            _check_contents(body["messages"])
+            _check_tools(body.get("tools") or ())
+    elif triton:
+        prompts(body["prompt"])
     if triton and body.get("stop") is not None:
         stop_words(body["stop"])
 
 
-def inputs(parameters: Mapping[str, Any], default_max_tokens: int) -> dict[str, Any]:
+def inputs(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Triton's inputs for sampling parameters that :func:`check` has let through.
+
+    ``stop`` is none of them: Triton's stop words are sequences of tokens, OpenAI's are texts.
 
     Raises:
         Refused: a parameter that no input stands for.
     """
-    found: dict[str, Any] = {"max_tokens": default_max_tokens}
+    found: dict[str, Any] = {}
     for name, value in parameters.items():
         row = PARAMETERS.get(name, {})
         if value is None or row.get("own") or "only" in row:
@@ -97,12 +118,36 @@ def inputs(parameters: Mapping[str, Any], default_max_tokens: int) -> dict[str, 
         if name == "ignore_eos":
             # -1 is none (docs/triton.md); false is the default.
             found |= {"end_id": -1} if value else {}
-        elif name == "stop":
-            found["stop_words"] = stop_words(value)
         elif name == "chat_template_kwargs":
             found["chat_template_args"] = json.dumps(value, ensure_ascii=False)
         else:
             found[row["triton"]] = value
+    if "seed" not in found and _is_sampled(found):
+        # NVIDIA's default is one and the same seed; OpenAI's is another answer each time.
+        found["seed"] = secrets.randbelow(2**63)
+    return found
+
+
+def _is_sampled(question: Mapping[str, Any]) -> bool:
+    """Whether any of the three is given, as the server decides; temperature 0 or top_k 1 is greedy."""
+    if question.get("temperature") == 0 or question.get("top_k") == 1:
+        return False
+    return bool(question.get("temperature") or question.get("top_k") or question.get("top_p"))
+
+
+def prompts(value: Any) -> list[str]:
+    """``prompt`` as a list of texts.
+
+    Raises:
+        Refused: token ids, an empty list, or more texts than one request may have.
+    """
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or not found or not all(isinstance(p, str) for p in found):
+        raise Refused(
+            "prompt: not a text, or a list of texts; this model's server takes no token ids", "prompt"
+        )
+    if len(found) > MAX_PROMPTS:
+        raise Refused(f"prompt: {len(found)} texts, and one request may have {MAX_PROMPTS}", "prompt")
     return found
 
 
@@ -115,6 +160,8 @@ def stop_words(value: Any) -> list[str]:
     words = [value] if isinstance(value, str) else value
     if not isinstance(words, list) or not all(isinstance(w, str) and w for w in words):
         raise Refused("stop: not a text, or a list of texts that are not empty", "stop")
+    if len(words) > MAX_STOP_WORDS:
+        raise Refused(f"stop: {len(words)} texts, and one request may have {MAX_STOP_WORDS}", "stop")
     return words
 
 
@@ -146,9 +193,59 @@ def _message(number: int, message: Any) -> dict[str, Any]:
                 raise Refused(f"{at}: this model's server takes texts only", at)
             parts.append(text)
         return {**message, "content": "\n".join(parts)}
-    if not isinstance(content, str):
+    # An assistant's message may be its tool calls alone.
+    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
         raise Refused(f"{where}.content: missing, or not a text", f"{where}.content")
     return message
+
+
+def _check_contents(messages: Any) -> None:
+    """Check contents for a server of OpenAI's interface, which takes more than texts.
+
+    LiteLLM fetches what a content's URL names, in the gateway's network and with its addresses. Only contents
+    that carry their data pass.
+
+    Raises:
+        Refused: a content of a form that is not known to carry its data.
+    """
+    for number, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, dict) else None
+        where = f"messages[{number}].content"
+        if isinstance(content, list):
+            for i, part in enumerate(content):
+                _check_part(part, f"{where}[{i}]")
+        elif content is not None and not isinstance(content, str):
+            raise Refused(f"{where}: not a text, or a list of parts", where)
+
+
+def _check_part(part: Any, where: str) -> None:
+    kind = part.get("type") if isinstance(part, dict) else None
+    inner = part.get(kind) if isinstance(kind, str) else None
+    if kind in ("text", "refusal") and isinstance(inner, str) and part.keys() == {"type", kind}:
+        return
+    if kind == "image_url" and part.keys() == {"type", kind}:
+        image = {"url": inner} if isinstance(inner, str) else inner
+        if isinstance(image, dict) and image.keys() <= {"url", "detail"}:
+            if not str(image.get("url")).startswith("data:image/"):
+                raise Refused(f"{where}: send the image itself (data:image/…), not its address", where)
+            return
+    if kind == "input_audio" and part.keys() == {"type", kind} and isinstance(inner, dict):
+        data = inner.get("data")
+        if inner.keys() <= {"data", "format"} and isinstance(data, str) and _BASE64.fullmatch(data):
+            return
+        raise Refused(f"{where}: send the audio itself (base64), not its address", where)
+    raise Refused(
+        f"{where}: only texts, images and audio that are sent with the request are passed on", where
+    )
+
+
+def _check_tools(tools: Sequence[Any]) -> None:
+    """LiteLLM connects to what tools of other types name (``server_url``)."""
+    for number, tool in enumerate(tools):
+        kind = tool.get("type", "function") if isinstance(tool, dict) else None
+        if kind not in ("function", "custom"):
+            where = f"tools[{number}]"
+            raise Refused(f"{where}: only tools of type function or custom are passed on", where)
 
 
 def _check_type(name: str, value: Any, row: Mapping[str, Any]) -> None:
@@ -172,7 +269,7 @@ def _check_type(name: str, value: Any, row: Mapping[str, Any]) -> None:
 
 def _check_stream(body: Mapping[str, Any]) -> None:
     options = body.get("stream_options")
-    if options is None:
+    if not options:
         return
     if not body.get("stream"):
         raise Refused("stream_options: only with stream", "stream_options")

@@ -49,7 +49,11 @@ def main() -> int:
     wanted = spec.read(Path(options.spec))
     keys = Keys(wanted)
     with _directory() as state:
-        app = _litellm(wanted, state)
+        try:
+            app = _litellm(wanted, state)
+        except Exception as e:
+            console.say(f"error: LiteLLM does not start: {type(e).__name__}: {e}")
+            return 5
         return asyncio.run(_serve(options, wanted, keys, app))
 
 
@@ -73,6 +77,7 @@ def _litellm(wanted: spec.Spec, state: Path) -> Any:
     path = state / "config.yaml"
     # JSON is YAML.
     path.write_text(json.dumps(config.render(wanted, config.variable), indent=1))
+    (state / f"{config.MODULE}.py").write_text(config.MODULE_SOURCE)
     os.environ["CONFIG_FILE_PATH"] = str(path)
     # Banners and prints; what is worth saying goes to standard error.
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -86,14 +91,15 @@ def _litellm(wanted: spec.Spec, state: Path) -> Any:
     for name in ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router", "uvicorn.error", "asyncio"):
         # Each failed request is one line of the gate; tracebacks hold what clients sent.
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    handler.default_max_tokens = wanted.limits.default_max_tokens
     handler.silence = float(wanted.limits.silence_seconds)
     return app
 
 
 async def _serve(options: Options, wanted: spec.Spec, keys: Keys, app: Any) -> int:
     import uvicorn
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+    from enginix.openai.connections import limited_protocol, raise_file_limit
     from enginix.openai.gate import Gate
 
     backends = Backends(wanted, read_key, console.say)
@@ -102,9 +108,13 @@ async def _serve(options: Options, wanted: spec.Spec, keys: Keys, app: Any) -> i
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((options.host, options.port))
     port = int(listener.getsockname()[1])
+    gate = Gate(app, wanted, keys, backends.state, console.say, backends.answers)
     server = uvicorn.Server(
         uvicorn.Config(
-            Gate(app, wanted, keys, backends.state, console.say),
+            gate,
+            http=limited_protocol(AutoHTTPProtocol, raise_file_limit()),
+            # Connections that nobody has accepted yet, as many as the system allows.
+            backlog=4096,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -123,7 +133,7 @@ async def _serve(options: Options, wanted: spec.Spec, keys: Keys, app: Any) -> i
         notify("STOPPING=1")
         tending.cancel()
     if not server.started:
-        console.say("error: LiteLLM does not start with this configuration")
+        console.say(f"error: LiteLLM does not start: {gate.start_failure or 'it gives no reason'}")
         return 5
     if tending.done() and not tending.cancelled() and tending.exception():
         console.say(f"error: {tending.exception()}")
@@ -155,21 +165,19 @@ async def _tend(
 
 async def _await_ready(backends: Backends, app: Any, wanted: spec.Spec) -> None:
     """Every server has answered, and one answer has gone the whole way: LiteLLM's first takes seconds."""
-    import httpx
-
-    from enginix.openai.gate import SCOPE
+    from enginix.openai.answering import Answering, Question
+    from enginix.openai.balancer import Balancer
     from enginix.openai.keys import ANYONE
-
-    async def trusted(scope: Any, receive: Any, send: Any) -> None:
-        scope[SCOPE] = ANYONE
-        await app(scope, receive, send)
+    from enginix.openai.request import Refused
 
     await backends.await_answers()
     model = next((m for m, servers in wanted.models.items() if servers[0].kind == "triton"), None)
     if model is None:
         return
-    transport = httpx.ASGITransport(app=trusted, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=60) as client:
-        question = {"model": model, "prompt": "A", "max_tokens": 1}
-        while (await client.post("/v1/completions", json=question)).status_code != 200:
-            await asyncio.sleep(0.5)
+    body = {"model": model, "prompt": "A", "max_tokens": 1}
+    question = Question.compose("/v1/completions", body, model, "start", is_triton=True, limits=wanted.limits)
+    while True:
+        with contextlib.suppress(Refused):
+            await Answering(app, Balancer(wanted, backends.answers), question, ANYONE, 1).whole()
+            return
+        await asyncio.sleep(0.5)

@@ -51,14 +51,14 @@ class Limits:
     Attributes:
         max_parallel_requests: further ones are refused with 429; 0 for no limit.
         max_body_bytes: of a request.
-        default_max_tokens: for a Triton server's requests that say none.
+        default_max_tokens: at most, for a Triton server's requests that say none; ``None`` is all that fits.
         silence_seconds: after which a server that says nothing has failed.
         body_seconds: in which a client must have sent its request.
     """
 
     max_parallel_requests: int = 0
     max_body_bytes: int = 4 * 2**20
-    default_max_tokens: int = 256
+    default_max_tokens: int | None = None
     silence_seconds: int = 600
     body_seconds: int = 30
 
@@ -159,7 +159,7 @@ def parse(found: Any, where: str) -> Spec:
     limits = _fill(Limits, _object(top.pop("limits", {}), f"{where}: limits"), f"{where}: limits")
     for row in fields(Limits):
         least = 0 if row.name == "max_parallel_requests" else 1
-        if getattr(limits, row.name) < least:
+        if (value := getattr(limits, row.name)) is not None and value < least:
             raise SpecError(f"is not at least {least}", where=f"{where}: limits.{_camel(row.name)}")
     spec = _fill(
         Spec,
@@ -213,7 +213,7 @@ def _fill(kind: type[_T], found: dict[str, Any], where: str) -> _T:
         if key not in known:
             raise SpecError(f"{key}: no such key; there are {', '.join(known)}", where=where)
         wanted = str(known[key].type)
-        checks = {"str": str, "int": int, "str | None": str | None}
+        checks = {"str": str, "int": int, "str | None": str | None, "int | None": int | None}
         if wanted in checks and (not isinstance(value, checks[wanted]) or isinstance(value, bool)):
             raise SpecError(f"{key} is not of type {wanted}", where=where)
         given[known[key].name] = value

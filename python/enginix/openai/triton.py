@@ -7,17 +7,23 @@ computes every other answer to its end (docs/triton.md).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
 
+from enginix.openai.call import Call
+from enginix.openai.events import EventParser, EventTooLarge
+from enginix.openai.stop_text import StopText
 from enginix.tables import table
 
-# Of a line of Triton's answer; a piece of text is a few bytes.
-_MAX_EVENT = 16 * 2**20
 CONNECT_SECONDS = 5.0
+_MOST_TOKENS = 2**31 - 1
+# How refusals of a length end (enginix.triton.models.generation.check_lengths).
+_FITS = re.compile(r"(?:at most|above this server's limit of) (\d+)(?: fit)?$")
 
 
 class BackendError(Exception):
@@ -90,12 +96,60 @@ async def stream(
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[str]:
-    """Contents of the server-sent events, one line each."""
-    async for line in response.aiter_lines():
-        if len(line) > _MAX_EVENT:
-            raise BackendError("the model's server sent an event that is too large", 502)
-        if line.startswith("data:"):
-            yield line[5:]
+    """Yield the data of the server-sent events."""
+    parser = EventParser()
+    try:
+        async for raw in response.aiter_bytes():
+            for data in parser.feed(raw):
+                yield data
+        for data in parser.close():
+            yield data
+    except EventTooLarge as e:
+        raise BackendError("the model's server sent an event that is too large", 502) from e
+
+
+async def answer(client: httpx.AsyncClient, url: str, model: str, call: Call) -> AsyncGenerator[Piece, None]:
+    """Answer a request as OpenAI's interface means it: to its stop texts, with as many tokens as fit.
+
+    Raises:
+        BackendError: as :func:`stream`.
+    """
+    stop = StopText(call.stop)
+    async with aclosing(_fitting(client, url, model, call)) as pieces:
+        async for piece in pieces:
+            text, stopped = stop.push(piece.text)
+            if stopped:
+                # Closing the connection ends the request at the server.
+                yield replace(piece, text=text, finish_reason="stop")
+                return
+            if piece.finish_reason:
+                text += stop.flush()
+            if text or piece.finish_reason:
+                yield replace(piece, text=text)
+
+
+async def _fitting(
+    client: httpx.AsyncClient, url: str, model: str, call: Call
+) -> AsyncGenerator[Piece, None]:
+    """Ask with as many tokens as fit, where the request says none; a refusal says how many that is."""
+    if "max_tokens" in call.question:
+        async with aclosing(stream(client, url, model, call.question)) as pieces:
+            async for piece in pieces:
+                yield piece
+        return
+    most = call.max_tokens or _MOST_TOKENS
+    # Two limits may be met, the server's own and the engine's, and then the answer is given.
+    for last in (False, False, True):
+        try:
+            async with aclosing(stream(client, url, model, {**call.question, "max_tokens": most})) as pieces:
+                async for piece in pieces:
+                    yield piece
+                return
+        except BackendError as e:
+            fits = _FITS.search(e.message)
+            if last or e.status != 400 or fits is None or not 0 < int(fits[1]) < most:
+                raise
+            most = int(fits[1])
 
 
 def _piece(data: str) -> Piece:
@@ -129,7 +183,7 @@ def _refusal(status: int, body: bytes) -> BackendError:
         return BackendError(_clean(message), 503)
     if message.endswith(f"({ends['failed']})"):
         return BackendError(_clean(message), 502)
-    if status == 404:
+    if status in (401, 403, 404):
         # The gateway's configuration names the model, not the client.
         return BackendError(f"the model's server does not know the model: {_clean(message)}", 502)
     return BackendError(_clean(message), status if status in (400, 429, 503) else 502)

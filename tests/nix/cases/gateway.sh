@@ -26,7 +26,7 @@ test_gateway_finds_servers_of_mkserve() {
   local server='{ outPath = "x"; kind = "edgellm"; host = "0.0.0.0"; httpPort = 8100; servedModelName = "m"; }'
   with_lib build "e.mkGateway { servers.big = [ $server { server = $server; keyFile = \"k\"; } ]; name = \"door-$EPOCHREALTIME\"; }" --out-link "$tmp/serves" || return 1
   cp "$tmp/serves/share/gateway.json" "$out"
-  says '"api_base": "http://127.0.0.1:8100/v1"' && says '"model": "openai/m"' && says '"api_key": "os.environ/ENGINIX_KEY_6B"' && says '"num_retries": 1'
+  says '"api_base": "http://127.0.0.1:8100/v1"' && says '"model": "openai/m"' && says '"api_key": "os.environ/ENGINIX_KEY_6B"' && says '"id": "big#1"'
 }
 
 test_openai_enable_is_a_second_command_beside_the_server() {

@@ -99,7 +99,12 @@ def start_gateway(gateway_python: Path, tmp_path_factory: pytest.TempPathFactory
     """Starts a gateway on a description as a context manager."""
 
     @contextmanager
-    def start(description: dict[str, Any], **environment: str) -> Iterator[Gateway]:
+    def start(
+        description: dict[str, Any],
+        python: Path | None = None,
+        wrap: tuple[str, ...] = (),
+        **environment: str,
+    ) -> Iterator[Gateway]:
         directory = tmp_path_factory.mktemp("gateway")
         for name, key in (("operator", OPERATOR), ("alice", ALICE)):
             (directory / name).write_text(key + "\n")
@@ -110,7 +115,16 @@ def start_gateway(gateway_python: Path, tmp_path_factory: pytest.TempPathFactory
         log = directory / "log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [*words, "--python", str(gateway_python), "--port", "0", "--exit-timeout", "10"],
+                [
+                    *wrap,
+                    *words,
+                    "--python",
+                    str(python or gateway_python),
+                    "--port",
+                    "0",
+                    "--exit-timeout",
+                    "10",
+                ],
                 env={
                     "PATH": os.environ["PATH"],
                     "PYTHONPATH": str(TESTS.parent / "python"),

@@ -77,6 +77,7 @@ class Door:
         method: str = "POST",
         headers: tuple[tuple[bytes, bytes], ...] = ((b"authorization", f"Bearer {KEY}".encode()),),
         leave: asyncio.Event | None = None,
+        **more: Any,
     ) -> tuple[int, bytes, dict[bytes, bytes]]:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         parts = [raw[i : i + 1000] for i in range(0, len(raw), 1000)] or [b""]
@@ -91,7 +92,7 @@ class Door:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
+        scope = {"type": "http", "method": method, "path": path, "headers": list(headers), **more}
         await self.gate(scope, receive, send)
         starts = [m for m in sent if m["type"] == "http.response.start"]
         whole = b"".join(m.get("body", b"") for m in sent if m["type"] == "http.response.body")
@@ -119,6 +120,78 @@ def test_a_request_reaches_the_application_without_orders_to_it(door: Door) -> N
     assert [k for k, _ in scope["headers"]] == [b"content-type", b"content-length"]
     assert scope[SCOPE].name == "operator"
     assert b"x-litellm-cost" not in headers and b"content-length" not in headers
+
+
+QUERIES = (
+    "model=other",
+    "model=o",
+    "model=theirs",
+    "model=openai/theirs",
+    "model=nonexistent",
+    "model=m",
+    "api-version=2020",
+    "api_base=http://127.0.0.1:1",
+    "model=m&user=x",
+    "model=enginix/ensemble",
+    "MODEL=o",
+    "target_model_names=o",
+    "%6dodel=o",
+    "=",
+    "&",
+)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+@pytest.mark.parametrize("key", [KEY, ALICE])
+def test_a_query_string_is_refused(door: Door, query: str, key: str) -> None:
+    headers = ((b"authorization", f"Bearer {key}".encode()),)
+    prompt = {"model": "m", "prompt": "x"}
+    for path, method, body in (
+        ("/v1/chat/completions", "POST", CHAT),
+        ("/v1/completions", "POST", prompt),
+        ("/v1/models", "GET", b""),
+        ("/v1/models/m", "GET", b""),
+        ("/health/ready", "GET", b""),
+    ):
+        status, found, _ = door.run(body, path, method, headers, query_string=query.encode())
+        assert status == 400 and "query string" in found["error"]["message"]
+        assert query not in json.dumps(found) or len(query) < 3
+    assert door.app.scopes == []
+    assert "nonexistent" not in "".join(door.log)
+
+
+def test_the_forwarded_request_is_composed_anew(door: Door) -> None:
+    orders = {
+        "raw_path": b"/v1/embeddings?model=o",
+        "root_path": "/key",
+        "http_version": "2",
+        "scheme": "file",
+        "client": ("6.6.6.6", 1),
+        "server": ("7.7.7.7", 2),
+        "path_params": {"model": "o"},
+        "state": {"model": "o"},
+        "extensions": {"x": 1},
+        "unheard-of": 1,
+    }
+    headers = (
+        (b"authorization", f"Bearer {KEY}".encode()),
+        (b"host", b"evil"),
+        (b"user-agent", b"evil"),
+        (b"cookie", b"evil"),
+    )
+    status, _, _ = door.run({**CHAT, "seed": None}, headers=headers, **orders)
+    assert status == 200
+    [scope] = door.app.scopes
+    assert "evil" not in repr(scope["headers"])
+    assert (scope["path"], scope["raw_path"], scope["query_string"]) == (
+        "/v1/chat/completions",
+        b"/v1/chat/completions",
+        b"",
+    )
+    for name in orders.keys() - {"raw_path"}:
+        assert scope.get(name) != orders[name]
+    # What counts as absent is not forwarded either.
+    assert door.app.bodies == [CHAT]
 
 
 @pytest.mark.parametrize(
@@ -278,30 +351,43 @@ def test_an_application_that_fails_is_a_plain_500(door: Door) -> None:
 
 EVENTS = [
     {"object": "chat.completion.chunk", "choices": [{"delta": {"content": "ä"}}]},
+    {"object": "chat.completion.chunk", "choices": [{"delta": {"content": "\u2028"}}], "usage": {"a": 0}},
+    {"object": "text_completion", "choices": [{"text": "x"}], "usage": {"total_tokens": 0}},
+    {"object": "text_completion", "choices": [{"text": "x"}], "usage": {"total_tokens": 2}},
     {"object": "text_completion", "choices": [{"text": None, "finish_reason": "stop"}]},
     {"object": "chat.completion.chunk", "choices": [{"delta": {}}], "usage": {"total_tokens": 3}},
+    {"object": "chat.completion.chunk", "choices": [], "usage": {"total_tokens": 4}},
     {"error": {"message": "litellm.APIError: EnginixException - gone", "code": "503"}},
 ]
 
 
-@given(st.lists(st.sampled_from(EVENTS), max_size=6), st.lists(st.integers(1, 40), max_size=20))
-def test_events_are_whole_however_they_are_cut(events: list[Any], cuts: list[int]) -> None:
+@given(
+    st.lists(st.sampled_from(EVENTS), max_size=6), st.lists(st.integers(1, 40), max_size=20), st.booleans()
+)
+def test_events_are_whole_however_they_are_cut(events: list[Any], cuts: list[int], asked: bool) -> None:
     raw = b"".join(b"data: " + json.dumps(e).encode() + b"\n\n" for e in events) + b"data: [DONE]\n\n"
     parts, rest = [], raw
     for size in cuts:
         parts.append(rest[:size])
         rest = rest[size:]
-    cleaner = clean.Events()
+    cleaner = clean.Events("id", "m", include_usage=asked)
     out = b"".join(cleaner.feed(p, more=True) for p in parts) + cleaner.feed(rest, more=False)
     *found, done = [e for e in out.decode().split("\n\n") if e]
-    assert done == "data: [DONE]" and len(found) == len(events)
-    for text, event in zip(found, events, strict=True):
-        read = json.loads(text.removeprefix("data: "))
+    assert done == "data: [DONE]"
+    read = [json.loads(text.removeprefix("data: ")) for text in found]
+    usages = [e["usage"] for e in events if "usage" in e and any(e["usage"].values())]
+    failed = any("error" in e for e in events)
+    if asked and usages and not failed:
+        assert read.pop()["usage"] == usages[-1]
+    # A usage that was not asked for takes no text away, and is not shown.
+    told = [e for e in events if "error" in e or e not in (EVENTS[5], EVENTS[6])]
+    assert len(read) == len(told)
+    for chunk, event in zip(read, told, strict=True):
         if "error" in event:
-            assert read["error"]["message"] == "gone" and read["error"]["type"] == "server_error"
-        elif "usage" in event:
-            assert read["choices"] == [] and read["usage"] == event["usage"]
-        elif event["object"] == "text_completion":
-            assert read["choices"][0]["text"] == ""
+            assert chunk["error"]["message"] == "gone" and chunk["error"]["type"] == "server_error"
+            continue
+        assert "usage" not in chunk and (chunk["id"], chunk["model"]) == ("id", "m")
+        if event["object"] == "text_completion":
+            assert chunk["choices"][0]["text"] == (event["choices"][0]["text"] or "")
         else:
-            assert read == event
+            assert chunk["choices"] == [{"finish_reason": None, **c} for c in event["choices"]]

@@ -113,6 +113,34 @@ def test_sampling_is_the_servers(client: Any, tiny: Served) -> None:
     assert len({asked(seed) for seed in range(4)}) > 1
 
 
+QUERIES = (
+    "model=other",
+    "model=oai",
+    "model=m",
+    "model=openai/m",
+    "model=nonexistent",
+    "api-version=2020",
+    "api_base=http://127.0.0.1:1",
+    "model=tiny&user=x",
+    "model=enginix/ensemble",
+)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_orders_in_the_address_are_refused(door: Any, query: str) -> None:
+    import httpx
+
+    for path, more in (("chat/completions", {"messages": SAID}), ("completions", {"prompt": "A"})):
+        answer = httpx.post(
+            f"{door.url}/v1/{path}?{query}",
+            json={"model": "tiny", "max_tokens": 1, **more},
+            headers={"Authorization": f"Bearer {door.alice}"},
+        )
+        assert answer.status_code == 400, answer.text
+        assert "query string" in answer.json()["error"]["message"]
+    assert "nonexistent" not in door.log.read_text()
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("param", "more"),
@@ -319,6 +347,7 @@ def test_ready_killed_and_back(
         assert ask(client, model="steady").choices[0].message.content == told
         for _ in range(6):
             assert ask(client, model="both").choices[0].message.content == told
+            assert text(ask(client, model="both", stream=True)) == told
         deadline = time.monotonic() + 300
         while httpx.get(f"{door.url}/health/ready").status_code == 200:
             assert time.monotonic() < deadline

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from enginix.openai.request import PARAMETERS, Refused, check, inputs, texts
+from enginix.openai.request import PARAMETERS, Refused, check, inputs, prompts, texts
 from enginix.tables import table
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
@@ -47,7 +47,7 @@ def test_anything_is_refused_by_name_or_passed_on(body: dict[str, Any], route: s
     assert body.keys() <= PARAMETERS.keys()
     if not triton:
         return
-    found = inputs(body, 7)
+    found = inputs(body)
     for name, value in body.items():
         row = PARAMETERS[name]
         if "triton" in row and value is not None and name != "ignore_eos":
@@ -57,20 +57,110 @@ def test_anything_is_refused_by_name_or_passed_on(body: dict[str, Any], route: s
 @pytest.mark.parametrize(
     ("given", "found"),
     [
-        ({}, {"max_tokens": 9}),
+        ({}, {}),
         ({"max_tokens": 3}, {"max_tokens": 3}),
         ({"max_completion_tokens": 3, "max_tokens": None}, {"max_tokens": 3}),
-        ({"stop": "a"}, {"max_tokens": 9, "stop_words": ["a"]}),
-        ({"stop": ["a", "b"]}, {"max_tokens": 9, "stop_words": ["a", "b"]}),
-        ({"ignore_eos": True}, {"max_tokens": 9, "end_id": -1}),
-        ({"ignore_eos": False}, {"max_tokens": 9}),
-        ({"temperature": 0, "n": 1, "user": "u"}, {"max_tokens": 9, "temperature": 0}),
-        ({"chat_template_kwargs": {"a": "ü"}}, {"max_tokens": 9, "chat_template_args": '{"a": "ü"}'}),
+        ({"stop": "a"}, {}),
+        ({"stop": ["a", "b"]}, {}),
+        ({"ignore_eos": True}, {"end_id": -1}),
+        ({"ignore_eos": False}, {}),
+        ({"temperature": 0, "n": 1, "user": "u"}, {"temperature": 0}),
+        ({"chat_template_kwargs": {"a": "ü"}}, {"chat_template_args": '{"a": "ü"}'}),
     ],
 )
 def test_inputs(given: dict[str, Any], found: dict[str, Any]) -> None:
     check("chat", {**CHAT, **given}, triton=True)
-    assert inputs(given, 9) == found
+    assert inputs(given) == found
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"temperature": 1}, {"top_p": 0.9}, {"top_k": 2}, {"temperature": 0.1, "top_k": 0}],
+)
+def test_sampling_without_a_seed_is_another_answer_each_time(given: dict[str, Any]) -> None:
+    seeds = {inputs(given)["seed"] for _ in range(20)}
+    assert len(seeds) == 20 and all(0 <= s < 2**63 for s in seeds)
+    assert inputs({**given, "seed": 3})["seed"] == 3
+
+
+@pytest.mark.parametrize("given", [{}, {"temperature": 0, "top_p": 0.5}, {"top_k": 1, "temperature": 2}])
+def test_greedy_needs_no_seed(given: dict[str, Any]) -> None:
+    assert "seed" not in inputs(given)
+
+
+CALLS = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+
+
+def test_no_content_beside_tool_calls_is_a_message() -> None:
+    called = {"role": "assistant", "content": None, "tool_calls": CALLS}
+    for message in (called, {k: v for k, v in called.items() if k != "content"}):
+        assert texts([message]) == [message]
+    for calls in (None, []):
+        with pytest.raises(Refused, match=r"messages\[0\].content"):
+            texts([{**called, "tool_calls": calls}])
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "file", "file": {"file_id": "http://11.22.33.44/x"}},
+        {"type": "file", "file": {"file_data": "http://11.22.33.44/x"}},
+        {"type": "file", "file": {"file_data": "data:application/pdf;base64,AA=="}},
+        {"type": "image_url", "image_url": {"url": "http://11.22.33.44/x.png"}},
+        {"type": "image_url", "image_url": "https://11.22.33.44/x.png"},
+        {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}},
+        {"type": "image_url", "image_url": {"url": ["http://x"]}},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA==", "file_id": "http://x"}},
+        {
+            "type": "image_url",
+            "image_url": {"url": "data:image/png;base64,AA=="},
+            "file": {"file_id": "http://x"},
+        },
+        {"type": "input_audio", "input_audio": {"data": "http://11.22.33.44/a", "format": "wav"}},
+        {"type": "video_url", "video_url": {"url": "http://11.22.33.44/v"}},
+        {"type": "input_image", "image_url": "http://11.22.33.44/v"},
+        {"type": "document", "source": {"url": "http://11.22.33.44/v"}},
+        {"type": "text", "text": "x", "url": "http://11.22.33.44/v"},
+        {"type": "text", "text": {"url": "http://x"}},
+        "text",
+        {},
+    ],
+)
+def test_contents_that_would_be_fetched_are_refused(part: Any) -> None:
+    for role in ("user", "tool", "assistant"):
+        messages = [{"role": "user", "content": "x"}, {"role": role, "content": [part]}]
+        with pytest.raises(Refused, match=r"messages\[1\]\.content\[0\]"):
+            check("chat", {**CHAT, "messages": messages}, triton=False)
+    with pytest.raises(Refused, match=r"messages\[0\]\.content"):
+        check("chat", {**CHAT, "messages": [{"role": "user", "content": {"url": "http://x"}}]}, triton=False)
+
+
+def test_contents_that_are_sent_along_are_passed_on() -> None:
+    parts = [
+        {"type": "text", "text": "see https://example.org"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA==", "detail": "low"}},
+        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+    ]
+    check("chat", {**CHAT, "messages": [{"role": "user", "content": parts}]}, triton=False)
+
+
+def test_tools_that_would_be_connected_to_are_refused() -> None:
+    for tool in ({"type": "mcp", "server_url": "http://x"}, {"type": "web_search"}, "x"):
+        with pytest.raises(Refused, match=r"tools\[0\]"):
+            check("chat", {**CHAT, "tools": [tool]}, triton=False)
+
+
+@pytest.mark.parametrize("prompt", ["", "x", ["x"], ["x", ""]])
+def test_a_prompt_is_a_text_or_several(prompt: Any) -> None:
+    check("completions", {"model": "m", "prompt": prompt}, triton=True)
+    assert prompts(prompt) == (prompt if isinstance(prompt, list) else [prompt])
+
+
+@pytest.mark.parametrize("prompt", [[], [1, 2], [[1]], ["x", 1], ["x"] * 1000])
+def test_other_prompts_are_refused(prompt: Any) -> None:
+    with pytest.raises(Refused) as refused:
+        check("completions", {"model": "m", "prompt": prompt}, triton=True)
+    assert refused.value.param == "prompt"
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,9 @@ def test_litellm_gets_names_of_keys_and_no_keys() -> None:
     rows = rendered["model_list"]
     assert [r["model_name"] for r in rows] == ["a", "b", "b"]
     assert rows[2]["litellm_params"]["api_key"] == f"os.environ/{config.variable('s')}"
-    assert rendered["router_settings"]["num_retries"] == 1
+    # Which server is next is the balancer's; LiteLLM knows each by a name of its own.
+    assert rendered["router_settings"]["num_retries"] == 0
+    assert [r["model_info"]["id"] for r in rows] == ["a", "b#0", "b#1"]
 
 
 def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enginix.openai import triton
+from enginix.openai.call import Call
 from enginix.openai.triton import BackendError, Piece
+from enginix.triton.models.generation import check_lengths
+from enginix.triton.models.request import RequestError
 
 COUNTS = {"prompt_tokens": 3, "completion_tokens": 2}
 FIRST = {"text_output": "a", "finish_reason": "", **COUNTS}
@@ -30,6 +33,82 @@ def asked(answer: Callable[[httpx.Request], httpx.Response]) -> list[Piece]:
 
 def events(*rows: Any) -> bytes:
     return b"".join(b"data: " + json.dumps(r).encode() + b"\n\n" for r in rows)
+
+
+def answered(call: Call, server: Callable[[dict[str, Any]], httpx.Response]) -> tuple[list[Piece], list[int]]:
+    """What becomes of a call, and the max_tokens of each question."""
+    questions: list[int] = []
+
+    def transport(request: httpx.Request) -> httpx.Response:
+        question = json.loads(request.content)
+        questions.append(question["max_tokens"])
+        return server(question)
+
+    async def run() -> list[Piece]:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(transport)) as client:
+            return [p async for p in triton.answer(client, "http://h:1/", "ensemble", call)]
+
+    return asyncio.run(run()), questions
+
+
+def server_of(prompt: int, holds: int, limit: int) -> Callable[[dict[str, Any]], httpx.Response]:
+    """Refuses lengths with the very words of the models."""
+
+    def answer(question: dict[str, Any]) -> httpx.Response:
+        try:
+            check_lengths(prompt, question["max_tokens"], limit, holds)
+        except RequestError as e:
+            return httpx.Response(400, content=events({"error": str(e)}))
+        return httpx.Response(200, content=events(FIRST, LAST))
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("most", "prompt", "limit", "asked_with"),
+    [
+        (None, 1911, 0, [2**31 - 1, 137]),
+        (None, 1911, 1000, [2**31 - 1, 1000, 137]),
+        (None, 5, 1000, [2**31 - 1, 1000]),
+        (256, 1911, 0, [256, 137]),
+        (256, 5, 0, [256]),
+        (256, 5, 100, [256, 100]),
+    ],
+)
+def test_no_max_tokens_is_what_fits(most: int | None, prompt: int, limit: int, asked_with: list[int]) -> None:
+    pieces, questions = answered(Call({}, max_tokens=most), server_of(prompt, 2048, limit))
+    assert questions == asked_with and [p.text for p in pieces] == ["a", "b"]
+
+
+def test_what_was_asked_for_is_not_changed() -> None:
+    with pytest.raises(BackendError, match="at most 137 fit"):
+        answered(Call({"max_tokens": 256}), server_of(1911, 2048, 0))
+    with pytest.raises(BackendError, match="the engine holds 2048"):
+        answered(Call({}), server_of(3000, 2048, 0))
+
+
+@pytest.mark.parametrize(
+    ("texts", "stop", "found"),
+    [
+        (["Onc", "e\nUs", "er: x"], ["\nUser:"], [("Onc", ""), ("e", ""), ("", "stop")]),
+        (["a\n", "b"], ["\n\n"], [("a", ""), ("\nb", "length")]),
+        (["a", "b\n"], ["\n\n"], [("a", ""), ("b\n", "length")]),
+    ],
+)
+def test_stop_is_text_across_pieces(texts: list[str], stop: list[str], found: list[tuple[str, str]]) -> None:
+    rows = [{"text_output": t, "finish_reason": "", **COUNTS} for t in texts]
+    rows[-1]["finish_reason"] = "length"
+    answer = httpx.Response(200, content=events(*rows))
+    pieces, _ = answered(Call({"max_tokens": 9}, tuple(stop)), lambda _: answer)
+    assert [(p.text, p.finish_reason) for p in pieces] == found
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\u0085"])
+def test_characters_that_end_lines_in_python_alone_are_text(character: str) -> None:
+    row = json.dumps({**LAST, "text_output": f"a{character}b"}, ensure_ascii=False)
+    row = row.replace(json.dumps(character)[1:-1], character)
+    [piece] = asked(lambda _: httpx.Response(200, content=f"data: {row}\n\n".encode()))
+    assert piece.text == f"a{character}b"
 
 
 def test_pieces() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ ARGUMENTS: dict[str, type] = {
     "tools": list,
     "documents": list,
 }
+# Those of them that are nothing without a template that reads them.
+_OF_TEMPLATES = ("tools", "documents")
+_MESSAGE = ("role", "content", "tool_call_id")
 # Names that the renderer takes itself, and those of the tokenizer.
 _OWN = ("messages", "conversations", "chat_template", "return_assistant_tokens_mask", "tokenize")
 
@@ -90,6 +93,54 @@ def _messages(text: str) -> list[dict[str, Any]]:
     return found
 
 
+# Of chat_template_args, for this server: texts of messages may spell special tokens.
+ALLOW_SPECIAL_TOKENS = "allow_special_tokens"
+
+
+def separate_special_tokens(chat: Chat, special: Sequence[str], mark: str) -> Chat:
+    """Put a mark into each special token that the text of a message spells.
+
+    A text that is rendered with it spells the token no more; without the mark it is the same text.
+
+    Args:
+        special: the tokenizer's special tokens.
+        mark: a text that no message has.
+
+    Raises:
+        RequestError: ``allow_special_tokens`` is not true or false.
+    """
+    arguments = dict(chat.arguments)
+    allowed = arguments.pop(ALLOW_SPECIAL_TOKENS, False)
+    if not isinstance(allowed, bool):
+        raise RequestError(f"chat_template_args: {ALLOW_SPECIAL_TOKENS} is not true or false")
+    if allowed or not special:
+        return Chat(chat.messages, arguments)
+    # The longest first: one may begin with another.
+    pattern = re.compile("|".join(re.escape(t) for t in sorted(special, key=len, reverse=True)))
+
+    def separated(text: str) -> str:
+        return pattern.sub(lambda found: f"{found[0][0]}{mark}{found[0][1:]}", text)
+
+    messages = []
+    for message in chat.messages:
+        content = message.get("content")
+        # An assistant's text is what the model has written; templates look for its tokens there.
+        if message["role"] == "assistant":
+            pass
+        elif isinstance(content, str):
+            message = {**message, "content": separated(content)}
+        elif isinstance(content, list):
+            parts = [
+                {**part, "text": separated(part["text"])}
+                if isinstance(part, dict) and isinstance(part.get("text"), str)
+                else part
+                for part in content
+            ]
+            message = {**message, "content": parts}
+        messages.append(message)
+    return Chat(messages, arguments)
+
+
 class ChatTemplate:
     """The chat templates of one model.
 
@@ -150,10 +201,18 @@ class ChatTemplate:
                 near = difflib.get_close_matches(role, ROLES, 1, 0.6)
                 hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(ROLES)}"
                 raise RequestError(f"messages[{number}]: role {role!r} is unknown; {hint}")
+            for name, value in message.items():
+                # What links messages to each other says nothing to a model.
+                if value and name not in _MESSAGE and not _names(template, name):
+                    raise RequestError(
+                        f"messages[{number}].{name[:64]}: this model's chat template does not read it"
+                    )
         for name, value in chat.arguments.items():
             if name in ARGUMENTS:
                 if value is not None and not isinstance(value, ARGUMENTS[name]):
                     raise RequestError(f"chat_template_args: {name} is not a {ARGUMENTS[name].__name__}")
+                if value and name in _OF_TEMPLATES and not _names(template, name):
+                    raise RequestError(f"chat_template_args: this model's chat template does not read {name}")
             elif name in _OWN or name in self._special:
                 raise RequestError(f"chat_template_args: {name} is the server's to set")
             elif not _names(template, name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import secrets
 from collections.abc import Collection
 from pathlib import Path
 
@@ -33,6 +34,13 @@ class Prompts:
         self._unsupported = _unsupported_inputs()
         longest = max(map(len, tokenizer.get_vocab()), default=1)
         self._max_characters = max_seq_len * longest
+        added = tokenizer.get_added_tokens_decoder().values()
+        # The longest first: one may begin with another.
+        self._special = sorted((t.content for t in added if t.special and t.content), key=len, reverse=True)
+        self._mark = f"\ue000{secrets.token_hex(8)}\ue001"
+        # Reads special tokens as the texts that they look like.
+        self._plain = Tokenizer.from_str(tokenizer.to_str())
+        self._plain.encode_special_tokens = True
 
     def read(self, inputs: Inputs) -> tuple[int, ...]:
         """The prompt's ids.
@@ -47,9 +55,13 @@ class Prompts:
         name = "text_input" if said is None else "messages"
         # A template spells its special tokens out.
         special = self._add_special_tokens and said is None
-        text = (inputs.text("text_input") or "") if said is None else self._template.render(said)
+        if said is None:
+            text = inputs.text("text_input") or ""
+        else:
+            said = chat.separate_special_tokens(said, self._special, self._mark)
+            text = self._template.render(said)
         self._bounded(name, len(text))
-        prompt = self._encode(text, special=special)
+        prompt = self._encode(text, special=special) if self._mark not in text else self._encode_marked(text)
         if not prompt:
             raise RequestError(f"{name} is empty: there is no token to continue")
         return prompt
@@ -75,6 +87,19 @@ class Prompts:
     def _encode(self, text: str, *, special: bool) -> tuple[int, ...]:
         # Without offsets, which nobody reads.
         return tuple(self._tokenizer.encode_batch_fast([text], add_special_tokens=special)[0].ids)
+
+    def _encode_marked(self, text: str) -> tuple[int, ...]:
+        """Encode a text in which marks are within what only looks like a special token."""
+        ids: list[int] = []
+        rest = text
+        while self._mark in rest:
+            before, _, after = rest.partition(self._mark)
+            # The mark comes after a token's first character.
+            token = next(t for t in self._special if t[0] == before[-1] and after.startswith(t[1:]))
+            ids += self._encode(before[:-1], special=False)
+            ids += self._plain.encode_batch_fast([token], add_special_tokens=False)[0].ids
+            rest = after[len(token) - 1 :]
+        return (*ids, *self._encode(rest, special=False))
 
     def _refuse_unknown(self, parameters: Collection[str]) -> None:
         """Triton turns JSON keys that no input has into request parameters, and serves on in silence."""

@@ -1,0 +1,101 @@
+"""The gateway over LiteLLM's oldest supported version and its newest; a start that fails tells its cause."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from enginix.errors import MachineError
+from enginix.openai import launch
+from openai_standin import StandIn
+
+# nixpkgs' in April 2026, and whatever is newest today.
+VERSIONS = ("==1.83.7", "")
+# What LiteLLM's proxy imports and litellm itself does not require.
+PROXY = (
+    "fastapi uvicorn uvloop orjson backoff apscheduler pyjwt cryptography fastapi-sso python-multipart "
+    "websockets redis soundfile httpx2 expression semver boto3 gunicorn mcp pynacl pyyaml rich rq httpx"
+)
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def litellm_python(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python of an environment that pip makes as a user's does."""
+    environment = tmp_path_factory.mktemp("litellm")
+    subprocess.run(["/usr/bin/python3", "-m", "venv", environment], check=True)
+    pip = [str(environment / "bin/python3"), "-m", "pip", "install", "-q", "--only-binary", ":all:"]
+    # As nixpkgs had them beside it: the oldest LiteLLM does not stand newer ones.
+    old = ["fastapi<0.130", "mcp<1.28", "uvicorn<0.41", "starlette<1", "redis<7"] if request.param else []
+    subprocess.run([*pip, f"litellm{request.param}", *PROXY.split(), *old], check=True)
+    return environment / "bin/python3"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_it_starts_and_answers(
+    start_gateway: Callable[..., Any], litellm_python: Path, gateway_python: Path
+) -> None:
+    standin = StandIn()
+    triton = {"kind": "triton", "url": standin.url, "model": "ensemble"}
+    other = {"kind": "openai", "url": f"{standin.url}/v1", "model": "theirs"}
+    models = {"tiny": [triton], "two": [triton, triton], "other": [other]}
+    with start_gateway({"models": models}, python=litellm_python) as door:
+        client = door.client()
+        said = [{"role": "user", "content": "x"}]
+        for model, text in (("tiny", "ab"), ("two", "ab"), ("other", "hi")):
+            whole = client.chat.completions.create(model=model, messages=said)
+            assert whole.choices[0].message.content == text and whole.model == model
+            for usage in (False, True):
+                options = {"stream_options": {"include_usage": usage}}
+                chunks = list(
+                    client.chat.completions.create(model=model, messages=said, stream=True, **options)
+                )
+                assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == text
+                assert [bool(c.usage) for c in chunks].count(True) == usage
+        for model in ("tiny", "two"):
+            assert client.completions.create(model=model, prompt="x").choices[0].text == "ab"
+            chunks = list(client.completions.create(model=model, prompt="x", stream=True))
+            assert "".join(c.choices[0].text for c in chunks) == "ab"
+    standin.shutdown()
+
+
+def test_an_old_litellm_is_refused_by_its_version(tmp_path: Path) -> None:
+    python = tmp_path / "python3"
+    python.write_text("#!/bin/sh\necho 1.82.6\n")
+    python.chmod(0o755)
+    with pytest.raises(MachineError, match=r"litellm 1\.82\.6 is older than 1\.83"):
+        launch.check_python(python)
+    for version in ("1.83.0", "1.110.2", "2.0.0rc1"):
+        python.write_text(f"#!/bin/sh\necho {version}\n")
+        assert launch.check_python(python) == version
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        # A version that does not fit, seen when its router is made; a package that its proxy imports.
+        ("import litellm\ndef f(*a, **k): raise TypeError('odd router')\nlitellm.Router = f\n", "odd router"),
+        ("import sys\nsys.modules['backoff'] = None\n", "backoff"),
+    ],
+)
+def test_a_start_that_fails_says_why(gateway_python: Path, tmp_path: Path, source: str, said: str) -> None:
+    server = {"kind": "triton", "url": "http://h:1", "model": "e"}
+    file = tmp_path / "gateway.json"
+    file.write_text(json.dumps({"version": 1, "name": "d", "models": {"m": [server]}}))
+    (tmp_path / "sitecustomize.py").write_text(source)
+    options = launch.Options(str(file), "127.0.0.1", 0, 30, 5)
+    environment = {**launch.environment(), "PATH": os.environ["PATH"]}
+    environment["PYTHONPATH"] += f":{tmp_path}"
+    done = subprocess.run(
+        launch.command(gateway_python, options), env=environment, capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 5, done.stderr
+    assert "error: LiteLLM does not start" in done.stderr and said in done.stderr
+    assert "Traceback" not in done.stderr
