@@ -9,7 +9,8 @@ from pathlib import Path
 
 import enginix
 from enginix import process
-from enginix.errors import MachineError, UsageError
+from enginix.errors import UsageError
+from enginix.optional_libraries import missing_extra
 
 LOOPBACK = ("127.0.0.1", "::1")
 
@@ -73,10 +74,8 @@ def check_python(python: Path) -> str:
     done = process.run([python, "-c", script], check=False)
     version, *missing = (done.stdout.strip() or " ").split(" ")
     if done.returncode or not version or missing:
-        raise MachineError(
-            f"lacks {', '.join(missing) or 'litellm'}",
-            where=str(python),
-            fix="--python of an environment with litellm and its proxy (docs/openai.md)",
+        raise missing_extra(
+            "gateway", f"{', '.join(missing) or 'litellm'} is not installed", "gateway", python
         )
     return version
 
