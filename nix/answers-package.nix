@@ -28,7 +28,9 @@ import ./package.nix scope {
     "gates/subject.py"
     "manifest.py"
     "model"
+    "optional_libraries.py"
     "tables.py"
+    "wording.py"
   ];
   inherit (enginix) python;
 }

@@ -16,10 +16,12 @@ import ./package.nix scope {
     "data/triton_errors.json"
     "errors.py"
     "openai"
+    "optional_libraries.py"
     "process.py"
     "serve/__init__.py"
     "serve/notify.py"
     "serve/ports.py"
     "tables.py"
+    "wording.py"
   ];
 }

@@ -31,8 +31,8 @@ let
       text ? null,
       # Field of a JSONL line: a string, or a list of chat messages.
       field ? "text",
-      # Rows, and tokens a row.
-      size ? 256,
+      # Rows, and tokens a row. size = null takes what the text holds, at most 256.
+      size ? null,
       sequenceLength ? 512,
       # Of the order in which documents are drawn.
       seed ? 1234,
@@ -43,12 +43,14 @@ let
       flags = [
         "--field"
         field
-        "--size"
-        (toString (check.arguments.atLeast function "size" 1 size))
         "--sequence-length"
         (toString (check.arguments.atLeast function "sequenceLength" 1 sequenceLength))
         "--seed"
         (toString (check.arguments.atLeast function "seed" 0 seed))
+      ]
+      ++ lib.optionals (size != null) [
+        "--size"
+        (toString (check.arguments.atLeast function "size" 1 size))
       ]
       ++ lib.optionals (text != null) [
         "--text"
@@ -57,7 +59,7 @@ let
       checked =
         builtins.deepSeq flags (
           if context != null && sequenceLength > context then
-            throw "${function}: sequenceLength = ${toString sequenceLength}, but the model's context is ${toString context}."
+            throw "${function}: sequenceLength = ${toString sequenceLength}, but the model's context is ${toString context}. Take sequenceLength = ${toString context}."
           else
             flags
         );

@@ -33,8 +33,10 @@ let
       "inspect"
       "manifest.py"
       "model"
+      "optional_libraries.py"
       "report"
       "tables.py"
+      "wording.py"
     ];
     inherit (enginix-core) python;
   };

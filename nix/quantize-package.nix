@@ -20,8 +20,10 @@ let
     "files.py"
     "manifest.py"
     "model"
+    "optional_libraries.py"
     "quantize"
     "tables.py"
+    "wording.py"
   ];
 in
 import ./package.nix scope {

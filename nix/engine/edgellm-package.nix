@@ -23,11 +23,13 @@ let
     "files.py"
     "manifest.py"
     "model"
+    "optional_libraries.py"
     "process.py"
     "runtime/__init__.py"
     "runtime/driver.py"
     "runtime/table.py"
     "tables.py"
+    "wording.py"
   ];
 in
 import ../package.nix scope {

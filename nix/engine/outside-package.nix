@@ -22,6 +22,7 @@ let
     "gates/outside_main.py"
     "manifest.py"
     "tables.py"
+    "wording.py"
   ];
   parts = {
     ask = {

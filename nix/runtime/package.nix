@@ -34,6 +34,7 @@ let
     "errors.py"
     "files.py"
     "manifest.py"
+    "optional_libraries.py"
     "process.py"
     "runtime/__init__.py"
     "runtime/child.py"
@@ -43,6 +44,7 @@ let
     "runtime/supervise.py"
     "runtime/table.py"
     "tables.py"
+    "wording.py"
   ];
   command = driver ++ [
     "cli.py"

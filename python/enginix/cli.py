@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from enginix import __version__, console
-from enginix.errors import EXIT_CODES, EXIT_USAGE, EnginixError
+from enginix.errors import EXIT_CLOSED_PIPE, EXIT_CODES, EXIT_USAGE, EnginixError
+from enginix.wording import nearest
 
 # name → what it does; the module is enginix.commands.<name with underscores>.
 COMMANDS = {
@@ -38,6 +40,7 @@ COMMANDS = {
     "edgellm-serve": "serve a TensorRT Edge-LLM engine over OpenAI's interface, on loopback",
     "triton-repo": "engine → Triton model repository, validated",
     "openai-frontend": "Triton's own OpenAI frontend out of an image, for enginix serve to start",
+    "tritonserver": "put a tritonserver for this Python into a directory, out of a pinned wheel",
     "serve": "start Triton on a repository, loopback by default; ask it; stop it",
     "ready": "wait until an OpenAI server has answered: readiness for systemd",
     "rollout": "try a changed server beside the running one, before NixOS switches to it",
@@ -53,6 +56,16 @@ class _Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
 
+    def error(self, message: str) -> NoReturn:
+        """Ends with status 2, and names the option that is most like an unknown one."""
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            options = [o for action in self._actions for o in action.option_strings]
+            words = [w.split("=")[0] for w in unknown.split() if w.startswith("-")]
+            found = {w: near for w in words if (near := nearest(w, options))}
+            message += "".join(f"\n  fix: {near} in place of {word}" for word, near in found.items())
+        super().error(message)
+
 
 def _overview() -> str:
     width = max(map(len, COMMANDS))
@@ -62,6 +75,43 @@ def _overview() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one sub-command and returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(words)
+        # What is still buffered meets a closed pipe here, where it can be told apart from a bug.
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return _leave_closed_pipe()
+    except SystemExit as e:
+        # argparse ends so after --help and --version.
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            return _leave_closed_pipe()
+        raise e
+
+
+def _leave_closed_pipe() -> int:
+    """Ends as a program that SIGPIPE ended: whoever read the output has what it wanted."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            # The interpreter flushes once more at its end, and would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return EXIT_CLOSED_PIPE
+
+
+def _is_output_closed() -> bool:
+    import select
+
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        poll.register(stream, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _run(words: list[str]) -> int:
     parser = _Parser(
         prog="enginix",
         description="Hugging Face model in, served TensorRT-LLM deployment out.",
@@ -69,25 +119,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=f"commands:\n{_overview()}\n\n{EPILOG}",
     )
     parser.add_argument("--version", action="version", version=f"enginix {__version__}")
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
     if not words or words[0] not in COMMANDS:
         if words and not words[0].startswith("-"):
-            parser.error(f"unknown command {words[0]!r}; there are: {', '.join(COMMANDS)}")
+            near = nearest(words[0], COMMANDS)
+            parser.error(
+                f"unknown command {words[0]!r}\n  fix: "
+                + (f"enginix {near}; enginix --help lists all" if near else "enginix --help lists them")
+            )
         parser.parse_args(words or ["--help"])
         return EXIT_USAGE
     name = words[0]
-    module = importlib.import_module(f"enginix.commands.{name.replace('-', '_')}")
-    sub = _Parser(prog=f"enginix {name}", description=module.__doc__ or COMMANDS[name], epilog=EPILOG)
-    module.add_arguments(sub)
-    sub.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
-    args = sub.parse_args(words[1:])
+    # One object is printed with --json even where the arguments were not read yet.
+    as_json = "--json" in words[1:]
     try:
+        module = importlib.import_module(f"enginix.commands.{name.replace('-', '_')}")
+        sub = _Parser(prog=f"enginix {name}", description=module.__doc__ or COMMANDS[name], epilog=EPILOG)
+        module.add_arguments(sub)
+        sub.add_argument(
+            "--json", action="store_true", help="print the result, or the error, as one JSON object"
+        )
+        args = sub.parse_args(words[1:])
         return int(module.run(args))
     except EnginixError as e:
-        if args.json:
-            print(json.dumps(e.as_json()))
+        return _failed(e, as_json=as_json)
+    except ImportError as e:
+        from enginix.optional_libraries import missing_library
+
+        missing = missing_library(e, name)
+        return console.failed(e) if missing is None else _failed(missing, as_json=as_json)
+    except BrokenPipeError as e:
+        # Of another pipe or a socket, it is a fault as any other.
+        if _is_output_closed():
+            raise
         return console.failed(e)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as e:
         return console.failed(e)
+
+
+def _failed(e: EnginixError, *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(e.as_json()))
+    return console.failed(e)

@@ -14,6 +14,7 @@ EXIT_INPUT = 3
 EXIT_HUB = 4
 EXIT_MACHINE = 5
 EXIT_BUG = 70
+EXIT_CLOSED_PIPE = 141
 
 EXIT_CODES = {
     EXIT_OK: "done",
@@ -21,8 +22,9 @@ EXIT_CODES = {
     EXIT_USAGE: "wrong usage",
     EXIT_INPUT: "an input was refused: lock, model, checkpoint, engine, repository",
     EXIT_HUB: "the hub or the network failed",
-    EXIT_MACHINE: "this machine lacks something: port, disk, memory, GPU, tool",
+    EXIT_MACHINE: "this machine lacks something: port, disk, memory, GPU, tool, Python library",
     EXIT_BUG: "a bug in enginix",
+    EXIT_CLOSED_PIPE: "the reader of the output went away, as with head",
 }
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from enginix import __version__
 from enginix.errors import ManifestError
 from enginix.files import dump_json, write_text
+from enginix.wording import with_article
 
 FILE = "enginix.json"
 FORMAT = 1
@@ -109,7 +110,9 @@ def read(directory: Path, artefact: Artefact | None = None) -> Manifest:
     found = Manifest(**raw)
     if artefact is not None and found.artefact != artefact:
         raise ManifestError(
-            f"is a {found.artefact}, not a {artefact}", where=str(directory), fix=f"pass a {artefact}"
+            f"is {with_article(found.artefact)}, not {with_article(artefact)}",
+            where=str(directory),
+            fix=f"pass {with_article(artefact)}",
         )
     return found
 

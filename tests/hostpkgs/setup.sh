@@ -9,6 +9,21 @@ fail() {
   exit 5
 }
 
+# The locks have wheels for Python 3.11, and the builds take the distribution's own interpreter: Debian 12 has that
+# one. Other releases have another Python and no package of 3.11.
+python=$(/usr/bin/python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true)
+# shellcheck source=/dev/null
+system=$(. /etc/os-release 2>/dev/null; echo "${PRETTY_NAME-}")
+if [ "$python" != 3.11 ]; then
+  fail "this is ${system:-a system without a name}, whose /usr/bin/python3 is ${python:-missing}; without nixpkgs, enginix needs 3.11, which Debian 12 has" \
+    "on Debian 12: apt-get install python3. On any system with Nix and nixpkgs: nix run .#demo. With Python 3.10 to 3.12 on Linux: the README's section Install, pip"
+fi
+case $HOSTTYPE in
+x86_64) ;;
+*) fail "this machine is $HOSTTYPE; the wheels of PyTorch and Triton are locked for x86_64" \
+  "run it on x86_64; on aarch64, Nix offers models, checkpoints and enginix-core (docs/environments.md)" ;;
+esac
+
 missing=()
 need() { # command, Debian package that has it
   command -v "$1" >/dev/null || missing+=("$2")
@@ -37,7 +52,7 @@ fi
 if [ ${#missing[@]} -gt 0 ]; then
   command -v apt-get >/dev/null ||
     fail "this machine has no ${missing[*]}, and no apt-get to install it with" \
-      "install Nix (https://nixos.org/download) and Python 3.11 with venv, then run this again; with nixpkgs reachable, 'nix run .#demo' needs neither"
+      "install Nix (https://nixos.org/download) and what has these names on Debian 12, then run this again; where nixpkgs can be reached, 'nix run .#demo' needs none of it"
   [ "$(id -u)" = 0 ] ||
     fail "this machine has no ${missing[*]}, and installing it needs root" \
       "run as root, or: sudo apt-get install ${missing[*]}"

@@ -22,6 +22,7 @@ from enginix.checkpoint.verify import algorithm_of, nvfp4_form
 from enginix.checkpoint.write import file_name
 from enginix.errors import UsageError
 from enginix.model import ModelConfig, open_weights
+from enginix.wording import with_article
 
 Array = npt.NDArray[Any]
 ROWS = 1024  # output rows compared at once
@@ -102,7 +103,7 @@ class Comparison:
         algorithm = self.config.quantization.quant_algo or ""
         if ("AWQ" in algorithm or "SQ" in algorithm) and self.model.quantization is None:
             raise UsageError(
-                f"a {algorithm} checkpoint cannot be compared with the unquantized model: "
+                f"{with_article(algorithm)} checkpoint cannot be compared with the unquantized model: "
                 "its scales are folded into norms",
                 where=str(model),
                 fix="--against the quantized model that was converted",

@@ -24,6 +24,7 @@ from enginix.errors import ModelError, UsageError
 from enginix.files import dump_json, new_directory, write_text
 from enginix.model import ModelConfig, Weights, open_weights
 from enginix.model.identity import inputs
+from enginix.wording import with_article
 
 NVFP4_FORMS = ("auto", "trtllm", "modelopt")
 ON_LOAD = ("FP8_PER_CHANNEL_PER_TOKEN",)
@@ -210,7 +211,7 @@ def plan(directory: Path, options: Options) -> Plan:
         ranks = tuple(planner.rank(r) for r in options.mapping.ranks())
         if unused := source.unused():
             raise ModelError(
-                f"tensor {unused[0]!r} has no place in a {model.architecture} checkpoint"
+                f"tensor {unused[0]!r} has no place in {with_article(model.architecture)} checkpoint"
                 + (f" ({len(unused)} such tensors)" if len(unused) > 1 else ""),
                 where=str(directory),
                 fix="config.json and weights disagree; pass those of one revision",

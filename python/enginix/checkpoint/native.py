@@ -1,11 +1,19 @@
 """The compiled casts (casts.c), where they were compiled; ``numbers`` has the same in NumPy, only slower.
 
-The Nix package and ``make setup-dev`` compile them. Which of the two computes never shows in a checkpoint.
+The Nix package and ``make setup-dev`` compile them beside the source. Where pip installed enginix, the first
+use compiles them into the user's cache, if there is a compiler. Which of the two computes never shows in a
+checkpoint.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,16 +21,67 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from enginix import process
+from enginix.errors import MachineError
+
 Array = npt.NDArray[Any]
 
 LIBRARY = Path(__file__).with_name("casts.so")
+SOURCE = Path(__file__).with_name("casts.c")
+SCRIPT = Path(__file__).with_name("casts.sh")
+COMPILE_SECONDS = 60
 _CASTS = ("bf16_f32", "f16_f32", "f16_bf16", "f32_bf16", "f32_f16", "bf16_f16")
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """None where it was not compiled, or not for this machine."""
-    return load(LIBRARY)
+    """Return the compiled casts; None where they are not compiled and cannot be."""
+    return load(LIBRARY) or _load_from_cache()
+
+
+def cache_directory() -> Path:
+    """Return where the first use of an installation without compiled casts puts them."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "enginix" / "casts"
+
+
+def _load_from_cache() -> ctypes.CDLL | None:
+    """Return the casts of the user's cache, compiled into it first where they are not there."""
+    try:
+        digest = hashlib.sha256(SOURCE.read_bytes() + SCRIPT.read_bytes()).hexdigest()
+        directory = cache_directory()
+        path = directory / f"{platform.machine()}-{digest[:32]}.so"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # What others can write is not loaded as code.
+        if not _is_private(directory) or (path.exists() and not _is_private(path)):
+            return None
+        return (load(path) if path.exists() else None) or _compile(path)
+    except OSError:
+        return None
+
+
+def _is_private(path: Path) -> bool:
+    info = path.stat()
+    return info.st_uid == os.geteuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _compile(path: Path) -> ctypes.CDLL | None:
+    bash, compiler = shutil.which("bash"), shutil.which(os.environ.get("CC") or "cc")
+    if bash is None or compiler is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix=".compile-", dir=path.parent) as work:
+        made = Path(work) / path.name
+        try:
+            done = process.run(
+                [bash, SCRIPT, made], env={"CC": compiler}, check=False, timeout=COMPILE_SECONDS
+            )
+        except MachineError:
+            return None
+        if done.returncode != 0 or load(made) is None:
+            return None
+        made.chmod(0o700)
+        os.replace(made, path)
+    return load(path)
 
 
 def load(path: Path) -> ctypes.CDLL | None:

@@ -19,6 +19,7 @@ from enginix.files import dump_json, new_directory, write_text
 from enginix.model import open_weights, read_header
 from enginix.model.identity import inputs
 from enginix.model.jsonfile import read_object
+from enginix.optional_libraries import missing_library
 from enginix.tables import table
 
 # Substrings of a path that change what TensorRT-LLM's Llama class does with a model.
@@ -142,9 +143,7 @@ def with_modelopt(directory: Path, out: Path, options: Options) -> str:
         import transformers
         from modelopt.torch.export import export_tensorrt_llm_checkpoint
     except ImportError as e:
-        raise MachineError(
-            f"{e.name} is not installed", fix="--converter modelopt needs enginix[reference,modelopt]"
-        ) from e
+        raise missing_library(e, "convert") or e from e
     with new_directory(out) as partial, _foreign("modelopt"):
         dtype = getattr(torch, options.dtype) if options.dtype else "auto"
         model = transformers.AutoModelForCausalLM.from_pretrained(

@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="text",
         help="field of a JSONL line: text, or a list of chat messages (default: text)",
     )
-    parser.add_argument("--size", type=int, default=256, metavar="N", help="rows (default: 256)")
+    parser.add_argument(
+        "--size", type=int, metavar="N", help="rows (default: what the text holds, at most 256)"
+    )
     parser.add_argument(
         "--sequence-length", type=int, default=512, metavar="N", help="tokens a row (default: 512)"
     )
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     path = args.output / FILE
     console.result(
         {"calibration": str(path), "sha256": done.sha256, "tokens": int(done.tokens.size)},
-        f"{path}: {args.size} × {args.sequence_length} tokens, sha256 {done.sha256}",
+        f"{path}: {len(done.tokens)} × {args.sequence_length} tokens, sha256 {done.sha256}",
         as_json=args.json,
     )
     return 0

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from enginix import console
 from enginix.errors import UsageError
+from enginix.wording import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,6 +96,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         run.require(outcomes)
     verdicts = judge.verdicts(outcomes) or "not gated"
-    text = f"{args.engine}: " + (f"{len(outcomes)} gates passed" if outcomes else "not gated")
+    text = f"{args.engine}: " + (f"{counted(len(outcomes), 'gate')} passed" if outcomes else "not gated")
     console.result({"engine": str(args.engine), "gates": verdicts}, text, as_json=args.json)
     return 0

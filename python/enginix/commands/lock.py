@@ -23,6 +23,7 @@ from enginix.files import write_text
 from enginix.hub import lock as locks
 from enginix.hub.lock import Lock, Selection
 from enginix.hub.locking import Made, differences, make, to_move
+from enginix.wording import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
     lock = made.lock
     console.result(
         _summary(lock) | {"lock": str(args.output)},
-        f"{lock.repo} at {lock.revision[:12]}: {len(lock.files)} files, {console.human_bytes(lock.size)}, "
-        f"licence {lock.license or 'not stated'} → {args.output}",
+        f"{lock.repo} at {lock.revision[:12]}: {counted(len(lock.files), 'file')}, "
+        f"{console.human_bytes(lock.size)}, licence {lock.license or 'not stated'} → {args.output}",
         as_json=args.json,
     )
     return EXIT_OK

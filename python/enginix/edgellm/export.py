@@ -26,6 +26,7 @@ from enginix.edgellm.source import Source
 from enginix.errors import MachineError, UsageError
 from enginix.files import new_directory, sha256_file
 from enginix.manifest import Manifest
+from enginix.optional_libraries import missing_extra
 from enginix.tables import table
 
 EXPORTER = "tensorrt-edgellm-export"
@@ -63,11 +64,7 @@ def find_program(name: str, given: Path | None) -> Path:
     beside = Path(sys.executable).parent / name
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which(name)
     if found is None:
-        raise MachineError(
-            f"{name} is not installed",
-            where=sys.executable,
-            fix="run enginix in the environment that tests/hostpkgs/environments.sh edgellm makes, or by Nix",
-        )
+        raise missing_extra("edgellm", f"{name} is not installed", "edgellm-export")
     return Path(found)
 
 

@@ -9,20 +9,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from enginix.errors import EnginixError, GateError, MachineError, ModelError
+from enginix.errors import EnginixError, GateError, ModelError
 
 # From widest to narrowest: a model stored in several is as precise as its widest.
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as e:
-        raise MachineError(
-            "transformers is not installed, and gates compare with it",
-            fix="install enginix[reference], or build with --no-gates",
-        ) from e
+    import transformers
+
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     return transformers
@@ -61,8 +56,9 @@ class Tokenizer:
     """
 
     def __init__(self, model: Path) -> None:
+        transformers = _transformers()
         try:
-            self._tokenizer = _transformers().AutoTokenizer.from_pretrained(
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(
                 str(model), local_files_only=True, trust_remote_code=False
             )
         except EnginixError:

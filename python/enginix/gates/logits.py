@@ -15,6 +15,7 @@ from enginix.errors import GateError
 from enginix.gates.outcome import Outcome, at_most
 from enginix.gates.prompts import PromptSet
 from enginix.tables import table
+from enginix.wording import with_article
 
 NAME = "logits"
 
@@ -29,7 +30,7 @@ def tolerance(model_dtype: str, checkpoint_dtype: str) -> tuple[float, str]:
         if model_dtype in row["model"] and checkpoint_dtype == row["checkpoint"]:
             return float(row["tolerance"]), str(row["reason"])
     raise GateError(
-        f"no bound is known for {model_dtype} weights in a {checkpoint_dtype} checkpoint",
+        f"no bound is known for {model_dtype} weights in {with_article(checkpoint_dtype)} checkpoint",
         where="gates.json",
         fix="pass one with --tolerance",
     )

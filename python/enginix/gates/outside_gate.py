@@ -17,6 +17,7 @@ from enginix.gates import answers as kept_answers
 from enginix.gates import asking, judge, outside_ask, outside_asked, outside_judge, outside_result, run
 from enginix.manifest import Manifest
 from enginix.report import evidence
+from enginix.wording import counted
 
 
 def gate(args: argparse.Namespace, made: Manifest) -> int:
@@ -69,7 +70,7 @@ def gate(args: argparse.Namespace, made: Manifest) -> int:
     if not outcomes and args.gated_checkpoint is None:
         console.say("note: not gated")
     verdicts = judge.verdicts(outcomes) or "not gated"
-    text = f"{args.engine}: " + (f"{len(outcomes)} gates passed" if outcomes else "not gated")
+    text = f"{args.engine}: " + (f"{counted(len(outcomes), 'gate')} passed" if outcomes else "not gated")
     console.result({"engine": str(args.engine), "gates": verdicts}, text, as_json=args.json)
     return 0
 

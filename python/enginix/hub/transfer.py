@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
@@ -101,7 +103,8 @@ def download(
             with part.open("ab+", buffering=0) as f:
                 sink = _Sink(f, wanted, moved, stop)
                 if had < wanted.size or had == 0:
-                    _attempt(repo, commit, wanted, sink, part, use_xet, stop)
+                    with _closed_client_as_lost_connection():
+                        _attempt(repo, commit, wanted, sink, part, use_xet, stop)
                 got = sink.hexdigest()
             if got == wanted.digest and part.stat().st_size == wanted.size:
                 return
@@ -127,6 +130,22 @@ def download(
             if not _worth_another_try(e) or failures >= TRIES:
                 raise error from e
             stop.wait(min(0.25 * 2**failures, LONGEST_PAUSE))
+
+
+@contextmanager
+def _closed_client_as_lost_connection() -> Iterator[None]:
+    """huggingface_hub closes the client that all threads share when one of them fails to connect."""
+    import httpx
+
+    try:
+        yield
+    except (RuntimeError, AttributeError) as e:
+        # Closed before this thread's request, or gone (None) between its look-up and its use.
+        if not re.search(
+            "client has been closed|'NoneType' object has no attribute '(request|stream)'", str(e)
+        ):
+            raise
+        raise httpx.ConnectError("the connection was lost with another file's") from e
 
 
 class _XetFailed(Exception):

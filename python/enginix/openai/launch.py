@@ -10,7 +10,8 @@ from pathlib import Path
 
 import enginix
 from enginix import process
-from enginix.errors import MachineError, UsageError
+from enginix.errors import UsageError
+from enginix.optional_libraries import missing_extra
 
 # The oldest LiteLLM that the tests run.
 LEAST_LITELLM = "1.83"
@@ -76,10 +77,8 @@ def check_python(python: Path) -> str:
     done = process.run([python, "-c", script], check=False)
     version, *missing = (done.stdout.strip() or " ").split(" ")
     if done.returncode or not version or missing:
-        raise MachineError(
-            f"lacks {', '.join(missing) or 'litellm'}",
-            where=str(python),
-            fix="--python of an environment with litellm and its proxy (docs/openai.md)",
+        raise missing_extra(
+            "gateway", f"{', '.join(missing) or 'litellm'} is not installed", "gateway", python
         )
     if _numbers(version) < _numbers(LEAST_LITELLM):
         raise MachineError(

@@ -11,7 +11,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,9 @@ KEY = "enginix"
 TENSOR = "tokens"
 FORMAT = 1
 LONGEST = 1 << 20
+MOST_ROWS_UNASKED = 256
+# What enginix quantize takes at a time.
+ROWS_A_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,13 @@ class Recipe:
     """How texts become rows.
 
     Attributes:
-        size: rows.
+        size: rows; None for what the text holds: at most 256, and whole batches of 8 where it holds one.
         sequence_length: tokens a row.
         seed: of the order in which documents are drawn.
         field: field of a JSONL line.
     """
 
-    size: int = 256
+    size: int | None = None
     sequence_length: int = 512
     seed: int = 1234
     field: str = "text"
@@ -63,10 +66,10 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("size", "sequence_length"):
             value = getattr(self, name)
-            if not 1 <= value <= LONGEST:
+            if value is not None and not 1 <= value <= LONGEST:
                 raise UsageError(
                     f"{name.replace('_', ' ')} {value} is not between 1 and {LONGEST}",
-                    fix=f"--{name.replace('_', '-')}",
+                    fix=f"pass --{name.replace('_', '-')} between them",
                 )
 
 
@@ -145,7 +148,8 @@ def draw(tokenizer: Any, documents: Iterable[text.Document], recipe: Recipe) -> 
     if width < 1:
         raise UsageError("a row holds no text", fix="raise --sequence-length")
     end = tokenizer.eos_token_id
-    needed = recipe.size * width
+    most = recipe.size or MOST_ROWS_UNASKED
+    needed = most * width
     stream: list[int] = []
     for index in order:
         document = every[index]
@@ -154,15 +158,29 @@ def draw(tokenizer: Any, documents: Iterable[text.Document], recipe: Recipe) -> 
             stream.append(end)
         if len(stream) >= needed:
             break
-    rows = len(stream) // width
-    if rows < recipe.size:
-        raise UsageError(
-            f"{len(every)} documents have {len(stream)} tokens: {rows} rows of {recipe.sequence_length}, and "
-            f"{recipe.size} are asked for",
-            fix=f"pass more text, or --size {rows}" if rows else "pass more text, or lower --sequence-length",
-        )
-    body = np.asarray(stream[:needed], np.int32).reshape(recipe.size, width)
-    return np.concatenate([np.tile(np.asarray(start, np.int32), (recipe.size, 1)), body], axis=1)
+    rows = min(most, len(stream) // width)
+    if rows < (recipe.size or 1):
+        raise _too_short(len(every), len(stream), rows, recipe, len(start))
+    if recipe.size is None and rows > ROWS_A_BATCH:
+        rows -= rows % ROWS_A_BATCH
+    body = np.asarray(stream[: rows * width], np.int32).reshape(rows, width)
+    return np.concatenate([np.tile(np.asarray(start, np.int32), (rows, 1)), body], axis=1)
+
+
+def _too_short(documents: int, tokens: int, rows: int, recipe: Recipe, start: int) -> UsageError:
+    many = "document has" if documents == 1 else "documents have"
+    fix = "pass more text"
+    if rows:
+        fix += f", or --size {rows} (mkCalibration: size = {rows})"
+    elif tokens:
+        length = tokens // (recipe.size or 1) + start
+        if length > start:
+            fix += f", or --sequence-length {length} (mkCalibration: sequenceLength = {length})"
+    return UsageError(
+        f"{documents} {many} {tokens} tokens: {rows} rows of {recipe.sequence_length}, and "
+        f"{recipe.size or 'at least 1'} asked for",
+        fix=fix,
+    )
 
 
 def _start(tokenizer: Any) -> list[int]:
@@ -216,6 +234,7 @@ def make(model: Path, out: Path, source: Path | None, recipe: Recipe) -> Calibra
             ) from e
 
     tokens = draw(tokenizer, text.documents(source, recipe.field, render), recipe)
+    recipe = replace(recipe, size=len(tokens))
     about = {
         "format": FORMAT,
         "recipe": recipe.as_json(),
@@ -272,7 +291,7 @@ def read(path: Path) -> Calibration:
         ModelError: missing, or not a calibration file of this format.
     """
     path = path / FILE if path.is_dir() else path
-    again = "make it with `enginix calibrate`"
+    again = "make it: `enginix calibrate MODEL -o DIR`, in a new directory"
     if not path.is_file():
         raise ModelError("no such calibration file", where=str(path), fix=again)
     header = read_header(path)

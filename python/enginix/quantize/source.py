@@ -114,7 +114,8 @@ def check_calibration(model: Model, data: Calibration, where: str) -> None:
     Raises:
         UsageError: made for another model.
     """
-    fix = f"make it again: enginix calibrate {model.directory}"
+    name = model.directory.resolve().name
+    fix = f"make it for this model: enginix calibrate {model.directory} -o ./calibration-{name}"
     vocabulary = model.config.get("vocab_size")
     if isinstance(vocabulary, int) and int(data.tokens.max()) >= vocabulary:
         raise UsageError(

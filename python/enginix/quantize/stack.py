@@ -9,12 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from enginix.errors import EnginixError, MachineError, ModelError
-
-EXTRAS = {
-    "torch": "reference",
-    "transformers": "reference",
-    "modelopt": "modelopt",
-}
+from enginix.optional_libraries import missing_library
 
 
 def imported(name: str) -> Any:
@@ -26,11 +21,7 @@ def imported(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as e:
-        missing = (e.name or name).split(".")[0]
-        raise MachineError(
-            f"{missing} is not installed",
-            fix=f"install enginix[{EXTRAS.get(missing, 'reference')}], or use Nix",
-        ) from e
+        raise missing_library(e, "quantize") or e from e
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from enginix.report.measured import Measured
 from enginix.report.origin import Origin, origin_of, printable, text
 from enginix.report.stored import Stored, stored
 from enginix.tables import table
+from enginix.wording import with_article
 
 COMPARED = ("model", "quantized-model", "checkpoint", "export", "engine")
 # kind of engine → where its weights lie; in the others they are inside compiled files, or not there
@@ -71,7 +72,7 @@ def read(path: Path) -> Artefact:
     made = manifest.read(path) if (path / manifest.FILE).exists() else None
     if made is not None and made.artefact not in COMPARED:
         raise ManifestError(
-            f"is a {made.artefact}, which has no weights to compare",
+            f"is {with_article(made.artefact)}, which has no weights to compare",
             where=str(path),
             fix="pass engines, checkpoints or models",
         )

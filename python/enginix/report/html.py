@@ -190,7 +190,8 @@ def report(name: str, told: Mapping[str, Any]) -> str:
         kind, verdict = "bad", f"Rejected: {', '.join(failed)} failed"
         why = str(gates[failed[0]].get("summary", ""))
     else:
-        kind, verdict, why = "good", f"Accepted: all {len(gates)} gates passed", ""
+        passed = "its gate" if len(gates) == 1 else f"all {len(gates)} gates"
+        kind, verdict, why = "good", f"Accepted: {passed} passed", ""
     parts = [f'<div class="verdict {kind}"><b>{escape(verdict)}</b><div>{escape(why)}</div></div>']
     if gates:
         parts.append(_gates(gates))

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from enginix.errors import MachineError
 from enginix.manifest import Manifest
+from enginix.optional_libraries import installing
 from enginix.process import environment
+from enginix.serve import pytriton_wheel
 from enginix.tables import table
 
 RUNTIME_FILE = "runtime.json"
@@ -61,7 +63,8 @@ def find(directory: Path | None, runtime: str | None = None) -> TritonServer:
     """Checks an installation.
 
     Args:
-        directory: ``--tritonserver``; by default $ENGINIX_TRITONSERVER.
+        directory: ``--tritonserver``; by default $ENGINIX_TRITONSERVER, then what ``enginix tritonserver``
+            made for this Python, then the nvidia-pytriton that this Python has installed.
         runtime: what it provides; by default what its ``runtime.json`` says, else ``reference``.
 
     Raises:
@@ -69,13 +72,14 @@ def find(directory: Path | None, runtime: str | None = None) -> TritonServer:
     """
     if directory is None:
         named = os.environ.get("ENGINIX_TRITONSERVER")
-        if not named:
+        found = Path(named) if named else pytriton_wheel.find_recorded() or pytriton_wheel.find_installed()
+        if found is None:
             raise MachineError(
-                "no tritonserver is named",
+                "no tritonserver is named, and none was made for this Python",
                 where="--tritonserver",
-                fix="pass a directory with bin/tritonserver and backends/python, or set ENGINIX_TRITONSERVER",
+                fix="enginix tritonserver -o ./tritonserver, or pass --tritonserver DIR (docs/triton.md)",
             )
-        directory = Path(named)
+        directory = found
     directory = Path(os.path.abspath(directory))
     _check_parts(directory)
     runtime = runtime or _described(directory).get("name", "reference")
@@ -185,14 +189,15 @@ def check_python(python: Path, server: TritonServer, kind: str = "reference") ->
         raise MachineError(
             f"Python 3.{minor}, but this Triton's stub is for 3.{int(linked[1])}",
             where=str(python),
-            fix=f"--python of a Python 3.{int(linked[1])}, or a tritonserver with the stub for 3.{minor}",
+            fix=f"--python of a Python 3.{int(linked[1])}, or a tritonserver for 3.{minor}: "
+            f"enginix tritonserver -o DIR, run by a Python 3.{minor}",
         )
     missing = [n for n in names if n not in found]
     if missing:
         raise MachineError(
             f"lacks {', '.join(missing)}, which the repository's models import",
             where=str(python),
-            fix="--python of the environment with enginix's reference and triton extras"
+            fix=f"{installing('serve')}, or --python of an environment that has them"
             if kind == "reference"
             else "--python of the runtime's image",
         )
@@ -200,5 +205,5 @@ def check_python(python: Path, server: TritonServer, kind: str = "reference") ->
         raise MachineError(
             f"NumPy {numpy}, but this Triton's Python stub reads arrays of NumPy 1 only and would crash",
             where=str(python),
-            fix="--python of an environment with numpy<2, or a tritonserver of 24.11 or later",
+            fix=f"{python} -m pip install 'numpy<2', or a tritonserver of 24.11 or later",
         )

@@ -34,6 +34,17 @@ test_calibration_of_ones_own_text() {
     grep -q '"seed": 7' "$path/enginix.json" && ! grep -q pydoc_data "$path/enginix.json"
 }
 
+# Nothing but the tokenizer is named; and what an error names instead of a size that is too large, is built.
+test_calibration_by_default_and_by_the_fix_that_is_named() {
+  local fix
+  made "e.mkCalibration { tokenizer = model; }" && grep -q '"sequenceLength": 512' "$path/enginix.json" || return 1
+  ! made 'e.mkCalibration { tokenizer = model; size = 9999; }' || return 1
+  fix=$(grep -o 'mkCalibration: size = [0-9]*' "$out" | head -n1)
+  [ -n "$fix" ] && made "e.mkCalibration { tokenizer = model; ${fix#mkCalibration: }; }" || return 1
+  quantize_refused 'e.mkCalibration { tokenizer = model; sequenceLength = 4096; }' 'Take sequenceLength = 2048.' &&
+    quantize_refused 'e.mkCalibration { tokenizer = model; size = 0; }' 'size'
+}
+
 chain() { # format, algorithm in the checkpoint
   made "e.mkCheckpoint { model = q { format = \"$1\"; name = \"tiny-$1-$RANDOM$RANDOM\"; }; }" || return 1
   grep -q "\"quant_algo\": \"$2\"" "$path/config.json" && grep -q '"artefact": "quantized-model"' "$path/enginix.json" &&

@@ -145,3 +145,49 @@ def test_without_a_library_or_with_a_foreign_one(tmp_path: Path) -> None:
     assert native.load(tmp_path / "none.so") is None
     (tmp_path / "foreign.so").write_bytes(b"\x7fELF of another machine")
     assert native.load(tmp_path / "foreign.so") is None
+
+
+def _use_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An installation without compiled casts, and an empty cache."""
+    monkeypatch.setattr(native, "LIBRARY", tmp_path / "none.so")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return native.cache_directory()
+
+
+def _load() -> Any:
+    return native.library.__wrapped__()
+
+
+def test_the_first_use_compiles_into_the_cache_and_the_next_loads_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cache = _use_cache(monkeypatch, tmp_path)
+    assert _load() is not None
+    [made] = cache.iterdir()
+    assert cache.stat().st_mode & 0o777 == 0o700 and made.stat().st_mode & 0o077 == 0
+    monkeypatch.setattr(native, "_compile", lambda _: pytest.fail("compiled again"))
+    assert _load() is not None
+
+
+@pytest.mark.parametrize("which", ["directory", "file"])
+def test_a_cache_that_others_can_write_is_not_loaded(
+    which: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cache = _use_cache(monkeypatch, tmp_path)
+    assert _load() is not None
+    [made] = cache.iterdir()
+    (cache if which == "directory" else made).chmod(0o777)
+    assert _load() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("CC", "no-such-compiler"), ("CC", "false"), ("PATH", ""), ("XDG_CACHE_HOME", "/proc/none")],
+)
+def test_without_a_compiler_or_a_cache_numpy_computes(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cache = _use_cache(monkeypatch, tmp_path)
+    monkeypatch.setenv(name, value)
+    assert _load() is None
+    assert not cache.exists() or not list(cache.iterdir())

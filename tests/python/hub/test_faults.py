@@ -190,6 +190,26 @@ def test_nobody_listens(
         _refused(lock, tmp_path)
 
 
+@pytest.mark.parametrize("attempt", range(4))
+def test_many_files_at_once_and_nobody_listens(
+    start: Start,
+    model: Path,
+    tmp_path: Path,
+    waits: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    attempt: int,
+) -> None:
+    """huggingface_hub closes the client of all threads when one cannot connect; that is no bug of enginix."""
+    for number in range(12):
+        (model / f"part-{number}.txt").write_text(f"file {number} of attempt {attempt}")
+    _, lock = lock_of(start, model)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(HubError, match="cannot reach http://127"):
+            fetch(lock, tmp_path / "out")
+
+
 def _refused(lock: Lock, tmp_path: Path) -> None:
     with pytest.raises(HubError, match="cannot reach http://127"):
         fetch_file(REPO, lock.revision, wanted(lock), tmp_path / "out")

@@ -188,7 +188,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "truncated gzip": ("a.txt.gz", gzip.compress(b"text " * 9999)[:-20], "cannot be read"),
     "no gzip": ("a.jsonl.gz", b"text", "cannot be read"),
     "Parquet": ("a.parquet", b"PAR1", "not one of"),
-    "too short": ("a.txt", b"one two three", "1 documents have .* tokens: 0 rows"),
+    "too short": ("a.txt", b"one two three", "1 document has .* tokens: 0 rows"),
     "nothing": ("a.txt", b"", "0 documents have 0 tokens"),
 }
 

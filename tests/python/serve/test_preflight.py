@@ -15,7 +15,7 @@ import pytest
 from enginix import manifest
 from enginix.errors import MachineError, ManifestError, RepositoryError, UsageError
 from enginix.manifest import Manifest
-from enginix.serve import launch, ports, preflight, tritonserver
+from enginix.serve import launch, ports, preflight, pytriton_wheel, tritonserver
 from enginix.serve.notify import notify
 from enginix.serve.readiness import Golden, golden
 from enginix.serve.supervisor import explain
@@ -95,6 +95,8 @@ def test_an_installation_is_found(installation: Path, monkeypatch: pytest.Monkey
 
 def test_an_incomplete_installation(installation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ENGINIX_TRITONSERVER", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(installation / "data"))
+    monkeypatch.setattr(pytriton_wheel, "find_installed", lambda: None)
     with pytest.raises(MachineError, match="no tritonserver is named"):
         tritonserver.find(None)
     (installation / "backends" / "python" / tritonserver.STUB).chmod(0o644)
@@ -144,7 +146,7 @@ def test_a_repository_is_read_and_compared(
         preflight.check_repository(served_repository, tritonserver.find(installation, "trtllm-1.2.1"))
     assert str(served_repository) in str(caught.value)
     assert str(installation) in str(caught.value)
-    with pytest.raises(ManifestError, match="is a engine, not a triton-repository"):
+    with pytest.raises(ManifestError, match="is an engine, not a triton-repository"):
         preflight.check_repository(served_engine, tritonserver.find(installation))
     broken = tmp_path / "broken"
     shutil.copytree(served_repository, broken)

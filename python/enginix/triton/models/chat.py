@@ -16,6 +16,7 @@ from typing import Any
 
 from enginix.errors import RepositoryError
 from enginix.triton.models.request import Inputs, RequestError
+from enginix.wording import with_article
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 # Arguments of transformers' apply_chat_template that are a client's to choose; a template may read others.
@@ -210,7 +211,8 @@ class ChatTemplate:
         for name, value in chat.arguments.items():
             if name in ARGUMENTS:
                 if value is not None and not isinstance(value, ARGUMENTS[name]):
-                    raise RequestError(f"chat_template_args: {name} is not a {ARGUMENTS[name].__name__}")
+                    kind = with_article(ARGUMENTS[name].__name__)
+                    raise RequestError(f"chat_template_args: {name} is not {kind}")
                 if value and name in _OF_TEMPLATES and not _names(template, name):
                     raise RequestError(f"chat_template_args: this model's chat template does not read {name}")
             elif name in _OWN or name in self._special:

@@ -1,0 +1,177 @@
+"""The extras of pyproject.toml, by what a user wants to do, and what to say where one is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+import sysconfig
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from enginix.errors import MachineError
+
+PROJECT = "enginix"
+PACKAGE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Extra:
+    """One extra.
+
+    Attributes:
+        commands: sub-commands that need it, or some of whose options do.
+        modules: top-level modules that it brings and enginix imports.
+    """
+
+    commands: tuple[str, ...]
+    modules: tuple[str, ...]
+
+
+_EXECUTOR = ("torch", "transformers", "tokenizers", "jinja2")
+
+# The first that has a module is named where a command of none of them misses it.
+EXTRAS = {
+    "reference": Extra(("build", "reference", "gate", "runner"), _EXECUTOR),
+    "serve": Extra(("triton-repo", "serve"), (*_EXECUTOR, "tritonclient", "google", "grpc", "requests")),
+    "quantize": Extra(("calibrate", "quantize", "convert"), (*_EXECUTOR, "modelopt")),
+    "gateway": Extra(("gateway",), ("litellm", "fastapi", "orjson", "uvicorn")),
+    "edgellm": Extra(
+        ("edgellm-export", "edgellm-build", "edgellm-serve"),
+        (*_EXECUTOR, "onnx", "onnx_graphsurgeon", "onnxscript", "tensorrt_edgellm"),
+    ),
+}
+# What enginix itself depends on.
+CORE = ("huggingface_hub", "ml_dtypes", "numpy", "safetensors")
+
+
+def find_extra(module: str, command: str) -> str | None:
+    """Return the extra that brings a module to a command; None for one of no extra."""
+    having = [name for name, extra in EXTRAS.items() if module in extra.modules]
+    return next((name for name in having if command in EXTRAS[name].commands), having[0] if having else None)
+
+
+def missing_library(error: ImportError, command: str) -> MachineError | None:
+    """Return what a user is told of a library that cannot be imported; None where enginix is to blame.
+
+    Args:
+        error: as the import raised it.
+        command: the sub-command that asked for it.
+    """
+    module = (error.name or "").split(".")[0]
+    if not module or module in sys.stdlib_module_names:
+        return None
+    if module == PROJECT:
+        return _missing_stage(error, command)
+    state = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported: {error}"
+    extra = find_extra(module, command)
+    if extra is not None:
+        return missing_extra(extra, f"{module} {state}", command)
+    if module in CORE:
+        return MachineError(f"{module} {state}", where=sys.executable, fix=installing(None))
+    # A dependency of a dependency: only its own name is known.
+    fix = _pip([module]) if isinstance(error, ModuleNotFoundError) else "repair the environment"
+    return MachineError(f"{module} {state}", where=sys.executable, fix=fix)
+
+
+def missing_extra(extra: str, what: str, command: str, python: str | Path | None = None) -> MachineError:
+    """Return the error of a command whose extra is not there.
+
+    Args:
+        python: whose environment lacks it; by default this one's.
+    """
+    python = str(python or sys.executable)
+    return MachineError(
+        f"{what}; enginix {command} needs the extra {extra!r}", where=python, fix=installing(extra, python)
+    )
+
+
+def installing(extra: str | None, python: str = sys.executable) -> str:
+    """Return the command that installs an extra, or enginix's own dependencies, where ``python`` looks."""
+    if _in_nix_store():
+        return (
+            "this enginix is in the Nix store, without that part: take the flake's package enginix, or the "
+            "Nix function of the stage (docs/architecture.md)"
+        )
+    source = _source()
+    if source is not None:
+        return _pip([f"{source}[{extra}]" if extra else source], python)
+    return _pip(_requirements(extra), python)
+
+
+def _missing_stage(error: ImportError, command: str) -> MachineError | None:
+    """Return the error of a package that leaves stages out, as the small ones of the flake do."""
+    part = Path(*(error.name or "").split("."))
+    if (PACKAGE.parent / part).is_dir() or (PACKAGE.parent / part).with_suffix(".py").is_file():
+        return None
+    return MachineError(
+        f"this package of enginix leaves enginix {command} out ({error.name})",
+        where=str(PACKAGE),
+        fix="take the flake's package enginix, which has every stage",
+    )
+
+
+def _pip(requirements: list[str], python: str = sys.executable) -> str:
+    words = " ".join(map(shlex.quote, requirements))
+    if python != sys.executable:
+        return f"{shlex.quote(python)} -m pip install {words}"
+    python = shlex.quote(python)
+    managed = Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
+    if sys.prefix == sys.base_prefix and managed.exists():
+        return (
+            f"{python} -m venv enginix-venv && enginix-venv/bin/pip install {words}, then run "
+            "enginix-venv/bin/enginix (this Python lets its distribution alone install packages)"
+        )
+    if find_spec("pip") is None:
+        return f"uv pip install --python {python} {words}"
+    return f"{python} -m pip install {words}"
+
+
+def _in_nix_store() -> bool:
+    store = os.environ.get("NIX_STORE_DIR", "/nix/store") + "/"
+    return any(str(path).startswith(store) for path in (PACKAGE, sys.executable, sys.prefix))
+
+
+def _source() -> str | None:
+    """Return what pip can install enginix from again: a checkout, or what it was installed from."""
+    checkout = PACKAGE.parent
+    if (checkout / "pyproject.toml").is_file():
+        return str(checkout)
+    from importlib import metadata
+
+    try:
+        recorded = json.loads(metadata.distribution(PROJECT).read_text("direct_url.json") or "{}")
+    except (metadata.PackageNotFoundError, ValueError):
+        return None
+    url = recorded.get("url", "")
+    if "vcs_info" in recorded:
+        return None  # its requirements are named instead: a clone may need credentials
+    path = Path(unquote(urlsplit(url).path))
+    return str(path) if url.startswith("file:") and path.exists() else None
+
+
+def _requirements(extra: str | None) -> list[str]:
+    """Return an extra's requirements as the installed metadata has them, enginix's own extras resolved."""
+    from importlib import metadata
+
+    try:
+        lines = metadata.requires(PROJECT) or []
+    except metadata.PackageNotFoundError:
+        lines = []
+    found: list[str] = []
+    for line in lines:
+        requirement, _, marker = (part.strip() for part in line.partition(";"))
+        named = re.search(r"""extra\s*==\s*["']([^"']+)["']""", marker)
+        if (named[1] if named else None) != extra:
+            continue
+        own = re.fullmatch(rf"{PROJECT}\[([^\]]+)\]", requirement)
+        if own:
+            found += [r for name in own[1].split(",") for r in _requirements(name.strip())]
+            continue
+        rest = re.sub(r"""\s*(and\s+)?\(?extra\s*==\s*["'][^"']+["']\)?""", "", marker).strip()
+        found.append(f"{requirement}; {rest}" if rest else requirement)
+    return list(dict.fromkeys(found)) or [PROJECT if extra is None else f"{PROJECT}[{extra}]"]

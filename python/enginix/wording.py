@@ -1,0 +1,30 @@
+"""Words of messages: articles, numbers with nouns, the nearest known name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+# Abbreviations whose first letter's name starts with a vowel: "an FP8 checkpoint".
+_AN_LETTERS = "AEFHILMNORSX"
+
+
+def with_article(noun: str) -> str:
+    """``engine`` → ``an engine``; ``FP8 checkpoint`` → ``an FP8 checkpoint``."""
+    first = noun[:1]
+    # MIXED is read as a word, FP8 letter by letter.
+    spelled = (noun[1:2].isupper() and noun[1:2] not in "AEIOU") or noun[1:2].isdigit()
+    vowel = first.upper() in _AN_LETTERS if first.isupper() and spelled else first.lower() in "aeiou"
+    return f"{'an' if vowel else 'a'} {noun}"
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """``1, gate`` → ``1 gate``; ``2, gate`` → ``2 gates``."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that is most like ``name``, if any is."""
+    import difflib
+
+    found = difflib.get_close_matches(name, list(known), 1, cutoff)
+    return found[0] if found else None

@@ -1,0 +1,110 @@
+"""The command line itself: closed pipes, misspelt words, help, wording."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from enginix import cli
+from enginix.wording import counted, with_article
+
+ROOT = Path(__file__).parents[3]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
+RUNS = 20 if os.environ.get("ENGINIX_SLOW") else 3
+
+
+def _shell(script: str) -> subprocess.CompletedProcess[str]:
+    words = ["bash", "-c", f'set -o pipefail; enginix() {{ {sys.executable} -m enginix "$@"; }}; {script}']
+    return subprocess.run(words, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "pipe",
+    [
+        "target | head -1",
+        "target | true",
+        "inspect tests/models/tiny-qwen3 --json | head -c 10",
+        "inspect tests/models/tiny-qwen3 | head -1",
+        "--help | true",
+        "plan --help | head -1",
+        "plan tests/models/tiny-qwen3 --target h200 | head -1",
+        "compare tests/models/tiny-qwen3.lock.json | head -1",
+        "inspect tests/models/none --json | true",
+    ],
+)
+def test_a_closed_pipe_ends_quietly(pipe: str) -> None:
+    done = _shell(f"for i in $(seq {RUNS}); do enginix {pipe} >/dev/null; echo $? >&2; done")
+    said = done.stderr.split("\n")
+    codes = {int(line) for line in said if line.isdigit()}
+    # 3: the model that does not exist is an error all the same.
+    assert codes <= {0, 141, 3} and len([line for line in said if line.isdigit()]) == RUNS
+    assert not [line for line in said if "Broken" in line or "Traceback" in line or "unexpected" in line]
+
+
+def test_a_closed_pipe_with_everything_buffered() -> None:
+    """The reader is gone before the first byte."""
+    done = _shell("(sleep 0.1; enginix target) | true; echo ${PIPESTATUS[0]}")
+    assert done.stdout == "141\n" and "Broken" not in done.stderr
+
+
+def test_a_broken_pipe_elsewhere_is_no_quiet_end(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from enginix.commands import target
+
+    def break_another(_: object) -> int:
+        reading, writing = os.pipe()
+        os.close(reading)
+        return os.write(writing, b"x")
+
+    monkeypatch.setattr(target, "run", break_another)
+    assert cli.main(["target"]) == 70
+    assert "BrokenPipeError" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "fix"),
+    [
+        (["locks"], "enginix lock"),
+        (["convrt", "x"], "enginix convert"),
+        (["verify_checkpoint"], "enginix verify-checkpoint"),
+        (["zzzz"], "enginix --help"),
+        (
+            ["convert", "a", "-o", "b", "--tensor-paralel", "2"],
+            "--tensor-parallel in place of --",
+        ),
+        (["serve", "a", "--tritonsever=x"], "--tritonserver in place of --tritonsever"),
+    ],
+)
+def test_the_nearest_word_is_named(words: list[str], fix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2 and f"fix: {fix}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "start"), [(["help", "lock"], "usage: enginix lock"), (["help"], "usage: enginix COMMAND")]
+)
+def test_help_is_a_command(words: list[str], start: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith(start)
+
+
+def test_articles_and_numbers() -> None:
+    nouns = "engine model FP8_checkpoint NVFP4 MIXED_PRECISION INT8 bfloat16 Aquila Qwen3"
+    articles = [with_article(noun).split()[0] for noun in nouns.split()]
+    assert articles == ["an", "a", "an", "an", "a", "an", "a", "an", "a"]
+    assert [counted(n, "gate") for n in (0, 1, 2, 1500)] == ["0 gates", "1 gate", "2 gates", "1,500 gates"]
+
+
+def test_an_artefact_of_another_stage(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from enginix.manifest import Manifest
+
+    Manifest("model", "tiny").write(tmp_path)
+    assert cli.main(["check", str(tmp_path)]) == 3
+    assert "is a model, not an engine\n  fix: pass an engine" in capsys.readouterr().err
