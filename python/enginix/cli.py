@@ -7,6 +7,7 @@ import importlib
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from enginix import __version__, console
@@ -81,6 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     sub.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
     args = sub.parse_args(words[1:])
     try:
+        if isinstance(output := getattr(args, "output", None), Path):
+            # Of every command, before any work.
+            from enginix.files import refuse_link
+
+            refuse_link(output)
         return int(module.run(args))
     except EnginixError as e:
         if args.json:
