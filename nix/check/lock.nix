@@ -3,22 +3,58 @@ let
   table = lib.importJSON ../../python/enginix/data/lock.json;
   isHex = length: s: builtins.isString s && builtins.match "[0-9a-f]{${toString length}}" s != null;
 
+  # A text with every letter beyond ASCII that evaluation knows as one ASCII character, so that characters can be counted
+  # and the rest be refused.
+  # plain :: string -> string
+  plain = builtins.replaceStrings (builtins.attrNames table.letters) (map (_: "x") (builtins.attrNames table.letters));
+
+  # A text as it compares where case does not count.
+  # fold :: string -> string
+  fold =
+    s:
+    lib.toLower (builtins.replaceStrings (builtins.attrNames table.letters) (builtins.attrValues table.letters) s);
+
+  # A printable text of at most so many characters. Evaluation knows ASCII and the letters of the table; a character that
+  # nobody sees, or that could be written in two ways, is in neither.
+  # isText :: int -> any -> bool
+  isText = longest: s: builtins.isString s && builtins.stringLength (plain s) <= longest && builtins.match "[ -~]*" (plain s) != null;
+
+  # has :: string -> string -> bool
+  has = part: s: builtins.replaceStrings [ part ] [ "" ] s != s;
+
+  # As far as a lock's facts may nest (DEEPEST_FACT in hub/lock.py).
+  # isFact :: int -> any -> bool
+  isFact =
+    depth: value:
+    if builtins.isString value then
+      isText 1000 value
+    else if builtins.isAttrs value then
+      depth > 0 && builtins.all (k: isText 1000 k && isFact (depth - 1) value.${k}) (builtins.attrNames value)
+    else if builtins.isList value then
+      depth > 0 && builtins.all (isFact (depth - 1)) value
+    else
+      builtins.elem (builtins.typeOf value) [ "null" "bool" "int" "float" ];
+
+  # Every field now, and not when somebody asks for it: a lock is refused as a whole.
+  # strict :: set -> set
+  strict = set: builtins.deepSeq set set;
+
   # Whether the name says that the file is a pickle, which can run code when it is read.
   # isPickle :: string -> bool
   isPickle = path: builtins.any (suffix: lib.hasSuffix suffix (lib.toLower path)) table.pickles;
 
-  # Two paths that cannot both exist where the case of ASCII letters does not count, or of which one is a file where the
-  # other needs a directory; [ ] where there are none. `enginix lock` and `enginix fetch` compare Unicode, too.
+  # Two paths that cannot both exist where case does not count, or of which one is a file where the other needs a
+  # directory; [ ] where there are none.
   # clash :: [string] -> [string]
   clash =
     paths:
     let
-      groups = builtins.groupBy lib.toLower paths;
+      groups = builtins.groupBy fold paths;
       twins = builtins.filter (g: builtins.length g > 1) (builtins.attrValues groups);
       above =
         p:
         let
-          segments = builtins.filter builtins.isString (builtins.split "/" (lib.toLower p));
+          segments = builtins.filter builtins.isString (builtins.split "/" (fold p));
           upTo = n: builtins.concatStringsSep "/" (builtins.genList (builtins.elemAt segments) n);
         in
         builtins.genList (n: upTo (n + 1)) (builtins.length segments - 1);
@@ -32,7 +68,18 @@ rec {
   # repo :: string -> string -> string
   repo =
     function: name:
-    if builtins.isString name && builtins.match "([A-Za-z0-9._-]+/)?[A-Za-z0-9._-]+" name != null then
+    let
+      # As huggingface_hub's validate_repo_id, and never a path.
+      fine =
+        builtins.isString name
+        && builtins.match "([A-Za-z0-9_][A-Za-z0-9_.-]*/)?[A-Za-z0-9_][A-Za-z0-9_.-]*" name != null
+        && builtins.all (part: builtins.stringLength part <= 96) (builtins.filter builtins.isString (builtins.split "/" name))
+        && !has ".." name
+        && !has "--" name
+        && !lib.hasSuffix "." name
+        && !lib.hasSuffix "-" name;
+    in
+    if fine then
       name
     else
       throw "${function}: repo = ${builtins.toJSON name} is not a Hub repository name (owner/name).";
@@ -56,14 +103,17 @@ rec {
     where: p:
     let
       segments = builtins.filter builtins.isString (builtins.split "/" p);
-      # Builders read links a line each: a newline in a path would be the next one.
-      plain = builtins.match "[^\\[:cntrl:]]*" p != null;
-      bad = !plain || builtins.any (s: s == "" || s == "." || s == ".." || lib.toLower s == ".git") segments;
+      isAbsolute = lib.hasPrefix "/" p || builtins.match ".:.*" (plain p) != null;
+      isHostile = isAbsolute || builtins.any (s: s == "" || s == "." || s == ".." || fold s == ".git") segments;
     in
-    if p == "enginix.json" then
-      throw "${where}: the path enginix.json is the manifest's own; lock the model without that file (--exclude)."
-    else if bad then
+    if !isText 1024 p || has "\\" p then
+      throw "${where}: the path ${builtins.toJSON p} is longer than 1024 characters, or has a character that evaluation does not take; lock the model without that file (--exclude)."
+    else if builtins.any (s: builtins.stringLength s > 255) segments then
+      throw "${where}: the path ${builtins.toJSON p} has a segment longer than 255 bytes; lock the model without that file (--exclude)."
+    else if isHostile then
       throw "${where}: the path ${builtins.toJSON p} would not stay inside the model's directory."
+    else if fold (builtins.head segments) == "enginix.json" then
+      throw "${where}: the path ${p} is the manifest's own name; lock the model without that file (--exclude)."
     else
       p;
 
@@ -73,7 +123,9 @@ rec {
     where: lock:
     let
       version = lock.version or null;
-      files = lock.files or { };
+      files = lock.files or null;
+      model = lock.model or { };
+      type = lock.type or "model";
       again = "write the lock again with `enginix lock`.";
       # The first name that is not known, or null.
       unknown =
@@ -84,37 +136,59 @@ rec {
         if others == [ ] then null else builtins.head others;
       strange = unknown table.keys lock;
       select = lock.select or null;
-      strangeSelect = if select == null then null else unknown table.selectKeys select;
+      strangeSelect = if !builtins.isAttrs select then null else unknown table.selectKeys select;
+      isPatterns = list: builtins.isList list && builtins.all (word: word != "" && isText 1024 word) list;
+      isSelect =
+        select == null
+        || (
+          builtins.isAttrs select
+          && isPatterns [ (select.revision or "main") ]
+          && isPatterns (select.include or [ ])
+          && isPatterns (select.exclude or [ ])
+          && builtins.isBool (select.remoteCode or false)
+        );
       both = clash (builtins.attrNames files);
       file =
         name: entry:
-        if isPickle name then
+        if !builtins.isAttrs entry then
+          throw "${where}: ${name} does not have exactly sha256 and size; ${again}"
+        else if isPickle name then
           throw "${where}: ${name} is in a pickle format, which can run code when it is read; lock a repository with safetensors, or exclude the file."
         else if !isHex 64 (entry.sha256 or null) then
           throw "${where}: ${name} has no sha256 of 64 hex digits; write the lock again with `enginix lock`."
-        else if !builtins.isInt (entry.size or null) then
-          throw "${where}: ${name} has no size; write the lock again with `enginix lock`."
+        else if !builtins.isInt (entry.size or null) || entry.size < 0 || entry.size > 1125899906842624 then
+          throw "${where}: ${name} has no size in bytes; write the lock again with `enginix lock`."
+        else if (entry.size == 0) != (entry.sha256 == builtins.hashString "sha256" "") then
+          throw "${where}: size and sha256 of ${name} contradict each other; ${again}"
         else if unknown table.fileKeys entry != null then
           throw "${where}: ${name} has an unknown key ${builtins.toJSON (unknown table.fileKeys entry)}; ${again}"
         else
           entry // { path = path where name; };
     in
-    if version != 1 then
+    if !builtins.isInt version || version != 1 then
       throw "${where}: lock version ${builtins.toJSON version}, but this enginix reads version 1; write it again with `enginix lock`."
     else if strange != null then
       throw "${where}: unknown key ${builtins.toJSON strange}; ${again}"
     else if strangeSelect != null then
       throw "${where}: unknown key ${builtins.toJSON strangeSelect} in select; ${again}"
-    else if files == { } then
+    else if !isSelect then
+      throw "${where}: select is not {revision, include, exclude, remoteCode} of texts; ${again}"
+    else if !builtins.isAttrs model || !isFact 4 model then
+      throw "${where}: model is not an object of plain facts; ${again}"
+    else if type == "dataset" && model != { } then
+      throw "${where}: a dataset has no facts of a model; ${again}"
+    else if type == "dataset" && !has "/" (repo where (lock.repo or null)) then
+      throw "${where}: the dataset ${lock.repo} has no owner; ${again}"
+    else if !builtins.isAttrs files || files == { } then
       throw "${where}: the lock lists no files; write it again with `enginix lock`."
+    else if !builtins.all (name: files ? ${name}) (builtins.attrNames files) then
+      # Nix 2.8 reads a path with NUL, and names it by what precedes; later ones refuse the text.
+      throw "${where}: a path has a NUL character; ${again}"
     else if both != [ ] then
       throw "${where}: ${builtins.toJSON (builtins.elemAt both 0)} and ${builtins.toJSON (builtins.elemAt both 1)} cannot both exist where case does not count; lock the model without one of them (--exclude)."
     else
-      {
+      strict {
         type =
-          let
-            type = lock.type or "model";
-          in
           if builtins.elem type [ "model" "dataset" ] then
             type
           else
@@ -125,10 +199,10 @@ rec {
           let
             license = lock.license or null;
           in
-          if license == null || builtins.isString license then
+          if license == null || isText 200 license then
             license
           else
-            throw "${where}: license ${builtins.toJSON license} is neither a text nor null; ${again}";
+            throw "${where}: license ${builtins.toJSON license} is neither a short text nor null; ${again}";
         gated =
           let
             gated = lock.gated or false;
@@ -137,7 +211,7 @@ rec {
             gated
           else
             throw "${where}: gated ${builtins.toJSON gated} is not false, \"auto\" or \"manual\"; ${again}";
-        model = lock.model or { };
+        inherit model;
         files = builtins.mapAttrs file files;
       };
 }

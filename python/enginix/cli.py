@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from enginix import __version__, console
@@ -141,6 +142,11 @@ def _run(words: list[str]) -> int:
             "--json", action="store_true", help="print the result, or the error, as one JSON object"
         )
         args = sub.parse_args(words[1:])
+        if isinstance(output := getattr(args, "output", None), Path):
+            # Of every command, before any work.
+            from enginix.files import refuse_link
+
+            refuse_link(output)
         return int(module.run(args))
     except EnginixError as e:
         return _failed(e, as_json=as_json)

@@ -1,15 +1,32 @@
-"""Files that are either whole or absent."""
+"""Outputs that are either whole or absent, and nothing touched outside of them.
+
+One rule for every command. ``OUT`` does not exist yet, or is an empty directory; a symbolic link and a mount
+point are refused before any work. Until the output is whole, all of it lies beside it under hidden names:
+``.OUT.partial`` is held by one process at a time, which fills a directory of a fresh name, or (when fetching)
+goes on with what an earlier run left in it. What a killed run left is removed by the next one. Links that
+somebody put below these names are never followed.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from enginix.console import say
 from enginix.errors import MachineError, UsageError
+
+_OTHER = "choose another -o, or remove it"
+_LOCK = "lock"
+_STATE = frozenset({_LOCK, "tree", "part", "hf"})  # what a run may leave in a work directory
+_ATTEMPTS = 100  # times that a directory may vanish between two calls
 
 
 def dump_json(value: Any) -> str:
@@ -18,16 +35,32 @@ def dump_json(value: Any) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes beside ``path`` and renames, so that no reader sees half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Writes beside ``path`` under a fresh name and renames, so that no reader sees half a file."""
+    import tempfile
+
+    beside: Path | None = None
     try:
-        beside.write_text(text, "utf-8")
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        beside = Path(name)
+        with open(handle, "w", encoding="utf-8") as f:
+            os.fchmod(handle, 0o666 & ~_umask())
+            f.write(text)
         os.replace(beside, path)
     except BaseException as e:
-        beside.unlink(missing_ok=True)
+        if beside is not None:
+            beside.unlink(missing_ok=True)
         if isinstance(e, OSError):
             raise MachineError(f"cannot write: {e.strerror}", where=str(path)) from e
         raise
+
+
+def _umask() -> int:
+    """The process's umask, read without changing it (which other threads would see)."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/status").read_text("ascii").splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return 0o022
 
 
 def sha256_file(path: Path) -> str:
@@ -41,50 +74,304 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_free(out: Path) -> None:
-    """Refuses an output that exists, before anything is computed.
+def require_file_output(out: Path) -> None:
+    """Refuses an output file that cannot be written as one, before anything is computed.
+
+    A file that exists is replaced.
 
     Raises:
-        UsageError: it is there, and is not an empty directory.
+        UsageError: a symbolic link.
+        MachineError: a directory.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError("output exists already", where=str(out), fix="choose another -o, or remove it")
+    refuse_link(out)
+    if out.is_dir():
+        raise MachineError("is a directory", where=str(out), fix="pass a file to -o")
+
+
+def refuse_link(out: Path) -> None:
+    """Refuses an output that is a symbolic link, dangling or not.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if out.is_symlink():
+        raise UsageError(
+            f"output is a symbolic link to {ascii(os.readlink(out))[1:-1]}",
+            where=str(out),
+            fix="pass the path that it leads to, or remove the link",
+        )
+
+
+def check_free(out: Path) -> None:
+    """Refuses an output directory that exists, before anything is computed.
+
+    Raises:
+        UsageError: it is there, and is not an empty directory that can be replaced.
+        MachineError: it cannot be looked at.
+    """
+    out = Path(os.path.abspath(out))
+    refuse_link(out)
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError("output exists already", where=str(out), fix=_OTHER)
+    except OSError as e:
+        raise MachineError(f"cannot be read: {e.strerror}", where=str(out), fix=_OTHER) from e
+    if _is_mount_point(out):
+        raise UsageError(
+            "output is a mount point, which no finished directory can replace",
+            where=str(out),
+            fix=f"choose a directory below it: -o {out / 'NAME'}",
+        )
+
+
+def _is_mount_point(path: Path) -> bool:
+    """Whether a file system is mounted there, bind mounts of the same file system included."""
+    if os.path.ismount(path):
+        return True
+    with suppress(OSError):
+        points = Path("/proc/self/mountinfo").read_bytes().splitlines()
+        name = os.fsencode(os.path.realpath(path))
+        for plain, escaped in ((b"\\", b"\\134"), (b" ", b"\\040"), (b"\t", b"\\011"), (b"\n", b"\\012")):
+            name = name.replace(plain, escaped)
+        return any(line.split()[4] == name for line in points)
+    return False
+
+
+@dataclass(frozen=True)
+class WorkDirectory:
+    """``.OUT.partial``, held by this process.
+
+    Attributes:
+        path: its name, for people.
+        directory: the same directory by its open descriptor: whoever exchanges the name for a link to
+            elsewhere does not lead us there. Good in this process only.
+        lock: descriptor of the lock file.
+    """
+
+    path: Path
+    directory: Path
+    lock: int
+
+    def remove(self, name: str) -> None:
+        """Removes an entry, whatever it is; a link goes, what it leads to stays."""
+        _remove(self.directory / name)
+
+    def folder(self, name: str) -> Path:
+        """A real directory of that name, made where there is none; anything else that has it is removed."""
+        found = self.directory / name
+        if not _is_own(found, stat.S_ISDIR):
+            _remove(found)
+            found.mkdir()
+        for folder, folders, files in os.walk(found):
+            for child in (*folders, *files):
+                here = Path(folder, child)
+                if not _is_own(here, stat.S_ISDIR if child in folders else stat.S_ISREG):
+                    _remove(here)
+            folders[:] = [f for f in folders if Path(folder, f).is_dir()]
+        return found
+
+    def record(self, work: Path) -> None:
+        """Notes which directory of a fresh name this run fills, so that the next one can remove it."""
+        text = json.dumps({"work": work.name, "inode": os.lstat(work).st_ino}).encode()
+        os.ftruncate(self.lock, 0)
+        os.pwrite(self.lock, text, 0)
+
+    def recorded(self) -> Path | None:
+        """The directory that a killed run recorded, where it is still that one."""
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            note = json.loads(os.pread(self.lock, 4096, 0))
+            name = note["work"]
+            left = self.path.with_name(name)
+            if name == left.name and name.startswith(".") and name.endswith(".partial"):
+                found = os.lstat(left)
+                if stat.S_ISDIR(found.st_mode) and (found.st_ino, found.st_uid) == (
+                    note["inode"],
+                    os.geteuid(),
+                ):
+                    return left
+        return None
+
+
+def _is_own(path: Path, kind: Any) -> bool:
+    """Whether it is of that kind, ours, and (a file) has no second name elsewhere."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    single = stat.S_ISDIR(found.st_mode) or found.st_nlink == 1
+    return bool(kind(found.st_mode)) and found.st_uid == os.geteuid() and single
+
+
+def _remove(path: Path) -> None:
+    import shutil
+
+    with suppress(FileNotFoundError):
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+
+
+@contextmanager
+def hold_work_directory(out: Path, *, doing: str = "writing") -> Iterator[WorkDirectory]:
+    """Holds ``.OUT.partial``; the caller says with ``release`` what becomes of it.
+
+    Raises:
+        UsageError: another process holds it, or something of that name is not an earlier run's.
+        MachineError: it cannot be made.
+    """
+    path = out.with_name(f".{out.name}.partial")
+    # In a directory of many users, as a Nix store is, another one's leftover is no reason to fail.
+    with suppress(OSError):
+        found = os.lstat(path)
+        if stat.S_ISDIR(found.st_mode) and found.st_uid != os.geteuid():
+            path = out.with_name(f".{out.name}.{os.geteuid()}.partial")
+    folder, lock = _open_held(path, doing)
+    try:
+        yield WorkDirectory(path, Path(f"/proc/self/fd/{folder}"), lock)
+    finally:
+        os.close(lock)
+        os.close(folder)
+
+
+def release(held: WorkDirectory) -> None:
+    """Removes a work directory with what runs put into it."""
+    with suppress(OSError):
+        for name in sorted(_STATE & set(os.listdir(held.directory))):
+            held.remove(name)
+        os.rmdir(held.path)
+
+
+def _open_held(path: Path, doing: str) -> tuple[int, int]:
+    """Descriptors of the directory and of the locked file in it."""
+    vanished = 0
+    while True:
+        folder = lock = -1
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+            try:
+                folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError as e:
+                if e.errno in (errno.ELOOP, errno.ENOTDIR):
+                    _refuse(path, "a link, or not a directory")
+                raise
+            _check_work_directory(path, folder)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            lock = os.open(_LOCK, flags, 0o600, dir_fd=folder)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found = os.fstat(lock)
+            if found.st_nlink:  # else the one before us just removed it
+                if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or found.st_uid != os.geteuid():
+                    _refuse(path, f"{_LOCK} in it is not an earlier run's")
+                return folder, lock
+        except BlockingIOError as e:
+            _close(lock, folder)
+            raise UsageError(
+                f"another enginix is {doing} to the same place", where=str(path), fix="wait for it"
+            ) from e
+        except OSError as e:
+            _close(lock, folder)
+            if e.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                _refuse(path, f"{_LOCK} in it is not an earlier run's")
+            # The one before us may just have finished and removed it; /proc never lets it be made.
+            if not isinstance(e, FileNotFoundError) or vanished == _ATTEMPTS:
+                raise MachineError(
+                    f"cannot write: {e.strerror}",
+                    where=str(path),
+                    fix="choose another -o, or make it writable",
+                ) from e
+        except BaseException:
+            _close(lock, folder)
+            raise
+        else:
+            _close(lock, folder)
+        vanished += 1
+
+
+def _close(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _check_work_directory(path: Path, folder: int) -> None:
+    found = os.fstat(folder)
+    if found.st_uid != os.geteuid():
+        _refuse(path, f"it belongs to user {found.st_uid}")
+    if found.st_mode & 0o022:
+        _refuse(path, f"others may write to it (mode {stat.S_IMODE(found.st_mode):04o})")
+    if strange := sorted(set(os.listdir(folder)) - _STATE):
+        _refuse(path, f"{ascii(strange[0])[1:-1][:100]} in it is not an earlier run's")
+
+
+def _refuse(path: Path, why: str) -> NoReturn:
+    raise UsageError(
+        f"what lies where unfinished output goes is not of an earlier run: {why}",
+        where=str(path),
+        fix="look at it and move it away, or choose another -o",
+    )
 
 
 @contextmanager
 def new_directory(out: Path) -> Iterator[Path]:
     """A directory to fill beside ``out``; renamed to ``out`` on success, removed on any failure.
 
-    A process killed midway leaves only a hidden ``.<name>.*.partial`` beside it, never ``out``.
+    A process killed midway leaves hidden ``.OUT.*partial`` beside it, never ``out``; the next one for the
+    same output removes them.
 
     Raises:
-        UsageError: ``out`` exists already and is not an empty directory.
+        UsageError: ``out`` exists already and is not an empty directory, or another process is making it.
         MachineError: the file system refuses, for instance because it is full.
     """
     # Imported late: whoever only reads a manifest is to start in milliseconds.
-    import shutil
     import tempfile
 
     out = Path(os.path.abspath(out))
     check_free(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    except OSError as e:
+    with hold_work_directory(out) as held:
+        try:
+            # Once more with the lock held: another process may just have finished it.
+            check_free(out)
+            try:
+                if (left := held.recorded()) is not None:
+                    say(f"note: removing {left.name}, which a run that was ended left")
+                    _remove(left)
+                partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+                held.record(partial)
+            except OSError as e:
+                raise MachineError(
+                    f"cannot write: {e.strerror or e}",
+                    where=str(out),
+                    fix="choose another -o, or make it writable",
+                ) from e
+            identity = os.lstat(partial).st_ino
+            try:
+                yield partial
+                _require_same(partial, identity)
+                partial.chmod(0o755)
+                os.rename(partial, out)  # an empty directory is replaced
+            except OSError as e:
+                taken = e.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EBUSY)
+                raise MachineError(
+                    f"cannot write: {e.strerror or e}",
+                    where=str(out),
+                    fix=_OTHER if taken else "free disk space, or choose another -o",
+                ) from e
+            finally:
+                with suppress(OSError):
+                    if os.lstat(partial).st_ino == identity:
+                        _remove(partial)
+        finally:
+            release(held)
+
+
+def _require_same(partial: Path, identity: int) -> None:
+    found = os.lstat(partial)
+    if not stat.S_ISDIR(found.st_mode) or found.st_ino != identity:
         raise MachineError(
-            f"cannot write: {e.strerror or e}", where=str(out), fix="choose another -o, or make it writable"
-        ) from e
-    try:
-        yield partial
-        partial.chmod(0o755)
-        if out.exists():
-            out.rmdir()
-        os.rename(partial, out)
-    except OSError as e:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise MachineError(
-            f"cannot write: {e.strerror or e}", where=str(out), fix="free disk space, or choose another -o"
-        ) from e
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            "somebody exchanged the directory while it was filled",
+            where=str(partial),
+            fix="choose a -o that others cannot write to",
+        )

@@ -28,8 +28,10 @@ missing=()
 need() { # command, Debian package that has it
   command -v "$1" >/dev/null || missing+=("$2")
 }
+# Read whole: a grep that ends early would end ldconfig by SIGPIPE.
+libraries=$(ldconfig -p)
 library() { # name as ldconfig has it, Debian package
-  ldconfig -p | grep -qF "$1" || missing+=("$2")
+  [[ $libraries == *"$1"* ]] || missing+=("$2")
 }
 need nix nix-bin
 need cc gcc

@@ -21,7 +21,7 @@ from enginix.checkpoint.resolve import Resolved, resolve
 from enginix.checkpoint.source import FLOATS, Source, vector
 from enginix.checkpoint.write import write_ranks
 from enginix.errors import ModelError, UsageError
-from enginix.files import dump_json, new_directory, write_text
+from enginix.files import check_free, dump_json, new_directory, write_text
 from enginix.model import ModelConfig, Weights, open_weights
 from enginix.model.identity import inputs
 from enginix.wording import with_article
@@ -245,6 +245,7 @@ def convert(directory: Path, out: Path, options: Options) -> Plan:
         ModelError, UsageError: as ``plan``; also a value that does not fit the dtype.
         MachineError: the disk is too small or refuses.
     """
+    check_free(out)
     planned = plan(directory, options)
     with new_directory(out) as partial:
         size = write_ranks(partial, planned.ranks)

@@ -15,7 +15,7 @@ from enginix.checkpoint.convert import Options
 from enginix.checkpoint.mapping import check_nodes, default_gpus_per_node
 from enginix.checkpoint.write import file_name
 from enginix.errors import CheckpointError, EnginixError, MachineError, ModelError, UsageError
-from enginix.files import dump_json, new_directory, write_text
+from enginix.files import check_free, dump_json, new_directory, write_text
 from enginix.model import open_weights, read_header
 from enginix.model.identity import inputs
 from enginix.model.jsonfile import read_object
@@ -134,6 +134,7 @@ def with_modelopt(directory: Path, out: Path, options: Options) -> str:
         ModelError: an architecture it does not take, or it failed.
         MachineError: torch, transformers or modelopt is not installed.
     """
+    check_free(out)
     name, row = architecture(directory, "modelopt")
     _check(directory, options, row)
     open_weights(directory)
@@ -170,6 +171,7 @@ def with_tensorrt_llm(directory: Path, out: Path, options: Options) -> str:
         ModelError: an architecture it does not take, a path that misleads it, or it failed.
         MachineError: tensorrt_llm cannot be imported.
     """
+    check_free(out)
     name, row = architecture(directory, "tensorrt_llm")
     _check(directory, options, row)
     open_weights(directory)

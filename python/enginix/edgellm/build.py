@@ -24,7 +24,7 @@ from enginix.edgellm import options
 from enginix.edgellm.errors import ExportError
 from enginix.edgellm.export import identity_of, private_environment
 from enginix.errors import MachineError, ManifestError, UsageError
-from enginix.files import new_directory
+from enginix.files import check_free, new_directory
 from enginix.manifest import Manifest
 from enginix.model.jsonfile import read_object
 from enginix.tables import table
@@ -167,6 +167,7 @@ def build(export: Path, model: Path, out: Path, wanted: Options) -> Manifest:
         UsageError: limits or a target that cannot be.
         ExportError: the builder reported success without an engine that fits the request.
     """
+    check_free(out)
     full = limits(wanted.limits)
     if wanted.builder not in BUILDERS:
         raise UsageError(f"builder {wanted.builder!r}", fix=f"one of: {', '.join(BUILDERS)}")

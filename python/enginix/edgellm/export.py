@@ -24,7 +24,7 @@ from enginix.edgellm import checks, clean, options, source
 from enginix.edgellm.errors import ExportError
 from enginix.edgellm.source import Source
 from enginix.errors import MachineError, UsageError
-from enginix.files import new_directory, sha256_file
+from enginix.files import check_free, new_directory, sha256_file
 from enginix.manifest import Manifest
 from enginix.optional_libraries import missing_extra
 from enginix.tables import table
@@ -150,6 +150,7 @@ def export(model: Path, out: Path, wanted: Options | None = None) -> Manifest:
         ExportError: the exporter failed, or a check on what it wrote.
         MachineError: no exporter, no disk, no memory.
     """
+    check_free(out)
     wanted = wanted or Options()
     flags = options.checked("export", wanted.flags)
     found = source.read(model)

@@ -165,7 +165,8 @@ def _bundle(python: str, model: Path, cache: Path, limits: Mapping[str, Any]) ->
 
 
 def _link(engine: Path, bundle: Path, cache: Path) -> None:
-    if not bundle.is_relative_to(cache.resolve()):
+    # Resolved: a link in the cache may lead elsewhere, and what is there is removed below.
+    if not (bundle.parent.resolve() / bundle.name).is_relative_to(cache.resolve()):
         raise MachineError("the server looks for its engine outside of its cache", where=str(bundle))
     try:
         # The server touches the directory, so it is a real one; the files stay where they are.

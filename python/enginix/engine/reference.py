@@ -24,7 +24,7 @@ import torch
 from enginix import __version__, manifest
 from enginix.engine.tensorrt_checkpoint import TOKENIZER_FILES
 from enginix.errors import CheckpointError, ManifestError, ModelError, UsageError
-from enginix.files import dump_json, new_directory, sha256_file
+from enginix.files import check_free, dump_json, new_directory, sha256_file
 from enginix.gates import hf, suite
 from enginix.gates import run as gates
 from enginix.gates.asking import end_ids
@@ -104,6 +104,7 @@ def build(
         ManifestError: the checkpoint was made from another model.
         GateError: a gate failed or could not be run.
     """
+    check_free(out)
     options = options or Options()
     config = checkpoint_config.read(checkpoint)
     linear.refuse_unknown_format(config, str(checkpoint / "config.json"))

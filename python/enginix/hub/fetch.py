@@ -1,12 +1,12 @@
 """Many files of one commit into a directory: parallel, resumable across runs, all or nothing.
 
-While it fills, everything lies in a hidden directory beside the output: ``tree/`` has finished files,
-``part/`` has unfinished ones by digest. A later run takes both up again, and checks what it finds.
+While it fills, everything lies in the work directory beside the output (``enginix.files``): ``tree/`` has
+finished files, ``part/`` has unfinished ones by digest. A later run takes both up again, and checks what it
+finds.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import threading
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from enginix.console import human_bytes, say
 from enginix.errors import MachineError, ManifestError, UsageError
+from enginix.files import WorkDirectory, check_free, hold_work_directory, refuse_link, release
 from enginix.hub import faults, lock, session
 from enginix.hub.lock import COMMIT, Lock
 from enginix.hub.progress import Progress
@@ -26,7 +27,6 @@ from enginix.manifest import FILE, Manifest
 from enginix.manifest import read as read_manifest
 
 JOBS = 4
-REMOVED = 100  # times that a directory may vanish between two calls
 SLACK = 1 << 20  # bytes that a file system may need for directories
 
 
@@ -77,11 +77,11 @@ def fetch_file(repo: str, commit: str, wanted: Wanted, out: Path) -> Fetched:
     """
     require_commit(repo, commit)
     out = Path(os.path.abspath(out))
+    refuse_link(out)
     if out.exists():
         if not out.is_dir() and wanted.matches(out):
             return Fetched(out, 1, wanted.size, 0, 1)
         raise UsageError("output exists already", where=str(out), fix="choose another -o, or remove it")
-    beside = out.with_name(f".{out.name}.partial")
     moved = 0
 
     def count(n: int) -> None:
@@ -89,9 +89,9 @@ def fetch_file(repo: str, commit: str, wanted: Wanted, out: Path) -> Fetched:
         moved += n
         progress.moved(n)
 
-    with _state(beside, keep=False), Progress(wanted.path, wanted.size, 1) as progress:
-        require_room(beside, wanted.size, out)
-        part = beside / "part"
+    with _state(out, keep=False) as held, Progress(wanted.path, wanted.size, 1) as progress:
+        require_room(held.directory, wanted.size, out)
+        part = held.folder("part") / wanted.digest
         download(repo, commit, wanted, part, moved=count)
         part.chmod(0o644)
         os.replace(part, out)
@@ -123,14 +123,13 @@ def collect(
     there = Fetched(out, len(wanted), size, 0, len(wanted))
     if _is_there(out, wanted, note):
         return there
-    beside = out.with_name(f".{out.name}.partial")
-    with _state(beside, keep=keep):
+    with _state(out, keep=keep) as held:
         # Once more with the lock held: another process may just have finished it.
         if _is_there(out, wanted, note):
             return there
-        tree, parts = beside / "tree", beside / "part"
-        tree.mkdir(exist_ok=True)
-        parts.mkdir(exist_ok=True)
+        tree, parts = held.folder("tree"), held.folder("part")
+        # First, too: what is a file in one lock may be a directory in another.
+        _remove_strangers(tree, wanted)
         run = _Run(repo, commit, tree, parts, jobs)
         with Progress(f"fetch {repo}", size, len(wanted)) as progress:
             run.go(wanted, progress, out)
@@ -139,10 +138,7 @@ def collect(
             note.write(tree)
         for folder, _, _ in os.walk(tree):
             os.chmod(folder, 0o755)
-        if out.exists():
-            out.rmdir()
-        os.rename(tree, out)
-        shutil.rmtree(beside, ignore_errors=True)
+        os.rename(tree, out)  # an empty directory is replaced
     return Fetched(out, len(wanted), size, run.moved, run.kept)
 
 
@@ -258,58 +254,30 @@ class _Run:
 
 
 @contextmanager
-def _state(beside: Path, *, keep: bool) -> Iterator[None]:
-    """The hidden directory, held by one process at a time; removed on failure unless it is worth keeping."""
-    handle = _hold(beside)
-    try:
-        session.private_caches(beside / "hf")
+def _state(out: Path, *, keep: bool) -> Iterator[WorkDirectory]:
+    """The work directory, held by one process at a time; removed on failure unless it is worth keeping."""
+    with hold_work_directory(out, doing="fetching") as held:
+        held.remove("hf")
+        session.private_caches(held.path / "hf")
         try:
-            yield
+            yield held
         except BaseException as e:
             kept = sum(
-                f.stat().st_size for f in beside.rglob("*") if f.is_file() and f.parent != beside / "hf"
+                Path(folder, name).lstat().st_size
+                for part in ("tree", "part")
+                for folder, _, names in os.walk(held.directory / part)
+                for name in names
             )
             if keep and kept and isinstance(e, (Exception, KeyboardInterrupt)):
-                say(f"kept {human_bytes(kept)} in {beside}; run the same command again to go on from there")
+                say(
+                    f"kept {human_bytes(kept)} in {held.path}; run the same command again to go on from there"
+                )
             else:
-                shutil.rmtree(beside, ignore_errors=True)
+                release(held)
             if isinstance(e, OSError):
-                raise faults.translate(e, str(beside)) from e
+                raise faults.translate(e, str(held.path)) from e
             raise
-        shutil.rmtree(beside, ignore_errors=True)
-    finally:
-        os.close(handle)
-
-
-def _hold(beside: Path) -> int:
-    """Takes the directory's lock; the open file that holds it."""
-    gone = 0
-    while True:
-        try:
-            beside.parent.mkdir(parents=True, exist_ok=True)
-            beside.mkdir(mode=0o700, exist_ok=True)
-            handle = os.open(beside / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        except OSError as e:
-            gone += 1
-            # The one before us may just have finished and removed it; /proc never lets it be made.
-            if isinstance(e, FileNotFoundError) and gone < REMOVED:
-                continue
-            raise MachineError(
-                f"cannot write: {e.strerror}", where=str(beside), fix="choose another -o"
-            ) from e
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(handle).st_nlink:
-                return handle
-        except BlockingIOError as e:
-            os.close(handle)
-            raise UsageError(
-                "another enginix is fetching to the same place", where=str(beside), fix="wait for it"
-            ) from e
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)
+        release(held)
 
 
 def _is_there(out: Path, wanted: Sequence[Wanted], note: Manifest | None) -> bool:
@@ -318,8 +286,10 @@ def _is_there(out: Path, wanted: Sequence[Wanted], note: Manifest | None) -> boo
     Raises:
         UsageError: it holds something else.
     """
-    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+    if not os.path.lexists(out) or (out.is_dir() and not out.is_symlink() and not any(out.iterdir())):
+        check_free(out)
         return False
+    refuse_link(out)
     fix = "choose another -o, or remove it"
     if not out.is_dir():
         raise UsageError("output exists and is not a directory", where=str(out), fix=fix)
@@ -331,7 +301,7 @@ def _is_there(out: Path, wanted: Sequence[Wanted], note: Manifest | None) -> boo
     known = {w.path for w in wanted} | ({FILE} if note else set())
     for found in sorted(out.rglob("*")):
         name = found.relative_to(out).as_posix()
-        if not found.is_dir() and name not in known:
+        if found.is_symlink() or (not found.is_dir() and name not in known):
             raise UsageError(f"output exists, and {name} in it is not pinned", where=str(out), fix=fix)
     # Another commit may have the same files: then only what names the commit is out of date.
     if note is not None and not _names(out, note):

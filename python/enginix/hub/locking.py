@@ -45,7 +45,7 @@ def make(name: str, select: Selection, type_: RepoType = "model") -> Made:
     listing = api.list_files(repo, info.revision)
     # Before the choice: a listing with one hostile path is not to be trusted with the others.
     for f in listing:
-        if (why := paths.problem(f.path)) and f.path != paths.RESERVED:
+        if (why := paths.problem(f.path)) and why != paths.MANIFESTS:
             raise _refuse(repo)(f"path {ascii(f.path)[:100]} {why}", "do not use this repository")
     chosen = choose(listing, select, repo, type_)
     check_names([f.path for f in chosen.files], _refuse(repo))
@@ -78,8 +78,11 @@ def make(name: str, select: Selection, type_: RepoType = "model") -> Made:
     notes = list(chosen.notes)
     if model.pop("remoteCode", False) and not select.remote_code:
         notes.append("config.json names code of the repository, which is not pinned; see --remote-code")
-    if paths.RESERVED in {f.path for f in listing}:
-        notes.append(f"{paths.RESERVED} left out: the name of the manifest that fetching adds")
+    notes += [
+        f"{f.path} left out: the name of the manifest that fetching adds"
+        for f in listing
+        if paths.is_reserved(f.path)
+    ]
     made = Lock(name, info.revision, info.license, info.gated, model, files, select, type_)
     return Made(made, tuple(notes))
 

@@ -13,6 +13,8 @@ LONGEST_NAME = 255  # bytes; NAME_MAX of Linux file systems
 # Formats whose readers run code that the file brings along.
 PICKLE_SUFFIXES = tuple(table("lock")["pickles"])
 RESERVED = "enginix.json"  # the manifest that fetching adds
+# The one reason that does not make a path hostile, only no part of a lock.
+MANIFESTS = "is the name of the manifest that fetching adds"
 
 
 def problem(path: str) -> str | None:
@@ -36,9 +38,14 @@ def problem(path: str) -> str | None:
             return "has a .git segment"
         if len(name.encode()) > LONGEST_NAME:
             return f"has a segment longer than {LONGEST_NAME} bytes"
-    if path == RESERVED:
-        return "is the name of the manifest that fetching adds"
+    if is_reserved(path):
+        return MANIFESTS
     return None
+
+
+def is_reserved(path: str) -> bool:
+    """Whether the manifest could not be written beside it, where case does not count."""
+    return path.split("/", 1)[0].casefold() == RESERVED
 
 
 def is_pickle(path: str) -> bool:

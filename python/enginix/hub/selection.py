@@ -58,7 +58,7 @@ def choose(files: Sequence[RemoteFile], select: Selection, repo: str, type_: Rep
     for f in files:
         if not _any(f.path, include) and not (select.remote_code and f.path.endswith(".py")):
             continue
-        if _any(f.path, exclude) or f.path == paths.RESERVED:
+        if _any(f.path, exclude) or paths.is_reserved(f.path):
             continue
         if f.path.endswith(".py") and not select.remote_code:
             notes.append(f"{f.path} left out: code of the repository; --remote-code pins it by its hash")

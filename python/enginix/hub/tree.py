@@ -26,7 +26,7 @@ def fetch_tree(repo: str, commit: str, out: Path, jobs: int = JOBS) -> Fetched:
     listing = api.list_files(repo, commit)
     for f in listing:
         # What a clone has, this has too: enginix.json is an ordinary file here.
-        if (why := paths.problem(f.path)) and f.path != paths.RESERVED:
+        if (why := paths.problem(f.path)) and why != paths.MANIFESTS:
             raise LockError(f"path {ascii(f.path)[:100]} {why}", where=repo, fix="do not use this repository")
     if both := paths.clash(f.path for f in listing):
         raise LockError(

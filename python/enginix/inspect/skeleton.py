@@ -99,7 +99,7 @@ def open_model(what: str, revision: str | None = None) -> Iterator[Model]:
 
 def _refuse_hostile(repo: str, files: Mapping[str, int]) -> None:
     for path in files:
-        if path != path_rules.RESERVED and (why := path_rules.problem(path)):
+        if (why := path_rules.problem(path)) and why != path_rules.MANIFESTS:
             raise HubError(f"path {ascii(path)[:100]} {why}", where=repo, fix="do not use this repository")
 
 

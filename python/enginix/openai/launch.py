@@ -10,7 +10,7 @@ from pathlib import Path
 
 import enginix
 from enginix import process
-from enginix.errors import UsageError
+from enginix.errors import MachineError, UsageError
 from enginix.optional_libraries import missing_extra
 
 # The oldest LiteLLM that the tests run.

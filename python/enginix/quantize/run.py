@@ -12,7 +12,7 @@ from typing import Any
 from enginix import __version__, manifest
 from enginix.console import Heartbeat, human_bytes, say
 from enginix.errors import UsageError
-from enginix.files import new_directory, sha256_file
+from enginix.files import check_free, new_directory, sha256_file
 from enginix.quantize import calibration, ptq, source, verify
 from enginix.quantize.formats import Choice, check_shapes, kv_cache_warning
 from enginix.quantize.stack import imported
@@ -64,6 +64,7 @@ def quantize(
         is told
             before torch is imported.
     """
+    check_free(out)
     model = source.read(directory)
     check_shapes(choice, model.matrices, model.experts, str(directory))
     calibrates = choice.kv_cache is not None or any(f.calibrates for f in choice.formats)

@@ -18,6 +18,8 @@ from enginix.serve import flags, ranks
 from enginix.serve.frontend import Frontend
 from enginix.serve.hosts import Agent, Host
 from enginix.serve.tritonserver import TritonServer
+from enginix.triton import config
+from enginix.triton.contract import ENSEMBLE, EXECUTOR
 
 LOOPBACK = ("127.0.0.1", "::1")
 # The script in the private directory that mpirun calls for other machines.
@@ -199,6 +201,23 @@ def link_repository(repository: Path, into: Path) -> Path:
         for name in files:
             (target / name).symlink_to(os.path.abspath(Path(directory) / name))
     return into
+
+
+def unbatch_reference(models: Path) -> None:
+    """Turns off Triton's batching for the models of kind ``reference``, which batch by themselves.
+
+    Args:
+        models: links to a repository (:func:`link_repository`); the repository stays as it is.
+    """
+    for name in (EXECUTOR, ENSEMBLE):
+        path = models / name / config.FILE
+        if not path.is_file():
+            continue
+        found = config.read(path)
+        # Parameters that NVIDIA's models do not have.
+        if found.max_batch_size and {"enginix_path", "max_tokens_limit"} <= set(found.parameters):
+            path.unlink()
+            path.write_text(config.render(config.unbatched(found)), "utf-8")
 
 
 def describe(plan: Plan) -> dict[str, Any]:

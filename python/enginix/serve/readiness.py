@@ -11,7 +11,7 @@ from enginix.errors import GateError, MachineError
 from enginix.manifest import Manifest
 from enginix.serve.client import Client
 from enginix.serve.supervisor import StartError, Supervised
-from enginix.triton.contract import ENSEMBLE, EXECUTOR
+from enginix.triton.contract import ENSEMBLE, EXECUTOR, EXECUTOR_KEY
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def await_ready(
     try:
         model, request = PROBES[kind]
         if expected is not None and model == ENSEMBLE:
-            _check_golden(client, expected)
+            _check_golden(client, expected, server.executor_key)
         client.generate(model, request)
     except MachineError as e:
         server.check_running()
@@ -86,7 +86,7 @@ def await_ready(
     return time.monotonic() - start
 
 
-def _check_golden(client: Client, expected: Golden) -> None:
+def _check_golden(client: Client, expected: Golden, key: str) -> None:
     answer = client.generate(
         EXECUTOR,
         {
@@ -95,6 +95,8 @@ def _check_golden(client: Client, expected: Golden) -> None:
             "request_output_len": len(expected.tokens),
             "end_id": -1,
             "exclude_input_in_output": True,
+            # Of kind reference; to NVIDIA's models it is a parameter that they do not read.
+            EXECUTOR_KEY: key,
         },
     )
     found = answer.get("output_ids")

@@ -21,15 +21,18 @@ from types import TracebackType
 from enginix.errors import EXIT_MACHINE, EnginixError, MachineError
 from enginix.runtime.child import Child, descendants, started
 from enginix.serve import hosts, ranks
-from enginix.serve.launch import AGENT, Plan, link_repository
+from enginix.serve.launch import AGENT, Plan, link_repository, unbatch_reference
 from enginix.serve.tritonserver import STUB
-from enginix.triton.contract import ENSEMBLE
+from enginix.triton.contract import ENSEMBLE, EXECUTOR_KEY
 
 LAST_LINES = 400
 WATCH_SECONDS = 1.0
 _FAILED = re.compile(r"failed to load '([^']+)' version \d+: ([^\n]*)")
-# Tables, empty lines and information.
-_NOISE = re.compile(r"^(?:rank \d+: )?(?:[+|]|\s*$|I\d{4} )")
+# Tables, empty lines, information, and what every machine without a GPU says at the start.
+_NOISE = re.compile(r"^(?:rank \d+: )?(?:[+|]|\s*$|I\d{4} |(?:Error: )?Failed to initialize NVML)")
+# A line of the stack that Triton prints when it crashes: address or function, and the file that holds it.
+_FRAME = re.compile(r"^(?:rank \d+: )?\s*\d+# (?:0x[0-9A-Fa-f]+|(?P<function>\S.*?)) in (?P<file>\S+)$")
+_CRASH = re.compile(r"^(?:rank \d+: )?Signal \(\d+\) received\.$")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -56,6 +59,7 @@ class Supervised:
         self._said: dict[int, str] = {}
         self._prefix = f"enginix-{secrets.token_hex(6)}-"
         self._state = Path(tempfile.mkdtemp(prefix="enginix-serve-"))
+        self.executor_key = secrets.token_urlsafe(24)
         self._child: Child | None = None
         try:
             self.process = self._started()
@@ -73,6 +77,11 @@ class Supervised:
     def _started(self) -> subprocess.Popen[bytes]:
         plan = self.plan
         models = link_repository(plan.repository, self._state / "models")
+        unbatch_reference(models)
+        # Opens the executor of kind reference, which is otherwise the ensemble's alone.
+        key = os.open(self._state / EXECUTOR_KEY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(key, "w", encoding="ascii") as f:
+            f.write(self.executor_key)
         if plan.agent is not None:
             (self._state / AGENT).write_text(plan.agent.script(), "utf-8")
             (self._state / AGENT).chmod(0o700)
@@ -197,6 +206,10 @@ class Supervised:
                     found[pid] = Path(words[1]).parents[1].name
         return found
 
+    def forget_start(self) -> None:
+        """Forgets what the server printed so far: a line of the start is no reason of a later end."""
+        self._lines.clear()
+
     def last_lines(self, count: int = 12) -> list[str]:
         """What the server printed last."""
         return list(self._lines)[-count:]
@@ -300,6 +313,13 @@ def explain(lines: list[str], status: int, machines: Sequence[hosts.Host] = ()) 
                 where=found[1] if rank is None else f"{hosts.place(machines, rank)}, {found[1]}",
                 fix=f"correct the model; tritonserver ended with {how}, its last lines:\n    {tail}",
             )
+    if status < 0 and rank is None and useful:
+        return StartError(
+            f"ended with {how}: {_crash(useful) or _SIGNALS.get(-status, useful[-1])}",
+            where="tritonserver",
+            fix="start it again; if a request did it, keep clients that you do not trust behind a gateway. "
+            f"Its last lines:\n    {tail}",
+        )
     errors = [line for line in useful if re.match(r"(?:rank \d+: )?error", line, re.IGNORECASE)]
     own = [line for line in useful if line.startswith(f"rank {rank}: ")]
     if own:
@@ -311,6 +331,23 @@ def explain(lines: list[str], status: int, machines: Sequence[hosts.Host] = ()) 
     last = errors[-1] if errors else (useful[-1] if useful else "no output")
     where = "tritonserver" if rank is None else hosts.place(machines, rank)
     return StartError(f"ended with {how}: {last}", where=where, fix=f"its last lines:\n    {tail}")
+
+
+_SIGNALS = {9: "killed from outside, or by the kernel for want of memory", 15: "ended from outside"}
+
+
+def _crash(lines: list[str]) -> str | None:
+    """Where Triton crashed, by the stack that it printed: the first library that is not the C library's."""
+    at = next((n for n, line in enumerate(lines) if _CRASH.search(line)), None)
+    if at is None:
+        return None
+    frames = [found for line in lines[at + 1 :] if (found := _FRAME.search(line))]
+    for n, found in enumerate(frames):
+        file = Path(found["file"]).name
+        if file != "tritonserver" and not file.startswith(("libc.", "libstdc++.", "libpthread.")):
+            same = [f["function"] for f in frames[n:] if Path(f["file"]).name == file and f["function"]]
+            return f"it crashed in {file}{f' ({same[0]})' if same else ''}"
+    return "it crashed"
 
 
 def _end_with(parent: int) -> Callable[[], None]:

@@ -101,6 +101,25 @@ def _type(tensor: Tensor) -> int:
     return int(schema.DataType.Value(f"TYPE_{tensor.type}"))
 
 
+def unbatched(config: Any) -> Any:
+    """The same interface without Triton's batching: rows are the first dimension of each tensor.
+
+    Clients see no difference (``[-1, 1]``). Where Triton batches, its core lets a request pass whose inputs
+    all have no rows (shape ``[0, 1]``); the Python backend of Triton 2.51 crashes on it, or never answers.
+    Our models read ``max_batch_size`` from the parameters then.
+    """
+    made = schema.ModelConfig()
+    made.CopyFrom(config)
+    made.max_batch_size = 0
+    made.parameters["max_batch_size"].string_value = str(config.max_batch_size)
+    for tensor in (*made.input, *made.output):
+        tensor.dims[:] = [-1, *tensor.dims]
+        tensor.ClearField("reshape")
+    for tensor in made.input:
+        tensor.ClearField("allow_ragged_batch")
+    return made
+
+
 def type_name(number: int) -> str:
     """``TYPE_INT32`` of its number."""
     return str(schema.DataType.Name(number))

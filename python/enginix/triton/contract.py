@@ -11,6 +11,9 @@ from enginix.tables import table
 
 EXECUTOR = "tensorrt_llm"
 ENSEMBLE = "ensemble"
+# File in the server's private directory, and the request parameter that repeats its content: it opens the
+# executor of kind ``reference`` to readiness.
+EXECUTOR_KEY = "enginix_key"
 
 
 @dataclass(frozen=True)

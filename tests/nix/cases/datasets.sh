@@ -72,3 +72,17 @@ test_dataset_locks_and_model_locks_are_told_apart() {
   ! with_lib eval '(e.mkHfDataset { repo = "acme/texts"; }).drvPath' && says 'mkHfDataset' || return 1
   ! with_lib eval '(e.mkHfDataset { }).drvPath' && says 'enginix lock --dataset owner/name'
 }
+
+# Evaluation refuses every lock that the parser refuses (tests/python/hub/test_lock_corpus.py), as it is asked for.
+test_locks_that_the_parser_refuses_are_refused() {
+  "$(tests/hostpkgs/environments.sh core)/bin/python" tests/hub/lock_corpus.py >"$tmp/corpus.json" || return 1
+  with_lib eval "
+    let
+      corpus = builtins.fromJSON (builtins.readFile $tmp/corpus.json);
+      taken = case: (builtins.tryEval (if (case.lock.type or \"\") == \"dataset\" then e.mkHfDataset { inherit (case) lock; } else e.mkHfModel { inherit (case) lock; }).drvPath).success;
+      wrong = builtins.filter (name: taken corpus.\${name} != (corpus.\${name}.takes == \"both\")) (builtins.attrNames corpus);
+    in { inherit wrong; cases = builtins.length (builtins.attrNames corpus); }" --json || return 1
+  says '"wrong":[]' || return 1
+  "$(tests/hostpkgs/environments.sh core)/bin/python" tests/hub/lock_corpus.py null >"$tmp/corpus.json" &&
+    ! with_lib eval "(e.mkHfModel { inherit ((builtins.fromJSON (builtins.readFile $tmp/corpus.json)).null) lock; }).drvPath" && says NUL
+}

@@ -63,6 +63,7 @@ def serve(args: argparse.Namespace, plan: Plan, repository: Repository) -> int:
                     frontend.await_answer(plan.frontend, args.host, server, args.start_timeout - seconds)
                     console.say(f"OpenAI's interface: {plan.frontend.url(args.host)}, model ensemble")
                 notify("READY=1")
+                server.forget_start()
                 console.say(
                     f"{repository.manifest.name} answers at {client.url} after {seconds:.1f} s "
                     f"(gRPC {plan.endpoints.grpc or 'off'}, metrics {plan.endpoints.metrics or 'off'})"

@@ -7,17 +7,20 @@ by the model ensemble, too, from its own process (:class:`channel.Link`).
 
 from __future__ import annotations
 
+import hmac
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from enginix.triton.contract import ENSEMBLE, EXECUTOR, EXECUTOR_KEY
 from enginix.triton.models.answers import Answers
 from enginix.triton.models.channel import Generations, Link, Local, socket_path
 from enginix.triton.models.generation import Chunk, Limits, Order, read
-from enginix.triton.models.request import Inputs, parameter, period, required
+from enginix.triton.models.request import Inputs, RequestError, parameter, period, required
 
 # Of one processor: the sender has the executor's interpreter, and what it takes the executor lacks.
 SHARE = 1 / 16
@@ -42,7 +45,8 @@ class TensorrtLlm:
         config = json.loads(args["model_config"])
         self._backend = backend
         self._limits = Limits.of(config)
-        max_batch_size = int(config["max_batch_size"])
+        self._key = executor_key()
+        max_batch_size = int(parameter(config, "max_batch_size") or config["max_batch_size"])
         waiting = int(parameter(config, "max_queue_size") or 0)
         made, request = (scheduler or _reference_scheduler)(
             Path(required(config, "gpt_model_path")), parameter(config, "device") or "cpu", max_batch_size
@@ -65,6 +69,8 @@ class TensorrtLlm:
 
     def _read(self, request: Any) -> Order | None:
         inputs = Inputs(request)
+        if self._key is not None and not _is_key(inputs.parameters().get(EXECUTOR_KEY), self._key):
+            raise RequestError(f"{EXECUTOR} is for this server's own use; send requests to {ENSEMBLE}")
         if inputs.scalar("stop"):
             # Of a request of the same id, whichever model it was sent to.
             self._generations.stop(request.request_id())
@@ -77,6 +83,24 @@ class TensorrtLlm:
             tensor("output_ids", np.array([[chunk.ids]], np.int32)),
             tensor("sequence_length", np.array([[len(chunk.ids)]], np.int32)),
         ]
+
+
+def _is_key(given: Any, key: str) -> bool:
+    return isinstance(given, str) and hmac.compare_digest(given.encode("utf-8", "replace"), key.encode())
+
+
+def executor_key() -> str | None:
+    """What opens this model; ``None`` where ``enginix serve`` did not start the server, and it is open.
+
+    The file lies in the server's private directory, which is its TMPDIR.
+
+    Raises:
+        OSError: there, and unreadable.
+    """
+    try:
+        return (Path(tempfile.gettempdir()) / EXECUTOR_KEY).read_text("ascii")
+    except FileNotFoundError:
+        return None
 
 
 def _reference_scheduler(checkpoint: Path, device: str, max_batch_size: int) -> tuple[Any, Any]:
