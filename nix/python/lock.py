@@ -27,7 +27,7 @@ GLIBC_MINOR = 39  # NVIDIA's wheels for aarch64 are for Ubuntu 24.04
 OWN_INDEX = {"torch": "https://download.pytorch.org/whl/cpu"}
 
 # An environment that carries the very wheels of another, and more.
-BASES = {"dev": "runtime"}
+BASES = {"dev": "runtime", "lint": "core"}
 
 # Installed without its dependencies: tritonserver alone is taken out of the wheel.
 ALONE = {"tritonserver"}
