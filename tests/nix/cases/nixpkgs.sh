@@ -334,3 +334,20 @@ PY
     over_nixpkgs "flake.$attribute or flake.apps.x86_64-linux.$attribute or flake.packages.x86_64-linux.$attribute or (throw \"no $attribute\")" --apply 'x: true' || return 1
   done < <(grep -oE '\.#[A-Za-z0-9_.-]+' "$file" | sort -u)
 }
+
+# What mkEngine would say of an entry that is shown stands in the log of its build.
+test_nixpkgs_warnings_of_entries_stand_in_the_log() {
+  over_nixpkgs 'flake.legacyPackages.x86_64-linux.catalogue.qwen3-32b-nvfp4.engine.warnings' --json && says 'no FP8 or NVFP4 engine test of Qwen3' || return 1
+  over_nixpkgs 'builtins.concatStringsSep "\n" flake.legacyPackages.x86_64-linux.catalogue.qwen3-32b-nvfp4.engine.warnings' --raw || return 1
+  grep -av -e '^warning: ' -e '^trace' "$out" >"$tmp/warnings"
+  # The builder with a stand-in for the command that it runs.
+  (
+    # shellcheck disable=SC2317
+    enginix() { :; }
+    warnings=$(cat "$tmp/warnings") model='' rootfs='' driver='' timing='' requestPath='' quietly source nix/builders/engine-tensorrt.sh
+  ) &&
+    says 'warning: NVIDIA skips its engine tests' && says 'warning: no FP8 or NVFP4 engine test of Qwen3' || return 1
+  # A user's own engine says it at evaluation.
+  over_nixpkgs 'let e = flake.legacyPackages.x86_64-linux; in (e.mkEngine { kind = "tensorrt"; model = e.catalogue.qwen3-32b-nvfp4.model; target = "rtx-pro-6000"; limits.maxSeqLen = 64; gates = { }; }).drvPath' &&
+    says 'warning: qwen3-32b-nvfp4-engine-sm120: no FP8 or NVFP4 engine test of Qwen3'
+}
