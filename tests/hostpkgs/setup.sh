@@ -14,7 +14,8 @@ need() { # command, Debian package that has it
   command -v "$1" >/dev/null || missing+=("$2")
 }
 library() { # name as ldconfig has it, Debian package
-  ldconfig -p | grep -qF "$1" || missing+=("$2")
+  # Not through a pipe: a grep that ends early ends ldconfig, too, and with it this test.
+  grep -qF "$1" <<<"$(ldconfig -p)" || missing+=("$2")
 }
 need nix nix-bin
 need cc gcc
