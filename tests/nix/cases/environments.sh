@@ -12,11 +12,11 @@ built_environments() { # names → NAME=PATH in $environments
 }
 
 test_environments_need_no_library_that_is_not_listed() {
-  built_environments "${environment_names[@]}" dev tritonserver && quietly python3 tests/nix/environments.py libraries "${environments[@]}"
+  built_environments "${environment_names[@]}" lint dev tritonserver && quietly python3 tests/nix/environments.py libraries "${environments[@]}"
 }
 
 test_environments_have_what_their_locks_say() {
-  built_environments "${environment_names[@]}" dev && quietly python3 tests/nix/environments.py contents "${environments[@]}"
+  built_environments "${environment_names[@]}" lint dev && quietly python3 tests/nix/environments.py contents "${environments[@]}"
 }
 
 test_environments_locks_hold_what_is_required() { quietly python3 tests/nix/environments.py requirements; }
