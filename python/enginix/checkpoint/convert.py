@@ -216,8 +216,8 @@ def plan(directory: Path, options: Options) -> Plan:
 
 
 def _notes(model: ModelConfig) -> list[str]:
-    notes = []
-    if model.sliding_window is not None and model.sliding_window < model.max_position_embeddings:
+    notes = list(model.notes)
+    if model.sliding_window is not None:
         notes.append(
             f"sliding window {model.sliding_window} has no place in a checkpoint: longer inputs need "
             "max_attention_window_size when the engine runs"
