@@ -23,6 +23,7 @@ from enginix.checkpoint.write import write_ranks
 from enginix.errors import ModelError, UsageError
 from enginix.files import dump_json, new_directory, write_text
 from enginix.model import ModelConfig, Weights, open_weights
+from enginix.model.attention_window import describe_windows
 from enginix.model.identity import inputs
 
 NVFP4_FORMS = ("auto", "trtllm", "modelopt")
@@ -219,8 +220,9 @@ def _notes(model: ModelConfig) -> list[str]:
     notes = list(model.notes)
     if model.sliding_window is not None:
         notes.append(
-            f"sliding window {model.sliding_window} has no place in a checkpoint: longer inputs need "
-            "max_attention_window_size when the engine runs"
+            f"sliding window {model.sliding_window} has no place in a checkpoint's config.json: the manifest "
+            "carries it, a reference engine takes no more tokens, and an engine of kind tensorrt is served "
+            "with max_attention_window_size"
         )
     if model.rope.type == "dynamic":
         notes.append(
@@ -262,6 +264,7 @@ def _manifest(planned: Plan, size: int) -> manifest.Manifest:
             "vocabSize": model.vocab_size,
             "quantization": quantization["quant_algo"],
             "kvCacheQuantization": quantization["kv_cache_quant_algo"],
+            **describe_windows(model),
         },
         inputs=inputs(model.directory, open_weights(model.directory)),
         options={

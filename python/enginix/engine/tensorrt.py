@@ -24,11 +24,14 @@ from enginix.engine import preflight
 from enginix.engine import tensorrt_result as result
 from enginix.engine import tensorrt_stage as stage
 from enginix.engine.target import probe
-from enginix.engine.tensorrt_checkpoint import Checkpoint, tokenizer_files
+from enginix.engine.tensorrt_checkpoint import Checkpoint
 from enginix.engine.tensorrt_request import STRATEGIES, Place, Request
 from enginix.errors import UsageError
 from enginix.files import new_directory
 from enginix.manifest import Manifest
+from enginix.model.attention_window import read_windows
+from enginix.model.end_tokens import KEY, read_end_tokens
+from enginix.model.tokenizer_files import copy_tokenizer_files
 from enginix.runtime import driver as drivers
 from enginix.runtime.driver import Driver
 from enginix.runtime.sandbox import Bind, Room, check_namespaces, reading
@@ -64,13 +67,11 @@ def build(request: Request, checkpoint_dir: Path | None, model: Path, place: Pla
         ranks = result.verify(engine, request, checkpoint)
         result.refuse_paths(engine, [p for p in (checkpoint_dir, model) if p is not None])
         timing = result.keep_timing(work, place)
-        tokenizer = out / "tokenizer"
-        tokenizer.mkdir()
-        for path in tokenizer_files(model):
-            shutil.copyfile(path, tokenizer / path.name)
+        copy_tokenizer_files(model, out / "tokenizer")
         nccl = stage.nccl(room)
         made = result.describe(request, checkpoint, model, found, outcome, ranks, timing, nccl)
-        made.write(out)
+        known = {**made.model, **read_windows(model), KEY: list(read_end_tokens(model))}
+        replace(made, model=known).write(out)
     return made
 
 

@@ -222,7 +222,7 @@ _READ = (
 )  # fmt: skip
 
 
-def _windows(raw: Mapping[str, Any], row: Mapping[str, Any], layers: int, where: str) -> list[int | None]:
+def find_windows(raw: Mapping[str, Any], row: Mapping[str, Any], layers: int, where: str) -> list[int | None]:
     """Each layer's sliding window, as the configuration class and the model code of transformers say."""
     defaults, rule = row["defaults"], row["window"]
     window = raw.get("sliding_window", defaults.get("sliding_window"))
@@ -324,7 +324,7 @@ def parse(raw: Mapping[str, Any], directory: Path) -> ModelConfig:
         qkv_bias=_bias(raw, row["bias"]["qkv"], where),
         dense_bias=_bias(raw, row["bias"]["dense"], where),
         mlp_bias=_bias(raw, row["bias"]["mlp"], where),
-        windows=tuple(_windows(raw, row, layers, where)),
+        windows=tuple(find_windows(raw, row, layers, where)),
         experts=_experts(raw, row["experts"], where),
         quantization=read_quantization(directory, raw),
         notes=(*rope.notes, *_notes(raw, row, row["experts"])),

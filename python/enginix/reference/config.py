@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from enginix import manifest
 from enginix.errors import CheckpointError
 from enginix.reference import quantization as number_formats
 from enginix.reference.quantization import REBUILD, Quantization
@@ -82,7 +83,12 @@ class Experts:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What a checkpoint computes. Sizes are of the whole model, never of a rank."""
+    """What a checkpoint computes. Sizes are of the whole model, never of a rank.
+
+    Attributes:
+        window: the smallest sliding window of any layer, from the checkpoint's manifest. Every layer attends
+            to all tokens here, so that no sequence may be longer.
+    """
 
     architecture: str
     family: Family
@@ -105,6 +111,12 @@ class CheckpointConfig:
     embedding_shard_dim: int | None
     mapping: Mapping = field(default_factory=Mapping)
     quantization: Quantization = field(default_factory=Quantization)
+    window: int | None = None
+
+    @property
+    def context(self) -> int:
+        """Tokens of a sequence that the model was made for and that mean the same here."""
+        return min(self.max_position_embeddings, self.window or self.max_position_embeddings)
 
     @property
     def world_size(self) -> int:
@@ -411,4 +423,17 @@ def read(checkpoint: Path) -> CheckpointConfig:
         found = replace(found, layers=number_formats.layers(_json(path), str(path)))
     if "NVFP4" in found.algorithms:
         found = replace(found, own_nvfp4=number_formats.own_nvfp4(checkpoint, config.world_size))
-    return replace(config, quantization=found)
+    return replace(config, quantization=found, window=_window(checkpoint))
+
+
+def _window(checkpoint: Path) -> int | None:
+    if not (checkpoint / manifest.FILE).exists():
+        return None
+    windows = manifest.read(checkpoint).model.get("attentionWindow")
+    if windows is None:
+        return None
+    if not isinstance(windows, list) or not windows or not all(type(w) is int and w > 0 for w in windows):
+        raise CheckpointError(
+            f"model.attentionWindow is {windows!r}", where=str(checkpoint / manifest.FILE), fix=REBUILD
+        )
+    return int(min(windows))

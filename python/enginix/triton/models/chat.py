@@ -154,6 +154,8 @@ class ChatTemplate:
             if name in ARGUMENTS:
                 if value is not None and not isinstance(value, ARGUMENTS[name]):
                     raise RequestError(f"chat_template_args: {name} is not a {ARGUMENTS[name].__name__}")
+                if isinstance(value, list) and value and not _names(template, name):
+                    raise RequestError(f"chat_template_args: this model's chat template does not read {name}")
             elif name in _OWN or name in self._special:
                 raise RequestError(f"chat_template_args: {name} is the server's to set")
             elif not _names(template, name):
