@@ -139,7 +139,7 @@ def architecture_row(name: Any, where: str) -> Mapping[str, Any]:
 
 def _dtype(raw: Mapping[str, Any], where: str) -> str | None:
     value = raw.get("dtype", raw.get("torch_dtype"))
-    if value is None:
+    if value is None or value == "auto":
         return None
     name = value.removeprefix("torch.") if isinstance(value, str) else value
     if name not in DTYPES:
@@ -179,10 +179,8 @@ def _bias(raw: Mapping[str, Any], rule: bool | str, where: str) -> bool:
 
 def _refused(raw: Mapping[str, Any], row: Mapping[str, Any], name: str, where: str) -> None:
     for rule in row["refuse"]:
-        value, neutral = raw.get(rule["key"]), rule["unless"]
-        if neutral == "hidden_size / num_attention_heads":
-            neutral = _integer(raw, "hidden_size", where) // _integer(raw, "num_attention_heads", where)
-        if value is not None and value != neutral:
+        value = raw.get(rule["key"])
+        if value is not None and value != rule["unless"]:
             raise ModelError(f"{rule['key']} is {value!r}: {rule['why']}", where=where, fix=rule["fix"])
     known = table("architectures")["configuration"]["changes"]
     for key in sorted(set(raw) & set(known) - set(row["defaults"])):
@@ -213,6 +211,15 @@ def _notes(raw: Mapping[str, Any], row: Mapping[str, Any], experts: Mapping[str,
         read |= {experts["shared"]["width"]} if experts["shared"] else set()
     unread = sorted(key for key in raw if key not in read and key.isprintable())
     return [f"config.json's {', '.join(unread)}: read by nobody here"] if unread else []
+
+
+def _head_notes(row: Mapping[str, Any], head_dim: int, hidden_size: int, heads: int) -> list[str]:
+    if row["family"] != "phi3" or head_dim * heads == hidden_size:
+        return []
+    return [
+        f"head_dim is {head_dim}, and TensorRT-LLM's Phi-3 class builds heads of hidden_size / "
+        f"num_attention_heads, {hidden_size // heads}: no engine of kind tensorrt can be built of it"
+    ]
 
 
 _READ = (
@@ -327,7 +334,11 @@ def parse(raw: Mapping[str, Any], directory: Path) -> ModelConfig:
         windows=tuple(find_windows(raw, row, layers, where)),
         experts=_experts(raw, row["experts"], where),
         quantization=read_quantization(directory, raw),
-        notes=(*rope.notes, *_notes(raw, row, row["experts"])),
+        notes=(
+            *rope.notes,
+            *_notes(raw, row, row["experts"]),
+            *_head_notes(row, head_dim, hidden_size, num_heads),
+        ),
         raw=raw,
         description=row,
     )

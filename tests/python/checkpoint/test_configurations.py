@@ -269,7 +269,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
         (phi3(rope_scaling={**LONGROPE, "factor": 2.0}, **HALF), "equal"),
         (phi3(rope_scaling={**LONGROPE, "original_max_position_embeddings": 32}), "equal"),
         (phi3(), "equal"),
-        (phi3(head_dim=16), "refused"),
+        (phi3(head_dim=16), "equal"),
         (phi3(partial_rotary_factor=0.5), "equal"),
         ({**SIZES, **MOE, "architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}, "equal"),
         ({**SIZES, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}, "equal"),
