@@ -153,6 +153,7 @@ rec {
   told =
     model: gpu:
     builtins.all (name: model.${name} or null != null) needed
+    && !(builtins.elem (model.architecture or null) formats.kvNotByHeads.architectures)
     && elementBytes ? ${model.dtype}
     && (model.kvCacheQuantization or null == null || formats.kvCache ? ${model.kvCacheQuantization})
     && model.weightBytes or 0 > 0

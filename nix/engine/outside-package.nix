@@ -75,6 +75,7 @@ let
         "engine/target.py"
         "gates/outside_edgellm.py"
         "model"
+        "optional_libraries.py"
         "process.py"
         "runtime/__init__.py"
         "runtime/driver.py"

@@ -28,6 +28,8 @@ SMALL: dict[str, Any] = {
     "intermediate_size": 512,
     "max_position_embeddings": 1024,
     "norm_epsilon": 1e-6,
+    "hidden_act": "silu",
+    "position_embedding_type": "rope_gpt_neox",
 }
 MOE: dict[str, Any] = {"moe": {"num_experts": 8, "top_k": 2, "normalization_mode": 1}}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -41,7 +43,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 128,
         },
     },
-    "MistralForCausalLM": {"rotary_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+    "MistralForCausalLM": {"rotary_scaling": {"rope_type": "dynamic", "factor": 2.0, "alpha": 1.0}},
     "MixtralForCausalLM": MOE,
     "Qwen2ForCausalLM": {
         "attn_bias": True,
@@ -49,11 +51,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "Qwen2MoeForCausalLM": {**MOE, "attn_bias": True, "moe_intermediate_size": 128,
                             "moe_shared_expert_intermediate_size": 384},
-    "Qwen3ForCausalLM": {},
-    "Qwen3MoeForCausalLM": {**MOE, "moe_intermediate_size": 128},
+    "Qwen3ForCausalLM": {"attn_bias": False},
+    "Qwen3MoeForCausalLM": {**MOE, "attn_bias": False, "moe_intermediate_size": 128},
     "Phi3ForCausalLM": {
         "position_embedding_type": "long_rope",
         "rotary_embedding_dim": 48,
+        "rotary_pct": 0.75,
         "original_max_position_embeddings": 64,
         "longrope_scaling_short_factors": [1.0 + i / 50 for i in range(24)],
         "longrope_scaling_long_factors": [1.0 + i / 4 for i in range(24)],
@@ -71,6 +74,9 @@ QWEN3_8B: dict[str, Any] = {
     "head_size": 128,
     "intermediate_size": 12288,
     "max_position_embeddings": 40960,
+    "attn_bias": False,
+    "hidden_act": "silu",
+    "position_embedding_type": "rope_gpt_neox",
 }
 QWEN3_0_6B: dict[str, Any] = {
     **QWEN3_8B,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from enginix.checkpoint.config import CheckpointConfig
+from enginix.checkpoint.config import FILE, CheckpointConfig, parse
+from enginix.checkpoint.describe import describe
 from enginix.checkpoint.findings import Finding
 from enginix.checkpoint.formats import format_of
 from enginix.checkpoint.formats.nvfp4 import dequantize as dequantize_nvfp4
@@ -29,6 +31,22 @@ ROWS = 1024  # output rows compared at once
 
 # Half a step of rounding to the checkpoint's dtype, relative; the absolute part covers float16's subnormals.
 _ROUNDING = {"bfloat16": (2**-8, 2**-134), "float16": (2**-11, 2**-25), "float32": (0.0, 0.0)}
+
+
+# Fields of a checkpoint's configuration that decide what is computed, beside the weights' own shapes.
+_FUNCTION = (
+    "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_size", "norm_epsilon",
+    "max_position_embeddings", "position_embedding_type", "rotary_base", "rotary_scaling",
+    "rotary_embedding_dim", "original_max_position_embeddings", "longrope_short", "longrope_long", "moe",
+)  # fmt: skip
+
+
+def _alike(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        return set(ours) == set(theirs) and all(_alike(ours[key], theirs[key]) for key in ours)
+    if isinstance(ours, float) and isinstance(theirs, (int, float)):
+        return math.isclose(ours, theirs, rel_tol=1e-9)
+    return bool(ours == theirs)
 
 
 def _array(source: Source, module: str, leaf: str) -> Array:
@@ -116,7 +134,8 @@ class Comparison:
             )
 
     def findings(self) -> Iterator[Finding]:
-        """Each matrix or vector that means something else than in the model."""
+        """Each key, matrix or vector that means something else than in the model."""
+        yield from self._configuration()
         for rank in self.config.mapping.ranks():
             file = RankFile(self.directory / file_name(rank))
             form = nvfp4_form(dict(file.tensors), self.layout, rank)
@@ -125,6 +144,15 @@ class Comparison:
                     yield from self._vector(module, file)
                 elif isinstance(module, Linear):
                     yield from self._linear(module, file, form)
+
+    def _configuration(self) -> Iterator[Finding]:
+        """Keys that the loader reads otherwise than conversion would write them."""
+        described = describe(self.model, self.config.dtype, self.config.mapping, {})
+        expected = parse(described, FILE)
+        for key in _FUNCTION:
+            ours, theirs = getattr(self.config, key), getattr(expected, key)
+            if not _alike(ours, theirs):
+                yield Finding(f"{FILE}: {key}", f"is {ours!r} to the loader; the model's is {theirs!r}")
 
     def _rounded(self, theirs: Array, ours: Array, dtype: str | None = None) -> bool:
         relative, absolute = _ROUNDING[dtype or self.config.dtype]

@@ -70,7 +70,8 @@ class CheckpointConfig:
     Attributes:
         architecture: Hugging Face name, for instance ``Qwen3ForCausalLM``.
         dtype: ``float16``, ``bfloat16`` or ``float32`` of everything that is not quantized.
-        rotary_scaling: with ``rope_type`` (or ``type``) and its parameters; None without scaling.
+        rotary_scaling: as the loader reads it: its type under ``rope_type``, and every parameter, absent
+            ones with the loader's defaults; None without scaling.
         longrope_short, longrope_long: factors of each rotated pair, for ``long_rope``.
         attn_bias: ``attention.qkv`` has a bias (and ``attention.dense``, where ``dense_bias``).
         raw: the parsed ``config.json``.
@@ -215,6 +216,15 @@ def _quantization(r: _Reader, mixed: MappingType[str, Any] | None) -> Quantizati
     )
 
 
+def _rotary_scaling(raw: MappingType[str, Any] | None) -> MappingType[str, Any] | None:
+    if raw is None:
+        return None
+    kind = raw.get("type", raw.get("rope_type"))
+    types = table("architectures")["rope"]["types"]
+    defaults = types[kind]["loader"] if isinstance(kind, str) and kind in types else {}
+    return {"rope_type": kind, **{key: raw.get(key, default) for key, default in defaults.items()}}
+
+
 def parse(
     raw: MappingType[str, Any], where: str, mixed: MappingType[str, Any] | None = None
 ) -> CheckpointConfig:
@@ -254,7 +264,7 @@ def parse(
         max_position_embeddings=r.integer("max_position_embeddings", 0),
         position_embedding_type=r.text("position_embedding_type", "learned_absolute"),
         rotary_base=r.number("rotary_base", 10000.0),
-        rotary_scaling=scaling,
+        rotary_scaling=_rotary_scaling(scaling),
         rotary_embedding_dim=r.integer("rotary_embedding_dim", int(head_size * r.number("rotary_pct", 1.0))),
         original_max_position_embeddings=raw.get("original_max_position_embeddings"),
         longrope_short=r.factors("longrope_scaling_short_factors"),

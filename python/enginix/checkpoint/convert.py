@@ -16,15 +16,16 @@ from enginix.checkpoint.formats.nvfp4 import fits_tiles
 from enginix.checkpoint.formats.plain import bias_parts, caster
 from enginix.checkpoint.layout import KvCache, Layout, Linear, Vector
 from enginix.checkpoint.mapping import Mapping, check, check_nodes, check_pipeline
-from enginix.checkpoint.parts import Output, Reader
+from enginix.checkpoint.missing import explain_unexpected
+from enginix.checkpoint.parts import COPY, HeaderReader, Output, Reader
 from enginix.checkpoint.resolve import Resolved, resolve
 from enginix.checkpoint.source import FLOATS, Source, vector
 from enginix.checkpoint.write import write_ranks
 from enginix.errors import ModelError, UsageError
 from enginix.files import check_free, dump_json, new_directory, write_text
 from enginix.model import ModelConfig, Weights, open_weights
+from enginix.model.attention_window import describe_windows
 from enginix.model.identity import inputs
-from enginix.wording import with_article
 
 NVFP4_FORMS = ("auto", "trtllm", "modelopt")
 ON_LOAD = ("FP8_PER_CHANNEL_PER_TOKEN",)
@@ -169,8 +170,12 @@ def _form(asked: str, layout: Layout, resolved: Resolved, notes: list[str]) -> s
     return "modelopt"
 
 
-def plan(directory: Path, options: Options) -> Plan:
+def plan(directory: Path, options: Options, *, headers_only: bool = False) -> Plan:
     """Reads configuration and headers and decides every byte's origin.
+
+    Args:
+        headers_only: read no scale's value, either; such a plan says whether a model can be converted, and
+            must not be written.
 
     Raises:
         ModelError: the model is damaged, incomplete, or cannot be expressed.
@@ -198,7 +203,7 @@ def plan(directory: Path, options: Options) -> Plan:
             embedding_sharding_dim=options.embedding_sharding_dim,
         )
 
-    with Reader() as reader:
+    with HeaderReader() if headers_only else Reader() as reader:
         source = Source(weights, reader, tied=model.tie_word_embeddings)
         layout = Layout(ckpt.parse(description({}), ckpt.FILE))
         resolved = resolve(
@@ -210,23 +215,38 @@ def plan(directory: Path, options: Options) -> Plan:
         planner = _Planner(layout, source, resolved, form)
         ranks = tuple(planner.rank(r) for r in options.mapping.ranks())
         if unused := source.unused():
-            raise ModelError(
-                f"tensor {unused[0]!r} has no place in {with_article(model.architecture)} checkpoint"
-                + (f" ({len(unused)} such tensors)" if len(unused) > 1 else ""),
-                where=str(directory),
-                fix="config.json and weights disagree; pass those of one revision",
-            )
+            what, fix = explain_unexpected(unused[0], model.architecture, len(unused))
+            raise ModelError(what, where=str(directory), fix=fix)
+        if model.tie_word_embeddings and not headers_only:
+            notes += _tied(weights, reader)
     if missing := planner.default_kv_scales:
         notes.append(f"{len(missing)} KV cache scales are missing ({min(missing)} …): 1.0 is written")
     return Plan(model, options, raw, resolved.quant_cfg, form, ranks, tuple(notes))
 
 
+def _tied(weights: Weights, reader: Reader) -> list[str]:
+    """A head that is stored beside the embedding it should be, and differs from it."""
+    pair = [weights.tensors.get(name) for name in ("model.embed_tokens.weight", "lm_head.weight")]
+    embedding, head = pair
+    if embedding is None or head is None:
+        return []
+    length = min(COPY, embedding.nbytes, head.nbytes)
+    first, second = (bytes(reader.read(t.path, t.begin, t.begin + length)) for t in (embedding, head))
+    if first == second and embedding.dtype == head.dtype:
+        return []
+    return [
+        "tie_word_embeddings is true, and another lm_head.weight is stored: it is written, as transformers "
+        "loads it; other software takes the embedding"
+    ]
+
+
 def _notes(model: ModelConfig) -> list[str]:
-    notes = []
-    if model.sliding_window is not None and model.sliding_window < model.max_position_embeddings:
+    notes = list(model.notes)
+    if model.sliding_window is not None:
         notes.append(
-            f"sliding window {model.sliding_window} has no place in a checkpoint: longer inputs need "
-            "max_attention_window_size when the engine runs"
+            f"sliding window {model.sliding_window} has no place in a checkpoint's config.json: the manifest "
+            "carries it, a reference engine takes no more tokens, and an engine of kind tensorrt is served "
+            "with max_attention_window_size"
         )
     if model.rope.type == "dynamic":
         notes.append(
@@ -269,6 +289,7 @@ def _manifest(planned: Plan, size: int) -> manifest.Manifest:
             "vocabSize": model.vocab_size,
             "quantization": quantization["quant_algo"],
             "kvCacheQuantization": quantization["kv_cache_quant_algo"],
+            **describe_windows(model),
         },
         inputs=inputs(model.directory, open_weights(model.directory)),
         options={

@@ -9,6 +9,7 @@ import copy
 from typing import Any
 
 from enginix.checkpoint.mapping import Mapping
+from enginix.checkpoint.rotary_scaling import describe_rotary_scaling
 from enginix.model import ModelConfig
 from enginix.tables import table
 
@@ -48,7 +49,6 @@ def describe(
         position_embedding_type="rope_gpt_neox",
         rotary_base=model.rope.base,
         rotary_embedding_dim=rotated,
-        rotary_scaling=_rotary_scaling(model),
         qk_layernorm=False,
         runtime_defaults=None,
         tie_word_embeddings=model.tie_word_embeddings,
@@ -57,9 +57,8 @@ def describe(
         mapping=_mapping(mapping),
         quantization=_quantization(quantization),
     )
+    config |= describe_rotary_scaling(model)
     _family(config, model)
-    if model.rope.type == "longrope":
-        _longrope(config, model)
     return config
 
 
@@ -105,17 +104,6 @@ def _mapping(mapping: Mapping) -> dict[str, Any]:
     }
 
 
-def _rotary_scaling(model: ModelConfig) -> dict[str, Any] | None:
-    if model.rope.scaling is None or model.rope.type == "longrope":
-        return None
-    scaling = dict(model.rope.scaling)
-    if model.rope.type == "dynamic":
-        # TensorRT-LLM's tables are built with base * alpha^(dim/(dim-2)) and need the key; a model without
-        # it has the plain base up to max_position_embeddings, which is alpha 1.
-        scaling.setdefault("alpha", 1.0)
-    return scaling
-
-
 def _family(config: dict[str, Any], model: ModelConfig) -> None:
     experts, name = model.experts, model.description["family"]
     if "moe" in config and experts is not None:
@@ -133,13 +121,3 @@ def _family(config: dict[str, Any], model: ModelConfig) -> None:
         config["moe_shared_expert_intermediate_size"] = experts.shared_width if experts else 0
     if name == "phi3":
         config["rotary_pct"] = model.rope.fraction
-
-
-def _longrope(config: dict[str, Any], model: ModelConfig) -> None:
-    scaling = model.rope.scaling or {}
-    config["position_embedding_type"] = "long_rope"
-    config["original_max_position_embeddings"] = model.raw.get(
-        "original_max_position_embeddings", scaling.get("original_max_position_embeddings")
-    )
-    config["longrope_scaling_short_factors"] = list(scaling["short_factor"])
-    config["longrope_scaling_long_factors"] = list(scaling["long_factor"])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from enginix.checkpoint.layout import Slice
+from enginix.checkpoint.missing import explain_mismatch, explain_missing
 from enginix.checkpoint.parts import Reader, Rows, Transform
 from enginix.errors import ModelError
 from enginix.model import TensorInfo, Weights
@@ -41,21 +42,14 @@ class Source:
         name = self.name(module, leaf)
         found = self.weights.tensors.get(name)
         if found is None:
-            raise ModelError(
-                f"tensor {name!r} is missing",
-                where=str(self.weights.directory),
-                fix="download or export the model again; config.json says that it has this tensor",
-            )
+            what, fix = explain_missing(name, self.weights.tensors)
+            raise ModelError(what, where=str(self.weights.directory), fix=fix)
         self._used.add(name)
         # A scale of one element may be a scalar or a vector of one.
         same = found.shape == shape or (math.prod(shape) == 1 == math.prod(found.shape) and len(shape) < 2)
         if not same or found.dtype not in dtypes:
-            raise ModelError(
-                f"tensor {name!r} is {found.dtype} {list(found.shape)}; "
-                f"config.json implies {' or '.join(dtypes)} {list(shape)}",
-                where=str(found.path),
-                fix="pass config.json and weights of one revision",
-            )
+            what, fix = explain_mismatch(found, tuple(dtypes), shape)
+            raise ModelError(what, where=str(found.path), fix=fix)
         return found
 
     def scale(self, module: str, leaf: str) -> float:

@@ -74,6 +74,10 @@ def check_values(
             _kv_cache(module, tensors, found, report)
         elif isinstance(module, Linear) and f"{module.name}.alpha" in tensors:
             _nvfp4(module.name, tensors, found)
+        elif isinstance(module, Linear) and f"{module.name}.weights_scaling_factor_2" in tensors:
+            leaves = [tensors.get(f"{module.name}.{leaf}") for leaf in ("weight", "weights_scaling_factor")]
+            codes, scales = (mapped(leaf) if leaf is not None else None for leaf in leaves)
+            _zero_blocks(f"{module.name}.weights_scaling_factor", codes, scales, found)
         elif _replicated(module, layout) and first != path:
             _equal(f"{module.name}.weight", tensors, first, found)
 
@@ -113,6 +117,23 @@ def _kv_cache(module: KvCache, tensors: dict[str, TensorInfo], found: Any, repor
         found(inverse.name, "is not the reciprocal of the scale")
 
 
+def _zero_blocks(name: str, weight: Array | None, scales: Array | None, found: Any) -> None:
+    """A block scale of zero is right for a block of zeros alone: over other codes it erases weights."""
+    if weight is None or scales is None or weight.size != scales.size * 8:
+        return
+    # Two codes a byte, 16 a scale; a code without its sign bit is zero for zero.
+    codes, each = weight.reshape(-1, 8).view(np.uint8), scales.reshape(-1).view(np.uint8)
+    count = 0
+    for at in range(0, len(each), BLOCK // 8):
+        zero = (each[at : at + BLOCK // 8] & 0x7F) == 0
+        count += int((codes[at : at + BLOCK // 8][zero] & 0x77).any(axis=1).sum())
+    if count:
+        found(
+            name,
+            f"is zero over {count} blocks whose codes are not: their weights are lost",
+        )
+
+
 def _nvfp4(module: str, tensors: dict[str, TensorInfo], found: Any) -> None:
     def array(leaf: str) -> Array | None:
         info = tensors.get(f"{module}.{leaf}")
@@ -123,6 +144,8 @@ def _nvfp4(module: str, tensors: dict[str, TensorInfo], found: Any) -> None:
     if alpha is not None and scale is not None and activation is not None:  # noqa: SIM102
         if not np.allclose(alpha, scale * activation, rtol=1e-5):
             found(f"{module}.alpha", "is not the product of the weight's and the activation's scale")
+    name = "weights_block_scaling_factor"
+    _zero_blocks(f"{module}.{name}", array("weight"), array(name), found)
     plain, tiled = array("weights_block_scaling_factor"), array("weights_block_scaling_factor_interleaved")
     if plain is None or tiled is None or plain.shape != tiled.shape or plain.ndim < 2:
         return

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from enginix.checkpoint.config import DTYPES, CheckpointConfig
+from enginix.checkpoint.config import FILE as CONFIG
 from enginix.checkpoint.findings import Finding, Report
 from enginix.checkpoint.formats import Spec, format_of
 from enginix.checkpoint.layout import KvCache, Layout, Linear, Vector
@@ -128,6 +129,35 @@ def _coverage(layout: Layout, report: Report) -> None:
         report.findings.append(Finding(where, f"{quantization.quant_algo} reaches no matrix"))
 
 
+def _function(config: CheckpointConfig, report: Report) -> None:
+    """Whether the loader reads ``config.json`` as what these architectures compute."""
+
+    def found(key: str, what: str) -> None:
+        report.findings.append(Finding(f"{CONFIG}: {key}", what))
+
+    raw = config.raw.get("rotary_scaling")
+    if config.position_embedding_type not in ("rope_gpt_neox", "long_rope"):
+        found("position_embedding_type", f"is {config.position_embedding_type}, to the loader")
+    if config.hidden_act not in ("silu", "swiglu"):
+        found("hidden_act", f"is {config.hidden_act}, to the loader")
+    rotated = int(config.head_size * float(config.raw.get("rotary_pct", 1.0)))
+    if config.rotary_embedding_dim != rotated:
+        what = f"is {config.rotary_embedding_dim}; the loader rotates {rotated}: head_size times rotary_pct"
+        found("rotary_embedding_dim", what)
+    if raw is None or config.rotary_scaling is None:
+        return
+    kind, scaling = config.rotary_scaling["rope_type"], config.rotary_scaling
+    types = table("architectures")["rope"]["types"]
+    if kind not in types or not types[kind]["loader"]:
+        found("rotary_scaling", f"type {kind!r} has no table in TensorRT-LLM")
+        return
+    for key in sorted(set(raw) - set(scaling) - {"type", "rope_type", "factor"}):
+        found(f"rotary_scaling.{key}", "is not read by the loader, which computes without it")
+    for key, value in scaling.items():
+        if value is None:
+            found(f"rotary_scaling.{key}", "is missing, and the loader fails without it")
+
+
 def _files(directory: Path, config: CheckpointConfig) -> Iterator[Finding]:
     wanted = {file_name(r) for r in config.mapping.ranks()}
     for path in sorted(directory.glob("*.safetensors")):
@@ -162,6 +192,7 @@ def verify(directory: Path) -> Report:
     """
     config = CheckpointConfig.read(directory)
     layout, report = Layout(config), Report()
+    _function(config, report)
     _coverage(layout, report)
     _size(layout, report)
     report.findings.extend(_files(directory, config))

@@ -28,8 +28,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from enginix import console
+from enginix import console, manifest
 from enginix.errors import UsageError
+from enginix.model.end_tokens import KEY
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -176,6 +177,11 @@ def run(args: argparse.Namespace) -> int:
         rootfs=args.rootfs,
     )
     seconds = time.monotonic() - start
+    if manifest.read(args.engine, "engine").model.get(KEY) == []:
+        console.say(
+            "note: the model names no end token (eos_token_id): an answer ends at its max_tokens, at stop "
+            "words, or at the end_id of its request"
+        )
     console.result(
         {"output": str(args.output), "options": options, "seconds": round(seconds, 3)},
         f"Triton repository {args.output}: {_sizes(options)}{seconds:.1f} s",

@@ -22,11 +22,14 @@ from enginix import __version__
 from enginix.engine import options as build_options
 from enginix.engine.options import Limits
 from enginix.engine.target import Target, target
-from enginix.engine.tensorrt_checkpoint import Checkpoint, model_identity, tokenizer_files
+from enginix.engine.tensorrt_checkpoint import Checkpoint, model_identity
 from enginix.engine.tensorrt_request import check_shape, count, profile_of
 from enginix.errors import UsageError
 from enginix.files import dump_json, new_directory, write_text
 from enginix.manifest import Manifest, name_of
+from enginix.model.attention_window import read_windows
+from enginix.model.end_tokens import KEY, read_end_tokens
+from enginix.model.tokenizer_files import copy_tokenizer_files
 from enginix.runtime import table as runtimes
 from enginix.runtime.table import Runtime
 from enginix.tables import table
@@ -230,9 +233,7 @@ def describe(wanted: Wanted, model: Path, out: Path, *, link: bool) -> Manifest:
             (partial / "model").symlink_to(os.path.abspath(model), target_is_directory=True)
         else:
             shutil.copytree(model, partial / "model")
-        (partial / "tokenizer").mkdir()
-        for path in tokenizer_files(model):
-            shutil.copyfile(path, partial / "tokenizer" / path.name)
+        copy_tokenizer_files(model, partial / "tokenizer")
         runtime, gpu = wanted.runtime, wanted.target
         made = Manifest(
             artefact="engine",
@@ -244,6 +245,8 @@ def describe(wanted: Wanted, model: Path, out: Path, *, link: bool) -> Manifest:
                 "kvCacheQuantization": facts.kv_cache,
                 "dtype": facts.dtype,
                 "maxPositionEmbeddings": facts.context,
+                **read_windows(model),
+                KEY: list(read_end_tokens(model)),
             },
             inputs={"model": model_identity(model)},
             options={

@@ -22,18 +22,19 @@ from typing import Any
 import torch
 
 from enginix import __version__, manifest
-from enginix.engine.tensorrt_checkpoint import TOKENIZER_FILES
 from enginix.errors import CheckpointError, ManifestError, ModelError, UsageError
 from enginix.files import check_free, dump_json, new_directory, sha256_file
 from enginix.gates import hf, suite
 from enginix.gates import run as gates
-from enginix.gates.asking import end_ids
 from enginix.gates.judge import Case, judge
 from enginix.gates.outcome import Outcome
 from enginix.gates.prompts import PromptSet, tokenize
 from enginix.manifest import Manifest
 from enginix.model import open_weights
+from enginix.model.attention_window import read_context, read_windows
+from enginix.model.end_tokens import KEY, read_end_tokens
 from enginix.model.identity import inputs as identity
+from enginix.model.tokenizer_files import copy_tokenizer_files
 from enginix.reference import config as checkpoint_config
 from enginix.reference import layout, linear
 from enginix.reference.config import CheckpointConfig
@@ -112,9 +113,15 @@ def build(
     for name in ("config.json", "tokenizer.json"):
         if not (model / name).is_file():
             raise ModelError(f"no {name}", where=str(model), fix="pass the Hugging Face model's directory")
-    inputs = _inputs(checkpoint, model)
+    if read_context(model, config.max_position_embeddings) < config.context:
+        raise CheckpointError(
+            "its manifest does not say the model's sliding window, beyond which this kind computes otherwise",
+            where=str(checkpoint),
+            fix="convert the model with enginix convert",
+        )
+    inputs, ends = _inputs(checkpoint, model), read_end_tokens(model)
     tokenizer = hf.Tokenizer(model)
-    prompts = tokenize(tokenizer.encode, config.vocab_size, config.max_position_embeddings)
+    prompts = tokenize(tokenizer.encode, config.vocab_size, config.context)
     wanted = _wanted(options, config)
     outcomes: tuple[Outcome, ...] = ()
     load = functools.cache(lambda: Executor.load(checkpoint, options.device, "float32"))
@@ -127,13 +134,13 @@ def build(
             gates.require(outcomes)
         executor = load()
         _put_checkpoint(checkpoint, partial / "checkpoint", link=options.link_checkpoint)
-        _put_tokenizer(model, partial / "tokenizer")
+        copy_tokenizer_files(model, partial / "tokenizer")
         report.put(partial, options.name or manifest.name_of(model), told)
         described = Manifest(
             artefact="engine",
             name=options.name or manifest.name_of(model),
             kind="reference",
-            model=_model(config),
+            model={**_model(config), **read_windows(model), KEY: list(ends)},
             inputs=inputs,
             options={
                 "gates": {o.gate: _bound(o) for o in outcomes},
@@ -143,7 +150,7 @@ def build(
             tools={"enginix": __version__, "torch": torch.__version__.split("+")[0]},
             results={
                 "gates": {o.gate: "passed" for o in outcomes} or "not gated",
-                "golden": _golden(executor, tokenizer, prompts, model),
+                "golden": _golden(executor, tokenizer, prompts, ends),
             },
         )
         described.write(partial)
@@ -210,20 +217,15 @@ def _put_checkpoint(checkpoint: Path, to: Path, *, link: bool) -> None:
             shutil.copyfile(path, to / path.name)
 
 
-def _put_tokenizer(model: Path, to: Path) -> None:
-    to.mkdir()
-    for name in TOKENIZER_FILES:
-        if (model / name).is_file():
-            shutil.copyfile(model / name, to / name)
-
-
-def _golden(executor: Executor, tokenizer: hf.Tokenizer, prompts: PromptSet, model: Path) -> dict[str, Any]:
+def _golden(
+    executor: Executor, tokenizer: hf.Tokenizer, prompts: PromptSet, ends: tuple[int, ...]
+) -> dict[str, Any]:
     """A prompt and its greedy continuation: whoever serves the engine can see whether it still says so."""
-    prompt, ends = prompts.golden, end_ids(model)
+    prompt = prompts.golden
     room = executor.max_length - len(prompt.tokens)
     if room < 1:
         raise CheckpointError(
-            f"max_position_embeddings {executor.max_length} leaves no room for the golden prompt's answer"
+            f"a context of {executor.max_length} tokens leaves no room for the golden prompt's answer"
         )
     tokens = executor.greedy(prompt.tokens, min(GOLDEN_TOKENS, room), ends)
     return {
@@ -231,6 +233,6 @@ def _golden(executor: Executor, tokenizer: hf.Tokenizer, prompts: PromptSet, mod
         "promptTokens": list(prompt.tokens),
         "tokens": tokens,
         "text": tokenizer.decode(tokens),
-        "endIds": ends,
+        "endIds": list(ends),
         "dtype": "float32",
     }

@@ -26,11 +26,14 @@ from enginix.engine import tensorrt_stage as stage
 from enginix.engine.effective_build import EffectiveBuild
 from enginix.engine.lora_adapters import check_adapters
 from enginix.engine.target import probe
-from enginix.engine.tensorrt_checkpoint import Checkpoint, model_identity, tokenizer_files
+from enginix.engine.tensorrt_checkpoint import Checkpoint, model_identity
 from enginix.engine.tensorrt_request import STRATEGIES, Place, Request, effective_build
 from enginix.errors import UsageError
 from enginix.files import new_directory
 from enginix.manifest import Manifest
+from enginix.model.attention_window import read_windows
+from enginix.model.end_tokens import KEY, read_end_tokens
+from enginix.model.tokenizer_files import copy_tokenizer_files
 from enginix.runtime import driver as drivers
 from enginix.runtime.driver import Driver
 from enginix.runtime.sandbox import Bind, Room, check_namespaces, reading
@@ -69,13 +72,12 @@ def build(request: Request, checkpoint_dir: Path | None, model: Path, place: Pla
         ranks, differences = result.verify(engine, request, checkpoint, made)
         result.refuse_paths(engine, inputs)
         timing = result.keep_timing(work, place)
-        tokenizer = out / "tokenizer"
-        tokenizer.mkdir()
-        for path in tokenizer_files(model):
-            shutil.copyfile(path, tokenizer / path.name)
+        copy_tokenizer_files(model, out / "tokenizer")
         nccl = stage.nccl(room)
         found = replace(found, notes=(*found.notes, *differences))
         described = result.describe(request, checkpoint, made, model, found, outcome, ranks, timing, nccl)
+        known = {**described.model, **read_windows(model), KEY: list(read_end_tokens(model))}
+        described = replace(described, model=known)
         described.write(out)
     return described
 

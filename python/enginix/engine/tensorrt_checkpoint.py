@@ -13,19 +13,6 @@ from enginix.engine.effective_build import BuildSubject, subject_of
 from enginix.errors import CheckpointError, ManifestError, ModelError
 from enginix.files import sha256_file
 
-TOKENIZER_FILES = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-)
-
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -191,20 +178,6 @@ def model_identity(model: Path) -> dict[str, Any]:
     return {
         "files": files | {p.name: {"size": p.stat().st_size} for p in sorted(model.glob("*.safetensors"))}
     }
-
-
-def tokenizer_files(model: Path) -> list[Path]:
-    """Tokenizer, chat template and generation defaults of a model.
-
-    Raises:
-        ModelError: there is no tokenizer: an engine without one cannot be served.
-    """
-    found = [model / name for name in TOKENIZER_FILES if (model / name).is_file()]
-    if not any(p.name in ("tokenizer.json", "tokenizer.model", "vocab.json") for p in found):
-        raise ModelError(
-            "no tokenizer", where=str(model), fix="fetch the whole repository, or pass the right --model"
-        )
-    return found
 
 
 def _quantization(path: Path, config: dict[str, Any]) -> tuple[str | None, str | None]:

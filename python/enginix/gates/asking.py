@@ -18,6 +18,7 @@ from enginix.gates.answers import Answers
 from enginix.gates.material import Material
 from enginix.gates.subject import OfTransformers, checked
 from enginix.model import open_weights
+from enginix.model.end_tokens import read_end_tokens
 from enginix.model.identity import inputs as identity
 
 
@@ -40,24 +41,6 @@ def read_questions(path: Path | None) -> list[dict[str, str]] | None:
             "no questions", where=str(path), fix='{"question": "…", "answer": "…"}, one object a line'
         )
     return rows
-
-
-def end_ids(model: Path) -> list[int]:
-    """``eos_token_id`` of generation_config.json, else of config.json; one or several.
-
-    Raises:
-        GateError: neither can be read.
-    """
-    for name in ("generation_config.json", "config.json"):
-        path = model / name
-        try:
-            found = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.is_file() else None
-        except (ValueError, AttributeError) as e:
-            raise GateError(f"unreadable: {e}", where=str(path), fix="fetch it again") from e
-        ids = found if isinstance(found, list) else [found]
-        if ids and all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-            return sorted(ids)
-    return []
 
 
 def answers_of(model: Path, device: str = "cpu", questions: Path | None = None) -> tuple[Answers, Material]:
@@ -96,5 +79,5 @@ def _asked(model: Path, device: str, questions: Path | None) -> tuple[Answers, M
         tokenizer, subject.vocab_size, subject.max_length, questions=read_questions(questions)
     )
     named = identity(model, open_weights(model))["model"]
-    found = kept_answers.ask(subject, material, frozenset(end_ids(model)), named)
+    found = kept_answers.ask(subject, material, frozenset(read_end_tokens(model)), named)
     return replace(found, dtype=hf.stored_dtype(model)), material, subject

@@ -100,7 +100,7 @@ def judge(
             material = materials.load(
                 tokenizer,
                 config.vocab_size,
-                config.max_position_embeddings,
+                config.context,
                 questions=read_questions(case.questions),
             )
         else:
@@ -139,7 +139,7 @@ def _logits(
 ) -> tuple[tuple[Outcome, ...], dict[str, Any]]:
     try:
         tokenizer = hf.Tokenizer(case.tokenizer)
-        prompts = tokenize(tokenizer.encode, config.vocab_size, config.max_position_embeddings)
+        prompts = tokenize(tokenizer.encode, config.vocab_size, config.context)
         kept = _kept_logits(case, tokenizer, config)
         outcomes = run.run(case.reference, load, prompts, tolerance=tolerance, device=case.device, kept=kept)
         return outcomes, {"promptSet": {"sha256": prompts.sha256, "count": len(prompts.prompts)}}
@@ -158,7 +158,7 @@ def _kept_logits(
     material = materials.load(
         tokenizer,
         config.vocab_size,
-        config.max_position_embeddings,
+        config.context,
         questions=read_questions(case.questions),
     )
     kept_answers.require_same(answers, material)

@@ -14,16 +14,18 @@ from enginix.errors import GateError
 from enginix.gates import hf
 from enginix.gates import material as materials
 from enginix.gates.answers import ANSWERED, CONTINUED, KEPT
-from enginix.gates.asking import end_ids, read_questions
+from enginix.gates.asking import read_questions
 from enginix.gates.material import Material
 from enginix.gates.outside_asked import Asked, Text
+from enginix.model.attention_window import read_context
+from enginix.model.end_tokens import read_end_tokens
 from enginix.tables import table
 
 NEXT = 16  # most likely tokens kept of each generated position
 
 
 def sizes(model: Path) -> tuple[int, int]:
-    """``vocab_size`` and ``max_position_embeddings`` of a Hugging Face model.
+    """``vocab_size`` of a Hugging Face model, and the tokens that it takes, its sliding window at most.
 
     Raises:
         GateError: its config.json does not say.
@@ -41,7 +43,7 @@ def sizes(model: Path) -> tuple[int, int]:
         ) from e
     if min(found) < 1:
         raise GateError(f"vocabulary {found[0]}, context {found[1]}", where=str(where))
-    return found
+    return found[0], read_context(model, found[1])
 
 
 def material_of(model: Path, questions: Path | None = None) -> tuple[Material, hf.Tokenizer]:
@@ -78,7 +80,7 @@ def ask_of(model: Path, material: Material, tokenizer: hf.Tokenizer) -> Asked:
     return Asked(
         material.sha256,
         sizes(model)[0],
-        tuple(end_ids(model)),
+        read_end_tokens(model),
         next((n for n, p in enumerate(material.prompts) if p.id == golden), 0),
         tuple(text(p.id, p.tokens) for p in material.prompts),
         tuple(text(q.id, q.tokens) for q in material.questions),

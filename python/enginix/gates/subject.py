@@ -11,6 +11,7 @@ import torch
 
 from enginix.errors import GateError
 from enginix.gates import hf
+from enginix.model.attention_window import read_context
 
 if TYPE_CHECKING:  # what asks the reference model alone has no executor (nix/mk-reference-answers.nix)
     from enginix.reference.executor import Executor
@@ -117,7 +118,9 @@ class OfTransformers:
     def __init__(self, model: Path, device: str = "cpu") -> None:
         self.model, self.device = hf.load(model, device), device
         config = self.model.config
-        self.vocab_size, self.max_length = int(config.vocab_size), int(config.max_position_embeddings)
+        self.vocab_size = int(config.vocab_size)
+        # What an engine without the model's sliding window computes alike.
+        self.max_length = read_context(model, int(config.max_position_embeddings))
 
     def _ids(self, text: Sequence[int]) -> torch.Tensor:
         return torch.tensor([list(text)], device=self.device)

@@ -55,7 +55,7 @@ def default(config: CheckpointConfig) -> tuple[str, ...]:
     """
     quantization = config.quantization
     plain = not quantization.algorithms and quantization.kv_cache is None
-    spared = (LOGITS,) if config.max_position_embeddings >= LONG else (LOGITS, "context")
+    spared = (LOGITS,) if config.context >= LONG else (LOGITS, "context")
     return (LOGITS,) if plain else tuple(g for g in GATES if g not in spared)
 
 

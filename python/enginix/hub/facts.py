@@ -10,6 +10,8 @@ from typing import Any
 
 from enginix.errors import ModelError
 from enginix.model.jsonfile import parse_object
+from enginix.model.quantization import canonical_algorithm, inline_kv_cache
+from enginix.tables import table
 
 CONFIG = "config.json"
 MODELOPT = "hf_quant_config.json"
@@ -55,11 +57,7 @@ def model_facts(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
         value = next((config[k] for k in keys if type(config.get(k)) is int), None)
         if value is not None and 0 <= value < 1 << 53:
             facts[fact] = value
-    # config.json leaves out what its class would default to; these two defaults hold in all of them.
-    if "heads" in facts:
-        facts.setdefault("kvHeads", facts["heads"])
-        if "hiddenSize" in facts and facts["heads"] and facts["hiddenSize"] % facts["heads"] == 0:
-            facts.setdefault("headSize", facts["hiddenSize"] // facts["heads"])
+    _class_defaults(facts, config)
     dtype = config.get("dtype") or config.get("torch_dtype")
     if isinstance(dtype, str):
         facts["dtype"] = dtype.removeprefix("torch.")
@@ -71,35 +69,55 @@ def model_facts(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
     return {k: v for k, v in facts.items() if not isinstance(v, str) or (v.isprintable() and len(v) <= 200)}
 
 
+def _class_defaults(facts: dict[str, Any], config: Mapping[str, Any]) -> None:
+    """What config.json leaves out and the architecture's class says.
+
+    Nothing is told of layers that keep no keys and values by heads, and no number of KV heads in place of a
+    null whose class is unknown.
+    """
+    rows, listed = table("architectures")["architectures"], table("formats")["kvNotByHeads"]["architectures"]
+    architecture, heads = facts.get("architecture"), facts.get("heads")
+    if not heads or architecture in listed or config.get("kv_lora_rank"):
+        return
+    defaults = rows[architecture]["defaults"] if architecture in rows else {}
+    named = "num_key_value_heads" in config
+    if defaults or not named:
+        facts.setdefault("kvHeads", heads if named else defaults.get("num_key_value_heads") or heads)
+    if defaults.get("head_dim") and "head_dim" not in config:
+        facts.setdefault("headSize", defaults["head_dim"])
+    if "hiddenSize" in facts and facts["hiddenSize"] % heads == 0:
+        facts.setdefault("headSize", facts["hiddenSize"] // heads)
+
+
 def _quantization(config: Mapping[str, Any], files: Mapping[str, bytes], where: str) -> dict[str, Any]:
-    """``quantization`` and ``kvCacheQuantization``: the algorithm's name, or None for none."""
+    """``quantization`` and ``kvCacheQuantization``: the algorithm's name, or None for none.
+
+    Read where conversion reads it: ModelOpt's own file alone, where there is one.
+    """
     inside = config.get("quantization_config")
     inside = inside if isinstance(inside, dict) else {}
-    algorithm = inside.get("quant_algo") or inside.get("quant_method")
-    cache = inside.get("kv_cache_quant_algo")
-    scheme = inside.get("kv_cache_scheme")
-    if cache is None and isinstance(scheme, dict) and scheme.get("num_bits") == 8:
-        cache = {"float": "FP8", "int": "INT8"}.get(str(scheme.get("type")))
     found: dict[str, Any] = {}
-    if MODELOPT not in files and isinstance(method := inside.get("quant_method"), str):
-        # "fp8" alone would read as ModelOpt's FP8; the names are those of quantization.json.
-        found["quantizationMethod"] = (
-            "fp8-block" if method == "fp8" and inside.get("weight_block_size") else method
-        )
     if MODELOPT in files:
-        # ModelOpt's own file is the older of the two places, and where both are, they agree.
         own = parse_object(files[MODELOPT], f"{where}: {MODELOPT}")
         quant, producer = own.get("quantization"), own.get("producer")
         if not isinstance(quant, dict):
             raise ModelError("no quantization object", where=f"{where}: {MODELOPT}", fix="report it upstream")
-        algorithm = quant.get("quant_algo") or algorithm
-        cache = quant.get("kv_cache_quant_algo") or cache
+        algorithm, cache = quant.get("quant_algo"), quant.get("kv_cache_quant_algo")
         if isinstance(producer, dict) and isinstance(producer.get("name"), str):
             version = producer.get("version")
             found["quantizer"] = (
                 f"{producer['name']} {version}" if isinstance(version, str) else producer["name"]
             )
-    found["quantization"] = algorithm.upper() if isinstance(algorithm, str) else None
+    else:
+        algorithm = inside.get("quant_algo") or inside.get("quant_method")
+        cache = inline_kv_cache(inside)
+        if isinstance(method := inside.get("quant_method"), str):
+            # "fp8" alone would read as ModelOpt's FP8; the names are those of quantization.json.
+            found["quantizationMethod"] = (
+                "fp8-block" if method == "fp8" and inside.get("weight_block_size") else method
+            )
+    named = canonical_algorithm(algorithm) if isinstance(algorithm, str) else None
+    found["quantization"] = None if named == "NO_QUANT" else named
     found["kvCacheQuantization"] = cache.upper() if isinstance(cache, str) else None
     return found
 

@@ -160,7 +160,7 @@ def parse(text: str | bytes, where: str) -> Lock:
     if len(data) > LONGEST:
         raise refuse(f"longer than {LONGEST} bytes")
     try:
-        raw = parse_object(data, where)
+        raw = parse_object(data, where, strict=True)
     except ModelError as e:
         raise refuse(e.what) from e
     if type(raw.get("version")) is not int or raw["version"] != VERSION:

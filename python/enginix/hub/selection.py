@@ -10,6 +10,7 @@ from enginix.errors import LockError
 from enginix.hub import paths
 from enginix.hub.api import RemoteFile
 from enginix.hub.lock import RepoType, Selection
+from enginix.model.tokenizer_files import TOKENIZER_FILES
 
 # Patterns match the whole path, and * crosses directories, as huggingface_hub's do.
 TERMS = ("LICENSE*", "LICENCE*", "NOTICE*")
@@ -20,6 +21,7 @@ INCLUDE = (
     "*.model",
     "*.tiktoken",
     "*.txt",
+    *TOKENIZER_FILES,
     *TERMS,
     "USE_POLICY*",
 )

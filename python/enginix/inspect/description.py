@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from enginix.errors import ModelError
+from enginix.errors import EnginixError, ModelError
 from enginix.inspect.parameters import Count, count
 from enginix.inspect.roles import by_role
 from enginix.inspect.skeleton import Model
-from enginix.model import ModelConfig, Weights, open_weights
+from enginix.model import Weights, open_weights
 from enginix.model.jsonfile import read_object
 from enginix.model.safetensors import INDEX, SINGLE
 from enginix.tables import table
@@ -208,10 +208,18 @@ def _chat_template(model: Model) -> str | None:
 
 def _refusal(directory: Path, weights: Weights | None) -> str | None:
     if weights is None:
-        return "no safetensors weights (pass --include to lock other formats only if you know why)"
+        if not any(directory.glob("*.safetensors")):
+            return "no safetensors weights (pass --include to lock other formats only if you know why)"
+        try:
+            open_weights(directory)
+        except ModelError as e:
+            return f"{e.what}; {e.fix}"
+    # Not at the top: what only describes files needs no converter.
+    from enginix.checkpoint.convert import Options, plan
+
     try:
-        ModelConfig.read(directory)
-    except ModelError as e:
+        plan(directory, Options(), headers_only=True)
+    except EnginixError as e:
         return f"{e.what}; {e.fix}" if e.fix else e.what
     return None
 

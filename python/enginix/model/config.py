@@ -14,6 +14,7 @@ from enginix.model.rope import Rope, read_rope
 from enginix.tables import table
 
 FILE = "config.json"
+_MOST_LAYERS = 10_000  # what is looped over before a header is read
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -44,6 +45,8 @@ class ModelConfig:
         architecture: ``architectures[0]``.
         dtype: dtype that the config names; None where it names none.
         head_dim: size of one attention head.
+        windows: for each layer how many tokens it attends to, the last one included; None without a limit.
+        notes: keys of ``config.json`` that change nothing here, and may elsewhere.
         raw: the parsed ``config.json``.
         description: the architecture's row of architectures.json.
     """
@@ -67,11 +70,17 @@ class ModelConfig:
     qkv_bias: bool
     dense_bias: bool
     mlp_bias: bool
-    sliding_window: int | None
+    windows: tuple[int | None, ...]
     experts: Experts | None
     quantization: ModelQuantization | None
+    notes: tuple[str, ...]
     raw: Mapping[str, Any] = field(repr=False)
     description: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def sliding_window(self) -> int | None:
+        """The smallest window of any layer that is smaller than the context; None without one."""
+        return min((w for w in self.windows if w and w < self.max_position_embeddings), default=None)
 
     @classmethod
     def read(cls, directory: Path) -> ModelConfig:
@@ -130,7 +139,7 @@ def architecture_row(name: Any, where: str) -> Mapping[str, Any]:
 
 def _dtype(raw: Mapping[str, Any], where: str) -> str | None:
     value = raw.get("dtype", raw.get("torch_dtype"))
-    if value is None:
+    if value is None or value == "auto":
         return None
     name = value.removeprefix("torch.") if isinstance(value, str) else value
     if name not in DTYPES:
@@ -168,6 +177,94 @@ def _bias(raw: Mapping[str, Any], rule: bool | str, where: str) -> bool:
     )
 
 
+def _refused(raw: Mapping[str, Any], row: Mapping[str, Any], name: str, where: str) -> None:
+    for rule in row["refuse"]:
+        value = raw.get(rule["key"])
+        if value is not None and value != rule["unless"]:
+            raise ModelError(f"{rule['key']} is {value!r}: {rule['why']}", where=where, fix=rule["fix"])
+    known = table("architectures")["configuration"]["changes"]
+    for key in sorted(set(raw) & set(known) - set(row["defaults"])):
+        if raw[key] not in known[key] and not (key == "layer_types" and _layer_types_read(raw, row)):
+            raise ModelError(
+                f"{key} is {raw[key]!r}, which no model code of {name} computes",
+                where=where,
+                fix="remove it if the model was trained without it; if not, "
+                "its architectures or model_type are wrong: serve it with the llmapi kind",
+            )
+
+
+def _layer_types_read(raw: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    """Whether layer_types says nothing, or what this architecture's model code reads."""
+    kinds = raw["layer_types"]
+    return row["window"] in ("last", "alternate") or (
+        isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
+    )
+
+
+def _notes(raw: Mapping[str, Any], row: Mapping[str, Any], experts: Mapping[str, Any] | None) -> list[str]:
+    """Say which keys are read by nobody here."""
+    configuration = table("architectures")["configuration"]
+    read = {*_READ, *row["defaults"], *configuration["harmless"], *configuration["changes"]}
+    read |= {rule["key"] for rule in row["refuse"]}
+    if experts is not None:
+        read |= {*experts["count"], experts["topK"], experts["width"]}
+        read |= {experts["shared"]["width"]} if experts["shared"] else set()
+    unread = sorted(key for key in raw if key not in read and key.isprintable())
+    return [f"config.json's {', '.join(unread)}: read by nobody here"] if unread else []
+
+
+def _head_notes(row: Mapping[str, Any], head_dim: int, hidden_size: int, heads: int) -> list[str]:
+    if row["family"] != "phi3" or head_dim * heads == hidden_size:
+        return []
+    return [
+        f"head_dim is {head_dim}, and TensorRT-LLM's Phi-3 class builds heads of hidden_size / "
+        f"num_attention_heads, {hidden_size // heads}: no engine of kind tensorrt can be built of it"
+    ]
+
+
+_READ = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "max_position_embeddings", "rope_scaling", "rope_parameters", "partial_rotary_factor", "bias",
+    "original_max_position_embeddings", "layer_types",
+)  # fmt: skip
+
+
+def find_windows(raw: Mapping[str, Any], row: Mapping[str, Any], layers: int, where: str) -> list[int | None]:
+    """Each layer's sliding window, as the configuration class and the model code of transformers say."""
+    defaults, rule = row["defaults"], row["window"]
+    window = raw.get("sliding_window", defaults.get("sliding_window"))
+    if rule == "none" or window is None:
+        return [None] * layers
+    if "use_sliding_window" in defaults and not _boolean(raw, "use_sliding_window", where):
+        window = None
+    elif isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise ModelError(f"sliding_window is {window!r}", where=where, fix="correct config.json")
+    if rule == "all":
+        return [window] * layers
+    kinds = raw.get("layer_types")
+    if kinds is None:
+        edge = _integer(raw, "max_window_layers", where, default=defaults["max_window_layers"], least=0)
+        slides = [i >= edge if rule == "last" else i % 2 == 0 and i < edge for i in range(layers)]
+    else:
+        if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= set(_KINDS):
+            raise ModelError(
+                f"layer_types is not {layers} times one of {', '.join(_KINDS)}",
+                where=where,
+                fix="correct config.json",
+            )
+        slides = [kind == "sliding_attention" for kind in kinds]
+        if window is None and any(slides):
+            raise ModelError(
+                "layer_types names sliding layers, and use_sliding_window is false",
+                where=where,
+                fix="correct config.json",
+            )
+    return [window if slide else None for slide in slides]
+
+
+_KINDS = ("full_attention", "sliding_attention")
+
+
 def parse(raw: Mapping[str, Any], directory: Path) -> ModelConfig:
     """Checks a parsed ``config.json``; ``ModelConfig.read`` says what is refused."""
     where = str(directory / FILE)
@@ -175,11 +272,9 @@ def parse(raw: Mapping[str, Any], directory: Path) -> ModelConfig:
     if not isinstance(names, list) or len(names) != 1:
         raise ModelError(f"architectures is {names!r}, not one name", where=where, fix="correct config.json")
     row = architecture_row(names[0], where)
-    for rule in row["refuse"]:
-        value = raw.get(rule["key"])
-        if value is not None and value != rule["unless"]:
-            raise ModelError(f"{rule['key']} is {value!r}: {rule['why']}", where=where, fix=rule["fix"])
-    hidden_act = raw.get("hidden_act", "silu")
+    defaults = row["defaults"]
+    _refused(raw, row, names[0], where)
+    hidden_act = raw.get("hidden_act", defaults["hidden_act"])
     if hidden_act not in ("silu", "swish"):
         raise ModelError(
             f"hidden_act is {hidden_act!r}; {names[0]} checkpoints carry silu alone", where=where,
@@ -187,22 +282,35 @@ def parse(raw: Mapping[str, Any], directory: Path) -> ModelConfig:
         )  # fmt: skip
     hidden_size = _integer(raw, "hidden_size", where)
     num_heads = _integer(raw, "num_attention_heads", where)
-    num_kv_heads = _integer(raw, "num_key_value_heads", where, default=num_heads)
+    # Absent is the class's default; null is as many as heads.
+    kv_default = num_heads if "num_key_value_heads" in raw else defaults["num_key_value_heads"] or num_heads
+    num_kv_heads = _integer(raw, "num_key_value_heads", where, default=kv_default)
     if num_heads % num_kv_heads:
         raise ModelError(
-            f"{num_heads} attention heads cannot share {num_kv_heads} KV heads", where=where,
+            f"{num_heads} attention heads cannot share {num_kv_heads} KV heads"
+            + (
+                ""
+                if "num_key_value_heads" in raw
+                else " (num_key_value_heads is absent: the class's default)"
+            ),
+            where=where,
             fix="correct config.json",
-        )  # fmt: skip
-    if raw.get("head_dim") is None and hidden_size % num_heads:
+        )
+    head_default = None if "head_dim" in raw else defaults["head_dim"]
+    if raw.get("head_dim") is None and head_default is None and hidden_size % num_heads:
         raise ModelError(
             f"hidden_size {hidden_size} is no multiple of {num_heads} heads and head_dim is absent",
             where=where,
             fix="correct config.json",
         )
-    epsilon = raw.get("rms_norm_eps", 1e-6)
+    head_dim = _integer(raw, "head_dim", where, default=head_default or hidden_size // num_heads)
+    epsilon = raw.get("rms_norm_eps", defaults["rms_norm_eps"])
     if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon < 1:
         raise ModelError(f"rms_norm_eps is {epsilon!r}", where=where, fix="correct config.json")
-    window = raw.get("sliding_window") if raw.get("use_sliding_window", True) else None
+    layers = _integer(raw, "num_hidden_layers", where)
+    if layers > _MOST_LAYERS:
+        raise ModelError(f"num_hidden_layers is {layers}", where=where, fix="correct config.json")
+    rope = read_rope(raw, where, row=row, head_dim=head_dim)
     return ModelConfig(
         directory=directory,
         architecture=names[0],
@@ -210,22 +318,27 @@ def parse(raw: Mapping[str, Any], directory: Path) -> ModelConfig:
         dtype=_dtype(raw, where),
         vocab_size=_integer(raw, "vocab_size", where),
         hidden_size=hidden_size,
-        num_layers=_integer(raw, "num_hidden_layers", where),
+        num_layers=layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
-        head_dim=_integer(raw, "head_dim", where, default=hidden_size // num_heads),
+        head_dim=head_dim,
         intermediate_size=_integer(raw, "intermediate_size", where),
         max_position_embeddings=_integer(raw, "max_position_embeddings", where),
         hidden_act="silu",
         norm_epsilon=float(epsilon),
-        rope=read_rope(raw, where, default_base=row["ropeBase"]),
+        rope=rope,
         tie_word_embeddings=_boolean(raw, "tie_word_embeddings", where),
         qkv_bias=_bias(raw, row["bias"]["qkv"], where),
         dense_bias=_bias(raw, row["bias"]["dense"], where),
         mlp_bias=_bias(raw, row["bias"]["mlp"], where),
-        sliding_window=window if isinstance(window, int) else None,
+        windows=tuple(find_windows(raw, row, layers, where)),
         experts=_experts(raw, row["experts"], where),
         quantization=read_quantization(directory, raw),
+        notes=(
+            *rope.notes,
+            *_notes(raw, row, row["experts"]),
+            *_head_notes(row, head_dim, hidden_size, num_heads),
+        ),
         raw=raw,
         description=row,
     )

@@ -1,4 +1,4 @@
-"""JSON from strangers: bounded, UTF-8, no duplicate keys, no NaN, an object at the top."""
+"""JSON from strangers: bounded, UTF-8, no key with two values, an object at the top."""
 
 from __future__ import annotations
 
@@ -17,7 +17,40 @@ class _Refused(ValueError):
     pass
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+_DAMAGED = (
+    "compare the file with the Hub's: if they differ, fetch it again; if not, report it to the model's author"
+)
+_POINTER = b"version https://git-lfs.github.com/spec/v1"
+_PAGES = (b"<!doctype html", b"<html")
+
+
+def other_content(start: bytes) -> tuple[str, str] | None:
+    """Tell what a file holds in place of a model's data, from its first bytes; None where it looks like data.
+
+    Returns:
+        What it is, and what to do.
+    """
+    if start.startswith(_POINTER):
+        return "a Git LFS pointer, not the file", "run `git lfs pull` in the clone, or use enginix fetch"
+    if start[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGES):
+        return (
+            "an HTML page, not the file: a page of the site was saved in its place",
+            "fetch it with enginix fetch; a gated model needs a token",
+        )
+    return None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        for key, value in pairs:
+            # Readers take the last one; equal ones say the same.
+            if found[key] != value:
+                raise _Refused(f"key {key!r} appears twice, with different values")
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
@@ -32,22 +65,33 @@ def _constant(text: str) -> NoReturn:
     raise _Refused(f"{text} is not JSON")
 
 
-def parse_object(data: bytes, where: str) -> dict[str, Any]:
+def parse_object(data: bytes, where: str, *, strict: bool = False) -> dict[str, Any]:
     """Parses one JSON object.
 
+    Infinity and NaN are read, as Python's json writes them and transformers reads them; what reads a key
+    refuses them as values.
+
+    Args:
+        strict: by the JSON standard alone, without a key twice: for what machines write.
+
     Raises:
-        ModelError: not UTF-8, not JSON, nested too deep, a duplicate key, or no object at the top.
+        ModelError: not UTF-8, not JSON, nested too deep, a key with two values, or no object at the top.
     """
+    if other := other_content(data[:1024]):
+        raise ModelError(other[0], where=where, fix=other[1])
+    hooks: dict[str, Any] = {"object_pairs_hook": _once if strict else _unique}
+    if strict:
+        hooks["parse_constant"] = _constant
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_pairs, parse_constant=_constant)
+        value = json.loads(data.decode("utf-8"), **hooks)
     except UnicodeDecodeError as e:
-        raise ModelError(f"not UTF-8 at byte {e.start}", where=where, fix="download the file again") from e
+        raise ModelError(f"not UTF-8 at byte {e.start}", where=where, fix=_DAMAGED) from e
     except RecursionError as e:
-        raise ModelError("JSON nested too deep", where=where, fix="download the file again") from e
+        raise ModelError("JSON nested too deep", where=where, fix=_DAMAGED) from e
     except ValueError as e:
-        raise ModelError(f"not JSON: {e}", where=where, fix="download the file again") from e
+        raise ModelError(f"not JSON: {e}", where=where, fix=_DAMAGED) from e
     if not isinstance(value, dict):
-        raise ModelError("not a JSON object", where=where, fix="download the file again")
+        raise ModelError("not a JSON object", where=where, fix=_DAMAGED)
     return value
 
 
@@ -80,5 +124,5 @@ def read_object(path: Path) -> dict[str, Any]:
             f"cannot be read: {e.strerror or e}", where=str(path), fix="pass a complete model directory"
         ) from e
     if len(data) > LIMIT:
-        raise ModelError(f"larger than {LIMIT} bytes", where=str(path), fix="download the file again")
+        raise ModelError(f"larger than {LIMIT} bytes", where=str(path), fix=_DAMAGED)
     return parse_object(data, str(path))

@@ -38,18 +38,26 @@ class ModelQuantization:
         return any(fnmatchcase(module, p) or module.startswith(p + ".") for p in self.exclude)
 
 
+def canonical_algorithm(name: str) -> str:
+    """Return TensorRT-LLM's name of an algorithm in whatever case or alias; upper case for an unknown one."""
+    for known, row in table("quantization")["algorithms"].items():
+        if name.upper() in (known, *(alias.upper() for alias in row["aliases"])):
+            return str(known)
+    return name.upper()
+
+
 def _algorithm(name: Any, where: str) -> str:
     rows = table("quantization")["algorithms"]
-    if isinstance(name, str):
-        for known, row in rows.items():
-            if name == known or name in row["aliases"]:
-                if not row["convert"]:
-                    raise ModelError(
-                        f"quantization {known} cannot become a TensorRT-LLM checkpoint: {row['why']}",
-                        where=where,
-                        fix=row["instead"],
-                    )
-                return str(known)
+    known = canonical_algorithm(name) if isinstance(name, str) else None
+    if known is not None and known in rows:
+        row = rows[known]
+        if not row["convert"]:
+            raise ModelError(
+                f"quantization {known} cannot become a TensorRT-LLM checkpoint: {row['why']}",
+                where=where,
+                fix=row["instead"],
+            )
+        return known
     usable = ", ".join(k for k, row in rows.items() if row["convert"])
     raise ModelError(
         f"quantization algorithm {name!r} is unknown",
@@ -61,7 +69,7 @@ def _algorithm(name: Any, where: str) -> str:
 def _kv_cache(name: Any, where: str) -> str | None:
     if name is None:
         return None
-    if name == "FP8":
+    if isinstance(name, str) and name.upper() == "FP8":
         return "FP8"
     raise ModelError(
         f"KV cache quantization {name!r} has no place in a checkpoint from a Hugging Face model",
@@ -112,6 +120,16 @@ def _sidecar(raw: Mapping[str, Any], where: str) -> ModelQuantization | None:
     )
 
 
+def inline_kv_cache(entry: Mapping[str, Any]) -> Any:
+    """Return the KV cache's format as config.json's ``quantization_config`` names it; None for none."""
+    scheme = entry.get("kv_cache_scheme")
+    kv_cache = entry.get("kv_cache_quant_algo")
+    if kv_cache is None and isinstance(scheme, dict):
+        bits, kind = scheme.get("num_bits"), str(scheme.get("type"))
+        return {"8float": "FP8", "8int": "INT8"}.get(f"{bits}{kind}", f"{bits}-bit {kind}")
+    return kv_cache
+
+
 def _inline(entry: Mapping[str, Any], where: str) -> ModelQuantization | None:
     """config.json's ``quantization_config``; only ModelOpt's own kind can be converted."""
     method = entry.get("quant_method")
@@ -124,17 +142,15 @@ def _inline(entry: Mapping[str, Any], where: str) -> ModelQuantization | None:
             where=where,
             fix=row["instead"],
         )
-    scheme = entry.get("kv_cache_scheme")
-    kv_cache: Any = entry.get("kv_cache_quant_algo")
-    if kv_cache is None and isinstance(scheme, dict):
-        is_fp8 = scheme.get("type") == "float" and scheme.get("num_bits") == 8
-        kv_cache = "FP8" if is_fp8 else f"{scheme.get('num_bits')}-bit {scheme.get('type')}"
+    kv_cache = inline_kv_cache(entry)
     return _sidecar(
         {
             "quantization": {
                 **entry,
                 "kv_cache_quant_algo": kv_cache,
-                "exclude_modules": entry.get("exclude_modules", entry.get("ignore")),
+                "exclude_modules": entry.get("ignore")
+                if entry.get("exclude_modules") is None
+                else entry["exclude_modules"],
             }
         },
         where,
@@ -154,5 +170,14 @@ def read_quantization(directory: Path, config: Mapping[str, Any]) -> ModelQuanti
             "quantization_config is not an object", where=str(directory / "config.json"), fix="export again"
         )
     if (directory / SIDECAR).exists():
-        return _sidecar(read_object(directory / SIDECAR), str(directory / SIDECAR))
+        found = _sidecar(read_object(directory / SIDECAR), str(directory / SIDECAR))
+        told = inline_kv_cache(inline or {})
+        own = found.kv_cache if found else None
+        if isinstance(told, str) and told.upper() != (own or ""):
+            raise ModelError(
+                f"its KV cache is {own or 'not quantized'}, and {told} in config.json's quantization_config",
+                where=str(directory / SIDECAR),
+                fix="make both say what the weights are: k_scale and v_scale are there for an FP8 KV cache",
+            )
+        return found
     return _inline(inline, str(directory / "config.json")) if inline else None

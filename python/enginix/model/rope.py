@@ -4,6 +4,8 @@ transformers 4 keeps ``rope_theta``, ``rope_scaling`` (type under ``type`` or ``
 ``partial_rotary_factor`` at the top; transformers 5 keeps all of it in ``rope_parameters``, which wins over
 a ``rope_theta`` at the top and is itself replaced by a ``rope_scaling`` (modeling_rope_utils.py,
 RotaryEmbeddingConfigMixin.convert_rope_params_to_dict, transformers 5.14.1).
+
+A parameter that transformers reads is translated or refused, never dropped; one that it ignores is noted.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from enginix.errors import ModelError
+from enginix.tables import table
 
-TYPES = ("linear", "dynamic", "yarn", "llama3", "longrope")
-_NOT_SCALING = ("rope_theta", "partial_rotary_factor")
+_NOT_SCALING = ("rope_theta", "partial_rotary_factor", "type")
+_ORIGINAL = "original_max_position_embeddings"
+_LLMAPI = "serve the model with the llmapi kind"
 
 
 @dataclass(frozen=True)
@@ -25,51 +29,101 @@ class Rope:
 
     Attributes:
         base: theta.
-        type: ``default`` or one of ``TYPES``.
+        type: ``default``, ``linear``, ``dynamic``, ``yarn``, ``llama3`` or ``longrope``.
         scaling: the scaling's own parameters with ``rope_type``; None where the type is ``default``.
         fraction: part of each head that is rotated (``partial_rotary_factor``), 0 < fraction ≤ 1.
+        original: positions that yarn, llama3 and longrope were made for; None for the other types.
+        magnitude: factor on cosine and sine (``attention_factor``); 1.0 but for yarn and longrope.
+        notes: parameters that transformers ignores.
     """
 
     base: float
     type: str
     scaling: Mapping[str, Any] | None
     fraction: float
+    original: float | None = None
+    magnitude: float = 1.0
+    notes: tuple[str, ...] = ()
 
 
 def _number(value: Any, what: str, where: str) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not math.isfinite(value)
-        or value <= 0
-    ):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e300:
         raise ModelError(
             f"{what} is {value!r}, not a positive number", where=where, fix="correct config.json"
         )
     return float(value)
 
 
-def _factors(scaling: Mapping[str, Any], raw: Mapping[str, Any], where: str) -> None:
-    for key in ("short_factor", "long_factor"):
-        values = scaling.get(key)
-        if not isinstance(values, list) or not values:
-            raise ModelError(f"longrope's {key} is no list", where=where, fix="correct config.json")
-        for value in values:
-            _number(value, f"longrope's {key}", where)
-    original = raw.get("original_max_position_embeddings", scaling.get("original_max_position_embeddings"))
-    _number(original, "original_max_position_embeddings", where)
+@dataclass(frozen=True)
+class _Scaling:
+    """The parameters of one scaling, with errors that name the key."""
+
+    raw: Mapping[str, Any]
+    kind: str
+    positions: float
+    where: str
+
+    def number(self, key: str) -> float:
+        return _number(self.raw.get(key), f"{self.kind} rope scaling's {key}", self.where)
+
+    def optional(self, key: str) -> float | None:
+        return None if self.raw.get(key) is None else self.number(key)
+
+    def refuse(self, what: str, fix: str = "correct config.json") -> ModelError:
+        return ModelError(f"{self.kind} rope scaling: {what}", where=self.where, fix=fix)
+
+    def magnitude(self, original: float) -> float:
+        """What transformers multiplies cosine and sine with (_compute_yarn_parameters and its like)."""
+        given = self.optional("attention_factor")
+        if given is not None:
+            return given
+        factor = self.optional("factor") or self.positions / original
+        if factor <= 1:
+            return 1.0
+        if self.kind == "longrope":
+            if original <= 1:
+                raise self.refuse(f"{_ORIGINAL} is {original:g}, and its logarithm divides")
+            return math.sqrt(1 + math.log(factor) / math.log(original))
+        one, every = self.raw.get("mscale"), self.raw.get("mscale_all_dim")
+        if one and every:
+            one, every = self.number("mscale"), self.number("mscale_all_dim")
+            return (0.1 * one * math.log(factor) + 1) / (0.1 * every * math.log(factor) + 1)
+        return 0.1 * math.log(factor) + 1
+
+    def check(self, rotated: int, base: float) -> None:
+        """Refuses values without a meaning, and those that TensorRT-LLM's reader has no key for."""
+        if self.kind in ("linear", "dynamic", "llama3"):
+            self.number("factor")
+        if self.kind == "dynamic" and self.raw.get("alpha", 1.0) != 1.0:
+            raise self.refuse(
+                f"alpha {self.raw['alpha']!r}: TensorRT-LLM computes with it, transformers without, in "
+                "this architecture",
+                "if the model was trained with it, multiply rope_theta by alpha^(d/(d-2)), where d is "
+                "the rotated size of a head, and remove alpha; if not, only remove it",
+            )
+        if self.kind == "dynamic" and rotated < 4:
+            raise self.refuse(f"heads of {rotated} rotated elements are too small for its formula", _LLMAPI)
+        if self.kind == "llama3" and self.number("high_freq_factor") <= self.number("low_freq_factor"):
+            raise self.refuse("high_freq_factor is not above low_freq_factor")
+        if self.kind == "yarn":
+            for key in ("beta_fast", "beta_slow"):
+                if self.raw.get(key):
+                    self.number(key)
+            if not self.raw.get("truncate", True):
+                raise self.refuse(
+                    "truncate is false, and TensorRT-LLM always rounds the range of the ramp", _LLMAPI
+                )
+            if base <= 1:
+                raise self.refuse(f"rope_theta is {base:g}, and its logarithm divides")
+        for key in ("short_factor", "long_factor") if self.kind == "longrope" else ():
+            values = self.raw.get(key)
+            if not isinstance(values, list) or len(values) != rotated // 2:
+                raise self.refuse(f"{key} is no list of {rotated // 2} numbers")
+            for value in values:
+                _number(value, f"longrope's {key}", self.where)
 
 
-def read_rope(raw: Mapping[str, Any], where: str, *, default_base: float) -> Rope:
-    """Reads the rotary embedding of a parsed ``config.json``.
-
-    Args:
-        default_base: the configuration class's own base, for configs that name none.
-
-    Raises:
-        ModelError: an unknown scaling type, parameters that are missing or no numbers, or one set per
-            kind of layer (no architecture here has that).
-    """
+def _parameters(raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     found = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(found, dict):
         raise ModelError("rope parameters are not an object", where=where, fix="correct config.json")
@@ -77,39 +131,110 @@ def read_rope(raw: Mapping[str, Any], where: str, *, default_base: float) -> Rop
         raise ModelError(
             f"rope parameters differ by kind of layer ({', '.join(sorted(found))})",
             where=where,
-            fix="no architecture of this converter has that; serve the model with the llmapi kind",
+            fix=f"no architecture of this converter has that; {_LLMAPI}",
         )
-    base = found.get("rope_theta", raw.get("rope_theta"))
-    fraction = found.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
-    kind = found.get("rope_type", found.get("type")) or "default"
+    return found
+
+
+def _type(found: Mapping[str, Any], raw: Mapping[str, Any], known: list[str], where: str) -> str:
+    kind = found.get("rope_type", found.get("type", "default"))
     if raw.get("model_type") == "phi3" and kind in ("su", "yarn"):
         kind = "longrope"  # names of the first Phi-3 releases; transformers renames them for Phi-3 alone
-    scaling = {k: v for k, v in found.items() if k not in _NOT_SCALING}
-    if kind == "default":
-        scaling = {}
-    elif kind not in TYPES:
+    types = table("architectures")["rope"]["types"]
+    if kind == "default" or (isinstance(kind, str) and kind in types and kind in known):
+        return str(kind)
+    if isinstance(kind, str) and kind in types:
         raise ModelError(
-            f"rope scaling {kind!r} is unknown", where=where, fix=f"known: default, {', '.join(TYPES)}"
+            f"rope scaling {kind!r} has no place in TensorRT-LLM's class of this architecture",
+            where=where,
+            fix=_LLMAPI,
         )
-    else:
-        scaling["rope_type"] = kind
-        if kind == "longrope":
-            _factors(scaling, raw, where)
-        else:
-            _number(scaling.get("factor"), "rope scaling's factor", where)
-        if kind == "dynamic" and scaling.get("alpha", 1.0) != 1.0:
-            raise ModelError(
-                f"dynamic rope scaling has alpha {scaling['alpha']!r}: TensorRT-LLM computes with it, "
-                "transformers without, in this architecture",
-                where=where,
-                fix="if the model was trained with it, multiply rope_theta by alpha^(d/(d-2)), where d is "
-                "the rotated size of a head, and remove alpha; if not, only remove it",
-            )
-    portion = 1.0 if fraction is None else _number(fraction, "partial_rotary_factor", where)
-    if portion > 1:
+    raise ModelError(f"rope scaling {kind!r} is unknown", where=where, fix=f"known: {', '.join(known)}")
+
+
+def _fraction(
+    found: Mapping[str, Any], raw: Mapping[str, Any], kind: str, partial: bool, where: str
+) -> tuple[float, list[str]]:
+    """The rotated part of a head, and what is to be noted of it."""
+    inside, top = found.get("partial_rotary_factor"), raw.get("partial_rotary_factor")
+    value = top if inside is None else inside
+    if value is None:
+        return 1.0, []
+    if _number(value, "partial_rotary_factor", where) > 1:
+        raise ModelError(f"partial_rotary_factor {value} is above 1", where=where, fix="correct config.json")
+    if inside is not None and top is not None and inside != top:
         raise ModelError(
-            f"partial_rotary_factor {portion} is above 1", where=where, fix="correct config.json"
+            f"partial_rotary_factor is {inside} in the rope parameters and {top} beside them",
+            where=where,
+            fix="correct config.json: say it once",
         )
-    return Rope(
-        default_base if base is None else _number(base, "rope_theta", where), kind, scaling or None, portion
+    if partial or value == 1:
+        return float(value), []
+    if kind != "default":
+        raise ModelError(
+            f"partial_rotary_factor is {value}, which no model code of this architecture computes",
+            where=where,
+            fix="remove it if the model was trained with whole heads rotated",
+        )
+    return 1.0, [
+        f"partial_rotary_factor {value} is ignored, as transformers does in this architecture: "
+        "whole heads are rotated"
+    ]
+
+
+def _notes(scaling: Mapping[str, Any], kind: str, where: str) -> list[str]:
+    """Parameters that transformers ignores; one that nobody knows is refused."""
+    types, notes = table("architectures")["rope"]["types"], []
+    reads = types[kind]["reads"] if kind != "default" else []
+    known = {key for row in types.values() for key in row["reads"]} | set(
+        table("architectures")["rope"]["unread"]
     )
+    for key in sorted(set(scaling) - set(reads) - {"rope_type"}):
+        if kind != "default" and key not in known:
+            raise ModelError(
+                f"{kind} rope scaling has {key} {scaling[key]!r}, which nobody reads here",
+                where=where,
+                fix="remove it if the model was trained without it",
+            )
+        if (kind, key) != ("dynamic", "alpha") and scaling[key] is not None:
+            notes.append(f"{key} is ignored in {kind} rope parameters, as transformers does")
+    return notes
+
+
+def read_rope(raw: Mapping[str, Any], where: str, *, row: Mapping[str, Any], head_dim: int) -> Rope:
+    """Reads the rotary embedding of a parsed ``config.json``.
+
+    Args:
+        row: of architectures.json: defaults of the configuration class, and what its model code reads.
+
+    Raises:
+        ModelError: an unknown scaling type or parameter, parameters that are missing or no numbers, one that
+            TensorRT-LLM cannot express, or one set per kind of layer (no architecture here has that).
+    """
+    found = _parameters(raw, where)
+    base = found.get("rope_theta", raw.get("rope_theta", row["defaults"]["rope_theta"]))
+    base = _number(base, "rope_theta", where)
+    kind = _type(found, raw, row["rope"]["types"], where)
+    fraction, notes = _fraction(found, raw, kind, row["rope"]["partial"], where)
+    rotated = int(head_dim * fraction)
+    if rotated % 2 or rotated == 0:
+        raise ModelError(
+            f"heads of {head_dim} with partial_rotary_factor {fraction:g} rotate {rotated}: no pairs",
+            where=where,
+            fix="correct config.json",
+        )
+    scaling = {k: v for k, v in found.items() if k not in _NOT_SCALING}
+    notes += _notes(scaling, kind, where)
+    if kind == "default":
+        return Rope(base, kind, None, fraction, notes=tuple(notes))
+    scaling["rope_type"] = kind
+    positions = raw.get("max_position_embeddings")
+    typed = _Scaling(scaling, kind, _number(positions, "max_position_embeddings", where), where)
+    typed.check(rotated, base)
+    if kind not in ("yarn", "llama3", "longrope"):
+        return Rope(base, kind, scaling, fraction, notes=tuple(notes))
+    # One at the top, the class's own default included, wins over the one inside (standardize_rope_params).
+    inside = scaling.get(_ORIGINAL, positions)
+    original = _number(raw.get(_ORIGINAL, row["defaults"].get(_ORIGINAL, inside)), _ORIGINAL, where)
+    magnitude = 1.0 if kind == "llama3" else typed.magnitude(original)
+    return Rope(base, kind, scaling, fraction, original, magnitude, tuple(notes))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import ModelError
-from enginix.model.jsonfile import LIMIT, open_regular, parse_object, read_object
+from enginix.model.jsonfile import LIMIT, open_regular, other_content, parse_object, read_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -107,7 +107,11 @@ def read_header(path: Path) -> Header:
     try:
         with open_regular(path) as f:
             total = os.fstat(f.fileno()).st_size
-            first = f.read(8)
+            start = f.read(512)
+            if other := other_content(start):
+                raise ModelError(other[0], where=where, fix=other[1])
+            first = start[:8]
+            f.seek(8)
             if len(first) < 8:
                 raise ModelError(f"{total} bytes are no safetensors file", where=where, fix=_AGAIN)
             (length,) = struct.unpack("<Q", first)
@@ -122,7 +126,7 @@ def read_header(path: Path) -> Header:
         raise ModelError(f"cannot be read: {e.strerror or e}", where=where, fix="download the file") from e
     if not raw.startswith(b"{"):
         raise ModelError("header does not begin with '{'", where=where, fix=_AGAIN)
-    entries = parse_object(raw, f"{where}: header")
+    entries = parse_object(raw, f"{where}: header", strict=True)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ModelError("__metadata__ is not a map of strings", where=where, fix=_AGAIN)
@@ -150,18 +154,39 @@ class Weights:
     tensors: Mapping[str, TensorInfo]
 
 
+def _without_weights(directory: Path) -> tuple[str, str]:
+    """What a directory without weights in the Transformers layout is, and what to do."""
+    found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    if "adapter_config.json" in found:
+        return "a LoRA adapter, not a model", "merge it into its base model (PEFT's merge_and_unload) first"
+    if any(name.startswith("consolidated") for name in found) and "params.json" in found:
+        return (
+            "weights in Mistral's own layout (params.json, consolidated*.safetensors)",
+            "use a repository in the Transformers layout; transformers converts "
+            "(convert_mistral_weights_to_hf.py)",
+        )
+    shards = [name for name in found if name.endswith(".safetensors")]
+    if shards:
+        return (
+            f"no {SINGLE} and no {INDEX} beside {shards[0]}",
+            "fetch the whole repository; if it has no index, save the model again with save_pretrained",
+        )
+    for suffix, name in ((".gguf", "GGUF"), (".bin", "pickle"), (".pth", "pickle"), (".pt", "pickle")):
+        if other := [n for n in found if n.endswith(suffix)]:
+            return (
+                f"no {SINGLE} and no {INDEX} ({name} weights {other[0]} are refused)",
+                "pass a directory with safetensors weights",
+            )
+    return f"no {SINGLE} and no {INDEX}", "pass a directory with safetensors weights"
+
+
 def _shards(directory: Path) -> tuple[list[str], dict[str, str] | None]:
     if (directory / SINGLE).exists():  # transformers prefers it over an index, too
         return [SINGLE], None
     index = directory / INDEX
     if not index.exists():
-        pickles = sorted(p.name for p in directory.glob("*.bin"))
-        raise ModelError(
-            f"no {SINGLE} and no {INDEX}"
-            + (f" (pickle weights {pickles[0]} are refused)" if pickles else ""),
-            where=str(directory),
-            fix="pass a directory with safetensors weights",
-        )
+        what, fix = _without_weights(directory)
+        raise ModelError(what, where=str(directory), fix=fix)
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError("no weight_map", where=str(index), fix="download the file again")

@@ -36,6 +36,8 @@ class Sizes:
         element_bytes: of activations, and of the KV cache where it is not quantized.
         quantization: name in formats.json; ``NO_QUANT`` without.
         kv_bits: bits of a KV cache number as the model has it.
+        latent: elements of a token that a layer of multi-head latent attention keeps, on every rank; 0 for
+            layers that keep keys and values by heads.
     """
 
     layers: int
@@ -49,6 +51,7 @@ class Sizes:
     element_bytes: int = 2
     quantization: str = "NO_QUANT"
     kv_bits: int = 16
+    latent: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,8 +150,10 @@ def workspace(sizes: Sizes, limits: Limits) -> int:
 def kv_token(sizes: Sizes, limits: Limits) -> int:
     """KV cache of one token on the rank with the most layers; KV heads are replicated, never split."""
     layers = ceil_div(sizes.layers, limits.pipeline_parallel)
-    heads = max(1, sizes.kv_heads // limits.tensor_parallel)
     bits = sizes.kv_bits if limits.kv_bits is None else limits.kv_bits
+    if sizes.latent:
+        return layers * sizes.latent * bits // 8
+    heads = max(1, sizes.kv_heads // limits.tensor_parallel)
     return 2 * layers * heads * sizes.head_size * bits // 8
 
 

@@ -31,6 +31,12 @@ def from_facts(
         ModelError: a fact that the arithmetic needs is missing.
     """
     check_asked(asked)
+    if facts.get("architecture") in table("formats")["kvNotByHeads"]["architectures"]:
+        raise ModelError(
+            f"a lock does not tell the KV cache of a token of {facts['architecture']}",
+            where=source,
+            fix="leave --offline out",
+        )
     sizes, total, tied = _sizes(facts, weight_bytes(files), source)
     weights = arithmetic.estimate(total, sizes, tied)
     if asked.kind == "edgellm":

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from enginix.checkpoint import convert
 from enginix.engine.preflight import check_pipeline
 from enginix.errors import EnginixError, ModelError, UsageError
 from enginix.inspect import Description, Model, describe
 from enginix.model import ModelConfig, open_weights
+from enginix.model.jsonfile import read_object
 from enginix.plan import arithmetic, edgellm
 from enginix.plan.arithmetic import Change, Gpu, Limits, Memory, Sizes
+from enginix.plan.kv_layout import find_latent, slides
 from enginix.plan.weights import Checkpoint, Ranks, from_headers
 from enginix.tables import table
 
@@ -127,7 +131,12 @@ def plan(model: Model, gpu: Gpu, asked: Asked) -> Plan:
         return _edgellm(model, said, gpu, asked)
     obstacles, notes = list[str](), list[str]()
     config = _config(model, asked, obstacles)
-    sizes = _sizes(said, config, asked)
+    raw = language_model(read_object(model.directory / "config.json"))
+    sizes = _sizes(said, config, asked, find_latent(raw, model.source))
+    if sizes.latent:
+        notes.append("multi-head latent attention: every rank keeps the whole latent vector of a token")
+    if slides(raw):
+        notes.append("layers with a window are counted in full: the KV cache is an upper bound")
     limits = limits_of(sizes, asked)
     weights, exact, ranks = _weights(model, said, sizes, config, asked)
     found = arithmetic.memory(sizes, limits, gpu, weights)
@@ -187,6 +196,12 @@ def _edgellm(model: Model, said: Description, gpu: Gpu, asked: Asked) -> Plan:
     )
 
 
+def language_model(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a model's language model, which others keep one level down."""
+    text = raw.get("text_config")
+    return {**raw, **text} if isinstance(text, dict) else dict(raw)
+
+
 def edgellm_limits(asked: Asked) -> edgellm.Limits:
     """The limits of the kind edgellm.
 
@@ -234,7 +249,7 @@ def check_asked(asked: Asked) -> None:
             raise UsageError(f"{name} {value} is not a number of at least 1", fix=f"pass {name} 1 or more")
 
 
-def _sizes(said: Description, config: ModelConfig | None, asked: Asked) -> Sizes:
+def _sizes(said: Description, config: ModelConfig | None, asked: Asked, latent: int = 0) -> Sizes:
     values = {
         "layers": said.layers,
         "heads": said.heads,
@@ -262,6 +277,7 @@ def _sizes(said: Description, config: ModelConfig | None, asked: Asked) -> Sizes
     rows = table("formats")["kvCache"]
     return Sizes(
         **{k: v for k, v in values.items() if v is not None},
+        latent=latent,
         element_bytes=element,
         quantization=algorithm or "NO_QUANT",
         kv_bits=rows[cache]["bits"] if cache in rows and asked.kind != "reference" else 8 * element,
@@ -289,7 +305,7 @@ def limits_of(sizes: Sizes, asked: Asked) -> Limits:
 def _config(model: Model, asked: Asked, obstacles: list[str]) -> ModelConfig | None:
     """The model as the converter reads it; None where it refuses, with the reason among the obstacles."""
     try:
-        config = ModelConfig.read(model.directory)
+        config = convert.plan(model.directory, convert.Options(asked.dtype), headers_only=True).model
         Checkpoint(config, open_weights(model.directory), asked.dtype).heaviest(1, 1, None)
     except EnginixError as e:
         if asked.kind != "llmapi":

@@ -13,24 +13,13 @@ from enginix import __version__, manifest
 from enginix.console import Heartbeat, human_bytes, say
 from enginix.errors import UsageError
 from enginix.files import check_free, new_directory, sha256_file
+from enginix.model.tokenizer_files import TOKENIZER_FILES
 from enginix.quantize import calibration, ptq, source, verify
 from enginix.quantize.formats import Choice, check_shapes, kv_cache_warning
 from enginix.quantize.stack import imported
 
 # Carried along as they are: a server needs them, and a licence goes with the weights.
-CARRIED = (
-    "tokenizer*",
-    "*.tiktoken",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "chat_template*",
-    "additional_chat_templates/*",
-    "generation_config.json",
-    "LICENSE*",
-    "NOTICE*",
-)
+CARRIED = (*TOKENIZER_FILES, "LICENSE*", "NOTICE*")
 
 
 @dataclass(frozen=True)

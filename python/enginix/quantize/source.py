@@ -71,9 +71,9 @@ def read(directory: Path) -> Model:
         raise UsageError(
             "the model is quantized already", where=where, fix="pass the model that it was quantized from"
         )
-    if config.get("auto_map"):
+    if config.get("auto_map") and not _transformers_has(names[0]):
         raise UsageError(
-            "the model brings code of its own (auto_map), which is never run",
+            f"transformers has no {names[0]}, and the model's own code (auto_map) is never run",
             where=where,
             fix="use a model whose architecture transformers has",
         )
@@ -106,6 +106,13 @@ def read(directory: Path) -> Model:
             for k in ("num_experts", "num_local_experts", "n_routed_experts")
         ),
     )
+
+
+def _transformers_has(architecture: str) -> bool:
+    """Whether the installed transformers brings the class itself; auto_map is then not needed to load it."""
+    import transformers
+
+    return isinstance(getattr(transformers, architecture, None), type)
 
 
 def check_calibration(model: Model, data: Calibration, where: str) -> None:

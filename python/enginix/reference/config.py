@@ -7,10 +7,12 @@ converter's in ``enginix.checkpoint``: what judges a conversion must not share i
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from enginix import manifest
 from enginix.errors import CheckpointError
 from enginix.reference import quantization as number_formats
 from enginix.reference.quantization import REBUILD, Quantization
@@ -29,7 +31,7 @@ ARCHITECTURES: dict[str, tuple[Family, bool]] = {
     "Phi3ForCausalLM": ("phi3", False),
 }
 DTYPES = ("float32", "float16", "bfloat16")
-ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "su")
+ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn")
 # Of layers, and of ranks in one direction: what is looped over before any file is opened.
 MOST = 10_000
 
@@ -81,7 +83,12 @@ class Experts:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What a checkpoint computes. Sizes are of the whole model, never of a rank."""
+    """What a checkpoint computes. Sizes are of the whole model, never of a rank.
+
+    Attributes:
+        window: the smallest sliding window of any layer, from the checkpoint's manifest. Every layer attends
+            to all tokens here, so that no sequence may be longer.
+    """
 
     architecture: str
     family: Family
@@ -104,6 +111,12 @@ class CheckpointConfig:
     embedding_shard_dim: int | None
     mapping: Mapping = field(default_factory=Mapping)
     quantization: Quantization = field(default_factory=Quantization)
+    window: int | None = None
+
+    @property
+    def context(self) -> int:
+        """Tokens of a sequence that the model was made for and that mean the same here."""
+        return min(self.max_position_embeddings, self.window or self.max_position_embeddings)
 
     @property
     def world_size(self) -> int:
@@ -140,8 +153,8 @@ class _Reader:
             raise self.fail(f"{key} is {value!r}, expected a string or null")
         return value
 
-    def flag(self, key: str) -> bool:
-        value = self.raw.get(key, False)
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self.raw.get(key, default)
         if not isinstance(value, bool):
             raise self.fail(f"{key} is {value!r}, expected true or false")
         return value
@@ -170,69 +183,118 @@ def _mapping(reader: _Reader, experts: Experts | None) -> Mapping:
     return Mapping(tp, pp, ep)
 
 
-_ROPE_NEEDS = {
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "longrope": ("original_max_position_embeddings",),
+# What create_attention_const_params of TensorRT-LLM's layers/attention.py takes for absent keys; a key
+# that it does not read (attention_factor, truncate) is not read here either.
+_LOADER_DEFAULTS: dict[str, dict[str, float]] = {
+    "linear": {"factor": 1.0},
+    "dynamic": {"factor": 1.0},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "yarn": {
+        "factor": 1.0,
+        "original_max_position_embeddings": 4096,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.0,
+    },
 }
-_ROPE_MAY_HAVE = (
-    "original_max_position_embeddings",
-    "beta_fast",
-    "beta_slow",
-    "mscale",
-    "mscale_all_dim",
-    "attention_factor",
-)
 
 
-def _rotary(reader: _Reader, rotary_dim: int) -> dict[str, Any] | None:
-    """The scaling block with its type under ``rope_type``; long rope is folded into the same form."""
-    if reader.raw.get("position_embedding_type", "rope_gpt_neox") == "long_rope":
-        scaling: dict[str, Any] = {
-            "rope_type": "longrope",
-            "short_factor": reader.raw.get("longrope_scaling_short_factors"),
-            "long_factor": reader.raw.get("longrope_scaling_long_factors"),
-            "original_max_position_embeddings": reader.raw.get("original_max_position_embeddings"),
-        }
-    elif reader.raw.get("position_embedding_type", "rope_gpt_neox") != "rope_gpt_neox":
-        raise reader.fail(f"position_embedding_type {reader.raw['position_embedding_type']!r} is unknown")
-    else:
-        scaling = dict(reader.part("rotary_scaling").raw)
-    if not scaling:
-        return None
-    kind = scaling.get("rope_type", scaling.get("type"))
-    if kind not in ROPE_TYPES:
-        raise reader.fail(f"rotary_scaling type {kind!r} is unknown; known are {', '.join(ROPE_TYPES)}")
-    if kind == "default":
-        return None
-    scaling["rope_type"] = kind = "longrope" if kind == "su" else kind
-    block = _Reader(scaling, f"{reader.where}: rotary_scaling")
-    for key in _ROPE_NEEDS.get(kind, ("factor",)):
-        block.number(key, least=1e-6, most=1e9)
-    for key in _ROPE_MAY_HAVE:
-        # mscale and mscale_all_dim of 0 mean "not given", as in the models' own code.
-        if scaling.get(key) is not None and not (key.startswith("mscale") and scaling[key] == 0):
-            block.number(key, least=1e-6, most=1e9)
-    for key in ("short_factor", "long_factor") if kind == "longrope" else ():
-        factors = scaling.get(key)
+def _long_rope(reader: _Reader, rotary_dim: int) -> dict[str, Any]:
+    original = reader.integer("original_max_position_embeddings", least=2)
+    scaling: dict[str, Any] = {"rope_type": "longrope", "original_max_position_embeddings": original}
+    for key in ("short_factor", "long_factor"):
+        name = f"longrope_scaling_{key}s"
+        factors = reader.raw.get(name)
         if not isinstance(factors, list) or len(factors) != rotary_dim // 2:
-            raise block.fail(f"{key} is not a list of {rotary_dim // 2} numbers")
-        numbered = _Reader({f"{key}[{i}]": f for i, f in enumerate(factors)}, block.where)
-        for name in numbered.raw:
-            numbered.number(name, least=1e-6, most=1e9)
+            raise reader.fail(f"{name} is not a list of {rotary_dim // 2} numbers")
+        numbered = _Reader({f"{name}[{i}]": f for i, f in enumerate(factors)}, reader.where)
+        scaling[key] = [numbered.number(each, least=1e-6, most=1e9) for each in numbered.raw]
+    return scaling
+
+
+def _rotary(reader: _Reader, family: Family, rotary_dim: int) -> dict[str, Any] | None:
+    """The scaling as TensorRT-LLM reads it, every key there, its type under ``rope_type``.
+
+    Raises:
+        CheckpointError: it is none that an engine would compute.
+    """
+    position = reader.raw.get("position_embedding_type", "learned_absolute")
+    block, factors = reader.part("rotary_scaling"), "longrope_scaling_short_factors" in reader.raw
+    if position not in ("rope_gpt_neox", "long_rope"):
+        raise reader.fail(f"position_embedding_type is {position!r}, not rope_gpt_neox or long_rope")
+    if (position == "long_rope") != factors:
+        raise reader.fail(f"position_embedding_type is {position}, but for longrope_scaling_short_factors")
+    if family != "phi3" and position == "long_rope":
+        raise reader.fail("long_rope: only TensorRT-LLM's Phi-3 class hands it to its attention")
+    if family == "phi3" and reader.raw.get("rotary_scaling") is not None:
+        raise block.fail("TensorRT-LLM's Phi-3 class hands no rotary_scaling to its attention")
+    if position == "long_rope":
+        return _long_rope(reader, rotary_dim)
+    if reader.raw.get("rotary_scaling") is None:
+        return None
+    kind = block.raw.get("type", block.raw.get("rope_type"))
+    if not isinstance(kind, str) or kind not in _LOADER_DEFAULTS:
+        raise block.fail(f"type {kind!r} has no table in TensorRT-LLM; known are {', '.join(ROPE_TYPES)}")
+    scaling: dict[str, Any] = {"rope_type": kind}
+    for key, default in _LOADER_DEFAULTS[kind].items():
+        # The loader computes with whatever mscale there is; 0 of mscale_all_dim divides by one.
+        least = -1e9 if key.startswith("mscale") else 1e-6
+        scaling[key] = block.number(key, default, least=least, most=1e9)
+    if kind == "dynamic":
+        scaling["alpha"] = block.number("alpha", least=1e-6, most=1e9)  # the loader fails without it
     if (
         (kind == "dynamic" and rotary_dim < 4)
         or (kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"])
-        or (kind in ("longrope", "yarn") and (scaling.get("original_max_position_embeddings") or 2) < 2)
+        or (kind == "yarn" and scaling["original_max_position_embeddings"] < 2)
+        or (kind == "yarn" and reader.number("rotary_base", 10000.0) <= 1)
     ):
         raise block.fail(f"the formula of {kind} has no value for {scaling}")
+    if kind == "yarn" and scaling["factor"] > 1:
+        steepness = 0.1 * math.log(scaling["factor"])
+        one, every = (scaling[key] * steepness + 1 for key in ("mscale", "mscale_all_dim"))
+        if not every or not 1e-9 < one / every < 1e9:
+            raise block.fail(f"the factor on cosine and sine is {one:g} / {every:g}")
     return scaling
+
+
+# Read by TensorRT-LLM's LLaMA class (Granite's), and computed by nothing here.
+_MULTIPLIERS = (
+    "embedding_multiplier",
+    "attention_multiplier",
+    "residual_multiplier",
+    "output_multiplier_scale",
+)
+
+
+def _function(reader: _Reader) -> None:
+    """Refuses what an engine would compute and this package does not.
+
+    Raises:
+        CheckpointError: naming the key.
+    """
+    activation = reader.raw.get("hidden_act", "gelu")
+    if activation not in ("silu", "swiglu"):
+        raise reader.fail(f"hidden_act is {activation!r} (the loader's default is gelu), not silu or swiglu")
+    for key in _MULTIPLIERS:
+        if reader.raw.get(key, 1.0) != 1.0:
+            raise reader.fail(f"{key} is {reader.raw[key]!r}, and is only executed as 1.0")
+    for key in ("qk_layernorm", "residual_mlp", "use_logn_attn", "fc_after_embed"):
+        if reader.raw.get(key, False) is not False:
+            raise reader.fail(f"{key} is {reader.raw[key]!r}, and is only executed as false")
 
 
 def _experts(reader: _Reader, is_moe: bool, intermediate: int) -> Experts | None:
     if not is_moe:
         return None
     block = reader.part("moe")
-    mode = block.integer("normalization_mode", 0, least=0)
+    # Which mode an absent key means depends on TensorRT-LLM's class.
+    mode = block.integer("normalization_mode", least=0)
     if mode > 1:
         raise block.fail(f"normalization_mode is {mode}, known are 0 (none) and 1 (renormalize)")
     count, top_k = block.integer("num_experts"), block.integer("top_k")
@@ -270,9 +332,17 @@ def parse(raw: Any, where: str) -> CheckpointConfig:
     if heads % kv_heads:
         raise reader.fail(f"{heads} attention heads do not divide into {kv_heads} key-value heads")
     head_size = reader.integer("head_size", hidden // heads)
-    rotary_dim = reader.integer("rotary_embedding_dim", head_size)
-    if rotary_dim % 2 or rotary_dim > head_size:
-        raise reader.fail(f"rotary_embedding_dim {rotary_dim} is odd or more than head_size {head_size}")
+    # The loader computes it of rotary_pct, whatever rotary_embedding_dim says.
+    rotary_dim = int(head_size * reader.number("rotary_pct", 1.0, least=1e-6, most=1.0))
+    if rotary_dim % 2 or rotary_dim < 1:
+        raise reader.fail(f"{rotary_dim} of {head_size} elements of a head are rotated: no pairs")
+    if reader.integer("rotary_embedding_dim", rotary_dim) != rotary_dim:
+        raise reader.fail(
+            f"rotary_embedding_dim is {reader.raw['rotary_embedding_dim']}, and the loader rotates "
+            f"{rotary_dim}: head_size times rotary_pct"
+        )
+    positions = reader.integer("max_position_embeddings")
+    _function(reader)
     intermediate = reader.integer("intermediate_size")
     experts = _experts(reader, is_moe, intermediate)
     mapping = _mapping(reader, experts)
@@ -304,12 +374,13 @@ def parse(raw: Any, where: str) -> CheckpointConfig:
         kv_heads=kv_heads,
         head_size=head_size,
         intermediate_size=intermediate,
-        max_position_embeddings=reader.integer("max_position_embeddings"),
+        max_position_embeddings=positions,
         norm_epsilon=reader.number("norm_epsilon", 1e-5),
         rotary_base=reader.number("rotary_base", 10000.0),
         rotary_dim=rotary_dim,
-        rotary_scaling=_rotary(reader, rotary_dim),
-        attention_bias=reader.flag("attn_bias"),
+        rotary_scaling=_rotary(reader, family, rotary_dim),
+        # QWenConfig's default is true, LLaMAConfig's false.
+        attention_bias=reader.flag("attn_bias", family in ("qwen2", "qwen3")),
         mlp_bias=reader.flag("mlp_bias"),
         experts=experts,
         embedding_shard_dim=reader.integer("embedding_sharding_dim", 0, least=0)
@@ -352,4 +423,17 @@ def read(checkpoint: Path) -> CheckpointConfig:
         found = replace(found, layers=number_formats.layers(_json(path), str(path)))
     if "NVFP4" in found.algorithms:
         found = replace(found, own_nvfp4=number_formats.own_nvfp4(checkpoint, config.world_size))
-    return replace(config, quantization=found)
+    return replace(config, quantization=found, window=_window(checkpoint))
+
+
+def _window(checkpoint: Path) -> int | None:
+    if not (checkpoint / manifest.FILE).exists():
+        return None
+    windows = manifest.read(checkpoint).model.get("attentionWindow")
+    if windows is None:
+        return None
+    if not isinstance(windows, list) or not windows or not all(type(w) is int and w > 0 for w in windows):
+        raise CheckpointError(
+            f"model.attentionWindow is {windows!r}", where=str(checkpoint / manifest.FILE), fix=REBUILD
+        )
+    return int(min(windows))

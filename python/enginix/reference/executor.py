@@ -88,7 +88,8 @@ class Executor:
         config = self.config
         scaling = config.rotary_scaling or {}
         factor = float(scaling["factor"]) if scaling.get("rope_type") == "dynamic" else 1.0
-        return int(config.max_position_embeddings * factor)
+        longest = int(config.max_position_embeddings * factor)
+        return min(longest, config.window or longest)
 
     def check_tokens(self, tokens: Sequence[int]) -> None:
         """Refuses a prompt that the model cannot take.

@@ -1,4 +1,8 @@
-"""Rotary position embedding and its scalings, by their papers' formulas as Hugging Face models use them."""
+"""Rotary position embedding and its scalings, by their papers' formulas, as TensorRT-LLM's loader reads them.
+
+The configuration's scaling has every key, the loader's defaults filled in: so a checkpoint that means
+something else to an engine than to the model gives other logits here, too.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +21,12 @@ def _yarn(config: CheckpointConfig, inverse: torch.Tensor) -> tuple[torch.Tensor
     """YaRN (arXiv 2309.00071): fast-turning dimensions stay, slow ones are interpolated, a ramp between."""
     scaling, dim = config.rotary_scaling or {}, config.rotary_dim
     factor = float(scaling["factor"])
-    original = float(scaling.get("original_max_position_embeddings") or config.max_position_embeddings)
+    original = float(scaling["original_max_position_embeddings"])
 
     def turns_at(rotations: float) -> float:
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(config.rotary_base))
 
-    low, high = turns_at(scaling.get("beta_fast") or 32), turns_at(scaling.get("beta_slow") or 1)
-    if scaling.get("truncate", True):
-        low, high = math.floor(low), math.ceil(high)
+    low, high = math.floor(turns_at(scaling["beta_fast"])), math.ceil(turns_at(scaling["beta_slow"]))
     low, high = max(low, 0), min(high, dim - 1)
     span = high - low if high != low else 0.001
     ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / span).clamp(0, 1)
@@ -33,11 +35,7 @@ def _yarn(config: CheckpointConfig, inverse: torch.Tensor) -> tuple[torch.Tensor
     def magnitude(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    attention = scaling.get("attention_factor")
-    if attention is None:
-        one, every = scaling.get("mscale"), scaling.get("mscale_all_dim")
-        attention = magnitude(one) / magnitude(every) if one and every else magnitude(1.0)
-    return frequencies, float(attention)
+    return frequencies, magnitude(scaling["mscale"]) / magnitude(scaling["mscale_all_dim"])
 
 
 def _llama3(config: CheckpointConfig, inverse: torch.Tensor) -> torch.Tensor:
@@ -85,7 +83,8 @@ class Rope:
             case "dynamic":
                 factor, trained = float(scaling["factor"]), config.max_position_embeddings
                 stretch = factor * max(length, trained) / trained - (factor - 1)
-                return _base_frequencies(config.rotary_base * stretch ** (dim / (dim - 2)), dim), 1.0
+                base = config.rotary_base * (scaling["alpha"] * stretch) ** (dim / (dim - 2))
+                return _base_frequencies(base, dim), 1.0
             case "longrope":
                 original = scaling["original_max_position_embeddings"]
                 factors = scaling["long_factor" if length > original else "short_factor"]

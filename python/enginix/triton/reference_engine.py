@@ -11,6 +11,7 @@ from typing import Any
 from enginix import manifest
 from enginix.errors import RepositoryError
 from enginix.manifest import Manifest
+from enginix.model.end_tokens import KEY, read_end_tokens
 from enginix.triton.models.detokenizer import load_tokenizer
 
 
@@ -50,7 +51,7 @@ def read_engine(directory: Path) -> EngineFacts:
     """
     directory = Path(os.path.abspath(directory))
     found = manifest.read(directory, "engine")
-    tokenizer = load_tokenizer(directory / "tokenizer")
+    load_tokenizer(directory / "tokenizer")
     checkpoint = _json(directory / "checkpoint" / "config.json")
     limits = found.options.get("limits")
     limits = limits if isinstance(limits, dict) else {}
@@ -59,32 +60,23 @@ def read_engine(directory: Path) -> EngineFacts:
         manifest=found,
         max_batch_size=_limit(limits, "max_batch_size"),
         max_seq_len=_limit(limits, "max_seq_len") or _limit(checkpoint, "max_position_embeddings") or 0,
-        end_ids=_end_ids(directory / "tokenizer", tokenizer),
+        end_ids=_end_ids(found, directory / "tokenizer"),
     )
 
 
-def _end_ids(directory: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Of generation_config.json, as transformers' generate, else the tokenizer's own."""
-    generation = _json(directory / "generation_config.json", optional=True)
-    settings = _json(directory / "tokenizer_config.json", optional=True)
-    end = generation.get("eos_token_id")
-    ends = [end] if isinstance(end, int) else end if isinstance(end, list) else []
-    if not ends and (named := _named(settings.get("eos_token"), tokenizer)) is not None:
-        ends = [named]
-    vocabulary = tokenizer.get_vocab_size()
-    for token in ends:
-        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
-            raise RepositoryError(
-                f"eos_token_id: {token!r} is not a token id (the tokenizer has {vocabulary})",
-                where=str(directory / "generation_config.json"),
-            )
+def _end_ids(found: Manifest, tokenizer: Path) -> tuple[int, ...]:
+    """The end tokens that the engine was built with, as its manifest says."""
+    ends, where = found.model.get(KEY), str(tokenizer.parent / "enginix.json")
+    if not isinstance(ends, list) or any(isinstance(e, bool) or not isinstance(e, int) for e in ends):
+        raise RepositoryError(f"model.{KEY} is {ends!r}", where=where, fix="build the engine again")
+    beside = read_end_tokens(tokenizer)
+    if beside and beside != tuple(ends):
+        raise RepositoryError(
+            f"model.{KEY} is {ends}, and generation_config.json beside the tokenizer says {list(beside)}",
+            where=where,
+            fix="build the engine again",
+        )
     return tuple(ends)
-
-
-def _named(token: Any, tokenizer: Any) -> int | None:
-    content = token.get("content") if isinstance(token, dict) else token
-    found = tokenizer.token_to_id(content) if isinstance(content, str) else None
-    return None if found is None else int(found)
 
 
 def _json(path: Path, *, optional: bool = False) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any
 
 from enginix.errors import RepositoryError
 from enginix.manifest import Manifest
+from enginix.model.attention_window import KEY as WINDOW
 from enginix.model.jsonfile import read_object
 from enginix.tables import table
 from enginix.triton import config, contract
@@ -253,6 +254,7 @@ def _executor(engine: TensorrtEngine, options: Options, models: Models) -> dict[
         **({"enable_chunked_context": "true"} if engine.longer_prompts and engine.paged_context else {}),
         "exclude_input_in_output": "true" if options.exclude_input_in_output else "false",
         "max_beam_width": "1",
+        **_windows(engine),
         **given,
         "gpt_model_type": "inflight_fused_batching",
         "gpt_model_path": str(engine.directory / "engine"),
@@ -261,6 +263,21 @@ def _executor(engine: TensorrtEngine, options: Options, models: Models) -> dict[
         "guided_decoding_backend": given.get("guided_decoding_backend", ""),
         "xgrammar_tokenizer_info_path": given.get("xgrammar_tokenizer_info_path", ""),
     }
+
+
+def _windows(engine: TensorrtEngine) -> dict[str, str]:
+    """The model's own sliding windows: the backend knows none, and computes full attention without them."""
+    windows = engine.manifest.model.get(WINDOW)
+    if windows is None:
+        return {}
+    if not isinstance(windows, list) or not windows or not all(type(w) is int and w > 0 for w in windows):
+        raise RepositoryError(
+            f"model.{WINDOW} is {windows!r}", where=str(engine.directory), fix="build the engine again"
+        )
+    most = engine.max_seq_len or max(windows)
+    if min(windows) >= most:
+        return {}
+    return {"max_attention_window_size": ",".join(str(min(w, most)) for w in windows)}
 
 
 def _check_against(engine: TensorrtEngine, given: Mapping[str, str], where: str) -> None:

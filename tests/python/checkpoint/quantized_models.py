@@ -70,8 +70,8 @@ def write(
     config: dict[str, Any],
     algorithm_of: Callable[[str], str | None],
     quantization: dict[str, Any],
-) -> None:
-    """A model whose matrices have the algorithms that ``algorithm_of(module)`` says."""
+) -> Tensors:
+    """A model whose matrices have the algorithms that ``algorithm_of(module)`` says; its tensors."""
     rng, tensors = np.random.default_rng(4), {}
     for name, array in random_models.write(directory, config).items():
         module = name.removesuffix(".weight")
@@ -83,6 +83,7 @@ def write(
                 tensors[f"{module}.{leaf}"] = np.asarray(value)
     (directory / "model.safetensors").write_bytes(random_models.safetensors_bytes(tensors))
     (directory / "hf_quant_config.json").write_text(json.dumps({"quantization": quantization}))
+    return tensors
 
 
 SIZES: dict[str, Any] = {

@@ -20,7 +20,12 @@ from enginix.checkpoint.convert import Options as ConvertOptions
 from enginix.checkpoint.convert import convert
 from enginix.cli import main
 from enginix.engine.reference import Options, build
+from enginix.errors import CheckpointError, UsageError
 from enginix.reference import Executor
+from enginix.triton.models.chat import Chat
+from enginix.triton.models.chat import load as load_templates
+from enginix.triton.models.request import RequestError
+from enginix.triton.reference_engine import read_engine
 
 
 def enginix(*words: object) -> int:
@@ -217,3 +222,64 @@ def test_without_a_home_as_a_build_user(checkpoint: Path, model: Path, tmp_path:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("gate logits: passed")
+
+
+def variant(model: Path, out: Path, **keys: object) -> Path:
+    """The tiny model with other keys in config.json."""
+    shutil.copytree(model, out)
+    raw = {**json.loads((model / "config.json").read_text()), **keys}
+    (out / "config.json").write_text(json.dumps(raw))
+    return out
+
+
+@pytest.mark.parametrize("generation", [None, {"_from_model_config": True}, {"eos_token_id": [5, 2]}])
+def test_end_tokens_are_one_fact(generation: object, model: Path, tmp_path: Path) -> None:
+    """The golden answer, the manifest and the repository's parameters end at the same tokens."""
+    changed = variant(model, tmp_path / "model", eos_token_id=2)
+    (changed / "generation_config.json").unlink()
+    settings = json.loads((changed / "tokenizer_config.json").read_text())
+    settings.pop("eos_token", None)
+    (changed / "tokenizer_config.json").write_text(json.dumps(settings))
+    if generation is not None:
+        (changed / "generation_config.json").write_text(json.dumps(generation))
+    expected = [5, 2] if generation and "eos_token_id" in generation else [2]
+    convert(changed, tmp_path / "checkpoint", ConvertOptions())
+    build(tmp_path / "checkpoint", changed, tmp_path / "engine", Options(gated=False))
+    found = manifest.read(tmp_path / "engine")
+    assert found.model["endTokens"] == found.results["golden"]["endIds"] == expected
+    assert list(read_engine(tmp_path / "engine").end_ids) == expected
+
+
+def test_named_chat_templates_reach_the_engine(model: Path, tmp_path: Path) -> None:
+    changed = variant(model, tmp_path / "model")
+    (changed / "additional_chat_templates").mkdir()
+    (changed / "additional_chat_templates/tool_use.jinja").write_text("{{ tools }}{{ messages }}")
+    convert(changed, tmp_path / "checkpoint", ConvertOptions())
+    build(tmp_path / "checkpoint", changed, tmp_path / "engine", Options(gated=False))
+    chat = Chat([{"role": "user", "content": "a"}], {"tools": [{"name": "weather"}]})
+    for directory in (changed, tmp_path / "engine/tokenizer"):
+        assert "weather" in load_templates(directory).render(chat)
+    shutil.rmtree(tmp_path / "engine/tokenizer/additional_chat_templates")
+    plain = tmp_path / "engine/tokenizer/chat_template.jinja"
+    plain.write_text("{{ messages }}")
+    with pytest.raises(RequestError, match="does not read tools"):
+        load_templates(tmp_path / "engine/tokenizer").render(chat)
+
+
+def test_a_window_bounds_every_later_stage(model: Path, tmp_path: Path) -> None:
+    """Every layer attends to all tokens here: beyond the model's window another function is computed."""
+    window = {"use_sliding_window": True, "sliding_window": 96, "max_window_layers": 2}
+    changed = variant(model, tmp_path / "model", layer_types=None, **window)
+    convert(changed, tmp_path / "checkpoint", ConvertOptions())
+    build(tmp_path / "checkpoint", changed, tmp_path / "engine")  # gated: with prompts inside the window
+    found = manifest.read(tmp_path / "engine")
+    layers = found.model["layers"]
+    assert found.model["attentionWindow"] == [2048, 2048, *[96] * (layers - 2)]
+    assert found.options["limits"] == {"max_seq_len": 96}
+    assert read_engine(tmp_path / "engine").max_seq_len == 96
+    executor = Executor.load(tmp_path / "engine/checkpoint")
+    with pytest.raises(UsageError, match="takes at most 96"):
+        executor.forward([[1] * 97])
+    (tmp_path / "checkpoint/enginix.json").unlink()
+    with pytest.raises(CheckpointError, match="sliding window"):
+        build(tmp_path / "checkpoint", changed, tmp_path / "again")

@@ -67,16 +67,14 @@ def test_alpha_of_dynamic_scaling_is_refused(place: str) -> None:
 
 
 def test_mixtrals_own_default_base() -> None:
-    assert (
-        read(architectures=["MixtralForCausalLM"], num_local_experts=4, num_experts_per_tok=2).rope.base
-        == 1e6
-    )
+    mixtral = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4}
+    assert read(architectures=["MixtralForCausalLM"], **mixtral).rope.base == 1e6
 
 
 @pytest.mark.parametrize("name", ["su", "longrope", "yarn"])
 @pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters"])
 def test_phi3_longrope(name: str, place: str) -> None:
-    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    factors = {"short_factor": [1.0] * 6, "long_factor": [2.0] * 6}
     config = read(
         architectures=["Phi3ForCausalLM"], model_type="phi3", partial_rotary_factor=0.75,
         original_max_position_embeddings=32, **{place: {"type": name, **factors}},
@@ -134,9 +132,15 @@ def test_what_transformers_itself_writes(name: str, tmp_path: Path) -> None:
         ({"architectures": ["Qwen3ForCausalLM"], "attention_bias": True}, "no bias in attention.dense"),
         ({"architectures": ["Qwen3MoeForCausalLM"], "mlp_only_layers": [0]}, "every layer"),
         ({"architectures": ["Qwen3MoeForCausalLM"], "decoder_sparse_step": 2}, "every layer"),
-        ({"architectures": ["MixtralForCausalLM"]}, "num_local_experts"),
+        ({"architectures": ["MixtralForCausalLM"]}, "KV heads (num_key_value_heads is absent"),
+        ({"architectures": ["MixtralForCausalLM"], "num_key_value_heads": 2}, "num_local_experts"),
         (
-            {"architectures": ["MixtralForCausalLM"], "num_local_experts": 2, "num_experts_per_tok": 3},
+            {
+                "architectures": ["MixtralForCausalLM"],
+                "num_key_value_heads": 2,
+                "num_local_experts": 2,
+                "num_experts_per_tok": 3,
+            },
             "exceeds",
         ),
     ],

@@ -149,13 +149,16 @@ def test_greedy_ends_at_an_end_token_and_at_the_models_length(golden: Path) -> N
 def test_rope_scaling_from_the_checkpoint(
     golden: Path, tmp_path: Path, hugging_face: Callable[..., Any], scaling: dict[str, Any]
 ) -> None:
-    """TensorRT-LLM's converter refuses dynamic scaling: it is put into a plain checkpoint and model."""
+    """TensorRT-LLM's converter refuses dynamic scaling: it is put into a plain checkpoint and model.
+
+    Its loader needs an alpha; 1.0 is what enginix writes.
+    """
     model, checkpoint = tmp_path / "hf", tmp_path / "checkpoint"
     shutil.copytree(golden / "qwen3-bf16/hf", model)
     shutil.copytree(golden / "qwen3-bf16/trtllm-tp1-bfloat16", checkpoint)
     for path, key in ((model, "rope_scaling"), (checkpoint, "rotary_scaling")):
         config = json.loads((path / "config.json").read_text())
-        config[key] = scaling
+        config[key] = scaling if path == model or "type" in scaling else {**scaling, "alpha": 1.0}
         (path / "config.json").write_text(json.dumps(config))
     executor, reference = Executor.load(checkpoint), hugging_face(model)
     for count in (20, 64, 100):
@@ -287,7 +290,9 @@ def test_any_configuration_is_read_or_refused(changes: dict[str, Any], mapping: 
     raw: dict[str, Any] = {
         "architecture": "Qwen3MoeForCausalLM", "dtype": "bfloat16", "vocab_size": 160, "hidden_size": 48,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 88,
-        "max_position_embeddings": 64, "moe": {"num_experts": 4, "top_k": 2}, "mapping": mapping,
+        "max_position_embeddings": 64, "mapping": mapping, "hidden_act": "swiglu",
+        "moe": {"num_experts": 4, "top_k": 2, "normalization_mode": 1},
+        "position_embedding_type": "rope_gpt_neox",
     }  # fmt: skip
     try:
         checkpoint_config.parse({**raw, **changes}, "config.json")
@@ -311,6 +316,7 @@ SCALING = st.fixed_dictionaries(
             "mscale",
             "mscale_all_dim",
             "attention_factor",
+            "alpha",
         )
     }
     | {key: st.lists(st.floats(0), min_size=6, max_size=6) for key in ("short_factor", "long_factor")},
@@ -329,8 +335,10 @@ def test_any_rope_scaling_is_refused_or_has_finite_tables(scaling: dict[str, Any
         "num_attention_heads": 4,
         "intermediate_size": 88,
         "max_position_embeddings": 64,
-        "rotary_embedding_dim": rotated,
+        "rotary_pct": rotated / 12,
         "rotary_scaling": scaling,
+        "hidden_act": "silu",
+        "position_embedding_type": "rope_gpt_neox",
     }
     try:
         config = checkpoint_config.parse(raw, "config.json")

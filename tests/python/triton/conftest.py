@@ -51,6 +51,7 @@ class Engine:
             "artefact": "engine",
             "name": "tiny",
             "kind": "reference",
+            "model": {"endTokens": [0, 5]},
             "runtime": {"id": "reference"},
         }
         Manifest(**{**described, **changes}).write(self.directory)

@@ -566,15 +566,31 @@ def test_other_kinds_are_refused(hand_made: Any) -> None:
         build(hand_made.directory, hand_made.directory.with_name("out"))
 
 
-def test_end_ids_of_the_tokenizer_when_there_is_no_generation_config(
-    hand_made: Any,
-) -> None:
+def test_end_ids_are_those_of_the_manifest(hand_made: Any) -> None:
+    """What the gates and the golden answer ended at; the tokenizer's own end token is another fact."""
     (hand_made.directory / "tokenizer" / "generation_config.json").unlink()
     (hand_made.directory / "tokenizer" / "tokenizer_config.json").write_text(
         json.dumps({"eos_token": {"content": "<|end|>"}, "pad_token": "<|end|>"})
     )
-    found = read_engine(hand_made.directory)
-    assert found.end_ids == (0,)
+    hand_made.rewrite(model={"endTokens": [7]})
+    assert read_engine(hand_made.directory).end_ids == (7,)
+    hand_made.rewrite(model={})
+    with pytest.raises(RepositoryError, match=r"endTokens is None"):
+        read_engine(hand_made.directory)
+
+
+def test_end_ids_of_manifest_and_tokenizer_do_not_differ(hand_made: Any) -> None:
+    hand_made.rewrite(model={"endTokens": [7]})
+    with pytest.raises(RepositoryError, match=r"\[7\].*\[0, 5\]"):
+        read_engine(hand_made.directory)
+
+
+def test_a_model_without_end_tokens_is_said(hand_made: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    (hand_made.directory / "tokenizer" / "generation_config.json").unlink()
+    hand_made.rewrite(model={"endTokens": []})
+    out = hand_made.directory.with_name("out")
+    assert main(["triton-repo", str(hand_made.directory), "-o", str(out)]) == 0
+    assert "names no end token" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -610,3 +626,21 @@ def test_the_command(hand_made: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert json.loads(capsys.readouterr().out)["options"]["max_batch_size"] == 2
     assert main(words) == 2
     assert "output exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [({}, ""), ({"attentionWindow": [32]}, "32"), ({"attentionWindow": [128, 32]}, "64,32"),
+     ({"attentionWindow": [4096]}, "")],
+)  # fmt: skip
+def test_the_models_window_is_set_for_the_backend(
+    hand_made: Any, tmp_path: Path, model: dict[str, Any], expected: str
+) -> None:
+    """The C++ backend computes full attention unless it is told; the engine takes 64 tokens here."""
+    as_tensorrt(hand_made)
+    found = manifest.read(hand_made.directory)
+    hand_made.rewrite(kind=found.kind, runtime=found.runtime, options=found.options, model=model)
+    build(hand_made.directory, tmp_path / "out", Options(max_batch_size=4))
+    text = (tmp_path / "out/tensorrt_llm/config.pbtxt").read_text()
+    said = text.split("max_attention_window_size", 1)
+    assert (f'"{expected}"' in said[1][:80]) if expected else len(said) == 1

@@ -1,0 +1,43 @@
+"""The tokens that end an answer: one reading, carried by the engine's manifest to repository and server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from enginix.errors import ModelError
+from enginix.model.jsonfile import read_object
+
+# Read in this order, as transformers' generate; the first that names an end token counts. (transformers ends
+# nothing where generation_config.json is there and names none; here config.json counts then, too.)
+FILES = ("generation_config.json", "config.json")
+KEY = "endTokens"
+
+
+def read_end_tokens(model: Path) -> tuple[int, ...]:
+    """Return ``eos_token_id`` of a model directory, the default first; empty where nothing names one.
+
+    Raises:
+        ModelError: a file is unreadable, or what it names are no token ids.
+    """
+    for name in FILES:
+        if not (model / name).is_file():
+            continue
+        raw = read_object(model / name)
+        text = raw.get("text_config")
+        value = raw.get("eos_token_id")
+        if value is None and isinstance(text, dict):
+            value = text.get("eos_token_id")
+        if ids := _ids(value, str(model / name)):
+            return ids
+    return ()
+
+
+def _ids(value: Any, where: str) -> tuple[int, ...]:
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**31:
+            raise ModelError(
+                f"eos_token_id: {token!r} is not a token id", where=where, fix="correct eos_token_id there"
+            )
+    return tuple(dict.fromkeys(ids))

@@ -1,0 +1,57 @@
+"""The files of a model that its tokenizer, chat templates and generation defaults are made of: one list.
+
+Locks take them, quantization and engines carry them on.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from enginix.errors import ModelError
+
+# Patterns of what transformers saves (save_pretrained of tokenizers and generation configurations), what its
+# tokenizer classes read (VOCAB_FILES_NAMES), and Mistral's own.
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    "generation_config.json",
+)
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def find_tokenizer_files(model: Path) -> list[Path]:
+    """Return the tokenizer files of a model directory, sorted.
+
+    Raises:
+        ModelError: there is no tokenizer: an engine without one cannot be served.
+    """
+    found = {path for pattern in TOKENIZER_FILES for path in model.glob(pattern) if path.is_file()}
+    if not any(path.name in VOCABULARIES for path in found):
+        raise ModelError(
+            "no tokenizer", where=str(model), fix="fetch the whole repository, or pass the right --model"
+        )
+    return sorted(found)
+
+
+def copy_tokenizer_files(model: Path, to: Path) -> None:
+    """Copy a model's tokenizer files into a new directory.
+
+    Raises:
+        ModelError: there is no tokenizer.
+    """
+    to.mkdir()
+    for path in find_tokenizer_files(model):
+        there = to / path.relative_to(model)
+        there.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, there)

@@ -1,0 +1,159 @@
+"""What is wrong with a model is told apart from what is at hand, with a way out; before a weight is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import quantized_models
+import random_models
+
+from enginix.checkpoint.convert import Options, convert
+from enginix.checkpoint.convert import plan as plan_conversion
+from enginix.checkpoint.verify import verify
+from enginix.errors import EnginixError, ModelError
+from enginix.inspect import describe
+from enginix.inspect.skeleton import open_model
+
+Tensors = dict[str, Any]
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def rewrite(directory: Path, change: Callable[[Tensors], Tensors], **keys: Any) -> Path:
+    config = random_models.config("LlamaForCausalLM", **keys)
+    tensors = random_models.write(directory, config)
+    (directory / "model.safetensors").write_bytes(random_models.safetensors_bytes(change(tensors)))
+    return directory
+
+
+def renamed(rule: Callable[[str], str]) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {rule(name): array for name, array in tensors.items()}
+
+
+def without(*names: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {n: a for n, a in tensors.items() if n not in names}
+
+
+def added(name: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {**tensors, name: np.zeros(24, np.float32)}
+
+
+def as_float64(tensors: Tensors) -> Tensors:
+    random_models.CODES[np.dtype(np.float64)] = "F64"
+    return {n: a.astype(np.float64) if n == "model.norm.weight" else a for n, a in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "fix"),
+    [
+        (renamed(lambda n: f"module.{n}"), "begin with 'module.'", "remove 'module.'"),
+        (renamed(lambda n: n.removeprefix("model.")), "lack 'model.'", "save_pretrained"),
+        (without(HEAD), "without a head", "tie_word_embeddings"),
+        (without(EMBEDDING), "tied alias", "rename"),
+        (as_float64, "is F64", "save the model in bfloat16"),
+        (added("lm_head.bias"), "lm_head.bias", "llmapi"),
+        (added("model.layers.0.self_attn.q_proj.lora_A.weight"), "lora_A", "merge"),
+        (added("model.layers.0.self_attn.kv_scale"), "kv_scale", "AutoFP8"),
+    ],
+)
+def test_tensors(change: Callable[[Tensors], Tensors], what: str, fix: str, tmp_path: Path) -> None:
+    model = rewrite(tmp_path / "model", change)
+    with pytest.raises(ModelError) as caught:
+        plan_conversion(model, Options())
+    assert what in caught.value.what and fix in (caught.value.fix or "")
+    with open_model(str(model)) as opened:
+        refusal = describe(opened).refusal
+    assert refusal is not None and caught.value.what in refusal
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "Git LFS pointer"),
+        (b"<!DOCTYPE html>\n<html><head></head></html>" * 20, "HTML page"),
+        (b"\n<html>sign in</html>", "HTML page"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_other_files_in_place_of_a_model(content: bytes, says: str, name: str, tmp_path: Path) -> None:
+    model = rewrite(tmp_path / "model", lambda tensors: tensors)
+    (model / name).write_bytes(content)
+    with pytest.raises(ModelError, match=says):
+        plan_conversion(model, Options())
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (["consolidated.safetensors", "params.json"], "Mistral's own layout"),
+        (["adapter_model.safetensors", "adapter_config.json"], "LoRA adapter"),
+        (["model.gguf"], "GGUF"),
+        (["pytorch_model.bin"], "pickle"),
+        (["model-00001-of-00002.safetensors"], "index"),
+    ],
+)
+def test_other_layouts(files: list[str], says: str, tmp_path: Path) -> None:
+    model = rewrite(tmp_path / "model", lambda tensors: tensors)
+    (model / "model.safetensors").unlink()
+    for name in files:
+        (model / name).write_bytes(b"x")
+    with pytest.raises(ModelError, match=says):
+        plan_conversion(model, Options())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"unread": Infinity, "other": [NaN, -Infinity]}', None),
+        ('{"unread": 1, "unread": 1}', None),
+        ('{"vocab_size": 37, "vocab_size": 38}', "twice"),
+        ('{"rms_norm_eps": NaN}', "rms_norm_eps"),
+        ('{"rope_theta": Infinity}', "rope_theta"),
+    ],
+)
+def test_json_as_pythons_own_reader_takes_it(text: str, says: str | None, tmp_path: Path) -> None:
+    model = rewrite(tmp_path / "model", lambda tensors: tensors)
+    whole = json.dumps({k: v for k, v in json.loads((model / "config.json").read_text()).items()})
+    (model / "config.json").write_text(whole[:-1] + ", " + text[1:])
+    if says is None:
+        plan_conversion(model, Options())
+        return
+    with pytest.raises(EnginixError, match=says):
+        plan_conversion(model, Options())
+
+
+def nvfp4_with_zero_scales(tensors: Tensors, erase: bool) -> Tensors:
+    name = "model.layers.0.mlp.down_proj"
+    scales = tensors[f"{name}.weight_scale"].copy()
+    scales.view(np.uint8)[0, 0] = 0
+    codes = tensors[f"{name}.weight"].copy()
+    codes[0, :8] = 0x80 if erase else 0x31  # minus zero and zero, or values
+    return {**tensors, f"{name}.weight_scale": scales, f"{name}.weight": codes}
+
+
+@pytest.mark.parametrize("erase", [True, False])
+def test_zero_scales_are_for_blocks_of_zeros_alone(erase: bool, tmp_path: Path) -> None:
+    config = quantized_models.llama(hidden_size=128, intermediate_size=256, head_dim=32)
+    tensors = quantized_models.write(
+        tmp_path / "model",
+        config,
+        lambda m: "NVFP4" if quantized_models.linear(m) else None,
+        {"quant_algo": "NVFP4", "exclude_modules": ["lm_head"]},
+    )
+    path = tmp_path / "model/model.safetensors"
+    path.write_bytes(random_models.safetensors_bytes(nvfp4_with_zero_scales(tensors, erase)))
+    convert(tmp_path / "model", tmp_path / "out", Options())
+    found = [str(f) for f in verify(tmp_path / "out").findings]
+    assert (found == []) if erase else (len(found) == 1 and "weights are lost" in found[0])
+
+
+def test_a_tied_head_that_differs_is_noted(tmp_path: Path) -> None:
+    def other(tensors: Tensors) -> Tensors:
+        return {**tensors, HEAD: tensors[EMBEDDING] * 2}
+
+    model = rewrite(tmp_path / "model", other, tie_word_embeddings=True)
+    assert any("tie_word_embeddings" in note for note in plan_conversion(model, Options()).notes)
