@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix import __version__, console
+from enginix.credentials import redact
 from enginix.errors import EXIT_CODES, EXIT_USAGE, EnginixError
 
 # name → what it does; the module is enginix.commands.<name with underscores>.
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(module.run(args))
     except EnginixError as e:
         if args.json:
-            print(json.dumps(e.as_json()))
+            print(redact(json.dumps(e.as_json())))
         return console.failed(e)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

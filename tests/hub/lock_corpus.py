@@ -1,7 +1,8 @@
 """Locks edited by hand, for the parser and for evaluation alike: what each must say of them.
 
-    python tests/hub/lock_corpus.py > corpus.json      # name → {"lock": …, "takes": "both" | "python" | "neither"}
+    python tests/hub/lock_corpus.py > corpus.json
 
+It maps names to {"lock": …, "takes": "both" | "python" | "neither"};
 ``python`` is what evaluation alone refuses: it has no tables of Unicode, and takes ASCII and common letters.
 """
 
