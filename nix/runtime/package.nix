@@ -8,6 +8,7 @@ let
   driver = [
     "__init__.py"
     "console.py"
+    "credentials.py"
     "data/__init__.py"
     "data/build_options.json"
     "data/environment.json"
