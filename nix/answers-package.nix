@@ -9,6 +9,7 @@ import ./package.nix scope {
     "commands/__init__.py"
     "commands/reference.py"
     "console.py"
+    "credentials.py"
     "data/__init__.py"
     "data/architectures.json"
     "data/gate_facts.json"

@@ -42,6 +42,8 @@ rec {
           git add ${file}''
     else if pinned.type != type then
       throw "${function}: ${where} is the lock of a ${pinned.type}; use ${other.${pinned.type}}."
+    else if type == "dataset" && pinned.model != { } then
+      throw "${function}: ${where}: a dataset has no facts of a model; write the lock again with `enginix lock`."
     else
       pinned;
 

@@ -21,6 +21,7 @@ let
       "commands/__init__.py"
       "commands/compare.py"
       "console.py"
+      "credentials.py"
       "data/__init__.py"
       "data/architectures.json"
       "data/gates.json"

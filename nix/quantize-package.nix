@@ -10,6 +10,7 @@ let
     "commands/calibrate.py"
     "commands/quantize.py"
     "console.py"
+    "credentials.py"
     "data/__init__.py"
     "data/calibration.json"
     "data/calibration_default.jsonl"

@@ -175,8 +175,6 @@ rec {
       throw "${where}: select is not {revision, include, exclude, remoteCode} of texts; ${again}"
     else if !builtins.isAttrs model || !isFact 4 model then
       throw "${where}: model is not an object of plain facts; ${again}"
-    else if type == "dataset" && model != { } then
-      throw "${where}: a dataset has no facts of a model; ${again}"
     else if type == "dataset" && !has "/" (repo where (lock.repo or null)) then
       throw "${where}: the dataset ${lock.repo} has no owner; ${again}"
     else if !builtins.isAttrs files || files == { } then

@@ -10,6 +10,7 @@ let
     "commands/edgellm_export.py"
     "commands/edgellm_serve.py"
     "console.py"
+    "credentials.py"
     "data/__init__.py"
     "data/architectures.json"
     "data/edgellm.json"

@@ -13,6 +13,7 @@ let
   common = [
     "__init__.py"
     "console.py"
+    "credentials.py"
     "data/__init__.py"
     "errors.py"
     "files.py"

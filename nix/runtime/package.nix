@@ -8,6 +8,7 @@ let
   driver = [
     "__init__.py"
     "console.py"
+    "credentials.py"
     "data/__init__.py"
     "data/architectures.json"
     "data/build_effects.json"

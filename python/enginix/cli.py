@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from enginix import __version__, console
+from enginix.credentials import redact
 from enginix.errors import EXIT_CLOSED_PIPE, EXIT_CODES, EXIT_USAGE, EnginixError
 from enginix.wording import nearest
 
@@ -169,5 +170,5 @@ def _run(words: list[str]) -> int:
 
 def _failed(e: EnginixError, *, as_json: bool) -> int:
     if as_json:
-        print(json.dumps(e.as_json()))
+        print(redact(json.dumps(e.as_json())))
     return console.failed(e)

@@ -8,17 +8,18 @@ import sys
 import time
 from typing import Any
 
+from enginix.credentials import redact
 from enginix.errors import EXIT_BUG, EnginixError
 
 
 def say(text: str) -> None:
     """A line of progress for people, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(redact(text), file=sys.stderr, flush=True)
 
 
 def result(value: Any, text: str, *, as_json: bool) -> None:
     """The command's result on standard output: ``text`` for people, ``value`` as JSON with ``--json``."""
-    print(json.dumps(value, ensure_ascii=False) if as_json else text, flush=True)
+    print(redact(json.dumps(value, ensure_ascii=False) if as_json else text), flush=True)
 
 
 def failed(e: Exception) -> int:

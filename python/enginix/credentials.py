@@ -1,9 +1,14 @@
-"""Files with secrets: a path, or a credential that systemd hands to a service (LoadCredential)."""
+"""Secrets: files that hold one, and texts that may show none."""
 
 from __future__ import annotations
 
+import base64
 import os
+import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from enginix.errors import UsageError
 
@@ -24,3 +29,48 @@ def locate(path: str) -> Path:
             fix="pass an absolute path, or set LoadCredential in the unit",
         )
     return Path(directory) / path
+
+
+_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_ADDRESSES = (
+    "HF_ENDPOINT",
+    *(f(f"{n}_proxy") for n in ("http", "https", "all") for f in (str.lower, str.upper)),
+)
+_USER_INFO = re.compile(r"(?<=://)[^/?#\s@'\"]+@")
+_SHORTEST = 8  # characters; a shorter text is in others by chance
+
+
+def redact(text: str) -> str:
+    """A text without the hub's token, passwords of addresses, and what they look like encoded."""
+    for secret in sorted(set(_secrets()), key=len, reverse=True):
+        text = text.replace(secret, "<token>")
+    return _USER_INFO.sub("<credentials>@", text)
+
+
+def has_secret(text: str) -> bool:
+    """Whether a text holds one, also with spaces or characters between that nobody sees."""
+    bare = "".join(c for c in text if c.isprintable() and not c.isspace())
+    return any(secret in text or secret in bare for secret in _secrets())
+
+
+def _secrets() -> Iterator[str]:
+    for secret in _plain():
+        if len(secret) >= _SHORTEST:
+            yield secret
+            yield quote(secret, safe="")
+            # In base 64 at each of the three places where it may begin, without the ends that others share.
+            for n in range(3):
+                yield base64.b64encode(b" " * n + secret.encode("utf-8", "replace"))[4:-4].decode()
+
+
+def _plain() -> Iterator[str]:
+    for name in _TOKENS:
+        yield os.environ.get(name, "").strip()
+    for name in _ADDRESSES:
+        if found := _USER_INFO.search(os.environ.get(name, "")):
+            password = found[0][:-1].partition(":")[2]
+            yield password
+            yield unquote(password)
+    # A token that `hf auth login` stored.
+    if (hub := sys.modules.get("huggingface_hub")) is not None:
+        yield (hub.get_token() or "").strip()

@@ -2,8 +2,7 @@
 
     python tests/hub/lock_corpus.py > corpus.json
 
-Each name has {"lock": …, "takes": "both" | "python" | "neither"}.
-
+It maps names to {"lock": …, "takes": "both" | "python" | "neither"};
 ``python`` is what evaluation alone refuses: it has no tables of Unicode, and takes ASCII and common letters.
 """
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
 
+from enginix.credentials import has_secret
 from enginix.errors import HashMismatch, HubError, LockError
 from enginix.hub import faults, lock, session
 
@@ -90,8 +91,23 @@ def list_files(repo: str, commit: str) -> tuple[RemoteFile, ...]:
             if not isinstance(row, dict) or row.get("type") not in ("file", "directory"):
                 raise _odd(repo, "the listing has an entry that is neither file nor directory")
             if row["type"] == "file":
+                refuse_echo(str(row.get("path")), "the listing", repo)
                 found.append(_remote_file(row, repo))
     return tuple(sorted(found, key=lambda f: f.path))
+
+
+def refuse_echo(text: str, what: str, repo: str) -> None:
+    """Refuses an answer that has our token in it, which would go on into a lock or manifest.
+
+    Raises:
+        HubError: it has.
+    """
+    if has_secret(text):
+        raise HubError(
+            f"{what} has the token in it, that is {session.endpoint()} sends it back",
+            where=repo,
+            fix="do not use this hub, and make a new token",
+        )
 
 
 def read_small(repo: str, commit: str, file: RemoteFile) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+from enginix.credentials import has_secret, redact
 from enginix.errors import EnginixError, HubError, MachineError
 from enginix.hub import session
 
@@ -90,8 +91,5 @@ def _http(e: HfHubHTTPError, repo: str, where: str) -> HubError:
 
 def clean(text: str) -> str:
     """A stranger's text: one printable line of at most 200 characters, without the token."""
-    secret = session.token()
-    if secret:
-        text = text.replace(secret, "<token>")
-    line = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(line.split())[:200]
+    line = "".join(c if c.isprintable() else " " for c in redact(text))
+    return "(a text with the <token>)" if has_secret(line) else " ".join(line.split())[:200]

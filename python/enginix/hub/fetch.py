@@ -10,16 +10,16 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from enginix.console import human_bytes, say
-from enginix.errors import MachineError, ManifestError, UsageError
+from enginix.errors import LockError, MachineError, ManifestError, UsageError
 from enginix.files import WorkDirectory, check_free, hold_work_directory, refuse_link, release
-from enginix.hub import faults, lock, session
+from enginix.hub import facts, faults, lock, session
 from enginix.hub.lock import COMMIT, Lock
 from enginix.hub.progress import Progress
 from enginix.hub.transfer import Stopped, Wanted, abort, download, free_bytes
@@ -66,7 +66,41 @@ def fetch(pinned: Lock, out: Path, jobs: int = JOBS) -> Fetched:
             "files": {f.path: f.sha256 for f in pinned.files},
         },
     )
-    return collect(pinned.address, pinned.revision, wanted, out, jobs=jobs, note=note)
+    return collect(
+        pinned.address,
+        pinned.revision,
+        wanted,
+        out,
+        jobs=jobs,
+        note=note,
+        check=lambda directory: require_facts(pinned, directory),
+    )
+
+
+def require_facts(pinned: Lock, directory: Path) -> None:
+    """Compares a lock's facts with those of the configuration that it pins.
+
+    A fact that an older enginix did not write may be missing.
+
+    Raises:
+        LockError: a fact that the configuration does not say.
+        ModelError: the configuration is not a JSON object.
+    """
+    stated = {k: v for k, v in pinned.model.items() if k not in facts.FORMER}
+    if not stated:
+        return
+    paths = {f.path for f in pinned.files}
+    content = {p: (directory / p).read_bytes() for p in facts.FILES if p in paths}
+    derived = facts.model_facts(content, pinned.repo)
+    for name, value in sorted(stated.items()):
+        known = derived.get(name)
+        if name not in derived or known != value or type(known) is not type(value):
+            found = f"{ascii(known)[:100]}" if name in derived else "nothing of it"
+            raise LockError(
+                f"model.{name} is {ascii(value)[:100]}, and the pinned configuration says {found}",
+                where=pinned.repo,
+                fix="write the lock again with `enginix lock`, and ask who changed it",
+            )
 
 
 def fetch_file(repo: str, commit: str, wanted: Wanted, out: Path) -> Fetched:
@@ -107,11 +141,13 @@ def collect(
     jobs: int = JOBS,
     note: Manifest | None = None,
     keep: bool = True,
+    check: Callable[[Path], None] = lambda _: None,
 ) -> Fetched:
     """Fetches ``wanted`` into the new directory ``out``.
 
     Args:
         note: manifest to write into it.
+        check: looks at the whole directory before it appears, and refuses it by raising.
         keep: keep finished files beside ``out`` when it fails, for the next run.
 
     Raises:
@@ -122,11 +158,11 @@ def collect(
     size = sum(w.size for w in wanted)
     there = Fetched(out, len(wanted), size, 0, len(wanted))
     if _is_there(out, wanted, note):
-        return there
+        return _noted(there, note, check)
     with _state(out, keep=keep) as held:
         # Once more with the lock held: another process may just have finished it.
         if _is_there(out, wanted, note):
-            return there
+            return _noted(there, note, check)
         tree, parts = held.folder("tree"), held.folder("part")
         # First, too: what is a file in one lock may be a directory in another.
         _remove_strangers(tree, wanted)
@@ -134,6 +170,7 @@ def collect(
         with Progress(f"fetch {repo}", size, len(wanted)) as progress:
             run.go(wanted, progress, out)
         _remove_strangers(tree, wanted)
+        check(tree)
         if note is not None:
             note.write(tree)
         for folder, _, _ in os.walk(tree):
@@ -280,8 +317,17 @@ def _state(out: Path, *, keep: bool) -> Iterator[WorkDirectory]:
         release(held)
 
 
+def _noted(there: Fetched, note: Manifest | None, check: Callable[[Path], None]) -> Fetched:
+    """What was there already, with the manifest of this lock."""
+    check(there.directory)
+    # Another commit may have the same files: then only what names the commit is out of date.
+    if note is not None and not _names(there.directory, note):
+        note.write(there.directory)
+    return there
+
+
 def _is_there(out: Path, wanted: Sequence[Wanted], note: Manifest | None) -> bool:
-    """Whether ``out`` holds exactly what is wanted already; a manifest of another lock is written again.
+    """Whether ``out`` holds exactly what is wanted already, with or without a manifest.
 
     Raises:
         UsageError: it holds something else.
@@ -303,9 +349,6 @@ def _is_there(out: Path, wanted: Sequence[Wanted], note: Manifest | None) -> boo
         name = found.relative_to(out).as_posix()
         if found.is_symlink() or (not found.is_dir() and name not in known):
             raise UsageError(f"output exists, and {name} in it is not pinned", where=str(out), fix=fix)
-    # Another commit may have the same files: then only what names the commit is out of date.
-    if note is not None and not _names(out, note):
-        note.write(out)
     return True
 
 

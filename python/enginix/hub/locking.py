@@ -84,6 +84,7 @@ def make(name: str, select: Selection, type_: RepoType = "model") -> Made:
         if paths.is_reserved(f.path)
     ]
     made = Lock(name, info.revision, info.license, info.gated, model, files, select, type_)
+    api.refuse_echo(made.dump(), "what would be in the lock", repo)
     return Made(made, tuple(notes))
 
 

@@ -24,7 +24,7 @@ def endpoint() -> str:
     """The hub's address: ``HF_ENDPOINT``, or the public Hub.
 
     Raises:
-        UsageError: not an http or https address.
+        UsageError: not an http or https address, or one with a password.
     """
     text = (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
     try:
@@ -32,6 +32,12 @@ def endpoint() -> str:
         fine = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or True)
     except ValueError:
         fine = False
+    if fine and (url.username is not None or url.password is not None):
+        raise UsageError(
+            "the address has a user name or password in it",
+            where="HF_ENDPOINT",
+            fix="take it out: addresses are written into errors; HF_TOKEN is what the hub is shown",
+        )
     if not fine:
         raise UsageError(
             "not an http(s) address", where="HF_ENDPOINT", fix=f"for instance {DEFAULT_ENDPOINT}"
@@ -100,7 +106,15 @@ def headers() -> dict[str, str]:
     prepare()
     from huggingface_hub.utils._headers import build_hf_headers
 
-    return dict(build_hf_headers(library_name="enginix", library_version=__version__))
+    made = dict(build_hf_headers(library_name="enginix", library_version=__version__))
+    given = made.get("authorization", "").removeprefix("Bearer ")
+    if strange := next((c for c in given if not "!" <= c <= "~"), None):
+        raise UsageError(
+            f"the token has the character U+{ord(strange):04X}, which no token has",
+            where="HF_TOKEN",
+            fix="copy it again, without spaces or invisible characters (or hf auth login again)",
+        )
+    return made
 
 
 def token() -> str | None:
