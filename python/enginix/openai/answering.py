@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -128,7 +128,7 @@ class Answering:
         choices = [{**a["choices"][0], "index": i} for i, a in enumerate(answers)]
         return {**answers[0], "choices": choices, "usage": _sum(usages)}
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    async def stream(self) -> AsyncGenerator[bytes, None]:
         """Yield the answer's events as bytes.
 
         Raises:

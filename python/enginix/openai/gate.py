@@ -14,7 +14,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 from enginix.openai.answering import Answering, Question
@@ -154,8 +154,8 @@ class Gate:
             question = Question.compose(
                 path, body, model, request.id, is_triton=is_triton, limits=self._spec.limits
             )
-            self._rates.take(caller, len(question.parts))
             with self._place(caller):
+                self._rates.take(caller, len(question.parts))
                 await request.while_connected(self._answer(request, question, caller))
         elif path in ROUTES or method != "GET":
             raise Refused(f"{path}: no such route for {method}", None, 405 if path in ROUTES else 404)
@@ -170,8 +170,9 @@ class Gate:
         answering = Answering(self._app, self._balancer, question, caller, min(most, _PARALLEL_PROMPTS))
         try:
             if question.is_stream:
-                async for raw in answering.stream():
-                    await request.stream(raw)
+                async with aclosing(answering.stream()) as stream:
+                    async for raw in stream:
+                        await request.stream(raw)
                 await request.end_stream(answering.error)
                 request.error = answering.error["error"]["message"] if answering.error else ""
             else:

@@ -136,7 +136,7 @@ def start_gateway(gateway_python: Path, tmp_path_factory: pytest.TempPathFactory
             )
         gateway = Gateway(process, 0, log)
         try:
-            deadline = time.monotonic() + 300
+            deadline = time.monotonic() + 500
             while not (said := [line for line in gateway.lines() if " answers at http" in line]):
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(0.1)

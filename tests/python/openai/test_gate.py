@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginix.openai import clean
@@ -213,6 +213,8 @@ def test_without_the_key_nothing(door: Door, headers: Any) -> None:
     assert door.app.bodies == []
 
 
+# A shared machine may take any time for the files that each example makes.
+@settings(deadline=None)
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 def test_any_bytes_are_refused_in_openais_form(tmp_path_factory: Any, raw: bytes) -> None:
     door = Door(tmp_path_factory.mktemp("door"))
