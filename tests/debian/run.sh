@@ -33,7 +33,7 @@ cleanup() {
   local place
   for place in "${mounted[@]}"; do umount -l "$place" || true; done
   # Never below a mount that stayed.
-  if [ -z "${DEBIAN_ROOT-}" ] && ! grep -q " $root/" /proc/self/mounts; then
+  if [ -z "${DEBIAN_ROOT-}" ] && ! grep -q " $root[/ ]" /proc/self/mounts; then
     rm -rf --one-file-system "$root"
   fi
 }
@@ -75,10 +75,13 @@ fi
 install -m 644 /etc/resolv.conf "$root/etc/resolv.conf"
 install -m 644 /etc/hosts "$root/etc/hosts"
 
+# Nix makes the root's mounts private, for which the root is one.
+mount --bind "$root" "$root"
+mounted=("$root")
 for place in proc sys dev; do
   mount --rbind "/$place" "$root/$place"
   mount --make-rslave "$root/$place"
-  mounted+=("$root/$place")
+  mounted=("$root/$place" "${mounted[@]}")
 done
 
 rm -rf "$root/root/enginix"
