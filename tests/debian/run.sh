@@ -33,7 +33,7 @@ cleanup() {
   local place
   for place in "${mounted[@]}"; do umount -l "$place" || true; done
   # Never below a mount that stayed.
-  if [ -z "${DEBIAN_ROOT-}" ] && ! grep -q " $root[/ ]" /proc/self/mounts; then
+  if [ -z "${DEBIAN_ROOT-}" ] && ! grep -q " ${root}[/ ]" /proc/self/mounts; then
     rm -rf --one-file-system "$root"
   fi
 }

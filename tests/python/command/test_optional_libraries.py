@@ -183,6 +183,7 @@ def test_a_library_of_core(library: str, inputs: Path, tmp_path: Path) -> None:
 
 def test_a_library_that_nobody_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optional_libraries, "_in_nix_store", lambda: False)
+    monkeypatch.setattr(optional_libraries, "find_spec", lambda _: True)
     missing = optional_libraries.missing_library(ModuleNotFoundError("no", name="yarl.deep"), "gateway")
     assert missing is not None and missing.exit_code == 5 and "install yarl" in str(missing.fix)
 
