@@ -28,17 +28,18 @@ fail() {
 [ "$(id -u)" = 0 ] || fail "debootstrap and chroot need root" "run it as root"
 command -v debootstrap >/dev/null || fail "debootstrap is not installed" "apt-get install debootstrap"
 
-mounted=()
-cleanup() {
-  local place
-  for place in "${mounted[@]}"; do umount -l "$place" || true; done
-  # Never below a mount that stayed.
-  if [ -z "${DEBIAN_ROOT-}" ] && ! grep -q " ${root}[/ ]" /proc/self/mounts; then
-    rm -rf --one-file-system "$root"
-  fi
-}
-root=${DEBIAN_ROOT:-$(mktemp -d "${TMPDIR:-/tmp}/enginix-debian.XXXXXX")}
-trap cleanup EXIT
+# Namespaces of its own: mounts go with them, and Nix, which ends all processes of its build users, meets only its own,
+# though another Nix of this machine has build users of the same numbers.
+if [ -z "${DEBIAN_INSIDE-}" ]; then
+  root=${DEBIAN_ROOT:-$(mktemp -d "${TMPDIR:-/tmp}/enginix-debian.XXXXXX")}
+  kept=${DEBIAN_ROOT-}
+  status=0
+  DEBIAN_INSIDE=1 DEBIAN_ROOT=$root DEBIAN_KEPT=$kept \
+    unshare --mount --pid --fork --kill-child --propagation private bash "${BASH_SOURCE[0]}" "$@" || status=$?
+  [ -n "${DEBIAN_ROOT-}" ] || rm -rf --one-file-system "$root"
+  exit "$status"
+fi
+root=$DEBIAN_ROOT
 
 begun=$SECONDS
 if [ ! -e "$root/etc/debian_version" ]; then
@@ -75,14 +76,11 @@ fi
 install -m 644 /etc/resolv.conf "$root/etc/resolv.conf"
 install -m 644 /etc/hosts "$root/etc/hosts"
 
-# Nix makes the root's mounts private, for which the root is one.
+# Nix makes the root's mounts private, for which the root has to be one.
 mount --bind "$root" "$root"
-mounted=("$root")
-for place in proc sys dev; do
-  mount --rbind "/$place" "$root/$place"
-  mount --make-rslave "$root/$place"
-  mounted=("$root/$place" "${mounted[@]}")
-done
+mount -t proc proc "$root/proc"
+mount --rbind /sys "$root/sys"
+mount --rbind /dev "$root/dev"
 
 rm -rf "$root/root/enginix"
 git clone -q "file://$here" "$root/root/enginix"
@@ -101,7 +99,7 @@ timed() { # label, script
 }
 
 inside '! [ -e /opt/enginix ] && ! command -v nix pip cc >/dev/null' ||
-  [ -n "${DEBIAN_ROOT-}" ] || fail "the system is not bare" "remove it and run again"
+  [ -n "$DEBIAN_KEPT" ] || fail "the system is not bare" "remove it and run again"
 case $what in
 demo)
   timed "make demo, cold," 'make demo'
