@@ -28,8 +28,7 @@ fail() {
 [ "$(id -u)" = 0 ] || fail "debootstrap and chroot need root" "run it as root"
 command -v debootstrap >/dev/null || fail "debootstrap is not installed" "apt-get install debootstrap"
 
-# Namespaces of its own: mounts go with them, and Nix, which ends all processes of its build users, meets only its own,
-# though another Nix of this machine has build users of the same numbers.
+# Namespaces of its own: mounts go with them, and what Nix starts there ends with them.
 if [ -z "${DEBIAN_INSIDE-}" ]; then
   root=${DEBIAN_ROOT:-$(mktemp -d "${TMPDIR:-/tmp}/enginix-debian.XXXXXX")}
   kept=${DEBIAN_ROOT-}
@@ -50,7 +49,10 @@ if [ ! -e "$root/etc/debian_version" ]; then
 fi
 echo "debian: minbase after $((SECONDS - begun)) s"
 
-simulated=()
+# Nix ends all processes of a build user before and after a build. Users of that system get other numbers than those of
+# this machine's Nix, so that neither ends the other's builds.
+sed -i 's/^#\?SYS_UID_MAX.*/SYS_UID_MAX 599/; s/^#\?SYS_UID_MIN.*/SYS_UID_MIN 500/' "$root/etc/login.defs"
+simulated=("numbers of the build users")
 if [ -n "${DEBIAN_APT-}" ]; then
   install -m 644 "$DEBIAN_APT" "$root/etc/apt/sources.list"
   simulated+=("Debian's mirror, by ${DEBIAN_MIRROR-} and $DEBIAN_APT")
@@ -117,4 +119,4 @@ pip)
 shell) inside 'exec bash -i' ;;
 *) fail "unknown word $what" "demo, test, pip or shell" ;;
 esac
-printf 'debian: simulated: %s\n' "${simulated[@]:-nothing}"
+printf 'debian: simulated: %s\n' "${simulated[@]}"
