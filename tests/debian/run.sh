@@ -63,6 +63,7 @@ if [ -n "${DEBIAN_CERTIFICATES-}" ]; then
   chroot "$root" update-ca-certificates >/dev/null 2>&1
   simulated+=("certificates of the network")
 fi
+rm -f "$root/etc/pip.conf"
 if [ -n "${DEBIAN_PIP_CONF-}" ]; then
   install -m 644 "$DEBIAN_PIP_CONF" "$root/etc/pip.conf"
   simulated+=("Python's package index, by pip's settings")
@@ -72,7 +73,8 @@ if [ -n "${DEBIAN_WHEELS-}" ]; then
 print(json.load(open(sys.argv[1]))["wheels"]["torch"]["files"]["x86_64-linux"]["file"])' "$here/nix/python/locks/runtime.json")
   [ -e "$DEBIAN_WHEELS/$file" ] || fail "$DEBIAN_WHEELS has no $file" "put the locked wheel of torch there"
   install -D -m 644 "$DEBIAN_WHEELS/$file" "$root/srv/torch/$file"
-  printf '[global]\nfind-links = /srv/torch\n' >>"$root/etc/pip.conf"
+  # Sections that the network's settings, under [global], do not have.
+  printf '[%s]\nfind-links = /srv/torch\n' install download >>"$root/etc/pip.conf"
   simulated+=("PyTorch's index of CPU wheels, by a directory with $file")
 fi
 install -m 644 /etc/resolv.conf "$root/etc/resolv.conf"
