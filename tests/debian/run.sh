@@ -80,9 +80,8 @@ fi
 install -m 644 /etc/resolv.conf "$root/etc/resolv.conf"
 install -m 644 /etc/hosts "$root/etc/hosts"
 
-# Nix makes the root's mounts private, for which the root has to be one.
+# A root has to be a mount.
 mount --bind "$root" "$root"
-mount -t proc proc "$root/proc"
 mount --rbind /sys "$root/sys"
 mount --rbind /dev "$root/dev"
 
@@ -90,11 +89,17 @@ rm -rf "$root/root/enginix"
 git clone -q "file://$here" "$root/root/enginix"
 git -C "$root/root/enginix" checkout -q --detach "$(git -C "$here" rev-parse HEAD)"
 
-# Nothing of this machine's environment but proxies.
+# Nothing of this machine's environment but proxies. The system is the root of its mounts, not only of a chroot: Nix
+# starts git in the namespace that it was started in, at that namespace's root.
 inside() { # script
+  # shellcheck disable=SC2016
   env -i HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
     ${https_proxy:+https_proxy="$https_proxy"} ${http_proxy:+http_proxy="$http_proxy"} ${no_proxy:+no_proxy="$no_proxy"} \
-    chroot "$root" /bin/bash -euo pipefail -c "cd /root/enginix; $1"
+    unshare --mount --pid --fork --kill-child --propagation private bash -euc '
+      cd "$1"
+      mount -t proc proc proc
+      pivot_root . mnt
+      exec chroot . /bin/bash -euo pipefail -c "umount -l /mnt; cd /root/enginix; $2"' - "$root" "$1"
 }
 timed() { # label, script
   local from=$SECONDS
