@@ -74,7 +74,7 @@ def missing_library(error: ImportError, command: str) -> MachineError | None:
     if module in CORE:
         return MachineError(f"{module} {state}", where=sys.executable, fix=installing(None))
     # A dependency of a dependency: only its own name is known.
-    fix = _pip([module]) if isinstance(error, ModuleNotFoundError) else "repair the environment"
+    fix = installing(None) if _in_nix_store() else _pip([module])
     return MachineError(f"{module} {state}", where=sys.executable, fix=fix)
 
 

@@ -28,17 +28,17 @@ fail() {
 [ "$(id -u)" = 0 ] || fail "debootstrap and chroot need root" "run it as root"
 command -v debootstrap >/dev/null || fail "debootstrap is not installed" "apt-get install debootstrap"
 
-mounted=()
-cleanup() {
-  local place
-  for place in "${mounted[@]}"; do umount -l "$place" || true; done
-  # Never below a mount that stayed.
-  if [ -z "${DEBIAN_ROOT-}" ] && ! grep -q " $root/" /proc/self/mounts; then
-    rm -rf --one-file-system "$root"
-  fi
-}
-root=${DEBIAN_ROOT:-$(mktemp -d "${TMPDIR:-/tmp}/enginix-debian.XXXXXX")}
-trap cleanup EXIT
+# Namespaces of its own: mounts go with them, and what Nix starts there ends with them.
+if [ -z "${DEBIAN_INSIDE-}" ]; then
+  root=${DEBIAN_ROOT:-$(mktemp -d "${TMPDIR:-/tmp}/enginix-debian.XXXXXX")}
+  kept=${DEBIAN_ROOT-}
+  status=0
+  DEBIAN_INSIDE=1 DEBIAN_ROOT=$root DEBIAN_KEPT=$kept \
+    unshare --mount --pid --fork --kill-child --propagation private bash "${BASH_SOURCE[0]}" "$@" || status=$?
+  [ -n "${DEBIAN_ROOT-}" ] || rm -rf --one-file-system "$root"
+  exit "$status"
+fi
+root=$DEBIAN_ROOT
 
 begun=$SECONDS
 if [ ! -e "$root/etc/debian_version" ]; then
@@ -49,7 +49,10 @@ if [ ! -e "$root/etc/debian_version" ]; then
 fi
 echo "debian: minbase after $((SECONDS - begun)) s"
 
-simulated=()
+# Nix ends all processes of a build user before and after a build. Users of that system get other numbers than those of
+# this machine's Nix, so that neither ends the other's builds.
+sed -i 's/^#\?SYS_UID_MAX.*/SYS_UID_MAX 599/; s/^#\?SYS_UID_MIN.*/SYS_UID_MIN 500/' "$root/etc/login.defs"
+simulated=("numbers of the build users")
 if [ -n "${DEBIAN_APT-}" ]; then
   install -m 644 "$DEBIAN_APT" "$root/etc/apt/sources.list"
   simulated+=("Debian's mirror, by ${DEBIAN_MIRROR-} and $DEBIAN_APT")
@@ -60,6 +63,7 @@ if [ -n "${DEBIAN_CERTIFICATES-}" ]; then
   chroot "$root" update-ca-certificates >/dev/null 2>&1
   simulated+=("certificates of the network")
 fi
+rm -f "$root/etc/pip.conf"
 if [ -n "${DEBIAN_PIP_CONF-}" ]; then
   install -m 644 "$DEBIAN_PIP_CONF" "$root/etc/pip.conf"
   simulated+=("Python's package index, by pip's settings")
@@ -69,27 +73,33 @@ if [ -n "${DEBIAN_WHEELS-}" ]; then
 print(json.load(open(sys.argv[1]))["wheels"]["torch"]["files"]["x86_64-linux"]["file"])' "$here/nix/python/locks/runtime.json")
   [ -e "$DEBIAN_WHEELS/$file" ] || fail "$DEBIAN_WHEELS has no $file" "put the locked wheel of torch there"
   install -D -m 644 "$DEBIAN_WHEELS/$file" "$root/srv/torch/$file"
-  printf '[global]\nfind-links = /srv/torch\n' >>"$root/etc/pip.conf"
+  # Sections that the network's settings, under [global], do not have.
+  printf '[%s]\nfind-links = /srv/torch\n' install download >>"$root/etc/pip.conf"
   simulated+=("PyTorch's index of CPU wheels, by a directory with $file")
 fi
 install -m 644 /etc/resolv.conf "$root/etc/resolv.conf"
 install -m 644 /etc/hosts "$root/etc/hosts"
 
-for place in proc sys dev; do
-  mount --rbind "/$place" "$root/$place"
-  mount --make-rslave "$root/$place"
-  mounted+=("$root/$place")
-done
+# A root has to be a mount.
+mount --bind "$root" "$root"
+mount --rbind /sys "$root/sys"
+mount --rbind /dev "$root/dev"
 
 rm -rf "$root/root/enginix"
 git clone -q "file://$here" "$root/root/enginix"
 git -C "$root/root/enginix" checkout -q --detach "$(git -C "$here" rev-parse HEAD)"
 
-# Nothing of this machine's environment but proxies.
+# Nothing of this machine's environment but proxies. The system is the root of its mounts, not only of a chroot: Nix
+# starts git in the namespace that it was started in, at that namespace's root.
 inside() { # script
+  # shellcheck disable=SC2016
   env -i HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
     ${https_proxy:+https_proxy="$https_proxy"} ${http_proxy:+http_proxy="$http_proxy"} ${no_proxy:+no_proxy="$no_proxy"} \
-    chroot "$root" /bin/bash -euo pipefail -c "cd /root/enginix; $1"
+    unshare --mount --pid --fork --kill-child --propagation private bash -euc '
+      cd "$1"
+      mount -t proc proc proc
+      pivot_root . mnt
+      exec chroot . /bin/bash -euo pipefail -c "umount -l /mnt; cd /root/enginix; $2"' - "$root" "$1"
 }
 timed() { # label, script
   local from=$SECONDS
@@ -98,7 +108,7 @@ timed() { # label, script
 }
 
 inside '! [ -e /opt/enginix ] && ! command -v nix pip cc >/dev/null' ||
-  [ -n "${DEBIAN_ROOT-}" ] || fail "the system is not bare" "remove it and run again"
+  [ -n "$DEBIAN_KEPT" ] || fail "the system is not bare" "remove it and run again"
 case $what in
 demo)
   timed "make demo, cold," 'make demo'
@@ -116,4 +126,4 @@ pip)
 shell) inside 'exec bash -i' ;;
 *) fail "unknown word $what" "demo, test, pip or shell" ;;
 esac
-printf 'debian: simulated: %s\n' "${simulated[@]:-nothing}"
+printf 'debian: simulated: %s\n' "${simulated[@]}"

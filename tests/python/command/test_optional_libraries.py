@@ -68,7 +68,11 @@ class Blocker:
         if name.split(".")[0] in blocked:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocker)
+from enginix import optional_libraries
 from enginix.cli import main
+# The Python of the tests may be in the Nix store, where nothing can be installed; users of pip have another.
+optional_libraries._in_nix_store = lambda: False
+optional_libraries.find_spec = lambda _: True
 sys.exit(main(sys.argv[2:]))
 """
 
@@ -177,7 +181,9 @@ def test_a_library_of_core(library: str, inputs: Path, tmp_path: Path) -> None:
     assert re.search(r"fix: .*pip install .*/python$", done.stderr.strip())
 
 
-def test_a_library_that_nobody_lists(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_library_that_nobody_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optional_libraries, "_in_nix_store", lambda: False)
+    monkeypatch.setattr(optional_libraries, "find_spec", lambda _: True)
     missing = optional_libraries.missing_library(ModuleNotFoundError("no", name="yarl.deep"), "gateway")
     assert missing is not None and missing.exit_code == 5 and "install yarl" in str(missing.fix)
 
@@ -208,6 +214,7 @@ def test_a_package_that_leaves_a_stage_out() -> None:
 def test_the_command_that_installs(
     patches: dict[str, object], start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in patches.items():
+    ours = {"_in_nix_store": lambda: False, "find_spec": lambda _: True}
+    for name, value in {**ours, **patches}.items():
         monkeypatch.setattr(optional_libraries, name, value)
     assert optional_libraries.installing("serve").startswith(start.format(python=sys.executable))
