@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from enginix.openai import clean
-from enginix.openai.balancer import Balancer, Candidate
+from enginix.openai.balancer import REST_SECONDS, Balancer, Candidate
 from enginix.openai.call import Call
 from enginix.openai.events import DONE, EventTooLarge
 from enginix.openai.exchange import App, Exchange, NoAnswer
@@ -225,8 +226,10 @@ class Answering:
                 failure = e
                 if e.status != 429 and e.retry_after is None:
                     self._balancer.failed(candidate.server)
-        if failure is None or (failure.status == 503 and "reached" in failure.message):
-            raise Refused("none of the model's servers can be reached", None, 503, retry_after=5) from failure
+        assert failure is not None, "each model has a server"
+        if failure.status == 503 and failure.retry_after is None:
+            # By then the servers have been looked after again.
+            failure.retry_after = math.ceil(REST_SECONDS)
         raise failure
 
     async def _attempt(

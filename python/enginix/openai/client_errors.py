@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from enginix.openai.request import PARAMETERS, Refused
+from enginix.tables import table
 
 CONTEXT_CODE = "context_length_exceeded"
 # Names of Triton's inputs that a message begins with -> parameters.
@@ -35,8 +36,9 @@ def client_error(message: str, status: int) -> Refused:
         message: of Triton's model.
     """
     if status != 400:
-        # A server's own words: "… are running or waiting already; try again later".
-        retry_after = 1 if status in (429, 503) else None
+        # A server that is full may have a place at any moment; one that cannot be reached is another matter.
+        is_full = status == 429 or message.endswith(table("triton_errors")["later"])
+        retry_after = 1 if is_full else None
         return Refused(message, None, status, retry_after=retry_after)
     if found := _TOO_LONG.match(message):
         tokens, most = found.groups()
