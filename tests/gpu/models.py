@@ -178,7 +178,10 @@ def tiny_qwen3(model: Path, out: Path) -> Path:
         "architecture": "Qwen3ForCausalLM",
         "dtype": "bfloat16",
         "head_size": hf["head_dim"],
+        "attn_bias": hf["attention_bias"],
+        "hidden_act": hf["hidden_act"],
         "norm_epsilon": hf["rms_norm_eps"],
+        "position_embedding_type": "rope_gpt_neox",
         "rotary_base": hf["rope_theta"],
     }
     same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
