@@ -89,9 +89,9 @@ except litellm.ContextWindowExceededError:
 
 @pytest.fixture(scope="module")
 def base(start_gateway: Callable[..., Any]) -> Iterator[str]:
-    """A gateway over stand-ins: `tiny` says ab and holds 100 tokens, `json` says JSON."""
+    """A gateway over stand-ins: `tiny` says ab and holds 1000 tokens, `json` says JSON."""
     tiny, says_json = StandIn(), StandIn()
-    tiny.holds = 100
+    tiny.holds = 1000
     says_json.pieces = ["```json\n", '{"a"', ": 3}", "\n```"]
     triton = {"kind": "triton", "model": "ensemble"}
     models = {
