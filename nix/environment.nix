@@ -11,7 +11,10 @@ let
 in
 pkgs.writeText "build-environment.sh" (
   lib.concatLines (
-    lib.mapAttrsToList (name: row: ''export ${name}="${value row.value}"'') variables
+    # Builds run beside one another. PyTorch's threads spin while they wait for each other, so that on a busy machine
+    # a small model takes twenty times as long; PASSIVE lets them sleep and changes no number.
+    [ "export OMP_WAIT_POLICY=PASSIVE" ]
+    ++ lib.mapAttrsToList (name: row: ''export ${name}="${value row.value}"'') variables
     ++ lib.mapAttrsToList (name: _: ''mkdir -p "''$${name}"'') (
       lib.filterAttrs (_: row: isPath row.value) variables
     )

@@ -14,6 +14,8 @@ run_part() { # name, command ...
   return "${PIPESTATUS[0]}"
 }
 
+# Both parts compute with PyTorch: threads that wait sleep instead of taking the other part's core.
+export OMP_WAIT_POLICY=PASSIVE
 run_part nix env ENGINIX_NIX_JOBS=1 tests/nix/run.sh &
 nix=$!
 run_part python "$1" -m pytest -q -n "$(nproc)" --dist loadfile &

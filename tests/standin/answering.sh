@@ -5,11 +5,10 @@ set -euo pipefail
 cp -r "$base" "$out"
 chmod -R u+w "$out"
 environment=$(readlink -f "$packages")
-# Where the driver's link is bound.
-mkdir -p "$out$environment"
-find "$environment"/lib/python3*/site-packages \( -path '*/torch/lib/*.so*' -o -path '*/numpy*.so' -o -path '*/tokenizers/*.so' \) -exec ldd {} + 2>/dev/null |
+# The environment is links into the store, which is there inside.
+find -L "$environment"/lib/python3*/site-packages \( -path '*/torch/lib/*.so*' -o -path '*/numpy*.so' -o -path '*/tokenizers/*.so' \) -exec ldd {} + 2>/dev/null |
   grep -o '=> /[^ ]*' | cut -c4- | sort -u | while read -r library; do
-  case $library in "$environment"*) continue ;; esac
+  case $library in /nix/store/*) continue ;; esac
   [ -e "$out$library" ] || { mkdir -p "$out$(dirname "$library")" && cp -L "$library" "$out$library"; }
 done
 interpreter=$(dirname "$(find "$out/opt" "$out/usr/local" -path '*/bin/python3' | head -n1)")

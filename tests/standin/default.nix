@@ -52,8 +52,8 @@ rec {
       inherit misbehave;
     } "bash $script $out \"$gpu\" $values $misbehave";
 
-  # The runtime's root file system with PyTorch and enginix's reference executor: it can be asked. PyTorch is this
-  # machine's; a link in the driver lets it in.
+  # The runtime's root file system with PyTorch and enginix's reference executor: it can be asked. PyTorch is
+  # enginix's own environment; a link in the driver keeps it.
   answering =
     e: id: gpu:
     let
@@ -79,6 +79,13 @@ rec {
               builtins.elem of [
                 "enginix"
                 "enginix/__init__.py"
+                "enginix/console.py"
+                "enginix/credentials.py"
+                "enginix/data"
+                "enginix/data/__init__.py"
+                "enginix/data/architectures.json"
+                "enginix/data/converters.json"
+                "enginix/data/quantization.json"
                 "enginix/device.py"
                 "enginix/errors.py"
                 "enginix/files.py"
@@ -87,7 +94,11 @@ rec {
                 "enginix/gates/hf.py"
                 "enginix/gates/subject.py"
                 "enginix/manifest.py"
+                "enginix/optional_libraries.py"
+                "enginix/tables.py"
+                "enginix/wording.py"
               ]
+              || under "enginix/model"
               || under "enginix/reference"
             );
         };
