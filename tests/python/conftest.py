@@ -74,6 +74,22 @@ def chance() -> random.Random:
     return random.Random(seed)
 
 
+class EarlyFailures:
+    """Names a failed test at once: a run that is cut short says what failed until then."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.terminal = config.pluginmanager.get_plugin("terminalreporter")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and self.terminal is not None:
+            self.terminal.write_line(f"\nfailed: {report.nodeid}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        config.pluginmanager.register(EarlyFailures(config))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Shows a counterexample as the line that pins it."""

@@ -500,7 +500,7 @@ def test_an_engine_built_wrong_is_rejected(
 def test_an_engine_that_fails_leaves_no_answers(
     fault: str, said: str, gate: Any, engine: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, told = gate(engine, "--stall-minutes", "0.5", fault=fault)
+    status, told = gate(engine, "--stall-minutes", "0.5" if fault == "hangs" else "10", fault=fault)
     assert status != 0 and not told
     assert said in capsys.readouterr().err
 
