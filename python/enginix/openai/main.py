@@ -8,7 +8,13 @@ if __name__ == "__main__":
     sys.path.pop(0)
     from enginix.openai.run import main
 
-    status = main()
+    try:
+        status = main()
+    except ImportError as e:
+        from enginix import console
+        from enginix.optional_libraries import missing_library
+
+        status = console.failed(missing_library(e, "gateway") or e)
     sys.stderr.flush()
     # Everything is answered and removed; LiteLLM's libraries would take seconds to unload.
     os._exit(status)

@@ -51,6 +51,8 @@ def main() -> int:
     with _directory() as state:
         try:
             app = _litellm(wanted, state)
+        except ImportError:
+            raise  # main.py names the library
         except Exception as e:
             console.say(f"error: LiteLLM does not start: {type(e).__name__}: {e}")
             return 5

@@ -218,3 +218,22 @@ def test_the_command_that_installs(
     for name, value in {**ours, **patches}.items():
         monkeypatch.setattr(optional_libraries, name, value)
     assert optional_libraries.installing("serve").startswith(start.format(python=sys.executable))
+
+
+def test_the_gateway_process_whose_litellm_needs_more(inputs: Path, tmp_path: Path) -> None:
+    """Its start is another process, whose LiteLLM may import what the extra did not know of."""
+    from enginix.openai import launch
+
+    (tmp_path / "litellm").mkdir()
+    (tmp_path / "litellm/__init__.py").write_text("import a_library_of_litellm\n")
+    (tmp_path / "httpx.py").touch()
+    options = launch.Options(str(inputs / "gateway.json"), "127.0.0.1", 0, 1, 1)
+    done = subprocess.run(
+        launch.command(Path(sys.executable), options),
+        env=_environment(inputs, PYTHONPATH=f"{ROOT / 'python'}{os.pathsep}{tmp_path}"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 5 and "a_library_of_litellm is not installed" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
