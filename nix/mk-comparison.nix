@@ -24,6 +24,7 @@ let
       "credentials.py"
       "data/__init__.py"
       "data/architectures.json"
+      "data/formats.json"
       "data/gates.json"
       "data/kinds.json"
       "data/lock.json"
