@@ -28,7 +28,8 @@ _COMMON = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.register_profile("fixed", _COMMON, derandomize=True)
-settings.register_profile("fuzz", _COMMON, suppress_health_check=list(HealthCheck))
+# Hypothesis derandomizes where continuous integration is recognized by its environment.
+settings.register_profile("fuzz", _COMMON, derandomize=False, suppress_health_check=list(HealthCheck))
 settings.load_profile("fuzz" if FUZZING else "fixed")
 if not FUZZING:
     # Hypothesis draws constants of the loaded modules: other examples beside other tests, and after every

@@ -51,9 +51,9 @@ def main() -> int:
     with _directory() as state:
         try:
             app = _litellm(wanted, state)
-        except ImportError:
-            raise  # main.py names the library
         except Exception as e:
+            if isinstance(e, ImportError) and e.name:
+                raise  # main.py names the library
             console.say(f"error: LiteLLM does not start: {type(e).__name__}: {e}")
             return 5
         return asyncio.run(_serve(options, wanted, keys, app))
@@ -131,6 +131,10 @@ async def _serve(options: Options, wanted: spec.Spec, keys: Keys, app: Any) -> i
     tending = asyncio.ensure_future(_tend(server, backends, app, options, wanted, port))
     try:
         await server.serve(sockets=[listener])
+    except SystemExit:
+        # Newer versions of uvicorn end the process where the application does not start.
+        if server.started:
+            raise
     finally:
         notify("STOPPING=1")
         tending.cancel()

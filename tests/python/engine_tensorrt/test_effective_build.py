@@ -225,7 +225,7 @@ FACTS = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=400, deadline=None)
 @given(
     facts=FACTS,
     profile=st.sampled_from([None, "latency", "throughput", "long-context"]),

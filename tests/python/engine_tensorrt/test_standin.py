@@ -117,7 +117,7 @@ def arguments(draw: Any) -> dict[str, Any]:
     return {name: value}
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None)
 @given(given_=arguments())
 def test_an_argument_that_is_taken_is_one_of_the_schema(standin, given_) -> None:
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hub_support import REPO, content, listing
+from huggingface_hub import constants
 
 from enginix.errors import EnginixError, HashMismatch, HubError
 from enginix.hub.fetch import fetch, fetch_file
@@ -26,6 +27,13 @@ def lock_of(start: Start, model: Path) -> tuple[Hub, Lock]:
     lock = make(REPO, Selection()).lock
     hub.requests.clear()
     return hub, lock
+
+
+def inject(hub: Hub, faults: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let faults happen from now on; a stalled body is given up soon."""
+    hub.faults[:] = [Fault.parse(f) for f in faults]
+    if any(f.startswith("stall") for f in faults):
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
 
 
 def wanted(lock: Lock, path: str = SHARD) -> Wanted:
@@ -60,10 +68,16 @@ def body_bytes(hub: Hub, path: str = "/blobs/") -> int:
     ids=lambda value: value[0].split(",on")[0] if isinstance(value, list) else "",
 )
 def test_recovered_unnoticed(
-    start: Start, model: Path, tmp_path: Path, waits: list[float], faults: list[str], resumes: bool
+    start: Start,
+    model: Path,
+    tmp_path: Path,
+    waits: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    faults: list[str],
+    resumes: bool,
 ) -> None:
     hub, lock = lock_of(start, model)
-    hub.faults[:] = [Fault.parse(f) for f in faults]
+    inject(hub, faults, monkeypatch)
     out = tmp_path / "out"
     fetch(lock, out)
     assert all(f.happened for f in hub.faults), "the fault did not happen"
@@ -95,10 +109,16 @@ def test_recovered_unnoticed(
     ],
 )
 def test_one_clear_error_and_nothing_left(
-    start: Start, model: Path, tmp_path: Path, waits: list[float], fault: str, says: str
+    start: Start,
+    model: Path,
+    tmp_path: Path,
+    waits: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    says: str,
 ) -> None:
     hub, lock = lock_of(start, model)
-    hub.faults.append(Fault.parse(fault))
+    inject(hub, [fault], monkeypatch)
     with pytest.raises(EnginixError, match=says) as e:
         fetch_file(REPO, lock.revision, wanted(lock), tmp_path / "out")
     assert hub.faults[0].happened

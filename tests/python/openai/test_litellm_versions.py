@@ -81,7 +81,11 @@ def test_an_old_litellm_is_refused_by_its_version(tmp_path: Path) -> None:
     ("source", "said"),
     [
         # A version that does not fit, seen when its router is made; a package that its proxy imports.
-        ("import litellm\ndef f(*a, **k): raise TypeError('odd router')\nlitellm.Router = f\n", "odd router"),
+        (
+            "import os\nos.environ['LITELLM_LOCAL_MODEL_COST_MAP'] = 'True'\nimport litellm\n"
+            "def f(*a, **k): raise TypeError('odd router')\nlitellm.Router.__init__ = f\n",
+            "odd router",
+        ),
         ("import sys\nsys.modules['backoff'] = None\n", "backoff"),
     ],
 )

@@ -96,7 +96,10 @@ def as_root(repository: Path, rootfs: Path, driver: Path, place: Path, **variabl
     """
     root = place / "root"
     shutil.copytree(rootfs, root, symlinks=True)
-    packages = [sys.prefix, *(p for p in sys.path if p.endswith("site-packages"))]
+    # An environment is links: to the store paths of its wheels, and to the interpreter.
+    interpreter = Path(sys.executable).resolve()
+    packages = ["/nix/store"] if sys.prefix.startswith("/nix/store/") else [sys.prefix]
+    packages += [p for p in sys.path if p.endswith("site-packages") and not p.startswith("/nix/store/")]
     readable = [Path(p) for p in (*packages, "/usr/lib", "/usr/local/lib", TESTS, TESTS.parent / "python")]
     readable.append(driver)
     words = ["bwrap", "--unshare-pid", "--unshare-user", "--unshare-uts", "--hostname", "pod-0", "--clearenv"]
@@ -104,6 +107,10 @@ def as_root(repository: Path, rootfs: Path, driver: Path, place: Path, **variabl
     words += ["--tmpfs", "/tmp", "--bind", str(place), str(place)]
     for mounted in (Path("/proc"), Path("/dev"), place, *readable):
         (root / str(mounted).lstrip("/")).mkdir(parents=True, exist_ok=True)
+    if not any(interpreter.is_relative_to(p) for p in readable):
+        (root / str(interpreter).lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
+        (root / str(interpreter).lstrip("/")).touch()
+        readable.append(interpreter)
     for mounted in readable:
         words += ["--ro-bind", str(mounted), str(mounted)]
     inside = {"PATH": "/opt/venv-tritonserver/bin:/usr/bin:/bin", "HOME": "/tmp"}
@@ -305,7 +312,7 @@ def test_a_rank_that_fails_at_start_is_named(
 ) -> None:
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     path = repository(2)
-    words = command(path, rootfs, driver(), *ports, "--start-timeout", "3", "--env", f"STANDIN={how}")
+    words = command(path, rootfs, driver(), *ports, "--start-timeout", "10", "--env", f"STANDIN={how}")
     done = run(words)
     assert done.returncode == EXIT_MACHINE
     error = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
