@@ -64,7 +64,7 @@ let
       address = "http://${if builtins.match ".*:.*" reached != null then "[${reached}]" else reached}:${toString port}";
       kind = server.kind or (lacks "kind");
     in
-    if port == 0 || server.openai.httpPort or 1 == 0 && kind != "reference" then
+    if port == 0 then
       throw "${function}: ${where} takes any free port (httpPort = 0), which nobody knows before it starts; give it one."
     else if !(server ? repo) then
       {
@@ -77,12 +77,6 @@ let
         kind = "triton";
         url = address;
         model = "ensemble";
-      }
-    else if server.openai.kind or null == "openai" then
-      {
-        kind = "openai";
-        url = "http://${if reached == "::1" then "[::1]" else reached}:${toString server.openai.httpPort}/v1";
-        inherit (server.openai) model;
       }
     else
       throw "${function}: ${where} is a Triton server of kind ${kind}; NVIDIA's models there tell neither why an answer ended nor its tokens as OpenAI's interface has them. Serve the engine with mkServe.";

@@ -138,8 +138,6 @@ let
       throw "${function}: the server takes any free port (0), which nobody outside would know; give it one."
     else if host == "127.0.0.1" || host == "::1" then
       throw "${function}: host = ${host} is the container's own loopback, which nobody reaches; leave host out."
-    else if server.openai.kind or null == "openai" then
-      throw "${function}: server.openai is Triton's own frontend, which listens on loopback alone; leave openai off."
     else if kubectl != null && server.kind != "tensorrt" then
       throw "${function}: kubectl starts ranks on other nodes, and a server of kind ${server.kind} is on one; leave it out."
     else if user == 0 then

@@ -20,7 +20,6 @@ let
     name = "tritonserver";
     it = "tritonserver";
     option = "--triton-flag";
-    least = 0;
   } table.flags;
 
   # A secret that the store would show to everyone.
@@ -62,10 +61,6 @@ let
       # Seconds until it must answer, and for running requests at the end.
       startTimeout ? 600,
       exitTimeout ? 30,
-      # { enable; httpPort; keyFile; … }: OpenAI's interface (docs/openai.md). Kind reference: a second command beside this
-      # one, mkGateway, with host, clients, limits and aliases. Kind tensorrt: Triton's own frontend in tritonserver's
-      # place, with flags and source.
-      openai ? { },
       # mkRuntime's output, of a kind that an image serves.
       runtime ? repo.engine.runtimePackage,
       name ? repo.modelName,
@@ -77,25 +72,6 @@ let
       parallel = repo.engine.parallel or { };
       ranks = (parallel.tensorParallel or 1) * (parallel.pipelineParallel or 1);
       atLeast = check.arguments.atLeast function;
-      door = import ./openai-door.nix scope {
-        inherit
-          name
-          host
-          httpPort
-          grpcPort
-          openai
-          version
-          ranks
-          secret
-          given
-          ;
-        runtime = runtime // {
-          rootfs = runtime.rootfsFor repo.engine.model;
-        };
-        inherit (repo) kind;
-        image = runtime.row.images.${runtime.image}.reference or "";
-      };
-      inFront = door != null && door.command == null;
       endpoint =
         port: argument: number:
         if number == null then
@@ -105,7 +81,7 @@ let
             "--${port}-port"
             (atLeast argument 0 number)
           ];
-      optionWords = triton version flags ++ lib.optionals (door != null) door.words;
+      optionWords = triton version flags;
       words = [
         "--host"
         host
@@ -113,8 +89,7 @@ let
         (atLeast "httpPort" 0 httpPort)
       ]
       ++ endpoint "grpc" "grpcPort" grpcPort
-      # The frontend has metrics on its own port.
-      ++ endpoint "metrics" "metricsPort" (if inFront then null else metricsPort)
+      ++ endpoint "metrics" "metricsPort" metricsPort
       ++ [
         "--start-timeout"
         (atLeast "startTimeout" 1 startTimeout)
@@ -134,10 +109,6 @@ let
         "--admin-key-file"
         (secret "adminKeyFile" adminKeyFile)
       ]
-      ++ lib.optionals inFront [
-        "--openai-port"
-        (atLeast "openai: httpPort" 0 door.passthru.httpPort)
-      ]
       ++ optionWords
       ++ builtins.concatLists (
         lib.mapAttrsToList (variable: value: [
@@ -146,7 +117,7 @@ let
         ]) environment
       );
     in
-    pkgs.stdenvNoCC.mkDerivation ({
+    pkgs.stdenvNoCC.mkDerivation {
       name = "${name}-triton-server";
       buildCommandPath = ./builders/triton-server.sh;
       inherit repo enginix;
@@ -174,24 +145,23 @@ let
       );
       flags = lib.escapeShellArgs (builtins.deepSeq words words);
       # Read at start, where the builder has no such file.
-      needsSecret = adminKeyFile != null || inFront && openai.keyFile or null != null;
+      needsSecret = adminKeyFile != null;
       passthru = {
         inherit
           repo
           host
           httpPort
           grpcPort
+          metricsPort
           gpus
           ;
-        metricsPort = if inFront then null else metricsPort;
         # Of options that were checked, for units that write the others themselves.
         inherit optionWords;
         inherit (repo) engine kind runtime;
         tritonVersion = version;
         modelName = name;
       }
-      // lib.optionalAttrs (!inImage) { inherit tritonserver; }
-      // lib.optionalAttrs (door != null) { openai = door.passthru; };
+      // lib.optionalAttrs (!inImage) { inherit tritonserver; };
       meta = artefactMeta repo (
         {
           description = "Triton Inference Server for ${name}";
@@ -201,24 +171,26 @@ let
           inherit (tritonserver.meta) platforms;
         }
       );
-    } // lib.optionalAttrs (door != null && door.command != null) { door = door.command; });
+    };
 in
 args:
-build (
-  check.arguments.only function [
-    "repo"
-    "host"
-    "httpPort"
-    "grpcPort"
-    "metricsPort"
-    "gpus"
-    "flags"
-    "environment"
-    "adminKeyFile"
-    "startTimeout"
-    "exitTimeout"
-    "openai"
-    "runtime"
-    "name"
-  ] args
-)
+if args ? openai then
+  throw "${function}: openai was removed; put mkGateway before the server, or serve the engine with mkServe, which has OpenAI's interface."
+else
+  build (
+    check.arguments.only function [
+      "repo"
+      "host"
+      "httpPort"
+      "grpcPort"
+      "metricsPort"
+      "gpus"
+      "flags"
+      "environment"
+      "adminKeyFile"
+      "startTimeout"
+      "exitTimeout"
+      "runtime"
+      "name"
+    ] args
+  )

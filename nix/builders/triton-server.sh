@@ -8,12 +8,11 @@ cat >"$out/bin/$name" <<EOF
 ${room}exec $enginix/bin/enginix serve $repo $installation $flags "\$@"
 EOF
 chmod +x "$out/bin/$name"
-[ -z "${door-}" ] || ln -s "$door"/bin/* "$out/bin/"
 # Refuses a repository that this runtime cannot serve now rather than at start.
 eval "words=($installation $flags)"
 if [ -n "$needsSecret" ]; then
   for i in "${!words[@]}"; do
-    case ${words[i]-} in --admin-key-file | --openai-key-file) unset "words[i]" "words[i+1]" ;; esac
+    case ${words[i]-} in --admin-key-file) unset "words[i]" "words[i+1]" ;; esac
   done
 fi
 "$enginix/bin/enginix" serve "$repo" "${words[@]}" --dry-run >/dev/null

@@ -1,16 +1,15 @@
 # Options of a program that a user adds by their own names, over a table of theirs: name -> { type; } with since, the first
-# version that has it; own or refused, why it is not to be set; choices; repeatable.
+# version that has it; own or refused, why it is not to be set; repeatable.
 { lib, names, ... }:
 let
   takes =
     program: row:
     {
       bool = "true or false";
-      int = if program.least == 0 then "a whole number" else "a whole number above 0";
+      int = "a whole number";
       float = "a number";
       string = "a text";
       switch = "true";
-      choice = lib.concatStringsSep ", " row.choices;
     }
     .${row.type};
 
@@ -18,18 +17,17 @@ let
     program: row: value:
     {
       bool = builtins.isBool value;
-      int = builtins.isInt value && value >= program.least;
+      int = builtins.isInt value && value >= 0;
       float = builtins.isInt value || builtins.isFloat value;
       string = builtins.isString value && value != "";
       switch = value == true;
-      choice = builtins.elem value row.choices;
     }
     .${row.type};
 in
 {
   # Words of enginix serve. program: where, who asks; name and it, what errors call the program; option, that takes
-  # NAME=VALUE; least, of whole numbers.
-  # words :: { where; name; it; option; least; } -> rows -> string -> set -> [ string ]
+  # NAME=VALUE.
+  # words :: { where; name; it; option; } -> rows -> string -> set -> [ string ]
   words =
     program: rows: version: given:
     let

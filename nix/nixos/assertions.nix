@@ -19,11 +19,14 @@ let
   takers = select: lib.concatMap (name: map (thing: { inherit name thing; }) (select name servers.${name})) names;
   collisions = list: lib.filterAttrs (_: v: lib.length v > 1) (lib.groupBy (t: toString t.thing) list);
 
-  # The engine's own server has one port only, Triton's OpenAI frontend its metrics on its own.
+  # The engine's own server has one port only.
   portsOf =
     s:
     [ "httpPort" ]
-    ++ lib.optionals (!(served s).ownServer) ([ "grpcPort" ] ++ lib.optional (!(served s).frontend) "metricsPort");
+    ++ lib.optionals (!(served s).ownServer) [
+      "grpcPort"
+      "metricsPort"
+    ];
   ports =
     lib.concatMap (
       name:
@@ -32,10 +35,6 @@ let
         thing = servers.${name}.${port};
       }) (portsOf servers.${name})
     ) names
-    ++ map (name: {
-      label = "${name}.openai.port";
-      thing = servers.${name}.openai.port;
-    }) (lib.filter (name: servers.${name}.openai.enable) names)
     ++ lib.optional cfg.gateway.enable {
       label = "gateway.port";
       thing = cfg.gateway.port;
@@ -96,6 +95,12 @@ let
     else
     [
       {
+        assertion = s.openai == null;
+        message =
+          "${option name}.openai was removed; put services.enginix.gateway (mkGateway) before the server, or serve "
+          + "the engine with ownServer, which has OpenAI's interface.";
+      }
+      {
         assertion = s.repo != null -> what.settings == { };
         message = "${option name}: settings are for an engine, and repo is built already; pass ${lib.concatStringsSep ", " (lib.attrNames what.settings)} to mkTritonRepo, or set engine.";
       }
@@ -128,18 +133,12 @@ let
         message = "${option name}: a server's name is part of a unit's and a user's name; use up to 32 of a-z, 0-9, _ and -.";
       }
       {
-        assertion = name != "gateway" && !lib.hasSuffix "-openai" name && !lib.hasPrefix "trial-" name;
-        message = "${option name}: the name is that of another unit of this module (gateway, <name>-openai, trial-<name>); choose another.";
+        assertion = name != "gateway" && !lib.hasPrefix "trial-" name;
+        message = "${option name}: the name is that of another unit of this module (gateway, trial-<name>); choose another.";
       }
       {
-        # The others have keys, each with its own assertion (gateway.nix has those of openai).
-        # Triton's own endpoints stay without one beside an OpenAI gateway that has a key.
-        assertion =
-          isLoopback s.host
-          || s.openWithoutKey
-          || what.ownServer && kind == "edgellm"
-          || what.frontend
-          || s.openai.enable && s.openai.keyFile == null;
+        # Edge-LLM's server has a key, with its own assertion.
+        assertion = isLoopback s.host || s.openWithoutKey || what.ownServer && kind == "edgellm";
         message =
           "${option name}: host is ${s.host}, which others reach, and "
           + (if what.ownServer then "trtllm-serve" else "Triton")

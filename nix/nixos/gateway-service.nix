@@ -1,8 +1,6 @@
 # The gateway's options -> its description and its systemd service. Plain functions, as service.nix has them.
 { lib, escape }:
 let
-  # The key that a server itself asks for.
-  keyOf = s: if s.served.frontend then s.openai.keyFile else s.apiKeyFile;
   # A credential's name is what the description calls a key's file.
   credentials =
     gateway: servers:
@@ -10,7 +8,7 @@ let
     ++ lib.mapAttrsToList (name: c: "client-${name}:${c.keyFile}") gateway.clients
     ++ builtins.concatLists (
       lib.mapAttrsToList (
-        name: s: lib.optional (keyOf s != null) "server-${name}:${keyOf s}"
+        name: s: lib.optional (s.apiKeyFile != null) "server-${name}:${s.apiKeyFile}"
       ) servers
     );
   reached = {
@@ -27,16 +25,15 @@ let
   backend =
     name: s:
     let
-      inherit (s.served) ownServer frontend;
-      openai = ownServer || frontend;
-      url = "http://${address s.host}:${toString (if frontend then s.openai.port else s.httpPort)}";
+      inherit (s.served) ownServer;
+      url = "http://${address s.host}:${toString s.httpPort}";
     in
     {
-      kind = if openai then "openai" else "triton";
-      url = if openai then "${url}/v1" else url;
+      kind = if ownServer then "openai" else "triton";
+      url = if ownServer then "${url}/v1" else url;
       model = if ownServer then s.served.engine.modelName else "ensemble";
     }
-    // lib.optionalAttrs (openai && keyOf s != null) { keyFile = "server-${name}"; };
+    // lib.optionalAttrs (ownServer && s.apiKeyFile != null) { keyFile = "server-${name}"; };
 in
 {
   # Model -> servers; one that is none is an assertion of gateway.nix.
@@ -48,17 +45,6 @@ in
       builtins.mapAttrs (
         _: names: map (name: backend name servers.${name}) (builtins.filter (name: servers ? ${name}) names)
       ) gateway.models;
-
-  # The options of a gateway before one server alone.
-  single = name: s: {
-    inherit (s) host;
-    inherit (s.openai) port keyFile;
-    models.${name} = [ name ];
-    clients = { };
-    aliases = { };
-    fallbacks = { };
-    maxParallelRequests = 0;
-  };
 
   # Arguments of mkGateway.
   arguments =

@@ -18,48 +18,6 @@ let
   behind = lib.mapAttrs (_: s: s // { served = served s; }) servers;
   models = service.models gateway behind;
   isLoopback = host: host == "127.0.0.1" || host == "::1";
-  asking = lib.filterAttrs (_: s: s.openai.enable) behind;
-  # Servers with a gateway of their own; the others' is Triton's own frontend.
-  alone = lib.filterAttrs (_: s: !s.served.frontend) asking;
-  kinds = (lib.importJSON ../../python/enginix/data/triton_openai.json).kinds;
-  ofServer =
-    name: s:
-    let
-      option = "services.enginix.servers.${name}.openai";
-      inherit (s.served) kind ranks frontend;
-      fits = !(kinds ? ${kind}) || kinds.${kind} == null;
-      ownServer = "set ownServer${lib.optionalString (s.engine == null) ", with engine in place of repo"}, which is trtllm-serve";
-    in
-    [
-      {
-        assertion = !s.served.ownServer;
-        message = "${option}: the engine's own server has OpenAI's interface itself; leave openai out.";
-      }
-      {
-        assertion = frontend -> fits;
-        message = "${option}: Triton's OpenAI frontend does not fit kind ${kind}: ${toString kinds.${kind} or ""}; ${ownServer}.";
-      }
-      {
-        assertion = frontend && fits -> ranks == 1;
-        message = "${option}: Triton's OpenAI frontend serves one rank, the engine has ${toString ranks}; ${ownServer}.";
-      }
-      {
-        assertion = frontend -> isLoopback s.host;
-        message = "${option}: host is ${s.host}, but Triton's OpenAI frontend has one address for all its endpoints and a key for OpenAI's alone; leave host on loopback, with services.enginix.gateway before it.";
-      }
-      {
-        assertion = s.openai.flags != { } -> frontend;
-        message = "${option}: flags are those of Triton's own frontend (kind tensorrt), and kind ${kind} has another server; leave them out.";
-      }
-      {
-        assertion = !frontend && !isLoopback s.host -> s.openai.keyFile != null;
-        message = "${option}: host is ${s.host}, which others reach, and there is no key; set openai.keyFile.";
-      }
-      {
-        assertion = s.openai.keyFile != null -> !lib.hasPrefix builtins.storeDir s.openai.keyFile;
-        message = "${option}: keyFile is in the store, where everybody reads it; pass a path outside of it.";
-      }
-    ];
   known = lib.attrNames models;
   named = lib.concatLists (lib.attrValues gateway.models);
   absent = lib.filter (name: !(servers ? ${name})) named;
@@ -74,20 +32,20 @@ let
     let
       what = behind.${name}.served;
     in
-    !what.ownServer && !what.frontend && what.kind != "reference"
+    !what.ownServer && what.kind != "reference"
   ) asked;
   inStore = lib.filter (lib.hasPrefix builtins.storeDir) keyFiles;
 in
 {
   config = lib.mkIf cfg.enable {
-    assertions = lib.concatLists (lib.mapAttrsToList ofServer asking) ++ lib.optionals gateway.enable [
+    assertions = lib.optionals gateway.enable [
       {
         assertion = known != [ ];
         message = "services.enginix.gateway: there is no server to stand before; enable one, or leave the gateway off.";
       }
       {
         assertion = mute == [ ];
-        message = "services.enginix.gateway: ${lib.concatStringsSep ", " mute} is served by Triton, whose models of this kind the gateway cannot pass on faithfully; set ownServer, or openai.enable for kind tensorrt, or name other servers in gateway.models.";
+        message = "services.enginix.gateway: ${lib.concatStringsSep ", " mute} is served by Triton, whose models of this kind the gateway cannot pass on faithfully; set ownServer, or name other servers in gateway.models.";
       }
       {
         assertion = absent == [ ];
@@ -110,26 +68,11 @@ in
         message = "services.enginix.gateway: ${lib.concatStringsSep ", " inStore} is in the store, where everybody reads it; pass a path outside of it.";
       }
     ];
-    networking.firewall.allowedTCPPorts =
-      lib.optional (gateway.enable && gateway.openFirewall) gateway.port
-      ++ map (s: s.openai.port) (lib.filter (s: s.openFirewall) (lib.attrValues alone));
-    systemd.services =
-      lib.optionalAttrs gateway.enable {
-        enginix-gateway = service.unit "gateway" gateway behind (
-          parts.mkGateway (service.arguments gateway models)
-        );
-      }
-      // lib.mapAttrs' (
-        name: s:
-        let
-          options = service.single name s;
-          one.${name} = s;
-        in
-        lib.nameValuePair "enginix-${name}-openai" (
-          service.unit "${name}-openai" options one (
-            parts.mkGateway (service.arguments options (service.models options one))
-          )
-        )
-      ) alone;
+    networking.firewall.allowedTCPPorts = lib.optional (gateway.enable && gateway.openFirewall) gateway.port;
+    systemd.services = lib.optionalAttrs gateway.enable {
+      enginix-gateway = service.unit "gateway" gateway behind (
+        parts.mkGateway (service.arguments gateway models)
+      );
+    };
   };
 }

@@ -23,8 +23,6 @@ rec {
   runtime = engine.runtime or server.repo.runtime or "reference";
   ownServer = asked;
   hasOwnServer = builtins.elem kind own;
-  # Whether Triton's own OpenAI frontend runs in tritonserver's place.
-  frontend = server.openai.enable && !ownServer && kind != "reference";
   ranks = (engine.parallel.tensorParallel or 1) * (engine.parallel.pipelineParallel or 1);
   # The image that it runs in: the CPU reference and Edge-LLM run on this machine's own.
   image = if kind == "reference" || kind == "edgellm" then null else engine.runtimePackage or null;
@@ -36,26 +34,17 @@ rec {
       server.repo
     else
       parts.mkTritonRepo ({ inherit engine; } // settings);
-  # Words of options that mkTritonServer has taken: tritonserver's, or the frontend's in its place.
+  # Words of options that mkTritonServer has taken.
   flags =
     if ownServer && server.flags != { } then
       throw "flags are tritonserver's, and the engine's own server serves; leave them out."
-    else if !frontend && server.flags == { } then
+    else if server.flags == { } then
       [ ]
     else
-      (parts.mkTritonServer (
-        {
-          inherit repo;
-          inherit (server) host flags;
-        }
-        // lib.optionalAttrs frontend {
-          openai = {
-            enable = true;
-            inherit (server.openai) flags;
-          }
-          // lib.optionalAttrs (server.openai.keyFile != null) { keyFile = "openai-key"; };
-        }
-      )).optionWords;
+      (parts.mkTritonServer {
+        inherit repo;
+        inherit (server) host flags;
+      }).optionWords;
   device = if server.repo != null then server.repo.device or "cpu" else settings.device or "cpu";
   onCpu = kind == "reference" && device == "cpu";
 

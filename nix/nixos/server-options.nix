@@ -107,7 +107,7 @@ in
     metricsPort = mkOption {
       type = types.port;
       default = 8002;
-      description = "Port of the Prometheus metrics; the engine's own server has none, Triton's own OpenAI frontend its own port.";
+      description = "Port of the Prometheus metrics; the engine's own server has none.";
     };
 
     openFirewall = mkOption {
@@ -116,34 +116,12 @@ in
       description = "Whether to open the ports of requests in the firewall; never the metrics'.";
     };
 
-    openai = {
-      enable = mkEnableOption (
-        "OpenAI's interface of this server. Kind reference under Triton gets a gateway of its own, the service "
-        + "`enginix-<name>-openai`; kind tensorrt under Triton, one rank, Triton's own OpenAI frontend in tritonserver's "
-        + "place, on loopback alone. The engine's own server has that interface itself"
-      );
-      port = mkOption {
-        type = types.port;
-        default = 4000;
-        description = "Its port; of Triton's own frontend its metrics' too, and `metricsPort` is off.";
-      };
-      flags = mkOption {
-        type = types.attrsOf (types.either types.int types.str);
-        default = { };
-        example = {
-          default-max-tokens = 256;
-        };
-        description = "Options of Triton's own frontend by their names (kind tensorrt); `mkTritonServer` checks them against its version.";
-      };
-      keyFile = mkOption {
-        type = types.nullOr types.str;
-        default = null;
-        example = "/run/secrets/tiny";
-        description = ''
-          File with the key that clients send, one line; handed over as a systemd credential. Triton's own frontend takes it
-          on its command line only, where processes of this machine may see it.
-        '';
-      };
+    # Removed: assertions.nix names what replaces it.
+    openai = mkOption {
+      type = types.anything;
+      default = null;
+      visible = false;
+      description = "Removed; `services.enginix.gateway` has OpenAI's interface.";
     };
 
     apiKeyFile = mkOption {

@@ -48,21 +48,8 @@ let
     (toString server.httpPort)
     "--grpc-port"
     (toString server.grpcPort)
-  ]
-  ++ (
-    if served.frontend then
-      [
-        "--openai-port"
-        (toString server.openai.port)
-        "--no-metrics"
-      ]
-    else
-      [
-        "--metrics-port"
-        (toString server.metricsPort)
-      ]
-  )
-  ++ [
+    "--metrics-port"
+    (toString server.metricsPort)
     "--start-timeout"
     (toString server.startTimeout)
     "--exit-timeout"
@@ -70,9 +57,7 @@ let
   ]
   ++ served.flags;
   # A credential's name is what the command calls a key's file.
-  credentials =
-    lib.optional (server.apiKeyFile != null) "api-key:${server.apiKeyFile}"
-    ++ lib.optional (served.frontend && server.openai.keyFile != null) "openai-key:${server.openai.keyFile}";
+  credentials = lib.optional (server.apiKeyFile != null) "api-key:${server.apiKeyFile}";
   # Inside the image the runner needs no sandbox of its own, and could not have one here.
   runner = [
     "${served.engine.runtimePackage.command}/bin/enginix"

@@ -15,9 +15,6 @@ let
         httpPort = if served.ownServer then "@port@" else 0;
         grpcPort = 0;
         metricsPort = 0;
-        openai = server.openai // {
-          port = 0;
-        };
       }
     ) served image).serviceConfig;
   keys = [

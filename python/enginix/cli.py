@@ -41,12 +41,16 @@ COMMANDS = {
     "edgellm-build": "export → TensorRT Edge-LLM engine, on the target's GPU",
     "edgellm-serve": "serve a TensorRT Edge-LLM engine over OpenAI's interface, on loopback",
     "triton-repo": "engine → Triton model repository, validated",
-    "openai-frontend": "Triton's own OpenAI frontend out of an image, for enginix serve to start",
     "tritonserver": "put a tritonserver for this Python into a directory, out of a pinned wheel",
     "serve": "start Triton on a repository, loopback by default; ask it; stop it",
     "ready": "wait until an OpenAI server has answered: readiness for systemd",
     "rollout": "try a changed server beside the running one, before NixOS switches to it",
     "gateway": "OpenAI interface, keys and limits in front of Triton and other servers (LiteLLM)",
+}
+
+# Commands of earlier versions → what replaces them.
+REMOVED = {
+    "openai-frontend": "enginix gateway puts OpenAI's interface in front of Triton; trtllm-serve has its own",
 }
 
 EPILOG = "exit codes:\n" + "\n".join(f"  {code:<3} {meaning}" for code, meaning in EXIT_CODES.items())
@@ -125,6 +129,8 @@ def _run(words: list[str]) -> int:
         words = [*words[1:2], "--help"]
     if not words or words[0] not in COMMANDS:
         if words and not words[0].startswith("-"):
+            if words[0] in REMOVED:
+                parser.error(f"{words[0]} was removed\n  fix: {REMOVED[words[0]]}")
             near = nearest(words[0], COMMANDS)
             parser.error(
                 f"unknown command {words[0]!r}\n  fix: "

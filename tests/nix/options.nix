@@ -26,6 +26,7 @@ let
     literalMD = markdown: { inherit markdown; };
     types = {
       bool = "bool";
+      anything = "anything";
       raw = "anything";
       int = "int";
       float = "float";
@@ -86,7 +87,7 @@ let
           [ (row name o "options") ] ++ rows "${name}." o.type.options
         else
           [ (row name o "set of options") ] ++ rows "${name}.<name>." o.type.type.options
-      ) options
+      ) (lib.filterAttrs (_: o: o.visible or true) options)
     );
 in
 ''

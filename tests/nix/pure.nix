@@ -18,7 +18,6 @@ let
     name = "p";
     it = "p";
     option = "--flag";
-    least = 1;
   };
   flagRows = {
     count.type = "int";
@@ -29,13 +28,6 @@ let
     list = {
       type = "string";
       repeatable = true;
-    };
-    way = {
-      type = "choice";
-      choices = [
-        "a"
-        "b"
-      ];
     };
     late = {
       type = "int";
@@ -635,7 +627,6 @@ in
         "a"
         "b"
       ];
-      way = "b";
       late = 1;
     };
     expected = builtins.concatMap (word: [
@@ -650,13 +641,12 @@ in
       "on=false"
       "rate=0.5"
       "text=x y"
-      "way=b"
     ];
   };
   testFlagsRefuses = {
     expr = map (given: fails (flagsOf flagRows "2.9.0" given)) [
       { coumt = 1; }
-      { count = 0; }
+      { count = -1; }
       { count = "1"; }
       { rate = "x"; }
       { on = "true"; }
@@ -664,11 +654,10 @@ in
       { text = ""; }
       { text = [ "x" ]; }
       { list = [ "" ]; }
-      { way = "c"; }
       { late = 1; }
       { mine = 1; }
       { shut = 1; }
     ];
-    expected = builtins.genList (_: true) 13;
+    expected = builtins.genList (_: true) 12;
   };
 }

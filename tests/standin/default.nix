@@ -16,19 +16,6 @@ rec {
       site = runtimes.${id}.paths.sitePackages;
     } "bash $script $out $version $site $files";
 
-  # With Triton's OpenAI frontend.
-  rootfsOpenai =
-    id:
-    pkgs.runCommand "standin-rootfs-openai-${id}" {
-      base = rootfs id;
-      script = ./openai.sh;
-      files = builtins.path {
-        name = "standin-files";
-        path = ./.;
-      };
-      site = runtimes.${id}.paths.sitePackages;
-    } "cp -r $base $out; chmod -R u+w $out; bash $script $out $site $files";
-
   driver =
     {
       name ? "NVIDIA H200",

@@ -1,4 +1,4 @@
-/* The casts and the FP8 look-up of numbers.py at the speed of memory; numbers.py holds the same in NumPy, and
+/* The casts of numbers.py at the speed of memory, and its FP8 look-up; numbers.py holds the same in NumPy, and
  * the tests hold both against each other, bit by bit. Integers, and float32 additions and multiplications
  * that are exact or round once: the same bytes on every machine.
  *
@@ -8,12 +8,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__GLIBC__)
-#include <immintrin.h>
-#define X86
-#endif
 #ifndef FOR_EVERY_CPU /* the tests compile one variant at a time */
-#ifdef X86
+#if defined(__x86_64__) && defined(__GLIBC__)
 #define FOR_EVERY_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define FOR_EVERY_CPU
@@ -87,54 +83,7 @@ CAST(bf16_f16, uint16_t, uint16_t, {
   y[i] = (x[i] & 0x8000) | (magnitude < 113 << 7 ? subnormal : normal);
 })
 
-/* FP8: magnitudes through a table of 128, signs as they are. The variants look up 64 or 32 at once. */
-static void lookup_plain(const uint8_t *x, uint8_t *y, size_t n, const uint8_t *table) {
+/* FP8: magnitudes through a table of 128, signs as they are. */
+void fp8_lookup(const uint8_t *restrict x, uint8_t *restrict y, size_t n, const uint8_t *restrict table) {
   for (size_t i = 0; i < n; i++) y[i] = table[x[i] & 0x7F] | (x[i] & 0x80);
-}
-
-#ifdef X86
-__attribute__((target("avx512f,avx512bw,avx512vbmi"))) static void lookup_avx512(const uint8_t *x, uint8_t *y,
-                                                                                 size_t n, const uint8_t *table) {
-  __m512i low = _mm512_loadu_si512(table), high = _mm512_loadu_si512(table + 64);
-  __m512i sign = _mm512_set1_epi8((char)0x80);
-  size_t i = 0;
-  for (; i + 64 <= n; i += 64) { /* the index's highest bit is not looked at */
-    __m512i v = _mm512_loadu_si512(x + i);
-    __builtin_prefetch((const void *)((uintptr_t)(x + i) + AHEAD));
-    __m512i found = _mm512_permutex2var_epi8(low, v, high);
-    _mm512_storeu_si512(y + i, _mm512_or_si512(found, _mm512_and_si512(v, sign)));
-  }
-  lookup_plain(x + i, y + i, n - i, table);
-}
-
-__attribute__((target("avx2"))) static void lookup_avx2(const uint8_t *x, uint8_t *y, size_t n, const uint8_t *table) {
-  __m256i part[8], sign = _mm256_set1_epi8((char)0x80);
-  for (int k = 0; k < 8; k++) part[k] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(table + 16 * k)));
-  size_t i = 0;
-  for (; i + 32 <= n; i += 32) {
-    __m256i v = _mm256_loadu_si256((const __m256i *)(x + i)), found = _mm256_and_si256(v, sign);
-    __m256i code = _mm256_andnot_si256(sign, v);
-    __builtin_prefetch((const void *)((uintptr_t)(x + i) + AHEAD));
-    /* +0x70 sets the highest bit, which makes the look-up give 0, for all codes but the first 16 */
-    for (int k = 0; k < 8; k++) {
-      __m256i index = _mm256_adds_epu8(_mm256_sub_epi8(code, _mm256_set1_epi8((char)(16 * k))), _mm256_set1_epi8(0x70));
-      found = _mm256_or_si256(found, _mm256_shuffle_epi8(part[k], index));
-    }
-    _mm256_storeu_si256((__m256i *)(y + i), found);
-  }
-  lookup_plain(x + i, y + i, n - i, table);
-}
-#endif
-
-/* widest: bytes at a time, at most; for tests. */
-int fp8_lookup(const uint8_t *x, uint8_t *y, size_t n, const uint8_t *table, int widest) {
-#ifdef X86
-  __builtin_cpu_init();
-  if (widest >= 64 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bw"))
-    return lookup_avx512(x, y, n, table), 64;
-  if (widest >= 32 && __builtin_cpu_supports("avx2"))
-    return lookup_avx2(x, y, n, table), 32;
-#endif
-  (void)widest;
-  return lookup_plain(x, y, n, table), 1;
 }

@@ -92,7 +92,7 @@ def load(path: Path) -> ctypes.CDLL | None:
         return None
     for name in _CASTS:
         getattr(found, name).argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-    found.fp8_lookup.argtypes = (*found.f32_f16.argtypes, ctypes.c_void_p, ctypes.c_int)
+    found.fp8_lookup.argtypes = (*found.f32_f16.argtypes, ctypes.c_void_p)
     return found
 
 
@@ -112,16 +112,12 @@ def cast(x: Array, source: str, target: str, out: Array) -> bool:
     return bool(getattr(lib, name)(x.ctypes.data, out.ctypes.data, x.size) == 0)
 
 
-def fp8_lookup(codes: Array, table: npt.NDArray[np.uint8], out: Array, widest: int = 64) -> bool:
-    """Bytes through a table of the 128 magnitudes, their signs kept, if that is compiled.
-
-    Args:
-        widest: bytes that may be looked up at once; for tests.
-    """
+def fp8_lookup(codes: Array, table: npt.NDArray[np.uint8], out: Array) -> bool:
+    """Map bytes through a table of the 128 magnitudes, signs kept, if that is compiled."""
     lib = library()
     if lib is None or not _plain(codes, out, table):
         return False
-    lib.fp8_lookup(codes.ctypes.data, out.ctypes.data, codes.size, table.ctypes.data, widest)
+    lib.fp8_lookup(codes.ctypes.data, out.ctypes.data, codes.size, table.ctypes.data)
     return True
 
 

@@ -31,8 +31,7 @@ class Server:
     """One server behind the gateway.
 
     Attributes:
-        kind: ``triton`` (a repository of ``enginix triton-repo``) or ``openai`` (trtllm-serve, Edge-LLM,
-            Triton's own OpenAI frontend).
+        kind: ``triton`` (a repository of ``enginix triton-repo``) or ``openai`` (trtllm-serve, Edge-LLM).
         url: ``http://host:port``; for openai with its ``/v1``.
         model: its name there: Triton's model to ask, or what goes into the request's ``model``.
         key_file: file with the key that the server asks for.

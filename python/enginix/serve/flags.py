@@ -33,11 +33,8 @@ def checked(given: Iterable[str], version: str) -> tuple[str, ...]:
     return tuple(f"--{name}" if value is None else f"--{name}={value}" for name, value in pairs)
 
 
-def admin_key(path: Path | None, option: str = "--admin-key-file") -> str:
+def admin_key(path: Path | None) -> str:
     """The key of restricted APIs: a file's content, else a random one that nobody is told.
-
-    Args:
-        option: that named the file.
 
     Raises:
         UsageError: unreadable, or not a key that the option can carry.
@@ -47,11 +44,11 @@ def admin_key(path: Path | None, option: str = "--admin-key-file") -> str:
     try:
         key = path.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"unreadable: {e}", where=f"{option} {path}") from e
+        raise UsageError(f"unreadable: {e}", where=f"--admin-key-file {path}") from e
     if not _KEY.fullmatch(key):
         raise UsageError(
             "the key is not 16 to 128 letters, digits or ._~-",
-            where=f"{option} {path}",
+            where=f"--admin-key-file {path}",
             fix="openssl rand -hex 24",
         )
     return key

@@ -15,7 +15,6 @@ from enginix.runtime.driver import Driver
 from enginix.runtime.sandbox import Room, reading
 from enginix.runtime.table import Runtime
 from enginix.serve import flags, ranks
-from enginix.serve.frontend import Frontend
 from enginix.serve.hosts import Agent, Host
 from enginix.serve.tritonserver import TritonServer
 from enginix.triton import config
@@ -66,7 +65,6 @@ class Plan:
         flags: options of tritonserver that a user added, checked (:func:`enginix.serve.flags.checked`).
         admin_key: opens the restricted APIs.
         environ: further variables that the server sees.
-        frontend: Triton's own OpenAI frontend in place of tritonserver; in an image, of one rank.
         hosts: the machines of its ranks, this one first; empty is this one alone.
         agent: starts ranks on the others.
     """
@@ -84,7 +82,6 @@ class Plan:
     flags: tuple[str, ...] = ()
     admin_key: str = field(default_factory=lambda: flags.admin_key(None), repr=False)
     environ: Mapping[str, str] = field(default_factory=dict)
-    frontend: Frontend | None = None
     hosts: tuple[Host, ...] = ()
     agent: Agent | None = None
 
@@ -96,9 +93,6 @@ class Plan:
             shm_prefix: of the names of shared-memory regions; one of its own for each server, so that
                 leftovers of a killed one are known.
         """
-        if self.frontend is not None:
-            e, mark = self.endpoints, ranks.shm_option(shm_prefix, 0)
-            return self.frontend.command(repository, e.host, e.http, e.grpc or 0, self.verbose, mark)
         here = self.hosts[0].slots if self.hosts else self.ranks
         commands = [
             # Another machine has no links; what its ranks load is no Python.
@@ -152,7 +146,7 @@ class Plan:
         Args:
             state: a private directory, for HOME and temporary files.
         """
-        named = dict(self.environ) if self.frontend is None else self.frontend.environment(self.environ)
+        named = dict(self.environ)
         if self.gpus:
             # By index as nvidia-smi counts; CUDA's own order is by speed.
             named |= {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
@@ -224,12 +218,11 @@ def describe(plan: Plan) -> dict[str, Any]:
     """The plan as ``--dry-run`` shows it."""
     state = Path("$STATE")
     command = plan.command("enginix-$PREFIX-", plan.repository if len(plan.hosts) < 2 else state / "models")
-    key = plan.admin_key if plan.frontend is None else plan.frontend.key or plan.admin_key
     environment = plan.environment(state)
     if (room := plan.room(state)) is not None:
         environment = room.environment()
     return {
-        "command": [w.replace(key, "$KEY") for w in command],
+        "command": [w.replace(plan.admin_key, "$KEY") for w in command],
         "rootfs": str(plan.server.rootfs) if plan.server.rootfs else None,
         "ranks": plan.ranks,
         "environment": environment,
@@ -238,8 +231,7 @@ def describe(plan: Plan) -> dict[str, Any]:
             "grpc": plan.endpoints.grpc,
             "metrics": plan.endpoints.metrics,
             "host": plan.endpoints.host,
-        }
-        | ({} if plan.frontend is None else {"openai": plan.frontend.port}),
+        },
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from enginix.errors import UsageError
@@ -28,9 +28,8 @@ class Program:
         name: the program.
         of_version: the same of a version, which stands for ``{}``.
         table: of ``data``, with its options by name: ``type``; ``since``, the first version that has it;
-            ``own`` or ``refused``, why it is not to be set; ``choices``; ``repeatable``.
+            ``own`` or ``refused``, why it is not to be set; ``repeatable``.
         rows: the table's key.
-        spelled: types that are written in another way than most; a pattern, and what it is called.
     """
 
     option: str
@@ -38,7 +37,6 @@ class Program:
     of_version: str
     table: str
     rows: str
-    spelled: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def has(self, name: str, version: str) -> bool:
         """Whether the program of that version knows the option."""
@@ -87,10 +85,7 @@ class Program:
     def _misspelled(self, row: Mapping[str, Any], equals: str, value: str) -> str | None:
         if row["type"] == "switch":
             return "it has no value" if equals else None
-        if row["type"] == "choice":
-            choices = row["choices"]
-            return None if value in choices else f"{value!r} is none of {', '.join(choices)}"
-        pattern, expected = {**_SPELLED, **self.spelled}[row["type"]]
+        pattern, expected = _SPELLED[row["type"]]
         return None if re.fullmatch(pattern, value) else f"{value!r} is not {expected}"
 
 

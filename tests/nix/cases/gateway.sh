@@ -29,18 +29,9 @@ test_gateway_finds_servers_of_mkserve() {
   says '"api_base": "http://127.0.0.1:8100/v1"' && says '"model": "openai/m"' && says '"api_key": "os.environ/ENGINIX_KEY_6B"' && says '"id": "big#1"'
 }
 
-test_openai_enable_is_a_second_command_beside_the_server() {
-  local repo='repo = e.catalogue.tiny-qwen3.triton-repo;'
-  with_lib build "e.mkTritonServer { $repo httpPort = 8765; openai = { enable = true; httpPort = 4321; limits.defaultMaxTokens = 7; aliases.small = \"tiny-qwen3\"; }; }" --out-link "$tmp/both" || return 1
-  quietly "$tmp/both/bin/tiny-qwen3-openai" --dry-run && says '"api_base": "http://127.0.0.1:8765"' &&
-    says '"model": "enginix/ensemble"' && says '4321' && says '"small": "tiny-qwen3"' || return 1
-  ! with_lib eval "(e.mkTritonServer { $repo openai.enabled = true; }).drvPath" && says 'Did you mean enable?' || return 1
-  ! with_lib eval "(e.mkTritonServer { $repo openai = { enable = true; host = \"0.0.0.0\"; }; }).drvPath" && says 'there is no key' || return 1
-  # A kind whose images lack Triton's frontend.
-  ! with_lib eval '(e.mkTritonServer {
-      repo = { kind = "tensorrt"; modelName = "m"; engine = { }; runtime = "trtllm-1.2.1"; };
-      runtime = { row.images.x = { tritonServer = "2.71.0"; reference = "nvcr.io/x"; }; image = "x"; rootfs = "/r"; pinFile = ""; driver = null; };
-      openai.enable = true; }).drvPath' && says 'mkServe' && says 'nvcr.io/x'
+test_openai_of_a_server_names_what_replaces_it() {
+  ! with_lib eval '(e.mkTritonServer { repo = e.catalogue.tiny-qwen3.triton-repo; openai.enable = true; }).drvPath' &&
+    says 'mkTritonServer: openai was removed; put mkGateway before the server'
 }
 
 test_gateway_answers_a_chat() {

@@ -31,7 +31,7 @@ test_nixos_units_of_every_kind_are_clean() {
   # A directory of its own: systemd reads a unit's neighbours, too.
   local arguments checked=$tmp/kinds/enginix-checked.service
   mkdir -p "$tmp/kinds"
-  for arguments in 'settings = { gpus = [ 0 ]; };' "$unit_image" "$unit_frontend" "$unit_edgellm" "$unit_own" "$unit_gateway"; do
+  for arguments in 'settings = { gpus = [ 0 ]; };' "$unit_image" "$unit_edgellm" "$unit_own" "$unit_gateway"; do
     unit "$arguments" "$checked" || return 1
     sed -i 's,"/x-command/bin/enginix","/usr/bin/true",' "$checked"
     quietly systemd-analyze verify --man=no "$checked" || return 1
@@ -67,21 +67,9 @@ test_nixos_unit_with_a_typo_is_not_clean() {
   refuses systemd-analyze verify --man=no "$typo" && says ProtectHom && says 'is not executable'
 }
 
-# The kinds of unit: Triton with and without GPU, inside an image, its OpenAI frontend in that image (a stand-in), an engine's
-# own servers, the gateway.
+# The kinds of unit: Triton with and without GPU, inside an image, an engine's own servers, the gateway.
 unit_image='settings = { gpus = [ 0 ]; repo = { outPath = "/x-repo"; kind = "tensorrt"; runtime = "trtllm-1.2.1"; engine.outPath = "/x-engine"; }; };
   image = { root = "/nix/store/x-root"; rootfs = "/nix/store/x-rootfs"; directories = [ "usr" ]; };'
-unit_frontend="settings = let
-    pkgs = import $root/tests/hostpkgs { system = builtins.currentSystem; };
-    rootfs = (import $root/tests/standin { inherit pkgs; }).rootfsOpenai \"trtllm-1.2.1\";
-    runtimePackage = (import $root/nix { inherit pkgs; }).mkRuntime { id = \"trtllm-1.2.1\"; inherit rootfs; };
-    engine = { outPath = \"/x-engine\"; model = { }; inherit runtimePackage; };
-  in {
-    gpus = [ 0 ];
-    repo = { outPath = \"/x-repo\"; kind = \"tensorrt\"; runtime = \"trtllm-1.2.1\"; modelName = \"m\"; inherit engine; };
-    openai = { enable = true; port = 9000; keyFile = \"/run/secrets/frontend\"; flags.default-max-tokens = 64; };
-  };
-  image = { root = \"/nix/store/x-root\"; rootfs = \"/nix/store/x-rootfs\"; directories = [ \"usr\" ]; };"
 unit_edgellm='settings = { gpus = [ 0 ]; apiKeyFile = "/run/secrets/key"; engine = { outPath = "/x-engine"; kind = "edgellm"; runtime = "edgellm-0.11.0"; modelName = "m"; }; };
   parts.mkServe = _: { outPath = "/usr"; meta.mainProgram = "true"; };'
 unit_own='settings = { gpus = [ 0 ]; ownServer = true; engine = {
@@ -96,7 +84,7 @@ test_nixos_unit_is_hardened() {
   need_systemd || return
   local arguments tenths
   for arguments in '' 'settings = { gpus = [ 0 ]; };' 'settings = { gpus = [ 0 ]; host = "0.0.0.0"; };' \
-    "$unit_image" "$unit_frontend" "$unit_edgellm" "$unit_own" "$unit_gateway"; do
+    "$unit_image" "$unit_edgellm" "$unit_own" "$unit_gateway"; do
     unit "$arguments" "$tmp/enginix-tiny.service" || return 1
     tenths=$(exposure "$tmp/enginix-tiny.service")
     echo "exposure of { $arguments }: $tenths tenths" | tee -a "$out"
@@ -124,21 +112,6 @@ test_nixos_unit_of_an_image_has_the_image_as_root() {
     cp "$tmp/big.service" "$out" && says RootDirectory=/nix/store/x-root &&
     says 'BindReadOnlyPaths=-/nix/store/x-rootfs/opt:/opt' && says '"--tritonserver" "/opt/tritonserver"' &&
     says 'PATH=/opt/venv-tritonserver/bin' && says '"check" "/nix/store/x-big-engine"' && says '"--gpus" "0,1"' && ! grep -q IPAddressDeny "$out"
-}
-
-# In the server's own unit, on the image's root; what it starts is taken out of that image.
-test_nixos_unit_of_the_frontend() {
-  unit "$unit_frontend" "$tmp/frontend.service" && cp "$tmp/frontend.service" "$out" && says RootDirectory=/nix/store/x-root &&
-    says '"--openai-port" "9000" "--no-metrics"' && says '"--openai-flag" "default-max-tokens=64"' && ! grep -q metrics-port "$out" &&
-    says '"--openai-key-file" "openai-key"' && says LoadCredential=openai-key:/run/secrets/frontend && says 'IPAddressAllow=localhost' || return 1
-  [ -e "$(sed -n 's/.*"--openai-frontend" "\([^"]*\)".*/\1/p' "$tmp/frontend.service")/openai_frontend/main.py" ]
-}
-
-# A trial of it beside the running one takes free ports, and its key from the unit's own line.
-test_nixos_trial_of_the_frontend_takes_free_ports() {
-  quietly "$nix" eval --impure --raw --expr "builtins.readFile (import $root/tests/nix/unit.nix { $unit_frontend }).trial" &&
-    says '"--http-port" "0" "--grpc-port" "0" "--openai-port" "0" "--no-metrics"' && says '"--openai-key-file" "openai-key"' &&
-    ! grep -q -e LoadCredential -e 9000 "$out"
 }
 
 # systemd must wait longer than the server itself does, or answers under way would be cut off.

@@ -59,7 +59,7 @@ on_nixos() { # expression, arguments of nix eval
 test_nixpkgs_module_sets_no_path_against_nixos() {
   need_lib || return
   local kind
-  for kind in 'engine = engine "tensorrt"; openai.enable = false;' 'engine = engine "tensorrt"; ownServer = true;' \
+  for kind in 'engine = engine "tensorrt";' 'engine = engine "tensorrt"; ownServer = true;' \
     'engine = engine "llmapi"; ownServer = true;'; do
     on_nixos "(h { servers.a = { $kind gpus = [ 0 ]; }; }).units.enginix-a" --raw && says 'Environment="PATH=/opt/venv-tritonserver/bin' || return 1
     [ "$(grep -c '^Environment="PATH=' "$out")" = 1 ] || return 1
@@ -149,7 +149,6 @@ test_nixpkgs_module_refuses_an_open_address_without_a_key() {
   local open='host = "0.0.0.0"; openFirewall = true;'
   on_nixos "(h { servers.a = { engine = tiny; $open }; }).failing" --json && says 'host is 0.0.0.0' && says 'Triton asks for no key' &&
     on_nixos "(h { servers.a = { engine = engine \"llmapi\"; ownServer = true; gpus = [ 0 ]; $open }; }).failing" --json && says 'trtllm-serve asks for no key' &&
-    on_nixos "(h { servers.a = { engine = tiny; openai = { enable = true; keyFile = \"/run/k\"; }; $open }; }).failing" --json && says 'Triton asks for no key' &&
     on_nixos "(h { servers.a = { engine = tiny; $open openWithoutKey = true; }; }).failing" --json && says '[]' &&
     on_nixos "(h { servers.a = { engine = engine \"edgellm\"; gpus = [ 0 ]; apiKeyFile = \"/run/k\"; $open }; }).failing" --json && says '[]'
 }

@@ -176,60 +176,14 @@ test_real_lib_module_gateway() {
     module "{ $on gateway = { host = \"0.0.0.0\"; openFirewall = true; keyFile = \"/run/k\"; }; }" ports && says '[4000]'
 }
 
-test_real_lib_module_openai_of_one_server() {
+test_real_lib_module_openai_of_a_server_names_what_replaces_it() {
   need_lib || return
-  local on='openai.enable = true;'
-  holds "{ servers.a = { engine = reference; $on }; }" && module "{ servers.a = { engine = reference; $on }; }" services &&
-    says '"enginix-a-openai"' && says '"RuntimeDirectory":"enginix-a-openai"' &&
-    module "{ servers.a = { engine = reference; $on openai.keyFile = \"/run/k\"; host = \"0.0.0.0\"; openFirewall = true; }; }" ports && says '4000' &&
-    fails '{ servers.a = { engine = engine "edgellm"; gpus = [ 0 ]; openai.enable = true; }; }' 'has OpenAI'"'"'s interface itself' &&
-    fails "{ servers.a = { engine = reference; $on host = \"0.0.0.0\"; }; }" 'set openai.keyFile' &&
-    fails "{ servers.a = { engine = reference; $on openai.keyFile = \"/nix/store/k\"; }; }" 'keyFile is in the store' &&
-    fails "{ servers.a = { engine = reference; $on openai.port = 8000; }; }" 'a.httpPort and a.openai.port are both 8000' &&
-    fails '{ servers.gateway.repo = tiny; }' 'the name is that of another unit'
-}
-
-# Kind tensorrt under Triton: its own frontend in tritonserver's place, checked by mkTritonServer itself.
-test_real_lib_module_frontend() {
-  need_lib || return
-  local on='repo = tensorrt 1; gpus = [ 0 ]; openai.enable = true;'
-  holds "{ servers.a = { $on }; }" && module "{ servers.a = { $on openai.port = 4321; openai.flags.default-max-tokens = 64; }; }" services &&
-    says '\"--openai-port\" \"4321\" \"--no-metrics\"' && says '-trtllm-1.2.1-openai-frontend\"' &&
-    says '\"--openai-flag\" \"default-max-tokens=64\"' && ! grep -q -e '--metrics-port' -e 'a-openai"' -e LoadCredential "$out" &&
-    module "{ servers.a = { $on openai.keyFile = \"/run/secrets/a\"; }; }" services &&
-    says '\"--openai-key-file\" \"openai-key\"' && says '"LoadCredential":["openai-key:/run/secrets/a"]' &&
-    holds "{ servers.a = { engine = engine \"tensorrt\"; gpus = [ 0 ]; openai.enable = true; }; }" &&
-    fails '{ servers.a = { engine = engine "tensorrt"; gpus = [ 0 ]; ownServer = true; openai.enable = true; }; }' "OpenAI's interface itself" &&
-    fails '{ servers.a = { engine = engine "llmapi"; gpus = [ 0 ]; openai.enable = true; }; }' 'does not fit kind llmapi: its requests have' 'set ownServer, which is trtllm-serve' &&
-    fails '{ servers.a = { repo = tensorrt 2; gpus = [ 0 1 ]; openai.enable = true; }; }' 'serves one rank, the engine has 2' 'set ownServer, with engine in place of repo' &&
-    fails "{ servers.a = { $on host = \"0.0.0.0\"; openai.keyFile = \"/run/k\"; }; }" 'one address for all its endpoints' 'services.enginix.gateway before it' &&
-    fails "{ servers.a = { $on openai.keyFile = \"/nix/store/k\"; }; }" 'keyFile is in the store' &&
-    fails '{ servers.a = { engine = reference; openai = { enable = true; flags.default-max-tokens = 1; }; }; }' "flags are those of Triton's own frontend" &&
-    fails "{ servers.a = { $on openai.port = 8001; }; }" 'a.grpcPort and a.openai.port are both 8001' &&
-    holds "{ servers.a = { $on openai.port = 8002; }; }"
-}
-
-test_real_lib_module_frontend_options_are_its_own() {
-  need_lib || return
-  local on='repo = tensorrt 1; gpus = [ 0 ]; openai.enable = true;'
-  ! module "{ servers.a = { $on openai.flags.default-max-token = 2; }; }" services && says 'Did you mean default-max-tokens?' &&
-    ! module "{ servers.a = { $on openai.flags.default-max-tokens = 0; }; }" services && says 'whole number above 0' &&
-    ! module "{ servers.a = { $on openai.flags.host = \"0.0.0.0\"; }; }" services && says 'enginix writes it itself' &&
-    ! module "{ servers.a = { $on openai.flags.chat-template = \"x\"; }; }" services && says "the tokenizer's own" &&
-    ! module "{ servers.a = { $on openai.flags.default-max-tokens = 1.5; }; }" services && says 'is not of type' &&
-    ! module "{ servers.a = { $on flags.http-thread-count = 2; }; }" services && says 'take openai.flags'
-}
-
-test_real_lib_module_frontend_behind_the_gateway() {
-  need_lib || return
-  local on='gateway.enable = true; servers.a = { repo = tensorrt 1; gpus = [ 0 ]; openai.enable = true; openai.port = 9000;'
-  holds "{ $on }; }" && module "{ $on }; }" services && says 'a=openai http://127.0.0.1:9000/v1 ensemble no key' &&
-    module "{ $on openai.keyFile = \"/run/secrets/a\"; }; }" services && says 'http://127.0.0.1:9000/v1 ensemble server-a' &&
-    says '"LoadCredential":["server-a:/run/secrets/a"]' && says '"LoadCredential":["openai-key:/run/secrets/a"]' &&
-    module "{ $on host = \"::1\"; }; }" services && says 'http://[::1]:9000/v1' &&
-    fails "{ $on }; gateway.port = 9000; }" 'a.openai.port and gateway.port are both 9000' &&
-    module '{ gateway.enable = true; servers.a = { engine = reference; openai = { enable = true; port = 9000; keyFile = "/run/k"; }; }; }' services &&
-    says 'a=triton http://127.0.0.1:8000 ensemble no key' && ! grep -q server-a "$out"
+  local set
+  for set in 'enable = true;' 'enable = false;' 'port = 9000; flags.default-max-tokens = 64;'; do
+    fails "{ servers.a = { engine = reference; openai = { $set }; }; }" \
+      'services.enginix.servers.a.openai was removed' 'put services.enginix.gateway (mkGateway) before the server' || return 1
+  done
+  fails '{ servers.gateway.repo = tiny; }' 'the name is that of another unit'
 }
 
 # Before the machine switches: a changed server is tried, with what its trial needs.
@@ -259,12 +213,9 @@ test_real_lib_module_unknown_options_are_refused() {
 
 test_real_lib_module_monitoring() {
   need_lib || return
-  local closed='{ prometheus.enable = true; servers.a = { repo = tensorrt 1; gpus = [ 0 ]; openai = { enable = true; keyFile = "/run/k"; }; }; }'
   module '{ prometheus.enable = true; servers.a = { repo = tiny; host = "::1"; metricsPort = 9002; }; }' scraped &&
     says '"labels":{"server":"a"},"targets":["[::1]:9002"]' &&
-    module '{ prometheus.enable = true; servers.a = { repo = tensorrt 1; gpus = [ 0 ]; openai = { enable = true; port = 4321; }; }; }' scraped &&
-    says '"targets":["127.0.0.1:4321"]' && module '{ prometheus.enable = true; servers.a.repo = tiny; }' warnings && says '[]' &&
-    module "$closed" scraped && says '[]' && module "$closed" warnings && says 'prometheus: a not scraped' &&
+    module '{ prometheus.enable = true; servers.a.repo = tiny; }' warnings && says '[]' &&
     module '{ grafana.enable = true; servers.a.repo = tiny; }' dashboards && says '["enginix"]' &&
     quietly python3 -m json.tool nix/nixos/dashboard/enginix.json
 }

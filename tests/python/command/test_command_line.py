@@ -86,6 +86,14 @@ def test_the_nearest_word_is_named(words: list[str], fix: str, capsys: pytest.Ca
     assert ended.value.code == 2 and f"fix: {fix}" in capsys.readouterr().err
 
 
+def test_a_removed_command_names_what_replaces_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["openai-frontend", "--rootfs", "r"])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "openai-frontend was removed" in error and "fix: enginix gateway" in error
+
+
 @pytest.mark.parametrize(
     ("words", "start"), [(["help", "lock"], "usage: enginix lock"), (["help"], "usage: enginix COMMAND")]
 )

@@ -49,7 +49,6 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "edgellm-build": ("{t}/none -o {t}/edge", None),
     "edgellm-serve": ("{t}/none", None),
     "triton-repo": ("{t}/engine -o {t}/repository", "serve"),
-    "openai-frontend": ("{t}/none -o {t}/frontend", None),
     "tritonserver": ("-o {t}/tritonserver --wheel {t}/none", None),
     "serve": ("{t}/none", None),
     "ready": ("--help", None),

@@ -17,7 +17,7 @@ PROMPT = "Once upon a time"
 def modes(start_gateway: Callable[..., Any], tiny: Served) -> Iterator[Any]:
     """A gateway whose model `two` has two servers, which are one tritonserver."""
     server = {"kind": "triton", "url": tiny.client.url, "model": "ensemble"}
-    # Its own frontend would do as well: a gateway is a server of OpenAI's interface.
+    # A gateway is a server of OpenAI's interface.
     with start_gateway({"models": {"one": [server], "two": [server, server]}}) as inner:
         key = {"keyFile": "operator"}
         outer = {"kind": "openai", "url": f"{inner.url}/v1", "model": "one", **key}

@@ -10,13 +10,11 @@ auto-completion. It counts as ready when a generation succeeded (with the golden
 manifest where it has some), never before; systemd is told then (Type=notify).
 
 With --rootfs, tritonserver is the one inside the root file system of the runtime's image, and runs there
-(bubblewrap); the GPU is compared with the engine first. With --openai-frontend, Triton's own OpenAI frontend
-of that image runs in tritonserver's place, with the endpoints beside it (enginix openai-frontend makes the
-directory; docs/openai.md); without --rootfs where the image is the root already. An engine of several ranks
-is started by mpirun, one rank a GPU; with --hosts on several machines, where enginix serve runs in the
-runtime's image on each: with --worker on all but the first, which starts their ranks over ssh or kubectl
-exec. Model control, client shared memory, trace and log settings are closed: by --admin-key-file they open to
-whoever sends its content as the header enginix-key.
+(bubblewrap); the GPU is compared with the engine first. An engine of several ranks is started by mpirun, one
+rank a GPU; with --hosts on several machines, where enginix serve runs in the runtime's image on each: with
+--worker on all but the first, which starts their ranks over ssh or kubectl exec. Model control, client shared
+memory, trace and log settings are closed: by --admin-key-file they open to whoever sends its content as the
+header enginix-key.
 
 DIR holds bin/tritonserver and backends/python/{libtriton_python.so,triton_python_backend_stub,
 triton_python_backend_utils.py}; $ENGINIX_TRITONSERVER is its default. The Python models run in the

@@ -50,25 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an option of tritonserver, for instance http-thread-count=16",
     )
     parser.add_argument(
-        "--openai-frontend", type=Path, metavar="DIR", help="what enginix openai-frontend made, to be started"
-    )
-    parser.add_argument(
-        "--openai-port", type=int, default=9000, metavar="N", help="its port (default: 9000; 0: any free one)"
-    )
-    parser.add_argument(
-        "--openai-key-file",
-        type=Path,
-        metavar="FILE",
-        help="its content is the clients' api_key; a relative path is the name of a systemd credential",
-    )
-    parser.add_argument(
-        "--openai-flag",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an option of the frontend, for instance default-max-tokens=256",
-    )
-    parser.add_argument(
         "--env",
         action="append",
         default=[],

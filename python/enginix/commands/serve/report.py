@@ -50,8 +50,6 @@ def described(plan: Plan, seconds: float, answer: Answer | None) -> dict[str, An
         "grpcPort": plan.endpoints.grpc,
         "metricsPort": plan.endpoints.metrics,
     }
-    if plan.frontend is not None:
-        found["openaiPort"] = plan.frontend.port
     if answer is not None:
         found["answer"] = {
             "text": answer.text,

@@ -13,9 +13,8 @@ from enginix.errors import UsageError
 from enginix.runtime import driver as drivers
 from enginix.runtime import table as runtimes
 from enginix.runtime.driver import Driver
-from enginix.serve import flags, frontend, hosts, launch, ports, preflight, tritonserver
-from enginix.serve.frontend import Frontend
-from enginix.serve.launch import LOOPBACK, Endpoints, Inside, Plan
+from enginix.serve import flags, hosts, launch, ports, preflight, tritonserver
+from enginix.serve.launch import Endpoints, Inside, Plan
 from enginix.serve.preflight import Repository
 from enginix.serve.tritonserver import TritonServer
 
@@ -45,10 +44,9 @@ class Request:
     def on(self, numbers: Sequence[int]) -> Plan:
         """The plan on these ports, one an endpoint."""
         given = {name: number for (name, _), number in zip(self.endpoints, numbers, strict=True)}
-        plan = self.plan
-        found = Endpoints(plan.endpoints.host, given["http"], given.get("grpc"), given.get("metrics"))
-        door = None if plan.frontend is None else replace(plan.frontend, port=given["openai"])
-        return replace(plan, endpoints=found, frontend=door)
+        host = self.plan.endpoints.host
+        endpoints = Endpoints(host, given["http"], given.get("grpc"), given.get("metrics"))
+        return replace(self.plan, endpoints=endpoints)
 
 
 def read(args: argparse.Namespace) -> Request:
@@ -70,9 +68,6 @@ def read(args: argparse.Namespace) -> Request:
     if server.rootfs is not None:
         runtime = runtimes.find(server.runtime, repository.manifest.kind, args.pin)
         inside = Inside(runtime, driver, repository.reads)
-    door = _frontend(args, server, repository, inside)
-    if door is not None and inside is not None:
-        inside = replace(inside, reads=(*inside.reads, door.directory))
     plan = Plan(
         server=server,
         repository=repository.directory,
@@ -86,7 +81,6 @@ def read(args: argparse.Namespace) -> Request:
         flags=flags.checked(args.triton_flag, server.version),
         admin_key=flags.admin_key(args.admin_key_file),
         environ=_workers(repository) | launch.check_environ(args.env),
-        frontend=door,
         hosts=machines,
         agent=hosts.find_agent(args.agent) if len(machines) > 1 else None,
     )
@@ -95,8 +89,6 @@ def read(args: argparse.Namespace) -> Request:
         seen = plan.environment(Path("$STATE")) if room is None else room.environment()
         plan = replace(plan, mpirun=preflight.find_mpirun(server, seen))
     names = [n for n in ("http", "grpc", "metrics") if not getattr(args, f"no_{n}", False)]
-    if door is not None:
-        names = ["http", "grpc", "openai"]
     endpoints = tuple((name, getattr(args, f"{name}_port")) for name in names)
     return Request(plan, repository, driver, endpoints, here)
 
@@ -139,46 +131,6 @@ def _hosts(
             fix="run it in a container of the runtime's image",
         )
     return (), here
-
-
-def _frontend(
-    args: argparse.Namespace, server: TritonServer, repository: Repository, inside: Inside | None
-) -> Frontend | None:
-    """Triton's OpenAI frontend, where it was asked for; refuses what it cannot do."""
-    if args.openai_frontend is None:
-        if args.openai_key_file is not None or args.openai_flag:
-            option = "--openai-flag" if args.openai_flag else "--openai-key-file"
-            raise UsageError("needs --openai-frontend", where=option)
-        return None
-    if (why := frontend.refusal(repository.manifest.kind or "", repository.ranks)) is not None:
-        fix = "serve the engine with mkServe (trtllm-serve)"
-        if repository.manifest.kind == "reference":
-            fix = "put enginix gateway before it"
-        raise UsageError(why, where="--openai-frontend", fix=fix)
-    refused = (
-        (args.triton_flag, "--triton-flag", "it takes no option of tritonserver"),
-        (args.admin_key_file, "--admin-key-file", "its KServe endpoints restrict no API"),
-        (args.no_grpc, "--no-grpc", "it starts HTTP and gRPC together"),
-        (args.host not in LOOPBACK, "--host", "its endpoints share one address and have no key but OpenAI's"),
-    )
-    for given, option, why in refused:
-        if given:
-            raise UsageError(f"Triton's OpenAI frontend: {why}", where=option, fix="leave it out")
-    runtime = frontend.around(server) if inside is None else inside.runtime
-    if repository.engine is None:
-        raise UsageError(
-            "its models name no engine's tokenizer, whose chat template the frontend applies",
-            where=str(repository.directory),
-            fix="make it again with enginix triton-repo",
-        )
-    return frontend.find(
-        args.openai_frontend,
-        runtime,
-        repository.engine / "tokenizer",
-        args.openai_port,
-        frontend.checked(args.openai_flag, server.version),
-        args.openai_key_file,
-    )
 
 
 def _workers(repository: Repository) -> dict[str, str]:

@@ -10,7 +10,7 @@ from types import FrameType
 
 from enginix import console
 from enginix.commands.serve import report
-from enginix.serve import frontend, hosts
+from enginix.serve import hosts
 from enginix.serve.client import Client
 from enginix.serve.launch import LOOPBACK, Plan
 from enginix.serve.notify import notify
@@ -59,9 +59,6 @@ def serve(args: argparse.Namespace, plan: Plan, repository: Repository) -> int:
                     max(1.0, args.start_timeout - (time.monotonic() - begun)),
                     repository.manifest.kind or "reference",
                 )
-                if plan.frontend is not None:
-                    frontend.await_answer(plan.frontend, args.host, server, args.start_timeout - seconds)
-                    console.say(f"OpenAI's interface: {plan.frontend.url(args.host)}, model ensemble")
                 notify("READY=1")
                 server.forget_start()
                 console.say(
