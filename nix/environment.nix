@@ -1,11 +1,11 @@
 # The private environment of a build that imports the CUDA stack, as a shell file to source.
 #
 # Nix gives every build HOME=/homeless-shelter, and half of the stack writes to HOME while it is imported.
-# The variables are data/environment.json, each with its reason. The directory is hidden, because a visible
+# The variables are data/runtime/environment.json, each with its reason. The directory is hidden, because a visible
 # `triton` or `torch` in the working directory would be imported in the library's place.
 { lib, pkgs, ... }:
 let
-  variables = (lib.importJSON ../python/enginix/data/environment.json).variables;
+  variables = (lib.importJSON ../python/enginix/data/runtime/environment.json).variables;
   value = v: builtins.replaceStrings [ "@work@" ] [ "\${NIX_BUILD_TOP:-$PWD}/.e" ] v;
   isPath = v: lib.hasPrefix "@work@" v;
 in

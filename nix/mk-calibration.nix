@@ -12,7 +12,7 @@ let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkCalibration";
   enginix = import ./quantize-package.nix scope;
-  table = lib.importJSON ../python/enginix/data/quantize.json;
+  table = lib.importJSON ../python/enginix/data/quantization/quantize.json;
   known = [
     "tokenizer"
     "text"

@@ -14,10 +14,10 @@
 let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkCheckpoint";
-  table = lib.importJSON ../python/enginix/data/converters.json;
-  formats = lib.importJSON ../python/enginix/data/quantization.json;
-  gpus = (lib.importJSON ../python/enginix/data/gpus.json).gpus;
-  runtimes = (lib.importJSON ../python/enginix/data/runtimes.json).runtimes;
+  table = lib.importJSON ../python/enginix/data/models/converters.json;
+  formats = lib.importJSON ../python/enginix/data/models/quantization.json;
+  gpus = (lib.importJSON ../python/enginix/data/machine/gpus.json).gpus;
+  runtimes = (lib.importJSON ../python/enginix/data/runtime/runtimes.json).runtimes;
   known = [
     "model"
     "dtype"
@@ -40,13 +40,13 @@ let
       pipelineParallel ? 1,
       expertParallel ? 1,
       # GPUs of the nodes that will serve it: TensorRT-LLM runs a rank on GPU rank modulo that. 8, its own default.
-      gpusPerNode ? (lib.importJSON ../python/enginix/data/formats.json).defaults.gpusPerNode.value,
-      # Who converts (data/converters.json says what each takes): "enginix", "modelopt" (its export, on CPU), or
+      gpusPerNode ? (lib.importJSON ../python/enginix/data/memory_plan/formats.json).defaults.gpusPerNode.value,
+      # Who converts (data/models/converters.json says what each takes): "enginix", "modelopt" (its export, on CPU), or
       # "tensorrt_llm" (the runtime's own conversion, on a GPU machine).
       converter ? "enginix",
       # For "tensorrt_llm": a runtime that has the engine path, or mkRuntime's output.
       runtime ? "trtllm-1.2.1",
-      # For "tensorrt_llm": a GPU of data/gpus.json; null takes any.
+      # For "tensorrt_llm": a GPU of data/machine/gpus.json; null takes any.
       target ? null,
       name ? model.modelName or "model",
     }:

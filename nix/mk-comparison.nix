@@ -14,31 +14,17 @@ let
   # No torch: manifests, evidence and headers are read, no weight.
   enginix = import ./package.nix scope {
     name = "enginix-compare-${enginix-core.version}";
-    kept = [
-      "__init__.py"
-      "__main__.py"
-      "cli.py"
-      "commands/__init__.py"
-      "commands/compare.py"
-      "console.py"
-      "credentials.py"
-      "data/__init__.py"
-      "data/architectures.json"
-      "data/formats.json"
-      "data/gates.json"
-      "data/kinds.json"
-      "data/lock.json"
-      "data/quantization.json"
-      "errors.py"
-      "files.py"
+    folders = [
+      "cli/comparison"
+      "data/conversion"
+      "data/judgement"
+      "data/memory_plan"
+      "data/models"
+      "data/report"
       "hub"
       "inspect"
-      "manifest.py"
       "model"
-      "optional_libraries.py"
       "report"
-      "tables.py"
-      "wording.py"
     ];
     inherit (enginix-core) python;
   };

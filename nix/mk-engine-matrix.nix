@@ -11,7 +11,7 @@ let
   function = "mkEngineMatrix";
 in
 {
-  # GPUs of data/gpus.json; or { name = { gpu; … } // arguments of mkEngine for that target alone; }.
+  # GPUs of data/machine/gpus.json; or { name = { gpu; … } // arguments of mkEngine for that target alone; }.
   targets,
   ...
 }@args:

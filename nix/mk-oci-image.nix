@@ -15,7 +15,7 @@
 }:
 let
   function = "mkOciImage";
-  runtimes = (lib.importJSON ../python/enginix/data/runtimes.json).runtimes;
+  runtimes = (lib.importJSON ../python/enginix/data/runtime/runtimes.json).runtimes;
   build =
     {
       # mkTritonServer's output, or mkServe's of an Edge-LLM engine.

@@ -14,9 +14,9 @@ let
   artefactMeta = import ./artefact-meta.nix scope;
   function = "mkQuantized";
   enginix = import ./quantize-package.nix scope;
-  table = lib.importJSON ../python/enginix/data/quantize.json;
-  gpus = (lib.importJSON ../python/enginix/data/gpus.json).gpus;
-  sizes = (lib.importJSON ../python/enginix/data/formats.json).weights;
+  table = lib.importJSON ../python/enginix/data/quantization/quantize.json;
+  gpus = (lib.importJSON ../python/enginix/data/machine/gpus.json).gpus;
+  sizes = (lib.importJSON ../python/enginix/data/memory_plan/formats.json).weights;
   known = [
     "model"
     "format"
@@ -57,7 +57,7 @@ let
     {
       # mkHfModel's output, not quantized.
       model,
-      # fp8, fp8_pc_pt, nvfp4, int4_awq, w4a8_awq, int8_sq, int8_wo, int4_wo, mixed: data/quantize.json.
+      # fp8, fp8_pc_pt, nvfp4, int4_awq, w4a8_awq, int8_sq, int8_wo, int4_wo, mixed: data/quantization/quantize.json.
       format,
       # mkCalibration's output; formats of weights alone need none.
       calibration ? null,

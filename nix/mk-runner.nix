@@ -13,14 +13,14 @@
 let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkRunner";
-  runtimes = (lib.importJSON ../python/enginix/data/runtimes.json).runtimes;
-  gpus = (lib.importJSON ../python/enginix/data/gpus.json).gpus;
+  runtimes = (lib.importJSON ../python/enginix/data/runtime/runtimes.json).runtimes;
+  gpus = (lib.importJSON ../python/enginix/data/machine/gpus.json).gpus;
   build =
     {
       # mkHfModel's output.
       model ? checkpoint.model,
       checkpoint ? mkCheckpoint { inherit model; },
-      # A GPU of data/gpus.json; null takes the one that is there.
+      # A GPU of data/machine/gpus.json; null takes the one that is there.
       target ? null,
       runtime ? "trtllm-1.2.1",
       limits ? { },

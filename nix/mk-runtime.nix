@@ -11,7 +11,7 @@
 }@scope:
 let
   function = "mkRuntime";
-  runtimes = (lib.importJSON ../python/enginix/data/runtimes.json).runtimes;
+  runtimes = (lib.importJSON ../python/enginix/data/runtime/runtimes.json).runtimes;
   known = builtins.filter (id: runtimes.${id} ? images) (builtins.attrNames runtimes);
   inherit (pkgs.stdenvNoCC.hostPlatform) system;
   # A registry's port has a colon too.
@@ -20,7 +20,7 @@ let
 
   build =
     {
-      # A runtime of data/runtimes.json with an image.
+      # A runtime of data/runtime/runtimes.json with an image.
       id,
       # Tag of one of its images; null takes the newest.
       image ? null,

@@ -52,7 +52,7 @@ let
       "chat"
     ];
   };
-  contract = lib.importJSON ../python/enginix/data/triton_contract.json;
+  contract = lib.importJSON ../python/enginix/data/triton/triton_contract.json;
   known = contract.models.tensorrt_llm.parameters;
 
   # What evaluation can know of a parameter; the command checks values.

@@ -13,7 +13,7 @@
 let
   artefactMeta = import ./artefact-meta.nix scope;
   function = "mkTritonServer";
-  table = lib.importJSON ../python/enginix/data/triton_flags.json;
+  table = lib.importJSON ../python/enginix/data/triton/triton_flags.json;
 
   triton = check.flags.words {
     where = function;

@@ -1,15 +1,15 @@
-# { name, kept, python, … } -> derivation
+# { name, folders, python, … } -> derivation
 #
-# The enginix command over a Python, made of the files that its use needs and no others: a change of anything else
-# builds nothing again that was built by it.
+# The enginix command over a Python, made of the folders that its use needs and no others: a change of anything else
+# builds nothing again that was built by it. The modules at the top of the package are in every one.
 { pkgs, lib, ... }:
 let
   root = ../python/enginix;
 in
 {
   name,
-  # Files and directories of the package, by their paths in it; null takes all.
-  kept,
+  # Folders of the package, by their paths in it; null takes all.
+  folders,
   python,
   # The shell that lays it out, and what that reads beside `source`, `python` and `bash`.
   builder ? ./builders/enginix.sh,
@@ -22,16 +22,29 @@ let
     path: type:
     let
       relative = lib.removePrefix "${toString root}/" (toString path);
-      # A directory is kept for what is below it.
-      wanted = k: relative == k || lib.hasPrefix "${k}/" relative || type == "directory" && lib.hasPrefix "${relative}/" k;
+      inside = folder: lib.hasPrefix "${folder}/" "${relative}/";
+      isAncestor = folder: lib.hasPrefix "${relative}/" "${folder}/";
+      parent = dirOf relative;
+      isPackageOfFolder = baseNameOf path == "__init__.py" && builtins.any (lib.hasPrefix "${parent}/") folders;
     in
-    # What a build leaves in a working tree is nobody's source.
-    baseNameOf path != "__pycache__" && !lib.hasSuffix ".so" path && (kept == null || builtins.any wanted kept);
-  # A name that is nothing's would be left out in silence.
-  missing = if kept == null then [ ] else builtins.filter (k: !builtins.pathExists (root + "/${k}")) kept;
+    # Build products of a working tree are no source.
+    baseNameOf path != "__pycache__"
+    && !lib.hasSuffix ".so" path
+    && (
+      folders == null
+      || builtins.any inside folders
+      || type == "directory" && builtins.any isAncestor folders
+      || type != "directory" && (parent == "." || isPackageOfFolder)
+    );
+  # A misspelt folder would be left out in silence.
+  missing =
+    if folders == null then
+      [ ]
+    else
+      builtins.filter (folder: !builtins.pathExists (root + "/${folder}")) folders;
 in
 if missing != [ ] then
-  throw "${name}: the package has no ${builtins.head missing}"
+  throw "${name}: the package has no folder ${builtins.head missing}"
 else
   pkgs.stdenvNoCC.mkDerivation (
     {

@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from enginix.checkpoint.convert import Options, convert
-from enginix.checkpoint.mapping import Mapping
-from enginix.gates import hf
+from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.checkpoint.mapping import CheckpointMapping
+from enginix.evaluation.reference_answers import hf
 
 Tensors = dict[str, torch.Tensor]
 
@@ -32,7 +32,7 @@ def model() -> Path:
 def checkpoint(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two tensor-parallel ranks, so that cuts are among what is judged."""
     out = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    convert(model, out, Options(mapping=Mapping(2, 1, 1)))
+    convert_model(model, out, ConvertOptions(mapping=CheckpointMapping(2, 1, 1)))
     return out
 
 
@@ -73,7 +73,7 @@ def quantize(model: Path, name: str, out: Path) -> Path:
         "NVFP4": mtq.NVFP4_DEFAULT_CFG,
     }
     text = Path("/usr/share/common-licenses/GPL-3").read_text("utf-8")
-    ids = torch.tensor(hf.Tokenizer(model).encode(text)[: 12 * 256]).view(12, 256)
+    ids = torch.tensor(hf.TransformersTokenizer(model).encode(text)[: 12 * 256]).view(12, 256)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
         loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
@@ -82,7 +82,7 @@ def quantize(model: Path, name: str, out: Path) -> Path:
         )
         mtq.quantize(loaded, recipe, lambda m: [m(row[None]) for row in ids])
         export_hf_checkpoint(loaded, torch.bfloat16, str(out / "hf"))
-    convert(out / "hf", out / "checkpoint", Options())
+    convert_model(out / "hf", out / "checkpoint", ConvertOptions())
     return out / "checkpoint"
 
 

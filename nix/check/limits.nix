@@ -3,7 +3,7 @@
 # NVIDIA's defaults (2048 sequences, 8192 tokens) are what people run out of memory with.
 { lib, arguments, ... }:
 let
-  table = (lib.importJSON ../../python/enginix/data/build_options.json).limits;
+  table = (lib.importJSON ../../python/enginix/data/tensorrt/build_options.json).limits;
   all = builtins.attrNames table;
   min = a: b: if a < b then a else b;
   max = a: b: if a > b then a else b;

@@ -1,7 +1,7 @@
-# Arguments of TensorRT-LLM's LLM class for the PyTorch backend (data/llm_args.json): it forbids names that it does not know.
+# Arguments of TensorRT-LLM's LLM class for the PyTorch backend (data/llmapi/llm_args.json): it forbids names that it does not know.
 { lib, names, ... }:
 let
-  table = lib.importJSON ../../python/enginix/data/llm_args.json;
+  table = lib.importJSON ../../python/enginix/data/llmapi/llm_args.json;
 
   fits =
     row: value:

@@ -1,6 +1,6 @@
 { lib, ... }:
 let
-  table = lib.importJSON ../../python/enginix/data/lock.json;
+  table = lib.importJSON ../../python/enginix/data/conversion/lock.json;
   isHex = length: s: builtins.isString s && builtins.match "[0-9a-f]{${toString length}}" s != null;
 
   # A text with every letter beyond ASCII that evaluation knows as one ASCII character, so that characters can be counted

@@ -1,7 +1,7 @@
 # The arithmetic of a rank's memory, which the plans of all kinds share: python/enginix/plan/arithmetic.py again.
 { lib }:
 let
-  formats = lib.importJSON ../../python/enginix/data/formats.json;
+  formats = lib.importJSON ../../python/enginix/data/memory_plan/formats.json;
   fixed = builtins.mapAttrs (_: row: row.value) formats.defaults;
 in
 rec {

@@ -1,7 +1,7 @@
-# trtllm-build's options: names, types, what excludes what. data/build_options.json is the one table.
+# trtllm-build's options: names, types, what excludes what. data/tensorrt/build_options.json is the one table.
 { lib, names, ... }:
 let
-  table = lib.importJSON ../../python/enginix/data/build_options.json;
+  table = lib.importJSON ../../python/enginix/data/tensorrt/build_options.json;
   inherit (table) options;
 
   # Nix's Boolean is the command line's enable or disable.

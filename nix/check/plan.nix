@@ -2,7 +2,7 @@
 # tests/python/plan/test_twin.py holds the two together; docs/plan.md says what is exact and what an estimate.
 { lib, ... }:
 let
-  algorithms = (lib.importJSON ../../python/enginix/data/quantization.json).algorithms;
+  algorithms = (lib.importJSON ../../python/enginix/data/models/quantization.json).algorithms;
   arithmetic = import ./memory.nix { inherit lib; };
   inherit (arithmetic)
     fixed

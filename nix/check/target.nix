@@ -1,8 +1,8 @@
-# Quantization × GPU × architecture on TensorRT-LLM's engine path: data/quantization_support.json, a source a row.
+# Quantization × GPU × architecture on TensorRT-LLM's engine path: data/runtime/quantization_support.json, a source a row.
 { lib, names, ... }:
 let
-  support = lib.importJSON ../../python/enginix/data/quantization_support.json;
-  gpus = (lib.importJSON ../../python/enginix/data/gpus.json).gpus;
+  support = lib.importJSON ../../python/enginix/data/runtime/quantization_support.json;
+  gpus = (lib.importJSON ../../python/enginix/data/machine/gpus.json).gpus;
 
   known = algorithm: if algorithm == null then "NO_QUANT" else algorithm;
 

@@ -1,4 +1,4 @@
-# What evaluation knows of TensorRT Edge-LLM: payloads, architectures, formats, options. data/edgellm.json.
+# What evaluation knows of TensorRT Edge-LLM: payloads, architectures, formats, options. data/edgellm/edgellm.json.
 {
   lib,
   check,
@@ -6,7 +6,7 @@
   ...
 }:
 let
-  data = lib.importJSON ../../python/enginix/data/edgellm.json;
+  data = lib.importJSON ../../python/enginix/data/edgellm/edgellm.json;
   inherit (pkgs.stdenvNoCC.hostPlatform) system;
   systems = builtins.attrNames (builtins.listToAttrs (map (p: lib.nameValuePair p.system null) data.payloads));
   # "100" before "80" as text.

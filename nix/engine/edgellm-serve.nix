@@ -20,7 +20,7 @@ engine:
   port ? 8000,
   # A file outside of the store, given at start as --api-key-file or as the systemd credential `api-key`.
   apiKeyFile ? null,
-  # Options of the server: data/edgellm.json, section serve.
+  # Options of the server: data/edgellm/edgellm.json, section serve.
   options ? { },
   name ? "${engine.modelName}-serve",
 }:

@@ -13,8 +13,8 @@ let
   mkExport = import ./edgellm-export.nix scope;
   mkServer = import ./edgellm-serve.nix scope;
   outside = import ./outside.nix scope;
-  gpus = (lib.importJSON ../../python/enginix/data/gpus.json).gpus;
-  runtimes = (lib.importJSON ../../python/enginix/data/runtimes.json).runtimes;
+  gpus = (lib.importJSON ../../python/enginix/data/machine/gpus.json).gpus;
+  runtimes = (lib.importJSON ../../python/enginix/data/runtime/runtimes.json).runtimes;
   # A package whose bin/python3 has the wheel and TensorRT. It may carry `driver` and `plugin`.
   tools =
     scope.edgellm-runtime or (throw ''
@@ -32,9 +32,9 @@ in
   quantized ? checkpoint.model,
   # Not needed: this kind exports the model itself. Accepted so that switching kind is one attribute.
   checkpoint ? null,
-  # A GPU of data/gpus.json, or { gpu; count; driver; }.
+  # A GPU of data/machine/gpus.json, or { gpu; count; driver; }.
   target,
-  # A runtime of data/runtimes.json that has this kind.
+  # A runtime of data/runtime/runtimes.json that has this kind.
   runtime ? "edgellm-${checks.data.version}",
   # maxInputLen, maxBatchSize, maxKvCacheCapacity; always written out.
   limits ? { },
@@ -47,7 +47,7 @@ in
   llmBuild ? null,
   # How the build reaches the GPU: "features" in Nix's sandbox, "relaxed" outside of it.
   isolation ? "features",
-  # Gates, each with its bounds: null takes the kind's defaults (data/gates.json), { } is recorded as "not gated". They
+  # Gates, each with its bounds: null takes the kind's defaults (data/judgement/gates.json), { } is recorded as "not gated". They
   # ask the engine by its own server, on the target's GPU.
   gates ? null,
   # mkReferenceAnswers' output; null makes it of the model before quantization.

@@ -9,8 +9,8 @@
 let
   artefactMeta = import ../artefact-meta.nix { inherit lib; };
   function = ''mkEngine { kind = "llmapi"; }'';
-  gpus = (lib.importJSON ../../python/enginix/data/gpus.json).gpus;
-  runtimes = (lib.importJSON ../../python/enginix/data/runtimes.json).runtimes;
+  gpus = (lib.importJSON ../../python/enginix/data/machine/gpus.json).gpus;
+  runtimes = (lib.importJSON ../../python/enginix/data/runtime/runtimes.json).runtimes;
   command = import ../runtime/package.nix scope "command";
   outside = import ./outside.nix scope;
 in
@@ -23,10 +23,10 @@ in
   runtime ? "trtllm-1.2.1",
   limits ? { },
   profile ? null,
-  # Arguments of the LLM class (data/llm_args.json).
+  # Arguments of the LLM class (data/llmapi/llm_args.json).
   llmArgs ? { },
   tensorParallel ? if checkpoint == null then 1 else checkpoint.parallel.tensorParallel,
-  # Gates, each with its bounds: null takes the kind's defaults (data/gates.json), { } is recorded as "not gated". They
+  # Gates, each with its bounds: null takes the kind's defaults (data/judgement/gates.json), { } is recorded as "not gated". They
   # ask the model in its runtime, on the target's GPU; without a target there is none, and nothing is gated.
   gates ? null,
   # mkReferenceAnswers' output; null makes it of the model before quantization.

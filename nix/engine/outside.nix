@@ -14,7 +14,7 @@
 let
   artefactMeta = import ../artefact-meta.nix scope;
   package = import ./outside-package.nix scope;
-  table = lib.importJSON ../../python/enginix/data/gates.json;
+  table = lib.importJSON ../../python/enginix/data/judgement/gates.json;
   ofCheckpoints = [
     "logits"
     "coverage"

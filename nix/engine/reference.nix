@@ -29,7 +29,7 @@ in
   quantized ? checkpoint.model,
   checkpoint ? mkCheckpoint { inherit model; },
   # Gates that must pass before the engine exists, each with its bounds; null takes the defaults of
-  # data/gates.json for the checkpoint's format, { } is recorded as "not gated".
+  # data/judgement/gates.json for the checkpoint's format, { } is recorded as "not gated".
   gates ? null,
   # What gates compare with: the model before quantization, whose answers are a derivation of their own and shared by all
   # its engines; mkReferenceAnswers' output, for other questions or a GPU; or null: `model` itself, asked in this build.

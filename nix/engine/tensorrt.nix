@@ -12,8 +12,8 @@ let
   artefactMeta = import ../artefact-meta.nix { inherit lib; };
   outside = import ./outside.nix scope;
   function = ''mkEngine { kind = "tensorrt"; }'';
-  gpus = (lib.importJSON ../../python/enginix/data/gpus.json).gpus;
-  runtimes = (lib.importJSON ../../python/enginix/data/runtimes.json).runtimes;
+  gpus = (lib.importJSON ../../python/enginix/data/machine/gpus.json).gpus;
+  runtimes = (lib.importJSON ../../python/enginix/data/runtime/runtimes.json).runtimes;
   driver = import ../runtime/package.nix scope "driver";
 in
 {
@@ -21,15 +21,15 @@ in
   model ? quantized,
   quantized ? checkpoint.model,
   checkpoint ? mkCheckpoint { inherit model; },
-  # A GPU of data/gpus.json, or { gpu; count; driver; }.
+  # A GPU of data/machine/gpus.json, or { gpu; count; driver; }.
   target,
-  # A runtime of data/runtimes.json that has the engine path, or mkRuntime's output.
+  # A runtime of data/runtime/runtimes.json that has the engine path, or mkRuntime's output.
   runtime ? "trtllm-1.2.1",
   # maxBatchSize, maxInputLen, maxSeqLen, maxNumTokens, maxBeamWidth; always written out.
   limits ? { },
   # "latency", "throughput" or "long-context": limits and options for a use, as far as the target allows them.
   profile ? null,
-  # Options of trtllm-build (data/build_options.json).
+  # Options of trtllm-build (data/tensorrt/build_options.json).
   plugins ? { },
   # { mode; maxDraftLen; }
   speculative ? { },
@@ -48,7 +48,7 @@ in
   stallMinutes ? 30,
   # Build with a driver older than the runtime's floor, where NVIDIA's compatibility package serves it.
   acceptDriver ? false,
-  # Gates, each with its bounds: null takes the kind's defaults (data/gates.json), { } is recorded as "not gated". logits
+  # Gates, each with its bounds: null takes the kind's defaults (data/judgement/gates.json), { } is recorded as "not gated". logits
   # and coverage are of the checkpoint, which the reference kind executes; the others ask the engine, on its GPU.
   gates ? null,
   # mkReferenceAnswers' output; null makes it of the model before quantization.

@@ -10,8 +10,8 @@ let
   servers = select.enabled;
   # Of others assertions below say what is missing.
   names = lib.attrNames (lib.filterAttrs (_: select.hasSource) servers);
-  runtimes = (lib.importJSON ../../python/enginix/data/runtimes.json).runtimes;
-  defaults = (lib.importJSON ../../python/enginix/data/formats.json).defaults;
+  runtimes = (lib.importJSON ../../python/enginix/data/runtime/runtimes.json).runtimes;
+  defaults = (lib.importJSON ../../python/enginix/data/memory_plan/formats.json).defaults;
   option = name: "services.enginix.servers.${name}";
   isLoopback = host: host == "127.0.0.1" || host == "::1";
 

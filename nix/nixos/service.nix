@@ -5,7 +5,7 @@
   escape,
 }:
 let
-  runtimes = (lib.importJSON ../../python/enginix/data/runtimes.json).runtimes;
+  runtimes = (lib.importJSON ../../python/enginix/data/runtime/runtimes.json).runtimes;
   isLoopback = host: host == "127.0.0.1" || host == "::1";
   # A wildcard address is reached over loopback.
   reached = {

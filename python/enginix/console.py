@@ -8,37 +8,39 @@ import sys
 import time
 from typing import Any
 
-from enginix.credentials import redact
+from enginix.credentials import redact_secrets
 from enginix.errors import EXIT_BUG, EnginixError
 
 
-def say(text: str) -> None:
+def print_message(text: str) -> None:
     """A line of progress for people, on standard error."""
-    print(redact(text), file=sys.stderr, flush=True)
+    print(redact_secrets(text), file=sys.stderr, flush=True)
 
 
-def result(value: Any, text: str, *, as_json: bool) -> None:
+def print_result(value: Any, text: str, *, as_json: bool) -> None:
     """The command's result on standard output: ``text`` for people, ``value`` as JSON with ``--json``."""
-    print(redact(json.dumps(value, ensure_ascii=False) if as_json else text), flush=True)
+    print(redact_secrets(json.dumps(value, ensure_ascii=False) if as_json else text), flush=True)
 
 
-def failed(e: Exception) -> int:
+def report_error(e: Exception) -> int:
     """Says on standard error why a command ended; returns its exit code.
 
     What is no ``EnginixError`` is a bug, and its traceback is printed where ``ENGINIX_TRACEBACK`` is set.
     """
     if isinstance(e, EnginixError):
-        say(f"error: {e}")
+        print_message(f"error: {e}")
         return e.exit_code
     if os.environ.get("ENGINIX_TRACEBACK"):
         import traceback
 
         traceback.print_exception(e)
-    say(f"error: unexpected {type(e).__name__}: {e}\n  fix: run again with ENGINIX_TRACEBACK=1 and report it")
+    print_message(
+        f"error: unexpected {type(e).__name__}: {e}\n  fix: run again with ENGINIX_TRACEBACK=1 and report it"
+    )
     return EXIT_BUG
 
 
-def human_bytes(n: int) -> str:
+def format_bytes(n: int) -> str:
     """``1536`` → ``1.5 KiB``."""
     size = float(n)
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -59,4 +61,4 @@ class Heartbeat:
         now = time.monotonic()
         if now - self._last >= self.interval:
             self._last = now
-            say(text)
+            print_message(text)

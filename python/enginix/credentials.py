@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 from enginix.errors import UsageError
 
 
-def locate(path: str) -> Path:
+def locate_key_file(path: str) -> Path:
     """Where a key's file is.
 
     Raises:
@@ -37,12 +37,12 @@ _ADDRESSES = (
     *(f(f"{n}_proxy") for n in ("http", "https", "all") for f in (str.lower, str.upper)),
 )
 _USER_INFO = re.compile(r"(?<=://)[^/?#\s@'\"]+@")
-_SHORTEST = 8  # characters; a shorter text is in others by chance
+_SHORTEST_SECRET = 8  # characters; a shorter text is in others by chance
 
 
-def redact(text: str) -> str:
+def redact_secrets(text: str) -> str:
     """A text without the hub's token, passwords of addresses, and what they look like encoded."""
-    for secret in sorted(set(_secrets()), key=len, reverse=True):
+    for secret in sorted(set(_iterate_secret_forms()), key=len, reverse=True):
         text = text.replace(secret, "<token>")
     return _USER_INFO.sub("<credentials>@", text)
 
@@ -50,12 +50,12 @@ def redact(text: str) -> str:
 def has_secret(text: str) -> bool:
     """Whether a text holds one, also with spaces or characters between that nobody sees."""
     bare = "".join(c for c in text if c.isprintable() and not c.isspace())
-    return any(secret in text or secret in bare for secret in _secrets())
+    return any(secret in text or secret in bare for secret in _iterate_secret_forms())
 
 
-def _secrets() -> Iterator[str]:
-    for secret in _plain():
-        if len(secret) >= _SHORTEST:
+def _iterate_secret_forms() -> Iterator[str]:
+    for secret in _iterate_plain_secrets():
+        if len(secret) >= _SHORTEST_SECRET:
             yield secret
             yield quote(secret, safe="")
             # In base 64 at each of the three places where it may begin, without the ends that others share.
@@ -63,12 +63,12 @@ def _secrets() -> Iterator[str]:
                 yield base64.b64encode(b" " * n + secret.encode("utf-8", "replace"))[4:-4].decode()
 
 
-def _plain() -> Iterator[str]:
+def _iterate_plain_secrets() -> Iterator[str]:
     for name in _TOKENS:
         yield os.environ.get(name, "").strip()
     for name in _ADDRESSES:
-        if found := _USER_INFO.search(os.environ.get(name, "")):
-            password = found[0][:-1].partition(":")[2]
+        if match := _USER_INFO.search(os.environ.get(name, "")):
+            password = match[0][:-1].partition(":")[2]
             yield password
             yield unquote(password)
     # A token that `hf auth login` stored.

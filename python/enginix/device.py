@@ -9,10 +9,10 @@ from enginix.errors import MachineError
 if TYPE_CHECKING:
     import torch
 
-FIX = "use --device cpu, or a machine with a GPU"
+DEVICE_FIX = "use --device cpu, or a machine with a GPU"
 
 
-def find(name: str, fix: str = FIX) -> torch.device:
+def find_device(name: str, fix: str = DEVICE_FIX) -> torch.device:
     """The device ``name``: ``cpu``, ``cuda`` or ``cuda:N``.
 
     Asked before anything is loaded: torch itself says it only when the first tensor moves, and whoever loads
@@ -24,17 +24,17 @@ def find(name: str, fix: str = FIX) -> torch.device:
     import torch
 
     try:
-        found = torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
-        found = None
-    if found is None or found.type not in ("cpu", "cuda"):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
         raise MachineError("no such device", where=name, fix="one of: cpu, cuda, cuda:N")
-    if found.type == "cuda":
+    if device.type == "cuda":
         if not torch.cuda.is_available():
             raise MachineError("no CUDA device", where=name, fix=fix)
-        if (found.index or 0) >= torch.cuda.device_count():
-            there = torch.cuda.device_count() - 1
+        if (device.index or 0) >= torch.cuda.device_count():
+            last_index = torch.cuda.device_count() - 1
             raise MachineError(
-                "no such CUDA device", where=name, fix=f"the last one here is cuda:{there}, or {fix}"
+                "no such CUDA device", where=name, fix=f"the last one here is cuda:{last_index}, or {fix}"
             )
-    return found
+    return device

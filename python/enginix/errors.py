@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 EXIT_OK = 0
-EXIT_NO = 1
+EXIT_CHECK_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INPUT = 3
 EXIT_HUB = 4
@@ -18,7 +18,7 @@ EXIT_CLOSED_PIPE = 141
 
 EXIT_CODES = {
     EXIT_OK: "done",
-    EXIT_NO: "the answer is no: a gate, a check or a comparison failed",
+    EXIT_CHECK_FAILED: "the answer is no: a gate, a check or a comparison failed",
     EXIT_USAGE: "wrong usage",
     EXIT_INPUT: "an input was refused: lock, model, checkpoint, engine, repository",
     EXIT_HUB: "the hub or the network failed",
@@ -107,7 +107,7 @@ class RepositoryError(EnginixError):
 class GateError(EnginixError):
     """A quality gate failed, or could not be run; both refuse the artefact."""
 
-    exit_code = EXIT_NO
+    exit_code = EXIT_CHECK_FAILED
     kind = "gate"
 
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from enginix.console import say
+from enginix.console import print_message
 from enginix.errors import MachineError, UsageError
 
-_OTHER = "choose another -o, or remove it"
+_OTHER_OUTPUT_FIX = "choose another -o, or remove it"
 _LOCK = "lock"
 _STATE = frozenset({_LOCK, "tree", "part", "hf"})  # what a run may leave in a work directory
 _ATTEMPTS = 100  # times that a directory may vanish between two calls
@@ -43,7 +43,7 @@ def write_text(path: Path, text: str) -> None:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         beside = Path(name)
         with open(handle, "w", encoding="utf-8") as f:
-            os.fchmod(handle, 0o666 & ~_umask())
+            os.fchmod(handle, 0o666 & ~_read_umask())
             f.write(text)
         os.replace(beside, path)
     except BaseException as e:
@@ -54,7 +54,7 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def _umask() -> int:
+def _read_umask() -> int:
     """The process's umask, read without changing it (which other threads would see)."""
     with suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/self/status").read_text("ascii").splitlines():
@@ -102,7 +102,7 @@ def refuse_link(out: Path) -> None:
         )
 
 
-def check_free(out: Path) -> None:
+def require_absent(out: Path) -> None:
     """Refuses an output directory that exists, before anything is computed.
 
     Raises:
@@ -113,9 +113,9 @@ def check_free(out: Path) -> None:
     refuse_link(out)
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError("output exists already", where=str(out), fix=_OTHER)
+            raise UsageError("output exists already", where=str(out), fix=_OTHER_OUTPUT_FIX)
     except OSError as e:
-        raise MachineError(f"cannot be read: {e.strerror}", where=str(out), fix=_OTHER) from e
+        raise MachineError(f"cannot be read: {e.strerror}", where=str(out), fix=_OTHER_OUTPUT_FIX) from e
     if _is_mount_point(out):
         raise UsageError(
             "output is a mount point, which no finished directory can replace",
@@ -154,21 +154,21 @@ class WorkDirectory:
 
     def remove(self, name: str) -> None:
         """Removes an entry, whatever it is; a link goes, what it leads to stays."""
-        _remove(self.directory / name)
+        _remove_path(self.directory / name)
 
-    def folder(self, name: str) -> Path:
+    def make_folder(self, name: str) -> Path:
         """A real directory of that name, made where there is none; anything else that has it is removed."""
-        found = self.directory / name
-        if not _is_own(found, stat.S_ISDIR):
-            _remove(found)
-            found.mkdir()
-        for folder, folders, files in os.walk(found):
+        directory = self.directory / name
+        if not _is_own(directory, stat.S_ISDIR):
+            _remove_path(directory)
+            directory.mkdir()
+        for folder, folders, files in os.walk(directory):
             for child in (*folders, *files):
-                here = Path(folder, child)
-                if not _is_own(here, stat.S_ISDIR if child in folders else stat.S_ISREG):
-                    _remove(here)
+                entry = Path(folder, child)
+                if not _is_own(entry, stat.S_ISDIR if child in folders else stat.S_ISREG):
+                    _remove_path(entry)
             folders[:] = [f for f in folders if Path(folder, f).is_dir()]
-        return found
+        return directory
 
     def record(self, work: Path) -> None:
         """Notes which directory of a fresh name this run fills, so that the next one can remove it."""
@@ -176,33 +176,33 @@ class WorkDirectory:
         os.ftruncate(self.lock, 0)
         os.pwrite(self.lock, text, 0)
 
-    def recorded(self) -> Path | None:
+    def find_recorded_work(self) -> Path | None:
         """The directory that a killed run recorded, where it is still that one."""
         with suppress(OSError, ValueError, TypeError, KeyError):
             note = json.loads(os.pread(self.lock, 4096, 0))
             name = note["work"]
-            left = self.path.with_name(name)
-            if name == left.name and name.startswith(".") and name.endswith(".partial"):
-                found = os.lstat(left)
-                if stat.S_ISDIR(found.st_mode) and (found.st_ino, found.st_uid) == (
+            leftover = self.path.with_name(name)
+            if name == leftover.name and name.startswith(".") and name.endswith(".partial"):
+                status = os.lstat(leftover)
+                if stat.S_ISDIR(status.st_mode) and (status.st_ino, status.st_uid) == (
                     note["inode"],
                     os.geteuid(),
                 ):
-                    return left
+                    return leftover
         return None
 
 
 def _is_own(path: Path, kind: Any) -> bool:
     """Whether it is of that kind, ours, and (a file) has no second name elsewhere."""
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except FileNotFoundError:
         return False
-    single = stat.S_ISDIR(found.st_mode) or found.st_nlink == 1
-    return bool(kind(found.st_mode)) and found.st_uid == os.geteuid() and single
+    single = stat.S_ISDIR(status.st_mode) or status.st_nlink == 1
+    return bool(kind(status.st_mode)) and status.st_uid == os.geteuid() and single
 
 
-def _remove(path: Path) -> None:
+def _remove_path(path: Path) -> None:
     import shutil
 
     with suppress(FileNotFoundError):
@@ -223,8 +223,8 @@ def hold_work_directory(out: Path, *, doing: str = "writing") -> Iterator[WorkDi
     path = out.with_name(f".{out.name}.partial")
     # In a directory of many users, as a Nix store is, another one's leftover is no reason to fail.
     with suppress(OSError):
-        found = os.lstat(path)
-        if stat.S_ISDIR(found.st_mode) and found.st_uid != os.geteuid():
+        status = os.lstat(path)
+        if stat.S_ISDIR(status.st_mode) and status.st_uid != os.geteuid():
             path = out.with_name(f".{out.name}.{os.geteuid()}.partial")
     folder, lock = _open_held(path, doing)
     try:
@@ -234,12 +234,12 @@ def hold_work_directory(out: Path, *, doing: str = "writing") -> Iterator[WorkDi
         os.close(folder)
 
 
-def release(held: WorkDirectory) -> None:
+def release_work_directory(work_directory: WorkDirectory) -> None:
     """Removes a work directory with what runs put into it."""
     with suppress(OSError):
-        for name in sorted(_STATE & set(os.listdir(held.directory))):
-            held.remove(name)
-        os.rmdir(held.path)
+        for name in sorted(_STATE & set(os.listdir(work_directory.directory))):
+            work_directory.remove(name)
+        os.rmdir(work_directory.path)
 
 
 def _open_held(path: Path, doing: str) -> tuple[int, int]:
@@ -255,26 +255,26 @@ def _open_held(path: Path, doing: str) -> tuple[int, int]:
                 folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             except OSError as e:
                 if e.errno in (errno.ELOOP, errno.ENOTDIR):
-                    _refuse(path, "a link, or not a directory")
+                    _refuse_leftover(path, "a link, or not a directory")
                 raise
             _check_work_directory(path, folder)
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             lock = os.open(_LOCK, flags, 0o600, dir_fd=folder)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            found = os.fstat(lock)
-            if found.st_nlink:  # else the one before us just removed it
-                if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or found.st_uid != os.geteuid():
-                    _refuse(path, f"{_LOCK} in it is not an earlier run's")
+            status = os.fstat(lock)
+            if status.st_nlink:  # else the one before us just removed it
+                if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or status.st_uid != os.geteuid():
+                    _refuse_leftover(path, f"{_LOCK} in it is not an earlier run's")
                 return folder, lock
         except BlockingIOError as e:
-            _close(lock, folder)
+            _close_descriptors(lock, folder)
             raise UsageError(
                 f"another enginix is {doing} to the same place", where=str(path), fix="wait for it"
             ) from e
         except OSError as e:
-            _close(lock, folder)
+            _close_descriptors(lock, folder)
             if e.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-                _refuse(path, f"{_LOCK} in it is not an earlier run's")
+                _refuse_leftover(path, f"{_LOCK} in it is not an earlier run's")
             # The one before us may just have finished and removed it; /proc never lets it be made.
             if not isinstance(e, FileNotFoundError) or vanished == _ATTEMPTS:
                 raise MachineError(
@@ -283,30 +283,30 @@ def _open_held(path: Path, doing: str) -> tuple[int, int]:
                     fix="choose another -o, or make it writable",
                 ) from e
         except BaseException:
-            _close(lock, folder)
+            _close_descriptors(lock, folder)
             raise
         else:
-            _close(lock, folder)
+            _close_descriptors(lock, folder)
         vanished += 1
 
 
-def _close(*descriptors: int) -> None:
+def _close_descriptors(*descriptors: int) -> None:
     for descriptor in descriptors:
         if descriptor >= 0:
             os.close(descriptor)
 
 
 def _check_work_directory(path: Path, folder: int) -> None:
-    found = os.fstat(folder)
-    if found.st_uid != os.geteuid():
-        _refuse(path, f"it belongs to user {found.st_uid}")
-    if found.st_mode & 0o022:
-        _refuse(path, f"others may write to it (mode {stat.S_IMODE(found.st_mode):04o})")
-    if strange := sorted(set(os.listdir(folder)) - _STATE):
-        _refuse(path, f"{ascii(strange[0])[1:-1][:100]} in it is not an earlier run's")
+    status = os.fstat(folder)
+    if status.st_uid != os.geteuid():
+        _refuse_leftover(path, f"it belongs to user {status.st_uid}")
+    if status.st_mode & 0o022:
+        _refuse_leftover(path, f"others may write to it (mode {stat.S_IMODE(status.st_mode):04o})")
+    if unexpected := sorted(set(os.listdir(folder)) - _STATE):
+        _refuse_leftover(path, f"{ascii(unexpected[0])[1:-1][:100]} in it is not an earlier run's")
 
 
-def _refuse(path: Path, why: str) -> NoReturn:
+def _refuse_leftover(path: Path, why: str) -> NoReturn:
     raise UsageError(
         f"what lies where unfinished output goes is not of an earlier run: {why}",
         where=str(path),
@@ -329,17 +329,17 @@ def new_directory(out: Path) -> Iterator[Path]:
     import tempfile
 
     out = Path(os.path.abspath(out))
-    check_free(out)
-    with hold_work_directory(out) as held:
+    require_absent(out)
+    with hold_work_directory(out) as work_directory:
         try:
             # Once more with the lock held: another process may just have finished it.
-            check_free(out)
+            require_absent(out)
             try:
-                if (left := held.recorded()) is not None:
-                    say(f"note: removing {left.name}, which a run that was ended left")
-                    _remove(left)
+                if (leftover := work_directory.find_recorded_work()) is not None:
+                    print_message(f"note: removing {leftover.name}, which a run that was ended left")
+                    _remove_path(leftover)
                 partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-                held.record(partial)
+                work_directory.record(partial)
             except OSError as e:
                 raise MachineError(
                     f"cannot write: {e.strerror or e}",
@@ -357,19 +357,19 @@ def new_directory(out: Path) -> Iterator[Path]:
                 raise MachineError(
                     f"cannot write: {e.strerror or e}",
                     where=str(out),
-                    fix=_OTHER if taken else "free disk space, or choose another -o",
+                    fix=_OTHER_OUTPUT_FIX if taken else "free disk space, or choose another -o",
                 ) from e
             finally:
                 with suppress(OSError):
                     if os.lstat(partial).st_ino == identity:
-                        _remove(partial)
+                        _remove_path(partial)
         finally:
-            release(held)
+            release_work_directory(work_directory)
 
 
 def _require_same(partial: Path, identity: int) -> None:
-    found = os.lstat(partial)
-    if not stat.S_ISDIR(found.st_mode) or found.st_ino != identity:
+    status = os.lstat(partial)
+    if not stat.S_ISDIR(status.st_mode) or status.st_ino != identity:
         raise MachineError(
             "somebody exchanged the directory while it was filled",
             where=str(partial),

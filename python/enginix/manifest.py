@@ -17,8 +17,8 @@ from enginix.errors import ManifestError
 from enginix.files import dump_json, write_text
 from enginix.wording import with_article
 
-FILE = "enginix.json"
-FORMAT = 1
+MANIFEST_FILE = "enginix.json"
+MANIFEST_FORMAT = 1
 
 # Nix's base 32 has no e, o, t and u.
 _STORE_HASH = re.compile(r"^[0-9abcdfghijklmnpqrsvwxyz]{32}-")
@@ -65,10 +65,10 @@ class Manifest:
 
     def write(self, directory: Path) -> None:
         """Writes ``enginix.json`` into ``directory``."""
-        write_text(directory / FILE, dump_json({"format": FORMAT, **asdict(self)}))
+        write_text(directory / MANIFEST_FILE, dump_json({"format": MANIFEST_FORMAT, **asdict(self)}))
 
 
-def read(directory: Path, artefact: Artefact | None = None) -> Manifest:
+def read_manifest(directory: Path, artefact: Artefact | None = None) -> Manifest:
     """Reads the manifest of ``directory``.
 
     Args:
@@ -77,20 +77,22 @@ def read(directory: Path, artefact: Artefact | None = None) -> Manifest:
     Raises:
         ManifestError: missing, not JSON, of another format, with unknown keys, or another artefact.
     """
-    path = directory / FILE
+    path = directory / MANIFEST_FILE
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise OSError("not a file")
         raw = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as e:
         raise ManifestError(
-            f"no {FILE}", where=str(directory), fix="pass the output of the enginix stage before this one"
+            f"no {MANIFEST_FILE}",
+            where=str(directory),
+            fix="pass the output of the enginix stage before this one",
         ) from e
     except (OSError, ValueError, RecursionError) as e:
         raise ManifestError(f"unreadable: {e}", where=str(path), fix="build this artefact again") from e
-    if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
+    if not isinstance(raw, dict) or raw.pop("format", None) != MANIFEST_FORMAT:
         raise ManifestError(
-            f"not a manifest of format {FORMAT}",
+            f"not a manifest of format {MANIFEST_FORMAT}",
             where=str(path),
             fix="build this artefact again with this enginix",
         )
@@ -107,36 +109,38 @@ def read(directory: Path, artefact: Artefact | None = None) -> Manifest:
             raise ManifestError(f"{key} is not an object", where=str(path), fix="build this artefact again")
     if not isinstance(raw.get("kind"), str | None):
         raise ManifestError("kind is not a text", where=str(path), fix="build this artefact again")
-    found = Manifest(**raw)
-    if artefact is not None and found.artefact != artefact:
+    manifest = Manifest(**raw)
+    if artefact is not None and manifest.artefact != artefact:
         raise ManifestError(
-            f"is {with_article(found.artefact)}, not {with_article(artefact)}",
+            f"is {with_article(manifest.artefact)}, not {with_article(artefact)}",
             where=str(directory),
             fix=f"pass {with_article(artefact)}",
         )
-    return found
+    return manifest
 
 
-def ungated(found: Manifest) -> str | None:
+def explain_ungated(manifest: Manifest) -> str | None:
     """What a server says at start of an engine that was not gated; None where every gate passed."""
-    gates = found.results.get("gates")
+    gates = manifest.results.get("gates")
     if not isinstance(gates, dict) or not gates:
         return "not gated: nobody compared what this engine says with what its model says"
-    own = {gate: verdict for gate, verdict in gates.items() if gate not in ("checkpoint", "manifestSha256")}
-    if not own and isinstance(gates.get("checkpoint"), dict):
+    engine_gates = {
+        gate: verdict for gate, verdict in gates.items() if gate not in ("checkpoint", "manifestSha256")
+    }
+    if not engine_gates and isinstance(gates.get("checkpoint"), dict):
         return "not gated: its checkpoint was compared with its model, the engine was not"
-    failed = sorted(gate for gate, verdict in own.items() if verdict != "passed")
-    if own and not failed:
+    failed = sorted(gate for gate, verdict in engine_gates.items() if verdict != "passed")
+    if engine_gates and not failed:
         return None
     return f"gate {failed[0]} did not pass" if failed else "not gated: its manifest names no gate"
 
 
-def name_of(directory: Path) -> str:
+def read_artefact_name(directory: Path) -> str:
     """What people call the artefact in ``directory``: its manifest's name, or the directory's.
 
     A store path's hash is cut off: in a manifest it would be a reference, which keeps that path, a whole
     model for instance, in the closure of everything made from it.
     """
-    if (directory / FILE).exists():
-        return read(directory).name
+    if (directory / MANIFEST_FILE).exists():
+        return read_manifest(directory).name
     return _STORE_HASH.sub("", directory.resolve().name)

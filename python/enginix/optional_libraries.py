@@ -51,8 +51,11 @@ CORE = ("huggingface_hub", "ml_dtypes", "numpy", "safetensors")
 
 def find_extra(module: str, command: str) -> str | None:
     """Return the extra that brings a module to a command; None for one of no extra."""
-    having = [name for name, extra in EXTRAS.items() if module in extra.modules]
-    return next((name for name in having if command in EXTRAS[name].commands), having[0] if having else None)
+    extras_with_module = [name for name, extra in EXTRAS.items() if module in extra.modules]
+    return next(
+        (name for name in extras_with_module if command in EXTRAS[name].commands),
+        extras_with_module[0] if extras_with_module else None,
+    )
 
 
 def missing_library(error: ImportError, command: str) -> MachineError | None:
@@ -72,9 +75,9 @@ def missing_library(error: ImportError, command: str) -> MachineError | None:
     if extra is not None:
         return missing_extra(extra, f"{module} {state}", command)
     if module in CORE:
-        return MachineError(f"{module} {state}", where=sys.executable, fix=installing(None))
+        return MachineError(f"{module} {state}", where=sys.executable, fix=format_install_command(None))
     # A dependency of a dependency: only its own name is known.
-    fix = installing(None) if _in_nix_store() else _pip([module])
+    fix = format_install_command(None) if _in_nix_store() else _format_pip_command([module])
     return MachineError(f"{module} {state}", where=sys.executable, fix=fix)
 
 
@@ -86,21 +89,23 @@ def missing_extra(extra: str, what: str, command: str, python: str | Path | None
     """
     python = str(python or sys.executable)
     return MachineError(
-        f"{what}; enginix {command} needs the extra {extra!r}", where=python, fix=installing(extra, python)
+        f"{what}; enginix {command} needs the extra {extra!r}",
+        where=python,
+        fix=format_install_command(extra, python),
     )
 
 
-def installing(extra: str | None, python: str = sys.executable) -> str:
+def format_install_command(extra: str | None, python: str = sys.executable) -> str:
     """Return the command that installs an extra, or enginix's own dependencies, where ``python`` looks."""
     if _in_nix_store():
         return (
             "this enginix is in the Nix store, without that part: take the flake's package enginix, or the "
             "Nix function of the stage (docs/architecture.md)"
         )
-    source = _source()
+    source = _find_install_source()
     if source is not None:
-        return _pip([f"{source}[{extra}]" if extra else source], python)
-    return _pip(_requirements(extra), python)
+        return _format_pip_command([f"{source}[{extra}]" if extra else source], python)
+    return _format_pip_command(_read_requirements(extra), python)
 
 
 def _missing_stage(error: ImportError, command: str) -> MachineError | None:
@@ -115,7 +120,7 @@ def _missing_stage(error: ImportError, command: str) -> MachineError | None:
     )
 
 
-def _pip(requirements: list[str], python: str = sys.executable) -> str:
+def _format_pip_command(requirements: list[str], python: str = sys.executable) -> str:
     words = " ".join(map(shlex.quote, requirements))
     if python != sys.executable:
         return f"{shlex.quote(python)} -m pip install {words}"
@@ -136,7 +141,7 @@ def _in_nix_store() -> bool:
     return any(str(path).startswith(store) for path in (PACKAGE, sys.executable, sys.prefix))
 
 
-def _source() -> str | None:
+def _find_install_source() -> str | None:
     """Return what pip can install enginix from again: a checkout, or what it was installed from."""
     checkout = PACKAGE.parent
     if (checkout / "pyproject.toml").is_file():
@@ -154,7 +159,7 @@ def _source() -> str | None:
     return str(path) if url.startswith("file:") and path.exists() else None
 
 
-def _requirements(extra: str | None) -> list[str]:
+def _read_requirements(extra: str | None) -> list[str]:
     """Return an extra's requirements as the installed metadata has them, enginix's own extras resolved."""
     from importlib import metadata
 
@@ -162,16 +167,18 @@ def _requirements(extra: str | None) -> list[str]:
         lines = metadata.requires(PROJECT) or []
     except metadata.PackageNotFoundError:
         lines = []
-    found: list[str] = []
+    requirements: list[str] = []
     for line in lines:
         requirement, _, marker = (part.strip() for part in line.partition(";"))
-        named = re.search(r"""extra\s*==\s*["']([^"']+)["']""", marker)
-        if (named[1] if named else None) != extra:
+        extra_match = re.search(r"""extra\s*==\s*["']([^"']+)["']""", marker)
+        if (extra_match[1] if extra_match else None) != extra:
             continue
-        own = re.fullmatch(rf"{PROJECT}\[([^\]]+)\]", requirement)
-        if own:
-            found += [r for name in own[1].split(",") for r in _requirements(name.strip())]
+        self_reference = re.fullmatch(rf"{PROJECT}\[([^\]]+)\]", requirement)
+        if self_reference:
+            requirements += [
+                r for name in self_reference[1].split(",") for r in _read_requirements(name.strip())
+            ]
             continue
-        rest = re.sub(r"""\s*(and\s+)?\(?extra\s*==\s*["'][^"']+["']\)?""", "", marker).strip()
-        found.append(f"{requirement}; {rest}" if rest else requirement)
-    return list(dict.fromkeys(found)) or [PROJECT if extra is None else f"{PROJECT}[{extra}]"]
+        other_markers = re.sub(r"""\s*(and\s+)?\(?extra\s*==\s*["'][^"']+["']\)?""", "", marker).strip()
+        requirements.append(f"{requirement}; {other_markers}" if other_markers else requirement)
+    return list(dict.fromkeys(requirements)) or [PROJECT if extra is None else f"{PROJECT}[{extra}]"]

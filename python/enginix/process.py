@@ -12,14 +12,14 @@ from enginix.errors import MachineError
 INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
 
 
-def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+def build_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """A small explicit environment: the inherited few, then ``extra``. Tokens are never inherited."""
     env = {name: os.environ[name] for name in INHERITED if name in os.environ}
     env.update(extra or {})
     return env
 
 
-def run(
+def run_program(
     args: Sequence[str | Path],
     *,
     env: Mapping[str, str] | None = None,
@@ -40,15 +40,21 @@ def run(
     """
     words = [os.fspath(a) for a in args]
     try:
-        done = subprocess.run(
-            words, env=environment(env), cwd=cwd, timeout=timeout, capture_output=True, text=True, check=False
+        completed = subprocess.run(
+            words,
+            env=build_environment(env),
+            cwd=cwd,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+            check=False,
         )
     except FileNotFoundError as e:
         raise MachineError("program not found", where=words[0], fix="install it, or put it on PATH") from e
     except subprocess.TimeoutExpired as e:
         raise MachineError(f"still running after {timeout} s, killed", where=words[0]) from e
-    if check and done.returncode != 0:
-        lines = (done.stderr or done.stdout).strip().splitlines()
+    if check and completed.returncode != 0:
+        lines = (completed.stderr or completed.stdout).strip().splitlines()
         last = lines[-1] if lines else "no output"
-        raise MachineError(f"exit status {done.returncode}: {last}", where=words[0])
-    return done
+        raise MachineError(f"exit status {completed.returncode}: {last}", where=words[0])
+    return completed

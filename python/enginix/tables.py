@@ -1,4 +1,7 @@
-"""The project's tables (``data/*.json``): read by Nix with ``builtins.fromJSON`` and by Python here."""
+"""The project's tables (``data/*/*.json``): Nix reads them with ``builtins.fromJSON``, Python here.
+
+A folder holds what the same derivations read, so that a changed table rebuilds those alone.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ from typing import Any
 
 
 @cache
-def table(name: str) -> Any:
-    """The parsed content of ``data/<name>.json``; do not modify it.
+def load_table(name: str) -> Any:
+    """Return the parsed content of ``data/*/<name>.json``; do not modify it.
 
     Raises:
         FileNotFoundError: no such table.
     """
     # Not importlib.resources, which takes longer to import than most tables to read.
-    return json.loads(Path(__file__).with_name("data").joinpath(f"{name}.json").read_text("utf-8"))
+    data = Path(__file__).with_name("data")
+    path = next(data.glob(f"*/{name}.json"), data / f"{name}.json")
+    return json.loads(path.read_text("utf-8"))

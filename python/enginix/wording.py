@@ -17,14 +17,14 @@ def with_article(noun: str) -> str:
     return f"{'an' if vowel else 'a'} {noun}"
 
 
-def counted(number: int, noun: str, plural: str | None = None) -> str:
+def count_noun(number: int, noun: str, plural: str | None = None) -> str:
     """``1, gate`` → ``1 gate``; ``2, gate`` → ``2 gates``."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+def find_nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name that is most like ``name``, if any is."""
     import difflib
 
-    found = difflib.get_close_matches(name, list(known), 1, cutoff)
-    return found[0] if found else None
+    matches = difflib.get_close_matches(name, list(known), 1, cutoff)
+    return matches[0] if matches else None

@@ -32,7 +32,7 @@ from typing import Any
 from setting import Served, Setting
 
 from enginix.errors import MachineError
-from enginix.serve.client import Client
+from enginix.serve.client import TritonClient
 
 PROMPT = "Permission is hereby granted"
 Fault = Callable[[Setting], str]
@@ -46,13 +46,13 @@ def fault(function: Fault) -> Fault:
     return function
 
 
-def whole(client: Client, prompt: str = PROMPT, tokens: int = 24) -> str:
+def whole(client: TritonClient, prompt: str = PROMPT, tokens: int = 24) -> str:
     return str(
         client.generate("ensemble", {"text_input": prompt, "max_tokens": tokens, "end_id": -1})["text_output"]
     )
 
 
-def streamed(client: Client, prompt: str = PROMPT, tokens: int = 24) -> str:
+def streamed(client: TritonClient, prompt: str = PROMPT, tokens: int = 24) -> str:
     body = {"text_input": prompt, "max_tokens": tokens, "end_id": -1, "stream": True}
     return "".join(str(p["text_output"]) for p in client.stream("ensemble", body))
 
@@ -345,7 +345,7 @@ def under_load(setting: Setting, number: signal.Signals) -> tuple[int, list[str]
     """Sends a signal while 16 streams run; (status, texts, expected text)."""
     started = threading.Semaphore(0)
 
-    def read(client: Client) -> str:
+    def read(client: TritonClient) -> str:
         body = {"text_input": PROMPT, "max_tokens": 400, "end_id": -1, "stream": True}
         text = ""
         for piece in client.stream("ensemble", body):

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import enginix
 from enginix.cli import main
-from enginix.serve.client import Client
-from enginix.triton.options import Options
-from enginix.triton.repository import build
+from enginix.kinds.triton_repository.repository import build_triton_repository
+from enginix.serve.client import TritonClient
+from enginix.triton.options import RepositoryOptions
 from environments import environment
 
 TESTS = Path(__file__).parents[1]
@@ -30,7 +30,7 @@ class Served:
     """A running `enginix serve`."""
 
     process: subprocess.Popen[str]
-    client: Client
+    client: TritonClient
     grpc: int
     metrics: int
 
@@ -96,7 +96,7 @@ class Setting:
         words = ["build", str(checkpoint), "--kind", "reference", "--model", str(MODEL), "-o", str(engine)]
         assert main([*words, "--no-gates"]) == 0
         self.repository = directory / "repository"
-        build(engine, self.repository, Options(max_batch_size=64))
+        build_triton_repository(engine, self.repository, RepositoryOptions(max_batch_size=64))
 
     def words(self, *more: str) -> list[str]:
         """The command."""
@@ -133,7 +133,7 @@ class Setting:
         line = process.stdout.readline()
         assert line, process.stderr.read()
         found = json.loads(line)
-        client = Client("127.0.0.1", found["httpPort"])
+        client = TritonClient("127.0.0.1", found["httpPort"])
         served = Served(process, client, found["grpcPort"], found["metricsPort"])
         # Other servers of this machine have regions of their own.
         prefixes = set(

@@ -25,7 +25,7 @@ from typing import Any
 
 from enginix.triton import contract
 
-MODELS = contract.reference()
+MODELS = contract.load_reference_contract()
 SIZES = {"INT32": 4, "INT64": 8, "UINT64": 8, "FP32": 4, "BOOL": 1}
 VALUES: tuple[Any, ...] = (
     *([], [[]], [[], []], "", [""], None, {}, [None], [1], [1, 2], ["a"], 0, 1, -1, 2**31, 2**63, 2**64),

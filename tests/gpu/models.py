@@ -111,10 +111,10 @@ def random_checkpoint(out: Path, architecture: str, device: str = "cpu", **chang
     raw = {**SMALL, "architecture": architecture, **ARCHITECTURES[architecture], **changes}
     out.mkdir(parents=True)
     (out / "config.json").write_text(json.dumps(raw))
-    config = checkpoint_config.parse(raw, "config.json")
+    config = checkpoint_config.parse_executor_config(raw, "config.json")
     generator = torch.Generator(device).manual_seed(1)
     tensors = {}
-    for spec in layout.tensors(config):
+    for spec in layout.iterate_tensor_specs(config):
         values = torch.randn(spec.shape, generator=generator, device=device)
         if len(spec.shape) == 1:
             values = 1 + values / 10 if "norm" in spec.name or "ln_f" in spec.name else values / 10

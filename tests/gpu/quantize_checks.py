@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 import models
 from enginix.console import Heartbeat
 from enginix.quantize import ptq, source, verify
-from enginix.quantize.formats import resolve
+from enginix.quantize.formats import resolve_format
 
 QWEN3 = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -122,8 +122,8 @@ def _timed(seconds: dict[str, float], what: str, device: str) -> Iterator[None]:
 
 
 def _quantize(name: str, directory: Path, work: Path, device: str) -> Iterator[Row]:
-    choice = resolve(name)
-    about = source.read(directory)
+    choice = resolve_format(name)
+    about = source.read_source_model(directory)
     generator = np.random.default_rng(1)
     tokens = generator.integers(0, int(about.config["vocab_size"]), (ROWS, LENGTH), dtype=np.int32)
     if device == "cpu":
@@ -134,16 +134,16 @@ def _quantize(name: str, directory: Path, work: Path, device: str) -> Iterator[R
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     with _timed(seconds, "load", device):
-        model = ptq.load(directory, device)
+        model = ptq.load_model(directory, device)
     with _timed(seconds, "calibrate", device):
-        model = ptq.quantize(model, choice, ptq.batches(tokens, 8, device), Heartbeat())
+        model = ptq.insert_quantizers(model, choice, ptq.split_batches(tokens, 8, device), Heartbeat())
     out = work / name
     with _timed(seconds, "export", device):
-        ptq.export(model, out)
+        ptq.export_checkpoint(model, out)
     memory = host.stop()
     on_gpu = 0 if device == "cpu" else torch.cuda.max_memory_allocated()
     del model
-    matrices = verify.verify(out, choice, about)
+    matrices = verify.verify_export(out, choice, about)
     assert matrices == {choice.algorithm: len(about.matrices)}, matrices
     written = sum(p.stat().st_size for p in out.glob("*.safetensors"))
     shutil.rmtree(out)

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 
 import models
-from enginix.gates import suite
-from enginix.gates.answers import Answers, score
-from enginix.gates.material import Material
-from enginix.gates.prompts import Prompt
-from enginix.gates.subject import OfExecutor
+from enginix.evaluation.judgement import suite
+from enginix.evaluation.reference_answers.answers import ReferenceAnswers, score_texts
+from enginix.evaluation.reference_answers.material import Material
+from enginix.evaluation.reference_answers.prompts import Prompt
+from enginix.evaluation.reference_answers.subject import ExecutorSubject
 from enginix.reference.executor import Executor
-from enginix.reference.scheduler import Event, Request, Scheduler
+from enginix.reference.scheduler import GenerationEvent, GenerationRequest, Scheduler
 
 ROOT = Path(__file__).parents[2]
 # float32 on both sides, TF32 off: only the order of sums differs.
@@ -123,7 +123,7 @@ def _serve(scheduler: Scheduler, prompts: list[tuple[int, ...]], tokens: int) ->
     failed: list[str] = []
     left, done = [len(prompts)], threading.Event()
 
-    def sink(event: Event) -> None:
+    def sink(event: GenerationEvent) -> None:
         if event.token is not None:
             out[int(event.id)].append(event.token)
         if event.error:
@@ -134,7 +134,7 @@ def _serve(scheduler: Scheduler, prompts: list[tuple[int, ...]], tokens: int) ->
                 done.set()
 
     for number, prompt in enumerate(prompts):
-        scheduler.add(Request(str(number), prompt, tokens), sink)
+        scheduler.add(GenerationRequest(str(number), prompt, tokens), sink)
     assert done.wait(300), "no answer"
     assert not failed, failed
     return out
@@ -231,10 +231,10 @@ def scoring(device: str, work: Path) -> Iterator[Row]:
     )
     tokens = [t.tokens for t in texts]
     for dtype in ("float32",) if device == "cpu" else ("float32", "bfloat16"):
-        subject = OfExecutor(Executor.load(checkpoint, device, dtype))
-        kept = tuple(score(subject, tokens)[0])
-        answers = Answers({}, "", frozenset(), kept, (), (), ())
-        scored = suite.Scored(subject, Material("", (), texts, ()), answers)
+        subject = ExecutorSubject(Executor.load(checkpoint, device, dtype))
+        kept = tuple(score_texts(subject, tokens)[0])
+        answers = ReferenceAnswers({}, "", frozenset(), kept, (), (), ())
+        scored = suite.ScoredPassages(subject, Material("", (), texts, ()), answers)
         alone, whole = _beside(device, partial(_forward, subject, tokens), partial(_score, scored))
         name = f"{'small' if device == 'cpu' else '8B-shaped'} in {dtype}"
         yield Row(f"{name}: text scored", f"{sum(map(len, tokens)) / whole:.0f} tokens/s")
@@ -244,13 +244,13 @@ def scoring(device: str, work: Path) -> Iterator[Row]:
         del subject, scored
 
 
-def _forward(subject: OfExecutor, tokens: list[tuple[int, ...]]) -> None:
+def _forward(subject: ExecutorSubject, tokens: list[tuple[int, ...]]) -> None:
     for _ in subject.logits(tokens):
         pass
 
 
-def _score(scored: suite.Scored) -> None:
-    _, kl = suite.Scored(scored.subject, scored.material, scored.answers).get()
+def _score(scored: suite.ScoredPassages) -> None:
+    _, kl = suite.ScoredPassages(scored.subject, scored.material, scored.answers).get()
     assert float(torch.cat(list(kl)).max()) < 1e-6, "a model differs from itself"
 
 

@@ -21,10 +21,10 @@ sys.path[:0] = [str(ROOT / "python"), str(ROOT / "tests" / "faults")]
 
 from setting import Setting  # noqa: E402
 
-from enginix.rollout import room  # noqa: E402
-from enginix.serve.client import Client  # noqa: E402
-from enginix.triton.options import Options  # noqa: E402
-from enginix.triton.repository import build  # noqa: E402
+from enginix.kinds.triton_repository.repository import build_triton_repository  # noqa: E402
+from enginix.rollout import memory_headroom  # noqa: E402
+from enginix.serve.client import TritonClient  # noqa: E402
+from enginix.triton.options import RepositoryOptions  # noqa: E402
 
 PROMPTS = [f"Once upon a time there were {n} foxes, and" for n in range(16)]
 FAILED: list[str] = []
@@ -37,12 +37,12 @@ def line(what: str, holds: bool, figure: str = "") -> None:
         FAILED.append(what)
 
 
-def whole(client: Client, prompt: str) -> str:
+def whole(client: TritonClient, prompt: str) -> str:
     found = client.generate("ensemble", {"text_input": prompt, "max_tokens": 48, "end_id": -1})
     return str(found["text_output"])
 
 
-def together(client: Client) -> list[str]:
+def together(client: TritonClient) -> list[str]:
     """All prompts as streams at once; the pieces of each, joined."""
     texts = [""] * len(PROMPTS)
 
@@ -65,8 +65,8 @@ def main() -> int:
         with setting.serve() as served:
             on_cpu = [whole(served.client, p) for p in PROMPTS]
         shutil.rmtree(setting.repository)
-        options = Options(max_batch_size=16, device="cuda")
-        build(setting.directory / "engine", setting.repository, options)
+        options = RepositoryOptions(max_batch_size=16, device="cuda")
+        build_triton_repository(setting.directory / "engine", setting.repository, options)
         start = time.perf_counter()
         with setting.serve("--gpus", "0") as served:
             line("it answers, on the GPU", True, f"after {time.perf_counter() - start:.1f} s")
@@ -80,8 +80,11 @@ def main() -> int:
             streamed = together(served.client)
             same = sum(a == b for a, b in zip(streamed, alone, strict=True))
             line("16 streams at once get what each gets alone", same >= 15, f"{same} of 16")
-            fits, more = room.of_gpus(["0"], 1024), room.of_gpus(["0"], 1 << 30)
-            holds = fits.enough and not more.enough
+            fits, more = (
+                memory_headroom.measure_gpu_headroom(["0"], 1024),
+                memory_headroom.measure_gpu_headroom(["0"], 1 << 30),
+            )
+            holds = fits.is_enough and not more.is_enough
             line("a trial of 1 GiB has room beside it, one of a PiB has none", holds, str(fits))
         line("nothing is left of it", True)
     return 1 if FAILED else 0

@@ -22,13 +22,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
 
-from enginix.engine import preflight, target
-from enginix.engine.check import compare
+from enginix.compatibility.check import compare_with_machine
 from enginix.errors import EnginixError, MachineError
+from enginix.machine import driver as drivers
+from enginix.machine import target
 from enginix.manifest import Manifest
-from enginix.runtime import driver as drivers
-from enginix.runtime import table
-from enginix.tables import table as rows
+from enginix.runtime import preflight, table
+from enginix.tables import load_table as rows
 
 LINES: list[dict[str, Any]] = []
 
@@ -63,7 +63,7 @@ def refuses(call: Callable[[], Any], *words: str) -> tuple[bool, str]:
 
 def engine_for(machine: target.Machine, name: str, **changes: Any) -> Manifest:
     gpu = machine.gpus[0]
-    runtime = table.find("trtllm-1.1.0", "tensorrt")
+    runtime = table.find_runtime("trtllm-1.1.0", "tensorrt")
     at = {"name": name, "sm": gpu.sm, "gpu": gpu.name, "memory": gpu.total, "count": 1}
     needs = {"id": runtime.id, "driverFloor": machine.driver, "driver": machine.driver}
     return Manifest(
@@ -82,15 +82,19 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there")
     args = parser.parse_args()
 
-    driver = drivers.find()
+    driver = drivers.find_driver()
     line(
         "the driver's libraries are found",
-        driver.found,
+        driver.is_present,
         str(driver.root or f"{len(driver.libraries)} libraries"),
     )
-    line("device nodes are found", bool(drivers.devices()), ", ".join(map(str, drivers.devices()))[:60])
+    line(
+        "device nodes are found",
+        bool(drivers.list_devices()),
+        ", ".join(map(str, drivers.list_devices()))[:60],
+    )
     try:
-        machine, spent = timed(lambda: target.probe(driver))
+        machine, spent = timed(lambda: target.probe_machine(driver))
     except MachineError as e:
         line("the GPU is detected", False, str(e).splitlines()[0])
         return 1
@@ -104,14 +108,14 @@ def main() -> int:
 
     smi = driver.program("nvidia-smi")
     if smi is not None:
-        other, slow = timed(lambda: target._smi(smi), 3)
+        other, slow = timed(lambda: target._query_nvidia_smi(smi), 3)
         same = [
             (a.name, a.uuid, a.sm) == (b.name, b.uuid, b.sm)
             for a, b in zip(machine.gpus, other.gpus, strict=True)
         ]
         line("nvidia-smi says the same", all(same) and other.driver == machine.driver, f"{slow:.0f} ms")
 
-    wanted = [target.target(n) for n in sorted(rows("gpus")["gpus"])]
+    wanted = [target.find_target(n) for n in sorted(rows("gpus")["gpus"])]
     mine = [t for t in wanted if t.sm == gpu.sm and t.is_product(gpu.name)]
     line("exactly one row of gpus.json is this product", len(mine) == 1, ", ".join(t.name for t in mine))
     own = mine[0] if mine else next(t for t in wanted if t.sm == gpu.sm)
@@ -125,8 +129,8 @@ def main() -> int:
             f"{gpu.total / 1e9:.1f} of {memory} GB",
         )
 
-    def whole() -> preflight.Found:
-        found = target.probe(drivers.find())
+    def whole() -> preflight.PreflightResult:
+        found = target.probe_machine(drivers.find_driver())
         seen = preflight.check_gpu(own, found, workers=1, weights=1 << 30)
         preflight.check_disk(Path(tempfile.gettempdir()), Path(tempfile.gettempdir()), 1, workspace=False)
         return seen
@@ -152,13 +156,13 @@ def main() -> int:
             lambda: preflight.check_gpu(own, machine, workers=1, weights=gpu.total * 2), "weights alone take"
         ),
     )
-    newer = replace(table.find("trtllm-1.2.1"), driver="9999.0")
+    newer = replace(table.find_runtime("trtllm-1.2.1"), driver="9999.0")
     line(
         "preflight refuses a driver below the runtime's floor",
         *refuses(lambda: preflight.check_driver(newer, machine), machine.driver, "9999.0"),
     )
     for name in ("trtllm-1.1.0", "trtllm-1.2.1"):
-        runtime = table.find(name)
+        runtime = table.find_runtime(name)
         try:
             preflight.check_driver(runtime, machine)
             show(f"      this driver serves {name}")
@@ -176,7 +180,7 @@ def main() -> int:
         )
 
     fitting = engine_for(machine, own.name)
-    verdict, spent = timed(lambda: compare(fitting, target.probe(driver)))
+    verdict, spent = timed(lambda: compare_with_machine(fitting, target.probe_machine(driver)))
     line("an engine of this GPU runs, said in under 100 ms", verdict.runs and spent < 100, f"{spent:.0f} ms")
     for what, manifest, field in (
         ("another SM", engine_for(machine, foreign.name, target={"sm": foreign.sm}), "sm"),
@@ -187,7 +191,7 @@ def main() -> int:
             "driver",
         ),
     ):
-        found = compare(manifest, machine)
+        found = compare_with_machine(manifest, machine)
         fatal = [d for d in found.differences if d.fatal]
         said = f"{fatal[0].field}: built for {fatal[0].built}, here {fatal[0].live}" if fatal else "accepted"
         line(f"an engine for {what} is refused", [d.field for d in fatal] == [field], said)

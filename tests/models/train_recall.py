@@ -287,11 +287,13 @@ def recall(model: Any, imitation: Imitation, batches: Batches, device: str, of: 
 def gate(model: Any, imitation: Imitation, batches: Batches, device: str) -> dict[str, int]:
     """Facts of the gate context that the model finds, plain and in each format as it is imitated."""
     sys.path.insert(0, str(ROOT / "python"))
-    from enginix.gates import hf, material
-    from enginix.tables import table
+    from enginix.evaluation.reference_answers import hf, material
+    from enginix.tables import load_table
 
-    asked = material.load(hf.Tokenizer(Path(__file__).parent / "tiny-qwen3"), VOCAB, 2048).recalls
-    facts = {row["answer"]: row["fact"] for row in table("gate_facts")["facts"]}
+    asked = material.load_material(
+        hf.TransformersTokenizer(Path(__file__).parent / "tiny-qwen3"), VOCAB, 2048
+    ).recalls
+    facts = {row["answer"]: row["fact"] for row in load_table("gate_facts")["facts"]}
     imitation.calibrate(batches.calibration(random.Random(2)).to(device))
     found = {}
     for name in (PLAIN, *FORMATS):

@@ -45,8 +45,8 @@ let
   parse = check.lock.parse "test.lock.json";
   parallelism = check.checkpoint.parallelism "f";
   nodes = check.checkpoint.nodes "f";
-  converter = check.checkpoint.converter "f" (lib.importJSON ../../python/enginix/data/converters.json);
-  formats = lib.importJSON ../../python/enginix/data/quantization.json;
+  converter = check.checkpoint.converter "f" (lib.importJSON ../../python/enginix/data/models/converters.json);
+  formats = lib.importJSON ../../python/enginix/data/models/quantization.json;
   quantization = check.checkpoint.quantization "f" formats;
   says = model: quantization { inherit model; };
   of = architecture: parallel: {

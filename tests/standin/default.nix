@@ -1,7 +1,7 @@
 # The stand-in runtime and driver as store paths.
 { pkgs }:
 let
-  runtimes = (builtins.fromJSON (builtins.readFile ../../python/enginix/data/runtimes.json)).runtimes;
+  runtimes = (builtins.fromJSON (builtins.readFile ../../python/enginix/data/runtime/runtimes.json)).runtimes;
 in
 rec {
   rootfs =
@@ -65,26 +65,15 @@ rec {
             && (
               builtins.elem of [
                 "enginix"
-                "enginix/__init__.py"
-                "enginix/console.py"
-                "enginix/credentials.py"
                 "enginix/data"
                 "enginix/data/__init__.py"
-                "enginix/data/architectures.json"
-                "enginix/data/converters.json"
-                "enginix/data/quantization.json"
-                "enginix/device.py"
-                "enginix/errors.py"
-                "enginix/files.py"
-                "enginix/gates"
-                "enginix/gates/__init__.py"
-                "enginix/gates/hf.py"
-                "enginix/gates/subject.py"
-                "enginix/manifest.py"
-                "enginix/optional_libraries.py"
-                "enginix/tables.py"
-                "enginix/wording.py"
+                "enginix/evaluation"
+                "enginix/evaluation/__init__.py"
               ]
+              || builtins.match "enginix/[a-z_]+[.]py" of != null
+              || under "enginix/data/conversion"
+              || under "enginix/data/models"
+              || under "enginix/evaluation/reference_answers"
               || under "enginix/model"
               || under "enginix/reference"
             );

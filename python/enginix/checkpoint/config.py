@@ -9,10 +9,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from enginix.checkpoint.mapping import Mapping, default_gpus_per_node
+from enginix.checkpoint.mapping import CheckpointMapping, default_gpus_per_node
 from enginix.errors import CheckpointError, ModelError
 from enginix.model.jsonfile import read_object
-from enginix.tables import table
+from enginix.tables import load_table
 
 FILE = "config.json"
 QUANT_FILE = "quant_cfg.json"
@@ -20,7 +20,7 @@ DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 
 
 @dataclass(frozen=True)
-class Moe:
+class CheckpointMoe:
     """Mixture of experts as the checkpoint names it; ``num_experts`` 0 for a dense model.
 
     Attributes:
@@ -37,7 +37,7 @@ class Moe:
 
 
 @dataclass(frozen=True)
-class Quantization:
+class CheckpointQuantization:
     """The ``quantization`` object, and ``quant_cfg.json`` where the algorithm is ``MIXED_PRECISION``.
 
     Attributes:
@@ -57,7 +57,7 @@ class Quantization:
         """Algorithm of one TensorRT-LLM module, for instance ``transformer.layers.0.attention.qkv``."""
         patterns = self.exclude_modules
         if patterns is None:
-            patterns = tuple(table("quantization")["defaultExclude"])
+            patterns = tuple(load_table("quantization")["defaultExclude"])
         if any(fnmatchcase(module, p) for p in patterns):
             return None
         return self.layers.get(module) if self.quant_algo == "MIXED_PRECISION" else self.quant_algo
@@ -100,11 +100,11 @@ class CheckpointConfig:
     dense_bias: bool
     mlp_bias: bool
     tie_word_embeddings: bool
-    moe: Moe
+    moe: CheckpointMoe
     use_parallel_embedding: bool
     embedding_sharding_dim: int
-    mapping: Mapping
-    quantization: Quantization
+    mapping: CheckpointMapping
+    quantization: CheckpointQuantization
     raw: MappingType[str, Any] = field(repr=False)
 
     @classmethod
@@ -117,13 +117,15 @@ class CheckpointConfig:
         try:
             raw = read_object(directory / FILE)
             mixed = (raw.get("quantization") or {}).get("quant_algo") == "MIXED_PRECISION"
-            return parse(raw, str(directory / FILE), read_object(directory / QUANT_FILE) if mixed else None)
+            return parse_checkpoint_config(
+                raw, str(directory / FILE), read_object(directory / QUANT_FILE) if mixed else None
+            )
         except (ModelError, AttributeError) as e:
             what, where = (e.what, e.where) if isinstance(e, ModelError) else (str(e), str(directory / FILE))
             raise CheckpointError(what, where=where, fix="convert the model again") from e
 
 
-class _Reader:
+class _CheckpointConfigReader:
     """Typed access to one JSON object, with errors that name the key."""
 
     def __init__(self, raw: MappingType[str, Any], where: str) -> None:
@@ -161,11 +163,11 @@ class _Reader:
             raise self._bad(key, value, "a string")
         return value
 
-    def child(self, key: str) -> _Reader:
+    def child(self, key: str) -> _CheckpointConfigReader:
         value = self.raw.get(key) or {}
         if not isinstance(value, dict):
             raise self._bad(key, value, "an object")
-        return _Reader(value, f"{self.where}: {key}")
+        return _CheckpointConfigReader(value, f"{self.where}: {key}")
 
     def factors(self, key: str) -> tuple[float, ...] | None:
         value = self.raw.get(key)
@@ -178,7 +180,7 @@ class _Reader:
         return tuple(map(float, value))
 
 
-def _mapping(r: _Reader) -> Mapping:
+def _parse_checkpoint_mapping(r: _CheckpointConfigReader) -> CheckpointMapping:
     tp, pp = r.integer("tp_size", 1, 1), r.integer("pp_size", 1, 1)
     ep_raw = r.raw.get("moe_ep_size", 1)
     ep = 1 if ep_raw == -1 else r.integer("moe_ep_size", 1, 1)  # -1: the loader derives it
@@ -189,10 +191,12 @@ def _mapping(r: _Reader) -> Mapping:
             where=r.where,
             fix="convert the model again",
         )
-    return Mapping(tp, pp, ep, r.integer("gpus_per_node", default_gpus_per_node(), 1))
+    return CheckpointMapping(tp, pp, ep, r.integer("gpus_per_node", default_gpus_per_node(), 1))
 
 
-def _quantization(r: _Reader, mixed: MappingType[str, Any] | None) -> Quantization:
+def _parse_checkpoint_quantization(
+    r: _CheckpointConfigReader, mixed: MappingType[str, Any] | None
+) -> CheckpointQuantization:
     exclude = r.raw.get("exclude_modules")
     if exclude is not None and (
         not isinstance(exclude, list) or not all(isinstance(e, str) for e in exclude)
@@ -204,9 +208,9 @@ def _quantization(r: _Reader, mixed: MappingType[str, Any] | None) -> Quantizati
     ):
         raise CheckpointError("quantized_layers without algorithms", where=QUANT_FILE, fix="convert again")
     algorithm = r.raw.get("quant_algo")
-    if algorithm is not None and algorithm not in table("quantization")["algorithms"]:
+    if algorithm is not None and algorithm not in load_table("quantization")["algorithms"]:
         raise CheckpointError(f"quant_algo {algorithm!r} is unknown", where=r.where, fix="convert again")
-    return Quantization(
+    return CheckpointQuantization(
         None if algorithm == "NO_QUANT" else algorithm,
         r.raw.get("kv_cache_quant_algo"),
         r.integer("group_size", 128, 1),
@@ -216,16 +220,16 @@ def _quantization(r: _Reader, mixed: MappingType[str, Any] | None) -> Quantizati
     )
 
 
-def _rotary_scaling(raw: MappingType[str, Any] | None) -> MappingType[str, Any] | None:
+def _complete_rotary_scaling(raw: MappingType[str, Any] | None) -> MappingType[str, Any] | None:
     if raw is None:
         return None
     kind = raw.get("type", raw.get("rope_type"))
-    types = table("architectures")["rope"]["types"]
+    types = load_table("architectures")["rope"]["types"]
     defaults = types[kind]["loader"] if isinstance(kind, str) and kind in types else {}
     return {"rope_type": kind, **{key: raw.get(key, default) for key, default in defaults.items()}}
 
 
-def parse(
+def parse_checkpoint_config(
     raw: MappingType[str, Any], where: str, mixed: MappingType[str, Any] | None = None
 ) -> CheckpointConfig:
     """Parses a checkpoint's ``config.json``; absent optional keys take the loader's defaults.
@@ -236,16 +240,18 @@ def parse(
     Raises:
         CheckpointError: naming the key.
     """
-    r = _Reader(raw, where)
-    row = table("architectures")["architectures"].get(raw.get("architecture"), {})
+    r = _CheckpointConfigReader(raw, where)
+    architecture_row = load_table("architectures")["architectures"].get(raw.get("architecture"), {})
     heads, hidden = r.integer("num_attention_heads", None, 1), r.integer("hidden_size", None, 1)
     head_size = r.integer("head_size", hidden // heads, 1)
-    inter = r.integer("intermediate_size", 4 * hidden, 1)
+    intermediate_size = r.integer("intermediate_size", 4 * hidden, 1)
     dtype = r.text("dtype")
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype {dtype!r} is unknown", where=where, fix=f"known: {', '.join(DTYPES)}")
     moe = r.child("moe")
-    attn_bias = r.boolean("attn_bias", bool(raw.get("bias")) or row.get("bias", {}).get("qkv") is True)
+    attn_bias = r.boolean(
+        "attn_bias", bool(raw.get("bias")) or architecture_row.get("bias", {}).get("qkv") is True
+    )
     scaling = raw.get("rotary_scaling")
     if scaling is not None and not isinstance(scaling, dict):
         raise CheckpointError("rotary_scaling is no object", where=where, fix="convert the model again")
@@ -258,32 +264,32 @@ def parse(
         num_attention_heads=heads,
         num_key_value_heads=r.integer("num_key_value_heads", heads, 1),
         head_size=head_size,
-        intermediate_size=inter,
+        intermediate_size=intermediate_size,
         hidden_act=r.text("hidden_act", "gelu"),
         norm_epsilon=r.number("norm_epsilon", 1e-5),
         max_position_embeddings=r.integer("max_position_embeddings", 0),
         position_embedding_type=r.text("position_embedding_type", "learned_absolute"),
         rotary_base=r.number("rotary_base", 10000.0),
-        rotary_scaling=_rotary_scaling(scaling),
+        rotary_scaling=_complete_rotary_scaling(scaling),
         rotary_embedding_dim=r.integer("rotary_embedding_dim", int(head_size * r.number("rotary_pct", 1.0))),
         original_max_position_embeddings=raw.get("original_max_position_embeddings"),
         longrope_short=r.factors("longrope_scaling_short_factors"),
         longrope_long=r.factors("longrope_scaling_long_factors"),
         attn_bias=attn_bias,
-        dense_bias=attn_bias and row.get("bias", {}).get("dense") is not False,
+        dense_bias=attn_bias and architecture_row.get("bias", {}).get("dense") is not False,
         mlp_bias=r.boolean("mlp_bias"),
         tie_word_embeddings=r.boolean("tie_word_embeddings", bool(raw.get("share_embedding_table"))),
-        moe=Moe(
+        moe=CheckpointMoe(
             moe.integer("num_experts", 0),
             moe.integer("top_k", 0),
             moe.raw.get("normalization_mode"),
-            r.integer("moe_intermediate_size", 0) or inter,
+            r.integer("moe_intermediate_size", 0) or intermediate_size,
             moe.integer("shared_expert_intermediate_size", 0)
             or r.integer("moe_shared_expert_intermediate_size", 0),
         ),
         use_parallel_embedding=r.boolean("use_parallel_embedding"),
         embedding_sharding_dim=r.integer("embedding_sharding_dim", 0),
-        mapping=_mapping(r.child("mapping")),
-        quantization=_quantization(r.child("quantization"), mixed),
+        mapping=_parse_checkpoint_mapping(r.child("mapping")),
+        quantization=_parse_checkpoint_quantization(r.child("quantization"), mixed),
         raw=raw,
     )

@@ -9,30 +9,35 @@ from typing import Any
 
 from enginix import manifest
 from enginix.checkpoint import config as ckpt
-from enginix.checkpoint.describe import describe
+from enginix.checkpoint.byte_sources import COPY, HeaderReader, OutputTensor, SourceFileReader
+from enginix.checkpoint.describe import describe_checkpoint_config
 from enginix.checkpoint.formats import format_of
-from enginix.checkpoint.formats.fp8 import floats
+from enginix.checkpoint.formats.fp8 import pack_floats
 from enginix.checkpoint.formats.nvfp4 import fits_tiles
-from enginix.checkpoint.formats.plain import bias_parts, caster
-from enginix.checkpoint.layout import KvCache, Layout, Linear, Vector
-from enginix.checkpoint.mapping import Mapping, check, check_nodes, check_pipeline
-from enginix.checkpoint.missing import explain_unexpected
-from enginix.checkpoint.parts import COPY, HeaderReader, Output, Reader
-from enginix.checkpoint.resolve import Resolved, resolve
-from enginix.checkpoint.source import FLOATS, Source, vector
+from enginix.checkpoint.formats.plain import make_bias_parts, make_caster
+from enginix.checkpoint.layout import CheckpointLayout, KvCacheModule, LinearModule, VectorModule
+from enginix.checkpoint.mapping import (
+    CheckpointMapping,
+    check_node_sizes,
+    check_parallelism,
+    check_pipeline_support,
+)
+from enginix.checkpoint.resolve import ResolvedQuantization, resolve_quantization
+from enginix.checkpoint.source_tensors import FLOATS, SourceTensors, cut_vector
+from enginix.checkpoint.tensor_errors import explain_unexpected
 from enginix.checkpoint.write import write_ranks
 from enginix.errors import ModelError, UsageError
-from enginix.files import check_free, dump_json, new_directory, write_text
-from enginix.model import ModelConfig, Weights, open_weights
+from enginix.files import dump_json, new_directory, require_absent, write_text
+from enginix.model import ModelConfig, ModelWeights, open_weights
 from enginix.model.attention_window import describe_windows
-from enginix.model.identity import inputs
+from enginix.model.identity import identify_model
 
 NVFP4_FORMS = ("auto", "trtllm", "modelopt")
 ON_LOAD = ("FP8_PER_CHANNEL_PER_TOKEN",)
 
 
 @dataclass(frozen=True)
-class Options:
+class ConvertOptions:
     """What a conversion may be asked for.
 
     Attributes:
@@ -50,7 +55,7 @@ class Options:
     """
 
     dtype: str | None = None
-    mapping: Mapping = field(default_factory=Mapping)
+    mapping: CheckpointMapping = field(default_factory=CheckpointMapping)
     parallel_embedding: bool = False
     embedding_sharding_dim: int = 0
     nvfp4_form: str = "auto"
@@ -60,7 +65,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConversionSpec:
     """A conversion that is known to work before a weight is read, but for the values of the weights.
 
     Attributes:
@@ -71,68 +76,70 @@ class Plan:
     """
 
     model: ModelConfig
-    options: Options
+    options: ConvertOptions
     config: MappingType[str, Any]
     quant_cfg: MappingType[str, Any] | None
     nvfp4_form: str
-    ranks: tuple[tuple[Output, ...], ...]
+    ranks: tuple[tuple[OutputTensor, ...], ...]
     notes: tuple[str, ...]
 
 
-def _dtype(model: ModelConfig, weights: Weights, asked: str | None, notes: list[str]) -> str:
-    if asked is not None:
-        if asked not in ckpt.DTYPES:
-            raise UsageError(f"--dtype {asked!r} is unknown", fix=f"one of: {', '.join(ckpt.DTYPES)}")
-        return asked
-    found = model.dtype
-    if found is None:
+def _choose_dtype(model: ModelConfig, weights: ModelWeights, requested: str | None, notes: list[str]) -> str:
+    if requested is not None:
+        if requested not in ckpt.DTYPES:
+            raise UsageError(f"--dtype {requested!r} is unknown", fix=f"one of: {', '.join(ckpt.DTYPES)}")
+        return requested
+    model_dtype = model.dtype
+    if model_dtype is None:
         embedding = weights.tensors.get("model.embed_tokens.weight")
         codes = {v: k for k, v in ckpt.DTYPES.items()}
-        found = codes.get(embedding.dtype, "float16") if embedding else "float16"
-    if found == "float32":
+        model_dtype = codes.get(embedding.dtype, "float16") if embedding else "float16"
+    if model_dtype == "float32":
         notes.append(
             "the model is float32; float16 is written, as TensorRT-LLM does (--dtype says otherwise)"
         )
         return "float16"
-    return found
+    return model_dtype
 
 
-class _Planner:
+class _OutputBuilder:
     """Makes the outputs of each module."""
 
-    def __init__(self, layout: Layout, source: Source, resolved: Resolved, form: str) -> None:
+    def __init__(
+        self, layout: CheckpointLayout, source: SourceTensors, resolved: ResolvedQuantization, form: str
+    ) -> None:
         self.layout, self.source, self.resolved, self.form = layout, source, resolved, form
         self.config = layout.config
         self.dtype = ckpt.DTYPES[self.config.dtype]
         self.default_kv_scales: set[str] = set()
 
-    def rank(self, rank: int) -> tuple[Output, ...]:
-        outputs: list[Output] = []
+    def rank(self, rank: int) -> tuple[OutputTensor, ...]:
+        outputs: list[OutputTensor] = []
         for module in self.layout.rank(rank):
-            if isinstance(module, Vector):
+            if isinstance(module, VectorModule):
                 outputs.append(self.vector(module))
-            elif isinstance(module, Linear):
+            elif isinstance(module, LinearModule):
                 outputs.extend(self.linear(module))
             else:
                 outputs.extend(self.kv_cache(module))
         return tuple(outputs)
 
-    def vector(self, module: Vector) -> Output:
+    def vector(self, module: VectorModule) -> OutputTensor:
         info = self.source.tensor(module.module, "weight", FLOATS, (module.size,))
-        part = vector(info, (0, module.size), caster(info, self.dtype))
-        return Output(f"{module.name}.weight", self.dtype, (module.size,), (part,))
+        part = cut_vector(info, (0, module.size), make_caster(info, self.dtype))
+        return OutputTensor(f"{module.name}.weight", self.dtype, (module.size,), (part,))
 
-    def linear(self, module: Linear) -> list[Output]:
+    def linear(self, module: LinearModule) -> list[OutputTensor]:
         number_format = format_of(self.resolved.algorithms.get(module.name), self.form)
         spec = number_format.spec(module, self.config)
         parts = number_format.parts(module, self.config, self.source)
-        outputs = [Output(f"{module.name}.{leaf}", *spec[leaf], parts[leaf]) for leaf in spec]
+        outputs = [OutputTensor(f"{module.name}.{leaf}", *spec[leaf], parts[leaf]) for leaf in spec]
         if module.bias:
-            bias = bias_parts(module, self.dtype, self.source)
-            outputs.append(Output(f"{module.name}.bias", self.dtype, (module.out,), bias))
+            bias = make_bias_parts(module, self.dtype, self.source)
+            outputs.append(OutputTensor(f"{module.name}.bias", self.dtype, (module.out,), bias))
         return outputs
 
-    def kv_cache(self, module: KvCache) -> list[Output]:
+    def kv_cache(self, module: KvCacheModule) -> list[OutputTensor]:
         if self.config.quantization.kv_cache_quant_algo is None:
             return []
         import numpy as np
@@ -144,33 +151,39 @@ class _Planner:
             scale = max(scale, self.source.scale(name, leaf) if self.source.has(name, leaf) else 1.0)
         inverse = float(np.float32(1) / np.float32(scale))
         return [
-            Output(f"{module.name}.kv_cache_scaling_factor", "F32", (1,), (floats([scale]),)),
-            Output(f"{module.name}.kv_cache_rcp_scaling_factor", "F32", (1,), (floats([inverse]),)),
+            OutputTensor(f"{module.name}.kv_cache_scaling_factor", "F32", (1,), (pack_floats([scale]),)),
+            OutputTensor(
+                f"{module.name}.kv_cache_rcp_scaling_factor", "F32", (1,), (pack_floats([inverse]),)
+            ),
         ]
 
 
-def _form(asked: str, layout: Layout, resolved: Resolved, notes: list[str]) -> str:
-    if asked not in NVFP4_FORMS:
-        raise UsageError(f"--nvfp4-form {asked!r} is unknown", fix=f"one of: {', '.join(NVFP4_FORMS)}")
-    if asked != "auto":
-        return asked
+def _choose_nvfp4_form(
+    requested: str, layout: CheckpointLayout, resolved: ResolvedQuantization, notes: list[str]
+) -> str:
+    if requested not in NVFP4_FORMS:
+        raise UsageError(f"--nvfp4-form {requested!r} is unknown", fix=f"one of: {', '.join(NVFP4_FORMS)}")
+    if requested != "auto":
+        return requested
     linears = [
         m
         for rank in layout.config.mapping.ranks()
         for m in layout.rank(rank)
-        if isinstance(m, Linear) and resolved.algorithms.get(m.name) == "NVFP4"
+        if isinstance(m, LinearModule) and resolved.algorithms.get(m.name) == "NVFP4"
     ]
-    odd = next((m for m in linears if not fits_tiles(m)), None)
-    if odd is None or any(m.stacked for m in linears):
+    unaligned = next((m for m in linears if not fits_tiles(m)), None)
+    if unaligned is None or any(m.stacked for m in linears):
         return "trtllm"
     notes.append(
-        f"{odd.name} is {odd.out} x {odd.inp} a rank, no whole number of NVFP4 scale tiles: "
+        f"{unaligned.name} is {unaligned.out} x {unaligned.inp} a rank, no whole number of NVFP4 scale tiles: "
         "ModelOpt's form is written, which TensorRT-LLM pads on loading"
     )
     return "modelopt"
 
 
-def plan(directory: Path, options: Options, *, headers_only: bool = False) -> Plan:
+def derive_conversion_spec(
+    directory: Path, options: ConvertOptions, *, headers_only: bool = False
+) -> ConversionSpec:
     """Reads configuration and headers and decides every byte's origin.
 
     Args:
@@ -182,19 +195,19 @@ def plan(directory: Path, options: Options, *, headers_only: bool = False) -> Pl
         UsageError: the options do not fit the model.
     """
     model = ModelConfig.read(directory)
-    check(model, options.mapping)
+    check_parallelism(model, options.mapping)
     if options.kind == "tensorrt":
-        check_pipeline(model, options.mapping)
-    check_nodes(options.mapping)
+        check_pipeline_support(model, options.mapping)
+    check_node_sizes(options.mapping)
     if options.quantize not in (None, *ON_LOAD):
         raise UsageError(f"--quantize {options.quantize!r} is unknown", fix=f"one of: {', '.join(ON_LOAD)}")
     if options.kv_cache not in (None, "FP8"):
         raise UsageError(f"--kv-cache {options.kv_cache!r} is unknown", fix="--kv-cache FP8")
-    weights, notes = open_weights(directory), _notes(model)
-    dtype = _dtype(model, weights, options.dtype, notes)
+    weights, notes = open_weights(directory), _collect_model_notes(model)
+    dtype = _choose_dtype(model, weights, options.dtype, notes)
 
     def description(keys: dict[str, Any]) -> dict[str, Any]:
-        return describe(
+        return describe_checkpoint_config(
             model,
             dtype,
             options.mapping,
@@ -203,28 +216,28 @@ def plan(directory: Path, options: Options, *, headers_only: bool = False) -> Pl
             embedding_sharding_dim=options.embedding_sharding_dim,
         )
 
-    with HeaderReader() if headers_only else Reader() as reader:
-        source = Source(weights, reader, tied=model.tie_word_embeddings)
-        layout = Layout(ckpt.parse(description({}), ckpt.FILE))
-        resolved = resolve(
+    with HeaderReader() if headers_only else SourceFileReader() as reader:
+        source = SourceTensors(weights, reader, tied=model.tie_word_embeddings)
+        layout = CheckpointLayout(ckpt.parse_checkpoint_config(description({}), ckpt.FILE))
+        resolved = resolve_quantization(
             model.quantization, layout, source, on_load=options.quantize, kv_cache=options.kv_cache
         )
         raw = description(resolved.keys)
-        layout = Layout(ckpt.parse(raw, ckpt.FILE, resolved.quant_cfg))
-        form = _form(options.nvfp4_form, layout, resolved, notes)
-        planner = _Planner(layout, source, resolved, form)
-        ranks = tuple(planner.rank(r) for r in options.mapping.ranks())
+        layout = CheckpointLayout(ckpt.parse_checkpoint_config(raw, ckpt.FILE, resolved.quant_cfg))
+        nvfp4_form = _choose_nvfp4_form(options.nvfp4_form, layout, resolved, notes)
+        builder = _OutputBuilder(layout, source, resolved, nvfp4_form)
+        ranks = tuple(builder.rank(r) for r in options.mapping.ranks())
         if unused := source.unused():
             what, fix = explain_unexpected(unused[0], model.architecture, len(unused))
             raise ModelError(what, where=str(directory), fix=fix)
         if model.tie_word_embeddings and not headers_only:
-            notes += _tied(weights, reader)
-    if missing := planner.default_kv_scales:
+            notes += _note_differing_head(weights, reader)
+    if missing := builder.default_kv_scales:
         notes.append(f"{len(missing)} KV cache scales are missing ({min(missing)} …): 1.0 is written")
-    return Plan(model, options, raw, resolved.quant_cfg, form, ranks, tuple(notes))
+    return ConversionSpec(model, options, raw, resolved.quant_cfg, nvfp4_form, ranks, tuple(notes))
 
 
-def _tied(weights: Weights, reader: Reader) -> list[str]:
+def _note_differing_head(weights: ModelWeights, reader: SourceFileReader) -> list[str]:
     """A head that is stored beside the embedding it should be, and differs from it."""
     pair = [weights.tensors.get(name) for name in ("model.embed_tokens.weight", "lm_head.weight")]
     embedding, head = pair
@@ -240,7 +253,7 @@ def _tied(weights: Weights, reader: Reader) -> list[str]:
     ]
 
 
-def _notes(model: ModelConfig) -> list[str]:
+def _collect_model_notes(model: ModelConfig) -> list[str]:
     notes = list(model.notes)
     if model.sliding_window is not None:
         notes.append(
@@ -256,7 +269,7 @@ def _notes(model: ModelConfig) -> list[str]:
     return notes
 
 
-def convert(directory: Path, out: Path, options: Options) -> Plan:
+def convert_model(directory: Path, out: Path, options: ConvertOptions) -> ConversionSpec:
     """Plans and writes a checkpoint: ``config.json``, ``rank{r}.safetensors``, ``enginix.json``.
 
     ``out`` appears whole at the end, or not at all. The bytes depend on the model and the options alone.
@@ -265,23 +278,23 @@ def convert(directory: Path, out: Path, options: Options) -> Plan:
         ModelError, UsageError: as ``plan``; also a value that does not fit the dtype.
         MachineError: the disk is too small or refuses.
     """
-    check_free(out)
-    planned = plan(directory, options)
+    require_absent(out)
+    conversion = derive_conversion_spec(directory, options)
     with new_directory(out) as partial:
-        size = write_ranks(partial, planned.ranks)
-        write_text(partial / ckpt.FILE, dump_json(planned.config))
-        if planned.quant_cfg is not None:
-            write_text(partial / ckpt.QUANT_FILE, dump_json(planned.quant_cfg))
-        _manifest(planned, size).write(partial)
-    return planned
+        size = write_ranks(partial, conversion.ranks)
+        write_text(partial / ckpt.FILE, dump_json(conversion.config))
+        if conversion.quant_cfg is not None:
+            write_text(partial / ckpt.QUANT_FILE, dump_json(conversion.quant_cfg))
+        _make_checkpoint_manifest(conversion, size).write(partial)
+    return conversion
 
 
-def _manifest(planned: Plan, size: int) -> manifest.Manifest:
-    model, options = planned.model, planned.options
-    quantization = planned.config["quantization"]
+def _make_checkpoint_manifest(conversion: ConversionSpec, size: int) -> manifest.Manifest:
+    model, options = conversion.model, conversion.options
+    quantization = conversion.config["quantization"]
     return manifest.Manifest(
         artefact="checkpoint",
-        name=manifest.name_of(model.directory),
+        name=manifest.read_artefact_name(model.directory),
         model={
             "architecture": model.architecture,
             "layers": model.num_layers,
@@ -291,19 +304,19 @@ def _manifest(planned: Plan, size: int) -> manifest.Manifest:
             "kvCacheQuantization": quantization["kv_cache_quant_algo"],
             **describe_windows(model),
         },
-        inputs=inputs(model.directory, open_weights(model.directory)),
+        inputs=identify_model(model.directory, open_weights(model.directory)),
         options={
             "converter": "enginix",
-            "dtype": planned.config["dtype"],
+            "dtype": conversion.config["dtype"],
             "tensorParallel": options.mapping.tensor_parallel,
             "pipelineParallel": options.mapping.pipeline_parallel,
             "expertParallel": options.mapping.expert_parallel,
             "gpusPerNode": options.mapping.gpus_per_node,
             "parallelEmbedding": options.parallel_embedding,
             "embeddingShardingDim": options.embedding_sharding_dim,
-            **({"nvfp4Form": planned.nvfp4_form} if quantization.get("group_size") == 16 else {}),
+            **({"nvfp4Form": conversion.nvfp4_form} if quantization.get("group_size") == 16 else {}),
             **({"quantize": options.quantize} if options.quantize else {}),
             **({"kvCache": options.kv_cache} if options.kv_cache else {}),
         },
-        results={"bytes": size, "notes": list(planned.notes)},
+        results={"bytes": size, "notes": list(conversion.notes)},
     )

@@ -8,16 +8,16 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from enginix.checkpoint.mapping import Mapping
+from enginix.checkpoint.mapping import CheckpointMapping
 from enginix.checkpoint.rotary_scaling import describe_rotary_scaling
 from enginix.model import ModelConfig
-from enginix.tables import table
+from enginix.tables import load_table
 
 
-def describe(
+def describe_checkpoint_config(
     model: ModelConfig,
     dtype: str,
-    mapping: Mapping,
+    mapping: CheckpointMapping,
     quantization: dict[str, Any],
     *,
     parallel_embedding: bool = False,
@@ -29,7 +29,7 @@ def describe(
         dtype: ``bfloat16``, ``float16`` or ``float32``.
         quantization: the keys of the ``quantization`` object that differ from its defaults.
     """
-    family = table("architectures")["families"][model.description["family"]]
+    family = load_table("architectures")["families"][model.description["family"]]
     config: dict[str, Any] = copy.deepcopy(family["constants"])
     rotated = int(model.head_dim * model.rope.fraction)
     config.update(
@@ -54,11 +54,11 @@ def describe(
         tie_word_embeddings=model.tie_word_embeddings,
         use_parallel_embedding=parallel_embedding,
         embedding_sharding_dim=embedding_sharding_dim,
-        mapping=_mapping(mapping),
-        quantization=_quantization(quantization),
+        mapping=_describe_mapping(mapping),
+        quantization=_describe_quantization(quantization),
     )
     config |= describe_rotary_scaling(model)
-    _family(config, model)
+    _add_family_keys(config, model)
     return config
 
 
@@ -83,14 +83,14 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
 }
 
 
-def _quantization(given: dict[str, Any]) -> dict[str, Any]:
+def _describe_quantization(quantization: dict[str, Any]) -> dict[str, Any]:
     defaults = LEFT_OUT["quantization"]
-    written = {k: v for k, v in given.items() if k not in defaults or v != defaults[k]}
+    non_default = {k: v for k, v in quantization.items() if k not in defaults or v != defaults[k]}
     # Known to every release: what is quantized is always said.
-    return {"quant_algo": None, "kv_cache_quant_algo": None, "exclude_modules": None} | written
+    return {"quant_algo": None, "kv_cache_quant_algo": None, "exclude_modules": None} | non_default
 
 
-def _mapping(mapping: Mapping) -> dict[str, Any]:
+def _describe_mapping(mapping: CheckpointMapping) -> dict[str, Any]:
     return {
         "world_size": mapping.world_size,
         "gpus_per_node": mapping.gpus_per_node,
@@ -104,7 +104,7 @@ def _mapping(mapping: Mapping) -> dict[str, Any]:
     }
 
 
-def _family(config: dict[str, Any], model: ModelConfig) -> None:
+def _add_family_keys(config: dict[str, Any], model: ModelConfig) -> None:
     experts, name = model.experts, model.description["family"]
     if "moe" in config and experts is not None:
         config["moe"].update(

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from enginix.checkpoint.config import CheckpointConfig
 from enginix.errors import CheckpointError
-from enginix.tables import table
+from enginix.tables import load_table
 
 
 @dataclass(frozen=True)
-class Slice:
+class MatrixSlice:
     """Rows and columns of one Hugging Face matrix, ``pad`` zero rows behind them.
 
     Attributes:
@@ -44,7 +44,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearModule:
     """A TensorRT-LLM matrix: slices stacked by rows, and for experts one such stack each.
 
     Attributes:
@@ -57,7 +57,7 @@ class Linear:
     """
 
     name: str
-    groups: tuple[tuple[Slice, ...], ...]
+    groups: tuple[tuple[MatrixSlice, ...], ...]
     split: Literal["column", "row"]
     bias: bool = False
     stacked: bool = False
@@ -82,7 +82,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Vector:
+class VectorModule:
     """A whole vector on every rank that has it: a norm's weight."""
 
     name: str
@@ -91,32 +91,32 @@ class Vector:
 
 
 @dataclass(frozen=True)
-class KvCache:
+class KvCacheModule:
     """Place of a layer's KV-cache scales."""
 
     name: str
     modules: tuple[str, str]  # Hugging Face modules that carry k_scale and v_scale
 
 
-Module = Linear | Vector | KvCache
+Module = LinearModule | VectorModule | KvCacheModule
 
 
-def _even(total: int, parts: int, index: int) -> tuple[int, int]:
+def _split_evenly(total: int, parts: int, index: int) -> tuple[int, int]:
     return total // parts * index, total // parts * (index + 1)
 
 
-def _ceil(total: int, parts: int, index: int) -> tuple[tuple[int, int], int]:
+def _split_padded(total: int, parts: int, index: int) -> tuple[tuple[int, int], int]:
     """Rows of a part, and zero rows behind them: ceil(total / parts) each, the last ones padded."""
-    each = ceil(total / parts)
-    begin, end = min(each * index, total), min(each * (index + 1), total)
-    return (begin, end), each - (end - begin)
+    part_size = ceil(total / parts)
+    begin, end = min(part_size * index, total), min(part_size * (index + 1), total)
+    return (begin, end), part_size - (end - begin)
 
 
-class Layout:
+class CheckpointLayout:
     """All modules of a checkpoint, rank by rank."""
 
     def __init__(self, config: CheckpointConfig) -> None:
-        rows = table("architectures")["architectures"]
+        rows = load_table("architectures")["architectures"]
         if config.architecture not in rows:
             raise CheckpointError(
                 f"architecture {config.architecture!r} has no layout here; known: {', '.join(sorted(rows))}",
@@ -134,107 +134,118 @@ class Layout:
         for local, index in enumerate(m.layers(pp_rank, c.num_hidden_layers)):
             yield from self._layer(f"transformer.layers.{local}", f"model.layers.{index}", tp_rank)
         if pp_rank == m.pipeline_parallel - 1:
-            yield Vector("transformer.ln_f", "model.norm", c.hidden_size)
-            rows, pad = _ceil(c.vocab_size, m.tensor_parallel, tp_rank)
-            head = Slice("lm_head", c.vocab_size, c.hidden_size, rows, (0, c.hidden_size), pad)
-            yield Linear("lm_head", ((head,),), "column", quantizable=False)
+            yield VectorModule("transformer.ln_f", "model.norm", c.hidden_size)
+            rows, pad = _split_padded(c.vocab_size, m.tensor_parallel, tp_rank)
+            head = MatrixSlice("lm_head", c.vocab_size, c.hidden_size, rows, (0, c.hidden_size), pad)
+            yield LinearModule("lm_head", ((head,),), "column", quantizable=False)
 
-    def _embedding(self, tp_rank: int) -> Linear:
+    def _embedding(self, tp_rank: int) -> LinearModule:
         c, tp = self.config, self.config.mapping.tensor_parallel
         rows, pad, cols = (0, c.vocab_size), 0, (0, c.hidden_size)
         if c.use_parallel_embedding and c.embedding_sharding_dim == 0:
-            rows, pad = _ceil(c.vocab_size, tp, tp_rank)
+            rows, pad = _split_padded(c.vocab_size, tp, tp_rank)
         elif c.use_parallel_embedding:
-            cols = _even(c.hidden_size, tp, tp_rank)
-        piece = Slice("model.embed_tokens", c.vocab_size, c.hidden_size, rows, cols, pad)
-        return Linear("transformer.vocab_embedding", ((piece,),), "column", quantizable=False)
+            cols = _split_evenly(c.hidden_size, tp, tp_rank)
+        piece = MatrixSlice("model.embed_tokens", c.vocab_size, c.hidden_size, rows, cols, pad)
+        return LinearModule("transformer.vocab_embedding", ((piece,),), "column", quantizable=False)
 
-    def _layer(self, ours: str, theirs: str, tp_rank: int) -> Iterator[Module]:
+    def _layer(self, trt_name: str, hf_name: str, tp_rank: int) -> Iterator[Module]:
         c = self.config
-        yield Vector(f"{ours}.input_layernorm", f"{theirs}.input_layernorm", c.hidden_size)
-        yield from self._attention(f"{ours}.attention", f"{theirs}.self_attn", tp_rank)
-        yield Vector(f"{ours}.post_layernorm", f"{theirs}.post_attention_layernorm", c.hidden_size)
+        yield VectorModule(f"{trt_name}.input_layernorm", f"{hf_name}.input_layernorm", c.hidden_size)
+        yield from self._attention(f"{trt_name}.attention", f"{hf_name}.self_attn", tp_rank)
+        yield VectorModule(f"{trt_name}.post_layernorm", f"{hf_name}.post_attention_layernorm", c.hidden_size)
         if self.row["mlp"] == "experts":
-            yield from self._experts(f"{ours}.mlp", theirs, tp_rank)
+            yield from self._experts(f"{trt_name}.mlp", hf_name, tp_rank)
         else:
-            yield from self._mlp(f"{ours}.mlp", f"{theirs}.mlp", tp_rank)
+            yield from self._mlp(f"{trt_name}.mlp", f"{hf_name}.mlp", tp_rank)
 
-    def _attention(self, ours: str, theirs: str, tp_rank: int) -> Iterator[Module]:
+    def _attention(self, trt_name: str, hf_name: str, tp_rank: int) -> Iterator[Module]:
         c, tp = self.config, self.config.mapping.tensor_parallel
         heads, kv, size, hidden = c.num_attention_heads, c.num_key_value_heads, c.head_size, c.hidden_size
-        q = _even(heads * size, tp, tp_rank)
+        q = _split_evenly(heads * size, tp, tp_rank)
         # Where there are more ranks than KV heads, several ranks hold the same head.
-        own = _even(kv, tp, tp_rank) if kv >= tp else (tp_rank * kv // tp, tp_rank * kv // tp + 1)
-        k = (own[0] * size, own[1] * size)
+        kv_head_range = (
+            _split_evenly(kv, tp, tp_rank) if kv >= tp else (tp_rank * kv // tp, tp_rank * kv // tp + 1)
+        )
+        k = (kv_head_range[0] * size, kv_head_range[1] * size)
         whole = (0, hidden)
         if self.row["attention"] == "fused":
             total = (heads + 2 * kv) * size
             starts = (0, heads * size, (heads + kv) * size)
             qkv = tuple(
-                Slice(f"{theirs}.qkv_proj", total, hidden, (at + r[0], at + r[1]), whole)
-                for at, r in zip(starts, (q, k, k), strict=True)
+                MatrixSlice(f"{hf_name}.qkv_proj", total, hidden, (start + r[0], start + r[1]), whole)
+                for start, r in zip(starts, (q, k, k), strict=True)
             )
         else:
             qkv = (
-                Slice(f"{theirs}.q_proj", heads * size, hidden, q, whole),
-                Slice(f"{theirs}.k_proj", kv * size, hidden, k, whole),
-                Slice(f"{theirs}.v_proj", kv * size, hidden, k, whole),
+                MatrixSlice(f"{hf_name}.q_proj", heads * size, hidden, q, whole),
+                MatrixSlice(f"{hf_name}.k_proj", kv * size, hidden, k, whole),
+                MatrixSlice(f"{hf_name}.v_proj", kv * size, hidden, k, whole),
             )
-        yield Linear(f"{ours}.qkv", (qkv,), "column", bias=c.attn_bias)
+        yield LinearModule(f"{trt_name}.qkv", (qkv,), "column", bias=c.attn_bias)
         if self.row["qkNorm"]:
-            yield Vector(f"{ours}.q_layernorm", f"{theirs}.q_norm", size)
-            yield Vector(f"{ours}.k_layernorm", f"{theirs}.k_norm", size)
-        dense = Slice(f"{theirs}.o_proj", hidden, heads * size, (0, hidden), q)
-        yield Linear(f"{ours}.dense", ((dense,),), "row", bias=c.dense_bias)
-        yield KvCache(ours, (f"{theirs}.k_proj", f"{theirs}.v_proj"))
+            yield VectorModule(f"{trt_name}.q_layernorm", f"{hf_name}.q_norm", size)
+            yield VectorModule(f"{trt_name}.k_layernorm", f"{hf_name}.k_norm", size)
+        dense = MatrixSlice(f"{hf_name}.o_proj", hidden, heads * size, (0, hidden), q)
+        yield LinearModule(f"{trt_name}.dense", ((dense,),), "row", bias=c.dense_bias)
+        yield KvCacheModule(trt_name, (f"{hf_name}.k_proj", f"{hf_name}.v_proj"))
 
-    def _mlp(self, ours: str, theirs: str, tp_rank: int) -> Iterator[Linear]:
+    def _mlp(self, trt_name: str, hf_name: str, tp_rank: int) -> Iterator[LinearModule]:
         c = self.config
         width, hidden = c.intermediate_size, c.hidden_size
-        own, whole = _even(width, c.mapping.tensor_parallel, tp_rank), (0, hidden)
+        width_range, whole = _split_evenly(width, c.mapping.tensor_parallel, tp_rank), (0, hidden)
         if (
             self.row["mlp"] == "fused"
         ):  # the model has [gate; up] in one matrix, TensorRT-LLM wants [up; gate]
             fused = tuple(
-                Slice(f"{theirs}.gate_up_proj", 2 * width, hidden, (at + own[0], at + own[1]), whole)
-                for at in (width, 0)
+                MatrixSlice(
+                    f"{hf_name}.gate_up_proj",
+                    2 * width,
+                    hidden,
+                    (start + width_range[0], start + width_range[1]),
+                    whole,
+                )
+                for start in (width, 0)
             )
-            yield Linear(f"{ours}.fc", (fused,), "column")
+            yield LinearModule(f"{trt_name}.fc", (fused,), "column")
         else:
             for name, module in (("fc", "gate_proj"), ("gate", "up_proj")):
-                piece = Slice(f"{theirs}.{module}", width, hidden, own, whole)
-                yield Linear(f"{ours}.{name}", ((piece,),), "column", bias=c.mlp_bias)
-        proj = Slice(f"{theirs}.down_proj", hidden, width, (0, hidden), own)
-        yield Linear(f"{ours}.proj", ((proj,),), "row", bias=c.mlp_bias)
+                piece = MatrixSlice(f"{hf_name}.{module}", width, hidden, width_range, whole)
+                yield LinearModule(f"{trt_name}.{name}", ((piece,),), "column", bias=c.mlp_bias)
+        proj = MatrixSlice(f"{hf_name}.down_proj", hidden, width, (0, hidden), width_range)
+        yield LinearModule(f"{trt_name}.proj", ((proj,),), "row", bias=c.mlp_bias)
 
     def _gated(
-        self, theirs: str, names: Mapping[str, str], width: int, own: tuple[int, int]
-    ) -> tuple[tuple[Slice, ...], tuple[Slice, ...]]:
+        self, hf_name: str, names: Mapping[str, str], width: int, row_range: tuple[int, int]
+    ) -> tuple[tuple[MatrixSlice, ...], tuple[MatrixSlice, ...]]:
         """One expert's slices: [up; gate] and down."""
         hidden = self.config.hidden_size
         fc = tuple(
-            Slice(f"{theirs}.{names[part]}", width, hidden, own, (0, hidden)) for part in ("up", "gate")
+            MatrixSlice(f"{hf_name}.{names[part]}", width, hidden, row_range, (0, hidden))
+            for part in ("up", "gate")
         )
-        return fc, (Slice(f"{theirs}.{names['down']}", hidden, width, (0, hidden), own),)
+        return fc, (MatrixSlice(f"{hf_name}.{names['down']}", hidden, width, (0, hidden), row_range),)
 
-    def _experts(self, ours: str, theirs: str, tp_rank: int) -> Iterator[Linear]:
+    def _experts(self, trt_name: str, hf_name: str, tp_rank: int) -> Iterator[LinearModule]:
         c, m, row = self.config, self.config.mapping, self.row["experts"]
         count, width, hidden = c.moe.num_experts, c.moe.intermediate_size, c.hidden_size
 
-        def whole(name: str, module: str, out: int, dtype: str | None) -> Linear:
-            piece = Slice(f"{theirs}.{module}", out, hidden, (0, out), (0, hidden))
-            return Linear(f"{ours}.{name}", ((piece,),), "column", quantizable=False, dtype=dtype)
+        def whole(name: str, module: str, out: int, dtype: str | None) -> LinearModule:
+            piece = MatrixSlice(f"{hf_name}.{module}", out, hidden, (0, out), (0, hidden))
+            return LinearModule(f"{trt_name}.{name}", ((piece,),), "column", quantizable=False, dtype=dtype)
 
         yield whole("router", row["router"], count, "float32")
-        own = _even(width, m.expert_tensor_parallel, tp_rank // m.expert_parallel)
-        local = range(*_even(count, m.expert_parallel, tp_rank % m.expert_parallel))
-        pairs = [self._gated(f"{theirs}.{row['expert'].format(expert=e)}", row, width, own) for e in local]
-        yield Linear(f"{ours}.fc", tuple(fc for fc, _ in pairs), "column", stacked=True)
-        yield Linear(f"{ours}.proj", tuple(down for _, down in pairs), "row", stacked=True)
+        width_range = _split_evenly(width, m.expert_tensor_parallel, tp_rank // m.expert_parallel)
+        local = range(*_split_evenly(count, m.expert_parallel, tp_rank % m.expert_parallel))
+        pairs = [
+            self._gated(f"{hf_name}.{row['expert'].format(expert=e)}", row, width, width_range) for e in local
+        ]
+        yield LinearModule(f"{trt_name}.fc", tuple(fc for fc, _ in pairs), "column", stacked=True)
+        yield LinearModule(f"{trt_name}.proj", tuple(down for _, down in pairs), "row", stacked=True)
         if row["shared"]:
             shared = c.moe.shared_intermediate_size
-            mine = _even(shared, m.tensor_parallel, tp_rank)
-            fc, down = self._gated(f"{theirs}.{row['shared']['expert']}", row, shared, mine)
-            yield Linear(f"{ours}.shared_expert.fc", (fc,), "column")
-            yield Linear(f"{ours}.shared_expert.proj", (down,), "row")
+            shared_range = _split_evenly(shared, m.tensor_parallel, tp_rank)
+            fc, down = self._gated(f"{hf_name}.{row['shared']['expert']}", row, shared, shared_range)
+            yield LinearModule(f"{trt_name}.shared_expert.fc", (fc,), "column")
+            yield LinearModule(f"{trt_name}.shared_expert.proj", (down,), "row")
             yield whole("shared_expert_gate", row["shared"]["gate"], 1, None)

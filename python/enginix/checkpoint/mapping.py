@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from enginix.errors import UsageError
 from enginix.model import ModelConfig
-from enginix.tables import table
+from enginix.tables import load_table
 
 # As many ranks as --hosts can give a machine.
 MOST_GPUS = 999
@@ -15,11 +15,11 @@ MOST_GPUS = 999
 
 def default_gpus_per_node() -> int:
     """What TensorRT-LLM takes where a checkpoint does not say it."""
-    return int(table("formats")["defaults"]["gpusPerNode"]["value"])
+    return int(load_table("formats")["defaults"]["gpusPerNode"]["value"])
 
 
 @dataclass(frozen=True)
-class Mapping:
+class CheckpointMapping:
     """Sizes of each kind of parallelism.
 
     ``rank = pp_rank * tensor_parallel + tp_rank``; the experts' parallelism divides the tensor parallel
@@ -60,16 +60,16 @@ class Mapping:
 
     def layers(self, pp_rank: int, total: int) -> range:
         """Global layer numbers of a pipeline stage; the first stages take the remainder, one each."""
-        each, more = divmod(total, self.pipeline_parallel)
-        begin = pp_rank * each + min(pp_rank, more)
-        return range(begin, begin + each + (pp_rank < more))
+        stage_size, remainder = divmod(total, self.pipeline_parallel)
+        begin = pp_rank * stage_size + min(pp_rank, remainder)
+        return range(begin, begin + stage_size + (pp_rank < remainder))
 
 
-def _divisors(*numbers: int) -> list[int]:
+def _list_divisors(*numbers: int) -> list[int]:
     return [d for d in range(1, min(numbers) + 1) if all(n % d == 0 for n in numbers)]
 
 
-def _tp_works(config: ModelConfig, tp: int, ep: int) -> bool:
+def _is_tp_possible(config: ModelConfig, tp: int, ep: int) -> bool:
     heads, kv = config.num_heads, config.num_kv_heads
     if heads % tp or (kv % tp and tp % kv) or tp % ep or config.hidden_size < tp:
         return False
@@ -79,11 +79,11 @@ def _tp_works(config: ModelConfig, tp: int, ep: int) -> bool:
     return config.experts.width % (tp // ep) == 0 and shared % tp == 0
 
 
-def _sizes(candidates: Iterable[int]) -> str:
+def _join_sizes(candidates: Iterable[int]) -> str:
     return ", ".join(map(str, candidates)) or "none"
 
 
-def check(config: ModelConfig, mapping: Mapping) -> None:
+def check_parallelism(config: ModelConfig, mapping: CheckpointMapping) -> None:
     """Refuses sizes that do not divide the model, naming those that would.
 
     Raises:
@@ -99,22 +99,22 @@ def check(config: ModelConfig, mapping: Mapping) -> None:
             f"--expert-parallel {ep}: the model has no experts", where=where, fix="--expert-parallel 1"
         )
     if config.experts is not None:
-        works = [d for d in _divisors(config.experts.count) if tp % d == 0]
-        if ep not in works:
+        working_sizes = [d for d in _list_divisors(config.experts.count) if tp % d == 0]
+        if ep not in working_sizes:
             raise UsageError(
                 f"--expert-parallel {ep} does not divide {config.experts.count} experts "
                 f"and --tensor-parallel {tp}",
                 where=where,
-                fix=f"--expert-parallel one of {_sizes(works)}",
+                fix=f"--expert-parallel one of {_join_sizes(working_sizes)}",
             )
-    if not _tp_works(config, tp, ep):
+    if not _is_tp_possible(config, tp, ep):
         width = config.experts.width if config.experts else config.intermediate_size
-        works = [n for n in range(1, 65) if _tp_works(config, n, ep)]
+        working_sizes = [n for n in range(1, 65) if _is_tp_possible(config, n, ep)]
         raise UsageError(
             f"--tensor-parallel {tp} does not divide heads, KV heads (or the other way round) "
             f"and intermediate size {width}",
             where=where,
-            fix=f"--tensor-parallel one of {_sizes(works)}",
+            fix=f"--tensor-parallel one of {_join_sizes(working_sizes)}",
         )
     if pp > config.num_layers:
         raise UsageError(
@@ -124,41 +124,41 @@ def check(config: ModelConfig, mapping: Mapping) -> None:
         )
 
 
-def check_pipeline(config: ModelConfig, mapping: Mapping) -> None:
+def check_pipeline_support(config: ModelConfig, mapping: CheckpointMapping) -> None:
     """Refuses pipeline stages that no engine can load.
 
     Raises:
         UsageError: TensorRT-LLM's class has no pipeline.
     """
-    row = table("architectures")["architectures"].get(config.architecture, {})
+    row = load_table("architectures")["architectures"].get(config.architecture, {})
     if mapping.pipeline_parallel > 1 and "noPipeline" in row:
-        works = [n for n in range(1, 65) if _tp_works(config, n, mapping.expert_parallel)]
+        working_sizes = [n for n in range(1, 65) if _is_tp_possible(config, n, mapping.expert_parallel)]
         raise UsageError(
             f"--pipeline-parallel {mapping.pipeline_parallel}: TensorRT-LLM has no pipeline for "
             f"{config.architecture}; {row['noPipeline']}",
-            fix=f"leave --pipeline-parallel out, with --tensor-parallel one of {_sizes(works)}",
+            fix=f"leave --pipeline-parallel out, with --tensor-parallel one of {_join_sizes(working_sizes)}",
         )
 
 
-def check_nodes(mapping: Mapping) -> None:
+def check_node_sizes(mapping: CheckpointMapping) -> None:
     """Refuses ranks that do not fill nodes of ``gpus_per_node`` GPUs, naming sizes that would.
 
     Raises:
         UsageError: such ranks, or no number of GPUs.
     """
-    world, each = mapping.world_size, mapping.gpus_per_node
-    if not 1 <= each <= MOST_GPUS:
+    world, gpus_per_node = mapping.world_size, mapping.gpus_per_node
+    if not 1 <= gpus_per_node <= MOST_GPUS:
         raise UsageError(
-            f"--gpus-per-node {each} is not from 1 to {MOST_GPUS}",
+            f"--gpus-per-node {gpus_per_node} is not from 1 to {MOST_GPUS}",
             fix=f"as many as a node that serves has, for instance {default_gpus_per_node()}",
         )
     if not mapping.fills_nodes:
-        several = [n for n in _divisors(world) if n < world]
+        node_sizes = [n for n in _list_divisors(world) if n < world]
         raise UsageError(
-            f"--gpus-per-node {each} with {world} ranks, which are neither at most {each}, on one node, "
+            f"--gpus-per-node {gpus_per_node} with {world} ranks, which are neither at most {gpus_per_node}, on one node, "
             f"nor a multiple of it, on several",
             where=f"--tensor-parallel {mapping.tensor_parallel} --pipeline-parallel "
             f"{mapping.pipeline_parallel}",
-            fix=f"--gpus-per-node {world} for one node, {_sizes(several)} for several; "
-            f"or {world // each * each} or {(world // each + 1) * each} ranks",
+            fix=f"--gpus-per-node {world} for one node, {_join_sizes(node_sizes)} for several; "
+            f"or {world // gpus_per_node * gpus_per_node} or {(world // gpus_per_node + 1) * gpus_per_node} ranks",
         )

@@ -17,27 +17,27 @@ import numpy.typing as npt
 
 from enginix.checkpoint.config import CheckpointConfig
 from enginix.checkpoint.formats import format_of
-from enginix.checkpoint.layout import Layout, Linear, Slice, Vector
-from enginix.checkpoint.stored import RankFile
+from enginix.checkpoint.layout import CheckpointLayout, LinearModule, MatrixSlice, VectorModule
+from enginix.checkpoint.mapped_tensors import RankFile
 from enginix.checkpoint.verify import algorithm_of, nvfp4_form
-from enginix.checkpoint.write import file_name
+from enginix.checkpoint.write import rank_file_name
 from enginix.errors import CheckpointError
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class _Place:
+class _SliceLocation:
     """Where one slice of a model's matrix lies: rank, matrix, expert, first row in it."""
 
     rank: int
-    linear: Linear
+    linear: LinearModule
     expert: int
-    piece: Slice
+    piece: MatrixSlice
     row: int
 
 
-class Merged:
+class MergedCheckpoint:
     """A checkpoint's tensors by the model's names, assembled one at a time.
 
     Raises:
@@ -46,24 +46,24 @@ class Merged:
 
     def __init__(self, directory: Path) -> None:
         self.config = CheckpointConfig.read(directory)
-        self.layout = Layout(self.config)
-        self.files = [RankFile(directory / file_name(r)) for r in self.config.mapping.ranks()]
+        self.layout = CheckpointLayout(self.config)
+        self.files = [RankFile(directory / rank_file_name(r)) for r in self.config.mapping.ranks()]
         self._forms = [nvfp4_form(dict(f.tensors), self.layout, r) for r, f in enumerate(self.files)]
-        self._places: dict[str, list[_Place]] = {}
+        self._places: dict[str, list[_SliceLocation]] = {}
         self._vectors: dict[str, tuple[int, str]] = {}
         for rank in self.config.mapping.ranks():
             self._index(rank)
 
     def _index(self, rank: int) -> None:
         for module in self.layout.rank(rank):
-            if isinstance(module, Vector):
+            if isinstance(module, VectorModule):
                 self._vectors.setdefault(f"{module.module}.weight", (rank, f"{module.name}.weight"))
-            elif isinstance(module, Linear):
+            elif isinstance(module, LinearModule):
                 for expert, group in enumerate(module.groups):
                     row = 0
                     for piece in group:
-                        place = _Place(rank, module, expert, piece, row)
-                        self._places.setdefault(piece.module, []).append(place)
+                        location = _SliceLocation(rank, module, expert, piece, row)
+                        self._places.setdefault(piece.module, []).append(location)
                         row += piece.height
 
     def __iter__(self) -> Iterator[tuple[str, Array]]:
@@ -83,41 +83,49 @@ class Merged:
             )
         return file[name]
 
-    def _values(self, place: _Place) -> Array:
+    def _values(self, location: _SliceLocation) -> Array:
         """The rows and columns of one slice."""
-        linear, algorithm = place.linear, algorithm_of(place.linear, self.config)
+        linear, algorithm = location.linear, algorithm_of(location.linear, self.config)
         if algorithm is None:
-            whole = self._stored(place.rank, f"{linear.name}.weight")
+            whole = self._stored(location.rank, f"{linear.name}.weight")
         else:
-            leaves = self.files[place.rank].leaves(linear.name)
-            whole = format_of(algorithm, self._forms[place.rank]).dequantize(leaves, linear)[0]
-        matrix = whole[place.expert] if linear.stacked else whole
-        return matrix[place.row : place.row + place.piece.rows[1] - place.piece.rows[0]]
+            leaves = self.files[location.rank].leaves(linear.name)
+            whole = format_of(algorithm, self._forms[location.rank]).dequantize(leaves, linear)[0]
+        matrix = whole[location.expert] if linear.stacked else whole
+        return matrix[location.row : location.row + location.piece.rows[1] - location.piece.rows[0]]
 
-    def _put(self, into: Array, done: npt.NDArray[np.bool_], at: Any, values: Array, place: _Place) -> None:
-        if done[at].any() and not np.array_equal(into[at][done[at]], values[done[at]]):
+    def _put(
+        self, into: Array, done: npt.NDArray[np.bool_], index: Any, values: Array, location: _SliceLocation
+    ) -> None:
+        if done[index].any() and not np.array_equal(into[index][done[index]], values[done[index]]):
             raise CheckpointError(
-                f"{place.piece.module}: ranks that hold the same part disagree",
-                where=str(self.files[place.rank].path),
+                f"{location.piece.module}: ranks that hold the same part disagree",
+                where=str(self.files[location.rank].path),
                 fix="convert the model again",
             )
-        into[at], done[at] = values, True
+        into[index], done[index] = values, True
 
-    def _matrix(self, places: list[_Place]) -> Array:
+    def _matrix(self, places: list[_SliceLocation]) -> Array:
         first = self._values(places[0])
         shape = (places[0].piece.out, places[0].piece.inp)
         whole, done = np.zeros(shape, first.dtype), np.zeros(shape, np.bool_)
-        for place in places:
-            at = (slice(*place.piece.rows), slice(*place.piece.cols))
-            self._put(whole, done, at, self._values(place), place)
+        for location in places:
+            index = (slice(*location.piece.rows), slice(*location.piece.cols))
+            self._put(whole, done, index, self._values(location), location)
         return whole
 
-    def _bias(self, places: list[_Place]) -> Array:
+    def _bias(self, places: list[_SliceLocation]) -> Array:
         whole, done = None, np.zeros(places[0].piece.out, np.bool_)
-        for place in places:
-            stored = self._stored(place.rank, f"{place.linear.name}.bias")
-            height = place.piece.rows[1] - place.piece.rows[0]
+        for location in places:
+            stored = self._stored(location.rank, f"{location.linear.name}.bias")
+            height = location.piece.rows[1] - location.piece.rows[0]
             whole = np.zeros(done.shape, stored.dtype) if whole is None else whole
-            self._put(whole, done, slice(*place.piece.rows), stored[place.row : place.row + height], place)
+            self._put(
+                whole,
+                done,
+                slice(*location.piece.rows),
+                stored[location.row : location.row + height],
+                location,
+            )
         assert whole is not None
         return whole

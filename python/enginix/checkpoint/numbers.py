@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from enginix.checkpoint import native
+from enginix.checkpoint import compiled_casts
 
 Array = npt.NDArray[Any]
 
@@ -23,8 +23,8 @@ _DTYPES: dict[str, Any] = {
 
 def numpy_dtype(code: str) -> np.dtype[Any]:
     """NumPy dtype of a safetensors code; little-endian, as the format is."""
-    found: np.dtype[Any] = np.dtype(_DTYPES[code])
-    return found
+    dtype: np.dtype[Any] = np.dtype(_DTYPES[code])
+    return dtype
 
 
 def bfloat16_to_float32(x: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
@@ -42,16 +42,16 @@ def to_float32(x: Array, code: str) -> npt.NDArray[np.float32]:
     return x.view(numpy_dtype(code)).astype(np.float32)
 
 
-def _narrow(wide: npt.NDArray[np.float32], target: str) -> Array:
+def _narrow_floats(wide: npt.NDArray[np.float32], target: str) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):
         return wide.astype(numpy_dtype(target))
 
 
 @cache
-def _pairs(source: str, target: str) -> npt.NDArray[np.uint16]:
+def _make_cast_table(source: str, target: str) -> npt.NDArray[np.uint16]:
     """The cast of every 16-bit pattern: a table is several times faster than element-wise casts."""
-    every = np.arange(1 << 16, dtype=np.uint16)
-    return _narrow(to_float32(every, source), target).view(np.uint16)
+    patterns = np.arange(1 << 16, dtype=np.uint16)
+    return _narrow_floats(to_float32(patterns, source), target).view(np.uint16)
 
 
 STEP = 1 << 17  # elements at a time: temporaries stay in the cache, and NumPy's cost of a call is spread
@@ -93,10 +93,10 @@ def _float32_to_float16(
     np.greater_equal(bits, np.uint32(0x7800), out=odd)
     places = np.flatnonzero(odd)
     if len(places):
-        out[places] = _narrow(x[places], "F16").view(np.uint16)
+        out[places] = _narrow_floats(x[places], "F16").view(np.uint16)
 
 
-def cast(x: Array, source: str, target: str, out: Array | None = None) -> Array:
+def cast_floats(x: Array, source: str, target: str, out: Array | None = None) -> Array:
     """Casts floats, rounding to nearest even.
 
     Args:
@@ -107,14 +107,14 @@ def cast(x: Array, source: str, target: str, out: Array | None = None) -> Array:
         OverflowError: a finite value does not fit ``target`` (float16 ends at 65504).
     """
     flat = np.ascontiguousarray(x).reshape(-1).view(numpy_dtype(source))
-    made = np.empty(flat.size, numpy_dtype(target)) if out is None else out
-    if native.cast(flat, source, target, made):
-        return made if out is not None else made.reshape(x.shape)
+    result = np.empty(flat.size, numpy_dtype(target)) if out is None else out
+    if compiled_casts.cast_compiled(flat, source, target, result):
+        return result if out is not None else result.reshape(x.shape)
     if (source, target) == ("F32", "F16"):
         size = min(STEP, flat.size)
         scratch = (np.empty(size, np.uint32), np.empty(size, np.uint32), np.empty(size, np.bool_))
-    for at in range(0, flat.size, STEP):
-        part, into = flat[at : at + STEP], made[at : at + STEP]
+    for begin in range(0, flat.size, STEP):
+        part, into = flat[begin : begin + STEP], result[begin : begin + STEP]
         if source == target:
             np.copyto(into, part)
         elif source == "BF16" and target == "F32":
@@ -129,10 +129,12 @@ def cast(x: Array, source: str, target: str, out: Array | None = None) -> Array:
                 np.copyto(into, part, casting="unsafe")
         else:
             # "wrap" spares the bounds check, which 16-bit indexes into 65536 entries cannot fail.
-            np.take(_pairs(source, target), part.view(np.uint16), mode="wrap", out=into.view(np.uint16))
+            np.take(
+                _make_cast_table(source, target), part.view(np.uint16), mode="wrap", out=into.view(np.uint16)
+            )
         if target == "F16" and source != target:
             _check_float16(part, source, into)
-    return made if out is not None else made.reshape(x.shape)
+    return result if out is not None else result.reshape(x.shape)
 
 
 def _check_float16(x: Array, source: str, narrow: Array) -> None:
@@ -147,7 +149,7 @@ def _check_float16(x: Array, source: str, narrow: Array) -> None:
 
 
 @cache
-def fp8_values() -> npt.NDArray[np.float32]:
+def list_fp8_values() -> npt.NDArray[np.float32]:
     """The 256 float8_e4m3fn values, by byte."""
     values: npt.NDArray[np.float32]
     values = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
@@ -155,53 +157,53 @@ def fp8_values() -> npt.NDArray[np.float32]:
 
 
 @lru_cache(16)
-def fp8_rescale_table(scale: float, target: float) -> npt.NDArray[np.uint8]:
+def make_fp8_rescale_table(scale: float, target: float) -> npt.NDArray[np.uint8]:
     """The 256 bytes: dequantized with ``scale``, quantized with ``target``.
 
     In float32 and in this order, as TensorRT-LLM does: fp8(value * scale / target). The sign is always kept.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        values = (fp8_values() * np.float32(scale)) / np.float32(target)
+        values = (list_fp8_values() * np.float32(scale)) / np.float32(target)
         return values.astype(np.float32).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
 
 
 @lru_cache(16)
-def _fp8_pairs(scale: float, target: float) -> npt.NDArray[np.uint16]:
+def _make_fp8_pair_table(scale: float, target: float) -> npt.NDArray[np.uint16]:
     """Two bytes → two bytes: a table of 65536 entries costs no more to look up than one of 256."""
-    single = fp8_rescale_table(scale, target).astype(np.uint16)
+    single = make_fp8_rescale_table(scale, target).astype(np.uint16)
     table: npt.NDArray[np.uint16] = (single[:, None] << np.uint16(8) | single[None, :]).reshape(-1)
     return table
 
 
-def fp8_rescale(
+def rescale_fp8(
     codes: npt.NDArray[np.uint8], scale: float, target: float, out: npt.NDArray[np.uint8] | None = None
 ) -> npt.NDArray[np.uint8]:
     """Bytes of float8_e4m3fn with ``scale``, as bytes with ``target``; flat, in ``out`` if that is given."""
     flat = np.ascontiguousarray(codes).reshape(-1)
-    made = np.empty(flat.size, np.uint8) if out is None else out
-    if native.fp8_lookup(flat, fp8_rescale_table(scale, target), made):
-        return made
-    table, even = _fp8_pairs(scale, target), flat.size // 2 * 2
-    for at in range(0, even, 2 * STEP):
-        end = min(at + 2 * STEP, even)
-        np.take(table, flat[at:end].view(np.uint16), mode="wrap", out=made[at:end].view(np.uint16))
+    result = np.empty(flat.size, np.uint8) if out is None else out
+    if compiled_casts.lookup_fp8(flat, make_fp8_rescale_table(scale, target), result):
+        return result
+    table, even = _make_fp8_pair_table(scale, target), flat.size // 2 * 2
+    for begin in range(0, even, 2 * STEP):
+        end = min(begin + 2 * STEP, even)
+        np.take(table, flat[begin:end].view(np.uint16), mode="wrap", out=result[begin:end].view(np.uint16))
     if even != flat.size:
-        made[even] = table[int(flat[even])] & 0xFF
-    return made
+        result[even] = table[int(flat[even])] & 0xFF
+    return result
 
 
 @cache
-def fp8_steps() -> npt.NDArray[np.float32]:
+def list_fp8_steps() -> npt.NDArray[np.float32]:
     """Gap from each float8_e4m3fn value to its neighbour away from zero; by byte."""
     steps = np.empty(256, np.float32)
-    positive = fp8_values()[:127]  # 127 is NaN
+    positive = list_fp8_values()[:127]  # 127 is NaN
     steps[:126] = np.diff(positive)
     steps[126:128] = steps[125]
     steps[128:] = steps[:128]
     return steps
 
 
-def fp8_quantize_rows(x: Array, code: str) -> tuple[Array, npt.NDArray[np.float32]]:
+def quantize_fp8_rows(x: Array, code: str) -> tuple[Array, npt.NDArray[np.float32]]:
     """Rows to float8_e4m3fn: codes [rows, columns], and each row's scale [rows].
 
     The scale is the largest magnitude over 448, at least 1 / (448 * 512).

@@ -9,15 +9,15 @@ from typing import TypeVar
 
 Task = TypeVar("Task")
 
-MOST = 4  # writers of one file take turns in the kernel: more than a few only wait
+MAX_THREADS = 4  # writers of one file take turns in the kernel: more than a few only wait
 
 
-def usable_threads() -> int:
+def count_usable_threads() -> int:
     """Cores that this process may use, up to ``MOST``."""
-    return min(MOST, len(os.sched_getaffinity(0)))
+    return min(MAX_THREADS, len(os.sched_getaffinity(0)))
 
 
-def in_order(
+def run_in_order(
     tasks: Iterator[Task],
     workers: Sequence[Callable[[Task], int]],
     progress: Callable[[int], None] = lambda _: None,
@@ -52,11 +52,11 @@ def in_order(
             stop.set()
             failures.append((number, e))
 
-    others = [threading.Thread(target=work, args=(w, False), daemon=True) for w in workers[1:]]
-    for thread in others:
+    other_threads = [threading.Thread(target=work, args=(w, False), daemon=True) for w in workers[1:]]
+    for thread in other_threads:
         thread.start()
     work(workers[0], True)
-    for thread in others:
+    for thread in other_threads:
         thread.join()
     if failures:
         raise min(failures, key=lambda f: f[0])[1]

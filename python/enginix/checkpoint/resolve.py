@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from enginix.checkpoint.layout import Layout, Linear
-from enginix.checkpoint.source import Source
+from enginix.checkpoint.layout import CheckpointLayout, LinearModule
+from enginix.checkpoint.source_tensors import SourceTensors
 from enginix.errors import ModelError, UsageError
 from enginix.model import ModelQuantization
-from enginix.tables import table
+from enginix.tables import load_table
 
 NVFP4_GROUP, AWQ_GROUP = 16, 128
 
 
 @dataclass(frozen=True)
-class Resolved:
+class ResolvedQuantization:
     """Quantization in the checkpoint's terms.
 
     Attributes:
@@ -35,12 +35,12 @@ class Resolved:
     algorithms: dict[str, str | None] = field(default_factory=dict)
 
 
-def _linears(layout: Layout) -> Iterator[Linear]:
+def _iterate_linears(layout: CheckpointLayout) -> Iterator[LinearModule]:
     for rank in layout.config.mapping.ranks():
-        yield from (m for m in layout.rank(rank) if isinstance(m, Linear))
+        yield from (m for m in layout.rank(rank) if isinstance(m, LinearModule))
 
 
-def _promised(quantization: ModelQuantization | None, module: str) -> str | None:
+def _find_promised_algorithm(quantization: ModelQuantization | None, module: str) -> str | None:
     if quantization is None or quantization.algorithm == "NO_QUANT":
         return None
     if quantization.algorithm == "MIXED_PRECISION":
@@ -48,11 +48,13 @@ def _promised(quantization: ModelQuantization | None, module: str) -> str | None
     return None if quantization.excludes(module) else quantization.algorithm
 
 
-def _algorithm(linear: Linear, quantization: ModelQuantization | None, source: Source) -> str | None:
+def _resolve_algorithm(
+    linear: LinearModule, quantization: ModelQuantization | None, source: SourceTensors
+) -> str | None:
     """The one algorithm of a matrix; the description and the tensors must agree on it."""
     where = str(source.weights.directory)
     modules = linear.modules()
-    promised = {m: _promised(quantization, m) for m in modules}
+    promised = {m: _find_promised_algorithm(quantization, m) for m in modules}
     for module in modules:
         if source.quantized(module) and promised[module] is None:
             raise ModelError(
@@ -76,11 +78,11 @@ def _algorithm(linear: Linear, quantization: ModelQuantization | None, source: S
     return next(iter(promised.values()))
 
 
-def _by_module(
-    layout: Layout, quantization: ModelQuantization | None, source: Source
+def _resolve_by_module(
+    layout: CheckpointLayout, quantization: ModelQuantization | None, source: SourceTensors
 ) -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for linear in _linears(layout):
+    algorithms: dict[str, str | None] = {}
+    for linear in _iterate_linears(layout):
         if not linear.quantizable:
             if any(source.quantized(m) for m in linear.modules()):
                 raise ModelError(
@@ -89,18 +91,20 @@ def _by_module(
                     fix="exclude it when the model is quantized (ModelOpt's own configs do)",
                 )
             continue
-        algorithm = _algorithm(linear, quantization, source)
-        if found.setdefault(linear.name, algorithm) != algorithm:
+        algorithm = _resolve_algorithm(linear, quantization, source)
+        if algorithms.setdefault(linear.name, algorithm) != algorithm:
             raise UsageError(
                 f"{linear.name} is {algorithm or 'not quantized'} in one pipeline stage and "
-                f"{found[linear.name] or 'not quantized'} in another; layers are numbered within their stage",
+                f"{algorithms[linear.name] or 'not quantized'} in another; layers are numbered within their stage",
                 where=str(source.weights.directory),
                 fix="--pipeline-parallel 1",
             )
-    return found
+    return algorithms
 
 
-def _experts(layout: Layout, algorithms: dict[str, str | None]) -> dict[str, str | None]:
+def _resolve_expert_algorithms(
+    layout: CheckpointLayout, algorithms: dict[str, str | None]
+) -> dict[str, str | None]:
     """Algorithm of each module of experts, for instance ``transformer.layers.0.mlp``.
 
     To TensorRT-LLM's quantization pass, which looks names up, experts are one module around ``fc`` and
@@ -110,18 +114,18 @@ def _experts(layout: Layout, algorithms: dict[str, str | None]) -> dict[str, str
     Raises:
         ModelError: ``fc`` and ``proj`` of the same experts differ.
     """
-    found: dict[str, str | None] = {}
-    for linear in _linears(layout):
+    expert_algorithms: dict[str, str | None] = {}
+    for linear in _iterate_linears(layout):
         if not linear.stacked:
             continue
         module, algorithm = experts_module(linear.name), algorithms[linear.name]
-        if found.setdefault(module, algorithm) != algorithm:
+        if expert_algorithms.setdefault(module, algorithm) != algorithm:
             raise ModelError(
                 f"{module} is one module in TensorRT-LLM, but its matrices are "
-                f"{found[module] or 'unquantized'} and {algorithm or 'unquantized'}",
+                f"{expert_algorithms[module] or 'unquantized'} and {algorithm or 'unquantized'}",
                 fix="quantize or exclude all matrices of a layer's experts together",
             )
-    return found
+    return expert_algorithms
 
 
 def experts_module(matrix: str) -> str:
@@ -140,7 +144,7 @@ def _group_size(quantization: ModelQuantization, algorithms: set[str]) -> int | 
     return None
 
 
-def _entry(algorithm: str, group_size: int | None) -> dict[str, Any]:
+def _make_layer_entry(algorithm: str, group_size: int | None) -> dict[str, Any]:
     if "AWQ" in algorithm:
         return {
             "quant_algo": algorithm,
@@ -151,14 +155,14 @@ def _entry(algorithm: str, group_size: int | None) -> dict[str, Any]:
     return {"quant_algo": algorithm} | ({"group_size": NVFP4_GROUP} if algorithm == "NVFP4" else {})
 
 
-def resolve(
+def resolve_quantization(
     quantization: ModelQuantization | None,
-    layout: Layout,
-    source: Source,
+    layout: CheckpointLayout,
+    source: SourceTensors,
     *,
     on_load: str | None = None,
     kv_cache: str | None = None,
-) -> Resolved:
+) -> ResolvedQuantization:
     """Decides every matrix's format.
 
     Args:
@@ -170,17 +174,17 @@ def resolve(
         UsageError: layers excluded in one pipeline stage only, or ``on_load`` for a quantized model.
     """
     if on_load is not None:
-        return _on_load(quantization, on_load, layout, kv_cache)
-    algorithms = _by_module(layout, quantization, source)
+        return _quantize_on_load(quantization, on_load, layout, kv_cache)
+    algorithms = _resolve_by_module(layout, quantization, source)
     if quantization is None:
-        return Resolved({"kv_cache_quant_algo": kv_cache}, None, algorithms)
-    experts = _experts(layout, algorithms)
+        return ResolvedQuantization({"kv_cache_quant_algo": kv_cache}, None, algorithms)
+    experts = _resolve_expert_algorithms(layout, algorithms)
     used = {a for a in algorithms.values() if a is not None}
     group_size = _group_size(quantization, used)
     kv_cache = kv_cache or quantization.kv_cache
     keys: dict[str, Any] = {"kv_cache_quant_algo": kv_cache}
     if not used:
-        return Resolved(keys, None, algorithms)
+        return ResolvedQuantization(keys, None, algorithms)
     keys["quant_algo"] = quantization.algorithm
     if group_size is not None:
         keys["group_size"] = group_size
@@ -192,30 +196,30 @@ def resolve(
                 fix="quantize the experts, too, or use one algorithm and exclude them",
             )
         named = {**algorithms, **experts}
-        layers = {name: _entry(a, group_size) for name, a in sorted(named.items()) if a}
+        layers = {name: _make_layer_entry(a, group_size) for name, a in sorted(named.items()) if a}
         quant_cfg = {
             "quant_algo": "MIXED_PRECISION",
             "kv_cache_quant_algo": kv_cache,
             "quantized_layers": layers,
         }
-        return Resolved(keys, quant_cfg, algorithms)
+        return ResolvedQuantization(keys, quant_cfg, algorithms)
     if "AWQ" in quantization.algorithm:
         keys["pre_quant_scale"] = True
     if excluded := sorted(name for name, a in {**algorithms, **experts}.items() if a is None):
-        keys["exclude_modules"] = [*table("quantization")["defaultExclude"], *excluded]
-    return Resolved(keys, None, algorithms)
+        keys["exclude_modules"] = [*load_table("quantization")["defaultExclude"], *excluded]
+    return ResolvedQuantization(keys, None, algorithms)
 
 
-def _on_load(
-    quantization: ModelQuantization | None, algorithm: str, layout: Layout, kv_cache: str | None
-) -> Resolved:
+def _quantize_on_load(
+    quantization: ModelQuantization | None, algorithm: str, layout: CheckpointLayout, kv_cache: str | None
+) -> ResolvedQuantization:
     if quantization is not None:
         raise UsageError(
             f"--quantize {algorithm}: the model is {quantization.algorithm} already",
             fix="leave --quantize out, or pass the unquantized model",
         )
-    return Resolved(
+    return ResolvedQuantization(
         {"quant_algo": algorithm, "kv_cache_quant_algo": kv_cache},
         None,
-        {linear.name: algorithm for linear in _linears(layout) if linear.quantizable},
+        {linear.name: algorithm for linear in _iterate_linears(layout) if linear.quantizable},
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from enginix.errors import ModelError
 from enginix.model import ModelConfig
-from enginix.tables import table
+from enginix.tables import load_table
 
 _LLMAPI = "serve the model with the llmapi kind"
 
@@ -26,40 +26,40 @@ def describe_rotary_scaling(model: ModelConfig) -> dict[str, Any]:
     if rope.scaling is None:
         return {"rotary_scaling": None}
     if rope.type == "longrope":
-        return {"rotary_scaling": None, **_longrope(model)}
-    loader = table("architectures")["rope"]["types"][rope.type]["loader"]
-    wanted: dict[str, Any] = {}
+        return {"rotary_scaling": None, **_describe_longrope(model)}
+    loader = load_table("architectures")["rope"]["types"][rope.type]["loader"]
+    parameters: dict[str, Any] = {}
     if rope.type == "dynamic":
         # TensorRT-LLM's tables are built with base * alpha^(dim/(dim-2)) and need the key; a model without
         # it has the plain base up to max_position_embeddings, which is alpha 1.
-        wanted["alpha"] = rope.scaling.get("alpha", 1.0)
+        parameters["alpha"] = rope.scaling.get("alpha", 1.0)
     if rope.original is not None:
-        wanted["original_max_position_embeddings"] = _whole(rope.original)
+        parameters["original_max_position_embeddings"] = _as_whole_number(rope.original)
     if rope.type == "yarn":
-        wanted |= _yarn(model)
+        parameters |= _describe_yarn(model)
     scaling = {k: v for k, v in rope.scaling.items() if k == "rope_type" or k in loader or k == "factor"}
-    for key, value in wanted.items():
+    for key, value in parameters.items():
         if scaling.get(key) != value and (key in scaling or loader[key] != value):
             scaling[key] = value
     return {"rotary_scaling": scaling}
 
 
-def _whole(number: float) -> int | float:
+def _as_whole_number(number: float) -> int | float:
     return int(number) if number == int(number) else number
 
 
-def _magnitude(factor: float, one: float, every: float) -> float:
+def _compute_magnitude(factor: float, one: float, every: float) -> float:
     """TensorRT-LLM's factor on cosine and sine (yarn_get_mscale)."""
     if factor <= 1:
         return 1.0
     return (0.1 * one * math.log(factor) + 1) / (0.1 * every * math.log(factor) + 1)
 
 
-def _yarn(model: ModelConfig) -> dict[str, Any]:
+def _describe_yarn(model: ModelConfig) -> dict[str, Any]:
     rope, scaling = model.rope, model.rope.scaling or {}
     assert rope.original is not None
     factor = scaling.get("factor") or model.max_position_embeddings / rope.original
-    wanted: dict[str, Any] = {
+    parameters: dict[str, Any] = {
         "factor": factor,
         # transformers takes 0 and null for the default, too.
         "beta_fast": scaling.get("beta_fast") or 32.0,
@@ -67,8 +67,8 @@ def _yarn(model: ModelConfig) -> dict[str, Any]:
     }
     one, every = scaling.get("mscale", 1.0), scaling.get("mscale_all_dim", 0.0)
     given = isinstance(one, (int, float)) and isinstance(every, (int, float))
-    if given and math.isclose(_magnitude(factor, one, every), rope.magnitude, rel_tol=1e-9):
-        return wanted
+    if given and math.isclose(_compute_magnitude(factor, one, every), rope.magnitude, rel_tol=1e-9):
+        return parameters
     if factor <= 1:
         raise ModelError(
             f"yarn rope scaling: attention_factor is {rope.magnitude:g}, and TensorRT-LLM has no factor on "
@@ -77,10 +77,10 @@ def _yarn(model: ModelConfig) -> dict[str, Any]:
             fix=_LLMAPI,
         )
     # TensorRT-LLM reads no attention_factor: mscale is solved for it.
-    return wanted | {"mscale": (rope.magnitude - 1) / (0.1 * math.log(factor)), "mscale_all_dim": 0.0}
+    return parameters | {"mscale": (rope.magnitude - 1) / (0.1 * math.log(factor)), "mscale_all_dim": 0.0}
 
 
-def _longrope(model: ModelConfig) -> dict[str, Any]:
+def _describe_longrope(model: ModelConfig) -> dict[str, Any]:
     rope, scaling = model.rope, model.rope.scaling or {}
     assert rope.original is not None
     ratio = model.max_position_embeddings / rope.original
@@ -96,7 +96,7 @@ def _longrope(model: ModelConfig) -> dict[str, Any]:
         )
     return {
         "position_embedding_type": "long_rope",
-        "original_max_position_embeddings": _whole(rope.original),
+        "original_max_position_embeddings": _as_whole_number(rope.original),
         "longrope_scaling_short_factors": list(scaling["short_factor"]),
         "longrope_scaling_long_factors": list(scaling["long_factor"]),
     }

@@ -8,34 +8,34 @@ from pathlib import Path
 
 from enginix.checkpoint.config import DTYPES, CheckpointConfig
 from enginix.checkpoint.config import FILE as CONFIG
-from enginix.checkpoint.findings import Finding, Report
 from enginix.checkpoint.formats import Spec, format_of
-from enginix.checkpoint.layout import KvCache, Layout, Linear, Vector
+from enginix.checkpoint.layout import CheckpointLayout, KvCacheModule, LinearModule, VectorModule
 from enginix.checkpoint.resolve import experts_module
-from enginix.checkpoint.values import check_values
-from enginix.checkpoint.write import file_name
+from enginix.checkpoint.value_checks import check_values
+from enginix.checkpoint.verification_report import Finding, VerificationReport
+from enginix.checkpoint.write import rank_file_name
 from enginix.errors import EnginixError
 from enginix.model import TensorInfo, read_header
-from enginix.tables import table
+from enginix.tables import load_table
 
 # Buffers that TensorRT-LLM's own converter stores; its loader lists them as "Provided but not required".
 ROPE_CONSTANTS = ("embed_positions*", "rotary_inv_freq", "long_rope_*")
 
 
-def nvfp4_form(tensors: dict[str, TensorInfo], layout: Layout, rank: int) -> str:
+def nvfp4_form(tensors: dict[str, TensorInfo], layout: CheckpointLayout, rank: int) -> str:
     """Which of NVFP4's two forms a rank file is in: ``trtllm`` or ``modelopt``."""
     config = layout.config
     for module in layout.rank(rank):
-        if isinstance(module, Linear) and algorithm_of(module, config) == "NVFP4":
+        if isinstance(module, LinearModule) and algorithm_of(module, config) == "NVFP4":
             return "modelopt" if f"{module.name}.weights_scaling_factor_2" in tensors else "trtllm"
     return "trtllm"
 
 
-def algorithm_of(linear: Linear, config: CheckpointConfig) -> str | None:
+def algorithm_of(linear: LinearModule, config: CheckpointConfig) -> str | None:
     return config.quantization.algorithm(linear.name) if linear.quantizable else None
 
 
-def kv_spec(module: KvCache, tensors: dict[str, TensorInfo]) -> Spec:
+def kv_spec(module: KvCacheModule, tensors: dict[str, TensorInfo]) -> Spec:
     """KV-cache scales in either form: the merged scale and its reciprocal, or ModelOpt's k, v and merged."""
     names = [f"{module.name}.k_cache_scaling_factor", f"{module.name}.v_cache_scaling_factor"]
     if not all(name in tensors for name in names):
@@ -43,7 +43,7 @@ def kv_spec(module: KvCache, tensors: dict[str, TensorInfo]) -> Spec:
     return {name: ("F32", (1,)) for name in [*names, f"{module.name}.kv_cache_scaling_factor"]}
 
 
-def required(layout: Layout, rank: int, tensors: dict[str, TensorInfo]) -> Spec:
+def list_required_tensors(layout: CheckpointLayout, rank: int, tensors: dict[str, TensorInfo]) -> Spec:
     """Every tensor that the loader requires of one rank: name → dtype, shape.
 
     Args:
@@ -52,38 +52,40 @@ def required(layout: Layout, rank: int, tensors: dict[str, TensorInfo]) -> Spec:
     Raises:
         EnginixError: a format that cannot hold a matrix of this layout.
     """
-    config, found = layout.config, Spec()
+    config, required_tensors = layout.config, Spec()
     form = nvfp4_form(tensors, layout, rank)
     for module in layout.rank(rank):
-        if isinstance(module, Vector):
-            found[f"{module.name}.weight"] = (DTYPES[config.dtype], (module.size,))
-        elif isinstance(module, Linear):
+        if isinstance(module, VectorModule):
+            required_tensors[f"{module.name}.weight"] = (DTYPES[config.dtype], (module.size,))
+        elif isinstance(module, LinearModule):
             spec = format_of(algorithm_of(module, config), form).spec(module, config)
-            found.update({f"{module.name}.{leaf}": value for leaf, value in spec.items()})
+            required_tensors.update({f"{module.name}.{leaf}": value for leaf, value in spec.items()})
             if module.bias:
-                found[f"{module.name}.bias"] = (DTYPES[config.dtype], (module.out,))
+                required_tensors[f"{module.name}.bias"] = (DTYPES[config.dtype], (module.out,))
         elif config.quantization.kv_cache_quant_algo is not None:
-            found.update(kv_spec(module, tensors))
-    return found
+            required_tensors.update(kv_spec(module, tensors))
+    return required_tensors
 
 
-def _same(found: TensorInfo, dtype: str, shape: tuple[int, ...]) -> bool:
-    scalar = found.shape in ((), (1,)) and shape in ((), (1,))
-    return found.dtype == dtype and (found.shape == shape or scalar)
+def _matches_spec(tensor: TensorInfo, dtype: str, shape: tuple[int, ...]) -> bool:
+    scalar = tensor.shape in ((), (1,)) and shape in ((), (1,))
+    return tensor.dtype == dtype and (tensor.shape == shape or scalar)
 
 
-def _structure(layout: Layout, rank: int, path: Path, report: Report) -> dict[str, TensorInfo]:
+def _check_structure(
+    layout: CheckpointLayout, rank: int, path: Path, report: VerificationReport
+) -> dict[str, TensorInfo]:
     tensors = dict(read_header(path).tensors)
-    expected = required(layout, rank, tensors)
+    expected = list_required_tensors(layout, rank, tensors)
     for name, (dtype, shape) in expected.items():
-        found = tensors.get(name)
-        if found is None:
+        tensor = tensors.get(name)
+        if tensor is None:
             report.findings.append(Finding(f"{path.name}: {name}", "missing"))
-        elif not _same(found, dtype, shape):
+        elif not _matches_spec(tensor, dtype, shape):
             report.findings.append(
                 Finding(
                     f"{path.name}: {name}",
-                    f"is {found.dtype} {list(found.shape)}, should be {dtype} {list(shape)}",
+                    f"is {tensor.dtype} {list(tensor.shape)}, should be {dtype} {list(shape)}",
                 )
             )
     for name in sorted(set(tensors) - set(expected)):
@@ -92,11 +94,11 @@ def _structure(layout: Layout, rank: int, path: Path, report: Report) -> dict[st
     return tensors
 
 
-def _coverage(layout: Layout, report: Report) -> None:
+def _check_coverage(layout: CheckpointLayout, report: VerificationReport) -> None:
     """Whether quantization reaches what it should and spares what it must."""
     config = layout.config
     where, quantization = "config.json: quantization", config.quantization
-    linears = [m for r in config.mapping.ranks() for m in layout.rank(r) if isinstance(m, Linear)]
+    linears = [m for r in config.mapping.ranks() for m in layout.rank(r) if isinstance(m, LinearModule)]
     if quantization.quant_algo is None:
         return
     for name in sorted({m.name for m in linears if not m.quantizable}):
@@ -111,11 +113,11 @@ def _coverage(layout: Layout, report: Report) -> None:
         if quantization.layers and config.architecture == "MixtralForCausalLM":
             continue
         if quantization.algorithm(module) != quantization.algorithm(name):
-            told = quantization.algorithm(module) or "not quantized"
-            what = f"{module} around it is {told}; TensorRT-LLM builds the experts by that"
+            algorithm_name = quantization.algorithm(module) or "not quantized"
+            what = f"{module} around it is {algorithm_name}; TensorRT-LLM builds the experts by that"
             report.findings.append(Finding(f"{where}: {name}", what))
     names = {m.name for m in linears} | set(experts.values())
-    defaults = set(table("quantization")["defaultExclude"])
+    defaults = set(load_table("quantization")["defaultExclude"])
     for pattern in quantization.exclude_modules or ():
         if pattern not in defaults and not any(fnmatchcase(n, pattern) for n in names):
             report.findings.append(Finding(where, f"exclude pattern {pattern!r} matches no module"))
@@ -129,43 +131,43 @@ def _coverage(layout: Layout, report: Report) -> None:
         report.findings.append(Finding(where, f"{quantization.quant_algo} reaches no matrix"))
 
 
-def _function(config: CheckpointConfig, report: Report) -> None:
+def _check_computation(config: CheckpointConfig, report: VerificationReport) -> None:
     """Whether the loader reads ``config.json`` as what these architectures compute."""
 
-    def found(key: str, what: str) -> None:
+    def add_finding(key: str, what: str) -> None:
         report.findings.append(Finding(f"{CONFIG}: {key}", what))
 
     raw = config.raw.get("rotary_scaling")
     if config.position_embedding_type not in ("rope_gpt_neox", "long_rope"):
-        found("position_embedding_type", f"is {config.position_embedding_type}, to the loader")
+        add_finding("position_embedding_type", f"is {config.position_embedding_type}, to the loader")
     if config.hidden_act not in ("silu", "swiglu"):
-        found("hidden_act", f"is {config.hidden_act}, to the loader")
+        add_finding("hidden_act", f"is {config.hidden_act}, to the loader")
     rotated = int(config.head_size * float(config.raw.get("rotary_pct", 1.0)))
     if config.rotary_embedding_dim != rotated:
         what = f"is {config.rotary_embedding_dim}; the loader rotates {rotated}: head_size times rotary_pct"
-        found("rotary_embedding_dim", what)
+        add_finding("rotary_embedding_dim", what)
     if raw is None or config.rotary_scaling is None:
         return
     kind, scaling = config.rotary_scaling["rope_type"], config.rotary_scaling
-    types = table("architectures")["rope"]["types"]
+    types = load_table("architectures")["rope"]["types"]
     if kind not in types or not types[kind]["loader"]:
-        found("rotary_scaling", f"type {kind!r} has no table in TensorRT-LLM")
+        add_finding("rotary_scaling", f"type {kind!r} has no table in TensorRT-LLM")
         return
     for key in sorted(set(raw) - set(scaling) - {"type", "rope_type", "factor"}):
-        found(f"rotary_scaling.{key}", "is not read by the loader, which computes without it")
+        add_finding(f"rotary_scaling.{key}", "is not read by the loader, which computes without it")
     for key, value in scaling.items():
         if value is None:
-            found(f"rotary_scaling.{key}", "is missing, and the loader fails without it")
+            add_finding(f"rotary_scaling.{key}", "is missing, and the loader fails without it")
 
 
-def _files(directory: Path, config: CheckpointConfig) -> Iterator[Finding]:
-    wanted = {file_name(r) for r in config.mapping.ranks()}
+def _find_foreign_files(directory: Path, config: CheckpointConfig) -> Iterator[Finding]:
+    rank_names = {rank_file_name(r) for r in config.mapping.ranks()}
     for path in sorted(directory.glob("*.safetensors")):
-        if path.name not in wanted:
+        if path.name not in rank_names:
             yield Finding(path.name, f"not a rank file of {config.mapping.world_size} ranks")
 
 
-def _nodes(config: CheckpointConfig) -> Iterator[str]:
+def _note_partial_nodes(config: CheckpointConfig) -> Iterator[str]:
     mapping = config.mapping
     if not mapping.fills_nodes:
         yield (
@@ -174,33 +176,33 @@ def _nodes(config: CheckpointConfig) -> Iterator[str]:
         )
 
 
-def _size(layout: Layout, report: Report) -> None:
+def _count_parameters(layout: CheckpointLayout, report: VerificationReport) -> None:
     config = layout.config
     for rank in config.mapping.ranks():
         for module in layout.rank(rank):
-            if isinstance(module, Linear):
+            if isinstance(module, LinearModule):
                 report.parameters += len(module.groups) * module.out * module.inp
-            elif isinstance(module, Vector):
+            elif isinstance(module, VectorModule):
                 report.parameters += module.size
 
 
-def verify(directory: Path) -> Report:
+def verify_checkpoint(directory: Path) -> VerificationReport:
     """Everything that is wrong with a checkpoint, tensor by tensor and value by value.
 
     Raises:
         CheckpointError: ``config.json`` cannot be read, or its architecture has no layout here.
     """
     config = CheckpointConfig.read(directory)
-    layout, report = Layout(config), Report()
-    _function(config, report)
-    _coverage(layout, report)
-    _size(layout, report)
-    report.findings.extend(_files(directory, config))
-    report.notes.extend(_nodes(config))
+    layout, report = CheckpointLayout(config), VerificationReport()
+    _check_computation(config, report)
+    _check_coverage(layout, report)
+    _count_parameters(layout, report)
+    report.findings.extend(_find_foreign_files(directory, config))
+    report.notes.extend(_note_partial_nodes(config))
     for rank in config.mapping.ranks():
-        path = directory / file_name(rank)
+        path = directory / rank_file_name(rank)
         try:
-            tensors = _structure(layout, rank, path, report)
+            tensors = _check_structure(layout, rank, path, report)
         except EnginixError as e:
             report.findings.append(Finding(path.name, str(e).splitlines()[0]))
             continue

@@ -11,31 +11,31 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enginix.checkpoint.parallel import in_order, usable_threads
-from enginix.checkpoint.parts import COPY, Output, Part, Reader, Rows
-from enginix.console import Heartbeat, human_bytes
+from enginix.checkpoint.byte_sources import COPY, BytePart, MatrixRows, OutputTensor, SourceFileReader
+from enginix.checkpoint.parallel import count_usable_threads, run_in_order
+from enginix.console import Heartbeat, format_bytes
 from enginix.errors import MachineError
-from enginix.model.safetensors import DTYPES
+from enginix.model.safetensors import SAFETENSORS_DTYPES
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
 
-def file_name(rank: int) -> str:
+def rank_file_name(rank: int) -> str:
     return f"rank{rank}.safetensors"
 
 
-def _order(output: Output) -> tuple[int, str]:
+def _output_sort_key(output: OutputTensor) -> tuple[int, str]:
     # Widest elements first keeps every tensor aligned to its element, as the format's own writer does.
-    return -DTYPES[output.dtype], output.name
+    return -SAFETENSORS_DTYPES[output.dtype], output.name
 
 
-def plan_file(outputs: Sequence[Output]) -> tuple[bytes, dict[str, int], int]:
+def compute_file_layout(outputs: Sequence[OutputTensor]) -> tuple[bytes, dict[str, int], int]:
     """Header bytes, each tensor's file offset, and the file's size; depends on names and shapes alone."""
     entries, offsets, at = {}, {}, 0
-    for output in sorted(outputs, key=_order):
-        size = prod(output.shape) * DTYPES[output.dtype]
+    for output in sorted(outputs, key=_output_sort_key):
+        size = prod(output.shape) * SAFETENSORS_DTYPES[output.dtype]
         entries[output.name] = {
             "dtype": output.dtype,
             "shape": list(output.shape),
@@ -49,9 +49,9 @@ def plan_file(outputs: Sequence[Output]) -> tuple[bytes, dict[str, int], int]:
     return header, {name: len(header) + offset for name, offset in offsets.items()}, len(header) + at
 
 
-class _File:
-    def __init__(self, path: Path, outputs: Sequence[Output]) -> None:
-        self.header, self.offsets, self.size = plan_file(outputs)
+class _RankFileWriter:
+    def __init__(self, path: Path, outputs: Sequence[OutputTensor]) -> None:
+        self.header, self.offsets, self.size = compute_file_layout(outputs)
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         self.write(self.header, 0)
         os.ftruncate(self.fd, self.size)
@@ -64,43 +64,43 @@ class _File:
 
 
 @dataclass(frozen=True)
-class _Target:
+class _Destination:
     """Where something made of a block of input goes; ``rows`` None copies the block."""
 
-    file: _File
+    file: _RankFileWriter
     at: int
-    rows: Rows | None
+    rows: MatrixRows | None
 
 
 @dataclass(frozen=True)
-class _Block:
+class _InputBlock:
     """A range of one input file, read once for all ranks that want something of it."""
 
     path: Path
     begin: int
     end: int
-    targets: list[_Target]
+    targets: list[_Destination]
 
-    def run(self, worker: _Worker) -> int:
+    def run(self, worker: _WriteWorker) -> int:
         # One small buffer: copy_file_range was measured slower, since tensors rarely keep their place within
         # a page and the kernel then copies page by page (docs/checkpoints.md).
         data, done = worker.reader.read(self.path, self.begin, self.end), 0
         for target in self.targets:
-            made = data if target.rows is None else worker.make(target.rows, data)
-            target.file.write(made, target.at)
-            done += len(made)
+            output_bytes = data if target.rows is None else worker.make(target.rows, data)
+            target.file.write(output_bytes, target.at)
+            done += len(output_bytes)
         return done
 
 
 @dataclass(frozen=True)
-class _Whole:
+class _WholePart:
     """A part that needs no input, or makes its own way through several."""
 
-    file: _File
+    file: _RankFileWriter
     at: int
-    part: Part
+    part: BytePart
 
-    def run(self, worker: _Worker) -> int:
+    def run(self, worker: _WriteWorker) -> int:
         at = self.at
         for data in self.part.blocks(worker.reader):
             self.file.write(data, at)
@@ -110,46 +110,48 @@ class _Whole:
         return self.part.size
 
 
-class _Worker:
+class _WriteWorker:
     """What a thread needs for itself: open inputs, and a buffer for what is made of them."""
 
     def __init__(self) -> None:
-        self.reader = Reader()
-        self._made: npt.NDArray[np.uint8] | None = None
+        self.reader = SourceFileReader()
+        self._output_buffer: npt.NDArray[np.uint8] | None = None
 
-    def run(self, task: _Block | _Whole) -> int:
+    def run(self, task: _InputBlock | _WholePart) -> int:
         return task.run(self)
 
-    def make(self, rows: Rows, data: memoryview) -> memoryview:
+    def make(self, rows: MatrixRows, data: memoryview) -> memoryview:
         """Valid until the next call."""
         import numpy as np
 
         size = len(data) // rows.stride * rows.width
-        if self._made is None or len(self._made) < size:
-            self._made = np.empty(size, np.uint8)
-        rows.make(data, self._made[:size])
-        return self._made[:size].data
+        if self._output_buffer is None or len(self._output_buffer) < size:
+            self._output_buffer = np.empty(size, np.uint8)
+        rows.make(data, self._output_buffer[:size])
+        return self._output_buffer[:size].data
 
 
-def _tasks(files: Sequence[_File], ranks: Sequence[Sequence[Output]]) -> Iterator[_Block | _Whole]:
+def _iterate_tasks(
+    files: Sequence[_RankFileWriter], ranks: Sequence[Sequence[OutputTensor]]
+) -> Iterator[_InputBlock | _WholePart]:
     """Every task knows its place in the output, so that any order gives the same bytes."""
-    for group in _by_name(ranks):
-        blocks: dict[tuple[Path, int, int], _Block] = {}
+    for group in _group_by_name(ranks):
+        blocks: dict[tuple[Path, int, int], _InputBlock] = {}
         for rank, output in group:
-            at = files[rank].offsets[output.name]
+            offset = files[rank].offsets[output.name]
             for part in output.parts:
-                if not isinstance(part, Rows):
-                    yield _Whole(files[rank], at, part)
+                if not isinstance(part, MatrixRows):
+                    yield _WholePart(files[rank], offset, part)
                 else:
-                    for begin, end, to, rows in _spans(part, at):
+                    for begin, end, destination, rows in _iterate_spans(part, offset):
                         key = (part.tensor.path, begin, end)
-                        block = blocks.setdefault(key, _Block(*key, []))
-                        block.targets.append(_Target(files[rank], to, rows))
-                at += part.size
+                        block = blocks.setdefault(key, _InputBlock(*key, []))
+                        block.targets.append(_Destination(files[rank], destination, rows))
+                offset += part.size
         yield from blocks.values()
 
 
-def _spans(part: Rows, at: int) -> Iterator[tuple[int, int, int, Rows | None]]:
+def _iterate_spans(part: MatrixRows, at: int) -> Iterator[tuple[int, int, int, MatrixRows | None]]:
     """Byte ranges of input, where what is made of each goes, and how it is made."""
     if part.plain:
         first, last = part.span(*part.rows)
@@ -160,14 +162,19 @@ def _spans(part: Rows, at: int) -> Iterator[tuple[int, int, int, Rows | None]]:
             yield *part.span(begin, end), at + (begin - part.rows[0]) * part.width, part
 
 
-def _check_sizes(ranks: Sequence[Sequence[Output]]) -> None:
+def _check_sizes(ranks: Sequence[Sequence[OutputTensor]]) -> None:
     for output in (o for outputs in ranks for o in outputs):
-        size, made = prod(output.shape) * DTYPES[output.dtype], sum(p.size for p in output.parts)
-        if size != made:
-            raise AssertionError(f"{output.name}: {made} bytes planned for {size}")
+        size, planned_size = (
+            prod(output.shape) * SAFETENSORS_DTYPES[output.dtype],
+            sum(p.size for p in output.parts),
+        )
+        if size != planned_size:
+            raise AssertionError(f"{output.name}: {planned_size} bytes planned for {size}")
 
 
-def write_ranks(directory: Path, ranks: Sequence[Sequence[Output]], *, threads: int | None = None) -> int:
+def write_ranks(
+    directory: Path, ranks: Sequence[Sequence[OutputTensor]], *, threads: int | None = None
+) -> int:
     """Writes ``rank{r}.safetensors`` for each element of ``ranks``.
 
     Outputs of the same name are written together, block by block of their input, so that each block is read
@@ -183,23 +190,25 @@ def write_ranks(directory: Path, ranks: Sequence[Sequence[Output]], *, threads: 
         MachineError: the disk cannot hold the files; nothing is written then.
     """
     _check_sizes(ranks)
-    need = sum(plan_file(outputs)[2] for outputs in ranks)
+    need = sum(compute_file_layout(outputs)[2] for outputs in ranks)
     free = shutil.disk_usage(directory).free
     if need > free:
         raise MachineError(
-            f"{human_bytes(need)} are needed, {human_bytes(free)} are free",
+            f"{format_bytes(need)} are needed, {format_bytes(free)} are free",
             where=str(directory.parent),
             fix="free disk space, or choose another -o",
         )
-    workers = [_Worker() for _ in range(threads or usable_threads())]
-    files: list[_File] = []
+    workers = [_WriteWorker() for _ in range(threads or count_usable_threads())]
+    files: list[_RankFileWriter] = []
     heartbeat = Heartbeat()
     try:
-        files.extend(_File(directory / file_name(r), outputs) for r, outputs in enumerate(ranks))
-        in_order(
-            _tasks(files, ranks),
+        files.extend(
+            _RankFileWriter(directory / rank_file_name(r), outputs) for r, outputs in enumerate(ranks)
+        )
+        run_in_order(
+            _iterate_tasks(files, ranks),
             [w.run for w in workers],
-            lambda done: heartbeat.beat(f"written {human_bytes(done)} of {human_bytes(need)}"),
+            lambda done: heartbeat.beat(f"written {format_bytes(done)} of {format_bytes(need)}"),
         )
     finally:
         for worker in workers:
@@ -209,9 +218,9 @@ def write_ranks(directory: Path, ranks: Sequence[Sequence[Output]], *, threads: 
     return need
 
 
-def _by_name(ranks: Sequence[Sequence[Output]]) -> Iterator[list[tuple[int, Output]]]:
+def _group_by_name(ranks: Sequence[Sequence[OutputTensor]]) -> Iterator[list[tuple[int, OutputTensor]]]:
     """Outputs grouped by name, in order of first appearance."""
-    groups: dict[str, list[tuple[int, Output]]] = {}
+    groups: dict[str, list[tuple[int, OutputTensor]]] = {}
     for rank, outputs in enumerate(ranks):
         for output in outputs:
             groups.setdefault(output.name, []).append((rank, output))

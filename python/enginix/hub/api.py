@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from enginix.credentials import has_secret
 from enginix.errors import HashMismatch, HubError, LockError
-from enginix.hub import faults, lock, session
+from enginix.hub import hub_errors, lock, session
 
 LONGEST_ANSWER = 64 << 20  # bytes of one page of the API
 MOST_FILES = 200_000
@@ -47,7 +47,7 @@ class RemoteFile:
     sha256: str | None
 
 
-def repo_info(repo: str, revision: str = "main") -> RepoInfo:
+def fetch_repo_info(repo: str, revision: str = "main") -> RepoInfo:
     """Resolves a branch, tag or commit.
 
     Raises:
@@ -59,13 +59,13 @@ def repo_info(repo: str, revision: str = "main") -> RepoInfo:
         raise LockError(
             f"revision {ascii(revision)[:100]} is none", where=repo, fix="pass a branch, tag or commit"
         )
-    raw, _ = _json(f"{_api(repo)}/revision/{quote(revision, safe='')}", repo)
+    raw, _ = _fetch_json(f"{_build_api_path(repo)}/revision/{quote(revision, safe='')}", repo)
     sha, gated = (raw.get("sha"), raw.get("gated")) if isinstance(raw, dict) else (None, None)
     if not isinstance(raw, dict) or not isinstance(sha, str) or not lock.COMMIT.fullmatch(sha):
-        raise _odd(repo, "the answer has no commit")
+        raise _make_answer_error(repo, "the answer has no commit")
     if gated not in (None, False, "auto", "manual"):
-        raise _odd(repo, "gated is neither false, auto nor manual")
-    return RepoInfo(repo, sha, _license(raw), gated or False)
+        raise _make_answer_error(repo, "gated is neither false, auto nor manual")
+    return RepoInfo(repo, sha, _read_license(raw), gated or False)
 
 
 def list_files(repo: str, commit: str) -> tuple[RemoteFile, ...]:
@@ -77,23 +77,23 @@ def list_files(repo: str, commit: str) -> tuple[RemoteFile, ...]:
         HubError: as ``repo_info``; also a listing that contradicts itself.
     """
     _check_repo(repo)
-    found: list[RemoteFile] = []
-    page: str | None = f"{_api(repo)}/tree/{commit}?recursive=true&expand=false"
+    files: list[RemoteFile] = []
+    page: str | None = f"{_build_api_path(repo)}/tree/{commit}?recursive=true&expand=false"
     seen: set[str] = set()
     while page is not None:
-        if page in seen or len(found) > MOST_FILES:
-            raise _odd(repo, "the listing does not end")
+        if page in seen or len(files) > MOST_FILES:
+            raise _make_answer_error(repo, "the listing does not end")
         seen.add(page)
-        rows, page = _json(page, repo)
+        rows, page = _fetch_json(page, repo)
         if not isinstance(rows, list):
-            raise _odd(repo, "the listing is not a list")
+            raise _make_answer_error(repo, "the listing is not a list")
         for row in rows:
             if not isinstance(row, dict) or row.get("type") not in ("file", "directory"):
-                raise _odd(repo, "the listing has an entry that is neither file nor directory")
+                raise _make_answer_error(repo, "the listing has an entry that is neither file nor directory")
             if row["type"] == "file":
                 refuse_echo(str(row.get("path")), "the listing", repo)
-                found.append(_remote_file(row, repo))
-    return tuple(sorted(found, key=lambda f: f.path))
+                files.append(_parse_remote_file(row, repo))
+    return tuple(sorted(files, key=lambda f: f.path))
 
 
 def refuse_echo(text: str, what: str, repo: str) -> None:
@@ -104,7 +104,7 @@ def refuse_echo(text: str, what: str, repo: str) -> None:
     """
     if has_secret(text):
         raise HubError(
-            f"{what} has the token in it, that is {session.endpoint()} sends it back",
+            f"{what} has the token in it, that is {session.read_endpoint()} sends it back",
             where=repo,
             fix="do not use this hub, and make a new token",
         )
@@ -118,15 +118,15 @@ def read_small(repo: str, commit: str, file: RemoteFile) -> bytes:
         HubError: as ``repo_info``.
     """
     if file.size > SMALL:
-        raise _odd(repo, f"{file.path} has {file.size} bytes, too many for a small file")
-    data = _bytes(_resolve(repo, commit, file.path), repo, file.path, SMALL)
+        raise _make_answer_error(repo, f"{file.path} has {file.size} bytes, too many for a small file")
+    data = _fetch_body(_build_resolve_path(repo, commit, file.path), repo, file.path, SMALL)
     if file.sha256 is not None:
-        kind, expected, got = "sha256", file.sha256, hashlib.sha256(data).hexdigest()
+        kind, expected, actual = "sha256", file.sha256, hashlib.sha256(data).hexdigest()
     else:
-        kind, expected, got = "git oid", file.oid, git_oid(data)
-    if expected != got:
+        kind, expected, actual = "git oid", file.oid, compute_git_oid(data)
+    if expected != actual:
         raise HashMismatch(
-            f"{kind} is {got}, and the listing promises {expected}",
+            f"{kind} is {actual}, and the listing promises {expected}",
             where=f"{repo}: {file.path}",
             fix="run again",
         )
@@ -143,96 +143,98 @@ def read_range(repo: str, commit: str, path: str, start: int, stop: int) -> byte
     """
     if stop <= start:
         return b""
-    return _bytes(_resolve(repo, commit, path), repo, path, stop - start, (start, stop - 1))
+    return _fetch_body(_build_resolve_path(repo, commit, path), repo, path, stop - start, (start, stop - 1))
 
 
-def git_oid(data: bytes) -> str:
+def compute_git_oid(data: bytes) -> str:
     """Git's name of a blob with this content: SHA-1 over a header and the content."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-def lfs_pointer(sha256: str, size: int) -> bytes:
+def format_lfs_pointer(sha256: str, size: int) -> bytes:
     """What git stores in place of a large file (git-lfs's docs/spec.md)."""
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
 def _check_repo(repo: str) -> None:
-    if lock.split(repo) is None:
+    if lock.split_address(repo) is None:
         raise LockError("not a Hub repository name", where=ascii(repo)[:100], fix="pass owner/name")
 
 
-def _api(repo: str) -> str:
+def _build_api_path(repo: str) -> str:
     """Path of a repository in the API, which names models' type, and addresses do not."""
     return (
         f"/api/{repo}" if repo.startswith(lock.DATASETS) and repo.count("/") == 2 else f"/api/models/{repo}"
     )
 
 
-def _odd(repo: str, what: str) -> HubError:
+def _make_answer_error(repo: str, what: str) -> HubError:
     return HubError(
-        f"{session.endpoint()} does not answer as a hub: {what}",
+        f"{session.read_endpoint()} does not answer as a hub: {what}",
         where=repo,
         fix="check HF_ENDPOINT, proxies and captive portals",
     )
 
 
-def _resolve(repo: str, commit: str, path: str) -> str:
+def _build_resolve_path(repo: str, commit: str, path: str) -> str:
     return f"/{repo}/resolve/{commit}/{quote(path)}"
 
 
-def _remote_file(row: dict[str, Any], repo: str) -> RemoteFile:
+def _parse_remote_file(row: dict[str, Any], repo: str) -> RemoteFile:
     path, size, oid, lfs = (row.get(k) for k in ("path", "size", "oid", "lfs"))
     if not isinstance(path, str) or type(size) is not int or not 0 <= size <= lock.LARGEST_FILE:
-        raise _odd(repo, "the listing has a file without path or size")
+        raise _make_answer_error(repo, "the listing has a file without path or size")
     if not isinstance(oid, str) or not lock.COMMIT.fullmatch(oid):
-        raise _odd(repo, f"the listing has no git oid for {faults.clean(path)}")
+        raise _make_answer_error(repo, f"the listing has no git oid for {hub_errors.clean_text(path)}")
     if lfs is None:
         return RemoteFile(path, size, oid, None)
     sha256 = lfs.get("oid") if isinstance(lfs, dict) else None
     if not isinstance(sha256, str) or not lock.SHA256.fullmatch(sha256) or lfs.get("size") != size:
-        raise _odd(repo, f"the listing has no sha256 or another size for {faults.clean(path)}")
-    pointer = lfs_pointer(sha256, size)
+        raise _make_answer_error(
+            repo, f"the listing has no sha256 or another size for {hub_errors.clean_text(path)}"
+        )
+    pointer = format_lfs_pointer(sha256, size)
     # Another length means a pointer with extensions, whose oid says nothing about this text.
-    if lfs.get("pointerSize") == len(pointer) and git_oid(pointer) != oid:
+    if lfs.get("pointerSize") == len(pointer) and compute_git_oid(pointer) != oid:
         raise HubError(
             f"the listing contradicts itself: sha256 {sha256} does not belong to git oid {oid}",
-            where=f"{repo}: {faults.clean(path)}",
+            where=f"{repo}: {hub_errors.clean_text(path)}",
             fix="do not use this listing; check HF_ENDPOINT and proxies, then run again",
         )
     return RemoteFile(path, size, oid, sha256)
 
 
-def _license(raw: dict[str, Any]) -> str | None:
+def _read_license(raw: dict[str, Any]) -> str | None:
     card, tags = raw.get("cardData"), raw.get("tags")
     card = card if isinstance(card, dict) else {}
-    found = card.get("license")
-    if isinstance(found, list) and found:
-        found = found[0]
-    if found == "other" and isinstance(card.get("license_name"), str):
-        found = card["license_name"]
-    if not isinstance(found, str) and isinstance(tags, list):
-        found = next((t[8:] for t in tags if isinstance(t, str) and t.startswith("license:")), None)
-    return faults.clean(found) or None if isinstance(found, str) else None
+    license_name = card.get("license")
+    if isinstance(license_name, list) and license_name:
+        license_name = license_name[0]
+    if license_name == "other" and isinstance(card.get("license_name"), str):
+        license_name = card["license_name"]
+    if not isinstance(license_name, str) and isinstance(tags, list):
+        license_name = next((t[8:] for t in tags if isinstance(t, str) and t.startswith("license:")), None)
+    return hub_errors.clean_text(license_name) or None if isinstance(license_name, str) else None
 
 
-def _json(path: str, repo: str) -> tuple[Any, str | None]:
+def _fetch_json(path: str, repo: str) -> tuple[Any, str | None]:
     """An answer of the API, and the path of its next page."""
     links: dict[str, str] = {}
-    data = _bytes(path, repo, None, LONGEST_ANSWER, links=links)
+    data = _fetch_body(path, repo, None, LONGEST_ANSWER, links=links)
     try:
         value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as e:
-        raise _odd(repo, "the answer is not JSON") from e
+        raise _make_answer_error(repo, "the answer is not JSON") from e
     following = links.get("next")
-    home = session.endpoint()
+    home = session.read_endpoint()
     if following is None:
         return value, None
-    if not session.same_host(following, home) or not following.startswith(f"{home}/"):
-        raise _odd(repo, "the next page is on another host")
+    if not session.is_same_host(following, home) or not following.startswith(f"{home}/"):
+        raise _make_answer_error(repo, "the next page is on another host")
     return value, following[len(home) :]
 
 
-def _bytes(
+def _fetch_body(
     path: str,
     repo: str,
     file: str | None,
@@ -241,19 +243,19 @@ def _bytes(
     links: dict[str, str] | None = None,
 ) -> bytes:
     """The body at ``path``: at most ``limit`` bytes, tried again when the network or the hub stumbles."""
-    session.prepare()
+    session.prepare_hub_client()
     import httpx
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils._http import hf_raise_for_status, http_stream_backoff
 
-    headers = session.headers() | {"accept-encoding": "identity"}
+    headers = session.build_hub_headers() | {"accept-encoding": "identity"}
     if span:
         headers["range"] = f"bytes={span[0]}-{span[1]}"
     for attempt in range(TRIES):
         try:
             with http_stream_backoff(
                 "GET",
-                session.endpoint() + path,
+                session.read_endpoint() + path,
                 headers=headers,
                 timeout=session.TIMEOUT,
                 follow_redirects=True,
@@ -266,16 +268,16 @@ def _bytes(
                     raise HubError("the hub does not answer range requests", where=f"{repo}: {file}")
                 if links is not None and (following := response.links.get("next", {}).get("url")):
                     links["next"] = following
-                found = bytearray()
+                body = bytearray()
                 for piece in response.iter_bytes(1 << 20):
-                    found += piece
-                    if len(found) > limit:
-                        raise _odd(repo, f"the answer is longer than {limit} bytes")
-                return bytes(found)
+                    body += piece
+                    if len(body) > limit:
+                        raise _make_answer_error(repo, f"the answer is longer than {limit} bytes")
+                return bytes(body)
         except (httpx.TransportError, HfHubHTTPError) as e:
             if attempt + 1 == TRIES or not isinstance(e, httpx.TransportError):
-                raise faults.translate(e, repo, file) from e
+                raise hub_errors.translate_hub_error(e, repo, file) from e
             time.sleep(min(0.5 * 2**attempt, 8))
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as e:
-            raise faults.translate(e, repo, file) from e
+            raise hub_errors.translate_hub_error(e, repo, file) from e
     raise AssertionError("unreachable")

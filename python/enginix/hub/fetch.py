@@ -16,22 +16,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from enginix.console import human_bytes, say
+from enginix.console import format_bytes, print_message
 from enginix.errors import LockError, MachineError, ManifestError, UsageError
-from enginix.files import WorkDirectory, check_free, hold_work_directory, refuse_link, release
-from enginix.hub import facts, faults, lock, session
+from enginix.files import (
+    WorkDirectory,
+    hold_work_directory,
+    refuse_link,
+    release_work_directory,
+    require_absent,
+)
+from enginix.hub import hub_errors, lock, model_metadata, session
 from enginix.hub.lock import COMMIT, Lock
 from enginix.hub.progress import Progress
-from enginix.hub.transfer import Stopped, Wanted, abort, download, free_bytes
-from enginix.manifest import FILE, Manifest
-from enginix.manifest import read as read_manifest
+from enginix.hub.transfer import FileDigest, TransferStopped, abort_xet_transfers, download_file, free_bytes
+from enginix.manifest import MANIFEST_FILE, Manifest
+from enginix.manifest import read_manifest as read_manifest
 
 JOBS = 4
 SLACK = 1 << 20  # bytes that a file system may need for directories
 
 
 @dataclass(frozen=True)
-class Fetched:
+class FetchResult:
     """What a fetch did.
 
     Attributes:
@@ -46,7 +52,7 @@ class Fetched:
     kept: int
 
 
-def fetch(pinned: Lock, out: Path, jobs: int = JOBS) -> Fetched:
+def fetch_locked_files(pinned: Lock, out: Path, jobs: int = JOBS) -> FetchResult:
     """Fetches what a lock pins into ``out``, with a manifest; does nothing when it is there already.
 
     Raises:
@@ -54,8 +60,8 @@ def fetch(pinned: Lock, out: Path, jobs: int = JOBS) -> Fetched:
         MachineError: no room for the files, or the disk refuses.
         UsageError: ``out`` holds something else, or another fetch is filling it.
     """
-    wanted = [Wanted(f.path, f.size, "sha256", f.sha256) for f in pinned.files]
-    note = Manifest(
+    expected_files = [FileDigest(f.path, f.size, "sha256", f.sha256) for f in pinned.files]
+    manifest = Manifest(
         artefact=pinned.type,
         name=pinned.repo.rpartition("/")[2].lower(),
         model=pinned.model,
@@ -66,18 +72,18 @@ def fetch(pinned: Lock, out: Path, jobs: int = JOBS) -> Fetched:
             "files": {f.path: f.sha256 for f in pinned.files},
         },
     )
-    return collect(
+    return fetch_files(
         pinned.address,
         pinned.revision,
-        wanted,
+        expected_files,
         out,
         jobs=jobs,
-        note=note,
-        check=lambda directory: require_facts(pinned, directory),
+        manifest=manifest,
+        check=lambda directory: require_lock_metadata(pinned, directory),
     )
 
 
-def require_facts(pinned: Lock, directory: Path) -> None:
+def require_lock_metadata(pinned: Lock, directory: Path) -> None:
     """Compares a lock's facts with those of the configuration that it pins.
 
     A fact that an older enginix did not write may be missing.
@@ -86,24 +92,24 @@ def require_facts(pinned: Lock, directory: Path) -> None:
         LockError: a fact that the configuration does not say.
         ModelError: the configuration is not a JSON object.
     """
-    stated = {k: v for k, v in pinned.model.items() if k not in facts.FORMER}
-    if not stated:
+    locked = {k: v for k, v in pinned.model.items() if k not in model_metadata.OBSOLETE_KEYS}
+    if not locked:
         return
     paths = {f.path for f in pinned.files}
-    content = {p: (directory / p).read_bytes() for p in facts.FILES if p in paths}
-    derived = facts.model_facts(content, pinned.repo)
-    for name, value in sorted(stated.items()):
+    content = {p: (directory / p).read_bytes() for p in model_metadata.FILES if p in paths}
+    derived = model_metadata.extract_model_metadata(content, pinned.repo)
+    for name, value in sorted(locked.items()):
         known = derived.get(name)
         if name not in derived or known != value or type(known) is not type(value):
-            found = f"{ascii(known)[:100]}" if name in derived else "nothing of it"
+            derived_text = f"{ascii(known)[:100]}" if name in derived else "nothing of it"
             raise LockError(
-                f"model.{name} is {ascii(value)[:100]}, and the pinned configuration says {found}",
+                f"model.{name} is {ascii(value)[:100]}, and the pinned configuration says {derived_text}",
                 where=pinned.repo,
                 fix="write the lock again with `enginix lock`, and ask who changed it",
             )
 
 
-def fetch_file(repo: str, commit: str, wanted: Wanted, out: Path) -> Fetched:
+def fetch_file(repo: str, commit: str, expected: FileDigest, out: Path) -> FetchResult:
     """Fetches one file straight to ``out``: written beside it, verified, renamed. Nothing else is left.
 
     Raises:
@@ -113,8 +119,8 @@ def fetch_file(repo: str, commit: str, wanted: Wanted, out: Path) -> Fetched:
     out = Path(os.path.abspath(out))
     refuse_link(out)
     if out.exists():
-        if not out.is_dir() and wanted.matches(out):
-            return Fetched(out, 1, wanted.size, 0, 1)
+        if not out.is_dir() and expected.matches(out):
+            return FetchResult(out, 1, expected.size, 0, 1)
         raise UsageError("output exists already", where=str(out), fix="choose another -o, or remove it")
     moved = 0
 
@@ -123,26 +129,29 @@ def fetch_file(repo: str, commit: str, wanted: Wanted, out: Path) -> Fetched:
         moved += n
         progress.moved(n)
 
-    with _state(out, keep=False) as held, Progress(wanted.path, wanted.size, 1) as progress:
-        require_room(held.directory, wanted.size, out)
-        part = held.folder("part") / wanted.digest
-        download(repo, commit, wanted, part, moved=count)
+    with (
+        _hold_fetch_directory(out, keep=False) as work_directory,
+        Progress(expected.path, expected.size, 1) as progress,
+    ):
+        require_free_space(work_directory.directory, expected.size, out)
+        part = work_directory.make_folder("part") / expected.digest
+        download_file(repo, commit, expected, part, moved=count)
         part.chmod(0o644)
         os.replace(part, out)
-    return Fetched(out, 1, wanted.size, moved, 0)
+    return FetchResult(out, 1, expected.size, moved, 0)
 
 
-def collect(
+def fetch_files(
     repo: str,
     commit: str,
-    wanted: Sequence[Wanted],
+    expected_files: Sequence[FileDigest],
     out: Path,
     *,
     jobs: int = JOBS,
-    note: Manifest | None = None,
+    manifest: Manifest | None = None,
     keep: bool = True,
     check: Callable[[Path], None] = lambda _: None,
-) -> Fetched:
+) -> FetchResult:
     """Fetches ``wanted`` into the new directory ``out``.
 
     Args:
@@ -155,28 +164,28 @@ def collect(
     """
     require_commit(repo, commit)
     out = Path(os.path.abspath(out))
-    size = sum(w.size for w in wanted)
-    there = Fetched(out, len(wanted), size, 0, len(wanted))
-    if _is_there(out, wanted, note):
-        return _noted(there, note, check)
-    with _state(out, keep=keep) as held:
+    size = sum(w.size for w in expected_files)
+    existing = FetchResult(out, len(expected_files), size, 0, len(expected_files))
+    if _is_fetched(out, expected_files, manifest):
+        return _finish_existing(existing, manifest, check)
+    with _hold_fetch_directory(out, keep=keep) as work_directory:
         # Once more with the lock held: another process may just have finished it.
-        if _is_there(out, wanted, note):
-            return _noted(there, note, check)
-        tree, parts = held.folder("tree"), held.folder("part")
+        if _is_fetched(out, expected_files, manifest):
+            return _finish_existing(existing, manifest, check)
+        tree, parts = work_directory.make_folder("tree"), work_directory.make_folder("part")
         # First, too: what is a file in one lock may be a directory in another.
-        _remove_strangers(tree, wanted)
-        run = _Run(repo, commit, tree, parts, jobs)
-        with Progress(f"fetch {repo}", size, len(wanted)) as progress:
-            run.go(wanted, progress, out)
-        _remove_strangers(tree, wanted)
+        _remove_unexpected_files(tree, expected_files)
+        run = _ParallelFetch(repo, commit, tree, parts, jobs)
+        with Progress(f"fetch {repo}", size, len(expected_files)) as progress:
+            run.fetch_all(expected_files, progress, out)
+        _remove_unexpected_files(tree, expected_files)
         check(tree)
-        if note is not None:
-            note.write(tree)
+        if manifest is not None:
+            manifest.write(tree)
         for folder, _, _ in os.walk(tree):
             os.chmod(folder, 0o755)
         os.rename(tree, out)  # an empty directory is replaced
-    return Fetched(out, len(wanted), size, run.moved, run.kept)
+    return FetchResult(out, len(expected_files), size, run.moved, run.kept)
 
 
 def require_commit(repo: str, revision: str) -> None:
@@ -189,17 +198,21 @@ def require_commit(repo: str, revision: str) -> None:
         raise UsageError(
             f"revision {ascii(revision)[:100]} is not a commit of 40 hex digits; a branch or tag can move",
             where=repo,
-            fix=f"pin it: enginix lock {_words(repo)} --revision {ascii(revision)[1:-1][:100]} -o FILE",
+            fix=f"pin it: enginix lock {_format_lock_argument(repo)} --revision {ascii(revision)[1:-1][:100]} -o FILE",
         )
 
 
-def _words(address: str) -> str:
+def _format_lock_argument(address: str) -> str:
     """What ``enginix lock`` is given for a repository."""
-    found = lock.split(address)
-    return f"--dataset {found[0]}" if found is not None and found[1] == "dataset" else address
+    name_and_type = lock.split_address(address)
+    return (
+        f"--dataset {name_and_type[0]}"
+        if name_and_type is not None and name_and_type[1] == "dataset"
+        else address
+    )
 
 
-def require_room(directory: Path, need: int, out: Path) -> None:
+def require_free_space(directory: Path, need: int, out: Path) -> None:
     """Says before the download that the disk is too small.
 
     Raises:
@@ -208,60 +221,60 @@ def require_room(directory: Path, need: int, out: Path) -> None:
     free = free_bytes(directory)
     if need > max(free - SLACK, 0):
         raise MachineError(
-            f"{human_bytes(need)} are needed, {human_bytes(free)} are free",
+            f"{format_bytes(need)} are needed, {format_bytes(free)} are free",
             where=str(out),
-            fix=f"free {human_bytes(need + SLACK - free)}, or choose another -o",
+            fix=f"free {format_bytes(need + SLACK - free)}, or choose another -o",
         )
 
 
-class _Run:
+class _ParallelFetch:
     def __init__(self, repo: str, commit: str, tree: Path, parts: Path, jobs: int) -> None:
         self.repo, self.commit, self.tree, self.parts, self.jobs = repo, commit, tree, parts, jobs
         self.stop = threading.Event()
         self.moved = self.kept = 0
         self._lock = threading.Lock()
 
-    def go(self, wanted: Sequence[Wanted], progress: Progress, out: Path) -> None:
+    def fetch_all(self, expected_files: Sequence[FileDigest], progress: Progress, out: Path) -> None:
         # Equal content is fetched once, and files of one digest never write to the same part.
-        groups: dict[tuple[str, str, int], list[Wanted]] = {}
-        for w in wanted:
+        groups: dict[tuple[str, str, int], list[FileDigest]] = {}
+        for w in expected_files:
             groups.setdefault((w.kind, w.digest, w.size), []).append(w)
         order = sorted(groups.values(), key=lambda g: (-g[0].size, g[0].path))
         with ThreadPoolExecutor(max(self.jobs, 1), thread_name_prefix="fetch") as pool:
             try:
                 missing = []
-                for g, finished in zip(order, pool.map(self._finished, order), strict=True):
+                for g, finished in zip(order, pool.map(self._is_finished, order), strict=True):
                     if not finished:
                         missing.append(g)
                         continue
                     self.kept += len(g)
                     for w in g:
-                        progress.had(w.size)
+                        progress.add_resumed(w.size)
                         progress.file()
                 have = 0
                 for g in missing:
                     part = self.parts / g[0].digest
-                    had = min(part.stat().st_size, g[0].size) if part.exists() else 0
-                    progress.had(had)
-                    have += had
-                require_room(self.tree, sum(w.size for g in missing for w in g) - have, out)
-                tasks = [pool.submit(self._one, g, progress) for g in missing]
+                    resumed_bytes = min(part.stat().st_size, g[0].size) if part.exists() else 0
+                    progress.add_resumed(resumed_bytes)
+                    have += resumed_bytes
+                require_free_space(self.tree, sum(w.size for g in missing for w in g) - have, out)
+                tasks = [pool.submit(self._fetch_group, g, progress) for g in missing]
                 done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
                 for task in done:
                     task.result()
             except BaseException as e:
                 self.stop.set()
-                abort()
+                abort_xet_transfers()
                 pool.shutdown(wait=True, cancel_futures=True)
                 if isinstance(e, OSError):
-                    raise faults.translate(e, self.repo) from e
+                    raise hub_errors.translate_hub_error(e, self.repo) from e
                 raise
 
-    def _finished(self, group: list[Wanted]) -> bool:
+    def _is_finished(self, group: list[FileDigest]) -> bool:
         """Whether an earlier run left every file of the group, with the right bytes."""
         return all(w.matches(self.tree / w.path) for w in group)
 
-    def _one(self, group: list[Wanted], progress: Progress) -> None:
+    def _fetch_group(self, group: list[FileDigest], progress: Progress) -> None:
         def count(n: int) -> None:
             progress.moved(n)
             with self._lock:
@@ -270,7 +283,7 @@ class _Run:
         first = group[0]
         part = self.parts / first.digest
         try:
-            download(self.repo, self.commit, first, part, moved=count, stop=self.stop)
+            download_file(self.repo, self.commit, first, part, moved=count, stop=self.stop)
             part.chmod(0o644)
             for w in group:
                 target = self.tree / w.path
@@ -282,92 +295,98 @@ class _Run:
                 else:
                     shutil.copyfile(part, target)
                 if w is not first:
-                    progress.had(w.size)
+                    progress.add_resumed(w.size)
                 progress.file()
-        except Stopped:
+        except TransferStopped:
             return
         except OSError as e:
-            raise faults.translate(e, self.repo, first.path) from e
+            raise hub_errors.translate_hub_error(e, self.repo, first.path) from e
 
 
 @contextmanager
-def _state(out: Path, *, keep: bool) -> Iterator[WorkDirectory]:
+def _hold_fetch_directory(out: Path, *, keep: bool) -> Iterator[WorkDirectory]:
     """The work directory, held by one process at a time; removed on failure unless it is worth keeping."""
-    with hold_work_directory(out, doing="fetching") as held:
-        held.remove("hf")
-        session.private_caches(held.path / "hf")
+    with hold_work_directory(out, doing="fetching") as work_directory:
+        work_directory.remove("hf")
+        session.set_private_caches(work_directory.path / "hf")
         try:
-            yield held
+            yield work_directory
         except BaseException as e:
-            kept = sum(
+            kept_bytes = sum(
                 Path(folder, name).lstat().st_size
                 for part in ("tree", "part")
-                for folder, _, names in os.walk(held.directory / part)
+                for folder, _, names in os.walk(work_directory.directory / part)
                 for name in names
             )
-            if keep and kept and isinstance(e, (Exception, KeyboardInterrupt)):
-                say(
-                    f"kept {human_bytes(kept)} in {held.path}; run the same command again to go on from there"
+            if keep and kept_bytes and isinstance(e, (Exception, KeyboardInterrupt)):
+                print_message(
+                    f"kept {format_bytes(kept_bytes)} in {work_directory.path}; run the same command again to go on from there"
                 )
             else:
-                release(held)
+                release_work_directory(work_directory)
             if isinstance(e, OSError):
-                raise faults.translate(e, str(held.path)) from e
+                raise hub_errors.translate_hub_error(e, str(work_directory.path)) from e
             raise
-        release(held)
+        release_work_directory(work_directory)
 
 
-def _noted(there: Fetched, note: Manifest | None, check: Callable[[Path], None]) -> Fetched:
+def _finish_existing(
+    existing: FetchResult, manifest: Manifest | None, check: Callable[[Path], None]
+) -> FetchResult:
     """What was there already, with the manifest of this lock."""
-    check(there.directory)
+    check(existing.directory)
     # Another commit may have the same files: then only what names the commit is out of date.
-    if note is not None and not _names(there.directory, note):
-        note.write(there.directory)
-    return there
+    if manifest is not None and not _has_same_manifest(existing.directory, manifest):
+        manifest.write(existing.directory)
+    return existing
 
 
-def _is_there(out: Path, wanted: Sequence[Wanted], note: Manifest | None) -> bool:
+def _is_fetched(out: Path, expected_files: Sequence[FileDigest], manifest: Manifest | None) -> bool:
     """Whether ``out`` holds exactly what is wanted already, with or without a manifest.
 
     Raises:
         UsageError: it holds something else.
     """
     if not os.path.lexists(out) or (out.is_dir() and not out.is_symlink() and not any(out.iterdir())):
-        check_free(out)
+        require_absent(out)
         return False
     refuse_link(out)
     fix = "choose another -o, or remove it"
     if not out.is_dir():
         raise UsageError("output exists and is not a directory", where=str(out), fix=fix)
-    for w in wanted:
+    for w in expected_files:
         if not w.matches(out / w.path):
             raise UsageError(
                 f"output exists, and {w.path} in it is not what is pinned", where=str(out), fix=fix
             )
-    known = {w.path for w in wanted} | ({FILE} if note else set())
-    for found in sorted(out.rglob("*")):
-        name = found.relative_to(out).as_posix()
-        if found.is_symlink() or (not found.is_dir() and name not in known):
+    known = {w.path for w in expected_files} | ({MANIFEST_FILE} if manifest else set())
+    for entry in sorted(out.rglob("*")):
+        name = entry.relative_to(out).as_posix()
+        if entry.is_symlink() or (not entry.is_dir() and name not in known):
             raise UsageError(f"output exists, and {name} in it is not pinned", where=str(out), fix=fix)
     return True
 
 
-def _names(out: Path, note: Manifest) -> bool:
+def _has_same_manifest(out: Path, manifest: Manifest) -> bool:
     """Whether the manifest in ``out`` says what ``note`` says of model and lock."""
     try:
-        found = read_manifest(out)
+        existing_manifest = read_manifest(out)
     except ManifestError:
         return False
-    return (found.artefact, found.model, found.inputs) == (note.artefact, note.model, note.inputs)
+    return (existing_manifest.artefact, existing_manifest.model, existing_manifest.inputs) == (
+        manifest.artefact,
+        manifest.model,
+        manifest.inputs,
+    )
 
 
-def _remove_strangers(tree: Path, wanted: Sequence[Wanted]) -> None:
+def _remove_unexpected_files(tree: Path, expected_files: Sequence[FileDigest]) -> None:
     """Removes what an earlier run for another lock left."""
-    known = {w.path for w in wanted}
+    known = {w.path for w in expected_files}
     for folder, _, names in os.walk(tree, topdown=False):
         for name in names:
-            found = Path(folder, name)
-            if found.relative_to(tree).as_posix() not in known:
-                found.unlink()
+            path = Path(folder, name)
+            if path.relative_to(tree).as_posix() not in known:
+                path.unlink()
         if Path(folder) != tree and not os.listdir(folder):
             os.rmdir(folder)

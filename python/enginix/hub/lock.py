@@ -17,13 +17,13 @@ from typing import Any, Literal
 from enginix.errors import LockError, ModelError
 from enginix.hub import paths
 from enginix.model.jsonfile import parse_object
-from enginix.tables import table
+from enginix.tables import load_table
 
-VERSION = 1
-LONGEST = 32 << 20  # bytes; about 200,000 files
+LOCK_VERSION = 1
+LONGEST_LOCK = 32 << 20  # bytes; about 200,000 files
 LARGEST_FILE = 1 << 50
 DEEPEST_FACT = 4
-EMPTY = hashlib.sha256().hexdigest()
+EMPTY_SHA256 = hashlib.sha256().hexdigest()
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -32,19 +32,19 @@ REPO = re.compile(r"(?=.{1,193}$)(?!.*(\.\.|--))(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}
 
 # The Hub's own name of a dataset's place: in addresses it stands before the repository's name.
 DATASETS = "datasets/"
-_AGAIN = "write the lock again with `enginix lock`"
-_KEYS, _FILE_KEYS = frozenset(table("lock")["keys"]), frozenset(table("lock")["fileKeys"])
+_REWRITE_FIX = "write the lock again with `enginix lock`"
+_KEYS, _FILE_KEYS = frozenset(load_table("lock")["keys"]), frozenset(load_table("lock")["fileKeys"])
 
 
 RepoType = Literal["model", "dataset"]
 
 
-def address(repo: str, type_: RepoType) -> str:
+def format_address(repo: str, type_: RepoType) -> str:
     """See ``Lock.address``."""
     return DATASETS + repo if type_ == "dataset" else repo
 
 
-def split(address: str) -> tuple[str, RepoType] | None:
+def split_address(address: str) -> tuple[str, RepoType] | None:
     """Name and type of the repository at an address; None where it is no address.
 
     ``datasets/name`` is a model of the owner ``datasets``: a dataset's address always has its owner.
@@ -112,7 +112,7 @@ class Lock:
     @property
     def address(self) -> str:
         """The repository as addresses of the Hub name it: ``owner/name``, ``datasets/owner/name``."""
-        return address(self.repo, self.type)
+        return format_address(self.repo, self.type)
 
     @property
     def size(self) -> int:
@@ -121,7 +121,7 @@ class Lock:
 
     def dump(self) -> str:
         """The lock as it is written: the same bytes for the same content, one file a line."""
-        return dump(self)
+        return dump_lock(self)
 
     @classmethod
     def parse(cls, text: str | bytes, where: str) -> Lock:
@@ -130,10 +130,10 @@ class Lock:
         Raises:
             LockError: anything that is not exactly a lock.
         """
-        return parse(text, where)
+        return parse_lock(text, where)
 
 
-def read(path: Path) -> Lock:
+def read_lock(path: Path) -> Lock:
     """Reads a lock file.
 
     Raises:
@@ -141,52 +141,54 @@ def read(path: Path) -> Lock:
     """
     try:
         with path.open("rb") as f:
-            data = f.read(LONGEST + 1)
+            data = f.read(LONGEST_LOCK + 1)
     except OSError as e:
         raise LockError(f"cannot be read: {e.strerror}", where=str(path), fix="pass a lock file") from e
-    return parse(data, str(path))
+    return parse_lock(data, str(path))
 
 
-def parse(text: str | bytes, where: str) -> Lock:
+def parse_lock(text: str | bytes, where: str) -> Lock:
     """Reads a lock; see ``Lock.parse``."""
 
-    def refuse(what: str, fix: str = _AGAIN) -> LockError:
+    def refuse(what: str, fix: str = _REWRITE_FIX) -> LockError:
         return LockError(what, where=where, fix=fix)
 
     try:
         data = text.encode() if isinstance(text, str) else text
     except UnicodeEncodeError as e:
         raise refuse("not UTF-8") from e
-    if len(data) > LONGEST:
-        raise refuse(f"longer than {LONGEST} bytes")
+    if len(data) > LONGEST_LOCK:
+        raise refuse(f"longer than {LONGEST_LOCK} bytes")
     try:
         raw = parse_object(data, where, strict=True)
     except ModelError as e:
         raise refuse(e.what) from e
-    if type(raw.get("version")) is not int or raw["version"] != VERSION:
+    if type(raw.get("version")) is not int or raw["version"] != LOCK_VERSION:
         raise refuse(
-            f"lock version {_show(raw.get('version'))}, and this enginix reads {VERSION}",
-            f"use the enginix that wrote it, or {_AGAIN}",
+            f"lock version {_show_value(raw.get('version'))}, and this enginix reads {LOCK_VERSION}",
+            f"use the enginix that wrote it, or {_REWRITE_FIX}",
         )
     if unknown := sorted(set(raw) - _KEYS):
-        raise refuse(f"unknown key {_show(unknown[0])}")
+        raise refuse(f"unknown key {_show_value(unknown[0])}")
     repo, revision, type_ = raw.get("repo"), raw.get("revision"), raw.get("type", "model")
     if type_ not in ("model", "dataset"):
-        raise refuse(f'type {_show(type_)} is neither "model" nor "dataset"')
+        raise refuse(f'type {_show_value(type_)} is neither "model" nor "dataset"')
     if not isinstance(repo, str) or not REPO.fullmatch(repo):
-        raise refuse(f"repo {_show(repo)} is not owner/name")
+        raise refuse(f"repo {_show_value(repo)} is not owner/name")
     if type_ == "dataset" and "/" not in repo:
-        raise refuse(f"dataset {_show(repo)} has no owner")
+        raise refuse(f"dataset {_show_value(repo)} has no owner")
     if not isinstance(revision, str) or not COMMIT.fullmatch(revision):
-        raise refuse(f"revision {_show(revision)} is not a commit of 40 hex digits; a branch or tag can move")
+        raise refuse(
+            f"revision {_show_value(revision)} is not a commit of 40 hex digits; a branch or tag can move"
+        )
     license_, gated, model = raw.get("license"), raw.get("gated", False), raw.get("model", {})
     if license_ is not None and not (
         isinstance(license_, str) and license_.isprintable() and len(license_) <= 200
     ):
-        raise refuse(f"license {_show(license_)} is not a short text or null")
+        raise refuse(f"license {_show_value(license_)} is not a short text or null")
     if gated is not False and gated not in ("auto", "manual"):
-        raise refuse(f'gated {_show(gated)} is not false, "auto" or "manual"')
-    if not isinstance(model, dict) or not _plain(model, DEEPEST_FACT):
+        raise refuse(f'gated {_show_value(gated)} is not false, "auto" or "manual"')
+    if not isinstance(model, dict) or not _is_plain(model, DEEPEST_FACT):
         raise refuse("model is not an object of plain facts")
     if type_ == "dataset" and model:
         raise refuse("a dataset has no facts of a model")
@@ -196,8 +198,8 @@ def parse(text: str | bytes, where: str) -> Lock:
         license=license_,
         gated=gated,
         model=model,
-        files=_files(raw.get("files"), refuse),
-        select=_selection(raw.get("select"), refuse),
+        files=_parse_files(raw.get("files"), refuse),
+        select=_parse_selection(raw.get("select"), refuse),
         type=type_,
     )
 
@@ -212,28 +214,30 @@ def check_files(files: tuple[LockedFile, ...], refuse: Any) -> None:
         LockError: a path or format that is refused, or two paths that cannot live together.
     """
     for f in files:
-        if why := paths.problem(f.path):
-            raise refuse(f"path {_show(f.path)} {why}", "do not use this repository, or exclude the file")
+        if why := paths.find_path_problem(f.path):
+            raise refuse(
+                f"path {_show_value(f.path)} {why}", "do not use this repository, or exclude the file"
+            )
         if paths.is_pickle(f.path):
             raise refuse(
                 f"{f.path} is in a pickle format, which can run code when it is read",
                 "lock a repository with safetensors, or exclude the file",
             )
-        if (f.size == 0) != (f.sha256 == EMPTY):
+        if (f.size == 0) != (f.sha256 == EMPTY_SHA256):
             raise refuse(f"{f.path}: size {f.size} and sha256 contradict each other")
     check_names([f.path for f in files], refuse)
 
 
 def check_names(names: list[str], refuse: Any) -> None:
     """Refuses two paths that cannot live together; see ``check_files``."""
-    if both := paths.clash(names):
+    if both := paths.find_path_clash(names):
         raise refuse(
-            f"{_show(both[0])} and {_show(both[1])} cannot both exist where case does not count",
+            f"{_show_value(both[0])} and {_show_value(both[1])} cannot both exist where case does not count",
             "exclude one of them",
         )
 
 
-def dump(lock: Lock) -> str:
+def dump_lock(lock: Lock) -> str:
     """See ``Lock.dump``."""
 
     def line(value: Any) -> str:
@@ -245,7 +249,7 @@ def dump(lock: Lock) -> str:
         return "{\n" + ",\n".join(f"    {line(k)}: {line(v)}" for k, v in pairs) + "\n  }"
 
     head: list[tuple[str, str]] = [
-        ("version", line(VERSION)),
+        ("version", line(LOCK_VERSION)),
         *([("type", line(lock.type))] if lock.type != "model" else []),
         ("repo", line(lock.repo)),
         ("revision", line(lock.revision)),
@@ -267,25 +271,25 @@ def dump(lock: Lock) -> str:
     return "{\n" + ",\n".join(f'  "{key}": {value}' for key, value in head) + "\n}\n"
 
 
-def _files(raw: Any, refuse: Any) -> tuple[LockedFile, ...]:
+def _parse_files(raw: Any, refuse: Any) -> tuple[LockedFile, ...]:
     if not isinstance(raw, dict) or not raw:
         raise refuse("the lock lists no files")
-    found = []
+    locked_files = []
     for path, entry in raw.items():
         if not isinstance(entry, dict) or set(entry) != _FILE_KEYS:
-            raise refuse(f"{_show(path)} does not have exactly sha256 and size")
+            raise refuse(f"{_show_value(path)} does not have exactly sha256 and size")
         sha256, size = entry["sha256"], entry["size"]
         if not isinstance(sha256, str) or not SHA256.fullmatch(sha256):
-            raise refuse(f"{_show(path)}: sha256 {_show(sha256)} is not 64 lower-case hex digits")
+            raise refuse(f"{_show_value(path)}: sha256 {_show_value(sha256)} is not 64 lower-case hex digits")
         if type(size) is not int or not 0 <= size <= LARGEST_FILE:
-            raise refuse(f"{_show(path)}: size {_show(size)} is not a number of bytes")
-        found.append(LockedFile(path, size, sha256))
-    files = tuple(sorted(found, key=lambda f: f.path))
+            raise refuse(f"{_show_value(path)}: size {_show_value(size)} is not a number of bytes")
+        locked_files.append(LockedFile(path, size, sha256))
+    files = tuple(sorted(locked_files, key=lambda f: f.path))
     check_files(files, refuse)
     return files
 
 
-def _selection(raw: Any, refuse: Any) -> Selection:
+def _parse_selection(raw: Any, refuse: Any) -> Selection:
     if raw is None:
         return Selection()
     shape = {"revision": str, "include": list, "exclude": list, "remoteCode": bool}
@@ -306,7 +310,7 @@ def _selection(raw: Any, refuse: Any) -> Selection:
     )
 
 
-def _plain(value: Any, depth: int) -> bool:
+def _is_plain(value: Any, depth: int) -> bool:
     if value is None or isinstance(value, bool):
         return True
     if isinstance(value, int):
@@ -318,11 +322,11 @@ def _plain(value: Any, depth: int) -> bool:
     if depth == 0:
         return False
     if isinstance(value, dict):
-        return all(_plain(k, 0) and _plain(v, depth - 1) for k, v in value.items())
-    return isinstance(value, list) and all(_plain(v, depth - 1) for v in value)
+        return all(_is_plain(k, 0) and _is_plain(v, depth - 1) for k, v in value.items())
+    return isinstance(value, list) and all(_is_plain(v, depth - 1) for v in value)
 
 
-def _show(value: Any) -> str:
+def _show_value(value: Any) -> str:
     """A stranger's value, short and printable."""
     text = ascii(value)
     return text if len(text) <= 100 else f"{text[:97]}…"

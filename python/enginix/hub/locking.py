@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from enginix.console import human_bytes
+from enginix.console import format_bytes
 from enginix.errors import HubError, LockError
-from enginix.hub import api, facts, paths
-from enginix.hub.lock import Lock, LockedFile, RepoType, Selection, address, check_files, check_names
-from enginix.hub.selection import choose
+from enginix.hub import api, model_metadata, paths
+from enginix.hub.lock import Lock, LockedFile, RepoType, Selection, check_files, check_names, format_address
+from enginix.hub.selection import choose_files
 
 JOBS = 8
 # What is hashed here rather than taken from the listing stays small, whatever a repository holds.
@@ -24,14 +24,14 @@ MOST_SMALL_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
-class Made:
+class NewLock:
     """A lock, and what is to be said about it."""
 
     lock: Lock
     notes: tuple[str, ...]
 
 
-def make(name: str, select: Selection, type_: RepoType = "model") -> Made:
+def make_lock(name: str, select: Selection, type_: RepoType = "model") -> NewLock:
     """Pins the model or dataset ``name``.
 
     Raises:
@@ -40,20 +40,20 @@ def make(name: str, select: Selection, type_: RepoType = "model") -> Made:
     """
     if type_ == "dataset" and "/" not in name:
         raise LockError("a dataset is named with its owner", where=name, fix="pass owner/name")
-    repo = address(name, type_)
-    info = api.repo_info(repo, select.revision)
+    repo = format_address(name, type_)
+    info = api.fetch_repo_info(repo, select.revision)
     listing = api.list_files(repo, info.revision)
     # Before the choice: a listing with one hostile path is not to be trusted with the others.
     for f in listing:
-        if (why := paths.problem(f.path)) and why != paths.MANIFESTS:
-            raise _refuse(repo)(f"path {ascii(f.path)[:100]} {why}", "do not use this repository")
-    chosen = choose(listing, select, repo, type_)
-    check_names([f.path for f in chosen.files], _refuse(repo))
-    small = [f for f in chosen.files if f.sha256 is None or f.path in facts.FILES]
+        if (why := paths.find_path_problem(f.path)) and why != paths.MANIFEST_NAME_PROBLEM:
+            raise _make_refusal(repo)(f"path {ascii(f.path)[:100]} {why}", "do not use this repository")
+    chosen = choose_files(listing, select, repo, type_)
+    check_names([f.path for f in chosen.files], _make_refusal(repo))
+    small = [f for f in chosen.files if f.sha256 is None or f.path in model_metadata.FILES]
     total = sum(f.size for f in small)
     if total > MOST_SMALL_BYTES:
         raise HubError(
-            f"{human_bytes(total)} in files that are not large ones",
+            f"{format_bytes(total)} in files that are not large ones",
             where=repo,
             fix="narrow it with --include",
         )
@@ -69,11 +69,13 @@ def make(name: str, select: Selection, type_: RepoType = "model") -> Made:
         LockedFile(f.path, f.size, f.sha256 or hashlib.sha256(content[f.path]).hexdigest())
         for f in chosen.files
     )
-    check_files(files, _refuse(repo))
+    check_files(files, _make_refusal(repo))
     model = (
         {}
         if type_ == "dataset"
-        else facts.model_facts({p: content[p] for p in facts.FILES if p in content}, repo)
+        else model_metadata.extract_model_metadata(
+            {p: content[p] for p in model_metadata.FILES if p in content}, repo
+        )
     )
     notes = list(chosen.notes)
     if model.pop("remoteCode", False) and not select.remote_code:
@@ -83,47 +85,49 @@ def make(name: str, select: Selection, type_: RepoType = "model") -> Made:
         for f in listing
         if paths.is_reserved(f.path)
     ]
-    made = Lock(name, info.revision, info.license, info.gated, model, files, select, type_)
-    api.refuse_echo(made.dump(), "what would be in the lock", repo)
-    return Made(made, tuple(notes))
+    new_lock = Lock(name, info.revision, info.license, info.gated, model, files, select, type_)
+    api.refuse_echo(new_lock.dump(), "what would be in the lock", repo)
+    return NewLock(new_lock, tuple(notes))
 
 
-def differences(old: Lock, new: Lock) -> list[str]:
+def list_lock_differences(old: Lock, new: Lock) -> list[str]:
     """What moved from one lock to another, a line each; empty when nothing did."""
     lines = []
     if old.revision != new.revision:
         lines.append(f"revision: {old.revision} → {new.revision}")
     for name in ("license", "gated"):
         if getattr(old, name) != getattr(new, name):
-            lines.append(f"{name}: {_word(getattr(old, name))} → {_word(getattr(new, name))}")
-    for key in sorted({*old.model, *new.model} - facts.FORMER):
+            lines.append(f"{name}: {_format_value(getattr(old, name))} → {_format_value(getattr(new, name))}")
+    for key in sorted({*old.model, *new.model} - model_metadata.OBSOLETE_KEYS):
         if old.model.get(key) != new.model.get(key):
-            lines.append(f"model.{key}: {_word(old.model.get(key))} → {_word(new.model.get(key))}")
-    return lines + list(_file_differences(old, new))
+            lines.append(
+                f"model.{key}: {_format_value(old.model.get(key))} → {_format_value(new.model.get(key))}"
+            )
+    return lines + list(_iterate_file_differences(old, new))
 
 
-def _file_differences(old: Lock, new: Lock) -> Iterator[str]:
+def _iterate_file_differences(old: Lock, new: Lock) -> Iterator[str]:
     before, after = ({f.path: f for f in lock.files} for lock in (old, new))
     for path in sorted({*before, *after}):
         a, b = before.get(path), after.get(path)
         if a is None and b is not None:
-            yield f"+ {path}  {human_bytes(b.size)}  sha256 {b.sha256[:12]}…"
+            yield f"+ {path}  {format_bytes(b.size)}  sha256 {b.sha256[:12]}…"
         elif b is None and a is not None:
-            yield f"- {path}  {human_bytes(a.size)}"
+            yield f"- {path}  {format_bytes(a.size)}"
         elif a is not None and b is not None and a != b:
-            sizes = "" if a.size == b.size else f"  {human_bytes(a.size)} → {human_bytes(b.size)}"
+            sizes = "" if a.size == b.size else f"  {format_bytes(a.size)} → {format_bytes(b.size)}"
             yield f"~ {path}{sizes}  sha256 {a.sha256[:12]}… → {b.sha256[:12]}…"
 
 
-def to_move(old: Lock, new: Lock) -> int:
+def count_new_bytes(old: Lock, new: Lock) -> int:
     """Bytes that ``new`` needs and ``old`` does not have, whatever their names."""
-    have = {f.sha256 for f in old.files}
-    return sum({f.sha256: f.size for f in new.files if f.sha256 not in have}.values())
+    old_digests = {f.sha256 for f in old.files}
+    return sum({f.sha256: f.size for f in new.files if f.sha256 not in old_digests}.values())
 
 
-def _word(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _refuse(repo: str) -> Any:
+def _make_refusal(repo: str) -> Any:
     return lambda what, fix="report it to the repository's owner": LockError(what, where=repo, fix=fix)

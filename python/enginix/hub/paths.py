@@ -5,19 +5,19 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 
-from enginix.tables import table
+from enginix.tables import load_table
 
 LONGEST_PATH = 1024  # characters; PATH_MAX is 4096 bytes and the directory before it needs room too
 LONGEST_NAME = 255  # bytes; NAME_MAX of Linux file systems
 
 # Formats whose readers run code that the file brings along.
-PICKLE_SUFFIXES = tuple(table("lock")["pickles"])
+PICKLE_SUFFIXES = tuple(load_table("lock")["pickles"])
 RESERVED = "enginix.json"  # the manifest that fetching adds
 # The one reason that does not make a path hostile, only no part of a lock.
-MANIFESTS = "is the name of the manifest that fetching adds"
+MANIFEST_NAME_PROBLEM = "is the name of the manifest that fetching adds"
 
 
-def problem(path: str) -> str | None:
+def find_path_problem(path: str) -> str | None:
     """Why ``path`` is refused, or None when it is fine."""
     if not path:
         return "is empty"
@@ -39,7 +39,7 @@ def problem(path: str) -> str | None:
         if len(name.encode()) > LONGEST_NAME:
             return f"has a segment longer than {LONGEST_NAME} bytes"
     if is_reserved(path):
-        return MANIFESTS
+        return MANIFEST_NAME_PROBLEM
     return None
 
 
@@ -53,7 +53,7 @@ def is_pickle(path: str) -> bool:
     return path.lower().endswith(PICKLE_SUFFIXES)
 
 
-def clash(paths: Iterable[str]) -> tuple[str, str] | None:
+def find_path_clash(paths: Iterable[str]) -> tuple[str, str] | None:
     """Two paths that cannot both exist on a file system that ignores case and Unicode form, or None.
 
     Equal but for case or normalization, or one a file where the other needs a directory.
@@ -66,11 +66,11 @@ def clash(paths: Iterable[str]) -> tuple[str, str] | None:
         if other is not None:
             return other, path
         files[key] = path
-        at = key.rfind("/")
-        while at > 0:
-            above = key[:at]
-            if above in files:
-                return files[above], path
-            folders.setdefault(above, path)
-            at = key.rfind("/", 0, at)
+        slash = key.rfind("/")
+        while slash > 0:
+            parent = key[:slash]
+            if parent in files:
+                return files[parent], path
+            folders.setdefault(parent, path)
+            slash = key.rfind("/", 0, slash)
     return None

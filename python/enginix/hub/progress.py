@@ -8,7 +8,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from enginix.console import human_bytes, say
+from enginix.console import format_bytes, print_message
 
 
 class Progress:
@@ -52,7 +52,7 @@ class Progress:
         if self._thread is not None:
             self._thread.join()
 
-    def had(self, n: int) -> None:
+    def add_resumed(self, n: int) -> None:
         """``n`` bytes are there from an earlier run."""
         self._add(n, new=False)
 
@@ -72,8 +72,8 @@ class Progress:
         with self._lock:
             seconds = max(time.monotonic() - self._start, 1e-3)
             return (
-                f"{self.what}: {human_bytes(self._bytes)} of {human_bytes(self.total)}, {self._done} of "
-                f"{self.files} files, {human_bytes(int(max(self._new, 0) / seconds))}/s"
+                f"{self.what}: {format_bytes(self._bytes)} of {format_bytes(self.total)}, {self._done} of "
+                f"{self.files} files, {format_bytes(int(max(self._new, 0) / seconds))}/s"
             )
 
     def _add(self, n: int, *, new: bool) -> None:
@@ -87,4 +87,4 @@ class Progress:
     def _beat(self) -> None:
         # From a thread of its own, so that a hub that stalls does not silence it.
         while not self._over.wait(self.interval):
-            say(self.line())
+            print_message(self.line())

@@ -27,7 +27,7 @@ INCLUDE = (
 )
 # Copies of the same weights for other software, and hidden files.
 EXCLUDE = (".*", "*/.*", "original/*", "metal/*", "onnx/*", "openvino/*", "coreml/*", "runs/*")
-# What calibration reads of a dataset (enginix.quantize.text), and its terms.
+# What calibration reads of a dataset (enginix.quantize.calibration_text), and its terms.
 TEXT = ("*.jsonl", "*.jsonl.gz", "*.ndjson", "*.txt", "*.txt.gz")
 DATASET = (*TEXT, *TERMS)
 # Mistral's own layout, beside the Transformers one.
@@ -35,14 +35,16 @@ TWIN = "consolidated*.safetensors"
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenFiles:
     """The files that are taken, and what is said about the others."""
 
     files: tuple[RemoteFile, ...]
     notes: tuple[str, ...]
 
 
-def choose(files: Sequence[RemoteFile], select: Selection, repo: str, type_: RepoType = "model") -> Chosen:
+def choose_files(
+    files: Sequence[RemoteFile], select: Selection, repo: str, type_: RepoType = "model"
+) -> ChosenFiles:
     """Applies the patterns.
 
     Raises:
@@ -56,51 +58,51 @@ def choose(files: Sequence[RemoteFile], select: Selection, repo: str, type_: Rep
         if any(fnmatchcase(f.path, "model*.safetensors") for f in files):
             exclude = (*exclude, TWIN)
     include = select.include or (DATASET if type_ == "dataset" else INCLUDE)
-    taken = []
+    chosen = []
     for f in files:
-        if not _any(f.path, include) and not (select.remote_code and f.path.endswith(".py")):
+        if not _matches_any(f.path, include) and not (select.remote_code and f.path.endswith(".py")):
             continue
-        if _any(f.path, exclude) or paths.is_reserved(f.path):
+        if _matches_any(f.path, exclude) or paths.is_reserved(f.path):
             continue
         if f.path.endswith(".py") and not select.remote_code:
             notes.append(f"{f.path} left out: code of the repository; --remote-code pins it by its hash")
             continue
-        taken.append(f)
-    if select.include and (pickles := [f.path for f in taken if paths.is_pickle(f.path)]):
+        chosen.append(f)
+    if select.include and (pickles := [f.path for f in chosen if paths.is_pickle(f.path)]):
         raise LockError(
             f"{pickles[0]} is in a pickle format, which can run code when it is read",
             where=repo,
             fix="lock a repository with safetensors; --include only what is not a pickle",
         )
-    if type_ == "dataset" and not select.include and not any(map(_is_text, taken)):
+    if type_ == "dataset" and not select.include and not any(map(_is_text, chosen)):
         raise LockError(
-            _no_text(files),
+            _explain_no_text(files),
             where=repo,
             fix="lock a dataset that has JSONL or text; or write it as JSONL (DuckDB and pandas do) "
             "and pass that file: mkCalibration { text = ./data.jsonl; }, enginix calibrate --text",
         )
-    if not taken:
+    if not chosen:
         raise LockError("no file is left", where=repo, fix="look at --include and --exclude")
-    if type_ == "model" and not select.include and not any(f.path.endswith(".safetensors") for f in taken):
+    if type_ == "model" and not select.include and not any(f.path.endswith(".safetensors") for f in chosen):
         raise LockError(
-            _no_weights(files), where=repo, fix="lock a repository with safetensors, or use --include"
+            _explain_no_weights(files), where=repo, fix="lock a repository with safetensors, or use --include"
         )
-    return Chosen(tuple(taken), tuple(notes))
+    return ChosenFiles(tuple(chosen), tuple(notes))
 
 
 def _is_text(f: RemoteFile) -> bool:
     """Whether calibration reads it: terms are none of a dataset's texts."""
-    return _any(f.path, TEXT) and not _any(f.path.rpartition("/")[2], TERMS)
+    return _matches_any(f.path, TEXT) and not _matches_any(f.path.rpartition("/")[2], TERMS)
 
 
-def _no_text(files: Sequence[RemoteFile]) -> str:
+def _explain_no_text(files: Sequence[RemoteFile]) -> str:
     others = [
         f.path for f in files if f.path.endswith((".parquet", ".arrow", ".csv", ".json", ".zst", ".zip"))
     ]
     return f"no JSONL and no text in it; there is {others[0]}" if others else "no JSONL and no text in it"
 
 
-def _no_weights(files: Sequence[RemoteFile]) -> str:
+def _explain_no_weights(files: Sequence[RemoteFile]) -> str:
     pickles = [f.path for f in files if paths.is_pickle(f.path)]
     if pickles:
         return f"no weights in safetensors; {pickles[0]} is a pickle and is refused"
@@ -108,5 +110,5 @@ def _no_weights(files: Sequence[RemoteFile]) -> str:
     return f"no weights in safetensors; there is {others[0]}" if others else "no weights in safetensors"
 
 
-def _any(path: str, patterns: Sequence[str]) -> bool:
+def _matches_any(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(path, p) or (p.endswith("/") and path.startswith(p)) for p in patterns)

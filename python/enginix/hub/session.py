@@ -20,7 +20,7 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 TIMEOUT = 30.0  # seconds without a byte, for answers of the API
 
 
-def endpoint() -> str:
+def read_endpoint() -> str:
     """The hub's address: ``HF_ENDPOINT``, or the public Hub.
 
     Raises:
@@ -29,23 +29,23 @@ def endpoint() -> str:
     text = (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
     try:
         url = urlsplit(text)
-        fine = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or True)
+        is_valid = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or True)
     except ValueError:
-        fine = False
-    if fine and (url.username is not None or url.password is not None):
+        is_valid = False
+    if is_valid and (url.username is not None or url.password is not None):
         raise UsageError(
             "the address has a user name or password in it",
             where="HF_ENDPOINT",
             fix="take it out: addresses are written into errors; HF_TOKEN is what the hub is shown",
         )
-    if not fine:
+    if not is_valid:
         raise UsageError(
             "not an http(s) address", where="HF_ENDPOINT", fix=f"for instance {DEFAULT_ENDPOINT}"
         )
     return text
 
 
-def same_host(url: str, home: str) -> bool:
+def is_same_host(url: str, home: str) -> bool:
     """Whether ``url`` is on the same host and port as ``home`` and not less protected."""
     try:
         a, b = urlsplit(url), urlsplit(home)
@@ -53,11 +53,11 @@ def same_host(url: str, home: str) -> bool:
         same_port = (a.port or ports.get(a.scheme)) == (b.port or ports.get(b.scheme))
     except ValueError:
         return False
-    upgraded = (b.scheme, a.scheme) == ("http", "https") and a.port is None and b.port is None
-    return a.hostname == b.hostname and ((a.scheme == b.scheme and same_port) or upgraded)
+    is_upgrade = (b.scheme, a.scheme) == ("http", "https") and a.port is None and b.port is None
+    return a.hostname == b.hostname and ((a.scheme == b.scheme and same_port) or is_upgrade)
 
 
-def private_caches(directory: Path) -> None:
+def set_private_caches(directory: Path) -> None:
     """Makes huggingface_hub and hf_xet keep whatever they cache below ``directory``.
 
     Builds have no home, and a cache on another file system would hold a second copy. A token that
@@ -75,7 +75,7 @@ def private_caches(directory: Path) -> None:
 
 
 @cache
-def prepare() -> None:
+def prepare_hub_client() -> None:
     """Imports huggingface_hub with quiet, bounded, token-safe defaults. Idempotent."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import constants, set_client_factory
@@ -84,10 +84,10 @@ def prepare() -> None:
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     def client() -> httpx.Client:
-        made = default_client_factory()
-        hooks = made.event_hooks
-        made.event_hooks = {**hooks, "request": [*hooks["request"], _keep_token_home]}
-        return made
+        http_client = default_client_factory()
+        hooks = http_client.event_hooks
+        http_client.event_hooks = {**hooks, "request": [*hooks["request"], _keep_token_home]}
+        return http_client
 
     set_client_factory(client)
     disable_progress_bars()
@@ -98,31 +98,31 @@ def prepare() -> None:
     constants.DOWNLOAD_CHUNK_SIZE = None  # type: ignore[assignment]
 
 
-def headers() -> dict[str, str]:
+def build_hub_headers() -> dict[str, str]:
     """Headers of a request to the hub, with the token when there is one.
 
     The token is ``HF_TOKEN``, or what ``hf auth login`` stored.
     """
-    prepare()
+    prepare_hub_client()
     from huggingface_hub.utils._headers import build_hf_headers
 
-    made = dict(build_hf_headers(library_name="enginix", library_version=__version__))
-    given = made.get("authorization", "").removeprefix("Bearer ")
-    if strange := next((c for c in given if not "!" <= c <= "~"), None):
+    hub_headers = dict(build_hf_headers(library_name="enginix", library_version=__version__))
+    token_text = hub_headers.get("authorization", "").removeprefix("Bearer ")
+    if invalid := next((c for c in token_text if not "!" <= c <= "~"), None):
         raise UsageError(
-            f"the token has the character U+{ord(strange):04X}, which no token has",
+            f"the token has the character U+{ord(invalid):04X}, which no token has",
             where="HF_TOKEN",
             fix="copy it again, without spaces or invisible characters (or hf auth login again)",
         )
-    return made
+    return hub_headers
 
 
-def token() -> str | None:
+def read_hub_token() -> str | None:
     """The token that ``headers`` sends."""
-    return headers().get("authorization", "").removeprefix("Bearer ") or None
+    return build_hub_headers().get("authorization", "").removeprefix("Bearer ") or None
 
 
 def _keep_token_home(request: httpx.Request) -> None:
     """Runs before every request, redirected ones included: the token goes to the hub's own host only."""
-    if not same_host(str(request.url), endpoint()):
+    if not is_same_host(str(request.url), read_endpoint()):
         request.headers.pop("authorization", None)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from enginix.errors import HashMismatch, HubError
-from enginix.hub import faults, lock, session
+from enginix.hub import hub_errors, lock, session
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
@@ -30,7 +30,7 @@ BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FileDigest:
     """A file and what its bytes must be.
 
     Attributes:
@@ -54,19 +54,19 @@ class Wanted:
             if file.is_symlink() or not file.is_file() or file.stat().st_size != self.size:
                 return False
             with file.open("rb") as f:
-                return _feed(self.hasher(), f) == self.digest
+                return _feed_digest(self.hasher(), f) == self.digest
         except OSError:
             return False
 
 
-class Stopped(Exception):
+class TransferStopped(Exception):
     """Another file failed, or the user interrupted: this transfer ends early."""
 
 
-def download(
+def download_file(
     repo: str,
     commit: str,
-    wanted: Wanted,
+    expected: FileDigest,
     part: Path,
     *,
     moved: Callable[[int], None] = lambda _: None,
@@ -85,31 +85,31 @@ def download(
         HubError: not found, not allowed, or the network failed for good.
         MachineError: the disk is full or refuses.
     """
-    session.prepare()
+    session.prepare_hub_client()
     import httpx
 
     stop = stop or threading.Event()
-    where = f"{repo}: {wanted.path}"
-    failures, wrong, use_xet = 0, 0, True
+    where = f"{repo}: {expected.path}"
+    failures, mismatches, use_xet = 0, 0, True
     while True:
-        had = part.stat().st_size if part.exists() else 0
-        if had > wanted.size:
+        start_size = part.stat().st_size if part.exists() else 0
+        if start_size > expected.size:
             part.unlink()
-            moved(-had)
-            had = 0
+            moved(-start_size)
+            start_size = 0
         try:
             if stop.is_set():
-                raise Stopped
+                raise TransferStopped
             with part.open("ab+", buffering=0) as f:
-                sink = _Sink(f, wanted, moved, stop)
-                if had < wanted.size or had == 0:
+                sink = _Sink(f, expected, moved, stop)
+                if start_size < expected.size or start_size == 0:
                     with _closed_client_as_lost_connection():
-                        _attempt(repo, commit, wanted, sink, part, use_xet, stop)
-                got = sink.hexdigest()
-            if got == wanted.digest and part.stat().st_size == wanted.size:
+                        _attempt_download(repo, commit, expected, sink, part, use_xet, stop)
+                actual = sink.hexdigest()
+            if actual == expected.digest and part.stat().st_size == expected.size:
                 return
             raise HashMismatch(
-                f"{_name(wanted)} is {got}, and {wanted.digest} is pinned",
+                f"{_format_digest_name(expected)} is {actual}, and {expected.digest} is pinned",
                 where=where,
                 fix="check HF_ENDPOINT and proxies, or write the lock again and review what changed",
             )
@@ -117,17 +117,17 @@ def download(
             have = part.stat().st_size if part.exists() else 0
             part.unlink(missing_ok=True)
             moved(-have)
-            wrong += 1
+            mismatches += 1
             use_xet = False
             # Once may be a bad cable, or a part that a crash left damaged.
-            if wrong == 2 or not have:
+            if mismatches == 2 or not have:
                 raise
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, _XetFailed) as e:
-            error = faults.translate(e, repo, wanted.path)
-            new = (part.stat().st_size if part.exists() else 0) - had
+            error = hub_errors.translate_hub_error(e, repo, expected.path)
+            new = (part.stat().st_size if part.exists() else 0) - start_size
             failures = 0 if new > 0 else failures + 1
             use_xet = use_xet and not isinstance(e, _XetFailed)
-            if not _worth_another_try(e) or failures >= TRIES:
+            if not _is_retryable(e) or failures >= TRIES:
                 raise error from e
             stop.wait(min(0.25 * 2**failures, LONGEST_PAUSE))
 
@@ -152,7 +152,7 @@ class _XetFailed(Exception):
     """The Xet path failed; plain HTTP is tried next."""
 
 
-class _TooLong(HubError):
+class _SizeExceeded(HubError):
     """More bytes than the size that was promised."""
 
 
@@ -160,21 +160,21 @@ class _Sink:
     """What huggingface_hub writes to: a file that is hashed on the way, and that never grows too long."""
 
     def __init__(
-        self, file: Any, wanted: Wanted, moved: Callable[[int], None], stop: threading.Event
+        self, file: Any, expected: FileDigest, moved: Callable[[int], None], stop: threading.Event
     ) -> None:
-        self._file, self._wanted, self._moved, self._stop = file, wanted, moved, stop
-        self._hash = wanted.hasher()
+        self._file, self._expected, self._moved, self._stop = file, expected, moved, stop
+        self._hash = expected.hasher()
         file.seek(0)
-        _feed(self._hash, file)
+        _feed_digest(self._hash, file)
         self.size: int = file.tell()
         self._claimed = 0
 
     def write(self, data: bytes) -> int:
         if self._stop.is_set():
-            raise Stopped
-        if self.size + len(data) > self._wanted.size:
-            raise _TooLong(
-                "the hub sends more bytes than are pinned", where=self._wanted.path, fix="run again"
+            raise TransferStopped
+        if self.size + len(data) > self._expected.size:
+            raise _SizeExceeded(
+                "the hub sends more bytes than are pinned", where=self._expected.path, fix="run again"
             )
         view = memoryview(data)
         while view:
@@ -196,7 +196,7 @@ class _Sink:
         self._file.truncate(0)
         self._file.seek(0)
         self._moved(-self.size - self._claimed)
-        self._hash, self.size, self._claimed = self._wanted.hasher(), 0, 0
+        self._hash, self.size, self._claimed = self._expected.hasher(), 0, 0
         return 0
 
     def claim(self, n: int) -> None:
@@ -206,9 +206,9 @@ class _Sink:
 
     def reread(self) -> None:
         """Hashes what another writer put into the file, all of it."""
-        self._hash = self._wanted.hasher()
+        self._hash = self._expected.hasher()
         self._file.seek(0)
-        _feed(self._hash, self._file)
+        _feed_digest(self._hash, self._file)
         self.size = self._file.tell()
         self._moved(self.size - self._claimed)
         self._claimed = 0
@@ -217,65 +217,76 @@ class _Sink:
         return str(self._hash.hexdigest())
 
 
-def _attempt(
-    repo: str, commit: str, wanted: Wanted, sink: _Sink, part: Path, use_xet: bool, stop: threading.Event
+def _attempt_download(
+    repo: str,
+    commit: str,
+    expected: FileDigest,
+    sink: _Sink,
+    part: Path,
+    use_xet: bool,
+    stop: threading.Event,
 ) -> None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils._runtime import is_xet_available
 
-    home = session.endpoint()
-    headers = session.headers()
-    name, type_ = lock.split(repo) or (repo, "model")
-    url = hf_hub_url(name, wanted.path, repo_type=type_, revision=commit, endpoint=home)
-    found = get_hf_file_metadata(
-        url, headers=headers, token=_plain_token(headers), timeout=15, endpoint=home, retry_on_errors=True
+    home = session.read_endpoint()
+    headers = session.build_hub_headers()
+    name, type_ = lock.split_address(repo) or (repo, "model")
+    url = hf_hub_url(name, expected.path, repo_type=type_, revision=commit, endpoint=home)
+    metadata = get_hf_file_metadata(
+        url,
+        headers=headers,
+        token=_read_plain_token(headers),
+        timeout=15,
+        endpoint=home,
+        retry_on_errors=True,
     )
-    _check(found, repo, commit, wanted)
-    if wanted.size == 0:
+    _check_metadata(metadata, repo, commit, expected)
+    if expected.size == 0:
         return
-    xet = found.xet_file_data
-    if use_xet and xet is not None and is_xet_available() and session.same_host(xet.refresh_route, home):
-        _xet(xet, headers, wanted, sink, part, stop)
+    xet = metadata.xet_file_data
+    if use_xet and xet is not None and is_xet_available() and session.is_same_host(xet.refresh_route, home):
+        _download_by_xet(xet, headers, expected, sink, part, stop)
         return
-    if not session.same_host(found.location, home):
+    if not session.is_same_host(metadata.location, home):
         headers.pop("authorization", None)
     http_get(
-        found.location,
+        metadata.location,
         cast(BinaryIO, sink),
         resume_size=sink.size,
         headers=headers,
-        expected_size=wanted.size,
-        displayed_filename=wanted.path,
+        expected_size=expected.size,
+        displayed_filename=expected.path,
     )
 
 
-def _check(found: HfFileMetadata, repo: str, commit: str, wanted: Wanted) -> None:
+def _check_metadata(metadata: HfFileMetadata, repo: str, commit: str, expected: FileDigest) -> None:
     """Refuses before the first byte what cannot become the wanted file."""
-    where = f"{repo}: {wanted.path}"
-    if found.commit_hash is None:
+    where = f"{repo}: {expected.path}"
+    if metadata.commit_hash is None:
         raise HubError(
-            f"{session.endpoint()} does not answer as a hub: no commit in its answer",
+            f"{session.read_endpoint()} does not answer as a hub: no commit in its answer",
             where=where,
             fix="check HF_ENDPOINT, proxies and captive portals",
         )
-    if found.commit_hash != commit:
+    if metadata.commit_hash != commit:
         raise HubError(
-            f"the hub answers with commit {faults.clean(found.commit_hash)}, and {commit} is pinned",
+            f"the hub answers with commit {hub_errors.clean_text(metadata.commit_hash)}, and {commit} is pinned",
             where=where,
             fix="check HF_ENDPOINT, or write the lock again",
         )
-    if found.size is not None and found.size != wanted.size:
+    if metadata.size is not None and metadata.size != expected.size:
         raise HashMismatch(
-            f"the hub has {found.size} bytes, and {wanted.size} are pinned",
+            f"the hub has {metadata.size} bytes, and {expected.size} are pinned",
             where=where,
             fix="write the lock again with `enginix lock` and review what changed",
         )
-    promised = found.etag or ""
-    pattern = lock.SHA256 if wanted.kind == "sha256" else lock.COMMIT
-    if pattern.fullmatch(promised) and promised != wanted.digest:
+    promised = metadata.etag or ""
+    pattern = lock.SHA256 if expected.kind == "sha256" else lock.COMMIT
+    if pattern.fullmatch(promised) and promised != expected.digest:
         raise HashMismatch(
-            f"the hub promises {_name(wanted)} {promised}, and {wanted.digest} is pinned",
+            f"the hub promises {_format_digest_name(expected)} {promised}, and {expected.digest} is pinned",
             where=where,
             fix="write the lock again with `enginix lock` and review what changed",
         )
@@ -295,7 +306,7 @@ class _XetBar:
     update_transfer = set_transfer_postfix_str = refresh = lambda *_, **__: None
 
 
-def abort() -> None:
+def abort_xet_transfers() -> None:
     """Ends transfers by Xet that other threads have under way."""
     if "hf_xet" in sys.modules:
         from huggingface_hub.utils._xet import abort_xet_session
@@ -303,8 +314,8 @@ def abort() -> None:
         abort_xet_session()  # type: ignore[no-untyped-call]
 
 
-def _xet(
-    xet: Any, headers: dict[str, str], wanted: Wanted, sink: _Sink, part: Path, stop: threading.Event
+def _download_by_xet(
+    xet: Any, headers: dict[str, str], expected: FileDigest, sink: _Sink, part: Path, stop: threading.Event
 ) -> None:
     from huggingface_hub.file_download import xet_get
 
@@ -315,21 +326,21 @@ def _xet(
             incomplete_path=part,
             xet_file_data=xet,
             headers=headers,
-            expected_size=wanted.size,
-            displayed_filename=wanted.path,
+            expected_size=expected.size,
+            displayed_filename=expected.path,
             _tqdm_bar=cast(Any, _XetBar(sink)),
         )
     except Exception as e:
         sink.truncate()
         if stop.is_set():
-            raise Stopped from e
+            raise TransferStopped from e
         if isinstance(e, OSError) and e.errno == errno.ENOSPC:
             raise
         raise _XetFailed(f"Xet: {e}") from e
     sink.reread()
 
 
-def _worth_another_try(e: Exception) -> bool:
+def _is_retryable(e: Exception) -> bool:
     """Whether the same request may succeed a moment later."""
     import httpx
     from huggingface_hub import errors
@@ -341,7 +352,7 @@ def _worth_another_try(e: Exception) -> bool:
         if isinstance(e, gone) or e.response.headers.get("X-Error-Code"):
             return False
         # 400, 401 and 403 without the Hub's own code come from storage, when a signed address expired.
-        home = session.same_host(str(e.response.url), session.endpoint())
+        home = session.is_same_host(str(e.response.url), session.read_endpoint())
         return (
             e.response.status_code >= 500
             or e.response.status_code in (408, 416, 429)
@@ -355,15 +366,15 @@ def _worth_another_try(e: Exception) -> bool:
     return isinstance(e, OSError) and e.errno is None
 
 
-def _plain_token(headers: dict[str, str]) -> str | bool:
+def _read_plain_token(headers: dict[str, str]) -> str | bool:
     return headers.get("authorization", "").removeprefix("Bearer ") or False
 
 
-def _name(wanted: Wanted) -> str:
-    return "sha256" if wanted.kind == "sha256" else "git oid"
+def _format_digest_name(expected: FileDigest) -> str:
+    return "sha256" if expected.kind == "sha256" else "git oid"
 
 
-def _feed(digest: Any, f: Any) -> str:
+def _feed_digest(digest: Any, f: Any) -> str:
     while block := f.read(BLOCK):
         digest.update(block)
     return str(digest.hexdigest())

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from enginix.errors import LockError
 from enginix.hub import api, paths
-from enginix.hub.fetch import JOBS, Fetched, collect, require_commit
-from enginix.hub.transfer import Wanted
+from enginix.hub.fetch import JOBS, FetchResult, fetch_files, require_commit
+from enginix.hub.transfer import FileDigest
 
 
-def fetch_tree(repo: str, commit: str, out: Path, jobs: int = JOBS) -> Fetched:
+def fetch_tree(repo: str, commit: str, out: Path, jobs: int = JOBS) -> FetchResult:
     """Fetches every file of a commit into the new directory ``out``; nothing is left when it fails.
 
     Raises:
@@ -26,16 +26,18 @@ def fetch_tree(repo: str, commit: str, out: Path, jobs: int = JOBS) -> Fetched:
     listing = api.list_files(repo, commit)
     for f in listing:
         # What a clone has, this has too: enginix.json is an ordinary file here.
-        if (why := paths.problem(f.path)) and why != paths.MANIFESTS:
+        if (why := paths.find_path_problem(f.path)) and why != paths.MANIFEST_NAME_PROBLEM:
             raise LockError(f"path {ascii(f.path)[:100]} {why}", where=repo, fix="do not use this repository")
-    if both := paths.clash(f.path for f in listing):
+    if both := paths.find_path_clash(f.path for f in listing):
         raise LockError(
             f"{both[0]!a} and {both[1]!a} cannot both exist where case does not count",
             where=repo,
             fix="lock the files that you need with `enginix lock --exclude`",
         )
-    wanted = [
-        Wanted(f.path, f.size, "sha256", f.sha256) if f.sha256 else Wanted(f.path, f.size, "git", f.oid)
+    expected_files = [
+        FileDigest(f.path, f.size, "sha256", f.sha256)
+        if f.sha256
+        else FileDigest(f.path, f.size, "git", f.oid)
         for f in listing
     ]
-    return collect(repo, commit, wanted, out, jobs=jobs, keep=False)
+    return fetch_files(repo, commit, expected_files, out, jobs=jobs, keep=False)

@@ -1,6 +1,6 @@
 """What a model is, told from its configuration and its safetensors headers alone."""
 
-from enginix.inspect.description import Description, describe
-from enginix.inspect.skeleton import Model, open_model
+from enginix.inspect.description import ModelDescription, describe_model
+from enginix.inspect.inspected_model import InspectedModel, open_model
 
-__all__ = ["Description", "Model", "describe", "open_model"]
+__all__ = ["InspectedModel", "ModelDescription", "describe_model", "open_model"]

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import EnginixError, ModelError
-from enginix.inspect.parameters import Count, count
-from enginix.inspect.roles import by_role
-from enginix.inspect.skeleton import Model
-from enginix.model import Weights, open_weights
+from enginix.inspect.inspected_model import InspectedModel
+from enginix.inspect.parameters import ParameterCount, count_parameters
+from enginix.inspect.roles import group_by_role
+from enginix.model import ModelWeights, open_weights
 from enginix.model.jsonfile import read_object
 from enginix.model.safetensors import INDEX, SINGLE
-from enginix.tables import table
+from enginix.tables import load_table
 
 
 @dataclass(frozen=True)
-class Quantization:
+class InspectedQuantization:
     """A model's quantization as it names itself.
 
     Attributes:
@@ -40,7 +40,7 @@ class Quantization:
 
 
 @dataclass(frozen=True)
-class Description:
+class ModelDescription:
     """A model. Sizes are None where ``config.json`` does not tell.
 
     Attributes:
@@ -59,7 +59,7 @@ class Description:
     gated: str | bool
     architecture: str | None
     model_type: str | None
-    count: Count | None
+    count: ParameterCount | None
     layers: int | None
     heads: int | None
     kv_heads: int | None
@@ -72,7 +72,7 @@ class Description:
     context: int | None
     dtype: str | None
     tied_embeddings: bool
-    quantization: Quantization | None
+    quantization: InspectedQuantization | None
     chat_template: str | None
     files: Mapping[str, tuple[str, ...]]
     size: int
@@ -81,64 +81,67 @@ class Description:
 
     def as_json(self) -> dict[str, Any]:
         """Keys in camel case, as every JSON that enginix prints."""
-        found: dict[str, Any] = _camel(asdict(self))
-        return found
+        record: dict[str, Any] = _camel_case_keys(asdict(self))
+        return record
 
 
-def describe(model: Model) -> Description:
+def describe_model(model: InspectedModel) -> ModelDescription:
     """Reads what describes ``model``.
 
     Raises:
         ModelError: no ``config.json``, JSON that is none, or headers that contradict themselves.
     """
     raw = read_object(model.directory / "config.json")
-    weights = _weights(model)
+    weights = _open_model_weights(model)
     # Models of text and images keep the language model's sizes one level down.
     text = raw.get("text_config")
     sizes = {**raw, **text} if isinstance(text, dict) else raw
     names = raw.get("architectures")
-    heads, hidden = _size(sizes, "num_attention_heads", "n_head"), _size(sizes, "hidden_size", "n_embd")
-    head_size = _size(sizes, "head_dim")
+    heads, hidden = (
+        _read_size(sizes, "num_attention_heads", "n_head"),
+        _read_size(sizes, "hidden_size", "n_embd"),
+    )
+    head_size = _read_size(sizes, "head_dim")
     if head_size is None and heads and hidden:
         head_size = hidden // heads
     dtype = sizes.get("dtype", sizes.get("torch_dtype"))
-    return Description(
+    return ModelDescription(
         source=model.source,
         repo=model.repo,
         revision=model.revision,
         license=model.license,
         gated=model.gated,
         architecture=names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None,
-        model_type=_text(raw.get("model_type")),
-        count=count(weights.tensors, raw) if weights else None,
-        layers=_size(sizes, "num_hidden_layers", "n_layer"),
+        model_type=_read_nonempty(raw.get("model_type")),
+        count=count_parameters(weights.tensors, raw) if weights else None,
+        layers=_read_size(sizes, "num_hidden_layers", "n_layer"),
         heads=heads,
-        kv_heads=_size(sizes, "num_key_value_heads") or heads,
+        kv_heads=_read_size(sizes, "num_key_value_heads") or heads,
         head_size=head_size,
         hidden_size=hidden,
-        intermediate_size=_size(sizes, "intermediate_size", "n_inner"),
-        experts=_size(sizes, "num_local_experts", "num_experts", "n_routed_experts"),
-        experts_per_token=_size(sizes, "num_experts_per_tok"),
-        vocabulary=_size(sizes, "vocab_size"),
-        context=_size(sizes, "max_position_embeddings", "n_positions"),
+        intermediate_size=_read_size(sizes, "intermediate_size", "n_inner"),
+        experts=_read_size(sizes, "num_local_experts", "num_experts", "n_routed_experts"),
+        experts_per_token=_read_size(sizes, "num_experts_per_tok"),
+        vocabulary=_read_size(sizes, "vocab_size"),
+        context=_read_size(sizes, "max_position_embeddings", "n_positions"),
         dtype=dtype.removeprefix("torch.") if isinstance(dtype, str) else None,
         tied_embeddings=sizes.get("tie_word_embeddings") is True,
-        quantization=_quantization(model, raw),
-        chat_template=_chat_template(model),
-        files=by_role(model.files),
+        quantization=_read_quantization(model, raw),
+        chat_template=_find_chat_template(model),
+        files=group_by_role(model.files),
         size=sum(model.files.values()),
-        refusal=_refusal(model.directory, weights),
+        refusal=_find_refusal(model.directory, weights),
         fetched=model.fetched,
     )
 
 
-def _weights(model: Model) -> Weights | None:
+def _open_model_weights(model: InspectedModel) -> ModelWeights | None:
     if SINGLE in model.files or INDEX in model.files:
         return open_weights(model.directory)
     return None
 
 
-def _size(raw: Mapping[str, Any], *keys: str) -> int | None:
+def _read_size(raw: Mapping[str, Any], *keys: str) -> int | None:
     for key in keys:
         value = raw.get(key)
         if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31:
@@ -146,43 +149,48 @@ def _size(raw: Mapping[str, Any], *keys: str) -> int | None:
     return None
 
 
-def _text(value: Any) -> str | None:
+def _read_nonempty(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _quantization(model: Model, raw: Mapping[str, Any]) -> Quantization | None:
+def _read_quantization(model: InspectedModel, raw: Mapping[str, Any]) -> InspectedQuantization | None:
     """ModelOpt's sidecar first, then ``quantization_config``; nothing is refused here."""
     sidecar, inline = model.directory / "hf_quant_config.json", raw.get("quantization_config")
     said_by, producer, entry = "config.json", None, inline
     if sidecar.exists():
-        said = read_object(sidecar)
-        said_by, producer, entry = sidecar.name, said.get("producer"), said.get("quantization")
+        sidecar_content = read_object(sidecar)
+        said_by, producer, entry = (
+            sidecar.name,
+            sidecar_content.get("producer"),
+            sidecar_content.get("quantization"),
+        )
     if not isinstance(entry, dict):
         return None
     producer = entry.get("producer", producer)
-    method = _text(entry.get("quant_method"))
-    name = _text(entry.get("quant_algo")) or method
+    method = _read_nonempty(entry.get("quant_method"))
+    name = _read_nonempty(entry.get("quant_algo")) or method
     if method == "fp8" and entry.get("weight_block_size"):
         name = "FP8_BLOCK_SCALES"
     exclude = entry.get("exclude_modules", entry.get("ignore", entry.get("modules_to_not_convert")))
-    return Quantization(
-        algorithm=_algorithm(name),
-        kv_cache=_text(entry.get("kv_cache_quant_algo")) or _scheme(entry.get("kv_cache_scheme")),
-        group_size=_size(entry, "group_size"),
+    return InspectedQuantization(
+        algorithm=_find_algorithm(name),
+        kv_cache=_read_nonempty(entry.get("kv_cache_quant_algo"))
+        or _format_scheme(entry.get("kv_cache_scheme")),
+        group_size=_read_size(entry, "group_size"),
         exclude=tuple(e for e in exclude if isinstance(e, str)) if isinstance(exclude, list) else (),
-        producer=_producer(producer) or (method if method not in (None, name) else None),
+        producer=_format_producer(producer) or (method if method not in (None, name) else None),
         said_by=said_by,
     )
 
 
-def _algorithm(name: str | None) -> str | None:
-    for known, row in table("quantization")["algorithms"].items():
+def _find_algorithm(name: str | None) -> str | None:
+    for known, row in load_table("quantization")["algorithms"].items():
         if name == known or name in row["aliases"]:
             return None if known == "NO_QUANT" else str(known)
     return name
 
 
-def _scheme(value: Any) -> str | None:
+def _format_scheme(value: Any) -> str | None:
     if not isinstance(value, dict):
         return None
     if value.get("num_bits") == 8 and value.get("type") == "float":
@@ -190,13 +198,13 @@ def _scheme(value: Any) -> str | None:
     return f"{value.get('num_bits')}-bit {value.get('type')}"
 
 
-def _producer(value: Any) -> str | None:
+def _format_producer(value: Any) -> str | None:
     if not isinstance(value, dict):
-        return _text(value)
-    return " ".join(v for k in ("name", "version") if (v := _text(value.get(k)))) or None
+        return _read_nonempty(value)
+    return " ".join(v for k in ("name", "version") if (v := _read_nonempty(value.get(k)))) or None
 
 
-def _chat_template(model: Model) -> str | None:
+def _find_chat_template(model: InspectedModel) -> str | None:
     for name in ("chat_template.jinja", "chat_template.json"):
         if name in model.files:
             return name
@@ -206,7 +214,7 @@ def _chat_template(model: Model) -> str | None:
     return None
 
 
-def _refusal(directory: Path, weights: Weights | None) -> str | None:
+def _find_refusal(directory: Path, weights: ModelWeights | None) -> str | None:
     if weights is None:
         if not any(directory.glob("*.safetensors")):
             return "no safetensors weights (pass --include to lock other formats only if you know why)"
@@ -215,24 +223,24 @@ def _refusal(directory: Path, weights: Weights | None) -> str | None:
         except ModelError as e:
             return f"{e.what}; {e.fix}"
     # Not at the top: what only describes files needs no converter.
-    from enginix.checkpoint.convert import Options, plan
+    from enginix.checkpoint.convert import ConvertOptions, derive_conversion_spec
 
     try:
-        plan(directory, Options(), headers_only=True)
+        derive_conversion_spec(directory, ConvertOptions(), headers_only=True)
     except EnginixError as e:
         return f"{e.what}; {e.fix}" if e.fix else e.what
     return None
 
 
-def _camel(value: Any) -> Any:
+def _camel_case_keys(value: Any) -> Any:
     if isinstance(value, dict):
-        return {_name(k): _camel(v) for k, v in value.items()}
-    return [_camel(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return {_camel_case(k): _camel_case_keys(v) for k, v in value.items()}
+    return [_camel_case_keys(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _name(key: str) -> str:
+def _camel_case(key: str) -> str:
     # Paths, dtype codes and roles are values that happen to be keys.
     if "_" not in key or not key.islower() or "." in key:
         return key
-    head, *rest = key.split("_")
-    return head + "".join(word.capitalize() for word in rest)
+    head, *other_words = key.split("_")
+    return head + "".join(word.capitalize() for word in other_words)

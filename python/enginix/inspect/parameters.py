@@ -23,7 +23,7 @@ PACKED_BLOCKS = frozenset({"gate_up_proj_blocks", "down_proj_blocks"})
 
 
 @dataclass(frozen=True)
-class Count:
+class ParameterCount:
     """What the headers hold.
 
     Attributes:
@@ -41,20 +41,20 @@ class Count:
     tensors: int
 
 
-def _bits(config: Mapping[str, Any]) -> int:
+def _read_packed_bits(config: Mapping[str, Any]) -> int:
     """Bits of a packed weight as ``quantization_config`` says; 4 where it does not."""
     quantization = config.get("quantization_config")
     if not isinstance(quantization, dict):
         return 4
-    found: Any = quantization.get("bits")
+    bits: Any = quantization.get("bits")
     groups = quantization.get("config_groups")
-    if found is None and isinstance(groups, dict):
+    if bits is None and isinstance(groups, dict):
         schemes = [g.get("weights") for g in groups.values() if isinstance(g, dict)]
-        found = next((s.get("num_bits") for s in schemes if isinstance(s, dict)), None)
-    return found if found in (2, 3, 4, 8) else 4
+        bits = next((s.get("num_bits") for s in schemes if isinstance(s, dict)), None)
+    return bits if bits in (2, 3, 4, 8) else 4
 
 
-def logical_elements(tensor: TensorInfo, names: Mapping[str, TensorInfo], bits: int = 4) -> int:
+def count_logical_elements(tensor: TensorInfo, names: Mapping[str, TensorInfo], bits: int = 4) -> int:
     """Parameters that one tensor holds; 0 for auxiliary ones."""
     module, _, leaf = tensor.name.rpartition(".")
     if leaf in AUXILIARY:
@@ -68,13 +68,15 @@ def logical_elements(tensor: TensorInfo, names: Mapping[str, TensorInfo], bits: 
     return elements
 
 
-def count(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Count:
+def count_parameters(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> ParameterCount:
     """Counts all tensors of a model; ``config`` is its parsed ``config.json``."""
-    bits, by_dtype = _bits(config), dict[str, int]()
+    bits, by_dtype = _read_packed_bits(config), dict[str, int]()
     parameters = auxiliary = 0
     for tensor in tensors.values():
         by_dtype[tensor.dtype] = by_dtype.get(tensor.dtype, 0) + tensor.nbytes
-        logical = logical_elements(tensor, tensors, bits)
+        logical = count_logical_elements(tensor, tensors, bits)
         parameters += logical
         auxiliary += 0 if logical else prod(tensor.shape)
-    return Count(parameters, sum(by_dtype.values()), auxiliary, dict(sorted(by_dtype.items())), len(tensors))
+    return ParameterCount(
+        parameters, sum(by_dtype.values()), auxiliary, dict(sorted(by_dtype.items())), len(tensors)
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
-from enginix.manifest import FILE as MANIFEST
+from enginix.manifest import MANIFEST_FILE as MANIFEST
 
 # First match wins; names as transformers, ModelOpt and the Hub write them.
 RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -32,7 +32,7 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )  # fmt: skip
 
 
-def role(path: str) -> str:
+def find_role(path: str) -> str:
     """The role of one file; ``other`` for what no rule names."""
     for name, patterns in RULES:
         if any(fnmatchcase(path if "/" in p else path.rsplit("/", 1)[-1], p) for p in patterns):
@@ -40,10 +40,10 @@ def role(path: str) -> str:
     return "other"
 
 
-def by_role(paths: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
+def group_by_role(paths: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
     """role → paths, in the order of ``RULES``, each sorted."""
-    found: dict[str, list[str]] = {}
+    paths_by_role: dict[str, list[str]] = {}
     for path in paths:
-        found.setdefault(role(path), []).append(path)
+        paths_by_role.setdefault(find_role(path), []).append(path)
     order = [name for name, _ in RULES] + ["other"]
-    return {name: tuple(sorted(found[name])) for name in order if name in found}
+    return {name: tuple(sorted(paths_by_role[name])) for name in order if name in paths_by_role}

@@ -1,18 +1,18 @@
 """Hugging Face model directories: configuration, quantization, headers. No weight is read here."""
 
-from enginix.model.config import Experts, ModelConfig
+from enginix.model.config import ModelConfig, ModelExperts
 from enginix.model.quantization import ModelQuantization
-from enginix.model.rope import Rope
-from enginix.model.safetensors import Header, TensorInfo, Weights, open_weights, read_header
+from enginix.model.rope import ModelRope
+from enginix.model.safetensors import ModelWeights, SafetensorsHeader, TensorInfo, open_weights, read_header
 
 __all__ = [
-    "Experts",
-    "Header",
     "ModelConfig",
+    "ModelExperts",
     "ModelQuantization",
-    "Rope",
+    "ModelRope",
+    "ModelWeights",
+    "SafetensorsHeader",
     "TensorInfo",
-    "Weights",
     "open_weights",
     "read_header",
 ]

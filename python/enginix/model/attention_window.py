@@ -8,9 +8,9 @@ from typing import Any
 
 from enginix.model.config import ModelConfig, find_windows
 from enginix.model.jsonfile import read_object
-from enginix.tables import table
+from enginix.tables import load_table
 
-KEY = "attentionWindow"
+WINDOW_KEY = "attentionWindow"
 
 
 def describe_windows(model: ModelConfig) -> dict[str, Any]:
@@ -18,14 +18,14 @@ def describe_windows(model: ModelConfig) -> dict[str, Any]:
 
     A layer without a window has the context. Empty where no layer has one that is below the context.
     """
-    return _describe(model.windows, model.max_position_embeddings)
+    return _describe_pattern(model.windows, model.max_position_embeddings)
 
 
-def _describe(windows: tuple[int | None, ...], context: int) -> dict[str, Any]:
+def _describe_pattern(windows: tuple[int | None, ...], context: int) -> dict[str, Any]:
     if not any(w and w < context for w in windows):
         return {}
-    each = [min(w or context, context) for w in windows]
-    return {KEY: each[:1] if len(set(each)) == 1 else each}
+    window_tokens = [min(w or context, context) for w in windows]
+    return {WINDOW_KEY: window_tokens[:1] if len(set(window_tokens)) == 1 else window_tokens}
 
 
 def read_windows(model: Path) -> dict[str, Any]:
@@ -36,16 +36,18 @@ def read_windows(model: Path) -> dict[str, Any]:
     """
     raw = read_object(model / "config.json")
     names, context = raw.get("architectures"), raw.get("max_position_embeddings")
-    rows: Mapping[str, Any] = table("architectures")["architectures"]
+    rows: Mapping[str, Any] = load_table("architectures")["architectures"]
     layers = raw.get("num_hidden_layers")
     if not isinstance(names, list) or len(names) != 1 or names[0] not in rows:
         return {}
     if not isinstance(context, int) or not isinstance(layers, int) or not 0 < layers <= 10_000:
         return {}
-    return _describe(tuple(find_windows(raw, rows[names[0]], layers, str(model / "config.json"))), context)
+    return _describe_pattern(
+        tuple(find_windows(raw, rows[names[0]], layers, str(model / "config.json"))), context
+    )
 
 
 def read_context(model: Path, context: int) -> int:
     """Return how many tokens of a model mean the same with and without its windows: ``context`` or less."""
-    windows: list[int] = read_windows(model).get(KEY, [context])
+    windows: list[int] = read_windows(model).get(WINDOW_KEY, [context])
     return min(context, *windows)

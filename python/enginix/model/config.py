@@ -10,16 +10,16 @@ from typing import Any
 from enginix.errors import ModelError
 from enginix.model.jsonfile import read_object
 from enginix.model.quantization import ModelQuantization, read_quantization
-from enginix.model.rope import Rope, read_rope
-from enginix.tables import table
+from enginix.model.rope import ModelRope, read_rope
+from enginix.tables import load_table
 
-FILE = "config.json"
+CONFIG_FILE = "config.json"
 _MOST_LAYERS = 10_000  # what is looped over before a header is read
-DTYPES = ("bfloat16", "float16", "float32")
+CONFIG_DTYPES = ("bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True)
-class Experts:
+class ModelExperts:
     """A mixture of experts.
 
     Attributes:
@@ -65,13 +65,13 @@ class ModelConfig:
     max_position_embeddings: int
     hidden_act: str
     norm_epsilon: float
-    rope: Rope
+    rope: ModelRope
     tie_word_embeddings: bool
     qkv_bias: bool
     dense_bias: bool
     mlp_bias: bool
     windows: tuple[int | None, ...]
-    experts: Experts | None
+    experts: ModelExperts | None
     quantization: ModelQuantization | None
     notes: tuple[str, ...]
     raw: Mapping[str, Any] = field(repr=False)
@@ -92,10 +92,12 @@ class ModelConfig:
         """
         if not directory.is_dir():
             raise ModelError("no such directory", where=str(directory), fix="pass a model directory")
-        return parse(read_object(directory / FILE), directory)
+        return parse_config(read_object(directory / CONFIG_FILE), directory)
 
 
-def _integer(raw: Mapping[str, Any], key: str, where: str, default: int | None = None, least: int = 1) -> int:
+def _read_integer(
+    raw: Mapping[str, Any], key: str, where: str, default: int | None = None, least: int = 1
+) -> int:
     value = raw.get(key)
     if value is None:
         value = default
@@ -104,7 +106,7 @@ def _integer(raw: Mapping[str, Any], key: str, where: str, default: int | None =
     return value
 
 
-def _boolean(raw: Mapping[str, Any], key: str, where: str, default: bool = False) -> bool:
+def _read_boolean(raw: Mapping[str, Any], key: str, where: str, default: bool = False) -> bool:
     value = raw.get(key)
     if value is None:
         return default
@@ -113,78 +115,78 @@ def _boolean(raw: Mapping[str, Any], key: str, where: str, default: bool = False
     return value
 
 
-def architecture_row(name: Any, where: str) -> Mapping[str, Any]:
+def find_architecture_row(name: Any, where: str) -> Mapping[str, Any]:
     """The row of architectures.json for a Hugging Face architecture.
 
     Raises:
         ModelError: not in the table; the message lists what is, and what other converters take.
     """
-    rows = table("architectures")["architectures"]
+    rows = load_table("architectures")["architectures"]
     if isinstance(name, str) and name in rows:
         row: Mapping[str, Any] = rows[name]
         return row
     name = name if isinstance(name, str) else repr(name)
-    other = [k for k, v in table("converters")["converters"].items() if name in v["architectures"]]
+    other = [k for k, v in load_table("converters")["converters"].items() if name in v["architectures"]]
     raise ModelError(
         f"architecture {name!r} is unknown to converter 'enginix'; known: {', '.join(sorted(rows))}",
         where=where,
         fix=(
             f"--converter {' or '.join(other)} takes it"
             if other
-            else table("converters")["refused"].get(name)
+            else load_table("converters")["refused"].get(name)
         )
         or "serve the model with the llmapi kind",
     )
 
 
-def _dtype(raw: Mapping[str, Any], where: str) -> str | None:
+def _read_dtype(raw: Mapping[str, Any], where: str) -> str | None:
     value = raw.get("dtype", raw.get("torch_dtype"))
     if value is None or value == "auto":
         return None
     name = value.removeprefix("torch.") if isinstance(value, str) else value
-    if name not in DTYPES:
-        raise ModelError(f"dtype is {value!r}", where=where, fix=f"known: {', '.join(DTYPES)}")
+    if name not in CONFIG_DTYPES:
+        raise ModelError(f"dtype is {value!r}", where=where, fix=f"known: {', '.join(CONFIG_DTYPES)}")
     return str(name)
 
 
-def _experts(raw: Mapping[str, Any], row: Mapping[str, Any] | None, where: str) -> Experts | None:
+def _read_experts(raw: Mapping[str, Any], row: Mapping[str, Any] | None, where: str) -> ModelExperts | None:
     if row is None:
         return None
     renormalize = row["renormalize"]
     # transformers 5 saves some of these under another name than transformers 4 did.
     key = next((k for k in row["count"] if raw.get(k) is not None), row["count"][0])
-    count = _integer(raw, key, where)
-    top_k = _integer(raw, row["topK"], where)
+    count = _read_integer(raw, key, where)
+    top_k = _read_integer(raw, row["topK"], where)
     if top_k > count:
         raise ModelError(
             f"{row['topK']} {top_k} exceeds {key} {count}", where=where, fix="correct config.json"
         )
-    return Experts(
+    return ModelExperts(
         count,
         top_k,
-        _integer(raw, row["width"], where),
-        renormalize if isinstance(renormalize, bool) else _boolean(raw, renormalize, where),
-        _integer(raw, row["shared"]["width"], where) if row["shared"] else 0,
+        _read_integer(raw, row["width"], where),
+        renormalize if isinstance(renormalize, bool) else _read_boolean(raw, renormalize, where),
+        _read_integer(raw, row["shared"]["width"], where) if row["shared"] else 0,
     )
 
 
-def _bias(raw: Mapping[str, Any], rule: bool | str, where: str) -> bool:
+def _read_bias(raw: Mapping[str, Any], rule: bool | str, where: str) -> bool:
     if isinstance(rule, bool):
         return rule
     # Llama configs of early exporters say "bias" for attention_bias.
-    return _boolean(
-        raw, rule, where, default=_boolean(raw, "bias", where) if rule == "attention_bias" else False
+    return _read_boolean(
+        raw, rule, where, default=_read_boolean(raw, "bias", where) if rule == "attention_bias" else False
     )
 
 
-def _refused(raw: Mapping[str, Any], row: Mapping[str, Any], name: str, where: str) -> None:
+def _refuse_inexpressible(raw: Mapping[str, Any], row: Mapping[str, Any], name: str, where: str) -> None:
     for rule in row["refuse"]:
         value = raw.get(rule["key"])
         if value is not None and value != rule["unless"]:
             raise ModelError(f"{rule['key']} is {value!r}: {rule['why']}", where=where, fix=rule["fix"])
-    known = table("architectures")["configuration"]["changes"]
+    known = load_table("architectures")["configuration"]["changes"]
     for key in sorted(set(raw) & set(known) - set(row["defaults"])):
-        if raw[key] not in known[key] and not (key == "layer_types" and _layer_types_read(raw, row)):
+        if raw[key] not in known[key] and not (key == "layer_types" and _are_layer_types_read(raw, row)):
             raise ModelError(
                 f"{key} is {raw[key]!r}, which no model code of {name} computes",
                 where=where,
@@ -193,7 +195,7 @@ def _refused(raw: Mapping[str, Any], row: Mapping[str, Any], name: str, where: s
             )
 
 
-def _layer_types_read(raw: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+def _are_layer_types_read(raw: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
     """Whether layer_types says nothing, or what this architecture's model code reads."""
     kinds = raw["layer_types"]
     return row["window"] in ("last", "alternate") or (
@@ -201,9 +203,11 @@ def _layer_types_read(raw: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
     )
 
 
-def _notes(raw: Mapping[str, Any], row: Mapping[str, Any], experts: Mapping[str, Any] | None) -> list[str]:
+def _note_unread_keys(
+    raw: Mapping[str, Any], row: Mapping[str, Any], experts: Mapping[str, Any] | None
+) -> list[str]:
     """Say which keys are read by nobody here."""
-    configuration = table("architectures")["configuration"]
+    configuration = load_table("architectures")["configuration"]
     read = {*_READ, *row["defaults"], *configuration["harmless"], *configuration["changes"]}
     read |= {rule["key"] for rule in row["refuse"]}
     if experts is not None:
@@ -213,7 +217,7 @@ def _notes(raw: Mapping[str, Any], row: Mapping[str, Any], experts: Mapping[str,
     return [f"config.json's {', '.join(unread)}: read by nobody here"] if unread else []
 
 
-def _head_notes(row: Mapping[str, Any], head_dim: int, hidden_size: int, heads: int) -> list[str]:
+def _note_head_size(row: Mapping[str, Any], head_dim: int, hidden_size: int, heads: int) -> list[str]:
     if row["family"] != "phi3" or head_dim * heads == hidden_size:
         return []
     return [
@@ -235,7 +239,7 @@ def find_windows(raw: Mapping[str, Any], row: Mapping[str, Any], layers: int, wh
     window = raw.get("sliding_window", defaults.get("sliding_window"))
     if rule == "none" or window is None:
         return [None] * layers
-    if "use_sliding_window" in defaults and not _boolean(raw, "use_sliding_window", where):
+    if "use_sliding_window" in defaults and not _read_boolean(raw, "use_sliding_window", where):
         window = None
     elif isinstance(window, bool) or not isinstance(window, int) or window < 1:
         raise ModelError(f"sliding_window is {window!r}", where=where, fix="correct config.json")
@@ -243,7 +247,7 @@ def find_windows(raw: Mapping[str, Any], row: Mapping[str, Any], layers: int, wh
         return [window] * layers
     kinds = raw.get("layer_types")
     if kinds is None:
-        edge = _integer(raw, "max_window_layers", where, default=defaults["max_window_layers"], least=0)
+        edge = _read_integer(raw, "max_window_layers", where, default=defaults["max_window_layers"], least=0)
         slides = [i >= edge if rule == "last" else i % 2 == 0 and i < edge for i in range(layers)]
     else:
         if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= set(_KINDS):
@@ -265,26 +269,26 @@ def find_windows(raw: Mapping[str, Any], row: Mapping[str, Any], layers: int, wh
 _KINDS = ("full_attention", "sliding_attention")
 
 
-def parse(raw: Mapping[str, Any], directory: Path) -> ModelConfig:
+def parse_config(raw: Mapping[str, Any], directory: Path) -> ModelConfig:
     """Checks a parsed ``config.json``; ``ModelConfig.read`` says what is refused."""
-    where = str(directory / FILE)
+    where = str(directory / CONFIG_FILE)
     names = raw.get("architectures")
     if not isinstance(names, list) or len(names) != 1:
         raise ModelError(f"architectures is {names!r}, not one name", where=where, fix="correct config.json")
-    row = architecture_row(names[0], where)
+    row = find_architecture_row(names[0], where)
     defaults = row["defaults"]
-    _refused(raw, row, names[0], where)
+    _refuse_inexpressible(raw, row, names[0], where)
     hidden_act = raw.get("hidden_act", defaults["hidden_act"])
     if hidden_act not in ("silu", "swish"):
         raise ModelError(
             f"hidden_act is {hidden_act!r}; {names[0]} checkpoints carry silu alone", where=where,
             fix="serve the model with the llmapi kind",
         )  # fmt: skip
-    hidden_size = _integer(raw, "hidden_size", where)
-    num_heads = _integer(raw, "num_attention_heads", where)
+    hidden_size = _read_integer(raw, "hidden_size", where)
+    num_heads = _read_integer(raw, "num_attention_heads", where)
     # Absent is the class's default; null is as many as heads.
     kv_default = num_heads if "num_key_value_heads" in raw else defaults["num_key_value_heads"] or num_heads
-    num_kv_heads = _integer(raw, "num_key_value_heads", where, default=kv_default)
+    num_kv_heads = _read_integer(raw, "num_key_value_heads", where, default=kv_default)
     if num_heads % num_kv_heads:
         raise ModelError(
             f"{num_heads} attention heads cannot share {num_kv_heads} KV heads"
@@ -303,11 +307,11 @@ def parse(raw: Mapping[str, Any], directory: Path) -> ModelConfig:
             where=where,
             fix="correct config.json",
         )
-    head_dim = _integer(raw, "head_dim", where, default=head_default or hidden_size // num_heads)
+    head_dim = _read_integer(raw, "head_dim", where, default=head_default or hidden_size // num_heads)
     epsilon = raw.get("rms_norm_eps", defaults["rms_norm_eps"])
     if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon < 1:
         raise ModelError(f"rms_norm_eps is {epsilon!r}", where=where, fix="correct config.json")
-    layers = _integer(raw, "num_hidden_layers", where)
+    layers = _read_integer(raw, "num_hidden_layers", where)
     if layers > _MOST_LAYERS:
         raise ModelError(f"num_hidden_layers is {layers}", where=where, fix="correct config.json")
     rope = read_rope(raw, where, row=row, head_dim=head_dim)
@@ -315,29 +319,29 @@ def parse(raw: Mapping[str, Any], directory: Path) -> ModelConfig:
         directory=directory,
         architecture=names[0],
         model_type=str(raw.get("model_type", "")),
-        dtype=_dtype(raw, where),
-        vocab_size=_integer(raw, "vocab_size", where),
+        dtype=_read_dtype(raw, where),
+        vocab_size=_read_integer(raw, "vocab_size", where),
         hidden_size=hidden_size,
         num_layers=layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        intermediate_size=_integer(raw, "intermediate_size", where),
-        max_position_embeddings=_integer(raw, "max_position_embeddings", where),
+        intermediate_size=_read_integer(raw, "intermediate_size", where),
+        max_position_embeddings=_read_integer(raw, "max_position_embeddings", where),
         hidden_act="silu",
         norm_epsilon=float(epsilon),
         rope=rope,
-        tie_word_embeddings=_boolean(raw, "tie_word_embeddings", where),
-        qkv_bias=_bias(raw, row["bias"]["qkv"], where),
-        dense_bias=_bias(raw, row["bias"]["dense"], where),
-        mlp_bias=_bias(raw, row["bias"]["mlp"], where),
+        tie_word_embeddings=_read_boolean(raw, "tie_word_embeddings", where),
+        qkv_bias=_read_bias(raw, row["bias"]["qkv"], where),
+        dense_bias=_read_bias(raw, row["bias"]["dense"], where),
+        mlp_bias=_read_bias(raw, row["bias"]["mlp"], where),
         windows=tuple(find_windows(raw, row, layers, where)),
-        experts=_experts(raw, row["experts"], where),
+        experts=_read_experts(raw, row["experts"], where),
         quantization=read_quantization(directory, raw),
         notes=(
             *rope.notes,
-            *_notes(raw, row, row["experts"]),
-            *_head_notes(row, head_dim, hidden_size, num_heads),
+            *_note_unread_keys(raw, row, row["experts"]),
+            *_note_head_size(row, head_dim, hidden_size, num_heads),
         ),
         raw=raw,
         description=row,

@@ -10,8 +10,8 @@ from enginix.model.jsonfile import read_object
 
 # Read in this order, as transformers' generate; the first that names an end token counts. (transformers ends
 # nothing where generation_config.json is there and names none; here config.json counts then, too.)
-FILES = ("generation_config.json", "config.json")
-KEY = "endTokens"
+END_TOKEN_FILES = ("generation_config.json", "config.json")
+END_TOKENS_KEY = "endTokens"
 
 
 def read_end_tokens(model: Path) -> tuple[int, ...]:
@@ -20,7 +20,7 @@ def read_end_tokens(model: Path) -> tuple[int, ...]:
     Raises:
         ModelError: a file is unreadable, or what it names are no token ids.
     """
-    for name in FILES:
+    for name in END_TOKEN_FILES:
         if not (model / name).is_file():
             continue
         raw = read_object(model / name)
@@ -28,12 +28,12 @@ def read_end_tokens(model: Path) -> tuple[int, ...]:
         value = raw.get("eos_token_id")
         if value is None and isinstance(text, dict):
             value = text.get("eos_token_id")
-        if ids := _ids(value, str(model / name)):
+        if ids := _parse_token_ids(value, str(model / name)):
             return ids
     return ()
 
 
-def _ids(value: Any, where: str) -> tuple[int, ...]:
+def _parse_token_ids(value: Any, where: str) -> tuple[int, ...]:
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**31:

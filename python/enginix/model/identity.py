@@ -7,18 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from enginix import manifest
-from enginix.model.safetensors import Weights
+from enginix.model.safetensors import ModelWeights
 
 
-def inputs(directory: Path, weights: Weights) -> dict[str, Any]:
+def identify_model(directory: Path, weights: ModelWeights) -> dict[str, Any]:
     """What identifies the model: its manifest's inputs, or digests of its configuration and headers.
 
     Weights are not hashed here: that would cost more than the conversion. A model without a manifest is
     identified by what its headers promise.
     """
-    if (directory / manifest.FILE).exists():
-        found = manifest.read(directory)
-        return {"model": {"artefact": found.artefact, "name": found.name, **found.inputs}}
+    if (directory / manifest.MANIFEST_FILE).exists():
+        source_manifest = manifest.read_manifest(directory)
+        return {
+            "model": {
+                "artefact": source_manifest.artefact,
+                "name": source_manifest.name,
+                **source_manifest.inputs,
+            }
+        }
     files: dict[str, Any] = {}
     for name in ("config.json", "hf_quant_config.json", "model.safetensors.index.json"):
         path = directory / name

@@ -13,7 +13,7 @@ from enginix.errors import ModelError
 LIMIT = 100_000_000  # bytes; the safetensors format's own limit for a header
 
 
-class _Refused(ValueError):
+class _InvalidJson(ValueError):
     pass
 
 
@@ -24,7 +24,7 @@ _POINTER = b"version https://git-lfs.github.com/spec/v1"
 _PAGES = (b"<!doctype html", b"<html")
 
 
-def other_content(start: bytes) -> tuple[str, str] | None:
+def detect_other_content(start: bytes) -> tuple[str, str] | None:
     """Tell what a file holds in place of a model's data, from its first bytes; None where it looks like data.
 
     Returns:
@@ -40,29 +40,29 @@ def other_content(start: bytes) -> tuple[str, str] | None:
     return None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+def _refuse_conflicting_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
         for key, value in pairs:
             # Readers take the last one; equal ones say the same.
-            if found[key] != value:
-                raise _Refused(f"key {key!r} appears twice, with different values")
-    return found
+            if values[key] != value:
+                raise _InvalidJson(f"key {key!r} appears twice, with different values")
+    return values
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise _Refused(f"key {key!r} appears twice")
+                raise _InvalidJson(f"key {key!r} appears twice")
             seen.add(key)
-    return found
+    return values
 
 
-def _constant(text: str) -> NoReturn:
-    raise _Refused(f"{text} is not JSON")
+def _refuse_constant(text: str) -> NoReturn:
+    raise _InvalidJson(f"{text} is not JSON")
 
 
 def parse_object(data: bytes, where: str, *, strict: bool = False) -> dict[str, Any]:
@@ -77,11 +77,13 @@ def parse_object(data: bytes, where: str, *, strict: bool = False) -> dict[str, 
     Raises:
         ModelError: not UTF-8, not JSON, nested too deep, a key with two values, or no object at the top.
     """
-    if other := other_content(data[:1024]):
+    if other := detect_other_content(data[:1024]):
         raise ModelError(other[0], where=where, fix=other[1])
-    hooks: dict[str, Any] = {"object_pairs_hook": _once if strict else _unique}
+    hooks: dict[str, Any] = {
+        "object_pairs_hook": _refuse_repeated_keys if strict else _refuse_conflicting_keys
+    }
     if strict:
-        hooks["parse_constant"] = _constant
+        hooks["parse_constant"] = _refuse_constant
     try:
         value = json.loads(data.decode("utf-8"), **hooks)
     except UnicodeDecodeError as e:

@@ -10,7 +10,7 @@ from typing import Any
 
 from enginix.errors import ModelError
 from enginix.model.jsonfile import read_object
-from enginix.tables import table
+from enginix.tables import load_table
 
 SIDECAR = "hf_quant_config.json"
 
@@ -40,14 +40,14 @@ class ModelQuantization:
 
 def canonical_algorithm(name: str) -> str:
     """Return TensorRT-LLM's name of an algorithm in whatever case or alias; upper case for an unknown one."""
-    for known, row in table("quantization")["algorithms"].items():
+    for known, row in load_table("quantization")["algorithms"].items():
         if name.upper() in (known, *(alias.upper() for alias in row["aliases"])):
             return str(known)
     return name.upper()
 
 
-def _algorithm(name: Any, where: str) -> str:
-    rows = table("quantization")["algorithms"]
+def _require_algorithm(name: Any, where: str) -> str:
+    rows = load_table("quantization")["algorithms"]
     known = canonical_algorithm(name) if isinstance(name, str) else None
     if known is not None and known in rows:
         row = rows[known]
@@ -66,7 +66,7 @@ def _algorithm(name: Any, where: str) -> str:
     )
 
 
-def _kv_cache(name: Any, where: str) -> str | None:
+def _parse_kv_cache(name: Any, where: str) -> str | None:
     if name is None:
         return None
     if isinstance(name, str) and name.upper() == "FP8":
@@ -78,7 +78,7 @@ def _kv_cache(name: Any, where: str) -> str | None:
     )
 
 
-def _strings(value: Any, what: str, where: str) -> tuple[str, ...]:
+def _parse_strings(value: Any, what: str, where: str) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
@@ -86,41 +86,43 @@ def _strings(value: Any, what: str, where: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _group_size(value: Any, where: str) -> int | None:
+def _parse_group_size(value: Any, where: str) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         return value
     raise ModelError(f"group_size is {value!r}", where=where, fix="export the model again")
 
 
-def _layers(raw: Any, where: str) -> dict[str, str]:
+def _parse_layers(raw: Any, where: str) -> dict[str, str]:
     if not isinstance(raw, dict) or not all(isinstance(v, dict) for v in raw.values()):
         raise ModelError(
             "MIXED_PRECISION without quantized_layers", where=where, fix="export the model again"
         )
-    return {name: _algorithm(entry.get("quant_algo"), f"{where}: {name}") for name, entry in raw.items()}
+    return {
+        name: _require_algorithm(entry.get("quant_algo"), f"{where}: {name}") for name, entry in raw.items()
+    }
 
 
-def _sidecar(raw: Mapping[str, Any], where: str) -> ModelQuantization | None:
+def _parse_sidecar(raw: Mapping[str, Any], where: str) -> ModelQuantization | None:
     entry = raw.get("quantization")
     if not isinstance(entry, dict):
         raise ModelError("no quantization object", where=where, fix="export the model again with ModelOpt")
-    kv_cache = _kv_cache(entry.get("kv_cache_quant_algo"), where)
+    kv_cache = _parse_kv_cache(entry.get("kv_cache_quant_algo"), where)
     if entry.get("quant_algo") in (None, "NO_QUANT"):
         return ModelQuantization("NO_QUANT", kv_cache) if kv_cache else None
-    algorithm = _algorithm(entry["quant_algo"], where)
-    layers = _layers(entry.get("quantized_layers"), where) if algorithm == "MIXED_PRECISION" else {}
+    algorithm = _require_algorithm(entry["quant_algo"], where)
+    layers = _parse_layers(entry.get("quantized_layers"), where) if algorithm == "MIXED_PRECISION" else {}
     sizes = {e.get("group_size") for e in (entry.get("quantized_layers") or {}).values()} if layers else set()
     group_size = entry.get("group_size", next(iter(sizes - {None}), None))
     return ModelQuantization(
         algorithm,
         kv_cache,
-        _group_size(group_size, where),
-        _strings(entry.get("exclude_modules"), "exclude_modules", where),
+        _parse_group_size(group_size, where),
+        _parse_strings(entry.get("exclude_modules"), "exclude_modules", where),
         layers,
     )
 
 
-def inline_kv_cache(entry: Mapping[str, Any]) -> Any:
+def read_inline_kv_cache(entry: Mapping[str, Any]) -> Any:
     """Return the KV cache's format as config.json's ``quantization_config`` names it; None for none."""
     scheme = entry.get("kv_cache_scheme")
     kv_cache = entry.get("kv_cache_quant_algo")
@@ -130,20 +132,20 @@ def inline_kv_cache(entry: Mapping[str, Any]) -> Any:
     return kv_cache
 
 
-def _inline(entry: Mapping[str, Any], where: str) -> ModelQuantization | None:
+def _parse_inline(entry: Mapping[str, Any], where: str) -> ModelQuantization | None:
     """config.json's ``quantization_config``; only ModelOpt's own kind can be converted."""
     method = entry.get("quant_method")
     if method != "modelopt":
         name = f"{method}-block" if method == "fp8" and entry.get("weight_block_size") else method
-        rows = table("quantization")["methods"]
+        rows = load_table("quantization")["methods"]
         row = rows.get(name, rows["*"])
         raise ModelError(
             f"quantization method {method!r} cannot become a TensorRT-LLM checkpoint: {row['why']}",
             where=where,
             fix=row["instead"],
         )
-    kv_cache = inline_kv_cache(entry)
-    return _sidecar(
+    kv_cache = read_inline_kv_cache(entry)
+    return _parse_sidecar(
         {
             "quantization": {
                 **entry,
@@ -170,14 +172,14 @@ def read_quantization(directory: Path, config: Mapping[str, Any]) -> ModelQuanti
             "quantization_config is not an object", where=str(directory / "config.json"), fix="export again"
         )
     if (directory / SIDECAR).exists():
-        found = _sidecar(read_object(directory / SIDECAR), str(directory / SIDECAR))
-        told = inline_kv_cache(inline or {})
-        own = found.kv_cache if found else None
-        if isinstance(told, str) and told.upper() != (own or ""):
+        quantization = _parse_sidecar(read_object(directory / SIDECAR), str(directory / SIDECAR))
+        inline_format = read_inline_kv_cache(inline or {})
+        sidecar_format = quantization.kv_cache if quantization else None
+        if isinstance(inline_format, str) and inline_format.upper() != (sidecar_format or ""):
             raise ModelError(
-                f"its KV cache is {own or 'not quantized'}, and {told} in config.json's quantization_config",
+                f"its KV cache is {sidecar_format or 'not quantized'}, and {inline_format} in config.json's quantization_config",
                 where=str(directory / SIDECAR),
                 fix="make both say what the weights are: k_scale and v_scale are there for an FP8 KV cache",
             )
-        return found
-    return _inline(inline, str(directory / "config.json")) if inline else None
+        return quantization
+    return _parse_inline(inline, str(directory / "config.json")) if inline else None

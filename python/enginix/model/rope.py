@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from enginix.errors import ModelError
-from enginix.tables import table
+from enginix.tables import load_table
 
 _NOT_SCALING = ("rope_theta", "partial_rotary_factor", "type")
 _ORIGINAL = "original_max_position_embeddings"
@@ -24,7 +24,7 @@ _LLMAPI = "serve the model with the llmapi kind"
 
 
 @dataclass(frozen=True)
-class Rope:
+class ModelRope:
     """Rotary embedding as the model defines it.
 
     Attributes:
@@ -46,7 +46,7 @@ class Rope:
     notes: tuple[str, ...] = ()
 
 
-def _number(value: Any, what: str, where: str) -> float:
+def _require_number(value: Any, what: str, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e300:
         raise ModelError(
             f"{what} is {value!r}, not a positive number", where=where, fix="correct config.json"
@@ -55,7 +55,7 @@ def _number(value: Any, what: str, where: str) -> float:
 
 
 @dataclass(frozen=True)
-class _Scaling:
+class _RopeScaling:
     """The parameters of one scaling, with errors that name the key."""
 
     raw: Mapping[str, Any]
@@ -64,7 +64,7 @@ class _Scaling:
     where: str
 
     def number(self, key: str) -> float:
-        return _number(self.raw.get(key), f"{self.kind} rope scaling's {key}", self.where)
+        return _require_number(self.raw.get(key), f"{self.kind} rope scaling's {key}", self.where)
 
     def optional(self, key: str) -> float | None:
         return None if self.raw.get(key) is None else self.number(key)
@@ -74,9 +74,9 @@ class _Scaling:
 
     def magnitude(self, original: float) -> float:
         """What transformers multiplies cosine and sine with (_compute_yarn_parameters and its like)."""
-        given = self.optional("attention_factor")
-        if given is not None:
-            return given
+        stated = self.optional("attention_factor")
+        if stated is not None:
+            return stated
         factor = self.optional("factor") or self.positions / original
         if factor <= 1:
             return 1.0
@@ -120,27 +120,29 @@ class _Scaling:
             if not isinstance(values, list) or len(values) != rotated // 2:
                 raise self.refuse(f"{key} is no list of {rotated // 2} numbers")
             for value in values:
-                _number(value, f"longrope's {key}", self.where)
+                _require_number(value, f"longrope's {key}", self.where)
 
 
-def _parameters(raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    found = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-    if not isinstance(found, dict):
+def _find_parameters(raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    parameters = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    if not isinstance(parameters, dict):
         raise ModelError("rope parameters are not an object", where=where, fix="correct config.json")
-    if found and all(isinstance(v, dict) for v in found.values()):
+    if parameters and all(isinstance(v, dict) for v in parameters.values()):
         raise ModelError(
-            f"rope parameters differ by kind of layer ({', '.join(sorted(found))})",
+            f"rope parameters differ by kind of layer ({', '.join(sorted(parameters))})",
             where=where,
             fix=f"no architecture of this converter has that; {_LLMAPI}",
         )
-    return found
+    return parameters
 
 
-def _type(found: Mapping[str, Any], raw: Mapping[str, Any], known: list[str], where: str) -> str:
-    kind = found.get("rope_type", found.get("type", "default"))
+def _read_scaling_type(
+    parameters: Mapping[str, Any], raw: Mapping[str, Any], known: list[str], where: str
+) -> str:
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
     if raw.get("model_type") == "phi3" and kind in ("su", "yarn"):
         kind = "longrope"  # names of the first Phi-3 releases; transformers renames them for Phi-3 alone
-    types = table("architectures")["rope"]["types"]
+    types = load_table("architectures")["rope"]["types"]
     if kind == "default" or (isinstance(kind, str) and kind in types and kind in known):
         return str(kind)
     if isinstance(kind, str) and kind in types:
@@ -152,15 +154,15 @@ def _type(found: Mapping[str, Any], raw: Mapping[str, Any], known: list[str], wh
     raise ModelError(f"rope scaling {kind!r} is unknown", where=where, fix=f"known: {', '.join(known)}")
 
 
-def _fraction(
-    found: Mapping[str, Any], raw: Mapping[str, Any], kind: str, partial: bool, where: str
+def _read_fraction(
+    parameters: Mapping[str, Any], raw: Mapping[str, Any], kind: str, partial: bool, where: str
 ) -> tuple[float, list[str]]:
     """The rotated part of a head, and what is to be noted of it."""
-    inside, top = found.get("partial_rotary_factor"), raw.get("partial_rotary_factor")
+    inside, top = parameters.get("partial_rotary_factor"), raw.get("partial_rotary_factor")
     value = top if inside is None else inside
     if value is None:
         return 1.0, []
-    if _number(value, "partial_rotary_factor", where) > 1:
+    if _require_number(value, "partial_rotary_factor", where) > 1:
         raise ModelError(f"partial_rotary_factor {value} is above 1", where=where, fix="correct config.json")
     if inside is not None and top is not None and inside != top:
         raise ModelError(
@@ -182,12 +184,12 @@ def _fraction(
     ]
 
 
-def _notes(scaling: Mapping[str, Any], kind: str, where: str) -> list[str]:
+def _note_ignored_keys(scaling: Mapping[str, Any], kind: str, where: str) -> list[str]:
     """Parameters that transformers ignores; one that nobody knows is refused."""
-    types, notes = table("architectures")["rope"]["types"], []
+    types, notes = load_table("architectures")["rope"]["types"], []
     reads = types[kind]["reads"] if kind != "default" else []
     known = {key for row in types.values() for key in row["reads"]} | set(
-        table("architectures")["rope"]["unread"]
+        load_table("architectures")["rope"]["unread"]
     )
     for key in sorted(set(scaling) - set(reads) - {"rope_type"}):
         if kind != "default" and key not in known:
@@ -201,7 +203,7 @@ def _notes(scaling: Mapping[str, Any], kind: str, where: str) -> list[str]:
     return notes
 
 
-def read_rope(raw: Mapping[str, Any], where: str, *, row: Mapping[str, Any], head_dim: int) -> Rope:
+def read_rope(raw: Mapping[str, Any], where: str, *, row: Mapping[str, Any], head_dim: int) -> ModelRope:
     """Reads the rotary embedding of a parsed ``config.json``.
 
     Args:
@@ -211,11 +213,11 @@ def read_rope(raw: Mapping[str, Any], where: str, *, row: Mapping[str, Any], hea
         ModelError: an unknown scaling type or parameter, parameters that are missing or no numbers, one that
             TensorRT-LLM cannot express, or one set per kind of layer (no architecture here has that).
     """
-    found = _parameters(raw, where)
-    base = found.get("rope_theta", raw.get("rope_theta", row["defaults"]["rope_theta"]))
-    base = _number(base, "rope_theta", where)
-    kind = _type(found, raw, row["rope"]["types"], where)
-    fraction, notes = _fraction(found, raw, kind, row["rope"]["partial"], where)
+    parameters = _find_parameters(raw, where)
+    base = parameters.get("rope_theta", raw.get("rope_theta", row["defaults"]["rope_theta"]))
+    base = _require_number(base, "rope_theta", where)
+    kind = _read_scaling_type(parameters, raw, row["rope"]["types"], where)
+    fraction, notes = _read_fraction(parameters, raw, kind, row["rope"]["partial"], where)
     rotated = int(head_dim * fraction)
     if rotated % 2 or rotated == 0:
         raise ModelError(
@@ -223,18 +225,20 @@ def read_rope(raw: Mapping[str, Any], where: str, *, row: Mapping[str, Any], hea
             where=where,
             fix="correct config.json",
         )
-    scaling = {k: v for k, v in found.items() if k not in _NOT_SCALING}
-    notes += _notes(scaling, kind, where)
+    scaling = {k: v for k, v in parameters.items() if k not in _NOT_SCALING}
+    notes += _note_ignored_keys(scaling, kind, where)
     if kind == "default":
-        return Rope(base, kind, None, fraction, notes=tuple(notes))
+        return ModelRope(base, kind, None, fraction, notes=tuple(notes))
     scaling["rope_type"] = kind
     positions = raw.get("max_position_embeddings")
-    typed = _Scaling(scaling, kind, _number(positions, "max_position_embeddings", where), where)
-    typed.check(rotated, base)
+    rope_scaling = _RopeScaling(
+        scaling, kind, _require_number(positions, "max_position_embeddings", where), where
+    )
+    rope_scaling.check(rotated, base)
     if kind not in ("yarn", "llama3", "longrope"):
-        return Rope(base, kind, scaling, fraction, notes=tuple(notes))
+        return ModelRope(base, kind, scaling, fraction, notes=tuple(notes))
     # One at the top, the class's own default included, wins over the one inside (standardize_rope_params).
     inside = scaling.get(_ORIGINAL, positions)
-    original = _number(raw.get(_ORIGINAL, row["defaults"].get(_ORIGINAL, inside)), _ORIGINAL, where)
-    magnitude = 1.0 if kind == "llama3" else typed.magnitude(original)
-    return Rope(base, kind, scaling, fraction, original, magnitude, tuple(notes))
+    original = _require_number(raw.get(_ORIGINAL, row["defaults"].get(_ORIGINAL, inside)), _ORIGINAL, where)
+    magnitude = 1.0 if kind == "llama3" else rope_scaling.magnitude(original)
+    return ModelRope(base, kind, scaling, fraction, original, magnitude, tuple(notes))

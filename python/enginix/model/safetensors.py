@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import ModelError
-from enginix.model.jsonfile import LIMIT, open_regular, other_content, parse_object, read_object
+from enginix.model.jsonfile import LIMIT, detect_other_content, open_regular, parse_object, read_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 # dtype code → bytes an element
-DTYPES = {
+SAFETENSORS_DTYPES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1,
     "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8, "C64": 8,
 }  # fmt: skip
 
-_AGAIN = "download or write the file again"
+_DOWNLOAD_FIX = "download or write the file again"
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class TensorInfo:
 
     @property
     def itemsize(self) -> int:
-        return DTYPES[self.dtype]
+        return SAFETENSORS_DTYPES[self.dtype]
 
 
 @dataclass(frozen=True)
-class Header:
+class SafetensorsHeader:
     """One file's header: its tensors by name, its string metadata, and the header's raw bytes."""
 
     path: Path
@@ -66,38 +66,40 @@ class Header:
     raw: bytes = field(repr=False)
 
 
-def _natural(value: Any) -> bool:
+def _is_natural(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
-def _tensor(name: str, entry: Any, path: Path, base: int, size: int) -> TensorInfo:
+def _parse_tensor(name: str, entry: Any, path: Path, base: int, size: int) -> TensorInfo:
     where = f"{path}: tensor {name!r}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ModelError("needs exactly dtype, shape and data_offsets", where=where, fix=_AGAIN)
+        raise ModelError("needs exactly dtype, shape and data_offsets", where=where, fix=_DOWNLOAD_FIX)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ModelError(f"unknown dtype {dtype!r}", where=where, fix=f"known: {', '.join(DTYPES)}")
-    if not isinstance(shape, list) or len(shape) > 16 or not all(map(_natural, shape)):
-        raise ModelError("shape is not a list of sizes", where=where, fix=_AGAIN)
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_natural, offsets)):
-        raise ModelError("data_offsets is not a pair of offsets", where=where, fix=_AGAIN)
+    if not isinstance(dtype, str) or dtype not in SAFETENSORS_DTYPES:
+        raise ModelError(
+            f"unknown dtype {dtype!r}", where=where, fix=f"known: {', '.join(SAFETENSORS_DTYPES)}"
+        )
+    if not isinstance(shape, list) or len(shape) > 16 or not all(map(_is_natural, shape)):
+        raise ModelError("shape is not a list of sizes", where=where, fix=_DOWNLOAD_FIX)
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_natural, offsets)):
+        raise ModelError("data_offsets is not a pair of offsets", where=where, fix=_DOWNLOAD_FIX)
     begin, end = offsets
     if begin > end or end > size:
         raise ModelError(
             f"bytes {begin} to {end} lie outside the file's {size} bytes of data (truncated?)",
             where=where,
-            fix=_AGAIN,
+            fix=_DOWNLOAD_FIX,
         )
-    if prod(shape) * DTYPES[dtype] != end - begin:
+    if prod(shape) * SAFETENSORS_DTYPES[dtype] != end - begin:
         raise ModelError(
-            f"{dtype} {shape} needs {prod(shape) * DTYPES[dtype]} bytes, its offsets span {end - begin}",
+            f"{dtype} {shape} needs {prod(shape) * SAFETENSORS_DTYPES[dtype]} bytes, its offsets span {end - begin}",
             where=where,
-            fix=_AGAIN,
+            fix=_DOWNLOAD_FIX,
         )
     return TensorInfo(name, dtype, tuple(shape), path, base + begin, base + end)
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> SafetensorsHeader:
     """Reads and checks one file's header.
 
     Raises:
@@ -108,71 +110,75 @@ def read_header(path: Path) -> Header:
         with open_regular(path) as f:
             total = os.fstat(f.fileno()).st_size
             start = f.read(512)
-            if other := other_content(start):
+            if other := detect_other_content(start):
                 raise ModelError(other[0], where=where, fix=other[1])
             first = start[:8]
             f.seek(8)
             if len(first) < 8:
-                raise ModelError(f"{total} bytes are no safetensors file", where=where, fix=_AGAIN)
+                raise ModelError(f"{total} bytes are no safetensors file", where=where, fix=_DOWNLOAD_FIX)
             (length,) = struct.unpack("<Q", first)
             if length > min(LIMIT, total - 8):
                 raise ModelError(
                     f"header length {length} is beyond the file's {total} bytes or the format's {LIMIT}",
                     where=where,
-                    fix=_AGAIN,
+                    fix=_DOWNLOAD_FIX,
                 )
             raw = f.read(length)
     except OSError as e:
         raise ModelError(f"cannot be read: {e.strerror or e}", where=where, fix="download the file") from e
     if not raw.startswith(b"{"):
-        raise ModelError("header does not begin with '{'", where=where, fix=_AGAIN)
+        raise ModelError("header does not begin with '{'", where=where, fix=_DOWNLOAD_FIX)
     entries = parse_object(raw, f"{where}: header", strict=True)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ModelError("__metadata__ is not a map of strings", where=where, fix=_AGAIN)
+        raise ModelError("__metadata__ is not a map of strings", where=where, fix=_DOWNLOAD_FIX)
     base = 8 + length
-    tensors = {n: _tensor(n, entry, path, base, total - base) for n, entry in entries.items()}
-    at = base
+    tensors = {n: _parse_tensor(n, entry, path, base, total - base) for n, entry in entries.items()}
+    expected_begin = base
     for tensor in sorted(tensors.values(), key=lambda t: (t.begin, t.end)):
-        if tensor.begin != at:
+        if tensor.begin != expected_begin:
             what = (
-                "overlaps another tensor" if tensor.begin < at else f"leaves {tensor.begin - at} bytes unused"
+                "overlaps another tensor"
+                if tensor.begin < expected_begin
+                else f"leaves {tensor.begin - expected_begin} bytes unused"
             )
-            raise ModelError(what, where=f"{where}: tensor {tensor.name!r}", fix=_AGAIN)
-        at = tensor.end
-    if at != total:
-        raise ModelError(f"{total - at} bytes follow the last tensor", where=where, fix=_AGAIN)
-    return Header(path, tensors, metadata, raw)
+            raise ModelError(what, where=f"{where}: tensor {tensor.name!r}", fix=_DOWNLOAD_FIX)
+        expected_begin = tensor.end
+    if expected_begin != total:
+        raise ModelError(
+            f"{total - expected_begin} bytes follow the last tensor", where=where, fix=_DOWNLOAD_FIX
+        )
+    return SafetensorsHeader(path, tensors, metadata, raw)
 
 
 @dataclass(frozen=True)
-class Weights:
+class ModelWeights:
     """All tensors of a model directory, over all its shards."""
 
     directory: Path
-    headers: tuple[Header, ...]
+    headers: tuple[SafetensorsHeader, ...]
     tensors: Mapping[str, TensorInfo]
 
 
-def _without_weights(directory: Path) -> tuple[str, str]:
+def _explain_missing_weights(directory: Path) -> tuple[str, str]:
     """What a directory without weights in the Transformers layout is, and what to do."""
-    found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
-    if "adapter_config.json" in found:
+    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    if "adapter_config.json" in names:
         return "a LoRA adapter, not a model", "merge it into its base model (PEFT's merge_and_unload) first"
-    if any(name.startswith("consolidated") for name in found) and "params.json" in found:
+    if any(name.startswith("consolidated") for name in names) and "params.json" in names:
         return (
             "weights in Mistral's own layout (params.json, consolidated*.safetensors)",
             "use a repository in the Transformers layout; transformers converts "
             "(convert_mistral_weights_to_hf.py)",
         )
-    shards = [name for name in found if name.endswith(".safetensors")]
+    shards = [name for name in names if name.endswith(".safetensors")]
     if shards:
         return (
             f"no {SINGLE} and no {INDEX} beside {shards[0]}",
             "fetch the whole repository; if it has no index, save the model again with save_pretrained",
         )
     for suffix, name in ((".gguf", "GGUF"), (".bin", "pickle"), (".pth", "pickle"), (".pt", "pickle")):
-        if other := [n for n in found if n.endswith(suffix)]:
+        if other := [n for n in names if n.endswith(suffix)]:
             return (
                 f"no {SINGLE} and no {INDEX} ({name} weights {other[0]} are refused)",
                 "pass a directory with safetensors weights",
@@ -180,12 +186,12 @@ def _without_weights(directory: Path) -> tuple[str, str]:
     return f"no {SINGLE} and no {INDEX}", "pass a directory with safetensors weights"
 
 
-def _shards(directory: Path) -> tuple[list[str], dict[str, str] | None]:
+def _list_shards(directory: Path) -> tuple[list[str], dict[str, str] | None]:
     if (directory / SINGLE).exists():  # transformers prefers it over an index, too
         return [SINGLE], None
     index = directory / INDEX
     if not index.exists():
-        what, fix = _without_weights(directory)
+        what, fix = _explain_missing_weights(directory)
         raise ModelError(what, where=str(directory), fix=fix)
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -194,19 +200,19 @@ def _shards(directory: Path) -> tuple[list[str], dict[str, str] | None]:
         plain = isinstance(file, str) and file.isprintable() and file == os.path.basename(file)
         if not plain or file in ("", ".", ".."):
             raise ModelError(
-                f"tensor {name!r} lies in {file!r}: not a file name", where=str(index), fix=_AGAIN
+                f"tensor {name!r} lies in {file!r}: not a file name", where=str(index), fix=_DOWNLOAD_FIX
             )
     return sorted(set(weight_map.values())), weight_map
 
 
-def open_weights(directory: Path) -> Weights:
+def open_weights(directory: Path) -> ModelWeights:
     """Reads every shard's header and holds the index to it.
 
     Raises:
         ModelError: no safetensors weights; a shard missing or damaged; a tensor missing from its shard,
             from the index, or present twice.
     """
-    files, weight_map = _shards(directory)
+    files, weight_map = _list_shards(directory)
     headers = tuple(read_header(directory / file) for file in files)
     tensors: dict[str, TensorInfo] = {}
     for header in headers:
@@ -215,7 +221,7 @@ def open_weights(directory: Path) -> Weights:
                 raise ModelError(
                     f"tensor {name!r} is also in {tensors[name].path.name}",
                     where=str(header.path),
-                    fix=_AGAIN,
+                    fix=_DOWNLOAD_FIX,
                 )
             tensors[name] = tensor
     for name, file in (weight_map or {}).items():
@@ -231,4 +237,4 @@ def open_weights(directory: Path) -> Weights:
             where=str(directory / INDEX),
             fix="download index and shards again, from one revision",
         )
-    return Weights(directory, headers, tensors)
+    return ModelWeights(directory, headers, tensors)

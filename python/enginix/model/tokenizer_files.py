@@ -27,7 +27,7 @@ TOKENIZER_FILES = (
     "additional_chat_templates/*.jinja",
     "generation_config.json",
 )
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def find_tokenizer_files(model: Path) -> list[Path]:
@@ -36,22 +36,22 @@ def find_tokenizer_files(model: Path) -> list[Path]:
     Raises:
         ModelError: there is no tokenizer: an engine without one cannot be served.
     """
-    found = {path for pattern in TOKENIZER_FILES for path in model.glob(pattern) if path.is_file()}
-    if not any(path.name in VOCABULARIES for path in found):
+    paths = {path for pattern in TOKENIZER_FILES for path in model.glob(pattern) if path.is_file()}
+    if not any(path.name in VOCABULARY_FILES for path in paths):
         raise ModelError(
             "no tokenizer", where=str(model), fix="fetch the whole repository, or pass the right --model"
         )
-    return sorted(found)
+    return sorted(paths)
 
 
-def copy_tokenizer_files(model: Path, to: Path) -> None:
+def copy_tokenizer_files(model: Path, directory: Path) -> None:
     """Copy a model's tokenizer files into a new directory.
 
     Raises:
         ModelError: there is no tokenizer.
     """
-    to.mkdir()
+    directory.mkdir()
     for path in find_tokenizer_files(model):
-        there = to / path.relative_to(model)
-        there.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, there)
+        destination = directory / path.relative_to(model)
+        destination.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, destination)

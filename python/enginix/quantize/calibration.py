@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from enginix import __version__, manifest
 from enginix.errors import ModelError, UsageError
-from enginix.files import check_free, new_directory, sha256_file
+from enginix.files import new_directory, require_absent, sha256_file
 from enginix.model.safetensors import read_header
-from enginix.quantize import text
-from enginix.tables import table
+from enginix.quantize import calibration_text
+from enginix.tables import load_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
     Tokens = npt.NDArray[np.int32]
 
-FILE = "calibration.safetensors"
-KEY = "enginix"
+CALIBRATION_FILE = "calibration.safetensors"
+CALIBRATION_KEY = "enginix"
 TENSOR = "tokens"
-FORMAT = 1
+CALIBRATION_FORMAT = 1
 LONGEST = 1 << 20
-MOST_ROWS_UNASKED = 256
+MOST_DEFAULT_ROWS = 256
 # What enginix quantize takes at a time.
 ROWS_A_BATCH = 8
 
@@ -92,14 +92,14 @@ class Calibration:
         return {"sha256": self.sha256, **self.about}
 
 
-def default_text() -> tuple[Path, dict[str, Any]]:
+def find_default_text() -> tuple[Path, dict[str, Any]]:
     """The text that ships with enginix and its row of calibration.json, its hash checked.
 
     Raises:
         ModelError: the file is not the one that the table pins.
     """
-    data = Path(__file__).parent.parent / "data"
-    rows = table("calibration")
+    data = Path(__file__).parent.parent / "data" / "quantization"
+    rows = load_table("calibration")
     name = rows["default"]
     row = rows["texts"][name]
     path = data / row["file"]
@@ -110,7 +110,7 @@ def default_text() -> tuple[Path, dict[str, Any]]:
     return path, {"name": name, "licence": row["licence"]}
 
 
-def tokenizer_digests(directory: Path) -> dict[str, str]:
+def hash_tokenizer_files(directory: Path) -> dict[str, str]:
     """SHA-256 of each tokenizer file that ``directory`` has, config.json left out.
 
     Raises:
@@ -118,17 +118,17 @@ def tokenizer_digests(directory: Path) -> dict[str, str]:
     """
     if not directory.is_dir():
         raise ModelError("no such directory", where=str(directory), fix="pass a model directory")
-    found = {
+    digests = {
         name: sha256_file(directory / name)
-        for name in table("quantize")["tokenizerFiles"]
+        for name in load_table("quantize")["tokenizerFiles"]
         if name != "config.json" and (directory / name).is_file()
     }
-    if not found.keys() & {"tokenizer.json", "tokenizer.model", "vocab.json"}:
+    if not digests.keys() & {"tokenizer.json", "tokenizer.model", "vocab.json"}:
         raise ModelError("no tokenizer in it", where=str(directory), fix="pass a model with tokenizer.json")
-    return found
+    return digests
 
 
-def draw(tokenizer: Any, documents: Iterable[text.Document], recipe: Recipe) -> Tokens:
+def draw_rows(tokenizer: Any, documents: Iterable[calibration_text.Document], recipe: Recipe) -> Tokens:
     """Rows of token ids: documents in an order drawn from the seed, one after another, cut into equal rows.
 
     A document ends with the end-of-text token, where the tokenizer has one. Each row starts with the token
@@ -143,31 +143,31 @@ def draw(tokenizer: Any, documents: Iterable[text.Document], recipe: Recipe) -> 
     every = list(documents)
     order = list(range(len(every)))
     random.Random(recipe.seed).shuffle(order)
-    start = _start(tokenizer)
+    start = _find_start_tokens(tokenizer)
     width = recipe.sequence_length - len(start)
     if width < 1:
         raise UsageError("a row holds no text", fix="raise --sequence-length")
     end = tokenizer.eos_token_id
-    most = recipe.size or MOST_ROWS_UNASKED
+    most = recipe.size or MOST_DEFAULT_ROWS
     needed = most * width
     stream: list[int] = []
     for index in order:
         document = every[index]
         stream += tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
-        if end is not None and not document.rendered:
+        if end is not None and not document.is_rendered:
             stream.append(end)
         if len(stream) >= needed:
             break
     rows = min(most, len(stream) // width)
     if rows < (recipe.size or 1):
-        raise _too_short(len(every), len(stream), rows, recipe, len(start))
+        raise _make_too_short_error(len(every), len(stream), rows, recipe, len(start))
     if recipe.size is None and rows > ROWS_A_BATCH:
         rows -= rows % ROWS_A_BATCH
     body = np.asarray(stream[: rows * width], np.int32).reshape(rows, width)
     return np.concatenate([np.tile(np.asarray(start, np.int32), (rows, 1)), body], axis=1)
 
 
-def _too_short(documents: int, tokens: int, rows: int, recipe: Recipe, start: int) -> UsageError:
+def _make_too_short_error(documents: int, tokens: int, rows: int, recipe: Recipe, start: int) -> UsageError:
     many = "document has" if documents == 1 else "documents have"
     fix = "pass more text"
     if rows:
@@ -183,22 +183,22 @@ def _too_short(documents: int, tokens: int, rows: int, recipe: Recipe, start: in
     )
 
 
-def _start(tokenizer: Any) -> list[int]:
+def _find_start_tokens(tokenizer: Any) -> list[int]:
     first = tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"][:1]
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and first == [bos] else []
 
 
-def dump(tokens: Tokens, about: dict[str, Any]) -> bytes:
+def dump_calibration(tokens: Tokens, about: dict[str, Any]) -> bytes:
     """The file's bytes."""
     from safetensors.numpy import save
 
     header = json.dumps(about, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    data: bytes = save({TENSOR: tokens}, {KEY: header})
+    data: bytes = save({TENSOR: tokens}, {CALIBRATION_KEY: header})
     return data
 
 
-def make(model: Path, out: Path, source: Path | None, recipe: Recipe) -> Calibration:
+def make_calibration(model: Path, out: Path, source: Path | None, recipe: Recipe) -> Calibration:
     """Writes ``calibration.safetensors`` and ``enginix.json`` into a new directory ``out``.
 
     Args:
@@ -209,14 +209,14 @@ def make(model: Path, out: Path, source: Path | None, recipe: Recipe) -> Calibra
         ModelError, UsageError: as ``text.documents`` and ``draw``; a tokenizer that cannot be read; before
             anything is read, an ``out`` that exists.
     """
-    check_free(out)
-    tokenizer_files = tokenizer_digests(model)
-    told: dict[str, Any] = {}
+    require_absent(out)
+    tokenizer_files = hash_tokenizer_files(model)
+    text_source: dict[str, Any] = {}
     if source is None:
-        source, told = default_text()
+        source, text_source = find_default_text()
     else:
-        told = text.dataset(source)
-    digest, count = text.digest(source)
+        text_source = calibration_text.read_dataset_pin(source)
+    digest, count = calibration_text.hash_text_files(source)
     tokenizer = load_tokenizer(model)
 
     def render(messages: list[dict[str, Any]]) -> str:
@@ -233,18 +233,18 @@ def make(model: Path, out: Path, source: Path | None, recipe: Recipe) -> Calibra
                 fix="correct the messages, or name a field of plain text",
             ) from e
 
-    tokens = draw(tokenizer, text.documents(source, recipe.field, render), recipe)
+    tokens = draw_rows(tokenizer, calibration_text.read_documents(source, recipe.field, render), recipe)
     recipe = replace(recipe, size=len(tokens))
     about = {
-        "format": FORMAT,
+        "format": CALIBRATION_FORMAT,
         "recipe": recipe.as_json(),
-        "text": {"sha256": digest, "files": count, **told},
+        "text": {"sha256": digest, "files": count, **text_source},
         "tokenizer": tokenizer_files,
     }
-    data = dump(tokens, about)
-    done = Calibration(tokens, about, hashlib.sha256(data).hexdigest())
+    data = dump_calibration(tokens, about)
+    calibration = Calibration(tokens, about, hashlib.sha256(data).hexdigest())
     with new_directory(out) as partial:
-        (partial / FILE).write_bytes(data)
+        (partial / CALIBRATION_FILE).write_bytes(data)
         import tokenizers
         import transformers
 
@@ -258,9 +258,9 @@ def make(model: Path, out: Path, source: Path | None, recipe: Recipe) -> Calibra
                 "tokenizers": tokenizers.__version__,
                 "transformers": transformers.__version__,
             },
-            results={"sha256": done.sha256, "tokens": int(tokens.size)},
+            results={"sha256": calibration.sha256, "tokens": int(tokens.size)},
         ).write(partial)
-    return done
+    return calibration
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -270,9 +270,9 @@ def load_tokenizer(directory: Path) -> Any:
         ModelError: transformers cannot read it.
         MachineError: transformers is not installed.
     """
-    from enginix.quantize.stack import imported
+    from enginix.quantize.library_imports import import_library
 
-    transformers = imported("transformers")
+    transformers = import_library("transformers")
     try:
         return transformers.AutoTokenizer.from_pretrained(
             directory, trust_remote_code=False, local_files_only=True, use_fast=True
@@ -284,13 +284,13 @@ def load_tokenizer(directory: Path) -> Any:
         ) from e
 
 
-def read(path: Path) -> Calibration:
+def read_calibration(path: Path) -> Calibration:
     """Reads a calibration file, or the one in a directory.
 
     Raises:
         ModelError: missing, or not a calibration file of this format.
     """
-    path = path / FILE if path.is_dir() else path
+    path = path / CALIBRATION_FILE if path.is_dir() else path
     again = "make it: `enginix calibrate MODEL -o DIR`, in a new directory"
     if not path.is_file():
         raise ModelError("no such calibration file", where=str(path), fix=again)
@@ -302,10 +302,10 @@ def read(path: Path) -> Calibration:
 
     tokens = load_file(path)[TENSOR]
     try:
-        about = json.loads(header.metadata.get(KEY, ""))
+        about = json.loads(header.metadata.get(CALIBRATION_KEY, ""))
     except (ValueError, RecursionError):
         about = None
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
+    if not isinstance(about, dict) or about.get("format") != CALIBRATION_FORMAT:
         raise ModelError("no header of a calibration file", where=str(path), fix=again)
     if not isinstance(about.get("tokenizer"), dict) or not isinstance(about.get("text"), dict):
         raise ModelError("its header names no text or no tokenizer", where=str(path), fix=again)

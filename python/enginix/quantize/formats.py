@@ -1,4 +1,4 @@
-"""The formats of data/quantize.json: what each is, and whether target and model take it."""
+"""The formats of data/quantization/quantize.json: what each is, and whether target and model take it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from enginix.errors import UsageError
-from enginix.tables import table
+from enginix.tables import load_table
 
 MIXED = "mixed"
 
 
 @dataclass(frozen=True)
-class Format:
+class QuantizationFormat:
     """One row of quantize.json.
 
     Attributes:
@@ -40,7 +40,7 @@ class Format:
 
 
 @dataclass(frozen=True)
-class Choice:
+class FormatChoice:
     """What was asked for, and can be done.
 
     Attributes:
@@ -52,7 +52,7 @@ class Choice:
     """
 
     name: str
-    formats: tuple[Format, ...]
+    formats: tuple[QuantizationFormat, ...]
     effective_bits: float | None
     kv_cache: str | None
     warnings: tuple[str, ...] = ()
@@ -61,27 +61,31 @@ class Choice:
     def algorithm(self) -> str:
         """``quant_algo`` that the result must name."""
         return (
-            str(table("quantize")["mixed"]["algorithm"]) if self.name == MIXED else self.formats[0].algorithm
+            str(load_table("quantize")["mixed"]["algorithm"])
+            if self.name == MIXED
+            else self.formats[0].algorithm
         )
 
     @property
     def kv_algorithm(self) -> str | None:
         """``kv_cache_quant_algo`` that the result must name."""
         return (
-            None if self.kv_cache is None else str(table("quantize")["kvCache"][self.kv_cache]["algorithm"])
+            None
+            if self.kv_cache is None
+            else str(load_table("quantize")["kvCache"][self.kv_cache]["algorithm"])
         )
 
 
-def row(name: str) -> Format:
+def find_format(name: str) -> QuantizationFormat:
     """A format by name.
 
     Raises:
         UsageError: refused by name, with what to use instead; or unknown.
     """
-    rows = table("quantize")
+    rows = load_table("quantize")
     if name in rows["formats"]:
         raw = {k: v for k, v in rows["formats"][name].items() if k != "note"}
-        return Format(name=name, **{**raw, "scales": tuple(raw["scales"])})
+        return QuantizationFormat(name=name, **{**raw, "scales": tuple(raw["scales"])})
     if name in rows["refused"]:
         refused = rows["refused"][name]
         raise UsageError(f"format {name!r}: {refused['why']}", fix=f"use {refused['instead']}")
@@ -89,7 +93,7 @@ def row(name: str) -> Format:
     raise UsageError(f"unknown format {name!r}", fix=f"one of: {known}")
 
 
-def resolve(
+def resolve_format(
     name: str,
     *,
     effective_bits: float | None = None,
@@ -98,7 +102,7 @@ def resolve(
     target_name: str | None = None,
     architecture: str | None = None,
     device: str = "cuda",
-) -> Choice:
+) -> FormatChoice:
     """Checks a request against the tables; nothing of the model is read.
 
     Args:
@@ -111,7 +115,7 @@ def resolve(
         UsageError: unknown or refused format, options that belong to another format, or a target that does
             not execute it.
     """
-    rows = table("quantize")
+    rows = load_table("quantize")
     if kv_cache is not None and kv_cache not in rows["kvCache"]:
         refused = rows["kvCacheRefused"].get(kv_cache)
         if refused is None:
@@ -119,27 +123,29 @@ def resolve(
                 f"unknown KV cache format {kv_cache!r}", fix=f"one of: {', '.join(rows['kvCache'])}"
             )
         raise UsageError(f"a KV cache in {kv_cache}: {refused['why']}", fix=f"use {refused['instead']}")
-    chosen: tuple[Format, ...]
+    chosen: tuple[QuantizationFormat, ...]
     if name != MIXED:
         if effective_bits is not None or candidates:
             raise UsageError(
                 "--effective-bits and --candidates are for --format mixed", fix="leave them out, or use mixed"
             )
-        chosen = (row(name),)
+        chosen = (find_format(name),)
     else:
-        chosen = _mixture(effective_bits, candidates, target_name, device)
+        chosen = _resolve_mixture(effective_bits, candidates, target_name, device)
     warnings: list[str] = []
     if target_name is not None:
         kv_algorithm = None if kv_cache is None else str(rows["kvCache"][kv_cache]["algorithm"])
-        for found in chosen:
-            warnings += _support(found.algorithm, kv_algorithm, architecture, target_name)
-    return Choice(name, chosen, effective_bits, kv_cache, tuple(dict.fromkeys(warnings)))
+        for chosen_format in chosen:
+            warnings += _check_target_support(
+                chosen_format.algorithm, kv_algorithm, architecture, target_name
+            )
+    return FormatChoice(name, chosen, effective_bits, kv_cache, tuple(dict.fromkeys(warnings)))
 
 
-def _mixture(
+def _resolve_mixture(
     bits: float | None, names: tuple[str, ...], target_name: str | None, device: str
-) -> tuple[Format, ...]:
-    rows = table("quantize")["mixed"]
+) -> tuple[QuantizationFormat, ...]:
+    rows = load_table("quantize")["mixed"]
     cuda_only = rows["cudaOnly"] if device == "cpu" else []
     if bits is None:
         raise UsageError("mixed needs a budget", fix="--effective-bits, for instance 6.0")
@@ -148,7 +154,7 @@ def _mixture(
             (
                 tuple(pair)
                 for pair in rows["candidates"]
-                if _all_taken(pair, target_name) and not set(pair) & set(cuda_only)
+                if _are_all_supported(pair, target_name) and not set(pair) & set(cuda_only)
             ),
             tuple(rows["candidates"][0]),
         )
@@ -165,36 +171,40 @@ def _mixture(
             )
     if len(set(names)) < 2:
         raise UsageError("mixed needs two candidates or more", fix=f"of: {', '.join(rows['allowed'])}")
-    found = tuple(sorted(map(row, dict.fromkeys(names)), key=lambda f: (f.bits, f.name)))
-    if not found[0].bits < bits < 16:
+    chosen = tuple(sorted(map(find_format, dict.fromkeys(names)), key=lambda f: (f.bits, f.name)))
+    if not chosen[0].bits < bits < 16:
         raise UsageError(
-            f"--effective-bits {bits} is not between {found[0].bits} (all {found[0].name}) and 16 (none)",
+            f"--effective-bits {bits} is not between {chosen[0].bits} (all {chosen[0].name}) and 16 (none)",
             fix="choose a budget in between",
         )
-    return found
+    return chosen
 
 
-def _support(algorithm: str, kv_cache: str | None, architecture: str | None, name: str) -> list[str]:
+def _check_target_support(
+    algorithm: str, kv_cache: str | None, architecture: str | None, name: str
+) -> list[str]:
     """Warnings of the target, or its refusal. Imported here: a build that names no target needs none."""
-    from enginix.engine.preflight import check_support
-    from enginix.engine.target import target
+    from enginix.machine.target import find_target
+    from enginix.runtime.preflight import check_support
 
-    known = architecture in table("quantization_support")["architectures"]["engine"]
-    return check_support(algorithm, kv_cache, architecture if known else None, target(name))
+    known = architecture in load_table("quantization_support")["architectures"]["engine"]
+    return check_support(algorithm, kv_cache, architecture if known else None, find_target(name))
 
 
-def _all_taken(names: list[str], target_name: str | None) -> bool:
+def _are_all_supported(names: list[str], target_name: str | None) -> bool:
     if target_name is None:
         return True
     try:
         for name in names:
-            _support(row(name).algorithm, None, None, target_name)
+            _check_target_support(find_format(name).algorithm, None, None, target_name)
     except UsageError:
         return False
     return True
 
 
-def check_shapes(choice: Choice, matrices: Mapping[str, tuple[int, ...]], experts: bool, where: str) -> None:
+def check_shapes(
+    choice: FormatChoice, matrices: Mapping[str, tuple[int, ...]], experts: bool, where: str
+) -> None:
     """Groups against every matrix's columns; experts against the format.
 
     Args:
@@ -203,31 +213,31 @@ def check_shapes(choice: Choice, matrices: Mapping[str, tuple[int, ...]], expert
     Raises:
         UsageError: a matrix that the format cannot hold.
     """
-    for found in choice.formats:
-        if experts and not found.experts:
-            able = [n for n, r in table("quantize")["formats"].items() if r["experts"]]
+    for chosen_format in choice.formats:
+        if experts and not chosen_format.experts:
+            usable_formats = [n for n, r in load_table("quantize")["formats"].items() if r["experts"]]
             raise UsageError(
-                f"{found.name} is for dense models; this one has experts",
+                f"{chosen_format.name} is for dense models; this one has experts",
                 where=where,
-                fix=f"use {' or '.join(able)}",
+                fix=f"use {' or '.join(usable_formats)}",
             )
-        if found.group is None:
+        if chosen_format.group is None:
             continue
         for module, shape in matrices.items():
-            if shape[-1] % found.group:
-                able = [
+            if shape[-1] % chosen_format.group:
+                usable_formats = [
                     n
-                    for n, r in table("quantize")["formats"].items()
+                    for n, r in load_table("quantize")["formats"].items()
                     if r["group"] is None or all(s[-1] % r["group"] == 0 for s in matrices.values())
                 ]
                 raise UsageError(
-                    f"{module} has {shape[-1]} columns, and {found.name} needs a multiple of {found.group}",
+                    f"{module} has {shape[-1]} columns, and {chosen_format.name} needs a multiple of {chosen_format.group}",
                     where=where,
-                    fix=f"use {', '.join(able)}",
+                    fix=f"use {', '.join(usable_formats)}",
                 )
 
 
-def kv_cache_warning(parameters: int) -> str | None:
+def warn_of_kv_cache(parameters: int) -> str | None:
     """Why an FP8 KV cache is a risk for a model of this many parameters, or None."""
-    rule: dict[str, Any] = table("quantize")["kvCacheWarning"]
+    rule: dict[str, Any] = load_table("quantize")["kvCacheWarning"]
     return str(rule["text"]) if parameters < rule["parameters"] else None

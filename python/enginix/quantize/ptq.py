@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from enginix import device as devices
 from enginix.console import Heartbeat
 from enginix.errors import UsageError
-from enginix.quantize.formats import MIXED, Choice
-from enginix.quantize.stack import foreign, imported
-from enginix.tables import table
+from enginix.quantize.formats import MIXED, FormatChoice
+from enginix.quantize.library_imports import import_library, translate_library_errors
+from enginix.tables import load_table
 
 if TYPE_CHECKING:
     import torch
@@ -22,40 +22,44 @@ if TYPE_CHECKING:
 
 SEED = 1234
 # Rows that AutoQuantize's scores are computed from: it runs them backward, too.
-SCORED = 64
+SCORED_ROWS = 64
 
 
-def versions() -> dict[str, str]:
+def read_library_versions() -> dict[str, str]:
     """What the result depends on beside enginix."""
-    return {name: str(imported(name).__version__) for name in ("modelopt", "torch", "transformers")}
+    return {name: str(import_library(name).__version__) for name in ("modelopt", "torch", "transformers")}
 
 
 def check_device(device: str) -> None:
     """Raises MachineError where ``device`` is not there."""
-    imported("torch")
-    devices.find(device, "use --device cpu for a small model; in Nix, a GPU builder (docs/quantization.md)")
+    import_library("torch")
+    devices.find_device(
+        device, "use --device cpu for a small model; in Nix, a GPU builder (docs/quantization.md)"
+    )
 
 
-def load(directory: Path, device: str) -> Any:
+def load_model(directory: Path, device: str) -> Any:
     """The model in its own dtype on ``device``, in evaluation mode; code that it brings is not run."""
-    torch, transformers = imported("torch"), imported("transformers")
+    torch, transformers = import_library("torch"), import_library("transformers")
     torch.manual_seed(SEED)
     transformers.utils.logging.disable_progress_bar()
-    with foreign("transformers"):
+    with translate_library_errors("transformers"):
         model = transformers.AutoModelForCausalLM.from_pretrained(
             directory, dtype="auto", trust_remote_code=False, local_files_only=True
         )
         return model.eval().to(device)
 
 
-def batches(tokens: Tokens, size: int, device: str) -> list[torch.Tensor]:
+def split_batches(tokens: Tokens, size: int, device: str) -> list[torch.Tensor]:
     """int64 [≤ size, sequence length] each, in the order of the rows."""
-    torch = imported("torch")
+    torch = import_library("torch")
     rows = torch.from_numpy(tokens.astype("int64"))
     return [part.to(device) for part in rows.split(size)]
 
 
-def quantize(model: Any, choice: Choice, data: list[torch.Tensor], heartbeat: Heartbeat) -> Any:
+def insert_quantizers(
+    model: Any, choice: FormatChoice, data: list[torch.Tensor], heartbeat: Heartbeat
+) -> Any:
     """Inserts quantizers and calibrates them; for ``mixed``, searches a format for each layer.
 
     Returns:
@@ -65,37 +69,39 @@ def quantize(model: Any, choice: Choice, data: list[torch.Tensor], heartbeat: He
         UsageError: a budget that no assignment meets.
         ModelError: ModelOpt failed; the message says how.
     """
-    with foreign("modelopt"):
-        mtq = imported("modelopt.torch.quantization")
-        kv_cache = table("quantize")["kvCache"].get(choice.kv_cache)
+    with translate_library_errors("modelopt"):
+        mtq = import_library("modelopt.torch.quantization")
+        kv_cache = load_table("quantize")["kvCache"].get(choice.kv_cache)
         entries = [] if kv_cache is None else list(getattr(mtq, kv_cache["recipe"])["quant_cfg"])
         if choice.name == MIXED:
-            model = _search(mtq, model, choice, data, entries)
+            model = _search_formats(mtq, model, choice, data, entries)
         else:
             recipe = copy.deepcopy(getattr(mtq, choice.formats[0].recipe))
             recipe["quant_cfg"] = [*recipe["quant_cfg"], *entries]
             calibrated = choice.formats[0].calibrates or bool(entries)
-            model = mtq.quantize(model, recipe, _loop(data, heartbeat) if calibrated else None)
-        _neutral_scales(model, choice)
+            model = mtq.quantize(
+                model, recipe, _make_calibration_loop(data, heartbeat) if calibrated else None
+            )
+        _set_neutral_scales(model, choice)
     return model
 
 
-def export(model: Any, directory: Path) -> None:
+def export_checkpoint(model: Any, directory: Path) -> None:
     """Writes the unified Hugging Face checkpoint.
 
     Raises:
         MachineError: the disk is full.
         ModelError: ModelOpt cannot export this model.
     """
-    with foreign("modelopt's export"):
-        imported("modelopt.torch.export").export_hf_checkpoint(model, export_dir=directory)
+    with translate_library_errors("modelopt's export"):
+        import_library("modelopt.torch.export").export_hf_checkpoint(model, export_dir=directory)
 
 
-def _loop(data: list[torch.Tensor], heartbeat: Heartbeat) -> Callable[[Any], None]:
-    torch = imported("torch")
+def _make_calibration_loop(data: list[torch.Tensor], heartbeat: Heartbeat) -> Callable[[Any], None]:
+    torch = import_library("torch")
 
     def loop(model: Any) -> None:
-        arguments = _arguments(model)
+        arguments = _select_forward_arguments(model)
         with torch.no_grad():
             for number, batch in enumerate(data, 1):
                 model(batch, **arguments)
@@ -104,18 +110,20 @@ def _loop(data: list[torch.Tensor], heartbeat: Heartbeat) -> Callable[[Any], Non
     return loop
 
 
-def _arguments(model: Any) -> dict[str, Any]:
+def _select_forward_arguments(model: Any) -> dict[str, Any]:
     """Neither a cache nor logits are needed; all recipes leave the head as it is."""
     known = inspect.signature(model.forward).parameters
     return {k: v for k, v in {"use_cache": False, "logits_to_keep": 1}.items() if k in known}
 
 
-def _search(mtq: Any, model: Any, choice: Choice, data: list[torch.Tensor], entries: list[Any]) -> Any:
+def _search_formats(
+    mtq: Any, model: Any, choice: FormatChoice, data: list[torch.Tensor], entries: list[Any]
+) -> Any:
     formats = []
-    for found in choice.formats:
-        recipe = copy.deepcopy(getattr(mtq, found.recipe))
+    for candidate in choice.formats:
+        recipe = copy.deepcopy(getattr(mtq, candidate.recipe))
         recipe["quant_cfg"] = [*recipe["quant_cfg"], *entries]
-        formats.append(recipe if entries else getattr(mtq, found.recipe))
+        formats.append(recipe if entries else getattr(mtq, candidate.recipe))
     rows = int(data[0].shape[0])
     try:
         searched, _ = mtq.auto_quantize(
@@ -127,7 +135,7 @@ def _search(mtq: Any, model: Any, choice: Choice, data: list[torch.Tensor], entr
             loss_func=lambda output, _: output.loss,
             disabled_layers=["*lm_head*", "*embed*", "*router*", "*.gate", "*.gate.*"],
             num_calib_steps=len(data),
-            num_score_steps=max(1, min(len(data), SCORED // rows)),
+            num_score_steps=max(1, min(len(data), SCORED_ROWS // rows)),
         )
     except ValueError as e:
         if "infeasible" in str(e):
@@ -139,11 +147,11 @@ def _search(mtq: Any, model: Any, choice: Choice, data: list[torch.Tensor], entr
     return searched
 
 
-def _neutral_scales(model: Any, choice: Choice) -> None:
+def _set_neutral_scales(model: Any, choice: FormatChoice) -> None:
     """int4_wo is labelled W4A16_AWQ, whose form has a scale of the input: 1."""
     if choice.name != "int4_wo":
         return
-    torch = imported("torch")
+    torch = import_library("torch")
     for module in model.modules():
         quantizer = getattr(module, "weight_quantizer", None)
         if quantizer is not None and quantizer.is_enabled:

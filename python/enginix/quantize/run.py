@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from enginix import __version__, manifest
-from enginix.console import Heartbeat, human_bytes, say
+from enginix.console import Heartbeat, format_bytes, print_message
 from enginix.errors import UsageError
-from enginix.files import check_free, new_directory, sha256_file
+from enginix.files import new_directory, require_absent, sha256_file
 from enginix.model.tokenizer_files import TOKENIZER_FILES
 from enginix.quantize import calibration, ptq, source, verify
-from enginix.quantize.formats import Choice, check_shapes, kv_cache_warning
-from enginix.quantize.stack import imported
+from enginix.quantize.formats import FormatChoice, check_shapes, warn_of_kv_cache
+from enginix.quantize.library_imports import import_library
 
 # Carried along as they are: a server needs them, and a licence goes with the weights.
-CARRIED = (*TOKENIZER_FILES, "LICENSE*", "NOTICE*")
+CARRIED_FILES = (*TOKENIZER_FILES, "LICENSE*", "NOTICE*")
 
 
 @dataclass(frozen=True)
-class Options:
+class QuantizeOptions:
     """How to quantize.
 
     Attributes:
@@ -38,8 +38,8 @@ class Options:
     name: str | None = None
 
 
-def quantize(
-    directory: Path, out: Path, choice: Choice, data: Path | None, options: Options
+def quantize_model(
+    directory: Path, out: Path, choice: FormatChoice, data: Path | None, options: QuantizeOptions
 ) -> dict[str, Any]:
     """Writes a quantized model: the unified checkpoint, tokenizer and chat template, ``enginix.json``.
 
@@ -53,8 +53,8 @@ def quantize(
         is told
             before torch is imported.
     """
-    check_free(out)
-    model = source.read(directory)
+    require_absent(out)
+    model = source.read_source_model(directory)
     check_shapes(choice, model.matrices, model.experts, str(directory))
     calibrates = choice.kv_cache is not None or any(f.calibrates for f in choice.formats)
     if calibrates and data is None:
@@ -62,33 +62,33 @@ def quantize(
             f"{choice.name} needs calibration data",
             fix=f"enginix calibrate {directory} -o ./calibration, then --calibration ./calibration",
         )
-    rows = None if data is None else calibration.read(data)
+    rows = None if data is None else calibration.read_calibration(data)
     if rows is not None:
         source.check_calibration(model, rows, str(data))
     if options.batch_size < 1:
         raise UsageError(f"--batch-size {options.batch_size} is less than 1")
     source.check_machine(model, out, options.device)
     notes = list(choice.warnings)
-    if choice.kv_cache is not None and (warning := kv_cache_warning(model.parameters)):
+    if choice.kv_cache is not None and (warning := warn_of_kv_cache(model.parameters)):
         notes.append(warning)
     for note in notes:
-        say(f"warning: {note}")
+        print_message(f"warning: {note}")
 
-    tools = ptq.versions()
+    tools = ptq.read_library_versions()
     ptq.check_device(options.device)
     if options.threads is not None:
         _set_threads(options.threads)
     with new_directory(out) as partial:
         heartbeat = Heartbeat()
-        say(f"loading {human_bytes(model.bytes)} on {options.device}")
-        network = ptq.load(directory, options.device)
-        batches = [] if rows is None else ptq.batches(rows.tokens, options.batch_size, options.device)
-        say(f"quantizing {len(model.matrices)} matrices to {choice.name}")
-        network = ptq.quantize(network, choice, batches, heartbeat)
-        ptq.export(network, partial)
-        _carry(directory, partial)
-        matrices = verify.verify(partial, choice, model)
-        results = _results(partial, model, matrices, notes)
+        print_message(f"loading {format_bytes(model.bytes)} on {options.device}")
+        network = ptq.load_model(directory, options.device)
+        batches = [] if rows is None else ptq.split_batches(rows.tokens, options.batch_size, options.device)
+        print_message(f"quantizing {len(model.matrices)} matrices to {choice.name}")
+        network = ptq.insert_quantizers(network, choice, batches, heartbeat)
+        ptq.export_checkpoint(network, partial)
+        _copy_carried_files(directory, partial)
+        matrices = verify.verify_export(partial, choice, model)
+        results = _collect_results(partial, model, matrices, notes)
         manifest.Manifest(
             artefact="quantized-model",
             name=options.name or directory.resolve().name,
@@ -98,7 +98,7 @@ def quantize(
                 "kvCacheQuantization": choice.kv_algorithm,
             },
             inputs={
-                "model": _identity(model),
+                "model": _identify_source_model(model),
                 "calibration": None if rows is None else rows.identity(),
             },
             options={
@@ -117,14 +117,14 @@ def quantize(
     return results
 
 
-def _identity(model: source.Model) -> dict[str, Any]:
+def _identify_source_model(model: source.SourceModel) -> dict[str, Any]:
     """The model's manifest, or digests of configuration and headers, as the converter has it.
 
     Not the converter's function: its code is no part of what a quantized model depends on.
     """
-    if (model.directory / manifest.FILE).exists():
-        found = manifest.read(model.directory)
-        return {"artefact": found.artefact, "name": found.name, **found.inputs}
+    if (model.directory / manifest.MANIFEST_FILE).exists():
+        source_manifest = manifest.read_manifest(model.directory)
+        return {"artefact": source_manifest.artefact, "name": source_manifest.name, **source_manifest.inputs}
     files: dict[str, Any] = {"config.json": {"sha256": sha256_file(model.directory / "config.json")}}
     for header in model.weights.headers:
         digest = hashlib.sha256(header.raw).hexdigest()
@@ -135,26 +135,26 @@ def _identity(model: source.Model) -> dict[str, Any]:
 def _set_threads(count: int) -> None:
     if count < 1:
         raise UsageError(f"--threads {count} is less than 1")
-    imported("torch").set_num_threads(count)
+    import_library("torch").set_num_threads(count)
 
 
-def _carry(directory: Path, partial: Path) -> None:
-    for pattern in CARRIED:
+def _copy_carried_files(directory: Path, partial: Path) -> None:
+    for pattern in CARRIED_FILES:
         for path in sorted(directory.glob(pattern)):
             if path.is_file():
-                there = partial / path.relative_to(directory)
-                there.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, there)
+                destination = partial / path.relative_to(directory)
+                destination.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, destination)
 
 
-def _results(
-    partial: Path, model: source.Model, matrices: dict[str, int], notes: list[str]
+def _collect_results(
+    partial: Path, model: source.SourceModel, matrices: dict[str, int], notes: list[str]
 ) -> dict[str, Any]:
-    written = sum(os.path.getsize(p) for p in partial.glob("*.safetensors"))
+    written_bytes = sum(os.path.getsize(p) for p in partial.glob("*.safetensors"))
     return {
-        "bytes": written,
+        "bytes": written_bytes,
         "parameters": model.parameters,
-        "bitsPerWeight": round(written * 8 / model.parameters, 3),
+        "bitsPerWeight": round(written_bytes * 8 / model.parameters, 3),
         "matrices": matrices,
         "warnings": notes,
     }

@@ -10,24 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enginix.console import human_bytes
+from enginix.console import format_bytes
 from enginix.errors import MachineError, ModelError, UsageError
-from enginix.model import Weights, open_weights
+from enginix.model import ModelWeights, open_weights
 from enginix.model.jsonfile import read_object
 from enginix.model.quantization import SIDECAR
-from enginix.quantize.calibration import Calibration, tokenizer_digests
-from enginix.tables import table
+from enginix.quantize.calibration import Calibration, hash_tokenizer_files
+from enginix.tables import load_table
 
 FLOATS = ("BF16", "F16", "F32")
 # Matrices of a decoder layer; routers and gates of experts stay as they are in every recipe of ModelOpt's.
 LAYER = re.compile(r"\.layers\.\d+\.")
-KEPT = re.compile(r"\.(gate|router|shared_expert_gate)$")
+UNQUANTIZED_MODULES = re.compile(r"\.(gate|router|shared_expert_gate)$")
 # Only these say what a token id means; the others are settings.
 VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
 @dataclass(frozen=True)
-class Model:
+class SourceModel:
     """What quantization needs to know of a model.
 
     Attributes:
@@ -40,7 +40,7 @@ class Model:
 
     directory: Path
     config: dict[str, Any]
-    weights: Weights
+    weights: ModelWeights
     matrices: dict[str, tuple[int, ...]]
     parameters: int
     bytes: int
@@ -51,7 +51,7 @@ class Model:
         return str(self.config["architectures"][0])
 
 
-def read(directory: Path) -> Model:
+def read_source_model(directory: Path) -> SourceModel:
     """Reads ``config.json`` and the weights' headers.
 
     Raises:
@@ -89,12 +89,12 @@ def read(directory: Path) -> Model:
         if name.endswith(".weight")
         and len(info.shape) > 1
         and LAYER.search(name)
-        and not KEPT.search(name.removesuffix(".weight"))
+        and not UNQUANTIZED_MODULES.search(name.removesuffix(".weight"))
     }
     if not matrices:
         raise ModelError("no matrices in layers found", where=where, fix="pass a decoder language model")
     sizes = [math.prod(t.shape) for t in weights.tensors.values()]
-    return Model(
+    return SourceModel(
         directory=directory,
         config=config,
         weights=weights,
@@ -115,7 +115,7 @@ def _transformers_has(architecture: str) -> bool:
     return isinstance(getattr(transformers, architecture, None), type)
 
 
-def check_calibration(model: Model, data: Calibration, where: str) -> None:
+def check_calibration(model: SourceModel, data: Calibration, where: str) -> None:
     """Calibration data against the model: vocabulary, context, tokenizer.
 
     Raises:
@@ -137,42 +137,42 @@ def check_calibration(model: Model, data: Calibration, where: str) -> None:
             where=where,
             fix=f"{fix} --sequence-length {context}",
         )
-    have, used = tokenizer_digests(model.directory), data.about["tokenizer"]
-    both = [name for name in VOCABULARY if name in have and name in used]
-    if not both:
+    model_digests, calibration_digests = hash_tokenizer_files(model.directory), data.about["tokenizer"]
+    common_files = [name for name in VOCABULARY if name in model_digests and name in calibration_digests]
+    if not common_files:
         raise UsageError("nothing tells that the tokenizer is the model's", where=where, fix=fix)
-    for name in both:
-        if have[name] != used[name]:
+    for name in common_files:
+        if model_digests[name] != calibration_digests[name]:
             raise UsageError(
                 f"made with another {name}: the same ids mean other tokens here", where=where, fix=fix
             )
 
 
-def check_machine(model: Model, out: Path, device: str) -> None:
+def check_machine(model: SourceModel, out: Path, device: str) -> None:
     """Memory and disk, before a weight is read.
 
     Raises:
         MachineError: too little of either.
     """
     free = _available_memory()
-    percent = table("quantize")["memory"]["percentOfWeights"]["cpu" if device == "cpu" else "cuda"]
+    percent = load_table("quantize")["memory"]["percentOfWeights"]["cpu" if device == "cpu" else "cuda"]
     needed = model.bytes * int(percent) // 100
     if free is not None and needed > free:
         raise MachineError(
-            f"{human_bytes(needed)} of memory are needed, {human_bytes(free)} are free",
+            f"{format_bytes(needed)} of memory are needed, {format_bytes(free)} are free",
             fix="use a machine with more memory" + (", or --device cuda" if device == "cpu" else ""),
         )
-    place = Path(os.path.abspath(out)).parent
-    while not place.exists():
-        place = place.parent
+    parent = Path(os.path.abspath(out)).parent
+    while not parent.exists():
+        parent = parent.parent
     # 4 bits are the least that a format takes of a matrix; the rest stays.
     matrices = [model.weights.tensors[f"{name}.weight"] for name in model.matrices]
-    least = model.bytes - sum(m.nbytes - math.prod(m.shape) // 2 for m in matrices)
-    disk = shutil.disk_usage(place).free
-    if disk < least:
+    least_bytes = model.bytes - sum(m.nbytes - math.prod(m.shape) // 2 for m in matrices)
+    disk = shutil.disk_usage(parent).free
+    if disk < least_bytes:
         raise MachineError(
-            f"the result takes {human_bytes(least)} or more, {human_bytes(disk)} are free",
-            where=str(place),
+            f"the result takes {format_bytes(least_bytes)} or more, {format_bytes(disk)} are free",
+            where=str(parent),
             fix="free disk space, or choose another -o",
         )
 

@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import ModelError
-from enginix.model import TensorInfo, Weights, open_weights
+from enginix.model import ModelWeights, TensorInfo, open_weights
 from enginix.model.jsonfile import read_object
 from enginix.model.quantization import SIDECAR
-from enginix.quantize.formats import Choice, Format
-from enginix.quantize.source import FLOATS, LAYER, Model
-from enginix.quantize.stack import imported
-from enginix.tables import table
+from enginix.quantize.formats import FormatChoice, QuantizationFormat
+from enginix.quantize.library_imports import import_library
+from enginix.quantize.source import FLOATS, LAYER, SourceModel
+from enginix.tables import load_table
 
 EXPERTS = re.compile(r"experts|moe")
 PIECE = 1 << 22  # elements that are compared at a time
 _FIX = "nothing was written; report it with the model's name, or choose another format"
 
 
-def verify(directory: Path, choice: Choice, model: Model) -> dict[str, int]:
+def verify_export(directory: Path, choice: FormatChoice, model: SourceModel) -> dict[str, int]:
     """Holds an export to the request and to the model that it was made of.
 
     Returns:
@@ -37,31 +37,31 @@ def verify(directory: Path, choice: Choice, model: Model) -> dict[str, int]:
     claimed = read_object(directory / SIDECAR).get("quantization")
     if not isinstance(claimed, dict):
         raise ModelError("no quantization object", where=where, fix=_FIX)
-    for key, asked in (("quant_algo", choice.algorithm), ("kv_cache_quant_algo", choice.kv_algorithm)):
-        if claimed.get(key) != asked:
+    for key, expected in (("quant_algo", choice.algorithm), ("kv_cache_quant_algo", choice.kv_algorithm)):
+        if claimed.get(key) != expected:
             raise ModelError(
-                f"{key} is {claimed.get(key)!r}, and {asked!r} was asked for", where=where, fix=_FIX
+                f"{key} is {claimed.get(key)!r}, and {expected!r} was asked for", where=where, fix=_FIX
             )
     weights = open_weights(directory)
     counts: Counter[str] = Counter()
-    for name, was in sorted(model.weights.tensors.items()):
-        if len(was.shape) > 2 and LAYER.search(name):
-            _check_fused(was, weights, claimed, choice, counts)
+    for name, original in sorted(model.weights.tensors.items()):
+        if len(original.shape) > 2 and LAYER.search(name):
+            _check_fused(original, weights, claimed, choice, counts)
     for module, shape in sorted(model.matrices.items()):
         if len(shape) != 2:
             continue
-        found = _format_of(module, claimed, choice)
+        matrix_format = _find_matrix_format(module, claimed, choice)
         info = weights.tensors.get(f"{module}.weight")
         if info is None:
             raise ModelError(f"matrix {module} is missing", where=str(directory), fix=_FIX)
-        if found is None:
+        if matrix_format is None:
             _check_unchanged(info, model.weights.tensors[f"{module}.weight"])
             counts["NO_QUANT"] += 1
             continue
-        _check_weight(info, shape, found)
-        for leaf in found.scales:
+        _check_weight(info, shape, matrix_format)
+        for leaf in matrix_format.scales:
             _check_scale(weights, f"{module}.{leaf}")
-        counts[found.algorithm] += 1
+        counts[matrix_format.algorithm] += 1
     if not set(counts) - {"NO_QUANT"}:
         raise ModelError("no matrix is quantized", where=str(directory), fix=_FIX)
     if choice.kv_cache is not None:
@@ -69,45 +69,53 @@ def verify(directory: Path, choice: Choice, model: Model) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _format_of(module: str, claimed: Mapping[str, Any], choice: Choice) -> Format | None:
+def _find_matrix_format(
+    module: str, claimed: Mapping[str, Any], choice: FormatChoice
+) -> QuantizationFormat | None:
     """The format of a matrix, or None where it stays as it is."""
     if choice.name != "mixed":
         excluded = claimed.get("exclude_modules") or []
-        out = any(fnmatchcase(module, str(p)) or module.startswith(f"{p}.") for p in excluded)
-        return None if out else choice.formats[0]
+        is_excluded = any(fnmatchcase(module, str(p)) or module.startswith(f"{p}.") for p in excluded)
+        return None if is_excluded else choice.formats[0]
     entry = (claimed.get("quantized_layers") or {}).get(module)
     if entry is None:
         return None
-    for found in choice.formats:
-        if entry.get("quant_algo") == found.algorithm:
-            return found
+    for candidate in choice.formats:
+        if entry.get("quant_algo") == candidate.algorithm:
+            return candidate
     raise ModelError(
         f"{module} is {entry.get('quant_algo')!r}, which is no candidate", where=SIDECAR, fix=_FIX
     )
 
 
 def _check_fused(
-    was: TensorInfo, weights: Weights, claimed: Mapping[str, Any], choice: Choice, counts: Counter[str]
+    original: TensorInfo,
+    weights: ModelWeights,
+    claimed: Mapping[str, Any],
+    choice: FormatChoice,
+    counts: Counter[str],
 ) -> None:
     """Tensors of more than two dimensions: convolutions, and experts in one tensor.
 
     Nothing says under which names an export takes experts apart, so that only those are checked which it
     left together.
     """
-    info = weights.tensors.get(was.name)
+    info = weights.tensors.get(original.name)
     if info is None or info.dtype not in FLOATS:
         return
-    module = was.name.removesuffix(".weight")
-    if EXPERTS.search(module) and _format_of(module, claimed, choice) is not None:
-        raise ModelError(f"tensor {was.name!r} is not quantized", where=str(info.path), fix=_FIX)
-    _check_unchanged(info, was)
+    module = original.name.removesuffix(".weight")
+    if EXPERTS.search(module) and _find_matrix_format(module, claimed, choice) is not None:
+        raise ModelError(f"tensor {original.name!r} is not quantized", where=str(info.path), fix=_FIX)
+    _check_unchanged(info, original)
     counts["NO_QUANT"] += 1
 
 
-def _check_unchanged(info: TensorInfo, was: TensorInfo) -> None:
+def _check_unchanged(info: TensorInfo, original: TensorInfo) -> None:
     """Value by value, in the dtype that it has now; never a whole matrix in memory."""
-    same = info.dtype in FLOATS and info.shape == was.shape
-    if not same or not all(a == b for a, b in zip(_pieces(was, info.dtype), _pieces(info), strict=True)):
+    same = info.dtype in FLOATS and info.shape == original.shape
+    if not same or not all(
+        a == b for a, b in zip(_read_pieces(original, info.dtype), _read_pieces(info), strict=True)
+    ):
         raise ModelError(
             f"{info.name.removesuffix('.weight')} is excluded, but not as it was",
             where=str(info.path),
@@ -115,7 +123,7 @@ def _check_unchanged(info: TensorInfo, was: TensorInfo) -> None:
         )
 
 
-def _pieces(info: TensorInfo, dtype: str | None = None) -> Iterator[bytes]:
+def _read_pieces(info: TensorInfo, dtype: str | None = None) -> Iterator[bytes]:
     """The bytes of a float tensor, piece by piece; of its values as ``dtype``, where that is another."""
     left = info.nbytes
     with info.path.open("rb") as f:
@@ -125,25 +133,25 @@ def _pieces(info: TensorInfo, dtype: str | None = None) -> Iterator[bytes]:
             if not raw:
                 raise ModelError(f"tensor {info.name!r} ends early", where=str(info.path), fix=_FIX)
             left -= len(raw)
-            yield raw if dtype in (None, info.dtype) else _cast(raw, info.dtype, str(dtype))
+            yield raw if dtype in (None, info.dtype) else _cast_values(raw, info.dtype, str(dtype))
 
 
-def _cast(raw: bytes, dtype: str, wanted: str) -> bytes:
+def _cast_values(raw: bytes, dtype: str, new_dtype: str) -> bytes:
     # As transformers loads it: what config.json says may be another dtype than a tensor is stored in.
-    torch = imported("torch")
+    torch = import_library("torch")
     dtypes = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-    values = torch.frombuffer(bytearray(raw), dtype=dtypes[dtype]).to(dtypes[wanted])
+    values = torch.frombuffer(bytearray(raw), dtype=dtypes[dtype]).to(dtypes[new_dtype])
     return bytes(values.view(torch.uint8).numpy().tobytes())
 
 
-def _check_weight(info: TensorInfo, shape: tuple[int, ...], found: Format) -> None:
-    if info.dtype != found.weight:
+def _check_weight(info: TensorInfo, shape: tuple[int, ...], expected_format: QuantizationFormat) -> None:
+    if info.dtype != expected_format.weight:
         raise ModelError(
-            f"tensor {info.name!r} is {info.dtype}, and {found.name} stores {found.weight}: not quantized",
+            f"tensor {info.name!r} is {info.dtype}, and {expected_format.name} stores {expected_format.weight}: not quantized",
             where=str(info.path),
             fix=_FIX,
         )
-    packed = 2 if found.bits == 4 else 1
+    packed = 2 if expected_format.bits == 4 else 1
     if info.shape[0] * info.shape[1] * packed != shape[0] * shape[1]:
         raise ModelError(
             f"tensor {info.name!r} is {list(info.shape)}, made of {list(shape)}",
@@ -152,8 +160,8 @@ def _check_weight(info: TensorInfo, shape: tuple[int, ...], found: Format) -> No
         )
 
 
-def _check_kv_cache(weights: Weights, choice: Choice) -> None:
-    leaves = table("quantize")["kvCache"][choice.kv_cache]["scales"]
+def _check_kv_cache(weights: ModelWeights, choice: FormatChoice) -> None:
+    leaves = load_table("quantize")["kvCache"][choice.kv_cache]["scales"]
     names = [n for n in weights.tensors if n.endswith(tuple(f".{leaf}" for leaf in leaves))]
     if not names:
         raise ModelError("no scales of the KV cache", where=str(weights.directory), fix=_FIX)
@@ -161,7 +169,7 @@ def _check_kv_cache(weights: Weights, choice: Choice) -> None:
         _check_scale(weights, name)
 
 
-def _check_scale(weights: Weights, name: str) -> None:
+def _check_scale(weights: ModelWeights, name: str) -> None:
     import numpy as np
 
     info = weights.tensors.get(name)
@@ -171,14 +179,14 @@ def _check_scale(weights: Weights, name: str) -> None:
             where=str(weights.directory),
             fix=_FIX,
         )
-    values = _values(info)
+    values = _read_scale_values(info)
     # A block whose weights are all zero has scale zero in NVFP4; a row or a matrix has not.
     least = values.min() >= 0 if info.dtype == "F8_E4M3" else values.min() > 0
     if not np.isfinite(values).all() or not least:
         raise ModelError(f"scale {name!r} is not finite and positive", where=str(info.path), fix=_FIX)
 
 
-def _values(info: TensorInfo) -> Any:
+def _read_scale_values(info: TensorInfo) -> Any:
     """float32 values; NVFP4's block scales are read by their bits, NaN being 0x7F and 0xFF in E4M3."""
     import numpy as np
 

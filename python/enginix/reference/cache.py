@@ -7,21 +7,21 @@ from collections.abc import Mapping
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from enginix.reference.config import CheckpointConfig
-from enginix.reference.rope import Rope
+from enginix.reference.config import ExecutorConfig
+from enginix.reference.rope import RopeTables
 
 BLOCK = 256
 ALIGNED = 64
 
 
-class Cache:
+class KeyValueCache:
     """Keys and values of ``slots`` sequences, each [slots, kv_heads, capacity, head_size] a layer.
 
     Capacity grows with the longest sequence. A slot belongs to one sequence from prefill until it is reused.
     """
 
     def __init__(
-        self, config: CheckpointConfig, slots: int, rope: Rope, device: torch.device, dtype: torch.dtype
+        self, config: ExecutorConfig, slots: int, rope: RopeTables, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.config, self.slots, self.rope, self.device = config, slots, rope, device
         self.capacity = 0
@@ -52,7 +52,9 @@ class Prefill:
     Without a cache nothing is stored, and ``start`` is 0.
     """
 
-    def __init__(self, cache: Cache | None, slot: int, start: int, count: int, rope: Rope) -> None:
+    def __init__(
+        self, cache: KeyValueCache | None, slot: int, start: int, count: int, rope: RopeTables
+    ) -> None:
         self.cache, self.slot, self.start, self.end = cache, slot, start, start + count
         positions = torch.arange(start, self.end, device=rope.device)
         self.cos, self.sin = rope.tables(positions, [self.end])
@@ -81,12 +83,12 @@ class Prefill:
         return out[0].transpose(0, 1)
 
 
-class Prompts:
+class PackedPrompts:
     """A step over several new sequences, packed one behind the other: products see all tokens at once, and
     attention sees each sequence by itself. Sequences of one length have one attention call.
     """
 
-    def __init__(self, cache: Cache, prompts: Mapping[int, int], rope: Rope) -> None:
+    def __init__(self, cache: KeyValueCache, prompts: Mapping[int, int], rope: RopeTables) -> None:
         self.cache, self.counts = cache, list(prompts.values())
         self.slots = torch.tensor(list(prompts), device=rope.device)
         cache.reserve(max(self.counts))
@@ -95,8 +97,8 @@ class Prompts:
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         if len(set(self.counts)) > 1:
-            each = zip(self.parts, *(torch.split(x, self.counts) for x in (q, k, v)), strict=True)
-            return torch.cat([part.attend(layer, *mine) for part, *mine in each])
+            prompt_parts = zip(self.parts, *(torch.split(x, self.counts) for x in (q, k, v)), strict=True)
+            return torch.cat([part.attend(layer, *tensors) for part, *tensors in prompt_parts])
         rows, count = len(self.counts), self.counts[0]
         queries, keys, values = (
             x.view(rows, count, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)
@@ -115,7 +117,7 @@ class Decode:
     on the others. On other devices one masked call serves all slots.
     """
 
-    def __init__(self, cache: Cache, active: list[int], rope: Rope) -> None:
+    def __init__(self, cache: KeyValueCache, active: list[int], rope: RopeTables) -> None:
         self.cache, self.active = cache, active
         self.alone = rope.device.type == "cpu"
         # Idle rows, too, write behind what their slot holds: where its next token will overwrite it.
@@ -132,9 +134,9 @@ class Decode:
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         rows, kv_heads, size = k.shape
-        at = self.positions[:, None, None, None].expand(rows, kv_heads, 1, size)
-        keys.scatter_(2, at, k[:, :, None])
-        values.scatter_(2, at, v[:, :, None])
+        index = self.positions[:, None, None, None].expand(rows, kv_heads, 1, size)
+        keys.scatter_(2, index, k[:, :, None])
+        values.scatter_(2, index, v[:, :, None])
         # The query heads that share a key-value head become query positions: no copy of the cache is made.
         grouped = q.view(rows, kv_heads, -1, size)
         if not self.alone:
@@ -142,6 +144,6 @@ class Decode:
             return scaled_dot_product_attention(grouped, keys, values, attn_mask=self.mask).reshape(q.shape)
         out = torch.zeros_like(grouped)
         for slot in self.active:
-            one, end = slice(slot, slot + 1), self.lengths[slot]
-            out[one] = scaled_dot_product_attention(grouped[one], keys[one, :, :end], values[one, :, :end])
+            row, end = slice(slot, slot + 1), self.lengths[slot]
+            out[row] = scaled_dot_product_attention(grouped[row], keys[row, :, :end], values[row, :, :end])
         return out.view(q.shape)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from enginix import manifest
 from enginix.errors import CheckpointError
 from enginix.reference import quantization as number_formats
-from enginix.reference.quantization import REBUILD, Quantization
+from enginix.reference.quantization import REBUILD, ExecutorQuantization
 
 Family = Literal["llama", "qwen2", "qwen3", "phi3"]
 
@@ -33,11 +33,11 @@ ARCHITECTURES: dict[str, tuple[Family, bool]] = {
 DTYPES = ("float32", "float16", "bfloat16")
 ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn")
 # Of layers, and of ranks in one direction: what is looped over before any file is opened.
-MOST = 10_000
+MAX_LAYERS_OR_RANKS = 10_000
 
 
 @dataclass(frozen=True)
-class Mapping:
+class ExecutorMapping:
     """How the weights are cut over ranks.
 
     Attributes:
@@ -57,13 +57,13 @@ class Mapping:
 
     def layers(self, pp_rank: int, layers: int) -> range:
         """Global layer numbers of one pipeline rank; the first ranks take what is left over."""
-        each, more = divmod(layers, self.pp)
-        start = pp_rank * each + min(pp_rank, more)
-        return range(start, start + each + (pp_rank < more))
+        stage_size, remainder = divmod(layers, self.pp)
+        start = pp_rank * stage_size + min(pp_rank, remainder)
+        return range(start, start + stage_size + (pp_rank < remainder))
 
 
 @dataclass(frozen=True)
-class Experts:
+class ExpertsConfig:
     """A mixture of experts.
 
     Attributes:
@@ -82,7 +82,7 @@ class Experts:
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
+class ExecutorConfig:
     """What a checkpoint computes. Sizes are of the whole model, never of a rank.
 
     Attributes:
@@ -107,10 +107,10 @@ class CheckpointConfig:
     rotary_scaling: dict[str, Any] | None
     attention_bias: bool
     mlp_bias: bool
-    experts: Experts | None
+    experts: ExpertsConfig | None
     embedding_shard_dim: int | None
-    mapping: Mapping = field(default_factory=Mapping)
-    quantization: Quantization = field(default_factory=Quantization)
+    mapping: ExecutorMapping = field(default_factory=ExecutorMapping)
+    quantization: ExecutorQuantization = field(default_factory=ExecutorQuantization)
     window: int | None = None
 
     @property
@@ -124,7 +124,7 @@ class CheckpointConfig:
         return self.mapping.tp * self.mapping.pp
 
 
-class _Reader:
+class _ExecutorConfigReader:
     """Typed access to one JSON object, with errors that name the key."""
 
     def __init__(self, raw: dict[str, Any], where: str) -> None:
@@ -159,28 +159,30 @@ class _Reader:
             raise self.fail(f"{key} is {value!r}, expected true or false")
         return value
 
-    def part(self, key: str) -> _Reader:
+    def part(self, key: str) -> _ExecutorConfigReader:
         value = self.raw.get(key)
         if value is not None and not isinstance(value, dict):
             raise self.fail(f"{key} is {value!r}, expected an object")
-        return _Reader(value or {}, f"{self.where}: {key}")
+        return _ExecutorConfigReader(value or {}, f"{self.where}: {key}")
 
 
-def _mapping(reader: _Reader, experts: Experts | None) -> Mapping:
+def _parse_executor_mapping(reader: _ExecutorConfigReader, experts: ExpertsConfig | None) -> ExecutorMapping:
     block = reader.part("mapping")
-    tp, pp, ep = (block.integer(key, 1, most=MOST) for key in ("tp_size", "pp_size", "moe_ep_size"))
+    tp, pp, ep = (
+        block.integer(key, 1, most=MAX_LAYERS_OR_RANKS) for key in ("tp_size", "pp_size", "moe_ep_size")
+    )
     world = block.integer("world_size", tp * pp)
     if block.raw.get("cp_size", 1) != 1:
         raise block.fail("cp_size is not 1: context parallelism does not shard weights here")
     if world != tp * pp:
         raise block.fail(f"world_size is {world}, but tp_size × pp_size is {tp * pp}")
     if experts is None:
-        return Mapping(tp, pp)
+        return ExecutorMapping(tp, pp)
     if tp % ep or experts.count % ep:
         raise block.fail(f"moe_ep_size {ep} does not divide tp_size {tp} and {experts.count} experts")
     if block.integer("moe_tp_size", tp // ep) * ep != tp:
         raise block.fail(f"moe_tp_size × moe_ep_size is not tp_size {tp}")
-    return Mapping(tp, pp, ep)
+    return ExecutorMapping(tp, pp, ep)
 
 
 # What create_attention_const_params of TensorRT-LLM's layers/attention.py takes for absent keys; a key
@@ -205,7 +207,7 @@ _LOADER_DEFAULTS: dict[str, dict[str, float]] = {
 }
 
 
-def _long_rope(reader: _Reader, rotary_dim: int) -> dict[str, Any]:
+def _parse_long_rope(reader: _ExecutorConfigReader, rotary_dim: int) -> dict[str, Any]:
     original = reader.integer("original_max_position_embeddings", least=2)
     scaling: dict[str, Any] = {"rope_type": "longrope", "original_max_position_embeddings": original}
     for key in ("short_factor", "long_factor"):
@@ -213,12 +215,14 @@ def _long_rope(reader: _Reader, rotary_dim: int) -> dict[str, Any]:
         factors = reader.raw.get(name)
         if not isinstance(factors, list) or len(factors) != rotary_dim // 2:
             raise reader.fail(f"{name} is not a list of {rotary_dim // 2} numbers")
-        numbered = _Reader({f"{name}[{i}]": f for i, f in enumerate(factors)}, reader.where)
+        numbered = _ExecutorConfigReader({f"{name}[{i}]": f for i, f in enumerate(factors)}, reader.where)
         scaling[key] = [numbered.number(each, least=1e-6, most=1e9) for each in numbered.raw]
     return scaling
 
 
-def _rotary(reader: _Reader, family: Family, rotary_dim: int) -> dict[str, Any] | None:
+def _parse_rotary_scaling(
+    reader: _ExecutorConfigReader, family: Family, rotary_dim: int
+) -> dict[str, Any] | None:
     """The scaling as TensorRT-LLM reads it, every key there, its type under ``rope_type``.
 
     Raises:
@@ -235,7 +239,7 @@ def _rotary(reader: _Reader, family: Family, rotary_dim: int) -> dict[str, Any] 
     if family == "phi3" and reader.raw.get("rotary_scaling") is not None:
         raise block.fail("TensorRT-LLM's Phi-3 class hands no rotary_scaling to its attention")
     if position == "long_rope":
-        return _long_rope(reader, rotary_dim)
+        return _parse_long_rope(reader, rotary_dim)
     if reader.raw.get("rotary_scaling") is None:
         return None
     kind = block.raw.get("type", block.raw.get("rope_type"))
@@ -272,7 +276,7 @@ _MULTIPLIERS = (
 )
 
 
-def _function(reader: _Reader) -> None:
+def _refuse_unsupported_keys(reader: _ExecutorConfigReader) -> None:
     """Refuses what an engine would compute and this package does not.
 
     Raises:
@@ -289,7 +293,7 @@ def _function(reader: _Reader) -> None:
             raise reader.fail(f"{key} is {reader.raw[key]!r}, and is only executed as false")
 
 
-def _experts(reader: _Reader, is_moe: bool, intermediate: int) -> Experts | None:
+def _parse_experts(reader: _ExecutorConfigReader, is_moe: bool, intermediate: int) -> ExpertsConfig | None:
     if not is_moe:
         return None
     block = reader.part("moe")
@@ -304,10 +308,10 @@ def _experts(reader: _Reader, is_moe: bool, intermediate: int) -> Experts | None
     size = reader.integer("moe_intermediate_size", 0, least=0) or intermediate
     shared = reader.integer("moe_shared_expert_intermediate_size", 0, least=0)
     shared = shared or block.integer("shared_expert_intermediate_size", 0, least=0)
-    return Experts(count, top_k, size, shared, mode == 1)
+    return ExpertsConfig(count, top_k, size, shared, mode == 1)
 
 
-def parse(raw: Any, where: str) -> CheckpointConfig:
+def parse_executor_config(raw: Any, where: str) -> ExecutorConfig:
     """A checked :class:`CheckpointConfig` from parsed JSON.
 
     Raises:
@@ -315,7 +319,7 @@ def parse(raw: Any, where: str) -> CheckpointConfig:
     """
     if not isinstance(raw, dict):
         raise CheckpointError("not a JSON object", where=where, fix=REBUILD)
-    reader = _Reader(raw, where)
+    reader = _ExecutorConfigReader(raw, where)
     architecture = reader.text("architecture") or ""
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
@@ -342,18 +346,21 @@ def parse(raw: Any, where: str) -> CheckpointConfig:
             f"{rotary_dim}: head_size times rotary_pct"
         )
     positions = reader.integer("max_position_embeddings")
-    _function(reader)
+    _refuse_unsupported_keys(reader)
     intermediate = reader.integer("intermediate_size")
-    experts = _experts(reader, is_moe, intermediate)
-    mapping = _mapping(reader, experts)
-    for size, of in ((heads, "attention heads"), (intermediate if not experts else 0, "intermediate_size")):
+    experts = _parse_experts(reader, is_moe, intermediate)
+    mapping = _parse_executor_mapping(reader, experts)
+    for size, divided_size in (
+        (heads, "attention heads"),
+        (intermediate if not experts else 0, "intermediate_size"),
+    ):
         if size % mapping.tp:
-            raise reader.fail(f"tp_size {mapping.tp} does not divide {size} {of}")
+            raise reader.fail(f"tp_size {mapping.tp} does not divide {size} {divided_size}")
     if kv_heads % mapping.tp and mapping.tp % kv_heads:
         raise reader.fail(
             f"{kv_heads} key-value heads neither divide nor are divided by tp_size {mapping.tp}"
         )
-    layers = reader.integer("num_hidden_layers", most=MOST)
+    layers = reader.integer("num_hidden_layers", most=MAX_LAYERS_OR_RANKS)
     if mapping.pp > layers:
         raise reader.fail(f"pp_size {mapping.pp} is more than {layers} layers")
     quantization = reader.part("quantization")
@@ -363,7 +370,7 @@ def parse(raw: Any, where: str) -> CheckpointConfig:
     ):
         raise quantization.fail(f"exclude_modules is {exclude!r}, expected a list of names or null")
     parallel_embedding = reader.flag("use_parallel_embedding") and mapping.tp > 1
-    return CheckpointConfig(
+    return ExecutorConfig(
         architecture=architecture,
         family=family,
         dtype=dtype,
@@ -378,7 +385,7 @@ def parse(raw: Any, where: str) -> CheckpointConfig:
         norm_epsilon=reader.number("norm_epsilon", 1e-5),
         rotary_base=reader.number("rotary_base", 10000.0),
         rotary_dim=rotary_dim,
-        rotary_scaling=_rotary(reader, family, rotary_dim),
+        rotary_scaling=_parse_rotary_scaling(reader, family, rotary_dim),
         # QWenConfig's default is true, LLaMAConfig's false.
         attention_bias=reader.flag("attn_bias", family in ("qwen2", "qwen3")),
         mlp_bias=reader.flag("mlp_bias"),
@@ -387,7 +394,7 @@ def parse(raw: Any, where: str) -> CheckpointConfig:
         if parallel_embedding
         else None,
         mapping=mapping,
-        quantization=Quantization(
+        quantization=ExecutorQuantization(
             algorithm=None if algorithm == "NO_QUANT" else algorithm,
             kv_cache=quantization.text("kv_cache_quant_algo"),
             group_size=quantization.integer("group_size", 128),
@@ -396,7 +403,7 @@ def parse(raw: Any, where: str) -> CheckpointConfig:
     )
 
 
-def _json(path: Path) -> Any:
+def _read_checkpoint_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as e:
@@ -409,31 +416,37 @@ def _json(path: Path) -> Any:
         raise CheckpointError(f"unreadable: {e}", where=str(path), fix=REBUILD) from e
 
 
-def read(checkpoint: Path) -> CheckpointConfig:
+def read_executor_config(checkpoint: Path) -> ExecutorConfig:
     """Reads ``config.json`` of a checkpoint directory, and ``quant_cfg.json`` for mixed precision.
 
     Raises:
         CheckpointError: missing, unreadable, or refused by :func:`parse`.
     """
     path = checkpoint / "config.json"
-    config = parse(_json(path), str(path))
-    found = config.quantization
-    if found.algorithm == number_formats.MIXED:
+    config = parse_executor_config(_read_checkpoint_json(path), str(path))
+    quantization = config.quantization
+    if quantization.algorithm == number_formats.MIXED:
         path = checkpoint / "quant_cfg.json"
-        found = replace(found, layers=number_formats.layers(_json(path), str(path)))
-    if "NVFP4" in found.algorithms:
-        found = replace(found, own_nvfp4=number_formats.own_nvfp4(checkpoint, config.world_size))
-    return replace(config, quantization=found, window=_window(checkpoint))
+        quantization = replace(
+            quantization, layers=number_formats.parse_quantized_layers(_read_checkpoint_json(path), str(path))
+        )
+    if "NVFP4" in quantization.algorithms:
+        quantization = replace(
+            quantization, own_nvfp4=number_formats.has_own_nvfp4_form(checkpoint, config.world_size)
+        )
+    return replace(config, quantization=quantization, window=_read_attention_window(checkpoint))
 
 
-def _window(checkpoint: Path) -> int | None:
-    if not (checkpoint / manifest.FILE).exists():
+def _read_attention_window(checkpoint: Path) -> int | None:
+    if not (checkpoint / manifest.MANIFEST_FILE).exists():
         return None
-    windows = manifest.read(checkpoint).model.get("attentionWindow")
+    windows = manifest.read_manifest(checkpoint).model.get("attentionWindow")
     if windows is None:
         return None
     if not isinstance(windows, list) or not windows or not all(type(w) is int and w > 0 for w in windows):
         raise CheckpointError(
-            f"model.attentionWindow is {windows!r}", where=str(checkpoint / manifest.FILE), fix=REBUILD
+            f"model.attentionWindow is {windows!r}",
+            where=str(checkpoint / manifest.MANIFEST_FILE),
+            fix=REBUILD,
         )
     return int(min(windows))

@@ -11,12 +11,12 @@ from enginix import device as devices
 from enginix.errors import MachineError, UsageError
 from enginix.reference import config as checkpoint_config
 from enginix.reference import linear
-from enginix.reference.cache import Cache, Decode, Prefill, Prompts
-from enginix.reference.config import CheckpointConfig
-from enginix.reference.layers import Builder, Layer, Step
-from enginix.reference.rope import Rope
+from enginix.reference.cache import Decode, KeyValueCache, PackedPrompts, Prefill
+from enginix.reference.config import ExecutorConfig
+from enginix.reference.layers import DecoderLayer, ForwardStep, LayerBuilder
+from enginix.reference.rope import RopeTables
 from enginix.reference.sampling import most_likely
-from enginix.reference.weights import Weights
+from enginix.reference.weights import MergedWeights
 
 # Below this many parameters a matrix product is over before a second thread is awake; where cores are shared,
 # waiting for it costs ten times the product.
@@ -34,13 +34,13 @@ class Executor:
         dtype: of weights and activations; norms, rotations, router and logits are always float32.
     """
 
-    def __init__(self, weights: Weights, device: torch.device, dtype: torch.dtype) -> None:
-        build = Builder(weights, device, dtype)
-        self.config: CheckpointConfig = weights.config
+    def __init__(self, weights: MergedWeights, device: torch.device, dtype: torch.dtype) -> None:
+        build = LayerBuilder(weights, device, dtype)
+        self.config: ExecutorConfig = weights.config
         self.device, self.dtype = device, dtype
-        self.rope = Rope(self.config, device)
+        self.rope = RopeTables(self.config, device)
         self.embedding = build.tensor("transformer.vocab_embedding.weight")
-        self.layers = [Layer(build, layer) for layer in range(self.config.layers)]
+        self.layers = [DecoderLayer(build, layer) for layer in range(self.config.layers)]
         self.norm = build.norm("transformer.ln_f")
         self.head = build.tensor("lm_head.weight")
 
@@ -60,21 +60,21 @@ class Executor:
             CheckpointError: missing, misshapen or unknown tensors, or a number format not implemented.
             MachineError: no such device, or too little memory on it.
         """
-        config = checkpoint_config.read(checkpoint)
+        config = checkpoint_config.read_executor_config(checkpoint)
         linear.refuse_unknown_format(config, str(checkpoint / "config.json"))
-        place = devices.find(device)
+        torch_device = devices.find_device(device)
         if dtype is None:
-            dtype = "float32" if place.type == "cpu" else config.dtype
+            dtype = "float32" if torch_device.type == "cpu" else config.dtype
         if isinstance(dtype, str):
             if dtype not in checkpoint_config.DTYPES:
                 raise UsageError(f"dtype {dtype!r}", fix=f"one of {', '.join(checkpoint_config.DTYPES)}")
             dtype = getattr(torch, dtype)
             assert isinstance(dtype, torch.dtype)
         try:
-            with Weights(checkpoint, config) as weights, torch.inference_mode():
-                if place.type == "cpu" and weights.parameters < ONE_THREAD_PARAMETERS:
+            with MergedWeights(checkpoint, config) as weights, torch.inference_mode():
+                if torch_device.type == "cpu" and weights.parameters < ONE_THREAD_PARAMETERS:
                     torch.set_num_threads(1)
-                return cls(weights, place, dtype)
+                return cls(weights, torch_device, dtype)
         except torch.OutOfMemoryError as e:
             raise MachineError(
                 f"out of memory while loading: {e}",
@@ -105,7 +105,7 @@ class Executor:
         if outside:
             raise UsageError(f"token {outside[0]} is outside the vocabulary of {self.config.vocab_size}")
 
-    def _hidden(self, tokens: torch.Tensor, step: Step) -> torch.Tensor:
+    def _hidden(self, tokens: torch.Tensor, step: ForwardStep) -> torch.Tensor:
         x = self.embedding[tokens]
         for layer in self.layers:
             x = layer(x, step)
@@ -148,13 +148,13 @@ class Executor:
             out.append(x.float())
         return [*out[:-1], self.norm(x).float()]
 
-    def new_cache(self, slots: int) -> Cache:
+    def new_cache(self, slots: int) -> KeyValueCache:
         """An empty cache for ``slots`` sequences at a time."""
-        return Cache(self.config, slots, self.rope, self.device, self.dtype)
+        return KeyValueCache(self.config, slots, self.rope, self.device, self.dtype)
 
     @torch.inference_mode()
     def prefill(
-        self, cache: Cache, slot: int, tokens: Sequence[int], *, extend: bool = False
+        self, cache: KeyValueCache, slot: int, tokens: Sequence[int], *, extend: bool = False
     ) -> torch.Tensor:
         """Puts tokens into a slot: a new sequence, or with ``extend`` more of the one that is there.
 
@@ -174,7 +174,9 @@ class Executor:
         return 0 if self.device.type == "cpu" else PROMPT_TOKENS
 
     @torch.inference_mode()
-    def prefill_all(self, cache: Cache, prompts: Mapping[int, Sequence[int]]) -> dict[int, torch.Tensor]:
+    def prefill_all(
+        self, cache: KeyValueCache, prompts: Mapping[int, Sequence[int]]
+    ) -> dict[int, torch.Tensor]:
         """Puts several new sequences into slots, computed together.
 
         Args:
@@ -185,7 +187,7 @@ class Executor:
         """
         for tokens in prompts.values():
             self.check_tokens(tokens)
-        step = Prompts(cache, {slot: len(tokens) for slot, tokens in prompts.items()}, self.rope)
+        step = PackedPrompts(cache, {slot: len(tokens) for slot, tokens in prompts.items()}, self.rope)
         packed = torch.tensor([t for tokens in prompts.values() for t in tokens], device=self.device)
         ends = torch.tensor(step.counts, device=self.device).cumsum(0) - 1
         logits = self._logits(self._hidden(packed, step)[ends])
@@ -194,7 +196,7 @@ class Executor:
         return dict(zip(prompts, logits, strict=True))
 
     @torch.inference_mode()
-    def decode(self, cache: Cache, tokens: Mapping[int, int]) -> dict[int, torch.Tensor]:
+    def decode(self, cache: KeyValueCache, tokens: Mapping[int, int]) -> dict[int, torch.Tensor]:
         """One more token for each of some slots.
 
         Args:

@@ -35,12 +35,12 @@ def round_fp4(x: torch.Tensor) -> torch.Tensor:
     return torch.copysign((magnitude / step).round() * step, x)
 
 
-def fp8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def fake_quantize_fp8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """x as FP8 with a given scale."""
     return round_fp8(x.float() / scale) * scale
 
 
-def fp8_per_token(x: torch.Tensor, ranks: int) -> torch.Tensor:
+def fake_quantize_fp8_per_token(x: torch.Tensor, ranks: int) -> torch.Tensor:
     """x [N, columns] as FP8, each token scaled by its own largest magnitude.
 
     Args:
@@ -51,15 +51,15 @@ def fp8_per_token(x: torch.Tensor, ranks: int) -> torch.Tensor:
     return (round_fp8(cut / scale) * scale).view(x.shape)
 
 
-def nvfp4(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def fake_quantize_nvfp4(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """x [N, columns] as NVFP4: each 16 columns have an FP8 scale, in units of the global ``scale``."""
     blocks = x.float().reshape(x.shape[0], -1, BLOCK)
-    each = (blocks.abs().amax(-1, keepdim=True) / (FP4_MOST * scale)).clamp(2.0**-9, FP8_MOST)
-    each = round_fp8(each) * scale
-    return (round_fp4(blocks / each) * each).view(x.shape)
+    block_scale = (blocks.abs().amax(-1, keepdim=True) / (FP4_MOST * scale)).clamp(2.0**-9, FP8_MOST)
+    block_scale = round_fp8(block_scale) * scale
+    return (round_fp4(blocks / block_scale) * block_scale).view(x.shape)
 
 
-def int8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def fake_quantize_int8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """x as int8 with a given scale."""
     return (x.float() / scale).round().clamp(-128, 127) * scale
 
@@ -80,39 +80,39 @@ def _per_expert(scale: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return scale.float().reshape(-1, 1, 1) if like.dim() == 3 else scale.float().reshape(1, 1)
 
 
-def weight(algorithm: str, held: Tensors) -> torch.Tensor:
+def dequantize_weight(algorithm: str, tensors: Tensors) -> torch.Tensor:
     """What a rank's codes stand for, float32 [experts,] rows, columns; no pre-quant scale in it."""
-    codes = held["weight"]
+    codes = tensors["weight"]
     match algorithm:
         case "FP8":
-            return codes.float() * _per_expert(held["weights_scaling_factor"], codes)
+            return codes.float() * _per_expert(tensors["weights_scaling_factor"], codes)
         case "FP8_PER_CHANNEL_PER_TOKEN":
-            return codes.float() * held["per_channel_scale"][..., None]
+            return codes.float() * tensors["per_channel_scale"][..., None]
         case "W8A8_SQ_PER_CHANNEL":
-            return codes.float() * held["weights_scaling_factor"][..., None]
+            return codes.float() * tensors["weights_scaling_factor"][..., None]
         case "NVFP4":
-            return _nvfp4_weight(held)
-    groups = held["weights_scaling_factor"]
+            return _dequantize_nvfp4_weight(tensors)
+    groups = tensors["weights_scaling_factor"]
     values = _int4_rows(codes)
     scaled = values * groups.repeat_interleave(values.shape[1] // groups.shape[1], 1)
     if algorithm == "W4A8_AWQ":
         # ModelOpt's definition: the int4 numbers are rounded to FP8 once more, with a scale of their own.
-        return fp8(scaled, held["weights_scaling_factor_2"])
+        return fake_quantize_fp8(scaled, tensors["weights_scaling_factor_2"])
     return scaled
 
 
-def _nvfp4_weight(held: Tensors) -> torch.Tensor:
-    codes = held["weight"]
-    if "weights_scaling_factor_2" in held:
-        blocks, scale = held["weights_scaling_factor"], held["weights_scaling_factor_2"]
+def _dequantize_nvfp4_weight(tensors: Tensors) -> torch.Tensor:
+    codes = tensors["weight"]
+    if "weights_scaling_factor_2" in tensors:
+        blocks, scale = tensors["weights_scaling_factor"], tensors["weights_scaling_factor_2"]
     else:
-        blocks = held["weights_block_scaling_factor"]
+        blocks = tensors["weights_block_scaling_factor"]
         # Experts have none: alpha is the weight's scale times the activation's.
-        own = "weights_global_scaling_factor" in held
+        has_global_scale = "weights_global_scaling_factor" in tensors
         scale = (
-            held["weights_global_scaling_factor"]
-            if own
-            else held["alpha"] / held["activation_global_scaling_factor"]
+            tensors["weights_global_scaling_factor"]
+            if has_global_scale
+            else tensors["alpha"] / tensors["activation_global_scaling_factor"]
         )
-    each = blocks.float() * _per_expert(scale, codes)
-    return _fp4_values(codes) * each.repeat_interleave(BLOCK, -1)
+    block_scale = blocks.float() * _per_expert(scale, codes)
+    return _fp4_values(codes) * block_scale.repeat_interleave(BLOCK, -1)

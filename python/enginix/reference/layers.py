@@ -9,19 +9,19 @@ from torch.nn.functional import rms_norm, silu
 
 from enginix.errors import CheckpointError
 from enginix.reference import layout
-from enginix.reference.config import CheckpointConfig, Experts
-from enginix.reference.linear import KV_CACHE, Linear, join
-from enginix.reference.linear import load as load_linear
+from enginix.reference.config import ExecutorConfig, ExpertsConfig
+from enginix.reference.linear import KV_CACHE, LinearOperation, join_linears
+from enginix.reference.linear import load_linear as load_linear
 from enginix.reference.quantization import REBUILD
-from enginix.reference.rope import rotate
-from enginix.reference.weights import Weights
+from enginix.reference.rope import rotate_heads
+from enginix.reference.weights import MergedWeights
 
 # Up to this many rows an expert computes every row and the others' results are dropped: the shape of its
 # product then never depends on what else is in the batch, and so neither does a single bit of a row.
 DENSE_EXPERT_ROWS = 64
 
 
-class Step(Protocol):
+class ForwardStep(Protocol):
     """One forward step's view of positions and cache; attention is its business."""
 
     cos: torch.Tensor
@@ -32,7 +32,7 @@ class Step(Protocol):
         ...
 
 
-class Norm:
+class RmsNorm:
     """RMS normalisation, computed in float32."""
 
     def __init__(self, weight: torch.Tensor, epsilon: float) -> None:
@@ -42,19 +42,19 @@ class Norm:
         return rms_norm(x, self.weight.shape, self.weight, self.epsilon)
 
 
-class Builder:
+class LayerBuilder:
     """Loads the parts of one model to a device in one compute dtype."""
 
-    def __init__(self, weights: Weights, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, weights: MergedWeights, device: torch.device, dtype: torch.dtype) -> None:
         self.weights, self.config, self.device, self.dtype = weights, weights.config, device, dtype
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         return self.weights.get(name).to(self.device, dtype or self.dtype)
 
-    def norm(self, name: str) -> Norm:
-        return Norm(self.tensor(f"{name}.weight"), self.config.norm_epsilon)
+    def norm(self, name: str) -> RmsNorm:
+        return RmsNorm(self.tensor(f"{name}.weight"), self.config.norm_epsilon)
 
-    def linear(self, spec: layout.LinearSpec) -> Linear:
+    def linear(self, spec: layout.LinearSpec) -> LinearOperation:
         return load_linear(spec, self.weights, self.device, self.dtype)
 
 
@@ -65,16 +65,16 @@ class Attention:
     and chunked prompts do, and as ModelOpt calibrates.
     """
 
-    def __init__(self, build: Builder, layer: int) -> None:
-        self.config: CheckpointConfig = build.config
+    def __init__(self, build: LayerBuilder, layer: int) -> None:
+        self.config: ExecutorConfig = build.config
         self.layer = layer
         self.qkv, self.dense = map(build.linear, layout.attention_linears(build.config, layer))
         self.norm_weight: torch.Tensor | None = None
         if build.config.family == "qwen3":
             prefix = layout.layer_name(layer, "attention")
-            each = (("q", build.config.heads), ("k", build.config.kv_heads))
+            norm_heads = (("q", build.config.heads), ("k", build.config.kv_heads))
             self.norm_weight = torch.cat(
-                [build.tensor(f"{prefix}.{x}_layernorm.weight").expand(count, -1) for x, count in each]
+                [build.tensor(f"{prefix}.{x}_layernorm.weight").expand(count, -1) for x, count in norm_heads]
             ).float()
         self.round_kv = KV_CACHE[build.config.quantization.kv_cache]
         if self.round_kv is not None:
@@ -83,7 +83,7 @@ class Attention:
             if not bool((self.kv_scale > 0).all()):
                 raise CheckpointError("is not positive", where=build.weights.where(name), fix=REBUILD)
 
-    def __call__(self, x: torch.Tensor, step: Step) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, step: ForwardStep) -> torch.Tensor:
         config = self.config
         heads = self.qkv(x).view(x.shape[0], -1, config.head_size)
         # Queries and keys are neighbours: one normalisation and one rotation serve both.
@@ -91,7 +91,7 @@ class Attention:
         if self.norm_weight is not None:
             wide = rms_norm(both.float(), both.shape[-1:], None, config.norm_epsilon)
             both = (wide * self.norm_weight).to(x.dtype)
-        q, k = torch.split(rotate(both, step.cos, step.sin), [config.heads, config.kv_heads], 1)
+        q, k = torch.split(rotate_heads(both, step.cos, step.sin), [config.heads, config.kv_heads], 1)
         if self.round_kv is not None:
             k, v = (self.round_kv(part, self.kv_scale).to(x.dtype) for part in (k, v))
         return self.dense(step.attend(self.layer, q, k, v).reshape(x.shape[0], -1))
@@ -100,21 +100,21 @@ class Attention:
 class GatedMlp:
     """proj(silu(fc x) · gate x). TensorRT-LLM's fc is Hugging Face's gate_proj, its gate is up_proj."""
 
-    def __init__(self, fc: Linear, gate: Linear, proj: Linear) -> None:
+    def __init__(self, fc: LinearOperation, gate: LinearOperation, proj: LinearOperation) -> None:
         self.fc, self.gate, self.proj = fc, gate, proj
-        self.both = join(fc, gate)
+        self.fc_and_gate = join_linears(fc, gate)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self.both is None:
+        if self.fc_and_gate is None:
             return self.proj(silu(self.fc(x)) * self.gate(x))
-        fc, gate = self.both(x).chunk(2, -1)
+        fc, gate = self.fc_and_gate(x).chunk(2, -1)
         return self.proj(silu(fc) * gate)
 
 
 class FusedMlp:
     """proj(silu(second half) · first half) of one fused matrix: [up; gate]."""
 
-    def __init__(self, fc: Linear, proj: Linear) -> None:
+    def __init__(self, fc: LinearOperation, proj: LinearOperation) -> None:
         self.fc, self.proj = fc, proj
 
     def __call__(self, x: torch.Tensor, expert: int | None = None) -> torch.Tensor:
@@ -125,7 +125,7 @@ class FusedMlp:
 class MixtureOfExperts:
     """Each token goes to its top-k experts; a shared expert, where there is one, sees every token."""
 
-    def __init__(self, build: Builder, layer: int, experts: Experts) -> None:
+    def __init__(self, build: LayerBuilder, layer: int, experts: ExpertsConfig) -> None:
         self.sizes = experts
         fc, proj, *shared = map(build.linear, layout.mlp_linears(build.config, layer))
         self.experts = FusedMlp(fc, proj)
@@ -136,11 +136,11 @@ class MixtureOfExperts:
             self.shared_gate = build.tensor(layout.layer_name(layer, "mlp.shared_expert_gate.weight"))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        odds = torch.nn.functional.linear(x.float(), self.router).softmax(-1)
-        share, chosen = odds.topk(self.sizes.top_k, -1)
+        probabilities = torch.nn.functional.linear(x.float(), self.router).softmax(-1)
+        share, chosen = probabilities.topk(self.sizes.top_k, -1)
         if self.sizes.renormalize:
             share = share / share.sum(-1, keepdim=True)
-        share = torch.zeros_like(odds).scatter_(1, chosen, share).to(x.dtype)
+        share = torch.zeros_like(probabilities).scatter_(1, chosen, share).to(x.dtype)
         out = torch.zeros_like(x)
         for expert in torch.unique(chosen).tolist():
             weight = share[:, expert, None]
@@ -156,10 +156,10 @@ class MixtureOfExperts:
         return out
 
 
-class Layer:
+class DecoderLayer:
     """One decoder layer: attention and feed-forward, each normalised before and added after."""
 
-    def __init__(self, build: Builder, layer: int) -> None:
+    def __init__(self, build: LayerBuilder, layer: int) -> None:
         self.input_norm = build.norm(layout.layer_name(layer, "input_layernorm"))
         self.attention = Attention(build, layer)
         self.post_norm = build.norm(layout.layer_name(layer, "post_layernorm"))
@@ -171,6 +171,6 @@ class Layer:
             parts = [build.linear(spec) for spec in layout.mlp_linears(config, layer)]
             self.mlp = FusedMlp(*parts) if len(parts) == 2 else GatedMlp(*parts)
 
-    def __call__(self, x: torch.Tensor, step: Step) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, step: ForwardStep) -> torch.Tensor:
         x = x + self.attention(self.input_norm(x), step)
         return x + self.mlp(self.post_norm(x))

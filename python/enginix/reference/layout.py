@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from enginix.errors import CheckpointError
-from enginix.reference.config import CheckpointConfig
+from enginix.reference.config import ExecutorConfig
 from enginix.reference.quantization import REBUILD
 
 BLOCK = 16  # columns that share a scale in NVFP4
@@ -30,7 +30,7 @@ IGNORED = frozenset(
 KV_EXTRAS = tuple(f"attention.{n}_scaling_factor" for n in ("kv_cache_rcp", "k_cache", "v_cache"))
 
 
-class Cut(Enum):
+class RankCut(Enum):
     """How a tensor is divided among the ranks of one pipeline stage."""
 
     WHOLE = "on every rank"
@@ -44,7 +44,7 @@ class Cut(Enum):
     RANK = "each rank has its own"
 
 
-class Place(Enum):
+class PipelineStage(Enum):
     """Which pipeline stages hold a tensor."""
 
     FIRST = "first"
@@ -68,8 +68,8 @@ class TensorSpec:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    cut: Cut
-    place: Place
+    cut: RankCut
+    place: PipelineStage
     layer: int = 0
 
 
@@ -89,18 +89,18 @@ class LinearSpec:
     name: str
     rows: int
     columns: int
-    cut: Cut
+    cut: RankCut
     layer: int
     bias: bool = False
     experts: int = 0
 
 
-def layer_name(layer: int, rest: str = "") -> str:
+def layer_name(layer: int, suffix: str = "") -> str:
     """``transformer.layers.3.mlp``."""
-    return f"transformer.layers.{layer}{'.' if rest else ''}{rest}"
+    return f"transformer.layers.{layer}{'.' if suffix else ''}{suffix}"
 
 
-def qkv_rows(config: CheckpointConfig) -> tuple[int, int, int]:
+def qkv_rows(config: ExecutorConfig) -> tuple[int, int, int]:
     """Rows of q, k and v in the whole fused matrix."""
     return (
         config.heads * config.head_size,
@@ -109,105 +109,105 @@ def qkv_rows(config: CheckpointConfig) -> tuple[int, int, int]:
     )
 
 
-def attention_linears(config: CheckpointConfig, layer: int) -> tuple[LinearSpec, LinearSpec]:
+def attention_linears(config: ExecutorConfig, layer: int) -> tuple[LinearSpec, LinearSpec]:
     """The fused input projection and the output projection (``dense``)."""
     prefix, hidden = layer_name(layer, "attention"), config.hidden_size
     width = config.heads * config.head_size
     dense_bias = config.attention_bias and config.family == "llama"
     return (
-        LinearSpec(f"{prefix}.qkv", sum(qkv_rows(config)), hidden, Cut.QKV, layer, config.attention_bias),
-        LinearSpec(f"{prefix}.dense", hidden, width, Cut.COLUMNS, layer, dense_bias),
+        LinearSpec(f"{prefix}.qkv", sum(qkv_rows(config)), hidden, RankCut.QKV, layer, config.attention_bias),
+        LinearSpec(f"{prefix}.dense", hidden, width, RankCut.COLUMNS, layer, dense_bias),
     )
 
 
-def mlp_linears(config: CheckpointConfig, layer: int) -> tuple[LinearSpec, ...]:
+def mlp_linears(config: ExecutorConfig, layer: int) -> tuple[LinearSpec, ...]:
     """The feed-forward's linears: (fc, gate, proj), or (fused fc, proj), or (router, fc, proj, shared …)."""
     prefix, hidden, size = layer_name(layer, "mlp"), config.hidden_size, config.intermediate_size
     experts = config.experts
     if experts is not None:
         stack = (
             LinearSpec(
-                f"{prefix}.fc", 2 * experts.size, hidden, Cut.EXPERT_HALVES, layer, experts=experts.count
+                f"{prefix}.fc", 2 * experts.size, hidden, RankCut.EXPERT_HALVES, layer, experts=experts.count
             ),
             LinearSpec(
-                f"{prefix}.proj", hidden, experts.size, Cut.EXPERT_COLUMNS, layer, experts=experts.count
+                f"{prefix}.proj", hidden, experts.size, RankCut.EXPERT_COLUMNS, layer, experts=experts.count
             ),
         )
         if not experts.shared_size:
             return stack
         return (
             *stack,
-            LinearSpec(f"{prefix}.shared_expert.fc", 2 * experts.shared_size, hidden, Cut.HALVES, layer),
-            LinearSpec(f"{prefix}.shared_expert.proj", hidden, experts.shared_size, Cut.COLUMNS, layer),
+            LinearSpec(f"{prefix}.shared_expert.fc", 2 * experts.shared_size, hidden, RankCut.HALVES, layer),
+            LinearSpec(f"{prefix}.shared_expert.proj", hidden, experts.shared_size, RankCut.COLUMNS, layer),
         )
-    proj = LinearSpec(f"{prefix}.proj", hidden, size, Cut.COLUMNS, layer, config.mlp_bias)
+    proj = LinearSpec(f"{prefix}.proj", hidden, size, RankCut.COLUMNS, layer, config.mlp_bias)
     if config.family == "phi3":
-        return LinearSpec(f"{prefix}.fc", 2 * size, hidden, Cut.HALVES, layer), proj
+        return LinearSpec(f"{prefix}.fc", 2 * size, hidden, RankCut.HALVES, layer), proj
     return (
-        LinearSpec(f"{prefix}.fc", size, hidden, Cut.ROWS, layer, config.mlp_bias),
-        LinearSpec(f"{prefix}.gate", size, hidden, Cut.ROWS, layer, config.mlp_bias),
+        LinearSpec(f"{prefix}.fc", size, hidden, RankCut.ROWS, layer, config.mlp_bias),
+        LinearSpec(f"{prefix}.gate", size, hidden, RankCut.ROWS, layer, config.mlp_bias),
         proj,
     )
 
 
-def module_in_file(config: CheckpointConfig, name: str, layer: int) -> str:
+def module_in_file(config: ExecutorConfig, name: str, layer: int) -> str:
     """A module's or tensor's name in its rank files, where layers count from 0 in each pipeline stage."""
     stages = (config.mapping.layers(rank, config.layers) for rank in range(config.mapping.pp))
     first = next(stage.start for stage in stages if layer in stage)
     return name.replace(layer_name(layer) + ".", layer_name(layer - first) + ".", 1)
 
 
-def algorithm(config: CheckpointConfig, linear: LinearSpec) -> str | None:
+def find_linear_algorithm(config: ExecutorConfig, linear: LinearSpec) -> str | None:
     """The number format of a linear, by TensorRT-LLM's name; ``None`` for unquantized."""
     return config.quantization.of(module_in_file(config, linear.name, linear.layer))
 
 
-def weight(config: CheckpointConfig, linear: LinearSpec) -> TensorSpec:
+def make_weight_spec(config: ExecutorConfig, linear: LinearSpec) -> TensorSpec:
     """The matrix, as if it were unquantized."""
     stack = (linear.experts,) if linear.experts else ()
     shape = (*stack, linear.rows, linear.columns)
     dtype = SAFETENSORS_DTYPE[config.dtype]
-    return TensorSpec(f"{linear.name}.weight", shape, dtype, linear.cut, Place.LAYER, linear.layer)
+    return TensorSpec(f"{linear.name}.weight", shape, dtype, linear.cut, PipelineStage.LAYER, linear.layer)
 
 
-def quantized_tensors(config: CheckpointConfig, linear: LinearSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
+def quantized_tensors(config: ExecutorConfig, linear: LinearSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
     """What a rank holds of a quantized linear, without its bias: last name → dtype and shape.
 
     Raises:
         CheckpointError: the format cannot hold a matrix of this shape.
     """
-    *stack, out, inp = local_shape(config, weight(config, linear))
+    *stack, out, inp = local_shape(config, make_weight_spec(config, linear))
     module = module_in_file(config, linear.name, linear.layer)
     group = config.quantization.group(module)
     kind = config.quantization.of(module)
-    every = {"FP8": 1, "NVFP4": BLOCK, "W4A16_AWQ": group, "W4A8_AWQ": group}.get(kind or "", 1)
-    if inp % every or (kind in ("W4A16_AWQ", "W4A8_AWQ") and out % 2):
+    column_group = {"FP8": 1, "NVFP4": BLOCK, "W4A16_AWQ": group, "W4A8_AWQ": group}.get(kind or "", 1)
+    if inp % column_group or (kind in ("W4A16_AWQ", "W4A8_AWQ") and out % 2):
         raise CheckpointError(
-            f"{out} x {inp} a rank cannot be {kind}: columns come in groups of {every}",
+            f"{out} x {inp} a rank cannot be {kind}: columns come in groups of {column_group}",
             where=linear.name,
             fix=REBUILD,
         )
     prequant = {"prequant_scaling_factor": (SAFETENSORS_DTYPE[config.dtype], (inp,))}
-    one: tuple[str, tuple[int, ...]] = ("F32", (1,))
+    scalar: tuple[str, tuple[int, ...]] = ("F32", (1,))
     match kind:
         case "FP8":
             return {
                 "weight": ("F8_E4M3", (*stack, out, inp)),
                 "weights_scaling_factor": ("F32", (*stack, 1)),
-                "activation_scaling_factor": one,
+                "activation_scaling_factor": scalar,
             }
         case "FP8_PER_CHANNEL_PER_TOKEN":
             return {"weight": ("F8_E4M3", (*stack, out, inp)), "per_channel_scale": ("F32", (*stack, out))}
         case "NVFP4" if config.quantization.own_nvfp4:
             blocks = ("F8_E4M3", (*stack, out, inp // BLOCK))
-            found = {
+            stored_tensors = {
                 "weight": ("U8", (*stack, out, inp // 2)),
                 "weights_block_scaling_factor": blocks,
                 "weights_block_scaling_factor_interleaved": blocks,
-                "activation_global_scaling_factor": one,
+                "activation_global_scaling_factor": scalar,
                 "alpha": ("F32", (*stack,) or (1,)),
             }
-            return found if stack else found | {"weights_global_scaling_factor": one}
+            return stored_tensors if stack else stored_tensors | {"weights_global_scaling_factor": scalar}
         case "NVFP4":
             return {
                 "weight": ("U8", (*stack, out, inp // 2)),
@@ -220,36 +220,38 @@ def quantized_tensors(config: CheckpointConfig, linear: LinearSpec) -> dict[str,
                 "weight": ("I8", (*stack, out // 2, inp)),
                 "weights_scaling_factor": ("F32", (*stack, out, inp // group)),
             }
-            extra = {"weights_scaling_factor_2": one, "activation_scaling_factor": one}
+            extra = {"weights_scaling_factor_2": scalar, "activation_scaling_factor": scalar}
             return awq | prequant | (extra if kind == "W4A8_AWQ" else {})
         case "W8A8_SQ_PER_CHANNEL":
             return {
                 "weight": ("I8", (*stack, out, inp)),
                 "weights_scaling_factor": ("F32", (*stack, out)),
-                "activation_scaling_factor": one,
+                "activation_scaling_factor": scalar,
             } | prequant
     raise CheckpointError(f"number format {kind} is unknown", where=linear.name, fix=REBUILD)
 
 
-def linear_tensors(config: CheckpointConfig, linear: LinearSpec) -> Iterator[TensorSpec]:
+def linear_tensors(config: ExecutorConfig, linear: LinearSpec) -> Iterator[TensorSpec]:
     """The tensors of one linear, in whatever number format it is."""
-    if algorithm(config, linear) is None:
-        yield weight(config, linear)
+    if find_linear_algorithm(config, linear) is None:
+        yield make_weight_spec(config, linear)
     else:
         for leaf, (dtype, shape) in quantized_tensors(config, linear).items():
-            yield TensorSpec(f"{linear.name}.{leaf}", shape, dtype, Cut.RANK, Place.LAYER, linear.layer)
+            yield TensorSpec(
+                f"{linear.name}.{leaf}", shape, dtype, RankCut.RANK, PipelineStage.LAYER, linear.layer
+            )
     if linear.bias:
         # A row-parallel layer adds its bias once, after the ranks' sum: every rank has all of it.
-        cut = Cut.WHOLE if linear.cut is Cut.COLUMNS else linear.cut
+        cut = RankCut.WHOLE if linear.cut is RankCut.COLUMNS else linear.cut
         dtype = SAFETENSORS_DTYPE[config.dtype]
-        yield TensorSpec(f"{linear.name}.bias", (linear.rows,), dtype, cut, Place.LAYER, linear.layer)
+        yield TensorSpec(f"{linear.name}.bias", (linear.rows,), dtype, cut, PipelineStage.LAYER, linear.layer)
 
 
-def _layer_tensors(config: CheckpointConfig, layer: int) -> Iterator[TensorSpec]:
+def _layer_tensors(config: ExecutorConfig, layer: int) -> Iterator[TensorSpec]:
     dtype, hidden = SAFETENSORS_DTYPE[config.dtype], config.hidden_size
 
-    def whole(rest: str, *shape: int, dtype: str = dtype) -> TensorSpec:
-        return TensorSpec(layer_name(layer, rest), shape, dtype, Cut.WHOLE, Place.LAYER, layer)
+    def whole(suffix: str, *shape: int, dtype: str = dtype) -> TensorSpec:
+        return TensorSpec(layer_name(layer, suffix), shape, dtype, RankCut.WHOLE, PipelineStage.LAYER, layer)
 
     yield whole("input_layernorm.weight", hidden)
     yield whole("post_layernorm.weight", hidden)
@@ -266,19 +268,21 @@ def _layer_tensors(config: CheckpointConfig, layer: int) -> Iterator[TensorSpec]
         yield from linear_tensors(config, linear)
 
 
-def tensors(config: CheckpointConfig) -> Iterator[TensorSpec]:
+def iterate_tensor_specs(config: ExecutorConfig) -> Iterator[TensorSpec]:
     """Every tensor of the whole model."""
     dtype, vocab, hidden = SAFETENSORS_DTYPE[config.dtype], config.vocab_size, config.hidden_size
-    embedding = {None: Cut.WHOLE, 0: Cut.VOCABULARY, 1: Cut.COLUMNS}[config.embedding_shard_dim]
-    yield TensorSpec("transformer.vocab_embedding.weight", (vocab, hidden), dtype, embedding, Place.FIRST)
+    embedding = {None: RankCut.WHOLE, 0: RankCut.VOCABULARY, 1: RankCut.COLUMNS}[config.embedding_shard_dim]
+    yield TensorSpec(
+        "transformer.vocab_embedding.weight", (vocab, hidden), dtype, embedding, PipelineStage.FIRST
+    )
     for layer in range(config.layers):
         yield from _layer_tensors(config, layer)
-    yield TensorSpec("transformer.ln_f.weight", (hidden,), dtype, Cut.WHOLE, Place.LAST)
-    head = Cut.VOCABULARY if config.mapping.tp > 1 else Cut.WHOLE
-    yield TensorSpec("lm_head.weight", (vocab, hidden), dtype, head, Place.LAST)
+    yield TensorSpec("transformer.ln_f.weight", (hidden,), dtype, RankCut.WHOLE, PipelineStage.LAST)
+    head = RankCut.VOCABULARY if config.mapping.tp > 1 else RankCut.WHOLE
+    yield TensorSpec("lm_head.weight", (vocab, hidden), dtype, head, PipelineStage.LAST)
 
 
-def local_shape(config: CheckpointConfig, spec: TensorSpec) -> tuple[int, ...]:
+def local_shape(config: ExecutorConfig, spec: TensorSpec) -> tuple[int, ...]:
     """The shape that every rank holding ``spec`` has.
 
     Raises:
@@ -294,36 +298,36 @@ def local_shape(config: CheckpointConfig, spec: TensorSpec) -> tuple[int, ...]:
         return size // ranks
 
     match spec.cut:
-        case Cut.WHOLE | Cut.RANK:
+        case RankCut.WHOLE | RankCut.RANK:
             return shape
-        case Cut.ROWS | Cut.HALVES:
+        case RankCut.ROWS | RankCut.HALVES:
             return (part(shape[0], mapping.tp), *shape[1:])
-        case Cut.COLUMNS:
+        case RankCut.COLUMNS:
             return (shape[0], part(shape[1], mapping.tp))
-        case Cut.QKV:
+        case RankCut.QKV:
             heads = part(config.heads, mapping.tp) + 2 * max(1, config.kv_heads // mapping.tp)
             return (heads * config.head_size, *shape[1:])
-        case Cut.VOCABULARY:
+        case RankCut.VOCABULARY:
             return (-(-shape[0] // mapping.tp), *shape[1:])
-        case Cut.EXPERT_HALVES:
+        case RankCut.EXPERT_HALVES:
             return (part(shape[0], mapping.ep), 2 * part(shape[1] // 2, mapping.moe_tp), *shape[2:])
-        case Cut.EXPERT_COLUMNS:
+        case RankCut.EXPERT_COLUMNS:
             return (part(shape[0], mapping.ep), shape[1], part(shape[2], mapping.moe_tp))
 
 
-def pipeline_rank(config: CheckpointConfig, spec: TensorSpec) -> int:
+def pipeline_rank(config: ExecutorConfig, spec: TensorSpec) -> int:
     """Which pipeline stage holds ``spec``."""
-    if spec.place is Place.FIRST:
+    if spec.place is PipelineStage.FIRST:
         return 0
-    if spec.place is Place.LAST:
+    if spec.place is PipelineStage.LAST:
         return config.mapping.pp - 1
     stages = (config.mapping.layers(rank, config.layers) for rank in range(config.mapping.pp))
     return next(rank for rank, stage in enumerate(stages) if spec.layer in stage)
 
 
-def name_in_file(config: CheckpointConfig, spec: TensorSpec) -> str:
+def name_in_file(config: ExecutorConfig, spec: TensorSpec) -> str:
     """The tensor's name in its rank files, where layers are numbered from 0 in each pipeline stage."""
-    if spec.place is not Place.LAYER:
+    if spec.place is not PipelineStage.LAYER:
         return spec.name
     return module_in_file(config, spec.name, spec.layer)
 
@@ -343,7 +347,7 @@ def open_rank(stack: ExitStack, checkpoint: Path, rank: int, framework: str) -> 
         raise CheckpointError(f"not a whole safetensors file: {e}", where=str(path), fix=REBUILD) from e
 
 
-def check(checkpoint: Path, config: CheckpointConfig) -> int:
+def check_rank_files(checkpoint: Path, config: ExecutorConfig) -> int:
     """Compares the headers of every rank file with what ``config`` demands; no weight is read.
 
     Returns:
@@ -353,13 +357,13 @@ def check(checkpoint: Path, config: CheckpointConfig) -> int:
         CheckpointError: a tensor is missing, unknown, or of another shape or dtype than expected (all named).
     """
     count = 0
-    specs = list(tensors(config))
+    specs = list(iterate_tensor_specs(config))
     shapes = {spec.name: local_shape(config, spec) for spec in specs}
     with ExitStack() as stack:
         for rank in range(config.world_size):
-            held = open_rank(stack, checkpoint, rank, "numpy")
+            rank_file = open_rank(stack, checkpoint, rank, "numpy")
             where = str(checkpoint / f"rank{rank}.safetensors")
-            names = set(held.keys())
+            names = set(rank_file.keys())
             for spec in specs:
                 if pipeline_rank(config, spec) != rank // config.mapping.tp:
                     continue
@@ -367,10 +371,12 @@ def check(checkpoint: Path, config: CheckpointConfig) -> int:
                 expected = f"{spec.dtype} {list(shape)}"
                 if name not in names:
                     raise CheckpointError(f"{name} is missing, expected {expected}", where=where, fix=REBUILD)
-                view = held.get_slice(name)
-                found = f"{view.get_dtype()} {list(view.get_shape())}"
-                if found != expected:
-                    raise CheckpointError(f"{name} is {found}, expected {expected}", where=where, fix=REBUILD)
+                view = rank_file.get_slice(name)
+                actual = f"{view.get_dtype()} {list(view.get_shape())}"
+                if actual != expected:
+                    raise CheckpointError(
+                        f"{name} is {actual}, expected {expected}", where=where, fix=REBUILD
+                    )
                 names.remove(name)
                 count += 1
             unknown = sorted(names - IGNORED)

@@ -14,13 +14,13 @@ import torch
 
 from enginix.errors import CheckpointError
 from enginix.reference import formats, layout
-from enginix.reference.config import CheckpointConfig
-from enginix.reference.layout import Cut, LinearSpec
+from enginix.reference.config import ExecutorConfig
+from enginix.reference.layout import LinearSpec, RankCut
 from enginix.reference.quantization import MIXED, REBUILD
-from enginix.reference.weights import Weights
+from enginix.reference.weights import MergedWeights
 
 
-class Linear(Protocol):
+class LinearOperation(Protocol):
     """An operation y = x Wᵀ + b."""
 
     def __call__(self, x: torch.Tensor, expert: int | None = None) -> torch.Tensor:
@@ -28,7 +28,7 @@ class Linear(Protocol):
         ...
 
 
-class Plain:
+class PlainLinear:
     """Weights in a floating-point dtype, as they are."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -39,19 +39,19 @@ class Plain:
         return torch.nn.functional.linear(x, weight, self.bias)
 
 
-def join(first: Linear, second: Linear) -> Plain | None:
+def join_linears(first: LinearOperation, second: LinearOperation) -> PlainLinear | None:
     """One product for two unquantized matrices that read the same input; the two become views of it."""
-    if type(first) is not Plain or type(second) is not Plain:
+    if type(first) is not PlainLinear or type(second) is not PlainLinear:
         return None
     bias = None
     if first.bias is not None and second.bias is not None:
         bias = torch.cat([first.bias, second.bias])
-    both = Plain(torch.cat([first.weight, second.weight]), bias)
+    both = PlainLinear(torch.cat([first.weight, second.weight]), bias)
     first.weight, second.weight = torch.split(both.weight, [len(first.weight), len(second.weight)])
     return both
 
 
-class Quantized(Plain):
+class QuantizedLinear(PlainLinear):
     """Dequantized weights, and activations rounded to a number format.
 
     Args:
@@ -84,22 +84,22 @@ class Quantized(Plain):
 # Tensors that hold an activation scale, whichever a format has.
 _ACTIVATION = ("activation_scaling_factor", "activation_global_scaling_factor")
 _ROUNDING: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None] = {
-    "FP8": formats.fp8,
+    "FP8": formats.fake_quantize_fp8,
     "FP8_PER_CHANNEL_PER_TOKEN": None,  # has no scale; made in _rounding
-    "NVFP4": formats.nvfp4,
+    "NVFP4": formats.fake_quantize_nvfp4,
     "W4A16_AWQ": None,
-    "W4A8_AWQ": formats.fp8,
-    "W8A8_SQ_PER_CHANNEL": formats.int8,
+    "W4A8_AWQ": formats.fake_quantize_fp8,
+    "W8A8_SQ_PER_CHANNEL": formats.fake_quantize_int8,
 }
 FORMATS: tuple[str | None, ...] = (None, *_ROUNDING)
 KV_CACHE: dict[str | None, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None] = {
     None: None,
-    "FP8": formats.fp8,
-    "INT8": formats.int8,
+    "FP8": formats.fake_quantize_fp8,
+    "INT8": formats.fake_quantize_int8,
 }
 
 
-def refuse_unknown_format(config: CheckpointConfig, where: str) -> None:
+def refuse_unknown_format(config: ExecutorConfig, where: str) -> None:
     """Refuses what this version cannot execute, before a header is looked at.
 
     Raises:
@@ -119,7 +119,9 @@ def refuse_unknown_format(config: CheckpointConfig, where: str) -> None:
             )
 
 
-def _activation_scale(weights: Weights, linear: LinearSpec, scales: Sequence[torch.Tensor]) -> torch.Tensor:
+def _activation_scale(
+    weights: MergedWeights, linear: LinearSpec, scales: Sequence[torch.Tensor]
+) -> torch.Tensor:
     """float32 [1], or for experts [experts]: expert-parallel ranks have scales of their own."""
     ep = weights.config.mapping.ep if linear.experts else 1
     for rank, scale in enumerate(scales):
@@ -134,13 +136,17 @@ def _activation_scale(weights: Weights, linear: LinearSpec, scales: Sequence[tor
     return torch.cat([s.reshape(1) for s in scales[:ep]]).repeat_interleave(linear.experts // ep)
 
 
-def _prequant(weights: Weights, linear: LinearSpec, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    if linear.cut is Cut.COLUMNS:
+def _load_prequant_scale(
+    weights: MergedWeights, linear: LinearSpec, parts: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    if linear.cut is RankCut.COLUMNS:
         return torch.cat(list(parts))
     return weights.get(f"{linear.name}.prequant_scaling_factor")
 
 
-def load(linear: LinearSpec, weights: Weights, device: torch.device, dtype: torch.dtype) -> Linear:
+def load_linear(
+    linear: LinearSpec, weights: MergedWeights, device: torch.device, dtype: torch.dtype
+) -> LinearOperation:
     """The operation for ``linear``, its tensors placed on ``device`` in the compute ``dtype``.
 
     Raises:
@@ -148,24 +154,30 @@ def load(linear: LinearSpec, weights: Weights, device: torch.device, dtype: torc
     """
     config, name = weights.config, linear.name
     bias = weights.get(f"{name}.bias").to(device, dtype) if linear.bias else None
-    algorithm = layout.algorithm(config, linear)
+    algorithm = layout.find_linear_algorithm(config, linear)
     if algorithm is None:
-        return Plain(weights.get(f"{name}.weight").to(device, dtype), bias)
+        return PlainLinear(weights.get(f"{name}.weight").to(device, dtype), bias)
     leaves = layout.quantized_tensors(config, linear)
-    held = {leaf: weights.parts(f"{name}.{leaf}") for leaf in leaves}
-    ranks = [{leaf: parts[rank] for leaf, parts in held.items()} for rank in range(config.mapping.tp)]
-    spec = layout.weight(config, linear)
-    matrix = weights.merge(f"{name}.weight", spec, [formats.weight(algorithm, rank) for rank in ranks])
+    parts_by_leaf = {leaf: weights.parts(f"{name}.{leaf}") for leaf in leaves}
+    ranks = [
+        {leaf: parts[rank] for leaf, parts in parts_by_leaf.items()} for rank in range(config.mapping.tp)
+    ]
+    spec = layout.make_weight_spec(config, linear)
+    matrix = weights.merge(
+        f"{name}.weight", spec, [formats.dequantize_weight(algorithm, rank) for rank in ranks]
+    )
     rounding, scale, prequant = _ROUNDING[algorithm], None, None
     if algorithm == "FP8_PER_CHANNEL_PER_TOKEN":
-        cuts = config.mapping.tp if linear.cut is Cut.COLUMNS else 1
+        cuts = config.mapping.tp if linear.cut is RankCut.COLUMNS else 1
 
         def rounding(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-            return formats.fp8_per_token(x, cuts)
+            return formats.fake_quantize_fp8_per_token(x, cuts)
 
     for leaf in _ACTIVATION:
-        if leaf in held:
-            scale = _activation_scale(weights, linear, held[leaf]).to(device)
-    if "prequant_scaling_factor" in held:
-        prequant = _prequant(weights, linear, held["prequant_scaling_factor"]).to(device, dtype)
-    return Quantized(matrix.to(device, dtype), bias, rounding, scale, prequant)
+        if leaf in parts_by_leaf:
+            scale = _activation_scale(weights, linear, parts_by_leaf[leaf]).to(device)
+    if "prequant_scaling_factor" in parts_by_leaf:
+        prequant = _load_prequant_scale(weights, linear, parts_by_leaf["prequant_scaling_factor"]).to(
+            device, dtype
+        )
+    return QuantizedLinear(matrix.to(device, dtype), bias, rounding, scale, prequant)

@@ -26,7 +26,7 @@ REBUILD = "convert the model again: enginix convert MODEL -o DIR"
 
 
 @dataclass(frozen=True)
-class Quantization:
+class ExecutorQuantization:
     """The ``quantization`` block: algorithms by TensorRT-LLM's names, ``None`` for unquantized.
 
     Attributes:
@@ -64,14 +64,14 @@ class Quantization:
         return frozenset([self.algorithm] if self.algorithm else [])
 
 
-def layers(raw: Any, where: str) -> dict[str, tuple[str, int]]:
+def parse_quantized_layers(raw: Any, where: str) -> dict[str, tuple[str, int]]:
     """``quantized_layers`` of a parsed ``quant_cfg.json``.
 
     Raises:
         CheckpointError: not an object of objects with ``quant_algo``, or an impossible group size.
     """
     rows = raw.get("quantized_layers") if isinstance(raw, dict) else None
-    found = {}
+    algorithms = {}
     for module, row in rows.items() if isinstance(rows, dict) else [("quantized_layers", None)]:
         algorithm = row.get("quant_algo") if isinstance(row, dict) else None
         group = row.get("group_size", 128) if isinstance(row, dict) else 0
@@ -82,17 +82,17 @@ def layers(raw: Any, where: str) -> dict[str, tuple[str, int]]:
             or group < 1
         ):
             raise CheckpointError(f"{module} is {row!r}, no number format", where=where, fix=REBUILD)
-        found[module] = (algorithm, group)
-    return found
+        algorithms[module] = (algorithm, group)
+    return algorithms
 
 
-def own_nvfp4(checkpoint: Path, world_size: int) -> bool:
+def has_own_nvfp4_form(checkpoint: Path, world_size: int) -> bool:
     """Whether NVFP4 tensors are in TensorRT-LLM's own form; the rank files' headers tell."""
     for rank in range(world_size):
         path = checkpoint / f"rank{rank}.safetensors"
         try:
-            with safe_open(path, "numpy") as held:
-                for name in held.keys():  # noqa: SIM118
+            with safe_open(path, "numpy") as rank_file:
+                for name in rank_file.keys():  # noqa: SIM118
                     if name.endswith(".weights_block_scaling_factor"):
                         return True
         except (SafetensorError, OSError):

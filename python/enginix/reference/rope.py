@@ -10,14 +10,14 @@ import math
 
 import torch
 
-from enginix.reference.config import CheckpointConfig
+from enginix.reference.config import ExecutorConfig
 
 
 def _base_frequencies(base: float, dim: int) -> torch.Tensor:
     return 1.0 / base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
 
 
-def _yarn(config: CheckpointConfig, inverse: torch.Tensor) -> tuple[torch.Tensor, float]:
+def _compute_yarn(config: ExecutorConfig, inverse: torch.Tensor) -> tuple[torch.Tensor, float]:
     """YaRN (arXiv 2309.00071): fast-turning dimensions stay, slow ones are interpolated, a ramp between."""
     scaling, dim = config.rotary_scaling or {}, config.rotary_dim
     factor = float(scaling["factor"])
@@ -38,7 +38,7 @@ def _yarn(config: CheckpointConfig, inverse: torch.Tensor) -> tuple[torch.Tensor
     return frequencies, magnitude(scaling["mscale"]) / magnitude(scaling["mscale_all_dim"])
 
 
-def _llama3(config: CheckpointConfig, inverse: torch.Tensor) -> torch.Tensor:
+def _compute_llama3(config: ExecutorConfig, inverse: torch.Tensor) -> torch.Tensor:
     """Llama 3.1: long wavelengths divided by the factor, short ones kept, smooth between."""
     scaling = config.rotary_scaling or {}
     factor, low, high = (float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
@@ -48,7 +48,7 @@ def _llama3(config: CheckpointConfig, inverse: torch.Tensor) -> torch.Tensor:
     return scaled
 
 
-class Rope:
+class RopeTables:
     """Rotation tables.
 
     Two scalings depend on how long the sequence is: ``dynamic`` and ``longrope``. As in Hugging Face models,
@@ -56,7 +56,7 @@ class Rope:
     with.
     """
 
-    def __init__(self, config: CheckpointConfig, device: torch.device) -> None:
+    def __init__(self, config: ExecutorConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         self._kind = (config.rotary_scaling or {}).get("rope_type", "default")
         self._fixed: tuple[torch.Tensor, float] | None = None
@@ -77,9 +77,9 @@ class Rope:
             case "linear":
                 return inverse / float(scaling["factor"]), 1.0
             case "llama3":
-                return _llama3(config, inverse), 1.0
+                return _compute_llama3(config, inverse), 1.0
             case "yarn":
-                return _yarn(config, inverse)
+                return _compute_yarn(config, inverse)
             case "dynamic":
                 factor, trained = float(scaling["factor"]), config.max_position_embeddings
                 stretch = factor * max(length, trained) / trained - (factor - 1)
@@ -106,15 +106,15 @@ class Rope:
             inverse, attention = self.frequencies(lengths[0])
             inverse = inverse.to(self.device)
         else:
-            found = {length: self.frequencies(length) for length in set(lengths)}
-            attention = found[lengths[0]][1]
-            inverse = torch.stack([found[length][0] for length in lengths]).to(self.device)
+            frequencies_by_length = {length: self.frequencies(length) for length in set(lengths)}
+            attention = frequencies_by_length[lengths[0]][1]
+            inverse = torch.stack([frequencies_by_length[length][0] for length in lengths]).to(self.device)
         angles = (positions[:, None].float() * inverse)[:, None, :]
         cos, sin = angles.cos() * attention, angles.sin() * attention
         return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate_heads(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotates the first ``rotary_dim`` of x [N, heads, head_size] in halves (GPT-NeoX style), in float32."""
     dim = cos.shape[-1]
     turning = x[..., :dim].float()

@@ -119,7 +119,7 @@ class Sampler:
         return int(ids[min(int(torch.searchsorted(total, point, right=True)), len(total) - 1)])
 
 
-def choose(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int | FloatingPointError]:
+def choose_tokens(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int | FloatingPointError]:
     """The next token of each sequence; what went wrong in place of it, for that sequence alone.
 
     Sequences that just take the most likely token are settled where the logits are: one reduction and one

@@ -18,28 +18,30 @@ from typing import Literal, Protocol
 import torch
 
 from enginix.errors import UsageError
-from enginix.reference.cache import Cache
-from enginix.reference.sampling import Sampler, Sampling, choose, log_probability
+from enginix.reference.cache import KeyValueCache
+from enginix.reference.sampling import Sampler, Sampling, choose_tokens, log_probability
 
 Finish = Literal["stop", "length", "cancelled", "error"]
 
 
-class Model(Protocol):
+class SchedulableModel(Protocol):
     """What the scheduler needs of :class:`enginix.reference.Executor`."""
 
     @property
     def max_length(self) -> int: ...
     def check_tokens(self, tokens: tuple[int, ...]) -> None: ...
-    def new_cache(self, slots: int) -> Cache: ...
+    def new_cache(self, slots: int) -> KeyValueCache: ...
     @property
     def prompt_tokens(self) -> int: ...
-    def prefill(self, cache: Cache, slot: int, tokens: tuple[int, ...]) -> torch.Tensor: ...
-    def prefill_all(self, cache: Cache, prompts: dict[int, tuple[int, ...]]) -> dict[int, torch.Tensor]: ...
-    def decode(self, cache: Cache, tokens: dict[int, int]) -> dict[int, torch.Tensor]: ...
+    def prefill(self, cache: KeyValueCache, slot: int, tokens: tuple[int, ...]) -> torch.Tensor: ...
+    def prefill_all(
+        self, cache: KeyValueCache, prompts: dict[int, tuple[int, ...]]
+    ) -> dict[int, torch.Tensor]: ...
+    def decode(self, cache: KeyValueCache, tokens: dict[int, int]) -> dict[int, torch.Tensor]: ...
 
 
 @dataclass(frozen=True)
-class Request:
+class GenerationRequest:
     """One generation.
 
     Attributes:
@@ -71,7 +73,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Event:
+class GenerationEvent:
     """One step of one request.
 
     Attributes:
@@ -89,16 +91,18 @@ class Event:
     error: str | None = None
 
 
-Sink = Callable[[Event], None]
+Sink = Callable[[GenerationEvent], None]
 
 
 class _Sequence:
-    def __init__(self, request: Request, sink: Sink) -> None:
+    def __init__(self, request: GenerationRequest, sink: Sink) -> None:
         self.request, self.sink = request, sink
         self.sampler = Sampler(request.sampling(), request.prompt, request.end_ids)
         self.last = 0
 
-    def accept(self, token: int | FloatingPointError, logits: torch.Tensor, max_length: int) -> Event:
+    def accept(
+        self, token: int | FloatingPointError, logits: torch.Tensor, max_length: int
+    ) -> GenerationEvent:
         """The event of a token that was chosen from logits [vocab_size]."""
         if isinstance(token, FloatingPointError):
             raise token
@@ -111,7 +115,7 @@ class _Sequence:
         ):
             finish = "length"
         logprob = log_probability(logits, self.last) if request.logprobs else None
-        return Event(request.id, self.last, logprob, finish)
+        return GenerationEvent(request.id, self.last, logprob, finish)
 
 
 class Scheduler:
@@ -125,7 +129,7 @@ class Scheduler:
         max_batch_size: sequences computed together.
     """
 
-    def __init__(self, model: Model, max_batch_size: int = 8) -> None:
+    def __init__(self, model: SchedulableModel, max_batch_size: int = 8) -> None:
         if max_batch_size < 1:
             raise UsageError(f"max_batch_size is {max_batch_size}", fix="at least 1")
         self._model, self._slots = model, max_batch_size
@@ -141,7 +145,7 @@ class Scheduler:
         self._thread = threading.Thread(target=self._run, name="enginix-scheduler", daemon=True)
         self._thread.start()
 
-    def add(self, request: Request, sink: Sink) -> None:
+    def add(self, request: GenerationRequest, sink: Sink) -> None:
         """Queues a request; returns at once.
 
         Raises:
@@ -188,9 +192,9 @@ class Scheduler:
             return len(self._active), len(self._waiting)
 
     def _end(self, sequence: _Sequence, finish: Finish, error: str | None = None) -> None:
-        self._emit(sequence, Event(sequence.request.id, None, None, finish, error))
+        self._emit(sequence, GenerationEvent(sequence.request.id, None, None, finish, error))
 
-    def _emit(self, sequence: _Sequence, event: Event) -> bool:
+    def _emit(self, sequence: _Sequence, event: GenerationEvent) -> bool:
         """Hands an event to its sink; true if the request goes on."""
         if event.finish is not None:
             # Forgotten before the sink hears of it, so that the sink may reuse the id.
@@ -210,23 +214,23 @@ class Scheduler:
 
     def _take_cancelled(self) -> list[_Sequence]:
         """Removes cancelled requests, or all of them when closed; called with the lock held."""
-        gone = [s for s in self._waiting if self._closed or s.request.id in self._cancelled]
-        if gone:
-            self._waiting = deque(s for s in self._waiting if s not in gone)
+        cancelled = [s for s in self._waiting if self._closed or s.request.id in self._cancelled]
+        if cancelled:
+            self._waiting = deque(s for s in self._waiting if s not in cancelled)
         for slot, sequence in list(self._active.items()):
             if self._closed or sequence.request.id in self._cancelled:
-                gone.append(self._active.pop(slot))
-        return gone
+                cancelled.append(self._active.pop(slot))
+        return cancelled
 
     def _admit(self) -> dict[int, _Sequence]:
         """Slot → waiting request: one, and as many more as the model takes together."""
         admitted: dict[int, _Sequence] = {}
-        room = self._model.prompt_tokens
+        token_budget = self._model.prompt_tokens
         for slot in range(self._slots):
             if not self._waiting or slot in self._active:
                 continue
-            room -= len(self._waiting[0].request.prompt)
-            if admitted and room < 0:
+            token_budget -= len(self._waiting[0].request.prompt)
+            if admitted and token_budget < 0:
                 break
             admitted[slot] = self._waiting.popleft()
         return admitted
@@ -236,12 +240,12 @@ class Scheduler:
             with self._wake:
                 while not (self._closed or self._waiting or self._active):
                     self._wake.wait()
-                gone = self._take_cancelled()
+                cancelled = self._take_cancelled()
                 admitted = {} if self._closed else self._admit()
                 closed = self._closed
-            for sequence in gone:
+            for sequence in cancelled:
                 self._end(sequence, "cancelled")
-            if gone:
+            if cancelled:
                 self.after_step()
             if closed:
                 return
@@ -254,21 +258,21 @@ class Scheduler:
                 self.after_step()
 
     def _prefill_all(self, admitted: dict[int, _Sequence]) -> None:
-        found: dict[int, torch.Tensor] = {}
+        logits_by_slot: dict[int, torch.Tensor] = {}
         if len(admitted) > 1:
             # What fails together is tried one by one: only the guilty one ends.
             with contextlib.suppress(Exception):
-                found = self._model.prefill_all(
+                logits_by_slot = self._model.prefill_all(
                     self._cache, {slot: s.request.prompt for slot, s in admitted.items()}
                 )
         for slot, sequence in admitted.items():
-            self._prefill(slot, sequence, found.get(slot))
+            self._prefill(slot, sequence, logits_by_slot.get(slot))
 
     def _prefill(self, slot: int, sequence: _Sequence, logits: torch.Tensor | None) -> None:
         try:
             if logits is None:
                 logits = self._model.prefill(self._cache, slot, sequence.request.prompt)
-            (token,) = choose(logits[None], [sequence.sampler])
+            (token,) = choose_tokens(logits[None], [sequence.sampler])
             event = sequence.accept(token, logits, self._model.max_length)
         except Exception as e:
             self._end(sequence, "error", f"{type(e).__name__}: {e}")
@@ -280,9 +284,9 @@ class Scheduler:
     def _decode(self) -> None:
         batch = dict(self._active)
         try:
-            found = self._model.decode(self._cache, {slot: s.last for slot, s in batch.items()})
-            logits = torch.stack([found[slot] for slot in batch])
-            tokens = choose(logits, [s.sampler for s in batch.values()])
+            logits_by_slot = self._model.decode(self._cache, {slot: s.last for slot, s in batch.items()})
+            logits = torch.stack([logits_by_slot[slot] for slot in batch])
+            tokens = choose_tokens(logits, [s.sampler for s in batch.values()])
         except Exception as e:
             with self._wake:
                 self._active.clear()

@@ -14,24 +14,24 @@ from safetensors import SafetensorError
 
 from enginix.errors import CheckpointError
 from enginix.reference import layout
-from enginix.reference.config import CheckpointConfig
-from enginix.reference.layout import Cut, TensorSpec
+from enginix.reference.config import ExecutorConfig
+from enginix.reference.layout import RankCut, TensorSpec
 from enginix.reference.quantization import REBUILD
 
 
-def _finite(part: torch.Tensor) -> bool:
+def _is_finite(part: torch.Tensor) -> bool:
     if part.dtype is torch.float8_e4m3fn:  # no infinity, and NaN is all ones; torch has no isfinite for it
         return not bool(((part.view(torch.uint8) & 0x7F) == 0x7F).any())
     return bool(torch.isfinite(part).all())
 
 
-def _halves(parts: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
+def _merge_halves(parts: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
     """Ranks' [first; second] halves along ``dim``, regrouped into one whole [first; second]."""
     split = [part.chunk(2, dim) for part in parts]
     return torch.cat([first for first, _ in split] + [second for _, second in split], dim)
 
 
-def _qkv(config: CheckpointConfig, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+def _merge_qkv(config: ExecutorConfig, parts: Sequence[torch.Tensor]) -> torch.Tensor:
     tp, size = config.mapping.tp, config.head_size
     local_q = config.heads // tp * size
     local_kv = max(1, config.kv_heads // tp) * size
@@ -47,7 +47,7 @@ def _qkv(config: CheckpointConfig, parts: Sequence[torch.Tensor]) -> torch.Tenso
     return torch.cat([*q, *k[::repeat], *v[::repeat]])
 
 
-def merge(config: CheckpointConfig, spec: TensorSpec, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+def merge_parts(config: ExecutorConfig, spec: TensorSpec, parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """The whole tensor from the parts of the tensor-parallel ranks, in rank order.
 
     Raises:
@@ -55,43 +55,43 @@ def merge(config: CheckpointConfig, spec: TensorSpec, parts: Sequence[torch.Tens
     """
     mapping = config.mapping
     match spec.cut:
-        case Cut.WHOLE | Cut.RANK:
+        case RankCut.WHOLE | RankCut.RANK:
             for rank, part in enumerate(parts[1:], 1):
                 if not torch.equal(part, parts[0]):
                     raise CheckpointError(f"ranks 0 and {rank} differ in a tensor that they share")
             return parts[0]
-        case Cut.ROWS:
+        case RankCut.ROWS:
             return torch.cat(list(parts))
-        case Cut.COLUMNS:
+        case RankCut.COLUMNS:
             return torch.cat(list(parts), 1)
-        case Cut.QKV:
-            return _qkv(config, parts)
-        case Cut.HALVES:
-            return _halves(parts, 0)
-        case Cut.VOCABULARY:
+        case RankCut.QKV:
+            return _merge_qkv(config, parts)
+        case RankCut.HALVES:
+            return _merge_halves(parts, 0)
+        case RankCut.VOCABULARY:
             return torch.cat(list(parts))[: spec.shape[0]]
-        case Cut.EXPERT_HALVES | Cut.EXPERT_COLUMNS:
+        case RankCut.EXPERT_HALVES | RankCut.EXPERT_COLUMNS:
             # Neighbouring tensor-parallel ranks hold different experts; every ep-th one more of the same.
             experts = []
             for ep_rank in range(mapping.ep):
                 same = parts[ep_rank :: mapping.ep]
                 experts.append(
-                    _halves(same, 1) if spec.cut is Cut.EXPERT_HALVES else torch.cat(list(same), 2)
+                    _merge_halves(same, 1) if spec.cut is RankCut.EXPERT_HALVES else torch.cat(list(same), 2)
                 )
             return torch.cat(experts)
 
 
-class Weights:
+class MergedWeights:
     """Whole tensors of a checkpoint by name; a context manager that holds the rank files open.
 
     Raises:
         CheckpointError: the files are not what ``config`` demands (:func:`layout.check`).
     """
 
-    def __init__(self, checkpoint: Path, config: CheckpointConfig) -> None:
-        layout.check(checkpoint, config)
+    def __init__(self, checkpoint: Path, config: ExecutorConfig) -> None:
+        layout.check_rank_files(checkpoint, config)
         self.config, self.checkpoint = config, checkpoint
-        self.specs = {spec.name: spec for spec in layout.tensors(config)}
+        self.specs = {spec.name: spec for spec in layout.iterate_tensor_specs(config)}
         self._stack = ExitStack()
         self._ranks: list[Any] = [
             layout.open_rank(self._stack, checkpoint, rank, "pt") for rank in range(config.world_size)
@@ -102,7 +102,7 @@ class Weights:
         """Elements of all whole tensors."""
         return sum(prod(spec.shape) for spec in self.specs.values())
 
-    def __enter__(self) -> Weights:
+    def __enter__(self) -> MergedWeights:
         return self
 
     def __exit__(
@@ -124,7 +124,7 @@ class Weights:
         except (SafetensorError, OSError) as e:
             raise CheckpointError(f"unreadable: {e}", where=self.where(name), fix=REBUILD) from e
         # Before merging: NaN differs from itself, and copies are compared there.
-        if not all(map(_finite, parts)):
+        if not all(map(_is_finite, parts)):
             raise CheckpointError("holds NaN or infinity", where=self.where(name), fix=REBUILD)
         return parts
 
@@ -140,7 +140,7 @@ class Weights:
     def merge(self, name: str, spec: TensorSpec, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """:func:`merge`, with the tensor named in errors."""
         try:
-            return merge(self.config, spec, parts)
+            return merge_parts(self.config, spec, parts)
         except CheckpointError as e:
             raise CheckpointError(e.what, where=self.where(name), fix=REBUILD) from e
 

@@ -11,14 +11,14 @@ from typing import Any
 from enginix import manifest
 from enginix.errors import ManifestError, ModelError
 from enginix.files import sha256_file
-from enginix.hub.facts import FILES, model_facts
+from enginix.hub.model_metadata import FILES, extract_model_metadata
 from enginix.manifest import Manifest
 from enginix.model.jsonfile import read_object
-from enginix.report import measured
-from enginix.report.measured import Measured
-from enginix.report.origin import Origin, origin_of, printable, text
-from enginix.report.stored import Stored, stored
-from enginix.tables import table
+from enginix.report import gate_figures
+from enginix.report.gate_figures import GateFigures
+from enginix.report.model_origin import ModelOrigin, accept_short_text, make_printable, read_model_origin
+from enginix.report.weight_sizes import StoredWeights, measure_stored_weights
+from enginix.tables import load_table
 from enginix.wording import with_article
 
 COMPARED = ("model", "quantized-model", "checkpoint", "export", "engine")
@@ -48,14 +48,14 @@ class Artefact:
     format: str | None
     kv_cache: str | None
     size: int
-    weights: Stored | None
-    origin: Origin | None
-    measured: Measured | None
+    weights: StoredWeights | None
+    origin: ModelOrigin | None
+    measured: GateFigures | None
     speed: float | None = None
     doubts: tuple[str, ...] = ()
 
 
-def read(path: Path) -> Artefact:
+def read_artefact(path: Path) -> Artefact:
     """One artefact from its directory.
 
     Raises:
@@ -69,108 +69,118 @@ def read(path: Path) -> Artefact:
             where=str(path),
             fix="pass outputs of mkEngine, mkCheckpoint, mkQuantized or mkHfModel, or directories of models",
         )
-    made = manifest.read(path) if (path / manifest.FILE).exists() else None
-    if made is not None and made.artefact not in COMPARED:
+    artefact_manifest = manifest.read_manifest(path) if (path / manifest.MANIFEST_FILE).exists() else None
+    if artefact_manifest is not None and artefact_manifest.artefact not in COMPARED:
         raise ManifestError(
-            f"is {with_article(made.artefact)}, which has no weights to compare",
+            f"is {with_article(artefact_manifest.artefact)}, which has no weights to compare",
             where=str(path),
             fix="pass engines, checkpoints or models",
         )
-    if made is not None and made.artefact == "engine" and made.kind not in table("kinds")["kinds"]:
-        known = ", ".join(table("kinds")["kinds"])
+    if (
+        artefact_manifest is not None
+        and artefact_manifest.artefact == "engine"
+        and artefact_manifest.kind not in load_table("kinds")["kinds"]
+    ):
+        known = ", ".join(load_table("kinds")["kinds"])
         raise ManifestError(
-            f"an engine of no known kind: {ascii(made.kind)[:40]}", where=str(path), fix=f"known: {known}"
+            f"an engine of no known kind: {ascii(artefact_manifest.kind)[:40]}",
+            where=str(path),
+            fix=f"known: {known}",
         )
-    held = _weights_directory(path, made)
-    facts = {} if held is None else _facts(held)
-    if made is None and not facts:
+    weights_directory = _weights_directory(path, artefact_manifest)
+    facts = {} if weights_directory is None else _read_weight_facts(weights_directory)
+    if artefact_manifest is None and not facts:
         raise ModelError(
             "no model, checkpoint or engine there", where=str(path), fix="see enginix compare --help"
         )
-    weights = None if held is None else stored(held)
-    found = measured.read(path / measured.FILE)
-    claimed = made.model if made is not None else {}
-    quantization = text(claimed.get("quantization")) or facts.get("quantization")
-    dtype = text(claimed.get("dtype")) or facts.get("dtype")
-    plain = dtype or ("not quantized" if "quantization" in claimed else None)
+    weights = None if weights_directory is None else measure_stored_weights(weights_directory)
+    figures = gate_figures.read_gate_figures(path / gate_figures.FILE)
+    claimed_model = artefact_manifest.model if artefact_manifest is not None else {}
+    quantization = accept_short_text(claimed_model.get("quantization")) or facts.get("quantization")
+    dtype = accept_short_text(claimed_model.get("dtype")) or facts.get("dtype")
+    unquantized_name = dtype or ("not quantized" if "quantization" in claimed_model else None)
     artefact = Artefact(
-        name=printable(manifest.name_of(path)),
-        what=_what(path, made),
-        target=_target(made),
-        format=_algorithm(quantization) or plain,
-        kv_cache=text(claimed.get("kvCacheQuantization")) or facts.get("kvCacheQuantization"),
-        size=size_on_disk(path),
+        name=make_printable(manifest.read_artefact_name(path)),
+        what=_describe_artefact(path, artefact_manifest),
+        target=_read_target(artefact_manifest),
+        format=_normalise_algorithm(quantization) or unquantized_name,
+        kv_cache=accept_short_text(claimed_model.get("kvCacheQuantization"))
+        or facts.get("kvCacheQuantization"),
+        size=measure_disk_size(path),
         weights=weights,
-        origin=_origin(path, made),
-        measured=found,
+        origin=_find_origin(path, artefact_manifest),
+        measured=figures,
     )
-    return replace(artefact, doubts=tuple(_doubts(artefact, made, facts)))
+    return replace(artefact, doubts=tuple(_list_doubts(artefact, artefact_manifest, facts)))
 
 
-def _weights_directory(path: Path, made: Manifest | None) -> Path | None:
-    if made is None or made.artefact in ("model", "quantized-model", "checkpoint"):
+def _weights_directory(path: Path, artefact_manifest: Manifest | None) -> Path | None:
+    if artefact_manifest is None or artefact_manifest.artefact in ("model", "quantized-model", "checkpoint"):
         return path
-    below = WEIGHTS.get(made.kind or "")
-    return path / below if below is not None and (path / below).is_dir() else None
+    subdirectory = WEIGHTS.get(artefact_manifest.kind or "")
+    return path / subdirectory if subdirectory is not None and (path / subdirectory).is_dir() else None
 
 
-def _facts(held: Path) -> dict[str, Any]:
+def _read_weight_facts(weights_directory: Path) -> dict[str, Any]:
     """``quantization``, ``kvCacheQuantization``, ``dtype`` as the weights' own configuration says them."""
-    if not (held / "config.json").is_file():
+    if not (weights_directory / "config.json").is_file():
         return {}
-    raw = read_object(held / "config.json")
+    raw = read_object(weights_directory / "config.json")
     if "architecture" not in raw:
-        return model_facts({n: (held / n).read_bytes() for n in FILES if (held / n).is_file()}, str(held))
+        return extract_model_metadata(
+            {n: (weights_directory / n).read_bytes() for n in FILES if (weights_directory / n).is_file()},
+            str(weights_directory),
+        )
     quantization = raw.get("quantization")
-    inside = quantization if isinstance(quantization, dict) else {}
+    quantization_keys = quantization if isinstance(quantization, dict) else {}
     return {
-        "dtype": text(raw.get("dtype")),
-        "quantization": text(inside.get("quant_algo")),
-        "kvCacheQuantization": text(inside.get("kv_cache_quant_algo")),
+        "dtype": accept_short_text(raw.get("dtype")),
+        "quantization": accept_short_text(quantization_keys.get("quant_algo")),
+        "kvCacheQuantization": accept_short_text(quantization_keys.get("kv_cache_quant_algo")),
         "checkpoint": True,
     }
 
 
-def _algorithm(name: str | None) -> str | None:
+def _normalise_algorithm(name: str | None) -> str | None:
     """TensorRT-LLM's name; None for no quantization."""
-    for known, row in table("quantization")["algorithms"].items():
+    for known, row in load_table("quantization")["algorithms"].items():
         if name is not None and (name == known or name.lower() in row["aliases"]):
             return None if known == "NO_QUANT" else str(known)
     return name
 
 
-def _what(path: Path, made: Manifest | None) -> str:
-    if made is None:
+def _describe_artefact(path: Path, artefact_manifest: Manifest | None) -> str:
+    if artefact_manifest is None:
         return "checkpoint" if (path / "rank0.safetensors").exists() else "model"
-    if made.artefact == "engine":
-        return f"{made.kind} engine"
+    if artefact_manifest.artefact == "engine":
+        return f"{artefact_manifest.kind} engine"
     return {"quantized-model": "quantized model", "export": "edgellm export"}.get(
-        made.artefact, made.artefact
+        artefact_manifest.artefact, artefact_manifest.artefact
     )
 
 
-def _target(made: Manifest | None) -> str | None:
-    target = {} if made is None else made.target
-    return text(target.get("name")) or text(target.get("gpu"))
+def _read_target(artefact_manifest: Manifest | None) -> str | None:
+    target = {} if artefact_manifest is None else artefact_manifest.target
+    return accept_short_text(target.get("name")) or accept_short_text(target.get("gpu"))
 
 
-def _origin(path: Path, made: Manifest | None) -> Origin | None:
+def _find_origin(path: Path, artefact_manifest: Manifest | None) -> ModelOrigin | None:
     """The model at the beginning of the chain of inputs; of a model without manifest, itself."""
-    if made is None:
+    if artefact_manifest is None:
         config = path / "config.json"
-        whole = _what(path, made) == "model" and config.is_file()
-        return Origin(None, sha256_file(config)) if whole else None
-    at: Mapping[str, Any] = made.inputs
-    while isinstance(at.get("model"), dict):
-        at = at["model"]
-    return origin_of(at)
+        is_model = _describe_artefact(path, artefact_manifest) == "model" and config.is_file()
+        return ModelOrigin(None, sha256_file(config)) if is_model else None
+    inputs: Mapping[str, Any] = artefact_manifest.inputs
+    while isinstance(inputs.get("model"), dict):
+        inputs = inputs["model"]
+    return read_model_origin(inputs)
 
 
-def size_on_disk(path: Path) -> int:
+def measure_disk_size(path: Path) -> int:
     """Bytes of all files below, links followed, each file once; a link in a circle ends there."""
     total, seen = 0, set[tuple[int, int]]()
 
-    def once(one: Path) -> os.stat_result | None:
+    def count_once(one: Path) -> os.stat_result | None:
         try:
             status = one.stat()
         except OSError:  # a link to nothing takes no room
@@ -181,60 +191,77 @@ def size_on_disk(path: Path) -> int:
         seen.add(key)
         return status
 
-    once(path)
-    for directory, below, files in os.walk(path, followlinks=True):
-        below[:] = [name for name in below if once(Path(directory, name)) is not None]
-        total += sum(s.st_size for name in files if (s := once(Path(directory, name))) is not None)
+    count_once(path)
+    for directory, subdirectories, files in os.walk(path, followlinks=True):
+        subdirectories[:] = [name for name in subdirectories if count_once(Path(directory, name)) is not None]
+        total += sum(s.st_size for name in files if (s := count_once(Path(directory, name))) is not None)
     return total
 
 
-def _doubts(artefact: Artefact, made: Manifest | None, facts: Mapping[str, Any]) -> list[str]:
-    found = list(artefact.measured.doubts) if artefact.measured is not None else []
-    if made is not None and "quantization" in facts and "quantization" in made.model:
-        claims, holds = (_algorithm(text(d["quantization"])) for d in (made.model, facts))
-        if claims != holds:
-            said, read_back = (name or "not quantized" for name in (claims, holds))
-            found.append(f"its manifest says {said}, the configuration of its weights {read_back}")
-    where = WEIGHTS.get(made.kind or "") if made is not None and made.artefact == "engine" else None
+def _list_doubts(
+    artefact: Artefact, artefact_manifest: Manifest | None, facts: Mapping[str, Any]
+) -> list[str]:
+    doubts = list(artefact.measured.doubts) if artefact.measured is not None else []
+    if (
+        artefact_manifest is not None
+        and "quantization" in facts
+        and "quantization" in artefact_manifest.model
+    ):
+        claimed_algorithm, held_algorithm = (
+            _normalise_algorithm(accept_short_text(d["quantization"]))
+            for d in (artefact_manifest.model, facts)
+        )
+        if claimed_algorithm != held_algorithm:
+            claimed_name, held_name = (
+                name or "not quantized" for name in (claimed_algorithm, held_algorithm)
+            )
+            doubts.append(f"its manifest says {claimed_name}, the configuration of its weights {held_name}")
+    where = (
+        WEIGHTS.get(artefact_manifest.kind or "")
+        if artefact_manifest is not None and artefact_manifest.artefact == "engine"
+        else None
+    )
     if where is not None and artefact.weights is None:
-        found.append(f"there are no weights in its {where}/")
+        doubts.append(f"there are no weights in its {where}/")
     bits = None if artefact.weights is None else artefact.weights.matrix_bits
-    row = table("quantization")["algorithms"].get(artefact.format or "", None)
+    row = load_table("quantization")["algorithms"].get(artefact.format or "", None)
     if bits is not None:
         if row is not None and (row["weightBits"] or 16) <= 8 and bits >= UNQUANTIZED_BITS:
-            found.append(f"it says {artefact.format}, and its matrices take {bits:.1f} bits a weight")
+            doubts.append(f"it says {artefact.format}, and its matrices take {bits:.1f} bits a weight")
         if row is None and artefact.format in ("float32", "float16", "bfloat16") and bits < UNQUANTIZED_BITS:
-            found.append(f"it says {artefact.format}, and its matrices take {bits:.1f} bits a weight")
-    return found + _about_gates(artefact, made)
+            doubts.append(f"it says {artefact.format}, and its matrices take {bits:.1f} bits a weight")
+    return doubts + _list_gate_doubts(artefact, artefact_manifest)
 
 
-def _about_gates(artefact: Artefact, made: Manifest | None) -> list[str]:
-    if made is None or made.artefact != "engine":
+def _list_gate_doubts(artefact: Artefact, artefact_manifest: Manifest | None) -> list[str]:
+    if artefact_manifest is None or artefact_manifest.artefact != "engine":
         return []
-    claims, evidence = made.results.get("gates"), artefact.measured
+    claims, evidence = artefact_manifest.results.get("gates"), artefact.measured
     if not isinstance(claims, dict):
         return []
-    passed = {printable(name) for name, verdict in claims.items() if verdict == "passed"}
+    passed = {make_printable(name) for name, verdict in claims.items() if verdict == "passed"}
     if not passed:
         return []
     if evidence is None:
-        return [f"its manifest says that gates passed, and there is no {measured.FILE}"]
+        return [f"its manifest says that gates passed, and there is no {gate_figures.FILE}"]
     wrong = sorted(passed & set(evidence.failed)) or sorted(passed - set(evidence.gates))
-    return [f"its manifest says that gate {wrong[0]} passed, and {measured.FILE} does not"] if wrong else []
+    return (
+        [f"its manifest says that gate {wrong[0]} passed, and {gate_figures.FILE} does not"] if wrong else []
+    )
 
 
-def label(artefacts: Sequence[Artefact]) -> tuple[Artefact, ...]:
+def label_artefacts(artefacts: Sequence[Artefact]) -> tuple[Artefact, ...]:
     """Gives each a name of its own: what differs is added where names are equal."""
-    taken = list[Artefact]()
+    labelled = list[Artefact]()
     for artefact in artefacts:
         name, same = artefact.name, [a for a in artefacts if a.name == artefact.name]
         for trait in ("format", "what", "target"):
-            own = getattr(artefact, trait)
-            alike = [a for a in same if getattr(a, trait) == own]
+            trait_value = getattr(artefact, trait)
+            alike = [a for a in same if getattr(a, trait) == trait_value]
             if len(alike) < len(same):
-                name, same = f"{name}, {own or f'no {trait}'}", alike
+                name, same = f"{name}, {trait_value or f'no {trait}'}", alike
         number = 2
-        while name in {a.name for a in taken}:
+        while name in {a.name for a in labelled}:
             name, number = f"{name.removesuffix(f' #{number - 1}')} #{number}", number + 1
-        taken.append(replace(artefact, name=name))
-    return tuple(taken)
+        labelled.append(replace(artefact, name=name))
+    return tuple(labelled)

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import Any
 
-from enginix.console import human_bytes
+from enginix.console import format_bytes
 from enginix.errors import UsageError
 from enginix.report import html, svg
-from enginix.report.artefacts import Artefact, label
-from enginix.report.measured import Speeds
-from enginix.report.origin import Origin
+from enginix.report.artefacts import Artefact, label_artefacts
+from enginix.report.gate_figures import MeasuredSpeeds
+from enginix.report.model_origin import ModelOrigin
 
 UNKNOWN = "not known"
 UNMEASURED = "not measured"
@@ -28,7 +28,7 @@ div.scroll { overflow-x: auto; } svg { max-width: 800px; display: block; }</styl
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ArtefactComparison:
     """Artefacts beside each other.
 
     Attributes:
@@ -41,31 +41,33 @@ class Comparison:
     speed_on: str | None
 
     @property
-    def doubtful(self) -> bool:
+    def has_doubts(self) -> bool:
         return any(artefact.doubts for artefact in self.artefacts)
 
     def as_json(self) -> dict[str, Any]:
         """Keys in camel case; what was not measured is null."""
-        rows = [_camel(asdict(artefact)) for artefact in self.artefacts]
+        rows = [_camelise_keys(asdict(artefact)) for artefact in self.artefacts]
         return {"artefacts": rows, "notes": list(self.notes), "speedOn": self.speed_on}
 
 
-def _camel(value: Any) -> Any:
+def _camelise_keys(value: Any) -> Any:
     if isinstance(value, dict):
         return {
-            k.split("_")[0] + "".join(w.title() for w in k.split("_")[1:]): _camel(v)
+            k.split("_")[0] + "".join(w.title() for w in k.split("_")[1:]): _camelise_keys(v)
             for k, v in value.items()
         }
-    return [_camel(v) for v in value] if isinstance(value, list | tuple) else value
+    return [_camelise_keys(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def compare(artefacts: Sequence[Artefact], speeds: Speeds | None = None) -> Comparison:
+def compare_artefacts(
+    artefacts: Sequence[Artefact], speeds: MeasuredSpeeds | None = None
+) -> ArtefactComparison:
     """Names that differ, speeds, and what cannot be compared.
 
     Raises:
         UsageError: a speed of something that is not compared.
     """
-    named = label(artefacts)
+    named = label_artefacts(artefacts)
     if speeds is not None:
         strange = sorted(set(speeds.rates) - {a.name for a in named})
         if strange:
@@ -74,21 +76,25 @@ def compare(artefacts: Sequence[Artefact], speeds: Speeds | None = None) -> Comp
                 f"a speed of {strange[0]!r}, which is not compared", fix=f"the names are: {names}"
             )
         named = tuple(replace(a, speed=speeds.rates.get(a.name)) for a in named)
-    return Comparison(named, tuple(_notes(named)), None if speeds is None else speeds.on)
+    return ArtefactComparison(named, tuple(_list_notes(named)), None if speeds is None else speeds.on)
 
 
-def _notes(artefacts: Sequence[Artefact]) -> list[str]:
+def _list_notes(artefacts: Sequence[Artefact]) -> list[str]:
     notes = []
-    origins = _origins(artefacts)
+    origins = _group_by_origin(artefacts)
     if len(origins) > 1:
-        notes.append(f"These are of different models: {_said(origins)}.")
-    asked = _groups(artefacts, lambda a: a.measured.material if a.measured is not None else None)
-    if len(asked) > 1:
-        short = {material[:12]: names for material, names in asked.items()}
-        notes.append(f"They were asked different things, so that figures cannot be compared: {_said(short)}.")
+        notes.append(f"These are of different models: {_join_groups(origins)}.")
+    names_by_material = _group_by_key(
+        artefacts, lambda a: a.measured.material if a.measured is not None else None
+    )
+    if len(names_by_material) > 1:
+        short_materials = {material[:12]: names for material, names in names_by_material.items()}
+        notes.append(
+            f"They were asked different things, so that figures cannot be compared: {_join_groups(short_materials)}."
+        )
     for artefact in artefacts:
-        found = artefact.measured
-        reference = None if found is None else found.reference
+        figures = artefact.measured
+        reference = None if figures is None else figures.reference
         if reference is not None and artefact.origin is not None and reference.differs(artefact.origin):
             notes.append(
                 f"{artefact.name} was compared with {reference}, and was made from {artefact.origin}."
@@ -96,51 +102,53 @@ def _notes(artefacts: Sequence[Artefact]) -> list[str]:
     return notes
 
 
-def _origins(artefacts: Sequence[Artefact]) -> dict[Origin, list[str]]:
+def _group_by_origin(artefacts: Sequence[Artefact]) -> dict[ModelOrigin, list[str]]:
     """Models that are known to differ, with the names of what was made of each."""
-    found = dict[Origin, list[str]]()
+    names_by_origin = dict[ModelOrigin, list[str]]()
     # Those that tell most first, so that nobody stands for others by what it does not tell.
     for artefact in sorted(artefacts, key=lambda a: a.origin is None or a.origin.commit is None):
-        if (own := artefact.origin) is not None:
-            same = next((o for o in found if not own.differs(o)), own)
-            found.setdefault(same, []).append(artefact.name)
-    return found
+        if (origin := artefact.origin) is not None:
+            known_origin = next((o for o in names_by_origin if not origin.differs(o)), origin)
+            names_by_origin.setdefault(known_origin, []).append(artefact.name)
+    return names_by_origin
 
 
-def _groups(artefacts: Sequence[Artefact], key: Callable[[Artefact], str | None]) -> dict[str, list[str]]:
-    found = dict[str, list[str]]()
+def _group_by_key(
+    artefacts: Sequence[Artefact], key: Callable[[Artefact], str | None]
+) -> dict[str, list[str]]:
+    names_by_value = dict[str, list[str]]()
     for artefact in artefacts:
         if (value := key(artefact)) is not None:
-            found.setdefault(value, []).append(artefact.name)
-    return found
+            names_by_value.setdefault(value, []).append(artefact.name)
+    return names_by_value
 
 
-def _said(groups: Mapping[Any, list[str]]) -> str:
+def _join_groups(groups: Mapping[Any, list[str]]) -> str:
     return "; ".join(f"{value} ({', '.join(names)})" for value, names in groups.items())
 
 
 # What a cell says, and what is said smaller below it.
-Said = tuple[str, str]
-NOTHING: Said = (UNMEASURED, "")
+CellText = tuple[str, str]
+NOTHING: CellText = (UNMEASURED, "")
 
 
-def _format(a: Artefact) -> Said:
+def _show_format(a: Artefact) -> CellText:
     return (a.format or UNKNOWN, f"{a.kv_cache} KV cache" if a.kv_cache else "")
 
 
-def _bits(a: Artefact) -> Said:
+def _show_bits(a: Artefact) -> CellText:
     if a.weights is None:
         return UNKNOWN, ""
     matrices = a.weights.matrix_bits
     return f"{a.weights.bits:.3g}", "" if matrices is None else f"layers {matrices:.3g}"
 
 
-def _perplexity(a: Artefact) -> Said:
+def _show_perplexity(a: Artefact) -> CellText:
     m = a.measured
     return NOTHING if m is None or m.perplexity is None else (f"{m.perplexity:.4g}", "")
 
 
-def _ratio(a: Artefact) -> Said:
+def _show_ratio(a: Artefact) -> CellText:
     m = a.measured
     if m is None or m.ratio is None:
         return NOTHING
@@ -148,7 +156,7 @@ def _ratio(a: Artefact) -> Said:
     return f"× {m.ratio:.4g}", ends
 
 
-def _same(a: Artefact) -> Said:
+def _show_same_token(a: Artefact) -> CellText:
     m = a.measured
     if m is None or (m.same is None and m.greedy is None):
         return NOTHING
@@ -156,57 +164,57 @@ def _same(a: Artefact) -> Said:
     return (greedy, "") if m.same is None else (f"{m.same:.1%}", greedy)
 
 
-def _kl(a: Artefact) -> Said:
+def _show_kl(a: Artefact) -> CellText:
     m = a.measured
     if m is None or m.kl is None:
         return NOTHING
     return ("< 1e-6" if m.kl < 1e-6 else f"{m.kl:.2g}"), ""
 
 
-def _task(a: Artefact) -> Said:
+def _show_task(a: Artefact) -> CellText:
     m = a.measured
     if m is None or m.score is None or m.questions is None:
         return NOTHING
-    beside = "" if m.reference_score is None else f"reference {m.reference_score}"
-    return f"{m.score} of {m.questions}", beside
+    detail = "" if m.reference_score is None else f"reference {m.reference_score}"
+    return f"{m.score} of {m.questions}", detail
 
 
-def _speed(a: Artefact) -> Said:
+def _show_speed(a: Artefact) -> CellText:
     return NOTHING if a.speed is None else (f"{a.speed:,.4g}" if a.speed < 1000 else f"{a.speed:,.0f}", "")
 
 
-def _gates(a: Artefact) -> Said:
+def _show_gates(a: Artefact) -> CellText:
     m = a.measured
     if m is None:
         return "not gated", ""
     return m.verdict, ", ".join(m.failed)
 
 
-def _what(a: Artefact) -> str:
+def _show_artefact(a: Artefact) -> str:
     return a.what + (f" for {a.target}" if a.target else "")
 
 
-COLUMNS: tuple[tuple[str, Callable[[Artefact], Said], bool], ...] = (
-    ("artefact", lambda a: (a.name, _what(a)), False),
-    ("gates", _gates, False),
-    ("format", _format, False),
-    ("size", lambda a: (human_bytes(a.size), ""), True),
-    ("bits a weight", _bits, True),
-    ("perplexity", _perplexity, True),
-    ("over the reference's", _ratio, True),
-    ("same token", _same, True),
-    ("mean KL", _kl, True),
-    ("questions", _task, True),
-    ("tokens/s", _speed, True),
+COLUMNS: tuple[tuple[str, Callable[[Artefact], CellText], bool], ...] = (
+    ("artefact", lambda a: (a.name, _show_artefact(a)), False),
+    ("gates", _show_gates, False),
+    ("format", _show_format, False),
+    ("size", lambda a: (format_bytes(a.size), ""), True),
+    ("bits a weight", _show_bits, True),
+    ("perplexity", _show_perplexity, True),
+    ("over the reference's", _show_ratio, True),
+    ("same token", _show_same_token, True),
+    ("mean KL", _show_kl, True),
+    ("questions", _show_task, True),
+    ("tokens/s", _show_speed, True),
 )
 
 
-def text(comparison: Comparison) -> str:
+def render_comparison_text(comparison: ArtefactComparison) -> str:
     """A table for people, and what is to be said of it."""
     rows = [[head for head, _, _ in COLUMNS]]
     for a in comparison.artefacts:
-        said = [value(a) for _, value, _ in COLUMNS]
-        rows.append([main + (f" ({beside})" if beside else "") for main, beside in said])
+        cells = [value(a) for _, value, _ in COLUMNS]
+        rows.append([headline + (f" ({detail})" if detail else "") for headline, detail in cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
     lines = [
         "  ".join(
@@ -222,42 +230,44 @@ def text(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _cell(head: str, said: Said, right: bool) -> str:
-    main, beside = (escape(part) for part in said)
-    if said[0] in (UNKNOWN, UNMEASURED, "not gated"):
-        main = f'<span class="soft">{main}</span>'
+def _render_cell(head: str, cell: CellText, right: bool) -> str:
+    headline, detail = (escape(part) for part in cell)
+    if cell[0] in (UNKNOWN, UNMEASURED, "not gated"):
+        headline = f'<span class="soft">{headline}</span>'
     elif head == "gates":
-        main = f'<span class="{"pass" if said[0] == "passed" else "fail"}">{main}</span>'
+        headline = f'<span class="{"pass" if cell[0] == "passed" else "fail"}">{headline}</span>'
     elif head == "artefact":
-        main = f"<b>{main}</b>"
-    below = f'<div class="soft">{beside}</div>' if beside else ""
-    return f'<td class="number">{main}{below}</td>' if right else f"<td>{main}{below}</td>"
+        headline = f"<b>{headline}</b>"
+    detail_html = f'<div class="soft">{detail}</div>' if detail else ""
+    return (
+        f'<td class="number">{headline}{detail_html}</td>' if right else f"<td>{headline}{detail_html}</td>"
+    )
 
 
-def _table(artefacts: Sequence[Artefact]) -> str:
+def _render_comparison_table(artefacts: Sequence[Artefact]) -> str:
     head = "".join(
         f'<th class="number">{escape(name)}</th>' if right else f"<th>{escape(name)}</th>"
         for name, _, right in COLUMNS
     )
-    rows = ("".join(_cell(name, value(a), right) for name, value, right in COLUMNS) for a in artefacts)
+    rows = ("".join(_render_cell(name, value(a), right) for name, value, right in COLUMNS) for a in artefacts)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     table = f'<table class="wide"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     return f'<div class="scroll">{table}</div>'
 
 
-def _plot(artefacts: Sequence[Artefact]) -> str:
+def _render_plot(artefacts: Sequence[Artefact]) -> str:
     drawn = [(a, a.measured) for a in artefacts if a.measured is not None and a.measured.ratio is not None]
     left_out = [a.name for a in artefacts if a.name not in {b.name for b, _ in drawn}]
     head = "<h2>Size and perplexity</h2>"
     if not drawn:
         return f"{head}<p class='soft'>No artefact has a measured perplexity: gate them (enginix gate).</p>"
-    unit, divisor = _unit(max(a.size for a, _ in drawn))
+    unit, divisor = _choose_size_unit(max(a.size for a, _ in drawn))
     points = []
     for a, m in drawn:
         assert m.ratio is not None
         low, high = (m.ratio if end is None else end for end in (m.low, m.high))
-        points.append(svg.Point(a.name, a.size / divisor, m.ratio, low, high, not m.failed))
-    chart = svg.scatter(
+        points.append(svg.ScatterPoint(a.name, a.size / divisor, m.ratio, low, high, not m.failed))
+    chart = svg.render_scatter_chart(
         "Size and perplexity", points, f"size on disk ({unit})", "perplexity over the reference's"
     )
     missing = f" Not drawn, for nothing was measured: {', '.join(left_out)}." if left_out else ""
@@ -267,14 +277,14 @@ def _plot(artefacts: Sequence[Artefact]) -> str:
     )
 
 
-def _unit(size: int) -> tuple[str, int]:
+def _choose_size_unit(size: int) -> tuple[str, int]:
     for name, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if size >= 1 << power:
             return name, 1 << power
     return "B", 1
 
 
-def _remarks(comparison: Comparison) -> str:
+def _render_remarks(comparison: ArtefactComparison) -> str:
     rows = [f"<p>{escape(note)}</p>" for note in comparison.notes]
     rows += [
         f"<p class='fail'>{escape(a.name)}: {escape(doubt)}.</p>"
@@ -286,10 +296,10 @@ def _remarks(comparison: Comparison) -> str:
     return f'<div class="verdict bad"><b>Read this first</b>{"".join(rows)}</div>'
 
 
-def page(comparison: Comparison) -> str:
+def render_comparison_page(comparison: ArtefactComparison) -> str:
     """The table and the plot as one HTML file."""
     artefacts = comparison.artefacts
-    origins = list(_origins(artefacts))
+    origins = list(_group_by_origin(artefacts))
     about = f"{len(artefacts)} artefacts" + (f" of {origins[0]}" if len(origins) == 1 else "")
     speed = "" if comparison.speed_on is None else f" Tokens a second: measured on {comparison.speed_on}."
     legend = (
@@ -301,9 +311,9 @@ def page(comparison: Comparison) -> str:
     )
     parts = [
         STYLE,
-        _remarks(comparison),
-        _table(artefacts),
+        _render_remarks(comparison),
+        _render_comparison_table(artefacts),
         f"<p class='soft'>{escape(legend)}</p>",
-        _plot(artefacts),
+        _render_plot(artefacts),
     ]
-    return html.page("enginix compare", "Comparison", about, parts)
+    return html.render_page("enginix compare", "Comparison", about, parts)

@@ -9,13 +9,13 @@ from enginix.files import dump_json, new_directory, write_text
 from enginix.report import html
 
 
-def put(directory: Path, name: str, told: dict[str, Any]) -> None:
+def write_evidence_files(directory: Path, name: str, evidence: dict[str, Any]) -> None:
     """Writes both files into a directory that exists."""
-    write_text(directory / "gates.json", dump_json(told))
-    write_text(directory / "report.html", html.report(name, told))
+    write_text(directory / "gates.json", dump_json(evidence))
+    write_text(directory / "report.html", html.render_gate_report(name, evidence))
 
 
-def write(out: Path, name: str, told: dict[str, Any]) -> None:
+def write_evidence_directory(out: Path, name: str, evidence: dict[str, Any]) -> None:
     """A new directory with both files; whole or absent."""
     with new_directory(out) as partial:
-        put(partial, name, told)
+        write_evidence_files(partial, name, evidence)

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from enginix.report import svg
-from enginix.tables import table
+from enginix.tables import load_table
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #5f6a73; --line: #d9dee3; --page: #ffffff;
@@ -40,100 +40,104 @@ svg .wrong { stroke: var(--bad); } svg circle.wrong { fill: var(--bad); }
 """
 
 
-def _word(passed: bool) -> str:
+def _render_verdict(passed: bool) -> str:
     return f'<span class="{"pass" if passed else "fail"}">{"passed" if passed else "failed"}</span>'
 
 
-def marked(said: str, other: str) -> str:
+def mark_differences(answer: str, other: str) -> str:
     """``said`` as HTML, what differs from ``other`` marked."""
     out = ""
-    for kind, start, end, _, _ in SequenceMatcher(None, said, other, autojunk=False).get_opcodes():
-        part = escape(said[start:end])
-        out += part if kind == "equal" or not part else f"<mark>{part}</mark>"
+    for operation, start, end, _, _ in SequenceMatcher(None, answer, other, autojunk=False).get_opcodes():
+        part = escape(answer[start:end])
+        out += part if operation == "equal" or not part else f"<mark>{part}</mark>"
     return out or '<span class="soft">(nothing)</span>'
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], columns: str = "") -> str:
+def _render_table(head: Sequence[str], rows: Sequence[Sequence[str]], columns: str = "") -> str:
     cells = "".join(f"<th>{escape(h)}</th>" for h in head)
     body = "".join("<tr>" + "".join(row) + "</tr>" for row in rows)
     return f"<table>{columns}<thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _said(text: str) -> str:
+def _render_answer_cell(text: str) -> str:
     return f'<td class="said">{text}</td>'
 
 
-def _gates(gates: Mapping[str, Any]) -> str:
-    about = table("gates")["gates"]
+def _render_gates(gates: Mapping[str, Any]) -> str:
+    about = load_table("gates")["gates"]
     rows = []
     for name in sorted(gates, key=lambda n: (bool(gates[n].get("passed")), n)):
         title = about.get(name, {}).get("title", "")
-        found = gates[name]
-        summary = found.get("summary") or f"relative error at most {found.get('errorAtMost', 0):g}"
+        detail = gates[name]
+        summary = detail.get("summary") or f"relative error at most {detail.get('errorAtMost', 0):g}"
         rows.append(
             [
                 f"<td><b>{escape(name)}</b></td>",
-                f"<td>{_word(bool(gates[name].get('passed')))}</td>",
+                f"<td>{_render_verdict(bool(gates[name].get('passed')))}</td>",
                 f'<td>{escape(str(summary))}<div class="soft">{escape(title)}</div></td>',
             ]
         )
-    return _table(("gate", "verdict", "found"), rows, '<col class="short"><col class="tiny"><col>')
+    return _render_table(("gate", "verdict", "found"), rows, '<col class="short"><col class="tiny"><col>')
 
 
-def _agreement(gate: Mapping[str, Any], name: str = "agreement", head: str = "Agreement by position") -> str:
+def _render_agreement(
+    gate: Mapping[str, Any], name: str = "agreement", head: str = "Agreement by position"
+) -> str:
     points = [(float(row["from"]), float(row["top1"])) for row in gate["byPosition"]]
-    chart = svg.line(head, points, "position in the text (tokens)", bound=float(gate["top1"]))
-    note = table("gates")["gates"][name]["measure"]
+    chart = svg.render_line_chart(head, points, "position in the text (tokens)", bound=float(gate["top1"]))
+    note = load_table("gates")["gates"][name]["measure"]
     return f"<h2>{head}</h2>{chart}<p class='soft'>{escape(note)}</p>"
 
 
-def _perplexity(gate: Mapping[str, Any]) -> str:
+def _render_perplexity(gate: Mapping[str, Any]) -> str:
     low, high = gate["interval"]
-    chart = svg.interval("Perplexity ratio", float(gate["ratioFound"]), (low, high), float(gate["ratio"]))
+    chart = svg.render_interval_chart(
+        "Perplexity ratio", float(gate["ratioFound"]), (low, high), float(gate["ratio"])
+    )
     return (
         f"<h2>Perplexity over the reference's</h2>{chart}<p class='soft'>{gate['found']:g} on "
         f"{gate['tokens']} tokens, the reference {gate['reference']:g}; bar: 95% confidence interval.</p>"
     )
 
 
-def _answers(gate: Mapping[str, Any]) -> str:
+def _render_answers(gate: Mapping[str, Any]) -> str:
     rows = [
         [
             f"<td>{escape(row['prompt'])}</td>",
-            _said(marked(row["reference"], row["engine"])),
-            _said(marked(row["engine"], row["reference"])),
+            _render_answer_cell(mark_differences(row["reference"], row["engine"])),
+            _render_answer_cell(mark_differences(row["engine"], row["reference"])),
         ]
         for row in gate["answers"]
     ]
-    return "<h2>Continuations, side by side</h2>" + _table(("prompt", "reference", "engine"), rows)
+    return "<h2>Continuations, side by side</h2>" + _render_table(("prompt", "reference", "engine"), rows)
 
 
-def _greedy(gate: Mapping[str, Any]) -> str:
-    return _agreement(gate, "greedy", "Greedy answers by position")
+def _render_greedy(gate: Mapping[str, Any]) -> str:
+    return _render_agreement(gate, "greedy", "Greedy answers by position")
 
 
-def _recalled(gate: Mapping[str, Any]) -> str:
-    return _replies(gate, "Facts in long texts")
+def _render_recalled(gate: Mapping[str, Any]) -> str:
+    return _render_replies(gate, "Facts in long texts")
 
 
-def _replies(gate: Mapping[str, Any], head: str = "Questions") -> str:
+def _render_replies(gate: Mapping[str, Any], head: str = "Questions") -> str:
     rows = [
         [
             f"<td>{escape(row['question'])}<div class='soft'>{escape(row['answer'])}</div></td>",
-            _said(marked(row["reference"], row["engine"])),
-            _said(marked(row["engine"], row["reference"])),
-            f"<td>{_word(bool(row['right'][0]))}</td>",
+            _render_answer_cell(mark_differences(row["reference"], row["engine"])),
+            _render_answer_cell(mark_differences(row["engine"], row["reference"])),
+            f"<td>{_render_verdict(bool(row['right'][0]))}</td>",
         ]
         # What the engine got wrong first.
         for row in sorted(gate["replies"], key=lambda row: bool(row["right"][0]))
     ]
     columns = '<col><col><col><col class="tiny">'
-    return f"<h2>{head}</h2>{_score(gate)}" + _table(
+    return f"<h2>{head}</h2>{_render_score(gate)}" + _render_table(
         ("question, answer", "reference", "engine", ""), rows, columns
     )
 
 
-def _score(gate: Mapping[str, Any]) -> str:
+def _render_score(gate: Mapping[str, Any]) -> str:
     if "interval" not in gate:
         return ""
     low, high = gate["interval"]
@@ -141,10 +145,10 @@ def _score(gate: Mapping[str, Any]) -> str:
     return f"<p class='soft'>{right}, the reference {gate['referenceScore']}.</p>"
 
 
-def _layers(errors: Any) -> str:
+def _render_layer_errors(errors: Any) -> str:
     if not isinstance(errors, list):
         return f"<h2>Error by layer</h2><p class='fail'>{escape(str(errors))}</p>"
-    chart = svg.bars("Relative error by layer", [float(e) for e in errors], "layer")
+    chart = svg.render_bar_chart("Relative error by layer", [float(e) for e in errors], "layer")
     return (
         f"<h2>Error by layer</h2>{chart}<p class='soft'>|a − b| / |b| of what each layer hands on, the "
         "reference's b, on the first tokens of the evaluation text.</p>"
@@ -153,67 +157,71 @@ def _layers(errors: Any) -> str:
 
 # In the order of the page: figures, the layers' errors, what was said. A gate's section is
 # shown where the gate could run, which its evidence tells by the key.
-_FIGURES = (
-    ("agreement", "byPosition", _agreement),
-    ("greedy", "byPosition", _greedy),
-    ("perplexity", "interval", _perplexity),
+_FIGURE_SECTIONS = (
+    ("agreement", "byPosition", _render_agreement),
+    ("greedy", "byPosition", _render_greedy),
+    ("perplexity", "interval", _render_perplexity),
 )
-_SAID = (
-    ("smoke", "answers", _answers),
-    ("task", "replies", _replies),
-    ("context", "replies", _recalled),
+_ANSWER_SECTIONS = (
+    ("smoke", "answers", _render_answers),
+    ("task", "replies", _render_replies),
+    ("context", "replies", _render_recalled),
 )
 
 
-def _sections(told: Mapping[str, Any]) -> list[str]:
-    gates: Mapping[str, Any] = told.get("gates", {})
+def _render_sections(evidence: Mapping[str, Any]) -> list[str]:
+    gates: Mapping[str, Any] = evidence.get("gates", {})
 
-    def shown(rows: Sequence[tuple[str, str, Callable[[Mapping[str, Any]], str]]]) -> list[str]:
+    def render_rows(rows: Sequence[tuple[str, str, Callable[[Mapping[str, Any]], str]]]) -> list[str]:
         return [section(gates[gate]) for gate, needs, section in rows if needs in gates.get(gate, {})]
 
-    layers = [_layers(told["layerErrors"])] if "layerErrors" in told else []
-    return [*shown(_FIGURES), *layers, *shown(_SAID)]
+    layers = [_render_layer_errors(evidence["layerErrors"])] if "layerErrors" in evidence else []
+    return [*render_rows(_FIGURE_SECTIONS), *layers, *render_rows(_ANSWER_SECTIONS)]
 
 
-def report(name: str, told: Mapping[str, Any]) -> str:
+def render_gate_report(name: str, evidence: Mapping[str, Any]) -> str:
     """The page for one engine.
 
     Args:
         name: the engine's.
         told: the content of its ``gates.json``.
     """
-    gates: Mapping[str, Any] = told.get("gates", {})
+    gates: Mapping[str, Any] = evidence.get("gates", {})
     failed = sorted(g for g, detail in gates.items() if not detail.get("passed"))
     if not gates:
-        kind, verdict, why = "", "Not gated", "No gate was asked for: nothing is known about what it says."
+        css_class, verdict, why = (
+            "",
+            "Not gated",
+            "No gate was asked for: nothing is known about what it says.",
+        )
     elif failed:
-        kind, verdict = "bad", f"Rejected: {', '.join(failed)} failed"
+        css_class, verdict = "bad", f"Rejected: {', '.join(failed)} failed"
         why = str(gates[failed[0]].get("summary", ""))
     else:
         passed = "its gate" if len(gates) == 1 else f"all {len(gates)} gates"
-        kind, verdict, why = "good", f"Accepted: {passed} passed", ""
-    parts = [f'<div class="verdict {kind}"><b>{escape(verdict)}</b><div>{escape(why)}</div></div>']
+        css_class, verdict, why = "good", f"Accepted: {passed} passed", ""
+    parts = [f'<div class="verdict {css_class}"><b>{escape(verdict)}</b><div>{escape(why)}</div></div>']
     if gates:
-        parts.append(_gates(gates))
-    parts += _sections(told)
-    if "bounds" in told:
-        bounds = told["bounds"]
+        parts.append(_render_gates(gates))
+    parts += _render_sections(evidence)
+    if "bounds" in evidence:
+        bounds = evidence["bounds"]
         parts.append(
             f"<h2>Why these bounds</h2><p>{escape(bounds['format'])}: {escape(bounds['reason'])}</p>"
         )
-    if "runtime" in told:
-        said = ", ".join(f"{key} {value}" for key, value in sorted(told["runtime"].items()))
-        parts.append(f"<p>Executed by its own runtime: {escape(said)}.</p>")
-    for what, why in sorted(told.get("absent", {}).items()):
+    if "runtime" in evidence:
+        runtime_text = ", ".join(f"{key} {value}" for key, value in sorted(evidence["runtime"].items()))
+        parts.append(f"<p>Executed by its own runtime: {escape(runtime_text)}.</p>")
+    for what, why in sorted(evidence.get("absent", {}).items()):
         parts.append(f"<p>Not there: {escape(what)}: {escape(why)}.</p>")
-    if "material" in told:
-        asked = told["material"]
+    if "material" in evidence:
+        material = evidence["material"]
         parts.append(
-            f"<p class='soft'>Asked: {asked['prompts']} prompts, {asked['passages']} texts of "
-            f"{asked['tokens']} tokens, {asked['questions']} questions; sha256 of texts and tokens "
-            f"{escape(asked['sha256'])}.</p>"
+            f"<p class='soft'>Asked: {material['prompts']} prompts, {material['passages']} texts of "
+            f"{material['tokens']} tokens, {material['questions']} questions; sha256 of texts and tokens "
+            f"{escape(material['sha256'])}.</p>"
         )
-    return page(
+    return render_page(
         f"{name}: gates",
         name,
         "What the engine says beside what the reference model says, on the same text.",
@@ -221,7 +229,7 @@ def report(name: str, told: Mapping[str, Any]) -> str:
     )
 
 
-def page(title: str, head: str, about: str, parts: Sequence[str]) -> str:
+def render_page(title: str, head: str, about: str, parts: Sequence[str]) -> str:
     """One file without network: a heading, what it is about, and parts that are HTML already."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

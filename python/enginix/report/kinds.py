@@ -9,16 +9,16 @@ from typing import Any
 
 from enginix.errors import ModelError, UsageError
 from enginix.hub import lock
-from enginix.hub.facts import FILES, model_facts
-from enginix.report.origin import text
-from enginix.tables import table
+from enginix.hub.model_metadata import FILES, extract_model_metadata
+from enginix.report.model_origin import accept_short_text
+from enginix.tables import load_table
 
 KINDS = ("tensorrt", "llmapi", "edgellm", "reference")
-HALF = {"float32": 2}  # what float16 divides the weights by; other types keep their size
+FLOAT16_DIVISORS = {"float32": 2}  # what float16 divides the weights by; other types keep their size
 
 
 @dataclass(frozen=True)
-class Model:
+class ComparedModel:
     """What a comparison needs to know; ``weights`` in bytes on disk."""
 
     name: str
@@ -29,7 +29,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Row:
+class KindRow:
     """One kind of one model.
 
     Attributes:
@@ -50,7 +50,7 @@ class Row:
         return asdict(self)
 
 
-def read(where: Path) -> Model:
+def read_compared_model(where: Path) -> ComparedModel:
     """A model from its directory or its lock.
 
     Raises:
@@ -59,11 +59,13 @@ def read(where: Path) -> Model:
     if where.is_dir():
         if not (where / FILES[0]).is_file():
             raise ModelError(f"no {FILES[0]}", where=str(where), fix="pass a model's directory, or its lock")
-        facts = model_facts({n: (where / n).read_bytes() for n in FILES if (where / n).is_file()}, str(where))
+        facts = extract_model_metadata(
+            {n: (where / n).read_bytes() for n in FILES if (where / n).is_file()}, str(where)
+        )
         sizes = {p.name: p.stat().st_size for p in where.iterdir() if p.is_file()}
         name = where.resolve().name
     elif where.is_file():
-        pinned = lock.read(where)
+        pinned = lock.read_lock(where)
         if pinned.type != "model":
             raise ModelError("is the lock of a dataset", where=str(where), fix="pass a model's lock")
         facts, name = dict(pinned.model), pinned.repo
@@ -73,73 +75,75 @@ def read(where: Path) -> Model:
             "no such file or directory", where=str(where), fix="pass a model's directory, or its lock"
         )
     weights = sum(size for path, size in sizes.items() if path.endswith(".safetensors"))
-    return Model(
+    return ComparedModel(
         name=name,
-        architecture=text(facts.get("architecture")),
-        quantization=text(facts.get("quantization")),
-        dtype=text(facts.get("dtype")),
+        architecture=accept_short_text(facts.get("architecture")),
+        quantization=accept_short_text(facts.get("quantization")),
+        dtype=accept_short_text(facts.get("dtype")),
         weights=weights,
     )
 
 
-def _targets(least: int, refused: list[int] | None = None, among: set[int] | None = None) -> tuple[str, ...]:
+def _list_targets(
+    least: int, refused: list[int] | None = None, among: set[int] | None = None
+) -> tuple[str, ...]:
     def runs(sm: int) -> bool:
         inside = refused is not None and refused[0] <= sm < refused[1]
         return sm >= least and not inside and (among is None or sm in among)
 
-    return tuple(sorted(name for name, row in table("gpus")["gpus"].items() if runs(row["sm"])))
+    return tuple(sorted(name for name, row in load_table("gpus")["gpus"].items() if runs(row["sm"])))
 
 
-def _without(model: Model, what: str) -> str:
+def _explain_architecture(model: ComparedModel, what: str) -> str:
     """Why an architecture is not taken, or that the model names none."""
     return f"{model.architecture} {what}" if model.architecture else "the model names no architecture"
 
 
-def _tensorrt(model: Model) -> tuple[bool | None, list[str], tuple[str, ...]]:
-    support = table("quantization_support")
+def _judge_tensorrt(model: ComparedModel) -> tuple[bool | None, list[str], tuple[str, ...]]:
+    support = load_table("quantization_support")
     why = []
     if model.architecture not in support["architectures"]["engine"]:
-        why.append(_without(model, "has no engine class"))
+        why.append(_explain_architecture(model, "has no engine class"))
     row = support["algorithms"].get(model.quantization or "NO_QUANT")
     if row is None or not row["engine"]:
         return False, [*why, f"no engine for format {model.quantization}"], ()
     least = max(support["engineSm"]["least"], row["minSm"] or 0)
-    return not why, why, () if why else _targets(least, row["refusedSm"])
+    return not why, why, () if why else _list_targets(least, row["refusedSm"])
 
 
-def _llmapi(model: Model) -> tuple[bool | None, list[str], tuple[str, ...]]:
+def _judge_llmapi(model: ComparedModel) -> tuple[bool | None, list[str], tuple[str, ...]]:
     # As evaluation has it (nix/check/target.nix, computes): nothing is compiled ahead, so that only a number
     # format which the GPU lacks stands against it.
-    row = table("quantization_support")["algorithms"].get(model.quantization or "NO_QUANT") or {}
+    row = load_table("quantization_support")["algorithms"].get(model.quantization or "NO_QUANT") or {}
     needs = set(row.get("needs", ()))
-    able = (name for name, gpu in table("gpus")["gpus"].items() if needs <= set(gpu["formats"]))
+    able = (name for name, gpu in load_table("gpus")["gpus"].items() if needs <= set(gpu["formats"]))
     return None, ["which models the runtime takes is not in a table"], tuple(sorted(able))
 
 
-def _edgellm(model: Model) -> tuple[bool | None, list[str], tuple[str, ...]]:
-    edge = table("edgellm")
+def _judge_edgellm(model: ComparedModel) -> tuple[bool | None, list[str], tuple[str, ...]]:
+    edge = load_table("edgellm")
     why = []
     if model.architecture not in edge["architectures"]:
-        why.append(_without(model, "is none whose export is checked"))
+        why.append(_explain_architecture(model, "is none whose export is checked"))
     if model.quantization is not None and model.quantization not in edge["formats"]:
         why.append(f"format {model.quantization} is none whose export is checked")
     if why:
         return False, why, ()
     least = edge["formats"][model.quantization]["minSm"] if model.quantization else 0
-    return True, [], _targets(least, among={p["sm"] for p in edge["payloads"]})
+    return True, [], _list_targets(least, among={p["sm"] for p in edge["payloads"]})
 
 
-def _reference(model: Model) -> tuple[bool | None, list[str], None]:
+def _judge_reference(model: ComparedModel) -> tuple[bool | None, list[str], None]:
     why = []
-    if model.architecture not in table("architectures")["architectures"]:
-        why.append(_without(model, "is not converted"))
-    row = table("quantization")["algorithms"].get(model.quantization or "NO_QUANT")
+    if model.architecture not in load_table("architectures")["architectures"]:
+        why.append(_explain_architecture(model, "is not converted"))
+    row = load_table("quantization")["algorithms"].get(model.quantization or "NO_QUANT")
     if row is None or not row["convert"]:
         why.append(f"format {model.quantization} is not converted")
     return not why, why, None
 
 
-def compare(model: Model, target: str | None = None) -> tuple[Row, ...]:
+def compare_kinds(model: ComparedModel, target: str | None = None) -> tuple[KindRow, ...]:
     """One row a kind.
 
     Args:
@@ -148,10 +152,15 @@ def compare(model: Model, target: str | None = None) -> tuple[Row, ...]:
     Raises:
         UsageError: unknown target.
     """
-    gpus = table("gpus")["gpus"]
+    gpus = load_table("gpus")["gpus"]
     if target is not None and target not in gpus:
         raise UsageError(f"unknown target {target!r}", fix=f"known: {', '.join(sorted(gpus))}")
-    judges = {"tensorrt": _tensorrt, "llmapi": _llmapi, "edgellm": _edgellm, "reference": _reference}
+    judges = {
+        "tensorrt": _judge_tensorrt,
+        "llmapi": _judge_llmapi,
+        "edgellm": _judge_edgellm,
+        "reference": _judge_reference,
+    }
     rows = []
     for kind in KINDS:
         takes, why, targets = judges[kind](model)
@@ -161,6 +170,8 @@ def compare(model: Model, target: str | None = None) -> tuple[Row, ...]:
             have = ", ".join(gpus[target]["formats"])
             runs = ", ".join(map(str, sms))
             why = [f"{target} is SM {gpus[target]['sm']}, which has {have}; it runs on SM {runs}"]
-        size = model.weights // HALF.get(model.dtype or "", 1) if kind != "llmapi" else model.weights
-        rows.append(Row(kind, takes, tuple(why), size, targets, table("kinds")["kinds"][kind]))
+        size = (
+            model.weights // FLOAT16_DIVISORS.get(model.dtype or "", 1) if kind != "llmapi" else model.weights
+        )
+        rows.append(KindRow(kind, takes, tuple(why), size, targets, load_table("kinds")["kinds"][kind]))
     return tuple(rows)

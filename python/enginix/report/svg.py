@@ -10,11 +10,11 @@ from html import escape
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 220, 52, 36, 14
 
 
-def _scale(value: float, low: float, high: float, start: float, end: float) -> float:
+def _scale_value(value: float, low: float, high: float, start: float, end: float) -> float:
     return start + (end - start) * ((value - low) / (high - low) if high > low else 0.5)
 
 
-def _frame(title: str, x_label: str, ticks: Sequence[tuple[float, str]], body: str) -> str:
+def _render_frame(title: str, x_label: str, ticks: Sequence[tuple[float, str]], body: str) -> str:
     lines = "".join(
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
         f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(label)}</text>'
@@ -28,7 +28,7 @@ def _frame(title: str, x_label: str, ticks: Sequence[tuple[float, str]], body: s
     )
 
 
-def line(
+def render_line_chart(
     title: str,
     points: Sequence[tuple[float, float]],
     x_label: str,
@@ -43,10 +43,10 @@ def line(
     low = min([y for _, y in points] + ([bound] if bound is not None else []))
     low = max(0.0, low - (top - low) * 0.25)
     first, last = points[0][0], points[-1][0]
-    xs = [_scale(x, first, last, LEFT + 8, WIDTH - 8) for x, _ in points]
-    ys = [_scale(y, low, top, HEIGHT - BOTTOM, TOP) for _, y in points]
+    xs = [_scale_value(x, first, last, LEFT + 8, WIDTH - 8) for x, _ in points]
+    ys = [_scale_value(y, low, top, HEIGHT - BOTTOM, TOP) for _, y in points]
     marks = [low + (top - low) * i / 4 for i in range(5)]
-    ticks = [(_scale(m, low, top, HEIGHT - BOTTOM, TOP), f"{m:.0%}") for m in marks]
+    ticks = [(_scale_value(m, low, top, HEIGHT - BOTTOM, TOP), f"{m:.0%}") for m in marks]
     body = '<polyline class="line" points="' + " ".join(
         f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True)
     )
@@ -55,7 +55,7 @@ def line(
         for x, y, (px, py) in zip(xs, ys, points, strict=True)
     )
     if bound is not None:
-        y = _scale(bound, low, top, HEIGHT - BOTTOM, TOP)
+        y = _scale_value(bound, low, top, HEIGHT - BOTTOM, TOP)
         body += f'<line class="bound" x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
         body += f'<text class="label" x="{WIDTH}" y="{y + 15:.1f}" text-anchor="end">asked {bound:.1%}</text>'
     labels = {0, len(points) - 1, len(points) // 2}
@@ -64,16 +64,16 @@ def line(
             f'<text class="tick" x="{xs[i]:.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">'
             f"{points[i][0]:g}</text>"
         )
-    return _frame(title, x_label, ticks, body)
+    return _render_frame(title, x_label, ticks, body)
 
 
-def bars(title: str, values: Sequence[float], x_label: str) -> str:
+def render_bar_chart(title: str, values: Sequence[float], x_label: str) -> str:
     """One bar a value, from 0."""
     high = max([*values, 1e-12]) * 1.15
     step = (WIDTH - LEFT) / max(1, len(values))
     body = ""
     for i, value in enumerate(values):
-        y = _scale(value, 0, high, HEIGHT - BOTTOM, TOP)
+        y = _scale_value(value, 0, high, HEIGHT - BOTTOM, TOP)
         x, width = LEFT + i * step + step * 0.15, step * 0.7
         body += (
             f'<rect class="bar" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
@@ -85,29 +85,29 @@ def bars(title: str, values: Sequence[float], x_label: str) -> str:
                 f'text-anchor="middle">{i}</text>'
             )
     marks = [high * i / 4 for i in range(5)]
-    ticks = [(_scale(m, 0, high, HEIGHT - BOTTOM, TOP), f"{m:.2g}") for m in marks]
-    return _frame(title, x_label, ticks, body)
+    ticks = [(_scale_value(m, 0, high, HEIGHT - BOTTOM, TOP), f"{m:.2g}") for m in marks]
+    return _render_frame(title, x_label, ticks, body)
 
 
-def interval(title: str, middle: float, ends: tuple[float, float], bound: float) -> str:
+def render_interval_chart(title: str, middle: float, ends: tuple[float, float], bound: float) -> str:
     """A ratio with its confidence interval, 1 and the bound, on one axis."""
     low, high = min(1.0, ends[0], bound), max(1.0, ends[1], bound)
     low, high = low - (high - low) * 0.1, high + (high - low) * 0.1
 
     def at(value: float) -> float:
-        return _scale(value, low, high, LEFT, WIDTH - 20)
+        return _scale_value(value, low, high, LEFT, WIDTH - 20)
 
     a, b = at(ends[0]), at(ends[1])
     body = f'<line class="axis" x1="{LEFT}" x2="{WIDTH - 20}" y1="60" y2="60"/>'
     body += f'<rect class="bar" x="{a:.1f}" y="48" width="{max(2.0, b - a):.1f}" height="24"/>'
     body += f'<line class="middle" x1="{at(middle):.1f}" x2="{at(middle):.1f}" y1="42" y2="78"/>'
-    for value, kind, label, y in (
+    for value, css_class, label, y in (
         (1.0, "axis", "1: the reference", 116),
         (bound, "bound", f"{bound:g} allowed", 101),
         (middle, "none", f"{middle:.4g}", 34),
     ):
         x = min(max(at(value), LEFT), WIDTH - LEFT)
-        body += f'<line class="{kind}" x1="{at(value):.1f}" x2="{at(value):.1f}" y1="40" y2="86"/>'
+        body += f'<line class="{css_class}" x1="{at(value):.1f}" x2="{at(value):.1f}" y1="40" y2="86"/>'
         body += f'<text class="label" x="{x:.1f}" y="{y}" text-anchor="middle">{escape(label)}</text>'
     return (
         f'<svg viewBox="0 0 {WIDTH + 10} 126" role="img" aria-label="{escape(title)}">'
@@ -116,7 +116,7 @@ def interval(title: str, middle: float, ends: tuple[float, float], bound: float)
 
 
 @dataclass(frozen=True)
-class Point:
+class ScatterPoint:
     """One artefact in :func:`scatter`; ``low`` and ``high`` are the ends of the interval of ``y``."""
 
     label: str
@@ -127,7 +127,7 @@ class Point:
     good: bool = True
 
 
-def _nice(low: float, high: float, count: int = 4) -> list[float]:
+def _choose_ticks(low: float, high: float, count: int = 4) -> list[float]:
     """About ``count`` round numbers from ``low`` to ``high``."""
     rough = (high - low) / count
     step = 10.0 ** math.floor(math.log10(rough))
@@ -136,14 +136,14 @@ def _nice(low: float, high: float, count: int = 4) -> list[float]:
     return [(first + i) * step for i in range(int((high - first * step) / step + 1e-9) + 1)]
 
 
-def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def _spread_labels(preferred: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Heights of labels, at least ``gap`` apart where the frame has room, near those ``wanted``."""
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    gap = min(gap, (high - low) / max(1, len(wanted)))
-    placed = [0.0] * len(wanted)
+    order = sorted(range(len(preferred)), key=lambda i: preferred[i])
+    gap = min(gap, (high - low) / max(1, len(preferred)))
+    placed = [0.0] * len(preferred)
     floor = low
     for i in order:
-        placed[i] = floor = max(floor, wanted[i])
+        placed[i] = floor = max(floor, preferred[i])
         floor += gap
     ceiling = high
     for i in reversed(order):
@@ -152,7 +152,9 @@ def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> lis
     return placed
 
 
-def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str, *, at: float = 1.0) -> str:
+def render_scatter_chart(
+    title: str, points: Sequence[ScatterPoint], x_label: str, y_label: str, *, at: float = 1.0
+) -> str:
     """Points with the intervals of their heights, named; ``at`` is drawn across as the reference's.
 
     Args:
@@ -165,35 +167,35 @@ def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str, *, 
     widest = max(1e-3, max(p.x for p in points) * 1.08)
 
     def x_of(value: float) -> float:
-        return _scale(value, 0.0, widest, LEFT, WIDTH - right)
+        return _scale_value(value, 0.0, widest, LEFT, WIDTH - right)
 
     def y_of(value: float) -> float:
-        return _scale(value, low, high, height - bottom, TOP + 14)
+        return _scale_value(value, low, high, height - bottom, TOP + 14)
 
     body = ""
-    for tick in _nice(low, high):
+    for tick in _choose_ticks(low, high):
         y = y_of(tick)
         body += f'<line class="grid" x1="{LEFT}" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>'
         body += f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>'
-    for tick in _nice(0.0, widest, 6):
+    for tick in _choose_ticks(0.0, widest, 6):
         body += (
             f'<text class="tick" x="{x_of(tick):.1f}" y="{height - bottom + 16}" text-anchor="middle">'
             f"{tick:.4g}</text>"
         )
     y = y_of(at)
     body += f'<line class="axis" x1="{LEFT}" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-    heights = _spread([y_of(p.y) + 4 for p in points], 16, TOP + 18, height - bottom)
+    heights = _spread_labels([y_of(p.y) + 4 for p in points], 16, TOP + 18, height - bottom)
     for point, label_y in zip(points, heights, strict=True):
-        x, y, kind = x_of(point.x), y_of(point.y), "" if point.good else " wrong"
-        told = f"{point.label}: {point.x:.3g}, {point.y:.4g} ({point.low:.4g} to {point.high:.4g})"
+        x, y, css_suffix = x_of(point.x), y_of(point.y), "" if point.good else " wrong"
+        tooltip = f"{point.label}: {point.x:.3g}, {point.y:.4g} ({point.low:.4g} to {point.high:.4g})"
         body += (
-            f'<g><title>{escape(told)}</title><line class="whisker{kind}" x1="{x:.1f}" x2="{x:.1f}" '
+            f'<g><title>{escape(tooltip)}</title><line class="whisker{css_suffix}" x1="{x:.1f}" x2="{x:.1f}" '
             f'y1="{y_of(point.low):.1f}" y2="{y_of(point.high):.1f}"/>'
-            f'<circle class="dot{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
+            f'<circle class="dot{css_suffix}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
             f'<line class="lead" x1="{x + 6:.1f}" y1="{y:.1f}" x2="{WIDTH - right + 8}" '
             f'y2="{label_y - 4:.1f}"/></g>'
             f'<text class="label" x="{WIDTH - right + 12}" y="{label_y:.1f}">'
-            f"{escape(_short(point.label))}</text>"
+            f"{escape(_shorten_label(point.label))}</text>"
         )
     middle = (LEFT + WIDTH - right) / 2
     body += f'<text class="label" x="4" y="{TOP}">{escape(y_label)}</text>'
@@ -204,5 +206,5 @@ def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str, *, 
     )
 
 
-def _short(label: str, most: int = 26) -> str:
+def _shorten_label(label: str, most: int = 26) -> str:
     return label if len(label) <= most else label[: most - 1] + "…"

@@ -16,7 +16,7 @@ from enginix.errors import MachineError, UsageError
 _LOADING = (404, 429, 500, 502, 503, 504)
 
 
-class _NotYet(Exception):
+class _NotReady(Exception):
     """No answer yet, and why."""
 
 
@@ -31,30 +31,30 @@ def await_answer(url: str, timeout: float, model: str | None = None, key: str | 
     Raises:
         MachineError: not in time, with the last reason, or refused for good (a wrong key).
     """
-    host, port = _address(url)
-    return _wait(url, timeout, lambda left: _ask_once(host, port, model, key, left))
+    host, port = _parse_http_address(url)
+    return _wait_until_answered(url, timeout, lambda left: _ask_once(host, port, model, key, left))
 
 
 def await_triton(url: str, timeout: float, kind: str) -> float:
     """The same of Triton, which serves a repository of this kind of engine."""
-    from enginix.serve.client import Client
+    from enginix.serve.client import TritonClient
     from enginix.serve.readiness import PROBES
 
-    host, port = _address(url)
+    host, port = _parse_http_address(url)
 
     def ask(left: float) -> None:
-        client = Client(host, port, left)
+        client = TritonClient(host, port, left)
         if not client.ready():
-            raise _NotYet("/v2/health/ready says no")
+            raise _NotReady("/v2/health/ready says no")
         try:
             client.generate(*PROBES[kind])
         except MachineError as e:
-            raise _NotYet(e.what) from e
+            raise _NotReady(e.what) from e
 
-    return _wait(url, timeout, ask)
+    return _wait_until_answered(url, timeout, ask)
 
 
-def _address(url: str) -> tuple[str, int]:
+def _parse_http_address(url: str) -> tuple[str, int]:
     try:
         parts = urlsplit(url)
         scheme, host, port = parts.scheme, parts.hostname, parts.port
@@ -65,16 +65,16 @@ def _address(url: str) -> tuple[str, int]:
     return host, port
 
 
-def _wait(url: str, timeout: float, ask: Callable[[float], None]) -> float:
-    begun = time.monotonic()
+def _wait_until_answered(url: str, timeout: float, ask: Callable[[float], None]) -> float:
+    started = time.monotonic()
     heartbeat = Heartbeat(30)
     while True:
-        left = timeout - (time.monotonic() - begun)
+        left = timeout - (time.monotonic() - started)
         try:
             ask(max(left, 1.0))
-            return time.monotonic() - begun
-        except _NotYet as e:
-            waited = time.monotonic() - begun
+            return time.monotonic() - started
+        except _NotReady as e:
+            waited = time.monotonic() - started
             if waited > timeout:
                 raise MachineError(f"no answer after {waited:.0f} s: {e}", where=url) from e
             heartbeat.beat(f"{url}: no answer since {waited:.0f} s")
@@ -92,11 +92,11 @@ def _ask_once(host: str, port: int, model: str | None, key: str | None, timeout:
             response = connection.getresponse()
             text = response.read()
         except (OSError, http.client.HTTPException) as e:
-            raise _NotYet(str(e) or type(e).__name__) from e
+            raise _NotReady(str(e) or type(e).__name__) from e
         finally:
             connection.close()
         if response.status in _LOADING:
-            raise _NotYet(f"{path}: {response.status} {text[:200]!r}")
+            raise _NotReady(f"{path}: {response.status} {text[:200]!r}")
         if response.status != 200:
             raise MachineError(
                 f"refused ({response.status}): {text[:200]!r}",
@@ -112,7 +112,7 @@ def _ask_once(host: str, port: int, model: str | None, key: str | None, timeout:
         try:
             model = call("GET", "/v1/models")["data"][0]["id"]
         except (KeyError, IndexError, TypeError) as e:
-            raise _NotYet("/v1/models lists none") from e
+            raise _NotReady("/v1/models lists none") from e
     question = {"model": model, "messages": [{"role": "user", "content": "A"}], "max_tokens": 1}
     answer = call("POST", "/v1/chat/completions", question)
     if not (isinstance(answer, dict) and answer.get("choices")):

@@ -11,31 +11,33 @@ from pathlib import Path
 from types import FrameType
 
 from enginix import process
-from enginix.errors import EXIT_NO, EnginixError
+from enginix.errors import EXIT_CHECK_FAILED, EnginixError
 
 RUNTIME_UNITS = Path("/run/systemd/system")
 PORT = "@port@"
 _LINES = 15
 
 
-class Refused(EnginixError):
+class TrialError(EnginixError):
     """The new generation cannot serve; nothing was stopped."""
 
-    exit_code = EXIT_NO
+    exit_code = EXIT_CHECK_FAILED
     kind = "rollout"
 
 
-class _Ended(BaseException):
+class _SignalReceived(BaseException):
     """SIGTERM or SIGHUP came."""
 
 
 def is_active(unit: str) -> bool:
     """Whether systemd runs it."""
-    done = process.run(["systemctl", "show", "--property=ActiveState", "--value", unit], check=False)
-    return done.stdout.strip() in ("active", "reloading", "deactivating")
+    completed = process.run_program(
+        ["systemctl", "show", "--property=ActiveState", "--value", unit], check=False
+    )
+    return completed.stdout.strip() in ("active", "reloading", "deactivating")
 
 
-def start(server: str, unit: Path, dropin: Path, units: Path = RUNTIME_UNITS) -> None:
+def start_trial(server: str, unit: Path, dropin: Path, units: Path = RUNTIME_UNITS) -> None:
     """Starts a copy of ``unit`` with what ``dropin`` changes, waits until it is started, and ends it.
 
     Started means what it means for the unit itself: it has answered. In the drop-in, ``@port@`` stands for a
@@ -49,65 +51,67 @@ def start(server: str, unit: Path, dropin: Path, units: Path = RUNTIME_UNITS) ->
         Refused: it did not start; its last lines are in the error.
     """
     name = f"enginix-trial-{server}.service"
-    with _installed(name, unit, dropin, units):
-        process.run(["systemctl", "daemon-reload"])
+    with _install_units(name, unit, dropin, units):
+        process.run_program(["systemctl", "daemon-reload"])
         # The unit's own TimeoutStartSec bounds it.
-        done = process.run(["systemctl", "start", name], check=False)
-        if done.returncode != 0:
-            raise Refused(
-                f"the new generation did not start: {_why(name)}",
+        completed = process.run_program(["systemctl", "start", name], check=False)
+        if completed.returncode != 0:
+            raise TrialError(
+                f"the new generation did not start: {_describe_failure(name)}",
                 where=f"enginix-{server}",
                 fix="nothing was stopped, the old one still serves; its last lines:\n    "
-                + "\n    ".join(_last_lines(name)),
+                + "\n    ".join(_read_last_lines(name)),
             )
 
 
 @contextmanager
-def _installed(name: str, unit: Path, dropin: Path, units: Path) -> Iterator[None]:
+def _install_units(name: str, unit: Path, dropin: Path, units: Path) -> Iterator[None]:
     file, folder = units / name, units / f"{name}.d"
-    kept = {n: signal.signal(n, _end) for n in (signal.SIGTERM, signal.SIGHUP)}
+    old_handlers = {n: signal.signal(n, _raise_ended) for n in (signal.SIGTERM, signal.SIGHUP)}
     try:
         # What a killed trial left.
-        _remove(name, file, folder)
+        _remove_units(name, file, folder)
         folder.mkdir(parents=True)
         file.write_text(unit.read_text("utf-8"), "utf-8")
-        changes = dropin.read_text("utf-8").replace(PORT, str(_free_port()))
+        changes = dropin.read_text("utf-8").replace(PORT, str(_find_loopback_port()))
         (folder / "trial.conf").write_text(changes, "utf-8")
         yield
     finally:
-        _remove(name, file, folder)
-        for number, handler in kept.items():
+        _remove_units(name, file, folder)
+        for number, handler in old_handlers.items():
             signal.signal(number, handler)
 
 
-def _remove(name: str, file: Path, folder: Path) -> None:
+def _remove_units(name: str, file: Path, folder: Path) -> None:
     if file.exists() or folder.exists():
-        process.run(["systemctl", "stop", name], check=False)
+        process.run_program(["systemctl", "stop", name], check=False)
         file.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
-        process.run(["systemctl", "reset-failed", name], check=False)
-        process.run(["systemctl", "daemon-reload"], check=False)
+        process.run_program(["systemctl", "reset-failed", name], check=False)
+        process.run_program(["systemctl", "daemon-reload"], check=False)
 
 
-def _end(number: int, frame: FrameType | None) -> None:
-    raise _Ended
+def _raise_ended(number: int, frame: FrameType | None) -> None:
+    raise _SignalReceived
 
 
-def _free_port() -> int:
+def _find_loopback_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port: int = s.getsockname()[1]
         return port
 
 
-def _why(name: str) -> str:
-    done = process.run(["systemctl", "show", "--property=Result,ExecMainStatus", name], check=False)
-    found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    return f"{found.get('Result', 'unknown')}, status {found.get('ExecMainStatus', 'unknown')}"
+def _describe_failure(name: str) -> str:
+    completed = process.run_program(
+        ["systemctl", "show", "--property=Result,ExecMainStatus", name], check=False
+    )
+    properties = dict(line.split("=", 1) for line in completed.stdout.splitlines() if "=" in line)
+    return f"{properties.get('Result', 'unknown')}, status {properties.get('ExecMainStatus', 'unknown')}"
 
 
-def _last_lines(name: str) -> list[str]:
-    done = process.run(
+def _read_last_lines(name: str) -> list[str]:
+    completed = process.run_program(
         ["journalctl", "--no-pager", "--output=cat", f"--lines={_LINES}", f"--unit={name}"], check=False
     )
-    return done.stdout.splitlines() or [f"none; see journalctl --unit={name}"]
+    return completed.stdout.splitlines() or [f"none; see journalctl --unit={name}"]

@@ -14,10 +14,17 @@ from collections.abc import Callable
 from types import FrameType
 
 from enginix.errors import MachineError
-from enginix.runtime.sandbox import Room
+from enginix.runtime.sandbox import Sandbox
 
 _PR_SET_PDEATHSIG = 1
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+FORWARDED_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
 
 
 class Child:
@@ -27,27 +34,27 @@ class Child:
         capture: whether its output comes through :attr:`process` as one stream.
     """
 
-    def __init__(self, room: Room, words: list[str], *, capture: bool) -> None:
-        self.room = room
-        told, tell = os.pipe()
+    def __init__(self, sandbox: Sandbox, words: list[str], *, capture: bool) -> None:
+        self.room = sandbox
+        info_read_fd, info_write_fd = os.pipe()
         try:
             self.process = subprocess.Popen(
-                room.command(words, info=tell if room.rootfs is not None else None),
-                env=room.environment() if room.rootfs is None else {},
-                cwd=room.work,
+                sandbox.command(words, info=info_write_fd if sandbox.rootfs is not None else None),
+                env=sandbox.environment() if sandbox.rootfs is None else {},
+                cwd=sandbox.work,
                 stdin=subprocess.DEVNULL if capture else None,
                 stdout=subprocess.PIPE if capture else None,
                 stderr=subprocess.STDOUT if capture else None,
                 start_new_session=True,
-                pass_fds=(tell,) if room.rootfs is not None else (),
-                preexec_fn=_end_with(os.getpid()),
+                pass_fds=(info_write_fd,) if sandbox.rootfs is not None else (),
+                preexec_fn=_die_with_parent(os.getpid()),
             )
         except OSError as e:
-            os.close(told)
+            os.close(info_read_fd)
             raise MachineError(f"cannot start: {e.strerror}", where=words[0]) from e
         finally:
-            os.close(tell)
-        self._told: int | None = told
+            os.close(info_write_fd)
+        self._info_fd: int | None = info_read_fd
         self._init: int | None = None
         self.seen: dict[int, int] = {}
 
@@ -56,9 +63,9 @@ class Child:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-        if self._told is not None:
-            os.close(self._told)
-            self._told = None
+        if self._info_fd is not None:
+            os.close(self._info_fd)
+            self._info_fd = None
 
     def signal(self, number: int) -> None:
         """Sends a signal to the command itself; bubblewrap would die of it and take the command along."""
@@ -74,11 +81,11 @@ class Child:
         """Kills the group and every descendant, also those that left the group, and waits for the first
         process.
         """
-        tree = descendants(self.process.pid) | self.seen
+        tree = list_descendants(self.process.pid) | self.seen
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         for pid, begun in tree.items():
-            if started(pid) == begun:
+            if read_start_time(pid) == begun:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
         self.process.wait()
@@ -86,12 +93,14 @@ class Child:
 
     def _wait_for_namespace(self) -> None:
         """A process namespace's first process is ended last: when it is gone, so are all the others."""
-        if self.room.rootfs is None or self._told is None:
+        if self.room.rootfs is None or self._info_fd is None:
             return
         if self._init is None:
             self._init = self._read_info(0)
         deadline = time.monotonic() + 10
-        while self._init is not None and started(self._init) is not None and time.monotonic() < deadline:
+        while (
+            self._init is not None and read_start_time(self._init) is not None and time.monotonic() < deadline
+        ):
             time.sleep(0.01)
 
     def _command(self) -> int | None:
@@ -102,14 +111,14 @@ class Child:
         if self._init is None:
             return None
         # bubblewrap's own init has the command as its first child.
-        below = [pid for pid, (parent, _) in processes().items() if parent == self._init]
+        below = [pid for pid, (parent, _) in list_processes().items() if parent == self._init]
         return min(below) if below else None
 
     def _read_info(self, seconds: float) -> int | None:
-        assert self._told is not None
+        assert self._info_fd is not None
         text = b""
-        while select.select([self._told], [], [], seconds)[0]:
-            piece = os.read(self._told, 4096)
+        while select.select([self._info_fd], [], [], seconds)[0]:
+            piece = os.read(self._info_fd, 4096)
             text += piece
             if not piece or b"}" in text:
                 break
@@ -119,38 +128,38 @@ class Child:
             return None
 
 
-def foreground(room: Room, words: list[str]) -> int:
+def run_in_foreground(sandbox: Sandbox, words: list[str]) -> int:
     """Runs a command to its end, with this process's input and output.
 
     Signals that this process gets are the command's. Returns its exit status; 128 + n for death by signal n.
     """
-    with Child(room, words, capture=False) as child:
+    with Child(sandbox, words, capture=False) as child:
 
         def forward(number: int, _: FrameType | None) -> None:
             child.signal(number)
 
-        before = {s: signal.signal(s, forward) for s in FORWARDED}
+        previous_handlers = {s: signal.signal(s, forward) for s in FORWARDED_SIGNALS}
         try:
             status = child.process.wait()
         finally:
-            for number, handler in before.items():
+            for number, handler in previous_handlers.items():
                 signal.signal(number, handler)
     return 128 - status if status < 0 else status
 
 
-def processes() -> dict[int, tuple[int, int]]:
+def list_processes() -> dict[int, tuple[int, int]]:
     """Every visible process: pid → (parent, start time in clock ticks)."""
-    found = {}
+    process_table = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat", "rb") as f:
                 # The second field is a name in parentheses that may hold anything.
                 fields = f.read().rsplit(b")", 1)[1].split()
-                found[int(name)] = (int(fields[1]), int(fields[19]))
-    return found
+                process_table[int(name)] = (int(fields[1]), int(fields[19]))
+    return process_table
 
 
-def started(pid: int) -> int | None:
+def read_start_time(pid: int) -> int | None:
     """Start time of a process in clock ticks: with it a pid names one process for good. None when it has
     ended.
     """
@@ -162,23 +171,23 @@ def started(pid: int) -> int | None:
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
-def descendants(root: int) -> dict[int, int]:
+def list_descendants(root: int) -> dict[int, int]:
     """Processes below ``root``: pid → start time."""
-    table = processes()
-    below: dict[int, list[int]] = {}
-    for pid, (parent, _) in table.items():
-        below.setdefault(parent, []).append(pid)
-    found: dict[int, int] = {}
-    waiting = list(below.get(root, []))
-    while waiting:
-        pid = waiting.pop()
-        if pid not in found:
-            found[pid] = table[pid][1]
-            waiting += below.get(pid, [])
-    return found
+    process_table = list_processes()
+    children: dict[int, list[int]] = {}
+    for pid, (parent, _) in process_table.items():
+        children.setdefault(parent, []).append(pid)
+    start_times: dict[int, int] = {}
+    pending_pids = list(children.get(root, []))
+    while pending_pids:
+        pid = pending_pids.pop()
+        if pid not in start_times:
+            start_times[pid] = process_table[pid][1]
+            pending_pids += children.get(pid, [])
+    return start_times
 
 
-def resident(root: int, below: dict[int, int]) -> int:
+def measure_resident_memory(root: int, below: dict[int, int]) -> int:
     """Bytes of memory that ``root`` and the processes below it hold."""
     page = os.sysconf("SC_PAGE_SIZE")
     total = 0
@@ -188,7 +197,7 @@ def resident(root: int, below: dict[int, int]) -> int:
     return total
 
 
-def _end_with(parent: int) -> Callable[[], None]:
+def _die_with_parent(parent: int) -> Callable[[], None]:
     libc = ctypes.CDLL(None, use_errno=True)
 
     def prepare() -> None:

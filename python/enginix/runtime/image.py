@@ -9,12 +9,17 @@ from enginix.runtime.table import Runtime
 
 # Where NCCL's header and library are: Debian's packages (libnccl-dev, libnccl2), CUDA's own tree, NVIDIA's
 # wheels.
-HEADERS = ("usr/include/nccl.h", "usr/local/cuda/include/nccl.h")
-LIBRARIES = ("usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu", "usr/local/cuda/lib64", "usr/lib64")
+NCCL_HEADERS = ("usr/include/nccl.h", "usr/local/cuda/include/nccl.h")
+NCCL_DIRECTORIES = (
+    "usr/lib/x86_64-linux-gnu",
+    "usr/lib/aarch64-linux-gnu",
+    "usr/local/cuda/lib64",
+    "usr/lib64",
+)
 _DEFINE = re.compile(r"^#define\s+NCCL_(MAJOR|MINOR|PATCH)\s+(\d+)", re.MULTILINE)
 _SONAME = re.compile(r"libnccl\.so\.(\d+\.\d+\.\d+)")
 # Prints what the library itself says: ncclGetVersion(int*), since NCCL 1.3.4; 2.28.9 is 22809.
-ASK_NCCL = (
+NCCL_VERSION_CODE = (
     "import ctypes, glob, sys\n"
     "v = ctypes.c_int()\n"
     "for name in ['libnccl.so.2', *sorted(glob.glob(sys.argv[1] + '/nvidia/nccl/lib/libnccl.so.2'))]:\n"
@@ -28,22 +33,22 @@ ASK_NCCL = (
 )
 
 
-def distribution(rootfs: Path, runtime: Runtime, name: str) -> list[str]:
+def read_distribution_versions(rootfs: Path, runtime: Runtime, name: str) -> list[str]:
     """Versions of a Python distribution in the image, from its metadata's directory names, sorted."""
     if runtime.site_packages is None:
         return []
     packages = rootfs / runtime.site_packages.lstrip("/")
     try:
-        found = [p.name for p in packages.glob(f"{name}-*.dist-info")]
+        directory_names = [p.name for p in packages.glob(f"{name}-*.dist-info")]
     except OSError:
         return []
-    return sorted(n.removesuffix(".dist-info").split("-", 1)[1] for n in found)
+    return sorted(n.removesuffix(".dist-info").split("-", 1)[1] for n in directory_names)
 
 
-def nccl(rootfs: Path, runtime: Runtime) -> str | None:
+def find_image_nccl(rootfs: Path, runtime: Runtime) -> str | None:
     """NCCL's version by header, library name or wheel; None where the image does not tell."""
     packages = (runtime.site_packages or "").lstrip("/")
-    headers = [*HEADERS, f"{packages}/nvidia/nccl/include/nccl.h"] if packages else list(HEADERS)
+    headers = [*NCCL_HEADERS, f"{packages}/nvidia/nccl/include/nccl.h"] if packages else list(NCCL_HEADERS)
     for header in headers:
         try:
             parts = dict(_DEFINE.findall((rootfs / header).read_text("utf-8", "replace")))
@@ -51,7 +56,7 @@ def nccl(rootfs: Path, runtime: Runtime) -> str | None:
             continue
         if len(parts) == 3:
             return f"{parts['MAJOR']}.{parts['MINOR']}.{parts['PATCH']}"
-    for directory in LIBRARIES:
+    for directory in NCCL_DIRECTORIES:
         try:
             names = sorted(p.name for p in (rootfs / directory).glob("libnccl.so.*"))
         except OSError:
@@ -60,12 +65,12 @@ def nccl(rootfs: Path, runtime: Runtime) -> str | None:
             if match is not None:
                 return match.group(1)
     for cuda in ("cu13", "cu12"):
-        if found := distribution(rootfs, runtime, f"nvidia_nccl_{cuda}"):
-            return found[0]
+        if wheel_versions := read_distribution_versions(rootfs, runtime, f"nvidia_nccl_{cuda}"):
+            return wheel_versions[0]
     return None
 
 
-def from_code(code: str) -> str | None:
+def parse_nccl_code(code: str) -> str | None:
     """``22809`` → ``2.28.9`` (nccl.h: NCCL_VERSION, since 2.9); None for anything else."""
     number = code.strip()
     if not (number.isascii() and number.isdigit()) or not 20900 <= int(number) < 1_000_000:
@@ -74,15 +79,15 @@ def from_code(code: str) -> str | None:
     return f"{value // 10000}.{value % 10000 // 100}.{value % 100}"
 
 
-def versions(rootfs: Path | None, runtime: Runtime) -> dict[str, str]:
+def read_image_versions(rootfs: Path | None, runtime: Runtime) -> dict[str, str]:
     """What a server compares with an engine's manifest: ``tensorrtLlm`` and ``nccl``, as far as they are
     told.
     """
     if rootfs is None:
         return {}
-    found = {}
-    if llm := distribution(rootfs, runtime, "tensorrt_llm"):
-        found["tensorrtLlm"] = llm[0].split("+")[0]
-    if collective := nccl(rootfs, runtime):
-        found["nccl"] = collective
-    return found
+    image_versions = {}
+    if llm := read_distribution_versions(rootfs, runtime, "tensorrt_llm"):
+        image_versions["tensorrtLlm"] = llm[0].split("+")[0]
+    if collective := find_image_nccl(rootfs, runtime):
+        image_versions["nccl"] = collective
+    return image_versions

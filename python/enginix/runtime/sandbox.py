@@ -18,21 +18,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from enginix.errors import MachineError
-from enginix.runtime import driver as drivers
-from enginix.runtime.driver import Driver
+from enginix.machine import driver as drivers
+from enginix.machine.driver import Driver
 from enginix.runtime.table import Runtime
-from enginix.tables import table
+from enginix.tables import load_table
 
 WORK = Path("/w")
-DRIVER_LIB = f"{drivers.HOME}/lib"
+DRIVER_LIB = f"{drivers.DRIVER_HOME}/lib"
 STORE = Path("/nix/store")
 # Made anew inside, whatever the image has there.
-OWN = {"proc", "dev", "sys", "tmp", "run", "nix", "etc", "w"}
+REMADE_DIRECTORIES = {"proc", "dev", "sys", "tmp", "run", "nix", "etc", "w"}
 # Left out of the image: people keep models and checkouts below them, and a path of the host can be bound only
 # where no read-only directory of the image lies above it.
-HOMES = {"home", "media", "mnt", "root", "srv"}
+HIDDEN_DIRECTORIES = {"home", "media", "mnt", "root", "srv"}
 # What a container of the image has set, where there is no root file system.
-OF_A_CONTAINER = (
+CONTAINER_VARIABLES = (
     "PATH",
     "LD_LIBRARY_PATH",
     "OPAL_PREFIX",
@@ -41,7 +41,7 @@ OF_A_CONTAINER = (
     "VIRTUAL_ENV",
 )
 # sun_path of unix(7) is 108 bytes; OpenMPI puts about 60 behind TMPDIR.
-LONGEST_WORK = 40
+LONGEST_WORK_PATH = 40
 
 _NO_NAMESPACES = re.compile(
     r"No permissions to create (a )?new namespace|Creating new namespace failed|setting up uid map|"
@@ -64,7 +64,7 @@ class Bind:
 
 
 @dataclass(frozen=True)
-class Room:
+class Sandbox:
     """A place where commands of a runtime run.
 
     Attributes:
@@ -90,20 +90,20 @@ class Room:
         return self.work if self.rootfs is None else WORK
 
     def environment(self) -> dict[str, str]:
-        """Every variable that a command sees: the private directories of data/environment.json, then the
+        """Every variable that a command sees: the private directories of data/runtime/environment.json, then the
         image's.
         """
         private = {
             name: row["value"].replace("@work@", str(self.inside))
-            for name, row in table("environment")["variables"].items()
+            for name, row in load_table("environment")["variables"].items()
         }
         private |= {"USER": "enginix", "LOGNAME": "enginix", "LANG": "C.UTF-8"}
         if self.rootfs is None:
-            env = {k: os.environ[k] for k in OF_A_CONTAINER if k in os.environ}
+            env = {k: os.environ[k] for k in CONTAINER_VARIABLES if k in os.environ}
             libraries = str(self.driver.root / "lib") if self.driver.root else None
         else:
             env = dict(self.runtime.environment)
-            env["PATH"] = f"{env.get('PATH', '/usr/bin:/bin')}:{drivers.HOME}/bin"
+            env["PATH"] = f"{env.get('PATH', '/usr/bin:/bin')}:{drivers.DRIVER_HOME}/bin"
             libraries = DRIVER_LIB
         if self.network and "CUDA_VISIBLE_DEVICES" in os.environ:
             env["CUDA_VISIBLE_DEVICES"] = os.environ["CUDA_VISIBLE_DEVICES"]
@@ -118,9 +118,9 @@ class Room:
         Raises:
             MachineError: one cannot be made or written, or the work directory's path is too long.
         """
-        if self.rootfs is None and len(str(self.work)) > LONGEST_WORK:
+        if self.rootfs is None and len(str(self.work)) > LONGEST_WORK_PATH:
             raise MachineError(
-                f"the path is longer than {LONGEST_WORK} characters; sockets of OpenMPI below it would "
+                f"the path is longer than {LONGEST_WORK_PATH} characters; sockets of OpenMPI below it would "
                 f"not fit",
                 where=str(self.work),
                 fix="set TMPDIR to a short path, such as /tmp",
@@ -146,7 +146,7 @@ class Room:
         """
         if self.rootfs is None:
             return list(words)
-        line = [bubblewrap(), "--unshare-user", "--unshare-pid", "--die-with-parent", "--clearenv"]
+        line = [find_bubblewrap(), "--unshare-user", "--unshare-pid", "--die-with-parent", "--clearenv"]
         if not self.network:
             line += ["--unshare-net"]
         if info is not None:
@@ -159,26 +159,26 @@ class Room:
 
     def _mounts(self, rootfs: Path) -> list[str]:
         line: list[str] = []
-        places, opened = [bind.at or bind.path for bind in self.binds], list[Path]()
+        mount_points, memory_directories = [bind.at or bind.path for bind in self.binds], list[Path]()
         for entry in sorted(rootfs.iterdir()):
-            if entry.name not in OWN | HOMES:
-                line += _shown(entry, Path("/") / entry.name, places, opened)
+            if entry.name not in REMADE_DIRECTORIES | HIDDEN_DIRECTORIES:
+                line += _mount_image_part(entry, Path("/") / entry.name, mount_points, memory_directories)
         line += ["--tmpfs", "/tmp", "--tmpfs", "/run", "--proc", "/proc", "--dev", "/dev"]
         if (rootfs / "var/tmp").is_dir():
             line += ["--tmpfs", "/var/tmp"]
         if Path("/sys").is_dir():
             line += ["--ro-bind", "/sys", "/sys"]
         line += ["--dir", "/etc"]
-        own = self._etc(rootfs)
+        etc_files = self._etc(rootfs)
         if (rootfs / "etc").is_dir():
             for entry in sorted((rootfs / "etc").iterdir()):
-                if entry.name not in own:
-                    line += _entry(entry, Path("/etc") / entry.name)
-        for name, path in own.items():
+                if entry.name not in etc_files:
+                    line += _mount_entry(entry, Path("/etc") / entry.name)
+        for name, path in etc_files.items():
             line += ["--ro-bind", str(path), f"/etc/{name}"]
         if STORE.is_dir():
             line += ["--ro-bind", str(STORE), str(STORE)]
-        for device in drivers.devices():
+        for device in drivers.list_devices():
             line += ["--dev-bind-try", str(device), str(device)]
         line += self._driver()
         line += ["--bind", str(self.work), str(WORK)]
@@ -186,8 +186,8 @@ class Room:
             flag = "--bind" if bind.writable else "--ro-bind"
             line += [flag, str(bind.path), str(bind.at or bind.path)]
         # The root itself is memory; without this, what is written beside the mounts would seem to work.
-        for place in (*opened, Path("/")):
-            line += ["--remount-ro", str(place)]
+        for directory in (*memory_directories, Path("/")):
+            line += ["--remount-ro", str(directory)]
         return line
 
     def _etc(self, rootfs: Path) -> dict[str, Path]:
@@ -202,14 +202,14 @@ class Room:
                 return ""
 
         uid, gid = os.getuid(), os.getgid()
-        mine = {
+        user_files = {
             "passwd": f"enginix:x:{uid}:{gid}::{WORK}/home:/bin/sh\n" + image("passwd"),
             "group": f"enginix:x:{gid}:\n" + image("group"),
             "hosts": "127.0.0.1 localhost\n::1 localhost\n",
         }
-        for name, text in mine.items():
+        for name, text in user_files.items():
             (directory / name).write_text(text, "utf-8")
-        files = {name: directory / name for name in mine}
+        files = {name: directory / name for name in user_files}
         resolver = Path("/etc/resolv.conf")
         if self.network and resolver.exists():
             files["resolv.conf"] = Path(os.path.realpath(resolver))
@@ -219,24 +219,26 @@ class Room:
         line = []
         if self.driver.root is not None:
             root = Path(os.path.realpath(self.driver.root))
-            line += ["--ro-bind", str(root), str(drivers.HOME)]
-            for path in drivers.store_closure(root):
+            line += ["--ro-bind", str(root), str(drivers.DRIVER_HOME)]
+            for path in drivers.find_store_closure(root):
                 if STORE not in path.parents:
                     line += ["--ro-bind-try", str(path), str(path)]
         for path in self.driver.libraries:
             line += ["--ro-bind", os.path.realpath(path), f"{DRIVER_LIB}/{path.name}"]
         for path in self.driver.programs:
-            line += ["--ro-bind", os.path.realpath(path), f"{drivers.HOME}/bin/{path.name}"]
+            line += ["--ro-bind", os.path.realpath(path), f"{drivers.DRIVER_HOME}/bin/{path.name}"]
         return line
 
 
-def _entry(entry: Path, at: Path) -> list[str]:
+def _mount_entry(entry: Path, inside_path: Path) -> list[str]:
     if entry.is_symlink():
-        return ["--symlink", os.readlink(entry), str(at)]
-    return ["--ro-bind", str(entry), str(at)]
+        return ["--symlink", os.readlink(entry), str(inside_path)]
+    return ["--ro-bind", str(entry), str(inside_path)]
 
 
-def _shown(entry: Path, at: Path, places: Sequence[Path], opened: list[Path]) -> list[str]:
+def _mount_image_part(
+    entry: Path, inside_path: Path, mount_points: Sequence[Path], memory_directories: list[Path]
+) -> list[str]:
     """The mounts that show a part of the image.
 
     A directory that gets a mount in a place that it lacks (a model in /opt or /var/lib) is made in memory,
@@ -245,46 +247,50 @@ def _shown(entry: Path, at: Path, places: Sequence[Path], opened: list[Path]) ->
     Args:
         opened: gets the directories made in memory.
     """
-    within = [place for place in places if at in place.parents]
-    if entry.is_symlink() or not entry.is_dir() or all((entry / p.relative_to(at)).exists() for p in within):
-        return _entry(entry, at)
-    opened.append(at)
-    line = ["--tmpfs", str(at)]
+    inner_points = [place for place in mount_points if inside_path in place.parents]
+    if (
+        entry.is_symlink()
+        or not entry.is_dir()
+        or all((entry / p.relative_to(inside_path)).exists() for p in inner_points)
+    ):
+        return _mount_entry(entry, inside_path)
+    memory_directories.append(inside_path)
+    line = ["--tmpfs", str(inside_path)]
     for child in sorted(entry.iterdir()):
-        line += _shown(child, at / child.name, within, opened)
+        line += _mount_image_part(child, inside_path / child.name, inner_points, memory_directories)
     return line
 
 
-def reading(paths: Iterable[Path]) -> tuple[Bind, ...]:
+def make_read_binds(paths: Iterable[Path]) -> tuple[Bind, ...]:
     """Binds for directories that a command reads, and for the files that links in them lead to."""
-    found: dict[Path, None] = {}
+    bound_paths: dict[Path, None] = {}
     for path in paths:
         path = Path(os.path.abspath(path))
         if STORE in path.parents:
             continue
-        found[path] = None
+        bound_paths[path] = None
         if path.is_dir():
             for link in (p for p in path.rglob("*") if p.is_symlink()):
                 real = Path(os.path.realpath(link))
                 if real.exists() and STORE not in real.parents and path not in real.parents:
-                    found[real] = None
-    return tuple(Bind(p) for p in found)
+                    bound_paths[real] = None
+    return tuple(Bind(p) for p in bound_paths)
 
 
-def bubblewrap() -> str:
+def find_bubblewrap() -> str:
     """The bubblewrap program.
 
     Raises:
         MachineError: not installed.
     """
-    found = os.environ.get("ENGINIX_BWRAP") or shutil.which("bwrap")
-    if not found:
+    program = os.environ.get("ENGINIX_BWRAP") or shutil.which("bwrap")
+    if not program:
         raise MachineError(
             "bubblewrap is not installed",
             where="bwrap",
             fix="install it (package bubblewrap), or use mkRuntime, which brings it",
         )
-    return found
+    return program
 
 
 def check_namespaces() -> None:
@@ -293,7 +299,7 @@ def check_namespaces() -> None:
     Raises:
         MachineError: this user may not make user namespaces; says what to enable.
     """
-    program = bubblewrap()
+    program = find_bubblewrap()
     line = [
         program,
         "--unshare-user",
@@ -310,20 +316,20 @@ def check_namespaces() -> None:
     done = subprocess.run([*line, program, "--version"], capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return
-    said = (done.stderr.strip().splitlines() or ["no output"])[-1]
-    if _NO_PROC.search(said):
+    message = (done.stderr.strip().splitlines() or ["no output"])[-1]
+    if _NO_PROC.search(message):
         raise MachineError(
-            f"/proc cannot be mounted anew here, because parts of it are covered ({said})",
+            f"/proc cannot be mounted anew here, because parts of it are covered ({message})",
             where=program,
             fix="uncover it:\n"
             "    a systemd unit:     ProtectKernelTunables=no and ProtectKernelLogs=no\n"
             "    Docker, Podman:     --security-opt systempaths=unconfined (Podman: unmask=ALL), or run "
             "enginix in NVIDIA's image without --rootfs",
         )
-    if not _NO_NAMESPACES.search(said):
-        raise MachineError(f"bubblewrap does not work here: {said}", where=program)
+    if not _NO_NAMESPACES.search(message):
+        raise MachineError(f"bubblewrap does not work here: {message}", where=program)
     raise MachineError(
-        f"user namespaces are not allowed here ({said})",
+        f"user namespaces are not allowed here ({message})",
         where=program,
         fix="enable what is off:\n"
         "    all distributions:  sysctl user.max_user_namespaces=15000\n"
@@ -338,7 +344,7 @@ def check_namespaces() -> None:
     )
 
 
-def user() -> str:
+def read_user_name() -> str:
     """The name of this user, or its number where it has none, as in a Nix build."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name

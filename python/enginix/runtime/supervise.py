@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enginix import console
-from enginix.console import human_bytes
-from enginix.runtime.child import Child, descendants, resident
-from enginix.runtime.sandbox import Room
+from enginix.console import format_bytes
+from enginix.runtime.child import Child, list_descendants, measure_resident_memory
+from enginix.runtime.sandbox import Sandbox
 
 KEPT_LINES = 400
 LONGEST_LINE = 4000
@@ -38,7 +38,7 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CommandOutcome:
     """How it ended.
 
     Attributes:
@@ -58,14 +58,14 @@ class Outcome:
     seconds: float
 
 
-def supervise(room: Room, words: list[str], watch: Watch, *, stage: str) -> Outcome:
+def supervise_command(sandbox: Sandbox, words: list[str], watch: Watch, *, stage: str) -> CommandOutcome:
     """Runs a command to its end, or to the end of its progress; nothing of it survives this call."""
     lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
-    begun = last = beaten = time.monotonic()
-    moved = threading.Event()
-    host_peak, gpu_peak, size, stalled = 0, None, _size(watch.outputs), False
+    started_at = last_progress = last_beat = time.monotonic()
+    has_new_line = threading.Event()
+    host_peak, gpu_peak, size, stalled = 0, None, _measure_size(watch.outputs), False
 
-    with Child(room, words, capture=True) as child:
+    with Child(sandbox, words, capture=True) as child:
         stream = child.process.stdout
         assert stream is not None
 
@@ -74,8 +74,8 @@ def supervise(room: Room, words: list[str], watch: Watch, *, stage: str) -> Outc
                 for raw in iter(lambda: stream.readline(LONGEST_LINE), b""):
                     line = raw.decode("utf-8", "replace").rstrip("\r\n")
                     lines.append(line)
-                    console.say(line)
-                    moved.set()
+                    console.print_message(line)
+                    has_new_line.set()
 
         reader = threading.Thread(target=read, name="enginix-stage", daemon=True)
         reader.start()
@@ -84,40 +84,40 @@ def supervise(room: Room, words: list[str], watch: Watch, *, stage: str) -> Outc
             time.sleep(step)
             step = min(step * 1.5, 1.0)
             now = time.monotonic()
-            below = descendants(child.process.pid)
+            below = list_descendants(child.process.pid)
             # Remembered so that those that leave the tree are ended as well.
             child.seen.update(below)
-            host_peak = max(host_peak, resident(child.process.pid, below))
+            host_peak = max(host_peak, measure_resident_memory(child.process.pid, below))
             if watch.gpu_memory is not None and (used := watch.gpu_memory()) is not None:
                 gpu_peak = max(gpu_peak or 0, used)
-            grown = _size(watch.outputs)
-            if moved.is_set() or grown != size:
-                moved.clear()
-                size, last = grown, now
-            if now - last > watch.stall:
+            new_size = _measure_size(watch.outputs)
+            if has_new_line.is_set() or new_size != size:
+                has_new_line.clear()
+                size, last_progress = new_size, now
+            if now - last_progress > watch.stall:
                 stalled = True
                 break
-            if now - beaten >= watch.beat:
-                beaten = now
-                console.say(
-                    f"{stage}: {_minutes(now - begun)}, memory at most {human_bytes(host_peak)}"
-                    + (f", GPU {human_bytes(gpu_peak)}" if gpu_peak is not None else "")
-                    + f", output {human_bytes(size)}, last sign {_minutes(now - last)} ago"
+            if now - last_beat >= watch.beat:
+                last_beat = now
+                console.print_message(
+                    f"{stage}: {_format_minutes(now - started_at)}, memory at most {format_bytes(host_peak)}"
+                    + (f", GPU {format_bytes(gpu_peak)}" if gpu_peak is not None else "")
+                    + f", output {format_bytes(size)}, last sign {_format_minutes(now - last_progress)} ago"
                 )
         child.kill()
         reader.join(5)
         status = child.process.returncode
-    return Outcome(
+    return CommandOutcome(
         status=128 - status if status < 0 else status,
         lines=list(lines),
         host_peak=host_peak,
         gpu_peak=gpu_peak,
         stalled=stalled,
-        seconds=time.monotonic() - begun,
+        seconds=time.monotonic() - started_at,
     )
 
 
-def _size(paths: Iterable[Path]) -> int:
+def _measure_size(paths: Iterable[Path]) -> int:
     total = 0
     for path in paths:
         with contextlib.suppress(OSError):
@@ -130,5 +130,5 @@ def _size(paths: Iterable[Path]) -> int:
     return total
 
 
-def _minutes(seconds: float) -> str:
+def _format_minutes(seconds: float) -> str:
     return f"{int(seconds)} s" if seconds < 60 else f"{int(seconds // 60)} min"

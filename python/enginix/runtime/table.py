@@ -1,18 +1,15 @@
-"""The rows of ``data/runtimes.json``."""
+"""The rows of ``data/runtime/runtimes.json``."""
 
 from __future__ import annotations
 
 import difflib
 import json
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from enginix.errors import UsageError
-from enginix.tables import table
-
-SYSTEMS = {"x86_64": "x86_64-linux", "aarch64": "aarch64-linux"}
+from enginix.tables import load_table
 
 
 @dataclass(frozen=True)
@@ -48,12 +45,12 @@ class Runtime:
         return bool(self.row["enginePath"])
 
 
-def known() -> list[str]:
+def list_runtimes() -> list[str]:
     """The runtimes' names, sorted."""
-    return sorted(table("runtimes")["runtimes"])
+    return sorted(load_table("runtimes")["runtimes"])
 
 
-def find(name: str, kind: str | None = None, pin: Path | None = None) -> Runtime:
+def find_runtime(name: str, kind: str | None = None, pin: Path | None = None) -> Runtime:
     """The runtime of that name.
 
     Args:
@@ -64,14 +61,14 @@ def find(name: str, kind: str | None = None, pin: Path | None = None) -> Runtime
     Raises:
         UsageError: unknown, with the nearest known name; or without that kind, with those that have it.
     """
-    rows = table("runtimes")["runtimes"]
+    rows = load_table("runtimes")["runtimes"]
     if name not in rows:
         near = difflib.get_close_matches(name, rows, 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(f"unknown runtime {name!r}", fix=f"{hint}known: {', '.join(known())}")
+        raise UsageError(f"unknown runtime {name!r}", fix=f"{hint}known: {', '.join(list_runtimes())}")
     row = rows[name]
     if kind is not None and kind not in row["kinds"]:
-        having = [n for n in known() if kind in rows[n]["kinds"]]
+        capable_runtimes = [n for n in list_runtimes() if kind in rows[n]["kinds"]]
         why = (
             "; NVIDIA removed the engine path from TensorRT-LLM in July 2026"
             if kind == "tensorrt" and "llmapi" in row["kinds"]
@@ -79,7 +76,7 @@ def find(name: str, kind: str | None = None, pin: Path | None = None) -> Runtime
         )
         raise UsageError(
             f"runtime {name} has no kind {kind}{why}",
-            fix=f"use one of {', '.join(having)}" + (", or --kind llmapi" if why else ""),
+            fix=f"use one of {', '.join(capable_runtimes)}" + (", or --kind llmapi" if why else ""),
         )
     paths = row.get("paths", {})
     return Runtime(
@@ -91,26 +88,21 @@ def find(name: str, kind: str | None = None, pin: Path | None = None) -> Runtime
         driver=row.get("driver"),
         site_packages=paths.get("sitePackages"),
         python=paths.get("python", "python3"),
-        environment={**row.get("environment", {}), **(_environment(pin, name) if pin else {})},
+        environment={**row.get("environment", {}), **(_read_pin_environment(pin, name) if pin else {})},
         row=row,
     )
 
 
-def _environment(pin: Path, name: str) -> dict[str, str]:
+def _read_pin_environment(pin: Path, name: str) -> dict[str, str]:
     try:
-        found = json.loads(pin.read_text("utf-8"))
-        pinned, environment = found["runtime"], found.get("environment", {})
+        content = json.loads(pin.read_text("utf-8"))
+        pinned_runtime, environment = content["runtime"], content.get("environment", {})
         if not all(isinstance(k, str) and isinstance(v, str) for k, v in environment.items()):
             raise ValueError("environment is not of texts")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise UsageError(
             f"unreadable: {e}", where=str(pin), fix="write it again with enginix runtime pin"
         ) from e
-    if pinned != name:
-        raise UsageError(f"the pin is of runtime {pinned}, not of {name}", where=str(pin))
+    if pinned_runtime != name:
+        raise UsageError(f"the pin is of runtime {pinned_runtime}, not of {name}", where=str(pin))
     return dict(environment)
-
-
-def system() -> str:
-    """This machine in Nix's words, for instance ``x86_64-linux``."""
-    return SYSTEMS.get(platform.machine(), f"{platform.machine()}-linux")

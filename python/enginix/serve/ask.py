@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from enginix.serve.client import Client
+from enginix.serve.client import TritonClient
 from enginix.triton.contract import ENSEMBLE
 
 
 @dataclass(frozen=True)
-class Answer:
+class ServerAnswer:
     """What came back.
 
     Attributes:
@@ -36,7 +36,9 @@ class Answer:
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
-def ask(client: Client, prompt: str, max_tokens: int, piece: Callable[[str], None]) -> Answer:
+def ask_server(
+    client: TritonClient, prompt: str, max_tokens: int, piece: Callable[[str], None]
+) -> ServerAnswer:
     """Asks once through ``/generate``, once through ``/generate_stream``.
 
     Args:
@@ -54,7 +56,7 @@ def ask(client: Client, prompt: str, max_tokens: int, piece: Callable[[str], Non
         text = str(last.get("text_output", ""))
         pieces.append(text)
         piece(text)
-    return Answer(
+    return ServerAnswer(
         text=str(whole.get("text_output", "")),
         streamed="".join(pieces),
         tokens=int(last.get("num_output_tokens", 0)),

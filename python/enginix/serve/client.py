@@ -14,7 +14,7 @@ GENERATE = "/v2/models/{model}/generate"
 STREAM = "/v2/models/{model}/generate_stream"
 
 
-class Client:
+class TritonClient:
     """Asks one server.
 
     Args:
@@ -47,7 +47,7 @@ class Client:
             MachineError: the server refuses or fails, with its own words.
         """
         response = self._post(GENERATE.format(model=model), body)
-        return self._checked(response.status, response.read())
+        return self._parse_response(response.status, response.read())
 
     def stream(self, model: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Pieces as they come (server-sent events).
@@ -57,14 +57,14 @@ class Client:
         """
         response = self._post(STREAM.format(model=model), body)
         if response.status != 200:
-            self._checked(response.status, response.read())
+            self._parse_response(response.status, response.read())
         empty = True
         try:
             for raw in response:
                 line = raw.strip()
                 if line.startswith(b"data:"):
                     empty = False
-                    yield self._checked(200, line[5:])
+                    yield self._parse_response(200, line[5:])
         except (OSError, http.client.HTTPException) as e:
             raise MachineError(f"the stream broke off: {e or type(e).__name__}", where=self.url) from e
         if empty:
@@ -84,13 +84,13 @@ class Client:
         except (OSError, http.client.HTTPException) as e:
             raise MachineError(f"no answer: {e or type(e).__name__}", where=self.url) from e
 
-    def _checked(self, status: int, text: bytes) -> dict[str, Any]:
+    def _parse_response(self, status: int, text: bytes) -> dict[str, Any]:
         # Triton answers 200 with an error inside when a response fails after the status was sent.
         try:
-            found = json.loads(text)
+            answer = json.loads(text)
         except ValueError as e:
             raise MachineError(f"not JSON: {text[:200]!r}", where=self.url) from e
-        if status != 200 or not isinstance(found, dict) or "error" in found:
-            message = found.get("error", found) if isinstance(found, dict) else found
+        if status != 200 or not isinstance(answer, dict) or "error" in answer:
+            message = answer.get("error", answer) if isinstance(answer, dict) else answer
             raise MachineError(f"refused ({status}): {message}", where=self.url)
-        return found
+        return answer

@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from enginix.errors import UsageError
-from enginix.serve.options import Program
-from enginix.tables import table
+from enginix.serve.options import ProgramOptions
+from enginix.tables import load_table
 
 # Name of the header (HTTP) that opens restricted APIs; over gRPC it is triton-grpc-protocol-<name>.
 ADMIN_HEADER = "enginix-key"
 _KEY = re.compile(r"[A-Za-z0-9_.~-]{16,128}")
-TRITONSERVER = Program(
+TRITONSERVER = ProgramOptions(
     option="--triton-flag",
     name="tritonserver",
     of_version="tritonserver {}",
@@ -27,13 +27,13 @@ TRITONSERVER = Program(
 )
 
 
-def checked(given: Iterable[str], version: str) -> tuple[str, ...]:
+def check_triton_flags(given: Iterable[str], version: str) -> tuple[str, ...]:
     """``NAME=VALUE`` of a user, as tritonserver of that version takes them (:meth:`Program.checked`)."""
     pairs = TRITONSERVER.checked(given, version)
     return tuple(f"--{name}" if value is None else f"--{name}={value}" for name, value in pairs)
 
 
-def admin_key(path: Path | None) -> str:
+def read_admin_key(path: Path | None) -> str:
     """The key of restricted APIs: a file's content, else a random one that nobody is told.
 
     Raises:
@@ -54,9 +54,9 @@ def admin_key(path: Path | None) -> str:
     return key
 
 
-def closing(version: str, key: str) -> list[str]:
+def closing_options(version: str, key: str) -> list[str]:
     """Options that close what serving does not need: shared memory of clients, and control over models."""
-    apis = ",".join(table("triton_flags")["restricted"])
+    apis = ",".join(load_table("triton_flags")["restricted"])
     words = [
         f"--http-restricted-api={apis}:{ADMIN_HEADER}={key}",
         f"--grpc-restricted-protocol={apis}:{ADMIN_HEADER}={key}",

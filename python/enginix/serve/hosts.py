@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enginix.errors import EXIT_MACHINE, MachineError, UsageError
-from enginix.tables import table
+from enginix.tables import load_table
 
 # A name of DNS or Kubernetes, or an IPv4 address: nothing that an agent would take as an option.
 _HOST = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?):([1-9]\d{0,2})")
 _FILE = re.compile(r"(\S+)\s+slots\s*=\s*(\d+)")
-_SAID = re.compile(r"enginix: host (\S+): (.*)")
+_AGENT_LINE = re.compile(r"enginix: host (\S+): (.*)")
 _STARTED = "daemon started"
 # Open MPI 4.1, help-errmgr-base.txt.
 _LOST = re.compile(r"\s*Remote daemon: \[\[.*\] on node (\S+)")
@@ -93,27 +93,27 @@ class Agent:
         )
 
 
-def parse(text: str, where: str = "--hosts") -> tuple[Host, ...]:
+def parse_hosts(text: str, where: str = "--hosts") -> tuple[Host, ...]:
     """Hosts of ``a:8,b:8``, or with ``where`` a file's name of its lines ``a slots=8``.
 
     Raises:
         UsageError: not of that form, or a host twice.
     """
-    found = []
+    hosts = []
     for part in text.split(","):
         match = _HOST.fullmatch(part.strip())
         if match is None:
             raise UsageError(
                 f"{part.strip()!r} is not HOST:SLOTS", where=where, fix="for instance a:8,b:8: a rank a slot"
             )
-        found.append(Host(match[1], int(match[2])))
-    names = [host.name for host in found]
+        hosts.append(Host(match[1], int(match[2])))
+    names = [host.name for host in hosts]
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise UsageError(f"{twice[0]} is named twice", where=where, fix="name it once, with all its slots")
-    return tuple(found)
+    return tuple(hosts)
 
 
-def read(path: Path) -> tuple[Host, ...]:
+def read_hostfile(path: Path) -> tuple[Host, ...]:
     """Hosts of a file as Open MPI has it: a line ``a slots=8`` each; # begins a comment.
 
     Raises:
@@ -130,10 +130,10 @@ def read(path: Path) -> tuple[Host, ...]:
         parts.append(f"{match[1]}:{match[2]}")
     if not parts:
         raise UsageError("names no host", where=str(path), fix="a line HOST slots=N for each")
-    return parse(",".join(parts), str(path))
+    return parse_hosts(",".join(parts), str(path))
 
 
-def check(hosts: Sequence[Host], ranks: int, kind: str, in_image: bool, engine: Path | None) -> None:
+def check_hosts(hosts: Sequence[Host], ranks: int, kind: str, in_image: bool, engine: Path | None) -> None:
     """Whether an engine's ranks can be spread so.
 
     Args:
@@ -166,14 +166,14 @@ def check(hosts: Sequence[Host], ranks: int, kind: str, in_image: bool, engine: 
             fix="run enginix serve in containers of the runtime's image, one a machine (docs/kubernetes.md)",
         )
     first = hosts[0].name
-    here = socket.gethostname()
-    if first not in (here, here.split(".")[0]):
+    hostname = socket.gethostname()
+    if first not in (hostname, hostname.split(".")[0]):
         raise UsageError(
-            f"the first host is {first}, and this machine is {here}",
+            f"the first host is {first}, and this machine is {hostname}",
             where="--hosts",
             fix="rank 0 serves: name this machine first, or start it there",
         )
-    each = gpus_per_node(engine)
+    each = read_gpus_per_node(engine)
     for host in hosts:
         if host.slots != each:
             raise UsageError(
@@ -184,13 +184,13 @@ def check(hosts: Sequence[Host], ranks: int, kind: str, in_image: bool, engine: 
             )
 
 
-def check_alone(ranks: int, engine: Path | None) -> None:
+def check_single_host(ranks: int, engine: Path | None) -> None:
     """Whether the ranks of an engine of kind ``tensorrt`` can be on this machine alone.
 
     Raises:
         UsageError: two of them would be on one GPU.
     """
-    each = gpus_per_node(engine)
+    each = read_gpus_per_node(engine)
     if ranks > each:
         raise UsageError(
             f"an engine of {ranks} ranks for machines of {each} GPUs: rank {each} would be on rank 0's GPU",
@@ -199,14 +199,14 @@ def check_alone(ranks: int, engine: Path | None) -> None:
         )
 
 
-def gpus_per_node(engine: Path | None) -> int:
+def read_gpus_per_node(engine: Path | None) -> int:
     """By what TensorRT-LLM finds a rank's GPU on its machine; its default where nothing says it."""
-    default = int(table("formats")["defaults"]["gpusPerNode"]["value"])
+    default = int(load_table("formats")["defaults"]["gpusPerNode"]["value"])
     try:
-        found = json.loads(
+        config = json.loads(
             (engine or Path("/nonexistent")).joinpath("engine", "config.json").read_text("utf-8")
         )
-        each = found["pretrained_config"]["mapping"]["gpus_per_node"]
+        each = config["pretrained_config"]["mapping"]["gpus_per_node"]
     except (OSError, ValueError, KeyError, TypeError):
         return default
     return each if type(each) is int and each > 0 else default
@@ -234,7 +234,7 @@ def first_rank(hosts: Sequence[Host], name: str) -> int:
     return sum(host.slots for host in hosts[: [h.name for h in hosts].index(name)])
 
 
-def place(hosts: Sequence[Host], rank: int) -> str:
+def describe_rank(hosts: Sequence[Host], rank: int) -> str:
     """A rank as an error names it, with its host where there are several."""
     if len(hosts) < 2:
         return f"rank {rank}"
@@ -242,28 +242,32 @@ def place(hosts: Sequence[Host], rank: int) -> str:
     return f"rank {rank} on {names[rank]}" if rank < len(names) else f"rank {rank}"
 
 
-def whole(hosts: Sequence[Host], name: str) -> str:
+def describe_host(hosts: Sequence[Host], name: str) -> str:
     """A host as an error names it, with its ranks."""
     first = first_rank(hosts, name)
     last = first + next(h.slots for h in hosts if h.name == name) - 1
     return f"host {name}, rank {first}" + (f" to {last}" if last > first else "")
 
 
-def failed(hosts: Sequence[Host], lines: Sequence[str]) -> tuple[str, str] | None:
+def find_failed_host(hosts: Sequence[Host], lines: Sequence[str]) -> tuple[str, str] | None:
     """Where and what, of a host that an agent or mpirun says failed."""
     names = {host.name for host in hosts}
     for line in lines:
-        if (said := _SAID.fullmatch(line)) and said[1] in names and said[2] != _STARTED:
-            return whole(hosts, said[1]), said[2]
+        if (
+            (agent_line := _AGENT_LINE.fullmatch(line))
+            and agent_line[1] in names
+            and agent_line[2] != _STARTED
+        ):
+            return describe_host(hosts, agent_line[1]), agent_line[2]
     for line in lines:
         if (lost := _LOST.match(line)) and lost[1] in names:
-            return whole(hosts, lost[1]), "mpirun lost its connection to it"
+            return describe_host(hosts, lost[1]), "mpirun lost its connection to it"
     return None
 
 
-def stuck(hosts: Sequence[Host], lines: Iterable[str]) -> Host | None:
+def find_stuck_host(hosts: Sequence[Host], lines: Iterable[str]) -> Host | None:
     """The first host whose agent has not ended yet."""
-    begun = {said[1] for line in lines if (said := _SAID.fullmatch(line))}
+    begun = {agent_line[1] for line in lines if (agent_line := _AGENT_LINE.fullmatch(line))}
     return next((host for host in hosts[1:] if host.name not in begun), None)
 
 
@@ -288,26 +292,28 @@ def await_hosts(
     deadline = time.monotonic() + seconds
     for host in hosts[1:]:
         while True:
-            said = _try(agent, host.name, command, min(once, max(0.1, deadline - time.monotonic())))
-            lines = said.splitlines()
+            agent_output = _try_host(
+                agent, host.name, command, min(once, max(0.1, deadline - time.monotonic()))
+            )
+            lines = agent_output.splitlines()
             if "enginix reached" in lines:
                 break
             if time.monotonic() + PAUSE_SECONDS > deadline:
                 raise HostError(
                     f"not reached in {seconds:.0f} s by {agent.name}; it said: {(lines or ['nothing'])[-1]}",
-                    where=whole(hosts, host.name),
+                    where=describe_host(hosts, host.name),
                     fix=f"try: {shlex.join(agent.words(host.name, 'true'))}",
                 )
             time.sleep(PAUSE_SECONDS)
         if lacking := [line.removeprefix("lacks ") for line in lines if line.startswith("lacks ")]:
             raise HostError(
                 f"has no {lacking[0]}",
-                where=whole(hosts, host.name),
+                where=describe_host(hosts, host.name),
                 fix="every machine needs the same image, repository and engine under the same paths",
             )
 
 
-def _try(agent: Agent, host: str, command: str, seconds: float) -> str:
+def _try_host(agent: Agent, host: str, command: str, seconds: float) -> str:
     """What the agent printed; of a try that hangs, that it hung."""
     with subprocess.Popen(
         agent.words(host, command),

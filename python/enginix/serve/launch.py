@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import UsageError
-from enginix.runtime.driver import Driver
-from enginix.runtime.sandbox import Room, reading
+from enginix.machine.driver import Driver
+from enginix.runtime.sandbox import Sandbox, make_read_binds
 from enginix.runtime.table import Runtime
 from enginix.serve import flags, ranks
 from enginix.serve.hosts import Agent, Host
@@ -37,8 +37,8 @@ class Endpoints:
 
 
 @dataclass(frozen=True)
-class Inside:
-    """What a server inside a runtime's image needs besides (:class:`enginix.runtime.sandbox.Room`).
+class ImageLaunch:
+    """What a server inside a runtime's image needs besides (:class:`enginix.runtime.sandbox.Sandbox`).
 
     Attributes:
         reads: directories of the host that models name; seen under the same paths.
@@ -50,7 +50,7 @@ class Inside:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LaunchSpec:
     """Everything that a start needs.
 
     Attributes:
@@ -62,7 +62,7 @@ class Plan:
         ranks: processes of the server, one a GPU, started by mpirun when there are several.
         mpirun: the launcher of several ranks.
         inside: of a server in an image; ``None`` runs it as it is.
-        flags: options of tritonserver that a user added, checked (:func:`enginix.serve.flags.checked`).
+        flags: options of tritonserver that a user added, checked (:func:`enginix.serve.flags.check_triton_flags`).
         admin_key: opens the restricted APIs.
         environ: further variables that the server sees.
         hosts: the machines of its ranks, this one first; empty is this one alone.
@@ -78,9 +78,9 @@ class Plan:
     gpus: tuple[str, ...] = ()
     ranks: int = 1
     mpirun: str = "mpirun"
-    inside: Inside | None = None
+    inside: ImageLaunch | None = None
     flags: tuple[str, ...] = ()
-    admin_key: str = field(default_factory=lambda: flags.admin_key(None), repr=False)
+    admin_key: str = field(default_factory=lambda: flags.read_admin_key(None), repr=False)
     environ: Mapping[str, str] = field(default_factory=dict)
     hosts: tuple[Host, ...] = ()
     agent: Agent | None = None
@@ -93,10 +93,10 @@ class Plan:
             shm_prefix: of the names of shared-memory regions; one of its own for each server, so that
                 leftovers of a killed one are known.
         """
-        here = self.hosts[0].slots if self.hosts else self.ranks
+        local_ranks = self.hosts[0].slots if self.hosts else self.ranks
         commands = [
             # Another machine has no links; what its ranks load is no Python.
-            self._rank(rank, shm_prefix, repository if rank < here else self.repository)
+            self._rank(rank, shm_prefix, repository if rank < local_ranks else self.repository)
             for rank in range(self.ranks)
         ]
         if self.ranks == 1:
@@ -104,7 +104,7 @@ class Plan:
         state = repository.parent
         # HOME and TMPDIR are of this machine alone.
         exported = sorted(set(self.environment(state)) - {"HOME", "TMPDIR"})
-        return ranks.mpirun(self.mpirun, commands, self.hosts, str(state / AGENT), exported)
+        return ranks.build_mpirun_command(self.mpirun, commands, self.hosts, str(state / AGENT), exported)
 
     def _rank(self, rank: int, shm_prefix: str, repository: Path) -> list[str]:
         words = [
@@ -121,9 +121,9 @@ class Plan:
             ranks.shm_option(shm_prefix, rank),
             *self.flags,
         ]
-        return [*words, *(ranks.further(rank) if rank else self._serving())]
+        return [*words, *(ranks.further_rank_options(rank) if rank else self._endpoint_options())]
 
-    def _serving(self) -> list[str]:
+    def _endpoint_options(self) -> list[str]:
         e = self.endpoints
         words = [
             "--model-control-mode=none",
@@ -135,12 +135,12 @@ class Plan:
         ]
         words.append("--allow-grpc=false" if e.grpc is None else f"--grpc-port={e.grpc}")
         words.append("--allow-metrics=false" if e.metrics is None else f"--metrics-port={e.metrics}")
-        return words + flags.closing(self.server.version, self.admin_key)
+        return words + flags.closing_options(self.server.version, self.admin_key)
 
     def environment(self, state: Path) -> dict[str, str]:
         """The whole environment: nothing else is inherited but what names libraries, time zone and language.
 
-        Inside an image it is the image's (:class:`enginix.runtime.sandbox.Room`), and these are what is
+        Inside an image it is the image's (:class:`enginix.runtime.sandbox.Sandbox`), and these are what is
         added to it.
 
         Args:
@@ -168,16 +168,16 @@ class Plan:
             **named,
         }
 
-    def room(self, state: Path) -> Room | None:
+    def room(self, state: Path) -> Sandbox | None:
         """Where the server runs when it is inside an image."""
         if self.inside is None:
             return None
-        return Room(
+        return Sandbox(
             self.inside.runtime,
             self.server.rootfs,
             state,
             self.inside.driver,
-            binds=reading((self.repository, *self.inside.reads)),
+            binds=make_read_binds((self.repository, *self.inside.reads)),
             network=True,
             extra=self.environment(state),
         )
@@ -207,35 +207,37 @@ def unbatch_reference(models: Path) -> None:
         path = models / name / config.FILE
         if not path.is_file():
             continue
-        found = config.read(path)
+        model_config = config.read_pbtxt(path)
         # Parameters that NVIDIA's models do not have.
-        if found.max_batch_size and {"enginix_path", "max_tokens_limit"} <= set(found.parameters):
+        if model_config.max_batch_size and {"enginix_path", "max_tokens_limit"} <= set(
+            model_config.parameters
+        ):
             path.unlink()
-            path.write_text(config.render(config.unbatched(found)), "utf-8")
+            path.write_text(config.render_pbtxt(config.remove_batching(model_config)), "utf-8")
 
 
-def describe(plan: Plan) -> dict[str, Any]:
+def describe_launch(spec: LaunchSpec) -> dict[str, Any]:
     """The plan as ``--dry-run`` shows it."""
     state = Path("$STATE")
-    command = plan.command("enginix-$PREFIX-", plan.repository if len(plan.hosts) < 2 else state / "models")
-    environment = plan.environment(state)
-    if (room := plan.room(state)) is not None:
-        environment = room.environment()
+    command = spec.command("enginix-$PREFIX-", spec.repository if len(spec.hosts) < 2 else state / "models")
+    environment = spec.environment(state)
+    if (sandbox := spec.room(state)) is not None:
+        environment = sandbox.environment()
     return {
-        "command": [w.replace(plan.admin_key, "$KEY") for w in command],
-        "rootfs": str(plan.server.rootfs) if plan.server.rootfs else None,
-        "ranks": plan.ranks,
+        "command": [w.replace(spec.admin_key, "$KEY") for w in command],
+        "rootfs": str(spec.server.rootfs) if spec.server.rootfs else None,
+        "ranks": spec.ranks,
         "environment": environment,
         "endpoints": {
-            "http": plan.endpoints.http,
-            "grpc": plan.endpoints.grpc,
-            "metrics": plan.endpoints.metrics,
-            "host": plan.endpoints.host,
+            "http": spec.endpoints.http,
+            "grpc": spec.endpoints.grpc,
+            "metrics": spec.endpoints.metrics,
+            "host": spec.endpoints.host,
         },
     }
 
 
-def as_text(described: dict[str, Any]) -> str:
+def format_launch(described: dict[str, Any]) -> str:
     """Environment and command as a shell would take them."""
     lines = [f"{k}={json.dumps(v)}" for k, v in sorted(described["environment"].items())]
     return " \\\n  ".join([*lines, *described["command"]])
@@ -271,7 +273,7 @@ def check_environ(given: Iterable[str]) -> dict[str, str]:
     Raises:
         UsageError: not of that form, or a variable that enginix sets.
     """
-    found = {}
+    variables = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
@@ -282,8 +284,8 @@ def check_environ(given: Iterable[str]) -> dict[str, str]:
                 where="--env",
                 fix="--gpus names the GPUs; the runtime brings the rest",
             )
-        found[name] = value
-    return found
+        variables[name] = value
+    return variables
 
 
 def check_exit_timeout(seconds: int) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from enginix.errors import UsageError
-from enginix.tables import table
+from enginix.tables import load_table
 
 _SPELLED = {
     "bool": ("true|false", "true or false"),
@@ -20,7 +20,7 @@ _SPELLED = {
 
 
 @dataclass(frozen=True)
-class Program:
+class ProgramOptions:
     """Whose options they are, and what errors call it.
 
     Attributes:
@@ -40,8 +40,8 @@ class Program:
 
     def has(self, name: str, version: str) -> bool:
         """Whether the program of that version knows the option."""
-        row = table(self.table)[self.rows].get(name)
-        return row is not None and _numbers(version) >= _numbers(row.get("since", "0"))
+        row = load_table(self.table)[self.rows].get(name)
+        return row is not None and _version_numbers(version) >= _version_numbers(row.get("since", "0"))
 
     def checked(self, given: Iterable[str], version: str) -> list[tuple[str, str | None]]:
         """``NAME=VALUE`` of a user as names and values, those of one name together; a switch has no value.
@@ -53,8 +53,8 @@ class Program:
             UsageError: unknown (with the nearest name), of a later version, enginix's own, not to be set, of
                 another type, or given twice where it may be given once.
         """
-        rows = table(self.table)[self.rows]
-        found: dict[str, list[tuple[str, str | None]]] = {}
+        rows = load_table(self.table)[self.rows]
+        accepted: dict[str, list[tuple[str, str | None]]] = {}
         for text in given:
             name, equals, value = text.removeprefix("--").partition("=")
             where = f"{self.option} {name}"
@@ -75,19 +75,19 @@ class Program:
                     where=where,
                     fix="leave it out, or take a later runtime",
                 )
-            if (why := self._misspelled(row, equals, value)) is not None:
+            if (why := self._find_misspelling(row, equals, value)) is not None:
                 raise UsageError(why, where=where)
-            if name in found and not row.get("repeatable"):
+            if name in accepted and not row.get("repeatable"):
                 raise UsageError("given twice", where=where)
-            found.setdefault(name, []).append((name, value if equals else None))
-        return [pair for pairs in found.values() for pair in pairs]
+            accepted.setdefault(name, []).append((name, value if equals else None))
+        return [pair for pairs in accepted.values() for pair in pairs]
 
-    def _misspelled(self, row: Mapping[str, Any], equals: str, value: str) -> str | None:
+    def _find_misspelling(self, row: Mapping[str, Any], equals: str, value: str) -> str | None:
         if row["type"] == "switch":
             return "it has no value" if equals else None
         pattern, expected = _SPELLED[row["type"]]
         return None if re.fullmatch(pattern, value) else f"{value!r} is not {expected}"
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r"\d+", version)[:3])

@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from enginix import manifest
-from enginix.console import human_bytes
-from enginix.engine.check import require, require_versions
-from enginix.engine.target import Machine, probe
+from enginix.compatibility.check import require_runnable, require_versions
+from enginix.console import format_bytes
 from enginix.errors import MachineError, ManifestError
+from enginix.kinds.llmapi import triton_model
+from enginix.kinds.triton_repository.validate import PATHS, validate_repository
+from enginix.machine.driver import Driver
+from enginix.machine.target import Machine, probe_machine
 from enginix.manifest import Manifest
 from enginix.runtime import table as runtimes
-from enginix.runtime.driver import Driver
-from enginix.runtime.image import versions
-from enginix.serve.tritonserver import TritonServer, refusal
-from enginix.tables import table
-from enginix.triton import contract, llmapi
-from enginix.triton.validate import PATHS, validate
+from enginix.runtime.image import read_image_versions
+from enginix.serve.tritonserver import TritonServer, find_refusal
+from enginix.tables import load_table
+from enginix.triton import contract
 
 SHM = Path("/dev/shm")
 # Triton's Python backend takes 1 MiB for each instance at start and grows by as much (its README,
@@ -32,7 +33,7 @@ SHM_PER_INSTANCE = 2 << 20
 
 
 @dataclass(frozen=True)
-class Repository:
+class ServedRepository:
     """A repository that this server can run.
 
     Attributes:
@@ -50,69 +51,73 @@ class Repository:
     engine: Path | None = None
 
 
-def check_repository(directory: Path, server: TritonServer) -> Repository:
+def check_repository(directory: Path, server: TritonServer) -> ServedRepository:
     """Reads and validates a repository, and compares its engine with the server's runtime.
 
     Raises:
         ManifestError: not a repository of enginix, or an engine of another runtime; both are named.
-        RepositoryError: see :func:`enginix.triton.validate.validate`.
+        RepositoryError: see :func:`enginix.kinds.triton_repository.validate.validate_repository`.
     """
     directory = Path(os.path.abspath(directory))
-    found = manifest.read(directory, "triton-repository")
-    if (why := refusal(found, server)) is not None:
+    repository_manifest = manifest.read_manifest(directory, "triton-repository")
+    if (why := find_refusal(repository_manifest, server)) is not None:
         raise ManifestError(
             why,
             where=str(directory),
             fix=f"pass another --tritonserver than {server.directory}, or another engine",
         )
-    known: Mapping[str, contract.Model] | None = None
-    chat = found.options.get("chat", False) is True
-    if found.kind == "reference":
-        known = contract.reference()
-    elif found.kind == "llmapi":
-        known = contract.llmapi(chat=chat)
-    elif found.kind == "tensorrt":
-        options = found.options
-        known = contract.tensorrt(
+    known: Mapping[str, contract.ModelContract] | None = None
+    chat = repository_manifest.options.get("chat", False) is True
+    if repository_manifest.kind == "reference":
+        known = contract.load_reference_contract()
+    elif repository_manifest.kind == "llmapi":
+        known = contract.load_llmapi_contract(chat=chat)
+    elif repository_manifest.kind == "tensorrt":
+        options = repository_manifest.options
+        known = contract.build_tensorrt_contract(
             {
                 name: str(options.get(name))
-                for name in table("triton_contract")["datatypes"]
+                for name in load_table("triton_contract")["datatypes"]
                 if name in options
             },
             chat=chat,
         )
-    configs = validate(directory, known=known)
+    configs = validate_repository(directory, known=known)
     instances = sum(
         group.count
         for config in configs.values()
         if config.backend == "python"
         for group in config.instance_group
     )
-    reads = tuple(sorted(set(_named(directory, configs))))
+    reads = tuple(sorted(set(_named_paths(directory, configs))))
     # tensorrt_llm's tokenizer lies in the engine, of both kinds that need a GPU.
     tokenizers = [p for p in reads if p.name == "tokenizer"]
-    engine = tokenizers[0].parent if tokenizers and found.kind in ("tensorrt", "llmapi") else None
-    return Repository(directory, found, instances, _ranks(found), reads, engine)
+    engine = (
+        tokenizers[0].parent if tokenizers and repository_manifest.kind in ("tensorrt", "llmapi") else None
+    )
+    return ServedRepository(
+        directory, repository_manifest, instances, _count_ranks(repository_manifest), reads, engine
+    )
 
 
-def _named(directory: Path, configs: Mapping[str, Any]) -> Iterator[Path]:
+def _named_paths(directory: Path, configs: Mapping[str, Any]) -> Iterator[Path]:
     for config in configs.values():
         for key in PATHS:
             if key in config.parameters:
                 yield Path(config.parameters[key].string_value)
-    for path in directory.glob(f"*/1/{llmapi.MODEL_YAML}"):
+    for path in directory.glob(f"*/1/{triton_model.MODEL_YAML}"):
         described = json.loads(path.read_text("utf-8"))
         yield from (Path(described[key]) for key in ("model", "tokenizer") if key in described)
 
 
-def _ranks(found: Manifest) -> int:
+def _count_ranks(repository_manifest: Manifest) -> int:
     """The C++ backend has a process a GPU; the LLM class starts its own."""
-    count = found.target.get("count", 1)
+    count = repository_manifest.target.get("count", 1)
     ranks = count if type(count) is int and count > 0 else 1
-    return ranks if found.kind == "tensorrt" else 1
+    return ranks if repository_manifest.kind == "tensorrt" else 1
 
 
-def check_backend(repository: Repository, server: TritonServer) -> None:
+def check_backend(repository: ServedRepository, server: TritonServer) -> None:
     """An engine of kind ``tensorrt`` needs its C++ backend in the installation, and the TensorRT-LLM that it
     was built with: in the image, or on this machine where it is one.
 
@@ -121,7 +126,7 @@ def check_backend(repository: Repository, server: TritonServer) -> None:
         Mismatch: another version, whatever the installation calls itself.
     """
     if repository.manifest.kind != "reference":
-        live = versions(server.rootfs or Path("/"), runtimes.find(server.runtime))
+        live = read_image_versions(server.rootfs or Path("/"), runtimes.find_runtime(server.runtime))
         require_versions(repository.manifest, repository.directory, live)
     if repository.manifest.kind != "tensorrt":
         return
@@ -159,7 +164,7 @@ def find_mpirun(server: TritonServer, environment: Mapping[str, str]) -> str:
 
 
 def check_gpus(
-    repository: Repository, driver: Driver, gpus: Sequence[str], here: int | None = None
+    repository: ServedRepository, driver: Driver, gpus: Sequence[str], local_ranks: int | None = None
 ) -> list[str]:
     """An engine's GPUs: there, of its kind, with memory for its weights; notes what differs and does no harm.
 
@@ -175,7 +180,7 @@ def check_gpus(
         return []
     machine: Machine | None
     try:
-        machine = probe(driver)
+        machine = probe_machine(driver)
     except MachineError:
         machine = None
     if machine is not None and gpus:
@@ -187,19 +192,19 @@ def check_gpus(
         chosen = tuple(by_name[n] for n in gpus if n in by_name)
         # A slice of a GPU is not told from its whole here; TensorRT-LLM has the last word on it.
         machine = replace(machine, gpus=chosen) if len(chosen) == len(gpus) else machine
-    count = repository.manifest.target.get("count", 1) if here is None else here
+    count = repository.manifest.target.get("count", 1) if local_ranks is None else local_ranks
     if gpus and type(count) is int and len(gpus) != count:
         raise MachineError(
             f"{len(gpus)} GPUs for an engine of {count} ranks",
             where="--gpus",
             fix=f"name {count}, one a rank",
         )
-    verdict = require(repository.engine, machine, count=here)
+    verdict = require_runnable(repository.engine, machine, count=local_ranks)
     if machine is not None:
-        for gpu, needed in zip(machine.gpus, _weights(repository.engine), strict=False):
+        for gpu, needed in zip(machine.gpus, _rank_weights(repository.engine), strict=False):
             if gpu.free < needed:
                 raise MachineError(
-                    f"{human_bytes(gpu.free)} of GPU memory free, {human_bytes(needed)} needed for the "
+                    f"{format_bytes(gpu.free)} of GPU memory free, {format_bytes(needed)} needed for the "
                     f"weights alone",
                     where=f"GPU {gpu.index}",
                     fix="end what uses it (nvidia-smi), or name another with --gpus",
@@ -207,7 +212,7 @@ def check_gpus(
     return [f"{d.field}: built for {d.built}, here {d.live}: {d.do}" for d in verdict.differences]
 
 
-def _weights(engine: Path) -> list[int]:
+def _rank_weights(engine: Path) -> list[int]:
     """Bytes of weights of each rank."""
     plans = sorted(
         (engine / "engine").glob("rank*.engine"), key=lambda p: int(re.sub(r"\D", "", p.name) or 0)
@@ -229,9 +234,9 @@ def check_open_files(least: int = 1024) -> None:
             where="RLIMIT_NOFILE",
             fix="ulimit -n, LimitNOFILE= of a unit, docker run --ulimit nofile",
         )
-    wanted = 65536 if hard == unlimited else min(hard, 65536)
-    if soft != unlimited and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    new_limit = 65536 if hard == unlimited else min(hard, 65536)
+    if soft != unlimited and soft < new_limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (new_limit, hard))
 
 
 def check_shared_memory(instances: int, directory: Path = SHM) -> None:
@@ -246,7 +251,7 @@ def check_shared_memory(instances: int, directory: Path = SHM) -> None:
     free, needed = status.f_bavail * status.f_frsize, instances * SHM_PER_INSTANCE
     if free < needed:
         raise MachineError(
-            f"{human_bytes(free)} free, {human_bytes(needed)} needed for {instances} Python model instances",
+            f"{format_bytes(free)} free, {format_bytes(needed)} needed for {instances} Python model instances",
             where=str(directory),
             fix="enlarge it (docker run --shm-size), or remove leftovers",
         )

@@ -23,7 +23,7 @@ from typing import Any
 from enginix import process
 from enginix.errors import MachineError, UsageError
 from enginix.files import new_directory, sha256_file
-from enginix.tables import table
+from enginix.tables import load_table
 
 STUB = "triton_python_backend_stub"
 PACKAGE = Path("pytriton", "tritonserver")
@@ -41,7 +41,7 @@ def python_version() -> str:
 
 def wheel_row() -> dict[str, Any]:
     """Return the pinned wheel: file, sha256, platform, Python versions."""
-    row: dict[str, Any] = table("tritonserver_wheel")
+    row: dict[str, Any] = load_table("tritonserver_wheel")
     return row
 
 
@@ -66,7 +66,7 @@ def check_machine() -> None:
             fix=f"install enginix into a Python {row['pythons'][-2]} and run it from there",
         )
     library, version = platform.libc_ver()
-    if library != "glibc" or _numbers(version) < _numbers(row["glibc"]):
+    if library != "glibc" or _release_numbers(version) < _release_numbers(row["glibc"]):
         raise MachineError(
             f"{wheel} needs glibc {row['glibc']} or later, this machine has {library or 'another C library'} "
             f"{version}".rstrip(),
@@ -74,20 +74,22 @@ def check_machine() -> None:
         )
 
 
-def download(directory: Path) -> Path:
+def download_wheel(directory: Path) -> Path:
     """Fetch the pinned wheel into ``directory`` by this Python's pip.
 
     Raises:
         MachineError: no pip, or pip does not find or get it.
     """
     row = wheel_row()
-    asked = f"{row['project']}=={row['version']}"
+    pinned_release = f"{row['project']}=={row['version']}"
     by_hand = f"get {row['file']} from a Python package index elsewhere, and pass it as --wheel FILE"
     if find_spec("pip") is None:
-        raise MachineError(f"this Python has no pip to fetch {asked} with", where=sys.executable, fix=by_hand)
+        raise MachineError(
+            f"this Python has no pip to fetch {pinned_release} with", where=sys.executable, fix=by_hand
+        )
     requirements = directory / "requirements.txt"
-    requirements.write_text(f"{asked} --hash=sha256:{row['sha256']}\n")
-    done = process.run(
+    requirements.write_text(f"{pinned_release} --hash=sha256:{row['sha256']}\n")
+    done = process.run_program(
         [
             *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
             *("--no-deps", "--only-binary", ":all:", "--require-hashes"),
@@ -98,12 +100,16 @@ def download(directory: Path) -> Path:
     )
     wheel = directory / str(row["file"])
     if done.returncode != 0 or not wheel.is_file():
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no reason given"]
-        raise MachineError(f"pip does not get {asked}: {_without_credentials(said[-1])}", fix=by_hand)
+        error_lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
+            "no reason given"
+        ]
+        raise MachineError(
+            f"pip does not get {pinned_release}: {_strip_credentials(error_lines[-1])}", fix=by_hand
+        )
     return wheel
 
 
-def install(wheel: Path, out: Path) -> None:
+def install_wheel(wheel: Path, out: Path) -> None:
     """Unpack the wheel into ``out`` for this Python: bin, backends, caches, as Triton expects them.
 
     Raises:
@@ -121,7 +127,7 @@ def install(wheel: Path, out: Path) -> None:
         )
     with new_directory(out) as partial:
         site = partial / "lib" / "site-packages"
-        _unpack(wheel, site)
+        _unpack_wheel(wheel, site)
         server = site / PACKAGE
         stubs = server / "python_backend_stubs"
         os.replace(stubs / python_version() / STUB, server / "backends" / "python" / STUB)
@@ -135,7 +141,7 @@ def install(wheel: Path, out: Path) -> None:
         _check_libraries(partial)
 
 
-def _unpack(wheel: Path, site: Path) -> None:
+def _unpack_wheel(wheel: Path, site: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.infolist():
             # Licences and metadata, the server and its libraries; nothing of pytriton's own Python.
@@ -160,7 +166,7 @@ def _check_libraries(directory: Path) -> None:
     missing: set[str] = set()
     for program in (Path("bin", "tritonserver"), Path("backends", "python", STUB)):
         # By its real place: from there the programs find their libraries.
-        done = process.run([ldd, (directory / program).resolve()], check=False)
+        done = process.run_program([ldd, (directory / program).resolve()], check=False)
         missing |= set(re.findall(r"^\s*(\S+) => not found", done.stdout, re.M))
     if missing:
         names = " ".join(sorted(missing))
@@ -171,15 +177,15 @@ def _check_libraries(directory: Path) -> None:
         raise MachineError(f"tritonserver is linked against {names}, which this machine lacks", fix=fix)
 
 
-def record(directory: Path) -> Path:
+def record_tritonserver(directory: Path) -> Path:
     """Remember ``directory`` as this user's tritonserver for this Python; returns the link that says so."""
-    link = recorded()
+    link = recorded_link()
     try:
         link.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=".link-", dir=link.parent)) / "link"
-        beside.symlink_to(os.path.abspath(directory))
-        os.replace(beside, link)
-        beside.parent.rmdir()
+        temporary_link = Path(tempfile.mkdtemp(prefix=".link-", dir=link.parent)) / "link"
+        temporary_link.symlink_to(os.path.abspath(directory))
+        os.replace(temporary_link, link)
+        temporary_link.parent.rmdir()
     except OSError as e:
         raise MachineError(
             f"cannot write: {e.strerror}", where=str(link), fix=f"export ENGINIX_TRITONSERVER={directory}"
@@ -187,7 +193,7 @@ def record(directory: Path) -> Path:
     return link
 
 
-def recorded() -> Path:
+def recorded_link() -> Path:
     """Return the link to the tritonserver that ``enginix tritonserver`` made last for this Python."""
     base = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
     return Path(base) / "enginix" / f"tritonserver-python{python_version()}"
@@ -195,7 +201,7 @@ def recorded() -> Path:
 
 def find_recorded() -> Path | None:
     """Return the directory that :func:`record` remembered, if it is still there."""
-    link = recorded()
+    link = recorded_link()
     return link.resolve() if (link / "bin" / "tritonserver").is_file() else None
 
 
@@ -238,9 +244,9 @@ def find_installed() -> Path | None:
     return layout
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _release_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r"\d+", version)[:2])
 
 
-def _without_credentials(line: str) -> str:
+def _strip_credentials(line: str) -> str:
     return re.sub(r"://[^/\s@]+@", "://", line)

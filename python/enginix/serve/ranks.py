@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from enginix.runtime.child import descendants
+from enginix.runtime.child import list_descendants
 from enginix.serve.hosts import Host
 from enginix.triton.contract import EXECUTOR
 
@@ -31,7 +31,7 @@ def shm_option(prefix: str, rank: int) -> str:
     return f"{_SHM}{prefix}r{rank}-"
 
 
-def further(rank: int) -> list[str]:
+def further_rank_options(rank: int) -> list[str]:
     """What a rank above 0 has in place of endpoints."""
     return [
         "--model-control-mode=explicit",
@@ -42,7 +42,7 @@ def further(rank: int) -> list[str]:
     ]
 
 
-def mpirun(
+def build_mpirun_command(
     program: str,
     commands: Sequence[Sequence[str]],
     hosts: Sequence[Host] = (),
@@ -77,26 +77,26 @@ def mpirun(
     return words
 
 
-def tagged(line: str) -> tuple[int | None, str]:
+def split_tagged_line(line: str) -> tuple[int | None, str]:
     """Rank and text of a line of mpirun's output; no rank where mpirun itself speaks."""
-    found = _TAGGED.fullmatch(line)
-    return (int(found[1]), found[2]) if found else (None, line)
+    match = _TAGGED.fullmatch(line)
+    return (int(match[1]), match[2]) if match else (None, line)
 
 
-def ended(lines: Sequence[str]) -> int | None:
+def find_ended_rank(lines: Sequence[str]) -> int | None:
     """The rank that mpirun says ended the job."""
     for line in lines:
         for pattern in _ENDED:
-            if found := pattern.search(line):
-                return int(found[1])
+            if match := pattern.search(line):
+                return int(match[1])
     return None
 
 
-def running(root: int, prefix: str) -> dict[int, int]:
+def find_running_ranks(root: int, prefix: str) -> dict[int, int]:
     """Rank → process, of the servers among a process and those below it."""
-    found: dict[int, int] = {}
+    processes: dict[int, int] = {}
     option = re.compile(re.escape(_SHM + prefix) + r"r(\d+)-")
-    for pid in (root, *descendants(root)):
+    for pid in (root, *list_descendants(root)):
         with contextlib.suppress(OSError):
             words = Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace").split("\0")
             if Path(words[0]).name in ("bwrap", "mpirun"):
@@ -104,10 +104,10 @@ def running(root: int, prefix: str) -> dict[int, int]:
             ranks = [int(m[1]) for word in words if (m := option.fullmatch(word))]
             # mpirun's own command line, by whatever program runs it, names all of them.
             if len(ranks) == 1:
-                found.setdefault(ranks[0], pid)
-    return found
+                processes.setdefault(ranks[0], pid)
+    return processes
 
 
-def silent(heard: Mapping[int, float], count: int) -> int:
+def find_silent_rank(heard: Mapping[int, float], count: int) -> int:
     """The rank that has said nothing for the longest; one that never spoke before all others."""
     return min(range(count), key=lambda rank: heard.get(rank, 0.0))

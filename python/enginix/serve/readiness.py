@@ -9,32 +9,32 @@ from typing import Any
 from enginix.console import Heartbeat
 from enginix.errors import GateError, MachineError
 from enginix.manifest import Manifest
-from enginix.serve.client import Client
-from enginix.serve.supervisor import StartError, Supervised
+from enginix.serve.client import TritonClient
+from enginix.serve.supervisor import StartError, SupervisedServer
 from enginix.triton.contract import ENSEMBLE, EXECUTOR, EXECUTOR_KEY
 
 
 @dataclass(frozen=True)
-class Golden:
+class GoldenAnswer:
     """A prefix and what the engine continues it with, greedily; recorded when the engine was built."""
 
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
 
 
-def golden(repository: Manifest) -> Golden | None:
+def read_golden(repository: Manifest) -> GoldenAnswer | None:
     """``results.golden`` (``promptTokens`` and ``tokens``) of a manifest, if it has one."""
-    found = repository.results.get("golden")
-    if not isinstance(found, dict):
+    recorded = repository.results.get("golden")
+    if not isinstance(recorded, dict):
         return None
-    prompt, tokens = found.get("promptTokens"), found.get("tokens")
-    if not (_ids(prompt) and _ids(tokens)):
+    prompt, tokens = recorded.get("promptTokens"), recorded.get("tokens")
+    if not (_is_token_list(prompt) and _is_token_list(tokens)):
         return None
     assert isinstance(prompt, list) and isinstance(tokens, list)
-    return Golden(tuple(prompt), tuple(tokens))
+    return GoldenAnswer(tuple(prompt), tuple(tokens))
 
 
-def _ids(value: Any) -> bool:
+def _is_token_list(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(v) is int and v >= 0 for v in value)
 
 
@@ -47,9 +47,9 @@ PROBES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def await_ready(
-    server: Supervised,
-    client: Client,
-    expected: Golden | None,
+    server: SupervisedServer,
+    client: TritonClient,
+    expected: GoldenAnswer | None,
     timeout: float,
     kind: str = "reference",
 ) -> float:
@@ -86,7 +86,7 @@ def await_ready(
     return time.monotonic() - start
 
 
-def _check_golden(client: Client, expected: Golden, key: str) -> None:
+def _check_golden(client: TritonClient, expected: GoldenAnswer, key: str) -> None:
     answer = client.generate(
         EXECUTOR,
         {
@@ -99,11 +99,11 @@ def _check_golden(client: Client, expected: Golden, key: str) -> None:
             EXECUTOR_KEY: key,
         },
     )
-    found = answer.get("output_ids")
-    found = found if isinstance(found, list) else [found]
-    if tuple(found) != expected.tokens:
+    output_ids = answer.get("output_ids")
+    output_ids = output_ids if isinstance(output_ids, list) else [output_ids]
+    if tuple(output_ids) != expected.tokens:
         raise GateError(
-            f"the golden prefix continues with {found}, expected {list(expected.tokens)}",
+            f"the golden prefix continues with {output_ids}, expected {list(expected.tokens)}",
             where=EXECUTOR,
             fix="it does not compute what the engine computed when it was built; build the engine again",
         )

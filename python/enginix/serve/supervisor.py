@@ -19,9 +19,9 @@ from pathlib import Path
 from types import TracebackType
 
 from enginix.errors import EXIT_MACHINE, EnginixError, MachineError
-from enginix.runtime.child import Child, descendants, started
+from enginix.runtime.child import Child, list_descendants, read_start_time
 from enginix.serve import hosts, ranks
-from enginix.serve.launch import AGENT, Plan, link_repository, unbatch_reference
+from enginix.serve.launch import AGENT, LaunchSpec, link_repository, unbatch_reference
 from enginix.serve.tritonserver import STUB
 from enginix.triton.contract import ENSEMBLE, EXECUTOR_KEY
 
@@ -43,7 +43,7 @@ class StartError(MachineError):
     kind = "start"
 
 
-class Supervised:
+class SupervisedServer:
     """A running tritonserver; a context manager that always ends it.
 
     Args:
@@ -51,8 +51,8 @@ class Supervised:
         show: gets every line that the server prints.
     """
 
-    def __init__(self, plan: Plan, show: Callable[[str], None]) -> None:
-        self.plan = plan
+    def __init__(self, spec: LaunchSpec, show: Callable[[str], None]) -> None:
+        self.plan = spec
         self._show = show
         self._lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
         self._heard: dict[int, float] = {}
@@ -67,32 +67,32 @@ class Supervised:
             shutil.rmtree(self._state, ignore_errors=True)
             if isinstance(e, EnginixError):
                 raise
-            raise StartError(f"cannot start: {e.strerror}", where=str(plan.server.program)) from e
+            raise StartError(f"cannot start: {e.strerror}", where=str(spec.server.program)) from e
         self._ranks: dict[int, int] = {}
         # Nobody is left who could answer what is under way.
-        self._mute = False
+        self._cannot_answer = False
         self._reader = threading.Thread(target=self._read, name="enginix-log", daemon=True)
         self._reader.start()
 
     def _started(self) -> subprocess.Popen[bytes]:
-        plan = self.plan
-        models = link_repository(plan.repository, self._state / "models")
+        spec = self.plan
+        models = link_repository(spec.repository, self._state / "models")
         unbatch_reference(models)
         # Opens the executor of kind reference, which is otherwise the ensemble's alone.
         key = os.open(self._state / EXECUTOR_KEY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(key, "w", encoding="ascii") as f:
             f.write(self.executor_key)
-        if plan.agent is not None:
-            (self._state / AGENT).write_text(plan.agent.script(), "utf-8")
+        if spec.agent is not None:
+            (self._state / AGENT).write_text(spec.agent.script(), "utf-8")
             (self._state / AGENT).chmod(0o700)
-        room = plan.room(self._state)
-        if room is not None:
-            room.prepare()
-            self._child = Child(room, plan.command(self._prefix, room.inside / "models"), capture=True)
+        sandbox = spec.room(self._state)
+        if sandbox is not None:
+            sandbox.prepare()
+            self._child = Child(sandbox, spec.command(self._prefix, sandbox.inside / "models"), capture=True)
             return self._child.process
         return subprocess.Popen(
-            plan.command(self._prefix, models),
-            env=plan.environment(self._state),
+            spec.command(self._prefix, models),
+            env=spec.environment(self._state),
             cwd=self._state,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -102,7 +102,7 @@ class Supervised:
             preexec_fn=_end_with(os.getpid()),
         )
 
-    def __enter__(self) -> Supervised:
+    def __enter__(self) -> SupervisedServer:
         return self
 
     def __exit__(
@@ -118,13 +118,13 @@ class Supervised:
         """
         if (status := self.process.poll()) is not None:
             self._reader.join(5)
-            raise explain(list(self._lines), status, self.plan.hosts)
+            raise explain_exit(list(self._lines), status, self.plan.hosts)
         self._check_ranks()
 
     def _check_ranks(self) -> None:
         if self.plan.ranks == 1:
             return
-        now = ranks.running(self.process.pid, self._prefix)
+        now = ranks.find_running_ranks(self.process.pid, self._prefix)
         # mpirun ends the others, and then itself, with more to say; that is waited for.
         if (gone := sorted(set(self._ranks) - set(now))) and self._still_running(5):
             raise self._silent(gone[0], f"its process (of id {self._ranks[gone[0]]}) ended")
@@ -136,21 +136,25 @@ class Supervised:
         except subprocess.TimeoutExpired:
             return True
         self._reader.join(5)
-        raise explain(list(self._lines), self.process.returncode, self.plan.hosts)
+        raise explain_exit(list(self._lines), self.process.returncode, self.plan.hosts)
 
     def not_ready(self, seconds: float) -> StartError:
         """The error of a start that takes too long; of several ranks it names the one that is silent."""
         what = f"not ready after {seconds:.0f} s"
-        plan = self.plan
+        spec = self.plan
         # mpirun starts no rank before all its daemons are there.
-        if plan.agent is not None and not self._heard and (host := hosts.stuck(plan.hosts, self._lines)):
+        if (
+            spec.agent is not None
+            and not self._heard
+            and (host := hosts.find_stuck_host(spec.hosts, self._lines))
+        ):
             return StartError(
-                f"{what}; {plan.agent.name} has not started mpirun's daemon there",
-                where=hosts.whole(plan.hosts, host.name),
+                f"{what}; {spec.agent.name} has not started mpirun's daemon there",
+                where=hosts.describe_host(spec.hosts, host.name),
                 fix=f"its last lines:\n    {chr(10).join(self.last_lines()) or 'nothing'}",
             )
         if self.plan.ranks > 1:
-            rank = ranks.silent(self._heard, self.plan.ranks)
+            rank = ranks.find_silent_rank(self._heard, self.plan.ranks)
             since = time.monotonic() - self._heard[rank] if rank in self._heard else seconds
             return self._silent(rank, f"{what}; silent for {since:.0f} s")
         lines = "\n    ".join(self.last_lines())
@@ -158,13 +162,13 @@ class Supervised:
 
     def _silent(self, rank: int, what: str) -> StartError:
         others = "".join(
-            f"\n    {hosts.place(self.plan.hosts, n)}: {self._said.get(n, 'nothing')}"
+            f"\n    {hosts.describe_rank(self.plan.hosts, n)}: {self._said.get(n, 'nothing')}"
             for n in range(self.plan.ranks)
             if n != rank
         )
         return StartError(
             f"{what}; its last line: {self._said.get(rank, 'none, it never said anything')}",
-            where=hosts.place(self.plan.hosts, rank),
+            where=hosts.describe_rank(self.plan.hosts, rank),
             fix=f"look at that rank's GPU and at links between GPUs; the others' last lines:{others}",
         )
 
@@ -185,7 +189,7 @@ class Supervised:
                 # The server itself may be ending: then its status says more.
                 if (gone := sorted(set(models) - set(running))) and self.process.poll() is None:
                     # Of kind reference; elsewhere it is Triton's own.
-                    self._mute = ENSEMBLE in models.values() and ENSEMBLE not in running.values()
+                    self._cannot_answer = ENSEMBLE in models.values() and ENSEMBLE not in running.values()
                     raise StartError(
                         f"its process (of id {gone[0]}) ended",
                         where=models[gone[0]],
@@ -197,14 +201,14 @@ class Supervised:
 
     def _models(self) -> dict[int, str]:
         """Processes of Python models, with the models' names."""
-        found = {}
-        for pid in descendants(self.process.pid):
+        models = {}
+        for pid in list_descendants(self.process.pid):
             with contextlib.suppress(OSError, IndexError):
                 # A process that has ended and was not waited for has no command line.
                 words = Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace").split("\0")
                 if words[0].endswith(STUB):
-                    found[pid] = Path(words[1]).parents[1].name
-        return found
+                    models[pid] = Path(words[1]).parents[1].name
+        return models
 
     def forget_start(self) -> None:
         """Forgets what the server printed so far: a line of the start is no reason of a later end."""
@@ -221,7 +225,7 @@ class Supervised:
             The exit status; 0 when every accepted request was answered.
         """
         try:
-            if self.process.poll() is None and not self._mute:
+            if self.process.poll() is None and not self._cannot_answer:
                 self._terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(self.plan.exit_timeout + 10)
@@ -235,7 +239,7 @@ class Supervised:
         Of several ranks it goes to the one that serves: mpirun would give all of them a second, and then
         kill them; the others end when rank 0 does. bubblewrap would take the server along.
         """
-        servers = ranks.running(self.process.pid, self._prefix)
+        servers = ranks.find_running_ranks(self.process.pid, self._prefix)
         if 0 in servers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(servers[0], signal.SIGTERM)
@@ -251,11 +255,11 @@ class Supervised:
             self._child.kill()
             return
         # mpirun's agents for other machines have groups of their own.
-        below = descendants(self.process.pid) if self.plan.agent is not None else {}
+        below = list_descendants(self.process.pid) if self.plan.agent is not None else {}
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         for pid, begun in below.items():
-            if started(pid) == begun:
+            if read_start_time(pid) == begun:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
 
@@ -287,7 +291,7 @@ class Supervised:
             for raw in stream:
                 line = raw.decode("utf-8", "replace").rstrip("\n")
                 if self.plan.ranks > 1:
-                    rank, text = ranks.tagged(line)
+                    rank, text = ranks.split_tagged_line(line)
                     if rank is not None:
                         self._heard[rank], self._said[rank] = time.monotonic(), text
                         line = f"rank {rank}: {text}"
@@ -296,54 +300,54 @@ class Supervised:
                     self._show(line)
 
 
-def explain(lines: list[str], status: int, machines: Sequence[hosts.Host] = ()) -> StartError:
+def explain_exit(lines: list[str], status: int, machines: Sequence[hosts.Host] = ()) -> StartError:
     """Turns a dead server's output into an error that names the model and its reason, or the machine."""
     how = f"signal {-status}" if status < 0 else f"exit status {status}"
     useful = [line for line in lines if not _NOISE.search(line)]
     tail = "\n    ".join(useful[-12:]) or "no output"
-    rank = ranks.ended(lines)
-    if (lost := hosts.failed(machines, lines)) is not None and rank is None:
+    rank = ranks.find_ended_rank(lines)
+    if (lost := hosts.find_failed_host(machines, lines)) is not None and rank is None:
         return StartError(lost[1], where=lost[0], fix=f"its and mpirun's last lines:\n    {tail}")
     for line in useful:
-        if found := _FAILED.search(line):
+        if failure := _FAILED.search(line):
             # Triton writes the message with its traceback on one line, line ends as \\n.
-            reason = found[2].split("\\n", 1)[0].rstrip('"').removeprefix("Internal: ").strip()
+            reason = failure[2].split("\\n", 1)[0].rstrip('"').removeprefix("Internal: ").strip()
             return StartError(
                 f"failed to load: {reason}",
-                where=found[1] if rank is None else f"{hosts.place(machines, rank)}, {found[1]}",
+                where=failure[1] if rank is None else f"{hosts.describe_rank(machines, rank)}, {failure[1]}",
                 fix=f"correct the model; tritonserver ended with {how}, its last lines:\n    {tail}",
             )
     if status < 0 and rank is None and useful:
         return StartError(
-            f"ended with {how}: {_crash(useful) or _SIGNALS.get(-status, useful[-1])}",
+            f"ended with {how}: {_describe_crash(useful) or _SIGNALS.get(-status, useful[-1])}",
             where="tritonserver",
             fix="start it again; if a request did it, keep clients that you do not trust behind a gateway. "
             f"Its last lines:\n    {tail}",
         )
     errors = [line for line in useful if re.match(r"(?:rank \d+: )?error", line, re.IGNORECASE)]
-    own = [line for line in useful if line.startswith(f"rank {rank}: ")]
-    if own:
+    rank_lines = [line for line in useful if line.startswith(f"rank {rank}: ")]
+    if rank_lines:
         return StartError(
-            f"ended; its last line: {own[-1].split(': ', 1)[1]}",
-            where="tritonserver" if rank is None else hosts.place(machines, rank),
+            f"ended; its last line: {rank_lines[-1].split(': ', 1)[1]}",
+            where="tritonserver" if rank is None else hosts.describe_rank(machines, rank),
             fix=f"mpirun ended with {how}, its last lines:\n    {tail}",
         )
     last = errors[-1] if errors else (useful[-1] if useful else "no output")
-    where = "tritonserver" if rank is None else hosts.place(machines, rank)
+    where = "tritonserver" if rank is None else hosts.describe_rank(machines, rank)
     return StartError(f"ended with {how}: {last}", where=where, fix=f"its last lines:\n    {tail}")
 
 
 _SIGNALS = {9: "killed from outside, or by the kernel for want of memory", 15: "ended from outside"}
 
 
-def _crash(lines: list[str]) -> str | None:
+def _describe_crash(lines: list[str]) -> str | None:
     """Where Triton crashed, by the stack that it printed: the first library that is not the C library's."""
-    at = next((n for n, line in enumerate(lines) if _CRASH.search(line)), None)
-    if at is None:
+    crash_line = next((n for n, line in enumerate(lines) if _CRASH.search(line)), None)
+    if crash_line is None:
         return None
-    frames = [found for line in lines[at + 1 :] if (found := _FRAME.search(line))]
-    for n, found in enumerate(frames):
-        file = Path(found["file"]).name
+    frames = [frame for line in lines[crash_line + 1 :] if (frame := _FRAME.search(line))]
+    for n, frame in enumerate(frames):
+        file = Path(frame["file"]).name
         if file != "tritonserver" and not file.startswith(("libc.", "libstdc++.", "libpthread.")):
             same = [f["function"] for f in frames[n:] if Path(f["file"]).name == file and f["function"]]
             return f"it crashed in {file}{f' ({same[0]})' if same else ''}"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from enginix.errors import MachineError
 from enginix.manifest import Manifest
-from enginix.optional_libraries import installing
-from enginix.process import environment
+from enginix.optional_libraries import format_install_command
+from enginix.process import build_environment
 from enginix.serve import pytriton_wheel
-from enginix.tables import table
+from enginix.tables import load_table
 
 RUNTIME_FILE = "runtime.json"
 STUB = "triton_python_backend_stub"
@@ -33,7 +33,7 @@ class TritonServer:
 
     Attributes:
         directory: as the server itself sees it: inside ``rootfs`` where there is one.
-        runtime: name of the runtime that it is part of (a key of data/runtimes.json).
+        runtime: name of the runtime that it is part of (a key of data/runtime/runtimes.json).
         version: of tritonserver; the oldest that it can be where the installation does not say.
         rootfs: root file system of the runtime's image, inside which it runs; None runs it as it is.
     """
@@ -59,7 +59,7 @@ class TritonServer:
         return self.backends / "python" / STUB
 
 
-def find(directory: Path | None, runtime: str | None = None) -> TritonServer:
+def find_tritonserver(directory: Path | None, runtime: str | None = None) -> TritonServer:
     """Checks an installation.
 
     Args:
@@ -72,18 +72,20 @@ def find(directory: Path | None, runtime: str | None = None) -> TritonServer:
     """
     if directory is None:
         named = os.environ.get("ENGINIX_TRITONSERVER")
-        found = Path(named) if named else pytriton_wheel.find_recorded() or pytriton_wheel.find_installed()
-        if found is None:
+        default_directory = (
+            Path(named) if named else pytriton_wheel.find_recorded() or pytriton_wheel.find_installed()
+        )
+        if default_directory is None:
             raise MachineError(
                 "no tritonserver is named, and none was made for this Python",
                 where="--tritonserver",
                 fix="enginix tritonserver -o ./tritonserver, or pass --tritonserver DIR (docs/triton.md)",
             )
-        directory = found
+        directory = default_directory
     directory = Path(os.path.abspath(directory))
     _check_parts(directory)
-    runtime = runtime or _described(directory).get("name", "reference")
-    return TritonServer(directory, runtime, _version(directory, runtime))
+    runtime = runtime or _read_runtime_file(directory).get("name", "reference")
+    return TritonServer(directory, runtime, _read_version(directory, runtime))
 
 
 def find_in_image(rootfs: Path, runtime: str) -> TritonServer:
@@ -92,14 +94,14 @@ def find_in_image(rootfs: Path, runtime: str) -> TritonServer:
     Raises:
         MachineError: the image has none.
     """
-    row = table("runtimes")["runtimes"].get(runtime, {})
+    row = load_table("runtimes")["runtimes"].get(runtime, {})
     inside = row.get("paths", {}).get("triton")
     if inside is None:
         raise MachineError(f"runtime {runtime} has no image with a tritonserver", where=str(rootfs))
     rootfs = Path(os.path.abspath(rootfs))
     outside = Path(f"{rootfs}{inside}")
     _check_parts(outside)
-    return TritonServer(Path(inside), runtime, _version(outside, runtime), rootfs)
+    return TritonServer(Path(inside), runtime, _read_version(outside, runtime), rootfs)
 
 
 def _check_parts(directory: Path) -> None:
@@ -113,40 +115,40 @@ def _check_parts(directory: Path) -> None:
             )
 
 
-def _described(directory: Path) -> dict[str, str]:
+def _read_runtime_file(directory: Path) -> dict[str, str]:
     path = directory / RUNTIME_FILE
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text("utf-8"))
-        if found["name"] not in table("runtimes")["runtimes"]:
-            raise ValueError(f"unknown runtime {found['name']!r}")
+        described = json.loads(path.read_text("utf-8"))
+        if described["name"] not in load_table("runtimes")["runtimes"]:
+            raise ValueError(f"unknown runtime {described['name']!r}")
     except (OSError, ValueError, TypeError, KeyError) as e:
         raise MachineError(f"unreadable: {e}", where=str(path), fix='{"name": "<runtime>"}') from e
-    return {key: str(value) for key, value in found.items()}
+    return {key: str(value) for key, value in described.items()}
 
 
-def _version(directory: Path, runtime: str) -> str:
+def _read_version(directory: Path, runtime: str) -> str:
     """Of NVIDIA's file TRITON_VERSION, of runtime.json, else the oldest of the runtime's images."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         text = (directory / "TRITON_VERSION").read_text("utf-8").strip()
         if re.fullmatch(r"\d+\.\d+\.\d+", text):
             return text
     with contextlib.suppress(MachineError, KeyError):
-        return _described(directory)["version"]
-    row = table("runtimes")["runtimes"].get(runtime, {})
-    return str((row.get("tritonServer") or [table("triton_flags")["oldest"]])[0])
+        return _read_runtime_file(directory)["version"]
+    row = load_table("runtimes")["runtimes"].get(runtime, {})
+    return str((row.get("tritonServer") or [load_table("triton_flags")["oldest"]])[0])
 
 
-def refusal(repository: Manifest, server: TritonServer) -> str | None:
+def find_refusal(repository: Manifest, server: TritonServer) -> str | None:
     """Why a repository cannot be served by this installation's runtime, or ``None``."""
-    row = table("runtimes")["runtimes"].get(server.runtime)
+    row = load_table("runtimes")["runtimes"].get(server.runtime)
     if row is None:
-        known = ", ".join(sorted(table("runtimes")["runtimes"]))
+        known = ", ".join(sorted(load_table("runtimes")["runtimes"]))
         return f"the server's runtime is {server.runtime!r}, which is unknown (known: {known})"
-    wanted = repository.runtime.get("id")
-    if wanted is not None and wanted != server.runtime:
-        return f"the engine is for runtime {wanted}, the server's runtime is {server.runtime}"
+    engine_runtime = repository.runtime.get("id")
+    if engine_runtime is not None and engine_runtime != server.runtime:
+        return f"the engine is for runtime {engine_runtime}, the server's runtime is {server.runtime}"
     if repository.kind not in row["kinds"]:
         runs = ", ".join(row["kinds"])
         return f"the engine is of kind {repository.kind}, the server's runtime {server.runtime} runs {runs}"
@@ -178,10 +180,14 @@ def check_python(python: Path, server: TritonServer, kind: str = "reference") ->
         "print(json.dumps([sys.version_info[1], found, version('numpy') if 'numpy' in found else '']))"
     )
     done = subprocess.run(
-        [str(python), "-c", script, *names], env=environment(), capture_output=True, text=True, check=False
+        [str(python), "-c", script, *names],
+        env=build_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     try:
-        minor, found, numpy = json.loads(done.stdout)
+        minor, importable, numpy = json.loads(done.stdout)
     except ValueError as e:
         lines = done.stderr.strip().splitlines()
         raise MachineError(f"does not run: {lines[-1] if lines else 'no output'}", where=str(python)) from e
@@ -192,12 +198,12 @@ def check_python(python: Path, server: TritonServer, kind: str = "reference") ->
             fix=f"--python of a Python 3.{int(linked[1])}, or a tritonserver for 3.{minor}: "
             f"enginix tritonserver -o DIR, run by a Python 3.{minor}",
         )
-    missing = [n for n in names if n not in found]
+    missing = [n for n in names if n not in importable]
     if missing:
         raise MachineError(
             f"lacks {', '.join(missing)}, which the repository's models import",
             where=str(python),
-            fix=f"{installing('serve')}, or --python of an environment that has them"
+            fix=f"{format_install_command('serve')}, or --python of an environment that has them"
             if kind == "reference"
             else "--python of the runtime's image",
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from enginix import console
 
 
-def wait(ready: Path) -> int:
+def wait_as_worker(ready: Path) -> int:
     """Waits for SIGTERM or SIGINT, and then for the ranks' end; returns 0. A second signal ends it at once.
 
     The first process of a container inherits what is orphaned in it, such as mpirun's daemon, has to collect
@@ -22,10 +22,10 @@ def wait(ready: Path) -> int:
     numbers = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     ready.touch()
-    console.say("waiting as a worker; the first machine starts the ranks of this one")
+    console.print_message("waiting as a worker; the first machine starts the ranks of this one")
     ending = False
     try:
-        while _collect() or not ending:
+        while _collect_children() or not ending:
             if signal.sigwait(numbers) != signal.SIGCHLD:
                 if ending:
                     break
@@ -36,7 +36,7 @@ def wait(ready: Path) -> int:
     return 0
 
 
-def _collect() -> bool:
+def _collect_children() -> bool:
     """Collects the children that have ended; whether any still runs."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:

@@ -12,7 +12,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped,unused-ig
 from tritonclient.grpc import model_config_pb2 as schema
 
 from enginix.errors import RepositoryError
-from enginix.triton.contract import Model, Tensor
+from enginix.triton.contract import ModelContract, TensorContract
 
 FILE = "config.pbtxt"
 
@@ -21,8 +21,8 @@ _KEY = re.compile(r"([A-Za-z_]\w*)\s*[:{\[]")
 _NO_FIELD = re.compile(r'(\d+):(\d+) : .*Message type "([\w.]+)" has no field named "(\w+)"')
 
 
-def model(
-    model: Model,
+def build_model_config(
+    model: ModelContract,
     *,
     backend: str = "python",
     max_batch_size: int,
@@ -44,9 +44,9 @@ def model(
         preserve_ordering: responses leave in the order of their requests, whatever instance made them.
     """
     config = schema.ModelConfig(name=model.name, backend=backend, max_batch_size=max_batch_size)
-    _tensors(config, model)
+    _add_tensors(config, model)
     if not dynamic_batching:
-        return _completed(config, instances, parameters, decoupled)
+        return _complete_config(config, instances, parameters, decoupled)
     batching = config.dynamic_batching
     if preferred_batch_size:
         batching.preferred_batch_size.append(max_batch_size)
@@ -55,10 +55,12 @@ def model(
         batching.default_queue_policy.max_queue_size = max_queue_size
     batching.preserve_ordering = preserve_ordering
     batching.SetInParent()
-    return _completed(config, instances, parameters, decoupled)
+    return _complete_config(config, instances, parameters, decoupled)
 
 
-def _completed(config: Any, instances: int, parameters: Mapping[str, str], decoupled: bool | None) -> Any:
+def _complete_config(
+    config: Any, instances: int, parameters: Mapping[str, str], decoupled: bool | None
+) -> Any:
     config.instance_group.add(count=instances, kind=schema.ModelInstanceGroup.KIND_CPU)
     for key, value in sorted(parameters.items()):
         config.parameters[key].string_value = value
@@ -69,55 +71,55 @@ def _completed(config: Any, instances: int, parameters: Mapping[str, str], decou
     return config
 
 
-def ensemble(model: Model, *, max_batch_size: int) -> Any:
+def build_ensemble_config(model: ModelContract, *, max_batch_size: int) -> Any:
     """A ``ModelConfig`` message of an ensemble; it has no instances and no backend, by Triton's rules."""
     config = schema.ModelConfig(name=model.name, platform="ensemble", max_batch_size=max_batch_size)
-    _tensors(config, model)
+    _add_tensors(config, model)
     for step in model.steps:
-        made = config.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)
+        step_config = config.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)
         for key, value in sorted(step.inputs.items()):
-            made.input_map[key] = value
+            step_config.input_map[key] = value
         for key, value in sorted(step.outputs.items()):
-            made.output_map[key] = value
+            step_config.output_map[key] = value
     return config
 
 
-def _tensors(config: Any, model: Model) -> None:
+def _add_tensors(config: Any, model: ModelContract) -> None:
     for tensor in model.inputs:
-        made = config.input.add(
+        input_config = config.input.add(
             name=tensor.name,
-            data_type=_type(tensor),
+            data_type=_datatype_number(tensor),
             dims=tensor.dims,
             optional=tensor.optional,
             allow_ragged_batch=tensor.ragged,
         )
         if tensor.scalar:
-            made.reshape.SetInParent()
+            input_config.reshape.SetInParent()
     for tensor in model.outputs:
-        config.output.add(name=tensor.name, data_type=_type(tensor), dims=tensor.dims)
+        config.output.add(name=tensor.name, data_type=_datatype_number(tensor), dims=tensor.dims)
 
 
-def _type(tensor: Tensor) -> int:
+def _datatype_number(tensor: TensorContract) -> int:
     return int(schema.DataType.Value(f"TYPE_{tensor.type}"))
 
 
-def unbatched(config: Any) -> Any:
+def remove_batching(config: Any) -> Any:
     """The same interface without Triton's batching: rows are the first dimension of each tensor.
 
     Clients see no difference (``[-1, 1]``). Where Triton batches, its core lets a request pass whose inputs
     all have no rows (shape ``[0, 1]``); the Python backend of Triton 2.51 crashes on it, or never answers.
     Our models read ``max_batch_size`` from the parameters then.
     """
-    made = schema.ModelConfig()
-    made.CopyFrom(config)
-    made.max_batch_size = 0
-    made.parameters["max_batch_size"].string_value = str(config.max_batch_size)
-    for tensor in (*made.input, *made.output):
+    unbatched_config = schema.ModelConfig()
+    unbatched_config.CopyFrom(config)
+    unbatched_config.max_batch_size = 0
+    unbatched_config.parameters["max_batch_size"].string_value = str(config.max_batch_size)
+    for tensor in (*unbatched_config.input, *unbatched_config.output):
         tensor.dims[:] = [-1, *tensor.dims]
         tensor.ClearField("reshape")
-    for tensor in made.input:
+    for tensor in unbatched_config.input:
         tensor.ClearField("allow_ragged_batch")
-    return made
+    return unbatched_config
 
 
 def type_name(number: int) -> str:
@@ -125,19 +127,19 @@ def type_name(number: int) -> str:
     return str(schema.DataType.Name(number))
 
 
-def render(config: Any) -> str:
+def render_pbtxt(config: Any) -> str:
     """The text of a ``config.pbtxt``, parsed back to be sure that Triton reads the same message.
 
     Raises:
         RepositoryError: the text means another message; a bug, but never a silent one.
     """
     text: str = text_format.MessageToString(config)
-    if parse(text, f"{config.name}/{FILE}") != config:
+    if parse_pbtxt(text, f"{config.name}/{FILE}") != config:
         raise RepositoryError("the rendered text parses to another message", where=f"{config.name}/{FILE}")
     return text
 
 
-def read(path: Path) -> Any:
+def read_pbtxt(path: Path) -> Any:
     """The ``ModelConfig`` message of a file.
 
     Raises:
@@ -147,10 +149,10 @@ def read(path: Path) -> Any:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise RepositoryError(f"unreadable: {e}", where=str(path)) from e
-    return parse(text, str(path))
+    return parse_pbtxt(text, str(path))
 
 
-def parse(text: str, where: str) -> Any:
+def parse_pbtxt(text: str, where: str) -> Any:
     """Parses as Triton does, with errors that name the key.
 
     Raises:
@@ -159,33 +161,33 @@ def parse(text: str, where: str) -> Any:
     """
     for number, line in enumerate(text.splitlines(), 1):
         code = line.split("#", 1)[0]
-        if found := _PLACEHOLDER.search(code):
-            keys = _KEY.findall(code[: found.start()])
+        if placeholder := _PLACEHOLDER.search(code):
+            keys = _KEY.findall(code[: placeholder.start()])
             raise RepositoryError(
-                f"line {number}: {keys[-1] if keys else 'value'}: placeholder {found[0]} was never replaced",
+                f"line {number}: {keys[-1] if keys else 'value'}: placeholder {placeholder[0]} was never replaced",
                 where=where,
                 fix="write the value; enginix triton-repo leaves no placeholder",
             )
     try:
         return text_format.Parse(text, schema.ModelConfig())
     except text_format.ParseError as e:
-        raise _explained(str(e), where) from e
+        raise _explain_parse_error(str(e), where) from e
     except RecursionError as e:
         raise RepositoryError("nested too deeply", where=where) from e
 
 
-def _explained(message: str, where: str) -> RepositoryError:
-    found = _NO_FIELD.search(message)
-    if found is None:
+def _explain_parse_error(message: str, where: str) -> RepositoryError:
+    match = _NO_FIELD.search(message)
+    if match is None:
         return RepositoryError(f"line {message}", where=where, fix="correct the value; Triton refuses it too")
-    line, _, kind, key = found.groups()
+    line, _, kind, key = match.groups()
     if kind.endswith(".ModelParameter"):
         return RepositoryError(
             f"line {line}: {key}: parameters are string_value only",
             where=where,
             fix='write { string_value: "…" }, numbers and booleans too',
         )
-    descriptor = _descriptor(kind)
+    descriptor = _find_descriptor(kind)
     near = difflib.get_close_matches(key, [f.name for f in descriptor.fields] if descriptor else [], 1, 0.6)
     return RepositoryError(
         f"line {line}: {key}: unknown key of {kind.rsplit('.', 1)[-1]}",
@@ -194,7 +196,7 @@ def _explained(message: str, where: str) -> RepositoryError:
     )
 
 
-def _descriptor(full_name: str) -> Any:
+def _find_descriptor(full_name: str) -> Any:
     def search(message: Any) -> Any:
         if message.full_name == full_name:
             return message

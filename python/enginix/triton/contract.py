@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from enginix.tables import table
+from enginix.tables import load_table
 
 EXECUTOR = "tensorrt_llm"
 ENSEMBLE = "ensemble"
@@ -17,7 +17,7 @@ EXECUTOR_KEY = "enginix_key"
 
 
 @dataclass(frozen=True)
-class Tensor:
+class TensorContract:
     """One input or output.
 
     Attributes:
@@ -37,7 +37,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Step:
+class EnsembleStep:
     """One step of an ensemble: tensor of the model → tensor of the ensemble."""
 
     model: str
@@ -46,7 +46,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelContract:
     """One model's interface.
 
     Attributes:
@@ -57,55 +57,55 @@ class Model:
     """
 
     name: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    inputs: tuple[TensorContract, ...]
+    outputs: tuple[TensorContract, ...]
     parameters: frozenset[str]
     required: frozenset[str] = frozenset()
-    steps: tuple[Step, ...] = ()
+    steps: tuple[EnsembleStep, ...] = ()
     source: str = field(default="", compare=False)
 
 
 @cache
-def nvidia() -> dict[str, Model]:
+def load_nvidia_contract() -> dict[str, ModelContract]:
     """NVIDIA's contract, whole: the last TensorRT-LLM line with an engine backend."""
-    found = {}
-    for name, raw in table("triton_contract")["models"].items():
+    models = {}
+    for name, raw in load_table("triton_contract")["models"].items():
         parameters = raw["parameters"]
-        found[name] = Model(
+        models[name] = ModelContract(
             name=name,
-            inputs=_tensors(raw["inputs"]),
-            outputs=_tensors(raw["outputs"]),
+            inputs=_parse_tensors(raw["inputs"]),
+            outputs=_parse_tensors(raw["outputs"]),
             parameters=frozenset(parameters),
             required=frozenset(k for k, p in parameters.items() if p.get("required")),
-            steps=tuple(Step(s["model"], s["inputs"], s["outputs"]) for s in raw.get("steps", [])),
+            steps=tuple(EnsembleStep(s["model"], s["inputs"], s["outputs"]) for s in raw.get("steps", [])),
             source=raw["source"],
         )
-    return found
+    return models
 
 
-def tensorrt(datatypes: Mapping[str, str], *, chat: bool = True) -> dict[str, Model]:
+def build_tensorrt_contract(datatypes: Mapping[str, str], *, chat: bool = True) -> dict[str, ModelContract]:
     """NVIDIA's models with the data types that its templates leave open.
 
     Args:
         datatypes: template variable → type without ``TYPE_``.
-        chat: with the inputs for messages (data/triton_chat.json).
+        chat: with the inputs for messages (data/triton/triton_chat.json).
     """
 
-    def filled(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def filled(tensors: tuple[TensorContract, ...]) -> tuple[TensorContract, ...]:
         return tuple(
             replace(t, type=datatypes[t.type[2:-1]]) if t.type.startswith("${") else t for t in tensors
         )
 
-    found = {
+    models = {
         name: replace(model, inputs=filled(model.inputs), outputs=filled(model.outputs))
-        for name, model in nvidia().items()
+        for name, model in load_nvidia_contract().items()
     }
-    return {name: _chatting(model, name) for name, model in found.items()} if chat else found
+    return {name: _add_chat_inputs(model, name) for name, model in models.items()} if chat else models
 
 
-def _chatting(model: Model, key: str) -> Model:
+def _add_chat_inputs(model: ModelContract, key: str) -> ModelContract:
     """A model with the inputs for messages, its text optional."""
-    added = table("triton_chat")
+    added = load_table("triton_chat")
     row = added["llmapi"] if key == "llmapi" else added["models"].get(key)
     if row is None:
         return model
@@ -113,47 +113,47 @@ def _chatting(model: Model, key: str) -> Model:
     return replace(
         model,
         inputs=tuple(replace(t, optional=t.optional or t.name in row["optional"]) for t in model.inputs)
-        + _tensors(row["inputs"]),
+        + _parse_tensors(row["inputs"]),
         parameters=model.parameters | frozenset(added["parameters"].get(key, ())),
         steps=tuple(replace(s, inputs={**s.inputs, **steps.get(s.model, {})}) for s in model.steps),
     )
 
 
 @cache
-def llmapi(*, chat: bool = True) -> dict[str, Model]:
+def load_llmapi_contract(*, chat: bool = True) -> dict[str, ModelContract]:
     """The one model of NVIDIA's llmapi repository."""
-    raw = table("triton_contract")["llmapi"]
-    model = Model(
+    raw = load_table("triton_contract")["llmapi"]
+    model = ModelContract(
         name=EXECUTOR,
-        inputs=_tensors(raw["inputs"]),
-        outputs=_tensors(raw["outputs"]),
+        inputs=_parse_tensors(raw["inputs"]),
+        outputs=_parse_tensors(raw["outputs"]),
         parameters=frozenset(raw["parameters"]),
         source=raw["source"],
     )
-    return {EXECUTOR: _chatting(model, "llmapi") if chat else model}
+    return {EXECUTOR: _add_chat_inputs(model, "llmapi") if chat else model}
 
 
 @cache
-def reference() -> dict[str, Model]:
+def load_reference_contract() -> dict[str, ModelContract]:
     """The models of kind ``reference``: the part of the contract that it declares, and its additions."""
-    found = {}
-    for name, row in table("triton_reference")["models"].items():
-        whole = nvidia()[name]
-        declared = Model(
+    models = {}
+    for name, row in load_table("triton_reference")["models"].items():
+        whole = load_nvidia_contract()[name]
+        declared = ModelContract(
             name=name,
-            inputs=_chosen(whole.inputs, row["inputs"]) + _tensors(row["extraInputs"]),
-            outputs=_chosen(whole.outputs, row["outputs"]) + _tensors(row["extraOutputs"]),
+            inputs=_select_tensors(whole.inputs, row["inputs"]) + _parse_tensors(row["extraInputs"]),
+            outputs=_select_tensors(whole.outputs, row["outputs"]) + _parse_tensors(row["extraOutputs"]),
             parameters=frozenset(row["parameters"]) | frozenset(row["extraParameters"]),
             required=frozenset(row["parameters"]) & whole.required,
             source=whole.source,
         )
-        found[name] = _chatting(declared, name)
-    return found
+        models[name] = _add_chat_inputs(declared, name)
+    return models
 
 
-def _tensors(rows: list[dict[str, Any]]) -> tuple[Tensor, ...]:
+def _parse_tensors(rows: list[dict[str, Any]]) -> tuple[TensorContract, ...]:
     return tuple(
-        Tensor(
+        TensorContract(
             r["name"],
             r["type"],
             tuple(r["dims"]),
@@ -165,6 +165,6 @@ def _tensors(rows: list[dict[str, Any]]) -> tuple[Tensor, ...]:
     )
 
 
-def _chosen(tensors: tuple[Tensor, ...], names: list[str]) -> tuple[Tensor, ...]:
+def _select_tensors(tensors: tuple[TensorContract, ...], names: list[str]) -> tuple[TensorContract, ...]:
     known = {t.name: t for t in tensors}
     return tuple(known[name] for name in names)

@@ -12,7 +12,7 @@ DEFAULT_MAX_BATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
-class Options:
+class RepositoryOptions:
     """What a user can choose; ``None`` takes the engine's value.
 
     Attributes:
@@ -53,12 +53,14 @@ class Options:
         for name, minimum in least.items():
             value = getattr(self, name)
             if value is not None and not minimum <= value < 2**31:
-                raise UsageError(f"{value} is not between {minimum} and {2**31 - 1}", where=_flag(name))
+                raise UsageError(
+                    f"{value} is not between {minimum} and {2**31 - 1}", where=_name_option(name)
+                )
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise UsageError(f"{self.device!r} is not cpu, cuda or cuda:<number>", where="--device")
 
 
-def batch_size(directory: Path, limit: int | None, options: Options) -> int:
+def resolve_batch_size(directory: Path, limit: int | None, options: RepositoryOptions) -> int:
     """The batch size of a repository, at most the engine's.
 
     Raises:
@@ -74,5 +76,5 @@ def batch_size(directory: Path, limit: int | None, options: Options) -> int:
     return batch
 
 
-def _flag(name: str) -> str:
+def _name_option(name: str) -> str:
     return "--" + name.replace("_", "-")

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import RepositoryError
-from enginix.tables import table
-from enginix.triton.validate import nearest
+from enginix.tables import load_table
+from enginix.triton.suggestions import suggest_fix
 
 # What model_state.cc takes for a boolean; anything else is its default.
 TRUE, FALSE = ("true", "True", "TRUE", "1"), ("false", "False", "FALSE", "0")
 LOOKAHEAD = ("lookahead_window_size", "lookahead_ngram_size", "lookahead_verification_set_size")
 
 
-def _fraction(text: str) -> bool:
+def _is_fraction(text: str) -> bool:
     try:
         return 0 <= float(text) <= 1
     except ValueError:
@@ -30,7 +30,7 @@ def _fraction(text: str) -> bool:
 _TYPES: dict[str, tuple[str, Callable[[str], bool]]] = {
     "bool": ("true or false", lambda v: v in TRUE + FALSE),
     "int": ("a whole number", lambda v: re.fullmatch(r"\d{1,18}", v) is not None),
-    "fraction": ("a number from 0 to 1", _fraction),
+    "fraction": ("a number from 0 to 1", _is_fraction),
     "ints": ("whole numbers joined by commas", lambda v: re.fullmatch(r"\d+(,\d+)*", v) is not None),
     "devices": (
         "numbers joined by commas, instances by semicolons",
@@ -47,48 +47,48 @@ def as_text(value: Any) -> str:
     return ("true" if value else "false") if isinstance(value, bool) else str(value)
 
 
-def checked(given: Mapping[str, Any]) -> dict[str, str]:
+def check_parameters(parameters: Mapping[str, Any]) -> dict[str, str]:
     """Parameters of ``tensorrt_llm`` that a user chose, as texts.
 
     Raises:
         RepositoryError: unknown (with the nearest key), one that enginix writes or that must not be set, a
             value of another type or range, or values that contradict each other.
     """
-    rows = table("triton_contract")["models"]["tensorrt_llm"]["parameters"]
-    found = {}
-    for key, value in given.items():
+    rows = load_table("triton_contract")["models"]["tensorrt_llm"]["parameters"]
+    checked_texts = {}
+    for key, value in parameters.items():
         where = f"tensorrt_llm: parameter {key}"
         row = rows.get(key)
         if row is None:
-            raise RepositoryError("unknown", where=where, fix=nearest(key, rows))
+            raise RepositoryError("unknown", where=where, fix=suggest_fix(key, rows))
         for reason in ("own", "refused"):
             if reason in row:
                 says = "enginix writes it itself" if reason == "own" else "not to be set"
                 raise RepositoryError(f"{says}: {row[reason]}", where=where, fix="leave it out")
-        text = found[key] = as_text(value)
+        text = checked_texts[key] = as_text(value)
         if "values" in row:
             if text not in row["values"]:
                 raise RepositoryError(
-                    f"{text!r} is not one of its values", where=where, fix=nearest(text, row["values"])
+                    f"{text!r} is not one of its values", where=where, fix=suggest_fix(text, row["values"])
                 )
             continue
         expected, fits = _TYPES[row["type"]]
         if not fits(text) or "${" in text:
             raise RepositoryError(f"{text!r} is not {expected}", where=where, fix=f"write {expected}")
-    _together(found)
-    return found
+    _check_combinations(checked_texts)
+    return checked_texts
 
 
-def _together(found: Mapping[str, str]) -> None:
-    if float(found.get("kv_cache_free_gpu_mem_fraction", "1")) == 0:
+def _check_combinations(parameters: Mapping[str, str]) -> None:
+    if float(parameters.get("kv_cache_free_gpu_mem_fraction", "1")) == 0:
         raise RepositoryError(
             "0 leaves no key-value cache",
             where="tensorrt_llm: parameter kv_cache_free_gpu_mem_fraction",
             fix="write a number above 0",
         )
-    mode = found.get("decoding_mode")
-    beams = int(found.get("max_beam_width", "1"))
-    missing = [key for key in LOOKAHEAD if not int(found.get(key, "0"))]
+    mode = parameters.get("decoding_mode")
+    beams = int(parameters.get("max_beam_width", "1"))
+    missing = [key for key in LOOKAHEAD if not int(parameters.get(key, "0"))]
     if mode == "lookahead" and missing:
         raise RepositoryError(
             f"lookahead needs {', '.join(missing)}",
@@ -107,8 +107,8 @@ def _together(found: Mapping[str, str]) -> None:
             where="tensorrt_llm: parameter decoding_mode",
             fix="set beam_search, or max_beam_width 1",
         )
-    info = found.get("xgrammar_tokenizer_info_path", "")
-    if bool(found.get("guided_decoding_backend")) != bool(info):
+    info = parameters.get("xgrammar_tokenizer_info_path", "")
+    if bool(parameters.get("guided_decoding_backend")) != bool(info):
         raise RepositoryError(
             "guided_decoding_backend and xgrammar_tokenizer_info_path belong together",
             where="tensorrt_llm",

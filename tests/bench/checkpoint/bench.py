@@ -114,7 +114,7 @@ def copy(source: Path, target: Path, *command: str | Path) -> float:
 
 def one_model(base: Path, name: str, rounds: int, options: Sequence[str]) -> None:
     """Conversion of ``base/model``, and copies of the checkpoint that it wrote, in turns."""
-    from enginix.checkpoint.parallel import usable_threads
+    from enginix.checkpoint.parallel import count_usable_threads
 
     model, out, made, copied = base / "model", base / "out", base / "made", base / "copied"
     convert(model, made, *options)
@@ -127,7 +127,7 @@ def one_model(base: Path, name: str, rounds: int, options: Sequence[str]) -> Non
         peaks.append(peak)
         return seconds
 
-    numpy = (sys.executable, "-c", NUMPY_COPY, str(usable_threads()))
+    numpy = (sys.executable, "-c", NUMPY_COPY, str(count_usable_threads()))
     ways = [conversion, lambda: copy(made, copied, "cp", "-r"), lambda: copy(made, copied, *numpy)]
     seconds: list[list[float]] = [[] for _ in ways]
     for turn in range(rounds):

@@ -17,13 +17,13 @@ def casts(results: dict[str, dict[str, float]], say: Callable[[str], None]) -> N
     Beside it NumPy's copy of the same input in the same way, by the same threads, in turns. The ratio is
     of the input's bytes a second.
     """
-    from enginix.checkpoint import native
-    from enginix.checkpoint.numbers import cast, fp8_rescale, numpy_dtype
-    from enginix.checkpoint.parallel import in_order, usable_threads
-    from enginix.checkpoint.parts import CHUNK
+    from enginix.checkpoint import compiled_casts
+    from enginix.checkpoint.byte_sources import CHUNK
+    from enginix.checkpoint.numbers import cast_floats, numpy_dtype, rescale_fp8
+    from enginix.checkpoint.parallel import count_usable_threads, run_in_order
 
     rng = np.random.default_rng(0)
-    say(f"casts are {'compiled' if native.library() else 'NumPy'}")
+    say(f"casts are {'compiled' if compiled_casts.find_compiled_casts() else 'NumPy'}")
 
     def measure(name: str, values: Array, to: Any, work: Callable[[Array, Array], object]) -> None:
         step = CHUNK // values.itemsize
@@ -41,13 +41,13 @@ def casts(results: dict[str, dict[str, float]], say: Callable[[str], None]) -> N
 
             return run_one
 
-        for threads in sorted({1, usable_threads()}):
+        for threads in sorted({1, count_usable_threads()}):
             found = {"cast": 0.0, "copy": 0.0}
             workers = {what: [worker(what) for _ in range(threads)] for what in found}
             for _ in range(40):
                 for what in found:  # in turns, so that other work meets both
                     start = time.perf_counter()
-                    in_order(iter(range(0, len(values), step)), workers[what])
+                    run_in_order(iter(range(0, len(values), step)), workers[what])
                     speed = values.nbytes / (time.perf_counter() - start) / 1e9
                     found[what] = max(found[what], speed)
             ours, plain = found["cast"], found["copy"]
@@ -72,7 +72,7 @@ def casts(results: dict[str, dict[str, float]], say: Callable[[str], None]) -> N
             f"{source} → {target}",
             values,
             numpy_dtype(target),
-            lambda x, y, s=source, t=target: cast(x, s, t, y),
+            lambda x, y, s=source, t=target: cast_floats(x, s, t, y),
         )  # type: ignore[misc]
     codes = rng.integers(0, 0x7F, 1 << 27, np.uint8)
-    measure("FP8 rescaled", codes, np.uint8, lambda x, y: fp8_rescale(x, 0.5, 0.7, y))
+    measure("FP8 rescaled", codes, np.uint8, lambda x, y: rescale_fp8(x, 0.5, 0.7, y))

@@ -61,12 +61,12 @@ def write(repository: Path, out: Path) -> list[Path]:
         repository: of kind ``reference``.
         out: an existing directory.
     """
-    described = config.read(repository / MODEL / config.FILE)
+    described = config.read_pbtxt(repository / MODEL / config.FILE)
     described.name = NAME
     described.parameters.clear()
     directory = out / NAME
     (directory / "1").mkdir(parents=True)
-    (directory / config.FILE).write_text(config.render(described), "utf-8")
+    (directory / config.FILE).write_text(config.render_pbtxt(described), "utf-8")
     code = _CODE.replace("OPTIONAL", repr(OPTIONAL))
     (directory / "1" / "model.py").write_text(code, "utf-8")
     return [directory]

@@ -48,10 +48,10 @@ import torch  # noqa: E402
 from setting import Served, Setting  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
+from enginix.kinds.triton_repository.repository import build_triton_repository  # noqa: E402
 from enginix.reference import Executor  # noqa: E402
-from enginix.reference.scheduler import Event, Request, Scheduler  # noqa: E402
-from enginix.triton.options import Options  # noqa: E402
-from enginix.triton.repository import build  # noqa: E402
+from enginix.reference.scheduler import GenerationEvent, GenerationRequest, Scheduler  # noqa: E402
+from enginix.triton.options import RepositoryOptions  # noqa: E402
 
 TEXT = "Permission is hereby granted, free of charge, to any person obtaining a copy of this software "
 TOKENS = 64
@@ -91,7 +91,7 @@ class InProcess:
         left, done, found = len(prompts), threading.Event(), {}
         lock = threading.Lock()
 
-        def sink(event: Event) -> None:
+        def sink(event: GenerationEvent) -> None:
             nonlocal left
             found.setdefault(event.id, []).append(event.token)
             if event.finish is not None:
@@ -104,7 +104,7 @@ class InProcess:
         for prompt in prompts:
             self.number += 1
             ids = tuple(self.tokenizer.encode(prompt).ids)
-            self.scheduler.add(Request(str(self.number), ids, tokens, frozenset()), sink)
+            self.scheduler.add(GenerationRequest(str(self.number), ids, tokens, frozenset()), sink)
         done.wait()
         for answer in found.values():
             self.tokenizer.decode([t for t in answer if t is not None])
@@ -308,7 +308,12 @@ def main() -> int:
         models.mkdir()
         beside = bare.write(setting.repository, models)
         setting.repository = Path(directory) / "both"
-        build(setting.directory / "engine", setting.repository, Options(max_batch_size=64), add_models=beside)
+        build_triton_repository(
+            setting.directory / "engine",
+            setting.repository,
+            RepositoryOptions(max_batch_size=64),
+            add_models=beside,
+        )
         start = time.perf_counter()
         with setting.serve("--exit-timeout", "30", *args.serve) as served:
             seconds = time.perf_counter() - start

@@ -102,7 +102,7 @@ test_stack_the_offered_llmapi_expression_evaluates() {
 test_stack_unknown_options_say_what_to_use() {
   local options='name: value: (builtins.tryEval (e.mkEngine { kind = "tensorrt"; model = e.catalogue.tiny-qwen3.model; target = "h200"; plugins.${name} = value; }).drvPath).success'
   with_lib eval "let
-      table = builtins.fromJSON (builtins.readFile (root + \"/python/enginix/data/build_options.json\"));
+      table = builtins.fromJSON (builtins.readFile (root + \"/python/enginix/data/tensorrt/build_options.json\"));
       refused = $options;
     in builtins.filter (n: refused n true || refused n \"auto\") (builtins.attrNames (table.removed // table.own))" --json && says '[]' || return 1
   local mk='plugins: (e.mkEngine { kind = "tensorrt"; model = e.catalogue.tiny-qwen3.model; target = "h200"; inherit plugins; }).drvPath'

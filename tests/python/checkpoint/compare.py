@@ -8,16 +8,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from enginix.checkpoint.convert import ON_LOAD, Options, Plan, convert
+from enginix.checkpoint.convert import ON_LOAD, ConversionSpec, ConvertOptions, convert_model
 from enginix.checkpoint.describe import LEFT_OUT
-from enginix.checkpoint.mapping import Mapping
+from enginix.checkpoint.mapping import CheckpointMapping
 from enginix.errors import EnginixError
 from golden import Conversion, is_rope_constant, tensors
 
 INTENDED = json.loads((Path(__file__).parent / "intended_differences.json").read_text())["rows"]
 
 
-def options(case: Conversion) -> Options:
+def options(case: Conversion) -> ConvertOptions:
     """The same request, in our words."""
     asked = case.quantization or {}
     described = (case.model / "hf_quant_config.json").exists()
@@ -27,9 +27,9 @@ def options(case: Conversion) -> Options:
     on_load = None if described else asked.get("quant_algo")
     assert on_load in (None, *ON_LOAD), case.id
     kv_cache = asked.get("kv_cache_quant_algo")
-    return Options(
+    return ConvertOptions(
         dtype=case.dtype,
-        mapping=Mapping(case.tensor_parallel, case.pipeline_parallel, case.expert_parallel),
+        mapping=CheckpointMapping(case.tensor_parallel, case.pipeline_parallel, case.expert_parallel),
         parallel_embedding=case.arguments.get("use_parallel_embedding", False),
         embedding_sharding_dim=case.arguments.get("embedding_sharding_dim", 0),
         quantize=on_load,
@@ -42,13 +42,13 @@ def options(case: Conversion) -> Options:
 class Result:
     """What ours did: a plan, or a refusal."""
 
-    plan: Plan | None
+    plan: ConversionSpec | None
     refusal: EnginixError | None
 
 
 def ours(case: Conversion, out: Path) -> Result:
     try:
-        return Result(convert(case.model, out, options(case)), None)
+        return Result(convert_model(case.model, out, options(case)), None)
     except EnginixError as e:
         return Result(None, e)
 

@@ -18,7 +18,7 @@ if __name__ == "__main__":
 from compare import INTENDED, config_differences, ours, tensor_differences
 
 import golden
-from enginix.tables import table
+from enginix.tables import load_table
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "checkpoints.md"
 
@@ -73,7 +73,7 @@ def differences() -> str:
 
 def architectures() -> str:
     lines = ["| architecture | TensorRT-LLM class | attention | MLP | source |", "|---|---|---|---|---|"]
-    rows = table("architectures")["architectures"]
+    rows = load_table("architectures")["architectures"]
     lines += [
         f"| {name} | {r['engineClass']} | {r['attention']} | {r['mlp']} | {r['source']} |"
         for name, r in sorted(rows.items())
@@ -83,7 +83,7 @@ def architectures() -> str:
 
 def formats() -> str:
     lines = ["| algorithm | converted | minimum SM | otherwise |", "|---|---|---|---|"]
-    for name, r in table("quantization")["algorithms"].items():
+    for name, r in load_table("quantization")["algorithms"].items():
         said = (r["note"] or "") if r["convert"] else f"{r['why']}; {r['instead']}"
         lines.append(f"| {name} | {'yes' if r['convert'] else 'refused'} | {r['minSm'] or '–'} | {said} |")
     return "\n".join(lines)

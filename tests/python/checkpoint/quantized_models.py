@@ -14,9 +14,9 @@ import ml_dtypes
 import numpy as np
 import random_models
 
-from enginix.checkpoint.against import Comparison
-from enginix.checkpoint.convert import Options, convert
-from enginix.checkpoint.verify import verify
+from enginix.checkpoint.compare_with_model import CheckpointComparison
+from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.checkpoint.verify import verify_checkpoint
 
 Tensors = dict[str, Any]
 
@@ -100,10 +100,10 @@ def linear(module: str) -> bool:
     return module.endswith("_proj")
 
 
-def check(model: Path, out: Path, options: Options) -> dict[str, Any]:
+def check(model: Path, out: Path, options: ConvertOptions) -> dict[str, Any]:
     """Converts, verifies and compares; the checkpoint's config.json."""
-    convert(model, out, options)
-    assert verify(out).findings == []
-    assert list(Comparison(out, model).findings()) == []
+    convert_model(model, out, options)
+    assert verify_checkpoint(out).findings == []
+    assert list(CheckpointComparison(out, model).findings()) == []
     config: dict[str, Any] = json.loads((out / "config.json").read_text())
     return config

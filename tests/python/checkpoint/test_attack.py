@@ -15,9 +15,9 @@ import pytest
 import random_models
 
 from enginix.checkpoint import write
-from enginix.checkpoint.convert import Options, convert
-from enginix.checkpoint.mapping import Mapping
-from enginix.checkpoint.verify import verify
+from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.checkpoint.mapping import CheckpointMapping
+from enginix.checkpoint.verify import verify_checkpoint
 from enginix.cli import main
 from enginix.errors import EXIT_INPUT, EXIT_MACHINE, MachineError, ModelError
 
@@ -53,7 +53,9 @@ def test_killed_midway_leaves_no_output(tmp_path: Path) -> None:
     assert process.wait() == -signal.SIGKILL
     process.stdout.close()
     assert partial and not (tmp_path / "out").exists()
-    convert(tmp_path / "model", tmp_path / "out", Options())  # what was left behind is in nobody's way
+    convert_model(
+        tmp_path / "model", tmp_path / "out", ConvertOptions()
+    )  # what was left behind is in nobody's way
 
 
 def _is_root() -> bool:
@@ -72,7 +74,7 @@ def test_a_full_disk(lying: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         if lying:
             monkeypatch.setattr(write.shutil, "disk_usage", lambda _: type("Free", (), {"free": 1 << 50}))
         with pytest.raises(MachineError) as e:
-            convert(tmp_path / "model", disk / "out", Options())
+            convert_model(tmp_path / "model", disk / "out", ConvertOptions())
         assert ("free" in e.value.what) != lying and e.value.fix
         assert list(disk.iterdir()) == []
     finally:
@@ -182,7 +184,7 @@ def test_input_that_shrinks_while_it_is_read(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(module, "write_ranks", shrink_first)
     with pytest.raises(ModelError, match="promises"):
-        convert(model, tmp_path / "out", Options())
+        convert_model(model, tmp_path / "out", ConvertOptions())
     assert list(tmp_path.iterdir()) == [model]
 
 
@@ -192,9 +194,9 @@ def test_values_that_do_not_fit_the_dtype(tmp_path: Path) -> None:
     tensors["model.norm.weight"][3] = 1e6
     (model / "model.safetensors").write_bytes(random_models.safetensors_bytes(tensors))
     with pytest.raises(ModelError, match=r"model\.norm\.weight.*float16"):
-        convert(model, tmp_path / "out", Options(dtype="float16"))
+        convert_model(model, tmp_path / "out", ConvertOptions(dtype="float16"))
     assert list(tmp_path.iterdir()) == [model]
-    convert(model, tmp_path / "out", Options(dtype="float32"))
+    convert_model(model, tmp_path / "out", ConvertOptions(dtype="float32"))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -206,8 +208,8 @@ def test_nan_is_carried_and_found(dtype: str, tmp_path: Path) -> None:
     tensors[name] = tensors[name].copy()
     tensors[name][2, 3] = np.nan
     (model / "model.safetensors").write_bytes(random_models.safetensors_bytes(tensors))
-    convert(model, tmp_path / "out", Options(dtype=dtype, mapping=Mapping(2)))
-    assert [str(f) for f in verify(tmp_path / "out").findings] == [
+    convert_model(model, tmp_path / "out", ConvertOptions(dtype=dtype, mapping=CheckpointMapping(2)))
+    assert [str(f) for f in verify_checkpoint(tmp_path / "out").findings] == [
         "rank0.safetensors: transformer.layers.1.mlp.proj.weight: holds NaN or an infinity"
     ]
 

@@ -17,14 +17,14 @@ import transformers
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from enginix.checkpoint.against import Comparison
-from enginix.checkpoint.convert import Options, convert
-from enginix.checkpoint.verify import verify
+from enginix.checkpoint.compare_with_model import CheckpointComparison
+from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.checkpoint.verify import verify_checkpoint
 from enginix.errors import EnginixError, UsageError
 from enginix.reference.executor import Executor
-from enginix.tables import table
+from enginix.tables import load_table
 
-ROWS: dict[str, Any] = table("architectures")["architectures"]
+ROWS: dict[str, Any] = load_table("architectures")["architectures"]
 HEADS, HEAD, POSITIONS = 4, 12, 64
 SIZES: dict[str, Any] = {
     "vocab_size": 61, "hidden_size": HEADS * HEAD, "intermediate_size": 40, "num_hidden_layers": 2,
@@ -204,15 +204,15 @@ def hold_to_transformers(raw: dict[str, Any], directory: Path) -> str:
     if model is None:
         return "transformers refuses"
     try:
-        plan = convert(directory / "model", directory / "out", Options(dtype="float32"))
+        plan = convert_model(directory / "model", directory / "out", ConvertOptions(dtype="float32"))
     except EnginixError as e:
         named = [key for key in keys_of(raw) | NEEDED if key in e.what] or (
             ["rope_type"] if "rope scaling" in e.what else []
         )
         assert named and e.fix, f"{raw}: {e}"
         return "refused"
-    assert verify(directory / "out").findings == []
-    assert list(Comparison(directory / "out", directory / "model").findings()) == []
+    assert verify_checkpoint(directory / "out").findings == []
+    assert list(CheckpointComparison(directory / "out", directory / "model").findings()) == []
     executor, window = Executor.load(directory / "out"), plan.model.sliding_window
     for length in (1, 7, 30, POSITIONS):
         tokens = [(13 * i + 5) % 61 for i in range(length)]

@@ -12,12 +12,12 @@ import pytest
 import quantized_models
 import random_models
 
-from enginix.checkpoint.convert import Options, convert
-from enginix.checkpoint.convert import plan as plan_conversion
-from enginix.checkpoint.verify import verify
+from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.checkpoint.convert import derive_conversion_spec as plan_conversion
+from enginix.checkpoint.verify import verify_checkpoint
 from enginix.errors import EnginixError, ModelError
-from enginix.inspect import describe
-from enginix.inspect.skeleton import open_model
+from enginix.inspect import describe_model
+from enginix.inspect.inspected_model import open_model
 
 Tensors = dict[str, Any]
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -63,10 +63,10 @@ def as_float64(tensors: Tensors) -> Tensors:
 def test_tensors(change: Callable[[Tensors], Tensors], what: str, fix: str, tmp_path: Path) -> None:
     model = rewrite(tmp_path / "model", change)
     with pytest.raises(ModelError) as caught:
-        plan_conversion(model, Options())
+        plan_conversion(model, ConvertOptions())
     assert what in caught.value.what and fix in (caught.value.fix or "")
     with open_model(str(model)) as opened:
-        refusal = describe(opened).refusal
+        refusal = describe_model(opened).refusal
     assert refusal is not None and caught.value.what in refusal
 
 
@@ -83,7 +83,7 @@ def test_other_files_in_place_of_a_model(content: bytes, says: str, name: str, t
     model = rewrite(tmp_path / "model", lambda tensors: tensors)
     (model / name).write_bytes(content)
     with pytest.raises(ModelError, match=says):
-        plan_conversion(model, Options())
+        plan_conversion(model, ConvertOptions())
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_other_layouts(files: list[str], says: str, tmp_path: Path) -> None:
     for name in files:
         (model / name).write_bytes(b"x")
     with pytest.raises(ModelError, match=says):
-        plan_conversion(model, Options())
+        plan_conversion(model, ConvertOptions())
 
 
 @pytest.mark.parametrize(
@@ -120,10 +120,10 @@ def test_json_as_pythons_own_reader_takes_it(text: str, says: str | None, tmp_pa
     whole = json.dumps({k: v for k, v in json.loads((model / "config.json").read_text()).items()})
     (model / "config.json").write_text(whole[:-1] + ", " + text[1:])
     if says is None:
-        plan_conversion(model, Options())
+        plan_conversion(model, ConvertOptions())
         return
     with pytest.raises(EnginixError, match=says):
-        plan_conversion(model, Options())
+        plan_conversion(model, ConvertOptions())
 
 
 def nvfp4_with_zero_scales(tensors: Tensors, erase: bool) -> Tensors:
@@ -146,8 +146,8 @@ def test_zero_scales_are_for_blocks_of_zeros_alone(erase: bool, tmp_path: Path) 
     )
     path = tmp_path / "model/model.safetensors"
     path.write_bytes(random_models.safetensors_bytes(nvfp4_with_zero_scales(tensors, erase)))
-    convert(tmp_path / "model", tmp_path / "out", Options())
-    found = [str(f) for f in verify(tmp_path / "out").findings]
+    convert_model(tmp_path / "model", tmp_path / "out", ConvertOptions())
+    found = [str(f) for f in verify_checkpoint(tmp_path / "out").findings]
     assert (found == []) if erase else (len(found) == 1 and "weights are lost" in found[0])
 
 
@@ -156,4 +156,4 @@ def test_a_tied_head_that_differs_is_noted(tmp_path: Path) -> None:
         return {**tensors, HEAD: tensors[EMBEDDING] * 2}
 
     model = rewrite(tmp_path / "model", other, tie_word_embeddings=True)
-    assert any("tie_word_embeddings" in note for note in plan_conversion(model, Options()).notes)
+    assert any("tie_word_embeddings" in note for note in plan_conversion(model, ConvertOptions()).notes)

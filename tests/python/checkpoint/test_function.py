@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from enginix.checkpoint.convert import Options, convert
-from enginix.checkpoint.mapping import Mapping
-from enginix.tables import table
+from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.checkpoint.mapping import CheckpointMapping
+from enginix.tables import load_table
 
 pytestmark = pytest.mark.slow
 PHI3 = {
@@ -28,7 +28,7 @@ ROPES: dict[str, dict[str, Any]] = {
         "original_max_position_embeddings": 32, "rope_theta": 1e4,
     },
 }  # fmt: skip
-CASES = [(name, "default") for name in sorted(table("architectures")["architectures"])]
+CASES = [(name, "default") for name in sorted(load_table("architectures")["architectures"])]
 CASES += [("LlamaForCausalLM", rope) for rope in ROPES if rope != "default"] + [
     ("Phi3ForCausalLM", "longrope")
 ]
@@ -55,9 +55,9 @@ def test_logits(name: str, rope: str, tp: int, pp: int, ep: int, tmp_path: Path)
         for parameter in model.parameters():
             parameter.normal_(0, 0.3) if parameter.dim() > 1 else parameter.uniform_(0.5, 1.5)
     model.save_pretrained(tmp_path / "model")
-    moe = "experts" in table("architectures")["architectures"][name]["mlp"]
-    options = Options(dtype="float32", mapping=Mapping(tp, pp, ep if moe else 1))
-    convert(tmp_path / "model", tmp_path / "out", options)
+    moe = "experts" in load_table("architectures")["architectures"][name]["mlp"]
+    options = ConvertOptions(dtype="float32", mapping=CheckpointMapping(tp, pp, ep if moe else 1))
+    convert_model(tmp_path / "model", tmp_path / "out", options)
     tokens = torch.randint(1, 101, (1, 24))
     with torch.no_grad():
         theirs = model(tokens).logits[0]

@@ -9,8 +9,8 @@ import pytest
 from compare import INTENDED, config_differences, intended, ours, tensor_differences
 
 import golden
-from enginix.checkpoint.against import Comparison
-from enginix.checkpoint.verify import verify
+from enginix.checkpoint.compare_with_model import CheckpointComparison
+from enginix.checkpoint.verify import verify_checkpoint
 
 CASES = golden.conversions()
 SOUND = [c for c in CASES if c.ok and not c.defect]
@@ -35,7 +35,7 @@ def test_right_or_refused(case: golden.Conversion, tmp_path: Path) -> None:
         assert result.refusal.fix and not (tmp_path / "out").exists()
         assert not list(tmp_path.iterdir())
         return
-    assert verify(tmp_path / "out").findings == []
+    assert verify_checkpoint(tmp_path / "out").findings == []
     if case.defect and case.ok:
         wrong = config_differences(case, tmp_path / "out"), tensor_differences(case, tmp_path / "out")
         assert any(wrong), "theirs is marked defective, but ours is the same"
@@ -66,14 +66,14 @@ def test_ours_means_what_the_model_means(case: golden.Conversion, tmp_path: Path
     result = ours(case, tmp_path / "out")
     if result.plan is None:
         pytest.skip(f"refused: {result.refusal}")
-    assert verify(tmp_path / "out").findings == []
-    assert list(Comparison(tmp_path / "out", case.model).findings()) == []
+    assert verify_checkpoint(tmp_path / "out").findings == []
+    assert list(CheckpointComparison(tmp_path / "out", case.model).findings()) == []
 
 
 @pytest.mark.parametrize("case", SOUND, ids=lambda c: c.id)
 def test_theirs_verifies(case: golden.Conversion) -> None:
     """The verifier accepts what TensorRT-LLM wrote; Hugging Face exclude lists are its known complaint."""
-    findings = [f for f in verify(case.output).findings if "exclude pattern" not in f.what]
+    findings = [f for f in verify_checkpoint(case.output).findings if "exclude pattern" not in f.what]
     assert findings == []
 
 
@@ -83,7 +83,7 @@ MODELOPT = sorted(p for p in golden.root().glob("load-*/modelopt-*"))
 @pytest.mark.parametrize("directory", MODELOPT, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_modelopts_form_verifies(directory: Path) -> None:
     """The verifier accepts ModelOpt's own checkpoints, which TensorRT-LLM's loader was seen to read."""
-    assert verify(directory).findings == []
+    assert verify_checkpoint(directory).findings == []
 
 
 def leaves(rank: Path, module: str) -> dict[str, tuple[str, int]]:

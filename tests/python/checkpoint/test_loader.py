@@ -12,9 +12,9 @@ import random_models
 from safetensors.numpy import load_file
 
 import golden
-from enginix.checkpoint.against import Comparison
-from enginix.checkpoint.convert import Options, convert
-from enginix.checkpoint.verify import verify
+from enginix.checkpoint.compare_with_model import CheckpointComparison
+from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.checkpoint.verify import verify_checkpoint
 
 YARN = {"rope_type": "yarn", "factor": 4.0}
 
@@ -22,7 +22,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
 def converted(directory: Path, **keys: Any) -> tuple[Path, Path]:
     model, out = directory / "model", directory / "out"
     random_models.write(model, random_models.config("LlamaForCausalLM", **keys))
-    convert(model, out, Options())
+    convert_model(model, out, ConvertOptions())
     return model, out
 
 
@@ -30,7 +30,7 @@ def findings(model: Path, out: Path, **changes: Any) -> list[str]:
     path = out / "config.json"
     raw = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({k: v for k, v in raw.items() if v != "absent"}))
-    return [str(f) for f in [*verify(out).findings, *Comparison(out, model).findings()]]
+    return [str(f) for f in [*verify_checkpoint(out).findings, *CheckpointComparison(out, model).findings()]]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_findings(changes: dict[str, Any], says: str | None, tmp_path: Path) -> 
 def test_the_experts_normalization_is_compared(tmp_path: Path) -> None:
     keys = random_models.config("Qwen3MoeForCausalLM", norm_topk_prob=True, model_type="qwen3_moe")
     random_models.write(tmp_path / "model", keys)
-    convert(tmp_path / "model", tmp_path / "out", Options())
+    convert_model(tmp_path / "model", tmp_path / "out", ConvertOptions())
     assert findings(tmp_path / "model", tmp_path / "out") == []
     moe = json.loads((tmp_path / "out/config.json").read_text())["moe"]
     said = findings(tmp_path / "model", tmp_path / "out", moe={**moe, "normalization_mode": 0})
@@ -78,12 +78,12 @@ def test_the_executors_tables_are_nvidias(name: str) -> None:
     """TensorRT-LLM's own conversion code stored the tables that its attention reads."""
     torch = pytest.importorskip("torch")
     from enginix.reference import config as checkpoint_config
-    from enginix.reference.rope import Rope
+    from enginix.reference.rope import RopeTables
 
     checkpoint = next(p for p in sorted((golden.root() / name).glob("trtllm-tp1-*")))
     stored = load_file(checkpoint / "rank0.safetensors")
-    config = checkpoint_config.read(checkpoint)
-    rope = Rope(config, torch.device("cpu"))
+    config = checkpoint_config.read_executor_config(checkpoint)
+    rope = RopeTables(config, torch.device("cpu"))
     long = config.max_position_embeddings
     for prefix, length in (("", 1), ("long_rope_", long)) if "longrope" in name else (("", long),):
         inverse, magnitude = rope.frequencies(length)

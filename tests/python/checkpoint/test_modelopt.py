@@ -11,14 +11,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from enginix.checkpoint.against import Comparison
+from enginix.checkpoint.compare_with_model import CheckpointComparison
 from enginix.checkpoint.config import CheckpointConfig
-from enginix.checkpoint.convert import Options, convert
+from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.checkpoint.formats import format_of
-from enginix.checkpoint.layout import Layout, Linear
-from enginix.checkpoint.mapping import Mapping
-from enginix.checkpoint.stored import RankFile
-from enginix.checkpoint.verify import algorithm_of, verify
+from enginix.checkpoint.layout import CheckpointLayout, LinearModule
+from enginix.checkpoint.mapped_tensors import RankFile
+from enginix.checkpoint.mapping import CheckpointMapping
+from enginix.checkpoint.verify import algorithm_of, verify_checkpoint
 
 pytestmark = pytest.mark.slow
 SIZES = (1, 2, 4)
@@ -142,7 +142,7 @@ def _norm_before(linear: str) -> str | None:
     return None
 
 
-def _effective(file: RankFile, linear: Linear, algorithm: str | None) -> tuple[Any, Any]:
+def _effective(file: RankFile, linear: LinearModule, algorithm: str | None) -> tuple[Any, Any]:
     """Dequantized, times pre-quant scale, times norm: what a matrix does to its input; and its step."""
     values, step = format_of(algorithm, "modelopt").dequantize(file.leaves(linear.name), linear)
     norm = _norm_before(linear.name)
@@ -151,7 +151,7 @@ def _effective(file: RankFile, linear: Linear, algorithm: str | None) -> tuple[A
     return values * _f32(file[norm]), step * np.abs(_f32(file[norm]))
 
 
-def _original(directory: Path, linear: Linear) -> Any:
+def _original(directory: Path, linear: LinearModule) -> Any:
     """The matrix before it was quantized, times the norm before it."""
     file = RankFile(directory / "original/model.safetensors")
     rows = [_f32(file[f"{s.module}.weight"])[slice(*s.rows), slice(*s.cols)] for s in linear.groups[0]]
@@ -176,12 +176,12 @@ def _smoothed(mine: Any, step: Any, other: Any, other_step: Any, original: Any, 
 @pytest.mark.parametrize("tp", SIZES)
 def test_same_weights(exported: tuple[str, Path], tp: int, tmp_path: Path) -> None:
     number_format, directory = exported
-    options = Options(mapping=Mapping(tp), parallel_embedding=True, nvfp4_form="modelopt")
-    convert(directory / "model", tmp_path / "out", options)
-    assert verify(tmp_path / "out").findings == []
-    assert list(Comparison(tmp_path / "out", directory / "model").findings()) == []
+    options = ConvertOptions(mapping=CheckpointMapping(tp), parallel_embedding=True, nvfp4_form="modelopt")
+    convert_model(directory / "model", tmp_path / "out", options)
+    assert verify_checkpoint(tmp_path / "out").findings == []
+    assert list(CheckpointComparison(tmp_path / "out", directory / "model").findings()) == []
     config = CheckpointConfig.read(tmp_path / "out")
-    layout = Layout(config)
+    layout = CheckpointLayout(config)
     for rank in range(tp):
         ours = RankFile(tmp_path / "out" / f"rank{rank}.safetensors")
         theirs = RankFile(directory / f"theirs-{tp}" / f"rank{rank}.safetensors")
@@ -192,7 +192,7 @@ def test_same_weights(exported: tuple[str, Path], tp: int, tmp_path: Path) -> No
                 assert ours[name].tobytes() == theirs[name].tobytes(), name
             continue
         for module in layout.rank(rank):
-            if isinstance(module, Linear) and (algorithm := algorithm_of(module, config)):
+            if isinstance(module, LinearModule) and (algorithm := algorithm_of(module, config)):
                 mine, step = _effective(ours, module, algorithm)
                 other, other_step = _effective(theirs, module, algorithm)
                 bound = np.maximum(step, other_step) * (1 + 1e-5)
@@ -213,7 +213,7 @@ def test_their_configuration_loses_what_ours_keeps(exported: tuple[str, Path], t
     """ModelOpt without tensorrt_llm drops the rope base of transformers-5 configs and says float16 logits."""
     _, directory = exported
     theirs = CheckpointConfig.read(directory / "theirs-1")
-    convert(directory / "model", tmp_path / "out", Options())
+    convert_model(directory / "model", tmp_path / "out", ConvertOptions())
     ours = CheckpointConfig.read(tmp_path / "out")
     assert ours.rotary_base == 500000.0 and ours.raw["logits_dtype"] == "float32"
     assert theirs.rotary_base != ours.rotary_base or theirs.raw["logits_dtype"] != "float32"

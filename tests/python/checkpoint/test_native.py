@@ -13,11 +13,11 @@ import random_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginix.checkpoint import native, numbers
-from enginix.checkpoint.convert import Options, convert
-from enginix.checkpoint.mapping import Mapping
+from enginix.checkpoint import compiled_casts, numbers
+from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.checkpoint.mapping import CheckpointMapping
 
-SCRIPT = Path(native.__file__).with_name("casts.sh")
+SCRIPT = Path(compiled_casts.__file__).with_name("casts.sh")
 CPU = Path("/proc/cpuinfo").read_text()
 # What the compiler makes of the loops.
 VARIANTS = {"as it is built": []}
@@ -48,15 +48,15 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         ["bash", SCRIPT, library, *VARIANTS[request.param]], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0 and not done.stderr, done.stderr  # no warning either
-    loaded = native.load(library)
+    loaded = compiled_casts.load_compiled_casts(library)
     assert loaded is not None
     return loaded
 
 
 def numpy_cast(x: Any, source: str, target: str) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "library", lambda: None)
-        return numbers.cast(x, source, target)
+        patch.setattr(compiled_casts, "find_compiled_casts", lambda: None)
+        return numbers.cast_floats(x, source, target)
 
 
 def finite_as_float16(patterns: Any, source: str) -> Any:
@@ -68,10 +68,10 @@ def finite_as_float16(patterns: Any, source: str) -> Any:
 
 @pytest.mark.parametrize(("source", "target"), CASTS, ids="-".join)
 def test_casts(compiled: Any, source: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "library", lambda: compiled)
+    monkeypatch.setattr(compiled_casts, "find_compiled_casts", lambda: compiled)
     patterns = finite_as_float16(PATTERNS[source], source) if target == "F16" else PATTERNS[source]
     into = np.zeros(patterns.size, numbers.numpy_dtype(target))
-    assert native.cast(patterns.view(numbers.numpy_dtype(source)), source, target, into)
+    assert compiled_casts.cast_compiled(patterns.view(numbers.numpy_dtype(source)), source, target, into)
     assert into.tobytes() == numpy_cast(patterns, source, target).tobytes()
 
 
@@ -80,15 +80,15 @@ def test_casts(compiled: Any, source: str, target: str, monkeypatch: pytest.Monk
 def test_what_is_not_finite_as_float16_is_left_to_numpy(
     compiled: Any, source: str, odd: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "library", lambda: compiled)
+    monkeypatch.setattr(compiled_casts, "find_compiled_casts", lambda: compiled)
     values = np.full(1000, 0.25, np.float32).astype(numbers.numpy_dtype(source))
     values[777] = odd
-    assert not native.cast(values, source, "F16", np.zeros(1000, np.float16))
+    assert not compiled_casts.cast_compiled(values, source, "F16", np.zeros(1000, np.float16))
     if np.isfinite(odd):
         with pytest.raises(OverflowError, match="does not fit float16"):
-            numbers.cast(values, source, "F16")
+            numbers.cast_floats(values, source, "F16")
     else:
-        made = numbers.cast(values, source, "F16")
+        made = numbers.cast_floats(values, source, "F16")
         assert made.tobytes() == values.astype(np.float32).astype(np.float16).tobytes()
 
 
@@ -102,8 +102,8 @@ def test_any_length_and_place(compiled: Any, data: bytes, cast: tuple[str, str],
         values = values[np.abs(values.astype(np.float32)) < 65000]
     around = np.full(len(values) + 8, 7, np.uint8).repeat(target.itemsize).view(target)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "library", lambda: compiled)
-        assert native.cast(values, *cast, around[at : at + len(values)])
+        patch.setattr(compiled_casts, "find_compiled_casts", lambda: compiled)
+        assert compiled_casts.cast_compiled(values, *cast, around[at : at + len(values)])
     expected = np.full(len(values) + 8, 7, np.uint8).repeat(target.itemsize).view(target)
     expected[at : at + len(values)] = numpy_cast(values, *cast)
     assert around.tobytes() == expected.tobytes()
@@ -119,11 +119,11 @@ def test_fp8_rescale(compiled: Any, scale: float, target: float, size: int) -> N
     codes = np.resize(np.arange(256, dtype=np.uint8), size + 8)
     into = np.full(size + 8, 7, np.uint8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "library", lambda: compiled)
-        table = numbers.fp8_rescale_table(scale, target)
-        assert native.fp8_lookup(codes[:size], table, into[:size])
-        patch.setattr(native, "library", lambda: None)
-        assert into[:size].tobytes() == numbers.fp8_rescale(codes[:size], scale, target).tobytes()
+        patch.setattr(compiled_casts, "find_compiled_casts", lambda: compiled)
+        table = numbers.make_fp8_rescale_table(scale, target)
+        assert compiled_casts.lookup_fp8(codes[:size], table, into[:size])
+        patch.setattr(compiled_casts, "find_compiled_casts", lambda: None)
+        assert into[:size].tobytes() == numbers.rescale_fp8(codes[:size], scale, target).tobytes()
     assert (into[size:] == 7).all()
 
 
@@ -132,29 +132,29 @@ def test_checkpoints_do_not_depend_on_it(
     compiled: Any, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     random_models.write(tmp_path / "model", random_models.config("MixtralForCausalLM"))
-    options = Options(dtype=dtype, mapping=Mapping(2))
+    options = ConvertOptions(dtype=dtype, mapping=CheckpointMapping(2))
     for name, library in (("compiled", compiled), ("numpy", None)):
-        monkeypatch.setattr(native, "library", lambda library=library: library)
-        convert(tmp_path / "model", tmp_path / name, options)
+        monkeypatch.setattr(compiled_casts, "find_compiled_casts", lambda library=library: library)
+        convert_model(tmp_path / "model", tmp_path / name, options)
     for path in (tmp_path / "compiled").iterdir():
         assert path.read_bytes() == (tmp_path / "numpy" / path.name).read_bytes()
 
 
 def test_without_a_library_or_with_a_foreign_one(tmp_path: Path) -> None:
-    assert native.load(tmp_path / "none.so") is None
+    assert compiled_casts.load_compiled_casts(tmp_path / "none.so") is None
     (tmp_path / "foreign.so").write_bytes(b"\x7fELF of another machine")
-    assert native.load(tmp_path / "foreign.so") is None
+    assert compiled_casts.load_compiled_casts(tmp_path / "foreign.so") is None
 
 
 def _use_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An installation without compiled casts, and an empty cache."""
-    monkeypatch.setattr(native, "LIBRARY", tmp_path / "none.so")
+    monkeypatch.setattr(compiled_casts, "LIBRARY", tmp_path / "none.so")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return native.cache_directory()
+    return compiled_casts.cache_directory()
 
 
 def _load() -> Any:
-    return native.library.__wrapped__()
+    return compiled_casts.find_compiled_casts.__wrapped__()
 
 
 def test_the_first_use_compiles_into_the_cache_and_the_next_loads_it(
@@ -164,7 +164,7 @@ def test_the_first_use_compiles_into_the_cache_and_the_next_loads_it(
     assert _load() is not None
     [made] = cache.iterdir()
     assert cache.stat().st_mode & 0o777 == 0o700 and made.stat().st_mode & 0o077 == 0
-    monkeypatch.setattr(native, "_compile", lambda _: pytest.fail("compiled again"))
+    monkeypatch.setattr(compiled_casts, "_compile_casts", lambda _: pytest.fail("compiled again"))
     assert _load() is not None
 
 

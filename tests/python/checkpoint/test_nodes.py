@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from enginix import manifest
 from enginix.checkpoint.config import CheckpointConfig
-from enginix.checkpoint.convert import Options, convert
-from enginix.checkpoint.mapping import MOST_GPUS, Mapping, check_nodes, default_gpus_per_node
-from enginix.checkpoint.verify import verify
+from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.checkpoint.mapping import MOST_GPUS, CheckpointMapping, check_node_sizes, default_gpus_per_node
+from enginix.checkpoint.verify import verify_checkpoint
 from enginix.cli import main
 from enginix.errors import EXIT_USAGE, CheckpointError, UsageError
 from enginix.serve import hosts
@@ -45,9 +45,9 @@ def test_only_the_number_differs(model: Path, tmp_path: Path) -> None:
     theirs, ours = raw(tmp_path / "eight"), raw(tmp_path / "four")
     assert (theirs["mapping"].pop("gpus_per_node"), ours["mapping"].pop("gpus_per_node")) == (8, 4)
     assert theirs == ours
-    assert manifest.read(tmp_path / "four", "checkpoint").options["gpusPerNode"] == 4
-    assert CheckpointConfig.read(tmp_path / "four").mapping == Mapping(8, gpus_per_node=4)
-    report = verify(tmp_path / "four")
+    assert manifest.read_manifest(tmp_path / "four", "checkpoint").options["gpusPerNode"] == 4
+    assert CheckpointConfig.read(tmp_path / "four").mapping == CheckpointMapping(8, gpus_per_node=4)
+    report = verify_checkpoint(tmp_path / "four")
     assert (report.findings, report.notes) == ([], [])
 
 
@@ -77,9 +77,9 @@ def test_other_sizes_are_refused(
 
 @given(st.integers(1, 64), st.integers(1, 8), st.integers(-2, 80))
 def test_what_is_accepted_gives_every_rank_a_gpu_of_its_own(tp: int, pp: int, each: int) -> None:
-    mapping = Mapping(tp, pp, gpus_per_node=each)
+    mapping = CheckpointMapping(tp, pp, gpus_per_node=each)
     try:
-        check_nodes(mapping)
+        check_node_sizes(mapping)
     except UsageError as e:
         assert each < 1 or mapping.world_size % each
         assert e.fix
@@ -91,26 +91,26 @@ def test_what_is_accepted_gives_every_rank_a_gpu_of_its_own(tp: int, pp: int, ea
 
 
 def test_a_node_may_have_as_many_as_a_list_of_hosts_can_say() -> None:
-    assert hosts.parse(f"a:{MOST_GPUS}")[0].slots == MOST_GPUS
+    assert hosts.parse_hosts(f"a:{MOST_GPUS}")[0].slots == MOST_GPUS
     with pytest.raises(UsageError):
-        hosts.parse(f"a:{MOST_GPUS + 1}")
+        hosts.parse_hosts(f"a:{MOST_GPUS + 1}")
 
 
 @pytest.mark.parametrize("value", [0, -1, 4.0, "4", True, [4], 2**31])
 def test_a_checkpoint_that_says_no_number_is_refused(value: Any, model: Path, tmp_path: Path) -> None:
-    convert(model, tmp_path / "out", Options())
+    convert_model(model, tmp_path / "out", ConvertOptions())
     changed = raw(tmp_path / "out")
     changed["mapping"]["gpus_per_node"] = value
     (tmp_path / "out/config.json").write_text(json.dumps(changed))
     with pytest.raises(CheckpointError, match="gpus_per_node"):
-        verify(tmp_path / "out")
+        verify_checkpoint(tmp_path / "out")
 
 
 @pytest.mark.parametrize(("value", "notes"), [(None, 0), (2, 0), (3, 1)])
 def test_verification_tells_what_no_nodes_serve(
     value: int | None, notes: int, model: Path, tmp_path: Path
 ) -> None:
-    convert(model, tmp_path / "out", Options(mapping=Mapping(4)))
+    convert_model(model, tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(4)))
     changed = raw(tmp_path / "out")
     if value is None:
         del changed["mapping"]["gpus_per_node"]
@@ -118,6 +118,6 @@ def test_verification_tells_what_no_nodes_serve(
     else:
         changed["mapping"]["gpus_per_node"] = value
     (tmp_path / "out/config.json").write_text(json.dumps(changed))
-    report = verify(tmp_path / "out")
+    report = verify_checkpoint(tmp_path / "out")
     assert report.findings == [] and len(report.notes) == notes
     assert all("4 ranks do not fill nodes of gpus_per_node 3 GPUs" in note for note in report.notes)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginix.checkpoint.numbers import cast, fp8_rescale, fp8_values, interleave_tiles
+from enginix.checkpoint.numbers import cast_floats, interleave_tiles, list_fp8_values, rescale_fp8
 
 
 @settings(max_examples=60, deadline=None)
@@ -20,8 +20,8 @@ def test_rescaling_is_the_formula(one: float, other: float, data: bytes) -> None
 
     codes = np.frombuffer(data, np.uint8) & np.uint8(0x7E)  # no NaN
     scale, target = np.float32(min(one, other)), np.float32(max(one, other))
-    direct = ((fp8_values()[codes] * scale) / target).astype(ml_dtypes.float8_e4m3fn)
-    assert np.array_equal(fp8_rescale(codes, float(scale), float(target)), direct.view(np.uint8))
+    direct = ((list_fp8_values()[codes] * scale) / target).astype(ml_dtypes.float8_e4m3fn)
+    assert np.array_equal(rescale_fp8(codes, float(scale), float(target)), direct.view(np.uint8))
 
 
 @pytest.mark.parametrize("source", ["F32", "F16", "BF16"])
@@ -38,7 +38,7 @@ def test_casts_equal_torchs(source: str, target: str, data: bytes) -> None:
     theirs = torch.frombuffer(bytearray(data), dtype=names[source]).to(names[target])
     finite = torch.isfinite(torch.frombuffer(bytearray(data), dtype=names[source]).float())
     try:
-        ours = cast(array, source, target)
+        ours = cast_floats(array, source, target)
     except OverflowError:
         assert target == "F16" and (torch.isinf(theirs) & finite).any()
         return
@@ -68,13 +68,13 @@ def test_casts_equal_ml_dtypes_on_every_pattern(source: str, target: str) -> Non
         lost = np.isfinite(values.astype(np.float32)) & ~np.isfinite(theirs.astype(np.float32))
     if target != "F16":
         lost = np.zeros(lost.shape, np.bool_)
-    ours = cast(values[~lost], source, target)
+    ours = cast_floats(values[~lost], source, target)
     kept = theirs[~lost]
     width = np.uint32 if target == "F32" else np.uint16
     assert ((ours.view(width) == kept.view(width)) | np.isnan(kept.astype(np.float32))).all()
     for value in values[lost][:: max(1, lost.sum() // 50)]:
         with pytest.raises(OverflowError, match="does not fit"):
-            cast(np.array([1, value, 0], values.dtype), source, target)
+            cast_floats(np.array([1, value, 0], values.dtype), source, target)
 
 
 def test_interleaving_is_the_documented_order() -> None:

@@ -13,13 +13,13 @@ import pytest
 import random_models
 
 from enginix import manifest
-from enginix.checkpoint.convert import Options
-from enginix.checkpoint.mapping import Mapping
-from enginix.checkpoint.other import with_modelopt, with_tensorrt_llm
-from enginix.checkpoint.stored import RankFile
+from enginix.checkpoint.convert import ConvertOptions
+from enginix.checkpoint.external_converters import convert_with_modelopt, convert_with_tensorrt_llm
+from enginix.checkpoint.mapped_tensors import RankFile
+from enginix.checkpoint.mapping import CheckpointMapping
 from enginix.cli import main
 from enginix.errors import EXIT_INPUT, CheckpointError, MachineError, UsageError
-from enginix.tables import table
+from enginix.tables import load_table
 
 SMALL = {"vocab_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}
 GROUPED = SMALL | {"num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64}
@@ -57,7 +57,7 @@ def _save(architecture: str, directory: Path) -> Any:
 
 
 def test_every_modelopt_family_is_tried() -> None:
-    assert CONFIGS.keys() == table("converters")["converters"]["modelopt"]["architectures"].keys()
+    assert CONFIGS.keys() == load_table("converters")["converters"]["modelopt"]["architectures"].keys()
 
 
 @pytest.mark.slow
@@ -65,13 +65,15 @@ def test_every_modelopt_family_is_tried() -> None:
 @pytest.mark.parametrize("tp", [1, 2])
 def test_modelopt_exports(architecture: str, tp: int, tmp_path: Path) -> None:
     model = _save(architecture, tmp_path / "model")
-    limit = table("converters")["converters"]["modelopt"]["architectures"][architecture]["maxTensorParallel"]
-    options = Options(mapping=Mapping(tp, gpus_per_node=tp))
+    limit = load_table("converters")["converters"]["modelopt"]["architectures"][architecture][
+        "maxTensorParallel"
+    ]
+    options = ConvertOptions(mapping=CheckpointMapping(tp, gpus_per_node=tp))
     if limit is not None and tp > limit:
         with pytest.raises(UsageError):
-            with_modelopt(tmp_path / "model", tmp_path / "out", options)
+            convert_with_modelopt(tmp_path / "model", tmp_path / "out", options)
         return
-    with_modelopt(tmp_path / "model", tmp_path / "out", options)
+    convert_with_modelopt(tmp_path / "model", tmp_path / "out", options)
     raw = json.loads((tmp_path / "out/config.json").read_text())
     assert raw["mapping"]["tp_size"] == tp and raw["logits_dtype"] == "float32"
     assert raw["mapping"]["gpus_per_node"] == tp
@@ -79,7 +81,7 @@ def test_modelopt_exports(architecture: str, tp: int, tmp_path: Path) -> None:
         assert raw["rotary_base"] == 100000.0
     if architecture == "GPT2LMHeadModel":
         assert raw["position_embedding_type"] == "learned_absolute"
-    assert manifest.read(tmp_path / "out", "checkpoint").options["converter"] == "modelopt"
+    assert manifest.read_manifest(tmp_path / "out", "checkpoint").options["converter"] == "modelopt"
     # The embedding (row shards of it) and a norm, against the model itself.
     files = [RankFile(tmp_path / f"out/rank{r}.safetensors") for r in range(tp)]
     whole = np.concatenate([f["transformer.vocab_embedding.weight"].astype(np.float32) for f in files])
@@ -153,14 +155,14 @@ def _gptj(directory: Path) -> Path:
 
 def test_tensorrt_llm_is_called_a_rank_at_a_time(stand_in: type[StandIn], tmp_path: Path) -> None:
     model = _gptj(tmp_path / "model")
-    options = Options(dtype="float16", mapping=Mapping(2, gpus_per_node=1))
-    with_tensorrt_llm(model, tmp_path / "out", options)
+    options = ConvertOptions(dtype="float16", mapping=CheckpointMapping(2, gpus_per_node=1))
+    convert_with_tensorrt_llm(model, tmp_path / "out", options)
     size = {"world_size": 2, "gpus_per_node": 1, "tp_size": 2, "pp_size": 1}
     assert stand_in.calls == [
         ("model", "float16", size | {"rank": 0}),
         ("model", "float16", size | {"rank": 1}),
     ]
-    made = manifest.read(tmp_path / "out")
+    made = manifest.read_manifest(tmp_path / "out")
     assert made.tools["tensorrt_llm"] == "stand-in" and made.options["gpusPerNode"] == 1
 
 
@@ -176,21 +178,25 @@ def test_another_number_of_gpus_than_was_asked_for_is_no_checkpoint(
     monkeypatch.setattr(stand_in, "save_checkpoint", careless)
     model = _gptj(tmp_path / "model")
     with pytest.raises(CheckpointError, match="but 1 was asked for"):
-        with_tensorrt_llm(model, tmp_path / "out", Options(mapping=Mapping(2, gpus_per_node=1)))
+        convert_with_tensorrt_llm(
+            model, tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(2, gpus_per_node=1))
+        )
     assert not (tmp_path / "out").exists()
 
 
 def test_ranks_that_fill_no_nodes_are_refused_by_every_converter(
     stand_in: type[StandIn], tmp_path: Path
 ) -> None:
-    options = Options(mapping=Mapping(2, gpus_per_node=0))
+    options = ConvertOptions(mapping=CheckpointMapping(2, gpus_per_node=0))
     with pytest.raises(UsageError, match="--gpus-per-node 0"):
-        with_tensorrt_llm(_gptj(tmp_path / "model"), tmp_path / "out", options)
+        convert_with_tensorrt_llm(_gptj(tmp_path / "model"), tmp_path / "out", options)
     gpt2 = tmp_path / "gpt2"
     random_models.write(gpt2, random_models.config("LlamaForCausalLM"))
     (gpt2 / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"]}))
     with pytest.raises(UsageError, match="--gpus-per-node 3"):
-        with_modelopt(gpt2, tmp_path / "out", Options(mapping=Mapping(4, gpus_per_node=3)))
+        convert_with_modelopt(
+            gpt2, tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(4, gpus_per_node=3))
+        )
 
 
 def test_tensorrt_llm_failures_are_named(
@@ -199,13 +205,13 @@ def test_tensorrt_llm_failures_are_named(
     model = _gptj(tmp_path / "model")
     monkeypatch.setattr(stand_in, "save_checkpoint", lambda self, out, save_config: None)
     with pytest.raises(CheckpointError) as e:
-        with_tensorrt_llm(model, tmp_path / "out", Options())
+        convert_with_tensorrt_llm(model, tmp_path / "out", ConvertOptions())
     assert "no whole checkpoint" in str(e.value) and not (tmp_path / "out").exists()
     with pytest.raises(UsageError, match="vila"):
-        with_tensorrt_llm(_gptj(tmp_path / "my-vila"), tmp_path / "out", Options())
+        convert_with_tensorrt_llm(_gptj(tmp_path / "my-vila"), tmp_path / "out", ConvertOptions())
 
 
 def test_tensorrt_llm_is_missing_here(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="tensorrt_llm"):
-        with_tensorrt_llm(_gptj(tmp_path / "model"), tmp_path / "out", Options())
+        convert_with_tensorrt_llm(_gptj(tmp_path / "model"), tmp_path / "out", ConvertOptions())
     assert list(tmp_path.iterdir()) == [tmp_path / "model"]

@@ -9,9 +9,9 @@ import pytest
 import random_models
 
 from enginix.checkpoint import write
-from enginix.checkpoint.convert import Options, plan
-from enginix.checkpoint.mapping import Mapping
-from enginix.checkpoint.parallel import in_order
+from enginix.checkpoint.convert import ConvertOptions, derive_conversion_spec
+from enginix.checkpoint.mapping import CheckpointMapping
+from enginix.checkpoint.parallel import run_in_order
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -25,8 +25,10 @@ def test_bytes_do_not_depend_on_threads_or_their_order(
 ) -> None:
     model = random_models.config("LlamaForCausalLM", num_key_value_heads=4, hidden_size=64, vocab_size=999)
     random_models.write(tmp_path / "model", model)
-    planned = plan(tmp_path / "model", Options(dtype=dtype, mapping=Mapping(ranks)))
-    monkeypatch.setattr("enginix.checkpoint.parts.CHUNK", 1000)  # many blocks of a small model
+    planned = derive_conversion_spec(
+        tmp_path / "model", ConvertOptions(dtype=dtype, mapping=CheckpointMapping(ranks))
+    )
+    monkeypatch.setattr("enginix.checkpoint.byte_sources.CHUNK", 1000)  # many blocks of a small model
     monkeypatch.setattr("enginix.checkpoint.write.COPY", 777)
     found = []
     for threads in (1, 2, 7):
@@ -35,8 +37,8 @@ def test_bytes_do_not_depend_on_threads_or_their_order(
         write.write_ranks(out, planned.ranks, threads=threads)
         found.append(contents(out))
     # The tasks in the opposite order: each knows its place.
-    forwards = write._tasks
-    monkeypatch.setattr(write, "_tasks", lambda *args: iter(list(forwards(*args))[::-1]))
+    forwards = write._iterate_tasks
+    monkeypatch.setattr(write, "_iterate_tasks", lambda *args: iter(list(forwards(*args))[::-1]))
     (tmp_path / "backwards").mkdir()
     write.write_ranks(tmp_path / "backwards", planned.ranks, threads=2)
     assert found == [contents(tmp_path / "backwards")] * 3
@@ -52,7 +54,7 @@ def test_every_task_runs_once_and_begins_in_order() -> None:
             begun.append(task)
         return task
 
-    in_order(iter(range(1, 200)), [worker] * 3)
+    run_in_order(iter(range(1, 200)), [worker] * 3)
     assert sorted(begun) == list(range(1, 200))
 
 
@@ -69,7 +71,7 @@ def test_the_earliest_error_is_raised_whichever_thread_meets_its_own_first() -> 
         return 0
 
     with pytest.raises(ValueError, match="third"):
-        in_order(iter(range(1, 1000)), [worker, worker])
+        run_in_order(iter(range(1, 1000)), [worker, worker])
 
 
 def test_nothing_begins_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,5 +97,5 @@ def test_nothing_begins_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         return 0
 
     with pytest.raises(ValueError, match="fifth"):
-        in_order(iter(range(1, 1000)), [worker, worker])
+        run_in_order(iter(range(1, 1000)), [worker, worker])
     assert max(begun) <= 6

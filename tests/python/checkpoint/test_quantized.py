@@ -12,10 +12,10 @@ import quantized_models
 import random_models
 from quantized_models import SIZES, check, linear, llama
 
-from enginix.checkpoint.convert import Options, convert
-from enginix.checkpoint.mapping import Mapping
-from enginix.checkpoint.stored import RankFile
-from enginix.checkpoint.verify import verify
+from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.checkpoint.mapped_tensors import RankFile
+from enginix.checkpoint.mapping import CheckpointMapping
+from enginix.checkpoint.verify import verify_checkpoint
 from enginix.errors import EnginixError, ModelError, UsageError
 
 
@@ -31,7 +31,7 @@ def test_every_dense_family_in_every_format(
     config = random_models.config(architecture, **SIZES)
     quantization = {"quant_algo": algorithm, "exclude_modules": ["lm_head"]}
     quantized_models.write(tmp_path / "m", config, lambda m: algorithm if linear(m) else None, quantization)
-    found = check(tmp_path / "m", tmp_path / "out", Options(mapping=Mapping(tp)))
+    found = check(tmp_path / "m", tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(tp)))
     assert found["quantization"]["quant_algo"] == algorithm
     assert found["quantization"]["exclude_modules"] is None
     if architecture != "Phi3ForCausalLM" and tp == 4:  # ranks 0 and 1 hold KV head 0
@@ -55,7 +55,7 @@ def test_experts(algorithm: str, architecture: str, tp: int, ep: int, tmp_path: 
 
     quantization = {"quant_algo": algorithm, "exclude_modules": routers}
     quantized_models.write(tmp_path / "m", config, algorithm_of, quantization)
-    found = check(tmp_path / "m", tmp_path / "out", Options(mapping=Mapping(tp, 1, ep)))
+    found = check(tmp_path / "m", tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(tp, 1, ep)))
     assert found["quantization"]["exclude_modules"] is None  # the default patterns protect router and head
     router = RankFile(tmp_path / "out/rank0.safetensors")["transformer.layers.0.mlp.router.weight"]
     assert router.dtype == np.float32
@@ -78,14 +78,14 @@ def test_mixed_precision(tmp_path: Path) -> None:
             entry["group_size"] = 128
     quantization = {"quant_algo": "MIXED_PRECISION", "kv_cache_quant_algo": None, "quantized_layers": layers}
     quantized_models.write(tmp_path / "m", config, mixed, quantization)
-    found = check(tmp_path / "m", tmp_path / "out", Options(mapping=Mapping(2)))
+    found = check(tmp_path / "m", tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(2)))
     assert found["quantization"]["quant_algo"] == "MIXED_PRECISION"
     written = json.loads((tmp_path / "out/quant_cfg.json").read_text())["quantized_layers"]
     assert written["transformer.layers.0.mlp.fc"] == {"quant_algo": "NVFP4", "group_size": 16}
     assert written["transformer.layers.1.mlp.proj"]["pre_quant_scale"] is True
     assert written["transformer.layers.1.attention.qkv"] == {"quant_algo": "FP8"}
     with pytest.raises(UsageError, match="pipeline"):
-        convert(tmp_path / "m", tmp_path / "pp", Options(mapping=Mapping(1, 2)))
+        convert_model(tmp_path / "m", tmp_path / "pp", ConvertOptions(mapping=CheckpointMapping(1, 2)))
 
 
 MOE = ["MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"]
@@ -121,7 +121,7 @@ def test_mixed_precision_of_experts(architecture: str, tmp_path: Path) -> None:
         return "NVFP4" if of_expert(module) else "FP8"
 
     mixed_model(tmp_path / "m", architecture, algorithm_of)
-    check(tmp_path / "m", tmp_path / "out", Options(mapping=Mapping(2, 1, 2)))
+    check(tmp_path / "m", tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(2, 1, 2)))
     path = tmp_path / "out/quant_cfg.json"
     written = json.loads(path.read_text())
     layers = written["quantized_layers"]
@@ -131,7 +131,7 @@ def test_mixed_precision_of_experts(architecture: str, tmp_path: Path) -> None:
     # Without the module's own entry, only Mixtral's experts would still be quantized.
     del layers["transformer.layers.1.mlp"]
     path.write_text(json.dumps(written))
-    found = verify(tmp_path / "out").findings
+    found = verify_checkpoint(tmp_path / "out").findings
     assert bool(found) == (architecture != "MixtralForCausalLM")
     assert all("transformer.layers.1.mlp around it is not quantized" in f.what for f in found)
 
@@ -139,7 +139,7 @@ def test_mixed_precision_of_experts(architecture: str, tmp_path: Path) -> None:
 def test_experts_spared_in_mixed_precision_are_refused(tmp_path: Path) -> None:
     mixed_model(tmp_path / "m", MOE[0], lambda m: "FP8" if linear(m) else None)
     with pytest.raises(ModelError, match=r"experts of transformer\.layers\.0\.mlp are not quantized"):
-        convert(tmp_path / "m", tmp_path / "out", Options())
+        convert_model(tmp_path / "m", tmp_path / "out", ConvertOptions())
 
 
 @pytest.mark.parametrize("spared", ["*.experts.*", "*.w2"])
@@ -152,14 +152,14 @@ def test_experts_are_excluded_together(spared: str, tmp_path: Path) -> None:
     quantized_models.write(tmp_path / "m", moe(MOE[0]), algorithm_of, quantization)
     if spared == "*.w2":
         with pytest.raises(ModelError, match="one module in TensorRT-LLM"):
-            convert(tmp_path / "m", tmp_path / "out", Options())
+            convert_model(tmp_path / "m", tmp_path / "out", ConvertOptions())
         return
-    config = check(tmp_path / "m", tmp_path / "out", Options(mapping=Mapping(2)))
+    config = check(tmp_path / "m", tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(2)))
     excluded = config["quantization"]["exclude_modules"]
     assert {f"transformer.layers.1.{n}" for n in ("mlp", "mlp.fc", "mlp.proj")} <= set(excluded)
     excluded.remove("transformer.layers.1.mlp")
     (tmp_path / "out/config.json").write_text(json.dumps(config))
-    assert any("around it is FP8" in f.what for f in verify(tmp_path / "out").findings)
+    assert any("around it is FP8" in f.what for f in verify_checkpoint(tmp_path / "out").findings)
 
 
 def test_excludes_are_translated(tmp_path: Path) -> None:
@@ -171,13 +171,13 @@ def test_excludes_are_translated(tmp_path: Path) -> None:
 
     quantization = {"quant_algo": "FP8", "exclude_modules": patterns}
     quantized_models.write(tmp_path / "m", llama(), algorithm_of, quantization)
-    found = check(tmp_path / "m", tmp_path / "out", Options())["quantization"]["exclude_modules"]
+    found = check(tmp_path / "m", tmp_path / "out", ConvertOptions())["quantization"]["exclude_modules"]
     assert found[-3:] == [
         f"transformer.layers.{n}" for n in ("0.attention.dense", "1.attention.dense", "1.attention.qkv")
     ]
     assert {"*lm_head", "*router"} <= set(found)
     with pytest.raises(UsageError, match="numbered within"):
-        convert(tmp_path / "m", tmp_path / "pp", Options(mapping=Mapping(1, 2)))
+        convert_model(tmp_path / "m", tmp_path / "pp", ConvertOptions(mapping=CheckpointMapping(1, 2)))
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_disagreement_is_refused(algorithm_of: Any, exclude: list[str], says: st
     quantization = {"quant_algo": "FP8", "exclude_modules": exclude}
     quantized_models.write(tmp_path / "m", llama(), algorithm_of, quantization)
     with pytest.raises(ModelError, match=says):
-        convert(tmp_path / "m", tmp_path / "out", Options())
+        convert_model(tmp_path / "m", tmp_path / "out", ConvertOptions())
     assert not (tmp_path / "out").exists()
 
 
@@ -205,7 +205,7 @@ def test_scales_without_a_description(tmp_path: Path) -> None:
     )
     (tmp_path / "m/hf_quant_config.json").unlink()
     with pytest.raises(ModelError, match="does not cover"):
-        convert(tmp_path / "m", tmp_path / "out", Options())
+        convert_model(tmp_path / "m", tmp_path / "out", ConvertOptions())
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
@@ -218,7 +218,7 @@ def test_bad_scales_are_refused(value: float, tmp_path: Path, monkeypatch: pytes
         {"quant_algo": "FP8", "exclude_modules": ["lm_head"]},
     )
     with pytest.raises(ModelError, match="scale"):
-        convert(tmp_path / "m", tmp_path / "out", Options())
+        convert_model(tmp_path / "m", tmp_path / "out", ConvertOptions())
 
 
 def test_awq_group_across_ranks_is_refused(tmp_path: Path) -> None:
@@ -226,19 +226,19 @@ def test_awq_group_across_ranks_is_refused(tmp_path: Path) -> None:
     config = llama(intermediate_size=384)
     quantized_models.write(tmp_path / "m", config, lambda m: "W4A16_AWQ" if linear(m) else None, quantization)
     with pytest.raises(UsageError, match="groups of 128"):
-        convert(tmp_path / "m", tmp_path / "out", Options(mapping=Mapping(2)))
+        convert_model(tmp_path / "m", tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(2)))
 
 
 def test_kv_cache_on_request(tmp_path: Path) -> None:
     random_models.write(tmp_path / "m", llama())
-    done = convert(tmp_path / "m", tmp_path / "out", Options(kv_cache="FP8"))
+    done = convert_model(tmp_path / "m", tmp_path / "out", ConvertOptions(kv_cache="FP8"))
     assert any("KV cache scales are missing" in note for note in done.notes)
-    report = verify(tmp_path / "out")
+    report = verify_checkpoint(tmp_path / "out")
     assert report.findings == [] and any("1.0" in note for note in report.notes)
 
 
 def test_an_error_says_what_to_do(tmp_path: Path) -> None:
     random_models.write(tmp_path / "m", llama(num_attention_heads=6, num_key_value_heads=3))
     with pytest.raises(EnginixError) as e:
-        convert(tmp_path / "m", tmp_path / "out", Options(mapping=Mapping(4)))
+        convert_model(tmp_path / "m", tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(4)))
     assert "one of 1" in (e.value.fix or "")

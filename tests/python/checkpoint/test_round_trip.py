@@ -11,17 +11,17 @@ import random_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginix.checkpoint.convert import Options, convert
-from enginix.checkpoint.mapping import Mapping
-from enginix.checkpoint.merge import Merged
-from enginix.checkpoint.verify import verify
-from enginix.tables import table
+from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.checkpoint.mapping import CheckpointMapping
+from enginix.checkpoint.merge import MergedCheckpoint
+from enginix.checkpoint.verify import verify_checkpoint
+from enginix.tables import load_table
 
-ARCHITECTURES = sorted(table("architectures")["architectures"])
+ARCHITECTURES = sorted(load_table("architectures")["architectures"])
 
 
 @st.composite
-def requests(draw: st.DrawFn) -> tuple[dict[str, Any], Options]:
+def requests(draw: st.DrawFn) -> tuple[dict[str, Any], ConvertOptions]:
     architecture = draw(st.sampled_from(ARCHITECTURES))
     tp = draw(st.sampled_from([1, 2, 3, 4]))
     moe = "M" in architecture and ("Mixtral" in architecture or "Moe" in architecture)
@@ -51,9 +51,9 @@ def requests(draw: st.DrawFn) -> tuple[dict[str, Any], Options]:
         c |= {"attention_bias": draw(st.booleans()), "mlp_bias": draw(st.booleans())}
     pp = draw(st.integers(1, layers))
     each = draw(st.sampled_from([d for d in range(1, tp * pp + 1) if tp * pp % d == 0]))
-    options = Options(
+    options = ConvertOptions(
         dtype=c["dtype"],
-        mapping=Mapping(tp, pp, ep, each),
+        mapping=CheckpointMapping(tp, pp, ep, each),
         parallel_embedding=draw(st.booleans()),
         embedding_sharding_dim=draw(st.integers(0, 1)),
     )
@@ -62,14 +62,14 @@ def requests(draw: st.DrawFn) -> tuple[dict[str, Any], Options]:
 
 @settings(max_examples=120, deadline=None)
 @given(requests(), st.integers(1, 3))
-def test_merged_ranks_are_the_source(request: tuple[dict[str, Any], Options], shards: int) -> None:
+def test_merged_ranks_are_the_source(request: tuple[dict[str, Any], ConvertOptions], shards: int) -> None:
     c, options = request
     with tempfile.TemporaryDirectory() as name:
         model, out = Path(name) / "model", Path(name) / "out"
         source = random_models.write(model, c, shards=shards)
-        convert(model, out, options)
-        assert verify(out).findings == []
-        merged = dict(Merged(out))
+        convert_model(model, out, options)
+        assert verify_checkpoint(out).findings == []
+        merged = dict(MergedCheckpoint(out))
         if c["tie_word_embeddings"]:
             assert np.array_equal(merged.pop("lm_head.weight"), source["model.embed_tokens.weight"])
         assert merged.keys() == source.keys()
@@ -84,14 +84,14 @@ def test_merged_ranks_are_the_source(request: tuple[dict[str, Any], Options], sh
 
 @settings(max_examples=30, deadline=None)
 @given(requests())
-def test_same_bytes_again(request: tuple[dict[str, Any], Options]) -> None:
+def test_same_bytes_again(request: tuple[dict[str, Any], ConvertOptions]) -> None:
     """Nothing volatile: two runs give the same files, and so do other shards but for the manifest."""
     c, options = request
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
         for part, shards in (("a", 1), ("b", 1), ("c", 2)):
             random_models.write(base / part / "model", c, shards=shards)
-            convert(base / part / "model", base / part / "out", options)
+            convert_model(base / part / "model", base / part / "out", options)
         files = sorted(p.name for p in (base / "a/out").iterdir())
         for file in files:
             first = (base / "a/out" / file).read_bytes()

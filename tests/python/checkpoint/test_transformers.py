@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from enginix.checkpoint.against import Comparison
-from enginix.checkpoint.convert import Options, convert
-from enginix.checkpoint.mapping import Mapping
-from enginix.checkpoint.verify import verify
-from enginix.tables import table
+from enginix.checkpoint.compare_with_model import CheckpointComparison
+from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.checkpoint.mapping import CheckpointMapping
+from enginix.checkpoint.verify import verify_checkpoint
+from enginix.tables import load_table
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", sorted(table("architectures")["architectures"]))
+@pytest.mark.parametrize("name", sorted(load_table("architectures")["architectures"]))
 @pytest.mark.parametrize("tied", [False, True])
 def test_saved_models_convert(name: str, tied: bool, tmp_path: Path) -> None:
     import torch
@@ -31,6 +31,6 @@ def test_saved_models_convert(name: str, tied: bool, tmp_path: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "model", max_shard_size="100KB")
     assert (tmp_path / "model/model.safetensors.index.json").exists()
-    convert(tmp_path / "model", tmp_path / "out", Options(mapping=Mapping(2)))
-    assert verify(tmp_path / "out").findings == []
-    assert list(Comparison(tmp_path / "out", tmp_path / "model").findings()) == []
+    convert_model(tmp_path / "model", tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(2)))
+    assert verify_checkpoint(tmp_path / "out").findings == []
+    assert list(CheckpointComparison(tmp_path / "out", tmp_path / "model").findings()) == []

@@ -11,18 +11,18 @@ import quantized_models
 import random_models
 from quantized_models import linear, llama
 
-from enginix.checkpoint.against import Comparison
-from enginix.checkpoint.convert import Options, convert
-from enginix.checkpoint.mapping import Mapping
-from enginix.checkpoint.stored import RankFile
-from enginix.checkpoint.verify import verify
+from enginix.checkpoint.compare_with_model import CheckpointComparison
+from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.checkpoint.mapped_tensors import RankFile
+from enginix.checkpoint.mapping import CheckpointMapping
+from enginix.checkpoint.verify import verify_checkpoint
 
 
 def test_verifier_sees_every_kind_of_damage(tmp_path: Path) -> None:
     """Each damage is found; an undamaged copy is not."""
     quantization = {"quant_algo": "NVFP4", "exclude_modules": ["lm_head"]}
     quantized_models.write(tmp_path / "m", llama(), lambda m: "NVFP4" if linear(m) else None, quantization)
-    convert(tmp_path / "m", tmp_path / "good", Options(mapping=Mapping(2)))
+    convert_model(tmp_path / "m", tmp_path / "good", ConvertOptions(mapping=CheckpointMapping(2)))
     path = tmp_path / "good/rank1.safetensors"
     good = {n: RankFile(path)[n].copy() for n in RankFile(path).tensors}
     layer = "transformer.layers.0"
@@ -31,7 +31,7 @@ def test_verifier_sees_every_kind_of_damage(tmp_path: Path) -> None:
         tensors = {n: a.copy() for n, a in good.items()}
         change(tensors)
         path.write_bytes(random_models.safetensors_bytes(tensors))
-        return [str(f) for f in verify(tmp_path / "good").findings]
+        return [str(f) for f in verify_checkpoint(tmp_path / "good").findings]
 
     def put(name: str, value: Any, at: Any = ...) -> Any:
         def change(tensors: dict[str, Any]) -> None:
@@ -49,15 +49,15 @@ def test_verifier_sees_every_kind_of_damage(tmp_path: Path) -> None:
     assert "tiled" in damaged(put(f"{layer}.mlp.fc.weights_block_scaling_factor", 1.0))[0]
     assert "differs from rank0" in damaged(put("transformer.ln_f.weight", 9.0, 0))[0]
     path.write_bytes(path.read_bytes()[:-3])
-    assert "rank1.safetensors" in str(verify(tmp_path / "good").findings[0])
+    assert "rank1.safetensors" in str(verify_checkpoint(tmp_path / "good").findings[0])
     path.unlink()
-    assert verify(tmp_path / "good").findings
+    assert verify_checkpoint(tmp_path / "good").findings
 
 
 def test_comparison_sees_wrong_weights(tmp_path: Path) -> None:
     quantization = {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}
     quantized_models.write(tmp_path / "m", llama(), lambda m: "FP8" if linear(m) else None, quantization)
-    convert(tmp_path / "m", tmp_path / "out", Options())
+    convert_model(tmp_path / "m", tmp_path / "out", ConvertOptions())
     path = tmp_path / "out/rank0.safetensors"
     for name, change in (
         ("transformer.layers.1.mlp.proj.weights_scaling_factor", lambda a: a * 1.5),
@@ -69,8 +69,8 @@ def test_comparison_sees_wrong_weights(tmp_path: Path) -> None:
         whole = path.read_bytes()
         tensors[name] = np.ascontiguousarray(change(tensors[name])).astype(tensors[name].dtype)
         path.write_bytes(random_models.safetensors_bytes(tensors))
-        assert verify(tmp_path / "out").findings == []
-        findings = [str(f) for f in Comparison(tmp_path / "out", tmp_path / "m").findings()]
+        assert verify_checkpoint(tmp_path / "out").findings == []
+        findings = [str(f) for f in CheckpointComparison(tmp_path / "out", tmp_path / "m").findings()]
         assert len(findings) == 1 and name.rsplit(".", 1)[0] in findings[0]
         path.write_bytes(whole)
 
@@ -78,9 +78,9 @@ def test_comparison_sees_wrong_weights(tmp_path: Path) -> None:
 def test_verify_refuses_unprotected_heads_and_useless_excludes(tmp_path: Path) -> None:
     quantization = {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}
     quantized_models.write(tmp_path / "m", llama(), lambda m: "FP8" if linear(m) else None, quantization)
-    convert(tmp_path / "m", tmp_path / "out", Options())
+    convert_model(tmp_path / "m", tmp_path / "out", ConvertOptions())
     raw = json.loads((tmp_path / "out/config.json").read_text())
     raw["quantization"]["exclude_modules"] = ["model.layers.0.mlp.gate"]
     (tmp_path / "out/config.json").write_text(json.dumps(raw))
-    findings = "\n".join(map(str, verify(tmp_path / "out").findings))
+    findings = "\n".join(map(str, verify_checkpoint(tmp_path / "out").findings))
     assert "lm_head is not protected" in findings and "matches no module" in findings

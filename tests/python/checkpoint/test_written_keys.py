@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import golden
-from enginix.checkpoint.convert import Options, convert
-from enginix.checkpoint.mapping import Mapping
+from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.checkpoint.mapping import CheckpointMapping
 from enginix.cli import main
 from enginix.errors import UsageError
 
@@ -30,7 +30,7 @@ LATER = {
 
 @pytest.mark.parametrize("case", ["llama-bf16", "mixtral-bf16", "llama-fp8-kvfp8", "qwen2-bf16"])
 def test_keys_that_hold_their_default_are_left_to_the_loader(case: str, tmp_path: Path) -> None:
-    convert(CASES[case].model, tmp_path / "out", Options(mapping=Mapping(2)))
+    convert_model(CASES[case].model, tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(2)))
     config = json.loads((tmp_path / "out/config.json").read_text())
     for section, keys in LATER.items():
         assert not keys & set(config[section]), section
@@ -39,7 +39,7 @@ def test_keys_that_hold_their_default_are_left_to_the_loader(case: str, tmp_path
 
 
 def test_a_default_that_is_not_held_is_written(tmp_path: Path) -> None:
-    convert(CASES["llama-fp8-partial"].model, tmp_path / "out", Options())
+    convert_model(CASES["llama-fp8-partial"].model, tmp_path / "out", ConvertOptions())
     assert json.loads((tmp_path / "out/config.json").read_text())["quantization"]["exclude_modules"]
 
 
@@ -47,9 +47,13 @@ def test_a_default_that_is_not_held_is_written(tmp_path: Path) -> None:
 def test_phi3_has_no_pipeline(case: str, tmp_path: Path) -> None:
     """Its class makes embedding, last norm and head on every rank: a stage's own weights do not load."""
     with pytest.raises(UsageError, match=r"--pipeline-parallel 2.*Phi3ForCausalLM") as caught:
-        convert(CASES[case].model, tmp_path / "out", Options(mapping=Mapping(1, 2), kind="tensorrt"))
+        convert_model(
+            CASES[case].model,
+            tmp_path / "out",
+            ConvertOptions(mapping=CheckpointMapping(1, 2), kind="tensorrt"),
+        )
     assert "--tensor-parallel" in str(caught.value.fix) and not (tmp_path / "out").exists()
-    convert(CASES[case].model, tmp_path / "one", Options(kind="tensorrt"))
+    convert_model(CASES[case].model, tmp_path / "one", ConvertOptions(kind="tensorrt"))
 
 
 def test_phi3_has_no_pipeline_on_the_command_line(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from enginix import cli
-from enginix.wording import counted, with_article
+from enginix.wording import count_noun, with_article
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
@@ -54,7 +54,7 @@ def test_a_closed_pipe_with_everything_buffered() -> None:
 def test_a_broken_pipe_elsewhere_is_no_quiet_end(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from enginix.commands import target
+    from enginix.cli.models import target
 
     def break_another(_: object) -> int:
         reading, writing = os.pipe()
@@ -107,7 +107,7 @@ def test_articles_and_numbers() -> None:
     nouns = "engine model FP8_checkpoint NVFP4 MIXED_PRECISION INT8 bfloat16 Aquila Qwen3"
     articles = [with_article(noun).split()[0] for noun in nouns.split()]
     assert articles == ["an", "a", "an", "an", "a", "an", "a", "an", "a"]
-    assert [counted(n, "gate") for n in (0, 1, 2, 1500)] == ["0 gates", "1 gate", "2 gates", "1,500 gates"]
+    assert [count_noun(n, "gate") for n in (0, 1, 2, 1500)] == ["0 gates", "1 gate", "2 gates", "1,500 gates"]
 
 
 def test_an_artefact_of_another_stage(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

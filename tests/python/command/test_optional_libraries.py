@@ -188,7 +188,7 @@ def test_a_library_that_nobody_lists(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_fault_of_enginix_stays_one() -> None:
-    for name in ("enginix.cli", "json", "enginix.commands.convert"):
+    for name in ("enginix.cli", "json", "enginix.cli.conversion.convert"):
         assert optional_libraries.missing_library(ModuleNotFoundError("no", name=name), "convert") is None
 
 
@@ -216,19 +216,19 @@ def test_the_command_that_installs(
     ours = {"_in_nix_store": lambda: False, "find_spec": lambda _: True}
     for name, value in {**ours, **patches}.items():
         monkeypatch.setattr(optional_libraries, name, value)
-    assert optional_libraries.installing("serve").startswith(start.format(python=sys.executable))
+    assert optional_libraries.format_install_command("serve").startswith(start.format(python=sys.executable))
 
 
 def test_the_gateway_process_whose_litellm_needs_more(inputs: Path, tmp_path: Path) -> None:
     """Its start is another process, whose LiteLLM may import what the extra did not know of."""
-    from enginix.openai import launch
+    from enginix.gateway import launch
 
     (tmp_path / "litellm").mkdir()
     (tmp_path / "litellm/__init__.py").write_text("import a_library_of_litellm\n")
     (tmp_path / "httpx.py").touch()
-    options = launch.Options(str(inputs / "gateway.json"), "127.0.0.1", 0, 1, 1)
+    options = launch.GatewayOptions(str(inputs / "gateway.json"), "127.0.0.1", 0, 1, 1)
     done = subprocess.run(
-        launch.command(Path(sys.executable), options),
+        launch.build_gateway_command(Path(sys.executable), options),
         env=_environment(inputs, PYTHONPATH=f"{ROOT / 'python'}{os.pathsep}{tmp_path}"),
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""data/edgellm.json against the wheel itself: its parsers, its payloads, its registry of models."""
+"""data/edgellm/edgellm.json against the wheel itself: its parsers, its payloads, its registry of models."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from enginix.edgellm import options
-from enginix.tables import table
+from enginix.kinds.edgellm import options
+from enginix.tables import load_table
 
 from .conftest import environment
 
@@ -63,7 +63,7 @@ def wheel(edge: Path) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["export", "build", "serve"])
 def test_every_option_is_one_of_the_real_program(stage: str, wheel: Any) -> None:
-    for name, row in table("edgellm")[stage].items():
+    for name, row in load_table("edgellm")[stage].items():
         real = wheel[stage].get(row["flag"])
         assert real is not None, f"{name}: {row['flag']}"
         assert real["flag"] == (row["type"] == "bool"), name
@@ -74,7 +74,7 @@ def test_every_option_is_one_of_the_real_program(stage: str, wheel: Any) -> None
 @pytest.mark.slow
 def test_limits_default_to_what_the_server_asks_for(wheel: Any) -> None:
     """The server builds again where its limits are not the engine's; both are always written out."""
-    for name, row in table("edgellm")["build"].items():
+    for name, row in load_table("edgellm")["build"].items():
         assert row["default"] == wheel["serve"][row["flag"]]["default"], name
 
 
@@ -92,16 +92,16 @@ def test_payloads_are_the_wheels(wheel: Any) -> None:
     }
     ours = {
         p["id"]: (p["sm"], p["distribution"], p["release"], p["nvinfer"], p["cudart"])
-        for p in table("edgellm")["payloads"]
+        for p in load_table("edgellm")["payloads"]
         if p["system"] == "x86_64-linux"
     }
     assert ours == real
-    assert wheel["variants"]["package_version"] == table("edgellm")["version"]
+    assert wheel["variants"]["package_version"] == load_table("edgellm")["version"]
 
 
 @pytest.mark.slow
 def test_architectures_are_in_the_builders_registry(wheel: Any) -> None:
-    for name, row in table("edgellm")["architectures"].items():
+    for name, row in load_table("edgellm")["architectures"].items():
         assert row["modelType"] in wheel["types"], name
 
 
@@ -112,7 +112,7 @@ def test_architectures_are_in_the_builders_registry(wheel: Any) -> None:
         ("build", {"maxInputLen": 7, "maxBatchSize": 3, "maxKvCacheCapacity": 9},
          "builder", ["--model-dir", "m", "--engine-dir", "e"]),
         ("serve", {n: r.get("choices", [{"bool": True, "int": 3, "str": "x"}[r["type"]]])[-1]
-                   for n, r in table("edgellm")["serve"].items()}, "server", ["m"]),
+                   for n, r in load_table("edgellm")["serve"].items()}, "server", ["m"]),
     ],
 )  # fmt: skip
 def test_the_real_parser_reads_what_we_write(
@@ -126,16 +126,16 @@ def test_the_real_parser_reads_what_we_write(
         f"import sys, json; from experimental.{parser[module]};"
         "print(json.dumps(vars(p().parse_args(sys.argv[1:]))))"
     )
-    words = [edge, "-c", script, *before, *options.words(stage, given)]
+    words = [edge, "-c", script, *before, *options.format_stage_flags(stage, given)]
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     parsed = json.loads(done.stdout.splitlines()[-1])
-    rows = table("edgellm")[stage]
+    rows = load_table("edgellm")[stage]
     for name, value in given.items():
         assert parsed[rows[name]["flag"].lstrip("-").replace("-", "_")] == value, name
 
 
 def test_runtimes_row_agrees_with_the_table() -> None:
-    row = table("runtimes")["runtimes"][f"edgellm-{table('edgellm')['version']}"]
-    assert row["kinds"] == ["edgellm"] and row["edgellm"] == table("edgellm")["version"]
-    assert {p["tensorrt"] for p in table("edgellm")["payloads"]} <= set(row["tensorrts"].values())
+    row = load_table("runtimes")["runtimes"][f"edgellm-{load_table('edgellm')['version']}"]
+    assert row["kinds"] == ["edgellm"] and row["edgellm"] == load_table("edgellm")["version"]
+    assert {p["tensorrt"] for p in load_table("edgellm")["payloads"]} <= set(row["tensorrts"].values())

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from enginix.edgellm import coverage
-from enginix.edgellm.errors import ExportError
-from enginix.edgellm.graph import Constant, Graph
+from enginix.kinds.edgellm import coverage
+from enginix.kinds.edgellm.errors import ExportError
+from enginix.kinds.edgellm.graph import Constant, Graph
 from enginix.model import read_header
 
 
@@ -26,7 +26,9 @@ def constant(name: str, array: np.ndarray) -> Constant:
 def account(directory: Path, tensors: dict[str, np.ndarray], constants: list[Constant]) -> dict[str, object]:
     save_file(tensors, directory / "model.safetensors")
     graph = Graph(directory / "model.onnx", {c.name: c for c in constants}, (), (), (), {})
-    return coverage.check(graph, read_header(directory / "model.safetensors").tensors.values(), None, False)
+    return coverage.check_coverage(
+        graph, read_header(directory / "model.safetensors").tensors.values(), None, False
+    )
 
 
 def tensor(seed: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 
 from enginix.errors import GateError
-from enginix.gates import outside_ask, outside_asked, outside_quality, outside_said
+from enginix.evaluation.engine_judgement import answer_metrics, answer_record
+from enginix.evaluation.engine_protocol import engine_questions
+from enginix.evaluation.reference_answers import question_builder
 
 from .conftest import HERE, ROOT, TINY, Run, environment
 
@@ -245,9 +247,9 @@ def test_an_engine_of_another_model_is_not_served(
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some of what the gates ask."""
     out = tmp_path_factory.mktemp("asked")
-    whole = outside_ask.ask(TINY)
+    whole = question_builder.build_engine_questions(TINY)
     some = replace(whole, prompts=whole.prompts[:4], questions=whole.questions[:4], recalls=(), golden=0)
-    outside_asked.write(some, out)
+    engine_questions.write_engine_questions(some, out)
     return out / "asked.json"
 
 
@@ -261,7 +263,7 @@ def says(
         if not (tmp_path / "engine").exists():
             assert build().returncode == 0
         out = tmp_path / f"said-{misbehave}"
-        program = "from enginix.gates.outside_main import main; raise SystemExit(main())"
+        program = "from enginix.kinds.asking.asker_main import main; raise SystemExit(main())"
         words = ["answers", "--engine", tmp_path / "engine", "--model", TINY, "--asked", asked, "--out", out]
         words += ["--driver", driver(), "--python", runtime(misbehave), "--stall-minutes", str(stall)]
         done = subprocess.run(
@@ -277,9 +279,9 @@ def says(
 
 
 def test_an_engine_is_asked_by_its_own_server(says: Any, asked: Path) -> None:
-    said = outside_said.read(says())
-    questions = outside_asked.read(asked)
-    outside_said.require_same(said, questions)
+    said = answer_record.read_engine_answers(says())
+    questions = engine_questions.read_engine_questions(asked)
+    answer_record.require_same_questions(said, questions)
     assert said.by["server"] == "tensorrt-edgellm-serve" and said.by["tensorrt-edgellm"] == "0.11.0"
     assert said.runs["batch"] == said.runs["again"] == said.runs["alone"]
     assert set(said.next) == {0, 1, 2, 3} and said.next[0].ids.shape == (64, questions.next)
@@ -299,8 +301,12 @@ def test_an_engine_that_does_not_answer_leaves_nothing(misbehave: str, why: str,
 
 def test_what_an_engine_says_wrong_is_seen(says: Any, asked: Path) -> None:
     with pytest.raises(GateError, match="tokenizer is not the model's"):
-        outside_said.require_same(outside_said.read(says("misread")), outside_asked.read(asked))
-    silent = outside_said.read(says("silent"))
+        answer_record.require_same_questions(
+            answer_record.read_engine_answers(says("misread")), engine_questions.read_engine_questions(asked)
+        )
+    silent = answer_record.read_engine_answers(says("silent"))
     assert all(a is not None and not a.tokens for a in silent.runs["batch"])
-    found = outside_quality.invariance(silent, outside_asked.read(asked), frozenset({0, 2}), 0.05, {})
+    found = answer_metrics.judge_recorded_invariance(
+        silent, engine_questions.read_engine_questions(asked), frozenset({0, 2}), 0.05, {}
+    )
     assert not found.passed

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginix.edgellm import options
-from enginix.edgellm.build import limits, payload_refusal
 from enginix.errors import UsageError
-from enginix.tables import table
+from enginix.kinds.edgellm import options
+from enginix.kinds.edgellm.build import explain_missing_payload, resolve_edgellm_limits
+from enginix.tables import load_table
 
 STAGES = ("export", "build", "serve")
 
@@ -20,15 +20,15 @@ STAGES = ("export", "build", "serve")
 @given(
     stage=st.sampled_from(STAGES),
     chosen=st.dictionaries(
-        st.sampled_from([n for s in STAGES for n in table("edgellm")[s]]) | st.text(max_size=8),
+        st.sampled_from([n for s in STAGES for n in load_table("edgellm")[s]]) | st.text(max_size=8),
         st.integers() | st.booleans() | st.text(max_size=5) | st.none() | st.floats(allow_nan=False),
         max_size=4,
     ),
 )
 def test_whatever_is_given_is_words_or_a_usage_error(stage: str, chosen: dict[str, Any]) -> None:
-    rows = table("edgellm")[stage]
+    rows = load_table("edgellm")[stage]
     try:
-        words = options.words(stage, chosen)
+        words = options.format_stage_flags(stage, chosen)
     except UsageError:
         return
     flags = {row["flag"]: name for name, row in rows.items()}
@@ -55,24 +55,24 @@ def test_whatever_is_given_is_words_or_a_usage_error(stage: str, chosen: dict[st
 )
 def test_a_wrong_option_is_named(stage: str, option: str, value: Any) -> None:
     with pytest.raises(UsageError, match=option):
-        options.checked(stage, {option: value})
+        options.check_stage_options(stage, {option: value})
 
 
 def test_limits_are_always_written_out() -> None:
-    assert set(limits({"maxBatchSize": 2})) == set(table("edgellm")["build"])
+    assert set(resolve_edgellm_limits({"maxBatchSize": 2})) == set(load_table("edgellm")["build"])
     with pytest.raises(UsageError, match="maxKvCacheCapacity"):
-        limits({"maxInputLen": 10, "maxKvCacheCapacity": 9})
+        resolve_edgellm_limits({"maxInputLen": 10, "maxKvCacheCapacity": 9})
 
 
 def test_a_gpu_without_payload_is_told_which_have_one() -> None:
-    rows = table("edgellm")["payloads"]
+    rows = load_table("edgellm")["payloads"]
     for system in ("x86_64-linux", "aarch64-linux"):
         sms = {p["sm"] for p in rows if p["system"] == system}
-        for name, row in table("gpus")["gpus"].items():
-            refusal = payload_refusal(row["sm"], name, system)
+        for name, row in load_table("gpus")["gpus"].items():
+            refusal = explain_missing_payload(row["sm"], name, system)
             assert (refusal is None) == (row["sm"] in sms), name
             assert refusal is None or all(str(p["sm"]) in refusal for p in rows)
-    assert "no aarch64 payload for SM 100" in str(payload_refusal(100, "b200", "aarch64-linux"))
+    assert "no aarch64 payload for SM 100" in str(explain_missing_payload(100, "b200", "aarch64-linux"))
 
 
 @pytest.mark.parametrize(
@@ -85,4 +85,4 @@ def test_a_gpu_without_payload_is_told_which_have_one() -> None:
 )
 def test_limits_that_the_builder_does_not_count(wanted: dict[str, int], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        limits(wanted)
+        resolve_edgellm_limits(wanted)

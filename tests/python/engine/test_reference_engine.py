@@ -16,16 +16,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from enginix import manifest
-from enginix.checkpoint.convert import Options as ConvertOptions
-from enginix.checkpoint.convert import convert
+from enginix.checkpoint.convert import ConvertOptions as ConvertOptions
+from enginix.checkpoint.convert import convert_model
 from enginix.cli import main
-from enginix.engine.reference import Options, build
 from enginix.errors import CheckpointError, UsageError
+from enginix.kinds.reference.reference_build import ReferenceBuildOptions, build_reference_engine
+from enginix.kinds.reference.served_engine import read_reference_engine
 from enginix.reference import Executor
 from enginix.triton.models.chat import Chat
-from enginix.triton.models.chat import load as load_templates
+from enginix.triton.models.chat import load_chat_template as load_templates
 from enginix.triton.models.request import RequestError
-from enginix.triton.reference_engine import read_engine
 
 
 def enginix(*words: object) -> int:
@@ -43,7 +43,7 @@ def digests(directory: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def engine(checkpoint: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("engine") / "out"
-    build(checkpoint, model, out, Options(name="tiny-qwen3"))
+    build_reference_engine(checkpoint, model, out, ReferenceBuildOptions(name="tiny-qwen3"))
     return out
 
 
@@ -51,19 +51,19 @@ def test_the_directory(engine: Path, checkpoint: Path, model: Path) -> None:
     assert digests(engine / "checkpoint") == digests(checkpoint)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         assert (engine / "tokenizer" / name).read_bytes() == (model / name).read_bytes()
-    found = manifest.read(engine, "engine")
+    found = manifest.read_manifest(engine, "engine")
     assert (found.name, found.kind) == ("tiny-qwen3", "reference")
     assert found.runtime == {"id": "reference", "requires": {"torch": ">=2.6"}}
     assert found.results["gates"] == {"logits": "passed"}
     assert found.options["limits"] == {"max_seq_len": 2048}
-    assert found.inputs["model"] == manifest.read(checkpoint).inputs["model"]
+    assert found.inputs["model"] == manifest.read_manifest(checkpoint).inputs["model"]
     gates = json.loads((engine / "gates.json").read_text())
     assert gates["passed"] is True and gates["gates"]["logits"]["passed"] is True
     assert gates["promptSet"]["count"] == len(gates["gates"]["logits"]["prompts"]) >= 10
 
 
 def test_golden_tokens_come_again(engine: Path) -> None:
-    golden = manifest.read(engine).results["golden"]
+    golden = manifest.read_manifest(engine).results["golden"]
     executor = Executor.load(engine / "checkpoint", dtype=golden["dtype"])
     assert (
         executor.greedy(golden["promptTokens"], len(golden["tokens"]), golden["endIds"]) == golden["tokens"]
@@ -75,7 +75,7 @@ def test_the_same_inputs_give_the_same_bytes(
     engine: Path, checkpoint: Path, model: Path, tmp_path: Path
 ) -> None:
     torch.set_num_threads(2)  # whatever the number of threads
-    build(checkpoint, model, tmp_path / "again", Options(name="tiny-qwen3"))
+    build_reference_engine(checkpoint, model, tmp_path / "again", ReferenceBuildOptions(name="tiny-qwen3"))
     assert digests(tmp_path / "again") == digests(engine)
 
 
@@ -90,7 +90,7 @@ def test_not_gated_is_written_down(
 ) -> None:
     out = tmp_path / "engine"
     assert enginix(checkpoint, "--kind", "reference", "--model", model, "-o", out, "--no-gates") == 0
-    assert manifest.read(out).results["gates"] == "not gated"
+    assert manifest.read_manifest(out).results["gates"] == "not gated"
     assert json.loads((out / "gates.json").read_text())["passed"] is None
     assert "not gated" in capsys.readouterr().out
 
@@ -148,7 +148,7 @@ def test_a_checkpoint_of_another_model_is_refused(
     other = shutil.copytree(model, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "rope_theta": 5000.0}))
-    convert(other, tmp_path / "checkpoint", ConvertOptions())
+    convert_model(other, tmp_path / "checkpoint", ConvertOptions())
     out = tmp_path / "engine"
     assert enginix(tmp_path / "checkpoint", "--kind", "reference", "--model", model, "-o", out) == 3
     assert "the checkpoint was made from" in capsys.readouterr().err and not out.exists()
@@ -184,7 +184,7 @@ def test_impossible_tolerances(checkpoint: Path, model: Path, tmp_path: Path, wo
 
 
 def test_a_tighter_bound_of_ones_own_fails(model: Path, tmp_path: Path) -> None:
-    convert(model, tmp_path / "checkpoint", ConvertOptions(dtype="float16"))
+    convert_model(model, tmp_path / "checkpoint", ConvertOptions(dtype="float16"))
     words = (tmp_path / "checkpoint", "--kind", "reference", "--model", model, "-o", tmp_path / "engine")
     assert enginix(*words, "--tolerance", "1e-12") == 1
     assert enginix(*words) == 0
@@ -243,19 +243,23 @@ def test_end_tokens_are_one_fact(generation: object, model: Path, tmp_path: Path
     if generation is not None:
         (changed / "generation_config.json").write_text(json.dumps(generation))
     expected = [5, 2] if generation and "eos_token_id" in generation else [2]
-    convert(changed, tmp_path / "checkpoint", ConvertOptions())
-    build(tmp_path / "checkpoint", changed, tmp_path / "engine", Options(gated=False))
-    found = manifest.read(tmp_path / "engine")
+    convert_model(changed, tmp_path / "checkpoint", ConvertOptions())
+    build_reference_engine(
+        tmp_path / "checkpoint", changed, tmp_path / "engine", ReferenceBuildOptions(gated=False)
+    )
+    found = manifest.read_manifest(tmp_path / "engine")
     assert found.model["endTokens"] == found.results["golden"]["endIds"] == expected
-    assert list(read_engine(tmp_path / "engine").end_ids) == expected
+    assert list(read_reference_engine(tmp_path / "engine").end_ids) == expected
 
 
 def test_named_chat_templates_reach_the_engine(model: Path, tmp_path: Path) -> None:
     changed = variant(model, tmp_path / "model")
     (changed / "additional_chat_templates").mkdir()
     (changed / "additional_chat_templates/tool_use.jinja").write_text("{{ tools }}{{ messages }}")
-    convert(changed, tmp_path / "checkpoint", ConvertOptions())
-    build(tmp_path / "checkpoint", changed, tmp_path / "engine", Options(gated=False))
+    convert_model(changed, tmp_path / "checkpoint", ConvertOptions())
+    build_reference_engine(
+        tmp_path / "checkpoint", changed, tmp_path / "engine", ReferenceBuildOptions(gated=False)
+    )
     chat = Chat([{"role": "user", "content": "a"}], {"tools": [{"name": "weather"}]})
     for directory in (changed, tmp_path / "engine/tokenizer"):
         assert "weather" in load_templates(directory).render(chat)
@@ -270,16 +274,18 @@ def test_a_window_bounds_every_later_stage(model: Path, tmp_path: Path) -> None:
     """Every layer attends to all tokens here: beyond the model's window another function is computed."""
     window = {"use_sliding_window": True, "sliding_window": 96, "max_window_layers": 2}
     changed = variant(model, tmp_path / "model", layer_types=None, **window)
-    convert(changed, tmp_path / "checkpoint", ConvertOptions())
-    build(tmp_path / "checkpoint", changed, tmp_path / "engine")  # gated: with prompts inside the window
-    found = manifest.read(tmp_path / "engine")
+    convert_model(changed, tmp_path / "checkpoint", ConvertOptions())
+    build_reference_engine(
+        tmp_path / "checkpoint", changed, tmp_path / "engine"
+    )  # gated: with prompts inside the window
+    found = manifest.read_manifest(tmp_path / "engine")
     layers = found.model["layers"]
     assert found.model["attentionWindow"] == [2048, 2048, *[96] * (layers - 2)]
     assert found.options["limits"] == {"max_seq_len": 96}
-    assert read_engine(tmp_path / "engine").max_seq_len == 96
+    assert read_reference_engine(tmp_path / "engine").max_seq_len == 96
     executor = Executor.load(tmp_path / "engine/checkpoint")
     with pytest.raises(UsageError, match="takes at most 96"):
         executor.forward([[1] * 97])
     (tmp_path / "checkpoint/enginix.json").unlink()
     with pytest.raises(CheckpointError, match="sliding window"):
-        build(tmp_path / "checkpoint", changed, tmp_path / "again")
+        build_reference_engine(tmp_path / "checkpoint", changed, tmp_path / "again")

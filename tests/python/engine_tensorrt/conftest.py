@@ -38,7 +38,7 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (shutil.which("bwrap") and shutil.which("busybox")):
         pytest.skip("bubblewrap and busybox are not installed")
     out = tmp_path_factory.mktemp("standin") / "rootfs"
-    runtime = table.find("trtllm-1.2.1")
+    runtime = table.find_runtime("trtllm-1.2.1")
     script = [str(STANDIN / "rootfs.sh"), str(out), str(runtime.version), str(runtime.site_packages)]
     subprocess.run(["bash", *script], check=True, capture_output=True)
     return out

@@ -16,11 +16,11 @@ import pytest
 
 from enginix import manifest
 from enginix.cli import main
-from enginix.engine import tensorrt_stage as stage
-from enginix.engine.trtllm_serve import Serving, command
 from enginix.files import sha256_file
+from enginix.kinds.llmapi.trtllm_serve import Serving, make_serve_command
+from enginix.kinds.tensorrt.build import stage as stage
 from enginix.manifest import Manifest
-from enginix.runtime.child import descendants, started
+from enginix.runtime.child import list_descendants, read_start_time
 from enginix.serve import hosts
 
 PYTHON = Path(__file__).parents[3] / "python"
@@ -56,7 +56,7 @@ def test_an_engine(words, tmp_path, capsys):
         "--plugin", "gemm-plugin=auto", "--max-batch-size", "4", "--timing-cache-out", str(tmp_path / "t")
     )
     assert main(line) == 0
-    made = manifest.read(tmp_path / "engine", "engine")
+    made = manifest.read_manifest(tmp_path / "engine", "engine")
     assert (
         made.kind == "tensorrt"
         and made.target["sm"] == 90
@@ -82,7 +82,7 @@ def test_an_engine_for_nodes_of_four(words, checkpoint, tmp_path):
     mapping = {"world_size": 8, "gpus_per_node": 4, "tp_size": 8, "pp_size": 1}
     at = checkpoint(8, size=1 << 16, mapping=mapping)
     assert main(words("--target", "h200", at=at, count=8)) == 0
-    assert hosts.gpus_per_node(tmp_path / "engine") == 4
+    assert hosts.read_gpus_per_node(tmp_path / "engine") == 4
 
 
 def test_relative_paths_as_the_documentation_has_them(words, checkpoint, model, tmp_path, monkeypatch):
@@ -93,7 +93,7 @@ def test_relative_paths_as_the_documentation_has_them(words, checkpoint, model, 
     near = [os.path.relpath(word) if word.startswith("/") else word for word in line]
     # "model" is a word of every config.json: what may not be named there is the path.
     assert "model" in near and main(near) == 0
-    assert manifest.read(tmp_path / "engine").target["sm"] == 90
+    assert manifest.read_manifest(tmp_path / "engine").target["sm"] == 90
     assert main(["check", "engine", "--driver", near[near.index("--driver") + 1]]) == 0
 
 
@@ -105,15 +105,15 @@ def test_a_machine_with_several_kinds_of_gpu_builds_on_the_targets(words, tmp_pa
         program.read_text().replace("  i=0\n", f"{other}  i=0\n").replace('echo "$i, ', 'echo "$((i + 1)), ')
     )
     seen = []
-    run = stage.supervise
+    run = stage.supervise_command
 
     def watched(room, command, watch, **more):
         seen.append(room.environment())
         return run(room, command, watch, **more)
 
-    monkeypatch.setattr(stage, "supervise", watched)
+    monkeypatch.setattr(stage, "supervise_command", watched)
     assert main(line) == 0
-    assert manifest.read(tmp_path / "engine").target["gpu"] == "NVIDIA H200"
+    assert manifest.read_manifest(tmp_path / "engine").target["gpu"] == "NVIDIA H200"
     # CUDA's own first GPU would be the other one, or the fastest.
     assert [(e["CUDA_VISIBLE_DEVICES"], e["CUDA_DEVICE_ORDER"]) for e in seen] == [("1", "PCI_BUS_ID")]
 
@@ -168,14 +168,14 @@ def test_a_driver_that_is_ended_takes_everything_along(words, tmp_path, number):
         for said in process.stderr:
             if "Building engine" in said:
                 break
-        below = descendants(process.pid)
+        below = list_descendants(process.pid)
         assert below
         process.send_signal(number)
         process.wait(300)
     deadline = time.monotonic() + 300
-    while any(started(p) == t for p, t in below.items()) and time.monotonic() < deadline:
+    while any(read_start_time(p) == t for p, t in below.items()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not any(started(p) == t for p, t in below.items())
+    assert not any(read_start_time(p) == t for p, t in below.items())
     assert not (tmp_path / "engine").exists()
 
 
@@ -312,7 +312,7 @@ def test_gates_of_the_checkpoint_are_recorded(words, checkpoint, tmp_path, capsy
     assert main(words("--gated", str(gated), at=checkpoint())) == 3 and not left(tmp_path)
     manifest.Manifest("engine", "r", "reference", inputs=identity, results=passed).write(gated)
     assert main(words("--gated", str(gated), at=at)) == 0
-    made = manifest.read(tmp_path / "engine")
+    made = manifest.read_manifest(tmp_path / "engine")
     assert made.results["gates"]["checkpoint"] == {"logits": "passed"}
 
 
@@ -328,7 +328,7 @@ def test_the_manifest_says_what_the_weights_were_calibrated_with(words, model, t
     line = words()
     line[line.index("--model") + 1] = str(quantized)
     assert main(line) == 0
-    made = manifest.read(tmp_path / "engine", "engine")
+    made = manifest.read_manifest(tmp_path / "engine", "engine")
     assert made.inputs["model"] == {"artefact": "quantized-model", **inputs}
     assert (tmp_path / "engine/tokenizer/chat_template.jinja").is_file()
 
@@ -365,11 +365,11 @@ def test_a_speculative_engine(words, checkpoint, tmp_path, mode, changes, longes
     draft = () if "max_draft_len" in changes else ("--plugin", "max-draft-len=11")
     line = words("--plugin", f"speculative-decoding-mode={mode}", *draft, at=checkpoint(**changes))
     assert main(line) == 0
-    made = manifest.read(tmp_path / "engine", "engine")
+    made = manifest.read_manifest(tmp_path / "engine", "engine")
     built = json.loads((tmp_path / "engine/engine/config.json").read_text())["build_config"]
     assert made.options["limits"]["maxSeqLen"] == built["max_seq_len"] == longest
     assert made.options["asked"]["limits"]["maxSeqLen"] == 2048
-    served = command(tmp_path / "engine", made, Serving())
+    served = make_serve_command(tmp_path / "engine", made, Serving())
     assert served[served.index("--max_seq_len") + 1] == str(longest)
 
 
@@ -386,7 +386,7 @@ CLIPPED = [
 @pytest.mark.parametrize(("more", "asked", "effective"), CLIPPED)
 def test_tokens_of_a_step_that_the_tool_changes(words, tmp_path, capsys, more, asked, effective):
     assert main(words(*more)) == 0
-    made = manifest.read(tmp_path / "engine", "engine")
+    made = manifest.read_manifest(tmp_path / "engine", "engine")
     assert made.options["limits"]["maxNumTokens"] == effective
     assert made.options["asked"]["limits"]["maxNumTokens"] == asked
     if asked != effective:
@@ -394,7 +394,7 @@ def test_tokens_of_a_step_that_the_tool_changes(words, tmp_path, capsys, more, a
 
 
 def test_an_engine_that_is_not_what_the_tool_makes_of_the_request(words, tmp_path, capsys, monkeypatch):
-    run = stage.run
+    run = stage.run_build
 
     def other(*args):
         outcome = run(*args)
@@ -404,7 +404,7 @@ def test_an_engine_that_is_not_what_the_tool_makes_of_the_request(words, tmp_pat
         path.write_text(json.dumps(config))
         return outcome
 
-    monkeypatch.setattr(stage, "run", other)
+    monkeypatch.setattr(stage, "run_build", other)
     assert main(words()) == 3
     assert "max_seq_len is 2047, but trtllm-build makes 2048 of this request" in capsys.readouterr().err
     assert not left(tmp_path)
@@ -431,7 +431,7 @@ def lora(adapter, *more):
 
 def test_an_engine_with_an_adapter(words, adapter, tmp_path):
     assert main(words(*lora(adapter()))) == 0
-    made = manifest.read(tmp_path / "engine")
+    made = manifest.read_manifest(tmp_path / "engine")
     assert set(made.options["asked"]["plugins"]["loraDir"][0]) == {
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -475,5 +475,5 @@ def test_the_lora_plugin_alone_is_refused(words, tmp_path, capsys):
 def test_an_adapter_of_nemo(words, tmp_path):
     (tmp_path / "adapter.nemo").write_bytes(bytes(64))
     assert main(words(*lora(tmp_path / "adapter.nemo", "--plugin", "lora-ckpt-source=nemo"))) == 0
-    made = manifest.read(tmp_path / "engine")
+    made = manifest.read_manifest(tmp_path / "engine")
     assert list(made.options["asked"]["plugins"]["loraDir"][0]) == ["adapter.nemo"]

@@ -9,7 +9,7 @@ import pytest
 
 from enginix import manifest
 from enginix.cli import main
-from enginix.tables import table
+from enginix.tables import load_table
 
 TEXT = (Path(__file__).parents[3] / "docs/verification.md").read_text("utf-8")
 PART = TEXT.split("## What TensorRT-LLM would have to confirm", 1)[1].split("\n## ", 1)[0]
@@ -20,7 +20,7 @@ def section(title: str) -> str:
 
 
 def test_flags_of_the_build() -> None:
-    rows, said = table("build_options"), section("Flags of trtllm-build")
+    rows, said = load_table("build_options"), section("Flags of trtllm-build")
     assert f"{len(rows['options'])} typed options" in said
     assert f"{len(rows['removed'])} flags that are gone" in said and f"{len(rows['rules'])} rules" in said
     assert all(f"`{name}`" in said for name in rows["profiles"])
@@ -32,24 +32,24 @@ def test_flags_of_the_build() -> None:
 
 def test_flags_of_the_server() -> None:
     said = section("Flags of trtllm-serve")
-    flags = set(table("llm_args")["serve"]["flags"].values())
+    flags = set(load_table("llm_args")["serve"]["flags"].values())
     assert set(re.findall(r"--\w+", said)) - {"--help"} == flags
 
 
 def test_arguments_of_the_llm_api() -> None:
-    rows, said = table("llm_args"), section("LLM API")
+    rows, said = load_table("llm_args"), section("LLM API")
     assert f"{len(rows['arguments'])} arguments" in said
     assert f"{len(rows['tensorrtOnly']['names'])} names of the TensorRT backend" in said
 
 
 def test_failures_and_environment() -> None:
-    assert f"has {len(table('failures')['failures'])} rows" in section("Known failures")
-    assert f"{len(table('environment')['variables'])} variables" in section("Inside NVIDIA's images")
+    assert f"has {len(load_table('failures')['failures'])} rows" in section("Known failures")
+    assert f"{len(load_table('environment')['variables'])} variables" in section("Inside NVIDIA's images")
 
 
 def test_images_with_something_public() -> None:
     told: dict[str, set[str]] = {"hash": set(), "digest": set()}
-    for row in table("runtimes")["runtimes"].values():
+    for row in load_table("runtimes")["runtimes"].values():
         for tag, image in row.get("images", {}).items():
             for public in image["hashes"].values():
                 for field in told:
@@ -64,7 +64,7 @@ def test_every_field_of_the_manifest(rootfs, driver, model, checkpoint, tmp_path
     words = ["build", str(checkpoint()), "--kind", "tensorrt", "--model", str(model), "--target", "h200"]
     words += ["--runtime", "trtllm-1.2.1", "--rootfs", str(rootfs), "--driver", str(driver())]
     assert main([*words, "-o", str(tmp_path / "engine")]) == 0
-    made = manifest.read(tmp_path / "engine", "engine")
+    made = manifest.read_manifest(tmp_path / "engine", "engine")
     said = section("The manifest")
     for field in (*made.target, *made.options):
         assert f"`{field}`" in said, field

@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginix.cli import main
-from enginix.engine import options
-from enginix.engine.effective_build import (
+from enginix.errors import UsageError
+from enginix.kinds.tensorrt.build import options
+from enginix.kinds.tensorrt.build.effective_build import (
     BuildSubject,
     RequestRefused,
+    make_build_subject,
     predict_build,
     predict_row,
-    subject_of,
 )
-from enginix.engine.options_rules import Facts, resolve
-from enginix.errors import UsageError
-from enginix.tables import table
+from enginix.kinds.tensorrt.build.option_rules import BuildFacts, resolve_options
+from enginix.tables import load_table
 from golden_requests import FILE, differences, golden_rows
 
 
@@ -80,7 +80,7 @@ LINEAR = BuildSubject("LlamaForCausalLM", 90, context=4096, rotary_scaling={"typ
 LLAMA3 = BuildSubject("LlamaForCausalLM", 90, context=64, rotary_scaling={"rope_type": "llama3", "factor": 8})
 MEDUSA = BuildSubject("MedusaForCausalLM", 90, context=64, max_draft_len=63)
 GRIFFIN = BuildSubject("RecurrentGemmaForCausalLM", 90, context=64)
-# What the golden requests do not reach; the texts of data/build_effects.json say it.
+# What the golden requests do not reach; the texts of data/tensorrt/build_effects.json say it.
 BEYOND = [
     (LLAMA, [], {"max_batch_size": 2048, "max_seq_len": 4096, "max_num_tokens": 8192}),
     (BuildSubject("LlamaForCausalLM", 90), [], {"max_seq_len": 2048}),
@@ -153,7 +153,7 @@ def test_a_whole_checkpoint_configuration_is_read_as_a_flat_one() -> None:
         "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"},
         "mapping": {"tp_size": 2},
     }
-    assert subject_of(flat, 90) == subject_of(whole, 90)
+    assert make_build_subject(flat, 90) == make_build_subject(whole, 90)
 
 
 def test_what_construction_changes_is_said_apart() -> None:
@@ -178,7 +178,7 @@ def test_changes_say_what_was_asked_for() -> None:
     assert changes["max_num_tokens"] == (8192, 2048) and "max_batch_size" not in changes
 
 
-THROUGHPUT = table("build_options")["profiles"]["throughput"]["options"]
+THROUGHPUT = load_table("build_options")["profiles"]["throughput"]["options"]
 # Fusions of the profile throughput, by the architecture's name and the weights; two ranks on an H200.
 FUSED = [
     ("LlamaForCausalLM", "FP8", True),
@@ -191,15 +191,15 @@ FUSED = [
 
 @pytest.mark.parametrize(("architecture", "weights", "fused"), FUSED)
 def test_a_profile_leaves_out_what_would_be_turned_off_or_asserts(architecture, weights, fused) -> None:
-    facts = Facts(weights, None, 90, architecture, 2)
-    settled = resolve(facts, THROUGHPUT, {})
+    facts = BuildFacts(weights, None, 90, architecture, 2)
+    settled = resolve_options(facts, THROUGHPUT, {})
     assert (settled["reduceFusion"], settled["userBuffer"]) == (fused, fused)
     for name in ("reduceFusion", "userBuffer"):
         if fused:
-            assert resolve(facts, THROUGHPUT, {name: True})[name] is True
+            assert resolve_options(facts, THROUGHPUT, {name: True})[name] is True
         else:
             with pytest.raises(UsageError, match=f"option {name}"):
-                resolve(facts, {}, {name: True})
+                resolve_options(facts, {}, {name: True})
 
 
 def value_of(row):
@@ -213,9 +213,9 @@ def value_of(row):
     return st.lists(modules, min_size=1, max_size=2)
 
 
-OPTIONS = table("build_options")["options"]
+OPTIONS = load_table("build_options")["options"]
 FACTS = st.builds(
-    Facts,
+    BuildFacts,
     quantization=st.sampled_from([None, "FP8", "NVFP4", "W4A16_AWQ", "W4A8_AWQ", "MIXED_PRECISION"]),
     kv_cache=st.sampled_from([None, "FP8", "INT8"]),
     sm=st.sampled_from([80, 89, 90, 100, 103, 120]),
@@ -235,9 +235,9 @@ FACTS = st.builds(
 )
 def test_what_is_written_is_what_the_tool_makes_of_it(facts, profile, asked) -> None:
     """Whatever the rules let through reaches the engine unchanged; only limits are settled by the tool."""
-    profiles = table("build_options")["profiles"]
+    profiles = load_table("build_options")["profiles"]
     try:
-        settled = resolve(facts, profiles[profile]["options"] if profile else {}, asked)
+        settled = resolve_options(facts, profiles[profile]["options"] if profile else {}, asked)
     except UsageError:
         return
     subject = BuildSubject(
@@ -250,7 +250,10 @@ def test_what_is_written_is_what_the_tool_makes_of_it(facts, profile, asked) -> 
         num_eagle_layers=facts.eagle_layers,
     )
     try:
-        made = predict_build(subject, [*options.Limits(8, 2047, 2048, 8192).flags(), *options.flags(settled)])
+        made = predict_build(
+            subject,
+            [*options.EngineLimits(8, 2047, 2048, 8192).flags(), *options.format_option_flags(settled)],
+        )
     except RequestRefused as e:
         # Quantizations against the SM are refused elsewhere (preflight, nix/check/target.nix).
         assert e.about.endswith("-on-sm100") or "EAGLE" in e.what, (settled, e)

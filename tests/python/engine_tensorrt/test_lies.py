@@ -8,10 +8,10 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginix.engine.llmapi import Wanted
-from enginix.engine.tensorrt_checkpoint import Checkpoint
-from enginix.engine.tensorrt_request import KEYS, request_of
 from enginix.errors import EnginixError
+from enginix.kinds.llmapi.llmapi_engine import LlmApiRequest
+from enginix.kinds.tensorrt.build.engine_checkpoint import BuildCheckpoint
+from enginix.kinds.tensorrt.build.request import REQUEST_KEYS, make_build_request
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6),
@@ -31,7 +31,7 @@ def test_any_checkpoint(tmp_path, config):
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "rank0.safetensors").write_bytes(b"x")
     try:
-        found = Checkpoint.read(tmp_path)
+        found = BuildCheckpoint.read(tmp_path)
         assert found.world_size >= 1 and found.heaviest >= 0
     except EnginixError as e:
         assert str(tmp_path) in str(e)
@@ -42,7 +42,7 @@ def test_any_checkpoint(tmp_path, config):
 def test_any_model(tmp_path, config):
     (tmp_path / "config.json").write_text(json.dumps(config))
     try:
-        assert Checkpoint.of_model(tmp_path).heaviest == 0
+        assert BuildCheckpoint.of_model(tmp_path).heaviest == 0
     except EnginixError as e:
         assert str(tmp_path) in str(e)
 
@@ -56,7 +56,7 @@ GOOD = {"target": "h200", "runtime": "trtllm-1.2.1"}
 
 @SMALL
 @given(
-    asked=st.dictionaries(st.sampled_from(sorted(KEYS)), JSON),
+    asked=st.dictionaries(st.sampled_from(sorted(REQUEST_KEYS)), JSON),
     more=st.fixed_dictionaries({}, optional={"limits": LIMITS, "options": OPTIONS}),
     good=st.booleans(),
 )
@@ -64,7 +64,7 @@ def test_any_request(tmp_path: Path, asked, more, good):
     (tmp_path / "config.json").write_text('{"architecture": "LlamaForCausalLM", "dtype": "float16"}')
     (tmp_path / "rank0.safetensors").write_bytes(b"x")
     whole = {**asked, **more, **(GOOD if good else {})}
-    for make in (lambda: request_of(whole, tmp_path, tmp_path), lambda: Wanted.parse(whole)):
+    for make in (lambda: make_build_request(whole, tmp_path, tmp_path), lambda: LlmApiRequest.parse(whole)):
         try:
             make()
         except EnginixError as e:

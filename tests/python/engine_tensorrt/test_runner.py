@@ -11,9 +11,9 @@ import pytest
 
 from enginix import manifest
 from enginix.cli import main
-from enginix.engine import runner
-from enginix.engine.trtllm_serve import Serving, command
 from enginix.errors import ManifestError
+from enginix.kinds.llmapi.trtllm_serve import Serving, make_serve_command
+from enginix.kinds.tensorrt import runner
 from enginix.manifest import Manifest
 from enginix.runtime import child
 
@@ -36,14 +36,14 @@ def slowly(path: Path) -> None:
 
 
 def one(_: int) -> str:
-    return str(runner.engine("k", slowly))
+    return str(runner.get_or_build_engine("k", slowly))
 
 
 def test_concurrent_runs_build_once():
-    runner.home().mkdir(parents=True)
+    runner.find_cache_directory().mkdir(parents=True)
     with multiprocessing.get_context("fork").Pool(3) as pool:
         assert len(set(pool.map(one, range(3)))) == 1
-    assert (runner.home().parent / "builds").read_text() == "x"
+    assert (runner.find_cache_directory().parent / "builds").read_text() == "x"
 
 
 def test_a_broken_build_leaves_no_engine_and_the_next_run_builds():
@@ -52,36 +52,38 @@ def test_a_broken_build_leaves_no_engine_and_the_next_run_builds():
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError):
-        runner.engine("k", fails)
-    assert runner.entries() == []
-    assert manifest.read(runner.engine("k", make)).name == "e"
+        runner.get_or_build_engine("k", fails)
+    assert runner.list_cached_engines() == []
+    assert manifest.read_manifest(runner.get_or_build_engine("k", make)).name == "e"
 
 
 def test_list_and_prune(capsys):
     for key in ("a", "b", "c"):
-        runner.engine(key, lambda path, key=key: make(path, f"name-{key}"))
+        runner.get_or_build_engine(key, lambda path, key=key: make(path, f"name-{key}"))
         time.sleep(0.02)
-    (runner.home() / "stray").mkdir()
+    (runner.find_cache_directory() / "stray").mkdir()
     assert main(["cache", "list", "--json"]) == 0
     assert [row["key"] for row in json.loads(capsys.readouterr().out)] == ["c", "b", "a"]
     assert main(["cache", "prune", "name-b"]) == 0 and "name-b" in capsys.readouterr().out
     assert main(["cache", "prune", "--keep", "1"]) == 0
-    assert [e.key for e in runner.entries()] == ["c"] and (runner.home() / "stray").is_dir()
+    assert [e.key for e in runner.list_cached_engines()] == ["c"] and (
+        runner.find_cache_directory() / "stray"
+    ).is_dir()
 
 
 def test_prune_keeps_what_is_being_built():
-    runner.engine("k", make)
-    with runner._lock(runner.home(), "k", wait=True):
-        assert runner.prune(0, []) == []
-    assert [e.key for e in runner.prune(0, [])] == ["k"]
+    runner.get_or_build_engine("k", make)
+    with runner._reserve_entry(runner.find_cache_directory(), "k", wait=True):
+        assert runner.prune_engines(0, []) == []
+    assert [e.key for e in runner.prune_engines(0, [])] == ["k"]
 
 
 def test_two_may_prune_at_once(monkeypatch):
-    runner.engine("k", make)
-    listed = runner.entries()
-    assert [e.key for e in runner.prune(0, [])] == ["k"]
-    monkeypatch.setattr(runner, "entries", lambda: listed)
-    assert runner.prune(0, []) == []
+    runner.get_or_build_engine("k", make)
+    listed = runner.list_cached_engines()
+    assert [e.key for e in runner.prune_engines(0, [])] == ["k"]
+    monkeypatch.setattr(runner, "list_cached_engines", lambda: listed)
+    assert runner.prune_engines(0, []) == []
 
 
 def test_prune_says_what_it_needs(capsys):
@@ -91,16 +93,16 @@ def test_prune_says_what_it_needs(capsys):
 def test_the_key_is_of_everything() -> None:
     base = {"gpu": "a", "request": {"limits": {"maxBatchSize": 8}}}
     keys = {
-        runner.key(base),
-        runner.key({**base, "gpu": "b"}),
-        runner.key({**base, "request": {"limits": {"maxBatchSize": 9}}}),
+        runner.hash_identity(base),
+        runner.hash_identity({**base, "gpu": "b"}),
+        runner.hash_identity({**base, "request": {"limits": {"maxBatchSize": 9}}}),
     }
-    assert len(keys) == 3 and runner.key(dict(reversed(list(base.items())))) in keys
+    assert len(keys) == 3 and runner.hash_identity(dict(reversed(list(base.items())))) in keys
 
 
 def test_serving_an_engine(tmp_path):
     limits = {"maxBatchSize": 8, "maxSeqLen": 100}
-    words = command(
+    words = make_serve_command(
         tmp_path,
         Manifest("engine", "e", "tensorrt", options={"limits": limits, "tensorParallel": 2}),
         Serving(),
@@ -115,7 +117,9 @@ def test_serving_an_engine(tmp_path):
 
 def test_serving_an_llmapi_artefact(tmp_path):
     (tmp_path / "llm_args.yaml").write_text('{"a": 1}')
-    said = " ".join(command(tmp_path, Manifest("engine", "e", "llmapi"), Serving(kv_cache_fraction=0.5)))
+    said = " ".join(
+        make_serve_command(tmp_path, Manifest("engine", "e", "llmapi"), Serving(kv_cache_fraction=0.5))
+    )
     assert (
         f"{tmp_path}/model --backend pytorch" in said and "--extra_llm_api_options" in said and "0.5" in said
     )
@@ -127,7 +131,9 @@ LONGER = {"maxBatchSize": 8, "maxSeqLen": 100, "maxInputLen": 99, "maxNumTokens"
 def test_prompts_above_a_steps_tokens_are_taken_in_chunks(tmp_path):
     """Without it TensorRT-LLM refuses a prompt of more than max_num_tokens."""
     for limits, chunked in ((LONGER, True), (LONGER | {"maxNumTokens": 99}, False)):
-        words = command(tmp_path, Manifest("engine", "e", "tensorrt", options={"limits": limits}), Serving())
+        words = make_serve_command(
+            tmp_path, Manifest("engine", "e", "tensorrt", options={"limits": limits}), Serving()
+        )
         assert ("--enable_chunked_prefill" in words) == chunked
 
 
@@ -157,11 +163,11 @@ def test_the_fraction_of_a_server_is_merged_into_the_engines_arguments(tmp_path,
     arguments = {"max_batch_size": 4, "kv_cache_config": own}
     (tmp_path / "llm_args.yaml").write_text(json.dumps(arguments))
     made = Manifest("engine", "e", "llmapi")
-    words = command(tmp_path, made, Serving(kv_cache_fraction=0.6, work=tmp_path / "w"))
+    words = make_serve_command(tmp_path, made, Serving(kv_cache_fraction=0.6, work=tmp_path / "w"))
     read = json.loads(Path(words[words.index("--extra_llm_api_options") + 1]).read_text())
     assert read == {"max_batch_size": 4, "kv_cache_config": own | {"free_gpu_memory_fraction": 0.6}}
     # Without a fraction of the server's, or without an object of the engine's, there is nothing to merge.
-    words = command(tmp_path, made, Serving())
+    words = make_serve_command(tmp_path, made, Serving())
     assert words[words.index("--extra_llm_api_options") + 1] == str(tmp_path / "llm_args.yaml")
 
 
@@ -176,7 +182,7 @@ def test_a_merged_file_is_read_inside_the_runtime(model, rootfs, driver, tmp_pat
         seen.append(json.loads((room.work / Path(path).relative_to(room.inside)).read_text()))
         return 0
 
-    monkeypatch.setattr(child, "foreground", look)
+    monkeypatch.setattr(child, "run_in_foreground", look)
     words = ["runner", str(tmp_path / "e"), "--kv-cache-fraction", "0.6", "--rootfs", str(rootfs)]
     assert main([*words, "--driver", str(driver())]) == 0
     assert seen[0]["kv_cache_config"] == {"enable_block_reuse": False, "free_gpu_memory_fraction": 0.6}
@@ -195,7 +201,7 @@ def test_a_merged_file_is_read_inside_the_runtime(model, rootfs, driver, tmp_pat
 )
 def test_a_manifest_that_lies_starts_no_server(tmp_path, options):
     with pytest.raises(ManifestError, match="build this engine again"):
-        command(tmp_path, Manifest("engine", "e", "tensorrt", options=options), Serving())
+        make_serve_command(tmp_path, Manifest("engine", "e", "tensorrt", options=options), Serving())
 
 
 @pytest.mark.parametrize("text", [None, "{", "[1]", "[" * 100000])
@@ -203,12 +209,12 @@ def test_arguments_that_are_none_start_no_server(tmp_path, text):
     if text is not None:
         (tmp_path / "llm_args.yaml").write_text(text)
     with pytest.raises(ManifestError, match=r"llm_args\.yaml"):
-        command(tmp_path, Manifest("engine", "e", "llmapi"), Serving())
+        make_serve_command(tmp_path, Manifest("engine", "e", "llmapi"), Serving())
 
 
 def test_a_reference_engine_is_not_for_trtllm_serve(tmp_path):
     with pytest.raises(ManifestError, match="mkTritonServer"):
-        command(tmp_path, Manifest("engine", "e", "reference"), Serving())
+        make_serve_command(tmp_path, Manifest("engine", "e", "reference"), Serving())
 
 
 def test_llmapi_artefact(model, tmp_path):
@@ -225,7 +231,7 @@ def test_llmapi_artefact(model, tmp_path):
     ]
     line += ["--llm-arg", "enable_chunked_prefill=true", "--max-batch-size", "3", "-o", str(tmp_path / "e")]
     assert main(line) == 0
-    made = manifest.read(tmp_path / "e", "engine")
+    made = manifest.read_manifest(tmp_path / "e", "engine")
     arguments = json.loads((tmp_path / "e/llm_args.yaml").read_text())
     assert (
         made.kind == "llmapi"
@@ -244,7 +250,7 @@ def test_the_name_of_a_model_without_a_manifest_is_no_reference_to_the_store(mod
         (stored / name).write_bytes((model / name).read_bytes())
     line = ["build", "--kind", "llmapi", "--model", str(stored), "--runtime", "trtllm-1.2.1"]
     assert main([*line, "-o", str(tmp_path / "e")]) == 0
-    assert manifest.read(tmp_path / "e").name == "tiny"
+    assert manifest.read_manifest(tmp_path / "e").name == "tiny"
 
 
 def test_llmapi_refuses_engine_options(model, tmp_path, capsys):
@@ -278,7 +284,7 @@ def test_ranks_of_an_engine_without_a_target_have_workers_of_their_own(
     line = ["build", "--kind", "llmapi", "--model", str(model), "--runtime", "trtllm-1.2.1"]
     assert main([*line, "--tensor-parallel", str(ranks), "-o", str(tmp_path / "e")]) == 0
     seen = []
-    monkeypatch.setattr(child, "foreground", lambda room, words: seen.append(room.environment()) or 0)
+    monkeypatch.setattr(child, "run_in_foreground", lambda room, words: seen.append(room.environment()) or 0)
     assert main(["runner", str(tmp_path / "e")]) == 0
     assert [e["TLLM_WORKER_USE_SINGLE_PROCESS"] for e in seen] == [single]
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import golden
-from enginix.engine import llmapi
 from enginix.errors import UsageError
-from enginix.tables import table
+from enginix.kinds.llmapi import llmapi_engine
+from enginix.tables import load_table
 from golden_requests import differences, golden_rows
 
 
@@ -95,7 +95,7 @@ def test_phi3_with_a_pipeline_does_not_load(standin) -> None:
 
 
 NESTED = st.none() | st.booleans() | st.integers(-2, 4) | st.floats(0, 2) | st.lists(st.integers(0, 3))
-TABLES = table("llm_args")
+TABLES = load_table("llm_args")
 
 
 @st.composite
@@ -121,7 +121,7 @@ def arguments(draw: Any) -> dict[str, Any]:
 @given(given_=arguments())
 def test_an_argument_that_is_taken_is_one_of_the_schema(standin, given_) -> None:
     try:
-        llmapi.check(given_, "trtllm-1.1.0")
+        llmapi_engine.check_llm_arguments(given_, "trtllm-1.1.0")
     except UsageError:
         return
     standin("llmapi").check_fields("TorchLlmArgs", given_)

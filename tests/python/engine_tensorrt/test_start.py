@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 
 from enginix.cli import main
-from enginix.edgellm.export import identity_of
-from enginix.engine import check
-from enginix.engine import tensorrt_stage as stage
-from enginix.engine.check import compare
+from enginix.compatibility import check
+from enginix.compatibility.check import compare_with_machine
 from enginix.errors import ManifestError
+from enginix.kinds.edgellm.export import read_model_identity
+from enginix.kinds.tensorrt.build import stage as stage
+from enginix.kinds.triton_repository.repository import build_triton_repository
 from enginix.manifest import Manifest
 from enginix.runtime import image, table
-from enginix.runtime.sandbox import Room
+from enginix.runtime.sandbox import Sandbox
 from enginix.serve.tritonserver import STUB
-from enginix.triton.options import Options
-from enginix.triton.repository import build
+from enginix.triton.options import RepositoryOptions
 
 TINY = Path(__file__).parents[2] / "models" / "tiny-qwen3"
 TARGET = {"name": "h200", "sm": 90, "gpu": "NVIDIA H200", "memory": 143771 << 20, "count": 1}
@@ -106,7 +106,7 @@ def edgellm(tmp_path: Path, driver: Callable[..., Path]) -> Callable[..., list[s
             "edgellm",
             own | target,
             {"id": "edgellm-0.11.0", "edgellm": "0.11.0"} | runtime,
-            inputs={"model": identity_of(TINY)},
+            inputs={"model": read_model_identity(TINY)},
             options={
                 "builder": "direct",
                 "limits": {"maxInputLen": 64, "maxBatchSize": 1, "maxKvCacheCapacity": 128},
@@ -168,7 +168,7 @@ def triton(
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(TINY / name, made / "tokenizer")
         repository = tmp_path / "repository"
-        build(made, repository, Options(max_batch_size=4))
+        build_triton_repository(made, repository, RepositoryOptions(max_batch_size=4))
         installation = tmp_path / "triton"
         parts = ["bin/tritonserver", "backends/python/libtriton_python.so", f"backends/python/{STUB}"]
         for part in (*parts, "backends/tensorrtllm/libtriton_tensorrtllm.so"):
@@ -215,8 +215,8 @@ def test_triton_at_home_goes_on_to_the_next_check(triton, capsys) -> None:
 def test_an_engine_that_hides_its_target_is_refused() -> None:
     for kind in ("tensorrt", "edgellm"):
         with pytest.raises(ManifestError, match="build this engine again"):
-            compare(Manifest("engine", "m", kind), None)
-    assert compare(Manifest("engine", "m", "llmapi"), None).runs
+            compare_with_machine(Manifest("engine", "m", kind), None)
+    assert compare_with_machine(Manifest("engine", "m", "llmapi"), None).runs
 
 
 def test_check_compares_with_an_image(tmp_path, rootfs, driver, capsys) -> None:
@@ -228,25 +228,28 @@ def test_check_compares_with_an_image(tmp_path, rootfs, driver, capsys) -> None:
 
 
 def test_versions_of_an_image(tmp_path, rootfs) -> None:
-    runtime = table.find("trtllm-1.2.1")
-    assert image.versions(rootfs, runtime) == {"tensorrtLlm": "1.2.1", "nccl": "2.28.9"}
-    assert image.versions(None, runtime) == {} and image.versions(tmp_path / "none", runtime) == {}
+    runtime = table.find_runtime("trtllm-1.2.1")
+    assert image.read_image_versions(rootfs, runtime) == {"tensorrtLlm": "1.2.1", "nccl": "2.28.9"}
+    assert (
+        image.read_image_versions(None, runtime) == {}
+        and image.read_image_versions(tmp_path / "none", runtime) == {}
+    )
     library = tmp_path / "usr/lib/x86_64-linux-gnu"
     library.mkdir(parents=True)
     (library / "libnccl.so.2").symlink_to("libnccl.so.2.27.7")
     (library / "libnccl.so.2.27.7").touch()
-    assert image.nccl(tmp_path, runtime) == "2.27.7"
+    assert image.find_image_nccl(tmp_path, runtime) == "2.27.7"
     (library / "libnccl.so.2.27.7").rename(library / "libnccl.so.2")
-    assert image.nccl(tmp_path, runtime) is None
+    assert image.find_image_nccl(tmp_path, runtime) is None
     packages = tmp_path / str(runtime.site_packages).lstrip("/")
     (packages / "nvidia_nccl_cu13-2.28.3.dist-info").mkdir(parents=True)
-    assert image.nccl(tmp_path, runtime) == "2.28.3"
+    assert image.find_image_nccl(tmp_path, runtime) == "2.28.3"
     (packages / "nvidia/nccl/include").mkdir(parents=True)
     header = packages / "nvidia/nccl/include/nccl.h"
     header.write_bytes(b"\xff#define NCCL_MAJOR 2\n#define NCCL_MINOR x\n")
-    assert image.nccl(tmp_path, runtime) == "2.28.3"
+    assert image.find_image_nccl(tmp_path, runtime) == "2.28.3"
     header.write_text("#define NCCL_MAJOR 2\n#define NCCL_MINOR 29\n#define NCCL_PATCH 0\n")
-    assert image.nccl(tmp_path, runtime) == "2.29.0"
+    assert image.find_image_nccl(tmp_path, runtime) == "2.29.0"
 
 
 @pytest.mark.parametrize(
@@ -254,7 +257,7 @@ def test_versions_of_an_image(tmp_path, rootfs) -> None:
     [("22809\n", "2.28.9"), ("22707", "2.27.7"), ("2", None), ("", None), ("x", None), ("٣٢٧٠٧", None)],
 )
 def test_the_code_of_nccl(code, version) -> None:
-    assert image.from_code(code) == version
+    assert image.parse_nccl_code(code) == version
 
 
 NCCL = "int ncclGetVersion(int *v) { *v = 22903; return STATUS; }"
@@ -269,7 +272,7 @@ def test_the_library_itself_is_asked(tmp_path, monkeypatch, status, expected) ->
     line = ["gcc", "-shared", "-fPIC", f"-DSTATUS={status}", "-o", str(tmp_path / "libnccl.so.2")]
     subprocess.run([*line, str(tmp_path / "nccl.c")], check=True)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
-    found = stage.nccl(Room(table.find("trtllm-1.2.1"), None, tmp_path))
+    found = stage.read_nccl_version(Sandbox(table.find_runtime("trtllm-1.2.1"), None, tmp_path))
     assert found["nccl"] == expected
     assert found["ncclSource"].startswith("the table" if status else "ncclGetVersion")
 
@@ -278,5 +281,5 @@ def test_at_start_without_a_driver(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     made = Manifest("engine", "m", "tensorrt", target=dict(TARGET), runtime=dict(RUNTIME))
     with pytest.raises(check.Mismatch, match="gpu: built for NVIDIA H200, here no NVIDIA driver"):
-        check.at_start(made, tmp_path, tmp_path)
-    assert check.at_start(Manifest("engine", "r", "reference"), tmp_path, tmp_path).runs
+        check.check_before_start(made, tmp_path, tmp_path)
+    assert check.check_before_start(Manifest("engine", "r", "reference"), tmp_path, tmp_path).runs

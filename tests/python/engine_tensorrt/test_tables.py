@@ -10,15 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginix.engine import llmapi, options
-from enginix.engine.failures import known
 from enginix.errors import UsageError
+from enginix.kinds.llmapi import llmapi_engine
+from enginix.kinds.tensorrt.build import options
 from enginix.runtime import table as runtimes
-from enginix.tables import table
+from enginix.runtime.failures import match_failure
+from enginix.tables import load_table
 
 STANDIN = Path(__file__).parents[2] / "standin"
 CONTRACT = json.loads((STANDIN / "contract" / "build_flags.json").read_text())
-TABLE = table("build_options")
+TABLE = load_table("build_options")
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +61,15 @@ OPTIONS = st.fixed_dictionaries({}, optional={n: value_of(r) for n, r in TABLE["
 @given(OPTIONS)
 def test_every_command_line_is_understood(values) -> None:
     make = test_every_command_line_is_understood.parser  # type: ignore[attr-defined]
-    checked = options.check(values, "trtllm-1.2.1")
-    parsed = vars(make.parse_args([*options.Limits(8, 1024, 2048, 8192).flags(), *options.flags(checked)]))
+    checked = options.check_build_options(values, "trtllm-1.2.1")
+    parsed = vars(
+        make.parse_args(
+            [*options.EngineLimits(8, 1024, 2048, 8192).flags(), *options.format_option_flags(checked)]
+        )
+    )
     assert parsed["max_batch_size"] == 8 and parsed["max_seq_len"] == 2048
     for name, value in values.items():
-        got, kind = parsed[options.snake(name)], TABLE["options"][name]["type"]
+        got, kind = parsed[options.to_snake_case(name)], TABLE["options"][name]["type"]
         expected = {True: "enable", False: "disable"}[value] if kind == "switch" else value
         assert got == expected
 
@@ -85,7 +90,7 @@ def test_command_line_spelling_comes_back(values) -> None:
             if isinstance(value, bool)
             else str(value)
         )
-        assert options.parse(f"{options.kebab(name)}={text}") == (name, value)
+        assert options.parse_plugin_option(f"{options.to_kebab_case(name)}={text}") == (name, value)
 
 
 @given(
@@ -94,7 +99,7 @@ def test_command_line_spelling_comes_back(values) -> None:
 )
 def test_any_option_is_accepted_or_refused_by_name(name, value) -> None:
     try:
-        options.flags(options.check({name: value}, "trtllm-1.2.1"))
+        options.format_option_flags(options.check_build_options({name: value}, "trtllm-1.2.1"))
     except UsageError as e:
         assert name in str(e)
 
@@ -102,7 +107,7 @@ def test_any_option_is_accepted_or_refused_by_name(name, value) -> None:
 @given(st.text(max_size=30))
 def test_any_plugin_text_is_parsed_or_refused(text) -> None:
     try:
-        options.parse(text)
+        options.parse_plugin_option(text)
     except UsageError as e:
         assert "NAME=VALUE" in str(e)
 
@@ -113,7 +118,7 @@ SIZE = st.none() | st.integers(-2, 5000)
 @given(st.none() | st.integers(1, 4096), st.fixed_dictionaries({n: SIZE for n in TABLE["limits"]}))
 def test_limits_are_whole_or_refused(context, given_) -> None:
     try:
-        limits = options.defaults(context, given_)
+        limits = options.resolve_limits(context, given_)
     except UsageError:
         return
     assert limits.maxInputLen <= limits.maxSeqLen <= (context or limits.maxSeqLen)
@@ -122,7 +127,7 @@ def test_limits_are_whole_or_refused(context, given_) -> None:
 
 
 def test_quantization_tables_agree() -> None:
-    mine, other = table("quantization_support")["algorithms"], table("quantization")["algorithms"]
+    mine, other = load_table("quantization_support")["algorithms"], load_table("quantization")["algorithms"]
     assert set(other) <= set(mine)
     for name, row in other.items():
         if row["convert"]:
@@ -132,15 +137,18 @@ def test_quantization_tables_agree() -> None:
 
 def test_tables_agree_on_pipelines() -> None:
     """The converter knows architectures, the engine's checks classes."""
-    rows, classes = table("architectures")["architectures"], table("quantization_support")["architectures"]
+    rows, classes = (
+        load_table("architectures")["architectures"],
+        load_table("quantization_support")["architectures"],
+    )
     assert {r["engineClass"] for r in rows.values() if "noPipeline" in r} == set(classes["noPipeline"])
     for name, row in rows.items():
         assert row.get("noPipeline") == classes["noPipeline"].get(row["engineClass"]), name
 
 
 def test_every_runtime_is_whole() -> None:
-    for name in runtimes.known():
-        found = runtimes.find(name)
+    for name in runtimes.list_runtimes():
+        found = runtimes.find_runtime(name)
         if found.engine_path:
             assert found.version and found.tensorrt and found.driver and found.site_packages, name
             assert set(found.environment) >= {"PATH", "LD_LIBRARY_PATH"}, name
@@ -148,7 +156,7 @@ def test_every_runtime_is_whole() -> None:
 
 
 def test_arguments_of_the_llm_class() -> None:
-    assert llmapi.check(
+    assert llmapi_engine.check_llm_arguments(
         {"enable_chunked_prefill": True, "kv_cache_config": {"max_tokens": 5}}, "trtllm-1.2.1"
     )
     for arguments, said in (
@@ -184,11 +192,11 @@ def test_arguments_of_the_llm_class() -> None:
         ({"cache_transceiver_config": {"kv_transfer_timeout_ms": 0}}, "at least 1"),
     ):
         with pytest.raises(UsageError, match=re.escape(said)):
-            llmapi.check(arguments, "trtllm-1.2.1")
+            llmapi_engine.check_llm_arguments(arguments, "trtllm-1.2.1")
     with pytest.raises(UsageError, match="unknown to the runtime"):
-        llmapi.check({"nvfp4_gemm_config": {}}, "trtllm-1.1.0")
+        llmapi_engine.check_llm_arguments({"nvfp4_gemm_config": {}}, "trtllm-1.1.0")
     with pytest.raises(UsageError, match=r"the text of trtllm-1\.3\.0rc26 was not read"):
-        llmapi.check({"cuda_graph_config": {"max_batchsize": 8}}, "trtllm-1.3.0rc26")
+        llmapi_engine.check_llm_arguments({"cuda_graph_config": {"max_batchsize": 8}}, "trtllm-1.3.0rc26")
 
 
 @pytest.mark.parametrize(
@@ -213,7 +221,7 @@ def test_arguments_of_the_llm_class() -> None:
     ],
 )
 def test_nested_arguments_that_are_right(arguments) -> None:
-    assert llmapi.check(arguments, "trtllm-1.2.1") == arguments
+    assert llmapi_engine.check_llm_arguments(arguments, "trtllm-1.2.1") == arguments
 
 
 # What the facts' known failures print, or the nearest to it that they tell.
@@ -248,13 +256,13 @@ SAID = {
 
 def test_every_known_failure_has_an_example() -> None:
     """A row that no example reaches first may be hidden behind another one."""
-    reached = {found.cause for text in SAID if (found := known([text])) is not None}
-    assert {row["cause"] for row in table("failures")["failures"]} == reached
+    reached = {found.cause for text in SAID if (found := match_failure([text])) is not None}
+    assert {row["cause"] for row in load_table("failures")["failures"]} == reached
 
 
 @pytest.mark.parametrize("text", SAID)
 def test_known_failures(text) -> None:
-    found = known(["noise", text, "more noise"])
+    found = match_failure(["noise", text, "more noise"])
     assert found is not None and SAID[text] in found.cause and found.reference and found.line == text
 
 
@@ -264,12 +272,12 @@ def test_known_failures_are_silent_about_the_rest() -> None:
         "[W] input timing cache does not exist",
         "loading weights",
     ]
-    assert known(ordinary) is None
+    assert match_failure(ordinary) is None
 
 
 @given(st.lists(st.text(max_size=200), max_size=5))
 def test_any_output_can_be_matched(lines) -> None:
-    known(lines)
+    match_failure(lines)
 
 
 # What of a table is a claim about somebody else's software or hardware.
@@ -296,7 +304,7 @@ def rows(part):
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_every_row_has_a_source(name) -> None:
-    whole = table(name)
+    whole = load_table(name)
     for part in CLAIMS[name]:
         found = rows(whole[part])
         assert found
@@ -311,7 +319,7 @@ def test_hashes_of_wheels_are_those_of_the_lock() -> None:
     """pip wrote the index's own hashes of every wheel of that release."""
     block = (Path(__file__).parent / "edgellm_wheels.txt").read_text()
     assert "tensorrt-edgellm==0.11.0" in block
-    wheels = table("runtimes")["runtimes"]["edgellm-0.11.0"]["wheel"]
+    wheels = load_table("runtimes")["runtimes"]["edgellm-0.11.0"]["wheel"]
     ours = {h for rows_ in wheels.values() for name, h in rows_.items() if name != "platform"}
     assert ours == set(re.findall(r"sha256:([0-9a-f]{64})", block)) and len(ours) == 6
     # The environment that exports has the same, for its Python.

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginix.engine import target
-from enginix.engine.check import Mismatch, compare, require
-from enginix.engine.target import Gpu, Machine, version_at_least
+from enginix.compatibility.check import Mismatch, compare_with_machine, require_runnable
 from enginix.errors import EnginixError, MachineError, ManifestError, UsageError
+from enginix.machine import target
+from enginix.machine.driver import Driver
+from enginix.machine.target import Machine, MachineGpu, is_version_at_least
 from enginix.manifest import Manifest
-from enginix.runtime.driver import Driver
 
 # A stand-in for NVML: the calls that enginix makes, answering for two GPUs.
 NVML = r"""
@@ -65,7 +65,7 @@ def nvml(tmp_path):
 
 
 def test_nvml(nvml):
-    found = target.probe(nvml())
+    found = target.probe_machine(nvml())
     assert (found.source, found.driver, found.cuda, len(found.gpus)) == ("nvml", "580.159.04", "13.0", 2)
     gpu = found.gpus[1]
     assert (gpu.name, gpu.sm, gpu.total, gpu.free) == ("NVIDIA H200", 90, 150 << 30, 149 << 30)
@@ -78,7 +78,7 @@ def the_machines_memory() -> int:
 
 
 def test_nvml_of_a_gpu_that_shares_the_machines_memory(nvml):
-    gpu = target.probe(nvml(memory=3)).gpus[0]
+    gpu = target.probe_machine(nvml(memory=3)).gpus[0]
     assert (gpu.total, gpu.sm) == (the_machines_memory(), 90)
     assert 0 < gpu.free < gpu.total
 
@@ -90,13 +90,13 @@ def test_nvidia_smi_of_a_gpu_that_shares_the_machines_memory(tmp_path, said):
     rows = f"0, NVIDIA GB10, GPU-standin, 12.1, {said}, {said}, 580.95"
     program.write_text(f'#!/bin/sh\ncase $1 in *compute-apps*) ;; *) echo "{rows}" ;; esac\n')
     program.chmod(0o755)
-    gpu = target.probe(Driver(tmp_path)).gpus[0]
+    gpu = target.probe_machine(Driver(tmp_path)).gpus[0]
     assert (gpu.sm, gpu.total) == (121, the_machines_memory())
 
 
 def test_nvml_without_a_gpu(nvml):
     with pytest.raises(MachineError, match="no GPU is visible"):
-        target.probe(nvml(count=0))
+        target.probe_machine(nvml(count=0))
 
 
 def test_nvidia_smi_where_nvml_does_not_start(nvml, driver):
@@ -104,19 +104,19 @@ def test_nvidia_smi_where_nvml_does_not_start(nvml, driver):
     assert broken.root is not None
     (broken.root / "bin").mkdir()
     shutil.copy(driver() / "bin" / "nvidia-smi", broken.root / "bin")
-    assert target.probe(broken).source == "nvidia-smi"
+    assert target.probe_machine(broken).source == "nvidia-smi"
 
 
 def test_a_library_that_is_none(driver):
     root = driver()
     (root / "lib" / "libnvidia-ml.so.1").write_text("not an ELF file")
-    assert target.probe(Driver(root)).source == "nvidia-smi"
+    assert target.probe_machine(Driver(root)).source == "nvidia-smi"
 
 
 def test_no_driver(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(MachineError, match="no NVIDIA driver"):
-        target.probe(Driver(tmp_path))
+        target.probe_machine(Driver(tmp_path))
 
 
 @settings(max_examples=40, deadline=None)
@@ -128,7 +128,7 @@ def test_any_answer_of_nvidia_smi_is_read_or_refused(tmp_path, answer):
     program.write_text(f"#!/bin/sh\ncat {tmp_path}/answer\n")
     program.chmod(0o755)
     try:
-        target.probe(Driver(tmp_path))
+        target.probe_machine(Driver(tmp_path))
     except EnginixError as e:
         assert str(e)
 
@@ -144,11 +144,11 @@ def test_products() -> None:
         "a100-80gb": "NVIDIA A100-SXM4-80GB",
     }
     for name, reported in named.items():
-        assert target.target(name).is_product(reported), name
+        assert target.find_target(name).is_product(reported), name
         others = [n for n in named if n != name]
-        assert not any(target.target(n).is_product(reported) for n in others), name
+        assert not any(target.find_target(n).is_product(reported) for n in others), name
     with pytest.raises(UsageError, match="did you mean h200"):
-        target.target("h2000")
+        target.find_target("h2000")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_products() -> None:
     ],
 )  # fmt: skip
 def test_versions(found, least, enough):
-    assert version_at_least(found, least) is enough
+    assert is_version_at_least(found, least) is enough
 
 
 def engine(**target_changes):
@@ -174,11 +174,13 @@ def engine(**target_changes):
 def machine(
     name: str = "NVIDIA H200", sm: int = 90, driver: str = "595.1", count: int = 1, total: int = 150 << 30
 ) -> Machine:
-    return Machine(driver, None, tuple(Gpu(i, name, f"u{i}", sm, total, total) for i in range(count)), "nvml")
+    return Machine(
+        driver, None, tuple(MachineGpu(i, name, f"u{i}", sm, total, total) for i in range(count)), "nvml"
+    )
 
 
 def test_an_engine_at_home() -> None:
-    assert compare(engine(), machine()).differences == ()
+    assert compare_with_machine(engine(), machine()).differences == ()
 
 
 @pytest.mark.parametrize(
@@ -193,37 +195,37 @@ def test_an_engine_at_home() -> None:
     ],
 )
 def test_each_field_that_differs_is_named(made, here, field, fatal):
-    found = compare(made, here).differences
+    found = compare_with_machine(made, here).differences
     assert [(d.field, d.fatal) for d in found] == [(field, fatal)] and found[0].do
 
 
 def test_another_runtime(tmp_path):
     engine().write(tmp_path)
     with pytest.raises(Mismatch, match=r"runtime: built for trtllm-1\.2\.1, here trtllm-1\.1\.0"):
-        require(tmp_path, machine(), "trtllm-1.1.0")
+        require_runnable(tmp_path, machine(), "trtllm-1.1.0")
 
 
 def test_a_reference_engine_runs_everywhere(tmp_path):
     Manifest("engine", "r", "reference", runtime={"id": "reference"}).write(tmp_path)
-    assert require(tmp_path, None).runs
+    assert require_runnable(tmp_path, None).runs
 
 
 def test_an_accepted_driver_stays_accepted() -> None:
     made = engine()
     made.runtime["driver"] = "570.1"
-    found = compare(made, machine(driver="570.1")).differences
+    found = compare_with_machine(made, machine(driver="570.1")).differences
     assert [(d.field, d.fatal) for d in found] == [("driver", False)]
 
 
 def test_a_lying_manifest_is_refused_not_a_crash(tmp_path):
     for at in ({"sm": "ninety"}, {"sm": None, "count": 1}):
-        assert not compare(engine(**at), machine()).runs
+        assert not compare_with_machine(engine(**at), machine()).runs
     for kind in (None, "tensort"):
         with pytest.raises(ManifestError, match="kind is"):
-            compare(Manifest("engine", "e", kind), machine())
+            compare_with_machine(Manifest("engine", "e", kind), machine())
     for at in ({"count": "two"}, {"count": [1]}, {"memory": "much"}, {"memory": True}):
         with pytest.raises(ManifestError, match="build this engine again"):
-            compare(engine(**at), machine())
+            compare_with_machine(engine(**at), machine())
 
 
 JSON = st.recursive(
@@ -237,12 +239,14 @@ JSON = st.recursive(
 )
 def test_any_manifest_is_compared_or_refused(at, wants):
     try:
-        compare(Manifest("engine", "e", "tensorrt", target=at, runtime=wants), machine())
+        compare_with_machine(Manifest("engine", "e", "tensorrt", target=at, runtime=wants), machine())
     except ManifestError as e:
         assert "again" in str(e)
 
 
 def test_gpu_rows_have_sources() -> None:
-    from enginix.tables import table
+    from enginix.tables import load_table
 
-    assert all(row.get("source") and isinstance(row["sm"], int) for row in table("gpus")["gpus"].values())
+    assert all(
+        row.get("source") and isinstance(row["sm"], int) for row in load_table("gpus")["gpus"].values()
+    )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 from enginix.cli import main
-from enginix.tables import table
+from enginix.tables import load_table
 
 
 def test_every_target_with_its_formats(driver, capsys) -> None:
     assert main(["target", "--driver", str(driver()), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert {row["name"] for row in told["targets"]} == set(table("gpus")["gpus"])
+    assert {row["name"] for row in told["targets"]} == set(load_table("gpus")["gpus"])
     rows = {row["name"]: row for row in told["targets"]}
     assert rows["h200"]["here"] == 1 and rows["h100"]["here"] == 0
     assert "NVFP4" not in rows["h200"]["formats"] and "FP8" in rows["h200"]["formats"]

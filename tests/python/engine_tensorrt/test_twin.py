@@ -12,16 +12,17 @@ from typing import Any
 
 import pytest
 
-from enginix.engine import llmapi, options
-from enginix.engine.effective_build import parse_arguments
-from enginix.engine.options_rules import Facts, resolve
-from enginix.engine.preflight import check_support
-from enginix.engine.target import target
-from enginix.engine.tensorrt_checkpoint import Checkpoint
-from enginix.engine.tensorrt_request import Request, effective_build
 from enginix.errors import UsageError
+from enginix.kinds.llmapi import llmapi_engine
+from enginix.kinds.tensorrt.build import options
+from enginix.kinds.tensorrt.build.effective_build import parse_arguments
+from enginix.kinds.tensorrt.build.engine_checkpoint import BuildCheckpoint
+from enginix.kinds.tensorrt.build.option_rules import BuildFacts, resolve_options
+from enginix.kinds.tensorrt.build.request import BuildRequest, predict_effective_build
+from enginix.machine.target import find_target
 from enginix.runtime import table as runtimes
-from enginix.tables import table
+from enginix.runtime.preflight import check_support
+from enginix.tables import load_table
 from golden_requests import golden_rows
 
 ROOT = Path(__file__).parents[3]
@@ -36,7 +37,7 @@ def evaluate(expression: str, data: Any, tmp_path: Path) -> Any:
       let
         lib = import {ROOT}/tests/hostpkgs/lib.nix;
         check = import {ROOT}/nix/check {{ inherit lib; }};
-        gpus = (lib.importJSON {ROOT}/python/enginix/data/gpus.json).gpus;
+        gpus = (lib.importJSON {ROOT}/python/enginix/data/machine/gpus.json).gpus;
         data = lib.importJSON {tmp_path}/data.json;
         try = e: builtins.tryEval (builtins.deepSeq e e);
         accepts = e: (try e).success;
@@ -54,10 +55,10 @@ def said(call: Any) -> Any:
 
 
 def test_support(tmp_path: Path) -> None:
-    algorithms = [None, *table("quantization_support")["algorithms"], "FP9"]
+    algorithms = [None, *load_table("quantization_support")["algorithms"], "FP9"]
     caches = [None, "FP8", "INT8", "NVFP4"]
     architectures = ["Qwen3ForCausalLM", "GptOssForCausalLM"]
-    cells = list(itertools.product(algorithms, caches, architectures, sorted(table("gpus")["gpus"])))
+    cells = list(itertools.product(algorithms, caches, architectures, sorted(load_table("gpus")["gpus"])))
     nix = evaluate(
         """map (c: let
           gpu = gpus.${builtins.elemAt c 3} // { name = builtins.elemAt c 3; };
@@ -69,7 +70,7 @@ def test_support(tmp_path: Path) -> None:
         cells,
         tmp_path,
     )
-    mine = [said(lambda c=c: check_support(c[0], c[1], c[2], target(c[3]))) is not None for c in cells]
+    mine = [said(lambda c=c: check_support(c[0], c[1], c[2], find_target(c[3]))) is not None for c in cells]
     assert nix == mine and True in mine and False in mine
 
 
@@ -87,25 +88,27 @@ def test_limits(tmp_path: Path) -> None:
         for values in itertools.product((None, 1, 64), (None, 16, 4096), (None, 1, 32), (None, 8, 512))
     ]
     nix = evaluate('map (c: value (check.limits.resolve "e" c c.profile c.given)) data', cases, tmp_path)
-    mine = [said(lambda c=c: vars(options.defaults(c["context"], c["given"], c["profile"]))) for c in cases]
+    mine = [
+        said(lambda c=c: vars(options.resolve_limits(c["context"], c["given"], c["profile"]))) for c in cases
+    ]
     assert nix == mine and None in mine and any(mine)
 
 
 MODELS = [
-    Facts("FP8", "FP8", 90, "MixtralForCausalLM", 2),
-    Facts("FP8", None, 100, "LlamaForCausalLM", 1),
-    Facts("NVFP4", "FP8", 120, "Qwen3ForCausalLM", 4),
-    Facts(None, None, 80, "LlamaForCausalLM", 1),
-    Facts(None, "FP8", 89, None, 2),
-    Facts("W4A16_AWQ", "INT8", 90, "Qwen2ForCausalLM", 1),
-    Facts("FP8", "FP8", 90, "LlamaForCausalLM", 2, 4),
-    Facts("NVFP4", None, 100, "LlamaForCausalLM", 2, strategy="llm-api"),
+    BuildFacts("FP8", "FP8", 90, "MixtralForCausalLM", 2),
+    BuildFacts("FP8", None, 100, "LlamaForCausalLM", 1),
+    BuildFacts("NVFP4", "FP8", 120, "Qwen3ForCausalLM", 4),
+    BuildFacts(None, None, 80, "LlamaForCausalLM", 1),
+    BuildFacts(None, "FP8", 89, None, 2),
+    BuildFacts("W4A16_AWQ", "INT8", 90, "Qwen2ForCausalLM", 1),
+    BuildFacts("FP8", "FP8", 90, "LlamaForCausalLM", 2, 4),
+    BuildFacts("NVFP4", None, 100, "LlamaForCausalLM", 2, strategy="llm-api"),
 ]
 
 
 def test_options(tmp_path: Path) -> None:
     values = [True, False, 0, 64, -1, "auto", "fp8", "paged", "disabled", "nonsense", ["a", "b"]]
-    names = [*table("build_options")["options"], "maxOutputLen", "outputDir", "maxBatchSize", "nonsense"]
+    names = [*load_table("build_options")["options"], "maxOutputLen", "outputDir", "maxBatchSize", "nonsense"]
     asked: list[dict[str, Any]] = [{name: v} for name in names for v in values]
     asked += [
         {"reduceFusion": True, "userBuffer": True},
@@ -127,7 +130,7 @@ def test_options(tmp_path: Path) -> None:
     ]
     profiles: list[dict[str, Any]] = [
         {},
-        *(p["options"] for p in table("build_options")["profiles"].values()),
+        *(p["options"] for p in load_table("build_options")["profiles"].values()),
     ]
     cases = [
         {"facts": vars(f), "profile": profile, "asked": a}
@@ -147,8 +150,10 @@ def test_options(tmp_path: Path) -> None:
     )
 
     def ours(case: dict[str, Any]) -> list[str]:
-        checked = options.check(case["asked"], "trtllm-1.2.1")
-        return options.flags(resolve(Facts(**case["facts"]), case["profile"], checked))
+        checked = options.check_build_options(case["asked"], "trtllm-1.2.1")
+        return options.format_option_flags(
+            resolve_options(BuildFacts(**case["facts"]), case["profile"], checked)
+        )
 
     for case, theirs in zip(cases, nix, strict=True):
         assert said(lambda case=case: ours(case)) == theirs, case
@@ -157,9 +162,9 @@ def test_options(tmp_path: Path) -> None:
 
 def as_asked(arguments: list[str]) -> tuple[dict[str, int], dict[str, Any]]:
     """Limits and options of a command line, in enginix's names and types."""
-    tables, limits, asked = table("build_options"), {}, {}
+    tables, limits, asked = load_table("build_options"), {}, {}
     for flag, value in parse_arguments(arguments).items():
-        name = options.camel(flag)
+        name = options.to_camel_case(flag)
         kind = tables["options"].get(name, {}).get("type")
         if name in tables["limits"]:
             limits[name] = value
@@ -171,7 +176,7 @@ def as_asked(arguments: list[str]) -> tuple[dict[str, int], dict[str, Any]]:
 def refusal(row: dict[str, Any], limits: dict[str, int], asked: dict[str, Any]) -> str | None:
     """Why the command line refuses a golden request; None where it builds it."""
     said = row["checkpoint"]
-    facts = Facts(
+    facts = BuildFacts(
         said["quant_algo"],
         said["kv_cache_quant_algo"],
         row["sm"],
@@ -179,14 +184,16 @@ def refusal(row: dict[str, Any], limits: dict[str, int], asked: dict[str, Any]) 
         said["tp_size"],
         said.get("num_eagle_layers"),
     )
-    gpu = replace(target("h200"), sm=row["sm"])
-    checkpoint = Checkpoint(None, *(None,) * 4, None, said["tp_size"], said["pp_size"], 0, config=said)  # type: ignore[arg-type]
+    gpu = replace(find_target("h200"), sm=row["sm"])
+    checkpoint = BuildCheckpoint(None, *(None,) * 4, None, said["tp_size"], said["pp_size"], 0, config=said)  # type: ignore[arg-type]
     try:
         check_support(facts.quantization, facts.kv_cache, facts.architecture, gpu)
-        settled = resolve(facts, {}, options.check(asked, "trtllm-1.2.1"))
-        sizes = options.defaults(said["max_position_embeddings"], limits)
-        request = Request("e", gpu, runtimes.find("trtllm-1.2.1"), sizes, settled, frozenset(asked))
-        made = effective_build(request, checkpoint)
+        settled = resolve_options(facts, {}, options.check_build_options(asked, "trtllm-1.2.1"))
+        sizes = options.resolve_limits(said["max_position_embeddings"], limits)
+        request = BuildRequest(
+            "e", gpu, runtimes.find_runtime("trtllm-1.2.1"), sizes, settled, frozenset(asked)
+        )
+        made = predict_effective_build(request, checkpoint)
     except UsageError as e:
         return str(e)
     theirs = {**row.get("build_config", {}), **row.get("plugin_config", {})}
@@ -233,14 +240,14 @@ def test_every_golden_request(tmp_path: Path) -> None:
         if row["result"] == "error":
             assert why is not None, row
         elif why is None:
-            made = {options.snake(name): value for name, value in theirs.items()}
+            made = {options.to_snake_case(name): value for name, value in theirs.items()}
             assert made == {name: row["build_config"][name] for name in made}, row
             taken += 1
     assert taken > 300
 
 
 def test_arguments_of_the_llm_class(tmp_path: Path) -> None:
-    tables = table("llm_args")
+    tables = load_table("llm_args")
     values = [True, 3, 0.5, "auto", {}, ["a"]]
     names = [*tables["arguments"], *tables["own"], *tables["tensorrtOnly"]["names"], "nonsense"]
     cases = [{n: v} for n in names for v in values]
@@ -261,5 +268,5 @@ def test_arguments_of_the_llm_class(tmp_path: Path) -> None:
     cases += [{"speculative_config": {"decoding_type": kind}} for kind in ("Lookahead", "X", 3, None)]
     cases += [{"scheduler_config": {"dynamic_batch_config": {"enable_batch_size_tuning": True}}}]
     nix = evaluate('map (c: value (check.llmapi.arguments "e" "trtllm-1.1.0" c)) data', cases, tmp_path)
-    mine = [said(lambda c=c: llmapi.check(c, "trtllm-1.1.0")) for c in cases]
+    mine = [said(lambda c=c: llmapi_engine.check_llm_arguments(c, "trtllm-1.1.0")) for c in cases]
     assert nix == mine and None in mine and any(mine)

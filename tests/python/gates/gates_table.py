@@ -20,11 +20,12 @@ sys.path[:0] = [str(ROOT / "python"), str(ROOT / "tests")]
 
 import torch  # noqa: E402
 
-from enginix.checkpoint.convert import Options, convert  # noqa: E402
+from enginix.checkpoint.convert import ConvertOptions, convert_model  # noqa: E402
 from enginix.errors import GateError  # noqa: E402
-from enginix.gates import answers, hf, material, suite  # noqa: E402
-from enginix.gates.outcome import Outcome  # noqa: E402
-from enginix.gates.subject import OfTransformers  # noqa: E402
+from enginix.evaluation.judgement import suite  # noqa: E402
+from enginix.evaluation.judgement.outcome import GateOutcome  # noqa: E402
+from enginix.evaluation.reference_answers import answers, hf, material  # noqa: E402
+from enginix.evaluation.reference_answers.subject import TransformersSubject  # noqa: E402
 
 MODEL = ROOT / "tests/models/tiny-qwen3"
 BEGIN, END = "<!-- tables: make gates-table -->", "<!-- end of tables -->"
@@ -43,7 +44,7 @@ def _tests(name: str = "test_quality") -> Any:
     return module
 
 
-def _row(what: str, found: dict[str, Outcome]) -> str:
+def _row(what: str, found: dict[str, GateOutcome]) -> str:
     agreement, perplexity, task = (found[g].detail for g in ("agreement", "perplexity", "task"))
     failed = [name for name, outcome in found.items() if not outcome.passed]
     cells = [what]
@@ -70,12 +71,14 @@ def tables() -> str:
     """Both, in Markdown."""
     tests = _tests()
     torch.set_num_threads(1)
-    tokenizer = hf.Tokenizer(MODEL)
-    asked = material.load(tokenizer, 2048, 2048)
-    judge = tests.Judge(tokenizer, asked, answers.ask(OfTransformers(MODEL), asked, tests.ENDS, {}))
+    tokenizer = hf.TransformersTokenizer(MODEL)
+    asked = material.load_material(tokenizer, 2048, 2048)
+    judge = tests.Judge(
+        tokenizer, asked, answers.ask_reference(TransformersSubject(MODEL), asked, tests.ENDS, {})
+    )
     with tempfile.TemporaryDirectory() as work:
         plain = Path(work) / "plain"
-        convert(MODEL, plain, Options())
+        convert_model(MODEL, plain, ConvertOptions())
         healthy, broken = [HEAD[0].format("healthy"), HEAD[1]], [HEAD[0].format("broken"), HEAD[1]]
         healthy.append(_row("bfloat16", judge(plain)))
         made = {}
@@ -87,7 +90,7 @@ def tables() -> str:
             out = tests.damaged(made["FP8"], Path(work) / f"damage{number}", change)
             broken.append(_row(f"FP8, {name}", judge(out)))
         loud = tests.make_loud(MODEL, Path(work) / "loud")
-        convert(loud, Path(work) / "one", Options(kv_cache="FP8"))
+        convert_model(loud, Path(work) / "one", ConvertOptions(kv_cache="FP8"))
         broken.append(_row("FP8 KV scales of 1.0, keys × 256", judge(Path(work) / "one")))
         for kind, expected in tests.MISBEHAVIOUR:
             found = judge(plain, wrap=kind)
@@ -95,12 +98,15 @@ def tables() -> str:
             broken.append(_row(f"an engine that is {kind.__name__} (stand-in)", found))
         swapped = tests.swap_tokenizer(MODEL, Path(work) / "swapped")
         broken.append(
-            _row("tokenizer with 100 pieces exchanged", judge(plain, tokenizer=hf.Tokenizer(swapped)))
+            _row(
+                "tokenizer with 100 pieces exchanged",
+                judge(plain, tokenizer=hf.TransformersTokenizer(swapped)),
+            )
         )
         spared = tests.spare_a_layer(made["FP8"], Path(work) / "spared")
         broken.append(_row("FP8, one matrix silently unquantized", judge(spared)))
         try:
-            OfTransformers(Path(work) / "nowhere")
+            TransformersSubject(Path(work) / "nowhere")
         except GateError as e:
             broken.append(f"| a reference that is missing | | | | | all: {e.what.split(':')[0]} |")
     assert all(row.endswith("| none |") for row in healthy[2:]), healthy
@@ -112,7 +118,7 @@ def tables() -> str:
 def bounds() -> str:
     """The default bounds by format, in Markdown."""
     rows = []
-    for name, row in suite.table("gates")["formats"].items():
+    for name, row in suite.load_table("gates")["formats"].items():
         of = row["bounds"]
         rows.append(
             f"| {name} | {of['agreement']['top1']:.0%} | {of['agreement']['kl']:g} "
@@ -138,7 +144,7 @@ def context() -> str:
 
     wrong = []
 
-    def add(what: str, outcome: Outcome, expected: bool) -> None:
+    def add(what: str, outcome: GateOutcome, expected: bool) -> None:
         found = outcome.detail
         verdict = "passed" if outcome.passed else "rejected"
         if outcome.passed != expected or not (expected or tests.far_below_every_bound(outcome)):
@@ -152,7 +158,7 @@ def context() -> str:
         work = Path(directory)
         model = tests.make_recalling(MODEL, work / "tiny-recall")
         judge, sound = tests.Judge(model), work / "sound"
-        convert(model, sound, Options())
+        convert_model(model, sound, ConvertOptions())
         add("bfloat16", judge(sound), True)
         made = {}
         for name in tests.FORMATS:

@@ -10,9 +10,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from enginix import manifest
-from enginix.checkpoint.convert import Options, convert
+from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.cli import main
-from enginix.gates.asking import read_questions
+from enginix.evaluation.reference_answers.reference_asker import read_questions
 
 
 def enginix(*words: object) -> int:
@@ -30,7 +30,7 @@ def answers(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fp8(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Quantized row by row while it is converted: no calibration."""
     out = tmp_path_factory.mktemp("fp8") / "out"
-    convert(model, out, Options(quantize="FP8_PER_CHANNEL_PER_TOKEN"))
+    convert_model(model, out, ConvertOptions(quantize="FP8_PER_CHANNEL_PER_TOKEN"))
     return out
 
 
@@ -43,7 +43,7 @@ def engine(model: Path, fp8: Path, answers: Path, tmp_path_factory: pytest.TempP
 
 
 def test_a_quantized_engine_is_gated_by_quality(engine: Path) -> None:
-    found = manifest.read(engine)
+    found = manifest.read_manifest(engine)
     names = {"coverage", "smoke", "agreement", "perplexity", "task", "invariance"}
     assert found.results["gates"] == dict.fromkeys(names, "passed")
     assert set(found.options["gates"]) == names and found.options["gates"]["perplexity"] == {"ratio": 1.03}
@@ -65,7 +65,7 @@ def test_a_quantized_engine_needs_the_original(
 def test_no_gates_are_recorded(model: Path, fp8: Path, tmp_path: Path, words: list[str]) -> None:
     out = tmp_path / "e"
     assert enginix("build", fp8, "--kind", "reference", "--model", model, "-o", out, *words) == 0
-    assert manifest.read(out).results["gates"] == "not gated"
+    assert manifest.read_manifest(out).results["gates"] == "not gated"
     assert json.loads((out / "gates.json").read_text())["passed"] is None
     assert "Not gated" in (out / "report.html").read_text()
 

@@ -12,16 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from enginix.checkpoint.convert import Options, convert
-from enginix.gates import hf, quality, suite
-from enginix.gates import material as materials
-from enginix.gates.answers import ANSWERED, Answers
-from enginix.gates.material import Material
-from enginix.gates.outcome import Outcome
-from enginix.gates.subject import OfExecutor, OfTransformers
+from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.evaluation.judgement import quality, suite
+from enginix.evaluation.judgement.outcome import GateOutcome
+from enginix.evaluation.reference_answers import hf
+from enginix.evaluation.reference_answers import material as materials
+from enginix.evaluation.reference_answers.answers import ANSWERED, ReferenceAnswers
+from enginix.evaluation.reference_answers.material import Material
+from enginix.evaluation.reference_answers.subject import ExecutorSubject, TransformersSubject
 from enginix.reference import config
 from enginix.reference.executor import Executor
-from enginix.tables import table
+from enginix.tables import load_table
 from tiny_model import Tensors, damaged, make_loud, make_recalling, quantize
 
 ENDS = frozenset({0, 2})
@@ -32,17 +33,19 @@ class Judge:
     """Asks for planted facts, and compares with what transformers says."""
 
     def __init__(self, model: Path) -> None:
-        self.tokenizer = hf.Tokenizer(model)
-        self.material: Material = materials.load(self.tokenizer, 2048, 2048)
-        told = OfTransformers(model).generate([q.tokens for q in self.material.recalls], ANSWERED, ENDS)
+        self.tokenizer = hf.TransformersTokenizer(model)
+        self.material: Material = materials.load_material(self.tokenizer, 2048, 2048)
+        told = TransformersSubject(model).generate([q.tokens for q in self.material.recalls], ANSWERED, ENDS)
         recalls = tuple(map(tuple, told))
-        self.answers = Answers({}, self.material.sha256, ENDS, (), (), (), (), recalls=recalls)
+        self.answers = ReferenceAnswers({}, self.material.sha256, ENDS, (), (), (), (), recalls=recalls)
 
-    def __call__(self, checkpoint: Path, wrap: Callable[[Any], Any] = lambda subject: subject) -> Outcome:
+    def __call__(self, checkpoint: Path, wrap: Callable[[Any], Any] = lambda subject: subject) -> GateOutcome:
         executor = Executor.load(checkpoint, dtype="float32")
-        bounds = suite.bounds(config.read(checkpoint), {"context": {}})["context"]
-        return quality.context(
-            wrap(OfExecutor(executor)), self.material, self.answers, self.tokenizer, bounds
+        bounds = suite.resolve_checkpoint_bounds(config.read_executor_config(checkpoint), {"context": {}})[
+            "context"
+        ]
+        return quality.judge_context(
+            wrap(ExecutorSubject(executor)), self.material, self.answers, self.tokenizer, bounds
         )
 
 
@@ -55,7 +58,7 @@ def judge(recalling: Path) -> Judge:
 @pytest.fixture(scope="session")
 def sound(recalling: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sound") / "out"
-    convert(recalling, out, Options())
+    convert_model(recalling, out, ConvertOptions())
     return out
 
 
@@ -73,7 +76,7 @@ def quantized(recalling: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
 class Amnesic:
     """A stand-in for an engine that sees no more than the last 160 tokens of what it is asked."""
 
-    def __init__(self, subject: OfExecutor) -> None:
+    def __init__(self, subject: ExecutorSubject) -> None:
         self.subject, self.max_length = subject, subject.max_length
 
     def generate(self, prompts: Sequence[Sequence[int]], most: int, ends: Any) -> list[list[int]]:
@@ -92,7 +95,7 @@ def lose_rope_base(checkpoint: Path, out: Path) -> Path:
 def saturate(recalling: Path, out: Path) -> Path:
     """KV scales of 1.0 on a cache with large values."""
     out.parent.mkdir(exist_ok=True)
-    convert(make_loud(recalling, out.with_name("loud")), out, Options(kv_cache="FP8"))
+    convert_model(make_loud(recalling, out.with_name("loud")), out, ConvertOptions(kv_cache="FP8"))
     return out
 
 
@@ -121,7 +124,7 @@ def test_a_sound_engine_finds_what_the_model_finds(judge: Judge, sound: Path) ->
 
 
 def test_every_format_has_a_bound_with_its_reason_and_coarser_ones_may_lose_more() -> None:
-    rows = table("gates")["formats"].values()
+    rows = load_table("gates")["formats"].values()
     shares = [row["bounds"]["context"]["share"] for row in rows]
     assert shares == sorted(shares, reverse=True) and len(set(shares)) > 1
     assert all("Planted facts: " in row["reason"] for row in rows)
@@ -138,9 +141,9 @@ def test_broken_engines_lose_facts(
     assert far_below_every_bound(outcome), outcome.summary
 
 
-def far_below_every_bound(outcome: Outcome) -> bool:
+def far_below_every_bound(outcome: GateOutcome) -> bool:
     """No format's bound is near what a broken engine finds: at most two thirds of what is asked of any."""
-    least = min(row["bounds"]["context"]["share"] for row in table("gates")["formats"].values())
+    least = min(row["bounds"]["context"]["share"] for row in load_table("gates")["formats"].values())
     return bool(outcome.detail["score"] <= 2 / 3 * least * outcome.detail["referenceScore"])
 
 
@@ -168,8 +171,8 @@ def test_broken_ones_of_every_format_are_rejected(
 
 
 def test_the_gate_is_among_the_defaults_of_models_with_a_long_context(sound: Path) -> None:
-    found = config.read(sound)
-    assert "context" not in suite.default(found), "tiny-qwen3's context is too short"
+    found = config.read_executor_config(sound)
+    assert "context" not in suite.default_checkpoint_gates(found), "tiny-qwen3's context is too short"
     from dataclasses import replace
 
     long = replace(
@@ -177,4 +180,4 @@ def test_the_gate_is_among_the_defaults_of_models_with_a_long_context(sound: Pat
         max_position_embeddings=4096,
         quantization=replace(found.quantization, kv_cache="FP8"),
     )
-    assert "context" in suite.default(long)
+    assert "context" in suite.default_checkpoint_gates(long)

@@ -14,34 +14,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from enginix.checkpoint.convert import Options, convert
+from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.errors import CheckpointError, GateError
-from enginix.gates import hf, logits, run
-from enginix.gates.outcome import Outcome, at_most
-from enginix.gates.prompts import PromptSet, tokenize
+from enginix.evaluation.judgement import logits, run
+from enginix.evaluation.judgement.outcome import GateOutcome, round_up_bound
+from enginix.evaluation.reference_answers import hf
+from enginix.evaluation.reference_answers.prompts import PromptSet, tokenize_prompts
 from enginix.reference.executor import Executor
-from enginix.tables import table
+from enginix.tables import load_table
 
 
 @pytest.fixture(scope="session")
 def prompts(model: Path) -> PromptSet:
-    return tokenize(hf.Tokenizer(model).encode, 2048, 2048)
+    return tokenize_prompts(hf.TransformersTokenizer(model).encode, 2048, 2048)
 
 
-def judge(model: Path, checkpoint: Path, prompts: PromptSet) -> Outcome:
-    (outcome,) = run.run(model, lambda: Executor.load(checkpoint, dtype="float32"), prompts)
+def judge(model: Path, checkpoint: Path, prompts: PromptSet) -> GateOutcome:
+    (outcome,) = run.run_logits_gate(model, lambda: Executor.load(checkpoint, dtype="float32"), prompts)
     return outcome
 
 
 def test_a_sound_checkpoint_passes(model: Path, checkpoint: Path, prompts: PromptSet) -> None:
     outcome = judge(model, checkpoint, prompts)
     assert outcome.passed and outcome.detail["errorAtMost"] <= 1e-5
-    run.require([outcome])
+    run.require_gates_passed([outcome])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_other_dtypes_pass_their_bounds(model: Path, prompts: PromptSet, tmp_path: Path, dtype: str) -> None:
-    convert(model, tmp_path / "out", Options(dtype=dtype))
+    convert_model(model, tmp_path / "out", ConvertOptions(dtype=dtype))
     outcome = judge(model, tmp_path / "out", prompts)
     assert outcome.passed, outcome.summary
 
@@ -61,10 +62,10 @@ def test_rounding_to_bfloat16_passes_its_bound_and_no_tighter_one(
     config = json.loads((wide / "config.json").read_text())
     config.update(torch_dtype="float32", dtype="float32")
     (wide / "config.json").write_text(json.dumps(config))
-    convert(wide, tmp_path / "out", Options(dtype="bfloat16"))
+    convert_model(wide, tmp_path / "out", ConvertOptions(dtype="bfloat16"))
     outcome = judge(wide, tmp_path / "out", prompts)
     assert outcome.passed, outcome.summary
-    assert outcome.detail["errorAtMost"] > logits.tolerance("bfloat16", "bfloat16")[0]
+    assert outcome.detail["errorAtMost"] > logits.find_tolerance("bfloat16", "bfloat16")[0]
 
 
 QKV = "transformer.layers.2.attention.qkv.weight"
@@ -103,7 +104,7 @@ def test_damage_fails(model: Path, checkpoint: Path, prompts: PromptSet, tmp_pat
     outcome = judge(model, damaged(checkpoint, tmp_path / "out", DAMAGE[damage]), prompts)
     assert not outcome.passed
     with pytest.raises(GateError, match="gate logits failed: relative error"):
-        run.require([outcome])
+        run.require_gates_passed([outcome])
 
 
 @pytest.mark.parametrize(
@@ -153,24 +154,24 @@ def test_an_executor_that_raises_fails(model: Path, prompts: PromptSet) -> None:
         raise ZeroDivisionError("sudden")
 
     with pytest.raises(GateError, match="gate logits could not be run: ZeroDivisionError: sudden"):
-        run.run(model, broken, prompts)
+        run.run_logits_gate(model, broken, prompts)
 
 
 def test_no_prompts_fail(prompts: PromptSet) -> None:
     with pytest.raises(GateError):
-        logits.compare(replace(prompts, prompts=()), [], [], 1.0, "")
+        logits.compare_logits(replace(prompts, prompts=()), [], [], 1.0, "")
     with pytest.raises(GateError, match="empty"):
-        tokenize(lambda text: [1], 2048, 64, {**table("gate_prompts"), "prompts": []})
+        tokenize_prompts(lambda text: [1], 2048, 64, {**load_table("gate_prompts"), "prompts": []})
     with pytest.raises(GateError, match="no tokens"):
-        tokenize(lambda text: [], 2048, 64)
+        tokenize_prompts(lambda text: [], 2048, 64)
     with pytest.raises(GateError, match="no gate was run"):
-        run.require([])
+        run.require_gates_passed([])
 
 
 def test_a_tokenizer_of_another_model_fails(model: Path) -> None:
-    encode = hf.Tokenizer(model).encode
+    encode = hf.TransformersTokenizer(model).encode
     with pytest.raises(GateError, match="but the model has only 1000"):
-        tokenize(encode, 1000, 64)
+        tokenize_prompts(encode, 1000, 64)
 
 
 @pytest.mark.parametrize(
@@ -199,12 +200,12 @@ def test_a_common_offset_does_not_hide_an_error() -> None:
 def test_every_pair_of_dtypes_has_a_bound() -> None:
     for theirs in ("float32", "float16", "bfloat16"):
         for ours in ("float32", "float16", "bfloat16"):
-            bound, reason = logits.tolerance(theirs, ours)
+            bound, reason = logits.find_tolerance(theirs, ours)
             assert 0 < bound < 0.1 and reason
 
 
 @given(st.floats(1e-9, 1e6))
 def test_at_most_is_an_upper_bound_of_one_digit(value: float) -> None:
-    bound = at_most(value)
+    bound = round_up_bound(value)
     assert bound >= value * (1 - 1e-8) and bound >= 1e-6
     assert bound <= max(2.0001 * value, 1e-6) and len(f"{bound:e}".split("e")[0].rstrip("0").rstrip(".")) == 1

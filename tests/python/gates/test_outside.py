@@ -27,25 +27,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from enginix import manifest
-from enginix.checkpoint.convert import Options, convert
+from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.cli import main
 from enginix.errors import GateError, UsageError
+from enginix.evaluation.engine_judgement import answer_metrics, answer_record, gated_engine, judge_answers
+from enginix.evaluation.engine_protocol import answers_origin, engine_questions
+from enginix.evaluation.reference_answers import question_builder, recall
+from enginix.evaluation.reference_answers.answers import build_passage, read_reference_answers
 from enginix.files import sha256_file
-from enginix.gates import (
-    outside_ask,
-    outside_asked,
-    outside_engine,
-    outside_judge,
-    outside_quality,
-    outside_result,
-    outside_run,
-    outside_said,
-    outside_trtllm,
-    recall,
-)
-from enginix.gates.answers import passage, read
+from enginix.kinds.trtllm import trtllm_asker, trtllm_script
 from enginix.report import html
-from enginix.tables import table
+from enginix.tables import load_table
 
 ROOT = Path(__file__).parents[3]
 STANDIN = ROOT / "tests/standin"
@@ -105,7 +97,7 @@ def gpu(site: Path) -> Gpu:
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some of the pinned ones: what is tested here is not the model."""
     out = tmp_path_factory.mktemp("questions") / "some.jsonl"
-    rows = table("gate_text")["questions"][:8]
+    rows = load_table("gate_text")["questions"][:8]
     out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return out
 
@@ -114,8 +106,8 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def few_long_texts() -> Iterator[None]:
     """The shortest of them: a long text on a CPU takes seconds."""
     patch = pytest.MonkeyPatch()
-    texts = recall.texts
-    patch.setattr(recall, "texts", lambda *args: texts(*args)[:2])
+    texts = recall.build_recall_texts
+    patch.setattr(recall, "build_recall_texts", lambda *args: texts(*args)[:2])
     yield
     patch.undo()
 
@@ -137,7 +129,7 @@ def build(checkpoint: Path, model: Path, gpu: Gpu, out: Path, *more: object, fau
 def one(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of one rank."""
     out = tmp_path_factory.mktemp("one") / "out"
-    convert(model, out, Options())
+    convert_model(model, out, ConvertOptions())
     return out
 
 
@@ -171,7 +163,7 @@ def failing(told: dict[str, Any]) -> set[str]:
 @pytest.fixture(scope="module")
 def asked(model: Path, questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("asked")
-    outside_asked.write(outside_ask.ask(model, questions), out)
+    engine_questions.write_engine_questions(question_builder.build_engine_questions(model, questions), out)
     return out / "asked.json"
 
 
@@ -219,8 +211,8 @@ def says(engine: Path, asked: Path, site: Path) -> Iterator[Callable[..., Path]]
             **changes,
         }
         (out / "request.json").write_text(json.dumps(wanted))
-        outside_trtllm.main(str(out / "request.json"))
-        outside_engine.write(engine, out)
+        trtllm_script.main(str(out / "request.json"))
+        answers_origin.write_answers_origin(engine, out)
         return out
 
     yield run
@@ -234,8 +226,8 @@ def judged(
     def run(fault: str = "", wanted: Any = None, at: str = "said", **changes: Any) -> dict[str, Any]:
         gpu(fault)
         said = says(tmp_path / at, **changes)
-        case = outside_judge.Case(engine, said, model, answers, wanted, questions)
-        return outside_judge.judge(case)[1]
+        case = judge_answers.AnswerGateInputs(engine, said, model, answers, wanted, questions)
+        return judge_answers.judge_engine_answers(case)[1]
 
     return run
 
@@ -255,7 +247,7 @@ def test_a_healthy_engine(judged: Any) -> None:
     assert told["runtime"]["class"] == "tensorrt_llm.standin_llm.EngineLLM"
     assert told["gates"]["greedy"]["top1Found"] == 1 and told["gates"]["agreement"]["top1Found"] == 1
     assert told["gates"]["agreement"]["klFound"] < 1e-6 and told["gates"]["task"]["score"] >= 7
-    assert "standin_llm.EngineLLM" in html.report("tiny", told)
+    assert "standin_llm.EngineLLM" in html.render_gate_report("tiny", told)
 
 
 @pytest.mark.slow
@@ -286,7 +278,7 @@ def test_planted_facts_are_asked_for_where_that_is_wanted(judged: Any) -> None:
 
 @pytest.mark.slow
 def test_a_text_that_nobody_scored_is_no_evidence(judged: Any) -> None:
-    told = judged(wanted={"perplexity": {}, "smoke": {}}, contextLogits=outside_run.NO_CONTEXT_LOGITS)
+    told = judged(wanted={"perplexity": {}, "smoke": {}}, contextLogits=trtllm_asker.NO_CONTEXT_LOGITS)
     assert failing(told) == {"perplexity"}
     assert "gatherContextLogits = true" in told["gates"]["perplexity"]["summary"]
 
@@ -373,7 +365,9 @@ def test_damaged_answers_pass_no_gate(
 ) -> None:
     said = Path(shutil.copytree(healthy, tmp_path / "said"))
     damaged(said, how)
-    told = outside_judge.judge(outside_judge.Case(engine, said, model, answers, questions=questions))[1]
+    told = judge_answers.judge_engine_answers(
+        judge_answers.AnswerGateInputs(engine, said, model, answers, questions=questions)
+    )[1]
     assert told["passed"] is False and failing(told) == gates, told["gates"]
 
 
@@ -390,18 +384,24 @@ def test_damaged_answers_pass_no_gate(
 )
 def test_gates_that_do_not_exist(wanted: Any, says_so: str) -> None:
     with pytest.raises(UsageError, match=says_so):
-        outside_judge.bounds(MADE, wanted)
+        judge_answers.resolve_engine_bounds(MADE, wanted)
 
 
 def test_kinds_and_formats() -> None:
     made = MADE
-    assert outside_judge.format_of(made) == "NO_QUANT" and set(outside_judge.default(made)) == SCORED
+    assert (
+        judge_answers.engine_format_row(made) == "NO_QUANT"
+        and set(judge_answers.default_engine_gates(made)) == SCORED
+    )
     mixed = replace(made, model={"quantization": "MIXED_PRECISION"}, options={})
-    assert outside_judge.format_of(mixed) == "NVFP4" and set(outside_judge.default(mixed)) == DEFAULT
+    assert (
+        judge_answers.engine_format_row(mixed) == "NVFP4"
+        and set(judge_answers.default_engine_gates(mixed)) == DEFAULT
+    )
     cache = replace(made, model={"quantization": None, "kvCacheQuantization": "FP8"})
-    assert outside_judge.format_of(cache) == "FP8"
+    assert judge_answers.engine_format_row(cache) == "FP8"
     with pytest.raises(UsageError, match="not judged"):
-        outside_judge.default(replace(made, kind="reference"))
+        judge_answers.default_engine_gates(replace(made, kind="reference"))
 
 
 JSON = st.recursive(
@@ -417,7 +417,7 @@ ASKED = {
 SAID = {
     "format": 1, "material": "0", "kind": "tensorrt", "by": {}, "passages": [], "absent": {}, "misread": [],
     "limit": 9, "longest": 9,
-    "runs": {run: [{"tokens": [1], "finish": "stop"}] for run in outside_said.RUNS},
+    "runs": {run: [{"tokens": [1], "finish": "stop"}] for run in answer_record.RUNS},
 }  # fmt: skip
 
 
@@ -429,13 +429,15 @@ def test_whatever_is_in_the_files_is_read_or_refused(asks: str, a: Any, says: st
         save_file({}, at / "said.safetensors")
         (at / "asked.json").write_text(json.dumps({**ASKED, asks: a}))
         (at / "said.json").write_text(json.dumps({**SAID, says: b}))
-        asked, said = outside_asked.read, outside_said.read
+        asked, said = engine_questions.read_engine_questions, answer_record.read_engine_answers
         for read_one, path in ((asked, at / "asked.json"), (said, at)):
             with contextlib.suppress(GateError):
                 read_one(path)
         (at / "asked.json").write_text(json.dumps(ASKED))
         (at / "said.json").write_text(json.dumps(SAID))
-        assert said(at).runs["batch"][0] == outside_said.Answer((1,), "stop") and asked(at).ends == (2,)
+        assert said(at).runs["batch"][0] == answer_record.GreedyAnswer((1,), "stop") and asked(at).ends == (
+            2,
+        )
 
 
 def test_divergence_is_a_lower_bound() -> None:
@@ -447,7 +449,7 @@ def test_divergence_is_a_lower_bound() -> None:
         logs_p, logs_q = p.log_softmax(-1), q.log_softmax(-1)
         full = (logs_p.exp() * (logs_p - logs_q)).sum(-1).double()
         tokens = tuple(torch.randint(1000, (41,)).tolist())
-        found = outside_quality.divergence(passage(logs_q, tokens), passage(logs_p, tokens))
+        found = answer_metrics.bound_divergence(build_passage(logs_q, tokens), build_passage(logs_p, tokens))
         assert bool((found <= full + 1e-4).all())
     # And it sees what is far off.
     assert found.mean() > 0.3
@@ -455,7 +457,7 @@ def test_divergence_is_a_lower_bound() -> None:
     few, other = torch.randn(40, 60).log_softmax(-1), torch.randn(40, 60).log_softmax(-1)
     full = (few.exp() * (few - other)).sum(-1).double()
     tokens = tuple(torch.randint(60, (41,)).tolist())
-    found = outside_quality.divergence(passage(other, tokens), passage(few, tokens))
+    found = answer_metrics.bound_divergence(build_passage(other, tokens), build_passage(few, tokens))
     assert torch.allclose(found, full, atol=1e-4)
 
 
@@ -464,22 +466,27 @@ def test_the_golden_answer_is_the_engines(
     healthy: Path, engine: Path, model: Path, answers: Path, questions: Path, tmp_path: Path
 ) -> None:
     said = healthy
-    case = outside_judge.Case(engine, said, model, answers, questions=questions)
-    outcomes, told = outside_judge.judge(case)
-    made = outside_result.write(
-        engine, tmp_path / "gated", outcomes, told, outside_judge.golden(case), said=said
+    case = judge_answers.AnswerGateInputs(engine, said, model, answers, questions=questions)
+    outcomes, told = judge_answers.judge_engine_answers(case)
+    made = gated_engine.write_gated_engine(
+        engine,
+        tmp_path / "gated",
+        outcomes,
+        told,
+        judge_answers.find_golden_answer(case),
+        answers_directory=said,
     )
     assert made.results["gates"] == dict.fromkeys(SCORED, "passed")
     golden = made.results["golden"]
     length = len(golden["tokens"])
     assert 1 <= length <= 32 and golden["promptTokens"]
-    theirs = read(answers).continuations
+    theirs = read_reference_answers(answers).continuations
     assert any(tuple(golden["tokens"]) == c[:length] for c in theirs)
     assert (tmp_path / "gated/engine/rank0.engine").read_bytes()[:8] == b"STAND-IN"
     assert sorted(p.name for p in (tmp_path / "gated").iterdir()) == [
         "engine", "enginix.json", "gates.json", "report.html", "tokenizer",
     ]  # fmt: skip
-    assert manifest.read(tmp_path / "gated", "engine").inputs["said"].keys() >= {"said.json"}
+    assert manifest.read_manifest(tmp_path / "gated", "engine").inputs["said"].keys() >= {"said.json"}
 
 
 # The command, with the runtime in a process of its own.
@@ -517,7 +524,9 @@ def test_the_tokenizer_must_be_the_models(
     for a, b in zip(names[::2], names[1::2], strict=True):
         vocab[a], vocab[b] = vocab[b], vocab[a]
     path.write_text(json.dumps(held))
-    told = outside_judge.judge(outside_judge.Case(other, healthy, model, answers, questions=questions))[1]
+    told = judge_answers.judge_engine_answers(
+        judge_answers.AnswerGateInputs(other, healthy, model, answers, questions=questions)
+    )[1]
     assert failing(told) == SCORED
     assert "tokenizer is not the model's" in told["gates"]["smoke"]["summary"]
 
@@ -544,7 +553,9 @@ def test_the_answers_are_the_engines_own(
     healthy: Path, engine: Path, model: Path, answers: Path, questions: Path, tmp_path: Path
 ) -> None:
     def judged(engine: Path, said: Path) -> dict[str, Any]:
-        return outside_judge.judge(outside_judge.Case(engine, said, model, answers, questions=questions))[1]
+        return judge_answers.judge_engine_answers(
+            judge_answers.AnswerGateInputs(engine, said, model, answers, questions=questions)
+        )[1]
 
     other = Path(shutil.copytree(engine, tmp_path / "other"))
     held = json.loads((other / "enginix.json").read_text())

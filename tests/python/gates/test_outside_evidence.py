@@ -12,8 +12,9 @@ import pytest
 
 from enginix import manifest
 from enginix.errors import GateError, ManifestError
-from enginix.gates import outside_edgellm, outside_quality, outside_result
-from enginix.gates.outside_said import Answer
+from enginix.evaluation.engine_judgement import answer_metrics, gated_engine
+from enginix.evaluation.engine_judgement.answer_record import GreedyAnswer
+from enginix.kinds.edgellm import edgellm_asker
 
 # A server that promises more of an answer than it sends.
 SERVER = """
@@ -31,11 +32,11 @@ with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as listening:
 
 def _greedy(tokens: list[int], finish: str, limit: int) -> Any:
     text = SimpleNamespace(tokens=(5, 6, 7))
-    ours = (Answer(tuple(tokens), finish),)
+    ours = (GreedyAnswer(tuple(tokens), finish),)
     said: Any = SimpleNamespace(runs={"batch": ours, "replies": ()}, limit=limit)
     asked: Any = SimpleNamespace(prompts=(text,), questions=(), continued=4, answered=4)
     answers: Any = SimpleNamespace(ends=frozenset({0}), continuations=((1, 2, 3, 4),), replies=())
-    return outside_quality.greedy(said, asked, answers, {"top1": 0.9})
+    return answer_metrics.judge_greedy(said, asked, answers, {"top1": 0.9})
 
 
 def test_an_answer_that_was_cut_short_is_not_the_references() -> None:
@@ -53,16 +54,16 @@ def test_a_checkpoint_without_verdicts_is_not_gated(tmp_path: Path, verdicts: An
         tmp_path / "gated"
     )
     with pytest.raises(ManifestError, match="its gates did not pass"):
-        outside_result.checkpoint_verdicts(made, tmp_path / "gated")
+        gated_engine.read_checkpoint_verdicts(made, tmp_path / "gated")
 
 
 def test_a_server_that_ends_within_an_answer_is_named(tmp_path: Path) -> None:
-    port = outside_edgellm._port()
+    port = edgellm_asker._choose_port()
     command: Any = SimpleNamespace(
         words=(sys.executable, "-c", SERVER, str(port)), environment=dict(os.environ)
     )
     with (
-        outside_edgellm._server(command, tmp_path / "log", port, "key", 20) as ask_one,
+        edgellm_asker._run_server(command, tmp_path / "log", port, "key", 20) as ask_one,
         pytest.raises(GateError, match=r"the server is gone: (IncompleteRead|.*reset by peer)"),
     ):
         ask_one("text", 4, 2)

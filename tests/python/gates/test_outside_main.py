@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from enginix.engine import tensorrt_main
 from enginix.errors import GateError
-from enginix.gates import outside_main
+from enginix.kinds.asking import asker_main
+from enginix.kinds.tensorrt.build import build_main
 
 ASK = ["ask", "--model", "m", "--out", "o"]
 MACHINE = ["machine", "--request", "r", "--rootfs", "f"]
-PROGRAMS = [(outside_main.main, "_ask", ASK), (tensorrt_main.main, "machine", MACHINE)]
+PROGRAMS = [(asker_main.main, "_ask", ASK), (build_main.main, "machine", MACHINE)]
 
 
 @pytest.mark.parametrize(("main", "inside", "words"), PROGRAMS)
@@ -24,7 +24,7 @@ def test_errors_and_bugs_have_their_exit_codes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    module = outside_main if main is outside_main.main else tensorrt_main
+    module = asker_main if main is asker_main.main else build_main
 
     def fails(e: Exception) -> Callable[..., None]:
         def run(*_: object) -> None:

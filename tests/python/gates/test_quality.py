@@ -12,17 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-from enginix.checkpoint.convert import Options, convert
+from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.errors import CheckpointError, GateError, UsageError
-from enginix.gates import answers as kept_answers
-from enginix.gates import hf, quality, run, suite
-from enginix.gates import material as materials
-from enginix.gates.answers import Answers
-from enginix.gates.material import Material
-from enginix.gates.outcome import Outcome
-from enginix.gates.subject import OfExecutor, OfTransformers
+from enginix.evaluation.judgement import quality, run, suite
+from enginix.evaluation.judgement.outcome import GateOutcome
+from enginix.evaluation.reference_answers import answers as kept_answers
+from enginix.evaluation.reference_answers import hf
+from enginix.evaluation.reference_answers import material as materials
+from enginix.evaluation.reference_answers.answers import ReferenceAnswers
+from enginix.evaluation.reference_answers.material import Material
+from enginix.evaluation.reference_answers.subject import ExecutorSubject, TransformersSubject
 from enginix.reference.executor import Executor
-from enginix.tables import table
+from enginix.tables import load_table
 from tiny_model import Tensors, damaged, make_loud, quantize
 
 ENDS = frozenset({2})
@@ -30,19 +31,19 @@ FORMATS = ("FP8", "FP8_KV", "FP8_PC_PT", "INT8_SQ", "INT4_AWQ", "W4A8_AWQ", "NVF
 
 
 @pytest.fixture(scope="session")
-def tokenizer(model: Path) -> hf.Tokenizer:
-    return hf.Tokenizer(model)
+def tokenizer(model: Path) -> hf.TransformersTokenizer:
+    return hf.TransformersTokenizer(model)
 
 
 @pytest.fixture(scope="session")
-def material(tokenizer: hf.Tokenizer) -> Material:
-    return materials.load(tokenizer, 2048, 2048)
+def material(tokenizer: hf.TransformersTokenizer) -> Material:
+    return materials.load_material(tokenizer, 2048, 2048)
 
 
 @pytest.fixture(scope="session")
-def answers(model: Path, material: Material) -> Answers:
+def answers(model: Path, material: Material) -> ReferenceAnswers:
     torch.set_num_threads(1)
-    return kept_answers.ask(OfTransformers(model), material, ENDS, {"name": "tiny-qwen3"})
+    return kept_answers.ask_reference(TransformersSubject(model), material, ENDS, {"name": "tiny-qwen3"})
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +62,9 @@ def quantized(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 class Judge:
     """Runs the suite on a checkpoint, or on any subject in its place."""
 
-    def __init__(self, tokenizer: hf.Tokenizer, material: Material, answers: Answers) -> None:
+    def __init__(
+        self, tokenizer: hf.TransformersTokenizer, material: Material, answers: ReferenceAnswers
+    ) -> None:
         self.tokenizer, self.material, self.answers = tokenizer, material, answers
 
     def __call__(
@@ -71,25 +74,27 @@ class Judge:
         wrap: Callable[[Any], Any] = lambda subject: subject,
         tokenizer: Any = None,
         **changes: Any,
-    ) -> dict[str, Outcome]:
-        def load() -> suite.Engine:
+    ) -> dict[str, GateOutcome]:
+        def load() -> suite.JudgedEngine:
             executor = Executor.load(checkpoint, dtype="float32")
-            return suite.Engine(wrap(OfExecutor(executor)), tokenizer or self.tokenizer, executor.config)
+            return suite.JudgedEngine(
+                wrap(ExecutorSubject(executor)), tokenizer or self.tokenizer, executor.config
+            )
 
         from enginix.reference import config
 
-        wanted = suite.bounds(
-            config.read(checkpoint),
+        wanted = suite.resolve_checkpoint_bounds(
+            config.read_executor_config(checkpoint),
             {g: {} for g in gates or suite.GATES if g not in (suite.LOGITS, "context")},
         )
         for gate, bounds in changes.items():
             wanted[gate] |= bounds
-        outcomes, _ = suite.run(load, self.tokenizer, self.material, self.answers, wanted)
+        outcomes, _ = suite.run_gates(load, self.tokenizer, self.material, self.answers, wanted)
         return {outcome.gate: outcome for outcome in outcomes}
 
 
 @pytest.fixture(scope="session")
-def judge(tokenizer: hf.Tokenizer, material: Material, answers: Answers) -> Judge:
+def judge(tokenizer: hf.TransformersTokenizer, material: Material, answers: ReferenceAnswers) -> Judge:
     return Judge(tokenizer, material, answers)
 
 
@@ -100,7 +105,7 @@ def test_healthy_formats_pass(judge: Judge, quantized: Callable[[str], Path], na
     assert set(found) == set(suite.GATES) - {suite.LOGITS, "context"}
     for outcome in found.values():
         assert outcome.passed, f"{outcome.gate}: {outcome.summary}"
-    run.require(tuple(found.values()))
+    run.require_gates_passed(tuple(found.values()))
     assert found["agreement"].detail["top1Found"] < 1, "quantization changed nothing"
 
 
@@ -144,14 +149,14 @@ def test_damaged_weights_fail(
     found = judge(damaged(quantized("FP8"), tmp_path / "c", DAMAGE[damage]), "agreement", "perplexity")
     assert not found["agreement"].passed or not found["perplexity"].passed, damage
     with pytest.raises(GateError, match="failed"):
-        run.require(tuple(found.values()))
+        run.require_gates_passed(tuple(found.values()))
 
 
 @pytest.mark.slow
 def test_kv_scales_of_one_on_large_values_fail(judge: Judge, model: Path, tmp_path: Path) -> None:
     """With scales of their own, large keys do less harm; with 1.0 they saturate."""
     loud, one = make_loud(model, tmp_path / "loud"), tmp_path / "one"
-    convert(loud, one, Options(kv_cache="FP8"))
+    convert_model(loud, one, ConvertOptions(kv_cache="FP8"))
     executor = Executor.load(one, dtype="float32")
     assert float(executor.layers[0].attention.kv_scale) == 1.0
     found = judge(one)
@@ -180,7 +185,9 @@ def swap_tokenizer(model: Path, swapped: Path) -> Path:
 
 
 def test_a_swapped_tokenizer_fails(judge: Judge, checkpoint: Path, model: Path, tmp_path: Path) -> None:
-    found = judge(checkpoint, tokenizer=hf.Tokenizer(swap_tokenizer(model, tmp_path / "tokenizer")))
+    found = judge(
+        checkpoint, tokenizer=hf.TransformersTokenizer(swap_tokenizer(model, tmp_path / "tokenizer"))
+    )
     assert not any(outcome.passed for outcome in found.values())
     assert all("tokenizer is not the model's" in outcome.summary for outcome in found.values())
 
@@ -216,7 +223,7 @@ def test_a_silently_unquantized_layer_fails(
 class Wrapped:
     """A stand-in for an engine: behaves as another one, but for what a test changes."""
 
-    def __init__(self, subject: OfExecutor) -> None:
+    def __init__(self, subject: ExecutorSubject) -> None:
         self.subject = subject
         self.vocab_size, self.max_length, self.tie = subject.vocab_size, subject.max_length, subject.tie
         self.calls = 0
@@ -329,34 +336,34 @@ def test_misbehaving_engines_fail(
         assert not found[gate].passed, gate
         assert re.search(says, found[gate].summary), found[gate].summary
     with pytest.raises(GateError):
-        run.require(tuple(found.values()))
+        run.require_gates_passed(tuple(found.values()))
 
 
 def test_a_missing_or_damaged_reference_fails(
-    judge: Judge, checkpoint: Path, answers: Answers, model: Path, tmp_path: Path
+    judge: Judge, checkpoint: Path, answers: ReferenceAnswers, model: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(GateError, match="reference model cannot be run"):
-        OfTransformers(tmp_path)
+        TransformersSubject(tmp_path)
     with pytest.raises(GateError, match="answers cannot be read"):
-        kept_answers.read(tmp_path)
-    kept_answers.write(answers, tmp_path)
+        kept_answers.read_reference_answers(tmp_path)
+    kept_answers.write_reference_answers(answers, tmp_path)
     for damage in ("{}", "[]", "{", '{"format": 2}'):
         text = (tmp_path / kept_answers.FILE).read_text()
         (tmp_path / kept_answers.FILE).write_text(damage)
         with pytest.raises(GateError, match="answers cannot be read"):
-            kept_answers.read(tmp_path)
+            kept_answers.read_reference_answers(tmp_path)
         (tmp_path / kept_answers.FILE).write_text(text)
     (tmp_path / kept_answers.TENSORS).write_bytes((tmp_path / kept_answers.TENSORS).read_bytes()[:-9])
     with pytest.raises(GateError, match="answers cannot be read"):
-        kept_answers.read(tmp_path)
+        kept_answers.read_reference_answers(tmp_path)
     other = Judge(judge.tokenizer, judge.material, replace(answers, material="0" * 64))
     with pytest.raises(GateError, match="other questions"):
         other(checkpoint)
 
 
-def test_answers_survive_a_file(answers: Answers, tmp_path: Path) -> None:
-    kept_answers.write(answers, tmp_path)
-    found = kept_answers.read(tmp_path)
+def test_answers_survive_a_file(answers: ReferenceAnswers, tmp_path: Path) -> None:
+    kept_answers.write_reference_answers(answers, tmp_path)
+    found = kept_answers.read_reference_answers(tmp_path)
     assert replace(found, passages=(), hidden=()) == replace(answers, passages=(), hidden=())
     for a, b in zip(found.passages, answers.passages, strict=True):
         assert (
@@ -367,7 +374,7 @@ def test_answers_survive_a_file(answers: Answers, tmp_path: Path) -> None:
 
 
 def test_a_reference_that_answers_nothing_is_no_reference(
-    judge: Judge, checkpoint: Path, answers: Answers
+    judge: Judge, checkpoint: Path, answers: ReferenceAnswers
 ) -> None:
     mute = replace(answers, replies=tuple((2,) for _ in answers.replies))
     found = Judge(judge.tokenizer, judge.material, mute)(checkpoint, "task")
@@ -390,27 +397,31 @@ def test_impossible_bounds_are_refused(checkpoint: Path, wanted: Any, says: str)
     from enginix.reference import config
 
     with pytest.raises(UsageError, match=says):
-        suite.bounds(config.read(checkpoint), wanted)
+        suite.resolve_checkpoint_bounds(config.read_executor_config(checkpoint), wanted)
 
 
 def test_every_bound_has_a_reason() -> None:
-    for name, row in table("gates")["formats"].items():
+    for name, row in load_table("gates")["formats"].items():
         assert len(row["reason"]) > 40, name
         assert set(row["bounds"]) == set(suite.GATES) - {suite.LOGITS}
-    assert set(suite.GATES) <= set(table("gates")["gates"])
+    assert set(suite.GATES) <= set(load_table("gates")["gates"])
 
 
 def test_what_a_loop_is() -> None:
-    assert quality.loops([1, 2, 3] + [4, 5] * 12) and quality.loops([9] * 24)
-    assert not quality.loops([9] * 20) and not quality.loops(list(range(64))) and not quality.loops([])
-    assert not quality.loops([4, 5] * 12 + [6])
+    assert quality.ends_in_loop([1, 2, 3] + [4, 5] * 12) and quality.ends_in_loop([9] * 24)
+    assert (
+        not quality.ends_in_loop([9] * 20)
+        and not quality.ends_in_loop(list(range(64)))
+        and not quality.ends_in_loop([])
+    )
+    assert not quality.ends_in_loop([4, 5] * 12 + [6])
 
 
 def test_what_a_right_answer_is() -> None:
     for reply, answer in (
         ("8", "8"), ("A byte has 8 bits.", "8"), ("Paris.", "paris"), ("法国的首都是巴黎。", "巴黎"),
     ):  # fmt: skip
-        assert quality.right(reply, answer)
+        assert quality.contains_answer(reply, answer)
     for reply, answer in (
         ("18", "8"),
         ("80", "8"),
@@ -419,25 +430,25 @@ def test_what_a_right_answer_is() -> None:
         ("", "8"),
         ("東", "東京"),
     ):
-        assert not quality.right(reply, answer)
+        assert not quality.contains_answer(reply, answer)
 
 
 def test_divergence_is_kullback_leiblers() -> None:
     generator = torch.Generator().manual_seed(0)
     q, p = (torch.randn(8, 64, generator=generator).log_softmax(-1) for _ in range(2))
-    kept = kept_answers.passage(p, tuple(range(9)))
+    kept = kept_answers.build_passage(p, tuple(range(9)))
     exact = (p.exp() * (p - q)).sum(-1)
-    assert torch.allclose(quality.divergence(q, kept), exact.double(), atol=1e-5)
+    assert torch.allclose(quality.compute_divergence(q, kept), exact.double(), atol=1e-5)
     # Of a larger vocabulary the rest is one: never more than the whole.
     q, p = (torch.randn(8, 500, generator=generator).log_softmax(-1) for _ in range(2))
-    kept = kept_answers.passage(p, tuple(range(9)))
-    found = quality.divergence(q, kept)
+    kept = kept_answers.build_passage(p, tuple(range(9)))
+    found = quality.compute_divergence(q, kept)
     assert bool((found <= (p.exp() * (p - q)).sum(-1) + 1e-5).all()) and bool((found > 0).all())
 
 
 @pytest.mark.parametrize("size", [300, 33_000, 33_077])
 def test_the_most_likely_tokens_of_a_large_vocabulary(size: int) -> None:
     logs = torch.randn(5, size, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
-    values, ids = kept_answers.most_likely(logs, 64)
+    values, ids = kept_answers.select_most_likely(logs, 64)
     expected = logs.topk(64, -1)
     assert torch.equal(values, expected.values) and torch.equal(ids, expected.indices)

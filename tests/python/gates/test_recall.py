@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginix.gates import recall
-from enginix.gates.answers import ANSWERED
-from enginix.tables import table
+from enginix.evaluation.reference_answers import recall
+from enginix.evaluation.reference_answers.answers import ANSWERED
+from enginix.tables import load_table
 
-ROWS = table("gate_facts")
+ROWS = load_table("gate_facts")
 FILLER = ["\n\n".join(f"paragraph {n} " + "word " * (n % 7 * 9) for n in range(40))]
 
 
@@ -27,7 +27,7 @@ def _count(text: str) -> int:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 9000))
 def test_lengths_that_the_model_takes_are_asked(most: int) -> None:
-    found = recall.texts(_count, most, FILLER)
+    found = recall.build_recall_texts(_count, most, FILLER)
     lengths = [n for n in ROWS["lengths"] if n <= most]
     assert [of for of, _, _ in found] == [
         f"{n} tokens, depth {depth:g}" for n in lengths for depth in ROWS["depths"]
@@ -38,18 +38,18 @@ def test_a_text_has_its_fact_once_at_its_depth_and_the_question_last() -> None:
     facts = {row["answer"]: row for row in ROWS["facts"]}
     assert len(facts) == len(ROWS["facts"]), "two facts have one answer"
     assert ROWS["answer"] == ANSWERED
-    for of, text, answer in recall.texts(_count, 9000, FILLER):
+    for of, text, answer in recall.build_recall_texts(_count, 9000, FILLER):
         length, depth = int(of.split()[0]), float(of.split()[-1])
         assert length / 2 < _count(text) <= length - ANSWERED, of
         assert text.count(answer) == 1 and text.count(facts[answer]["fact"]) == 1, of
         assert text.endswith(facts[answer]["question"])
         assert abs(text.index(answer) / len(text) - depth) < 0.15, of
-        assert sum(row["fact"] in text for row in facts.values()) == 1 + recall.OTHERS
+        assert sum(row["fact"] in text for row in facts.values()) == 1 + recall.DISTRACTORS
 
 
 def test_nothing_is_asked_without_filler_or_facts_that_fit() -> None:
-    assert recall.texts(_count, 9000, []) == []
-    assert recall.texts(lambda text: 300 + _count(text), 256, FILLER) == []
+    assert recall.build_recall_texts(_count, 9000, []) == []
+    assert recall.build_recall_texts(lambda text: 300 + _count(text), 256, FILLER) == []
 
 
 class Short:
@@ -68,22 +68,23 @@ class Short:
 
 def test_an_engine_is_asked_what_it_takes(model: Path) -> None:
     from enginix.errors import GateError
-    from enginix.gates import hf, material, quality
-    from enginix.gates.answers import Answers
+    from enginix.evaluation.judgement import quality
+    from enginix.evaluation.reference_answers import hf, material
+    from enginix.evaluation.reference_answers.answers import ReferenceAnswers
 
-    tokenizer = hf.Tokenizer(model)
-    asked = material.load(tokenizer, 2048, 2048)
+    tokenizer = hf.TransformersTokenizer(model)
+    asked = material.load_material(tokenizer, 2048, 2048)
     assert asked.recalls and max(len(q.tokens) for q in asked.recalls) + ANSWERED <= 2048
-    assert material.load(tokenizer, 2048, 200).recalls == ()
+    assert material.load_material(tokenizer, 2048, 200).recalls == ()
     told = tuple(tuple(tokenizer.encode(f"It is {q.answer}.")) for q in asked.recalls)
-    answers = Answers({}, "", frozenset({2}), (), (), (), (), recalls=told)
+    answers = ReferenceAnswers({}, "", frozenset({2}), (), (), (), (), recalls=told)
     engine: Any = Short(600)
-    outcome = quality.context(engine, asked, answers, tokenizer, {"share": 0.5})
+    outcome = quality.judge_context(engine, asked, answers, tokenizer, {"share": 0.5})
     assert not outcome.passed and outcome.detail["score"] == 0
     assert outcome.detail["questions"] == len(engine.asked) == 2 * len(ROWS["depths"])
     assert max(engine.asked) + ANSWERED <= 600 and outcome.detail["longest"] == max(engine.asked)
     with pytest.raises(GateError, match="takes 100 tokens"):
-        quality.context(Short(100), asked, answers, tokenizer, {"share": 0.5})  # type: ignore[arg-type]
+        quality.judge_context(Short(100), asked, answers, tokenizer, {"share": 0.5})  # type: ignore[arg-type]
     nothing = replace(answers, recalls=((2,),) * len(asked.recalls))
     with pytest.raises(GateError, match="leave the gate context out"):
-        quality.context(engine, asked, nothing, tokenizer, {"share": 0.5})
+        quality.judge_context(engine, asked, nothing, tokenizer, {"share": 0.5})

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginix.errors import HubError, ModelError
-from enginix.hub import api, facts
-from enginix.hub.lock import Lock, LockedFile, parse
+from enginix.hub import api, model_metadata
+from enginix.hub.lock import Lock, LockedFile, parse_lock
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
@@ -38,7 +38,7 @@ rows = st.fixed_dictionaries(
 @given(rows)
 def test_a_row_of_a_listing_is_a_file_or_a_hub_error(row: dict[str, Any]) -> None:
     try:
-        found = api._remote_file(row, "a/b")
+        found = api._parse_remote_file(row, "a/b")
     except HubError:
         return
     assert found.path == row["path"] and found.size == row["size"] >= 0
@@ -52,7 +52,7 @@ def test_a_row_of_a_listing_is_a_file_or_a_hub_error(row: dict[str, Any]) -> Non
     )
 )
 def test_a_licence_is_a_short_line_or_none(raw: dict[str, Any]) -> None:
-    found = api._license(raw)
+    found = api._read_license(raw)
     assert found is None or (found and found.isprintable() and len(found) <= 200)
 
 
@@ -60,7 +60,7 @@ def test_a_licence_is_a_short_line_or_none(raw: dict[str, Any]) -> None:
 @given(
     st.dictionaries(
         st.sampled_from(
-            [k for keys in facts.INTEGERS.values() for k in keys]
+            [k for keys in model_metadata.INTEGERS.values() for k in keys]
             + ["architectures", "model_type", "dtype", "quantization_config", "text_config", "auto_map"]
         ),
         anything,
@@ -71,15 +71,15 @@ def test_a_licence_is_a_short_line_or_none(raw: dict[str, Any]) -> None:
 def test_facts_of_any_configuration_fit_into_a_lock(
     config: dict[str, Any], modelopt: dict[str, Any] | None
 ) -> None:
-    files = {facts.CONFIG: json.dumps(config).encode()}
+    files = {model_metadata.CONFIG: json.dumps(config).encode()}
     if modelopt is not None:
-        files[facts.MODELOPT] = json.dumps(modelopt).encode()
+        files[model_metadata.MODELOPT] = json.dumps(modelopt).encode()
     try:
-        found = facts.model_facts(files, "a/b")
+        found = model_metadata.extract_model_metadata(files, "a/b")
     except ModelError:
         return
     lock = Lock("a/b", "0" * 40, None, False, found, (LockedFile("x", 1, "a" * 64),))
-    assert parse(lock.dump(), "x").model == found
+    assert parse_lock(lock.dump(), "x").model == found
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_quantization_as_configurations_say_it(
     quantization: Any, algorithm: str | None, cache: str | None
 ) -> None:
     config = {"architectures": ["X"], "quantization_config": quantization}
-    found = facts.model_facts({facts.CONFIG: json.dumps(config).encode()}, "a/b")
+    found = model_metadata.extract_model_metadata({model_metadata.CONFIG: json.dumps(config).encode()}, "a/b")
     assert (found["quantization"], found["kvCacheQuantization"]) == (algorithm, cache)
 
 
@@ -117,16 +117,21 @@ def test_the_method_of_other_quantizers_is_told() -> None:
             "own": {"quant_method": "modelopt", "quant_algo": "FP8"},
         }.items()
     }
-    found = {name: facts.model_facts({facts.CONFIG: text}, "a/b") for name, text in files.items()}
+    found = {
+        name: model_metadata.extract_model_metadata({model_metadata.CONFIG: text}, "a/b")
+        for name, text in files.items()
+    }
     assert found["block"]["quantizationMethod"] == "fp8-block"
     assert found["other"]["quantizationMethod"] == "compressed-tensors"
     assert found["own"]["quantizationMethod"] == "modelopt"
     sidecar = b'{"quantization": {"quant_algo": "FP8"}}'
-    both = facts.model_facts({facts.CONFIG: files["other"], facts.MODELOPT: sidecar}, "a/b")
+    both = model_metadata.extract_model_metadata(
+        {model_metadata.CONFIG: files["other"], model_metadata.MODELOPT: sidecar}, "a/b"
+    )
     assert "quantizationMethod" not in both and both["quantization"] == "FP8"
 
 
 def test_sizes_that_a_configuration_leaves_to_its_class() -> None:
     config = {"text_config": {"num_attention_heads": 8, "hidden_size": 64, "num_hidden_layers": 2}}
-    found = facts.model_facts({facts.CONFIG: json.dumps(config).encode()}, "a/b")
+    found = model_metadata.extract_model_metadata({model_metadata.CONFIG: json.dumps(config).encode()}, "a/b")
     assert (found["kvHeads"], found["headSize"], found["layers"]) == (8, 8, 2)

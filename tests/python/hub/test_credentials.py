@@ -14,7 +14,7 @@ from hub_support import CONFIG, REPO
 
 from enginix import console
 from enginix.cli import main
-from enginix.credentials import has_secret, redact
+from enginix.credentials import has_secret, redact_secrets
 from hub import Hub
 
 Start = Callable[..., Hub]
@@ -125,9 +125,9 @@ def test_what_is_said_shows_no_credentials(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("HTTPS_PROXY", "http://bob:hunter2%40secret@proxy:3128")
     for text in (TOKEN, "http://bob:hunter2@proxy/x", "password hunter2@secret", "hunter2%40secret"):
-        console.say(f"cannot reach {text}")
-        console.failed(ValueError(text))
-        console.result({"x": text}, text, as_json=True)
+        console.print_message(f"cannot reach {text}")
+        console.report_error(ValueError(text))
+        console.print_result({"x": text}, text, as_json=True)
     said = capsys.readouterr()
     assert "hunter2" not in said.out + said.err and TOKEN not in said.out + said.err
-    assert redact("see https://hub.co/a@b and a@b") == "see https://hub.co/a@b and a@b"
+    assert redact_secrets("see https://hub.co/a@b and a@b") == "see https://hub.co/a@b and a@b"

@@ -80,7 +80,7 @@ def test_pinned_fetched_and_named(start: Start, texts: Path, tmp_path: Path, xet
     )
     assert sorted(raw["files"]) == ["LICENSE", "data/test.jsonl.gz", "data/train.jsonl"]
     assert enginix("fetch", out, "-o", tmp_path / "texts") == 0
-    found = manifest.read(tmp_path / "texts", "dataset")
+    found = manifest.read_manifest(tmp_path / "texts", "dataset")
     assert found.inputs["repo"] == NAME and found.inputs["revision"] == raw["revision"]
     got = listing(tmp_path / "texts")
     got.pop("enginix.json")
@@ -94,7 +94,7 @@ def test_one_file(start: Start, texts: Path, tmp_path: Path) -> None:
     start(texts)
     made = tmp_path / "l.json"
     assert enginix("lock", "--dataset", NAME, "-o", made) == 0
-    pinned = lock.read(made)
+    pinned = lock.read_lock(made)
     for f in pinned.files:
         words = (
             NAME,
@@ -129,7 +129,7 @@ def test_a_dataset_that_changed(
     assert "is pinned" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert enginix("lock", "--update", made) == 0
-    assert lock.read(made).type == "dataset"
+    assert lock.read_lock(made).type == "dataset"
     assert enginix("fetch", made, "-o", tmp_path / "out") == 0
 
 
@@ -145,7 +145,7 @@ def test_a_table_alone_is_refused_with_what_to_do(
     said = capsys.readouterr().err
     assert "no JSONL and no text in it; there is data/train.parquet" in said and "mkCalibration" in said
     assert enginix("lock", "--dataset", NAME, "--include", "*.parquet", "-o", out) == 0
-    assert [f.path for f in lock.read(out).files] == ["data/train.parquet"]
+    assert [f.path for f in lock.read_lock(out).files] == ["data/train.parquet"]
 
 
 def test_names_and_types_that_do_not_fit(
@@ -159,7 +159,7 @@ def test_names_and_types_that_do_not_fit(
     assert "datasets/acme/nothing: no such repository" in capsys.readouterr().err
     assert enginix("lock", "--dataset", "../x", "-o", out) == 3
     assert enginix("lock", NAME, "-o", out) == 0
-    assert lock.read(out).type == "model" and "type" not in json.loads(out.read_text())
+    assert lock.read_lock(out).type == "model" and "type" not in json.loads(out.read_text())
     assert enginix("lock", "--dataset", "--check", out) == 2
     assert enginix("lock", "--dataset", NAME, "-o", out) == 0
     assert enginix("compare", out) == 3
@@ -192,9 +192,9 @@ def test_each_lie_of_a_lock_is_named(keys: dict[str, Any], says: str) -> None:
         "version": 1, "type": "dataset", "repo": NAME, "revision": "0" * 40, "license": None, "gated": False,
         "files": {"a.txt": {"sha256": "a" * 64, "size": 1}},
     }  # fmt: skip
-    assert lock.parse(json.dumps(good), "x").address == f"datasets/{NAME}"
+    assert lock.parse_lock(json.dumps(good), "x").address == f"datasets/{NAME}"
     with pytest.raises(LockError, match=says):
-        lock.parse(json.dumps({**good, **keys}), "x")
+        lock.parse_lock(json.dumps({**good, **keys}), "x")
 
 
 parts = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_]{0,8}", fullmatch=True)
@@ -205,16 +205,16 @@ def test_an_address_is_one_repository(owner: str, name: str, type_: Any) -> None
     made = Lock(
         f"{owner}/{name}", "0" * 40, None, False, {}, (LockedFile("a", 1, "a" * 64),), Selection(), type_
     )
-    assert lock.split(made.address) == (made.repo, type_)
-    assert lock.parse(made.dump(), "x") == made
-    assert (f"/api/{type_}s/{made.repo}") == api._api(made.address)
+    assert lock.split_address(made.address) == (made.repo, type_)
+    assert lock.parse_lock(made.dump(), "x") == made
+    assert (f"/api/{type_}s/{made.repo}") == api._build_api_path(made.address)
 
 
 @given(st.text(max_size=30) | st.text(alphabet="datsemo/.-_", max_size=30).map(lambda t: f"datasets/{t}"))
 def test_any_address_is_split_or_refused(text: str) -> None:
-    found = lock.split(text)
+    found = lock.split_address(text)
     if found is None:
         with pytest.raises(EnginixError):
-            api.repo_info(text)
+            api.fetch_repo_info(text)
     else:
-        assert lock.REPO.fullmatch(found[0]) and ".." not in text and lock.address(*found) == text
+        assert lock.REPO.fullmatch(found[0]) and ".." not in text and lock.format_address(*found) == text

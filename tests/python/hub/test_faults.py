@@ -12,10 +12,10 @@ from hub_support import REPO, content, listing
 from huggingface_hub import constants
 
 from enginix.errors import EnginixError, HashMismatch, HubError
-from enginix.hub.fetch import fetch, fetch_file
+from enginix.hub.fetch import fetch_file, fetch_locked_files
 from enginix.hub.lock import Lock, LockedFile, Selection
-from enginix.hub.locking import make
-from enginix.hub.transfer import Wanted
+from enginix.hub.locking import make_lock
+from enginix.hub.transfer import FileDigest
 from hub import Fault, Hub
 
 Start = Callable[..., Hub]
@@ -24,7 +24,7 @@ SHARD = "model-00001-of-00002.safetensors"
 
 def lock_of(start: Start, model: Path) -> tuple[Hub, Lock]:
     hub = start(model)
-    lock = make(REPO, Selection()).lock
+    lock = make_lock(REPO, Selection()).lock
     hub.requests.clear()
     return hub, lock
 
@@ -36,9 +36,9 @@ def inject(hub: Hub, faults: list[str], monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
 
 
-def wanted(lock: Lock, path: str = SHARD) -> Wanted:
+def wanted(lock: Lock, path: str = SHARD) -> FileDigest:
     f = next(f for f in lock.files if f.path == path)
-    return Wanted(f.path, f.size, "sha256", f.sha256)
+    return FileDigest(f.path, f.size, "sha256", f.sha256)
 
 
 def body_bytes(hub: Hub, path: str = "/blobs/") -> int:
@@ -79,7 +79,7 @@ def test_recovered_unnoticed(
     hub, lock = lock_of(start, model)
     inject(hub, faults, monkeypatch)
     out = tmp_path / "out"
-    fetch(lock, out)
+    fetch_locked_files(lock, out)
     assert all(f.happened for f in hub.faults), "the fault did not happen"
     files = listing(out)
     del files["enginix.json"]
@@ -136,25 +136,25 @@ def test_a_changed_file_shows_both_hashes_and_the_rest_is_kept(
     data[99] ^= 1
     out = tmp_path / "out"
     with pytest.raises(HashMismatch) as e:
-        fetch(lock, out, jobs=1)
+        fetch_locked_files(lock, out, jobs=1)
     assert hashlib.sha256(data).hexdigest() in str(e.value) and wanted(lock).digest in str(e.value)
     assert not out.exists() and "run the same command again" in capsys.readouterr().err
     hub.faults.clear()
     hub.requests.clear()
-    done = fetch(lock, out)
+    done = fetch_locked_files(lock, out)
     assert done.kept > 0 and listing(out).keys() >= {f.path for f in lock.files}
     assert not (tmp_path / ".out.partial").exists()
 
 
 def test_a_lock_with_another_sha256_moves_no_byte(start: Start, model: Path, tmp_path: Path) -> None:
     hub, lock = lock_of(start, model)
-    wrong = Wanted(SHARD, wanted(lock).size, "sha256", "a" * 64)
+    wrong = FileDigest(SHARD, wanted(lock).size, "sha256", "a" * 64)
     with pytest.raises(HashMismatch) as e:
         fetch_file(REPO, lock.revision, wrong, tmp_path / "out")
     assert "a" * 64 in str(e.value) and wanted(lock).digest in str(e.value) and SHARD in str(e.value)
     assert body_bytes(hub) == 0
     with pytest.raises(HashMismatch, match="3000001 bytes, and 5 are pinned"):
-        fetch_file(REPO, lock.revision, Wanted(SHARD, 5, "sha256", wanted(lock).digest), tmp_path / "out")
+        fetch_file(REPO, lock.revision, FileDigest(SHARD, 5, "sha256", wanted(lock).digest), tmp_path / "out")
     assert body_bytes(hub) == 0 and [p.name for p in tmp_path.iterdir()] == ["upstream"]
 
 
@@ -162,7 +162,7 @@ def test_a_wrong_oid_that_git_agrees_with_is_noticed_at_the_fetch(
     start: Start, model: Path, tmp_path: Path
 ) -> None:
     hub = start(model, "wrong-pointer,path=*00001*")
-    lock = make(REPO, Selection()).lock
+    lock = make_lock(REPO, Selection()).lock
     hub.requests.clear()
     with pytest.raises(HashMismatch, match="the hub promises sha256"):
         fetch_file(REPO, lock.revision, wanted(lock), tmp_path / "out")
@@ -193,7 +193,7 @@ def test_revisions_and_files_that_are_not_there(start: Start, model: Path, tmp_p
     with pytest.raises(HubError, match="no such revision"):
         fetch_file(REPO, "1" * 40, wanted(lock), tmp_path / "out")
     with pytest.raises(HubError, match="no such file"):
-        fetch_file(REPO, lock.revision, Wanted("none.json", 1, "sha256", "a" * 64), tmp_path / "out")
+        fetch_file(REPO, lock.revision, FileDigest("none.json", 1, "sha256", "a" * 64), tmp_path / "out")
     with pytest.raises(EnginixError, match="a branch or tag can move") as e:
         fetch_file(REPO, "main", wanted(lock), tmp_path / "out")
     assert "enginix lock" in str(e.value)
@@ -227,14 +227,14 @@ def test_many_files_at_once_and_nobody_listens(
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
         with pytest.raises(HubError, match="cannot reach http://127"):
-            fetch(lock, tmp_path / "out")
+            fetch_locked_files(lock, tmp_path / "out")
 
 
 def _refused(lock: Lock, tmp_path: Path) -> None:
     with pytest.raises(HubError, match="cannot reach http://127"):
         fetch_file(REPO, lock.revision, wanted(lock), tmp_path / "out")
     with pytest.raises(HubError, match="cannot reach http://127"):
-        make(REPO, Selection())
+        make_lock(REPO, Selection())
 
 
 def test_odd_but_fine_names(start: Start, model: Path, tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_odd_but_fine_names(start: Start, model: Path, tmp_path: Path) -> None:
     for n, name in enumerate(names):
         (model / name).write_text(f"[{n}]")
     _, lock = lock_of(start, model)
-    fetch(lock, tmp_path / "out")
+    fetch_locked_files(lock, tmp_path / "out")
     assert {n: (tmp_path / "out" / n).read_text() for n in names} == {
         n: f"[{i}]" for i, n in enumerate(names)
     }
@@ -262,7 +262,7 @@ def test_thousands_of_files(start: Start, model: Path, tmp_path: Path) -> None:
         (model / "sub" / f"{n}.json").write_text(f"[{n}]")
     hub, lock = lock_of(start, model)
     assert len(lock.files) > 2500
-    fetch(lock, tmp_path / "out", jobs=8)
+    fetch_locked_files(lock, tmp_path / "out", jobs=8)
     assert (tmp_path / "out" / "sub" / "2499.json").read_text() == "[2499]"
     assert len(hub.requests) <= 3 * len(lock.files)
 
@@ -270,7 +270,7 @@ def test_thousands_of_files(start: Start, model: Path, tmp_path: Path) -> None:
 def test_equal_files_are_fetched_once(start: Start, model: Path, tmp_path: Path) -> None:
     (model / "copy.safetensors").write_bytes((model / SHARD).read_bytes())
     hub, lock = lock_of(start, model)
-    fetch(lock, tmp_path / "out")
+    fetch_locked_files(lock, tmp_path / "out")
     assert body_bytes(hub) == sum({f.sha256: f.size for f in lock.files if ".safetensors" in f.path}.values())
     assert (tmp_path / "out" / "copy.safetensors").read_bytes() == (model / SHARD).read_bytes()
 
@@ -278,5 +278,5 @@ def test_equal_files_are_fetched_once(start: Start, model: Path, tmp_path: Path)
 def test_a_lock_made_by_hand_of_one_empty_file(start: Start, model: Path, tmp_path: Path) -> None:
     _, lock = lock_of(start, model)
     empty = LockedFile("empty.txt", 0, hashlib.sha256().hexdigest())
-    fetch(Lock(REPO, lock.revision, None, False, {}, (empty,)), tmp_path / "out")
+    fetch_locked_files(Lock(REPO, lock.revision, None, False, {}, (empty,)), tmp_path / "out")
     assert (tmp_path / "out" / "empty.txt").read_bytes() == b""

@@ -21,11 +21,11 @@ from hub_support import REPO, content, listing
 from enginix import manifest
 from enginix.cli import main
 from enginix.errors import MachineError, UsageError
-from enginix.hub.fetch import fetch, fetch_file
+from enginix.hub.fetch import fetch_file, fetch_locked_files
 from enginix.hub.lock import Lock, Selection
-from enginix.hub.locking import make
+from enginix.hub.locking import make_lock
 from enginix.hub.progress import Progress
-from enginix.hub.transfer import Wanted
+from enginix.hub.transfer import FileDigest
 from hub import Fault, Hub
 
 Start = Callable[..., Hub]
@@ -57,7 +57,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def written(start: Start, model: Path, tmp_path: Path, *faults: str) -> tuple[Hub, Lock, Path]:
     hub = start(model)
-    lock = make(REPO, Selection()).lock
+    lock = make_lock(REPO, Selection()).lock
     path = tmp_path / "tiny.lock.json"
     path.write_text(lock.dump())
     hub.requests.clear()
@@ -75,7 +75,7 @@ def test_what_arrives_is_what_is_pinned_and_again_moves_nothing(
     assert {n: d for n, d in listing(out).items() if n != "enginix.json"} == {
         f.path: (model / f.path).read_bytes() for f in lock.files
     }
-    note = manifest.read(out, "model")
+    note = manifest.read_manifest(out, "model")
     assert note.inputs["revision"] == lock.revision and note.model["architecture"] == "Qwen3ForCausalLM"
     hub.requests.clear()
     assert main(["fetch", str(path), "-o", str(out)]) == 0
@@ -85,18 +85,18 @@ def test_what_arrives_is_what_is_pinned_and_again_moves_nothing(
 def test_an_output_that_is_something_else_is_left_alone(start: Start, model: Path, tmp_path: Path) -> None:
     hub, lock, path = written(start, model, tmp_path)
     out = tmp_path / "out"
-    fetch(lock, out)
+    fetch_locked_files(lock, out)
     hub.requests.clear()
     (out / "config.json").write_text("{}")
     with pytest.raises(UsageError, match=r"config\.json in it is not what is pinned"):
-        fetch(lock, out)
+        fetch_locked_files(lock, out)
     shutil.copyfile(model / "config.json", out / "config.json")
     (out / "mine.txt").write_text("precious")
     with pytest.raises(UsageError, match=r"mine\.txt in it is not pinned"):
-        fetch(lock, out)
+        fetch_locked_files(lock, out)
     assert (out / "mine.txt").read_text() == "precious" and not hub.requests
     with pytest.raises(UsageError, match="not a directory"):
-        fetch(lock, path)
+        fetch_locked_files(lock, path)
 
 
 @pytest.mark.parametrize("was", ["another commit", "nothing", "garbage"])
@@ -106,8 +106,8 @@ def test_the_manifest_is_of_the_lock_that_was_fetched(
     """A commit that changed no pinned file: nothing moves, and the manifest names the new commit."""
     hub, lock, _ = written(start, model, tmp_path)
     out = tmp_path / "out"
-    fetch(lock, out)
-    note = manifest.read(out)
+    fetch_locked_files(lock, out)
+    note = manifest.read_manifest(out)
     if was == "another commit":
         replace(note, inputs={**note.inputs, "revision": "0" * 40}).write(out)
     elif was == "nothing":
@@ -115,8 +115,8 @@ def test_the_manifest_is_of_the_lock_that_was_fetched(
     else:
         (out / "enginix.json").write_text("{")
     hub.requests.clear()
-    assert fetch(lock, out).moved == 0 and not hub.requests
-    assert manifest.read(out) == note
+    assert fetch_locked_files(lock, out).moved == 0 and not hub.requests
+    assert manifest.read_manifest(out) == note
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_half_a_file_is_not_asked_for_twice(start: Start, model: Path, tmp_path:
     parts = tmp_path / ".out.partial" / "part"
     parts.mkdir(parents=True)
     (parts / big.sha256).write_bytes((model / big.path).read_bytes()[:2_000_000])
-    fetch(lock, tmp_path / "out")
+    fetch_locked_files(lock, tmp_path / "out")
     ranges = [r["range"] for r in hub.requests if big.sha256 in r["path"] and r["method"] == "GET"]
     assert ranges == ["bytes=2000000-"]
 
@@ -187,7 +187,7 @@ def test_a_damaged_half_is_thrown_away(start: Start, model: Path, tmp_path: Path
     (beside / "part" / second.sha256).write_bytes(content(99, second.size + 5))
     (beside / "tree" / "config.json").write_text("{")
     (beside / "tree" / "stranger.json").write_text("{}")
-    fetch(lock, tmp_path / "out")
+    fetch_locked_files(lock, tmp_path / "out")
     assert {n for n in listing(tmp_path / "out")} == {f.path for f in lock.files} | {"enginix.json"}
     for f in lock.files:
         assert (tmp_path / "out" / f.path).read_bytes() == (model / f.path).read_bytes()
@@ -241,12 +241,14 @@ def test_no_room_is_said_before_the_download(
 ) -> None:
     hub, lock, _ = written(start, model, tmp_path)
     with pytest.raises(MachineError, match=r"5\.7 MiB are needed, 4\.0 MiB are free") as e:
-        fetch(lock, small_disk / "out")
+        fetch_locked_files(lock, small_disk / "out")
     assert "free " in str(e.value) and not hub.requests and not list(small_disk.iterdir())
     big = max(lock.files, key=lambda f: f.size)
     (small_disk / "full").write_bytes(bytes(2_000_000))
     with pytest.raises(MachineError, match="are needed"):
-        fetch_file(REPO, lock.revision, Wanted(big.path, big.size, "sha256", big.sha256), small_disk / "out")
+        fetch_file(
+            REPO, lock.revision, FileDigest(big.path, big.size, "sha256", big.sha256), small_disk / "out"
+        )
     assert not hub.requests and [p.name for p in small_disk.iterdir()] == ["full"]
 
 
@@ -257,23 +259,25 @@ def test_a_disk_that_fills_up_on_the_way(
     # Room enough when it was asked for; another process takes it afterwards.
     monkeypatch.setattr("enginix.hub.fetch.free_bytes", lambda _: 1 << 40)
     with pytest.raises(MachineError, match="the disk is full"):
-        fetch(lock, small_disk / "out")
+        fetch_locked_files(lock, small_disk / "out")
     assert not (small_disk / "out").exists()
     big = max(lock.files, key=lambda f: f.size)
     shutil.rmtree(small_disk / ".out.partial", ignore_errors=True)
     (small_disk / "full").write_bytes(bytes(2_000_000))
     with pytest.raises(MachineError, match="the disk is full"):
-        fetch_file(REPO, lock.revision, Wanted(big.path, big.size, "sha256", big.sha256), small_disk / "out")
+        fetch_file(
+            REPO, lock.revision, FileDigest(big.path, big.size, "sha256", big.sha256), small_disk / "out"
+        )
     assert [p.name for p in small_disk.iterdir()] == ["full"]
 
 
 def test_a_place_that_cannot_be_written(start: Start, model: Path, tmp_path: Path) -> None:
     _, lock, path = written(start, model, tmp_path)
     with pytest.raises(MachineError, match="cannot write"):
-        fetch(lock, path / "below-a-file")
+        fetch_locked_files(lock, path / "below-a-file")
     # It says that what is to be made does not exist, however often it is asked.
     with pytest.raises(MachineError, match="cannot write"):
-        fetch(lock, Path("/proc/out"))
+        fetch_locked_files(lock, Path("/proc/out"))
 
 
 def test_one_file_without_a_home_as_a_build_does(start: Start, model: Path, tmp_path: Path) -> None:
@@ -310,7 +314,7 @@ def test_no_pickle_is_fetched_as_one_file(
 
 def test_a_log_gets_a_line_now_and_then_even_when_nothing_moves(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("fetch a/b", 2048, 2, interval=0.05) as progress:
-        progress.had(1024)
+        progress.add_resumed(1024)
         progress.file()
         time.sleep(0.3)
     lines = capsys.readouterr().err.splitlines()

@@ -11,10 +11,10 @@ from hub_support import REPO, listing
 
 from enginix.cli import main
 from enginix.errors import UsageError
-from enginix.hub.fetch import fetch, fetch_file
+from enginix.hub.fetch import fetch_file, fetch_locked_files
 from enginix.hub.lock import Lock, Selection
-from enginix.hub.locking import make
-from enginix.hub.transfer import Wanted
+from enginix.hub.locking import make_lock
+from enginix.hub.transfer import FileDigest
 from hub import Hub
 
 Start = Callable[..., Hub]
@@ -23,7 +23,7 @@ Start = Callable[..., Hub]
 @pytest.fixture
 def lock(start: Start, model: Path) -> Lock:
     start(model)
-    return make(REPO, Selection()).lock
+    return make_lock(REPO, Selection()).lock
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_links_in_the_work_directory_are_not_followed(
     else:
         link.mkdir()
         os.link(precious / "thesis.txt", link / "thesis.txt")
-    fetch(lock, tmp_path / "out")
+    fetch_locked_files(lock, tmp_path / "out")
     assert snapshot(precious) == before
     out = tmp_path / "out"
     assert not any(p.is_symlink() for p in [out, *out.rglob("*")])
@@ -94,7 +94,7 @@ def test_links_in_the_work_directory_are_not_followed(
 @pytest.mark.parametrize("place", [".x.partial", ".x.partial/part", ".x.partial/part/DIGEST"])
 def test_one_file_follows_none_either(lock: Lock, precious: Path, tmp_path: Path, place: str) -> None:
     small = next(f for f in lock.files if f.path == "config.json")
-    wanted = Wanted(small.path, small.size, "sha256", small.sha256)
+    wanted = FileDigest(small.path, small.size, "sha256", small.sha256)
     before = snapshot(precious)
     link = tmp_path / place.replace("DIGEST", small.sha256)
     link.parent.mkdir(parents=True, exist_ok=True)
@@ -114,13 +114,13 @@ def test_an_output_that_is_a_link_is_refused_before_a_request(
 ) -> None:
     hub = start(model)
     if leads == "what is pinned":
-        fetch(lock, tmp_path / "real")
+        fetch_locked_files(lock, tmp_path / "real")
     elif leads == "an empty directory":
         (tmp_path / "real").mkdir()
     hub.requests.clear()
     (tmp_path / "out").symlink_to("real")
     with pytest.raises(UsageError, match="a symbolic link to real"):
-        fetch(lock, tmp_path / "out")
+        fetch_locked_files(lock, tmp_path / "out")
     assert not hub.requests and (tmp_path / "out").is_symlink()
 
 
@@ -128,21 +128,21 @@ def test_a_link_inside_a_finished_output_is_not_what_was_pinned(
     lock: Lock, precious: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    fetch(lock, out)
+    fetch_locked_files(lock, out)
     (out / "more").symlink_to(precious)
     with pytest.raises(UsageError, match="more in it is not pinned"):
-        fetch(lock, out)
+        fetch_locked_files(lock, out)
     (out / "more").unlink()
     (out / "sub" / "notes.txt").unlink()
     (out / "sub").rmdir()
     (out / "sub").symlink_to(precious / "sub")
     with pytest.raises(UsageError, match="sub in it is not pinned"):
-        fetch(lock, out)
+        fetch_locked_files(lock, out)
 
 
 def test_a_file_of_another_lock_where_a_folder_is_needed(lock: Lock, tmp_path: Path) -> None:
     tree = tmp_path / ".out.partial" / "tree"
     tree.mkdir(parents=True)
     (tree / "sub").write_text("a file of another lock")
-    fetch(lock, tmp_path / "out")
+    fetch_locked_files(lock, tmp_path / "out")
     assert (tmp_path / "out" / "sub" / "notes.txt").is_file()

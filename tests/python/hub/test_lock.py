@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from enginix.errors import LockError
 from enginix.hub import paths
-from enginix.hub.lock import EMPTY, Lock, LockedFile, Selection, parse
+from enginix.hub.lock import EMPTY_SHA256, Lock, LockedFile, Selection, parse_lock
 
 GOOD: dict[str, Any] = {
     "version": 1,
@@ -20,7 +20,7 @@ GOOD: dict[str, Any] = {
     "license": "apache-2.0",
     "gated": False,
     "model": {"architecture": "Qwen3ForCausalLM", "layers": 4, "quantization": None},
-    "files": {"config.json": {"sha256": "a" * 64, "size": 3}, "e.txt": {"sha256": EMPTY, "size": 0}},
+    "files": {"config.json": {"sha256": "a" * 64, "size": 3}, "e.txt": {"sha256": EMPTY_SHA256, "size": 0}},
 }
 
 
@@ -33,9 +33,9 @@ def one_file(path: str) -> str:
 
 
 def test_what_is_written_is_read_back_and_one_file_is_one_line() -> None:
-    lock = parse(json.dumps(GOOD), "x")
+    lock = parse_lock(json.dumps(GOOD), "x")
     text = lock.dump()
-    assert parse(text, "x") == lock and parse(text, "x").dump() == text
+    assert parse_lock(text, "x") == lock and parse_lock(text, "x").dump() == text
     lines = text.splitlines()
     assert [line.strip()[:12] for line in lines if "sha256" in line] == ['"config.json', '"e.txt": {"s']
     assert json.loads(text) == GOOD
@@ -44,14 +44,14 @@ def test_what_is_written_is_read_back_and_one_file_is_one_line() -> None:
 def test_the_order_of_files_is_that_of_their_paths_whoever_wrote_it() -> None:
     files = tuple(LockedFile(p, 1, "b" * 64) for p in ("z.json", "a.json", "m/a.json"))
     text = Lock("a/b", "1" * 40, None, False, {"b": 1, "a": 2}, files).dump()
-    assert [f.path for f in parse(text, "x").files] == ["a.json", "m/a.json", "z.json"]
+    assert [f.path for f in parse_lock(text, "x").files] == ["a.json", "m/a.json", "z.json"]
 
 
 def test_a_selection_is_kept_and_the_default_one_takes_no_room() -> None:
-    lock = parse(json.dumps(GOOD), "x")
+    lock = parse_lock(json.dumps(GOOD), "x")
     assert "select" not in lock.dump()
     picked = Selection("v1", ("*.json",), ("x*",), True)
-    again = parse(Lock(lock.repo, lock.revision, None, "auto", {}, lock.files, picked).dump(), "x")
+    again = parse_lock(Lock(lock.repo, lock.revision, None, "auto", {}, lock.files, picked).dump(), "x")
     assert again.select == picked and again.gated == "auto"
 
 
@@ -84,7 +84,7 @@ def test_a_selection_is_kept_and_the_default_one_takes_no_room() -> None:
         (changed(files={"a": {"sha256": "a" * 64, "size": True}}), "not a number of bytes"),
         (changed(files={"a": {"sha256": "a" * 64, "size": 1 << 60}}), "not a number of bytes"),
         (changed(files={"a": {"sha256": "a" * 64, "size": 0}}), "contradict each other"),
-        (changed(files={"a": {"sha256": EMPTY, "size": 1}}), "contradict each other"),
+        (changed(files={"a": {"sha256": EMPTY_SHA256, "size": 1}}), "contradict each other"),
         (changed(select={"include": "x"}), "select is not"),
         (changed(select={"include": [7]}), "not a pattern"),
         (one_file("weights.pt"), "pickle format"),
@@ -122,12 +122,12 @@ def test_each_lie_is_named(text: str, says: str) -> None:
 def test_names_that_one_file_system_confuses_are_refused(both: tuple[str, str]) -> None:
     entry = {"sha256": "a" * 64, "size": 1}
     with pytest.raises(LockError, match="cannot both exist"):
-        parse(changed(files={both[0]: entry, both[1]: entry}), "x")
+        parse_lock(changed(files={both[0]: entry, both[1]: entry}), "x")
 
 
 def test_a_lock_that_is_too_long_is_refused_unread() -> None:
     with pytest.raises(LockError, match="longer than"):
-        parse(b" " * ((32 << 20) + 1), "x")
+        parse_lock(b" " * ((32 << 20) + 1), "x")
 
 
 json_values = st.recursive(
@@ -144,7 +144,7 @@ entries = st.fixed_dictionaries(
 @given(st.binary(max_size=300) | st.text(max_size=300))
 def test_no_text_crashes_the_parser(text: bytes | str) -> None:
     with pytest.raises(LockError):
-        parse(text, "x")
+        parse_lock(text, "x")
 
 
 @settings(max_examples=500, deadline=None)
@@ -159,12 +159,12 @@ def test_a_lock_with_one_wild_value_is_refused_or_means_what_it_says(key: str, v
     except ValueError:
         return
     try:
-        lock = parse(text, "x")
+        lock = parse_lock(text, "x")
     except LockError:
         return
-    assert parse(lock.dump(), "x") == lock
+    assert parse_lock(lock.dump(), "x") == lock
     for f in lock.files:
-        assert paths.problem(f.path) is None
+        assert paths.find_path_problem(f.path) is None
 
 
 @settings(max_examples=500, deadline=None)
@@ -173,7 +173,7 @@ def test_a_lock_with_one_wild_value_is_refused_or_means_what_it_says(key: str, v
 @example("a/..")
 @example("~/x")
 def test_a_path_that_is_fine_stays_below_its_directory(path: str) -> None:
-    if paths.problem(path) is not None:
+    if paths.find_path_problem(path) is not None:
         return
     from os.path import join, normpath
 
@@ -190,4 +190,4 @@ def test_two_paths_clash_exactly_when_one_would_overwrite_or_shadow_the_other(na
         return x == y or x.startswith(f"{y}/") or y.startswith(f"{x}/")
 
     expected = any(shadows(x, y) for i, x in enumerate(names) for y in names[:i])
-    assert (paths.clash(names) is not None) == expected
+    assert (paths.find_path_clash(names) is not None) == expected

@@ -9,7 +9,7 @@ import pytest
 
 from enginix.errors import LockError
 from enginix.hub import lock
-from enginix.tables import table
+from enginix.tables import load_table
 from hub.lock_corpus import CORPUS
 
 
@@ -18,13 +18,13 @@ def test_the_parser_takes_what_it_should(name: str) -> None:
     text = json.dumps(CORPUS[name]["lock"])
     if CORPUS[name]["takes"] == "neither":
         with pytest.raises(LockError):
-            lock.parse(text, name)
+            lock.parse_lock(text, name)
     else:
-        lock.parse(text, name)
+        lock.parse_lock(text, name)
 
 
 def test_the_letters_of_evaluation_are_written_in_one_way_only() -> None:
-    letters = table("lock")["letters"]
+    letters = load_table("lock")["letters"]
     assert {"ä", "Ä", "ß", "я"} <= set(letters)
     for letter, folded in letters.items():
         assert letter.isprintable() and not letter.isascii() and len(letter) == 1

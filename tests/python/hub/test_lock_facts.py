@@ -11,9 +11,9 @@ import pytest
 from hub_support import REPO
 
 from enginix.errors import LockError
-from enginix.hub.fetch import fetch
+from enginix.hub.fetch import fetch_locked_files
 from enginix.hub.lock import Selection
-from enginix.hub.locking import make
+from enginix.hub.locking import make_lock
 from hub import Hub
 
 Start = Callable[..., Hub]
@@ -38,30 +38,30 @@ def test_a_fact_that_the_configuration_does_not_say(
     start: Start, model: Path, tmp_path: Path, lie: dict[str, Any], fetched: bool
 ) -> None:
     start(model)
-    lock = make(REPO, Selection()).lock
+    lock = make_lock(REPO, Selection()).lock
     if fetched:
-        fetch(lock, tmp_path / "out")
+        fetch_locked_files(lock, tmp_path / "out")
         before = (tmp_path / "out" / "enginix.json").read_bytes()
     with pytest.raises(LockError, match=f"model.{next(iter(lie))} is "):
-        fetch(replace(lock, model={**lock.model, **lie}), tmp_path / "out")
+        fetch_locked_files(replace(lock, model={**lock.model, **lie}), tmp_path / "out")
     if fetched:
         assert (tmp_path / "out" / "enginix.json").read_bytes() == before
     else:
         assert not (tmp_path / "out").exists()
     # Another lock of the same files goes on from what was fetched.
-    assert fetch(lock, tmp_path / "out").moved == 0
+    assert fetch_locked_files(lock, tmp_path / "out").moved == 0
 
 
 def test_facts_of_a_configuration_that_is_not_pinned(start: Start, model: Path, tmp_path: Path) -> None:
     start(model)
-    lock = make(REPO, Selection(exclude=("config.json",))).lock
+    lock = make_lock(REPO, Selection(exclude=("config.json",))).lock
     assert not lock.model
     with pytest.raises(LockError, match="says nothing of it"):
-        fetch(replace(lock, model={"layers": 4}), tmp_path / "out")
+        fetch_locked_files(replace(lock, model={"layers": 4}), tmp_path / "out")
 
 
 def test_facts_that_older_locks_lack_or_have_too_many(start: Start, model: Path, tmp_path: Path) -> None:
     start(model)
-    lock = make(REPO, Selection()).lock
+    lock = make_lock(REPO, Selection()).lock
     older = {k: v for k, v in lock.model.items() if k != "tiedEmbeddings"} | {"slidingWindow": 4096}
-    assert fetch(replace(lock, model=older), tmp_path / "out").files
+    assert fetch_locked_files(replace(lock, model=older), tmp_path / "out").files

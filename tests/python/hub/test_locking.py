@@ -14,7 +14,7 @@ from enginix.cli import main
 from enginix.errors import HubError, LockError
 from enginix.hub import lock as locks
 from enginix.hub.lock import Selection
-from enginix.hub.locking import make
+from enginix.hub.locking import make_lock
 from hub import Hub
 
 Start = Callable[..., Hub]
@@ -26,7 +26,7 @@ def test_a_lock_pins_what_is_there_without_a_byte_of_weights(
     hub = start(model)
     out = tmp_path / "tiny.lock.json"
     assert main(["lock", REPO, "-o", str(out)]) == 0
-    lock = locks.read(out)
+    lock = locks.read_lock(out)
     assert {f.path for f in lock.files} == {
         "config.json",
         "empty.txt",
@@ -52,7 +52,7 @@ def test_the_model_facts_are_those_of_the_configuration(start: Start, model: Pat
         )
     )
     start(model)
-    facts = make(REPO, Selection()).lock.model
+    facts = make_lock(REPO, Selection()).lock.model
     assert facts == {
         "architecture": "Qwen3ForCausalLM",
         "modelType": "qwen3",
@@ -76,7 +76,7 @@ def test_pages_of_a_listing_are_followed(start: Start, model: Path) -> None:
     for n in range(57):
         (model / "sub" / f"{n:03}.json").write_text(f'{{"n": {n}}}')
     hub = start(model, page_size=10)
-    lock = make(REPO, Selection()).lock
+    lock = make_lock(REPO, Selection()).lock
     assert sum(f.path.startswith("sub/0") for f in lock.files) == 57
     assert sum("/tree/" in r["path"] for r in hub.requests) > 5
 
@@ -84,7 +84,7 @@ def test_pages_of_a_listing_are_followed(start: Start, model: Path) -> None:
 def test_a_wrong_oid_in_the_listing_is_noticed_without_a_download(start: Start, model: Path) -> None:
     start(model, "wrong-oid,path=*00001*")
     with pytest.raises(HubError, match="listing contradicts itself") as e:
-        make(REPO, Selection())
+        make_lock(REPO, Selection())
     assert "model-00001-of-00002.safetensors" in str(e.value)
 
 
@@ -101,31 +101,31 @@ def test_a_wrong_oid_in_the_listing_is_noticed_without_a_download(start: Start, 
 def test_a_hostile_path_condemns_the_listing(start: Start, model: Path, path: str, says: str) -> None:
     start(model, f"extra-path,text={path}")
     with pytest.raises(LockError) as e:
-        make(REPO, Selection())
+        make_lock(REPO, Selection())
     assert says in str(e.value) and "\x1b" not in str(e.value)
 
 
 def test_names_equal_but_for_case_are_refused(start: Start, model: Path) -> None:
     start(model, "twin,path=config.json")
     with pytest.raises(LockError, match="cannot both exist"):
-        make(REPO, Selection(include=("*.json", "*.JSON")))
+        make_lock(REPO, Selection(include=("*.json", "*.JSON")))
 
 
 @pytest.mark.parametrize("body", ["", "{}", "[1]", '[{"type":"file"}]', "[" * 100_000, "<html>log in</html>"])
 def test_a_listing_that_is_none_is_refused(start: Start, model: Path, body: str) -> None:
     start(model, "garbage", "status,on=nothing").faults[0].text = body
     with pytest.raises(HubError, match="does not answer as a hub"):
-        make(REPO, Selection())
+        make_lock(REPO, Selection())
 
 
 def test_pickles_are_refused_by_name_and_when_there_is_nothing_else(start: Start, model: Path) -> None:
     start(model)
     with pytest.raises(LockError, match=r"training_args\.bin is in a pickle format"):
-        make(REPO, Selection(include=("*.bin",)))
+        make_lock(REPO, Selection(include=("*.bin",)))
     for shard in model.glob("*.safetensors"):
         shard.rename(shard.with_suffix(".pt"))
     with pytest.raises(LockError, match=r"no weights in safetensors; .* is a pickle"):
-        make(REPO, Selection())
+        make_lock(REPO, Selection())
 
 
 def test_remote_code_is_pinned_only_when_asked_for(start: Start, model: Path) -> None:
@@ -134,16 +134,16 @@ def test_remote_code_is_pinned_only_when_asked_for(start: Start, model: Path) ->
         json.dumps({**CONFIG, "auto_map": {"AutoModel": "modeling_tiny.Tiny"}})
     )
     start(model)
-    without = make(REPO, Selection())
+    without = make_lock(REPO, Selection())
     assert not any(f.path.endswith(".py") for f in without.lock.files)
     assert any("--remote-code" in note for note in without.notes)
-    pinned = {f.path: f.sha256 for f in make(REPO, Selection(remote_code=True)).lock.files}
+    pinned = {f.path: f.sha256 for f in make_lock(REPO, Selection(remote_code=True)).lock.files}
     assert pinned["modeling_tiny.py"] == hashlib.sha256(b"raise SystemExit\n").hexdigest()
 
 
 def test_include_and_exclude(start: Start, model: Path) -> None:
     start(model)
-    lock = make(REPO, Selection(include=("*.json", "*.safetensors"), exclude=("*-00002-of*",))).lock
+    lock = make_lock(REPO, Selection(include=("*.json", "*.safetensors"), exclude=("*-00002-of*",))).lock
     assert [f.path for f in lock.files] == [
         "config.json",
         "model-00001-of-00002.safetensors",
@@ -189,7 +189,7 @@ def test_a_window_that_nobody_reads_is_not_recorded(start: Start, model: Path, t
     start(model)
     out = tmp_path / "x.json"
     assert main(["lock", REPO, "-o", str(out)]) == 0
-    assert "slidingWindow" not in locks.read(out).model
+    assert "slidingWindow" not in locks.read_lock(out).model
     older = json.loads(out.read_text())
     older["model"]["slidingWindow"] = 131072
     out.write_text(json.dumps(older))
@@ -205,7 +205,7 @@ def test_a_branch_and_a_revision_that_is_not_there(
     other.mkdir()
     (other / "model.safetensors").write_bytes(content(5, 1000))
     start(Repository({"main": model, "v2": other}))
-    assert [f.path for f in make(REPO, Selection(revision="v2")).lock.files] == ["model.safetensors"]
+    assert [f.path for f in make_lock(REPO, Selection(revision="v2")).lock.files] == ["model.safetensors"]
     assert main(["lock", REPO, "--revision", "v3", "-o", str(tmp_path / "x")]) == 4
     assert "no such revision" in capsys.readouterr().err and not (tmp_path / "x").exists()
     assert main(["lock", "acme/none", "-o", str(tmp_path / "x")]) == 4
@@ -216,11 +216,11 @@ def test_an_outage_is_waited_out_and_a_long_one_is_named(
     start: Start, model: Path, waits: list[float]
 ) -> None:
     start(model, "status,on=info,code=503,times=2", "status,on=tree,code=429,seconds=7,times=1")
-    assert make(REPO, Selection()).lock.files
+    assert make_lock(REPO, Selection()).lock.files
     assert 8.0 in waits  # Retry-After and a second
     start(model, "status,on=info,code=500")
     with pytest.raises(HubError, match="answered 500"):
-        make(REPO, Selection())
+        make_lock(REPO, Selection())
 
 
 def test_usage(start: Start, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

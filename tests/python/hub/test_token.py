@@ -11,9 +11,9 @@ from hub_support import REPO
 from enginix.cli import main
 from enginix.errors import HubError
 from enginix.hub import session
-from enginix.hub.fetch import fetch
+from enginix.hub.fetch import fetch_locked_files
 from enginix.hub.lock import Selection
-from enginix.hub.locking import make
+from enginix.hub.locking import make_lock
 from hub import Hub, Repository
 
 Start = Callable[..., Hub]
@@ -36,9 +36,9 @@ def test_with_a_token_it_is_locked_and_fetched(
 ) -> None:
     start(Repository({"main": model}, gated="auto", private=True), tokens=[TOKEN])
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    lock = make(REPO, Selection()).lock
+    lock = make_lock(REPO, Selection()).lock
     assert lock.gated == "auto"
-    fetch(lock, tmp_path / "out")
+    fetch_locked_files(lock, tmp_path / "out")
     assert TOKEN not in lock.dump()
     assert not any(TOKEN.encode() in p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())
 
@@ -78,7 +78,7 @@ def test_the_token_stays_on_the_hubs_host(
 ) -> None:
     hub = start(Repository({"main": model}, gated="auto"), "other-host", tokens=[TOKEN])
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    fetch(make(REPO, Selection()).lock, tmp_path / "out")
+    fetch_locked_files(make_lock(REPO, Selection()).lock, tmp_path / "out")
     home = hub.endpoint.removeprefix("http://")
     elsewhere = [r for r in hub.requests if r["host"] != home]
     assert elsewhere and all(r["authorization"] is None for r in elsewhere)
@@ -90,13 +90,13 @@ def test_the_token_does_not_follow_a_redirect_to_another_port(
 ) -> None:
     """huggingface_hub compares host names only; another port is another server."""
     first = start(model, tokens=[TOKEN])
-    lock = make(REPO, Selection()).lock
+    lock = make_lock(REPO, Selection()).lock
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     start(model, tokens=[TOKEN])
     monkeypatch.setattr("hub.server._Handler._base", lambda self: first.endpoint)
     first.requests.clear()
     with pytest.raises(HubError):
-        fetch(lock, tmp_path / "out")  # the first hub does not know the second one's signatures
+        fetch_locked_files(lock, tmp_path / "out")  # the first hub does not know the second one's signatures
     blobs = [r for r in first.requests if "/blobs/" in r["path"]]
     assert blobs and all(r["authorization"] is None for r in blobs)
 
@@ -131,7 +131,7 @@ def test_an_error_never_carries_the_token(
     ],
 )
 def test_which_addresses_are_the_hubs(url: str, home: str, same: bool) -> None:
-    assert session.same_host(url, home) is same
+    assert session.is_same_host(url, home) is same
 
 
 @pytest.mark.parametrize("address", ["hub.co", "ftp://hub.co", "http://", "http://h:bad", "http://[::1"])

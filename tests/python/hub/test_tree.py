@@ -72,7 +72,7 @@ def head(model: Path) -> str:
 
 def test_it_has_the_hash_of_a_git_lfs_clone_without_git(start: Start, model: Path, tmp_path: Path) -> None:
     hub = start(model)
-    commit = api.repo_info(REPO).revision
+    commit = api.fetch_repo_info(REPO).revision
     assert main(["fetch-tree", REPO, commit, "-o", str(tmp_path / "tree")]) == 0
     cloned = clone(hub, tmp_path / "clone")
     at = subprocess.run(
@@ -93,7 +93,7 @@ def test_one_bit_in_a_small_or_a_large_file_is_found_and_nothing_is_left(
     start: Start, model: Path, tmp_path: Path, path: str, waits: list[float]
 ) -> None:
     hub = start(model)
-    commit = api.repo_info(REPO).revision
+    commit = api.fetch_repo_info(REPO).revision
     hub.faults.append(Fault("flip", path=path, at=5))
     with pytest.raises(HashMismatch):
         fetch_tree(REPO, commit, tmp_path / "out")
@@ -113,7 +113,7 @@ def test_a_range_is_read_without_the_rest(start: Start, model: Path) -> None:
     hub = start(model)
     name = "model-00001-of-00002.safetensors"
     data = (model / name).read_bytes()
-    commit = api.repo_info(REPO).revision
+    commit = api.fetch_repo_info(REPO).revision
     hub.requests.clear()
     assert api.read_range(REPO, commit, name, 0, 8) == data[:8]
     assert api.read_range(REPO, commit, name, 1000, 5000) == data[1000:5000]

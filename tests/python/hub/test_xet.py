@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from hub_support import REPO
 
-from enginix.hub.fetch import Fetched, fetch
+from enginix.hub.fetch import FetchResult, fetch_locked_files
 from enginix.hub.lock import Lock, Selection
-from enginix.hub.locking import make
+from enginix.hub.locking import make_lock
 from hub import Fault, Hub, Repository
 
 pytest.importorskip("hf_xet")
@@ -18,10 +18,10 @@ Start = Callable[..., Hub]
 TOKEN = "hf_secretsecretsecret"
 
 
-def fetched(hub: Hub, model: Path, out: Path) -> tuple[Lock, Fetched]:
-    lock = make(REPO, Selection()).lock
+def fetched(hub: Hub, model: Path, out: Path) -> tuple[Lock, FetchResult]:
+    lock = make_lock(REPO, Selection()).lock
     hub.requests.clear()
-    done = fetch(lock, out)
+    done = fetch_locked_files(lock, out)
     for f in lock.files:
         assert (out / f.path).read_bytes() == (model / f.path).read_bytes()
     return lock, done

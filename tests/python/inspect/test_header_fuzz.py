@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from enginix.errors import ModelError
 from enginix.model import read_header
-from enginix.model.safetensors import DTYPES, Header, open_weights
+from enginix.model.safetensors import SAFETENSORS_DTYPES, SafetensorsHeader, open_weights
 
 FAST = settings(max_examples=120, deadline=None)
 
 
-def read(path: Path, data: bytes) -> Header | None:
+def read(path: Path, data: bytes) -> SafetensorsHeader | None:
     """The header, or None for the typed error; anything else fails the test."""
     path.write_bytes(data)
     try:
@@ -46,7 +46,7 @@ numbers = st.one_of(
 entries = st.one_of(
     st.fixed_dictionaries(
         {
-            "dtype": st.one_of(st.sampled_from([*DTYPES, "f32", "X"]), numbers),
+            "dtype": st.one_of(st.sampled_from([*SAFETENSORS_DTYPES, "f32", "X"]), numbers),
             "shape": st.one_of(st.lists(numbers, max_size=4), numbers),
             "data_offsets": st.one_of(st.lists(numbers, max_size=3), numbers),
         },
@@ -75,7 +75,10 @@ def test_any_header(
 
 @FAST
 @given(
-    st.lists(st.tuples(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(0, 5), max_size=3)), max_size=5),
+    st.lists(
+        st.tuples(st.sampled_from(sorted(SAFETENSORS_DTYPES)), st.lists(st.integers(0, 5), max_size=3)),
+        max_size=5,
+    ),
     st.data(),
 )
 def test_true_headers_are_read_and_each_lie_is_refused(
@@ -83,7 +86,7 @@ def test_true_headers_are_read_and_each_lie_is_refused(
 ) -> None:
     path, header, at = tmp_path_factory.getbasetemp() / "true", {}, 0
     for n, (dtype, shape) in enumerate(tensors):
-        size = DTYPES[dtype]
+        size = SAFETENSORS_DTYPES[dtype]
         for d in shape:
             size *= d
         header[f"t{n}"] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}

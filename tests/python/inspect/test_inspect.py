@@ -13,15 +13,15 @@ import pytest
 from enginix.cli import main
 from enginix.errors import HashMismatch, ModelError, UsageError
 from enginix.hub.lock import Lock, LockedFile
-from enginix.inspect import describe, open_model
-from enginix.inspect.roles import role
+from enginix.inspect import describe_model, open_model
+from enginix.inspect.roles import find_role
 
 TINY = Path(__file__).parents[2] / "models" / "tiny-qwen3"
 
 
 def told(what: str | Path, revision: str | None = None) -> Any:
     with open_model(str(what), revision) as model:
-        return describe(model)
+        return describe_model(model)
 
 
 def lock_of(directory: Path, path: Path, revision: str) -> Path:
@@ -235,4 +235,4 @@ def test_packed_weights_count_as_they_compute(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_roles(path: str, expected: str) -> None:
-    assert role(path) == expected
+    assert find_role(path) == expected

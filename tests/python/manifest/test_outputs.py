@@ -14,9 +14,9 @@ import pytest
 
 from enginix import files
 from enginix.cli import main
-from enginix.edgellm import serve
 from enginix.errors import EnginixError, MachineError, UsageError
 from enginix.files import new_directory, write_text
+from enginix.kinds.edgellm import serve
 
 PACKAGE = Path(files.__file__).parents[1]
 MODEL = Path(__file__).resolve().parents[2] / "models" / "tiny-qwen3"
@@ -260,5 +260,5 @@ def test_the_servers_cache_does_not_lead_elsewhere(tmp_path: Path) -> None:
     cache.mkdir(parents=True)
     (cache / "engines").symlink_to(mine)
     with pytest.raises(MachineError, match="outside of its cache"):
-        serve._link(tmp_path / "engine", cache / "engines" / "sub", cache)
+        serve._link_engine(tmp_path / "engine", cache / "engines" / "sub", cache)
     assert state(mine) == before

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from enginix.errors import EnginixError, ModelError
 from enginix.model import ModelConfig
-from enginix.model.config import parse
-from enginix.tables import table
+from enginix.model.config import parse_config
+from enginix.tables import load_table
 
 BASE: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
@@ -29,7 +29,7 @@ LLAMA3 = {
 
 
 def read(**changes: Any) -> ModelConfig:
-    return parse(BASE | changes, Path("model"))
+    return parse_config(BASE | changes, Path("model"))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_phi3_longrope(name: str, place: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(table("architectures")["architectures"]))
+@pytest.mark.parametrize("name", sorted(load_table("architectures")["architectures"]))
 def test_what_transformers_itself_writes(name: str, tmp_path: Path) -> None:
     """A config that the installed transformers saves is read with the base and scaling it was given."""
     import transformers
@@ -214,12 +214,12 @@ KEYS += [
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.sampled_from(sorted(table("architectures")["architectures"])),
+    st.sampled_from(sorted(load_table("architectures")["architectures"])),
     st.dictionaries(st.sampled_from(KEYS), JSON, max_size=5),
 )
 def test_any_config_is_read_or_refused(name: str, changes: dict[str, Any]) -> None:
     try:
-        config = parse(BASE | {"architectures": [name]} | changes, Path("model"))
+        config = parse_config(BASE | {"architectures": [name]} | changes, Path("model"))
     except EnginixError as e:
         assert e.fix
         return

@@ -15,8 +15,8 @@ from enginix.errors import ModelError
 from enginix.hub.selection import INCLUDE
 from enginix.model.end_tokens import read_end_tokens
 from enginix.model.tokenizer_files import TOKENIZER_FILES, copy_tokenizer_files
-from enginix.quantize.run import CARRIED
-from enginix.tables import table
+from enginix.quantize.run import CARRIED_FILES
+from enginix.tables import load_table
 
 
 def write(directory: Path, generation: Any, config: Any) -> Path:
@@ -85,7 +85,9 @@ def test_what_transformers_saves_is_carried_everywhere(tmp_path: Path) -> None:
     saved = {str(p.relative_to(tmp_path / "saved")) for p in (tmp_path / "saved").rglob("*") if p.is_file()}
     assert {"additional_chat_templates/tool_use.jinja", "additional_chat_templates/rag.jinja"} <= saved
     for name in saved:
-        assert carried(name, TOKENIZER_FILES) and carried(name, CARRIED) and carried(name, INCLUDE), name
+        assert carried(name, TOKENIZER_FILES) and carried(name, CARRIED_FILES) and carried(name, INCLUDE), (
+            name
+        )
     copy_tokenizer_files(tmp_path / "saved", tmp_path / "engine")
     engine = tmp_path / "engine"
     assert {str(p.relative_to(engine)) for p in engine.rglob("*") if p.is_file()} == saved
@@ -97,9 +99,9 @@ def test_what_transformers_saves_is_carried_everywhere(tmp_path: Path) -> None:
     "name", ["tokenizer.model.v3", "tekken.json", "vocab.txt", "qwen.tiktoken", "spiece.model", "vocab.json"]
 )
 def test_vocabularies_are_carried_everywhere(name: str) -> None:
-    assert carried(name, TOKENIZER_FILES) and carried(name, CARRIED) and carried(name, INCLUDE)
+    assert carried(name, TOKENIZER_FILES) and carried(name, CARRIED_FILES) and carried(name, INCLUDE)
 
 
 def test_what_calibration_reads_is_of_the_list() -> None:
-    for name in table("quantize")["tokenizerFiles"]:
+    for name in load_table("quantize")["tokenizerFiles"]:
         assert name == "config.json" or carried(name, TOKENIZER_FILES)

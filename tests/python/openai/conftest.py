@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from enginix.serve.client import Client
+from enginix.serve.client import TritonClient
 from environments import environment
 from faults.setting import Served, Setting
 
@@ -63,7 +63,7 @@ def _triton(setting: Setting, http_port: int = 0) -> Iterator[Served]:
     try:
         assert process.stdout is not None
         found = json.loads(process.stdout.readline())
-        client = Client("127.0.0.1", found["httpPort"])
+        client = TritonClient("127.0.0.1", found["httpPort"])
         yield Served(process, client, found["grpcPort"], found["metricsPort"])
     finally:
         process.send_signal(signal.SIGTERM)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from enginix.openai.client_errors import client_error, in_words_of
+from enginix.gateway.client_errors import restore_parameter_names, rewrite_backend_error
 from enginix.triton.models.generation import check_lengths
 from enginix.triton.models.request import RequestError
 
@@ -19,7 +19,7 @@ from enginix.triton.models.request import RequestError
     ],
 )
 def test_retry_after(message: str, status: int, retry_after: int | None) -> None:
-    error = client_error(message, status)
+    error = rewrite_backend_error(message, status)
     assert (error.message, error.status, error.retry_after) == (message, status, retry_after)
 
 
@@ -27,7 +27,9 @@ def test_retry_after(message: str, status: int, retry_after: int | None) -> None
 def test_lengths_in_the_very_words_of_the_models(prompt: int, answer: int) -> None:
     with pytest.raises(RequestError) as refused:
         check_lengths(prompt, answer, 0, 2048)
-    error = in_words_of(client_error(str(refused.value), 400), {"messages": [], "max_completion_tokens": 256})
+    error = restore_parameter_names(
+        rewrite_backend_error(str(refused.value), 400), {"messages": [], "max_completion_tokens": 256}
+    )
     assert error.code == "context_length_exceeded" and "maximum context length is 2048" in error.message
     assert error.param == ("messages" if prompt > 2048 else "max_completion_tokens")
 
@@ -42,5 +44,5 @@ def test_lengths_in_the_very_words_of_the_models(prompt: int, answer: int) -> No
     ],
 )
 def test_names_are_the_clients(message: str, param: str | None, said: str) -> None:
-    error = client_error(message, 400)
+    error = rewrite_backend_error(message, 400)
     assert error.param == param and error.message.startswith(said)

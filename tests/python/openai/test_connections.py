@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from enginix.openai import connections
-from enginix.openai.connections import limited_protocol, raise_file_limit
+from enginix.gateway import connections
+from enginix.gateway.connections import limited_protocol, raise_file_limit
 from openai_standin import StandIn
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from enginix.openai import events
-from enginix.openai.events import EventParser, EventTooLarge
+from enginix.gateway import events
+from enginix.gateway.events import EventParser, EventTooLarge
 
 # What Python's str.splitlines ends lines at besides.
 OTHERS = "\u2028\u2029\u0085\x0b\x0c\x1c\x1d\x1e"

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from enginix.openai.answering import Answering, Question
-from enginix.openai.balancer import Balancer
-from enginix.openai.keys import ANYONE
-from enginix.openai.request import Refused
-from enginix.openai.spec import Server, Spec, parse
+from enginix.gateway.answering import Answering, CheckedRequest
+from enginix.gateway.balancer import Balancer
+from enginix.gateway.keys import ANYONE
+from enginix.gateway.request import RequestRejected
+from enginix.gateway.spec import BackendServer, GatewaySpec, parse_gateway_spec
 
 NAMES = ("a", "b", "c")
 PIECE = {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "x"}}]}
@@ -67,19 +67,21 @@ class StandIn:
         await send({"type": "http.response.body", "body": b""})
 
 
-def description(strategy: str = "simple-shuffle") -> Spec:
+def description(strategy: str = "simple-shuffle") -> GatewaySpec:
     servers = [{"kind": "openai", "url": f"http://{n}:1/v1", "model": "x"} for n in NAMES]
     other = {"kind": "openai", "url": "http://d:1/v1", "model": "x"}
     models = {"m": servers, "other": [other]}
     found = {"version": 1, "name": "g", "models": models, "fallbacks": {"m": ["other"]}, "strategy": strategy}
-    return parse(found, "test")
+    return parse_gateway_spec(found, "test")
 
 
 def ask(app: StandIn, *, stream: bool, silent: str = "", balancer: Balancer | None = None) -> Answering:
     spec = description()
     balancer = balancer or Balancer(spec, lambda s: s.url[7] not in silent)
     body = {"model": "m", "messages": [], "stream": stream}
-    question = Question.compose("/v1/chat/completions", body, "m", "r", is_triton=False, limits=spec.limits)
+    question = CheckedRequest.compose(
+        "/v1/chat/completions", body, "m", "r", is_triton=False, limits=spec.limits
+    )
     answering = Answering(app, balancer, question, ANYONE, 1)
 
     async def run() -> None:
@@ -126,7 +128,7 @@ def test_a_stream_that_has_begun_is_begun_nowhere_else(how: str) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_refusal_is_the_clients(stream: bool) -> None:
     app = StandIn(a="400", b="400", c="400")
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(RequestRejected) as refused:
         ask(app, stream=stream)
     assert refused.value.status == 400 and len(app.asked) == 1
 
@@ -137,7 +139,7 @@ def test_fallbacks_come_when_no_server_is_left(stream: bool) -> None:
     ask(app, stream=stream)
     assert sorted(app.asked[:3]) == ["a", "b", "c"] and app.asked[3:] == ["other"]
     app = StandIn(a="503", b="503", c="503", other="503")
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(RequestRejected) as refused:
         ask(app, stream=stream)
     assert refused.value.status == 503 and len(app.asked) == 4
 
@@ -172,7 +174,7 @@ def test_one_that_failed_rests_and_is_asked_again() -> None:
 def test_the_fastest_is_asked_first() -> None:
     balancer = Balancer(description("latency-based-routing"), lambda _: True)
     for name, seconds in zip(NAMES, (3.0, 1.0, 2.0), strict=True):
-        server = Server("openai", f"http://{name}:1/v1", "x")
+        server = BackendServer("openai", f"http://{name}:1/v1", "x")
         balancer.succeeded(server, seconds)
     order = [c.server.url[7] for c in balancer.candidates("m")]
     assert order == ["b", "c", "a", "d"]

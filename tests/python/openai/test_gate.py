@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginix.openai import clean
-from enginix.openai.gate import SCOPE, Gate
-from enginix.openai.keys import Keys
-from enginix.openai.spec import parse
+from enginix.gateway import response_rewrite
+from enginix.gateway.auth_middleware import SCOPE, AuthMiddleware
+from enginix.gateway.keys import Keys
+from enginix.gateway.spec import parse_gateway_spec
 
 KEY, ALICE = "sk-" + "a" * 30, "sk-" + "b" * 30
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "secret words"}]}
@@ -66,9 +66,9 @@ class Door:
             },
             "limits": limits,
         }
-        spec = parse(found, "test")
+        spec = parse_gateway_spec(found, "test")
         self.app, self.log = StandIn(), list[str]()
-        self.gate = Gate(self.app, spec, Keys(spec), lambda: (False, {}), self.log.append)
+        self.gate = AuthMiddleware(self.app, spec, Keys(spec), lambda: (False, {}), self.log.append)
 
     async def ask(
         self,
@@ -372,7 +372,7 @@ def test_events_are_whole_however_they_are_cut(events: list[Any], cuts: list[int
     for size in cuts:
         parts.append(rest[:size])
         rest = rest[size:]
-    cleaner = clean.Events("id", "m", include_usage=asked)
+    cleaner = response_rewrite.EventRewriter("id", "m", include_usage=asked)
     out = b"".join(cleaner.feed(p, more=True) for p in parts) + cleaner.feed(rest, more=False)
     *found, done = [e for e in out.decode().split("\n\n") if e]
     assert done == "data: [DONE]"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from enginix.serve.ports import reserve
+from enginix.ports import reserve_ports
 from faults.setting import Served
 
 pytestmark = pytest.mark.slow
@@ -308,7 +308,7 @@ def test_ready_killed_and_back(
 ) -> None:
     import httpx
 
-    [port] = reserve("127.0.0.1", [("http", 0)])
+    [port] = reserve_ports("127.0.0.1", [("http", 0)])
     flaky = {"kind": "triton", "url": f"http://127.0.0.1:{port}", "model": "ensemble"}
     steady = {"kind": "triton", "url": tiny.client.url, "model": "ensemble"}
     models = {"flaky": [flaky], "both": [flaky, steady], "steady": [steady]}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from enginix.errors import MachineError
-from enginix.openai import launch
+from enginix.gateway import launch
 from openai_standin import StandIn
 
 # nixpkgs' in April 2026, and whatever is newest today.
@@ -70,10 +70,10 @@ def test_an_old_litellm_is_refused_by_its_version(tmp_path: Path) -> None:
     python.write_text("#!/bin/sh\necho 1.82.6\n")
     python.chmod(0o755)
     with pytest.raises(MachineError, match=r"litellm 1\.82\.6 is older than 1\.83"):
-        launch.check_python(python)
+        launch.require_litellm(python)
     for version in ("1.83.0", "1.110.2", "2.0.0rc1"):
         python.write_text(f"#!/bin/sh\necho {version}\n")
-        assert launch.check_python(python) == version
+        assert launch.require_litellm(python) == version
 
 
 @pytest.mark.slow
@@ -94,11 +94,15 @@ def test_a_start_that_fails_says_why(gateway_python: Path, tmp_path: Path, sourc
     file = tmp_path / "gateway.json"
     file.write_text(json.dumps({"version": 1, "name": "d", "models": {"m": [server]}}))
     (tmp_path / "sitecustomize.py").write_text(source)
-    options = launch.Options(str(file), "127.0.0.1", 0, 30, 5)
-    environment = {**launch.environment(), "PATH": os.environ["PATH"]}
+    options = launch.GatewayOptions(str(file), "127.0.0.1", 0, 30, 5)
+    environment = {**launch.build_gateway_environment(), "PATH": os.environ["PATH"]}
     environment["PYTHONPATH"] += f":{tmp_path}"
     done = subprocess.run(
-        launch.command(gateway_python, options), env=environment, capture_output=True, text=True, timeout=250
+        launch.build_gateway_command(gateway_python, options),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=250,
     )
     assert done.returncode == 5, done.stderr
     assert "error: LiteLLM does not start" in done.stderr and said in done.stderr

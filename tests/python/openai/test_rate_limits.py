@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginix.openai.keys import Caller
-from enginix.openai.rate_limits import RateLimits
-from enginix.openai.request import Refused
-from enginix.openai.spec import Client
+from enginix.gateway.keys import Caller
+from enginix.gateway.rate_limits import RateLimits
+from enginix.gateway.request import RequestRejected
+from enginix.gateway.spec import GatewayClient
 
 
 class Clock:
@@ -21,7 +21,7 @@ class Clock:
 
 
 def caller(requests: int = 0, tokens: int = 0) -> Caller:
-    return Caller("alice", Client("k", requests_per_minute=requests, tokens_per_minute=tokens))
+    return Caller("alice", GatewayClient("k", requests_per_minute=requests, tokens_per_minute=tokens))
 
 
 @given(st.integers(1, 5), st.lists(st.floats(0, 40), max_size=30), st.lists(st.integers(1, 3), max_size=30))
@@ -33,7 +33,7 @@ def test_no_minute_has_more_and_retry_after_is_true(most: int, waits: list[float
         size = min(size, most)
         try:
             limits.take(caller(most), size)
-        except Refused as e:
+        except RequestRejected as e:
             assert e.status == 429 and e.retry_after is not None and 1 <= e.retry_after <= 60
             assert sum(n for at, n in taken if at > clock.now - 60) + size > most
             clock.now += e.retry_after
@@ -52,7 +52,7 @@ def test_tokens_count_when_they_were_used() -> None:
     limits.take(caller(tokens=100))
     limits.use(caller(tokens=100), 1)
     clock.now = 1020.5
-    with pytest.raises(Refused, match="100 tokens a minute; try again in 40 s") as refused:
+    with pytest.raises(RequestRejected, match="100 tokens a minute; try again in 40 s") as refused:
         limits.take(caller(tokens=100))
     assert refused.value.retry_after == 40
     clock.now += 40

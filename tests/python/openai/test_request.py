@@ -9,8 +9,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from enginix.openai.request import PARAMETERS, Refused, check, inputs, prompts, texts
-from enginix.tables import table
+from enginix.gateway.request import (
+    PARAMETERS,
+    RequestRejected,
+    build_triton_inputs,
+    check_openai_request,
+    parse_prompts,
+    parse_text_messages,
+)
+from enginix.tables import load_table
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 BASE: dict[str, dict[str, Any]] = {"chat": CHAT, "completions": {"model": "m", "prompt": "x"}}
@@ -22,8 +29,8 @@ JSON = st.recursive(
 
 
 def test_inputs_that_the_table_names_are_the_repositorys() -> None:
-    known = set(table("triton_reference")["models"]["ensemble"]["inputs"])
-    known |= {t["name"] for t in table("triton_chat")["models"]["ensemble"]["inputs"]}
+    known = set(load_table("triton_reference")["models"]["ensemble"]["inputs"])
+    known |= {t["name"] for t in load_table("triton_chat")["models"]["ensemble"]["inputs"]}
     assert {row["triton"] for row in PARAMETERS.values() if "triton" in row} <= known
     for row in PARAMETERS.values():
         assert len({"own", "triton", "only"} & row.keys()) == 1
@@ -40,14 +47,14 @@ def test_inputs_that_the_table_names_are_the_repositorys() -> None:
 )
 def test_anything_is_refused_by_name_or_passed_on(body: dict[str, Any], route: str, triton: bool) -> None:
     try:
-        check(route, {**BASE[route], **body}, triton=triton)
-    except Refused as e:
+        check_openai_request(route, {**BASE[route], **body}, is_triton=triton)
+    except RequestRejected as e:
         assert e.status == 400 and e.message
         return
     assert body.keys() <= PARAMETERS.keys()
     if not triton:
         return
-    found = inputs(body)
+    found = build_triton_inputs(body)
     for name, value in body.items():
         row = PARAMETERS[name]
         if "triton" in row and value is not None and name != "ignore_eos":
@@ -69,8 +76,8 @@ def test_anything_is_refused_by_name_or_passed_on(body: dict[str, Any], route: s
     ],
 )
 def test_inputs(given: dict[str, Any], found: dict[str, Any]) -> None:
-    check("chat", {**CHAT, **given}, triton=True)
-    assert inputs(given) == found
+    check_openai_request("chat", {**CHAT, **given}, is_triton=True)
+    assert build_triton_inputs(given) == found
 
 
 @pytest.mark.parametrize(
@@ -78,14 +85,14 @@ def test_inputs(given: dict[str, Any], found: dict[str, Any]) -> None:
     [{"temperature": 1}, {"top_p": 0.9}, {"top_k": 2}, {"temperature": 0.1, "top_k": 0}],
 )
 def test_sampling_without_a_seed_is_another_answer_each_time(given: dict[str, Any]) -> None:
-    seeds = {inputs(given)["seed"] for _ in range(20)}
+    seeds = {build_triton_inputs(given)["seed"] for _ in range(20)}
     assert len(seeds) == 20 and all(0 <= s < 2**63 for s in seeds)
-    assert inputs({**given, "seed": 3})["seed"] == 3
+    assert build_triton_inputs({**given, "seed": 3})["seed"] == 3
 
 
 @pytest.mark.parametrize("given", [{}, {"temperature": 0, "top_p": 0.5}, {"top_k": 1, "temperature": 2}])
 def test_greedy_needs_no_seed(given: dict[str, Any]) -> None:
-    assert "seed" not in inputs(given)
+    assert "seed" not in build_triton_inputs(given)
 
 
 CALLS = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
@@ -94,10 +101,10 @@ CALLS = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": 
 def test_no_content_beside_tool_calls_is_a_message() -> None:
     called = {"role": "assistant", "content": None, "tool_calls": CALLS}
     for message in (called, {k: v for k, v in called.items() if k != "content"}):
-        assert texts([message]) == [message]
+        assert parse_text_messages([message]) == [message]
     for calls in (None, []):
-        with pytest.raises(Refused, match=r"messages\[0\].content"):
-            texts([{**called, "tool_calls": calls}])
+        with pytest.raises(RequestRejected, match=r"messages\[0\].content"):
+            parse_text_messages([{**called, "tool_calls": calls}])
 
 
 @pytest.mark.parametrize(
@@ -129,10 +136,12 @@ def test_no_content_beside_tool_calls_is_a_message() -> None:
 def test_contents_that_would_be_fetched_are_refused(part: Any) -> None:
     for role in ("user", "tool", "assistant"):
         messages = [{"role": "user", "content": "x"}, {"role": role, "content": [part]}]
-        with pytest.raises(Refused, match=r"messages\[1\]\.content\[0\]"):
-            check("chat", {**CHAT, "messages": messages}, triton=False)
-    with pytest.raises(Refused, match=r"messages\[0\]\.content"):
-        check("chat", {**CHAT, "messages": [{"role": "user", "content": {"url": "http://x"}}]}, triton=False)
+        with pytest.raises(RequestRejected, match=r"messages\[1\]\.content\[0\]"):
+            check_openai_request("chat", {**CHAT, "messages": messages}, is_triton=False)
+    with pytest.raises(RequestRejected, match=r"messages\[0\]\.content"):
+        check_openai_request(
+            "chat", {**CHAT, "messages": [{"role": "user", "content": {"url": "http://x"}}]}, is_triton=False
+        )
 
 
 def test_contents_that_are_sent_along_are_passed_on() -> None:
@@ -141,25 +150,25 @@ def test_contents_that_are_sent_along_are_passed_on() -> None:
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA==", "detail": "low"}},
         {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
     ]
-    check("chat", {**CHAT, "messages": [{"role": "user", "content": parts}]}, triton=False)
+    check_openai_request("chat", {**CHAT, "messages": [{"role": "user", "content": parts}]}, is_triton=False)
 
 
 def test_tools_that_would_be_connected_to_are_refused() -> None:
     for tool in ({"type": "mcp", "server_url": "http://x"}, {"type": "web_search"}, "x"):
-        with pytest.raises(Refused, match=r"tools\[0\]"):
-            check("chat", {**CHAT, "tools": [tool]}, triton=False)
+        with pytest.raises(RequestRejected, match=r"tools\[0\]"):
+            check_openai_request("chat", {**CHAT, "tools": [tool]}, is_triton=False)
 
 
 @pytest.mark.parametrize("prompt", ["", "x", ["x"], ["x", ""]])
 def test_a_prompt_is_a_text_or_several(prompt: Any) -> None:
-    check("completions", {"model": "m", "prompt": prompt}, triton=True)
-    assert prompts(prompt) == (prompt if isinstance(prompt, list) else [prompt])
+    check_openai_request("completions", {"model": "m", "prompt": prompt}, is_triton=True)
+    assert parse_prompts(prompt) == (prompt if isinstance(prompt, list) else [prompt])
 
 
 @pytest.mark.parametrize("prompt", [[], [1, 2], [[1]], ["x", 1], ["x"] * 1000])
 def test_other_prompts_are_refused(prompt: Any) -> None:
-    with pytest.raises(Refused) as refused:
-        check("completions", {"model": "m", "prompt": prompt}, triton=True)
+    with pytest.raises(RequestRejected) as refused:
+        check_openai_request("completions", {"model": "m", "prompt": prompt}, is_triton=True)
     assert refused.value.param == "prompt"
 
 
@@ -186,22 +195,24 @@ def test_other_prompts_are_refused(prompt: Any) -> None:
     ],
 )
 def test_refused_by_name(param: str, more: dict[str, Any]) -> None:
-    with pytest.raises(Refused) as refused:
-        check("chat", {**CHAT, **more}, triton=True)
+    with pytest.raises(RequestRejected) as refused:
+        check_openai_request("chat", {**CHAT, **more}, is_triton=True)
     assert refused.value.param == param
 
 
 def test_a_server_of_openais_interface_gets_what_triton_does_not_serve() -> None:
-    check("chat", {**CHAT, "n": 4, "tools": [{}], "logprobs": True, "messages": [{"image": 1}]}, triton=False)
+    check_openai_request(
+        "chat", {**CHAT, "n": 4, "tools": [{}], "logprobs": True, "messages": [{"image": 1}]}, is_triton=False
+    )
 
 
 def test_parts_of_a_message_are_one_text() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    assert texts([{"role": "user", "content": parts}]) == [{"role": "user", "content": "a\nb"}]
+    assert parse_text_messages([{"role": "user", "content": parts}]) == [{"role": "user", "content": "a\nb"}]
 
 
 def test_a_long_name_is_shown_in_part() -> None:
-    with pytest.raises(Refused) as refused:
-        check("chat", {**CHAT, "x" * 10_000: 1}, triton=True)
+    with pytest.raises(RequestRejected) as refused:
+        check_openai_request("chat", {**CHAT, "x" * 10_000: 1}, is_triton=True)
     assert len(refused.value.message) < 200
     json.dumps(refused.value.as_json())

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from enginix.cli import main
 from enginix.errors import UsageError
-from enginix.openai import config
-from enginix.openai.keys import Keys, read_key
-from enginix.openai.spec import SpecError, parse
+from enginix.gateway import litellm_config
+from enginix.gateway.keys import Keys, read_key
+from enginix.gateway.spec import GatewaySpecError, parse_gateway_spec
 
 SERVER = {"kind": "triton", "url": "http://127.0.0.1:8000", "model": "ensemble"}
 OTHER = {"kind": "openai", "url": "http://h:1/v1", "model": "x", "keyFile": "s"}
@@ -71,9 +71,9 @@ def changed(path: tuple[Any, ...], value: Any) -> Any:
     ],
 )
 def test_what_is_wrong_is_named(path: tuple[Any, ...], value: Any, said: str) -> None:
-    parse(GOOD, "x")
-    with pytest.raises(SpecError) as refused:
-        parse(changed(path, value), "x")
+    parse_gateway_spec(GOOD, "x")
+    with pytest.raises(GatewaySpecError) as refused:
+        parse_gateway_spec(changed(path, value), "x")
     assert said in str(refused.value)
 
 
@@ -94,16 +94,18 @@ def test_anything_anywhere_is_refused_or_taken(data: st.DataObject) -> None:
     )
     found = changed(data.draw(st.sampled_from(paths)), data.draw(values))
     try:
-        config.render(parse(found, "x"), config.variable)
-    except SpecError as e:
+        litellm_config.render_litellm_config(parse_gateway_spec(found, "x"), litellm_config.name_key_variable)
+    except GatewaySpecError as e:
         assert str(e)
 
 
 def test_litellm_gets_names_of_keys_and_no_keys() -> None:
-    rendered = config.render(parse(GOOD, "x"), config.variable)
+    rendered = litellm_config.render_litellm_config(
+        parse_gateway_spec(GOOD, "x"), litellm_config.name_key_variable
+    )
     rows = rendered["model_list"]
     assert [r["model_name"] for r in rows] == ["a", "b", "b"]
-    assert rows[2]["litellm_params"]["api_key"] == f"os.environ/{config.variable('s')}"
+    assert rows[2]["litellm_params"]["api_key"] == f"os.environ/{litellm_config.name_key_variable('s')}"
     # Which server is next is the balancer's; LiteLLM knows each by a name of its own.
     assert rendered["router_settings"]["num_retries"] == 0
     assert [r["model_info"]["id"] for r in rows] == ["a", "b#0", "b#1"]
@@ -116,7 +118,7 @@ def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="credential"):
         read_key("k")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
-    keys = Keys(parse(GOOD, "x"))
+    keys = Keys(parse_gateway_spec(GOOD, "x"))
     assert [getattr(keys.caller(k), "name", None) for k in ("operator" * 4, "alice" * 4, "", None, "x")] == [
         "operator",
         "alice",
@@ -133,7 +135,7 @@ def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "k").chmod(0o600)
     (tmp_path / "alice").write_text("operator" * 4)
     with pytest.raises(UsageError, match="same key"):
-        Keys(parse(GOOD, "x"))
+        Keys(parse_gateway_spec(GOOD, "x"))
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

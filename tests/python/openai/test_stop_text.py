@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from enginix.openai.stop_text import StopText
+from enginix.gateway.stop_text import StopText
 
 
 def shown(words: list[str], pieces: list[str]) -> tuple[str, bool]:

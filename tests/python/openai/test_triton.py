@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginix.openai import triton
-from enginix.openai.call import Call
-from enginix.openai.triton import BackendError, Piece
+from enginix.gateway import triton
+from enginix.gateway.call import TritonCall
+from enginix.gateway.triton import BackendError, Piece
 from enginix.triton.models.generation import check_lengths
 from enginix.triton.models.request import RequestError
 
@@ -26,7 +26,9 @@ LAST = {"text_output": "b", "finish_reason": "stop", **COUNTS}
 def asked(answer: Callable[[httpx.Request], httpx.Response]) -> list[Piece]:
     async def run() -> list[Piece]:
         async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
-            return [p async for p in triton.stream(client, "http://h:1/", "ensemble", {"max_tokens": 2})]
+            return [
+                p async for p in triton.stream_pieces(client, "http://h:1/", "ensemble", {"max_tokens": 2})
+            ]
 
     return asyncio.run(run())
 
@@ -35,7 +37,9 @@ def events(*rows: Any) -> bytes:
     return b"".join(b"data: " + json.dumps(r).encode() + b"\n\n" for r in rows)
 
 
-def answered(call: Call, server: Callable[[dict[str, Any]], httpx.Response]) -> tuple[list[Piece], list[int]]:
+def answered(
+    call: TritonCall, server: Callable[[dict[str, Any]], httpx.Response]
+) -> tuple[list[Piece], list[int]]:
     """What becomes of a call, and the max_tokens of each question."""
     questions: list[int] = []
 
@@ -46,7 +50,7 @@ def answered(call: Call, server: Callable[[dict[str, Any]], httpx.Response]) -> 
 
     async def run() -> list[Piece]:
         async with httpx.AsyncClient(transport=httpx.MockTransport(transport)) as client:
-            return [p async for p in triton.answer(client, "http://h:1/", "ensemble", call)]
+            return [p async for p in triton.stream_answer(client, "http://h:1/", "ensemble", call)]
 
     return asyncio.run(run()), questions
 
@@ -76,15 +80,15 @@ def server_of(prompt: int, holds: int, limit: int) -> Callable[[dict[str, Any]],
     ],
 )
 def test_no_max_tokens_is_what_fits(most: int | None, prompt: int, limit: int, asked_with: list[int]) -> None:
-    pieces, questions = answered(Call({}, max_tokens=most), server_of(prompt, 2048, limit))
+    pieces, questions = answered(TritonCall({}, max_tokens=most), server_of(prompt, 2048, limit))
     assert questions == asked_with and [p.text for p in pieces] == ["a", "b"]
 
 
 def test_what_was_asked_for_is_not_changed() -> None:
     with pytest.raises(BackendError, match="at most 137 fit"):
-        answered(Call({"max_tokens": 256}), server_of(1911, 2048, 0))
+        answered(TritonCall({"max_tokens": 256}), server_of(1911, 2048, 0))
     with pytest.raises(BackendError, match="the engine holds 2048"):
-        answered(Call({}), server_of(3000, 2048, 0))
+        answered(TritonCall({}), server_of(3000, 2048, 0))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +103,7 @@ def test_stop_is_text_across_pieces(texts: list[str], stop: list[str], found: li
     rows = [{"text_output": t, "finish_reason": "", **COUNTS} for t in texts]
     rows[-1]["finish_reason"] = "length"
     answer = httpx.Response(200, content=events(*rows))
-    pieces, _ = answered(Call({"max_tokens": 9}, tuple(stop)), lambda _: answer)
+    pieces, _ = answered(TritonCall({"max_tokens": 9}, tuple(stop)), lambda _: answer)
     assert [(p.text, p.finish_reason) for p in pieces] == found
 
 

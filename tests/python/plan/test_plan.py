@@ -13,19 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import golden
-from enginix.checkpoint.convert import Options, convert
-from enginix.checkpoint.mapping import Mapping
+from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.checkpoint.mapping import CheckpointMapping
 from enginix.cli import main
 from enginix.errors import EnginixError
 from enginix.hub import lock
-from enginix.hub.facts import model_facts
+from enginix.hub.model_metadata import extract_model_metadata
 from enginix.inspect import open_model
+from enginix.kinds.planning.lock_plan import plan_from_lock
+from enginix.kinds.planning.planner import PlanRequest, plan_memory
+from enginix.memory_plan import arithmetic
+from enginix.memory_plan.arithmetic import ModelSizes, PlanLimits, TargetGpu
+from enginix.memory_plan.weights import CheckpointSizes
 from enginix.model import ModelConfig, open_weights
-from enginix.plan import arithmetic
-from enginix.plan.arithmetic import Gpu, Limits, Sizes
-from enginix.plan.facts import from_facts
-from enginix.plan.planner import Asked, plan
-from enginix.plan.weights import Checkpoint
 from hub import Hub
 
 ROOT = Path(__file__).parents[3]
@@ -44,10 +44,10 @@ def test_sizes_are_those_of_the_files_that_convert_writes(model: Path, tmp_path:
             experts = ModelConfig.read(model).experts
             ep = 1 if experts is None or experts.width % tp == 0 else tp
             out = tmp_path / f"{tp}-{pp}"
-            convert(model, out, Options(mapping=Mapping(tp, pp, ep)))
+            convert_model(model, out, ConvertOptions(mapping=CheckpointMapping(tp, pp, ep)))
         except EnginixError:
             continue  # what cannot be written has no size to compare; which those are is the converter's test
-        ranks = Checkpoint(ModelConfig.read(model), open_weights(model)).ranks(tp, pp, None, None)
+        ranks = CheckpointSizes(ModelConfig.read(model), open_weights(model)).ranks(tp, pp, None, None)
         written = [(out / f"rank{r}.safetensors").stat().st_size for r in range(tp * pp)]
         assert written == [stage.file for stage in ranks.stages for _ in range(tp)]
         assert sum(written) == ranks.files
@@ -59,8 +59,8 @@ def test_sizes_are_those_of_the_files_that_convert_writes(model: Path, tmp_path:
 def test_a_model_counts_as_if_quantized_what_it_counts_when_it_is() -> None:
     model = golden.root() / "llama-nvfp4" / "hf"
     config, weights = ModelConfig.read(model), open_weights(model)
-    real = Checkpoint(config, weights)
-    bare = Checkpoint(replace(config, quantization=None), weights)
+    real = CheckpointSizes(config, weights)
+    bare = CheckpointSizes(replace(config, quantization=None), weights)
     for tp in (1, 2):
         assert bare.heaviest(tp, 1, "NVFP4") == real.heaviest(tp, 1, None)
 
@@ -68,7 +68,7 @@ def test_a_model_counts_as_if_quantized_what_it_counts_when_it_is() -> None:
 def planned(**asked: Any) -> Any:
     memory = asked.pop("memory", 2 * 10**9)
     with open_model(str(TINY)) as model:
-        return plan(model, Gpu("small", 90, memory), Asked(**asked))
+        return plan_memory(model, TargetGpu("small", 90, memory), PlanRequest(**asked))
 
 
 def test_kv_cache_of_a_token_by_hand() -> None:
@@ -99,17 +99,19 @@ def test_pool_tokens_and_sequences_by_hand() -> None:
 def test_every_change_makes_it_fit_and_nothing_smaller_of_its_kind(
     memory: int, tp: int, batch: int, tokens: int, length: int, sequences: int
 ) -> None:
-    sizes = Sizes(4, 8, 4, 32, 128, 512, 2048, 2048)
-    limits = Limits(batch, tokens, length, sequences, tp)
-    gpu = Gpu("g", 120, memory)
-    weights = arithmetic.estimate(2_891_312, sizes, tied=True)
-    if arithmetic.memory(sizes, limits, gpu, weights).fits:
+    sizes = ModelSizes(4, 8, 4, 32, 128, 512, 2048, 2048)
+    limits = PlanLimits(batch, tokens, length, sequences, tp)
+    gpu = TargetGpu("g", 120, memory)
+    weights = arithmetic.estimate_weights(2_891_312, sizes, tied=True)
+    if arithmetic.compute_memory(sizes, limits, gpu, weights).fits:
         return
-    for change in arithmetic.changes(sizes, limits, gpu, weights):
-        assert arithmetic.memory(sizes, replace(limits, **change), gpu, weights).fits
+    for change in arithmetic.find_changes(sizes, limits, gpu, weights):
+        assert arithmetic.compute_memory(sizes, replace(limits, **change), gpu, weights).fits
         if "max_seq_len" in change and len(change) == 1:
             longer = replace(limits, max_seq_len=change["max_seq_len"] + 32)
-            assert longer.max_seq_len > length or not arithmetic.memory(sizes, longer, gpu, weights).fits
+            assert (
+                longer.max_seq_len > length or not arithmetic.compute_memory(sizes, longer, gpu, weights).fits
+            )
 
 
 @pytest.mark.parametrize("name", ["llama-fp8-kvfp8", "mixtral-nvfp4", "qwen2-bf16"])
@@ -166,11 +168,11 @@ def test_the_reference_kind_is_one_device_in_full_precision(capsys: pytest.Captu
 
 @pytest.mark.parametrize("name", PINNED)
 def test_pinned_entries_are_locks_whose_facts_are_their_configs(name: str) -> None:
-    found = lock.read(CATALOGUE / f"{name}.lock.json")
+    found = lock.read_lock(CATALOGUE / f"{name}.lock.json")
     config = (Path(__file__).parent / "configs" / f"{name}.json").read_bytes()
     pinned = {f.path: f for f in found.files}["config.json"]
     assert hashlib.sha256(config).hexdigest() == pinned.sha256 and len(config) == pinned.size
-    assert model_facts({"config.json": config}, name) == found.model
+    assert extract_model_metadata({"config.json": config}, name) == found.model
     assert found.dump() == (CATALOGUE / f"{name}.lock.json").read_text()
 
 
@@ -199,7 +201,7 @@ def test_offline_a_format_that_the_gpu_lacks_is_an_obstacle_too(
 
 def test_a_lock_without_facts_is_refused_by_name() -> None:
     with pytest.raises(EnginixError, match="does not tell the model's layers"):
-        from_facts({}, {"model.safetensors": 5}, Gpu("g", 90, 10**9), Asked(), "x.lock.json")
+        plan_from_lock({}, {"model.safetensors": 5}, TargetGpu("g", 90, 10**9), PlanRequest(), "x.lock.json")
 
 
 def test_edgellm_by_hand() -> None:
@@ -252,13 +254,19 @@ def test_edgellm_on_a_command_line(target, status, said, capsys) -> None:
 
 
 def test_an_architecture_or_format_that_edgellm_does_not_take_is_an_obstacle() -> None:
-    from enginix.plan import edgellm
+    from enginix.kinds.edgellm import memory_plan
 
-    gpu = arithmetic.gpu("rtx-3090")
-    assert edgellm.obstacles("Qwen3ForCausalLM", "NO_QUANT", gpu) == []
-    assert "MambaForCausalLM is none of" in edgellm.obstacles("MambaForCausalLM", "NO_QUANT", gpu)[0]
-    assert "FP8_BLOCK_SCALES is none of" in edgellm.obstacles("Qwen3ForCausalLM", "FP8_BLOCK_SCALES", gpu)[0]
-    lacking = edgellm.obstacles("Qwen3ForCausalLM", "NVFP4", gpu)[0]
+    gpu = arithmetic.find_target_gpu("rtx-3090")
+    assert memory_plan.find_edgellm_obstacles("Qwen3ForCausalLM", "NO_QUANT", gpu) == []
+    assert (
+        "MambaForCausalLM is none of"
+        in memory_plan.find_edgellm_obstacles("MambaForCausalLM", "NO_QUANT", gpu)[0]
+    )
+    assert (
+        "FP8_BLOCK_SCALES is none of"
+        in memory_plan.find_edgellm_obstacles("Qwen3ForCausalLM", "FP8_BLOCK_SCALES", gpu)[0]
+    )
+    lacking = memory_plan.find_edgellm_obstacles("Qwen3ForCausalLM", "NVFP4", gpu)[0]
     assert "needs SM 100" in lacking and "which has BF16, FP16, INT8, INT4" in lacking
 
 
@@ -272,17 +280,17 @@ def test_an_architecture_or_format_that_edgellm_does_not_take_is_an_obstacle() -
     limits=st.tuples(st.integers(1, 40000), st.integers(1, 300), st.integers(1, 200000)),
 )
 def test_every_change_of_edgellm_fits_and_is_no_larger(memory, total, kv_heads, kv_bits, sm, limits) -> None:
-    from enginix.plan import edgellm
+    from enginix.kinds.edgellm import memory_plan
 
-    sizes = Sizes(28, 16, kv_heads, 128, 2048, 6144, 151936, 40960, kv_bits=kv_bits)
-    asked = edgellm.Limits(min(limits[0], limits[2]), limits[1], limits[2])
-    gpu, weights = Gpu("g", sm, memory), arithmetic.estimate(total, sizes, True)
-    found = edgellm.memory(sizes, asked, gpu, weights)
+    sizes = ModelSizes(28, 16, kv_heads, 128, 2048, 6144, 151936, 40960, kv_bits=kv_bits)
+    asked = memory_plan.EdgellmPlanLimits(min(limits[0], limits[2]), limits[1], limits[2])
+    gpu, weights = TargetGpu("g", sm, memory), arithmetic.estimate_weights(total, sizes, True)
+    found = memory_plan.compute_edgellm_memory(sizes, asked, gpu, weights)
     if found.fits:
         return
-    for change in edgellm.changes(sizes, asked, gpu, weights):
+    for change in memory_plan.find_edgellm_changes(sizes, asked, gpu, weights):
         less = replace(asked, **change)
-        assert edgellm.memory(sizes, less, gpu, weights).fits
+        assert memory_plan.compute_edgellm_memory(sizes, less, gpu, weights).fits
         assert less.max_input_len <= less.max_kv_cache_capacity
         sizes_of = {name: value for name, value in change.items() if name.startswith("max_")}
         assert all(value <= getattr(asked, name) for name, value in sizes_of.items())
@@ -292,8 +300,8 @@ def test_every_change_of_edgellm_fits_and_is_no_larger(memory, total, kv_heads, 
 def test_a_pipeline_that_the_engine_class_lacks_is_an_obstacle(tmp_path: Path) -> None:
     case = next(c for c in golden.conversions() if c.case == "phi3-bf16")
     with open_model(str(case.model)) as model:
-        gpu = Gpu("small", 90, 2 * 10**9)
-        found = plan(model, gpu, Asked(pipeline_parallel=2))
+        gpu = TargetGpu("small", 90, 2 * 10**9)
+        found = plan_memory(model, gpu, PlanRequest(pipeline_parallel=2))
         assert any("no pipeline for Phi3ForCausalLM" in o for o in found.obstacles)
-        for asked in (Asked(), Asked(kind="reference", pipeline_parallel=2)):
-            assert not any("pipeline" in o for o in plan(model, gpu, asked).obstacles)
+        for asked in (PlanRequest(), PlanRequest(kind="reference", pipeline_parallel=2)):
+            assert not any("pipeline" in o for o in plan_memory(model, gpu, asked).obstacles)

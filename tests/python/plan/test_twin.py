@@ -1,4 +1,4 @@
-"""The plan of evaluation (nix/check/plan.nix) and enginix.plan give the same figures and changes."""
+"""The plan of evaluation (nix/check/plan.nix) and enginix.memory_plan give the same figures and changes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from enginix.plan.arithmetic import Gpu, gpu_memory
-from enginix.plan.facts import from_facts, weight_bytes
-from enginix.plan.planner import Asked
-from enginix.tables import table
+from enginix.kinds.planning.lock_plan import count_weight_bytes, plan_from_lock
+from enginix.kinds.planning.planner import PlanRequest
+from enginix.memory_plan.arithmetic import TargetGpu, read_gpu_memory
+from enginix.tables import load_table
 
 ROOT = Path(__file__).parents[3]
 NIX = shutil.which("nix-instantiate")
@@ -107,8 +107,8 @@ def check(expression: str) -> Any:
 def python_plan(case: dict[str, Any]) -> dict[str, Any]:
     facts = dict(MODELS[case["model"]])
     files = {"model.safetensors": facts.pop("weightBytes"), "config.json": 700}
-    asked = Asked(**{KEYS[k]: v for k, v in case["limits"].items() if k in KEYS})
-    found = from_facts(facts, files, Gpu("g", case["sm"], case["memory"]), asked, "case")
+    asked = PlanRequest(**{KEYS[k]: v for k, v in case["limits"].items() if k in KEYS})
+    found = plan_from_lock(facts, files, TargetGpu("g", case["sm"], case["memory"]), asked, "case")
     return {
         **asdict(found.memory),
         "fits": found.memory.fits,
@@ -173,13 +173,13 @@ def test_evaluation_and_command_agree_on_edgellm(tmp_path: Path) -> None:
     for model, memory, sm, limits in grid:
         facts = dict(MODELS[model])
         files = {"model.safetensors": facts.pop("weightBytes")}
-        asked = Asked(
+        asked = PlanRequest(
             kind="edgellm",
             max_batch_size=limits["maxBatchSize"],
             max_input_len=limits["maxInputLen"],
             max_seq_len=limits["maxKvCacheCapacity"],
         )
-        found = from_facts(facts, files, Gpu("g", sm, memory), asked, "case")
+        found = plan_from_lock(facts, files, TargetGpu("g", sm, memory), asked, "case")
         ours.append(
             camel(
                 {
@@ -215,12 +215,12 @@ def test_edgellm_refusal_names_the_tightest_limit_and_the_smallest_change() -> N
 
 @pytest.mark.skipif(NIX is None, reason="no Nix")
 def test_every_gpu_has_the_same_memory_in_both() -> None:
-    gpus = table("gpus")["gpus"]
+    gpus = load_table("gpus")["gpus"]
     theirs = check(
         f"builtins.mapAttrs (_: check.plan.memoryOf) "
-        f"(builtins.fromJSON (builtins.readFile {ROOT}/python/enginix/data/gpus.json)).gpus"
+        f"(builtins.fromJSON (builtins.readFile {ROOT}/python/enginix/data/machine/gpus.json)).gpus"
     )
-    assert theirs == {name: gpu_memory(row) or None for name, row in gpus.items()}
+    assert theirs == {name: read_gpu_memory(row) or None for name, row in gpus.items()}
 
 
 @pytest.mark.skipif(NIX is None, reason="no Nix")
@@ -237,7 +237,7 @@ def test_every_gpu_has_the_same_memory_in_both() -> None:
 def test_the_same_files_are_weights_in_both(files: dict[str, int]) -> None:
     sized = json.dumps({p: {"size": n} for p, n in files.items()})
     theirs = check(f"check.plan.weightBytes (builtins.fromJSON ''{sized}'')")
-    assert theirs == weight_bytes(files)
+    assert theirs == count_weight_bytes(files)
 
 
 @pytest.mark.skipif(NIX is None, reason="no Nix")

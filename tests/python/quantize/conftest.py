@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from enginix.quantize.calibration import FILE, Recipe, make
+from enginix.quantize.calibration import CALIBRATION_FILE, Recipe, make_calibration
 
 ROOT = Path(__file__).parents[3]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -25,8 +25,8 @@ def model() -> Path:
 @pytest.fixture(scope="session")
 def calibration(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("calibration") / "data"
-    make(model, out, None, Recipe(size=16, sequence_length=96))
-    return out / FILE
+    make_calibration(model, out, None, Recipe(size=16, sequence_length=96))
+    return out / CALIBRATION_FILE
 
 
 @pytest.fixture

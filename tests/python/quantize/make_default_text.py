@@ -1,9 +1,9 @@
-"""Writes data/calibration_default.jsonl and data/calibration.json from the manual that comes with Python.
+"""Writes data/quantization/calibration_default.jsonl and data/quantization/calibration.json from the manual that comes with Python.
 
     python3.11 tests/python/quantize/make_default_text.py
 
 The manual is under PSF-2.0. A document is one topic, cut to a length; topics that the gates compute
-perplexity on (data/gate_text.json) stay out, so that nothing is calibrated on what judges it.
+perplexity on (data/questions/gate_text.json) stay out, so that nothing is calibrated on what judges it.
 """
 
 from __future__ import annotations

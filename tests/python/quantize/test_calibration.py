@@ -16,9 +16,17 @@ from hypothesis import strategies as st
 from enginix import manifest
 from enginix.errors import EnginixError, ManifestError, ModelError, UsageError
 from enginix.files import sha256_file
-from enginix.quantize import calibration, text
-from enginix.quantize.calibration import FILE, Recipe, default_text, draw, dump, make, read
-from enginix.tables import table
+from enginix.quantize import calibration, calibration_text
+from enginix.quantize.calibration import (
+    CALIBRATION_FILE,
+    Recipe,
+    draw_rows,
+    dump_calibration,
+    find_default_text,
+    make_calibration,
+    read_calibration,
+)
+from enginix.tables import load_table
 
 
 class Characters:
@@ -34,37 +42,39 @@ class Characters:
         return {"input_ids": start + [ord(c) + 3 for c in words]}
 
 
-def _documents(*words: str) -> list[text.Document]:
-    return [text.Document(w) for w in words]
+def _documents(*words: str) -> list[calibration_text.Document]:
+    return [calibration_text.Document(w) for w in words]
 
 
 def test_same_inputs_same_bytes(model: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        make(model, tmp_path / name, None, Recipe(8, 64))
-    assert (tmp_path / "a" / FILE).read_bytes() == (tmp_path / "b" / FILE).read_bytes()
+        make_calibration(model, tmp_path / name, None, Recipe(8, 64))
+    assert (tmp_path / "a" / CALIBRATION_FILE).read_bytes() == (
+        tmp_path / "b" / CALIBRATION_FILE
+    ).read_bytes()
     assert (tmp_path / "a/enginix.json").read_bytes() == (tmp_path / "b/enginix.json").read_bytes()
 
 
 @pytest.mark.parametrize("other", [Recipe(8, 64, 7), Recipe(9, 64), Recipe(8, 65)])
 def test_every_option_changes_the_bytes(model: Path, tmp_path: Path, other: Recipe) -> None:
-    one = make(model, tmp_path / "a", None, Recipe(8, 64))
-    two = make(model, tmp_path / "b", None, other)
+    one = make_calibration(model, tmp_path / "a", None, Recipe(8, 64))
+    two = make_calibration(model, tmp_path / "b", None, other)
     assert one.sha256 != two.sha256 and one.about != two.about
 
 
 def test_what_is_written_is_read(calibration: Path, model: Path) -> None:
-    data = read(calibration)
+    data = read_calibration(calibration)
     assert data.tokens.shape == (16, 96) and data.tokens.dtype == np.int32
     assert data.sha256 == sha256_file(calibration)
-    assert read(calibration.parent).sha256 == data.sha256
+    assert read_calibration(calibration.parent).sha256 == data.sha256
     assert data.about["tokenizer"]["tokenizer.json"] == sha256_file(model / "tokenizer.json")
-    found = manifest.read(calibration.parent, "calibration")
+    found = manifest.read_manifest(calibration.parent, "calibration")
     assert found.results["sha256"] == data.sha256
     assert found.options == {"size": 16, "sequenceLength": 96, "seed": 1234, "field": "text"}
 
 
 def test_needs_no_weights(tokenizer_only: Path, tmp_path: Path, calibration: Path) -> None:
-    done = make(tokenizer_only, tmp_path / "out", None, Recipe(16, 96))
+    done = make_calibration(tokenizer_only, tmp_path / "out", None, Recipe(16, 96))
     assert done.sha256 == sha256_file(calibration)
 
 
@@ -73,17 +83,17 @@ def test_the_tokens_are_the_texts(model: Path, calibration: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    path, _ = default_text()
+    path, _ = find_default_text()
     whole = "\0".join(json.loads(line)["text"] for line in path.read_text("utf-8").splitlines())
-    for row in read(calibration).tokens[:4]:
+    for row in read_calibration(calibration).tokens[:4]:
         for part in tokenizer.decode(row).split(tokenizer.eos_token):
             inside = part.strip("\ufffd")  # a row may cut a character
             assert inside in whole
 
 
 def test_the_default_text_is_what_the_table_says() -> None:
-    path, told = default_text()
-    row = table("calibration")["texts"][told["name"]]
+    path, told = find_default_text()
+    row = load_table("calibration")["texts"][told["name"]]
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert row["licence"] == "PSF-2.0" and path.stat().st_size == row["size"]
     assert len(rows) == row["documents"]
@@ -93,11 +103,11 @@ def test_the_default_text_is_what_the_table_says() -> None:
 
 
 def test_a_changed_default_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = json.loads(json.dumps(table("calibration")))
+    rows = json.loads(json.dumps(load_table("calibration")))
     rows["texts"]["manual"]["sha256"] = "0" * 64
-    monkeypatch.setattr(calibration, "table", lambda _: rows)
+    monkeypatch.setattr(calibration, "load_table", lambda _: rows)
     with pytest.raises(ModelError, match=r"not the file that calibration\.json pins"):
-        default_text()
+        find_default_text()
 
 
 @settings(max_examples=60)
@@ -111,7 +121,7 @@ def test_a_changed_default_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_rows_are_a_cut_of_the_stream(words: list[str], size: int, length: int, bos: bool, seed: int) -> None:
     recipe = Recipe(size, length, seed)
     try:
-        rows = draw(Characters(bos), _documents(*words), recipe)
+        rows = draw_rows(Characters(bos), _documents(*words), recipe)
     except UsageError as e:
         width = length - bos
         assert sum(len(w) + 1 for w in words) // width < size, e
@@ -133,7 +143,7 @@ def test_rows_are_a_cut_of_the_stream(words: list[str], size: int, length: int, 
 
 def test_the_seed_orders_the_documents() -> None:
     words = _documents(*"abcdefgh")
-    drawn = {draw(Characters(), words, Recipe(1, 16, seed)).tobytes() for seed in range(8)}
+    drawn = {draw_rows(Characters(), words, Recipe(1, 16, seed)).tobytes() for seed in range(8)}
     assert len(drawn) > 1
 
 
@@ -144,7 +154,7 @@ def test_rendered_chats_get_no_second_end(model: Path, tmp_path: Path) -> None:
     lines = [{"messages": [{"role": "user", "content": f"What is {n} plus {n}?"}]} for n in range(40)]
     source = tmp_path / "chats.jsonl"
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    data = make(model, tmp_path / "out", source, Recipe(2, 64, field="messages"))
+    data = make_calibration(model, tmp_path / "out", source, Recipe(2, 64, field="messages"))
     decoded = tokenizer.decode(data.tokens.reshape(-1))
     assert decoded.count("<|im_start|>user") > 3 and "What is" in decoded
     assert tokenizer.eos_token * 2 not in decoded
@@ -156,17 +166,17 @@ def test_files_of_a_directory(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "b.jsonl.gz", "wt") as f:
         f.write('{"text": "second text"}\n\n')
     (tmp_path / "README.md").write_text("not a text to calibrate with")
-    found = [d.text for d in text.documents(tmp_path, "text", lambda _: "")]
+    found = [d.text for d in calibration_text.read_documents(tmp_path, "text", lambda _: "")]
     assert sorted(found) == ["first text", "second text"]
-    before = text.digest(tmp_path)
+    before = calibration_text.hash_text_files(tmp_path)
     (tmp_path / "deep/a.txt").rename(tmp_path / "deep/c.txt")
-    assert text.digest(tmp_path) != before  # names order the documents
+    assert calibration_text.hash_text_files(tmp_path) != before  # names order the documents
 
 
 def test_a_book_is_cut_at_blank_lines(tmp_path: Path) -> None:
     paragraph = "word " * 100
     (tmp_path / "book.txt").write_text("\n\n".join([paragraph] * 50))
-    found = list(text.documents(tmp_path / "book.txt", "text", lambda _: ""))
+    found = list(calibration_text.read_documents(tmp_path / "book.txt", "text", lambda _: ""))
     assert 3 < len(found) < 50
     assert "".join("".join(d.text.split()) for d in found) == "word" * 5000
 
@@ -198,7 +208,7 @@ def test_bad_texts_are_refused(case: str, model: Path, tmp_path: Path) -> None:
     name, content, message = BAD[case]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(EnginixError, match=message):
-        make(model, tmp_path / "out", tmp_path / name, Recipe(2, 32))
+        make_calibration(model, tmp_path / "out", tmp_path / name, Recipe(2, 32))
     assert not (tmp_path / "out").exists()
 
 
@@ -206,7 +216,7 @@ def test_a_directory_of_parquet_says_what_to_do(model: Path, tmp_path: Path) -> 
     (tmp_path / "data").mkdir()
     (tmp_path / "data/train.parquet").write_bytes(b"PAR1")
     with pytest.raises(UsageError, match=r"it has \.parquet(.|\n)*as JSONL"):
-        make(model, tmp_path / "out", tmp_path / "data", Recipe(2, 32))
+        make_calibration(model, tmp_path / "out", tmp_path / "data", Recipe(2, 32))
 
 
 def test_a_chat_without_a_template(tokenizer_only: Path, tmp_path: Path) -> None:
@@ -215,14 +225,14 @@ def test_a_chat_without_a_template(tokenizer_only: Path, tmp_path: Path) -> None
     settings_file.write_text(json.dumps(json.loads(settings_file.read_text()) | {"chat_template": None}))
     (tmp_path / "a.jsonl").write_text('{"text": [{"role": "user", "content": "x"}]}\n')
     with pytest.raises(UsageError, match="no chat template"):
-        make(tokenizer_only, tmp_path / "out", tmp_path / "a.jsonl", Recipe(2, 32))
+        make_calibration(tokenizer_only, tmp_path / "out", tmp_path / "a.jsonl", Recipe(2, 32))
 
 
 def test_a_template_that_refuses_its_messages(tokenizer_only: Path, tmp_path: Path) -> None:
     (tokenizer_only / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
     (tmp_path / "a.jsonl").write_text('{"text": [{"role": "user", "content": "x"}]}\n')
     with pytest.raises(UsageError, match="the chat template refuses messages: roles must alternate"):
-        make(tokenizer_only, tmp_path / "out", tmp_path / "a.jsonl", Recipe(2, 32))
+        make_calibration(tokenizer_only, tmp_path / "out", tmp_path / "a.jsonl", Recipe(2, 32))
 
 
 @pytest.mark.parametrize("sizes", [(0, 5), (5, 0), (-1, 5), (1 << 40, 5)])
@@ -233,14 +243,14 @@ def test_impossible_sizes(sizes: tuple[int, int]) -> None:
 
 def test_no_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no tokenizer in it"):
-        make(tmp_path, tmp_path / "out", None, Recipe(2, 32))
+        make_calibration(tmp_path, tmp_path / "out", None, Recipe(2, 32))
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match="cannot be read"):
-        make(tmp_path, tmp_path / "out", None, Recipe(2, 32))
+        make_calibration(tmp_path, tmp_path / "out", None, Recipe(2, 32))
 
 
 def _damaged(path: Path, change: str) -> None:
-    good = read(path)
+    good = read_calibration(path)
     about: dict[str, Any] = dict(good.about)
     tokens = good.tokens
     if change == "format":
@@ -255,31 +265,31 @@ def _damaged(path: Path, change: str) -> None:
         tokens = tokens.reshape(-1)
     elif change == "empty":
         tokens = tokens[:0]
-    path.write_bytes(dump(tokens, about))
+    path.write_bytes(dump_calibration(tokens, about))
 
 
 @pytest.mark.parametrize("change", ["format", "tokenizer", "negative", "float", "flat", "empty"])
 def test_files_that_lie_are_refused(change: str, calibration: Path, tmp_path: Path) -> None:
-    path = tmp_path / FILE
+    path = tmp_path / CALIBRATION_FILE
     shutil.copyfile(calibration, path)
     _damaged(path, change)
     with pytest.raises(ModelError, match="enginix calibrate"):
-        read(path)
+        read_calibration(path)
 
 
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_garbage_is_refused_by_name(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    good = dump(np.zeros((2, 3), np.int32), {"format": 1, "text": {}, "tokenizer": {}})
+    good = dump_calibration(np.zeros((2, 3), np.int32), {"format": 1, "text": {}, "tokenizer": {}})
     raw = bytearray(good)
     if data.draw(st.booleans()):
         raw = raw[: data.draw(st.integers(0, len(raw) - 1))]
     else:
         raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
-    path = tmp_path_factory.mktemp("x") / FILE
+    path = tmp_path_factory.mktemp("x") / CALIBRATION_FILE
     path.write_bytes(raw)
     try:
-        assert read(path).tokens.dtype == np.int32
+        assert read_calibration(path).tokens.dtype == np.int32
     except EnginixError as e:
         assert e.where
 
@@ -288,7 +298,7 @@ def test_the_command(enginix: Any, model: Path, tmp_path: Path) -> None:
     words = ("calibrate", model, "-o", tmp_path / "out", "--size", "4", "--sequence-length", "32", "--json")
     done = enginix(*words)
     told = json.loads(done.stdout)
-    assert done.returncode == 0 and told["sha256"] == sha256_file(tmp_path / "out" / FILE)
+    assert done.returncode == 0 and told["sha256"] == sha256_file(tmp_path / "out" / CALIBRATION_FILE)
     again = enginix(*words)
     assert again.returncode == 2 and "exists already" in again.stderr
 
@@ -299,12 +309,12 @@ def test_an_output_that_exists_is_refused_before_anything_is_read(
     def read_nothing(*_: object) -> Any:
         raise AssertionError("the text was read")
 
-    monkeypatch.setattr(calibration, "default_text", read_nothing)
+    monkeypatch.setattr(calibration, "find_default_text", read_nothing)
     monkeypatch.setattr(calibration, "load_tokenizer", read_nothing)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/kept").touch()
     with pytest.raises(UsageError, match="exists already"):
-        make(model, tmp_path / "out", None, Recipe(2, 32))
+        make_calibration(model, tmp_path / "out", None, Recipe(2, 32))
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "kept"]
 
 
@@ -322,11 +332,11 @@ def _dataset(directory: Path, **files: str) -> Path:
 def test_a_dataset_is_named(model: Path, tmp_path: Path) -> None:
     lines = '{"said": "a line of text that is long enough", "text": 7}\n' * 20
     source = _dataset(tmp_path / "texts", train=lines)
-    done = make(model, tmp_path / "out", source, Recipe(2, 16, 1, "said"))
+    done = make_calibration(model, tmp_path / "out", source, Recipe(2, 16, 1, "said"))
     named = {"repo": "acme/texts", "revision": "0" * 40, "license": "cc0-1.0"}
     assert done.about["text"]["dataset"] == named
-    assert manifest.read(tmp_path / "out").inputs["text"]["dataset"] == named
-    assert manifest.read(tmp_path / "out").options["field"] == "said"
+    assert manifest.read_manifest(tmp_path / "out").inputs["text"]["dataset"] == named
+    assert manifest.read_manifest(tmp_path / "out").options["field"] == "said"
 
 
 @pytest.mark.parametrize("inside", ["data/train.jsonl", "data"])
@@ -338,17 +348,20 @@ def test_a_part_of_a_dataset_is_named(model: Path, tmp_path: Path, inside: str) 
     named = {"repo": "acme/texts", "revision": "0" * 40, "license": "cc0-1.0"}
     files = {"data/train.jsonl": sha256_file(path)}
     manifest.Manifest("dataset", "texts", inputs={**named, "files": files}).write(whole)
-    done = make(model, tmp_path / "out", whole / inside, Recipe(2, 16))
+    done = make_calibration(model, tmp_path / "out", whole / inside, Recipe(2, 16))
     assert done.about["text"]["dataset"] == named
     path.write_text('{"text": "another line, which nobody pinned"}\n' * 20)
     with pytest.raises(ModelError, match=r"data/train\.jsonl is not what the dataset's lock pins"):
-        make(model, tmp_path / "again", whole / inside, Recipe(2, 16))
+        make_calibration(model, tmp_path / "again", whole / inside, Recipe(2, 16))
 
 
 def test_text_beside_another_artefact_is_no_dataset(model: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a line of text that is long enough " * 20)
     manifest.Manifest("model", "texts").write(tmp_path)
-    assert "dataset" not in make(model, tmp_path / "out", tmp_path / "a.txt", Recipe(2, 16)).about["text"]
+    assert (
+        "dataset"
+        not in make_calibration(model, tmp_path / "out", tmp_path / "a.txt", Recipe(2, 16)).about["text"]
+    )
 
 
 @pytest.mark.parametrize("damage", ["changed", "added", "no files", "manifest"])
@@ -363,7 +376,7 @@ def test_a_dataset_that_is_not_what_was_pinned_is_not_named(model: Path, tmp_pat
     else:
         (source / "enginix.json").write_text("{")
     with pytest.raises((ModelError, ManifestError)):
-        make(model, tmp_path / "out", source, Recipe(2, 16))
+        make_calibration(model, tmp_path / "out", source, Recipe(2, 16))
     assert not (tmp_path / "out").exists()
 
 
@@ -371,4 +384,4 @@ def test_the_terms_of_a_dataset_are_no_text(tmp_path: Path) -> None:
     for name in ("LICENSE.txt", "sub/NOTICE.txt", "a.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    assert text.files(tmp_path) == [tmp_path / "a.txt"]
+    assert calibration_text.list_text_files(tmp_path) == [tmp_path / "a.txt"]

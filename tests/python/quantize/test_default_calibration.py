@@ -13,8 +13,14 @@ import pytest
 
 from enginix.cli import main
 from enginix.quantize import source
-from enginix.quantize.calibration import Recipe, default_text, draw, make, read
-from enginix.quantize.text import Document
+from enginix.quantize.calibration import (
+    Recipe,
+    draw_rows,
+    find_default_text,
+    make_calibration,
+    read_calibration,
+)
+from enginix.quantize.calibration_text import Document
 
 BATCH = 8
 
@@ -37,7 +43,7 @@ def whole_words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """100,000 entries and every word of the text among them: as few tokens as any tokenizer could give."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-    words = dict.fromkeys(["<end>", "<unknown>", *_words_of(default_text()[0])])
+    words = dict.fromkeys(["<end>", "<unknown>", *_words_of(find_default_text()[0])])
     entries = [*words, *(f"unused-{i}" for i in range(100_000))]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(entries)}, unk_token="<unknown>"))
     # Space goes with the word that follows it, as byte-level BPE has it.
@@ -66,7 +72,7 @@ def large_bpe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _check_default(model: Path, out: Path) -> int:
-    data = make(model, out, None, Recipe())
+    data = make_calibration(model, out, None, Recipe())
     rows, length = data.tokens.shape
     assert length == 512 and rows % BATCH == 0 and 64 <= rows <= 256
     assert (
@@ -74,13 +80,13 @@ def _check_default(model: Path, out: Path) -> int:
         == rows
         == json.loads((out / "enginix.json").read_text())["options"]["size"]
     )
-    assert read(out).sha256 == data.sha256
+    assert read_calibration(out).sha256 == data.sha256
     return int(rows)
 
 
 def test_a_small_vocabulary(model: Path, tmp_path: Path) -> None:
     rows = _check_default(model, tmp_path / "default")
-    same = make(model, tmp_path / "asked", None, Recipe(size=rows))
+    same = make_calibration(model, tmp_path / "asked", None, Recipe(size=rows))
     assert (tmp_path / "default/calibration.safetensors").read_bytes() == (
         tmp_path / "asked/calibration.safetensors"
     ).read_bytes() and same.about["recipe"]["size"] == rows
@@ -104,7 +110,7 @@ def test_no_more_rows_than_256_and_no_padding() -> None:
             return {"input_ids": [ord(c) for c in words]}
 
     def rows(characters: int) -> int:
-        return len(draw(Letters(), [Document("x" * characters)], Recipe(sequence_length=4)))
+        return len(draw_rows(Letters(), [Document("x" * characters)], Recipe(sequence_length=4)))
 
     assert [rows(n) for n in (4, 7, 12, 36, 44, 67, 4 * 255, 4 * 256, 9999)] == [
         1, 1, 3, 8, 8, 16, 248, 256, 256,
@@ -142,8 +148,8 @@ def test_the_command_that_quantize_names_works(
     command = shlex.split(match[1].replace("./", f"{tmp_path}/"))
     assert enginix(*command[1:]).returncode == 0
     option = shlex.split(match[2].replace("./", f"{tmp_path}/"))
-    made = read(Path(option[1]))
-    source.check_calibration(source.read(model), made, "data")
+    made = read_calibration(Path(option[1]))
+    source.check_calibration(source.read_source_model(model), made, "data")
 
 
 @pytest.mark.parametrize(
@@ -164,10 +170,10 @@ def test_the_option_that_a_short_text_names_works(
 def test_calibration_for_another_model_names_a_command_that_works(
     enginix: Callable[..., Done], model: Path, whole_words: Path, tmp_path: Path
 ) -> None:
-    make(whole_words, tmp_path / "calibration", None, Recipe(2, 32))
+    make_calibration(whole_words, tmp_path / "calibration", None, Recipe(2, 32))
     quantize = ("quantize", model, "--format", "fp8", "--calibration", tmp_path / "calibration")
     refused = enginix(*quantize, "-o", tmp_path / "fp8")
     assert refused.returncode == 2
     command = shlex.split(_fix(refused.stderr).split(": ", 1)[1].replace("./", f"{tmp_path}/"))
     assert enginix(*command[1:]).returncode == 0
-    source.check_calibration(source.read(model), read(Path(command[-1])), "data")
+    source.check_calibration(source.read_source_model(model), read_calibration(Path(command[-1])), "data")

@@ -18,18 +18,18 @@ from enginix.checkpoint.formats import format_of
 from enginix.errors import MachineError, ModelError, UsageError
 from enginix.quantize import calibration as calibrate
 from enginix.quantize import source
-from enginix.quantize.formats import check_shapes, kv_cache_warning, resolve, row
-from enginix.tables import table
+from enginix.quantize.formats import check_shapes, find_format, resolve_format, warn_of_kv_cache
+from enginix.tables import load_table
 
-TABLE = table("quantize")
+TABLE = load_table("quantize")
 
 
 def test_every_row_is_known_to_the_other_tables() -> None:
     for name in TABLE["formats"]:
-        found = row(name)
-        assert found.algorithm in table("quantization")["algorithms"], name
-        assert table("quantization_support")["algorithms"][found.algorithm]["engine"], name
-        if table("quantization")["algorithms"][found.algorithm]["convert"]:
+        found = find_format(name)
+        assert found.algorithm in load_table("quantization")["algorithms"], name
+        assert load_table("quantization_support")["algorithms"][found.algorithm]["engine"], name
+        if load_table("quantization")["algorithms"][found.algorithm]["convert"]:
             assert format_of(found.algorithm, "trtllm")
     assert set(TABLE["mixed"]["allowed"]) <= set(TABLE["formats"])
     assert not set(TABLE["refused"]) & set(TABLE["formats"])
@@ -44,7 +44,7 @@ def test_every_recipe_is_modelopts() -> None:
 @pytest.mark.parametrize("name", sorted(TABLE["refused"]))
 def test_refused_formats_name_another(name: str) -> None:
     with pytest.raises(UsageError) as e:
-        resolve(name)
+        resolve_format(name)
     assert TABLE["refused"][name]["instead"] in str(e.value) and name in str(e.value)
 
 
@@ -71,41 +71,44 @@ def test_refused_formats_name_another(name: str) -> None:
 )
 def test_requests_that_cannot_be(words: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        resolve(**words)
+        resolve_format(**words)
 
 
 @pytest.mark.parametrize(("gpu", "names"), [("b200", ["nvfp4", "fp8"]), ("h200", ["w4a8_awq", "fp8"]),
                                             ("a100-80gb", ["int4_awq", "int8_sq"])])  # fmt: skip
 def test_mixed_takes_what_the_target_executes(gpu: str, names: list[str]) -> None:
-    found = resolve("mixed", effective_bits=9.0, target_name=gpu)
+    found = resolve_format("mixed", effective_bits=9.0, target_name=gpu)
     assert [f.name for f in found.formats] == names and found.algorithm == "MIXED_PRECISION"
 
 
 def test_mixed_on_a_cpu_is_without_nvfp4() -> None:
-    assert [f.name for f in resolve("mixed", effective_bits=9.0, device="cpu").formats] == ["w4a8_awq", "fp8"]
+    assert [f.name for f in resolve_format("mixed", effective_bits=9.0, device="cpu").formats] == [
+        "w4a8_awq",
+        "fp8",
+    ]
     for more in ({"candidates": ("nvfp4", "fp8")}, {"target_name": "b200"}):
         with pytest.raises(UsageError, match="emulates nvfp4 on CUDA alone"):
-            resolve("mixed", effective_bits=9.0, device="cpu", **more)  # type: ignore[arg-type]
+            resolve_format("mixed", effective_bits=9.0, device="cpu", **more)  # type: ignore[arg-type]
 
 
 def test_what_nobody_vouches_for_is_said() -> None:
-    found = resolve("fp8", kv_cache="fp8", target_name="h200", architecture="Qwen3ForCausalLM")
+    found = resolve_format("fp8", kv_cache="fp8", target_name="h200", architecture="Qwen3ForCausalLM")
     assert any("Qwen3 with FP8 weights and FP8 KV cache failed" in w for w in found.warnings)
-    assert not resolve("fp8", target_name="h200", architecture="LlamaForCausalLM").warnings
-    assert not resolve("fp8", target_name="h200", architecture="NobodysForCausalLM").warnings
+    assert not resolve_format("fp8", target_name="h200", architecture="LlamaForCausalLM").warnings
+    assert not resolve_format("fp8", target_name="h200", architecture="NobodysForCausalLM").warnings
 
 
 def test_small_models_with_an_fp8_cache_are_warned_of() -> None:
-    assert "4218" in str(kv_cache_warning(8_000_000_000))
-    assert kv_cache_warning(70_000_000_000) is None
+    assert "4218" in str(warn_of_kv_cache(8_000_000_000))
+    assert warn_of_kv_cache(70_000_000_000) is None
 
 
 def test_shapes() -> None:
-    check_shapes(resolve("int4_awq"), {"a": (7, 256)}, False, "m")
+    check_shapes(resolve_format("int4_awq"), {"a": (7, 256)}, False, "m")
     with pytest.raises(UsageError, match=r"a has 100 columns(.|\n)*use fp8, fp8_pc_pt, int8_sq, int8_wo"):
-        check_shapes(resolve("nvfp4"), {"a": (7, 100)}, False, "m")
+        check_shapes(resolve_format("nvfp4"), {"a": (7, 100)}, False, "m")
     with pytest.raises(UsageError, match=r"has experts(.|\n)*use fp8 or nvfp4"):
-        check_shapes(resolve("int8_sq"), {"a": (7, 256)}, True, "m")
+        check_shapes(resolve_format("int8_sq"), {"a": (7, 256)}, True, "m")
 
 
 @pytest.fixture
@@ -121,7 +124,7 @@ def _change(directory: Path, **changes: Any) -> None:
 
 
 def test_a_model_is_read(model: Path) -> None:
-    found = source.read(model)
+    found = source.read_source_model(model)
     assert len(found.matrices) == 28 and found.architecture == "Qwen3ForCausalLM" and not found.experts
     assert found.parameters == sum(a.size for a in load_file_sizes(model))
 
@@ -136,48 +139,50 @@ def load_file_sizes(model: Path) -> list[Any]:
 def test_models_that_are_refused(copy: Path) -> None:
     _change(copy, quantization_config={"quant_method": "gptq"})
     with pytest.raises(UsageError, match="quantized already"):
-        source.read(copy)
+        source.read_source_model(copy)
     _change(copy, quantization_config=None, auto_map={"AutoModel": "code.Model"})
-    assert source.read(copy).architecture  # transformers has it: Phi-3 is published with an auto_map
+    assert source.read_source_model(
+        copy
+    ).architecture  # transformers has it: Phi-3 is published with an auto_map
     _change(copy, architectures=["CodeForCausalLM"])
     with pytest.raises(UsageError, match="transformers has no CodeForCausalLM"):
-        source.read(copy)
+        source.read_source_model(copy)
     _change(copy, auto_map=None, architectures=[])
     with pytest.raises(ModelError, match="names no architecture"):
-        source.read(copy)
+        source.read_source_model(copy)
     with pytest.raises(ModelError, match="no such directory"):
-        source.read(copy / "nowhere")
+        source.read_source_model(copy / "nowhere")
 
 
 def test_int8_weights_without_a_claim_are_refused(copy: Path) -> None:
     save_file({"model.layers.0.mlp.up_proj.weight": np.ones((4, 4), np.int8)}, copy / "model.safetensors")
     with pytest.raises(ModelError, match="is I8"):
-        source.read(copy)
+        source.read_source_model(copy)
 
 
 def test_calibration_of_another_model(copy: Path, calibration: Path) -> None:
-    data = calibrate.read(calibration)
-    source.check_calibration(source.read(copy), data, "c")
+    data = calibrate.read_calibration(calibration)
+    source.check_calibration(source.read_source_model(copy), data, "c")
     _change(copy, vocab_size=100)
     with pytest.raises(UsageError, match="beyond the model's vocabulary of 100"):
-        source.check_calibration(source.read(copy), data, "c")
+        source.check_calibration(source.read_source_model(copy), data, "c")
     _change(copy, vocab_size=2048, max_position_embeddings=64)
     with pytest.raises(UsageError, match="the model's context is 64"):
-        source.check_calibration(source.read(copy), data, "c")
+        source.check_calibration(source.read_source_model(copy), data, "c")
     _change(copy, max_position_embeddings=2048)
     tokenizer = copy / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace(" ", "  ", 1))
     with pytest.raises(UsageError, match=r"another tokenizer\.json"):
-        source.check_calibration(source.read(copy), data, "c")
+        source.check_calibration(source.read_source_model(copy), data, "c")
     # Without a file in common, nothing says that the ids mean the same.
     data.about["tokenizer"].clear()
     data.about["tokenizer"]["tokenizer.model"] = "0" * 64
     with pytest.raises(UsageError, match="nothing tells that the tokenizer is the model's"):
-        source.check_calibration(source.read(copy), data, "c")
+        source.check_calibration(source.read_source_model(copy), data, "c")
 
 
 def test_too_little_memory_or_disk(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = source.read(model)
+    found = source.read_source_model(model)
     source.check_machine(found, tmp_path / "out", "cpu")
     monkeypatch.setattr(source, "_available_memory", lambda: 1000)
     with pytest.raises(MachineError, match="of memory are needed"):
@@ -193,8 +198,8 @@ def test_the_memory_that_is_needed_is_the_tables(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     """Nix names it at evaluation, from the same table."""
-    found = source.read(model)
-    percent = table("quantize")["memory"]["percentOfWeights"][device]
+    found = source.read_source_model(model)
+    percent = load_table("quantize")["memory"]["percentOfWeights"][device]
     monkeypatch.setattr(source, "_available_memory", lambda: found.bytes * percent // 100)
     source.check_machine(found, tmp_path / "out", device)
     monkeypatch.setattr(source, "_available_memory", lambda: found.bytes * percent // 100 - 1)
@@ -211,10 +216,10 @@ def test_room_for_a_model_of_float32(copy: Path, monkeypatch: pytest.MonkeyPatch
     for free in (64 * 64 // 2, 64 * 64 // 2 - 1):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: type("Usage", (), {"free": free}))
         if free == 64 * 64 // 2:
-            source.check_machine(source.read(copy), copy / "out", "cpu")
+            source.check_machine(source.read_source_model(copy), copy / "out", "cpu")
         else:
             with pytest.raises(MachineError, match="or more"):
-                source.check_machine(source.read(copy), copy / "out", "cpu")
+                source.check_machine(source.read_source_model(copy), copy / "out", "cpu")
 
 
 @pytest.mark.parametrize("command", ["quantize", "calibrate"])
@@ -254,9 +259,12 @@ def test_the_page_has_every_format() -> None:
     assert set(rows) == {*TABLE["formats"], "mixed"}
     for name, raw in TABLE["formats"].items():
         cells = [c.strip() for c in rows[name].strip("|").split("|")]
-        support = table("quantization_support")["algorithms"][raw["algorithm"]]
+        support = load_table("quantization_support")["algorithms"][raw["algorithm"]]
         assert cells[1] == raw["algorithm"]
         assert cells[4] == ("yes" if raw["calibrates"] else "no"), name
         assert cells[5].startswith(f"SM {support['minSm']} "), name
         assert ("to 99, SM 120" in cells[5]) == (support["refusedSm"] == [100, 120]), name
-        assert cells[6].startswith("yes") == table("quantization")["algorithms"][raw["algorithm"]]["convert"]
+        assert (
+            cells[6].startswith("yes")
+            == load_table("quantization")["algorithms"][raw["algorithm"]]["convert"]
+        )

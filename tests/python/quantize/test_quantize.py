@@ -12,23 +12,23 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from enginix import manifest
-from enginix.checkpoint.against import Comparison
-from enginix.checkpoint.convert import Options as Conversion
-from enginix.checkpoint.convert import convert
-from enginix.checkpoint.verify import verify as verify_checkpoint
+from enginix.checkpoint.compare_with_model import CheckpointComparison
+from enginix.checkpoint.convert import ConvertOptions as Conversion
+from enginix.checkpoint.convert import convert_model
+from enginix.checkpoint.verify import verify_checkpoint as verify_checkpoint
 from enginix.errors import ModelError, UsageError
 from enginix.files import sha256_file
 from enginix.quantize import source, verify
-from enginix.quantize.formats import Choice, resolve
-from enginix.quantize.run import Options, quantize
-from enginix.tables import table
+from enginix.quantize.formats import FormatChoice, resolve_format
+from enginix.quantize.run import QuantizeOptions, quantize_model
+from enginix.tables import load_table
 
 pytest.importorskip("modelopt")
 pytestmark = pytest.mark.slow
 
-CONVERTED = [n for n, r in table("quantize")["formats"].items()
-             if table("quantization")["algorithms"][r["algorithm"]]["convert"]]  # fmt: skip
-FORMATS = list(table("quantize")["formats"])
+CONVERTED = [n for n, r in load_table("quantize")["formats"].items()
+             if load_table("quantization")["algorithms"][r["algorithm"]]["convert"]]  # fmt: skip
+FORMATS = list(load_table("quantize")["formats"])
 MIXED = {"effective_bits": 8.5, "candidates": ("w4a8_awq", "fp8")}
 CARRIED = (
     "tokenizer.json",
@@ -43,8 +43,8 @@ CARRIED = (
 DISTANCE = {"fp8": 0.2, "fp8_pc_pt": 0.2, "int8_sq": 0.2, "int8_wo": 0.1, "mixed": 0.4}
 
 
-def _choice(name: str, **more: Any) -> Choice:
-    return resolve(name, **(MIXED if name == "mixed" else {}), **more)
+def _choice(name: str, **more: Any) -> FormatChoice:
+    return resolve_format(name, **(MIXED if name == "mixed" else {}), **more)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def quantized(model: Path, calibration: Path, tmp_path_factory: pytest.TempPathF
         key = name + json.dumps(more)
         if key not in made:
             out = tmp_path_factory.mktemp(name) / "quantized"
-            quantize(model, out, _choice(name, **more), calibration, Options())
+            quantize_model(model, out, _choice(name, **more), calibration, QuantizeOptions())
             made[key] = out
         return made[key]
 
@@ -72,7 +72,13 @@ def test_twice_the_same_bytes(
 
     threads = torch.get_num_threads()
     try:
-        quantize(model, tmp_path / "again", _choice(name), calibration, Options(threads=3 - min(threads, 2)))
+        quantize_model(
+            model,
+            tmp_path / "again",
+            _choice(name),
+            calibration,
+            QuantizeOptions(threads=3 - min(threads, 2)),
+        )
     finally:
         torch.set_num_threads(threads)
     first = {p.name: sha256_file(p) for p in quantized(name).iterdir()}
@@ -86,7 +92,7 @@ def test_the_directory(name: str, quantized: Any, model: Path, calibration: Path
         assert (there / carried).read_bytes() == (model / carried).read_bytes(), carried
     claimed = json.loads((there / "hf_quant_config.json").read_text())["quantization"]
     assert claimed["kv_cache_quant_algo"] is None
-    found = manifest.read(there, "quantized-model")
+    found = manifest.read_manifest(there, "quantized-model")
     assert found.model["quantization"] == claimed["quant_algo"] == _choice(name).algorithm
     assert found.inputs["calibration"]["sha256"] == sha256_file(calibration)
     assert found.results["bytes"] == sum(p.stat().st_size for p in there.glob("*.safetensors"))
@@ -98,16 +104,16 @@ def test_the_directory(name: str, quantized: Any, model: Path, calibration: Path
 
 @pytest.mark.parametrize("name", [*CONVERTED, "mixed"])
 def test_the_next_stage_takes_it(name: str, quantized: Any, tmp_path: Path) -> None:
-    convert(quantized(name), tmp_path / "out", Conversion())
+    convert_model(quantized(name), tmp_path / "out", Conversion())
     assert verify_checkpoint(tmp_path / "out").findings == []
-    assert list(Comparison(tmp_path / "out", quantized(name)).findings()) == []
-    found = manifest.read(tmp_path / "out", "checkpoint")
+    assert list(CheckpointComparison(tmp_path / "out", quantized(name)).findings()) == []
+    found = manifest.read_manifest(tmp_path / "out", "checkpoint")
     assert found.inputs["model"]["artefact"] == "quantized-model"
 
 
 def test_int8_wo_is_told_where_it_cannot_go(quantized: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="compiled operator"):
-        convert(quantized("int8_wo"), tmp_path / "out", Conversion())
+        convert_model(quantized("int8_wo"), tmp_path / "out", Conversion())
 
 
 def _restored(there: Path, name: str) -> dict[str, Any]:
@@ -130,9 +136,9 @@ def test_it_still_computes_the_function(name: str, quantized: Any, model: Path, 
     import torch
     from transformers import AutoModelForCausalLM
 
-    from enginix.quantize.calibration import read
+    from enginix.quantize.calibration import read_calibration
 
-    tokens = torch.from_numpy(read(calibration).tokens[:2].astype(np.int64))
+    tokens = torch.from_numpy(read_calibration(calibration).tokens[:2].astype(np.int64))
     with torch.no_grad():
         network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
         before = network(tokens).logits
@@ -161,7 +167,7 @@ def test_a_kv_cache_is_quantized_when_asked(name: str, quantized: Any) -> None:
     scales = {k: float(v) for k, v in tensors.items() if k.endswith((".k_scale", ".v_scale"))}
     assert claimed["kv_cache_quant_algo"] == "FP8" and len(scales) == 8
     assert len(set(scales.values())) > 1  # measured, not 1.0 everywhere
-    found = manifest.read(there)
+    found = manifest.read_manifest(there)
     assert found.model["kvCacheQuantization"] == "FP8"
     assert any("30 billion" in w for w in found.results["warnings"])
     plain = load_file(quantized(name) / "model.safetensors")
@@ -169,33 +175,33 @@ def test_a_kv_cache_is_quantized_when_asked(name: str, quantized: Any) -> None:
 
 
 def test_weight_only_formats_need_no_calibration(model: Path, quantized: Any, tmp_path: Path) -> None:
-    quantize(model, tmp_path / "out", _choice("int8_wo"), None, Options())
+    quantize_model(model, tmp_path / "out", _choice("int8_wo"), None, QuantizeOptions())
     one, two = (p / "model.safetensors" for p in (tmp_path / "out", quantized("int8_wo")))
     assert sha256_file(one) == sha256_file(two)
-    assert manifest.read(tmp_path / "out").inputs["calibration"] is None
+    assert manifest.read_manifest(tmp_path / "out").inputs["calibration"] is None
 
 
 def test_calibration_data_matter(model: Path, quantized: Any, tmp_path: Path) -> None:
-    from enginix.quantize.calibration import Recipe, make
+    from enginix.quantize.calibration import Recipe, make_calibration
 
-    make(model, tmp_path / "data", None, Recipe(16, 96, seed=5))
-    quantize(model, tmp_path / "out", _choice("fp8"), tmp_path / "data", Options())
+    make_calibration(model, tmp_path / "data", None, Recipe(16, 96, seed=5))
+    quantize_model(model, tmp_path / "out", _choice("fp8"), tmp_path / "data", QuantizeOptions())
     assert sha256_file(tmp_path / "out/model.safetensors") != sha256_file(
         quantized("fp8") / "model.safetensors"
     )
 
 
 def test_mixed_keeps_its_budget_and_mixes(quantized: Any) -> None:
-    found = manifest.read(quantized("mixed"))
+    found = manifest.read_manifest(quantized("mixed"))
     assert set(found.results["matrices"]) >= {"FP8", "W4A8_AWQ"}
     # The search counts the head, which stays as it is and shares the embedding's weights here.
     assert found.results["bitsPerWeight"] <= MIXED["effective_bits"] + 0.1
 
 
 def test_a_budget_that_cannot_be_met(model: Path, calibration: Path, tmp_path: Path) -> None:
-    choice = resolve("mixed", effective_bits=5.0, candidates=("int4_awq", "int8_sq"))
+    choice = resolve_format("mixed", effective_bits=5.0, candidates=("int4_awq", "int8_sq"))
     with pytest.raises(UsageError, match=r"--effective-bits 5\.0: .*minimum"):
-        quantize(model, tmp_path / "out", choice, calibration, Options())
+        quantize_model(model, tmp_path / "out", choice, calibration, QuantizeOptions())
     assert not list(tmp_path.iterdir())
 
 
@@ -246,10 +252,10 @@ def test_a_broken_export_is_refused(
 ) -> None:
     there = tmp_path / "broken"
     shutil.copytree(quantized("fp8"), there)
-    assert verify.verify(there, _choice("fp8"), source.read(model)) == {"FP8": 28}
+    assert verify.verify_export(there, _choice("fp8"), source.read_source_model(model)) == {"FP8": 28}
     _break(there, how)
     with pytest.raises(ModelError, match=message):
-        verify.verify(there, _choice("fp8"), source.read(model))
+        verify.verify_export(there, _choice("fp8"), source.read_source_model(model))
 
 
 def test_a_broken_export_leaves_nothing(
@@ -258,13 +264,13 @@ def test_a_broken_export_leaves_nothing(
     """The check is part of the stage: what it refuses never appears."""
     from enginix.quantize import ptq
 
-    export = ptq.export
+    export = ptq.export_checkpoint
 
     def broken(network: Any, directory: Path) -> None:
         export(network, directory)
         _break(directory, "unquantized")
 
-    monkeypatch.setattr(ptq, "export", broken)
+    monkeypatch.setattr(ptq, "export_checkpoint", broken)
     with pytest.raises(ModelError, match="not quantized"):
-        quantize(model, tmp_path / "out", _choice("fp8"), calibration, Options())
+        quantize_model(model, tmp_path / "out", _choice("fp8"), calibration, QuantizeOptions())
     assert not list(tmp_path.iterdir())

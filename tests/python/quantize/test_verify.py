@@ -10,7 +10,7 @@ import pytest
 
 from enginix.errors import ModelError
 from enginix.quantize import source, verify
-from enginix.quantize.formats import resolve
+from enginix.quantize.formats import resolve_format
 
 torch = pytest.importorskip("torch")
 
@@ -46,8 +46,8 @@ def _exported(original: dict[str, Any]) -> dict[str, Any]:
 
 
 def _verify(tmp_path: Path, original: dict[str, Any], export: dict[str, Any], excluded: list[str]) -> Any:
-    model = source.read(_write(tmp_path / "model", original))
-    return verify.verify(_write(tmp_path / "export", export, excluded), resolve("fp8"), model)
+    model = source.read_source_model(_write(tmp_path / "model", original))
+    return verify.verify_export(_write(tmp_path / "export", export, excluded), resolve_format("fp8"), model)
 
 
 @pytest.mark.parametrize("piece", [1, 7, 1 << 22])

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from enginix.checkpoint.convert import Options, convert
-from enginix.checkpoint.mapping import Mapping
-from enginix.gates.logits import relative_error
+from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.checkpoint.mapping import CheckpointMapping
+from enginix.evaluation.judgement.logits import relative_error
 from enginix.reference import Executor
 
 DENSE = [(1, 1, 1), (2, 1, 1), (4, 1, 1), (1, 2, 1), (2, 2, 1)]
@@ -57,7 +57,7 @@ def test_converted_equals_transformers(
     split: tuple[int, int, int],
 ) -> None:
     model = golden / case / "hf"
-    convert(model, tmp_path / "out", Options(mapping=Mapping(*split)))
+    convert_model(model, tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(*split)))
     executor, reference = Executor.load(tmp_path / "out", dtype="float32"), hugging_face(model)
     for count in (1, 30, 60):
         if case == "mistral-bf16" and count > 32:

@@ -18,7 +18,7 @@ from enginix.errors import CheckpointError, EnginixError, MachineError, UsageErr
 from enginix.reference import Executor
 from enginix.reference import config as checkpoint_config
 from enginix.reference.cache import Decode
-from enginix.reference.rope import Rope
+from enginix.reference.rope import RopeTables
 
 CASES = ["llama-rope-llama3", "qwen3-bf16", "qwen2moe-bf16", "mixtral-bf16", "phi3-bf16", "qwen2-rope-yarn"]
 
@@ -295,7 +295,7 @@ def test_any_configuration_is_read_or_refused(changes: dict[str, Any], mapping: 
         "position_embedding_type": "rope_gpt_neox",
     }  # fmt: skip
     try:
-        checkpoint_config.parse({**raw, **changes}, "config.json")
+        checkpoint_config.parse_executor_config({**raw, **changes}, "config.json")
     except EnginixError as e:
         assert str(e).startswith("config.json") and e.fix
 
@@ -341,10 +341,10 @@ def test_any_rope_scaling_is_refused_or_has_finite_tables(scaling: dict[str, Any
         "position_embedding_type": "rope_gpt_neox",
     }
     try:
-        config = checkpoint_config.parse(raw, "config.json")
+        config = checkpoint_config.parse_executor_config(raw, "config.json")
     except CheckpointError:
         return
-    frequencies, attention = Rope(config, torch.device("cpu")).frequencies(100)
+    frequencies, attention = RopeTables(config, torch.device("cpu")).frequencies(100)
     assert frequencies.shape == (rotated // 2,) and bool(torch.isfinite(frequencies).all())
     assert 0 < attention < float("inf")
 
@@ -367,4 +367,4 @@ def test_any_config_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFac
     directory = tmp_path_factory.mktemp("fuzz")
     (directory / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError):
-        checkpoint_config.read(directory)
+        checkpoint_config.read_executor_config(directory)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from enginix.errors import CheckpointError
-from enginix.gates.logits import relative_error
+from enginix.evaluation.judgement.logits import relative_error
 from enginix.reference import Executor
 
 # Weights that are the same numbers on both sides differ by the order of sums alone.

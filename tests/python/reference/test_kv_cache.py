@@ -17,9 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from enginix.checkpoint.convert import Options, convert
-from enginix.checkpoint.mapping import Mapping
-from enginix.gates.logits import relative_error
+from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.checkpoint.mapping import CheckpointMapping
+from enginix.evaluation.judgement.logits import relative_error
 from enginix.reference import Executor
 
 # One golden model an architecture.
@@ -69,7 +69,11 @@ def test_equals_transformers_with_a_rounding_cache(
     golden: Path, tmp_path: Path, hugging_face: Callable[..., Any], case: str, name: str, ranks: int
 ) -> None:
     model = golden / case / "hf"
-    convert(model, tmp_path / "out", Options(dtype="float32", kv_cache="FP8", mapping=Mapping(ranks)))
+    convert_model(
+        model,
+        tmp_path / "out",
+        ConvertOptions(dtype="float32", kv_cache="FP8", mapping=CheckpointMapping(ranks)),
+    )
     reference, ids = hugging_face(model), torch.tensor([IDS])
     layers = reference.config.num_hidden_layers
     seen = [0.0] * layers

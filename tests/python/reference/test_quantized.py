@@ -23,12 +23,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from enginix.checkpoint.convert import Options, convert
-from enginix.checkpoint.mapping import Mapping
+from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.checkpoint.mapping import CheckpointMapping
 from enginix.errors import CheckpointError
-from enginix.gates.logits import relative_error
+from enginix.evaluation.judgement.logits import relative_error
 from enginix.quantize import ptq
-from enginix.quantize.formats import resolve
+from enginix.quantize.formats import resolve_format
 from enginix.reference import Executor, formats
 
 ORDER = 1e-5
@@ -128,7 +128,9 @@ def quantized(
         _share(model)
         fake = model(torch.tensor(TEXTS)).logits.flatten(0, 1)
         if name == "INT4_WO":
-            ptq._neutral_scales(model, resolve("int4_wo"))  # as enginix quantize does before it exports
+            ptq._set_neutral_scales(
+                model, resolve_format("int4_wo")
+            )  # as enginix quantize does before it exports
         export_hf_checkpoint(model, torch.float32, str(directory))
     yield name, directory, fake, exact
 
@@ -139,7 +141,7 @@ def test_equals_modelopts_fake_quantized_model(
     quantized: tuple[str, Path, torch.Tensor, torch.Tensor], ranks: int, tmp_path: Path
 ) -> None:
     name, model, fake, exact = quantized
-    convert(model, tmp_path / "out", Options(dtype="float32", mapping=Mapping(ranks)))
+    convert_model(model, tmp_path / "out", ConvertOptions(dtype="float32", mapping=CheckpointMapping(ranks)))
     executor = Executor.load(tmp_path / "out", dtype="float32")
     found = torch.cat(executor.forward(TEXTS))
     error = relative_error(found, fake)
@@ -373,7 +375,7 @@ def test_both_forms_of_nvfp4_say_the_same(golden: Path, tmp_path: Path) -> None:
     ids = list(range(3, 60))
     found = []
     for form in ("trtllm", "modelopt"):
-        convert(golden / "llama-nvfp4/hf", tmp_path / form, Options(nvfp4_form=form))
+        convert_model(golden / "llama-nvfp4/hf", tmp_path / form, ConvertOptions(nvfp4_form=form))
         found.append(Executor.load(tmp_path / form, dtype="float32").forward([ids])[0])
     assert torch.equal(*found)
 
@@ -425,7 +427,7 @@ def test_nvfp4_is_modelopts(values: list[float], top: float) -> None:
     x, scale = torch.tensor([values]), torch.tensor(top / (6 * 448))
     held, blocks, _ = qtensor.NVFP4QTensor.quantize(x.clone(), 16, None, scale)
     expected = held.dequantize(dtype=torch.float32, scale=blocks, double_scale=scale, block_sizes={-1: 16})
-    assert torch.allclose(formats.nvfp4(x, scale), expected.view(1, -1), rtol=1e-5, atol=0)
+    assert torch.allclose(formats.fake_quantize_nvfp4(x, scale), expected.view(1, -1), rtol=1e-5, atol=0)
 
 
 def test_int4_rows_are_unpacked_by_sign() -> None:
@@ -437,7 +439,7 @@ def test_int4_rows_are_unpacked_by_sign() -> None:
 def test_mixed_precision_and_exclude_lists(golden: Path, tmp_path: Path) -> None:
     """One layer's feed-forward in full precision, said in both ways; it is not the same as all in FP8."""
     whole = tmp_path / "whole"
-    convert(golden / "llama-fp8/hf", whole, Options(dtype="float32"))
+    convert_model(golden / "llama-fp8/hf", whole, ConvertOptions(dtype="float32"))
     modules = [f"transformer.layers.0.mlp.{name}" for name in ("fc", "gate", "proj")]
     tensors = load_file(whole / "rank0.safetensors")
     for module in modules:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginix.errors import UsageError
-from enginix.reference.sampling import Sampler, Sampling, choose, log_probability
+from enginix.reference.sampling import Sampler, Sampling, choose_tokens, log_probability
 
 LOGITS = st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=40).map(lambda v: torch.tensor(v))
 
@@ -126,7 +126,7 @@ def test_choosing_together_is_choosing_alone() -> None:
     ]
     together, alone = ([Sampler(r, {1, 2}, {5, 6}) for r in rules] for _ in range(2))
     for _ in range(4):
-        found = choose(logits, together)
+        found = choose_tokens(logits, together)
         assert isinstance(found[3], FloatingPointError)
         for row, sampler in enumerate(alone):
             if row != 3:

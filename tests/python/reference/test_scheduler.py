@@ -12,7 +12,7 @@ import torch
 
 from enginix.errors import UsageError
 from enginix.reference import Executor
-from enginix.reference.scheduler import Event, Request, Scheduler
+from enginix.reference.scheduler import GenerationEvent, GenerationRequest, Scheduler
 
 WAIT = 60.0
 
@@ -26,10 +26,10 @@ class Collector:
     """Gathers events; waits for ends."""
 
     def __init__(self) -> None:
-        self.events: dict[str, list[Event]] = {}
+        self.events: dict[str, list[GenerationEvent]] = {}
         self._changed = threading.Condition()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: GenerationEvent) -> None:
         with self._changed:
             self.events.setdefault(event.id, []).append(event)
             self._changed.notify_all()
@@ -66,7 +66,9 @@ def _prompts(count: int) -> list[tuple[int, ...]]:
 
 def test_results_do_not_depend_on_company(executor: Executor, make: Callable[..., Scheduler]) -> None:
     requests = [
-        Request(str(i), p, 5 + i, temperature=0.0 if i % 2 else 0.9, top_k=i % 3 * 10, seed=i, logprobs=True)
+        GenerationRequest(
+            str(i), p, 5 + i, temperature=0.0 if i % 2 else 0.9, top_k=i % 3 * 10, seed=i, logprobs=True
+        )
         for i, p in enumerate(_prompts(12))
     ]
     together, alone = Collector(), Collector()
@@ -86,7 +88,7 @@ def test_results_do_not_depend_on_company(executor: Executor, make: Callable[...
 
 def test_greedy_is_the_executors(executor: Executor, make: Callable[..., Scheduler]) -> None:
     collector, scheduler = Collector(), make(executor, 1)
-    scheduler.add(Request("a", (1, 2, 3), 20), collector)
+    scheduler.add(GenerationRequest("a", (1, 2, 3), 20), collector)
     collector.ended("a")
     assert collector.tokens("a") == executor.greedy([1, 2, 3], 20)
 
@@ -96,8 +98,8 @@ def test_end_tokens_stop_and_min_tokens_hold_them_back(
 ) -> None:
     free = executor.greedy([1, 2, 3], 20)
     collector, scheduler = Collector(), make(executor)
-    scheduler.add(Request("stop", (1, 2, 3), 20, frozenset({free[3]})), collector)
-    scheduler.add(Request("late", (1, 2, 3), 20, frozenset({free[3]}), min_tokens=20), collector)
+    scheduler.add(GenerationRequest("stop", (1, 2, 3), 20, frozenset({free[3]})), collector)
+    scheduler.add(GenerationRequest("late", (1, 2, 3), 20, frozenset({free[3]}), min_tokens=20), collector)
     collector.ended("stop", "late")
     first = free.index(free[3])
     assert collector.tokens("stop") == free[: first + 1]
@@ -107,7 +109,7 @@ def test_end_tokens_stop_and_min_tokens_hold_them_back(
 
 def test_the_models_length_ends_an_answer(executor: Executor, make: Callable[..., Scheduler]) -> None:
     collector, scheduler = Collector(), make(executor)
-    scheduler.add(Request("a", (1,) * 60, 100), collector)
+    scheduler.add(GenerationRequest("a", (1,) * 60, 100), collector)
     collector.ended("a")
     assert collector.events["a"][-1].finish == "length"
     assert len(collector.tokens("a")) == executor.max_length - 60
@@ -157,10 +159,10 @@ def test_waiting_prompts_are_computed_together(executor: Executor, make: Callabl
     prompts = {"held": (5,), "a": (1, 2, 3), "b": (4, 5, 6), "c": (7, 8), "long": (3,) * 14, "d": (9, 1)}
     model.open.clear()
     scheduler = make(model, 6)
-    scheduler.add(Request("held", prompts["held"], 6), collector)
+    scheduler.add(GenerationRequest("held", prompts["held"], 6), collector)
     collector.wait(lambda: "held" in collector.events)
     for name, prompt in list(prompts.items())[1:]:
-        scheduler.add(Request(name, prompt, 6), collector)
+        scheduler.add(GenerationRequest(name, prompt, 6), collector)
     model.open.set()
     collector.ended(*prompts)
     assert model.groups == [[3, 3, 2]], "a long prompt waits for a step of its own"
@@ -180,10 +182,10 @@ def test_a_prompt_that_fails_among_others_ends_alone(
     model.on_prefill = fail
     model.open.clear()
     scheduler = make(model, 4)
-    scheduler.add(Request("held", (5,), 6), collector)
+    scheduler.add(GenerationRequest("held", (5,), 6), collector)
     collector.wait(lambda: "held" in collector.events)
     for name, prompt in {"a": (1, 2, 3), "bad": (4, 5, 6), "c": (7, 8)}.items():
-        scheduler.add(Request(name, prompt, 6), collector)
+        scheduler.add(GenerationRequest(name, prompt, 6), collector)
     model.open.set()
     collector.ended("held", "a", "bad", "c")
     assert collector.events["bad"][-1].finish == "error"
@@ -195,10 +197,10 @@ def test_cancel_while_running_and_while_waiting(executor: Executor, make: Callab
     model, collector = Gate(executor), Collector()
     model.open.clear()
     scheduler = make(model, 1)
-    scheduler.add(Request("running", (1, 2), 30), collector)
+    scheduler.add(GenerationRequest("running", (1, 2), 30), collector)
     collector.wait(lambda: "running" in collector.events)
-    scheduler.add(Request("waiting", (1, 2), 30), collector)
-    scheduler.add(Request("next", (1, 2), 3), collector)
+    scheduler.add(GenerationRequest("waiting", (1, 2), 30), collector)
+    scheduler.add(GenerationRequest("next", (1, 2), 3), collector)
     assert scheduler.load == (1, 2)
     assert scheduler.cancel("running") and scheduler.cancel("waiting")
     model.open.set()
@@ -220,8 +222,8 @@ def test_a_failing_prefill_fails_its_request_only(executor: Executor, make: Call
 
     model.on_prefill = refuse
     scheduler = make(model)
-    scheduler.add(Request("good", (1, 2), 20), collector)
-    scheduler.add(Request("bad", (13,), 20), collector)
+    scheduler.add(GenerationRequest("good", (1, 2), 20), collector)
+    scheduler.add(GenerationRequest("bad", (13,), 20), collector)
     collector.ended("good", "bad")
     (event,) = collector.events["bad"]
     assert event.finish == "error" and event.error == "RuntimeError: unlucky" and event.token is None
@@ -240,11 +242,11 @@ def test_a_failing_step_fails_who_was_in_it_and_the_worker_lives(
 
     model.on_decode = fail_once
     scheduler = make(model)
-    scheduler.add(Request("hit", (1, 2), 20), collector)
+    scheduler.add(GenerationRequest("hit", (1, 2), 20), collector)
     collector.ended("hit")
     assert collector.events["hit"][-1].finish == "error"
     assert "no room" in (collector.events["hit"][-1].error or "")
-    scheduler.add(Request("after", (1, 2), 20), collector)
+    scheduler.add(GenerationRequest("after", (1, 2), 20), collector)
     collector.ended("after")
     assert collector.tokens("after") == executor.greedy([1, 2], 20)
 
@@ -258,8 +260,8 @@ def test_logits_that_are_not_finite_fail_one_row(executor: Executor, make: Calla
     model, collector = Poisoned(executor), Collector()
     model.open.clear()
     scheduler = make(model, 2)
-    scheduler.add(Request("zero", (1, 2), 10), collector)
-    scheduler.add(Request("one", (3, 4), 10), collector)
+    scheduler.add(GenerationRequest("zero", (1, 2), 10), collector)
+    scheduler.add(GenerationRequest("one", (3, 4), 10), collector)
     model.open.set()
     collector.ended("zero", "one")
     assert collector.events["zero"][-1].finish == "error"
@@ -269,29 +271,29 @@ def test_a_sink_that_raises_is_dropped(executor: Executor, make: Callable[..., S
     collector, scheduler = Collector(), make(executor)
     calls = []
 
-    def gone(event: Event) -> None:
+    def gone(event: GenerationEvent) -> None:
         calls.append(event)
         raise BrokenPipeError
 
-    scheduler.add(Request("gone", (1, 2), 30), gone)
-    scheduler.add(Request("here", (1, 2), 20), collector)
+    scheduler.add(GenerationRequest("gone", (1, 2), 30), gone)
+    scheduler.add(GenerationRequest("here", (1, 2), 20), collector)
     collector.ended("here")
     assert len(calls) == 1
     # The id is free again.
-    scheduler.add(Request("gone", (1, 2), 2), collector)
+    scheduler.add(GenerationRequest("gone", (1, 2), 2), collector)
     collector.ended("gone")
 
 
 def test_a_sink_may_add_and_cancel(executor: Executor, make: Callable[..., Scheduler]) -> None:
     collector, scheduler = Collector(), make(executor)
 
-    def chain(event: Event) -> None:
+    def chain(event: GenerationEvent) -> None:
         if event.finish:
-            scheduler.add(Request("second", (1, 2), 2), collector)
+            scheduler.add(GenerationRequest("second", (1, 2), 2), collector)
         else:
             scheduler.cancel("first")
 
-    scheduler.add(Request("first", (1, 2), 30), chain)
+    scheduler.add(GenerationRequest("first", (1, 2), 30), chain)
     collector.ended("second")
 
 
@@ -300,7 +302,7 @@ def test_close_ends_everything_and_refuses_more(executor: Executor, make: Callab
     model.open.clear()
     scheduler = make(model, 1)
     for name in ("a", "b"):
-        scheduler.add(Request(name, (1, 2), 50), collector)
+        scheduler.add(GenerationRequest(name, (1, 2), 50), collector)
     collector.wait(lambda: "a" in collector.events)
     closer = threading.Thread(target=scheduler.close)
     closer.start()
@@ -310,23 +312,23 @@ def test_close_ends_everything_and_refuses_more(executor: Executor, make: Callab
     collector.ended("a", "b")
     assert collector.events["b"][-1].finish == "cancelled"
     with pytest.raises(UsageError, match="closed"):
-        scheduler.add(Request("c", (1,), 1), collector)
+        scheduler.add(GenerationRequest("c", (1,), 1), collector)
 
 
 @pytest.mark.parametrize(
     "request_",
     [
-        Request("x", (), 5),
-        Request("x", (160,), 5),
-        Request("x", (1,) * 64, 5),
-        Request("x", (1,) * 65, 5),
-        Request("x", (1,), 0),
-        Request("x", (1,), 5, top_p=0.0),
-        Request("x", (1,), 5, temperature=-1.0),
+        GenerationRequest("x", (), 5),
+        GenerationRequest("x", (160,), 5),
+        GenerationRequest("x", (1,) * 64, 5),
+        GenerationRequest("x", (1,) * 65, 5),
+        GenerationRequest("x", (1,), 0),
+        GenerationRequest("x", (1,), 5, top_p=0.0),
+        GenerationRequest("x", (1,), 5, temperature=-1.0),
     ],
 )
 def test_impossible_requests_are_refused_at_once(
-    executor: Executor, make: Callable[..., Scheduler], request_: Request
+    executor: Executor, make: Callable[..., Scheduler], request_: GenerationRequest
 ) -> None:
     scheduler = make(executor)
     with pytest.raises(UsageError):
@@ -338,9 +340,9 @@ def test_an_id_under_way_is_refused(executor: Executor, make: Callable[..., Sche
     model, collector = Gate(executor), Collector()
     model.open.clear()
     scheduler = make(model)
-    scheduler.add(Request("a", (1, 2), 5), collector)
+    scheduler.add(GenerationRequest("a", (1, 2), 5), collector)
     with pytest.raises(UsageError, match="under way"):
-        scheduler.add(Request("a", (1, 2), 5), collector)
+        scheduler.add(GenerationRequest("a", (1, 2), 5), collector)
     model.open.set()
     collector.ended("a")
 
@@ -351,7 +353,7 @@ def test_many_threads(executor: Executor, make: Callable[..., Scheduler]) -> Non
 
     def client(name: str) -> None:
         for turn in range(5):
-            scheduler.add(Request(f"{name}-{turn}", (1, 2, 3), 6), collector)
+            scheduler.add(GenerationRequest(f"{name}-{turn}", (1, 2, 3), 6), collector)
             if turn % 2:
                 scheduler.cancel(f"{name}-{turn}")
 

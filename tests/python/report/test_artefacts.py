@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from report_support import parsed, told
 from safetensors.numpy import save_file
 
-from enginix.checkpoint.convert import Options, convert
+from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.cli import main
 from enginix.errors import EnginixError, UsageError
 from enginix.manifest import Manifest
-from enginix.report import artefacts, comparison, measured, svg
+from enginix.report import artefacts, comparison, gate_figures, svg
 from enginix.report.artefacts import Artefact
-from enginix.report.origin import Origin
-from enginix.report.stored import stored
+from enginix.report.model_origin import ModelOrigin
+from enginix.report.weight_sizes import measure_stored_weights
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY = ROOT / "tests/models/tiny-qwen3"
@@ -38,8 +38,8 @@ def enginix(*words: object) -> int:
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     room = tmp_path_factory.mktemp("checkpoints")
-    convert(TINY, room / "plain", Options())
-    convert(TINY, room / "fp8", Options(quantize="FP8_PER_CHANNEL_PER_TOKEN"))
+    convert_model(TINY, room / "plain", ConvertOptions())
+    convert_model(TINY, room / "fp8", ConvertOptions(quantize="FP8_PER_CHANNEL_PER_TOKEN"))
     return {name: room / name for name in ("plain", "fp8")}
 
 
@@ -101,7 +101,7 @@ def test_what_is_shown_is_what_was_measured(
 
 
 def test_bits_are_those_of_the_format(checkpoints: dict[str, Path]) -> None:
-    model, plain, fp8 = (stored(p) for p in (TINY, *checkpoints.values()))
+    model, plain, fp8 = (measure_stored_weights(p) for p in (TINY, *checkpoints.values()))
     assert model is not None and plain is not None and fp8 is not None
     assert model.bits == plain.bits == model.matrix_bits == 16
     # A checkpoint of a model with tied embeddings holds them twice.
@@ -118,9 +118,9 @@ def test_two_weights_of_a_byte_are_two(tmp_path: Path, scales: dict[str, tuple[i
     tensors |= {f"{module}.{name}": np.zeros(shape, np.uint8) for name, shape in scales.items()}
     tensors[f"{module}.weights_block_scaling_factor_interleaved"] = np.zeros(1000, np.uint8)
     save_file(tensors, tmp_path / "rank0.safetensors")
-    found = stored(tmp_path)
+    found = measure_stored_weights(tmp_path)
     assert found is not None and found.parameters == 256 and 4 < found.bits < 5
-    assert stored(tmp_path / "nowhere") is None
+    assert measure_stored_weights(tmp_path / "nowhere") is None
 
 
 DAMAGE: dict[str, Any] = {
@@ -180,9 +180,9 @@ def _manifest(path: Path, change: Any) -> None:
 @pytest.mark.parametrize("lie", LIES)
 def test_an_artefact_that_contradicts_itself(tmp_path: Path, checkpoints: dict[str, Path], lie: str) -> None:
     path = engine(tmp_path / "e", checkpoints["fp8"], evidence())
-    assert artefacts.read(path).doubts == ()
+    assert artefacts.read_artefact(path).doubts == ()
     LIES[lie](path)
-    assert artefacts.read(path).doubts
+    assert artefacts.read_artefact(path).doubts
     assert enginix("compare", path, TINY) == 1
 
 
@@ -190,11 +190,11 @@ def test_unquantized_weights_under_a_quantized_name(tmp_path: Path, checkpoints:
     path = shutil.copytree(checkpoints["plain"], tmp_path / "c")
     _edit(path, lambda c: c["quantization"].update(quant_algo="FP8"), "config.json")
     _manifest(path, lambda m: m["model"].update(quantization="FP8"))
-    assert artefacts.read(path).doubts == ("it says FP8, and its matrices take 16.0 bits a weight",)
+    assert artefacts.read_artefact(path).doubts == ("it says FP8, and its matrices take 16.0 bits a weight",)
     path = shutil.copytree(checkpoints["fp8"], tmp_path / "d")
     _edit(path, lambda c: c["quantization"].update(quant_algo=None), "config.json")
     _manifest(path, lambda m: m["model"].update(quantization=None))
-    assert "8." in artefacts.read(path).doubts[0]
+    assert "8." in artefacts.read_artefact(path).doubts[0]
 
 
 def test_other_models_and_other_questions_are_said(
@@ -213,23 +213,25 @@ def test_other_models_and_other_questions_are_said(
 
 def test_what_is_not_told_is_no_difference(checkpoints: dict[str, Path]) -> None:
     """A directory without commit beside a locked one: the same configuration, or who knows."""
-    read = [artefacts.read(p) for p in (TINY, *checkpoints.values())]
-    assert comparison.compare(read).notes == ()
+    read = [artefacts.read_artefact(p) for p in (TINY, *checkpoints.values())]
+    assert comparison.compare_artefacts(read).notes == ()
     one, same, unknown, other = (
-        Origin(*o) for o in (("a at 1", "c"), (None, "c"), ("a at 1", None), (None, "d"))
+        ModelOrigin(*o) for o in (("a at 1", "c"), (None, "c"), ("a at 1", None), (None, "d"))
     )
     assert not one.differs(same) and not one.differs(unknown) and not same.differs(unknown)
-    assert one.differs(other) and one.differs(Origin("a at 2", "c"))
+    assert one.differs(other) and one.differs(ModelOrigin("a at 2", "c"))
 
 
 def test_names_are_made_different(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
     paths = [
         engine(tmp_path / n, checkpoints[c], None) for n, c in (("a", "plain"), ("b", "fp8"), ("c", "fp8"))
     ]
-    names = [a.name for a in comparison.compare([artefacts.read(p) for p in paths]).artefacts]
+    names = [
+        a.name for a in comparison.compare_artefacts([artefacts.read_artefact(p) for p in paths]).artefacts
+    ]
     assert len(set(names)) == 3 and names[1] == "e, FP8_PER_CHANNEL_PER_TOKEN"
     unknown = Artefact("e", "checkpoint", None, None, None, 10, None, None, None)
-    assert [a.name for a in artefacts.label([unknown, replace(unknown, format="FP8")])] == [
+    assert [a.name for a in artefacts.label_artefacts([unknown, replace(unknown, format="FP8")])] == [
         "e, no format",
         "e, FP8",
     ]
@@ -316,8 +318,8 @@ def test_greedy_answers_stand_where_no_distributions_are(
 ) -> None:
     content = evidence(greedy={"passed": True, "top1Found": 0.75})
     del content["gates"]["agreement"], content["gates"]["perplexity"]
-    row = artefacts.read(engine(tmp_path / "e", checkpoints["plain"], content))
-    text = comparison.text(comparison.compare([row]))
+    row = artefacts.read_artefact(engine(tmp_path / "e", checkpoints["plain"], content))
+    text = comparison.render_comparison_text(comparison.compare_artefacts([row]))
     assert "greedy 75.0%" in text and text.count("not measured") == 4 and row.doubts == ()
 
 
@@ -326,7 +328,7 @@ def test_a_link_in_a_circle_ends(tmp_path: Path) -> None:
     (tmp_path / "again").symlink_to(tmp_path)
     (tmp_path / "same").symlink_to(tmp_path / "file")
     (tmp_path / "nothing").symlink_to(tmp_path / "nowhere")
-    assert artefacts.size_on_disk(tmp_path) == 100
+    assert artefacts.measure_disk_size(tmp_path) == 100
 
 
 def test_speeds_are_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -356,7 +358,7 @@ def test_no_file_of_speeds_is_believed_unread(tmp_path_factory: pytest.TempPathF
     for content in (value, {"on": "x", "tokensPerSecond": value}, {"on": value, "tokensPerSecond": {"a": 1}}):
         path.write_text(json.dumps(content))
         try:
-            found = measured.read_speeds(path)
+            found = gate_figures.read_speeds(path)
         except UsageError:
             continue
         assert found.on.strip() and all(math.isfinite(r) and r > 0 for r in found.rates.values())
@@ -378,15 +380,15 @@ gate_values = st.dictionaries(
     ),
 )
 def test_any_evidence_gives_a_page(gates: dict[str, Any], top: dict[str, Any]) -> None:
-    found = measured.of(json.loads(json.dumps({**top, "gates": gates})))
+    found = gate_figures.parse_gate_figures(json.loads(json.dumps({**top, "gates": gates})))
     for value in (found.ratio, found.low, found.high, found.perplexity, found.same, found.kl):
         assert value is None or math.isfinite(value)
     assert found.verdict == "not gated" or (found.verdict == "passed") == (not found.failed)
     row = Artefact("<a>", "engine", None, None, None, 10, None, None, found, doubts=found.doubts)
-    both = comparison.compare([row, row])
-    parsed(comparison.page(both))
+    both = comparison.compare_artefacts([row, row])
+    parsed(comparison.render_comparison_page(both))
     json.loads(json.dumps(both.as_json(), allow_nan=False))
-    assert "<a> #2" in comparison.text(both)
+    assert "<a> #2" in comparison.render_comparison_text(both)
 
 
 @settings(max_examples=100, deadline=None)
@@ -399,8 +401,8 @@ def test_the_plot_is_inside_its_frame(rows: list[tuple[float, float, str]]) -> N
     from xml.etree import ElementTree
 
     clean = [(x, y, "".join(c for c in t if c.isprintable())) for x, y, t in rows]
-    points = [svg.Point(t, x, y, y * 0.9, y * 1.1) for x, y, t in clean]
-    root = ElementTree.fromstring(svg.scatter("t", points, "x", "y"))
+    points = [svg.ScatterPoint(t, x, y, y * 0.9, y * 1.1) for x, y, t in clean]
+    root = ElementTree.fromstring(svg.render_scatter_chart("t", points, "x", "y"))
     width, height = map(float, root.attrib["viewBox"].split()[2:])
     for node in root.iter():
         for key, most in (
@@ -416,7 +418,7 @@ def test_the_plot_is_inside_its_frame(rows: list[tuple[float, float, str]]) -> N
 
 def test_gates_of_a_report_are_figures_of_a_comparison() -> None:
     """The page of one engine and this one read the same content."""
-    found = measured.of(told())
+    found = gate_figures.parse_gate_figures(told())
     assert (found.ratio, found.low, found.high) == (1.01, 0.99, 1.03) and found.verdict == "passed"
 
 
@@ -427,4 +429,4 @@ def test_garbage_weights_are_one_error(tmp_path_factory: pytest.TempPathFactory,
     shutil.copy(TINY / "config.json", path)
     (path / "model.safetensors").write_bytes(content)
     with pytest.raises(EnginixError):
-        artefacts.read(path)
+        artefacts.read_artefact(path)

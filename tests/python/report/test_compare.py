@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from enginix.cli import main
 from enginix.errors import EnginixError
 from enginix.report import kinds
-from enginix.report.kinds import Model, compare, read
-from enginix.tables import table
+from enginix.report.kinds import ComparedModel, compare_kinds, read_compared_model
+from enginix.tables import load_table
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY = ROOT / "tests/models/tiny-qwen3"
-GPUS = table("gpus")["gpus"]
+GPUS = load_table("gpus")["gpus"]
 
 
 def test_directory_and_lock_say_the_same() -> None:
-    ours, pinned = read(TINY), read(ROOT / "tests/models/tiny-qwen3.lock.json")
+    ours, pinned = read_compared_model(TINY), read_compared_model(ROOT / "tests/models/tiny-qwen3.lock.json")
     assert (ours.architecture, ours.quantization, ours.weights) == (
         pinned.architecture,
         pinned.quantization,
@@ -31,15 +31,20 @@ def test_directory_and_lock_say_the_same() -> None:
 
 @given(
     architecture=st.sampled_from(
-        [*table("architectures")["architectures"], *table("edgellm")["architectures"], "Nobody", None]
+        [
+            *load_table("architectures")["architectures"],
+            *load_table("edgellm")["architectures"],
+            "Nobody",
+            None,
+        ]
     ),
-    quantization=st.sampled_from([*table("quantization")["algorithms"], None, "OWN"]),
+    quantization=st.sampled_from([*load_table("quantization")["algorithms"], None, "OWN"]),
     target=st.sampled_from([*GPUS, None]),
 )
 def test_every_model_gets_a_row_a_kind(
     architecture: str | None, quantization: str | None, target: str | None
 ) -> None:
-    rows = compare(Model("m", architecture, quantization, "bfloat16", 1000), target)
+    rows = compare_kinds(ComparedModel("m", architecture, quantization, "bfloat16", 1000), target)
     assert [row.kind for row in rows] == list(kinds.KINDS)
     for row in rows:
         assert (row.takes is False) == bool(row.why) or row.takes is None
@@ -49,8 +54,10 @@ def test_every_model_gets_a_row_a_kind(
 
 
 def test_edgellm_runs_where_the_wheel_has_a_payload() -> None:
-    row = {r.kind: r for r in compare(Model("m", "Qwen3ForCausalLM", None, "bfloat16", 1000))}["edgellm"]
-    sms = {p["sm"] for p in table("edgellm")["payloads"]}
+    row = {r.kind: r for r in compare_kinds(ComparedModel("m", "Qwen3ForCausalLM", None, "bfloat16", 1000))}[
+        "edgellm"
+    ]
+    sms = {p["sm"] for p in load_table("edgellm")["payloads"]}
     assert row.targets is not None
     assert set(row.targets) == {name for name, gpu in GPUS.items() if gpu["sm"] in sms}
 
@@ -65,7 +72,9 @@ def test_edgellm_runs_where_the_wheel_has_a_payload() -> None:
     ],
 )
 def test_llmapi_runs_where_evaluation_lets_it(quantization: str, target: str, runs: bool) -> None:
-    row = {r.kind: r for r in compare(Model("m", "Qwen3ForCausalLM", quantization, None, 9))}["llmapi"]
+    row = {r.kind: r for r in compare_kinds(ComparedModel("m", "Qwen3ForCausalLM", quantization, None, 9))}[
+        "llmapi"
+    ]
     assert row.targets is not None and (target in row.targets) == runs
 
 
@@ -96,7 +105,7 @@ def test_text_and_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_garbage_is_an_error_or_nobody(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(content)
     try:
-        rows = compare(read(tmp_path))
+        rows = compare_kinds(read_compared_model(tmp_path))
     except EnginixError:
         return
     assert not any(row.takes for row in rows)
@@ -106,7 +115,7 @@ def test_facts_of_a_lock_that_are_no_text(tmp_path: Path) -> None:
     lock = json.loads((ROOT / "tests/models/tiny-qwen3.lock.json").read_text())
     lock["model"].update(architecture=["Qwen3ForCausalLM"], quantization={"algo": "FP8"}, dtype=[])
     (tmp_path / "x.lock.json").write_text(json.dumps(lock))
-    assert not any(row.takes for row in compare(read(tmp_path / "x.lock.json")))
+    assert not any(row.takes for row in compare_kinds(read_compared_model(tmp_path / "x.lock.json")))
 
 
 def test_unknown_target() -> None:

@@ -17,21 +17,21 @@ from enginix.report import html, svg
 @settings(max_examples=60, deadline=None)
 @given(st.text(alphabet=st.characters(blacklist_categories=["Cs"], blacklist_characters="\r\0"), max_size=30))
 def test_any_text_is_only_text(text: str) -> None:
-    page = parsed(html.report(text, told(text)))
+    page = parsed(html.render_gate_report(text, told(text)))
     assert text.strip() in page.text or "http" in text
 
 
 def test_the_verdict_is_on_top() -> None:
-    assert "Accepted: all 4 gates passed" in html.report("e", told())
-    page = html.report("e", told("by little", passed=False))
+    assert "Accepted: all 4 gates passed" in html.render_gate_report("e", told())
+    page = html.render_gate_report("e", told("by little", passed=False))
     assert page.index("Rejected: agreement failed") < page.index("agreed by little") < page.index("<table")
-    assert "Not gated" in html.report("e", {"passed": None, "gates": {}})
+    assert "Not gated" in html.render_gate_report("e", {"passed": None, "gates": {}})
 
 
 def test_gates_that_could_not_run_are_shown() -> None:
     smoke = {"passed": False, "summary": "could not be run: x", "error": "x"}
     content = {"passed": False, "gates": {"smoke": smoke}, "layerErrors": "ZeroDivisionError: <y>"}
-    page = html.report("e", content)
+    page = html.render_gate_report("e", content)
     parsed(page)
     assert "could not be run: x" in page and "ZeroDivisionError: &lt;y&gt;" in page
 
@@ -44,7 +44,7 @@ def test_sections_stand_in_one_order(gates: str) -> None:
     rows = content["gates"]
     rows["context"] = dict(rows["task"])
     content["gates"] = {gate: rows[gate] for gate in gates.split()}
-    page = html.report("e", {**content, "layerErrors": [0.1, 0.2]})
+    page = html.render_gate_report("e", {**content, "layerErrors": [0.1, 0.2]})
     heads = re.findall(r"<h2>(.*?)</h2>", page)
     order = {
         "Agreement by position": "agreement",
@@ -63,7 +63,7 @@ def test_sections_stand_in_one_order(gates: str) -> None:
 
 def test_the_same_evidence_gives_the_same_bytes() -> None:
     again = json.loads(json.dumps(told("x")))
-    assert html.report("e", told("x")) == html.report("e", again)
+    assert html.render_gate_report("e", told("x")) == html.render_gate_report("e", again)
 
 
 @settings(max_examples=60, deadline=None)
@@ -77,9 +77,9 @@ def test_charts_are_well_formed_and_inside(
 ) -> None:
     low, middle, high = sorted(four[:3])
     for chart in (
-        svg.line("a", [(32.0 * i, s) for i, s in enumerate(shares)], "x", 0.9),
-        svg.bars("b", errors, "x"),
-        svg.interval("c", middle, (low, high), four[3]),
+        svg.render_line_chart("a", [(32.0 * i, s) for i, s in enumerate(shares)], "x", 0.9),
+        svg.render_bar_chart("b", errors, "x"),
+        svg.render_interval_chart("c", middle, (low, high), four[3]),
     ):
         root = ElementTree.fromstring(chart)
         width, height = map(float, root.attrib["viewBox"].split()[2:])
@@ -89,8 +89,8 @@ def test_charts_are_well_formed_and_inside(
 
 
 def test_differences_are_marked() -> None:
-    assert html.marked("a big cat", "a bad cat") == "a b<mark>ig</mark> cat"
-    assert "nothing" in html.marked("", "x") and html.marked("<b>", "<b>") == "&lt;b&gt;"
+    assert html.mark_differences("a big cat", "a bad cat") == "a b<mark>ig</mark> cat"
+    assert "nothing" in html.mark_differences("", "x") and html.mark_differences("<b>", "<b>") == "&lt;b&gt;"
 
 
 def test_gates_of_other_engines_have_their_sections() -> None:
@@ -104,6 +104,6 @@ def test_gates_of_other_engines_have_their_sections() -> None:
         "questions": 2,
         "referenceScore": 2,
     }
-    page = parsed(html.report("e", content)).text
+    page = parsed(html.render_gate_report("e", content)).text
     assert "Greedy answers by position" in page and "Agreement by position" not in page
     assert "Facts in long texts1 of 2 right (95% interval 25% to 75%), the reference 2." in page

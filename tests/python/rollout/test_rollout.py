@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from enginix.commands import rollout as command
-from enginix.engine.target import Gpu, Machine
+from enginix.cli.serving import rollout as command
 from enginix.errors import MachineError, UsageError
-from enginix.rollout import room, trial
+from enginix.machine.target import Machine, MachineGpu
+from enginix.rollout import memory_headroom, trial
 
 UNIT = "enginix-a.service"
 STANDIN = """#!/bin/sh
@@ -40,7 +40,7 @@ class Host:
         (self.root / "current" / UNIT).write_text("old")
         (self.root / "trial.conf").write_text("port=@port@\n")
         self.monkeypatch.setattr(trial, "RUNTIME_UNITS", self.root / "run")
-        self.monkeypatch.setattr(trial.start, "__defaults__", (self.root / "run",))
+        self.monkeypatch.setattr(trial.start_trial, "__defaults__", (self.root / "run",))
 
     def systemctl(self, *, state: str = "active", status: int = 0) -> None:
         tools = self.root / "bin"
@@ -82,7 +82,7 @@ def test_a_changed_server_is_tried(host: Host, capsys: pytest.CaptureFixture[str
 def test_one_that_does_not_start_refuses_the_switch(host: Host) -> None:
     host.systemctl(status=1)
     with pytest.raises(
-        trial.Refused, match=r"did not start(.|\n)*the old one still serves(.|\n)*the last line"
+        trial.TrialError, match=r"did not start(.|\n)*the old one still serves(.|\n)*the last line"
     ) as e:
         host.tries("--needs", "1")
     assert e.value.exit_code == 1
@@ -135,25 +135,25 @@ def test_a_generation_without_the_unit(host: Host) -> None:
 
 
 def machine(*free: int) -> Machine:
-    gpus = (Gpu(i, "a GPU", f"GPU-{i}", 90, 1 << 40, f << 20) for i, f in enumerate(free))
+    gpus = (MachineGpu(i, "a GPU", f"GPU-{i}", 90, 1 << 40, f << 20) for i, f in enumerate(free))
     return Machine("600.1", None, tuple(gpus), "stand-in")
 
 
 def test_the_fullest_gpu_counts() -> None:
-    assert not room.of_gpus(["0", "GPU-1"], 500, machine(900, 400)).enough
-    assert room.of_gpus(["0"], 500, machine(900, 400)).enough
+    assert not memory_headroom.measure_gpu_headroom(["0", "GPU-1"], 500, machine(900, 400)).is_enough
+    assert memory_headroom.measure_gpu_headroom(["0"], 500, machine(900, 400)).is_enough
     with pytest.raises(MachineError, match="there is no GPU 7"):
-        room.of_gpus(["7"], 1, machine(900))
+        memory_headroom.measure_gpu_headroom(["7"], 1, machine(900))
 
 
 def test_files_are_counted_once(tmp_path: Path) -> None:
-    base = room.of_files(tmp_path)
+    base = memory_headroom.estimate_cpu_server(tmp_path)
     (tmp_path / "weights").write_bytes(bytes(3 << 20))
     (tmp_path / "again").symlink_to(tmp_path / "weights")
-    assert room.of_files(tmp_path) == base + 3
+    assert memory_headroom.estimate_cpu_server(tmp_path) == base + 3
 
 
 def test_a_kernel_that_does_not_tell(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 1 kB\n")
     with pytest.raises(MachineError, match="MemAvailable"):
-        room.of_host(1, tmp_path / "meminfo")
+        memory_headroom.measure_host_headroom(1, tmp_path / "meminfo")

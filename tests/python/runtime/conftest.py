@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from enginix.machine.driver import Driver
 from enginix.runtime import table
-from enginix.runtime.driver import Driver
-from enginix.runtime.sandbox import Bind, Room
+from enginix.runtime.sandbox import Bind, Sandbox
 
 STANDIN = Path(__file__).parents[2] / "standin"
-MakeRoom = Callable[..., Room]
+MakeRoom = Callable[..., Sandbox]
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,7 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (shutil.which("bwrap") and shutil.which("busybox")):
         pytest.skip("bubblewrap and busybox are not installed")
     out = tmp_path_factory.mktemp("standin") / "rootfs"
-    runtime = table.find("trtllm-1.2.1")
+    runtime = table.find_runtime("trtllm-1.2.1")
     script = [str(STANDIN / "rootfs.sh"), str(out), str(runtime.version), str(runtime.site_packages)]
     subprocess.run(["bash", *script], check=True, capture_output=True)
     return out
@@ -30,11 +30,13 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def room(rootfs: Path, tmp_path: Path) -> MakeRoom:
-    def make(*binds: Bind, image: bool = True, driver: Driver | None = None, network: bool = False) -> Room:
+    def make(
+        *binds: Bind, image: bool = True, driver: Driver | None = None, network: bool = False
+    ) -> Sandbox:
         work = tmp_path / "work"
         work.mkdir(exist_ok=True)
-        runtime = table.find("trtllm-1.2.1")
-        made = Room(runtime, rootfs if image else None, work, driver or Driver(None), binds, network)
+        runtime = table.find_runtime("trtllm-1.2.1")
+        made = Sandbox(runtime, rootfs if image else None, work, driver or Driver(None), binds, network)
         if image:
             made.prepare()
         return made

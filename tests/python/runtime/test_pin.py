@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginix.errors import HubError, MachineError, UsageError
+from enginix.registry.pin import compute_nar_hash, pin_image
 from enginix.runtime import table
-from enginix.runtime.pin import nar_hash, pin
-from enginix.runtime.sandbox import Room
+from enginix.runtime.sandbox import Sandbox
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=12).filter(
     lambda n: n not in (".", "..") and len(n.encode()) < 200
@@ -57,14 +57,14 @@ def test_hash_is_what_nix_computes(node, tmp_path_factory):
         config = {**os.environ, "NIX_CONFIG": "experimental-features = nix-command"}
         words = ["nix", "hash", "to-sri", "--type", "sha256", told.stdout.strip()]
         sri = subprocess.run(words, capture_output=True, text=True, check=True, env=config)
-    assert nar_hash(path) == sri.stdout.strip()
+    assert compute_nar_hash(path) == sri.stdout.strip()
 
 
 def test_a_pipe_cannot_be_pinned(tmp_path):
     (tmp_path / "tree").mkdir()
     os.mkfifo(tmp_path / "tree" / "pipe")
     with pytest.raises(MachineError, match="cannot be in the Nix store"):
-        nar_hash(tmp_path / "tree")
+        compute_nar_hash(tmp_path / "tree")
 
 
 @pytest.fixture
@@ -94,9 +94,9 @@ def crane(tmp_path, monkeypatch):
 
 def test_pin(crane, tmp_path):
     image = crane()
-    made = pin("trtllm-1.2.1", None, "x86_64-linux", keep=tmp_path / "kept")
+    made = pin_image("trtllm-1.2.1", None, "x86_64-linux", keep=tmp_path / "kept")
     assert (
-        made["hash"] == nar_hash(image) == nar_hash(tmp_path / "kept")
+        made["hash"] == compute_nar_hash(image) == compute_nar_hash(tmp_path / "kept")
         and made["digest"] == f"sha256:{'a' * 64}"
     )
     assert made["reference"] == "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
@@ -120,7 +120,7 @@ def test_pin(crane, tmp_path):
 def test_a_registry_that_fails_leaves_nothing(crane, tmp_path, answer, error, said):
     crane(**answer)
     with pytest.raises(error, match=said):
-        pin("trtllm-1.2.1", None, "x86_64-linux", keep=tmp_path / "kept")
+        pin_image("trtllm-1.2.1", None, "x86_64-linux", keep=tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
     assert not [p for p in tmp_path.iterdir() if p.name.startswith("enginix-pin")]
 
@@ -129,7 +129,7 @@ def test_without_tar_nothing_is_started(crane, tmp_path, monkeypatch):
     crane(export=f"touch {tmp_path}/started")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(MachineError, match="tar is not installed"):
-        pin("trtllm-1.2.1", None, "x86_64-linux")
+        pin_image("trtllm-1.2.1", None, "x86_64-linux")
     assert not (tmp_path / "started").exists()
 
 
@@ -142,15 +142,15 @@ def test_what_cannot_be_pinned(crane):
         (("trtllm-1.2.1", None, "riscv64-linux"), "aarch64-linux"),
     ):
         with pytest.raises(UsageError, match=said):
-            pin(*words)
+            pin_image(*words)
 
 
 def test_the_environment_of_a_pin_reaches_the_runtime(tmp_path):
     made = tmp_path / "pin.json"
     made.write_text('{"runtime": "trtllm-1.2.1", "environment": {"OPAL_PREFIX": "/x", "HOME": "/root"}}')
-    found = table.find("trtllm-1.2.1", pin=made)
+    found = table.find_runtime("trtllm-1.2.1", pin=made)
     assert found.environment["OPAL_PREFIX"] == "/x" and "TRITON_LIBCUDA_PATH" in found.environment
-    room = Room(found, tmp_path, tmp_path)
+    room = Sandbox(found, tmp_path, tmp_path)
     # The private directories win.
     assert room.environment()["HOME"] == "/w/home" and room.environment()["OPAL_PREFIX"] == "/x"
     for text in (
@@ -161,17 +161,17 @@ def test_the_environment_of_a_pin_reaches_the_runtime(tmp_path):
     ):
         made.write_text(text)
         with pytest.raises(UsageError):
-            table.find("trtllm-1.2.1", pin=made)
+            table.find_runtime("trtllm-1.2.1", pin=made)
 
 
 def test_a_pin_is_compared_with_what_is_public(crane, capsys):
     crane()
-    pin("trtllm-1.2.1", "26.06", "x86_64-linux")
+    pin_image("trtllm-1.2.1", "26.06", "x86_64-linux")
     said = capsys.readouterr().err
     assert "hash: a public source has sha256-cAJ5w2" in said and "orbital-straylight" in said
-    rows = table.find("trtllm-1.2.1").row["images"]
+    rows = table.find_runtime("trtllm-1.2.1").row["images"]
     crane(digest=f"echo {rows['26.07']['hashes']['x86_64-linux']['digest']}")
-    pin("trtllm-1.2.1", "26.07", "x86_64-linux")
+    pin_image("trtllm-1.2.1", "26.07", "x86_64-linux")
     assert "digest: as a public source has it" in capsys.readouterr().err
 
 
@@ -179,5 +179,5 @@ def test_modes_that_shut_the_reader_out_are_opened_as_the_nix_builder_does(crane
     image = crane(export="tar -cf - --mode=a-w,u-x -C $IMAGE usr")
     (image / "usr" / "program").write_text("x")
     (image / "usr" / "program").chmod(0o755)
-    pin("trtllm-1.2.1", "26.05", "x86_64-linux", keep=tmp_path / "kept")
+    pin_image("trtllm-1.2.1", "26.05", "x86_64-linux", keep=tmp_path / "kept")
     assert (tmp_path / "kept/usr/program").stat().st_mode & 0o700 == 0o700

@@ -18,15 +18,15 @@ from pathlib import Path
 import pytest
 
 from enginix.errors import MachineError
+from enginix.machine.driver import Driver, find_driver, find_store_closure
 from enginix.runtime import table
-from enginix.runtime.child import Child, descendants, started
-from enginix.runtime.driver import Driver, find, store_closure
-from enginix.runtime.sandbox import Bind, Room, reading
+from enginix.runtime.child import Child, list_descendants, read_start_time
+from enginix.runtime.sandbox import Bind, Sandbox, make_read_binds
 
 PYTHON = Path(__file__).parents[3] / "python"
 
 
-def inside(room: Room, script: str) -> subprocess.CompletedProcess[str]:
+def inside(room: Sandbox, script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         room.command(["sh", "-c", script]), env={}, capture_output=True, text=True, check=False, timeout=600
     )
@@ -94,9 +94,9 @@ def test_links_of_a_model_directory_are_followed(room, tmp_path):
     (blobs / "a").write_text("weights")
     (model / "model.safetensors").symlink_to(blobs / "a")
     (model / "dangling").symlink_to(blobs / "none")
-    done = inside(room(*reading([model])), f"cat {model}/model.safetensors; ls {blobs}")
+    done = inside(room(*make_read_binds([model])), f"cat {model}/model.safetensors; ls {blobs}")
     assert done.stdout.startswith("weights") and "none" not in done.stdout
-    assert "Read-only" in inside(room(*reading([model])), f"touch {model}/x").stderr
+    assert "Read-only" in inside(room(*make_read_binds([model])), f"touch {model}/x").stderr
 
 
 @pytest.mark.parametrize("at", ["/opt/models/tiny", "/var/lib/models/tiny", "/usr/models", "/models"])
@@ -129,8 +129,10 @@ def test_the_driver_is_at_one_place(room, tmp_path):
     package.mkdir()
     (package / "libcuda.so.1").write_text("driver")
     (root / "lib" / "libcuda.so.1").symlink_to(package / "libcuda.so.1")
-    assert store_closure(root) == [package / "libcuda.so.1"]
-    assert inside(room(driver=find(root)), "cat /run/opengl-driver/lib/libcuda.so.1").stdout == "driver"
+    assert find_store_closure(root) == [package / "libcuda.so.1"]
+    assert (
+        inside(room(driver=find_driver(root)), "cat /run/opengl-driver/lib/libcuda.so.1").stdout == "driver"
+    )
     loose = Driver(None, (package / "libcuda.so.1",))
     assert inside(room(driver=loose), "cat /run/opengl-driver/lib/libcuda.so.1").stdout == "driver"
 
@@ -147,7 +149,7 @@ def test_a_long_work_directory_is_refused_outside_an_image(tmp_path):
     deep = tmp_path / ("x" * 60)
     deep.mkdir()
     with pytest.raises(MachineError, match="longer than"):
-        Room(table.find("trtllm-1.2.1"), None, deep).prepare()
+        Sandbox(table.find_runtime("trtllm-1.2.1"), None, deep).prepare()
 
 
 def test_an_unwritable_work_directory_is_refused(room, tmp_path, monkeypatch):
@@ -200,14 +202,14 @@ def test_signals_reach_the_command(rootfs, number):
 def test_a_killed_wrapper_takes_everything_along(rootfs):
     with start(rootfs, "setsid sleep 543 & echo up; sleep 543") as process:
         assert process.stdout is not None and process.stdout.readline() == "up\n"
-        below = descendants(process.pid)
+        below = list_descendants(process.pid)
         assert below
         process.kill()
         process.wait(300)
         deadline = time.monotonic() + 300
-        while any(started(p) == t for p, t in below.items()) and time.monotonic() < deadline:
+        while any(read_start_time(p) == t for p, t in below.items()) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert not any(started(p) == t for p, t in below.items())
+        assert not any(read_start_time(p) == t for p, t in below.items())
 
 
 def test_the_end_of_the_command_ends_what_it_left_behind(room):
@@ -217,10 +219,10 @@ def test_the_end_of_the_command_ends_what_it_left_behind(room):
     script = "setsid sleep 544 & echo up; read word </w/go; exit 4"
     with Child(place, ["sh", "-c", script], capture=True) as child:
         assert child.process.stdout is not None and child.process.stdout.readline() == b"up\n"
-        below = descendants(child.process.pid)
+        below = list_descendants(child.process.pid)
         (place.work / "go").write_text("go\n")
         assert child.process.wait(300) == 4
-    assert below and not any(started(p) == t for p, t in below.items())
+    assert below and not any(read_start_time(p) == t for p, t in below.items())
 
 
 def test_without_user_namespaces(rootfs):

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from enginix.cli import main
-from enginix.serve.client import Client
-from enginix.serve.launch import Endpoints, Plan
-from enginix.serve.ports import reserve
-from enginix.serve.readiness import await_ready, golden
-from enginix.serve.supervisor import Supervised
-from enginix.serve.tritonserver import TritonServer, find
-from enginix.triton.options import Options
-from enginix.triton.repository import build
+from enginix.kinds.triton_repository.repository import build_triton_repository
+from enginix.ports import reserve_ports
+from enginix.serve.client import TritonClient
+from enginix.serve.launch import Endpoints, LaunchSpec
+from enginix.serve.readiness import await_ready, read_golden
+from enginix.serve.supervisor import SupervisedServer
+from enginix.serve.tritonserver import TritonServer, find_tritonserver
+from enginix.triton.options import RepositoryOptions
 from environments import environment
 
 TESTS = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def serving_python() -> Path:
 @pytest.fixture(scope="session")
 def tritonserver() -> TritonServer:
     """The real server, as Nix lays it out."""
-    return find(environment("tritonserver"))
+    return find_tritonserver(environment("tritonserver"))
 
 
 @pytest.fixture(scope="session")
@@ -54,15 +54,18 @@ def served_engine(made_once: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def served_repository(served_engine: Path, made_once: Callable[..., Path]) -> Path:
     """A repository of that engine; do not change it."""
-    return made_once("served-repository", lambda out: build(served_engine, out, Options(max_batch_size=16)))
+    return made_once(
+        "served-repository",
+        lambda out: build_triton_repository(served_engine, out, RepositoryOptions(max_batch_size=16)),
+    )
 
 
 @dataclass
 class Running:
     """A server that answers."""
 
-    server: Supervised
-    client: Client
+    server: SupervisedServer
+    client: TritonClient
     log: list[str]
 
 
@@ -74,12 +77,14 @@ def serve(tritonserver: TritonServer, serving_python: Path) -> Callable[[Path], 
     def start(repository: Path) -> Iterator[Running]:
         from enginix import manifest
 
-        ports = reserve("127.0.0.1", [("http", 0), ("grpc", 0), ("metrics", 0)])
-        plan = Plan(tritonserver, repository, serving_python, Endpoints("127.0.0.1", *ports), exit_timeout=10)
+        ports = reserve_ports("127.0.0.1", [("http", 0), ("grpc", 0), ("metrics", 0)])
+        plan = LaunchSpec(
+            tritonserver, repository, serving_python, Endpoints("127.0.0.1", *ports), exit_timeout=10
+        )
         log: list[str] = []
-        with Supervised(plan, log.append) as server:
-            client = Client("127.0.0.1", ports[0])
-            await_ready(server, client, golden(manifest.read(repository)), 120)
+        with SupervisedServer(plan, log.append) as server:
+            client = TritonClient("127.0.0.1", ports[0])
+            await_ready(server, client, read_golden(manifest.read_manifest(repository)), 120)
             yield Running(server, client, log)
 
     return start

@@ -14,7 +14,7 @@ from tests.python.serve.test_kinds_load import repository, started
 from tokenizers import Tokenizer, processors
 
 from enginix.errors import MachineError
-from enginix.serve.client import Client
+from enginix.serve.client import TritonClient
 from enginix.triton.models import chat
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ STAND_IN = Path(__file__).with_name("standin_chat.py")
 
 @pytest.fixture
 def prompt(served_engine: Path) -> str:
-    return chat.load(served_engine / "tokenizer").render(chat.Chat(MESSAGES, {}))
+    return chat.load_chat_template(served_engine / "tokenizer").render(chat.Chat(MESSAGES, {}))
 
 
 def test_messages_continue_the_template_s_text(running: Any, prompt: str) -> None:
@@ -143,7 +143,7 @@ def asked(
 
 
 def test_nvidia_s_models_get_the_template_s_tokens(asked: Callable[..., Any], begun_engine: Path) -> None:
-    prompt = chat.load(begun_engine / "tokenizer").render(chat.Chat(MESSAGES, {}))
+    prompt = chat.load_chat_template(begun_engine / "tokenizer").render(chat.Chat(MESSAGES, {}))
     assert prompt.startswith("<|endoftext|>")
     for model in ("ensemble", "tensorrt_llm_bls"):
         assert asked(model, text_input="fox")["text_output"] == "<|endoftext|>fox"
@@ -162,10 +162,10 @@ def test_nvidia_s_models_get_the_template_s_tokens(asked: Callable[..., Any], be
 def test_the_llm_class_gets_the_template_s_text(
     tritonserver: Any, serving_python: Path, begun_engine: Path, tmp_path: Path, decoupled: bool
 ) -> None:
-    prompt = chat.load(begun_engine / "tokenizer").render(chat.Chat(MESSAGES, {}))
+    prompt = chat.load_chat_template(begun_engine / "tokenizer").render(chat.Chat(MESSAGES, {}))
     directory = repository("llmapi", begun_engine, tmp_path, decoupled, STAND_IN)
     with started(tritonserver, serving_python, directory, tmp_path, False) as (client, _):
-        asked: Client = client
+        asked: TritonClient = client
         assert asked.generate("tensorrt_llm", {"text_input": "fox"})["text_output"] == "<|endoftext|>fox"
         assert asked.generate("tensorrt_llm", {"messages": SAID})["text_output"] == prompt
         with pytest.raises(MachineError, match="at least one message"):

@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 
 from enginix.errors import EnginixError, MachineError, UsageError
 from enginix.files import dump_json
+from enginix.ports import reserve_ports
 from enginix.serve import hosts, ranks
-from enginix.serve.client import Client
+from enginix.serve.client import TritonClient
 from enginix.serve.hosts import Agent, Host, HostError
-from enginix.serve.launch import Endpoints, Plan, describe
-from enginix.serve.ports import reserve
+from enginix.serve.launch import Endpoints, LaunchSpec, describe_launch
 from enginix.serve.readiness import await_ready
-from enginix.serve.supervisor import StartError, Supervised, explain
+from enginix.serve.supervisor import StartError, SupervisedServer, explain_exit
 from enginix.serve.tritonserver import TritonServer
 
 TESTS = Path(__file__).parents[2]
@@ -37,9 +37,9 @@ TWO = (Host(HERE, 2), Host("pod-1", 2))
 
 def test_hosts_are_read_from_a_list_and_from_a_file(tmp_path: Path) -> None:
     expected = (Host("a", 8), Host("b.example", 8))
-    assert hosts.parse("a:8, b.example:8") == expected
+    assert hosts.parse_hosts("a:8, b.example:8") == expected
     (tmp_path / "hosts").write_text("# two machines\na slots=8\n\nb.example slots = 8 # the other\n")
-    assert hosts.read(tmp_path / "hosts") == expected
+    assert hosts.read_hostfile(tmp_path / "hosts") == expected
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,13 @@ def test_hosts_are_read_from_a_list_and_from_a_file(tmp_path: Path) -> None:
 )
 def test_other_lists_are_refused(text: str, expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
-        hosts.parse(text)
+        hosts.parse_hosts(text)
 
 
 @given(st.text(max_size=40))
 def test_whatever_is_given_is_read_or_refused(text: str) -> None:
     try:
-        found = hosts.parse(text)
+        found = hosts.parse_hosts(text)
     except UsageError:
         return
     assert found and all(h.slots > 0 and not h.name.startswith("-") for h in found)
@@ -71,9 +71,9 @@ def test_whatever_is_given_is_read_or_refused(text: str) -> None:
 def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text(text)
     with pytest.raises(UsageError, match="hosts"):
-        hosts.read(tmp_path / "hosts")
+        hosts.read_hostfile(tmp_path / "hosts")
     with pytest.raises(UsageError, match="cannot be read"):
-        hosts.read(tmp_path / "none")
+        hosts.read_hostfile(tmp_path / "none")
 
 
 def engine_of(tmp_path: Path, each: int | None) -> Path:
@@ -100,27 +100,27 @@ def test_machines_that_an_engine_cannot_have(
     machines: tuple[Host, ...], kind: str, in_image: bool, each: int | None, expected: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=expected):
-        hosts.check(machines, 4, kind, in_image, engine_of(tmp_path, each))
+        hosts.check_hosts(machines, 4, kind, in_image, engine_of(tmp_path, each))
 
 
 def test_machines_that_it_can_have(tmp_path: Path) -> None:
-    hosts.check(TWO, 4, "tensorrt", False, engine_of(tmp_path, 2))
+    hosts.check_hosts(TWO, 4, "tensorrt", False, engine_of(tmp_path, 2))
     fours = (Host(HERE, 4), Host("pod-1", 4))
-    hosts.check(fours, 8, "tensorrt", False, engine_of(tmp_path, 4))
+    hosts.check_hosts(fours, 8, "tensorrt", False, engine_of(tmp_path, 4))
     with pytest.raises(UsageError, match=f"{HERE} has 4 slots, and the engine counts 8 GPUs") as e:
-        hosts.check(fours, 8, "tensorrt", False, engine_of(tmp_path, 8))
+        hosts.check_hosts(fours, 8, "tensorrt", False, engine_of(tmp_path, 8))
     assert "another enginix convert --gpus-per-node" in str(e.value)
     # One machine is as before, in a sandbox or not.
-    hosts.check((Host("any", 4),), 4, "tensorrt", True, engine_of(tmp_path, None))
+    hosts.check_hosts((Host("any", 4),), 4, "tensorrt", True, engine_of(tmp_path, None))
 
 
 def test_one_machine_for_an_engine_of_several(tmp_path: Path) -> None:
-    hosts.check_alone(4, engine_of(tmp_path, 4))
-    hosts.check_alone(8, engine_of(tmp_path, None))
+    hosts.check_single_host(4, engine_of(tmp_path, 4))
+    hosts.check_single_host(8, engine_of(tmp_path, None))
     with pytest.raises(UsageError, match="9 ranks for machines of 8 GPUs"):
-        hosts.check_alone(9, engine_of(tmp_path, None))
+        hosts.check_single_host(9, engine_of(tmp_path, None))
     with pytest.raises(UsageError, match="rank 4 would be on rank 0's GPU"):
-        hosts.check_alone(8, engine_of(tmp_path, 4))
+        hosts.check_single_host(8, engine_of(tmp_path, 4))
 
 
 def test_an_agent_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +132,9 @@ def test_an_agent_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_exact_command_of_several_machines() -> None:
-    words = ranks.mpirun("/m/mpirun", [["t", str(n)] for n in range(4)], TWO, "/s/agent", ["NCCL_DEBUG"])
+    words = ranks.build_mpirun_command(
+        "/m/mpirun", [["t", str(n)] for n in range(4)], TWO, "/s/agent", ["NCCL_DEBUG"]
+    )
     words = [w for w in words if w != "--allow-run-as-root"]
     assert words[:8] == [
         *("/m/mpirun", "--tag-output"),
@@ -141,13 +143,13 @@ def test_the_exact_command_of_several_machines() -> None:
     text = " ".join(words[8:])
     here, there = f"--host {HERE}:2 -n 1 t", "--host pod-1:2 -x NCCL_DEBUG -n 1 t"
     assert text == f"{here} 0 : {here} 1 : {there} 2 : {there} 3"
-    dotted = ranks.mpirun("m", [["t"], ["t"]], (Host("a.b", 1), Host("c", 1)), "/s/agent")
+    dotted = ranks.build_mpirun_command("m", [["t"], ["t"]], (Host("a.b", 1), Host("c", 1)), "/s/agent")
     assert "orte_keep_fqdn_hostnames" in dotted
-    assert "--host" not in ranks.mpirun("m", [["t"], ["t"]], (Host(HERE, 2),))
+    assert "--host" not in ranks.build_mpirun_command("m", [["t"], ["t"]], (Host(HERE, 2),))
 
 
-def test_a_dry_run_says_what_each_machine_gets(plan: Plan) -> None:
-    found = describe(replace(plan, environ={"NCCL_DEBUG": "INFO"}))
+def test_a_dry_run_says_what_each_machine_gets(plan: LaunchSpec) -> None:
+    found = describe_launch(replace(plan, environ={"NCCL_DEBUG": "INFO"}))
     words = found["command"]
     assert words[words.index("plm_rsh_agent") + 1] == "$STATE/agent"
     seen = [w.removeprefix("--model-repository=") for w in words if w.startswith("--model-repository=")]
@@ -175,7 +177,7 @@ def test_the_agents_script_passes_words_and_names_a_failure(name: str, tmp_path:
     expected = agent.words("pod-1", "PATH=/x:$PATH ; orted -x 'a b'")[1:]
     assert done.stdout == "".join(f"<{w}>" for w in expected)
     assert done.returncode == 3
-    assert hosts.failed(TWO, done.stderr.splitlines()) == (
+    assert hosts.find_failed_host(TWO, done.stderr.splitlines()) == (
         "host pod-1, rank 2 to 3",
         f"{name} ended with status 3",
     )
@@ -188,10 +190,10 @@ def test_a_machine_that_mpirun_lost_is_named() -> None:
         "  HNP daemon   : [[43015,0],0] on node leader",
         "  Remote daemon: [[43015,0],1] on node pod-1",
     ]
-    error = explain(lines, 1, TWO)
+    error = explain_exit(lines, 1, TWO)
     assert (error.where, error.what) == ("host pod-1, rank 2 to 3", "mpirun lost its connection to it")
     # A rank that mpirun names says more.
-    error = explain([*lines, "  Process name: [[4242,1],3]", "rank 3: out of memory"], 1, TWO)
+    error = explain_exit([*lines, "  Process name: [[4242,1],3]", "rank 3: out of memory"], 1, TWO)
     assert error.where == "rank 3 on pod-1"
 
 
@@ -231,9 +233,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installation: Path)
 
 
 @pytest.fixture
-def plan(installation: Path, cluster: Callable[[str], None]) -> Plan:
-    http, grpc, metrics = reserve("127.0.0.1", [("http", 0), ("grpc", 0), ("metrics", 0)])
-    return Plan(
+def plan(installation: Path, cluster: Callable[[str], None]) -> LaunchSpec:
+    http, grpc, metrics = reserve_ports("127.0.0.1", [("http", 0), ("grpc", 0), ("metrics", 0)])
+    return LaunchSpec(
         TritonServer(installation, "trtllm-1.2.1", "2.68.0"),
         installation / "repository",
         Path(sys.executable).with_name("python3"),
@@ -246,12 +248,14 @@ def plan(installation: Path, cluster: Callable[[str], None]) -> Plan:
     )
 
 
-def start(plan: Plan, seconds: float = 90, during: Callable[[Supervised], None] = lambda _: None) -> int:
+def start(
+    plan: LaunchSpec, seconds: float = 90, during: Callable[[SupervisedServer], None] = lambda _: None
+) -> int:
     assert plan.agent is not None
     needed = [str(Path(plan.mpirun).with_name("orted")), str(plan.server.program), str(plan.repository)]
     hosts.await_hosts(plan.hosts, plan.agent, needed, seconds)
-    with Supervised(plan, lambda _: None) as server:
-        await_ready(server, Client("127.0.0.1", plan.endpoints.http), None, seconds, "tensorrt")
+    with SupervisedServer(plan, lambda _: None) as server:
+        await_ready(server, TritonClient("127.0.0.1", plan.endpoints.http), None, seconds, "tensorrt")
         during(server)
         return server.stop()
 
@@ -282,10 +286,10 @@ def processes(mark: str = "lws") -> dict[int, list[str]]:
 
 
 @pytest.mark.slow
-def test_ranks_on_two_machines_serve_and_end(plan: Plan) -> None:
+def test_ranks_on_two_machines_serve_and_end(plan: LaunchSpec) -> None:
     seen: dict[int, str] = {}
 
-    def look(server: Supervised) -> None:
+    def look(server: SupervisedServer) -> None:
         for pid, words in processes().items():
             if "tensorrt_llm.standin_tritonserver" in words:
                 name = next(w for w in words if w.startswith("--id=")).removeprefix("--id=")
@@ -297,7 +301,7 @@ def test_ranks_on_two_machines_serve_and_end(plan: Plan) -> None:
                 assert not (there and f"HOME={server._state}" in environment)
                 assert (f"--model-repository={plan.repository}" in words) == there
         # Only this machine's are watched as processes.
-        assert sorted(ranks.running(server.process.pid, server._prefix)) == [0, 1]
+        assert sorted(ranks.find_running_ranks(server.process.pid, server._prefix)) == [0, 1]
 
     assert start(replace(plan, environ={"NCCL_DEBUG": "INFO"}), during=look) == 0
     assert seen == {0: "here", 1: "here", 2: "there", 3: "there"}
@@ -313,7 +317,9 @@ def test_ranks_on_two_machines_serve_and_end(plan: Plan) -> None:
         ("die:1", f"rank 1 on {HERE}, tensorrt_llm", "out of memory on this rank"),
     ],
 )
-def test_a_rank_that_fails_is_named_with_its_machine(plan: Plan, how: str, where: str, what: str) -> None:
+def test_a_rank_that_fails_is_named_with_its_machine(
+    plan: LaunchSpec, how: str, where: str, what: str
+) -> None:
     with pytest.raises(StartError) as raised:
         start(replace(plan, environ={"STANDIN": how}), 10 if how.startswith("hang") else 90)
     assert raised.value.where == where
@@ -321,21 +327,21 @@ def test_a_rank_that_fails_is_named_with_its_machine(plan: Plan, how: str, where
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_while_serving_ends_the_server(plan: Plan) -> None:
+def test_a_worker_that_dies_while_serving_ends_the_server(plan: LaunchSpec) -> None:
     with pytest.raises(StartError) as raised:
         start(replace(plan, environ={"STANDIN": "lose:3"}), during=wait)
     assert raised.value.where == "rank 3 on pod-1"
     assert "illegal memory access" in raised.value.what
 
 
-def wait(server: Supervised) -> None:
+def wait(server: SupervisedServer) -> None:
     status = server.wait()
-    raise explain(server.last_lines(400), status, server.plan.hosts)
+    raise explain_exit(server.last_lines(400), status, server.plan.hosts)
 
 
 @pytest.mark.slow
-def test_a_machine_that_is_lost_while_serving_ends_the_server(plan: Plan) -> None:
-    def lose(server: Supervised) -> None:
+def test_a_machine_that_is_lost_while_serving_ends_the_server(plan: LaunchSpec) -> None:
+    def lose(server: SupervisedServer) -> None:
         for pid, words in processes().items():
             if "tensorrt_llm.standin_orted" in words:
                 os.kill(pid, signal.SIGKILL)
@@ -360,7 +366,7 @@ def test_a_machine_that_is_lost_while_serving_ends_the_server(plan: Plan) -> Non
     ],
 )
 def test_a_machine_that_is_not_reached_is_named(
-    plan: Plan, cluster: Callable[[str], None], behaviour: str, expected: str, tmp_path: Path
+    plan: LaunchSpec, cluster: Callable[[str], None], behaviour: str, expected: str, tmp_path: Path
 ) -> None:
     cluster(behaviour)
     if behaviour == "absent":
@@ -373,7 +379,7 @@ def test_a_machine_that_is_not_reached_is_named(
 
 
 @pytest.mark.slow
-def test_a_machine_that_comes_later_is_awaited(plan: Plan, tmp_path: Path) -> None:
+def test_a_machine_that_comes_later_is_awaited(plan: LaunchSpec, tmp_path: Path) -> None:
     (tmp_path / "cluster.json").write_text("{}")
     late = [
         sys.executable,
@@ -384,7 +390,7 @@ def test_a_machine_that_comes_later_is_awaited(plan: Plan, tmp_path: Path) -> No
         assert start(plan) == 0
 
 
-def test_a_machine_without_what_its_ranks_need_is_named(plan: Plan) -> None:
+def test_a_machine_without_what_its_ranks_need_is_named(plan: LaunchSpec) -> None:
     assert plan.agent is not None
     with pytest.raises(HostError, match="has no /nowhere/it is") as raised:
         hosts.await_hosts(plan.hosts, plan.agent, ["/bin/sh", "/nowhere/it is"], 10)
@@ -400,7 +406,7 @@ def test_a_machine_without_what_its_ranks_need_is_named(plan: Plan) -> None:
     ],
 )
 def test_an_agent_that_fails_under_mpirun_is_named(
-    plan: Plan, cluster: Callable[[str], None], behaviour: str, where: str, what: str
+    plan: LaunchSpec, cluster: Callable[[str], None], behaviour: str, where: str, what: str
 ) -> None:
     cluster(behaviour)
     with pytest.raises(EnginixError) as raised:

@@ -24,12 +24,12 @@ from typing import Any
 
 import pytest
 
-from enginix.errors import EXIT_MACHINE, EXIT_NO, EXIT_USAGE
+from enginix.errors import EXIT_CHECK_FAILED, EXIT_MACHINE, EXIT_USAGE
+from enginix.kinds.triton_repository.repository import build_triton_repository
 from enginix.manifest import Manifest
-from enginix.runtime.child import descendants
-from enginix.serve.ports import reserve
-from enginix.triton.options import Options
-from enginix.triton.repository import build
+from enginix.ports import reserve_ports
+from enginix.runtime.child import list_descendants
+from enginix.triton.options import RepositoryOptions
 
 TESTS = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -75,7 +75,11 @@ def repository(served_engine: Path, tmp_path: Path) -> Callable[..., Path]:
         target = {"name": "h200", "gpu": "NVIDIA H200", "sm": 90, "count": ranks}
         runtime = {"id": "trtllm-1.2.1", "driverFloor": "580.65.06"}
         Manifest(artefact="engine", name="m", kind=kind, runtime=runtime, target=target).write(engine)
-        build(engine, tmp_path / "repository", Options(max_batch_size=4) if kind == "tensorrt" else Options())
+        build_triton_repository(
+            engine,
+            tmp_path / "repository",
+            RepositoryOptions(max_batch_size=4) if kind == "tensorrt" else RepositoryOptions(),
+        )
         return tmp_path / "repository"
 
     return make
@@ -163,7 +167,7 @@ def serving(
 @contextlib.contextmanager
 def started(words: list[str]) -> Iterator[Serving]:
     """A command, on free ports, once it answers."""
-    http, grpc, metrics = reserve("127.0.0.1", [("http", 0), ("grpc", 0), ("metrics", 0)])
+    http, grpc, metrics = reserve_ports("127.0.0.1", [("http", 0), ("grpc", 0), ("metrics", 0)])
     ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
     process = subprocess.Popen(
         [*words, *ports],
@@ -213,7 +217,7 @@ def prefix_of(server: Serving) -> str:
 
 
 def below(pid: int) -> list[int]:
-    return [p for p in descendants(pid) if Path(f"/proc/{p}/cmdline").exists()]
+    return [p for p in list_descendants(pid) if Path(f"/proc/{p}/cmdline").exists()]
 
 
 @pytest.mark.parametrize("ranks", [1, 2], ids=["one-rank", "two-ranks"])
@@ -348,8 +352,8 @@ def test_kill_9_of_the_command_leaves_nothing(
 @pytest.mark.parametrize(
     ("machine", "more", "status", "expected"),
     [
-        ({"capability": "10.0"}, [], EXIT_NO, "sm: built for 90, here NVIDIA H200 (SM 100)"),
-        ({"version": "535.1"}, [], EXIT_NO, "driver: built for 580.65.06 or later, here 535.1"),
+        ({"capability": "10.0"}, [], EXIT_CHECK_FAILED, "sm: built for 90, here NVIDIA H200 (SM 100)"),
+        ({"version": "535.1"}, [], EXIT_CHECK_FAILED, "driver: built for 580.65.06 or later, here 535.1"),
         (
             {"free": 10},
             [],
@@ -358,7 +362,7 @@ def test_kill_9_of_the_command_leaves_nothing(
         ),
         ({}, ["--gpus", "0"], EXIT_MACHINE, "--gpus: 1 GPUs for an engine of 2 ranks"),
         ({}, ["--gpus", "0,7"], EXIT_MACHINE, "--gpus: no GPU 7"),
-        ({"count": 1}, [], EXIT_NO, "count: built for 2, here 1"),
+        ({"count": 1}, [], EXIT_CHECK_FAILED, "count: built for 2, here 1"),
         ({}, ["--triton-flag", "http-thread-coun=1"], EXIT_USAGE, "did you mean http-thread-count?"),
         ({}, ["--triton-flag", "allow-sagemaker=true"], EXIT_USAGE, "not to be set"),
         ({}, ["--env", "LD_PRELOAD=/x"], EXIT_USAGE, "LD_PRELOAD is enginix's to set"),

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
+from enginix.kinds.tensorrt.tensorrt_models import NvidiaModelOptions
+from enginix.kinds.triton_repository.repository import build_triton_repository
 from enginix.manifest import Manifest
-from enginix.serve.client import Client
-from enginix.serve.launch import Endpoints, Plan
-from enginix.serve.ports import reserve
-from enginix.triton.options import Options
-from enginix.triton.repository import build
-from enginix.triton.tensorrt import Models
+from enginix.ports import reserve_ports
+from enginix.serve.client import TritonClient
+from enginix.serve.launch import Endpoints, LaunchSpec
+from enginix.triton.options import RepositoryOptions
 
 STAND_IN = Path(__file__).with_name("standin_model.py")
 pytestmark = pytest.mark.slow
@@ -40,8 +40,10 @@ def repository(
     shutil.copytree(engine / "tokenizer", directory / "tokenizer")
     Manifest(artefact="engine", name="m", kind=kind, runtime={"id": "trtllm-1.2.1"}).write(directory)
     out = tmp_path / "repository"
-    options = Options(max_batch_size=4) if kind == "tensorrt" else Options()
-    build(directory, out, options, models=Models(decoupled=decoupled, chat=chat))
+    options = RepositoryOptions(max_batch_size=4) if kind == "tensorrt" else RepositoryOptions()
+    build_triton_repository(
+        directory, out, options, models=NvidiaModelOptions(decoupled=decoupled, chat=chat)
+    )
     for model in (p for p in out.iterdir() if p.is_dir() and p.name != "ensemble"):
         config = model / "config.pbtxt"
         config.write_text(config.read_text().replace('backend: "tensorrtllm"', 'backend: "python"'))
@@ -56,9 +58,9 @@ def repository(
 @contextmanager
 def started(
     server: Any, python: Path, directory: Path, state: Path, auto_complete: bool
-) -> Iterator[tuple[Client, Path]]:
-    ports = reserve("127.0.0.1", [("http", 0), ("grpc", 0), ("metrics", 0)])
-    plan = Plan(server, directory, python, Endpoints("127.0.0.1", *ports), exit_timeout=30)
+) -> Iterator[tuple[TritonClient, Path]]:
+    ports = reserve_ports("127.0.0.1", [("http", 0), ("grpc", 0), ("metrics", 0)])
+    plan = LaunchSpec(server, directory, python, Endpoints("127.0.0.1", *ports), exit_timeout=30)
     words = [
         w
         for w in plan.command("enginix-test-", directory)
@@ -67,7 +69,7 @@ def started(
     log = state / "log"
     with log.open("wb") as sink:
         process = subprocess.Popen(words, env=plan.environment(state), stdout=sink, stderr=sink)
-        client = Client("127.0.0.1", ports[0])
+        client = TritonClient("127.0.0.1", ports[0])
         try:
             deadline = time.monotonic() + 300
             while not client.ready():

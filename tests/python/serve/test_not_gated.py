@@ -35,8 +35,8 @@ def check(
 def test_the_server_of_an_engine_without_gates_says_so(
     check: Callable[[Path], str], served_engine: Path, served_repository: Path, tmp_path: Path
 ) -> None:
-    assert manifest.read(served_engine).results["gates"] == "not gated"
-    assert manifest.read(served_repository).results["gates"] == "not gated"
+    assert manifest.read_manifest(served_engine).results["gates"] == "not gated"
+    assert manifest.read_manifest(served_repository).results["gates"] == "not gated"
     assert SAYS in check(served_repository)
     gated = shutil.copytree(served_repository, tmp_path / "gated", symlinks=True)
     described = json.loads((gated / "enginix.json").read_text())
@@ -62,9 +62,9 @@ def test_the_server_of_an_engine_without_gates_says_so(
     ],
 )
 def test_only_gates_that_passed_are_silent(gates: Any, said: str | None) -> None:
-    found = manifest.ungated(manifest.Manifest("engine", "e", "reference", results={"gates": gates}))
+    found = manifest.explain_ungated(manifest.Manifest("engine", "e", "reference", results={"gates": gates}))
     assert found is None if said is None else said in str(found)
 
 
 def test_a_manifest_without_verdict_is_not_gated() -> None:
-    assert "not gated" in str(manifest.ungated(manifest.Manifest("engine", "e", "reference")))
+    assert "not gated" in str(manifest.explain_ungated(manifest.Manifest("engine", "e", "reference")))

@@ -10,7 +10,7 @@ from enginix.serve import flags
 
 def test_each_is_spelled_as_its_program_takes_it() -> None:
     asked = ["log-format=ISO8601", "metrics-config=a=1", "--http-thread-count=4", "metrics-config=b=2"]
-    assert flags.checked(asked, "2.68.0") == (
+    assert flags.check_triton_flags(asked, "2.68.0") == (
         "--log-format=ISO8601",
         "--metrics-config=a=1",
         "--metrics-config=b=2",

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from enginix import manifest
+from enginix import manifest, ports
 from enginix.errors import MachineError, ManifestError, RepositoryError, UsageError
 from enginix.manifest import Manifest
-from enginix.serve import launch, ports, preflight, pytriton_wheel, tritonserver
-from enginix.serve.notify import notify
-from enginix.serve.readiness import Golden, golden
-from enginix.serve.supervisor import explain
+from enginix.notify import notify_systemd
+from enginix.serve import launch, preflight, pytriton_wheel, tritonserver
+from enginix.serve.readiness import GoldenAnswer, read_golden
+from enginix.serve.supervisor import explain_exit
 
 
 def test_free_ports_are_three_different_ones() -> None:
-    found = ports.reserve("127.0.0.1", [("a", 0), ("b", 0), ("c", 0)])
+    found = ports.reserve_ports("127.0.0.1", [("a", 0), ("b", 0), ("c", 0)])
     assert len(set(found)) == 3
     assert all(found)
 
@@ -34,7 +34,7 @@ def test_a_taken_port_is_named_with_its_holder(address: str) -> None:
         listener.listen()
         port = listener.getsockname()[1]
         with pytest.raises(MachineError) as caught:
-            ports.reserve("127.0.0.1", [("--http-port", port)])
+            ports.reserve_ports("127.0.0.1", [("--http-port", port)])
     comm = Path("/proc/self/comm").read_text().strip()
     assert f"--http-port: port {port} is in use by {comm} (process {os.getpid()})" in str(caught.value)
     assert "another port with --http-port" in str(caught.value)
@@ -50,20 +50,20 @@ def test_a_port_that_only_lingers_is_free() -> None:
         accepted, _ = listener.accept()
     accepted.close()  # the side that closes first keeps the port in TIME_WAIT
     client.close()
-    assert ports.reserve("127.0.0.1", [("http", port)]) == [port]
+    assert ports.reserve_ports("127.0.0.1", [("http", port)]) == [port]
 
 
 @pytest.mark.parametrize("given", [[("a", 70000)], [("a", -1)], [("a", 9321), ("b", 9321)]])
 def test_impossible_ports(given: list[tuple[str, int]]) -> None:
     with pytest.raises(UsageError):
-        ports.reserve("127.0.0.1", given)
+        ports.reserve_ports("127.0.0.1", given)
 
 
 def test_addresses_only() -> None:
     with pytest.raises(UsageError, match="'localhost' is not an IP address"):
-        ports.reserve("localhost", [("http", 0)])
+        ports.reserve_ports("localhost", [("http", 0)])
     with pytest.raises(MachineError, match="cannot bind"):
-        ports.reserve("203.0.113.7", [("http", 0)])
+        ports.reserve_ports("203.0.113.7", [("http", 0)])
 
 
 @pytest.fixture
@@ -82,15 +82,15 @@ def installation(tmp_path: Path) -> Path:
 
 
 def test_an_installation_is_found(installation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tritonserver.find(installation).runtime == "reference"
+    assert tritonserver.find_tritonserver(installation).runtime == "reference"
     monkeypatch.setenv("ENGINIX_TRITONSERVER", str(installation))
-    assert tritonserver.find(None).directory == installation
+    assert tritonserver.find_tritonserver(None).directory == installation
     (installation / "runtime.json").write_text('{"name": "trtllm-1.2.1"}')
-    assert tritonserver.find(installation).runtime == "trtllm-1.2.1"
-    assert tritonserver.find(installation, "reference").runtime == "reference"
+    assert tritonserver.find_tritonserver(installation).runtime == "trtllm-1.2.1"
+    assert tritonserver.find_tritonserver(installation, "reference").runtime == "reference"
     (installation / "runtime.json").write_text('{"name": "trtllm-9"}')
     with pytest.raises(MachineError, match="unknown runtime 'trtllm-9'"):
-        tritonserver.find(installation)
+        tritonserver.find_tritonserver(installation)
 
 
 def test_an_incomplete_installation(installation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,10 +98,10 @@ def test_an_incomplete_installation(installation: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_DATA_HOME", str(installation / "data"))
     monkeypatch.setattr(pytriton_wheel, "find_installed", lambda: None)
     with pytest.raises(MachineError, match="no tritonserver is named"):
-        tritonserver.find(None)
+        tritonserver.find_tritonserver(None)
     (installation / "backends" / "python" / tritonserver.STUB).chmod(0o644)
     with pytest.raises(MachineError, match="triton_python_backend_stub is missing or not executable"):
-        tritonserver.find(installation)
+        tritonserver.find_tritonserver(installation)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_an_incomplete_installation(installation: Path, monkeypatch: pytest.Monk
 def test_engine_against_runtime(
     installation: Path, runtime: str, described: Any, expected: str | None
 ) -> None:
-    found = tritonserver.refusal(
+    found = tritonserver.find_refusal(
         Manifest(artefact="triton-repository", name="m", **described),
         tritonserver.TritonServer(installation, runtime),
     )
@@ -140,19 +140,21 @@ def test_engine_against_runtime(
 def test_a_repository_is_read_and_compared(
     served_repository: Path, installation: Path, tmp_path: Path, served_engine: Path
 ) -> None:
-    found = preflight.check_repository(served_repository, tritonserver.find(installation))
+    found = preflight.check_repository(served_repository, tritonserver.find_tritonserver(installation))
     assert (found.manifest.name, found.instances) == ("tiny-qwen3", 2)
     with pytest.raises(ManifestError, match=r"for runtime reference.*is trtllm-1\.2\.1") as caught:
-        preflight.check_repository(served_repository, tritonserver.find(installation, "trtllm-1.2.1"))
+        preflight.check_repository(
+            served_repository, tritonserver.find_tritonserver(installation, "trtllm-1.2.1")
+        )
     assert str(served_repository) in str(caught.value)
     assert str(installation) in str(caught.value)
     with pytest.raises(ManifestError, match="is an engine, not a triton-repository"):
-        preflight.check_repository(served_engine, tritonserver.find(installation))
+        preflight.check_repository(served_engine, tritonserver.find_tritonserver(installation))
     broken = tmp_path / "broken"
     shutil.copytree(served_repository, broken)
     (broken / "stray").mkdir()
     with pytest.raises(RepositoryError, match="stray: directory without"):
-        preflight.check_repository(broken, tritonserver.find(installation))
+        preflight.check_repository(broken, tritonserver.find_tritonserver(installation))
 
 
 def python(directory: Path, minor: int, packages: dict[str, str]) -> Path:
@@ -193,7 +195,7 @@ def test_the_python_environment_suits_the_stub(
     expected: str | None,
 ) -> None:
     (installation / "backends" / "python" / tritonserver.STUB).write_bytes(stub)
-    interpreter, server = python(tmp_path, minor, packages), tritonserver.find(installation)
+    interpreter, server = python(tmp_path, minor, packages), tritonserver.find_tritonserver(installation)
     if expected is None:
         tritonserver.check_python(interpreter, server)
         return
@@ -203,7 +205,7 @@ def test_the_python_environment_suits_the_stub(
 
 
 def test_an_interpreter_that_does_not_run(installation: Path, tmp_path: Path) -> None:
-    server = tritonserver.find(installation)
+    server = tritonserver.find_tritonserver(installation)
     with pytest.raises(MachineError, match="not an executable named python3"):
         tritonserver.check_python(Path("/bin/true"), server)
     broken = tmp_path / "python3"
@@ -222,8 +224,8 @@ def test_shared_memory(tmp_path: Path) -> None:
 
 
 def test_the_command_is_on_loopback_with_nothing_left_to_chance(installation: Path, tmp_path: Path) -> None:
-    plan = launch.Plan(
-        tritonserver.find(installation),
+    plan = launch.LaunchSpec(
+        tritonserver.find_tritonserver(installation),
         tmp_path,
         Path("/env/bin/python3"),
         launch.Endpoints("127.0.0.1", 1, 2, 3),
@@ -243,10 +245,13 @@ def test_secrets_of_the_caller_do_not_reach_the_server(
     installation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    plan = launch.Plan(
-        tritonserver.find(installation), tmp_path, Path("/env/bin/python3"), launch.Endpoints("::1", 1, 2, 3)
+    plan = launch.LaunchSpec(
+        tritonserver.find_tritonserver(installation),
+        tmp_path,
+        Path("/env/bin/python3"),
+        launch.Endpoints("::1", 1, 2, 3),
     )
-    assert "hf_secret" not in json.dumps(launch.describe(plan))
+    assert "hf_secret" not in json.dumps(launch.describe_launch(plan))
 
 
 # As Triton writes it: tracebacks on one line, their line ends as \n.
@@ -264,36 +269,38 @@ LOADING = [
 
 
 def test_a_failed_start_names_the_model_and_the_reason() -> None:
-    error = explain(LOADING, 1)
+    error = explain_exit(LOADING, 1)
     assert str(error).startswith("tensorrt_llm: failed to load: CheckpointError: gone\n")
     assert "error: creating server" in str(error)
     assert "+---" not in str(error)
 
 
 def test_a_failed_start_without_words() -> None:
-    assert "signal 9: no output" in explain([], -9).what
-    assert "Address already in use" in explain(["error: creating server: Address already in use"], 1).what
+    assert "signal 9: no output" in explain_exit([], -9).what
+    assert (
+        "Address already in use" in explain_exit(["error: creating server: Address already in use"], 1).what
+    )
 
 
 @pytest.mark.parametrize(
     ("results", "expected"),
     [
         ({}, None),
-        ({"golden": {"promptTokens": [1, 2], "tokens": [3]}}, Golden((1, 2), (3,))),
+        ({"golden": {"promptTokens": [1, 2], "tokens": [3]}}, GoldenAnswer((1, 2), (3,))),
         ({"golden": {"promptTokens": [1, -2], "tokens": [3]}}, None),
         ({"golden": {"promptTokens": [], "tokens": [3]}}, None),
         ({"golden": "x"}, None),
     ],
 )
-def test_golden_tokens_of_a_manifest(results: Any, expected: Golden | None) -> None:
-    assert golden(Manifest(artefact="triton-repository", name="m", results=results)) == expected
+def test_golden_tokens_of_a_manifest(results: Any, expected: GoldenAnswer | None) -> None:
+    assert read_golden(Manifest(artefact="triton-repository", name="m", results=results)) == expected
 
 
 def test_the_repository_carries_the_engine_s_golden_tokens(
     served_repository: Path, served_engine: Path
 ) -> None:
-    expected = manifest.read(served_engine).results["golden"]
-    found = golden(manifest.read(served_repository))
+    expected = manifest.read_manifest(served_engine).results["golden"]
+    found = read_golden(manifest.read_manifest(served_repository))
     assert found is not None
     assert list(found.tokens) == expected["tokens"]
 
@@ -302,10 +309,10 @@ def test_the_service_manager_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        notify("READY=1")
+        notify_systemd("READY=1")
         assert listener.recv(100) == b"READY=1"
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
-    notify("READY=1")
+    notify_systemd("READY=1")
 
 
 def test_this_interpreter_is_understood(
@@ -322,8 +329,8 @@ def test_gpus_are_the_only_ones_that_the_server_sees(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     gpus = launch.check_gpus("1,GPU-2f0c1b6e-6a5d-4d0e-9b7b-1f2e3d4c5b6a")
-    server, endpoints = tritonserver.find(installation), launch.Endpoints("::1", 1, 2, 3)
-    plan = launch.Plan(server, tmp_path, Path("/env/bin/python3"), endpoints, gpus=gpus)
+    server, endpoints = tritonserver.find_tritonserver(installation), launch.Endpoints("::1", 1, 2, 3)
+    plan = launch.LaunchSpec(server, tmp_path, Path("/env/bin/python3"), endpoints, gpus=gpus)
     found = plan.environment(tmp_path)
     assert found["CUDA_VISIBLE_DEVICES"] == "1,GPU-2f0c1b6e-6a5d-4d0e-9b7b-1f2e3d4c5b6a"
     assert found["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"

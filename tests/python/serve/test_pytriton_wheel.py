@@ -18,7 +18,7 @@ from enginix import cli, process
 from enginix.errors import MachineError
 from enginix.files import sha256_file
 from enginix.serve import pytriton_wheel, tritonserver
-from enginix.tables import table
+from enginix.tables import load_table
 
 ROOT = Path(__file__).parents[3]
 
@@ -33,7 +33,7 @@ def own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A wheel of the pinned one's layout, named by the table, whose hash the table has."""
-    path = tmp_path / table("tritonserver_wheel")["file"]
+    path = tmp_path / load_table("tritonserver_wheel")["file"]
     with zipfile.ZipFile(path, "w") as archive:
         names = [
             "bin/tritonserver",
@@ -42,7 +42,8 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ]
         names += ["backends/python/triton_python_backend_utils.py"]
         names += [
-            f"python_backend_stubs/{v}/{pytriton_wheel.STUB}" for v in table("tritonserver_wheel")["pythons"]
+            f"python_backend_stubs/{v}/{pytriton_wheel.STUB}"
+            for v in load_table("tritonserver_wheel")["pythons"]
         ]
         for name in names:
             info = zipfile.ZipInfo(f"pytriton/tritonserver/{name}")
@@ -51,7 +52,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         archive.writestr("pytriton/client/__init__.py", "")
         archive.writestr("nvidia_pytriton.libs/libtritonserver.so", "a library")
         archive.writestr("nvidia_pytriton-0.7.0.dist-info/licenses/LICENSE", "Apache License")
-    monkeypatch.setitem(table("tritonserver_wheel"), "sha256", sha256_file(path))
+    monkeypatch.setitem(load_table("tritonserver_wheel"), "sha256", sha256_file(path))
     return path
 
 
@@ -62,7 +63,7 @@ def _run(*words: str | Path) -> int:
 def test_the_layout(wheel: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert _run("-o", out, "--wheel", wheel) == 0
-    found = tritonserver.find(None)
+    found = tritonserver.find_tritonserver(None)
     assert found.directory == out and found.version == "2.51.0" and found.runtime == "reference"
     assert (
         found.stub.read_text()
@@ -78,8 +79,8 @@ def test_the_layout(wheel: Path, tmp_path: Path) -> None:
 def test_one_that_is_named_goes_before_one_that_was_made(wheel: Path, tmp_path: Path) -> None:
     for name in ("first", "second"):
         assert _run("-o", tmp_path / name, "--wheel", wheel) == 0
-    assert tritonserver.find(None).directory == tmp_path / "second"
-    assert tritonserver.find(tmp_path / "first").directory == tmp_path / "first"
+    assert tritonserver.find_tritonserver(None).directory == tmp_path / "second"
+    assert tritonserver.find_tritonserver(tmp_path / "first").directory == tmp_path / "first"
 
 
 def test_a_directory_that_went_is_not_found(
@@ -89,7 +90,7 @@ def test_a_directory_that_went_is_not_found(
     (tmp_path / "out").rename(tmp_path / "elsewhere")
     monkeypatch.setattr(pytriton_wheel, "find_installed", lambda: None)
     with pytest.raises(MachineError, match="enginix tritonserver -o"):
-        tritonserver.find(None)
+        tritonserver.find_tritonserver(None)
 
 
 def test_a_wheel_of_another_hash_is_refused(
@@ -98,7 +99,7 @@ def test_a_wheel_of_another_hash_is_refused(
     wheel.write_bytes(wheel.read_bytes() + b" ")
     assert _run("-o", tmp_path / "out", "--wheel", wheel) == 2
     said = capsys.readouterr().err
-    assert sha256_file(wheel) in said and table("tritonserver_wheel")["sha256"] in said
+    assert sha256_file(wheel) in said and load_table("tritonserver_wheel")["sha256"] in said
     assert [p.name for p in tmp_path.iterdir()] == [wheel.name]
 
 
@@ -131,7 +132,7 @@ def test_other_machines_are_refused_by_name(
     monkeypatch.setattr(sys, "platform", patches.get("platform", "linux"))
     if "version" in patches:
         monkeypatch.setattr(sys, "version_info", patches["version"])
-    monkeypatch.setattr(pytriton_wheel, "download", lambda _: pytest.fail("it was fetched"))
+    monkeypatch.setattr(pytriton_wheel, "download_wheel", lambda _: pytest.fail("it was fetched"))
     assert _run("-o", tmp_path / "out") == 5
     assert says in capsys.readouterr().err and not (tmp_path / "out").exists()
 
@@ -147,7 +148,7 @@ def test_without_a_package_index(
 
     if reason == "no pip":
         monkeypatch.setattr(pytriton_wheel, "find_spec", lambda _: None)
-    monkeypatch.setattr(process, "run", fail)
+    monkeypatch.setattr(process, "run_program", fail)
     assert _run("-o", tmp_path / "out") == 5
     said = capsys.readouterr().err
     assert "--wheel FILE" in said and "secret" not in said and not (tmp_path / "out").exists()
@@ -160,7 +161,7 @@ def test_a_missing_library_is_named(
         missing = "\tlibpython3.11.so.1.0 => not found\n" if words[1].name == pytriton_wheel.STUB else ""
         return subprocess.CompletedProcess(words, 0, "\tlibc.so.6 => /lib/libc.so.6\n" + missing, "")
 
-    monkeypatch.setattr(process, "run", ldd)
+    monkeypatch.setattr(process, "run_program", ldd)
     assert _run("-o", tmp_path / "out", "--wheel", wheel) == 5
     said = capsys.readouterr().err
     assert "linked against libpython3.11.so.1.0" in said and "apt-get install libpython3" in said
@@ -175,19 +176,19 @@ def test_an_installed_pytriton_is_found(wheel: Path, tmp_path: Path, monkeypatch
         program.chmod(0o755)
     (site / "nvidia_pytriton-0.7.0.dist-info/METADATA").write_text("Name: nvidia-pytriton\nVersion: 0.7.0\n")
     monkeypatch.setattr(sys, "path", [str(site), *sys.path])
-    found = tritonserver.find(None)
+    found = tritonserver.find_tritonserver(None)
     assert found.program.resolve() == site / "pytriton/tritonserver/bin/tritonserver"
     assert pytriton_wheel.python_version() in str(found.stub.resolve())
-    assert tritonserver.find(None) == found
+    assert tritonserver.find_tritonserver(None) == found
     (site / "nvidia_pytriton-0.7.0.dist-info/METADATA").write_text("Name: nvidia-pytriton\nVersion: 0.5.0\n")
     with pytest.raises(
         MachineError, match=r"nvidia-pytriton 0\.5\.0 is installed, and enginix knows 0\.7\.0"
     ):
-        tritonserver.find(None)
+        tritonserver.find_tritonserver(None)
 
 
 def test_one_wheel_is_pinned_everywhere() -> None:
-    row = table("tritonserver_wheel")
+    row = load_table("tritonserver_wheel")
     lock = json.loads((ROOT / "nix/python/locks/tritonserver.json").read_text())["wheels"][row["project"]]
     assert lock["version"] == row["version"]
     assert lock["files"]["x86_64-linux"] == {"file": row["file"], "sha256": row["sha256"]}
@@ -210,7 +211,7 @@ def test_the_real_wheel_answers_its_version(tmp_path: Path, capsys: pytest.Captu
     if code == 5 and "pip does not get" in capsys.readouterr().err:
         pytest.skip("no package index can be reached")
     assert code == 0
-    found = tritonserver.find(None)
+    found = tritonserver.find_tritonserver(None)
     done = subprocess.run([found.program, "--help"], capture_output=True, text=True, check=False)
     assert "--model-repository" in done.stdout + done.stderr
     linked = subprocess.run(["ldd", found.stub.resolve()], capture_output=True, text=True, check=False).stdout

@@ -20,20 +20,20 @@ import numpy as np
 import pytest
 
 from enginix.errors import MachineError
-from enginix.serve.client import Client
+from enginix.kinds.triton_repository.repository import build_triton_repository
+from enginix.serve.client import TritonClient
 from enginix.serve.supervisor import StartError
-from enginix.triton.options import Options
-from enginix.triton.repository import build
+from enginix.triton.options import RepositoryOptions
 
 pytestmark = pytest.mark.slow
 PROMPT = "This License applies to any"
 
 
-def stream(client: Client, **more: Any) -> list[dict[str, Any]]:
+def stream(client: TritonClient, **more: Any) -> list[dict[str, Any]]:
     return list(client.stream("ensemble", {"text_input": PROMPT, "max_tokens": 16, "stream": True, **more}))
 
 
-def generate(client: Client, **more: Any) -> dict[str, Any]:
+def generate(client: TritonClient, **more: Any) -> dict[str, Any]:
     return client.generate("ensemble", {"text_input": PROMPT, "max_tokens": 16, **more})
 
 
@@ -139,11 +139,11 @@ def test_concurrent_streams_each_get_their_own_answer(running: Any) -> None:
 
 
 def test_all_three_ports_are_on_loopback_only(running: Any) -> None:
-    from enginix.serve.ports import _listening
+    from enginix.ports import _listening_inodes
 
     endpoints = running.server.plan.endpoints
     for port in (endpoints.http, endpoints.grpc, endpoints.metrics):
-        assert _listening(port)
+        assert _listening_inodes(port)
         lines = (
             Path("/proc/net/tcp").read_text().splitlines() + Path("/proc/net/tcp6").read_text().splitlines()
         )
@@ -188,7 +188,7 @@ def seconds_of(call: Callable[[], object]) -> float:
 def test_a_client_that_vanishes_frees_its_place(
     serve: Any, served_engine: Path, tmp_path: Path, streaming: bool
 ) -> None:
-    build(served_engine, tmp_path / "repository", Options(max_batch_size=1))
+    build_triton_repository(served_engine, tmp_path / "repository", RepositoryOptions(max_batch_size=1))
     body = {"text_input": PROMPT, "max_tokens": 1500, "end_id": -1, "stream": True}
     with serve(tmp_path / "repository") as one:
         whole = seconds_of(lambda: list(one.client.stream("ensemble", body)))
@@ -240,7 +240,7 @@ def test_a_killed_python_model_is_an_error_and_not_a_hang(
         for stub in stubs:
             os.kill(stub, signal.SIGKILL)
         with pytest.raises(MachineError) as caught:
-            Client("127.0.0.1", one.server.plan.endpoints.http, timeout=30).generate(
+            TritonClient("127.0.0.1", one.server.plan.endpoints.http, timeout=30).generate(
                 "ensemble", {"text_input": PROMPT, "max_tokens": 4}
             )
         assert "timed out" not in str(caught.value)
@@ -296,7 +296,7 @@ def test_a_broken_model_is_named_with_its_reason(
 def test_a_tokenizer_that_has_gone_is_named(serve: Any, served_engine: Path, tmp_path: Path) -> None:
     copy = tmp_path / "engine"
     shutil.copytree(served_engine, copy, symlinks=True)
-    build(copy, tmp_path / "repository")
+    build_triton_repository(copy, tmp_path / "repository")
     (copy / "tokenizer" / "tokenizer.json").unlink()
     with pytest.raises(StartError) as caught, serve(tmp_path / "repository"):
         pass
@@ -382,7 +382,7 @@ def test_the_command_stays_until_a_signal_and_exits_with_0(
             assert manager.recv(100) == b"READY=1"
             assert process.stdout is not None
             described = json.loads(process.stdout.readline())
-            assert generate(Client("127.0.0.1", described["httpPort"]))["text_output"]
+            assert generate(TritonClient("127.0.0.1", described["httpPort"]))["text_output"]
             process.send_signal(number)
             _, said = process.communicate(timeout=600)
         finally:
@@ -427,7 +427,7 @@ def test_a_killed_command_takes_its_server_along(
     process.kill()
     process.wait()
     deadline = time.monotonic() + 300
-    while Client("127.0.0.1", port).ready():
+    while TritonClient("127.0.0.1", port).ready():
         assert time.monotonic() < deadline
         time.sleep(0.1)
 

@@ -10,7 +10,7 @@ import pytest
 
 from enginix.errors import MachineError
 from enginix.serve.launch import link_repository, unbatch_reference
-from enginix.serve.supervisor import explain
+from enginix.serve.supervisor import explain_exit
 from enginix.triton import config
 from faults.small_bodies import Asked, empty_pairs, random_requests, send_all
 
@@ -66,8 +66,8 @@ def test_requests_without_rows_pass_no_batching(served_repository: Path, tmp_pat
     models = link_repository(served_repository, tmp_path / "models")
     unbatch_reference(models)
     for name in ("ensemble", "tensorrt_llm"):
-        written = config.read(served_repository / name / config.FILE)
-        found = config.read(models / name / config.FILE)
+        written = config.read_pbtxt(served_repository / name / config.FILE)
+        found = config.read_pbtxt(models / name / config.FILE)
         assert found.max_batch_size == 0 and written.max_batch_size > 0
         assert found.parameters["max_batch_size"].string_value == str(written.max_batch_size)
         for tensor, was in zip((*found.input, *found.output), (*written.input, *written.output), strict=True):
@@ -85,12 +85,12 @@ def test_other_models_keep_their_batching(tmp_path: Path) -> None:
 
 
 def test_a_crash_is_named_by_its_place_and_not_by_the_start() -> None:
-    error = explain(["Error: Failed to initialize NVML", "W1129 1 metrics.cc: no GPU", *CRASHED], -11)
+    error = explain_exit(["Error: Failed to initialize NVML", "W1129 1 metrics.cc: no GPU", *CRASHED], -11)
     assert "signal 11: it crashed in libtriton_python.so (TRITONBACKEND_ModelInstanceExecute)" in error.what
     assert "NVML" not in str(error) and "libtriton_python.so" in str(error.fix)
-    killed = explain(["Error: Failed to initialize NVML", "error: an older line"], -9)
+    killed = explain_exit(["Error: Failed to initialize NVML", "error: an older line"], -9)
     assert "signal 9: killed from outside, or by the kernel for want of memory" in killed.what
     assert (
         "exit status 1: error: a real one"
-        in explain(["Error: Failed to initialize NVML", "error: a real one"], 1).what
+        in explain_exit(["Error: Failed to initialize NVML", "error: a real one"], 1).what
     )

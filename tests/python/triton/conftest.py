@@ -17,7 +17,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from enginix.manifest import Manifest
-from enginix.triton.models.channel import Event
+from enginix.triton.models.channel import ChannelEvent
 
 RUNTIME = {"id": "trtllm-1.2.1"}
 TEXT = "The quick brown fox jumps over the lazy dog. 量子力学の本、naïve café — 🙂🙃 done.\n" * 20
@@ -154,7 +154,7 @@ class StandInChannel:
         self.orders: dict[str, Any] = {}
         self.clients: dict[str, str] = {}
         self.cancelled: list[str] = []
-        self._events: queue.SimpleQueue[list[Event] | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[list[ChannelEvent] | None] = queue.SimpleQueue()
 
     def add(self, number: str, order: Any, client: str) -> None:
         json.dumps(order)
@@ -163,7 +163,7 @@ class StandInChannel:
     def cancel(self, number: str) -> None:
         self.cancelled.append(number)
 
-    def receive(self, timeout: float | None) -> list[Event] | None:
+    def receive(self, timeout: float | None) -> list[ChannelEvent] | None:
         try:
             return self._events.get(timeout=timeout)
         except queue.Empty:
@@ -175,9 +175,9 @@ class StandInChannel:
     def say(self, number: str, *tokens: int, finish: str | None = None, error: str | None = None) -> None:
         for i, token in enumerate(tokens):
             last = finish if i == len(tokens) - 1 else None
-            self._events.put([Event(number, token, -0.5, last)])
+            self._events.put([ChannelEvent(number, token, -0.5, last)])
         if not tokens:
-            self._events.put([Event(number, None, None, finish, error)])
+            self._events.put([ChannelEvent(number, None, None, finish, error)])
 
 
 def arguments(max_batch_size: int = 4, **parameters: str) -> dict[str, str]:

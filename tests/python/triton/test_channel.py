@@ -22,7 +22,14 @@ import pytest
 
 import enginix
 from enginix.errors import MachineError, UsageError
-from enginix.triton.models.channel import Event, Generations, Heard, Link, Remote, socket_path
+from enginix.triton.models.channel import (
+    ChannelEvent,
+    ChannelServer,
+    Generations,
+    RemoteChannel,
+    ServedChannel,
+    socket_path,
+)
 
 from .conftest import StandInOrder, StandInScheduler, until
 
@@ -45,11 +52,11 @@ class Both:
     """The executor's end, and another model's."""
 
     scheduler: StandInScheduler
-    link: Link
-    remote: Remote
+    link: ChannelServer
+    remote: RemoteChannel
 
-    def hear(self, least: int = 1) -> list[Event]:
-        found: list[Event] = []
+    def hear(self, least: int = 1) -> list[ChannelEvent]:
+        found: list[ChannelEvent] = []
         deadline = time.monotonic() + 300
         while len(found) < least:
             assert time.monotonic() < deadline, found
@@ -61,8 +68,8 @@ class Both:
 def both(meeting_place: Path) -> Iterator[Both]:
     scheduler = StandInScheduler()
     generations = Generations(scheduler, StandInOrder, capacity=2)
-    remote = Remote(socket_path())
-    link = Link(generations, socket_path())
+    remote = RemoteChannel(socket_path())
+    link = ChannelServer(generations, socket_path())
     assert remote.receive(0.05) == []
     made = Both(scheduler, link, remote)
     yield made
@@ -79,7 +86,7 @@ def test_an_order_arrives_as_it_was_given_and_its_events_return(both: Both) -> N
         **{**ORDER, "id": "7", "prompt": (11, 12, 13), "end_ids": frozenset({0, 5})}  # type: ignore[arg-type]
     )
     both.scheduler.say(21, 22, finish="stop")
-    assert both.hear(2) == [Event("7", 21, -0.5, None), Event("7", 22, -0.5, "stop")]
+    assert both.hear(2) == [ChannelEvent("7", 21, -0.5, None), ChannelEvent("7", 22, -0.5, "stop")]
 
 
 def test_what_a_step_says_of_many_comes_in_one_message(both: Both) -> None:
@@ -87,16 +94,18 @@ def test_what_a_step_says_of_many_comes_in_one_message(both: Both) -> None:
         both.remote.add(number, ORDER, "")
     until(lambda: len(both.scheduler.orders) == 2)
     told: list[int] = []
-    tell = Heard.tell
+    tell = ServedChannel.tell
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Heard, "tell", lambda self, events: (told.append(len(events)), tell(self, events)))
+        patch.setattr(
+            ServedChannel, "tell", lambda self, events: (told.append(len(events)), tell(self, events))
+        )
         after, both.scheduler.after_step = both.scheduler.after_step, lambda: None
         both.scheduler.say(21, order=0)
         both.scheduler.say(31, order=1)
         assert both.remote.receive(0.05) == []
         after()
         both.scheduler.after_step = after
-    assert both.hear(2) == [Event("1", 21, -0.5, None), Event("2", 31, -0.5, None)]
+    assert both.hear(2) == [ChannelEvent("1", 21, -0.5, None), ChannelEvent("2", 31, -0.5, None)]
     assert told == [2]
 
 
@@ -118,7 +127,7 @@ def test_cancelling(both: Both) -> None:
 
 
 def test_a_channel_cancels_nothing_of_another_s(both: Both) -> None:
-    other = Remote(socket_path())
+    other = RemoteChannel(socket_path())
     assert other.receive(0.05) == []
     both.remote.add("1", ORDER, "")
     until(lambda: bool(both.scheduler.orders))
@@ -143,7 +152,7 @@ def test_a_channel_cancels_nothing_of_another_s(both: Both) -> None:
 def test_what_the_scheduler_refuses_is_told(both: Both, refuse: Exception, finish: str, why: str) -> None:
     both.scheduler.refuse = refuse
     both.remote.add("1", ORDER, "")
-    assert both.hear() == [Event("1", None, None, finish, why)]
+    assert both.hear() == [ChannelEvent("1", None, None, finish, why)]
 
 
 def test_the_limit_is_that_of_all_channels(both: Both) -> None:
@@ -178,7 +187,7 @@ def test_an_executor_that_ends_is_told_and_a_new_one_is_found(both: Both) -> Non
     assert "tensorrt_llm, which computes, is not reached any more" in str(event.error)
     assert both.remote.receive(0) == []
     scheduler = StandInScheduler()
-    both.link = Link(Generations(scheduler, StandInOrder), socket_path())
+    both.link = ChannelServer(Generations(scheduler, StandInOrder), socket_path())
     both.remote.receive(1)
     both.remote.add("2", ORDER, "")
     until(lambda: bool(scheduler.orders))
@@ -188,7 +197,7 @@ def test_an_executor_that_ends_while_nothing_is_asked_is_found_again(both: Both)
     both.link.close()
     assert both.remote.receive(1) == []
     scheduler = StandInScheduler()
-    both.link = Link(Generations(scheduler, StandInOrder), socket_path())
+    both.link = ChannelServer(Generations(scheduler, StandInOrder), socket_path())
     assert both.remote.receive(1) == []
     both.remote.add("2", ORDER, "")
     until(lambda: bool(scheduler.orders))
@@ -203,7 +212,7 @@ def test_an_order_that_is_too_large_is_refused_alone(both: Both, monkeypatch: py
     (event,) = both.hear()
     assert (event.number, event.finish) == ("2", "refused")
     both.scheduler.say(21, finish="length")
-    assert both.hear() == [Event("1", 21, -0.5, "length")]
+    assert both.hear() == [ChannelEvent("1", 21, -0.5, "length")]
 
 
 def test_an_executor_out_of_files_accepts_later(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +231,7 @@ def test_an_executor_out_of_files_accepts_later(both: Both, monkeypatch: pytest.
             other.connect(str(socket_path()))
             time.sleep(0.1)
     assert failed.is_set()
-    remote = Remote(socket_path())
+    remote = RemoteChannel(socket_path())
     assert remote.receive(1) == []
     remote.add("1", ORDER, "")
     until(lambda: bool(both.scheduler.orders))
@@ -233,7 +242,7 @@ def test_without_an_executor_a_request_is_refused(
     meeting_place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("enginix.triton.models.channel.REACHED", 0.01)
-    remote = Remote(socket_path())
+    remote = RemoteChannel(socket_path())
     remote.add("1", ORDER, "")
     (event,) = remote.receive(0) or []
     assert event.finish == "full"
@@ -243,13 +252,13 @@ def test_without_an_executor_a_request_is_refused(
 
 
 def test_a_request_waits_for_an_executor_that_is_being_loaded(meeting_place: Path) -> None:
-    remote, scheduler = Remote(socket_path()), StandInScheduler()
+    remote, scheduler = RemoteChannel(socket_path()), StandInScheduler()
     receiving = threading.Thread(target=lambda: [None for _ in iter(lambda: remote.receive(60), None)])
     receiving.start()
     asking = threading.Thread(target=remote.add, args=("1", ORDER, ""))
     asking.start()
     time.sleep(0.1)
-    link = Link(Generations(scheduler, StandInOrder), socket_path())
+    link = ChannelServer(Generations(scheduler, StandInOrder), socket_path())
     until(lambda: bool(scheduler.orders))
     remote.close()
     for thread in (asking, receiving):
@@ -301,15 +310,15 @@ def test_a_process_that_reads_nothing_is_cut_off(both: Both) -> None:
         assert time.monotonic() - start < 60
         until(lambda: both.scheduler.cancelled == ["9"])
     both.scheduler.say(21, finish="length", order=1)
-    assert both.hear() == [Event("1", 21, -0.5, "length")]
+    assert both.hear() == [ChannelEvent("1", 21, -0.5, "length")]
 
 
 def test_a_new_executor_takes_the_place_and_the_old_one_leaves_it(meeting_place: Path) -> None:
     old, new = (StandInScheduler() for _ in range(2))
-    first = Link(Generations(old, StandInOrder), socket_path())
-    second = Link(Generations(new, StandInOrder), socket_path())
+    first = ChannelServer(Generations(old, StandInOrder), socket_path())
+    second = ChannelServer(Generations(new, StandInOrder), socket_path())
     first.close()
-    remote = Remote(socket_path())
+    remote = RemoteChannel(socket_path())
     assert remote.receive(0.05) == []
     remote.add("1", ORDER, "")
     until(lambda: bool(new.orders))

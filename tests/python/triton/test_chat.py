@@ -161,7 +161,7 @@ def test_the_template_of_the_test_model_is_transformers_s() -> None:
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(str(TINY))
-    said = chat.load(TINY).render(chat.Chat(MESSAGES, {}))
+    said = chat.load_chat_template(TINY).render(chat.Chat(MESSAGES, {}))
     assert said == theirs.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
 
 
@@ -235,25 +235,25 @@ def test_messages_are_data_and_not_code(ask: Callable[..., Any], tokenizer: Path
 def test_a_template_cannot_reach_python(tokenizer: Path) -> None:
     (tokenizer / "chat_template.jinja").write_text("{{ messages.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(RequestError, match="the chat template refuses"):
-        chat.load(tokenizer).render(chat.Chat(MESSAGES, {}))
+        chat.load_chat_template(tokenizer).render(chat.Chat(MESSAGES, {}))
 
 
 def test_a_model_without_a_template(tokenizer: Path) -> None:
     (tokenizer / "chat_template.jinja").unlink()
     with pytest.raises(RequestError, match="this model has no chat template; send text_input"):
-        chat.load(tokenizer).render(chat.Chat(MESSAGES, {}))
+        chat.load_chat_template(tokenizer).render(chat.Chat(MESSAGES, {}))
 
 
 def test_where_templates_are_found(tokenizer: Path) -> None:
     (tokenizer / "chat_template.jinja").unlink()
     named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools {{ tools }}"}]
     (tokenizer / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
-    found = chat.load(tokenizer)
+    found = chat.load_chat_template(tokenizer)
     assert found.render(chat.Chat(MESSAGES, {})) == "plain"
     assert found.render(chat.Chat(MESSAGES, {"tools": TOOLS})).startswith("tools")
     # The file of its own wins, as in transformers.
     (tokenizer / "chat_template.jinja").write_text("file")
-    assert chat.load(tokenizer).render(chat.Chat(MESSAGES, {})) == "file"
+    assert chat.load_chat_template(tokenizer).render(chat.Chat(MESSAGES, {})) == "file"
 
 
 @given(st.text(max_size=60), st.text(max_size=30))
@@ -263,7 +263,7 @@ def test_any_text_for_messages_is_read_or_refused(messages: str, extra: str) -> 
             return {"messages": messages, "chat_template_args": extra}.get(name)
 
     try:
-        found = chat.read(Given(), "text_input", "messages", "chat_template_args")  # type: ignore[arg-type]
+        found = chat.read_chat(Given(), "text_input", "messages", "chat_template_args")  # type: ignore[arg-type]
     except RequestError as e:
         assert "\n" not in str(e)
     else:
@@ -362,7 +362,7 @@ def test_nvidia_s_preprocessing_gets_text_and_answers_with_the_template_s_ids(
     made = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     assert first.tensors["INPUT_ID"].tolist() == [[0, 0]]
     assert "both given" in str(refused.error)
-    text = chat.load(tokenizer).render(chat.Chat(MESSAGES, {}))
+    text = chat.load_chat_template(tokenizer).render(chat.Chat(MESSAGES, {}))
     assert last.tensors["INPUT_ID"].tolist() == [made.encode(text, add_special_tokens=False).ids]
     assert last.tensors["REQUEST_INPUT_LEN"].item() == last.tensors["INPUT_ID"].size
     assert last.tensors["STOP_WORDS_IDS"].tolist() == [[[1], [1]]]
@@ -378,7 +378,7 @@ def test_the_bls_hands_a_template_s_text_on_and_preprocessing_adds_nothing(
     text = model.seen[0]["text_input"][0, 0].decode()
     preprocessing, inner = wrapped(nvidia.Preprocessing)
     (response,) = preprocessing.execute([Request(QUERY=text)])
-    rendered = chat.load(tokenizer).render(chat.Chat(MESSAGES, {}))
+    rendered = chat.load_chat_template(tokenizer).render(chat.Chat(MESSAGES, {}))
     made = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     assert response.tensors["INPUT_ID"].tolist() == [made.encode(rendered, add_special_tokens=False).ids]
     assert inner.seen[0]["QUERY"][0, 0].decode() == rendered
@@ -391,7 +391,7 @@ def test_the_llm_class_gets_a_text_that_it_encodes_to_the_template_s_ids(
     around.execute([Request(messages=json.dumps(MESSAGES))])
     text = model.seen[0]["text_input"][0, 0].decode()
     made = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-    rendered = chat.load(tokenizer).render(chat.Chat(MESSAGES, {}))
+    rendered = chat.load_chat_template(tokenizer).render(chat.Chat(MESSAGES, {}))
     assert made.encode(text).ids == made.encode(rendered, add_special_tokens=False).ids
     # Without the special token in the template there is no such text.
     (tokenizer / "chat_template.jinja").write_text("{{ messages[0].content }}")

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enginix.errors import RepositoryError
-from enginix.tables import table
+from enginix.kinds.tensorrt.tensorrt_models import NvidiaModelOptions
+from enginix.tables import load_table
 from enginix.triton import config, contract
-from enginix.triton.tensorrt import Models
 
 GOOD = """
 name: "m"
@@ -25,16 +25,19 @@ parameters { key: "k" value { string_value: "v" } }
 
 def refusal(text: str) -> RepositoryError:
     with pytest.raises(RepositoryError) as caught:
-        config.parse(text, "m/config.pbtxt")
+        config.parse_pbtxt(text, "m/config.pbtxt")
     return caught.value
 
 
-KINDS = {"reference": contract.reference(), "tensorrt": contract.tensorrt(Models().datatypes())}
+KINDS = {
+    "reference": contract.load_reference_contract(),
+    "tensorrt": contract.build_tensorrt_contract(NvidiaModelOptions().datatypes()),
+}
 EVERY_MODEL = [(kind, name) for kind, models in KINDS.items() for name in models]
 
 
 def test_the_models_of_the_reference_kind() -> None:
-    assert {name: model.steps for name, model in contract.reference().items()} == {
+    assert {name: model.steps for name, model in contract.load_reference_contract().items()} == {
         "tensorrt_llm": (),
         "ensemble": (),
     }
@@ -44,24 +47,26 @@ def test_the_models_of_the_reference_kind() -> None:
 def test_every_model_is_rendered_and_read_back(kind: str, name: str) -> None:
     model = KINDS[kind][name]
     message = (
-        config.ensemble(model, max_batch_size=4)
+        config.build_ensemble_config(model, max_batch_size=4)
         if model.steps
-        else config.model(model, max_batch_size=4, instances=2, parameters={"k": 'quote " and \\ and ü\n'})
+        else config.build_model_config(
+            model, max_batch_size=4, instances=2, parameters={"k": 'quote " and \\ and ü\n'}
+        )
     )
-    read_back = config.parse(config.render(message), name)
+    read_back = config.parse_pbtxt(config.render_pbtxt(message), name)
     assert read_back == message
     assert [t.name for t in read_back.input] == [t.name for t in model.inputs]
     assert [s.model_name for s in read_back.ensemble_scheduling.step] == [s.model for s in model.steps]
 
 
-@pytest.mark.parametrize("name", contract.reference())
+@pytest.mark.parametrize("name", contract.load_reference_contract())
 def test_the_reference_kind_changes_nothing_of_the_contract(name: str) -> None:
     """Name, type and dims of every tensor are NVIDIA's, except the few that are marked as additions."""
-    mine, whole = contract.reference()[name], contract.nvidia()[name]
+    mine, whole = contract.load_reference_contract()[name], contract.load_nvidia_contract()[name]
     extra_inputs = {t.name for t in mine.inputs} - {t.name for t in whole.inputs}
     extra_outputs = {t.name for t in mine.outputs} - {t.name for t in whole.outputs}
     # The text is optional where messages can take its place.
-    text = set(table("triton_chat")["models"].get(name, {}).get("optional", ()))
+    text = set(load_table("triton_chat")["models"].get(name, {}).get("optional", ()))
     assert text <= {"text_input"}
     same = {replace(t, optional=False) if t.name in text else t for t in mine.inputs}
     assert same - set(whole.inputs) == {t for t in mine.inputs if t.name in extra_inputs}
@@ -73,8 +78,8 @@ def test_the_reference_kind_changes_nothing_of_the_contract(name: str) -> None:
 
 @pytest.mark.parametrize("chat", [True, False], ids=["chat", "no-chat"])
 def test_maps_of_the_ensemble_are_the_contract_s(chat: bool) -> None:
-    found = contract.tensorrt(Models().datatypes(), chat=chat)["ensemble"]
-    for mine, whole in zip(found.steps, contract.nvidia()["ensemble"].steps, strict=True):
+    found = contract.build_tensorrt_contract(NvidiaModelOptions().datatypes(), chat=chat)["ensemble"]
+    for mine, whole in zip(found.steps, contract.load_nvidia_contract()["ensemble"].steps, strict=True):
         assert mine.model == whole.model
         assert {k: v for k, v in mine.inputs.items() if k in whole.inputs} == whole.inputs
         messages = {"MESSAGES", "CHAT_TEMPLATE_ARGS"} if chat and mine.model == "preprocessing" else set()
@@ -93,7 +98,7 @@ def test_a_placeholder_in_a_string_is_refused_too() -> None:
 
 
 def test_a_placeholder_in_a_comment_is_none() -> None:
-    config.parse(GOOD + "# was ${x}\n", "m")
+    config.parse_pbtxt(GOOD + "# was ${x}\n", "m")
 
 
 def test_an_unknown_key_is_named_with_the_nearest_one() -> None:
@@ -120,7 +125,7 @@ def test_a_wrong_value_names_its_line() -> None:
 @given(st.text(max_size=200))
 def test_any_text_is_a_message_or_a_clear_error(text: str) -> None:
     try:
-        config.parse(text, "m")
+        config.parse_pbtxt(text, "m")
     except RepositoryError as e:
         assert e.what
 
@@ -128,7 +133,7 @@ def test_any_text_is_a_message_or_a_clear_error(text: str) -> None:
 @given(st.integers(0, len(GOOD)), st.integers(0, 20))
 def test_damaged_configurations_are_a_message_or_a_clear_error(at: int, length: int) -> None:
     try:
-        config.parse(GOOD[:at] + GOOD[at + length :], "m")
+        config.parse_pbtxt(GOOD[:at] + GOOD[at + length :], "m")
     except RepositoryError as e:
         assert e.what
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from enginix.triton.contract import reference
+from enginix.triton.contract import load_reference_contract
 from enginix.triton.models.ensemble import Ensemble
-from enginix.triton.models.prompt import Prompts
+from enginix.triton.models.prompt import PromptReader
 
 from .conftest import StandInChannel, arguments, closes, until
 
@@ -66,7 +66,7 @@ def text_of(sender: Any) -> str:
 def test_a_text_becomes_an_order(server: Server, request_of: RequestOf, hand_made: Any) -> None:
     server.run(ask(request_of, identity="mine", stop_words=["dog", "", "."], stream=True, temperature=0.5))
     ((number, order),) = server.channel.orders.items()
-    prompts = Prompts(server.model._prompts._tokenizer, hand_made.directory / "tokenizer")
+    prompts = PromptReader(server.model._prompts._tokenizer, hand_made.directory / "tokenizer")
     assert order["prompt"] == prompts._encode("The quick fox", special=True)
     assert (order["max_tokens"], order["temperature"], order["end_ids"]) == (7, 0.5, [0, 5])
     assert server.channel.clients == {number: "mine"}
@@ -141,10 +141,10 @@ def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenized(
 UNREAD = {"pad_id"}
 
 
-@pytest.mark.parametrize("name", [t.name for t in reference()["ensemble"].inputs])
+@pytest.mark.parametrize("name", [t.name for t in load_reference_contract()["ensemble"].inputs])
 def test_every_input_that_is_declared_is_looked_at(server: Server, request_of: RequestOf, name: str) -> None:
     """Triton takes what config.pbtxt declares; an input that nobody reads would be ignored in silence."""
-    kind = next(t.type for t in reference()["ensemble"].inputs if t.name == name)
+    kind = next(t.type for t in load_reference_contract()["ensemble"].inputs if t.name == name)
     two = {"STRING": np.array([[b"a"], [b"b"]], np.object_), "BOOL": np.array([[False], [False]])}
     rows = two.get(kind, np.array([[1], [1]]))
     given = {"max_tokens": 7, **({} if name == "messages" else {"text_input": "fox"}), name: rows}

@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from enginix import manifest
 from enginix.cli import main
 from enginix.errors import EnginixError, RepositoryError, UsageError
-from enginix.tables import table
+from enginix.kinds.tensorrt.tensorrt_models import NvidiaModelOptions
+from enginix.kinds.triton_repository.repository import build_triton_repository
+from enginix.kinds.triton_repository.validate import validate_repository
+from enginix.tables import load_table
 from enginix.triton import config, contract
-from enginix.triton.options import Options
-from enginix.triton.parameters import checked
-from enginix.triton.repository import build
-from enginix.triton.tensorrt import Models
-from enginix.triton.validate import validate
+from enginix.triton.options import RepositoryOptions
+from enginix.triton.parameters import check_parameters
 
 from .conftest import RUNTIME, as_tensorrt
 
-CONTRACT = table("triton_contract")
-CHAT = table("triton_chat")
+CONTRACT = load_table("triton_contract")
+CHAT = load_table("triton_chat")
 PYTHON_MODELS = ("preprocessing", "postprocessing", "tensorrt_llm_bls")
 
 
@@ -44,13 +44,13 @@ def llmapi(hand_made: Any) -> Path:
     return directory
 
 
-def made(engine: Path, tmp_path: Path, options: Options | None = None, **models: Any) -> Path:
-    build(engine, tmp_path / "repository", options, models=Models(**models))
+def made(engine: Path, tmp_path: Path, options: RepositoryOptions | None = None, **models: Any) -> Path:
+    build_triton_repository(engine, tmp_path / "repository", options, models=NvidiaModelOptions(**models))
     return tmp_path / "repository"
 
 
 def written(repository: Path, model: str) -> Any:
-    return config.read(repository / model / "config.pbtxt")
+    return config.read_pbtxt(repository / model / "config.pbtxt")
 
 
 def assert_tensors(found: Any, rows: list[dict[str, Any]], datatypes: dict[str, str]) -> None:
@@ -80,9 +80,9 @@ def with_chat(row: dict[str, Any], added: dict[str, Any], on: bool) -> list[dict
 def test_a_tensorrt_repository_is_nvidia_s_field_by_field(
     engine: Path, tmp_path: Path, decoupled: bool, chat: bool
 ) -> None:
-    options = Options(max_batch_size=8, max_queue_size=64)
+    options = RepositoryOptions(max_batch_size=8, max_queue_size=64)
     repository = made(engine, tmp_path, options, decoupled=decoupled, chat=chat)
-    datatypes = Models().datatypes()
+    datatypes = NvidiaModelOptions().datatypes()
     assert {p.name for p in repository.iterdir() if p.is_dir()} == set(CONTRACT["models"])
     for name, row in CONTRACT["models"].items():
         found = written(repository, name)
@@ -142,13 +142,13 @@ def test_nvidia_s_code_is_linked_from_the_image_and_not_copied(engine: Path, tmp
 def test_links_into_an_image_s_root_lead_to_files(engine: Path, tmp_path: Path) -> None:
     rootfs = tmp_path / "rootfs"
     with pytest.raises(RepositoryError, match="the image has no /app/all_models"):
-        build(engine, tmp_path / "a", rootfs=rootfs)
+        build_triton_repository(engine, tmp_path / "a", rootfs=rootfs)
     for paths in CONTRACT["image"]["paths"].values():
         for path in paths:
             target = rootfs / "app" / "all_models" / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.mkdir(exist_ok=True) if path.endswith("lib") else target.write_text("")
-    build(engine, tmp_path / "b", rootfs=rootfs)
+    build_triton_repository(engine, tmp_path / "b", rootfs=rootfs)
     for model in PYTHON_MODELS:
         assert (tmp_path / "b" / model / "1" / "model.py").is_file()
 
@@ -224,7 +224,7 @@ PARAMETERS = st.dictionaries(
 @given(PARAMETERS)
 def test_any_parameters_are_taken_or_refused_by_name(given_: dict[str, str]) -> None:
     try:
-        found = checked(given_)
+        found = check_parameters(given_)
     except EnginixError as e:
         assert "tensorrt_llm" in str(e)
     else:
@@ -255,7 +255,9 @@ def test_speculative_decoding_is_the_engine_s(
     assert {k: found[k].string_value for k in given} == given
     other = "eagle" if mode == "medusa" else "medusa"
     with pytest.raises(RepositoryError, match=f"{other}, but the engine was built for {built}"):
-        build(engine, tmp_path / "other", models=Models(parameters={"decoding_mode": other}))
+        build_triton_repository(
+            engine, tmp_path / "other", models=NvidiaModelOptions(parameters={"decoding_mode": other})
+        )
 
 
 def test_what_the_engine_was_not_built_with(engine: Path, tmp_path: Path, hand_made: Any) -> None:
@@ -270,7 +272,7 @@ def test_what_the_engine_was_not_built_with(engine: Path, tmp_path: Path, hand_m
 
 def test_limits_above_the_engine_s(engine: Path, tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="max_batch_size: 32 is above the engine's 16"):
-        made(engine, tmp_path, Options(max_batch_size=32))
+        made(engine, tmp_path, RepositoryOptions(max_batch_size=32))
 
 
 def test_reuse_needs_paged_context(engine: Path, tmp_path: Path, hand_made: Any) -> None:
@@ -341,10 +343,10 @@ def test_data_types_that_the_templates_leave_open(engine: Path, tmp_path: Path) 
     assert_tensors(
         written(repository, "ensemble").output,
         CONTRACT["models"]["ensemble"]["outputs"],
-        Models(logits_datatype="FP16").datatypes(),
+        NvidiaModelOptions(logits_datatype="FP16").datatypes(),
     )
     with pytest.raises(RepositoryError, match="'BF16' is not one of FP32, FP16"):
-        build(engine, tmp_path / "other", models=Models(logits_datatype="BF16"))
+        build_triton_repository(engine, tmp_path / "other", models=NvidiaModelOptions(logits_datatype="BF16"))
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -378,7 +380,9 @@ def test_mistakes_of_earlier_generators_are_named(
     repository = made(engine, tmp_path)
     edit(repository / model / "config.pbtxt", old, new)
     with pytest.raises(RepositoryError) as caught:
-        validate(repository, known=contract.tensorrt(Models().datatypes()))
+        validate_repository(
+            repository, known=contract.build_tensorrt_contract(NvidiaModelOptions().datatypes())
+        )
     assert expected in str(caught.value)
 
 
@@ -404,7 +408,7 @@ def test_an_llmapi_repository_is_nvidia_s_and_both_files_agree(
     assert described["model"] == str(llmapi / "model")
     assert described["tensor_parallel_size"] == 2
     assert described["trust_remote_code"] is False
-    assert manifest.read(repository, "triton-repository").kind == "llmapi"
+    assert manifest.read_manifest(repository, "triton-repository").kind == "llmapi"
 
 
 @pytest.mark.parametrize(
@@ -432,22 +436,22 @@ def test_a_model_yaml_that_disagrees(
     change(described)
     path.write_text(json.dumps(described))
     with pytest.raises(RepositoryError) as caught:
-        validate(repository, known=contract.llmapi())
+        validate_repository(repository, known=contract.load_llmapi_contract())
     assert expected in str(caught.value)
 
 
 def test_options_of_another_kind_are_refused(llmapi: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="takes decoupled and chat only"):
-        made(llmapi, tmp_path, Options(max_batch_size=4))
+        made(llmapi, tmp_path, RepositoryOptions(max_batch_size=4))
     with pytest.raises(UsageError, match="takes decoupled and chat only"):
         made(llmapi, tmp_path, parameters={"max_beam_width": 1})
 
 
 def test_options_of_the_reference_kind_are_refused(engine: Path, tmp_path: Path) -> None:
     for options, flag in (
-        (Options(device="cuda"), "--device"),
-        (Options(max_tokens_limit=8), "--max-tokens-limit"),
-        (Options(ensemble_instances=2), "--ensemble-instances"),
+        (RepositoryOptions(device="cuda"), "--device"),
+        (RepositoryOptions(max_tokens_limit=8), "--max-tokens-limit"),
+        (RepositoryOptions(ensemble_instances=2), "--ensemble-instances"),
     ):
         with pytest.raises(UsageError, match=f"{flag}: not of the kind tensorrt"):
             made(engine, tmp_path, options)
@@ -464,7 +468,9 @@ def test_the_command_refuses_options_of_the_reference_kind(
 
 
 def test_instances_of_each_model_are_those_asked_for(engine: Path, tmp_path: Path) -> None:
-    options = Options(preprocessing_instances=2, postprocessing_instances=3, max_queue_delay_microseconds=7)
+    options = RepositoryOptions(
+        preprocessing_instances=2, postprocessing_instances=3, max_queue_delay_microseconds=7
+    )
     repository = made(engine, tmp_path, options)
     assert written(repository, "preprocessing").instance_group[0].count == 2
     assert written(repository, "postprocessing").instance_group[0].count == 3

@@ -14,22 +14,25 @@ from tritonclient.grpc import model_config_pb2 as schema
 from enginix import manifest
 from enginix.cli import main
 from enginix.errors import EnginixError, ManifestError, RepositoryError, UsageError
+from enginix.kinds.reference.served_engine import read_reference_engine
+from enginix.kinds.tensorrt.tensorrt_models import NvidiaModelOptions
+from enginix.kinds.triton_repository.repository import build_triton_repository
+from enginix.kinds.triton_repository.validate import validate_repository
 from enginix.triton import config, contract
-from enginix.triton.options import Options
-from enginix.triton.reference_engine import read_engine
-from enginix.triton.repository import build
-from enginix.triton.tensorrt import Models
-from enginix.triton.validate import validate
+from enginix.triton.options import RepositoryOptions
 
 from .conftest import as_tensorrt
 
-KNOWN = {"reference": contract.reference(), "tensorrt": contract.tensorrt(Models().datatypes())}
+KNOWN = {
+    "reference": contract.load_reference_contract(),
+    "tensorrt": contract.build_tensorrt_contract(NvidiaModelOptions().datatypes()),
+}
 
 
 def made(engine: Any, kind: str, out: Path) -> Path:
     """A repository of this kind."""
     directory = as_tensorrt(engine) if kind == "tensorrt" else engine.directory
-    build(directory, out, Options(max_batch_size=4))
+    build_triton_repository(directory, out, RepositoryOptions(max_batch_size=4))
     return out
 
 
@@ -55,13 +58,13 @@ def edit(repository: Path, model: str, *changes: tuple[str, str]) -> None:
 
 def refusal(repository: Path, kind: str = "reference", **arguments: Any) -> str:
     with pytest.raises(RepositoryError) as caught:
-        validate(repository, known=KNOWN[kind], **arguments)
+        validate_repository(repository, known=KNOWN[kind], **arguments)
     return str(caught.value)
 
 
 def test_a_repository_has_its_two_models_and_nothing_else(repository: Path) -> None:
     assert sorted(p.name for p in repository.iterdir() if p.is_dir()) == ["ensemble", "tensorrt_llm"]
-    found = manifest.read(repository, "triton-repository")
+    found = manifest.read_manifest(repository, "triton-repository")
     assert (
         found.kind,
         found.options["max_batch_size"],
@@ -74,7 +77,7 @@ def test_a_repository_has_its_two_models_and_nothing_else(repository: Path) -> N
     for model in ("ensemble", "tensorrt_llm"):
         assert [p.name for p in (repository / model / "1").iterdir()] == ["model.py"]
         assert "@" not in (repository / model / "1" / "model.py").read_text()
-        written = config.read(repository / model / "config.pbtxt")
+        written = config.read_pbtxt(repository / model / "config.pbtxt")
         assert (written.backend, written.platform) == ("python", "")
         assert written.model_transaction_policy.decoupled
         assert not written.HasField("ensemble_scheduling")
@@ -85,17 +88,18 @@ def test_paths_and_ids_are_those_of_the_engine(repository: Path, hand_made: Any)
         ("ensemble", "tokenizer_dir", "tokenizer"),
         ("tensorrt_llm", "gpt_model_path", "checkpoint"),
     ):
-        parameters = config.read(repository / model / "config.pbtxt").parameters
+        parameters = config.read_pbtxt(repository / model / "config.pbtxt").parameters
         assert parameters[key].string_value == str(hand_made.directory / path)
         assert parameters["end_ids"].string_value == "0,5"
         assert Path(parameters["enginix_path"].string_value, "enginix", "triton").is_dir()
 
 
 def test_instances_are_of_the_ensemble_alone(hand_made: Any, tmp_path: Path) -> None:
-    build(hand_made.directory, tmp_path / "out", Options(ensemble_instances=2))
+    build_triton_repository(hand_made.directory, tmp_path / "out", RepositoryOptions(ensemble_instances=2))
     groups = {
         model: [
-            (g.count, g.kind) for g in config.read(tmp_path / "out" / model / "config.pbtxt").instance_group
+            (g.count, g.kind)
+            for g in config.read_pbtxt(tmp_path / "out" / model / "config.pbtxt").instance_group
         ]
         for model in ("ensemble", "tensorrt_llm")
     }
@@ -112,21 +116,21 @@ def test_options_of_the_kind_tensorrt_are_refused(
 ) -> None:
     flag = "--" + name.replace("_", "-")
     with pytest.raises(UsageError, match=f"{flag}: not of the kind reference"):
-        build(hand_made.directory, tmp_path / "out", Options(**{name: 2}))
+        build_triton_repository(hand_made.directory, tmp_path / "out", RepositoryOptions(**{name: 2}))
     assert main(["triton-repo", str(hand_made.directory), "-o", str(tmp_path / "out"), flag, "2"]) == 2
     assert f"{flag}: not of the kind reference" in capsys.readouterr().err
     assert not list(tmp_path.glob("*out*"))
 
 
 def test_the_manifest_has_the_options_of_its_kind_only(repository: Path) -> None:
-    found = manifest.read(repository, "triton-repository").options
+    found = manifest.read_manifest(repository, "triton-repository").options
     assert not set(OPTIONS_OF_TENSORRT) & set(found)
     assert found["ensemble_instances"] == 1
 
 
 def test_the_same_engine_gives_the_same_bytes(hand_made: Any, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        build(hand_made.directory, tmp_path / name)
+        build_triton_repository(hand_made.directory, tmp_path / name)
     files = [p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()]
     assert len(files) == 5
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
@@ -454,7 +458,7 @@ def test_every_known_mistake_is_named(
     hand_made: Any, tmp_path: Path, kind: str, break_it: Callable[[Path], None], expected: str
 ) -> None:
     repository = made(hand_made, kind, tmp_path / "repository")
-    validate(repository, known=KNOWN[kind])
+    validate_repository(repository, known=KNOWN[kind])
     break_it(repository)
     assert expected in refusal(repository, kind)
 
@@ -473,7 +477,7 @@ def test_a_type_that_differs_between_steps(with_ensemble: Path) -> None:
         RepositoryError,
         match="runtime_top_p is TYPE_FP32, but the ensemble's input is TYPE_FP64",
     ):
-        validate(with_ensemble)
+        validate_repository(with_ensemble)
 
 
 def test_an_ensemble_input_without_use_in_a_model_without_contract(
@@ -488,7 +492,7 @@ def test_an_ensemble_input_without_use_in_a_model_without_contract(
         ),
     )
     with pytest.raises(RepositoryError, match="input unused: no step uses it"):
-        validate(with_ensemble)
+        validate_repository(with_ensemble)
 
 
 def test_several_mistakes_are_all_told(repository: Path) -> None:
@@ -503,11 +507,11 @@ def test_limits_above_the_engine_s(hand_made: Any, repository: Path, tmp_path: P
     assert "max_batch_size: 4 is above the engine's 2" in refusal(repository, max_batch_size=2)
     hand_made.rewrite(options={"limits": {"max_batch_size": 2, "max_seq_len": 64}})
     with pytest.raises(RepositoryError, match="max_batch_size: 4 is above the engine's 2"):
-        build(hand_made.directory, tmp_path / "out", Options(max_batch_size=4))
+        build_triton_repository(hand_made.directory, tmp_path / "out", RepositoryOptions(max_batch_size=4))
     with pytest.raises(RepositoryError, match="max_tokens_limit: 64 is above 63"):
-        build(hand_made.directory, tmp_path / "out", Options(max_tokens_limit=64))
+        build_triton_repository(hand_made.directory, tmp_path / "out", RepositoryOptions(max_tokens_limit=64))
     assert not (tmp_path / "out").exists()
-    assert build(hand_made.directory, tmp_path / "out")["max_batch_size"] == 2
+    assert build_triton_repository(hand_made.directory, tmp_path / "out")["max_batch_size"] == 2
 
 
 def test_models_beside_are_linked_and_checked(hand_made: Any, tmp_path: Path) -> None:
@@ -515,14 +519,14 @@ def test_models_beside_are_linked_and_checked(hand_made: Any, tmp_path: Path) ->
     (good / "1").mkdir(parents=True)
     (good / "1" / "model.py").write_text("")
     (good / "config.pbtxt").write_text('name: "echo"\nbackend: "python"\n')
-    build(hand_made.directory, tmp_path / "out", add_models=[good])
+    build_triton_repository(hand_made.directory, tmp_path / "out", add_models=[good])
     assert (tmp_path / "out" / "echo" / "config.pbtxt").is_file()
     (good / "config.pbtxt").write_text('name: "other"\nbackend: "python"\n')
     with pytest.raises(RepositoryError, match="'other' is not the directory's name"):
-        build(hand_made.directory, tmp_path / "out2", add_models=[good])
+        build_triton_repository(hand_made.directory, tmp_path / "out2", add_models=[good])
     with pytest.raises(UsageError, match="has a model ensemble already"):
         (tmp_path / "x" / "ensemble").mkdir(parents=True)
-        build(
+        build_triton_repository(
             hand_made.directory,
             tmp_path / "out2",
             add_models=[tmp_path / "x" / "ensemble"],
@@ -555,7 +559,7 @@ def test_broken_engines_are_named_and_nothing_is_written(
 ) -> None:
     break_it(hand_made.directory)
     with pytest.raises(EnginixError) as caught:
-        build(hand_made.directory, tmp_path / "out")
+        build_triton_repository(hand_made.directory, tmp_path / "out")
     assert expected in str(caught.value)
     assert not list(tmp_path.glob("*out*"))
 
@@ -563,7 +567,7 @@ def test_broken_engines_are_named_and_nothing_is_written(
 def test_other_kinds_are_refused(hand_made: Any) -> None:
     hand_made.rewrite(kind="edgellm")
     with pytest.raises(ManifestError, match="kind 'edgellm' has no Triton repository"):
-        build(hand_made.directory, hand_made.directory.with_name("out"))
+        build_triton_repository(hand_made.directory, hand_made.directory.with_name("out"))
 
 
 def test_end_ids_are_those_of_the_manifest(hand_made: Any) -> None:
@@ -573,16 +577,16 @@ def test_end_ids_are_those_of_the_manifest(hand_made: Any) -> None:
         json.dumps({"eos_token": {"content": "<|end|>"}, "pad_token": "<|end|>"})
     )
     hand_made.rewrite(model={"endTokens": [7]})
-    assert read_engine(hand_made.directory).end_ids == (7,)
+    assert read_reference_engine(hand_made.directory).end_ids == (7,)
     hand_made.rewrite(model={})
     with pytest.raises(RepositoryError, match=r"endTokens is None"):
-        read_engine(hand_made.directory)
+        read_reference_engine(hand_made.directory)
 
 
 def test_end_ids_of_manifest_and_tokenizer_do_not_differ(hand_made: Any) -> None:
     hand_made.rewrite(model={"endTokens": [7]})
     with pytest.raises(RepositoryError, match=r"\[7\].*\[0, 5\]"):
-        read_engine(hand_made.directory)
+        read_reference_engine(hand_made.directory)
 
 
 def test_a_model_without_end_tokens_is_said(hand_made: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -608,7 +612,7 @@ def test_a_model_without_end_tokens_is_said(hand_made: Any, capsys: pytest.Captu
 )
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        Options(**options)
+        RepositoryOptions(**options)
 
 
 def test_the_command(hand_made: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -638,9 +642,9 @@ def test_the_models_window_is_set_for_the_backend(
 ) -> None:
     """The C++ backend computes full attention unless it is told; the engine takes 64 tokens here."""
     as_tensorrt(hand_made)
-    found = manifest.read(hand_made.directory)
+    found = manifest.read_manifest(hand_made.directory)
     hand_made.rewrite(kind=found.kind, runtime=found.runtime, options=found.options, model=model)
-    build(hand_made.directory, tmp_path / "out", Options(max_batch_size=4))
+    build_triton_repository(hand_made.directory, tmp_path / "out", RepositoryOptions(max_batch_size=4))
     text = (tmp_path / "out/tensorrt_llm/config.pbtxt").read_text()
     said = text.split("max_attention_window_size", 1)
     assert (f'"{expected}"' in said[1][:80]) if expected else len(said) == 1

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginix.triton.models.stop_words import StopWords, unpack
+from enginix.triton.models.stop_words import StopWords, unpack_stop_words
 
 TOKENS = st.integers(0, 3)  # few, so that matches and near matches abound
 WORDS = st.lists(st.lists(TOKENS, min_size=1, max_size=3), max_size=3)
@@ -63,19 +63,19 @@ def test_holds_back_no_more_than_what_may_become_a_word() -> None:
 def test_pack_and_unpack(words: list[list[int]]) -> None:
     ids, ends = pack(words)
     assert len(ids) == len(ends)
-    assert unpack(ids, ends) == [tuple(w) for w in words]
+    assert unpack_stop_words(ids, ends) == [tuple(w) for w in words]
 
 
 @pytest.mark.parametrize("ends", [[3], [0], [2, 1], [2, 2]])
 def test_impossible_ends_are_refused(ends: list[int]) -> None:
     with pytest.raises(ValueError, match="stop_words_list"):
-        unpack([5, 6], ends)
+        unpack_stop_words([5, 6], ends)
 
 
 @given(st.lists(TOKENS, max_size=5), st.lists(st.integers(-3, 9), max_size=5))
 def test_garbage_rows_never_crash(ids: list[int], ends: list[int]) -> None:
     try:
-        words = unpack(ids, ends)
+        words = unpack_stop_words(ids, ends)
     except ValueError:
         return
     assert [i for w in words for i in w] == ids[: sum(map(len, words))]

@@ -142,9 +142,9 @@ class TorchLLM(StandInLLM):
     def load(self, model):
         config = json.loads((model / "config.json").read_text())
         assert "pretrained_config" not in config, "engine_dir must be None"
-        from enginix.gates.subject import OfTransformers
+        from enginix.evaluation.reference_answers.subject import TransformersSubject
 
-        return OfTransformers(model)
+        return TransformersSubject(model)
 
     def check(self, prompt, params):
         most = self.given.get("max_num_tokens", 8192)
@@ -178,10 +178,10 @@ class EngineLLM(StandInLLM):
         for rank in range(mapping["tp_size"] * mapping["pp_size"]):
             data = (model / f"rank{rank}.engine").read_bytes()
             (checkpoint / f"rank{rank}.safetensors").write_bytes(data.removeprefix(MARK))
-        from enginix.gates.subject import OfExecutor
+        from enginix.evaluation.reference_answers.subject import ExecutorSubject
         from enginix.reference.executor import Executor
 
-        return OfExecutor(Executor.load(checkpoint, "cpu", "float32"))
+        return ExecutorSubject(Executor.load(checkpoint, "cpu", "float32"))
 
     def check(self, prompt, params):
         most = self.built["max_seq_len"]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from enginix.checkpoint.formats.base import Dequantized, Format, Spec
+from enginix.checkpoint.formats.base import Dequantized, NumberFormat, Spec
 from enginix.checkpoint.formats.fp8 import Fp8, Fp8PerChannel
 from enginix.checkpoint.formats.integer import Int4Awq, Int8SmoothQuant
 from enginix.checkpoint.formats.nvfp4 import Nvfp4, Nvfp4ModelOpt
-from enginix.checkpoint.formats.plain import Plain
+from enginix.checkpoint.formats.plain import UnquantizedFormat
 
-__all__ = ["Dequantized", "Format", "Spec", "format_of"]
+__all__ = ["Dequantized", "NumberFormat", "Spec", "format_of"]
 
-_FORMATS: dict[str | None, Format] = {
-    None: Plain(),
+_FORMATS: dict[str | None, NumberFormat] = {
+    None: UnquantizedFormat(),
     "FP8": Fp8(),
     "FP8_PER_CHANNEL_PER_TOKEN": Fp8PerChannel(),
     "NVFP4": Nvfp4(),
@@ -22,7 +22,7 @@ _FORMATS: dict[str | None, Format] = {
 _MODELOPT_NVFP4 = Nvfp4ModelOpt()
 
 
-def format_of(algorithm: str | None, nvfp4_form: str = "trtllm") -> Format:
+def format_of(algorithm: str | None, nvfp4_form: str = "trtllm") -> NumberFormat:
     """The format of a matrix.
 
     Args:

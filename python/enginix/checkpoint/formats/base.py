@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from enginix.checkpoint.byte_sources import BytePart
 from enginix.checkpoint.config import CheckpointConfig
-from enginix.checkpoint.layout import Linear
-from enginix.checkpoint.parts import Part
-from enginix.checkpoint.source import Source
+from enginix.checkpoint.layout import LinearModule
+from enginix.checkpoint.source_tensors import SourceTensors
 from enginix.errors import ModelError
 
 if TYPE_CHECKING:
@@ -20,28 +20,30 @@ Spec = dict[str, tuple[str, tuple[int, ...]]]  # tensor's last name → safetens
 Dequantized = tuple["Array", "Array"]  # float32 values, and the format's step (gap to a neighbour) at each
 
 
-class Format(Protocol):
+class NumberFormat(Protocol):
     """A number format of one matrix."""
 
-    def spec(self, linear: Linear, config: CheckpointConfig) -> Spec:
+    def spec(self, linear: LinearModule, config: CheckpointConfig) -> Spec:
         """The tensors that the loader requires, without bias.
 
         Raises:
             EnginixError: the format cannot hold a matrix of this shape, or this kind of matrix.
         """
 
-    def parts(self, linear: Linear, config: CheckpointConfig, source: Source) -> dict[str, tuple[Part, ...]]:
+    def parts(
+        self, linear: LinearModule, config: CheckpointConfig, source: SourceTensors
+    ) -> dict[str, tuple[BytePart, ...]]:
         """For each tensor of ``spec``, what its bytes are made of.
 
         Raises:
             ModelError: source tensors missing, misshapen, or not expressible in this format.
         """
 
-    def dequantize(self, tensors: Mapping[str, Array], linear: Linear) -> Dequantized:
+    def dequantize(self, tensors: Mapping[str, Array], linear: LinearModule) -> Dequantized:
         """float32 [experts,] out, in: what the stored matrix means, pre-quant scales included."""
 
 
-def no_experts(linear: Linear, what: str) -> None:
+def refuse_experts(linear: LinearModule, what: str) -> None:
     """Refuses stacked experts in a format that no TensorRT-LLM MoE layer is known to load."""
     if linear.stacked:
         raise ModelError(
@@ -51,6 +53,6 @@ def no_experts(linear: Linear, what: str) -> None:
         )
 
 
-def per_expert(scale: Array, linear: Linear) -> Array:
+def per_expert(scale: Array, linear: LinearModule) -> Array:
     """A scale an expert, shaped to broadcast over out and in; a dense matrix's scale as it is."""
     return scale.reshape(-1, 1, 1) if linear.stacked else scale

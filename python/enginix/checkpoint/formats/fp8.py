@@ -6,11 +6,11 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from enginix.checkpoint.byte_sources import BytePart, KnownBytes, RowTransform
 from enginix.checkpoint.config import CheckpointConfig
-from enginix.checkpoint.formats.base import Dequantized, Spec, no_experts, per_expert
-from enginix.checkpoint.layout import Linear, Slice
-from enginix.checkpoint.parts import Bytes, Part, Transform
-from enginix.checkpoint.source import FLOATS, Source, cut, vector
+from enginix.checkpoint.formats.base import Dequantized, Spec, per_expert, refuse_experts
+from enginix.checkpoint.layout import LinearModule, MatrixSlice
+from enginix.checkpoint.source_tensors import FLOATS, SourceTensors, cut_slice, cut_vector
 from enginix.model import TensorInfo
 
 if TYPE_CHECKING:
@@ -20,57 +20,59 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 
-def floats(values: Sequence[float]) -> Bytes:
+def pack_floats(values: Sequence[float]) -> KnownBytes:
     """float32 values that are known when the conversion is planned."""
-    return Bytes(struct.pack(f"<{len(values)}f", *values))
+    return KnownBytes(struct.pack(f"<{len(values)}f", *values))
 
 
-def _rescaler(scale: float, target: float) -> Transform | None:
+def _make_rescaler(scale: float, target: float) -> RowTransform | None:
     """From bytes with ``scale`` to bytes with ``target``; None where they are the same."""
     if scale == target:
         return None
 
     def apply(rows: npt.NDArray[np.uint8], into: npt.NDArray[np.uint8]) -> None:
-        from enginix.checkpoint.numbers import fp8_rescale
+        from enginix.checkpoint.numbers import rescale_fp8
 
-        fp8_rescale(rows, scale, target, into)
+        rescale_fp8(rows, scale, target, into)
 
-    return Transform(apply, lambda width: width)
+    return RowTransform(apply, lambda width: width)
 
 
 class Fp8:
     """One float32 scale a matrix; matrices that are merged take the largest of their scales."""
 
-    def spec(self, linear: Linear, config: CheckpointConfig) -> Spec:
+    def spec(self, linear: LinearModule, config: CheckpointConfig) -> Spec:
         return {
             "weight": ("F8_E4M3", linear.shape(linear.out, linear.inp)),
             "weights_scaling_factor": ("F32", linear.shape(1)),
             "activation_scaling_factor": ("F32", (1,)),
         }
 
-    def parts(self, linear: Linear, config: CheckpointConfig, source: Source) -> dict[str, tuple[Part, ...]]:
-        parts: list[Part] = []
+    def parts(
+        self, linear: LinearModule, config: CheckpointConfig, source: SourceTensors
+    ) -> dict[str, tuple[BytePart, ...]]:
+        parts: list[BytePart] = []
         scales: list[float] = []
         for group in linear.groups:
-            own = {s.module: source.scale(s.module, "weight_scale") for s in group}
-            top = max(own.values())
-            scales.append(top)
+            scale_by_module = {s.module: source.scale(s.module, "weight_scale") for s in group}
+            largest = max(scale_by_module.values())
+            scales.append(largest)
             for piece in group:
                 info = source.tensor(piece.module, "weight", ("F8_E4M3",), (piece.out, piece.inp))
-                parts.append(cut(info, piece, _rescaler(own[piece.module], top)))
+                parts.append(cut_slice(info, piece, _make_rescaler(scale_by_module[piece.module], largest)))
         activation = max(source.scale(m, "input_scale") for m in linear.modules())
         return {
             "weight": tuple(parts),
-            "weights_scaling_factor": (floats(scales),),
-            "activation_scaling_factor": (floats([activation]),),
+            "weights_scaling_factor": (pack_floats(scales),),
+            "activation_scaling_factor": (pack_floats([activation]),),
         }
 
-    def dequantize(self, tensors: Mapping[str, Array], linear: Linear) -> Dequantized:
-        from enginix.checkpoint.numbers import fp8_steps, fp8_values
+    def dequantize(self, tensors: Mapping[str, Array], linear: LinearModule) -> Dequantized:
+        from enginix.checkpoint.numbers import list_fp8_steps, list_fp8_values
 
         codes = tensors["weight"].view("uint8")
         scale = per_expert(tensors["weights_scaling_factor"], linear)
-        return fp8_values()[codes] * scale, fp8_steps()[codes] * scale
+        return list_fp8_values()[codes] * scale, list_fp8_steps()[codes] * scale
 
 
 class Fp8PerChannel:
@@ -80,44 +82,46 @@ class Fp8PerChannel:
     least 1 / (448 * 512), computed on the columns of the rank, as TensorRT-LLM does on loading.
     """
 
-    def spec(self, linear: Linear, config: CheckpointConfig) -> Spec:
-        no_experts(linear, "FP8_PER_CHANNEL_PER_TOKEN")
+    def spec(self, linear: LinearModule, config: CheckpointConfig) -> Spec:
+        refuse_experts(linear, "FP8_PER_CHANNEL_PER_TOKEN")
         return {
             "weight": ("F8_E4M3", (linear.out, linear.inp)),
             "per_channel_scale": ("F32", (linear.out,)),
         }
 
-    def parts(self, linear: Linear, config: CheckpointConfig, source: Source) -> dict[str, tuple[Part, ...]]:
-        weight: list[Part] = []
-        scale: list[Part] = []
+    def parts(
+        self, linear: LinearModule, config: CheckpointConfig, source: SourceTensors
+    ) -> dict[str, tuple[BytePart, ...]]:
+        weight: list[BytePart] = []
+        scale: list[BytePart] = []
         for piece in linear.groups[0]:
             if source.quantized(piece.module):
                 info = source.tensor(piece.module, "weight", ("F8_E4M3",), (piece.out, piece.inp))
-                weight.append(cut(info, piece))
+                weight.append(cut_slice(info, piece))
                 scales = source.tensor(piece.module, "weight_scale", ("F32",), (piece.out,))
-                scale.append(vector(scales, piece.rows))
+                scale.append(cut_vector(scales, piece.rows))
             else:
                 info = source.tensor(piece.module, "weight", FLOATS, (piece.out, piece.inp))
-                weight.append(cut(info, piece, _row_quantizer(info, piece, "weight")))
-                scale.append(cut(info, piece, _row_quantizer(info, piece, "scale")))
+                weight.append(cut_slice(info, piece, _make_row_quantizer(info, piece, "weight")))
+                scale.append(cut_slice(info, piece, _make_row_quantizer(info, piece, "scale")))
         return {"weight": tuple(weight), "per_channel_scale": tuple(scale)}
 
-    def dequantize(self, tensors: Mapping[str, Array], linear: Linear) -> Dequantized:
-        from enginix.checkpoint.numbers import fp8_steps, fp8_values
+    def dequantize(self, tensors: Mapping[str, Array], linear: LinearModule) -> Dequantized:
+        from enginix.checkpoint.numbers import list_fp8_steps, list_fp8_values
 
         codes = tensors["weight"].view("uint8")
         scale = tensors["per_channel_scale"][:, None]
-        return fp8_values()[codes] * scale, fp8_steps()[codes] * scale
+        return list_fp8_values()[codes] * scale, list_fp8_steps()[codes] * scale
 
 
-def _row_quantizer(info: TensorInfo, piece: Slice, what: str) -> Transform:
+def _make_row_quantizer(info: TensorInfo, piece: MatrixSlice, what: str) -> RowTransform:
     def apply(rows: npt.NDArray[np.uint8], into: npt.NDArray[np.uint8]) -> None:
         import numpy as np
 
-        from enginix.checkpoint.numbers import fp8_quantize_rows, numpy_dtype
+        from enginix.checkpoint.numbers import numpy_dtype, quantize_fp8_rows
 
         values = np.ascontiguousarray(rows).view(numpy_dtype(info.dtype))
-        codes, scale = fp8_quantize_rows(values.reshape(len(rows), piece.width), info.dtype)
+        codes, scale = quantize_fp8_rows(values.reshape(len(rows), piece.width), info.dtype)
         np.copyto(into, (codes if what == "weight" else scale).reshape(-1).view(np.uint8))
 
-    return Transform(apply, lambda width: width // info.itemsize if what == "weight" else 4)
+    return RowTransform(apply, lambda width: width // info.itemsize if what == "weight" else 4)

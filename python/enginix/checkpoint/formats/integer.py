@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from enginix.checkpoint.byte_sources import BytePart, KnownBytes
 from enginix.checkpoint.config import DTYPES, CheckpointConfig
-from enginix.checkpoint.formats.base import Dequantized, Spec, no_experts
-from enginix.checkpoint.formats.fp8 import floats
-from enginix.checkpoint.formats.plain import caster
-from enginix.checkpoint.layout import Linear
-from enginix.checkpoint.parts import Bytes, Part
-from enginix.checkpoint.source import FLOATS, Source, cut, vector
+from enginix.checkpoint.formats.base import Dequantized, Spec, refuse_experts
+from enginix.checkpoint.formats.fp8 import pack_floats
+from enginix.checkpoint.formats.plain import make_caster
+from enginix.checkpoint.layout import LinearModule
+from enginix.checkpoint.source_tensors import FLOATS, SourceTensors, cut_slice, cut_vector
 from enginix.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 _ONE = {"F32": b"\x00\x00\x80\x3f", "BF16": b"\x80\x3f", "F16": b"\x00\x3c"}
 
 
-def prequant(linear: Linear, config: CheckpointConfig, source: Source) -> Part:
+def make_prequant_part(linear: LinearModule, config: CheckpointConfig, source: SourceTensors) -> BytePart:
     """The pre-quant scale of merged matrices: the one they share, or ones."""
     dtype = DTYPES[config.dtype]
     piece = linear.groups[0][0]
     modules = linear.modules()
-    have = [m for m in modules if source.has(m, "pre_quant_scale")]
-    if not have:
-        return Bytes(_ONE[dtype] * linear.inp)
+    scaled_modules = [m for m in modules if source.has(m, "pre_quant_scale")]
+    if not scaled_modules:
+        return KnownBytes(_ONE[dtype] * linear.inp)
     infos = [source.tensor(m, "pre_quant_scale", FLOATS, (piece.inp,)) for m in modules]
     values = [source.reader.array(info) for info in infos]
     if any(v.tobytes() != values[0].tobytes() for v in values):
@@ -49,7 +49,7 @@ def prequant(linear: Linear, config: CheckpointConfig, source: Source) -> Part:
             where=str(infos[0].path),
             fix="quantize the model again",
         )
-    return vector(infos[0], piece.cols, caster(infos[0], dtype))
+    return cut_vector(infos[0], piece.cols, make_caster(infos[0], dtype))
 
 
 class Int4Awq:
@@ -63,8 +63,8 @@ class Int4Awq:
         self.activations = activations
         self.name = "W4A8_AWQ" if activations else "W4A16_AWQ"
 
-    def spec(self, linear: Linear, config: CheckpointConfig) -> Spec:
-        no_experts(linear, self.name)
+    def spec(self, linear: LinearModule, config: CheckpointConfig) -> Spec:
+        refuse_experts(linear, self.name)
         group = config.quantization.group_size
         if linear.inp % group or any(r % 2 for s in linear.groups[0] for r in s.rows):
             raise UsageError(
@@ -83,19 +83,21 @@ class Int4Awq:
             spec["activation_scaling_factor"] = ("F32", (1,))
         return spec
 
-    def parts(self, linear: Linear, config: CheckpointConfig, source: Source) -> dict[str, tuple[Part, ...]]:
+    def parts(
+        self, linear: LinearModule, config: CheckpointConfig, source: SourceTensors
+    ) -> dict[str, tuple[BytePart, ...]]:
         group = config.quantization.group_size
-        weight: list[Part] = []
-        scale: list[Part] = []
+        weight: list[BytePart] = []
+        scale: list[BytePart] = []
         for piece in linear.groups[0]:
             info = source.tensor(piece.module, "weight", ("U8", "I8"), (piece.out // 2, piece.inp))
-            weight.append(cut(info, piece, rows_each=2))
+            weight.append(cut_slice(info, piece, rows_each=2))
             scales = source.tensor(piece.module, "weight_scale", ("F32",), (piece.out, piece.inp // group))
-            scale.append(cut(scales, piece, elements=group))
-        parts: dict[str, tuple[Part, ...]] = {
+            scale.append(cut_slice(scales, piece, elements=group))
+        parts: dict[str, tuple[BytePart, ...]] = {
             "weight": tuple(weight),
             "weights_scaling_factor": tuple(scale),
-            "prequant_scaling_factor": (prequant(linear, config, source),),
+            "prequant_scaling_factor": (make_prequant_part(linear, config, source),),
         }
         if self.activations:
             for leaf, name in (
@@ -104,25 +106,25 @@ class Int4Awq:
             ):
                 # The loader divides the group scales by the second scale and multiplies the product back,
                 # so the largest of the merged matrices serves all of them.
-                parts[leaf] = (floats([max(source.scale(m, name) for m in linear.modules())]),)
+                parts[leaf] = (pack_floats([max(source.scale(m, name) for m in linear.modules())]),)
         return parts
 
-    def dequantize(self, tensors: Mapping[str, Array], linear: Linear) -> Dequantized:
+    def dequantize(self, tensors: Mapping[str, Array], linear: LinearModule) -> Dequantized:
         import numpy as np
 
         from enginix.checkpoint.numbers import unpack_int4_rows
 
         scales = tensors["weights_scaling_factor"]
-        each = np.repeat(scales, linear.inp // scales.shape[1], axis=1)
-        each = each * tensors["prequant_scaling_factor"].astype(np.float32)
-        return unpack_int4_rows(tensors["weight"]) * each, np.abs(each)
+        element_scale = np.repeat(scales, linear.inp // scales.shape[1], axis=1)
+        element_scale = element_scale * tensors["prequant_scaling_factor"].astype(np.float32)
+        return unpack_int4_rows(tensors["weight"]) * element_scale, np.abs(element_scale)
 
 
 class Int8SmoothQuant:
     """int8 with a float32 scale an output row, one for activations, and pre-quant scales."""
 
-    def spec(self, linear: Linear, config: CheckpointConfig) -> Spec:
-        no_experts(linear, "W8A8_SQ_PER_CHANNEL")
+    def spec(self, linear: LinearModule, config: CheckpointConfig) -> Spec:
+        refuse_experts(linear, "W8A8_SQ_PER_CHANNEL")
         return {
             "weight": ("I8", (linear.out, linear.inp)),
             "weights_scaling_factor": ("F32", (linear.out,)),
@@ -130,25 +132,29 @@ class Int8SmoothQuant:
             "prequant_scaling_factor": (DTYPES[config.dtype], (linear.inp,)),
         }
 
-    def parts(self, linear: Linear, config: CheckpointConfig, source: Source) -> dict[str, tuple[Part, ...]]:
-        weight: list[Part] = []
-        scale: list[Part] = []
+    def parts(
+        self, linear: LinearModule, config: CheckpointConfig, source: SourceTensors
+    ) -> dict[str, tuple[BytePart, ...]]:
+        weight: list[BytePart] = []
+        scale: list[BytePart] = []
         for piece in linear.groups[0]:
-            weight.append(cut(source.tensor(piece.module, "weight", ("I8",), (piece.out, piece.inp)), piece))
+            weight.append(
+                cut_slice(source.tensor(piece.module, "weight", ("I8",), (piece.out, piece.inp)), piece)
+            )
             scales = source.tensor(piece.module, "weight_scale", ("F32",), (piece.out,))
-            scale.append(vector(scales, piece.rows))
+            scale.append(cut_vector(scales, piece.rows))
         activation = max(source.scale(m, "input_scale") for m in linear.modules())
         return {
             "weight": tuple(weight),
             "weights_scaling_factor": tuple(scale),
-            "activation_scaling_factor": (floats([activation]),),
-            "prequant_scaling_factor": (prequant(linear, config, source),),
+            "activation_scaling_factor": (pack_floats([activation]),),
+            "prequant_scaling_factor": (make_prequant_part(linear, config, source),),
         }
 
-    def dequantize(self, tensors: Mapping[str, Array], linear: Linear) -> Dequantized:
+    def dequantize(self, tensors: Mapping[str, Array], linear: LinearModule) -> Dequantized:
         import numpy as np
 
-        each = tensors["weights_scaling_factor"][:, None] * tensors["prequant_scaling_factor"].astype(
-            np.float32
-        )
-        return tensors["weight"].astype(np.float32) * each, np.abs(each)
+        element_scale = tensors["weights_scaling_factor"][:, None] * tensors[
+            "prequant_scaling_factor"
+        ].astype(np.float32)
+        return tensors["weight"].astype(np.float32) * element_scale, np.abs(element_scale)

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from enginix.checkpoint.byte_sources import BytePart, GeneratedBytes, SourceFileReader
 from enginix.checkpoint.config import CheckpointConfig
-from enginix.checkpoint.formats.base import Dequantized, Spec, no_experts, per_expert
-from enginix.checkpoint.formats.fp8 import floats
-from enginix.checkpoint.layout import Linear, Slice
-from enginix.checkpoint.parts import Generated, Part, Reader
-from enginix.checkpoint.source import Source, cut
+from enginix.checkpoint.formats.base import Dequantized, Spec, per_expert, refuse_experts
+from enginix.checkpoint.formats.fp8 import pack_floats
+from enginix.checkpoint.layout import LinearModule, MatrixSlice
+from enginix.checkpoint.source_tensors import SourceTensors, cut_slice
 from enginix.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ BLOCK = 16  # columns that share a scale
 TILE_ROWS, TILE_SCALES = 128, 4
 
 
-def fits_tiles(linear: Linear) -> bool:
+def fits_tiles(linear: LinearModule) -> bool:
     """Whether the block scales are whole tiles, so that TensorRT-LLM's own form can hold them."""
     return linear.out % TILE_ROWS == 0 and linear.inp // BLOCK % TILE_SCALES == 0
 
 
-def _check_columns(linear: Linear) -> None:
+def _check_columns(linear: LinearModule) -> None:
     if linear.inp % BLOCK:
         raise UsageError(
             f"{linear.inp} input columns a rank are no multiple of NVFP4's blocks of {BLOCK}",
@@ -41,37 +41,39 @@ def _check_columns(linear: Linear) -> None:
         )
 
 
-def _global_scale(group: tuple[Slice, ...], source: Source) -> float:
+def _read_global_scale(group: tuple[MatrixSlice, ...], source: SourceTensors) -> float:
     """The float32 scale of matrices that are merged; they share it, or the merge would be wrong."""
-    own = {s.module: source.scale(s.module, "weight_scale_2") for s in group}
-    if len(set(own.values())) > 1:
-        names = ", ".join(own)
+    scale_by_module = {s.module: source.scale(s.module, "weight_scale_2") for s in group}
+    if len(set(scale_by_module.values())) > 1:
+        names = ", ".join(scale_by_module)
         raise ModelError(
-            f"{names} become one matrix, but their weight_scale_2 differ ({sorted(own.values())})",
+            f"{names} become one matrix, but their weight_scale_2 differ ({sorted(scale_by_module.values())})",
             where=str(source.weights.directory),
             fix="export again with ModelOpt, which gives merged matrices one scale",
         )
-    return next(iter(own.values()))
+    return next(iter(scale_by_module.values()))
 
 
-def _weights(linear: Linear, source: Source) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+def _make_weight_parts(
+    linear: LinearModule, source: SourceTensors
+) -> tuple[tuple[BytePart, ...], tuple[BytePart, ...]]:
     """Packed weights and block scales, as ModelOpt has them."""
-    weight: list[Part] = []
-    blocks: list[Part] = []
+    weight: list[BytePart] = []
+    blocks: list[BytePart] = []
     for piece in (s for group in linear.groups for s in group):
         packed = source.tensor(piece.module, "weight", ("U8",), (piece.out, piece.inp // 2))
-        weight.append(cut(packed, piece, elements=2))
+        weight.append(cut_slice(packed, piece, elements=2))
         scales = source.tensor(piece.module, "weight_scale", ("F8_E4M3",), (piece.out, piece.inp // BLOCK))
-        blocks.append(cut(scales, piece, elements=BLOCK))
+        blocks.append(cut_slice(scales, piece, elements=BLOCK))
     return tuple(weight), tuple(blocks)
 
 
-def _interleaved(linear: Linear, source: Source) -> Part:
+def _make_interleaved_part(linear: LinearModule, source: SourceTensors) -> BytePart:
     """Block scales in tiles of 128 rows by 4: at (row % 32) * 16 + row % 128 // 32 * 4 + column % 4."""
     parts = []
     for group in linear.groups:
         cuts = [
-            cut(
+            cut_slice(
                 source.tensor(s.module, "weight_scale", ("F8_E4M3",), (s.out, s.inp // BLOCK)),
                 s,
                 elements=BLOCK,
@@ -81,25 +83,25 @@ def _interleaved(linear: Linear, source: Source) -> Part:
         parts.append(cuts)
     width = linear.inp // BLOCK
 
-    def make(reader: Reader) -> Iterator[bytes]:
+    def make(reader: SourceFileReader) -> Iterator[bytes]:
         from enginix.checkpoint.numbers import interleave_tiles
 
         for cuts in parts:
-            rest = b""
+            pending = b""
             for piece in cuts:
                 for block in piece.blocks(reader):
-                    rest += block
-                    whole = len(rest) // (TILE_ROWS * width) * TILE_ROWS * width
-                    yield interleave_tiles(rest[:whole], width)
-                    rest = rest[whole:]
+                    pending += block
+                    whole = len(pending) // (TILE_ROWS * width) * TILE_ROWS * width
+                    yield interleave_tiles(pending[:whole], width)
+                    pending = pending[whole:]
 
-    return Generated(len(linear.groups) * linear.out * width, make)
+    return GeneratedBytes(len(linear.groups) * linear.out * width, make)
 
 
 class Nvfp4:
     """TensorRT-LLM's own form."""
 
-    def spec(self, linear: Linear, config: CheckpointConfig) -> Spec:
+    def spec(self, linear: LinearModule, config: CheckpointConfig) -> Spec:
         _check_columns(linear)
         if not fits_tiles(linear):
             raise UsageError(
@@ -123,30 +125,32 @@ class Nvfp4:
             spec["weights_global_scaling_factor"] = ("F32", (1,))
         return spec
 
-    def parts(self, linear: Linear, config: CheckpointConfig, source: Source) -> dict[str, tuple[Part, ...]]:
+    def parts(
+        self, linear: LinearModule, config: CheckpointConfig, source: SourceTensors
+    ) -> dict[str, tuple[BytePart, ...]]:
         import numpy as np
 
-        weight, blocks = _weights(linear, source)
-        scales = [_global_scale(group, source) for group in linear.groups]
+        weight, blocks = _make_weight_parts(linear, source)
+        scales = [_read_global_scale(group, source) for group in linear.groups]
         activation = max(source.scale(m, "input_scale") for m in linear.modules())
         alpha = [float(np.float32(s) * np.float32(activation)) for s in scales]
-        parts: dict[str, tuple[Part, ...]] = {
+        parts: dict[str, tuple[BytePart, ...]] = {
             "weight": weight,
             "weights_block_scaling_factor": blocks,
-            "weights_block_scaling_factor_interleaved": (_interleaved(linear, source),),
-            "activation_global_scaling_factor": (floats([activation]),),
-            "alpha": (floats(alpha),),
+            "weights_block_scaling_factor_interleaved": (_make_interleaved_part(linear, source),),
+            "activation_global_scaling_factor": (pack_floats([activation]),),
+            "alpha": (pack_floats(alpha),),
         }
         if not linear.stacked:
-            parts["weights_global_scaling_factor"] = (floats(scales),)
+            parts["weights_global_scaling_factor"] = (pack_floats(scales),)
         return parts
 
-    def dequantize(self, tensors: Mapping[str, Array], linear: Linear) -> Dequantized:
+    def dequantize(self, tensors: Mapping[str, Array], linear: LinearModule) -> Dequantized:
         # Experts keep no global scale of their own: alpha is that scale times the activation's.
         scale = tensors.get("weights_global_scaling_factor")
         if scale is None:
             scale = tensors["alpha"] / tensors["activation_global_scaling_factor"]
-        return dequantize(
+        return dequantize_nvfp4(
             tensors["weight"], tensors["weights_block_scaling_factor"], per_expert(scale, linear)
         )
 
@@ -154,8 +158,8 @@ class Nvfp4:
 class Nvfp4ModelOpt:
     """ModelOpt's form; defined for dense matrices only (the loader unpacks two dimensions)."""
 
-    def spec(self, linear: Linear, config: CheckpointConfig) -> Spec:
-        no_experts(linear, "NVFP4 in ModelOpt's form")
+    def spec(self, linear: LinearModule, config: CheckpointConfig) -> Spec:
+        refuse_experts(linear, "NVFP4 in ModelOpt's form")
         _check_columns(linear)
         return {
             "weight": ("U8", (linear.out, linear.inp // 2)),
@@ -164,23 +168,25 @@ class Nvfp4ModelOpt:
             "activation_scaling_factor": ("F32", ()),
         }
 
-    def parts(self, linear: Linear, config: CheckpointConfig, source: Source) -> dict[str, tuple[Part, ...]]:
-        weight, blocks = _weights(linear, source)
+    def parts(
+        self, linear: LinearModule, config: CheckpointConfig, source: SourceTensors
+    ) -> dict[str, tuple[BytePart, ...]]:
+        weight, blocks = _make_weight_parts(linear, source)
         activation = max(source.scale(m, "input_scale") for m in linear.modules())
         return {
             "weight": weight,
             "weights_scaling_factor": blocks,
-            "weights_scaling_factor_2": (floats([_global_scale(linear.groups[0], source)]),),
-            "activation_scaling_factor": (floats([activation]),),
+            "weights_scaling_factor_2": (pack_floats([_read_global_scale(linear.groups[0], source)]),),
+            "activation_scaling_factor": (pack_floats([activation]),),
         }
 
-    def dequantize(self, tensors: Mapping[str, Array], linear: Linear) -> Dequantized:
-        return dequantize(
+    def dequantize(self, tensors: Mapping[str, Array], linear: LinearModule) -> Dequantized:
+        return dequantize_nvfp4(
             tensors["weight"], tensors["weights_scaling_factor"], tensors["weights_scaling_factor_2"]
         )
 
 
-def dequantize(packed: Array, blocks: Array, scale: Array) -> Dequantized:
+def dequantize_nvfp4(packed: Array, blocks: Array, scale: Array) -> Dequantized:
     """float32 values of packed pairs (low nibble first), and the widest gap beside each.
 
     Args:
@@ -190,8 +196,8 @@ def dequantize(packed: Array, blocks: Array, scale: Array) -> Dequantized:
     """
     import numpy as np
 
-    from enginix.checkpoint.numbers import FP4_STEPS, FP4_VALUES, fp8_values
+    from enginix.checkpoint.numbers import FP4_STEPS, FP4_VALUES, list_fp8_values
 
     codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
-    each = np.repeat(fp8_values()[blocks.view("uint8")], BLOCK, axis=-1) * scale
-    return FP4_VALUES[codes] * each, FP4_STEPS[codes] * each
+    element_scale = np.repeat(list_fp8_values()[blocks.view("uint8")], BLOCK, axis=-1) * scale
+    return FP4_VALUES[codes] * element_scale, FP4_STEPS[codes] * element_scale

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from enginix.triton.models.channel import FAILED, LATER, Channel, Event
+from enginix.triton.models.channel import FAILED, LATER, Channel, ChannelEvent
 from enginix.triton.models.generation import Chunk, Generation, Order
 from enginix.triton.models.request import RequestError
 
@@ -28,7 +28,7 @@ SMALL = 256
 
 
 @dataclass
-class Running:
+class RunningRequest:
     """One request under way.
 
     Attributes:
@@ -41,7 +41,7 @@ class Running:
     constant: list[Any] = field(default_factory=list)
 
 
-class Answers:
+class ResponseSender:
     """Answers a model's requests, by one thread for all of them.
 
     Args:
@@ -70,7 +70,7 @@ class Answers:
             "full": backend.TritonError.UNAVAILABLE,
         }
         self._constants: dict[tuple[str, Any], Any] = {}
-        self._running: dict[str, Running] = {}
+        self._running: dict[str, RunningRequest] = {}
         # Streams with tokens to be sent together.
         self._held: set[str] = set()
         self._pace = _Pace(share)
@@ -104,7 +104,9 @@ class Answers:
     def _begin(self, order: Order, sender: Any, client: str) -> None:
         # Not to be guessed, for whoever knows it may stop the generation.
         number = str(secrets.randbits(63))
-        running = Running(Generation(order), sender, [self._integer("prompt_tokens", len(order.prompt))])
+        running = RunningRequest(
+            Generation(order), sender, [self._integer("prompt_tokens", len(order.prompt))]
+        )
         self._running[number] = running
         try:
             self._channel.add(number, order.scheduled(), client)
@@ -142,7 +144,7 @@ class Answers:
         until = min(next_check, self._pace.next) if self._held else next_check
         return max(0.0, until - time.monotonic())
 
-    def _handle(self, event: Event, *, hold: bool) -> None:
+    def _handle(self, event: ChannelEvent, *, hold: bool) -> None:
         running = self._running.get(event.number)
         if running is None:
             return
@@ -166,11 +168,11 @@ class Answers:
 
     def _flush(self) -> None:
         """Sends what streams hold back."""
-        held, self._held = self._held, set()
-        for number in held:
+        held_numbers, self._held = self._held, set()
+        for number in held_numbers:
             running = self._running[number]
 
-            def shown(running: Running = running) -> None:
+            def shown(running: RunningRequest = running) -> None:
                 if chunk := running.generation.flush():
                     self._send(running, chunk)
 
@@ -179,7 +181,7 @@ class Answers:
                 self._channel.cancel(number)
         self._pace.spent()
 
-    def _guarded(self, running: Running, act: Callable[[], None]) -> bool:
+    def _guarded(self, running: RunningRequest, act: Callable[[], None]) -> bool:
         """This thread serves everyone: one client's failure ends that client's request only."""
         try:
             act()
@@ -196,12 +198,12 @@ class Answers:
                 if running.sender.is_cancelled():
                     self._channel.cancel(number)
 
-    def _send(self, running: Running, chunk: Chunk) -> None:
+    def _send(self, running: RunningRequest, chunk: Chunk) -> None:
         flags = self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL if chunk.finish else 0
         response = self._backend.InferenceResponse(self._tensors(running, chunk))
         running.sender.send(response, flags=flags)
 
-    def _tensors(self, running: Running, chunk: Chunk) -> list[Any]:
+    def _tensors(self, running: RunningRequest, chunk: Chunk) -> list[Any]:
         order, tensor = running.generation.order, self._backend.Tensor
         outputs = [
             *self._content(chunk),
@@ -227,17 +229,17 @@ class Answers:
         return self._backend.Tensor(name, np.array([[value]], np.int32))
 
     def _constant(self, name: str, value: int | bytes) -> Any:
-        found = self._constants.get((name, value))
-        if found is None:
+        tensor = self._constants.get((name, value))
+        if tensor is None:
             kind = np.int32 if isinstance(value, int) else np.object_
-            found = self._backend.Tensor(name, np.array([[value]], kind))
-            self._constants[name, value] = found
-        return found
+            tensor = self._backend.Tensor(name, np.array([[value]], kind))
+            self._constants[name, value] = tensor
+        return tensor
 
-    def _fail(self, sender: Any, message: str, why: str) -> None:
-        if why == "error" and not message.endswith(LATER):
+    def _fail(self, sender: Any, message: str, reason: str) -> None:
+        if reason == "error" and not message.endswith(LATER):
             message = f"{message} ({FAILED})"
-        error = self._backend.TritonError(message, self._codes[why])
+        error = self._backend.TritonError(message, self._codes[reason])
         # Where the answer before it was lost in Triton, the request is closed already.
         with contextlib.suppress(Exception):
             sender.send(

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from enginix.errors import MachineError, UsageError
-from enginix.tables import table
+from enginix.tables import load_table
 
-LATER, FAILED = table("triton_errors")["later"], table("triton_errors")["failed"]
+LATER, FAILED = load_table("triton_errors")["later"], load_table("triton_errors")["failed"]
 # struct timeval, seconds and microseconds: how long the scheduler waits for a process that reads nothing.
 STALLED = struct.pack("ll", 1, 0)
 # Seconds from the start in which the executor's model may be loaded, and between two looks at it.
@@ -39,7 +39,7 @@ LARGEST = 1 << 26
 LONGEST_PATH = 107
 
 
-class Event(NamedTuple):
+class ChannelEvent(NamedTuple):
     """One step of one generation, or why there is none.
 
     Attributes:
@@ -73,7 +73,7 @@ class Channel(Protocol):
     def cancel(self, number: str) -> None:
         """Ends a generation of this channel."""
 
-    def receive(self, timeout: float) -> list[Event] | None:
+    def receive(self, timeout: float) -> list[ChannelEvent] | None:
         """Waits for events, at most ``timeout`` seconds; all that are there, ``None`` once it is closed."""
 
     def close(self) -> None:
@@ -94,25 +94,25 @@ class Generations:
         self._lock = threading.Lock()
         self._clients: dict[str, str] = {}
         # Those that have heard something in the scheduler's present step; its thread's own.
-        self._heard: set[Heard] = set()
+        self._heard: set[ServedChannel] = set()
         scheduler.after_step = self._tell
 
-    def add(self, number: str, order: Mapping[str, Any], client: str, channel: Heard) -> None:
+    def add(self, number: str, order: Mapping[str, Any], client: str, channel: ServedChannel) -> None:
         """Starts a generation of a channel."""
         with self._lock:
             full = self._capacity and len(self._clients) >= self._capacity
             if not full:
                 self._clients[number] = client
         if full:
-            why = f"{self._capacity} requests are running or waiting already; {LATER}"
-            channel.tell([Event(number, None, None, "full", why)])
+            reason = f"{self._capacity} requests are running or waiting already; {LATER}"
+            channel.tell([ChannelEvent(number, None, None, "full", reason)])
             return
         step = channel.step
 
         def heard(event: Any) -> None:
             if event.finish is not None:
                 self._forget(number)
-            step.append(Event(number, event.token, event.logprob, event.finish, event.error))
+            step.append(ChannelEvent(number, event.token, event.logprob, event.finish, event.error))
             self._heard.add(channel)
 
         try:
@@ -121,8 +121,8 @@ class Generations:
         except Exception as e:  # a request must never be left without an answer
             self._forget(number)
             refused = isinstance(e, UsageError)
-            why = str(e) if refused else f"{type(e).__name__}: {e}"
-            channel.tell([Event(number, None, None, "refused" if refused else "error", why)])
+            reason = str(e) if refused else f"{type(e).__name__}: {e}"
+            channel.tell([ChannelEvent(number, None, None, "refused" if refused else "error", reason)])
 
     def cancel(self, number: str) -> None:
         """Asks for a generation to end."""
@@ -131,8 +131,8 @@ class Generations:
     def stop(self, client: str) -> None:
         """Ends all that a client gave that name."""
         with self._lock:
-            found = [number for number, name in self._clients.items() if client and name == client]
-        for number in found:
+            numbers = [number for number, name in self._clients.items() if client and name == client]
+        for number in numbers:
             self._scheduler.cancel(number)
 
     def close(self) -> None:
@@ -151,7 +151,7 @@ class Generations:
         self._heard.clear()
 
 
-class Heard(ABC):
+class ServedChannel(ABC):
     """One channel's end in the executor's process.
 
     Attributes:
@@ -161,7 +161,7 @@ class Heard(ABC):
     def __init__(self, generations: Generations) -> None:
         self._generations = generations
         self._numbers: set[str] = set()
-        self.step: list[Event] = []
+        self.step: list[ChannelEvent] = []
 
     def add(self, number: str, order: Mapping[str, Any], client: str) -> None:
         """See :class:`Channel`."""
@@ -178,38 +178,38 @@ class Heard(ABC):
         for number in list(self._numbers):
             self._generations.cancel(number)
 
-    def tell(self, events: Sequence[Event]) -> None:
+    def tell(self, events: Sequence[ChannelEvent]) -> None:
         """Hands events over; called by the scheduler's thread, too, which must not wait."""
         self._numbers.difference_update([e.number for e in events if e.finish is not None])
         self._hand_over(list(events))
 
     @abstractmethod
-    def _hand_over(self, events: list[Event]) -> None: ...
+    def _hand_over(self, events: list[ChannelEvent]) -> None: ...
 
 
-class Local(Heard):
+class LocalChannel(ServedChannel):
     """A channel within the executor's process."""
 
     def __init__(self, generations: Generations) -> None:
         super().__init__(generations)
         # None closes.
-        self._events: queue.SimpleQueue[list[Event] | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[list[ChannelEvent] | None] = queue.SimpleQueue()
         self._closed = False
 
-    def _hand_over(self, events: list[Event]) -> None:
+    def _hand_over(self, events: list[ChannelEvent]) -> None:
         self._events.put(events)
 
-    def receive(self, timeout: float) -> list[Event] | None:
+    def receive(self, timeout: float) -> list[ChannelEvent] | None:
         """See :class:`Channel`."""
-        found: list[Event] = []
+        received: list[ChannelEvent] = []
         with contextlib.suppress(queue.Empty):
             events = None if self._closed else self._events.get(timeout=timeout)
             while events is not None:
-                found += events
+                received += events
                 events = self._events.get_nowait()
             # What came before the end is still told.
             self._closed = True
-        return None if self._closed and not found else found
+        return None if self._closed and not received else received
 
     def close(self) -> None:
         """See :class:`Channel`."""
@@ -217,7 +217,7 @@ class Local(Heard):
         self._events.put(None)
 
 
-class _Peer(Heard):
+class _PeerChannel(ServedChannel):
     """A channel of another process, at the executor's end of its connection."""
 
     def __init__(self, generations: Generations, accepted: socket.socket) -> None:
@@ -226,7 +226,7 @@ class _Peer(Heard):
         self._connection = Connection(accepted.detach())
         self._sending = threading.RLock()
 
-    def _hand_over(self, events: list[Event]) -> None:
+    def _hand_over(self, events: list[ChannelEvent]) -> None:
         # By the scheduler's thread: another would have to take the interpreter from it first. The socket
         # holds hundreds of messages, and whoever leaves them there is cut off.
         message = json.dumps(events).encode()
@@ -253,7 +253,7 @@ class _Peer(Heard):
     def shut(self) -> None:
         """Ends the connection, from any thread."""
         with self._sending:
-            _shut(self._connection)
+            _shut_connection(self._connection)
 
 
 def socket_path() -> Path:
@@ -265,8 +265,12 @@ def socket_path() -> Path:
     directory = Path(tempfile.gettempdir()) / f"enginix-{os.getppid()}"
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o700)
-    found = directory.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+    directory_stat = directory.lstat()
+    if (
+        not stat.S_ISDIR(directory_stat.st_mode)
+        or directory_stat.st_uid != os.getuid()
+        or directory_stat.st_mode & 0o077
+    ):
         raise MachineError(
             "not a private directory of this user",
             where=str(directory),
@@ -282,7 +286,7 @@ def socket_path() -> Path:
     return path
 
 
-class Link:
+class ChannelServer:
     """Serves channels to other processes of the same user.
 
     Args:
@@ -301,8 +305,8 @@ class Link:
         self._inode = new.stat().st_ino
         new.rename(path)
         self._closing = threading.Event()
-        self._peers: list[tuple[_Peer, threading.Thread]] = []
-        self._accepting = _started("enginix-link", self._accept)
+        self._peers: list[tuple[_PeerChannel, threading.Thread]] = []
+        self._accepting = _start_thread("enginix-link", self._accept)
 
     def close(self) -> None:
         """Closes all channels."""
@@ -330,12 +334,12 @@ class Link:
                 if self._closing.wait(RETRY):
                     return
                 continue
-            peer = _Peer(self._generations, accepted)
+            peer = _PeerChannel(self._generations, accepted)
             self._peers = [(p, thread) for p, thread in self._peers if thread.is_alive()]
-            self._peers.append((peer, _started("enginix-link", peer.serve)))
+            self._peers.append((peer, _start_thread("enginix-link", peer.serve)))
 
 
-class Remote:
+class RemoteChannel:
     """A channel to the executor of another process; connects when that process is there.
 
     Args:
@@ -352,22 +356,22 @@ class Remote:
         self._poll = select.poll()
         self._reached, self._begun = False, time.monotonic()
         self._closed = threading.Event()
-        self._lost: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._lost: queue.SimpleQueue[ChannelEvent] = queue.SimpleQueue()
 
     def add(self, number: str, order: Mapping[str, Any], client: str) -> None:
         """See :class:`Channel`."""
         message = json.dumps({"add": number, "order": dict(order), "client": client}).encode()
         if len(message) > LARGEST:
-            why = f"{len(message)} bytes of tokens; at most {LARGEST} are taken"
-            self._lost.put(Event(number, None, None, "refused", why))
+            reason = f"{len(message)} bytes of tokens; at most {LARGEST} are taken"
+            self._lost.put(ChannelEvent(number, None, None, "refused", reason))
             return
         # Once it was there, it is being loaded anew or dead: that is not waited for.
         waits = 0.0 if self._reached else self._begun + REACHED - time.monotonic()
         self._connected.wait(max(RETRY, waits))
         with self._lock:
             if self._connection is None:
-                why = f"tensorrt_llm, which computes, is not reached ({self._path}); {LATER}"
-                self._lost.put(Event(number, None, None, "full", why))
+                reason = f"tensorrt_llm, which computes, is not reached ({self._path}); {LATER}"
+                self._lost.put(ChannelEvent(number, None, None, "full", reason))
                 return
             self._numbers.add(number)
             self._send(self._connection, message)
@@ -378,14 +382,14 @@ class Remote:
             if self._connection is not None and number in self._numbers:
                 self._send(self._connection, json.dumps({"cancel": number}).encode())
 
-    def receive(self, timeout: float) -> list[Event] | None:
+    def receive(self, timeout: float) -> list[ChannelEvent] | None:
         """See :class:`Channel`."""
-        found: list[Event] = []
+        received: list[ChannelEvent] = []
         with contextlib.suppress(queue.Empty):
             while True:
-                found.append(self._lost.get_nowait())
-        if found or self._closed.is_set():
-            return found or None
+                received.append(self._lost.get_nowait())
+        if received or self._closed.is_set():
+            return received or None
         connection = self._connection
         if connection is None:
             if not self._connect():
@@ -395,22 +399,22 @@ class Remote:
         broken = False
         try:
             while self._poll.poll(timeout * 1000):
-                found += [Event(*event) for event in json.loads(connection.recv_bytes())]
+                received += [ChannelEvent(*event) for event in json.loads(connection.recv_bytes())]
                 timeout = 0
         except (EOFError, OSError, ValueError):
             broken = True
-        ended = {event.number for event in found if event.finish is not None}
+        ended = {event.number for event in received if event.finish is not None}
         if ended:
             with self._lock:
                 self._numbers -= ended
-        return found + self._broken(connection) if broken else found
+        return received + self._broken(connection) if broken else received
 
     def close(self) -> None:
         """See :class:`Channel`."""
         self._closed.set()
         with self._lock:
             if self._connection is not None:
-                _shut(self._connection)
+                _shut_connection(self._connection)
 
     def _connect(self) -> bool:
         opened = socket.socket(socket.AF_UNIX)
@@ -430,15 +434,17 @@ class Remote:
             self._connected.set()
             return True
 
-    def _broken(self, connection: Connection) -> list[Event]:
+    def _broken(self, connection: Connection) -> list[ChannelEvent]:
         """What becomes of everything that was under way; where this end has closed it, nobody asks."""
         with self._lock:
             self._connected.clear()
             self._connection = None
             lost, self._numbers = self._numbers, set()
             connection.close()
-        why = f"tensorrt_llm, which computes, is not reached any more; {LATER}"
-        return [Event(number, None, None, "error", why) for number in lost if not self._closed.is_set()]
+        reason = f"tensorrt_llm, which computes, is not reached any more; {LATER}"
+        return [
+            ChannelEvent(number, None, None, "error", reason) for number in lost if not self._closed.is_set()
+        ]
 
     @staticmethod
     def _send(connection: Connection, message: bytes) -> None:
@@ -447,7 +453,7 @@ class Remote:
             connection.send_bytes(message)
 
 
-def _shut(connection: Connection) -> None:
+def _shut_connection(connection: Connection) -> None:
     """Ends both directions, and wakes whoever reads; the reader closes it."""
     with contextlib.suppress(OSError):  # closed already
         duplicate = socket.socket(fileno=os.dup(connection.fileno()))
@@ -455,7 +461,7 @@ def _shut(connection: Connection) -> None:
         duplicate.close()
 
 
-def _started(name: str, target: Callable[..., None], *args: Any) -> threading.Thread:
+def _start_thread(name: str, target: Callable[..., None], *args: Any) -> threading.Thread:
     thread = threading.Thread(target=target, args=args, name=name, daemon=True)
     thread.start()
     return thread

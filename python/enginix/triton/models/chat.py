@@ -41,7 +41,7 @@ class Chat:
     arguments: dict[str, Any]
 
 
-def read(inputs: Inputs, text: str, messages: str, arguments: str) -> Chat | None:
+def read_chat(inputs: Inputs, text: str, messages: str, arguments: str) -> Chat | None:
     """The chat of a request; ``None`` where it gives a text instead.
 
     Args:
@@ -50,38 +50,38 @@ def read(inputs: Inputs, text: str, messages: str, arguments: str) -> Chat | Non
     Raises:
         RequestError: both or neither given, or not what a chat looks like; names are the ensemble's.
     """
-    given, prompt = inputs.text(messages), inputs.text(text)
-    if given and prompt:
+    messages_text, prompt = inputs.text(messages), inputs.text(text)
+    if messages_text and prompt:
         raise RequestError("text_input and messages are both given; give one of them")
     extra = inputs.text(arguments)
-    if not given:
+    if not messages_text:
         if prompt is None:
             raise RequestError("text_input is missing, and so are messages; give one of them")
         if extra:
             raise RequestError("chat_template_args without messages")
         return None
-    return Chat(_messages(given), _object(extra) if extra else {})
+    return Chat(_parse_messages(messages_text), _parse_template_arguments(extra) if extra else {})
 
 
-def _json(name: str, text: str) -> Any:
+def _parse_json_input(name: str, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as e:
         raise RequestError(f"{name}: not JSON: {e}") from e
 
 
-def _object(text: str) -> dict[str, Any]:
-    found = _json("chat_template_args", text)
-    if not isinstance(found, dict):
+def _parse_template_arguments(text: str) -> dict[str, Any]:
+    arguments = _parse_json_input("chat_template_args", text)
+    if not isinstance(arguments, dict):
         raise RequestError("chat_template_args: not a JSON object")
-    return found
+    return arguments
 
 
-def _messages(text: str) -> list[dict[str, Any]]:
-    found = _json("messages", text)
-    if not isinstance(found, list) or not found:
+def _parse_messages(text: str) -> list[dict[str, Any]]:
+    messages = _parse_json_input("messages", text)
+    if not isinstance(messages, list) or not messages:
         raise RequestError("messages: not a JSON list of at least one message")
-    for number, message in enumerate(found):
+    for number, message in enumerate(messages):
         where = f"messages[{number}]"
         if not isinstance(message, dict):
             raise RequestError(f'{where}: not an object such as {{"role": "user", "content": "…"}}')
@@ -91,7 +91,7 @@ def _messages(text: str) -> list[dict[str, Any]]:
         # An assistant's message may be its tool calls alone, without a text.
         if not isinstance(content, str | list) and not (content is None and message.get("tool_calls")):
             raise RequestError(f"{where}: content is missing or not a text")
-    return found
+    return messages
 
 
 # Of chat_template_args, for this server: texts of messages may spell special tokens.
@@ -177,8 +177,8 @@ class ChatTemplate:
                 **{**self._special, **arguments, **chat.arguments},
             )
         except Exception as e:  # whatever the template's own code raises is about this request
-            said = str(e).strip().split("\n", 1)[0]
-            raise RequestError(f"messages: the chat template refuses: {said or type(e).__name__}") from e
+            reason = str(e).strip().split("\n", 1)[0]
+            raise RequestError(f"messages: the chat template refuses: {reason or type(e).__name__}") from e
         if not rendered[0]:
             raise RequestError("messages: the chat template makes an empty prompt of them")
         return str(rendered[0])
@@ -188,23 +188,23 @@ class ChatTemplate:
             raise RequestError("messages: this model has no chat template; send text_input")
         if chat.arguments.get("tools") and "tool_use" in self._templates:
             return self._templates["tool_use"]
-        found = self._templates.get("default")
-        if found is None:
+        template = self._templates.get("default")
+        if template is None:
             names = ", ".join(sorted(self._templates))
             raise RequestError(f"messages: this model's chat templates are {names}, none is the default")
-        return found
+        return template
 
     def _check(self, chat: Chat, template: str) -> None:
         """A role or an argument that the template does not read would change nothing and say nothing."""
         for number, message in enumerate(chat.messages):
             role = message["role"]
-            if role not in ROLES and not _names(template, role):
+            if role not in ROLES and not _mentions_name(template, role):
                 near = difflib.get_close_matches(role, ROLES, 1, 0.6)
                 hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(ROLES)}"
                 raise RequestError(f"messages[{number}]: role {role!r} is unknown; {hint}")
             for name, value in message.items():
                 # What links messages to each other says nothing to a model.
-                if value and name not in _MESSAGE and not _names(template, name):
+                if value and name not in _MESSAGE and not _mentions_name(template, name):
                     raise RequestError(
                         f"messages[{number}].{name[:64]}: this model's chat template does not read it"
                     )
@@ -213,11 +213,11 @@ class ChatTemplate:
                 if value is not None and not isinstance(value, ARGUMENTS[name]):
                     kind = with_article(ARGUMENTS[name].__name__)
                     raise RequestError(f"chat_template_args: {name} is not {kind}")
-                if value and name in _OF_TEMPLATES and not _names(template, name):
+                if value and name in _OF_TEMPLATES and not _mentions_name(template, name):
                     raise RequestError(f"chat_template_args: this model's chat template does not read {name}")
             elif name in _OWN or name in self._special:
                 raise RequestError(f"chat_template_args: {name} is the server's to set")
-            elif not _names(template, name):
+            elif not _mentions_name(template, name):
                 raise RequestError(f"chat_template_args: this model's chat template does not read {name}")
         both = chat.arguments.get("add_generation_prompt") and chat.arguments.get("continue_final_message")
         if both:
@@ -226,58 +226,58 @@ class ChatTemplate:
             )
 
 
-def _names(template: str, name: str) -> bool:
+def _mentions_name(template: str, name: str) -> bool:
     return bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", template)) and bool(name)
 
 
-def load(directory: Path) -> ChatTemplate:
+def load_chat_template(directory: Path) -> ChatTemplate:
     """The templates of a tokenizer's directory, as transformers looks for them; there may be none.
 
     Raises:
         RepositoryError: a file of them is unreadable.
     """
-    settings = _read(directory / "tokenizer_config.json")
-    found: dict[str, str] = {}
-    for source in (settings, _read(directory / "chat_template.json")):
-        given = source.get("chat_template")
-        if isinstance(given, str):
-            found["default"] = given
-        elif isinstance(given, list):
-            found |= {
+    settings = _read_optional_object(directory / "tokenizer_config.json")
+    templates: dict[str, str] = {}
+    for source in (settings, _read_optional_object(directory / "chat_template.json")):
+        template = source.get("chat_template")
+        if isinstance(template, str):
+            templates["default"] = template
+        elif isinstance(template, list):
+            templates |= {
                 str(row["name"]): str(row["template"])
-                for row in given
+                for row in template
                 if isinstance(row, dict) and {"name", "template"} <= set(row)
             }
     for path in sorted((directory / "additional_chat_templates").glob("*.jinja")):
-        found[path.stem] = _text(path)
+        templates[path.stem] = _read_template_text(path)
     if (directory / "chat_template.jinja").is_file():
-        found["default"] = _text(directory / "chat_template.jinja")
-    special = {**_read(directory / "special_tokens_map.json"), **settings}
-    return ChatTemplate(found, _special_tokens(special))
+        templates["default"] = _read_template_text(directory / "chat_template.jinja")
+    special = {**_read_optional_object(directory / "special_tokens_map.json"), **settings}
+    return ChatTemplate(templates, _special_tokens(special))
 
 
 def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
     """``bos_token`` and the like as texts; one that the model lacks stays undefined, as in transformers."""
-    found: dict[str, str] = {}
+    tokens: dict[str, str] = {}
     for key, value in settings.items():
         content = value.get("content") if isinstance(value, dict) else value
         if key.endswith("_token") and isinstance(content, str):
-            found[key] = content
-    return found
+            tokens[key] = content
+    return tokens
 
 
-def _text(path: Path) -> str:
+def _read_template_text(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise RepositoryError(f"unreadable: {e}", where=str(path), fix="build the engine again") from e
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_optional_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(_text(path))
+        settings = json.loads(_read_template_text(path))
     except (ValueError, RecursionError) as e:
         raise RepositoryError(f"unreadable: {e}", where=str(path), fix="build the engine again") from e
-    return found if isinstance(found, dict) else {}
+    return settings if isinstance(settings, dict) else {}

@@ -56,15 +56,15 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 def _byte_level_alphabet() -> dict[str, int]:
     """GPT-2's printable stand-ins for the 256 bytes (openai/gpt-2, encoder.py, bytes_to_unicode)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    unprintable = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(unprintable)}
 
 
-def _decoders(description: Any) -> list[dict[str, Any]]:
+def _flatten_decoders(description: Any) -> list[dict[str, Any]]:
     if not isinstance(description, dict):
         return []
     if description.get("type") == "Sequence":
-        return [d for inner in description.get("decoders", []) for d in _decoders(inner)]
+        return [d for inner in description.get("decoders", []) for d in _flatten_decoders(inner)]
     return [description]
 
 
@@ -82,7 +82,7 @@ class Detokenizer:
         self._bytes: dict[int, bytes] = {}
         description = json.loads(tokenizer.to_str())
         self._special = {t["id"] for t in description.get("added_tokens", []) if t["special"]}
-        decoders = _decoders(description.get("decoder"))
+        decoders = _flatten_decoders(description.get("decoder"))
         kinds = {d["type"] for d in decoders}
         self._strips_first = False
         if kinds and kinds <= {"ByteLevel", "Fuse"} and "ByteLevel" in kinds:

@@ -14,20 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from enginix.triton.contract import ENSEMBLE, EXECUTOR, nvidia
-from enginix.triton.models.answers import Answers
-from enginix.triton.models.channel import Channel, Remote, socket_path
+from enginix.triton.contract import ENSEMBLE, EXECUTOR, load_nvidia_contract
+from enginix.triton.models.answers import ResponseSender
+from enginix.triton.models.channel import Channel, RemoteChannel, socket_path
 from enginix.triton.models.detokenizer import Detokenizer, load_tokenizer
-from enginix.triton.models.generation import Chunk, Limits, Order, ordered
-from enginix.triton.models.prompt import Prompts
-from enginix.triton.models.request import Inputs, boolean, period, required
+from enginix.triton.models.generation import Chunk, GenerationLimits, Order, build_order
+from enginix.triton.models.prompt import PromptReader
+from enginix.triton.models.request import Inputs, read_boolean, read_check_period, require_parameter
 
 # Of one processor: what is sent costs the server and its clients several times as much again.
 SHARE = 1 / 4
 # tensorrt_llm's name of an input → ensemble's, as the contract's ensemble hands them on.
 NAMES = {
     inner: outer
-    for step in nvidia()[ENSEMBLE].steps
+    for step in load_nvidia_contract()[ENSEMBLE].steps
     if step.model == EXECUTOR
     for inner, outer in step.inputs.items()
     if not outer.startswith("_")
@@ -46,23 +46,23 @@ class Ensemble:
     def __init__(self, args: dict[str, str], backend: Any, channel: Channel | None = None) -> None:
         config = json.loads(args["model_config"])
         self._backend = backend
-        self._limits = Limits.of(config)
-        directory = Path(required(config, "tokenizer_dir"))
+        self._limits = GenerationLimits.of(config)
+        directory = Path(require_parameter(config, "tokenizer_dir"))
         tokenizer = load_tokenizer(directory)
-        self._prompts = Prompts(
+        self._prompts = PromptReader(
             tokenizer,
             directory,
             max_seq_len=self._limits.max_seq_len,
-            add_special_tokens=boolean(config, "add_special_tokens", True),
+            add_special_tokens=read_boolean(config, "add_special_tokens", True),
         )
         self._detokenizer = Detokenizer(
-            tokenizer, skip_special_tokens=boolean(config, "skip_special_tokens", True)
+            tokenizer, skip_special_tokens=read_boolean(config, "skip_special_tokens", True)
         )
-        self._answers = Answers(
+        self._answers = ResponseSender(
             backend,
-            channel or Remote(socket_path()),
+            channel or RemoteChannel(socket_path()),
             self._content,
-            period=period(config),
+            period=read_check_period(config),
             share=SHARE,
         )
 
@@ -77,7 +77,7 @@ class Ensemble:
     def _read(self, request: Any) -> Order:
         inputs = Inputs(request, NAMES)
         prompt = self._prompts.read(inputs)
-        return ordered(
+        return build_order(
             inputs,
             self._limits,
             prompt=prompt,

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from enginix.tables import table
+from enginix.tables import load_table
 from enginix.triton.models.detokenizer import CONTEXT
-from enginix.triton.models.request import Inputs, RequestError, boolean, integers, parameter
-from enginix.triton.models.stop_words import StopWords, unpack
+from enginix.triton.models.request import Inputs, RequestError, read_boolean, read_integers, read_parameter
+from enginix.triton.models.stop_words import StopWords, unpack_stop_words
 
 
 @dataclass(frozen=True)
-class Limits:
+class GenerationLimits:
     """What a server accepts; 0 is no limit.
 
     Attributes:
@@ -29,13 +29,13 @@ class Limits:
     exclude_input: bool = True
 
     @staticmethod
-    def of(config: Any) -> Limits:
+    def of(config: Any) -> GenerationLimits:
         """Those of a parsed ``config.pbtxt``."""
-        return Limits(
-            max_seq_len=int(parameter(config, "max_seq_len") or 0),
-            max_tokens=int(parameter(config, "max_tokens_limit") or 0),
-            end_ids=frozenset(integers(config, "end_ids")),
-            exclude_input=boolean(config, "exclude_input_in_output", True),
+        return GenerationLimits(
+            max_seq_len=int(read_parameter(config, "max_seq_len") or 0),
+            max_tokens=int(read_parameter(config, "max_tokens_limit") or 0),
+            end_ids=frozenset(read_integers(config, "end_ids")),
+            exclude_input=read_boolean(config, "exclude_input_in_output", True),
         )
 
 
@@ -77,7 +77,7 @@ SCHEDULED = (
 )
 
 
-def read(inputs: Inputs, limits: Limits) -> Order:
+def read_order(inputs: Inputs, limits: GenerationLimits) -> Order:
     """Reads and checks one request of ``tensorrt_llm``.
 
     Raises:
@@ -89,18 +89,18 @@ def read(inputs: Inputs, limits: Limits) -> Order:
     prompt = tuple(ids.reshape(-1).tolist())
     if not 0 < length <= len(prompt):
         raise RequestError(f"input_lengths: {length} is not between 1 and the {len(prompt)} input_ids")
-    return ordered(
+    return build_order(
         inputs,
         limits,
         prompt=prompt[:length],
         max_tokens=inputs.scalar("request_output_len"),
-        stop_words=_stop_words(inputs),
+        stop_words=_read_stop_words(inputs),
     )
 
 
-def ordered(
+def build_order(
     inputs: Inputs,
-    limits: Limits,
+    limits: GenerationLimits,
     *,
     prompt: tuple[int, ...],
     max_tokens: Any,
@@ -117,23 +117,23 @@ def ordered(
     """
     _refuse_unsupported(inputs)
     check_lengths(len(prompt), max_tokens, limits.max_tokens, limits.max_seq_len)
-    temperature, top_k, top_p = _sampling(inputs)
+    temperature, top_k, top_p = _read_sampling(inputs)
     return Order(
         prompt=prompt,
         max_tokens=max_tokens,
-        end_ids=_end_ids(inputs, limits),
+        end_ids=_select_end_ids(inputs, limits),
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
-        seed=_default(inputs, "seed", 0),
-        min_tokens=_at_least(inputs, "min_tokens", 0, 0),
-        repetition_penalty=_positive(inputs, "repetition_penalty", 1.0),
-        logprobs=_default(inputs, "return_log_probs", False),
+        seed=_read_scalar(inputs, "seed", 0),
+        min_tokens=_read_bounded_integer(inputs, "min_tokens", 0, 0),
+        repetition_penalty=_read_positive(inputs, "repetition_penalty", 1.0),
+        logprobs=_read_scalar(inputs, "return_log_probs", False),
         stop_words=stop_words,
-        streaming=_default(inputs, "streaming", False),
-        exclude_input=_default(inputs, "exclude_input_in_output", limits.exclude_input),
-        return_num_input_tokens=_default(inputs, "return_num_input_tokens", False),
-        return_num_output_tokens=_default(inputs, "return_num_output_tokens", False),
+        streaming=_read_scalar(inputs, "streaming", False),
+        exclude_input=_read_scalar(inputs, "exclude_input_in_output", limits.exclude_input),
+        return_num_input_tokens=_read_scalar(inputs, "return_num_input_tokens", False),
+        return_num_output_tokens=_read_scalar(inputs, "return_num_output_tokens", False),
     )
 
 
@@ -160,34 +160,34 @@ def check_lengths(prompt: int, max_tokens: Any, max_tokens_limit: int, max_seq_l
         )
 
 
-def _default(inputs: Inputs, name: str, value: Any) -> Any:
-    found = inputs.scalar(name)
-    return value if found is None else found
+def _read_scalar(inputs: Inputs, name: str, value: Any) -> Any:
+    scalar = inputs.scalar(name)
+    return value if scalar is None else scalar
 
 
-def _at_least(inputs: Inputs, name: str, default: int, least: int) -> int:
-    value = int(_default(inputs, name, default))
+def _read_bounded_integer(inputs: Inputs, name: str, default: int, least: int) -> int:
+    value = int(_read_scalar(inputs, name, default))
     if value < least:
         raise RequestError(f"{inputs.called(name)}: {value} is not at least {least}")
     return value
 
 
-def _positive(inputs: Inputs, name: str, default: float) -> float:
-    value = float(_default(inputs, name, default))
+def _read_positive(inputs: Inputs, name: str, default: float) -> float:
+    value = float(_read_scalar(inputs, name, default))
     if not value > 0:
         raise RequestError(f"{inputs.called(name)}: {value} is not above 0")
     return value
 
 
-def _sampling(inputs: Inputs) -> tuple[float, int, float]:
+def _read_sampling(inputs: Inputs) -> tuple[float, int, float]:
     """(temperature, top_k, top_p) of the scheduler; temperature 0 is greedy.
 
     Nothing given is greedy, as TensorRT-LLM's default (top_k 0 and top_p 0 take the most likely token). Any
     of the three given turns sampling on, the others neutral; top_k 1 or temperature 0 is greedy again.
     """
     temperature = inputs.scalar("temperature")
-    top_k = _at_least(inputs, "runtime_top_k", 0, 0)
-    top_p = float(_default(inputs, "runtime_top_p", 0.0))
+    top_k = _read_bounded_integer(inputs, "runtime_top_k", 0, 0)
+    top_p = float(_read_scalar(inputs, "runtime_top_p", 0.0))
     if not 0 <= top_p <= 1:
         raise RequestError(f"top_p: {top_p} is not between 0 and 1")
     if temperature is not None and temperature < 0:
@@ -197,7 +197,7 @@ def _sampling(inputs: Inputs) -> tuple[float, int, float]:
     return (1.0 if temperature is None else float(temperature)), top_k, top_p or 1.0
 
 
-def _end_ids(inputs: Inputs, limits: Limits) -> frozenset[int]:
+def _select_end_ids(inputs: Inputs, limits: GenerationLimits) -> frozenset[int]:
     """If it is one of the model's, all of the model's count. -1 is none."""
     end_id = inputs.scalar("end_id")
     if end_id is None or end_id in limits.end_ids:
@@ -205,20 +205,20 @@ def _end_ids(inputs: Inputs, limits: Limits) -> frozenset[int]:
     return frozenset() if end_id < 0 else frozenset([end_id])
 
 
-def _stop_words(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
+def _read_stop_words(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
     rows = inputs.array("stop_words_list")
     if rows is None or not rows.size:
         return ()
     if rows.ndim != 3 or rows.shape[1] != 2:
         raise RequestError(f"stop_words_list: shape {rows.shape[1:]} is not (2, n)")
     try:
-        return tuple(unpack(rows[0, 0].tolist(), rows[0, 1].tolist()))
+        return tuple(unpack_stop_words(rows[0, 0].tolist(), rows[0, 1].tolist()))
     except ValueError as e:
         raise RequestError(str(e)) from e
 
 
 def _refuse_unsupported(inputs: Inputs) -> None:
-    reference = table("triton_reference")["models"]["tensorrt_llm"]
+    reference = load_table("triton_reference")["models"]["tensorrt_llm"]
     for name, only in reference["only"].items():
         value = inputs.scalar(name)
         if value is not None and value != only:
@@ -283,8 +283,8 @@ class Generation:
         ended = token is not None and token in self.order.end_ids
         if token is not None and not ended:
             self._pending_logprobs.append(logprob or 0.0)
-            shown, stopped = self._stops.push(token)
-            self._take(shown)
+            visible_ids, stopped = self._stops.push(token)
+            self._take(visible_ids)
             if stopped:
                 finish = "stop"
                 self._pending_logprobs.clear()

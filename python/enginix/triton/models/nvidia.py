@@ -18,14 +18,14 @@ import numpy as np
 from enginix.errors import RepositoryError
 from enginix.triton.models import chat
 from enginix.triton.models.detokenizer import load_tokenizer
-from enginix.triton.models.request import Inputs, RequestError, required
+from enginix.triton.models.request import Inputs, RequestError, require_parameter
 
 # Before a text that a template made, on its way from tensorrt_llm_bls to preprocessing: its special tokens
 # are spelled out, none are to be added. NVIDIA's code hands the text on unread.
 TEMPLATED = "\0"
 
 
-class Replaced:
+class RequestWithText:
     """A request whose text is another; everything else of it is the request's own.
 
     Args:
@@ -40,15 +40,15 @@ class Replaced:
 
     def inputs(self) -> list[Any]:
         """As the Python backend's own, which its helpers read by name."""
-        kept = [t for t in self._request.inputs() if t.name() not in self._dropped]
-        return [*kept, self._tensor]
+        remaining = [t for t in self._request.inputs() if t.name() not in self._dropped]
+        return [*remaining, self._tensor]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._request, name)
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class _PreparedRequest:
     """A request for NVIDIA's model, or why there is none; ``ids`` take the place of those it finds."""
 
     request: Any = None
@@ -56,7 +56,7 @@ class _Prepared:
     refused: str | None = None
 
 
-class _Model(ABC):
+class _NvidiaModel(ABC):
     """What the three have in common: reading messages, and answering what is refused.
 
     Args:
@@ -69,18 +69,18 @@ class _Model(ABC):
 
     def __init__(self, args: dict[str, str], backend: Any, model: Any) -> None:
         config = json.loads(args["model_config"])
-        directory = Path(required(config, "tokenizer_dir"))
+        directory = Path(require_parameter(config, "tokenizer_dir"))
         self._backend = backend
         self._batched = int(config["max_batch_size"]) > 0
         self._decoupled = bool((config.get("model_transaction_policy") or {}).get("decoupled"))
-        self._template = chat.load(directory)
+        self._template = chat.load_chat_template(directory)
         self._tokenizer: Any = None
-        self._lacks = ""
+        self._tokenizer_error = ""
         try:
             self._tokenizer = load_tokenizer(directory)
         except RepositoryError as e:
             # NVIDIA's models read other kinds of tokenizers, which only messages cannot be served with.
-            self._lacks = str(e)
+            self._tokenizer_error = str(e)
         self._model = model
         model.initialize(args)
 
@@ -92,73 +92,75 @@ class _Model(ABC):
         if self._decoupled or (accepted and answers is None):
             self._send_refusals(requests, prepared)
             return None
-        rest = iter(answers or [])
-        return [self._refusal(p) if p.refused is not None else self._answer(p, next(rest)) for p in prepared]
+        remaining = iter(answers or [])
+        return [
+            self._refusal(p) if p.refused is not None else self._answer(p, next(remaining)) for p in prepared
+        ]
 
     def close(self) -> None:
         """NVIDIA's ``finalize``."""
         if hasattr(self._model, "finalize"):
             self._model.finalize()
 
-    def _prepared(self, request: Any) -> _Prepared:
+    def _prepared(self, request: Any) -> _PreparedRequest:
         inputs = Inputs(request)
         try:
-            found = self._backend.get_input_tensor_by_name(request, self.text)
-            if found is not None and found.as_numpy().size != 1:
-                return _Prepared(request)  # a batch of texts, which NVIDIA's models take
-            said = chat.read(inputs, self.text, self.messages, self.arguments)
-            if said is None:
+            text_tensor = self._backend.get_input_tensor_by_name(request, self.text)
+            if text_tensor is not None and text_tensor.as_numpy().size != 1:
+                return _PreparedRequest(request)  # a batch of texts, which NVIDIA's models take
+            conversation = chat.read_chat(inputs, self.text, self.messages, self.arguments)
+            if conversation is None:
                 return self._plain(request, inputs)
             if self._tokenizer is None:
-                raise RequestError(f"messages: {self._lacks}")
-            return self._templated(request, self._template.render(said))
+                raise RequestError(f"messages: {self._tokenizer_error}")
+            return self._templated(request, self._template.render(conversation))
         except RequestError as e:
-            return _Prepared(refused=str(e))
+            return _PreparedRequest(refused=str(e))
 
-    def _plain(self, request: Any, inputs: Inputs) -> _Prepared:
-        return _Prepared(request)
+    def _plain(self, request: Any, inputs: Inputs) -> _PreparedRequest:
+        return _PreparedRequest(request)
 
     @abstractmethod
-    def _templated(self, request: Any, prompt: str) -> _Prepared:
+    def _templated(self, request: Any, prompt: str) -> _PreparedRequest:
         """The request with a template's text in place of its messages."""
 
-    def _answer(self, prepared: _Prepared, response: Any) -> Any:
+    def _answer(self, prepared: _PreparedRequest, response: Any) -> Any:
         return response
 
-    def _replaced(self, request: Any, text: str) -> Replaced:
+    def _replaced(self, request: Any, text: str) -> RequestWithText:
         row = np.array([text.encode("utf-8")], np.object_)
         tensor = self._backend.Tensor(self.text, row.reshape(1, 1) if self._batched else row)
-        return Replaced(request, (self.messages, self.arguments), tensor)
+        return RequestWithText(request, (self.messages, self.arguments), tensor)
 
     def _encoded(self, text: str, *, special: bool) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
-    def _refusal(self, prepared: _Prepared) -> Any:
+    def _refusal(self, prepared: _PreparedRequest) -> Any:
         error = self._backend.TritonError(prepared.refused, self._backend.TritonError.INVALID_ARG)
         return self._backend.InferenceResponse([], error=error)
 
-    def _send_refusals(self, requests: Sequence[Any], prepared: Sequence[_Prepared]) -> None:
-        for request, made in zip(requests, prepared, strict=True):
-            if made.refused is not None:
+    def _send_refusals(self, requests: Sequence[Any], prepared: Sequence[_PreparedRequest]) -> None:
+        for request, prepared_request in zip(requests, prepared, strict=True):
+            if prepared_request.refused is not None:
                 final = self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-                request.get_response_sender().send(self._refusal(made), flags=final)
+                request.get_response_sender().send(self._refusal(prepared_request), flags=final)
 
 
-class Preprocessing(_Model):
+class Preprocessing(_NvidiaModel):
     """NVIDIA's preprocessing; ids of messages are those of the template's text, no special token added."""
 
     text, messages, arguments = "QUERY", "MESSAGES", "CHAT_TEMPLATE_ARGS"
 
-    def _plain(self, request: Any, inputs: Inputs) -> _Prepared:
+    def _plain(self, request: Any, inputs: Inputs) -> _PreparedRequest:
         text = inputs.text(self.text) or ""
         if text.startswith(TEMPLATED) and self._tokenizer is not None:
             return self._templated(request, text[len(TEMPLATED) :])
-        return _Prepared(request)
+        return _PreparedRequest(request)
 
-    def _templated(self, request: Any, prompt: str) -> _Prepared:
-        return _Prepared(self._replaced(request, prompt), self._encoded(prompt, special=False))
+    def _templated(self, request: Any, prompt: str) -> _PreparedRequest:
+        return _PreparedRequest(self._replaced(request, prompt), self._encoded(prompt, special=False))
 
-    def _answer(self, prepared: _Prepared, response: Any) -> Any:
+    def _answer(self, prepared: _PreparedRequest, response: Any) -> Any:
         if prepared.ids is None or response.has_error():
             return response
         return self._backend.InferenceResponse(list(self._with_ids(prepared.ids, response)))
@@ -167,27 +169,27 @@ class Preprocessing(_Model):
         tensor = self._backend.Tensor
         yield tensor("INPUT_ID", np.array([ids], np.int32))
         yield tensor("REQUEST_INPUT_LEN", np.array([[len(ids)]], np.int32))
-        for found in response.output_tensors():
-            if found.name() not in ("INPUT_ID", "REQUEST_INPUT_LEN"):
-                yield found
+        for output in response.output_tensors():
+            if output.name() not in ("INPUT_ID", "REQUEST_INPUT_LEN"):
+                yield output
 
 
-class Bls(_Model):
+class Bls(_NvidiaModel):
     """NVIDIA's tensorrt_llm_bls, which asks preprocessing itself."""
 
-    def _templated(self, request: Any, prompt: str) -> _Prepared:
-        return _Prepared(self._replaced(request, TEMPLATED + prompt))
+    def _templated(self, request: Any, prompt: str) -> _PreparedRequest:
+        return _PreparedRequest(self._replaced(request, TEMPLATED + prompt))
 
 
-class Llmapi(_Model):
+class Llmapi(_NvidiaModel):
     """NVIDIA's llmapi model: the LLM class encodes the text itself, special tokens added."""
 
-    def _templated(self, request: Any, prompt: str) -> _Prepared:
-        wanted = self._encoded(prompt, special=False)
+    def _templated(self, request: Any, prompt: str) -> _PreparedRequest:
+        expected_ids = self._encoded(prompt, special=False)
         begins = [s for s in self._template.special_texts() if prompt.startswith(s)]
         for text in (prompt, *(prompt[len(s) :] for s in begins)):
-            if self._encoded(text, special=True) == wanted:
-                return _Prepared(self._replaced(request, text))
+            if self._encoded(text, special=True) == expected_ids:
+                return _PreparedRequest(self._replaced(request, text))
         raise RequestError(
             "messages: TensorRT-LLM's tokenizer adds special tokens to every text, which this model's chat "
             "template does not have; serve it with trtllm-serve, or render the template and send text_input"

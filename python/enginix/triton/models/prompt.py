@@ -9,13 +9,13 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from enginix.tables import table
-from enginix.triton.contract import ENSEMBLE, reference
+from enginix.tables import load_table
+from enginix.triton.contract import ENSEMBLE, load_reference_contract
 from enginix.triton.models import chat
 from enginix.triton.models.request import Inputs, RequestError
 
 
-class Prompts:
+class PromptReader:
     """Reads the prompts of ``ensemble``.
 
     Args:
@@ -29,7 +29,7 @@ class Prompts:
         self, tokenizer: Tokenizer, directory: Path, *, max_seq_len: int = 0, add_special_tokens: bool = True
     ) -> None:
         self._tokenizer = tokenizer
-        self._template = chat.load(directory)
+        self._template = chat.load_chat_template(directory)
         self._max_seq_len, self._add_special_tokens = max_seq_len, add_special_tokens
         self._unsupported = _unsupported_inputs()
         longest = max(map(len, tokenizer.get_vocab()), default=1)
@@ -51,15 +51,15 @@ class Prompts:
         self._refuse_unknown(inputs.parameters())
         if inputs.texts("bad_words"):
             raise RequestError("bad_words: the reference executor cannot ban words")
-        said = chat.read(inputs, "text_input", "messages", "chat_template_args")
-        name = "text_input" if said is None else "messages"
+        conversation = chat.read_chat(inputs, "text_input", "messages", "chat_template_args")
+        name = "text_input" if conversation is None else "messages"
         # A template spells its special tokens out.
-        special = self._add_special_tokens and said is None
-        if said is None:
+        special = self._add_special_tokens and conversation is None
+        if conversation is None:
             text = inputs.text("text_input") or ""
         else:
-            said = chat.separate_special_tokens(said, self._special, self._mark)
-            text = self._template.render(said)
+            conversation = chat.separate_special_tokens(conversation, self._special, self._mark)
+            text = self._template.render(conversation)
         self._bounded(name, len(text))
         prompt = self._encode(text, special=special) if self._mark not in text else self._encode_marked(text)
         if not prompt:
@@ -91,15 +91,15 @@ class Prompts:
     def _encode_marked(self, text: str) -> tuple[int, ...]:
         """Encode a text in which marks are within what only looks like a special token."""
         ids: list[int] = []
-        rest = text
-        while self._mark in rest:
-            before, _, after = rest.partition(self._mark)
+        remaining = text
+        while self._mark in remaining:
+            before, _, after = remaining.partition(self._mark)
             # The mark comes after a token's first character.
             token = next(t for t in self._special if t[0] == before[-1] and after.startswith(t[1:]))
             ids += self._encode(before[:-1], special=False)
             ids += self._plain.encode_batch_fast([token], add_special_tokens=False)[0].ids
-            rest = after[len(token) - 1 :]
-        return (*ids, *self._encode(rest, special=False))
+            remaining = after[len(token) - 1 :]
+        return (*ids, *self._encode(remaining, special=False))
 
     def _refuse_unknown(self, parameters: Collection[str]) -> None:
         """Triton turns JSON keys that no input has into request parameters, and serves on in silence."""
@@ -111,10 +111,10 @@ class Prompts:
                 raise RequestError(f"{name}: no such input; did you mean {near[0]}?")
 
 
-ENSEMBLE_INPUTS: tuple[str, ...] = tuple(t.name for t in reference()[ENSEMBLE].inputs)
+ENSEMBLE_INPUTS: tuple[str, ...] = tuple(t.name for t in load_reference_contract()[ENSEMBLE].inputs)
 
 
 def _unsupported_inputs() -> frozenset[str]:
     """What the contract's ensemble takes and this kind's does not declare."""
-    contract = {t["name"] for t in table("triton_contract")["models"]["ensemble"]["inputs"]}
+    contract = {t["name"] for t in load_table("triton_contract")["models"]["ensemble"]["inputs"]}
     return frozenset(contract - set(ENSEMBLE_INPUTS))

@@ -36,8 +36,8 @@ class Inputs:
 
     def parameters(self) -> dict[str, Any]:
         """The request's parameters, which are not tensors."""
-        found = json.loads(self._request.parameters() or "{}")
-        return found if isinstance(found, dict) else {}
+        parameters = json.loads(self._request.parameters() or "{}")
+        return parameters if isinstance(parameters, dict) else {}
 
     def array(self, name: str) -> NDArray[Any] | None:
         """The tensor as NumPy array with its batch dimension; ``None`` where the request has none.
@@ -71,10 +71,10 @@ class Inputs:
         if value.size != 1:
             raise RequestError(f"{self.called(name)}: {value.size} values where one is expected")
         item = value.reshape(-1)[0]
-        found = item.item() if isinstance(item, np.generic) else item
-        if isinstance(found, float) and not math.isfinite(found):
-            raise RequestError(f"{self.called(name)}: {found} is not a number to work with")
-        return found
+        element = item.item() if isinstance(item, np.generic) else item
+        if isinstance(element, float) and not math.isfinite(element):
+            raise RequestError(f"{self.called(name)}: {element} is not a number to work with")
+        return element
 
     def text(self, name: str) -> str | None:
         """The only string.
@@ -83,15 +83,15 @@ class Inputs:
             RequestError: not UTF-8, or not exactly one.
         """
         value = self.scalar(name)
-        return None if value is None else _utf8(name, value)
+        return None if value is None else _decode_utf8(name, value)
 
     def texts(self, name: str) -> list[str]:
         """All strings; an absent tensor is an empty list, and so are empty strings."""
         value = self.array(name)
-        return [] if value is None else [s for s in (_utf8(name, v) for v in value.reshape(-1)) if s]
+        return [] if value is None else [s for s in (_decode_utf8(name, v) for v in value.reshape(-1)) if s]
 
 
-def _utf8(name: str, value: Any) -> str:
+def _decode_utf8(name: str, value: Any) -> str:
     if isinstance(value, str):
         return value
     try:
@@ -100,27 +100,27 @@ def _utf8(name: str, value: Any) -> str:
         raise RequestError(f"{name}: not UTF-8 at byte {e.start}") from e
 
 
-def parameter(config: Any, key: str) -> str | None:
+def read_parameter(config: Any, key: str) -> str | None:
     """A string parameter of a parsed ``config.pbtxt``; ``None`` where it is absent or empty."""
     entry = config.get("parameters", {}).get(key)
     return (entry or {}).get("string_value") or None
 
 
-def required(config: Any, key: str) -> str:
+def require_parameter(config: Any, key: str) -> str:
     """As :func:`parameter`, for a key that the repository always writes.
 
     Raises:
         ValueError: absent; Triton shows the message when the model fails to load.
     """
-    value = parameter(config, key)
+    value = read_parameter(config, key)
     if value is None:
         raise ValueError(f"parameter {key} is missing from config.pbtxt; build the repository again")
     return value
 
 
-def boolean(config: Any, key: str, default: bool) -> bool:
+def read_boolean(config: Any, key: str, default: bool) -> bool:
     """A boolean parameter, spelled as TensorRT-LLM's backend reads it."""
-    value = parameter(config, key)
+    value = read_parameter(config, key)
     if value is None:
         return default
     if value not in ("true", "false"):
@@ -128,12 +128,12 @@ def boolean(config: Any, key: str, default: bool) -> bool:
     return value == "true"
 
 
-def integers(config: Any, key: str) -> list[int]:
+def read_integers(config: Any, key: str) -> list[int]:
     """A comma list of integers; absent is empty."""
-    value = parameter(config, key)
+    value = read_parameter(config, key)
     return [int(v) for v in value.split(",")] if value else []
 
 
-def period(config: Any) -> float:
+def read_check_period(config: Any) -> float:
     """Seconds between two questions whether the clients are still there."""
-    return int(parameter(config, "cancellation_check_period_ms") or 100) / 1000
+    return int(read_parameter(config, "cancellation_check_period_ms") or 100) / 1000

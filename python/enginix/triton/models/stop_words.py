@@ -21,18 +21,18 @@ class StopWords:
         self._held.append(token)
         for word in self._words:
             if tuple(self._held[-len(word) :]) == word:
-                shown = self._held[: -len(word)]
+                visible_ids = self._held[: -len(word)]
                 self._held = []
-                return shown, True
+                return visible_ids, True
         keep = max((self._overlap(word) for word in self._words), default=0)
         cut = len(self._held) - keep
-        shown, self._held = self._held[:cut], self._held[cut:]
-        return shown, False
+        visible_ids, self._held = self._held[:cut], self._held[cut:]
+        return visible_ids, False
 
     def flush(self) -> list[int]:
         """What was held back when the text ended otherwise."""
-        shown, self._held = self._held, []
-        return shown
+        held_ids, self._held = self._held, []
+        return held_ids
 
     def _overlap(self, word: tuple[int, ...]) -> int:
         """Length of the longest end of what is held that begins ``word``."""
@@ -40,7 +40,7 @@ class StopWords:
         return next((n for n in range(longest, 0, -1) if tuple(self._held[-n:]) == word[:n]), 0)
 
 
-def unpack(ids: Sequence[int], ends: Sequence[int]) -> list[tuple[int, ...]]:
+def unpack_stop_words(ids: Sequence[int], ends: Sequence[int]) -> list[tuple[int, ...]]:
     """Words from TensorRT-LLM's two rows: all ids flat, and the cumulative ends, padded with -1.
 
     Raises:

@@ -17,10 +17,16 @@ from typing import Any
 import numpy as np
 
 from enginix.triton.contract import ENSEMBLE, EXECUTOR, EXECUTOR_KEY
-from enginix.triton.models.answers import Answers
-from enginix.triton.models.channel import Generations, Link, Local, socket_path
-from enginix.triton.models.generation import Chunk, Limits, Order, read
-from enginix.triton.models.request import Inputs, RequestError, parameter, period, required
+from enginix.triton.models.answers import ResponseSender
+from enginix.triton.models.channel import ChannelServer, Generations, LocalChannel, socket_path
+from enginix.triton.models.generation import Chunk, GenerationLimits, Order, read_order
+from enginix.triton.models.request import (
+    Inputs,
+    RequestError,
+    read_check_period,
+    read_parameter,
+    require_parameter,
+)
 
 # Of one processor: the sender has the executor's interpreter, and what it takes the executor lacks.
 SHARE = 1 / 16
@@ -44,17 +50,25 @@ class TensorrtLlm:
     ) -> None:
         config = json.loads(args["model_config"])
         self._backend = backend
-        self._limits = Limits.of(config)
+        self._limits = GenerationLimits.of(config)
         self._key = executor_key()
-        max_batch_size = int(parameter(config, "max_batch_size") or config["max_batch_size"])
-        waiting = int(parameter(config, "max_queue_size") or 0)
-        made, request = (scheduler or _reference_scheduler)(
-            Path(required(config, "gpt_model_path")), parameter(config, "device") or "cpu", max_batch_size
+        max_batch_size = int(read_parameter(config, "max_batch_size") or config["max_batch_size"])
+        waiting = int(read_parameter(config, "max_queue_size") or 0)
+        executor_scheduler, request = (scheduler or _reference_scheduler)(
+            Path(require_parameter(config, "gpt_model_path")),
+            read_parameter(config, "device") or "cpu",
+            max_batch_size,
         )
-        self._generations = Generations(made, request, max_batch_size + waiting if waiting else 0)
-        self._link = Link(self._generations, socket_path())
-        self._answers = Answers(
-            backend, Local(self._generations), self._content, period=period(config), share=SHARE
+        self._generations = Generations(
+            executor_scheduler, request, max_batch_size + waiting if waiting else 0
+        )
+        self._link = ChannelServer(self._generations, socket_path())
+        self._answers = ResponseSender(
+            backend,
+            LocalChannel(self._generations),
+            self._content,
+            period=read_check_period(config),
+            share=SHARE,
         )
 
     def execute(self, requests: Sequence[Any]) -> None:
@@ -75,7 +89,7 @@ class TensorrtLlm:
             # Of a request of the same id, whichever model it was sent to.
             self._generations.stop(request.request_id())
             return None
-        return read(inputs, self._limits)
+        return read_order(inputs, self._limits)
 
     def _content(self, chunk: Chunk) -> list[Any]:
         tensor = self._backend.Tensor
@@ -85,8 +99,8 @@ class TensorrtLlm:
         ]
 
 
-def _is_key(given: Any, key: str) -> bool:
-    return isinstance(given, str) and hmac.compare_digest(given.encode("utf-8", "replace"), key.encode())
+def _is_key(value: Any, key: str) -> bool:
+    return isinstance(value, str) and hmac.compare_digest(value.encode("utf-8", "replace"), key.encode())
 
 
 def executor_key() -> str | None:
@@ -106,6 +120,6 @@ def executor_key() -> str | None:
 def _reference_scheduler(checkpoint: Path, device: str, max_batch_size: int) -> tuple[Any, Any]:
     # torch is needed here and nowhere else in the repository's models.
     from enginix.reference import Executor
-    from enginix.reference.scheduler import Request, Scheduler
+    from enginix.reference.scheduler import GenerationRequest, Scheduler
 
-    return Scheduler(Executor.load(checkpoint, device=device), max_batch_size), Request
+    return Scheduler(Executor.load(checkpoint, device=device), max_batch_size), GenerationRequest

@@ -1,0 +1,216 @@
+"""What an output tensor is made of, as byte streams: nothing larger than a chunk is ever in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enginix.errors import ModelError
+from enginix.model import TensorInfo
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+    Bytes8 = npt.NDArray[np.uint8]
+
+COPY = 1 << 20  # bytes of a block that is copied as it is
+CHUNK = 1 << 20  # bytes of a block that something is made of
+
+
+class SourceFileReader:
+    """Positioned reads of source files into one buffer; each thread has its own."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, int] = {}
+        self._buffer = bytearray(COPY)
+
+    def __enter__(self) -> SourceFileReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in self._files.values():
+            os.close(fd)
+        self._files.clear()
+
+    def fd(self, path: Path) -> int:
+        if path not in self._files:
+            try:
+                self._files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as e:
+                raise ModelError(
+                    f"cannot be opened: {e.strerror}", where=str(path), fix="restore the file"
+                ) from e
+        return self._files[path]
+
+    def read(self, path: Path, begin: int, end: int) -> memoryview:
+        """Bytes ``begin`` to ``end`` of a file, valid until the next call.
+
+        Raises:
+            ModelError: the file ends before ``end`` (it changed while it was read).
+        """
+        if end - begin > len(self._buffer):
+            self._buffer = bytearray(end - begin)
+        view, position = memoryview(self._buffer)[: end - begin], begin
+        while position < end:
+            done = os.preadv(self.fd(path), [view[position - begin :]], position)
+            if done == 0:
+                raise ModelError(
+                    f"ends at byte {position}, its header promises {end}",
+                    where=str(path),
+                    fix="download it again",
+                )
+            position += done
+        return view
+
+    def array(self, tensor: TensorInfo) -> Array:
+        """A small tensor as a NumPy array of its own dtype."""
+        import numpy as np
+
+        from enginix.checkpoint.numbers import numpy_dtype
+
+        data = bytes(self.read(tensor.path, tensor.begin, tensor.end))
+        flat = np.frombuffer(data, numpy_dtype(tensor.dtype))
+        return flat.reshape(tensor.shape)
+
+
+class HeaderReader(SourceFileReader):
+    """For a plan from headers alone, whose files may hold nothing else: every value is 1."""
+
+    def array(self, tensor: TensorInfo) -> Array:
+        import numpy as np
+
+        from enginix.checkpoint.numbers import numpy_dtype
+
+        return np.ones(tensor.shape, numpy_dtype(tensor.dtype))
+
+
+@dataclass(frozen=True)
+class RowTransform:
+    """What is done to rows on their way.
+
+    Attributes:
+        apply: from uint8 [rows, bytes] into a flat uint8 array of exactly the bytes made of them.
+        width: bytes of a row → bytes made of it.
+    """
+
+    apply: Callable[[Bytes8, Bytes8], None]
+    width: Callable[[int], int]
+
+
+@dataclass(frozen=True)
+class MatrixRows:
+    """Rows and byte columns of a row-major matrix, passed through ``transform``.
+
+    Attributes:
+        stride: bytes of a whole row in the file.
+        cols: byte range within each row.
+        transform: None copies.
+    """
+
+    tensor: TensorInfo
+    stride: int
+    rows: tuple[int, int]
+    cols: tuple[int, int]
+    transform: RowTransform | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the bytes are one range of the file, as they are."""
+        return self.transform is None and self.cols == (0, self.stride)
+
+    @property
+    def width(self) -> int:
+        """Bytes made of a row."""
+        taken = self.cols[1] - self.cols[0]
+        return taken if self.transform is None else self.transform.width(taken)
+
+    @property
+    def size(self) -> int:
+        return (self.rows[1] - self.rows[0]) * self.width
+
+    def steps(self) -> Iterator[tuple[int, int]]:
+        """Ranges of rows, each a block of work."""
+        step = max(1, CHUNK // max(1, self.stride))
+        for row in range(*self.rows, step):
+            yield row, min(row + step, self.rows[1])
+
+    def span(self, begin: int, end: int) -> tuple[int, int]:
+        """Where some rows lie in the file, with all of their columns."""
+        return self.tensor.begin + begin * self.stride, self.tensor.begin + end * self.stride
+
+    def make(self, data: memoryview, into: Bytes8) -> None:
+        """The bytes made of whole rows ``data``, into a flat array of exactly their number."""
+        import numpy as np
+
+        rows = np.frombuffer(data, np.uint8).reshape(-1, self.stride)[:, self.cols[0] : self.cols[1]]
+        if self.transform is None:
+            np.copyto(into.reshape(rows.shape), rows)
+        else:
+            self.transform.apply(rows, into)
+
+    def blocks(self, reader: SourceFileReader) -> Iterator[bytes]:
+        """The same bytes, in order."""
+        import numpy as np
+
+        for begin, end in self.steps():
+            block = np.empty((end - begin) * self.width, np.uint8)
+            self.make(reader.read(self.tensor.path, *self.span(begin, end)), block)
+            yield block.tobytes()
+
+
+@dataclass(frozen=True)
+class ZeroBytes:
+    """``size`` zero bytes."""
+
+    size: int
+
+    def blocks(self, reader: SourceFileReader) -> Iterator[bytes]:
+        for begin in range(0, self.size, CHUNK):
+            yield bytes(min(CHUNK, self.size - begin))
+
+
+@dataclass(frozen=True)
+class KnownBytes:
+    """Bytes that are known when a conversion is planned: scales."""
+
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def blocks(self, reader: SourceFileReader) -> Iterator[bytes]:
+        yield self.data
+
+
+@dataclass(frozen=True)
+class GeneratedBytes:
+    """``size`` bytes that are made of several inputs at once, when they are written."""
+
+    size: int
+    make: Callable[[SourceFileReader], Iterator[bytes]]
+
+    def blocks(self, reader: SourceFileReader) -> Iterator[bytes]:
+        yield from self.make(reader)
+
+
+BytePart = MatrixRows | ZeroBytes | KnownBytes | GeneratedBytes
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """One tensor of a rank file: its parts' bytes follow each other.
+
+    Attributes:
+        dtype: safetensors code.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    parts: tuple[BytePart, ...]

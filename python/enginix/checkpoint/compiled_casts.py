@@ -1,0 +1,125 @@
+"""The compiled casts (casts.c), where they were compiled; ``numbers`` has the same in NumPy, only slower.
+
+The Nix package and ``make setup-dev`` compile them beside the source. Where pip installed enginix, the first
+use compiles them into the user's cache, if there is a compiler. Which of the two computes never shows in a
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from enginix import process
+from enginix.errors import MachineError
+
+Array = npt.NDArray[Any]
+
+LIBRARY = Path(__file__).with_name("casts.so")
+SOURCE = Path(__file__).with_name("casts.c")
+SCRIPT = Path(__file__).with_name("casts.sh")
+COMPILE_SECONDS = 60
+_CASTS = ("bf16_f32", "f16_f32", "f16_bf16", "f32_bf16", "f32_f16", "bf16_f16")
+
+
+@cache
+def find_compiled_casts() -> ctypes.CDLL | None:
+    """Return the compiled casts; None where they are not compiled and cannot be."""
+    return load_compiled_casts(LIBRARY) or _load_from_cache()
+
+
+def cache_directory() -> Path:
+    """Return where the first use of an installation without compiled casts puts them."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "enginix" / "casts"
+
+
+def _load_from_cache() -> ctypes.CDLL | None:
+    """Return the casts of the user's cache, compiled into it first where they are not there."""
+    try:
+        digest = hashlib.sha256(SOURCE.read_bytes() + SCRIPT.read_bytes()).hexdigest()
+        directory = cache_directory()
+        path = directory / f"{platform.machine()}-{digest[:32]}.so"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # What others can write is not loaded as code.
+        if not _is_private(directory) or (path.exists() and not _is_private(path)):
+            return None
+        return (load_compiled_casts(path) if path.exists() else None) or _compile_casts(path)
+    except OSError:
+        return None
+
+
+def _is_private(path: Path) -> bool:
+    info = path.stat()
+    return info.st_uid == os.geteuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _compile_casts(path: Path) -> ctypes.CDLL | None:
+    bash, compiler = shutil.which("bash"), shutil.which(os.environ.get("CC") or "cc")
+    if bash is None or compiler is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix=".compile-", dir=path.parent) as work:
+        compiled = Path(work) / path.name
+        try:
+            completed = process.run_program(
+                [bash, SCRIPT, compiled], env={"CC": compiler}, check=False, timeout=COMPILE_SECONDS
+            )
+        except MachineError:
+            return None
+        if completed.returncode != 0 or load_compiled_casts(compiled) is None:
+            return None
+        compiled.chmod(0o700)
+        os.replace(compiled, path)
+    return load_compiled_casts(path)
+
+
+def load_compiled_casts(path: Path) -> ctypes.CDLL | None:
+    """A compiled casts.c; None where it cannot be loaded."""
+    try:
+        casts = ctypes.CDLL(str(path))
+    except OSError:
+        return None
+    for name in _CASTS:
+        getattr(casts, name).argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+    casts.fp8_lookup.argtypes = (*casts.f32_f16.argtypes, ctypes.c_void_p)
+    return casts
+
+
+def cast_compiled(x: Array, source: str, target: str, out: Array) -> bool:
+    """Casts a flat array into ``out``, if that is compiled.
+
+    Args:
+        source, target: safetensors codes.
+
+    Returns:
+        Whether ``out`` is done. If not, its content means nothing: the cast is not compiled, or something is
+        not finite in float16, about which NumPy decides.
+    """
+    lib, name = find_compiled_casts(), f"{source}_{target}".lower()
+    if lib is None or name not in _CASTS or not _are_contiguous(x, out):
+        return False
+    return bool(getattr(lib, name)(x.ctypes.data, out.ctypes.data, x.size) == 0)
+
+
+def lookup_fp8(codes: Array, table: npt.NDArray[np.uint8], out: Array) -> bool:
+    """Map bytes through a table of the 128 magnitudes, signs kept, if that is compiled."""
+    lib = find_compiled_casts()
+    if lib is None or not _are_contiguous(codes, out, table):
+        return False
+    lib.fp8_lookup(codes.ctypes.data, out.ctypes.data, codes.size, table.ctypes.data)
+    return True
+
+
+def _are_contiguous(*arrays: Array) -> bool:
+    return all(a.flags.c_contiguous and a.flags.aligned for a in arrays)

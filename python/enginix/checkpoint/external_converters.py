@@ -1,0 +1,226 @@
+"""Conversion by others, for other architectures: ModelOpt's export, the runtime's from_hugging_face."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from enginix import manifest
+from enginix.checkpoint import config as ckpt
+from enginix.checkpoint.convert import ConvertOptions
+from enginix.checkpoint.mapping import check_node_sizes, default_gpus_per_node
+from enginix.checkpoint.write import rank_file_name
+from enginix.errors import CheckpointError, EnginixError, MachineError, ModelError, UsageError
+from enginix.files import dump_json, new_directory, require_absent, write_text
+from enginix.model import open_weights, read_header
+from enginix.model.identity import identify_model
+from enginix.model.jsonfile import read_object
+from enginix.optional_libraries import missing_library
+from enginix.tables import load_table
+
+# Substrings of a path that change what TensorRT-LLM's Llama class does with a model.
+_PATH_TRAPS = ("llava", "vila", "exaone")
+
+
+def require_architecture(directory: Path, converter: str) -> tuple[str, dict[str, Any]]:
+    """The model's architecture and its row of converters.json.
+
+    Raises:
+        ModelError: no architecture, or one that ``converter`` does not take; the message lists what it does.
+    """
+    where = str(directory / "config.json")
+    names = read_object(directory / "config.json").get("architectures")
+    rows = load_table("converters")["converters"][converter]["architectures"]
+    model_architecture = names[0] if isinstance(names, list) and len(names) == 1 else None
+    if not isinstance(model_architecture, str) or model_architecture not in rows:
+        model_architecture = str(model_architecture)
+        reason = load_table("converters")["refused"].get(model_architecture)
+        other_converters = [
+            k
+            for k, v in load_table("converters")["converters"].items()
+            if model_architecture in v["architectures"]
+        ]
+        raise ModelError(
+            f"architecture {model_architecture!r} is not taken by converter {converter!r}; "
+            f"it takes: {', '.join(sorted(rows))}",
+            where=where,
+            fix=reason
+            or (
+                f"--converter {' or '.join(other_converters)}"
+                if other_converters
+                else "the llmapi kind needs no checkpoint"
+            ),
+        )
+    return model_architecture, rows[model_architecture]
+
+
+def _refuse_unsupported_options(directory: Path, options: ConvertOptions, row: dict[str, Any]) -> None:
+    raw = read_object(directory / "config.json")
+    if (directory / "hf_quant_config.json").exists() or raw.get("quantization_config"):
+        raise UsageError("the model is quantized", where=str(directory), fix="pass the unquantized model")
+    if options.quantize or options.kv_cache or options.parallel_embedding or options.nvfp4_form != "auto":
+        raise UsageError(
+            "--quantize, --kv-cache, --nvfp4-form and --parallel-embedding are for --converter enginix",
+            fix="leave them out",
+        )
+    if options.mapping.expert_parallel != 1 or options.mapping.pipeline_parallel != 1:
+        raise UsageError("only --tensor-parallel is offered with this converter")
+    limit = row.get("maxTensorParallel")
+    if limit is not None and options.mapping.tensor_parallel > limit:
+        raise UsageError(
+            f"--tensor-parallel {options.mapping.tensor_parallel}: at most {limit} with this converter",
+            fix=f"--tensor-parallel {limit}",
+        )
+    check_node_sizes(options.mapping)
+
+
+def _finish_checkpoint(
+    partial: Path, directory: Path, name: str, converter: str, options: ConvertOptions, tools: dict[str, str]
+) -> None:
+    """Every rank readable and none missing; then the manifest."""
+    try:
+        sizes = [
+            read_header(partial / rank_file_name(r)).path.stat().st_size
+            for r in range(options.mapping.world_size)
+        ]
+        raw = read_object(partial / ckpt.FILE)
+    except EnginixError as e:
+        raise CheckpointError(f"{converter} wrote no whole checkpoint: {e.what}", where=e.where) from e
+    requested_gpus, mapping = options.mapping.gpus_per_node, raw.get("mapping")
+    written_gpus = mapping.get("gpus_per_node") if isinstance(mapping, dict) else None
+    if requested_gpus != (default_gpus_per_node() if written_gpus is None else written_gpus):
+        raise CheckpointError(
+            f"{converter} wrote gpus_per_node {written_gpus}, but {requested_gpus} was asked for",
+            where=f"{ckpt.FILE}: mapping",
+            fix="leave out --gpus-per-node, and serve on nodes of as many GPUs",
+        )
+    manifest.Manifest(
+        artefact="checkpoint",
+        name=manifest.read_artefact_name(directory),
+        model={"architecture": name, "quantization": None, "kvCacheQuantization": None},
+        inputs=identify_model(directory, open_weights(directory)),
+        options={
+            "converter": converter,
+            "dtype": raw.get("dtype"),
+            "tensorParallel": options.mapping.tensor_parallel,
+            "pipelineParallel": 1,
+            "expertParallel": 1,
+            "gpusPerNode": requested_gpus,
+        },
+        tools=manifest.Manifest("checkpoint", "").tools | tools,
+        results={"bytes": sum(sizes)},
+    ).write(partial)
+
+
+@contextlib.contextmanager
+def _guard_converter(converter: str) -> Iterator[None]:
+    """Foreign code's prints go to standard error, its exceptions become one named error."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except (EnginixError, OSError):
+        raise
+    except Exception as e:
+        first = str(e).strip().splitlines()
+        raise ModelError(
+            f"{converter} failed: {type(e).__name__}: {first[0] if first else ''}",
+            fix="ENGINIX_TRACEBACK=1 shows where; other converters are listed in converters.json",
+        ) from e
+
+
+def convert_with_modelopt(directory: Path, out: Path, options: ConvertOptions) -> str:
+    """ModelOpt's export, on CPU; returns the architecture.
+
+    Its config.json is completed: the model's rope base, which its fallback drops for configs of transformers
+    5, float32 logits as TensorRT-LLM has them, the GPUs of a node, of which it says nothing, and what
+    converters.json says for the family.
+
+    Raises:
+        ModelError: an architecture it does not take, or it failed.
+        MachineError: torch, transformers or modelopt is not installed.
+    """
+    require_absent(out)
+    name, row = require_architecture(directory, "modelopt")
+    _refuse_unsupported_options(directory, options, row)
+    open_weights(directory)
+    try:
+        import modelopt
+        import torch
+        import transformers
+        from modelopt.torch.export import export_tensorrt_llm_checkpoint
+    except ImportError as e:
+        raise missing_library(e, "convert") or e from e
+    with new_directory(out) as partial, _guard_converter("modelopt"):
+        dtype = getattr(torch, options.dtype) if options.dtype else "auto"
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, trust_remote_code=False, local_files_only=True
+        ).eval()
+        export_tensorrt_llm_checkpoint(
+            model, row["family"], model.dtype, str(partial), options.mapping.tensor_parallel, 1
+        )
+        raw = read_object(partial / ckpt.FILE) | {"logits_dtype": "float32"} | row["config"]
+        rope = getattr(model.config, "rope_parameters", None) or {}
+        if raw["position_embedding_type"].startswith("rope") and "rope_theta" in rope:
+            raw.setdefault("rotary_base", float(rope["rope_theta"]))
+        raw["mapping"]["gpus_per_node"] = options.mapping.gpus_per_node
+        write_text(partial / ckpt.FILE, dump_json(raw))
+        tools = {"modelopt": modelopt.__version__, "transformers": transformers.__version__}
+        _finish_checkpoint(partial, directory, name, "modelopt", options, tools)
+    return name
+
+
+def convert_with_tensorrt_llm(directory: Path, out: Path, options: ConvertOptions) -> str:
+    """The runtime's own conversion, rank by rank; must run where ``tensorrt_llm`` can be imported.
+
+    Raises:
+        ModelError: an architecture it does not take, a path that misleads it, or it failed.
+        MachineError: tensorrt_llm cannot be imported.
+    """
+    require_absent(out)
+    name, row = require_architecture(directory, "tensorrt_llm")
+    _refuse_unsupported_options(directory, options, row)
+    open_weights(directory)
+    for trap in _PATH_TRAPS:
+        if trap in str(directory).lower():
+            raise UsageError(
+                f"TensorRT-LLM takes {trap!r} in a path for another model",
+                where=str(directory),
+                fix="pass the model under another path",
+            )
+    try:
+        runtime = importlib.import_module("tensorrt_llm")
+        model_map = importlib.import_module("tensorrt_llm.models").MODEL_MAP
+    except ImportError as e:
+        raise MachineError(
+            f"tensorrt_llm cannot be imported: {e}",
+            fix="--converter tensorrt_llm runs inside the pinned runtime, in a GPU build",
+        ) from e
+    with new_directory(out) as partial, _guard_converter("tensorrt_llm"):
+        if name not in model_map:
+            raise ModelError(f"this tensorrt_llm does not know {name}", fix="use another runtime")
+        for rank in options.mapping.ranks():
+            _convert_rank(model_map[name], runtime.Mapping, directory, partial, options, rank)
+        _finish_checkpoint(
+            partial, directory, name, "tensorrt_llm", options, {"tensorrt_llm": runtime.__version__}
+        )
+    return name
+
+
+def _convert_rank(
+    model_class: Any,
+    mapping_class: Callable[..., Any],
+    directory: Path,
+    partial: Path,
+    options: ConvertOptions,
+    rank: int,
+) -> None:
+    """One rank, so that one rank's weights are in memory at a time; the first writes config.json."""
+    tp = options.mapping.tensor_parallel
+    each = options.mapping.gpus_per_node
+    mapping = mapping_class(world_size=tp, rank=rank, gpus_per_node=each, tp_size=tp, pp_size=1)
+    model = model_class.from_hugging_face(str(directory), options.dtype or "auto", mapping=mapping)
+    model.save_checkpoint(str(partial), save_config=rank == 0)

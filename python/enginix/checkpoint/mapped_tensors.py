@@ -1,0 +1,46 @@
+"""Tensors of safetensors files as mapped NumPy arrays: for checks and merges, which look at every byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from enginix.checkpoint.numbers import numpy_dtype
+from enginix.model import TensorInfo, read_header
+
+Array = npt.NDArray[Any]
+
+
+def map_tensor(info: TensorInfo) -> Array:
+    """A tensor's bytes, mapped read-only, with its NumPy dtype and shape."""
+    if info.nbytes == 0:
+        return np.zeros(info.shape, numpy_dtype(info.dtype))
+    raw = np.memmap(info.path, np.uint8, "r", info.begin, (info.nbytes,))
+    return np.asarray(raw).view(numpy_dtype(info.dtype)).reshape(info.shape)
+
+
+class RankFile:
+    """One rank's tensors by name.
+
+    Raises:
+        ModelError: the file is missing or its header lies.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tensors = read_header(path).tensors
+
+    def __getitem__(self, name: str) -> Array:
+        return map_tensor(self.tensors[name])
+
+    def leaves(self, module: str) -> dict[str, Array]:
+        """The tensors of one module by their last name."""
+        prefix = f"{module}."
+        return {
+            name[len(prefix) :]: map_tensor(info)
+            for name, info in self.tensors.items()
+            if name.startswith(prefix) and "." not in name[len(prefix) :]
+        }

@@ -1,0 +1,36 @@
+"""Keeps what a Hugging Face model answers to everything that gates ask: computed once, for all engines.
+
+enginix reference ./Qwen3-0.6B -o ./answers
+enginix gate ./engine --reference ./answers --model ./Qwen3-0.6B
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from enginix import console
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help="Hugging Face model directory")
+    parser.add_argument("--questions", type=Path, metavar="JSONL", help="in place of the pinned questions")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N (default: cpu)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="answers to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    from enginix.evaluation.reference_answers import reference_asker
+    from enginix.files import new_directory
+
+    with new_directory(args.output) as partial:
+        material = reference_asker.keep_reference_answers(args.model, partial, args.device, args.questions)
+        for path in partial.iterdir():
+            path.chmod(0o644)  # safetensors keeps its files to their owner
+    tokens = sum(len(p.tokens) for p in material.passages)
+    console.print_result(
+        {"answers": str(args.output), "material": material.sha256, "tokens": tokens},
+        f"{args.output}: {tokens} tokens of text, {len(material.questions)} questions answered",
+        as_json=args.json,
+    )
+    return 0

@@ -1,0 +1,116 @@
+"""Puts artefacts in one table and one plot; or all kinds of engines of one model beside each other.
+
+  enginix compare ./engine-bf16 ./engine-fp8 ./engine-int4 ./engine-nvfp4 -o compare.html
+
+shows of engines of every kind, checkpoints, and models: size on disk, bits a weight, format, perplexity with
+its interval, agreement, KL divergence and questions answered as the gates found them (gates.json), and tokens
+a second where --speed names a file of them: {"on": "machine, tool, load", "tokensPerSecond": {"NAME": 123}}.
+What nobody measured is "not measured". Exit code 1: an artefact contradicts itself; the line says where.
+
+  enginix compare ./tiny-qwen3
+  enginix compare model.lock.json --target rtx-5090
+
+shows what each kind takes of a model (a directory or its lock; no weight is read), what it needs, and where
+it runs. With --target, kinds that this GPU does not run say why. Sizes are estimates. Exit code 1: no kind
+takes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enginix import console
+from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, MachineError, UsageError
+
+if TYPE_CHECKING:
+    from enginix.report.kinds import KindRow
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "artefacts",
+        type=Path,
+        nargs="+",
+        metavar="ARTEFACT",
+        help="engine, checkpoint, model; or one lock file",
+    )
+    parser.add_argument("--target", metavar="GPU", help="of a model: a GPU of data/machine/gpus.json")
+    parser.add_argument(
+        "--speed", type=Path, metavar="JSON", help="of artefacts: tokens a second, as measured"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="of artefacts: the page, compare.html"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if (
+        len(args.artefacts) == 1
+        and args.output is None
+        and args.speed is None
+        and _is_model(args.artefacts[0])
+    ):
+        return _compare_kinds(args)
+    if args.target is not None:
+        raise UsageError("--target is for the kinds of one model", fix="leave it out, or pass one model")
+    from enginix.files import write_text
+    from enginix.report import comparison, gate_figures
+    from enginix.report.artefacts import read_artefact
+
+    if args.output is not None and args.output.is_dir():
+        raise MachineError("is a directory", where=str(args.output), fix="pass a file to -o")
+    speeds = None if args.speed is None else gate_figures.read_speeds(args.speed)
+    artefact_comparison = comparison.compare_artefacts(
+        [read_artefact(path) for path in args.artefacts], speeds
+    )
+    if args.output is not None:
+        write_text(args.output, comparison.render_comparison_page(artefact_comparison))
+        console.print_message(f"page: {args.output}")
+    console.print_result(
+        artefact_comparison.as_json(),
+        comparison.render_comparison_text(artefact_comparison),
+        as_json=args.json,
+    )
+    return EXIT_CHECK_FAILED if artefact_comparison.has_doubts else EXIT_OK
+
+
+def _is_model(path: Path) -> bool:
+    """Whether the kinds of a model are asked for: a lock, or a directory that is no checkpoint or engine."""
+    from enginix import manifest
+
+    if (path / manifest.MANIFEST_FILE).exists():
+        return manifest.read_manifest(path).artefact in ("model", "quantized-model")
+    return not (path / "rank0.safetensors").exists()
+
+
+def _compare_kinds(args: argparse.Namespace) -> int:
+    from enginix.report.kinds import compare_kinds, read_compared_model
+
+    model = read_compared_model(args.artefacts[0])
+    rows = compare_kinds(model, args.target)
+    head = f"{model.name}: {model.architecture}, {model.quantization or 'not quantized'}"
+    console.print_result(
+        {"model": model.name, "target": args.target, "kinds": [row.as_json() for row in rows]},
+        "\n".join([head, *map(_format_kind, rows)]),
+        as_json=args.json,
+    )
+    return EXIT_OK if any(row.takes for row in rows) else EXIT_CHECK_FAILED
+
+
+def _format_kind(row: KindRow) -> str:
+    verdict = {True: "yes", False: "no", None: "maybe"}[row.takes]
+    lines = [
+        f"{row.kind}: {verdict}{'; ' * bool(row.why)}{'; '.join(row.why)}",
+        f"  is      {row.described['is']}",
+    ]
+    if row.takes is not False:
+        runs = "any machine, CPU or GPU" if row.targets is None else ", ".join(row.targets)
+        lines += [
+            f"  size    about {console.format_bytes(row.size)}",
+            f"  build   {row.described['build']}",
+            f"  runs on {runs} ({row.described['gpus']})",
+            f"  server  {row.described['server']}",
+        ]
+    return "\n".join([*lines, f"  future  {row.described['future']}"])

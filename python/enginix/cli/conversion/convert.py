@@ -1,0 +1,115 @@
+"""Converts a Hugging Face model to a TensorRT-LLM checkpoint: config.json and one file a rank.
+
+Sizes, names and shapes are checked before a weight is read; weights stream, so that memory stays small
+however large the model is. The output directory appears whole, or not at all.
+
+  enginix convert ./tiny-qwen3 -o ./checkpoint
+  enginix convert ./llama-70b -o ./checkpoint --tensor-parallel 4 --dtype bfloat16
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from enginix import console
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="directory with config.json and safetensors"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="checkpoint to write")
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        help="of everything unquantized (default: the model's; float32 becomes float16)",
+    )
+    for kind, what in (("tensor", "each matrix"), ("pipeline", "the layers"), ("expert", "the experts")):
+        parser.add_argument(
+            f"--{kind}-parallel",
+            type=int,
+            default=1,
+            metavar="N",
+            help=f"ranks that share {what} (default: 1)",
+        )
+    parser.add_argument(
+        "--gpus-per-node",
+        type=int,
+        metavar="N",
+        help="of the nodes that will serve it: TensorRT-LLM runs a rank on GPU rank modulo N (default: 8)",
+    )
+    parser.add_argument(
+        "--converter",
+        choices=("enginix", "modelopt", "tensorrt_llm"),
+        default="enginix",
+        help="who converts (default: enginix)",
+    )
+    parser.add_argument(
+        "--kind",
+        choices=("tensorrt", "reference"),
+        default="tensorrt",
+        help="kind of engines that it is for (default: tensorrt, which has no pipeline for Phi-3)",
+    )
+    parser.add_argument(
+        "--parallel-embedding",
+        choices=("vocabulary", "hidden"),
+        help="cut the embedding over tensor-parallel ranks, too (default: whole on each)",
+    )
+    parser.add_argument(
+        "--nvfp4-form",
+        choices=("auto", "trtllm", "modelopt"),
+        default="auto",
+        help="TensorRT-LLM's own tensors, or ModelOpt's, which it converts and pads on loading "
+        "(default: its own, where the scale tiles fit)",
+    )
+    parser.add_argument(
+        "--quantize",
+        choices=("FP8_PER_CHANNEL_PER_TOKEN",),
+        help="quantize an unquantized model while converting it",
+    )
+    parser.add_argument(
+        "--kv-cache", choices=("FP8",), help="FP8 KV cache for a model that does not ask for it (scales 1.0)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from enginix.checkpoint.convert import ConvertOptions, convert_model
+    from enginix.checkpoint.mapping import CheckpointMapping, default_gpus_per_node
+
+    each = default_gpus_per_node() if args.gpus_per_node is None else args.gpus_per_node
+    options = ConvertOptions(
+        dtype=args.dtype,
+        mapping=CheckpointMapping(args.tensor_parallel, args.pipeline_parallel, args.expert_parallel, each),
+        parallel_embedding=args.parallel_embedding is not None,
+        embedding_sharding_dim=int(args.parallel_embedding == "hidden"),
+        nvfp4_form=args.nvfp4_form,
+        quantize=args.quantize,
+        kv_cache=args.kv_cache,
+        kind=args.kind,
+    )
+    world = options.mapping.world_size
+    if args.converter != "enginix":
+        from enginix.checkpoint import external_converters
+
+        run = (
+            external_converters.convert_with_modelopt
+            if args.converter == "modelopt"
+            else external_converters.convert_with_tensorrt_llm
+        )
+        architecture = run(args.model, args.output, options)
+        console.print_result(
+            {"checkpoint": str(args.output), "ranks": world, "notes": []},
+            f"{args.output}: {architecture}, {world} rank{'s' * (world > 1)}, by {args.converter}",
+            as_json=args.json,
+        )
+        return 0
+    done = convert_model(args.model, args.output, options)
+    for note in done.notes:
+        console.print_message(f"note: {note}")
+    console.print_result(
+        {"checkpoint": str(args.output), "ranks": world, "notes": list(done.notes)},
+        f"{args.output}: {done.model.architecture}, {world} rank{'s' * (world > 1)}",
+        as_json=args.json,
+    )
+    return 0

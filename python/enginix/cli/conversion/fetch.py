@@ -1,0 +1,44 @@
+"""Download what a lock pins into a directory, verified.
+
+  enginix fetch qwen3.lock.json -o models/qwen3
+
+Files come in parallel, each is checked against its sha256, and the directory appears when all are there.
+Interrupted or failed, run the same command again: finished files are kept, unfinished ones go on where they
+stopped. HF_ENDPOINT names another hub; HF_TOKEN opens gated and private repositories.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from enginix import console
+from enginix.hub import lock
+from enginix.hub.fetch import JOBS, fetch_locked_files
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("lock", metavar="LOCK", type=Path, help="written by enginix lock")
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--jobs", type=int, default=JOBS, metavar="N", help="files at a time (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    pinned = lock.read_lock(args.lock)
+    done = fetch_locked_files(pinned, args.output, max(args.jobs, 1))
+    console.print_result(
+        {
+            "directory": str(done.directory),
+            "type": pinned.type,
+            "repo": pinned.repo,
+            "revision": pinned.revision,
+            "files": done.files,
+            "size": done.size,
+            "moved": done.moved,
+            "kept": done.kept,
+        },
+        f"{pinned.repo} at {pinned.revision[:12]}: {done.files} files, {console.format_bytes(done.size)} in "
+        f"{done.directory} ({console.format_bytes(max(done.moved, 0))} fetched, {done.kept} files were there)",
+        as_json=args.json,
+    )
+    return 0

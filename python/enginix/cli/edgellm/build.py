@@ -1,0 +1,76 @@
+"""Builds a TensorRT Edge-LLM engine on the target's GPU, from an export and the model it was made from.
+
+Builder "direct" runs tensorrt-edgellm-build on the model, and gives what enginix edgellm-serve serves.
+Builder "onnx" runs llm_build, from Edge-LLM's C++ sources, on the export. Both need a runtime with
+TensorRT: --python names its Python, with the wheel tensorrt-edgellm in it.
+
+  enginix edgellm-build ./export --model ./tiny-qwen3 --target rtx-5090 --max-input-len 1024 -o ./engine
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from enginix import console
+from enginix.kinds.edgellm import options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("export", type=Path, metavar="EXPORT", help="output of enginix edgellm-export")
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="the model that was exported"
+    )
+    parser.add_argument("--target", required=True, metavar="GPU", help="GPU of data/machine/gpus.json")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="engine to write")
+    parser.add_argument("--name", help="name of the engine (default: the export's)")
+    parser.add_argument("--builder", choices=("direct", "onnx"), default="direct", help="(default: direct)")
+    parser.add_argument("--python", type=Path, metavar="FILE", help="Python with the wheel and TensorRT")
+    parser.add_argument("--llm-build", type=Path, metavar="FILE", help="NVIDIA's C++ builder, for onnx")
+    parser.add_argument("--plugin", type=Path, metavar="FILE", help="plugin library in place of the wheel's")
+    parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver (default: the machine's)")
+    parser.add_argument(
+        "--plan", type=_parse_object, metavar="JSON", help="memory that was predicted; kept as it is"
+    )
+    options.add_flags(parser, "build")
+
+
+def _parse_object(text: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"not JSON: {e}") from e
+    if not isinstance(parsed, dict):
+        raise argparse.ArgumentTypeError("not a JSON object")
+    return parsed
+
+
+def run(args: argparse.Namespace) -> int:
+    limits = options.collect_given_options(args, "build")
+    from enginix.kinds.edgellm.build import EdgellmBuildOptions, build_edgellm_engine
+
+    build_options = EdgellmBuildOptions(
+        target=args.target,
+        name=args.name,
+        builder=args.builder,
+        python=args.python,
+        llm_build=args.llm_build,
+        plugin=args.plugin,
+        driver=args.driver,
+        limits=limits,
+        plan=args.plan,
+    )
+    engine_manifest = build_edgellm_engine(args.export, args.model, args.output, build_options)
+    console.print_result(
+        {
+            "engine": str(args.output),
+            "kind": engine_manifest.kind,
+            "name": engine_manifest.name,
+            "target": engine_manifest.target,
+        },
+        f"{args.output}: {engine_manifest.name}, kind edgellm, SM {engine_manifest.target['sm']}",
+        as_json=args.json,
+    )
+    return 0

@@ -1,0 +1,45 @@
+"""Exports a model for TensorRT Edge-LLM: NVIDIA's exporter on a CPU, and every weight accounted for.
+
+Reads a Hugging Face model, plain or quantized by ModelOpt (FP8, NVFP4, W4A16_AWQ, W8A8_SQ_PER_CHANNEL),
+runs tensorrt-edgellm-export with no network and no GPU, and checks what it wrote before the directory
+exists: files, one attention plugin a layer, quantization nodes, tokenizer and chat template, and each
+tensor of the model by its values. The exporter reports success for a model with tensors missing; this
+command does not.
+
+  enginix edgellm-export ./tiny-qwen3 -o ./export
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from enginix import console
+from enginix.kinds.edgellm import options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help="Hugging Face model, plain or quantized")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="export to write")
+    parser.add_argument("--name", help="name of the export (default: the model's)")
+    parser.add_argument(
+        "--exporter", type=Path, metavar="FILE", help="NVIDIA's exporter (default: beside this Python)"
+    )
+    options.add_flags(parser, "export")
+
+
+def run(args: argparse.Namespace) -> int:
+    flags = options.collect_given_options(args, "export")
+    from enginix.kinds.edgellm.export import EdgellmExportOptions, export_model
+
+    export_manifest = export_model(
+        args.model, args.output, EdgellmExportOptions(args.name, args.exporter, flags)
+    )
+    weights = export_manifest.results["weights"]
+    console.print_result(
+        {"export": str(args.output), "name": export_manifest.name, "results": export_manifest.results},
+        f"{args.output}: {export_manifest.name}, {weights['tensors']} tensors accounted for,"
+        f" {export_manifest.results['attentionPlugins']} attention plugins",
+        as_json=args.json,
+    )
+    return 0

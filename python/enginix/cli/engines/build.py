@@ -1,0 +1,119 @@
+"""Builds an engine from a checkpoint: what a server loads, with its manifest and its gates.
+
+Kind "tensorrt" is compiled by TensorRT-LLM's trtllm-build inside a pinned runtime, on the target's GPU. Kind
+"llmapi" is the model with the arguments of TensorRT-LLM's PyTorch backend, for runtimes after the engine era.
+Kind "reference" runs the checkpoint by plain PyTorch, on any machine. The gate "logits" compares it with the
+Hugging Face model before the engine exists: if they differ by more than the bound, there is no engine.
+
+  enginix build ./checkpoint --kind reference --model ./tiny-qwen3 -o ./engine
+  enginix build ./checkpoint --kind tensorrt --model ./model --target h200 --runtime trtllm-1.2.1 \\
+    --rootfs ./rootfs --max-batch-size 8 --max-seq-len 16384 -o ./engine
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from enginix import console
+from enginix.errors import UsageError
+
+KINDS = ("reference", "tensorrt", "llmapi", "edgellm")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint", type=Path, nargs="?", metavar="CHECKPOINT", help="output of enginix convert"
+    )
+    parser.add_argument("--kind", choices=KINDS, required=True, help="what executes it")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the Hugging Face model that the checkpoint was made from: gates' reference, tokenizer",
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="engine to write")
+    parser.add_argument("--name", help="name of the engine (default: the model's)")
+    parser.add_argument(
+        "--link-checkpoint", action="store_true", help="link to the checkpoint instead of copying it"
+    )
+    parser.add_argument("--no-gates", action="store_true", help="skip the gates; the manifest says so")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="X",
+        help="bound of the gate logits (default: by dtype, gates.json)",
+    )
+    parser.add_argument(
+        "--gates",
+        metavar="JSON",
+        help="gate → bounds, instead of the number format's defaults; {} is recorded as not gated",
+    )
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        metavar="DIR",
+        help="what gates compare with: the model before quantization, or its answers (default: --model)",
+    )
+    parser.add_argument(
+        "--questions",
+        type=Path,
+        metavar="JSONL",
+        help="question and answer a line, in place of the pinned ones of the gate task",
+    )
+    parser.add_argument("--device", default="cpu", help="where gates run: cpu, cuda, cuda:N (default: cpu)")
+
+    from enginix.cli.engines import trtllm_build
+
+    trtllm_build.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.kind in ("tensorrt", "llmapi"):
+        from enginix.cli.engines import trtllm_build
+
+        return trtllm_build.run(args)
+    if args.kind == "edgellm":
+        raise UsageError(
+            "kind edgellm is built in two steps, from the model and not from a checkpoint",
+            fix="enginix edgellm-export MODEL, then enginix edgellm-build EXPORT --model MODEL",
+        )
+    if args.checkpoint is None:
+        raise UsageError("CHECKPOINT is needed", fix="pass the output of enginix convert")
+    if args.tolerance is not None and (args.no_gates or not 0 < args.tolerance < float("inf")):
+        raise UsageError(
+            "--tolerance with --no-gates" if args.no_gates else f"--tolerance is {args.tolerance}",
+            fix="pass a positive number, with the gates on",
+        )
+    if args.no_gates and args.gates is not None:
+        raise UsageError("--gates with --no-gates", fix="one of them")
+    from enginix.evaluation.judgement.judge import parse_gates
+    from enginix.kinds.reference.reference_build import ReferenceBuildOptions, build_reference_engine
+
+    options = ReferenceBuildOptions(
+        name=args.name,
+        gated=not args.no_gates,
+        link_checkpoint=args.link_checkpoint,
+        tolerance=args.tolerance,
+        device=args.device,
+        gates=None if args.gates is None else parse_gates(args.gates),
+        reference=args.reference,
+        questions=args.questions,
+    )
+    engine_manifest, outcomes = build_reference_engine(args.checkpoint, args.model, args.output, options)
+    for outcome in outcomes:
+        console.print_message(f"gate {outcome.gate}: passed, {outcome.summary}")
+    if not outcomes:
+        console.print_message("note: not gated")
+    console.print_result(
+        {
+            "engine": str(args.output),
+            "kind": engine_manifest.kind,
+            "name": engine_manifest.name,
+            "gates": engine_manifest.results["gates"],
+        },
+        f"{args.output}: {engine_manifest.name}, kind reference, {'gated' if outcomes else 'not gated'}",
+        as_json=args.json,
+    )
+    return 0

@@ -1,0 +1,48 @@
+"""Whether this machine runs an engine: its manifest against the GPU, the driver and the runtime, in
+milliseconds.
+
+  enginix check ./engine
+  enginix check ./engine --runtime trtllm-1.2.1
+  enginix check ./engine --rootfs ./rootfs        versions of the image that is to serve it, too
+
+Each field that differs is named, with what to rebuild. The exit code is 1 when the engine would not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from enginix import console, manifest
+from enginix.compatibility.check import PORTABLE_KINDS, require_runnable
+from enginix.errors import MachineError
+from enginix.machine import driver
+from enginix.machine.target import Machine, probe_machine
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("engine", type=Path, metavar="ENGINE", help="output of enginix build")
+    parser.add_argument("--runtime", metavar="ID", help="the runtime that is to serve it (default: its own)")
+    parser.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of that runtime's image")
+    parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
+
+
+def run(args: argparse.Namespace) -> int:
+    machine: Machine | None = None
+    engine_manifest = manifest.read_manifest(args.engine, "engine")
+    live = None
+    if args.rootfs is not None:
+        from enginix.runtime import table
+        from enginix.runtime.image import read_image_versions
+
+        live = read_image_versions(
+            args.rootfs, table.find_runtime(args.runtime or str(engine_manifest.runtime.get("id")))
+        )
+    if engine_manifest.kind not in PORTABLE_KINDS:
+        try:
+            machine = probe_machine(driver.find_driver(args.driver))
+        except MachineError as e:
+            console.print_message(f"note: {e.what}")
+    verdict = require_runnable(args.engine, machine, args.runtime, live)
+    console.print_result(verdict.as_json(), verdict.text(), as_json=args.json)
+    return 0

@@ -1,0 +1,151 @@
+"""Serves a model by trtllm-serve (OpenAI interface); builds its engine first, once, into your cache.
+
+  enginix runner ./engine --rootfs ROOT                     serve an engine that exists
+  enginix runner --checkpoint C --model M --request R.json --rootfs ROOT
+
+The second form is what mkRunner's command does: the engine is built at first run for the GPU of this
+machine, under $XDG_CACHE_HOME/enginix, and found there from then on (enginix cache list). Before the
+server starts, the engine is compared with the GPU, the driver and the runtime; what does not fit is
+refused, with what to rebuild.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from enginix import console, manifest
+from enginix.compatibility import check
+from enginix.errors import MachineError, UsageError
+from enginix.kinds.llmapi.trtllm_serve import Serving, make_serve_command
+from enginix.kinds.tensorrt import runner
+from enginix.machine import driver as drivers
+from enginix.machine.driver import Driver
+from enginix.machine.target import Machine, Target, probe_machine
+from enginix.runtime import table
+from enginix.runtime.image import read_image_versions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("engine", type=Path, nargs="?", metavar="ENGINE", help="output of enginix build")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="build from it at first run")
+    parser.add_argument(
+        "--model", type=Path, metavar="DIR", help="the model that the checkpoint was made from"
+    )
+    parser.add_argument("--request", type=Path, metavar="FILE", help="what to build, as JSON")
+    parser.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
+    parser.add_argument(
+        "--pin", type=Path, metavar="FILE", help="the runtime's pin: the image's own environment"
+    )
+    parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
+    parser.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
+    parser.add_argument("--kv-cache-fraction", type=float, metavar="X", help="of the free GPU memory, 0 to 1")
+    parser.add_argument("--build-only", action="store_true", help="build, and print where the engine is")
+
+
+def run(args: argparse.Namespace) -> int:
+    if (args.engine is None) == (args.request is None):
+        raise UsageError("pass ENGINE, or --request with --model", fix="see enginix runner --help")
+    if args.kv_cache_fraction is not None and not 0 < args.kv_cache_fraction <= 1:
+        raise UsageError(
+            f"--kv-cache-fraction is {args.kv_cache_fraction}", fix="pass a number above 0 and up to 1"
+        )
+    if not 0 <= args.port <= 65535:
+        raise UsageError(f"--port is {args.port}", fix="pass 0 to 65535")
+    driver = drivers.find_driver(args.driver)
+    engine = args.engine if args.engine is not None else _build_engine(args, driver)
+    engine_manifest = manifest.read_manifest(engine, "engine")
+    runtime = table.find_runtime(str(engine_manifest.runtime.get("id")), engine_manifest.kind, args.pin)
+    check.check_before_start(
+        engine_manifest, engine, args.driver, live=read_image_versions(args.rootfs, runtime)
+    )
+    if args.build_only:
+        console.print_result({"engine": str(engine)}, str(engine), as_json=args.json)
+        return 0
+    return _serve_engine(args, engine.absolute(), driver, runtime)
+
+
+def _build_engine(args: argparse.Namespace, driver: Driver) -> Path:
+    from enginix.kinds.tensorrt.build.engine_build import build_tensorrt_engine
+    from enginix.kinds.tensorrt.build.request import BuildPaths, make_build_request, read_request
+
+    if args.model is None:
+        raise UsageError("--model is needed with --request")
+    try:
+        machine = probe_machine(driver)
+    except MachineError as e:
+        raise MachineError(
+            f"no NVIDIA GPU to build for: {e.what}", fix="run it on the machine that serves"
+        ) from e
+    build_request = read_request(args.request)
+    gpu = machine.gpus[0]
+    # The engine is for the GPU that is here; a row of the table that names it tells its product.
+    build_request["pin"] = str(args.pin) if args.pin else None
+    build_request["target"] = _choose_target(build_request.get("target"), machine).name
+    request = make_build_request(build_request, args.checkpoint, args.model)
+    from enginix.kinds.tensorrt.build.engine_checkpoint import BuildCheckpoint
+
+    facts = BuildCheckpoint.read(args.checkpoint) if args.checkpoint else BuildCheckpoint.of_model(args.model)
+    name = runner.hash_identity(
+        {
+            "inputs": facts.identity(args.model),
+            "request": build_request,
+            "gpu": gpu.name,
+            "sm": gpu.sm,
+            "runtime": request.runtime.id,
+        }
+    )
+
+    def make(path: Path) -> None:
+        build_tensorrt_engine(
+            request, args.checkpoint, args.model, BuildPaths(path, args.rootfs, args.driver)
+        )
+
+    return runner.get_or_build_engine(name, make)
+
+
+def _choose_target(target_name: str | None, machine: Machine) -> Target:
+    from enginix.machine.target import find_target
+    from enginix.tables import load_table as tables
+
+    if target_name is not None:
+        return find_target(target_name)
+    gpu = machine.gpus[0]
+    rows = [find_target(name) for name in sorted(tables("gpus")["gpus"])]
+    fitting = [t for t in rows if t.sm == gpu.sm]
+    named = [t for t in fitting if t.is_product(gpu.name)]
+    if not fitting:
+        raise MachineError(f"{gpu.name} (SM {gpu.sm}) is not in the table of GPUs", fix="pass target")
+    return (named or fitting)[0]
+
+
+def _serve_engine(args: argparse.Namespace, engine: Path, driver: Driver, runtime: table.Runtime) -> int:
+    from enginix.runtime.child import run_in_foreground
+    from enginix.runtime.sandbox import Sandbox, check_namespaces, make_read_binds
+
+    engine_manifest = manifest.read_manifest(engine, "engine")
+    if (note := manifest.explain_ungated(engine_manifest)) is not None:
+        console.print_message(f"note: {note}")
+    if args.rootfs is not None:
+        check_namespaces()
+    with tempfile.TemporaryDirectory(prefix="enginix-", ignore_cleanup_errors=True) as work:
+        # Also of an engine that names no target: kind llmapi may be described without one.
+        sizes = [engine_manifest.options.get(name) for name in ("tensorParallel", "pipelineParallel")]
+        is_single_gpu = all(size in (None, 1) for size in sizes)
+        sandbox = Sandbox(
+            runtime,
+            args.rootfs,
+            Path(work),
+            driver,
+            binds=make_read_binds([engine]),
+            network=True,
+            extra={"TLLM_WORKER_USE_SINGLE_PROCESS": "1" if is_single_gpu else "0"},
+        )
+        sandbox.prepare()
+        fraction = args.kv_cache_fraction
+        serving = Serving(args.host, args.port, fraction, work=sandbox.work, inside=sandbox.inside)
+        words = make_serve_command(engine, engine_manifest, serving)
+        console.print_message(" ".join(words))
+        return run_in_foreground(sandbox, words)

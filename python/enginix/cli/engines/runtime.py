@@ -1,0 +1,165 @@
+"""Runtimes: pinned NVIDIA images, and commands inside them.
+
+  enginix runtime list
+  enginix runtime pin trtllm-1.2.1 -o runtime.json       on a machine with network and crane
+  enginix runtime run trtllm-1.2.1 --rootfs ROOT -- trtllm-build --help
+  enginix runtime check trtllm-1.2.1 --rootfs ROOT       whether this machine can run it
+  enginix runtime predict < requests.jsonl               what trtllm-build makes of requests
+
+A command in a runtime sees the image's root file system, /nix/store, the GPU driver and what --bind lets
+in, nothing else of this machine. Its exit status is the command's; signals go to it. Without --rootfs it
+runs on this machine's own files, which is right inside a container of the image.
+
+predict reads requests on standard input, one JSON object a line: "checkpoint" (an object: architecture,
+quant_algo, kv_cache_quant_algo, tp_size, pp_size …), "sm" (90) and "arguments" (["--max_batch_size", "8"]).
+It prints each with "result" ("ok" or "error"), and "build_config" and "plugin_config" as trtllm-build writes
+them into the engine's config.json, or "error". Anyone with the tool can compare (docs/engines.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from enginix import console
+from enginix.errors import EXIT_OK, MachineError, UsageError
+from enginix.files import dump_json, write_text
+from enginix.machine import driver
+from enginix.machine.system import detect_system
+from enginix.runtime import table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    listing = verbs.add_parser("list", help="the runtimes that enginix knows")
+    pin = verbs.add_parser("pin", help="compute which bytes an image is, for mkRuntime's argument pin")
+    pin.add_argument("runtime", metavar="RUNTIME")
+    pin.add_argument("--image", metavar="TAG", help="tag of its images (default: the newest)")
+    pin.add_argument(
+        "--system", default=detect_system(), help="platform in Nix's words (default: this machine's)"
+    )
+    pin.add_argument("--keep", type=Path, metavar="DIR", help="keep the unpacked image there")
+    pin.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="pin to write")
+    for name, text in (("run", "run a command inside"), ("check", "whether this machine can run it")):
+        verb = verbs.add_parser(name, help=text)
+        verb.add_argument("runtime", metavar="RUNTIME")
+        verb.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of its image")
+        verb.add_argument("--pin", type=Path, metavar="FILE", help="its pin: the image's own environment")
+        verb.add_argument("--driver", type=Path, metavar="DIR", help="the driver's root (default: found)")
+        if name == "run":
+            verb.add_argument(
+                "--bind",
+                type=Path,
+                action="append",
+                default=[],
+                metavar="PATH",
+                help="path to let in, writable",
+            )
+            verb.add_argument(
+                "--ro-bind",
+                type=Path,
+                action="append",
+                default=[],
+                metavar="PATH",
+                help="path to let in, read-only",
+            )
+            verb.add_argument("--no-network", action="store_true", help="hide the network")
+            verb.add_argument("words", nargs="+", metavar="COMMAND", help="command and arguments, behind --")
+
+        _add_json_option(verb)
+    predict = verbs.add_parser("predict", help="what trtllm-build makes of requests on standard input")
+    _add_json_option(predict)
+    _add_json_option(listing)
+    _add_json_option(pin)
+
+
+def _add_json_option(verb: argparse.ArgumentParser) -> None:
+    """``--json`` behind the verb as well as before it."""
+    verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.verb == "list":
+        rows = {name: table.find_runtime(name) for name in table.list_runtimes()}
+        console.print_result(
+            {name: runtime.row for name, runtime in rows.items()},
+            "\n".join(
+                f"{name:<18} {', '.join(runtime.kinds):<18} TensorRT {runtime.tensorrt or '-':<12} driver "
+                f"{runtime.driver or '-'}"
+                for name, runtime in rows.items()
+            ),
+            as_json=args.json,
+        )
+        return EXIT_OK
+    if args.verb == "pin":
+        from enginix.registry.pin import pin_image
+
+        image_pin = pin_image(args.runtime, args.image, args.system, keep=args.keep)
+        write_text(args.output, dump_json(image_pin))
+        console.print_result(
+            image_pin, f"{args.output}: {image_pin['reference']} is {image_pin['hash']}", as_json=args.json
+        )
+        return EXIT_OK
+    if args.verb == "predict":
+        return _predict_builds()
+    return _run_inside(args)
+
+
+def _predict_builds() -> int:
+    from enginix.kinds.tensorrt.build.effective_build import predict_row
+
+    for number, line in enumerate(sys.stdin, 1):
+        if not line.strip():
+            continue
+        try:
+            print(json.dumps(predict_row(json.loads(line)), sort_keys=True))
+        except (ValueError, RecursionError) as e:
+            raise UsageError(f"not JSON: {e}", where=f"standard input, line {number}") from e
+        except UsageError as e:
+            raise UsageError(e.what, where=f"standard input, line {number}", fix=e.fix) from e
+    return EXIT_OK
+
+
+def _run_inside(args: argparse.Namespace) -> int:
+    from enginix.runtime.child import run_in_foreground
+    from enginix.runtime.sandbox import Bind, Sandbox, check_namespaces, make_read_binds
+
+    runtime = table.find_runtime(args.runtime, pin=args.pin)
+    if args.rootfs is not None:
+        if not args.rootfs.is_dir():
+            raise MachineError(
+                "no such directory", where=str(args.rootfs), fix="pass mkRuntime's passthru.rootfs"
+            )
+        check_namespaces()
+    with tempfile.TemporaryDirectory(prefix="enginix-", ignore_cleanup_errors=True) as work:
+        checking = args.verb == "check"
+        binds = (
+            ()
+            if checking
+            else make_read_binds(args.ro_bind) + tuple(Bind(p.absolute(), True) for p in args.bind)
+        )
+        sandbox = Sandbox(
+            runtime,
+            args.rootfs,
+            Path(work),
+            driver.find_driver(args.driver),
+            binds=binds,
+            network=not checking and not args.no_network,
+        )
+        sandbox.prepare()
+        status = run_in_foreground(sandbox, ["true"] if checking else args.words)
+    if checking:
+        if status != 0:
+            raise MachineError(
+                f"a command inside ended with {status}", where=str(args.rootfs or "this machine")
+            )
+        console.print_result(
+            {"runtime": runtime.id, "works": True, "driver": sandbox.driver.is_present},
+            f"{runtime.id}: commands run"
+            + ("" if sandbox.driver.is_present else "; no GPU driver was found"),
+            as_json=args.json,
+        )
+    return status

@@ -1,0 +1,136 @@
+"""``enginix build --kind tensorrt`` and ``--kind llmapi``: their arguments, and from them a request."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from enginix import console
+from enginix.errors import UsageError
+from enginix.kinds.tensorrt.build import options as build_options
+from enginix.kinds.tensorrt.build.engine_build import build_tensorrt_engine
+from enginix.kinds.tensorrt.build.request import STRATEGIES, BuildPaths, make_build_request, read_request
+from enginix.tables import load_table
+
+LIMITS = ("maxBatchSize", "maxInputLen", "maxSeqLen", "maxNumTokens", "maxBeamWidth")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("kinds tensorrt and llmapi")
+    group.add_argument("--target", metavar="GPU", help="GPU that the engine is for, for instance h200")
+    group.add_argument(
+        "--runtime", metavar="ID", help="runtime that builds and serves it (enginix runtime list)"
+    )
+    group.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
+    group.add_argument(
+        "--pin", type=Path, metavar="FILE", help="the runtime's pin: the image's own environment"
+    )
+    group.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
+    for name in LIMITS:
+        group.add_argument(f"--{build_options.to_kebab_case(name)}", type=int, metavar="N", dest=name)
+    group.add_argument(
+        "--profile",
+        choices=sorted(load_table("build_options")["profiles"]),
+        help="limits and options for a use",
+    )
+    group.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="option of trtllm-build, for instance gemm-plugin=auto",
+    )
+    group.add_argument("--strategy", choices=STRATEGIES, default="checkpoint", help="who loads the weights")
+    group.add_argument("--workers", type=int, default=1, metavar="N", help="ranks built at once, a GPU each")
+    group.add_argument(
+        "--tensor-parallel", type=int, default=1, metavar="N", help="without a checkpoint: ranks"
+    )
+    group.add_argument("--timing-cache", type=Path, metavar="FILE", help="tactics of an earlier build")
+    group.add_argument(
+        "--timing-cache-out", type=Path, metavar="FILE", help="where to keep this build's tactics"
+    )
+    group.add_argument(
+        "--stall-minutes", type=float, default=30.0, metavar="N", help="without progress it counts as hung"
+    )
+    group.add_argument(
+        "--accept-driver", action="store_true", help="build with a driver older than the runtime's floor"
+    )
+    group.add_argument(
+        "--llm-arg",
+        action="append",
+        default=[],
+        metavar="NAME=JSON",
+        help="kind llmapi: argument of the LLM class",
+    )
+    group.add_argument(
+        "--gated", type=Path, metavar="DIR", help="reference engine of this checkpoint, whose gates passed"
+    )
+    group.add_argument("--in-place", action="store_true", help=argparse.SUPPRESS)
+    group.add_argument(
+        "--request", type=Path, metavar="FILE", help="all of the above as JSON, as Nix writes it"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    request_fields = _collect_request_fields(args)
+    if args.kind == "llmapi":
+        from enginix.kinds.llmapi.llmapi_engine import LlmApiRequest, write_llmapi_engine
+
+        engine_manifest = write_llmapi_engine(
+            LlmApiRequest.parse(request_fields), args.model, args.output, link=args.link_checkpoint
+        )
+    else:
+        request = make_build_request(request_fields, args.checkpoint, args.model)
+        paths = BuildPaths(args.output, args.rootfs, args.driver, args.in_place, args.timing_cache_out)
+        engine_manifest = build_tensorrt_engine(request, args.checkpoint, args.model, paths)
+    console.print_result(
+        {
+            "engine": str(args.output),
+            "kind": engine_manifest.kind,
+            "name": engine_manifest.name,
+            "target": engine_manifest.target,
+            "results": engine_manifest.results,
+        },
+        f"{args.output}: {engine_manifest.name}, kind {engine_manifest.kind}, "
+        f"{engine_manifest.target.get('gpu') or engine_manifest.target.get('name')}, "
+        + ("gated" if isinstance(engine_manifest.results.get("gates"), dict) else "not gated"),
+        as_json=args.json,
+    )
+    return 0
+
+
+def _collect_request_fields(args: argparse.Namespace) -> dict[str, Any]:
+    if args.request is not None:
+        return read_request(args.request)
+    limits = {n: getattr(args, n) for n in LIMITS if getattr(args, n) is not None}
+    return {
+        "name": args.name,
+        "target": args.target,
+        "runtime": args.runtime,
+        "profile": args.profile,
+        "limits": limits,
+        "options": dict(build_options.parse_plugin_option(text) for text in args.plugin),
+        "strategy": args.strategy,
+        "workers": args.workers,
+        "timingCache": str(args.timing_cache) if args.timing_cache else None,
+        "stallMinutes": args.stall_minutes,
+        "acceptDriver": args.accept_driver,
+        "pin": str(args.pin) if args.pin else None,
+        "gates": str(args.gated) if args.gated else None,
+        "tensorParallel": args.tensor_parallel,
+        "llmArgs": dict(_parse_llm_argument(text) for text in args.llm_arg),
+    }
+
+
+def _parse_llm_argument(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(
+            f"--llm-arg {text!r}", fix="pass NAME=JSON, for instance enable_chunked_prefill=true"
+        )
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

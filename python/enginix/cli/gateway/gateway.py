@@ -1,0 +1,102 @@
+"""One door with OpenAI's interface in front of Triton and other servers: LiteLLM, with keys, limits, routing.
+
+  enginix gateway gateway.json
+  enginix gateway gateway.json --check          what can be wrong, without starting
+  enginix gateway gateway.json --dry-run        LiteLLM's configuration, command and environment
+
+The description says which models there are and which servers answer for each (mkGateway writes one):
+
+  {"version": 1, "name": "door", "keyFile": "/run/keys/operator",
+   "models": {"tiny": [{"kind": "triton", "url": "http://127.0.0.1:8000", "model": "ensemble"}]},
+   "clients": {"alice": {"keyFile": "/run/keys/alice", "models": ["tiny"], "requestsPerMinute": 60}}}
+
+Keys are files with one key each, of mode 600; a relative path is the name of a systemd credential. Without
+any key the gateway serves loopback only. It counts as ready when every server behind it has answered;
+systemd is told then, and GET /health/ready says so. SIGTERM lets running answers end.
+
+--python is an environment with litellm and its proxy (default: this one). Nothing phones home.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from enginix import console
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("description", type=Path, metavar="FILE", help="the gateway, as JSON (see above)")
+    parser.add_argument("--python", type=Path, metavar="P", help="python3 whose environment has litellm")
+    parser.add_argument("--host", default="127.0.0.1", metavar="IP", help="default: loopback")
+    parser.add_argument(
+        "--port", type=int, default=4000, metavar="N", help="default: 4000; 0 takes a free one"
+    )
+    parser.add_argument(
+        "--start-timeout",
+        type=float,
+        default=600,
+        metavar="S",
+        help="seconds until every server behind must have answered (default: 600)",
+    )
+    parser.add_argument(
+        "--exit-timeout",
+        type=int,
+        default=30,
+        metavar="S",
+        help="seconds for running answers at the end (default: 30)",
+    )
+    parser.add_argument("--check", action="store_true", help="look for what is wrong only")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be started only")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks, and becomes the gateway."""
+    from enginix import ports
+    from enginix.gateway import launch, litellm_config, spec
+    from enginix.gateway.keys import Keys, read_key
+
+    gateway_spec = spec.read_gateway_spec(args.description)
+    ports.address_family(args.host)
+    python = (args.python or Path(sys.executable)).absolute()
+    options = launch.GatewayOptions(
+        str(args.description.absolute()), args.host, args.port, args.start_timeout, args.exit_timeout
+    )
+    if args.dry_run:
+        described = {
+            "litellm": litellm_config.render_litellm_config(gateway_spec, litellm_config.name_key_variable),
+            "command": launch.build_gateway_command(python, options),
+            "environment": launch.build_gateway_environment(),
+        }
+        console.print_result(described, _format_json(described), as_json=args.json)
+        return 0
+    keys = Keys(gateway_spec)
+    launch.check_host(args.host, has_keys=keys.asked)
+    for servers in gateway_spec.models.values():
+        for server in servers:
+            if server.key_file:
+                read_key(server.key_file)
+    version = launch.require_litellm(python)
+    [port] = ports.reserve_ports(args.host, [("--port", args.port)])
+    if args.check:
+        check_result = {"name": gateway_spec.name, "litellm": version, "port": port, "ok": True}
+        console.print_result(
+            check_result,
+            f"{gateway_spec.name}: description, keys, litellm {version}, port {port}: fine",
+            as_json=args.json,
+        )
+        return 0
+    console.print_message(
+        f"{gateway_spec.name}: litellm {version}, waiting for the servers of {', '.join(gateway_spec.models)}"
+    )
+    sys.stdout.flush()
+    os.execve(python, launch.build_gateway_command(python, options), launch.build_gateway_environment())
+
+
+def _format_json(described: Mapping[str, object]) -> str:
+    return json.dumps(described, indent=2, ensure_ascii=False)

@@ -1,0 +1,107 @@
+"""Judges an engine: does it still say what the model says? Exit status 1 where a gate fails.
+
+ENGINE is an engine of kind "reference", or a TensorRT-LLM checkpoint (with --model for its tokenizer).
+--reference is the Hugging Face model that all began with, or its answers as enginix reference keeps them.
+
+Gates: logits (the same function, for unquantized checkpoints), coverage, smoke, agreement, perplexity, task,
+context, invariance. Which run by default, and with which bounds, depends on the number format
+(docs/gates.md).
+
+An engine of kind tensorrt, llmapi or edgellm is asked by its own runtime, on its GPU (pass --rootfs, or run
+this in a container of the runtime's image), and judged by what it said: smoke, greedy, task, invariance, and
+agreement and perplexity where the runtime scores a text. --said judges what was said elsewhere.
+
+  enginix gate ./engine --reference ./Qwen3-0.6B -o ./evidence
+  enginix gate ./engine --reference ./answers --gates '{"perplexity": {"ratio": 1.02}, "smoke": {}}'
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from enginix import console
+from enginix.errors import UsageError
+from enginix.wording import count_noun
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("engine", type=Path, metavar="ENGINE", help="engine, or checkpoint, to judge")
+    parser.add_argument(
+        "--reference", type=Path, required=True, metavar="DIR", help="the original model, or its answers"
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="whose tokenizer reads the texts (default: the reference, or the engine's own for answers)",
+    )
+    parser.add_argument("--gates", metavar="JSON", help="gate → bounds, instead of the defaults")
+    parser.add_argument(
+        "--questions", type=Path, metavar="JSONL", help="question and answer a line, for the gate task"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N (default: cpu)")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="write gates.json, report.html here")
+    group = parser.add_argument_group("engines of kind tensorrt, llmapi and edgellm")
+    group.add_argument("--said", type=Path, metavar="DIR", help="what the engine said where its runtime is")
+    group.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
+    group.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
+    group.add_argument("--pin", type=Path, metavar="FILE", help="the runtime's pin: the image's environment")
+    group.add_argument(
+        "--python", type=Path, metavar="FILE", help="edgellm: Python with the wheel and TensorRT"
+    )
+    group.add_argument("--stall-minutes", type=float, default=30.0, metavar="N", help="without a sign: hung")
+    group.add_argument("--gated-checkpoint", type=Path, metavar="DIR", help=argparse.SUPPRESS)
+    group.add_argument(
+        "--gated-engine", action="store_true", help="-o becomes a gated engine, which links ENGINE"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from enginix import manifest
+    from enginix.evaluation.judgement import judge, run
+    from enginix.files import require_absent
+    from enginix.report import evidence
+
+    if (args.engine / manifest.MANIFEST_FILE).is_file():
+        artefact_manifest = manifest.read_manifest(args.engine)
+        if artefact_manifest.artefact == "engine" and artefact_manifest.kind != "reference":
+            from enginix.kinds.gating import gate_engine
+
+            return gate_engine.run_engine_gates(args, artefact_manifest)
+    checkpoint, tokenizer, name = args.engine, args.model or args.reference, args.engine.resolve().name
+    if (args.engine / "checkpoint").is_dir():
+        engine_manifest = manifest.read_manifest(args.engine, "engine")
+        checkpoint, tokenizer, name = (
+            args.engine / "checkpoint",
+            args.engine / "tokenizer",
+            engine_manifest.name,
+        )
+    elif (args.reference / "answers.json").is_file() and args.model is None:
+        raise UsageError("answers have no tokenizer", fix="pass the model's directory with --model")
+    case = judge.CheckpointGateInputs(
+        checkpoint=checkpoint,
+        tokenizer=tokenizer,
+        model=args.model or (tokenizer if (args.reference / "answers.json").is_file() else args.reference),
+        reference=args.reference,
+        requested_gates=None if args.gates is None else judge.parse_gates(args.gates),
+        questions=args.questions,
+        device=args.device,
+    )
+    if args.output is not None:
+        require_absent(args.output)
+    outcomes, gate_evidence = judge.judge_checkpoint(case)
+    for outcome in outcomes:
+        console.print_message(
+            f"gate {outcome.gate}: {'passed' if outcome.passed else 'FAILED'}, {outcome.summary}"
+        )
+    if args.output is not None:
+        evidence.write_evidence_directory(args.output, name, gate_evidence)
+    if not outcomes:
+        console.print_message("note: not gated")
+    else:
+        run.require_gates_passed(outcomes)
+    verdicts = judge.gate_verdicts(outcomes) or "not gated"
+    text = f"{args.engine}: " + (f"{count_noun(len(outcomes), 'gate')} passed" if outcomes else "not gated")
+    console.print_result({"engine": str(args.engine), "gates": verdicts}, text, as_json=args.json)
+    return 0

@@ -1,0 +1,134 @@
+"""Tells whether a model fits a GPU, what is tightest, and the smallest change that would make it fit.
+
+MODEL is a model directory, a lock file, or owner/name on the Hub; only headers are read. Weights of each rank
+are the bytes that `enginix convert` writes; the workspace of a step and what a build takes are estimates, and
+are called so (docs/plan.md has the formulas). Exit code 1 says that it does not fit.
+
+  enginix plan ./qwen2.5-7b-instruct --target rtx-4090
+  enginix plan nvidia/Qwen3-32B-NVFP4 --target rtx-pro-6000 --max-seq-len 16384 --sequences 8
+  enginix plan model.lock.json --target h200 --tensor-parallel 2 --offline
+  enginix plan ./qwen3-0.6b --kind edgellm --target rtx-5090 --max-batch-size 4 --max-seq-len 4096
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from enginix import console
+from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, UsageError
+from enginix.tables import load_table
+
+if TYPE_CHECKING:
+    from enginix.kinds.planning.planner import MemoryPlan, PlanRequest
+    from enginix.memory_plan.arithmetic import TargetGpu
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="directory, lock file, or owner/name")
+    parser.add_argument(
+        "--target", required=True, metavar="GPU", help="for instance rtx-pro-6000, h200, l40s"
+    )
+    parser.add_argument(
+        "--memory", type=float, metavar="GB", help="of one GPU, where the table does not tell"
+    )
+    parser.add_argument(
+        "--kind",
+        choices=("tensorrt", "llmapi", "edgellm", "reference"),
+        default="tensorrt",
+        help="of engine (default: tensorrt)",
+    )
+    parser.add_argument("--tensor-parallel", "--tp", type=int, default=1, metavar="N", help="default: 1")
+    parser.add_argument("--pipeline-parallel", "--pp", type=int, default=1, metavar="N", help="default: 1")
+    parser.add_argument(
+        "--max-batch-size", type=int, metavar="N", help="sequences of a step (default: 2048; kind edgellm: 1)"
+    )
+    parser.add_argument("--max-num-tokens", type=int, metavar="N", help="tokens of a step (default: 8192)")
+    parser.add_argument(
+        "--max-seq-len",
+        "--max-kv-cache-capacity",
+        type=int,
+        metavar="N",
+        help="of one sequence (default: the context; kind edgellm: 8192)",
+    )
+    parser.add_argument(
+        "--max-input-len", type=int, metavar="N", help="longest prompt, kind edgellm (default: 4096)"
+    )
+    parser.add_argument(
+        "--sequences", type=int, default=1, metavar="N", help="that must fit at full length (default: 1)"
+    )
+    parser.add_argument(
+        "--kv-cache",
+        type=lambda word: word if word == "auto" else word.upper(),
+        choices=("auto", *load_table("formats")["kvCache"]),
+        default="auto",
+        help="format of the KV cache (default: the model's)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        help="of what is not quantized (default: the model's)",
+    )
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit (default: main)")
+    parser.add_argument(
+        "--offline", action="store_true", help="from a lock file alone, as Nix does at evaluation"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from enginix.kinds.planning.plan_text import render_plan
+    from enginix.kinds.planning.planner import PlanRequest
+
+    request = PlanRequest(
+        kind=args.kind,
+        tensor_parallel=args.tensor_parallel,
+        pipeline_parallel=args.pipeline_parallel,
+        max_batch_size=args.max_batch_size,
+        max_num_tokens=args.max_num_tokens,
+        max_seq_len=args.max_seq_len,
+        max_input_len=args.max_input_len,
+        sequences=args.sequences,
+        kv_cache=args.kv_cache,
+        dtype=args.dtype,
+    )
+    memory_plan = _plan_memory(args, request, _resolve_gpu(args))
+    console.print_result(memory_plan.as_json(), render_plan(memory_plan), as_json=args.json)
+    return EXIT_OK if memory_plan.fits else EXIT_CHECK_FAILED
+
+
+def _resolve_gpu(args: argparse.Namespace) -> TargetGpu:
+    from dataclasses import replace
+
+    from enginix.memory_plan.arithmetic import find_target_gpu
+
+    gpu_row = find_target_gpu(args.target)
+    if args.memory is not None:
+        if not 0 < args.memory < 1e6:
+            raise UsageError(f"--memory {args.memory} is not a GPU's", fix="pass gigabytes, for instance 24")
+        return replace(gpu_row, memory=int(args.memory * 10**9))
+    if not gpu_row.memory:
+        raise UsageError(
+            f"the memory of {args.target} is in no source that was read",
+            fix="pass --memory GB, for instance 24",
+        )
+    return gpu_row
+
+
+def _plan_memory(args: argparse.Namespace, request: PlanRequest, gpu: TargetGpu) -> MemoryPlan:
+    from pathlib import Path
+
+    from enginix.inspect import open_model
+    from enginix.kinds.planning import planner
+
+    if args.offline:
+        from enginix.hub import lock
+        from enginix.kinds.planning.lock_plan import plan_from_lock
+
+        if not Path(args.model).is_file() or args.dtype:
+            raise UsageError("--offline takes a lock file, and no --dtype", where=args.model)
+        pinned_lock = lock.read_lock(Path(args.model))
+        return plan_from_lock(
+            pinned_lock.model, {f.path: f.size for f in pinned_lock.files}, gpu, request, args.model
+        )
+    with open_model(args.model, args.revision) as model:
+        return planner.plan_memory(model, gpu, request)

@@ -1,0 +1,80 @@
+"""Tells which targets there are: GPUs by the names that --target takes, with SM, memory and number formats.
+
+  enginix target                     all of them, and which this machine has
+  enginix target h200 rtx-5090       these, with the sources of their rows
+
+Formats are what NVIDIA's software computes with on the part. Which of them engines of kind tensorrt do not
+take there is told beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from enginix import console
+from enginix.console import format_bytes
+from enginix.errors import MachineError
+from enginix.machine import driver
+from enginix.machine.target import Machine, Target, find_target, probe_machine
+from enginix.tables import load_table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="targets (default: all)")
+    parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
+
+
+def run(args: argparse.Namespace) -> int:
+    chosen = [find_target(name) for name in args.names or load_table("gpus")["gpus"]]
+    machine: Machine | None = None
+    try:
+        machine = probe_machine(driver.find_driver(args.driver))
+    except MachineError as e:
+        console.print_message(f"note: {e.what}")
+    rows = [_target_row(t, machine) for t in chosen]
+    lines = [_format_target(row) for row in rows]
+    if args.names:
+        lines = [f"{line}\n  source: {row['source']}" for line, row in zip(lines, rows, strict=True)]
+    listing: dict[str, Any] = {"targets": rows, "machine": machine.as_json() if machine else None}
+    console.print_result(listing, "\n".join(lines), as_json=args.json)
+    return 0
+
+
+def _target_row(gpu_target: Target, machine: Machine | None) -> dict[str, Any]:
+    row, support = load_table("gpus")["gpus"][gpu_target.name], load_table("quantization_support")
+    known = {name: support["algorithms"][algorithm] for name, algorithm in support["formats"].items()}
+
+    def taken(name: str) -> bool:
+        least, refused = known[name]["minSm"], known[name]["refusedSm"]
+        inside = refused is not None and refused[0] <= gpu_target.sm < refused[1]
+        return (least is None or gpu_target.sm >= least) and not inside
+
+    memory = (row.get("memoryMiB") or 0) << 20 or (row["memoryGB"] or 0) * 10**9
+    return {
+        "name": gpu_target.name,
+        "product": gpu_target.product,
+        "part": row["part"],
+        "sm": gpu_target.sm,
+        "memory": memory or None,
+        "unified": row.get("unified", False),
+        "formats": row["formats"],
+        "tensorrtFormats": [name for name in row["formats"] if taken(name)],
+        "here": sum(g.sm == gpu_target.sm and gpu_target.is_product(g.name) for g in machine.gpus)
+        if machine
+        else 0,
+        "source": row["source"],
+    }
+
+
+def _format_target(row: dict[str, Any]) -> str:
+    memory = format_bytes(row["memory"]) if row["memory"] else "memory unknown"
+    shared = ", shared with the CPU" if row["unified"] else ""
+    lacking = [f for f in row["formats"] if f not in row["tensorrtFormats"]]
+    refused = f"; engines of kind tensorrt take no {', '.join(lacking)}" if lacking else ""
+    presence = f"  ← {row['here']} here" if row["here"] else ""
+    return (
+        f"{row['name']:<16} SM {row['sm']:<4} {memory + shared:<14} {row['part']:<12} "
+        f"{', '.join(row['formats'])}{refused}{presence}"
+    )

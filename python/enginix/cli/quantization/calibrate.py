@@ -1,0 +1,62 @@
+"""Turns text into calibration data for `enginix quantize`: one hashed file of token ids.
+
+The texts are plain text (.txt), JSONL (.jsonl, one object a line), both also gzipped, or a directory of
+them, such as the files of a dataset. Documents are drawn in an order that the seed gives, tokenized by the
+model's own tokenizer, joined and cut into rows of equal length. The same texts, tokenizer and options give
+the same bytes.
+
+Without --text it uses the text that ships with enginix (docs/quantization.md). Text of your own domain
+calibrates better: a file, or a dataset of the Hub that enginix lock --dataset pins and enginix fetch brings,
+whose repository and commit the calibration data then names.
+
+  enginix calibrate ./qwen3-8b -o ./calibration
+  enginix calibrate ./qwen3-8b --text ./tickets.jsonl --field messages --size 512 -o ./calibration
+  enginix fetch texts.lock.json -o ./texts && enginix calibrate ./qwen3-8b --text ./texts -o ./calibration
+  enginix quantize ./qwen3-8b --format fp8 --calibration ./calibration -o ./qwen3-8b-fp8
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from enginix import console
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="directory with the tokenizer; no weights needed"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="directory to write")
+    parser.add_argument(
+        "--text",
+        type=Path,
+        metavar="PATH",
+        help="text, JSONL, or a directory of them (default: the one that ships)",
+    )
+    parser.add_argument(
+        "--field",
+        default="text",
+        help="field of a JSONL line: text, or a list of chat messages (default: text)",
+    )
+    parser.add_argument(
+        "--size", type=int, metavar="N", help="rows (default: what the text holds, at most 256)"
+    )
+    parser.add_argument(
+        "--sequence-length", type=int, default=512, metavar="N", help="tokens a row (default: 512)"
+    )
+    parser.add_argument("--seed", type=int, default=1234, metavar="N", help="of the draw (default: 1234)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from enginix.quantize.calibration import CALIBRATION_FILE, Recipe, make_calibration
+
+    recipe = Recipe(args.size, args.sequence_length, args.seed, args.field)
+    done = make_calibration(args.model, args.output, args.text, recipe)
+    path = args.output / CALIBRATION_FILE
+    console.print_result(
+        {"calibration": str(path), "sha256": done.sha256, "tokens": int(done.tokens.size)},
+        f"{path}: {len(done.tokens)} × {args.sequence_length} tokens, sha256 {done.sha256}",
+        as_json=args.json,
+    )
+    return 0

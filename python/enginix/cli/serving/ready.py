@@ -1,0 +1,110 @@
+"""Waits until a server has answered: one generated token, over OpenAI's interface or Triton's.
+
+  enginix ready http://127.0.0.1:8000 --timeout 600
+  enginix ready http://127.0.0.1:8000 --api-key-credential api-key --run tensorrt-edgellm-serve --port 8000
+
+  enginix ready http://127.0.0.1:8000 --triton reference --timeout 20
+
+With --run this process becomes the server, and another one waits: it tells systemd (Type=notify,
+NotifyAccess=all) once the server has answered, and ends the server where it never will. For servers that say
+nothing to systemd themselves. Whoever asks for a key is told it from a file or a systemd credential, never
+on a command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from enginix import console
+from enginix.errors import EnginixError, MachineError, UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("url", metavar="URL", help="http://host:port")
+    parser.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds (default: 600)")
+    parser.add_argument("--model", metavar="NAME", help="model to ask (default: the first that is listed)")
+    parser.add_argument(
+        "--triton",
+        metavar="KIND",
+        choices=("reference", "tensorrt", "llmapi"),
+        help="it is Triton, on a repository of this kind of engine",
+    )
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with the key")
+    parser.add_argument(
+        "--api-key-credential", metavar="NAME", help="the key's file below $CREDENTIALS_DIRECTORY"
+    )
+    parser.add_argument(
+        "--run",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="COMMAND",
+        help="the server, all that follows: become it, and tell systemd when it has answered",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Waits."""
+    from enginix.rollout.ready import await_answer, await_triton
+
+    key = _read_key(args)
+    if args.triton is not None:
+        if args.run or key is not None:
+            raise UsageError("goes with neither --run nor a key", where="--triton")
+        seconds = await_triton(args.url, args.timeout, args.triton)
+        console.print_result(
+            {"ready": True, "seconds": round(seconds, 3)}, f"answers after {seconds:.1f} s", as_json=args.json
+        )
+        return 0
+    if args.run:
+        return _become_server(args.run, lambda: await_answer(args.url, args.timeout, args.model, key))
+    seconds = await_answer(args.url, args.timeout, args.model, key)
+    console.print_result(
+        {"ready": True, "seconds": round(seconds, 3)}, f"answers after {seconds:.1f} s", as_json=args.json
+    )
+    return 0
+
+
+def _become_server(command: list[str], wait: Callable[[], float]) -> int:
+    from enginix.notify import notify_systemd
+
+    if shutil.which(command[0]) is None:
+        raise MachineError("cannot start: no such program", where=command[0])
+    server = os.getpid()
+    child = os.fork()
+    if child == 0:
+        # A grandchild, so that it is no child of a server that does not expect one.
+        if os.fork() == 0:
+            try:
+                seconds = wait()
+                notify_systemd("READY=1")
+                console.print_message(f"answers after {seconds:.1f} s")
+            except EnginixError as e:
+                console.print_message(f"error: {e}")
+                os.kill(server, signal.SIGTERM)
+        os._exit(0)
+    os.waitpid(child, 0)
+    try:
+        os.execvp(command[0], command)
+    except OSError as e:
+        raise MachineError(f"cannot start: {e.strerror}", where=command[0]) from e
+
+
+def _read_key(args: argparse.Namespace) -> str | None:
+    file: Path | None = args.api_key_file
+    if args.api_key_credential is not None:
+        directory = os.environ.get("CREDENTIALS_DIRECTORY")
+        if directory is None:
+            raise UsageError("systemd has set no CREDENTIALS_DIRECTORY", where="--api-key-credential")
+        file = Path(directory) / args.api_key_credential
+    if file is None:
+        return None
+    try:
+        return file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"unreadable: {e}", where=str(file)) from e

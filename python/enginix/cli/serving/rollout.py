@@ -1,0 +1,110 @@
+"""Tries a changed server before the machine switches to it: what NixOS' pre-switch check runs.
+
+  enginix rollout tiny --incoming /nix/store/…-nixos-system/etc/systemd/system --drop-in trial.conf \\
+    --engine ./engine
+
+The server is started under systemd as the incoming unit has it, on free ports of loopback, beside the
+running one, and ended when it has answered. If it does not start, the exit code is 1: the switch is refused,
+and nothing was stopped. There is no trial where there is nothing to lose (the unit is unchanged, or no old
+one runs), nor where memory does not allow a second server; that is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enginix import console
+from enginix.errors import UsageError
+
+if TYPE_CHECKING:
+    from enginix.rollout.memory_headroom import MemoryHeadroom
+
+SWITCHING = ("switch", "test")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("server", metavar="NAME", help="of the server; its unit is enginix-NAME.service")
+    parser.add_argument(
+        "--incoming", type=Path, required=True, metavar="DIR", help="directory of the new generation's units"
+    )
+    parser.add_argument(
+        "--current",
+        type=Path,
+        default=Path("/etc/systemd/system"),
+        metavar="DIR",
+        help="that of the running one's (default: /etc/systemd/system)",
+    )
+    parser.add_argument(
+        "--drop-in",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="what differs in a trial; @port@ is a free port",
+    )
+    parser.add_argument(
+        "--action", default="switch", help="what the machine does; a trial is made for switch and test"
+    )
+    parser.add_argument("--gpus", metavar="LIST", help="GPUs of the server, joined by commas")
+    parser.add_argument("--needs", type=int, metavar="MIB", help="free memory that a second server needs")
+    parser.add_argument(
+        "--engine", type=Path, metavar="DIR", help="without --gpus and --needs: the files that it loads"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tries it."""
+    from enginix.rollout import trial
+
+    unit = f"enginix-{args.server}.service"
+    incoming = args.incoming / unit
+    if not incoming.exists():
+        raise UsageError("there is no such unit", where=str(incoming))
+
+    def end(outcome: str, text: str) -> int:
+        console.print_message(f"enginix-{args.server}: {text}")
+        console.print_result({"server": args.server, "trial": outcome}, outcome, as_json=args.json)
+        return 0
+
+    if args.action not in SWITCHING:
+        return end("none", f"no trial before {args.action}")
+    if _same_unit(incoming, args.current / unit):
+        return end("unchanged", "unchanged")
+    if not trial.is_active(unit):
+        return end("none", "not running: nothing to lose, so no trial")
+    headroom, why = _measure_headroom(args)
+    if headroom is None or not headroom.is_enough:
+        because = why if headroom is None else f"{headroom} beside the running server"
+        return end(
+            "no-room",
+            f"NO TRIAL: {because}. If the new one does not start, the old one is gone by then; "
+            "nixos-rebuild switch --rollback brings it back",
+        )
+    console.print_message(
+        f"enginix-{args.server}: trying the new generation beside the running one ({headroom})"
+    )
+    trial.start_trial(args.server, incoming, args.drop_in)
+    return end("passed", "the new generation has answered")
+
+
+def _same_unit(a: Path, b: Path) -> bool:
+    return b.exists() and a.read_bytes() == b.read_bytes()
+
+
+def _measure_headroom(args: argparse.Namespace) -> tuple[MemoryHeadroom | None, str]:
+    from enginix.errors import MachineError
+    from enginix.rollout import memory_headroom
+
+    try:
+        if args.gpus:
+            if args.needs is None:
+                return None, "what it needs on a GPU is not known (servers.<name>.rollout.memory)"
+            return memory_headroom.measure_gpu_headroom(args.gpus.split(","), args.needs), ""
+        if args.needs is None and args.engine is None:
+            raise UsageError("is needed without --gpus", where="--needs or --engine")
+        needs = args.needs if args.needs is not None else memory_headroom.estimate_cpu_server(args.engine)
+        return memory_headroom.measure_host_headroom(needs), ""
+    except MachineError as e:
+        return None, str(e).splitlines()[0]

@@ -1,0 +1,144 @@
+"""What the arguments of ``enginix serve`` ask for: every part found and checked, nothing started."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from enginix import manifest, ports
+from enginix.errors import UsageError
+from enginix.machine import driver as drivers
+from enginix.machine.driver import Driver
+from enginix.runtime import table as runtimes
+from enginix.serve import flags, hosts, launch, preflight, tritonserver
+from enginix.serve.launch import Endpoints, ImageLaunch, LaunchSpec
+from enginix.serve.preflight import ServedRepository
+from enginix.serve.tritonserver import TritonServer
+
+
+@dataclass(frozen=True)
+class ServeRequest:
+    """A start whose ports are not chosen yet.
+
+    Attributes:
+        plan: everything but the ports.
+        driver: of this machine's GPUs.
+        endpoints: those that are on, with the ports asked for; 0 is any free one.
+        here: ranks of this machine, where others have the rest.
+    """
+
+    plan: LaunchSpec
+    repository: ServedRepository
+    driver: Driver
+    endpoints: tuple[tuple[str, int], ...]
+    local_ranks: int | None
+
+    @property
+    def ports(self) -> list[tuple[str, int]]:
+        """The ports asked for, by their options."""
+        return [(f"--{name}-port", port) for name, port in self.endpoints]
+
+    def on(self, numbers: Sequence[int]) -> LaunchSpec:
+        """The plan on these ports, one an endpoint."""
+        given = {name: number for (name, _), number in zip(self.endpoints, numbers, strict=True)}
+        host = self.plan.endpoints.host
+        endpoints = Endpoints(host, given["http"], given.get("grpc"), given.get("metrics"))
+        return replace(self.plan, endpoints=endpoints)
+
+
+def read_serve_request(args: argparse.Namespace) -> ServeRequest:
+    """Finds and checks everything that is named.
+
+    Raises:
+        UsageError: arguments that exclude, need or misspell something.
+        EnginixError: what they name is not there, is broken, or does not fit.
+    """
+    if args.exit_after_ask and args.ask is None:
+        raise UsageError("needs --ask", where="--exit-after-ask")
+    server = _find_server(args)
+    repository = preflight.check_repository(args.repository, server)
+    machines, local_ranks = _find_hosts(args, server, repository)
+    ports.address_family(args.host)
+    gpus = launch.check_gpus(args.gpus)
+    driver = drivers.find_driver(args.driver)
+    inside = None
+    if server.rootfs is not None:
+        runtime = runtimes.find_runtime(server.runtime, repository.manifest.kind, args.pin)
+        inside = ImageLaunch(runtime, driver, repository.reads)
+    spec = LaunchSpec(
+        server=server,
+        repository=repository.directory,
+        python=(args.python or Path(sys.executable).with_name("python3")).absolute(),
+        endpoints=Endpoints(args.host, 0, 0, 0),
+        exit_timeout=launch.check_exit_timeout(args.exit_timeout),
+        verbose=1 if args.verbose else 0,
+        gpus=gpus,
+        ranks=repository.ranks,
+        inside=inside,
+        flags=flags.check_triton_flags(args.triton_flag, server.version),
+        admin_key=flags.read_admin_key(args.admin_key_file),
+        environ=_worker_environment(repository) | launch.check_environ(args.env),
+        hosts=machines,
+        agent=hosts.find_agent(args.agent) if len(machines) > 1 else None,
+    )
+    if repository.ranks > 1:
+        sandbox = spec.room(Path("$STATE"))
+        seen = spec.environment(Path("$STATE")) if sandbox is None else sandbox.environment()
+        spec = replace(spec, mpirun=preflight.find_mpirun(server, seen))
+    names = [n for n in ("http", "grpc", "metrics") if not getattr(args, f"no_{n}", False)]
+    endpoints = tuple((name, getattr(args, f"{name}_port")) for name in names)
+    return ServeRequest(spec, repository, driver, endpoints, local_ranks)
+
+
+def _find_server(args: argparse.Namespace) -> TritonServer:
+    if args.rootfs is None:
+        return tritonserver.find_tritonserver(args.tritonserver, args.model_runtime)
+    if args.tritonserver is not None:
+        raise UsageError("--tritonserver and --rootfs exclude each other", fix="pass one of them")
+    named = args.model_runtime or manifest.read_manifest(args.repository, "triton-repository").runtime.get(
+        "id"
+    )
+    return tritonserver.find_in_image(args.rootfs, str(named))
+
+
+def _find_hosts(
+    args: argparse.Namespace, server: TritonServer, repository: ServedRepository
+) -> tuple[tuple[hosts.Host, ...], int | None]:
+    """The machines of the ranks, where there are several, and how many ranks this one has."""
+    kind = repository.manifest.kind or "reference"
+    if args.hosts is not None or args.hostfile is not None:
+        machines = (
+            hosts.parse_hosts(args.hosts) if args.hosts is not None else hosts.read_hostfile(args.hostfile)
+        )
+        hosts.check_hosts(machines, repository.ranks, kind, server.rootfs is not None, repository.engine)
+        if len(machines) == 1:
+            hosts.check_single_host(repository.ranks, repository.engine)
+        return machines, machines[0].slots
+    local_ranks: int | None = args.worker
+    if local_ranks is None:
+        if kind == "tensorrt":
+            hosts.check_single_host(repository.ranks, repository.engine)
+        return (), None
+    if kind != "tensorrt" or not 0 < local_ranks < repository.ranks:
+        raise UsageError(
+            f"{local_ranks} ranks on this machine, of an engine of kind {kind} with {repository.ranks}",
+            where="--worker",
+            fix="the slots that --hosts of the first machine gives it",
+        )
+    if server.rootfs is not None:
+        raise UsageError(
+            "--rootfs makes a sandbox in which nothing is started from outside",
+            where="--worker",
+            fix="run it in a container of the runtime's image",
+        )
+    return (), local_ranks
+
+
+def _worker_environment(repository: ServedRepository) -> dict[str, str]:
+    """The LLM class starts a process a GPU; with one it computes in its own."""
+    if repository.manifest.kind != "llmapi":
+        return {}
+    return {"TLLM_WORKER_USE_SINGLE_PROCESS": "1" if repository.manifest.target.get("count", 1) == 1 else "0"}

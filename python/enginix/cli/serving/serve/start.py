@@ -1,0 +1,94 @@
+"""A server from its start to its end."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+
+from enginix import console
+from enginix.cli.serving.serve import report
+from enginix.notify import notify_systemd
+from enginix.serve import hosts
+from enginix.serve.client import TritonClient
+from enginix.serve.launch import LOOPBACK, LaunchSpec
+from enginix.serve.preflight import ServedRepository
+from enginix.serve.readiness import await_ready, read_golden
+from enginix.serve.supervisor import SupervisedServer, explain_exit
+
+
+class _StopRequested(Exception):
+    """SIGINT or SIGTERM came."""
+
+
+def serve_repository(args: argparse.Namespace, spec: LaunchSpec, repository: ServedRepository) -> int:
+    """Starts it, tells when it answers, and waits for its end or for SIGTERM; returns the exit code."""
+    if args.host not in LOOPBACK:
+        console.print_message(
+            f"warning: {args.host} is reachable from outside; Triton has no authentication and no TLS on HTTP"
+        )
+    quiet = True
+
+    def show(line: str) -> None:
+        if args.verbose or not quiet:
+            console.print_message(line)
+
+    # From here on SIGTERM and SIGINT end the server first, and then this process with status 0.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _raise_stopped)
+    client = TritonClient(
+        args.host if args.host not in ("0.0.0.0", "::") else "127.0.0.1", spec.endpoints.http
+    )
+    begun = time.monotonic()
+    try:
+        if spec.agent is not None:
+            orted = str(Path(spec.mpirun).with_name("orted"))
+            needed = [orted, str(spec.server.program), str(spec.repository)]
+            hosts.await_hosts(spec.hosts, spec.agent, needed, args.start_timeout)
+        server = SupervisedServer(spec, show)
+    except _StopRequested:
+        return 0
+    status = 0
+    try:
+        with server:
+            try:
+                seconds = await_ready(
+                    server,
+                    client,
+                    read_golden(repository.manifest),
+                    max(1.0, args.start_timeout - (time.monotonic() - begun)),
+                    repository.manifest.kind or "reference",
+                )
+                notify_systemd("READY=1")
+                server.forget_start()
+                console.print_message(
+                    f"{repository.manifest.name} answers at {client.url} after {seconds:.1f} s "
+                    f"(gRPC {spec.endpoints.grpc or 'off'}, metrics {spec.endpoints.metrics or 'off'})"
+                )
+                console.print_message(f"try: {report.format_curl(client)}")
+                answer = report.ask_and_print(args, client) if args.ask is not None else None
+                if args.json:
+                    console.print_result(report.describe_server(spec, seconds, answer), "", as_json=True)
+                if not args.exit_after_ask:
+                    quiet = args.ask is not None and not args.verbose
+                    status = server.wait()
+                    raise explain_exit(server.last_lines(400), status, spec.hosts)
+            except _StopRequested:
+                pass
+            finally:
+                # A second signal is an order to end at once; what is left is removed all the same.
+                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                    signal.signal(number, lambda *_: server.kill())
+            notify_systemd("STOPPING=1")
+            status = server.stop()
+            console.print_message("stopped" if status == 0 else f"tritonserver ended with status {status}")
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+    return 0 if status == 0 else 5
+
+
+def _raise_stopped(number: int, frame: FrameType | None) -> None:
+    raise _StopRequested

@@ -1,0 +1,206 @@
+"""Engine → Triton model repository, validated before it is written.
+
+  enginix triton-repo ENGINE -o DIR
+
+ENGINE is the output of `enginix build`, of any kind. Tensor names are NVIDIA's.
+
+  reference  tensorrt_llm (decoupled, continuous batching) and ensemble, which takes and gives text
+  tensorrt   preprocessing, tensorrt_llm (the C++ backend), postprocessing, ensemble and tensorrt_llm_bls;
+             --parameter reaches every documented key of the backend, checked here, because the backend
+             ignores what it cannot read
+  llmapi     tensorrt_llm alone, its config.pbtxt and model.yaml agreeing
+
+The files name the engine, its tokenizer and the enginix package by absolute path, so these must stay where
+they are; in a Nix store they do. NVIDIA's own model.py are linked from the runtime's image (--rootfs), never
+copied.
+
+Every config.pbtxt is rendered through Triton's protobuf schema and parsed back, and the repository is checked
+as a whole: names, versions, maps between the ensemble and its steps, data types, batch sizes, parameter keys,
+placeholders, limits against the engine's. A mistake is an error that names the key and the nearest known one.
+
+Serve it with `enginix serve DIR --tritonserver …`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from enginix import console, manifest
+from enginix.errors import UsageError
+from enginix.model.end_tokens import END_TOKENS_KEY
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("engine", type=Path, metavar="ENGINE", help="directory that enginix build wrote")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="the repository to write"
+    )
+    parser.add_argument(
+        "--max-batch-size",
+        type=int,
+        metavar="N",
+        help="requests that run at once (default: 8, or the engine's limit)",
+    )
+    parser.add_argument(
+        "--max-tokens-limit",
+        type=int,
+        metavar="N",
+        help="largest max_tokens of a request (default: what fits)",
+    )
+    parser.add_argument(
+        "--max-queue-delay-microseconds",
+        type=int,
+        default=0,
+        metavar="N",
+        help="how long preprocessing waits to fill a batch (kind tensorrt; default: 0)",
+    )
+    parser.add_argument(
+        "--max-queue-size",
+        type=int,
+        default=0,
+        metavar="N",
+        help="requests that may wait (default: 0, no limit)",
+    )
+    for model, kind in (
+        ("preprocessing", "tensorrt"),
+        ("postprocessing", "tensorrt"),
+        ("ensemble", "reference"),
+    ):
+        parser.add_argument(
+            f"--{model}-instances",
+            type=int,
+            default=1,
+            metavar="N",
+            help=f"processes of {model} (kind {kind}; default: 1)",
+        )
+    parser.add_argument(
+        "--device", default="cpu", help="where the reference executor runs: cpu, cuda, cuda:N"
+    )
+    parser.add_argument(
+        "--no-add-special-tokens",
+        action="store_true",
+        help="give prompts to the model without the tokenizer's special tokens",
+    )
+    parser.add_argument(
+        "--keep-special-tokens", action="store_true", help="show special tokens in the answer's text"
+    )
+    parser.add_argument(
+        "--include-input",
+        action="store_true",
+        help="answers begin with the prompt unless a request says otherwise",
+    )
+    nvidia = parser.add_argument_group("kinds tensorrt and llmapi")
+    nvidia.add_argument(
+        "--rootfs",
+        type=Path,
+        metavar="DIR",
+        help="root file system of the runtime's image, for NVIDIA's models",
+    )
+    nvidia.add_argument(
+        "--no-decoupled", action="store_true", help="one response a request: no streaming, but /infer works"
+    )
+    nvidia.add_argument(
+        "--no-accumulate-tokens", action="store_true", help="tensorrt_llm_bls decodes each chunk alone"
+    )
+    nvidia.add_argument(
+        "--no-chat", action="store_true", help="NVIDIA's models as they are, which take no messages"
+    )
+    nvidia.add_argument(
+        "--bls-instances",
+        type=int,
+        metavar="N",
+        help="requests that tensorrt_llm_bls serves at once (default: all)",
+    )
+    nvidia.add_argument(
+        "--logits-datatype", default="FP32", metavar="TYPE", help="FP32 or FP16 (default: FP32)"
+    )
+    nvidia.add_argument(
+        "--parameter",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="parameter of tensorrt_llm, for instance kv_cache_free_gpu_mem_fraction=0.8",
+    )
+    parser.add_argument(
+        "--enginix-path",
+        type=Path,
+        metavar="DIR",
+        help="directory with the enginix package that the models import",
+    )
+    parser.add_argument(
+        "--add-model",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="put this model beside, as a link",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Builds the repository."""
+    from enginix.kinds.tensorrt.tensorrt_models import NvidiaModelOptions
+    from enginix.kinds.triton_repository.repository import build_triton_repository
+    from enginix.triton.options import RepositoryOptions
+
+    start = time.monotonic()
+    options = build_triton_repository(
+        args.engine,
+        args.output,
+        RepositoryOptions(
+            max_batch_size=args.max_batch_size,
+            max_tokens_limit=args.max_tokens_limit,
+            max_queue_delay_microseconds=args.max_queue_delay_microseconds,
+            max_queue_size=args.max_queue_size,
+            preprocessing_instances=args.preprocessing_instances,
+            postprocessing_instances=args.postprocessing_instances,
+            ensemble_instances=args.ensemble_instances,
+            device=args.device,
+            add_special_tokens=not args.no_add_special_tokens,
+            skip_special_tokens=not args.keep_special_tokens,
+            exclude_input_in_output=not args.include_input,
+        ),
+        enginix_path=args.enginix_path,
+        add_models=args.add_model,
+        models=NvidiaModelOptions(
+            decoupled=not args.no_decoupled,
+            accumulate_tokens=not args.no_accumulate_tokens,
+            bls_instances=args.bls_instances,
+            logits_datatype=args.logits_datatype,
+            chat=not args.no_chat,
+            parameters=dict(_parse_parameter(text) for text in args.parameter),
+        ),
+        rootfs=args.rootfs,
+    )
+    seconds = time.monotonic() - start
+    if manifest.read_manifest(args.engine, "engine").model.get(END_TOKENS_KEY) == []:
+        console.print_message(
+            "note: the model names no end token (eos_token_id): an answer ends at its max_tokens, at stop "
+            "words, or at the end_id of its request"
+        )
+    console.print_result(
+        {"output": str(args.output), "options": options, "seconds": round(seconds, 3)},
+        f"Triton repository {args.output}: {_describe_sizes(options)}{seconds:.1f} s",
+        as_json=args.json,
+    )
+    return 0
+
+
+def _parse_parameter(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise UsageError(f"{text!r} is not KEY=VALUE", where="--parameter")
+    return key, value
+
+
+def _describe_sizes(options: dict[str, Any]) -> str:
+    summary = ""
+    if options.get("max_batch_size"):
+        summary += f"batches of {options['max_batch_size']}, "
+    if options.get("max_tokens_limit"):
+        summary += f"up to {options['max_tokens_limit']} tokens an answer, "
+    return summary

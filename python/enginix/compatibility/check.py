@@ -1,0 +1,258 @@
+"""Whether an engine runs here: its manifest against the live GPU, driver and runtime, in well under 100
+ms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from enginix import console, manifest
+from enginix.errors import EXIT_CHECK_FAILED, EnginixError, MachineError, ManifestError
+from enginix.machine import driver as drivers
+from enginix.machine.target import Machine, is_version_at_least, probe_machine
+from enginix.manifest import Manifest
+
+PORTABLE_KINDS = ("reference",)
+GPU_KINDS = ("tensorrt", "llmapi", "edgellm")
+# Versions of a live runtime that are compared with the manifest's, and whether another one is fatal: a plan
+# is of one TensorRT; collectives are the runtime's own.
+COMPARED_VERSIONS = {"tensorrtLlm": True, "edgellm": True, "tensorrt": True, "nccl": False}
+
+
+class Mismatch(EnginixError):
+    """An engine that would not run on this machine, or not as it was built."""
+
+    exit_code = EXIT_CHECK_FAILED
+    kind = "mismatch"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A field that differs; ``fatal`` when the engine would not run."""
+
+    field: str
+    built: Any
+    live: Any
+    fatal: bool
+    do: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was compared and what differs."""
+
+    engine: Manifest
+    differences: tuple[Difference, ...]
+
+    @property
+    def runs(self) -> bool:
+        return not any(d.fatal for d in self.differences)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "engine": self.engine.name,
+            "kind": self.engine.kind,
+            "runs": self.runs,
+            "differences": [asdict(d) for d in self.differences],
+        }
+
+    def text(self) -> str:
+        lines = [f"{self.engine.name}: {'runs here' if self.runs else 'does not run here'}"]
+        for d in self.differences:
+            lines.append(
+                f"  {'error' if d.fatal else 'note'}: {d.field}: built for {d.built}, here {d.live}: {d.do}"
+            )
+        return "\n".join(lines)
+
+
+def compare_with_machine(
+    engine: Manifest,
+    machine: Machine | None,
+    runtime: str | None = None,
+    live: Mapping[str, str] | None = None,
+) -> Verdict:
+    """The fields of a manifest that this machine must meet.
+
+    Args:
+        machine: what the driver tells; None where there is none.
+        runtime: the runtime that is to execute it; None where the caller brings the engine's own.
+        live: versions that this runtime really has, by their names in the manifest.
+    """
+    if engine.kind not in (*PORTABLE_KINDS, *GPU_KINDS):
+        raise ManifestError(f"kind is {engine.kind!r}", where=engine.name, fix="build this engine again")
+    differences: list[Difference] = []
+    target, runtime_fields = engine.target, engine.runtime
+
+    def differs(field: str, built: Any, live: Any, do: str, fatal: bool = True) -> None:
+        differences.append(Difference(field, built, live, fatal, do))
+
+    if runtime is not None and runtime_fields.get("id") is not None and runtime != runtime_fields["id"]:
+        differs(
+            "runtime",
+            runtime_fields["id"],
+            runtime,
+            f"serve it with {runtime_fields['id']}, or build it for {runtime}",
+        )
+    differences += _compare_versions(engine, live or {})
+    if engine.kind in PORTABLE_KINDS or (not target and engine.kind == "llmapi"):
+        return Verdict(engine, tuple(differences))
+    if not target:
+        raise ManifestError("target is empty", where="target", fix="build this engine again")
+    if machine is None:
+        differs(
+            "gpu",
+            target.get("gpu") or target.get("name"),
+            "no NVIDIA driver",
+            "load the driver, or serve it elsewhere",
+        )
+        return Verdict(engine, tuple(differences))
+    sm = target.get("sm")
+    fitting = [g for g in machine.gpus if g.sm == sm]
+    if not fitting:
+        gpu_names = ", ".join(sorted({f"{g.name} (SM {g.sm})" for g in machine.gpus}))
+        rebuild = f"build it for this GPU: mkEngine {{ target = …; }} with SM {machine.gpus[0].sm}"
+        # The PyTorch backend compiles nothing ahead: another GPU is another promise, not an impossibility.
+        differs("sm", sm, gpu_names, rebuild, fatal=engine.kind != "llmapi")
+    elif len(fitting) < (_require_integer(target, "count") or 1):
+        differs(
+            "count",
+            target["count"],
+            len(fitting),
+            "serve it on a machine with as many GPUs, or build it with fewer ranks",
+        )
+    elif target.get("gpu") is not None and all(g.name != target["gpu"] for g in fitting):
+        differs(
+            "gpu",
+            target["gpu"],
+            fitting[0].name,
+            "it runs, but its tactics were timed on another GPU: build it here",
+            False,
+        )
+    driver_floor = _require_string(runtime_fields, "driverFloor")
+    if driver_floor is not None and not is_version_at_least(machine.driver, driver_floor):
+        has_build_driver = is_version_at_least(
+            machine.driver, _require_string(runtime_fields, "driver") or driver_floor
+        )
+        differs(
+            "driver",
+            f"{driver_floor} or later",
+            machine.driver,
+            "update the driver",
+            fatal=not has_build_driver,
+        )
+    memory = _require_integer(target, "memory")
+    if memory is not None and fitting and max(g.total for g in fitting) < memory * 0.95:
+        differs(
+            "memory",
+            memory,
+            max(g.total for g in fitting),
+            "the KV cache is smaller here: compare enginix plan",
+            False,
+        )
+    return Verdict(engine, tuple(differences))
+
+
+def _compare_versions(engine: Manifest, live: Mapping[str, str]) -> list[Difference]:
+    differences = []
+    for name, fatal in COMPARED_VERSIONS.items():
+        built_version, live_version = _require_string(engine.runtime, name), live.get(name)
+        # A table's range is no version that could differ.
+        if (
+            built_version is not None
+            and built_version[:1].isdigit()
+            and live_version is not None
+            and live_version != built_version
+        ):
+            do = f"serve it with {name} {built_version}, or build it again with this runtime"
+            differences.append(
+                Difference(name, built_version, live_version, fatal and engine.kind != "llmapi", do)
+            )
+    return differences
+
+
+def _require_integer(fields: dict[str, Any], name: str) -> int | None:
+    value = fields.get(name)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise ManifestError(f"target.{name} is {value!r}", fix="build this engine again")
+
+
+def _require_string(fields: dict[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    raise ManifestError(f"runtime.{name} is {value!r}", fix="build this engine again")
+
+
+def require_runnable(
+    directory: Path,
+    machine: Machine | None,
+    runtime: str | None = None,
+    live: Mapping[str, str] | None = None,
+    count: int | None = None,
+) -> Verdict:
+    """The verdict, when the engine runs here.
+
+    Args:
+        count: GPUs that it needs here, where other machines have the rest.
+
+    Raises:
+        ManifestError: not an engine.
+        Mismatch: it does not run here; every differing field with what to do.
+    """
+    engine_manifest = manifest.read_manifest(directory, "engine")
+    if count is not None:
+        engine_manifest = replace(engine_manifest, target={**engine_manifest.target, "count": count})
+    return _require_match(compare_with_machine(engine_manifest, machine, runtime, live), directory)
+
+
+def check_before_start(
+    engine_manifest: Manifest,
+    directory: Path,
+    driver: Path | None = None,
+    runtime: str | None = None,
+    live: Mapping[str, str] | None = None,
+) -> Verdict:
+    """What a server asks before it starts anything: the GPU and the runtime that are here, against the
+    manifest of its engine, or of a repository made of it. Differences that are not fatal are said.
+
+    Args:
+        driver: the GPU driver's root; None finds it.
+
+    Raises:
+        ManifestError: a field that cannot be compared.
+        Mismatch: the engine does not run here; every differing field with what to rebuild.
+    """
+    machine: Machine | None = None
+    if engine_manifest.kind not in PORTABLE_KINDS:
+        try:
+            machine = probe_machine(drivers.find_driver(driver))
+        except MachineError as e:
+            console.print_message(f"note: {e.what}")
+    verdict = _require_match(compare_with_machine(engine_manifest, machine, runtime, live), directory)
+    for d in verdict.differences:
+        console.print_message(f"note: {d.field}: built for {d.built}, here {d.live}: {d.do}")
+    return verdict
+
+
+def require_versions(engine_manifest: Manifest, directory: Path, live: Mapping[str, str]) -> None:
+    """The same for versions alone, which some runtimes tell only by starting.
+
+    Raises:
+        Mismatch: another version than the engine was built with.
+    """
+    _require_match(Verdict(engine_manifest, tuple(_compare_versions(engine_manifest, live))), directory)
+
+
+def _require_match(verdict: Verdict, directory: Path) -> Verdict:
+    if not verdict.runs:
+        fatal_differences = [d for d in verdict.differences if d.fatal]
+        raise Mismatch(
+            "; ".join(f"{d.field}: built for {d.built}, here {d.live}" for d in fatal_differences),
+            where=str(directory),
+            fix="; ".join(d.do for d in fatal_differences),
+        )
+    return verdict

@@ -1,0 +1,260 @@
+"""The gates of an engine in its own runtime: pure, from what it said and what the reference said."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enginix import manifest
+from enginix.errors import EnginixError, GateError, UsageError
+from enginix.evaluation.engine_judgement import answer_metrics, answer_record
+from enginix.evaluation.engine_judgement.answer_record import EngineAnswers, RecordedSubject
+from enginix.evaluation.engine_protocol import answers_origin
+from enginix.evaluation.judgement import quality
+from enginix.evaluation.judgement.judge import FORMAT
+from enginix.evaluation.judgement.outcome import GateOutcome
+from enginix.evaluation.reference_answers import answers as kept_answers
+from enginix.evaluation.reference_answers import hf
+from enginix.evaluation.reference_answers.material import require_same_tokens
+from enginix.evaluation.reference_answers.question_builder import (
+    build_engine_questions,
+    convert_material,
+    load_model_material,
+)
+from enginix.manifest import Manifest
+from enginix.tables import load_table
+
+GATES = ("smoke", "greedy", "agreement", "perplexity", "task", "context", "invariance")
+OF_CHECKPOINTS = ("logits", "coverage")
+GOLDEN = 32  # tokens that the manifest holds
+
+
+@dataclass(frozen=True)
+class AnswerGateInputs:
+    """What is judged, and by what.
+
+    Attributes:
+        engine: whose manifest and tokenizer are looked at.
+        said: what it said (said.json, said.safetensors).
+        model: the Hugging Face model whose tokenizer reads the texts.
+        reference: the reference's answers (``enginix reference``).
+        wanted: gate → bounds to change; ``None`` for the kind's defaults.
+        questions: JSON lines in place of the pinned questions, as they were asked.
+    """
+
+    engine: Path
+    said: Path
+    model: Path
+    reference: Path
+    requested_gates: Mapping[str, Any] | None = None
+    questions: Path | None = None
+
+
+def find_kind_row(kind: str | None) -> Mapping[str, Any]:
+    """The table's row of a kind.
+
+    Raises:
+        UsageError: a kind that its own runtime does not execute.
+    """
+    kinds: Mapping[str, Any] = load_table("gates")["kinds"]
+    if kind is None or not isinstance(kinds.get(kind), dict):
+        raise UsageError(f"an engine of kind {kind} is not judged by what it said elsewhere")
+    return dict(kinds[kind])
+
+
+def default_engine_gates(engine_manifest: Manifest) -> tuple[str, ...]:
+    """The gates of an engine that asks for none."""
+    row = find_kind_row(engine_manifest.kind)
+    scores = engine_manifest.options.get("plugins", {}).get("gatherContextLogits") is True
+    return (*row["default"], *(row["withContextLogits"] if scores else ()))
+
+
+def engine_format_row(engine_manifest: Manifest) -> str:
+    """The row of default bounds: the coarsest number format of an engine's weights and cache."""
+    rows = list(load_table("gates")["formats"])
+    weights = engine_manifest.model.get("quantization") or "NO_QUANT"
+    # A mixture names no row of its own: what its coarsest part may lose.
+    row = weights if weights in rows else rows[-1]
+    cache = "FP8" if engine_manifest.model.get("kvCacheQuantization") else "NO_QUANT"
+    return max((row, cache), key=rows.index)
+
+
+def resolve_engine_bounds(
+    engine_manifest: Manifest, requested_gates: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """For each wanted gate its bounds: the table's for the number format, changed by what is asked.
+
+    Raises:
+        UsageError: no such gate or bound, or a bound that is no positive number.
+    """
+    rows: Mapping[str, Any] = load_table("gates")["formats"][engine_format_row(engine_manifest)]["bounds"]
+    out = {}
+    for gate, overrides in requested_gates.items():
+        if gate in OF_CHECKPOINTS:
+            raise UsageError(
+                f"gate {gate} is of checkpoints, and a compiled engine has none to look at",
+                fix="gate its checkpoint: enginix gate CHECKPOINT, or an engine of kind reference",
+            )
+        if gate not in GATES:
+            raise UsageError(f"no gate {gate!r} for this kind", fix=f"there are: {', '.join(GATES)}")
+        known = {"top1": rows["agreement"]["top1"]} if gate == "greedy" else dict(rows.get(gate, {}))
+        known |= {"tie": find_kind_row(engine_manifest.kind)["tie"]} if gate == "invariance" else {}
+        if not isinstance(overrides, Mapping):
+            raise UsageError(f"gate {gate} is {overrides!r}", fix=f'an object: {{"{gate}": {{}}}}')
+        for key, value in overrides.items():
+            if key not in known:
+                raise UsageError(
+                    f"gate {gate} has no bound {key!r}", fix=f"it has: {', '.join(known) or 'none'}"
+                )
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+                raise UsageError(f"bound {key} of gate {gate} is {value!r}", fix="a positive number")
+        out[gate] = {**known, **overrides}
+    return out
+
+
+def resolve_requested_bounds(
+    engine_manifest: Manifest, requested_gates: Mapping[str, Any] | None
+) -> dict[str, dict[str, Any]]:
+    """:func:`bounds` of what is asked; ``None`` for the defaults."""
+    return resolve_engine_bounds(
+        engine_manifest,
+        {gate: {} for gate in default_engine_gates(engine_manifest)}
+        if requested_gates is None
+        else requested_gates,
+    )
+
+
+def judge_engine_answers(case: AnswerGateInputs) -> tuple[tuple[GateOutcome, ...], dict[str, Any]]:
+    """Every wanted gate's answer, and the evidence that goes into ``gates.json``.
+
+    Nothing is raised for what the engine said: what keeps a gate from an answer is its answer.
+
+    Raises:
+        GateError: the reference's answers are missing, or to other questions.
+        UsageError: a gate or bound that does not exist.
+        ManifestError: not an engine.
+    """
+    engine_manifest = manifest.read_manifest(case.engine, "engine")
+    gate_bounds = resolve_requested_bounds(engine_manifest, case.requested_gates)
+    if not gate_bounds:
+        return (), {"format": FORMAT, "passed": None, "gates": {}}
+    material, tokenizer = load_model_material(case.model, case.questions)
+    question_set = convert_material(case.model, material, tokenizer)
+    answers = kept_answers.read_reference_answers(case.reference)
+    kept_answers.require_same_material(answers, material)
+    evidence: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": engine_manifest.kind,
+        "material": {
+            "sha256": material.sha256,
+            "passages": len(material.passages),
+            "prompts": len(material.prompts),
+            "questions": len(material.questions),
+            "tokens": sum(len(p.tokens) for p in material.passages),
+        },
+        "reference": answers.model,
+        "bounds": {
+            "format": engine_format_row(engine_manifest),
+            "reason": load_table("gates")["formats"][engine_format_row(engine_manifest)]["reason"],
+        },
+    }
+    names = [name for name in GATES if name in gate_bounds]
+    outcomes: list[GateOutcome] = []
+    try:
+        answers_origin.require_answers_origin(case.engine, case.said)
+        engine_answers = answer_record.read_engine_answers(case.said)
+        if engine_answers.kind != engine_manifest.kind:
+            raise GateError(
+                f"the answers are of an engine of kind {engine_answers.kind}, not {engine_manifest.kind}"
+            )
+        answer_record.require_same_questions(engine_answers, question_set)
+        own_tokenizer = hf.TransformersTokenizer(
+            _tokenizer_directory(case.engine, case.model, engine_manifest)
+        )
+        require_same_tokens(own_tokenizer, tokenizer, material)
+    except Exception as e:
+        outcomes = [_failed_outcome(name, e) for name in names]
+    else:
+        evidence |= {"runtime": engine_answers.by, "absent": engine_answers.absent}
+        tie = gate_bounds.get("invariance", {}).get("tie", find_kind_row(engine_manifest.kind)["tie"])
+        recorded: Any = RecordedSubject(engine_answers, question_set, tie)
+        gates: dict[str, Callable[[dict[str, Any]], GateOutcome]] = {
+            "smoke": lambda b: quality.judge_smoke(recorded, material, answers, own_tokenizer, b),
+            "greedy": lambda b: answer_metrics.judge_greedy(engine_answers, question_set, answers, b),
+            "agreement": lambda b: _judge_agreement(engine_answers, answers, b),
+            "perplexity": lambda b: _judge_perplexity(engine_answers, answers, b),
+            "task": lambda b: quality.judge_task(recorded, material, answers, own_tokenizer, b),
+            "context": lambda b: quality.judge_context(recorded, material, answers, own_tokenizer, b),
+            "invariance": lambda b: answer_metrics.judge_recorded_invariance(
+                engine_answers, question_set, answers.ends, tie, b
+            ),
+        }
+        for name in names:
+            try:
+                outcomes.append(gates[name](dict(gate_bounds[name])))
+            except Exception as e:
+                outcomes.append(_failed_outcome(name, e))
+    evidence["passed"] = all(o.passed for o in outcomes)
+    evidence["gates"] = {o.gate: {"passed": o.passed, "summary": o.summary, **o.detail} for o in outcomes}
+    return tuple(outcomes), evidence
+
+
+def find_golden_answer(case: AnswerGateInputs) -> dict[str, Any] | None:
+    """The golden prompt's answer, which servers compare before they say that they are ready.
+
+    What it says alone and in company, as far as no two tokens are about as likely: there a server may say the
+    other one. ``None`` where nothing is left, or the prompt does not fit the engine.
+
+    Raises:
+        GateError: there are no answers.
+    """
+    engine_answers, question_set = (
+        answer_record.read_engine_answers(case.said),
+        build_engine_questions(case.model, case.questions),
+    )
+    answer_record.require_same_questions(engine_answers, question_set)
+    alone, batch = (
+        engine_answers.runs["alone"][question_set.golden],
+        engine_answers.runs["batch"][question_set.golden],
+    )
+    if alone is None or batch is None:
+        return None
+    pairs = zip(alone.tokens[:GOLDEN], batch.tokens, strict=False)
+    tokens = [a for a, b in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
+    following = engine_answers.next.get(question_set.golden)
+    if following is not None:
+        gaps = (following.logs[: len(tokens), 0] - following.logs[: len(tokens), 1]).tolist()
+        close = (n for n, gap in enumerate(gaps) if not gap > find_kind_row(engine_answers.kind)["tie"])
+        tokens = tokens[: next(close, len(tokens))]
+    return (
+        {"promptTokens": list(question_set.prompts[question_set.golden].tokens), "tokens": tokens}
+        if tokens
+        else None
+    )
+
+
+def _tokenizer_directory(engine: Path, model: Path, engine_manifest: Manifest) -> Path:
+    # Edge-LLM's engines carry no tokenizer that transformers reads: its runtime reads the model's.
+    return engine / "tokenizer" if engine_manifest.kind != "edgellm" else model
+
+
+def _judge_agreement(
+    engine_answers: EngineAnswers, answers: kept_answers.ReferenceAnswers, bound: dict[str, Any]
+) -> GateOutcome:
+    engine_passages, kl, reference_cut = answer_metrics.select_scored_passages(engine_answers, answers)
+    return quality.judge_agreement(engine_passages, kl, reference_cut, bound)
+
+
+def _judge_perplexity(
+    engine_answers: EngineAnswers, answers: kept_answers.ReferenceAnswers, bound: dict[str, Any]
+) -> GateOutcome:
+    engine_passages, _, reference_cut = answer_metrics.select_scored_passages(engine_answers, answers)
+    return quality.judge_perplexity(engine_passages, reference_cut, bound)
+
+
+def _failed_outcome(gate: str, e: Exception) -> GateOutcome:
+    reason = e.what if isinstance(e, EnginixError) else f"{type(e).__name__}: {e}"
+    return GateOutcome(gate, False, f"could not be run: {reason}", {"error": reason})

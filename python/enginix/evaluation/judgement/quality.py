@@ -1,0 +1,334 @@
+"""The gates of quality: each compares what an engine said with what the reference said.
+
+Every function gives an :class:`Outcome`, or raises; whoever runs them counts an exception as a no.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from enginix.errors import GateError
+from enginix.evaluation.judgement.outcome import GateOutcome
+from enginix.evaluation.reference_answers.answers import ANSWERED, CONTINUED, Passage, ReferenceAnswers
+from enginix.evaluation.reference_answers.material import GateQuestion, GateTokenizer, Material
+from enginix.evaluation.reference_answers.subject import Subject
+
+TOP_K = 5
+BLOCK = 32  # consecutive tokens that count as one observation
+NORMAL_95 = 1.96
+SIGNIFICANT = 0.05
+
+
+def round_figure(value: float) -> float:
+    """Three significant digits: evidence must not depend on the order of sums."""
+    return float(f"{value:.3g}")
+
+
+def judge_agreement(
+    engine_passages: Sequence[Passage],
+    kl: Sequence[torch.Tensor],
+    answers: ReferenceAnswers,
+    bounds: dict[str, Any],
+) -> GateOutcome:
+    """Most likely tokens and next-token distributions on the evaluation text.
+
+    Args:
+        own: the engine's distributions.
+        kl: Kullback-Leibler divergence of the reference from the engine at each position, in nats.
+        bounds: ``top1`` at least, ``kl`` at most on average.
+    """
+    same = [(a.ids[:, 0] == b.ids[:, 0]) for a, b in zip(engine_passages, answers.passages, strict=True)]
+    overlap = [
+        (a.ids[:, :TOP_K, None] == b.ids[:, None, :TOP_K]).any(-1).float().mean(-1)
+        for a, b in zip(engine_passages, answers.passages, strict=True)
+    ]
+    top1, topk = (float(torch.cat([t.float() for t in ts]).mean()) for ts in (same, overlap))
+    every = torch.cat(list(kl))
+    mean, worst = float(every.mean()), float(every.quantile(0.99))
+    passed = top1 >= bounds["top1"] and mean <= bounds["kl"]
+    by_position = []
+    for start in range(0, max(map(len, same)), BLOCK):
+        block_matches = torch.cat([t[start : start + BLOCK].float() for t in same])
+        by_position.append(
+            {"from": start, "top1": round_figure(float(block_matches.mean())), "tokens": len(block_matches)}
+        )
+    summary = (
+        f"most likely token equal at {top1:.1%} of {len(every)} positions ({bounds['top1']:.1%} asked), "
+        f"top {TOP_K} {topk:.1%}, mean KL {mean:.2g} ({bounds['kl']:g} allowed)"
+    )
+    detail = {
+        **bounds,
+        "positions": len(every),
+        "top1Found": round_figure(top1),
+        "top5Found": round_figure(topk),
+        "klFound": round_figure(mean),
+        "kl99Found": round_figure(worst),
+        "byPosition": by_position,
+    }
+    return GateOutcome("agreement", passed, summary, detail)
+
+
+def compute_divergence(logs: torch.Tensor, reference_passage: Passage) -> torch.Tensor:
+    """Kullback-Leibler divergence of the reference from the engine at each position, nats, float64 [T - 1].
+
+    Over the reference's most likely tokens and all others together: at most what it is over the vocabulary.
+
+    Args:
+        logs: the engine's log-probabilities [T - 1, vocab_size].
+        kept: the reference's, on the same device.
+    """
+    q = logs.gather(1, reference_passage.ids.long()).double()
+    p = reference_passage.logs.double()
+    rest_p = (1 - p.exp().sum(-1)).clamp(min=1e-12)
+    rest_q = (1 - q.exp().sum(-1)).clamp(min=1e-12)
+    total: torch.Tensor = (p.exp() * (p - q)).sum(-1) + rest_p * (rest_p.log() - rest_q.log())
+    return total.clamp(min=0)
+
+
+def judge_perplexity(
+    engine_passages: Sequence[Passage], answers: ReferenceAnswers, bounds: dict[str, Any]
+) -> GateOutcome:
+    """Perplexity on the evaluation text over the reference's, with its confidence interval.
+
+    Token by token the same text is scored twice, so the difference has a much smaller spread than either.
+    """
+    worse = [
+        (b.text_logs - a.text_logs).double() for a, b in zip(engine_passages, answers.passages, strict=True)
+    ]
+    blocks = [float(part.mean()) for passage in worse for part in torch.split(passage, BLOCK)]
+    if len(blocks) < 2:
+        raise GateError(f"{len(blocks)} blocks of {BLOCK} tokens: too little text for an interval")
+    mean = float(torch.cat(worse).mean())
+    spread = NORMAL_95 * statistics.stdev(blocks) / math.sqrt(len(blocks))
+    engine_perplexity, reference_perplexity = (
+        math.exp(-float(torch.cat([p.text_logs.double() for p in ps]).mean()))
+        for ps in (engine_passages, answers.passages)
+    )
+    ratio, low, high = (math.exp(x) for x in (mean, mean - spread, mean + spread))
+    passed = high <= bounds["ratio"]
+    summary = (
+        f"{engine_perplexity:.4g}, the reference {reference_perplexity:.4g}: × {ratio:.4f} (95% interval {low:.4f} to {high:.4f}), "
+        f"{bounds['ratio']:g} allowed"
+    )
+    detail = {
+        **bounds,
+        "found": round_figure(engine_perplexity),
+        "reference": round_figure(reference_perplexity),
+        "ratioFound": float(f"{ratio:.4g}"),
+        "interval": [float(f"{low:.4g}"), float(f"{high:.4g}")],
+        "tokens": sum(map(len, worse)),
+    }
+    return GateOutcome("perplexity", passed, summary, detail)
+
+
+def contains_answer(reply: str, answer: str) -> bool:
+    """Whether ``answer`` stands in ``reply`` as a word of its own."""
+    reply, answer = (unicodedata.normalize("NFKC", text).casefold() for text in (reply, answer))
+    if not answer.isascii():  # scripts without spaces
+        return answer in reply
+    return re.search(rf"(?<![\w.]){re.escape(answer)}(?!\w)", reply) is not None
+
+
+def judge_task(
+    subject: Subject,
+    material: Material,
+    answers: ReferenceAnswers,
+    tokenizer: GateTokenizer,
+    bounds: dict[str, Any],
+) -> GateOutcome:
+    """Questions with exact answers: not significantly more lost than won against the reference."""
+    replies = subject.generate([q.tokens for q in material.questions], ANSWERED, answers.ends)
+    return _compare_replies(
+        "task", material.questions, replies, answers.replies, answers.ends, tokenizer, bounds
+    )
+
+
+def judge_context(
+    subject: Subject,
+    material: Material,
+    answers: ReferenceAnswers,
+    tokenizer: GateTokenizer,
+    bounds: dict[str, Any],
+) -> GateOutcome:
+    """Facts planted in long texts, asked for at their ends: judged as :func:`task` is.
+
+    Asked is what fits the engine, which may take less than its model does.
+    """
+    fits = [n for n, q in enumerate(material.recalls) if len(q.tokens) + ANSWERED <= subject.max_length]
+    if not fits:
+        raise GateError(
+            f"the engine takes {subject.max_length} tokens: no text with a planted fact fits",
+            fix="build it for longer sequences, or leave the gate context out",
+        )
+    recall_questions = [material.recalls[n] for n in fits]
+    replies = subject.generate([q.tokens for q in recall_questions], ANSWERED, answers.ends)
+    reference_replies = [answers.recalls[n] for n in fits]
+    # The texts are thousands of tokens; their length and depth tell which it was.
+    named = [replace(q, text=q.id) for q in recall_questions]
+    outcome = _compare_replies("context", named, replies, reference_replies, answers.ends, tokenizer, bounds)
+    longest = max(len(q.tokens) for q in recall_questions)
+    summary = f"facts found at up to {longest} tokens: {outcome.summary}"
+    return replace(outcome, summary=summary, detail={**outcome.detail, "longest": longest})
+
+
+def _wilson_interval(right: int, of: int) -> list[float]:
+    """Wilson's 95% interval of a share."""
+    share, square = right / of, NORMAL_95**2 / of
+    middle = (share + square / 2) / (1 + square)
+    spread = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
+    return [round_figure(max(0.0, middle - spread)), round_figure(min(1.0, middle + spread))]
+
+
+def _compare_replies(
+    gate: str,
+    questions: Sequence[GateQuestion],
+    replies: Sequence[Sequence[int]],
+    references: Sequence[Sequence[int]],
+    ends: frozenset[int],
+    tokenizer: GateTokenizer,
+    bounds: dict[str, Any],
+) -> GateOutcome:
+    rows = []
+    for question, engine_reply, reference_reply in zip(questions, replies, references, strict=True):
+        texts = [
+            tokenizer.decode([t for t in reply if t not in ends]) for reply in (engine_reply, reference_reply)
+        ]
+        rows.append((question, texts, [contains_answer(text, question.answer) for text in texts]))
+    score, reference = (sum(marks[who] for _, _, marks in rows) for who in (0, 1))
+    if not reference:
+        raise GateError(
+            "the reference answers none of the questions: they say nothing about an engine of this model",
+            fix=f"pass questions that the model can answer, or leave the gate {gate} out",
+        )
+    lost, won = sum(m == [False, True] for _, _, m in rows), sum(m == [True, False] for _, _, m in rows)
+    # Sign test: were losing and winning equally likely, so many losses would come up with this probability.
+    chance = sum(math.comb(lost + won, k) for k in range(lost, lost + won + 1)) / 2 ** (lost + won)
+    least = math.ceil(bounds["share"] * reference)
+    passed = score >= least and (chance > SIGNIFICANT or not lost)
+    summary = (
+        f"{score} of {len(rows)} right, the reference {reference}; lost {lost}, won {won} (p {chance:.2g})"
+    )
+    detail = {
+        **bounds,
+        "score": score,
+        "referenceScore": reference,
+        "questions": len(rows),
+        "interval": _wilson_interval(score, len(rows)),
+        "lost": lost,
+        "won": won,
+        "p": round_figure(chance),
+        "replies": [
+            {"question": q.text, "answer": q.answer, "engine": t[0], "reference": t[1], "right": m}
+            for q, t, m in rows
+        ],
+    }
+    return GateOutcome(gate, passed, summary, detail)
+
+
+def ends_in_loop(tokens: Sequence[int]) -> bool:
+    """Whether an answer ends in at least four repetitions, and 24 tokens, of up to 12 tokens."""
+    for period in range(1, 13):
+        length = max(4 * period, 24)
+        if len(tokens) >= length and all(
+            tokens[-i] == tokens[-i - period] for i in range(1, length - period + 1)
+        ):
+            return True
+    return False
+
+
+def judge_smoke(
+    subject: Subject,
+    material: Material,
+    answers: ReferenceAnswers,
+    tokenizer: GateTokenizer,
+    bounds: dict[str, Any],
+) -> GateOutcome:
+    """Prompts in several languages: answers that are not empty, do not loop, and stop."""
+    continuations = subject.generate([p.tokens for p in material.prompts], CONTINUED, answers.ends)
+    replies = subject.generate([q.tokens for q in material.questions], ANSWERED, answers.ends)
+    if len(continuations) != len(material.prompts) or len(replies) != len(material.questions):
+        raise GateError(f"{len(continuations) + len(replies)} answers: some prompts got none")
+    empty, outside, beyond = [], [], []
+    for prompt, engine_tokens, reference_tokens in zip(
+        material.prompts, continuations, answers.continuations, strict=True
+    ):
+        visible_tokens = [
+            [t for t in tokens if t not in answers.ends] for tokens in (engine_tokens, reference_tokens)
+        ]
+        if not engine_tokens or (visible_tokens[1] and not visible_tokens[0]):
+            empty.append(prompt.id)
+        if any(not 0 <= t < subject.vocab_size for t in engine_tokens):
+            outside.append(prompt.id)
+        if any(t in answers.ends for t in engine_tokens[:-1]) or len(engine_tokens) > CONTINUED:
+            beyond.append(prompt.id)
+    looping, reference_looping = (
+        sum(map(ends_in_loop, texts)) for texts in (continuations, answers.continuations)
+    )
+    stops, reference_stops = (
+        sum(bool(r) and r[-1] in answers.ends for r in texts) for texts in (replies, answers.replies)
+    )
+    allowed = reference_looping + math.ceil(bounds["loops"] * len(continuations))
+    required_stops = math.floor(bounds["stops"] * reference_stops)
+    faults = [
+        *([f"nothing said to {', '.join(empty)}"] if empty else []),
+        *([f"tokens that do not exist in {', '.join(outside)}"] if outside else []),
+        *([f"goes on after an end token in {', '.join(beyond)}"] if beyond else []),
+        *([f"{looping} answers loop, {allowed} allowed"] if looping > allowed else []),
+        *([f"{stops} answers stop, {required_stops} asked"] if stops < required_stops else []),
+    ]
+    summary = "; ".join(faults) or (
+        f"{len(continuations)} prompts: none empty, {looping} loop (the reference {reference_looping}), "
+        f"{stops} of {len(replies)} replies stop (the reference {reference_stops})"
+    )
+    detail = {
+        **bounds,
+        "loopsFound": looping,
+        "loopsReference": reference_looping,
+        "stopsFound": stops,
+        "stopsReference": reference_stops,
+        "answers": [
+            {"prompt": p.text, "engine": tokenizer.decode(a), "reference": tokenizer.decode(b)}
+            for p, a, b in zip(material.prompts, continuations, answers.continuations, strict=True)
+        ],
+    }
+    return GateOutcome("smoke", not faults, summary, detail)
+
+
+def judge_invariance(
+    subject: Subject, material: Material, answers: ReferenceAnswers, bounds: dict[str, Any]
+) -> GateOutcome:
+    """The same prompt alone and in a batch, once and twice: the same tokens, or an allowed tie."""
+    prompts = [p.tokens for p in material.prompts]
+    batch = subject.generate(prompts, CONTINUED, answers.ends)
+    again = subject.generate(prompts, CONTINUED, answers.ends)
+    alone = subject.generate(prompts, CONTINUED, answers.ends, together=False)
+    faults, ties = [], 0
+    for prompt, first, second, single in zip(material.prompts, batch, again, alone, strict=True):
+        for what, one, other in (("repeated", first, second), ("alone", single, first)):
+            if one == other and one:
+                continue
+            gap = _logit_gap(subject, prompt.tokens, one, other)
+            if gap > subject.tie:
+                faults.append(f"{prompt.id} {what}: another token, by {gap:.2g} in the logits")
+            ties += gap <= subject.tie
+    summary = (
+        "; ".join(faults[:3]) or f"{len(prompts)} prompts alone, in a batch, and again: equal ({ties} ties)"
+    )
+    return GateOutcome("invariance", not faults, summary, {**bounds, "faults": faults, "ties": ties})
+
+
+def _logit_gap(subject: Subject, prompt: Sequence[int], one: Sequence[int], other: Sequence[int]) -> float:
+    """How far apart two tokens are where two answers part; infinite where one is missing."""
+    position = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+    if position is None:
+        return math.inf
+    (logits,) = subject.logits([[*prompt, *one[:position]]])
+    return abs(float(logits[-1, one[position]] - logits[-1, other[position]]))

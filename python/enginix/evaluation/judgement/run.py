@@ -1,0 +1,92 @@
+"""Runs the gates of a reference engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from enginix.errors import EnginixError, GateError
+from enginix.evaluation.judgement import logits
+from enginix.evaluation.judgement.outcome import GateOutcome
+from enginix.evaluation.reference_answers import hf
+from enginix.evaluation.reference_answers.prompts import PromptSet
+from enginix.reference.executor import Executor
+from enginix.tables import load_table
+
+FIX = (
+    "see report.html and gates.json; quantize again with more or closer calibration data, take a finer "
+    "number format, or change the bound with its reason"
+)
+
+
+def run_logits_gate(
+    model: Path,
+    load: Callable[[], Executor],
+    prompts: PromptSet,
+    *,
+    tolerance: float | None = None,
+    device: str = "cpu",
+    stored_reference: tuple[Sequence[torch.Tensor], str] | None = None,
+) -> tuple[GateOutcome, ...]:
+    """Every gate's answer. The reference runs first and is gone before the executor is loaded.
+
+    Args:
+        model: Hugging Face model directory, the reference.
+        load: loads what is judged, computing in float32.
+        tolerance: bound of the gate ``logits`` in place of the table's.
+        device: where the reference runs.
+        kept: the reference's logits and the dtype of its weights, where it need not run again.
+
+    Raises:
+        GateError: a gate could not be run. One that says no is an :class:`Outcome`.
+        CheckpointError: the checkpoint cannot be loaded at all.
+    """
+    tokens: Sequence[Sequence[int]] = [p.tokens for p in prompts.prompts]
+    try:
+        reference, dtype = stored_reference or (
+            hf.compute_hf_logits(model, tokens, device),
+            hf.read_stored_dtype(model),
+        )
+        executor = load()
+        if tolerance is None:
+            bound, reason = logits.find_tolerance(dtype, executor.config.dtype)
+        else:
+            bound, reason = tolerance, "chosen by the user"
+        return (logits.compare_logits(prompts, executor.forward(tokens), reference, bound, reason),)
+    except EnginixError:
+        raise
+    except Exception as e:
+        raise GateError(
+            f"gate {logits.NAME} could not be run: {type(e).__name__}: {e}",
+            where=str(model),
+            fix="a gate without an answer is a failure; run again with ENGINIX_TRACEBACK=1 to see why",
+        ) from e
+
+
+def require_gates_passed(outcomes: Sequence[GateOutcome]) -> None:
+    """Refuses unless every gate passed, and there is at least one.
+
+    Raises:
+        GateError: naming the first that failed.
+    """
+    if not outcomes:
+        raise GateError("no gate was run", fix="ask for --no-gates if that is meant")
+    for outcome in outcomes:
+        if not outcome.passed:
+            raise GateError(
+                f"gate {outcome.gate} failed: {outcome.summary}",
+                fix=load_table("gates")["gates"].get(outcome.gate, {}).get("fix", FIX),
+            )
+
+
+def build_gate_evidence(prompts: PromptSet, outcomes: Sequence[GateOutcome]) -> dict[str, Any]:
+    """The content of an engine's ``gates.json``; ``passed`` is null where no gate was run."""
+    return {
+        "format": 1,
+        "passed": all(o.passed for o in outcomes) if outcomes else None,
+        "promptSet": {"sha256": prompts.sha256, "count": len(prompts.prompts)},
+        "gates": {o.gate: {"passed": o.passed, **o.detail} for o in outcomes},
+    }

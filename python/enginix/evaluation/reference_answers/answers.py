@@ -1,0 +1,307 @@
+"""The reference's answers: computed once for a model, and kept; every engine of it is compared with them.
+
+Of each position's distribution the most likely tokens and the logarithm of the probability of the text's next
+token are kept, so that the answers of a model with a large vocabulary stay small. The gate logits compares
+whole distributions: those of the prompts lie in a file of their own, which nothing else reads.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from enginix.errors import GateError
+from enginix.evaluation.reference_answers.material import Material
+from enginix.evaluation.reference_answers.subject import NOT_FINITE, Subject, require_logits_shape
+from enginix.files import dump_json, write_text
+
+GROUP = 128  # tokens of a large vocabulary that are looked at together
+AHEAD = 2  # texts whose logits may lie on a device at a time
+KEPT = 64  # most likely tokens of a position
+CONTINUED = 64  # tokens of a continuation
+ANSWERED = 32  # tokens of an answer to a question
+LAYERS_OF = 32  # positions of the first passage whose hidden states are kept
+FORMAT = 3
+FILE, TENSORS, LOGITS = "answers.json", "answers.safetensors", "logits.safetensors"
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage's T - 1 next-token distributions.
+
+    Attributes:
+        ids: int32 [T - 1, KEPT], the most likely tokens, best first.
+        logs: float32 [T - 1, KEPT], natural logarithms of their probabilities.
+        text_logs: float32 [T - 1], of the text's own next token.
+    """
+
+    ids: torch.Tensor
+    logs: torch.Tensor
+    text_logs: torch.Tensor
+
+
+@dataclass(frozen=True)
+class ReferenceAnswers:
+    """What the reference said.
+
+    Attributes:
+        model: its identity.
+        material: digest of what was asked.
+        ends: tokens that end an answer.
+        hidden: what each layer hands on, on the first passage's first positions.
+        dtype: the widest among the model's weights, by which the gate logits has its bound.
+    """
+
+    model: dict[str, Any]
+    material: str
+    ends: frozenset[int]
+    passages: tuple[Passage, ...]
+    continuations: tuple[tuple[int, ...], ...]
+    replies: tuple[tuple[int, ...], ...]
+    hidden: tuple[torch.Tensor, ...]
+    dtype: str | None = None
+    recalls: tuple[tuple[int, ...], ...] = ()
+
+
+def select_most_likely(logs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As ``topk`` of [T, vocab_size]: values and ids, best first.
+
+    A large vocabulary is cut into groups: the ``count`` best tokens lie in the ``count`` groups with the
+    largest maxima, so all others are looked at once, where topk's radix search looks up to sixteen times.
+    """
+    if logs.shape[-1] < 4 * count * GROUP:
+        values, ids = logs.topk(min(count, logs.shape[-1]), -1)
+        return values, ids
+    padding = -logs.shape[-1] % GROUP
+    padded = torch.nn.functional.pad(logs, (0, padding), value=-math.inf) if padding else logs
+    groups = padded.reshape(len(logs), -1, GROUP)
+    chosen = groups.amax(-1).topk(count, -1).indices
+    candidates = groups.gather(1, chosen[..., None].expand(-1, -1, GROUP)).flatten(1)
+    values, position = candidates.topk(count, -1)
+    return values, chosen.gather(1, position // GROUP) * GROUP + position % GROUP
+
+
+def build_passage(logs: torch.Tensor, tokens: tuple[int, ...]) -> Passage:
+    """The distributions of a text of T tokens from log-probabilities [T - 1, vocab_size], on their device.
+
+    Nothing here waits for a device: whoever asks for many texts lets it work, and fetches them at the end.
+    """
+    top_logs, ids = select_most_likely(logs, KEPT)
+    text = logs.gather(1, torch.tensor(tokens[1:], device=logs.device)[:, None])[:, 0]
+    return Passage(ids.int(), top_logs, text)
+
+
+@torch.inference_mode()
+def score_texts(
+    subject: Subject,
+    texts: Sequence[tuple[int, ...]],
+    measure: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
+) -> tuple[list[Passage], list[torch.Tensor]]:
+    """A subject's distributions on texts; fetched from its device when the last text is on its way.
+
+    Args:
+        texts: token ids, at least two each.
+        beside: (number of the text, log-probabilities [T - 1, vocab_size]) → what else is wanted of them,
+            [T - 1, …].
+
+    Returns:
+        For each text its distributions, and what ``beside`` gave, all on the CPU.
+
+    Raises:
+        GateError: logits of another shape, or not finite.
+    """
+    passages, others, finite = [], [], []
+    side_stream = _SideStream()
+    for number, (text, logits) in enumerate(zip(texts, subject.logits(texts), strict=True)):
+        require_logits_shape(logits, len(text), subject.vocab_size)
+        with side_stream.of(logits):
+            finite.append(torch.stack(torch.aminmax(logits)).isfinite().all())
+            logs = logits[:-1].log_softmax(-1)
+            passages.append(build_passage(logs, text))
+            if measure is not None:
+                others.append(measure(number, logs))
+    side_stream.wait()
+    if not passages:
+        return [], []
+    if not bool(torch.stack(finite).all()):
+        raise GateError(NOT_FINITE)
+    lengths = [len(p.text_logs) for p in passages]
+    return move_passages(passages, "cpu"), list(
+        torch.split(torch.cat(others).cpu(), lengths)
+    ) if others else []
+
+
+def move_passages(passages: Sequence[Passage], device: torch.device | str) -> list[Passage]:
+    """The same on another device, in one go for each kind of tensor."""
+    lengths = [len(p.text_logs) for p in passages]
+    parts = (
+        torch.split(torch.cat([getattr(p, name) for p in passages]).to(device), lengths)
+        for name in ("ids", "logs", "text_logs")
+    )
+    return [Passage(*each) for each in zip(*parts, strict=True)]
+
+
+class _SideStream:
+    """On a GPU, work on a stream of its own: it fills what the next text's forward pass leaves idle."""
+
+    def __init__(self) -> None:
+        self.stream: torch.cuda.Stream | None = None
+        self.ended: list[torch.cuda.Event] = []
+
+    @contextmanager
+    def of(self, logits: torch.Tensor) -> Iterator[None]:
+        """What is done inside may read ``logits``, and follows what was done inside before."""
+        if logits.device.type != "cuda":
+            yield
+            return
+        self.stream = self.stream or torch.cuda.Stream(logits.device)  # type: ignore[no-untyped-call]
+        self.stream.wait_stream(torch.cuda.current_stream(logits.device))
+        logits.record_stream(self.stream)
+        with torch.cuda.stream(self.stream):
+            yield
+            self.ended.append(self.stream.record_event())
+        if len(self.ended) > AHEAD:  # logits of many texts would fill the device
+            self.ended[-AHEAD].synchronize()
+
+    def wait(self) -> None:
+        """What follows may read what was done inside."""
+        if self.stream is not None:
+            torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
+
+
+def ask_reference(
+    subject: Subject, material: Material, ends: frozenset[int], model: dict[str, Any]
+) -> ReferenceAnswers:
+    """Asks everything.
+
+    Raises:
+        GateError: the reference gives no finite answers.
+    """
+    texts = [p.tokens for p in material.passages]
+    passages = tuple(score_texts(subject, texts)[0])
+    continuations = subject.generate([p.tokens for p in material.prompts], CONTINUED, ends)
+    replies = subject.generate([q.tokens for q in material.questions], ANSWERED, ends)
+    return ReferenceAnswers(
+        model,
+        material.sha256,
+        ends,
+        passages,
+        tuple(map(tuple, continuations)),
+        tuple(map(tuple, replies)),
+        tuple(state.cpu() for state in subject.hidden(texts[0][:LAYERS_OF])),
+        recalls=tuple(map(tuple, subject.generate([q.tokens for q in material.recalls], ANSWERED, ends))),
+    )
+
+
+def write_reference_answers(answers: ReferenceAnswers, directory: Path) -> None:
+    """Writes ``answers.json`` and ``answers.safetensors``."""
+    tensors: dict[str, torch.Tensor] = {}
+    for number, stored_passage in enumerate(answers.passages):
+        tensors |= {
+            f"{number}.ids": stored_passage.ids,
+            f"{number}.logs": stored_passage.logs,
+            f"{number}.text": stored_passage.text_logs,
+        }
+    tensors |= {f"hidden.{n}": state.contiguous() for n, state in enumerate(answers.hidden)}
+    save_file(tensors, directory / TENSORS)
+    described = {
+        "format": FORMAT,
+        "model": answers.model,
+        "material": answers.material,
+        "ends": sorted(answers.ends),
+        "passages": len(answers.passages),
+        "layers": len(answers.hidden),
+        "dtype": answers.dtype,
+        "continuations": list(map(list, answers.continuations)),
+        "replies": list(map(list, answers.replies)),
+        "recalls": list(map(list, answers.recalls)),
+    }
+    write_text(directory / FILE, dump_json(described))
+
+
+def require_same_material(answers: ReferenceAnswers, material: Material) -> None:
+    """Refuses answers to other questions than ``material``.
+
+    Raises:
+        GateError: other texts, questions or token ids.
+    """
+    if answers.material != material.sha256 or len(answers.passages) != len(material.passages):
+        raise GateError(
+            "the reference's answers are to other questions, or of another tokenizer",
+            fix="make them again: enginix reference MODEL -o DIR; pass own --questions to both",
+        )
+
+
+def write_logits(logits: Iterable[torch.Tensor], directory: Path) -> None:
+    """Writes ``logits.safetensors``: of each prompt float32 [T, vocab_size], for the gate logits alone."""
+    save_file(
+        {str(n): prompt_logits.contiguous().cpu() for n, prompt_logits in enumerate(logits)},
+        directory / LOGITS,
+    )
+
+
+def read_logits(directory: Path, count: int) -> list[torch.Tensor]:
+    """Logits of ``count`` prompts as :func:`write_logits` wrote them; the gate looks for NaN in them.
+
+    Raises:
+        GateError: missing, damaged, or of another number of prompts.
+    """
+    try:
+        tensors = load_file(directory / LOGITS)
+        if len(tensors) != count:
+            raise ValueError(f"{len(tensors)} prompts, not {count}")
+        return [tensors[str(n)] for n in range(count)]
+    except (OSError, ValueError, KeyError, SafetensorError) as e:
+        raise _unreadable_error(directory, e) from e
+
+
+def _unreadable_error(directory: Path, e: Exception) -> GateError:
+    return GateError(
+        f"the reference's answers cannot be read: {type(e).__name__}: {e}",
+        where=str(directory),
+        fix="make them again: enginix reference MODEL -o DIR",
+    )
+
+
+def read_reference_answers(directory: Path) -> ReferenceAnswers:
+    """Reads what :func:`write` wrote.
+
+    Raises:
+        GateError: missing, damaged, or of another format; without reference no gate passes.
+    """
+    try:
+        raw = json.loads((directory / FILE).read_text("utf-8"))
+        if raw["format"] != FORMAT:
+            raise ValueError(f"format {raw['format']}, not {FORMAT}")
+        tensors = load_file(directory / TENSORS)
+        answers = ReferenceAnswers(
+            raw["model"],
+            raw["material"],
+            frozenset(raw["ends"]),
+            tuple(
+                Passage(tensors[f"{n}.ids"], tensors[f"{n}.logs"], tensors[f"{n}.text"])
+                for n in range(raw["passages"])
+            ),
+            tuple(map(tuple, raw["continuations"])),
+            tuple(map(tuple, raw["replies"])),
+            tuple(tensors[f"hidden.{n}"] for n in range(raw["layers"])),
+            raw["dtype"],
+            tuple(map(tuple, raw["recalls"])),
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as e:
+        raise _unreadable_error(directory, e) from e
+    for stored_passage in answers.passages:
+        if not bool(
+            torch.isfinite(stored_passage.logs).all() and torch.isfinite(stored_passage.text_logs).all()
+        ):
+            raise GateError("the reference's answers hold NaN or infinity", where=str(directory))
+    return answers

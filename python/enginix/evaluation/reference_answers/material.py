@@ -1,0 +1,126 @@
+"""What the gates ask: prompts, evaluation text and questions, by one tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from enginix.errors import GateError
+from enginix.evaluation.reference_answers import recall
+from enginix.evaluation.reference_answers.prompts import Prompt, tokenize_prompts
+from enginix.files import dump_json
+from enginix.tables import load_table
+
+
+class GateTokenizer(Protocol):
+    """What the gates need of a tokenizer; :class:`hf.Tokenizer` is one."""
+
+    def encode(self, text: str) -> list[int]: ...
+    def encode_question(self, question: str) -> list[int]: ...
+    def decode(self, tokens: Sequence[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class GateQuestion:
+    """A question, its one right answer, and the tokens that ask it."""
+
+    id: str
+    text: str
+    answer: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything that is asked.
+
+    Attributes:
+        sha256: of texts, questions and their token ids: two tokenizers that differ give two digests.
+        prompts: to be continued.
+        passages: evaluation text, at least two tokens each.
+        questions: with exact answers.
+        recalls: facts planted in long texts, asked for at their ends.
+    """
+
+    sha256: str
+    prompts: tuple[Prompt, ...]
+    passages: tuple[Prompt, ...]
+    questions: tuple[GateQuestion, ...]
+    recalls: tuple[GateQuestion, ...] = ()
+
+
+def load_material(
+    tokenizer: GateTokenizer,
+    vocab_size: int,
+    max_length: int,
+    *,
+    text: Any = None,
+    questions: Sequence[dict[str, str]] | None = None,
+) -> Material:
+    """The pinned material, or other text and questions in its place, by a tokenizer.
+
+    Args:
+        text: in the form of ``data/questions/gate_text.json``.
+        questions: objects with ``question`` and ``answer``.
+
+    Raises:
+        GateError: nothing to ask, or a tokenizer that is not the model's.
+    """
+    content = load_table("gate_text") if text is None else text
+    question_rows = content["questions"] if questions is None else questions
+    prompts = tokenize_prompts(tokenizer.encode, vocab_size, max_length)
+    rows = {"prompts": content["text"], "maxTokens": content["maxTokens"], "golden": None}
+    passages = tokenize_prompts(tokenizer.encode, vocab_size, max_length, rows).prompts
+    parsed_questions = []
+    for number, row in enumerate(question_rows, 1):
+        if not (
+            isinstance(row.get("question"), str) and isinstance(row.get("answer"), str) and row["answer"]
+        ):
+            raise GateError(f"question {number} is {row!r}", fix='{"question": "…", "answer": "…"} a line')
+        tokens = tuple(tokenizer.encode_question(row["question"]))
+        if not tokens or max(tokens) >= vocab_size or len(tokens) >= max_length:
+            raise GateError(
+                f"question {row['question']!r} is {len(tokens)} tokens of which the model does not take all",
+                fix="pass the model directory with its own tokenizer",
+            )
+        parsed_questions.append(
+            GateQuestion(row.get("id", str(number)), row["question"], row["answer"], tokens)
+        )
+    if not parsed_questions or not any(len(p.tokens) > 1 for p in passages):
+        raise GateError("no questions, or no text of two tokens", fix="a gate needs something to ask")
+    passages = tuple(p for p in passages if len(p.tokens) > 1)
+    recalls = tuple(
+        GateQuestion(of, question_rows, answer, tuple(tokenizer.encode_question(question_rows)))
+        for of, question_rows, answer in recall.build_recall_texts(
+            lambda question_rows: len(tokenizer.encode_question(question_rows)),
+            max_length,
+            [p.text for p in passages],
+        )
+    )
+    token_lists = [[list(p.tokens) for p in prompts.prompts], [list(p.tokens) for p in passages]]
+    answers = [[list(q.tokens), q.answer] for q in (*parsed_questions, *recalls)]
+    digest = hashlib.sha256(dump_json([prompts.sha256, token_lists, answers]).encode()).hexdigest()
+    return Material(digest, prompts.prompts, passages, tuple(parsed_questions), recalls)
+
+
+def require_same_tokens(tokenizer: GateTokenizer, reference: GateTokenizer, material: Material) -> None:
+    """Refuses a tokenizer that reads or writes the material in another way than the reference's.
+
+    Raises:
+        GateError: naming the first text that differs.
+    """
+    for prompt in (*material.prompts, *material.passages):
+        own_tokens = tuple(tokenizer.encode(prompt.text))[: len(prompt.tokens)]
+        if own_tokens != prompt.tokens or tokenizer.decode(prompt.tokens) != reference.decode(prompt.tokens):
+            raise GateError(
+                f"the engine's tokenizer is not the model's: they disagree on text {prompt.id!r}",
+                fix="build the engine again from the model's own tokenizer",
+            )
+    for question in material.questions:
+        if tuple(tokenizer.encode_question(question.text)) != question.tokens:
+            raise GateError(
+                "the engine's chat template is not the model's",
+                fix="build the engine again from the model's own tokenizer",
+            )

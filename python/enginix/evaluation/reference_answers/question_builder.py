@@ -1,0 +1,97 @@
+"""Makes what an engine in its own runtime is asked, of the pinned material, by its model's tokenizer.
+
+A step of its own, with no threshold in it: who changes one asks no engine again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from enginix.errors import GateError
+from enginix.evaluation.engine_protocol.engine_questions import EngineQuestions, TokenizedText
+from enginix.evaluation.reference_answers import hf
+from enginix.evaluation.reference_answers import material as materials
+from enginix.evaluation.reference_answers.answers import ANSWERED, CONTINUED, KEPT
+from enginix.evaluation.reference_answers.material import Material
+from enginix.evaluation.reference_answers.reference_asker import read_questions
+from enginix.model.attention_window import read_context
+from enginix.model.end_tokens import read_end_tokens
+from enginix.tables import load_table
+
+NEXT = 16  # most likely tokens kept of each generated position
+
+
+def read_sizes(model: Path) -> tuple[int, int]:
+    """``vocab_size`` of a Hugging Face model, and the tokens that it takes, its sliding window at most.
+
+    Raises:
+        GateError: its config.json does not say.
+    """
+    config_file = model / "config.json"
+    try:
+        config = json.loads(config_file.read_text("utf-8"))
+        config = {**config, **(config.get("text_config") or {})}
+        model_sizes = int(config["vocab_size"]), int(config["max_position_embeddings"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+        raise GateError(
+            f"vocabulary and context are not known: {type(e).__name__}: {e}",
+            where=str(config_file),
+            fix="pass the Hugging Face model that the engine was made of",
+        ) from e
+    if min(model_sizes) < 1:
+        raise GateError(f"vocabulary {model_sizes[0]}, context {model_sizes[1]}", where=str(config_file))
+    return model_sizes[0], read_context(model, model_sizes[1])
+
+
+def load_model_material(
+    model: Path, questions: Path | None = None
+) -> tuple[Material, hf.TransformersTokenizer]:
+    """The pinned material by a model's tokenizer, and that tokenizer.
+
+    Raises:
+        ModelError: no usable tokenizer.
+        GateError: nothing to ask, or a tokenizer that is not the model's.
+    """
+    tokenizer = hf.TransformersTokenizer(model)
+    vocab_size, context = read_sizes(model)
+    return materials.load_material(
+        tokenizer, vocab_size, context, questions=read_questions(questions)
+    ), tokenizer
+
+
+def build_engine_questions(model: Path, questions: Path | None = None) -> EngineQuestions:
+    """Everything that an engine of ``model`` is asked.
+
+    Raises:
+        ModelError, GateError: as :func:`material_of`.
+    """
+    return convert_material(model, *load_model_material(model, questions))
+
+
+def convert_material(model: Path, material: Material, tokenizer: hf.TransformersTokenizer) -> EngineQuestions:
+    """The same of the material that :func:`material_of` gave."""
+    plain: Any = tokenizer._tokenizer
+
+    def tokenized_text(of: str, tokens: Sequence[int]) -> TokenizedText:
+        written = str(plain.decode(list(tokens), skip_special_tokens=False))
+        whole = [int(t) for t in plain(written, add_special_tokens=False).input_ids] == list(tokens)
+        return TokenizedText(of, tuple(tokens), written if whole else None)
+
+    golden = load_table("gate_prompts")["golden"]
+    return EngineQuestions(
+        material.sha256,
+        read_sizes(model)[0],
+        read_end_tokens(model),
+        next((n for n, p in enumerate(material.prompts) if p.id == golden), 0),
+        tuple(tokenized_text(p.id, p.tokens) for p in material.prompts),
+        tuple(tokenized_text(q.id, q.tokens) for q in material.questions),
+        tuple(tokenized_text(q.id, q.tokens) for q in material.recalls),
+        tuple(tokenized_text(p.id, p.tokens) for p in material.passages),
+        CONTINUED,
+        ANSWERED,
+        KEPT,
+        NEXT,
+    )

@@ -1,0 +1,58 @@
+"""Long context: facts planted among text of a given length, at a given depth, and asked for at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
+
+from enginix.tables import load_table
+
+DISTRACTORS = 2  # facts that are planted, too, and not asked for
+
+
+def build_recall_texts(
+    count: Callable[[str], int], max_length: int, filler: Sequence[str], content: Any = None
+) -> list[tuple[str, str, str]]:
+    """What is asked: for each length that a model takes, one text a depth.
+
+    Args:
+        count: tokens of a question, as it is asked.
+        max_length: of the model, in tokens.
+        filler: texts to plant facts in; repeated where they end.
+        content: in the form of ``data/questions/gate_facts.json``.
+
+    Returns:
+        (id, question with everything before it, exact answer), shortest first. An id is length and depth.
+    """
+    rows = load_table("gate_facts") if content is None else content
+    paragraphs = [p for text in filler for p in text.split("\n\n") if p.strip()]
+    sizes = [max(1, count(f"{p}\n\n") - count("")) for p in paragraphs]
+    out: list[tuple[str, str, str]] = []
+    for length in (n for n in rows["lengths"] if n <= max_length and paragraphs):
+        token_limit = length - rows["answer"]
+        for depth in rows["depths"]:
+            start = len(out)
+            facts = [rows["facts"][(start + n) % len(rows["facts"])] for n in range(1 + DISTRACTORS)]
+            used: list[str] = []
+            total = count(_plant_facts(used, facts, depth))
+            while total < token_limit:
+                paragraph_index = (start * 7 + len(used)) % len(paragraphs)
+                used.append(paragraphs[paragraph_index])
+                total += sizes[paragraph_index]
+            while used and count(_plant_facts(used, facts, depth)) > token_limit:
+                used.pop()
+            if used:
+                text_id = f"{length} tokens, depth {depth:g}"
+                out.append((text_id, _plant_facts(used, facts, depth), facts[0]["answer"]))
+    return out
+
+
+def _plant_facts(paragraphs: Sequence[str], facts: Sequence[dict[str, str]], depth: float) -> str:
+    """The first fact at ``depth``, the others at equal distances after it, going on at the start."""
+    parts, ends = list(paragraphs), list(accumulate(map(len, paragraphs), initial=0))
+    places = [((depth + n / len(facts)) % 1, fact["fact"]) for n, fact in enumerate(facts)]
+    for place, fact in sorted(places, reverse=True):
+        # Between the two paragraphs that meet nearest to the place.
+        parts.insert(min(range(len(ends)), key=lambda n: abs(ends[n] - place * ends[-1])), fact)
+    return "\n\n".join([*parts, facts[0]["question"]])

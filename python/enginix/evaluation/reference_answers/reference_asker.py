@@ -1,0 +1,89 @@
+"""Asks a Hugging Face model everything that gates ask: the reference's answers.
+
+Nothing of what judges is imported here: the answers are a derivation of their own, which a changed bound or
+gate must not compute again (nix/mk-reference-answers.nix).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from enginix.errors import GateError
+from enginix.evaluation.reference_answers import answers as kept_answers
+from enginix.evaluation.reference_answers import hf
+from enginix.evaluation.reference_answers import material as materials
+from enginix.evaluation.reference_answers.answers import ReferenceAnswers
+from enginix.evaluation.reference_answers.material import Material
+from enginix.evaluation.reference_answers.subject import TransformersSubject, require_finite_logits
+from enginix.model import open_weights
+from enginix.model.end_tokens import read_end_tokens
+from enginix.model.identity import identify_model as identity
+
+
+def read_questions(path: Path | None) -> list[dict[str, str]] | None:
+    """The user's own questions, or ``None``.
+
+    Raises:
+        GateError: unreadable, empty, or not an object a line.
+    """
+    if path is None:
+        return None
+    try:
+        # JSON may hold what splitlines takes for the end of a line, U+2028 for one.
+        rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
+        json.dumps(rows, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (OSError, ValueError, RecursionError) as e:
+        raise GateError(f"unreadable questions: {e}", where=str(path), fix="one JSON object a line") from e
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise GateError(
+            "no questions", where=str(path), fix='{"question": "…", "answer": "…"}, one object a line'
+        )
+    return rows
+
+
+def compute_reference_answers(
+    model: Path, device: str = "cpu", questions: Path | None = None
+) -> tuple[ReferenceAnswers, Material]:
+    """Asks a Hugging Face model everything.
+
+    Raises:
+        GateError: it cannot be run, or gives no finite answers.
+    """
+    answers, material, _ = _ask_model(model, device, questions)
+    return answers, material
+
+
+def keep_reference_answers(
+    model: Path, directory: Path, device: str = "cpu", questions: Path | None = None
+) -> Material:
+    """Asks a Hugging Face model everything, and writes its answers into ``directory``.
+
+    Raises:
+        GateError: it cannot be run, or gives no finite answers.
+    """
+    answers, material, subject = _ask_model(model, device, questions)
+    kept_answers.write_reference_answers(answers, directory)
+    logits = subject.logits([p.tokens for p in material.prompts])
+    kept_answers.write_logits(
+        (
+            require_finite_logits(one, len(p.tokens), subject.vocab_size)
+            for one, p in zip(logits, material.prompts, strict=True)
+        ),
+        directory,
+    )
+    return material
+
+
+def _ask_model(
+    model: Path, device: str, questions: Path | None
+) -> tuple[ReferenceAnswers, Material, TransformersSubject]:
+    tokenizer = hf.TransformersTokenizer(model)
+    subject = TransformersSubject(model, device)
+    material = materials.load_material(
+        tokenizer, subject.vocab_size, subject.max_length, questions=read_questions(questions)
+    )
+    named = identity(model, open_weights(model))["model"]
+    answers = kept_answers.ask_reference(subject, material, frozenset(read_end_tokens(model)), named)
+    return replace(answers, dtype=hf.read_stored_dtype(model)), material, subject

@@ -1,0 +1,169 @@
+"""Who is asked: something that gives logits and continues prompts. The engine, and the reference model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from enginix.errors import GateError
+from enginix.evaluation.reference_answers import hf
+from enginix.model.attention_window import read_context
+
+if TYPE_CHECKING:  # what asks the reference model alone has no executor (nix/mk-reference-answers.nix)
+    from enginix.reference.executor import Executor
+    from enginix.reference.scheduler import GenerationEvent, Scheduler
+
+BATCH = 8
+NOT_FINITE = "logits hold NaN or infinity"
+
+
+class Subject(Protocol):
+    """Answers in tokens.
+
+    Attributes:
+        vocab_size: of the logits.
+        max_length: prompt and answer together.
+        tie: two logits this close may change places when company does; 0 where nothing may.
+    """
+
+    vocab_size: int
+    max_length: int
+    tie: float
+
+    def logits(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        """For each text float32 [T, vocab_size]."""
+        ...
+
+    def hidden(self, text: Sequence[int]) -> list[torch.Tensor]:
+        """What each layer hands on, float32 [T, hidden]; the last one after the final norm."""
+        ...
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int], *, together: bool = True
+    ) -> list[list[int]]:
+        """Greedy answers of at most ``most`` tokens, an end token included."""
+        ...
+
+
+class ExecutorSubject:
+    """The reference executor, on a checkpoint."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+        self.vocab_size, self.max_length = executor.config.vocab_size, executor.max_length
+        self.tie = 0.0 if executor.device.type == "cpu" else 0.05
+
+    def logits(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        for text in texts:
+            yield self.executor.forward([text])[0]
+
+    def hidden(self, text: Sequence[int]) -> list[torch.Tensor]:
+        return self.executor.hidden(text)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int], *, together: bool = True
+    ) -> list[list[int]]:
+        from enginix.reference.scheduler import Scheduler
+
+        scheduler = Scheduler(self.executor, BATCH)
+        try:
+            if together:
+                return _generate_batch(scheduler, prompts, most, ends)
+            return [_generate_batch(scheduler, [prompt], most, ends)[0] for prompt in prompts]
+        finally:
+            scheduler.close()
+
+
+def _generate_batch(
+    scheduler: Scheduler, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int]
+) -> list[list[int]]:
+    from enginix.reference.scheduler import GenerationRequest
+
+    out: list[list[int]] = [[] for _ in prompts]
+    errors: list[str] = []
+    remaining, done = [len(prompts)], threading.Event()
+
+    def sink(event: GenerationEvent) -> None:
+        if event.token is not None:
+            out[int(event.id)].append(event.token)
+        if event.error:
+            errors.append(event.error)
+        if event.finish is not None:
+            remaining[0] -= 1
+            if not remaining[0]:
+                done.set()
+
+    for number, prompt in enumerate(prompts):
+        scheduler.add(GenerationRequest(str(number), tuple(prompt), most, ends), sink)
+    if prompts:
+        done.wait()
+    if errors:
+        raise GateError(f"the engine failed while answering: {errors[0]}")
+    return out
+
+
+class TransformersSubject:
+    """The Hugging Face model, executed by transformers in its own dtype's numbers, computed in float32.
+
+    Raises:
+        GateError: the model cannot be loaded whole; without reference no gate passes.
+    """
+
+    tie = 0.05
+
+    def __init__(self, model: Path, device: str = "cpu") -> None:
+        self.model, self.device = hf.load_hf_model(model, device), device
+        config = self.model.config
+        self.vocab_size = int(config.vocab_size)
+        # What an engine without the model's sliding window computes alike.
+        self.max_length = read_context(model, int(config.max_position_embeddings))
+
+    def _ids(self, text: Sequence[int]) -> torch.Tensor:
+        return torch.tensor([list(text)], device=self.device)
+
+    @torch.inference_mode()
+    def logits(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        for text in texts:
+            yield self.model(self._ids(text)).logits[0].float()
+
+    @torch.inference_mode()
+    def hidden(self, text: Sequence[int]) -> list[torch.Tensor]:
+        states = self.model(self._ids(text), output_hidden_states=True).hidden_states
+        return [state[0].float() for state in states[1:]]
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int], *, together: bool = True
+    ) -> list[list[int]]:
+        out = []
+        for prompt in prompts:
+            ids = self._ids(prompt)
+            token_limit = max(1, min(most, self.max_length - len(prompt)))
+            answer = self.model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=token_limit, do_sample=False,
+                num_beams=1, repetition_penalty=1.0, eos_token_id=sorted(ends) or None, pad_token_id=0,
+            )  # fmt: skip
+            out.append([int(t) for t in answer[0, len(prompt) :]])
+        return out
+
+
+def require_logits_shape(logits: torch.Tensor, length: int, vocab_size: int) -> None:
+    """Raises GateError where the logits of a text are not [length, vocab_size]."""
+    if tuple(logits.shape) != (length, vocab_size):
+        raise GateError(f"logits of shape {list(logits.shape)}, expected {[length, vocab_size]}")
+
+
+def require_finite_logits(logits: torch.Tensor, length: int, vocab_size: int) -> torch.Tensor:
+    """The logits of a text, if they are what they should be.
+
+    Raises:
+        GateError: another shape, or not finite.
+    """
+    require_logits_shape(logits, length, vocab_size)
+    if not bool(torch.isfinite(logits).all()):
+        raise GateError(NOT_FINITE)
+    return logits

@@ -1,0 +1,358 @@
+"""A checked request's answer: composed for LiteLLM, asked of one server after the other, and put together."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from enginix.gateway import response_rewrite
+from enginix.gateway.balancer import REST_SECONDS, Balancer, Candidate
+from enginix.gateway.call import TritonCall
+from enginix.gateway.events import DONE, EventTooLarge
+from enginix.gateway.exchange import App, Exchange, NoAnswer
+from enginix.gateway.keys import Caller
+from enginix.gateway.request import (
+    PARAMETERS,
+    ROUTES,
+    RequestRejected,
+    build_triton_inputs,
+    parse_prompts,
+    parse_stop_words,
+    parse_text_messages,
+)
+from enginix.gateway.spec import GatewayLimits
+
+AnswerEvent = dict[str, Any] | str
+
+
+@dataclass(frozen=True)
+class CheckedRequest:
+    """A checked request.
+
+    Attributes:
+        path: its route.
+        body: its parameters, without those that count as absent.
+        model: the model that its ``model`` means.
+        identity: the answer's id; ``None`` keeps that of a server of OpenAI's interface.
+        parts: bodies, one for each text of ``prompt``; of a server of OpenAI's interface always one.
+        call: what to ask a Triton server, but for the prompt; ``None`` where none is asked.
+    """
+
+    path: str
+    body: Mapping[str, Any]
+    model: str
+    identity: str | None
+    parts: Sequence[Mapping[str, Any]]
+    call: TritonCall | None
+
+    @staticmethod
+    def compose(
+        path: str,
+        body: Mapping[str, Any],
+        model: str,
+        request: str,
+        *,
+        is_triton: bool,
+        limits: GatewayLimits,
+    ) -> CheckedRequest:
+        """Compose what is asked from what :func:`enginix.gateway.request.check_openai_request` has let through.
+
+        Args:
+            request: the request's id.
+        """
+        parameters = {name: body[name] for name in PARAMETERS if body.get(name) is not None}
+        if not is_triton:
+            return CheckedRequest(path, parameters, model, None, [parameters], None)
+        call = TritonCall(
+            build_triton_inputs(parameters),
+            tuple(parse_stop_words(parameters.get("stop", []))),
+            limits.default_max_tokens,
+        )
+        if ROUTES[path] == "chat":
+            return CheckedRequest(path, parameters, model, f"chatcmpl-{request}", [parameters], call)
+        parts = [{**parameters, "prompt": prompt} for prompt in parse_prompts(parameters["prompt"])]
+        return CheckedRequest(path, parameters, model, f"cmpl-{request}", parts, call)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the answer is to come in pieces."""
+        return bool(self.body.get("stream"))
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream is to tell its usage."""
+        return bool((self.body.get("stream_options") or {}).get("include_usage"))
+
+    def call_of(self, part: Mapping[str, Any]) -> TritonCall | None:
+        """Return what to ask a Triton server for one part."""
+        if self.call is None:
+            return None
+        if "messages" in part:
+            # Contents are texts by now; LiteLLM's own way with messages is not asked.
+            prompt = {"messages": json.dumps(parse_text_messages(part["messages"]), ensure_ascii=False)}
+        else:
+            prompt = {"text_input": part["prompt"]}
+        return TritonCall({**self.call.question, **prompt}, self.call.stop, self.call.max_tokens)
+
+
+class Answering:
+    """Answers one question.
+
+    Args:
+        width: parts that are asked at the same time.
+
+    Attributes:
+        tokens: of the answer so far.
+        error: what a stream ended with after its first piece, where it failed.
+    """
+
+    def __init__(
+        self, app: App, balancer: Balancer, question: CheckedRequest, caller: Caller, width: int
+    ) -> None:
+        self._app, self._balancer, self._question, self._caller = app, balancer, question, caller
+        self._width = width
+        self.tokens = 0
+        self.error: dict[str, Any] | None = None
+
+    async def whole(self) -> dict[str, Any]:
+        """Return the answer.
+
+        Raises:
+            Refused: no server answers.
+        """
+        places = asyncio.Semaphore(self._width)
+
+        async def one(part: Mapping[str, Any]) -> dict[str, Any]:
+            async with places, aclosing(self._attempts(part, None)) as answer:
+                async for body in answer:
+                    assert isinstance(body, dict)
+                    return body
+            raise RequestRejected("the model's server sent what is no answer", None, 502)
+
+        tasks = [asyncio.ensure_future(one(part)) for part in self._question.parts]
+        try:
+            answers = await asyncio.gather(*tasks)
+        finally:
+            await _cancel_tasks(tasks)
+        usages = [a["usage"] for a in answers if isinstance(a.get("usage"), dict)]
+        self.tokens = sum(int(u.get("total_tokens") or 0) for u in usages)
+        if len(answers) == 1:
+            return answers[0]
+        if not all(a.get("choices") for a in answers):
+            raise RequestRejected("the model's server sent what is no answer", None, 502)
+        choices = [{**a["choices"][0], "index": i} for i, a in enumerate(answers)]
+        return {**answers[0], "choices": choices, "usage": _sum_usages(usages)}
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """Yield the answer's events as bytes.
+
+        Raises:
+            Refused: no server answers, before the first piece. Later ``error`` is set.
+        """
+        parts = self._question.parts
+        cleaners = [
+            response_rewrite.EventRewriter(
+                self._question.identity, self._model, index=i if len(parts) > 1 else None
+            )
+            for i in range(len(parts))
+        ]
+        async with aclosing(self._interleaved(cleaners)) as events:
+            begun = False
+            try:
+                async for event in events:
+                    if isinstance(event, str):
+                        continue
+                    if "error" in event:
+                        self.error = event
+                        return
+                    begun = True
+                    yield response_rewrite.encode_event(event)
+            except RequestRejected as e:
+                if not begun:
+                    raise
+                self.error = e.as_json()
+                return
+        usages = [c.usage for c in cleaners if c.usage is not None]
+        self.tokens = sum(int(u.get("total_tokens") or 0) for u in usages)
+        if self._question.include_usage and usages:
+            yield response_rewrite.encode_event(
+                cleaners[0].usage_chunk(_sum_usages(usages) if len(parts) > 1 else usages[0])
+            )
+        yield response_rewrite.encode_event(DONE)
+
+    @property
+    def _model(self) -> str:
+        return str(self._question.body["model"])
+
+    async def _interleaved(
+        self, cleaners: Sequence[response_rewrite.EventRewriter]
+    ) -> AsyncGenerator[AnswerEvent, None]:
+        """Yield the events of all parts as they come."""
+        parts = self._question.parts
+        if len(parts) == 1:
+            async with aclosing(self._attempts(parts[0], cleaners[0])) as events:
+                async for event in events:
+                    yield event
+            return
+        places = asyncio.Semaphore(self._width)
+        arrived: asyncio.Queue[AnswerEvent | BaseException | None] = asyncio.Queue(maxsize=16)
+
+        async def one(part: Mapping[str, Any], cleaner: response_rewrite.EventRewriter) -> None:
+            try:
+                async with places, aclosing(self._attempts(part, cleaner)) as events:
+                    async for event in events:
+                        await arrived.put(event)
+            except Exception as e:
+                await arrived.put(e)
+            else:
+                await arrived.put(None)
+
+        tasks = [asyncio.ensure_future(one(p, c)) for p, c in zip(parts, cleaners, strict=True)]
+        try:
+            running = len(tasks)
+            while running:
+                item = await arrived.get()
+                if isinstance(item, BaseException):
+                    raise item
+                if item is None:
+                    running -= 1
+                else:
+                    yield item
+        finally:
+            await _cancel_tasks(tasks)
+
+    async def _attempts(
+        self, part: Mapping[str, Any], cleaner: response_rewrite.EventRewriter | None
+    ) -> AsyncGenerator[AnswerEvent, None]:
+        """Ask one server after the other, until one has a first piece, or the whole answer.
+
+        Raises:
+            Refused: the request is to blame, or the last server that was asked has failed.
+        """
+        failure: RequestRejected | None = None
+        for candidate in self._balancer.candidates(self._question.model):
+            begin, begun = time.monotonic(), False
+            try:
+                async with aclosing(self._attempt(candidate, part, cleaner)) as events:
+                    async for event in events:
+                        if not begun:
+                            begun = True
+                            self._balancer.succeeded(candidate.server, time.monotonic() - begin)
+                        yield event
+                return
+            except RequestRejected as e:
+                if begun or not _is_servers_fault(e):
+                    raise
+                failure = e
+                if e.status != 429 and e.retry_after is None:
+                    self._balancer.failed(candidate.server)
+        assert failure is not None, "each model has a server"
+        if failure.status == 503 and failure.retry_after is None:
+            # By then the servers have been looked after again.
+            failure.retry_after = math.ceil(REST_SECONDS)
+        raise failure
+
+    async def _attempt(
+        self, candidate: Candidate, part: Mapping[str, Any], cleaner: response_rewrite.EventRewriter | None
+    ) -> AsyncGenerator[AnswerEvent, None]:
+        """Ask one server: events of a stream from the first piece on, or one whole answer."""
+        body = {**part, "model": candidate.deployment}
+        if cleaner is not None and self._asks_for_usage():
+            body["stream_options"] = {"include_usage": True}
+        call = self._question.call_of(part) if candidate.server.kind == "triton" else None
+        exchange = Exchange(self._app, self._question.path, self._caller, body, call)
+        try:
+            status, kind = await exchange.start()
+            if status >= 400:
+                raise _select_refusal(call, await exchange.read(), status)
+            if cleaner is None:
+                raw = await exchange.read()
+                yield response_rewrite.rewrite_answer(raw, self._question.identity, self._model)
+                return
+            if not kind.startswith("text/event-stream"):
+                raise RequestRejected("the model's server sent what is no stream", None, 502)
+            async with aclosing(_from_first_piece(exchange, cleaner)) as events:
+                async for event in events:
+                    yield event
+        except (NoAnswer, EventTooLarge) as e:
+            raise RequestRejected("the model's server broke the answer off", None, 502) from e
+        finally:
+            await exchange.close()
+
+    def _asks_for_usage(self) -> bool:
+        """Whether the server is asked for it; a client's limit counts it, too."""
+        client = self._caller.client
+        counted = bool(client and client.tokens_per_minute)
+        return self._question.call is not None or self._question.include_usage or counted
+
+
+async def _from_first_piece(
+    exchange: Exchange, cleaner: response_rewrite.EventRewriter
+) -> AsyncGenerator[AnswerEvent, None]:
+    """Yield a stream's events; those before its first piece are held back, for another server may take over.
+
+    Raises:
+        Refused: it failed before its first piece.
+    """
+    held_events: list[AnswerEvent] = []
+    begun = done = False
+    async for raw in exchange.body():
+        for event in cleaner.read(raw, more=True):
+            done = done or event == DONE
+            if isinstance(event, dict) and "error" in event:
+                error = _stream_error(exchange.call, event, cleaner.status)
+                if not begun:
+                    raise error
+                yield error.as_json()
+                return
+            if begun:
+                yield event
+                continue
+            held_events.append(event)
+            if isinstance(event, dict) and any(map(response_rewrite.has_content, event.get("choices") or ())):
+                begun = True
+                for early in held_events:
+                    yield early
+    if not done:
+        raise RequestRejected("the model's server broke the answer off", None, 502)
+    if not begun:
+        for early in held_events:
+            yield early
+
+
+def _select_refusal(call: TritonCall | None, raw: bytes, status: int) -> RequestRejected:
+    # What the handler said is not what LiteLLM has made of it.
+    return (
+        call.failure
+        if call is not None and call.failure is not None
+        else response_rewrite.rewrite_refusal(raw, status)
+    )
+
+
+def _stream_error(call: TritonCall | None, event: Mapping[str, Any], status: int) -> RequestRejected:
+    if call is not None and call.failure is not None:
+        return call.failure
+    error = event["error"]
+    return RequestRejected(error["message"], error["param"], status, error["code"])
+
+
+def _is_servers_fault(error: RequestRejected) -> bool:
+    """Whether another server may answer."""
+    return error.status >= 500 or error.status in (408, 429)
+
+
+def _sum_usages(usages: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    return {name: sum(int(u.get(name) or 0) for u in usages) for name in names}
+
+
+async def _cancel_tasks(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)

@@ -1,0 +1,402 @@
+"""What stands before LiteLLM: keys, routes, sizes, parameters and limits, and clients that vanish.
+
+LiteLLM's proxy has hundreds of routes and answers requests with parameters that nobody honours; here are
+only OpenAI's few, and everything that LiteLLM would drop, or take as an order to itself (mock_response,
+api_base, num_retries), is refused by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from typing import Any
+
+from enginix.gateway.answering import Answering, CheckedRequest
+from enginix.gateway.balancer import Balancer
+from enginix.gateway.client_errors import restore_parameter_names
+from enginix.gateway.exchange import SCOPE, App, Message, Receive, Scope, Send
+from enginix.gateway.keys import Caller, Keys
+from enginix.gateway.rate_limits import RateLimits
+from enginix.gateway.request import ROUTES, RequestRejected, check_openai_request
+from enginix.gateway.spec import BackendServer, GatewaySpec
+
+__all__ = ["SCOPE", "AuthMiddleware"]
+MODELS = "/v1/models"
+# Deeper than any message; parsers of the servers behind crash far beyond (docs/triton.md, faults).
+_MAX_DEPTH = 32
+# Status that servers log for a request whose client has gone.
+_CLIENT_GONE = 499
+# Texts of one request that are answered at the same time.
+_PARALLEL_PROMPTS = 8
+
+
+class AuthMiddleware:
+    """An ASGI application around another.
+
+    Args:
+        app: LiteLLM's proxy.
+        ready: state of the servers behind, for ``/health/ready``: whether to send requests, and each one's.
+        log: gets one line a request; no text of a client is in it.
+        answers: whether a server is known to answer; others are asked last.
+
+    Attributes:
+        start_failure: why the application did not start, where it did not.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        spec: GatewaySpec,
+        keys: Keys,
+        ready: Callable[[], tuple[bool, dict[str, Any]]],
+        log: Callable[[str], None],
+        answers: Callable[[BackendServer], bool] = lambda _: True,
+    ) -> None:
+        self._app, self._spec, self._keys, self._ready, self._log = app, spec, keys, ready, log
+        self._balancer = Balancer(spec, answers)
+        self._rates = RateLimits()
+        self._running: Counter[str] = Counter()
+        self.start_failure = ""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One connection's request."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        elif scope["path"].startswith("/health/"):
+            await self._health(scope, send)
+        else:
+            await self._request(scope, receive, send)
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the start and the end on to LiteLLM, and keeps why a start failed."""
+
+        async def observed_send(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed":
+                lines = str(message.get("message") or "").strip().splitlines()
+                self.start_failure = self.start_failure or (lines[-1].strip() if lines else "")
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observed_send)
+        except Exception as e:
+            self.start_failure = self.start_failure or f"{type(e).__name__}: {e}"
+            raise
+
+    async def _health(self, scope: Scope, send: Send) -> None:
+        try:
+            _refuse_query(scope)
+        except RequestRejected as e:
+            await _send_json(send, e.status, e.as_json())
+            return
+        if scope["path"] == "/health/live":
+            await _send_json(send, 200, {"live": True})
+        elif scope["path"] == "/health/ready":
+            ready, servers = self._ready()
+            await _send_json(send, 200 if ready else 503, {"ready": ready, "models": servers})
+        else:
+            await _send_json(send, 404, _unknown_route(scope).as_json())
+
+    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = _ClientRequest(scope, receive, send)
+        begin = time.monotonic()
+        try:
+            caller = self._caller(scope)
+            request.caller = caller.name
+            _refuse_query(scope)
+            await self._serve(request, caller)
+        except RequestRejected as e:
+            await self._refuse(request, e)
+        except _ClientGone:
+            request.status = _CLIENT_GONE
+        except Exception as e:
+            # LiteLLM's own; its text may hold what the client sent.
+            await self._refuse(request, RequestRejected("the gateway failed on this request", None, 500))
+            request.error = f"unexpected {type(e).__name__}"
+        finally:
+            milliseconds = (time.monotonic() - begin) * 1000
+            line = (
+                f"{scope['method']} {_replace_unprintable(scope['path'])} {request.status} {request.caller}"
+            )
+            reason = f": {_replace_unprintable(request.error)}" if request.error else ""
+            self._log(
+                f"{line} {_replace_unprintable(request.model)} {milliseconds:.0f} ms {request.id}{reason}"
+            )
+
+    async def _refuse(self, request: _ClientRequest, error: RequestRejected) -> None:
+        request.error = error.message.split("\n", 1)[0]
+        if request.status == 0:
+            await request.answer(error.status, error.as_json(), retry_after=error.retry_after)
+        else:
+            await request.end_stream(error.as_json())
+
+    def _caller(self, scope: Scope) -> Caller:
+        headers = [v for k, v in scope["headers"] if k == b"authorization"]
+        word, _, key = (headers[0].decode("latin-1") if len(headers) == 1 else "").partition(" ")
+        caller = self._keys.caller(key.strip() if word.lower() == "bearer" else None)
+        if caller is None:
+            reason = "this key is not known here" if headers else "no key is given: Authorization: Bearer KEY"
+            raise RequestRejected(reason, None, 401, "invalid_api_key")
+        return caller
+
+    async def _serve(self, request: _ClientRequest, caller: Caller) -> None:
+        scope = request.scope
+        path, method = scope["path"], scope["method"]
+        if path in ROUTES and method == "POST":
+            body = await self._body(request)
+            model = self._model(body.get("model"), caller)
+            request.model = model
+            is_triton = self._spec.is_triton(model)
+            check_openai_request(ROUTES[path], body, is_triton=is_triton)
+            question = CheckedRequest.compose(
+                path, body, model, request.id, is_triton=is_triton, limits=self._spec.limits
+            )
+            with self._place(caller):
+                self._rates.take(caller, len(question.parts))
+                await request.while_connected(self._answer(request, question, caller))
+        elif path in ROUTES or method != "GET":
+            raise RequestRejected(f"{path}: no such route for {method}", None, 405 if path in ROUTES else 404)
+        elif path == MODELS or path.startswith(f"{MODELS}/"):
+            await request.answer(200, self._models(caller, path.removeprefix(MODELS).removeprefix("/")))
+        else:
+            raise _unknown_route(scope)
+
+    async def _answer(self, request: _ClientRequest, question: CheckedRequest, caller: Caller) -> None:
+        client = caller.client
+        max_parallel = client.parallel_requests if client and client.parallel_requests else _PARALLEL_PROMPTS
+        answering = Answering(
+            self._app, self._balancer, question, caller, min(max_parallel, _PARALLEL_PROMPTS)
+        )
+        try:
+            if question.is_stream:
+                async with aclosing(answering.stream()) as stream:
+                    async for raw in stream:
+                        await request.stream(raw)
+                await request.end_stream(answering.error)
+                request.error = answering.error["error"]["message"] if answering.error else ""
+            else:
+                await request.answer(200, await answering.whole())
+        except RequestRejected as e:
+            raise restore_parameter_names(e, question.body) from e
+        finally:
+            self._rates.use(caller, answering.tokens)
+
+    @contextmanager
+    def _place(self, caller: Caller) -> Iterator[None]:
+        """A place among the requests that run.
+
+        Raises:
+            Refused: there is none.
+        """
+        client_limit = caller.client.parallel_requests if caller.client else 0
+        for limit, running in (
+            (self._spec.limits.max_parallel_requests, self._running.total()),
+            (client_limit, self._running[caller.name]),
+        ):
+            if 0 < limit <= running:
+                # A place may come free at any moment.
+                reason = "too many requests run; try again later"
+                raise RequestRejected(reason, None, 429, "rate_limit_exceeded", retry_after=1)
+        self._running[caller.name] += 1
+        try:
+            yield
+        finally:
+            self._running[caller.name] -= 1
+
+    def _model(self, name: Any, caller: Caller) -> str:
+        if name is None:
+            raise RequestRejected("model is missing", "model")
+        if not isinstance(name, str):
+            raise RequestRejected("model: not a text", "model")
+        model = self._spec.resolve(name)
+        allowed = caller.client.models if caller.client else ()
+        if model is None or (allowed and model not in allowed):
+            shown_name = name if len(name) <= 64 else f"{name[:64]}…"
+            raise RequestRejected(
+                f"model {shown_name!r} does not exist, or this key may not use it",
+                "model",
+                404,
+                "model_not_found",
+            )
+        return model
+
+    def _models(self, caller: Caller, name: str) -> dict[str, Any]:
+        """``GET /v1/models``, and of one model."""
+        if name:
+            self._model(name, caller)
+            return _model_row(name)
+        allowed = caller.client.models if caller.client else ()
+        every = [*self._spec.models, *self._spec.aliases]
+        names = [n for n in every if not allowed or self._spec.resolve(n) in allowed]
+        return {"object": "list", "data": [_model_row(n) for n in names]}
+
+    async def _body(self, request: _ClientRequest) -> dict[str, Any]:
+        limits = self._spec.limits
+        encodings = [v for k, v in request.scope["headers"] if k == b"content-encoding"]
+        if any(v.strip().lower() not in (b"", b"identity") for v in encodings):
+            raise RequestRejected(
+                "Content-Encoding: a compressed request is not read; send it as it is", None, 415
+            )
+        try:
+            raw = await asyncio.wait_for(request.read(limits.max_body_bytes), limits.body_seconds)
+        except asyncio.TimeoutError as e:
+            raise RequestRejected(
+                f"the request was not sent within {limits.body_seconds} s", None, 408
+            ) from e
+        try:
+            body = json.loads(raw, parse_constant=_reject_constant)
+            # Half a surrogate pair is no character; it would become a question mark on the way.
+            json.dumps(body, ensure_ascii=False).encode()
+        except UnicodeEncodeError as e:
+            raise RequestRejected(
+                "the request has half a surrogate pair (\\ud800 to \\udfff), which is no text"
+            ) from e
+        except (ValueError, RecursionError) as e:
+            # A parser's message may quote the text.
+            where = f" at character {e.pos}" if isinstance(e, json.JSONDecodeError) else ""
+            raise RequestRejected(f"the request is not JSON{where}") from e
+        if not isinstance(body, dict):
+            raise RequestRejected("the request is not a JSON object")
+        if _is_nested_deeper(body, _MAX_DEPTH):
+            raise RequestRejected(f"the request is nested deeper than {_MAX_DEPTH}")
+        return body
+
+
+class _ClientGone(Exception):
+    """The client has closed its connection."""
+
+
+class _ClientRequest:
+    """One request: what came in, and what goes out."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope, self._receive, self._send = scope, receive, send
+        self.caller, self.model, self.error = "-", "-", ""
+        self.id = uuid.uuid4().hex
+        self.status = 0
+
+    async def answer(self, status: int, body: Mapping[str, Any], *, retry_after: int | None = None) -> None:
+        """Send a whole answer."""
+        self.status = status
+        headers = [(b"x-request-id", self.id.encode())]
+        if retry_after is not None:
+            headers.append((b"retry-after", str(math.ceil(retry_after)).encode()))
+        await _send_json(self._send, status, body, headers)
+
+    async def stream(self, raw: bytes) -> None:
+        """Send a part of a stream; its headers go with the first one."""
+        if self.status == 0:
+            self.status = 200
+            headers = [
+                (b"content-type", b"text/event-stream; charset=utf-8"),
+                (b"cache-control", b"no-cache"),
+                (b"x-request-id", self.id.encode()),
+            ]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send({"type": "http.response.body", "body": raw, "more_body": True})
+
+    async def end_stream(self, error: Mapping[str, Any] | None = None) -> None:
+        """End a stream, with an error's event where it failed."""
+        raw = b"" if error is None else b"data: " + _encode_body(error) + b"\n\n"
+        await self._send({"type": "http.response.body", "body": raw, "more_body": False})
+
+    async def read(self, max_bytes: int) -> bytes:
+        """The body.
+
+        Raises:
+            Refused: larger than ``most``.
+            _Gone: the client left.
+        """
+        parts, size = [], 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise _ClientGone
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > max_bytes:
+                raise RequestRejected(f"the request is larger than {max_bytes} bytes", None, 413)
+            if not message.get("more_body"):
+                return b"".join(parts)
+
+    async def while_connected(self, answering: Coroutine[Any, Any, None]) -> None:
+        """Let it be answered, and end that when the client goes: its place at the server is free then.
+
+        Raises:
+            _Gone: the client left.
+        """
+        task, watching = asyncio.ensure_future(answering), asyncio.ensure_future(self._until_gone())
+        try:
+            await asyncio.wait({task, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise _ClientGone
+            task.result()
+        finally:
+            for started in (task, watching):
+                started.cancel()
+            await asyncio.wait({task, watching})
+
+    async def _until_gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+def _refuse_query(scope: Scope) -> None:
+    """Refuse a query string: LiteLLM would take parameters from it, before those of the body.
+
+    Raises:
+        Refused: there is one.
+    """
+    if scope.get("query_string"):
+        raise RequestRejected("the address has a query string (?…); parameters belong in the body, as JSON")
+
+
+def _unknown_route(scope: Scope) -> RequestRejected:
+    return RequestRejected(f"{_replace_unprintable(scope['path'])}: no such route", None, 404)
+
+
+def _reject_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _is_nested_deeper(value: Any, depth: int) -> bool:
+    """Whether containers are nested deeper than ``most``; without recursion."""
+    level = [value]
+    for _ in range(depth):
+        level = [
+            inner
+            for v in level
+            if isinstance(v, dict | list)
+            for inner in (v.values() if isinstance(v, dict) else v)
+        ]
+        if not level:
+            return False
+    return any(isinstance(v, dict | list) for v in level)
+
+
+def _replace_unprintable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text[:300])
+
+
+def _model_row(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "enginix"}
+
+
+async def _send_json(
+    send: Send, status: int, body: Mapping[str, Any], more: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    # The server beneath frames the body.
+    headers = [(b"content-type", b"application/json"), *more]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": _encode_body(body)})
+
+
+def _encode_body(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")

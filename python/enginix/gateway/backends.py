@@ -1,0 +1,102 @@
+"""Whether the servers behind the gateway answer: at the start by an answer of each, later by their health."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from enginix.gateway import triton
+from enginix.gateway.spec import BackendServer, GatewaySpec
+
+_POLL_SECONDS = 0.5
+_WATCH_SECONDS = 5.0
+_PROBE = {"text_input": "A", "max_tokens": 1, "end_id": -1}
+
+
+class Backends:
+    """The servers of a gateway, and which of them answer.
+
+    Args:
+        key: the key of a server's file.
+        say: gets a line when a server goes, comes back, or serves another model than is asked for.
+    """
+
+    def __init__(self, spec: GatewaySpec, key: Callable[[str], str], say: Callable[[str], None]) -> None:
+        self._say = say
+        self._servers = {s: False for servers in spec.models.values() for s in servers}
+        self._spec, self._key = spec, key
+        self._answered = False
+
+    def state(self) -> tuple[bool, dict[str, Any]]:
+        """Ready (every server has answered once, and now one of each model is there), and each model's."""
+        counts = {
+            name: {"servers": len(servers), "answering": sum(self._servers[s] for s in servers)}
+            for name, servers in self._spec.models.items()
+        }
+        return self._answered and all(c["answering"] for c in counts.values()), counts
+
+    def silent(self) -> list[str]:
+        """Addresses that have not answered, for the operator."""
+        return sorted({s.url for s, answers in self._servers.items() if not answers})
+
+    def answers(self, server: BackendServer) -> bool:
+        """Whether a server answered when it was last looked after."""
+        return self._servers[server]
+
+    async def await_answers(self) -> None:
+        """Returns when every server has answered once."""
+        async with triton.new_client(60) as client:
+            await asyncio.gather(*(self._await(client, s) for s in self._servers))
+        self._answered = True
+
+    async def watch(self) -> None:
+        """Looks after the servers until cancelled."""
+        async with triton.new_client(5) as client:
+            while True:
+                await asyncio.sleep(_WATCH_SECONDS)
+                for server, before in self._servers.items():
+                    now = await self._healthy(client, server)
+                    self._servers[server] = now
+                    if now != before:
+                        self._say(f"{server.url} {'answers again' if now else 'does not answer'}")
+
+    async def _await(self, client: httpx.AsyncClient, server: BackendServer) -> None:
+        while not await self._answers(client, server):
+            await asyncio.sleep(_POLL_SECONDS)
+        if server.kind == "openai":
+            names = await self._names(client, server)
+            if names and server.model not in names:
+                served = ", ".join(sorted(names))
+                self._say(f"warning: {server.url} serves {served}, and is asked for {server.model}")
+        self._servers[server] = True
+
+    async def _answers(self, client: httpx.AsyncClient, server: BackendServer) -> bool:
+        if server.kind == "openai":
+            return await self._healthy(client, server)
+        with contextlib.suppress(triton.BackendError):
+            async for _ in triton.stream_pieces(client, server.url, server.model, _PROBE):
+                pass
+            return True
+        return False
+
+    async def _healthy(self, client: httpx.AsyncClient, server: BackendServer) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return (await self._get(client, server)).status_code == 200
+        return False
+
+    async def _names(self, client: httpx.AsyncClient, server: BackendServer) -> list[str]:
+        """Models that a server of OpenAI's interface says it has; none where it does not say."""
+        with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
+            return [str(row["id"]) for row in (await self._get(client, server)).json()["data"]]
+        return []
+
+    async def _get(self, client: httpx.AsyncClient, server: BackendServer) -> httpx.Response:
+        url = server.url.rstrip("/")
+        if server.kind == "triton":
+            return await client.get(f"{url}/v2/health/ready")
+        key = self._key(server.key_file) if server.key_file else None
+        return await client.get(f"{url}/models", headers={"Authorization": f"Bearer {key}"} if key else {})

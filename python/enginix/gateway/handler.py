@@ -1,0 +1,93 @@
+"""LiteLLM's custom provider ``enginix``: a model of a Triton server that ``enginix triton-repo`` made a
+repository for.
+
+LiteLLM's own Triton provider knows max_tokens only, and not the model's chat template. This one asks what the
+checked request says (:class:`enginix.gateway.call.TritonCall`), not what LiteLLM has made of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import httpx
+from litellm.llms.custom_llm import CustomLLM, CustomLLMError
+from litellm.types.utils import Choices, GenericStreamingChunk, Message, ModelResponse, Usage
+
+from enginix.gateway import triton
+from enginix.gateway.call import CALL
+from enginix.gateway.client_errors import rewrite_backend_error
+from enginix.gateway.triton import BackendError, Piece
+
+
+class TritonHandler(CustomLLM):  # type: ignore[misc]
+    """Answers requests of the router; one for all servers.
+
+    Attributes:
+        silence: seconds after which a server that says nothing has failed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.silence = 600.0
+        self._client: httpx.AsyncClient | None = None
+
+    async def acompletion(
+        self, model: str, api_base: str, model_response: ModelResponse, **_: Any
+    ) -> ModelResponse:
+        """A whole answer. If the client goes, so does the request to Triton."""
+        pieces: list[str] = []
+        last: Piece | None = None
+        async with aclosing(self._ask(api_base, model)) as answer:
+            async for last in answer:
+                pieces.append(last.text)
+        assert last is not None
+        model_response.choices = [
+            Choices(
+                index=0,
+                finish_reason=last.finish_reason,
+                message=Message(role="assistant", content="".join(pieces)),
+            )
+        ]
+        model_response.usage = Usage(**_build_usage(last))
+        return model_response
+
+    async def astreaming(
+        self, model: str, api_base: str, **_: Any
+    ) -> AsyncGenerator[GenericStreamingChunk, None]:
+        """An answer in pieces."""
+        async with aclosing(self._ask(api_base, model)) as answer:
+            async for piece in answer:
+                yield GenericStreamingChunk(
+                    text=piece.text,
+                    is_finished=bool(piece.finish_reason),
+                    finish_reason=piece.finish_reason,
+                    usage=_build_usage(piece) if piece.finish_reason else None,
+                    index=0,
+                    tool_use=None,
+                )
+
+    async def _ask(self, url: str, model: str) -> AsyncGenerator[Piece, None]:
+        if self._client is None:
+            self._client = triton.new_client(self.silence)
+        call = CALL.get()
+        try:
+            async with aclosing(triton.stream_answer(self._client, url, model, call)) as answer:
+                async for piece in answer:
+                    yield piece
+        except BackendError as e:
+            call.failure = rewrite_backend_error(e.message, e.status)
+            raise CustomLLMError(e.status, e.message) from e
+
+
+def _build_usage(piece: Piece) -> dict[str, int]:
+    return {
+        "prompt_tokens": piece.prompt_tokens,
+        "completion_tokens": piece.completion_tokens,
+        "total_tokens": piece.prompt_tokens + piece.completion_tokens,
+    }
+
+
+# LiteLLM finds it by this name.
+handler = TritonHandler()

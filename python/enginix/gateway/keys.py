@@ -1,0 +1,96 @@
+"""Keys from files: never in the store, on a command line, in a log, or in the environment of a start."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from dataclasses import dataclass
+
+from enginix.credentials import locate_key_file
+from enginix.errors import UsageError
+from enginix.gateway.spec import GatewayClient, GatewaySpec
+
+OPERATOR = "operator"
+_MIN_CHARACTERS = 16
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks.
+
+    Attributes:
+        name: of the client; ``operator`` has the gateway's own key, ``anyone`` none, where none is asked for.
+        client: its limits; None has none.
+    """
+
+    name: str
+    client: GatewayClient | None = None
+
+
+ANYONE = Caller("anyone")
+
+
+class Keys:
+    """The keys of a gateway; only their digests are kept."""
+
+    def __init__(self, spec: GatewaySpec) -> None:
+        """Reads all files.
+
+        Raises:
+            UsageError: a file is missing, holds no key, or one that somebody else has; readable by everybody.
+        """
+        self._callers: dict[str, Caller] = {}
+        self._add(OPERATOR, spec.key_file, None)
+        for name, client in spec.clients.items():
+            self._add(name, client.key_file, client)
+
+    @property
+    def asked(self) -> bool:
+        """Whether there are any keys."""
+        return bool(self._callers)
+
+    def caller(self, key: str | None) -> Caller | None:
+        """Who has this key, if anybody."""
+        if not self._callers:
+            return ANYONE
+        # By digest: how long the search takes says nothing about a key.
+        return self._callers.get(_hash_key(key or ""))
+
+    def _add(self, name: str, path: str | None, client: GatewayClient | None) -> None:
+        if path is None:
+            return
+        digest = _hash_key(read_key(path))
+        if digest in self._callers:
+            raise UsageError(
+                f"{name} and {self._callers[digest].name} have the same key", where=path, fix="one key each"
+            )
+        self._callers[digest] = Caller(name, client)
+
+
+def read_key(path: str) -> str:
+    """The key in a file; a relative path is below $CREDENTIALS_DIRECTORY, where systemd puts credentials.
+
+    Raises:
+        UsageError: missing, not one line of at least 16 characters, or readable by everybody.
+    """
+    file = locate_key_file(path)
+    try:
+        mode, text = file.stat().st_mode, file.read_text("utf-8").strip()
+    except (OSError, ValueError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "not UTF-8"
+        raise UsageError(f"the key cannot be read: {reason}", where=str(file)) from e
+    if len(text) < _MIN_CHARACTERS or any(c.isspace() or not 32 < ord(c) < 127 for c in text):
+        raise UsageError(
+            f"the file does not hold one key: one line of at least {_MIN_CHARACTERS} ASCII characters",
+            where=str(file),
+            fix="openssl rand -hex 32",
+        )
+    if mode & stat.S_IROTH:
+        raise UsageError(
+            "everybody can read the key", where=str(file), fix="chmod 600, or pass a systemd credential"
+        )
+    return text
+
+
+def _hash_key(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()

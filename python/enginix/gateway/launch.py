@@ -1,0 +1,108 @@
+"""The exact command and environment of a gateway."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import enginix
+from enginix import process
+from enginix.errors import MachineError, UsageError
+from enginix.optional_libraries import missing_extra
+
+# The oldest LiteLLM that the tests run.
+LEAST_LITELLM = "1.83"
+LOOPBACK = ("127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class GatewayOptions:
+    """What a start says beyond the description; no secret is in it.
+
+    Attributes:
+        spec: path of the description.
+        start_timeout: seconds until every server behind must have answered.
+        exit_timeout: seconds that running answers have at the end.
+    """
+
+    spec: str
+    host: str
+    port: int
+    start_timeout: float
+    exit_timeout: int
+
+    @staticmethod
+    def parse(text: str) -> GatewayOptions:
+        """Reads what :meth:`dump` wrote."""
+        return GatewayOptions(**json.loads(text))
+
+    def dump(self) -> str:
+        """One word of a command line."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def build_gateway_command(python: Path, options: GatewayOptions) -> list[str]:
+    """What to execute."""
+    return [str(python), str(Path(__file__).with_name("main.py")), options.dump()]
+
+
+def build_gateway_environment() -> dict[str, str]:
+    """The whole environment; no key and no token of the caller's is inherited."""
+    passed = {k: os.environ[k] for k in ("CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET") if k in os.environ}
+    return process.build_environment(
+        {
+            **passed,
+            "PYTHONPATH": str(Path(enginix.__file__).parents[1]),
+            "PYTHONNOUSERSITE": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+    )
+
+
+def require_litellm(python: Path) -> str:
+    """LiteLLM's version in an environment.
+
+    Raises:
+        MachineError: it has none, an older one than is tested, or lacks what its proxy needs.
+    """
+    script = (
+        "import importlib.util as u\n"
+        "from importlib.metadata import version\n"
+        "print(version('litellm') if u.find_spec('litellm') else '', "
+        "*[n for n in ('fastapi', 'uvicorn', 'httpx', 'orjson') if not u.find_spec(n)])"
+    )
+    done = process.run_program([python, "-c", script], check=False)
+    version, *missing = (done.stdout.strip() or " ").split(" ")
+    if done.returncode or not version or missing:
+        raise missing_extra(
+            "gateway", f"{', '.join(missing) or 'litellm'} is not installed", "gateway", python
+        )
+    if _parse_litellm_version(version) < _parse_litellm_version(LEAST_LITELLM):
+        raise MachineError(
+            f"litellm {version} is older than {LEAST_LITELLM}",
+            where=str(python),
+            fix=f"--python of an environment with litellm {LEAST_LITELLM} or newer",
+        )
+    return version
+
+
+def _parse_litellm_version(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: 1.83.7.post1 is (1, 83, 7)."""
+    return tuple(int(n) for n in re.match(r"[\d.]*", version)[0].split(".") if n)  # type: ignore[index]
+
+
+def check_host(host: str, *, has_keys: bool) -> None:
+    """Refuses a door that is open to all.
+
+    Raises:
+        UsageError: reachable from outside, without any key.
+    """
+    if host not in LOOPBACK and not has_keys:
+        raise UsageError(
+            f"{host} is reachable by others, and there is no key",
+            where="--host",
+            fix="keyFile or clients in the description, or 127.0.0.1",
+        )

@@ -1,0 +1,321 @@
+"""What a request to the OpenAI interface may say, and what Triton's inputs it becomes.
+
+Nothing is dropped in silence: a parameter is passed on, or refused by name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from enginix.tables import load_table
+
+ROUTES: dict[str, str] = load_table("openai")["routes"]
+PARAMETERS: dict[str, dict[str, Any]] = load_table("openai")["parameters"]
+# bool is a subclass of int, and JSON's true is no number.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "boolean": (bool,),
+    "integer": (int,),
+    "number": (int, float),
+    "array": (list,),
+    "object": (dict,),
+}
+MAX_PROMPTS = 128
+MAX_STOP_WORDS = 128
+_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
+
+
+class RequestRejected(Exception):
+    """A request that is answered with an error.
+
+    Args:
+        message: for the client.
+        param: the parameter that is at fault, as OpenAI's error object names it.
+        status: HTTP status.
+        code: OpenAI's word for the error, where it has one.
+        retry_after: seconds after which the same request may be let through.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        status: int = 400,
+        code: str | None = None,
+        *,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message, self.param, self.status, self.code = message, param, status, code
+        self.retry_after = retry_after
+
+    def as_json(self) -> dict[str, Any]:
+        """The body, in OpenAI's form."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        if self.status == 429:
+            kind = "rate_limit_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def check_openai_request(route: str, body: Mapping[str, Any], *, is_triton: bool) -> None:
+    """Checks all parameters of a request; null counts as absent.
+
+    Args:
+        route: ``chat`` or ``completions``.
+        triton: whether a Triton server answers it, which serves fewer parameters.
+
+    Raises:
+        Refused: the first parameter that is unknown, of another type or range, or cannot be honoured.
+    """
+    for name, value in body.items():
+        row = PARAMETERS.get(name)
+        if row is None or route not in row.get("routes", (route,)):
+            raise _unknown_parameter(name, route)
+        if value is None:
+            continue
+        _check_type(name, value, row)
+        if is_triton and "only" in row and not any(_is_same_json(value, v) for v in row["only"]):
+            raise RequestRejected(
+                f"{name}: not supported by this model's server{_list_allowed_values(row)}", name
+            )
+    needed = "messages" if route == "chat" else "prompt"
+    for name in ("model", needed):
+        if body.get(name) is None:
+            raise RequestRejected(f"{name} is missing", name)
+    _check_stream(body)
+    _check_max_tokens(body)
+    if route == "chat":
+        if is_triton:
+            parse_text_messages(body["messages"])
+        else:
+            _check_contents(body["messages"])
+            _check_tools(body.get("tools") or ())
+    elif is_triton:
+        parse_prompts(body["prompt"])
+    if is_triton and body.get("stop") is not None:
+        parse_stop_words(body["stop"])
+
+
+def build_triton_inputs(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Triton's inputs for sampling parameters that :func:`check` has let through.
+
+    ``stop`` is none of them: Triton's stop words are sequences of tokens, OpenAI's are texts.
+
+    Raises:
+        Refused: a parameter that no input stands for.
+    """
+    triton_inputs: dict[str, Any] = {}
+    for name, value in parameters.items():
+        row = PARAMETERS.get(name, {})
+        if value is None or row.get("own") or "only" in row:
+            continue
+        if "triton" not in row:
+            raise RequestRejected(f"{name}: no input of the model stands for it", name)
+        if name == "ignore_eos":
+            # -1 is none (docs/triton.md); false is the default.
+            triton_inputs |= {"end_id": -1} if value else {}
+        elif name == "chat_template_kwargs":
+            triton_inputs["chat_template_args"] = json.dumps(value, ensure_ascii=False)
+        else:
+            triton_inputs[row["triton"]] = value
+    if "seed" not in triton_inputs and _is_sampled(triton_inputs):
+        # NVIDIA's default is one and the same seed; OpenAI's is another answer each time.
+        triton_inputs["seed"] = secrets.randbelow(2**63)
+    return triton_inputs
+
+
+def _is_sampled(question: Mapping[str, Any]) -> bool:
+    """Whether any of the three is given, as the server decides; temperature 0 or top_k 1 is greedy."""
+    if question.get("temperature") == 0 or question.get("top_k") == 1:
+        return False
+    return bool(question.get("temperature") or question.get("top_k") or question.get("top_p"))
+
+
+def parse_prompts(value: Any) -> list[str]:
+    """``prompt`` as a list of texts.
+
+    Raises:
+        Refused: token ids, an empty list, or more texts than one request may have.
+    """
+    prompt_texts = [value] if isinstance(value, str) else value
+    if (
+        not isinstance(prompt_texts, list)
+        or not prompt_texts
+        or not all(isinstance(p, str) for p in prompt_texts)
+    ):
+        raise RequestRejected(
+            "prompt: not a text, or a list of texts; this model's server takes no token ids", "prompt"
+        )
+    if len(prompt_texts) > MAX_PROMPTS:
+        raise RequestRejected(
+            f"prompt: {len(prompt_texts)} texts, and one request may have {MAX_PROMPTS}", "prompt"
+        )
+    return prompt_texts
+
+
+def parse_stop_words(value: Any) -> list[str]:
+    """``stop`` as a list.
+
+    Raises:
+        Refused: not a text, or not a list of texts.
+    """
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list) or not all(isinstance(w, str) and w for w in words):
+        raise RequestRejected("stop: not a text, or a list of texts that are not empty", "stop")
+    if len(words) > MAX_STOP_WORDS:
+        raise RequestRejected(f"stop: {len(words)} texts, and one request may have {MAX_STOP_WORDS}", "stop")
+    return words
+
+
+def parse_text_messages(messages: Any) -> list[dict[str, Any]]:
+    """Messages whose contents are texts: parts of type text are joined by line ends.
+
+    Raises:
+        Refused: not a list of objects, or with content that is no text (images, audio, files).
+    """
+    if not isinstance(messages, list) or not messages:
+        raise RequestRejected("messages: not a list of at least one message", "messages")
+    return [_parse_text_message(number, message) for number, message in enumerate(messages)]
+
+
+def _parse_text_message(number: int, message: Any) -> dict[str, Any]:
+    where = f"messages[{number}]"
+    if not isinstance(message, dict):
+        raise RequestRejected(f'{where}: not an object such as {{"role": "user", "content": "…"}}', where)
+    if not isinstance(message.get("role"), str):
+        raise RequestRejected(f"{where}.role: missing, or not a text", f"{where}.role")
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = []
+        for i, part in enumerate(content):
+            kind = part.get("type") if isinstance(part, dict) else None
+            text = part.get("text") if isinstance(part, dict) else None
+            if kind != "text" or not isinstance(text, str):
+                part_name = f"{where}.content[{i}]"
+                raise RequestRejected(f"{part_name}: this model's server takes texts only", part_name)
+            parts.append(text)
+        return {**message, "content": "\n".join(parts)}
+    # An assistant's message may be its tool calls alone.
+    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+        raise RequestRejected(f"{where}.content: missing, or not a text", f"{where}.content")
+    return message
+
+
+def _check_contents(messages: Any) -> None:
+    """Check contents for a server of OpenAI's interface, which takes more than texts.
+
+    LiteLLM fetches what a content's URL names, in the gateway's network and with its addresses. Only contents
+    that carry their data pass.
+
+    Raises:
+        Refused: a content of a form that is not known to carry its data.
+    """
+    for number, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, dict) else None
+        where = f"messages[{number}].content"
+        if isinstance(content, list):
+            for i, part in enumerate(content):
+                _check_part(part, f"{where}[{i}]")
+        elif content is not None and not isinstance(content, str):
+            raise RequestRejected(f"{where}: not a text, or a list of parts", where)
+
+
+def _check_part(part: Any, where: str) -> None:
+    kind = part.get("type") if isinstance(part, dict) else None
+    inner = part.get(kind) if isinstance(kind, str) else None
+    if kind in ("text", "refusal") and isinstance(inner, str) and part.keys() == {"type", kind}:
+        return
+    if kind == "image_url" and part.keys() == {"type", kind}:
+        image = {"url": inner} if isinstance(inner, str) else inner
+        if isinstance(image, dict) and image.keys() <= {"url", "detail"}:
+            if not str(image.get("url")).startswith("data:image/"):
+                raise RequestRejected(
+                    f"{where}: send the image itself (data:image/…), not its address", where
+                )
+            return
+    if kind == "input_audio" and part.keys() == {"type", kind} and isinstance(inner, dict):
+        data = inner.get("data")
+        if inner.keys() <= {"data", "format"} and isinstance(data, str) and _BASE64.fullmatch(data):
+            return
+        raise RequestRejected(f"{where}: send the audio itself (base64), not its address", where)
+    raise RequestRejected(
+        f"{where}: only texts, images and audio that are sent with the request are passed on", where
+    )
+
+
+def _check_tools(tools: Sequence[Any]) -> None:
+    """LiteLLM connects to what tools of other types name (``server_url``)."""
+    for number, tool in enumerate(tools):
+        kind = tool.get("type", "function") if isinstance(tool, dict) else None
+        if kind not in ("function", "custom"):
+            where = f"tools[{number}]"
+            raise RequestRejected(f"{where}: only tools of type function or custom are passed on", where)
+
+
+def _check_type(name: str, value: Any, row: Mapping[str, Any]) -> None:
+    fits = any(
+        isinstance(value, _TYPES[t]) and (t == "boolean" or not isinstance(value, bool)) for t in row["type"]
+    )
+    if not fits:
+        raise RequestRejected(
+            f"{name}: {_shorten_json(value)} is not of type {' or '.join(row['type'])}", name
+        )
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    if not math.isfinite(value):
+        raise RequestRejected(f"{name}: {value} is not a number to work with", name)
+    low, above, high = (row.get(k) for k in ("minimum", "above", "maximum"))
+    fits = (
+        (low is None or value >= low) and (above is None or value > above) and (high is None or value <= high)
+    )
+    if not fits:
+        least = f"at least {low}" if low is not None else f"above {above}"
+        raise RequestRejected(f"{name}: {_shorten_json(value)} is not {least} and at most {high}", name)
+
+
+def _check_stream(body: Mapping[str, Any]) -> None:
+    options = body.get("stream_options")
+    if not options:
+        return
+    if not body.get("stream"):
+        raise RequestRejected("stream_options: only with stream", "stream_options")
+    for name, value in options.items():
+        if name != "include_usage":
+            raise RequestRejected(f"stream_options: {name} is unknown", "stream_options")
+        if not isinstance(value, bool):
+            raise RequestRejected("stream_options: include_usage is not true or false", "stream_options")
+
+
+def _check_max_tokens(body: Mapping[str, Any]) -> None:
+    old, new = body.get("max_tokens"), body.get("max_completion_tokens")
+    if old is not None and new is not None and old != new:
+        raise RequestRejected(
+            f"max_tokens is {old} and max_completion_tokens is {new}; give one", "max_tokens"
+        )
+
+
+def _unknown_parameter(name: str, route: str) -> RequestRejected:
+    known = [n for n, row in PARAMETERS.items() if route in row.get("routes", (route,))]
+    near = difflib.get_close_matches(name, known, 1, 0.7)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return RequestRejected(f"{_shorten_json(name)[1:-1]}: no such parameter{hint}", name[:64])
+
+
+def _list_allowed_values(row: Mapping[str, Any]) -> str:
+    values = ", ".join(json.dumps(v) for v in row["only"])
+    return f", except with the value {values}" if values else ""
+
+
+def _is_same_json(value: Any, known: Any) -> bool:
+    return bool(value == known) and isinstance(value, bool) == isinstance(known, bool)
+
+
+def _shorten_json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:60]}…"

@@ -1,0 +1,192 @@
+"""Answers of LiteLLM as OpenAI's clients expect them, where the two differ.
+
+- An error's text has LiteLLM's names around what the server said; OpenAI's ``param`` is empty.
+- Chunks have usages that were not asked for; OpenAI's has one where it was, in a last chunk without choices.
+- Texts of a completion's last chunks are null; OpenAI's are texts.
+- Ids of completions are those of chats; models are named as the server behind names them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from enginix.gateway.client_errors import CONTEXT_CODE
+from enginix.gateway.events import DONE, EventParser
+from enginix.gateway.request import PARAMETERS, RequestRejected
+
+_PREFIX = re.compile(r"^(?:litellm\.\w+: |\w+Error: (?=\w+Exception - )|\w+Exception - )+")
+_SUFFIX = re.compile(r"\s*LiteLLM: model group .*$", re.DOTALL)
+# What LiteLLM says where every server of a model has just failed.
+_NONE_LEFT = "No deployments available"
+_NAMED = re.compile(r"^(\w+)(?:\[\d+\][\w.\[\]]*)?: ")
+
+
+def rewrite_refusal(raw: bytes, status: int) -> RequestRejected:
+    """Return LiteLLM's error as the client's, with a status that is true.
+
+    Args:
+        raw: the body of an answer.
+        status: of the answer, 400 or above.
+    """
+    try:
+        row = json.loads(raw)["error"]
+        row["message"] = str(row["message"])
+    except (ValueError, KeyError, TypeError):
+        return RequestRejected("the model's server failed", None, status if status >= 500 else 502)
+    # LiteLLM says 429 where a model has no server that it would ask.
+    if status == 429 and _NONE_LEFT in row["message"]:
+        return RequestRejected("none of the model's servers can be reached", None, 503)
+    # The gateway's key for a server, and its name of a model there, are not the client's.
+    if status in (401, 403):
+        return RequestRejected("the model's server refuses the gateway's key", None, 502)
+    if status == 404:
+        return RequestRejected("the model's server does not know the model", None, 502)
+    error = _rewrite_error(row, status)
+    code = error["code"]
+    if "maximum context length" in error["message"]:
+        code = CONTEXT_CODE
+    return RequestRejected(error["message"], error["param"], status, code)
+
+
+def rewrite_answer(raw: bytes, identity: str | None, model: str) -> dict[str, Any]:
+    """Return an answer that is not streamed, with the client's name of the model.
+
+    Args:
+        identity: the answer's id; ``None`` keeps the server's.
+
+    Raises:
+        Refused: it is none.
+    """
+    try:
+        answer = json.loads(raw)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise RequestRejected("the model's server sent what is no answer", None, 502)
+    return {**answer, "id": identity or answer.get("id"), "model": model}
+
+
+class EventRewriter:
+    """Server-sent events of one answer, cleaned one by one.
+
+    Args:
+        identity: the answer's id; ``None`` keeps the server's.
+        model: the name that the client asked for; ``None`` keeps what LiteLLM says.
+        index: of the choice, where several answers become one; ``None`` keeps the server's.
+        include_usage: send the usage as a last chunk of its own, as the request asked. LiteLLM puts usages
+            into chunks whether or not one was asked for.
+    """
+
+    def __init__(
+        self,
+        identity: str | None = None,
+        model: str | None = None,
+        *,
+        include_usage: bool = False,
+        index: int | None = None,
+    ) -> None:
+        self._identity, self._model, self._include_usage = identity, model, include_usage
+        self._index = index
+        self._parser = EventParser()
+        self._last: dict[str, Any] = {}
+        self.usage: dict[str, Any] | None = None
+        self.failed, self.status = "", 200
+
+    def feed(self, raw: bytes, *, more: bool) -> bytes:
+        """Return what to send for these bytes; an event that is not whole yet is held back."""
+        return b"".join(encode_event(event) for event in self.read(raw, more=more))
+
+    def read(self, raw: bytes, *, more: bool) -> list[dict[str, Any] | str]:
+        """Return the events that these bytes end, cleaned: objects, and ``[DONE]``."""
+        events = self._parser.feed(raw)
+        if not more:
+            events += self._parser.close()
+        return [event for data in events for event in self._cleaned(data)]
+
+    def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]:
+        """Return the chunk that tells a usage."""
+        return {**self._last, "choices": [], "usage": usage}
+
+    def _cleaned(self, data: str) -> list[dict[str, Any] | str]:
+        if data.strip() == DONE:
+            return [*self._usage_chunk(), DONE]
+        try:
+            event = json.loads(data)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict):
+            return []
+        if isinstance(event.get("error"), dict):
+            status = str(event["error"].get("code"))
+            self.status = int(status) if status.isdigit() else 502
+            error = _rewrite_error(event["error"], self.status)
+            self.failed = error["message"]
+            return [{"error": error}]
+        return self._cleaned_chunk(event)
+
+    def _cleaned_chunk(self, chunk: dict[str, Any]) -> list[dict[str, Any] | str]:
+        usage = chunk.pop("usage", None)
+        if isinstance(usage, dict) and any(usage.values()):
+            self.usage = usage
+        if self._identity is not None:
+            chunk["id"] = self._identity
+        if self._model is not None:
+            chunk["model"] = self._model
+        self._last = chunk
+        choices = [c for c in chunk.get("choices") or () if isinstance(c, dict)]
+        if usage is not None and not any(says_something(c) for c in choices):
+            # The usage's own chunk; LiteLLM's has a choice without content, OpenAI's none.
+            return []
+        if self._index is not None:
+            for choice in choices:
+                choice["index"] = self._index
+        for choice in choices:
+            # LiteLLM leaves out what is null.
+            choice.setdefault("finish_reason", None)
+            if chunk.get("object") == "text_completion":
+                choice["text"] = choice.get("text") or ""
+        return [chunk]
+
+    def _usage_chunk(self) -> list[dict[str, Any] | str]:
+        if not self._include_usage or self.usage is None or self.failed:
+            return []
+        return [self.usage_chunk(self.usage)]
+
+
+def encode_event(event: dict[str, Any] | str) -> bytes:
+    """Return an event as bytes."""
+    return b"data: " + (event.encode() if isinstance(event, str) else _dump_event(event)) + b"\n\n"
+
+
+def says_something(choice: Mapping[str, Any]) -> bool:
+    """Tell whether a choice of a chunk has a role or content of any form, or ends the answer."""
+    delta = choice.get("delta")
+    return has_content(choice) or (isinstance(delta, dict) and bool(delta.get("role")))
+
+
+def has_content(choice: Mapping[str, Any]) -> bool:
+    """Tell whether a choice of a chunk has content of any form, or ends the answer."""
+    delta = choice.get("delta")
+    contents = delta if isinstance(delta, dict) else {"text": choice.get("text")}
+    return bool(choice.get("finish_reason")) or any(v for k, v in contents.items() if k != "role")
+
+
+def _rewrite_error(row: dict[str, Any], status: int) -> dict[str, Any]:
+    message = _SUFFIX.sub("", _PREFIX.sub("", str(row.get("message") or "")))
+    named = _NAMED.match(message)
+    param = row.get("param") or (named[1] if named and named[1] in PARAMETERS else None)
+    kind = (
+        "rate_limit_error" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
+    )
+    # LiteLLM's code is the status once more; OpenAI's are words.
+    code = row.get("code")
+    if code is None or str(code).isdigit():
+        code = "rate_limit_exceeded" if status == 429 else None
+    return {"message": message, "type": kind, "param": param, "code": code}
+
+
+def _dump_event(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")

@@ -1,0 +1,204 @@
+"""The gateway's process: LiteLLM's proxy behind the gate, started with nothing that phones home.
+
+Executed by ``enginix gateway`` with the Python that has litellm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from enginix import console
+from enginix.gateway import litellm_config, spec
+from enginix.gateway.backends import Backends
+from enginix.gateway.keys import Keys, read_key
+from enginix.gateway.launch import GatewayOptions
+from enginix.notify import notify_systemd
+
+# LiteLLM reads them while it is imported.
+ENVIRONMENT = {
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else its price list is downloaded
+    "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
+    "LITELLM_MODE": "PRODUCTION",  # else it reads .env files
+    "LITELLM_TELEMETRY": "False",
+    "LITELLM_LOG": "CRITICAL",
+    "DISABLE_ADMIN_UI": "True",
+    "NO_DOCS": "True",
+    "NO_REDOC": "True",
+    "NO_OPENAPI": "True",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+def main() -> int:
+    """Serves until SIGINT or SIGTERM; running answers end first."""
+    options = GatewayOptions.parse(sys.argv[1])
+    gateway_spec = spec.read_gateway_spec(Path(options.spec))
+    keys = Keys(gateway_spec)
+    with _enter_private_directory() as state:
+        try:
+            app = _configure_litellm(gateway_spec, state)
+        except Exception as e:
+            if isinstance(e, ImportError) and e.name:
+                raise  # main.py names the library
+            console.print_message(f"error: LiteLLM does not start: {type(e).__name__}: {e}")
+            return 5
+        return asyncio.run(_serve_gateway(options, gateway_spec, keys, app))
+
+
+@contextlib.contextmanager
+def _enter_private_directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="enginix-gateway-") as name:
+        os.environ["HOME"] = os.environ["TMPDIR"] = name
+        os.chdir(name)
+        yield Path(name)
+
+
+def _configure_litellm(gateway_spec: spec.GatewaySpec, state: Path) -> Any:
+    """LiteLLM's application, configured."""
+    os.environ.update(ENVIRONMENT)
+    # LiteLLM does not start without one; the gate lets none of the routes through that it opens.
+    os.environ["LITELLM_MASTER_KEY"] = f"sk-{secrets.token_hex(32)}"
+    for servers in gateway_spec.models.values():
+        for server in servers:
+            if server.key_file:
+                os.environ[litellm_config.name_key_variable(server.key_file)] = read_key(server.key_file)
+    path = state / "config.yaml"
+    # JSON is YAML.
+    path.write_text(
+        json.dumps(
+            litellm_config.render_litellm_config(gateway_spec, litellm_config.name_key_variable), indent=1
+        )
+    )
+    (state / f"{litellm_config.MODULE}.py").write_text(litellm_config.MODULE_SOURCE)
+    os.environ["CONFIG_FILE_PATH"] = str(path)
+    # Banners and prints; what is worth saying goes to standard error.
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    import litellm
+    from litellm.proxy.proxy_server import app
+
+    from enginix.gateway.handler import handler
+
+    litellm.suppress_debug_info = True
+    litellm.telemetry = False
+    for name in ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router", "uvicorn.error", "asyncio"):
+        # Each failed request is one line of the gate; tracebacks hold what clients sent.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    handler.silence = float(gateway_spec.limits.silence_seconds)
+    return app
+
+
+async def _serve_gateway(
+    options: GatewayOptions, gateway_spec: spec.GatewaySpec, keys: Keys, app: Any
+) -> int:
+    import uvicorn
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    from enginix.gateway.auth_middleware import AuthMiddleware
+    from enginix.gateway.connections import limited_protocol, raise_file_limit
+
+    backends = Backends(gateway_spec, read_key, console.print_message)
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((options.host, options.port))
+    port = int(listener.getsockname()[1])
+    gate = AuthMiddleware(app, gateway_spec, keys, backends.state, console.print_message, backends.answers)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            gate,
+            http=limited_protocol(AutoHTTPProtocol, raise_file_limit()),
+            # Connections that nobody has accepted yet, as many as the system allows.
+            backlog=4096,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=options.exit_timeout,
+            lifespan="on",
+        )
+    )
+    # uvicorn raises the signal that ended it once more at its end.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    tending = asyncio.ensure_future(_watch_backends(server, backends, app, options, gateway_spec, port))
+    try:
+        await server.serve(sockets=[listener])
+    except SystemExit:
+        # Newer versions of uvicorn end the process where the application does not start.
+        if server.started:
+            raise
+    finally:
+        notify_systemd("STOPPING=1")
+        tending.cancel()
+    if not server.started:
+        console.print_message(f"error: LiteLLM does not start: {gate.start_failure or 'it gives no reason'}")
+        return 5
+    if tending.done() and not tending.cancelled() and tending.exception():
+        console.print_message(f"error: {tending.exception()}")
+        return 5
+    console.print_message("stopped")
+    return 0
+
+
+async def _watch_backends(
+    server: Any,
+    backends: Backends,
+    app: Any,
+    options: GatewayOptions,
+    gateway_spec: spec.GatewaySpec,
+    port: int,
+) -> None:
+    """Says when it is ready, and who of the servers goes and comes back."""
+    begin = time.monotonic()
+    while not server.started:
+        await asyncio.sleep(0.05)
+    try:
+        await asyncio.wait_for(_await_ready(backends, app, gateway_spec), options.start_timeout)
+    except asyncio.TimeoutError as e:
+        server.should_exit = True
+        silent = ", ".join(backends.silent()) or "LiteLLM"
+        raise TimeoutError(f"no answer after {options.start_timeout:.0f} s from {silent}") from e
+    notify_systemd("READY=1")
+    seconds = time.monotonic() - begin
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    models = ", ".join(gateway_spec.models)
+    console.print_message(
+        f"{gateway_spec.name} answers at http://{host}:{port}/v1 for {models} after {seconds:.1f} s"
+    )
+    await backends.watch()
+
+
+async def _await_ready(backends: Backends, app: Any, gateway_spec: spec.GatewaySpec) -> None:
+    """Every server has answered, and one answer has gone the whole way: LiteLLM's first takes seconds."""
+    from enginix.gateway.answering import Answering, CheckedRequest
+    from enginix.gateway.balancer import Balancer
+    from enginix.gateway.keys import ANYONE
+    from enginix.gateway.request import RequestRejected
+
+    await backends.await_answers()
+    model = next((m for m, servers in gateway_spec.models.items() if servers[0].kind == "triton"), None)
+    if model is None:
+        return
+    body = {"model": model, "prompt": "A", "max_tokens": 1}
+    question = CheckedRequest.compose(
+        "/v1/completions", body, model, "start", is_triton=True, limits=gateway_spec.limits
+    )
+    while True:
+        with contextlib.suppress(RequestRejected):
+            await Answering(app, Balancer(gateway_spec, backends.answers), question, ANYONE, 1).whole()
+            return
+        await asyncio.sleep(0.5)

@@ -1,0 +1,132 @@
+"""What evaluation needs to know of a model, from its small configuration files.
+
+Names are those of a lock's ``model``. A value that the files do not give is absent, never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from enginix.errors import ModelError
+from enginix.model.jsonfile import parse_object
+from enginix.model.quantization import canonical_algorithm, read_inline_kv_cache
+from enginix.tables import load_table
+
+CONFIG = "config.json"
+MODELOPT = "hf_quant_config.json"
+FILES = (CONFIG, MODELOPT)
+
+# fact → names in config.json, the first that is there counts
+INTEGERS = {
+    "layers": ("num_hidden_layers", "n_layer", "num_layers"),
+    "heads": ("num_attention_heads", "n_head"),
+    "kvHeads": ("num_key_value_heads", "num_kv_heads", "multi_query_group_num"),
+    "headSize": ("head_dim", "kv_channels"),
+    "hiddenSize": ("hidden_size", "n_embd"),
+    "intermediateSize": ("intermediate_size", "n_inner", "ffn_hidden_size"),
+    "vocabulary": ("vocab_size",),
+    "context": ("max_position_embeddings", "n_positions", "seq_length"),
+    "experts": ("num_local_experts", "num_experts", "n_routed_experts"),
+    "expertIntermediateSize": ("moe_intermediate_size",),
+    "expertsPerToken": ("num_experts_per_tok", "experts_per_token"),
+}
+# What older locks hold and nobody reads: a window that the model may not even use (use_sliding_window).
+OBSOLETE_KEYS = frozenset({"slidingWindow"})
+
+
+def extract_model_metadata(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
+    """Facts from the content of ``FILES``, as far as they are there.
+
+    Raises:
+        ModelError: one of them is not a JSON object.
+    """
+    if CONFIG not in files:
+        return {}
+    top = parse_object(files[CONFIG], f"{where}: {CONFIG}")
+    # Multimodal models keep the language model's sizes below text_config.
+    text = top.get("text_config")
+    config = {**top, **text} if isinstance(text, dict) else top
+    facts: dict[str, Any] = {}
+    names = top.get("architectures")
+    if isinstance(names, list) and names and isinstance(names[0], str):
+        facts["architecture"] = names[0]
+    if isinstance(top.get("model_type"), str):
+        facts["modelType"] = top["model_type"]
+    for fact, keys in INTEGERS.items():
+        value = next((config[k] for k in keys if type(config.get(k)) is int), None)
+        if value is not None and 0 <= value < 1 << 53:
+            facts[fact] = value
+    _add_class_defaults(facts, config)
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    if isinstance(dtype, str):
+        facts["dtype"] = dtype.removeprefix("torch.")
+    if isinstance(config.get("tie_word_embeddings"), bool):
+        facts["tiedEmbeddings"] = config["tie_word_embeddings"]
+    facts.update(_read_quantization_names(config, files, where))
+    if remote := _names_remote_code(top):
+        facts["remoteCode"] = remote
+    return {k: v for k, v in facts.items() if not isinstance(v, str) or (v.isprintable() and len(v) <= 200)}
+
+
+def _add_class_defaults(facts: dict[str, Any], config: Mapping[str, Any]) -> None:
+    """What config.json leaves out and the architecture's class says.
+
+    Nothing is told of layers that keep no keys and values by heads, and no number of KV heads in place of a
+    null whose class is unknown.
+    """
+    rows, listed = (
+        load_table("architectures")["architectures"],
+        load_table("formats")["kvNotByHeads"]["architectures"],
+    )
+    architecture, heads = facts.get("architecture"), facts.get("heads")
+    if not heads or architecture in listed or config.get("kv_lora_rank"):
+        return
+    defaults = rows[architecture]["defaults"] if architecture in rows else {}
+    has_kv_heads = "num_key_value_heads" in config
+    if defaults or not has_kv_heads:
+        facts.setdefault("kvHeads", heads if has_kv_heads else defaults.get("num_key_value_heads") or heads)
+    if defaults.get("head_dim") and "head_dim" not in config:
+        facts.setdefault("headSize", defaults["head_dim"])
+    if "hiddenSize" in facts and facts["hiddenSize"] % heads == 0:
+        facts.setdefault("headSize", facts["hiddenSize"] // heads)
+
+
+def _read_quantization_names(
+    config: Mapping[str, Any], files: Mapping[str, bytes], where: str
+) -> dict[str, Any]:
+    """``quantization`` and ``kvCacheQuantization``: the algorithm's name, or None for none.
+
+    Read where conversion reads it: ModelOpt's own file alone, where there is one.
+    """
+    inline = config.get("quantization_config")
+    inline = inline if isinstance(inline, dict) else {}
+    quantization: dict[str, Any] = {}
+    if MODELOPT in files:
+        sidecar = parse_object(files[MODELOPT], f"{where}: {MODELOPT}")
+        quant, producer = sidecar.get("quantization"), sidecar.get("producer")
+        if not isinstance(quant, dict):
+            raise ModelError("no quantization object", where=f"{where}: {MODELOPT}", fix="report it upstream")
+        algorithm, cache = quant.get("quant_algo"), quant.get("kv_cache_quant_algo")
+        if isinstance(producer, dict) and isinstance(producer.get("name"), str):
+            version = producer.get("version")
+            quantization["quantizer"] = (
+                f"{producer['name']} {version}" if isinstance(version, str) else producer["name"]
+            )
+    else:
+        algorithm = inline.get("quant_algo") or inline.get("quant_method")
+        cache = read_inline_kv_cache(inline)
+        if isinstance(method := inline.get("quant_method"), str):
+            # "fp8" alone would read as ModelOpt's FP8; the names are those of quantization.json.
+            quantization["quantizationMethod"] = (
+                "fp8-block" if method == "fp8" and inline.get("weight_block_size") else method
+            )
+    algorithm_name = canonical_algorithm(algorithm) if isinstance(algorithm, str) else None
+    quantization["quantization"] = None if algorithm_name == "NO_QUANT" else algorithm_name
+    quantization["kvCacheQuantization"] = cache.upper() if isinstance(cache, str) else None
+    return quantization
+
+
+def _names_remote_code(config: Mapping[str, Any]) -> bool:
+    """Whether the configuration names Python code of the repository."""
+    return isinstance(config.get("auto_map"), dict) and bool(config["auto_map"])

@@ -1,0 +1,55 @@
+"""What Nix builds run: ``ask`` writes what is asked, ``answers`` asks an engine in its runtime.
+
+No sub-command is loaded: neither help texts nor thresholds are among a build's inputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from enginix import console
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one of the two and returns the exit code."""
+    parser = argparse.ArgumentParser(prog="enginix", allow_abbrev=False)
+    parser.add_argument("verb", choices=("ask", "answers"))
+    # Nix hands over an empty text where there is nothing.
+    for name in ("model", "questions", "engine", "asked", "rootfs", "driver", "pin", "python", "out"):
+        parser.add_argument(f"--{name}", type=lambda text: Path(text) if text else None)
+    parser.add_argument("--stall-minutes", type=float, default=30.0)
+    parser.add_argument("--accept-driver", action="store_true")
+    args = parser.parse_args(argv)
+    try:
+        if args.verb == "ask":
+            _write_questions(args)
+        elif args.python is not None:
+            from enginix.kinds.edgellm import edgellm_asker
+
+            edgellm_options = edgellm_asker.EdgellmAskOptions(
+                args.python, args.driver, args.stall_minutes * 60
+            )
+            edgellm_asker.ask_edgellm_engine(args.engine, args.model, args.asked, args.out, edgellm_options)
+        else:
+            from enginix.kinds.trtllm import trtllm_asker
+
+            trtllm_options = trtllm_asker.TrtllmAskOptions(
+                args.rootfs, args.driver, args.pin, args.stall_minutes * 60, args.accept_driver
+            )
+            trtllm_asker.ask_trtllm_engine(args.engine, args.asked, args.out, trtllm_options)
+    except Exception as e:
+        return console.report_error(e)
+    return 0
+
+
+def _write_questions(args: argparse.Namespace) -> None:
+    from enginix.evaluation.engine_protocol import engine_questions
+    from enginix.evaluation.reference_answers import question_builder
+    from enginix.files import new_directory
+
+    with new_directory(args.out) as partial:
+        engine_questions.write_engine_questions(
+            question_builder.build_engine_questions(args.model, args.questions), partial
+        )

@@ -1,0 +1,332 @@
+"""Export and model → engine, on the target's GPU: NVIDIA's builder inside a runtime that has TensorRT.
+
+Two builders read different things:
+  direct  tensorrt-edgellm-build reads the model itself. NVIDIA calls it experimental; its engines are the
+          ones that tensorrt-edgellm-serve takes. The export proves beforehand, without a GPU, that the model
+          is whole and expressible.
+  onnx    llm_build, from Edge-LLM's C++ sources, reads the export. NVIDIA's C++ runtime executes what it
+          builds.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enginix import __version__, manifest, process
+from enginix.errors import MachineError, ManifestError, UsageError
+from enginix.files import new_directory, require_absent
+from enginix.kinds.edgellm import options
+from enginix.kinds.edgellm.errors import ExportError
+from enginix.kinds.edgellm.export import make_private_environment, read_model_identity
+from enginix.manifest import Manifest
+from enginix.model.jsonfile import read_object
+from enginix.tables import load_table
+
+if TYPE_CHECKING:
+    from enginix.machine.target import Machine, MachineGpu
+
+TENSORRT_VERSION_CODE = "import importlib.metadata as m; print(m.version('tensorrt').split('.post')[0])"
+BUILDERS = ("direct", "onnx")
+LAUNCH_SCRIPT = Path(__file__).with_name("launch.py")
+_ONNX_FLAGS = {
+    "maxInputLen": "--maxInputLen",
+    "maxBatchSize": "--maxBatchSize",
+    "maxKvCacheCapacity": "--maxKVCacheCapacity",
+}
+_CONFIG_KEYS = {
+    "maxInputLen": "max_input_len",
+    "maxBatchSize": "max_batch_size",
+    "maxKvCacheCapacity": "max_kv_cache_capacity",
+}
+
+
+@dataclass(frozen=True)
+class EdgellmBuildOptions:
+    """How an engine is built.
+
+    Attributes:
+        target: a GPU of gpus.json.
+        name: of the engine; None takes the export's.
+        builder: ``direct`` or ``onnx``.
+        python: the Python that has the wheel and TensorRT; None takes this one.
+        llm_build: NVIDIA's C++ builder, for ``onnx``.
+        plugin: Edge-LLM's plugin library in place of the wheel's payload.
+        driver: directory of the GPU driver in place of the machine's.
+        limits: options of edgellm.json's section build.
+        plan: memory that evaluation predicted, for the manifest.
+    """
+
+    target: str
+    name: str | None = None
+    builder: str = "direct"
+    python: Path | None = None
+    llm_build: Path | None = None
+    plugin: Path | None = None
+    driver: Path | None = None
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    plan: Mapping[str, Any] | None = None
+
+
+def resolve_edgellm_limits(given: Mapping[str, Any]) -> dict[str, Any]:
+    """All limits, defaults filled in.
+
+    Raises:
+        UsageError: unknown, misshapen, or a prompt that no cache could hold.
+    """
+    rows = load_table("edgellm")["build"]
+    full_limits = options.check_stage_options(
+        "build", {**{name: row["default"] for name, row in rows.items()}, **given}
+    )
+    if int(full_limits["maxInputLen"]) > int(full_limits["maxKvCacheCapacity"]):
+        raise UsageError(
+            f"maxInputLen {full_limits['maxInputLen']} is beyond maxKvCacheCapacity {full_limits['maxKvCacheCapacity']}",
+            fix="raise maxKvCacheCapacity, which holds prompt and answer",
+        )
+    refusal = find_uncountable_limit(
+        int(full_limits["maxInputLen"]),
+        int(full_limits["maxBatchSize"]),
+        int(full_limits["maxKvCacheCapacity"]),
+    )
+    if refusal is not None:
+        raise UsageError(refusal, fix="lower one of the limits")
+    return dict(full_limits)
+
+
+def find_uncountable_limit(max_input_len: int, max_batch_size: int, capacity: int) -> str | None:
+    """What of some limits the wheel's builder would not count in its 32 bits; None where it does."""
+    rows = load_table("edgellm")["memory"]
+    tokens = max_batch_size * max_input_len
+    page, pool = rows["pageTokens"]["value"], rows["poolPages"]["most"]
+    if tokens > rows["stepTokens"]["most"]:
+        return f"{tokens} tokens of a step are more than {rows['stepTokens']['most']}"
+    if capacity > rows["pagedTokens"]["most"]:
+        return f"a KV cache of {capacity} tokens is more than {rows['pagedTokens']['most']}"
+    if max_batch_size * -(-capacity // page) > pool:
+        return f"{max_batch_size} KV caches of {capacity} tokens are more than {pool} pages of {page}"
+    return None
+
+
+def explain_missing_payload(sm: int, target: str, system: str) -> str | None:
+    """Why the wheel of a system (``x86_64-linux``) cannot serve a GPU; None where it can."""
+    rows = load_table("edgellm")["payloads"]
+    if any(row["sm"] == sm and row["system"] == system for row in rows):
+        return None
+    return (
+        f"TensorRT Edge-LLM {load_table('edgellm')['version']} has no {format_cpu(system)} payload for SM {sm}"
+        f" (target {target}); its wheels have them for {describe_payloads()}"
+    )
+
+
+def format_cpu(system: str) -> str:
+    """``x86_64-linux`` → ``x86-64``."""
+    return system.removesuffix("-linux").replace("_", "-")
+
+
+def describe_payloads() -> str:
+    """The SMs that have a payload, by CPU."""
+    sms: dict[str, set[int]] = {}
+    for row in load_table("edgellm")["payloads"]:
+        sms.setdefault(row["system"], set()).add(row["sm"])
+    return " and ".join(
+        f"SM {', '.join(map(str, sorted(sm_numbers)))} on {format_cpu(system)}"
+        for system, sm_numbers in sorted(sms.items(), reverse=True)
+    )
+
+
+def _find_gpu(build_options: EdgellmBuildOptions) -> tuple[MachineGpu, Machine]:
+    """A GPU of the target's SM that this machine has."""
+    from enginix.machine.driver import find_driver
+    from enginix.machine.system import detect_system
+    from enginix.machine.target import find_target, probe_machine
+
+    build_target = find_target(build_options.target)
+    refusal = (
+        None
+        if build_options.plugin
+        else explain_missing_payload(build_target.sm, build_options.target, detect_system())
+    )
+    if refusal:
+        raise UsageError(
+            refusal, fix='serve it by kind "tensorrt" or "llmapi", or pass a plugin built for this GPU'
+        )
+    machine = probe_machine(find_driver(build_options.driver))
+    fitting = [gpu for gpu in machine.gpus if gpu.sm == build_target.sm]
+    if not fitting:
+        gpu_names = ", ".join(sorted({f"{g.name} (SM {g.sm})" for g in machine.gpus}))
+        raise MachineError(
+            f"the engine is for SM {build_target.sm}, and this machine has {gpu_names}",
+            where=build_options.target,
+            fix="build on a machine with the target's GPU; an engine runs on no other",
+        )
+    return fitting[0], machine
+
+
+def build_edgellm_engine(
+    export: Path, model: Path, out: Path, build_options: EdgellmBuildOptions
+) -> Manifest:
+    """Builds an engine directory; whole or absent.
+
+    Raises:
+        ManifestError: not an export, or one of another model.
+        MachineError: no such GPU, no TensorRT, no disk, or the builder failed.
+        UsageError: limits or a target that cannot be.
+        ExportError: the builder reported success without an engine that fits the request.
+    """
+    require_absent(out)
+    full_limits = resolve_edgellm_limits(build_options.limits)
+    if build_options.builder not in BUILDERS:
+        raise UsageError(f"builder {build_options.builder!r}", fix=f"one of: {', '.join(BUILDERS)}")
+    if (build_options.builder == "onnx") != (build_options.llm_build is not None):
+        raise UsageError("llm_build belongs to builder onnx, which needs it", where=build_options.builder)
+    export_manifest = manifest.read_manifest(export, "export")
+    if export_manifest.kind != "edgellm":
+        raise ManifestError(
+            f"an export of kind {export_manifest.kind}", where=str(export), fix="run enginix edgellm-export"
+        )
+    identity = read_model_identity(model)
+    if export_manifest.inputs.get("model") != identity:
+        raise ManifestError(
+            "the export was made from another model than this one",
+            where=str(export),
+            fix="pass the model that was exported, or export this one",
+        )
+    gpu, machine = _find_gpu(build_options)
+    with new_directory(out) as partial:
+        engine = partial / "engine"
+        engine.mkdir()
+        peak = _run_builder(
+            _make_builder_command(export, model, engine, build_options, full_limits),
+            model,
+            machine.only(gpu.sm),
+        )
+        _check_built_engine(engine, full_limits, build_options.builder)
+        engine_manifest = Manifest(
+            artefact="engine",
+            name=build_options.name or export_manifest.name,
+            kind="edgellm",
+            model=export_manifest.model,
+            inputs={
+                "model": identity,
+                "export": {"tools": export_manifest.tools, "options": export_manifest.options},
+            },
+            options={"builder": build_options.builder, "limits": full_limits},
+            target={
+                "name": build_options.target,
+                "sm": gpu.sm,
+                "gpu": gpu.name,
+                "memory": gpu.total,
+                "count": 1,
+            },
+            runtime={
+                **export_manifest.runtime,
+                "edgellm": load_table("edgellm")["version"],
+                "driver": machine.driver,
+                **_read_tensorrt_version(build_options),
+            },
+            tools={"enginix": __version__},
+            results={
+                "gates": "not gated",
+                "plan": {"predicted": build_options.plan, "measured": {"hostMemoryPeak": peak}},
+            },
+        )
+        engine_manifest.write(partial)
+    return engine_manifest
+
+
+def _make_builder_command(
+    export: Path,
+    model: Path,
+    engine: Path,
+    build_options: EdgellmBuildOptions,
+    full_limits: Mapping[str, Any],
+) -> list[str]:
+    if build_options.builder == "onnx":
+        assert build_options.llm_build is not None
+        words = [
+            os.path.abspath(build_options.llm_build),
+            "--onnxDir",
+            os.path.abspath(export / "llm"),
+            "--engineDir",
+            str(engine),
+        ]
+        for name, flag in _ONNX_FLAGS.items():
+            words += [flag, str(full_limits[name])]
+        return words
+    words = [
+        "--model-dir",
+        os.path.abspath(model),
+        "--engine-dir",
+        str(engine),
+        *options.format_stage_flags("build", full_limits),
+    ]
+    if build_options.plugin:
+        words += ["--plugin-path", os.path.abspath(build_options.plugin)]
+    return [_find_python(build_options), str(LAUNCH_SCRIPT), "experimental.builder.cli", "-", *words]
+
+
+def _find_python(build_options: EdgellmBuildOptions) -> str:
+    """Absolute, but no link followed: a virtual environment is known by the link's place."""
+    return os.path.abspath(build_options.python or sys.executable)
+
+
+def _read_tensorrt_version(build_options: EdgellmBuildOptions) -> dict[str, str]:
+    """TensorRT's version, as its package in the runtime's Python tells it; nothing where it does not."""
+    words = [_find_python(build_options), "-c", TENSORRT_VERSION_CODE]
+    done = process.run_program(words, cwd=Path("/"), check=False)
+    lines = done.stdout.split()
+    return {"tensorrt": lines[-1]} if done.returncode == 0 and lines else {}
+
+
+def _run_builder(command: list[str], model: Path, gpus: Mapping[str, str]) -> int:
+    """Runs the builder; returns the most memory that one of its processes had, in bytes."""
+    with tempfile.TemporaryDirectory(prefix="enginix-build.") as work:
+        env = {**make_private_environment(Path(work) / "p"), **gpus}
+        done = process.run_program(command, env=env, cwd=Path(work), check=False)
+    if done.returncode == 0:
+        # Of every child of this process so far, of which the builder is the largest (getrusage(2): KiB).
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
+    text = done.stdout + done.stderr
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    last = lines[-1][:400] if lines else "no output"
+    if "TensorRTDependencyError" in text:
+        raise MachineError(
+            "the runtime has no TensorRT",
+            where=command[0],
+            fix=f"install the TensorRT that Edge-LLM {load_table('edgellm')['version']} was qualified with: "
+            + ", ".join(sorted({row["tensorrt"] for row in load_table("edgellm")["payloads"]})),
+        )
+    if "No space left on device" in text:
+        raise MachineError("the disk is full", where=str(model), fix="free disk space, or choose another -o")
+    if "out of memory" in text.lower():
+        raise MachineError(
+            "the builder ran out of memory", where=str(model), fix="lower maxBatchSize or maxKvCacheCapacity"
+        )
+    raise MachineError(f"the builder ended with status {done.returncode}: {last}", where=str(model))
+
+
+def _check_built_engine(engine: Path, full_limits: Mapping[str, Any], builder: str) -> None:
+    engine_file = engine / "llm.engine"
+    if not engine_file.is_file() or engine_file.stat().st_size == 0:
+        raise ExportError("the builder reported success without an llm.engine", where=str(engine))
+    config = read_object(engine / "config.json")
+    stated_limits = config.get("builder_config")
+    for name, key in _CONFIG_KEYS.items():
+        value = stated_limits.get(key) if isinstance(stated_limits, dict) else None
+        if value != full_limits[name]:
+            raise ExportError(
+                f"{key} is {value}, asked for {full_limits[name]}", where=str(engine / "config.json")
+            )
+    if builder == "direct" and not isinstance(config.get("checkpoint_identity"), dict):
+        raise ExportError(
+            "no checkpoint_identity, without which the server would build the engine again",
+            where=str(engine / "config.json"),
+        )
+    for path in sorted(engine.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)

@@ -1,0 +1,261 @@
+"""Whether an export is the model it was made from: files, attention, quantization, weights, texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from enginix.errors import ModelError
+from enginix.kinds.edgellm import coverage, graph
+from enginix.kinds.edgellm.errors import ExportError
+from enginix.kinds.edgellm.graph import Graph, Node
+from enginix.kinds.edgellm.source import ExportSource
+from enginix.kinds.edgellm.values import FLOAT_DTYPES
+from enginix.model import TensorInfo, read_header
+from enginix.model.jsonfile import read_object
+from enginix.tables import load_table
+
+_PASSING_OPS = ("Cast", "Reshape", "Transpose", "DequantizeLinear")
+_AGAIN = "export again; if it stays so, TensorRT Edge-LLM does not support this model"
+
+
+def list_exported_files(llm: Path) -> list[str]:
+    """Names of the export's files, all of them there and none empty."""
+    for name in load_table("edgellm")["exportedFiles"]:
+        path = llm / name
+        if not path.is_file() or path.stat().st_size == 0:
+            raise ExportError(f"{name} is missing or empty", where=str(llm), fix=_AGAIN)
+    return sorted(p.name for p in llm.iterdir())
+
+
+def check_attention(onnx_graph: Graph, source: ExportSource) -> int:
+    """One attention plugin a layer, each with its own KV cache and the model's head counts."""
+    where = str(onnx_graph.path)
+    nodes = [n for n in onnx_graph.nodes if n.op == "AttentionPlugin" and n.domain == graph.PLUGIN_DOMAIN]
+    if len(nodes) != source.layers:
+        raise ExportError(
+            f"{len(nodes)} attention plugins for {source.layers} layers", where=where, fix=_AGAIN
+        )
+    config = source.config
+    heads = config["num_attention_heads"]
+    expected = {
+        "num_q_heads": heads,
+        "num_kv_heads": config.get("num_key_value_heads") or heads,
+        "head_size": config.get("head_dim") or config["hidden_size"] // heads,
+        "enable_fp8_kv_cache": int(source.kv_cache == "FP8"),
+    }
+    for node in nodes:
+        for key, value in expected.items():
+            if node.attributes.get(key) != value:
+                raise ExportError(
+                    f"{node.name}: {key} is {node.attributes.get(key)}, the model's is {value}",
+                    where=where,
+                    fix=_AGAIN,
+                )
+    for layer in range(source.layers):
+        past, present = f"past_key_values_{layer}", f"present_key_values_{layer}"
+        readers = [n for n in nodes if past in n.inputs]
+        if len(readers) != 1 or past not in onnx_graph.inputs:
+            raise ExportError(f"layer {layer} has no KV cache of its own ({past})", where=where, fix=_AGAIN)
+        if present not in onnx_graph.outputs or present not in readers[0].outputs:
+            raise ExportError(
+                f"layer {layer} does not return its KV cache ({present})", where=where, fix=_AGAIN
+            )
+    return len(nodes)
+
+
+def _reaches_op(onnx_graph: Graph, value: str, ops: tuple[str, ...], steps: int = 8) -> bool:
+    node = onnx_graph.producer.get(value)
+    if node is None or steps == 0:
+        return False
+    if node.op in ops:
+        return True
+    return node.op in _PASSING_OPS and _reaches_op(onnx_graph, node.inputs[0], ops, steps - 1)
+
+
+def _find_products(onnx_graph: Graph, node: Node, steps: int = 6) -> list[tuple[Node, str]]:
+    """Matrix products that a dequantized weight flows into, with the value that it arrives as."""
+    ends: list[tuple[Node, str]] = []
+    for out in node.outputs:
+        for reader in onnx_graph.consumers.get(out, ()):
+            if reader.op in ("MatMul", "Gemm"):
+                ends.append((reader, out))
+            elif reader.op in _PASSING_OPS and steps:
+                ends += _find_products(onnx_graph, reader, steps - 1)
+    return ends
+
+
+def check_quantization(onnx_graph: Graph, source: ExportSource) -> dict[str, int]:
+    """Each quantized weight is read by what its format says, and multiplied with quantized activations."""
+    where = str(onnx_graph.path)
+    if source.quantization is None:
+        stray = onnx_graph.count("DequantizeLinear") + onnx_graph.count("QuantizeLinear")
+        if stray:
+            raise ExportError(f"{stray} quantization nodes in a model without", where=where, fix=_AGAIN)
+        return {}
+    row = load_table("edgellm")["formats"][source.quantization]
+    readers, activations = tuple(row["readers"]), tuple(row["activations"])
+    weights = [
+        c
+        for c in onnx_graph.constants.values()
+        if c.dtype == row["weights"] and _is_weight(onnx_graph, c.name, readers)
+    ]
+    stored = [
+        t
+        for t in source.weights.tensors.values()
+        if t.name.endswith(".weight") and t.dtype not in FLOAT_DTYPES
+    ]
+    # Projections may be joined, which keeps the bytes; a plugin's layout may be padded: the count stays.
+    joinable = "DequantizeLinear" in readers
+    graph_count = sum(c.data.size for c in weights) if joinable else len(weights)
+    needed = sum(t.nbytes for t in stored) if joinable else len(stored)
+    if not stored or graph_count != needed:
+        raise ExportError(
+            f"{graph_count} {'bytes of ' * joinable}{source.quantization} weights in the graph,"
+            f" {needed} in the checkpoint",
+            where=where,
+            fix=_AGAIN,
+        )
+    for weight in weights:
+        for reader in onnx_graph.consumers.get(weight.name, ()):
+            if reader.op not in readers:
+                raise ExportError(f"{weight.name} is read by {reader.op}", where=where, fix=_AGAIN)
+            for product, input_name in _find_products(onnx_graph, reader) if activations else ():
+                others = [i for i in product.inputs if i != input_name]
+                if not any(_reaches_op(onnx_graph, other, activations) for other in others):
+                    raise ExportError(
+                        f"{weight.name} meets activations that are not quantized ({product.name})",
+                        where=where,
+                        fix=_AGAIN,
+                    )
+            if activations and not _find_products(onnx_graph, reader):
+                raise ExportError(f"{weight.name} flows into no matrix product", where=where, fix=_AGAIN)
+    counts = {op: onnx_graph.count(op) for op in (*readers, *activations)}
+    return {op: n for op, n in counts.items() if n}
+
+
+def _is_weight(onnx_graph: Graph, name: str, readers: tuple[str, ...]) -> bool:
+    """Whether a constant is a weight: not the scale that some dequantization reads in second place."""
+    if len(onnx_graph.constants[name].shape) < 2:
+        return False
+    return not any(
+        name in n.inputs[1:] for n in onnx_graph.consumers.get(name, ()) if n.op == "DequantizeLinear"
+    )
+
+
+def check_texts(llm: Path, source: ExportSource) -> None:
+    """Tokenizer and chat template are the model's; config.json agrees with the model's."""
+    model = source.directory
+    if (llm / "tokenizer.json").read_bytes() != (model / "tokenizer.json").read_bytes():
+        raise ExportError("tokenizer.json is not the model's", where=str(llm), fix=_AGAIN)
+    if (llm / "chat_template.jinja").read_text("utf-8") != source.template:
+        raise ExportError("chat_template.jinja is not the model's", where=str(llm), fix=_AGAIN)
+    try:
+        exported = read_object(llm / "config.json")
+    except ModelError as e:
+        raise ExportError(e.what, where=e.where, fix=_AGAIN) from e
+    config = source.config
+    heads = config["num_attention_heads"]
+    rope = config.get("rope_parameters") or {}
+    expected: dict[str, Any] = {
+        "vocab_size": config["vocab_size"],
+        "hidden_size": config["hidden_size"],
+        "intermediate_size": config["intermediate_size"],
+        "num_hidden_layers": source.layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
+        "max_position_embeddings": config.get("max_position_embeddings"),
+        "rope_theta": config.get("rope_theta", rope.get("rope_theta")),
+        "kv_cache_dtype": "fp8" if source.kv_cache == "FP8" else "fp16",
+    }
+    for key, value in expected.items():
+        if value is not None and exported.get(key) != value:
+            raise ExportError(
+                f"{key} is {json.dumps(exported.get(key))}, the model's is {json.dumps(value)}",
+                where=str(llm / "config.json"),
+                fix=_AGAIN,
+            )
+    model_rope, exported_rope = (_rope_type(c) for c in (config, exported))
+    if model_rope != exported_rope:
+        raise ExportError(
+            f"rotary embedding is of type {exported_rope}, the model's of {model_rope}",
+            where=str(llm / "config.json"),
+            fix=_AGAIN,
+        )
+    exported_ends, model_ends = exported.get("eos_token_id"), config.get("eos_token_id")
+    if not set(_collect_token_ids(model_ends)) <= set(_collect_token_ids(exported_ends)):
+        raise ExportError(
+            f"eos_token_id {exported_ends} lacks the model's {model_ends}",
+            where=str(llm / "config.json"),
+            fix=_AGAIN,
+        )
+
+
+def _rope_type(config: Mapping[str, Any]) -> str:
+    for key in ("rope_parameters", "rope_scaling"):
+        section = config.get(key)
+        if isinstance(section, dict):
+            rope_type = section.get("rope_type") or section.get("type")
+            if rope_type:
+                return str(rope_type)
+    return "default"
+
+
+def _collect_token_ids(value: Any) -> list[int]:
+    return [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int)]
+
+
+def _read_embedding_table(llm: Path, fp8: bool, hidden: int) -> TensorInfo:
+    path = llm / "embedding.safetensors"
+    try:
+        tensors: Mapping[str, TensorInfo] = read_header(path).tensors
+    except ModelError as e:
+        raise ExportError(e.what, where=e.where, fix=_AGAIN) from e
+    if "embedding" not in tensors or set(tensors) - {"embedding", "embedding_scale"}:
+        raise ExportError(f"tensors {sorted(tensors)}, expected embedding", where=str(path), fix=_AGAIN)
+    table_ = tensors["embedding"]
+    if (table_.dtype == "F8_E4M3") != fp8:
+        raise ExportError(f"the table is {table_.dtype}", where=str(path), fix=_AGAIN)
+    if fp8:
+        scales = tensors.get("embedding_scale")
+        if (
+            scales is None
+            or scales.dtype != "F32"
+            or scales.shape[0] != table_.shape[0]
+            or hidden % scales.shape[-1]
+        ):
+            raise ExportError("the FP8 table has no scale a row", where=str(path), fix=_AGAIN)
+        values = np.memmap(path, "<f4", "r", scales.begin, scales.shape)
+        if not np.isfinite(values).all():
+            raise ExportError("a scale of the FP8 table is not finite", where=str(path), fix=_AGAIN)
+    return table_
+
+
+def check_exported_model(llm: Path, source: ExportSource, *, fp8_embedding: bool = False) -> dict[str, Any]:
+    """Runs every check on ``<export>/llm``.
+
+    Returns:
+        What was found, for the manifest; nothing volatile.
+
+    Raises:
+        ExportError: the first thing that is wrong.
+    """
+    names = list_exported_files(llm)
+    onnx_graph = graph.read_graph(llm / "model.onnx")
+    embedding = _read_embedding_table(llm, fp8_embedding, source.config["hidden_size"])
+    attentions = check_attention(onnx_graph, source)
+    quantized = check_quantization(onnx_graph, source)
+    weights = coverage.check_coverage(onnx_graph, source.weights.tensors.values(), embedding, source.tied)
+    check_texts(llm, source)
+    return {
+        "files": names,
+        "attentionPlugins": attentions,
+        "quantizationNodes": quantized,
+        "weights": weights,
+        "opsets": dict(sorted(onnx_graph.opsets.items())),
+    }

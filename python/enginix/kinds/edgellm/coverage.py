@@ -1,0 +1,355 @@
+"""Whether an export holds every weight of its checkpoint, and nothing that is not one.
+
+The exporter takes a tensor that the checkpoint lacks from uninitialized memory and exits with status 0,
+so its word is not enough. Tensors are found by their bits: under their own name, or, where the exporter
+folded a transposition or joined projections into one matrix and lost the names, anywhere in the graph.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from enginix.kinds.edgellm.errors import ExportError
+from enginix.kinds.edgellm.graph import Constant, Graph
+from enginix.kinds.edgellm.values import Bits, Expected, list_onnx_forms, to_float16, view_bits
+from enginix.model import TensorInfo
+
+PREFIX = "_model."
+KEY_ELEMENTS = 64  # elements of a row that find its candidates
+IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
+JOINED_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+SCALE_ERROR = 0.01  # relative; float16 holds a normal number to 0.0005
+_FIX = "fetch or quantize the model again; if it stays so, TensorRT Edge-LLM does not support this model"
+
+
+@dataclass
+class Claims:
+    """What was found where: tensors by how they were found, rows of constants that are spoken for."""
+
+    method_counts: Counter[str] = field(default_factory=Counter)
+    rows: dict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
+    worst_scale: float = 0.0
+
+    def take(self, method: str, name: str, begin: int, end: int) -> None:
+        self.method_counts[method] += 1
+        self.rows[name].append((begin, end))
+
+    def is_covered(self, name: str, rows: int) -> bool:
+        covered_rows = 0
+        for begin, end in sorted(self.rows.get(name, [])):
+            if begin > covered_rows:
+                return False
+            covered_rows = max(covered_rows, end)
+        return covered_rows >= rows
+
+
+def _iterate_sides(constant: Constant) -> Iterable[tuple[str, Bits]]:
+    """A matrix as it lies and, where its elements are whole bytes, transposed."""
+    array = view_bits(constant.array())
+    if array.ndim == 1:
+        array = array.reshape(1, -1)
+    if array.ndim != 2:
+        array = array.reshape(array.shape[0], -1) if array.size else array.reshape(1, 0)
+    yield "as is", array
+    if constant.dtype != "FLOAT4E2M1":
+        yield "transposed", array.T
+
+
+def _equals_tensor(expected: Expected, stored: Bits) -> bool:
+    if stored.shape != expected.shape:
+        return False
+    return all(
+        np.array_equal(part, stored[first_row : first_row + len(part)])
+        for first_row, part in expected.blocks()
+    )
+
+
+class _RowIndex:
+    """Rows of all matrices of one type by their first elements."""
+
+    def __init__(self, constants: Iterable[Constant]) -> None:
+        self.sides: dict[tuple[str, str], Bits] = {}
+        self.rows: dict[bytes, list[tuple[str, str, int]]] = defaultdict(list)
+        for constant in constants:
+            for side, array in _iterate_sides(constant):
+                self.sides[constant.name, side] = array
+                for row, key in enumerate(np.ascontiguousarray(array[:, :KEY_ELEMENTS])):
+                    self.rows[key.tobytes()].append((constant.name, side, row))
+
+    def find(self, expected: Expected) -> tuple[str, str, int] | None:
+        rows, columns = expected.shape
+        # A row that looks like nothing else, so that zeros do not make everything a candidate.
+        row = next(
+            (
+                r
+                for r in range(min(rows, 64))
+                if np.unique(expected.rows(r, r + 1)[:, :KEY_ELEMENTS]).size > 1
+            ),
+            0,
+        )
+        for name, side, found_row in self.rows.get(
+            expected.rows(row, row + 1)[:, :KEY_ELEMENTS].tobytes(), []
+        ):
+            array, begin = self.sides[name, side], found_row - row
+            is_inside = array.shape[1] == columns and begin >= 0 and begin + rows <= array.shape[0]
+            if is_inside and _equals_tensor(expected, array[begin : begin + rows]):
+                return name, side, begin
+        return None
+
+
+def _find_aligned(data: bytes, needle: bytes, size: int) -> int:
+    """Where ``needle`` lies in ``data``, at a whole number of elements of ``size`` bytes; -1 if nowhere."""
+    offset = data.find(needle)
+    while offset > 0 and offset % size:
+        offset = data.find(needle, offset + 1)
+    return offset
+
+
+def _count_nibbles(data: Bits) -> Bits:
+    counts = np.bincount(data.reshape(-1), minlength=256).reshape(16, 16)
+    return np.asarray(counts.sum(0) + counts.sum(1))
+
+
+def _has_same_nibbles(graph_counts: Bits, stored_counts: Bits) -> bool:
+    """Four-bit groups in the plugin's order: the same ones, signed or offset by eight, and zeros that pad."""
+    for offset in (0, 8):
+        excess = graph_counts - np.roll(stored_counts, offset)
+        zeros = excess[offset]
+        excess[offset] = 0
+        if zeros >= 0 and not excess.any():
+            return True
+    return False
+
+
+class Coverage:
+    """Accounts for a checkpoint's tensors in a graph and its embedding table."""
+
+    def __init__(self, graph: Graph, names: Iterable[str], embedding: TensorInfo | None, tied: bool) -> None:
+        self.graph = graph
+        self.names = frozenset(names)
+        self.embedding = embedding
+        self.tied = tied
+        self.claims = Claims()
+        self._indexes: dict[str, _RowIndex] = {}
+
+    def _index(self, form: str) -> _RowIndex:
+        if form not in self._indexes:
+            chosen = (c for c in self.graph.constants.values() if c.dtype == form and c.elements > 1)
+            self._indexes[form] = _RowIndex(chosen)
+        return self._indexes[form]
+
+    def _by_name(self, tensor: TensorInfo, constant: Constant) -> bool:
+        for form in list_onnx_forms(tensor.dtype):
+            if form != constant.dtype:
+                continue
+            expected = Expected(tensor, form)
+            if any(_equals_tensor(expected, array) for _, array in _iterate_sides(constant)):
+                self.claims.take("by name", constant.name, 0, self._rows(constant))
+                return True
+        if tensor.dtype == "U8" and constant.dtype in ("INT8", "UINT8", "INT4", "UINT4"):
+            stored = _count_nibbles(np.memmap(tensor.path, np.uint8, "r", tensor.begin, (tensor.nbytes,)))
+            if _has_same_nibbles(_count_nibbles(constant.data), stored):
+                self.claims.take("by nibbles", constant.name, 0, self._rows(constant))
+                return True
+        return False
+
+    @staticmethod
+    def _rows(constant: Constant) -> int:
+        return constant.shape[0] if len(constant.shape) > 1 else 1
+
+    def _scalar(self, tensor: TensorInfo, named: Constant | None) -> bool:
+        """A scale: equal to the constant of its name, to a shared one, or not above a joined one's."""
+        value = np.float32(Expected(tensor, "FLOAT").rows(0, 1).view(np.float32)[0, 0])
+        narrow = np.float32(to_float16(np.array([value]), tensor.name)[0])
+        if value != 0:
+            error = float(abs(narrow - value) / abs(value))
+            if named is not None and named.dtype == "FLOAT16" and error > SCALE_ERROR:
+                raise ExportError(
+                    f"its value {value:.3g} becomes {narrow:.3g} in float16, {error:.0%} off",
+                    where=tensor.name,
+                    fix="calibrate on text that the model sees in use, or quantize to another format",
+                )
+        kinds = {"FLOAT": value, "FLOAT16": narrow}
+
+        def holds(constant: Constant) -> bool:
+            return constant.elements == 1 and np.float32(constant.array().reshape(-1)[0]) == kinds.get(
+                constant.dtype
+            )
+
+        if named is not None:
+            if holds(named):
+                self.claims.take("by name", named.name, 0, 1)
+                if named.dtype == "FLOAT16" and value != 0:
+                    self.claims.worst_scale = max(self.claims.worst_scale, error)
+                return True
+            return False
+        if any(map(holds, self._scalars)):
+            self.claims.method_counts["shared scale"] += 1
+            return True
+        for part in JOINED_PROJECTIONS:
+            joined = self.graph.constants.get(PREFIX + tensor.name.replace(f".{part}.", ".qkv_proj_fused."))
+            if joined is not None and joined.elements == 1 and joined.array().reshape(-1)[0] >= narrow:
+                self.claims.method_counts["joined scale"] += 1
+                return True
+        if tensor.name.endswith((".k_scale", ".v_scale")):
+            scales = [
+                n.attributes.get("qkv_scales", []) for n in self.graph.nodes if n.op == "AttentionPlugin"
+            ]
+            if any(np.isclose(s, value, rtol=1e-3) for row in scales for s in row):
+                self.claims.method_counts["attribute"] += 1
+                return True
+        return False
+
+    @property
+    def _scalars(self) -> list[Constant]:
+        return [
+            c for c in self.graph.constants.values() if c.elements == 1 and c.dtype in ("FLOAT", "FLOAT16")
+        ]
+
+    def _vector(self, tensor: TensorInfo) -> bool:
+        """One dimension: whole or a part of a joined vector (a bias of several projections)."""
+        for form in list_onnx_forms(tensor.dtype):
+            expected = Expected(tensor, form)
+            needle = expected.rows(0, 1).tobytes()
+            for constant in self.graph.constants.values():
+                if constant.dtype != form or len(constant.shape) != 1:
+                    continue
+                if constant.data.size < len(needle):
+                    continue
+                offset = _find_aligned(constant.data.tobytes(), needle, len(needle) // expected.shape[1])
+                if offset >= 0:
+                    # A vector is one row; parts of a joined one are claimed by their bytes, which add up.
+                    self.claims.take("by value", f"{constant.name} bytes", offset, offset + len(needle))
+                    return True
+        return False
+
+    def _embedding(self, tensor: TensorInfo) -> None:
+        if self.embedding is None:
+            raise ExportError("embedding.safetensors holds no table", where=tensor.name, fix=_FIX)
+        if self.embedding.shape != tensor.shape:
+            raise ExportError(
+                f"the exported table is {list(self.embedding.shape)}, the checkpoint's {list(tensor.shape)}",
+                where=tensor.name,
+                fix=_FIX,
+            )
+        if self.embedding.dtype == "F16":
+            expected = Expected(tensor, "FLOAT16")
+            stored = Expected(self.embedding, "FLOAT16")
+            if not all(
+                np.array_equal(part, stored.rows(first_row, first_row + len(part)))
+                for first_row, part in expected.blocks()
+            ):
+                raise ExportError("the exported table has other values", where=tensor.name, fix=_FIX)
+        self.claims.method_counts["embedding"] += 1
+
+    def account(self, tensor: TensorInfo) -> bool:
+        """Whether the tensor is in the export; what it is found in is spoken for afterwards."""
+        if tensor.name.endswith(IGNORED_SUFFIXES):
+            self.claims.method_counts["not a weight"] += 1
+            return True
+        if tensor.name.endswith("embed_tokens.weight"):
+            self._embedding(tensor)
+            named = self.graph.constants.get(PREFIX + "lm_head.weight")
+            if self.tied and named is not None and not self._by_name(tensor, named):
+                raise ExportError("the tied output layer has other values", where="lm_head.weight", fix=_FIX)
+            return True
+        named = self.graph.constants.get(PREFIX + tensor.name)
+        if int(np.prod(tensor.shape)) == 1:
+            return self._scalar(tensor, named)
+        if named is not None and self._by_name(tensor, named):
+            return True
+        if named is not None and not self._index_has_joined(tensor):
+            return False
+        if len(tensor.shape) == 1:
+            return self._vector(tensor)
+        for form in list_onnx_forms(tensor.dtype):
+            match = self._index(form).find(Expected(tensor, form))
+            if match:
+                name, side, begin = match
+                constant = self.graph.constants[name]
+                end = begin + tensor.shape[0]
+                # Columns of a transposed matrix are counted as they are, against its last size.
+                self.claims.take("by value", f"{name}^T" if side == "transposed" else name, begin, end)
+                if side == "transposed" and self.claims.is_covered(f"{name}^T", constant.shape[-1]):
+                    self.claims.rows[name].append((0, self._rows(constant)))
+                return True
+        return False
+
+    @staticmethod
+    def _index_has_joined(tensor: TensorInfo) -> bool:
+        return any(f".{part}." in tensor.name for part in JOINED_PROJECTIONS)
+
+    def _given(self, name: str) -> bool:
+        """Whether a scale of the graph is one that the checkpoint has, alone or for joined projections."""
+        name = re.sub(r"__dup\d+$", "", name.removeprefix(PREFIX))
+        return any(name.replace("qkv_proj_fused", part) in self.names for part in JOINED_PROJECTIONS)
+
+    def list_unexplained(self) -> list[str]:
+        """Constants that look like weights and come from no tensor of the checkpoint."""
+        names = []
+        for name, constant in self.graph.constants.items():
+            if constant.elements == 1:
+                if name.startswith(PREFIX) and not self._given(name):
+                    names.append(name)
+                continue
+            if constant.dtype in ("INT64", "INT32", "BOOL"):
+                continue
+            is_whole = self.claims.is_covered(name, self._rows(constant)) or self.claims.is_covered(
+                f"{name} bytes", constant.data.size
+            )
+            if not is_whole and not _is_neutral(constant):
+                names.append(name)
+        return names
+
+
+def _is_neutral(constant: Constant) -> bool:
+    """A vector that changes nothing: what a graph computes with, or a scale that was folded elsewhere."""
+    if len(constant.shape) != 1 or np.unique(view_bits(constant.array())).size != 1:
+        return False
+    folded = constant.name.endswith(".pre_quant_scale") and constant.array()[0] == 1
+    return bool(folded or not constant.name.startswith(PREFIX))
+
+
+def check_coverage(
+    graph: Graph, tensors: Iterable[TensorInfo], embedding: TensorInfo | None, tied: bool
+) -> dict[str, object]:
+    """Accounts for every tensor.
+
+    Returns:
+        Figures for the manifest: tensors by how they were found, the worst relative error of a scale.
+
+    Raises:
+        ExportError: tensors of the checkpoint that the export lacks, or weights in it that come from nowhere.
+    """
+    sorted_tensors = sorted(tensors, key=lambda t: t.name)
+    coverage = Coverage(graph, (t.name for t in sorted_tensors), embedding, tied)
+    missing_names = [t.name for t in sorted_tensors if not coverage.account(t)]
+    if missing_names:
+        raise ExportError(
+            f"{_format_weight_names(missing_names)} of the checkpoint not in the export",
+            where=str(graph.path),
+            fix=_FIX,
+        )
+    unexplained_names = coverage.list_unexplained()
+    if unexplained_names:
+        raise ExportError(
+            f"{_format_weight_names(unexplained_names)} in the export, which come from no tensor of the checkpoint",
+            where=str(graph.path),
+            fix=_FIX,
+        )
+    claims = coverage.claims
+    return {
+        "tensors": len(sorted_tensors),
+        "found": dict(sorted(claims.method_counts.items())),
+        "worstScaleError": round(claims.worst_scale, 6),
+    }
+
+
+def _format_weight_names(names: list[str]) -> str:
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{len(names)} weight{'s' * (len(names) > 1)}: {shown}:"

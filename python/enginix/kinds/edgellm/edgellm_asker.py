@@ -1,0 +1,303 @@
+"""Asks an engine of kind ``edgellm`` by its own server, on loopback.
+
+The server takes text and gives the generated tokens with their most likely alternatives; it scores no given
+text. What it said is said.json and said.safetensors; enginix.evaluation.engine_judgement.answer_record reads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enginix import console, manifest, process
+from enginix.errors import GateError, MachineError, ManifestError
+from enginix.evaluation.engine_protocol import answers_origin, engine_questions
+from enginix.evaluation.engine_protocol.engine_questions import EngineQuestions, TokenizedText
+from enginix.files import dump_json, new_directory, write_text
+from enginix.kinds.edgellm.serve import EdgellmServeOptions, ServerCommand, prepare_server
+
+TOGETHER = 4  # requests at once: what its queue takes by default
+MARK = "stand-in: "
+NO_SCORES = (
+    "Edge-LLM's server gives log-probabilities of generated tokens alone, and no build option changes that"
+)
+_VERSIONS = (
+    "import importlib.metadata as m, json; "
+    "print(json.dumps({d.metadata['Name']: d.version for d in m.distributions() "
+    "if d.metadata['Name'] in ('tensorrt-edgellm', 'tensorrt', 'tensorrt-cu13')}))"
+)
+
+
+@dataclass(frozen=True)
+class EdgellmAskOptions:
+    """Where an engine is asked.
+
+    Attributes:
+        python: the Python that has the wheel and TensorRT; None takes this one.
+        driver: directory of the GPU driver in place of the machine's.
+        stall: seconds without an answer after which the server counts as hung.
+    """
+
+    python: Path | None = None
+    driver: Path | None = None
+    stall: float = 1800.0
+
+
+def ask_edgellm_engine(
+    engine: Path, model: Path, questions_file: Path, out: Path, ask_options: EdgellmAskOptions
+) -> None:
+    """Asks an engine everything; ``out`` is whole at the end, or absent.
+
+    Raises:
+        ManifestError: not an Edge-LLM engine that its server takes, or one of another model.
+        MachineError: no wheel, no TensorRT, or the server ended.
+        GateError: it answered with an error, or not at all.
+    """
+    engine_manifest = manifest.read_manifest(engine, "engine")
+    if engine_manifest.kind != "edgellm":
+        raise ManifestError(
+            f"an engine of kind {engine_manifest.kind}", where=str(engine), fix="pass one of kind edgellm"
+        )
+    question_set = engine_questions.read_engine_questions(questions_file)
+    limits = engine_manifest.options.get("limits", {})
+    try:
+        limit, longest = int(limits["maxKvCacheCapacity"]), int(limits["maxInputLen"])
+    except (KeyError, TypeError, ValueError) as e:
+        raise ManifestError(f"limits are {limits!r}", where=str(engine), fix="build this engine again") from e
+    with tempfile.TemporaryDirectory(prefix="enginix-") as name, new_directory(out) as partial:
+        state, key = Path(name), secrets.token_hex(16)
+        (state / "key").touch(0o600)
+        (state / "key").write_text(key + "\n")
+        port = _choose_port()
+        options = EdgellmServeOptions(
+            state / "s",
+            port=port,
+            key_file=state / "key",
+            python=ask_options.python,
+            driver=ask_options.driver,
+        )
+        (state / "s").mkdir()
+        command = prepare_server(engine, model, options)
+        versions = process.run_program([ask_options.python or sys.executable, "-c", _VERSIONS], cwd=state)
+        console.print_message(f"asking {engine_manifest.name} by its own server")
+        with _run_server(command, state / "log", port, key, ask_options.stall) as ask_one:
+            asker = _EdgellmAsker(ask_one, limit, longest)
+            answers = asker.ask_everything(question_set)
+        executed_by = {
+            **json.loads(versions.stdout),
+            "runtime": engine_manifest.runtime,
+            "server": "tensorrt-edgellm-serve",
+        }
+        executed_by |= _find_stand_in_mark(state / "log")
+        record = {
+            "format": 1,
+            "material": question_set.material,
+            "kind": "edgellm",
+            "by": executed_by,
+            **answers,
+        }
+        _write_tensors(asker.next, partial)
+        write_text(partial / "said.json", dump_json(record))
+        answers_origin.write_answers_origin(engine, partial)
+
+
+class _EdgellmAsker:
+    def __init__(self, ask_one: Any, limit: int, longest: int) -> None:
+        self.ask_one, self.limit, self.longest = ask_one, limit, longest
+        self.next: dict[int, tuple[list[list[int]], list[list[float]]]] = {}
+        self.misread: dict[str, str] = {}
+
+    def ask_everything(self, question_set: EngineQuestions) -> dict[str, Any]:
+        runs = {
+            "batch": self.run(
+                question_set.prompts, question_set.continued, question_set.next, together=True, keep=True
+            ),
+            "again": self.run(question_set.prompts, question_set.continued, question_set.next, together=True),
+            "alone": self.run(
+                question_set.prompts, question_set.continued, question_set.next, together=False
+            ),
+            "replies": self.run(
+                question_set.questions, question_set.answered, question_set.next, together=True
+            ),
+            "recalls": self.run(
+                question_set.recalls, question_set.answered, question_set.next, together=False
+            ),
+        }
+        misread = [f"{text}: {why}" for text, why in sorted(self.misread.items())]
+        limits = {"limit": self.limit, "longest": self.longest}
+        return {"runs": runs, "passages": [], "absent": {"passages": NO_SCORES}, "misread": misread, **limits}
+
+    def run(
+        self, texts: Sequence[TokenizedText], most: int, count: int, *, together: bool, keep: bool = False
+    ) -> list[dict[str, Any] | None]:
+        def one(numbered_text: tuple[int, TokenizedText]) -> dict[str, Any] | None:
+            n, text = numbered_text
+            length = len(text.tokens)
+            token_limit = min(most, self.limit - length) if length <= self.longest else 0
+            if text.text is None or token_limit < 1:
+                return None
+            answer = self.ask_one(text.text, token_limit, count)
+            if answer["prompt"] != length:
+                self.misread[text.id] = f"{answer['prompt']} tokens, {length} by the model's tokenizer"
+            if keep and answer["ids"]:
+                self.next[n] = answer["ids"], answer["logs"]
+            return {"tokens": answer["tokens"], "finish": answer["finish"]}
+
+        if not together:
+            return list(map(one, enumerate(texts)))
+        with ThreadPoolExecutor(TOGETHER) as pool:
+            return list(pool.map(one, enumerate(texts)))
+
+
+def _find_stand_in_mark(log: Path) -> dict[str, str]:
+    """What answers in the place of NVIDIA's compiled runtime says so in its log; empty where nothing does."""
+    for line in log.read_text("utf-8", "replace").splitlines():
+        if line.startswith(MARK):
+            return {"stand-in": line.removeprefix(MARK)[:200]}
+    return {}
+
+
+def _write_tensors(following: dict[int, tuple[list[list[int]], list[list[float]]]], directory: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    tensors = {}
+    for n, (ids, logs) in following.items():
+        tensors[f"next.{n}.ids"] = np.asarray(ids, np.int32)
+        tensors[f"next.{n}.logs"] = np.asarray(logs, np.float32)
+    save_file(tensors, directory / "said.safetensors")
+
+
+def _choose_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _run_server(command: ServerCommand, log: Path, port: int, key: str, stall: float) -> Iterator[Any]:
+    """The server while it lives; gives what asks it one thing."""
+    with log.open("wb") as sink:
+        child = subprocess.Popen(
+            list(command.words),
+            env=dict(command.environment),
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{port}"
+
+    def log_lines() -> list[str]:
+        lines = log.read_text("utf-8", "replace").replace(key, "…").splitlines()
+        # A line a request says nothing here.
+        return [line[:300] for line in lines if '"POST /' not in line and '"GET /' not in line]
+
+    def tail() -> str:
+        return "\n    ".join(log_lines()[-8:]) or "no output"
+
+    def call(path: str, body: dict[str, Any] | None, seconds: float) -> Any:
+        request = urllib.request.Request(
+            address + path,
+            None if body is None else json.dumps(body).encode(),
+            {"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=seconds) as response:
+            return json.load(response)
+
+    def ask_one(text: str, most: int, count: int) -> dict[str, Any]:
+        # Nothing that an earlier request left behind may be part of an answer.
+        body = {
+            "messages": [{"role": "user", "content": text}],
+            "apply_chat_template": False,
+            "add_generation_prompt": False,
+            "temperature": 0,
+            "max_tokens": most,
+            "logprobs": True,
+            "top_logprobs": count,
+            "reuse_context": False,
+            "cache_generated_tokens": False,
+        }
+        try:
+            return _parse_completion(call("/v1/chat/completions", body, stall), count)
+        except urllib.error.HTTPError as e:
+            why = e.read(400).decode("utf-8", "replace")
+            raise GateError(
+                f"the engine failed while answering: {e.code}: {why}", fix=f"it said:\n    {tail()}"
+            ) from e
+        except TimeoutError as e:
+            raise GateError(f"no answer for {int(stall)} s: it hangs", fix=f"it said:\n    {tail()}") from e
+        except (OSError, ValueError, http.client.HTTPException) as e:  # the latter: ended within an answer
+            raise GateError(f"the server is gone: {e}", fix=f"it said:\n    {tail()}") from e
+
+    try:
+        begun = time.monotonic()
+        while True:
+            if child.poll() is not None:
+                raise MachineError(
+                    f"the server ended with status {child.returncode}", fix=f"it said:\n    {tail()}"
+                )
+            if time.monotonic() - begun > stall:
+                raise MachineError(
+                    f"the server is not ready after {int(stall)} s", fix=f"it said:\n    {tail()}"
+                )
+            with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+                call("/health/ready", None, 10)
+                break
+            time.sleep(0.2)
+        yield ask_one
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(20)
+                break
+        for line in log_lines()[:40]:
+            console.print_message(f"server: {line}")
+
+
+def _parse_completion(answer: Any, count: int) -> dict[str, Any]:
+    """Tokens and log-probabilities of one answer of the server.
+
+    Raises:
+        GateError: another shape than the server documents.
+    """
+    try:
+        (choice,) = answer["choices"]
+        steps = (choice.get("logprobs") or {}).get("content") or []
+        finish, usage = choice["finish_reason"], answer["usage"]
+        tokens = [int(step["token_id"]) for step in steps]
+        completion_tokens, prompt = int(usage["completion_tokens"]), int(usage["prompt_tokens"])
+        tops = [[(int(t["token_id"]), float(t["logprob"])) for t in step["top_logprobs"]] for step in steps]
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise GateError(f"an answer of another shape: {type(e).__name__}: {e}") from e
+    if finish not in ("stop", "length"):
+        raise GateError(f"an answer ended by {finish!r}")
+    if len(tokens) != completion_tokens:
+        raise GateError(f"{completion_tokens} tokens generated, but {len(tokens)} told")
+    whole = all(len(top) == count for top in tops)
+    return {
+        "tokens": tokens,
+        "finish": finish,
+        "prompt": prompt,
+        "ids": [[t for t, _ in top] for top in tops] if whole else [],
+        "logs": [[v for _, v in top] for top in tops] if whole else [],
+    }

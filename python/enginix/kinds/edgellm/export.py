@@ -1,0 +1,216 @@
+"""Hugging Face model → checked ONNX export, by NVIDIA's exporter; a pure function of the model and the
+wheel.
+
+<export>/
+  enginix.json     manifest: from what, with which options and wheel, what the checks found
+  llm/             what tensorrt-edgellm-export wrote
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from enginix import __version__, manifest, process
+from enginix.errors import MachineError, UsageError
+from enginix.files import new_directory, require_absent, sha256_file
+from enginix.kinds.edgellm import checks, options, source, stack_traces
+from enginix.kinds.edgellm.errors import ExportError
+from enginix.kinds.edgellm.source import ExportSource
+from enginix.manifest import Manifest
+from enginix.optional_libraries import missing_extra
+from enginix.tables import load_table
+
+EXPORTER = "tensorrt-edgellm-export"
+PINNED_PACKAGES = ("tensorrt-edgellm", "torch", "transformers", "onnx", "onnxscript", "onnx-graphsurgeon")
+EXPORT_DISK_FACTOR = 1.2  # of the weights' bytes: float16 of them, the table once more, the graph
+_DEVICE_FULL = ("No space left on device", "Errno 28", "SIGBUS")
+_ERROR = re.compile(r"^[\w.]*(Error|Exception|Exit)\b.*:")
+
+
+@dataclass(frozen=True)
+class EdgellmExportOptions:
+    """How a model is exported.
+
+    Attributes:
+        name: of the export; None takes the model's.
+        exporter: the program; None takes the one beside this Python, or on PATH.
+        flags: options of edgellm.json's section export.
+    """
+
+    name: str | None = None
+    exporter: Path | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
+
+
+def find_program(name: str, given: Path | None) -> Path:
+    """A console script of the wheel.
+
+    Raises:
+        MachineError: not there.
+    """
+    if given is not None:
+        if not os.access(given, os.X_OK):
+            raise MachineError("not a program", where=str(given))
+        return Path(os.path.abspath(given))
+    beside = Path(sys.executable).parent / name
+    program = str(beside) if os.access(beside, os.X_OK) else shutil.which(name)
+    if program is None:
+        raise missing_extra("edgellm", f"{name} is not installed", "edgellm-export")
+    return Path(program)
+
+
+def make_private_environment(work: Path) -> dict[str, str]:
+    """Nothing of the user's, no network, nothing that depends on the day."""
+    home = work / "home"
+    home.mkdir(parents=True)
+    return {
+        "HOME": str(home),
+        "HF_HOME": str(home / "hf"),
+        "XDG_CACHE_HOME": str(home / "cache"),
+        "TMPDIR": str(work),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONNOUSERSITE": "1",
+        "LC_ALL": "C.UTF-8",
+    }
+
+
+def explain_export_failure(status: int, output: str, model: Path) -> Exception:
+    """The one error that a failed run of the exporter means."""
+    if any(sign in output for sign in _DEVICE_FULL) or status == -7:
+        return MachineError("the disk is full", where=str(model), fix="free disk space, or choose another -o")
+    if status == -9:
+        return MachineError(
+            "the exporter was killed, as the kernel does when memory is short",
+            where=str(model),
+            fix="export on a machine with about twice the weights' size in memory, and 1 GB",
+        )
+    for row in load_table("edgellm")["failures"]:
+        if row["pattern"] in output:
+            return ExportError(row["what"], where=str(model), fix=row["fix"])
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    error_line = next(
+        (line for line in reversed(lines) if _ERROR.match(line)), lines[-1] if lines else "no output"
+    )
+    return ExportError(
+        f"{EXPORTER} ended with status {status}: {error_line[:400]}",
+        where=str(model),
+        fix="enginix inspect tells what the model is; docs/edgellm.md lists what is known to export",
+    )
+
+
+def _require_disk_space(model_source: ExportSource, out: Path) -> None:
+    size = sum(t.nbytes for t in model_source.weights.tensors.values())
+    free = shutil.disk_usage(out).free
+    if free < size * EXPORT_DISK_FACTOR:
+        raise MachineError(
+            f"the disk is full: {free >> 20} MiB free, the export needs about {int(size * EXPORT_DISK_FACTOR) >> 20} MiB",
+            where=str(out),
+            fix="free disk space, or choose another -o",
+        )
+
+
+def read_model_identity(model: Path) -> dict[str, Any]:
+    """What an export, its engine and its server must have in common: repository and commit where a manifest
+    tells them, else digests of all files.
+    """
+    if (model / manifest.MANIFEST_FILE).exists():
+        model_manifest = manifest.read_manifest(model)
+        if {"repo", "revision"} <= set(model_manifest.inputs):
+            return {"repo": model_manifest.inputs["repo"], "revision": model_manifest.inputs["revision"]}
+    names = sorted(p.name for p in model.iterdir() if p.suffix in (".json", ".safetensors", ".jinja"))
+    return {"files": {name: sha256_file(model / name) for name in names if name != manifest.MANIFEST_FILE}}
+
+
+def _list_tool_versions() -> dict[str, str]:
+    versions = {"enginix": __version__}
+    for name in PINNED_PACKAGES:
+        try:
+            versions[name] = metadata.version(name).split("+")[0]
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | None = None) -> Manifest:
+    """Exports a model; the directory is whole and checked, or absent.
+
+    Raises:
+        ModelError: the model is incomplete, damaged, of another architecture, or has no chat template.
+        ExportError: the exporter failed, or a check on what it wrote.
+        MachineError: no exporter, no disk, no memory.
+    """
+    require_absent(out)
+    export_options = export_options or EdgellmExportOptions()
+    flags = options.check_stage_options("export", export_options.flags)
+    model_source = source.read_export_source(model)
+    if flags.get("fp8Embedding") and model_source.config["hidden_size"] % 16:
+        raise UsageError("fp8Embedding needs a hidden size of whole sixteens", where=str(model))
+    program = find_program(EXPORTER, export_options.exporter)
+    identity = read_model_identity(model)
+    with new_directory(out) as partial:
+        _require_disk_space(model_source, partial)
+        _run_exporter(program, model, partial, options.format_stage_flags("export", flags))
+        stack_traces.strip_stack_traces(partial / "llm" / "model.onnx")
+        results = checks.check_exported_model(
+            partial / "llm", model_source, fp8_embedding=bool(flags.get("fp8Embedding"))
+        )
+        _tidy_export(partial, model)
+        export_manifest = Manifest(
+            artefact="export",
+            name=export_options.name or manifest.read_artefact_name(model),
+            kind="edgellm",
+            model={
+                "architecture": model_source.config["architectures"][0],
+                "layers": model_source.layers,
+                "hiddenSize": model_source.config["hidden_size"],
+                "vocabSize": model_source.config["vocab_size"],
+                "quantization": model_source.quantization,
+                "kvCacheQuantization": model_source.kv_cache,
+            },
+            inputs={"model": identity},
+            options=dict(flags),
+            runtime={"id": f"edgellm-{load_table('edgellm')['version']}"},
+            tools=_list_tool_versions(),
+            results=results,
+        )
+        export_manifest.write(partial)
+    return export_manifest
+
+
+def _run_exporter(program: Path, model: Path, partial: Path, words: list[str]) -> None:
+    with tempfile.TemporaryDirectory(prefix="enginix-export.") as work:
+        done = process.run_program(
+            [program, *words, os.path.abspath(model), partial],
+            env=make_private_environment(Path(work) / "p"),
+            cwd=Path(work),
+            check=False,
+        )
+    if done.returncode != 0:
+        raise explain_export_failure(done.returncode, done.stdout + done.stderr, model)
+
+
+def _tidy_export(partial: Path, model: Path) -> None:
+    """Plain readable files without a trace of where they were made, which would keep the weights alive."""
+    for path in sorted(partial.rglob("*")):
+        if path.is_symlink():
+            raise ExportError(f"the exporter left a link: {path.name}", where=str(partial))
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    for path in sorted((partial / "llm").iterdir()):
+        if path.suffix in (".json", ".jinja", ".onnx"):
+            data = path.read_bytes()
+            for trace in (os.path.abspath(model), str(partial)):
+                if trace.encode() in data:
+                    raise ExportError(f"{path.name} names the build's directory {trace}", where=str(partial))

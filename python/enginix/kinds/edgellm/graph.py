@@ -1,0 +1,182 @@
+"""An exported ONNX graph as plain data: constants by name, nodes, who makes and who reads a value."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from enginix.kinds.edgellm.errors import ExportError
+
+PLUGIN_DOMAIN = "trt_edgellm"
+# ONNX element type → bits an element; what Edge-LLM's exporter writes.
+ELEMENT_BITS = {
+    "FLOAT": 32, "FLOAT16": 16, "BFLOAT16": 16, "FLOAT8E4M3FN": 8, "FLOAT4E2M1": 4,
+    "INT64": 64, "INT32": 32, "INT8": 8, "UINT8": 8, "INT4": 4, "UINT4": 4, "BOOL": 8,
+}  # fmt: skip
+_NUMPY = {"FLOAT": "<f4", "FLOAT16": "<f2", "INT64": "<i8", "INT32": "<i4"}
+_AGAIN = "export again; if it stays so, the exporter does not support this model"
+
+
+@dataclass(frozen=True)
+class Constant:
+    """An initializer.
+
+    Attributes:
+        dtype: ONNX name, for instance ``FLOAT16``.
+        shape: in elements.
+        data: its bytes, little-endian, mapped from the file where it is stored outside of the graph.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: npt.NDArray[np.uint8]
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    def array(self) -> npt.NDArray[Any]:
+        """Its elements; for types that NumPy lacks, its bytes, the last axis in bytes."""
+        if self.dtype in _NUMPY:
+            return self.data.view(_NUMPY[self.dtype]).reshape(self.shape)
+        bits = ELEMENT_BITS[self.dtype]
+        if bits == 8 or not self.shape:
+            return self.data.reshape(self.shape) if bits == 8 else self.data
+        return self.data.reshape(*self.shape[:-1], -1)
+
+
+@dataclass(frozen=True)
+class Node:
+    op: str
+    domain: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The graph of one ``model.onnx``."""
+
+    path: Path
+    constants: Mapping[str, Constant]
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    opsets: Mapping[str, int]
+
+    @cached_property
+    def producer(self) -> Mapping[str, Node]:
+        """Value → the node that makes it."""
+        return {out: node for node in self.nodes for out in node.outputs if out}
+
+    @cached_property
+    def consumers(self) -> Mapping[str, tuple[Node, ...]]:
+        """Value → the nodes that read it."""
+        readers: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in set(node.inputs):
+                readers.setdefault(name, []).append(node)
+        return {name: tuple(nodes) for name, nodes in readers.items()}
+
+    def count(self, op: str, domain: str | None = None) -> int:
+        return sum(n.op == op and domain in (None, n.domain) for n in self.nodes)
+
+
+def _map_external_data(entries: Any, folder: Path, files: dict[str, Any], where: str, needed: int) -> Any:
+    described = {entry.key: entry.value for entry in entries}
+    location = described.get("location", "")
+    if not location or location != os.path.basename(location) or location in (".", ".."):
+        raise ExportError(f"its data lies in {location!r}: not a file beside the graph", where=where)
+    try:
+        offset, length = int(described.get("offset", "0")), int(described.get("length", str(needed)))
+    except ValueError as e:
+        raise ExportError("offset or length of its data is no number", where=where) from e
+    if location not in files:
+        path = folder / location
+        if not path.is_file() or path.stat().st_size == 0:
+            raise ExportError(f"its data file {location} is missing or empty", where=where, fix=_AGAIN)
+        files[location] = np.memmap(path, dtype=np.uint8, mode="r")
+    data = files[location]
+    if offset < 0 or length != needed or offset + length > data.size:
+        raise ExportError(
+            f"needs {needed} bytes; the graph points at {length} from byte {offset} of {data.size}"
+            " (truncated?)",
+            where=where,
+            fix=_AGAIN,
+        )
+    return data[offset : offset + length]
+
+
+def _read_constant(tensor: Any, onnx: Any, folder: Path, files: dict[str, Any], where: str) -> Constant:
+    dtype = onnx.TensorProto.DataType.Name(tensor.data_type)
+    where = f"{where}: {tensor.name}"
+    if dtype not in ELEMENT_BITS:
+        raise ExportError(f"element type {dtype} is none that the exporter is known to write", where=where)
+    shape = tuple(tensor.dims)
+    needed = (prod(shape) * ELEMENT_BITS[dtype] + 7) // 8
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        data = _map_external_data(tensor.external_data, folder, files, where, needed)
+    elif tensor.raw_data:
+        data = np.frombuffer(tensor.raw_data, dtype=np.uint8)
+        if data.size != needed:
+            raise ExportError(f"needs {needed} bytes, has {data.size}", where=where, fix=_AGAIN)
+    else:
+        data = np.frombuffer(np.ascontiguousarray(onnx.numpy_helper.to_array(tensor)).tobytes(), np.uint8)
+    return Constant(tensor.name, dtype, shape, data)
+
+
+def read_graph(path: Path) -> Graph:
+    """Reads ``model.onnx`` and maps the data beside it.
+
+    Raises:
+        ExportError: missing, no ONNX, subgraphs or functions that nothing here would look into, or data that
+            is not there.
+    """
+    import onnx
+
+    where = str(path)
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except FileNotFoundError as e:
+        raise ExportError("the exporter wrote no graph", where=where, fix=_AGAIN) from e
+    except Exception as e:  # protobuf's own errors share no base class over its versions
+        raise ExportError(f"no ONNX file: {e}", where=where, fix=_AGAIN) from e
+    graph = model.graph
+    if not graph.node or not graph.initializer:
+        raise ExportError("the graph is empty", where=where, fix=_AGAIN)
+    if model.functions or any(a.type in (5, 10) for n in graph.node for a in n.attribute):
+        raise ExportError("the graph has functions or subgraphs, which no check looks into", where=where)
+    files: dict[str, Any] = {}
+    constants = {t.name: _read_constant(t, onnx, path.parent, files, where) for t in graph.initializer}
+    if len(constants) != len(graph.initializer):
+        raise ExportError("two initializers have one name", where=where, fix=_AGAIN)
+    nodes = tuple(
+        Node(
+            op=n.op_type,
+            domain=n.domain,
+            name=n.name,
+            inputs=tuple(n.input),
+            outputs=tuple(n.output),
+            attributes={a.name: onnx.helper.get_attribute_value(a) for a in n.attribute},
+        )
+        for n in graph.node
+    )
+    return Graph(
+        path=path,
+        constants=constants,
+        nodes=nodes,
+        inputs=tuple(i.name for i in graph.input),
+        outputs=tuple(o.name for o in graph.output),
+        opsets={o.domain: o.version for o in model.opset_import},
+    )

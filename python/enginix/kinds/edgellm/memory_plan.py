@@ -1,0 +1,191 @@
+"""The memory of a TensorRT Edge-LLM engine, in whole numbers: one GPU, float16.
+
+``nix/check/edgellm-plan.nix`` is this module again, for evaluation; tests/python/plan/test_twin.py holds the
+two together. What the wheel fixes when it builds (data/edgellm/edgellm.json, memory): a KV cache of
+``max_batch_size`` sequences of ``max_kv_cache_capacity`` tokens, in pages, allocated from the start; a step
+of ``max_batch_size`` prompts of ``max_input_len`` tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from enginix.errors import EnginixError, UsageError
+from enginix.kinds.edgellm.build import describe_payloads, find_uncountable_limit, format_cpu
+from enginix.memory_plan import arithmetic
+from enginix.memory_plan.arithmetic import (
+    FEWEST_TOKENS,
+    SHORTEST_SEQUENCE,
+    Change,
+    KvCachePaging,
+    ModelSizes,
+    RankMemory,
+    RankWeights,
+    TargetGpu,
+)
+from enginix.tables import load_table
+
+
+@dataclass(frozen=True)
+class EdgellmPlanLimits:
+    """What is asked for.
+
+    Attributes:
+        kv_bits: bits of a KV cache number; None for the model's.
+        quantization: of the weights; None for the model's.
+    """
+
+    max_input_len: int
+    max_batch_size: int
+    max_kv_cache_capacity: int
+    kv_bits: int | None = None
+    quantization: str | None = None
+
+    @property
+    def max_seq_len(self) -> int:
+        """Prompt and answer of one sequence."""
+        return self.max_kv_cache_capacity
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that have room from the start."""
+        return self.max_batch_size
+
+    def named(self) -> arithmetic.PlanLimits:
+        """The same, as the arithmetic of all kinds names them."""
+        return arithmetic.PlanLimits(
+            max_batch_size=self.max_batch_size,
+            max_num_tokens=self.max_batch_size * self.max_input_len,
+            max_seq_len=self.max_kv_cache_capacity,
+            sequences=self.max_batch_size,
+            kv_bits=self.kv_bits,
+            quantization=self.quantization,
+        )
+
+
+def read_page_tokens() -> int:
+    """Tokens of a page of the KV cache."""
+    return int(load_table("edgellm")["memory"]["pageTokens"]["value"])
+
+
+def compute_edgellm_memory(
+    sizes: ModelSizes, limits: EdgellmPlanLimits, gpu: TargetGpu, weights: RankWeights
+) -> RankMemory:
+    """The GPU's memory."""
+    return arithmetic.compute_memory(
+        sizes, limits.named(), gpu, weights, KvCachePaging(read_page_tokens(), 100)
+    )
+
+
+def list_edgellm_formats(sizes: ModelSizes, gpu: TargetGpu) -> list[str]:
+    """Formats smaller than the model's that Edge-LLM takes on the GPU, the heaviest first."""
+    formats, rows = load_table("formats"), load_table("edgellm")["formats"]
+    known = formats["weights"]
+    if sizes.quantization not in known:
+        return []
+    return [
+        name
+        for name in formats["lighter"]
+        if name in rows
+        and gpu.sm >= rows[name]["minSm"]
+        and known[name]["bitsPer128"] < known[sizes.quantization]["bitsPer128"]
+    ]
+
+
+def find_edgellm_changes(
+    sizes: ModelSizes, limits: EdgellmPlanLimits, gpu: TargetGpu, weights: RankWeights
+) -> list[Change]:
+    """What would make it fit, the smallest change first; empty where nothing on this GPU would."""
+
+    def fits(**values: Any) -> bool:
+        try:
+            return compute_edgellm_memory(sizes, replace(limits, **values), gpu, weights).fits
+        except EnginixError:  # a format that this model cannot be put into
+            return False
+
+    def first(name: str, values: list[Any]) -> list[Change]:
+        return next(([{name: v}] for v in values if fits(**{name: v})), [])
+
+    cached_tokens = compute_edgellm_memory(sizes, limits, gpu, weights).tokens
+    shorter = cached_tokens // limits.max_batch_size // read_page_tokens() * read_page_tokens()
+    least = max(SHORTEST_SEQUENCE, limits.max_input_len)
+    kv = sizes.kv_bits if limits.kv_bits is None else limits.kv_bits
+    formats = list_edgellm_formats(sizes, gpu)
+    single_changes = [
+        *first("max_input_len", list(arithmetic.iterate_halvings(limits.max_input_len, FEWEST_TOKENS))),
+        *first("max_batch_size", list(arithmetic.iterate_halvings(limits.max_batch_size, 1))),
+        *first("kv_bits", [8] if kv > 8 else []),
+        *first("max_kv_cache_capacity", [shorter] if least <= shorter < limits.max_kv_cache_capacity else []),
+        *first("quantization", formats),
+    ]
+    if single_changes:
+        return single_changes
+    small_kv = {"kv_bits": 8} if kv > 8 else {}
+    steps = list(_iterate_smaller_prompts(limits))
+    combined_changes: list[dict[str, Any]] = [*steps, *({**s, **small_kv} for s in steps if small_kv)]
+    combined_changes += [{**small_kv, "quantization": name} for name in formats]
+    return next(([c] for c in combined_changes if fits(**c)), [])
+
+
+def _iterate_smaller_prompts(limits: EdgellmPlanLimits) -> Iterator[dict[str, Any]]:
+    """Prompt and batch halved together, down to the least of both."""
+    tokens, batch = limits.max_input_len, limits.max_batch_size
+    while tokens > FEWEST_TOKENS or batch > 1:
+        tokens, batch = max(min(tokens, FEWEST_TOKENS), tokens // 2), max(1, batch // 2)
+        yield {"max_input_len": tokens, "max_batch_size": batch}
+
+
+def fill_edgellm_limits(
+    max_batch_size: int | None, max_input_len: int | None, capacity: int | None
+) -> EdgellmPlanLimits:
+    """The limits, with the wheel's defaults filled in.
+
+    Raises:
+        UsageError: a prompt that no cache could hold, or more than the wheel's builder counts.
+    """
+    rows = load_table("edgellm")["build"]
+    limits = EdgellmPlanLimits(
+        max_input_len=max_input_len or rows["maxInputLen"]["default"],
+        max_batch_size=max_batch_size or rows["maxBatchSize"]["default"],
+        max_kv_cache_capacity=capacity or rows["maxKvCacheCapacity"]["default"],
+    )
+    if limits.max_input_len > limits.max_kv_cache_capacity:
+        raise UsageError(
+            f"--max-input-len {limits.max_input_len} is beyond --max-seq-len {limits.max_kv_cache_capacity}",
+            fix="raise --max-seq-len, which is the cache's capacity: prompt and answer",
+        )
+    beyond = find_uncountable_limit(limits.max_input_len, limits.max_batch_size, limits.max_kv_cache_capacity)
+    if beyond is not None:
+        raise UsageError(beyond, fix="lower one of the limits")
+    return limits
+
+
+def list_payload_systems(gpu: TargetGpu) -> tuple[str, ...]:
+    """CPUs whose wheel has a payload for a GPU."""
+    rows = load_table("edgellm")["payloads"]
+    return tuple(sorted({format_cpu(row["system"]) for row in rows if row["sm"] == gpu.sm}, reverse=True))
+
+
+def find_edgellm_obstacles(architecture: str | None, quantization: str, gpu: TargetGpu) -> list[str]:
+    """What stands in the way beside memory; the same refusals as nix/engine/edgellm-check.nix."""
+    rows = load_table("edgellm")
+    reasons = []
+    if all(row["sm"] != gpu.sm for row in rows["payloads"]):
+        reasons.append(
+            f"Edge-LLM {rows['version']} has no payload for SM {gpu.sm} ({gpu.name}); its wheels have them "
+            f"for {describe_payloads()}: pass a plugin built for this GPU, or take kind llmapi"
+        )
+    if architecture not in rows["architectures"]:
+        reasons.append(f"{architecture} is none of {', '.join(sorted(rows['architectures']))}")
+    if quantization != "NO_QUANT":
+        row = rows["formats"].get(quantization)
+        if row is None:
+            reasons.append(f"{quantization} is none of {', '.join(sorted(rows['formats']))}")
+        elif gpu.sm < row["minSm"]:
+            have = f", which has {', '.join(gpu.formats)}" if gpu.formats else ""
+            reasons.append(
+                f"{quantization} needs SM {row['minSm']} or later; {gpu.name} is SM {gpu.sm}{have}"
+            )
+    return reasons

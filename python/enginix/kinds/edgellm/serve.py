@@ -1,0 +1,187 @@
+"""The OpenAI server of Edge-LLM around an engine that is built already.
+
+tensorrt-edgellm-serve takes a model, not an engine: it looks for the engine below its cache, by a digest
+of the model and the limits, and builds one where it finds none. So the engine is put where it looks, and
+a server that would build is refused instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from enginix import manifest, process
+from enginix.compatibility import check
+from enginix.errors import MachineError, ManifestError, UsageError
+from enginix.kinds.edgellm import options
+from enginix.kinds.edgellm.build import LAUNCH_SCRIPT
+from enginix.kinds.edgellm.export import read_model_identity
+
+# Where the server of this wheel will look, and what versions are beside it.
+_FIND_BUNDLE_CODE = """
+import json, sys
+from importlib import metadata
+from experimental.server.runtime import engine_build as e
+limits = dict(zip(("max_input_len", "max_batch_size", "max_kv_cache_capacity"), map(int, sys.argv[3:])))
+found = {"bundle": str(e.bundle_cache_path(sys.argv[1], sys.argv[2], e.BuildOptions(**limits)))}
+for name, package in (("edgellm", "tensorrt-edgellm"), ("tensorrt", "tensorrt")):
+    try:
+        found[name] = metadata.version(package).split("+")[0].split(".post")[0]
+    except metadata.PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class EdgellmServeOptions:
+    """How an engine is served.
+
+    Attributes:
+        state: writable directory of the server's own: its cache, in which the engine is linked.
+        key_file: file with the API key; None serves without one, on loopback only.
+        python: the Python that has the wheel and TensorRT; None takes this one.
+        driver: directory of the GPU driver in place of the machine's.
+        flags: options of edgellm.json's section serve.
+    """
+
+    state: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    key_file: Path | None = None
+    python: Path | None = None
+    driver: Path | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ServerCommand:
+    """What to execute."""
+
+    words: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+def check_key_file(path: Path) -> None:
+    """Refuses a key that is none, or none of a secret.
+
+    Raises:
+        UsageError: missing, empty, several lines, or readable by everybody.
+    """
+    try:
+        mode, text = path.stat().st_mode, path.read_text("utf-8").strip()
+    except (OSError, ValueError) as e:
+        raise UsageError(f"the API key cannot be read: {e}", where=str(path)) from e
+    if not text or any(c.isspace() or not c.isprintable() for c in text):
+        raise UsageError("the file does not hold one key in one line", where=str(path))
+    if mode & stat.S_IROTH:
+        raise UsageError(
+            "everybody can read the API key", where=str(path), fix="chmod 600, or pass a systemd credential"
+        )
+
+
+def prepare_server(engine: Path, model: Path, serve_options: EdgellmServeOptions) -> ServerCommand:
+    """Puts the engine where the server looks for it, and tells what to execute.
+
+    Raises:
+        ManifestError: not an Edge-LLM engine, or one of another model.
+        Mismatch: it does not run on this GPU, or in this wheel; says what to rebuild.
+        UsageError: options; a host beyond loopback without a key.
+        MachineError: the state directory cannot be written, or the wheel is not there.
+    """
+    flags = options.format_stage_flags("serve", serve_options.flags)
+    if not 1 <= serve_options.port <= 65535:
+        raise UsageError(f"{serve_options.port} is not a port", where="--port", fix="1 to 65535")
+    if serve_options.key_file is not None:
+        check_key_file(serve_options.key_file)
+    elif serve_options.host not in ("127.0.0.1", "::1", "localhost"):
+        raise UsageError(
+            f"{serve_options.host} is reachable by others, and there is no API key",
+            where="--host",
+            fix="pass --api-key-file, or serve on 127.0.0.1 behind a proxy that checks who asks",
+        )
+    engine_manifest = manifest.read_manifest(engine, "engine")
+    if engine_manifest.kind != "edgellm":
+        raise ManifestError(
+            f"an engine of kind {engine_manifest.kind}",
+            where=str(engine),
+            fix="enginix serve takes that kind",
+        )
+    if engine_manifest.options.get("builder") != "direct":
+        raise ManifestError(
+            "built from the ONNX export, for NVIDIA's C++ runtime; tensorrt-edgellm-serve does not take it",
+            where=str(engine),
+            fix='build it with builder "direct", or run llm_inference on it',
+        )
+    if engine_manifest.inputs.get("model") != read_model_identity(model):
+        raise ManifestError(
+            "the engine was built from another model, whose weights it needs while it runs",
+            where=str(model),
+            fix="pass the model that the engine was built from",
+        )
+    check.check_before_start(engine_manifest, engine, serve_options.driver)
+    limits = engine_manifest.options["limits"]
+    python = os.path.abspath(serve_options.python or sys.executable)
+    cache = Path(os.path.abspath(serve_options.state)) / "cache"
+    bundle, versions = _find_bundle(python, model, cache, limits)
+    check.require_versions(engine_manifest, engine, versions)
+    _link_engine(engine / "engine", bundle, cache)
+    words = [
+        python,
+        str(LAUNCH_SCRIPT),
+        "experimental.server.cli",
+        os.path.abspath(serve_options.key_file) if serve_options.key_file else "-",
+        os.path.abspath(model),
+    ]
+    words += ["--host", serve_options.host, "--port", str(serve_options.port), "--cache-dir", str(cache)]
+    words += [*options.format_stage_flags("build", limits), *flags]
+    home = Path(os.path.abspath(serve_options.state)) / "home"
+    home.mkdir(exist_ok=True)
+    variables = {
+        "HOME": str(home),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONNOUSERSITE": "1",
+    }
+    return ServerCommand(tuple(words), process.build_environment(variables))
+
+
+def _find_bundle(
+    python: str, model: Path, cache: Path, limits: Mapping[str, Any]
+) -> tuple[Path, dict[str, str]]:
+    """Where the server of this wheel will look, and versions of wheel and TensorRT; asked of the wheel."""
+    numbers = [str(limits[name]) for name in ("maxInputLen", "maxBatchSize", "maxKvCacheCapacity")]
+    done = process.run_program(
+        [python, "-c", _FIND_BUNDLE_CODE, os.path.abspath(model), cache, *numbers], cwd=Path("/")
+    )
+    try:
+        answer = dict(json.loads(done.stdout.strip().splitlines()[-1]))
+        return Path(answer.pop("bundle")), answer
+    except (ValueError, LookupError, TypeError) as e:
+        raise MachineError(
+            f"the wheel does not say where it looks for engines: {done.stdout[-200:]!r}", where=python
+        ) from e
+
+
+def _link_engine(engine: Path, bundle: Path, cache: Path) -> None:
+    # Resolved: a link in the cache may lead elsewhere, and what is there is removed below.
+    if not (bundle.parent.resolve() / bundle.name).is_relative_to(cache.resolve()):
+        raise MachineError("the server looks for its engine outside of its cache", where=str(bundle))
+    try:
+        # The server touches the directory, so it is a real one; the files stay where they are.
+        shutil.rmtree(bundle, ignore_errors=True)
+        for path in sorted(p for p in engine.rglob("*") if p.is_file()):
+            link = bundle / path.relative_to(engine)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(os.path.abspath(path))
+    except OSError as e:
+        raise MachineError(
+            f"cannot write: {e.strerror}", where=str(cache), fix="pass a writable --state"
+        ) from e

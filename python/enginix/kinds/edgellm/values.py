@@ -1,0 +1,98 @@
+"""A checkpoint's tensors as the export stores them: bits, cast where the exporter casts, a block of rows at
+a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from enginix.kinds.edgellm.errors import ExportError
+from enginix.model import TensorInfo
+
+Bits = npt.NDArray[Any]
+BLOCK_BYTES = 1 << 25  # bytes of float32 that are in memory at once
+FLOAT_DTYPES: dict[str, Any] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+# Stored type → ONNX types that hold the very same bits.
+SAME_BITS = {
+    "F8_E4M3": ("FLOAT8E4M3FN",),
+    "I8": ("INT8",),
+    "U8": ("FLOAT4E2M1", "UINT8"),
+    "F32": ("FLOAT",),
+    "F16": ("FLOAT16",),
+}
+
+
+def list_onnx_forms(dtype: str) -> tuple[str, ...]:
+    """ONNX types that a tensor of safetensors type ``dtype`` may have become without losing its identity."""
+    cast = ("FLOAT16", "FLOAT") if dtype in FLOAT_DTYPES else ()
+    return tuple(dict.fromkeys((*SAME_BITS.get(dtype, ()), *cast)))
+
+
+def to_float16(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.float16]:
+    """Nearest float16, ties to even.
+
+    Raises:
+        ExportError: a finite value has no finite float16; Edge-LLM computes in float16.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        wide = values.astype(np.float32)
+        narrow = wide.astype(np.float16)
+    lost = np.isinf(narrow) & np.isfinite(wide)
+    if lost.any():
+        raise ExportError(
+            f"{int(lost.sum())} values are beyond float16's 65504, which TensorRT Edge-LLM computes in",
+            where=where,
+            fix='serve this model by a kind that computes in bfloat16: "tensorrt" or "llmapi"',
+        )
+    return narrow
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One tensor as ``form`` (an ONNX type) would hold it, seen as rows."""
+
+    tensor: TensorInfo
+    form: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns; columns in bytes where the form has no NumPy type."""
+        shape = self.tensor.shape
+        if not shape:
+            return 1, 1
+        return (1, shape[0]) if len(shape) == 1 else (shape[0], int(np.prod(shape[1:])))
+
+    def _stored(self) -> npt.NDArray[Any]:
+        t = self.tensor
+        dtype = FLOAT_DTYPES.get(t.dtype, np.dtype(np.uint8))
+        return np.memmap(t.path, dtype=dtype, mode="r", offset=t.begin, shape=self.shape)
+
+    def rows(self, begin: int, end: int) -> Bits:
+        """Rows as bits: uint16 of float16, uint32 of float32, uint8 of everything else."""
+        part = self._stored()[begin:end]
+        if self.form == "FLOAT16":
+            return to_float16(part, self.tensor.name).view(np.uint16)
+        if self.form == "FLOAT":
+            return part.astype(np.float32).view(np.uint32)
+        return np.asarray(part).view(np.uint8)
+
+    def blocks(self) -> Iterator[tuple[int, Bits]]:
+        """(first row, rows) over the whole tensor."""
+        rows, columns = self.shape
+        step = max(1, BLOCK_BYTES // max(1, 4 * columns))
+        for begin in range(0, rows, step):
+            yield begin, self.rows(begin, min(rows, begin + step))
+
+
+def view_bits(array: npt.NDArray[Any]) -> Bits:
+    """The unsigned view that ``Expected.rows`` is compared with."""
+    return array.view({1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[array.dtype.itemsize])

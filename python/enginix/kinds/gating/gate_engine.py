@@ -1,0 +1,130 @@
+"""``enginix gate`` for engines of other runtimes: asked here where the runtime is, then judged."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from enginix import console
+from enginix import device as devices
+from enginix.errors import MachineError, UsageError
+from enginix.evaluation.engine_judgement import gated_engine, judge_answers
+from enginix.evaluation.engine_protocol import engine_questions
+from enginix.evaluation.judgement import judge, run
+from enginix.evaluation.reference_answers import answers as kept_answers
+from enginix.evaluation.reference_answers import question_builder, reference_asker
+from enginix.files import require_absent
+from enginix.manifest import Manifest
+from enginix.report import evidence
+from enginix.wording import count_noun
+
+
+def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int:
+    """Asks where nobody has, judges, writes.
+
+    Raises:
+        MachineError: the engine's runtime is not here, or no such device.
+        GateError: a gate failed, or the reference is missing.
+        UsageError: a gate or an argument that does not fit.
+    """
+    requested_gates = None if args.gates is None else judge.parse_gates(args.gates)
+    ready = (args.reference / kept_answers.FILE).is_file()
+    if ready and args.model is None:
+        raise UsageError("answers have no tokenizer", fix="pass the model's directory with --model")
+    model = args.model or args.reference
+    if args.output is not None:
+        require_absent(args.output)
+    # Before anything is asked, which takes a GPU: a gate or bound that does not exist.
+    rows = judge_answers.resolve_requested_bounds(engine_manifest, requested_gates)
+    if rows and not ready:
+        devices.find_device(args.device)
+    with contextlib.ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="enginix-gate-")))
+        reference, answers_directory = args.reference, args.said
+        if rows and answers_directory is None:
+            answers_directory = _ask_engine(args, engine_manifest, model, work)
+        if rows and not ready:
+            reference = work / "reference"
+            reference.mkdir()
+            reference_asker.keep_reference_answers(model, reference, args.device, args.questions)
+        case = judge_answers.AnswerGateInputs(
+            args.engine, answers_directory or work, model, reference, requested_gates, args.questions
+        )
+        outcomes, gate_evidence = judge_answers.judge_engine_answers(case)
+        for outcome in outcomes:
+            console.print_message(
+                f"gate {outcome.gate}: {'passed' if outcome.passed else 'FAILED'}, {outcome.summary}"
+            )
+        if args.output is not None and not args.gated_engine:
+            evidence.write_evidence_directory(args.output, engine_manifest.name, gate_evidence)
+        if outcomes:
+            run.require_gates_passed(outcomes)
+        if args.output is not None and args.gated_engine:
+            golden = judge_answers.find_golden_answer(case) if outcomes else None
+            gated_engine.write_gated_engine(
+                args.engine,
+                args.output,
+                outcomes,
+                gate_evidence,
+                golden,
+                answers_directory=answers_directory if outcomes else None,
+                checkpoint=args.gated_checkpoint,
+            )
+    if not outcomes and args.gated_checkpoint is None:
+        console.print_message("note: not gated")
+    verdicts = judge.gate_verdicts(outcomes) or "not gated"
+    text = f"{args.engine}: " + (f"{count_noun(len(outcomes), 'gate')} passed" if outcomes else "not gated")
+    console.print_result({"engine": str(args.engine), "gates": verdicts}, text, as_json=args.json)
+    return 0
+
+
+def _ask_engine(args: argparse.Namespace, engine_manifest: Manifest, model: Path, work: Path) -> Path:
+    _require_runtime(args, engine_manifest)
+    engine_questions.write_engine_questions(
+        question_builder.build_engine_questions(model, args.questions), work
+    )
+    answers_directory = work / "said"
+    stall = args.stall_minutes * 60
+    if engine_manifest.kind == "edgellm":
+        from enginix.kinds.edgellm import edgellm_asker
+
+        edgellm_options = edgellm_asker.EdgellmAskOptions(args.python, args.driver, stall)
+        edgellm_asker.ask_edgellm_engine(args.engine, model, work, answers_directory, edgellm_options)
+    else:
+        from enginix.kinds.trtllm import trtllm_asker
+
+        trtllm_options = trtllm_asker.TrtllmAskOptions(args.rootfs, args.driver, args.pin, stall)
+        trtllm_asker.ask_trtllm_engine(args.engine, work, answers_directory, trtllm_options)
+    return answers_directory
+
+
+def _require_runtime(args: argparse.Namespace, engine_manifest: Manifest) -> None:
+    """Says where to run this, if not here."""
+    package = "experimental.server" if engine_manifest.kind == "edgellm" else "tensorrt_llm"
+    if engine_manifest.kind != "edgellm" and args.rootfs is not None:
+        return
+    python = str(args.python or shutil.which("python3") or "python3")
+    probe = f"import importlib.util as u, sys; sys.exit(u.find_spec({package.split('.')[0]!r}) is None)"
+    with contextlib.suppress(OSError):
+        if subprocess.run([python, "-c", probe], check=False, capture_output=True, cwd="/").returncode == 0:
+            return
+    runtime, gpu = (
+        engine_manifest.runtime.get("id") or "tensorrt-edgellm",
+        engine_manifest.target.get("name") or engine_manifest.target.get("gpu"),
+    )
+    runtime_option = (
+        "--python FILE"
+        if engine_manifest.kind == "edgellm"
+        else f"--rootfs, the root file system of {runtime}"
+    )
+    raise MachineError(
+        f"an engine of kind {engine_manifest.kind} is executed by {runtime} on {gpu or 'its GPU'}, which is not here",
+        where=str(args.engine),
+        fix=f"pass {runtime_option}; or run this inside a container of that image on that machine; or let Nix do it "
+        f'there: mkEngine {{ kind = "{engine_manifest.kind}"; }} gates by default; or pass --said with what it said '
+        "there (passthru.answers)",
+    )

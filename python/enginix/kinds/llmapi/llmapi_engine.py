@@ -1,0 +1,271 @@
+"""Engine of kind ``llmapi``: no compiled plan; a pinned model and the arguments of TensorRT-LLM's PyTorch
+backend.
+
+<engine>/
+  enginix.json     manifest
+  llm_args.yaml    for --extra_llm_api_options; JSON, which YAML reads
+  model            link to the model, or a copy of its files
+  tokenizer/       tokenizer, chat template, generation defaults
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from enginix import __version__
+from enginix.errors import UsageError
+from enginix.files import dump_json, new_directory, write_text
+from enginix.kinds.tensorrt.build import options as build_options
+from enginix.kinds.tensorrt.build.engine_checkpoint import BuildCheckpoint, compute_model_identity
+from enginix.kinds.tensorrt.build.options import EngineLimits
+from enginix.kinds.tensorrt.build.request import check_request_shape, find_profile, require_count
+from enginix.machine.target import Target, find_target
+from enginix.manifest import Manifest, read_artefact_name
+from enginix.model.attention_window import read_windows
+from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
+from enginix.model.tokenizer_files import copy_tokenizer_files
+from enginix.runtime import table as runtimes
+from enginix.runtime.table import Runtime
+from enginix.tables import load_table
+
+LLM_ARGUMENTS_FILE = "llm_args.yaml"
+
+
+@dataclass(frozen=True)
+class LlmApiRequest:
+    """An artefact as it was asked for."""
+
+    name: str | None
+    target: Target | None
+    runtime: Runtime
+    limits: dict[str, int] = field(default_factory=dict)
+    tensor_parallel: int = 1
+    arguments: dict[str, Any] = field(default_factory=dict)
+    profile: dict[str, int] = field(default_factory=dict)
+
+    @staticmethod
+    def parse(request_fields: dict[str, Any]) -> LlmApiRequest:
+        """From the JSON that Nix writes, or from flags in the same shape.
+
+        Raises:
+            UsageError: a field is wrong, or an argument is unknown to the runtime.
+        """
+        check_request_shape(request_fields)
+        if not request_fields.get("runtime"):
+            raise UsageError(
+                "--runtime is needed for this kind", fix="for instance --runtime trtllm-1.3.0rc26"
+            )
+        if request_fields.get("options"):
+            raise UsageError("options of trtllm-build do not apply to the kind llmapi", fix="use --llm-arg")
+        runtime = runtimes.find_runtime(str(request_fields["runtime"]), "llmapi")
+        profile = find_profile(request_fields.get("profile"))
+        return LlmApiRequest(
+            name=request_fields.get("name"),
+            target=find_target(str(request_fields["target"])) if request_fields.get("target") else None,
+            runtime=runtime,
+            limits={k: v for k, v in (request_fields.get("limits") or {}).items() if v is not None},
+            profile=profile["limits"],
+            tensor_parallel=require_count("tensorParallel", request_fields.get("tensorParallel")),
+            arguments=check_llm_arguments(request_fields.get("llmArgs") or {}, runtime.id),
+        )
+
+
+def check_llm_arguments(arguments: dict[str, Any], runtime: str) -> dict[str, Any]:
+    """Names and types of LLM arguments: the class forbids names that it does not know, and says so late.
+
+    Raises:
+        UsageError: unknown, of the TensorRT backend alone, enginix's own, or mistyped.
+    """
+    tables = load_table("llm_args")
+    rows = tables["arguments"]
+    for name, value in arguments.items():
+        where = f"argument {name}"
+        if name in tables["own"]:
+            raise UsageError("enginix writes it itself", where=where, fix=f"it is {tables['own'][name]}")
+        if name in tables["tensorrtOnly"]["names"]:
+            raise UsageError(
+                "is of the TensorRT backend alone", where=where, fix="leave it out for the kind llmapi"
+            )
+        if name not in rows or runtime not in rows[name]["runtimes"]:
+            near = difflib.get_close_matches(name, rows, 1)
+            raise UsageError(
+                f"unknown to the runtime {runtime}",
+                where=where,
+                fix=f"did you mean {near[0]}?" if near else None,
+            )
+        _check_argument_value(where, rows[name], value, runtime)
+    return arguments
+
+
+def _check_argument_value(where: str, row: Mapping[str, Any], value: Any, runtime: str) -> None:
+    """Check a value down to the fields of its class, as nix/check/llmapi.nix does."""
+    if value is None and row.get("null", False):
+        return
+    if not _fits_argument_row(row, value):
+        raise UsageError(f"is {value!r}", where=where, fix=f"pass {_describe_expected_value(row)}")
+    fields = _find_value_fields(where, row, value)
+    if fields is None:
+        return
+    tables = load_table("llm_args")
+    for key, inner in value.items():
+        if key == tables["dispatch"].get(row.get("dispatch"), {}).get("key"):
+            continue
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(fields))}"
+            unread_note = f" (of the 1.1/1.2 era; the text of {runtime} was not read)"
+            raise UsageError(
+                f"unknown key {key!r}",
+                where=where,
+                fix=hint + (unread_note if runtime in tables["unread"] else ""),
+            )
+        _check_argument_value(f"{where}.{key}", fields[key], inner, runtime)
+    for key, inner_row in fields.items():
+        if inner_row.get("required", False) and key not in value:
+            raise UsageError(
+                f"{key} is missing", where=where, fix=f"pass {_describe_expected_value(inner_row)}"
+            )
+
+
+def _find_value_fields(where: str, row: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The fields that an object may have; None where any."""
+    tables = load_table("llm_args")
+    name = row.get("class")
+    if "dispatch" in row:
+        choice = tables["dispatch"][row["dispatch"]]
+        kind = value.get(choice["key"])
+        if isinstance(kind, str) and kind in choice["refused"]:
+            raise UsageError(
+                f"{choice['key']} is {kind!r}: {choice['refused'][kind]}",
+                where=where,
+                fix=f"pass one of {', '.join(sorted(choice['classes']))}",
+            )
+        name = choice["classes"].get(kind) if isinstance(kind, str) else None
+        if name is None:
+            raise UsageError(
+                f"{choice['key']} is {kind!r}",
+                where=where,
+                fix=f"pass one of {', '.join(sorted(choice['classes']))}",
+            )
+    return None if name is None else dict(tables["classes"][name]["fields"])
+
+
+def _fits_argument_row(row: Mapping[str, Any], value: Any) -> bool:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    number = whole or isinstance(value, float)
+    least, most = row.get("least", value), row.get("most", value)
+    kind = row["type"]
+    if kind in ("int", "number"):
+        return (whole if kind == "int" else number) and bool(least <= value <= most)
+    if kind == "list":
+        items = row.get("items")
+        return (
+            isinstance(value, list)
+            and (bool(value) or not row.get("filled", False))
+            and all(
+                _fits_argument_row({**row, "type": "int"}, item)
+                if items == "int"
+                else _fits_argument_row({"type": "list", "items": "int"}, item)
+                for item in value
+            )
+        )
+    return {
+        "bool": isinstance(value, bool),
+        "string": isinstance(value, str),
+        "enum": isinstance(value, str) and value in (row.get("choices") or ()),
+        "object": isinstance(value, dict),
+        "any": isinstance(value, (dict, str)),
+    }[kind]
+
+
+def _describe_expected_value(row: Mapping[str, Any]) -> str:
+    """What a value may be, in words."""
+    if row["type"] == "enum":
+        return ", ".join(row["choices"])
+    limits = [f"at least {row['least']}"] if "least" in row else []
+    limits += [f"at most {row['most']}"] if "most" in row else []
+    names = {
+        "int": "int: a whole number",
+        "number": "number",
+        "bool": "bool: true or false",
+        "string": "a text",
+        "object": "an object",
+        "list": "a list of lists of whole numbers"
+        if row.get("items") == "ints"
+        else "a list of whole numbers",
+        "any": "an object or a text",
+    }
+    return " ".join([names[row["type"]], *([", ".join(limits)] if limits else [])])
+
+
+def write_llmapi_engine(request: LlmApiRequest, model: Path, out: Path, *, link: bool) -> Manifest:
+    """Writes the artefact; whole or absent.
+
+    Raises:
+        UsageError: a limit contradicts another or the model's context.
+        ModelError: not a model, or one without a tokenizer.
+    """
+    checkpoint = BuildCheckpoint.of_model(model, request.tensor_parallel)
+    limits: EngineLimits = build_options.resolve_limits(checkpoint.context, request.limits, request.profile)
+    chunked = request.arguments.get("enable_chunked_prefill")
+    if has_long_prompts := limits.maxInputLen > limits.maxNumTokens:
+        # TensorRT-LLM refuses a prompt above max_num_tokens otherwise.
+        if chunked is False:
+            raise UsageError(
+                f"maxInputLen {limits.maxInputLen} is more than maxNumTokens {limits.maxNumTokens}, and "
+                "enable_chunked_prefill is false: such a prompt is refused",
+                fix=f"leave enable_chunked_prefill out, or set maxInputLen to {limits.maxNumTokens}",
+            )
+        chunked = True
+    names = load_table("llm_args")["limits"]
+    arguments = {names[k]: v for k, v in asdict(limits).items()} | {
+        "tensor_parallel_size": request.tensor_parallel,
+        **request.arguments,
+        **({"enable_chunked_prefill": chunked} if has_long_prompts else {}),
+    }
+    with new_directory(out) as partial:
+        write_text(partial / LLM_ARGUMENTS_FILE, dump_json(arguments))
+        if link:
+            (partial / "model").symlink_to(os.path.abspath(model), target_is_directory=True)
+        else:
+            shutil.copytree(model, partial / "model")
+        copy_tokenizer_files(model, partial / "tokenizer")
+        runtime, gpu = request.runtime, request.target
+        engine_manifest = Manifest(
+            artefact="engine",
+            name=request.name or read_artefact_name(model),
+            kind="llmapi",
+            model={
+                "architecture": checkpoint.architecture,
+                "quantization": checkpoint.quantization,
+                "kvCacheQuantization": checkpoint.kv_cache,
+                "dtype": checkpoint.dtype,
+                "maxPositionEmbeddings": checkpoint.context,
+                **read_windows(model),
+                END_TOKENS_KEY: list(read_end_tokens(model)),
+            },
+            inputs={"model": compute_model_identity(model)},
+            options={
+                "limits": asdict(limits),
+                "llmArgs": request.arguments,
+                "tensorParallel": request.tensor_parallel,
+            },
+            target={"name": gpu.name, "sm": gpu.sm, "count": request.tensor_parallel} if gpu else {},
+            runtime={
+                "id": runtime.id,
+                "tensorrtLlm": runtime.version,
+                "tensorrt": runtime.tensorrt,
+                "cuda": runtime.cuda,
+                "driverFloor": runtime.driver,
+            },
+            tools={"enginix": __version__},
+            results={"gates": "not gated"},
+        )
+        engine_manifest.write(partial)
+    return engine_manifest

@@ -1,0 +1,117 @@
+"""The command line of ``trtllm-serve`` around an engine: backend and tokenizer by its kind."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enginix.errors import ManifestError
+from enginix.files import dump_json, write_text
+from enginix.kinds.llmapi.llmapi_engine import LLM_ARGUMENTS_FILE
+from enginix.manifest import Manifest
+from enginix.tables import load_table
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How an engine is served.
+
+    Attributes:
+        kv_cache_fraction: of the memory that is free once the engine is loaded; None leaves TensorRT-LLM's.
+        work: directory for arguments that are the engine's and the server's together; None makes one.
+        inside: path of ``work`` as the server sees it; None is the same.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    kv_cache_fraction: float | None = None
+    log_level: str = "info"
+    work: Path | None = None
+    inside: Path | None = None
+
+
+def make_serve_command(engine: Path, engine_manifest: Manifest, serving: Serving) -> list[str]:
+    """The command line; the directory is seen under the same path inside the runtime.
+
+    Raises:
+        ManifestError: a kind that trtllm-serve does not serve, a size that is none, arguments that are none.
+    """
+    tables = load_table("llm_args")["serve"]
+    flags = tables["flags"]
+    if engine_manifest.kind not in tables["backends"]:
+        raise ManifestError(
+            f"trtllm-serve does not serve the kind {engine_manifest.kind}",
+            where=str(engine),
+            fix="use mkTritonRepo and mkTritonServer, or an engine of kind tensorrt or llmapi",
+        )
+    # Since 1.0 the default backend is PyTorch, which refuses an engine directory.
+    model = engine / ("engine" if engine_manifest.kind == "tensorrt" else "model")
+    words = ["trtllm-serve", str(model), flags["backend"], tables["backends"][engine_manifest.kind]]
+    words += [
+        flags["tokenizer"],
+        str(engine / "tokenizer"),
+        flags["host"],
+        serving.host,
+        flags["port"],
+        str(serving.port),
+    ]
+    limits = engine_manifest.options.get("limits", {})
+    if not isinstance(limits, dict):
+        raise ManifestError(f"limits are {limits!r}", where=str(engine), fix="build this engine again")
+    for name in ("maxBatchSize", "maxNumTokens", "maxSeqLen", "maxBeamWidth"):
+        if name in limits:
+            words += [flags[name], _format_size(engine, name, limits[name])]
+    if engine_manifest.kind == "tensorrt" and "maxInputLen" in limits and "maxNumTokens" in limits:
+        prompt, step = (int(_format_size(engine, n, limits[n])) for n in ("maxInputLen", "maxNumTokens"))
+        # TensorRT-LLM refuses such a prompt otherwise; an llmapi engine says it in its arguments.
+        words += [flags["chunkedPrefill"]] if prompt > step else []
+    for name in ("tensorParallel", "pipelineParallel"):
+        if engine_manifest.options.get(name, 1) != 1:
+            words += [flags[name], _format_size(engine, name, engine_manifest.options[name])]
+    if serving.kv_cache_fraction is not None:
+        words += [flags["kvCacheFraction"], str(serving.kv_cache_fraction)]
+    if engine_manifest.kind == "llmapi" and (arguments := _read_llm_arguments(engine / LLM_ARGUMENTS_FILE)):
+        words += [flags["options"], str(_merge_arguments(engine, arguments, serving))]
+    return [*words, flags["logLevel"], serving.log_level]
+
+
+def _merge_arguments(engine: Path, arguments: dict[str, Any], serving: Serving) -> Path:
+    """Return the file of arguments: the engine's, or one with the server's share of the memory in it.
+
+    The file wins over flags, and its kv_cache_config replaces what the flag made as a whole.
+    """
+    cache_config = arguments.get("kv_cache_config")
+    if cache_config is None or serving.kv_cache_fraction is None:
+        return engine / LLM_ARGUMENTS_FILE
+    if not isinstance(cache_config, dict):
+        raise ManifestError(
+            f"kv_cache_config is {cache_config!r}",
+            where=str(engine / LLM_ARGUMENTS_FILE),
+            fix="build this engine again",
+        )
+    work = serving.work or Path(tempfile.mkdtemp(prefix="enginix-"))
+    work.mkdir(parents=True, exist_ok=True)
+    merged = arguments | {
+        "kv_cache_config": cache_config | {"free_gpu_memory_fraction": serving.kv_cache_fraction},
+    }
+    write_text(work / LLM_ARGUMENTS_FILE, dump_json(merged))
+    return (serving.inside or work) / LLM_ARGUMENTS_FILE
+
+
+def _format_size(engine: Path, name: str, value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ManifestError(f"{name} is {value!r}", where=str(engine), fix="build this engine again")
+    return str(value)
+
+
+def _read_llm_arguments(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise ManifestError(f"unreadable: {e}", where=str(path), fix="build this engine again") from e
+    if not isinstance(content, dict):
+        raise ManifestError("not a JSON object", where=str(path), fix="build this engine again")
+    return content

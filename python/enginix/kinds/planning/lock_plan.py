@@ -1,0 +1,140 @@
+"""The plan that evaluation makes: from a lock's facts and file sizes, without a header."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from enginix.errors import ModelError
+from enginix.kinds.edgellm import memory_plan
+from enginix.kinds.planning.planner import (
+    BuildNeeds,
+    MemoryPlan,
+    PlanRequest,
+    check_plan_request,
+    find_format_obstacles,
+    resolve_edgellm_plan_limits,
+    resolve_plan_limits,
+)
+from enginix.memory_plan import arithmetic
+from enginix.memory_plan.arithmetic import ModelSizes, TargetGpu
+from enginix.tables import load_table
+
+NEEDED_KEYS = (
+    "layers", "heads", "kvHeads", "headSize", "hiddenSize", "intermediateSize", "vocabulary", "context",
+)  # fmt: skip
+
+
+def plan_from_lock(
+    metadata: Mapping[str, Any], files: Mapping[str, int], gpu: TargetGpu, request: PlanRequest, source: str
+) -> MemoryPlan:
+    """Plans as ``nix/check/plan.nix`` does.
+
+    Weights are the mean over the ranks, so what does not fit here does not fit; what fits here may not.
+
+    Args:
+        facts: a lock's ``model``.
+        files: path → bytes.
+
+    Raises:
+        ModelError: a fact that the arithmetic needs is missing.
+    """
+    check_plan_request(request)
+    if metadata.get("architecture") in load_table("formats")["kvNotByHeads"]["architectures"]:
+        raise ModelError(
+            f"a lock does not tell the KV cache of a token of {metadata['architecture']}",
+            where=source,
+            fix="leave --offline out",
+        )
+    sizes, total, tied = _read_sizes(metadata, count_weight_bytes(files), source)
+    weights = arithmetic.estimate_weights(total, sizes, tied)
+    if request.kind == "edgellm":
+        return _plan_edgellm_from_lock(metadata, files, gpu, request, source, sizes, total, weights)
+    limits = resolve_plan_limits(sizes, request)
+    memory = arithmetic.compute_memory(sizes, limits, gpu, weights)
+    return MemoryPlan(
+        source=source,
+        kind=request.kind,
+        gpu=gpu,
+        sizes=sizes,
+        limits=limits,
+        memory=memory,
+        exact=False,
+        build=BuildNeeds(
+            sum(files.values()), total, total, 4 * memory.weights, memory.weights, memory.weights
+        ),
+        obstacles=tuple(find_format_obstacles(sizes, gpu, request.kind)),
+        changes=() if memory.fits else tuple(arithmetic.find_changes(sizes, limits, gpu, weights)),
+        notes=("from the lock alone: weights of a rank are the mean, a lower bound",),
+    )
+
+
+def _plan_edgellm_from_lock(
+    metadata: Mapping[str, Any],
+    files: Mapping[str, int],
+    gpu: TargetGpu,
+    request: PlanRequest,
+    source: str,
+    sizes: ModelSizes,
+    total: int,
+    weights: arithmetic.RankWeights,
+) -> MemoryPlan:
+    limits = resolve_edgellm_plan_limits(request)
+    memory = memory_plan.compute_edgellm_memory(sizes, limits, gpu, weights)
+    return MemoryPlan(
+        source=source,
+        kind="edgellm",
+        gpu=gpu,
+        sizes=sizes,
+        limits=limits,
+        memory=memory,
+        exact=False,
+        build=BuildNeeds(sum(files.values()), total, 0, 0, memory.weights + memory.workspace, 0),
+        obstacles=tuple(
+            memory_plan.find_edgellm_obstacles(metadata.get("architecture"), sizes.quantization, gpu)
+        ),
+        changes=() if memory.fits else tuple(memory_plan.find_edgellm_changes(sizes, limits, gpu, weights)),
+        notes=("from the lock alone: weights are the size of the files, a lower bound",),
+    )
+
+
+def count_weight_bytes(files: Mapping[str, int]) -> int:
+    """Bytes of a model's weights among its files (path → size).
+
+    Files named model*.safetensors, as transformers reads them; where there are none, every safetensors file
+    beside config.json. Some repositories hold the weights a second time in another layout.
+    """
+    top = [p for p in files if p.endswith(".safetensors") and "/" not in p]
+    chosen = [p for p in top if p.startswith("model")] or top
+    return sum(files[p] for p in chosen)
+
+
+def _read_sizes(metadata: Mapping[str, Any], total: int, source: str) -> tuple[ModelSizes, int, bool]:
+    """Sizes, bytes of the weights as a checkpoint holds them, and whether the embedding is the head, too."""
+    dtype, cache = metadata.get("dtype"), metadata.get("kvCacheQuantization")
+    formats = load_table("formats")["kvCache"]
+    missing = [n for n in NEEDED_KEYS if not isinstance(metadata.get(n), int)]
+    missing += ["dtype"] if dtype not in arithmetic.ELEMENT_BYTES else []
+    missing += ["kvCacheQuantization"] if cache is not None and cache not in formats else []
+    missing += ["weights"] if total == 0 else []
+    if missing:
+        raise ModelError(
+            f"the lock does not tell the model's {missing[0]}", where=source, fix="leave --offline out"
+        )
+    if dtype == "float32":  # written as float16, as TensorRT-LLM does
+        dtype, total = "float16", total // 2
+    element = arithmetic.ELEMENT_BYTES[str(dtype)]
+    sizes = ModelSizes(
+        layers=metadata["layers"],
+        heads=metadata["heads"],
+        kv_heads=metadata["kvHeads"],
+        head_size=metadata["headSize"],
+        hidden_size=metadata["hiddenSize"],
+        mlp_width=metadata["intermediateSize"],
+        vocabulary=metadata["vocabulary"],
+        context=metadata["context"],
+        element_bytes=element,
+        quantization=metadata.get("quantization") or "NO_QUANT",
+        kv_bits=formats[cache]["bits"] if cache else 8 * element,
+    )
+    return sizes, total, metadata.get("tiedEmbeddings") is True

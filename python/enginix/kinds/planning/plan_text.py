@@ -1,0 +1,101 @@
+"""A plan as people read it."""
+
+from __future__ import annotations
+
+from enginix.console import format_bytes
+from enginix.kinds.edgellm import memory_plan
+from enginix.kinds.planning.planner import MemoryPlan
+from enginix.memory_plan.arithmetic import Change, PlanLimits
+
+FLAGS = {
+    "max_num_tokens": "--max-num-tokens {}",
+    "max_batch_size": "--max-batch-size {}",
+    "kv_bits": "an FP8 KV cache (--kv-cache FP8)",
+    "sequences": "--sequences {}",
+    "max_seq_len": "--max-seq-len {}",
+    "max_kv_cache_capacity": "--max-seq-len {}",
+    "max_input_len": "--max-input-len {}",
+    "tensor_parallel": "--tensor-parallel {}",
+    "quantization": "the model quantized to {}",
+}
+
+
+def format_change(change: Change) -> str:
+    """One change in the command's own flags."""
+    return " with ".join(FLAGS[name].format(value) for name, value in change.items())
+
+
+def format_verdict(plan: MemoryPlan) -> str:
+    """One line: fits or not, and what is tightest."""
+    memory = plan.memory
+    if not memory.fits:
+        why = {
+            "weights": f"the weights of a rank alone are {format_bytes(memory.weights)}",
+            "workspace": "weights and workspace take all of it",
+            "kvCache": f"the KV cache has room for {memory.tokens:,} of {memory.need_tokens:,} tokens",
+        }[memory.tightest]
+        return f"does not fit {plan.gpu.name} ({format_bytes(memory.total)}): {why}"
+    if plan.obstacles:
+        return f"memory suffices on {plan.gpu.name}, but: {plan.obstacles[0]}"
+    spare = memory.tokens / memory.need_tokens
+    size = format_bytes(memory.total)
+    return f"fits {plan.gpu.name} ({size}); tightest: KV cache, {spare:.1f} x what is needed"
+
+
+def _format_limits(limits: PlanLimits | memory_plan.EdgellmPlanLimits) -> str:
+    if isinstance(limits, memory_plan.EdgellmPlanLimits):
+        return (
+            f"batch {limits.max_batch_size}, prompts of {limits.max_input_len}, "
+            f"KV cache of {limits.max_kv_cache_capacity} tokens a sequence, allocated from the start"
+        )
+    world = limits.tensor_parallel * limits.pipeline_parallel
+    return (
+        f"batch {limits.max_batch_size}, {limits.max_num_tokens} tokens a step, "
+        f"{world} rank{'s' * (world > 1)} (TP {limits.tensor_parallel}, PP {limits.pipeline_parallel})"
+    )
+
+
+def render_plan(plan: MemoryPlan) -> str:
+    """The verdict, the figures behind it, and what would help."""
+    m, limits, build = plan.memory, plan.limits, plan.build
+    kv = limits.kv_bits or plan.sizes.kv_bits
+    rank = "" if plan.kind == "edgellm" else " a rank"
+    rows = []
+    if plan.gpu.formats:
+        rows.append(("GPU", f"SM {plan.gpu.sm}, computes with {', '.join(plan.gpu.formats)}"))
+    rows += [
+        ("weights", f"{format_bytes(m.weights)}{rank}" + ("" if plan.exact else " (estimate)")),
+        ("workspace", f"{format_bytes(m.workspace)} (estimate, not measured)"),
+        (
+            "KV cache",
+            f"{format_bytes(m.pool)} for {m.tokens:,} tokens of {format_bytes(m.kv_token)} ({kv}-bit)",
+        ),
+        ("sequences", f"{plan.sequences} of {limits.max_seq_len:,} tokens at the same time"),
+        ("limits", _format_limits(limits)),
+    ]
+    if plan.kind == "tensorrt":
+        rows += [
+            (
+                "build",
+                f"GPU {format_bytes(build.gpu_memory)}, host memory {format_bytes(build.host_memory)} a rank, "
+                f"TMPDIR {format_bytes(build.tmpdir)} (estimates)",
+            ),
+            (
+                "store",
+                f"{format_bytes(build.store)}: model {format_bytes(build.model)}, checkpoint "
+                f"{format_bytes(build.checkpoint)}, engine about {format_bytes(build.engine)}",
+            ),
+        ]
+    rows += [("obstacle", text) for text in plan.obstacles]
+    if not m.fits:
+        if plan.changes:
+            rows.append(("smallest change", format_change(plan.changes[0])))
+            rows += [("or", format_change(change)) for change in plan.changes[1:]]
+        else:
+            rows.append(
+                ("smallest change", "none on this target: a GPU with more memory, or a smaller model")
+            )
+    rows += [("note", text) for text in plan.notes]
+    width = max(len(label) for label, _ in rows)
+    lines = [f"{label:<{width}}  {value}" for label, value in rows]
+    return "\n".join([f"{plan.source}: {format_verdict(plan)}", *lines])

@@ -1,0 +1,246 @@
+"""Engine of kind ``reference``: checkpoint and tokenizer, proven to compute the model's function.
+
+<engine>/
+  enginix.json     manifest: what it is, from what, gates' verdict, golden tokens
+  gates.json       the gates' evidence
+  report.html      the same for people
+  checkpoint/      copy of the checkpoint, or a link to it
+  tokenizer/       tokenizer, chat template, generation defaults
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from enginix import __version__, manifest
+from enginix.errors import CheckpointError, ManifestError, ModelError, UsageError
+from enginix.evaluation.judgement import run as gates
+from enginix.evaluation.judgement import suite
+from enginix.evaluation.judgement.judge import CheckpointGateInputs, judge_checkpoint
+from enginix.evaluation.judgement.outcome import GateOutcome
+from enginix.evaluation.reference_answers import hf
+from enginix.evaluation.reference_answers.prompts import PromptSet, tokenize_prompts
+from enginix.files import dump_json, new_directory, require_absent, sha256_file
+from enginix.manifest import Manifest
+from enginix.model import open_weights
+from enginix.model.attention_window import read_context, read_windows
+from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
+from enginix.model.identity import identify_model as identity
+from enginix.model.tokenizer_files import copy_tokenizer_files
+from enginix.reference import config as checkpoint_config
+from enginix.reference import layout, linear
+from enginix.reference.config import ExecutorConfig
+from enginix.reference.executor import Executor
+from enginix.report import evidence as report
+from enginix.tables import load_table
+
+GOLDEN_TOKENS = 32
+REQUIRED_VERSIONS = {"torch": ">=2.6"}
+
+
+@dataclass(frozen=True)
+class ReferenceBuildOptions:
+    """How a reference engine is built.
+
+    Attributes:
+        name: of the engine; ``None`` takes the model's.
+        gated: run the gates; without them the manifest says "not gated".
+        link_checkpoint: link to the checkpoint instead of copying it.
+        tolerance: bound of the gate ``logits`` in place of the table's.
+        device: where gates and golden tokens are computed.
+        gates: gate → bounds to change; ``None`` for the defaults of the number format, empty for none.
+        reference: the model, or its answers, that gates compare with; ``None`` takes the model itself, which
+            only works where it is not quantized.
+        questions: JSON lines in place of the pinned ones.
+    """
+
+    name: str | None = None
+    gated: bool = True
+    link_checkpoint: bool = False
+    tolerance: float | None = None
+    device: str = "cpu"
+    gates: Mapping[str, Any] | None = None
+    reference: Path | None = None
+    questions: Path | None = None
+
+
+def _select_gates(options: ReferenceBuildOptions, config: ExecutorConfig) -> Mapping[str, Any]:
+    if not options.gated:
+        return {}
+    gate_bounds = options.gates
+    if gate_bounds is None:
+        gate_bounds = {gate: {} for gate in suite.default_checkpoint_gates(config)}
+    if options.tolerance is not None and suite.LOGITS in gate_bounds:
+        gate_bounds = {**gate_bounds, suite.LOGITS: {"tolerance": options.tolerance}}
+    suite.resolve_checkpoint_bounds(config, gate_bounds)
+    if gate_bounds and config.quantization.algorithms and options.reference is None:
+        raise UsageError(
+            "gates of a quantized checkpoint need the model before quantization",
+            fix="--reference ORIGINAL_MODEL (or its answers: enginix reference), or --no-gates",
+        )
+    return gate_bounds
+
+
+def build_reference_engine(
+    checkpoint: Path, model: Path, out: Path, options: ReferenceBuildOptions | None = None
+) -> tuple[Manifest, tuple[GateOutcome, ...]]:
+    """Builds an engine directory; whole or absent.
+
+    Args:
+        checkpoint: TensorRT-LLM checkpoint directory.
+        model: the Hugging Face model that it was converted from: reference of the gates, and tokenizer.
+        out: directory to create.
+
+    Raises:
+        CheckpointError: a tensor is missing or misshapen (named, expected and found), or not executable here.
+        ModelError: no model or tokenizer there.
+        ManifestError: the checkpoint was made from another model.
+        GateError: a gate failed or could not be run.
+    """
+    require_absent(out)
+    options = options or ReferenceBuildOptions()
+    config = checkpoint_config.read_executor_config(checkpoint)
+    linear.refuse_unknown_format(config, str(checkpoint / "config.json"))
+    layout.check_rank_files(checkpoint, config)
+    for name in ("config.json", "tokenizer.json"):
+        if not (model / name).is_file():
+            raise ModelError(f"no {name}", where=str(model), fix="pass the Hugging Face model's directory")
+    if read_context(model, config.max_position_embeddings) < config.context:
+        raise CheckpointError(
+            "its manifest does not say the model's sliding window, beyond which this kind computes otherwise",
+            where=str(checkpoint),
+            fix="convert the model with enginix convert",
+        )
+    inputs, ends = _identify_inputs(checkpoint, model), read_end_tokens(model)
+    tokenizer = hf.TransformersTokenizer(model)
+    prompts = tokenize_prompts(tokenizer.encode, config.vocab_size, config.context)
+    gate_bounds = _select_gates(options, config)
+    outcomes: tuple[GateOutcome, ...] = ()
+    load = functools.cache(lambda: Executor.load(checkpoint, options.device, "float32"))
+    with new_directory(out) as partial:
+        gate_evidence = gates.build_gate_evidence(prompts, ())
+        if gate_bounds:
+            compared_model = options.reference or model
+            case = CheckpointGateInputs(
+                checkpoint, model, model, compared_model, gate_bounds, options.questions, options.device
+            )
+            outcomes, gate_evidence = judge_checkpoint(case, load)
+            gates.require_gates_passed(outcomes)
+        executor = load()
+        _put_checkpoint(checkpoint, partial / "checkpoint", link=options.link_checkpoint)
+        copy_tokenizer_files(model, partial / "tokenizer")
+        report.write_evidence_files(
+            partial, options.name or manifest.read_artefact_name(model), gate_evidence
+        )
+        engine_manifest = Manifest(
+            artefact="engine",
+            name=options.name or manifest.read_artefact_name(model),
+            kind="reference",
+            model={**_describe_model(config), **read_windows(model), END_TOKENS_KEY: list(ends)},
+            inputs=inputs,
+            options={
+                "gates": {o.gate: _collect_bounds(o) for o in outcomes},
+                "limits": {"max_seq_len": executor.max_length},
+            },
+            runtime={"id": "reference", "requires": REQUIRED_VERSIONS},
+            tools={"enginix": __version__, "torch": torch.__version__.split("+")[0]},
+            results={
+                "gates": {o.gate: "passed" for o in outcomes} or "not gated",
+                "golden": _record_golden_tokens(executor, tokenizer, prompts, ends),
+            },
+        )
+        engine_manifest.write(partial)
+    return engine_manifest, outcomes
+
+
+def _collect_bounds(outcome: GateOutcome) -> dict[str, Any]:
+    keys = ("tolerance", *load_table("gates")["formats"]["NO_QUANT"]["bounds"].get(outcome.gate, {}))
+    return {key: outcome.detail[key] for key in keys if key in outcome.detail}
+
+
+def _identify_inputs(checkpoint: Path, model: Path) -> dict[str, Any]:
+    """Identity of both inputs.
+
+    Raises:
+        ManifestError: the checkpoint's manifest names another model than this one.
+    """
+    model_identity = identity(model, open_weights(model))["model"]
+    if not (checkpoint / manifest.MANIFEST_FILE).exists():
+        # Not made by enginix: its bytes are its identity.
+        names = sorted(p.name for p in checkpoint.iterdir() if p.suffix in (".json", ".safetensors"))
+        files = {name: {"sha256": sha256_file(checkpoint / name)} for name in names}
+        return {"model": model_identity, "checkpoint": {"files": files}}
+    checkpoint_manifest = manifest.read_manifest(checkpoint, "checkpoint")
+    made_from = checkpoint_manifest.inputs.get("model")
+    if made_from is not None and made_from != model_identity:
+        raise ManifestError(
+            f"the checkpoint was made from {_format_identity(made_from)}, but --model is {_format_identity(model_identity)}",
+            where=str(checkpoint),
+            fix="pass the model that the checkpoint was converted from, or convert this one",
+        )
+    return {
+        "model": model_identity,
+        "checkpoint": {
+            "name": checkpoint_manifest.name,
+            "manifestSha256": sha256_file(checkpoint / manifest.MANIFEST_FILE),
+        },
+    }
+
+
+def _format_identity(identity: Any) -> str:
+    if isinstance(identity, dict) and "repo" in identity:
+        return f"{identity['repo']} at {identity.get('revision')}"
+    return "a model with digest " + hashlib.sha256(dump_json(identity).encode()).hexdigest()[:12]
+
+
+def _describe_model(config: ExecutorConfig) -> dict[str, Any]:
+    return {
+        "architecture": config.architecture,
+        "dtype": config.dtype,
+        "layers": config.layers,
+        "hiddenSize": config.hidden_size,
+        "vocabSize": config.vocab_size,
+        "maxPositionEmbeddings": config.max_position_embeddings,
+        "quantization": config.quantization.algorithm,
+        "kvCacheQuantization": config.quantization.kv_cache,
+    }
+
+
+def _put_checkpoint(checkpoint: Path, to: Path, *, link: bool) -> None:
+    if link:
+        to.symlink_to(os.path.abspath(checkpoint), target_is_directory=True)
+        return
+    to.mkdir()
+    for path in sorted(checkpoint.iterdir()):
+        if path.name in ("config.json", manifest.MANIFEST_FILE) or path.suffix == ".safetensors":
+            shutil.copyfile(path, to / path.name)
+
+
+def _record_golden_tokens(
+    executor: Executor, tokenizer: hf.TransformersTokenizer, prompts: PromptSet, ends: tuple[int, ...]
+) -> dict[str, Any]:
+    """A prompt and its greedy continuation: whoever serves the engine can see whether it still says so."""
+    prompt = prompts.golden
+    free_tokens = executor.max_length - len(prompt.tokens)
+    if free_tokens < 1:
+        raise CheckpointError(
+            f"a context of {executor.max_length} tokens leaves no room for the golden prompt's answer"
+        )
+    tokens = executor.greedy(prompt.tokens, min(GOLDEN_TOKENS, free_tokens), ends)
+    return {
+        "prompt": prompt.text,
+        "promptTokens": list(prompt.tokens),
+        "tokens": tokens,
+        "text": tokenizer.decode(tokens),
+        "endIds": list(ends),
+        "dtype": "float32",
+    }

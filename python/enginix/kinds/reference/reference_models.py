@@ -1,0 +1,96 @@
+"""Engine of kind ``reference`` → its models' configurations and their model.py.
+
+tensorrt_llm    ids → ids, decoupled, continuous batching
+ensemble        text or messages → text, the one to ask
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from enginix.errors import RepositoryError
+from enginix.kinds.reference.served_engine import ReferenceEngine
+from enginix.triton import config, contract
+from enginix.triton.options import RepositoryOptions, resolve_batch_size
+
+CLASSES = {contract.EXECUTOR: "TensorrtLlm", contract.ENSEMBLE: "Ensemble"}
+
+
+def build_reference_configs(
+    engine: ReferenceEngine, options: RepositoryOptions, code: Path
+) -> dict[str, Any]:
+    """The ``ModelConfig`` message of each model; ``options`` are resolved, nothing in them is ``None``."""
+    models = contract.load_reference_contract()
+    batch = options.max_batch_size
+    assert batch is not None and options.max_tokens_limit is not None
+    shared = {
+        "enginix_path": str(code),
+        "max_tokens_limit": str(options.max_tokens_limit),
+        "max_seq_len": str(engine.max_seq_len),
+        "end_ids": ",".join(map(str, engine.end_ids)),
+        "exclude_input_in_output": _format_boolean(options.exclude_input_in_output),
+        "cancellation_check_period_ms": "100",
+    }
+
+    def model(name: str, instances: int, parameters: dict[str, str]) -> Any:
+        return config.build_model_config(
+            models[name],
+            max_batch_size=batch,
+            instances=instances,
+            # Requests are batched as they run, by the executor's scheduler.
+            dynamic_batching=False,
+            decoupled=True,
+            parameters=shared | parameters,
+        )
+
+    return {
+        contract.EXECUTOR: model(
+            contract.EXECUTOR,
+            1,
+            {
+                "gpt_model_type": "inflight_fused_batching",
+                "gpt_model_path": str(engine.checkpoint),
+                "max_beam_width": "1",
+                "max_queue_size": str(options.max_queue_size),
+                "device": options.device,
+            },
+        ),
+        contract.ENSEMBLE: model(
+            contract.ENSEMBLE,
+            options.ensemble_instances,
+            {
+                "tokenizer_dir": str(engine.tokenizer),
+                "add_special_tokens": _format_boolean(options.add_special_tokens),
+                "skip_special_tokens": _format_boolean(options.skip_special_tokens),
+            },
+        ),
+    }
+
+
+def resolve_reference_options(engine: ReferenceEngine, options: RepositoryOptions) -> RepositoryOptions:
+    batch = resolve_batch_size(engine.directory, engine.max_batch_size, options)
+    # A prompt has at least one token.
+    max_tokens = engine.max_seq_len - 1 if engine.max_seq_len else 2**31 - 1
+    limit = options.max_tokens_limit or max_tokens
+    if limit > max_tokens:
+        raise RepositoryError(
+            f"max_tokens_limit: {limit} is above {max_tokens}; the engine's max_seq_len is {engine.max_seq_len}",
+            where=str(engine.directory),
+            fix=f"--max-tokens-limit {max_tokens} or less",
+        )
+    return RepositoryOptions(**{**asdict(options), "max_batch_size": batch, "max_tokens_limit": limit})
+
+
+def write_model_shims(directory: Path) -> None:
+    """Writes the model.py of each model."""
+    text = resources.files("enginix.triton").joinpath("shims/model.py.txt").read_text("utf-8")
+    for name, kind in CLASSES.items():
+        shim = text.replace("@MODULE@", name).replace("@CLASS@", kind)
+        (directory / name / "1" / "model.py").write_text(shim, "utf-8")
+
+
+def _format_boolean(value: bool) -> str:
+    return "true" if value else "false"

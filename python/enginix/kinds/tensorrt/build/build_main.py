@@ -1,0 +1,73 @@
+"""What a Nix build runs: ``machine`` looks at the machine, ``build`` builds an engine; no sub-command is
+loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from enginix import console
+from enginix.console import format_bytes
+from enginix.errors import MachineError
+from enginix.kinds.tensorrt.build.engine_build import build_tensorrt_engine
+from enginix.kinds.tensorrt.build.request import BuildPaths, make_build_request, read_request
+from enginix.machine import driver as drivers
+from enginix.machine.target import find_target, probe_machine
+from enginix.runtime import preflight, table
+from enginix.runtime.sandbox import check_namespaces
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one of the two and returns the exit code."""
+    parser = argparse.ArgumentParser(prog="enginix", allow_abbrev=False)
+    parser.add_argument("verb", choices=("machine", "build"))
+    parser.add_argument("--request", type=Path, required=True)
+    # Nix hands over an empty text where there is nothing.
+    for name in ("checkpoint", "model", "rootfs", "driver", "out", "timing"):
+        parser.add_argument(f"--{name}", type=lambda text: Path(text) if text else None)
+    args = parser.parse_args(argv)
+    try:
+        if args.rootfs is None:
+            raise MachineError(
+                "the runtime has no root file system", where="rootfs", fix="pin it: enginix runtime pin"
+            )
+        if args.verb == "machine":
+            check_build_machine(args)
+        else:
+            paths = BuildPaths(args.out, args.rootfs, args.driver, in_place=True, timing=args.timing)
+            build_tensorrt_engine(
+                make_build_request(read_request(args.request), args.checkpoint, args.model),
+                args.checkpoint,
+                args.model,
+                paths,
+            )
+    except Exception as e:
+        return console.report_error(e)
+    return 0
+
+
+def check_build_machine(args: argparse.Namespace) -> None:
+    """What can be said of a machine before there is a checkpoint: namespaces, runtime, driver, GPU.
+
+    Raises:
+        MachineError: it cannot build for the target.
+    """
+    request_fields = read_request(args.request)
+    runtime, build_target = (
+        table.find_runtime(str(request_fields["runtime"]), "tensorrt"),
+        find_target(str(request_fields["target"])),
+    )
+    check_namespaces()
+    preflight.check_version(runtime, args.rootfs)
+    host_machine = probe_machine(drivers.find_driver(args.driver))
+    if not request_fields.get("acceptDriver"):
+        preflight.check_driver(runtime, host_machine)
+    gpu = preflight.check_gpu(build_target, host_machine, workers=1, weights=0).gpu
+    with tempfile.TemporaryDirectory(prefix="enginix-") as work:
+        preflight.check_disk(Path(work), Path(work), 0, workspace=False)
+    console.print_message(
+        f"{gpu.name}, SM {gpu.sm}, {format_bytes(gpu.free)} free; driver {host_machine.driver}; runtime {runtime.id}"
+    )

@@ -1,0 +1,227 @@
+"""What an engine build must know of its checkpoint: read from JSON and file sizes, no weight touched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from enginix import manifest
+from enginix.errors import CheckpointError, ManifestError, ModelError
+from enginix.files import sha256_file
+from enginix.kinds.tensorrt.build.effective_build import BuildSubject, make_build_subject
+
+
+@dataclass(frozen=True)
+class BuildCheckpoint:
+    """A checkpoint, or a model that the LLM API is to load.
+
+    Attributes:
+        path: the checkpoint; None for a model.
+        ranks: rank → bytes of its weights; empty for a model.
+        total: bytes of all weights.
+        context: ``max_position_embeddings``.
+        config: the checkpoint's config.json; None for a model.
+    """
+
+    path: Path | None
+    architecture: str | None
+    dtype: str | None
+    quantization: str | None
+    kv_cache: str | None
+    context: int | None
+    tensor_parallel: int
+    pipeline_parallel: int
+    total: int
+    ranks: dict[int, int] = field(default_factory=dict)
+    made_from: dict[str, Any] | None = None
+    config: dict[str, Any] | None = None
+
+    def subject(self, sm: int) -> BuildSubject:
+        """Return what trtllm-build reads of it, for a GPU.
+
+        Raises:
+            UsageError: config.json has a value of another type.
+        """
+        if self.config is not None:
+            return make_build_subject(self.config, sm)
+        return BuildSubject(
+            architecture=self.architecture,
+            sm=sm,
+            quantization=self.quantization,
+            kv_cache=self.kv_cache,
+            tensor_parallel=self.tensor_parallel,
+            pipeline_parallel=self.pipeline_parallel,
+            context=self.context,
+            dtype=self.dtype or "bfloat16",
+        )
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor_parallel * self.pipeline_parallel
+
+    @property
+    def heaviest(self) -> int:
+        """Bytes of the heaviest rank's weights."""
+        return max(self.ranks.values(), default=self.total // self.world_size)
+
+    @staticmethod
+    def read(path: Path) -> BuildCheckpoint:
+        """A TensorRT-LLM checkpoint.
+
+        Raises:
+            CheckpointError: not one, or a rank is missing.
+        """
+        config = _read_json_file(path / "config.json", "checkpoint")
+        where = path / "config.json"
+        try:
+            mapping, quantization = config.get("mapping") or {}, config.get("quantization") or {}
+            tp, pp = (
+                _require_rank_count(mapping.get("tp_size", 1)),
+                _require_rank_count(mapping.get("pp_size", 1)),
+            )
+            architecture, dtype = str(config["architecture"]), str(config["dtype"])
+            algorithm = _require_name(quantization.get("quant_algo"))
+            kv_cache = _require_name(quantization.get("kv_cache_quant_algo"))
+            context = config.get("max_position_embeddings")
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise CheckpointError(
+                f"not a TensorRT-LLM checkpoint: {e}", where=str(where), fix="make one with enginix convert"
+            ) from e
+        ranks = {}
+        for rank in range(tp * pp):
+            file = path / f"rank{rank}.safetensors"
+            if not file.is_file():
+                raise CheckpointError(
+                    f"rank{rank}.safetensors is missing", where=str(path), fix="convert the model again"
+                )
+            ranks[rank] = file.stat().st_size
+        made_from = None
+        if (path / manifest.MANIFEST_FILE).exists():
+            made_from = manifest.read_manifest(path, "checkpoint").inputs.get("model")
+        return BuildCheckpoint(
+            path=path,
+            architecture=architecture,
+            dtype=dtype,
+            quantization=algorithm,
+            kv_cache=kv_cache,
+            context=_parse_context_length(context),
+            tensor_parallel=tp,
+            pipeline_parallel=pp,
+            total=sum(ranks.values()),
+            ranks=ranks,
+            made_from=made_from if isinstance(made_from, dict) else None,
+            config=config,
+        )
+
+    @staticmethod
+    def of_model(path: Path, tensor_parallel: int = 1, pipeline_parallel: int = 1) -> BuildCheckpoint:
+        """A Hugging Face model, for the strategy llm-api and the kind llmapi.
+
+        Raises:
+            ModelError: not one.
+        """
+        config = _read_json_file(path / "config.json", "model")
+        names = config.get("architectures")
+        text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+        quantization, kv_cache = _read_model_quantization(path, config)
+        context = (text or {}).get("max_position_embeddings")
+        return BuildCheckpoint(
+            path=None,
+            architecture=names[0]
+            if isinstance(names, list) and names and isinstance(names[0], str)
+            else None,
+            dtype=next((d for n in ("torch_dtype", "dtype") if isinstance(d := config.get(n), str)), None),
+            quantization=quantization,
+            kv_cache=kv_cache,
+            context=_parse_context_length(context),
+            tensor_parallel=tensor_parallel,
+            pipeline_parallel=pipeline_parallel,
+            total=sum(p.stat().st_size for p in path.glob("*.safetensors")),
+        )
+
+    def identity(self, model: Path) -> dict[str, Any]:
+        """Identity of both inputs by content, never by path.
+
+        Raises:
+            ManifestError: the checkpoint was made from another model than this one.
+        """
+        model_inputs = compute_model_identity(model)
+        if self.path is None:
+            return {"model": model_inputs}
+        if self.made_from is not None and "repo" in self.made_from and "repo" in model_inputs:
+            source_model = (self.made_from.get("repo"), self.made_from.get("revision"))
+            if source_model != (model_inputs.get("repo"), model_inputs.get("revision")):
+                raise ManifestError(
+                    f"the checkpoint was made from {source_model[0]} at {source_model[1]}, but the model is "
+                    f"{model_inputs['repo']} at "
+                    f"{model_inputs.get('revision')}",
+                    where=str(self.path),
+                    fix="pass the model that the checkpoint was converted from",
+                )
+        identity: dict[str, Any] = {"configSha256": sha256_file(self.path / "config.json")}
+        identity["ranks"] = {f"rank{r}.safetensors": {"size": size} for r, size in self.ranks.items()}
+        if (self.path / manifest.MANIFEST_FILE).exists():
+            identity["manifestSha256"] = sha256_file(self.path / manifest.MANIFEST_FILE)
+        return {"model": model_inputs, "checkpoint": identity}
+
+
+def compute_model_identity(model: Path) -> dict[str, Any]:
+    """Repository, commit and digests of a model with a manifest; digests of its small files otherwise."""
+    if (model / manifest.MANIFEST_FILE).exists():
+        model_manifest = manifest.read_manifest(model)
+        return {"artefact": model_manifest.artefact, **model_manifest.inputs}
+    files = {
+        p.name: {"sha256": hashlib.sha256(p.read_bytes()).hexdigest()}
+        for p in sorted(model.glob("*.json"))
+        if p.stat().st_size < 64 << 20
+    }
+    return {
+        "files": files | {p.name: {"size": p.stat().st_size} for p in sorted(model.glob("*.safetensors"))}
+    }
+
+
+def _read_model_quantization(path: Path, config: dict[str, Any]) -> tuple[str | None, str | None]:
+    file = path / "hf_quant_config.json"
+    if file.is_file():
+        section = _read_json_file(file, "model").get("quantization")
+    else:
+        section = config.get("quantization_config")
+    if not isinstance(section, dict):
+        return None, None
+    try:
+        return _require_name(section.get("quant_algo")), _require_name(section.get("kv_cache_quant_algo"))
+    except ValueError as e:
+        raise ModelError(f"quantization: {e}", where=str(path)) from e
+
+
+def _require_name(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise ValueError(f"{value!r} is not a name")
+
+
+def _require_rank_count(value: Any) -> int:
+    # More ranks than any machine has would only make the search for their files long.
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1024:
+        return value
+    raise ValueError(f"{value!r} is not a number of ranks")
+
+
+def _parse_context_length(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _read_json_file(path: Path, artefact: str) -> dict[str, Any]:
+    error = CheckpointError if artefact == "checkpoint" else ModelError
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as e:
+        raise error(f"no {path.name}: not a {artefact}", where=str(path.parent)) from e
+    except (OSError, ValueError, RecursionError) as e:
+        raise error(f"unreadable: {e}", where=str(path)) from e
+    if not isinstance(content, dict):
+        raise error("not a JSON object", where=str(path))
+    return content

@@ -1,0 +1,132 @@
+"""LoRA adapters that are built into an engine: checked before the build, which copies their files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from enginix.errors import UsageError
+from enginix.files import sha256_file
+from enginix.kinds.tensorrt.build.options import OptionValue
+
+ADAPTER_CONFIG = "adapter_config.json"
+# PEFT's names that TensorRT-LLM maps; another is a KeyError in its loader (lora_helper.py, 1.1/1.2 era).
+MODULE_NAMES = {
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "qkv_proj": "attn_qkv",
+    "o_proj": "attn_dense",
+    "gate_proj": "mlp_h_to_4h",
+    "down_proj": "mlp_4h_to_h",
+    "up_proj": "mlp_gate",
+    "w1": "moe_h_to_4h",
+    "w2": "moe_4h_to_h",
+    "w3": "moe_gate",
+    "gate": "moe_router",
+    "gate_up_proj": "mlp_gate_up",
+}
+LARGEST_SEARCHED_FILE = 16 << 20
+
+
+def find_input_path(directory: Path, inputs: Iterable[Path]) -> tuple[Path, str] | None:
+    """Return a small file that names an input, and the name; None where no file does.
+
+    Such a path drags the weights into the closure of everything that serves the engine.
+    """
+    names = {os.fsencode(str(p)) for given in inputs for p in (given, Path(os.path.realpath(given)))}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.stat().st_size < LARGEST_SEARCHED_FILE:
+            content = path.read_bytes()
+            for name in names:
+                if name in content:
+                    return path, os.fsdecode(name)
+    return None
+
+
+def check_adapters(options: dict[str, OptionValue], inputs: list[Path], base: str) -> None:
+    """Check the adapters of a request.
+
+    Args:
+        inputs: the model and the checkpoint.
+        base: the model's name, as an adapter may call it.
+
+    Raises:
+        UsageError: an adapter is missing, unreadable, or what TensorRT-LLM does not take.
+    """
+    directories = options.get("loraDir")
+    if not isinstance(directories, list):
+        return
+    nemo = options.get("loraCkptSource") == "nemo"
+    for name in directories:
+        path = Path(name)
+        if nemo:
+            if not path.is_file():
+                raise UsageError("no such file", where=name, fix="pass adapters of NeMo as .nemo files")
+            continue
+        if not path.is_dir():
+            raise UsageError("no such directory", where=name, fix="pass LoRA adapters as directories")
+        _check_peft_adapter(path, options, inputs, base)
+
+
+def _check_peft_adapter(path: Path, options: dict[str, OptionValue], inputs: list[Path], base: str) -> None:
+    where = str(path / ADAPTER_CONFIG)
+    try:
+        config = json.loads((path / ADAPTER_CONFIG).read_text("utf-8"))
+    except FileNotFoundError as e:
+        raise UsageError("missing", where=where, fix="pass an adapter as PEFT saves it") from e
+    except (OSError, ValueError, RecursionError) as e:
+        raise UsageError(f"unreadable: {e}", where=where, fix="save the adapter again") from e
+    if not isinstance(config, dict):
+        raise UsageError("not a JSON object", where=where, fix="save the adapter again")
+    named_input = find_input_path(path, inputs)
+    if named_input is not None:
+        raise UsageError(
+            f"names the path of an input, {named_input[1]}, and is copied into the engine",
+            where=str(named_input[0]),
+            fix=f'in a copy of the adapter, set base_model_name_or_path to the model\'s name, "{base}"',
+        )
+    modules = config.get("target_modules")
+    if isinstance(modules, list) and options.get("loraTargetModules") is None:
+        unknown = sorted(str(m) for m in modules if m not in MODULE_NAMES)
+        if unknown:
+            raise UsageError(
+                f"target_modules has {', '.join(unknown)}, which TensorRT-LLM does not map",
+                where=where,
+                fix=f"use adapters of {', '.join(MODULE_NAMES)}, or name the engine's modules (loraTargetModules)",
+            )
+    rank, most = config.get("r"), options.get("maxLoraRank", 64)
+    if isinstance(rank, int) and isinstance(most, int) and rank > most:
+        raise UsageError(
+            f"r is {rank}, above maxLoraRank {most}", where=where, fix=f"set maxLoraRank to {rank}"
+        )
+    if config.get("use_dora") is True and not options.get("doraPlugin"):
+        raise UsageError("a DoRA adapter", where=where, fix="set doraPlugin")
+
+
+def hash_adapters(adapters: OptionValue) -> list[dict[str, str]]:
+    """Return file name → digest of each adapter."""
+    assert isinstance(adapters, list)
+    return [
+        {p.name: sha256_file(p) for p in (sorted(path.iterdir()) if path.is_dir() else [path]) if p.is_file()}
+        for path in map(Path, adapters)
+    ]
+
+
+def copy_adapters(adapters: OptionValue, work: Path, inside: Path) -> list[str]:
+    """Copy adapters into a build's work directory; their paths there, as the build sees them."""
+    assert isinstance(adapters, list)
+    inside_paths: list[Any] = []
+    for number, adapter in enumerate(adapters):
+        if Path(adapter).is_dir():
+            shutil.copytree(adapter, work / "lora" / str(number))
+            inside_paths.append(inside / "lora" / str(number))
+        else:
+            (work / "lora").mkdir(exist_ok=True)
+            shutil.copyfile(adapter, work / "lora" / f"{number}.nemo")
+            inside_paths.append(inside / "lora" / f"{number}.nemo")
+    return [str(path) for path in inside_paths]

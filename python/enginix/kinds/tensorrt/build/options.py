@@ -1,0 +1,201 @@
+"""trtllm-build's options: ``data/tensorrt/build_options.json`` read by the command line, as nix/check/options.nix
+reads it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from enginix.errors import UsageError
+from enginix.tables import load_table
+
+OptionValue = bool | int | str | list[str]
+LARGEST_INTEGER = (1 << 31) - 1
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """Sizes that are built into an engine; ``maxSeqLen`` counts prompt and answer together."""
+
+    maxBatchSize: int
+    maxInputLen: int
+    maxSeqLen: int
+    maxNumTokens: int
+    maxBeamWidth: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            _check_limit(name, value)
+        if self.maxInputLen > self.maxSeqLen:
+            raise UsageError(
+                f"maxInputLen {self.maxInputLen} is more than maxSeqLen {self.maxSeqLen}",
+                fix="maxSeqLen counts prompt and answer together: raise it, or lower maxInputLen",
+            )
+        if self.maxNumTokens < self.maxBatchSize * self.maxBeamWidth:
+            raise UsageError(
+                f"maxNumTokens {self.maxNumTokens} is less than maxBatchSize × maxBeamWidth "
+                f"= {self.maxBatchSize * self.maxBeamWidth}",
+                fix="raise maxNumTokens, or lower maxBatchSize",
+            )
+
+    def flags(self) -> list[str]:
+        """As trtllm-build takes them; always all of them."""
+        rows = load_table("build_options")["limits"]
+        return [
+            word for name, value in sorted(asdict(self).items()) for word in (rows[name]["flag"], str(value))
+        ]
+
+    def as_build_config(self) -> dict[str, int]:
+        """As config.json of an engine names them."""
+        return {to_snake_case(name): value for name, value in asdict(self).items()}
+
+
+def resolve_limits(
+    context: int | None, given: Mapping[str, int | None], profile: Mapping[str, int] | None = None
+) -> EngineLimits:
+    """Limits from what was given, a profile's and the model's context; as nix/check/limits.nix.
+
+    A default or a profile's maxNumTokens is at most what all sequences hold together.
+
+    Raises:
+        UsageError: no context is known and maxSeqLen was not given; or a limit contradicts another or the
+        context.
+    """
+    chosen = {n: row["default"] for n, row in load_table("build_options")["limits"].items()}
+    if unknown_names := sorted(set(given) - set(chosen)):
+        raise UsageError(f"unknown limits {unknown_names}", fix=f"known: {', '.join(sorted(chosen))}")
+    for name, value in given.items():
+        if value is not None:
+            _check_limit(name, value)
+    chosen |= {**(profile or {}), **{n: v for n, v in given.items() if v is not None}}
+    longest = chosen["maxSeqLen"] if chosen["maxSeqLen"] is not None else context
+    if longest is None:
+        raise UsageError("--max-seq-len is needed: the checkpoint does not say the model's context")
+    if context is not None and longest > context:
+        raise UsageError(
+            f"maxSeqLen {longest} is more than the model's context, {context}", fix=f"use at most {context}"
+        )
+    if given.get("maxNumTokens") is None:
+        chosen["maxNumTokens"] = min(chosen["maxNumTokens"], chosen["maxBatchSize"] * longest)
+    prompt = chosen["maxInputLen"] if chosen["maxInputLen"] is not None else max(1, longest - 1)
+    return EngineLimits(**{**chosen, "maxSeqLen": longest, "maxInputLen": prompt})
+
+
+def _check_limit(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name} is {value!r}", fix="pass a whole number of at least 1")
+    # As nix/check/limits.nix, whose numbers would wrap.
+    if value > LARGEST_INTEGER:
+        raise UsageError(f"{name} is {value}", fix=f"pass at most {LARGEST_INTEGER}")
+
+
+def check_build_options(values: Mapping[str, Any], runtime: str) -> dict[str, OptionValue]:
+    """Names and types of options, against the runtime's.
+
+    Raises:
+        UsageError: unknown, gone or mistyped; names the nearest or the replacement.
+    """
+    return {name: _check_option(name, value, runtime) for name, value in values.items()}
+
+
+def _check_option(name: str, value: Any, runtime: str) -> OptionValue:
+    tables = load_table("build_options")
+    rows, where = tables["options"], f"option {name}"
+    if name in tables["limits"]:
+        raise UsageError("is a limit", where=where, fix=f"pass it as --{to_kebab_case(name)}")
+    if name in tables["removed"]:
+        removed = tables["removed"][name]
+        raise UsageError(
+            f"{removed['flag']} is gone since TensorRT-LLM {removed['since']}",
+            where=where,
+            fix=f"use {removed['instead']}" if removed["instead"] else "leave it out",
+        )
+    if name in tables["own"]:
+        raise UsageError("enginix writes it itself", where=where, fix=f"it is {tables['own'][name]['why']}")
+    if name not in rows or runtime not in rows[name]["runtimes"]:
+        near = difflib.get_close_matches(name, rows, 1)
+        raise UsageError(
+            f"unknown to the runtime {runtime}",
+            where=where,
+            fix=f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(rows))}",
+        )
+    row = rows[name]
+    kind = row["type"]
+    fits = {
+        "switch": isinstance(value, bool),
+        "bool": isinstance(value, bool),
+        "int": isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_INTEGER,
+        "enum": isinstance(value, str) and value in (row["choices"] or ()),
+        "strings": isinstance(value, list)
+        and bool(value)
+        and all(isinstance(v, str) and v in (row["choices"] or (v,)) for v in value),
+        "string": isinstance(value, str),
+    }[kind]
+    if not fits:
+        expected = {
+            "switch": "true or false",
+            "bool": "true or false",
+            "int": "a whole number",
+            "strings": "a list",
+        }
+        choices = ", ".join(row["choices"] or ())
+        expectation = choices if kind == "enum" else expected.get(kind, "a text")
+        if kind == "strings" and choices:
+            expectation = f"a list of {choices}"
+        raise UsageError(f"is {value!r}", where=where, fix=f"pass {expectation}")
+    return value  # type: ignore[no-any-return]
+
+
+def parse_plugin_option(text: str) -> tuple[str, OptionValue]:
+    """``gemm-plugin=auto`` → (``gemmPlugin``, ``auto``); true, false and numbers become such.
+
+    Raises:
+        UsageError: no ``=``.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"--plugin {text!r}", fix="pass NAME=VALUE, for instance gemm-plugin=auto")
+    row = load_table("build_options")["options"].get(to_camel_case(name), {})
+    kind = row.get("type")
+    if kind in ("switch", "bool"):
+        # "enable" is what trtllm-build calls it.
+        switch_values = {"true": True, "enable": True, "false": False, "disable": False}
+        return to_camel_case(name), switch_values.get(value, value)
+    if kind == "int" and re.fullmatch("[0-9]+", value):
+        return to_camel_case(name), int(value)
+    return to_camel_case(name), value.split(",") if kind == "strings" else value
+
+
+def format_option_flags(values: Mapping[str, OptionValue]) -> list[str]:
+    """Options as trtllm-build takes them, sorted by name."""
+    rows = load_table("build_options")["options"]
+    words: list[str] = []
+    for name in sorted(values):
+        value, row = values[name], rows[name]
+        if row["type"] == "bool":
+            words += [row["flag"]] if value else []
+        elif isinstance(value, list):
+            words += [row["flag"], *value]
+        else:
+            spelled = {True: "enable", False: "disable"}[value] if isinstance(value, bool) else str(value)
+            words += [row["flag"], spelled]
+    return words
+
+
+def to_camel_case(name: str) -> str:
+    """``gemm-plugin`` → ``gemmPlugin``."""
+    return re.sub(r"[-_]([a-z0-9])", lambda m: m[1].upper(), name)
+
+
+def to_snake_case(name: str) -> str:
+    """``maxSeqLen`` → ``max_seq_len``."""
+    return re.sub(r"([A-Z])", lambda m: "_" + m[1].lower(), name)
+
+
+def to_kebab_case(name: str) -> str:
+    """``maxSeqLen`` → ``max-seq-len``."""
+    return to_snake_case(name).replace("_", "-")

@@ -1,0 +1,350 @@
+"""Engine of kind ``tensorrt`` → NVIDIA's repository: the C++ backend between NVIDIA's own Python models.
+
+    postprocessing                                    its model.py is a link into the runtime's image
+    preprocessing, tensorrt_llm_bls                   the link is nvidia_model.py; model.py adds messages
+    tensorrt_llm                                      backend tensorrtllm; 1/ is empty
+    ensemble                                          1/ is empty
+
+``ensemble`` and ``tensorrt_llm_bls`` are two ways to ask the same. The BLS decodes all tokens of an answer
+again with each chunk (``accumulate_tokens``), so streaming through it loses no space and breaks no character;
+NVIDIA's ensemble decodes each chunk alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from enginix.errors import RepositoryError
+from enginix.manifest import Manifest
+from enginix.model.attention_window import WINDOW_KEY as WINDOW
+from enginix.model.jsonfile import read_object
+from enginix.tables import load_table
+from enginix.triton import config, contract
+from enginix.triton.options import RepositoryOptions
+from enginix.triton.parameters import TRUE, check_parameters
+
+BLS = "tensorrt_llm_bls"
+# decoding_mode → what trtllm-build calls the engine's side of it (--speculative_decoding_mode).
+SPECULATIVE = {
+    "medusa": "medusa",
+    "lookahead": "lookahead_decoding",
+    "redrafter": "explicit_draft_tokens",
+    "eagle": "eagle",
+}
+# Tokenizers without defaults of a class.
+GENERIC = (None, "PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
+DEFAULTS = {"kv_cache_free_gpu_mem_fraction": "0.9", "batch_scheduler_policy": "guaranteed_no_evict"}
+
+
+@dataclass(frozen=True)
+class TensorrtEngine:
+    """What a repository needs to know of an engine of kind ``tensorrt``.
+
+    Attributes:
+        max_batch_size, max_beam_width, max_seq_len: the engine's limits; ``None`` where it does not say.
+        longer_prompts: prompts above the tokens of a step are within its limits.
+        paged_context: built with paged-context FMHA, which KV-cache reuse and chunked context need; ``None``
+            where it does not say.
+        lora: built with the LoRA plug-in.
+        speculative: speculative decoding that it was built for, in trtllm-build's words; ``None`` is none.
+        weight_streaming: its weights can stay in host memory in part.
+    """
+
+    directory: Path
+    manifest: Manifest
+    max_batch_size: int | None
+    max_beam_width: int | None
+    max_seq_len: int | None
+    longer_prompts: bool
+    paged_context: bool | None
+    lora: bool
+    speculative: str | None
+    weight_streaming: bool
+
+
+def read_tensorrt_engine(directory: Path, engine_manifest: Manifest) -> TensorrtEngine:
+    """The engine's limits, from its manifest.
+
+    Raises:
+        RepositoryError: engine or tokenizer is missing, or the tokenizer has no end token.
+    """
+    for part in ("engine/config.json", "tokenizer"):
+        if not (directory / part).exists():
+            raise RepositoryError("missing", where=str(directory / part), fix="build the engine again")
+    _check_end_token(directory / "tokenizer")
+    limits = engine_manifest.options.get("limits")
+    limits = limits if isinstance(limits, dict) else {}
+    plugins = engine_manifest.options.get("plugins")
+    plugins = plugins if isinstance(plugins, dict) else {}
+    paged = plugins.get("usePagedContextFmha")
+    mode = plugins.get("speculativeDecodingMode")
+    prompt, step = (_positive_or_none(limits.get(name)) for name in ("maxInputLen", "maxNumTokens"))
+    return TensorrtEngine(
+        directory,
+        engine_manifest,
+        _positive_or_none(limits.get("maxBatchSize")),
+        _positive_or_none(limits.get("maxBeamWidth")),
+        _positive_or_none(limits.get("maxSeqLen")),
+        prompt is not None and step is not None and prompt > step,
+        None if paged is None else paged in (True, "enable"),
+        # What trtllm-build was not told is off, by its defaults.
+        plugins.get("loraPlugin", "disable") not in ("disable", False, None),
+        str(mode) if mode else None,
+        plugins.get("weightStreaming") is True,
+    )
+
+
+def _check_end_token(tokenizer: Path) -> None:
+    """NVIDIA's preprocessing encodes the tokenizer's eos_token when it starts, and fails without one."""
+    named, known = set(), False
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (tokenizer / name).is_file():
+            settings = read_object(tokenizer / name)
+            named.add(settings.get("eos_token") is not None)
+            known = known or settings.get("tokenizer_class") not in GENERIC
+    # A class of its own brings an end token of its own.
+    if named == {False} and not known:
+        raise RepositoryError(
+            "the tokenizer has no eos_token: NVIDIA's preprocessing fails when it starts",
+            where=str(tokenizer),
+            fix="set eos_token in the model's tokenizer_config.json, and build the engine again",
+        )
+
+
+def _positive_or_none(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+@dataclass(frozen=True)
+class NvidiaModelOptions:
+    """What NVIDIA's models take besides :class:`enginix.triton.options.RepositoryOptions`.
+
+    Attributes:
+        decoupled: several responses a request; streaming needs it. HTTP's ``/infer`` does not work with it.
+        accumulate_tokens: of the BLS, see above.
+        bls_instances: requests that the BLS serves at once; ``None`` is the batch size.
+        logits_datatype: of logits that requests ask for.
+        prompt_embedding_table_data_type, encoder_input_features_data_type: of those inputs.
+        parameters: of ``tensorrt_llm``; see docs/triton.md.
+        chat: take messages, by a model.py around NVIDIA's; without it NVIDIA's are linked as they are.
+    """
+
+    decoupled: bool = True
+    accumulate_tokens: bool = True
+    bls_instances: int | None = None
+    logits_datatype: str = "FP32"
+    prompt_embedding_table_data_type: str = "FP16"
+    encoder_input_features_data_type: str = "FP16"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    chat: bool = True
+
+    def datatypes(self) -> dict[str, str]:
+        """Template variable → data type.
+
+        Raises:
+            RepositoryError: a type that the backend does not take there.
+        """
+        known = load_table("triton_contract")["datatypes"]
+        chosen_types = {name: getattr(self, name) for name in known if hasattr(self, name)}
+        for name, value in chosen_types.items():
+            if value not in known[name]:
+                raise RepositoryError(
+                    f"{value!r} is not one of {', '.join(known[name])}", where=name, fix="pass one of them"
+                )
+        return chosen_types
+
+
+def build_tensorrt_configs(
+    engine: TensorrtEngine, options: RepositoryOptions, models: NvidiaModelOptions, code: Path
+) -> dict[str, Any]:
+    """The ``ModelConfig`` message of each model; ``options.max_batch_size`` is resolved.
+
+    Args:
+        code: directory of the enginix package, which a model.py around NVIDIA's imports.
+
+    Raises:
+        RepositoryError: a parameter is wrong, above the engine's limit, or needs what the engine lacks.
+    """
+    batch = options.max_batch_size
+    assert batch is not None
+    known = contract.build_tensorrt_contract(models.datatypes(), chat=models.chat)
+    package = {"enginix_path": str(code)} if models.chat else {}
+    tokenizer = str(engine.directory / "tokenizer")
+    engine_path = str(engine.directory / "engine")
+    queue: dict[str, Any] = {
+        "preferred_batch_size": True,
+        "max_queue_delay_microseconds": options.max_queue_delay_microseconds,
+        "max_queue_size": options.max_queue_size,
+    }
+    yes = {True: "true", False: "false"}
+    return {
+        "preprocessing": config.build_model_config(
+            known["preprocessing"],
+            max_batch_size=batch,
+            instances=options.preprocessing_instances,
+            parameters={
+                "tokenizer_dir": tokenizer,
+                "add_special_tokens": yes[options.add_special_tokens],
+                # Both keys are read without asking whether they are there.
+                "multimodal_model_path": "",
+                "gpt_model_path": engine_path,
+                **package,
+            },
+            **queue,
+        ),
+        "tensorrt_llm": config.build_model_config(
+            known["tensorrt_llm"],
+            backend="tensorrtllm",
+            max_batch_size=batch,
+            instances=1,
+            decoupled=models.decoupled,
+            parameters=_build_executor_parameters(engine, options, models),
+            **queue,
+        ),
+        "postprocessing": config.build_model_config(
+            known["postprocessing"],
+            max_batch_size=batch,
+            instances=options.postprocessing_instances,
+            parameters={"tokenizer_dir": tokenizer, "skip_special_tokens": yes[options.skip_special_tokens]},
+        ),
+        "ensemble": config.build_ensemble_config(known["ensemble"], max_batch_size=batch),
+        BLS: config.build_model_config(
+            known[BLS],
+            max_batch_size=batch,
+            instances=models.bls_instances or batch,
+            decoupled=models.decoupled,
+            dynamic_batching=False,
+            parameters={
+                "accumulate_tokens": yes[models.accumulate_tokens],
+                "tensorrt_llm_model_name": "tensorrt_llm",
+                "tensorrt_llm_draft_model_name": "",
+                "multimodal_encoders_name": "",
+                **({"tokenizer_dir": tokenizer, **package} if models.chat else {}),
+            },
+        ),
+    }
+
+
+def _build_executor_parameters(
+    engine: TensorrtEngine, options: RepositoryOptions, models: NvidiaModelOptions
+) -> dict[str, str]:
+    parameters = check_parameters(models.parameters)
+    where = f"tensorrt_llm, over {engine.directory}"
+    beams = int(parameters.get("max_beam_width", "1"))
+    if engine.max_beam_width is not None and beams > engine.max_beam_width:
+        raise RepositoryError(
+            f"max_beam_width: {beams} is above the engine's {engine.max_beam_width}",
+            where=where,
+            fix=f"{engine.max_beam_width} or less, or build the engine with more",
+        )
+    for key in ("enable_chunked_context", "enable_kv_cache_reuse"):
+        if parameters.get(key) in TRUE and engine.paged_context is False:
+            raise RepositoryError(
+                f"{key}: the engine was built without paged-context FMHA, which it needs",
+                where=where,
+                fix=f"build it with usePagedContextFmha, or set {key} to false",
+            )
+    _check_engine_support(engine, parameters, where)
+    return {
+        **DEFAULTS,
+        # The backend's own default is true, over whatever engine.
+        "enable_kv_cache_reuse": "false" if engine.paged_context is False else "true",
+        # The backend refuses a prompt above max_num_tokens otherwise.
+        **({"enable_chunked_context": "true"} if engine.longer_prompts and engine.paged_context else {}),
+        "exclude_input_in_output": "true" if options.exclude_input_in_output else "false",
+        "max_beam_width": "1",
+        **_read_attention_windows(engine),
+        **parameters,
+        "gpt_model_type": "inflight_fused_batching",
+        "gpt_model_path": str(engine.directory / "engine"),
+        # These three must be there, empty or not: the backend reads them without a default.
+        "tokenizer_dir": str(engine.directory / "tokenizer"),
+        "guided_decoding_backend": parameters.get("guided_decoding_backend", ""),
+        "xgrammar_tokenizer_info_path": parameters.get("xgrammar_tokenizer_info_path", ""),
+    }
+
+
+def _read_attention_windows(engine: TensorrtEngine) -> dict[str, str]:
+    """The model's own sliding windows: the backend knows none, and computes full attention without them."""
+    windows = engine.manifest.model.get(WINDOW)
+    if windows is None:
+        return {}
+    if not isinstance(windows, list) or not windows or not all(type(w) is int and w > 0 for w in windows):
+        raise RepositoryError(
+            f"model.{WINDOW} is {windows!r}", where=str(engine.directory), fix="build the engine again"
+        )
+    max_length = engine.max_seq_len or max(windows)
+    if min(windows) >= max_length:
+        return {}
+    return {"max_attention_window_size": ",".join(str(min(w, max_length)) for w in windows)}
+
+
+def _check_engine_support(engine: TensorrtEngine, parameters: Mapping[str, str], where: str) -> None:
+    """Refuses what the backend would ignore, clamp, or fail at the first request."""
+
+    def refuse(key: str, reason: str, fix: str) -> None:
+        raise RepositoryError(f"{key}: {reason}", where=where, fix=fix)
+
+    mode = parameters.get("decoding_mode")
+    needed = SPECULATIVE.get(mode or "")
+    if needed is not None and engine.speculative != needed:
+        built = engine.speculative or "no speculative decoding"
+        refuse(
+            "decoding_mode",
+            f"{mode}, but the engine was built for {built}",
+            f"build it with speculativeDecodingMode = {needed}",
+        )
+    for key, required_mode in (("medusa_choices", "medusa"), ("eagle_choices", "eagle")):
+        if key in parameters and mode != required_mode:
+            refuse(key, f"only read with decoding_mode {required_mode}", f"set it, or leave {key} out")
+    if not engine.lora and (lora := sorted(key for key in parameters if key.startswith("lora_"))):
+        refuse(lora[0], "the engine was built without the LoRA plug-in", "build it with loraPlugin")
+    if not engine.weight_streaming and float(parameters.get("gpu_weights_percent", "1")) < 1:
+        refuse("gpu_weights_percent", "the engine was built without weight streaming", "build it with it")
+    windows = [int(n) for n in parameters.get("max_attention_window_size", "0").split(",")]
+    if engine.max_seq_len is not None and max(windows) > engine.max_seq_len:
+        refuse(
+            "max_attention_window_size",
+            f"{max(windows)} is above the engine's {engine.max_seq_len}",
+            f"{engine.max_seq_len} or less",
+        )
+
+
+def link_models(
+    directory: Path, rootfs: Path | None, names: Mapping[str, str], around: Mapping[str, str] | None = None
+) -> None:
+    """Links the model.py of NVIDIA's models into version directories.
+
+    Args:
+        rootfs: root file system of the runtime's image; without it links lead where the image has them, and
+            mean something inside it only.
+        names: model directory → key of the table's paths.
+        around: model directory → class of :mod:`enginix.triton.models.nvidia` that the model.py there is;
+            NVIDIA's is nvidia_model.py beside it.
+
+    Raises:
+        RepositoryError: the image has no such file.
+    """
+    image = load_table("triton_contract")["image"]
+    for model, key in names.items():
+        version = directory / model / "1"
+        wrapper = (around or {}).get(model)
+        if wrapper is not None:
+            text = resources.files("enginix.triton").joinpath("shims/nvidia.py.txt").read_text("utf-8")
+            (version / "model.py").write_text(text.replace("@CLASS@", wrapper), "utf-8")
+        for path in image["paths"][key]:
+            inside = Path(image["models"]) / path
+            target = inside if rootfs is None else Path(f"{os.path.abspath(rootfs)}{inside}")
+            if rootfs is not None and not target.exists():
+                raise RepositoryError(
+                    f"the image has no {inside}",
+                    where=str(rootfs),
+                    fix="pass the root file system of the runtime that the engine is for",
+                )
+            wrapped = wrapper is not None and inside.name == "model.py"
+            (version / ("nvidia_model.py" if wrapped else inside.name)).symlink_to(target)

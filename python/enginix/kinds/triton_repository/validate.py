@@ -1,0 +1,272 @@
+"""Checks a whole model repository before Triton sees it.
+
+Every check is of a mistake that a real server either refuses with a message that does not name the key, or
+accepts in silence (docs/triton.md lists both).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tritonclient.grpc import model_config_pb2 as schema
+
+from enginix.errors import RepositoryError
+from enginix.kinds.llmapi import triton_model
+from enginix.tables import load_table
+from enginix.triton import config
+from enginix.triton.contract import ModelContract
+from enginix.triton.suggestions import suggest_fix
+
+# The ensemble where it is a Python model, of the reference kind; Triton's own ensembles have no instances.
+TOKENIZER_MODELS = ("preprocessing", "postprocessing", "ensemble")
+PATHS = ("tokenizer_dir", "gpt_model_path", "enginix_path")
+
+
+@dataclass(frozen=True)
+class RepositoryProblem:
+    """One mistake: where it is, what it is, what to do."""
+
+    where: str
+    what: str
+    fix: str | None = None
+
+
+def validate_repository(
+    repository: Path, *, known: Mapping[str, ModelContract] | None = None, max_batch_size: int | None = None
+) -> dict[str, Any]:
+    """Checks every model of ``repository`` and returns the parsed configurations by name.
+
+    Args:
+        known: models whose tensors and parameter keys are known; others get the general checks only.
+        max_batch_size: the engine's limit; no model that runs it may exceed it.
+
+    Raises:
+        RepositoryError: the first mistake, with the others counted in the message.
+    """
+    if not repository.is_dir():
+        raise RepositoryError("no such directory", where=str(repository))
+    configs: dict[str, Any] = {}
+    problems: list[RepositoryProblem] = []
+    for directory in sorted(p for p in repository.iterdir() if p.is_dir()):
+        if not (directory / config.FILE).is_file():
+            problems.append(
+                RepositoryProblem(
+                    directory.name,
+                    f"directory without {config.FILE}: Triton takes every directory here for a model",
+                    "move it out of the repository; plain files may stay",
+                )
+            )
+            continue
+        try:
+            configs[directory.name] = config.read_pbtxt(directory / config.FILE)
+        except RepositoryError as e:
+            problems.append(RepositoryProblem(f"{directory.name}/{config.FILE}", e.what, e.fix))
+    if not configs and not problems:
+        problems.append(
+            RepositoryProblem(str(repository), "no model in it", "build it with enginix triton-repo")
+        )
+    for name, model_config in configs.items():
+        problems += _check_model_directory(repository / name, model_config)
+        if known and name in known:
+            problems += _check_interface(model_config, known[name])
+        if max_batch_size is not None and model_config.max_batch_size > max_batch_size:
+            problems.append(
+                RepositoryProblem(
+                    name,
+                    f"max_batch_size: {model_config.max_batch_size} is above the engine's {max_batch_size}",
+                    f"--max-batch-size {max_batch_size} or less, or build the engine with more",
+                )
+            )
+    for name, model_config in configs.items():
+        if model_config.HasField("ensemble_scheduling"):
+            problems += _check_ensemble(name, model_config, configs)
+        if (repository / name / "1" / triton_model.MODEL_YAML).is_file():
+            try:
+                triton_model.check_model_yaml(repository / name, model_config)
+            except RepositoryError as e:
+                problems.append(RepositoryProblem(f"{name}/1/{triton_model.MODEL_YAML}", e.what, e.fix))
+    if problems:
+        first, other_problems = problems[0], problems[1:]
+        also = "".join(f"\n  also: {p.where}: {p.what}" for p in other_problems)
+        raise RepositoryError(first.what, where=first.where, fix=(first.fix or "correct it") + also)
+    return configs
+
+
+def _check_model_directory(directory: Path, model_config: Any) -> Iterator[RepositoryProblem]:
+    name = directory.name
+    if model_config.name != name:
+        yield RepositoryProblem(
+            name, f"name: {model_config.name!r} is not the directory's name", f'write name: "{name}"'
+        )
+    versions = [p for p in directory.iterdir() if p.is_dir() and p.name.isdigit() and int(p.name) > 0]
+    if not versions:
+        yield RepositoryProblem(
+            name, "no numeric version directory", f"create {name}/1, empty for an ensemble"
+        )
+    is_ensemble = model_config.HasField("ensemble_scheduling")
+    if model_config.backend == "python":
+        for version in versions:
+            if not _has_code(version / "model.py"):
+                yield RepositoryProblem(
+                    f"{name}/{version.name}", "no model.py, which the Python backend loads"
+                )
+    if is_ensemble and model_config.instance_group:
+        yield RepositoryProblem(name, "instance_group: an ensemble has no instances", "remove it")
+    if is_ensemble and (model_config.backend or model_config.platform != "ensemble"):
+        yield RepositoryProblem(
+            name,
+            f"backend: {model_config.backend or model_config.platform!r} on an ensemble",
+            'write platform: "ensemble" only',
+        )
+    if not is_ensemble and not (model_config.backend or model_config.platform):
+        yield RepositoryProblem(
+            name, "backend: missing", 'write backend: "python", or the one that runs the model'
+        )
+    for size in model_config.dynamic_batching.preferred_batch_size:
+        if size > model_config.max_batch_size:
+            yield RepositoryProblem(
+                name,
+                f"preferred_batch_size: {size} is above max_batch_size {model_config.max_batch_size}",
+                "lower it",
+            )
+    gpus = (schema.ModelInstanceGroup.KIND_GPU, schema.ModelInstanceGroup.KIND_AUTO)
+    if (
+        name in TOKENIZER_MODELS
+        and not is_ensemble
+        and any(g.kind in gpus for g in model_config.instance_group)
+    ):
+        yield RepositoryProblem(name, "instance_group kind: a tokenizer needs no GPU", "write kind: KIND_CPU")
+    for kind, tensors in (("input", model_config.input), ("output", model_config.output)):
+        names = [t.name for t in tensors]
+        for twice in sorted({n for n in names if names.count(n) > 1}):
+            yield RepositoryProblem(name, f"{kind} {twice}: declared twice", "remove one")
+    for key in PATHS:
+        if key in model_config.parameters and not Path(model_config.parameters[key].string_value).is_dir():
+            yield RepositoryProblem(
+                name, f"parameter {key}: {model_config.parameters[key].string_value!r} is not a directory"
+            )
+
+
+def _has_code(path: Path) -> bool:
+    """A file, or a link to where the runtime's image has one, which is not here to be seen."""
+    image = load_table("triton_contract")["image"]["models"]
+    return path.is_file() or (path.is_symlink() and os.readlink(path).startswith(f"{image}/"))
+
+
+def _check_interface(model_config: Any, known: ModelContract) -> Iterator[RepositoryProblem]:
+    """Triton ignores parameter keys that nobody reads, so a typo would change nothing and say nothing."""
+    for key in sorted(model_config.parameters):
+        if key not in known.parameters:
+            yield RepositoryProblem(
+                known.name, f"parameter {key}: unknown", suggest_fix(key, known.parameters)
+            )
+    for key in sorted(known.required - set(model_config.parameters)):
+        yield RepositoryProblem(known.name, f"parameter {key}: missing", "write it, empty if nothing else")
+    for kind, tensors, expected in (
+        ("input", model_config.input, known.inputs),
+        ("output", model_config.output, known.outputs),
+    ):
+        types = {t.name: (f"TYPE_{t.type}", t.dims) for t in expected}
+        for tensor in tensors:
+            if tensor.name not in types:
+                yield RepositoryProblem(
+                    known.name, f"{kind} {tensor.name}: unknown", suggest_fix(tensor.name, types)
+                )
+                continue
+            type_name = config.type_name(tensor.data_type)
+            if (type_name, tuple(tensor.dims)) != types[tensor.name]:
+                yield RepositoryProblem(
+                    known.name,
+                    f"{kind} {tensor.name}: {type_name} {list(tensor.dims)}, "
+                    f"expected {types[tensor.name][0]} {list(types[tensor.name][1])}",
+                )
+
+
+def _check_ensemble(
+    name: str, ensemble_config: Any, configs: Mapping[str, Any]
+) -> Iterator[RepositoryProblem]:
+    # Ensemble tensor → its type, from the ensemble's inputs and every step's outputs.
+    types: dict[str, tuple[int, str]] = {
+        t.name: (t.data_type, "the ensemble's input") for t in ensemble_config.input
+    }
+    used: set[str] = set()
+    for step in ensemble_config.ensemble_scheduling.step:
+        model = configs.get(step.model_name)
+        if model is None:
+            yield RepositoryProblem(
+                name, f"step {step.model_name}: no such model", suggest_fix(step.model_name, configs)
+            )
+            continue
+        if ensemble_config.max_batch_size > model.max_batch_size:
+            yield RepositoryProblem(
+                name,
+                f"max_batch_size: {ensemble_config.max_batch_size} is above {step.model_name}'s {model.max_batch_size}",
+                "make them equal",
+            )
+        if not ensemble_config.max_batch_size and model.max_batch_size:
+            yield RepositoryProblem(
+                name,
+                f"max_batch_size: 0 over {step.model_name}'s {model.max_batch_size} changes all shapes",
+                "make them equal",
+            )
+        outputs = {t.name: t for t in model.output}
+        for key, tensor in sorted(step.output_map.items()):
+            if key not in outputs:
+                yield RepositoryProblem(
+                    name, f"step {step.model_name}: no output {key}", suggest_fix(key, outputs)
+                )
+            elif tensor in types:
+                yield RepositoryProblem(name, f"tensor {tensor}: produced twice", "rename one")
+            else:
+                types[tensor] = (outputs[key].data_type, f"{step.model_name}'s output {key}")
+    for step in ensemble_config.ensemble_scheduling.step:
+        model = configs.get(step.model_name)
+        if model is not None:
+            used.update(step.input_map.values())
+            yield from _check_step_inputs(name, step, model, types)
+    for tensor in ensemble_config.input:
+        if tensor.name not in used:
+            yield RepositoryProblem(
+                name, f"input {tensor.name}: no step uses it", "map it in a step, or remove it"
+            )
+    for tensor in ensemble_config.output:
+        if tensor.name not in types:
+            yield RepositoryProblem(
+                name, f"output {tensor.name}: no step produces it", suggest_fix(tensor.name, types)
+            )
+        elif types[tensor.name][0] != tensor.data_type:
+            yield _datatype_problem(name, f"output {tensor.name}", tensor.data_type, types[tensor.name])
+
+
+def _check_step_inputs(
+    name: str, step: Any, model: Any, types: Mapping[str, tuple[int, str]]
+) -> Iterator[RepositoryProblem]:
+    inputs = {t.name: t for t in model.input}
+    for key, tensor in sorted(step.input_map.items()):
+        if key not in inputs:
+            yield RepositoryProblem(name, f"step {step.model_name}: no input {key}", suggest_fix(key, inputs))
+        elif tensor not in types:
+            yield RepositoryProblem(
+                name, f"tensor {tensor}: no input and no step produces it", suggest_fix(tensor, types)
+            )
+        elif types[tensor][0] != inputs[key].data_type:
+            yield _datatype_problem(
+                name, f"step {step.model_name}: input {key}", inputs[key].data_type, types[tensor]
+            )
+    for key, tensor in sorted(inputs.items()):
+        if key not in step.input_map and not tensor.optional:
+            yield RepositoryProblem(
+                name, f"step {step.model_name}: required input {key} is not mapped", "map it"
+            )
+
+
+def _datatype_problem(name: str, subject: str, expected: int, actual: tuple[int, str]) -> RepositoryProblem:
+    return RepositoryProblem(
+        name,
+        f"{subject} is {config.type_name(expected)}, but {actual[1]} is {config.type_name(actual[0])}",
+        "give both the same data_type",
+    )

@@ -1,0 +1,298 @@
+"""The GPUs of this machine, asked of the driver: NVML first, ``nvidia-smi`` where it cannot be loaded."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from enginix.errors import MachineError, UsageError
+from enginix.machine.driver import Driver
+from enginix.tables import load_table
+
+_MIB = 1 << 20
+_FIELDS = ("index", "name", "uuid", "compute_cap", "memory.total", "memory.free")
+
+
+@dataclass(frozen=True)
+class GpuProcess:
+    """A process that computes on a GPU; ``memory`` in bytes, None where the driver does not say."""
+
+    pid: int
+    memory: int | None
+
+
+@dataclass(frozen=True)
+class MachineGpu:
+    """One GPU; memory in bytes."""
+
+    index: int
+    name: str
+    uuid: str
+    sm: int
+    total: int
+    free: int
+    processes: tuple[GpuProcess, ...] = ()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the driver tells.
+
+    Attributes:
+        driver: its version.
+        cuda: newest CUDA that it serves, ``13.0``; None where it does not say.
+        source: who told: ``nvml`` or ``nvidia-smi``.
+    """
+
+    driver: str
+    cuda: str | None
+    gpus: tuple[MachineGpu, ...]
+    source: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def only(self, sm: int) -> dict[str, str]:
+        """Variables by which CUDA sees the GPUs of an SM alone; none where there are no others.
+
+        CUDA's own order puts the fastest first, the driver's is that of the bus: without the second variable
+        the indexes of one name other GPUs in the other.
+        """
+        fitting = [str(g.index) for g in self.gpus if g.sm == sm]
+        if len(fitting) in (0, len(self.gpus)):
+            return {}
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(fitting)}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The GPU that an engine is for; a row of data/machine/gpus.json."""
+
+    name: str
+    product: str
+    sm: int
+
+    def is_product(self, reported: str) -> bool:
+        """Whether a name that a driver reports is of this product: it has all of the product's words."""
+        words = self.product.replace("(", " ").replace(")", " ").split()
+        return {w.lower() for w in words} <= {w.lower() for w in reported.replace("-", " ").split()} | {
+            "nvidia"
+        }
+
+
+def find_target(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        UsageError: unknown; names the nearest.
+    """
+    import difflib
+
+    rows = load_table("gpus")["gpus"]
+    if name not in rows:
+        near = difflib.get_close_matches(name, rows, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(f"unknown target {name!r}", fix=f"{hint}known: {', '.join(sorted(rows))}")
+    return Target(name, rows[name]["product"], rows[name]["sm"])
+
+
+def probe_machine(driver: Driver) -> Machine:
+    """Asks the driver what there is.
+
+    Raises:
+        MachineError: no driver, or no GPU, or an answer that cannot be read.
+    """
+    nvml = _query_nvml(driver)
+    if nvml is not None:
+        return nvml
+    smi = driver.program("nvidia-smi")
+    if smi is None:
+        raise MachineError(
+            "no NVIDIA driver was found",
+            where="this machine",
+            fix="load the driver (NixOS: hardware.nvidia, hardware.graphics.enable), let "
+            "/run/opengl-driver and /dev/nvidia* into the build "
+            "(programs.nix-required-mounts.presets.nvidia-gpu), or pass --driver",
+        )
+    return _query_nvidia_smi(smi)
+
+
+def _query_nvidia_smi(program: Path) -> Machine:
+    # Only where NVML does not answer.
+    import csv
+    import io
+
+    from enginix import process
+
+    def ask(what: str, fields: tuple[str, ...]) -> list[list[str]]:
+        done = process.run_program(
+            [program, f"--query-{what}={','.join(fields)}", "--format=csv,noheader,nounits"], timeout=30
+        )
+        rows = [[c.strip() for c in row] for row in csv.reader(io.StringIO(done.stdout)) if row]
+        if any(len(row) != len(fields) for row in rows):
+            raise MachineError(f"an answer that cannot be read: {done.stdout[:200]!r}", where=str(program))
+        return rows
+
+    def size(reported: str, which: int) -> int:
+        return int(reported) * _MIB if reported.isdigit() else _read_shared_memory()[which]
+
+    try:
+        gpu_rows = ask("gpu", (*_FIELDS, "driver_version"))
+        process_rows = ask("compute-apps", ("gpu_uuid", "pid", "used_memory")) if gpu_rows else []
+        processes_by_gpu: dict[str, list[GpuProcess]] = {}
+        for uuid, pid, memory in process_rows:
+            used = int(memory) * _MIB if memory.isdigit() else None
+            processes_by_gpu.setdefault(uuid, []).append(GpuProcess(int(pid), used))
+        gpus = tuple(
+            MachineGpu(
+                index=int(row[0]),
+                name=row[1],
+                uuid=row[2],
+                sm=int(row[3].replace(".", "")),
+                total=size(row[4], 0),
+                free=size(row[5], 1),
+                processes=tuple(processes_by_gpu.get(row[2], ())),
+            )
+            for row in gpu_rows
+        )
+    except ValueError as e:
+        raise MachineError(f"an answer that cannot be read: {e}", where=str(program)) from e
+    if not gpus:
+        raise _make_no_gpu_error(str(program))
+    return Machine(driver=gpu_rows[0][6], cuda=None, gpus=gpus, source="nvidia-smi")
+
+
+def _read_shared_memory(meminfo: Path = Path("/proc/meminfo")) -> tuple[int, int]:
+    """Bytes of the machine's memory, all and available, for GPUs that have none of their own.
+
+    The driver gives no memory of such a GPU ("Not Supported", "[N/A]": NVIDIA DGX Spark user guide, known
+    issues; Jetson).
+    """
+    rows = dict(line.split(":", 1) for line in meminfo.read_text("ascii").splitlines() if ":" in line)
+    try:
+        total, free = (int(rows[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
+    except (KeyError, ValueError, IndexError) as e:
+        raise MachineError("neither the driver nor the kernel tells the memory", where=str(meminfo)) from e
+    return total, free
+
+
+def _make_no_gpu_error(where: str) -> MachineError:
+    return MachineError(
+        "the driver is loaded, but no GPU is visible",
+        where=where,
+        fix="check CUDA_VISIBLE_DEVICES and /dev/nvidia*",
+    )
+
+
+_NOT_SUPPORTED = 3  # nvmlReturn_t in nvml.h
+
+
+class _NvmlMemory(ctypes.Structure):
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+class _NvmlProcess(ctypes.Structure):
+    # nvmlProcessInfo_t of the _v2 and _v3 calls.
+    _fields_ = (
+        ("pid", ctypes.c_uint),
+        ("memory", ctypes.c_ulonglong),
+        ("gpuInstance", ctypes.c_uint),
+        ("computeInstance", ctypes.c_uint),
+    )
+
+
+def _load_nvml(driver: Driver) -> ctypes.CDLL | None:
+    driver_library = driver.library("libnvidia-ml.so.1")
+    if driver.root is not None and driver_library is None:
+        return None
+    for name in filter(None, (str(driver_library) if driver_library else None, "libnvidia-ml.so.1")):
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            # Built against a newer C library than this Python's: nvidia-smi still tells.
+            continue
+    return None
+
+
+def _query_nvml(driver: Driver) -> Machine | None:
+    """NVML by its C interface (nvml.h, API version 2); None where it cannot be used."""
+    lib = _load_nvml(driver)
+    if lib is None or lib.nvmlInit_v2() != 0:
+        return None
+    try:
+        return _read_nvml(lib)
+    except AttributeError:
+        return None
+    finally:
+        lib.nvmlShutdown()
+
+
+def _read_nvml(lib: ctypes.CDLL) -> Machine | None:
+    def text(call: Any, *args: Any) -> str:
+        buffer = ctypes.create_string_buffer(96)
+        if call(*args, buffer, ctypes.c_uint(len(buffer))) != 0:
+            raise MachineError(
+                "the driver does not answer", where="NVML", fix="run nvidia-smi and see what it says"
+            )
+        return buffer.value.decode("utf-8", "replace")
+
+    version = text(lib.nvmlSystemGetDriverVersion)
+    number, count = ctypes.c_int(), ctypes.c_uint()
+    cuda = None
+    if lib.nvmlSystemGetCudaDriverVersion_v2(ctypes.byref(number)) == 0:
+        cuda = f"{number.value // 1000}.{number.value % 1000 // 10}"
+    if lib.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0 or count.value == 0:
+        raise _make_no_gpu_error("NVML")
+    gpus = []
+    for index in range(count.value):
+        handle, memory = ctypes.c_void_p(), _NvmlMemory()
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        if (
+            lib.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)) != 0
+            or lib.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor)) != 0
+        ):
+            return None
+        status = lib.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory))
+        if status == _NOT_SUPPORTED:
+            memory.total, memory.free = _read_shared_memory()
+        elif status != 0:
+            return None
+        gpus.append(
+            MachineGpu(
+                index=index,
+                name=text(lib.nvmlDeviceGetName, handle),
+                uuid=text(lib.nvmlDeviceGetUUID, handle),
+                sm=major.value * 10 + minor.value,
+                total=memory.total,
+                free=memory.free,
+                processes=_list_gpu_processes(lib, handle),
+            )
+        )
+    return Machine(driver=version, cuda=cuda, gpus=tuple(gpus), source="nvml")
+
+
+def _list_gpu_processes(lib: ctypes.CDLL, handle: ctypes.c_void_p) -> tuple[GpuProcess, ...]:
+    capacity = 256
+    count, rows = ctypes.c_uint(capacity), (_NvmlProcess * capacity)()
+    call = (
+        getattr(lib, "nvmlDeviceGetComputeRunningProcesses_v3", None)
+        or lib.nvmlDeviceGetComputeRunningProcesses_v2
+    )
+    if call(handle, ctypes.byref(count), rows) != 0:
+        return ()
+    unknown = (1 << 64) - 1
+    return tuple(
+        GpuProcess(row.pid, None if row.memory == unknown else row.memory)
+        for row in rows[: min(count.value, capacity)]
+    )
+
+
+def is_version_at_least(version: str, least: str) -> bool:
+    """Whether a dotted version is at least another, number by number."""
+
+    def numbers(text: str) -> list[int]:
+        return [int(p) if p.isdigit() else 0 for p in text.split(".")]
+
+    return numbers(version) >= numbers(least)

@@ -1,0 +1,63 @@
+"""What a model keeps of a token: by heads, as a latent vector, or in a way that no formula here knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from enginix.errors import ModelError
+from enginix.tables import load_table
+
+# Keys of layers that keep a state in place of keys and values, or of layers with shapes of their own.
+_STATE_KEYS = (
+    "attn_layer_indices", "attn_layer_period", "block_configs", "conv_L_cache", "full_attention_interval",
+    "hybrid_override_pattern", "linear_attn_config", "linear_num_key_heads", "linear_num_value_heads",
+    "mamba_d_state", "mamba_num_heads", "state_size",
+)  # fmt: skip
+_PLAIN_LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+def find_latent(config: Mapping[str, Any], where: str) -> int:
+    """Return the elements of a token that one layer of multi-head latent attention keeps on every rank.
+
+    0 for a model whose layers keep keys and values by heads.
+
+    Raises:
+        ModelError: what it keeps is not known here.
+    """
+    rank, rotated = config.get("kv_lora_rank"), config.get("qk_rope_head_dim")
+    if isinstance(rank, int) and rank > 0:
+        # DeepSeek's sparse attention keeps an index of its own beside the latent vector.
+        if not isinstance(rotated, int) or config.get("index_head_dim"):
+            raise _make_unknown_error("kv_lora_rank with index_head_dim, or without qk_rope_head_dim", where)
+        return rank + rotated
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list) and (other := sorted({str(kind) for kind in kinds} - _PLAIN_LAYER_TYPES)):
+        raise _make_unknown_error(f"layer_types {other[0]}", where)
+    for key in _STATE_KEYS:
+        if config.get(key):
+            raise _make_unknown_error(key, where)
+    names = config.get("architectures")
+    if (
+        isinstance(names, list)
+        and names
+        and names[0] in load_table("formats")["kvNotByHeads"]["architectures"]
+    ):
+        raise _make_unknown_error(str(names[0]), where)
+    return 0
+
+
+def has_sliding_layers(config: Mapping[str, Any]) -> bool:
+    """Whether some layers keep a window of tokens alone."""
+    kinds = config.get("layer_types")
+    return isinstance(kinds, list) and bool(
+        {str(k) for k in kinds} & (_PLAIN_LAYER_TYPES - {"full_attention"})
+    )
+
+
+def _make_unknown_error(what: str, where: str) -> ModelError:
+    return ModelError(
+        f"the KV cache of a token is not known for this kind of layers ({what})",
+        where=where,
+        fix="serve the model with the llmapi kind and read what the runtime says of its KV cache",
+    )

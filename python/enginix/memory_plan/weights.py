@@ -1,0 +1,173 @@
+"""Bytes of every rank of a checkpoint, from configuration and headers: what ``enginix convert`` writes.
+
+The converter's own layout says which tensors a rank has; no weight and no scale is read, so that this works
+on headers alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+from enginix.checkpoint import config as ckpt
+from enginix.checkpoint.byte_sources import OutputTensor, SourceFileReader
+from enginix.checkpoint.describe import describe_checkpoint_config
+from enginix.checkpoint.formats import format_of
+from enginix.checkpoint.formats.nvfp4 import fits_tiles
+from enginix.checkpoint.layout import CheckpointLayout, KvCacheModule, LinearModule, VectorModule
+from enginix.checkpoint.mapping import CheckpointMapping, check_parallelism
+from enginix.checkpoint.resolve import resolve_quantization
+from enginix.checkpoint.source_tensors import SourceTensors
+from enginix.checkpoint.write import compute_file_layout
+from enginix.errors import EnginixError
+from enginix.memory_plan.arithmetic import ceil_div
+from enginix.model import ModelConfig, ModelWeights
+from enginix.model.safetensors import SAFETENSORS_DTYPES
+
+
+@dataclass(frozen=True)
+class StageSizes:
+    """One rank of a pipeline stage; all ranks of a stage are of one size.
+
+    Attributes:
+        weights: bytes of its tensors.
+        file: bytes of ``rank{r}.safetensors``.
+    """
+
+    weights: int
+    file: int
+
+
+@dataclass(frozen=True)
+class RankSizes:
+    """A checkpoint's sizes: one entry a pipeline stage."""
+
+    tensor_parallel: int
+    stages: tuple[StageSizes, ...]
+
+    @property
+    def heaviest(self) -> int:
+        return max(s.weights for s in self.stages)
+
+    @property
+    def files(self) -> int:
+        """Bytes of all rank files together."""
+        return self.tensor_parallel * sum(s.file for s in self.stages)
+
+
+class CheckpointSizes:
+    """Sizes of the checkpoints that a model can become.
+
+    Args:
+        dtype: of everything unquantized; None as ``enginix convert`` chooses.
+    """
+
+    def __init__(self, model: ModelConfig, weights: ModelWeights, dtype: str | None = None) -> None:
+        self.model, self.weights = model, weights
+        source_dtype = dtype or model.dtype or "float16"
+        self.dtype = "float16" if dtype is None and source_dtype == "float32" else source_dtype
+        self.ranks = lru_cache(maxsize=None)(self._ranks)
+
+    def heaviest(self, tp: int, pp: int, quantization: str | None) -> int:
+        """Bytes of the heaviest rank; what ``arithmetic.Weights`` asks for."""
+        return self.ranks(tp, pp, quantization, None).heaviest
+
+    def _ranks(self, tp: int, pp: int, quantization: str | None, kv_cache: str | None) -> RankSizes:
+        """Sizes of one checkpoint.
+
+        Args:
+            quantization: a format that ModelOpt would have quantized it to; None for the model's own.
+            kv_cache: ``FP8`` for a model that has no KV cache scales.
+
+        Raises:
+            UsageError: sizes that do not divide the model.
+            ModelError: what ``enginix convert`` refuses for its shapes.
+        """
+        experts = self.model.experts
+        ep = 1 if experts is None or experts.width % tp == 0 else tp
+        mapping = CheckpointMapping(tp, pp, ep)
+        check_parallelism(self.model, mapping)
+        layout, algorithms = self._layout(mapping, quantization, kv_cache)
+        form = _predict_nvfp4_form(layout, algorithms)
+        stages = []
+        for stage in range(pp):
+            outputs = self._outputs(layout, stage * tp, algorithms, form)
+            size = sum(prod(o.shape) * SAFETENSORS_DTYPES[o.dtype] for o in outputs)
+            stages.append(StageSizes(size, compute_file_layout(outputs)[2]))
+        return RankSizes(tp, tuple(stages))
+
+    def _layout(
+        self, mapping: CheckpointMapping, quantization: str | None, kv_cache: str | None
+    ) -> tuple[CheckpointLayout, dict[str, str | None]]:
+        plain = CheckpointLayout(
+            ckpt.parse_checkpoint_config(
+                describe_checkpoint_config(self.model, self.dtype, mapping, {}), ckpt.FILE
+            )
+        )
+        if quantization is not None:
+            keys = {"quant_algo": quantization, "group_size": 16 if quantization == "NVFP4" else 128}
+            raw = describe_checkpoint_config(self.model, self.dtype, mapping, keys)
+            every = {m.name: quantization for m in _list_linears(plain) if m.quantizable}
+            return CheckpointLayout(ckpt.parse_checkpoint_config(raw, ckpt.FILE)), dict(every)
+        with SourceFileReader() as reader:
+            source = SourceTensors(self.weights, reader, tied=self.model.tie_word_embeddings)
+            resolved = resolve_quantization(self.model.quantization, plain, source, kv_cache=kv_cache)
+        raw = describe_checkpoint_config(self.model, self.dtype, mapping, resolved.keys)
+        return CheckpointLayout(
+            ckpt.parse_checkpoint_config(raw, ckpt.FILE, resolved.quant_cfg)
+        ), resolved.algorithms
+
+    def _outputs(
+        self, layout: CheckpointLayout, rank: int, algorithms: dict[str, str | None], form: str
+    ) -> list[OutputTensor]:
+        dtype, outputs = ckpt.DTYPES[layout.config.dtype], list[OutputTensor]()
+        for module in layout.rank(rank):
+            if isinstance(module, VectorModule):
+                outputs.append(OutputTensor(f"{module.name}.weight", dtype, (module.size,), ()))
+            elif isinstance(module, LinearModule):
+                spec = format_of(algorithms.get(module.name), form).spec(module, layout.config)
+                outputs.extend(OutputTensor(f"{module.name}.{leaf}", *row, ()) for leaf, row in spec.items())
+                if module.bias:
+                    outputs.append(OutputTensor(f"{module.name}.bias", dtype, (module.out,), ()))
+            elif isinstance(module, KvCacheModule) and layout.config.quantization.kv_cache_quant_algo:
+                for leaf in ("kv_cache_scaling_factor", "kv_cache_rcp_scaling_factor"):
+                    outputs.append(OutputTensor(f"{module.name}.{leaf}", "F32", (1,), ()))
+        return outputs
+
+
+def _list_linears(layout: CheckpointLayout) -> list[LinearModule]:
+    return [m for r in layout.config.mapping.ranks() for m in layout.rank(r) if isinstance(m, LinearModule)]
+
+
+def _predict_nvfp4_form(layout: CheckpointLayout, algorithms: dict[str, str | None]) -> str:
+    """The form that ``enginix convert --nvfp4-form auto`` chooses."""
+    linears = [m for m in _list_linears(layout) if algorithms.get(m.name) == "NVFP4"]
+    whole = all(map(fits_tiles, linears)) or any(m.stacked for m in linears)
+    return "trtllm" if whole else "modelopt"
+
+
+def estimate_from_headers(weights: ModelWeights, tp: int, pp: int) -> int:
+    """Bytes of a rank for a format that no checkpoint carries: an estimate.
+
+    Matrices but the embedding are cut evenly over all ranks; vectors and the embedding are whole on each.
+    """
+    whole = cut = 0
+    for tensor in weights.tensors.values():
+        if len(tensor.shape) < 2 or "embed_tokens" in tensor.name:
+            whole += tensor.nbytes
+        else:
+            cut += tensor.nbytes
+    return whole + ceil_div(cut, tp * pp)
+
+
+def size_checkpoint(
+    model: ModelConfig, weights: ModelWeights, dtype: str | None
+) -> CheckpointSizes | EnginixError:
+    """The checkpoint's sizes, or why there can be none."""
+    sizes = CheckpointSizes(model, weights, dtype)
+    try:
+        sizes.heaviest(1, 1, None)
+    except EnginixError as e:
+        return e
+    return sizes

@@ -1,0 +1,106 @@
+"""TCP ports: free ones, and who holds a taken one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from enginix.errors import MachineError, UsageError
+
+
+def address_family(host: str) -> socket.AddressFamily:
+    """The family of an IP address.
+
+    Raises:
+        UsageError: not an IP address; names would make it unclear what is bound.
+    """
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError as e:
+        raise UsageError(
+            f"{host!r} is not an IP address", where="--host", fix="127.0.0.1 for this machine only"
+        ) from e
+    return socket.AF_INET6 if version == 6 else socket.AF_INET
+
+
+def reserve_ports(host: str, ports: Sequence[tuple[str, int]]) -> list[int]:
+    """Checks that ports can be bound, and chooses free ones for 0; all are held together, then released.
+
+    Args:
+        ports: (name of the option, number).
+
+    Returns:
+        The numbers, in order.
+
+    Raises:
+        UsageError: a number out of range, or one given twice.
+        MachineError: a port that is taken, with its holder where it can be found.
+    """
+    numbers: list[int] = []
+    with contextlib.ExitStack() as listeners:
+        for name, port in ports:
+            if not 0 <= port <= 65535:
+                raise UsageError(f"{port} is not a port", where=name, fix="0 (any free one) to 65535")
+            if port and port in numbers:
+                raise UsageError(f"port {port} is given twice", where=name, fix="three different ports")
+            listener = listeners.enter_context(socket.socket(address_family(host), socket.SOCK_STREAM))
+            # As Triton's own listeners: connections of an earlier server that linger do not count.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((host, port))
+                listener.listen()
+            except OSError as e:
+                raise _bind_error(host, port, name, e) from e
+            numbers.append(int(listener.getsockname()[1]))
+    return numbers
+
+
+def _bind_error(host: str, port: int, name: str, error: OSError) -> MachineError:
+    if error.errno != errno.EADDRINUSE:
+        return MachineError(f"cannot bind: {error.strerror}", where=f"{host}:{port}", fix=f"another {name}")
+    port_holder = find_port_holder(port)
+    return MachineError(
+        f"port {port} is in use{f' by {port_holder}' if port_holder else ''}",
+        where=name,
+        fix=f"stop it, or choose another port with {name} (0 takes any free one)",
+    )
+
+
+def find_port_holder(port: int) -> str | None:
+    """``<command> (process <id>)`` of the process that listens on a port, if this user may see it."""
+    inodes = _listening_inodes(port)
+    if not inodes:
+        return None
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and _has_socket(process, inodes):
+            with contextlib.suppress(OSError):
+                return f"{(process / 'comm').read_text().strip()} (process {process.name})"
+    return None
+
+
+def _listening_inodes(port: int) -> set[str]:
+    """Inodes of the sockets that listen on a port (proc(5), /proc/net/tcp; state 0A is LISTEN)."""
+    inodes = set()
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for line in (Path("/proc/net") / table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and int(fields[1].rsplit(":", 1)[1], 16) == port:
+                    inodes.add(fields[9])
+    return inodes
+
+
+def _has_socket(process: Path, inodes: set[str]) -> bool:
+    with contextlib.suppress(OSError):
+        for descriptor in (process / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                match = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(descriptor))
+                if match and match[1] in inodes:
+                    return True
+    return False

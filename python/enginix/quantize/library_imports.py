@@ -1,0 +1,51 @@
+"""What quantization stands on, imported when it is needed and kept off standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from enginix.errors import EnginixError, MachineError, ModelError
+from enginix.optional_libraries import missing_library
+
+
+def import_library(name: str) -> Any:
+    """A module of the stack.
+
+    Raises:
+        MachineError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as e:
+        raise missing_library(e, "quantize") or e from e
+
+
+@contextlib.contextmanager
+def translate_library_errors(what: str) -> Iterator[None]:
+    """Foreign code's prints go to standard error; its exceptions become one named error.
+
+    Raises:
+        MachineError: the disk or the GPU's memory is full.
+        ModelError: anything else that it raises.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except (EnginixError, OSError):
+        raise
+    except Exception as e:
+        first = (str(e).strip().splitlines() or [""])[0]
+        message = f"{type(e).__name__}: {first}"
+        if "os error 28" in message or "No space left" in message:
+            raise MachineError("the disk is full", fix="free disk space, or choose another -o") from e
+        if type(e).__name__ == "OutOfMemoryError":
+            raise MachineError(
+                f"the GPU's memory is full: {first}", fix="lower --batch-size, or use a GPU with more memory"
+            ) from e
+        raise ModelError(
+            f"{what} failed: {message}", fix="run again with ENGINIX_TRACEBACK=1, which shows where"
+        ) from e

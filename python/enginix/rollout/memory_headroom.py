@@ -1,0 +1,74 @@
+"""Whether a second server fits beside the running one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from enginix.errors import MachineError
+from enginix.machine import driver
+from enginix.machine.target import Machine, MachineGpu, probe_machine
+
+_MIB = 1 << 20
+# The processes of a reference server beside its weights: three Pythons, one of them with torch.
+_PROCESSES = 1 << 30
+
+
+@dataclass(frozen=True)
+class MemoryHeadroom:
+    """What a trial needs and what is free, in MiB, and of what."""
+
+    needed: int
+    free: int
+    of: str
+
+    @property
+    def is_enough(self) -> bool:
+        return self.free >= self.needed
+
+    def __str__(self) -> str:
+        return f"{self.needed} MiB needed on {self.of}, {self.free} free"
+
+
+def measure_gpu_headroom(names: Sequence[str], needed: int, machine: Machine | None = None) -> MemoryHeadroom:
+    """The fullest of the GPUs, by index or UUID.
+
+    Raises:
+        MachineError: no driver, or no such GPU.
+    """
+    machine = machine if machine is not None else probe_machine(driver.find_driver(None))
+    fullest = min((_find_named_gpu(machine, name) for name in names), key=lambda gpu: gpu.free)
+    return MemoryHeadroom(needed, fullest.free // _MIB, f"GPU {fullest.index}")
+
+
+def _find_named_gpu(machine: Machine, name: str) -> MachineGpu:
+    for gpu in machine.gpus:
+        if name in (str(gpu.index), gpu.uuid):
+            return gpu
+    known = ", ".join(f"{g.index} ({g.uuid})" for g in machine.gpus)
+    raise MachineError(f"there is no GPU {name}", where="this machine", fix=f"it has {known}")
+
+
+def measure_host_headroom(needed: int, meminfo: Path = Path("/proc/meminfo")) -> MemoryHeadroom:
+    """The machine's own memory.
+
+    Raises:
+        MachineError: the kernel does not say what is available.
+    """
+    for line in meminfo.read_text("utf-8").splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return MemoryHeadroom(needed, int(value.split()[0]) // 1024, "this machine")
+    raise MachineError("the kernel does not tell MemAvailable", where=str(meminfo))
+
+
+def estimate_cpu_server(directory: Path) -> int:
+    """MiB that a server on the CPU needs for what lies in a directory, links followed, each file once."""
+    seen: dict[tuple[int, int], int] = {}
+    for folder, _, names in os.walk(directory, followlinks=True):
+        for name in names:
+            status = (Path(folder) / name).stat()
+            seen[status.st_dev, status.st_ino] = status.st_size
+    return (sum(seen.values()) + _PROCESSES) // _MIB

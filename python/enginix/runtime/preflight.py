@@ -1,0 +1,254 @@
+"""What must hold on this machine before a build starts: asked in under two seconds, before a weight is
+read.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from enginix.console import format_bytes
+from enginix.errors import MachineError, UsageError
+from enginix.machine.target import Machine, MachineGpu, Target, is_version_at_least
+from enginix.runtime.image import read_distribution_versions
+from enginix.runtime.table import Runtime
+from enginix.tables import load_table
+
+# What an engine needs beside its weights on disk: TensorRT's plan holds them again.
+DISK_FACTOR = 1.1
+# LLM API: its workspace holds a checkpoint and the engine before the engine is copied out.
+WORKSPACE_FACTOR = 2.2
+SCRATCH_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class PreflightResult:
+    """What preflight found.
+
+    Attributes:
+        gpu: the GPU that the engine is built on.
+        notes: what is not an error but worth a line.
+    """
+
+    machine: Machine
+    gpu: MachineGpu
+    notes: tuple[str, ...] = field(default=())
+
+
+def check_gpu(target: Target, machine: Machine, *, workers: int, weights: int) -> PreflightResult:
+    """The machine's GPUs against the target.
+
+    Args:
+        weights: bytes of the heaviest rank's weights.
+
+    Raises:
+        MachineError: another SM, too few GPUs, too little free memory; names who holds the memory.
+    """
+    fitting = [g for g in machine.gpus if g.sm == target.sm]
+    if not fitting:
+        gpu_names = ", ".join(sorted({f"{g.name} (SM {g.sm})" for g in machine.gpus}))
+        raise MachineError(
+            f"the target {target.name} is SM {target.sm}; this machine has {gpu_names}",
+            where="GPU",
+            fix="build on a machine with that GPU, or for a target that this machine has; "
+            "an engine runs on the SM that it was built on and on no other",
+        )
+    if workers > len(fitting):
+        raise MachineError(
+            f"{workers} workers, but {len(fitting)} GPU of SM {target.sm}",
+            where="GPU",
+            fix=f"--workers {len(fitting)}: the ranks are built one after another",
+        )
+    # The build takes the first that it sees, and sees no others (Machine.only).
+    gpu = fitting[0]
+    if gpu.free < weights:
+        holders = ", ".join(
+            f"process {p.pid}" + (f" ({format_bytes(p.memory)})" if p.memory is not None else "")
+            for p in gpu.processes
+        )
+        raise MachineError(
+            f"{format_bytes(gpu.free)} of {format_bytes(gpu.total)} free on {gpu.name}; one rank's "
+            f"weights alone take "
+            f"{format_bytes(weights)}",
+            where=f"GPU {gpu.index}",
+            fix=f"end {holders}"
+            if holders
+            else "raise the tensor parallel size, or use a GPU with more memory",
+        )
+    notes = []
+    if not target.is_product(gpu.name):
+        notes.append(
+            f"the target {target.name} is {target.product}, this is {gpu.name} of the same SM {gpu.sm}"
+        )
+    for p in gpu.processes:
+        notes.append(f"process {p.pid} computes on the same GPU; tactics are timed while it does")
+    return PreflightResult(machine, gpu, tuple(notes))
+
+
+def check_driver(runtime: Runtime, machine: Machine) -> None:
+    """The driver against the runtime's floor.
+
+    Raises:
+        MachineError: older.
+    """
+    if runtime.driver is not None and not is_version_at_least(machine.driver, runtime.driver):
+        raise MachineError(
+            f"runtime {runtime.id} (CUDA {runtime.cuda}) needs driver {runtime.driver} or later; this "
+            f"machine has "
+            f"{machine.driver}",
+            where="driver",
+            fix="update the driver, or use an older runtime; where NVIDIA's compatibility package serves "
+            "this driver, pass --accept-driver",
+        )
+
+
+def check_disk(out: Path, work: Path, weights: int, *, workspace: bool) -> None:
+    """Space for the engine beside ``out``, and for what the build keeps in ``work``.
+
+    Raises:
+        MachineError: too little, with the figures.
+    """
+    for path, needed, what in (
+        (out, int(weights * DISK_FACTOR), "the engine"),
+        (work, int(weights * WORKSPACE_FACTOR) if workspace else SCRATCH_BYTES, "temporary files"),
+    ):
+        free = shutil.disk_usage(_find_existing_parent(path)).free
+        if free < needed:
+            raise MachineError(
+                f"{format_bytes(free)} free, {format_bytes(needed)} needed for {what}",
+                where=str(path),
+                fix="free space there" + ("" if path is out else ", or set TMPDIR elsewhere"),
+            )
+
+
+def check_version(runtime: Runtime, rootfs: Path | None) -> str | None:
+    """TensorRT-LLM's version in an image, read from its package's directory name; None without an image.
+
+    Raises:
+        MachineError: another version than the runtime's, or none.
+    """
+    if rootfs is None or runtime.site_packages is None:
+        return None
+    versions = read_distribution_versions(rootfs, runtime, "tensorrt_llm")
+    if not versions:
+        raise MachineError(
+            f"no tensorrt_llm in {runtime.site_packages}",
+            where=str(rootfs),
+            fix=f"pass the root file system of {runtime.id} (enginix runtime pin)",
+        )
+    plain = versions[0].split("+")[0]
+    if plain != runtime.version:
+        raise MachineError(
+            f"the image has tensorrt_llm {versions[0]}; runtime {runtime.id} is {runtime.version}",
+            where=str(rootfs),
+            fix="pass the runtime's own image",
+        )
+    return plain
+
+
+def check_support(
+    algorithm: str | None, kv_cache: str | None, architecture: str | None, target: Target
+) -> list[str]:
+    """Quantization, KV cache and architecture against the target, as nix/check/target.nix does at evaluation.
+
+    Returns:
+        Warnings: what is built but nobody vouches for.
+
+    Raises:
+        UsageError: TensorRT-LLM would refuse it.
+    """
+    support = load_table("quantization_support")
+    name = algorithm or "NO_QUANT"
+    row = support["algorithms"].get(name)
+    if row is None:
+        raise UsageError(
+            f"unknown quantization {name!r}", fix=f"known: {', '.join(sorted(support['algorithms']))}"
+        )
+    if not row["engine"]:
+        raise UsageError(
+            f"{name} cannot become an engine: {row['why']}",
+            fix=f"{row['instead']}, or serve it with --kind llmapi",
+        )
+    if target.sm < support["engineSm"]["least"]:
+        raise UsageError(
+            f'engines need SM {support["engineSm"]["least"]} or later; target "{target.name}" is SM '
+            f"{target.sm}"
+        )
+    _refuse_unsupported_format(name, row, target, support)
+    if kv_cache is not None:
+        cache = support["kvCache"].get(kv_cache)
+        if cache is None or not cache["engine"]:
+            raise UsageError(
+                f"a KV cache in {kv_cache} cannot be built into an engine", fix="use an FP8 KV cache or none"
+            )
+        _refuse_unsupported_format(f"a KV cache in {kv_cache}", cache, target, support)
+    if architecture is not None and architecture not in support["architectures"]["engine"]:
+        raise UsageError(f"{architecture} has no engine in TensorRT-LLM 1.1 and 1.2", fix="use --kind llmapi")
+    facts = {"architectures": architecture, "quantizations": name, "kvCaches": kv_cache}
+    return [
+        w["text"]
+        for w in support["warnings"]
+        if target.sm >= w["when"].get("smFrom", 0)
+        and all(facts[k] in v for k, v in w["when"].items() if k in facts)
+    ]
+
+
+def check_pipeline(architecture: str | None, stages: int) -> None:
+    """Pipeline stages against the engine's class, as nix/check/engine.nix does at evaluation.
+
+    Raises:
+        UsageError: TensorRT-LLM's class has no pipeline.
+    """
+    rows = load_table("quantization_support")["architectures"]
+    why = rows["noPipeline"].get(rows["engine"].get(architecture))
+    if stages > 1 and why:
+        raise UsageError(
+            f"{stages} pipeline stages: TensorRT-LLM has no pipeline for {architecture}; {why}",
+            fix="convert the model with --pipeline-parallel 1 and a larger --tensor-parallel",
+        )
+
+
+def _refuse_unsupported_format(
+    name: str, row: dict[str, Any], target: Target, support: dict[str, Any]
+) -> None:
+    if _supports_sm(row, target.sm):
+        return
+    gpu_formats = load_table("gpus")["gpus"].get(target.name, {}).get("formats", ())
+    supported_formats = [
+        f for f in gpu_formats if _supports_sm(support["algorithms"][support["formats"][f]], target.sm)
+    ]
+    other_formats = [
+        f
+        for f in support["suggest"]["formats"]
+        if f != name and _supports_sm(support["algorithms"][f], target.sm)
+    ]
+    gpus = [
+        t for t in support["suggest"]["targets"] if _supports_sm(row, load_table("gpus")["gpus"][t]["sm"])
+    ]
+    if row["minSm"] is not None and target.sm < row["minSm"]:
+        why = f'{name} needs SM {row["minSm"]} or later; target "{target.name}" is SM {target.sm}'
+    else:
+        low, high = row["refusedSm"]
+        why = f"TensorRT-LLM's builder refuses {name} for SM {low} to {high - 1}; "
+        why += f'target "{target.name}" is SM {target.sm}'
+    offers = [f"quantization {f} on this GPU" for f in other_formats[:1]] + [f"target {t}" for t in gpus[:1]]
+    if supported_formats:
+        why += f"; engines for it take {', '.join(supported_formats)}"
+    raise UsageError(why, fix="use " + ", or ".join(offers))
+
+
+def _supports_sm(row: dict[str, Any], sm: int) -> bool:
+    refused = row["refusedSm"]
+    return (row["minSm"] is None or sm >= row["minSm"]) and (
+        refused is None or not refused[0] <= sm < refused[1]
+    )
+
+
+def _find_existing_parent(path: Path) -> Path:
+    path = Path(os.path.abspath(path))
+    while not path.exists():
+        path = path.parent
+    return path
