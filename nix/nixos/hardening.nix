@@ -1,4 +1,4 @@
-# What a service may not do, as much of it as a server of models can bear (docs/nixos.md, "The unit").
+# Restrictions of a service: all that a model server works with (docs/nixos.md, "The unit").
 {
   # Whether it has GPUs.
   gpu ? false,
@@ -47,7 +47,8 @@
     "~@privileged"
   ];
 
-  # Without a GPU no device but the pseudo ones. With one, /dev is the machine's, and only NVIDIA's classes open.
+  # Without a GPU, only pseudo devices. With one, /dev is the machine's, and only NVIDIA's classes
+  # open.
   DevicePolicy = "closed";
   PrivateDevices = !gpu;
 }
