@@ -13,7 +13,7 @@ let
         name: s: lib.optional (s.apiKeyFile != null) "server-${name}:${s.apiKeyFile}"
       ) servers
     );
-  # A server as mkGateway takes it.
+  # A server as an argument of mkGateway.
   backend =
     name: s:
     let

@@ -1,8 +1,8 @@
 # Restrictions of a service: all that a model server works with (docs/nixos.md, "The unit").
 {
-  # Whether it has GPUs.
+  # Whether the service has GPUs.
   gpu ? false,
-  # Whether it talks to this machine only.
+  # Whether the service talks to this machine only.
   loopback ? true,
 }:
 {
