@@ -169,7 +169,7 @@ def list_payload_systems(gpu: TargetGpu) -> tuple[str, ...]:
 
 
 def find_edgellm_obstacles(architecture: str | None, quantization: str, gpu: TargetGpu) -> list[str]:
-    """What stands in the way beside memory; the same refusals as nix/engine/edgellm-check.nix."""
+    """What stands in the way beside memory; the same refusals as nix/kinds/edgellm/checks.nix."""
     rows = load_table("edgellm")
     reasons = []
     if all(row["sm"] != gpu.sm for row in rows["payloads"]):

@@ -6,7 +6,7 @@
   ...
 }:
 let
-  data = lib.importJSON ../../python/enginix/data/edgellm/edgellm.json;
+  data = lib.importJSON ../../../python/enginix/data/edgellm/edgellm.json;
   inherit (pkgs.stdenvNoCC.hostPlatform) system;
   systems = builtins.attrNames (builtins.listToAttrs (map (p: lib.nameValuePair p.system null) data.payloads));
   # "100" before "80" as text.
