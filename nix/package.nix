@@ -25,6 +25,9 @@ let
       inside = folder: lib.hasPrefix "${folder}/" "${relative}/";
       isAncestor = folder: lib.hasPrefix "${relative}/" "${folder}/";
       parent = dirOf relative;
+      # A kind's description is for what lists kinds: a change of its text builds no engine again.
+      isUnreadDescription =
+        builtins.match "kinds/[^/]+/kind[.]py" relative != null && !builtins.elem "kinds/registry" folders;
       isPackageOfFolder = baseNameOf path == "__init__.py" && builtins.any (lib.hasPrefix "${parent}/") folders;
     in
     # Build products of a working tree are no source.
@@ -32,7 +35,7 @@ let
     && !lib.hasSuffix ".so" path
     && (
       folders == null
-      || builtins.any inside folders
+      || builtins.any inside folders && !isUnreadDescription
       || type == "directory" && builtins.any isAncestor folders
       || type != "directory" && (parent == "." || isPackageOfFolder)
     );

@@ -3,7 +3,17 @@
 let
   fails = e: !(builtins.tryEval (builtins.deepSeq e e)).success;
   sha = lib.concatStringsSep "" (builtins.genList (_: "a") 64);
-  read = name: lib.importJSON (../../python/enginix/data + "/${name}.json");
+  # A table's folder is not part of its name.
+  data = ../../python/enginix/data;
+  read =
+    name:
+    lib.importJSON (
+      builtins.head (
+        builtins.filter builtins.pathExists (
+          map (folder: data + "/${folder}/${name}.json") (builtins.attrNames (builtins.readDir data))
+        )
+      )
+    );
   support = read "quantization_support";
   table = read "build_options";
   llmArgs = read "llm_args";

@@ -90,6 +90,14 @@ class PlanLimits:
     kv_bits: int | None = None
     quantization: str | None = None
 
+    def describe(self) -> str:
+        """Return the limits as people read them."""
+        world = self.tensor_parallel * self.pipeline_parallel
+        return (
+            f"batch {self.max_batch_size}, {self.max_num_tokens} tokens a step, "
+            f"{world} rank{'s' * (world > 1)} (TP {self.tensor_parallel}, PP {self.pipeline_parallel})"
+        )
+
 
 @dataclass(frozen=True)
 class KvCachePaging:

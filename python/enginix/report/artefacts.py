@@ -12,6 +12,7 @@ from enginix import manifest
 from enginix.errors import ManifestError, ModelError
 from enginix.files import sha256_file
 from enginix.hub.model_metadata import FILES, extract_model_metadata
+from enginix.kinds.registry import KIND_NAMES, get_kind
 from enginix.manifest import Manifest
 from enginix.model.jsonfile import read_object
 from enginix.report import gate_figures
@@ -22,8 +23,6 @@ from enginix.tables import load_table
 from enginix.wording import with_article
 
 COMPARED = ("model", "quantized-model", "checkpoint", "export", "engine")
-# kind of engine → where its weights lie; in the others they are inside compiled files, or not there
-WEIGHTS = {"reference": "checkpoint", "llmapi": "model"}
 UNQUANTIZED_BITS = 15.0  # a matrix whose weights take fewer is quantized
 
 
@@ -79,13 +78,12 @@ def read_artefact(path: Path) -> Artefact:
     if (
         artefact_manifest is not None
         and artefact_manifest.artefact == "engine"
-        and artefact_manifest.kind not in load_table("kinds")["kinds"]
+        and get_kind(artefact_manifest.kind) is None
     ):
-        known = ", ".join(load_table("kinds")["kinds"])
         raise ManifestError(
             f"an engine of no known kind: {ascii(artefact_manifest.kind)[:40]}",
             where=str(path),
-            fix=f"known: {known}",
+            fix=f"known: {', '.join(KIND_NAMES)}",
         )
     weights_directory = _weights_directory(path, artefact_manifest)
     facts = {} if weights_directory is None else _read_weight_facts(weights_directory)
@@ -117,8 +115,13 @@ def read_artefact(path: Path) -> Artefact:
 def _weights_directory(path: Path, artefact_manifest: Manifest | None) -> Path | None:
     if artefact_manifest is None or artefact_manifest.artefact in ("model", "quantized-model", "checkpoint"):
         return path
-    subdirectory = WEIGHTS.get(artefact_manifest.kind or "")
+    subdirectory = _find_weights_folder(artefact_manifest)
     return path / subdirectory if subdirectory is not None and (path / subdirectory).is_dir() else None
+
+
+def _find_weights_folder(engine_manifest: Manifest) -> str | None:
+    kind = get_kind(engine_manifest.kind)
+    return None if kind is None else kind.weights_folder
 
 
 def _read_weight_facts(weights_directory: Path) -> dict[str, Any]:
@@ -217,7 +220,7 @@ def _list_doubts(
             )
             doubts.append(f"its manifest says {claimed_name}, the configuration of its weights {held_name}")
     where = (
-        WEIGHTS.get(artefact_manifest.kind or "")
+        _find_weights_folder(artefact_manifest)
         if artefact_manifest is not None and artefact_manifest.artefact == "engine"
         else None
     )

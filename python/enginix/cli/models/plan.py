@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from enginix import console
 from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, UsageError
+from enginix.kinds.registry import KIND_NAMES
 from enginix.tables import load_table
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--kind",
-        choices=("tensorrt", "llmapi", "edgellm", "reference"),
+        choices=KIND_NAMES,
         default="tensorrt",
         help="of engine (default: tensorrt)",
     )

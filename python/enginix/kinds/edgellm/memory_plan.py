@@ -53,6 +53,13 @@ class EdgellmPlanLimits:
         """Sequences that have room from the start."""
         return self.max_batch_size
 
+    def describe(self) -> str:
+        """Return the limits as people read them."""
+        return (
+            f"batch {self.max_batch_size}, prompts of {self.max_input_len}, "
+            f"KV cache of {self.max_kv_cache_capacity} tokens a sequence, allocated from the start"
+        )
+
     def named(self) -> arithmetic.PlanLimits:
         """The same, as the arithmetic of all kinds names them."""
         return arithmetic.PlanLimits(

@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from enginix.errors import ModelError
-from enginix.kinds.edgellm import memory_plan
 from enginix.kinds.planning.planner import (
     BuildNeeds,
+    KindPlanner,
+    LockSizes,
     MemoryPlan,
     PlanRequest,
     check_plan_request,
     find_format_obstacles,
-    resolve_edgellm_plan_limits,
     resolve_plan_limits,
 )
+from enginix.kinds.registry import find_kind, load_hook
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import ModelSizes, TargetGpu
 from enginix.tables import load_table
@@ -48,8 +49,11 @@ def plan_from_lock(
         )
     sizes, total, tied = _read_sizes(metadata, count_weight_bytes(files), source)
     weights = arithmetic.estimate_weights(total, sizes, tied)
-    if request.kind == "edgellm":
-        return _plan_edgellm_from_lock(metadata, files, gpu, request, source, sizes, total, weights)
+    kind = find_kind(request.kind)
+    if kind.memory_plan is not None:
+        kind_planner: KindPlanner = load_hook(kind.memory_plan)
+        lock_sizes = LockSizes(source, sum(files.values()), sizes, total, weights)
+        return kind_planner.plan_lock(metadata, gpu, request, lock_sizes)
     limits = resolve_plan_limits(sizes, request)
     memory = arithmetic.compute_memory(sizes, limits, gpu, weights)
     return MemoryPlan(
@@ -66,35 +70,6 @@ def plan_from_lock(
         obstacles=tuple(find_format_obstacles(sizes, gpu, request.kind)),
         changes=() if memory.fits else tuple(arithmetic.find_changes(sizes, limits, gpu, weights)),
         notes=("from the lock alone: weights of a rank are the mean, a lower bound",),
-    )
-
-
-def _plan_edgellm_from_lock(
-    metadata: Mapping[str, Any],
-    files: Mapping[str, int],
-    gpu: TargetGpu,
-    request: PlanRequest,
-    source: str,
-    sizes: ModelSizes,
-    total: int,
-    weights: arithmetic.RankWeights,
-) -> MemoryPlan:
-    limits = resolve_edgellm_plan_limits(request)
-    memory = memory_plan.compute_edgellm_memory(sizes, limits, gpu, weights)
-    return MemoryPlan(
-        source=source,
-        kind="edgellm",
-        gpu=gpu,
-        sizes=sizes,
-        limits=limits,
-        memory=memory,
-        exact=False,
-        build=BuildNeeds(sum(files.values()), total, 0, 0, memory.weights + memory.workspace, 0),
-        obstacles=tuple(
-            memory_plan.find_edgellm_obstacles(metadata.get("architecture"), sizes.quantization, gpu)
-        ),
-        changes=() if memory.fits else tuple(memory_plan.find_edgellm_changes(sizes, limits, gpu, weights)),
-        notes=("from the lock alone: weights are the size of the files, a lower bound",),
     )
 
 
