@@ -46,7 +46,7 @@ let
       ranks = (parallel.tensorParallel or 1) * (parallel.pipelineParallel or 1);
       # An engine that TensorRT-LLM made of a model itself has its default.
       engineGpusPerNode =
-        parallel.gpusPerNode or (lib.importJSON ../python/enginix/data/memory_plan/formats.json).defaults.gpusPerNode.value;
+        parallel.gpusPerNode or (lib.importJSON ../python/enginix/data/memory_plan/memory_constants.json).defaults.gpusPerNode.value;
       onCpu = image.kind == "reference" && (image.server.repo.device or "cpu") == "cpu";
       several = nodes != 1;
       wanted =

@@ -28,7 +28,7 @@ let
       # A kind's description is for what lists kinds: a change of its text builds no engine again.
       isUnreadDescription =
         builtins.match "kinds/[^/]+/kind[.]py" relative != null && !builtins.elem "kinds/registry" folders;
-      isPackageOfFolder = baseNameOf path == "__init__.py" && builtins.any (lib.hasPrefix "${parent}/") folders;
+      isPackageOfFolder = lib.removeSuffix ".py" (baseNameOf path) == "__init__" && builtins.any (lib.hasPrefix "${parent}/") folders;
     in
     # Build products of a working tree are no source.
     baseNameOf path != "__pycache__"

@@ -11,7 +11,7 @@ let
   # Of others assertions below say what is missing.
   names = lib.attrNames (lib.filterAttrs (_: select.hasSource) servers);
   runtimes = (lib.importJSON ../../python/enginix/data/runtime/runtimes.json).runtimes;
-  defaults = (lib.importJSON ../../python/enginix/data/memory_plan/formats.json).defaults;
+  defaults = (lib.importJSON ../../python/enginix/data/memory_plan/memory_constants.json).defaults;
   option = name: "services.enginix.servers.${name}";
   isLoopback = host: host == "127.0.0.1" || host == "::1";
 

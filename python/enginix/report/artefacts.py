@@ -15,6 +15,7 @@ from enginix.hub.model_metadata import FILES, extract_model_metadata
 from enginix.kinds.registry import KIND_NAMES, get_kind
 from enginix.manifest import Manifest
 from enginix.model.jsonfile import read_object
+from enginix.model.number_formats import read_algorithms
 from enginix.report import gate_figures
 from enginix.report.gate_figures import GateFigures
 from enginix.report.model_origin import ModelOrigin, accept_short_text, make_printable, read_model_origin
@@ -146,7 +147,7 @@ def _read_weight_facts(weights_directory: Path) -> dict[str, Any]:
 
 def _normalise_algorithm(name: str | None) -> str | None:
     """TensorRT-LLM's name; None for no quantization."""
-    for known, row in load_table("quantization")["algorithms"].items():
+    for known, row in read_algorithms().items():
         if name is not None and (name == known or name.lower() in row["aliases"]):
             return None if known == "NO_QUANT" else str(known)
     return name
@@ -227,7 +228,7 @@ def _list_doubts(
     if where is not None and artefact.weights is None:
         doubts.append(f"there are no weights in its {where}/")
     bits = None if artefact.weights is None else artefact.weights.matrix_bits
-    row = load_table("quantization")["algorithms"].get(artefact.format or "", None)
+    row = read_algorithms().get(artefact.format or "", None)
     if bits is not None:
         if row is not None and (row["weightBits"] or 16) <= 8 and bits >= UNQUANTIZED_BITS:
             doubts.append(f"it says {artefact.format}, and its matrices take {bits:.1f} bits a weight")

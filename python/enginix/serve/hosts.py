@@ -198,7 +198,7 @@ def check_single_host(ranks: int, engine: Path | None) -> None:
 
 def read_gpus_per_node(engine: Path | None) -> int:
     """By what TensorRT-LLM finds a rank's GPU on its machine; its default where nothing says it."""
-    default = int(load_table("formats")["defaults"]["gpusPerNode"]["value"])
+    default = int(load_table("memory_constants")["defaults"]["gpusPerNode"]["value"])
     try:
         config = json.loads(
             (engine or Path("/nonexistent")).joinpath("engine", "config.json").read_text("utf-8")

@@ -25,6 +25,7 @@ from enginix.memory_plan.arithmetic import (
     RankWeights,
     TargetGpu,
 )
+from enginix.model.number_formats import read_edgellm_formats, read_packed_bits
 from enginix.tables import load_table
 
 
@@ -88,16 +89,13 @@ def compute_edgellm_memory(
 
 def list_edgellm_formats(sizes: ModelSizes, gpu: TargetGpu) -> list[str]:
     """Formats smaller than the model's that Edge-LLM takes on the GPU, the heaviest first."""
-    formats, rows = load_table("formats"), load_table("edgellm")["formats"]
-    known = formats["weights"]
+    rows, known = read_edgellm_formats(), read_packed_bits()
     if sizes.quantization not in known:
         return []
     return [
         name
-        for name in formats["lighter"]
-        if name in rows
-        and gpu.sm >= rows[name]["minSm"]
-        and known[name]["bitsPer128"] < known[sizes.quantization]["bitsPer128"]
+        for name in load_table("number_formats")["lighter"]
+        if name in rows and gpu.sm >= rows[name]["minSm"] and known[name] < known[sizes.quantization]
     ]
 
 
@@ -187,9 +185,10 @@ def find_edgellm_obstacles(architecture: str | None, quantization: str, gpu: Tar
     if architecture not in rows["architectures"]:
         reasons.append(f"{architecture} is none of {', '.join(sorted(rows['architectures']))}")
     if quantization != "NO_QUANT":
-        row = rows["formats"].get(quantization)
+        formats = read_edgellm_formats()
+        row = formats.get(quantization)
         if row is None:
-            reasons.append(f"{quantization} is none of {', '.join(sorted(rows['formats']))}")
+            reasons.append(f"{quantization} is none of {', '.join(sorted(formats))}")
         elif gpu.sm < row["minSm"]:
             have = f", which has {', '.join(gpu.formats)}" if gpu.formats else ""
             reasons.append(

@@ -18,7 +18,8 @@ from enginix.kinds.planning.planner import (
 )
 from enginix.kinds.registry import find_kind, load_hook
 from enginix.memory_plan import arithmetic
-from enginix.memory_plan.arithmetic import ModelSizes, TargetGpu
+from enginix.memory_plan.arithmetic import ELEMENT_BYTES, ModelSizes, TargetGpu
+from enginix.model.number_formats import read_kv_cache_bits
 from enginix.tables import load_table
 
 NEEDED_KEYS = (
@@ -41,7 +42,7 @@ def plan_from_lock(
         ModelError: a fact that the arithmetic needs is missing.
     """
     check_plan_request(request)
-    if metadata.get("architecture") in load_table("formats")["kvNotByHeads"]["architectures"]:
+    if metadata.get("architecture") in load_table("memory_constants")["kvNotByHeads"]["architectures"]:
         raise ModelError(
             f"a lock does not tell the KV cache of a token of {metadata['architecture']}",
             where=source,
@@ -87,10 +88,10 @@ def count_weight_bytes(files: Mapping[str, int]) -> int:
 def _read_sizes(metadata: Mapping[str, Any], total: int, source: str) -> tuple[ModelSizes, int, bool]:
     """Sizes, bytes of the weights as a checkpoint holds them, and whether the embedding is the head, too."""
     dtype, cache = metadata.get("dtype"), metadata.get("kvCacheQuantization")
-    formats = load_table("formats")["kvCache"]
+    cache_bits = read_kv_cache_bits()
     missing = [n for n in NEEDED_KEYS if not isinstance(metadata.get(n), int)]
-    missing += ["dtype"] if dtype not in arithmetic.ELEMENT_BYTES else []
-    missing += ["kvCacheQuantization"] if cache is not None and cache not in formats else []
+    missing += ["dtype"] if dtype not in ELEMENT_BYTES else []
+    missing += ["kvCacheQuantization"] if cache is not None and cache not in cache_bits else []
     missing += ["weights"] if total == 0 else []
     if missing:
         raise ModelError(
@@ -98,7 +99,7 @@ def _read_sizes(metadata: Mapping[str, Any], total: int, source: str) -> tuple[M
         )
     if dtype == "float32":  # written as float16, as TensorRT-LLM does
         dtype, total = "float16", total // 2
-    element = arithmetic.ELEMENT_BYTES[str(dtype)]
+    element = ELEMENT_BYTES[str(dtype)]
     sizes = ModelSizes(
         layers=metadata["layers"],
         heads=metadata["heads"],
@@ -110,6 +111,6 @@ def _read_sizes(metadata: Mapping[str, Any], total: int, source: str) -> tuple[M
         context=metadata["context"],
         element_bytes=element,
         quantization=metadata.get("quantization") or "NO_QUANT",
-        kv_bits=formats[cache]["bits"] if cache else 8 * element,
+        kv_bits=cache_bits[cache] if cache else 8 * element,
     )
     return sizes, total, metadata.get("tiedEmbeddings") is True

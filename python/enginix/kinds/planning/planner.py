@@ -11,13 +11,20 @@ from enginix.errors import EnginixError, ModelError, UsageError
 from enginix.inspect import InspectedModel, ModelDescription, describe_model
 from enginix.kinds.registry import find_kind, is_portable, load_hook
 from enginix.memory_plan import arithmetic
-from enginix.memory_plan.arithmetic import Change, ModelSizes, PlanLimits, RankMemory, TargetGpu
+from enginix.memory_plan.arithmetic import (
+    ELEMENT_BYTES,
+    Change,
+    ModelSizes,
+    PlanLimits,
+    RankMemory,
+    TargetGpu,
+)
 from enginix.memory_plan.kv_layout import find_latent, has_sliding_layers
 from enginix.memory_plan.weights import CheckpointSizes, RankSizes, estimate_from_headers
 from enginix.model import ModelConfig, open_weights
 from enginix.model.jsonfile import read_object
+from enginix.model.number_formats import read_algorithms, read_kv_cache_bits
 from enginix.runtime.preflight import check_pipeline
-from enginix.tables import load_table
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class PlanRequest:
 
     Attributes:
         max_input_len: of the kind edgellm, whose ``max_seq_len`` is the capacity of the KV cache.
-        kv_cache: ``auto`` for the model's, or a key of formats.json's ``kvCache``.
+        kv_cache: ``auto`` for the model's, or a key of number_formats.json's ``kvCache``.
         dtype: of everything unquantized.
     """
 
@@ -222,11 +229,8 @@ def select_language_model(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_kv_bits(request: PlanRequest) -> int | None:
-    return (
-        None
-        if request.kv_cache == "auto"
-        else int(load_table("formats")["kvCache"][request.kv_cache]["bits"])
-    )
+    """Return the bits of a KV cache number that a request asks for; None for the model's."""
+    return None if request.kv_cache == "auto" else read_kv_cache_bits()[request.kv_cache]
 
 
 def check_plan_request(request: PlanRequest) -> None:
@@ -270,16 +274,18 @@ def resolve_sizes(
     dtype = request.dtype or description.dtype or "float16"
     if request.dtype is None and dtype == "float32" and not is_portable(request.kind):
         dtype = "float16"
-    element = arithmetic.ELEMENT_BYTES.get(dtype, 2)
+    element = ELEMENT_BYTES.get(dtype, 2)
     algorithm = description.quantization.algorithm if description.quantization else None
     cache = (description.quantization.kv_cache if description.quantization else None) or ""
-    rows = load_table("formats")["kvCache"]
+    cache_bits = read_kv_cache_bits()
     return ModelSizes(
         **{k: v for k, v in values.items() if v is not None},
         latent=latent,
         element_bytes=element,
         quantization=algorithm or "NO_QUANT",
-        kv_bits=rows[cache]["bits"] if cache in rows and not is_portable(request.kind) else 8 * element,
+        kv_bits=cache_bits[cache]
+        if cache in cache_bits and not is_portable(request.kind)
+        else 8 * element,
     )
 
 
@@ -342,7 +348,7 @@ def _find_rank_weights(
 
 def find_format_obstacles(sizes: ModelSizes, gpu: TargetGpu, kind: str) -> list[str]:
     """Why the GPU, or the kind on it, does not take the model's format; empty where it does."""
-    row = load_table("quantization")["algorithms"].get(sizes.quantization)
+    row = read_algorithms().get(sizes.quantization)
     if is_portable(kind) or row is None:
         return []
     name, least, refused = sizes.quantization, row["minSm"], row["refusedSm"]
