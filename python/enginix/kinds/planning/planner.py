@@ -283,9 +283,7 @@ def resolve_sizes(
         latent=latent,
         element_bytes=element,
         quantization=algorithm or "NO_QUANT",
-        kv_bits=cache_bits[cache]
-        if cache in cache_bits and not is_portable(request.kind)
-        else 8 * element,
+        kv_bits=cache_bits[cache] if cache in cache_bits and not is_portable(request.kind) else 8 * element,
     )
 
 
