@@ -131,6 +131,22 @@ test_engine_switching_kind_is_one_attribute() {
     says '"kind": "llmapi"' && [ -e "$path/model/model.safetensors" ]
 }
 
+# A kind's description is text for people; none is in what builds an engine or asks it, which takes hours.
+test_engine_does_not_depend_on_the_description_of_a_kind() {
+  with_lib eval '
+    let
+      names = builtins.attrNames (import (root + "/nix/kinds"));
+      has = package: builtins.filter (kind: builtins.pathExists (package.source + "/kinds/${kind}/kind.py")) names;
+      part = file: import (root + file) e;
+    in map has [
+      (part "/nix/runtime/package.nix" "driver")
+      (part "/nix/kinds/edgellm/package.nix")
+      (part "/nix/kinds/shared/asker-package.nix" "tensorrt-llm")
+      (part "/nix/kinds/shared/asker-package.nix" "edgellm")
+      (part "/nix/runtime/package.nix" "command")
+    ]' && says '[ [ ] [ ] [ ] [ ] [ "llmapi" "tensorrt" ] ]'
+}
+
 test_engine_era_says_how_to_go_on() {
   ! on_a_gpu_host eval "($(engine_of 'mk { runtime = "trtllm-1.3.0rc26"; limits.maxBatchSize = 3; }')).drvPath" &&
     says 'has no engine path' && says 'kind = "llmapi"; model' && says 'maxBatchSize = 3' && says tensorrt-backend-removal
