@@ -16,7 +16,8 @@ from enginix.credentials import redact_secrets
 from enginix.errors import EXIT_CLOSED_PIPE, EXIT_CODES, EXIT_USAGE, EnginixError
 from enginix.wording import find_nearest
 
-# Command → its module in this package and what it does. A folder holds the commands that one package of the flake has.
+# Command → its module in this package and what it does. A folder holds the commands that one package of the
+# flake has.
 COMMANDS = {
     "lock": (
         "conversion.lock",

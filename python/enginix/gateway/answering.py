@@ -61,7 +61,7 @@ class CheckedRequest:
         is_triton: bool,
         limits: GatewayLimits,
     ) -> CheckedRequest:
-        """Compose what is asked from what :func:`enginix.gateway.request.check_openai_request` has let through.
+        """Return the request, from a body that :func:`enginix.gateway.request.check_openai_request` accepts.
 
         Args:
             request: the request's id.

@@ -51,8 +51,8 @@ def rewrite_backend_error(message: str, status: int) -> RequestRejected:
     if match := _NO_ROOM.match(message):
         prompt, answer, context_length, fits = match.groups()
         details = (
-            f"max_tokens: this model's maximum context length is {context_length} tokens. However, you requested "
-            f"{int(prompt) + int(answer)} tokens ({prompt} in the prompt, {answer} in the answer); "
+            f"max_tokens: this model's maximum context length is {context_length} tokens. However, you "
+            f"requested {int(prompt) + int(answer)} tokens ({prompt} in the prompt, {answer} in the answer); "
             f"at most {fits} fit"
         )
         return RequestRejected(details, "max_tokens", 400, CONTEXT_CODE)

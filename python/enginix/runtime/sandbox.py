@@ -90,8 +90,8 @@ class Sandbox:
         return self.work if self.rootfs is None else WORK
 
     def environment(self) -> dict[str, str]:
-        """Every variable that a command sees: the private directories of data/runtime/environment.json, then the
-        image's.
+        """Return every variable that a command sees: the private directories of
+        data/runtime/environment.json, then the image's.
         """
         private = {
             name: row["value"].replace("@work@", str(self.inside))

@@ -62,7 +62,8 @@ class LaunchSpec:
         ranks: processes of the server, one a GPU, started by mpirun when there are several.
         mpirun: the launcher of several ranks.
         inside: of a server in an image; ``None`` runs it as it is.
-        flags: options of tritonserver that a user added, checked (:func:`enginix.serve.flags.check_triton_flags`).
+        flags: options of tritonserver that a user added, checked by
+            :func:`enginix.serve.flags.check_triton_flags`.
         admin_key: opens the restricted APIs.
         environ: further variables that the server sees.
         hosts: the machines of its ranks, this one first; empty is this one alone.

@@ -251,7 +251,8 @@ def check_shared_memory(instances: int, directory: Path = SHM) -> None:
     free, needed = status.f_bavail * status.f_frsize, instances * SHM_PER_INSTANCE
     if free < needed:
         raise MachineError(
-            f"{format_bytes(free)} free, {format_bytes(needed)} needed for {instances} Python model instances",
+            f"{format_bytes(free)} free, {format_bytes(needed)} needed for {instances} Python model "
+            "instances",
             where=str(directory),
             fix="enlarge it (docker run --shm-size), or remove leftovers",
         )

@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
             "kept": done.kept,
         },
         f"{pinned.repo} at {pinned.revision[:12]}: {done.files} files, {console.format_bytes(done.size)} in "
-        f"{done.directory} ({console.format_bytes(max(done.moved, 0))} fetched, {done.kept} files were there)",
+        f"{done.directory} ({console.format_bytes(max(done.moved, 0))} fetched, "
+        f"{done.kept} files were there)",
         as_json=args.json,
     )
     return 0

@@ -86,7 +86,8 @@ def resolve_edgellm_limits(given: Mapping[str, Any]) -> dict[str, Any]:
     )
     if int(full_limits["maxInputLen"]) > int(full_limits["maxKvCacheCapacity"]):
         raise UsageError(
-            f"maxInputLen {full_limits['maxInputLen']} is beyond maxKvCacheCapacity {full_limits['maxKvCacheCapacity']}",
+            f"maxInputLen {full_limits['maxInputLen']} is beyond maxKvCacheCapacity "
+            f"{full_limits['maxKvCacheCapacity']}",
             fix="raise maxKvCacheCapacity, which holds prompt and answer",
         )
     refusal = find_uncountable_limit(
@@ -119,8 +120,8 @@ def explain_missing_payload(sm: int, target: str, system: str) -> str | None:
     if any(row["sm"] == sm and row["system"] == system for row in rows):
         return None
     return (
-        f"TensorRT Edge-LLM {load_table('edgellm')['version']} has no {format_cpu(system)} payload for SM {sm}"
-        f" (target {target}); its wheels have them for {describe_payloads()}"
+        f"TensorRT Edge-LLM {load_table('edgellm')['version']} has no {format_cpu(system)} payload for "
+        f"SM {sm} (target {target}); its wheels have them for {describe_payloads()}"
     )
 
 

@@ -338,7 +338,8 @@ def check_coverage(
     unexplained_names = coverage.list_unexplained()
     if unexplained_names:
         raise ExportError(
-            f"{_format_weight_names(unexplained_names)} in the export, which come from no tensor of the checkpoint",
+            f"{_format_weight_names(unexplained_names)} in the export, which come from no tensor of the "
+            "checkpoint",
             where=str(graph.path),
             fix=_FIX,
         )

@@ -1,7 +1,8 @@
 """Asks an engine of kind ``edgellm`` by its own server, on loopback.
 
-The server takes text and gives the generated tokens with their most likely alternatives; it scores no given
-text. What it said is said.json and said.safetensors; enginix.evaluation.engine_judgement.answer_record reads them.
+The server takes text and returns the generated tokens with their most likely alternatives; it does not score
+a given text. The answers are written to said.json and said.safetensors, which
+enginix.evaluation.engine_judgement.answer_record reads.
 """
 
 from __future__ import annotations

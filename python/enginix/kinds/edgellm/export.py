@@ -116,7 +116,8 @@ def _require_disk_space(model_source: ExportSource, out: Path) -> None:
     free = shutil.disk_usage(out).free
     if free < size * EXPORT_DISK_FACTOR:
         raise MachineError(
-            f"the disk is full: {free >> 20} MiB free, the export needs about {int(size * EXPORT_DISK_FACTOR) >> 20} MiB",
+            f"the disk is full: {free >> 20} MiB free, the export needs about "
+            f"{int(size * EXPORT_DISK_FACTOR) >> 20} MiB",
             where=str(out),
             fix="free disk space, or choose another -o",
         )

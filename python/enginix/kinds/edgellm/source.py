@@ -61,7 +61,7 @@ def _read_config(model: Path) -> dict[str, Any]:
     model_type = rows[architecture]["modelType"]
     if config.get("model_type") != model_type:
         raise ModelError(
-            f"model_type {config.get('model_type')!r} does not go with {architecture}, whose is {model_type!r}",
+            f"model_type is {config.get('model_type')!r}, but {architecture} has {model_type!r}",
             where=where,
             fix="fetch the model again",
         )

@@ -104,7 +104,8 @@ def check_model_yaml(model: Path, model_config: Any) -> None:
     ):
         if type(yaml_value) is not type(pbtxt_value) or yaml_value != pbtxt_value:
             raise RepositoryError(
-                f"triton_config.{key}: {json.dumps(yaml_value)}, but {config.FILE} says {json.dumps(pbtxt_value)}",
+                f"triton_config.{key}: {json.dumps(yaml_value)}, but {config.FILE} says "
+                f"{json.dumps(pbtxt_value)}",
                 where=str(path),
                 fix="make them equal; Triton refuses the model with auto-completion, and fails at the first "
                 "stream without",

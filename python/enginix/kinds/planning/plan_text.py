@@ -77,8 +77,8 @@ def render_plan(plan: MemoryPlan) -> str:
         rows += [
             (
                 "build",
-                f"GPU {format_bytes(build.gpu_memory)}, host memory {format_bytes(build.host_memory)} a rank, "
-                f"TMPDIR {format_bytes(build.tmpdir)} (estimates)",
+                f"GPU {format_bytes(build.gpu_memory)}, host memory {format_bytes(build.host_memory)} a rank"
+                f", TMPDIR {format_bytes(build.tmpdir)} (estimates)",
             ),
             (
                 "store",

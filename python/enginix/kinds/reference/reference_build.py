@@ -183,7 +183,8 @@ def _identify_inputs(checkpoint: Path, model: Path) -> dict[str, Any]:
     made_from = checkpoint_manifest.inputs.get("model")
     if made_from is not None and made_from != model_identity:
         raise ManifestError(
-            f"the checkpoint was made from {_format_identity(made_from)}, but --model is {_format_identity(model_identity)}",
+            f"the checkpoint was made from {_format_identity(made_from)}, but --model is "
+            f"{_format_identity(model_identity)}",
             where=str(checkpoint),
             fix="pass the model that the checkpoint was converted from, or convert this one",
         )

@@ -77,7 +77,8 @@ def resolve_reference_options(engine: ReferenceEngine, options: RepositoryOption
     limit = options.max_tokens_limit or max_tokens
     if limit > max_tokens:
         raise RepositoryError(
-            f"max_tokens_limit: {limit} is above {max_tokens}; the engine's max_seq_len is {engine.max_seq_len}",
+            f"max_tokens_limit: {limit} is above {max_tokens}; the engine's max_seq_len is "
+            f"{engine.max_seq_len}",
             where=str(engine.directory),
             fix=f"--max-tokens-limit {max_tokens} or less",
         )

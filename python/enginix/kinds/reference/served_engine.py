@@ -76,7 +76,8 @@ def _read_end_ids(engine_manifest: Manifest, tokenizer: Path) -> tuple[int, ...]
     beside = read_end_tokens(tokenizer)
     if beside and beside != tuple(ends):
         raise RepositoryError(
-            f"model.{END_TOKENS_KEY} is {ends}, and generation_config.json beside the tokenizer says {list(beside)}",
+            f"model.{END_TOKENS_KEY} is {ends}, and generation_config.json beside the tokenizer says "
+            f"{list(beside)}",
             where=where,
             fix="build the engine again",
         )

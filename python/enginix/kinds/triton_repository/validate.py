@@ -204,7 +204,8 @@ def _check_ensemble(
         if ensemble_config.max_batch_size > model.max_batch_size:
             yield RepositoryProblem(
                 name,
-                f"max_batch_size: {ensemble_config.max_batch_size} is above {step.model_name}'s {model.max_batch_size}",
+                f"max_batch_size: {ensemble_config.max_batch_size} is above {step.model_name}'s "
+                f"{model.max_batch_size}",
                 "make them equal",
             )
         if not ensemble_config.max_batch_size and model.max_batch_size:

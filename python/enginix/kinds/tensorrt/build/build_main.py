@@ -69,5 +69,6 @@ def check_build_machine(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="enginix-") as work:
         preflight.check_disk(Path(work), Path(work), 0, workspace=False)
     console.print_message(
-        f"{gpu.name}, SM {gpu.sm}, {format_bytes(gpu.free)} free; driver {host_machine.driver}; runtime {runtime.id}"
+        f"{gpu.name}, SM {gpu.sm}, {format_bytes(gpu.free)} free; driver {host_machine.driver}; "
+        f"runtime {runtime.id}"
     )

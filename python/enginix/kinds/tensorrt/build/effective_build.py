@@ -1,9 +1,9 @@
-"""What trtllm-build makes of a request: the limits and plug-in settings that an engine ends up with.
+"""Predict the limits and plug-in settings with which trtllm-build builds an engine, from a request.
 
 TensorRT-LLM changes a request before it builds: it lengthens sequences by the draft, clips or raises the
 tokens of a step, and turns options off with a warning. The order here is that of its own code
-(``data/tensorrt/build_effects.json`` names the texts). tests/golden/requests.jsonl.xz holds this module to what that
-code made of 986 requests.
+(``data/tensorrt/build_effects.json`` names the texts). tests/golden/requests.jsonl.xz has the results of that
+code for 986 requests; the tests compare this module with them.
 """
 
 from __future__ import annotations

@@ -97,7 +97,8 @@ def _check_peft_adapter(path: Path, options: dict[str, OptionValue], inputs: lis
             raise UsageError(
                 f"target_modules has {', '.join(unknown)}, which TensorRT-LLM does not map",
                 where=where,
-                fix=f"use adapters of {', '.join(MODULE_NAMES)}, or name the engine's modules (loraTargetModules)",
+                fix=f"use adapters of {', '.join(MODULE_NAMES)}, or name the engine's modules "
+                "(loraTargetModules)",
             )
     rank, most = config.get("r"), options.get("maxLoraRank", 64)
     if isinstance(rank, int) and isinstance(most, int) and rank > most:

@@ -1,5 +1,5 @@
-"""trtllm-build's options: ``data/tensorrt/build_options.json`` read by the command line, as nix/check/options.nix
-reads it.
+"""trtllm-build's options by ``data/tensorrt/build_options.json``, for the command line; nix/check/options.nix
+reads the same table.
 """
 
 from __future__ import annotations

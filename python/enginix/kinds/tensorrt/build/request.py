@@ -212,8 +212,9 @@ def predict_effective_build(request: BuildRequest, checkpoint: BuildCheckpoint) 
         # Tokens of a step are a limit: clipped, and said.
         if effective_value != requested and name not in ("optNumTokens", "maxDraftLen"):
             raise UsageError(
-                f"is {requested!r}, but TensorRT-LLM makes {effective_value!r} of it for {checkpoint.architecture} in "
-                f"{checkpoint.quantization or checkpoint.dtype} on SM {request.target.sm}",
+                f"is {requested!r}, but TensorRT-LLM makes {effective_value!r} of it for "
+                f"{checkpoint.architecture} in {checkpoint.quantization or checkpoint.dtype} on SM "
+                f"{request.target.sm}",
                 where=f"option {name}",
                 fix="leave it out",
             )
