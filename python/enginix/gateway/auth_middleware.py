@@ -190,10 +190,10 @@ class AuthMiddleware:
 
     @contextmanager
     def _place(self, caller: Caller) -> Iterator[None]:
-        """A place among the requests that run.
+        """Hold one of the places for running requests.
 
         Raises:
-            Refused: there is none.
+            RequestRejected: all places are taken.
         """
         client_limit = caller.client.parallel_requests if caller.client else 0
         for limit, running in (
@@ -311,8 +311,8 @@ class _ClientRequest:
         """The body.
 
         Raises:
-            Refused: larger than ``most``.
-            _Gone: the client left.
+            RequestRejected: the body is larger than ``max_bytes``.
+            _ClientGone: the client closed its connection.
         """
         parts, size = [], 0
         while True:
@@ -327,10 +327,10 @@ class _ClientRequest:
                 return b"".join(parts)
 
     async def while_connected(self, answering: Coroutine[Any, Any, None]) -> None:
-        """Let it be answered, and end that when the client goes: its place at the server is free then.
+        """Run the answering, and cancel it when the client leaves, which frees its place at the server.
 
         Raises:
-            _Gone: the client left.
+            _ClientGone: the client closed its connection.
         """
         task, watching = asyncio.ensure_future(answering), asyncio.ensure_future(self._until_gone())
         try:
@@ -352,7 +352,7 @@ def _refuse_query(scope: Scope) -> None:
     """Refuse a query string: LiteLLM would take parameters from it, before those of the body.
 
     Raises:
-        Refused: there is one.
+        RequestRejected: the request has a query string.
     """
     if scope.get("query_string"):
         raise RequestRejected("the address has a query string (?…); parameters belong in the body, as JSON")
@@ -367,7 +367,7 @@ def _reject_constant(name: str) -> Any:
 
 
 def _is_nested_deeper(value: Any, depth: int) -> bool:
-    """Whether containers are nested deeper than ``most``; without recursion."""
+    """Tell whether containers are nested deeper than ``depth``; without recursion."""
     level = [value]
     for _ in range(depth):
         level = [

@@ -36,7 +36,8 @@ def limited_protocol(base: Any, max_connections: int, header_seconds: float = HE
 
     Args:
         base: uvicorn's class for HTTP.
-        most: connections at once. Beyond them the one that has waited longest without a request is closed.
+        max_connections: connections at once; beyond them, the one that has waited longest without a request
+            is closed.
     """
 
     class LimitedProtocol(base):  # type: ignore[misc]

@@ -64,14 +64,14 @@ class RequestRejected(Exception):
 
 
 def check_openai_request(route: str, body: Mapping[str, Any], *, is_triton: bool) -> None:
-    """Checks all parameters of a request; null counts as absent.
+    """Check all parameters of a request; null counts as absent.
 
     Args:
         route: ``chat`` or ``completions``.
-        triton: whether a Triton server answers it, which serves fewer parameters.
+        is_triton: a Triton server answers it, which supports fewer parameters.
 
     Raises:
-        Refused: the first parameter that is unknown, of another type or range, or cannot be honoured.
+        RequestRejected: the first parameter that is unknown, not supported, or of another type or range.
     """
     for name, value in body.items():
         row = PARAMETERS.get(name)
@@ -103,12 +103,12 @@ def check_openai_request(route: str, body: Mapping[str, Any], *, is_triton: bool
 
 
 def build_triton_inputs(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Triton's inputs for sampling parameters that :func:`check` has let through.
+    """Return Triton's inputs for sampling parameters that :func:`check_openai_request` accepted.
 
-    ``stop`` is none of them: Triton's stop words are sequences of tokens, OpenAI's are texts.
+    ``stop`` has no input: Triton's stop words are sequences of tokens, OpenAI's are texts.
 
     Raises:
-        Refused: a parameter that no input stands for.
+        RequestRejected: a parameter has no input.
     """
     triton_inputs: dict[str, Any] = {}
     for name, value in parameters.items():

@@ -114,7 +114,7 @@ def read_gateway_spec(path: Path) -> GatewaySpec:
     """Reads a description.
 
     Raises:
-        SpecError: unreadable, or not one; names the key.
+        GatewaySpecError: the file is unreadable, or the description is invalid; names the key.
     """
     try:
         description = json.loads(path.read_text("utf-8"))
@@ -127,7 +127,7 @@ def parse_gateway_spec(description: Any, where: str) -> GatewaySpec:
     """Checks a parsed description.
 
     Raises:
-        SpecError: names the key.
+        GatewaySpecError: invalid; names the key.
     """
     top = _copy_object(description, where)
     if top.pop("version", None) != VERSION:

@@ -114,7 +114,7 @@ async def stream_answer(
     """Answer a request as OpenAI's interface means it: to its stop texts, with as many tokens as fit.
 
     Raises:
-        BackendError: as :func:`stream`.
+        BackendError: as :func:`stream_pieces`.
     """
     stop = StopText(call.stop)
     async with aclosing(_stream_fitting(client, url, model, call)) as pieces:

@@ -28,14 +28,15 @@ FORWARDED_SIGNALS = (
 
 
 class Child:
-    """A running command of a :class:`Room`; a context manager that always ends it with all its descendants.
+    """A running command of a :class:`enginix.runtime.sandbox.Sandbox`; a context manager that always ends it
+    with all its descendants.
 
     Args:
-        capture: whether its output comes through :attr:`process` as one stream.
+        capture: merge its output into one stream, ``process.stdout``.
     """
 
     def __init__(self, sandbox: Sandbox, words: list[str], *, capture: bool) -> None:
-        self.room = sandbox
+        self.sandbox = sandbox
         info_read_fd, info_write_fd = os.pipe()
         try:
             self.process = subprocess.Popen(
@@ -93,7 +94,7 @@ class Child:
 
     def _wait_for_namespace(self) -> None:
         """A process namespace's first process is ended last: when it is gone, so are all the others."""
-        if self.room.rootfs is None or self._info_fd is None:
+        if self.sandbox.rootfs is None or self._info_fd is None:
             return
         if self._init is None:
             self._init = self._read_info(0)
@@ -104,7 +105,7 @@ class Child:
             time.sleep(0.01)
 
     def _command(self) -> int | None:
-        if self.room.rootfs is None:
+        if self.sandbox.rootfs is None:
             return self.process.pid if self.process.poll() is None else None
         if self._init is None:
             self._init = self._read_info(5)

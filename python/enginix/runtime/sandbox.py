@@ -245,7 +245,7 @@ def _mount_image_part(
     with each of its entries mounted: bubblewrap makes no directory in one that is mounted read-only.
 
     Args:
-        opened: gets the directories made in memory.
+        memory_directories: receives the directories made in memory.
     """
     inner_points = [place for place in mount_points if inside_path in place.parents]
     if (

@@ -170,7 +170,7 @@ def check_gpus(
 
     Args:
         gpus: the ones that are to serve, by index or UUID; empty is all.
-        here: ranks of this machine, where other machines have the rest.
+        local_ranks: ranks of this machine, where other machines have the rest.
 
     Raises:
         MachineError: a GPU is not there, too few are, or too little of its memory is free.

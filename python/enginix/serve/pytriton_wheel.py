@@ -200,7 +200,7 @@ def recorded_link() -> Path:
 
 
 def find_recorded() -> Path | None:
-    """Return the directory that :func:`record` remembered, if it is still there."""
+    """Return the directory that :func:`record_tritonserver` remembered, if it still exists."""
     link = recorded_link()
     return link.resolve() if (link / "bin" / "tritonserver").is_file() else None
 

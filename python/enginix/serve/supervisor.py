@@ -47,8 +47,8 @@ class SupervisedServer:
     """A running tritonserver; a context manager that always ends it.
 
     Args:
-        plan: what to start.
-        show: gets every line that the server prints.
+        spec: command and environment to start.
+        show: receives every line that the server prints.
     """
 
     def __init__(self, spec: LaunchSpec, show: Callable[[str], None]) -> None:

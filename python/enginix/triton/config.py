@@ -143,7 +143,7 @@ def read_pbtxt(path: Path) -> Any:
     """The ``ModelConfig`` message of a file.
 
     Raises:
-        RepositoryError: see :func:`parse`; or the file cannot be read.
+        RepositoryError: see :func:`parse_pbtxt`; or the file cannot be read.
     """
     try:
         text = path.read_text("utf-8")

@@ -30,13 +30,13 @@ import json, sys
 from importlib import metadata
 from experimental.server.runtime import engine_build as e
 limits = dict(zip(("max_input_len", "max_batch_size", "max_kv_cache_capacity"), map(int, sys.argv[3:])))
-found = {"bundle": str(e.bundle_cache_path(sys.argv[1], sys.argv[2], e.BuildOptions(**limits)))}
+answer = {"bundle": str(e.bundle_cache_path(sys.argv[1], sys.argv[2], e.BuildOptions(**limits)))}
 for name, package in (("edgellm", "tensorrt-edgellm"), ("tensorrt", "tensorrt")):
     try:
-        found[name] = metadata.version(package).split("+")[0].split(".post")[0]
+        answer[name] = metadata.version(package).split("+")[0].split(".post")[0]
     except metadata.PackageNotFoundError:
         pass
-print(json.dumps(found))
+print(json.dumps(answer))
 """
 
 

@@ -125,7 +125,7 @@ def _require_runtime(args: argparse.Namespace, engine_manifest: Manifest) -> Non
         f"an engine of kind {engine_manifest.kind} is executed by {runtime} on {gpu or 'its GPU'}, "
         "which is not here",
         where=str(args.engine),
-        fix=f"pass {runtime_option}; or run this inside a container of that image on that machine; or let Nix "
-        f'do it there: mkEngine {{ kind = "{engine_manifest.kind}"; }} gates by default; or pass --said with '
-        "what it said there (passthru.answers)",
+        fix=f"pass {runtime_option}; or run this inside a container of that image on that machine; or let "
+        f'Nix do it there: mkEngine {{ kind = "{engine_manifest.kind}"; }} gates by default; or pass --said '
+        "with what it said there (passthru.answers)",
     )

@@ -33,7 +33,7 @@ def plan_from_lock(
     Weights are the mean over the ranks, so what does not fit here does not fit; what fits here may not.
 
     Args:
-        facts: a lock's ``model``.
+        metadata: a lock's ``model``.
         files: path → bytes.
 
     Raises:

@@ -58,7 +58,7 @@ def ask_trtllm_engine(engine: Path, questions_file: Path, out: Path, options: Tr
     """Asks an engine everything; ``out`` is whole at the end, or absent.
 
     Args:
-        asked: asked.json, or its directory.
+        questions_file: asked.json, or its directory.
 
     Raises:
         ManifestError: not an engine of these kinds.

@@ -24,10 +24,10 @@ class ServeRequest:
     """A start whose ports are not chosen yet.
 
     Attributes:
-        plan: everything but the ports.
-        driver: of this machine's GPUs.
-        endpoints: those that are on, with the ports asked for; 0 is any free one.
-        here: ranks of this machine, where others have the rest.
+        plan: the launch spec, without ports.
+        driver: driver of this machine's GPUs.
+        endpoints: the endpoints that are on, with the requested ports; 0 takes any free port.
+        local_ranks: ranks of this machine, where other machines have the rest.
     """
 
     plan: LaunchSpec

@@ -31,11 +31,11 @@ def verify_engine(
     """Check that a directory is the engine that was asked for: an exit status of 0 does not say so.
 
     Args:
-        made: what trtllm-build makes of the request.
+        effective: the build that trtllm-build makes of the request.
 
     Returns:
-        Size of each rank's engine in bytes; and what config.json says that was not foreseen, of settings
-        that the request leaves alone.
+        Size of each rank's engine in bytes; and differences between config.json and the prediction, in
+        settings that the request leaves alone.
 
     Raises:
         BuildError: a file is missing, too small for its weights, of another version, or has limits or
@@ -175,8 +175,9 @@ def describe_engine(
     """The manifest: everything that another machine must know, nothing that names a path.
 
     Args:
-        made: what trtllm-build makes of the request; limits and plugins are its own, asked has the request's.
-        nccl: its version, and who told it.
+        effective: the build that trtllm-build makes of the request. The manifest has its limits and plugins,
+            and those of the request under ``asked``.
+        nccl: NCCL's version, and its source.
     """
     runtime, machine = request.runtime, preflight_result.machine
     # By content, never by path.
