@@ -28,7 +28,7 @@ TRITONSERVER = ProgramOptions(
 
 
 def check_triton_flags(given: Iterable[str], version: str) -> tuple[str, ...]:
-    """Check a user's ``NAME=VALUE`` options for a version of tritonserver (:meth:`ProgramOptions.checked`)."""
+    """Check a user's ``NAME=VALUE`` options for a tritonserver version (:meth:`ProgramOptions.checked`)."""
     pairs = TRITONSERVER.checked(given, version)
     return tuple(f"--{name}" if value is None else f"--{name}={value}" for name, value in pairs)
 

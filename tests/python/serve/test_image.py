@@ -371,8 +371,8 @@ def test_kill_9_of_the_command_leaves_nothing(
         ({}, ["--hosts", "a:1,b:1"], EXIT_USAGE, "--rootfs makes a sandbox on this machine alone"),
         ({}, ["--hosts", "a"], EXIT_USAGE, "is not HOST:SLOTS"),
         ({}, ["--hostfile", "/nowhere"], EXIT_USAGE, "/nowhere: cannot be read"),
-        ({}, ["--worker", "2"], EXIT_USAGE, "the slots that --hosts of the first machine gives it"),
-        ({}, ["--worker", "1"], EXIT_USAGE, "a sandbox in which nothing is started from outside"),
+        ({}, ["--worker", "2"], EXIT_USAGE, "slots that --hosts of the first machine gives this one"),
+        ({}, ["--worker", "1"], EXIT_USAGE, "a sandbox, in which another machine cannot start ranks"),
     ],
 )
 def test_the_preflight(

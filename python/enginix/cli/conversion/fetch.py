@@ -18,7 +18,7 @@ from enginix.hub.fetch import JOBS, fetch_locked_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("lock", metavar="LOCK", type=Path, help="written by enginix lock")
+    parser.add_argument("lock", metavar="LOCK", type=Path, help="lock file, written by enginix lock")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="DIR")
     parser.add_argument("--jobs", type=int, default=JOBS, metavar="N", help="files at a time (%(default)s)")
 
