@@ -1,4 +1,4 @@
-"""``enginix gate`` for engines of other runtimes: asked here where the runtime is, then judged."""
+"""``enginix gate`` for engines with a runtime of their own: ask the engine in its runtime, then judge."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from enginix.wording import count_noun
 
 
 def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int:
-    """Asks where nobody has, judges, writes.
+    """Ask the engine unless --said has its answers, judge the answers, and write the results.
 
     Raises:
-        MachineError: the engine's runtime is not here, or no such device.
+        MachineError: the engine's runtime or the device is missing.
         GateError: a gate failed, or the reference is missing.
-        UsageError: a gate or an argument that does not fit.
+        UsageError: a gate or an argument does not fit the engine.
     """
     requested_gates = None if args.gates is None else judge.parse_gates(args.gates)
     ready = (args.reference / kept_answers.FILE).is_file()
@@ -38,7 +38,7 @@ def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int
     model = args.model or args.reference
     if args.output is not None:
         require_absent(args.output)
-    # Before anything is asked, which takes a GPU: a gate or bound that does not exist.
+    # Refuse unknown gates and bounds before the engine is asked, which takes a GPU.
     rows = judge_answers.resolve_requested_bounds(engine_manifest, requested_gates)
     if rows and not ready:
         devices.find_device(args.device)
@@ -103,7 +103,7 @@ def _ask_engine(args: argparse.Namespace, engine_manifest: Manifest, model: Path
 
 
 def _require_runtime(args: argparse.Namespace, engine_manifest: Manifest) -> None:
-    """Says where to run this, if not here."""
+    """Raise an error that says where to run this, if the engine's runtime is not here."""
     package = "experimental.server" if engine_manifest.kind == "edgellm" else "tensorrt_llm"
     if engine_manifest.kind != "edgellm" and args.rootfs is not None:
         return

@@ -1,4 +1,4 @@
-"""A plan as people read it."""
+"""A memory plan as text."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FLAGS = {
 
 
 def format_change(change: Change) -> str:
-    """One change in the command's own flags."""
+    """Format a change as flags of the command."""
     return " with ".join(FLAGS[name].format(value) for name, value in change.items())
 
 
 def format_verdict(plan: MemoryPlan) -> str:
-    """One line: fits or not, and what is tightest."""
+    """Format the verdict as one line: fits or not, and the tightest resource."""
     memory = plan.memory
     if not memory.fits:
         why = {
@@ -56,7 +56,7 @@ def _format_limits(limits: PlanLimits | memory_plan.EdgellmPlanLimits) -> str:
 
 
 def render_plan(plan: MemoryPlan) -> str:
-    """The verdict, the figures behind it, and what would help."""
+    """Render the verdict, its figures, and the smallest change."""
     m, limits, build = plan.memory, plan.limits, plan.build
     kv = limits.kv_bits or plan.sizes.kv_bits
     rank = "" if plan.kind == "edgellm" else " a rank"
