@@ -112,7 +112,7 @@ test_engine_killed() { misbehaving killed 'the kernel killed it'; }
 test_engine_partial() { misbehaving partial 'a partial engine'; }
 test_engine_nothing_written() { misbehaving nothing 'wrote no engine'; }
 test_engine_home_written() { misbehaving home 'a library writes to HOME'; }
-test_engine_input_path_leaks() { misbehaving leak 'names the path of an input'; }
+test_engine_input_path_leaks() { misbehaving leak 'contains the path of an input'; }
 test_engine_other_version() { misbehaving version 'the engine says TensorRT-LLM 9.9.9'; }
 test_engine_cache_in_the_working_directory() { built "$(engine_of 'mk { }' 'misbehave = "model-cache";')"; }
 test_engine_leaves_no_process() {
