@@ -1,7 +1,8 @@
 # { name, folders, python, … } -> derivation
 #
-# The enginix command over a Python, made of the folders that its use needs and no others: a change of anything else
-# builds nothing again that was built by it. The modules at the top of the package are in every one.
+# The enginix command over a Python, made of the folders that its use needs and no others: a change
+# of anything else builds nothing again that was built by it. The modules at the top of the package
+# are in every one.
 { pkgs, lib, ... }:
 let
   root = ../python/enginix;
@@ -25,7 +26,8 @@ let
       inside = folder: lib.hasPrefix "${folder}/" "${relative}/";
       isAncestor = folder: lib.hasPrefix "${relative}/" "${folder}/";
       parent = dirOf relative;
-      isPackageOfFolder = baseNameOf path == "__init__.py" && builtins.any (lib.hasPrefix "${parent}/") folders;
+      isPackageOfFolder =
+        baseNameOf path == "__init__.py" && builtins.any (lib.hasPrefix "${parent}/") folders;
     in
     # Build products of a working tree are no source.
     baseNameOf path != "__pycache__"

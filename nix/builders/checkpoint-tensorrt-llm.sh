@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2154
-# The runtime's own Python converts; of this machine it sees /nix/store, the GPU, and the directory for its output.
-# Its launcher may set PYTHONPATH, so ours goes in by hand.
+# The runtime's own Python converts; of this machine it sees /nix/store, the GPU, and the directory
+# for its output. Its launcher may set PYTHONPATH, so ours goes in by hand.
 eval "flags=($flags)"
 mkdir made
 enginix runtime run "$runtime" --rootfs "$rootfs" ${driver:+--driver "$driver"} --no-network --bind "$PWD/made" -- \

@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2154
-# Arguments given at start come last, so they win over the ones built in. As a systemd service, state and key are
-# where systemd puts them.
+# Arguments given at start come last, so they win over the ones built in. As a systemd service,
+# state and key are where systemd puts them.
 mkdir -p "$out/bin"
 cat >"$out/bin/$name" <<EOS
 #!$bash/bin/bash

@@ -1,5 +1,6 @@
 # shellcheck shell=bash disable=SC2154
-# The launcher is a file of its own: with `-m`, Python would put the caller's directory first on the module path.
+# The launcher is a file of its own: with `-m`, Python would put the caller's directory first on the
+# module path.
 mkdir -p "$out/bin" "$out/lib" "$out/libexec"
 cp -r "$source" "$out/lib/enginix"
 chmod -R u+w "$out/lib"

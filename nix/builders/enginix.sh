@@ -1,6 +1,7 @@
 # shellcheck shell=bash disable=SC2154
-# Package and launcher. The launcher is a file of its own: with `-m`, Python would put the caller's directory
-# first on the module path, where a folder named triton or torch would stand before the library.
+# Package and launcher. The launcher is a file of its own: with `-m`, Python would put the caller's
+# directory first on the module path, where a folder named triton or torch would stand before the
+# library.
 mkdir -p "$out/bin" "$out/lib" "$out/libexec"
 cp -r "$source" "$out/lib/enginix"
 # Only in packages that convert: what calibrates, exports or asks has no checkpoint/.

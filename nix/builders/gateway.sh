@@ -6,5 +6,6 @@ cat >"$out/bin/$name" <<EOF
 exec $enginix/bin/enginix gateway $description $flags "\$@"
 EOF
 chmod +x "$out/bin/$name"
-# Refuses a description that cannot be served now rather than at start; what LiteLLM is told is there to be read.
+# Refuses a description that cannot be served now rather than at start; what LiteLLM is told is
+# there to be read.
 "$enginix/bin/enginix" gateway "$description" --dry-run --json >"$out/share/gateway.json"

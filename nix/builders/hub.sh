@@ -1,7 +1,8 @@
 # shellcheck shell=bash disable=SC2154
 # Sourced by the fetching builders: the hub to fetch from, and the token for it.
 
-# A model that comes with a flake is served by its own hub on loopback, unless HF_ENDPOINT names another.
+# A model that comes with a flake is served by its own hub on loopback, unless HF_ENDPOINT names
+# another.
 if [ -z "${HF_ENDPOINT-}" ] && [ -n "$hub" ]; then
   "$hub" --port-file "$NIX_BUILD_TOP/hub-port" >"$NIX_BUILD_TOP/hub.log" 2>&1 &
   hub_process=$!

@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2154
-# {bin/tritonserver, backends/python, caches} as Triton expects them, the wheel's libraries two levels up from
-# where its binaries look for them.
+# {bin/tritonserver, backends/python, caches} as Triton expects them, the wheel's libraries two
+# levels up from where its binaries look for them.
 python3 -m zipfile -e "$src" wheel
 cd wheel || exit
 stub=pytriton/tritonserver/python_backend_stubs/$pythonVersion/triton_python_backend_stub

@@ -1,7 +1,7 @@
 # Ready models: name -> { model, checkpoint, engine, triton-repo, triton-server }.
 #
-# One file each, a function of the scope. The files are listed, not discovered, and an entry is evaluated
-# only when it is asked for.
+# One file each, a function of the scope. The files are listed, not discovered, and an entry is
+# evaluated only when it is asked for.
 scope:
 let
   # Showing or checking the flake evaluates every entry: what is to be told of one stands in its

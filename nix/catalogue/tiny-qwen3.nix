@@ -1,5 +1,6 @@
-# A model of about two million parameters that comes with this repository: for demo, tests and a first look.
-# Its files are served by a hub of its own on loopback, so that the first stage is the one that every model has.
+# A model of about two million parameters that comes with this repository: for demo, tests and a
+# first look. Its files are served by a hub of its own on loopback, so that the first stage is the
+# one that every model has.
 {
   mkHfModel,
   pkgs,

@@ -1,8 +1,8 @@
 # A model of the catalogue whose lock may not be known yet.
 #
-# With `<name>.lock.json` beside its entry it is an ordinary model. Without, everything evaluates, so that the
-# flake can be shown and checked as a whole, and building anything of it fails at once with the one command that
-# writes the lock. No hash is invented.
+# With `<name>.lock.json` beside its entry it is an ordinary model. Without, everything evaluates,
+# so that the flake can be shown and checked as a whole, and building anything of it fails at once
+# with the one command that writes the lock. No hash is invented.
 {
   mkHfModel,
   pkgs,

@@ -10,8 +10,8 @@ let
   listed = sizes: if sizes == [ ] then "none" else lib.concatMapStringsSep ", " toString sizes;
 in
 {
-  # Parallelism against the model's sizes, as far as the lock carries them: what python/enginix/checkpoint/mapping.py
-  # refuses from config.json.
+  # Parallelism against the model's sizes, as far as the lock carries them: what
+  # python/enginix/checkpoint/mapping.py refuses from config.json.
   # parallelism :: string -> set -> { tensorParallel; pipelineParallel; expertParallel; } -> set
   parallelism =
     function: model: p:
@@ -36,17 +36,33 @@ in
         && divides (if experts == null then n else n / ep) width;
     in
     if !divides tp heads then
-      throw "${function}: tensorParallel = ${toString tp} does not divide the model's ${toString heads} attention heads. Sizes that do: ${listed (divisors heads)}."
+      throw (
+        "${function}: tensorParallel = ${toString tp} does not divide the model's "
+        + "${toString heads} attention heads. Sizes that do: ${listed (divisors heads)}."
+      )
     else if layers != null && pp > layers then
-      throw "${function}: pipelineParallel = ${toString pp}, but the model has ${toString layers} layers."
+      throw (
+        "${function}: pipelineParallel = ${toString pp}, but the model has ${toString layers} "
+        + "layers."
+      )
     else if lib.mod tp ep != 0 then
-      throw "${function}: expertParallel = ${toString ep} does not divide tensorParallel = ${toString tp}. Sizes that do: ${listed (divisors tp)}."
+      throw (
+        "${function}: expertParallel = ${toString ep} does not divide tensorParallel = "
+        + "${toString tp}. Sizes that do: ${listed (divisors tp)}."
+      )
     else if ep != 1 && experts == null && heads != null then
       throw "${function}: expertParallel = ${toString ep}, but the model has no experts."
     else if !divides ep experts then
-      throw "${function}: expertParallel = ${toString ep} does not divide the model's ${toString experts} experts. Sizes that do: ${listed (divisors experts)}."
+      throw (
+        "${function}: expertParallel = ${toString ep} does not divide the model's "
+        + "${toString experts} experts. Sizes that do: ${listed (divisors experts)}."
+      )
     else if !fits tp then
-      throw "${function}: tensorParallel = ${toString tp} does not fit ${toString kvHeads} KV heads and an intermediate size of ${toString width}. Sizes that do: ${listed (builtins.filter fits (builtins.genList (n: n + 1) 64))}."
+      throw (
+        "${function}: tensorParallel = ${toString tp} does not fit ${toString kvHeads} KV heads "
+        + "and an intermediate size of ${toString width}. Sizes that do: "
+        + "${listed (builtins.filter fits (builtins.genList (n: n + 1) 64))}."
+      )
     else
       {
         tensorParallel = tp;
@@ -54,7 +70,8 @@ in
         expertParallel = ep;
       };
 
-  # GPUs of a node: the ranks are on one, or fill several, so that none shares its GPU (python/enginix/checkpoint/mapping.py).
+  # GPUs of a node: the ranks are on one, or fill several, so that none shares its GPU
+  # (python/enginix/checkpoint/mapping.py).
   # nodes :: string -> { tensorParallel; pipelineParallel; } -> int -> int
   nodes =
     function: p: value:
@@ -63,25 +80,30 @@ in
       world = p.tensorParallel * p.pipelineParallel;
       several = builtins.filter (n: lib.mod world n == 0) (builtins.genList (n: n + 1) (world - 1));
       below = world / each * each;
+      mismatch =
+        "gpusPerNode = ${toString each}, but tensorParallel ${toString p.tensorParallel} × "
+        + "pipelineParallel ${toString p.pipelineParallel} = ${toString world} ranks neither fit "
+        + "one node of ${toString each} GPUs nor fill several.";
     in
     if world <= each || lib.mod world each == 0 then
       each
     else
       throw ''
-        ${function}: gpusPerNode = ${toString each}, but tensorParallel ${toString p.tensorParallel} × pipelineParallel ${toString p.pipelineParallel} = ${toString world} ranks neither fit one node of ${toString each} GPUs nor fill several.
+        ${function}: ${mismatch}
         Do one of these:
           - serve on one node: gpusPerNode = ${toString world}
           - serve on several: gpusPerNode = ${lib.concatMapStringsSep " or " toString several}
           - make other ranks: ${toString below} or ${toString (below + each)} of them'';
 
-  # The model's quantization, where the lock tells it: what python/enginix/model/quantization.py refuses. Locks have
-  # names in capitals, whatever the model has.
+  # The model's quantization, where the lock tells it: what python/enginix/model/quantization.py
+  # refuses. Locks have names in capitals, whatever the model has.
   # quantization :: string -> set -> { model; quantization; } -> string | null
   quantization =
     function: table: m:
     let
       inherit (table) algorithms methods;
-      called = if m.quantization or null != null then m.quantization else m.model.quantization or null;
+      called =
+        if m.quantization or null != null then m.quantization else m.model.quantization or null;
       lower = if called == null then null else lib.toLower called;
       named = row: name: builtins.any (n: lib.toLower n == lower) ([ name ] ++ row.aliases);
       found = builtins.filter (n: named algorithms.${n} n) (builtins.attrNames algorithms);
@@ -97,22 +119,36 @@ in
         else
           null;
       foreign = methods.${method} or methods."*";
-      refuse = what: why: instead: throw "${function}: ${what} cannot become a TensorRT-LLM checkpoint: ${why}. Instead: ${instead}.";
+      refuse =
+        what: why: instead:
+        throw (
+          "${function}: ${what} cannot become a TensorRT-LLM checkpoint: ${why}. "
+          + "Instead: ${instead}."
+        );
       usable = builtins.filter (n: algorithms.${n}.convert) (builtins.attrNames algorithms);
       cache = m.model.kvCacheQuantization or null;
     in
     if !builtins.elem method [ null "modelopt" ] then
       refuse "quantization method ${method}" foreign.why foreign.instead
     else if cache != null && cache != "FP8" then
-      throw "${function}: KV cache quantization ${cache} has no place in a checkpoint from a Hugging Face model; quantize the KV cache to FP8, or not at all."
+      throw (
+        "${function}: KV cache quantization ${cache} has no place in a checkpoint from a Hugging "
+        + "Face model; quantize the KV cache to FP8, or not at all."
+      )
     else if called == null || lower == "modelopt" then
       null
     else if found == [ ] then
-      throw "${function}: quantization ${called} is unknown; quantize with ModelOpt to one of: ${lib.concatStringsSep ", " usable}; or serve the model with the llmapi kind."
+      throw (
+        "${function}: quantization ${called} is unknown; quantize with ModelOpt to one of: "
+        + "${lib.concatStringsSep ", " usable}; or serve the model with the llmapi kind."
+      )
     else if !row.convert then
       refuse "quantization ${algorithm}" row.why row.instead
     else if row.note == "dense models only" && m.model.experts or null != null then
-      throw "${function}: ${algorithm} is for dense models, and this one has ${toString m.model.experts} experts; quantize it to FP8 or NVFP4."
+      throw (
+        "${function}: ${algorithm} is for dense models, and this one has "
+        + "${toString m.model.experts} experts; quantize it to FP8 or NVFP4."
+      )
     else
       algorithm;
 
@@ -131,18 +167,22 @@ in
     function: table: wanted: m:
     let
       inherit (table) converters;
-      chosen = converters.${arguments.oneOf function "converter" (builtins.attrNames converters) wanted};
+      choices = builtins.attrNames converters;
+      chosen = converters.${arguments.oneOf function "converter" choices wanted};
       known = builtins.attrNames chosen.architectures;
       name = m.model.architecture or "";
-      takers = builtins.filter (c: converters.${c}.architectures ? ${name}) (builtins.attrNames converters);
+      takers = builtins.filter (c: converters.${c}.architectures ? ${name}) choices;
+      offer = c: "converter = \"${c}\" (${converters.${c}.runsOn})";
       row = chosen.architectures.${name} or { };
       most = row.maxTensorParallel or null;
     in
     if name != "" && !builtins.elem name known then
       if takers != [ ] then
-        throw "${function}: converter = \"${wanted}\" does not take ${name}; ${
-          lib.concatMapStringsSep " and " (c: "converter = \"${c}\" (${converters.${c}.runsOn})") takers
-        } does. \"${wanted}\" takes: ${lib.concatStringsSep ", " known}."
+        throw (
+          "${function}: converter = \"${wanted}\" does not take ${name}; "
+          + "${lib.concatMapStringsSep " and " offer takers} does. "
+          + "\"${wanted}\" takes: ${lib.concatStringsSep ", " known}."
+        )
       else if table.refused ? ${name} then
         throw "${function}: no converter takes ${name}: ${table.refused.${name}}."
       else
@@ -150,11 +190,20 @@ in
     else if wanted == "enginix" then
       row
     else if m.quantization or null != null then
-      throw "${function}: converter = \"${wanted}\" converts unquantized models; this one is ${m.quantization}."
+      throw (
+        "${function}: converter = \"${wanted}\" converts unquantized models; this one is "
+        + "${m.quantization}."
+      )
     else if m.parallel.pipelineParallel != 1 || m.parallel.expertParallel != 1 then
-      throw "${function}: converter = \"${wanted}\" offers tensorParallel only; leave pipelineParallel and expertParallel at 1."
+      throw (
+        "${function}: converter = \"${wanted}\" offers tensorParallel only; leave pipelineParallel "
+        + "and expertParallel at 1."
+      )
     else if most != null && m.parallel.tensorParallel > most then
-      throw "${function}: tensorParallel = ${toString m.parallel.tensorParallel}, but converter = \"${wanted}\" takes ${name} with at most ${toString most}."
+      throw (
+        "${function}: tensorParallel = ${toString m.parallel.tensorParallel}, but converter = "
+        + "\"${wanted}\" takes ${name} with at most ${toString most}."
+      )
     else
       row;
 }

@@ -1,7 +1,9 @@
-# Whether a TensorRT Edge-LLM engine fits its GPU, at evaluation: python/enginix/plan/edgellm.py again.
+# Whether a TensorRT Edge-LLM engine fits its GPU, at evaluation: python/enginix/plan/edgellm.py
+# again.
 #
-# One GPU, float16, no free parameters: the wheel's builder fixes the KV cache at maxBatchSize sequences of
-# maxKvCacheCapacity tokens, in pages (data/edgellm/edgellm.json, memory). docs/plan.md says what is exact.
+# One GPU, float16, no free parameters: the wheel's builder fixes the KV cache at maxBatchSize
+# sequences of maxKvCacheCapacity tokens, in pages (data/edgellm/edgellm.json, memory). docs/plan.md
+# says what is exact.
 { lib, plan, ... }:
 let
   inherit (plan) memoryOf;
@@ -38,16 +40,19 @@ let
     };
   memory = m: gpu: l: arithmetic.memory cache m gpu (named l);
 
-  # What the wheel's builder counts in 32 bits; beyond it Nix's own numbers would wrap, and everything would fit.
+  # What the wheel's builder counts in 32 bits; beyond it Nix's own numbers would wrap, and
+  # everything would fit.
   inherit (table.memory) stepTokens pagedTokens poolPages;
   uncountable =
     l:
     if l.maxBatchSize > stepTokens.most / l.maxInputLen then
-      "limits.maxBatchSize × limits.maxInputLen is more than ${toString stepTokens.most} tokens; lower one of them"
+      "limits.maxBatchSize × limits.maxInputLen is more than ${toString stepTokens.most} tokens; "
+      + "lower one of them"
     else if l.maxKvCacheCapacity > pagedTokens.most then
       "limits.maxKvCacheCapacity is more than ${toString pagedTokens.most} tokens; lower it"
     else if l.maxBatchSize > poolPages.most / arithmetic.ceilDiv l.maxKvCacheCapacity page then
-      "limits.maxBatchSize × limits.maxKvCacheCapacity is more than ${toString poolPages.most} pages of ${toString page} tokens; lower one of them"
+      "limits.maxBatchSize × limits.maxKvCacheCapacity is more than ${toString poolPages.most} "
+      + "pages of ${toString page} tokens; lower one of them"
     else
       null;
 
@@ -68,10 +73,15 @@ let
   lighter =
     m: gpu:
     let
+      from = known (m.quantization or null);
       bits = name: formats.weights.${name}.bitsPer128;
-      usable = name: table.formats ? ${name} && gpu.sm >= table.formats.${name}.minSm && bits name < bits (known (m.quantization or null));
+      usable =
+        name:
+        table.formats ? ${name}
+        && gpu.sm >= table.formats.${name}.minSm
+        && bits name < bits from;
     in
-    if formats.weights ? ${known (m.quantization or null)} then builtins.filter usable formats.lighter else [ ];
+    if formats.weights ? ${from} then builtins.filter usable formats.lighter else [ ];
 
   changes =
     m: gpu: l:
@@ -91,7 +101,10 @@ let
         ++ first "maxBatchSize" (halvings 1 l.maxBatchSize)
         ++ first "kvBits" (if smallKv == { } then [ ] else [ 8 ])
         ++ first "maxKvCacheCapacity" (
-          if max shortest l.maxInputLen <= shorter && shorter < l.maxKvCacheCapacity then [ shorter ] else [ ]
+          if max shortest l.maxInputLen <= shorter && shorter < l.maxKvCacheCapacity then
+            [ shorter ]
+          else
+            [ ]
         )
         ++ first "quantization" lighterFormats;
       together = steps l.maxInputLen l.maxBatchSize;
@@ -109,11 +122,14 @@ let
     maxBatchSize = n: "limits.maxBatchSize = ${toString n}";
     maxKvCacheCapacity = n: "limits.maxKvCacheCapacity = ${toString n}";
   };
-  say = change: lib.concatMapStringsSep " with " (n: said.${n} change.${n}) (builtins.attrNames change);
+  say =
+    change: lib.concatMapStringsSep " with " (n: said.${n} change.${n}) (builtins.attrNames change);
 in
 rec {
-  # What the engine takes of the GPU's memory and what would make it fit; null where lock or table do not tell enough.
-  # plan :: facts // { weightBytes } -> { sm; memory; … } -> { maxInputLen; maxBatchSize; maxKvCacheCapacity; } -> set|null
+  # What the engine takes of the GPU's memory and what would make it fit; null where lock or table
+  # do not tell enough.
+  # plan :: facts // { weightBytes } -> { sm; memory; … }
+  #   -> { maxInputLen; maxBatchSize; maxKvCacheCapacity; } -> set|null
   plan =
     facts: gpu: limits:
     let
@@ -133,12 +149,18 @@ rec {
       found = plan model ({ memory = memoryOf gpu; } // gpu) limits;
       why = {
         weights = "the weights alone take ${gib found.weights}";
-        workspace = "weights (${gib found.weights}) and workspace (about ${gib found.workspace}) take it all";
-        kvCache = "after weights (${gib found.weights}) and workspace (about ${gib found.workspace}) the KV cache has room for ${toString found.tokens} tokens, and ${toString limits.maxBatchSize} sequences of maxKvCacheCapacity take ${toString found.needTokens}, from the start";
+        workspace =
+          "weights (${gib found.weights}) and workspace (about ${gib found.workspace}) take it all";
+        kvCache =
+          "after weights (${gib found.weights}) and workspace (about ${gib found.workspace}) the "
+          + "KV cache has room for ${toString found.tokens} tokens, and "
+          + "${toString limits.maxBatchSize} sequences of maxKvCacheCapacity take "
+          + "${toString found.needTokens}, from the start";
       };
       ways =
         if found.changes == [ ] then
-          "No single limit or format makes it fit, and this kind runs on one GPU; use a GPU with more memory, or kind = \"tensorrt\" or \"llmapi\" on several."
+          "No single limit or format makes it fit, and this kind runs on one GPU; use a GPU with "
+          + "more memory, or kind = \"tensorrt\" or \"llmapi\" on several."
         else
           "Smallest change that fits: ${say (builtins.head found.changes)}.${
             lib.optionalString (builtins.length found.changes > 1)

@@ -1,4 +1,5 @@
-# The arithmetic of a rank's memory, which the plans of all kinds share: python/enginix/plan/arithmetic.py again.
+# The arithmetic of a rank's memory, which the plans of all kinds share:
+# python/enginix/plan/arithmetic.py again.
 { lib }:
 let
   formats = lib.importJSON ../../python/enginix/data/memory_plan/formats.json;
@@ -26,7 +27,8 @@ rec {
     in
     if half < least then [ ] else [ half ] ++ halvings least half;
 
-  # What is offered: single changes that fit; where none does, the first of the combined ones that does.
+  # What is offered: single changes that fit; where none does, the first of the combined ones that
+  # does.
   # smallest :: (change -> bool) -> [ change ] -> [ change ] -> [ change ]
   smallest =
     fits: single: combined:
@@ -91,7 +93,11 @@ rec {
 
   kvToken =
     m: l:
-    2 * ceilDiv m.layers l.pipelineParallel * max 1 (m.kvHeads / l.tensorParallel) * m.headSize * kvBits m l / 8;
+    let
+      layers = ceilDiv m.layers l.pipelineParallel;
+      kvHeads = max 1 (m.kvHeads / l.tensorParallel);
+    in
+    2 * layers * kvHeads * m.headSize * kvBits m l / 8;
 
   requantized =
     m: to:
@@ -110,7 +116,8 @@ rec {
   memory =
     cache: m: gpu: l:
     let
-      weights = ceilDiv (requantized m (l.quantization or null)) (l.tensorParallel * l.pipelineParallel);
+      ranks = l.tensorParallel * l.pipelineParallel;
+      weights = ceilDiv (requantized m (l.quantization or null)) ranks;
       work = workspace m l;
       token = kvToken m l;
       pool = max 0 (gpu.memory - weights - work) * cache.percent / 100;
@@ -137,7 +144,8 @@ rec {
           "kvCache";
     };
 
-  # A lock's facts as a checkpoint holds them: float32 is written as float16, as TensorRT-LLM and Edge-LLM do.
+  # A lock's facts as a checkpoint holds them: float32 is written as float16, as TensorRT-LLM and
+  # Edge-LLM do.
   written =
     facts:
     if facts.dtype or null == "float32" then

@@ -1,5 +1,6 @@
-# Whether an engine fits its GPU, at evaluation: python/enginix/plan/arithmetic.py again, over a lock's facts.
-# tests/python/plan/test_twin.py holds the two together; docs/plan.md says what is exact and what an estimate.
+# Whether an engine fits its GPU, at evaluation: python/enginix/plan/arithmetic.py again, over a
+# lock's facts. tests/python/plan/test_twin.py holds the two together; docs/plan.md says what is
+# exact and what an estimate.
 { lib, ... }:
 let
   algorithms = (lib.importJSON ../../python/enginix/data/models/quantization.json).algorithms;
@@ -47,7 +48,9 @@ let
             && builtins.elemAt row.refusedSm 0 <= gpu.sm
             && gpu.sm < builtins.elemAt row.refusedSm 1;
         in
-        gpu.sm >= least && !refused && formats.weights.${name}.bitsPer128 < formats.weights.${from}.bitsPer128;
+        gpu.sm >= least
+        && !refused
+        && formats.weights.${name}.bitsPer128 < formats.weights.${from}.bitsPer128;
     in
     if formats.weights ? ${from} then builtins.filter usable formats.lighter else [ ];
 
@@ -73,7 +76,9 @@ let
         ++ first "maxBatchSize" (halvings 1 l.maxBatchSize)
         ++ first "kvBits" (if smallKv == { } then [ ] else [ 8 ])
         ++ first "sequences" (if 1 <= most && most < l.sequences then [ most ] else [ ])
-        ++ first "maxSeqLen" (if shortest <= shorter && shorter < l.maxSeqLen then [ shorter ] else [ ])
+        ++ first "maxSeqLen" (
+          if shortest <= shorter && shorter < l.maxSeqLen then [ shorter ] else [ ]
+        )
         ++ first "tensorParallel" wider
         ++ first "quantization" lighterFormats;
       together = steps l.maxNumTokens l.maxBatchSize;
@@ -86,7 +91,8 @@ let
           // (if name == null then { } else { quantization = name; })
         ) ([ null ] ++ lighterFormats)
       ) ([ l.tensorParallel ] ++ wider);
-      combined = together ++ (if smallKv == { } then [ ] else map (s: s // smallKv) together) ++ wide;
+      combined =
+        together ++ (if smallKv == { } then [ ] else map (s: s // smallKv) together) ++ wide;
     in
     arithmetic.smallest (c: c != { } && fitsWith c) single combined;
 
@@ -99,11 +105,12 @@ let
     maxBatchSize = n: "limits.maxBatchSize = ${toString n}";
     maxNumTokens = n: "limits.maxNumTokens = ${toString n}";
   };
-  say = change: lib.concatMapStringsSep " with " (n: said.${n} change.${n}) (builtins.attrNames change);
+  say =
+    change: lib.concatMapStringsSep " with " (n: said.${n} change.${n}) (builtins.attrNames change);
 in
 rec {
-  # Bytes of a row of gpus.json: as a driver reports them where that is known, else NVIDIA's gigabytes of 10^9;
-  # null for unknown.
+  # Bytes of a row of gpus.json: as a driver reports them where that is known, else NVIDIA's
+  # gigabytes of 10^9; null for unknown.
   # memoryOf :: { memoryGB; memoryMiB ? null; … } -> int|null
   memoryOf =
     row:
@@ -114,20 +121,21 @@ rec {
     else
       null;
 
-  # Bytes of the weights that a lock's files list: those named model*.safetensors, as transformers reads them;
-  # where there are none, every safetensors file beside config.json.
+  # Bytes of the weights that a lock's files list: those named model*.safetensors, as transformers
+  # reads them; where there are none, every safetensors file beside config.json.
   # weightBytes :: { path = { size; … }; } -> int
   weightBytes =
     files:
     let
-      top = builtins.filter (p: builtins.match "[^/]*[.]safetensors" p != null) (builtins.attrNames files);
+      isTop = path: builtins.match "[^/]*[.]safetensors" path != null;
+      top = builtins.filter isTop (builtins.attrNames files);
       named = builtins.filter (lib.hasPrefix "model") top;
     in
     builtins.foldl' (sum: path: sum + files.${path}.size) 0 (if named == [ ] then top else named);
 
-  # The memory of the heaviest rank, and what would make it fit; null where the lock or the table of GPUs does
-  # not tell enough. Weights are the mean over the ranks, which the heaviest is never below: what does not fit
-  # here does not fit.
+  # The memory of the heaviest rank, and what would make it fit; null where the lock or the table of
+  # GPUs does not tell enough. Weights are the mean over the ranks, which the heaviest is never
+  # below: what does not fit here does not fit.
   # plan :: facts // { weightBytes } -> { sm; memory; … } -> limits -> set|null
   plan =
     facts: gpu: limits:
@@ -143,7 +151,10 @@ rec {
       // lib.filterAttrs (_: v: v != null) limits;
       found = memory model gpu l;
     in
-    if !arithmetic.told model gpu then null else found // { changes = if found.fits then [ ] else changes model gpu l; };
+    if !arithmetic.told model gpu then
+      null
+    else
+      found // { changes = if found.fits then [ ] else changes model gpu l; };
 
   # The plan, or a refusal that names the tightest limit and the smallest change.
   # fits :: string -> facts // { weightBytes } -> { name; sm; memoryGB; … } -> limits -> set|null
@@ -153,12 +164,18 @@ rec {
       found = plan model ({ memory = memoryOf gpu; } // gpu) limits;
       why = {
         weights = "the weights of one rank alone take ${gib found.weights}";
-        workspace = "weights (${gib found.weights}) and workspace (about ${gib found.workspace}) of one rank take it all";
-        kvCache = "after weights (${gib found.weights}) and workspace (about ${gib found.workspace}) the KV cache has room for ${toString found.tokens} tokens, and ${toString found.needTokens} are asked for";
+        workspace =
+          "weights (${gib found.weights}) and workspace (about ${gib found.workspace}) of one rank "
+          + "take it all";
+        kvCache =
+          "after weights (${gib found.weights}) and workspace (about ${gib found.workspace}) the "
+          + "KV cache has room for ${toString found.tokens} tokens, and "
+          + "${toString found.needTokens} are asked for";
       };
       ways =
         if found.changes == [ ] then
-          "No single limit, format or number of these GPUs up to ${toString fixed.gpusPerNode} makes it fit; use a GPU with more memory, or a smaller model."
+          "No single limit, format or number of these GPUs up to ${toString fixed.gpusPerNode} "
+          + "makes it fit; use a GPU with more memory, or a smaller model."
         else
           "Smallest change that fits: ${say (builtins.head found.changes)}.${
             lib.optionalString (builtins.length found.changes > 1)

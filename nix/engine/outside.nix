@@ -1,5 +1,6 @@
-# Gates of an engine that its own runtime executes, in steps of their own: what is asked, what the engine says (on its
-# GPU), what the gates make of it (pure). A changed bound builds the last step again; a changed engine the last two.
+# Gates of an engine that its own runtime executes, in steps of their own: what is asked, what the
+# engine says (on its GPU), what the gates make of it (pure). A changed bound builds the last step
+# again; a changed engine the last two.
 {
   lib,
   pkgs,
@@ -48,7 +49,8 @@ in
   contextLogits ? false,
   # Why nobody can ask this engine; null where somebody can.
   mute ? null,
-  # What asks it: part of the package, words of the command, attributes of the derivation (GPU, isolation).
+  # What asks it: part of the package, words of the command, attributes of the derivation (GPU,
+  # isolation).
   asker,
   meta ? { },
 }:
@@ -59,14 +61,21 @@ let
     if reference != null then
       reference
     else if quantized then
-      throw "${function}: ${name} is quantized (${model.quantization}), and gates compare with the model before that; pass reference = mkReferenceAnswers { model = …; } of it, or gates = { }."
+      throw (
+        "${function}: ${name} is quantized (${model.quantization}), and gates compare with the "
+        + "model before that; pass reference = mkReferenceAnswers { model = …; } of it, or gates = "
+        + "{ }."
+      )
     else
       mkReferenceAnswers { model = original; };
   questions = answersOf.questions or null;
 
   row = table.kinds.${kind};
-  defaults = lib.genAttrs (row.default ++ lib.optionals contextLogits row.withContextLogits) (_: { });
-  named = check.arguments.only "${function}: gates" (ofEngines ++ lib.optionals (checkpoint != null) ofCheckpoints) gates;
+  defaults = lib.genAttrs (
+    row.default ++ lib.optionals contextLogits row.withContextLogits
+  ) (_: { });
+  known = ofEngines ++ lib.optionals (checkpoint != null) ofCheckpoints;
+  named = check.arguments.only "${function}: gates" known gates;
   wanted = if gates == null then defaults else named;
   checked = removeAttrs wanted ofCheckpoints;
   ofCheckpoint = removeAttrs wanted ofEngines;
@@ -104,7 +113,9 @@ let
         inherit asked;
         artefact = "answers";
       };
-      meta = artefactMeta (passthru.model or { }) { description = "What the engine of ${name} says"; };
+      meta = artefactMeta (passthru.model or { }) {
+        description = "What the engine of ${name} says";
+      };
     }
   );
 
@@ -146,7 +157,8 @@ let
     if mute != null then
       mute
     else if reference == null && quantized then
-      "the model is quantized and its original is not known; pass reference = mkReferenceAnswers { model = …; }"
+      "the model is quantized and its original is not known; pass reference = mkReferenceAnswers { "
+      + "model = …; }"
     else
       null;
 in

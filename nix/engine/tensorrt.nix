@@ -1,4 +1,5 @@
-# A compiled TensorRT plan: trtllm-build inside a pinned runtime of TensorRT-LLM's engine era, on the target's GPU.
+# A compiled TensorRT plan: trtllm-build inside a pinned runtime of TensorRT-LLM's engine era, on
+# the target's GPU.
 {
   lib,
   pkgs,
@@ -27,7 +28,8 @@ in
   runtime ? "trtllm-1.2.1",
   # maxBatchSize, maxInputLen, maxSeqLen, maxNumTokens, maxBeamWidth; always written out.
   limits ? { },
-  # "latency", "throughput" or "long-context": limits and options for a use, as far as the target allows them.
+  # "latency", "throughput" or "long-context": limits and options for a use, as far as the target
+  # allows them.
   profile ? null,
   # Options of trtllm-build (data/tensorrt/build_options.json).
   plugins ? { },
@@ -41,15 +43,17 @@ in
   workers ? 1,
   # "checkpoint": our checkpoint; "llm-api": TensorRT-LLM loads the model itself.
   strategy ? "checkpoint",
-  # How the build reaches the GPU. "features": Nix's sandbox, with the GPU let in by the builder's pre-build hook.
-  # "relaxed": outside the sandbox (`sandbox = relaxed`, and a trusted user).
+  # How the build reaches the GPU. "features": Nix's sandbox, with the GPU let in by the builder's
+  # pre-build hook. "relaxed": outside the sandbox (`sandbox = relaxed`, and a trusted user).
   isolation ? "features",
   # Minutes without a sign of progress after which a stage counts as hung.
   stallMinutes ? 30,
-  # Build with a driver older than the runtime's floor, where NVIDIA's compatibility package serves it.
+  # Build with a driver older than the runtime's floor, where NVIDIA's compatibility package serves
+  # it.
   acceptDriver ? false,
-  # Gates, each with its bounds: null takes the kind's defaults (data/judgement/gates.json), { } is recorded as "not gated". logits
-  # and coverage are of the checkpoint, which the reference kind executes; the others ask the engine, on its GPU.
+  # Gates, each with its bounds: null takes the kind's defaults (data/judgement/gates.json), { } is
+  # recorded as "not gated". logits and coverage are of the checkpoint, which the reference kind
+  # executes; the others ask the engine, on its GPU.
   gates ? null,
   # mkReferenceAnswers' output; null makes it of the model before quantization.
   reference ? null,
@@ -104,7 +108,12 @@ let
     // lib.optionalAttrs (s ? maxDraftLen) { inherit (s) maxDraftLen; };
   adapted =
     let
-      l = check.arguments.only "${function}: lora" [ "dirs" "source" "targetModules" "maxRank" ] lora;
+      l = check.arguments.only "${function}: lora" [
+        "dirs"
+        "source"
+        "targetModules"
+        "maxRank"
+      ] lora;
     in
     lib.optionalAttrs (l != { }) { loraPlugin = "auto"; }
     // lib.optionalAttrs (l ? dirs) { loraDir = map (d: "${d}") l.dirs; }
@@ -136,7 +145,10 @@ let
     (check.arguments.oneOf function "isolation" [ "features" "relaxed" ] isolation)
     (
       if workers > ranks then
-        throw "${function}: workers = ${toString workers}, but the engine has ${toString ranks} rank${lib.optionalString (ranks != 1) "s"}."
+        throw (
+          "${function}: workers = ${toString workers}, but the engine has ${toString ranks} "
+          + "rank${lib.optionalString (ranks != 1) "s"}."
+        )
       else
         true
     )
@@ -146,7 +158,8 @@ let
     inherit quantization kvCache architecture;
     inherit (gpu) sm;
   };
-  warned = value: builtins.foldl' (v: w: warn "${engine}-sm${toString gpu.sm}: ${w}" v) value warnings;
+  warned = value: builtins.foldl' (v: w: warn
+    "${engine}-sm${toString gpu.sm}: ${w}" v) value warnings;
 
   place = import ./place.nix { inherit lib; } {
     inherit
@@ -183,8 +196,8 @@ let
         };
   };
 
-  # The machine is looked at before the weights are fetched: an engine's inputs may be hundreds of gigabytes.
-  # A model without a pin has its own first error.
+  # The machine is looked at before the weights are fetched: an engine's inputs may be hundreds of
+  # gigabytes. A model without a pin has its own first error.
   machine = pkgs.stdenvNoCC.mkDerivation (
     place
     // {
@@ -237,7 +250,8 @@ let
         "out"
         "timing"
       ];
-      # An engine is data. A path left in one of its files would keep the weights alive on every server.
+      # An engine is data. A path left in one of its files would keep the weights alive on every
+      # server.
       allowedReferences = [ ];
       request = builtins.toJSON request;
       passAsFile = [ "request" ];

@@ -1,9 +1,11 @@
-# name of a lock -> derivation: the Python environment of that lock, by the same code over every package set
+# name of a lock -> derivation: the Python environment of that lock, by the same code over every
+# package set
 #
-# Why Python 3.11 (`python` in nix/default.nix): nixos-26.05 has it, and upstream keeps it until October 2027, while
-# nixpkgs dropped 3.10 at its end of life. nvidia-pytriton 0.7.0 carries a stub for it. NumPy 1.26 has wheels for it,
-# and Triton 2.51's Python stub cannot read arrays of NumPy 2. tensorrt-edgellm has wheels for it. Debian 12's own
-# python3 is 3.11: the wheels that the tests run there are the wheels that are used over nixpkgs.
+# Why Python 3.11 (`python` in nix/default.nix): nixos-26.05 has it, and upstream keeps it until
+# October 2027, while nixpkgs dropped 3.10 at its end of life. nvidia-pytriton 0.7.0 carries a stub
+# for it. NumPy 1.26 has wheels for it, and Triton 2.51's Python stub cannot read arrays of NumPy 2.
+# tensorrt-edgellm has wheels for it. Debian 12's own python3 is 3.11: the wheels that the tests run
+# there are the wheels that are used over nixpkgs.
 {
   lib,
   pkgs,
@@ -17,7 +19,8 @@ let
   mkEnvironment = import ./environment.nix scope;
   normalizedName = name: lib.replaceStrings [ "_" "." ] [ "-" "-" ] (lib.toLower name);
 
-  # What `torch` of the scope may be: null (the lock's wheel), a wheel's description, a package, or a list of these.
+  # What `torch` of the scope may be: null (the lock's wheel), a wheel's description, a package, or
+  # a list of these.
   given =
     if torch == null then
       [ ]

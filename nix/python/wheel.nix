@@ -1,7 +1,7 @@
 # { file, sha256, url ? null, license ? [ ], description ? "", homepage ? null } -> derivation
 #
-# A wheel, unpacked into lib/python3.11/site-packages and compiled to bytecode. Over nixpkgs its libraries are patched
-# to find the package set's. license: SPDX identifiers.
+# A wheel, unpacked into lib/python3.11/site-packages and compiled to bytecode. Over nixpkgs its
+# libraries are patched to find the package set's. license: SPDX identifiers.
 {
   lib,
   pkgs,
