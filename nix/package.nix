@@ -27,7 +27,8 @@ let
       isAncestor = folder: lib.hasPrefix "${relative}/" "${folder}/";
       parent = dirOf relative;
       isPackageOfFolder =
-        baseNameOf path == "__init__.py" && builtins.any (lib.hasPrefix "${parent}/") folders;
+        lib.removeSuffix ".py" (baseNameOf path) == "__init__"
+        && builtins.any (lib.hasPrefix "${parent}/") folders;
     in
     # Build products of a working tree are no source.
     baseNameOf path != "__pycache__"

@@ -3,7 +3,14 @@
 let
   fails = e: !(builtins.tryEval (builtins.deepSeq e e)).success;
   sha = lib.concatStringsSep "" (builtins.genList (_: "a") 64);
-  read = name: lib.importJSON (../../python/enginix/data + "/${name}.json");
+  data = ../../python/enginix/data;
+  # A table by its name, whatever folder it is in.
+  read =
+    name:
+    let
+      paths = map (folder: data + "/${folder}/${name}.json") (builtins.attrNames (builtins.readDir data));
+    in
+    lib.importJSON (builtins.head (builtins.filter builtins.pathExists paths));
   support = read "quantization_support";
   table = read "build_options";
   llmArgs = read "llm_args";
