@@ -25,8 +25,8 @@ let
     inherit (pkgs) bash;
     python3 = python;
     flake = self;
-    # Stage by stage as this flake has it: nothing is evaluated again, by whatever nix and package
-    # set it was.
+    # The stages of this flake: whatever Nix and package set evaluated them, the demo evaluates none
+    # of them again.
     stages = lib.concatLines (
       map (stage: "${stage}=${derivationOf catalogue.tiny-qwen3.${stage}}") [
         "model"

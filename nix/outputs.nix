@@ -8,7 +8,7 @@ let
   mkLib = pkgs: import ./. { inherit pkgs; };
   # Of the template.
   lockFile = "qwen3-0.6b.lock.json";
-  # The flake's own outputs, and nothing of who calls mkLib: the one package that is not free in
+  # For the flake's own outputs, not for callers of mkLib: the one package that is not free in
   # nixpkgs' sense is allowed, which carries NVIDIA's libcudart (nix/tritonserver-cpu.nix).
   scopeOf =
     system:
@@ -63,8 +63,8 @@ in
     welcomeText = ''
       # One model, pinned and served
 
-      Pin the model; this downloads no weight. Then tell git of it: a flake in a git
-      repository has only the files that git knows.
+      Pin the model; this downloads no weight. Then add it to git: a flake in a git
+      repository sees only the files that git tracks.
 
           nix run github:enginix/enginix#enginix-core -- lock Qwen/Qwen3-0.6B -o ${lockFile}
           git add flake.nix ${lockFile}

@@ -1,7 +1,7 @@
 # { name, folders, python, … } -> derivation
 #
 # The enginix command over a Python, made of the folders that its use needs and no others: a change
-# of anything else builds nothing again that was built by it. The modules at the top of the package
+# of anything else builds nothing again that it built. The modules at the top of the package
 # are in every one.
 { pkgs, lib, ... }:
 let
@@ -30,7 +30,7 @@ let
         lib.removeSuffix ".py" (baseNameOf path) == "__init__"
         && builtins.any (lib.hasPrefix "${parent}/") folders;
     in
-    # Build products of a working tree are no source.
+    # Skip the build products of a working tree.
     baseNameOf path != "__pycache__"
     && !lib.hasSuffix ".so" path
     && (

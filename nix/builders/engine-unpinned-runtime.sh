@@ -2,7 +2,7 @@
 alternative=
 if [ -n "$others" ]; then
   alternative="
-       or take an image whose hash a public source tells, unverified: mkRuntime { id = \"$id\"; image = \"${others##* }\"; }"
+       or take an image whose hash a public source gives, unverified: mkRuntime { id = \"$id\"; image = \"${others##* }\"; }"
 fi
 cat >&2 <<EOF
 error: runtime $id: no hash is recorded for $reference ($system)

@@ -14,8 +14,8 @@ scope: {
     quantization = "NVFP4";
     license = "apache-2.0";
     note =
-      "  Its engine needs a Blackwell GPU, and NVIDIA's runtime trtllm-1.2.1, pinned by `enginix "
-      + "runtime pin`.";
+      "  Its engine needs a Blackwell GPU, and NVIDIA's runtime trtllm-1.2.1, "
+      + "pinned by `enginix runtime pin`.";
   };
   checkpoint.dtype = "bfloat16";
   engine = {

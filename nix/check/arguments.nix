@@ -41,8 +41,8 @@
       value
     else
       throw (
-        "${function}: ${argument} = ${builtins.toJSON value}, but it must be a number of minutes "
-        + "above 0."
+        "${function}: ${argument} = ${builtins.toJSON value}, "
+        + "but it must be a number of minutes above 0."
       );
 
   # A whole number between two, both included.

@@ -6,30 +6,30 @@
   ...
 }:
 let
-  # A value as somebody would type it.
+  # A value as a user types it in Nix.
   show =
     v:
     if builtins.isAttrs v then
       "{ ${lib.concatStringsSep " " (lib.mapAttrsToList (n: x: "${n} = ${show x};") v)} }"
     else
       builtins.toJSON v;
-  listed =
+  runtimesOf =
     runtimes: kind:
     builtins.filter (id: builtins.elem kind runtimes.${id}.kinds) (builtins.attrNames runtimes);
 in
 {
-  # A runtime that has the kind. A runtime after the engine era says how to go on.
+  # A runtime that has the kind. For a runtime after the engine era the error lists the ways on.
   # runtime :: string -> set -> string -> { target; limits; } -> string -> set
   runtime =
     function: runtimes: kind: asked: id:
     let
       row =
         runtimes.${id}
-          or (throw "${function}: ${names.unknown "runtime" id (listed runtimes kind)}");
+          or (throw "${function}: ${names.unknown "runtime" id (runtimesOf runtimes kind)}");
       removed =
         "runtime \"${id}\" has no engine path: NVIDIA removed trtllm-build and the TensorRT "
         + "backend from TensorRT-LLM in June and July 2026 (PRs #15763, #15907, #15918).";
-      engineRuntimes = lib.concatStringsSep "\" or \"" (listed runtimes "tensorrt");
+      engineRuntimes = lib.concatStringsSep "\" or \"" (runtimesOf runtimes "tensorrt");
       sameModel =
         "mkEngine { kind = \"llmapi\"; model = …; target = ${show asked.target}; "
         + "runtime = \"${id}\"; limits = ${show asked.limits}; }";
@@ -48,10 +48,10 @@ in
     else
       throw (
         ''${function}: runtime "${id}" has no kind "${kind}". Runtimes that have it: ''
-        + ''${lib.concatStringsSep ", " (listed runtimes kind)}.''
+        + ''${lib.concatStringsSep ", " (runtimesOf runtimes kind)}.''
       );
 
-  # A driver, where the target says which it has, against the runtime's floor.
+  # A driver, where the target names one, against the runtime's floor.
   # driver :: string -> set -> string|null -> string|null
   driver =
     function: runtime: version:
@@ -137,8 +137,8 @@ in
           arguments.only "${function}: target" [ "gpu" "count" "driver" ] value
         else
           throw (
-            "${function}: target = ${builtins.toJSON value} is not a GPU's name, nor { gpu; count; "
-            + "driver; }."
+            "${function}: target = ${builtins.toJSON value} is not a GPU's name, nor { gpu; "
+            + "count; driver; }."
           );
     in
     {

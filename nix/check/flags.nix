@@ -25,15 +25,15 @@ let
     .${row.type};
 in
 {
-  # Words of enginix serve. program: where, who asks; name and it, what errors call the program;
-  # option, that takes NAME=VALUE.
+  # Words of enginix serve. program: where, the function for errors; name and it, the program's name
+  # in errors; option, that takes NAME=VALUE.
   # words :: { where; name; it; option; } -> rows -> string -> set -> [ string ]
   words =
     program: rows: version: given:
     let
       isKnown = row: builtins.compareVersions version (row.since or "0") >= 0;
       known = lib.filterAttrs (_: isKnown) rows;
-      one =
+      wordsOf =
         name: value:
         let
           row =
@@ -46,17 +46,17 @@ in
         in
         if row ? own then
           throw (
-            "${program.where}: flags.${name}: enginix writes it itself: ${row.own}; "
-            + "leave it out."
+            "${program.where}: flags.${name}: enginix writes it itself: "
+            + "${row.own}; leave it out."
           )
         else if row ? refused then
           throw "${program.where}: flags.${name}: ${row.refused}; leave it out."
         else if row.repeatable or false && builtins.isList value then
-          builtins.concatMap (one name) value
+          builtins.concatMap (wordsOf name) value
         else if !fits program row value then
           throw (
-            "${program.where}: flags.${name} = ${builtins.toJSON value}, but ${program.it} takes "
-            + "${takes program row}."
+            "${program.where}: flags.${name} = ${builtins.toJSON value}, "
+            + "but ${program.it} takes ${takes program row}."
           )
         else
           [
@@ -64,5 +64,5 @@ in
             (if row.type == "switch" then name else "${name}=${text}")
           ];
     in
-    builtins.concatLists (lib.mapAttrsToList one given);
+    builtins.concatLists (lib.mapAttrsToList wordsOf given);
 }

@@ -29,7 +29,7 @@ in
           );
       full = chosen // {
         inherit maxSeqLen;
-        # Room for an answer of one token, where nobody said more.
+        # By default it leaves one token for the answer.
         maxInputLen = if chosen.maxInputLen != null then chosen.maxInputLen else maxSeqLen - 1;
       };
       # Numbers of Nix wrap at 64 bits: with a larger limit the plan's products turn negative, and

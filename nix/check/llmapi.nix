@@ -118,8 +118,8 @@ in
           )
         else if builtins.elem name table.tensorrtOnly.names then
           throw (
-            "${function}: llmArgs.${name} is of the TensorRT backend alone; leave it out for the "
-            + "kind llmapi."
+            "${function}: llmArgs.${name} is of the TensorRT backend alone; "
+            + "leave it out for the kind llmapi."
           )
         else if !(usable ? ${name}) then
           throw (

@@ -14,7 +14,7 @@ let
   fold = s: lib.toLower (builtins.replaceStrings letters (builtins.attrValues table.letters) s);
 
   # A printable text of at most so many characters. Evaluation knows ASCII and the letters of the
-  # table; a character that nobody sees, or that could be written in two ways, is in neither.
+  # table; an invisible character, or one that could be written in two ways, is in neither.
   # isText :: int -> any -> bool
   isText =
     longest: s:
@@ -39,16 +39,16 @@ let
     else
       builtins.elem (builtins.typeOf value) [ "null" "bool" "int" "float" ];
 
-  # Every field now, and not when somebody asks for it: a lock is refused as a whole.
+  # Every field at once, and not when it is used: a lock is refused as a whole.
   # strict :: set -> set
   strict = set: builtins.deepSeq set set;
 
-  # Whether the name says that the file is a pickle, which can run code when it is read.
+  # Whether a file is a pickle by its name, which can run code when it is read.
   # isPickle :: string -> bool
   isPickle = path: builtins.any (suffix: lib.hasSuffix suffix (lib.toLower path)) table.pickles;
 
   # Two paths that cannot both exist where case does not count, or of which one is a file where the
-  # other needs a directory; [ ] where there are none.
+  # other needs a directory; [ ] without such a pair.
   # clash :: [string] -> [string]
   clash =
     paths:
@@ -70,9 +70,9 @@ let
           p
         ]) (filesAbove p);
       inside = builtins.concatMap clashesOf paths;
-      both = twins ++ inside;
+      clashing = twins ++ inside;
     in
-    if both == [ ] then [ ] else builtins.head both;
+    if clashing == [ ] then [ ] else builtins.head clashing;
 in
 rec {
   # A Hub repository name: owner/name, or a bare name of the Hub's early days.
@@ -81,7 +81,7 @@ rec {
     function: name:
     let
       # As huggingface_hub's validate_repo_id, and never a path.
-      fine =
+      isName =
         builtins.isString name
         && builtins.match "([A-Za-z0-9_][A-Za-z0-9_.-]*/)?[A-Za-z0-9_][A-Za-z0-9_.-]*" name != null
         && builtins.all (part: builtins.stringLength part <= 96) (
@@ -92,7 +92,7 @@ rec {
         && !lib.hasSuffix "." name
         && !lib.hasSuffix "-" name;
     in
-    if fine then
+    if isName then
       name
     else
       throw (
@@ -144,8 +144,8 @@ rec {
       throw "${where}: the path ${builtins.toJSON p} would not stay inside the model's directory."
     else if fold (builtins.head segments) == "enginix.json" then
       throw (
-        "${where}: the path ${p} is the manifest's own name; lock the model without that file "
-        + "(--exclude)."
+        "${where}: the path ${p} is the manifest's own name; "
+        + "lock the model without that file (--exclude)."
       )
     else
       p;
@@ -167,9 +167,9 @@ rec {
           others = builtins.attrNames (removeAttrs set known);
         in
         if others == [ ] then null else builtins.head others;
-      strange = unknown table.keys lock;
+      unknownKey = unknown table.keys lock;
       select = lock.select or null;
-      strangeSelect = if !builtins.isAttrs select then null else unknown table.selectKeys select;
+      unknownSelectKey = if !builtins.isAttrs select then null else unknown table.selectKeys select;
       isPatterns =
         list: builtins.isList list && builtins.all (word: word != "" && isText 1024 word) list;
       isSelect =
@@ -181,7 +181,7 @@ rec {
           && isPatterns (select.exclude or [ ])
           && builtins.isBool (select.remoteCode or false)
         );
-      both = clash (builtins.attrNames files);
+      clashing = clash (builtins.attrNames files);
       file =
         name: entry:
         if !builtins.isAttrs entry then
@@ -193,8 +193,8 @@ rec {
           )
         else if !isHex 64 (entry.sha256 or null) then
           throw (
-            "${where}: ${name} has no sha256 of 64 hex digits; write the lock again with `enginix "
-            + "lock`."
+            "${where}: ${name} has no sha256 of 64 hex digits; "
+            + "write the lock again with `enginix lock`."
           )
         else if
           !builtins.isInt (entry.size or null) || entry.size < 0 || entry.size > 1125899906842624
@@ -215,10 +215,10 @@ rec {
         "${where}: lock version ${builtins.toJSON version}, but this enginix reads version 1; "
         + "write it again with `enginix lock`."
       )
-    else if strange != null then
-      throw "${where}: unknown key ${builtins.toJSON strange}; ${again}"
-    else if strangeSelect != null then
-      throw "${where}: unknown key ${builtins.toJSON strangeSelect} in select; ${again}"
+    else if unknownKey != null then
+      throw "${where}: unknown key ${builtins.toJSON unknownKey}; ${again}"
+    else if unknownSelectKey != null then
+      throw "${where}: unknown key ${builtins.toJSON unknownSelectKey} in select; ${again}"
     else if !isSelect then
       throw "${where}: select is not {revision, include, exclude, remoteCode} of texts; ${again}"
     else if !builtins.isAttrs model || !isFact 4 model then
@@ -230,10 +230,10 @@ rec {
     else if !builtins.all (name: files ? ${name}) (builtins.attrNames files) then
       # Nix 2.8 reads a path with NUL, and names it by what precedes; later ones refuse the text.
       throw "${where}: a path has a NUL character; ${again}"
-    else if both != [ ] then
+    else if clashing != [ ] then
       throw (
-        "${where}: ${builtins.toJSON (builtins.elemAt both 0)} and "
-        + "${builtins.toJSON (builtins.elemAt both 1)} cannot both exist where case does not "
+        "${where}: ${builtins.toJSON (builtins.elemAt clashing 0)} and "
+        + "${builtins.toJSON (builtins.elemAt clashing 1)} cannot both exist where case does not "
         + "count; lock the model without one of them (--exclude)."
       )
     else
@@ -267,8 +267,8 @@ rec {
             gated
           else
             throw (
-              "${where}: gated ${builtins.toJSON gated} is not false, \"auto\" or \"manual\"; "
-              + "${again}"
+              "${where}: gated ${builtins.toJSON gated} is not false, "
+              + "\"auto\" or \"manual\"; ${again}"
             );
         inherit model;
         files = builtins.mapAttrs file files;

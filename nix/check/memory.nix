@@ -27,8 +27,7 @@ rec {
     in
     if half < least then [ ] else [ half ] ++ halvings least half;
 
-  # What is offered: single changes that fit; where none does, the first of the combined ones that
-  # does.
+  # The offered changes: the single ones that fit; without one, the first combined one that fits.
   # smallest :: (change -> bool) -> [ change ] -> [ change ] -> [ change ]
   smallest =
     fits: single: combined:
@@ -56,7 +55,7 @@ rec {
     else
       [ ];
 
-  # Facts of a lock without which nothing can be said.
+  # The facts of a lock that the estimate needs.
   needed = [
     "layers"
     "heads"
@@ -157,8 +156,8 @@ rec {
     else
       facts;
 
-  # Whether facts and GPU tell enough.
-  told =
+  # Whether facts and GPU suffice for an estimate.
+  isComplete =
     model: gpu:
     builtins.all (name: model.${name} or null != null) needed
     && !(builtins.elem (model.architecture or null) formats.kvNotByHeads.architectures)

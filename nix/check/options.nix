@@ -46,7 +46,7 @@ let
   known =
     function: runtime: name:
     let
-      gone = table.removed.${name};
+      removal = table.removed.${name};
       isUsable = n: among options.${n}.runtimes runtime;
       usable = builtins.filter isUsable (builtins.attrNames options);
     in
@@ -55,9 +55,11 @@ let
     else if table.limits ? ${name} then
       throw "${function}: plugins.${name}: pass it as limits.${name}."
     else if table.removed ? ${name} then
-      throw "${function}: plugins.${name}: ${gone.flag} is gone since TensorRT-LLM ${gone.since}.${
-        lib.optionalString (gone.instead != null) " Use ${gone.instead}."
-      }"
+      throw (
+        "${function}: plugins.${name}: "
+        + "${removal.flag} is gone since TensorRT-LLM ${removal.since}."
+        + lib.optionalString (removal.instead != null) " Use ${removal.instead}."
+      )
     else if table.own ? ${name} then
       throw (
         "${function}: plugins.${name}: enginix writes ${table.own.${name}.flag} itself; it is "
@@ -72,15 +74,15 @@ let
       throw "${function}: plugins: ${names.unknown "option" name usable}";
 
   named =
-    function: runtime: asked:
+    function: runtime: requested:
     let
-      option = n: lib.nameValuePair (known function runtime n) (typed function n asked.${n});
-      valid = builtins.listToAttrs (map option (builtins.attrNames asked));
+      option = n: lib.nameValuePair (known function runtime n) (typed function n requested.${n});
+      valid = builtins.listToAttrs (map option (builtins.attrNames requested));
     in
     builtins.deepSeq valid valid;
 
   # What a rule asks for and does not get, or null.
-  unmet =
+  unmetNeed =
     facts: values: rule:
     let
       needs = rule.needs or { };
@@ -95,7 +97,7 @@ let
         && !among needs.architectures facts.architecture;
       lacksEvery =
         rule ? needsAny && builtins.all (o: values.${o} or null == null) rule.needsAny;
-      wanting =
+      missing =
         lib.optional (needs ? quantizations && !among needs.quantizations quantization)
           (
             "${lib.concatStringsSep " or " (needs.quantizations or [ ])} weights (the model's are "
@@ -153,29 +155,29 @@ let
       null
     else if rule ? refuse then
       rule.refuse
-    else if wanting == [ ] then
+    else if missing == [ ] then
       null
     else
-      "it needs ${lib.concatStringsSep " and " wanting}; ${rule.why}";
+      "it needs ${lib.concatStringsSep " and " missing}; ${rule.why}";
 
-  # Rules in order: what somebody asked for is refused, what nobody asked for is turned off.
-  settle =
-    function: facts: asked: values:
+  # Rules in order: a requested option is refused, any other one is turned off.
+  applyRules =
+    function: facts: requested: values:
     builtins.foldl' (
-      now: rule:
+      current: rule:
       let
-        why = unmet facts now rule;
+        reason = unmetNeed facts current rule;
         off = rule.becomes or (if options.${rule.option}.type == "enum" then "disable" else false);
       in
-      if why == null then
-        now
-      else if asked ? ${rule.option} then
+      if reason == null then
+        current
+      else if requested ? ${rule.option} then
         throw (
-          "${function}: plugins.${rule.option} = ${builtins.toJSON asked.${rule.option}}: ${why} "
-          + "(${table.sources.${rule.source}})."
+          "${function}: plugins.${rule.option} = ${builtins.toJSON requested.${rule.option}}: "
+          + "${reason} (${table.sources.${rule.source}})."
         )
       else
-        now // { ${rule.option} = off; }
+        current // { ${rule.option} = off; }
     ) values table.rules;
 
   word =
@@ -194,7 +196,7 @@ let
       ];
 in
 {
-  # A ready profile: limits and options, or nothing for null.
+  # A ready profile: limits and options; both empty for null.
   # profile :: string -> string|null -> { limits; options; }
   profile =
     function: name:
@@ -213,18 +215,18 @@ in
   # was asked for.
   # resolve :: string -> string -> facts -> set -> set -> set
   resolve =
-    function: runtime: facts: profile: asked:
+    function: runtime: facts: profile: requested:
     let
-      valid = named function runtime asked;
+      valid = named function runtime requested;
       always = {
         kvCacheType = "paged";
         usePagedContextFmha = true;
         useFp8ContextFmha = true;
       };
     in
-    settle function facts valid (always // profile // valid);
+    applyRules function facts valid (always // profile // valid);
 
-  # Names and types of options alone: all that can be said where the GPU is not known yet.
+  # Names and types of options alone: the checks that need no GPU.
   # valid :: string -> string -> set -> set
   valid = named;
 

@@ -60,8 +60,8 @@ let
       ''${what} computes with ${lib.concatStringsSep " and " row.needs}; target "${gpu.name}" has ''
       + ''${lib.concatStringsSep ", " gpu.formats}.''
     else if row.minSm != null && gpu.sm < row.minSm then
-      ''${what} needs SM ${toString row.minSm} or later; target "${gpu.name}" is SM ''
-      + ''${toString gpu.sm}.''
+      ''${what} needs SM ${toString row.minSm} or later; ''
+      + ''target "${gpu.name}" is SM ${toString gpu.sm}.''
     else
       ''TensorRT-LLM's builder refuses ${what} for SM ${from} to ${to}; ''
       + ''target "${gpu.name}" is SM ${toString gpu.sm}.'';
@@ -176,7 +176,7 @@ in
     architecture:
     if architecture == null then null else support.architectures.engine.${architecture} or null;
 
-  # What is built but nobody vouches for, each with its source.
+  # Combinations that are built without anybody's tests of them, each with its source.
   # warnings :: { quantization; kvCache; architecture; sm; } -> [ string ]
   warnings =
     facts:

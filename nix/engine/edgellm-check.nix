@@ -17,13 +17,13 @@ let
       lib.unique (map (p: p.sm) (builtins.filter (p: p.system == payloadSystem) data.payloads))
     );
   describe = s: "SM ${lib.concatMapStringsSep ", " toString (smsOf s)} on ${s}";
-  all = lib.concatMapStringsSep ", and for " describe (builtins.sort (a: b: a > b) systems);
+  supported = lib.concatMapStringsSep ", and for " describe (builtins.sort (a: b: a > b) systems);
   # The kind that does fit. TensorRT-LLM's own engine tests skip SM 103 and later (docs/kinds.md).
-  instead =
+  otherKind =
     sm:
     if sm >= 80 && sm < 103 then
-      ''serve the same model by TensorRT-LLM's engine: kind = "tensorrt"; or without a compiled ''
-      + ''plan: kind = "llmapi"''
+      ''serve the same model by TensorRT-LLM's engine: kind = "tensorrt"; ''
+      + ''or without a compiled plan: kind = "llmapi"''
     else
       ''serve the same model by TensorRT-LLM's PyTorch backend: kind = "llmapi"'';
 in
@@ -35,28 +35,28 @@ rec {
   payload =
     function: gpu:
     let
-      found = builtins.filter (p: p.sm == gpu.sm && p.system == system) data.payloads;
-      elsewhere = builtins.filter (p: p.sm == gpu.sm && p.system != system) data.payloads;
-      other = builtins.head elsewhere;
+      matching = builtins.filter (p: p.sm == gpu.sm && p.system == system) data.payloads;
+      otherSystems = builtins.filter (p: p.sm == gpu.sm && p.system != system) data.payloads;
+      other = builtins.head otherSystems;
       onOther =
         "\n  - build it for ${other.system}: "
         + "the functions of legacyPackages.${other.system} (${other.distribution})";
       lacking =
         "TensorRT Edge-LLM ${data.version} has no payload for SM ${toString gpu.sm} "
-        + "(target \"${gpu.name}\") on ${system}; its wheels have them for ${all}.";
+        + "(target \"${gpu.name}\") on ${system}; its wheels have them for ${supported}.";
       override = "(mkLib pkgs).override { edgellm-runtime = … // { plugin = …; }; }";
       ownPlugin =
         "build Edge-LLM's plugin for this GPU from its sources, "
         + "and pass a runtime that carries it: ${override}";
     in
-    if found == [ ] then
+    if matching == [ ] then
       throw ''
         ${function}: ${lacking}
-        Do one of these:${lib.optionalString (elsewhere != [ ]) onOther}
-          - ${instead gpu.sm}
+        Do one of these:${lib.optionalString (otherSystems != [ ]) onOther}
+          - ${otherKind gpu.sm}
           - ${ownPlugin}''
     else
-      found;
+      matching;
 
   # architecture :: string -> string|null -> string|null
   architecture =
@@ -92,8 +92,8 @@ rec {
       throw (
         ''${function}: ${name} needs SM ${toString row.minSm} or later; ''
         + ''target "${gpu.name}" is SM ${toString gpu.sm}${gpuFormats}. ''
-        + ''Use a model quantized to W4A16_AWQ or W8A8_SQ_PER_CHANNEL on this GPU, or another ''
-        + ''target.''
+        + ''Use a model quantized to W4A16_AWQ or W8A8_SQ_PER_CHANNEL on this GPU, ''
+        + ''or another target.''
       )
     else
       builtins.seq row.minSm name;
@@ -144,8 +144,8 @@ rec {
       )
     else if context != null && given ? maxInputLen && l.maxInputLen > context then
       throw (
-        "${function}: limits.maxInputLen = ${toString l.maxInputLen}, but the model's context is "
-        + "${toString context}."
+        "${function}: limits.maxInputLen = ${toString l.maxInputLen}, "
+        + "but the model's context is ${toString context}."
       )
     else
       l;

@@ -28,7 +28,7 @@ engine:
 }:
 let
   # The server refuses requests for any other model; its own choice would be a name of the store.
-  served = { servedModelName = engine.modelName; } // options;
+  serverOptions = { servedModelName = engine.modelName; } // options;
   driver = engine.runtimePackage.driver or null;
   inStore = apiKeyFile != null && lib.hasPrefix builtins.storeDir (toString apiKeyFile);
   flags = [
@@ -41,7 +41,7 @@ let
     "--api-key-file"
     (toString apiKeyFile)
   ]
-  ++ checks.flags "serve" (checks.options function "serve" served);
+  ++ checks.flags "serve" (checks.options function "serve" serverOptions);
 in
 if engine.kind != "edgellm" then
   throw "${function}: an engine of kind ${engine.kind}, where edgellm is needed."
@@ -70,7 +70,7 @@ else
       inherit (engine) kind runtime;
       modelName = engine.modelName;
       httpPort = port;
-      inherit (served) servedModelName;
+      inherit (serverOptions) servedModelName;
     };
     meta = artefactMeta engine {
       description = "OpenAI server of TensorRT Edge-LLM for ${engine.modelName}";

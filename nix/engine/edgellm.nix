@@ -17,13 +17,13 @@ let
   gpus = (lib.importJSON ../../python/enginix/data/machine/gpus.json).gpus;
   runtimes = (lib.importJSON ../../python/enginix/data/runtime/runtimes.json).runtimes;
   noRuntime =
-    "no runtime with TensorRT is given. TensorRT is on NVIDIA's own index and unfree, so enginix "
-    + "brings none.";
+    "no runtime with TensorRT is given. TensorRT is on NVIDIA's own index and unfree, "
+    + "so enginix brings none.";
   needed =
     "tensorrt-edgellm ${checks.data.version} and TensorRT "
     + "(${lib.concatStringsSep " or " tensorrts})";
   # A package whose bin/python3 has the wheel and TensorRT. It may carry `driver` and `plugin`.
-  tools =
+  runtimePython =
     scope.edgellm-runtime or (throw ''
       ${function}: ${noRuntime}
       Pass a package whose bin/python3 has ${needed}:
@@ -67,9 +67,9 @@ in
 let
   engine = "${name}-engine";
   facts = model.model or { };
-  wanted = check.engine.target function target;
-  gpu = check.target.gpu function gpus wanted.gpu // {
-    name = wanted.gpu;
+  targetSpec = check.engine.target function target;
+  gpu = check.target.gpu function gpus targetSpec.gpu // {
+    name = targetSpec.gpu;
   };
   row =
     runtimes.${runtime}
@@ -100,18 +100,18 @@ let
     (
       if (builder == "onnx") != (llmBuild != null) then
         throw (
-          "${function}: llmBuild (a package with bin/llm_build) goes with builder = \"onnx\", and "
-          + "only with it."
+          "${function}: llmBuild (a package with bin/llm_build) goes with builder = \"onnx\", "
+          + "and only with it."
         )
       else
         true
     )
     (
-      if wanted.count == null || wanted.count == 1 then
+      if targetSpec.count == null || targetSpec.count == 1 then
         true
       else
         throw (
-          "${function}: target.count = ${toString wanted.count}, but this kind runs on one GPU "
+          "${function}: target.count = ${toString targetSpec.count}, but this kind runs on one GPU "
           + "(two are experimental on DGX Spark only)."
         )
     )
@@ -126,19 +126,19 @@ let
 
   flags = [
     "--target"
-    wanted.gpu
+    targetSpec.gpu
     "--builder"
     builder
     "--python"
-    "${tools}/bin/python3"
+    "${runtimePython}/bin/python3"
   ]
-  ++ lib.optionals (tools.driver or null != null) [
+  ++ lib.optionals (runtimePython.driver or null != null) [
     "--driver"
-    "${tools.driver}"
+    "${runtimePython.driver}"
   ]
-  ++ lib.optionals (tools.plugin or null != null) [
+  ++ lib.optionals (runtimePython.plugin or null != null) [
     "--plugin"
-    "${tools.plugin}"
+    "${runtimePython.plugin}"
   ]
   ++ lib.optionals (llmBuild != null) [
     "--llm-build"
@@ -172,13 +172,13 @@ let
     limits = sizes;
     kind = "edgellm";
     modelName = name;
-    target = wanted;
-    runtimePackage = tools;
+    target = targetSpec;
+    runtimePackage = runtimePython;
     # The command that serves it: mkServe's work for this kind.
     serve = mkServer self;
   };
   meta = artefactMeta model {
-    description = "TensorRT Edge-LLM engine of ${name} for ${wanted.gpu}";
+    description = "TensorRT Edge-LLM engine of ${name} for ${targetSpec.gpu}";
   };
 
   ungated = pkgs.stdenvNoCC.mkDerivation (
@@ -210,7 +210,7 @@ let
       ;
     kind = "edgellm";
     passthru = shared;
-    mute =
+    notAskableReason =
       if builder == "onnx" then
         "an engine of builder = \"onnx\" runs in NVIDIA's C++ runtime, which has no server to ask; "
         + "build it with builder = \"direct\""
@@ -222,15 +222,15 @@ let
         "--model"
         "${model}"
         "--python"
-        "${tools}/bin/python3"
+        "${runtimePython}/bin/python3"
         "--stall-minutes"
         (toString stallMinutes)
       ];
       attributes = place // {
-        driver = if tools.driver or null == null then "" else tools.driver;
+        driver = if runtimePython.driver or null == null then "" else runtimePython.driver;
       };
     };
   };
 in
-# Not a word of TensorRT before the export: who has no runtime can still build `export`.
+# Kept lazy so that `export` builds without a TensorRT runtime.
 builtins.seq checked (self // { inherit export; })

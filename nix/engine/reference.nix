@@ -35,7 +35,7 @@ in
   # Gates that must pass before the engine exists, each with its bounds; null takes the defaults of
   # data/judgement/gates.json for the checkpoint's format, { } is recorded as "not gated".
   gates ? null,
-  # What gates compare with: the model before quantization, whose answers are a derivation of their
+  # The gates' baseline: the model before quantization, whose answers are a derivation of their
   # own and shared by all its engines; mkReferenceAnswers' output, for other questions or a GPU; or
   # null: `model` itself, asked in this build.
   reference ? originalOf name model,
@@ -59,7 +59,7 @@ let
       mkReferenceAnswers { model = reference; };
   questions = answers.questions or null;
 
-  wanted =
+  requestedGates =
     if gates == null then
       null
     else
@@ -74,9 +74,9 @@ let
         "invariance"
       ] gates;
   flags =
-    lib.optionals (wanted != null) [
+    lib.optionals (requestedGates != null) [
       "--gates"
-      (builtins.toJSON wanted)
+      (builtins.toJSON requestedGates)
     ]
     ++ lib.optionals (answers != null) [
       "--reference"
@@ -89,13 +89,13 @@ let
 in
 if target != null then
   throw (
-    "${function}: target = ${builtins.toJSON target}, but the reference kind is built for no GPU: "
-    + "leave target out."
+    "${function}: target = ${builtins.toJSON target}, "
+    + "but the reference kind is built for no GPU: leave target out."
   )
 else if runtime != "reference" then
   throw (
-    "${function}: runtime = ${builtins.toJSON runtime}, but the reference kind brings its own: "
-    + "leave runtime out."
+    "${function}: runtime = ${builtins.toJSON runtime}, "
+    + "but the reference kind brings its own: leave runtime out."
   )
 else if limits != { } then
   throw "${function}: limits are the checkpoint's own for this kind: leave limits out."

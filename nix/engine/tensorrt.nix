@@ -62,14 +62,14 @@ in
 let
   engine = "${name}-engine";
   facts = model.model or { };
-  wanted = check.engine.target function target;
-  gpu = check.target.gpu function gpus wanted.gpu // {
-    name = wanted.gpu;
+  targetSpec = check.engine.target function target;
+  gpu = check.target.gpu function gpus targetSpec.gpu // {
+    name = targetSpec.gpu;
   };
 
   id = if builtins.isString runtime then runtime else runtime.id;
   row = check.engine.runtime function runtimes "tensorrt" {
-    target = wanted.gpu;
+    target = targetSpec.gpu;
     inherit limits;
   } id;
   stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;
@@ -83,7 +83,7 @@ let
         pipelineParallel = 1;
         expertParallel = 1;
       };
-  ranks = check.engine.parallel engine facts parallel wanted.count;
+  ranks = check.engine.parallel engine facts parallel targetSpec.count;
 
   quantization = check.target.quantization engine (model.quantization or null) gpu;
   kvCache = check.target.kvCache engine (facts.kvCacheQuantization or null) gpu;
@@ -92,21 +92,21 @@ let
   ready = check.options.profile function profile;
   sizes = check.limits.resolve engine facts ready.limits limits;
   effective = check.limits.effective engine sizes options facts;
-  named = plugins // spoken // adapted;
+  requestedOptions = plugins // speculativeOptions // loraOptions;
   options = check.options.resolve function id {
     inherit quantization kvCache architecture;
     inherit (gpu) sm;
     inherit (parallel) tensorParallel;
     eagleLayers = facts.eagleLayers or null;
     inherit strategy;
-  } ready.options named;
-  spoken =
+  } ready.options requestedOptions;
+  speculativeOptions =
     let
       s = check.arguments.only "${function}: speculative" [ "mode" "maxDraftLen" ] speculative;
     in
     lib.optionalAttrs (s ? mode) { speculativeDecodingMode = s.mode; }
     // lib.optionalAttrs (s ? maxDraftLen) { inherit (s) maxDraftLen; };
-  adapted =
+  loraOptions =
     let
       l = check.arguments.only "${function}: lora" [
         "dirs"
@@ -128,7 +128,7 @@ let
     }
   );
 
-  floor = check.engine.driver engine row wanted.driver;
+  acceptedDriver = check.engine.driver engine row targetSpec.driver;
   checked = builtins.deepSeq [
     row.id
     quantization
@@ -137,7 +137,7 @@ let
     (check.limits.chunks engine effective options)
     options
     plan
-    floor
+    acceptedDriver
     (check.engine.pipeline engine architecture parallel.pipelineParallel)
     (check.arguments.atLeast function "workers" 1 workers)
     (check.arguments.minutes function "stallMinutes" stallMinutes)
@@ -158,7 +158,7 @@ let
     inherit quantization kvCache architecture;
     inherit (gpu) sm;
   };
-  warned = value: builtins.foldl' (v: w: warn
+  withWarnings = value: builtins.foldl' (v: w: warn
     "${engine}-sm${toString gpu.sm}: ${w}" v) value warnings;
 
   place = import ./place.nix { inherit lib; } {
@@ -173,12 +173,12 @@ let
   request = {
     inherit name strategy workers;
     kind = "tensorrt";
-    target = wanted.gpu;
+    target = targetSpec.gpu;
     runtime = id;
     limits = sizes;
     inherit options;
     # Asked for by name: where TensorRT-LLM would change one of these, the build refuses.
-    named = builtins.attrNames named;
+    named = builtins.attrNames requestedOptions;
     timingCache = if timingCache == null then null else "${timingCache}";
     inherit stallMinutes acceptDriver;
     pin = if stack.pinFile == "" then null else "${stack.pinFile}";
@@ -205,7 +205,7 @@ let
       buildCommandPath = ../builders/engine-machine.sh;
       nativeBuildInputs = [ driver ];
       request = builtins.toJSON {
-        target = wanted.gpu;
+        target = targetSpec.gpu;
         runtime = id;
         inherit acceptDriver;
       };
@@ -234,9 +234,9 @@ let
     modelName = name;
     runtime = id;
     runtimePackage = stack;
-    target = wanted;
+    target = targetSpec;
   };
-  meta = artefactMeta model { description = "TensorRT engine of ${name} for ${wanted.gpu}"; };
+  meta = artefactMeta model { description = "TensorRT engine of ${name} for ${targetSpec.gpu}"; };
   ungated = pkgs.stdenvNoCC.mkDerivation (
     place
     // inputs
@@ -261,7 +261,7 @@ let
   );
 in
 builtins.seq (checked true) (
-  warned (outside {
+  withWarnings (outside {
     inherit
       function
       name

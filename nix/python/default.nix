@@ -21,7 +21,7 @@ let
 
   # What `torch` of the scope may be: null (the lock's wheel), a wheel's description, a package, or
   # a list of these.
-  given =
+  torchParts =
     if torch == null then
       [ ]
     else if builtins.isList torch then
@@ -41,19 +41,18 @@ in
 name:
 let
   locked = readLock name;
-  takesTorch = given != [ ] && locked.wheels ? torch;
-  replaced = if takesTorch then map nameOf given else [ ];
-  own = builtins.removeAttrs locked.wheels replaced;
+  takesTorch = torchParts != [ ] && locked.wheels ? torch;
+  replaced = if takesTorch then map nameOf torchParts else [ ];
+  lockedWheels = builtins.removeAttrs locked.wheels replaced;
   # What the lock pins stays as the lock pins it, unless it is given by name.
-  propagated = builtins.filter (p: !(own ? ${nameOf p}) && !(builtins.elem (nameOf p) replaced)) (
-    builtins.concatLists (map packagesOf given)
-  );
+  isAdded = p: !(lockedWheels ? ${nameOf p}) && !(builtins.elem (nameOf p) replaced);
+  propagated = builtins.filter isAdded (builtins.concatLists (map packagesOf torchParts));
 in
 mkEnvironment {
   inherit name;
   wheels =
-    map (wheel: mkWheel (locked.fileOf wheel)) (builtins.attrValues own)
+    map (wheel: mkWheel (locked.fileOf wheel)) (builtins.attrValues lockedWheels)
     ++ lib.optionals takesTorch (
-      map (part: if isPackage part then part else mkWheel part) given ++ propagated
+      map (part: if isPackage part then part else mkWheel part) torchParts ++ propagated
     );
 }

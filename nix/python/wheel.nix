@@ -12,7 +12,7 @@ let
   fetchWheel = import ./fetch-wheel.nix scope;
   libraries = lib.importJSON ./libraries.json;
   freeLicences = lib.importJSON ./free-licences.json;
-  # nixpkgs does not know every identifier, and counts one that says nothing of it as not free.
+  # nixpkgs does not know every identifier, and counts one without that mark as not free.
   licenceOf =
     id:
     lib.getLicenseFromSpdxIdOr id {
