@@ -130,21 +130,24 @@ in
   target =
     function: value:
     let
-      asked =
-        if builtins.isString value then
-          { gpu = value; }
-        else if builtins.isAttrs value then
-          arguments.only "${function}: target" [ "gpu" "count" "driver" ] value
-        else
-          throw (
-            "${function}: target = ${builtins.toJSON value} is not a GPU's name, nor { gpu; "
-            + "count; driver; }."
-          );
+      build =
+        {
+          gpu ? throw "${function}: target.gpu is missing.",
+          count ? null,
+          driver ? null,
+        }:
+        {
+          inherit gpu driver;
+          count = if count == null then null else arguments.atLeast function "target.count" 1 count;
+        };
     in
-    {
-      gpu = asked.gpu or (throw "${function}: target.gpu is missing.");
-      count =
-        if asked ? count then arguments.atLeast function "target.count" 1 asked.count else null;
-      driver = asked.driver or null;
-    };
+    if builtins.isString value then
+      build { gpu = value; }
+    else if builtins.isAttrs value then
+      arguments.call "${function}: target" build value
+    else
+      throw (
+        "${function}: target = ${builtins.toJSON value} is not a GPU's name, "
+        + "nor { gpu; count; driver; }."
+      );
 }

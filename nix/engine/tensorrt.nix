@@ -16,6 +16,7 @@ let
   gpus = (lib.importJSON ../../python/enginix/data/machine/gpus.json).gpus;
   runtimes = (lib.importJSON ../../python/enginix/data/runtime/runtimes.json).runtimes;
   driver = import ../runtime/package.nix scope "driver";
+  withoutNulls = lib.filterAttrs (_: value: value != null);
 in
 {
   # mkHfModel's output, or mkQuantized's.
@@ -100,26 +101,31 @@ let
     eagleLayers = facts.eagleLayers or null;
     inherit strategy;
   } ready.options requestedOptions;
-  speculativeOptions =
-    let
-      s = check.arguments.only "${function}: speculative" [ "mode" "maxDraftLen" ] speculative;
-    in
-    lib.optionalAttrs (s ? mode) { speculativeDecodingMode = s.mode; }
-    // lib.optionalAttrs (s ? maxDraftLen) { inherit (s) maxDraftLen; };
-  loraOptions =
-    let
-      l = check.arguments.only "${function}: lora" [
-        "dirs"
-        "source"
-        "targetModules"
-        "maxRank"
-      ] lora;
-    in
-    lib.optionalAttrs (l != { }) { loraPlugin = "auto"; }
-    // lib.optionalAttrs (l ? dirs) { loraDir = map (d: "${d}") l.dirs; }
-    // lib.optionalAttrs (l ? source) { loraCkptSource = l.source; }
-    // lib.optionalAttrs (l ? targetModules) { loraTargetModules = l.targetModules; }
-    // lib.optionalAttrs (l ? maxRank) { maxLoraRank = l.maxRank; };
+  speculativeOptions = check.arguments.call "${function}: speculative" (
+    {
+      mode ? null,
+      maxDraftLen ? null,
+    }:
+    withoutNulls {
+      speculativeDecodingMode = mode;
+      inherit maxDraftLen;
+    }
+  ) speculative;
+  loraOptions = check.arguments.call "${function}: lora" (
+    {
+      dirs ? null,
+      source ? null,
+      targetModules ? null,
+      maxRank ? null,
+    }:
+    withoutNulls {
+      loraPlugin = if lora == { } then null else "auto";
+      loraDir = if dirs == null then null else map (dir: "${dir}") dirs;
+      loraCkptSource = source;
+      loraTargetModules = targetModules;
+      maxLoraRank = maxRank;
+    }
+  ) lora;
 
   plan = check.plan.fits engine (facts // { weightBytes = model.weightBytes or 0; }) gpu (
     removeAttrs effective [ "maxInputLen" "maxBeamWidth" ]
