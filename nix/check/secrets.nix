@@ -11,8 +11,8 @@ rec {
     function: argument: file:
     if inStore file then
       throw (
-        "${function}: ${argument} = ${toString file} would be in the store, where everybody reads it; "
-        + "pass the path as a string to a file outside."
+        "${function}: ${argument} = ${toString file} would be in the store, where everybody reads "
+        + "it; pass the path as a string to a file outside."
       )
     else
       file;
