@@ -23,6 +23,7 @@ let
     name = "enginix-demo";
     buildCommandPath = ./builders/demo.sh;
     inherit (pkgs) bash;
+    launcher = ./builders/launcher.sh;
     python3 = python;
     flake = self;
     # The stages of this flake: whatever Nix and package set evaluated them, the demo evaluates none

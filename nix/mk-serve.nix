@@ -50,6 +50,7 @@ let
         driver = if stack.driver == null then "" else stack.driver;
         arguments = "${engine} ${lib.escapeShellArgs flags}";
         inherit (pkgs) bash;
+        launcher = ./builders/launcher.sh;
         preferLocalBuild = true;
         passthru = {
           inherit engine kind host;

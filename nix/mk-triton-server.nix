@@ -124,6 +124,7 @@ let
       buildCommandPath = ./builders/triton-server.sh;
       inherit repo enginix;
       inherit (pkgs) bash;
+      launcher = ./builders/launcher.sh;
       bubblewrap = if inImage then pkgs.bubblewrap or "" else "";
       installation = lib.escapeShellArgs (
         if inImage then

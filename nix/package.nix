@@ -60,6 +60,7 @@ else
       };
       inherit python;
       inherit (pkgs) bash;
+      launcher = ./builders/launcher.sh;
       preferLocalBuild = true;
       passthru = { inherit python; } // passthru;
       meta = {

@@ -14,6 +14,7 @@
       name = "hub";
       buildCommandPath = ../builders/hub-of-files.sh;
       inherit (pkgs) bash;
+      launcher = ../builders/launcher.sh;
       python3 = python;
       server = ../../tests/hub;
       files = ../../tests/models/tiny-qwen3;
