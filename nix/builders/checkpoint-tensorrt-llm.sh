@@ -3,7 +3,11 @@
 # for its output. Its launcher may set PYTHONPATH, so ours goes in by hand.
 eval "flags=($flags)"
 mkdir made
-enginix runtime run "$runtime" --rootfs "$rootfs" ${driver:+--driver "$driver"} --no-network --bind "$PWD/made" -- \
-  python3 -c 'import sys; sys.path.insert(0, sys.argv.pop(1)); from enginix.cli import main; raise SystemExit(main())' \
-  "$enginix/lib" convert "$model" -o "$PWD/made/checkpoint" "${flags[@]}"
+program='import sys
+sys.path.insert(0, sys.argv.pop(1))
+from enginix.cli import main
+raise SystemExit(main())'
+enginix runtime run "$runtime" --rootfs "$rootfs" ${driver:+--driver "$driver"} \
+  --no-network --bind "$PWD/made" -- \
+  python3 -c "$program" "$enginix/lib" convert "$model" -o "$PWD/made/checkpoint" "${flags[@]}"
 mv made/checkpoint "$out"

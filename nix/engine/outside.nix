@@ -102,7 +102,7 @@ let
   answers = pkgs.stdenvNoCC.mkDerivation (
     asker.attributes
     // {
-      name = "${name}-engine-said";
+      name = "${name}-engine-answers";
       buildCommandPath = ../builders/outside-answers.sh;
       nativeBuildInputs = [ (package asker.part) ];
       engine = ungated;
@@ -129,7 +129,7 @@ let
     nativeBuildInputs = [ enginix ];
     engine = ungated;
     # With gates of the checkpoint alone the engine is not asked.
-    said = if engineGates == { } then "" else answers;
+    answers = if engineGates == { } then "" else answers;
     reference = if engineGates == { } then model else answersOf;
     inherit model environment;
     flags = lib.escapeShellArgs (
