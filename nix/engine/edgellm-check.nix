@@ -9,12 +9,15 @@
 let
   data = lib.importJSON ../../python/enginix/data/edgellm/edgellm.json;
   inherit (pkgs.stdenvNoCC.hostPlatform) system;
-  systems = lib.unique (map (p: p.system) data.payloads);
-  # The SMs that a system's payloads are for, in order: numbers, as "100" is before "80" as text.
+  payloadsBySystem = builtins.groupBy (p: p.system) data.payloads;
+  systems = builtins.attrNames payloadsBySystem;
+  # The SMs that a system's payloads are for, in order: as numbers, since "100" is before "80".
   smsOf =
     payloadSystem:
     builtins.sort (a: b: a < b) (
-      lib.unique (map (p: p.sm) (builtins.filter (p: p.system == payloadSystem) data.payloads))
+      map builtins.fromJSON (
+        builtins.attrNames (builtins.groupBy (p: toString p.sm) payloadsBySystem.${payloadSystem})
+      )
     );
   describe = s: "SM ${lib.concatMapStringsSep ", " toString (smsOf s)} on ${s}";
   supported = lib.concatMapStringsSep ", and for " describe (builtins.sort (a: b: a > b) systems);
