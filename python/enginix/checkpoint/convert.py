@@ -175,7 +175,8 @@ def _choose_nvfp4_form(
     if unaligned is None or any(m.stacked for m in linears):
         return "trtllm"
     notes.append(
-        f"{unaligned.name} is {unaligned.out} x {unaligned.inp} a rank, no whole number of NVFP4 scale tiles: "
+        f"{unaligned.name} is {unaligned.out} x {unaligned.inp} a rank, "
+        "which is not a whole number of NVFP4 scale tiles: "
         "ModelOpt's form is written, which TensorRT-LLM pads on loading"
     )
     return "modelopt"

@@ -154,11 +154,12 @@ def check_node_sizes(mapping: CheckpointMapping) -> None:
         )
     if not mapping.fills_nodes:
         node_sizes = [n for n in _list_divisors(world) if n < world]
+        whole_nodes = world // gpus_per_node
         raise UsageError(
-            f"--gpus-per-node {gpus_per_node} with {world} ranks, which are neither at most {gpus_per_node}, on one node, "
-            f"nor a multiple of it, on several",
+            f"--gpus-per-node {gpus_per_node} with {world} ranks: "
+            f"they neither fit on one node nor fill several (at most {gpus_per_node}, or a multiple of it)",
             where=f"--tensor-parallel {mapping.tensor_parallel} --pipeline-parallel "
             f"{mapping.pipeline_parallel}",
             fix=f"--gpus-per-node {world} for one node, {_join_sizes(node_sizes)} for several; "
-            f"or {world // gpus_per_node * gpus_per_node} or {(world // gpus_per_node + 1) * gpus_per_node} ranks",
+            f"or {whole_nodes * gpus_per_node} or {(whole_nodes + 1) * gpus_per_node} ranks",
         )

@@ -95,7 +95,8 @@ def _resolve_by_module(
         if algorithms.setdefault(linear.name, algorithm) != algorithm:
             raise UsageError(
                 f"{linear.name} is {algorithm or 'not quantized'} in one pipeline stage and "
-                f"{algorithms[linear.name] or 'not quantized'} in another; layers are numbered within their stage",
+                f"{algorithms[linear.name] or 'not quantized'} in another; "
+                "layers are numbered within their stage",
                 where=str(source.weights.directory),
                 fix="--pipeline-parallel 1",
             )

@@ -195,10 +195,12 @@ def require_commit(repo: str, revision: str) -> None:
         UsageError: not 40 hex digits.
     """
     if not COMMIT.fullmatch(revision):
+        shown_revision = ascii(revision)[:100]
         raise UsageError(
-            f"revision {ascii(revision)[:100]} is not a commit of 40 hex digits; a branch or tag can move",
+            f"revision {shown_revision} is not a commit of 40 hex digits; a branch or tag can move",
             where=repo,
-            fix=f"pin it: enginix lock {_format_lock_argument(repo)} --revision {ascii(revision)[1:-1][:100]} -o FILE",
+            fix=f"pin it: enginix lock {_format_lock_argument(repo)} "
+            f"--revision {ascii(revision)[1:-1][:100]} -o FILE",
         )
 
 
@@ -320,7 +322,8 @@ def _hold_fetch_directory(out: Path, *, keep: bool) -> Iterator[WorkDirectory]:
             )
             if keep and kept_bytes and isinstance(e, (Exception, KeyboardInterrupt)):
                 print_message(
-                    f"kept {format_bytes(kept_bytes)} in {work_directory.path}; run the same command again to go on from there"
+                    f"kept {format_bytes(kept_bytes)} in {work_directory.path}; "
+                    "run the same command again to go on from there"
                 )
             else:
                 release_work_directory(work_directory)

@@ -272,7 +272,8 @@ def _check_metadata(metadata: HfFileMetadata, repo: str, commit: str, expected: 
         )
     if metadata.commit_hash != commit:
         raise HubError(
-            f"the hub answers with commit {hub_errors.clean_text(metadata.commit_hash)}, and {commit} is pinned",
+            f"the hub answers with commit {hub_errors.clean_text(metadata.commit_hash)}, "
+            f"and {commit} is pinned",
             where=where,
             fix="check HF_ENDPOINT, or write the lock again",
         )

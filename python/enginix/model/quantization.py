@@ -177,7 +177,8 @@ def read_quantization(directory: Path, config: Mapping[str, Any]) -> ModelQuanti
         sidecar_format = quantization.kv_cache if quantization else None
         if isinstance(inline_format, str) and inline_format.upper() != (sidecar_format or ""):
             raise ModelError(
-                f"its KV cache is {sidecar_format or 'not quantized'}, and {inline_format} in config.json's quantization_config",
+                f"its KV cache is {sidecar_format or 'not quantized'}, "
+                f"and {inline_format} in config.json's quantization_config",
                 where=str(directory / SIDECAR),
                 fix="make both say what the weights are: k_scale and v_scale are there for an FP8 KV cache",
             )

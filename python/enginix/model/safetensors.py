@@ -90,9 +90,10 @@ def _parse_tensor(name: str, entry: Any, path: Path, base: int, size: int) -> Te
             where=where,
             fix=_DOWNLOAD_FIX,
         )
-    if prod(shape) * SAFETENSORS_DTYPES[dtype] != end - begin:
+    size_by_shape = prod(shape) * SAFETENSORS_DTYPES[dtype]
+    if size_by_shape != end - begin:
         raise ModelError(
-            f"{dtype} {shape} needs {prod(shape) * SAFETENSORS_DTYPES[dtype]} bytes, its offsets span {end - begin}",
+            f"{dtype} {shape} needs {size_by_shape} bytes, its offsets span {end - begin}",
             where=where,
             fix=_DOWNLOAD_FIX,
         )

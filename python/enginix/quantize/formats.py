@@ -231,7 +231,8 @@ def check_shapes(
                     if r["group"] is None or all(s[-1] % r["group"] == 0 for s in matrices.values())
                 ]
                 raise UsageError(
-                    f"{module} has {shape[-1]} columns, and {chosen_format.name} needs a multiple of {chosen_format.group}",
+                    f"{module} has {shape[-1]} columns, "
+                    f"and {chosen_format.name} needs a multiple of {chosen_format.group}",
                     where=where,
                     fix=f"use {', '.join(usable_formats)}",
                 )

@@ -147,7 +147,8 @@ def _cast_values(raw: bytes, dtype: str, new_dtype: str) -> bytes:
 def _check_weight(info: TensorInfo, shape: tuple[int, ...], expected_format: QuantizationFormat) -> None:
     if info.dtype != expected_format.weight:
         raise ModelError(
-            f"tensor {info.name!r} is {info.dtype}, and {expected_format.name} stores {expected_format.weight}: not quantized",
+            f"tensor {info.name!r} is {info.dtype}, "
+            f"and {expected_format.name} stores {expected_format.weight}: not quantized",
             where=str(info.path),
             fix=_FIX,
         )

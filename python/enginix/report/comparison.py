@@ -90,7 +90,8 @@ def _list_notes(artefacts: Sequence[Artefact]) -> list[str]:
     if len(names_by_material) > 1:
         short_materials = {material[:12]: names for material, names in names_by_material.items()}
         notes.append(
-            f"They were asked different things, so that figures cannot be compared: {_join_groups(short_materials)}."
+            "They were asked different things, so their figures cannot be compared: "
+            f"{_join_groups(short_materials)}."
         )
     for artefact in artefacts:
         figures = artefact.measured

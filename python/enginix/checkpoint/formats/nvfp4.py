@@ -45,9 +45,9 @@ def _read_global_scale(group: tuple[MatrixSlice, ...], source: SourceTensors) ->
     """The float32 scale of matrices that are merged; they share it, or the merge would be wrong."""
     scale_by_module = {s.module: source.scale(s.module, "weight_scale_2") for s in group}
     if len(set(scale_by_module.values())) > 1:
-        names = ", ".join(scale_by_module)
+        names, scales = ", ".join(scale_by_module), sorted(scale_by_module.values())
         raise ModelError(
-            f"{names} become one matrix, but their weight_scale_2 differ ({sorted(scale_by_module.values())})",
+            f"{names} become one matrix, but their weight_scale_2 differ ({scales})",
             where=str(source.weights.directory),
             fix="export again with ModelOpt, which gives merged matrices one scale",
         )

@@ -153,7 +153,8 @@ def require_same_questions(engine_answers: EngineAnswers, question_set: EngineQu
     """
     if engine_answers.misread:
         raise GateError(
-            f"the engine's tokenizer is not the model's: {engine_answers.misread[0]} ({len(engine_answers.misread)} prompts)",
+            f"the engine's tokenizer is not the model's: {engine_answers.misread[0]} "
+            f"({len(engine_answers.misread)} prompts)",
             fix="build the engine again from the model's own tokenizer",
         )
     if engine_answers.material != question_set.material:

@@ -115,8 +115,8 @@ def judge_perplexity(
     ratio, low, high = (math.exp(x) for x in (mean, mean - spread, mean + spread))
     passed = high <= bounds["ratio"]
     summary = (
-        f"{engine_perplexity:.4g}, the reference {reference_perplexity:.4g}: × {ratio:.4f} (95% interval {low:.4f} to {high:.4f}), "
-        f"{bounds['ratio']:g} allowed"
+        f"{engine_perplexity:.4g}, the reference {reference_perplexity:.4g}: × {ratio:.4f} "
+        f"(95% interval {low:.4f} to {high:.4f}), {bounds['ratio']:g} allowed"
     )
     detail = {
         **bounds,
