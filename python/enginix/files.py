@@ -214,7 +214,7 @@ def _remove_path(path: Path) -> None:
 
 @contextmanager
 def hold_work_directory(out: Path, *, doing: str = "writing") -> Iterator[WorkDirectory]:
-    """Holds ``.OUT.partial``; the caller says with ``release`` what becomes of it.
+    """Holds ``.OUT.partial``; the caller removes it with :func:`release_work_directory`.
 
     Raises:
         UsageError: another process holds it, or something of that name is not an earlier run's.

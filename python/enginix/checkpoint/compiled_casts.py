@@ -1,4 +1,4 @@
-"""The compiled casts (casts.c), where they were compiled; ``numbers`` has the same in NumPy, only slower.
+"""The compiled casts (casts.c), where they were compiled; ``numbers`` has slower ones in NumPy.
 
 The Nix package and ``make setup-dev`` compile them beside the source. Where pip installed enginix, the first
 use compiles them into the user's cache, if there is a compiler. Which of the two computes never shows in a

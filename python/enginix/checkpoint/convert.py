@@ -276,7 +276,7 @@ def convert_model(directory: Path, out: Path, options: ConvertOptions) -> Conver
     ``out`` appears whole at the end, or not at all. The bytes depend on the model and the options alone.
 
     Raises:
-        ModelError, UsageError: as ``plan``; also a value that does not fit the dtype.
+        ModelError, UsageError: as :func:`derive_conversion_spec`; also a value that does not fit the dtype.
         MachineError: the disk is too small or refuses.
     """
     require_absent(out)

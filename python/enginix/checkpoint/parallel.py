@@ -13,7 +13,7 @@ MAX_THREADS = 4  # writers of one file take turns in the kernel: more than a few
 
 
 def count_usable_threads() -> int:
-    """Cores that this process may use, up to ``MOST``."""
+    """Return the number of cores that this process may use, up to ``MAX_THREADS``."""
     return min(MAX_THREADS, len(os.sched_getaffinity(0)))
 
 

@@ -24,7 +24,7 @@ TRIES = 5
 
 @dataclass(frozen=True)
 class RepoInfo:
-    """A repository at one commit; ``repo`` is its address, as in :func:`lock.address`."""
+    """A repository at one commit; ``repo`` is its address, as :func:`lock.format_address` gives it."""
 
     repo: str
     revision: str
@@ -74,7 +74,7 @@ def list_files(repo: str, commit: str) -> tuple[RemoteFile, ...]:
     The git oid of a large file is that of its LFS pointer, so it confirms the sha256 and the size.
 
     Raises:
-        HubError: as ``repo_info``; also a listing that contradicts itself.
+        HubError: as :func:`fetch_repo_info`; also a listing that contradicts itself.
     """
     _check_repo(repo)
     files: list[RemoteFile] = []
@@ -115,7 +115,7 @@ def read_small(repo: str, commit: str, file: RemoteFile) -> bytes:
 
     Raises:
         HashMismatch: other bytes than the listing promises.
-        HubError: as ``repo_info``.
+        HubError: as :func:`fetch_repo_info`.
     """
     if file.size > SMALL:
         raise _make_answer_error(repo, f"{file.path} has {file.size} bytes, too many for a small file")
@@ -139,7 +139,7 @@ def read_range(repo: str, commit: str, path: str, start: int, stop: int) -> byte
     They are not verified: no hash covers a part of a file. Use them to look, not to build.
 
     Raises:
-        HubError: as ``repo_info``; also a hub that sends the whole file instead.
+        HubError: as :func:`fetch_repo_info`; also a hub that sends the whole file instead.
     """
     if stop <= start:
         return b""

@@ -56,7 +56,7 @@ def fetch_locked_files(pinned: Lock, out: Path, jobs: int = JOBS) -> FetchResult
     """Fetches what a lock pins into ``out``, with a manifest; does nothing when it is there already.
 
     Raises:
-        HubError, HashMismatch: see ``transfer.download``; finished files are kept for the next run.
+        HubError, HashMismatch: as :func:`transfer.download_file`; finished files are kept for the next run.
         MachineError: no room for the files, or the disk refuses.
         UsageError: ``out`` holds something else, or another fetch is filling it.
     """
@@ -113,7 +113,7 @@ def fetch_file(repo: str, commit: str, expected: FileDigest, out: Path) -> Fetch
     """Fetches one file straight to ``out``: written beside it, verified, renamed. Nothing else is left.
 
     Raises:
-        HubError, HashMismatch, MachineError, UsageError: as ``fetch``.
+        HubError, HashMismatch, MachineError, UsageError: as :func:`fetch_locked_files`.
     """
     require_commit(repo, commit)
     out = Path(os.path.abspath(out))
@@ -152,15 +152,15 @@ def fetch_files(
     keep: bool = True,
     check: Callable[[Path], None] = lambda _: None,
 ) -> FetchResult:
-    """Fetches ``wanted`` into the new directory ``out``.
+    """Fetch ``expected_files`` into the new directory ``out``.
 
     Args:
-        note: manifest to write into it.
+        manifest: what to write as its manifest; None for none.
         check: looks at the whole directory before it appears, and refuses it by raising.
         keep: keep finished files beside ``out`` when it fails, for the next run.
 
     Raises:
-        HubError, HashMismatch, MachineError, UsageError: as ``fetch``.
+        HubError, HashMismatch, MachineError, UsageError: as :func:`fetch_locked_files`.
     """
     require_commit(repo, commit)
     out = Path(os.path.abspath(out))
@@ -371,7 +371,7 @@ def _is_fetched(out: Path, expected_files: Sequence[FileDigest], manifest: Manif
 
 
 def _has_same_manifest(out: Path, manifest: Manifest) -> bool:
-    """Whether the manifest in ``out`` says what ``note`` says of model and lock."""
+    """Return whether the manifest in ``out`` agrees with ``manifest`` on artefact, model and inputs."""
     try:
         existing_manifest = read_manifest(out)
     except ManifestError:

@@ -118,7 +118,7 @@ def build_hub_headers() -> dict[str, str]:
 
 
 def read_hub_token() -> str | None:
-    """The token that ``headers`` sends."""
+    """Return the token that :func:`build_hub_headers` sends; None without one."""
     return build_hub_headers().get("authorization", "").removeprefix("Bearer ") or None
 
 

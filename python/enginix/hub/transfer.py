@@ -78,7 +78,7 @@ def download_file(
         part: where the bytes go; left as it is, for the next attempt, when the network fails for good, and
             removed when the bytes are wrong.
         moved: told the number of new bytes as they arrive (negative when some are thrown away).
-        stop: ends the transfer with ``Stopped`` soon after it is set.
+        stop: ends the transfer with :class:`TransferStopped` soon after it is set.
 
     Raises:
         HashMismatch: the hub promises or sends other bytes; both hashes are shown.

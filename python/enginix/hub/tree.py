@@ -20,7 +20,7 @@ def fetch_tree(repo: str, commit: str, out: Path, jobs: int = JOBS) -> FetchResu
 
     Raises:
         LockError: the listing has a path that may not be written.
-        HubError, HashMismatch, MachineError, UsageError: as ``fetch``.
+        HubError, HashMismatch, MachineError, UsageError: as :func:`fetch.fetch_locked_files`.
     """
     require_commit(repo, commit)
     listing = api.list_files(repo, commit)

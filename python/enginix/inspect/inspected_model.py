@@ -41,12 +41,12 @@ class InspectedModel:
     """A model laid out for reading headers.
 
     Attributes:
-        directory: where configuration and safetensors headers can be read; weights only if it is ``local``.
+        directory: where configuration and safetensors headers can be read; weights only if ``is_local``.
         source: what the caller passed, for people.
         files: path → bytes, of every file of the model.
         license: as the lock, the Hub or the model's manifest says.
         fetched: bytes that came over the network.
-        local: whether ``directory`` is the caller's own and holds the weights.
+        is_local: whether ``directory`` is the caller's own and holds the weights.
     """
 
     directory: Path
@@ -68,7 +68,7 @@ def open_model(source: str, revision: str | None = None) -> Iterator[InspectedMo
         revision: branch, tag or commit, for ``owner/name`` only.
 
     Raises:
-        UsageError: ``what`` is none of the three, or ``revision`` does not go with it.
+        UsageError: ``source`` is not one of the three, or ``revision`` does not go with it.
         ModelError, LockError, HubError: it cannot be read.
     """
     path = Path(source)

@@ -70,7 +70,7 @@ class CheckpointSizes:
         self.ranks = lru_cache(maxsize=None)(self._ranks)
 
     def heaviest(self, tp: int, pp: int, quantization: str | None) -> int:
-        """Bytes of the heaviest rank; what ``arithmetic.Weights`` asks for."""
+        """Return the bytes of the heaviest rank; an ``arithmetic.RankWeights``."""
         return self.ranks(tp, pp, quantization, None).heaviest
 
     def _ranks(self, tp: int, pp: int, quantization: str | None, kv_cache: str | None) -> RankSizes:

@@ -206,8 +206,8 @@ def make_calibration(model: Path, out: Path, source: Path | None, recipe: Recipe
         source: text, JSONL or a directory of them; None for the text that ships with enginix.
 
     Raises:
-        ModelError, UsageError: as ``text.documents`` and ``draw``; a tokenizer that cannot be read; before
-            anything is read, an ``out`` that exists.
+        ModelError, UsageError: as :func:`calibration_text.read_documents` and :func:`draw_rows`; a
+            tokenizer that cannot be read; before anything is read, an ``out`` that exists.
     """
     require_absent(out)
     tokenizer_files = hash_tokenizer_files(model)

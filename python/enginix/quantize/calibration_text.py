@@ -32,7 +32,7 @@ class Document:
 
     Attributes:
         text: never empty.
-        rendered: by the tokenizer's chat template, special tokens included.
+        is_rendered: the text comes from the tokenizer's chat template, special tokens included.
     """
 
     text: str

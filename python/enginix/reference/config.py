@@ -312,7 +312,7 @@ def _parse_experts(reader: _ExecutorConfigReader, is_moe: bool, intermediate: in
 
 
 def parse_executor_config(raw: Any, where: str) -> ExecutorConfig:
-    """A checked :class:`CheckpointConfig` from parsed JSON.
+    """Return a checked :class:`ExecutorConfig` from parsed JSON.
 
     Raises:
         CheckpointError: an unknown architecture, a missing or impossible value.
@@ -420,7 +420,7 @@ def read_executor_config(checkpoint: Path) -> ExecutorConfig:
     """Reads ``config.json`` of a checkpoint directory, and ``quant_cfg.json`` for mixed precision.
 
     Raises:
-        CheckpointError: missing, unreadable, or refused by :func:`parse`.
+        CheckpointError: missing, unreadable, or refused by :func:`parse_executor_config`.
     """
     path = checkpoint / "config.json"
     config = parse_executor_config(_read_checkpoint_json(path), str(path))

@@ -58,11 +58,11 @@ class TensorSpec:
 
     Attributes:
         name: with the global layer number.
-        shape: whole shape, dim 0 of vocabulary tensors unpadded; with ``Cut.RANK`` the shape on a rank.
+        shape: whole shape, dim 0 of vocabulary tensors unpadded; with ``RankCut.RANK`` the shape on a rank.
         dtype: as safetensors spells it.
         cut: how ranks share it.
         place: which pipeline stage has it.
-        layer: global layer number, for ``Place.LAYER``.
+        layer: global layer number, for ``PipelineStage.LAYER``.
     """
 
     name: str

@@ -85,7 +85,7 @@ class QuantizedLinear(PlainLinear):
 _ACTIVATION = ("activation_scaling_factor", "activation_global_scaling_factor")
 _ROUNDING: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None] = {
     "FP8": formats.fake_quantize_fp8,
-    "FP8_PER_CHANNEL_PER_TOKEN": None,  # has no scale; made in _rounding
+    "FP8_PER_CHANNEL_PER_TOKEN": None,  # each token has its own scale, found while it is rounded
     "NVFP4": formats.fake_quantize_nvfp4,
     "W4A16_AWQ": None,
     "W4A8_AWQ": formats.fake_quantize_fp8,

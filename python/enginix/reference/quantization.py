@@ -96,5 +96,5 @@ def has_own_nvfp4_form(checkpoint: Path, world_size: int) -> bool:
                     if name.endswith(".weights_block_scaling_factor"):
                         return True
         except (SafetensorError, OSError):
-            return True  # layout.check says what is wrong with the file
+            return True  # layout.check_rank_files says what is wrong with the file
     return False

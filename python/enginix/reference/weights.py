@@ -85,7 +85,7 @@ class MergedWeights:
     """Whole tensors of a checkpoint by name; a context manager that holds the rank files open.
 
     Raises:
-        CheckpointError: the files are not what ``config`` demands (:func:`layout.check`).
+        CheckpointError: the files are not what ``config`` demands (:func:`layout.check_rank_files`).
     """
 
     def __init__(self, checkpoint: Path, config: ExecutorConfig) -> None:
@@ -138,7 +138,7 @@ class MergedWeights:
         return self.merge(name, self.specs[name], parts)
 
     def merge(self, name: str, spec: TensorSpec, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """:func:`merge`, with the tensor named in errors."""
+        """Merge parts as :func:`merge_parts` does; errors name the tensor."""
         try:
             return merge_parts(self.config, spec, parts)
         except CheckpointError as e:

@@ -45,7 +45,7 @@ def _render_verdict(passed: bool) -> str:
 
 
 def mark_differences(answer: str, other: str) -> str:
-    """``said`` as HTML, what differs from ``other`` marked."""
+    """Return ``answer`` as HTML with its differences from ``other`` marked."""
     out = ""
     for operation, start, end, _, _ in SequenceMatcher(None, answer, other, autojunk=False).get_opcodes():
         part = escape(answer[start:end])
@@ -184,7 +184,7 @@ def render_gate_report(name: str, evidence: Mapping[str, Any]) -> str:
 
     Args:
         name: the engine's.
-        told: the content of its ``gates.json``.
+        evidence: the content of its ``gates.json``.
     """
     gates: Mapping[str, Any] = evidence.get("gates", {})
     failed = sorted(g for g, detail in gates.items() if not detail.get("passed"))

@@ -117,7 +117,7 @@ def render_interval_chart(title: str, middle: float, ends: tuple[float, float], 
 
 @dataclass(frozen=True)
 class ScatterPoint:
-    """One artefact in :func:`scatter`; ``low`` and ``high`` are the ends of the interval of ``y``."""
+    """One artefact in :func:`render_scatter_chart`; ``low`` to ``high`` is the interval of ``y``."""
 
     label: str
     x: float
@@ -137,7 +137,7 @@ def _choose_ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def _spread_labels(preferred: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Heights of labels, at least ``gap`` apart where the frame has room, near those ``wanted``."""
+    """Heights of labels, at least ``gap`` apart where the frame has room, near those ``preferred``."""
     order = sorted(range(len(preferred)), key=lambda i: preferred[i])
     gap = min(gap, (high - low) / max(1, len(preferred)))
     placed = [0.0] * len(preferred)

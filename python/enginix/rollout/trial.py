@@ -48,7 +48,7 @@ def start_trial(server: str, unit: Path, dropin: Path, units: Path = RUNTIME_UNI
         units: where systemd looks for units that live until the next boot.
 
     Raises:
-        Refused: it did not start; its last lines are in the error.
+        TrialError: it did not start; its last lines are in the error.
     """
     name = f"enginix-trial-{server}.service"
     with _install_units(name, unit, dropin, units):

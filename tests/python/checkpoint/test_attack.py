@@ -36,13 +36,13 @@ def test_killed_midway_leaves_no_output(tmp_path: Path) -> None:
     # It stands still after half of its tasks, so that it is killed midway however busy the machine is.
     midway = (
         "import sys, time\nfrom enginix.checkpoint import write\nfrom enginix.cli import main\n"
-        "tasks = write._tasks\n"
+        "tasks = write._iterate_tasks\n"
         "def half(*given):\n"
         "    known = list(tasks(*given))\n"
         "    yield from known[: len(known) // 2]\n"
         "    print('midway', flush=True)\n"
         "    time.sleep(1000)\n"
-        "write._tasks = half\nmain(sys.argv[1:])\n"
+        "write._iterate_tasks = half\nmain(sys.argv[1:])\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", midway, *words], cwd=Path(write.__file__).parents[2], stdout=subprocess.PIPE

@@ -61,7 +61,7 @@ def write_gated_engine(
 
     Args:
         golden: prompt and answer that servers compare at start.
-        said: what the gates looked at.
+        answers_directory: the engine's answers that were judged.
         checkpoint: a gated reference engine of the engine's checkpoint.
     """
     engine_manifest = manifest.read_manifest(engine, "engine")

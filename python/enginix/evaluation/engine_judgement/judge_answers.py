@@ -41,7 +41,7 @@ class AnswerGateInputs:
         said: what it said (said.json, said.safetensors).
         model: the Hugging Face model whose tokenizer reads the texts.
         reference: the reference's answers (``enginix reference``).
-        wanted: gate → bounds to change; ``None`` for the kind's defaults.
+        requested_gates: gate → bounds to change; ``None`` for the kind's defaults.
         questions: JSON lines in place of the pinned questions, as they were asked.
     """
 
@@ -118,7 +118,7 @@ def resolve_engine_bounds(
 def resolve_requested_bounds(
     engine_manifest: Manifest, requested_gates: Mapping[str, Any] | None
 ) -> dict[str, dict[str, Any]]:
-    """:func:`bounds` of what is asked; ``None`` for the defaults."""
+    """Return the bounds of the requested gates; ``None`` requests the kind's defaults."""
     return resolve_engine_bounds(
         engine_manifest,
         {gate: {} for gate in default_engine_gates(engine_manifest)}

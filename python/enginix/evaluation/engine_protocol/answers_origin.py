@@ -22,7 +22,7 @@ def require_answers_origin(engine: Path, answers_directory: Path) -> None:
 
     Args:
         engine: the one that was asked, or what the gates made of it.
-        said: directory of the answers.
+        answers_directory: directory of the answers.
 
     Raises:
         GateError: another engine's, or nobody's.

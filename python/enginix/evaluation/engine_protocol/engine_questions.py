@@ -64,7 +64,7 @@ def write_engine_questions(question_set: EngineQuestions, directory: Path) -> No
 
 
 def read_engine_questions(path: Path) -> EngineQuestions:
-    """Reads what :func:`write` wrote: the file, or its directory.
+    """Read what :func:`write_engine_questions` wrote: the file, or its directory.
 
     Raises:
         GateError: missing, damaged, or of another format.

@@ -37,7 +37,7 @@ class CheckpointGateInputs:
         tokenizer: directory of the engine's tokenizer.
         model: the Hugging Face model whose tokenizer reads the texts.
         reference: a Hugging Face model, or a directory of its answers (``enginix reference``).
-        wanted: gate → bounds to change; ``None`` for the defaults.
+        requested_gates: gate → bounds to change; ``None`` for the defaults.
         questions: JSON lines with ``question`` and ``answer`` in place of the pinned ones.
         device: where everything is computed.
     """

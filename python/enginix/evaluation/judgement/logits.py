@@ -37,10 +37,10 @@ def find_tolerance(model_dtype: str, checkpoint_dtype: str) -> tuple[float, str]
 
 
 def relative_error(computed: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """|found - reference| / |reference - its mean| at each position, in double precision.
+    """Return |computed - reference| / |reference - its mean| at each position, in double precision.
 
     Args:
-        found, reference: logits [T, vocab_size].
+        computed, reference: logits [T, vocab_size].
 
     Returns:
         float64 [T]. The mean is taken out of the reference because softmax ignores it: a large common offset

@@ -1,6 +1,6 @@
 """The gates of quality: each compares what an engine said with what the reference said.
 
-Every function gives an :class:`Outcome`, or raises; whoever runs them counts an exception as a no.
+Every function returns a :class:`GateOutcome` or raises; the runner treats an exception as a failed gate.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def judge_agreement(
     """Most likely tokens and next-token distributions on the evaluation text.
 
     Args:
-        own: the engine's distributions.
+        engine_passages: the engine's distributions.
         kl: Kullback-Leibler divergence of the reference from the engine at each position, in nats.
         bounds: ``top1`` at least, ``kl`` at most on average.
     """
@@ -83,7 +83,7 @@ def compute_divergence(logs: torch.Tensor, reference_passage: Passage) -> torch.
 
     Args:
         logs: the engine's log-probabilities [T - 1, vocab_size].
-        kept: the reference's, on the same device.
+        reference_passage: the reference's, on the same device.
     """
     q = logs.gather(1, reference_passage.ids.long()).double()
     p = reference_passage.logs.double()
@@ -158,7 +158,7 @@ def judge_context(
     tokenizer: GateTokenizer,
     bounds: dict[str, Any],
 ) -> GateOutcome:
-    """Facts planted in long texts, asked for at their ends: judged as :func:`task` is.
+    """Facts planted in long texts, asked for at their ends: judged as :func:`judge_task` is.
 
     Asked is what fits the engine, which may take less than its model does.
     """

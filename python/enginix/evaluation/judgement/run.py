@@ -38,10 +38,10 @@ def run_logits_gate(
         load: loads what is judged, computing in float32.
         tolerance: bound of the gate ``logits`` in place of the table's.
         device: where the reference runs.
-        kept: the reference's logits and the dtype of its weights, where it need not run again.
+        stored_reference: the reference's logits and the dtype of its weights, where it need not run again.
 
     Raises:
-        GateError: a gate could not be run. One that says no is an :class:`Outcome`.
+        GateError: a gate could not be run. A failed gate is a :class:`GateOutcome`.
         CheckpointError: the checkpoint cannot be loaded at all.
     """
     tokens: Sequence[Sequence[int]] = [p.tokens for p in prompts.prompts]

@@ -72,7 +72,7 @@ def resolve_checkpoint_bounds(
     """For each wanted gate its bounds: the table's for the number format, changed by what is asked.
 
     Args:
-        wanted: gate → bounds to change, for instance ``{"perplexity": {"ratio": 1.02}}``.
+        requested_gates: gate → bounds to change, for instance ``{"perplexity": {"ratio": 1.02}}``.
 
     Raises:
         UsageError: no such gate or bound, or a bound that is no number.
@@ -147,7 +147,7 @@ def run_gates(
 
     Args:
         reference: the model's tokenizer, by which ``material`` was made.
-        wanted: gate → bounds (:func:`bounds`).
+        gate_bounds: gate → bounds (:func:`resolve_checkpoint_bounds`).
 
     Raises:
         GateError: the reference's answers are to other questions than ``material``.

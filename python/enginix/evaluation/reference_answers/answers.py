@@ -110,11 +110,11 @@ def score_texts(
 
     Args:
         texts: token ids, at least two each.
-        beside: (number of the text, log-probabilities [T - 1, vocab_size]) → what else is wanted of them,
+        measure: (number of the text, log-probabilities [T - 1, vocab_size]) → a further measurement,
             [T - 1, …].
 
     Returns:
-        For each text its distributions, and what ``beside`` gave, all on the CPU.
+        For each text its distributions, and the measurement, all on the CPU.
 
     Raises:
         GateError: logits of another shape, or not finite.
@@ -273,7 +273,7 @@ def _unreadable_error(directory: Path, e: Exception) -> GateError:
 
 
 def read_reference_answers(directory: Path) -> ReferenceAnswers:
-    """Reads what :func:`write` wrote.
+    """Read what :func:`write_reference_answers` wrote.
 
     Raises:
         GateError: missing, damaged, or of another format; without reference no gate passes.

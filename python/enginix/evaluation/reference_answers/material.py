@@ -15,7 +15,7 @@ from enginix.tables import load_table
 
 
 class GateTokenizer(Protocol):
-    """What the gates need of a tokenizer; :class:`hf.Tokenizer` is one."""
+    """The part of a tokenizer that the gates use; :class:`hf.TransformersTokenizer` has it."""
 
     def encode(self, text: str) -> list[int]: ...
     def encode_question(self, question: str) -> list[int]: ...
@@ -92,9 +92,9 @@ def load_material(
         raise GateError("no questions, or no text of two tokens", fix="a gate needs something to ask")
     passages = tuple(p for p in passages if len(p.tokens) > 1)
     recalls = tuple(
-        GateQuestion(of, question_rows, answer, tuple(tokenizer.encode_question(question_rows)))
-        for of, question_rows, answer in recall.build_recall_texts(
-            lambda question_rows: len(tokenizer.encode_question(question_rows)),
+        GateQuestion(name, question, answer, tuple(tokenizer.encode_question(question)))
+        for name, question, answer in recall.build_recall_texts(
+            lambda question: len(tokenizer.encode_question(question)),
             max_length,
             [p.text for p in passages],
         )

@@ -66,13 +66,13 @@ def build_engine_questions(model: Path, questions: Path | None = None) -> Engine
     """Everything that an engine of ``model`` is asked.
 
     Raises:
-        ModelError, GateError: as :func:`material_of`.
+        ModelError, GateError: as :func:`load_model_material`.
     """
     return convert_material(model, *load_model_material(model, questions))
 
 
 def convert_material(model: Path, material: Material, tokenizer: hf.TransformersTokenizer) -> EngineQuestions:
-    """The same of the material that :func:`material_of` gave."""
+    """Return the questions made from the material of :func:`load_model_material`."""
     plain: Any = tokenizer._tokenizer
 
     def tokenized_text(of: str, tokens: Sequence[int]) -> TokenizedText:
