@@ -1,6 +1,6 @@
-"""What a model is: one frozen record, from its JSON files and headers, for people, JSON and the planner.
+"""The description of a model: one frozen record from its JSON files and headers.
 
-Everything that a model's files say is told, also where it cannot be converted; then ``refusal`` says why not.
+A model that cannot be converted is described as fully as any other; ``refusal`` then says why it cannot.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from enginix.tables import load_table
 
 @dataclass(frozen=True)
 class InspectedQuantization:
-    """A model's quantization as it names itself.
+    """A model's quantization, as its own files name it.
 
     Attributes:
-        algorithm: TensorRT-LLM's name where there is one (``NVFP4``), else the method's (``awq``).
+        algorithm: TensorRT-LLM's name if it has one (``NVFP4``), else the method's (``awq``).
         kv_cache: ``FP8``, another name, or None for the model's dtype.
-        producer: what wrote it and its version, for instance ``modelopt 0.37.0``; None where it does not say.
-        said_by: the file that says so.
+        producer: the software that wrote it, for instance ``modelopt 0.37.0``; None if it is not named.
+        said_by: the file with the description.
     """
 
     algorithm: str | None
@@ -41,15 +41,15 @@ class InspectedQuantization:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """A model. Sizes are None where ``config.json`` does not tell.
+    """A model. A size is None where ``config.json`` does not have it.
 
     Attributes:
         count: from headers; None for a model without safetensors.
-        chat_template: the file that holds it; None for none.
+        chat_template: the file that holds it; None without one.
         files: role → paths.
         size: bytes of all files.
-        refusal: why ``enginix convert`` would refuse it, and what to do; None when it would not.
-        fetched: bytes that came over the network to tell all this.
+        refusal: why ``enginix convert`` would refuse it, and how to fix it; None when it would not.
+        fetched: bytes that were downloaded for this description.
     """
 
     source: str
@@ -86,10 +86,10 @@ class ModelDescription:
 
 
 def describe_model(model: InspectedModel) -> ModelDescription:
-    """Reads what describes ``model``.
+    """Describe ``model`` from its files.
 
     Raises:
-        ModelError: no ``config.json``, JSON that is none, or headers that contradict themselves.
+        ModelError: no ``config.json``, invalid JSON, or headers that contradict themselves.
     """
     raw = read_object(model.directory / "config.json")
     weights = _open_model_weights(model)
@@ -154,7 +154,7 @@ def _read_nonempty(value: Any) -> str | None:
 
 
 def _read_quantization(model: InspectedModel, raw: Mapping[str, Any]) -> InspectedQuantization | None:
-    """ModelOpt's sidecar first, then ``quantization_config``; nothing is refused here."""
+    """Read ModelOpt's sidecar, else ``quantization_config``; nothing is refused here."""
     sidecar, inline = model.directory / "hf_quant_config.json", raw.get("quantization_config")
     said_by, producer, entry = "config.json", None, inline
     if sidecar.exists():
@@ -217,12 +217,12 @@ def _find_chat_template(model: InspectedModel) -> str | None:
 def _find_refusal(directory: Path, weights: ModelWeights | None) -> str | None:
     if weights is None:
         if not any(directory.glob("*.safetensors")):
-            return "no safetensors weights (pass --include to lock other formats only if you know why)"
+            return "no safetensors weights (lock other formats with --include)"
         try:
             open_weights(directory)
         except ModelError as e:
             return f"{e.what}; {e.fix}"
-    # Not at the top: what only describes files needs no converter.
+    # Imported late: a description of files alone needs no converter.
     from enginix.checkpoint.convert import ConvertOptions, derive_conversion_spec
 
     try:
