@@ -206,7 +206,7 @@ def test_tensorrt_llm_failures_are_named(
     monkeypatch.setattr(stand_in, "save_checkpoint", lambda self, out, save_config: None)
     with pytest.raises(CheckpointError) as e:
         convert_with_tensorrt_llm(model, tmp_path / "out", ConvertOptions())
-    assert "no whole checkpoint" in str(e.value) and not (tmp_path / "out").exists()
+    assert "an incomplete checkpoint" in str(e.value) and not (tmp_path / "out").exists()
     with pytest.raises(UsageError, match="vila"):
         convert_with_tensorrt_llm(_gptj(tmp_path / "my-vila"), tmp_path / "out", ConvertOptions())
 
