@@ -1,4 +1,4 @@
-"""All kinds of engines of one model beside each other: what each takes, needs and runs on."""
+"""Compare all kinds of engines of one model: whether they support it, their size and their targets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FLOAT16_DIVISORS = {"float32": 2}  # what float16 divides the weights by; other 
 
 @dataclass(frozen=True)
 class ComparedModel:
-    """What a comparison needs to know; ``weights`` in bytes on disk."""
+    """The properties of a model that a comparison of kinds uses; ``weights`` in bytes on disk."""
 
     name: str
     architecture: str | None
@@ -30,12 +30,12 @@ class ComparedModel:
 
 @dataclass(frozen=True)
 class KindRow:
-    """One kind of one model.
+    """One kind of engine of one model.
 
     Attributes:
-        takes: whether the model can become this kind; None where no table tells.
-        why: what stands against it, or what is not known.
-        size: bytes on disk of what is served, weights included; an estimate.
+        takes: whether the model can become this kind; None where it is not known.
+        why: reasons against it, or the unknowns.
+        size: estimated bytes on disk of the served files, weights included.
         targets: names of gpus.json that run it; None for any machine.
     """
 
@@ -51,10 +51,10 @@ class KindRow:
 
 
 def read_compared_model(where: Path) -> ComparedModel:
-    """A model from its directory or its lock.
+    """Read a model from its directory or its lock.
 
     Raises:
-        ModelError: neither.
+        ModelError: the path is neither.
     """
     if where.is_dir():
         if not (where / FILES[0]).is_file():
@@ -95,7 +95,7 @@ def _list_targets(
 
 
 def _explain_architecture(model: ComparedModel, what: str) -> str:
-    """Why an architecture is not taken, or that the model names none."""
+    """Return why an architecture is not supported, or that the model names none."""
     return f"{model.architecture} {what}" if model.architecture else "the model names no architecture"
 
 
@@ -112,21 +112,21 @@ def _judge_tensorrt(model: ComparedModel) -> tuple[bool | None, list[str], tuple
 
 
 def _judge_llmapi(model: ComparedModel) -> tuple[bool | None, list[str], tuple[str, ...]]:
-    # As evaluation has it (nix/check/target.nix, computes): nothing is compiled ahead, so that only a number
-    # format which the GPU lacks stands against it.
+    # As in evaluation (nix/check/target.nix, computes): nothing is compiled ahead, so only a number format
+    # that the GPU lacks rules a target out.
     row = load_table("quantization_support")["algorithms"].get(model.quantization or "NO_QUANT") or {}
     needs = set(row.get("needs", ()))
     able = (name for name, gpu in load_table("gpus")["gpus"].items() if needs <= set(gpu["formats"]))
-    return None, ["which models the runtime takes is not in a table"], tuple(sorted(able))
+    return None, ["the models that the runtime supports are not known"], tuple(sorted(able))
 
 
 def _judge_edgellm(model: ComparedModel) -> tuple[bool | None, list[str], tuple[str, ...]]:
     edge = load_table("edgellm")
     why = []
     if model.architecture not in edge["architectures"]:
-        why.append(_explain_architecture(model, "is none whose export is checked"))
+        why.append(_explain_architecture(model, "is not supported for Edge-LLM export"))
     if model.quantization is not None and model.quantization not in edge["formats"]:
-        why.append(f"format {model.quantization} is none whose export is checked")
+        why.append(f"format {model.quantization} is not supported for Edge-LLM export")
     if why:
         return False, why, ()
     least = edge["formats"][model.quantization]["minSm"] if model.quantization else 0
@@ -144,10 +144,10 @@ def _judge_reference(model: ComparedModel) -> tuple[bool | None, list[str], None
 
 
 def compare_kinds(model: ComparedModel, target: str | None = None) -> tuple[KindRow, ...]:
-    """One row a kind.
+    """Return one row for each kind.
 
     Args:
-        target: a GPU of gpus.json; kinds that it does not run say so.
+        target: a GPU of gpus.json; kinds that it does not run give it as a reason.
 
     Raises:
         UsageError: unknown target.
