@@ -55,7 +55,7 @@ def test_killed_midway_leaves_no_output(tmp_path: Path) -> None:
     assert partial and not (tmp_path / "out").exists()
     convert_model(
         tmp_path / "model", tmp_path / "out", ConvertOptions()
-    )  # what was left behind is in nobody's way
+    )  # leftovers do not disturb the next run
 
 
 def _is_root() -> bool:
