@@ -177,7 +177,7 @@ def test_another_number_of_gpus_than_was_asked_for_is_no_checkpoint(
     as_asked = StandIn.save_checkpoint
     monkeypatch.setattr(stand_in, "save_checkpoint", careless)
     model = _gptj(tmp_path / "model")
-    with pytest.raises(CheckpointError, match="but 1 was asked for"):
+    with pytest.raises(CheckpointError, match="but 1 was requested"):
         convert_with_tensorrt_llm(
             model, tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(2, gpus_per_node=1))
         )
