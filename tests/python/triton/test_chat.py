@@ -187,8 +187,8 @@ REFUSED = [
     ({"messages": MESSAGES, "chat_template_args": {"": []}}, "template does not read"),
     ({"messages": MESSAGES, "chat_template_args": {"tools": {}}}, "tools is not a list"),
     ({"messages": MESSAGES, "chat_template_args": {"tools": ["x"]}}, "the chat template refuses"),
-    ({"messages": MESSAGES, "chat_template_args": {"chat_template": "{{ 1 }}"}}, "is the server's to set"),
-    ({"messages": MESSAGES, "chat_template_args": {"bos_token": "x"}}, "is the server's to set"),
+    ({"messages": MESSAGES, "chat_template_args": {"chat_template": "{{ 1 }}"}}, "is set by the server"),
+    ({"messages": MESSAGES, "chat_template_args": {"bos_token": "x"}}, "is set by the server"),
     (
         {
             "messages": MESSAGES,
