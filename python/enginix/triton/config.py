@@ -35,7 +35,7 @@ def build_model_config(
     max_queue_size: int = 0,
     preserve_ordering: bool = False,
 ) -> Any:
-    """Return the ``ModelConfig`` message of a model on CPU instances; the C++ backend chooses its GPUs itself.
+    """Return the ``ModelConfig`` message of a model on CPU instances; the C++ backend chooses its GPUs.
 
     Args:
         decoupled: several responses for a request; ``None`` leaves it out of the configuration.
