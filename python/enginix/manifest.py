@@ -64,12 +64,12 @@ class Manifest:
     results: dict[str, Any] = field(default_factory=dict)
 
     def write(self, directory: Path) -> None:
-        """Writes ``enginix.json`` into ``directory``."""
+        """Write ``enginix.json`` into ``directory``."""
         write_text(directory / MANIFEST_FILE, dump_json({"format": MANIFEST_FORMAT, **asdict(self)}))
 
 
 def read_manifest(directory: Path, artefact: Artefact | None = None) -> Manifest:
-    """Reads the manifest of ``directory``.
+    """Read the manifest of ``directory``.
 
     Args:
         artefact: the one that the caller needs; any other is refused.
