@@ -217,7 +217,7 @@ def hold_work_directory(out: Path, *, doing: str = "writing") -> Iterator[WorkDi
     """Hold ``.OUT.partial``; the caller removes it with :func:`release_work_directory`.
 
     Raises:
-        UsageError: another process holds it, or an earlier run did not create what has that name.
+        UsageError: another process holds it, or no earlier run created the file of that name.
         MachineError: it cannot be made.
     """
     path = out.with_name(f".{out.name}.partial")

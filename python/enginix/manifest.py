@@ -42,7 +42,7 @@ class Manifest:
     Attributes:
         artefact: the stage that made it.
         name: its name for people, for instance ``tiny-qwen3``.
-        kind: for engines and what follows them: ``tensorrt``, ``llmapi``, ``edgellm``, ``reference``.
+        kind: of engines and their repositories: ``tensorrt``, ``llmapi``, ``edgellm``, ``reference``.
         model: architecture, sizes and quantization, as far as the stage knows them.
         inputs: digest and identity of each input, for instance ``{"model": {"repo":…, "revision":…}}``.
         options: every option that shaped the artefact.
