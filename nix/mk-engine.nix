@@ -1,7 +1,7 @@
 # mkEngine :: { kind, model | checkpoint | quantized, … } -> derivation
 #
-# What a server loads. One file a kind in ./engine: same interface, each with its own arguments,
-# same passthru.
+# An engine, which a server loads. One file a kind in ./engine: same interface, each with its own
+# arguments, same passthru.
 { check, ... }@scope:
 let
   function = "mkEngine";
@@ -14,7 +14,7 @@ let
   kinds = builtins.attrNames builders;
   argumentsOf = kind: [ "kind" ] ++ builtins.attrNames (builtins.functionArgs builders.${kind});
 
-  # Refuses unknown arguments, and tells the kinds that have one that this kind has not.
+  # Refuses unknown arguments; the error names the other kinds that have the argument.
   requireOwnArguments =
     kind: args:
     let

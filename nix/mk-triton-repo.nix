@@ -14,11 +14,11 @@ let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkTritonRepo";
   # Nix name -> the command's flag, by the kinds that have it; defaults are the command's.
-  shared = {
+  sharedSizes = {
     maxBatchSize = "--max-batch-size";
     maxQueueSize = "--max-queue-size";
   };
-  own = {
+  sizesByKind = {
     reference.ensembleInstances = "--ensemble-instances";
     tensorrt = {
       maxQueueDelayMicroseconds = "--max-queue-delay-microseconds";
@@ -27,7 +27,7 @@ let
       blsInstances = "--bls-instances";
     };
   };
-  sizes = shared // own.reference // own.tensorrt;
+  sizes = sharedSizes // sizesByKind.reference // sizesByKind.tensorrt;
   kinds = {
     reference = [
       "device"
@@ -36,7 +36,7 @@ let
       "skipSpecialTokens"
       "excludeInputInOutput"
     ]
-    ++ builtins.attrNames (shared // own.reference);
+    ++ builtins.attrNames (sharedSizes // sizesByKind.reference);
     tensorrt = [
       "decoupled"
       "chat"
@@ -47,24 +47,23 @@ let
       "logitsDatatype"
       "parameters"
     ]
-    ++ builtins.attrNames (shared // own.tensorrt);
+    ++ builtins.attrNames (sharedSizes // sizesByKind.tensorrt);
     llmapi = [
       "decoupled"
       "chat"
     ];
   };
   contract = lib.importJSON ../python/enginix/data/triton/triton_contract.json;
-  known = contract.models.tensorrt_llm.parameters;
+  parameterRows = contract.models.tensorrt_llm.parameters;
+  rowNames = builtins.attrNames parameterRows;
 
   # The checks of a parameter at evaluation; the command checks values.
   parameter =
     name: value:
     let
       row =
-        known.${name} or (throw (
-          "${function}: parameters: "
-          + check.names.unknown "parameter" name (builtins.attrNames known)
-        ));
+        parameterRows.${name}
+          or (throw "${function}: parameters: ${check.names.unknown "parameter" name rowNames}");
       text =
         if builtins.isBool value then
           (if value then "true" else "false")
@@ -107,7 +106,7 @@ let
       addSpecialTokens ? true,
       skipSpecialTokens ? true,
       excludeInputInOutput ? true,
-      # Model directories of your own beside, each named as its model.
+      # Further model directories, each named as its model.
       addModels ? [ ],
       # Parameters of the C++ backend, as docs/triton.md lists them.
       parameters ? { },
