@@ -16,7 +16,7 @@ let
   table = lib.importJSON ../python/enginix/data/quantization/quantize.json;
   build =
     {
-      # mkHfModel's output: the model that the tokenizer belongs to. Of a locked model, no weights
+      # mkHfModel's output: the model that the tokenizer belongs to. For a locked model, no weights
       # are fetched.
       tokenizer,
       # Text (.txt), JSONL (.jsonl), or a directory of them: a path, or a derivation such as

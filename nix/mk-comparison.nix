@@ -50,7 +50,7 @@ let
         nativeBuildInputs = [ enginix ];
         engines = map (engine: "${engine}") engines;
         speed = if speed == null then "" else builtins.toJSON speeds;
-        # A page: neither weights nor engines are kept for it.
+        # The page refers to neither weights nor engines, so that both can be collected.
         allowedReferences = [ ];
         passthru = { inherit engines; };
         meta = artefactMeta { } {

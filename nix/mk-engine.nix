@@ -1,7 +1,7 @@
 # mkEngine :: { kind, model | checkpoint | quantized, … } -> derivation
 #
-# What a server loads. A folder a kind in ./kinds: same interface, each with its own arguments,
-# same passthru.
+# An engine, which a server loads. A folder a kind in ./kinds: same interface, each with its own
+# arguments, same passthru.
 { check, ... }@scope:
 let
   function = "mkEngine";
@@ -9,7 +9,7 @@ let
   kinds = builtins.attrNames builders;
   argumentsOf = kind: [ "kind" ] ++ builtins.attrNames (builtins.functionArgs builders.${kind});
 
-  # Refuses unknown arguments, and tells the kinds that have one that this kind has not.
+  # Refuses unknown arguments; the error names the other kinds that have the argument.
   requireOwnArguments =
     kind: args:
     let

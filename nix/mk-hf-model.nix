@@ -84,7 +84,7 @@ let
             inherit repo revision license;
             hfCache = cacheOf title repo revision model;
             modelName = title;
-            # Unknown without a lock: evaluation then checks what it can.
+            # Unknown without a lock: evaluation then skips the checks that need them.
             files = { };
             model = { };
             architecture = null;

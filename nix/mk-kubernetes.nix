@@ -11,12 +11,13 @@
 }:
 let
   function = "mkKubernetes";
-  inherit ((lib.importJSON ../python/enginix/data/memory_plan/memory_constants.json)) defaults;
+  inherit (lib.importJSON ../python/enginix/data/memory_plan/memory_constants.json) defaults;
   build =
     {
       # mkOciImage's output.
       image,
-      # What the cluster pulls; a digest pins it: "registry.example/enginix/tiny@sha256:…".
+      # Name by which the cluster pulls the image; a digest pins it:
+      # "registry.example/enginix/tiny@sha256:…".
       reference,
       name ? image.modelName,
       namespace ? "default",
@@ -38,7 +39,7 @@ let
       nodeSelector ? { },
       # Scraped by the Prometheus operator.
       serviceMonitor ? false,
-      # Name of a Secret whose key `api-key` the engine's own server asks clients for.
+      # Name of a Secret; its `api-key` is the key that the engine's own server asks clients for.
       apiKeySecret ? null,
     }:
     let
@@ -148,7 +149,7 @@ let
         spec = {
           automountServiceAccountToken = false;
           enableServiceLinks = false;
-          # The server's own time, then what it needs to tidy up.
+          # The server's own time, then 20 s to tidy up.
           terminationGracePeriodSeconds = exitTimeout + 20;
           securityContext = {
             runAsNonRoot = true;

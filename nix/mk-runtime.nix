@@ -75,7 +75,7 @@ let
           inherit first;
           inherit (source) reference;
           inherit id system tag;
-          # Other images of this runtime whose hash a public source tells.
+          # Other images of this runtime with a published hash.
           others = builtins.filter (t: row.images.${t}.hashes.${system}.hash or null != null) (
             builtins.attrNames row.images
           );

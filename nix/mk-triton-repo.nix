@@ -25,17 +25,16 @@ let
     blsInstances = "--bls-instances";
   };
   contract = lib.importJSON ../python/enginix/data/triton/triton_contract.json;
-  known = contract.models.tensorrt_llm.parameters;
+  parameterRows = contract.models.tensorrt_llm.parameters;
+  rowNames = builtins.attrNames parameterRows;
 
   # The checks of a parameter at evaluation; the command checks values.
   parameter =
     name: value:
     let
       row =
-        known.${name} or (throw (
-          "${function}: parameters: "
-          + check.names.unknown "parameter" name (builtins.attrNames known)
-        ));
+        parameterRows.${name}
+          or (throw "${function}: parameters: ${check.names.unknown "parameter" name rowNames}");
       text =
         if builtins.isBool value then
           (if value then "true" else "false")
@@ -78,7 +77,7 @@ let
       addSpecialTokens ? true,
       skipSpecialTokens ? true,
       excludeInputInOutput ? true,
-      # Model directories of your own beside, each named as its model.
+      # Further model directories, each named as its model.
       addModels ? [ ],
       # Parameters of the C++ backend, as docs/triton.md lists them.
       parameters ? { },

@@ -1,4 +1,5 @@
-# A server's options -> what serves it: a repository under Triton, or the engine's own server. Nothing is built yet.
+# A server's options -> the program that serves it: Triton over a repository, or the engine's own
+# server. Nothing is built yet.
 {
   lib,
   # mkTritonRepo, mkTritonServer and mkServe.
@@ -13,16 +14,24 @@ let
   kind = engine.kind or server.repo.kind or "reference";
   hasTriton = kinds.${kind}.tritonRepo != null;
   settings = lib.filterAttrs (_: v: v != null && v != { }) server.settings;
-  asked = if server.ownServer != null then server.ownServer else server.engine != null && !hasTriton;
+  ownServer =
+    if server.ownServer != null then
+      server.ownServer
+    else
+      server.engine != null && !hasTriton;
 in
 rec {
-  inherit engine kind settings;
+  inherit
+    engine
+    kind
+    settings
+    ownServer
+    ;
   inherit (kinds.${kind}) inImage spansMachines;
   runtime = engine.runtime or server.repo.runtime or "reference";
-  ownServer = asked;
   hasOwnServer = kinds.${kind}.server != null;
   ranks = (engine.parallel.tensorParallel or 1) * (engine.parallel.pipelineParallel or 1);
-  # The image that it runs in: the CPU reference and Edge-LLM run on this machine's own.
+  # The image that the server runs in; the CPU reference and Edge-LLM use this machine's own files.
   image = if inImage then engine.runtimePackage or null else null;
 
   repo =
@@ -32,10 +41,10 @@ rec {
       server.repo
     else
       parts.mkTritonRepo ({ inherit engine; } // settings);
-  # Words of options that mkTritonServer has taken.
+  # Words of the options that mkTritonServer has checked.
   flags =
     if ownServer && server.flags != { } then
-      throw "flags are tritonserver's, and the engine's own server serves; leave them out."
+      throw "flags are options of tritonserver, and ownServer is on; leave them out."
     else if server.flags == { } then
       [ ]
     else
@@ -46,7 +55,7 @@ rec {
   device = if server.repo != null then server.repo.device or "cpu" else settings.device or "cpu";
   onCpu = kind == "reference" && device == "cpu";
 
-  # mkServe's command; arguments of a start win over those that are built in.
+  # mkServe's command; arguments given at start win over the ones built in.
   serve =
     if !ownServer then
       null

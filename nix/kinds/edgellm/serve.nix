@@ -61,8 +61,7 @@ else
     buildCommandPath = ../../builders/edgellm-serve.sh;
     inherit engine enginix;
     inherit (engine) model;
-    inherit (pkgs) bash;
-    launcher = ../builders/launcher.sh;
+    inherit (enginix) bash launcher;
     python = "${engine.runtimePackage}/bin/python3";
     driver = if driver == null then "" else "${driver}";
     flags = lib.escapeShellArgs (builtins.deepSeq flags flags);
