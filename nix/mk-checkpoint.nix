@@ -15,8 +15,8 @@ let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkCheckpoint";
   table = lib.importJSON ../python/enginix/data/models/converters.json;
-  formats = lib.importJSON ../python/enginix/data/models/quantization.json;
-  inherit (lib.importJSON ../python/enginix/data/memory_plan/formats.json) defaults;
+  formats = lib.importJSON ../python/enginix/data/models/number_formats.json;
+  inherit (lib.importJSON ../python/enginix/data/memory_plan/memory_constants.json) defaults;
   gpus = (lib.importJSON ../python/enginix/data/machine/gpus.json).gpus;
   runtimes = (lib.importJSON ../python/enginix/data/runtime/runtimes.json).runtimes;
   build =

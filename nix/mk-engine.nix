@@ -1,16 +1,11 @@
 # mkEngine :: { kind, model | checkpoint | quantized, … } -> derivation
 #
-# An engine, which a server loads. One file a kind in ./engine: same interface, each with its own
+# An engine, which a server loads. A folder a kind in ./kinds: same interface, each with its own
 # arguments, same passthru.
 { check, ... }@scope:
 let
   function = "mkEngine";
-  builders = {
-    reference = import ./engine/reference.nix scope;
-    tensorrt = import ./engine/tensorrt.nix scope;
-    llmapi = import ./engine/llmapi.nix scope;
-    edgellm = import ./engine/edgellm.nix scope;
-  };
+  builders = builtins.mapAttrs (_: kind: kind.build scope) (import ./kinds);
   kinds = builtins.attrNames builders;
   argumentsOf = kind: [ "kind" ] ++ builtins.attrNames (builtins.functionArgs builders.${kind});
 

@@ -229,6 +229,7 @@ let
         description = pkgs.writeText "${name}.json" (builtins.toJSON description);
         enginix = enginix-gateway;
         inherit (pkgs) bash;
+        launcher = ./builders/launcher.sh;
         flags = lib.escapeShellArgs (builtins.deepSeq flags flags);
         preferLocalBuild = true;
         passthru = {

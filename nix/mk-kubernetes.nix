@@ -11,7 +11,7 @@
 }:
 let
   function = "mkKubernetes";
-  inherit (lib.importJSON ../python/enginix/data/memory_plan/formats.json) defaults;
+  inherit (lib.importJSON ../python/enginix/data/memory_plan/memory_constants.json) defaults;
   build =
     {
       # mkOciImage's output.
@@ -290,7 +290,7 @@ let
         "${function}: gpus and gpusPerNode both say what a Pod has; pass gpusPerNode with nodes, "
         + "gpus without."
       )
-    else if isMultiNode && image.kind != "tensorrt" then
+    else if isMultiNode && !(import ./kinds).${image.kind}.spansMachines then
       throw (
         "${function}: nodes = ${toString nodes}, but an engine of kind ${image.kind} is served by "
         + "one node; leave nodes out."
@@ -325,7 +325,7 @@ let
         "${function}: gpus = ${toString podGpus}, but the engine has ${toString ranks} ranks, and "
         + "a server of one node is one Pod; raise gpus, or pass nodes and gpusPerNode."
       )
-    else if !isMultiNode && image.kind == "tensorrt" && ranks > engineGpusPerNode then
+    else if !isMultiNode && (import ./kinds).${image.kind}.spansMachines && ranks > engineGpusPerNode then
       throw (
         "${function}: the engine's ${toString ranks} ranks are for nodes of "
         + "${toString engineGpusPerNode} GPUs: on one, TensorRT-LLM would run several on a GPU; "

@@ -165,7 +165,7 @@ let
         "${function}: host = ${host} is the container's own loopback, which is unreachable from "
         + "outside; leave host out."
       )
-    else if kubectl != null && server.kind != "tensorrt" then
+    else if kubectl != null && !(import ./kinds).${server.kind}.spansMachines then
       throw (
         "${function}: kubectl starts ranks on other nodes, and a server of kind ${server.kind} is "
         + "on one; leave it out."

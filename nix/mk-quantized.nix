@@ -16,7 +16,7 @@ let
   enginix = import ./quantize-package.nix scope;
   table = lib.importJSON ../python/enginix/data/quantization/quantize.json;
   gpus = (lib.importJSON ../python/enginix/data/machine/gpus.json).gpus;
-  sizes = (lib.importJSON ../python/enginix/data/memory_plan/formats.json).weights;
+  inherit (lib.importJSON ../python/enginix/data/models/number_formats.json) algorithms;
   names = builtins.attrNames table.formats ++ [ "mixed" ];
 
   formatOf =
@@ -131,7 +131,20 @@ let
             )
           else
             builtins.head executablePairs;
-      rows = map (f: table.formats.${f} // { name = f; }) formatNames;
+      rows = map (
+        f:
+        let
+          row = table.formats.${f};
+          format = algorithms.${row.algorithm};
+        in
+        row
+        // {
+          name = f;
+          inherit (format) experts;
+          group = format.groupSize;
+          bits = format.weightBits;
+        }
+      ) formatNames;
 
       gigabytes = bytes: "${toString (bytes / 1000000000)} GB";
       cpuMemory = gigabytes (weightBytes * table.memory.percentOfWeights.cpu / 100);
@@ -263,9 +276,9 @@ let
           facts ? vocabulary
           && facts ? hiddenSize
           && weightBytes > embeddingBytes
-          && sizes ? ${algorithm}
+          && algorithms.${algorithm}.bitsPer128 != null
         then
-          embeddingBytes + (weightBytes - embeddingBytes) * sizes.${algorithm}.bitsPer128 / 2048
+          embeddingBytes + (weightBytes - embeddingBytes) * algorithms.${algorithm}.bitsPer128 / 2048
         else
           0;
 

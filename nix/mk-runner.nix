@@ -87,6 +87,7 @@ let
         requestFile = pkgs.writeText "${name}-request.json" (builtins.toJSON request);
         arguments = "--checkpoint ${checkpoint} --model ${model} ${lib.escapeShellArgs flags}";
         inherit (pkgs) bash;
+        launcher = ./builders/launcher.sh;
         preferLocalBuild = true;
         passthru = {
           inherit

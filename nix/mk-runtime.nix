@@ -99,6 +99,7 @@ let
       rootfs = root;
       driver = if driver == null then "" else driver;
       inherit (pkgs) bash;
+      launcher = ./builders/launcher.sh;
       preferLocalBuild = true;
       passthru = {
         inherit

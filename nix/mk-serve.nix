@@ -11,6 +11,8 @@
 let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkServe";
+  kinds = import ./kinds;
+  served = builtins.filter (k: kinds.${k}.server == "trtllm-serve") (builtins.attrNames kinds);
   build =
     {
       # mkEngine's output.
@@ -24,10 +26,7 @@ let
       name ? engine.modelName,
     }:
     let
-      kind = check.arguments.oneOf function "engine.kind" [
-        "tensorrt"
-        "llmapi"
-      ] engine.kind;
+      kind = check.arguments.oneOf function "engine.kind" served engine.kind;
       flags = [
         "--host"
         host
@@ -50,6 +49,7 @@ let
         driver = if stack.driver == null then "" else stack.driver;
         arguments = "${engine} ${lib.escapeShellArgs flags}";
         inherit (pkgs) bash;
+        launcher = ./builders/launcher.sh;
         preferLocalBuild = true;
         passthru = {
           inherit engine kind host;
@@ -65,8 +65,8 @@ let
     );
 in
 args:
-# Edge-LLM has a server of its own, with its own arguments.
-if args.engine.kind or null == "edgellm" then
+# An engine may bring its own server, with its own arguments.
+if args ? engine.serve then
   args.engine.serve (removeAttrs args [ "engine" ])
 else
   check.arguments.call function build args

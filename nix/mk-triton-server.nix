@@ -62,7 +62,7 @@ let
       name ? repo.modelName,
     }:
     let
-      inImage = repo.kind != "reference";
+      inherit ((import ./kinds).${repo.kind}) inImage;
       version =
         if inImage then
           runtime.row.images.${runtime.image}.tritonServer
@@ -124,6 +124,7 @@ let
       buildCommandPath = ./builders/triton-server.sh;
       inherit repo enginix;
       inherit (pkgs) bash;
+      launcher = ./builders/launcher.sh;
       bubblewrap = if inImage then pkgs.bubblewrap or "" else "";
       installation = lib.escapeShellArgs (
         if inImage then

@@ -1,11 +1,12 @@
 # shellcheck shell=bash disable=SC2154
-# {bin/tritonserver, backends/python, caches} as Triton expects them, the wheel's libraries two levels up from
-# where its binaries look for them.
+# {bin/tritonserver, backends/python, caches} as Triton expects them, the wheel's libraries two
+# levels up from where its binaries look for them.
 python3 -m zipfile -e "$src" wheel
 cd wheel || exit
 stub=pytriton/tritonserver/python_backend_stubs/$pythonVersion/triton_python_backend_stub
 if [ ! -e "$stub" ]; then
-  echo "error: the wheel has no stub for Python $pythonVersion; it has: $(cd pytriton/tritonserver/python_backend_stubs && echo *)" >&2
+  stubs=$(cd pytriton/tritonserver/python_backend_stubs && echo *)
+  echo "error: the wheel has no stub for Python $pythonVersion; it has: $stubs" >&2
   exit 1
 fi
 site=$out/lib/site-packages
@@ -19,5 +20,6 @@ install -m 755 "$stub" "$site/pytriton/tritonserver/backends/python/triton_pytho
 for part in bin backends caches; do
   ln -s "lib/site-packages/pytriton/tritonserver/$part" "$out/$part"
 done
-# The stub ignores PYTHONDONTWRITEBYTECODE: started by root on a single-user Nix store, it would compile this into the store.
+# The stub ignores PYTHONDONTWRITEBYTECODE: started by root on a single-user Nix store, it would
+# compile this into the store.
 python3 -m compileall -q --invalidation-mode unchecked-hash "$out/backends/python"

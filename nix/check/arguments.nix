@@ -34,7 +34,10 @@ rec {
     if builtins.isInt value && value >= least then
       value
     else
-      throw "${function}: ${argument} = ${builtins.toJSON value}, but it must be a whole number of at least ${toString least}.";
+      throw (
+        "${function}: ${argument} = ${builtins.toJSON value}, but it must be a whole number of at "
+        + "least ${toString least}."
+      );
 
   # Minutes, of which a part is one too.
   # minutes :: string -> string -> int|float -> int|float
@@ -43,7 +46,10 @@ rec {
     if (builtins.isInt value || builtins.isFloat value) && value > 0 then
       value
     else
-      throw "${function}: ${argument} = ${builtins.toJSON value}, but it must be a number of minutes above 0.";
+      throw (
+        "${function}: ${argument} = ${builtins.toJSON value}, "
+        + "but it must be a number of minutes above 0."
+      );
 
   # A whole number between two, both included.
   # between :: string -> string -> int -> int -> int -> int
@@ -52,5 +58,8 @@ rec {
     if builtins.isInt value && least <= value && value <= most then
       value
     else
-      throw "${function}: ${argument} = ${builtins.toJSON value}, but it must be a whole number from ${toString least} to ${toString most}.";
+      throw (
+        "${function}: ${argument} = ${builtins.toJSON value}, but it must be a whole number from "
+        + "${toString least} to ${toString most}."
+      );
 }

@@ -1,19 +1,21 @@
-# The arithmetic of a rank's memory, which the plans of all kinds share: python/enginix/plan/arithmetic.py again.
+# The arithmetic of a rank's memory, which the plans of all kinds share:
+# python/enginix/plan/arithmetic.py again.
 { lib }:
 let
-  formats = lib.importJSON ../../python/enginix/data/memory_plan/formats.json;
-  fixed = builtins.mapAttrs (_: row: row.value) formats.defaults;
+  constants = lib.importJSON ../../python/enginix/data/memory_plan/memory_constants.json;
+  fixed = builtins.mapAttrs (_: row: row.value) constants.defaults;
+  formats = lib.importJSON ../../python/enginix/data/models/number_formats.json;
+  inherit (formats) elementBytes;
 in
 rec {
-  inherit formats fixed;
+  inherit fixed formats;
+
+  # Bits of 128 consecutive weights and of a number of the KV cache, for each format where they are known.
+  bitsPer128 = lib.filterAttrs (_: bits: bits != null) (builtins.mapAttrs (_: row: row.bitsPer128) formats.algorithms);
+  kvCacheBits = lib.filterAttrs (_: bits: bits != null) (builtins.mapAttrs (_: row: row.bits) formats.kvCache);
 
   shortest = 1024;
   fewestTokens = 512;
-  elementBytes = {
-    float32 = 4;
-    bfloat16 = 2;
-    float16 = 2;
-  };
 
   max = a: b: if a > b then a else b;
   min = a: b: if a < b then a else b;
@@ -26,7 +28,7 @@ rec {
     in
     if half < least then [ ] else [ half ] ++ halvings least half;
 
-  # What is offered: single changes that fit; where none does, the first of the combined ones that does.
+  # The offered changes: the single ones that fit; without one, the first combined one that fits.
   # smallest :: (change -> bool) -> [ change ] -> [ change ] -> [ change ]
   smallest =
     fits: single: combined:
@@ -54,7 +56,7 @@ rec {
     else
       [ ];
 
-  # Facts of a lock without which nothing can be said.
+  # The facts of a lock that the estimate needs.
   needed = [
     "layers"
     "heads"
@@ -87,11 +89,15 @@ rec {
     else if m.kvCacheQuantization or null == null then
       elementBytes.${m.dtype} * 8
     else
-      formats.kvCache.${m.kvCacheQuantization}.bits;
+      kvCacheBits.${m.kvCacheQuantization};
 
   kvToken =
     m: l:
-    2 * ceilDiv m.layers l.pipelineParallel * max 1 (m.kvHeads / l.tensorParallel) * m.headSize * kvBits m l / 8;
+    let
+      layers = ceilDiv m.layers l.pipelineParallel;
+      kvHeads = max 1 (m.kvHeads / l.tensorParallel);
+    in
+    2 * layers * kvHeads * m.headSize * kvBits m l / 8;
 
   requantized =
     m: to:
@@ -99,18 +105,18 @@ rec {
       from = known (m.quantization or null);
       copies = if m.tiedEmbeddings or false then 1 else 2;
       kept = min m.weightBytes (copies * m.vocabulary * m.hiddenSize * elementBytes.${m.dtype});
-      bits = name: formats.weights.${name}.bitsPer128;
     in
-    if to == null || !(formats.weights ? ${from}) then
+    if to == null || !(bitsPer128 ? ${from}) then
       m.weightBytes
     else
-      kept + ceilDiv ((m.weightBytes - kept) * bits to) (bits from);
+      kept + ceilDiv ((m.weightBytes - kept) * bitsPer128.${to}) bitsPer128.${from};
 
   # cache: { block; percent; } of the KV cache.
   memory =
     cache: m: gpu: l:
     let
-      weights = ceilDiv (requantized m (l.quantization or null)) (l.tensorParallel * l.pipelineParallel);
+      ranks = l.tensorParallel * l.pipelineParallel;
+      weights = ceilDiv (requantized m (l.quantization or null)) ranks;
       work = workspace m l;
       token = kvToken m l;
       pool = max 0 (gpu.memory - weights - work) * cache.percent / 100;
@@ -137,7 +143,8 @@ rec {
           "kvCache";
     };
 
-  # A lock's facts as a checkpoint holds them: float32 is written as float16, as TensorRT-LLM and Edge-LLM do.
+  # A lock's facts as a checkpoint holds them: float32 is written as float16, as TensorRT-LLM and
+  # Edge-LLM do.
   written =
     facts:
     if facts.dtype or null == "float32" then
@@ -149,13 +156,13 @@ rec {
     else
       facts;
 
-  # Whether facts and GPU tell enough.
-  told =
+  # Whether facts and GPU suffice for an estimate.
+  isComplete =
     model: gpu:
     builtins.all (name: model.${name} or null != null) needed
-    && !(builtins.elem (model.architecture or null) formats.kvNotByHeads.architectures)
+    && !(builtins.elem (model.architecture or null) constants.kvNotByHeads.architectures)
     && elementBytes ? ${model.dtype}
-    && (model.kvCacheQuantization or null == null || formats.kvCache ? ${model.kvCacheQuantization})
+    && (model.kvCacheQuantization or null == null || kvCacheBits ? ${model.kvCacheQuantization})
     && model.weightBytes or 0 > 0
     && gpu.memory or null != null;
 

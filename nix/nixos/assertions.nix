@@ -11,7 +11,7 @@ let
   # The other servers lack a source, which an assertion below reports.
   names = lib.attrNames (lib.filterAttrs (_: select.hasSource) servers);
   runtimes = (lib.importJSON ../../python/enginix/data/runtime/runtimes.json).runtimes;
-  defaults = (lib.importJSON ../../python/enginix/data/memory_plan/formats.json).defaults;
+  defaults = (lib.importJSON ../../python/enginix/data/memory_plan/memory_constants.json).defaults;
   option = name: "services.enginix.servers.${name}";
   inherit (import ../check/address.nix) isLoopback;
   inherit (import ../check/secrets.nix { inherit lib; }) inStore;
@@ -215,7 +215,7 @@ let
               + "${toString (parallel.pipelineParallel or 1)}); name one GPU a rank.";
         }
         {
-          assertion = kind == "tensorrt" -> worldSize <= gpusPerNode;
+          assertion = what.spansMachines -> worldSize <= gpusPerNode;
           message =
             "${option name}: the engine's ${toString worldSize} ranks are for machines of "
             + "${toString gpusPerNode} GPUs: on one, TensorRT-LLM would run several on a GPU; "
@@ -249,7 +249,7 @@ let
             + "an engine of an older runtime.";
         }
         {
-          assertion = kind == "reference" || kind == "edgellm" || what.image != null;
+          assertion = !what.inImage || what.image != null;
           message =
             "${option name}: a repository of kind ${kind} is served inside its runtime's image, "
             + "which this one does not name; pass mkTritonRepo's output itself.";

@@ -6,22 +6,19 @@
   parts,
 }:
 let
-  kindsWithServer = [
-    "edgellm"
-    "llmapi"
-    "tensorrt"
-  ];
+  kinds = import ../kinds;
 in
 server:
 let
   engine = if server.engine != null then server.engine else server.repo.engine or { };
   kind = engine.kind or server.repo.kind or "reference";
+  hasTriton = kinds.${kind}.tritonRepo != null;
   settings = lib.filterAttrs (_: v: v != null && v != { }) server.settings;
   ownServer =
     if server.ownServer != null then
       server.ownServer
     else
-      server.engine != null && kind == "edgellm";
+      server.engine != null && !hasTriton;
 in
 rec {
   inherit
@@ -30,11 +27,12 @@ rec {
     settings
     ownServer
     ;
+  inherit (kinds.${kind}) inImage spansMachines;
   runtime = engine.runtime or server.repo.runtime or "reference";
-  hasOwnServer = builtins.elem kind kindsWithServer;
+  hasOwnServer = kinds.${kind}.server != null;
   ranks = (engine.parallel.tensorParallel or 1) * (engine.parallel.pipelineParallel or 1);
   # The image that the server runs in; the CPU reference and Edge-LLM use this machine's own files.
-  image = if kind == "reference" || kind == "edgellm" then null else engine.runtimePackage or null;
+  image = if inImage then engine.runtimePackage or null else null;
 
   repo =
     if ownServer then
@@ -68,6 +66,6 @@ rec {
           inherit (server) host;
           port = server.httpPort;
         }
-        // (if kind == "edgellm" then { options = settings; } else settings)
+        // (if engine ? serve then { options = settings; } else settings)
       );
 }

@@ -1,7 +1,7 @@
 """The memory of one rank, in whole numbers.
 
-``nix/check/memory.nix`` and ``plan.nix`` are this module again, for evaluation; test_twin.py holds them
-together. Bytes unless a name says otherwise. What is exact and what is an estimate: docs/plan.md.
+``nix/check/memory.nix`` and ``plan.nix`` implement the same formulas for evaluation; test_twin.py compares
+the two. Sizes are bytes unless a name says otherwise. docs/plan.md tells exact figures from estimates.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from enginix.errors import EnginixError, UsageError
+from enginix.model.number_formats import read_algorithms, read_packed_bits, supports_sm
 from enginix.tables import load_table
 
-SHORTEST_SEQUENCE = 1024  # tokens; below that a smaller max_seq_len is no answer to anybody
-FEWEST_TOKENS = 512  # of a step
-ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+SHORTEST_SEQUENCE = 1024  # tokens; never suggest a max_seq_len below this
+FEWEST_TOKENS = 512  # never suggest a max_num_tokens below this
+ELEMENT_BYTES: dict[str, int] = load_table("number_formats")["elementBytes"]
 
 
 def read_default(name: str) -> int:
-    """A default of TensorRT-LLM (data/memory_plan/formats.json)."""
-    return int(load_table("formats")["defaults"][name]["value"])
+    """Return a default of TensorRT-LLM (data/memory_plan/memory_constants.json)."""
+    return int(load_table("memory_constants")["defaults"][name]["value"])
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -29,12 +30,12 @@ def ceil_div(a: int, b: int) -> int:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What of a model the arithmetic needs; names are those of a lock's ``model``.
+    """The sizes of a model that the arithmetic needs; names are those of a lock's ``model``.
 
     Attributes:
         mlp_width: intermediate features that one token passes through.
         element_bytes: of activations, and of the KV cache where it is not quantized.
-        quantization: name in formats.json; ``NO_QUANT`` without.
+        quantization: name in number_formats.json; ``NO_QUANT`` without.
         kv_bits: bits of a KV cache number as the model has it.
         latent: elements of a token that a layer of multi-head latent attention keeps, on every rank; 0 for
             layers that keep keys and values by heads.
@@ -56,11 +57,11 @@ class ModelSizes:
 
 @dataclass(frozen=True)
 class TargetGpu:
-    """A target.
+    """A target GPU.
 
     Attributes:
-        memory: what one GPU has, in bytes.
-        formats: number formats that it computes with, names of gpus.json.
+        memory: bytes of one GPU.
+        formats: number formats that it computes with, by their names in gpus.json.
         unified: whether its memory is the CPU's as well.
     """
 
@@ -73,10 +74,10 @@ class TargetGpu:
 
 @dataclass(frozen=True)
 class PlanLimits:
-    """What is asked for.
+    """The limits that an engine is planned for.
 
     Attributes:
-        sequences: how many sequences of ``max_seq_len`` tokens must find room at the same time.
+        sequences: number of sequences of ``max_seq_len`` tokens that must fit at the same time.
         kv_bits: bits of a KV cache number; None for the model's.
         quantization: of the weights; None for the model's.
     """
@@ -90,14 +91,22 @@ class PlanLimits:
     kv_bits: int | None = None
     quantization: str | None = None
 
+    def describe(self) -> str:
+        """Return the limits as people read them."""
+        world = self.tensor_parallel * self.pipeline_parallel
+        return (
+            f"batch {self.max_batch_size}, {self.max_num_tokens} tokens a step, "
+            f"{world} rank{'s' * (world > 1)} (TP {self.tensor_parallel}, PP {self.pipeline_parallel})"
+        )
+
 
 @dataclass(frozen=True)
 class KvCachePaging:
-    """How a KV cache is cut.
+    """The division of a KV cache.
 
     Attributes:
-        block: tokens that are given out at once.
-        percent: of what weights and workspace leave, that the cache gets.
+        block: tokens that are allocated at once.
+        percent: share of the memory free beside weights and workspace that the cache gets.
     """
 
     block: int
@@ -110,7 +119,7 @@ RankWeights = Callable[[int, int, str | None], int]
 
 @dataclass(frozen=True)
 class RankMemory:
-    """One rank's GPU memory. ``pool`` is what the KV cache gets, ``tokens`` what it holds."""
+    """One rank's GPU memory. ``pool`` is the size of the KV cache, ``tokens`` its capacity."""
 
     total: int
     weights: int
@@ -126,14 +135,14 @@ class RankMemory:
 
     @property
     def tightest(self) -> str:
-        """The first of ``weights``, ``workspace``, ``kvCache`` that memory runs out at."""
+        """The first of ``weights``, ``workspace``, ``kvCache`` that does not fit."""
         if self.weights > self.total:
             return "weights"
         return "workspace" if self.weights + self.workspace > self.total else "kvCache"
 
 
 def estimate_workspace(sizes: ModelSizes, limits: PlanLimits) -> int:
-    """Activations and logits of one step: an estimate, see docs/plan.md.
+    """Estimate the activations and logits of one step; see docs/plan.md.
 
     Of ``max_num_tokens`` tokens the residual stream, its normed copy and a block's output, and the wider of
     attention (query, key, value and its result) and MLP (gate, up and their product), cut over the ranks;
@@ -148,7 +157,7 @@ def estimate_workspace(sizes: ModelSizes, limits: PlanLimits) -> int:
 
 
 def compute_kv_token(sizes: ModelSizes, limits: PlanLimits) -> int:
-    """KV cache of one token on the rank with the most layers; KV heads are replicated, never split."""
+    """Return the KV cache of one token on the rank with the most layers; KV heads are never split."""
     layers = ceil_div(sizes.layers, limits.pipeline_parallel)
     bits = sizes.kv_bits if limits.kv_bits is None else limits.kv_bits
     if sizes.latent:
@@ -164,7 +173,7 @@ def compute_memory(
     weights: RankWeights,
     cache: KvCachePaging | None = None,
 ) -> RankMemory:
-    """The heaviest rank's memory.
+    """Return the heaviest rank's memory.
 
     Args:
         cache: None for TensorRT-LLM's defaults.
@@ -186,14 +195,14 @@ def compute_memory(
 
 
 def divides_evenly(sizes: ModelSizes, tensor_parallel: int) -> bool:
-    """Whether heads, KV heads (or the other way round) and MLP can be cut over so many ranks."""
+    """Return whether heads, KV heads (or the ranks over them) and MLP divide over so many ranks."""
     heads, kv, width = sizes.heads, sizes.kv_heads, sizes.mlp_width
     tp = tensor_parallel
     return heads % tp == 0 and (kv % tp == 0 or tp % kv == 0) and width % tp == 0
 
 
 def estimate_weights(total: int, sizes: ModelSizes, tied: bool) -> RankWeights:
-    """Weights of a rank from the size of the files: the mean, which the heaviest rank is never below."""
+    """Estimate the weights of a rank by the mean of the files' size, a lower bound of the heaviest rank."""
 
     def weights(tp: int, pp: int, quantization: str | None) -> int:
         return ceil_div(estimate_requantized(total, sizes, tied, quantization), tp * pp)
@@ -202,45 +211,44 @@ def estimate_weights(total: int, sizes: ModelSizes, tied: bool) -> RankWeights:
 
 
 def estimate_requantized(total: int, sizes: ModelSizes, tied: bool, quantization: str | None) -> int:
-    """Bytes in another format: matrices shrink or grow, embedding and head stay."""
-    rows = load_table("formats")["weights"]
-    if quantization is None or sizes.quantization not in rows:
+    """Return the bytes in another format: matrices shrink or grow, embedding and head stay."""
+    bits = read_packed_bits()
+    if quantization is None or sizes.quantization not in bits:
         return total
     copies = 1 if tied else 2
     fixed = min(total, copies * sizes.vocabulary * sizes.hidden_size * sizes.element_bytes)
-    old, new = (int(rows[name]["bitsPer128"]) for name in (sizes.quantization, quantization))
+    old, new = (bits[name] for name in (sizes.quantization, quantization))
     return fixed + ceil_div((total - fixed) * new, old)
 
 
 def list_lighter_formats(sizes: ModelSizes, gpu: TargetGpu) -> list[str]:
-    """Formats smaller than the model's that the GPU's engines take, the heaviest first."""
-    formats, rows = load_table("formats"), load_table("quantization")["algorithms"]
-    known = formats["weights"]
+    """Return the formats smaller than the model's that the GPU's engines support, the heaviest first."""
+    rows, known = read_algorithms(), read_packed_bits()
     if sizes.quantization not in known:
         return []
 
-    def usable(name: str) -> bool:
-        least, refused = rows[name]["minSm"] or 0, rows[name]["refusedSm"]
-        runs = gpu.sm >= least and not (refused and refused[0] <= gpu.sm < refused[1])
-        return runs and known[name]["bitsPer128"] < known[sizes.quantization]["bitsPer128"]
-
-    return [name for name in formats["lighter"] if usable(name)]
+    return [
+        name
+        for name in load_table("number_formats")["lighter"]
+        if supports_sm(rows[name], gpu.sm) and known[name] < known[sizes.quantization]
+    ]
 
 
 Change = Mapping[str, Any]
 
 
 def find_changes(sizes: ModelSizes, limits: PlanLimits, gpu: TargetGpu, weights: RankWeights) -> list[Change]:
-    """What would make it fit, the smallest change first; empty where nothing on this GPU would.
+    """Return changes that would make it fit, the smallest first; empty where none on this GPU would.
 
-    Each is one limit with the value nearest to what was asked for. Only where no single one suffices: a
-    step's tokens and batch halved together, then a smaller KV cache beside, then more ranks and formats.
+    Each is one limit with the value nearest to the requested one. If no single limit suffices, combinations
+    follow: a step's tokens and batch halved together, then also a smaller KV cache, then more ranks and
+    formats.
     """
 
     def fits(**values: Any) -> bool:
         try:
             return compute_memory(sizes, replace(limits, **values), gpu, weights).fits
-        except EnginixError:  # sizes or a format that this model cannot be cut or put into
+        except EnginixError:  # the model does not divide into these sizes, or does not support the format
             return False
 
     def first(name: str, values: list[Any]) -> list[Change]:
@@ -286,7 +294,7 @@ def find_changes(sizes: ModelSizes, limits: PlanLimits, gpu: TargetGpu, weights:
 
 
 def _iterate_smaller_steps(limits: PlanLimits) -> Iterator[dict[str, Any]]:
-    """``max_num_tokens`` and ``max_batch_size`` halved together, down to the least of both."""
+    """Yield ``max_num_tokens`` and ``max_batch_size`` halved together, down to the least of both."""
     tokens, batch = limits.max_num_tokens, limits.max_batch_size
     while tokens > FEWEST_TOKENS or batch > 1:
         tokens, batch = max(min(tokens, FEWEST_TOKENS), tokens // 2), max(1, batch // 2)
@@ -294,7 +302,7 @@ def _iterate_smaller_steps(limits: PlanLimits) -> Iterator[dict[str, Any]]:
 
 
 def iterate_halvings(value: int, least: int) -> Iterator[int]:
-    """Half of a value, half of that, and so on, down to ``least``."""
+    """Yield half of a value, half of that, and so on, down to ``least``."""
     while (value := value // 2) >= least:
         yield value
 
@@ -305,7 +313,7 @@ def _count_fitting_sequences(cached_tokens: int, limits: PlanLimits) -> int:
 
 
 def find_target_gpu(name: str) -> TargetGpu:
-    """A target of gpus.json. Its memory is 0 where the table has none.
+    """Return a target of gpus.json; its memory is 0 where the table has none.
 
     Raises:
         UsageError: not in the table; the nearest names are given.
@@ -322,7 +330,7 @@ def find_target_gpu(name: str) -> TargetGpu:
 
 
 def read_gpu_memory(row: Mapping[str, Any]) -> int:
-    """Bytes: as a driver reports them where that is known, else NVIDIA's gigabytes of 10^9; 0 for unknown."""
+    """Return bytes as a driver reports them if known, else NVIDIA's gigabytes of 10^9; 0 for unknown."""
     if row.get("memoryMiB"):
         return int(row["memoryMiB"]) << 20
     return (row["memoryGB"] or 0) * 10**9

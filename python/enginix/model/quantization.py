@@ -1,4 +1,4 @@
-"""How a model says it is quantized: ``hf_quant_config.json``, or ``quantization_config``."""
+"""A model's own description of its quantization: ``hf_quant_config.json``, or ``quantization_config``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from enginix.errors import ModelError
 from enginix.model.jsonfile import read_object
+from enginix.model.number_formats import describe_remedy, read_algorithms
 from enginix.tables import load_table
 
 SIDECAR = "hf_quant_config.json"
@@ -20,7 +21,7 @@ class ModelQuantization:
     """A model's quantization, in TensorRT-LLM's words and the model's module names.
 
     Attributes:
-        algorithm: name in quantization.json, for instance ``FP8`` or ``MIXED_PRECISION``.
+        algorithm: name in number_formats.json, for instance ``FP8`` or ``MIXED_PRECISION``.
         kv_cache: ``FP8`` or None.
         group_size: elements that share a scale, where the format has groups.
         exclude: patterns (fnmatch) of modules that stay unquantized.
@@ -34,20 +35,20 @@ class ModelQuantization:
     layers: Mapping[str, str] = field(default_factory=dict)
 
     def excludes(self, module: str) -> bool:
-        """Whether the list names ``module``, one of its parents, or a pattern that matches."""
+        """Return whether a name or pattern of ``exclude`` matches ``module`` or one of its parents."""
         return any(fnmatchcase(module, p) or module.startswith(p + ".") for p in self.exclude)
 
 
 def canonical_algorithm(name: str) -> str:
     """Return TensorRT-LLM's name of an algorithm in whatever case or alias; upper case for an unknown one."""
-    for known, row in load_table("quantization")["algorithms"].items():
+    for known, row in read_algorithms().items():
         if name.upper() in (known, *(alias.upper() for alias in row["aliases"])):
             return str(known)
     return name.upper()
 
 
 def _require_algorithm(name: Any, where: str) -> str:
-    rows = load_table("quantization")["algorithms"]
+    rows = read_algorithms()
     known = canonical_algorithm(name) if isinstance(name, str) else None
     if known is not None and known in rows:
         row = rows[known]
@@ -55,7 +56,7 @@ def _require_algorithm(name: Any, where: str) -> str:
             raise ModelError(
                 f"quantization {known} cannot become a TensorRT-LLM checkpoint: {row['why']}",
                 where=where,
-                fix=row["instead"],
+                fix=describe_remedy(row),
             )
         return known
     usable = ", ".join(k for k, row in rows.items() if row["convert"])
@@ -123,7 +124,7 @@ def _parse_sidecar(raw: Mapping[str, Any], where: str) -> ModelQuantization | No
 
 
 def read_inline_kv_cache(entry: Mapping[str, Any]) -> Any:
-    """Return the KV cache's format as config.json's ``quantization_config`` names it; None for none."""
+    """Return the KV cache's format in config.json's ``quantization_config``; None if it names none."""
     scheme = entry.get("kv_cache_scheme")
     kv_cache = entry.get("kv_cache_quant_algo")
     if kv_cache is None and isinstance(scheme, dict):
@@ -133,11 +134,11 @@ def read_inline_kv_cache(entry: Mapping[str, Any]) -> Any:
 
 
 def _parse_inline(entry: Mapping[str, Any], where: str) -> ModelQuantization | None:
-    """config.json's ``quantization_config``; only ModelOpt's own kind can be converted."""
+    """Parse config.json's ``quantization_config``, of which only ModelOpt's own kind can be converted."""
     method = entry.get("quant_method")
     if method != "modelopt":
         name = f"{method}-block" if method == "fp8" and entry.get("weight_block_size") else method
-        rows = load_table("quantization")["methods"]
+        rows = load_table("number_formats")["methods"]
         row = rows.get(name, rows["*"])
         raise ModelError(
             f"quantization method {method!r} cannot become a TensorRT-LLM checkpoint: {row['why']}",
@@ -160,7 +161,7 @@ def _parse_inline(entry: Mapping[str, Any], where: str) -> ModelQuantization | N
 
 
 def read_quantization(directory: Path, config: Mapping[str, Any]) -> ModelQuantization | None:
-    """The quantization of a model directory; None where it has none.
+    """Return the quantization of a model directory; None for an unquantized model.
 
     Raises:
         ModelError: an algorithm or method that cannot be converted (named, with what to use instead), or a
@@ -177,9 +178,10 @@ def read_quantization(directory: Path, config: Mapping[str, Any]) -> ModelQuanti
         sidecar_format = quantization.kv_cache if quantization else None
         if isinstance(inline_format, str) and inline_format.upper() != (sidecar_format or ""):
             raise ModelError(
-                f"its KV cache is {sidecar_format or 'not quantized'}, and {inline_format} in config.json's quantization_config",
+                f"its KV cache is {sidecar_format or 'not quantized'}, "
+                f"and {inline_format} in config.json's quantization_config",
                 where=str(directory / SIDECAR),
-                fix="make both say what the weights are: k_scale and v_scale are there for an FP8 KV cache",
+                fix="make both match the weights: an FP8 KV cache has k_scale and v_scale",
             )
         return quantization
     return _parse_inline(inline, str(directory / "config.json")) if inline else None

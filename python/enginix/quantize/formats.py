@@ -1,4 +1,4 @@
-"""The formats of data/quantization/quantize.json: what each is, and whether target and model take it."""
+"""The formats of data/quantization/quantize.json, and the checks whether target and model support them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from enginix.errors import UsageError
+from enginix.model.number_formats import read_algorithms
 from enginix.tables import load_table
 
 MIXED = "mixed"
@@ -18,9 +19,9 @@ class QuantizationFormat:
 
     Attributes:
         name: as on the command line.
-        algorithm: as TensorRT-LLM and hf_quant_config.json call it.
+        algorithm: its name in TensorRT-LLM and hf_quant_config.json.
         recipe: name of ModelOpt's configuration.
-        calibrates: whether calibration data shape the result.
+        calibrates: whether the result depends on calibration data.
         group: a matrix's columns must be a multiple of it; None without groups.
         weight: safetensors dtype of the stored weight.
         scales: tensors that must lie beside each weight.
@@ -41,14 +42,14 @@ class QuantizationFormat:
 
 @dataclass(frozen=True)
 class FormatChoice:
-    """What was asked for, and can be done.
+    """A checked request.
 
     Attributes:
         name: the format, or ``mixed``.
         formats: the one format; for ``mixed`` the candidates, fewest bits first.
         effective_bits: budget of ``mixed``; None otherwise.
         kv_cache: None or ``fp8``.
-        warnings: what is built but nobody vouches for.
+        warnings: combinations that can be built but are not verified to serve well.
     """
 
     name: str
@@ -77,20 +78,35 @@ class FormatChoice:
 
 
 def find_format(name: str) -> QuantizationFormat:
-    """A format by name.
+    """Return a format by name.
 
     Raises:
-        UsageError: refused by name, with what to use instead; or unknown.
+        UsageError: the format is refused, with the ones to use instead, or unknown.
     """
     rows = load_table("quantize")
     if name in rows["formats"]:
-        raw = {k: v for k, v in rows["formats"][name].items() if k != "note"}
-        return QuantizationFormat(name=name, **{**raw, "scales": tuple(raw["scales"])})
+        row = rows["formats"][name]
+        algorithm = read_algorithms()[row["algorithm"]]
+        return QuantizationFormat(
+            name=name,
+            algorithm=row["algorithm"],
+            recipe=row["recipe"],
+            calibrates=row["calibrates"],
+            group=algorithm["groupSize"],
+            weight=row["weight"],
+            scales=tuple(row["scales"]),
+            bits=algorithm["weightBits"],
+            experts=algorithm["experts"],
+        )
     if name in rows["refused"]:
         refused = rows["refused"][name]
         raise UsageError(f"format {name!r}: {refused['why']}", fix=f"use {refused['instead']}")
     known = ", ".join([*rows["formats"], MIXED])
     raise UsageError(f"unknown format {name!r}", fix=f"one of: {known}")
+
+
+def _list_formats() -> list[QuantizationFormat]:
+    return [find_format(name) for name in load_table("quantize")["formats"]]
 
 
 def resolve_format(
@@ -103,7 +119,7 @@ def resolve_format(
     architecture: str | None = None,
     device: str = "cuda",
 ) -> FormatChoice:
-    """Checks a request against the tables; nothing of the model is read.
+    """Check a request against the tables, without reading the model.
 
     Args:
         candidates: formats of ``mixed``; empty for the first pair that the target executes.
@@ -161,7 +177,7 @@ def _resolve_mixture(
     for name in names:
         if name not in rows["allowed"]:
             raise UsageError(
-                f"{name!r} is no candidate of mixed", fix=f"two or more of: {', '.join(rows['allowed'])}"
+                f"{name!r} is not a candidate of mixed", fix=f"two or more of: {', '.join(rows['allowed'])}"
             )
         if name in cuda_only:
             raise UsageError(
@@ -183,11 +199,11 @@ def _resolve_mixture(
 def _check_target_support(
     algorithm: str, kv_cache: str | None, architecture: str | None, name: str
 ) -> list[str]:
-    """Warnings of the target, or its refusal. Imported here: a build that names no target needs none."""
+    """Return the target's warnings or raise its refusal; imports are late, as most builds name no target."""
     from enginix.machine.target import find_target
     from enginix.runtime.preflight import check_support
 
-    known = architecture in load_table("quantization_support")["architectures"]["engine"]
+    known = architecture in load_table("engine_support")["architectures"]["engine"]
     return check_support(algorithm, kv_cache, architecture if known else None, find_target(name))
 
 
@@ -205,17 +221,17 @@ def _are_all_supported(names: list[str], target_name: str | None) -> bool:
 def check_shapes(
     choice: FormatChoice, matrices: Mapping[str, tuple[int, ...]], experts: bool, where: str
 ) -> None:
-    """Groups against every matrix's columns; experts against the format.
+    """Check that the format's groups divide every matrix's columns, and that it supports experts.
 
     Args:
-        matrices: module → shape [..., out, in] of what will be quantized.
+        matrices: module → shape [..., out, in] of each matrix to be quantized.
 
     Raises:
         UsageError: a matrix that the format cannot hold.
     """
     for chosen_format in choice.formats:
         if experts and not chosen_format.experts:
-            usable_formats = [n for n, r in load_table("quantize")["formats"].items() if r["experts"]]
+            usable_formats = [f.name for f in _list_formats() if f.experts]
             raise UsageError(
                 f"{chosen_format.name} is for dense models; this one has experts",
                 where=where,
@@ -226,18 +242,19 @@ def check_shapes(
         for module, shape in matrices.items():
             if shape[-1] % chosen_format.group:
                 usable_formats = [
-                    n
-                    for n, r in load_table("quantize")["formats"].items()
-                    if r["group"] is None or all(s[-1] % r["group"] == 0 for s in matrices.values())
+                    f.name
+                    for f in _list_formats()
+                    if f.group is None or all(s[-1] % f.group == 0 for s in matrices.values())
                 ]
                 raise UsageError(
-                    f"{module} has {shape[-1]} columns, and {chosen_format.name} needs a multiple of {chosen_format.group}",
+                    f"{module} has {shape[-1]} columns, "
+                    f"and {chosen_format.name} needs a multiple of {chosen_format.group}",
                     where=where,
                     fix=f"use {', '.join(usable_formats)}",
                 )
 
 
 def warn_of_kv_cache(parameters: int) -> str | None:
-    """Why an FP8 KV cache is a risk for a model of this many parameters, or None."""
+    """Return a warning if an FP8 KV cache is a risk for a model of this many parameters, else None."""
     rule: dict[str, Any] = load_table("quantize")["kvCacheWarning"]
     return str(rule["text"]) if parameters < rule["parameters"] else None

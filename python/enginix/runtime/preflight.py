@@ -1,6 +1,4 @@
-"""What must hold on this machine before a build starts: asked in under two seconds, before a weight is
-read.
-"""
+"""Check this machine before a build starts, in under two seconds, before any weight is read."""
 
 from __future__ import annotations
 
@@ -13,11 +11,12 @@ from typing import Any
 from enginix.console import format_bytes
 from enginix.errors import MachineError, UsageError
 from enginix.machine.target import Machine, MachineGpu, Target, is_version_at_least
+from enginix.model.number_formats import read_algorithms, supports_sm
 from enginix.runtime.image import read_distribution_versions
 from enginix.runtime.table import Runtime
 from enginix.tables import load_table
 
-# What an engine needs beside its weights on disk: TensorRT's plan holds them again.
+# Disk for an engine, relative to its weights: TensorRT's plan holds them again.
 DISK_FACTOR = 1.1
 # LLM API: its workspace holds a checkpoint and the engine before the engine is copied out.
 WORKSPACE_FACTOR = 2.2
@@ -26,11 +25,11 @@ SCRATCH_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class PreflightResult:
-    """What preflight found.
+    """The GPU to build on, and notes for the user.
 
     Attributes:
         gpu: the GPU that the engine is built on.
-        notes: what is not an error but worth a line.
+        notes: lines to print that are not errors.
     """
 
     machine: Machine
@@ -39,13 +38,13 @@ class PreflightResult:
 
 
 def check_gpu(target: Target, machine: Machine, *, workers: int, weights: int) -> PreflightResult:
-    """The machine's GPUs against the target.
+    """Compare the machine's GPUs with the target.
 
     Args:
         weights: bytes of the heaviest rank's weights.
 
     Raises:
-        MachineError: another SM, too few GPUs, too little free memory; names who holds the memory.
+        MachineError: another SM, too few GPUs, or too little free memory; names the processes that hold it.
     """
     fitting = [g for g in machine.gpus if g.sm == target.sm]
     if not fitting:
@@ -62,7 +61,7 @@ def check_gpu(target: Target, machine: Machine, *, workers: int, weights: int) -
             where="GPU",
             fix=f"--workers {len(fitting)}: the ranks are built one after another",
         )
-    # The build takes the first that it sees, and sees no others (Machine.only).
+    # The build takes the first GPU of those that it sees (Machine.only).
     gpu = fitting[0]
     if gpu.free < weights:
         holders = ", ".join(
@@ -89,10 +88,10 @@ def check_gpu(target: Target, machine: Machine, *, workers: int, weights: int) -
 
 
 def check_driver(runtime: Runtime, machine: Machine) -> None:
-    """The driver against the runtime's floor.
+    """Compare the driver with the oldest one that the runtime supports.
 
     Raises:
-        MachineError: older.
+        MachineError: the driver is older.
     """
     if runtime.driver is not None and not is_version_at_least(machine.driver, runtime.driver):
         raise MachineError(
@@ -106,10 +105,10 @@ def check_driver(runtime: Runtime, machine: Machine) -> None:
 
 
 def check_disk(out: Path, work: Path, weights: int, *, workspace: bool) -> None:
-    """Space for the engine beside ``out``, and for what the build keeps in ``work``.
+    """Check the disk space for the engine at ``out``, and for the build's files in ``work``.
 
     Raises:
-        MachineError: too little, with the figures.
+        MachineError: too little space; has the figures.
     """
     for path, needed, what in (
         (out, int(weights * DISK_FACTOR), "the engine"),
@@ -125,10 +124,10 @@ def check_disk(out: Path, work: Path, weights: int, *, workspace: bool) -> None:
 
 
 def check_version(runtime: Runtime, rootfs: Path | None) -> str | None:
-    """TensorRT-LLM's version in an image, read from its package's directory name; None without an image.
+    """Return TensorRT-LLM's version in an image, by its package's directory name; None without an image.
 
     Raises:
-        MachineError: another version than the runtime's, or none.
+        MachineError: the version is not the runtime's, or is missing.
     """
     if rootfs is None or runtime.site_packages is None:
         return None
@@ -152,25 +151,23 @@ def check_version(runtime: Runtime, rootfs: Path | None) -> str | None:
 def check_support(
     algorithm: str | None, kv_cache: str | None, architecture: str | None, target: Target
 ) -> list[str]:
-    """Quantization, KV cache and architecture against the target, as nix/check/target.nix does at evaluation.
+    """Check quantization, KV cache and architecture for a target, as nix/check/target.nix at evaluation.
 
     Returns:
-        Warnings: what is built but nobody vouches for.
+        Warnings about combinations that build but are untested.
 
     Raises:
-        UsageError: TensorRT-LLM would refuse it.
+        UsageError: TensorRT-LLM would refuse the combination.
     """
-    support = load_table("quantization_support")
+    support, algorithms = load_table("engine_support"), read_algorithms()
     name = algorithm or "NO_QUANT"
-    row = support["algorithms"].get(name)
+    row = algorithms.get(name)
     if row is None:
-        raise UsageError(
-            f"unknown quantization {name!r}", fix=f"known: {', '.join(sorted(support['algorithms']))}"
-        )
+        raise UsageError(f"unknown quantization {name!r}", fix=f"known: {', '.join(sorted(algorithms))}")
     if not row["engine"]:
         raise UsageError(
             f"{name} cannot become an engine: {row['why']}",
-            fix=f"{row['instead']}, or serve it with --kind llmapi",
+            fix=row["instead"] + (", or serve it with --kind llmapi" if row["llmapi"] else ""),
         )
     if target.sm < support["engineSm"]["least"]:
         raise UsageError(
@@ -179,7 +176,7 @@ def check_support(
         )
     _refuse_unsupported_format(name, row, target, support)
     if kv_cache is not None:
-        cache = support["kvCache"].get(kv_cache)
+        cache = load_table("number_formats")["kvCache"].get(kv_cache)
         if cache is None or not cache["engine"]:
             raise UsageError(
                 f"a KV cache in {kv_cache} cannot be built into an engine", fix="use an FP8 KV cache or none"
@@ -197,12 +194,12 @@ def check_support(
 
 
 def check_pipeline(architecture: str | None, stages: int) -> None:
-    """Pipeline stages against the engine's class, as nix/check/engine.nix does at evaluation.
+    """Check pipeline stages for the engine's class, as nix/check/engine.nix does at evaluation.
 
     Raises:
         UsageError: TensorRT-LLM's class has no pipeline.
     """
-    rows = load_table("quantization_support")["architectures"]
+    rows = load_table("engine_support")["architectures"]
     why = rows["noPipeline"].get(rows["engine"].get(architecture))
     if stages > 1 and why:
         raise UsageError(
@@ -214,20 +211,15 @@ def check_pipeline(architecture: str | None, stages: int) -> None:
 def _refuse_unsupported_format(
     name: str, row: dict[str, Any], target: Target, support: dict[str, Any]
 ) -> None:
-    if _supports_sm(row, target.sm):
+    if supports_sm(row, target.sm):
         return
+    algorithms, representatives = read_algorithms(), load_table("number_formats")["gpuFormats"]
     gpu_formats = load_table("gpus")["gpus"].get(target.name, {}).get("formats", ())
-    supported_formats = [
-        f for f in gpu_formats if _supports_sm(support["algorithms"][support["formats"][f]], target.sm)
-    ]
+    supported_formats = [f for f in gpu_formats if supports_sm(algorithms[representatives[f]], target.sm)]
     other_formats = [
-        f
-        for f in support["suggest"]["formats"]
-        if f != name and _supports_sm(support["algorithms"][f], target.sm)
+        f for f in support["suggest"]["formats"] if f != name and supports_sm(algorithms[f], target.sm)
     ]
-    gpus = [
-        t for t in support["suggest"]["targets"] if _supports_sm(row, load_table("gpus")["gpus"][t]["sm"])
-    ]
+    gpus = [t for t in support["suggest"]["targets"] if supports_sm(row, load_table("gpus")["gpus"][t]["sm"])]
     if row["minSm"] is not None and target.sm < row["minSm"]:
         why = f'{name} needs SM {row["minSm"]} or later; target "{target.name}" is SM {target.sm}'
     else:
@@ -238,13 +230,6 @@ def _refuse_unsupported_format(
     if supported_formats:
         why += f"; engines for it take {', '.join(supported_formats)}"
     raise UsageError(why, fix="use " + ", or ".join(offers))
-
-
-def _supports_sm(row: dict[str, Any], sm: int) -> bool:
-    refused = row["refusedSm"]
-    return (row["minSm"] is None or sm >= row["minSm"]) and (
-        refused is None or not refused[0] <= sm < refused[1]
-    )
 
 
 def _find_existing_parent(path: Path) -> Path:

@@ -38,7 +38,7 @@ test_answers_do_not_depend_on_what_judges() {
   local package
   package=$(grep -o '"out":"[^"]*' "$out" | tail -n1 | cut -d'"' -f4)/lib/enginix
   [ -e "$package/data/questions/gate_text.json" ] && [ -e "$package/evaluation/reference_answers/reference_asker.py" ] &&
-    [ ! -e "$package/data/judgement/gates.json" ] && [ ! -e "$package/evaluation/judgement" ] &&
+    [ ! -e "$package/data/judgement/gates.json" ] && [ ! -e "$package/evaluation/judgement" ] && [ ! -e "$package/evaluation/engine_judgement" ] &&
     [ ! -e "$package/reference" ]
 }
 
@@ -60,7 +60,7 @@ test_answers_refusals_at_evaluation() {
   ! with_lib eval "$(engines_of '(e.mkReferenceAnswers { model = q "fp8"; }).drvPath')" && says 'would be compared with itself' || return 1
   ! with_lib eval "$(engines_of '(e.mkReferenceAnswers { inherit model; question = 1; }).drvPath')" && says 'Did you mean questions?' || return 1
   ! with_lib eval "$(engines_of '(mk { model = removeAttrs (q "fp8") [ "original" ]; }).drvPath')" && says 'reference = mkHfModel' || return 1
-  # Not gated: nobody is asked.
+  # Not gated: no reference answers are needed.
   with_lib eval "$(engines_of '(mk { model = removeAttrs (q "fp8") [ "original" ]; gates = { }; }).reference')" && says null
 }
 

@@ -55,7 +55,7 @@ def said(call: Any) -> Any:
 
 
 def test_support(tmp_path: Path) -> None:
-    algorithms = [None, *load_table("quantization_support")["algorithms"], "FP9"]
+    algorithms = [None, *load_table("number_formats")["algorithms"], "FP9"]
     caches = [None, "FP8", "INT8", "NVFP4"]
     architectures = ["Qwen3ForCausalLM", "GptOssForCausalLM"]
     cells = list(itertools.product(algorithms, caches, architectures, sorted(load_table("gpus")["gpus"])))
@@ -204,7 +204,7 @@ def refusal(row: dict[str, Any], limits: dict[str, int], asked: dict[str, Any]) 
 
 
 def test_every_golden_request(tmp_path: Path) -> None:
-    """What the tool ends with an error is refused by both; what they take becomes what the tool makes."""
+    """Both refuse what the tool ends with an error; otherwise both predict the tool's settings."""
     rows = [(row, *as_asked(row["arguments"])) for row in golden_rows()]
     cases = [
         {

@@ -21,7 +21,7 @@ SERVER = {"kind": "triton", "url": "http://127.0.0.1:8000", "model": "ensemble"}
 OTHER = {"kind": "openai", "url": "http://h:1/v1", "model": "x", "keyFile": "s"}
 GOOD: dict[str, Any] = {
     "version": 1,
-    "name": "door",
+    "name": "gateway",
     "models": {
         "a": [SERVER],
         "b": [SERVER, OTHER],
@@ -49,19 +49,19 @@ def changed(path: tuple[Any, ...], value: Any) -> Any:
     [
         (("version",), 2, "version"),
         (("nam",), "x", "nam: no such key"),
-        (("models",), {}, "no model"),
+        (("models",), {}, "no models are configured"),
         (("models", "a"), [], "models.a"),
-        (("models", "a b"), [SERVER], "'a b' is no name"),
+        (("models", "a b"), [SERVER], "'a b' is not a valid name"),
         (("models", "a", 0, "kind"), "vllm", "models.a[0].kind"),
         (("models", "a", 0, "url"), "127.0.0.1:8000", "models.a[0].url"),
         (("models", "a", 0, "url"), "http://u:p@h:1", "models.a[0].url"),
-        (("models", "a", 0, "url"), "http://h:0", "port 0"),
+        (("models", "a", 0, "url"), "http://h:0", "port must not be 0"),
         (("models", "a", 0, "url"), "http://h:99999", "models.a[0].url"),
         (("models", "a", 0, "url"), 3, "url is not of type str"),
         (("models", "a", 0, "modl"), "x", "modl: no such key"),
         (("aliases", "b"), "a", "is a model already"),
-        (("aliases", "c"), "z", "'z' is no model"),
-        (("fallbacks", "a"), ["z"], "'z' is no model"),
+        (("aliases", "c"), "z", "'z' is not a model"),
+        (("fallbacks", "a"), ["z"], "'z' is not a model"),
         (("clients", "alice", "models"), ["z"], "clients.alice.models"),
         (("clients", "alice", "requestsPerMinute"), -1, "requestsPerMinute"),
         (("clients", "alice"), {}, "keyFile is missing"),
@@ -140,7 +140,7 @@ def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "gateway.json"
-    keyless = {"version": 1, "name": "door", "models": {"a": [SERVER]}}
+    keyless = {"version": 1, "name": "gateway", "models": {"a": [SERVER]}}
     file.write_text(json.dumps(keyless))
     assert main(["gateway", str(file), "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["litellm"]["model_list"][0]["model_name"] == "a"

@@ -40,7 +40,7 @@ def events(*rows: Any) -> bytes:
 def answered(
     call: TritonCall, server: Callable[[dict[str, Any]], httpx.Response]
 ) -> tuple[list[Piece], list[int]]:
-    """What becomes of a call, and the max_tokens of each question."""
+    """Return a call's result, and the max_tokens of each request to the server."""
     questions: list[int] = []
 
     def transport(request: httpx.Request) -> httpx.Response:
@@ -142,9 +142,9 @@ def test_pieces() -> None:
         (200, events(FIRST), 502, "broke the answer off"),
         (200, events(FIRST, {"error": "in ensemble 'x', gone"}), 502, "gone"),
         (200, events({"text_output": "a"}), 502, "kind reference"),
-        (200, events(3), 502, "no answer"),
-        (200, events({**FIRST, "prompt_tokens": "x"}), 502, "no answer"),
-        (200, b"data: {\n\n", 502, "no answer"),
+        (200, events(3), 502, "invalid response"),
+        (200, events({**FIRST, "prompt_tokens": "x"}), 502, "invalid response"),
+        (200, b"data: {\n\n", 502, "invalid response"),
     ],
 )
 def test_failures(status: int, body: bytes, found: int, said: str) -> None:

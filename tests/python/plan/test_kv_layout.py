@@ -58,12 +58,12 @@ def test_a_lock_does_not_guess() -> None:
 
 def test_an_older_lock_with_guesses_is_not_believed() -> None:
     facts = {"architecture": "DeepseekV3ForCausalLM", "headSize": 64, "kvHeads": 16, "layers": 4}
-    with pytest.raises(ModelError, match="KV cache of a token"):
+    with pytest.raises(ModelError, match="KV cache size of a token"):
         plan_from_lock(facts, {"model.safetensors": 1}, TargetGpu("g", 90, 1 << 36), PlanRequest(), "lock")
 
 
 def test_the_list_has_the_architectures_of_transformers_with_latent_attention() -> None:
-    listed = set(load_table("formats")["kvNotByHeads"]["architectures"])
+    listed = set(load_table("memory_constants")["kvNotByHeads"]["architectures"])
     for name in ("DeepseekV2", "DeepseekV3", "MiniCPM3", "Glm4MoeLite", "LongcatFlash"):
         kind = getattr(transformers, f"{name}Config", None)
         if kind is not None and "kv_lora_rank" in inspect.signature(kind).parameters:

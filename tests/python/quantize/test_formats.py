@@ -27,9 +27,9 @@ TABLE = load_table("quantize")
 def test_every_row_is_known_to_the_other_tables() -> None:
     for name in TABLE["formats"]:
         found = find_format(name)
-        assert found.algorithm in load_table("quantization")["algorithms"], name
-        assert load_table("quantization_support")["algorithms"][found.algorithm]["engine"], name
-        if load_table("quantization")["algorithms"][found.algorithm]["convert"]:
+        assert found.algorithm in load_table("number_formats")["algorithms"], name
+        assert load_table("number_formats")["algorithms"][found.algorithm]["engine"], name
+        if load_table("number_formats")["algorithms"][found.algorithm]["convert"]:
             assert format_of(found.algorithm, "trtllm")
     assert set(TABLE["mixed"]["allowed"]) <= set(TABLE["formats"])
     assert not set(TABLE["refused"]) & set(TABLE["formats"])
@@ -60,7 +60,10 @@ def test_refused_formats_name_another(name: str) -> None:
         ({"name": "mixed", "effective_bits": float("nan")}, "not between 4"),
         ({"name": "mixed", "effective_bits": 6.0, "candidates": ("fp8",)}, "two candidates"),
         ({"name": "mixed", "effective_bits": 6.0, "candidates": ("fp8", "fp8")}, "two candidates"),
-        ({"name": "mixed", "effective_bits": 6.0, "candidates": ("fp8", "int8_wo")}, "no candidate of mixed"),
+        (
+            {"name": "mixed", "effective_bits": 6.0, "candidates": ("fp8", "int8_wo")},
+            "not a candidate of mixed",
+        ),
         ({"name": "fp8", "kv_cache": "int8"}, "known to give garbage"),
         ({"name": "fp8", "kv_cache": "fp7"}, "unknown KV cache format"),
         ({"name": "nvfp4", "target_name": "h200"}, "NVFP4 needs SM 100 or later"),
@@ -177,7 +180,7 @@ def test_calibration_of_another_model(copy: Path, calibration: Path) -> None:
     # Without a file in common, nothing says that the ids mean the same.
     data.about["tokenizer"].clear()
     data.about["tokenizer"]["tokenizer.model"] = "0" * 64
-    with pytest.raises(UsageError, match="nothing tells that the tokenizer is the model's"):
+    with pytest.raises(UsageError, match="cannot verify that this tokenizer belongs to the model"):
         source.check_calibration(source.read_source_model(copy), data, "c")
 
 
@@ -259,12 +262,12 @@ def test_the_page_has_every_format() -> None:
     assert set(rows) == {*TABLE["formats"], "mixed"}
     for name, raw in TABLE["formats"].items():
         cells = [c.strip() for c in rows[name].strip("|").split("|")]
-        support = load_table("quantization_support")["algorithms"][raw["algorithm"]]
+        support = load_table("number_formats")["algorithms"][raw["algorithm"]]
         assert cells[1] == raw["algorithm"]
         assert cells[4] == ("yes" if raw["calibrates"] else "no"), name
         assert cells[5].startswith(f"SM {support['minSm']} "), name
         assert ("to 99, SM 120" in cells[5]) == (support["refusedSm"] == [100, 120]), name
         assert (
             cells[6].startswith("yes")
-            == load_table("quantization")["algorithms"][raw["algorithm"]]["convert"]
+            == load_table("number_formats")["algorithms"][raw["algorithm"]]["convert"]
         )

@@ -190,7 +190,9 @@ def test_unquantized_weights_under_a_quantized_name(tmp_path: Path, checkpoints:
     path = shutil.copytree(checkpoints["plain"], tmp_path / "c")
     _edit(path, lambda c: c["quantization"].update(quant_algo="FP8"), "config.json")
     _manifest(path, lambda m: m["model"].update(quantization="FP8"))
-    assert artefacts.read_artefact(path).doubts == ("it says FP8, and its matrices take 16.0 bits a weight",)
+    assert artefacts.read_artefact(path).doubts == (
+        "its format is FP8, but its matrices take 16.0 bits a weight",
+    )
     path = shutil.copytree(checkpoints["fp8"], tmp_path / "d")
     _edit(path, lambda c: c["quantization"].update(quant_algo=None), "config.json")
     _manifest(path, lambda m: m["model"].update(quantization=None))
@@ -207,7 +209,7 @@ def test_other_models_and_other_questions_are_said(
     assert enginix("compare", a, b, c) == 0
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert "These are of different models: acme/tiny at 000000000000" in notes[0]
-    assert "asked different things" in notes[1] and "aaaaaaaaaaaa" in notes[1]
+    assert "asked different questions" in notes[1] and "aaaaaaaaaaaa" in notes[1]
     assert "was compared with acme/other at 111111111111, and was made from acme/tiny" in notes[2]
 
 
@@ -241,9 +243,9 @@ def test_names_are_made_different(tmp_path: Path, checkpoints: dict[str, Path]) 
     ("content", "said"),
     [
         ("{", "unreadable"),
-        ("[]", "not what enginix gate writes"),
-        ('{"gates": []}', "not what enginix gate writes"),
-        ('{"gates": {"task": 1}}', "not what enginix gate writes"),
+        ("[]", "not a file of enginix gate"),
+        ('{"gates": []}', "not a file of enginix gate"),
+        ('{"gates": {"task": 1}}', "not a file of enginix gate"),
         ("[" * 100_000, "unreadable"),
     ],
 )

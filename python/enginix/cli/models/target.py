@@ -1,10 +1,10 @@
-"""Tells which targets there are: GPUs by the names that --target takes, with SM, memory and number formats.
+"""Lists the targets: GPUs by the names that --target takes, with SM, memory and number formats.
 
   enginix target                     all of them, and which this machine has
   enginix target h200 rtx-5090       these, with the sources of their rows
 
-Formats are what NVIDIA's software computes with on the part. Which of them engines of kind tensorrt do not
-take there is told beside them.
+Formats are the number formats that NVIDIA's software computes with on the part. Formats that engines of kind
+tensorrt do not take there are named beside them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from enginix.console import format_bytes
 from enginix.errors import MachineError
 from enginix.machine import driver
 from enginix.machine.target import Machine, Target, find_target, probe_machine
+from enginix.model.number_formats import read_algorithms, supports_sm
 from enginix.tables import load_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", metavar="NAME", help="targets (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="targets to list (default: all)")
     parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
 
 
@@ -43,14 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _target_row(gpu_target: Target, machine: Machine | None) -> dict[str, Any]:
-    row, support = load_table("gpus")["gpus"][gpu_target.name], load_table("quantization_support")
-    known = {name: support["algorithms"][algorithm] for name, algorithm in support["formats"].items()}
-
-    def taken(name: str) -> bool:
-        least, refused = known[name]["minSm"], known[name]["refusedSm"]
-        inside = refused is not None and refused[0] <= gpu_target.sm < refused[1]
-        return (least is None or gpu_target.sm >= least) and not inside
-
+    row, algorithms = load_table("gpus")["gpus"][gpu_target.name], read_algorithms()
+    representatives = load_table("number_formats")["gpuFormats"]
     memory = (row.get("memoryMiB") or 0) << 20 or (row["memoryGB"] or 0) * 10**9
     return {
         "name": gpu_target.name,
@@ -60,7 +55,9 @@ def _target_row(gpu_target: Target, machine: Machine | None) -> dict[str, Any]:
         "memory": memory or None,
         "unified": row.get("unified", False),
         "formats": row["formats"],
-        "tensorrtFormats": [name for name in row["formats"] if taken(name)],
+        "tensorrtFormats": [
+            f for f in row["formats"] if supports_sm(algorithms[representatives[f]], gpu_target.sm)
+        ],
         "here": sum(g.sm == gpu_target.sm and gpu_target.is_product(g.name) for g in machine.gpus)
         if machine
         else 0,

@@ -1,4 +1,4 @@
-"""The plan that evaluation makes: from a lock's facts and file sizes, without a header."""
+"""The memory plan of evaluation: from a lock's metadata and file sizes, without headers."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from enginix.errors import ModelError
-from enginix.kinds.edgellm import memory_plan
 from enginix.kinds.planning.planner import (
     BuildNeeds,
+    KindPlanner,
+    LockSizes,
     MemoryPlan,
     PlanRequest,
     check_plan_request,
     find_format_obstacles,
-    resolve_edgellm_plan_limits,
     resolve_plan_limits,
 )
+from enginix.kinds.registry import find_kind, load_hook
 from enginix.memory_plan import arithmetic
-from enginix.memory_plan.arithmetic import ModelSizes, TargetGpu
+from enginix.memory_plan.arithmetic import ELEMENT_BYTES, ModelSizes, TargetGpu
+from enginix.model.number_formats import read_kv_cache_bits
 from enginix.tables import load_table
 
 NEEDED_KEYS = (
@@ -28,28 +30,32 @@ NEEDED_KEYS = (
 def plan_from_lock(
     metadata: Mapping[str, Any], files: Mapping[str, int], gpu: TargetGpu, request: PlanRequest, source: str
 ) -> MemoryPlan:
-    """Plans as ``nix/check/plan.nix`` does.
+    """Plan memory as ``nix/check/plan.nix`` does.
 
-    Weights are the mean over the ranks, so what does not fit here does not fit; what fits here may not.
+    Weights are the mean over the ranks, a lower bound: a model that does not fit here does not fit, but one
+    that fits here may still not fit.
 
     Args:
-        facts: a lock's ``model``.
+        metadata: a lock's ``model``.
         files: path → bytes.
 
     Raises:
-        ModelError: a fact that the arithmetic needs is missing.
+        ModelError: a value that the arithmetic needs is missing.
     """
     check_plan_request(request)
-    if metadata.get("architecture") in load_table("formats")["kvNotByHeads"]["architectures"]:
+    if metadata.get("architecture") in load_table("memory_constants")["kvNotByHeads"]["architectures"]:
         raise ModelError(
-            f"a lock does not tell the KV cache of a token of {metadata['architecture']}",
+            f"a lock does not have the KV cache size of a token for {metadata['architecture']}",
             where=source,
             fix="leave --offline out",
         )
     sizes, total, tied = _read_sizes(metadata, count_weight_bytes(files), source)
     weights = arithmetic.estimate_weights(total, sizes, tied)
-    if request.kind == "edgellm":
-        return _plan_edgellm_from_lock(metadata, files, gpu, request, source, sizes, total, weights)
+    kind = find_kind(request.kind)
+    if kind.memory_plan is not None:
+        kind_planner: KindPlanner = load_hook(kind.memory_plan)
+        lock_sizes = LockSizes(source, sum(files.values()), sizes, total, weights)
+        return kind_planner.plan_lock(metadata, gpu, request, lock_sizes)
     limits = resolve_plan_limits(sizes, request)
     memory = arithmetic.compute_memory(sizes, limits, gpu, weights)
     return MemoryPlan(
@@ -69,40 +75,11 @@ def plan_from_lock(
     )
 
 
-def _plan_edgellm_from_lock(
-    metadata: Mapping[str, Any],
-    files: Mapping[str, int],
-    gpu: TargetGpu,
-    request: PlanRequest,
-    source: str,
-    sizes: ModelSizes,
-    total: int,
-    weights: arithmetic.RankWeights,
-) -> MemoryPlan:
-    limits = resolve_edgellm_plan_limits(request)
-    memory = memory_plan.compute_edgellm_memory(sizes, limits, gpu, weights)
-    return MemoryPlan(
-        source=source,
-        kind="edgellm",
-        gpu=gpu,
-        sizes=sizes,
-        limits=limits,
-        memory=memory,
-        exact=False,
-        build=BuildNeeds(sum(files.values()), total, 0, 0, memory.weights + memory.workspace, 0),
-        obstacles=tuple(
-            memory_plan.find_edgellm_obstacles(metadata.get("architecture"), sizes.quantization, gpu)
-        ),
-        changes=() if memory.fits else tuple(memory_plan.find_edgellm_changes(sizes, limits, gpu, weights)),
-        notes=("from the lock alone: weights are the size of the files, a lower bound",),
-    )
-
-
 def count_weight_bytes(files: Mapping[str, int]) -> int:
-    """Bytes of a model's weights among its files (path → size).
+    """Count the bytes of a model's weights among its files (path → size).
 
-    Files named model*.safetensors, as transformers reads them; where there are none, every safetensors file
-    beside config.json. Some repositories hold the weights a second time in another layout.
+    Files named model*.safetensors count, as transformers reads them; without such files, every safetensors
+    file beside config.json. Some repositories hold the weights a second time in another layout.
     """
     top = [p for p in files if p.endswith(".safetensors") and "/" not in p]
     chosen = [p for p in top if p.startswith("model")] or top
@@ -110,20 +87,21 @@ def count_weight_bytes(files: Mapping[str, int]) -> int:
 
 
 def _read_sizes(metadata: Mapping[str, Any], total: int, source: str) -> tuple[ModelSizes, int, bool]:
-    """Sizes, bytes of the weights as a checkpoint holds them, and whether the embedding is the head, too."""
+    """Return the model's sizes, the bytes of its weights in a checkpoint, and whether embedding and head are
+    tied."""
     dtype, cache = metadata.get("dtype"), metadata.get("kvCacheQuantization")
-    formats = load_table("formats")["kvCache"]
+    cache_bits = read_kv_cache_bits()
     missing = [n for n in NEEDED_KEYS if not isinstance(metadata.get(n), int)]
-    missing += ["dtype"] if dtype not in arithmetic.ELEMENT_BYTES else []
-    missing += ["kvCacheQuantization"] if cache is not None and cache not in formats else []
+    missing += ["dtype"] if dtype not in ELEMENT_BYTES else []
+    missing += ["kvCacheQuantization"] if cache is not None and cache not in cache_bits else []
     missing += ["weights"] if total == 0 else []
     if missing:
         raise ModelError(
-            f"the lock does not tell the model's {missing[0]}", where=source, fix="leave --offline out"
+            f"the lock does not have the model's {missing[0]}", where=source, fix="leave --offline out"
         )
     if dtype == "float32":  # written as float16, as TensorRT-LLM does
         dtype, total = "float16", total // 2
-    element = arithmetic.ELEMENT_BYTES[str(dtype)]
+    element = ELEMENT_BYTES[str(dtype)]
     sizes = ModelSizes(
         layers=metadata["layers"],
         heads=metadata["heads"],
@@ -135,6 +113,6 @@ def _read_sizes(metadata: Mapping[str, Any], total: int, source: str) -> tuple[M
         context=metadata["context"],
         element_bytes=element,
         quantization=metadata.get("quantization") or "NO_QUANT",
-        kv_bits=formats[cache]["bits"] if cache else 8 * element,
+        kv_bits=cache_bits[cache] if cache else 8 * element,
     )
     return sizes, total, metadata.get("tiedEmbeddings") is True

@@ -10,6 +10,7 @@ from types import FrameType
 
 from enginix import console
 from enginix.cli.serving.serve import report
+from enginix.kinds.registry import DEFAULT_KIND
 from enginix.notify import notify_systemd
 from enginix.serve import hosts
 from enginix.serve.client import TritonClient
@@ -24,7 +25,7 @@ class _StopRequested(Exception):
 
 
 def serve_repository(args: argparse.Namespace, spec: LaunchSpec, repository: ServedRepository) -> int:
-    """Starts it, tells when it answers, and waits for its end or for SIGTERM; returns the exit code."""
+    """Start a server, report when it answers, wait for its end or SIGTERM, and return the exit code."""
     if args.host not in LOOPBACK:
         console.print_message(
             f"warning: {args.host} is reachable from outside; Triton has no authentication and no TLS on HTTP"
@@ -59,7 +60,7 @@ def serve_repository(args: argparse.Namespace, spec: LaunchSpec, repository: Ser
                     client,
                     read_golden(repository.manifest),
                     max(1.0, args.start_timeout - (time.monotonic() - begun)),
-                    repository.manifest.kind or "reference",
+                    repository.manifest.kind or DEFAULT_KIND,
                 )
                 notify_systemd("READY=1")
                 server.forget_start()

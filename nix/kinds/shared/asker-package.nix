@@ -1,6 +1,8 @@
-# The parts of the Python package that ask an engine, and nothing that judges: a changed gate or bound asks none again.
+# The parts of the Python package that ask an engine, without the code that judges: a changed gate
+# or bound asks no engine again.
 #
-# `ask` reads the material by the model's tokenizer; `tensorrt-llm` and `edgellm` ask an engine in its runtime.
+# `ask` reads the material by the model's tokenizer; `tensorrt-llm` and `edgellm` ask an engine in
+# its runtime.
 {
   pkgs,
   python,
@@ -48,11 +50,11 @@ let
     };
   };
 in
-import ../package.nix scope {
+import ../../package.nix scope {
   name = "enginix-${part}-asks";
   folders = common ++ parts.${part}.folders;
   inherit (parts.${part}) python;
-  builder = ../builders/engine-package.sh;
+  builder = ../../builders/engine-package.sh;
   attributes = {
     main = "enginix.kinds.asking.asker_main";
     bubblewrap = pkgs.bubblewrap or "";

@@ -1,4 +1,5 @@
-# The enginix command over the Python that has NVIDIA's exporter: only what exports, builds and serves this kind.
+# The enginix command over the Python that has NVIDIA's exporter: only what exports, builds and
+# serves this kind.
 { enginix-core, edgellm-python, ... }@scope:
 let
   folders = [
@@ -12,7 +13,7 @@ let
     "model"
   ];
 in
-import ../package.nix scope {
+import ../../package.nix scope {
   name = "enginix-edgellm-${enginix-core.version}";
   inherit folders;
   python = edgellm-python;

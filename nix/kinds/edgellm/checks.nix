@@ -1,0 +1,179 @@
+# What evaluation knows of TensorRT Edge-LLM: payloads, architectures, formats, options.
+# data/edgellm/edgellm.json.
+{
+  lib,
+  check,
+  pkgs,
+  ...
+}:
+let
+  data = lib.importJSON ../../../python/enginix/data/edgellm/edgellm.json;
+  inherit (lib.importJSON ../../../python/enginix/data/models/number_formats.json) algorithms;
+  formats = lib.filterAttrs (_: row: row.edgellm != null) algorithms;
+  inherit (pkgs.stdenvNoCC.hostPlatform) system;
+  payloadsBySystem = builtins.groupBy (p: p.system) data.payloads;
+  systems = builtins.attrNames payloadsBySystem;
+  # The SMs that a system's payloads are for, in order: as numbers, since "100" is before "80".
+  smsOf =
+    payloadSystem:
+    builtins.sort (a: b: a < b) (
+      map builtins.fromJSON (
+        builtins.attrNames (builtins.groupBy (p: toString p.sm) payloadsBySystem.${payloadSystem})
+      )
+    );
+  describe = s: "SM ${lib.concatMapStringsSep ", " toString (smsOf s)} on ${s}";
+  supported = lib.concatMapStringsSep ", and for " describe (builtins.sort (a: b: a > b) systems);
+  # The kind that does fit. TensorRT-LLM's own engine tests skip SM 103 and later (docs/kinds.md).
+  otherKind =
+    sm:
+    if sm >= 80 && sm < 103 then
+      ''serve the same model by TensorRT-LLM's engine: kind = "tensorrt"; ''
+      + ''or without a compiled plan: kind = "llmapi"''
+    else
+      ''serve the same model by TensorRT-LLM's PyTorch backend: kind = "llmapi"'';
+in
+rec {
+  inherit data;
+
+  # The wheel's compiled parts for a GPU.
+  # payload :: string -> { name; sm; … } -> [ payload ]
+  payload =
+    function: gpu:
+    let
+      matching = builtins.filter (p: p.sm == gpu.sm && p.system == system) data.payloads;
+      otherSystems = builtins.filter (p: p.sm == gpu.sm && p.system != system) data.payloads;
+      other = builtins.head otherSystems;
+      onOther =
+        "\n  - build it for ${other.system}: "
+        + "the functions of legacyPackages.${other.system} (${other.distribution})";
+      lacking =
+        "TensorRT Edge-LLM ${data.version} has no payload for SM ${toString gpu.sm} "
+        + "(target \"${gpu.name}\") on ${system}; its wheels have them for ${supported}.";
+      override = "(mkLib pkgs).override { edgellm-runtime = … // { plugin = …; }; }";
+      ownPlugin =
+        "build Edge-LLM's plugin for this GPU from its sources, "
+        + "and pass a runtime that carries it: ${override}";
+    in
+    if matching == [ ] then
+      throw ''
+        ${function}: ${lacking}
+        Do one of these:${lib.optionalString (otherSystems != [ ]) onOther}
+          - ${otherKind gpu.sm}
+          - ${ownPlugin}''
+    else
+      matching;
+
+  # architecture :: string -> string|null -> string|null
+  architecture =
+    function: name:
+    if name == null || data.architectures ? ${name} then
+      name
+    else
+      throw (
+        "${function}: "
+        + "${check.names.unknown "architecture" name (builtins.attrNames data.architectures)} "
+        + "NVIDIA's exporter itself accepts any name and reports success. Use kind = \"tensorrt\" "
+        + "or \"llmapi\" for this model."
+      );
+
+  # A model's format: known to the export's checks, and executed by the GPU.
+  # format :: string -> string|null -> { name; sm; … } | null -> string|null
+  format =
+    function: name: gpu:
+    let
+      row =
+        formats.${name}
+          or (throw (
+            "${function}: "
+            + "${check.names.unknown "quantization" name (builtins.attrNames formats)}"
+          ));
+      gpuFormats = lib.optionalString (
+        gpu ? formats
+      ) ", which has ${lib.concatStringsSep ", " gpu.formats}";
+    in
+    if name == null then
+      name
+    else if gpu != null && gpu.sm < row.minSm then
+      throw (
+        ''${function}: ${name} needs SM ${toString row.minSm} or later; ''
+        + ''target "${gpu.name}" is SM ${toString gpu.sm}${gpuFormats}. ''
+        + ''Use a model quantized to W4A16_AWQ or W8A8_SQ_PER_CHANNEL on this GPU, ''
+        + ''or another target.''
+      )
+    else
+      builtins.seq row.minSm name;
+
+  # Options of one stage (export, build, serve), typed by the table.
+  # options :: string -> string -> set -> set
+  options =
+    function: stage: given:
+    let
+      rows = data.${stage};
+      where = "${function}: ${stage}";
+      typed = {
+        bool = builtins.isBool;
+        int = builtins.isInt;
+        str = builtins.isString;
+      };
+      one =
+        name: value:
+        let
+          row = rows.${name};
+        in
+        if !typed.${row.type} value then
+          throw "${where}.${name} = ${builtins.toJSON value} is not of type ${row.type}."
+        else if row ? choices && !builtins.elem value row.choices then
+          throw (
+            "${where}.${name} = ${builtins.toJSON value}; one of: "
+            + "${lib.concatMapStringsSep ", " toString row.choices}."
+          )
+        else if row ? least && value < row.least then
+          throw "${where}.${name} = ${toString value}, but the least is ${toString row.least}."
+        else
+          value;
+    in
+    builtins.mapAttrs one (check.arguments.only where (builtins.attrNames rows) given);
+
+  # Limits of an engine, defaults written out.
+  # limits :: string -> set -> set -> set
+  limits =
+    function: facts: given:
+    let
+      l = options function "build" (builtins.mapAttrs (_: row: row.default) data.build // given);
+      context = facts.context or null;
+    in
+    if l.maxInputLen > l.maxKvCacheCapacity then
+      throw (
+        "${function}: limits.maxInputLen = ${toString l.maxInputLen} is beyond maxKvCacheCapacity "
+        + "= ${toString l.maxKvCacheCapacity}, which holds prompt and answer."
+      )
+    else if context != null && given ? maxInputLen && l.maxInputLen > context then
+      throw (
+        "${function}: limits.maxInputLen = ${toString l.maxInputLen}, "
+        + "but the model's context is ${toString context}."
+      )
+    else
+      l;
+
+  # A set of options as words of the enginix command.
+  # flags :: string -> set -> [ string ]
+  flags =
+    stage: given:
+    builtins.concatLists (
+      lib.mapAttrsToList (
+        name: value:
+        let
+          inherit (data.${stage}.${name}) flag;
+        in
+        if value == true then
+          [ flag ]
+        else if value == false then
+          [ ]
+        else
+          [
+            flag
+            (toString value)
+          ]
+      ) given
+    );
+}

@@ -1,0 +1,42 @@
+"""The kind ``llmapi``."""
+
+from __future__ import annotations
+
+from enginix.kinds.registry.engine_kind import EngineKind, KindDescription, TritonSupport
+from enginix.kinds.registry.model_verdict import ModelVerdict
+from enginix.model.number_formats import read_algorithms
+from enginix.tables import load_table
+
+
+class LlmapiKind(KindDescription):
+    """The description of ``llmapi``."""
+
+    def judge_model(self, architecture: str | None, quantization: str | None) -> ModelVerdict:
+        """Return whether a model can become this kind, and on which GPUs."""
+        # As in evaluation (nix/check/target.nix, computes): nothing is compiled ahead, so only a number
+        # format that the GPU lacks rules a target out.
+        row = read_algorithms().get(quantization or "NO_QUANT") or {}
+        needs = set(row.get("needs", ()))
+        able = (name for name, gpu in load_table("gpus")["gpus"].items() if needs <= set(gpu["formats"]))
+        why = "the models that the runtime supports are not known"
+        return ModelVerdict(None, (why,), tuple(sorted(able)))
+
+
+KIND: EngineKind = LlmapiKind(
+    name="llmapi",
+    summary="the model and arguments for TensorRT-LLM's PyTorch backend",
+    built_from="model",
+    build="enginix.cli.engines.trtllm_build",
+    weights_folder="model",
+    has_parallelism=True,
+    runs_in_image=True,
+    server="trtllm-serve",
+    triton=TritonSupport(
+        repository="enginix.kinds.llmapi.repository_content",
+        packages=("numpy", "tensorrt_llm"),
+        has_ensemble=False,
+        probe={"text_input": "A", "sampling_param_max_tokens": 1},
+        starts_workers=True,
+        one_machine_reason="its LLM class starts its own processes, on its machine alone",
+    ),
+)
