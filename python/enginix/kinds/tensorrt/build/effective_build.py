@@ -169,7 +169,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
         name, equals, inline = words.pop(0).partition("=")
         row = rows.get(name)
         if name in WHOLE_REQUEST_FLAGS:
-            raise UsageError(f"{name} names a file with settings, which is not predicted", fix="leave it out")
+            raise UsageError(f"{name} is not predicted: it names a file with settings", fix="leave it out")
         if row is None:
             raise RequestRefused("SystemExit", "other", f"unrecognized arguments: {name}")
         end = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
