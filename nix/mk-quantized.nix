@@ -128,7 +128,7 @@ let
           throw ''
             ${function}: ${name}: ${toString (weightBytes / 1000000000)} GB of weights are too much for a CPU in reasonable time.
             Do one of these:
-              - device = "cuda": on a builder with the system feature `cuda` (docs/quantization.md)
+              - device = "cuda": on a builder with the system feature `cuda` (docs/how-to/quantize.md)
               - device = "cpu": on the CPU all the same; memory for ${toString (weightBytes * table.memory.percentOfWeights.cpu / 100 / 1000000000)} GB, and hours''
         else
           "cpu";

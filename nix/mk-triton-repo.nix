@@ -102,7 +102,7 @@ let
       excludeInputInOutput ? true,
       # Model directories of your own beside, each named as its model.
       addModels ? [ ],
-      # Parameters of the C++ backend, as docs/triton.md lists them.
+      # Parameters of the C++ backend, as docs/reference/triton.md lists them.
       parameters ? { },
       ...
     }@args:

@@ -24,7 +24,7 @@ let
   all = lib.concatMapStringsSep ", and for " (s: "SM ${lib.concatMapStringsSep ", " toString (of s)} on ${s}") (
     builtins.sort (a: b: a > b) systems
   );
-  # The kind that does fit. TensorRT-LLM's own engine tests skip SM 103 and later (docs/kinds.md).
+  # The kind that does fit. TensorRT-LLM's own engine tests skip SM 103 and later (docs/explanation/kinds.md).
   instead =
     sm:
     if sm >= 80 && sm < 103 then

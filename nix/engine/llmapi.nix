@@ -51,7 +51,7 @@ let
     pipelineParallel = 1;
     expertParallel = 1;
   } (if wanted == null then null else wanted.count);
-  # The PyTorch backend's cache is paged as the engines' is; its own layout of weights was not measured (docs/plan.md).
+  # The PyTorch backend's cache is paged as the engines' is; its own layout of weights was not measured (docs/reference/memory-plan.md).
   plan =
     if gpu == null then
       null

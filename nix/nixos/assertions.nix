@@ -163,7 +163,7 @@ let
       }
       {
         assertion = kind == "tensorrt" -> worldSize <= gpusPerNode;
-        message = "${option name}: the engine's ${toString worldSize} ranks are for machines of ${toString gpusPerNode} GPUs: on one, TensorRT-LLM would run several on a GPU; serve it on several (docs/kubernetes.md), or build it of mkCheckpoint { gpusPerNode = ${toString worldSize}; … }.";
+        message = "${option name}: the engine's ${toString worldSize} ranks are for machines of ${toString gpusPerNode} GPUs: on one, TensorRT-LLM would run several on a GPU; serve it on several (docs/how-to/kubernetes.md), or build it of mkCheckpoint { gpusPerNode = ${toString worldSize}; … }.";
       }
       {
         # Several on one GPU are counted together below.

@@ -28,7 +28,7 @@ from enginix.gateway.spec import BackendServer, GatewaySpec
 
 __all__ = ["SCOPE", "AuthMiddleware"]
 MODELS = "/v1/models"
-# Deeper than any message; parsers of the servers behind crash far beyond (docs/triton.md, faults).
+# Deeper than any message; parsers of the servers behind crash far beyond (docs/reference/triton.md, faults).
 _MAX_DEPTH = 32
 # Status that servers log for a request whose client has gone.
 _CLIENT_GONE = 499

@@ -1,7 +1,7 @@
 """Triton's generate extension, asynchronous: an answer as pieces, over connections that are kept.
 
 Always the streaming endpoint: Triton lets go of a streaming client's place when its connection closes, and
-computes every other answer to its end (docs/triton.md).
+computes every other answer to its end (docs/reference/triton.md).
 """
 
 from __future__ import annotations

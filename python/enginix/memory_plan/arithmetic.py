@@ -1,7 +1,8 @@
 """The memory of one rank, in whole numbers.
 
 ``nix/check/memory.nix`` and ``plan.nix`` are this module again, for evaluation; test_twin.py holds them
-together. Bytes unless a name says otherwise. What is exact and what is an estimate: docs/plan.md.
+together. Bytes unless a name says otherwise. What is exact and what is an estimate:
+docs/reference/memory-plan.md.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ class RankMemory:
 
 
 def estimate_workspace(sizes: ModelSizes, limits: PlanLimits) -> int:
-    """Activations and logits of one step: an estimate, see docs/plan.md.
+    """Activations and logits of one step: an estimate, see docs/reference/memory-plan.md.
 
     Of ``max_num_tokens`` tokens the residual stream, its normed copy and a block's output, and the wider of
     attention (query, key, value and its result) and MLP (gate, up and their product), cut over the ranks;

@@ -402,7 +402,7 @@ def _list_plan_notes(
 def _estimate_build(
     description: ModelDescription, kind: Kind, memory: RankMemory, limits: PlanLimits, ranks: RankSizes | None
 ) -> BuildNeeds:
-    """Source of each: docs/plan.md."""
+    """Source of each: docs/reference/memory-plan.md."""
     checkpoint = ranks.files if ranks and kind != "llmapi" else 0
     if kind != "tensorrt":
         return BuildNeeds(description.size, checkpoint, 0, 0, 0, 0)

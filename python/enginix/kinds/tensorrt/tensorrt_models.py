@@ -130,7 +130,7 @@ class NvidiaModelOptions:
         bls_instances: requests that the BLS serves at once; ``None`` is the batch size.
         logits_datatype: of logits that requests ask for.
         prompt_embedding_table_data_type, encoder_input_features_data_type: of those inputs.
-        parameters: of ``tensorrt_llm``; see docs/triton.md.
+        parameters: of ``tensorrt_llm``; see docs/reference/triton.md.
         chat: take messages, by a model.py around NVIDIA's; without it NVIDIA's are linked as they are.
     """
 

@@ -1,7 +1,7 @@
 """Checks a whole model repository before Triton sees it.
 
 Every check is of a mistake that a real server either refuses with a message that does not name the key, or
-accepts in silence (docs/triton.md lists both).
+accepts in silence (docs/reference/triton.md lists both).
 """
 
 from __future__ import annotations
