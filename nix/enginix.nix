@@ -5,10 +5,8 @@
 { pkgs, lib, ... }@scope:
 flavour:
 let
-  package = ../python/enginix;
-
   version = builtins.head (
-    builtins.match ".*__version__ = \"([^\"]+)\".*" (builtins.readFile (package + "/__init__.py"))
+    builtins.match ".*__version__ = \"([^\"]+)\".*" (builtins.readFile ../python/enginix/__init__.py)
   );
 
   core = [

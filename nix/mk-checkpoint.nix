@@ -15,7 +15,7 @@ let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkCheckpoint";
   table = lib.importJSON ../python/enginix/data/models/converters.json;
-  formats = lib.importJSON ../python/enginix/data/models/quantization.json;
+  formats = lib.importJSON ../python/enginix/data/models/number_formats.json;
   gpus = (lib.importJSON ../python/enginix/data/machine/gpus.json).gpus;
   runtimes = (lib.importJSON ../python/enginix/data/runtime/runtimes.json).runtimes;
   known = [
@@ -40,7 +40,7 @@ let
       pipelineParallel ? 1,
       expertParallel ? 1,
       # GPUs of the nodes that will serve it: TensorRT-LLM runs a rank on GPU rank modulo that. 8, its own default.
-      gpusPerNode ? (lib.importJSON ../python/enginix/data/memory_plan/formats.json).defaults.gpusPerNode.value,
+      gpusPerNode ? (lib.importJSON ../python/enginix/data/memory_plan/memory_constants.json).defaults.gpusPerNode.value,
       # Who converts (data/models/converters.json says what each takes): "enginix", "modelopt" (its export, on CPU), or
       # "tensorrt_llm" (the runtime's own conversion, on a GPU machine).
       converter ? "enginix",

@@ -1,6 +1,6 @@
 # mkEngine :: { kind, model | checkpoint | quantized, … } -> derivation
 #
-# What a server loads. One file a kind in ./engine: same interface, each with its own arguments, same passthru.
+# What a server loads. A folder a kind in ./kinds: same interface, each with its own arguments, same passthru.
 { check, ... }@scope:
 let
   function = "mkEngine";
@@ -15,58 +15,15 @@ let
     "gates"
     "name"
   ];
-  kinds = {
-    reference = {
-      build = import ./engine/reference.nix scope;
-      own = [ "reference" ];
-    };
-    tensorrt = {
-      build = import ./engine/tensorrt.nix scope;
-      own = [
-        "profile"
-        "plugins"
-        "speculative"
-        "lora"
-        "timingCache"
-        "workers"
-        "strategy"
-        "isolation"
-        "stallMinutes"
-        "acceptDriver"
-        "reference"
-      ];
-    };
-    llmapi = {
-      build = import ./engine/llmapi.nix scope;
-      own = [
-        "profile"
-        "llmArgs"
-        "tensorParallel"
-        "isolation"
-        "stallMinutes"
-        "reference"
-      ];
-    };
-    edgellm = {
-      build = import ./engine/edgellm.nix scope;
-      own = [
-        "exportOptions"
-        "builder"
-        "llmBuild"
-        "isolation"
-        "stallMinutes"
-        "reference"
-      ];
-    };
-  };
+  kinds = import ./kinds;
   names = builtins.attrNames kinds;
 
   # An argument of another kind says whose it is.
   foreign =
     kind: args:
     let
-      own = inputs ++ kinds.${kind}.own;
-      elsewhere = n: builtins.filter (k: builtins.elem n kinds.${k}.own) names;
+      own = inputs ++ kinds.${kind}.arguments;
+      elsewhere = n: builtins.filter (k: builtins.elem n kinds.${k}.arguments) names;
       strange = builtins.filter (n: !builtins.elem n own && elsewhere n != [ ]) (builtins.attrNames args);
       n = builtins.head strange;
     in
@@ -85,4 +42,4 @@ in
 if !(args ? model || args ? checkpoint || args ? quantized) then
   throw "${function}: pass model (from mkHfModel), quantized (from mkQuantized), or checkpoint (from mkCheckpoint)."
 else
-  kinds.${kind}.build (builtins.removeAttrs args [ "kind" ])
+  kinds.${kind}.build scope (builtins.removeAttrs args [ "kind" ])

@@ -46,7 +46,7 @@ let
       ranks = (parallel.tensorParallel or 1) * (parallel.pipelineParallel or 1);
       # An engine that TensorRT-LLM made of a model itself has its default.
       engineGpusPerNode =
-        parallel.gpusPerNode or (lib.importJSON ../python/enginix/data/memory_plan/formats.json).defaults.gpusPerNode.value;
+        parallel.gpusPerNode or (lib.importJSON ../python/enginix/data/memory_plan/memory_constants.json).defaults.gpusPerNode.value;
       onCpu = image.kind == "reference" && (image.server.repo.device or "cpu") == "cpu";
       several = nodes != 1;
       wanted =
@@ -279,7 +279,7 @@ let
       throw "${function}: reference = ${reference} has neither tag nor digest, so that nobody knows what it will be; add @sha256:…."
     else if gpus != null && gpusPerNode != null then
       throw "${function}: gpus and gpusPerNode both say what a Pod has; pass gpusPerNode with nodes, gpus without."
-    else if several && image.kind != "tensorrt" then
+    else if several && !(import ./kinds).${image.kind}.spansMachines then
       throw "${function}: nodes = ${toString nodes}, but an engine of kind ${image.kind} is served by one node; leave nodes out."
     else if several && gpusPerNode == null then
       throw "${function}: nodes = ${toString nodes} needs gpusPerNode."
@@ -293,7 +293,7 @@ let
       throw "${function}: name = ${name} is too long for Pods of several nodes; use up to 40 characters."
     else if !several && wanted < (if onCpu then 0 else ranks) then
       throw "${function}: gpus = ${toString wanted}, but the engine has ${toString ranks} ranks, and a server of one node is one Pod; raise gpus, or pass nodes and gpusPerNode."
-    else if !several && image.kind == "tensorrt" && ranks > engineGpusPerNode then
+    else if !several && (import ./kinds).${image.kind}.spansMachines && ranks > engineGpusPerNode then
       throw "${function}: the engine's ${toString ranks} ranks are for nodes of ${toString engineGpusPerNode} GPUs: on one, TensorRT-LLM would run several on a GPU; pass nodes = ${toString (ranks / engineGpusPerNode)} and gpusPerNode = ${toString engineGpusPerNode}, or an engine of mkCheckpoint { gpusPerNode = ${toString ranks}; … }."
     else if serviceMonitor && own then
       throw "${function}: serviceMonitor is on, but the engine's own server has no metrics port."

@@ -138,7 +138,7 @@ let
       throw "${function}: the server takes any free port (0), which nobody outside would know; give it one."
     else if host == "127.0.0.1" || host == "::1" then
       throw "${function}: host = ${host} is the container's own loopback, which nobody reaches; leave host out."
-    else if kubectl != null && server.kind != "tensorrt" then
+    else if kubectl != null && !(import ./kinds).${server.kind}.spansMachines then
       throw "${function}: kubectl starts ranks on other nodes, and a server of kind ${server.kind} is on one; leave it out."
     else if user == 0 then
       throw "${function}: user = 0 is root; pass any other number."

@@ -16,7 +16,7 @@ let
   enginix = import ./quantize-package.nix scope;
   table = lib.importJSON ../python/enginix/data/quantization/quantize.json;
   gpus = (lib.importJSON ../python/enginix/data/machine/gpus.json).gpus;
-  sizes = (lib.importJSON ../python/enginix/data/memory_plan/formats.json).weights;
+  inherit (lib.importJSON ../python/enginix/data/models/number_formats.json) algorithms;
   known = [
     "model"
     "format"
@@ -119,7 +119,20 @@ let
             throw "${function}: no pair of formats for format = \"mixed\" on ${gpu.name} with device = \"${where}\"; name them as candidates (of ${lib.concatStringsSep ", " table.mixed.allowed}), or use device = \"cuda\"."
           else
             builtins.head able;
-      rows = map (f: table.formats.${f} // { name = f; }) chosen;
+      rows = map (
+        f:
+        let
+          row = table.formats.${f};
+          format = algorithms.${row.algorithm};
+        in
+        row
+        // {
+          name = f;
+          inherit (format) experts;
+          group = format.groupSize;
+          bits = format.weightBits;
+        }
+      ) chosen;
 
       where =
         if device != null then
@@ -211,8 +224,8 @@ let
       copies = if facts.tiedEmbeddings or false then 1 else 2;
       kept = copies * facts.vocabulary * facts.hiddenSize * 2;
       estimate =
-        if facts ? vocabulary && facts ? hiddenSize && weightBytes > kept && sizes ? ${algorithm} then
-          kept + (weightBytes - kept) * sizes.${algorithm}.bitsPer128 / 2048
+        if facts ? vocabulary && facts ? hiddenSize && weightBytes > kept && algorithms.${algorithm}.bitsPer128 != null then
+          kept + (weightBytes - kept) * algorithms.${algorithm}.bitsPer128 / 2048
         else
           0;
 

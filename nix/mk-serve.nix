@@ -11,6 +11,8 @@
 let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkServe";
+  kinds = import ./kinds;
+  served = builtins.filter (k: kinds.${k}.server == "trtllm-serve") (builtins.attrNames kinds);
   build =
     {
       # mkEngine's output.
@@ -23,7 +25,7 @@ let
       name ? engine.modelName,
     }:
     let
-      kind = check.arguments.oneOf function "engine.kind" [ "tensorrt" "llmapi" ] engine.kind;
+      kind = check.arguments.oneOf function "engine.kind" served engine.kind;
       flags = [
         "--host"
         host
@@ -61,8 +63,8 @@ let
     );
 in
 args:
-# Edge-LLM has a server of its own, with its own arguments.
-if args.engine.kind or null == "edgellm" then
+# An engine may bring its own server, with its own arguments.
+if args ? engine.serve then
   args.engine.serve (removeAttrs args [ "engine" ])
 else
   build (check.arguments.only function [ "engine" "host" "port" "kvCacheFraction" "name" ] args)

@@ -12,45 +12,16 @@
 let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkTritonRepo";
-  # Nix name -> the command's flag, by the kinds that have it; defaults are the command's.
-  shared = {
+  kinds = import ./kinds;
+  # Nix name -> the command's flag; defaults are the command's.
+  sizes = {
     maxBatchSize = "--max-batch-size";
     maxQueueSize = "--max-queue-size";
-  };
-  own = {
-    reference.ensembleInstances = "--ensemble-instances";
-    tensorrt = {
-      maxQueueDelayMicroseconds = "--max-queue-delay-microseconds";
-      preprocessingInstances = "--preprocessing-instances";
-      postprocessingInstances = "--postprocessing-instances";
-      blsInstances = "--bls-instances";
-    };
-  };
-  sizes = shared // own.reference // own.tensorrt;
-  kinds = {
-    reference = [
-      "device"
-      "maxTokensLimit"
-      "addSpecialTokens"
-      "skipSpecialTokens"
-      "excludeInputInOutput"
-    ]
-    ++ builtins.attrNames (shared // own.reference);
-    tensorrt = [
-      "decoupled"
-      "chat"
-      "accumulateTokens"
-      "addSpecialTokens"
-      "skipSpecialTokens"
-      "excludeInputInOutput"
-      "logitsDatatype"
-      "parameters"
-    ]
-    ++ builtins.attrNames (shared // own.tensorrt);
-    llmapi = [
-      "decoupled"
-      "chat"
-    ];
+    ensembleInstances = "--ensemble-instances";
+    maxQueueDelayMicroseconds = "--max-queue-delay-microseconds";
+    preprocessingInstances = "--preprocessing-instances";
+    postprocessingInstances = "--postprocessing-instances";
+    blsInstances = "--bls-instances";
   };
   contract = lib.importJSON ../python/enginix/data/triton/triton_contract.json;
   known = contract.models.tensorrt_llm.parameters;
@@ -109,7 +80,7 @@ let
     let
       limit = engine.request.limits.maxBatchSize or null;
       flags =
-        lib.optionals (engine.kind == "reference") [
+        lib.optionals (builtins.elem "device" kinds.${engine.kind}.tritonRepo) [
           "--device"
           device
         ]
@@ -157,7 +128,7 @@ let
     };
 in
 { engine, ... }@args:
-if !(kinds ? ${engine.kind}) then
+if kinds.${engine.kind}.tritonRepo or null == null then
   throw "${function}: engine.kind: an engine of kind ${engine.kind} has no Triton repository."
 else
-  build (check.arguments.only "${function} of kind ${engine.kind}" ([ "engine" "name" "addModels" ] ++ kinds.${engine.kind}) args)
+  build (check.arguments.only "${function} of kind ${engine.kind}" ([ "engine" "name" "addModels" ] ++ kinds.${engine.kind}.tritonRepo) args)

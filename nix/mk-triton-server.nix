@@ -67,7 +67,7 @@ let
       ...
     }@given:
     let
-      inImage = repo.kind != "reference";
+      inherit ((import ./kinds).${repo.kind}) inImage;
       version = if inImage then runtime.row.images.${runtime.image}.tritonServer else tritonserver.version or table.oldest;
       parallel = repo.engine.parallel or { };
       ranks = (parallel.tensorParallel or 1) * (parallel.pipelineParallel or 1);

@@ -25,14 +25,17 @@ let
       inside = folder: lib.hasPrefix "${folder}/" "${relative}/";
       isAncestor = folder: lib.hasPrefix "${relative}/" "${folder}/";
       parent = dirOf relative;
-      isPackageOfFolder = baseNameOf path == "__init__.py" && builtins.any (lib.hasPrefix "${parent}/") folders;
+      # A kind's description is for what lists kinds: a change of its text builds no engine again.
+      isUnreadDescription =
+        builtins.match "kinds/[^/]+/kind[.]py" relative != null && !builtins.elem "kinds/registry" folders;
+      isPackageOfFolder = lib.removeSuffix ".py" (baseNameOf path) == "__init__" && builtins.any (lib.hasPrefix "${parent}/") folders;
     in
     # Build products of a working tree are no source.
     baseNameOf path != "__pycache__"
     && !lib.hasSuffix ".so" path
     && (
       folders == null
-      || builtins.any inside folders
+      || builtins.any inside folders && !isUnreadDescription
       || type == "directory" && builtins.any isAncestor folders
       || type != "directory" && (parent == "." || isPackageOfFolder)
     );

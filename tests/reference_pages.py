@@ -150,6 +150,16 @@ def render_patterns(patterns: list[list[NixArgument]]) -> list[str]:
     return parts
 
 
+def read_kinds() -> dict[str, list[str]]:
+    """Return each kind of engine with the arguments of mkTritonRepo that it takes, from nix/kinds."""
+    text = (ROOT / "nix/kinds/default.nix").read_text("utf-8")
+    kinds = {}
+    for kind, row in re.findall(r"^  (\w+) = \{\n(.*?)^  \};", text, re.MULTILINE | re.DOTALL):
+        found = re.search(r"tritonRepo = \[(.*?)\]", row, re.DOTALL)
+        kinds[kind] = [f"`{name}`" for name in re.findall(r'"(\w+)"', found[1])] if found else []
+    return kinds
+
+
 def _wrap_item(text: str) -> str:
     return textwrap.fill(
         text,
@@ -181,11 +191,18 @@ def render_functions() -> str:
         parts += [f"## {signature.split(' ::')[0]}", f"```text\n{signature}\n```"]
         parts += [_fence_indented(about.strip())] if about.strip() else []
         parts += render_patterns(read_patterns(path))
-        # A function of several kinds has one file a kind.
-        for kind, name in re.findall(r"(\w+) = \{\n\s+build = import (\./[\w./-]+)", text):
-            file = path.parent / name if name.endswith(".nix") else path.parent / name / "default.nix"
-            parts += [f'### {signature.split(" ::")[0]} {{ kind = "{kind}"; }}']
-            parts += render_patterns(read_patterns(file))
+        name = signature.split(" ::")[0]
+        if name == "mkEngine":
+            for kind in read_kinds():
+                parts += [f'### mkEngine {{ kind = "{kind}"; }}']
+                parts += render_patterns(read_patterns(ROOT / "nix/kinds" / kind / "default.nix"))
+        if name == "mkTritonRepo":
+            parts += ["Arguments by kind of engine:"]
+            parts += [
+                "\n".join(
+                    _wrap_item(f"{k}: {', '.join(names)}") for k, names in read_kinds().items() if names
+                )
+            ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -7,6 +7,7 @@
 let
   divisors = n: builtins.filter (d: lib.mod n d == 0) [ 1 2 4 8 16 32 64 ];
   divides = d: n: n == null || lib.mod n d == 0;
+  llmapi = "serve the model with the llmapi kind (TensorRT-LLM's PyTorch backend)";
   listed = sizes: if sizes == [ ] then "none" else lib.concatMapStringsSep ", " toString sizes;
 in
 {
@@ -110,8 +111,10 @@ in
     else if found == [ ] then
       throw "${function}: quantization ${called} is unknown; quantize with ModelOpt to one of: ${lib.concatStringsSep ", " usable}; or serve the model with the llmapi kind."
     else if !row.convert then
-      refuse "quantization ${algorithm}" row.why row.instead
-    else if row.note == "dense models only" && m.model.experts or null != null then
+      refuse "quantization ${algorithm}" row.why (
+        row.instead + lib.optionalString (row.llmapi == true && !row.engine) ", or ${llmapi}"
+      )
+    else if row.experts == false && m.model.experts or null != null then
       throw "${function}: ${algorithm} is for dense models, and this one has ${toString m.model.experts} experts; quantize it to FP8 or NVFP4."
     else
       algorithm;

@@ -9,6 +9,7 @@ let
   arithmetic = import ./memory.nix { inherit lib; };
   inherit (arithmetic)
     formats
+    bitsPer128
     shortest
     fewestTokens
     max
@@ -68,10 +69,15 @@ let
   lighter =
     m: gpu:
     let
-      bits = name: formats.weights.${name}.bitsPer128;
-      usable = name: table.formats ? ${name} && gpu.sm >= table.formats.${name}.minSm && bits name < bits (known (m.quantization or null));
+      from = known (m.quantization or null);
+      usable =
+        name:
+        let
+          row = formats.algorithms.${name};
+        in
+        row.edgellm != null && gpu.sm >= row.minSm && bitsPer128.${name} < bitsPer128.${from};
     in
-    if formats.weights ? ${known (m.quantization or null)} then builtins.filter usable formats.lighter else [ ];
+    if bitsPer128 ? ${from} then builtins.filter usable formats.lighter else [ ];
 
   changes =
     m: gpu: l:

@@ -1,19 +1,20 @@
 # The arithmetic of a rank's memory, which the plans of all kinds share: python/enginix/plan/arithmetic.py again.
 { lib }:
 let
-  formats = lib.importJSON ../../python/enginix/data/memory_plan/formats.json;
-  fixed = builtins.mapAttrs (_: row: row.value) formats.defaults;
+  constants = lib.importJSON ../../python/enginix/data/memory_plan/memory_constants.json;
+  fixed = builtins.mapAttrs (_: row: row.value) constants.defaults;
+  formats = lib.importJSON ../../python/enginix/data/models/number_formats.json;
+  inherit (formats) elementBytes;
 in
 rec {
-  inherit formats fixed;
+  inherit fixed formats;
+
+  # Bits of 128 consecutive weights and of a number of the KV cache, for each format where they are known.
+  bitsPer128 = lib.filterAttrs (_: bits: bits != null) (builtins.mapAttrs (_: row: row.bitsPer128) formats.algorithms);
+  kvCacheBits = lib.filterAttrs (_: bits: bits != null) (builtins.mapAttrs (_: row: row.bits) formats.kvCache);
 
   shortest = 1024;
   fewestTokens = 512;
-  elementBytes = {
-    float32 = 4;
-    bfloat16 = 2;
-    float16 = 2;
-  };
 
   max = a: b: if a > b then a else b;
   min = a: b: if a < b then a else b;
@@ -87,7 +88,7 @@ rec {
     else if m.kvCacheQuantization or null == null then
       elementBytes.${m.dtype} * 8
     else
-      formats.kvCache.${m.kvCacheQuantization}.bits;
+      kvCacheBits.${m.kvCacheQuantization};
 
   kvToken =
     m: l:
@@ -99,12 +100,11 @@ rec {
       from = known (m.quantization or null);
       copies = if m.tiedEmbeddings or false then 1 else 2;
       kept = min m.weightBytes (copies * m.vocabulary * m.hiddenSize * elementBytes.${m.dtype});
-      bits = name: formats.weights.${name}.bitsPer128;
     in
-    if to == null || !(formats.weights ? ${from}) then
+    if to == null || !(bitsPer128 ? ${from}) then
       m.weightBytes
     else
-      kept + ceilDiv ((m.weightBytes - kept) * bits to) (bits from);
+      kept + ceilDiv ((m.weightBytes - kept) * bitsPer128.${to}) bitsPer128.${from};
 
   # cache: { block; percent; } of the KV cache.
   memory =
@@ -153,9 +153,9 @@ rec {
   told =
     model: gpu:
     builtins.all (name: model.${name} or null != null) needed
-    && !(builtins.elem (model.architecture or null) formats.kvNotByHeads.architectures)
+    && !(builtins.elem (model.architecture or null) constants.kvNotByHeads.architectures)
     && elementBytes ? ${model.dtype}
-    && (model.kvCacheQuantization or null == null || formats.kvCache ? ${model.kvCacheQuantization})
+    && (model.kvCacheQuantization or null == null || kvCacheBits ? ${model.kvCacheQuantization})
     && model.weightBytes or 0 > 0
     && gpu.memory or null != null;
 

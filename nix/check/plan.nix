@@ -2,11 +2,11 @@
 # tests/python/plan/test_twin.py holds the two together; docs/reference/memory-plan.md says what is exact and what an estimate.
 { lib, ... }:
 let
-  algorithms = (lib.importJSON ../../python/enginix/data/models/quantization.json).algorithms;
   arithmetic = import ./memory.nix { inherit lib; };
   inherit (arithmetic)
     fixed
     formats
+    bitsPer128
     shortest
     fewestTokens
     ceilDiv
@@ -40,16 +40,16 @@ let
       usable =
         name:
         let
-          row = algorithms.${name};
+          row = formats.algorithms.${name};
           least = if row.minSm == null then 0 else row.minSm;
           refused =
             row.refusedSm != null
             && builtins.elemAt row.refusedSm 0 <= gpu.sm
             && gpu.sm < builtins.elemAt row.refusedSm 1;
         in
-        gpu.sm >= least && !refused && formats.weights.${name}.bitsPer128 < formats.weights.${from}.bitsPer128;
+        gpu.sm >= least && !refused && bitsPer128.${name} < bitsPer128.${from};
     in
-    if formats.weights ? ${from} then builtins.filter usable formats.lighter else [ ];
+    if bitsPer128 ? ${from} then builtins.filter usable formats.lighter else [ ];
 
   changes =
     m: gpu: l:

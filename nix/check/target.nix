@@ -1,7 +1,10 @@
-# Quantization × GPU × architecture on TensorRT-LLM's engine path: data/runtime/quantization_support.json, a source a row.
+# Quantization × GPU × architecture on TensorRT-LLM's engine path: data/models/number_formats.json and
+# data/runtime/engine_support.json, a source a row.
 { lib, names, ... }:
 let
-  support = lib.importJSON ../../python/enginix/data/runtime/quantization_support.json;
+  support = lib.importJSON ../../python/enginix/data/runtime/engine_support.json;
+  formats = lib.importJSON ../../python/enginix/data/models/number_formats.json;
+  inherit (formats) algorithms;
   gpus = (lib.importJSON ../../python/enginix/data/machine/gpus.json).gpus;
 
   known = algorithm: if algorithm == null then "NO_QUANT" else algorithm;
@@ -22,7 +25,7 @@ let
   ways =
     row: algorithm: gpu:
     let
-      format = first (builtins.filter (f: f != algorithm && takes support.algorithms.${f} gpu.sm) support.suggest.formats);
+      format = first (builtins.filter (f: f != algorithm && takes algorithms.${f} gpu.sm) support.suggest.formats);
       target = first (builtins.filter (t: takes row gpus.${t}.sm) support.suggest.targets);
     in
     "Use "
@@ -33,10 +36,10 @@ let
     + ".";
 
   # What a GPU has of number formats, or what its engines take of them.
-  formats =
+  describeFormats =
     gpu:
     let
-      taken = builtins.filter (f: takes support.algorithms.${support.formats.${f}} gpu.sm) gpu.formats;
+      taken = builtins.filter (f: takes algorithms.${formats.gpuFormats.${f}} gpu.sm) gpu.formats;
     in
     lib.optionalString (gpu ? formats) ''Engines for "${gpu.name}" take: ${lib.concatStringsSep ", " taken}.'';
 
@@ -66,14 +69,16 @@ in
     function: algorithm: gpu:
     let
       name = known algorithm;
-      row = support.algorithms.${name} or (throw "${function}: ${names.unknown "quantization" name (builtins.attrNames support.algorithms)}");
+      row = algorithms.${name} or (throw "${function}: ${names.unknown "quantization" name (builtins.attrNames algorithms)}");
     in
     if !row.engine then
-      throw "${function}: ${name} cannot become an engine: ${row.why}. Do one of these: ${row.instead}; or serve the model as it is with kind = \"llmapi\"."
+      throw "${function}: ${name} cannot become an engine: ${row.why}. Do one of these: ${row.instead}${
+        lib.optionalString (row.llmapi == true) "; or serve the model as it is with kind = \"llmapi\""
+      }."
     else if gpu.sm < support.engineSm.least then
       throw ''${function}: TensorRT-LLM's engines need SM ${toString support.engineSm.least} or later; target "${gpu.name}" is SM ${toString gpu.sm}.''
     else if !takes row gpu.sm || !lacksNothing row gpu then
-      throw "${function}: ${reason name row gpu} ${ways row name gpu} ${formats gpu}"
+      throw "${function}: ${reason name row gpu} ${ways row name gpu} ${describeFormats gpu}"
     else
       algorithm;
 
@@ -84,7 +89,7 @@ in
     function: algorithm: gpu:
     let
       name = known algorithm;
-      row = support.algorithms.${name} or { };
+      row = algorithms.${name} or { };
       able = builtins.filter (t: lacksNothing row gpus.${t}) support.suggest.targets;
     in
     if lacksNothing row gpu then
@@ -97,7 +102,7 @@ in
   kvCache =
     function: format: gpu:
     let
-      row = support.kvCache.${format} or (throw "${function}: ${names.unknown "KV cache format" format (builtins.attrNames support.kvCache)}");
+      row = formats.kvCache.${format} or (throw "${function}: ${names.unknown "KV cache format" format (builtins.attrNames formats.kvCache)}");
     in
     if format == null then
       null

@@ -11,7 +11,7 @@ let
   # Of others assertions below say what is missing.
   names = lib.attrNames (lib.filterAttrs (_: select.hasSource) servers);
   runtimes = (lib.importJSON ../../python/enginix/data/runtime/runtimes.json).runtimes;
-  defaults = (lib.importJSON ../../python/enginix/data/memory_plan/formats.json).defaults;
+  defaults = (lib.importJSON ../../python/enginix/data/memory_plan/memory_constants.json).defaults;
   option = name: "services.enginix.servers.${name}";
   isLoopback = host: host == "127.0.0.1" || host == "::1";
 
@@ -162,7 +162,7 @@ let
             "${option name}: gpus names ${toString (lib.length s.gpus)}, but the engine has ${toString worldSize} rank${lib.optionalString (worldSize != 1) "s"} (tensor parallel ${toString (parallel.tensorParallel or 1)} × pipeline parallel ${toString (parallel.pipelineParallel or 1)}); name one GPU a rank.";
       }
       {
-        assertion = kind == "tensorrt" -> worldSize <= gpusPerNode;
+        assertion = what.spansMachines -> worldSize <= gpusPerNode;
         message = "${option name}: the engine's ${toString worldSize} ranks are for machines of ${toString gpusPerNode} GPUs: on one, TensorRT-LLM would run several on a GPU; serve it on several (docs/how-to/kubernetes.md), or build it of mkCheckpoint { gpusPerNode = ${toString worldSize}; … }.";
       }
       {
@@ -183,7 +183,7 @@ let
         message = "${option name}: runtime ${runtime} needs driver ${toString (row.driver or null)} or later (CUDA ${toString (row.cuda or null)}), this machine has ${toString cfg.driverVersion}; set hardware.nvidia.package to a newer one, or use an engine of an older runtime.";
       }
       {
-        assertion = kind == "reference" || kind == "edgellm" || what.image != null;
+        assertion = !what.inImage || what.image != null;
         message = "${option name}: a repository of kind ${kind} is served inside its runtime's image, which this one does not name; pass mkTritonRepo's output itself.";
       }
     ];

@@ -5,27 +5,25 @@
   parts,
 }:
 let
-  own = [
-    "edgellm"
-    "llmapi"
-    "tensorrt"
-  ];
+  kinds = import ../kinds;
 in
 server:
 let
   engine = if server.engine != null then server.engine else server.repo.engine or { };
   kind = engine.kind or server.repo.kind or "reference";
+  hasTriton = kinds.${kind}.tritonRepo != null;
   settings = lib.filterAttrs (_: v: v != null && v != { }) server.settings;
-  asked = if server.ownServer != null then server.ownServer else server.engine != null && kind == "edgellm";
+  asked = if server.ownServer != null then server.ownServer else server.engine != null && !hasTriton;
 in
 rec {
   inherit engine kind settings;
+  inherit (kinds.${kind}) inImage spansMachines;
   runtime = engine.runtime or server.repo.runtime or "reference";
   ownServer = asked;
-  hasOwnServer = builtins.elem kind own;
+  hasOwnServer = kinds.${kind}.server != null;
   ranks = (engine.parallel.tensorParallel or 1) * (engine.parallel.pipelineParallel or 1);
   # The image that it runs in: the CPU reference and Edge-LLM run on this machine's own.
-  image = if kind == "reference" || kind == "edgellm" then null else engine.runtimePackage or null;
+  image = if inImage then engine.runtimePackage or null else null;
 
   repo =
     if ownServer then
@@ -59,6 +57,6 @@ rec {
           inherit (server) host;
           port = server.httpPort;
         }
-        // (if kind == "edgellm" then { options = settings; } else settings)
+        // (if engine ? serve then { options = settings; } else settings)
       );
 }

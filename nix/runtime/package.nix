@@ -20,6 +20,7 @@ let
     "compatibility"
     "data/llmapi"
     "kinds/llmapi"
+    "kinds/registry"
     "kinds/tensorrt"
     "registry"
   ];

@@ -169,7 +169,7 @@ def main() -> int:
         except MachineError as e:
             show(f"      {e.what}")
     least = (
-        next(n for n, r in rows("quantization_support")["algorithms"].items() if (r["minSm"] or 0) > gpu.sm)
+        next(n for n, r in rows("number_formats")["algorithms"].items() if (r["minSm"] or 0) > gpu.sm)
         if gpu.sm < 100
         else None
     )

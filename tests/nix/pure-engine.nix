@@ -3,8 +3,16 @@
 let
   fails = e: !(builtins.tryEval (builtins.deepSeq e e)).success;
   sha = lib.concatStringsSep "" (builtins.genList (_: "a") 64);
-  read = name: lib.importJSON (../../python/enginix/data + "/${name}.json");
-  support = read "quantization_support";
+  data = ../../python/enginix/data;
+  # A table by its name, whatever folder it is in.
+  read =
+    name:
+    let
+      paths = map (folder: data + "/${folder}/${name}.json") (builtins.attrNames (builtins.readDir data));
+    in
+    lib.importJSON (builtins.head (builtins.filter builtins.pathExists paths));
+  support = read "engine_support";
+  formats = read "number_formats";
   table = read "build_options";
   llmArgs = read "llm_args";
   inherit (read "runtimes") runtimes;
@@ -55,9 +63,11 @@ in
     expected = [ ];
   };
   testEveryRowHasSources = {
-    expr = builtins.filter (row: row.sources == [ ] || !builtins.all (s: support.sources ? ${s}) row.sources) (
-      builtins.attrValues support.algorithms
-      ++ builtins.attrValues support.kvCache
+    expr = builtins.filter (
+      row: row.sources == [ ] || !builtins.all (s: (support.sources // formats.sources) ? ${s}) row.sources
+    ) (
+      builtins.attrValues formats.algorithms
+      ++ builtins.attrValues formats.kvCache
       ++ support.warnings
       ++ [
         support.architectures
@@ -82,7 +92,7 @@ in
     expr = builtins.filter (row: !(row ? source)) (builtins.attrValues gpus ++ builtins.attrValues runtimes);
     expected = [ ];
   };
-  # gpus.json says what a part computes with, quantization_support.json from which SM on: one truth.
+  # gpus.json says what a part computes with, number_formats.json from which SM on: one truth.
   testFormatsOfGpusAgreeWithTheSms = {
     expr = builtins.concatMap (
       name:
@@ -91,10 +101,10 @@ in
         has = algorithm: builtins.all (f: builtins.elem f row.formats) algorithm.needs;
         enough = algorithm: algorithm.minSm == null || row.sm >= algorithm.minSm;
       in
-      builtins.filter (a: has support.algorithms.${a} != enough support.algorithms.${a}) (
-        builtins.filter (a: support.algorithms.${a}.needs != [ ]) (builtins.filter (a: support.algorithms.${a}.engine) (builtins.attrNames support.algorithms))
+      builtins.filter (a: has formats.algorithms.${a} != enough formats.algorithms.${a}) (
+        builtins.filter (a: formats.algorithms.${a}.needs != [ ]) (builtins.filter (a: formats.algorithms.${a}.engine) (builtins.attrNames formats.algorithms))
       )
-      ++ builtins.filter (f: !(support.formats ? ${f})) row.formats
+      ++ builtins.filter (f: !(formats.gpuFormats ? ${f})) row.formats
     ) (builtins.attrNames gpus);
     expected = [ ];
   };

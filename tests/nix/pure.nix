@@ -46,7 +46,7 @@ let
   parallelism = check.checkpoint.parallelism "f";
   nodes = check.checkpoint.nodes "f";
   converter = check.checkpoint.converter "f" (lib.importJSON ../../python/enginix/data/models/converters.json);
-  formats = lib.importJSON ../../python/enginix/data/models/quantization.json;
+  formats = lib.importJSON ../../python/enginix/data/models/number_formats.json;
   quantization = check.checkpoint.quantization "f" formats;
   says = model: quantization { inherit model; };
   of = architecture: parallel: {

@@ -57,7 +57,7 @@ class CheckpointQuantization:
         """Algorithm of one TensorRT-LLM module, for instance ``transformer.layers.0.attention.qkv``."""
         patterns = self.exclude_modules
         if patterns is None:
-            patterns = tuple(load_table("quantization")["defaultExclude"])
+            patterns = tuple(load_table("number_formats")["defaultExclude"])
         if any(fnmatchcase(module, p) for p in patterns):
             return None
         return self.layers.get(module) if self.quant_algo == "MIXED_PRECISION" else self.quant_algo
@@ -208,7 +208,7 @@ def _parse_checkpoint_quantization(
     ):
         raise CheckpointError("quantized_layers without algorithms", where=QUANT_FILE, fix="convert again")
     algorithm = r.raw.get("quant_algo")
-    if algorithm is not None and algorithm not in load_table("quantization")["algorithms"]:
+    if algorithm is not None and algorithm not in load_table("number_formats")["algorithms"]:
         raise CheckpointError(f"quant_algo {algorithm!r} is unknown", where=r.where, fix="convert again")
     return CheckpointQuantization(
         None if algorithm == "NO_QUANT" else algorithm,

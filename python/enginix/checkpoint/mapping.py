@@ -15,7 +15,7 @@ MOST_GPUS = 999
 
 def default_gpus_per_node() -> int:
     """What TensorRT-LLM takes where a checkpoint does not say it."""
-    return int(load_table("formats")["defaults"]["gpusPerNode"]["value"])
+    return int(load_table("memory_constants")["defaults"]["gpusPerNode"]["value"])
 
 
 @dataclass(frozen=True)

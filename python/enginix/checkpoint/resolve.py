@@ -206,7 +206,7 @@ def resolve_quantization(
     if "AWQ" in quantization.algorithm:
         keys["pre_quant_scale"] = True
     if excluded := sorted(name for name, a in {**algorithms, **experts}.items() if a is None):
-        keys["exclude_modules"] = [*load_table("quantization")["defaultExclude"], *excluded]
+        keys["exclude_modules"] = [*load_table("number_formats")["defaultExclude"], *excluded]
     return ResolvedQuantization(keys, None, algorithms)
 
 

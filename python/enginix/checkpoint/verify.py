@@ -117,7 +117,7 @@ def _check_coverage(layout: CheckpointLayout, report: VerificationReport) -> Non
             what = f"{module} around it is {algorithm_name}; TensorRT-LLM builds the experts by that"
             report.findings.append(Finding(f"{where}: {name}", what))
     names = {m.name for m in linears} | set(experts.values())
-    defaults = set(load_table("quantization")["defaultExclude"])
+    defaults = set(load_table("number_formats")["defaultExclude"])
     for pattern in quantization.exclude_modules or ():
         if pattern not in defaults and not any(fnmatchcase(n, pattern) for n in names):
             report.findings.append(Finding(where, f"exclude pattern {pattern!r} matches no module"))

@@ -15,8 +15,12 @@ from enginix.machine import driver as drivers
 from enginix.machine.target import Machine, is_version_at_least, probe_machine
 from enginix.manifest import Manifest
 
+# As the kinds' descriptions have it. Those are no part of what builds an Edge-LLM engine, so that a changed
+# description builds none again; tests/python/engine/test_kinds.py compares.
 PORTABLE_KINDS = ("reference",)
-GPU_KINDS = ("tensorrt", "llmapi", "edgellm")
+COMPILED_KINDS = ("tensorrt", "edgellm")
+# Nothing is compiled ahead: another GPU is another promise, not an impossibility.
+UNCOMPILED_KINDS = ("llmapi",)
 # Versions of a live runtime that are compared with the manifest's, and whether another one is fatal: a plan
 # is of one TensorRT; collectives are the runtime's own.
 COMPARED_VERSIONS = {"tensorrtLlm": True, "edgellm": True, "tensorrt": True, "nccl": False}
@@ -81,7 +85,7 @@ def compare_with_machine(
         runtime: the runtime that is to execute it; None where the caller brings the engine's own.
         live: versions that this runtime really has, by their names in the manifest.
     """
-    if engine.kind not in (*PORTABLE_KINDS, *GPU_KINDS):
+    if engine.kind not in (*PORTABLE_KINDS, *COMPILED_KINDS, *UNCOMPILED_KINDS):
         raise ManifestError(f"kind is {engine.kind!r}", where=engine.name, fix="build this engine again")
     differences: list[Difference] = []
     target, runtime_fields = engine.target, engine.runtime
@@ -97,7 +101,7 @@ def compare_with_machine(
             f"serve it with {runtime_fields['id']}, or build it for {runtime}",
         )
     differences += _compare_versions(engine, live or {})
-    if engine.kind in PORTABLE_KINDS or (not target and engine.kind == "llmapi"):
+    if engine.kind in PORTABLE_KINDS or (not target and engine.kind in UNCOMPILED_KINDS):
         return Verdict(engine, tuple(differences))
     if not target:
         raise ManifestError("target is empty", where="target", fix="build this engine again")
@@ -114,8 +118,7 @@ def compare_with_machine(
     if not fitting:
         gpu_names = ", ".join(sorted({f"{g.name} (SM {g.sm})" for g in machine.gpus}))
         rebuild = f"build it for this GPU: mkEngine {{ target = …; }} with SM {machine.gpus[0].sm}"
-        # The PyTorch backend compiles nothing ahead: another GPU is another promise, not an impossibility.
-        differs("sm", sm, gpu_names, rebuild, fatal=engine.kind != "llmapi")
+        differs("sm", sm, gpu_names, rebuild, fatal=engine.kind in COMPILED_KINDS)
     elif len(fitting) < (_require_integer(target, "count") or 1):
         differs(
             "count",

@@ -77,7 +77,7 @@ def _add_class_defaults(facts: dict[str, Any], config: Mapping[str, Any]) -> Non
     """
     rows, listed = (
         load_table("architectures")["architectures"],
-        load_table("formats")["kvNotByHeads"]["architectures"],
+        load_table("memory_constants")["kvNotByHeads"]["architectures"],
     )
     architecture, heads = facts.get("architecture"), facts.get("heads")
     if not heads or architecture in listed or config.get("kv_lora_rank"):
@@ -117,7 +117,7 @@ def _read_quantization_names(
         algorithm = inline.get("quant_algo") or inline.get("quant_method")
         cache = read_inline_kv_cache(inline)
         if isinstance(method := inline.get("quant_method"), str):
-            # "fp8" alone would read as ModelOpt's FP8; the names are those of quantization.json.
+            # "fp8" alone would read as ModelOpt's FP8; the names are those of number_formats.json.
             quantization["quantizationMethod"] = (
                 "fp8-block" if method == "fp8" and inline.get("weight_block_size") else method
             )

@@ -16,8 +16,8 @@ from enginix.inspect.parameters import ParameterCount, count_parameters
 from enginix.inspect.roles import group_by_role
 from enginix.model import ModelWeights, open_weights
 from enginix.model.jsonfile import read_object
+from enginix.model.number_formats import read_algorithms
 from enginix.model.safetensors import INDEX, SINGLE
-from enginix.tables import load_table
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _read_quantization(model: InspectedModel, raw: Mapping[str, Any]) -> Inspect
 
 
 def _find_algorithm(name: str | None) -> str | None:
-    for known, row in load_table("quantization")["algorithms"].items():
+    for known, row in read_algorithms().items():
         if name == known or name in row["aliases"]:
             return None if known == "NO_QUANT" else str(known)
     return name

@@ -12,16 +12,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from enginix.errors import EnginixError, UsageError
+from enginix.model.number_formats import read_algorithms, read_packed_bits, supports_sm
 from enginix.tables import load_table
 
 SHORTEST_SEQUENCE = 1024  # tokens; below that a smaller max_seq_len is no answer to anybody
 FEWEST_TOKENS = 512  # of a step
-ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+ELEMENT_BYTES: dict[str, int] = load_table("number_formats")["elementBytes"]
 
 
 def read_default(name: str) -> int:
-    """A default of TensorRT-LLM (data/memory_plan/formats.json)."""
-    return int(load_table("formats")["defaults"][name]["value"])
+    """A default of TensorRT-LLM (data/memory_plan/memory_constants.json)."""
+    return int(load_table("memory_constants")["defaults"][name]["value"])
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -35,7 +36,7 @@ class ModelSizes:
     Attributes:
         mlp_width: intermediate features that one token passes through.
         element_bytes: of activations, and of the KV cache where it is not quantized.
-        quantization: name in formats.json; ``NO_QUANT`` without.
+        quantization: name in number_formats.json; ``NO_QUANT`` without.
         kv_bits: bits of a KV cache number as the model has it.
         latent: elements of a token that a layer of multi-head latent attention keeps, on every rank; 0 for
             layers that keep keys and values by heads.
@@ -90,6 +91,14 @@ class PlanLimits:
     pipeline_parallel: int = 1
     kv_bits: int | None = None
     quantization: str | None = None
+
+    def describe(self) -> str:
+        """Return the limits as people read them."""
+        world = self.tensor_parallel * self.pipeline_parallel
+        return (
+            f"batch {self.max_batch_size}, {self.max_num_tokens} tokens a step, "
+            f"{world} rank{'s' * (world > 1)} (TP {self.tensor_parallel}, PP {self.pipeline_parallel})"
+        )
 
 
 @dataclass(frozen=True)
@@ -204,28 +213,26 @@ def estimate_weights(total: int, sizes: ModelSizes, tied: bool) -> RankWeights:
 
 def estimate_requantized(total: int, sizes: ModelSizes, tied: bool, quantization: str | None) -> int:
     """Bytes in another format: matrices shrink or grow, embedding and head stay."""
-    rows = load_table("formats")["weights"]
-    if quantization is None or sizes.quantization not in rows:
+    bits = read_packed_bits()
+    if quantization is None or sizes.quantization not in bits:
         return total
     copies = 1 if tied else 2
     fixed = min(total, copies * sizes.vocabulary * sizes.hidden_size * sizes.element_bytes)
-    old, new = (int(rows[name]["bitsPer128"]) for name in (sizes.quantization, quantization))
+    old, new = (bits[name] for name in (sizes.quantization, quantization))
     return fixed + ceil_div((total - fixed) * new, old)
 
 
 def list_lighter_formats(sizes: ModelSizes, gpu: TargetGpu) -> list[str]:
     """Formats smaller than the model's that the GPU's engines take, the heaviest first."""
-    formats, rows = load_table("formats"), load_table("quantization")["algorithms"]
-    known = formats["weights"]
+    rows, known = read_algorithms(), read_packed_bits()
     if sizes.quantization not in known:
         return []
 
-    def usable(name: str) -> bool:
-        least, refused = rows[name]["minSm"] or 0, rows[name]["refusedSm"]
-        runs = gpu.sm >= least and not (refused and refused[0] <= gpu.sm < refused[1])
-        return runs and known[name]["bitsPer128"] < known[sizes.quantization]["bitsPer128"]
-
-    return [name for name in formats["lighter"] if usable(name)]
+    return [
+        name
+        for name in load_table("number_formats")["lighter"]
+        if supports_sm(rows[name], gpu.sm) and known[name] < known[sizes.quantization]
+    ]
 
 
 Change = Mapping[str, Any]

@@ -41,7 +41,7 @@ def find_latent(config: Mapping[str, Any], where: str) -> int:
     if (
         isinstance(names, list)
         and names
-        and names[0] in load_table("formats")["kvNotByHeads"]["architectures"]
+        and names[0] in load_table("memory_constants")["kvNotByHeads"]["architectures"]
     ):
         raise _make_unknown_error(str(names[0]), where)
     return 0

@@ -10,6 +10,7 @@ from typing import Any
 
 from enginix.errors import ModelError
 from enginix.model.jsonfile import read_object
+from enginix.model.number_formats import describe_remedy, read_algorithms
 from enginix.tables import load_table
 
 SIDECAR = "hf_quant_config.json"
@@ -20,7 +21,7 @@ class ModelQuantization:
     """A model's quantization, in TensorRT-LLM's words and the model's module names.
 
     Attributes:
-        algorithm: name in quantization.json, for instance ``FP8`` or ``MIXED_PRECISION``.
+        algorithm: name in number_formats.json, for instance ``FP8`` or ``MIXED_PRECISION``.
         kv_cache: ``FP8`` or None.
         group_size: elements that share a scale, where the format has groups.
         exclude: patterns (fnmatch) of modules that stay unquantized.
@@ -40,14 +41,14 @@ class ModelQuantization:
 
 def canonical_algorithm(name: str) -> str:
     """Return TensorRT-LLM's name of an algorithm in whatever case or alias; upper case for an unknown one."""
-    for known, row in load_table("quantization")["algorithms"].items():
+    for known, row in read_algorithms().items():
         if name.upper() in (known, *(alias.upper() for alias in row["aliases"])):
             return str(known)
     return name.upper()
 
 
 def _require_algorithm(name: Any, where: str) -> str:
-    rows = load_table("quantization")["algorithms"]
+    rows = read_algorithms()
     known = canonical_algorithm(name) if isinstance(name, str) else None
     if known is not None and known in rows:
         row = rows[known]
@@ -55,7 +56,7 @@ def _require_algorithm(name: Any, where: str) -> str:
             raise ModelError(
                 f"quantization {known} cannot become a TensorRT-LLM checkpoint: {row['why']}",
                 where=where,
-                fix=row["instead"],
+                fix=describe_remedy(row),
             )
         return known
     usable = ", ".join(k for k, row in rows.items() if row["convert"])
@@ -137,7 +138,7 @@ def _parse_inline(entry: Mapping[str, Any], where: str) -> ModelQuantization | N
     method = entry.get("quant_method")
     if method != "modelopt":
         name = f"{method}-block" if method == "fp8" and entry.get("weight_block_size") else method
-        rows = load_table("quantization")["methods"]
+        rows = load_table("number_formats")["methods"]
         row = rows.get(name, rows["*"])
         raise ModelError(
             f"quantization method {method!r} cannot become a TensorRT-LLM checkpoint: {row['why']}",

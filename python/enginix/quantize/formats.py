@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from enginix.errors import UsageError
+from enginix.model.number_formats import read_algorithms
 from enginix.tables import load_table
 
 MIXED = "mixed"
@@ -84,13 +85,28 @@ def find_format(name: str) -> QuantizationFormat:
     """
     rows = load_table("quantize")
     if name in rows["formats"]:
-        raw = {k: v for k, v in rows["formats"][name].items() if k != "note"}
-        return QuantizationFormat(name=name, **{**raw, "scales": tuple(raw["scales"])})
+        row = rows["formats"][name]
+        algorithm = read_algorithms()[row["algorithm"]]
+        return QuantizationFormat(
+            name=name,
+            algorithm=row["algorithm"],
+            recipe=row["recipe"],
+            calibrates=row["calibrates"],
+            group=algorithm["groupSize"],
+            weight=row["weight"],
+            scales=tuple(row["scales"]),
+            bits=algorithm["weightBits"],
+            experts=algorithm["experts"],
+        )
     if name in rows["refused"]:
         refused = rows["refused"][name]
         raise UsageError(f"format {name!r}: {refused['why']}", fix=f"use {refused['instead']}")
     known = ", ".join([*rows["formats"], MIXED])
     raise UsageError(f"unknown format {name!r}", fix=f"one of: {known}")
+
+
+def _list_formats() -> list[QuantizationFormat]:
+    return [find_format(name) for name in load_table("quantize")["formats"]]
 
 
 def resolve_format(
@@ -187,7 +203,7 @@ def _check_target_support(
     from enginix.machine.target import find_target
     from enginix.runtime.preflight import check_support
 
-    known = architecture in load_table("quantization_support")["architectures"]["engine"]
+    known = architecture in load_table("engine_support")["architectures"]["engine"]
     return check_support(algorithm, kv_cache, architecture if known else None, find_target(name))
 
 
@@ -215,7 +231,7 @@ def check_shapes(
     """
     for chosen_format in choice.formats:
         if experts and not chosen_format.experts:
-            usable_formats = [n for n, r in load_table("quantize")["formats"].items() if r["experts"]]
+            usable_formats = [f.name for f in _list_formats() if f.experts]
             raise UsageError(
                 f"{chosen_format.name} is for dense models; this one has experts",
                 where=where,
@@ -226,9 +242,9 @@ def check_shapes(
         for module, shape in matrices.items():
             if shape[-1] % chosen_format.group:
                 usable_formats = [
-                    n
-                    for n, r in load_table("quantize")["formats"].items()
-                    if r["group"] is None or all(s[-1] % r["group"] == 0 for s in matrices.values())
+                    f.name
+                    for f in _list_formats()
+                    if f.group is None or all(s[-1] % f.group == 0 for s in matrices.values())
                 ]
                 raise UsageError(
                     f"{module} has {shape[-1]} columns, and {chosen_format.name} needs a multiple of {chosen_format.group}",

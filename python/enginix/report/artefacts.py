@@ -12,8 +12,10 @@ from enginix import manifest
 from enginix.errors import ManifestError, ModelError
 from enginix.files import sha256_file
 from enginix.hub.model_metadata import FILES, extract_model_metadata
+from enginix.kinds.registry import KIND_NAMES, get_kind
 from enginix.manifest import Manifest
 from enginix.model.jsonfile import read_object
+from enginix.model.number_formats import read_algorithms
 from enginix.report import gate_figures
 from enginix.report.gate_figures import GateFigures
 from enginix.report.model_origin import ModelOrigin, accept_short_text, make_printable, read_model_origin
@@ -22,8 +24,6 @@ from enginix.tables import load_table
 from enginix.wording import with_article
 
 COMPARED = ("model", "quantized-model", "checkpoint", "export", "engine")
-# kind of engine → where its weights lie; in the others they are inside compiled files, or not there
-WEIGHTS = {"reference": "checkpoint", "llmapi": "model"}
 UNQUANTIZED_BITS = 15.0  # a matrix whose weights take fewer is quantized
 
 
@@ -79,13 +79,12 @@ def read_artefact(path: Path) -> Artefact:
     if (
         artefact_manifest is not None
         and artefact_manifest.artefact == "engine"
-        and artefact_manifest.kind not in load_table("kinds")["kinds"]
+        and get_kind(artefact_manifest.kind) is None
     ):
-        known = ", ".join(load_table("kinds")["kinds"])
         raise ManifestError(
             f"an engine of no known kind: {ascii(artefact_manifest.kind)[:40]}",
             where=str(path),
-            fix=f"known: {known}",
+            fix=f"known: {', '.join(KIND_NAMES)}",
         )
     weights_directory = _weights_directory(path, artefact_manifest)
     facts = {} if weights_directory is None else _read_weight_facts(weights_directory)
@@ -117,8 +116,13 @@ def read_artefact(path: Path) -> Artefact:
 def _weights_directory(path: Path, artefact_manifest: Manifest | None) -> Path | None:
     if artefact_manifest is None or artefact_manifest.artefact in ("model", "quantized-model", "checkpoint"):
         return path
-    subdirectory = WEIGHTS.get(artefact_manifest.kind or "")
+    subdirectory = _find_weights_folder(artefact_manifest)
     return path / subdirectory if subdirectory is not None and (path / subdirectory).is_dir() else None
+
+
+def _find_weights_folder(engine_manifest: Manifest) -> str | None:
+    kind = get_kind(engine_manifest.kind)
+    return None if kind is None else kind.weights_folder
 
 
 def _read_weight_facts(weights_directory: Path) -> dict[str, Any]:
@@ -143,7 +147,7 @@ def _read_weight_facts(weights_directory: Path) -> dict[str, Any]:
 
 def _normalise_algorithm(name: str | None) -> str | None:
     """TensorRT-LLM's name; None for no quantization."""
-    for known, row in load_table("quantization")["algorithms"].items():
+    for known, row in read_algorithms().items():
         if name is not None and (name == known or name.lower() in row["aliases"]):
             return None if known == "NO_QUANT" else str(known)
     return name
@@ -217,14 +221,14 @@ def _list_doubts(
             )
             doubts.append(f"its manifest says {claimed_name}, the configuration of its weights {held_name}")
     where = (
-        WEIGHTS.get(artefact_manifest.kind or "")
+        _find_weights_folder(artefact_manifest)
         if artefact_manifest is not None and artefact_manifest.artefact == "engine"
         else None
     )
     if where is not None and artefact.weights is None:
         doubts.append(f"there are no weights in its {where}/")
     bits = None if artefact.weights is None else artefact.weights.matrix_bits
-    row = load_table("quantization")["algorithms"].get(artefact.format or "", None)
+    row = read_algorithms().get(artefact.format or "", None)
     if bits is not None:
         if row is not None and (row["weightBits"] or 16) <= 8 and bits >= UNQUANTIZED_BITS:
             doubts.append(f"it says {artefact.format}, and its matrices take {bits:.1f} bits a weight")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from enginix.errors import ModelError, UsageError
 from enginix.hub import lock
 from enginix.hub.model_metadata import FILES, extract_model_metadata
+from enginix.model.number_formats import read_algorithms, read_edgellm_formats, supports_sm
 from enginix.report.model_origin import accept_short_text
 from enginix.tables import load_table
 
@@ -84,13 +85,7 @@ def read_compared_model(where: Path) -> ComparedModel:
     )
 
 
-def _list_targets(
-    least: int, refused: list[int] | None = None, among: set[int] | None = None
-) -> tuple[str, ...]:
-    def runs(sm: int) -> bool:
-        inside = refused is not None and refused[0] <= sm < refused[1]
-        return sm >= least and not inside and (among is None or sm in among)
-
+def _list_targets(runs: Callable[[int], bool]) -> tuple[str, ...]:
     return tuple(sorted(name for name, row in load_table("gpus")["gpus"].items() if runs(row["sm"])))
 
 
@@ -100,44 +95,45 @@ def _explain_architecture(model: ComparedModel, what: str) -> str:
 
 
 def _judge_tensorrt(model: ComparedModel) -> tuple[bool | None, list[str], tuple[str, ...]]:
-    support = load_table("quantization_support")
+    support = load_table("engine_support")
     why = []
     if model.architecture not in support["architectures"]["engine"]:
         why.append(_explain_architecture(model, "has no engine class"))
-    row = support["algorithms"].get(model.quantization or "NO_QUANT")
+    row = read_algorithms().get(model.quantization or "NO_QUANT")
     if row is None or not row["engine"]:
         return False, [*why, f"no engine for format {model.quantization}"], ()
-    least = max(support["engineSm"]["least"], row["minSm"] or 0)
-    return not why, why, () if why else _list_targets(least, row["refusedSm"])
+    least = support["engineSm"]["least"]
+    return not why, why, () if why else _list_targets(lambda sm: sm >= least and supports_sm(row, sm))
 
 
 def _judge_llmapi(model: ComparedModel) -> tuple[bool | None, list[str], tuple[str, ...]]:
     # As evaluation has it (nix/check/target.nix, computes): nothing is compiled ahead, so that only a number
     # format which the GPU lacks stands against it.
-    row = load_table("quantization_support")["algorithms"].get(model.quantization or "NO_QUANT") or {}
+    row = read_algorithms().get(model.quantization or "NO_QUANT") or {}
     needs = set(row.get("needs", ()))
     able = (name for name, gpu in load_table("gpus")["gpus"].items() if needs <= set(gpu["formats"]))
     return None, ["which models the runtime takes is not in a table"], tuple(sorted(able))
 
 
 def _judge_edgellm(model: ComparedModel) -> tuple[bool | None, list[str], tuple[str, ...]]:
-    edge = load_table("edgellm")
+    edge, formats = load_table("edgellm"), read_edgellm_formats()
     why = []
     if model.architecture not in edge["architectures"]:
         why.append(_explain_architecture(model, "is none whose export is checked"))
-    if model.quantization is not None and model.quantization not in edge["formats"]:
+    if model.quantization is not None and model.quantization not in formats:
         why.append(f"format {model.quantization} is none whose export is checked")
     if why:
         return False, why, ()
-    least = edge["formats"][model.quantization]["minSm"] if model.quantization else 0
-    return True, [], _list_targets(least, among={p["sm"] for p in edge["payloads"]})
+    least = formats[model.quantization]["minSm"] if model.quantization else 0
+    sms = {p["sm"] for p in edge["payloads"]}
+    return True, [], _list_targets(lambda sm: sm >= least and sm in sms)
 
 
 def _judge_reference(model: ComparedModel) -> tuple[bool | None, list[str], None]:
     why = []
     if model.architecture not in load_table("architectures")["architectures"]:
         why.append(_explain_architecture(model, "is not converted"))
-    row = load_table("quantization")["algorithms"].get(model.quantization or "NO_QUANT")
+    row = read_algorithms().get(model.quantization or "NO_QUANT")
     if row is None or not row["convert"]:
         why.append(f"format {model.quantization} is not converted")
     return not why, why, None

@@ -38,7 +38,7 @@ def await_answer(url: str, timeout: float, model: str | None = None, key: str | 
 def await_triton(url: str, timeout: float, kind: str) -> float:
     """The same of Triton, which serves a repository of this kind of engine."""
     from enginix.serve.client import TritonClient
-    from enginix.serve.readiness import PROBES
+    from enginix.serve.readiness import make_probe
 
     host, port = _parse_http_address(url)
 
@@ -47,7 +47,7 @@ def await_triton(url: str, timeout: float, kind: str) -> float:
         if not client.ready():
             raise _NotReady("/v2/health/ready says no")
         try:
-            client.generate(*PROBES[kind])
+            client.generate(*make_probe(kind))
         except MachineError as e:
             raise _NotReady(e.what) from e
 

@@ -13,6 +13,7 @@ from typing import Any
 from enginix.console import format_bytes
 from enginix.errors import MachineError, UsageError
 from enginix.machine.target import Machine, MachineGpu, Target, is_version_at_least
+from enginix.model.number_formats import read_algorithms, supports_sm
 from enginix.runtime.image import read_distribution_versions
 from enginix.runtime.table import Runtime
 from enginix.tables import load_table
@@ -160,17 +161,15 @@ def check_support(
     Raises:
         UsageError: TensorRT-LLM would refuse it.
     """
-    support = load_table("quantization_support")
+    support, algorithms = load_table("engine_support"), read_algorithms()
     name = algorithm or "NO_QUANT"
-    row = support["algorithms"].get(name)
+    row = algorithms.get(name)
     if row is None:
-        raise UsageError(
-            f"unknown quantization {name!r}", fix=f"known: {', '.join(sorted(support['algorithms']))}"
-        )
+        raise UsageError(f"unknown quantization {name!r}", fix=f"known: {', '.join(sorted(algorithms))}")
     if not row["engine"]:
         raise UsageError(
             f"{name} cannot become an engine: {row['why']}",
-            fix=f"{row['instead']}, or serve it with --kind llmapi",
+            fix=row["instead"] + (", or serve it with --kind llmapi" if row["llmapi"] else ""),
         )
     if target.sm < support["engineSm"]["least"]:
         raise UsageError(
@@ -179,7 +178,7 @@ def check_support(
         )
     _refuse_unsupported_format(name, row, target, support)
     if kv_cache is not None:
-        cache = support["kvCache"].get(kv_cache)
+        cache = load_table("number_formats")["kvCache"].get(kv_cache)
         if cache is None or not cache["engine"]:
             raise UsageError(
                 f"a KV cache in {kv_cache} cannot be built into an engine", fix="use an FP8 KV cache or none"
@@ -202,7 +201,7 @@ def check_pipeline(architecture: str | None, stages: int) -> None:
     Raises:
         UsageError: TensorRT-LLM's class has no pipeline.
     """
-    rows = load_table("quantization_support")["architectures"]
+    rows = load_table("engine_support")["architectures"]
     why = rows["noPipeline"].get(rows["engine"].get(architecture))
     if stages > 1 and why:
         raise UsageError(
@@ -214,20 +213,15 @@ def check_pipeline(architecture: str | None, stages: int) -> None:
 def _refuse_unsupported_format(
     name: str, row: dict[str, Any], target: Target, support: dict[str, Any]
 ) -> None:
-    if _supports_sm(row, target.sm):
+    if supports_sm(row, target.sm):
         return
+    algorithms, representatives = read_algorithms(), load_table("number_formats")["gpuFormats"]
     gpu_formats = load_table("gpus")["gpus"].get(target.name, {}).get("formats", ())
-    supported_formats = [
-        f for f in gpu_formats if _supports_sm(support["algorithms"][support["formats"][f]], target.sm)
-    ]
+    supported_formats = [f for f in gpu_formats if supports_sm(algorithms[representatives[f]], target.sm)]
     other_formats = [
-        f
-        for f in support["suggest"]["formats"]
-        if f != name and _supports_sm(support["algorithms"][f], target.sm)
+        f for f in support["suggest"]["formats"] if f != name and supports_sm(algorithms[f], target.sm)
     ]
-    gpus = [
-        t for t in support["suggest"]["targets"] if _supports_sm(row, load_table("gpus")["gpus"][t]["sm"])
-    ]
+    gpus = [t for t in support["suggest"]["targets"] if supports_sm(row, load_table("gpus")["gpus"][t]["sm"])]
     if row["minSm"] is not None and target.sm < row["minSm"]:
         why = f'{name} needs SM {row["minSm"]} or later; target "{target.name}" is SM {target.sm}'
     else:
@@ -238,13 +232,6 @@ def _refuse_unsupported_format(
     if supported_formats:
         why += f"; engines for it take {', '.join(supported_formats)}"
     raise UsageError(why, fix="use " + ", or ".join(offers))
-
-
-def _supports_sm(row: dict[str, Any], sm: int) -> bool:
-    refused = row["refusedSm"]
-    return (row["minSm"] is None or sm >= row["minSm"]) and (
-        refused is None or not refused[0] <= sm < refused[1]
-    )
 
 
 def _find_existing_parent(path: Path) -> Path:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enginix.errors import EXIT_MACHINE, MachineError, UsageError
+from enginix.kinds.registry import get_kind, has_rank_processes
 from enginix.tables import load_table
 
 # A name of DNS or Kubernetes, or an IPv4 address: nothing that an agent would take as an option.
@@ -143,15 +144,11 @@ def check_hosts(hosts: Sequence[Host], ranks: int, kind: str, in_image: bool, en
     Raises:
         UsageError: they cannot.
     """
-    if kind != "tensorrt":
-        why = {
-            "reference": "it is one process",
-            "llmapi": "its LLM class starts its own processes, on its machine alone",
-        }
-        raise UsageError(
-            f"an engine of kind {kind} is served by one machine: {why.get(kind, 'it has no ranks')}",
-            where="--hosts",
-        )
+    if not has_rank_processes(kind):
+        known_kind = get_kind(kind)
+        support = known_kind.triton if known_kind is not None else None
+        why = support.one_machine_reason if support is not None else "it has no ranks"
+        raise UsageError(f"an engine of kind {kind} is served by one machine: {why}", where="--hosts")
     total = sum(host.slots for host in hosts)
     if total != ranks:
         raise UsageError(
@@ -202,7 +199,7 @@ def check_single_host(ranks: int, engine: Path | None) -> None:
 
 def read_gpus_per_node(engine: Path | None) -> int:
     """By what TensorRT-LLM finds a rank's GPU on its machine; its default where nothing says it."""
-    default = int(load_table("formats")["defaults"]["gpusPerNode"]["value"])
+    default = int(load_table("memory_constants")["defaults"]["gpusPerNode"]["value"])
     try:
         config = json.loads(
             (engine or Path("/nonexistent")).joinpath("engine", "config.json").read_text("utf-8")

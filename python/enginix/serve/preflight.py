@@ -16,6 +16,7 @@ from enginix.compatibility.check import require_runnable, require_versions
 from enginix.console import format_bytes
 from enginix.errors import MachineError, ManifestError
 from enginix.kinds.llmapi import triton_model
+from enginix.kinds.registry import get_kind, has_rank_processes, is_portable, load_hook
 from enginix.kinds.triton_repository.validate import PATHS, validate_repository
 from enginix.machine.driver import Driver
 from enginix.machine.target import Machine, probe_machine
@@ -23,8 +24,8 @@ from enginix.manifest import Manifest
 from enginix.runtime import table as runtimes
 from enginix.runtime.image import read_image_versions
 from enginix.serve.tritonserver import TritonServer, find_refusal
-from enginix.tables import load_table
 from enginix.triton import contract
+from enginix.triton.repository_content import ContentModule
 
 SHM = Path("/dev/shm")
 # Triton's Python backend takes 1 MiB for each instance at start and grows by as much (its README,
@@ -67,21 +68,10 @@ def check_repository(directory: Path, server: TritonServer) -> ServedRepository:
             fix=f"pass another --tritonserver than {server.directory}, or another engine",
         )
     known: Mapping[str, contract.ModelContract] | None = None
-    chat = repository_manifest.options.get("chat", False) is True
-    if repository_manifest.kind == "reference":
-        known = contract.load_reference_contract()
-    elif repository_manifest.kind == "llmapi":
-        known = contract.load_llmapi_contract(chat=chat)
-    elif repository_manifest.kind == "tensorrt":
-        options = repository_manifest.options
-        known = contract.build_tensorrt_contract(
-            {
-                name: str(options.get(name))
-                for name in load_table("triton_contract")["datatypes"]
-                if name in options
-            },
-            chat=chat,
-        )
+    kind = get_kind(repository_manifest.kind)
+    if kind is not None and kind.triton is not None:
+        content_module: ContentModule = load_hook(kind.triton.repository)
+        known = content_module.read_contract(repository_manifest.options)
     configs = validate_repository(directory, known=known)
     instances = sum(
         group.count
@@ -92,9 +82,7 @@ def check_repository(directory: Path, server: TritonServer) -> ServedRepository:
     reads = tuple(sorted(set(_named_paths(directory, configs))))
     # tensorrt_llm's tokenizer lies in the engine, of both kinds that need a GPU.
     tokenizers = [p for p in reads if p.name == "tokenizer"]
-    engine = (
-        tokenizers[0].parent if tokenizers and repository_manifest.kind in ("tensorrt", "llmapi") else None
-    )
+    engine = tokenizers[0].parent if tokenizers and kind is not None and kind.runs_in_image else None
     return ServedRepository(
         directory, repository_manifest, instances, _count_ranks(repository_manifest), reads, engine
     )
@@ -114,7 +102,7 @@ def _count_ranks(repository_manifest: Manifest) -> int:
     """The C++ backend has a process a GPU; the LLM class starts its own."""
     count = repository_manifest.target.get("count", 1)
     ranks = count if type(count) is int and count > 0 else 1
-    return ranks if repository_manifest.kind == "tensorrt" else 1
+    return ranks if has_rank_processes(repository_manifest.kind) else 1
 
 
 def check_backend(repository: ServedRepository, server: TritonServer) -> None:
@@ -125,10 +113,10 @@ def check_backend(repository: ServedRepository, server: TritonServer) -> None:
         MachineError: there is none.
         Mismatch: another version, whatever the installation calls itself.
     """
-    if repository.manifest.kind != "reference":
+    if not is_portable(repository.manifest.kind):
         live = read_image_versions(server.rootfs or Path("/"), runtimes.find_runtime(server.runtime))
         require_versions(repository.manifest, repository.directory, live)
-    if repository.manifest.kind != "tensorrt":
+    if not has_rank_processes(repository.manifest.kind):
         return
     outside = Path(f"{server.rootfs or ''}{server.backends}") / "tensorrtllm"
     if not any(outside.glob("libtriton_tensorrtllm*.so")):

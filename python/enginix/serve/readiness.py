@@ -8,6 +8,7 @@ from typing import Any
 
 from enginix.console import Heartbeat
 from enginix.errors import GateError, MachineError
+from enginix.kinds.registry import DEFAULT_KIND, find_triton_support
 from enginix.manifest import Manifest
 from enginix.serve.client import TritonClient
 from enginix.serve.supervisor import StartError, SupervisedServer
@@ -38,12 +39,10 @@ def _is_token_list(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(v) is int and v >= 0 for v in value)
 
 
-# The whole way once, text to text: model and request of each kind's entry.
-PROBES: dict[str, tuple[str, dict[str, Any]]] = {
-    "reference": (ENSEMBLE, {"text_input": "A", "max_tokens": 1, "end_id": -1}),
-    "tensorrt": (ENSEMBLE, {"text_input": "A", "max_tokens": 1, "end_id": -1}),
-    "llmapi": (EXECUTOR, {"text_input": "A", "sampling_param_max_tokens": 1}),
-}
+def make_probe(kind: str) -> tuple[str, dict[str, Any]]:
+    """Return model and request that go the whole way once, text to text."""
+    support = find_triton_support(kind)
+    return ENSEMBLE if support.has_ensemble else EXECUTOR, dict(support.probe)
 
 
 def await_ready(
@@ -51,7 +50,7 @@ def await_ready(
     client: TritonClient,
     expected: GoldenAnswer | None,
     timeout: float,
-    kind: str = "reference",
+    kind: str = DEFAULT_KIND,
 ) -> float:
     """Waits until the server answers; returns the seconds it took.
 
@@ -72,7 +71,7 @@ def await_ready(
         heartbeat.beat(f"tritonserver: loading since {waited:.0f} s")
         time.sleep(0.1)
     try:
-        model, request = PROBES[kind]
+        model, request = make_probe(kind)
         if expected is not None and model == ENSEMBLE:
             _check_golden(client, expected, server.executor_key)
         client.generate(model, request)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enginix.errors import MachineError
+from enginix.kinds.registry import DEFAULT_KIND, find_triton_support, is_portable
 from enginix.manifest import Manifest
 from enginix.optional_libraries import format_install_command
 from enginix.process import build_environment
@@ -19,12 +20,6 @@ from enginix.tables import load_table
 
 RUNTIME_FILE = "runtime.json"
 STUB = "triton_python_backend_stub"
-# What the Python models of each kind import.
-NEEDED = {
-    "reference": ("numpy", "tokenizers", "torch"),
-    "tensorrt": ("numpy", "torch", "transformers"),
-    "llmapi": ("numpy", "tensorrt_llm"),
-}
 
 
 @dataclass(frozen=True)
@@ -156,7 +151,7 @@ def find_refusal(repository: Manifest, server: TritonServer) -> str | None:
     return None
 
 
-def check_python(python: Path, server: TritonServer, kind: str = "reference") -> None:
+def check_python(python: Path, server: TritonServer, kind: str = DEFAULT_KIND) -> None:
     """Checks that the Python environment suits the stub: same version, packages there, NumPy that it can
     read.
 
@@ -173,7 +168,7 @@ def check_python(python: Path, server: TritonServer, kind: str = "reference") ->
         )
     binary = server.stub.read_bytes()
     linked = re.search(rb"libpython3\.(\d+)\.so", binary)
-    names = NEEDED[kind]
+    names = find_triton_support(kind).packages
     script = (
         "import importlib.util, json, sys\n"
         "from importlib.metadata import version\n"
@@ -205,7 +200,7 @@ def check_python(python: Path, server: TritonServer, kind: str = "reference") ->
             f"lacks {', '.join(missing)}, which the repository's models import",
             where=str(python),
             fix=f"{format_install_command('serve')}, or --python of an environment that has them"
-            if kind == "reference"
+            if is_portable(kind)
             else "--python of the runtime's image",
         )
     if numpy.split(".")[0] not in ("0", "1") and b"numpy._core" not in binary:

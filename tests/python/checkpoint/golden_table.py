@@ -18,6 +18,7 @@ if __name__ == "__main__":
 from compare import INTENDED, config_differences, ours, tensor_differences
 
 import golden
+from enginix.model.number_formats import describe_remedy, read_algorithms
 from enginix.tables import load_table
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -83,8 +84,9 @@ def architectures() -> str:
 
 def formats() -> str:
     lines = ["| algorithm | converted | minimum SM | otherwise |", "|---|---|---|---|"]
-    for name, r in load_table("quantization")["algorithms"].items():
-        said = (r["note"] or "") if r["convert"] else f"{r['why']}; {r['instead']}"
+    for name, r in read_algorithms().items():
+        note = r["note"] or ("dense models only" if r["experts"] is False else "")
+        said = note if r["convert"] else f"{r['why']}; {describe_remedy(r)}"
         lines.append(f"| {name} | {'yes' if r['convert'] else 'refused'} | {r['minSm'] or '–'} | {said} |")
     return "\n".join(lines)
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from enginix.checkpoint.formats import format_of
 from enginix.errors import UsageError
 from enginix.kinds.llmapi import llmapi_engine
 from enginix.kinds.tensorrt.build import options
@@ -126,20 +127,69 @@ def test_limits_are_whole_or_refused(context, given_) -> None:
     assert len(limits.flags()) == 2 * len(TABLE["limits"])
 
 
-def test_quantization_tables_agree() -> None:
-    mine, other = load_table("quantization_support")["algorithms"], load_table("quantization")["algorithms"]
-    assert set(other) <= set(mine)
-    for name, row in other.items():
-        if row["convert"]:
-            assert mine[name]["engine"], name
-            assert (mine[name]["minSm"], mine[name]["refusedSm"]) == (row["minSm"], row["refusedSm"]), name
+def list_named_formats() -> dict[str, list[str]]:
+    """Every algorithm that a table names, by where it does."""
+    quantize, support = load_table("quantize"), load_table("engine_support")
+    return {
+        "quantize": [row["algorithm"] for row in (*quantize["formats"].values(), quantize["mixed"])],
+        "engine_support suggest": support["suggest"]["formats"],
+        "engine_support warnings": [
+            a for w in support["warnings"] for a in w["when"].get("quantizations", ())
+        ],
+        "gates": list(load_table("gates")["formats"]),
+        "gpuFormats": list(load_table("number_formats")["gpuFormats"].values()),
+        "lighter": load_table("number_formats")["lighter"],
+        "build options": [
+            algorithm
+            for rule in load_table("build_options")["rules"]
+            for algorithm in rule.get("needs", {}).get("quantizations", ())
+        ],
+    }
+
+
+@pytest.mark.parametrize("where", list_named_formats())
+def test_every_named_format_is_a_row(where: str) -> None:
+    assert set(list_named_formats()[where]) <= set(load_table("number_formats")["algorithms"])
+
+
+def test_every_named_kv_cache_is_a_row() -> None:
+    caches = {row["algorithm"] for row in load_table("quantize")["kvCache"].values()}
+    caches |= {c for w in load_table("engine_support")["warnings"] for c in w["when"].get("kvCaches", ())}
+    assert caches <= set(load_table("number_formats")["kvCache"])
+
+
+def test_formats_of_gpus_have_an_algorithm() -> None:
+    table = load_table("number_formats")
+    needed = {f for row in table["algorithms"].values() for f in row["needs"]}
+    offered = {f for row in load_table("gpus")["gpus"].values() for f in row["formats"]}
+    assert needed | offered <= set(table["gpuFormats"])
+
+
+def test_rows_of_number_formats_agree_with_themselves() -> None:
+    table = load_table("number_formats")
+    claims: dict[str, str] = {}
+    for name, row in table["algorithms"].items():
+        assert set(row) == set(table["algorithms"]["FP8"]), name
+        assert row["engine"] or not row["convert"], name
+        assert row["convert"] or (row["why"] and row["instead"]), name
+        for alias in (name, *row["aliases"]):
+            assert claims.setdefault(alias.upper(), name) == name, alias
+        assert (row["bitsPer128"] is None) == (row["bitsSource"] is None), name
+    for name in table["lighter"]:
+        assert table["algorithms"][name]["bitsPer128"], name
+
+
+def test_every_converted_format_has_a_writer() -> None:
+    for name, row in load_table("number_formats")["algorithms"].items():
+        if row["convert"] and name != "MIXED_PRECISION":
+            assert format_of(None if name == "NO_QUANT" else name, "trtllm"), name
 
 
 def test_tables_agree_on_pipelines() -> None:
     """The converter knows architectures, the engine's checks classes."""
     rows, classes = (
         load_table("architectures")["architectures"],
-        load_table("quantization_support")["architectures"],
+        load_table("engine_support")["architectures"],
     )
     assert {r["engineClass"] for r in rows.values() if "noPipeline" in r} == set(classes["noPipeline"])
     for name, row in rows.items():
@@ -284,14 +334,15 @@ def test_any_output_can_be_matched(lines) -> None:
 CLAIMS = {
     "gpus": ("gpus",),
     "runtimes": ("runtimes",),
-    "quantization_support": ("algorithms", "kvCache", "warnings"),
+    "number_formats": ("algorithms", "kvCache"),
+    "engine_support": ("warnings",),
     "build_options": ("limits", "options", "removed", "rules", "profiles"),
     "llm_args": ("arguments", "classes", "dispatch"),
     "failures": ("failures", "stall", "killed"),
     "environment": ("variables",),
-    "formats": ("weights", "kvCache", "defaults"),
+    "memory_constants": ("defaults",),
     "kinds": ("kinds",),
-    "edgellm": ("architectures", "formats", "memory"),
+    "edgellm": ("architectures", "memory"),
 }
 
 

@@ -55,7 +55,7 @@ def said(call: Any) -> Any:
 
 
 def test_support(tmp_path: Path) -> None:
-    algorithms = [None, *load_table("quantization_support")["algorithms"], "FP9"]
+    algorithms = [None, *load_table("number_formats")["algorithms"], "FP9"]
     caches = [None, "FP8", "INT8", "NVFP4"]
     architectures = ["Qwen3ForCausalLM", "GptOssForCausalLM"]
     cells = list(itertools.product(algorithms, caches, architectures, sorted(load_table("gpus")["gpus"])))

@@ -63,7 +63,7 @@ def test_an_older_lock_with_guesses_is_not_believed() -> None:
 
 
 def test_the_list_has_the_architectures_of_transformers_with_latent_attention() -> None:
-    listed = set(load_table("formats")["kvNotByHeads"]["architectures"])
+    listed = set(load_table("memory_constants")["kvNotByHeads"]["architectures"])
     for name in ("DeepseekV2", "DeepseekV3", "MiniCPM3", "Glm4MoeLite", "LongcatFlash"):
         kind = getattr(transformers, f"{name}Config", None)
         if kind is not None and "kv_lora_rank" in inspect.signature(kind).parameters:

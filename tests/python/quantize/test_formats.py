@@ -27,9 +27,9 @@ TABLE = load_table("quantize")
 def test_every_row_is_known_to_the_other_tables() -> None:
     for name in TABLE["formats"]:
         found = find_format(name)
-        assert found.algorithm in load_table("quantization")["algorithms"], name
-        assert load_table("quantization_support")["algorithms"][found.algorithm]["engine"], name
-        if load_table("quantization")["algorithms"][found.algorithm]["convert"]:
+        assert found.algorithm in load_table("number_formats")["algorithms"], name
+        assert load_table("number_formats")["algorithms"][found.algorithm]["engine"], name
+        if load_table("number_formats")["algorithms"][found.algorithm]["convert"]:
             assert format_of(found.algorithm, "trtllm")
     assert set(TABLE["mixed"]["allowed"]) <= set(TABLE["formats"])
     assert not set(TABLE["refused"]) & set(TABLE["formats"])
@@ -259,12 +259,12 @@ def test_the_page_has_every_format() -> None:
     assert set(rows) == {*TABLE["formats"], "mixed"}
     for name, raw in TABLE["formats"].items():
         cells = [c.strip() for c in rows[name].strip("|").split("|")]
-        support = load_table("quantization_support")["algorithms"][raw["algorithm"]]
+        support = load_table("number_formats")["algorithms"][raw["algorithm"]]
         assert cells[1] == raw["algorithm"]
         assert cells[4] == ("yes" if raw["calibrates"] else "no"), name
         assert cells[5].startswith(f"SM {support['minSm']} "), name
         assert ("to 99, SM 120" in cells[5]) == (support["refusedSm"] == [100, 120]), name
         assert (
             cells[6].startswith("yes")
-            == load_table("quantization")["algorithms"][raw["algorithm"]]["convert"]
+            == load_table("number_formats")["algorithms"][raw["algorithm"]]["convert"]
         )

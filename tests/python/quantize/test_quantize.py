@@ -27,7 +27,7 @@ pytest.importorskip("modelopt")
 pytestmark = pytest.mark.slow
 
 CONVERTED = [n for n, r in load_table("quantize")["formats"].items()
-             if load_table("quantization")["algorithms"][r["algorithm"]]["convert"]]  # fmt: skip
+             if load_table("number_formats")["algorithms"][r["algorithm"]]["convert"]]  # fmt: skip
 FORMATS = list(load_table("quantize")["formats"])
 MIXED = {"effective_bits": 8.5, "candidates": ("w4a8_awq", "fp8")}
 CARRIED = (

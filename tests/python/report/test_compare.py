@@ -38,7 +38,7 @@ def test_directory_and_lock_say_the_same() -> None:
             None,
         ]
     ),
-    quantization=st.sampled_from([*load_table("quantization")["algorithms"], None, "OWN"]),
+    quantization=st.sampled_from([*load_table("number_formats")["algorithms"], None, "OWN"]),
     target=st.sampled_from([*GPUS, None]),
 )
 def test_every_model_gets_a_row_a_kind(

@@ -26,11 +26,11 @@ def format_of(algorithm: str | None, nvfp4_form: str = "trtllm") -> NumberFormat
     """The format of a matrix.
 
     Args:
-        algorithm: a convertible key of quantization.json, or None.
+        algorithm: a convertible key of number_formats.json, or None.
         nvfp4_form: ``trtllm`` or ``modelopt``: which of the two forms that the loader takes.
 
     Raises:
-        KeyError: an algorithm that quantization.json does not call convertible.
+        KeyError: an algorithm that number_formats.json does not call convertible.
     """
     if algorithm == "NVFP4" and nvfp4_form == "modelopt":
         return _MODELOPT_NVFP4

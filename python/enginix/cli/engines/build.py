@@ -15,17 +15,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from enginix import console
 from enginix.errors import UsageError
-
-KINDS = ("reference", "tensorrt", "llmapi", "edgellm")
+from enginix.kinds.registry import KIND_NAMES, find_kind, load_hook
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint", type=Path, nargs="?", metavar="CHECKPOINT", help="output of enginix convert"
     )
-    parser.add_argument("--kind", choices=KINDS, required=True, help="what executes it")
+    parser.add_argument("--kind", choices=KIND_NAMES, required=True, help="what executes it")
     parser.add_argument(
         "--model",
         type=Path,
@@ -70,50 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.kind in ("tensorrt", "llmapi"):
-        from enginix.cli.engines import trtllm_build
-
-        return trtllm_build.run(args)
-    if args.kind == "edgellm":
+    kind = find_kind(args.kind)
+    if kind.build is None:
         raise UsageError(
-            "kind edgellm is built in two steps, from the model and not from a checkpoint",
-            fix="enginix edgellm-export MODEL, then enginix edgellm-build EXPORT --model MODEL",
+            f"kind {kind.name} is built in two steps, from the model and not from a checkpoint",
+            fix=", then ".join(kind.build_commands),
         )
-    if args.checkpoint is None:
-        raise UsageError("CHECKPOINT is needed", fix="pass the output of enginix convert")
-    if args.tolerance is not None and (args.no_gates or not 0 < args.tolerance < float("inf")):
-        raise UsageError(
-            "--tolerance with --no-gates" if args.no_gates else f"--tolerance is {args.tolerance}",
-            fix="pass a positive number, with the gates on",
-        )
-    if args.no_gates and args.gates is not None:
-        raise UsageError("--gates with --no-gates", fix="one of them")
-    from enginix.evaluation.judgement.judge import parse_gates
-    from enginix.kinds.reference.reference_build import ReferenceBuildOptions, build_reference_engine
-
-    options = ReferenceBuildOptions(
-        name=args.name,
-        gated=not args.no_gates,
-        link_checkpoint=args.link_checkpoint,
-        tolerance=args.tolerance,
-        device=args.device,
-        gates=None if args.gates is None else parse_gates(args.gates),
-        reference=args.reference,
-        questions=args.questions,
-    )
-    engine_manifest, outcomes = build_reference_engine(args.checkpoint, args.model, args.output, options)
-    for outcome in outcomes:
-        console.print_message(f"gate {outcome.gate}: passed, {outcome.summary}")
-    if not outcomes:
-        console.print_message("note: not gated")
-    console.print_result(
-        {
-            "engine": str(args.output),
-            "kind": engine_manifest.kind,
-            "name": engine_manifest.name,
-            "gates": engine_manifest.results["gates"],
-        },
-        f"{args.output}: {engine_manifest.name}, kind reference, {'gated' if outcomes else 'not gated'}",
-        as_json=args.json,
-    )
-    return 0
+    return int(load_hook(kind.build).run(args))

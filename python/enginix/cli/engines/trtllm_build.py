@@ -9,6 +9,7 @@ from typing import Any
 
 from enginix import console
 from enginix.errors import UsageError
+from enginix.kinds.registry import find_kind
 from enginix.kinds.tensorrt.build import options as build_options
 from enginix.kinds.tensorrt.build.engine_build import build_tensorrt_engine
 from enginix.kinds.tensorrt.build.request import STRATEGIES, BuildPaths, make_build_request, read_request
@@ -75,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     request_fields = _collect_request_fields(args)
-    if args.kind == "llmapi":
+    if not find_kind(args.kind).is_compiled:
         from enginix.kinds.llmapi.llmapi_engine import LlmApiRequest, write_llmapi_engine
 
         engine_manifest = write_llmapi_engine(

@@ -61,11 +61,12 @@ def run(args: argparse.Namespace) -> int:
     from enginix import manifest
     from enginix.evaluation.judgement import judge, run
     from enginix.files import require_absent
+    from enginix.kinds.registry import is_portable
     from enginix.report import evidence
 
     if (args.engine / manifest.MANIFEST_FILE).is_file():
         artefact_manifest = manifest.read_manifest(args.engine)
-        if artefact_manifest.artefact == "engine" and artefact_manifest.kind != "reference":
+        if artefact_manifest.artefact == "engine" and not is_portable(artefact_manifest.kind):
             from enginix.kinds.gating import gate_engine
 
             return gate_engine.run_engine_gates(args, artefact_manifest)

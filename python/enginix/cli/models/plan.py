@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from enginix import console
 from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, UsageError
-from enginix.tables import load_table
+from enginix.kinds.registry import KIND_NAMES
+from enginix.model.number_formats import read_kv_cache_bits
 
 if TYPE_CHECKING:
     from enginix.kinds.planning.planner import MemoryPlan, PlanRequest
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--kind",
-        choices=("tensorrt", "llmapi", "edgellm", "reference"),
+        choices=KIND_NAMES,
         default="tensorrt",
         help="of engine (default: tensorrt)",
     )
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv-cache",
         type=lambda word: word if word == "auto" else word.upper(),
-        choices=("auto", *load_table("formats")["kvCache"]),
+        choices=("auto", *read_kv_cache_bits()),
         default="auto",
         help="format of the KV cache (default: the model's)",
     )

@@ -18,6 +18,7 @@ from enginix.console import format_bytes
 from enginix.errors import MachineError
 from enginix.machine import driver
 from enginix.machine.target import Machine, Target, find_target, probe_machine
+from enginix.model.number_formats import read_algorithms, supports_sm
 from enginix.tables import load_table
 
 
@@ -43,14 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _target_row(gpu_target: Target, machine: Machine | None) -> dict[str, Any]:
-    row, support = load_table("gpus")["gpus"][gpu_target.name], load_table("quantization_support")
-    known = {name: support["algorithms"][algorithm] for name, algorithm in support["formats"].items()}
-
-    def taken(name: str) -> bool:
-        least, refused = known[name]["minSm"], known[name]["refusedSm"]
-        inside = refused is not None and refused[0] <= gpu_target.sm < refused[1]
-        return (least is None or gpu_target.sm >= least) and not inside
-
+    row, algorithms = load_table("gpus")["gpus"][gpu_target.name], read_algorithms()
+    representatives = load_table("number_formats")["gpuFormats"]
     memory = (row.get("memoryMiB") or 0) << 20 or (row["memoryGB"] or 0) * 10**9
     return {
         "name": gpu_target.name,
@@ -60,7 +55,9 @@ def _target_row(gpu_target: Target, machine: Machine | None) -> dict[str, Any]:
         "memory": memory or None,
         "unified": row.get("unified", False),
         "formats": row["formats"],
-        "tensorrtFormats": [name for name in row["formats"] if taken(name)],
+        "tensorrtFormats": [
+            f for f in row["formats"] if supports_sm(algorithms[representatives[f]], gpu_target.sm)
+        ],
         "here": sum(g.sm == gpu_target.sm and gpu_target.is_product(g.name) for g in machine.gpus)
         if machine
         else 0,

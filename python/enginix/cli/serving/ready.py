@@ -22,6 +22,7 @@ from pathlib import Path
 
 from enginix import console
 from enginix.errors import EnginixError, MachineError, UsageError
+from enginix.kinds.registry import list_triton_kinds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--triton",
         metavar="KIND",
-        choices=("reference", "tensorrt", "llmapi"),
+        choices=list_triton_kinds(),
         help="it is Triton, on a repository of this kind of engine",
     )
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with the key")

@@ -17,6 +17,7 @@ from enginix.kinds.edgellm.source import ExportSource
 from enginix.kinds.edgellm.values import FLOAT_DTYPES
 from enginix.model import TensorInfo, read_header
 from enginix.model.jsonfile import read_object
+from enginix.model.number_formats import read_algorithms
 from enginix.tables import load_table
 
 _PASSING_OPS = ("Cast", "Reshape", "Transpose", "DequantizeLinear")
@@ -97,7 +98,7 @@ def check_quantization(onnx_graph: Graph, source: ExportSource) -> dict[str, int
         if stray:
             raise ExportError(f"{stray} quantization nodes in a model without", where=where, fix=_AGAIN)
         return {}
-    row = load_table("edgellm")["formats"][source.quantization]
+    row = read_algorithms()[source.quantization]["edgellm"]
     readers, activations = tuple(row["readers"]), tuple(row["activations"])
     weights = [
         c

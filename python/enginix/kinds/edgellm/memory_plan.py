@@ -25,6 +25,7 @@ from enginix.memory_plan.arithmetic import (
     RankWeights,
     TargetGpu,
 )
+from enginix.model.number_formats import read_edgellm_formats, read_packed_bits
 from enginix.tables import load_table
 
 
@@ -52,6 +53,13 @@ class EdgellmPlanLimits:
     def sequences(self) -> int:
         """Sequences that have room from the start."""
         return self.max_batch_size
+
+    def describe(self) -> str:
+        """Return the limits as people read them."""
+        return (
+            f"batch {self.max_batch_size}, prompts of {self.max_input_len}, "
+            f"KV cache of {self.max_kv_cache_capacity} tokens a sequence, allocated from the start"
+        )
 
     def named(self) -> arithmetic.PlanLimits:
         """The same, as the arithmetic of all kinds names them."""
@@ -81,16 +89,13 @@ def compute_edgellm_memory(
 
 def list_edgellm_formats(sizes: ModelSizes, gpu: TargetGpu) -> list[str]:
     """Formats smaller than the model's that Edge-LLM takes on the GPU, the heaviest first."""
-    formats, rows = load_table("formats"), load_table("edgellm")["formats"]
-    known = formats["weights"]
+    rows, known = read_edgellm_formats(), read_packed_bits()
     if sizes.quantization not in known:
         return []
     return [
         name
-        for name in formats["lighter"]
-        if name in rows
-        and gpu.sm >= rows[name]["minSm"]
-        and known[name]["bitsPer128"] < known[sizes.quantization]["bitsPer128"]
+        for name in load_table("number_formats")["lighter"]
+        if name in rows and gpu.sm >= rows[name]["minSm"] and known[name] < known[sizes.quantization]
     ]
 
 
@@ -169,7 +174,7 @@ def list_payload_systems(gpu: TargetGpu) -> tuple[str, ...]:
 
 
 def find_edgellm_obstacles(architecture: str | None, quantization: str, gpu: TargetGpu) -> list[str]:
-    """What stands in the way beside memory; the same refusals as nix/engine/edgellm-check.nix."""
+    """What stands in the way beside memory; the same refusals as nix/kinds/edgellm/checks.nix."""
     rows = load_table("edgellm")
     reasons = []
     if all(row["sm"] != gpu.sm for row in rows["payloads"]):
@@ -180,9 +185,10 @@ def find_edgellm_obstacles(architecture: str | None, quantization: str, gpu: Tar
     if architecture not in rows["architectures"]:
         reasons.append(f"{architecture} is none of {', '.join(sorted(rows['architectures']))}")
     if quantization != "NO_QUANT":
-        row = rows["formats"].get(quantization)
+        formats = read_edgellm_formats()
+        row = formats.get(quantization)
         if row is None:
-            reasons.append(f"{quantization} is none of {', '.join(sorted(rows['formats']))}")
+            reasons.append(f"{quantization} is none of {', '.join(sorted(formats))}")
         elif gpu.sm < row["minSm"]:
             have = f", which has {', '.join(gpu.formats)}" if gpu.formats else ""
             reasons.append(

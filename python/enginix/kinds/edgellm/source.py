@@ -13,6 +13,7 @@ from typing import Any
 from enginix.errors import ModelError
 from enginix.model import ModelWeights, open_weights
 from enginix.model.jsonfile import read_object
+from enginix.model.number_formats import read_edgellm_formats
 from enginix.tables import load_table
 
 _LAYER = re.compile(r"^(.*\blayers\.)(\d+)\.(.+)$")
@@ -86,7 +87,7 @@ def _read_export_quantization(model: Path, config: Mapping[str, Any]) -> tuple[s
     if not isinstance(section, dict):
         raise ModelError("no section quantization", where=str(path), fix="quantize the model again")
     algorithm, kv = section.get("quant_algo"), section.get("kv_cache_quant_algo")
-    formats = load_table("edgellm")["formats"]
+    formats = read_edgellm_formats()
     if algorithm is not None and algorithm not in formats:
         raise ModelError(
             f"format {algorithm!r} is none whose export enginix can check",

@@ -18,6 +18,7 @@ from enginix.evaluation.judgement import judge, run
 from enginix.evaluation.reference_answers import answers as kept_answers
 from enginix.evaluation.reference_answers import question_builder, reference_asker
 from enginix.files import require_absent
+from enginix.kinds.registry import find_kind
 from enginix.manifest import Manifest
 from enginix.report import evidence
 from enginix.wording import count_noun
@@ -89,23 +90,24 @@ def _ask_engine(args: argparse.Namespace, engine_manifest: Manifest, model: Path
     )
     answers_directory = work / "said"
     stall = args.stall_minutes * 60
-    if engine_manifest.kind == "edgellm":
-        from enginix.kinds.edgellm import edgellm_asker
-
-        edgellm_options = edgellm_asker.EdgellmAskOptions(args.python, args.driver, stall)
-        edgellm_asker.ask_edgellm_engine(args.engine, model, work, answers_directory, edgellm_options)
-    else:
+    if find_kind(engine_manifest.kind).runs_in_image:
         from enginix.kinds.trtllm import trtllm_asker
 
         trtllm_options = trtllm_asker.TrtllmAskOptions(args.rootfs, args.driver, args.pin, stall)
         trtllm_asker.ask_trtllm_engine(args.engine, work, answers_directory, trtllm_options)
+    else:
+        from enginix.kinds.edgellm import edgellm_asker
+
+        edgellm_options = edgellm_asker.EdgellmAskOptions(args.python, args.driver, stall)
+        edgellm_asker.ask_edgellm_engine(args.engine, model, work, answers_directory, edgellm_options)
     return answers_directory
 
 
 def _require_runtime(args: argparse.Namespace, engine_manifest: Manifest) -> None:
     """Says where to run this, if not here."""
-    package = "experimental.server" if engine_manifest.kind == "edgellm" else "tensorrt_llm"
-    if engine_manifest.kind != "edgellm" and args.rootfs is not None:
+    runs_in_image = find_kind(engine_manifest.kind).runs_in_image
+    package = "tensorrt_llm" if runs_in_image else "experimental.server"
+    if runs_in_image and args.rootfs is not None:
         return
     python = str(args.python or shutil.which("python3") or "python3")
     probe = f"import importlib.util as u, sys; sys.exit(u.find_spec({package.split('.')[0]!r}) is None)"
@@ -116,11 +118,7 @@ def _require_runtime(args: argparse.Namespace, engine_manifest: Manifest) -> Non
         engine_manifest.runtime.get("id") or "tensorrt-edgellm",
         engine_manifest.target.get("name") or engine_manifest.target.get("gpu"),
     )
-    runtime_option = (
-        "--python FILE"
-        if engine_manifest.kind == "edgellm"
-        else f"--rootfs, the root file system of {runtime}"
-    )
+    runtime_option = f"--rootfs, the root file system of {runtime}" if runs_in_image else "--python FILE"
     raise MachineError(
         f"an engine of kind {engine_manifest.kind} is executed by {runtime} on {gpu or 'its GPU'}, which is not here",
         where=str(args.engine),

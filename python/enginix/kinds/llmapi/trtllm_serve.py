@@ -11,6 +11,7 @@ from typing import Any
 from enginix.errors import ManifestError
 from enginix.files import dump_json, write_text
 from enginix.kinds.llmapi.llmapi_engine import LLM_ARGUMENTS_FILE
+from enginix.kinds.registry import find_kind
 from enginix.manifest import Manifest
 from enginix.tables import load_table
 
@@ -48,7 +49,8 @@ def make_serve_command(engine: Path, engine_manifest: Manifest, serving: Serving
             fix="use mkTritonRepo and mkTritonServer, or an engine of kind tensorrt or llmapi",
         )
     # Since 1.0 the default backend is PyTorch, which refuses an engine directory.
-    model = engine / ("engine" if engine_manifest.kind == "tensorrt" else "model")
+    is_compiled = find_kind(engine_manifest.kind).is_compiled
+    model = engine / ("engine" if is_compiled else "model")
     words = ["trtllm-serve", str(model), flags["backend"], tables["backends"][engine_manifest.kind]]
     words += [
         flags["tokenizer"],
@@ -64,7 +66,7 @@ def make_serve_command(engine: Path, engine_manifest: Manifest, serving: Serving
     for name in ("maxBatchSize", "maxNumTokens", "maxSeqLen", "maxBeamWidth"):
         if name in limits:
             words += [flags[name], _format_size(engine, name, limits[name])]
-    if engine_manifest.kind == "tensorrt" and "maxInputLen" in limits and "maxNumTokens" in limits:
+    if is_compiled and "maxInputLen" in limits and "maxNumTokens" in limits:
         prompt, step = (int(_format_size(engine, n, limits[n])) for n in ("maxInputLen", "maxNumTokens"))
         # TensorRT-LLM refuses such a prompt otherwise; an llmapi engine says it in its arguments.
         words += [flags["chunkedPrefill"]] if prompt > step else []
@@ -73,7 +75,7 @@ def make_serve_command(engine: Path, engine_manifest: Manifest, serving: Serving
             words += [flags[name], _format_size(engine, name, engine_manifest.options[name])]
     if serving.kv_cache_fraction is not None:
         words += [flags["kvCacheFraction"], str(serving.kv_cache_fraction)]
-    if engine_manifest.kind == "llmapi" and (arguments := _read_llm_arguments(engine / LLM_ARGUMENTS_FILE)):
+    if not is_compiled and (arguments := _read_llm_arguments(engine / LLM_ARGUMENTS_FILE)):
         words += [flags["options"], str(_merge_arguments(engine, arguments, serving))]
     return [*words, flags["logLevel"], serving.log_level]
 

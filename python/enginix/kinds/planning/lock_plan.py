@@ -6,18 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from enginix.errors import ModelError
-from enginix.kinds.edgellm import memory_plan
 from enginix.kinds.planning.planner import (
     BuildNeeds,
+    KindPlanner,
+    LockSizes,
     MemoryPlan,
     PlanRequest,
     check_plan_request,
     find_format_obstacles,
-    resolve_edgellm_plan_limits,
     resolve_plan_limits,
 )
+from enginix.kinds.registry import find_kind, load_hook
 from enginix.memory_plan import arithmetic
-from enginix.memory_plan.arithmetic import ModelSizes, TargetGpu
+from enginix.memory_plan.arithmetic import ELEMENT_BYTES, ModelSizes, TargetGpu
+from enginix.model.number_formats import read_kv_cache_bits
 from enginix.tables import load_table
 
 NEEDED_KEYS = (
@@ -40,7 +42,7 @@ def plan_from_lock(
         ModelError: a fact that the arithmetic needs is missing.
     """
     check_plan_request(request)
-    if metadata.get("architecture") in load_table("formats")["kvNotByHeads"]["architectures"]:
+    if metadata.get("architecture") in load_table("memory_constants")["kvNotByHeads"]["architectures"]:
         raise ModelError(
             f"a lock does not tell the KV cache of a token of {metadata['architecture']}",
             where=source,
@@ -48,8 +50,11 @@ def plan_from_lock(
         )
     sizes, total, tied = _read_sizes(metadata, count_weight_bytes(files), source)
     weights = arithmetic.estimate_weights(total, sizes, tied)
-    if request.kind == "edgellm":
-        return _plan_edgellm_from_lock(metadata, files, gpu, request, source, sizes, total, weights)
+    kind = find_kind(request.kind)
+    if kind.memory_plan is not None:
+        kind_planner: KindPlanner = load_hook(kind.memory_plan)
+        lock_sizes = LockSizes(source, sum(files.values()), sizes, total, weights)
+        return kind_planner.plan_lock(metadata, gpu, request, lock_sizes)
     limits = resolve_plan_limits(sizes, request)
     memory = arithmetic.compute_memory(sizes, limits, gpu, weights)
     return MemoryPlan(
@@ -69,35 +74,6 @@ def plan_from_lock(
     )
 
 
-def _plan_edgellm_from_lock(
-    metadata: Mapping[str, Any],
-    files: Mapping[str, int],
-    gpu: TargetGpu,
-    request: PlanRequest,
-    source: str,
-    sizes: ModelSizes,
-    total: int,
-    weights: arithmetic.RankWeights,
-) -> MemoryPlan:
-    limits = resolve_edgellm_plan_limits(request)
-    memory = memory_plan.compute_edgellm_memory(sizes, limits, gpu, weights)
-    return MemoryPlan(
-        source=source,
-        kind="edgellm",
-        gpu=gpu,
-        sizes=sizes,
-        limits=limits,
-        memory=memory,
-        exact=False,
-        build=BuildNeeds(sum(files.values()), total, 0, 0, memory.weights + memory.workspace, 0),
-        obstacles=tuple(
-            memory_plan.find_edgellm_obstacles(metadata.get("architecture"), sizes.quantization, gpu)
-        ),
-        changes=() if memory.fits else tuple(memory_plan.find_edgellm_changes(sizes, limits, gpu, weights)),
-        notes=("from the lock alone: weights are the size of the files, a lower bound",),
-    )
-
-
 def count_weight_bytes(files: Mapping[str, int]) -> int:
     """Bytes of a model's weights among its files (path → size).
 
@@ -112,10 +88,10 @@ def count_weight_bytes(files: Mapping[str, int]) -> int:
 def _read_sizes(metadata: Mapping[str, Any], total: int, source: str) -> tuple[ModelSizes, int, bool]:
     """Sizes, bytes of the weights as a checkpoint holds them, and whether the embedding is the head, too."""
     dtype, cache = metadata.get("dtype"), metadata.get("kvCacheQuantization")
-    formats = load_table("formats")["kvCache"]
+    cache_bits = read_kv_cache_bits()
     missing = [n for n in NEEDED_KEYS if not isinstance(metadata.get(n), int)]
-    missing += ["dtype"] if dtype not in arithmetic.ELEMENT_BYTES else []
-    missing += ["kvCacheQuantization"] if cache is not None and cache not in formats else []
+    missing += ["dtype"] if dtype not in ELEMENT_BYTES else []
+    missing += ["kvCacheQuantization"] if cache is not None and cache not in cache_bits else []
     missing += ["weights"] if total == 0 else []
     if missing:
         raise ModelError(
@@ -123,7 +99,7 @@ def _read_sizes(metadata: Mapping[str, Any], total: int, source: str) -> tuple[M
         )
     if dtype == "float32":  # written as float16, as TensorRT-LLM does
         dtype, total = "float16", total // 2
-    element = arithmetic.ELEMENT_BYTES[str(dtype)]
+    element = ELEMENT_BYTES[str(dtype)]
     sizes = ModelSizes(
         layers=metadata["layers"],
         heads=metadata["heads"],
@@ -135,6 +111,6 @@ def _read_sizes(metadata: Mapping[str, Any], total: int, source: str) -> tuple[M
         context=metadata["context"],
         element_bytes=element,
         quantization=metadata.get("quantization") or "NO_QUANT",
-        kv_bits=formats[cache]["bits"] if cache else 8 * element,
+        kv_bits=cache_bits[cache] if cache else 8 * element,
     )
     return sizes, total, metadata.get("tiedEmbeddings") is True

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enginix.console import format_bytes
-from enginix.kinds.edgellm import memory_plan
 from enginix.kinds.planning.planner import MemoryPlan
-from enginix.memory_plan.arithmetic import Change, PlanLimits
+from enginix.kinds.registry import find_kind
+from enginix.memory_plan.arithmetic import Change
 
 FLAGS = {
     "max_num_tokens": "--max-num-tokens {}",
@@ -42,24 +42,12 @@ def format_verdict(plan: MemoryPlan) -> str:
     return f"fits {plan.gpu.name} ({size}); tightest: KV cache, {spare:.1f} x what is needed"
 
 
-def _format_limits(limits: PlanLimits | memory_plan.EdgellmPlanLimits) -> str:
-    if isinstance(limits, memory_plan.EdgellmPlanLimits):
-        return (
-            f"batch {limits.max_batch_size}, prompts of {limits.max_input_len}, "
-            f"KV cache of {limits.max_kv_cache_capacity} tokens a sequence, allocated from the start"
-        )
-    world = limits.tensor_parallel * limits.pipeline_parallel
-    return (
-        f"batch {limits.max_batch_size}, {limits.max_num_tokens} tokens a step, "
-        f"{world} rank{'s' * (world > 1)} (TP {limits.tensor_parallel}, PP {limits.pipeline_parallel})"
-    )
-
-
 def render_plan(plan: MemoryPlan) -> str:
     """The verdict, the figures behind it, and what would help."""
     m, limits, build = plan.memory, plan.limits, plan.build
     kv = limits.kv_bits or plan.sizes.kv_bits
-    rank = "" if plan.kind == "edgellm" else " a rank"
+    kind = find_kind(plan.kind)
+    rank = " a rank" if kind.memory_plan is None else ""
     rows = []
     if plan.gpu.formats:
         rows.append(("GPU", f"SM {plan.gpu.sm}, computes with {', '.join(plan.gpu.formats)}"))
@@ -71,9 +59,9 @@ def render_plan(plan: MemoryPlan) -> str:
             f"{format_bytes(m.pool)} for {m.tokens:,} tokens of {format_bytes(m.kv_token)} ({kv}-bit)",
         ),
         ("sequences", f"{plan.sequences} of {limits.max_seq_len:,} tokens at the same time"),
-        ("limits", _format_limits(limits)),
+        ("limits", limits.describe()),
     ]
-    if plan.kind == "tensorrt":
+    if kind.is_compiled and kind.memory_plan is None:
         rows += [
             (
                 "build",

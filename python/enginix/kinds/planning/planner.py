@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol
 
 from enginix.checkpoint import convert
 from enginix.errors import EnginixError, ModelError, UsageError
 from enginix.inspect import InspectedModel, ModelDescription, describe_model
-from enginix.kinds.edgellm import memory_plan
+from enginix.kinds.registry import find_kind, is_portable, load_hook
 from enginix.memory_plan import arithmetic
-from enginix.memory_plan.arithmetic import Change, ModelSizes, PlanLimits, RankMemory, TargetGpu
+from enginix.memory_plan.arithmetic import (
+    ELEMENT_BYTES,
+    Change,
+    ModelSizes,
+    PlanLimits,
+    RankMemory,
+    TargetGpu,
+)
 from enginix.memory_plan.kv_layout import find_latent, has_sliding_layers
 from enginix.memory_plan.weights import CheckpointSizes, RankSizes, estimate_from_headers
 from enginix.model import ModelConfig, open_weights
 from enginix.model.jsonfile import read_object
+from enginix.model.number_formats import read_algorithms, read_kv_cache_bits
 from enginix.runtime.preflight import check_pipeline
-from enginix.tables import load_table
-
-Kind = Literal["tensorrt", "llmapi", "edgellm", "reference"]
-KINDS: tuple[Kind, ...] = ("tensorrt", "llmapi", "edgellm", "reference")
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,11 @@ class PlanRequest:
 
     Attributes:
         max_input_len: of the kind edgellm, whose ``max_seq_len`` is the capacity of the KV cache.
-        kv_cache: ``auto`` for the model's, or a key of formats.json's ``kvCache``.
+        kv_cache: ``auto`` for the model's, or a key of number_formats.json's ``kvCache``.
         dtype: of everything unquantized.
     """
 
-    kind: Kind = "tensorrt"
+    kind: str = "tensorrt"
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     max_batch_size: int | None = None
@@ -43,6 +47,22 @@ class PlanRequest:
     sequences: int = 1
     kv_cache: str = "auto"
     dtype: str | None = None
+
+
+class KindLimits(Protocol):
+    """Limits of a plan, of any kind; a frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def max_seq_len(self) -> int: ...
+    @property
+    def sequences(self) -> int: ...
+    @property
+    def kv_bits(self) -> int | None: ...
+    def describe(self) -> str:
+        """Return the limits as people read them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,24 @@ class BuildNeeds:
 
 
 @dataclass(frozen=True)
+class LockSizes:
+    """What a lock tells of a model's sizes.
+
+    Attributes:
+        source: the lock, for errors.
+        files: bytes of all files.
+        weight_bytes: bytes of the weights as a checkpoint holds them.
+        rank_weights: bytes of a rank, the mean over all.
+    """
+
+    source: str
+    files: int
+    sizes: ModelSizes
+    weight_bytes: int
+    rank_weights: arithmetic.RankWeights
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """The answer.
 
@@ -78,10 +116,10 @@ class MemoryPlan:
     """
 
     source: str
-    kind: Kind
+    kind: str
     gpu: TargetGpu
     sizes: ModelSizes
-    limits: PlanLimits | memory_plan.EdgellmPlanLimits
+    limits: KindLimits
     memory: RankMemory
     exact: bool
     build: BuildNeeds
@@ -117,6 +155,22 @@ class MemoryPlan:
         return camel
 
 
+class KindPlanner(Protocol):
+    """The ``memory_plan`` module of a kind whose memory is not that of TensorRT-LLM's engines."""
+
+    def plan_model(
+        self, model: InspectedModel, description: ModelDescription, gpu: TargetGpu, request: PlanRequest
+    ) -> MemoryPlan:
+        """Plan from a model's headers."""
+        ...
+
+    def plan_lock(
+        self, metadata: Mapping[str, Any], gpu: TargetGpu, request: PlanRequest, lock: LockSizes
+    ) -> MemoryPlan:
+        """Plan from a lock."""
+        ...
+
+
 def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> MemoryPlan:
     """Plans from headers.
 
@@ -125,15 +179,17 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
         UsageError: sizes that do not divide the model, or limits that make no sense.
     """
     check_plan_request(request)
+    kind = find_kind(request.kind)
     description = describe_model(model)
     if description.count is None:
         raise ModelError("no safetensors weights", where=model.source, fix="pass a model in safetensors")
-    if request.kind == "edgellm":
-        return _plan_edgellm(model, description, gpu, request)
+    if kind.memory_plan is not None:
+        kind_planner: KindPlanner = load_hook(kind.memory_plan)
+        return kind_planner.plan_model(model, description, gpu, request)
     obstacles, notes = list[str](), list[str]()
     config = _read_convertible_config(model, request, obstacles)
     raw = select_language_model(read_object(model.directory / "config.json"))
-    sizes = _resolve_sizes(description, config, request, find_latent(raw, model.source))
+    sizes = resolve_sizes(description, config, request, find_latent(raw, model.source))
     if sizes.latent:
         notes.append("multi-head latent attention: every rank keeps the whole latent vector of a token")
     if has_sliding_layers(raw):
@@ -142,14 +198,14 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
     weights, exact, ranks = _find_rank_weights(model, description, sizes, config, request)
     memory = arithmetic.compute_memory(sizes, limits, gpu, weights)
     obstacles += find_format_obstacles(sizes, gpu, request.kind)
-    if request.kind == "tensorrt":
+    if kind.is_compiled:
         try:
             check_pipeline(description.architecture, request.pipeline_parallel)
         except UsageError as e:
             obstacles.append(f"{e.what} (fix: {e.fix})")
     notes += _list_plan_notes(description, sizes, limits, memory, request, gpu)
     useful_changes = [] if memory.fits else arithmetic.find_changes(sizes, limits, gpu, weights)
-    if request.kind == "reference":  # one process on one device, its weights as they are
+    if not kind.has_parallelism:  # one process on one device, its weights as they are
         useful_changes = [c for c in useful_changes if not {"tensor_parallel", "quantization"} & set(c)]
     return MemoryPlan(
         source=model.source,
@@ -166,86 +222,20 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
     )
 
 
-def _plan_edgellm(
-    model: InspectedModel, description: ModelDescription, gpu: TargetGpu, request: PlanRequest
-) -> MemoryPlan:
-    sizes = replace(_resolve_sizes(description, None, request), element_bytes=2)
-    limits = resolve_edgellm_plan_limits(request)
-    tensors = open_weights(model.directory)
-    total = sum(t.nbytes // (2 if t.dtype == "F32" else 1) for t in tensors.tensors.values())
-    weights = arithmetic.estimate_weights(total, sizes, "lm_head.weight" not in tensors.tensors)
-    memory = memory_plan.compute_edgellm_memory(sizes, limits, gpu, weights)
-    notes = ["the CUDA context is not counted; what weights and workspace leave is the KV cache's"]
-    if systems := memory_plan.list_payload_systems(gpu):
-        notes.append(f"payloads for SM {gpu.sm} are in the wheel for {' and '.join(systems)}")
-    if gpu.unified:
-        notes.append(f"{gpu.name} shares its memory with the CPU: what programs hold is missing here")
-    if limits.max_input_len > sizes.context:
-        notes.append(f"max_input_len {limits.max_input_len} exceeds the model's context of {sizes.context}")
-    if description.dtype not in (None, "float16"):
-        notes.append("computed in float16: enginix edgellm-export refuses weights beyond 65504")
-    return MemoryPlan(
-        source=model.source,
-        kind="edgellm",
-        gpu=gpu,
-        sizes=sizes,
-        limits=limits,
-        memory=memory,
-        exact=False,
-        build=BuildNeeds(description.size, total, 0, 0, memory.weights + memory.workspace, 0),
-        obstacles=tuple(
-            memory_plan.find_edgellm_obstacles(description.architecture, sizes.quantization, gpu)
-        ),
-        changes=() if memory.fits else tuple(memory_plan.find_edgellm_changes(sizes, limits, gpu, weights)),
-        notes=tuple(notes),
-    )
-
-
 def select_language_model(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration of a model's language model, which others keep one level down."""
     text = raw.get("text_config")
     return {**raw, **text} if isinstance(text, dict) else dict(raw)
 
 
-def resolve_edgellm_plan_limits(request: PlanRequest) -> memory_plan.EdgellmPlanLimits:
-    """The limits of the kind edgellm.
-
-    Raises:
-        UsageError: what this kind does not have, or a prompt that no cache could hold.
-    """
-    if request.tensor_parallel != 1 or request.pipeline_parallel != 1:
-        raise UsageError("kind edgellm runs on one GPU", fix="leave --tensor-parallel out, or another kind")
-    for name, value, unset in (
-        ("--max-num-tokens", request.max_num_tokens, None),
-        ("--sequences", request.sequences, 1),
-    ):
-        if value != unset:
-            raise UsageError(
-                f"kind edgellm has no {name}",
-                fix="a step is --max-batch-size prompts of --max-input-len; the KV cache holds "
-                "--max-batch-size sequences of --max-seq-len",
-            )
-    if request.dtype not in (None, "float16"):
-        raise UsageError(f"kind edgellm computes in float16, not in {request.dtype}", fix="leave --dtype out")
-    limits = memory_plan.fill_edgellm_limits(
-        request.max_batch_size, request.max_input_len, request.max_seq_len
-    )
-    return limits if request.kv_cache == "auto" else replace(limits, kv_bits=_read_kv_bits(request))
-
-
-def _read_kv_bits(request: PlanRequest) -> int | None:
-    if request.kind == "edgellm" and request.kv_cache not in ("auto", "FP8"):
-        raise UsageError(f"kind edgellm has no {request.kv_cache} KV cache", fix="--kv-cache fp8, or auto")
-    return (
-        None
-        if request.kv_cache == "auto"
-        else int(load_table("formats")["kvCache"][request.kv_cache]["bits"])
-    )
+def read_kv_bits(request: PlanRequest) -> int | None:
+    """Return the bits of a KV cache number that a request asks for; None for the model's."""
+    return None if request.kv_cache == "auto" else read_kv_cache_bits()[request.kv_cache]
 
 
 def check_plan_request(request: PlanRequest) -> None:
     """Refuses numbers below 1, naming the flag."""
-    if request.max_input_len is not None and request.kind != "edgellm":
+    if request.max_input_len is not None and find_kind(request.kind).memory_plan is None:
         raise UsageError("--max-input-len is of kind edgellm", fix="a prompt is part of --max-seq-len")
     for name, value in (
         ("--tensor-parallel", request.tensor_parallel),
@@ -260,7 +250,7 @@ def check_plan_request(request: PlanRequest) -> None:
             raise UsageError(f"{name} {value} is not a number of at least 1", fix=f"pass {name} 1 or more")
 
 
-def _resolve_sizes(
+def resolve_sizes(
     description: ModelDescription, config: ModelConfig | None, request: PlanRequest, latent: int = 0
 ) -> ModelSizes:
     values = {
@@ -282,35 +272,37 @@ def _resolve_sizes(
     if config is not None and (experts := config.experts) is not None:
         values["mlp_width"] = experts.top_k * experts.width + experts.shared_width
     dtype = request.dtype or description.dtype or "float16"
-    if request.dtype is None and dtype == "float32" and request.kind != "reference":
+    if request.dtype is None and dtype == "float32" and not is_portable(request.kind):
         dtype = "float16"
-    element = arithmetic.ELEMENT_BYTES.get(dtype, 2)
+    element = ELEMENT_BYTES.get(dtype, 2)
     algorithm = description.quantization.algorithm if description.quantization else None
     cache = (description.quantization.kv_cache if description.quantization else None) or ""
-    rows = load_table("formats")["kvCache"]
+    cache_bits = read_kv_cache_bits()
     return ModelSizes(
         **{k: v for k, v in values.items() if v is not None},
         latent=latent,
         element_bytes=element,
         quantization=algorithm or "NO_QUANT",
-        kv_bits=rows[cache]["bits"] if cache in rows and request.kind != "reference" else 8 * element,
+        kv_bits=cache_bits[cache]
+        if cache in cache_bits and not is_portable(request.kind)
+        else 8 * element,
     )
 
 
 def resolve_plan_limits(sizes: ModelSizes, request: PlanRequest) -> PlanLimits:
     """The limits with TensorRT-LLM's defaults filled in; for ``reference`` those of one device."""
-    kv = _read_kv_bits(request)
-    length, reference = request.max_seq_len or sizes.context, request.kind == "reference"
-    batch = request.max_batch_size or (1 if reference else arithmetic.read_default("maxBatchSize"))
-    tokens = request.max_num_tokens or (length if reference else arithmetic.read_default("maxNumTokens"))
+    kv = read_kv_bits(request)
+    length, is_single = request.max_seq_len or sizes.context, not find_kind(request.kind).has_parallelism
+    batch = request.max_batch_size or (1 if is_single else arithmetic.read_default("maxBatchSize"))
+    tokens = request.max_num_tokens or (length if is_single else arithmetic.read_default("maxNumTokens"))
     return PlanLimits(
         max_batch_size=batch,
         # As trtllm-build clips it: a step never takes more than all sequences hold together.
         max_num_tokens=min(tokens, batch * length),
         max_seq_len=length,
         sequences=request.sequences,
-        tensor_parallel=1 if reference else request.tensor_parallel,
-        pipeline_parallel=1 if reference else request.pipeline_parallel,
+        tensor_parallel=1 if is_single else request.tensor_parallel,
+        pipeline_parallel=1 if is_single else request.pipeline_parallel,
         kv_bits=kv,
     )
 
@@ -325,7 +317,7 @@ def _read_convertible_config(
         ).model
         CheckpointSizes(config, open_weights(model.directory), request.dtype).heaviest(1, 1, None)
     except EnginixError as e:
-        if request.kind != "llmapi":
+        if find_kind(request.kind).built_from == "checkpoint":
             obstacles.append(f"no checkpoint: {e.what}" + (f" (fix: {e.fix})" if e.fix else ""))
         return None
     return config
@@ -343,27 +335,27 @@ def _find_rank_weights(
     if config is not None:
         checkpoint = CheckpointSizes(config, tensors, request.dtype)
         ranks = checkpoint.ranks(request.tensor_parallel, request.pipeline_parallel, None, None)
-    if request.kind == "reference":
+    if is_portable(request.kind):
         assert description.count is not None
         # A tied head is a matrix of its own in a checkpoint.
         copy = sizes.vocabulary * sizes.hidden_size if "lm_head.weight" not in tensors.tensors else 0
         whole = (description.count.parameters + copy) * sizes.element_bytes
         return (lambda tp, pp, quantization: whole), False, ranks
     if config is not None and ranks is not None:
-        return checkpoint.heaviest, request.kind == "tensorrt", ranks
+        return checkpoint.heaviest, find_kind(request.kind).is_compiled, ranks
     return (lambda tp, pp, quantization: estimate_from_headers(tensors, tp, pp)), False, None
 
 
-def find_format_obstacles(sizes: ModelSizes, gpu: TargetGpu, kind: Kind) -> list[str]:
+def find_format_obstacles(sizes: ModelSizes, gpu: TargetGpu, kind: str) -> list[str]:
     """Why the GPU, or the kind on it, does not take the model's format; empty where it does."""
-    row = load_table("quantization")["algorithms"].get(sizes.quantization)
-    if kind == "reference" or row is None:
+    row = read_algorithms().get(sizes.quantization)
+    if is_portable(kind) or row is None:
         return []
     name, least, refused = sizes.quantization, row["minSm"], row["refusedSm"]
     if least is not None and gpu.sm < least:
         have = f", which has {', '.join(gpu.formats)}" if gpu.formats else ""
         return [f"{name} needs SM {least} or later; {gpu.name} is SM {gpu.sm}{have}"]
-    if kind == "tensorrt" and refused and refused[0] <= gpu.sm < refused[1]:
+    if find_kind(kind).is_compiled and refused and refused[0] <= gpu.sm < refused[1]:
         return [
             f"TensorRT-LLM builds no {name} engine on SM {refused[0]} to {refused[1] - 1}; "
             f"{gpu.name} is SM {gpu.sm}"
@@ -392,19 +384,19 @@ def _list_plan_notes(
             "or run while they are shorter"
         )
     kv = description.quantization.kv_cache if description.quantization else None
-    if request.kind == "tensorrt" and limits.kv_bits == 8 and kv is None:
+    if find_kind(request.kind).is_compiled and limits.kv_bits == 8 and kv is None:
         notes.append("an FP8 KV cache is part of the checkpoint: quantize the model with one")
-    if request.kind == "llmapi":
+    if find_kind(request.kind).built_from == "model":
         notes.append("weights are those of the engine's layout; the PyTorch backend's own is not measured")
     return notes
 
 
 def _estimate_build(
-    description: ModelDescription, kind: Kind, memory: RankMemory, limits: PlanLimits, ranks: RankSizes | None
+    description: ModelDescription, kind: str, memory: RankMemory, limits: PlanLimits, ranks: RankSizes | None
 ) -> BuildNeeds:
     """Source of each: docs/reference/memory-plan.md."""
-    checkpoint = ranks.files if ranks and kind != "llmapi" else 0
-    if kind != "tensorrt":
+    checkpoint = ranks.files if ranks and find_kind(kind).built_from == "checkpoint" else 0
+    if not find_kind(kind).is_compiled:
         return BuildNeeds(description.size, checkpoint, 0, 0, 0, 0)
     world = limits.tensor_parallel * limits.pipeline_parallel
     return BuildNeeds(

@@ -84,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_serve_request(serve_request: ServeRequest) -> None:
     from enginix import manifest
+    from enginix.kinds.registry import DEFAULT_KIND
     from enginix.runtime.sandbox import check_namespaces
     from enginix.serve import preflight, tritonserver
 
@@ -91,7 +92,7 @@ def _check_serve_request(serve_request: ServeRequest) -> None:
     preflight.check_backend(repository, server)
     preflight.check_open_files()
     if server.rootfs is None:
-        tritonserver.check_python(serve_request.plan.python, server, repository.manifest.kind or "reference")
+        tritonserver.check_python(serve_request.plan.python, server, repository.manifest.kind or DEFAULT_KIND)
         # An image's /dev/shm is a file system of its own.
         preflight.check_shared_memory(repository.instances)
     else:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from enginix import manifest, ports
 from enginix.errors import UsageError
+from enginix.kinds.registry import DEFAULT_KIND, get_kind, has_rank_processes
 from enginix.machine import driver as drivers
 from enginix.machine.driver import Driver
 from enginix.runtime import table as runtimes
@@ -108,7 +109,7 @@ def _find_hosts(
     args: argparse.Namespace, server: TritonServer, repository: ServedRepository
 ) -> tuple[tuple[hosts.Host, ...], int | None]:
     """The machines of the ranks, where there are several, and how many ranks this one has."""
-    kind = repository.manifest.kind or "reference"
+    kind = repository.manifest.kind or DEFAULT_KIND
     if args.hosts is not None or args.hostfile is not None:
         machines = (
             hosts.parse_hosts(args.hosts) if args.hosts is not None else hosts.read_hostfile(args.hostfile)
@@ -119,10 +120,10 @@ def _find_hosts(
         return machines, machines[0].slots
     local_ranks: int | None = args.worker
     if local_ranks is None:
-        if kind == "tensorrt":
+        if has_rank_processes(kind):
             hosts.check_single_host(repository.ranks, repository.engine)
         return (), None
-    if kind != "tensorrt" or not 0 < local_ranks < repository.ranks:
+    if not has_rank_processes(kind) or not 0 < local_ranks < repository.ranks:
         raise UsageError(
             f"{local_ranks} ranks on this machine, of an engine of kind {kind} with {repository.ranks}",
             where="--worker",
@@ -139,6 +140,7 @@ def _find_hosts(
 
 def _worker_environment(repository: ServedRepository) -> dict[str, str]:
     """The LLM class starts a process a GPU; with one it computes in its own."""
-    if repository.manifest.kind != "llmapi":
+    kind = get_kind(repository.manifest.kind)
+    if kind is None or kind.triton is None or not kind.triton.starts_workers:
         return {}
     return {"TLLM_WORKER_USE_SINGLE_PROCESS": "1" if repository.manifest.target.get("count", 1) == 1 else "0"}

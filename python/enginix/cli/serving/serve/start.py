@@ -10,6 +10,7 @@ from types import FrameType
 
 from enginix import console
 from enginix.cli.serving.serve import report
+from enginix.kinds.registry import DEFAULT_KIND
 from enginix.notify import notify_systemd
 from enginix.serve import hosts
 from enginix.serve.client import TritonClient
@@ -59,7 +60,7 @@ def serve_repository(args: argparse.Namespace, spec: LaunchSpec, repository: Ser
                     client,
                     read_golden(repository.manifest),
                     max(1.0, args.start_timeout - (time.monotonic() - begun)),
-                    repository.manifest.kind or "reference",
+                    repository.manifest.kind or DEFAULT_KIND,
                 )
                 notify_systemd("READY=1")
                 server.forget_start()

@@ -6,15 +6,15 @@
   ...
 }@scope:
 let
-  artefactMeta = import ../artefact-meta.nix { inherit lib; };
+  artefactMeta = import ../../artefact-meta.nix { inherit lib; };
   function = ''mkEngine { kind = "edgellm"; }'';
-  checks = import ./edgellm-check.nix scope;
-  enginix = import ./edgellm-package.nix scope;
-  mkExport = import ./edgellm-export.nix scope;
-  mkServer = import ./edgellm-serve.nix scope;
-  outside = import ./outside.nix scope;
-  gpus = (lib.importJSON ../../python/enginix/data/machine/gpus.json).gpus;
-  runtimes = (lib.importJSON ../../python/enginix/data/runtime/runtimes.json).runtimes;
+  checks = import ./checks.nix scope;
+  enginix = import ./package.nix scope;
+  mkExport = import ./export.nix scope;
+  mkServer = import ./serve.nix scope;
+  gatedEngine = import ../shared/gated-engine.nix scope;
+  gpus = (lib.importJSON ../../../python/enginix/data/machine/gpus.json).gpus;
+  runtimes = (lib.importJSON ../../../python/enginix/data/runtime/runtimes.json).runtimes;
   # A package whose bin/python3 has the wheel and TensorRT. It may carry `driver` and `plugin`.
   tools =
     scope.edgellm-runtime or (throw ''
@@ -152,7 +152,7 @@ let
     // {
       # The SM is in the name: a cache must never hand one GPU's engine to another.
       name = "${engine}-edgellm-sm${toString gpu.sm}";
-      buildCommandPath = ../builders/edgellm-engine.sh;
+      buildCommandPath = ../../builders/edgellm-engine.sh;
       nativeBuildInputs = [ enginix ];
       inherit model export;
       engineName = name;
@@ -164,7 +164,7 @@ let
     }
   );
 
-  self = outside {
+  self = gatedEngine {
     inherit
       function
       name

@@ -12,9 +12,9 @@
   ...
 }@scope:
 let
-  artefactMeta = import ../artefact-meta.nix scope;
-  package = import ./outside-package.nix scope;
-  table = lib.importJSON ../../python/enginix/data/judgement/gates.json;
+  artefactMeta = import ../../artefact-meta.nix scope;
+  package = import ./asker-package.nix scope;
+  table = lib.importJSON ../../../python/enginix/data/judgement/gates.json;
   ofCheckpoints = [
     "logits"
     "coverage"
@@ -82,7 +82,7 @@ let
 
   asked = pkgs.stdenvNoCC.mkDerivation {
     name = "${original.modelName or name}-asked";
-    buildCommandPath = ../builders/outside-ask.sh;
+    buildCommandPath = ../../builders/outside-ask.sh;
     nativeBuildInputs = [ (package "ask") ];
     inherit model environment;
     questions = if questions == null then "" else "${questions}";
@@ -94,7 +94,7 @@ let
     asker.attributes
     // {
       name = "${name}-engine-said";
-      buildCommandPath = ../builders/outside-answers.sh;
+      buildCommandPath = ../../builders/outside-answers.sh;
       nativeBuildInputs = [ (package asker.part) ];
       engine = ungated;
       inherit asked;
@@ -114,7 +114,7 @@ let
 
   gated = pkgs.stdenvNoCC.mkDerivation {
     name = "${ungated.name}-gated";
-    buildCommandPath = ../builders/outside-gate.sh;
+    buildCommandPath = ../../builders/outside-gate.sh;
     nativeBuildInputs = [ enginix ];
     engine = ungated;
     # Only checkpoints are gated: nobody has to ask the engine.

@@ -9,12 +9,12 @@
   ...
 }@scope:
 let
-  artefactMeta = import ../artefact-meta.nix { inherit lib; };
-  outside = import ./outside.nix scope;
+  artefactMeta = import ../../artefact-meta.nix { inherit lib; };
+  gatedEngine = import ../shared/gated-engine.nix scope;
   function = ''mkEngine { kind = "tensorrt"; }'';
-  gpus = (lib.importJSON ../../python/enginix/data/machine/gpus.json).gpus;
-  runtimes = (lib.importJSON ../../python/enginix/data/runtime/runtimes.json).runtimes;
-  driver = import ../runtime/package.nix scope "driver";
+  gpus = (lib.importJSON ../../../python/enginix/data/machine/gpus.json).gpus;
+  runtimes = (lib.importJSON ../../../python/enginix/data/runtime/runtimes.json).runtimes;
+  driver = import ../../runtime/package.nix scope "driver";
 in
 {
   # mkHfModel's output, or mkQuantized's.
@@ -148,7 +148,7 @@ let
   };
   warned = value: builtins.foldl' (v: w: warn "${engine}-sm${toString gpu.sm}: ${w}" v) value warnings;
 
-  place = import ./place.nix { inherit lib; } {
+  place = import ../shared/gpu-build-attrs.nix { inherit lib; } {
     inherit
       gpu
       stack
@@ -189,7 +189,7 @@ let
     place
     // {
       name = "enginix-machine-sm${toString gpu.sm}";
-      buildCommandPath = ../builders/engine-machine.sh;
+      buildCommandPath = ../../builders/engine-machine.sh;
       nativeBuildInputs = [ driver ];
       request = builtins.toJSON {
         target = wanted.gpu;
@@ -231,7 +231,7 @@ let
     // {
       # The SM is in the name: a cache must never hand one GPU's engine to another.
       name = "${engine}-sm${toString gpu.sm}";
-      buildCommandPath = ../builders/engine-tensorrt.sh;
+      buildCommandPath = ../../builders/engine-tensorrt.sh;
       nativeBuildInputs = [ driver ];
       outputs = [
         "out"
@@ -247,7 +247,7 @@ let
   );
 in
 builtins.seq (checked true) (
-  warned (outside {
+  warned (gatedEngine {
     inherit
       function
       name

@@ -6,7 +6,9 @@
   ...
 }:
 let
-  data = lib.importJSON ../../python/enginix/data/edgellm/edgellm.json;
+  data = lib.importJSON ../../../python/enginix/data/edgellm/edgellm.json;
+  inherit (lib.importJSON ../../../python/enginix/data/models/number_formats.json) algorithms;
+  formats = lib.filterAttrs (_: row: row.edgellm != null) algorithms;
   inherit (pkgs.stdenvNoCC.hostPlatform) system;
   systems = builtins.attrNames (builtins.listToAttrs (map (p: lib.nameValuePair p.system null) data.payloads));
   # "100" before "80" as text.
@@ -68,8 +70,8 @@ rec {
     function: name: gpu:
     let
       row =
-        data.formats.${name}
-          or (throw "${function}: ${check.names.unknown "quantization" name (builtins.attrNames data.formats)}");
+        formats.${name}
+          or (throw "${function}: ${check.names.unknown "quantization" name (builtins.attrNames formats)}");
     in
     if name == null then
       name

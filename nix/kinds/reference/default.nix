@@ -10,7 +10,7 @@
   ...
 }:
 let
-  artefactMeta = import ../artefact-meta.nix { inherit lib; };
+  artefactMeta = import ../../artefact-meta.nix { inherit lib; };
   function = ''mkEngine { kind = "reference"; }'';
 
   # The model before quantization.
@@ -87,7 +87,7 @@ else if limits != { } then
 else
   pkgs.stdenvNoCC.mkDerivation {
     name = "${name}-engine";
-    buildCommandPath = ../builders/engine-reference.sh;
+    buildCommandPath = ../../builders/engine-reference.sh;
     nativeBuildInputs = [ enginix ];
     inherit checkpoint model environment;
     engineName = name;

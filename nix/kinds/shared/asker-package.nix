@@ -48,11 +48,11 @@ let
     };
   };
 in
-import ../package.nix scope {
+import ../../package.nix scope {
   name = "enginix-${part}-asks";
   folders = common ++ parts.${part}.folders;
   inherit (parts.${part}) python;
-  builder = ../builders/engine-package.sh;
+  builder = ../../builders/engine-package.sh;
   attributes = {
     main = "enginix.kinds.asking.asker_main";
     bubblewrap = pkgs.bubblewrap or "";

@@ -8,10 +8,10 @@
   ...
 }@scope:
 let
-  artefactMeta = import ../artefact-meta.nix { inherit lib; };
+  artefactMeta = import ../../artefact-meta.nix { inherit lib; };
   function = "mkServe";
-  checks = import ./edgellm-check.nix scope;
-  enginix = import ./edgellm-package.nix scope;
+  checks = import ./checks.nix scope;
+  enginix = import ./package.nix scope;
 in
 engine:
 {
@@ -49,7 +49,7 @@ else if inStore || builtins.isPath apiKeyFile then
 else
   pkgs.stdenvNoCC.mkDerivation {
     inherit name;
-    buildCommandPath = ../builders/edgellm-serve.sh;
+    buildCommandPath = ../../builders/edgellm-serve.sh;
     inherit engine enginix;
     inherit (engine) model;
     inherit (pkgs) bash;

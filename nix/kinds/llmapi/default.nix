@@ -7,12 +7,12 @@
   ...
 }@scope:
 let
-  artefactMeta = import ../artefact-meta.nix { inherit lib; };
+  artefactMeta = import ../../artefact-meta.nix { inherit lib; };
   function = ''mkEngine { kind = "llmapi"; }'';
-  gpus = (lib.importJSON ../../python/enginix/data/machine/gpus.json).gpus;
-  runtimes = (lib.importJSON ../../python/enginix/data/runtime/runtimes.json).runtimes;
-  command = import ../runtime/package.nix scope "command";
-  outside = import ./outside.nix scope;
+  gpus = (lib.importJSON ../../../python/enginix/data/machine/gpus.json).gpus;
+  runtimes = (lib.importJSON ../../../python/enginix/data/runtime/runtimes.json).runtimes;
+  command = import ../../runtime/package.nix scope "command";
+  gatedEngine = import ../shared/gated-engine.nix scope;
 in
 {
   model ? quantized,
@@ -101,7 +101,7 @@ let
   meta = artefactMeta model { description = "LLM API artefact of ${name}"; };
   ungated = pkgs.stdenvNoCC.mkDerivation {
     name = "${name}-engine-llmapi";
-    buildCommandPath = ../builders/engine-llmapi.sh;
+    buildCommandPath = ../../builders/engine-llmapi.sh;
     nativeBuildInputs = [ command ];
     inherit model;
     request = builtins.toJSON request;
@@ -110,7 +110,7 @@ let
     inherit meta;
   };
 in
-builtins.seq (checked true) (outside {
+builtins.seq (checked true) (gatedEngine {
   inherit
     function
     name
@@ -134,7 +134,7 @@ builtins.seq (checked true) (outside {
       "--pin"
       "${stack.pinFile}"
     ];
-    attributes = import ./place.nix { inherit lib; } {
+    attributes = import ../shared/gpu-build-attrs.nix { inherit lib; } {
       inherit
         gpu
         stack

@@ -3,9 +3,9 @@
 # The checked ONNX export of a model: pure, on CPU, no network; the half of the pipeline that any machine caches.
 { lib, pkgs, ... }@scope:
 let
-  artefactMeta = import ../artefact-meta.nix { inherit lib; };
-  checks = import ./edgellm-check.nix scope;
-  enginix = import ./edgellm-package.nix scope;
+  artefactMeta = import ../../artefact-meta.nix { inherit lib; };
+  checks = import ./checks.nix scope;
+  enginix = import ./package.nix scope;
   function = ''mkEngine { kind = "edgellm"; }'';
 in
 {
@@ -22,7 +22,7 @@ let
 in
 pkgs.stdenvNoCC.mkDerivation {
   name = "${name}-edgellm-export";
-  buildCommandPath = ../builders/edgellm-export.sh;
+  buildCommandPath = ../../builders/edgellm-export.sh;
   nativeBuildInputs = [ enginix ];
   inherit model;
   exportName = name;

@@ -12,7 +12,7 @@ let
     "model"
   ];
 in
-import ../package.nix scope {
+import ../../package.nix scope {
   name = "enginix-edgellm-${enginix-core.version}";
   inherit folders;
   python = edgellm-python;

@@ -1,0 +1,95 @@
+# Every kind of engine and what the functions must know of it; a new kind is a folder here and an entry in this set.
+#
+#   build          mkEngine's function of this kind: scope -> arguments -> derivation
+#   arguments      arguments of mkEngine that only some kinds have
+#   tritonRepo     arguments of mkTritonRepo that this kind takes; null where Triton does not serve it
+#   server         OpenAI server of its own, which mkServe starts; null where it has none
+#   inImage        whether its runtime is NVIDIA's image
+#   spansMachines  whether its ranks may be on several machines
+{
+  reference = {
+    build = import ./reference;
+    arguments = [ "reference" ];
+    tritonRepo = [
+      "device"
+      "maxTokensLimit"
+      "addSpecialTokens"
+      "skipSpecialTokens"
+      "excludeInputInOutput"
+      "ensembleInstances"
+      "maxBatchSize"
+      "maxQueueSize"
+    ];
+    server = null;
+    inImage = false;
+    spansMachines = false;
+  };
+  tensorrt = {
+    build = import ./tensorrt;
+    arguments = [
+      "profile"
+      "plugins"
+      "speculative"
+      "lora"
+      "timingCache"
+      "workers"
+      "strategy"
+      "isolation"
+      "stallMinutes"
+      "acceptDriver"
+      "reference"
+    ];
+    tritonRepo = [
+      "decoupled"
+      "chat"
+      "accumulateTokens"
+      "addSpecialTokens"
+      "skipSpecialTokens"
+      "excludeInputInOutput"
+      "logitsDatatype"
+      "parameters"
+      "blsInstances"
+      "maxBatchSize"
+      "maxQueueDelayMicroseconds"
+      "maxQueueSize"
+      "postprocessingInstances"
+      "preprocessingInstances"
+    ];
+    server = "trtllm-serve";
+    inImage = true;
+    spansMachines = true;
+  };
+  llmapi = {
+    build = import ./llmapi;
+    arguments = [
+      "profile"
+      "llmArgs"
+      "tensorParallel"
+      "isolation"
+      "stallMinutes"
+      "reference"
+    ];
+    tritonRepo = [
+      "decoupled"
+      "chat"
+    ];
+    server = "trtllm-serve";
+    inImage = true;
+    spansMachines = false;
+  };
+  edgellm = {
+    build = import ./edgellm;
+    arguments = [
+      "exportOptions"
+      "builder"
+      "llmBuild"
+      "isolation"
+      "stallMinutes"
+      "reference"
+    ];
+    tritonRepo = null;
+    server = "tensorrt-edgellm-serve";
+    inImage = false;
+    spansMachines = false;
+  };
+}

@@ -1,0 +1,110 @@
+"""The memory plan of an Edge-LLM engine: from a model's headers, and from a lock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from enginix.errors import UsageError
+from enginix.inspect import InspectedModel, ModelDescription
+from enginix.kinds.edgellm import memory_plan
+from enginix.kinds.planning.planner import (
+    BuildNeeds,
+    LockSizes,
+    MemoryPlan,
+    PlanRequest,
+    read_kv_bits,
+    resolve_sizes,
+)
+from enginix.memory_plan import arithmetic
+from enginix.memory_plan.arithmetic import TargetGpu
+from enginix.model import open_weights
+
+
+def plan_model(
+    model: InspectedModel, description: ModelDescription, gpu: TargetGpu, request: PlanRequest
+) -> MemoryPlan:
+    """Plan from a model's headers."""
+    sizes = replace(resolve_sizes(description, None, request), element_bytes=2)
+    limits = _resolve_limits(request)
+    tensors = open_weights(model.directory)
+    total = sum(t.nbytes // (2 if t.dtype == "F32" else 1) for t in tensors.tensors.values())
+    weights = arithmetic.estimate_weights(total, sizes, "lm_head.weight" not in tensors.tensors)
+    memory = memory_plan.compute_edgellm_memory(sizes, limits, gpu, weights)
+    notes = ["the CUDA context is not counted; what weights and workspace leave is the KV cache's"]
+    if systems := memory_plan.list_payload_systems(gpu):
+        notes.append(f"payloads for SM {gpu.sm} are in the wheel for {' and '.join(systems)}")
+    if gpu.unified:
+        notes.append(f"{gpu.name} shares its memory with the CPU: what programs hold is missing here")
+    if limits.max_input_len > sizes.context:
+        notes.append(f"max_input_len {limits.max_input_len} exceeds the model's context of {sizes.context}")
+    if description.dtype not in (None, "float16"):
+        notes.append("computed in float16: enginix edgellm-export refuses weights beyond 65504")
+    return MemoryPlan(
+        source=model.source,
+        kind="edgellm",
+        gpu=gpu,
+        sizes=sizes,
+        limits=limits,
+        memory=memory,
+        exact=False,
+        build=BuildNeeds(description.size, total, 0, 0, memory.weights + memory.workspace, 0),
+        obstacles=tuple(
+            memory_plan.find_edgellm_obstacles(description.architecture, sizes.quantization, gpu)
+        ),
+        changes=() if memory.fits else tuple(memory_plan.find_edgellm_changes(sizes, limits, gpu, weights)),
+        notes=tuple(notes),
+    )
+
+
+def plan_lock(
+    metadata: Mapping[str, Any], gpu: TargetGpu, request: PlanRequest, lock: LockSizes
+) -> MemoryPlan:
+    """Plan from a lock."""
+    sizes, weights = lock.sizes, lock.rank_weights
+    limits = _resolve_limits(request)
+    memory = memory_plan.compute_edgellm_memory(sizes, limits, gpu, weights)
+    return MemoryPlan(
+        source=lock.source,
+        kind="edgellm",
+        gpu=gpu,
+        sizes=sizes,
+        limits=limits,
+        memory=memory,
+        exact=False,
+        build=BuildNeeds(lock.files, lock.weight_bytes, 0, 0, memory.weights + memory.workspace, 0),
+        obstacles=tuple(
+            memory_plan.find_edgellm_obstacles(metadata.get("architecture"), sizes.quantization, gpu)
+        ),
+        changes=() if memory.fits else tuple(memory_plan.find_edgellm_changes(sizes, limits, gpu, weights)),
+        notes=("from the lock alone: weights are the size of the files, a lower bound",),
+    )
+
+
+def _resolve_limits(request: PlanRequest) -> memory_plan.EdgellmPlanLimits:
+    """The limits of the kind edgellm.
+
+    Raises:
+        UsageError: what this kind does not have, or a prompt that no cache could hold.
+    """
+    if request.tensor_parallel != 1 or request.pipeline_parallel != 1:
+        raise UsageError("kind edgellm runs on one GPU", fix="leave --tensor-parallel out, or another kind")
+    for name, value, unset in (
+        ("--max-num-tokens", request.max_num_tokens, None),
+        ("--sequences", request.sequences, 1),
+    ):
+        if value != unset:
+            raise UsageError(
+                f"kind edgellm has no {name}",
+                fix="a step is --max-batch-size prompts of --max-input-len; the KV cache holds "
+                "--max-batch-size sequences of --max-seq-len",
+            )
+    if request.dtype not in (None, "float16"):
+        raise UsageError(f"kind edgellm computes in float16, not in {request.dtype}", fix="leave --dtype out")
+    if request.kv_cache not in ("auto", "FP8"):
+        raise UsageError(f"kind edgellm has no {request.kv_cache} KV cache", fix="--kv-cache fp8, or auto")
+    limits = memory_plan.fill_edgellm_limits(
+        request.max_batch_size, request.max_input_len, request.max_seq_len
+    )
+    return limits if request.kv_cache == "auto" else replace(limits, kv_bits=read_kv_bits(request))

@@ -1,0 +1,60 @@
+"""The Triton repository of an engine of kind ``llmapi``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from enginix.errors import UsageError
+from enginix.kinds.llmapi import triton_model
+from enginix.kinds.tensorrt import tensorrt_models
+from enginix.manifest import Manifest
+from enginix.triton import contract
+from enginix.triton.options import RepositoryOptions
+from enginix.triton.repository_content import RepositoryContent
+
+
+def prepare_content(
+    directory: Path,
+    engine_manifest: Manifest,
+    options: RepositoryOptions,
+    models: tensorrt_models.NvidiaModelOptions,
+    rootfs: Path | None,
+    code: Path,
+) -> RepositoryContent:
+    """See enginix.triton.repository_content.ContentModule.
+
+    Raises:
+        UsageError: an option that this kind does not take.
+    """
+    if options != RepositoryOptions() or models != tensorrt_models.NvidiaModelOptions(
+        decoupled=models.decoupled, chat=models.chat
+    ):
+        raise UsageError(
+            "the kind llmapi takes decoupled and chat only; its model batches and queues by itself",
+            where=str(directory),
+            fix="pass arguments of the LLM class to enginix build (--llm-arg)",
+        )
+
+    def fill(out: Path) -> None:
+        triton_model.write_model_yaml(
+            out / contract.EXECUTOR / "1",
+            triton_model.build_model_yaml(directory, decoupled=models.decoupled),
+        )
+        around = {contract.EXECUTOR: "Llmapi"} if models.chat else {}
+        tensorrt_models.link_models(out, rootfs, {contract.EXECUTOR: "llmapi"}, around)
+
+    chat = {"enginix_path": str(code), "tokenizer_dir": str(directory / "tokenizer")} if models.chat else None
+    return RepositoryContent(
+        {contract.EXECUTOR: triton_model.build_llmapi_config(decoupled=models.decoupled, chat=chat)},
+        contract.load_llmapi_contract(chat=models.chat),
+        None,
+        {"decoupled": models.decoupled, "chat": models.chat},
+        fill,
+    )
+
+
+def read_contract(options: Mapping[str, Any]) -> Mapping[str, contract.ModelContract]:
+    """Return the contract of a repository with these options."""
+    return contract.load_llmapi_contract(chat=options.get("chat", False) is True)

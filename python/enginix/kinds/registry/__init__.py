@@ -1,0 +1,79 @@
+"""The kinds of engines, by name.
+
+A kind is a folder beside this one, whose ``kind.py`` describes it (:class:`.engine_kind.EngineKind`). It is
+imported when it is asked for: to list the names costs nothing, and a part of the package without a kind's
+folder works for the others.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from enginix.errors import UsageError
+from enginix.kinds.registry.engine_kind import EngineKind, TritonSupport
+
+KIND_NAMES = ("tensorrt", "llmapi", "edgellm", "reference")
+# The kind of an artefact whose manifest names none.
+DEFAULT_KIND = "reference"
+
+
+def find_kind(name: str | None) -> EngineKind:
+    """Return the kind of that name.
+
+    Raises:
+        UsageError: there is no such kind.
+    """
+    kind = get_kind(name)
+    if kind is None:
+        raise UsageError(f"unknown kind {name!r}", fix=f"known: {', '.join(KIND_NAMES)}")
+    return kind
+
+
+def get_kind(name: str | None) -> EngineKind | None:
+    """Return the kind of that name; None for a name of a manifest that is no kind."""
+    if name not in KIND_NAMES:
+        return None
+    kind: EngineKind = importlib.import_module(f"enginix.kinds.{name}.kind").KIND
+    return kind
+
+
+def list_kinds() -> tuple[EngineKind, ...]:
+    """Return every kind, in the order in which people read them."""
+    return tuple(find_kind(name) for name in KIND_NAMES)
+
+
+def list_triton_kinds() -> tuple[str, ...]:
+    """Return the names of the kinds that Triton serves."""
+    return tuple(kind.name for kind in list_kinds() if kind.triton is not None)
+
+
+def find_triton_support(name: str) -> TritonSupport:
+    """Return how Triton serves a kind.
+
+    Raises:
+        UsageError: there is no such kind, or Triton does not serve it.
+    """
+    support = find_kind(name).triton
+    if support is None:
+        raise UsageError(
+            f"kind {name} is not served by Triton", fix=f"pass one of {', '.join(list_triton_kinds())}"
+        )
+    return support
+
+
+def is_portable(name: str | None) -> bool:
+    """Whether engines of a kind run in a Python of this package; False for a name that is no kind."""
+    kind = get_kind(name)
+    return kind is not None and kind.is_portable
+
+
+def has_rank_processes(name: str | None) -> bool:
+    """Whether Triton serves a kind by a process a GPU; False for a name that is no kind."""
+    kind = get_kind(name)
+    return kind is not None and kind.triton is not None and kind.triton.has_rank_processes
+
+
+def load_hook(module: str) -> Any:
+    """Import the module that a description names; the caller states its type."""
+    return importlib.import_module(module)

@@ -1,0 +1,102 @@
+"""What the rest of the package asks of a kind of engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+
+@dataclass(frozen=True)
+class TritonSupport:
+    """How Triton serves a kind.
+
+    Attributes:
+        repository: module with ``prepare_content`` and ``read_contract`` (enginix.triton.repository_content).
+        packages: what the repository's Python models import.
+        has_ensemble: whether the models around the executor are an ensemble; else the executor takes text.
+        probe: request of one token, text to text.
+        has_rank_processes: whether the server has a process a GPU, which may be on several machines.
+        starts_workers: whether the model itself starts a process a GPU.
+        one_machine_reason: why one machine serves it, where it has none.
+    """
+
+    repository: str
+    packages: tuple[str, ...]
+    has_ensemble: bool
+    probe: Mapping[str, Any]
+    has_rank_processes: bool = False
+    starts_workers: bool = False
+    one_machine_reason: str = "it has no ranks"
+
+
+class EngineKind(Protocol):
+    """A kind of engine; ``KIND`` of ``kinds/NAME/kind.py`` is one.
+
+    Attributes:
+        name: as it stands in manifests and on the command line.
+        summary: one line.
+        built_from: what its build reads.
+        build: module of the command line whose ``run`` does the work of ``enginix build``; None where the
+            kind has commands of its own, ``build_commands``.
+        memory_plan: module with ``plan_model`` and ``plan_lock``
+            (enginix.kinds.planning.planner.KindPlanner); None where the plan is that of TensorRT-LLM's kinds.
+        weights_folder: folder of an engine that holds its weights; None where they are inside compiled files.
+        has_parallelism: whether it may run on several GPUs.
+        is_compiled: whether it is compiled for one GPU.
+        is_portable: whether it runs on any machine, in a Python of this package.
+        runs_in_image: whether its runtime is NVIDIA's image, inside which its gates ask it; else its own
+            server answers them, or, of a portable kind, this package.
+        server: OpenAI server of its own.
+        triton: None where Triton does not serve it.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def summary(self) -> str: ...
+    @property
+    def built_from(self) -> Literal["checkpoint", "model"]: ...
+    @property
+    def build(self) -> str | None: ...
+    @property
+    def build_commands(self) -> tuple[str, ...]: ...
+    @property
+    def memory_plan(self) -> str | None: ...
+    @property
+    def weights_folder(self) -> str | None: ...
+    @property
+    def has_parallelism(self) -> bool: ...
+    @property
+    def is_compiled(self) -> bool: ...
+    @property
+    def is_portable(self) -> bool: ...
+    @property
+    def runs_in_image(self) -> bool: ...
+    @property
+    def server(self) -> str | None: ...
+    @property
+    def triton(self) -> TritonSupport | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindDescription:
+    """An :class:`EngineKind` of values, for kinds that have nothing to compute."""
+
+    name: str
+    summary: str
+    built_from: Literal["checkpoint", "model"]
+    build: str | None = None
+    build_commands: tuple[str, ...] = ()
+    memory_plan: str | None = None
+    weights_folder: str | None = None
+    has_parallelism: bool = False
+    is_compiled: bool = False
+    is_portable: bool = False
+    runs_in_image: bool = False
+    server: str | None = None
+    triton: TritonSupport | None = None
+
+
+if TYPE_CHECKING:
+    _CONFORMING: type[EngineKind] = KindDescription

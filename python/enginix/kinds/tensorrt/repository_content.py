@@ -1,0 +1,49 @@
+"""The Triton repository of an engine of kind ``tensorrt``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from enginix.kinds.tensorrt import tensorrt_models
+from enginix.manifest import Manifest
+from enginix.tables import load_table
+from enginix.triton import contract
+from enginix.triton.options import RepositoryOptions, resolve_batch_size
+from enginix.triton.repository_content import RepositoryContent, refuse_changed_options
+
+
+def prepare_content(
+    directory: Path,
+    engine_manifest: Manifest,
+    options: RepositoryOptions,
+    models: tensorrt_models.NvidiaModelOptions,
+    rootfs: Path | None,
+    code: Path,
+) -> RepositoryContent:
+    """See enginix.triton.repository_content.ContentModule."""
+    engine = tensorrt_models.read_tensorrt_engine(directory, engine_manifest)
+    refuse_changed_options(options, ("device", "max_tokens_limit", "ensemble_instances"), "tensorrt")
+    batch = resolve_batch_size(engine.directory, engine.max_batch_size, options)
+    resolved = RepositoryOptions(**{**asdict(options), "max_batch_size": batch})
+    nvidia_options = asdict(models) | {"parameters": dict(models.parameters)}
+    names = {name: name for name in ("preprocessing", "postprocessing", tensorrt_models.BLS)}
+    around = {"preprocessing": "Preprocessing", tensorrt_models.BLS: "Bls"} if models.chat else {}
+    return RepositoryContent(
+        tensorrt_models.build_tensorrt_configs(engine, resolved, models, code),
+        contract.build_tensorrt_contract(models.datatypes(), chat=models.chat),
+        engine.max_batch_size,
+        {**asdict(resolved), **nvidia_options},
+        lambda out: tensorrt_models.link_models(out, rootfs, names, around),
+    )
+
+
+def read_contract(options: Mapping[str, Any]) -> Mapping[str, contract.ModelContract]:
+    """Return the contract of a repository with these options."""
+    datatypes = load_table("triton_contract")["datatypes"]
+    return contract.build_tensorrt_contract(
+        {name: str(options.get(name)) for name in datatypes if name in options},
+        chat=options.get("chat", False) is True,
+    )
