@@ -130,9 +130,12 @@ SCOPE = {"lib", "pkgs", "check"}
 
 
 def read_patterns(path: Path) -> list[list[NixArgument]]:
-    """Return the argument patterns of a file, without that of the scope."""
-    patterns = [list(split_arguments(found[2])) for found in PATTERN.finditer(path.read_text("utf-8"))]
-    return [p for p in patterns if p and not SCOPE & {argument.name for argument in p}][:2]
+    """Return the argument patterns of a file's function: not the scope's, and not those within its body."""
+    patterns = [
+        (found[1], list(split_arguments(found[2]))) for found in PATTERN.finditer(path.read_text("utf-8"))
+    ]
+    own = [(indent, p) for indent, p in patterns if p and not SCOPE & {argument.name for argument in p}]
+    return [p for indent, p in own if indent == own[0][0]]
 
 
 def render_patterns(patterns: list[list[NixArgument]]) -> list[str]:
