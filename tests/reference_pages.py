@@ -199,13 +199,10 @@ def render_functions() -> str:
             for kind in read_kinds():
                 parts += [f'### mkEngine {{ kind = "{kind}"; }}']
                 parts += render_patterns(read_patterns(ROOT / "nix/kinds" / kind / "default.nix"))
-        if name == "mkTritonRepo":
-            parts += ["Arguments by kind of engine:"]
-            parts += [
-                "\n".join(
-                    _wrap_item(f"{k}: {', '.join(names)}") for k, names in read_kinds().items() if names
-                )
-            ]
+        if name == "mkTritonRepo" and any(read_kinds().values()):
+            parts.append("Arguments by kind of engine:")
+            rows = [f"{kind}: {', '.join(names)}" for kind, names in read_kinds().items() if names]
+            parts.append("\n".join(map(_wrap_item, rows)))
     return "\n\n".join(parts) + "\n"
 
 
