@@ -16,7 +16,8 @@ from enginix.credentials import redact_secrets
 from enginix.errors import EXIT_CLOSED_PIPE, EXIT_CODES, EXIT_USAGE, EnginixError
 from enginix.wording import find_nearest
 
-# Command → its module in this package and what it does. A folder holds the commands that one package of the flake has.
+# Command → its module in this package and what it does. A folder holds the commands that one package of the
+# flake has.
 COMMANDS = {
     "lock": (
         "conversion.lock",
@@ -27,20 +28,20 @@ COMMANDS = {
     "fetch-tree": ("conversion.fetch_tree", "download a whole commit as a git-lfs clone without .git has it"),
     "inspect": (
         "models.inspect",
-        "what a model is, from its configuration and headers; of a Hub repository, kilobytes",
+        "describe a model from its configuration and headers; kilobytes of a Hub repository",
     ),
     "compare": (
         "comparison.compare",
-        "artefacts in one table and one plot: size, bits, quality, speed; or all kinds of one model",
+        "compare artefacts in one table and plot: size, bits, quality, speed; or all kinds of one model",
     ),
-    "target": ("models.target", "GPUs by name: SM, memory, number formats, and which this machine has"),
+    "target": ("models.target", "list GPUs by name: SM, memory, number formats, and which this machine has"),
     "plan": (
         "models.plan",
-        "whether it fits a GPU: weights, KV cache, room; what the build needs; the smallest change",
+        "tell whether a model fits a GPU: weights, KV cache, spare memory; build needs; smallest change",
     ),
     "calibrate": (
         "quantization.calibrate",
-        "text → one hashed file of token ids, which quantize calibrates with",
+        "text → one hashed file of token ids, for quantize to calibrate with",
     ),
     "quantize": ("quantization.quantize", "Hugging Face model → quantized one, by ModelOpt, checked"),
     "convert": ("conversion.convert", "Hugging Face model → TensorRT-LLM checkpoint"),
@@ -51,12 +52,12 @@ COMMANDS = {
     "build": ("engines.build", "checkpoint → engine, with its manifest and gates"),
     "reference": (
         "answers.reference",
-        "a model's answers to everything that gates ask, kept for all its engines",
+        "compute a model's answers to the gates' questions, once for all its engines",
     ),
-    "gate": ("gating.gate", "does an engine still say what the model says? evidence, report, exit status"),
+    "gate": ("gating.gate", "compare an engine's answers with its model's: evidence, report, exit status"),
     "check": (
         "engines.check",
-        "whether this machine runs an engine: GPU, driver, runtime, against its manifest",
+        "tell whether this machine runs an engine: GPU, driver, runtime, against its manifest",
     ),
     "runtime": ("engines.runtime", "pinned NVIDIA images: list, pin, run a command inside one"),
     "runner": ("engines.runner", "build an engine at first run into the user's cache, then serve it"),
@@ -87,7 +88,7 @@ COMMANDS = {
     ),
 }
 
-# Only builds call these; the overview leaves them out.
+# Commands that only builds call; the overview omits them.
 BUILD_COMMANDS = ("fetch-file", "fetch-tree")
 
 # Commands of earlier versions → what replaces them.
@@ -105,7 +106,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        """Ends with status 2, and names the option that is most like an unknown one."""
+        """Exit with status 2, and suggest the nearest known option for an unknown one."""
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
             options = [o for action in self._actions for o in action.option_strings]
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _run_command(words)
-        # What is still buffered meets a closed pipe here, where it can be told apart from a bug.
+        # Flush here: a closed pipe is an expected end here, and would look like a bug later.
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -143,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _leave_closed_pipe() -> int:
-    """Ends as a program that SIGPIPE ended: whoever read the output has what it wanted."""
+    """Flush the output and return the status of SIGPIPE: the reader closed the pipe on purpose."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -209,7 +210,7 @@ def _run_command(words: list[str]) -> int:
         missing = missing_library(e, name)
         return console.report_error(e) if missing is None else _print_failure(missing, as_json=as_json)
     except BrokenPipeError as e:
-        # Of another pipe or a socket, it is a fault as any other.
+        # A closed pipe or socket that is not the output is an error like any other.
         if _is_output_closed():
             raise
         return console.report_error(e)

@@ -1,6 +1,4 @@
-"""Whether an engine runs here: its manifest against the live GPU, driver and runtime, in well under 100
-ms.
-"""
+"""Compare an engine's manifest with this machine's GPU, driver and runtime, in well under 100 ms."""
 
 from __future__ import annotations
 
@@ -19,15 +17,15 @@ from enginix.manifest import Manifest
 # description builds none again; tests/python/engine/test_kinds.py compares.
 PORTABLE_KINDS = ("reference",)
 COMPILED_KINDS = ("tensorrt", "edgellm")
-# Nothing is compiled ahead: another GPU is another promise, not an impossibility.
+# Nothing is compiled ahead: another GPU is untested, not impossible.
 UNCOMPILED_KINDS = ("llmapi",)
-# Versions of a live runtime that are compared with the manifest's, and whether another one is fatal: a plan
-# is of one TensorRT; collectives are the runtime's own.
+# Versions of a live runtime that are compared with the manifest's, and whether a difference is fatal: an
+# engine runs on the TensorRT that built it alone; collectives are the runtime's own.
 COMPARED_VERSIONS = {"tensorrtLlm": True, "edgellm": True, "tensorrt": True, "nccl": False}
 
 
 class Mismatch(EnginixError):
-    """An engine that would not run on this machine, or not as it was built."""
+    """The engine would not run on this machine, or not as it was built."""
 
     exit_code = EXIT_CHECK_FAILED
     kind = "mismatch"
@@ -46,7 +44,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was compared and what differs."""
+    """The differences between an engine and this machine."""
 
     engine: Manifest
     differences: tuple[Difference, ...]
@@ -78,12 +76,12 @@ def compare_with_machine(
     runtime: str | None = None,
     live: Mapping[str, str] | None = None,
 ) -> Verdict:
-    """The fields of a manifest that this machine must meet.
+    """Compare the fields of a manifest that this machine must meet.
 
     Args:
-        machine: what the driver tells; None where there is none.
-        runtime: the runtime that is to execute it; None where the caller brings the engine's own.
-        live: versions that this runtime really has, by their names in the manifest.
+        machine: GPUs and driver of this machine; None without a driver.
+        runtime: the runtime that will execute the engine; None if it is the engine's own.
+        live: versions that this runtime has, by their names in the manifest.
     """
     if engine.kind not in (*PORTABLE_KINDS, *COMPILED_KINDS, *UNCOMPILED_KINDS):
         raise ManifestError(f"kind is {engine.kind!r}", where=engine.name, fix="build this engine again")
@@ -162,7 +160,7 @@ def _compare_versions(engine: Manifest, live: Mapping[str, str]) -> list[Differe
     differences = []
     for name, fatal in COMPARED_VERSIONS.items():
         built_version, live_version = _require_string(engine.runtime, name), live.get(name)
-        # A table's range is no version that could differ.
+        # A range in the table is not a version to compare.
         if (
             built_version is not None
             and built_version[:1].isdigit()
@@ -197,14 +195,14 @@ def require_runnable(
     live: Mapping[str, str] | None = None,
     count: int | None = None,
 ) -> Verdict:
-    """The verdict, when the engine runs here.
+    """Return the verdict, if the engine runs here.
 
     Args:
         count: GPUs that it needs here, where other machines have the rest.
 
     Raises:
-        ManifestError: not an engine.
-        Mismatch: it does not run here; every differing field with what to do.
+        ManifestError: the directory is not an engine.
+        Mismatch: the engine does not run here; names every differing field and what to do.
     """
     engine_manifest = manifest.read_manifest(directory, "engine")
     if count is not None:
@@ -219,15 +217,15 @@ def check_before_start(
     runtime: str | None = None,
     live: Mapping[str, str] | None = None,
 ) -> Verdict:
-    """What a server asks before it starts anything: the GPU and the runtime that are here, against the
-    manifest of its engine, or of a repository made of it. Differences that are not fatal are said.
+    """Compare this machine's GPU and runtime with the manifest of an engine, or of a repository made of it,
+    before a server starts. Differences that are not fatal are printed.
 
     Args:
         driver: the GPU driver's root; None finds it.
 
     Raises:
-        ManifestError: a field that cannot be compared.
-        Mismatch: the engine does not run here; every differing field with what to rebuild.
+        ManifestError: a field cannot be compared.
+        Mismatch: the engine does not run here; names every differing field and what to rebuild.
     """
     machine: Machine | None = None
     if engine_manifest.kind not in PORTABLE_KINDS:
@@ -242,10 +240,10 @@ def check_before_start(
 
 
 def require_versions(engine_manifest: Manifest, directory: Path, live: Mapping[str, str]) -> None:
-    """The same for versions alone, which some runtimes tell only by starting.
+    """Compare versions alone, for runtimes that tell them only by starting.
 
     Raises:
-        Mismatch: another version than the engine was built with.
+        Mismatch: the engine was built with another version.
     """
     _require_match(Verdict(engine_manifest, tuple(_compare_versions(engine_manifest, live))), directory)
 

@@ -1,1 +1,1 @@
-"""OpenAI's interface in front of Triton: LiteLLM as the gateway, and what it lacks for our repositories."""
+"""OpenAI's interface in front of Triton: LiteLLM, and the parts that it lacks for enginix's repositories."""

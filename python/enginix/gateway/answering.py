@@ -1,4 +1,4 @@
-"""A checked request's answer: composed for LiteLLM, asked of one server after the other, and put together."""
+"""Answer a checked request: compose LiteLLM's requests, try one server after the other, join the answers."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class CheckedRequest:
     """A checked request.
 
     Attributes:
-        path: its route.
-        body: its parameters, without those that count as absent.
-        model: the model that its ``model`` means.
-        identity: the answer's id; ``None`` keeps that of a server of OpenAI's interface.
-        parts: bodies, one for each text of ``prompt``; of a server of OpenAI's interface always one.
-        call: what to ask a Triton server, but for the prompt; ``None`` where none is asked.
+        path: the request's route.
+        body: the request's parameters, without those that count as absent.
+        model: the model that the request's ``model`` resolves to.
+        identity: the answer's id; ``None`` keeps the id of a server with OpenAI's interface.
+        parts: bodies, one for each text of ``prompt``; always one for a server with OpenAI's interface.
+        call: the call to a Triton server, without the prompt; ``None`` for other servers.
     """
 
     path: str
@@ -61,7 +61,7 @@ class CheckedRequest:
         is_triton: bool,
         limits: GatewayLimits,
     ) -> CheckedRequest:
-        """Compose what is asked from what :func:`enginix.gateway.request.check_openai_request` has let through.
+        """Return the request, from a body that :func:`enginix.gateway.request.check_openai_request` accepts.
 
         Args:
             request: the request's id.
@@ -81,20 +81,20 @@ class CheckedRequest:
 
     @property
     def is_stream(self) -> bool:
-        """Whether the answer is to come in pieces."""
+        """Tell whether the request asks for a streamed answer."""
         return bool(self.body.get("stream"))
 
     @property
     def include_usage(self) -> bool:
-        """Whether a stream is to tell its usage."""
+        """Tell whether the request asks for the usage in a stream."""
         return bool((self.body.get("stream_options") or {}).get("include_usage"))
 
     def call_of(self, part: Mapping[str, Any]) -> TritonCall | None:
-        """Return what to ask a Triton server for one part."""
+        """Return the call to a Triton server for one part."""
         if self.call is None:
             return None
         if "messages" in part:
-            # Contents are texts by now; LiteLLM's own way with messages is not asked.
+            # Contents are texts by now; LiteLLM's own template for messages is not used.
             prompt = {"messages": json.dumps(parse_text_messages(part["messages"]), ensure_ascii=False)}
         else:
             prompt = {"text_input": part["prompt"]}
@@ -102,14 +102,14 @@ class CheckedRequest:
 
 
 class Answering:
-    """Answers one question.
+    """Answers one request.
 
     Args:
-        width: parts that are asked at the same time.
+        width: parts that are answered at the same time.
 
     Attributes:
-        tokens: of the answer so far.
-        error: what a stream ended with after its first piece, where it failed.
+        tokens: tokens of the answer so far.
+        error: the error that ended a stream after its first piece, if any.
     """
 
     def __init__(
@@ -121,10 +121,10 @@ class Answering:
         self.error: dict[str, Any] | None = None
 
     async def whole(self) -> dict[str, Any]:
-        """Return the answer.
+        """Return the whole answer.
 
         Raises:
-            Refused: no server answers.
+            RequestRejected: no server answers.
         """
         places = asyncio.Semaphore(self._width)
 
@@ -133,7 +133,7 @@ class Answering:
                 async for body in answer:
                     assert isinstance(body, dict)
                     return body
-            raise RequestRejected("the model's server sent what is no answer", None, 502)
+            raise RequestRejected("the model's server sent an invalid response", None, 502)
 
         tasks = [asyncio.ensure_future(one(part)) for part in self._question.parts]
         try:
@@ -145,7 +145,7 @@ class Answering:
         if len(answers) == 1:
             return answers[0]
         if not all(a.get("choices") for a in answers):
-            raise RequestRejected("the model's server sent what is no answer", None, 502)
+            raise RequestRejected("the model's server sent an invalid response", None, 502)
         choices = [{**a["choices"][0], "index": i} for i, a in enumerate(answers)]
         return {**answers[0], "choices": choices, "usage": _sum_usages(usages)}
 
@@ -153,7 +153,7 @@ class Answering:
         """Yield the answer's events as bytes.
 
         Raises:
-            Refused: no server answers, before the first piece. Later ``error`` is set.
+            RequestRejected: no server answers, before the first piece. Later ``error`` is set.
         """
         parts = self._question.parts
         cleaners = [
@@ -233,7 +233,7 @@ class Answering:
         """Ask one server after the other, until one has a first piece, or the whole answer.
 
         Raises:
-            Refused: the request is to blame, or the last server that was asked has failed.
+            RequestRejected: the request is at fault, or the last server that was tried has failed.
         """
         failure: RequestRejected | None = None
         for candidate in self._balancer.candidates(self._question.model):
@@ -254,14 +254,14 @@ class Answering:
                     self._balancer.failed(candidate.server)
         assert failure is not None, "each model has a server"
         if failure.status == 503 and failure.retry_after is None:
-            # By then the servers have been looked after again.
+            # By then the servers' health has been checked again.
             failure.retry_after = math.ceil(REST_SECONDS)
         raise failure
 
     async def _attempt(
         self, candidate: Candidate, part: Mapping[str, Any], cleaner: response_rewrite.EventRewriter | None
     ) -> AsyncGenerator[AnswerEvent, None]:
-        """Ask one server: events of a stream from the first piece on, or one whole answer."""
+        """Ask one server; yield the events of a stream from the first piece on, or one whole answer."""
         body = {**part, "model": candidate.deployment}
         if cleaner is not None and self._asks_for_usage():
             body["stream_options"] = {"include_usage": True}
@@ -276,7 +276,7 @@ class Answering:
                 yield response_rewrite.rewrite_answer(raw, self._question.identity, self._model)
                 return
             if not kind.startswith("text/event-stream"):
-                raise RequestRejected("the model's server sent what is no stream", None, 502)
+                raise RequestRejected("the model's server did not send an event stream", None, 502)
             async with aclosing(_from_first_piece(exchange, cleaner)) as events:
                 async for event in events:
                     yield event
@@ -286,7 +286,7 @@ class Answering:
             await exchange.close()
 
     def _asks_for_usage(self) -> bool:
-        """Whether the server is asked for it; a client's limit counts it, too."""
+        """Tell whether to ask the server for the usage; a client's token limit needs it, too."""
         client = self._caller.client
         counted = bool(client and client.tokens_per_minute)
         return self._question.call is not None or self._question.include_usage or counted
@@ -295,10 +295,10 @@ class Answering:
 async def _from_first_piece(
     exchange: Exchange, cleaner: response_rewrite.EventRewriter
 ) -> AsyncGenerator[AnswerEvent, None]:
-    """Yield a stream's events; those before its first piece are held back, for another server may take over.
+    """Yield a stream's events; hold back those before its first piece, as another server may take over.
 
     Raises:
-        Refused: it failed before its first piece.
+        RequestRejected: the stream failed before its first piece.
     """
     held_events: list[AnswerEvent] = []
     begun = done = False
@@ -327,7 +327,7 @@ async def _from_first_piece(
 
 
 def _select_refusal(call: TritonCall | None, raw: bytes, status: int) -> RequestRejected:
-    # What the handler said is not what LiteLLM has made of it.
+    # Use the handler's own error, not the one that LiteLLM makes of it.
     return (
         call.failure
         if call is not None and call.failure is not None
@@ -343,7 +343,7 @@ def _stream_error(call: TritonCall | None, event: Mapping[str, Any], status: int
 
 
 def _is_servers_fault(error: RequestRejected) -> bool:
-    """Whether another server may answer."""
+    """Tell whether the server is at fault, so that another server may answer."""
     return error.status >= 500 or error.status in (408, 429)
 
 

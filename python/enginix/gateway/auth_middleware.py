@@ -1,8 +1,8 @@
-"""What stands before LiteLLM: keys, routes, sizes, parameters and limits, and clients that vanish.
+"""The auth middleware in front of LiteLLM: checks keys, routes, sizes, parameters, limits and connections.
 
-LiteLLM's proxy has hundreds of routes and answers requests with parameters that nobody honours; here are
-only OpenAI's few, and everything that LiteLLM would drop, or take as an order to itself (mock_response,
-api_base, num_retries), is refused by name.
+LiteLLM's proxy has hundreds of routes, and accepts parameters that no server honours. The middleware passes
+OpenAI's few routes only. It refuses by name every parameter that LiteLLM would drop, or would take as an
+order to itself (mock_response, api_base, num_retries).
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from enginix.gateway.spec import BackendServer, GatewaySpec
 
 __all__ = ["SCOPE", "AuthMiddleware"]
 MODELS = "/v1/models"
-# Deeper than any message; parsers of the servers behind crash far beyond (docs/reference/triton.md, faults).
+# Deeper than any message; parsers of the servers behind crash at far deeper nesting
+# (docs/reference/triton.md, Faults).
 _MAX_DEPTH = 32
-# Status that servers log for a request whose client has gone.
+# Status that servers log for a request that its client has left.
 _CLIENT_GONE = 499
 # Texts of one request that are answered at the same time.
 _PARALLEL_PROMPTS = 8
@@ -41,12 +42,12 @@ class AuthMiddleware:
 
     Args:
         app: LiteLLM's proxy.
-        ready: state of the servers behind, for ``/health/ready``: whether to send requests, and each one's.
-        log: gets one line a request; no text of a client is in it.
-        answers: whether a server is known to answer; others are asked last.
+        ready: returns the state for ``/health/ready``: ready or not, and the state of each model.
+        log: receives one line for each request, without any text of a client.
+        answers: tells whether a server is known to answer; others are tried last.
 
     Attributes:
-        start_failure: why the application did not start, where it did not.
+        start_failure: reason why the application did not start, if it failed.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class AuthMiddleware:
         self.start_failure = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One connection's request."""
+        """Answer one request."""
         if scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -76,7 +77,7 @@ class AuthMiddleware:
             await self._request(scope, receive, send)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the start and the end on to LiteLLM, and keeps why a start failed."""
+        """Pass start and stop on to LiteLLM, and keep the reason of a failed start."""
 
         async def observed_send(message: Message) -> None:
             if message["type"] == "lifespan.startup.failed":
@@ -142,7 +143,7 @@ class AuthMiddleware:
         word, _, key = (headers[0].decode("latin-1") if len(headers) == 1 else "").partition(" ")
         caller = self._keys.caller(key.strip() if word.lower() == "bearer" else None)
         if caller is None:
-            reason = "this key is not known here" if headers else "no key is given: Authorization: Bearer KEY"
+            reason = "unknown key" if headers else "no key is given: Authorization: Bearer KEY"
             raise RequestRejected(reason, None, 401, "invalid_api_key")
         return caller
 
@@ -190,10 +191,10 @@ class AuthMiddleware:
 
     @contextmanager
     def _place(self, caller: Caller) -> Iterator[None]:
-        """A place among the requests that run.
+        """Hold one of the places for running requests.
 
         Raises:
-            Refused: there is none.
+            RequestRejected: all places are taken.
         """
         client_limit = caller.client.parallel_requests if caller.client else 0
         for limit, running in (
@@ -201,7 +202,7 @@ class AuthMiddleware:
             (client_limit, self._running[caller.name]),
         ):
             if 0 < limit <= running:
-                # A place may come free at any moment.
+                # A place may become free at any moment.
                 reason = "too many requests run; try again later"
                 raise RequestRejected(reason, None, 429, "rate_limit_exceeded", retry_after=1)
         self._running[caller.name] += 1
@@ -228,7 +229,7 @@ class AuthMiddleware:
         return model
 
     def _models(self, caller: Caller, name: str) -> dict[str, Any]:
-        """``GET /v1/models``, and of one model."""
+        """Answer ``GET /v1/models`` and ``GET /v1/models/NAME``."""
         if name:
             self._model(name, caller)
             return _model_row(name)
@@ -252,11 +253,11 @@ class AuthMiddleware:
             ) from e
         try:
             body = json.loads(raw, parse_constant=_reject_constant)
-            # Half a surrogate pair is no character; it would become a question mark on the way.
+            # Half a surrogate pair is not a character; it would become a question mark on the way.
             json.dumps(body, ensure_ascii=False).encode()
         except UnicodeEncodeError as e:
             raise RequestRejected(
-                "the request has half a surrogate pair (\\ud800 to \\udfff), which is no text"
+                "the request has half a surrogate pair (\\ud800 to \\udfff), which is not text"
             ) from e
         except (ValueError, RecursionError) as e:
             # A parser's message may quote the text.
@@ -274,7 +275,7 @@ class _ClientGone(Exception):
 
 
 class _ClientRequest:
-    """One request: what came in, and what goes out."""
+    """One request of a client, and its answer."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope, self._receive, self._send = scope, receive, send
@@ -308,11 +309,11 @@ class _ClientRequest:
         await self._send({"type": "http.response.body", "body": raw, "more_body": False})
 
     async def read(self, max_bytes: int) -> bytes:
-        """The body.
+        """Return the request's body.
 
         Raises:
-            Refused: larger than ``most``.
-            _Gone: the client left.
+            RequestRejected: the body is larger than ``max_bytes``.
+            _ClientGone: the client closed its connection.
         """
         parts, size = [], 0
         while True:
@@ -327,10 +328,10 @@ class _ClientRequest:
                 return b"".join(parts)
 
     async def while_connected(self, answering: Coroutine[Any, Any, None]) -> None:
-        """Let it be answered, and end that when the client goes: its place at the server is free then.
+        """Run the answering, and cancel it when the client leaves, which frees its place at the server.
 
         Raises:
-            _Gone: the client left.
+            _ClientGone: the client closed its connection.
         """
         task, watching = asyncio.ensure_future(answering), asyncio.ensure_future(self._until_gone())
         try:
@@ -352,7 +353,7 @@ def _refuse_query(scope: Scope) -> None:
     """Refuse a query string: LiteLLM would take parameters from it, before those of the body.
 
     Raises:
-        Refused: there is one.
+        RequestRejected: the request has a query string.
     """
     if scope.get("query_string"):
         raise RequestRejected("the address has a query string (?…); parameters belong in the body, as JSON")
@@ -367,7 +368,7 @@ def _reject_constant(name: str) -> Any:
 
 
 def _is_nested_deeper(value: Any, depth: int) -> bool:
-    """Whether containers are nested deeper than ``most``; without recursion."""
+    """Tell whether containers are nested deeper than ``depth``; without recursion."""
     level = [value]
     for _ in range(depth):
         level = [
@@ -392,7 +393,7 @@ def _model_row(name: str) -> dict[str, Any]:
 async def _send_json(
     send: Send, status: int, body: Mapping[str, Any], more: Sequence[tuple[bytes, bytes]] = ()
 ) -> None:
-    # The server beneath frames the body.
+    # uvicorn frames the body.
     headers = [(b"content-type", b"application/json"), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": _encode_body(body)})

@@ -1,4 +1,4 @@
-"""Whether the servers behind the gateway answer: at the start by an answer of each, later by their health."""
+"""Availability of the servers behind the gateway: by an answer of each at start, by their health later."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _PROBE = {"text_input": "A", "max_tokens": 1, "end_id": -1}
 
 
 class Backends:
-    """The servers of a gateway, and which of them answer.
+    """The servers of a gateway, and their availability.
 
     Args:
-        key: the key of a server's file.
-        say: gets a line when a server goes, comes back, or serves another model than is asked for.
+        key: returns the key in a server's key file.
+        say: receives a line when a server stops or resumes answering, or serves another model.
     """
 
     def __init__(self, spec: GatewaySpec, key: Callable[[str], str], say: Callable[[str], None]) -> None:
@@ -32,7 +32,7 @@ class Backends:
         self._answered = False
 
     def state(self) -> tuple[bool, dict[str, Any]]:
-        """Ready (every server has answered once, and now one of each model is there), and each model's."""
+        """Return whether each server has answered once and each model has one now; and the models' counts."""
         counts = {
             name: {"servers": len(servers), "answering": sum(self._servers[s] for s in servers)}
             for name, servers in self._spec.models.items()
@@ -40,21 +40,21 @@ class Backends:
         return self._answered and all(c["answering"] for c in counts.values()), counts
 
     def silent(self) -> list[str]:
-        """Addresses that have not answered, for the operator."""
+        """Return the addresses of servers that have not answered, for the operator."""
         return sorted({s.url for s, answers in self._servers.items() if not answers})
 
     def answers(self, server: BackendServer) -> bool:
-        """Whether a server answered when it was last looked after."""
+        """Tell whether a server answered at its last check."""
         return self._servers[server]
 
     async def await_answers(self) -> None:
-        """Returns when every server has answered once."""
+        """Return when every server has answered once."""
         async with triton.new_client(60) as client:
             await asyncio.gather(*(self._await(client, s) for s in self._servers))
         self._answered = True
 
     async def watch(self) -> None:
-        """Looks after the servers until cancelled."""
+        """Check the servers' health until cancelled."""
         async with triton.new_client(5) as client:
             while True:
                 await asyncio.sleep(_WATCH_SECONDS)
@@ -71,7 +71,7 @@ class Backends:
             names = await self._names(client, server)
             if names and server.model not in names:
                 served = ", ".join(sorted(names))
-                self._say(f"warning: {server.url} serves {served}, and is asked for {server.model}")
+                self._say(f"warning: {server.url} serves {served}, but the gateway asks for {server.model}")
         self._servers[server] = True
 
     async def _answers(self, client: httpx.AsyncClient, server: BackendServer) -> bool:
@@ -89,7 +89,7 @@ class Backends:
         return False
 
     async def _names(self, client: httpx.AsyncClient, server: BackendServer) -> list[str]:
-        """Models that a server of OpenAI's interface says it has; none where it does not say."""
+        """Return the models that a server with OpenAI's interface lists; empty if it lists none."""
         with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
             return [str(row["id"]) for row in (await self._get(client, server)).json()["data"]]
         return []

@@ -1,4 +1,4 @@
-"""Which of a model's servers is asked, and which one next when it fails."""
+"""Balancing and fail-over: the order in which a model's servers are tried."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from enginix.gateway.litellm_config import deployment_id
 from enginix.gateway.spec import BackendServer, GatewaySpec
 
-# Seconds in which a server that failed is not asked, where another can answer.
+# Seconds for which a failed server is skipped if another one can answer.
 REST_SECONDS = 5.0
-# Of a new time in the average of a server's times.
+# Weight of a new time in the moving average of a server's times.
 _WEIGHT = 0.2
 
 
@@ -21,7 +21,7 @@ class Candidate:
     """A server that may answer.
 
     Attributes:
-        deployment: its name in LiteLLM's configuration.
+        deployment: the server's name in LiteLLM's configuration.
     """
 
     deployment: str
@@ -32,7 +32,7 @@ class Balancer:
     """The servers of all models.
 
     Args:
-        answers: whether a server is known to answer.
+        answers: tells whether a server is known to answer.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class Balancer:
         self._seconds: dict[BackendServer, float] = {}
 
     def candidates(self, model: str) -> Iterator[Candidate]:
-        """Yield the servers to ask, in this order, each one when those before it have failed.
+        """Yield the servers to ask, in order; each one after those before it have failed.
 
-        Servers of the model come first, then those of its fallbacks. Servers that are silent, or have just
-        failed, come last of all: they are asked where nothing else is left.
+        Servers of the model come first, then those of its fallbacks. Servers that do not answer, or have just
+        failed, come last.
         """
         late: list[Candidate] = []
         for name in (model, *self._spec.fallbacks.get(model, ())):
@@ -59,7 +59,7 @@ class Balancer:
             if self._spec.strategy == "latency-based-routing":
                 candidates.sort(key=lambda c: self._seconds.get(c.server, 0.0))
             for candidate in candidates:
-                # Looked at when its turn comes: those before it took their time.
+                # Checked when its turn comes: the state may have changed during the earlier attempts.
                 if self._is_available(candidate.server):
                     yield candidate
                 else:
@@ -67,13 +67,13 @@ class Balancer:
         yield from late
 
     def succeeded(self, server: BackendServer, seconds: float) -> None:
-        """Note how long a server took to begin an answer."""
+        """Record how long a server took to begin an answer."""
         self._rests.pop(server, None)
         before = self._seconds.get(server, seconds)
         self._seconds[server] = before + _WEIGHT * (seconds - before)
 
     def failed(self, server: BackendServer) -> None:
-        """Note that a server has failed."""
+        """Record that a server has failed."""
         self._rests[server] = self._clock() + REST_SECONDS
 
     def _is_available(self, server: BackendServer) -> bool:

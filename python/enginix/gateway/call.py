@@ -1,6 +1,6 @@
-"""What a request asks of a Triton server, and how that ended, handed past LiteLLM.
+"""A call to a Triton server and its failure, passed around LiteLLM.
 
-LiteLLM rewrites messages, parameters and errors on the way, in each version otherwise.
+LiteLLM rewrites messages, parameters and errors on the way, differently in each version.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ class TritonCall:
     """One request to one server.
 
     Attributes:
-        question: Triton's inputs, without ``max_tokens`` where what fits is meant.
+        question: Triton's inputs; without ``max_tokens`` to generate as many tokens as fit.
         stop: texts that end the answer.
-        max_tokens: at most, where the request says none; ``None`` is all that fits.
-        failure: why it failed, where it did.
+        max_tokens: limit for a request without one; ``None`` is all that fits.
+        failure: the reason, if the call failed.
     """
 
     question: dict[str, Any]

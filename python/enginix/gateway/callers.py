@@ -1,4 +1,4 @@
-"""LiteLLM's custom authentication: the key is checked already; this says who asks, and for which server."""
+"""LiteLLM's custom authentication: the key is checked already; this passes caller and server to LiteLLM."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from enginix.gateway.keys import Caller
 
 
 async def authenticate(request: Any, api_key: str) -> UserAPIKeyAuth:
-    """Return who asks, for LiteLLM.
+    """Return the caller in LiteLLM's form.
 
     Raises:
-        ProxyException: the request has not come through the gate.
+        ProxyException: the request did not come through the auth middleware.
     """
     caller = request.scope.get(SCOPE)
     if not isinstance(caller, Caller):

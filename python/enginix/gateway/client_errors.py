@@ -1,4 +1,4 @@
-"""What a Triton server says about its inputs, in the words of OpenAI's interface.
+"""Rewrite a Triton server's errors in the terms of OpenAI's interface.
 
 Clients know neither Triton's inputs nor the engine; they look for OpenAI's parameters and codes.
 """
@@ -33,10 +33,10 @@ def rewrite_backend_error(message: str, status: int) -> RequestRejected:
     """Return a server's error for the client.
 
     Args:
-        message: of Triton's model.
+        message: the error of Triton's model.
     """
     if status != 400:
-        # A server that is full may have a place at any moment; one that cannot be reached is another matter.
+        # A full server may have a place at any moment, unlike one that cannot be reached.
         is_full = status == 429 or message.endswith(load_table("triton_errors")["later"])
         retry_after = 1 if is_full else None
         return RequestRejected(message, None, status, retry_after=retry_after)
@@ -51,8 +51,8 @@ def rewrite_backend_error(message: str, status: int) -> RequestRejected:
     if match := _NO_ROOM.match(message):
         prompt, answer, context_length, fits = match.groups()
         details = (
-            f"max_tokens: this model's maximum context length is {context_length} tokens. However, you requested "
-            f"{int(prompt) + int(answer)} tokens ({prompt} in the prompt, {answer} in the answer); "
+            f"max_tokens: this model's maximum context length is {context_length} tokens. However, you "
+            f"requested {int(prompt) + int(answer)} tokens ({prompt} in the prompt, {answer} in the answer); "
             f"at most {fits} fit"
         )
         return RequestRejected(details, "max_tokens", 400, CONTEXT_CODE)
@@ -65,7 +65,7 @@ def rewrite_backend_error(message: str, status: int) -> RequestRejected:
 
 
 def restore_parameter_names(error: RequestRejected, body: Mapping[str, Any]) -> RequestRejected:
-    """Return an error with the parameter that this request used, where there are two for one thing."""
+    """Return an error with the parameter name that this request used, where OpenAI has two names."""
     named = "messages" if "messages" in body else "prompt"
     message, param = error.message.replace("{param}", named), error.param
     if param == "{param}":

@@ -1,6 +1,6 @@
-"""Connections of clients: a time for the header, a number of them, and room for those that ask something.
+"""Limits for clients' connections: a time for the header, and a number that favours running requests.
 
-uvicorn waits for a header for ever, and accepts until the process may open no more files.
+uvicorn waits for a header for ever, and accepts connections until the process has no file descriptor left.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ import asyncio
 import resource
 from typing import Any, ClassVar
 
-# In which a client must have sent a whole header, from the start or from the end of its last request on.
+# Seconds for a client to send a whole header, from the start or from the end of its last request.
 HEADER_SECONDS = 10.0
-# In which a client must take what it is sent.
+# Seconds for a client to receive what it is sent.
 READ_SECONDS = 60.0
 _MOST_FILES = 65536
-# Files that are no connection of a client's.
+# Files other than clients' connections.
 _OWN_FILES = 64
 
 
 def raise_file_limit() -> int:
-    """Raise this process's limit of open files to what it may have; return how many connections that allows.
+    """Raise this process's limit of open files to its maximum; return the number of connections it allows.
 
     Each connection may need another one to a server behind.
     """
@@ -36,11 +36,12 @@ def limited_protocol(base: Any, max_connections: int, header_seconds: float = HE
 
     Args:
         base: uvicorn's class for HTTP.
-        most: connections at once. Beyond them the one that has waited longest without a request is closed.
+        max_connections: connections at once; beyond them, the one that has waited longest without a request
+            is closed.
     """
 
     class LimitedProtocol(base):  # type: ignore[misc]
-        """A connection. ``waiting`` holds those without a request, longest first."""
+        """A connection. ``waiting`` holds the connections without a request, longest first."""
 
         waiting: ClassVar[dict[Any, None]] = {}
         number = 0
@@ -91,7 +92,7 @@ def limited_protocol(base: Any, max_connections: int, header_seconds: float = HE
             return self.cycle is not None and not self.cycle.response_complete
 
         def _await_request(self) -> None:
-            """Start to wait for a header, unless it is waited for already: each byte is no new start."""
+            """Start the time for a header, unless it runs already: single bytes do not restart it."""
             if self._header_timer is None and not self.transport.is_closing():
                 self._header_timer = self.loop.call_later(header_seconds, self._abort)
                 self.waiting[self] = None

@@ -1,23 +1,23 @@
-"""Server-sent events as their standard has them: lines end at CR, LF or CRLF, and nowhere else.
+"""Parse server-sent events by their standard: lines end at CR, LF or CRLF, and nowhere else.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream. Python's and httpx's
-functions for lines of text end lines at U+2028, U+2029 and U+0085, too, which are ordinary characters of
+functions for lines of text also end lines at U+2028, U+2029 and U+0085, which are ordinary characters in
 JSON.
 """
 
 from __future__ import annotations
 
-# Of an event; a piece of text is a few bytes.
+# Largest event in bytes; a piece of text is a few bytes.
 MAX_BYTES = 16 * 2**20
 DONE = "[DONE]"
 
 
 class EventTooLarge(Exception):
-    """An event that is larger than any answer's."""
+    """An event is larger than any answer's."""
 
 
 class EventParser:
-    """Reads a stream of bytes, however it is cut, into the data of its events."""
+    """Parses a stream of bytes, in pieces of any size, into the data of its events."""
 
     def __init__(self) -> None:
         self._line = bytearray()
@@ -38,7 +38,7 @@ class EventParser:
         if raw.endswith(b"\r"):
             self._after_cr = True
         events: list[str] = []
-        # Of bytes, Python's lines end at CR, LF and CRLF alone.
+        # Lines of bytes end at CR, LF and CRLF alone in Python.
         for line in raw.splitlines(keepends=True):
             self._line += line
             if line.endswith((b"\n", b"\r")):
@@ -48,7 +48,7 @@ class EventParser:
         return events
 
     def close(self) -> list[str]:
-        """Return the last event where its server left the empty line out; the standard drops it."""
+        """Return the last event if its server omitted the empty line; the standard drops such an event."""
         ended = self._end_of_line() if self._line else []
         return [*ended, *self._dispatch()]
 

@@ -1,4 +1,4 @@
-"""One request to LiteLLM's application, composed here, and its answer as it comes."""
+"""One composed request to LiteLLM's application, and its answer as it comes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-# Keys of a composed request's scope: who asks, and the one deployment that may answer.
+# Keys of a composed request's scope: the caller, and the one deployment that may answer.
 SCOPE = "enginix.caller"
 DEPLOYMENT = "enginix.deployment"
-# Messages that LiteLLM may be ahead of the client.
+# Messages that LiteLLM may send before the client has taken them.
 _AHEAD = 16
 
 
 class NoAnswer(Exception):
-    """The application has ended without a whole answer."""
+    """The application ended without a whole answer."""
 
 
 class Exchange:
@@ -34,7 +34,7 @@ class Exchange:
     Args:
         path: one of the routes.
         body: checked parameters, with the deployment as ``model``.
-        call: what :mod:`enginix.gateway.handler` is to ask a Triton server.
+        call: the call of :mod:`enginix.gateway.handler` to a Triton server.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Exchange:
         return b"".join([raw async for raw in self.body()])
 
     async def close(self) -> None:
-        """End it; the place at the server behind is free then."""
+        """End the request, which frees its place at the server behind."""
         self._gone.set()
         self._taken.set()
         self._task.cancel()
@@ -107,7 +107,7 @@ class Exchange:
 
 
 def compose_scope(path: str, caller: Caller, deployment: str, size: int) -> Scope:
-    """Return a request to LiteLLM in which nothing is the client's; LiteLLM takes orders from every part."""
+    """Return a request's scope for LiteLLM without any part of the client's: LiteLLM obeys all parts."""
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},

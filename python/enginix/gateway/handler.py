@@ -1,8 +1,8 @@
 """LiteLLM's custom provider ``enginix``: a model of a Triton server that ``enginix triton-repo`` made a
 repository for.
 
-LiteLLM's own Triton provider knows max_tokens only, and not the model's chat template. This one asks what the
-checked request says (:class:`enginix.gateway.call.TritonCall`), not what LiteLLM has made of it.
+LiteLLM's own Triton provider supports max_tokens only, and not the model's chat template. This one sends the
+checked request (:class:`enginix.gateway.call.TritonCall`), not LiteLLM's version of it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class TritonHandler(CustomLLM):  # type: ignore[misc]
     """Answers requests of the router; one for all servers.
 
     Attributes:
-        silence: seconds after which a server that says nothing has failed.
+        silence: seconds without data after which a server counts as failed.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class TritonHandler(CustomLLM):  # type: ignore[misc]
     async def acompletion(
         self, model: str, api_base: str, model_response: ModelResponse, **_: Any
     ) -> ModelResponse:
-        """A whole answer. If the client goes, so does the request to Triton."""
+        """Return a whole answer. If the client disconnects, the request to Triton is cancelled."""
         pieces: list[str] = []
         last: Piece | None = None
         async with aclosing(self._ask(api_base, model)) as answer:
@@ -56,7 +56,7 @@ class TritonHandler(CustomLLM):  # type: ignore[misc]
     async def astreaming(
         self, model: str, api_base: str, **_: Any
     ) -> AsyncGenerator[GenericStreamingChunk, None]:
-        """An answer in pieces."""
+        """Yield an answer in pieces."""
         async with aclosing(self._ask(api_base, model)) as answer:
             async for piece in answer:
                 yield GenericStreamingChunk(

@@ -1,4 +1,4 @@
-"""Keys from files: never in the store, on a command line, in a log, or in the environment of a start."""
+"""Keys from files: never in the Nix store, on a command line, in a log, or in a start's environment."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _MIN_CHARACTERS = 16
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks.
+    """A caller of the gateway.
 
     Attributes:
-        name: of the client; ``operator`` has the gateway's own key, ``anyone`` none, where none is asked for.
-        client: its limits; None has none.
+        name: the client's name; ``operator`` for the gateway's own key, ``anyone`` if no keys are configured.
+        client: the client's limits; None without limits.
     """
 
     name: str
@@ -34,10 +34,10 @@ class Keys:
     """The keys of a gateway; only their digests are kept."""
 
     def __init__(self, spec: GatewaySpec) -> None:
-        """Reads all files.
+        """Read all key files.
 
         Raises:
-            UsageError: a file is missing, holds no key, or one that somebody else has; readable by everybody.
+            UsageError: a file is missing, readable by everybody, or holds no key or another client's key.
         """
         self._callers: dict[str, Caller] = {}
         self._add(OPERATOR, spec.key_file, None)
@@ -46,14 +46,14 @@ class Keys:
 
     @property
     def asked(self) -> bool:
-        """Whether there are any keys."""
+        """Tell whether any keys are configured."""
         return bool(self._callers)
 
     def caller(self, key: str | None) -> Caller | None:
-        """Who has this key, if anybody."""
+        """Return the caller with this key; None if it is unknown."""
         if not self._callers:
             return ANYONE
-        # By digest: how long the search takes says nothing about a key.
+        # Looked up by digest, so that the time of the search does not depend on a key.
         return self._callers.get(_hash_key(key or ""))
 
     def _add(self, name: str, path: str | None, client: GatewayClient | None) -> None:
@@ -68,7 +68,7 @@ class Keys:
 
 
 def read_key(path: str) -> str:
-    """The key in a file; a relative path is below $CREDENTIALS_DIRECTORY, where systemd puts credentials.
+    """Read the key in a file; a relative path is below $CREDENTIALS_DIRECTORY (systemd's credentials).
 
     Raises:
         UsageError: missing, not one line of at least 16 characters, or readable by everybody.

@@ -1,4 +1,4 @@
-"""The exact command and environment of a gateway."""
+"""The command and environment of a gateway."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LOOPBACK = ("127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class GatewayOptions:
-    """What a start says beyond the description; no secret is in it.
+    """Options of a start beyond the description, without secrets.
 
     Attributes:
         spec: path of the description.
-        start_timeout: seconds until every server behind must have answered.
-        exit_timeout: seconds that running answers have at the end.
+        start_timeout: seconds within which every server behind must answer.
+        exit_timeout: seconds for running answers to end at a stop.
     """
 
     spec: str
@@ -36,21 +36,21 @@ class GatewayOptions:
 
     @staticmethod
     def parse(text: str) -> GatewayOptions:
-        """Reads what :meth:`dump` wrote."""
+        """Parse the text of :meth:`dump`."""
         return GatewayOptions(**json.loads(text))
 
     def dump(self) -> str:
-        """One word of a command line."""
+        """Return the options as one word of a command line."""
         return json.dumps(asdict(self), sort_keys=True)
 
 
 def build_gateway_command(python: Path, options: GatewayOptions) -> list[str]:
-    """What to execute."""
+    """Return the command line of the gateway's process."""
     return [str(python), str(Path(__file__).with_name("main.py")), options.dump()]
 
 
 def build_gateway_environment() -> dict[str, str]:
-    """The whole environment; no key and no token of the caller's is inherited."""
+    """Return the whole environment; keys and tokens of the caller are not inherited."""
     passed = {k: os.environ[k] for k in ("CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET") if k in os.environ}
     return process.build_environment(
         {
@@ -63,10 +63,10 @@ def build_gateway_environment() -> dict[str, str]:
 
 
 def require_litellm(python: Path) -> str:
-    """LiteLLM's version in an environment.
+    """Return LiteLLM's version in an environment.
 
     Raises:
-        MachineError: it has none, an older one than is tested, or lacks what its proxy needs.
+        MachineError: LiteLLM or a library of its proxy is missing, or the version is older than those tested.
     """
     script = (
         "import importlib.util as u\n"
@@ -90,15 +90,15 @@ def require_litellm(python: Path) -> str:
 
 
 def _parse_litellm_version(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: 1.83.7.post1 is (1, 83, 7)."""
+    """Return the leading numbers of a version: 1.83.7.post1 is (1, 83, 7)."""
     return tuple(int(n) for n in re.match(r"[\d.]*", version)[0].split(".") if n)  # type: ignore[index]
 
 
 def check_host(host: str, *, has_keys: bool) -> None:
-    """Refuses a door that is open to all.
+    """Refuse a gateway that is reachable from outside without keys.
 
     Raises:
-        UsageError: reachable from outside, without any key.
+        UsageError: the address is reachable from outside, and no key is configured.
     """
     if host not in LOOPBACK and not has_keys:
         raise UsageError(

@@ -8,7 +8,7 @@ from typing import Any
 from enginix.gateway.spec import BackendServer, GatewaySpec
 
 PROVIDER = "enginix"
-# LiteLLM up to 1.92 takes the module of such a name for a file beside the configuration, and nothing else.
+# LiteLLM up to 1.92 loads the module of such a name from a file beside the configuration only.
 MODULE = "enginix_in_litellm"
 MODULE_SOURCE = """from enginix.gateway.callers import authenticate
 from enginix.gateway.handler import handler
@@ -16,14 +16,14 @@ from enginix.gateway.handler import handler
 
 
 def render_litellm_config(spec: GatewaySpec, key: Callable[[str], str]) -> dict[str, Any]:
-    """The configuration.
+    """Return the configuration.
 
     Args:
-        key: name of the environment variable that has the key of a file, as LiteLLM reads it.
+        key: returns the environment variable with the key of a file, as LiteLLM reads it.
     """
     router: dict[str, Any] = {
-        # Which server is asked, and which one next, is the balancer's: LiteLLM's router fails over before a
-        # custom handler's stream begins only.
+        # The balancer chooses servers: LiteLLM's router fails over only before a custom handler's stream
+        # begins.
         "num_retries": 0,
         "disable_cooldowns": True,
         "timeout": spec.limits.silence_seconds,
@@ -58,7 +58,7 @@ def render_litellm_config(spec: GatewaySpec, key: Callable[[str], str]) -> dict[
 
 
 def deployment_id(model: str, number: int, count: int) -> str:
-    """Return what LiteLLM calls one server of a model; no model's name has a #."""
+    """Return LiteLLM's name for one server of a model; model names have no #."""
     return model if count == 1 else f"{model}#{number}"
 
 
@@ -66,11 +66,11 @@ def _render_deployment(server: BackendServer, key: Callable[[str], str]) -> dict
     if server.kind == "triton":
         return {"model": f"{PROVIDER}/{server.model}", "api_base": server.url}
     parameters = {"model": f"openai/{server.model}", "api_base": server.url}
-    # The openai client wants one; servers without keys ignore it.
+    # The openai client requires a key; servers without keys ignore it.
     parameters["api_key"] = f"os.environ/{key(server.key_file)}" if server.key_file else "none"
     return parameters
 
 
 def name_key_variable(path: str) -> str:
-    """Name of the variable for a key file, within the gateway's own process."""
+    """Return the name of the variable for a key file, within the gateway's own process."""
     return "ENGINIX_KEY_" + "".join(f"{b:02X}" for b in path.encode("utf-8"))

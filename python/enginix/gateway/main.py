@@ -1,10 +1,10 @@
-"""A file of its own: with ``-m``, Python would put the caller's directory first on the module path."""
+"""The gateway's entry, started by path: ``-m`` would put the caller's directory first on the module path."""
 
 import os
 import sys
 
 if __name__ == "__main__":
-    # Its own directory comes first too, where request.py or config.py would stand before a library.
+    # Started by path, this directory comes first, where request.py would hide a library of that name.
     sys.path.pop(0)
     from enginix.gateway.run import main
 
@@ -16,5 +16,5 @@ if __name__ == "__main__":
 
         status = console.report_error(missing_library(e, "gateway") or e)
     sys.stderr.flush()
-    # Everything is answered and removed; LiteLLM's libraries would take seconds to unload.
+    # Exit at once: all requests are answered, and LiteLLM's libraries would take seconds to unload.
     os._exit(status)

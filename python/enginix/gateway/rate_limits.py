@@ -1,4 +1,4 @@
-"""Requests and tokens a minute of each client, and when there will be room again."""
+"""Limits on each client's requests and tokens per minute, and the time until the next request may pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WINDOW_SECONDS = 60.0
 
 
 class RateLimits:
-    """Counts within the last minute, at each moment anew."""
+    """Sliding counts over the last minute."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -22,10 +22,10 @@ class RateLimits:
         self._tokens: defaultdict[str, deque[tuple[float, int]]] = defaultdict(deque)
 
     def take(self, caller: Caller, requests: int = 1) -> None:
-        """Count a request, or one that stands for several.
+        """Count a request, or a request of several texts.
 
         Raises:
-            Refused: 429 with the seconds after which it would be let through.
+            RequestRejected: 429, with the seconds after which the request would pass.
         """
         client = caller.client
         if client is None:
@@ -53,7 +53,7 @@ class RateLimits:
 
 
 def _compute_wait(counts: deque[tuple[float, int]], limit: int, now: float) -> float:
-    """Seconds until at most ``most`` are left within the window."""
+    """Return the seconds until the counts within the window are at most ``limit``."""
     while counts and counts[0][0] <= now - WINDOW_SECONDS:
         counts.popleft()
     total = sum(n for _, n in counts)

@@ -1,6 +1,6 @@
-"""What a request to the OpenAI interface may say, and what Triton's inputs it becomes.
+"""Check requests to the OpenAI interface, and convert their parameters to Triton's inputs.
 
-Nothing is dropped in silence: a parameter is passed on, or refused by name.
+A parameter is passed on or refused by name, never dropped silently.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from enginix.tables import load_table
 
 ROUTES: dict[str, str] = load_table("openai")["routes"]
 PARAMETERS: dict[str, dict[str, Any]] = load_table("openai")["parameters"]
-# bool is a subclass of int, and JSON's true is no number.
+# bool is a subclass of int, but JSON's true is not a number.
 _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "boolean": (bool,),
@@ -35,10 +35,10 @@ class RequestRejected(Exception):
     """A request that is answered with an error.
 
     Args:
-        message: for the client.
+        message: text for the client.
         param: the parameter that is at fault, as OpenAI's error object names it.
         status: HTTP status.
-        code: OpenAI's word for the error, where it has one.
+        code: OpenAI's code for the error, if there is one.
         retry_after: seconds after which the same request may be let through.
     """
 
@@ -56,7 +56,7 @@ class RequestRejected(Exception):
         self.retry_after = retry_after
 
     def as_json(self) -> dict[str, Any]:
-        """The body, in OpenAI's form."""
+        """Return the error's body, in OpenAI's form."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         if self.status == 429:
             kind = "rate_limit_error"
@@ -64,14 +64,14 @@ class RequestRejected(Exception):
 
 
 def check_openai_request(route: str, body: Mapping[str, Any], *, is_triton: bool) -> None:
-    """Checks all parameters of a request; null counts as absent.
+    """Check all parameters of a request; null counts as absent.
 
     Args:
         route: ``chat`` or ``completions``.
-        triton: whether a Triton server answers it, which serves fewer parameters.
+        is_triton: a Triton server answers it, which supports fewer parameters.
 
     Raises:
-        Refused: the first parameter that is unknown, of another type or range, or cannot be honoured.
+        RequestRejected: the first parameter that is unknown, not supported, or of another type or range.
     """
     for name, value in body.items():
         row = PARAMETERS.get(name)
@@ -103,12 +103,12 @@ def check_openai_request(route: str, body: Mapping[str, Any], *, is_triton: bool
 
 
 def build_triton_inputs(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Triton's inputs for sampling parameters that :func:`check` has let through.
+    """Return Triton's inputs for sampling parameters that :func:`check_openai_request` accepted.
 
-    ``stop`` is none of them: Triton's stop words are sequences of tokens, OpenAI's are texts.
+    ``stop`` has no input: Triton's stop words are sequences of tokens, OpenAI's are texts.
 
     Raises:
-        Refused: a parameter that no input stands for.
+        RequestRejected: a parameter has no input.
     """
     triton_inputs: dict[str, Any] = {}
     for name, value in parameters.items():
@@ -116,32 +116,32 @@ def build_triton_inputs(parameters: Mapping[str, Any]) -> dict[str, Any]:
         if value is None or row.get("own") or "only" in row:
             continue
         if "triton" not in row:
-            raise RequestRejected(f"{name}: no input of the model stands for it", name)
+            raise RequestRejected(f"{name}: the model has no input for it", name)
         if name == "ignore_eos":
-            # -1 is none (docs/reference/triton.md); false is the default.
+            # -1 means no logprobs (docs/reference/triton.md); false is the default.
             triton_inputs |= {"end_id": -1} if value else {}
         elif name == "chat_template_kwargs":
             triton_inputs["chat_template_args"] = json.dumps(value, ensure_ascii=False)
         else:
             triton_inputs[row["triton"]] = value
     if "seed" not in triton_inputs and _is_sampled(triton_inputs):
-        # NVIDIA's default is one and the same seed; OpenAI's is another answer each time.
+        # NVIDIA's default is a fixed seed; OpenAI's default is another answer each time.
         triton_inputs["seed"] = secrets.randbelow(2**63)
     return triton_inputs
 
 
 def _is_sampled(question: Mapping[str, Any]) -> bool:
-    """Whether any of the three is given, as the server decides; temperature 0 or top_k 1 is greedy."""
+    """Tell whether the server would sample: one of the three is given; temperature 0 or top_k 1 is greedy."""
     if question.get("temperature") == 0 or question.get("top_k") == 1:
         return False
     return bool(question.get("temperature") or question.get("top_k") or question.get("top_p"))
 
 
 def parse_prompts(value: Any) -> list[str]:
-    """``prompt`` as a list of texts.
+    """Return ``prompt`` as a list of texts.
 
     Raises:
-        Refused: token ids, an empty list, or more texts than one request may have.
+        RequestRejected: token ids, an empty list, or more texts than one request may have.
     """
     prompt_texts = [value] if isinstance(value, str) else value
     if (
@@ -160,10 +160,10 @@ def parse_prompts(value: Any) -> list[str]:
 
 
 def parse_stop_words(value: Any) -> list[str]:
-    """``stop`` as a list.
+    """Return ``stop`` as a list.
 
     Raises:
-        Refused: not a text, or not a list of texts.
+        RequestRejected: not a text, or not a list of texts.
     """
     words = [value] if isinstance(value, str) else value
     if not isinstance(words, list) or not all(isinstance(w, str) and w for w in words):
@@ -174,10 +174,10 @@ def parse_stop_words(value: Any) -> list[str]:
 
 
 def parse_text_messages(messages: Any) -> list[dict[str, Any]]:
-    """Messages whose contents are texts: parts of type text are joined by line ends.
+    """Return messages with texts as contents: parts of type text are joined by line ends.
 
     Raises:
-        Refused: not a list of objects, or with content that is no text (images, audio, files).
+        RequestRejected: not a list of objects, or a content is not text (images, audio, files).
     """
     if not isinstance(messages, list) or not messages:
         raise RequestRejected("messages: not a list of at least one message", "messages")
@@ -208,13 +208,13 @@ def _parse_text_message(number: int, message: Any) -> dict[str, Any]:
 
 
 def _check_contents(messages: Any) -> None:
-    """Check contents for a server of OpenAI's interface, which takes more than texts.
+    """Check contents for a server with OpenAI's interface, which accepts more than texts.
 
-    LiteLLM fetches what a content's URL names, in the gateway's network and with its addresses. Only contents
-    that carry their data pass.
+    LiteLLM fetches the URL of a content, in the gateway's network and with its addresses. Only contents that
+    include their data pass.
 
     Raises:
-        Refused: a content of a form that is not known to carry its data.
+        RequestRejected: a content is not of a form that includes its data.
     """
     for number, message in enumerate(messages):
         content = message.get("content") if isinstance(message, dict) else None
@@ -250,7 +250,7 @@ def _check_part(part: Any, where: str) -> None:
 
 
 def _check_tools(tools: Sequence[Any]) -> None:
-    """LiteLLM connects to what tools of other types name (``server_url``)."""
+    """Refuse tools of other types: LiteLLM connects to the servers that they name (``server_url``)."""
     for number, tool in enumerate(tools):
         kind = tool.get("type", "function") if isinstance(tool, dict) else None
         if kind not in ("function", "custom"):
@@ -284,7 +284,7 @@ def _check_stream(body: Mapping[str, Any]) -> None:
     if not options:
         return
     if not body.get("stream"):
-        raise RequestRejected("stream_options: only with stream", "stream_options")
+        raise RequestRejected("stream_options: allowed only with stream", "stream_options")
     for name, value in options.items():
         if name != "include_usage":
             raise RequestRejected(f"stream_options: {name} is unknown", "stream_options")

@@ -1,9 +1,9 @@
-"""Answers of LiteLLM as OpenAI's clients expect them, where the two differ.
+"""Rewrite LiteLLM's answers to the form that OpenAI's clients expect. LiteLLM's answers differ so:
 
-- An error's text has LiteLLM's names around what the server said; OpenAI's ``param`` is empty.
-- Chunks have usages that were not asked for; OpenAI's has one where it was, in a last chunk without choices.
+- An error's text has LiteLLM's names around the server's message, and ``param`` is empty.
+- Chunks have usages that were not requested; OpenAI sends a requested usage in a last chunk without choices.
 - Texts of a completion's last chunks are null; OpenAI's are texts.
-- Ids of completions are those of chats; models are named as the server behind names them.
+- Ids of completions are those of chats; models have the names of the server behind.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from enginix.gateway.request import PARAMETERS, RequestRejected
 
 _PREFIX = re.compile(r"^(?:litellm\.\w+: |\w+Error: (?=\w+Exception - )|\w+Exception - )+")
 _SUFFIX = re.compile(r"\s*LiteLLM: model group .*$", re.DOTALL)
-# What LiteLLM says where every server of a model has just failed.
+# LiteLLM's message when every server of a model has just failed.
 _NONE_LEFT = "No deployments available"
 _NAMED = re.compile(r"^(\w+)(?:\[\d+\][\w.\[\]]*)?: ")
 
 
 def rewrite_refusal(raw: bytes, status: int) -> RequestRejected:
-    """Return LiteLLM's error as the client's, with a status that is true.
+    """Return LiteLLM's error for the client, with the correct status.
 
     Args:
         raw: the body of an answer.
-        status: of the answer, 400 or above.
+        status: the answer's status, 400 or above.
     """
     try:
         row = json.loads(raw)["error"]
         row["message"] = str(row["message"])
     except (ValueError, KeyError, TypeError):
         return RequestRejected("the model's server failed", None, status if status >= 500 else 502)
-    # LiteLLM says 429 where a model has no server that it would ask.
+    # LiteLLM answers 429 if a model has no server that it would ask.
     if status == 429 and _NONE_LEFT in row["message"]:
         return RequestRejected("none of the model's servers can be reached", None, 503)
-    # The gateway's key for a server, and its name of a model there, are not the client's.
+    # The client is not at fault: key and model name are the gateway's.
     if status in (401, 403):
         return RequestRejected("the model's server refuses the gateway's key", None, 502)
     if status == 404:
@@ -58,26 +58,26 @@ def rewrite_answer(raw: bytes, identity: str | None, model: str) -> dict[str, An
         identity: the answer's id; ``None`` keeps the server's.
 
     Raises:
-        Refused: it is none.
+        RequestRejected: the server's response is not an answer.
     """
     try:
         answer = json.loads(raw)
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        raise RequestRejected("the model's server sent what is no answer", None, 502)
+        raise RequestRejected("the model's server sent an invalid response", None, 502)
     return {**answer, "id": identity or answer.get("id"), "model": model}
 
 
 class EventRewriter:
-    """Server-sent events of one answer, cleaned one by one.
+    """Rewrites the server-sent events of one answer.
 
     Args:
         identity: the answer's id; ``None`` keeps the server's.
-        model: the name that the client asked for; ``None`` keeps what LiteLLM says.
-        index: of the choice, where several answers become one; ``None`` keeps the server's.
-        include_usage: send the usage as a last chunk of its own, as the request asked. LiteLLM puts usages
-            into chunks whether or not one was asked for.
+        model: the model's name in the request; ``None`` keeps LiteLLM's.
+        index: index of the choice, if several answers become one; ``None`` keeps the server's.
+        include_usage: the request asks for the usage: send it as a last chunk of its own. LiteLLM puts usages
+            into chunks even without such a request.
     """
 
     def __init__(
@@ -96,18 +96,18 @@ class EventRewriter:
         self.failed, self.status = "", 200
 
     def feed(self, raw: bytes, *, more: bool) -> bytes:
-        """Return what to send for these bytes; an event that is not whole yet is held back."""
+        """Return the rewritten events that these bytes complete; an incomplete event is held back."""
         return b"".join(encode_event(event) for event in self.read(raw, more=more))
 
     def read(self, raw: bytes, *, more: bool) -> list[dict[str, Any] | str]:
-        """Return the events that these bytes end, cleaned: objects, and ``[DONE]``."""
+        """Return the rewritten events that these bytes complete: objects, and ``[DONE]``."""
         events = self._parser.feed(raw)
         if not more:
             events += self._parser.close()
         return [event for data in events for event in self._cleaned(data)]
 
     def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]:
-        """Return the chunk that tells a usage."""
+        """Return a chunk with the usage."""
         return {**self._last, "choices": [], "usage": usage}
 
     def _cleaned(self, data: str) -> list[dict[str, Any] | str]:
@@ -138,13 +138,13 @@ class EventRewriter:
         self._last = chunk
         choices = [c for c in chunk.get("choices") or () if isinstance(c, dict)]
         if usage is not None and not any(says_something(c) for c in choices):
-            # The usage's own chunk; LiteLLM's has a choice without content, OpenAI's none.
+            # The usage's own chunk: LiteLLM's has a choice without content, OpenAI's has no choices.
             return []
         if self._index is not None:
             for choice in choices:
                 choice["index"] = self._index
         for choice in choices:
-            # LiteLLM leaves out what is null.
+            # LiteLLM omits null values.
             choice.setdefault("finish_reason", None)
             if chunk.get("object") == "text_completion":
                 choice["text"] = choice.get("text") or ""
@@ -181,7 +181,7 @@ def _rewrite_error(row: dict[str, Any], status: int) -> dict[str, Any]:
     kind = (
         "rate_limit_error" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
     )
-    # LiteLLM's code is the status once more; OpenAI's are words.
+    # LiteLLM's code repeats the status; OpenAI's codes are words.
     code = row.get("code")
     if code is None or str(code).isdigit():
         code = "rate_limit_exceeded" if status == 429 else None

@@ -1,4 +1,4 @@
-"""The gateway's process: LiteLLM's proxy behind the gate, started with nothing that phones home.
+"""The gateway's process: LiteLLM's proxy behind the auth middleware, with all telemetry off.
 
 Executed by ``enginix gateway`` with the Python that has litellm.
 """
@@ -44,7 +44,7 @@ ENVIRONMENT = {
 
 
 def main() -> int:
-    """Serves until SIGINT or SIGTERM; running answers end first."""
+    """Serve until SIGINT or SIGTERM; running answers end first."""
     options = GatewayOptions.parse(sys.argv[1])
     gateway_spec = spec.read_gateway_spec(Path(options.spec))
     keys = Keys(gateway_spec)
@@ -53,7 +53,7 @@ def main() -> int:
             app = _configure_litellm(gateway_spec, state)
         except Exception as e:
             if isinstance(e, ImportError) and e.name:
-                raise  # main.py names the library
+                raise  # main.py names the missing library
             console.print_message(f"error: LiteLLM does not start: {type(e).__name__}: {e}")
             return 5
         return asyncio.run(_serve_gateway(options, gateway_spec, keys, app))
@@ -68,9 +68,9 @@ def _enter_private_directory() -> Iterator[Path]:
 
 
 def _configure_litellm(gateway_spec: spec.GatewaySpec, state: Path) -> Any:
-    """LiteLLM's application, configured."""
+    """Return LiteLLM's application, configured."""
     os.environ.update(ENVIRONMENT)
-    # LiteLLM does not start without one; the gate lets none of the routes through that it opens.
+    # LiteLLM does not start without a master key; the auth middleware blocks the routes that it opens.
     os.environ["LITELLM_MASTER_KEY"] = f"sk-{secrets.token_hex(32)}"
     for servers in gateway_spec.models.values():
         for server in servers:
@@ -85,7 +85,7 @@ def _configure_litellm(gateway_spec: spec.GatewaySpec, state: Path) -> Any:
     )
     (state / f"{litellm_config.MODULE}.py").write_text(litellm_config.MODULE_SOURCE)
     os.environ["CONFIG_FILE_PATH"] = str(path)
-    # Banners and prints; what is worth saying goes to standard error.
+    # LiteLLM prints banners to standard output; messages go to standard error.
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     import litellm
     from litellm.proxy.proxy_server import app
@@ -95,7 +95,7 @@ def _configure_litellm(gateway_spec: spec.GatewaySpec, state: Path) -> Any:
     litellm.suppress_debug_info = True
     litellm.telemetry = False
     for name in ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router", "uvicorn.error", "asyncio"):
-        # Each failed request is one line of the gate; tracebacks hold what clients sent.
+        # The auth middleware logs each failed request in one line; tracebacks hold texts of clients.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     handler.silence = float(gateway_spec.limits.silence_seconds)
     return app
@@ -116,12 +116,14 @@ async def _serve_gateway(
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((options.host, options.port))
     port = int(listener.getsockname()[1])
-    gate = AuthMiddleware(app, gateway_spec, keys, backends.state, console.print_message, backends.answers)
+    auth_middleware = AuthMiddleware(
+        app, gateway_spec, keys, backends.state, console.print_message, backends.answers
+    )
     server = uvicorn.Server(
         uvicorn.Config(
-            gate,
+            auth_middleware,
             http=limited_protocol(AutoHTTPProtocol, raise_file_limit()),
-            # Connections that nobody has accepted yet, as many as the system allows.
+            # Connections that are not accepted yet, as many as the system allows.
             backlog=4096,
             log_config=None,
             access_log=False,
@@ -131,21 +133,22 @@ async def _serve_gateway(
             lifespan="on",
         )
     )
-    # uvicorn raises the signal that ended it once more at its end.
+    # uvicorn raises the signal that stopped it again at its end.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     tending = asyncio.ensure_future(_watch_backends(server, backends, app, options, gateway_spec, port))
     try:
         await server.serve(sockets=[listener])
     except SystemExit:
-        # Newer versions of uvicorn end the process where the application does not start.
+        # Newer versions of uvicorn end the process if the application does not start.
         if server.started:
             raise
     finally:
         notify_systemd("STOPPING=1")
         tending.cancel()
     if not server.started:
-        console.print_message(f"error: LiteLLM does not start: {gate.start_failure or 'it gives no reason'}")
+        reason = auth_middleware.start_failure or "it gives no reason"
+        console.print_message(f"error: LiteLLM does not start: {reason}")
         return 5
     if tending.done() and not tending.cancelled() and tending.exception():
         console.print_message(f"error: {tending.exception()}")
@@ -162,7 +165,7 @@ async def _watch_backends(
     gateway_spec: spec.GatewaySpec,
     port: int,
 ) -> None:
-    """Says when it is ready, and who of the servers goes and comes back."""
+    """Report readiness, then report servers that stop or resume answering."""
     begin = time.monotonic()
     while not server.started:
         await asyncio.sleep(0.05)
@@ -183,7 +186,7 @@ async def _watch_backends(
 
 
 async def _await_ready(backends: Backends, app: Any, gateway_spec: spec.GatewaySpec) -> None:
-    """Every server has answered, and one answer has gone the whole way: LiteLLM's first takes seconds."""
+    """Wait until every server has answered, and one answer has passed LiteLLM, whose first takes seconds."""
     from enginix.gateway.answering import Answering, CheckedRequest
     from enginix.gateway.balancer import Balancer
     from enginix.gateway.keys import ANYONE

@@ -1,4 +1,4 @@
-"""What a gateway is: models and the servers behind them, clients, limits, routing. No secret is in it."""
+"""The description of a gateway: models, servers behind them, clients, limits, routing; no secrets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 
 class GatewaySpecError(EnginixError):
-    """A gateway's description that cannot be served."""
+    """A gateway's description is invalid."""
 
     kind = "gateway"
 
@@ -33,8 +33,8 @@ class BackendServer:
     Attributes:
         kind: ``triton`` (a repository of ``enginix triton-repo``) or ``openai`` (trtllm-serve, Edge-LLM).
         url: ``http://host:port``; for openai with its ``/v1``.
-        model: its name there: Triton's model to ask, or what goes into the request's ``model``.
-        key_file: file with the key that the server asks for.
+        model: the model's name at the server: Triton's model, or the value of the request's ``model``.
+        key_file: file with the key that the server requires.
     """
 
     kind: str
@@ -48,11 +48,11 @@ class GatewayLimits:
     """Limits of the whole gateway.
 
     Attributes:
-        max_parallel_requests: further ones are refused with 429; 0 for no limit.
-        max_body_bytes: of a request.
-        default_max_tokens: at most, for a Triton server's requests that say none; ``None`` is all that fits.
-        silence_seconds: after which a server that says nothing has failed.
-        body_seconds: in which a client must have sent its request.
+        max_parallel_requests: requests at once; more are refused with 429; 0 for no limit.
+        max_body_bytes: largest size of a request.
+        default_max_tokens: limit for a Triton server's requests without one; ``None`` is all that fits.
+        silence_seconds: seconds without data after which a server counts as failed.
+        body_seconds: seconds for a client to send its request.
     """
 
     max_parallel_requests: int = 0
@@ -67,8 +67,8 @@ class GatewayClient:
     """One client.
 
     Attributes:
-        key_file: file with its key.
-        models: names that it may ask for; empty for all.
+        key_file: file with the client's key.
+        models: models that it may use; empty for all.
         requests_per_minute, tokens_per_minute, parallel_requests: 0 for no limit.
     """
 
@@ -86,7 +86,7 @@ class GatewaySpec:
     Attributes:
         models: name that clients use → servers that answer, any of them.
         aliases: further names → a name of models.
-        fallbacks: name → names to try, in order, when no server of the first answers; never within an answer.
+        fallbacks: name → names to try, in order, if no server of the first answers; never within an answer.
         key_file: the operator's key: all models, no limits.
     """
 
@@ -100,21 +100,21 @@ class GatewaySpec:
     limits: GatewayLimits = GatewayLimits()
 
     def resolve(self, name: str) -> str | None:
-        """The model that a request's ``model`` means, if there is one."""
+        """Return the model that a request's ``model`` refers to; None if it is unknown."""
         name = self.aliases.get(name, name)
         return name if name in self.models else None
 
     def is_triton(self, model: str) -> bool:
-        """Whether a Triton server may answer, also as a fallback."""
+        """Tell whether a Triton server may answer, also as a fallback."""
         names = (model, *self.fallbacks.get(model, ()))
         return any(s.kind == "triton" for n in names for s in self.models[n])
 
 
 def read_gateway_spec(path: Path) -> GatewaySpec:
-    """Reads a description.
+    """Read a description.
 
     Raises:
-        SpecError: unreadable, or not one; names the key.
+        GatewaySpecError: the file is unreadable, or the description is invalid; names the key.
     """
     try:
         description = json.loads(path.read_text("utf-8"))
@@ -124,10 +124,10 @@ def read_gateway_spec(path: Path) -> GatewaySpec:
 
 
 def parse_gateway_spec(description: Any, where: str) -> GatewaySpec:
-    """Checks a parsed description.
+    """Check a parsed description.
 
     Raises:
-        SpecError: names the key.
+        GatewaySpecError: invalid; names the key.
     """
     top = _copy_object(description, where)
     if top.pop("version", None) != VERSION:
@@ -140,7 +140,7 @@ def parse_gateway_spec(description: Any, where: str) -> GatewaySpec:
             raise GatewaySpecError("not a list of at least one server", where=model_where)
         models[name] = tuple(_parse_server(row, f"{model_where}[{i}]") for i, row in enumerate(rows))
     if not models:
-        raise GatewaySpecError("there is no model", where=f"{where}: models")
+        raise GatewaySpecError("no models are configured", where=f"{where}: models")
     clients = {
         name: _parse_client(row, f"{where}: clients.{name}", models)
         for name, row in _copy_object(top.pop("clients", {}), f"{where}: clients").items()
@@ -149,7 +149,9 @@ def parse_gateway_spec(description: Any, where: str) -> GatewaySpec:
     for name, target in aliases.items():
         _check_name(name, f"{where}: aliases.{name}")
         if name in models:
-            raise GatewaySpecError("is a model already", where=f"{where}: aliases.{name}")
+            raise GatewaySpecError(
+                "is a model already; choose another alias", where=f"{where}: aliases.{name}"
+            )
         _check_model(target, models, f"{where}: aliases.{name}")
     fallbacks = {}
     for name, fallback_names in _copy_object(top.pop("fallbacks", {}), f"{where}: fallbacks").items():
@@ -178,7 +180,8 @@ def parse_gateway_spec(description: Any, where: str) -> GatewaySpec:
     )
     if spec.strategy not in STRATEGIES:
         raise GatewaySpecError(
-            f"{spec.strategy!r} is none of {', '.join(STRATEGIES)}", where=f"{where}: strategy"
+            f"{spec.strategy!r} is not supported; use one of {', '.join(STRATEGIES)}",
+            where=f"{where}: strategy",
         )
     return spec
 
@@ -186,7 +189,9 @@ def parse_gateway_spec(description: Any, where: str) -> GatewaySpec:
 def _parse_server(row: Any, where: str) -> BackendServer:
     server = _fill_dataclass(BackendServer, _copy_object(row, where), where)
     if server.kind not in KINDS:
-        raise GatewaySpecError(f"{server.kind!r} is none of {', '.join(KINDS)}", where=f"{where}.kind")
+        raise GatewaySpecError(
+            f"{server.kind!r} is not supported; use one of {', '.join(KINDS)}", where=f"{where}.kind"
+        )
     _check_name(server.model, f"{where}.model")
     try:
         parts = urlsplit(server.url)
@@ -196,7 +201,7 @@ def _parse_server(row: Any, where: str) -> BackendServer:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
         raise GatewaySpecError(f"{server.url!r} is not http://host:port", where=f"{where}.url")
     if port == 0:
-        raise GatewaySpecError("port 0 is no port that a server answers at", where=f"{where}.url")
+        raise GatewaySpecError("port must not be 0", where=f"{where}.url")
     return server
 
 
@@ -211,12 +216,12 @@ def _parse_client(row: Any, where: str, models: Mapping[str, Any]) -> GatewayCli
 
 
 def _fill_dataclass(dataclass_type: type[_T], settings: dict[str, Any], where: str) -> _T:
-    """A dataclass of an object whose keys are its fields in camelCase; types are checked."""
+    """Return a dataclass from an object with its fields as camelCase keys; types are checked."""
     values = {}
     known = {_camel_case_key(f.name): f for f in fields(dataclass_type)}  # type: ignore[arg-type]
     for key, value in settings.items():
         if key not in known:
-            raise GatewaySpecError(f"{key}: no such key; there are {', '.join(known)}", where=where)
+            raise GatewaySpecError(f"{key}: no such key; known: {', '.join(known)}", where=where)
         type_name = str(known[key].type)
         checks = {"str": str, "int": int, "str | None": str | None, "int | None": int | None}
         if type_name in checks and (not isinstance(value, checks[type_name]) or isinstance(value, bool)):
@@ -250,11 +255,12 @@ def _parse_model_names(names: Any, models: Mapping[str, Any], where: str) -> tup
 
 def _check_model(name: Any, models: Mapping[str, Any], where: str) -> None:
     if not isinstance(name, str) or name not in models:
-        raise GatewaySpecError(f"{name!r} is no model here; there are {', '.join(models)}", where=where)
+        raise GatewaySpecError(f"{name!r} is not a model; known: {', '.join(models)}", where=where)
 
 
 def _check_name(name: str, where: str) -> None:
     if not _NAME.fullmatch(name):
         raise GatewaySpecError(
-            f"{name!r} is no name: letters, digits and . _ : / -, at most 128 characters", where=where
+            f"{name!r} is not a valid name: use letters, digits and . _ : / -, at most 128 characters",
+            where=where,
         )

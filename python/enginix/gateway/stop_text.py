@@ -1,4 +1,4 @@
-"""OpenAI's ``stop``: texts that end an answer, whatever tokens and pieces they come in."""
+"""OpenAI's ``stop``: texts that end an answer, across tokens and pieces."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class StopText:
         self._held = ""
 
     def push(self, piece: str) -> tuple[str, bool]:
-        """Take a piece; return what may be shown by now, and whether a word has ended the answer."""
+        """Take a piece; return the text that can be shown now, and whether a stop word ended the answer."""
         if not self._words:
             return piece, False
         text = self._held + piece
@@ -37,12 +37,12 @@ class StopText:
         return text[: len(text) - keep], False
 
     def flush(self) -> str:
-        """Return what was held back, when the answer has ended otherwise."""
+        """Return the text that was held back, when the answer ends without a stop word."""
         held_text, self._held = self._held, ""
         return held_text
 
     def _overlap(self, text: str) -> int:
-        """Length of the longest end of the text that begins a word."""
+        """Return the length of the longest end of the text that begins a word."""
         for size in range(min(self._longest - 1, len(text)), 0, -1):
             end = text[-size:]
             if any(len(word) > size and word.startswith(end) for word in self._words):

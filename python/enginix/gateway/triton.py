@@ -1,6 +1,6 @@
-"""Triton's generate extension, asynchronous: an answer as pieces, over connections that are kept.
+"""An asynchronous client of Triton's generate extension: answers in pieces, over kept connections.
 
-Always the streaming endpoint: Triton lets go of a streaming client's place when its connection closes, and
+It always uses the streaming endpoint: Triton cancels a streaming request when its connection closes, and
 computes every other answer to its end (docs/reference/triton.md).
 """
 
@@ -30,7 +30,7 @@ class BackendError(Exception):
     """The server refused or failed.
 
     Args:
-        status: HTTP status for the client: 400 for what the request is to blame for, 5xx otherwise.
+        status: HTTP status for the client: 400 if the request is at fault, 5xx otherwise.
     """
 
     def __init__(self, message: str, status: int) -> None:
@@ -40,7 +40,7 @@ class BackendError(Exception):
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of an answer; counts are those so far.
+    """A piece of an answer; counts include all pieces so far.
 
     Attributes:
         finish_reason: ``stop`` or ``length`` with the last piece, else empty.
@@ -53,10 +53,10 @@ class Piece:
 
 
 def new_client(seconds: float) -> httpx.AsyncClient:
-    """A client whose connections are kept and not counted; proxies of the environment are not used.
+    """Return a client with kept, unlimited connections; it ignores the environment's proxies.
 
     Args:
-        seconds: the longest silence of a server that is computing.
+        seconds: longest time without data from a computing server.
     """
     return httpx.AsyncClient(
         timeout=httpx.Timeout(seconds, connect=CONNECT_SECONDS, pool=None),
@@ -69,10 +69,10 @@ def new_client(seconds: float) -> httpx.AsyncClient:
 async def stream_pieces(
     client: httpx.AsyncClient, url: str, model: str, question: Mapping[str, Any]
 ) -> AsyncGenerator[Piece, None]:
-    """Asks, and yields the pieces as they come; closing the iterator closes the connection.
+    """Send a request and yield the pieces as they come; closing the iterator closes the connection.
 
     Raises:
-        BackendError: refused, failed, silent for too long, or broken off before the last piece.
+        BackendError: the server refused, failed, was silent for too long, or broke off before the last piece.
     """
     target = f"{url.rstrip('/')}/v2/models/{model}/generate_stream"
     finished = False
@@ -91,7 +91,7 @@ async def stream_pieces(
     except httpx.HTTPError as e:
         raise BackendError(f"the model's server broke the answer off ({type(e).__name__})", 502) from e
     if not finished:
-        # Triton 2.51 ends a stream like a whole one when the process behind it is gone.
+        # Triton 2.51 ends a stream like a complete one when the model's process has died.
         raise BackendError("the model's server broke the answer off", 502)
 
 
@@ -111,10 +111,10 @@ async def _read_events(response: httpx.Response) -> AsyncIterator[str]:
 async def stream_answer(
     client: httpx.AsyncClient, url: str, model: str, call: TritonCall
 ) -> AsyncGenerator[Piece, None]:
-    """Answer a request as OpenAI's interface means it: to its stop texts, with as many tokens as fit.
+    """Answer a request by OpenAI's rules: up to its stop texts, with as many tokens as fit.
 
     Raises:
-        BackendError: as :func:`stream`.
+        BackendError: as :func:`stream_pieces`.
     """
     stop = StopText(call.stop)
     async with aclosing(_stream_fitting(client, url, model, call)) as pieces:
@@ -133,14 +133,14 @@ async def stream_answer(
 async def _stream_fitting(
     client: httpx.AsyncClient, url: str, model: str, call: TritonCall
 ) -> AsyncGenerator[Piece, None]:
-    """Ask with as many tokens as fit, where the request says none; a refusal says how many that is."""
+    """Ask for as many tokens as fit, if the request sets no limit; a refusal names the number that fits."""
     if "max_tokens" in call.question:
         async with aclosing(stream_pieces(client, url, model, call.question)) as pieces:
             async for piece in pieces:
                 yield piece
         return
     max_tokens = call.max_tokens or _MOST_TOKENS
-    # Two limits may be met, the server's own and the engine's, and then the answer is given.
+    # Two limits can refuse in turn, the server's own and the engine's; the third attempt succeeds.
     for last in (False, False, True):
         try:
             async with aclosing(
@@ -164,7 +164,7 @@ def _parse_piece(data: str) -> Piece:
             raise BackendError(_strip_ensemble_name(str(event["error"])), 502)
         if "finish_reason" not in event:
             raise BackendError(
-                "the model's server does not say why an answer ends; not of kind reference", 502
+                "the model's server does not name the reason why an answer ends; not of kind reference", 502
             )
         return Piece(
             str(event["text_output"]),
@@ -173,7 +173,7 @@ def _parse_piece(data: str) -> Piece:
             int(event["completion_tokens"]),
         )
     except (ValueError, KeyError, TypeError) as e:
-        raise BackendError("the model's server sent what is no answer", 502) from e
+        raise BackendError("the model's server sent an invalid response", 502) from e
 
 
 def _parse_backend_error(status: int, body: bytes) -> BackendError:
@@ -188,7 +188,7 @@ def _parse_backend_error(status: int, body: bytes) -> BackendError:
     if message.endswith(f"({ends['failed']})"):
         return BackendError(_strip_ensemble_name(message), 502)
     if status in (401, 403, 404):
-        # The gateway's configuration names the model, not the client.
+        # The client is not at fault: the gateway's configuration names the model.
         return BackendError(
             f"the model's server does not know the model: {_strip_ensemble_name(message)}", 502
         )
@@ -196,7 +196,7 @@ def _parse_backend_error(status: int, body: bytes) -> BackendError:
 
 
 def _strip_ensemble_name(message: str) -> str:
-    """Without the name of the ensemble, which the client has not asked for.
+    """Remove the name of the ensemble from an error; the client does not know it.
 
     Triton's own ensembles put it before an error; repositories of earlier versions have one.
     """

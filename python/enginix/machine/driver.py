@@ -45,10 +45,10 @@ DEVICE_PATTERNS = (
 
 @dataclass(frozen=True)
 class Driver:
-    """Where the driver's files are.
+    """Paths of the GPU driver's files.
 
     Attributes:
-        root: a directory with ``lib`` (and maybe ``bin``); None where they lie among other libraries.
+        root: a directory with ``lib`` (and maybe ``bin``); None if the files lie among other libraries.
         libraries: single files, when ``root`` is None.
         programs: ``nvidia-smi``, when ``root`` is None and it exists.
     """
@@ -59,18 +59,18 @@ class Driver:
 
     @property
     def is_present(self) -> bool:
-        """Whether there is a driver at all."""
+        """Tell whether a driver was found."""
         return self.root is not None or bool(self.libraries)
 
     def library(self, name: str) -> Path | None:
-        """A library by its file name."""
+        """Return a library by its file name."""
         if self.root is not None:
             path = self.root / "lib" / name
             return path if path.exists() else None
         return next((p for p in self.libraries if p.name == name), None)
 
     def program(self, name: str) -> Path | None:
-        """A program by its name, from the driver or from PATH."""
+        """Return a program by its name, from the driver or from PATH."""
         if self.root is not None and (self.root / "bin" / name).exists():
             return self.root / "bin" / name
         import shutil
@@ -80,7 +80,7 @@ class Driver:
 
 
 def find_driver(root: Path | None = None) -> Driver:
-    """The driver at ``root``, in ``/run/opengl-driver``, or among the host's libraries."""
+    """Return the driver at ``root``, in ``/run/opengl-driver``, or among the host's libraries."""
     if root is not None:
         # Commands inside a runtime have another working directory.
         return Driver(Path(os.path.abspath(root)))
@@ -100,15 +100,15 @@ def find_driver(root: Path | None = None) -> Driver:
 
 
 def list_devices() -> list[Path]:
-    """Device nodes of NVIDIA's driver."""
+    """List the device nodes of NVIDIA's driver."""
     import glob
 
     return sorted(Path(p) for pattern in DEVICE_PATTERNS for p in glob.glob(pattern))
 
 
 def find_store_closure(root: Path) -> list[Path]:
-    """Where a driver root's links lead outside it: on NixOS its libraries are links into the driver's
-    package.
+    """Return the directories outside a driver root that its links lead to: on NixOS its libraries are links
+    into the driver's package.
     """
     outside_paths = set()
     for path in [root, *root.glob("*"), *root.glob("lib/*"), *root.glob("bin/*")]:

@@ -1,4 +1,4 @@
-"""The GPUs of this machine, asked of the driver: NVML first, ``nvidia-smi`` where it cannot be loaded."""
+"""The GPUs of this machine, by the driver: from NVML, or from ``nvidia-smi`` where NVML cannot be loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FIELDS = ("index", "name", "uuid", "compute_cap", "memory.total", "memory.free"
 
 @dataclass(frozen=True)
 class GpuProcess:
-    """A process that computes on a GPU; ``memory`` in bytes, None where the driver does not say."""
+    """A process that computes on a GPU; ``memory`` in bytes, None if unknown."""
 
     pid: int
     memory: int | None
@@ -38,12 +38,12 @@ class MachineGpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the driver tells.
+    """Driver and GPUs of this machine, as the driver reports them.
 
     Attributes:
-        driver: its version.
-        cuda: newest CUDA that it serves, ``13.0``; None where it does not say.
-        source: who told: ``nvml`` or ``nvidia-smi``.
+        driver: the driver's version.
+        cuda: newest CUDA that the driver supports, for instance ``13.0``; None if unknown.
+        source: ``nvml`` or ``nvidia-smi``.
     """
 
     driver: str
@@ -55,10 +55,10 @@ class Machine:
         return asdict(self)
 
     def only(self, sm: int) -> dict[str, str]:
-        """Variables by which CUDA sees the GPUs of an SM alone; none where there are no others.
+        """Return variables that restrict CUDA to the GPUs of an SM; empty if there are no others.
 
-        CUDA's own order puts the fastest first, the driver's is that of the bus: without the second variable
-        the indexes of one name other GPUs in the other.
+        CUDA's own order puts the fastest GPU first, the driver's order is that of the bus. CUDA_DEVICE_ORDER
+        makes CUDA use the bus order, so that both use the same indexes.
         """
         fitting = [str(g.index) for g in self.gpus if g.sm == sm]
         if len(fitting) in (0, len(self.gpus)):
@@ -75,7 +75,7 @@ class Target:
     sm: int
 
     def is_product(self, reported: str) -> bool:
-        """Whether a name that a driver reports is of this product: it has all of the product's words."""
+        """Tell whether a GPU name of the driver is this product: it has all of the product's words."""
         words = self.product.replace("(", " ").replace(")", " ").split()
         return {w.lower() for w in words} <= {w.lower() for w in reported.replace("-", " ").split()} | {
             "nvidia"
@@ -83,10 +83,10 @@ class Target:
 
 
 def find_target(name: str) -> Target:
-    """The target of that name.
+    """Return the target of that name.
 
     Raises:
-        UsageError: unknown; names the nearest.
+        UsageError: the name is unknown; suggests the nearest one.
     """
     import difflib
 
@@ -99,10 +99,10 @@ def find_target(name: str) -> Target:
 
 
 def probe_machine(driver: Driver) -> Machine:
-    """Asks the driver what there is.
+    """Ask the driver for this machine's GPUs.
 
     Raises:
-        MachineError: no driver, or no GPU, or an answer that cannot be read.
+        MachineError: no driver, no GPU, or an unreadable answer.
     """
     nvml = _query_nvml(driver)
     if nvml is not None:
@@ -120,7 +120,7 @@ def probe_machine(driver: Driver) -> Machine:
 
 
 def _query_nvidia_smi(program: Path) -> Machine:
-    # Only where NVML does not answer.
+    # NVML could not be used.
     import csv
     import io
 
@@ -165,16 +165,18 @@ def _query_nvidia_smi(program: Path) -> Machine:
 
 
 def _read_shared_memory(meminfo: Path = Path("/proc/meminfo")) -> tuple[int, int]:
-    """Bytes of the machine's memory, all and available, for GPUs that have none of their own.
+    """Return the machine's total and available memory in bytes, for GPUs that share it.
 
-    The driver gives no memory of such a GPU ("Not Supported", "[N/A]": NVIDIA DGX Spark user guide, known
+    The driver reports no memory for such a GPU ("Not Supported", "[N/A]": NVIDIA DGX Spark user guide, known
     issues; Jetson).
     """
     rows = dict(line.split(":", 1) for line in meminfo.read_text("ascii").splitlines() if ":" in line)
     try:
         total, free = (int(rows[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
     except (KeyError, ValueError, IndexError) as e:
-        raise MachineError("neither the driver nor the kernel tells the memory", where=str(meminfo)) from e
+        raise MachineError(
+            "neither the driver nor the kernel reports the memory size", where=str(meminfo)
+        ) from e
     return total, free
 
 
@@ -211,13 +213,13 @@ def _load_nvml(driver: Driver) -> ctypes.CDLL | None:
         try:
             return ctypes.CDLL(name)
         except OSError:
-            # Built against a newer C library than this Python's: nvidia-smi still tells.
+            # NVML is built against a newer C library than this Python's: use nvidia-smi.
             continue
     return None
 
 
 def _query_nvml(driver: Driver) -> Machine | None:
-    """NVML by its C interface (nvml.h, API version 2); None where it cannot be used."""
+    """Query NVML by its C interface (nvml.h, API version 2); None if it cannot be used."""
     lib = _load_nvml(driver)
     if lib is None or lib.nvmlInit_v2() != 0:
         return None
@@ -290,7 +292,7 @@ def _list_gpu_processes(lib: ctypes.CDLL, handle: ctypes.c_void_p) -> tuple[GpuP
 
 
 def is_version_at_least(version: str, least: str) -> bool:
-    """Whether a dotted version is at least another, number by number."""
+    """Tell whether a dotted version is at least another, number by number."""
 
     def numbers(text: str) -> list[int]:
         return [int(p) if p.isdigit() else 0 for p in text.split(".")]

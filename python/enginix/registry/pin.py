@@ -1,7 +1,7 @@
-"""Pins of runtime images: which bytes an image is, computed on a machine that reaches its registry.
+"""Pins of runtime images: the hash of an image's files, computed on a machine that reaches its registry.
 
-crane resolves the tag, exports the file system of one platform as a tar stream, and the hash is Nix's of
-the unpacked tree: what mkRuntime's fixed-output derivation must produce.
+crane resolves the tag and exports the file system of one platform as a tar stream. The hash is Nix's hash of
+the unpacked tree, which mkRuntime's fixed-output derivation must produce.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def pin_image(name: str, image: str | None, system: str, *, keep: Path | None = None) -> dict[str, Any]:
-    """Computes the pin of a runtime's image.
+    """Compute the pin of a runtime's image.
 
     Args:
         name: a runtime of the table.
         image: tag of its images; None for its default.
         system: platform in Nix's words.
-        keep: keep the unpacked tree there.
+        keep: directory for the unpacked tree; None discards it.
 
     Returns:
-        What mkRuntime takes as ``pin``: runtime, image, reference, digest, system, hash, environment, status.
+        mkRuntime's argument ``pin``: runtime, image, reference, digest, system, hash, environment, status.
 
     Raises:
         UsageError: unknown runtime, image or system.
@@ -95,7 +95,7 @@ def pin_image(name: str, image: str | None, system: str, *, keep: Path | None = 
 
 
 def _report_public_value(field: str, computed: str, public: dict[str, Any]) -> None:
-    """Says whether a public source told the same; it may have seen another platform, or an older tag."""
+    """Print whether a public source has the same value; it may be of another platform or an older tag."""
     published = public.get(field)
     if published is not None:
         how = "as a public source has it" if published == computed else f"a public source has {published}"
@@ -103,7 +103,7 @@ def _report_public_value(field: str, computed: str, public: dict[str, Any]) -> N
 
 
 def _read_image_environment(crane: str, reference: str, platform: str) -> dict[str, str]:
-    """The variables that an image's configuration sets (OCI image specification: config.Env)."""
+    """Return the variables that an image's configuration sets (OCI image specification: config.Env)."""
     try:
         config_text = process.run_program(
             [crane, "config", "--platform", platform, reference], timeout=300
@@ -115,7 +115,7 @@ def _read_image_environment(crane: str, reference: str, platform: str) -> dict[s
 
 
 def unpack_image(crane: str, reference: str, platform: str, tree: Path) -> None:
-    """``crane export REF - | tar -xf - -C tree``, with both exit statuses seen."""
+    """Run ``crane export REF - | tar -xf - -C tree``, and check both exit statuses."""
     program = shutil.which("tar")
     if program is None:
         raise MachineError("tar is not installed", where="tar", fix="install it (package gnutar, or tar)")
@@ -140,14 +140,14 @@ def unpack_image(crane: str, reference: str, platform: str, tree: Path) -> None:
         raise HubError(f"crane export: {(reason.splitlines() or ['failed'])[-1]}", where=reference)
     if tar.returncode != 0:
         raise MachineError(f"tar: {(complaint.splitlines() or ['failed'])[-1]}", where=str(tree))
-    # As mkRuntime's builder does: an image's own modes may shut its reader out, and are part of the hash.
+    # As mkRuntime's builder does: an image's own modes may forbid reading, and are part of the hash.
     process.run_program(["chmod", "-R", "u+rwX", tree])
     if not any(tree.iterdir()):
         raise HubError("the exported image is empty", where=reference)
 
 
 def compute_nar_hash(tree: Path) -> str:
-    """Nix's recursive SHA-256 of a tree (its NAR serialization), as ``sha256-…``.
+    """Compute Nix's recursive SHA-256 of a tree (its NAR serialization), as ``sha256-…``.
 
     Source: Nix manual, "Nix Archive (NAR) format".
     """

@@ -20,7 +20,6 @@ from enginix.report import gate_figures
 from enginix.report.gate_figures import GateFigures
 from enginix.report.model_origin import ModelOrigin, accept_short_text, make_printable, read_model_origin
 from enginix.report.weight_sizes import StoredWeights, measure_stored_weights
-from enginix.tables import load_table
 from enginix.wording import with_article
 
 COMPARED = ("model", "quantized-model", "checkpoint", "export", "engine")

@@ -1,4 +1,4 @@
-"""A process with everything that it starts: in a group of its own, signals passed on, nothing left behind."""
+"""A process and its descendants: in a group of its own, with signals passed on and no process left behind."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ FORWARDED_SIGNALS = (
 
 
 class Child:
-    """A running command of a :class:`Room`; a context manager that always ends it with all its descendants.
+    """A running command of a :class:`enginix.runtime.sandbox.Sandbox`; a context manager that always ends it
+    with all its descendants.
 
     Args:
-        capture: whether its output comes through :attr:`process` as one stream.
+        capture: merge its output into one stream, ``process.stdout``.
     """
 
     def __init__(self, sandbox: Sandbox, words: list[str], *, capture: bool) -> None:
-        self.room = sandbox
+        self.sandbox = sandbox
         info_read_fd, info_write_fd = os.pipe()
         try:
             self.process = subprocess.Popen(
@@ -68,7 +69,7 @@ class Child:
             self._info_fd = None
 
     def signal(self, number: int) -> None:
-        """Sends a signal to the command itself; bubblewrap would die of it and take the command along."""
+        """Send a signal to the command itself; bubblewrap would die of it and kill the command."""
         target = self._command()
         if target is None:
             # Not started yet: nothing to end gracefully.
@@ -78,7 +79,7 @@ class Child:
             os.kill(target, number)
 
     def kill(self) -> None:
-        """Kills the group and every descendant, also those that left the group, and waits for the first
+        """Kill the group and every descendant, also those that left the group, and wait for the first
         process.
         """
         tree = list_descendants(self.process.pid) | self.seen
@@ -92,8 +93,8 @@ class Child:
         self._wait_for_namespace()
 
     def _wait_for_namespace(self) -> None:
-        """A process namespace's first process is ended last: when it is gone, so are all the others."""
-        if self.room.rootfs is None or self._info_fd is None:
+        """Wait for the end of the process namespace's first process, which ends after all the others."""
+        if self.sandbox.rootfs is None or self._info_fd is None:
             return
         if self._init is None:
             self._init = self._read_info(0)
@@ -104,7 +105,7 @@ class Child:
             time.sleep(0.01)
 
     def _command(self) -> int | None:
-        if self.room.rootfs is None:
+        if self.sandbox.rootfs is None:
             return self.process.pid if self.process.poll() is None else None
         if self._init is None:
             self._init = self._read_info(5)
@@ -129,9 +130,9 @@ class Child:
 
 
 def run_in_foreground(sandbox: Sandbox, words: list[str]) -> int:
-    """Runs a command to its end, with this process's input and output.
+    """Run a command to its end, with this process's input and output.
 
-    Signals that this process gets are the command's. Returns its exit status; 128 + n for death by signal n.
+    Signals to this process are passed on. Returns the exit status; 128 + n for death by signal n.
     """
     with Child(sandbox, words, capture=False) as child:
 
@@ -148,7 +149,7 @@ def run_in_foreground(sandbox: Sandbox, words: list[str]) -> int:
 
 
 def list_processes() -> dict[int, tuple[int, int]]:
-    """Every visible process: pid → (parent, start time in clock ticks)."""
+    """List every visible process: pid → (parent, start time in clock ticks)."""
     process_table = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -160,8 +161,8 @@ def list_processes() -> dict[int, tuple[int, int]]:
 
 
 def read_start_time(pid: int) -> int | None:
-    """Start time of a process in clock ticks: with it a pid names one process for good. None when it has
-    ended.
+    """Return a process's start time in clock ticks, which identifies it together with the pid. None if it
+    has ended.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as f:
@@ -172,7 +173,7 @@ def read_start_time(pid: int) -> int | None:
 
 
 def list_descendants(root: int) -> dict[int, int]:
-    """Processes below ``root``: pid → start time."""
+    """List the processes below ``root``: pid → start time."""
     process_table = list_processes()
     children: dict[int, list[int]] = {}
     for pid, (parent, _) in process_table.items():
@@ -188,7 +189,7 @@ def list_descendants(root: int) -> dict[int, int]:
 
 
 def measure_resident_memory(root: int, below: dict[int, int]) -> int:
-    """Bytes of memory that ``root`` and the processes below it hold."""
+    """Measure the bytes of memory that ``root`` and the processes below it hold."""
     page = os.sysconf("SC_PAGE_SIZE")
     total = 0
     for pid in (root, *below):

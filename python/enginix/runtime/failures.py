@@ -1,4 +1,4 @@
-"""Why a build failed: ``data/runtime/failures.json`` matched against its last lines."""
+"""Explain failed builds: match ``data/runtime/failures.json`` against their last lines."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class KnownFailure:
 
 
 class BuildError(EnginixError):
-    """A stage of a build failed, hung, or delivered something else than an engine."""
+    """A stage of a build failed, hung, or did not write an engine."""
 
     kind = "build"
 
 
 def match_failure(lines: list[str]) -> KnownFailure | None:
-    """The first row of the table that matches; rows are ordered from the particular to the general."""
+    """Return the first row of the table that matches; rows are ordered from the particular to the general."""
     for row in load_table("failures")["failures"]:
         pattern = re.compile(row["match"], re.IGNORECASE)
         for line in reversed(lines):
@@ -41,7 +41,7 @@ def match_failure(lines: list[str]) -> KnownFailure | None:
 
 
 def explain_build_failure(stage: str, outcome: CommandOutcome, stall: float) -> EnginixError:
-    """The error that a failed stage ends with: how it ended, the cause where it is known, the last lines."""
+    """Return the error for a failed stage: its exit status, the cause if known, and the last lines."""
     ending = f"exit status {outcome.status}"
     if outcome.status > 128 and outcome.status - 128 in {s.value for s in signal.Signals}:
         ending = f"killed by {signal.Signals(outcome.status - 128).name}"

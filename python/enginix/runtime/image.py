@@ -1,4 +1,4 @@
-"""Versions that an image really has, read from its files: no command is run, so a server can ask at start."""
+"""Read an image's versions from its files; no command is run, so a server can do it at start."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from enginix.runtime.table import Runtime
 
-# Where NCCL's header and library are: Debian's packages (libnccl-dev, libnccl2), CUDA's own tree, NVIDIA's
+# Places of NCCL's header and library: Debian's packages (libnccl-dev, libnccl2), CUDA's own tree, NVIDIA's
 # wheels.
 NCCL_HEADERS = ("usr/include/nccl.h", "usr/local/cuda/include/nccl.h")
 NCCL_DIRECTORIES = (
@@ -18,7 +18,7 @@ NCCL_DIRECTORIES = (
 )
 _DEFINE = re.compile(r"^#define\s+NCCL_(MAJOR|MINOR|PATCH)\s+(\d+)", re.MULTILINE)
 _SONAME = re.compile(r"libnccl\.so\.(\d+\.\d+\.\d+)")
-# Prints what the library itself says: ncclGetVersion(int*), since NCCL 1.3.4; 2.28.9 is 22809.
+# Prints the library's own version: ncclGetVersion(int*), since NCCL 1.3.4; 2.28.9 is 22809.
 NCCL_VERSION_CODE = (
     "import ctypes, glob, sys\n"
     "v = ctypes.c_int()\n"
@@ -34,7 +34,7 @@ NCCL_VERSION_CODE = (
 
 
 def read_distribution_versions(rootfs: Path, runtime: Runtime, name: str) -> list[str]:
-    """Versions of a Python distribution in the image, from its metadata's directory names, sorted."""
+    """Return the versions of a Python distribution in the image, by its metadata directories, sorted."""
     if runtime.site_packages is None:
         return []
     packages = rootfs / runtime.site_packages.lstrip("/")
@@ -46,7 +46,7 @@ def read_distribution_versions(rootfs: Path, runtime: Runtime, name: str) -> lis
 
 
 def find_image_nccl(rootfs: Path, runtime: Runtime) -> str | None:
-    """NCCL's version by header, library name or wheel; None where the image does not tell."""
+    """Return NCCL's version by header, library name or wheel; None if the image has no such file."""
     packages = (runtime.site_packages or "").lstrip("/")
     headers = [*NCCL_HEADERS, f"{packages}/nvidia/nccl/include/nccl.h"] if packages else list(NCCL_HEADERS)
     for header in headers:
@@ -80,8 +80,8 @@ def parse_nccl_code(code: str) -> str | None:
 
 
 def read_image_versions(rootfs: Path | None, runtime: Runtime) -> dict[str, str]:
-    """What a server compares with an engine's manifest: ``tensorrtLlm`` and ``nccl``, as far as they are
-    told.
+    """Return the image's versions of ``tensorrtLlm`` and ``nccl``, as far as known, to compare with an
+    engine's manifest.
     """
     if rootfs is None:
         return {}

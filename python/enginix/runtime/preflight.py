@@ -1,6 +1,4 @@
-"""What must hold on this machine before a build starts: asked in under two seconds, before a weight is
-read.
-"""
+"""Check this machine before a build starts, in under two seconds, before any weight is read."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from enginix.runtime.image import read_distribution_versions
 from enginix.runtime.table import Runtime
 from enginix.tables import load_table
 
-# What an engine needs beside its weights on disk: TensorRT's plan holds them again.
+# Disk for an engine, relative to its weights: TensorRT's plan holds them again.
 DISK_FACTOR = 1.1
 # LLM API: its workspace holds a checkpoint and the engine before the engine is copied out.
 WORKSPACE_FACTOR = 2.2
@@ -27,11 +25,11 @@ SCRATCH_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class PreflightResult:
-    """What preflight found.
+    """The GPU to build on, and notes for the user.
 
     Attributes:
         gpu: the GPU that the engine is built on.
-        notes: what is not an error but worth a line.
+        notes: lines to print that are not errors.
     """
 
     machine: Machine
@@ -40,13 +38,13 @@ class PreflightResult:
 
 
 def check_gpu(target: Target, machine: Machine, *, workers: int, weights: int) -> PreflightResult:
-    """The machine's GPUs against the target.
+    """Compare the machine's GPUs with the target.
 
     Args:
         weights: bytes of the heaviest rank's weights.
 
     Raises:
-        MachineError: another SM, too few GPUs, too little free memory; names who holds the memory.
+        MachineError: another SM, too few GPUs, or too little free memory; names the processes that hold it.
     """
     fitting = [g for g in machine.gpus if g.sm == target.sm]
     if not fitting:
@@ -63,7 +61,7 @@ def check_gpu(target: Target, machine: Machine, *, workers: int, weights: int) -
             where="GPU",
             fix=f"--workers {len(fitting)}: the ranks are built one after another",
         )
-    # The build takes the first that it sees, and sees no others (Machine.only).
+    # The build takes the first GPU of those that it sees (Machine.only).
     gpu = fitting[0]
     if gpu.free < weights:
         holders = ", ".join(
@@ -90,10 +88,10 @@ def check_gpu(target: Target, machine: Machine, *, workers: int, weights: int) -
 
 
 def check_driver(runtime: Runtime, machine: Machine) -> None:
-    """The driver against the runtime's floor.
+    """Compare the driver with the oldest one that the runtime supports.
 
     Raises:
-        MachineError: older.
+        MachineError: the driver is older.
     """
     if runtime.driver is not None and not is_version_at_least(machine.driver, runtime.driver):
         raise MachineError(
@@ -107,10 +105,10 @@ def check_driver(runtime: Runtime, machine: Machine) -> None:
 
 
 def check_disk(out: Path, work: Path, weights: int, *, workspace: bool) -> None:
-    """Space for the engine beside ``out``, and for what the build keeps in ``work``.
+    """Check the disk space for the engine at ``out``, and for the build's files in ``work``.
 
     Raises:
-        MachineError: too little, with the figures.
+        MachineError: too little space; has the figures.
     """
     for path, needed, what in (
         (out, int(weights * DISK_FACTOR), "the engine"),
@@ -126,10 +124,10 @@ def check_disk(out: Path, work: Path, weights: int, *, workspace: bool) -> None:
 
 
 def check_version(runtime: Runtime, rootfs: Path | None) -> str | None:
-    """TensorRT-LLM's version in an image, read from its package's directory name; None without an image.
+    """Return TensorRT-LLM's version in an image, by its package's directory name; None without an image.
 
     Raises:
-        MachineError: another version than the runtime's, or none.
+        MachineError: the version is not the runtime's, or is missing.
     """
     if rootfs is None or runtime.site_packages is None:
         return None
@@ -153,13 +151,13 @@ def check_version(runtime: Runtime, rootfs: Path | None) -> str | None:
 def check_support(
     algorithm: str | None, kv_cache: str | None, architecture: str | None, target: Target
 ) -> list[str]:
-    """Quantization, KV cache and architecture against the target, as nix/check/target.nix does at evaluation.
+    """Check quantization, KV cache and architecture for a target, as nix/check/target.nix at evaluation.
 
     Returns:
-        Warnings: what is built but nobody vouches for.
+        Warnings about combinations that build but are untested.
 
     Raises:
-        UsageError: TensorRT-LLM would refuse it.
+        UsageError: TensorRT-LLM would refuse the combination.
     """
     support, algorithms = load_table("engine_support"), read_algorithms()
     name = algorithm or "NO_QUANT"
@@ -196,7 +194,7 @@ def check_support(
 
 
 def check_pipeline(architecture: str | None, stages: int) -> None:
-    """Pipeline stages against the engine's class, as nix/check/engine.nix does at evaluation.
+    """Check pipeline stages for the engine's class, as nix/check/engine.nix does at evaluation.
 
     Raises:
         UsageError: TensorRT-LLM's class has no pipeline.

@@ -1,9 +1,9 @@
-"""A command inside a runtime: the image's root file system by bubblewrap, everything else let in by name.
+"""Sandboxes for commands of a runtime: bubblewrap around the image's root file system and listed paths.
 
 Inside are: the image, read-only; ``/nix/store``, read-only; the driver below ``/run/opengl-driver``;
-NVIDIA's device nodes; ``/w``, a private work directory; what the caller binds. No other file of the host
-is visible. Without a root file system the command runs as it is, in the same private environment: that is
-what a container of the image is.
+NVIDIA's device nodes; ``/w``, a private work directory; the caller's binds. No other file of the host is
+visible. Without a root file system the command runs on the host's files, with the same private environment,
+as in a container of the image.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from enginix.tables import load_table
 WORK = Path("/w")
 DRIVER_LIB = f"{drivers.DRIVER_HOME}/lib"
 STORE = Path("/nix/store")
-# Made anew inside, whatever the image has there.
+# Mounted empty inside, instead of the image's own.
 REMADE_DIRECTORIES = {"proc", "dev", "sys", "tmp", "run", "nix", "etc", "w"}
-# Left out of the image: people keep models and checkouts below them, and a path of the host can be bound only
-# where no read-only directory of the image lies above it.
+# Not taken from the image: people keep models and checkouts below them, and a path of the host cannot be
+# bound below a read-only directory of the image.
 HIDDEN_DIRECTORIES = {"home", "media", "mnt", "root", "srv"}
-# What a container of the image has set, where there is no root file system.
+# Variables that a container of the image has set, for commands without a root file system.
 CONTAINER_VARIABLES = (
     "PATH",
     "LD_LIBRARY_PATH",
@@ -65,15 +65,15 @@ class Bind:
 
 @dataclass(frozen=True)
 class Sandbox:
-    """A place where commands of a runtime run.
+    """A sandbox for commands of a runtime.
 
     Attributes:
-        runtime: whose environment it has.
+        runtime: the runtime, for its environment.
         rootfs: the image's root file system; None runs on the host's.
         work: private directory of the host; ``/w`` inside.
         driver: the GPU driver's files.
-        binds: paths let in.
-        network: whether the host's network is visible; builds have none.
+        binds: paths of the host that are visible inside.
+        network: make the host's network visible; builds have no network.
     """
 
     runtime: Runtime
@@ -86,12 +86,12 @@ class Sandbox:
 
     @property
     def inside(self) -> Path:
-        """The work directory as commands see it."""
+        """Return the path of the work directory inside."""
         return self.work if self.rootfs is None else WORK
 
     def environment(self) -> dict[str, str]:
-        """Every variable that a command sees: the private directories of data/runtime/environment.json, then the
-        image's.
+        """Return every variable that a command sees: the private directories of
+        data/runtime/environment.json, then the image's.
         """
         private = {
             name: row["value"].replace("@work@", str(self.inside))
@@ -113,7 +113,7 @@ class Sandbox:
         return env | dict(self.extra)
 
     def prepare(self) -> None:
-        """Makes the private directories and tries them.
+        """Make the private directories, and check that they are writable.
 
         Raises:
             MachineError: one cannot be made or written, or the work directory's path is too long.
@@ -139,7 +139,7 @@ class Sandbox:
                 raise MachineError(f"{name} cannot be written: {e.strerror}", where=str(path)) from e
 
     def command(self, words: Sequence[str], info: int | None = None) -> list[str]:
-        """The command line that runs ``words`` inside.
+        """Return the command line that runs ``words`` inside.
 
         Args:
             info: file descriptor that bubblewrap writes the inner process to.
@@ -185,13 +185,13 @@ class Sandbox:
         for bind in self.binds:
             flag = "--bind" if bind.writable else "--ro-bind"
             line += [flag, str(bind.path), str(bind.at or bind.path)]
-        # The root itself is memory; without this, what is written beside the mounts would seem to work.
+        # The root itself is memory: read-only, so that writing beside the mounts fails.
         for directory in (*memory_directories, Path("/")):
             line += ["--remount-ro", str(directory)]
         return line
 
     def _etc(self, rootfs: Path) -> dict[str, Path]:
-        """Files that name this user and this host, which the image cannot."""
+        """Return the files of /etc that name this user and this host, which the image lacks."""
         directory = self.work / "etc"
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -239,13 +239,13 @@ def _mount_entry(entry: Path, inside_path: Path) -> list[str]:
 def _mount_image_part(
     entry: Path, inside_path: Path, mount_points: Sequence[Path], memory_directories: list[Path]
 ) -> list[str]:
-    """The mounts that show a part of the image.
+    """Return the mounts that show a part of the image.
 
-    A directory that gets a mount in a place that it lacks (a model in /opt or /var/lib) is made in memory,
-    with each of its entries mounted: bubblewrap makes no directory in one that is mounted read-only.
+    A directory that lacks a mount point below it (a model in /opt or /var/lib) is made in memory, with each
+    of its entries mounted: bubblewrap cannot make a directory in one that is mounted read-only.
 
     Args:
-        opened: gets the directories made in memory.
+        memory_directories: receives the directories made in memory.
     """
     inner_points = [place for place in mount_points if inside_path in place.parents]
     if (
@@ -262,7 +262,7 @@ def _mount_image_part(
 
 
 def make_read_binds(paths: Iterable[Path]) -> tuple[Bind, ...]:
-    """Binds for directories that a command reads, and for the files that links in them lead to."""
+    """Return binds for directories that a command reads, and for the targets of links in them."""
     bound_paths: dict[Path, None] = {}
     for path in paths:
         path = Path(os.path.abspath(path))
@@ -278,10 +278,10 @@ def make_read_binds(paths: Iterable[Path]) -> tuple[Bind, ...]:
 
 
 def find_bubblewrap() -> str:
-    """The bubblewrap program.
+    """Return the path of the bubblewrap program.
 
     Raises:
-        MachineError: not installed.
+        MachineError: bubblewrap is not installed.
     """
     program = os.environ.get("ENGINIX_BWRAP") or shutil.which("bwrap")
     if not program:
@@ -294,7 +294,7 @@ def find_bubblewrap() -> str:
 
 
 def check_namespaces() -> None:
-    """Tries what every command in a runtime needs.
+    """Check that bubblewrap works here, as every command in a runtime needs.
 
     Raises:
         MachineError: this user may not make user namespaces; says what to enable.
@@ -331,7 +331,7 @@ def check_namespaces() -> None:
     raise MachineError(
         f"user namespaces are not allowed here ({message})",
         where=program,
-        fix="enable what is off:\n"
+        fix="enable user namespaces:\n"
         "    all distributions:  sysctl user.max_user_namespaces=15000\n"
         "    Debian:             sysctl kernel.unprivileged_userns_clone=1\n"
         "    Ubuntu 23.10+:      sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor "
@@ -345,7 +345,7 @@ def check_namespaces() -> None:
 
 
 def read_user_name() -> str:
-    """The name of this user, or its number where it has none, as in a Nix build."""
+    """Return this user's name, or its number if it has no name, as in a Nix build."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

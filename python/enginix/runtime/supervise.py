@@ -1,4 +1,4 @@
-"""A long command watched: its lines shown, its memory measured, ended when it makes no progress."""
+"""Supervise a long command: show its lines, measure its memory, end it when it makes no progress."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ LONGEST_LINE = 4000
 
 @dataclass(frozen=True)
 class Watch:
-    """How a command is watched.
+    """Settings for supervising a command.
 
     Attributes:
         stall: seconds without a new line and without growing output after which it counts as hung.
-        beat: seconds between two lines that say that it lives.
+        beat: seconds between two lines that report that it runs.
         outputs: files and directories whose growth is progress.
-        gpu_memory: bytes in use on the GPU, sampled; None where nobody can tell.
+        gpu_memory: samples the bytes in use on the GPU; None if they cannot be measured.
     """
 
     stall: float = 1800.0
@@ -39,15 +39,15 @@ class Watch:
 
 @dataclass(frozen=True)
 class CommandOutcome:
-    """How it ended.
+    """The result of a supervised command.
 
     Attributes:
         status: exit status; 128 + n for death by signal n.
         lines: the last lines that it printed.
         host_peak: most bytes of memory that all its processes held together, as sampled.
-        gpu_peak: most bytes in use on the GPU, as sampled; None where nobody could tell.
+        gpu_peak: most bytes in use on the GPU, as sampled; None if not measured.
         stalled: it was ended for lack of progress.
-        seconds: how long it ran.
+        seconds: run time.
     """
 
     status: int
@@ -59,7 +59,7 @@ class CommandOutcome:
 
 
 def supervise_command(sandbox: Sandbox, words: list[str], watch: Watch, *, stage: str) -> CommandOutcome:
-    """Runs a command to its end, or to the end of its progress; nothing of it survives this call."""
+    """Run a command until it ends or makes no progress; no process of it survives this call."""
     lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
     started_at = last_progress = last_beat = time.monotonic()
     has_new_line = threading.Event()
@@ -85,7 +85,7 @@ def supervise_command(sandbox: Sandbox, words: list[str], watch: Watch, *, stage
             step = min(step * 1.5, 1.0)
             now = time.monotonic()
             below = list_descendants(child.process.pid)
-            # Remembered so that those that leave the tree are ended as well.
+            # Remembered, so that processes that leave the tree are ended as well.
             child.seen.update(below)
             host_peak = max(host_peak, measure_resident_memory(child.process.pid, below))
             if watch.gpu_memory is not None and (used := watch.gpu_memory()) is not None:

@@ -41,25 +41,25 @@ class Runtime:
 
     @property
     def engine_path(self) -> bool:
-        """Whether it builds and runs TensorRT engines."""
+        """Tell whether the runtime builds and runs TensorRT engines."""
         return bool(self.row["enginePath"])
 
 
 def list_runtimes() -> list[str]:
-    """The runtimes' names, sorted."""
+    """List the runtimes' names, sorted."""
     return sorted(load_table("runtimes")["runtimes"])
 
 
 def find_runtime(name: str, kind: str | None = None, pin: Path | None = None) -> Runtime:
-    """The runtime of that name.
+    """Return the runtime of that name.
 
     Args:
-        kind: what it must be able to execute.
-        pin: what ``enginix runtime pin`` wrote; its environment, read from the image, stands before the
-        table's.
+        kind: kind of engine that it must be able to execute.
+        pin: file of ``enginix runtime pin``; its environment, read from the image, overrides the table's.
 
     Raises:
-        UsageError: unknown, with the nearest known name; or without that kind, with those that have it.
+        UsageError: the name is unknown, with the nearest known name; or the runtime cannot execute the kind,
+            with the runtimes that can.
     """
     rows = load_table("runtimes")["runtimes"]
     if name not in rows:

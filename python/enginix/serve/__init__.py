@@ -1,1 +1,1 @@
-"""Starting Triton on a repository, knowing that it answers, and stopping it cleanly."""
+"""Start Triton on a repository, wait until it answers, and stop it cleanly."""

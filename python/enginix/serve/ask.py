@@ -12,11 +12,11 @@ from enginix.triton.contract import ENSEMBLE
 
 @dataclass(frozen=True)
 class ServerAnswer:
-    """What came back.
+    """A server's answer to one prompt.
 
     Attributes:
-        text: of the whole answer.
-        streamed: of the pieces, joined.
+        text: text of the whole answer.
+        streamed: text of the streamed pieces, joined.
         tokens: number of generated tokens.
         finish_reason: ``stop`` or ``length``.
         first_token_seconds: from the question to the first piece.
@@ -32,20 +32,20 @@ class ServerAnswer:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens over the whole streamed answer's time, prompt included."""
+        """Return generated tokens per second of the whole streamed answer, prompt included."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
 def ask_server(
     client: TritonClient, prompt: str, max_tokens: int, piece: Callable[[str], None]
 ) -> ServerAnswer:
-    """Asks once through ``/generate``, once through ``/generate_stream``.
+    """Send a prompt once to ``/generate``, once to ``/generate_stream``.
 
     Args:
-        piece: gets every piece of text as it comes.
+        piece: receives every piece of text as it comes.
 
     Raises:
-        MachineError: the server refuses, with its own words.
+        MachineError: the server refuses; has the server's message.
     """
     question = {"text_input": prompt, "max_tokens": max_tokens}
     whole = client.generate(ENSEMBLE, question)

@@ -15,10 +15,10 @@ STREAM = "/v2/models/{model}/generate_stream"
 
 
 class TritonClient:
-    """Asks one server.
+    """A client of one server.
 
     Args:
-        timeout: seconds between two bytes.
+        timeout: longest time between two bytes, in seconds.
     """
 
     def __init__(self, host: str, port: int, timeout: float = 60.0) -> None:
@@ -32,7 +32,7 @@ class TritonClient:
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     def ready(self) -> bool:
-        """Whether all models are loaded; not whether they can answer."""
+        """Tell whether all models are loaded, which does not mean that they can answer."""
         try:
             connection = self._connection()
             connection.request("GET", "/v2/health/ready")
@@ -41,16 +41,16 @@ class TritonClient:
             return False
 
     def generate(self, model: str, body: dict[str, Any]) -> dict[str, Any]:
-        """One answer.
+        """Return one answer.
 
         Raises:
-            MachineError: the server refuses or fails, with its own words.
+            MachineError: the server refuses or fails; has the server's message.
         """
         response = self._post(GENERATE.format(model=model), body)
         return self._parse_response(response.status, response.read())
 
     def stream(self, model: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Pieces as they come (server-sent events).
+        """Yield the pieces of an answer as they come (server-sent events).
 
         Raises:
             MachineError: the server refuses or fails, or the stream breaks off.
@@ -68,7 +68,7 @@ class TritonClient:
         except (OSError, http.client.HTTPException) as e:
             raise MachineError(f"the stream broke off: {e or type(e).__name__}", where=self.url) from e
         if empty:
-            # Triton 2.51 answers 200 and nothing where a required input is missing.
+            # Triton 2.51 sends status 200 and an empty stream if a required input is missing.
             raise MachineError(
                 "the stream is empty: an input is missing, or the server is stopping", where=self.url
             )

@@ -1,7 +1,7 @@
 """Options of tritonserver that a user adds, checked against its version before it starts.
 
-tritonserver refuses what it does not know only after the start, and an option of a later version is unknown
-to an earlier one.
+tritonserver refuses unknown options only after the start, and an earlier version does not know the options of
+a later one.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ TRITONSERVER = ProgramOptions(
 
 
 def check_triton_flags(given: Iterable[str], version: str) -> tuple[str, ...]:
-    """``NAME=VALUE`` of a user, as tritonserver of that version takes them (:meth:`Program.checked`)."""
+    """Check a user's ``NAME=VALUE`` options for a tritonserver version (:meth:`ProgramOptions.checked`)."""
     pairs = TRITONSERVER.checked(given, version)
     return tuple(f"--{name}" if value is None else f"--{name}={value}" for name, value in pairs)
 
 
 def read_admin_key(path: Path | None) -> str:
-    """The key of restricted APIs: a file's content, else a random one that nobody is told.
+    """Return the key of restricted APIs: a file's content, or a random key, which keeps them closed.
 
     Raises:
-        UsageError: unreadable, or not a key that the option can carry.
+        UsageError: the file is unreadable, or the option cannot carry the key.
     """
     if path is None:
         return secrets.token_urlsafe(24)
@@ -55,7 +55,7 @@ def read_admin_key(path: Path | None) -> str:
 
 
 def closing_options(version: str, key: str) -> list[str]:
-    """Options that close what serving does not need: shared memory of clients, and control over models."""
+    """Return options that close shared memory of clients and control over models."""
     apis = ",".join(load_table("triton_flags")["restricted"])
     words = [
         f"--http-restricted-api={apis}:{ADMIN_HEADER}={key}",

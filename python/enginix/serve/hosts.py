@@ -1,9 +1,10 @@
-"""Several machines: which ranks each has, and how mpirun starts its daemon on the others.
+"""Several machines: the ranks of each, and a start of mpirun's daemon on the others.
 
 ``mpirun`` (Open MPI 4.1) starts ``orted`` on a host by calling ``plm_rsh_agent`` as it would call ssh: the
 host's name, then the command. Here that is a small script around ssh, around ``kubectl exec`` (as NVIDIA's
-tutorial on Triton over several nodes does it), or around a program of the user's; it says which host failed,
-which mpirun does not. A host is tried in the same way before mpirun is started, for it waits without end.
+tutorial on Triton over several nodes does it), or around a program of the user's; it names the host that
+failed, which mpirun does not. A host is tried in the same way before mpirun is started, because mpirun waits
+without end.
 """
 
 from __future__ import annotations
@@ -26,20 +27,20 @@ from enginix.errors import EXIT_MACHINE, MachineError, UsageError
 from enginix.kinds.registry import get_kind, has_rank_processes
 from enginix.tables import load_table
 
-# A name of DNS or Kubernetes, or an IPv4 address: nothing that an agent would take as an option.
+# A name of DNS or Kubernetes, or an IPv4 address: an agent must not take it for an option.
 _HOST = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?):([1-9]\d{0,2})")
 _FILE = re.compile(r"(\S+)\s+slots\s*=\s*(\d+)")
 _AGENT_LINE = re.compile(r"enginix: host (\S+): (.*)")
 _STARTED = "daemon started"
 # Open MPI 4.1, help-errmgr-base.txt.
 _LOST = re.compile(r"\s*Remote daemon: \[\[.*\] on node (\S+)")
-# Of one try of a host, and between two.
+# Seconds for one try of a host, and between two tries.
 TRY_SECONDS = 15.0
 PAUSE_SECONDS = 1.0
 
 
 class HostError(MachineError):
-    """A host on which ranks cannot be started."""
+    """Ranks cannot be started on a host."""
 
     exit_code = EXIT_MACHINE
     kind = "host"
@@ -47,7 +48,7 @@ class HostError(MachineError):
 
 @dataclass(frozen=True)
 class Host:
-    """A machine, by the name that the agent knows, and its ranks: one a GPU."""
+    """A machine, by the name that the agent knows, and its number of ranks, one for each GPU."""
 
     name: str
     slots: int
@@ -55,10 +56,10 @@ class Host:
 
 @dataclass(frozen=True)
 class Agent:
-    """What starts a command on another host.
+    """A program that starts a command on another host.
 
     Attributes:
-        name: ``ssh``, ``kubectl`` or a program that is called as ssh is: HOST COMMAND.
+        name: ``ssh``, ``kubectl`` or a program that is called like ssh: HOST COMMAND.
         program: the executable.
     """
 
@@ -66,7 +67,7 @@ class Agent:
     program: str
 
     def words(self, host: str, command: str) -> list[str]:
-        """The command line that runs a shell's ``command`` on a host."""
+        """Return the command line that runs a shell ``command`` on a host."""
         if self.name == "kubectl":
             # Names of hosts are names of Pods.
             return [self.program, "exec", host, "--", "/bin/sh", "-c", command]
@@ -75,12 +76,12 @@ class Agent:
         return [self.program, host, command]
 
     def environment(self) -> dict[str, str]:
-        """Of the agent alone: what ssh and kubectl need, none of which a rank is to see."""
+        """Return the variables that ssh or kubectl need; ranks do not see them."""
         names = ("HOME", "PATH", "SSH_AUTH_SOCK", "KUBECONFIG", "KUBERNETES_SERVICE_HOST")
         return {k: os.environ[k] for k in (*names, "KUBERNETES_SERVICE_PORT") if k in os.environ}
 
     def script(self) -> str:
-        """The value of ``plm_rsh_agent`` is a file with this."""
+        """Return the text of the script that ``plm_rsh_agent`` names."""
         exports = "".join(f"export {k}={shlex.quote(v)}\n" for k, v in sorted(self.environment().items()))
         fixed = [shlex.quote(w) for w in self.words("@host@", "@command@")]
         call = " ".join({"@host@": '"$host"', "@command@": '"$*"'}.get(w, w) for w in fixed)
@@ -95,10 +96,10 @@ class Agent:
 
 
 def parse_hosts(text: str, where: str = "--hosts") -> tuple[Host, ...]:
-    """Hosts of ``a:8,b:8``, or with ``where`` a file's name of its lines ``a slots=8``.
+    """Parse hosts from ``a:8,b:8``.
 
     Raises:
-        UsageError: not of that form, or a host twice.
+        UsageError: another form, or a host twice.
     """
     hosts = []
     for part in text.split(","):
@@ -115,10 +116,10 @@ def parse_hosts(text: str, where: str = "--hosts") -> tuple[Host, ...]:
 
 
 def read_hostfile(path: Path) -> tuple[Host, ...]:
-    """Hosts of a file as Open MPI has it: a line ``a slots=8`` each; # begins a comment.
+    """Read hosts from a file in Open MPI's format: lines ``a slots=8``; # begins a comment.
 
     Raises:
-        UsageError: unreadable, empty, or a line of another form.
+        UsageError: the file is unreadable or empty, or a line has another form.
     """
     try:
         lines = [line.split("#", 1)[0].strip() for line in path.read_text("utf-8").splitlines()]
@@ -135,14 +136,14 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
 
 
 def check_hosts(hosts: Sequence[Host], ranks: int, kind: str, in_image: bool, engine: Path | None) -> None:
-    """Whether an engine's ranks can be spread so.
+    """Check that an engine's ranks can be spread over these hosts.
 
     Args:
-        kind: of the engine.
-        in_image: whether the server would run in a sandbox of ``enginix serve``.
+        kind: kind of the engine.
+        in_image: the server would run in a sandbox of ``enginix serve``.
 
     Raises:
-        UsageError: they cannot.
+        UsageError: the ranks cannot be spread so.
     """
     if not has_rank_processes(kind):
         known_kind = get_kind(kind)
@@ -183,10 +184,10 @@ def check_hosts(hosts: Sequence[Host], ranks: int, kind: str, in_image: bool, en
 
 
 def check_single_host(ranks: int, engine: Path | None) -> None:
-    """Whether the ranks of an engine of kind ``tensorrt`` can be on this machine alone.
+    """Check that the ranks of an engine of kind ``tensorrt`` can be on this machine alone.
 
     Raises:
-        UsageError: two of them would be on one GPU.
+        UsageError: two ranks would be on one GPU.
     """
     each = read_gpus_per_node(engine)
     if ranks > each:
@@ -198,7 +199,7 @@ def check_single_host(ranks: int, engine: Path | None) -> None:
 
 
 def read_gpus_per_node(engine: Path | None) -> int:
-    """By what TensorRT-LLM finds a rank's GPU on its machine; its default where nothing says it."""
+    """Return the GPUs per node that an engine was converted for; TensorRT-LLM maps ranks to GPUs by them."""
     default = int(load_table("memory_constants")["defaults"]["gpusPerNode"]["value"])
     try:
         config = json.loads(
@@ -211,10 +212,10 @@ def read_gpus_per_node(engine: Path | None) -> int:
 
 
 def find_agent(name: str) -> Agent:
-    """The agent of ``--agent``.
+    """Return the agent of ``--agent``.
 
     Raises:
-        MachineError: there is no such program.
+        MachineError: the program does not exist.
     """
     named = os.environ.get("ENGINIX_KUBECTL") if name == "kubectl" else None
     program = shutil.which(named or name)
@@ -228,12 +229,12 @@ def find_agent(name: str) -> Agent:
 
 
 def first_rank(hosts: Sequence[Host], name: str) -> int:
-    """The first rank of a host."""
+    """Return the first rank of a host."""
     return sum(host.slots for host in hosts[: [h.name for h in hosts].index(name)])
 
 
 def describe_rank(hosts: Sequence[Host], rank: int) -> str:
-    """A rank as an error names it, with its host where there are several."""
+    """Describe a rank for an error, with its host if there are several."""
     if len(hosts) < 2:
         return f"rank {rank}"
     names = [host.name for host in hosts for _ in range(host.slots)]
@@ -241,14 +242,14 @@ def describe_rank(hosts: Sequence[Host], rank: int) -> str:
 
 
 def describe_host(hosts: Sequence[Host], name: str) -> str:
-    """A host as an error names it, with its ranks."""
+    """Describe a host for an error, with its ranks."""
     first = first_rank(hosts, name)
     last = first + next(h.slots for h in hosts if h.name == name) - 1
     return f"host {name}, rank {first}" + (f" to {last}" if last > first else "")
 
 
 def find_failed_host(hosts: Sequence[Host], lines: Sequence[str]) -> tuple[str, str] | None:
-    """Where and what, of a host that an agent or mpirun says failed."""
+    """Return host and reason of the failure that an agent or mpirun reports; None without such a line."""
     names = {host.name for host in hosts}
     for line in lines:
         if (
@@ -264,7 +265,7 @@ def find_failed_host(hosts: Sequence[Host], lines: Sequence[str]) -> tuple[str, 
 
 
 def find_stuck_host(hosts: Sequence[Host], lines: Iterable[str]) -> Host | None:
-    """The first host whose agent has not ended yet."""
+    """Return the first host on which mpirun's daemon has not been started yet."""
     begun = {agent_line[1] for line in lines if (agent_line := _AGENT_LINE.fullmatch(line))}
     return next((host for host in hosts[1:] if host.name not in begun), None)
 
@@ -272,14 +273,14 @@ def find_stuck_host(hosts: Sequence[Host], lines: Iterable[str]) -> Host | None:
 def await_hosts(
     hosts: Sequence[Host], agent: Agent, needed: Sequence[str], seconds: float, once: float = TRY_SECONDS
 ) -> None:
-    """Waits until every other host can be reached and has what its ranks need.
+    """Wait until every other host can be reached and has the files that its ranks need.
 
     Args:
         needed: paths that must exist there: orted, tritonserver, the repository.
         once: seconds that one try may take.
 
     Raises:
-        HostError: names the host, its ranks, and what the agent said last.
+        HostError: names the host, its ranks, and the agent's last output.
     """
     command = "; ".join(
         [
@@ -312,7 +313,7 @@ def await_hosts(
 
 
 def _try_host(agent: Agent, host: str, command: str, seconds: float) -> str:
-    """What the agent printed; of a try that hangs, that it hung."""
+    """Return the agent's output; for a try that hangs, a text that says so."""
     with subprocess.Popen(
         agent.words(host, command),
         env=agent.environment(),

@@ -28,7 +28,7 @@ _GPU = re.compile(r"\d{1,3}|(GPU|MIG)-[0-9A-Za-z/-]+")
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Address of all endpoints, and their ports; ``None`` is an endpoint that is off."""
+    """Listen address of all endpoints, and their ports; the port of a disabled endpoint is ``None``."""
 
     host: str
     http: int
@@ -38,10 +38,10 @@ class Endpoints:
 
 @dataclass(frozen=True)
 class ImageLaunch:
-    """What a server inside a runtime's image needs besides (:class:`enginix.runtime.sandbox.Sandbox`).
+    """Settings for a server inside a runtime's image (:class:`enginix.runtime.sandbox.Sandbox`).
 
     Attributes:
-        reads: directories of the host that models name; seen under the same paths.
+        reads: directories of the host that models name; visible under the same paths.
     """
 
     runtime: Runtime
@@ -51,22 +51,23 @@ class ImageLaunch:
 
 @dataclass(frozen=True)
 class LaunchSpec:
-    """Everything that a start needs.
+    """Settings of a server's command and environment.
 
     Attributes:
         repository: the model repository.
-        python: the ``python3`` whose environment runs the Python models; an image's own is not asked for it.
+        python: the ``python3`` with the environment of the Python models; unused inside an image.
         exit_timeout: seconds that running requests have to finish after SIGTERM.
         verbose: Triton's own verbosity, 0 is normal.
         gpus: the only GPUs that the server sees, by index or UUID; empty leaves it to CUDA_VISIBLE_DEVICES.
-        ranks: processes of the server, one a GPU, started by mpirun when there are several.
+        ranks: processes of the server, one for each GPU; mpirun starts them if there are several.
         mpirun: the launcher of several ranks.
-        inside: of a server in an image; ``None`` runs it as it is.
-        flags: options of tritonserver that a user added, checked (:func:`enginix.serve.flags.check_triton_flags`).
+        inside: settings of a server in an image; ``None`` runs it on the host's files.
+        flags: options of tritonserver that a user added, checked by
+            :func:`enginix.serve.flags.check_triton_flags`.
         admin_key: opens the restricted APIs.
         environ: further variables that the server sees.
         hosts: the machines of its ranks, this one first; empty is this one alone.
-        agent: starts ranks on the others.
+        agent: program that starts ranks on the others.
     """
 
     server: TritonServer
@@ -86,23 +87,24 @@ class LaunchSpec:
     agent: Agent | None = None
 
     def command(self, shm_prefix: str, repository: Path) -> list[str]:
-        """The command line; of mpirun where there are several ranks.
+        """Return the command line; that of mpirun if there are several ranks.
 
         Args:
-            repository: what the server is to read: links to the model repository (:func:`link_repository`).
-            shm_prefix: of the names of shared-memory regions; one of its own for each server, so that
-                leftovers of a killed one are known.
+            repository: directory that the server reads: links to the model repository
+                (:func:`link_repository`).
+            shm_prefix: prefix of the names of shared-memory regions; unique for each server, so that
+                leftovers of a killed one can be found.
         """
         local_ranks = self.hosts[0].slots if self.hosts else self.ranks
         commands = [
-            # Another machine has no links; what its ranks load is no Python.
+            # Another machine has no links, and needs none: its ranks load no Python models.
             self._rank(rank, shm_prefix, repository if rank < local_ranks else self.repository)
             for rank in range(self.ranks)
         ]
         if self.ranks == 1:
             return commands[0]
         state = repository.parent
-        # HOME and TMPDIR are of this machine alone.
+        # HOME and TMPDIR exist on this machine alone.
         exported = sorted(set(self.environment(state)) - {"HOME", "TMPDIR"})
         return ranks.build_mpirun_command(self.mpirun, commands, self.hosts, str(state / AGENT), exported)
 
@@ -112,7 +114,7 @@ class LaunchSpec:
             f"--id=rank{rank}",
             f"--model-repository={repository}",
             f"--backend-directory={self.server.backends}",
-            # Every configuration is complete; nothing may be filled in by chance.
+            # Every configuration is complete: auto-completion could only hide a mistake.
             "--disable-auto-complete-config",
             "--exit-on-error=true",
             "--strict-readiness=true",
@@ -127,7 +129,7 @@ class LaunchSpec:
         e = self.endpoints
         words = [
             "--model-control-mode=none",
-            # gRPC would stay on 0.0.0.0 with --http-address alone.
+            # With --http-address alone, gRPC would listen on 0.0.0.0.
             f"--http-address={e.host}",
             f"--grpc-address={e.host}",
             f"--metrics-address={e.host}",
@@ -138,17 +140,17 @@ class LaunchSpec:
         return words + flags.closing_options(self.server.version, self.admin_key)
 
     def environment(self, state: Path) -> dict[str, str]:
-        """The whole environment: nothing else is inherited but what names libraries, time zone and language.
+        """Return the whole environment; only variables for libraries, time zone and language are inherited.
 
-        Inside an image it is the image's (:class:`enginix.runtime.sandbox.Sandbox`), and these are what is
-        added to it.
+        Inside an image these variables are added to the image's
+        (:class:`enginix.runtime.sandbox.Sandbox`).
 
         Args:
             state: a private directory, for HOME and temporary files.
         """
         named = dict(self.environ)
         if self.gpus:
-            # By index as nvidia-smi counts; CUDA's own order is by speed.
+            # Indexes as nvidia-smi counts; CUDA's own order is by speed.
             named |= {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         named["TOKENIZERS_PARALLELISM"] = "false"
         if self.inside is not None:
@@ -169,7 +171,7 @@ class LaunchSpec:
         }
 
     def room(self, state: Path) -> Sandbox | None:
-        """Where the server runs when it is inside an image."""
+        """Return the sandbox of a server inside an image."""
         if self.inside is None:
             return None
         return Sandbox(
@@ -184,7 +186,7 @@ class LaunchSpec:
 
 
 def link_repository(repository: Path, into: Path) -> Path:
-    """Directories of its own with links to the repository's files.
+    """Make directories with links to the repository's files.
 
     Python writes the compiled ``model.py`` beside the file that it loads, and Triton's stub ignores
     PYTHONDONTWRITEBYTECODE: started by root on a single-user Nix store, the server would change the store.
@@ -198,7 +200,7 @@ def link_repository(repository: Path, into: Path) -> Path:
 
 
 def unbatch_reference(models: Path) -> None:
-    """Turns off Triton's batching for the models of kind ``reference``, which batch by themselves.
+    """Turn off Triton's batching for the models of kind ``reference``, which batch by themselves.
 
     Args:
         models: links to a repository (:func:`link_repository`); the repository stays as it is.
@@ -208,7 +210,7 @@ def unbatch_reference(models: Path) -> None:
         if not path.is_file():
             continue
         model_config = config.read_pbtxt(path)
-        # Parameters that NVIDIA's models do not have.
+        # NVIDIA's models do not have these parameters.
         if model_config.max_batch_size and {"enginix_path", "max_tokens_limit"} <= set(
             model_config.parameters
         ):
@@ -217,7 +219,7 @@ def unbatch_reference(models: Path) -> None:
 
 
 def describe_launch(spec: LaunchSpec) -> dict[str, Any]:
-    """The plan as ``--dry-run`` shows it."""
+    """Return the launch as ``--dry-run`` shows it."""
     state = Path("$STATE")
     command = spec.command("enginix-$PREFIX-", spec.repository if len(spec.hosts) < 2 else state / "models")
     environment = spec.environment(state)
@@ -238,16 +240,16 @@ def describe_launch(spec: LaunchSpec) -> dict[str, Any]:
 
 
 def format_launch(described: dict[str, Any]) -> str:
-    """Environment and command as a shell would take them."""
+    """Return environment and command as shell text."""
     lines = [f"{k}={json.dumps(v)}" for k, v in sorted(described["environment"].items())]
     return " \\\n  ".join([*lines, *described["command"]])
 
 
 def check_gpus(text: str | None) -> tuple[str, ...]:
-    """GPUs of ``--gpus``: indices as nvidia-smi counts them, or UUIDs.
+    """Parse ``--gpus``: indices as nvidia-smi counts them, or UUIDs.
 
     Raises:
-        UsageError: neither, or one twice.
+        UsageError: a name is neither, or a GPU is named twice.
     """
     if text is None:
         return ()
@@ -265,13 +267,13 @@ def check_gpus(text: str | None) -> tuple[str, ...]:
 
 
 def check_environ(given: Iterable[str]) -> dict[str, str]:
-    """``NAME=VALUE`` of ``--env``.
+    """Parse ``NAME=VALUE`` arguments of ``--env``.
 
-    NCCL finds out about links and interfaces itself; enginix sets none of its variables. What a machine
-    needs besides is named here, and seen in ``--dry-run``.
+    NCCL detects links and interfaces itself; enginix does not set its variables. A machine's own settings are
+    passed here, and are visible in ``--dry-run``.
 
     Raises:
-        UsageError: not of that form, or a variable that enginix sets.
+        UsageError: another form, or a variable that enginix sets.
     """
     variables = {}
     for text in given:
@@ -280,7 +282,7 @@ def check_environ(given: Iterable[str]) -> dict[str, str]:
             raise UsageError(f"{text!r} is not NAME=VALUE", where="--env")
         if name in ("PATH", "HOME", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "LD_PRELOAD"):
             raise UsageError(
-                f"{name} is enginix's to set",
+                f"{name} is set by enginix",
                 where="--env",
                 fix="--gpus names the GPUs; the runtime brings the rest",
             )
@@ -289,7 +291,7 @@ def check_environ(given: Iterable[str]) -> dict[str, str]:
 
 
 def check_exit_timeout(seconds: int) -> int:
-    """Refuses what Triton would."""
+    """Refuse an exit timeout that Triton does not accept."""
     if not 0 <= seconds <= 86400:
         raise UsageError(f"{seconds} is not between 0 and 86400", where="--exit-timeout")
     return seconds

@@ -1,4 +1,4 @@
-"""Options of a program that a user adds, checked by a table of them before the program starts."""
+"""Options that a user adds to a program's command line, checked by a table before the program starts."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _SPELLED = {
 
 @dataclass(frozen=True)
 class ProgramOptions:
-    """Whose options they are, and what errors call it.
+    """A program's options, and its names in errors.
 
     Attributes:
-        option: of ``enginix serve`` that takes ``NAME=VALUE``.
-        name: the program.
-        of_version: the same of a version, which stands for ``{}``.
-        table: of ``data``, with its options by name: ``type``; ``since``, the first version that has it;
-            ``own`` or ``refused``, why it is not to be set; ``repeatable``.
-        rows: the table's key.
+        option: option of ``enginix serve`` that takes ``NAME=VALUE``.
+        name: the program's name.
+        of_version: the program's name with a version, which replaces ``{}``.
+        table: table of ``data`` with the program's options by name: ``type``; ``since``, the first version
+            that has it; ``own`` or ``refused``, the reason why it must not be set; ``repeatable``.
+        rows: key of the options in the table.
     """
 
     option: str
@@ -39,19 +39,19 @@ class ProgramOptions:
     rows: str
 
     def has(self, name: str, version: str) -> bool:
-        """Whether the program of that version knows the option."""
+        """Tell whether that version of the program knows the option."""
         row = load_table(self.table)[self.rows].get(name)
         return row is not None and _version_numbers(version) >= _version_numbers(row.get("since", "0"))
 
     def checked(self, given: Iterable[str], version: str) -> list[tuple[str, str | None]]:
-        """``NAME=VALUE`` of a user as names and values, those of one name together; a switch has no value.
+        """Return a user's ``NAME=VALUE`` options as names and values, sorted by name; a switch has no value.
 
         Args:
-            version: of tritonserver, for instance ``2.68.0``.
+            version: version of tritonserver, for instance ``2.68.0``.
 
         Raises:
-            UsageError: unknown (with the nearest name), of a later version, enginix's own, not to be set, of
-                another type, or given twice where it may be given once.
+            UsageError: an option is unknown (with the nearest name), of a later version, set by enginix, not
+                allowed, of another type, or given twice although it is not repeatable.
         """
         rows = load_table(self.table)[self.rows]
         accepted: dict[str, list[tuple[str, str | None]]] = {}

@@ -1,4 +1,4 @@
-"""What must hold before a server is started, each check cheap."""
+"""Checks before a server is started, each of them cheap."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class ServedRepository:
 
     Attributes:
         instances: processes of Python models.
-        ranks: processes that the engine needs, one a GPU.
-        reads: directories outside it that its models name: engine, tokenizer, code.
-        engine: the engine's directory, of kinds that need a GPU.
+        ranks: processes that the engine needs, one for each GPU.
+        reads: directories outside the repository that its models name: engine, tokenizer, code.
+        engine: the engine's directory, for kinds that need a GPU.
     """
 
     directory: Path
@@ -53,10 +53,10 @@ class ServedRepository:
 
 
 def check_repository(directory: Path, server: TritonServer) -> ServedRepository:
-    """Reads and validates a repository, and compares its engine with the server's runtime.
+    """Read and validate a repository, and compare its engine with the server's runtime.
 
     Raises:
-        ManifestError: not a repository of enginix, or an engine of another runtime; both are named.
+        ManifestError: not a repository of enginix, or its engine is for another runtime; names both.
         RepositoryError: see :func:`enginix.kinds.triton_repository.validate.validate_repository`.
     """
     directory = Path(os.path.abspath(directory))
@@ -80,7 +80,7 @@ def check_repository(directory: Path, server: TritonServer) -> ServedRepository:
         for group in config.instance_group
     )
     reads = tuple(sorted(set(_named_paths(directory, configs))))
-    # tensorrt_llm's tokenizer lies in the engine, of both kinds that need a GPU.
+    # tensorrt_llm's tokenizer lies in the engine, for both kinds that need a GPU.
     tokenizers = [p for p in reads if p.name == "tokenizer"]
     engine = tokenizers[0].parent if tokenizers and kind is not None and kind.runs_in_image else None
     return ServedRepository(
@@ -99,19 +99,19 @@ def _named_paths(directory: Path, configs: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def _count_ranks(repository_manifest: Manifest) -> int:
-    """The C++ backend has a process a GPU; the LLM class starts its own."""
+    """Count the server's ranks: the C++ backend has a process for each GPU, the LLM class starts its own."""
     count = repository_manifest.target.get("count", 1)
     ranks = count if type(count) is int and count > 0 else 1
     return ranks if has_rank_processes(repository_manifest.kind) else 1
 
 
 def check_backend(repository: ServedRepository, server: TritonServer) -> None:
-    """An engine of kind ``tensorrt`` needs its C++ backend in the installation, and the TensorRT-LLM that it
-    was built with: in the image, or on this machine where it is one.
+    """Check that the installation has the C++ backend for an engine of kind ``tensorrt``, and the version of
+    TensorRT-LLM that built the engine: in the image, or on this machine inside a container of it.
 
     Raises:
-        MachineError: there is none.
-        Mismatch: another version, whatever the installation calls itself.
+        MachineError: the backend is missing.
+        Mismatch: TensorRT-LLM has another version, even if the installation names the right runtime.
     """
     if not is_portable(repository.manifest.kind):
         live = read_image_versions(server.rootfs or Path("/"), runtimes.find_runtime(server.runtime))
@@ -121,31 +121,31 @@ def check_backend(repository: ServedRepository, server: TritonServer) -> None:
     outside = Path(f"{server.rootfs or ''}{server.backends}") / "tensorrtllm"
     if not any(outside.glob("libtriton_tensorrtllm*.so")):
         raise MachineError(
-            "no libtriton_tensorrtllm.so",
+            "libtriton_tensorrtllm.so is missing",
             where=str(outside),
             fix="serve it inside the image of the runtime that it is for",
         )
 
 
-# Where NVIDIA's images have OpenMPI when PATH does not say it: HPC-X, and NVIDIA's link to it.
+# Places of OpenMPI in NVIDIA's images, besides PATH: HPC-X, and NVIDIA's link to it.
 MPI_PLACES = ("/usr/local/mpi/bin", "/opt/hpcx/ompi/bin")
 
 
 def find_mpirun(server: TritonServer, environment: Mapping[str, str]) -> str:
-    """The launcher of several ranks, as the server's installation sees it.
+    """Return the path of mpirun, as the server's installation sees it.
 
     Args:
-        environment: the server's, whose PATH is searched first.
+        environment: the server's environment; its PATH is searched first.
 
     Raises:
-        MachineError: there is none.
+        MachineError: mpirun is missing.
     """
     for place in (*environment.get("PATH", os.defpath).split(os.pathsep), *MPI_PLACES):
         path = Path(f"{server.rootfs or ''}{place}") / "mpirun"
         if place.startswith("/") and os.access(path, os.X_OK):
             return f"{place}/mpirun"
     raise MachineError(
-        "no mpirun, which starts several ranks",
+        "mpirun is missing, which starts several ranks",
         where=str(server.rootfs or "PATH"),
         fix="take the image of the runtime, or put OpenMPI's directory on PATH",
     )
@@ -154,15 +154,18 @@ def find_mpirun(server: TritonServer, environment: Mapping[str, str]) -> str:
 def check_gpus(
     repository: ServedRepository, driver: Driver, gpus: Sequence[str], local_ranks: int | None = None
 ) -> list[str]:
-    """An engine's GPUs: there, of its kind, with memory for its weights; notes what differs and does no harm.
+    """Check that an engine's GPUs exist, fit the engine, and have memory for its weights.
 
     Args:
-        gpus: the ones that are to serve, by index or UUID; empty is all.
-        here: ranks of this machine, where other machines have the rest.
+        gpus: GPUs that will serve, by index or UUID; empty is all.
+        local_ranks: ranks of this machine, where other machines have the rest.
+
+    Returns:
+        Notes on differences that are not fatal.
 
     Raises:
-        MachineError: a GPU is not there, too few are, or too little of its memory is free.
-        Mismatch: the engine does not run on them (``enginix check``).
+        MachineError: a GPU is missing, there are too few, or too little GPU memory is free.
+        Mismatch: the engine does not run on these GPUs (``enginix check``).
     """
     if repository.engine is None:
         return []
@@ -178,7 +181,7 @@ def check_gpus(
                 have = ", ".join(f"{g.index} ({g.uuid})" for g in machine.gpus)
                 raise MachineError(f"no GPU {name}", where="--gpus", fix=f"this machine has {have}")
         chosen = tuple(by_name[n] for n in gpus if n in by_name)
-        # A slice of a GPU is not told from its whole here; TensorRT-LLM has the last word on it.
+        # A slice of a GPU looks like the whole GPU here; TensorRT-LLM refuses it later if it does not fit.
         machine = replace(machine, gpus=chosen) if len(chosen) == len(gpus) else machine
     count = repository.manifest.target.get("count", 1) if local_ranks is None else local_ranks
     if gpus and type(count) is int and len(gpus) != count:
@@ -201,7 +204,7 @@ def check_gpus(
 
 
 def _rank_weights(engine: Path) -> list[int]:
-    """Bytes of weights of each rank."""
+    """Return the bytes of weights of each rank."""
     plans = sorted(
         (engine / "engine").glob("rank*.engine"), key=lambda p: int(re.sub(r"\D", "", p.name) or 0)
     )
@@ -209,10 +212,10 @@ def _rank_weights(engine: Path) -> list[int]:
 
 
 def check_open_files(least: int = 1024) -> None:
-    """Raises this process's limit of open files to what it may have; streams and models take many.
+    """Raise this process's limit of open files to its maximum; streams and models take many files.
 
     Raises:
-        MachineError: that is below ``least``.
+        MachineError: the maximum is below ``least``.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
@@ -228,7 +231,7 @@ def check_open_files(least: int = 1024) -> None:
 
 
 def check_shared_memory(instances: int, directory: Path = SHM) -> None:
-    """Python models talk to Triton through shared memory.
+    """Check the shared memory, which Python models and Triton communicate through.
 
     Raises:
         MachineError: not writable, or smaller than the instances need.
@@ -239,7 +242,8 @@ def check_shared_memory(instances: int, directory: Path = SHM) -> None:
     free, needed = status.f_bavail * status.f_frsize, instances * SHM_PER_INSTANCE
     if free < needed:
         raise MachineError(
-            f"{format_bytes(free)} free, {format_bytes(needed)} needed for {instances} Python model instances",
+            f"{format_bytes(free)} free, {format_bytes(needed)} needed for {instances} Python model "
+            "instances",
             where=str(directory),
             fix="enlarge it (docker run --shm-size), or remove leftovers",
         )

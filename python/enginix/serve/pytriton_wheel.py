@@ -1,7 +1,7 @@
-"""The tritonserver inside nvidia-pytriton's wheel: fetched by its hash, unpacked for one Python, found again.
+"""The tritonserver inside nvidia-pytriton's wheel: fetch it by its hash, unpack it for one Python, find it.
 
-The wheel holds one server, its libraries, and a Python stub for each version of Python apart. Triton looks
-for the stub beside its Python backend, so each directory made here is for one version.
+The wheel holds one server, its libraries, and a Python stub for each version of Python. Triton looks for the
+stub beside its Python backend, so each directory made here is for one version.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from enginix.tables import load_table
 STUB = "triton_python_backend_stub"
 PACKAGE = Path("pytriton", "tritonserver")
 LIBRARIES = "nvidia_pytriton.libs"
-# What pip reads beside the few variables that every program gets.
+# Variables that pip reads, besides the few that every program gets.
 _PIP_VARIABLES = re.compile(
     r"PIP_\w+|(https?|no|all)_proxy|HOME|XDG_CONFIG_HOME|NETRC|REQUESTS_CA_BUNDLE", re.I
 )
@@ -46,10 +46,10 @@ def wheel_row() -> dict[str, Any]:
 
 
 def check_machine() -> None:
-    """Refuse a machine or a Python that the wheel is not for.
+    """Refuse a machine or a Python that the wheel does not support.
 
     Raises:
-        MachineError: names both, and what can be done instead.
+        MachineError: names both, and the alternatives.
     """
     row, python = wheel_row(), python_version()
     machine = f"{platform.machine()}-{sys.platform}"
@@ -78,7 +78,7 @@ def download_wheel(directory: Path) -> Path:
     """Fetch the pinned wheel into ``directory`` by this Python's pip.
 
     Raises:
-        MachineError: no pip, or pip does not find or get it.
+        MachineError: pip is missing, or does not find or get the wheel.
     """
     row = wheel_row()
     pinned_release = f"{row['project']}=={row['version']}"
@@ -144,11 +144,11 @@ def install_wheel(wheel: Path, out: Path) -> None:
 def _unpack_wheel(wheel: Path, site: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.infolist():
-            # Licences and metadata, the server and its libraries; nothing of pytriton's own Python.
+            # Licences and metadata, the server and its libraries, without pytriton's own Python.
             if member.is_dir() or not member.filename.startswith((f"{PACKAGE}/", "nvidia_pytriton")):
                 continue
             path = Path(archive.extract(member, site))
-            # The wheel's own modes let everybody write.
+            # The wheel's own modes allow everybody to write.
             path.chmod(0o755 if member.external_attr >> 16 & 0o111 else 0o644)
 
 
@@ -165,7 +165,7 @@ def _check_libraries(directory: Path) -> None:
         return
     missing: set[str] = set()
     for program in (Path("bin", "tritonserver"), Path("backends", "python", STUB)):
-        # By its real place: from there the programs find their libraries.
+        # By its real path: the programs find their libraries relative to it.
         done = process.run_program([ldd, (directory / program).resolve()], check=False)
         missing |= set(re.findall(r"^\s*(\S+) => not found", done.stdout, re.M))
     if missing:
@@ -178,7 +178,7 @@ def _check_libraries(directory: Path) -> None:
 
 
 def record_tritonserver(directory: Path) -> Path:
-    """Remember ``directory`` as this user's tritonserver for this Python; returns the link that says so."""
+    """Record ``directory`` as this user's tritonserver for this Python; returns the link that records it."""
     link = recorded_link()
     try:
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -200,16 +200,16 @@ def recorded_link() -> Path:
 
 
 def find_recorded() -> Path | None:
-    """Return the directory that :func:`record` remembered, if it is still there."""
+    """Return the directory that :func:`record_tritonserver` recorded, if it still exists."""
     link = recorded_link()
     return link.resolve() if (link / "bin" / "tritonserver").is_file() else None
 
 
 def find_installed() -> Path | None:
-    """Return a layout of links over this Python's installed nvidia-pytriton; None where there is none.
+    """Return a layout of links over this Python's installed nvidia-pytriton; None if it is not installed.
 
     Raises:
-        MachineError: another release than the pinned one, or one without a stub for this Python.
+        MachineError: the release is not the pinned one, or has no stub for this Python.
     """
     try:
         distribution = metadata.distribution(wheel_row()["project"])

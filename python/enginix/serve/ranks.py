@@ -1,4 +1,4 @@
-"""Several ranks: tritonserver once a GPU under mpirun, as NVIDIA's launcher starts them.
+"""Several ranks: one tritonserver for each GPU under mpirun, as NVIDIA's launcher starts them.
 
 Rank 0 serves. The others load ``tensorrt_llm`` alone, by explicit model control, and have no endpoint: they
 never return from loading it, so a port would never be bound (launch_triton_server.py of TensorRT-LLM's
@@ -27,12 +27,12 @@ _SHM = "--backend-config=python,shm-region-prefix-name="
 
 
 def shm_option(prefix: str, rank: int) -> str:
-    """The option that names a rank's shared memory; it tells ranks apart among processes, too."""
+    """Return the option that names a rank's shared memory, which also identifies the rank's process."""
     return f"{_SHM}{prefix}r{rank}-"
 
 
 def further_rank_options(rank: int) -> list[str]:
-    """What a rank above 0 has in place of endpoints."""
+    """Return the options that a rank above 0 has instead of endpoints."""
     return [
         "--model-control-mode=explicit",
         f"--load-model={EXECUTOR}",
@@ -49,20 +49,20 @@ def build_mpirun_command(
     agent: str = "",
     exported: Sequence[str] = (),
 ) -> list[str]:
-    """The command line that starts one command a rank.
+    """Return mpirun's command line, which starts one command for each rank.
 
     Args:
-        hosts: the machines, where there are several; each rank is placed by name, whatever mpirun's mapping.
+        hosts: the machines, if there are several; each rank is placed by name, not by mpirun's mapping.
         agent: the program that starts mpirun's daemon on another machine.
-        exported: names of variables that ranks of other machines get from here.
+        exported: names of variables that ranks of other machines get from this one.
     """
     words = [program, "--tag-output"]
     if os.getuid() == 0:
-        # OpenMPI refuses root otherwise; inside an image's name space it is nobody else.
+        # Without it OpenMPI refuses root, which a process in an image's user namespace always is.
         words.append("--allow-run-as-root")
     several = len(hosts) > 1
     if several:
-        # From here to every host: by default hosts start others, which would need the agent's rights, too.
+        # Start every host from here: by default hosts start other hosts, and would need the agent's rights.
         words += ["--mca", "plm_rsh_agent", agent, "--mca", "plm_rsh_no_tree_spawn", "1"]
         if any("." in host.name for host in hosts):
             words += ["--mca", "orte_keep_fqdn_hostnames", "1"]
@@ -78,13 +78,13 @@ def build_mpirun_command(
 
 
 def split_tagged_line(line: str) -> tuple[int | None, str]:
-    """Rank and text of a line of mpirun's output; no rank where mpirun itself speaks."""
+    """Return rank and text of a line of mpirun's output; the rank is None for mpirun's own lines."""
     match = _TAGGED.fullmatch(line)
     return (int(match[1]), match[2]) if match else (None, line)
 
 
 def find_ended_rank(lines: Sequence[str]) -> int | None:
-    """The rank that mpirun says ended the job."""
+    """Return the rank that ended the job, according to mpirun."""
     for line in lines:
         for pattern in _ENDED:
             if match := pattern.search(line):
@@ -93,7 +93,7 @@ def find_ended_rank(lines: Sequence[str]) -> int | None:
 
 
 def find_running_ranks(root: int, prefix: str) -> dict[int, int]:
-    """Rank → process, of the servers among a process and those below it."""
+    """Return rank → pid of the servers among a process and its descendants."""
     processes: dict[int, int] = {}
     option = re.compile(re.escape(_SHM + prefix) + r"r(\d+)-")
     for pid in (root, *list_descendants(root)):
@@ -102,12 +102,12 @@ def find_running_ranks(root: int, prefix: str) -> dict[int, int]:
             if Path(words[0]).name in ("bwrap", "mpirun"):
                 continue
             ranks = [int(m[1]) for word in words if (m := option.fullmatch(word))]
-            # mpirun's own command line, by whatever program runs it, names all of them.
+            # mpirun's own command line names all ranks, whatever program runs it.
             if len(ranks) == 1:
                 processes.setdefault(ranks[0], pid)
     return processes
 
 
 def find_silent_rank(heard: Mapping[int, float], count: int) -> int:
-    """The rank that has said nothing for the longest; one that never spoke before all others."""
+    """Return the rank that has been silent for the longest; a rank that never printed a line comes first."""
     return min(range(count), key=lambda rank: heard.get(rank, 0.0))

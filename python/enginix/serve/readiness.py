@@ -1,4 +1,4 @@
-"""Ready means able to answer: a generation succeeded, and its tokens are the engine's golden ones."""
+"""Readiness: a generation has succeeded, and its tokens are the engine's golden ones."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from enginix.triton.contract import ENSEMBLE, EXECUTOR, EXECUTOR_KEY
 
 @dataclass(frozen=True)
 class GoldenAnswer:
-    """A prefix and what the engine continues it with, greedily; recorded when the engine was built."""
+    """A prefix and its greedy continuation by the engine, recorded when the engine was built."""
 
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
 
 
 def read_golden(repository: Manifest) -> GoldenAnswer | None:
-    """``results.golden`` (``promptTokens`` and ``tokens``) of a manifest, if it has one."""
+    """Read ``results.golden`` (``promptTokens`` and ``tokens``) of a manifest; None if it is absent."""
     recorded = repository.results.get("golden")
     if not isinstance(recorded, dict):
         return None
@@ -40,7 +40,7 @@ def _is_token_list(value: Any) -> bool:
 
 
 def make_probe(kind: str) -> tuple[str, dict[str, Any]]:
-    """Return model and request that go the whole way once, text to text."""
+    """Return model and request that pass through all models of a repository once, text to text."""
     support = find_triton_support(kind)
     return ENSEMBLE if support.has_ensemble else EXECUTOR, dict(support.probe)
 
@@ -52,14 +52,14 @@ def await_ready(
     timeout: float,
     kind: str = DEFAULT_KIND,
 ) -> float:
-    """Waits until the server answers; returns the seconds it took.
+    """Wait until the server answers; returns the seconds it took.
 
     Args:
-        expected: checked for kinds whose executor takes tokens; the one of kind ``llmapi`` takes text.
+        expected: golden answer; checked for kinds with an executor that takes tokens (``llmapi`` takes text).
 
     Raises:
         StartError: the server ended, or was not ready in time.
-        GateError: it answers with other tokens than the engine's golden ones.
+        GateError: the answer has other tokens than the engine's golden ones.
     """
     start = time.monotonic()
     heartbeat = Heartbeat(30)
@@ -94,7 +94,7 @@ def _check_golden(client: TritonClient, expected: GoldenAnswer, key: str) -> Non
             "request_output_len": len(expected.tokens),
             "end_id": -1,
             "exclude_input_in_output": True,
-            # Of kind reference; to NVIDIA's models it is a parameter that they do not read.
+            # Kind reference reads this key; NVIDIA's models ignore it.
             EXECUTOR_KEY: key,
         },
     )
@@ -104,5 +104,5 @@ def _check_golden(client: TritonClient, expected: GoldenAnswer, key: str) -> Non
         raise GateError(
             f"the golden prefix continues with {output_ids}, expected {list(expected.tokens)}",
             where=EXECUTOR,
-            fix="it does not compute what the engine computed when it was built; build the engine again",
+            fix="its results differ from those at build time; build the engine again",
         )

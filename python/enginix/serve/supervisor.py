@@ -1,4 +1,4 @@
-"""One tritonserver process: started in its own group, watched, stopped cleanly, nothing left behind."""
+"""One tritonserver process: started in its own group, watched, and stopped with all its descendants."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from enginix.triton.contract import ENSEMBLE, EXECUTOR_KEY
 LAST_LINES = 400
 WATCH_SECONDS = 1.0
 _FAILED = re.compile(r"failed to load '([^']+)' version \d+: ([^\n]*)")
-# Tables, empty lines, information, and what every machine without a GPU says at the start.
+# Tables, empty lines, information, and the start message of every machine without a GPU.
 _NOISE = re.compile(r"^(?:rank \d+: )?(?:[+|]|\s*$|I\d{4} |(?:Error: )?Failed to initialize NVML)")
 # A line of the stack that Triton prints when it crashes: address or function, and the file that holds it.
 _FRAME = re.compile(r"^(?:rank \d+: )?\s*\d+# (?:0x[0-9A-Fa-f]+|(?P<function>\S.*?)) in (?P<file>\S+)$")
@@ -47,8 +47,8 @@ class SupervisedServer:
     """A running tritonserver; a context manager that always ends it.
 
     Args:
-        plan: what to start.
-        show: gets every line that the server prints.
+        spec: command and environment to start.
+        show: receives every line that the server prints.
     """
 
     def __init__(self, spec: LaunchSpec, show: Callable[[str], None]) -> None:
@@ -69,7 +69,7 @@ class SupervisedServer:
                 raise
             raise StartError(f"cannot start: {e.strerror}", where=str(spec.server.program)) from e
         self._ranks: dict[int, int] = {}
-        # Nobody is left who could answer what is under way.
+        # No process is left that could answer the running requests.
         self._cannot_answer = False
         self._reader = threading.Thread(target=self._read, name="enginix-log", daemon=True)
         self._reader.start()
@@ -78,7 +78,7 @@ class SupervisedServer:
         spec = self.plan
         models = link_repository(spec.repository, self._state / "models")
         unbatch_reference(models)
-        # Opens the executor of kind reference, which is otherwise the ensemble's alone.
+        # Opens the executor of kind reference, which only the ensemble may use otherwise.
         key = os.open(self._state / EXECUTOR_KEY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(key, "w", encoding="ascii") as f:
             f.write(self.executor_key)
@@ -98,7 +98,7 @@ class SupervisedServer:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # Before any thread exists here; if the supervisor is killed, the server ends by itself.
+            # Before any thread exists here; if the supervisor is killed, the kernel ends the server.
             preexec_fn=_end_with(os.getpid()),
         )
 
@@ -111,10 +111,10 @@ class SupervisedServer:
         self.stop()
 
     def check_running(self) -> None:
-        """Raises what ended the server, if it has ended.
+        """Raise an error if the server has ended.
 
         Raises:
-            StartError: names the model that failed, and the last lines.
+            StartError: the server has ended; names the model that failed, and the last lines.
         """
         if (status := self.process.poll()) is not None:
             self._reader.join(5)
@@ -125,7 +125,7 @@ class SupervisedServer:
         if self.plan.ranks == 1:
             return
         now = ranks.find_running_ranks(self.process.pid, self._prefix)
-        # mpirun ends the others, and then itself, with more to say; that is waited for.
+        # mpirun ends the other ranks, and then itself, with a better message; wait for it.
         if (gone := sorted(set(self._ranks) - set(now))) and self._still_running(5):
             raise self._silent(gone[0], f"its process (of id {self._ranks[gone[0]]}) ended")
         self._ranks |= now
@@ -139,10 +139,10 @@ class SupervisedServer:
         raise explain_exit(list(self._lines), self.process.returncode, self.plan.hosts)
 
     def not_ready(self, seconds: float) -> StartError:
-        """The error of a start that takes too long; of several ranks it names the one that is silent."""
+        """Return the error for a start that takes too long; with several ranks it names the silent one."""
         what = f"not ready after {seconds:.0f} s"
         spec = self.plan
-        # mpirun starts no rank before all its daemons are there.
+        # mpirun starts no rank before all its daemons run.
         if (
             spec.agent is not None
             and not self._heard
@@ -173,7 +173,7 @@ class SupervisedServer:
         )
 
     def wait(self) -> int:
-        """Waits for the server's end; returns its exit status, negative for a signal.
+        """Wait for the server's end; returns its exit status, negative for a signal.
 
         Raises:
             StartError: a Python model's process ended. Triton 2.51 does not start it again and stays ready,
@@ -186,9 +186,9 @@ class SupervisedServer:
             except subprocess.TimeoutExpired:
                 self._check_ranks()
                 running = self._models()
-                # The server itself may be ending: then its status says more.
+                # The server itself may be ending: then its status is the better reason.
                 if (gone := sorted(set(models) - set(running))) and self.process.poll() is None:
-                    # Of kind reference; elsewhere it is Triton's own.
+                    # The ensemble is a Python model in kind reference alone.
                     self._cannot_answer = ENSEMBLE in models.values() and ENSEMBLE not in running.values()
                     raise StartError(
                         f"its process (of id {gone[0]}) ended",
@@ -200,26 +200,26 @@ class SupervisedServer:
             return status
 
     def _models(self) -> dict[int, str]:
-        """Processes of Python models, with the models' names."""
+        """Return the processes of Python models, with the models' names."""
         models = {}
         for pid in list_descendants(self.process.pid):
             with contextlib.suppress(OSError, IndexError):
-                # A process that has ended and was not waited for has no command line.
+                # A process that has ended but is not reaped has no command line.
                 words = Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace").split("\0")
                 if words[0].endswith(STUB):
                     models[pid] = Path(words[1]).parents[1].name
         return models
 
     def forget_start(self) -> None:
-        """Forgets what the server printed so far: a line of the start is no reason of a later end."""
+        """Forget the server's lines so far: a line of the start does not explain a later end."""
         self._lines.clear()
 
     def last_lines(self, count: int = 12) -> list[str]:
-        """What the server printed last."""
+        """Return the server's last lines."""
         return list(self._lines)[-count:]
 
     def stop(self) -> int:
-        """SIGTERM, time for running requests, then SIGKILL to the whole group; removes what is left.
+        """Send SIGTERM, wait for running requests, send SIGKILL to the whole group, and remove leftovers.
 
         Returns:
             The exit status; 0 when every accepted request was answered.
@@ -234,10 +234,10 @@ class SupervisedServer:
             self._clean()
 
     def _terminate(self) -> None:
-        """SIGTERM to the server alone: its Python processes must live until their requests are answered.
+        """Send SIGTERM to the server alone: its Python processes must live until their requests are answered.
 
-        Of several ranks it goes to the one that serves: mpirun would give all of them a second, and then
-        kill them; the others end when rank 0 does. bubblewrap would take the server along.
+        With several ranks, send it to rank 0, which serves: mpirun would give all ranks a second and then
+        kill them; the others end when rank 0 does. bubblewrap would kill the server.
         """
         servers = ranks.find_running_ranks(self.process.pid, self._prefix)
         if 0 in servers:
@@ -250,7 +250,7 @@ class SupervisedServer:
             self.kill()
 
     def kill(self) -> None:
-        """Ends the whole group at once."""
+        """Kill the whole group at once."""
         if self._child is not None:
             self._child.kill()
             return
@@ -267,7 +267,7 @@ class SupervisedServer:
         if self.process.poll() is None:
             self.kill()
         status = self.process.wait()
-        # Python stubs notice the server's end within moments; whoever does not is killed with the group.
+        # Python stubs notice the server's end within moments; those that do not are killed with the group.
         for _ in range(20):
             if not _group_alive(self.process.pid):
                 break
@@ -301,7 +301,7 @@ class SupervisedServer:
 
 
 def explain_exit(lines: list[str], status: int, machines: Sequence[hosts.Host] = ()) -> StartError:
-    """Turns a dead server's output into an error that names the model and its reason, or the machine."""
+    """Return the error for a dead server, by its output: names the model and the reason, or the machine."""
     how = f"signal {-status}" if status < 0 else f"exit status {status}"
     useful = [line for line in lines if not _NOISE.search(line)]
     tail = "\n    ".join(useful[-12:]) or "no output"
@@ -341,7 +341,7 @@ _SIGNALS = {9: "killed from outside, or by the kernel for want of memory", 15: "
 
 
 def _describe_crash(lines: list[str]) -> str | None:
-    """Where Triton crashed, by the stack that it printed: the first library that is not the C library's."""
+    """Describe a crash of Triton by its stack: the first library that does not belong to the C library."""
     crash_line = next((n for n, line in enumerate(lines) if _CRASH.search(line)), None)
     if crash_line is None:
         return None

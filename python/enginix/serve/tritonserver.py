@@ -1,4 +1,4 @@
-"""A tritonserver installation: where its parts are, what it provides, what its Python stub needs."""
+"""A tritonserver installation: its parts, its runtime, and the needs of its Python stub."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class TritonServer:
     """A directory with ``bin/tritonserver`` and ``backends/python``.
 
     Attributes:
-        directory: as the server itself sees it: inside ``rootfs`` where there is one.
+        directory: path as the server itself sees it: inside ``rootfs``, if there is one.
         runtime: name of the runtime that it is part of (a key of data/runtime/runtimes.json).
-        version: of tritonserver; the oldest that it can be where the installation does not say.
-        rootfs: root file system of the runtime's image, inside which it runs; None runs it as it is.
+        version: version of tritonserver; the oldest possible one if the installation does not name it.
+        rootfs: root file system of the runtime's image, inside which it runs; None runs it on the host.
     """
 
     directory: Path
@@ -40,30 +40,30 @@ class TritonServer:
 
     @property
     def program(self) -> Path:
-        """The executable."""
+        """Return the path of the executable."""
         return self.directory / "bin" / "tritonserver"
 
     @property
     def backends(self) -> Path:
-        """The backend directory."""
+        """Return the backend directory."""
         return self.directory / "backends"
 
     @property
     def stub(self) -> Path:
-        """The process that runs Python models."""
+        """Return the path of the program that runs Python models."""
         return self.backends / "python" / STUB
 
 
 def find_tritonserver(directory: Path | None, runtime: str | None = None) -> TritonServer:
-    """Checks an installation.
+    """Find and check an installation.
 
     Args:
-        directory: ``--tritonserver``; by default $ENGINIX_TRITONSERVER, then what ``enginix tritonserver``
-            made for this Python, then the nvidia-pytriton that this Python has installed.
-        runtime: what it provides; by default what its ``runtime.json`` says, else ``reference``.
+        directory: ``--tritonserver``; by default $ENGINIX_TRITONSERVER, then the directory that
+            ``enginix tritonserver`` made for this Python, then this Python's installed nvidia-pytriton.
+        runtime: name of its runtime; by default that of its ``runtime.json``, else ``reference``.
 
     Raises:
-        MachineError: none given, or parts missing.
+        MachineError: no installation is named, or parts are missing.
     """
     if directory is None:
         named = os.environ.get("ENGINIX_TRITONSERVER")
@@ -85,10 +85,10 @@ def find_tritonserver(directory: Path | None, runtime: str | None = None) -> Tri
 
 
 def find_in_image(rootfs: Path, runtime: str) -> TritonServer:
-    """Checks the installation inside a runtime's image.
+    """Check the installation inside a runtime's image.
 
     Raises:
-        MachineError: the image has none.
+        MachineError: the image has no tritonserver.
     """
     row = load_table("runtimes")["runtimes"].get(runtime, {})
     inside = row.get("paths", {}).get("triton")
@@ -125,7 +125,7 @@ def _read_runtime_file(directory: Path) -> dict[str, str]:
 
 
 def _read_version(directory: Path, runtime: str) -> str:
-    """Of NVIDIA's file TRITON_VERSION, of runtime.json, else the oldest of the runtime's images."""
+    """Read the version from NVIDIA's file TRITON_VERSION or runtime.json; else the runtime's oldest one."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         text = (directory / "TRITON_VERSION").read_text("utf-8").strip()
         if re.fullmatch(r"\d+\.\d+\.\d+", text):
@@ -137,7 +137,7 @@ def _read_version(directory: Path, runtime: str) -> str:
 
 
 def find_refusal(repository: Manifest, server: TritonServer) -> str | None:
-    """Why a repository cannot be served by this installation's runtime, or ``None``."""
+    """Return the reason why this installation's runtime cannot serve a repository, or ``None``."""
     row = load_table("runtimes")["runtimes"].get(server.runtime)
     if row is None:
         known = ", ".join(sorted(load_table("runtimes")["runtimes"]))
@@ -152,15 +152,13 @@ def find_refusal(repository: Manifest, server: TritonServer) -> str | None:
 
 
 def check_python(python: Path, server: TritonServer, kind: str = DEFAULT_KIND) -> None:
-    """Checks that the Python environment suits the stub: same version, packages there, NumPy that it can
-    read.
+    """Check that the Python environment fits the stub: the same version, all packages, a NumPy that it reads.
 
-    Triton's Python stub links one libpython, finds the environment by the first ``python3`` on PATH, and,
-    where it was built with pybind11 before 2.12, reads NumPy 2's arrays wrongly without noticing: every
-    request would crash it.
+    Triton's Python stub links one libpython and finds the environment by the first ``python3`` on PATH. Built
+    with pybind11 before 2.12, it reads NumPy 2's arrays wrongly: every request would crash it.
 
     Raises:
-        MachineError: names what is wrong.
+        MachineError: the environment does not fit; has the reason.
     """
     if python.name != "python3" or not os.access(python, os.X_OK):
         raise MachineError(

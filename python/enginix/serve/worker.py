@@ -1,4 +1,4 @@
-"""A machine whose ranks another one starts: it waits, as the first process of a container does."""
+"""A worker machine: it waits as the first process of a container, while another machine starts its ranks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from enginix import console
 
 
 def wait_as_worker(ready: Path) -> int:
-    """Waits for SIGTERM or SIGINT, and then for the ranks' end; returns 0. A second signal ends it at once.
+    """Wait for SIGTERM or SIGINT, and then for the ranks' end; returns 0. A second signal ends it at once.
 
-    The first process of a container inherits what is orphaned in it, such as mpirun's daemon, has to collect
-    it, and takes everything along when it ends.
+    The first process of a container inherits the container's orphans, such as mpirun's daemon, and must reap
+    them; when it ends, the kernel ends all others.
 
     Args:
-        ready: a file that is there while this waits, for a probe.
+        ready: a file that exists while this waits, for a probe.
     """
     numbers = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
@@ -37,7 +37,7 @@ def wait_as_worker(ready: Path) -> int:
 
 
 def _collect_children() -> bool:
-    """Collects the children that have ended; whether any still runs."""
+    """Reap the children that have ended; returns whether any still runs."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

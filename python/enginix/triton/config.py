@@ -143,7 +143,7 @@ def read_pbtxt(path: Path) -> Any:
     """The ``ModelConfig`` message of a file.
 
     Raises:
-        RepositoryError: see :func:`parse`; or the file cannot be read.
+        RepositoryError: see :func:`parse_pbtxt`; or the file cannot be read.
     """
     try:
         text = path.read_text("utf-8")
@@ -164,7 +164,8 @@ def parse_pbtxt(text: str, where: str) -> Any:
         if placeholder := _PLACEHOLDER.search(code):
             keys = _KEY.findall(code[: placeholder.start()])
             raise RepositoryError(
-                f"line {number}: {keys[-1] if keys else 'value'}: placeholder {placeholder[0]} was never replaced",
+                f"line {number}: {keys[-1] if keys else 'value'}: placeholder {placeholder[0]} was never "
+                "replaced",
                 where=where,
                 fix="write the value; enginix triton-repo leaves no placeholder",
             )

@@ -19,10 +19,10 @@ class RepositoryContent:
 
     Attributes:
         configs: ``ModelConfig`` message of each model.
-        known: the contract that they are checked against.
+        known: the contract to check the configurations against.
         max_batch_size: the engine's limit.
-        options: as the manifest records them.
-        fill: writes what belongs beside the configurations.
+        options: options for the manifest.
+        fill: writes the files beside the configurations.
     """
 
     configs: Mapping[str, Any]
@@ -67,5 +67,5 @@ def refuse_changed_options(options: RepositoryOptions, names: Sequence[str], kin
     for name in names:
         if getattr(options, name) != getattr(RepositoryOptions(), name):
             raise UsageError(
-                f"not of the kind {kind}", where=f"--{name.replace('_', '-')}", fix="leave it out"
+                f"not supported by the kind {kind}", where=f"--{name.replace('_', '-')}", fix="leave it out"
             )

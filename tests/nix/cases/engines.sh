@@ -112,7 +112,7 @@ test_engine_killed() { misbehaving killed 'the kernel killed it'; }
 test_engine_partial() { misbehaving partial 'a partial engine'; }
 test_engine_nothing_written() { misbehaving nothing 'wrote no engine'; }
 test_engine_home_written() { misbehaving home 'a library writes to HOME'; }
-test_engine_input_path_leaks() { misbehaving leak 'names the path of an input'; }
+test_engine_input_path_leaks() { misbehaving leak 'contains the path of an input'; }
 test_engine_other_version() { misbehaving version 'the engine says TensorRT-LLM 9.9.9'; }
 test_engine_cache_in_the_working_directory() { built "$(engine_of 'mk { }' 'misbehave = "model-cache";')"; }
 test_engine_leaves_no_process() {
@@ -129,6 +129,22 @@ test_engine_switching_kind_is_one_attribute() {
   built "$(engine_of 'mk { kind = "llmapi"; limits.maxBatchSize = 3; llmArgs.enable_chunked_prefill = true; }')" || return 1
   quietly cat "$path/llm_args.yaml" "$path/enginix.json" && says '"max_batch_size": 3' && says '"enable_chunked_prefill": true' &&
     says '"kind": "llmapi"' && [ -e "$path/model/model.safetensors" ]
+}
+
+# A kind's description is text for people; none is in what builds an engine or asks it, which takes hours.
+test_engine_does_not_depend_on_the_description_of_a_kind() {
+  with_lib eval '
+    let
+      names = builtins.attrNames (import (root + "/nix/kinds"));
+      has = package: builtins.filter (kind: builtins.pathExists (package.source + "/kinds/${kind}/kind.py")) names;
+      part = file: import (root + file) e;
+    in map has [
+      (part "/nix/runtime/package.nix" "driver")
+      (part "/nix/kinds/edgellm/package.nix")
+      (part "/nix/kinds/shared/asker-package.nix" "tensorrt-llm")
+      (part "/nix/kinds/shared/asker-package.nix" "edgellm")
+      (part "/nix/runtime/package.nix" "command")
+    ]' && says '[ [ ] [ ] [ ] [ ] [ "llmapi" "tensorrt" ] ]'
 }
 
 test_engine_era_says_how_to_go_on() {

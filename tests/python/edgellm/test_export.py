@@ -79,7 +79,7 @@ def test_options_reach_the_exporter(flags: list[str], enginix: Run, tmp_path: Pa
 def test_an_nvfp4_graph_is_the_same_for_thor(
     models: Callable[[str], Path], exports: Callable[[str], Path], enginix: Run, tmp_path: Path
 ) -> None:
-    """The exporter's target changes W4A16_NVFP4 alone, which is none of our formats: one export for all."""
+    """The exporter's target changes W4A16_NVFP4 alone, which enginix does not support: one export for all."""
     done = enginix("edgellm-export", models("nvfp4"), "-o", tmp_path / "e", "--target-sm", "110")
     assert done.returncode == 0, done.stderr
     first, second = content(exports("nvfp4")), content(tmp_path / "e")
@@ -177,7 +177,7 @@ def lying_exporter(path: Path, body: str) -> Path:
     ("body", "says"),
     [
         ("exit 0", "wrote no graph"),
-        ("mkdir $out/llm; head -c 99 /dev/zero >$out/llm/model.onnx", "no ONNX file"),
+        ("mkdir $out/llm; head -c 99 /dev/zero >$out/llm/model.onnx", "not an ONNX file"),
         ("echo 'ValueError: something of its own'; exit 1", "something of its own"),
         ("kill -9 $$", "memory"),
         ("cp -r $GOOD/llm $out/; : >$out/llm/chat_template.jinja", "chat_template.jinja is missing or empty"),

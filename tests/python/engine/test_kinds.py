@@ -25,7 +25,7 @@ from enginix.triton.repository_content import ContentModule
 
 ROOT = Path(__file__).parents[3]
 PACKAGE = ROOT / "python" / "enginix"
-MEMBERS = [name for name, value in vars(EngineKind).items() if isinstance(value, property)]
+MEMBERS = [name for name in vars(EngineKind) if not name.startswith("_")]
 
 
 def test_every_folder_with_a_description_is_in_the_registry() -> None:

@@ -135,7 +135,7 @@ def test_every_rank(words, checkpoint, tmp_path):
         ("partial", "a partial engine"),
         ("nothing", "wrote no engine"),
         ("home", "a library writes to HOME"),
-        ("leak", "names the path of an input"),
+        ("leak", "contains the path of an input"),
         ("version", "the engine says TensorRT-LLM 9.9.9"),
     ],
 )
@@ -198,7 +198,7 @@ def test_a_driver_that_is_ended_takes_everything_along(words, tmp_path, number):
         (("--plugin", "max-output-len=5"), {}, "is gone since TensorRT-LLM 0.12.0"),
         (("--plugin", "reduce-fusion=true"), {}, "a tensor parallel size of at least 2"),
         (("--plugin", "streamingllm=true"), {}, "no longer supports it"),
-        (("--plugin", "use-paged-context-fmha=false", "--max-num-tokens", "64"), {}, "not taken in chunks"),
+        (("--plugin", "use-paged-context-fmha=false", "--max-num-tokens", "64"), {}, "not split into chunks"),
         (("--plugin", "gem-plugin=auto"), {}, "did you mean gemmPlugin"),
         (("--plugin", "gemm-plugin=int3"), {}, "nvfp4"),
         (("--plugin", "output-dir=x"), {}, "enginix writes it itself"),
@@ -441,7 +441,7 @@ def test_an_engine_with_an_adapter(words, adapter, tmp_path):
 @pytest.mark.parametrize(
     ("config", "more", "said"),
     [
-        ({"base_model_name_or_path": "MODEL"}, (), "names the path of an input"),
+        ({"base_model_name_or_path": "MODEL"}, (), "contains the path of an input"),
         ({"target_modules": ["q_proj", "lm_head"]}, (), "target_modules has lm_head"),
         ({"r": 128}, (), "r is 128, above maxLoraRank 64"),
         ({"use_dora": True}, (), "set doraPlugin"),

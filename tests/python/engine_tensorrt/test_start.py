@@ -143,7 +143,7 @@ def test_edgellm_serve(edgellm, capsys, target, runtime, gpu, said) -> None:
 def test_a_wheel_that_says_nothing(edgellm, tmp_path, capsys) -> None:
     words = edgellm({}, {})
     (tmp_path / "python3").write_text("#!/bin/sh\necho '[]'\n")
-    assert main(words) == 5 and "does not say where it looks" in capsys.readouterr().err
+    assert main(words) == 5 and "the wheel did not print its path for engines" in capsys.readouterr().err
 
 
 def test_edgellm_serve_at_home(edgellm, tmp_path) -> None:

@@ -13,7 +13,7 @@ from enginix.kinds.tensorrt.build import build_main
 
 ASK = ["ask", "--model", "m", "--out", "o"]
 MACHINE = ["machine", "--request", "r", "--rootfs", "f"]
-PROGRAMS = [(asker_main.main, "_ask", ASK), (build_main.main, "machine", MACHINE)]
+PROGRAMS = [(asker_main.main, "_write_questions", ASK), (build_main.main, "check_build_machine", MACHINE)]
 
 
 @pytest.mark.parametrize(("main", "inside", "words"), PROGRAMS)

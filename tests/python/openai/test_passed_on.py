@@ -36,7 +36,7 @@ def client(start_gateway: Callable[..., Any], standin: StandIn, tmp_path_factory
     other = {"kind": "openai", "url": f"{standin.url}/v1", "model": "theirs", "keyFile": str(key)}
     models = {"tiny": [{"kind": "triton", "url": standin.url, "model": "ensemble"}], "other": [other]}
     with start_gateway({"models": models, "limits": {"defaultMaxTokens": 99}}) as door:
-        assert [x for x in door.lines() if "serves mine, and is asked for theirs" in x]
+        assert [x for x in door.lines() if "serves mine, but the gateway asks for theirs" in x]
         yield door.client()
         assert SERVER_KEY not in door.log.read_text()
 

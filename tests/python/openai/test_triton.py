@@ -142,9 +142,9 @@ def test_pieces() -> None:
         (200, events(FIRST), 502, "broke the answer off"),
         (200, events(FIRST, {"error": "in ensemble 'x', gone"}), 502, "gone"),
         (200, events({"text_output": "a"}), 502, "kind reference"),
-        (200, events(3), 502, "no answer"),
-        (200, events({**FIRST, "prompt_tokens": "x"}), 502, "no answer"),
-        (200, b"data: {\n\n", 502, "no answer"),
+        (200, events(3), 502, "invalid response"),
+        (200, events({**FIRST, "prompt_tokens": "x"}), 502, "invalid response"),
+        (200, b"data: {\n\n", 502, "invalid response"),
     ],
 )
 def test_failures(status: int, body: bytes, found: int, said: str) -> None:

@@ -58,7 +58,7 @@ def test_a_lock_does_not_guess() -> None:
 
 def test_an_older_lock_with_guesses_is_not_believed() -> None:
     facts = {"architecture": "DeepseekV3ForCausalLM", "headSize": 64, "kvHeads": 16, "layers": 4}
-    with pytest.raises(ModelError, match="KV cache of a token"):
+    with pytest.raises(ModelError, match="KV cache size of a token"):
         plan_from_lock(facts, {"model.safetensors": 1}, TargetGpu("g", 90, 1 << 36), PlanRequest(), "lock")
 
 

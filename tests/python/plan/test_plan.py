@@ -259,11 +259,11 @@ def test_an_architecture_or_format_that_edgellm_does_not_take_is_an_obstacle() -
     gpu = arithmetic.find_target_gpu("rtx-3090")
     assert memory_plan.find_edgellm_obstacles("Qwen3ForCausalLM", "NO_QUANT", gpu) == []
     assert (
-        "MambaForCausalLM is none of"
+        "architecture MambaForCausalLM is not supported"
         in memory_plan.find_edgellm_obstacles("MambaForCausalLM", "NO_QUANT", gpu)[0]
     )
     assert (
-        "FP8_BLOCK_SCALES is none of"
+        "quantization FP8_BLOCK_SCALES is not supported"
         in memory_plan.find_edgellm_obstacles("Qwen3ForCausalLM", "FP8_BLOCK_SCALES", gpu)[0]
     )
     lacking = memory_plan.find_edgellm_obstacles("Qwen3ForCausalLM", "NVFP4", gpu)[0]

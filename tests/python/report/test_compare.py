@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from enginix.cli import main
 from enginix.errors import EnginixError
-from enginix.report import kinds
+from enginix.kinds.registry import KIND_NAMES
 from enginix.report.kinds import ComparedModel, compare_kinds, read_compared_model
 from enginix.tables import load_table
 
@@ -45,7 +45,7 @@ def test_every_model_gets_a_row_a_kind(
     architecture: str | None, quantization: str | None, target: str | None
 ) -> None:
     rows = compare_kinds(ComparedModel("m", architecture, quantization, "bfloat16", 1000), target)
-    assert [row.kind for row in rows] == list(kinds.KINDS)
+    assert [row.kind for row in rows] == list(KIND_NAMES)
     for row in rows:
         assert (row.takes is False) == bool(row.why) or row.takes is None
         if target and row.takes and row.targets is not None:
@@ -94,9 +94,9 @@ def test_a_model_that_names_no_architecture(tmp_path: Path, capsys: pytest.Captu
 def test_text_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(TINY), "--target", "h200"]) == 0
     text = capsys.readouterr().out
-    assert all(f"{kind}: " in text for kind in kinds.KINDS) and "h200 is SM 90" in text
+    assert all(f"{kind}: " in text for kind in KIND_NAMES) and "h200 is SM 90" in text
     assert main(["compare", str(TINY), "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["kinds"]) == len(kinds.KINDS)
+    assert len(json.loads(capsys.readouterr().out)["kinds"]) == len(KIND_NAMES)
 
 
 @pytest.mark.parametrize(

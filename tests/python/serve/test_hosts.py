@@ -418,11 +418,12 @@ def test_an_agent_that_fails_under_mpirun_is_named(
 def test_a_worker_waits_and_collects_what_is_orphaned(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     script = (
-        "import ctypes, subprocess, sys\nfrom pathlib import Path\nfrom enginix.serve.worker import wait\n"
+        "import ctypes, subprocess, sys\nfrom pathlib import Path\n"
+        "from enginix.serve.worker import wait_as_worker\n"
         # As the first process of a container: orphans become its children.
         "ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)\n"
         "subprocess.run(['sh', '-c', 'sleep 0.3 & exit 0'])\n"
-        "sys.exit(wait(Path(sys.argv[1])))\n"
+        "sys.exit(wait_as_worker(Path(sys.argv[1])))\n"
     )
     env = {**os.environ, "PYTHONPATH": str(TESTS.parent / "python")}
     with subprocess.Popen([sys.executable, "-c", script, str(ready)], env=env) as process:
@@ -444,9 +445,10 @@ def test_a_worker_ends_when_its_ranks_have(tmp_path: Path, again: bool) -> None:
     os.mkfifo(left)
     # A rank that ends when it is told to.
     script = (
-        "import subprocess, sys\nfrom pathlib import Path\nfrom enginix.serve.worker import wait\n"
+        "import subprocess, sys\nfrom pathlib import Path\n"
+        "from enginix.serve.worker import wait_as_worker\n"
         "subprocess.Popen(['sh', '-c', 'read word <\"$1\"', 'rank', sys.argv[2]])\n"
-        "sys.exit(wait(Path(sys.argv[1])))\n"
+        "sys.exit(wait_as_worker(Path(sys.argv[1])))\n"
     )
     env = {**os.environ, "PYTHONPATH": str(TESTS.parent / "python")}
     words = [sys.executable, "-c", script, str(ready), str(left)]

@@ -365,14 +365,14 @@ def test_kill_9_of_the_command_leaves_nothing(
         ({"count": 1}, [], EXIT_CHECK_FAILED, "count: built for 2, here 1"),
         ({}, ["--triton-flag", "http-thread-coun=1"], EXIT_USAGE, "did you mean http-thread-count?"),
         ({}, ["--triton-flag", "allow-sagemaker=true"], EXIT_USAGE, "not to be set"),
-        ({}, ["--env", "LD_PRELOAD=/x"], EXIT_USAGE, "LD_PRELOAD is enginix's to set"),
+        ({}, ["--env", "LD_PRELOAD=/x"], EXIT_USAGE, "LD_PRELOAD is set by enginix"),
         ({}, ["--tritonserver", "/x"], EXIT_USAGE, "exclude each other"),
         ({}, ["--hosts", "a:1"], EXIT_USAGE, "1 slots for an engine of 2 ranks"),
         ({}, ["--hosts", "a:1,b:1"], EXIT_USAGE, "--rootfs makes a sandbox on this machine alone"),
         ({}, ["--hosts", "a"], EXIT_USAGE, "is not HOST:SLOTS"),
         ({}, ["--hostfile", "/nowhere"], EXIT_USAGE, "/nowhere: cannot be read"),
-        ({}, ["--worker", "2"], EXIT_USAGE, "the slots that --hosts of the first machine gives it"),
-        ({}, ["--worker", "1"], EXIT_USAGE, "a sandbox in which nothing is started from outside"),
+        ({}, ["--worker", "2"], EXIT_USAGE, "slots that --hosts of the first machine gives this one"),
+        ({}, ["--worker", "1"], EXIT_USAGE, "a sandbox, in which another machine cannot start ranks"),
     ],
 )
 def test_the_preflight(
@@ -430,7 +430,7 @@ def test_an_image_of_another_runtime_or_without_the_backend(
     without = tmp_path / "without"
     shutil.copytree(rootfs / "opt" / "tritonserver", without / "opt" / "tritonserver")
     shutil.rmtree(without / "opt" / "tritonserver" / "backends" / "tensorrtllm")
-    assert "no libtriton_tensorrtllm.so" in run(command(path, without, driver(), "--check")).stderr
+    assert "libtriton_tensorrtllm.so is missing" in run(command(path, without, driver(), "--check")).stderr
 
 
 def test_several_ranks_need_a_launcher(
@@ -439,7 +439,10 @@ def test_several_ranks_need_a_launcher(
     without = tmp_path / "without"
     shutil.copytree(rootfs / "opt" / "tritonserver", without / "opt" / "tritonserver")
     path = repository(2)
-    assert "no mpirun, which starts several ranks" in run(command(path, without, driver(), "--check")).stderr
+    assert (
+        "mpirun is missing, which starts several ranks"
+        in run(command(path, without, driver(), "--check")).stderr
+    )
     # Where NVIDIA's images have it though their PATH does not say it.
     launcher = without / "opt" / "hpcx" / "ompi" / "bin" / "mpirun"
     launcher.parent.mkdir(parents=True)

@@ -269,8 +269,8 @@ def test_a_request_waits_for_an_executor_that_is_being_loaded(meeting_place: Pat
 
 def test_a_process_that_is_killed_leaves_nothing_running(both: Both) -> None:
     script = (
-        "import sys; from pathlib import Path; from enginix.triton.models.channel import Remote\n"
-        "remote = Remote(Path(sys.argv[1])); remote.receive(0)\n"
+        "import sys; from pathlib import Path; from enginix.triton.models.channel import RemoteChannel\n"
+        "remote = RemoteChannel(Path(sys.argv[1])); remote.receive(0)\n"
         f"remote.add('9', {ORDER!r}, '')\n"
         "while True: remote.receive(1)"
     )

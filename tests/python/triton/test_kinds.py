@@ -441,9 +441,9 @@ def test_a_model_yaml_that_disagrees(
 
 
 def test_options_of_another_kind_are_refused(llmapi: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="takes decoupled and chat only"):
+    with pytest.raises(UsageError, match="supports decoupled and chat only"):
         made(llmapi, tmp_path, RepositoryOptions(max_batch_size=4))
-    with pytest.raises(UsageError, match="takes decoupled and chat only"):
+    with pytest.raises(UsageError, match="supports decoupled and chat only"):
         made(llmapi, tmp_path, parameters={"max_beam_width": 1})
 
 
@@ -453,7 +453,7 @@ def test_options_of_the_reference_kind_are_refused(engine: Path, tmp_path: Path)
         (RepositoryOptions(max_tokens_limit=8), "--max-tokens-limit"),
         (RepositoryOptions(ensemble_instances=2), "--ensemble-instances"),
     ):
-        with pytest.raises(UsageError, match=f"{flag}: not of the kind tensorrt"):
+        with pytest.raises(UsageError, match=f"{flag}: not supported by the kind tensorrt"):
             made(engine, tmp_path, options)
         assert list(tmp_path.glob("repository*")) == []
 
@@ -463,7 +463,7 @@ def test_the_command_refuses_options_of_the_reference_kind(
 ) -> None:
     words = ["triton-repo", str(engine), "-o", str(tmp_path / "out"), "--ensemble-instances", "2"]
     assert main(words) == 2
-    assert "--ensemble-instances: not of the kind tensorrt" in capsys.readouterr().err
+    assert "--ensemble-instances: not supported by the kind tensorrt" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -115,10 +115,10 @@ def test_options_of_the_kind_tensorrt_are_refused(
     hand_made: Any, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flag = "--" + name.replace("_", "-")
-    with pytest.raises(UsageError, match=f"{flag}: not of the kind reference"):
+    with pytest.raises(UsageError, match=f"{flag}: not supported by the kind reference"):
         build_triton_repository(hand_made.directory, tmp_path / "out", RepositoryOptions(**{name: 2}))
     assert main(["triton-repo", str(hand_made.directory), "-o", str(tmp_path / "out"), flag, "2"]) == 2
-    assert f"{flag}: not of the kind reference" in capsys.readouterr().err
+    assert f"{flag}: not supported by the kind reference" in capsys.readouterr().err
     assert not list(tmp_path.glob("*out*"))
 
 

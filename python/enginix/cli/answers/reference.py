@@ -1,4 +1,4 @@
-"""Keeps what a Hugging Face model answers to everything that gates ask: computed once, for all engines.
+"""Computes a Hugging Face model's answers to all questions of the gates, once for all its engines.
 
 enginix reference ./Qwen3-0.6B -o ./answers
 enginix gate ./engine --reference ./answers --model ./Qwen3-0.6B
@@ -14,8 +14,12 @@ from enginix import console
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="Hugging Face model directory")
-    parser.add_argument("--questions", type=Path, metavar="JSONL", help="in place of the pinned questions")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N (default: cpu)")
+    parser.add_argument(
+        "--questions", type=Path, metavar="JSONL", help="questions to use instead of the pinned ones"
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="device to compute on: cpu, cuda, cuda:N (default: cpu)"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="answers to write")
 
 

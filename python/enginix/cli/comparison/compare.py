@@ -1,11 +1,11 @@
-"""Puts artefacts in one table and one plot; or all kinds of engines of one model beside each other.
+"""Compares artefacts in one table and one plot; or shows all kinds of engines of one model side by side.
 
   enginix compare ./engine-bf16 ./engine-fp8 ./engine-int4 ./engine-nvfp4 -o compare.html
 
 shows of engines of every kind, checkpoints, and models: size on disk, bits a weight, format, perplexity with
 its interval, agreement, KL divergence and questions answered as the gates found them (gates.json), and tokens
 a second where --speed names a file of them: {"on": "machine, tool, load", "tokensPerSecond": {"NAME": 123}}.
-What nobody measured is "not measured". Exit code 1: an artefact contradicts itself; the line says where.
+A missing figure is "not measured". Exit code 1: an artefact contradicts itself; the line says where.
 
   enginix compare ./tiny-qwen3
   enginix compare model.lock.json --target rtx-5090
@@ -34,15 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="ARTEFACT",
-        help="engine, checkpoint, model; or one lock file",
-    )
-    parser.add_argument("--target", metavar="GPU", help="of a model: a GPU of data/machine/gpus.json")
-    parser.add_argument(
-        "--speed", type=Path, metavar="JSON", help="of artefacts: tokens a second, as measured"
+        help="engine, checkpoint or model; or one lock file",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="of artefacts: the page, compare.html"
+        "--target", metavar="GPU", help="for one model: GPU to check kinds against (data/machine/gpus.json)"
     )
+    parser.add_argument(
+        "--speed", type=Path, metavar="JSON", help="for artefacts: file with measured tokens per second"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="for artefacts: HTML page to write")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_model(path: Path) -> bool:
-    """Whether the kinds of a model are asked for: a lock, or a directory that is no checkpoint or engine."""
+    """Tell whether a path is a model: a lock, or a directory that is neither checkpoint nor engine."""
     from enginix import manifest
 
     if (path / manifest.MANIFEST_FILE).exists():

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float16", "float32"),
-        help="of everything unquantized (default: the model's; float32 becomes float16)",
+        help="dtype of everything unquantized (default: the model's; float32 becomes float16)",
     )
     for kind, what in (("tensor", "each matrix"), ("pipeline", "the layers"), ("expert", "the experts")):
         parser.add_argument(
@@ -37,19 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gpus-per-node",
         type=int,
         metavar="N",
-        help="of the nodes that will serve it: TensorRT-LLM runs a rank on GPU rank modulo N (default: 8)",
+        help="GPUs of each serving node: TensorRT-LLM runs a rank on GPU rank modulo N (default: 8)",
     )
     parser.add_argument(
         "--converter",
         choices=("enginix", "modelopt", "tensorrt_llm"),
         default="enginix",
-        help="who converts (default: enginix)",
+        help="converter to run (default: enginix)",
     )
     parser.add_argument(
         "--kind",
         choices=("tensorrt", "reference"),
         default="tensorrt",
-        help="kind of engines that it is for (default: tensorrt, which has no pipeline for Phi-3)",
+        help="kind of engine the checkpoint is for (default: tensorrt, which has no pipeline for Phi-3)",
     )
     parser.add_argument(
         "--parallel-embedding",
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nvfp4-form",
         choices=("auto", "trtllm", "modelopt"),
         default="auto",
-        help="TensorRT-LLM's own tensors, or ModelOpt's, which it converts and pads on loading "
+        help="tensor layout: TensorRT-LLM's own, or ModelOpt's, which it converts and pads on loading "
         "(default: its own, where the scale tiles fit)",
     )
     parser.add_argument(

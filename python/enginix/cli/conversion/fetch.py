@@ -18,7 +18,7 @@ from enginix.hub.fetch import JOBS, fetch_locked_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("lock", metavar="LOCK", type=Path, help="written by enginix lock")
+    parser.add_argument("lock", metavar="LOCK", type=Path, help="lock file, written by enginix lock")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="DIR")
     parser.add_argument("--jobs", type=int, default=JOBS, metavar="N", help="files at a time (%(default)s)")
 
@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
             "kept": done.kept,
         },
         f"{pinned.repo} at {pinned.revision[:12]}: {done.files} files, {console.format_bytes(done.size)} in "
-        f"{done.directory} ({console.format_bytes(max(done.moved, 0))} fetched, {done.kept} files were there)",
+        f"{done.directory} ({console.format_bytes(max(done.moved, 0))} fetched, "
+        f"{done.kept} files were there)",
         as_json=args.json,
     )
     return 0

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", action="store_true", help="REPO is a dataset")
     parser.add_argument("revision", metavar="REVISION", help="commit, 40 hex digits")
     parser.add_argument("path", metavar="PATH", help="file of the repository")
-    parser.add_argument("--sha256", required=True, metavar="HEX", help="of the content")
+    parser.add_argument("--sha256", required=True, metavar="HEX", help="expected sha256 of the content")
     parser.add_argument("--size", required=True, type=int, metavar="N", help="bytes")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE")
 

@@ -8,7 +8,7 @@
 By default it takes safetensors and the files that reading them needs; of a dataset JSONL and text, which
 calibration reads. Pickle formats are refused; Python files of the repository are pinned only with
 --remote-code. --include replaces the default patterns, --exclude removes; both match the whole path,
-* crosses directories. What was asked for is kept in the lock, so that --check and --update ask for the same.
+* crosses directories. The lock records these options, so that --check and --update use the same ones.
 HF_ENDPOINT names another hub; HF_TOKEN opens gated repositories.
 """
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repo", nargs="?", metavar="REPO", help="owner/name")
     parser.add_argument("--dataset", action="store_true", help="REPO is a dataset")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit (main)")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where the lock goes")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="lock file to write")
     parser.add_argument("--include", action="append", metavar="PATTERN", help="repeatable")
     parser.add_argument("--exclude", action="append", metavar="PATTERN", help="repeatable")
     parser.add_argument("--remote-code", action="store_true", help="pin the repository's Python files too")
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if args.update is not None:
         return _update_lock(args)
     if args.output is None:
-        raise UsageError("where does the lock go?", where=args.repo, fix="add -o FILE")
+        raise UsageError("no output file for the lock", where=args.repo, fix="add -o FILE")
     upstream = make_lock(
         args.repo, _merge_selection(args, Selection()), "dataset" if args.dataset else "model"
     )
@@ -108,7 +108,7 @@ def _merge_selection(args: argparse.Namespace, base: Selection) -> Selection:
 
 def _write_lock(path: Path, lock: Lock) -> None:
     text = lock.dump()
-    # What is written is what can be read: the parser has the last word.
+    # Parse the text before it is written: only a readable lock is written.
     Lock.parse(text, str(path))
     if path.is_dir():
         raise MachineError("is a directory", where=str(path), fix="pass a file to -o")

@@ -21,7 +21,9 @@ SHOWN = 50
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, metavar="DIR", help="checkpoint directory")
-    parser.add_argument("--against", type=Path, metavar="MODEL", help="the model that it was made of")
+    parser.add_argument(
+        "--against", type=Path, metavar="MODEL", help="model that the checkpoint was converted from"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -26,13 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", required=True, metavar="GPU", help="GPU of data/machine/gpus.json")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="engine to write")
     parser.add_argument("--name", help="name of the engine (default: the export's)")
-    parser.add_argument("--builder", choices=("direct", "onnx"), default="direct", help="(default: direct)")
+    parser.add_argument(
+        "--builder", choices=("direct", "onnx"), default="direct", help="builder to run (default: direct)"
+    )
     parser.add_argument("--python", type=Path, metavar="FILE", help="Python with the wheel and TensorRT")
     parser.add_argument("--llm-build", type=Path, metavar="FILE", help="NVIDIA's C++ builder, for onnx")
     parser.add_argument("--plugin", type=Path, metavar="FILE", help="plugin library in place of the wheel's")
     parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver (default: the machine's)")
     parser.add_argument(
-        "--plan", type=_parse_object, metavar="JSON", help="memory that was predicted; kept as it is"
+        "--plan", type=_parse_object, metavar="JSON", help="predicted memory, recorded in the manifest"
     )
     options.add_flags(parser, "build")
 

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint", type=Path, nargs="?", metavar="CHECKPOINT", help="output of enginix convert"
     )
-    parser.add_argument("--kind", choices=KIND_NAMES, required=True, help="what executes it")
+    parser.add_argument("--kind", choices=KIND_NAMES, required=True, help="kind of the engine")
     parser.add_argument(
         "--model",
         type=Path,
@@ -46,21 +46,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gates",
         metavar="JSON",
-        help="gate → bounds, instead of the number format's defaults; {} is recorded as not gated",
+        help="gates and their bounds (default: those of the number format); {} is recorded as not gated",
     )
     parser.add_argument(
         "--reference",
         type=Path,
         metavar="DIR",
-        help="what gates compare with: the model before quantization, or its answers (default: --model)",
+        help="model before quantization, or its answers, to compare with (default: --model)",
     )
     parser.add_argument(
         "--questions",
         type=Path,
         metavar="JSONL",
-        help="question and answer a line, in place of the pinned ones of the gate task",
+        help="questions and answers for the gate task, one pair a line (default: the pinned ones)",
     )
-    parser.add_argument("--device", default="cpu", help="where gates run: cpu, cuda, cuda:N (default: cpu)")
+    parser.add_argument(
+        "--device", default="cpu", help="device for the gates: cpu, cuda, cuda:N (default: cpu)"
+    )
 
     from enginix.cli.engines import trtllm_build
 

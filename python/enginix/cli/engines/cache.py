@@ -26,10 +26,10 @@ from enginix.kinds.tensorrt.runner import (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    listing = verbs.add_parser("list", help="what is there, the most recently used first")
+    listing = verbs.add_parser("list", help="list engines, the most recently used first")
     removing = verbs.add_parser("prune", help="remove engines")
     removing.add_argument("names", nargs="*", metavar="NAME", help="keys or names (default: by --keep)")
-    removing.add_argument("--keep", type=int, metavar="N", help="how many of the most recently used stay")
+    removing.add_argument("--keep", type=int, metavar="N", help="keep the N most recently used engines")
     for verb in (listing, removing):
         verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 

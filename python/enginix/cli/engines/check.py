@@ -1,5 +1,4 @@
-"""Whether this machine runs an engine: its manifest against the GPU, the driver and the runtime, in
-milliseconds.
+"""Compares an engine's manifest with this machine's GPU, driver and runtime, in milliseconds.
 
   enginix check ./engine
   enginix check ./engine --runtime trtllm-1.2.1
@@ -22,7 +21,9 @@ from enginix.machine.target import Machine, probe_machine
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, metavar="ENGINE", help="output of enginix build")
-    parser.add_argument("--runtime", metavar="ID", help="the runtime that is to serve it (default: its own)")
+    parser.add_argument(
+        "--runtime", metavar="ID", help="runtime that will serve it (default: the engine's own)"
+    )
     parser.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of that runtime's image")
     parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
 

@@ -4,9 +4,9 @@
   enginix runner --checkpoint C --model M --request R.json --rootfs ROOT
 
 The second form is what mkRunner's command does: the engine is built at first run for the GPU of this
-machine, under $XDG_CACHE_HOME/enginix, and found there from then on (enginix cache list). Before the
-server starts, the engine is compared with the GPU, the driver and the runtime; what does not fit is
-refused, with what to rebuild.
+machine, under $XDG_CACHE_HOME/enginix, and reused from then on (enginix cache list). Before the server
+starts, the engine is compared with the GPU, the driver and the runtime; a mismatch is an error that says
+what to rebuild.
 """
 
 from __future__ import annotations
@@ -33,16 +33,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", type=Path, metavar="DIR", help="the model that the checkpoint was made from"
     )
-    parser.add_argument("--request", type=Path, metavar="FILE", help="what to build, as JSON")
+    parser.add_argument("--request", type=Path, metavar="FILE", help="build request, as JSON")
     parser.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
     parser.add_argument(
-        "--pin", type=Path, metavar="FILE", help="the runtime's pin: the image's own environment"
+        "--pin", type=Path, metavar="FILE", help="the runtime's pin file, with the image's environment"
     )
     parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
-    parser.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
-    parser.add_argument("--kv-cache-fraction", type=float, metavar="X", help="of the free GPU memory, 0 to 1")
-    parser.add_argument("--build-only", action="store_true", help="build, and print where the engine is")
+    parser.add_argument("--host", default="127.0.0.1", help="listen address (default: loopback)")
+    parser.add_argument("--port", type=int, default=8000, help="listen port (default: 8000)")
+    parser.add_argument(
+        "--kv-cache-fraction",
+        type=float,
+        metavar="X",
+        help="share of the free GPU memory for the KV cache, 0 to 1",
+    )
+    parser.add_argument("--build-only", action="store_true", help="build the engine and print its path")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -131,7 +136,7 @@ def _serve_engine(args: argparse.Namespace, engine: Path, driver: Driver, runtim
     if args.rootfs is not None:
         check_namespaces()
     with tempfile.TemporaryDirectory(prefix="enginix-", ignore_cleanup_errors=True) as work:
-        # Also of an engine that names no target: kind llmapi may be described without one.
+        # Needed even without a target in the manifest: an engine of kind llmapi may lack one.
         sizes = [engine_manifest.options.get(name) for name in ("tensorParallel", "pipelineParallel")]
         is_single_gpu = all(size in (None, 1) for size in sizes)
         sandbox = Sandbox(

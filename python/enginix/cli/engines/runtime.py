@@ -35,7 +35,7 @@ from enginix.runtime import table
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     listing = verbs.add_parser("list", help="the runtimes that enginix knows")
-    pin = verbs.add_parser("pin", help="compute which bytes an image is, for mkRuntime's argument pin")
+    pin = verbs.add_parser("pin", help="compute the hash of an image, for mkRuntime's argument pin")
     pin.add_argument("runtime", metavar="RUNTIME")
     pin.add_argument("--image", metavar="TAG", help="tag of its images (default: the newest)")
     pin.add_argument(
@@ -43,11 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     pin.add_argument("--keep", type=Path, metavar="DIR", help="keep the unpacked image there")
     pin.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="pin to write")
-    for name, text in (("run", "run a command inside"), ("check", "whether this machine can run it")):
+    for name, text in (("run", "run a command inside"), ("check", "check that this machine can run it")):
         verb = verbs.add_parser(name, help=text)
         verb.add_argument("runtime", metavar="RUNTIME")
         verb.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of its image")
-        verb.add_argument("--pin", type=Path, metavar="FILE", help="its pin: the image's own environment")
+        verb.add_argument(
+            "--pin", type=Path, metavar="FILE", help="its pin file, with the image's environment"
+        )
         verb.add_argument("--driver", type=Path, metavar="DIR", help="the driver's root (default: found)")
         if name == "run":
             verb.add_argument(
@@ -56,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 action="append",
                 default=[],
                 metavar="PATH",
-                help="path to let in, writable",
+                help="path to make visible, writable",
             )
             verb.add_argument(
                 "--ro-bind",
@@ -64,13 +66,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 action="append",
                 default=[],
                 metavar="PATH",
-                help="path to let in, read-only",
+                help="path to make visible, read-only",
             )
             verb.add_argument("--no-network", action="store_true", help="hide the network")
             verb.add_argument("words", nargs="+", metavar="COMMAND", help="command and arguments, behind --")
 
         _add_json_option(verb)
-    predict = verbs.add_parser("predict", help="what trtllm-build makes of requests on standard input")
+    predict = verbs.add_parser(
+        "predict", help="predict trtllm-build's settings for requests on standard input"
+    )
     _add_json_option(predict)
     _add_json_option(listing)
     _add_json_option(pin)

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
     group.add_argument(
-        "--pin", type=Path, metavar="FILE", help="the runtime's pin: the image's own environment"
+        "--pin", type=Path, metavar="FILE", help="the runtime's pin file, with the image's environment"
     )
     group.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
     for name in LIMITS:
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--profile",
         choices=sorted(load_table("build_options")["profiles"]),
-        help="limits and options for a use",
+        help="profile of limits and options",
     )
     group.add_argument(
         "--plugin",
@@ -43,17 +43,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="option of trtllm-build, for instance gemm-plugin=auto",
     )
-    group.add_argument("--strategy", choices=STRATEGIES, default="checkpoint", help="who loads the weights")
+    group.add_argument("--strategy", choices=STRATEGIES, default="checkpoint", help="loader of the weights")
     group.add_argument("--workers", type=int, default=1, metavar="N", help="ranks built at once, a GPU each")
     group.add_argument(
-        "--tensor-parallel", type=int, default=1, metavar="N", help="without a checkpoint: ranks"
+        "--tensor-parallel", type=int, default=1, metavar="N", help="number of ranks, without a checkpoint"
     )
-    group.add_argument("--timing-cache", type=Path, metavar="FILE", help="tactics of an earlier build")
+    group.add_argument("--timing-cache", type=Path, metavar="FILE", help="timing cache of an earlier build")
     group.add_argument(
-        "--timing-cache-out", type=Path, metavar="FILE", help="where to keep this build's tactics"
+        "--timing-cache-out", type=Path, metavar="FILE", help="file for this build's timing cache"
     )
     group.add_argument(
-        "--stall-minutes", type=float, default=30.0, metavar="N", help="without progress it counts as hung"
+        "--stall-minutes",
+        type=float,
+        default=30.0,
+        metavar="N",
+        help="minutes without progress until the build counts as hung",
     )
     group.add_argument(
         "--accept-driver", action="store_true", help="build with a driver older than the runtime's floor"

@@ -1,12 +1,12 @@
-"""One door with OpenAI's interface in front of Triton and other servers: LiteLLM, with keys, limits, routing.
+"""Serves OpenAI's interface in front of Triton and other servers: LiteLLM, with keys, limits and routing.
 
   enginix gateway gateway.json
-  enginix gateway gateway.json --check          what can be wrong, without starting
+  enginix gateway gateway.json --check          checks everything, without starting
   enginix gateway gateway.json --dry-run        LiteLLM's configuration, command and environment
 
 The description says which models there are and which servers answer for each (mkGateway writes one):
 
-  {"version": 1, "name": "door", "keyFile": "/run/keys/operator",
+  {"version": 1, "name": "gateway", "keyFile": "/run/keys/operator",
    "models": {"tiny": [{"kind": "triton", "url": "http://127.0.0.1:8000", "model": "ensemble"}]},
    "clients": {"alice": {"keyFile": "/run/keys/alice", "models": ["tiny"], "requestsPerMinute": 60}}}
 
@@ -30,33 +30,37 @@ from enginix import console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument("description", type=Path, metavar="FILE", help="the gateway, as JSON (see above)")
     parser.add_argument("--python", type=Path, metavar="P", help="python3 whose environment has litellm")
-    parser.add_argument("--host", default="127.0.0.1", metavar="IP", help="default: loopback")
     parser.add_argument(
-        "--port", type=int, default=4000, metavar="N", help="default: 4000; 0 takes a free one"
+        "--host", default="127.0.0.1", metavar="IP", help="listen address (default: loopback)"
+    )
+    parser.add_argument(
+        "--port", type=int, default=4000, metavar="N", help="listen port (default: 4000; 0 takes a free one)"
     )
     parser.add_argument(
         "--start-timeout",
         type=float,
         default=600,
         metavar="S",
-        help="seconds until every server behind must have answered (default: 600)",
+        help="seconds within which every server behind must answer (default: 600)",
     )
     parser.add_argument(
         "--exit-timeout",
         type=int,
         default=30,
         metavar="S",
-        help="seconds for running answers at the end (default: 30)",
+        help="seconds for running answers to end at a stop (default: 30)",
     )
-    parser.add_argument("--check", action="store_true", help="look for what is wrong only")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be started only")
+    parser.add_argument("--check", action="store_true", help="check everything, start nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print configuration, command and environment, start nothing"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks, and becomes the gateway."""
+    """Check everything, then replace this process by the gateway."""
     from enginix import ports
     from enginix.gateway import launch, litellm_config, spec
     from enginix.gateway.keys import Keys, read_key

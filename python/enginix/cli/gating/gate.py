@@ -1,15 +1,15 @@
-"""Judges an engine: does it still say what the model says? Exit status 1 where a gate fails.
+"""Judges an engine by gates, which compare its answers with its model's. Exit status 1: a gate failed.
 
 ENGINE is an engine of kind "reference", or a TensorRT-LLM checkpoint (with --model for its tokenizer).
---reference is the Hugging Face model that all began with, or its answers as enginix reference keeps them.
+--reference is the original Hugging Face model, or its answers as enginix reference writes them.
 
 Gates: logits (the same function, for unquantized checkpoints), coverage, smoke, agreement, perplexity, task,
 context, invariance. Which run by default, and with which bounds, depends on the number format
 (docs/reference/gates.md).
 
 An engine of kind tensorrt, llmapi or edgellm is asked by its own runtime, on its GPU (pass --rootfs, or run
-this in a container of the runtime's image), and judged by what it said: smoke, greedy, task, invariance, and
-agreement and perplexity where the runtime scores a text. --said judges what was said elsewhere.
+this in a container of the runtime's image). The gates judge its answers: smoke, greedy, task, invariance, and
+agreement and perplexity where the runtime scores a text. --said takes answers that were written elsewhere.
 
   enginix gate ./engine --reference ./Qwen3-0.6B -o ./evidence
   enginix gate ./engine --reference ./answers --gates '{"perplexity": {"ratio": 1.02}, "smoke": {}}'
@@ -34,26 +34,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=Path,
         metavar="DIR",
-        help="whose tokenizer reads the texts (default: the reference, or the engine's own for answers)",
+        help="model with the tokenizer (default: the reference, or the engine itself for answers)",
     )
-    parser.add_argument("--gates", metavar="JSON", help="gate → bounds, instead of the defaults")
+    parser.add_argument("--gates", metavar="JSON", help="gates and their bounds, instead of the defaults")
     parser.add_argument(
-        "--questions", type=Path, metavar="JSONL", help="question and answer a line, for the gate task"
+        "--questions",
+        type=Path,
+        metavar="JSONL",
+        help="questions and answers for the gate task, one pair a line",
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N (default: cpu)")
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="write gates.json, report.html here")
+    parser.add_argument(
+        "--device", default="cpu", help="device for the gates: cpu, cuda, cuda:N (default: cpu)"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="directory for gates.json and report.html"
+    )
     group = parser.add_argument_group("engines of kind tensorrt, llmapi and edgellm")
-    group.add_argument("--said", type=Path, metavar="DIR", help="what the engine said where its runtime is")
+    group.add_argument("--said", type=Path, metavar="DIR", help="answers that the engine gave elsewhere")
     group.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
     group.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
-    group.add_argument("--pin", type=Path, metavar="FILE", help="the runtime's pin: the image's environment")
+    group.add_argument(
+        "--pin", type=Path, metavar="FILE", help="the runtime's pin file, with the image's environment"
+    )
     group.add_argument(
         "--python", type=Path, metavar="FILE", help="edgellm: Python with the wheel and TensorRT"
     )
-    group.add_argument("--stall-minutes", type=float, default=30.0, metavar="N", help="without a sign: hung")
+    group.add_argument(
+        "--stall-minutes",
+        type=float,
+        default=30.0,
+        metavar="N",
+        help="minutes without a sign until it counts as hung",
+    )
     group.add_argument("--gated-checkpoint", type=Path, metavar="DIR", help=argparse.SUPPRESS)
     group.add_argument(
-        "--gated-engine", action="store_true", help="-o becomes a gated engine, which links ENGINE"
+        "--gated-engine", action="store_true", help="write a gated engine to -o, with links to ENGINE"
     )
 
 

@@ -1,4 +1,4 @@
-"""Tells what a model is, from its configuration and safetensors headers alone.
+"""Describes a model, from its configuration and safetensors headers alone.
 
 MODEL is a model directory, a lock file, or owner/name on the Hub. Of a repository only small files and the
 headers of the weights are fetched, by range request: kilobytes, whatever the model's size.

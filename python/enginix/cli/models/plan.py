@@ -1,8 +1,8 @@
-"""Tells whether a model fits a GPU, what is tightest, and the smallest change that would make it fit.
+"""Tells whether a model fits a GPU, the tightest resource, and the smallest change that would make it fit.
 
-MODEL is a model directory, a lock file, or owner/name on the Hub; only headers are read. Weights of each rank
-are the bytes that `enginix convert` writes; the workspace of a step and what a build takes are estimates, and
-are called so (docs/reference/memory-plan.md has the formulas). Exit code 1 says that it does not fit.
+MODEL is a model directory, a lock file, or owner/name on the Hub; only headers are read. The weights of each
+rank are the bytes that `enginix convert` writes; a step's workspace and a build's needs are estimates and
+marked so (docs/reference/memory-plan.md has the formulas). Exit code 1: the model does not fit.
 
   enginix plan ./qwen2.5-7b-instruct --target rtx-4090
   enginix plan nvidia/Qwen3-32B-NVFP4 --target rtx-pro-6000 --max-seq-len 16384 --sequences 8
@@ -28,19 +28,26 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="directory, lock file, or owner/name")
     parser.add_argument(
-        "--target", required=True, metavar="GPU", help="for instance rtx-pro-6000, h200, l40s"
+        "--target", required=True, metavar="GPU", help="GPU by name, for instance rtx-pro-6000, h200, l40s"
     )
     parser.add_argument(
-        "--memory", type=float, metavar="GB", help="of one GPU, where the table does not tell"
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="GPU memory in GB, for a GPU whose memory is not in the table",
     )
     parser.add_argument(
         "--kind",
         choices=KIND_NAMES,
         default="tensorrt",
-        help="of engine (default: tensorrt)",
+        help="kind of engine (default: tensorrt)",
     )
-    parser.add_argument("--tensor-parallel", "--tp", type=int, default=1, metavar="N", help="default: 1")
-    parser.add_argument("--pipeline-parallel", "--pp", type=int, default=1, metavar="N", help="default: 1")
+    parser.add_argument(
+        "--tensor-parallel", "--tp", type=int, default=1, metavar="N", help="tensor ranks (default: 1)"
+    )
+    parser.add_argument(
+        "--pipeline-parallel", "--pp", type=int, default=1, metavar="N", help="pipeline stages (default: 1)"
+    )
     parser.add_argument(
         "--max-batch-size", type=int, metavar="N", help="sequences of a step (default: 2048; kind edgellm: 1)"
     )
@@ -50,13 +57,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-kv-cache-capacity",
         type=int,
         metavar="N",
-        help="of one sequence (default: the context; kind edgellm: 8192)",
+        help="tokens of one sequence (default: the context; kind edgellm: 8192)",
     )
     parser.add_argument(
         "--max-input-len", type=int, metavar="N", help="longest prompt, kind edgellm (default: 4096)"
     )
     parser.add_argument(
-        "--sequences", type=int, default=1, metavar="N", help="that must fit at full length (default: 1)"
+        "--sequences",
+        type=int,
+        default=1,
+        metavar="N",
+        help="full-length sequences that must fit at the same time (default: 1)",
     )
     parser.add_argument(
         "--kv-cache",
@@ -68,11 +79,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float16", "float32"),
-        help="of what is not quantized (default: the model's)",
+        help="dtype of everything unquantized (default: the model's)",
     )
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit (default: main)")
     parser.add_argument(
-        "--offline", action="store_true", help="from a lock file alone, as Nix does at evaluation"
+        "--offline", action="store_true", help="plan from a lock file alone, as Nix does at evaluation"
     )
 
 
@@ -105,11 +116,11 @@ def _resolve_gpu(args: argparse.Namespace) -> TargetGpu:
     gpu_row = find_target_gpu(args.target)
     if args.memory is not None:
         if not 0 < args.memory < 1e6:
-            raise UsageError(f"--memory {args.memory} is not a GPU's", fix="pass gigabytes, for instance 24")
+            raise UsageError(f"--memory is {args.memory}", fix="pass gigabytes above 0, for instance 24")
         return replace(gpu_row, memory=int(args.memory * 10**9))
     if not gpu_row.memory:
         raise UsageError(
-            f"the memory of {args.target} is in no source that was read",
+            f"the memory of {args.target} is not in the table of GPUs",
             fix="pass --memory GB, for instance 24",
         )
     return gpu_row

@@ -1,10 +1,10 @@
-"""Tells which targets there are: GPUs by the names that --target takes, with SM, memory and number formats.
+"""Lists the targets: GPUs by the names that --target takes, with SM, memory and number formats.
 
   enginix target                     all of them, and which this machine has
   enginix target h200 rtx-5090       these, with the sources of their rows
 
-Formats are what NVIDIA's software computes with on the part. Which of them engines of kind tensorrt do not
-take there is told beside them.
+Formats are the number formats that NVIDIA's software computes with on the part. Formats that engines of kind
+tensorrt do not take there are named beside them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from enginix.tables import load_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", metavar="NAME", help="targets (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="targets to list (default: all)")
     parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
 
 

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text",
         type=Path,
         metavar="PATH",
-        help="text, JSONL, or a directory of them (default: the one that ships)",
+        help="text, JSONL, or a directory of them (default: enginix's own text)",
     )
     parser.add_argument(
         "--field",
@@ -40,12 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="field of a JSONL line: text, or a list of chat messages (default: text)",
     )
     parser.add_argument(
-        "--size", type=int, metavar="N", help="rows (default: what the text holds, at most 256)"
+        "--size", type=int, metavar="N", help="number of rows (default: all rows of the text, at most 256)"
     )
     parser.add_argument(
         "--sequence-length", type=int, default=512, metavar="N", help="tokens a row (default: 512)"
     )
-    parser.add_argument("--seed", type=int, default=1234, metavar="N", help="of the draw (default: 1234)")
+    parser.add_argument(
+        "--seed", type=int, default=1234, metavar="N", help="seed of the random draw (default: 1234)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -26,12 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model", type=Path, metavar="MODEL", help="directory with config.json and safetensors"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="directory to write")
-    parser.add_argument("--format", required=True, metavar="FORMAT", help="see above")
+    parser.add_argument("--format", required=True, metavar="FORMAT", help="number format, see above")
     parser.add_argument(
         "--calibration",
         type=Path,
         metavar="PATH",
-        help="what enginix calibrate wrote; weight-only formats need none",
+        help="calibration data of enginix calibrate; weight-only formats need none",
     )
     parser.add_argument("--kv-cache", metavar="FORMAT", help="fp8: quantize the KV cache, too (default: not)")
     parser.add_argument(
@@ -49,11 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target", metavar="GPU", help="GPU that will serve it (h200, …): refuse what it cannot run"
     )
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="that computes (default: cpu)"
+        "--device", choices=("cpu", "cuda"), default="cpu", help="device to compute on (default: cpu)"
     )
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows at a time (default: 8)")
-    parser.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: PyTorch's)")
-    parser.add_argument("--name", help="in the manifest (default: the directory's)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's)")
+    parser.add_argument("--name", help="name in the manifest (default: the directory's)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             device=args.device,
         )
 
-    resolve(None)  # a wrong word is told before a directory is looked at
+    resolve(None)  # refuse wrong options before any directory is read
     choice = resolve(source.read_source_model(args.model).architecture)
     from enginix.quantize.run import QuantizeOptions, quantize_model
 

@@ -6,9 +6,9 @@
   enginix ready http://127.0.0.1:8000 --triton reference --timeout 20
 
 With --run this process becomes the server, and another one waits: it tells systemd (Type=notify,
-NotifyAccess=all) once the server has answered, and ends the server where it never will. For servers that say
-nothing to systemd themselves. Whoever asks for a key is told it from a file or a systemd credential, never
-on a command line.
+NotifyAccess=all) once the server has answered, and ends the server if it does not answer in time. It is for
+servers that do not notify systemd themselves. The key comes from a file or a systemd credential, never from a
+command line.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from enginix.kinds.registry import list_triton_kinds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument("url", metavar="URL", help="http://host:port")
-    parser.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds (default: 600)")
+    parser.add_argument(
+        "--timeout", type=float, default=600, metavar="S", help="seconds to wait (default: 600)"
+    )
     parser.add_argument("--model", metavar="NAME", help="model to ask (default: the first that is listed)")
     parser.add_argument(
         "--triton",
         metavar="KIND",
         choices=list_triton_kinds(),
-        help="it is Triton, on a repository of this kind of engine",
+        help="the server is Triton, with a repository of this kind of engine",
     )
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with the key")
     parser.add_argument(
@@ -50,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Waits."""
+    """Wait until the server has answered, or become the server and wait in another process."""
     from enginix.rollout.ready import await_answer, await_triton
 
     key = _read_key(args)
@@ -79,7 +81,7 @@ def _become_server(command: list[str], wait: Callable[[], float]) -> int:
     server = os.getpid()
     child = os.fork()
     if child == 0:
-        # A grandchild, so that it is no child of a server that does not expect one.
+        # A grandchild: the server does not expect a child process.
         if os.fork() == 0:
             try:
                 seconds = wait()

@@ -1,4 +1,4 @@
-"""Tries a changed server before the machine switches to it: what NixOS' pre-switch check runs.
+"""Tries a changed server before the machine switches to it; NixOS' pre-switch check runs this.
 
   enginix rollout tiny --incoming /nix/store/…-nixos-system/etc/systemd/system --drop-in trial.conf \\
     --engine ./engine
@@ -6,7 +6,7 @@
 The server is started under systemd as the incoming unit has it, on free ports of loopback, beside the
 running one, and ended when it has answered. If it does not start, the exit code is 1: the switch is refused,
 and nothing was stopped. There is no trial where there is nothing to lose (the unit is unchanged, or no old
-one runs), nor where memory does not allow a second server; that is said.
+one runs), nor where memory does not allow a second server; a line says so.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ SWITCHING = ("switch", "test")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
-    parser.add_argument("server", metavar="NAME", help="of the server; its unit is enginix-NAME.service")
+    """Add the command's arguments."""
+    parser.add_argument("server", metavar="NAME", help="name of the server; its unit is enginix-NAME.service")
     parser.add_argument(
         "--incoming", type=Path, required=True, metavar="DIR", help="directory of the new generation's units"
     )
@@ -35,27 +35,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("/etc/systemd/system"),
         metavar="DIR",
-        help="that of the running one's (default: /etc/systemd/system)",
+        help="directory of the running generation's units (default: /etc/systemd/system)",
     )
     parser.add_argument(
         "--drop-in",
         type=Path,
         required=True,
         metavar="FILE",
-        help="what differs in a trial; @port@ is a free port",
+        help="unit settings for the trial; @port@ is a free port",
     )
     parser.add_argument(
-        "--action", default="switch", help="what the machine does; a trial is made for switch and test"
+        "--action", default="switch", help="action of the machine; switch and test make a trial"
     )
     parser.add_argument("--gpus", metavar="LIST", help="GPUs of the server, joined by commas")
     parser.add_argument("--needs", type=int, metavar="MIB", help="free memory that a second server needs")
     parser.add_argument(
-        "--engine", type=Path, metavar="DIR", help="without --gpus and --needs: the files that it loads"
+        "--engine",
+        type=Path,
+        metavar="DIR",
+        help="engine that the server loads, instead of --gpus and --needs",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tries it."""
+    """Try the changed server."""
     from enginix.rollout import trial
 
     unit = f"enginix-{args.server}.service"
@@ -79,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         because = why if headroom is None else f"{headroom} beside the running server"
         return end(
             "no-room",
-            f"NO TRIAL: {because}. If the new one does not start, the old one is gone by then; "
+            f"NO TRIAL: {because}. If the new server does not start, the old one has already stopped; "
             "nixos-rebuild switch --rollback brings it back",
         )
     console.print_message(
@@ -100,7 +103,7 @@ def _measure_headroom(args: argparse.Namespace) -> tuple[MemoryHeadroom | None, 
     try:
         if args.gpus:
             if args.needs is None:
-                return None, "what it needs on a GPU is not known (servers.<name>.rollout.memory)"
+                return None, "its GPU memory need is unknown (servers.<name>.rollout.memory)"
             return memory_headroom.measure_gpu_headroom(args.gpus.split(","), args.needs), ""
         if args.needs is None and args.engine is None:
             raise UsageError("is needed without --gpus", where="--needs or --engine")

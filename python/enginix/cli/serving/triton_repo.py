@@ -34,7 +34,7 @@ from enginix.model.end_tokens import END_TOKENS_KEY
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument("engine", type=Path, metavar="ENGINE", help="directory that enginix build wrote")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="DIR", help="the repository to write"
@@ -56,14 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="how long preprocessing waits to fill a batch (kind tensorrt; default: 0)",
+        help="longest wait of preprocessing to fill a batch (kind tensorrt; default: 0)",
     )
     parser.add_argument(
         "--max-queue-size",
         type=int,
         default=0,
         metavar="N",
-        help="requests that may wait (default: 0, no limit)",
+        help="longest queue of waiting requests (default: 0, no limit)",
     )
     for model, kind in (
         ("preprocessing", "tensorrt"),
@@ -77,9 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"processes of {model} (kind {kind}; default: 1)",
         )
-    parser.add_argument(
-        "--device", default="cpu", help="where the reference executor runs: cpu, cuda, cuda:N"
-    )
+    parser.add_argument("--device", default="cpu", help="device of the reference executor: cpu, cuda, cuda:N")
     parser.add_argument(
         "--no-add-special-tokens",
         action="store_true",
@@ -91,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--include-input",
         action="store_true",
-        help="answers begin with the prompt unless a request says otherwise",
+        help="begin answers with the prompt, unless a request says otherwise",
     )
     nvidia = parser.add_argument_group("kinds tensorrt and llmapi")
     nvidia.add_argument(
@@ -104,10 +102,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-decoupled", action="store_true", help="one response a request: no streaming, but /infer works"
     )
     nvidia.add_argument(
-        "--no-accumulate-tokens", action="store_true", help="tensorrt_llm_bls decodes each chunk alone"
+        "--no-accumulate-tokens", action="store_true", help="let tensorrt_llm_bls decode each chunk alone"
     )
     nvidia.add_argument(
-        "--no-chat", action="store_true", help="NVIDIA's models as they are, which take no messages"
+        "--no-chat", action="store_true", help="use NVIDIA's models unchanged; they take no messages"
     )
     nvidia.add_argument(
         "--bls-instances",
@@ -137,7 +135,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="DIR",
-        help="put this model beside, as a link",
+        help="model directory to add to the repository, as a link",
     )
 
 

@@ -20,13 +20,13 @@ from enginix import console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="directory to write")
-    parser.add_argument("--wheel", type=Path, metavar="FILE", help="the wheel, where pip cannot fetch it")
+    parser.add_argument("--wheel", type=Path, metavar="FILE", help="wheel file, if pip cannot fetch it")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetches, checks, unpacks."""
+    """Fetch, check and unpack the wheel."""
     from enginix.files import require_absent
     from enginix.serve import pytriton_wheel as wheels
 

@@ -238,7 +238,7 @@ def find_golden_answer(case: AnswerGateInputs) -> dict[str, Any] | None:
 
 def _tokenizer_directory(engine: Path, model: Path, engine_manifest: Manifest) -> Path:
     # Edge-LLM's engines carry no tokenizer that transformers reads: its runtime reads the model's.
-    return engine / "tokenizer" if engine_manifest.kind != "edgellm" else model
+    return model if find_kind_row(engine_manifest.kind)["tokenizer"] == "model" else engine / "tokenizer"
 
 
 def _judge_agreement(

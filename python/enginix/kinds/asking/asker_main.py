@@ -1,6 +1,6 @@
-"""What Nix builds run: ``ask`` writes what is asked, ``answers`` asks an engine in its runtime.
+"""The program of Nix builds that ask an engine: ``ask`` writes the questions, ``answers`` asks the engine.
 
-No sub-command is loaded: neither help texts nor thresholds are among a build's inputs.
+It loads no sub-command, so neither help texts nor thresholds are among a build's inputs.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from enginix import console
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one of the two and returns the exit code."""
+    """Run ``ask`` or ``answers`` and return the exit code."""
     parser = argparse.ArgumentParser(prog="enginix", allow_abbrev=False)
     parser.add_argument("verb", choices=("ask", "answers"))
-    # Nix hands over an empty text where there is nothing.
+    # Nix passes an empty text for an absent value.
     for name in ("model", "questions", "engine", "asked", "rootfs", "driver", "pin", "python", "out"):
         parser.add_argument(f"--{name}", type=lambda text: Path(text) if text else None)
     parser.add_argument("--stall-minutes", type=float, default=30.0)

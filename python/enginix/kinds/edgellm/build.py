@@ -3,9 +3,9 @@
 Two builders read different things:
   direct  tensorrt-edgellm-build reads the model itself. NVIDIA calls it experimental; its engines are the
           ones that tensorrt-edgellm-serve takes. The export proves beforehand, without a GPU, that the model
-          is whole and expressible.
-  onnx    llm_build, from Edge-LLM's C++ sources, reads the export. NVIDIA's C++ runtime executes what it
-          builds.
+          is complete and can be expressed.
+  onnx    llm_build, from Edge-LLM's C++ sources, reads the export. NVIDIA's C++ runtime executes its
+          engines.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ _CONFIG_KEYS = {
 
 @dataclass(frozen=True)
 class EdgellmBuildOptions:
-    """How an engine is built.
+    """Options of an engine build.
 
     Attributes:
         target: a GPU of gpus.json.
-        name: of the engine; None takes the export's.
+        name: name of the engine; None takes the export's.
         builder: ``direct`` or ``onnx``.
         python: the Python that has the wheel and TensorRT; None takes this one.
         llm_build: NVIDIA's C++ builder, for ``onnx``.
         plugin: Edge-LLM's plugin library in place of the wheel's payload.
         driver: directory of the GPU driver in place of the machine's.
         limits: options of edgellm.json's section build.
-        plan: memory that evaluation predicted, for the manifest.
+        plan: memory plan of the evaluation, for the manifest.
     """
 
     target: str
@@ -75,10 +75,10 @@ class EdgellmBuildOptions:
 
 
 def resolve_edgellm_limits(given: Mapping[str, Any]) -> dict[str, Any]:
-    """All limits, defaults filled in.
+    """Return all limits, with defaults filled in.
 
     Raises:
-        UsageError: unknown, misshapen, or a prompt that no cache could hold.
+        UsageError: a limit is unknown or of another type, or the prompt is larger than the KV cache.
     """
     rows = load_table("edgellm")["build"]
     full_limits = options.check_stage_options(
@@ -86,7 +86,8 @@ def resolve_edgellm_limits(given: Mapping[str, Any]) -> dict[str, Any]:
     )
     if int(full_limits["maxInputLen"]) > int(full_limits["maxKvCacheCapacity"]):
         raise UsageError(
-            f"maxInputLen {full_limits['maxInputLen']} is beyond maxKvCacheCapacity {full_limits['maxKvCacheCapacity']}",
+            f"maxInputLen {full_limits['maxInputLen']} is beyond maxKvCacheCapacity "
+            f"{full_limits['maxKvCacheCapacity']}",
             fix="raise maxKvCacheCapacity, which holds prompt and answer",
         )
     refusal = find_uncountable_limit(
@@ -100,7 +101,7 @@ def resolve_edgellm_limits(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_uncountable_limit(max_input_len: int, max_batch_size: int, capacity: int) -> str | None:
-    """What of some limits the wheel's builder would not count in its 32 bits; None where it does."""
+    """Return a text for limits that overflow the 32 bits of the wheel's builder; None if they fit."""
     rows = load_table("edgellm")["memory"]
     tokens = max_batch_size * max_input_len
     page, pool = rows["pageTokens"]["value"], rows["poolPages"]["most"]
@@ -114,23 +115,23 @@ def find_uncountable_limit(max_input_len: int, max_batch_size: int, capacity: in
 
 
 def explain_missing_payload(sm: int, target: str, system: str) -> str | None:
-    """Why the wheel of a system (``x86_64-linux``) cannot serve a GPU; None where it can."""
+    """Explain why the wheel of a system (``x86_64-linux``) cannot serve a GPU; None if it can."""
     rows = load_table("edgellm")["payloads"]
     if any(row["sm"] == sm and row["system"] == system for row in rows):
         return None
     return (
-        f"TensorRT Edge-LLM {load_table('edgellm')['version']} has no {format_cpu(system)} payload for SM {sm}"
-        f" (target {target}); its wheels have them for {describe_payloads()}"
+        f"TensorRT Edge-LLM {load_table('edgellm')['version']} has no {format_cpu(system)} payload for "
+        f"SM {sm} (target {target}); its wheels have them for {describe_payloads()}"
     )
 
 
 def format_cpu(system: str) -> str:
-    """``x86_64-linux`` → ``x86-64``."""
+    """Return the CPU of a system: ``x86_64-linux`` → ``x86-64``."""
     return system.removesuffix("-linux").replace("_", "-")
 
 
 def describe_payloads() -> str:
-    """The SMs that have a payload, by CPU."""
+    """Describe the SMs that have a payload, by CPU."""
     sms: dict[str, set[int]] = {}
     for row in load_table("edgellm")["payloads"]:
         sms.setdefault(row["system"], set()).add(row["sm"])
@@ -141,7 +142,7 @@ def describe_payloads() -> str:
 
 
 def _find_gpu(build_options: EdgellmBuildOptions) -> tuple[MachineGpu, Machine]:
-    """A GPU of the target's SM that this machine has."""
+    """Return a GPU of this machine with the target's SM."""
     from enginix.machine.driver import find_driver
     from enginix.machine.system import detect_system
     from enginix.machine.target import find_target, probe_machine
@@ -171,12 +172,12 @@ def _find_gpu(build_options: EdgellmBuildOptions) -> tuple[MachineGpu, Machine]:
 def build_edgellm_engine(
     export: Path, model: Path, out: Path, build_options: EdgellmBuildOptions
 ) -> Manifest:
-    """Builds an engine directory; whole or absent.
+    """Build an engine directory; it is complete or absent.
 
     Raises:
         ManifestError: not an export, or one of another model.
-        MachineError: no such GPU, no TensorRT, no disk, or the builder failed.
-        UsageError: limits or a target that cannot be.
+        MachineError: the GPU or TensorRT is missing, the disk is full, or the builder failed.
+        UsageError: invalid limits or target.
         ExportError: the builder reported success without an engine that fits the request.
     """
     require_absent(out)
@@ -272,12 +273,12 @@ def _make_builder_command(
 
 
 def _find_python(build_options: EdgellmBuildOptions) -> str:
-    """Absolute, but no link followed: a virtual environment is known by the link's place."""
+    """Return the Python's absolute path with links unresolved, as a virtual environment is at the link."""
     return os.path.abspath(build_options.python or sys.executable)
 
 
 def _read_tensorrt_version(build_options: EdgellmBuildOptions) -> dict[str, str]:
-    """TensorRT's version, as its package in the runtime's Python tells it; nothing where it does not."""
+    """Return TensorRT's version by its package in the runtime's Python; empty without the package."""
     words = [_find_python(build_options), "-c", TENSORRT_VERSION_CODE]
     done = process.run_program(words, cwd=Path("/"), check=False)
     lines = done.stdout.split()
@@ -285,12 +286,12 @@ def _read_tensorrt_version(build_options: EdgellmBuildOptions) -> dict[str, str]
 
 
 def _run_builder(command: list[str], model: Path, gpus: Mapping[str, str]) -> int:
-    """Runs the builder; returns the most memory that one of its processes had, in bytes."""
+    """Run the builder; returns the peak memory of its largest process, in bytes."""
     with tempfile.TemporaryDirectory(prefix="enginix-build.") as work:
         env = {**make_private_environment(Path(work) / "p"), **gpus}
         done = process.run_program(command, env=env, cwd=Path(work), check=False)
     if done.returncode == 0:
-        # Of every child of this process so far, of which the builder is the largest (getrusage(2): KiB).
+        # Largest child of this process so far, which is the builder (getrusage(2): KiB).
         return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
     text = done.stdout + done.stderr
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -325,7 +326,7 @@ def _check_built_engine(engine: Path, full_limits: Mapping[str, Any], builder: s
             )
     if builder == "direct" and not isinstance(config.get("checkpoint_identity"), dict):
         raise ExportError(
-            "no checkpoint_identity, without which the server would build the engine again",
+            "checkpoint_identity is missing, so the server would build the engine again",
             where=str(engine / "config.json"),
         )
     for path in sorted(engine.rglob("*")):

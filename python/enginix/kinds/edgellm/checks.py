@@ -1,4 +1,4 @@
-"""Whether an export is the model it was made from: files, attention, quantization, weights, texts."""
+"""Compare an export with the model it was made from: files, attention, quantization, weights, texts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _AGAIN = "export again; if it stays so, TensorRT Edge-LLM does not support this 
 
 
 def list_exported_files(llm: Path) -> list[str]:
-    """Names of the export's files, all of them there and none empty."""
+    """List the names of the export's files, after checking that each exists and is not empty."""
     for name in load_table("edgellm")["exportedFiles"]:
         path = llm / name
         if not path.is_file() or path.stat().st_size == 0:
@@ -34,7 +34,7 @@ def list_exported_files(llm: Path) -> list[str]:
 
 
 def check_attention(onnx_graph: Graph, source: ExportSource) -> int:
-    """One attention plugin a layer, each with its own KV cache and the model's head counts."""
+    """Check that each layer has one attention plugin, with its own KV cache and the model's head counts."""
     where = str(onnx_graph.path)
     nodes = [n for n in onnx_graph.nodes if n.op == "AttentionPlugin" and n.domain == graph.PLUGIN_DOMAIN]
     if len(nodes) != source.layers:
@@ -79,7 +79,7 @@ def _reaches_op(onnx_graph: Graph, value: str, ops: tuple[str, ...], steps: int 
 
 
 def _find_products(onnx_graph: Graph, node: Node, steps: int = 6) -> list[tuple[Node, str]]:
-    """Matrix products that a dequantized weight flows into, with the value that it arrives as."""
+    """Find the matrix products that a dequantized weight flows into, with the name of their input."""
     ends: list[tuple[Node, str]] = []
     for out in node.outputs:
         for reader in onnx_graph.consumers.get(out, ()):
@@ -91,12 +91,14 @@ def _find_products(onnx_graph: Graph, node: Node, steps: int = 6) -> list[tuple[
 
 
 def check_quantization(onnx_graph: Graph, source: ExportSource) -> dict[str, int]:
-    """Each quantized weight is read by what its format says, and multiplied with quantized activations."""
+    """Check that each quantized weight is read by its format's operator and meets quantized activations."""
     where = str(onnx_graph.path)
     if source.quantization is None:
         stray = onnx_graph.count("DequantizeLinear") + onnx_graph.count("QuantizeLinear")
         if stray:
-            raise ExportError(f"{stray} quantization nodes in a model without", where=where, fix=_AGAIN)
+            raise ExportError(
+                f"{stray} quantization nodes in a model that is not quantized", where=where, fix=_AGAIN
+            )
         return {}
     row = read_algorithms()[source.quantization]["edgellm"]
     readers, activations = tuple(row["readers"]), tuple(row["activations"])
@@ -110,7 +112,7 @@ def check_quantization(onnx_graph: Graph, source: ExportSource) -> dict[str, int
         for t in source.weights.tensors.values()
         if t.name.endswith(".weight") and t.dtype not in FLOAT_DTYPES
     ]
-    # Projections may be joined, which keeps the bytes; a plugin's layout may be padded: the count stays.
+    # Joined projections keep the number of bytes; a plugin's padded layout keeps the number of weights.
     joinable = "DequantizeLinear" in readers
     graph_count = sum(c.data.size for c in weights) if joinable else len(weights)
     needed = sum(t.nbytes for t in stored) if joinable else len(stored)
@@ -140,7 +142,7 @@ def check_quantization(onnx_graph: Graph, source: ExportSource) -> dict[str, int
 
 
 def _is_weight(onnx_graph: Graph, name: str, readers: tuple[str, ...]) -> bool:
-    """Whether a constant is a weight: not the scale that some dequantization reads in second place."""
+    """Tell whether a constant is a weight, not a scale, which dequantizations read as second input."""
     if len(onnx_graph.constants[name].shape) < 2:
         return False
     return not any(
@@ -149,7 +151,7 @@ def _is_weight(onnx_graph: Graph, name: str, readers: tuple[str, ...]) -> bool:
 
 
 def check_texts(llm: Path, source: ExportSource) -> None:
-    """Tokenizer and chat template are the model's; config.json agrees with the model's."""
+    """Check that tokenizer and chat template are the model's, and that both config.json agree."""
     model = source.directory
     if (llm / "tokenizer.json").read_bytes() != (model / "tokenizer.json").read_bytes():
         raise ExportError("tokenizer.json is not the model's", where=str(llm), fix=_AGAIN)
@@ -230,7 +232,7 @@ def _read_embedding_table(llm: Path, fp8: bool, hidden: int) -> TensorInfo:
             or scales.shape[0] != table_.shape[0]
             or hidden % scales.shape[-1]
         ):
-            raise ExportError("the FP8 table has no scale a row", where=str(path), fix=_AGAIN)
+            raise ExportError("the FP8 table does not have a scale for each row", where=str(path), fix=_AGAIN)
         values = np.memmap(path, "<f4", "r", scales.begin, scales.shape)
         if not np.isfinite(values).all():
             raise ExportError("a scale of the FP8 table is not finite", where=str(path), fix=_AGAIN)
@@ -238,13 +240,13 @@ def _read_embedding_table(llm: Path, fp8: bool, hidden: int) -> TensorInfo:
 
 
 def check_exported_model(llm: Path, source: ExportSource, *, fp8_embedding: bool = False) -> dict[str, Any]:
-    """Runs every check on ``<export>/llm``.
+    """Run every check on ``<export>/llm``.
 
     Returns:
-        What was found, for the manifest; nothing volatile.
+        Results for the manifest, the same in each run.
 
     Raises:
-        ExportError: the first thing that is wrong.
+        ExportError: the first check that fails.
     """
     names = list_exported_files(llm)
     onnx_graph = graph.read_graph(llm / "model.onnx")

@@ -1,8 +1,8 @@
-"""Whether an export holds every weight of its checkpoint, and nothing that is not one.
+"""Check that an export holds every weight of its checkpoint, and no other weights.
 
-The exporter takes a tensor that the checkpoint lacks from uninitialized memory and exits with status 0,
-so its word is not enough. Tensors are found by their bits: under their own name, or, where the exporter
-folded a transposition or joined projections into one matrix and lost the names, anywhere in the graph.
+The exporter takes a tensor that the checkpoint lacks from uninitialized memory and exits with status 0, so
+its status does not prove the export. Tensors are found by their bits: under their own name, or anywhere in
+the graph if the exporter transposed a matrix or joined projections into one and lost the names.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FIX = "fetch or quantize the model again; if it stays so, TensorRT Edge-LLM doe
 
 @dataclass
 class Claims:
-    """What was found where: tensors by how they were found, rows of constants that are spoken for."""
+    """Numbers of tensors by the method that found them, and the claimed rows of the graph's constants."""
 
     method_counts: Counter[str] = field(default_factory=Counter)
     rows: dict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
@@ -49,7 +49,7 @@ class Claims:
 
 
 def _iterate_sides(constant: Constant) -> Iterable[tuple[str, Bits]]:
-    """A matrix as it lies and, where its elements are whole bytes, transposed."""
+    """Yield a matrix as it is and, if its elements are whole bytes, transposed."""
     array = view_bits(constant.array())
     if array.ndim == 1:
         array = array.reshape(1, -1)
@@ -70,7 +70,7 @@ def _equals_tensor(expected: Expected, stored: Bits) -> bool:
 
 
 class _RowIndex:
-    """Rows of all matrices of one type by their first elements."""
+    """Index of the rows of all matrices of one type, by their first elements."""
 
     def __init__(self, constants: Iterable[Constant]) -> None:
         self.sides: dict[tuple[str, str], Bits] = {}
@@ -83,7 +83,7 @@ class _RowIndex:
 
     def find(self, expected: Expected) -> tuple[str, str, int] | None:
         rows, columns = expected.shape
-        # A row that looks like nothing else, so that zeros do not make everything a candidate.
+        # Use a distinctive row: zeros would make every matrix a candidate.
         row = next(
             (
                 r
@@ -103,7 +103,7 @@ class _RowIndex:
 
 
 def _find_aligned(data: bytes, needle: bytes, size: int) -> int:
-    """Where ``needle`` lies in ``data``, at a whole number of elements of ``size`` bytes; -1 if nowhere."""
+    """Return the offset of ``needle`` in ``data``, a multiple of ``size`` bytes; -1 if it is absent."""
     offset = data.find(needle)
     while offset > 0 and offset % size:
         offset = data.find(needle, offset + 1)
@@ -116,7 +116,7 @@ def _count_nibbles(data: Bits) -> Bits:
 
 
 def _has_same_nibbles(graph_counts: Bits, stored_counts: Bits) -> bool:
-    """Four-bit groups in the plugin's order: the same ones, signed or offset by eight, and zeros that pad."""
+    """Tell whether counts of 4-bit values agree, signed or offset by eight, but for zeros of padding."""
     for offset in (0, 8):
         excess = graph_counts - np.roll(stored_counts, offset)
         zeros = excess[offset]
@@ -163,7 +163,7 @@ class Coverage:
         return constant.shape[0] if len(constant.shape) > 1 else 1
 
     def _scalar(self, tensor: TensorInfo, named: Constant | None) -> bool:
-        """A scale: equal to the constant of its name, to a shared one, or not above a joined one's."""
+        """Claim a scale: it equals the constant of its name or a shared one, or is at most a joined one."""
         value = np.float32(Expected(tensor, "FLOAT").rows(0, 1).view(np.float32)[0, 0])
         narrow = np.float32(to_float16(np.array([value]), tensor.name)[0])
         if value != 0:
@@ -212,7 +212,7 @@ class Coverage:
         ]
 
     def _vector(self, tensor: TensorInfo) -> bool:
-        """One dimension: whole or a part of a joined vector (a bias of several projections)."""
+        """Claim a vector: a whole constant, or a part of a joined one (a bias of several projections)."""
         for form in list_onnx_forms(tensor.dtype):
             expected = Expected(tensor, form)
             needle = expected.rows(0, 1).tobytes()
@@ -223,7 +223,7 @@ class Coverage:
                     continue
                 offset = _find_aligned(constant.data.tobytes(), needle, len(needle) // expected.shape[1])
                 if offset >= 0:
-                    # A vector is one row; parts of a joined one are claimed by their bytes, which add up.
+                    # A vector is one row; parts of a joined one are claimed by bytes.
                     self.claims.take("by value", f"{constant.name} bytes", offset, offset + len(needle))
                     return True
         return False
@@ -248,7 +248,7 @@ class Coverage:
         self.claims.method_counts["embedding"] += 1
 
     def account(self, tensor: TensorInfo) -> bool:
-        """Whether the tensor is in the export; what it is found in is spoken for afterwards."""
+        """Tell whether the tensor is in the export, and claim the rows that hold it."""
         if tensor.name.endswith(IGNORED_SUFFIXES):
             self.claims.method_counts["not a weight"] += 1
             return True
@@ -273,7 +273,7 @@ class Coverage:
                 name, side, begin = match
                 constant = self.graph.constants[name]
                 end = begin + tensor.shape[0]
-                # Columns of a transposed matrix are counted as they are, against its last size.
+                # Columns of a transposed matrix are counted against its last dimension.
                 self.claims.take("by value", f"{name}^T" if side == "transposed" else name, begin, end)
                 if side == "transposed" and self.claims.is_covered(f"{name}^T", constant.shape[-1]):
                     self.claims.rows[name].append((0, self._rows(constant)))
@@ -285,12 +285,12 @@ class Coverage:
         return any(f".{part}." in tensor.name for part in JOINED_PROJECTIONS)
 
     def _given(self, name: str) -> bool:
-        """Whether a scale of the graph is one that the checkpoint has, alone or for joined projections."""
+        """Tell whether the checkpoint has a scale of the graph, alone or for joined projections."""
         name = re.sub(r"__dup\d+$", "", name.removeprefix(PREFIX))
         return any(name.replace("qkv_proj_fused", part) in self.names for part in JOINED_PROJECTIONS)
 
     def list_unexplained(self) -> list[str]:
-        """Constants that look like weights and come from no tensor of the checkpoint."""
+        """List constants that look like weights but come from no tensor of the checkpoint."""
         names = []
         for name, constant in self.graph.constants.items():
             if constant.elements == 1:
@@ -308,7 +308,7 @@ class Coverage:
 
 
 def _is_neutral(constant: Constant) -> bool:
-    """A vector that changes nothing: what a graph computes with, or a scale that was folded elsewhere."""
+    """Tell whether a vector is a constant of the graph's arithmetic, or a neutral (folded) scale."""
     if len(constant.shape) != 1 or np.unique(view_bits(constant.array())).size != 1:
         return False
     folded = constant.name.endswith(".pre_quant_scale") and constant.array()[0] == 1
@@ -318,13 +318,13 @@ def _is_neutral(constant: Constant) -> bool:
 def check_coverage(
     graph: Graph, tensors: Iterable[TensorInfo], embedding: TensorInfo | None, tied: bool
 ) -> dict[str, object]:
-    """Accounts for every tensor.
+    """Account for every tensor of a checkpoint.
 
     Returns:
-        Figures for the manifest: tensors by how they were found, the worst relative error of a scale.
+        Figures for the manifest: tensors by the method that found them, the worst relative error of a scale.
 
     Raises:
-        ExportError: tensors of the checkpoint that the export lacks, or weights in it that come from nowhere.
+        ExportError: the export lacks tensors of the checkpoint, or has weights that are not from it.
     """
     sorted_tensors = sorted(tensors, key=lambda t: t.name)
     coverage = Coverage(graph, (t.name for t in sorted_tensors), embedding, tied)
@@ -338,7 +338,8 @@ def check_coverage(
     unexplained_names = coverage.list_unexplained()
     if unexplained_names:
         raise ExportError(
-            f"{_format_weight_names(unexplained_names)} in the export, which come from no tensor of the checkpoint",
+            f"{_format_weight_names(unexplained_names)} in the export, which come from no tensor of the "
+            "checkpoint",
             where=str(graph.path),
             fix=_FIX,
         )

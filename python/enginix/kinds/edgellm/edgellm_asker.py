@@ -1,7 +1,8 @@
-"""Asks an engine of kind ``edgellm`` by its own server, on loopback.
+"""Ask an engine of kind ``edgellm`` by its own server, on loopback.
 
-The server takes text and gives the generated tokens with their most likely alternatives; it scores no given
-text. What it said is said.json and said.safetensors; enginix.evaluation.engine_judgement.answer_record reads them.
+The server takes text and returns the generated tokens with their most likely alternatives; it does not score
+a given text. The answers are written to said.json and said.safetensors, which
+enginix.evaluation.engine_judgement.answer_record reads.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _VERSIONS = (
 
 @dataclass(frozen=True)
 class EdgellmAskOptions:
-    """Where an engine is asked.
+    """Options for asking an engine.
 
     Attributes:
         python: the Python that has the wheel and TensorRT; None takes this one.
@@ -62,12 +63,12 @@ class EdgellmAskOptions:
 def ask_edgellm_engine(
     engine: Path, model: Path, questions_file: Path, out: Path, ask_options: EdgellmAskOptions
 ) -> None:
-    """Asks an engine everything; ``out`` is whole at the end, or absent.
+    """Ask an engine all questions; ``out`` is complete at the end, or absent.
 
     Raises:
-        ManifestError: not an Edge-LLM engine that its server takes, or one of another model.
-        MachineError: no wheel, no TensorRT, or the server ended.
-        GateError: it answered with an error, or not at all.
+        ManifestError: not an Edge-LLM engine that the server takes, or one of another model.
+        MachineError: the wheel or TensorRT is missing, or the server ended.
+        GateError: the server answered with an error, or did not answer.
     """
     engine_manifest = manifest.read_manifest(engine, "engine")
     if engine_manifest.kind != "edgellm":
@@ -166,7 +167,7 @@ class _EdgellmAsker:
 
 
 def _find_stand_in_mark(log: Path) -> dict[str, str]:
-    """What answers in the place of NVIDIA's compiled runtime says so in its log; empty where nothing does."""
+    """Return the mark of a stand-in for NVIDIA's compiled runtime from the log; empty for the real one."""
     for line in log.read_text("utf-8", "replace").splitlines():
         if line.startswith(MARK):
             return {"stand-in": line.removeprefix(MARK)[:200]}
@@ -192,7 +193,7 @@ def _choose_port() -> int:
 
 @contextlib.contextmanager
 def _run_server(command: ServerCommand, log: Path, port: int, key: str, stall: float) -> Iterator[Any]:
-    """The server while it lives; gives what asks it one thing."""
+    """Run the server, and yield a function that sends it one request."""
     with log.open("wb") as sink:
         child = subprocess.Popen(
             list(command.words),
@@ -207,7 +208,7 @@ def _run_server(command: ServerCommand, log: Path, port: int, key: str, stall: f
 
     def log_lines() -> list[str]:
         lines = log.read_text("utf-8", "replace").replace(key, "…").splitlines()
-        # A line a request says nothing here.
+        # Access log lines do not explain a failure.
         return [line[:300] for line in lines if '"POST /' not in line and '"GET /' not in line]
 
     def tail() -> str:
@@ -223,7 +224,7 @@ def _run_server(command: ServerCommand, log: Path, port: int, key: str, stall: f
             return json.load(response)
 
     def ask_one(text: str, most: int, count: int) -> dict[str, Any]:
-        # Nothing that an earlier request left behind may be part of an answer.
+        # No cache: an earlier request must not influence an answer.
         body = {
             "messages": [{"role": "user", "content": text}],
             "apply_chat_template": False,
@@ -275,10 +276,10 @@ def _run_server(command: ServerCommand, log: Path, port: int, key: str, stall: f
 
 
 def _parse_completion(answer: Any, count: int) -> dict[str, Any]:
-    """Tokens and log-probabilities of one answer of the server.
+    """Return tokens and log-probabilities of one answer of the server.
 
     Raises:
-        GateError: another shape than the server documents.
+        GateError: the answer does not have the documented shape.
     """
     try:
         (choice,) = answer["choices"]
@@ -290,9 +291,9 @@ def _parse_completion(answer: Any, count: int) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise GateError(f"an answer of another shape: {type(e).__name__}: {e}") from e
     if finish not in ("stop", "length"):
-        raise GateError(f"an answer ended by {finish!r}")
+        raise GateError(f"unknown finish_reason {finish!r} in an answer")
     if len(tokens) != completion_tokens:
-        raise GateError(f"{completion_tokens} tokens generated, but {len(tokens)} told")
+        raise GateError(f"usage reports {completion_tokens} tokens, the response lists {len(tokens)}")
     whole = all(len(top) == count for top in tops)
     return {
         "tokens": tokens,

@@ -1,4 +1,4 @@
-"""What this room's checks refuse with."""
+"""The error of checks on exports and engines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enginix.errors import EXIT_CHECK_FAILED, EnginixError
 
 
 class ExportError(EnginixError):
-    """The exporter failed, or wrote something that is not the model it was given."""
+    """The exporter failed, or its export is not the given model."""
 
     exit_code: ClassVar[int] = EXIT_CHECK_FAILED
     kind: ClassVar[str] = "export"

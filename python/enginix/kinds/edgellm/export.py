@@ -2,8 +2,8 @@
 wheel.
 
 <export>/
-  enginix.json     manifest: from what, with which options and wheel, what the checks found
-  llm/             what tensorrt-edgellm-export wrote
+  enginix.json     manifest: model, options, wheel, results of the checks
+  llm/             output of tensorrt-edgellm-export
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _ERROR = re.compile(r"^[\w.]*(Error|Exception|Exit)\b.*:")
 
 @dataclass(frozen=True)
 class EdgellmExportOptions:
-    """How a model is exported.
+    """Options of an export.
 
     Attributes:
-        name: of the export; None takes the model's.
+        name: name of the export; None takes the model's.
         exporter: the program; None takes the one beside this Python, or on PATH.
         flags: options of edgellm.json's section export.
     """
@@ -52,10 +52,10 @@ class EdgellmExportOptions:
 
 
 def find_program(name: str, given: Path | None) -> Path:
-    """A console script of the wheel.
+    """Find a console script of the wheel.
 
     Raises:
-        MachineError: not there.
+        MachineError: the program is missing.
     """
     if given is not None:
         if not os.access(given, os.X_OK):
@@ -69,7 +69,7 @@ def find_program(name: str, given: Path | None) -> Path:
 
 
 def make_private_environment(work: Path) -> dict[str, str]:
-    """Nothing of the user's, no network, nothing that depends on the day."""
+    """Return variables without the user's settings, without network access, and independent of the date."""
     home = work / "home"
     home.mkdir(parents=True)
     return {
@@ -88,7 +88,7 @@ def make_private_environment(work: Path) -> dict[str, str]:
 
 
 def explain_export_failure(status: int, output: str, model: Path) -> Exception:
-    """The one error that a failed run of the exporter means."""
+    """Return the error for a failed run of the exporter."""
     if any(sign in output for sign in _DEVICE_FULL) or status == -7:
         return MachineError("the disk is full", where=str(model), fix="free disk space, or choose another -o")
     if status == -9:
@@ -117,15 +117,16 @@ def _require_disk_space(model_source: ExportSource, out: Path) -> None:
     free = shutil.disk_usage(out).free
     if free < size * EXPORT_DISK_FACTOR:
         raise MachineError(
-            f"the disk is full: {free >> 20} MiB free, the export needs about {int(size * EXPORT_DISK_FACTOR) >> 20} MiB",
+            f"the disk is full: {free >> 20} MiB free, the export needs about "
+            f"{int(size * EXPORT_DISK_FACTOR) >> 20} MiB",
             where=str(out),
             fix="free disk space, or choose another -o",
         )
 
 
 def read_model_identity(model: Path) -> dict[str, Any]:
-    """What an export, its engine and its server must have in common: repository and commit where a manifest
-    tells them, else digests of all files.
+    """Return the identity of a model, which its export, engine and server must share: repository and commit
+    by its manifest, else digests of all files.
     """
     if (model / manifest.MANIFEST_FILE).exists():
         model_manifest = manifest.read_manifest(model)
@@ -146,19 +147,19 @@ def _list_tool_versions() -> dict[str, str]:
 
 
 def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | None = None) -> Manifest:
-    """Exports a model; the directory is whole and checked, or absent.
+    """Export a model; the directory is complete and checked, or absent.
 
     Raises:
         ModelError: the model is incomplete, damaged, of another architecture, or has no chat template.
-        ExportError: the exporter failed, or a check on what it wrote.
-        MachineError: no exporter, no disk, no memory.
+        ExportError: the exporter or a check of its output failed.
+        MachineError: the exporter is missing, or disk or memory are short.
     """
     require_absent(out)
     export_options = export_options or EdgellmExportOptions()
     flags = options.check_stage_options("export", export_options.flags)
     model_source = source.read_export_source(model)
     if flags.get("fp8Embedding") and model_source.config["hidden_size"] % 16:
-        raise UsageError("fp8Embedding needs a hidden size of whole sixteens", where=str(model))
+        raise UsageError("fp8Embedding needs a hidden size that is a multiple of 16", where=str(model))
     program = find_program(EXPORTER, export_options.exporter)
     identity = read_model_identity(model)
     with new_directory(out) as partial:
@@ -204,7 +205,7 @@ def _run_exporter(program: Path, model: Path, partial: Path, words: list[str]) -
 
 
 def _tidy_export(partial: Path, model: Path) -> None:
-    """Plain readable files without a trace of where they were made, which would keep the weights alive."""
+    """Make the files readable, and refuse the build's paths in them, which would keep the weights alive."""
     for path in sorted(partial.rglob("*")):
         if path.is_symlink():
             raise ExportError(f"the exporter left a link: {path.name}", where=str(partial))

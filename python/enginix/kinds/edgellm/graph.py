@@ -1,4 +1,4 @@
-"""An exported ONNX graph as plain data: constants by name, nodes, who makes and who reads a value."""
+"""An exported ONNX graph as plain data: constants by name, nodes, producers and consumers of values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from enginix.kinds.edgellm.errors import ExportError
 
 PLUGIN_DOMAIN = "trt_edgellm"
-# ONNX element type → bits an element; what Edge-LLM's exporter writes.
+# ONNX element type → bits per element, for the types that Edge-LLM's exporter writes.
 ELEMENT_BITS = {
     "FLOAT": 32, "FLOAT16": 16, "BFLOAT16": 16, "FLOAT8E4M3FN": 8, "FLOAT4E2M1": 4,
     "INT64": 64, "INT32": 32, "INT8": 8, "UINT8": 8, "INT4": 4, "UINT4": 4, "BOOL": 8,
@@ -45,7 +45,7 @@ class Constant:
         return prod(self.shape)
 
     def array(self) -> npt.NDArray[Any]:
-        """Its elements; for types that NumPy lacks, its bytes, the last axis in bytes."""
+        """Return the elements; for types that NumPy lacks the bytes, with the last axis in bytes."""
         if self.dtype in _NUMPY:
             return self.data.view(_NUMPY[self.dtype]).reshape(self.shape)
         bits = ELEMENT_BITS[self.dtype]
@@ -77,12 +77,12 @@ class Graph:
 
     @cached_property
     def producer(self) -> Mapping[str, Node]:
-        """Value → the node that makes it."""
+        """Map each value to the node that produces it."""
         return {out: node for node in self.nodes for out in node.outputs if out}
 
     @cached_property
     def consumers(self) -> Mapping[str, tuple[Node, ...]]:
-        """Value → the nodes that read it."""
+        """Map each value to the nodes that read it."""
         readers: dict[str, list[Node]] = {}
         for node in self.nodes:
             for name in set(node.inputs):
@@ -101,7 +101,7 @@ def _map_external_data(entries: Any, folder: Path, files: dict[str, Any], where:
     try:
         offset, length = int(described.get("offset", "0")), int(described.get("length", str(needed)))
     except ValueError as e:
-        raise ExportError("offset or length of its data is no number", where=where) from e
+        raise ExportError("offset or length of its data is not a number", where=where) from e
     if location not in files:
         path = folder / location
         if not path.is_file() or path.stat().st_size == 0:
@@ -122,7 +122,7 @@ def _read_constant(tensor: Any, onnx: Any, folder: Path, files: dict[str, Any], 
     dtype = onnx.TensorProto.DataType.Name(tensor.data_type)
     where = f"{where}: {tensor.name}"
     if dtype not in ELEMENT_BITS:
-        raise ExportError(f"element type {dtype} is none that the exporter is known to write", where=where)
+        raise ExportError(f"element type {dtype} is not one that the exporter writes", where=where)
     shape = tuple(tensor.dims)
     needed = (prod(shape) * ELEMENT_BITS[dtype] + 7) // 8
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -137,11 +137,11 @@ def _read_constant(tensor: Any, onnx: Any, folder: Path, files: dict[str, Any], 
 
 
 def read_graph(path: Path) -> Graph:
-    """Reads ``model.onnx`` and maps the data beside it.
+    """Read ``model.onnx`` and map the data beside it.
 
     Raises:
-        ExportError: missing, no ONNX, subgraphs or functions that nothing here would look into, or data that
-            is not there.
+        ExportError: the file is missing or not ONNX, its data is missing, or it has subgraphs or functions,
+            which no check reads.
     """
     import onnx
 
@@ -151,12 +151,12 @@ def read_graph(path: Path) -> Graph:
     except FileNotFoundError as e:
         raise ExportError("the exporter wrote no graph", where=where, fix=_AGAIN) from e
     except Exception as e:  # protobuf's own errors share no base class over its versions
-        raise ExportError(f"no ONNX file: {e}", where=where, fix=_AGAIN) from e
+        raise ExportError(f"not an ONNX file: {e}", where=where, fix=_AGAIN) from e
     graph = model.graph
     if not graph.node or not graph.initializer:
         raise ExportError("the graph is empty", where=where, fix=_AGAIN)
     if model.functions or any(a.type in (5, 10) for n in graph.node for a in n.attribute):
-        raise ExportError("the graph has functions or subgraphs, which no check looks into", where=where)
+        raise ExportError("the graph has functions or subgraphs, which no check reads", where=where)
     files: dict[str, Any] = {}
     constants = {t.name: _read_constant(t, onnx, path.parent, files, where) for t in graph.initializer}
     if len(constants) != len(graph.initializer):

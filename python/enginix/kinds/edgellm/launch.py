@@ -1,7 +1,7 @@
-"""Runs a program of the wheel in the Python that has TensorRT: `launch.py MODULE KEYFILE|- ARGUMENT …`
+"""Run a program of the wheel in the Python that has TensorRT: `launch.py MODULE KEYFILE|- ARGUMENT …`
 
-Executed by path, in whichever Python the runtime has, so it imports nothing of enginix. A key is read
-from its file here, because on a command line every user of the machine could read it.
+Executed by path in the runtime's Python, so it imports nothing of enginix. A key is read from its file here,
+because on a command line every user of the machine could read it.
 """
 
 import importlib

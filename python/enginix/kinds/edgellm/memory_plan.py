@@ -1,7 +1,7 @@
-"""The memory of a TensorRT Edge-LLM engine, in whole numbers: one GPU, float16.
+"""The memory plan of a TensorRT Edge-LLM engine, in whole numbers: one GPU, float16.
 
-``nix/check/edgellm-plan.nix`` is this module again, for evaluation; tests/python/plan/test_twin.py holds the
-two together. What the wheel fixes when it builds (data/edgellm/edgellm.json, memory): a KV cache of
+``nix/check/edgellm-plan.nix`` computes the same at evaluation; tests/python/plan/test_twin.py compares the
+two. The wheel fixes at build time (data/edgellm/edgellm.json, memory): a KV cache of
 ``max_batch_size`` sequences of ``max_kv_cache_capacity`` tokens, in pages, allocated from the start; a step
 of ``max_batch_size`` prompts of ``max_input_len`` tokens.
 """
@@ -31,11 +31,11 @@ from enginix.tables import load_table
 
 @dataclass(frozen=True)
 class EdgellmPlanLimits:
-    """What is asked for.
+    """Limits of the requested engine.
 
     Attributes:
-        kv_bits: bits of a KV cache number; None for the model's.
-        quantization: of the weights; None for the model's.
+        kv_bits: bits of a number in the KV cache; None for the model's.
+        quantization: number format of the weights; None for the model's.
     """
 
     max_input_len: int
@@ -46,12 +46,12 @@ class EdgellmPlanLimits:
 
     @property
     def max_seq_len(self) -> int:
-        """Prompt and answer of one sequence."""
+        """Return the tokens of prompt and answer of one sequence."""
         return self.max_kv_cache_capacity
 
     @property
     def sequences(self) -> int:
-        """Sequences that have room from the start."""
+        """Return the number of sequences that the KV cache holds."""
         return self.max_batch_size
 
     def describe(self) -> str:
@@ -62,7 +62,7 @@ class EdgellmPlanLimits:
         )
 
     def named(self) -> arithmetic.PlanLimits:
-        """The same, as the arithmetic of all kinds names them."""
+        """Return these limits by the names that the arithmetic of all kinds uses."""
         return arithmetic.PlanLimits(
             max_batch_size=self.max_batch_size,
             max_num_tokens=self.max_batch_size * self.max_input_len,
@@ -74,21 +74,21 @@ class EdgellmPlanLimits:
 
 
 def read_page_tokens() -> int:
-    """Tokens of a page of the KV cache."""
+    """Return the tokens of a page of the KV cache."""
     return int(load_table("edgellm")["memory"]["pageTokens"]["value"])
 
 
 def compute_edgellm_memory(
     sizes: ModelSizes, limits: EdgellmPlanLimits, gpu: TargetGpu, weights: RankWeights
 ) -> RankMemory:
-    """The GPU's memory."""
+    """Compute the memory plan of the GPU."""
     return arithmetic.compute_memory(
         sizes, limits.named(), gpu, weights, KvCachePaging(read_page_tokens(), 100)
     )
 
 
 def list_edgellm_formats(sizes: ModelSizes, gpu: TargetGpu) -> list[str]:
-    """Formats smaller than the model's that Edge-LLM takes on the GPU, the heaviest first."""
+    """List number formats smaller than the model's that Edge-LLM supports on the GPU, largest first."""
     rows, known = read_edgellm_formats(), read_packed_bits()
     if sizes.quantization not in known:
         return []
@@ -102,12 +102,12 @@ def list_edgellm_formats(sizes: ModelSizes, gpu: TargetGpu) -> list[str]:
 def find_edgellm_changes(
     sizes: ModelSizes, limits: EdgellmPlanLimits, gpu: TargetGpu, weights: RankWeights
 ) -> list[Change]:
-    """What would make it fit, the smallest change first; empty where nothing on this GPU would."""
+    """List the changes that would make the engine fit, the smallest first; empty if none would."""
 
     def fits(**values: Any) -> bool:
         try:
             return compute_edgellm_memory(sizes, replace(limits, **values), gpu, weights).fits
-        except EnginixError:  # a format that this model cannot be put into
+        except EnginixError:  # the model cannot be converted to this format
             return False
 
     def first(name: str, values: list[Any]) -> list[Change]:
@@ -135,7 +135,7 @@ def find_edgellm_changes(
 
 
 def _iterate_smaller_prompts(limits: EdgellmPlanLimits) -> Iterator[dict[str, Any]]:
-    """Prompt and batch halved together, down to the least of both."""
+    """Yield limits with prompt and batch halved together, down to the least of both."""
     tokens, batch = limits.max_input_len, limits.max_batch_size
     while tokens > FEWEST_TOKENS or batch > 1:
         tokens, batch = max(min(tokens, FEWEST_TOKENS), tokens // 2), max(1, batch // 2)
@@ -145,10 +145,10 @@ def _iterate_smaller_prompts(limits: EdgellmPlanLimits) -> Iterator[dict[str, An
 def fill_edgellm_limits(
     max_batch_size: int | None, max_input_len: int | None, capacity: int | None
 ) -> EdgellmPlanLimits:
-    """The limits, with the wheel's defaults filled in.
+    """Return the limits, with the wheel's defaults filled in.
 
     Raises:
-        UsageError: a prompt that no cache could hold, or more than the wheel's builder counts.
+        UsageError: the prompt is larger than the KV cache, or the limits overflow the wheel's builder.
     """
     rows = load_table("edgellm")["build"]
     limits = EdgellmPlanLimits(
@@ -168,13 +168,13 @@ def fill_edgellm_limits(
 
 
 def list_payload_systems(gpu: TargetGpu) -> tuple[str, ...]:
-    """CPUs whose wheel has a payload for a GPU."""
+    """List the CPUs with a payload for a GPU in their wheel."""
     rows = load_table("edgellm")["payloads"]
     return tuple(sorted({format_cpu(row["system"]) for row in rows if row["sm"] == gpu.sm}, reverse=True))
 
 
 def find_edgellm_obstacles(architecture: str | None, quantization: str, gpu: TargetGpu) -> list[str]:
-    """What stands in the way beside memory; the same refusals as nix/kinds/edgellm/checks.nix."""
+    """List the obstacles other than memory; nix/kinds/edgellm/checks.nix refuses the same."""
     rows = load_table("edgellm")
     reasons = []
     if all(row["sm"] != gpu.sm for row in rows["payloads"]):
@@ -183,12 +183,14 @@ def find_edgellm_obstacles(architecture: str | None, quantization: str, gpu: Tar
             f"for {describe_payloads()}: pass a plugin built for this GPU, or take kind llmapi"
         )
     if architecture not in rows["architectures"]:
-        reasons.append(f"{architecture} is none of {', '.join(sorted(rows['architectures']))}")
+        known = ", ".join(sorted(rows["architectures"]))
+        reasons.append(f"architecture {architecture} is not supported; supported: {known}")
     if quantization != "NO_QUANT":
         formats = read_edgellm_formats()
         row = formats.get(quantization)
         if row is None:
-            reasons.append(f"{quantization} is none of {', '.join(sorted(formats))}")
+            known = ", ".join(sorted(formats))
+            reasons.append(f"quantization {quantization} is not supported; supported: {known}")
         elif gpu.sm < row["minSm"]:
             have = f", which has {', '.join(gpu.formats)}" if gpu.formats else ""
             reasons.append(

@@ -83,10 +83,10 @@ def plan_lock(
 
 
 def _resolve_limits(request: PlanRequest) -> memory_plan.EdgellmPlanLimits:
-    """The limits of the kind edgellm.
+    """Return the limits of kind edgellm.
 
     Raises:
-        UsageError: what this kind does not have, or a prompt that no cache could hold.
+        UsageError: kind edgellm lacks an option, or the prompt is larger than the KV cache.
     """
     if request.tensor_parallel != 1 or request.pipeline_parallel != 1:
         raise UsageError("kind edgellm runs on one GPU", fix="leave --tensor-parallel out, or another kind")

@@ -13,10 +13,10 @@ EdgellmOptionValue = bool | int | str
 
 
 def check_stage_options(stage: str, options: Mapping[str, Any]) -> dict[str, EdgellmOptionValue]:
-    """The options of one stage (``export``, ``build``, ``serve``), each known and of its type.
+    """Check the options of one stage (``export``, ``build``, ``serve``).
 
     Raises:
-        UsageError: unknown, of another type, or beyond its bounds.
+        UsageError: an option is unknown, of another type, or beyond its bounds.
     """
     rows: Mapping[str, Mapping[str, Any]] = load_table("edgellm")[stage]
     types: dict[str, type[EdgellmOptionValue]] = {"bool": bool, "int": int, "str": str}
@@ -41,7 +41,7 @@ def check_stage_options(stage: str, options: Mapping[str, Any]) -> dict[str, Edg
 
 
 def format_stage_flags(stage: str, options: Mapping[str, Any]) -> list[str]:
-    """The options as words of NVIDIA's command line; what is false or at its default of false is left out."""
+    """Return the options as words of NVIDIA's command line, without those that are false."""
     rows = load_table("edgellm")[stage]
     flag_words: list[str] = []
     for name, value in check_stage_options(stage, options).items():
@@ -54,7 +54,7 @@ def format_stage_flags(stage: str, options: Mapping[str, Any]) -> list[str]:
 
 
 def add_flags(parser: argparse.ArgumentParser, stage: str) -> None:
-    """One flag for each row of the stage; what is not given stays absent from the result."""
+    """Add a flag for each option of the stage; flags that are not given stay absent from the result."""
     kinds = {"int": int, "str": str}
     for name, row in load_table("edgellm")[stage].items():
         keywords: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": row["does"]}
@@ -71,7 +71,7 @@ def add_flags(parser: argparse.ArgumentParser, stage: str) -> None:
 
 
 def collect_given_options(args: argparse.Namespace, stage: str) -> dict[str, EdgellmOptionValue]:
-    """What ``add_flags`` parsed."""
+    """Return the options that the flags of ``add_flags`` parsed."""
     return check_stage_options(
         stage, {name: getattr(args, name) for name in load_table("edgellm")[stage] if hasattr(args, name)}
     )

@@ -1,8 +1,8 @@
-"""The OpenAI server of Edge-LLM around an engine that is built already.
+"""Serve an existing engine by Edge-LLM's OpenAI server.
 
-tensorrt-edgellm-serve takes a model, not an engine: it looks for the engine below its cache, by a digest
-of the model and the limits, and builds one where it finds none. So the engine is put where it looks, and
-a server that would build is refused instead.
+tensorrt-edgellm-serve takes a model, not an engine: it looks for the engine below its cache, by a digest of
+the model and the limits, and builds a missing one. So the engine is linked into the cache, and a launch that
+would build is refused.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from enginix.kinds.edgellm import options
 from enginix.kinds.edgellm.build import LAUNCH_SCRIPT
 from enginix.kinds.edgellm.export import read_model_identity
 
-# Where the server of this wheel will look, and what versions are beside it.
+# Prints the engine's path in the server's cache, and the versions of wheel and TensorRT.
 _FIND_BUNDLE_CODE = """
 import json, sys
 from importlib import metadata
 from experimental.server.runtime import engine_build as e
 limits = dict(zip(("max_input_len", "max_batch_size", "max_kv_cache_capacity"), map(int, sys.argv[3:])))
-found = {"bundle": str(e.bundle_cache_path(sys.argv[1], sys.argv[2], e.BuildOptions(**limits)))}
+answer = {"bundle": str(e.bundle_cache_path(sys.argv[1], sys.argv[2], e.BuildOptions(**limits)))}
 for name, package in (("edgellm", "tensorrt-edgellm"), ("tensorrt", "tensorrt")):
     try:
-        found[name] = metadata.version(package).split("+")[0].split(".post")[0]
+        answer[name] = metadata.version(package).split("+")[0].split(".post")[0]
     except metadata.PackageNotFoundError:
         pass
-print(json.dumps(found))
+print(json.dumps(answer))
 """
 
 
 @dataclass(frozen=True)
 class EdgellmServeOptions:
-    """How an engine is served.
+    """Options for serving an engine.
 
     Attributes:
         state: writable directory of the server's own: its cache, in which the engine is linked.
@@ -63,17 +63,17 @@ class EdgellmServeOptions:
 
 @dataclass(frozen=True)
 class ServerCommand:
-    """What to execute."""
+    """The command line and environment of a server."""
 
     words: tuple[str, ...]
     environment: Mapping[str, str]
 
 
 def check_key_file(path: Path) -> None:
-    """Refuses a key that is none, or none of a secret.
+    """Refuse a key file without a key, or one that is not secret.
 
     Raises:
-        UsageError: missing, empty, several lines, or readable by everybody.
+        UsageError: the file is missing, empty, readable by everybody, or has several lines.
     """
     try:
         mode, text = path.stat().st_mode, path.read_text("utf-8").strip()
@@ -88,13 +88,13 @@ def check_key_file(path: Path) -> None:
 
 
 def prepare_server(engine: Path, model: Path, serve_options: EdgellmServeOptions) -> ServerCommand:
-    """Puts the engine where the server looks for it, and tells what to execute.
+    """Link the engine into the server's cache, and return the server's command.
 
     Raises:
         ManifestError: not an Edge-LLM engine, or one of another model.
-        Mismatch: it does not run on this GPU, or in this wheel; says what to rebuild.
-        UsageError: options; a host beyond loopback without a key.
-        MachineError: the state directory cannot be written, or the wheel is not there.
+        Mismatch: the engine does not run on this GPU or in this wheel; says what to rebuild.
+        UsageError: an invalid option, or a host beyond loopback without a key.
+        MachineError: the state directory cannot be written, or the wheel is missing.
     """
     flags = options.format_stage_flags("serve", serve_options.flags)
     if not 1 <= serve_options.port <= 65535:
@@ -156,7 +156,7 @@ def prepare_server(engine: Path, model: Path, serve_options: EdgellmServeOptions
 def _find_bundle(
     python: str, model: Path, cache: Path, limits: Mapping[str, Any]
 ) -> tuple[Path, dict[str, str]]:
-    """Where the server of this wheel will look, and versions of wheel and TensorRT; asked of the wheel."""
+    """Ask the wheel for the engine's path in the server's cache, and the versions of wheel and TensorRT."""
     numbers = [str(limits[name]) for name in ("maxInputLen", "maxBatchSize", "maxKvCacheCapacity")]
     done = process.run_program(
         [python, "-c", _FIND_BUNDLE_CODE, os.path.abspath(model), cache, *numbers], cwd=Path("/")
@@ -166,16 +166,16 @@ def _find_bundle(
         return Path(answer.pop("bundle")), answer
     except (ValueError, LookupError, TypeError) as e:
         raise MachineError(
-            f"the wheel does not say where it looks for engines: {done.stdout[-200:]!r}", where=python
+            f"the wheel did not print its path for engines: {done.stdout[-200:]!r}", where=python
         ) from e
 
 
 def _link_engine(engine: Path, bundle: Path, cache: Path) -> None:
-    # Resolved: a link in the cache may lead elsewhere, and what is there is removed below.
+    # Resolved: a link in the cache may lead elsewhere, and the directory is removed below.
     if not (bundle.parent.resolve() / bundle.name).is_relative_to(cache.resolve()):
-        raise MachineError("the server looks for its engine outside of its cache", where=str(bundle))
+        raise MachineError("the server's path for its engine is outside its cache", where=str(bundle))
     try:
-        # The server touches the directory, so it is a real one; the files stay where they are.
+        # The server touches the directory, so it is a real one; the files are links.
         shutil.rmtree(bundle, ignore_errors=True)
         for path in sorted(p for p in engine.rglob("*") if p.is_file()):
             link = bundle / path.relative_to(engine)

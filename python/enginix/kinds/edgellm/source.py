@@ -1,5 +1,4 @@
-"""A model as the exporter must find it: refused from headers and JSON files, before the exporter runs for
-minutes."""
+"""Check a model by its headers and JSON files, before the exporter runs for minutes."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ class ExportSource:
         config: the parsed config.json.
         quantization: ``quant_algo`` of hf_quant_config.json, a key of edgellm.json's formats; None without.
         kv_cache: ``FP8`` or None.
-        template: the chat template's text.
+        template: text of the chat template.
     """
 
     directory: Path
@@ -55,14 +54,14 @@ def _read_config(model: Path) -> dict[str, Any]:
     architecture = names[0] if isinstance(names, list) and names else None
     if architecture not in rows:
         raise ModelError(
-            f"architecture {architecture!r} is none that enginix exports for TensorRT Edge-LLM",
+            f"architecture {architecture!r} is not supported for TensorRT Edge-LLM export",
             where=where,
             fix=f"known: {', '.join(rows)}. The exporter itself accepts any name and answers with status 0",
         )
     model_type = rows[architecture]["modelType"]
     if config.get("model_type") != model_type:
         raise ModelError(
-            f"model_type {config.get('model_type')!r} does not go with {architecture}, whose is {model_type!r}",
+            f"model_type is {config.get('model_type')!r}, but {architecture} has {model_type!r}",
             where=where,
             fix="fetch the model again",
         )
@@ -90,7 +89,7 @@ def _read_export_quantization(model: Path, config: Mapping[str, Any]) -> tuple[s
     formats = read_edgellm_formats()
     if algorithm is not None and algorithm not in formats:
         raise ModelError(
-            f"format {algorithm!r} is none whose export enginix can check",
+            f"format {algorithm!r} is not supported for TensorRT Edge-LLM export",
             where=str(path),
             fix=f"quantize with ModelOpt to one of: {', '.join(formats)}",
         )
@@ -102,10 +101,10 @@ def _read_export_quantization(model: Path, config: Mapping[str, Any]) -> tuple[s
 
 
 def read_chat_template(model: Path) -> str:
-    """The one template that the exporter takes.
+    """Read the chat template; the exporter takes exactly one.
 
     Raises:
-        ModelError: none, or several by name.
+        ModelError: the model has no chat template, or several by name.
     """
     plain = model / "chat_template.jinja"
     try:
@@ -128,14 +127,14 @@ def read_chat_template(model: Path) -> str:
 
 
 def _require_all_tensors(weights: ModelWeights, config: Mapping[str, Any]) -> None:
-    """Every layer has the tensors that the others have; table, last norm and output layer are there."""
+    """Check that all layers have the same tensors, and that table, last norm and output layer exist."""
     layers: dict[int, set[str]] = defaultdict(set)
     prefix = "model.layers."
     for name in weights.tensors:
         match = _LAYER.match(name)
         if match:
             prefix = match[1]
-            # Scales come and go with what a format leaves unquantized; the graph tells if one is missing.
+            # Layers differ in scales if a format leaves some unquantized; the graph shows a missing scale.
             if not match[3].endswith("_scale") and not match[3].endswith("_scale_2"):
                 layers[int(match[2])].add(match[3])
     where, fix = str(weights.directory), "fetch or quantize the model again"
@@ -162,10 +161,11 @@ def _require_all_tensors(weights: ModelWeights, config: Mapping[str, Any]) -> No
 
 
 def read_export_source(model: Path) -> ExportSource:
-    """Reads a model directory.
+    """Read a model directory.
 
     Raises:
-        ModelError: incomplete, damaged, of another architecture or format, no tokenizer or template.
+        ModelError: the model is incomplete, damaged, of another architecture or format, or lacks tokenizer
+            or chat template.
     """
     if not model.is_dir():
         raise ModelError("no such directory", where=str(model), fix="pass a model's directory")

@@ -1,7 +1,7 @@
-"""Takes out of an exported graph what tells where it was made: PyTorch writes a stack trace into each node.
+"""Remove the stack traces that PyTorch writes into each node of an exported graph.
 
-Stack traces name the directory that Python is installed in. They would tie the export to that Python for
-ever, and make two installations' exports differ.
+Stack traces name the directory that Python is installed in. They would tie the export to that Python, and
+make two installations' exports differ.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def _remove_traces(entries: Any) -> bool:
 
 
 def strip_stack_traces(path: Path) -> int:
-    """Removes stack traces from a graph in place.
+    """Remove stack traces from a graph in place.
 
     Returns:
-        How many nodes had one.
+        Number of nodes with a stack trace.
 
     Raises:
-        ExportError: no ONNX graph, or another trace of this Python's directory is left in it.
+        ExportError: not an ONNX graph, or the graph still names this Python's directory.
     """
     import onnx
 
@@ -42,7 +42,7 @@ def strip_stack_traces(path: Path) -> int:
     except FileNotFoundError as e:
         raise ExportError("the exporter wrote no graph", where=str(path)) from e
     except Exception as e:  # protobuf's own errors share no base class over its versions
-        raise ExportError(f"no ONNX file: {e}", where=str(path)) from e
+        raise ExportError(f"not an ONNX file: {e}", where=str(path)) from e
     graph = model.graph
     removed = sum(_remove_traces(node.metadata_props) for node in graph.node)
     for part in (*graph.value_info, *graph.input, *graph.output, *graph.initializer, graph, model):

@@ -1,5 +1,5 @@
-"""A checkpoint's tensors as the export stores them: bits, cast where the exporter casts, a block of rows at
-a time."""
+"""A checkpoint's tensors in the form of the export: bits, with the exporter's casts, a block of rows at a
+time."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ SAME_BITS = {
 
 
 def list_onnx_forms(dtype: str) -> tuple[str, ...]:
-    """ONNX types that a tensor of safetensors type ``dtype`` may have become without losing its identity."""
+    """List the ONNX types in which the export may hold a tensor of safetensors type ``dtype``."""
     cast = ("FLOAT16", "FLOAT") if dtype in FLOAT_DTYPES else ()
     return tuple(dict.fromkeys((*SAME_BITS.get(dtype, ()), *cast)))
 
 
 def to_float16(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.float16]:
-    """Nearest float16, ties to even.
+    """Convert to the nearest float16, ties to even.
 
     Raises:
-        ExportError: a finite value has no finite float16; Edge-LLM computes in float16.
+        ExportError: a finite value is beyond float16, in which Edge-LLM computes.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         wide = values.astype(np.float32)
@@ -58,14 +58,14 @@ def to_float16(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.float16]:
 
 @dataclass(frozen=True)
 class Expected:
-    """One tensor as ``form`` (an ONNX type) would hold it, seen as rows."""
+    """One tensor in the ONNX type ``form``, as rows."""
 
     tensor: TensorInfo
     form: str
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns; columns in bytes where the form has no NumPy type."""
+        """Return rows and columns; columns in bytes if NumPy lacks the type."""
         shape = self.tensor.shape
         if not shape:
             return 1, 1
@@ -77,7 +77,7 @@ class Expected:
         return np.memmap(t.path, dtype=dtype, mode="r", offset=t.begin, shape=self.shape)
 
     def rows(self, begin: int, end: int) -> Bits:
-        """Rows as bits: uint16 of float16, uint32 of float32, uint8 of everything else."""
+        """Return rows as bits: uint16 for float16, uint32 for float32, uint8 for all others."""
         part = self._stored()[begin:end]
         if self.form == "FLOAT16":
             return to_float16(part, self.tensor.name).view(np.uint16)
@@ -86,7 +86,7 @@ class Expected:
         return np.asarray(part).view(np.uint8)
 
     def blocks(self) -> Iterator[tuple[int, Bits]]:
-        """(first row, rows) over the whole tensor."""
+        """Yield (first row, rows) over the whole tensor."""
         rows, columns = self.shape
         step = max(1, BLOCK_BYTES // max(1, 4 * columns))
         for begin in range(0, rows, step):
@@ -94,5 +94,5 @@ class Expected:
 
 
 def view_bits(array: npt.NDArray[Any]) -> Bits:
-    """The unsigned view that ``Expected.rows`` is compared with."""
+    """Return an unsigned view, to compare with ``Expected.rows``."""
     return array.view({1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[array.dtype.itemsize])

@@ -1,4 +1,4 @@
-"""``enginix gate`` for engines of other runtimes: asked here where the runtime is, then judged."""
+"""``enginix gate`` for engines with a runtime of their own: ask the engine in its runtime, then judge."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from enginix.wording import count_noun
 
 
 def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int:
-    """Asks where nobody has, judges, writes.
+    """Ask the engine unless --said has its answers, judge the answers, and write the results.
 
     Raises:
-        MachineError: the engine's runtime is not here, or no such device.
+        MachineError: the engine's runtime or the device is missing.
         GateError: a gate failed, or the reference is missing.
-        UsageError: a gate or an argument that does not fit.
+        UsageError: a gate or an argument does not fit the engine.
     """
     requested_gates = None if args.gates is None else judge.parse_gates(args.gates)
     ready = (args.reference / kept_answers.FILE).is_file()
@@ -39,7 +39,7 @@ def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int
     model = args.model or args.reference
     if args.output is not None:
         require_absent(args.output)
-    # Before anything is asked, which takes a GPU: a gate or bound that does not exist.
+    # Refuse unknown gates and bounds before the engine is asked, which takes a GPU.
     rows = judge_answers.resolve_requested_bounds(engine_manifest, requested_gates)
     if rows and not ready:
         devices.find_device(args.device)
@@ -104,7 +104,7 @@ def _ask_engine(args: argparse.Namespace, engine_manifest: Manifest, model: Path
 
 
 def _require_runtime(args: argparse.Namespace, engine_manifest: Manifest) -> None:
-    """Says where to run this, if not here."""
+    """Raise an error that says where to run this, if the engine's runtime is not here."""
     runs_in_image = find_kind(engine_manifest.kind).runs_in_image
     package = "tensorrt_llm" if runs_in_image else "experimental.server"
     if runs_in_image and args.rootfs is not None:
@@ -120,9 +120,10 @@ def _require_runtime(args: argparse.Namespace, engine_manifest: Manifest) -> Non
     )
     runtime_option = f"--rootfs, the root file system of {runtime}" if runs_in_image else "--python FILE"
     raise MachineError(
-        f"an engine of kind {engine_manifest.kind} is executed by {runtime} on {gpu or 'its GPU'}, which is not here",
+        f"an engine of kind {engine_manifest.kind} is executed by {runtime} on {gpu or 'its GPU'}, "
+        "which is not here",
         where=str(args.engine),
-        fix=f"pass {runtime_option}; or run this inside a container of that image on that machine; or let Nix do it "
-        f'there: mkEngine {{ kind = "{engine_manifest.kind}"; }} gates by default; or pass --said with what it said '
-        "there (passthru.answers)",
+        fix=f"pass {runtime_option}; or run this inside a container of that image on that machine; or let "
+        f'Nix do it there: mkEngine {{ kind = "{engine_manifest.kind}"; }} gates by default; or pass --said '
+        "with what it said there (passthru.answers)",
     )

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
-from enginix.kinds.registry.engine_kind import KindDescription, TritonSupport
+from enginix.kinds.registry.engine_kind import EngineKind, KindDescription, TritonSupport
+from enginix.kinds.registry.model_verdict import ModelVerdict
+from enginix.model.number_formats import read_algorithms
+from enginix.tables import load_table
 
-KIND = KindDescription(
+
+class LlmapiKind(KindDescription):
+    """The description of ``llmapi``."""
+
+    def judge_model(self, architecture: str | None, quantization: str | None) -> ModelVerdict:
+        """Return whether a model can become this kind, and on which GPUs."""
+        # As evaluation has it (nix/check/target.nix, computes): nothing is compiled ahead, so that only a
+        # number format which the GPU lacks stands against it.
+        row = read_algorithms().get(quantization or "NO_QUANT") or {}
+        needs = set(row.get("needs", ()))
+        able = (name for name, gpu in load_table("gpus")["gpus"].items() if needs <= set(gpu["formats"]))
+        return ModelVerdict(None, ("which models the runtime takes is not in a table",), tuple(sorted(able)))
+
+
+KIND: EngineKind = LlmapiKind(
     name="llmapi",
     summary="the model and arguments for TensorRT-LLM's PyTorch backend",
     built_from="model",

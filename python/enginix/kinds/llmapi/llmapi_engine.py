@@ -1,5 +1,5 @@
-"""Engine of kind ``llmapi``: no compiled plan; a pinned model and the arguments of TensorRT-LLM's PyTorch
-backend.
+"""Engines of kind ``llmapi``: a pinned model and the arguments of TensorRT-LLM's PyTorch backend, without a
+compiled plan.
 
 <engine>/
   enginix.json     manifest
@@ -39,7 +39,7 @@ LLM_ARGUMENTS_FILE = "llm_args.yaml"
 
 @dataclass(frozen=True)
 class LlmApiRequest:
-    """An artefact as it was asked for."""
+    """A request for an engine of kind ``llmapi``."""
 
     name: str | None
     target: Target | None
@@ -51,7 +51,7 @@ class LlmApiRequest:
 
     @staticmethod
     def parse(request_fields: dict[str, Any]) -> LlmApiRequest:
-        """From the JSON that Nix writes, or from flags in the same shape.
+        """Parse the JSON that Nix writes, or flags in the same shape.
 
         Raises:
             UsageError: a field is wrong, or an argument is unknown to the runtime.
@@ -77,10 +77,10 @@ class LlmApiRequest:
 
 
 def check_llm_arguments(arguments: dict[str, Any], runtime: str) -> dict[str, Any]:
-    """Names and types of LLM arguments: the class forbids names that it does not know, and says so late.
+    """Check names and types of LLM arguments, as the class refuses unknown names only at start.
 
     Raises:
-        UsageError: unknown, of the TensorRT backend alone, enginix's own, or mistyped.
+        UsageError: an argument is unknown, of the TensorRT backend alone, set by enginix, or of another type.
     """
     tables = load_table("llm_args")
     rows = tables["arguments"]
@@ -90,7 +90,7 @@ def check_llm_arguments(arguments: dict[str, Any], runtime: str) -> dict[str, An
             raise UsageError("enginix writes it itself", where=where, fix=f"it is {tables['own'][name]}")
         if name in tables["tensorrtOnly"]["names"]:
             raise UsageError(
-                "is of the TensorRT backend alone", where=where, fix="leave it out for the kind llmapi"
+                "belongs to the TensorRT backend alone", where=where, fix="leave it out for the kind llmapi"
             )
         if name not in rows or runtime not in rows[name]["runtimes"]:
             near = difflib.get_close_matches(name, rows, 1)
@@ -134,7 +134,7 @@ def _check_argument_value(where: str, row: Mapping[str, Any], value: Any, runtim
 
 
 def _find_value_fields(where: str, row: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The fields that an object may have; None where any."""
+    """Return the fields that an object may have; None if any field is allowed."""
     tables = load_table("llm_args")
     name = row.get("class")
     if "dispatch" in row:
@@ -185,7 +185,7 @@ def _fits_argument_row(row: Mapping[str, Any], value: Any) -> bool:
 
 
 def _describe_expected_value(row: Mapping[str, Any]) -> str:
-    """What a value may be, in words."""
+    """Describe the values that a row allows."""
     if row["type"] == "enum":
         return ", ".join(row["choices"])
     limits = [f"at least {row['least']}"] if "least" in row else []
@@ -205,7 +205,7 @@ def _describe_expected_value(row: Mapping[str, Any]) -> str:
 
 
 def write_llmapi_engine(request: LlmApiRequest, model: Path, out: Path, *, link: bool) -> Manifest:
-    """Writes the artefact; whole or absent.
+    """Write the engine; it is complete or absent.
 
     Raises:
         UsageError: a limit contradicts another or the model's context.
@@ -215,7 +215,7 @@ def write_llmapi_engine(request: LlmApiRequest, model: Path, out: Path, *, link:
     limits: EngineLimits = build_options.resolve_limits(checkpoint.context, request.limits, request.profile)
     chunked = request.arguments.get("enable_chunked_prefill")
     if has_long_prompts := limits.maxInputLen > limits.maxNumTokens:
-        # TensorRT-LLM refuses a prompt above max_num_tokens otherwise.
+        # Without chunked prefill TensorRT-LLM refuses a prompt above max_num_tokens.
         if chunked is False:
             raise UsageError(
                 f"maxInputLen {limits.maxInputLen} is more than maxNumTokens {limits.maxNumTokens}, and "

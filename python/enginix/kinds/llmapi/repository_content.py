@@ -26,13 +26,13 @@ def prepare_content(
     """See enginix.triton.repository_content.ContentModule.
 
     Raises:
-        UsageError: an option that this kind does not take.
+        UsageError: an option that this kind does not support.
     """
     if options != RepositoryOptions() or models != tensorrt_models.NvidiaModelOptions(
         decoupled=models.decoupled, chat=models.chat
     ):
         raise UsageError(
-            "the kind llmapi takes decoupled and chat only; its model batches and queues by itself",
+            "the kind llmapi supports decoupled and chat only; its model batches and queues by itself",
             where=str(directory),
             fix="pass arguments of the LLM class to enginix build (--llm-arg)",
         )

@@ -1,4 +1,4 @@
-"""Engine of kind ``llmapi`` → the one model of NVIDIA's llmapi repository.
+"""Convert an engine of kind ``llmapi`` to the one model of NVIDIA's llmapi repository.
 
     tensorrt_llm/config.pbtxt         NVIDIA's tensors; batching and decoupling written out
     tensorrt_llm/1/model.yaml         the same two again, and the arguments of TensorRT-LLM's LLM class
@@ -6,8 +6,8 @@
     tensorrt_llm/1/model.py           adds messages to NVIDIA's model
 
 Upstream leaves batching and decoupling to auto-completion, which its own launcher switches off: streaming
-then fails at the first request. With auto-completion on, values that differ are fatal. Here both files say
-the same.
+then fails at the first request. With auto-completion on, values that differ are fatal. Here both files have
+the same values.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ CANCELLATION_MS = 100
 
 
 def build_llmapi_config(*, decoupled: bool, chat: Mapping[str, str] | None = None) -> Any:
-    """The ``ModelConfig`` message; no batching, the LLM class batches itself.
+    """Return the ``ModelConfig`` message; without Triton's batching, as the LLM class batches itself.
 
     Args:
-        chat: parameters of the model.py that takes messages; ``None`` is NVIDIA's alone.
+        chat: parameters of the model.py that takes messages; ``None`` uses NVIDIA's alone.
     """
     return config.build_model_config(
         contract.load_llmapi_contract(chat=chat is not None)["tensorrt_llm"],
@@ -43,7 +43,7 @@ def build_llmapi_config(*, decoupled: bool, chat: Mapping[str, str] | None = Non
 
 
 def build_model_yaml(engine: Path, *, decoupled: bool) -> dict[str, Any]:
-    """What ``model.yaml`` holds.
+    """Return the content of ``model.yaml``.
 
     Raises:
         RepositoryError: the engine's arguments are missing or unreadable.
@@ -72,15 +72,15 @@ def build_model_yaml(engine: Path, *, decoupled: bool) -> dict[str, Any]:
 
 
 def write_model_yaml(version: Path, described: dict[str, Any]) -> None:
-    """Writes ``model.yaml``, as JSON, which YAML reads."""
+    """Write ``model.yaml`` as JSON, which is YAML."""
     write_text(version / MODEL_YAML, dump_json(described))
 
 
 def check_model_yaml(model: Path, model_config: Any) -> None:
-    """Compares ``model.yaml`` with the configuration beside it.
+    """Compare ``model.yaml`` with the configuration beside it.
 
     Raises:
-        RepositoryError: unreadable, a key is missing, or the two disagree.
+        RepositoryError: the file is unreadable, a key is missing, or the two disagree.
     """
     path = model / "1" / MODEL_YAML
     try:
@@ -93,7 +93,7 @@ def check_model_yaml(model: Path, model_config: Any) -> None:
         ) from e
     except (KeyError, TypeError) as e:
         raise RepositoryError(
-            "triton_config lacks max_batch_size or decoupled, which model.py reads without asking",
+            "triton_config lacks max_batch_size or decoupled, which model.py requires",
             where=str(path),
             fix='write "triton_config": {"max_batch_size": 0, "decoupled": true}',
         ) from e
@@ -104,7 +104,8 @@ def check_model_yaml(model: Path, model_config: Any) -> None:
     ):
         if type(yaml_value) is not type(pbtxt_value) or yaml_value != pbtxt_value:
             raise RepositoryError(
-                f"triton_config.{key}: {json.dumps(yaml_value)}, but {config.FILE} says {json.dumps(pbtxt_value)}",
+                f"triton_config.{key}: {json.dumps(yaml_value)}, but {config.FILE} says "
+                f"{json.dumps(pbtxt_value)}",
                 where=str(path),
                 fix="make them equal; Triton refuses the model with auto-completion, and fails at the first "
                 "stream without",

@@ -1,4 +1,4 @@
-"""The command line of ``trtllm-serve`` around an engine: backend and tokenizer by its kind."""
+"""The command line of ``trtllm-serve`` for an engine: backend and tokenizer by its kind."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from enginix.tables import load_table
 
 @dataclass(frozen=True)
 class Serving:
-    """How an engine is served.
+    """Options for serving an engine.
 
     Attributes:
-        kv_cache_fraction: of the memory that is free once the engine is loaded; None leaves TensorRT-LLM's.
-        work: directory for arguments that are the engine's and the server's together; None makes one.
-        inside: path of ``work`` as the server sees it; None is the same.
+        kv_cache_fraction: share of the memory that is free once the engine is loaded; None for TensorRT-LLM's
+            default.
+        work: directory for the merged arguments of engine and server; None makes one.
+        inside: path of ``work`` as the server sees it; None is the same path.
     """
 
     host: str = "127.0.0.1"
@@ -35,10 +36,10 @@ class Serving:
 
 
 def make_serve_command(engine: Path, engine_manifest: Manifest, serving: Serving) -> list[str]:
-    """The command line; the directory is seen under the same path inside the runtime.
+    """Return the command line; the engine has the same path inside the runtime.
 
     Raises:
-        ManifestError: a kind that trtllm-serve does not serve, a size that is none, arguments that are none.
+        ManifestError: trtllm-serve does not serve the kind, or sizes or arguments are invalid.
     """
     tables = load_table("llm_args")["serve"]
     flags = tables["flags"]
@@ -68,7 +69,7 @@ def make_serve_command(engine: Path, engine_manifest: Manifest, serving: Serving
             words += [flags[name], _format_size(engine, name, limits[name])]
     if is_compiled and "maxInputLen" in limits and "maxNumTokens" in limits:
         prompt, step = (int(_format_size(engine, n, limits[n])) for n in ("maxInputLen", "maxNumTokens"))
-        # TensorRT-LLM refuses such a prompt otherwise; an llmapi engine says it in its arguments.
+        # Otherwise TensorRT-LLM refuses such a prompt; an llmapi engine has the setting in its arguments.
         words += [flags["chunkedPrefill"]] if prompt > step else []
     for name in ("tensorParallel", "pipelineParallel"):
         if engine_manifest.options.get(name, 1) != 1:
@@ -81,9 +82,9 @@ def make_serve_command(engine: Path, engine_manifest: Manifest, serving: Serving
 
 
 def _merge_arguments(engine: Path, arguments: dict[str, Any], serving: Serving) -> Path:
-    """Return the file of arguments: the engine's, or one with the server's share of the memory in it.
+    """Return the file of arguments: the engine's, or a copy with the server's share of the memory.
 
-    The file wins over flags, and its kv_cache_config replaces what the flag made as a whole.
+    The file overrides flags, and its kv_cache_config replaces the flag's as a whole.
     """
     cache_config = arguments.get("kv_cache_config")
     if cache_config is None or serving.kv_cache_fraction is None:

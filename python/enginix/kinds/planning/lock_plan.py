@@ -1,4 +1,4 @@
-"""The plan that evaluation makes: from a lock's facts and file sizes, without a header."""
+"""The memory plan of evaluation: from a lock's metadata and file sizes, without headers."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ NEEDED_KEYS = (
 def plan_from_lock(
     metadata: Mapping[str, Any], files: Mapping[str, int], gpu: TargetGpu, request: PlanRequest, source: str
 ) -> MemoryPlan:
-    """Plans as ``nix/check/plan.nix`` does.
+    """Plan memory as ``nix/check/plan.nix`` does.
 
-    Weights are the mean over the ranks, so what does not fit here does not fit; what fits here may not.
+    Weights are the mean over the ranks, a lower bound: a model that does not fit here does not fit, but one
+    that fits here may still not fit.
 
     Args:
-        facts: a lock's ``model``.
+        metadata: a lock's ``model``.
         files: path → bytes.
 
     Raises:
-        ModelError: a fact that the arithmetic needs is missing.
+        ModelError: a value that the arithmetic needs is missing.
     """
     check_plan_request(request)
     if metadata.get("architecture") in load_table("memory_constants")["kvNotByHeads"]["architectures"]:
         raise ModelError(
-            f"a lock does not tell the KV cache of a token of {metadata['architecture']}",
+            f"a lock does not have the KV cache size of a token for {metadata['architecture']}",
             where=source,
             fix="leave --offline out",
         )
@@ -75,10 +76,10 @@ def plan_from_lock(
 
 
 def count_weight_bytes(files: Mapping[str, int]) -> int:
-    """Bytes of a model's weights among its files (path → size).
+    """Count the bytes of a model's weights among its files (path → size).
 
-    Files named model*.safetensors, as transformers reads them; where there are none, every safetensors file
-    beside config.json. Some repositories hold the weights a second time in another layout.
+    Files named model*.safetensors count, as transformers reads them; without such files, every safetensors
+    file beside config.json. Some repositories hold the weights a second time in another layout.
     """
     top = [p for p in files if p.endswith(".safetensors") and "/" not in p]
     chosen = [p for p in top if p.startswith("model")] or top
@@ -86,7 +87,8 @@ def count_weight_bytes(files: Mapping[str, int]) -> int:
 
 
 def _read_sizes(metadata: Mapping[str, Any], total: int, source: str) -> tuple[ModelSizes, int, bool]:
-    """Sizes, bytes of the weights as a checkpoint holds them, and whether the embedding is the head, too."""
+    """Return the model's sizes, the bytes of its weights in a checkpoint, and whether embedding and head are
+    tied."""
     dtype, cache = metadata.get("dtype"), metadata.get("kvCacheQuantization")
     cache_bits = read_kv_cache_bits()
     missing = [n for n in NEEDED_KEYS if not isinstance(metadata.get(n), int)]
@@ -95,7 +97,7 @@ def _read_sizes(metadata: Mapping[str, Any], total: int, source: str) -> tuple[M
     missing += ["weights"] if total == 0 else []
     if missing:
         raise ModelError(
-            f"the lock does not tell the model's {missing[0]}", where=source, fix="leave --offline out"
+            f"the lock does not have the model's {missing[0]}", where=source, fix="leave --offline out"
         )
     if dtype == "float32":  # written as float16, as TensorRT-LLM does
         dtype, total = "float16", total // 2

@@ -1,4 +1,4 @@
-"""A plan as people read it."""
+"""A memory plan as text."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FLAGS = {
 
 
 def format_change(change: Change) -> str:
-    """One change in the command's own flags."""
+    """Format a change as flags of the command."""
     return " with ".join(FLAGS[name].format(value) for name, value in change.items())
 
 
 def format_verdict(plan: MemoryPlan) -> str:
-    """One line: fits or not, and what is tightest."""
+    """Format the verdict as one line: fits or not, and the tightest resource."""
     memory = plan.memory
     if not memory.fits:
         why = {
@@ -43,7 +43,7 @@ def format_verdict(plan: MemoryPlan) -> str:
 
 
 def render_plan(plan: MemoryPlan) -> str:
-    """The verdict, the figures behind it, and what would help."""
+    """Render the verdict, its figures, and the smallest change."""
     m, limits, build = plan.memory, plan.limits, plan.build
     kv = limits.kv_bits or plan.sizes.kv_bits
     kind = find_kind(plan.kind)
@@ -65,8 +65,8 @@ def render_plan(plan: MemoryPlan) -> str:
         rows += [
             (
                 "build",
-                f"GPU {format_bytes(build.gpu_memory)}, host memory {format_bytes(build.host_memory)} a rank, "
-                f"TMPDIR {format_bytes(build.tmpdir)} (estimates)",
+                f"GPU {format_bytes(build.gpu_memory)}, host memory {format_bytes(build.host_memory)} a rank"
+                f", TMPDIR {format_bytes(build.tmpdir)} (estimates)",
             ),
             (
                 "store",

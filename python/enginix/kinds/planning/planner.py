@@ -1,4 +1,4 @@
-"""Model, target and limits → whether it fits, what is tightest, what would help, what the build needs."""
+"""Plan memory: model, target and limits → verdict, tightest resource, changes that help, build needs."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from enginix.runtime.preflight import check_pipeline
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What a plan is asked for; None stands for TensorRT-LLM's default, or Edge-LLM's.
+    """A request for a memory plan; None is the default of TensorRT-LLM or Edge-LLM.
 
     Attributes:
-        max_input_len: of the kind edgellm, whose ``max_seq_len`` is the capacity of the KV cache.
+        max_input_len: longest prompt, for kind edgellm; its ``max_seq_len`` is the capacity of the KV cache.
         kv_cache: ``auto`` for the model's, or a key of number_formats.json's ``kvCache``.
-        dtype: of everything unquantized.
+        dtype: dtype of everything unquantized.
     """
 
     kind: str = "tensorrt"
@@ -67,11 +67,11 @@ class KindLimits(Protocol):
 
 @dataclass(frozen=True)
 class BuildNeeds:
-    """What making the engine needs; only ``store`` is exact up to the engine, the rest are estimates.
+    """Resources that a build needs: sizes of model and checkpoint are exact, all others are estimates.
 
     Attributes:
         model, checkpoint, engine: bytes in the store.
-        host_memory: while building; ``gpu_memory`` likewise.
+        host_memory, gpu_memory: bytes of memory during the build.
         tmpdir: bytes of temporary files.
     """
 
@@ -107,12 +107,12 @@ class LockSizes:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The answer.
+    """A memory plan.
 
     Attributes:
-        obstacles: what stands in the way beside memory, each with its fix.
-        exact: whether weights are the bytes that ``enginix convert`` writes, not an estimate.
-        changes: what would make it fit, the smallest first; empty where it fits, or nothing would.
+        obstacles: reasons other than memory why the engine cannot be, each with its fix.
+        exact: weights are the bytes that ``enginix convert`` writes, not an estimate.
+        changes: changes that would make it fit, the smallest first; empty if it fits or no change helps.
     """
 
     source: str
@@ -133,11 +133,11 @@ class MemoryPlan:
 
     @property
     def sequences(self) -> int:
-        """Sequences of ``max_seq_len`` tokens that have room at the same time."""
+        """Return the number of sequences of ``max_seq_len`` tokens that fit at the same time."""
         return self.memory.tokens // max(1, self.memory.need_tokens // self.limits.sequences)
 
     def as_json(self) -> dict[str, Any]:
-        """Keys in camel case; the names of limits are those of Nix."""
+        """Return the plan with keys in camel case; limits have their names of Nix."""
         record: dict[str, Any] = {
             "fits": self.fits,
             "tightest": self.memory.tightest,
@@ -172,17 +172,19 @@ class KindPlanner(Protocol):
 
 
 def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> MemoryPlan:
-    """Plans from headers.
+    """Plan memory from a model's headers.
 
     Raises:
-        ModelError: the model's files contradict themselves, or its sizes are not told.
-        UsageError: sizes that do not divide the model, or limits that make no sense.
+        ModelError: the model's files contradict each other, or its sizes are missing.
+        UsageError: parallel sizes do not divide the model, or limits are invalid.
     """
     check_plan_request(request)
     kind = find_kind(request.kind)
     description = describe_model(model)
     if description.count is None:
-        raise ModelError("no safetensors weights", where=model.source, fix="pass a model in safetensors")
+        raise ModelError(
+            "the model has no safetensors weights", where=model.source, fix="pass a model in safetensors"
+        )
     if kind.memory_plan is not None:
         kind_planner: KindPlanner = load_hook(kind.memory_plan)
         return kind_planner.plan_model(model, description, gpu, request)
@@ -223,7 +225,7 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
 
 
 def select_language_model(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a model's language model, which others keep one level down."""
+    """Return the configuration of a model's language model, which some models keep one level down."""
     text = raw.get("text_config")
     return {**raw, **text} if isinstance(text, dict) else dict(raw)
 
@@ -234,9 +236,11 @@ def read_kv_bits(request: PlanRequest) -> int | None:
 
 
 def check_plan_request(request: PlanRequest) -> None:
-    """Refuses numbers below 1, naming the flag."""
+    """Refuse numbers below 1, naming the flag."""
     if request.max_input_len is not None and find_kind(request.kind).memory_plan is None:
-        raise UsageError("--max-input-len is of kind edgellm", fix="a prompt is part of --max-seq-len")
+        raise UsageError(
+            "--max-input-len is for kind edgellm only", fix="leave it out; --max-seq-len includes the prompt"
+        )
     for name, value in (
         ("--tensor-parallel", request.tensor_parallel),
         ("--pipeline-parallel", request.pipeline_parallel),
@@ -265,7 +269,7 @@ def resolve_sizes(
     }
     if missing := [k for k, v in values.items() if v is None]:
         raise ModelError(
-            f"config.json does not tell {missing[0].replace('_', ' ')}",
+            f"config.json lacks {missing[0].replace('_', ' ')}",
             where=description.source,
             fix="pass a decoder-only language model",
         )
@@ -283,14 +287,12 @@ def resolve_sizes(
         latent=latent,
         element_bytes=element,
         quantization=algorithm or "NO_QUANT",
-        kv_bits=cache_bits[cache]
-        if cache in cache_bits and not is_portable(request.kind)
-        else 8 * element,
+        kv_bits=cache_bits[cache] if cache in cache_bits and not is_portable(request.kind) else 8 * element,
     )
 
 
 def resolve_plan_limits(sizes: ModelSizes, request: PlanRequest) -> PlanLimits:
-    """The limits with TensorRT-LLM's defaults filled in; for ``reference`` those of one device."""
+    """Return the limits with TensorRT-LLM's defaults filled in; for ``reference`` those of one device."""
     kv = read_kv_bits(request)
     length, is_single = request.max_seq_len or sizes.context, not find_kind(request.kind).has_parallelism
     batch = request.max_batch_size or (1 if is_single else arithmetic.read_default("maxBatchSize"))
@@ -310,7 +312,7 @@ def resolve_plan_limits(sizes: ModelSizes, request: PlanRequest) -> PlanLimits:
 def _read_convertible_config(
     model: InspectedModel, request: PlanRequest, obstacles: list[str]
 ) -> ModelConfig | None:
-    """The model as the converter reads it; None where it refuses, with the reason among the obstacles."""
+    """Return the model as the converter reads it; None if it refuses, with the reason among the obstacles."""
     try:
         config = convert.derive_conversion_spec(
             model.directory, convert.ConvertOptions(request.dtype), headers_only=True
@@ -347,7 +349,7 @@ def _find_rank_weights(
 
 
 def find_format_obstacles(sizes: ModelSizes, gpu: TargetGpu, kind: str) -> list[str]:
-    """Why the GPU, or the kind on it, does not take the model's format; empty where it does."""
+    """List reasons why the GPU, or the kind on it, does not support the model's format."""
     row = read_algorithms().get(sizes.quantization)
     if is_portable(kind) or row is None:
         return []
@@ -394,7 +396,7 @@ def _list_plan_notes(
 def _estimate_build(
     description: ModelDescription, kind: str, memory: RankMemory, limits: PlanLimits, ranks: RankSizes | None
 ) -> BuildNeeds:
-    """Source of each: docs/reference/memory-plan.md."""
+    """Estimate the needs of a build; docs/reference/memory-plan.md has the source of each formula."""
     checkpoint = ranks.files if ranks and find_kind(kind).built_from == "checkpoint" else 0
     if not find_kind(kind).is_compiled:
         return BuildNeeds(description.size, checkpoint, 0, 0, 0, 0)

@@ -1,9 +1,9 @@
-"""Engine of kind ``reference``: checkpoint and tokenizer, proven to compute the model's function.
+"""Engines of kind ``reference``: checkpoint and tokenizer, proven to compute the model's function.
 
 <engine>/
-  enginix.json     manifest: what it is, from what, gates' verdict, golden tokens
-  gates.json       the gates' evidence
-  report.html      the same for people
+  enginix.json     manifest: inputs, verdicts of the gates, golden tokens
+  gates.json       evidence of the gates
+  report.html      the evidence for people
   checkpoint/      copy of the checkpoint, or a link to it
   tokenizer/       tokenizer, chat template, generation defaults
 """
@@ -49,17 +49,17 @@ REQUIRED_VERSIONS = {"torch": ">=2.6"}
 
 @dataclass(frozen=True)
 class ReferenceBuildOptions:
-    """How a reference engine is built.
+    """Options of a reference engine's build.
 
     Attributes:
-        name: of the engine; ``None`` takes the model's.
+        name: name of the engine; ``None`` takes the model's.
         gated: run the gates; without them the manifest says "not gated".
         link_checkpoint: link to the checkpoint instead of copying it.
         tolerance: bound of the gate ``logits`` in place of the table's.
-        device: where gates and golden tokens are computed.
-        gates: gate → bounds to change; ``None`` for the defaults of the number format, empty for none.
+        device: device for gates and golden tokens.
+        gates: gate → bounds to change; ``None`` for the defaults of the number format, empty for no gates.
         reference: the model, or its answers, that gates compare with; ``None`` takes the model itself, which
-            only works where it is not quantized.
+            only works if it is not quantized.
         questions: JSON lines in place of the pinned ones.
     """
 
@@ -93,7 +93,7 @@ def _select_gates(options: ReferenceBuildOptions, config: ExecutorConfig) -> Map
 def build_reference_engine(
     checkpoint: Path, model: Path, out: Path, options: ReferenceBuildOptions | None = None
 ) -> tuple[Manifest, tuple[GateOutcome, ...]]:
-    """Builds an engine directory; whole or absent.
+    """Build an engine directory; it is complete or absent.
 
     Args:
         checkpoint: TensorRT-LLM checkpoint directory.
@@ -101,8 +101,9 @@ def build_reference_engine(
         out: directory to create.
 
     Raises:
-        CheckpointError: a tensor is missing or misshapen (named, expected and found), or not executable here.
-        ModelError: no model or tokenizer there.
+        CheckpointError: a tensor is missing, of another shape, or not executable here; has expected and
+            actual shape.
+        ModelError: model or tokenizer are missing.
         ManifestError: the checkpoint was made from another model.
         GateError: a gate failed or could not be run.
     """
@@ -116,7 +117,7 @@ def build_reference_engine(
             raise ModelError(f"no {name}", where=str(model), fix="pass the Hugging Face model's directory")
     if read_context(model, config.max_position_embeddings) < config.context:
         raise CheckpointError(
-            "its manifest does not say the model's sliding window, beyond which this kind computes otherwise",
+            "its manifest lacks the model's sliding window; kind reference attends beyond that window",
             where=str(checkpoint),
             fix="convert the model with enginix convert",
         )
@@ -168,14 +169,14 @@ def _collect_bounds(outcome: GateOutcome) -> dict[str, Any]:
 
 
 def _identify_inputs(checkpoint: Path, model: Path) -> dict[str, Any]:
-    """Identity of both inputs.
+    """Return the identity of both inputs.
 
     Raises:
         ManifestError: the checkpoint's manifest names another model than this one.
     """
     model_identity = identity(model, open_weights(model))["model"]
     if not (checkpoint / manifest.MANIFEST_FILE).exists():
-        # Not made by enginix: its bytes are its identity.
+        # enginix did not make it: its bytes are its identity.
         names = sorted(p.name for p in checkpoint.iterdir() if p.suffix in (".json", ".safetensors"))
         files = {name: {"sha256": sha256_file(checkpoint / name)} for name in names}
         return {"model": model_identity, "checkpoint": {"files": files}}
@@ -183,7 +184,8 @@ def _identify_inputs(checkpoint: Path, model: Path) -> dict[str, Any]:
     made_from = checkpoint_manifest.inputs.get("model")
     if made_from is not None and made_from != model_identity:
         raise ManifestError(
-            f"the checkpoint was made from {_format_identity(made_from)}, but --model is {_format_identity(model_identity)}",
+            f"the checkpoint was made from {_format_identity(made_from)}, but --model is "
+            f"{_format_identity(model_identity)}",
             where=str(checkpoint),
             fix="pass the model that the checkpoint was converted from, or convert this one",
         )
@@ -228,12 +230,12 @@ def _put_checkpoint(checkpoint: Path, to: Path, *, link: bool) -> None:
 def _record_golden_tokens(
     executor: Executor, tokenizer: hf.TransformersTokenizer, prompts: PromptSet, ends: tuple[int, ...]
 ) -> dict[str, Any]:
-    """A prompt and its greedy continuation: whoever serves the engine can see whether it still says so."""
+    """Return a prompt and its greedy continuation, so that servers can compare an engine's answer with it."""
     prompt = prompts.golden
     free_tokens = executor.max_length - len(prompt.tokens)
     if free_tokens < 1:
         raise CheckpointError(
-            f"a context of {executor.max_length} tokens leaves no room for the golden prompt's answer"
+            f"a context of {executor.max_length} tokens is too short for the golden prompt's answer"
         )
     tokens = executor.greedy(prompt.tokens, min(GOLDEN_TOKENS, free_tokens), ends)
     return {

@@ -1,7 +1,7 @@
-"""Engine of kind ``reference`` → its models' configurations and their model.py.
+"""Convert an engine of kind ``reference`` to its models' configurations and their model.py.
 
 tensorrt_llm    ids → ids, decoupled, continuous batching
-ensemble        text or messages → text, the one to ask
+ensemble        text or messages → text, the model for clients
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CLASSES = {contract.EXECUTOR: "TensorrtLlm", contract.ENSEMBLE: "Ensemble"}
 def build_reference_configs(
     engine: ReferenceEngine, options: RepositoryOptions, code: Path
 ) -> dict[str, Any]:
-    """The ``ModelConfig`` message of each model; ``options`` are resolved, nothing in them is ``None``."""
+    """Return the ``ModelConfig`` message of each model; ``options`` are resolved, without ``None``."""
     models = contract.load_reference_contract()
     batch = options.max_batch_size
     assert batch is not None and options.max_tokens_limit is not None
@@ -40,7 +40,7 @@ def build_reference_configs(
             models[name],
             max_batch_size=batch,
             instances=instances,
-            # Requests are batched as they run, by the executor's scheduler.
+            # The executor's scheduler batches requests as they run.
             dynamic_batching=False,
             decoupled=True,
             parameters=shared | parameters,
@@ -77,7 +77,8 @@ def resolve_reference_options(engine: ReferenceEngine, options: RepositoryOption
     limit = options.max_tokens_limit or max_tokens
     if limit > max_tokens:
         raise RepositoryError(
-            f"max_tokens_limit: {limit} is above {max_tokens}; the engine's max_seq_len is {engine.max_seq_len}",
+            f"max_tokens_limit: {limit} is above {max_tokens}; the engine's max_seq_len is "
+            f"{engine.max_seq_len}",
             where=str(engine.directory),
             fix=f"--max-tokens-limit {max_tokens} or less",
         )
@@ -85,7 +86,7 @@ def resolve_reference_options(engine: ReferenceEngine, options: RepositoryOption
 
 
 def write_model_shims(directory: Path) -> None:
-    """Writes the model.py of each model."""
+    """Write the model.py of each model."""
     text = resources.files("enginix.triton").joinpath("shims/model.py.txt").read_text("utf-8")
     for name, kind in CLASSES.items():
         shim = text.replace("@MODULE@", name).replace("@CLASS@", kind)

@@ -1,4 +1,4 @@
-"""What a repository needs to know of an engine of kind ``reference``: limits, ends of texts, tokenizer."""
+"""Properties of an engine of kind ``reference`` that a repository needs: limits, end tokens, tokenizer."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from enginix.triton.models.detokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class ReferenceEngine:
-    """What a repository needs to know of an engine of kind ``reference``.
+    """Properties of an engine of kind ``reference`` that a repository needs.
 
     Attributes:
-        max_batch_size: the engine's limit; ``None`` where it has none.
+        max_batch_size: the engine's limit; ``None`` without a limit.
         max_seq_len: prompt and answer together, tokens; 0 is unknown.
-        end_ids: what ends a text, the default first.
+        end_ids: end tokens of a text, the default first.
     """
 
     directory: Path
@@ -33,21 +33,21 @@ class ReferenceEngine:
 
     @property
     def tokenizer(self) -> Path:
-        """Directory of the tokenizer."""
+        """Return the directory of the tokenizer."""
         return self.directory / "tokenizer"
 
     @property
     def checkpoint(self) -> Path:
-        """Directory of the checkpoint."""
+        """Return the directory of the checkpoint."""
         return self.directory / "checkpoint"
 
 
 def read_reference_engine(directory: Path) -> ReferenceEngine:
-    """Reads an engine's manifest, limits and tokenizer settings.
+    """Read an engine's manifest, limits and tokenizer settings.
 
     Raises:
-        ManifestError: not an engine.
-        RepositoryError: its checkpoint or tokenizer is missing.
+        ManifestError: the directory is not an engine.
+        RepositoryError: the engine's checkpoint or tokenizer is missing.
     """
     directory = Path(os.path.abspath(directory))
     engine_manifest = manifest.read_manifest(directory, "engine")
@@ -67,7 +67,7 @@ def read_reference_engine(directory: Path) -> ReferenceEngine:
 
 
 def _read_end_ids(engine_manifest: Manifest, tokenizer: Path) -> tuple[int, ...]:
-    """The end tokens that the engine was built with, as its manifest says."""
+    """Return the end tokens that the engine was built with, by its manifest."""
     ends, where = engine_manifest.model.get(END_TOKENS_KEY), str(tokenizer.parent / "enginix.json")
     if not isinstance(ends, list) or any(isinstance(e, bool) or not isinstance(e, int) for e in ends):
         raise RepositoryError(
@@ -76,7 +76,8 @@ def _read_end_ids(engine_manifest: Manifest, tokenizer: Path) -> tuple[int, ...]
     beside = read_end_tokens(tokenizer)
     if beside and beside != tuple(ends):
         raise RepositoryError(
-            f"model.{END_TOKENS_KEY} is {ends}, and generation_config.json beside the tokenizer says {list(beside)}",
+            f"model.{END_TOKENS_KEY} is {ends}, and generation_config.json beside the tokenizer says "
+            f"{list(beside)}",
             where=where,
             fix="build the engine again",
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
+
+from enginix.kinds.registry.model_verdict import ModelVerdict
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,14 @@ class EngineKind(Protocol):
     def server(self) -> str | None: ...
     @property
     def triton(self) -> TritonSupport | None: ...
+    def judge_model(self, architecture: str | None, quantization: str | None) -> ModelVerdict:
+        """Return whether a model can become this kind, and on which GPUs."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class KindDescription:
-    """An :class:`EngineKind` of values, for kinds that have nothing to compute."""
+    """The values of an :class:`EngineKind`; a kind adds what it computes."""
 
     name: str
     summary: str
@@ -96,7 +101,3 @@ class KindDescription:
     runs_in_image: bool = False
     server: str | None = None
     triton: TritonSupport | None = None
-
-
-if TYPE_CHECKING:
-    _CONFORMING: type[EngineKind] = KindDescription

@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
-from enginix.kinds.registry.engine_kind import KindDescription, TritonSupport
+from enginix.kinds.registry.engine_kind import EngineKind, KindDescription, TritonSupport
+from enginix.kinds.registry.model_verdict import ModelVerdict, explain_architecture, list_targets
+from enginix.model.number_formats import read_algorithms, supports_sm
+from enginix.tables import load_table
 
-KIND = KindDescription(
+
+class TensorrtKind(KindDescription):
+    """The description of ``tensorrt``."""
+
+    def judge_model(self, architecture: str | None, quantization: str | None) -> ModelVerdict:
+        """Return whether a model can become this kind, and on which GPUs."""
+        support = load_table("engine_support")
+        why = []
+        if architecture not in support["architectures"]["engine"]:
+            why.append(explain_architecture(architecture, "has no engine class"))
+        row = read_algorithms().get(quantization or "NO_QUANT")
+        if row is None or not row["engine"]:
+            return ModelVerdict(False, (*why, f"no engine for format {quantization}"), ())
+        if why:
+            return ModelVerdict(False, tuple(why), ())
+        least = support["engineSm"]["least"]
+        return ModelVerdict(True, (), list_targets(lambda sm: sm >= least and supports_sm(row, sm)))
+
+
+KIND: EngineKind = TensorrtKind(
     name="tensorrt",
     summary="TensorRT-LLM's compiled plan",
     built_from="checkpoint",

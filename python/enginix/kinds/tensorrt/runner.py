@@ -1,7 +1,7 @@
 """Engines built at first run into the user's cache: ``$XDG_CACHE_HOME/enginix/engines/<key>``.
 
-The key is of everything that shapes the engine: model, request, runtime, the GPU found here. Two runs at
-once build once: the second waits for the lock of the first. A build that was killed leaves no engine, and
+The key is a hash of everything that shapes the engine: model, request, runtime, this machine's GPU. Two runs
+at once build once: the second waits for the lock of the first. A build that was killed leaves no engine, and
 the next run starts it again.
 """
 
@@ -23,13 +23,13 @@ from enginix.files import dump_json
 
 
 def find_cache_directory() -> Path:
-    """The cache's directory."""
+    """Return the cache's directory."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "enginix" / "engines"
 
 
 def hash_identity(identity: dict[str, Any]) -> str:
-    """32 hex digits of an identity."""
+    """Hash an identity to 32 hex digits."""
     return hashlib.sha256(dump_json(identity).encode()).hexdigest()[:32]
 
 
@@ -47,7 +47,7 @@ class CachedEngine:
 
 
 def get_or_build_engine(name: str, make: Callable[[Path], None]) -> Path:
-    """The engine of that key, made by ``make`` where it does not exist.
+    """Return the engine of that key; ``make`` builds it if it does not exist.
 
     Raises:
         MachineError: the cache cannot be written.
@@ -72,7 +72,7 @@ def get_or_build_engine(name: str, make: Callable[[Path], None]) -> Path:
 
 
 def list_cached_engines() -> list[CachedEngine]:
-    """Engines of the cache, the most recently used first; what is not an engine is left out."""
+    """List the engines of the cache, the most recently used first."""
     engines = []
     root = find_cache_directory()
     for path in root.iterdir() if root.is_dir() else ():
@@ -95,22 +95,22 @@ def list_cached_engines() -> list[CachedEngine]:
 
 
 def prune_engines(keep: int, names: list[str]) -> list[CachedEngine]:
-    """Removes the named engines, or all but the ``keep`` most recently used; never one that is being built.
+    """Remove the named engines, or all but the ``keep`` most recently used; never one that is being built.
 
     Returns:
-        What was removed.
+        The removed engines.
     """
     engines = list_cached_engines()
     chosen = [e for e in engines if e.key in names or e.name in names] if names else engines[keep:]
     removed = []
     for entry in chosen:
         try:
-            # Somebody else may have pruned it since it was listed.
+            # Another process may have pruned it since it was listed.
             with (
                 _reserve_entry(find_cache_directory(), entry.key, wait=False),
                 contextlib.suppress(FileNotFoundError),
             ):
-                # Away from its name first: no reader sees half an engine.
+                # Rename it first, so that no reader sees half an engine.
                 moved_path = entry.path.with_name(f".{entry.key}.{os.getpid()}.partial")
                 os.rename(entry.path, moved_path)
                 shutil.rmtree(moved_path)

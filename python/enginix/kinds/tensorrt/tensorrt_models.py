@@ -1,13 +1,13 @@
-"""Engine of kind ``tensorrt`` → NVIDIA's repository: the C++ backend between NVIDIA's own Python models.
+"""Convert an engine of kind ``tensorrt`` to NVIDIA's repository: the C++ backend and NVIDIA's Python models.
 
     postprocessing                                    its model.py is a link into the runtime's image
     preprocessing, tensorrt_llm_bls                   the link is nvidia_model.py; model.py adds messages
     tensorrt_llm                                      backend tensorrtllm; 1/ is empty
     ensemble                                          1/ is empty
 
-``ensemble`` and ``tensorrt_llm_bls`` are two ways to ask the same. The BLS decodes all tokens of an answer
-again with each chunk (``accumulate_tokens``), so streaming through it loses no space and breaks no character;
-NVIDIA's ensemble decodes each chunk alone.
+``ensemble`` and ``tensorrt_llm_bls`` are two entries to the same models. The BLS decodes all tokens of an
+answer again with each chunk (``accumulate_tokens``), so streaming through it loses no space and breaks no
+character; NVIDIA's ensemble decodes each chunk alone.
 """
 
 from __future__ import annotations
@@ -29,30 +29,31 @@ from enginix.triton.options import RepositoryOptions
 from enginix.triton.parameters import TRUE, check_parameters
 
 BLS = "tensorrt_llm_bls"
-# decoding_mode → what trtllm-build calls the engine's side of it (--speculative_decoding_mode).
+# decoding_mode → value of trtllm-build's --speculative_decoding_mode for the engine.
 SPECULATIVE = {
     "medusa": "medusa",
     "lookahead": "lookahead_decoding",
     "redrafter": "explicit_draft_tokens",
     "eagle": "eagle",
 }
-# Tokenizers without defaults of a class.
+# Tokenizer classes without a default end token.
 GENERIC = (None, "PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
 DEFAULTS = {"kv_cache_free_gpu_mem_fraction": "0.9", "batch_scheduler_policy": "guaranteed_no_evict"}
 
 
 @dataclass(frozen=True)
 class TensorrtEngine:
-    """What a repository needs to know of an engine of kind ``tensorrt``.
+    """Properties of an engine of kind ``tensorrt`` that a repository needs.
 
     Attributes:
-        max_batch_size, max_beam_width, max_seq_len: the engine's limits; ``None`` where it does not say.
-        longer_prompts: prompts above the tokens of a step are within its limits.
+        max_batch_size, max_beam_width, max_seq_len: the engine's limits; ``None`` if unknown.
+        longer_prompts: the limits allow prompts longer than the tokens of a step.
         paged_context: built with paged-context FMHA, which KV-cache reuse and chunked context need; ``None``
-            where it does not say.
+            if unknown.
         lora: built with the LoRA plug-in.
-        speculative: speculative decoding that it was built for, in trtllm-build's words; ``None`` is none.
-        weight_streaming: its weights can stay in host memory in part.
+        speculative: mode of speculative decoding that it was built for, in trtllm-build's terms; ``None``
+            without speculative decoding.
+        weight_streaming: a part of its weights can stay in host memory.
     """
 
     directory: Path
@@ -68,7 +69,7 @@ class TensorrtEngine:
 
 
 def read_tensorrt_engine(directory: Path, engine_manifest: Manifest) -> TensorrtEngine:
-    """The engine's limits, from its manifest.
+    """Read the engine's properties from its manifest.
 
     Raises:
         RepositoryError: engine or tokenizer is missing, or the tokenizer has no end token.
@@ -92,7 +93,7 @@ def read_tensorrt_engine(directory: Path, engine_manifest: Manifest) -> Tensorrt
         _positive_or_none(limits.get("maxSeqLen")),
         prompt is not None and step is not None and prompt > step,
         None if paged is None else paged in (True, "enable"),
-        # What trtllm-build was not told is off, by its defaults.
+        # Settings that the request leaves out are off, by trtllm-build's defaults.
         plugins.get("loraPlugin", "disable") not in ("disable", False, None),
         str(mode) if mode else None,
         plugins.get("weightStreaming") is True,
@@ -100,14 +101,14 @@ def read_tensorrt_engine(directory: Path, engine_manifest: Manifest) -> Tensorrt
 
 
 def _check_end_token(tokenizer: Path) -> None:
-    """NVIDIA's preprocessing encodes the tokenizer's eos_token when it starts, and fails without one."""
+    """Check the tokenizer's eos_token: NVIDIA's preprocessing encodes it at start, and fails without it."""
     named, known = set(), False
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (tokenizer / name).is_file():
             settings = read_object(tokenizer / name)
             named.add(settings.get("eos_token") is not None)
             known = known or settings.get("tokenizer_class") not in GENERIC
-    # A class of its own brings an end token of its own.
+    # Other tokenizer classes have a default end token.
     if named == {False} and not known:
         raise RepositoryError(
             "the tokenizer has no eos_token: NVIDIA's preprocessing fails when it starts",
@@ -122,16 +123,17 @@ def _positive_or_none(value: Any) -> int | None:
 
 @dataclass(frozen=True)
 class NvidiaModelOptions:
-    """What NVIDIA's models take besides :class:`enginix.triton.options.RepositoryOptions`.
+    """Options of NVIDIA's models besides :class:`enginix.triton.options.RepositoryOptions`.
 
     Attributes:
-        decoupled: several responses a request; streaming needs it. HTTP's ``/infer`` does not work with it.
-        accumulate_tokens: of the BLS, see above.
+        decoupled: several responses for a request; streaming needs it. HTTP's ``/infer`` does not work with
+            it.
+        accumulate_tokens: the BLS decodes all tokens again with each chunk, see above.
         bls_instances: requests that the BLS serves at once; ``None`` is the batch size.
-        logits_datatype: of logits that requests ask for.
-        prompt_embedding_table_data_type, encoder_input_features_data_type: of those inputs.
-        parameters: of ``tensorrt_llm``; see docs/reference/triton.md.
-        chat: take messages, by a model.py around NVIDIA's; without it NVIDIA's are linked as they are.
+        logits_datatype: data type of logits in answers.
+        prompt_embedding_table_data_type, encoder_input_features_data_type: data types of those inputs.
+        parameters: parameters of ``tensorrt_llm``; see docs/reference/triton.md.
+        chat: accept messages, by a model.py around NVIDIA's; otherwise NVIDIA's models are linked unchanged.
     """
 
     decoupled: bool = True
@@ -144,10 +146,10 @@ class NvidiaModelOptions:
     chat: bool = True
 
     def datatypes(self) -> dict[str, str]:
-        """Template variable → data type.
+        """Return template variable → data type.
 
         Raises:
-            RepositoryError: a type that the backend does not take there.
+            RepositoryError: the backend does not support a type there.
         """
         known = load_table("triton_contract")["datatypes"]
         chosen_types = {name: getattr(self, name) for name in known if hasattr(self, name)}
@@ -162,13 +164,14 @@ class NvidiaModelOptions:
 def build_tensorrt_configs(
     engine: TensorrtEngine, options: RepositoryOptions, models: NvidiaModelOptions, code: Path
 ) -> dict[str, Any]:
-    """The ``ModelConfig`` message of each model; ``options.max_batch_size`` is resolved.
+    """Return the ``ModelConfig`` message of each model; ``options.max_batch_size`` is resolved.
 
     Args:
         code: directory of the enginix package, which a model.py around NVIDIA's imports.
 
     Raises:
-        RepositoryError: a parameter is wrong, above the engine's limit, or needs what the engine lacks.
+        RepositoryError: a parameter is invalid, above the engine's limit, or needs a feature that the engine
+            lacks.
     """
     batch = options.max_batch_size
     assert batch is not None
@@ -190,7 +193,7 @@ def build_tensorrt_configs(
             parameters={
                 "tokenizer_dir": tokenizer,
                 "add_special_tokens": yes[options.add_special_tokens],
-                # Both keys are read without asking whether they are there.
+                # NVIDIA's code requires both keys.
                 "multimodal_model_path": "",
                 "gpt_model_path": engine_path,
                 **package,
@@ -252,9 +255,9 @@ def _build_executor_parameters(
     _check_engine_support(engine, parameters, where)
     return {
         **DEFAULTS,
-        # The backend's own default is true, over whatever engine.
+        # The backend's own default is true for every engine.
         "enable_kv_cache_reuse": "false" if engine.paged_context is False else "true",
-        # The backend refuses a prompt above max_num_tokens otherwise.
+        # Without it the backend refuses a prompt above max_num_tokens.
         **({"enable_chunked_context": "true"} if engine.longer_prompts and engine.paged_context else {}),
         "exclude_input_in_output": "true" if options.exclude_input_in_output else "false",
         "max_beam_width": "1",
@@ -262,7 +265,7 @@ def _build_executor_parameters(
         **parameters,
         "gpt_model_type": "inflight_fused_batching",
         "gpt_model_path": str(engine.directory / "engine"),
-        # These three must be there, empty or not: the backend reads them without a default.
+        # These three are required, even if empty: the backend has no default for them.
         "tokenizer_dir": str(engine.directory / "tokenizer"),
         "guided_decoding_backend": parameters.get("guided_decoding_backend", ""),
         "xgrammar_tokenizer_info_path": parameters.get("xgrammar_tokenizer_info_path", ""),
@@ -270,7 +273,7 @@ def _build_executor_parameters(
 
 
 def _read_attention_windows(engine: TensorrtEngine) -> dict[str, str]:
-    """The model's own sliding windows: the backend knows none, and computes full attention without them."""
+    """Return the model's sliding windows; without them the backend computes full attention."""
     windows = engine.manifest.model.get(WINDOW)
     if windows is None:
         return {}
@@ -285,7 +288,7 @@ def _read_attention_windows(engine: TensorrtEngine) -> dict[str, str]:
 
 
 def _check_engine_support(engine: TensorrtEngine, parameters: Mapping[str, str], where: str) -> None:
-    """Refuses what the backend would ignore, clamp, or fail at the first request."""
+    """Refuse parameters that the backend would ignore or clamp, or that would fail the first request."""
 
     def refuse(key: str, reason: str, fix: str) -> None:
         raise RepositoryError(f"{key}: {reason}", where=where, fix=fix)
@@ -318,14 +321,14 @@ def _check_engine_support(engine: TensorrtEngine, parameters: Mapping[str, str],
 def link_models(
     directory: Path, rootfs: Path | None, names: Mapping[str, str], around: Mapping[str, str] | None = None
 ) -> None:
-    """Links the model.py of NVIDIA's models into version directories.
+    """Link the model.py of NVIDIA's models into version directories.
 
     Args:
-        rootfs: root file system of the runtime's image; without it links lead where the image has them, and
-            mean something inside it only.
+        rootfs: root file system of the runtime's image; without it links lead to the image's paths, which
+            exist inside it only.
         names: model directory → key of the table's paths.
-        around: model directory → class of :mod:`enginix.triton.models.nvidia` that the model.py there is;
-            NVIDIA's is nvidia_model.py beside it.
+        around: model directory → class of :mod:`enginix.triton.models.nvidia` for the model.py there;
+            NVIDIA's becomes nvidia_model.py beside it.
 
     Raises:
         RepositoryError: the image has no such file.

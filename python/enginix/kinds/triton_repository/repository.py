@@ -1,4 +1,4 @@
-"""Engine → Triton model repository, for each kind of engine.
+"""Convert an engine of any kind to a Triton model repository.
 
 Of kind ``reference``:
 
@@ -7,7 +7,7 @@ Of kind ``reference``:
       tensorrt_llm/{config.pbtxt,1/model.py}
       ensemble/{config.pbtxt,1/model.py}
 
-Engine and tokenizer stay outside, named by absolute path: a directory at the top would be taken for a model.
+Engine and tokenizer stay outside, named by absolute path: Triton takes a directory at the top for a model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from enginix.triton import config
 from enginix.triton.options import RepositoryOptions
 from enginix.triton.repository_content import ContentModule
 
-# Triton's own rule for model names would allow more; these are safe in paths and URLs.
+# Triton allows more characters in model names; these are safe in paths and URLs.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -44,21 +44,21 @@ def build_triton_repository(
     models: tensorrt_models.NvidiaModelOptions | None = None,
     rootfs: Path | None = None,
 ) -> dict[str, Any]:
-    """Writes the repository of an engine to ``out``; validated before it appears there.
+    """Write the repository of an engine to ``out``, after validating it.
 
     Args:
-        enginix_path: directory that holds the enginix package which the models of kind ``reference`` import;
-            the running one by default.
-        add_models: model directories to put beside, as links.
-        models: of the kinds ``tensorrt`` and ``llmapi``.
-        rootfs: root file system of their runtime's image, where NVIDIA's model.py are; without it links lead
-            to their place inside the image.
+        enginix_path: directory with the enginix package that the models of kind ``reference`` import; the
+            running one by default.
+        add_models: model directories to add, as links.
+        models: options of NVIDIA's models, for the kinds ``tensorrt`` and ``llmapi``.
+        rootfs: root file system of their runtime's image, with NVIDIA's model.py; without it links lead to
+            paths inside the image.
 
     Returns:
-        The repository's options as its manifest has them.
+        The repository's options, as in its manifest.
 
     Raises:
-        RepositoryError, ManifestError, UsageError: nothing is written.
+        RepositoryError, ManifestError, UsageError: the repository is invalid, and is not written.
     """
     directory = Path(os.path.abspath(engine_directory))
     engine_manifest = manifest.read_manifest(directory, "engine")
@@ -118,7 +118,7 @@ def _describe_repository(
 def _link_added_model(directory: Path, model: Path) -> None:
     name = model.name
     if not model.is_dir() or not NAME.fullmatch(name):
-        raise UsageError("not a directory with a model's name", where=f"--add-model {model}")
+        raise UsageError("not a directory with a valid model name", where=f"--add-model {model}")
     if (directory / name).exists():
         raise UsageError(f"the repository has a model {name} already", where=f"--add-model {model}")
     (directory / name).symlink_to(os.path.abspath(model))

@@ -1,7 +1,7 @@
-"""Checks a whole model repository before Triton sees it.
+"""Validate a whole model repository before Triton reads it.
 
-Every check is of a mistake that a real server either refuses with a message that does not name the key, or
-accepts in silence (docs/reference/triton.md lists both).
+Every check is for a mistake that a real server either refuses with a message that does not name the key, or
+accepts silently (docs/reference/triton.md lists both).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from enginix.triton import config
 from enginix.triton.contract import ModelContract
 from enginix.triton.suggestions import suggest_fix
 
-# The ensemble where it is a Python model, of the reference kind; Triton's own ensembles have no instances.
+# Kind reference's ensemble is a Python model; Triton's own ensembles have no instances.
 TOKENIZER_MODELS = ("preprocessing", "postprocessing", "ensemble")
 PATHS = ("tokenizer_dir", "gpt_model_path", "enginix_path")
 
 
 @dataclass(frozen=True)
 class RepositoryProblem:
-    """One mistake: where it is, what it is, what to do."""
+    """One mistake: place, description, fix."""
 
     where: str
     what: str
@@ -38,14 +38,14 @@ class RepositoryProblem:
 def validate_repository(
     repository: Path, *, known: Mapping[str, ModelContract] | None = None, max_batch_size: int | None = None
 ) -> dict[str, Any]:
-    """Checks every model of ``repository`` and returns the parsed configurations by name.
+    """Check every model of ``repository`` and return the parsed configurations by name.
 
     Args:
-        known: models whose tensors and parameter keys are known; others get the general checks only.
-        max_batch_size: the engine's limit; no model that runs it may exceed it.
+        known: models with known tensors and parameter keys; others get the general checks only.
+        max_batch_size: the engine's limit, which no model that runs it may exceed.
 
     Raises:
-        RepositoryError: the first mistake, with the others counted in the message.
+        RepositoryError: the first mistake; its fix lists the others.
     """
     if not repository.is_dir():
         raise RepositoryError("no such directory", where=str(repository))
@@ -152,13 +152,13 @@ def _check_model_directory(directory: Path, model_config: Any) -> Iterator[Repos
 
 
 def _has_code(path: Path) -> bool:
-    """A file, or a link to where the runtime's image has one, which is not here to be seen."""
+    """Tell whether a path is a file, or a link to a path inside the runtime's image, which is not checked."""
     image = load_table("triton_contract")["image"]["models"]
     return path.is_file() or (path.is_symlink() and os.readlink(path).startswith(f"{image}/"))
 
 
 def _check_interface(model_config: Any, known: ModelContract) -> Iterator[RepositoryProblem]:
-    """Triton ignores parameter keys that nobody reads, so a typo would change nothing and say nothing."""
+    """Check parameter keys and tensors; Triton ignores unknown parameter keys silently."""
     for key in sorted(model_config.parameters):
         if key not in known.parameters:
             yield RepositoryProblem(
@@ -189,7 +189,7 @@ def _check_interface(model_config: Any, known: ModelContract) -> Iterator[Reposi
 def _check_ensemble(
     name: str, ensemble_config: Any, configs: Mapping[str, Any]
 ) -> Iterator[RepositoryProblem]:
-    # Ensemble tensor → its type, from the ensemble's inputs and every step's outputs.
+    # Ensemble tensor → its type, by the ensemble's inputs and every step's outputs.
     types: dict[str, tuple[int, str]] = {
         t.name: (t.data_type, "the ensemble's input") for t in ensemble_config.input
     }
@@ -204,7 +204,8 @@ def _check_ensemble(
         if ensemble_config.max_batch_size > model.max_batch_size:
             yield RepositoryProblem(
                 name,
-                f"max_batch_size: {ensemble_config.max_batch_size} is above {step.model_name}'s {model.max_batch_size}",
+                f"max_batch_size: {ensemble_config.max_batch_size} is above {step.model_name}'s "
+                f"{model.max_batch_size}",
                 "make them equal",
             )
         if not ensemble_config.max_batch_size and model.max_batch_size:

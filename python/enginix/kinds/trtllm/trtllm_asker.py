@@ -1,6 +1,7 @@
-"""Asks an engine of kind ``tensorrt`` or ``llmapi`` inside its runtime, on its GPU.
+"""Ask an engine of kind ``tensorrt`` or ``llmapi`` inside its runtime, on its GPU.
 
-What it said is said.json and said.safetensors; enginix.evaluation.engine_judgement.answer_record reads them.
+The answers are written to said.json and said.safetensors, which
+enginix.evaluation.engine_judgement.answer_record reads.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ NO_CONTEXT_LOGITS = (
 
 @dataclass(frozen=True)
 class TrtllmAskOptions:
-    """Where an engine is asked.
+    """Options for asking an engine.
 
     Attributes:
-        rootfs: the runtime's root file system; None asks on this machine's own, as in a container of it.
-        driver: the GPU driver's root; None looks for it.
-        pin: the runtime's pin, whose environment it gets.
+        rootfs: the runtime's root file system; None uses this machine's own, as in a container of the image.
+        driver: the GPU driver's root; None searches for it.
+        pin: the runtime's pin, with the image's environment.
         stall: seconds without a sign after which the engine counts as hung.
-        accept_driver: ask with a driver older than the runtime's floor.
+        accept_driver: accept a driver older than the runtime requires.
     """
 
     rootfs: Path | None = None
@@ -55,16 +56,17 @@ class TrtllmAskOptions:
 
 
 def ask_trtllm_engine(engine: Path, questions_file: Path, out: Path, options: TrtllmAskOptions) -> None:
-    """Asks an engine everything; ``out`` is whole at the end, or absent.
+    """Ask an engine all questions; ``out`` is complete at the end, or absent.
 
     Args:
-        asked: asked.json, or its directory.
+        questions_file: asked.json, or its directory.
 
     Raises:
         ManifestError: not an engine of these kinds.
-        MachineError: this machine lacks what the engine needs: GPU, driver, runtime, user namespaces.
-        BuildError: the runtime failed or hung while it was asked; the cause where it is known.
-        GateError: it ended without answers.
+        MachineError: this machine lacks something that the engine needs: GPU, driver, runtime, user
+            namespaces.
+        BuildError: the runtime failed or hung; has the cause if known.
+        GateError: the runtime ended without answers.
     """
     engine_manifest = manifest.read_manifest(engine, "engine")
     if engine_manifest.kind not in KINDS:
@@ -127,7 +129,7 @@ def ask_trtllm_engine(engine: Path, questions_file: Path, out: Path, options: Tr
 
 
 def _read_ranks(engine: Path, engine_manifest: Manifest) -> tuple[int, int]:
-    """Tensor and pipeline parallelism."""
+    """Read tensor and pipeline parallelism."""
     rank_counts = [engine_manifest.options.get(name, 1) for name in ("tensorParallel", "pipelineParallel")]
     if not all(type(n) is int and n > 0 for n in rank_counts):
         raise ManifestError(f"ranks are {rank_counts!r}", where=str(engine), fix="build this engine again")
@@ -135,18 +137,18 @@ def _read_ranks(engine: Path, engine_manifest: Manifest) -> tuple[int, int]:
 
 
 def _build_request(engine: Path, engine_manifest: Manifest) -> dict[str, Any]:
-    """What the program inside is told: the model, the arguments of its class, how much fits."""
+    """Build the request for the program inside: the model, the arguments of its class, its limits."""
     limits = engine_manifest.options.get("limits", {})
     try:
         limit, longest = int(limits["maxSeqLen"]), int(limits["maxInputLen"])
         longest = min(longest, limit, int(limits["maxNumTokens"]))
-        # An engine with drafts is longer than what was asked for, but its answers are not.
+        # Drafts lengthen an engine's max_seq_len beyond the request, but not its answers.
         requested_options = engine_manifest.options.get("asked", {})
         limit = min(limit, int(requested_options["limits"]["maxSeqLen"])) if requested_options else limit
     except (KeyError, TypeError, ValueError) as e:
         raise ManifestError(f"limits are {limits!r}", where=str(engine), fix="build this engine again") from e
     common = {"kind": engine_manifest.kind, "limit": limit, "longest": longest, "contextLogits": None}
-    # The place itself, not a link to it: what lies outside the engine is bound by its own path.
+    # The resolved path, not a link: directories outside the engine are bound by their own path.
     if engine_manifest.kind == "tensorrt":
         plugins = engine_manifest.options.get("plugins", {})
         gathers = any(plugins.get(name) is True for name in ("gatherContextLogits", "gatherAllTokenLogits"))

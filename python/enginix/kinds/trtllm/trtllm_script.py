@@ -1,8 +1,8 @@
-"""Runs inside a runtime of TensorRT-LLM: asks an engine by the LLM API, and writes what it says.
+"""Run inside a runtime of TensorRT-LLM: ask an engine by the LLM API, and write its answers.
 
 It imports nothing of enginix. Called with one argument, a JSON file with kind, model, arguments, limit,
-longest, contextLogits, asked (asked.json) and output (a directory). What cannot be had is named as absent,
-never made up; what is not finite is written as it is. said.json is written last.
+longest, contextLogits, asked (asked.json) and output (a directory). Unavailable results are listed as absent;
+values that are not finite are written unchanged. said.json is written last.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def build_sampling_params(api: Any, question_set: dict[str, Any], most: int, **more: Any) -> Any:
-    """Greedy, by token ids alone: no tokenizer of the runtime's has a say."""
+    """Return greedy sampling parameters in token ids alone, independent of the runtime's tokenizer."""
     ends = question_set["ends"] or [-1]
     return api.SamplingParams(
         end_id=ends[0],
@@ -29,20 +29,20 @@ def build_sampling_params(api: Any, question_set: dict[str, Any], most: int, **m
 
 
 def select_top_tokens(torch: Any, logits: Any, count: int, vocab_size: int) -> tuple[Any, Any, Any]:
-    """Log-probabilities over the model's own vocabulary, and the most likely tokens with theirs."""
+    """Return log-probabilities over the model's own vocabulary, and the most likely tokens with theirs."""
     logs = logits.float().cpu()[:, :vocab_size].log_softmax(-1)
     top_logs, ids = logs.topk(min(count, logs.shape[-1]), -1)
     return logs, ids.to(torch.int32).contiguous(), top_logs.contiguous()
 
 
 class TrtllmAsker:
-    """One engine, and everything that it says.
+    """One engine, and its answers.
 
     Attributes:
-        limit: tokens of prompt and answer together.
-        longest: tokens of a prompt.
-        said: what becomes said.json.
-        tensors: what becomes said.safetensors.
+        limit: largest number of tokens of prompt and answer together.
+        longest: largest number of tokens of a prompt.
+        said: content of said.json.
+        tensors: content of said.safetensors.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class TrtllmAsker:
         self.tensors: dict[str, Any] = {}
 
     def room(self, text: dict[str, Any], most: int) -> int:
-        """How many tokens fit behind a prompt; none behind one that the engine does not take."""
+        """Return the number of tokens that fit after a prompt; 0 if the engine does not take the prompt."""
         length = len(text["tokens"])
         return min(most, self.limit - length) if length <= self.longest else 0
 
     def run(self, name: str, texts: list[dict[str, Any]], most: int, *, alone: bool, logits: bool) -> None:
-        """Asks texts together or one after another, and keeps the answers under ``name``."""
+        """Ask texts together or one after another, and store the answers under ``name``."""
         fitting = [n for n, text in enumerate(texts) if self.room(text, most) > 0]
         completions: list[Any] = [None] * len(texts)
         more = {"return_generation_logits": True} if logits else {}
@@ -67,7 +67,7 @@ class TrtllmAsker:
             given = [
                 build_sampling_params(self.api, self.asked, self.room(texts[n], most), **more) for n in group
             ]
-            # Token ids as a list of lists: one list alone would be one prompt.
+            # A list of lists of token ids: a single list would be one prompt.
             outputs = self.llm.generate([texts[n]["tokens"] for n in group], given, use_tqdm=False)
             for n, output in zip(group, outputs, strict=True):
                 completions[n] = output.outputs[0]
@@ -81,7 +81,7 @@ class TrtllmAsker:
                 self.keep_next(n, one)
 
     def keep_next(self, n: int, one: Any) -> None:
-        """Log-probabilities of a generated answer's positions, where the runtime gives them."""
+        """Store the log-probabilities of a generated answer's positions, if the runtime returns them."""
         logits = None if one is None else one.generation_logits
         if logits is None or len(logits) < len(one.token_ids):
             self.said["absent"].setdefault("next", "the runtime gave no logits of generated tokens")
@@ -90,7 +90,7 @@ class TrtllmAsker:
         self.tensors[f"next.{n}.ids"], self.tensors[f"next.{n}.logs"] = ids, logs
 
     def score(self) -> None:
-        """Distributions on the evaluation text, each text alone."""
+        """Store the distributions on the evaluation texts, each text asked alone."""
         for n, text in enumerate(self.asked["passages"]):
             tokens = text["tokens"][: min(self.limit - 1, self.longest)]
             output = self.llm.generate(
@@ -115,14 +115,14 @@ class TrtllmAsker:
 
 
 def load_engine(request: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
-    """The engine by the class that its kind needs; and what executes it."""
+    """Load the engine by the class that its kind needs; returns it with the facts of the runtime."""
     package = import_module("tensorrt_llm")
     api = import_module("tensorrt_llm.llmapi")
     arguments = dict(request["arguments"])
-    # Of a prompt whose blocks are reused, context logits are those of the rest alone.
+    # No reuse of blocks: context logits of a prompt with reused blocks lack the reused part.
     cache = {**(arguments.pop("kv_cache_config", None) or {}), "enable_block_reuse": False}
     if request["kind"] == "tensorrt":
-        # The default class has been PyTorch's since 1.0, and refuses an engine.
+        # Since 1.0 the default class is the PyTorch backend's, which refuses an engine.
         llm_class = import_module("tensorrt_llm._tensorrt_engine").LLM
         arguments["gather_generation_logits"] = True
     else:
@@ -145,7 +145,7 @@ def load_engine(request: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def main(path: str) -> None:
-    """Asks everything; any exception ends the process with its traceback, which the caller reads."""
+    """Ask all questions; any exception ends the process with its traceback, which the caller reads."""
     with open(path, encoding="utf-8") as f:
         request: dict[str, Any] = json.load(f)
     with open(request["asked"], encoding="utf-8") as f:

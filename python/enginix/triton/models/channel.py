@@ -1,8 +1,8 @@
-"""The executor, as the models of a server reach it: in the same process, or over a socket from another one.
+"""Channels from the models of a server to the executor: in the same process, or over a socket.
 
 tensorrt_llm holds the executor. ensemble is another process, so that tokenizing, decoding and sending take no
-time of the interpreter that computes. A :class:`Link` in the first serves a :class:`Remote` in the second;
-messages are JSON, one a step of the scheduler, whatever number of requests it served.
+time of the interpreter that computes. A :class:`ChannelServer` in the first serves a :class:`RemoteChannel`
+in the second; messages are JSON, one for each step of the scheduler, for any number of requests.
 """
 
 from __future__ import annotations

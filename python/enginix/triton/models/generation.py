@@ -113,7 +113,7 @@ def build_order(
         max_tokens: as given; ``None`` is missing.
 
     Raises:
-        RequestError: as :func:`read`.
+        RequestError: as :func:`read_order`.
     """
     _refuse_unsupported(inputs)
     check_lengths(len(prompt), max_tokens, limits.max_tokens, limits.max_seq_len)

@@ -1,7 +1,7 @@
-"""NVIDIA's Python models with messages: what they are given is made of messages first, the rest is theirs.
+"""NVIDIA's Python models, extended by messages: a request's messages become its text first.
 
-A request without messages reaches NVIDIA's model as it came. One with messages reaches it through
-:class:`Replaced`, its text rendered by the model's chat template.
+A request without messages reaches NVIDIA's model unchanged. One with messages reaches it as
+:class:`RequestWithText`, its text rendered by the model's chat template.
 """
 
 from __future__ import annotations

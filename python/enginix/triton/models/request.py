@@ -107,7 +107,7 @@ def read_parameter(config: Any, key: str) -> str | None:
 
 
 def require_parameter(config: Any, key: str) -> str:
-    """As :func:`parameter`, for a key that the repository always writes.
+    """Return a parameter as :func:`read_parameter` does, for a key that the repository always writes.
 
     Raises:
         ValueError: absent; Triton shows the message when the model fails to load.

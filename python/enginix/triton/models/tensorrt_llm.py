@@ -2,7 +2,7 @@
 tensors.
 
 Decoupled: Triton hands requests over and goes on; responses are sent as tokens come. The executor is reached
-by the model ensemble, too, from its own process (:class:`channel.Link`).
+by the model ensemble, too, from its own process (:class:`enginix.triton.models.channel.ChannelServer`).
 """
 
 from __future__ import annotations

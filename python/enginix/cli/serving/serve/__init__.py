@@ -1,20 +1,20 @@
-"""Starts Triton on a repository, and knows that it answers.
+"""Starts Triton on a repository, and waits until it has answered.
 
   enginix serve REPOSITORY --tritonserver DIR                         until SIGINT or SIGTERM
   enginix serve REPOSITORY --tritonserver DIR --ask "Once upon a time" --exit-after-ask
 
-Everything that can be wrong is looked for first: the repository as a whole, its engine against the server's
-runtime and this machine's GPU and driver, the Python environment against Triton's stub, shared memory, the
-three ports. Then tritonserver is started on loopback, model control off, nothing filled in by
-auto-completion. It counts as ready when a generation succeeded (with the golden tokens of the engine's
-manifest where it has some), never before; systemd is told then (Type=notify).
+Everything is checked first: the repository as a whole, its engine against the server's runtime and this
+machine's GPU and driver, the Python environment against Triton's stub, shared memory, the three ports. Then
+tritonserver is started on loopback, with model control and auto-completion off. It counts as ready when a
+generation succeeded (with the golden tokens of the engine's manifest, if any), never before; systemd is
+notified then (Type=notify).
 
 With --rootfs, tritonserver is the one inside the root file system of the runtime's image, and runs there
 (bubblewrap); the GPU is compared with the engine first. An engine of several ranks is started by mpirun, one
 rank a GPU; with --hosts on several machines, where enginix serve runs in the runtime's image on each: with
 --worker on all but the first, which starts their ranks over ssh or kubectl exec. Model control, client shared
-memory, trace and log settings are closed: by --admin-key-file they open to whoever sends its content as the
-header enginix-key.
+memory, trace and log settings are closed; with --admin-key-file they are open to requests that have the key
+in the header enginix-key.
 
 DIR holds bin/tritonserver and backends/python/{libtriton_python.so,triton_python_backend_stub,
 triton_python_backend_utils.py}; $ENGINIX_TRITONSERVER is its default. The Python models run in the
@@ -39,7 +39,7 @@ __all__ = ["add_arguments", "run"]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves."""
+    """Start the server, or print or check its launch."""
     from enginix import ports
     from enginix.cli.serving.serve import request
     from enginix.serve import launch

@@ -1,4 +1,4 @@
-"""What ``enginix serve`` tells of a server that answers."""
+"""The report of ``enginix serve`` on a server that has answered."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from enginix.serve.launch import LaunchSpec
 
 
 def format_curl(client: TritonClient) -> str:
-    """The line that asks the server from a shell."""
+    """Return the shell command that sends the server a prompt."""
     body = json.dumps({"text_input": "Once upon a time", "max_tokens": 32})
     return f"curl -s {client.url}/v2/models/ensemble/generate -d '{body}'"
 
 
 def ask_and_print(args: argparse.Namespace, client: TritonClient) -> ServerAnswer:
-    """The answer to --ask, printed as it comes."""
+    """Send the prompt of --ask, print the answer as it comes, and return it."""
 
     def piece(text: str) -> None:
         if not args.json:
@@ -41,7 +41,7 @@ def ask_and_print(args: argparse.Namespace, client: TritonClient) -> ServerAnswe
 
 
 def describe_server(spec: LaunchSpec, seconds: float, answer: ServerAnswer | None) -> dict[str, Any]:
-    """A server that answers, as --json tells it."""
+    """Return a running server's description for --json."""
     server_status: dict[str, Any] = {
         "ready": True,
         "seconds": round(seconds, 3),

@@ -1,4 +1,4 @@
-"""What the arguments of ``enginix serve`` ask for: every part found and checked, nothing started."""
+"""Arguments of ``enginix serve`` → a checked request for a server; nothing is started."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class ServeRequest:
     """A start whose ports are not chosen yet.
 
     Attributes:
-        plan: everything but the ports.
-        driver: of this machine's GPUs.
-        endpoints: those that are on, with the ports asked for; 0 is any free one.
-        here: ranks of this machine, where others have the rest.
+        plan: the launch spec, without ports.
+        driver: driver of this machine's GPUs.
+        endpoints: the endpoints that are on, with the requested ports; 0 takes any free port.
+        local_ranks: ranks of this machine, where other machines have the rest.
     """
 
     plan: LaunchSpec
@@ -39,11 +39,11 @@ class ServeRequest:
 
     @property
     def ports(self) -> list[tuple[str, int]]:
-        """The ports asked for, by their options."""
+        """Return (option, requested port) of each endpoint."""
         return [(f"--{name}-port", port) for name, port in self.endpoints]
 
     def on(self, numbers: Sequence[int]) -> LaunchSpec:
-        """The plan on these ports, one an endpoint."""
+        """Return the launch spec with these ports, one for each endpoint."""
         given = {name: number for (name, _), number in zip(self.endpoints, numbers, strict=True)}
         host = self.plan.endpoints.host
         endpoints = Endpoints(host, given["http"], given.get("grpc"), given.get("metrics"))
@@ -51,11 +51,11 @@ class ServeRequest:
 
 
 def read_serve_request(args: argparse.Namespace) -> ServeRequest:
-    """Finds and checks everything that is named.
+    """Resolve and check everything that the arguments name.
 
     Raises:
-        UsageError: arguments that exclude, need or misspell something.
-        EnginixError: what they name is not there, is broken, or does not fit.
+        UsageError: an argument is misspelt, conflicts with another, or needs one that is missing.
+        EnginixError: something that they name is missing, broken, or does not fit.
     """
     if args.exit_after_ask and args.ask is None:
         raise UsageError("needs --ask", where="--exit-after-ask")
@@ -108,7 +108,7 @@ def _find_server(args: argparse.Namespace) -> TritonServer:
 def _find_hosts(
     args: argparse.Namespace, server: TritonServer, repository: ServedRepository
 ) -> tuple[tuple[hosts.Host, ...], int | None]:
-    """The machines of the ranks, where there are several, and how many ranks this one has."""
+    """Return the machines of the ranks, if there are several, and the number of ranks of this one."""
     kind = repository.manifest.kind or DEFAULT_KIND
     if args.hosts is not None or args.hostfile is not None:
         machines = (
@@ -127,11 +127,11 @@ def _find_hosts(
         raise UsageError(
             f"{local_ranks} ranks on this machine, of an engine of kind {kind} with {repository.ranks}",
             where="--worker",
-            fix="the slots that --hosts of the first machine gives it",
+            fix="pass the number of slots that --hosts of the first machine gives this one",
         )
     if server.rootfs is not None:
         raise UsageError(
-            "--rootfs makes a sandbox in which nothing is started from outside",
+            "--rootfs makes a sandbox, in which another machine cannot start ranks",
             where="--worker",
             fix="run it in a container of the runtime's image",
         )
@@ -139,7 +139,7 @@ def _find_hosts(
 
 
 def _worker_environment(repository: ServedRepository) -> dict[str, str]:
-    """The LLM class starts a process a GPU; with one it computes in its own."""
+    """Return a variable that lets the LLM class start a process for each GPU, but none for a single GPU."""
     kind = get_kind(repository.manifest.kind)
     if kind is None or kind.triton is None or not kind.triton.starts_workers:
         return {}

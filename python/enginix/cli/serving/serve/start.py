@@ -25,7 +25,7 @@ class _StopRequested(Exception):
 
 
 def serve_repository(args: argparse.Namespace, spec: LaunchSpec, repository: ServedRepository) -> int:
-    """Starts it, tells when it answers, and waits for its end or for SIGTERM; returns the exit code."""
+    """Start a server, report when it answers, wait for its end or SIGTERM, and return the exit code."""
     if args.host not in LOOPBACK:
         console.print_message(
             f"warning: {args.host} is reachable from outside; Triton has no authentication and no TLS on HTTP"

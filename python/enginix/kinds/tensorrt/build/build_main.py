@@ -1,5 +1,6 @@
-"""What a Nix build runs: ``machine`` looks at the machine, ``build`` builds an engine; no sub-command is
-loaded.
+"""The program of Nix builds of engines: ``machine`` checks the machine, ``build`` builds an engine.
+
+It loads no sub-command.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from enginix.runtime.sandbox import check_namespaces
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one of the two and returns the exit code."""
+    """Run ``machine`` or ``build`` and return the exit code."""
     parser = argparse.ArgumentParser(prog="enginix", allow_abbrev=False)
     parser.add_argument("verb", choices=("machine", "build"))
     parser.add_argument("--request", type=Path, required=True)
-    # Nix hands over an empty text where there is nothing.
+    # Nix passes an empty text for an absent value.
     for name in ("checkpoint", "model", "rootfs", "driver", "out", "timing"):
         parser.add_argument(f"--{name}", type=lambda text: Path(text) if text else None)
     args = parser.parse_args(argv)
@@ -50,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_build_machine(args: argparse.Namespace) -> None:
-    """What can be said of a machine before there is a checkpoint: namespaces, runtime, driver, GPU.
+    """Check a machine before there is a checkpoint: namespaces, runtime, driver, GPU.
 
     Raises:
-        MachineError: it cannot build for the target.
+        MachineError: the machine cannot build for the target.
     """
     request_fields = read_request(args.request)
     runtime, build_target = (
@@ -69,5 +70,6 @@ def check_build_machine(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="enginix-") as work:
         preflight.check_disk(Path(work), Path(work), 0, workspace=False)
     console.print_message(
-        f"{gpu.name}, SM {gpu.sm}, {format_bytes(gpu.free)} free; driver {host_machine.driver}; runtime {runtime.id}"
+        f"{gpu.name}, SM {gpu.sm}, {format_bytes(gpu.free)} free; driver {host_machine.driver}; "
+        f"runtime {runtime.id}"
     )

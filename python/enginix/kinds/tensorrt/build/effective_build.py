@@ -1,9 +1,9 @@
-"""What trtllm-build makes of a request: the limits and plug-in settings that an engine ends up with.
+"""Predict the limits and plug-in settings with which trtllm-build builds an engine, from a request.
 
 TensorRT-LLM changes a request before it builds: it lengthens sequences by the draft, clips or raises the
 tokens of a step, and turns options off with a warning. The order here is that of its own code
-(``data/tensorrt/build_effects.json`` names the texts). tests/golden/requests.jsonl.xz holds this module to what that
-code made of 986 requests.
+(``data/tensorrt/build_effects.json`` names the texts). tests/golden/requests.jsonl.xz has the results of that
+code for 986 requests; the tests compare this module with them.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ UNSUPPORTED = {
 
 
 class RequestRefused(UsageError):
-    """A request that trtllm-build ends with an exception.
+    """trtllm-build ends this request with an exception.
 
     Attributes:
         exception: the exception's class.
-        about: its subject, in the words of tests/golden/requests.jsonl.xz.
+        about: the exception's subject, in the terms of tests/golden/requests.jsonl.xz.
     """
 
     def __init__(self, exception: str, about: str, what: str, *, fix: str | None = None) -> None:
@@ -58,11 +58,11 @@ class RequestRefused(UsageError):
 
 @dataclass(frozen=True)
 class BuildSubject:
-    """What a request is about: the checkpoint's configuration and the GPU.
+    """The checkpoint's configuration and the GPU of a request.
 
     Attributes:
         quantization, kv_cache: ``quant_algo`` and ``kv_cache_quant_algo``.
-        max_draft_len, num_eagle_layers: of a checkpoint with a draft model of its own.
+        max_draft_len, num_eagle_layers: sizes of a checkpoint with a draft model of its own.
         redrafter_tokens: ``redrafter_num_beams`` × ``redrafter_draft_len_per_beam``.
         rotary_scaling: as the checkpoint has it.
     """
@@ -89,7 +89,7 @@ class EffectiveBuild:
     Attributes:
         build_config, plugin_config: as config.json has them, without paths and without LoRA's own section.
         constructed: settings that construction of the network changes afterwards, with their values then.
-        changes: setting → value asked for, value that it becomes.
+        changes: setting → requested value, effective value.
     """
 
     build_config: dict[str, Any]
@@ -98,16 +98,16 @@ class EffectiveBuild:
     changes: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
     def limits(self) -> dict[str, int]:
-        """The limits in enginix's names."""
+        """Return the limits by enginix's names."""
         rows = load_table("build_options")["limits"]
         return {name: self.build_config[row["flag"][2:]] for name, row in rows.items()}
 
     def option(self, name: str, value: Any) -> Any:
-        """Return what an option becomes, spelled as it is asked for.
+        """Return an option's effective value, in the form of the request.
 
         Args:
-            name: enginix's name.
-            value: as asked for; returned where config.json has no such setting.
+            name: enginix's name of the option.
+            value: requested value; returned unchanged if config.json has no such setting.
         """
         row = load_table("build_options")["options"][name]
         settings = {**self.build_config, **self.plugin_config}
@@ -118,10 +118,10 @@ class EffectiveBuild:
 
 
 def predict_build(subject: BuildSubject, arguments: Sequence[str]) -> EffectiveBuild:
-    """Return what trtllm-build makes of a command line.
+    """Predict the settings with which trtllm-build builds, for a command line.
 
     Args:
-        arguments: its words, without program and paths.
+        arguments: words of the command line, without program and paths.
 
     Raises:
         RequestRefused: trtllm-build ends with an exception before it constructs a network.
@@ -160,7 +160,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
 
     Raises:
         RequestRefused: an option is unknown, lacks its value, or has one that argparse refuses.
-        UsageError: an option that names a file with a whole request.
+        UsageError: an option names a file with a whole request.
     """
     rows = _collect_flag_rows()
     options: dict[str, Any] = {}
@@ -169,7 +169,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
         name, equals, inline = words.pop(0).partition("=")
         row = rows.get(name)
         if name in WHOLE_REQUEST_FLAGS:
-            raise UsageError(f"{name} is not predicted: what is in the file decides", fix="leave it out")
+            raise UsageError(f"{name} names a file with settings, which is not predicted", fix="leave it out")
         if row is None:
             raise RequestRefused("SystemExit", "other", f"unrecognized arguments: {name}")
         end = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
@@ -206,7 +206,7 @@ def _is_number(text: str) -> bool:
 
 
 def _make_configs(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """BuildConfig and PluginConfig as the command line makes them."""
+    """Return BuildConfig and PluginConfig as the command line makes them."""
     effects = load_table("build_effects")
     plugins = {
         name: {"enable": True, "disable": _spell_disabled(name, value)}.get(str(given[name]), given[name])
@@ -225,7 +225,7 @@ def _make_configs(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
 
 
 def _spell_disabled(name: str, default: Any) -> bool | None:
-    """A switch that is off is false, a plug-in that is off is null."""
+    """Return the value of a disabled setting: false for a switch, null for a plug-in."""
     return False if isinstance(default, bool) or name == "paged_kv_cache" else None
 
 
@@ -272,7 +272,7 @@ def _check_command_line(given: Mapping[str, Any], plugins: Mapping[str, Any], su
 def _settle_kv_cache(
     config: dict[str, Any], plugins: dict[str, Any], subject: BuildSubject, *, explicit: bool
 ) -> None:
-    """BuildConfig.update_kv_cache_type: one of two settings says how the cache is kept, the other is off."""
+    """Apply BuildConfig.update_kv_cache_type, which sets the KV cache's type from one of two settings."""
     name = "paged_state" if subject.architecture in PAGED_STATE else "paged_kv_cache"
     paged = plugins[name]
     if paged is not None:
@@ -294,7 +294,7 @@ def _settle_kv_cache(
 
 
 def _settle_lengths(config: dict[str, Any], plugins: Mapping[str, Any], subject: BuildSubject) -> None:
-    """_init_max_seq_len and check_max_num_tokens."""
+    """Apply _init_max_seq_len and check_max_num_tokens."""
     if config["max_seq_len"] is None:
         config["max_seq_len"] = math.ceil((subject.context or 2048) * _rotary_factor(subject))
     config["max_input_len"] = min(config["max_input_len"], config["max_seq_len"])
@@ -330,7 +330,7 @@ def compute_step_tokens(
     """Return max_num_tokens and opt_num_tokens as check_max_num_tokens leaves them.
 
     Args:
-        tokens, optimal: as asked for.
+        tokens, optimal: requested values.
         plugins: ``remove_input_padding``, ``context_fmha``, ``tokens_per_block``, ``multiple_profiles``.
     """
     most = batch * sequence
@@ -344,7 +344,7 @@ def compute_step_tokens(
 
 
 def _settle_fusions(plugins: dict[str, Any], subject: BuildSubject) -> None:
-    """build(): fusions are turned off by the architecture's name, with a warning."""
+    """Apply build()'s changes of fusions, which it turns off by the architecture's name, with a warning."""
     if subject.tensor_parallel == 1 or subject.architecture not in FUSED_REDUCTION:
         plugins["reduce_fusion"] = False
     if not plugins["reduce_fusion"]:
@@ -358,7 +358,7 @@ def _settle_fusions(plugins: dict[str, Any], subject: BuildSubject) -> None:
 
 
 def _add_draft(config: dict[str, Any], subject: BuildSubject) -> None:
-    """build(): draft tokens are added to a sequence's length, and a step has room for each sequence's."""
+    """Apply build()'s changes for drafts: draft tokens are added to a sequence's length and to a step."""
     modes = load_table("build_effects")["speculativeDecodingModes"]
     if config["max_draft_len"] == 0 and subject.max_draft_len is not None:
         config["max_draft_len"] = subject.max_draft_len
@@ -383,7 +383,7 @@ def _add_draft(config: dict[str, Any], subject: BuildSubject) -> None:
 
 
 def _settle_context_attention(plugins: dict[str, Any], subject: BuildSubject) -> None:
-    """build(): paged and FP8 context attention, by weights, cache and SM."""
+    """Apply build()'s changes of paged and FP8 context attention, by weights, KV cache and SM."""
     fp8_cache = subject.kv_cache == "FP8"
     if not plugins["context_fmha"]:
         plugins["use_fp8_context_fmha"] = plugins["use_paged_context_fmha"] = False
@@ -453,7 +453,7 @@ def _check_lora(given: Mapping[str, Any], plugins: Mapping[str, Any]) -> None:
 
 
 def _predict_construction(plugins: Mapping[str, Any], subject: BuildSubject) -> dict[str, Any]:
-    """What build() sets while it constructs the network, after the point that golden requests reach."""
+    """Predict the settings of build()'s network construction, which golden requests do not reach."""
     algorithm, dtype = subject.quantization or "", subject.dtype
     settings: dict[str, Any] = {
         "nccl_plugin": dtype if subject.tensor_parallel * subject.pipeline_parallel > 1 else None
@@ -477,10 +477,10 @@ def predict_row(row: Any) -> dict[str, Any]:
     """Return the prediction for a request, in the shape of a row of tests/golden/requests.jsonl.xz.
 
     Args:
-        row: an object with ``checkpoint``, ``sm`` and ``arguments``; other keys are left unread.
+        row: an object with ``checkpoint``, ``sm`` and ``arguments``; other keys are ignored.
 
     Raises:
-        UsageError: a key is missing, or has a value of another type.
+        UsageError: a key is missing, or its value has another type.
     """
     shape = {"arguments": list, "checkpoint": dict, "sm": int}
     if not isinstance(row, dict):
@@ -505,10 +505,10 @@ def predict_row(row: Any) -> dict[str, Any]:
 
 
 def make_build_subject(checkpoint: Mapping[str, Any], sm: int) -> BuildSubject:
-    """Return what a checkpoint's config.json says: whole, or its keys flat as in golden requests.
+    """Return the build subject of a checkpoint's config.json, whole or with flat keys as in golden requests.
 
     Raises:
-        UsageError: a key that is read has a value of another type.
+        UsageError: a value has another type.
     """
 
     def read(group: str | None, key: str, kind: type) -> Any:

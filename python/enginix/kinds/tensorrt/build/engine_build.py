@@ -1,8 +1,8 @@
-"""Engine of kind ``tensorrt``: ``trtllm-build`` run inside a pinned runtime, on the target's GPU.
+"""Build engines of kind ``tensorrt``: ``trtllm-build`` inside a pinned runtime, on the target's GPU.
 
 <engine>/
-  enginix.json     manifest: what it is, from what, for which GPU and runtime
-  engine/          config.json, rank{r}.engine: what TensorRT-LLM loads
+  enginix.json     manifest: inputs, GPU, runtime, limits
+  engine/          config.json, rank{r}.engine: the files that TensorRT-LLM loads
   tokenizer/       tokenizer, chat template, generation defaults
 """
 
@@ -42,16 +42,16 @@ from enginix.runtime.sandbox import Bind, Sandbox, check_namespaces, make_read_b
 def build_tensorrt_engine(
     request: BuildRequest, checkpoint_dir: Path | None, model: Path, paths: BuildPaths
 ) -> Manifest:
-    """Preflight, build, verification, tokenizer, manifest; ``place.out`` is whole at the end, or absent.
+    """Check, build, verify and describe an engine; the output is complete at the end, or absent.
 
     Raises:
         UsageError: the request contradicts the checkpoint or the target.
-        MachineError: this machine lacks something; said before a weight is read.
-        BuildError: the build failed, hung, or delivered something else than the engine that was asked for.
+        MachineError: this machine lacks something; raised before a weight is read.
+        BuildError: the build failed, hung, or its engine does not fit the request.
     """
     report_phase("preflight")
-    # The build runs in a directory of its own, and what it wrote is searched for its inputs' paths: "model"
-    # would be in every config.json.
+    # Absolute paths: the build runs in another directory, and its output is searched for its inputs' paths;
+    # the relative path "model" would be in every config.json.
     model, paths = Path(os.path.abspath(model)), replace(paths, out=Path(os.path.abspath(paths.out)))
     checkpoint_dir = None if checkpoint_dir is None else Path(os.path.abspath(checkpoint_dir))
     checkpoint = (
@@ -95,7 +95,7 @@ def build_tensorrt_engine(
 
 
 def report_phase(name: str) -> None:
-    """Names the stage: to Nix, which shows it, and to people."""
+    """Print the name of a stage, for Nix and for people."""
     if os.environ.get("NIX_LOG_FD"):
         console.print_message("@nix " + json.dumps({"action": "setPhase", "phase": name}))
     console.print_message(f"stage: {name}")
@@ -125,7 +125,7 @@ def _check_request(request: BuildRequest, checkpoint: BuildCheckpoint) -> Effect
     if limits["maxInputLen"] > limits["maxNumTokens"] and not is_paged:
         raise UsageError(
             f"maxInputLen {limits['maxInputLen']} is more than maxNumTokens {limits['maxNumTokens']}, and "
-            f"without paged context attention a prompt is not taken in chunks",
+            f"without paged context attention a prompt is not split into chunks",
             fix="raise maxNumTokens, lower maxInputLen, or --plugin use-paged-context-fmha=true",
         )
     for name, requested in asdict(request.limits).items():
@@ -162,7 +162,7 @@ def _run_preflight(
         work,
         driver,
         binds=(*make_read_binds(reads), Bind(out, writable=True)),
-        # One rank runs in process; more of them need the LLM API's own workers.
+        # One rank runs in process; several ranks need the LLM API's own workers.
         extra={
             "TLLM_WORKER_USE_SINGLE_PROCESS": "1" if checkpoint.world_size == 1 else "0",
             **machine.only(request.target.sm),

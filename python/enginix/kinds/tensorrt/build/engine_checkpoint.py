@@ -1,4 +1,4 @@
-"""What an engine build must know of its checkpoint: read from JSON and file sizes, no weight touched."""
+"""The checkpoint of an engine build, read from JSON and file sizes, without reading weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from enginix.kinds.tensorrt.build.effective_build import BuildSubject, make_buil
 
 @dataclass(frozen=True)
 class BuildCheckpoint:
-    """A checkpoint, or a model that the LLM API is to load.
+    """A checkpoint, or a model that the LLM API loads.
 
     Attributes:
         path: the checkpoint; None for a model.
@@ -40,10 +40,10 @@ class BuildCheckpoint:
     config: dict[str, Any] | None = None
 
     def subject(self, sm: int) -> BuildSubject:
-        """Return what trtllm-build reads of it, for a GPU.
+        """Return the build subject for a GPU.
 
         Raises:
-            UsageError: config.json has a value of another type.
+            UsageError: a value in config.json has another type.
         """
         if self.config is not None:
             return make_build_subject(self.config, sm)
@@ -64,15 +64,15 @@ class BuildCheckpoint:
 
     @property
     def heaviest(self) -> int:
-        """Bytes of the heaviest rank's weights."""
+        """Return the bytes of the heaviest rank's weights."""
         return max(self.ranks.values(), default=self.total // self.world_size)
 
     @staticmethod
     def read(path: Path) -> BuildCheckpoint:
-        """A TensorRT-LLM checkpoint.
+        """Read a TensorRT-LLM checkpoint.
 
         Raises:
-            CheckpointError: not one, or a rank is missing.
+            CheckpointError: not a checkpoint, or a rank is missing.
         """
         config = _read_json_file(path / "config.json", "checkpoint")
         where = path / "config.json"
@@ -118,10 +118,10 @@ class BuildCheckpoint:
 
     @staticmethod
     def of_model(path: Path, tensor_parallel: int = 1, pipeline_parallel: int = 1) -> BuildCheckpoint:
-        """A Hugging Face model, for the strategy llm-api and the kind llmapi.
+        """Read a Hugging Face model, for the strategy llm-api and the kind llmapi.
 
         Raises:
-            ModelError: not one.
+            ModelError: not a model.
         """
         config = _read_json_file(path / "config.json", "model")
         names = config.get("architectures")
@@ -143,7 +143,7 @@ class BuildCheckpoint:
         )
 
     def identity(self, model: Path) -> dict[str, Any]:
-        """Identity of both inputs by content, never by path.
+        """Return the identity of both inputs by content, never by path.
 
         Raises:
             ManifestError: the checkpoint was made from another model than this one.
@@ -169,7 +169,7 @@ class BuildCheckpoint:
 
 
 def compute_model_identity(model: Path) -> dict[str, Any]:
-    """Repository, commit and digests of a model with a manifest; digests of its small files otherwise."""
+    """Return repository, commit and digests of a model with a manifest; else digests of its small files."""
     if (model / manifest.MANIFEST_FILE).exists():
         model_manifest = manifest.read_manifest(model)
         return {"artefact": model_manifest.artefact, **model_manifest.inputs}
@@ -204,7 +204,7 @@ def _require_name(value: Any) -> str | None:
 
 
 def _require_rank_count(value: Any) -> int:
-    # More ranks than any machine has would only make the search for their files long.
+    # A larger number is invalid, and would make the search for the ranks' files long.
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1024:
         return value
     raise ValueError(f"{value!r} is not a number of ranks")

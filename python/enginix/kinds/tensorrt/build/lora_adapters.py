@@ -1,4 +1,4 @@
-"""LoRA adapters that are built into an engine: checked before the build, which copies their files."""
+"""LoRA adapters of an engine: check them before the build, and copy their files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from enginix.files import sha256_file
 from enginix.kinds.tensorrt.build.options import OptionValue
 
 ADAPTER_CONFIG = "adapter_config.json"
-# PEFT's names that TensorRT-LLM maps; another is a KeyError in its loader (lora_helper.py, 1.1/1.2 era).
+# PEFT's names that TensorRT-LLM maps; others raise a KeyError in its loader (lora_helper.py, 1.1/1.2 era).
 MODULE_NAMES = {
     "q_proj": "attn_q",
     "k_proj": "attn_k",
@@ -34,9 +34,9 @@ LARGEST_SEARCHED_FILE = 16 << 20
 
 
 def find_input_path(directory: Path, inputs: Iterable[Path]) -> tuple[Path, str] | None:
-    """Return a small file that names an input, and the name; None where no file does.
+    """Return a small file that contains an input's path, and the path; None without such a file.
 
-    Such a path drags the weights into the closure of everything that serves the engine.
+    Such a path adds the weights to the closure of everything that serves the engine.
     """
     names = {os.fsencode(str(p)) for given in inputs for p in (given, Path(os.path.realpath(given)))}
     for path in sorted(directory.rglob("*")):
@@ -53,10 +53,10 @@ def check_adapters(options: dict[str, OptionValue], inputs: list[Path], base: st
 
     Args:
         inputs: the model and the checkpoint.
-        base: the model's name, as an adapter may call it.
+        base: the model's name, for the fix of an error.
 
     Raises:
-        UsageError: an adapter is missing, unreadable, or what TensorRT-LLM does not take.
+        UsageError: an adapter is missing, unreadable, or not supported by TensorRT-LLM.
     """
     directories = options.get("loraDir")
     if not isinstance(directories, list):
@@ -86,7 +86,7 @@ def _check_peft_adapter(path: Path, options: dict[str, OptionValue], inputs: lis
     named_input = find_input_path(path, inputs)
     if named_input is not None:
         raise UsageError(
-            f"names the path of an input, {named_input[1]}, and is copied into the engine",
+            f"contains the path of an input, {named_input[1]}, and would be copied into the engine",
             where=str(named_input[0]),
             fix=f'in a copy of the adapter, set base_model_name_or_path to the model\'s name, "{base}"',
         )
@@ -97,7 +97,8 @@ def _check_peft_adapter(path: Path, options: dict[str, OptionValue], inputs: lis
             raise UsageError(
                 f"target_modules has {', '.join(unknown)}, which TensorRT-LLM does not map",
                 where=where,
-                fix=f"use adapters of {', '.join(MODULE_NAMES)}, or name the engine's modules (loraTargetModules)",
+                fix=f"use adapters of {', '.join(MODULE_NAMES)}, or name the engine's modules "
+                "(loraTargetModules)",
             )
     rank, most = config.get("r"), options.get("maxLoraRank", 64)
     if isinstance(rank, int) and isinstance(most, int) and rank > most:
@@ -109,7 +110,7 @@ def _check_peft_adapter(path: Path, options: dict[str, OptionValue], inputs: lis
 
 
 def hash_adapters(adapters: OptionValue) -> list[dict[str, str]]:
-    """Return file name → digest of each adapter."""
+    """Hash the files of each adapter: file name → digest."""
     assert isinstance(adapters, list)
     return [
         {p.name: sha256_file(p) for p in (sorted(path.iterdir()) if path.is_dir() else [path]) if p.is_file()}
@@ -118,7 +119,7 @@ def hash_adapters(adapters: OptionValue) -> list[dict[str, str]]:
 
 
 def copy_adapters(adapters: OptionValue, work: Path, inside: Path) -> list[str]:
-    """Copy adapters into a build's work directory; their paths there, as the build sees them."""
+    """Copy adapters into a build's work directory; returns their paths there, as the build sees them."""
     assert isinstance(adapters, list)
     inside_paths: list[Any] = []
     for number, adapter in enumerate(adapters):

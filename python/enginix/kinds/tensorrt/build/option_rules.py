@@ -1,6 +1,6 @@
-"""What trtllm-build's options exclude and need: the rules of ``data/tensorrt/build_options.json``.
+"""Apply the rules between trtllm-build's options, from ``data/tensorrt/build_options.json``.
 
-nix/check/options.nix reads the same table in the same way.
+nix/check/options.nix applies the same rules.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from enginix.errors import UsageError
 from enginix.kinds.tensorrt.build.options import OptionValue
 from enginix.tables import load_table
 
-# Written out for every engine, so that nothing depends on a version's defaults.
+# Always written out, so that an engine does not depend on a version's defaults.
 ALWAYS_SET: dict[str, OptionValue] = {
     "kvCacheType": "paged",
     "usePagedContextFmha": True,
@@ -23,7 +23,7 @@ ALWAYS_SET: dict[str, OptionValue] = {
 
 @dataclass(frozen=True)
 class BuildFacts:
-    """What the rules ask for; None for what is not known.
+    """Facts that the rules depend on; None if unknown.
 
     Attributes:
         eagle_layers: ``num_eagle_layers`` of the checkpoint.
@@ -41,11 +41,11 @@ class BuildFacts:
 def resolve_options(
     facts: BuildFacts, profile: Mapping[str, OptionValue], requested: Mapping[str, OptionValue]
 ) -> dict[str, OptionValue]:
-    """The options that reach the command line: the profile's where the target allows them, then what was
-    asked for.
+    """Return the options for the command line: the profile's as far as the rules allow, and the requested
+    ones.
 
     Raises:
-        UsageError: an option that was asked for breaks a rule; names the rule.
+        UsageError: a requested option breaks a rule; names the rule.
     """
     settings = {**ALWAYS_SET, **profile, **requested}
     rows = load_table("build_options")["options"]
@@ -69,7 +69,7 @@ def _spell_switch(value: Any) -> Any:
 def _find_unmet_need(
     facts: BuildFacts, settings: Mapping[str, OptionValue], rule: Mapping[str, Any]
 ) -> str | None:
-    """What a rule asks for and does not get; None where it does not apply or is met."""
+    """Describe the unmet need of a rule; None if the rule does not apply or is met."""
     rows = load_table("build_options")["options"]
 
     def value(name: str) -> Any:

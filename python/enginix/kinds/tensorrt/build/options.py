@@ -1,5 +1,5 @@
-"""trtllm-build's options: ``data/tensorrt/build_options.json`` read by the command line, as nix/check/options.nix
-reads it.
+"""trtllm-build's options by ``data/tensorrt/build_options.json``, for the command line; nix/check/options.nix
+reads the same table.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ class EngineLimits:
             )
 
     def flags(self) -> list[str]:
-        """As trtllm-build takes them; always all of them."""
+        """Return all limits as flags of trtllm-build."""
         rows = load_table("build_options")["limits"]
         return [
             word for name, value in sorted(asdict(self).items()) for word in (rows[name]["flag"], str(value))
         ]
 
     def as_build_config(self) -> dict[str, int]:
-        """As config.json of an engine names them."""
+        """Return the limits by their names in an engine's config.json."""
         return {to_snake_case(name): value for name, value in asdict(self).items()}
 
 
 def resolve_limits(
     context: int | None, given: Mapping[str, int | None], profile: Mapping[str, int] | None = None
 ) -> EngineLimits:
-    """Limits from what was given, a profile's and the model's context; as nix/check/limits.nix.
+    """Resolve limits from the given ones, a profile's and the model's context, as nix/check/limits.nix does.
 
-    A default or a profile's maxNumTokens is at most what all sequences hold together.
+    A maxNumTokens by default or by a profile is at most the tokens of all sequences together.
 
     Raises:
-        UsageError: no context is known and maxSeqLen was not given; or a limit contradicts another or the
-        context.
+        UsageError: maxSeqLen is missing and the context is unknown; or a limit contradicts another or the
+            context.
     """
     chosen = {n: row["default"] for n, row in load_table("build_options")["limits"].items()}
     if unknown_names := sorted(set(given) - set(chosen)):
@@ -74,7 +74,7 @@ def resolve_limits(
     chosen |= {**(profile or {}), **{n: v for n, v in given.items() if v is not None}}
     longest = chosen["maxSeqLen"] if chosen["maxSeqLen"] is not None else context
     if longest is None:
-        raise UsageError("--max-seq-len is needed: the checkpoint does not say the model's context")
+        raise UsageError("--max-seq-len is needed: the checkpoint does not name the model's context")
     if context is not None and longest > context:
         raise UsageError(
             f"maxSeqLen {longest} is more than the model's context, {context}", fix=f"use at most {context}"
@@ -88,16 +88,16 @@ def resolve_limits(
 def _check_limit(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UsageError(f"{name} is {value!r}", fix="pass a whole number of at least 1")
-    # As nix/check/limits.nix, whose numbers would wrap.
+    # The same bound as nix/check/limits.nix, where larger numbers would overflow.
     if value > LARGEST_INTEGER:
         raise UsageError(f"{name} is {value}", fix=f"pass at most {LARGEST_INTEGER}")
 
 
 def check_build_options(values: Mapping[str, Any], runtime: str) -> dict[str, OptionValue]:
-    """Names and types of options, against the runtime's.
+    """Check names and types of options for a runtime.
 
     Raises:
-        UsageError: unknown, gone or mistyped; names the nearest or the replacement.
+        UsageError: an option is unknown, removed or of another type; names the nearest or the replacement.
     """
     return {name: _check_option(name, value, runtime) for name, value in values.items()}
 
@@ -151,10 +151,10 @@ def _check_option(name: str, value: Any, runtime: str) -> OptionValue:
 
 
 def parse_plugin_option(text: str) -> tuple[str, OptionValue]:
-    """``gemm-plugin=auto`` → (``gemmPlugin``, ``auto``); true, false and numbers become such.
+    """Parse ``gemm-plugin=auto`` to (``gemmPlugin``, ``auto``), with booleans and numbers as such.
 
     Raises:
-        UsageError: no ``=``.
+        UsageError: the text has no ``=``.
     """
     name, equals, value = text.partition("=")
     if not equals or not name:
@@ -162,7 +162,7 @@ def parse_plugin_option(text: str) -> tuple[str, OptionValue]:
     row = load_table("build_options")["options"].get(to_camel_case(name), {})
     kind = row.get("type")
     if kind in ("switch", "bool"):
-        # "enable" is what trtllm-build calls it.
+        # trtllm-build's word for true is "enable".
         switch_values = {"true": True, "enable": True, "false": False, "disable": False}
         return to_camel_case(name), switch_values.get(value, value)
     if kind == "int" and re.fullmatch("[0-9]+", value):
@@ -171,7 +171,7 @@ def parse_plugin_option(text: str) -> tuple[str, OptionValue]:
 
 
 def format_option_flags(values: Mapping[str, OptionValue]) -> list[str]:
-    """Options as trtllm-build takes them, sorted by name."""
+    """Format options as flags of trtllm-build, sorted by name."""
     rows = load_table("build_options")["options"]
     words: list[str] = []
     for name in sorted(values):
@@ -187,15 +187,15 @@ def format_option_flags(values: Mapping[str, OptionValue]) -> list[str]:
 
 
 def to_camel_case(name: str) -> str:
-    """``gemm-plugin`` → ``gemmPlugin``."""
+    """Convert ``gemm-plugin`` to ``gemmPlugin``."""
     return re.sub(r"[-_]([a-z0-9])", lambda m: m[1].upper(), name)
 
 
 def to_snake_case(name: str) -> str:
-    """``maxSeqLen`` → ``max_seq_len``."""
+    """Convert ``maxSeqLen`` to ``max_seq_len``."""
     return re.sub(r"([A-Z])", lambda m: "_" + m[1].lower(), name)
 
 
 def to_kebab_case(name: str) -> str:
-    """``maxSeqLen`` → ``max-seq-len``."""
+    """Convert ``maxSeqLen`` to ``max-seq-len``."""
     return to_snake_case(name).replace("_", "-")

@@ -1,4 +1,4 @@
-"""A request for an engine as JSON: what Nix writes, and what the command line makes of its flags."""
+"""A request for an engine as JSON, written by Nix or made from the flags of the command line."""
 
 from __future__ import annotations
 
@@ -56,16 +56,18 @@ REQUEST_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """An engine as it was asked for, every default written out.
+    """A request for an engine, with every default written out.
 
     Attributes:
-        named: options that somebody asked for by name; the others are a profile's, or enginix's own.
+        named: options that the user requested by name; the others are a profile's, or enginix's own.
         strategy: ``checkpoint`` runs trtllm-build on our checkpoint; ``llm-api`` lets TensorRT-LLM load
-        the model. workers: ranks built at once, a GPU each.
-        timing_cache: tactics of an earlier build.
+            the model.
+        workers: ranks built at once, one GPU each.
+        timing_cache: timing cache of an earlier build.
         stall: seconds without a sign of progress after which a stage counts as hung.
-        plan: predicted memory, as the plan stage wrote it.
-        gates: a reference engine of the same checkpoint, whose gates passed; None is recorded as "not gated".
+        plan: memory plan of the plan stage.
+        gates: a reference engine of the same checkpoint that passed its gates; None is recorded as
+            "not gated".
     """
 
     name: str
@@ -86,15 +88,14 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class BuildPaths:
-    """Where a build runs and writes.
+    """Paths of a build.
 
     Attributes:
         rootfs: the runtime's root file system; None runs on the host's, as in a container of the image.
-        driver: the GPU driver's root; None looks for it.
-        in_place: write straight into ``out``, which is then removed on failure: for Nix, whose outputs are
-        whole or
-            absent by themselves, and whose store has no room beside them.
-        timing: where the timing cache goes; None leaves it out.
+        driver: the GPU driver's root; None searches for it.
+        in_place: write directly into ``out``, and remove it on failure: for Nix, which makes outputs complete
+            or absent, and whose builders cannot write beside them.
+        timing: file for the timing cache; None does not keep it.
     """
 
     out: Path
@@ -105,10 +106,10 @@ class BuildPaths:
 
 
 def read_request(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read the JSON object in a file.
 
     Raises:
-        UsageError: unreadable, or another value.
+        UsageError: the file is unreadable, or not a JSON object.
     """
     try:
         request_fields = json.loads(path.read_text("utf-8"))
@@ -120,10 +121,10 @@ def read_request(path: Path) -> dict[str, Any]:
 
 
 def check_request_shape(request_fields: dict[str, Any]) -> None:
-    """Names and types of a request's fields.
+    """Check names and types of a request's fields.
 
     Raises:
-        UsageError: a field is unknown or mistyped.
+        UsageError: a field is unknown or of another type.
     """
     if unknown_keys := sorted(set(request_fields) - REQUEST_KEYS):
         raise UsageError(f"unknown keys {unknown_keys}", where="request")
@@ -137,7 +138,7 @@ def check_request_shape(request_fields: dict[str, Any]) -> None:
 def make_build_request(
     request_fields: dict[str, Any], checkpoint_dir: Path | None, model: Path
 ) -> BuildRequest:
-    """A request from the JSON that Nix writes, or from flags in the same shape.
+    """Make a request from the JSON that Nix writes, or from flags in the same shape.
 
     Raises:
         UsageError: a field is missing, unknown or wrong.
@@ -196,24 +197,25 @@ def make_build_request(
 
 
 def predict_effective_build(request: BuildRequest, checkpoint: BuildCheckpoint) -> EffectiveBuild:
-    """Return what trtllm-build makes of a request.
+    """Predict the settings with which trtllm-build builds a request.
 
     Raises:
-        UsageError: the tool ends with an exception, or changes an option that was asked for by name.
+        UsageError: trtllm-build ends with an exception, or changes an option that was requested by name.
     """
     options = dict(request.options)
     if request.strategy == "llm-api" and options.get("gemmPlugin") == "disable":
-        # The LLM class has no way to say so: only the command line's "disable" is remembered.
+        # The LLM class cannot disable a plug-in; only the command line's "disable" is recorded.
         del options["gemmPlugin"]
     words = [*request.limits.flags(), *build_options.format_option_flags(options)]
     effective = predict_build(checkpoint.subject(request.target.sm), words)
     for name in sorted(request.named & set(request.options)):
         requested, effective_value = request.options[name], effective.option(name, request.options[name])
-        # Tokens of a step are a limit: clipped, and said.
+        # Tokens of a step are a limit: it is clipped, with a note.
         if effective_value != requested and name not in ("optNumTokens", "maxDraftLen"):
             raise UsageError(
-                f"is {requested!r}, but TensorRT-LLM makes {effective_value!r} of it for {checkpoint.architecture} in "
-                f"{checkpoint.quantization or checkpoint.dtype} on SM {request.target.sm}",
+                f"is {requested!r}, but TensorRT-LLM makes {effective_value!r} of it for "
+                f"{checkpoint.architecture} in {checkpoint.quantization or checkpoint.dtype} on SM "
+                f"{request.target.sm}",
                 where=f"option {name}",
                 fix="leave it out",
             )
@@ -221,10 +223,10 @@ def predict_effective_build(request: BuildRequest, checkpoint: BuildCheckpoint) 
 
 
 def require_count(name: str, value: int | None) -> int:
-    """A number of ranks; 1 where nobody said.
+    """Check a number of ranks; the default is 1.
 
     Raises:
-        UsageError: below 1, or true.
+        UsageError: not a whole number of at least 1.
     """
     if value is not None and (isinstance(value, bool) or value < 1):
         raise UsageError(f"{name} is {value!r}", fix="pass a whole number of at least 1")
@@ -232,17 +234,17 @@ def require_count(name: str, value: int | None) -> int:
 
 
 def _require_minutes(value: float | None) -> float:
-    # NaN is below nothing and above nothing: a build would count as alive for ever.
+    # NaN compares false with every number: a hung build would never count as hung.
     if value is not None and (isinstance(value, bool) or not value > 0):
         raise UsageError(f"stallMinutes is {value!r}", fix="pass a number of minutes above 0")
     return 30.0 if value is None else float(value)
 
 
 def find_profile(name: str | None) -> dict[str, Any]:
-    """Limits and options of a profile; none for none.
+    """Return limits and options of a profile; empty for None.
 
     Raises:
-        UsageError: unknown.
+        UsageError: the profile is unknown.
     """
     profiles = load_table("build_options")["profiles"]
     if name is None:

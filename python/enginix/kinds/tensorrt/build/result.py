@@ -1,4 +1,4 @@
-"""What a build delivered: verified, and described in its manifest."""
+"""Verify the output of a build, and describe it in its manifest."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from enginix.tables import load_table
 def verify_engine(
     engine: Path, request: BuildRequest, checkpoint: BuildCheckpoint, effective: EffectiveBuild
 ) -> tuple[dict[str, int], list[str]]:
-    """Check that a directory is the engine that was asked for: an exit status of 0 does not say so.
+    """Check that a directory is the requested engine; an exit status of 0 does not prove it.
 
     Args:
-        made: what trtllm-build makes of the request.
+        effective: the build that trtllm-build makes of the request.
 
     Returns:
-        Size of each rank's engine in bytes; and what config.json says that was not foreseen, of settings
-        that the request leaves alone.
+        Size of each rank's engine in bytes; and differences between config.json and the prediction, in
+        settings that the request leaves alone.
 
     Raises:
         BuildError: a file is missing, too small for its weights, of another version, or has limits or
@@ -84,13 +84,13 @@ def verify_engine(
 def _compare_settings(
     built: Mapping[str, Any], request: BuildRequest, effective: EffectiveBuild
 ) -> list[str]:
-    """Compare config.json with what the request becomes; a setting that a release lacks is left out."""
+    """Compare config.json with the predicted settings, without those that a release lacks."""
     plugins = built.get("plugin_config")
     settings = {**built, **(plugins if isinstance(plugins, dict) else {})}
     rows = load_table("build_options")
     limits = {row["flag"][2:] for row in rows["limits"].values()}
     requested_keys = limits | {rows["options"][name]["flag"][2:] for name in request.options}
-    # Some releases drop max_input_len where nothing reads it.
+    # Some releases omit max_input_len, which they do not read.
     requested_keys -= {"max_input_len"}
     differences = []
     for key, expected in {**effective.build_config, **effective.plugin_config}.items():
@@ -105,20 +105,20 @@ def _compare_settings(
 
 
 def refuse_input_paths(engine: Path, inputs: list[Path]) -> None:
-    """No small file may name an input: such a path drags the weights into the closure of whoever serves
-    the engine.
+    """Refuse an engine with a small file that contains an input's path, which would add the weights to the
+    closure of everything that serves the engine.
     """
     named_input = find_input_path(engine, inputs)
     if named_input is not None:
         raise BuildError(
-            f"names the path of an input, {named_input[1]}",
+            f"contains the path of an input, {named_input[1]}",
             where=str(named_input[0].relative_to(engine.parent)),
             fix="report it: the file must not keep the weights alive",
         )
 
 
 def keep_timing_cache(work: Path, paths: BuildPaths) -> str | None:
-    """Keeps the timing cache; returns its digest."""
+    """Keep the timing cache; returns its digest."""
     # trtllm-build's own default, in its working directory, for a version that ignores the flag.
     path = next((work / n for n in (TIMING_OUT, "model.cache") if (work / n).is_file()), None)
     if path is None:
@@ -131,10 +131,10 @@ def keep_timing_cache(work: Path, paths: BuildPaths) -> str | None:
 
 
 def read_gate_verdicts(request: BuildRequest, checkpoint: BuildCheckpoint) -> Any:
-    """Verdicts of the gates that the checkpoint passed on the reference kind.
+    """Read the gates' verdicts on the checkpoint's reference engine.
 
     Raises:
-        ManifestError: not a reference engine, or one of another checkpoint, or one that was not gated.
+        ManifestError: not a reference engine, one of another checkpoint, or one that was not gated.
     """
     if request.gates is None:
         return "not gated"
@@ -172,11 +172,12 @@ def describe_engine(
     timing: str | None,
     nccl: Mapping[str, str],
 ) -> Manifest:
-    """The manifest: everything that another machine must know, nothing that names a path.
+    """Return the manifest, with everything that another machine must know and without paths.
 
     Args:
-        made: what trtllm-build makes of the request; limits and plugins are its own, asked has the request's.
-        nccl: its version, and who told it.
+        effective: the build that trtllm-build makes of the request. The manifest has its limits and plugins,
+            and those of the request under ``asked``.
+        nccl: NCCL's version, and its source.
     """
     runtime, machine = request.runtime, preflight_result.machine
     # By content, never by path.

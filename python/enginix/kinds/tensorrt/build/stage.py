@@ -1,4 +1,4 @@
-"""The stage that compiles: its command line for either strategy, run and watched inside the runtime."""
+"""The build stage: its command line for either strategy, supervised inside the runtime."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TIMING_OUT = "timing.cache"
 def make_build_command(
     request: BuildRequest, checkpoint: BuildCheckpoint, engine: Path, timing: Path, sandbox: Sandbox
 ) -> list[str]:
-    """The command line of a stage; nothing that the runtime's contract does not know."""
+    """Return the command line of the stage; it has only flags of the runtime's contract."""
     cache = ["--input_timing_cache", str(sandbox.inside / TIMING_IN)] if request.timing_cache else []
     if request.strategy == "llm-api":
         return [
@@ -62,13 +62,13 @@ def make_build_command(
 def run_build(
     request: BuildRequest, checkpoint: BuildCheckpoint, model: Path, sandbox: Sandbox, engine: Path
 ) -> CommandOutcome:
-    """Compiles into ``engine``.
+    """Build into ``engine``.
 
     Raises:
-        BuildError, MachineError: it failed, hung or was killed; the cause where it is known.
+        BuildError, MachineError: the build failed, hung or was killed; has the cause if known.
     """
     timing = sandbox.inside / TIMING_OUT
-    # TensorRT-LLM writes such paths into config.json: those of the work directory name nobody's files.
+    # TensorRT-LLM writes these paths into config.json: copies in the work directory keep inputs' paths out.
     if request.timing_cache is not None:
         shutil.copyfile(request.timing_cache, sandbox.work / TIMING_IN)
     request = _copy_request_adapters(request, sandbox)
@@ -100,10 +100,10 @@ def run_build(
 
 
 def read_nccl_version(sandbox: Sandbox) -> dict[str, str]:
-    """NCCL's version, as the library inside the runtime tells it, else the image's files, else the table.
+    """Read NCCL's version from the library inside the runtime, else from the image's files, else the table.
 
     Returns:
-        ``nccl``, and in ``ncclSource`` who told it.
+        ``nccl``, and its source in ``ncclSource``.
     """
     runtime = sandbox.runtime
     python = runtime.python if sandbox.rootfs is not None else "python3"
@@ -130,7 +130,7 @@ def _copy_request_adapters(request: BuildRequest, sandbox: Sandbox) -> BuildRequ
 
 
 def make_llm_api_fields(options: dict[str, OptionValue]) -> dict[str, dict[str, OptionValue]]:
-    """Options as fields of BuildConfig and PluginConfig."""
+    """Return options as fields of BuildConfig and PluginConfig."""
     rows = load_table("build_options")["options"]
     config: dict[str, OptionValue] = {}
     plugins: dict[str, OptionValue] = {}
@@ -148,7 +148,7 @@ def make_llm_api_fields(options: dict[str, OptionValue]) -> dict[str, dict[str, 
 
 
 def _make_memory_sampler(driver: Driver) -> Any:
-    """Samples bytes in use on the GPUs, at most every five seconds."""
+    """Return a function that samples the bytes in use on the GPUs, at most every five seconds."""
     last: list[float | int | None] = [0.0, None]
 
     def sample() -> int | None:

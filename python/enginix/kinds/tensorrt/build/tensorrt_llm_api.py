@@ -1,4 +1,4 @@
-"""Runs inside a runtime: TensorRT-LLM loads a Hugging Face model itself and saves the engine that it builds.
+"""Run inside a runtime: TensorRT-LLM loads a Hugging Face model itself and saves the engine that it builds.
 
 It imports nothing of enginix. Called with one argument, a JSON file with model, output, tensor_parallel_size,
 pipeline_parallel_size, build_config and plugin_config.
@@ -11,10 +11,10 @@ from typing import Any
 
 
 def main(path: str) -> None:
-    """Builds and saves; any exception ends the process with its traceback, which the caller reads."""
+    """Build and save; any exception ends the process with its traceback, which the caller reads."""
     with open(path, encoding="utf-8") as f:
         request: dict[str, Any] = json.load(f)
-    # The default LLM class of 1.0 and later has no save; the engine path is this class.
+    # The default LLM class of 1.0 and later cannot save; this class is the TensorRT backend's.
     backend = import_module("tensorrt_llm._tensorrt_engine")
     builder = import_module("tensorrt_llm.builder")
     plugin = import_module("tensorrt_llm.plugin")
