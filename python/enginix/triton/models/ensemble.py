@@ -1,8 +1,8 @@
 """ensemble for kind ``reference``: text or messages → text, the model to ask.
 
 A Python model, with the tensors of NVIDIA's ensemble. Triton's own ensembles take a process and a queue for
-each step (docs/explanation/measurements.md, Serving), and do not tell a step under way that its client has gone
-(ensemble_scheduler.cc).
+each step (docs/explanation/measurements.md, Serving), and do not tell a step under way that its client has
+gone (ensemble_scheduler.cc).
 """
 
 from __future__ import annotations
