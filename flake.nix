@@ -1,5 +1,6 @@
 {
-  description = "Hugging Face model in, served TensorRT-LLM deployment out: a chain of pinned, checked Nix derivations";
+  description =
+    "Hugging Face model in, served TensorRT-LLM deployment out, by checked Nix derivations";
 
   inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
 

@@ -1,4 +1,5 @@
-# The enginix command that asks a model, and nothing that judges: a change of a gate or its bounds asks no model again.
+# The enginix command that asks a model, without the code that judges: a changed gate or bound asks
+# no model again.
 { enginix, enginix-core, ... }@scope:
 import ./package.nix scope {
   name = "enginix-answers-${enginix-core.version}";

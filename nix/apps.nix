@@ -23,10 +23,11 @@ let
     name = "enginix-demo";
     buildCommandPath = ./builders/demo.sh;
     inherit (pkgs) bash;
+    launcher = ./builders/launcher.sh;
     python3 = python;
     flake = self;
-    # Stage by stage as this flake has it: nothing is evaluated again, by whatever nix and package
-    # set it was.
+    # The stages of this flake: whatever Nix and package set evaluated them, the demo evaluates none
+    # of them again.
     stages = lib.concatLines (
       map (stage: "${stage}=${derivationOf catalogue.tiny-qwen3.${stage}}") [
         "model"

@@ -1,5 +1,5 @@
-# `meta` of what is made of a model, checkpoint, engine or repository: licence and page are those of
-# what it is made of.
+# `meta` of an artefact that is made from a model, checkpoint, engine or repository: it takes over
+# licence and page of that source.
 { lib, ... }:
 # source -> meta -> meta
 source: meta:

@@ -2,7 +2,8 @@
 #
 #   enginix.lib.mkLib pkgs
 #
-# Everything is one scope: `(mkLib pkgs).override { tritonserver = …; }` swaps a part for all that use it.
+# Everything is one scope: `(mkLib pkgs).override { tritonserver = …; }` swaps a part for all that
+# use it.
 {
   pkgs,
   overrides ? { },
@@ -13,23 +14,27 @@ let
   parts = {
     inherit lib pkgs;
 
-    # How evaluation tells what it does not refuse: text -> value -> value.
+    # How evaluation prints a warning: text -> value -> value.
     inherit (lib) warn;
 
     # Pure checks, no pkgs: what evaluation can refuse.
     check = import ./check { inherit lib; };
 
-    # The interpreter of everything that is Python here; nix/python/default.nix says why it is 3.11.
+    # The interpreter of all Python code; nix/python/default.nix gives the reason for 3.11.
     python =
       pkgs.python311
-        or (throw "enginix: the package set has no python311. Pass a Python 3.11: (mkLib pkgs).override { python = …; }.");
+        or (throw (
+          "enginix: the package set has no python311. Pass a Python 3.11: "
+          + "(mkLib pkgs).override { python = …; }."
+        ));
 
-    # PyTorch of the environments that have it. null takes the CPU wheel of the locks, which is free software. Else a
-    # package, { file; sha256; url ? null; license ? [ ]; } of a wheel, or a list of these: what replaces it and comes besides.
+    # PyTorch of the environments that have it. null takes the CPU wheel of the locks, which is free
+    # software. Else a package, { file; sha256; url ? null; license ? [ ]; } of a wheel, or a list
+    # of these: what replaces it and comes besides.
     torch = null;
 
-    # The environments, each a derivation whose bin/python3 has the wheels of nix/python/locks. A Python of nixpkgs'
-    # own packages may stand in the place of each.
+    # The environments, each a derivation whose bin/python3 has the wheels of nix/python/locks. A
+    # Python of nixpkgs' own packages may replace each.
     core-python = import ./python scope "core";
     runtime-python = import ./python scope "runtime";
     modelopt-python = import ./python scope "modelopt";
@@ -51,7 +56,9 @@ let
     tritonserver = import ./tritonserver-cpu.nix scope;
 
     # What fetches runtime images.
-    crane = pkgs.crane or (throw "enginix: the package set has no crane, which fetches the images of runtimes");
+    crane =
+      pkgs.crane
+        or (throw "enginix: the package set has no crane, which fetches the images of runtimes");
 
     mkHfModel = import ./mk-hf-model.nix scope;
     mkHfDataset = import ./mk-hf-dataset.nix scope;
@@ -79,16 +86,19 @@ let
   optional = [ "edgellm-runtime" ];
 
   points = builtins.attrNames parts ++ optional;
-  strange = builtins.filter (name: !builtins.elem name points) (builtins.attrNames overrides);
-  checked =
-    if strange == [ ] then
+  unknownParts = builtins.filter (name: !builtins.elem name points) (builtins.attrNames overrides);
+  knownOverrides =
+    if unknownParts == [ ] then
       overrides
     else
-      throw "(mkLib pkgs).override: ${parts.check.names.unknown "part" (builtins.head strange) points}";
+      throw (
+        "(mkLib pkgs).override: "
+        + "${parts.check.names.unknown "part" (builtins.head unknownParts) points}"
+      );
 
   scope =
     parts
-    // checked
+    // knownOverrides
     // {
       override =
         more:

@@ -6,7 +6,9 @@
 flavour:
 let
   version = builtins.head (
-    builtins.match ".*__version__ = \"([^\"]+)\".*" (builtins.readFile ../python/enginix/__init__.py)
+    builtins.match ".*__version__ = \"([^\"]+)\".*" (
+      builtins.readFile ../python/enginix/__init__.py
+    )
   );
 
   core = [

@@ -1,4 +1,5 @@
-# What mkHfModel and mkHfDataset share: a lock's files, one flat fixed-output derivation each, and their join by links.
+# What mkHfModel and mkHfDataset share: a lock's files, one flat fixed-output derivation each, and
+# their join by links.
 {
   lib,
   pkgs,
@@ -7,8 +8,8 @@
   ...
 }:
 rec {
-  # HF_ENDPOINT and HF_TOKEN reach fixed-output builds only, from the environment of whoever builds: the
-  # caller's in a single-user installation, nix-daemon's otherwise.
+  # HF_ENDPOINT and HF_TOKEN reach fixed-output builds only, from the environment of the building
+  # process: the caller's in a single-user installation, nix-daemon's otherwise.
   fetcher = {
     nativeBuildInputs = [ enginix-core ];
     hubSetup = ./builders/hub.sh;
@@ -27,7 +28,7 @@ rec {
     let
       where = if builtins.isPath lock || builtins.isString lock then toString lock else "lock";
       pinned = check.lock.parse where (if builtins.isAttrs lock then lock else lib.importJSON lock);
-      other = {
+      functionFor = {
         model = "mkHfModel";
         dataset = "mkHfDataset";
       };
@@ -36,14 +37,20 @@ rec {
     in
     if builtins.isPath lock && !builtins.pathExists lock then
       throw ''
-        ${function}: there is no lock ${where}. Write it, and tell git of it: a flake in
-        a git repository has only the files that git knows.
+        ${function}: there is no lock ${where}. Write it, and add it to git: a flake in
+        a git repository sees only the files that git tracks.
           nix run github:enginix/enginix#enginix-core -- lock ${dataset}OWNER/NAME -o ${file}
           git add ${file}''
     else if pinned.type != type then
-      throw "${function}: ${where} is the lock of a ${pinned.type}; use ${other.${pinned.type}}."
+      throw (
+        "${function}: ${where} is the lock of a ${pinned.type}; "
+        + "use ${functionFor.${pinned.type}}."
+      )
     else if type == "dataset" && pinned.model != { } then
-      throw "${function}: ${where}: a dataset has no facts of a model; write the lock again with `enginix lock`."
+      throw (
+        "${function}: ${where}: a dataset has no facts of a model; "
+        + "write the lock again with `enginix lock`."
+      )
     else
       pinned;
 
@@ -51,8 +58,8 @@ rec {
 
   licenseOf = id: lib.optionalAttrs (id != null) { license = check.license.named id; };
 
-  # pinned -> hub -> path -> derivation. Named after the file alone: equal files of two repositories or two revisions are
-  # one store path.
+  # pinned -> hub -> path -> derivation. Named after the file alone: equal files of two repositories
+  # or two revisions are one store path.
   filesOf =
     pinned: hub:
     builtins.mapAttrs (
@@ -87,7 +94,14 @@ rec {
       name = "${title}-${pinned.type}";
       buildCommandPath = ./builders/join-files.sh;
       # path, newline, store path, newline, …
-      links = lib.concatLines (builtins.concatLists (lib.mapAttrsToList (path: file: [ path "${file}" ]) files));
+      links = lib.concatLines (
+        builtins.concatLists (
+          lib.mapAttrsToList (path: file: [
+            path
+            "${file}"
+          ]) files
+        )
+      );
       manifest = builtins.toJSON {
         format = 1;
         artefact = pinned.type;

@@ -1,8 +1,9 @@
 # { image; pod; container; nodes; slots; … } -> { leader; items; }
 #
-# One server over several nodes: a LeaderWorkerSet (leaderworkerset.x-k8s.io/v1) of groups, a Pod a node. The first,
-# the leader, is `enginix serve --hosts`: it starts the ranks of the others by `kubectl exec`, and answers. The others
-# are `enginix serve --worker`. Its account may do nothing but that, in those Pods; theirs nothing at all.
+# One server over several nodes: a LeaderWorkerSet (leaderworkerset.x-k8s.io/v1) of groups, a Pod a
+# node. The first, the leader, is `enginix serve --hosts`: it starts the ranks of the others by
+# `kubectl exec`, and answers. The others are `enginix serve --worker`. Its account may do nothing
+# but that, in those Pods; their account may do nothing.
 {
   lib,
   meta,
@@ -149,7 +150,7 @@ let
       };
       leaderWorkerTemplate = {
         size = nodes;
-        # Ranks without the others are nothing: whichever Pod ends, all begin anew.
+        # Ranks cannot go on without the others: when one Pod ends, all begin anew.
         restartPolicy = "RecreateGroupOnPodRestart";
         leaderTemplate =
           template leader

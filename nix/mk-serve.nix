@@ -1,7 +1,7 @@
 # mkServe :: { engine, … } -> derivation
 #
-# trtllm-serve (OpenAI interface) around an engine of kind tensorrt or llmapi, inside its runtime; refused at start
-# where the engine does not fit the GPU.
+# trtllm-serve (OpenAI interface) around an engine of kind tensorrt or llmapi, inside its runtime;
+# refused at start where the engine does not fit the GPU.
 {
   lib,
   pkgs,
@@ -20,7 +20,8 @@ let
       # Address and port of the OpenAI interface.
       host ? "127.0.0.1",
       port ? 8000,
-      # Share of the free GPU memory that the KV cache takes, as text: "0.9"; null leaves TensorRT-LLM's.
+      # Share of the free GPU memory that the KV cache takes, as text: "0.9"; null leaves
+      # TensorRT-LLM's.
       kvCacheFraction ? null,
       name ? engine.modelName,
     }:
@@ -48,6 +49,7 @@ let
         driver = if stack.driver == null then "" else stack.driver;
         arguments = "${engine} ${lib.escapeShellArgs flags}";
         inherit (pkgs) bash;
+        launcher = ./builders/launcher.sh;
         preferLocalBuild = true;
         passthru = {
           inherit engine kind host;
@@ -67,4 +69,4 @@ args:
 if args ? engine.serve then
   args.engine.serve (removeAttrs args [ "engine" ])
 else
-  build (check.arguments.only function [ "engine" "host" "port" "kvCacheFraction" "name" ] args)
+  check.arguments.call function build args

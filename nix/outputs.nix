@@ -6,8 +6,10 @@ let
   # A package set may lack a system (tests/hostpkgs has one).
   forSystems = f: lib.genAttrs (builtins.filter (s: nixpkgs.legacyPackages ? ${s}) systems) f;
   mkLib = pkgs: import ./. { inherit pkgs; };
-  # The flake's own outputs, and nothing of who calls mkLib: the one package that is not free in nixpkgs' sense is
-  # allowed, which carries NVIDIA's libcudart (nix/tritonserver-cpu.nix).
+  # Of the template.
+  lockFile = "qwen3-0.6b.lock.json";
+  # For the flake's own outputs, not for callers of mkLib: the one package that is not free in
+  # nixpkgs' sense is allowed, which carries NVIDIA's libcudart (nix/tritonserver-cpu.nix).
   scopeOf =
     system:
     mkLib (
@@ -61,11 +63,11 @@ in
     welcomeText = ''
       # One model, pinned and served
 
-      Pin the model; this downloads no weight. Then tell git of it: a flake in a git
-      repository has only the files that git knows.
+      Pin the model; this downloads no weight. Then add it to git: a flake in a git
+      repository sees only the files that git tracks.
 
-          nix run github:enginix/enginix#enginix-core -- lock Qwen/Qwen3-0.6B -o qwen3-0.6b.lock.json
-          git add flake.nix qwen3-0.6b.lock.json
+          nix run github:enginix/enginix#enginix-core -- lock Qwen/Qwen3-0.6B -o ${lockFile}
+          git add flake.nix ${lockFile}
 
       Then build and serve it:
 

@@ -1,7 +1,8 @@
 # { name, folders, python, … } -> derivation
 #
-# The enginix command over a Python, made of the folders that its use needs and no others: a change of anything else
-# builds nothing again that was built by it. The modules at the top of the package are in every one.
+# The enginix command over a Python, made of the folders that its use needs and no others: a change
+# of anything else builds nothing again that it built. The modules at the top of the package
+# are in every one.
 { pkgs, lib, ... }:
 let
   root = ../python/enginix;
@@ -27,10 +28,13 @@ let
       parent = dirOf relative;
       # A kind's description is for what lists kinds: a change of its text builds no engine again.
       isUnreadDescription =
-        builtins.match "kinds/[^/]+/kind[.]py" relative != null && !builtins.elem "kinds/registry" folders;
-      isPackageOfFolder = lib.removeSuffix ".py" (baseNameOf path) == "__init__" && builtins.any (lib.hasPrefix "${parent}/") folders;
+        builtins.match "kinds/[^/]+/kind[.]py" relative != null
+        && !builtins.elem "kinds/registry" folders;
+      isPackageOfFolder =
+        lib.removeSuffix ".py" (baseNameOf path) == "__init__"
+        && builtins.any (lib.hasPrefix "${parent}/") folders;
     in
-    # Build products of a working tree are no source.
+    # Skip the build products of a working tree.
     baseNameOf path != "__pycache__"
     && !lib.hasSuffix ".so" path
     && (
@@ -60,6 +64,7 @@ else
       };
       inherit python;
       inherit (pkgs) bash;
+      launcher = ./builders/launcher.sh;
       preferLocalBuild = true;
       passthru = { inherit python; } // passthru;
       meta = {

@@ -1,5 +1,6 @@
-# <model>-{model,checkpoint,engine,triton-repo,triton-server} of every model of the catalogue, as far as this system
-# has them: engines are gated, and servers served, by the environment with PyTorch.
+# <model>-{model,checkpoint,engine,triton-repo,triton-server} of every model of the catalogue, as
+# far as this system has them: engines are gated, and servers served, by the environment with
+# PyTorch.
 {
   lib,
   availability,
@@ -13,12 +14,16 @@ let
     model:
     lib.filterAttrs (
       stage: _:
-      stage == "model" || stage == "checkpoint" || availability.runtime && (stage != "triton-server" || servable model)
+      stage == "model"
+      || stage == "checkpoint"
+      || availability.runtime && (stage != "triton-server" || servable model)
     ) catalogue.${model};
+  withModel =
+    all: model: all // lib.mapAttrs' (stage: lib.nameValuePair "${model}-${stage}") (stages model);
   # Kind reference is served by the Triton that enginix brings; the others by their runtime's.
   servable = model: availability.tritonserver || catalogue.${model}.engine.kind != "reference";
 in
-builtins.foldl' (all: model: all // lib.mapAttrs' (stage: lib.nameValuePair "${model}-${stage}") (stages model))
+builtins.foldl' withModel
   (
     {
       inherit enginix-core;

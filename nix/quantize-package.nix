@@ -1,5 +1,5 @@
-# The enginix command over the Python that has NVIDIA's quantizer: only what calibrates and quantizes, so that a change
-# of anything else quantizes nothing again.
+# The enginix command over the Python that has NVIDIA's quantizer: only what calibrates and
+# quantizes, so that no other change quantizes a model again.
 { enginix-core, modelopt-python, ... }@scope:
 let
   folders = [

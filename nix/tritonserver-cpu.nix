@@ -1,5 +1,5 @@
-# A real tritonserver without GPU support, with its Python backend: the one inside nvidia-pytriton's wheel.
-# nixpkgs packages none.
+# A real tritonserver without GPU support, with its Python backend: the one inside nvidia-pytriton's
+# wheel. nixpkgs packages none.
 {
   lib,
   pkgs,
@@ -13,7 +13,10 @@ let
   systems = builtins.attrNames nvidia-pytriton.files;
 in
 if lock.missing != [ ] then
-  throw "tritonserver: nvidia-pytriton's wheel exists for ${lib.concatStringsSep " and " systems} only. Pass another: (mkLib pkgs).override { tritonserver = …; }"
+  throw (
+    "tritonserver: nvidia-pytriton's wheel exists for ${lib.concatStringsSep " and " systems} "
+    + "only. Pass another: (mkLib pkgs).override { tritonserver = …; }"
+  )
 else
   pkgs.stdenv.mkDerivation {
     pname = "tritonserver-cpu";
@@ -41,8 +44,9 @@ else
     meta = {
       description = "Triton Inference Server, CPU build with the Python backend";
       homepage = "https://github.com/triton-inference-server/server";
-      # Triton's own, PyTriton's and DCGM's, and that of libcudart, which tritonserver links without using a GPU:
-      # NVIDIA's CUDA EULA, redistributable and not free. nix/outputs.nix allows this one package.
+      # Triton's own, PyTriton's and DCGM's, and that of libcudart, which tritonserver links without
+      # using a GPU: NVIDIA's CUDA EULA, redistributable and not free. nix/outputs.nix allows this
+      # one package.
       license = [
         lib.licenses.bsd3
         lib.licenses.asl20

@@ -2,4 +2,5 @@
 # ModelOpt imports half of the CUDA stack, which wants a home.
 source "$environment"
 eval "flags=($flags)"
-PYTHONPATH=$enginix/lib PYTHONDONTWRITEBYTECODE=1 python3 "$enginix/libexec/launch.py" convert "$model" -o "$out" "${flags[@]}"
+export PYTHONPATH=$enginix/lib PYTHONDONTWRITEBYTECODE=1
+python3 "$enginix/libexec/launch.py" convert "$model" -o "$out" "${flags[@]}"

@@ -1,5 +1,6 @@
 # shellcheck shell=bash disable=SC2154
 eval "flags=($flags)"
 enginix convert "$model" -o "$out" "${flags[@]}"
-# What verification finds fault with is no checkpoint: NaN of the model, for one, would be an engine's.
+# A checkpoint that fails verification is not an output: a NaN of the model, for example, would get
+# into the engine.
 enginix verify-checkpoint "$out"

@@ -1,14 +1,16 @@
 # shellcheck shell=bash disable=SC2154
+pinned="mkRuntime { id = \"$id\"; pin = ./runtime.json; }"
 alternative=
 if [ -n "$others" ]; then
+  image="mkRuntime { id = \"$id\"; image = \"${others##* }\"; }"
   alternative="
-       or take an image whose hash a public source tells, unverified: mkRuntime { id = \"$id\"; image = \"${others##* }\"; }"
+       or take an image whose hash a public source gives, unverified: $image"
 fi
 cat >&2 <<EOF
 error: runtime $id: no hash is recorded for $reference ($system)
   fix: on a machine that reaches the registry:
          enginix runtime pin $id --image $tag --system $system -o runtime.json
-       and pass it:  mkRuntime { id = "$id"; pin = ./runtime.json; }, as the argument runtime of mkEngine$alternative
+       and pass it:  $pinned, as the argument runtime of mkEngine$alternative
   To see the whole pipeline on any machine:
        nix build .#tiny-qwen3-engine
        nix run .#tiny-qwen3-triton-server

@@ -1,4 +1,5 @@
 # shellcheck shell=bash disable=SC1090,SC2154
 source "$environment"
 eval "flags=($flags)"
-enginix gate "$engine" --said "$said" --reference "$reference" --model "$model" --gated-engine -o "$out" "${flags[@]}"
+enginix gate "$engine" --said "$answers" --reference "$reference" --model "$model" \
+  --gated-engine -o "$out" "${flags[@]}"

@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC1090,SC2154
 source "$environment"
 eval "flags=($flags)"
-# The bytes do not depend on the number of threads; 0 is Nix's word for all cores.
+# The bytes do not depend on the number of threads; Nix writes 0 for all cores.
 if [ "${NIX_BUILD_CORES:-0}" != 0 ]; then
   flags+=(--threads "$NIX_BUILD_CORES")
 fi

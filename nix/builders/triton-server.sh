@@ -1,13 +1,8 @@
 # shellcheck shell=bash disable=SC2154
-# Arguments given at start come last, so they win over the ones built in.
-mkdir -p "$out/bin"
-room=
-[ -z "$bubblewrap" ] || room="ENGINIX_BWRAP=\${ENGINIX_BWRAP:-$bubblewrap/bin/bwrap} "
-cat >"$out/bin/$name" <<EOF
-#!$bash/bin/bash
-${room}exec $enginix/bin/enginix serve $repo $installation $flags "\$@"
-EOF
-chmod +x "$out/bin/$name"
+# shellcheck source=nix/builders/launcher.sh
+source "$launcher"
+write_launcher "$name" ${bubblewrap:+"$(bubblewrap_line)"} \
+  "$enginix/bin/enginix serve $repo $installation $flags"
 # Refuses a repository that this runtime cannot serve now rather than at start.
 eval "words=($installation $flags)"
 if [ -n "$needsSecret" ]; then

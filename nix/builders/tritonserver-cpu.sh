@@ -1,11 +1,12 @@
 # shellcheck shell=bash disable=SC2154
-# {bin/tritonserver, backends/python, caches} as Triton expects them, the wheel's libraries two levels up from
-# where its binaries look for them.
+# {bin/tritonserver, backends/python, caches} as Triton expects them, the wheel's libraries two
+# levels up from where its binaries look for them.
 python3 -m zipfile -e "$src" wheel
 cd wheel || exit
 stub=pytriton/tritonserver/python_backend_stubs/$pythonVersion/triton_python_backend_stub
 if [ ! -e "$stub" ]; then
-  echo "error: the wheel has no stub for Python $pythonVersion; it has: $(cd pytriton/tritonserver/python_backend_stubs && echo *)" >&2
+  stubs=$(cd pytriton/tritonserver/python_backend_stubs && echo *)
+  echo "error: the wheel has no stub for Python $pythonVersion; it has: $stubs" >&2
   exit 1
 fi
 site=$out/lib/site-packages

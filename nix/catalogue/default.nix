@@ -1,11 +1,11 @@
 # Ready models: name -> { model, checkpoint, engine, triton-repo, triton-server }.
 #
-# One file each, a function of the scope. The files are listed, not discovered, and an entry is evaluated
-# only when it is asked for.
+# One file each, a function of the scope. The files are listed, not discovered, and an entry is
+# evaluated only when it is asked for.
 scope:
 let
-  # Showing or checking the flake evaluates every entry: what is to be told of one stands in its
-  # comments and in the build's log, and mkEngine tells it of engines that users ask for.
+  # Showing or checking the flake evaluates every entry, so evaluation prints no warning here. The
+  # warnings are in the entries' comments and in the build log; mkEngine prints them for users.
   quiet = scope.override { warn = _: value: value; };
   stages =
     name: file:

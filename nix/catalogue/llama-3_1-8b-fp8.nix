@@ -1,5 +1,6 @@
-# nvidia/Llama-3.1-8B-Instruct-FP8: the request calls it nvidia/Llama-3.1-8B-FP8; NVIDIA's own documents
-# (TensorRT-LLM, quantization) name it so. Neither commit nor hashes were found in a public source.
+# nvidia/Llama-3.1-8B-Instruct-FP8: the request calls it nvidia/Llama-3.1-8B-FP8; NVIDIA's own
+# documents (TensorRT-LLM, quantization) name it so. Neither commit nor hashes were found in a
+# public source.
 scope: {
   model = import ./unpinned.nix scope {
     name = "llama-3_1-8b-fp8";

@@ -1,4 +1,5 @@
-# meta-llama/Llama-3.1-8B-Instruct: the commit is one that public code pins; the hashes of all its files were not found.
+# meta-llama/Llama-3.1-8B-Instruct: the commit is one that public code pins; the hashes of all its
+# files were not found.
 scope: {
   model = import ./unpinned.nix scope {
     name = "llama-3_1-8b-instruct";

@@ -1,4 +1,5 @@
-# Qwen/Qwen3-8B: the commit is one that public code pins; the hashes of all its files were not found.
+# Qwen/Qwen3-8B: the commit is one that public code pins; the hashes of all its files were not
+# found.
 scope: {
   model = import ./unpinned.nix scope {
     name = "qwen3-8b";

@@ -1,8 +1,8 @@
 # A model of the catalogue whose lock may not be known yet.
 #
-# With `<name>.lock.json` beside its entry it is an ordinary model. Without, everything evaluates, so that the
-# flake can be shown and checked as a whole, and building anything of it fails at once with the one command that
-# writes the lock. No hash is invented.
+# With `<name>.lock.json` beside its entry it is an ordinary model. Without, everything evaluates,
+# so that the flake can be shown and checked as a whole, and building anything of it fails at once
+# with the one command that writes the lock. No hash is invented.
 {
   mkHfModel,
   pkgs,
@@ -18,13 +18,13 @@
   revision ? null,
   # Of a `git lfs clone` without .git, where it was published; a store that has the path serves it.
   hash ? null,
-  # What the name says, so that evaluation can refuse a GPU that cannot run it.
+  # As the model's name gives them, so that evaluation can refuse a GPU that cannot run it.
   architecture,
   quantization ? null,
   license ? null,
   # Whether a licence must be accepted on the Hub first.
   gated ? false,
-  # What else a person should know who wants to build it.
+  # Further advice for a person who wants to build it.
   note ? "",
 }:
 let

@@ -8,7 +8,9 @@ else
 fi
 {
   echo "error: $repo: $what"
-  [ -z "$gated" ] || echo "  its licence must be accepted first, on https://huggingface.co/$repo, and HF_TOKEN set"
+  if [ -n "$gated" ]; then
+    echo "  its licence must be accepted first, on https://huggingface.co/$repo, and HF_TOKEN set"
+  fi
   echo "  fix: pin it, in a checkout of this flake:"
   echo "       enginix lock $repo${revision:+ --revision $revision} -o $lock"
   echo "       git add $lock"

@@ -1,5 +1,5 @@
 { lib, names, ... }:
-{
+rec {
   # Rejects argument names that a function does not have, with the nearest one that it has.
   # only :: string -> [ string ] -> set -> set
   only =
@@ -11,6 +11,12 @@
       args
     else
       throw "${function}: ${names.unknown "argument" (builtins.head strange) known}";
+
+  # Calls a function of an attribute set; its pattern is the list of its arguments.
+  # call :: string -> (set -> a) -> set -> a
+  call =
+    function: build: args:
+    build (only function (builtins.attrNames (builtins.functionArgs build)) args);
 
   # One of a list of values.
   # oneOf :: string -> string -> [ string ] -> string -> string
@@ -28,7 +34,10 @@
     if builtins.isInt value && value >= least then
       value
     else
-      throw "${function}: ${argument} = ${builtins.toJSON value}, but it must be a whole number of at least ${toString least}.";
+      throw (
+        "${function}: ${argument} = ${builtins.toJSON value}, but it must be a whole number of at "
+        + "least ${toString least}."
+      );
 
   # Minutes, of which a part is one too.
   # minutes :: string -> string -> int|float -> int|float
@@ -37,7 +46,10 @@
     if (builtins.isInt value || builtins.isFloat value) && value > 0 then
       value
     else
-      throw "${function}: ${argument} = ${builtins.toJSON value}, but it must be a number of minutes above 0.";
+      throw (
+        "${function}: ${argument} = ${builtins.toJSON value}, "
+        + "but it must be a number of minutes above 0."
+      );
 
   # A whole number between two, both included.
   # between :: string -> string -> int -> int -> int -> int
@@ -46,5 +58,8 @@
     if builtins.isInt value && least <= value && value <= most then
       value
     else
-      throw "${function}: ${argument} = ${builtins.toJSON value}, but it must be a whole number from ${toString least} to ${toString most}.";
+      throw (
+        "${function}: ${argument} = ${builtins.toJSON value}, but it must be a whole number from "
+        + "${toString least} to ${toString most}."
+      );
 }

@@ -8,11 +8,11 @@ let
   divisors = n: builtins.filter (d: lib.mod n d == 0) [ 1 2 4 8 16 32 64 ];
   divides = d: n: n == null || lib.mod n d == 0;
   llmapi = "serve the model with the llmapi kind (TensorRT-LLM's PyTorch backend)";
-  listed = sizes: if sizes == [ ] then "none" else lib.concatMapStringsSep ", " toString sizes;
+  listSizes = sizes: if sizes == [ ] then "none" else lib.concatMapStringsSep ", " toString sizes;
 in
 {
-  # Parallelism against the model's sizes, as far as the lock carries them: what python/enginix/checkpoint/mapping.py
-  # refuses from config.json.
+  # Parallelism against the model's sizes, as far as the lock carries them: what
+  # python/enginix/checkpoint/mapping.py refuses from config.json.
   # parallelism :: string -> set -> { tensorParallel; pipelineParallel; expertParallel; } -> set
   parallelism =
     function: model: p:
@@ -37,17 +37,33 @@ in
         && divides (if experts == null then n else n / ep) width;
     in
     if !divides tp heads then
-      throw "${function}: tensorParallel = ${toString tp} does not divide the model's ${toString heads} attention heads. Sizes that do: ${listed (divisors heads)}."
+      throw (
+        "${function}: tensorParallel = ${toString tp} does not divide the model's "
+        + "${toString heads} attention heads. Sizes that do: ${listSizes (divisors heads)}."
+      )
     else if layers != null && pp > layers then
-      throw "${function}: pipelineParallel = ${toString pp}, but the model has ${toString layers} layers."
+      throw (
+        "${function}: pipelineParallel = ${toString pp}, "
+        + "but the model has ${toString layers} layers."
+      )
     else if lib.mod tp ep != 0 then
-      throw "${function}: expertParallel = ${toString ep} does not divide tensorParallel = ${toString tp}. Sizes that do: ${listed (divisors tp)}."
+      throw (
+        "${function}: expertParallel = ${toString ep} does not divide tensorParallel = "
+        + "${toString tp}. Sizes that do: ${listSizes (divisors tp)}."
+      )
     else if ep != 1 && experts == null && heads != null then
       throw "${function}: expertParallel = ${toString ep}, but the model has no experts."
     else if !divides ep experts then
-      throw "${function}: expertParallel = ${toString ep} does not divide the model's ${toString experts} experts. Sizes that do: ${listed (divisors experts)}."
+      throw (
+        "${function}: expertParallel = ${toString ep} does not divide the model's "
+        + "${toString experts} experts. Sizes that do: ${listSizes (divisors experts)}."
+      )
     else if !fits tp then
-      throw "${function}: tensorParallel = ${toString tp} does not fit ${toString kvHeads} KV heads and an intermediate size of ${toString width}. Sizes that do: ${listed (builtins.filter fits (builtins.genList (n: n + 1) 64))}."
+      throw (
+        "${function}: tensorParallel = ${toString tp} does not fit ${toString kvHeads} KV heads "
+        + "and an intermediate size of ${toString width}. Sizes that do: "
+        + "${listSizes (builtins.filter fits (builtins.genList (n: n + 1) 64))}."
+      )
     else
       {
         tensorParallel = tp;
@@ -55,7 +71,8 @@ in
         expertParallel = ep;
       };
 
-  # GPUs of a node: the ranks are on one, or fill several, so that none shares its GPU (python/enginix/checkpoint/mapping.py).
+  # GPUs of a node: the ranks are on one, or fill several, so that no two ranks share a GPU
+  # (python/enginix/checkpoint/mapping.py).
   # nodes :: string -> { tensorParallel; pipelineParallel; } -> int -> int
   nodes =
     function: p: value:
@@ -64,58 +81,77 @@ in
       world = p.tensorParallel * p.pipelineParallel;
       several = builtins.filter (n: lib.mod world n == 0) (builtins.genList (n: n + 1) (world - 1));
       below = world / each * each;
+      mismatch =
+        "gpusPerNode = ${toString each}, but tensorParallel ${toString p.tensorParallel} × "
+        + "pipelineParallel ${toString p.pipelineParallel} = ${toString world} ranks neither fit "
+        + "one node of ${toString each} GPUs nor fill several.";
     in
     if world <= each || lib.mod world each == 0 then
       each
     else
       throw ''
-        ${function}: gpusPerNode = ${toString each}, but tensorParallel ${toString p.tensorParallel} × pipelineParallel ${toString p.pipelineParallel} = ${toString world} ranks neither fit one node of ${toString each} GPUs nor fill several.
+        ${function}: ${mismatch}
         Do one of these:
           - serve on one node: gpusPerNode = ${toString world}
           - serve on several: gpusPerNode = ${lib.concatMapStringsSep " or " toString several}
           - make other ranks: ${toString below} or ${toString (below + each)} of them'';
 
-  # The model's quantization, where the lock tells it: what python/enginix/model/quantization.py refuses. Locks have
-  # names in capitals, whatever the model has.
+  # The model's quantization, where the lock has it: what python/enginix/model/quantization.py
+  # refuses. Locks have names in capitals, whatever the model has.
   # quantization :: string -> set -> { model; quantization; } -> string | null
   quantization =
     function: table: m:
     let
       inherit (table) algorithms methods;
-      called = if m.quantization or null != null then m.quantization else m.model.quantization or null;
-      lower = if called == null then null else lib.toLower called;
+      declared =
+        if m.quantization or null != null then m.quantization else m.model.quantization or null;
+      lower = if declared == null then null else lib.toLower declared;
       named = row: name: builtins.any (n: lib.toLower n == lower) ([ name ] ++ row.aliases);
-      found = builtins.filter (n: named algorithms.${n} n) (builtins.attrNames algorithms);
-      algorithm = builtins.head found;
+      matches = builtins.filter (n: named algorithms.${n} n) (builtins.attrNames algorithms);
+      algorithm = builtins.head matches;
       row = algorithms.${algorithm};
-      # Of config.json, where there is no file of ModelOpt's. Older locks do not tell it.
-      told = m.model.quantizationMethod or null;
+      # Of config.json, where there is no file of ModelOpt's. Older locks do not have it.
+      declaredMethod = m.model.quantizationMethod or null;
       method =
-        if told != null then
-          told
-        else if found == [ ] && lower != null && methods ? ${lower} then
+        if declaredMethod != null then
+          declaredMethod
+        else if matches == [ ] && lower != null && methods ? ${lower} then
           lower
         else
           null;
       foreign = methods.${method} or methods."*";
-      refuse = what: why: instead: throw "${function}: ${what} cannot become a TensorRT-LLM checkpoint: ${why}. Instead: ${instead}.";
+      refuse =
+        what: why: instead:
+        throw (
+          "${function}: ${what} cannot become a TensorRT-LLM checkpoint: "
+          + "${why}. Instead: ${instead}."
+        );
       usable = builtins.filter (n: algorithms.${n}.convert) (builtins.attrNames algorithms);
       cache = m.model.kvCacheQuantization or null;
     in
     if !builtins.elem method [ null "modelopt" ] then
       refuse "quantization method ${method}" foreign.why foreign.instead
     else if cache != null && cache != "FP8" then
-      throw "${function}: KV cache quantization ${cache} has no place in a checkpoint from a Hugging Face model; quantize the KV cache to FP8, or not at all."
-    else if called == null || lower == "modelopt" then
+      throw (
+        "${function}: KV cache quantization ${cache} has no place in a checkpoint from a Hugging "
+        + "Face model; quantize the KV cache to FP8, or not at all."
+      )
+    else if declared == null || lower == "modelopt" then
       null
-    else if found == [ ] then
-      throw "${function}: quantization ${called} is unknown; quantize with ModelOpt to one of: ${lib.concatStringsSep ", " usable}; or serve the model with the llmapi kind."
+    else if matches == [ ] then
+      throw (
+        "${function}: quantization ${declared} is unknown; quantize with ModelOpt to one of: "
+        + "${lib.concatStringsSep ", " usable}; or serve the model with the llmapi kind."
+      )
     else if !row.convert then
       refuse "quantization ${algorithm}" row.why (
         row.instead + lib.optionalString (row.llmapi == true && !row.engine) ", or ${llmapi}"
       )
     else if row.experts == false && m.model.experts or null != null then
-      throw "${function}: ${algorithm} is for dense models, and this one has ${toString m.model.experts} experts; quantize it to FP8 or NVFP4."
+      throw (
+        "${function}: ${algorithm} is for dense models, and this one has "
+        + "${toString m.model.experts} experts; quantize it to FP8 or NVFP4."
+      )
     else
       algorithm;
 
@@ -131,33 +167,46 @@ in
   # The converter's row for the model's architecture, where the lock carries that.
   # converter :: string -> set -> string -> { model; quantization; parallel; } -> set
   converter =
-    function: table: wanted: m:
+    function: table: converterName: m:
     let
       inherit (table) converters;
-      chosen = converters.${arguments.oneOf function "converter" (builtins.attrNames converters) wanted};
+      choices = builtins.attrNames converters;
+      chosen = converters.${arguments.oneOf function "converter" choices converterName};
       known = builtins.attrNames chosen.architectures;
       name = m.model.architecture or "";
-      takers = builtins.filter (c: converters.${c}.architectures ? ${name}) (builtins.attrNames converters);
+      capable = builtins.filter (c: converters.${c}.architectures ? ${name}) choices;
+      offer = c: "converter = \"${c}\" (${converters.${c}.runsOn})";
       row = chosen.architectures.${name} or { };
       most = row.maxTensorParallel or null;
     in
     if name != "" && !builtins.elem name known then
-      if takers != [ ] then
-        throw "${function}: converter = \"${wanted}\" does not take ${name}; ${
-          lib.concatMapStringsSep " and " (c: "converter = \"${c}\" (${converters.${c}.runsOn})") takers
-        } does. \"${wanted}\" takes: ${lib.concatStringsSep ", " known}."
+      if capable != [ ] then
+        throw (
+          "${function}: converter = \"${converterName}\" does not take ${name}; "
+          + "${lib.concatMapStringsSep " and " offer capable} does. "
+          + "\"${converterName}\" takes: ${lib.concatStringsSep ", " known}."
+        )
       else if table.refused ? ${name} then
         throw "${function}: no converter takes ${name}: ${table.refused.${name}}."
       else
         throw "${function}: ${names.unknown "architecture" name known}"
-    else if wanted == "enginix" then
+    else if converterName == "enginix" then
       row
     else if m.quantization or null != null then
-      throw "${function}: converter = \"${wanted}\" converts unquantized models; this one is ${m.quantization}."
+      throw (
+        "${function}: converter = \"${converterName}\" converts unquantized models; "
+        + "this one is ${m.quantization}."
+      )
     else if m.parallel.pipelineParallel != 1 || m.parallel.expertParallel != 1 then
-      throw "${function}: converter = \"${wanted}\" offers tensorParallel only; leave pipelineParallel and expertParallel at 1."
+      throw (
+        "${function}: converter = \"${converterName}\" offers tensorParallel only; "
+        + "leave pipelineParallel and expertParallel at 1."
+      )
     else if most != null && m.parallel.tensorParallel > most then
-      throw "${function}: tensorParallel = ${toString m.parallel.tensorParallel}, but converter = \"${wanted}\" takes ${name} with at most ${toString most}."
+      throw (
+        "${function}: tensorParallel = ${toString m.parallel.tensorParallel}, but converter = "
+        + "\"${converterName}\" takes ${name} with at most ${toString most}."
+      )
     else
       row;
 }

@@ -1,7 +1,9 @@
-# Whether a TensorRT Edge-LLM engine fits its GPU, at evaluation: python/enginix/plan/edgellm.py again.
+# Whether a TensorRT Edge-LLM engine fits its GPU, at evaluation: python/enginix/plan/edgellm.py
+# again.
 #
-# One GPU, float16, no free parameters: the wheel's builder fixes the KV cache at maxBatchSize sequences of
-# maxKvCacheCapacity tokens, in pages (data/edgellm/edgellm.json, memory). docs/reference/memory-plan.md says what is exact.
+# One GPU, float16, no free parameters: the wheel's builder fixes the KV cache at maxBatchSize
+# sequences of maxKvCacheCapacity tokens, in pages (data/edgellm/edgellm.json, memory).
+# docs/reference/memory-plan.md says what is exact.
 { lib, plan, ... }:
 let
   inherit (plan) memoryOf;
@@ -27,7 +29,7 @@ let
   };
 
   # Limits as the shared arithmetic names them.
-  named =
+  asSharedLimits =
     l:
     l
     // {
@@ -37,18 +39,21 @@ let
       tensorParallel = 1;
       pipelineParallel = 1;
     };
-  memory = m: gpu: l: arithmetic.memory cache m gpu (named l);
+  memory = m: gpu: l: arithmetic.memory cache m gpu (asSharedLimits l);
 
-  # What the wheel's builder counts in 32 bits; beyond it Nix's own numbers would wrap, and everything would fit.
+  # What the wheel's builder counts in 32 bits; beyond it Nix's own numbers would wrap, and
+  # everything would fit.
   inherit (table.memory) stepTokens pagedTokens poolPages;
-  uncountable =
+  countLimitError =
     l:
     if l.maxBatchSize > stepTokens.most / l.maxInputLen then
-      "limits.maxBatchSize × limits.maxInputLen is more than ${toString stepTokens.most} tokens; lower one of them"
+      "limits.maxBatchSize × limits.maxInputLen is more than ${toString stepTokens.most} tokens; "
+      + "lower one of them"
     else if l.maxKvCacheCapacity > pagedTokens.most then
       "limits.maxKvCacheCapacity is more than ${toString pagedTokens.most} tokens; lower it"
     else if l.maxBatchSize > poolPages.most / arithmetic.ceilDiv l.maxKvCacheCapacity page then
-      "limits.maxBatchSize × limits.maxKvCacheCapacity is more than ${toString poolPages.most} pages of ${toString page} tokens; lower one of them"
+      "limits.maxBatchSize × limits.maxKvCacheCapacity is more than ${toString poolPages.most} "
+      + "pages of ${toString page} tokens; lower one of them"
     else
       null;
 
@@ -97,7 +102,10 @@ let
         ++ first "maxBatchSize" (halvings 1 l.maxBatchSize)
         ++ first "kvBits" (if smallKv == { } then [ ] else [ 8 ])
         ++ first "maxKvCacheCapacity" (
-          if max shortest l.maxInputLen <= shorter && shorter < l.maxKvCacheCapacity then [ shorter ] else [ ]
+          if max shortest l.maxInputLen <= shorter && shorter < l.maxKvCacheCapacity then
+            [ shorter ]
+          else
+            [ ]
         )
         ++ first "quantization" lighterFormats;
       together = steps l.maxInputLen l.maxBatchSize;
@@ -108,56 +116,71 @@ let
     in
     arithmetic.smallest fitsWith single combined;
 
-  said = {
+  changeTexts = {
     kvBits = bits: "a model with an FP8 KV cache";
     quantization = name: "the model quantized to ${name}";
     maxInputLen = n: "limits.maxInputLen = ${toString n}";
     maxBatchSize = n: "limits.maxBatchSize = ${toString n}";
     maxKvCacheCapacity = n: "limits.maxKvCacheCapacity = ${toString n}";
   };
-  say = change: lib.concatMapStringsSep " with " (n: said.${n} change.${n}) (builtins.attrNames change);
+  describeChange =
+    change:
+    lib.concatMapStringsSep " with " (n: changeTexts.${n} change.${n}) (builtins.attrNames change);
 in
 rec {
-  # What the engine takes of the GPU's memory and what would make it fit; null where lock or table do not tell enough.
-  # plan :: facts // { weightBytes } -> { sm; memory; … } -> { maxInputLen; maxBatchSize; maxKvCacheCapacity; } -> set|null
+  # What the engine takes of the GPU's memory and what would make it fit; null where lock or table
+  # lack a fact.
+  # plan :: facts // { weightBytes } -> { sm; memory; … }
+  #   -> { maxInputLen; maxBatchSize; maxKvCacheCapacity; } -> set|null
   plan =
     facts: gpu: limits:
     let
       model = arithmetic.written facts;
-      found = memory model gpu limits;
+      estimate = memory model gpu limits;
     in
-    if !arithmetic.told model gpu then
+    if !arithmetic.isComplete model gpu then
       null
     else
-      found // { changes = if found.fits then [ ] else changes model gpu limits; };
+      estimate // { changes = if estimate.fits then [ ] else changes model gpu limits; };
 
   # The plan, or a refusal that names the tightest limit and the smallest change.
   # fits :: string -> facts // { weightBytes } -> { name; sm; memoryGB; … } -> limits -> set|null
   fits =
     function: model: gpu: limits:
     let
-      found = plan model ({ memory = memoryOf gpu; } // gpu) limits;
-      why = {
-        weights = "the weights alone take ${gib found.weights}";
-        workspace = "weights (${gib found.weights}) and workspace (about ${gib found.workspace}) take it all";
-        kvCache = "after weights (${gib found.weights}) and workspace (about ${gib found.workspace}) the KV cache has room for ${toString found.tokens} tokens, and ${toString limits.maxBatchSize} sequences of maxKvCacheCapacity take ${toString found.needTokens}, from the start";
+      estimate = plan model ({ memory = memoryOf gpu; } // gpu) limits;
+      reasons = {
+        weights = "the weights alone take ${gib estimate.weights}";
+        workspace =
+          "weights (${gib estimate.weights}) and workspace (about ${gib estimate.workspace}) "
+          + "take it all";
+        kvCache =
+          "after weights (${gib estimate.weights}) and workspace (about ${gib estimate.workspace}) "
+          + "the KV cache has room for ${toString estimate.tokens} tokens, and "
+          + "${toString limits.maxBatchSize} sequences of maxKvCacheCapacity take "
+          + "${toString estimate.needTokens}, from the start";
       };
+      reason = reasons.${estimate.tightest};
+      changeList = map describeChange estimate.changes;
+      others = builtins.tail changeList;
       ways =
-        if found.changes == [ ] then
-          "No single limit or format makes it fit, and this kind runs on one GPU; use a GPU with more memory, or kind = \"tensorrt\" or \"llmapi\" on several."
+        if estimate.changes == [ ] then
+          "No single limit or format makes it fit, and this kind runs on one GPU; use a GPU with "
+          + "more memory, or kind = \"tensorrt\" or \"llmapi\" on several."
         else
-          "Smallest change that fits: ${say (builtins.head found.changes)}.${
-            lib.optionalString (builtins.length found.changes > 1)
-              " Others: ${lib.concatMapStringsSep "; " say (builtins.tail found.changes)}."
-          }";
+          "Smallest change that fits: ${builtins.head changeList}."
+          + lib.optionalString (others != [ ]) " Others: ${lib.concatStringsSep "; " others}.";
     in
-    if uncountable limits != null then
-      throw "${function}: ${uncountable limits}. TensorRT Edge-LLM's builder counts no further."
-    else if found == null || found.fits then
-      found
+    if countLimitError limits != null then
+      throw (
+        "${function}: ${countLimitError limits}. "
+        + "TensorRT Edge-LLM's builder accepts no larger number."
+      )
+    else if estimate == null || estimate.fits then
+      estimate
     else
       throw ''
-        ${function}: it does not fit ${gpu.name} (${gib found.total}): ${why.${found.tightest}}.
+        ${function}: it does not fit ${gpu.name} (${gib estimate.total}): ${reason}.
         ${ways}
-        `enginix plan --kind edgellm` tells all figures, from the weights' headers.'';
+        `enginix plan --kind edgellm` prints every figure, from the weights' headers.'';
 }

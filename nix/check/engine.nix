@@ -6,44 +6,66 @@
   ...
 }:
 let
-  # A value as somebody would type it.
+  # A value as a user types it in Nix.
   show =
     v:
     if builtins.isAttrs v then
       "{ ${lib.concatStringsSep " " (lib.mapAttrsToList (n: x: "${n} = ${show x};") v)} }"
     else
       builtins.toJSON v;
-  listed = runtimes: kind: builtins.filter (id: builtins.elem kind runtimes.${id}.kinds) (builtins.attrNames runtimes);
+  runtimesOf =
+    runtimes: kind:
+    builtins.filter (id: builtins.elem kind runtimes.${id}.kinds) (builtins.attrNames runtimes);
 in
 {
-  # A runtime that has the kind. A runtime after the engine era says how to go on.
+  # A runtime that has the kind. For a runtime after the engine era the error lists the ways on.
   # runtime :: string -> set -> string -> { target; limits; } -> string -> set
   runtime =
     function: runtimes: kind: asked: id:
     let
-      row = runtimes.${id} or (throw "${function}: ${names.unknown "runtime" id (listed runtimes kind)}");
+      row =
+        runtimes.${id}
+          or (throw "${function}: ${names.unknown "runtime" id (runtimesOf runtimes kind)}");
+      removed =
+        "runtime \"${id}\" has no engine path: NVIDIA removed trtllm-build and the TensorRT "
+        + "backend from TensorRT-LLM in June and July 2026 (PRs #15763, #15907, #15918).";
+      engineRuntimes = lib.concatStringsSep "\" or \"" (runtimesOf runtimes "tensorrt");
+      sameModel =
+        "mkEngine { kind = \"llmapi\"; model = …; target = ${show asked.target}; "
+        + "runtime = \"${id}\"; limits = ${show asked.limits}; }";
+      guide = "https://nvidia.github.io/TensorRT-LLM/legacy/tensorrt-backend-removal.html";
     in
     if builtins.elem kind row.kinds then
       row // { inherit id; }
     else if kind == "tensorrt" && builtins.elem "llmapi" row.kinds then
       throw ''
-        ${function}: runtime "${id}" has no engine path: NVIDIA removed trtllm-build and the TensorRT backend from TensorRT-LLM in June and July 2026 (PRs #15763, #15907, #15918).
+        ${function}: ${removed}
         Do one of these:
-          - build on a runtime of the engine era: runtime = "${lib.concatStringsSep ''" or "'' (listed runtimes "tensorrt")}"
+          - build on a runtime of the engine era: runtime = "${engineRuntimes}"
           - serve the same model by the PyTorch backend:
-              mkEngine { kind = "llmapi"; model = …; target = ${show asked.target}; runtime = "${id}"; limits = ${show asked.limits}; }
-        Migration guide: https://nvidia.github.io/TensorRT-LLM/legacy/tensorrt-backend-removal.html''
+              ${sameModel}
+        Migration guide: ${guide}''
     else
-      throw ''${function}: runtime "${id}" has no kind "${kind}". Runtimes that have it: ${lib.concatStringsSep ", " (listed runtimes kind)}.'';
+      throw (
+        ''${function}: runtime "${id}" has no kind "${kind}". Runtimes that have it: ''
+        + ''${lib.concatStringsSep ", " (runtimesOf runtimes kind)}.''
+      );
 
-  # A driver, where the target says which it has, against the runtime's floor.
+  # A driver, where the target names one, against the runtime's floor.
   # driver :: string -> set -> string|null -> string|null
   driver =
     function: runtime: version:
-    if version == null || runtime.driver or null == null || builtins.compareVersions version runtime.driver >= 0 then
+    if
+      version == null
+      || runtime.driver or null == null
+      || builtins.compareVersions version runtime.driver >= 0
+    then
       version
     else
-      throw "${function}: runtime ${runtime.id} needs driver ${runtime.driver} or later (CUDA ${runtime.cuda}); the target has ${version}. Update the driver, or use an older runtime.";
+      throw (
+        "${function}: runtime ${runtime.id} needs driver ${runtime.driver} or later (CUDA "
+        + "${runtime.cuda}); the target has ${version}. Update the driver, or use an older runtime."
+      );
 
   # Pipeline stages against the engine's class.
   # pipeline :: string -> string|null -> int -> int
@@ -54,12 +76,17 @@ in
       class = rows.engine.${toString architecture} or "";
     in
     if stages > 1 && rows.noPipeline ? ${class} then
-      throw "${function}: pipelineParallel = ${toString stages}, but TensorRT-LLM has no pipeline for ${architecture}: ${rows.noPipeline.${class}}. Use pipelineParallel = 1 and a larger tensorParallel in mkCheckpoint."
+      throw (
+        "${function}: pipelineParallel = ${toString stages}, but TensorRT-LLM has no pipeline for "
+        + "${architecture}: ${rows.noPipeline.${class}}. Use pipelineParallel = 1 and a larger "
+        + "tensorParallel in mkCheckpoint."
+      )
     else
       stages;
 
   # Ranks against the target's GPUs, experts against their groups.
-  # parallel :: string -> set -> { tensorParallel; pipelineParallel; expertParallel; } -> int|null -> int
+  # parallel :: string -> set -> { tensorParallel; pipelineParallel; expertParallel; }
+  #   -> int|null -> int
   parallel =
     function: model: p: count:
     let
@@ -69,13 +96,31 @@ in
       kvHeads = model.kvHeads or null;
     in
     if ranks < 1 || count != null && ranks > count then
-      throw "${function}: tensorParallel ${toString p.tensorParallel} × pipelineParallel ${toString p.pipelineParallel} = ${toString ranks} ranks, but the target has ${toString count} GPU${lib.optionalString (count != 1) "s"}; lower them in mkCheckpoint, or raise target.count."
+      throw (
+        "${function}: tensorParallel ${toString p.tensorParallel} × pipelineParallel "
+        + "${toString p.pipelineParallel} = ${toString ranks} ranks, but the target has "
+        + "${toString count} GPU${lib.optionalString (count != 1) "s"}; lower them in "
+        + "mkCheckpoint, or raise target.count."
+      )
     else if experts != null && lib.mod experts p.expertParallel != 0 then
-      throw "${function}: expertParallel = ${toString p.expertParallel} does not divide the model's ${toString experts} experts."
+      throw (
+        "${function}: expertParallel = ${toString p.expertParallel} does not divide the model's "
+        + "${toString experts} experts."
+      )
     else if experts == null && p.expertParallel != 1 && model ? heads then
-      throw "${function}: expertParallel = ${toString p.expertParallel}, but the model has no experts."
-    else if kvHeads != null && lib.mod kvHeads p.tensorParallel != 0 && lib.mod p.tensorParallel kvHeads != 0 then
-      throw "${function}: tensorParallel = ${toString p.tensorParallel} and the model's ${toString kvHeads} key-value heads: one must divide the other."
+      throw (
+        "${function}: expertParallel = ${toString p.expertParallel}, "
+        + "but the model has no experts."
+      )
+    else if
+      kvHeads != null
+      && lib.mod kvHeads p.tensorParallel != 0
+      && lib.mod p.tensorParallel kvHeads != 0
+    then
+      throw (
+        "${function}: tensorParallel = ${toString p.tensorParallel} and the model's "
+        + "${toString kvHeads} key-value heads: one must divide the other."
+      )
     else
       ranks;
 
@@ -84,17 +129,24 @@ in
   target =
     function: value:
     let
-      asked =
-        if builtins.isString value then
-          { gpu = value; }
-        else if builtins.isAttrs value then
-          arguments.only "${function}: target" [ "gpu" "count" "driver" ] value
-        else
-          throw "${function}: target = ${builtins.toJSON value} is not a GPU's name, nor { gpu; count; driver; }.";
+      build =
+        {
+          gpu ? throw "${function}: target.gpu is missing.",
+          count ? null,
+          driver ? null,
+        }:
+        {
+          inherit gpu driver;
+          count = if count == null then null else arguments.atLeast function "target.count" 1 count;
+        };
     in
-    {
-      gpu = asked.gpu or (throw "${function}: target.gpu is missing.");
-      count = if asked ? count then arguments.atLeast function "target.count" 1 asked.count else null;
-      driver = asked.driver or null;
-    };
+    if builtins.isString value then
+      build { gpu = value; }
+    else if builtins.isAttrs value then
+      arguments.call "${function}: target" build value
+    else
+      throw (
+        "${function}: target = ${builtins.toJSON value} is not a GPU's name, "
+        + "nor { gpu; count; driver; }."
+      );
 }

@@ -1,5 +1,5 @@
-# Options of a program that a user adds by their own names, over a table of theirs: name -> { type; } with since, the first
-# version that has it; own or refused, why it is not to be set; repeatable.
+# Options of a program that a user adds by their own names, over a table of theirs: name -> { type;
+# } with since, the first version that has it; own or refused, why it is not to be set; repeatable.
 { lib, names, ... }:
 let
   takes =
@@ -25,32 +25,44 @@ let
     .${row.type};
 in
 {
-  # Words of enginix serve. program: where, who asks; name and it, what errors call the program; option, that takes
-  # NAME=VALUE.
+  # Words of enginix serve. program: where, the function for errors; name and it, the program's name
+  # in errors; option, that takes NAME=VALUE.
   # words :: { where; name; it; option; } -> rows -> string -> set -> [ string ]
   words =
     program: rows: version: given:
     let
-      known = lib.filterAttrs (_: row: builtins.compareVersions version (row.since or "0") >= 0) rows;
-      one =
+      isKnown = row: builtins.compareVersions version (row.since or "0") >= 0;
+      known = lib.filterAttrs (_: isKnown) rows;
+      wordsOf =
         name: value:
         let
-          row = known.${name} or (throw "${program.where}: flags: ${program.name} ${version}: ${names.unknown "option" name (builtins.attrNames known)}");
+          row =
+            known.${name}
+              or (throw (
+                "${program.where}: flags: ${program.name} ${version}: "
+                + "${names.unknown "option" name (builtins.attrNames known)}"
+              ));
           text = if builtins.isString value then value else builtins.toJSON value;
         in
         if row ? own then
-          throw "${program.where}: flags.${name}: enginix writes it itself: ${row.own}; leave it out."
+          throw (
+            "${program.where}: flags.${name}: enginix writes it itself: "
+            + "${row.own}; leave it out."
+          )
         else if row ? refused then
           throw "${program.where}: flags.${name}: ${row.refused}; leave it out."
         else if row.repeatable or false && builtins.isList value then
-          builtins.concatMap (one name) value
+          builtins.concatMap (wordsOf name) value
         else if !fits program row value then
-          throw "${program.where}: flags.${name} = ${builtins.toJSON value}, but ${program.it} takes ${takes program row}."
+          throw (
+            "${program.where}: flags.${name} = ${builtins.toJSON value}, "
+            + "but ${program.it} takes ${takes program row}."
+          )
         else
           [
             program.option
             (if row.type == "switch" then name else "${name}=${text}")
           ];
     in
-    builtins.concatLists (lib.mapAttrsToList one given);
+    builtins.concatLists (lib.mapAttrsToList wordsOf given);
 }

@@ -1,4 +1,5 @@
-# Arguments of TensorRT-LLM's LLM class for the PyTorch backend (data/llmapi/llm_args.json): it forbids names that it does not know.
+# Arguments of TensorRT-LLM's LLM class for the PyTorch backend (data/llmapi/llm_args.json): it
+# forbids names that it does not know.
 { lib, names, ... }:
 let
   table = lib.importJSON ../../python/enginix/data/llmapi/llm_args.json;
@@ -25,7 +26,10 @@ let
       enum = builtins.isString value && builtins.elem value row.choices;
       object = builtins.isAttrs value;
       any = builtins.isAttrs value || builtins.isString value;
-      list = builtins.isList value && (value != [ ] || !(row.filled or false)) && builtins.all item value;
+      list =
+        builtins.isList value
+        && (value != [ ] || !(row.filled or false))
+        && builtins.all item value;
     }
     .${row.type};
 
@@ -51,11 +55,17 @@ let
     else if !(row ? dispatch) then
       null
     else if named && choice.refused ? ${kind} then
-      throw "${function}: llmArgs.${path}.${choice.key} = ${builtins.toJSON kind}: ${choice.refused.${kind}}."
+      throw (
+        "${function}: llmArgs.${path}.${choice.key} = ${builtins.toJSON kind}: "
+        + "${choice.refused.${kind}}."
+      )
     else if named && choice.classes ? ${kind} then
       table.classes.${choice.classes.${kind}}.fields
     else
-      throw "${function}: llmArgs.${path}.${choice.key} = ${builtins.toJSON kind}, but it must be one of ${lib.concatStringsSep ", " (builtins.attrNames choice.classes)}.";
+      throw (
+        "${function}: llmArgs.${path}.${choice.key} = ${builtins.toJSON kind}, but it must be one "
+        + "of ${lib.concatStringsSep ", " (builtins.attrNames choice.classes)}."
+      );
 
   # A value, down to the fields of its class (python/enginix/engine/llmapi.py).
   typed =
@@ -63,21 +73,29 @@ let
     let
       fields = fieldsOf function path row value;
       key = if row ? dispatch then table.dispatch.${row.dispatch}.key else "";
-      unread = lib.optionalString (builtins.elem runtime table.unread) " (Names of the 1.1/1.2 era: the text of ${runtime} was not read.)";
+      unread = lib.optionalString (builtins.elem runtime table.unread)
+        " (Names of the 1.1/1.2 era: the text of ${runtime} was not read.)";
       one =
         name: inner:
         if name == key then
           inner
         else
           typed function runtime "${path}.${name}" (fields.${name}
-            or (throw "${function}: llmArgs.${path}: ${names.unknown "key" name (builtins.attrNames fields)}${unread}")
+            or (throw (
+              "${function}: llmArgs.${path}: "
+              + "${names.unknown "key" name (builtins.attrNames fields)}${unread}"
+            ))
           ) inner;
-      missing = builtins.filter (n: (fields.${n}.required or false) && !(value ? ${n})) (builtins.attrNames fields);
+      isMissing = n: (fields.${n}.required or false) && !(value ? ${n});
+      missing = builtins.filter isMissing (builtins.attrNames fields);
     in
     if value == null && row.null or false then
       value
     else if !(fits row value) then
-      throw "${function}: llmArgs.${path} = ${builtins.toJSON value}, but it must be ${expected row}."
+      throw (
+        "${function}: llmArgs.${path} = ${builtins.toJSON value}, "
+        + "but it must be ${expected row}."
+      )
     else if fields == null then
       value
     else if missing != [ ] then
@@ -94,11 +112,20 @@ in
       one =
         name: value:
         if table.own ? ${name} then
-          throw "${function}: llmArgs.${name}: enginix writes it itself; it is ${table.own.${name}}."
+          throw (
+            "${function}: llmArgs.${name}: enginix writes it itself; "
+            + "it is ${table.own.${name}}."
+          )
         else if builtins.elem name table.tensorrtOnly.names then
-          throw "${function}: llmArgs.${name} is of the TensorRT backend alone; leave it out for the kind llmapi."
+          throw (
+            "${function}: llmArgs.${name} is of the TensorRT backend alone; "
+            + "leave it out for the kind llmapi."
+          )
         else if !(usable ? ${name}) then
-          throw "${function}: llmArgs for ${runtime}: ${names.unknown "argument" name (builtins.attrNames usable)}"
+          throw (
+            "${function}: llmArgs for ${runtime}: "
+            + "${names.unknown "argument" name (builtins.attrNames usable)}"
+          )
         else
           typed function runtime name usable.${name} value;
       valid = builtins.mapAttrs one given;

@@ -1,23 +1,26 @@
 { lib, ... }:
 let
   table = lib.importJSON ../../python/enginix/data/conversion/lock.json;
+  letters = builtins.attrNames table.letters;
   isHex = length: s: builtins.isString s && builtins.match "[0-9a-f]{${toString length}}" s != null;
 
-  # A text with every letter beyond ASCII that evaluation knows as one ASCII character, so that characters can be counted
-  # and the rest be refused.
+  # A text with every letter beyond ASCII that evaluation knows as one ASCII character, so that
+  # characters can be counted and the rest be refused.
   # plain :: string -> string
-  plain = builtins.replaceStrings (builtins.attrNames table.letters) (map (_: "x") (builtins.attrNames table.letters));
+  plain = builtins.replaceStrings letters (map (_: "x") letters);
 
   # A text as it compares where case does not count.
   # fold :: string -> string
-  fold =
-    s:
-    lib.toLower (builtins.replaceStrings (builtins.attrNames table.letters) (builtins.attrValues table.letters) s);
+  fold = s: lib.toLower (builtins.replaceStrings letters (builtins.attrValues table.letters) s);
 
-  # A printable text of at most so many characters. Evaluation knows ASCII and the letters of the table; a character that
-  # nobody sees, or that could be written in two ways, is in neither.
+  # A printable text of at most so many characters. Evaluation knows ASCII and the letters of the
+  # table; an invisible character, or one that could be written in two ways, is in neither.
   # isText :: int -> any -> bool
-  isText = longest: s: builtins.isString s && builtins.stringLength (plain s) <= longest && builtins.match "[ -~]*" (plain s) != null;
+  isText =
+    longest: s:
+    builtins.isString s
+    && builtins.stringLength (plain s) <= longest
+    && builtins.match "[ -~]*" (plain s) != null;
 
   # has :: string -> string -> bool
   has = part: s: builtins.replaceStrings [ part ] [ "" ] s != s;
@@ -29,22 +32,23 @@ let
     if builtins.isString value then
       isText 1000 value
     else if builtins.isAttrs value then
-      depth > 0 && builtins.all (k: isText 1000 k && isFact (depth - 1) value.${k}) (builtins.attrNames value)
+      depth > 0
+      && builtins.all (k: isText 1000 k && isFact (depth - 1) value.${k}) (builtins.attrNames value)
     else if builtins.isList value then
       depth > 0 && builtins.all (isFact (depth - 1)) value
     else
       builtins.elem (builtins.typeOf value) [ "null" "bool" "int" "float" ];
 
-  # Every field now, and not when somebody asks for it: a lock is refused as a whole.
+  # Every field at once, and not when it is used: a lock is refused as a whole.
   # strict :: set -> set
   strict = set: builtins.deepSeq set set;
 
-  # Whether the name says that the file is a pickle, which can run code when it is read.
+  # Whether a file is a pickle by its name, which can run code when it is read.
   # isPickle :: string -> bool
   isPickle = path: builtins.any (suffix: lib.hasSuffix suffix (lib.toLower path)) table.pickles;
 
-  # Two paths that cannot both exist where case does not count, or of which one is a file where the other needs a
-  # directory; [ ] where there are none.
+  # Two paths that cannot both exist where case does not count, or of which one is a file where the
+  # other needs a directory; [ ] without such a pair.
   # clash :: [string] -> [string]
   clash =
     paths:
@@ -58,10 +62,17 @@ let
           upTo = n: builtins.concatStringsSep "/" (builtins.genList (builtins.elemAt segments) n);
         in
         builtins.genList (n: upTo (n + 1)) (builtins.length segments - 1);
-      inside = builtins.concatMap (p: map (d: [ (builtins.head groups.${d}) p ]) (builtins.filter (d: groups ? ${d}) (above p))) paths;
-      both = twins ++ inside;
+      filesAbove = p: builtins.filter (directory: groups ? ${directory}) (above p);
+      clashesOf =
+        p:
+        map (directory: [
+          (builtins.head groups.${directory})
+          p
+        ]) (filesAbove p);
+      inside = builtins.concatMap clashesOf paths;
+      clashing = twins ++ inside;
     in
-    if both == [ ] then [ ] else builtins.head both;
+    if clashing == [ ] then [ ] else builtins.head clashing;
 in
 rec {
   # A Hub repository name: owner/name, or a bare name of the Hub's early days.
@@ -70,31 +81,42 @@ rec {
     function: name:
     let
       # As huggingface_hub's validate_repo_id, and never a path.
-      fine =
+      isName =
         builtins.isString name
         && builtins.match "([A-Za-z0-9_][A-Za-z0-9_.-]*/)?[A-Za-z0-9_][A-Za-z0-9_.-]*" name != null
-        && builtins.all (part: builtins.stringLength part <= 96) (builtins.filter builtins.isString (builtins.split "/" name))
+        && builtins.all (part: builtins.stringLength part <= 96) (
+          builtins.filter builtins.isString (builtins.split "/" name)
+        )
         && !has ".." name
         && !has "--" name
         && !lib.hasSuffix "." name
         && !lib.hasSuffix "-" name;
     in
-    if fine then
+    if isName then
       name
     else
-      throw "${function}: repo = ${builtins.toJSON name} is not a Hub repository name (owner/name).";
+      throw (
+        "${function}: repo = ${builtins.toJSON name} is not a Hub repository name "
+        + "(owner/name)."
+      );
 
   # A commit; a branch or tag would make the build depend on the day.
   # revision :: string -> string -> string -> string
   revision =
     function: repository: rev:
+    let
+      movable =
+        "revision = ${builtins.toJSON rev} of ${repository} is not a commit; "
+        + "a branch or tag can move.";
+      command = "enginix lock ${repository} --revision ${toString rev} -o model.lock.json";
+    in
     if isHex 40 rev then
       rev
     else
       throw ''
-        ${function}: revision = ${builtins.toJSON rev} of ${repository} is not a commit; a branch or tag can move.
+        ${function}: ${movable}
         Do one of these:
-          - pin it: `enginix lock ${repository} --revision ${toString rev} -o model.lock.json`, then mkHfModel { lock = ./model.lock.json; }
+          - pin it: `${command}`, then mkHfModel { lock = ./model.lock.json; }
           - pass the 40-digit commit as revision, with the hash of the whole repository'';
 
   # Path rules of a lock: what may become a file below one directory on any file system.
@@ -104,16 +126,27 @@ rec {
     let
       segments = builtins.filter builtins.isString (builtins.split "/" p);
       isAbsolute = lib.hasPrefix "/" p || builtins.match ".:.*" (plain p) != null;
-      isHostile = isAbsolute || builtins.any (s: s == "" || s == "." || s == ".." || fold s == ".git") segments;
+      isHostile =
+        isAbsolute
+        || builtins.any (s: s == "" || s == "." || s == ".." || fold s == ".git") segments;
     in
     if !isText 1024 p || has "\\" p then
-      throw "${where}: the path ${builtins.toJSON p} is longer than 1024 characters, or has a character that evaluation does not take; lock the model without that file (--exclude)."
+      throw (
+        "${where}: the path ${builtins.toJSON p} is longer than 1024 characters, or has a "
+        + "character that evaluation does not take; lock the model without that file (--exclude)."
+      )
     else if builtins.any (s: builtins.stringLength s > 255) segments then
-      throw "${where}: the path ${builtins.toJSON p} has a segment longer than 255 bytes; lock the model without that file (--exclude)."
+      throw (
+        "${where}: the path ${builtins.toJSON p} has a segment longer than 255 bytes; lock the "
+        + "model without that file (--exclude)."
+      )
     else if isHostile then
       throw "${where}: the path ${builtins.toJSON p} would not stay inside the model's directory."
     else if fold (builtins.head segments) == "enginix.json" then
-      throw "${where}: the path ${p} is the manifest's own name; lock the model without that file (--exclude)."
+      throw (
+        "${where}: the path ${p} is the manifest's own name; "
+        + "lock the model without that file (--exclude)."
+      )
     else
       p;
 
@@ -134,10 +167,11 @@ rec {
           others = builtins.attrNames (removeAttrs set known);
         in
         if others == [ ] then null else builtins.head others;
-      strange = unknown table.keys lock;
+      unknownKey = unknown table.keys lock;
       select = lock.select or null;
-      strangeSelect = if !builtins.isAttrs select then null else unknown table.selectKeys select;
-      isPatterns = list: builtins.isList list && builtins.all (word: word != "" && isText 1024 word) list;
+      unknownSelectKey = if !builtins.isAttrs select then null else unknown table.selectKeys select;
+      isPatterns =
+        list: builtins.isList list && builtins.all (word: word != "" && isText 1024 word) list;
       isSelect =
         select == null
         || (
@@ -147,30 +181,44 @@ rec {
           && isPatterns (select.exclude or [ ])
           && builtins.isBool (select.remoteCode or false)
         );
-      both = clash (builtins.attrNames files);
+      clashing = clash (builtins.attrNames files);
       file =
         name: entry:
         if !builtins.isAttrs entry then
           throw "${where}: ${name} does not have exactly sha256 and size; ${again}"
         else if isPickle name then
-          throw "${where}: ${name} is in a pickle format, which can run code when it is read; lock a repository with safetensors, or exclude the file."
+          throw (
+            "${where}: ${name} is in a pickle format, which can run code when it is read; lock a "
+            + "repository with safetensors, or exclude the file."
+          )
         else if !isHex 64 (entry.sha256 or null) then
-          throw "${where}: ${name} has no sha256 of 64 hex digits; write the lock again with `enginix lock`."
-        else if !builtins.isInt (entry.size or null) || entry.size < 0 || entry.size > 1125899906842624 then
+          throw (
+            "${where}: ${name} has no sha256 of 64 hex digits; "
+            + "write the lock again with `enginix lock`."
+          )
+        else if
+          !builtins.isInt (entry.size or null) || entry.size < 0 || entry.size > 1125899906842624
+        then
           throw "${where}: ${name} has no size in bytes; write the lock again with `enginix lock`."
         else if (entry.size == 0) != (entry.sha256 == builtins.hashString "sha256" "") then
           throw "${where}: size and sha256 of ${name} contradict each other; ${again}"
         else if unknown table.fileKeys entry != null then
-          throw "${where}: ${name} has an unknown key ${builtins.toJSON (unknown table.fileKeys entry)}; ${again}"
+          throw (
+            "${where}: ${name} has an unknown key "
+            + "${builtins.toJSON (unknown table.fileKeys entry)}; ${again}"
+          )
         else
           entry // { path = path where name; };
     in
     if !builtins.isInt version || version != 1 then
-      throw "${where}: lock version ${builtins.toJSON version}, but this enginix reads version 1; write it again with `enginix lock`."
-    else if strange != null then
-      throw "${where}: unknown key ${builtins.toJSON strange}; ${again}"
-    else if strangeSelect != null then
-      throw "${where}: unknown key ${builtins.toJSON strangeSelect} in select; ${again}"
+      throw (
+        "${where}: lock version ${builtins.toJSON version}, but this enginix reads version 1; "
+        + "write it again with `enginix lock`."
+      )
+    else if unknownKey != null then
+      throw "${where}: unknown key ${builtins.toJSON unknownKey}; ${again}"
+    else if unknownSelectKey != null then
+      throw "${where}: unknown key ${builtins.toJSON unknownSelectKey} in select; ${again}"
     else if !isSelect then
       throw "${where}: select is not {revision, include, exclude, remoteCode} of texts; ${again}"
     else if !builtins.isAttrs model || !isFact 4 model then
@@ -182,15 +230,22 @@ rec {
     else if !builtins.all (name: files ? ${name}) (builtins.attrNames files) then
       # Nix 2.8 reads a path with NUL, and names it by what precedes; later ones refuse the text.
       throw "${where}: a path has a NUL character; ${again}"
-    else if both != [ ] then
-      throw "${where}: ${builtins.toJSON (builtins.elemAt both 0)} and ${builtins.toJSON (builtins.elemAt both 1)} cannot both exist where case does not count; lock the model without one of them (--exclude)."
+    else if clashing != [ ] then
+      throw (
+        "${where}: ${builtins.toJSON (builtins.elemAt clashing 0)} and "
+        + "${builtins.toJSON (builtins.elemAt clashing 1)} cannot both exist where case does not "
+        + "count; lock the model without one of them (--exclude)."
+      )
     else
       strict {
         type =
           if builtins.elem type [ "model" "dataset" ] then
             type
           else
-            throw "${where}: type ${builtins.toJSON type} is neither \"model\" nor \"dataset\"; write the lock again with `enginix lock`.";
+            throw (
+              "${where}: type ${builtins.toJSON type} is neither \"model\" nor \"dataset\"; write "
+              + "the lock again with `enginix lock`."
+            );
         repo = repo where (lock.repo or null);
         revision = revision where (lock.repo or "?") (lock.revision or null);
         license =
@@ -200,7 +255,10 @@ rec {
           if license == null || isText 200 license then
             license
           else
-            throw "${where}: license ${builtins.toJSON license} is neither a short text nor null; ${again}";
+            throw (
+              "${where}: license ${builtins.toJSON license} is neither a short text nor null; "
+              + "${again}"
+            );
         gated =
           let
             gated = lock.gated or false;
@@ -208,7 +266,10 @@ rec {
           if builtins.elem gated [ false "auto" "manual" ] then
             gated
           else
-            throw "${where}: gated ${builtins.toJSON gated} is not false, \"auto\" or \"manual\"; ${again}";
+            throw (
+              "${where}: gated ${builtins.toJSON gated} is not false, "
+              + "\"auto\" or \"manual\"; ${again}"
+            );
         inherit model;
         files = builtins.mapAttrs file files;
       };

@@ -1,4 +1,5 @@
-# The arithmetic of a rank's memory, which the plans of all kinds share: python/enginix/plan/arithmetic.py again.
+# The arithmetic of a rank's memory, which the plans of all kinds share:
+# python/enginix/plan/arithmetic.py again.
 { lib }:
 let
   constants = lib.importJSON ../../python/enginix/data/memory_plan/memory_constants.json;
@@ -27,7 +28,7 @@ rec {
     in
     if half < least then [ ] else [ half ] ++ halvings least half;
 
-  # What is offered: single changes that fit; where none does, the first of the combined ones that does.
+  # The offered changes: the single ones that fit; without one, the first combined one that fits.
   # smallest :: (change -> bool) -> [ change ] -> [ change ] -> [ change ]
   smallest =
     fits: single: combined:
@@ -55,7 +56,7 @@ rec {
     else
       [ ];
 
-  # Facts of a lock without which nothing can be said.
+  # The facts of a lock that the estimate needs.
   needed = [
     "layers"
     "heads"
@@ -92,7 +93,11 @@ rec {
 
   kvToken =
     m: l:
-    2 * ceilDiv m.layers l.pipelineParallel * max 1 (m.kvHeads / l.tensorParallel) * m.headSize * kvBits m l / 8;
+    let
+      layers = ceilDiv m.layers l.pipelineParallel;
+      kvHeads = max 1 (m.kvHeads / l.tensorParallel);
+    in
+    2 * layers * kvHeads * m.headSize * kvBits m l / 8;
 
   requantized =
     m: to:
@@ -110,7 +115,8 @@ rec {
   memory =
     cache: m: gpu: l:
     let
-      weights = ceilDiv (requantized m (l.quantization or null)) (l.tensorParallel * l.pipelineParallel);
+      ranks = l.tensorParallel * l.pipelineParallel;
+      weights = ceilDiv (requantized m (l.quantization or null)) ranks;
       work = workspace m l;
       token = kvToken m l;
       pool = max 0 (gpu.memory - weights - work) * cache.percent / 100;
@@ -137,7 +143,8 @@ rec {
           "kvCache";
     };
 
-  # A lock's facts as a checkpoint holds them: float32 is written as float16, as TensorRT-LLM and Edge-LLM do.
+  # A lock's facts as a checkpoint holds them: float32 is written as float16, as TensorRT-LLM and
+  # Edge-LLM do.
   written =
     facts:
     if facts.dtype or null == "float32" then
@@ -149,8 +156,8 @@ rec {
     else
       facts;
 
-  # Whether facts and GPU tell enough.
-  told =
+  # Whether facts and GPU suffice for an estimate.
+  isComplete =
     model: gpu:
     builtins.all (name: model.${name} or null != null) needed
     && !(builtins.elem (model.architecture or null) constants.kvNotByHeads.architectures)

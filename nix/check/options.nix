@@ -1,4 +1,5 @@
-# trtllm-build's options: names, types, what excludes what. data/tensorrt/build_options.json is the one table.
+# trtllm-build's options: names, types, what excludes what. data/tensorrt/build_options.json is the
+# one table.
 { lib, names, ... }:
 let
   table = lib.importJSON ../../python/enginix/data/tensorrt/build_options.json;
@@ -14,7 +15,12 @@ let
     function: name: value:
     let
       row = options.${name};
-      wrong = expected: throw "${function}: plugins.${name} = ${builtins.toJSON value}, but it must be ${expected}.";
+      wrong =
+        expected:
+        throw (
+          "${function}: plugins.${name} = ${builtins.toJSON value}, "
+          + "but it must be ${expected}."
+        );
       choices = lib.concatStringsSep ", " row.choices;
       listed = row.choices != null;
     in
@@ -23,9 +29,14 @@ let
     else if row.type == "enum" then
       if among row.choices value then value else wrong "one of ${choices}"
     else if row.type == "int" then
-      if builtins.isInt value && value >= 0 && value <= 2147483647 then value else wrong "a whole number"
+      if builtins.isInt value && value >= 0 && value <= 2147483647 then
+        value
+      else
+        wrong "a whole number"
     else if row.type == "strings" then
-      if builtins.isList value && (!listed || value != [ ] && builtins.all (among row.choices) value) then
+      if
+        builtins.isList value && (!listed || value != [ ] && builtins.all (among row.choices) value)
+      then
         value
       else
         wrong "a list${lib.optionalString listed " of ${choices}"}"
@@ -35,56 +46,88 @@ let
   known =
     function: runtime: name:
     let
-      gone = table.removed.${name};
-      usable = builtins.filter (n: among options.${n}.runtimes runtime) (builtins.attrNames options);
+      removal = table.removed.${name};
+      isUsable = n: among options.${n}.runtimes runtime;
+      usable = builtins.filter isUsable (builtins.attrNames options);
     in
     if among usable name then
       name
     else if table.limits ? ${name} then
       throw "${function}: plugins.${name}: pass it as limits.${name}."
     else if table.removed ? ${name} then
-      throw "${function}: plugins.${name}: ${gone.flag} is gone since TensorRT-LLM ${gone.since}.${
-        lib.optionalString (gone.instead != null) " Use ${gone.instead}."
-      }"
+      throw (
+        "${function}: plugins.${name}: "
+        + "${removal.flag} is gone since TensorRT-LLM ${removal.since}."
+        + lib.optionalString (removal.instead != null) " Use ${removal.instead}."
+      )
     else if table.own ? ${name} then
-      throw "${function}: plugins.${name}: enginix writes ${table.own.${name}.flag} itself; it is ${table.own.${name}.why}."
+      throw (
+        "${function}: plugins.${name}: enginix writes ${table.own.${name}.flag} itself; it is "
+        + "${table.own.${name}.why}."
+      )
     else if options ? ${name} then
-      throw "${function}: plugins.${name} is unknown to the runtime ${runtime}; it is an option of ${lib.concatStringsSep ", " options.${name}.runtimes}."
+      throw (
+        "${function}: plugins.${name} is unknown to the runtime ${runtime}; it is an option of "
+        + "${lib.concatStringsSep ", " options.${name}.runtimes}."
+      )
     else
       throw "${function}: plugins: ${names.unknown "option" name usable}";
 
   named =
-    function: runtime: asked:
+    function: runtime: requested:
     let
-      valid = builtins.listToAttrs (
-        map (n: lib.nameValuePair (known function runtime n) (typed function n asked.${n})) (builtins.attrNames asked)
-      );
+      option = n: lib.nameValuePair (known function runtime n) (typed function n requested.${n});
+      valid = builtins.listToAttrs (map option (builtins.attrNames requested));
     in
     builtins.deepSeq valid valid;
 
   # What a rule asks for and does not get, or null.
-  unmet =
+  unmetNeed =
     facts: values: rule:
     let
       needs = rule.needs or { };
       quantization = if facts.quantization == null then "NO_QUANT" else facts.quantization;
-      wanting =
+      lacksSm =
+        needs ? sm
+        && (facts.sm < builtins.elemAt needs.sm 0 || facts.sm >= builtins.elemAt needs.sm 1);
+      lacksRanks = needs ? tensorParallelFrom && facts.tensorParallel < needs.tensorParallelFrom;
+      lacksArchitecture =
+        needs ? architectures
+        && facts.architecture != null
+        && !among needs.architectures facts.architecture;
+      lacksEvery =
+        rule ? needsAny && builtins.all (o: values.${o} or null == null) rule.needsAny;
+      missing =
         lib.optional (needs ? quantizations && !among needs.quantizations quantization)
-          "${lib.concatStringsSep " or " (needs.quantizations or [ ])} weights (the model's are ${quantization})"
-        ++ lib.optional (needs ? sm && (facts.sm < builtins.elemAt needs.sm 0 || facts.sm >= builtins.elemAt needs.sm 1))
-          "SM ${toString (builtins.elemAt (needs.sm or [ 0 ]) 0)} (the target is SM ${toString facts.sm})"
-        ++ lib.optional (needs ? smFrom && facts.sm < needs.smFrom) "SM ${toString (needs.smFrom or 0)} or later (the target is SM ${toString facts.sm})"
-        ++ lib.optional (needs ? notSm && among needs.notSm facts.sm) "another GPU than one of SM ${toString facts.sm}"
+          (
+            "${lib.concatStringsSep " or " (needs.quantizations or [ ])} weights (the model's are "
+            + "${quantization})"
+          )
+        ++ lib.optional lacksSm
+          (
+            "SM ${toString (builtins.elemAt (needs.sm or [ 0 ]) 0)} (the target is SM "
+            + "${toString facts.sm})"
+          )
+        ++ lib.optional (needs ? smFrom && facts.sm < needs.smFrom)
+          "SM ${toString (needs.smFrom or 0)} or later (the target is SM ${toString facts.sm})"
+        ++ lib.optional (needs ? notSm && among needs.notSm facts.sm)
+          "another GPU than one of SM ${toString facts.sm}"
         ++ lib.optional (needs ? kvCaches && !among needs.kvCaches facts.kvCache)
-          "a KV cache in ${lib.concatStringsSep " or " (needs.kvCaches or [ ])} (the model's is ${if facts.kvCache == null then "not quantized" else facts.kvCache})"
-        ++ lib.optional (needs ? notKvCaches && among needs.notKvCaches facts.kvCache) "another KV cache than ${toString facts.kvCache}"
-        ++ lib.optional (needs ? tensorParallelFrom && facts.tensorParallel < needs.tensorParallelFrom)
+          (
+            "a KV cache in ${lib.concatStringsSep " or " (needs.kvCaches or [ ])} (the model's is "
+            + "${if facts.kvCache == null then "not quantized" else facts.kvCache})"
+          )
+        ++ lib.optional (needs ? notKvCaches && among needs.notKvCaches facts.kvCache)
+          "another KV cache than ${toString facts.kvCache}"
+        ++ lib.optional lacksRanks
           "tensorParallel of at least ${toString (needs.tensorParallelFrom or 0)}"
-        ++ lib.optional (needs ? architectures && facts.architecture != null && !among needs.architectures facts.architecture)
+        ++ lib.optional lacksArchitecture
           "one of the architectures ${lib.concatStringsSep ", " (needs.architectures or [ ])}"
-        ++ lib.optional (needs ? eagleLayers && facts.eagleLayers or null == null) "num_eagle_layers in the checkpoint"
-        ++ lib.optional (rule ? only && !among rule.only (valueOf values rule.option)) "one of ${lib.concatStringsSep ", " (rule.only or [ ])}"
-        ++ lib.optional (rule ? needsAny && builtins.all (o: values.${o} or null == null) rule.needsAny)
+        ++ lib.optional (needs ? eagleLayers && facts.eagleLayers or null == null)
+          "num_eagle_layers in the checkpoint"
+        ++ lib.optional (rule ? only && !among rule.only (valueOf values rule.option))
+          "one of ${lib.concatStringsSep ", " (rule.only or [ ])}"
+        ++ lib.optional lacksEvery
           (lib.concatStringsSep " or " (rule.needsAny or [ ]))
         ++ builtins.filter (o: among [ null "disable" ] (valueOf values o)) (rule.needsOn or [ ])
         ++ lib.optional (needs ? noDraft && (values.maxDraftLen or 0) > 0) "no draft tokens"
@@ -104,32 +147,37 @@ let
         && (!(rule ? whenKvCaches) || among rule.whenKvCaches facts.kvCache)
         && (!(rule ? whenQuantizations) || among rule.whenQuantizations quantization)
         && (!(rule ? whenStrategies) || among rule.whenStrategies (facts.strategy or "checkpoint"))
-        && builtins.all (o: valueOf values o == rule.whenOption.${o}) (builtins.attrNames (rule.whenOption or { }));
+        && builtins.all (o: valueOf values o == rule.whenOption.${o}) (
+          builtins.attrNames (rule.whenOption or { })
+        );
     in
     if !inPlay then
       null
     else if rule ? refuse then
       rule.refuse
-    else if wanting == [ ] then
+    else if missing == [ ] then
       null
     else
-      "it needs ${lib.concatStringsSep " and " wanting}; ${rule.why}";
+      "it needs ${lib.concatStringsSep " and " missing}; ${rule.why}";
 
-  # Rules in order: what somebody asked for is refused, what nobody asked for is turned off.
-  settle =
-    function: facts: asked: values:
+  # Rules in order: a requested option is refused, any other one is turned off.
+  applyRules =
+    function: facts: requested: values:
     builtins.foldl' (
-      now: rule:
+      current: rule:
       let
-        why = unmet facts now rule;
+        reason = unmetNeed facts current rule;
         off = rule.becomes or (if options.${rule.option}.type == "enum" then "disable" else false);
       in
-      if why == null then
-        now
-      else if asked ? ${rule.option} then
-        throw "${function}: plugins.${rule.option} = ${builtins.toJSON asked.${rule.option}}: ${why} (${table.sources.${rule.source}})."
+      if reason == null then
+        current
+      else if requested ? ${rule.option} then
+        throw (
+          "${function}: plugins.${rule.option} = ${builtins.toJSON requested.${rule.option}}: "
+          + "${reason} (${table.sources.${rule.source}})."
+        )
       else
-        now // { ${rule.option} = off; }
+        current // { ${rule.option} = off; }
     ) values table.rules;
 
   word =
@@ -148,7 +196,7 @@ let
       ];
 in
 {
-  # A ready profile: limits and options, or nothing for null.
+  # A ready profile: limits and options; both empty for null.
   # profile :: string -> string|null -> { limits; options; }
   profile =
     function: name:
@@ -158,23 +206,27 @@ in
         options = { };
       }
     else
-      table.profiles.${name} or (throw "${function}: ${names.unknown "profile" name (builtins.attrNames table.profiles)}");
+      table.profiles.${name}
+        or (throw (
+          "${function}: ${names.unknown "profile" name (builtins.attrNames table.profiles)}"
+        ));
 
-  # The options that reach the command line: the profile's where the target allows them, then what was asked for.
+  # The options that reach the command line: the profile's where the target allows them, then what
+  # was asked for.
   # resolve :: string -> string -> facts -> set -> set -> set
   resolve =
-    function: runtime: facts: profile: asked:
+    function: runtime: facts: profile: requested:
     let
-      valid = named function runtime asked;
+      valid = named function runtime requested;
       always = {
         kvCacheType = "paged";
         usePagedContextFmha = true;
         useFp8ContextFmha = true;
       };
     in
-    settle function facts valid (always // profile // valid);
+    applyRules function facts valid (always // profile // valid);
 
-  # Names and types of options alone: all that can be said where the GPU is not known yet.
+  # Names and types of options alone: the checks that need no GPU.
   # valid :: string -> string -> set -> set
   valid = named;
 

@@ -1,5 +1,6 @@
-# Whether an engine fits its GPU, at evaluation: python/enginix/plan/arithmetic.py again, over a lock's facts.
-# tests/python/plan/test_twin.py holds the two together; docs/reference/memory-plan.md says what is exact and what an estimate.
+# Whether an engine fits its GPU, at evaluation: python/enginix/memory_plan/arithmetic.py again, over a
+# lock's facts. tests/python/plan/test_twin.py holds the two together;
+# docs/reference/memory-plan.md says what is exact and what an estimate.
 { lib, ... }:
 let
   arithmetic = import ./memory.nix { inherit lib; };
@@ -62,9 +63,9 @@ let
           fitting = builtins.filter (v: fitsWith { ${name} = v; }) values;
         in
         if fitting == [ ] then [ ] else [ { ${name} = builtins.head fitting; } ];
-      room = (memory m gpu l).tokens;
-      most = room / blocksUp l.maxSeqLen;
-      shorter = blocks (room / l.sequences);
+      cacheTokens = (memory m gpu l).tokens;
+      most = cacheTokens / blocksUp l.maxSeqLen;
+      shorter = blocks (cacheTokens / l.sequences);
       wider = builtins.filter (divides m) (range (l.tensorParallel + 1) fixed.gpusPerNode);
       lighterFormats = if l.quantization or null == null then lighter m gpu else [ ];
       smallKv = if kvBits m l > 8 then { kvBits = 8; } else { };
@@ -73,7 +74,9 @@ let
         ++ first "maxBatchSize" (halvings 1 l.maxBatchSize)
         ++ first "kvBits" (if smallKv == { } then [ ] else [ 8 ])
         ++ first "sequences" (if 1 <= most && most < l.sequences then [ most ] else [ ])
-        ++ first "maxSeqLen" (if shortest <= shorter && shorter < l.maxSeqLen then [ shorter ] else [ ])
+        ++ first "maxSeqLen" (
+          if shortest <= shorter && shorter < l.maxSeqLen then [ shorter ] else [ ]
+        )
         ++ first "tensorParallel" wider
         ++ first "quantization" lighterFormats;
       together = steps l.maxNumTokens l.maxBatchSize;
@@ -86,11 +89,12 @@ let
           // (if name == null then { } else { quantization = name; })
         ) ([ null ] ++ lighterFormats)
       ) ([ l.tensorParallel ] ++ wider);
-      combined = together ++ (if smallKv == { } then [ ] else map (s: s // smallKv) together) ++ wide;
+      combined =
+        together ++ (if smallKv == { } then [ ] else map (s: s // smallKv) together) ++ wide;
     in
     arithmetic.smallest (c: c != { } && fitsWith c) single combined;
 
-  said = {
+  changeTexts = {
     kvBits = bits: "a model with an FP8 KV cache";
     quantization = name: "the model quantized to ${name}";
     tensorParallel = n: "tensorParallel = ${toString n} (on ${toString n} GPUs)";
@@ -99,11 +103,13 @@ let
     maxBatchSize = n: "limits.maxBatchSize = ${toString n}";
     maxNumTokens = n: "limits.maxNumTokens = ${toString n}";
   };
-  say = change: lib.concatMapStringsSep " with " (n: said.${n} change.${n}) (builtins.attrNames change);
+  describeChange =
+    change:
+    lib.concatMapStringsSep " with " (n: changeTexts.${n} change.${n}) (builtins.attrNames change);
 in
 rec {
-  # Bytes of a row of gpus.json: as a driver reports them where that is known, else NVIDIA's gigabytes of 10^9;
-  # null for unknown.
+  # Bytes of a row of gpus.json: as a driver reports them where that is known, else NVIDIA's
+  # gigabytes of 10^9; null for unknown.
   # memoryOf :: { memoryGB; memoryMiB ? null; … } -> int|null
   memoryOf =
     row:
@@ -114,20 +120,23 @@ rec {
     else
       null;
 
-  # Bytes of the weights that a lock's files list: those named model*.safetensors, as transformers reads them;
-  # where there are none, every safetensors file beside config.json.
+  # Bytes of the weights that a lock's files list: those named model*.safetensors, as transformers
+  # reads them; without such a file, every safetensors file beside config.json.
   # weightBytes :: { path = { size; … }; } -> int
   weightBytes =
     files:
     let
-      top = builtins.filter (p: builtins.match "[^/]*[.]safetensors" p != null) (builtins.attrNames files);
-      named = builtins.filter (lib.hasPrefix "model") top;
+      isTop = path: builtins.match "[^/]*[.]safetensors" path != null;
+      top = builtins.filter isTop (builtins.attrNames files);
+      modelFiles = builtins.filter (lib.hasPrefix "model") top;
     in
-    builtins.foldl' (sum: path: sum + files.${path}.size) 0 (if named == [ ] then top else named);
+    builtins.foldl' (sum: path: sum + files.${path}.size) 0 (
+      if modelFiles == [ ] then top else modelFiles
+    );
 
-  # The memory of the heaviest rank, and what would make it fit; null where the lock or the table of GPUs does
-  # not tell enough. Weights are the mean over the ranks, which the heaviest is never below: what does not fit
-  # here does not fit.
+  # The memory of the heaviest rank, and what would make it fit; null where the lock or the table of
+  # GPUs does not tell enough. Weights are the mean over the ranks, which the heaviest is never
+  # below: what does not fit here does not fit.
   # plan :: facts // { weightBytes } -> { sm; memory; … } -> limits -> set|null
   plan =
     facts: gpu: limits:
@@ -141,35 +150,45 @@ rec {
         pipelineParallel = 1;
       }
       // lib.filterAttrs (_: v: v != null) limits;
-      found = memory model gpu l;
+      estimate = memory model gpu l;
     in
-    if !arithmetic.told model gpu then null else found // { changes = if found.fits then [ ] else changes model gpu l; };
+    if !arithmetic.isComplete model gpu then
+      null
+    else
+      estimate // { changes = if estimate.fits then [ ] else changes model gpu l; };
 
   # The plan, or a refusal that names the tightest limit and the smallest change.
   # fits :: string -> facts // { weightBytes } -> { name; sm; memoryGB; … } -> limits -> set|null
   fits =
     function: model: gpu: limits:
     let
-      found = plan model ({ memory = memoryOf gpu; } // gpu) limits;
-      why = {
-        weights = "the weights of one rank alone take ${gib found.weights}";
-        workspace = "weights (${gib found.weights}) and workspace (about ${gib found.workspace}) of one rank take it all";
-        kvCache = "after weights (${gib found.weights}) and workspace (about ${gib found.workspace}) the KV cache has room for ${toString found.tokens} tokens, and ${toString found.needTokens} are asked for";
+      estimate = plan model ({ memory = memoryOf gpu; } // gpu) limits;
+      reasons = {
+        weights = "the weights of one rank alone take ${gib estimate.weights}";
+        workspace =
+          "weights (${gib estimate.weights}) and workspace (about ${gib estimate.workspace}) of "
+          + "one rank take it all";
+        kvCache =
+          "after weights (${gib estimate.weights}) and workspace (about ${gib estimate.workspace}) "
+          + "the KV cache has room for ${toString estimate.tokens} tokens, and "
+          + "${toString estimate.needTokens} are asked for";
       };
+      reason = reasons.${estimate.tightest};
+      changeList = map describeChange estimate.changes;
+      others = builtins.tail changeList;
       ways =
-        if found.changes == [ ] then
-          "No single limit, format or number of these GPUs up to ${toString fixed.gpusPerNode} makes it fit; use a GPU with more memory, or a smaller model."
+        if estimate.changes == [ ] then
+          "No single limit, format or number of these GPUs up to ${toString fixed.gpusPerNode} "
+          + "makes it fit; use a GPU with more memory, or a smaller model."
         else
-          "Smallest change that fits: ${say (builtins.head found.changes)}.${
-            lib.optionalString (builtins.length found.changes > 1)
-              " Others: ${lib.concatMapStringsSep "; " say (builtins.tail found.changes)}."
-          }";
+          "Smallest change that fits: ${builtins.head changeList}."
+          + lib.optionalString (others != [ ]) " Others: ${lib.concatStringsSep "; " others}.";
     in
-    if found == null || found.fits then
-      found
+    if estimate == null || estimate.fits then
+      estimate
     else
       throw ''
-        ${function}: it does not fit ${gpu.name} (${gib found.total}): ${why.${found.tightest}}.
+        ${function}: it does not fit ${gpu.name} (${gib estimate.total}): ${reason}.
         ${ways}
-        `enginix plan` tells all figures, exactly, from the weights' headers.'';
+        `enginix plan` prints every figure, exactly, from the weights' headers.'';
 }

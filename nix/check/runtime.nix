@@ -9,15 +9,32 @@ in
   pin =
     function: id: system: value:
     let
-      given = arguments.only "${function}: pin" [ "runtime" "image" "reference" "digest" "system" "hash" "environment" "status" ] value;
+      pinned = arguments.only "${function}: pin" [
+        "runtime"
+        "image"
+        "reference"
+        "digest"
+        "system"
+        "hash"
+        "environment"
+        "status"
+      ] value;
       again = "write it again with `enginix runtime pin ${id} --system ${system} -o runtime.json`.";
     in
-    if given.runtime or null != id then
-      throw "${function}: the pin is of runtime ${builtins.toJSON (given.runtime or null)}, not of ${id}; ${again}"
-    else if given.system or null != system then
-      throw "${function}: the pin is for ${builtins.toJSON (given.system or null)}, this is ${system}; ${again}"
-    else if !isDigest (given.digest or null) || !(given ? hash && given ? reference && given ? image) then
+    if pinned.runtime or null != id then
+      throw (
+        "${function}: the pin is of runtime ${builtins.toJSON (pinned.runtime or null)}, "
+        + "not of ${id}; ${again}"
+      )
+    else if pinned.system or null != system then
+      throw (
+        "${function}: the pin is for ${builtins.toJSON (pinned.system or null)}, "
+        + "this is ${system}; ${again}"
+      )
+    else if
+      !isDigest (pinned.digest or null) || !(pinned ? hash && pinned ? reference && pinned ? image)
+    then
       throw "${function}: the pin lacks digest, hash, reference or image; ${again}"
     else
-      given;
+      pinned;
 }

@@ -14,10 +14,16 @@ let
     row: sm:
     row.engine
     && (row.minSm == null || sm >= row.minSm)
-    && (row.refusedSm == null || sm < builtins.elemAt row.refusedSm 0 || sm >= builtins.elemAt row.refusedSm 1);
+    && (
+      row.refusedSm == null
+      || sm < builtins.elemAt row.refusedSm 0
+      || sm >= builtins.elemAt row.refusedSm 1
+    );
 
-  # Whether a GPU has the formats that an algorithm computes with: gpus.json, beside the table's own SMs.
-  lacksNothing = row: gpu: builtins.all (f: builtins.elem f (gpu.formats or row.needs)) (row.needs or [ ]);
+  # Whether a GPU has the formats that an algorithm computes with: gpus.json, beside the table's own
+  # SMs.
+  lacksNothing =
+    row: gpu: builtins.all (f: builtins.elem f (gpu.formats or row.needs)) (row.needs or [ ]);
 
   first = list: if list == [ ] then null else builtins.head list;
 
@@ -25,7 +31,8 @@ let
   ways =
     row: algorithm: gpu:
     let
-      format = first (builtins.filter (f: f != algorithm && takes algorithms.${f} gpu.sm) support.suggest.formats);
+      fits = f: f != algorithm && takes algorithms.${f} gpu.sm;
+      format = first (builtins.filter fits support.suggest.formats);
       target = first (builtins.filter (t: takes row gpus.${t}.sm) support.suggest.targets);
     in
     "Use "
@@ -39,29 +46,39 @@ let
   describeFormats =
     gpu:
     let
-      taken = builtins.filter (f: takes algorithms.${formats.gpuFormats.${f}} gpu.sm) gpu.formats;
+      isTaken = f: takes algorithms.${formats.gpuFormats.${f}} gpu.sm;
+      taken = builtins.filter isTaken gpu.formats;
     in
-    lib.optionalString (gpu ? formats) ''Engines for "${gpu.name}" take: ${lib.concatStringsSep ", " taken}.'';
+    lib.optionalString (gpu ? formats)
+      ''Engines for "${gpu.name}" take: ${lib.concatStringsSep ", " taken}.'';
 
   reason =
     what: row: gpu:
+    let
+      from = toString (builtins.elemAt row.refusedSm 0);
+      to = toString (builtins.elemAt row.refusedSm 1 - 1);
+    in
     if !lacksNothing row gpu && takes row gpu.sm then
-      ''${what} computes with ${lib.concatStringsSep " and " row.needs}; target "${gpu.name}" has ${lib.concatStringsSep ", " gpu.formats}.''
+      ''${what} computes with ${lib.concatStringsSep " and " row.needs}; target "${gpu.name}" has ''
+      + ''${lib.concatStringsSep ", " gpu.formats}.''
     else if row.minSm != null && gpu.sm < row.minSm then
-      ''${what} needs SM ${toString row.minSm} or later; target "${gpu.name}" is SM ${toString gpu.sm}.''
+      ''${what} needs SM ${toString row.minSm} or later; ''
+      + ''target "${gpu.name}" is SM ${toString gpu.sm}.''
     else
-      ''TensorRT-LLM's builder refuses ${what} for SM ${toString (builtins.elemAt row.refusedSm 0)} to ${
-        toString (builtins.elemAt row.refusedSm 1 - 1)
-      }; target "${gpu.name}" is SM ${toString gpu.sm}.'';
+      ''TensorRT-LLM's builder refuses ${what} for SM ${from} to ${to}; ''
+      + ''target "${gpu.name}" is SM ${toString gpu.sm}.'';
 
   among = list: value: builtins.elem value list;
+
+  engineArchitectures = builtins.attrNames support.architectures.engine;
 in
 {
   # A target GPU by name.
   # gpu :: string -> set -> string -> set
   gpu =
     function: table: name:
-    table.${name} or (throw "${function}: ${names.unknown "target" name (builtins.attrNames table)}");
+    table.${name}
+      or (throw "${function}: ${names.unknown "target" name (builtins.attrNames table)}");
 
   # A quantization against a GPU's SM.
   # quantization :: string -> string|null -> { name; sm; … } -> string|null
@@ -69,21 +86,30 @@ in
     function: algorithm: gpu:
     let
       name = known algorithm;
-      row = algorithms.${name} or (throw "${function}: ${names.unknown "quantization" name (builtins.attrNames algorithms)}");
+      row =
+        algorithms.${name}
+          or (throw "${function}: ${names.unknown "quantization" name (builtins.attrNames algorithms)}");
     in
     if !row.engine then
-      throw "${function}: ${name} cannot become an engine: ${row.why}. Do one of these: ${row.instead}${
-        lib.optionalString (row.llmapi == true) "; or serve the model as it is with kind = \"llmapi\""
-      }."
+      throw (
+        "${function}: ${name} cannot become an engine: ${row.why}. Do one of these: ${row.instead}"
+        + lib.optionalString (
+          row.llmapi == true
+        ) "; or serve the model as it is with kind = \"llmapi\""
+        + "."
+      )
     else if gpu.sm < support.engineSm.least then
-      throw ''${function}: TensorRT-LLM's engines need SM ${toString support.engineSm.least} or later; target "${gpu.name}" is SM ${toString gpu.sm}.''
+      throw (
+        ''${function}: TensorRT-LLM's engines need SM ${toString support.engineSm.least} or ''
+        + ''later; target "${gpu.name}" is SM ${toString gpu.sm}.''
+      )
     else if !takes row gpu.sm || !lacksNothing row gpu then
       throw "${function}: ${reason name row gpu} ${ways row name gpu} ${describeFormats gpu}"
     else
       algorithm;
 
-  # A quantization of a backend that compiles nothing ahead: refused only where the GPU lacks a number format
-  # that it computes with. What no row knows is the runtime's to judge.
+  # A quantization of a backend that compiles nothing ahead: refused only where the GPU lacks a
+  # number format that it computes with. What no row knows is the runtime's to judge.
   # computes :: string -> string|null -> { name; sm; formats; … } -> string|null
   computes =
     function: algorithm: gpu:
@@ -95,21 +121,37 @@ in
     if lacksNothing row gpu then
       algorithm
     else
-      throw ''${function}: ${name} computes with ${lib.concatStringsSep " and " row.needs}; target "${gpu.name}" (SM ${toString gpu.sm}) has ${lib.concatStringsSep ", " gpu.formats}. Use a model quantized to one of these, or target = "${lib.concatStringsSep ''" or "'' able}".'';
+      throw (
+        ''${function}: ${name} computes with ${lib.concatStringsSep " and " row.needs}; target ''
+        + ''"${gpu.name}" (SM ${toString gpu.sm}) has ${lib.concatStringsSep ", " gpu.formats}. ''
+        + ''Use a model quantized to one of these, or target = ''
+        + ''"${lib.concatStringsSep ''" or "'' able}".''
+      );
 
   # A KV cache format against a GPU's SM.
   # kvCache :: string -> string|null -> { name; sm; … } -> string|null
   kvCache =
     function: format: gpu:
     let
-      row = formats.kvCache.${format} or (throw "${function}: ${names.unknown "KV cache format" format (builtins.attrNames formats.kvCache)}");
+      row =
+        formats.kvCache.${format}
+          or (throw (
+            "${function}: "
+            + "${names.unknown "KV cache format" format (builtins.attrNames formats.kvCache)}"
+          ));
     in
     if format == null then
       null
     else if !row.engine then
-      throw "${function}: an ${format} KV cache cannot be built into an engine: ${row.note}. Use a model with an FP8 KV cache or none, or kind = \"llmapi\"."
+      throw (
+        "${function}: an ${format} KV cache cannot be built into an engine: ${row.note}. Use a "
+        + "model with an FP8 KV cache or none, or kind = \"llmapi\"."
+      )
     else if !takes row gpu.sm then
-      throw "${function}: ${reason "an ${format} KV cache" row gpu} Use a model whose KV cache is FP8 or not quantized."
+      throw (
+        "${function}: ${reason "an ${format} KV cache" row gpu} Use a model whose KV cache is FP8 "
+        + "or not quantized."
+      )
     else
       format;
 
@@ -120,16 +162,23 @@ in
     if architecture == null || support.architectures.engine ? ${architecture} then
       architecture
     else if builtins.elem architecture support.architectures.pytorchOnly then
-      throw "${function}: ${architecture} has no engine in TensorRT-LLM 1.1 and 1.2, only in its PyTorch backend. Use kind = \"llmapi\"."
+      throw (
+        "${function}: ${architecture} has no engine in TensorRT-LLM 1.1 and 1.2, only in its "
+        + "PyTorch backend. Use kind = \"llmapi\"."
+      )
     else
-      throw "${function}: ${names.unknown "architecture" architecture (builtins.attrNames support.architectures.engine)} Others may be served with kind = \"llmapi\".";
+      throw (
+        "${function}: ${names.unknown "architecture" architecture engineArchitectures} "
+        + "Others may be served with kind = \"llmapi\"."
+      );
 
   # The engine class that TensorRT-LLM maps an architecture to.
   # engineClass :: string|null -> string|null
   engineClass =
-    architecture: if architecture == null then null else support.architectures.engine.${architecture} or null;
+    architecture:
+    if architecture == null then null else support.architectures.engine.${architecture} or null;
 
-  # What is built but nobody vouches for, each with its source.
+  # Combinations that are built without anybody's tests of them, each with its source.
   # warnings :: { quantization; kvCache; architecture; sm; } -> [ string ]
   warnings =
     facts:

@@ -1,7 +1,6 @@
 # Every kind of engine and what the functions must know of it; a new kind is a folder here and an entry in this set.
 #
-#   build          mkEngine's function of this kind: scope -> arguments -> derivation
-#   arguments      arguments of mkEngine that only some kinds have
+#   build          mkEngine's function of this kind: scope -> { its arguments } -> derivation
 #   tritonRepo     arguments of mkTritonRepo that this kind takes; null where Triton does not serve it
 #   server         OpenAI server of its own, which mkServe starts; null where it has none
 #   inImage        whether its runtime is NVIDIA's image
@@ -9,7 +8,6 @@
 {
   reference = {
     build = import ./reference;
-    arguments = [ "reference" ];
     tritonRepo = [
       "device"
       "maxTokensLimit"
@@ -26,19 +24,6 @@
   };
   tensorrt = {
     build = import ./tensorrt;
-    arguments = [
-      "profile"
-      "plugins"
-      "speculative"
-      "lora"
-      "timingCache"
-      "workers"
-      "strategy"
-      "isolation"
-      "stallMinutes"
-      "acceptDriver"
-      "reference"
-    ];
     tritonRepo = [
       "decoupled"
       "chat"
@@ -61,14 +46,6 @@
   };
   llmapi = {
     build = import ./llmapi;
-    arguments = [
-      "profile"
-      "llmArgs"
-      "tensorParallel"
-      "isolation"
-      "stallMinutes"
-      "reference"
-    ];
     tritonRepo = [
       "decoupled"
       "chat"
@@ -79,14 +56,6 @@
   };
   edgellm = {
     build = import ./edgellm;
-    arguments = [
-      "exportOptions"
-      "builder"
-      "llmBuild"
-      "isolation"
-      "stallMinutes"
-      "reference"
-    ];
     tritonRepo = null;
     server = "tensorrt-edgellm-serve";
     inImage = false;

@@ -1,4 +1,5 @@
-# What a service may not do, as much of it as a server of models can bear (docs/reference/nixos-module.md, "The unit").
+# What a service may not do, as much of it as a server of models can bear
+# (docs/reference/nixos-module.md, "The unit").
 {
   # Whether it has GPUs.
   gpu ? false,

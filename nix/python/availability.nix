@@ -2,7 +2,8 @@
 { torch, ... }@scope:
 let
   readLock = import ./read-lock.nix scope;
-  missing = name: builtins.filter (wheel: wheel != "torch" || torch == null) (readLock name).missing;
+  missing =
+    name: builtins.filter (wheel: wheel != "torch" || torch == null) (readLock name).missing;
 in
 builtins.listToAttrs (
   map

@@ -1,9 +1,11 @@
-# name of a lock -> derivation: the Python environment of that lock, by the same code over every package set
+# name of a lock -> derivation: the Python environment of that lock, by the same code over every
+# package set
 #
-# Why Python 3.11 (`python` in nix/default.nix): nixos-26.05 has it, and upstream keeps it until October 2027, while
-# nixpkgs dropped 3.10 at its end of life. nvidia-pytriton 0.7.0 carries a stub for it. NumPy 1.26 has wheels for it,
-# and Triton 2.51's Python stub cannot read arrays of NumPy 2. tensorrt-edgellm has wheels for it. Debian 12's own
-# python3 is 3.11: the wheels that the tests run there are the wheels that are used over nixpkgs.
+# Why Python 3.11 (`python` in nix/default.nix): nixos-26.05 has it, and upstream keeps it until
+# October 2027, while nixpkgs dropped 3.10 at its end of life. nvidia-pytriton 0.7.0 carries a stub
+# for it. NumPy 1.26 has wheels for it, and Triton 2.51's Python stub cannot read arrays of NumPy 2.
+# tensorrt-edgellm has wheels for it. Debian 12's own python3 is 3.11: the wheels that the tests run
+# there are the wheels that are used over nixpkgs.
 {
   lib,
   pkgs,
@@ -17,8 +19,9 @@ let
   mkEnvironment = import ./environment.nix scope;
   normalizedName = name: lib.replaceStrings [ "_" "." ] [ "-" "-" ] (lib.toLower name);
 
-  # What `torch` of the scope may be: null (the lock's wheel), a wheel's description, a package, or a list of these.
-  given =
+  # What `torch` of the scope may be: null (the lock's wheel), a wheel's description, a package, or
+  # a list of these.
+  torchParts =
     if torch == null then
       [ ]
     else if builtins.isList torch then
@@ -38,19 +41,18 @@ in
 name:
 let
   locked = readLock name;
-  takesTorch = given != [ ] && locked.wheels ? torch;
-  replaced = if takesTorch then map nameOf given else [ ];
-  own = builtins.removeAttrs locked.wheels replaced;
+  takesTorch = torchParts != [ ] && locked.wheels ? torch;
+  replaced = if takesTorch then map nameOf torchParts else [ ];
+  lockedWheels = builtins.removeAttrs locked.wheels replaced;
   # What the lock pins stays as the lock pins it, unless it is given by name.
-  propagated = builtins.filter (p: !(own ? ${nameOf p}) && !(builtins.elem (nameOf p) replaced)) (
-    builtins.concatLists (map packagesOf given)
-  );
+  isAdded = p: !(lockedWheels ? ${nameOf p}) && !(builtins.elem (nameOf p) replaced);
+  propagated = builtins.filter isAdded (builtins.concatLists (map packagesOf torchParts));
 in
 mkEnvironment {
   inherit name;
   wheels =
-    map (wheel: mkWheel (locked.fileOf wheel)) (builtins.attrValues own)
+    map (wheel: mkWheel (locked.fileOf wheel)) (builtins.attrValues lockedWheels)
     ++ lib.optionals takesTorch (
-      map (part: if isPackage part then part else mkWheel part) given ++ propagated
+      map (part: if isPackage part then part else mkWheel part) torchParts ++ propagated
     );
 }

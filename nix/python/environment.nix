@@ -1,7 +1,7 @@
 # { name, wheels } -> derivation: bin/python3 with those wheels, laid out as a virtual environment
 #
-# The wheels are linked, not copied: environments share them. Two wheels that bring one file with different contents
-# are refused.
+# The wheels are linked, not copied: environments share them. Two wheels that bring one file with
+# different contents are refused.
 {
   lib,
   pkgs,

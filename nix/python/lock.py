@@ -128,7 +128,7 @@ def lock_path(name: str) -> Path:
 
 
 def read_lock(name: str) -> dict[str, Any]:
-    """Return a lock, or an empty one where there is none yet."""
+    """Return a lock, or an empty one before the first resolution."""
     path = lock_path(name)
     lock: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return lock

@@ -1,7 +1,8 @@
 # name -> { wheels, fileOf, missing }: a lock, as it is for this system
 #
-# wheels: name -> entry. fileOf: entry -> description of its wheel for wheel.nix; throws where there is none for this
-# system. missing: names of the wheels that do not exist for this system; `[ ]` where the environment can be.
+# wheels: name -> entry. fileOf: entry -> description of its wheel for wheel.nix; throws for a
+# wheel that does not exist for this system. missing: names of the wheels that do not exist for this
+# system; `[ ]` if the environment can be built.
 { lib, pkgs, ... }:
 let
   inherit (pkgs.stdenvNoCC.hostPlatform) system;
@@ -25,7 +26,10 @@ in
       }
     else
       throw (
-        "enginix: the Python environment ${name} needs ${entry.name} ${entry.version}, whose pinned wheel exists for "
+        (
+          "enginix: the Python environment ${name} needs ${entry.name} ${entry.version}, whose "
+          + "pinned wheel exists for "
+        )
         + "${lib.concatStringsSep " and " (builtins.attrNames entry.files)}, not for ${system}. "
         + (
           if entry.name == "torch" then

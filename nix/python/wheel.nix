@@ -1,7 +1,7 @@
 # { file, sha256, url ? null, license ? [ ], description ? "", homepage ? null } -> derivation
 #
-# A wheel, unpacked into lib/python3.11/site-packages and compiled to bytecode. Over nixpkgs its libraries are patched
-# to find the package set's. license: SPDX identifiers.
+# A wheel, unpacked into lib/python3.11/site-packages and compiled to bytecode. Over nixpkgs its
+# libraries are patched to find the package set's. license: SPDX identifiers.
 {
   lib,
   pkgs,
@@ -12,7 +12,7 @@ let
   fetchWheel = import ./fetch-wheel.nix scope;
   libraries = lib.importJSON ./libraries.json;
   freeLicences = lib.importJSON ./free-licences.json;
-  # nixpkgs does not know every identifier, and counts one that says nothing of it as not free.
+  # nixpkgs does not know every identifier, and counts one without that mark as not free.
   licenceOf =
     id:
     lib.getLicenseFromSpdxIdOr id {

@@ -1,7 +1,7 @@
 # The part of the Python package that builds engines inside a runtime: standard library alone.
 #
-# `driver` has no command line: a new sub-command or help text must not build an engine again, which takes hours.
-# `command` is for wrappers that check, run and serve.
+# `driver` has no command line: a new sub-command or help text must not build an engine again, which
+# takes hours. `command` is for wrappers that check, run and serve.
 { pkgs, python, ... }@scope:
 part:
 let

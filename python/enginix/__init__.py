@@ -1,3 +1,3 @@
-"""Hugging Face model in, served TensorRT-LLM deployment out; every link pinned and checked."""
+"""Turn a Hugging Face model into a served TensorRT-LLM deployment, with every input pinned and checked."""
 
 __version__ = "0.1.0"

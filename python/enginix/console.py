@@ -1,4 +1,4 @@
-"""What commands show: results on standard output, progress on standard error, JSON for machines."""
+"""Output of commands: results on standard output, progress on standard error, JSON for machines."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from enginix.errors import EXIT_BUG, EnginixError
 
 
 def print_message(text: str) -> None:
-    """A line of progress for people, on standard error."""
+    """Print a line of progress for people on standard error."""
     print(redact_secrets(text), file=sys.stderr, flush=True)
 
 
 def print_result(value: Any, text: str, *, as_json: bool) -> None:
-    """The command's result on standard output: ``text`` for people, ``value`` as JSON with ``--json``."""
+    """Print a command's result on standard output: ``text``, or ``value`` as JSON with ``--json``."""
     print(redact_secrets(json.dumps(value, ensure_ascii=False) if as_json else text), flush=True)
 
 
 def report_error(e: Exception) -> int:
-    """Says on standard error why a command ended; returns its exit code.
+    """Print on standard error why a command failed; return its exit code.
 
-    What is no ``EnginixError`` is a bug, and its traceback is printed where ``ENGINIX_TRACEBACK`` is set.
+    Any other exception than ``EnginixError`` is a bug; ``ENGINIX_TRACEBACK=1`` prints its traceback.
     """
     if isinstance(e, EnginixError):
         print_message(f"error: {e}")
@@ -41,7 +41,7 @@ def report_error(e: Exception) -> int:
 
 
 def format_bytes(n: int) -> str:
-    """``1536`` → ``1.5 KiB``."""
+    """Return a size with its unit: ``1536`` → ``1.5 KiB``."""
     size = float(n)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
@@ -51,7 +51,7 @@ def format_bytes(n: int) -> str:
 
 
 class Heartbeat:
-    """Says at most one line every ``interval`` seconds, so that no log falls silent and none floods."""
+    """Prints at most one line every ``interval`` seconds, so that a log neither stalls nor floods."""
 
     def __init__(self, interval: float = 60.0) -> None:
         self.interval = interval

@@ -1,4 +1,4 @@
-"""Secrets: files that hold one, and texts that may show none."""
+"""Secrets: files that hold one, and texts from which they are removed."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from enginix.errors import UsageError
 
 
 def locate_key_file(path: str) -> Path:
-    """Where a key's file is.
+    """Return the path of a key's file.
 
     Raises:
-        UsageError: relative, and systemd has given no credentials.
+        UsageError: the path is relative, and systemd has given no credentials.
     """
     if os.path.isabs(path):
         return Path(path)
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     if not directory:
         raise UsageError(
-            "a relative path is a systemd credential's name, and there are none",
+            "a relative path names a systemd credential, and CREDENTIALS_DIRECTORY is not set",
             where=path,
             fix="pass an absolute path, or set LoadCredential in the unit",
         )
@@ -37,18 +37,18 @@ _ADDRESSES = (
     *(f(f"{n}_proxy") for n in ("http", "https", "all") for f in (str.lower, str.upper)),
 )
 _USER_INFO = re.compile(r"(?<=://)[^/?#\s@'\"]+@")
-_SHORTEST_SECRET = 8  # characters; a shorter text is in others by chance
+_SHORTEST_SECRET = 8  # characters; a shorter text occurs in other texts by chance
 
 
 def redact_secrets(text: str) -> str:
-    """A text without the hub's token, passwords of addresses, and what they look like encoded."""
+    """Return a text without the hub's token and the passwords in addresses, encoded forms included."""
     for secret in sorted(set(_iterate_secret_forms()), key=len, reverse=True):
         text = text.replace(secret, "<token>")
     return _USER_INFO.sub("<credentials>@", text)
 
 
 def has_secret(text: str) -> bool:
-    """Whether a text holds one, also with spaces or characters between that nobody sees."""
+    """Return whether a text holds a secret, also with spaces or invisible characters in between."""
     bare = "".join(c for c in text if c.isprintable() and not c.isspace())
     return any(secret in text or secret in bare for secret in _iterate_secret_forms())
 
@@ -58,7 +58,7 @@ def _iterate_secret_forms() -> Iterator[str]:
         if len(secret) >= _SHORTEST_SECRET:
             yield secret
             yield quote(secret, safe="")
-            # In base 64 at each of the three places where it may begin, without the ends that others share.
+            # In base 64 at each of the three possible offsets, without the ends that neighbours change.
             for n in range(3):
                 yield base64.b64encode(b" " * n + secret.encode("utf-8", "replace"))[4:-4].decode()
 

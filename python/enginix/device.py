@@ -1,4 +1,4 @@
-"""Where torch computes: a device by its name, or what is wrong with that name."""
+"""The device that torch computes on, by its name."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ DEVICE_FIX = "use --device cpu, or a machine with a GPU"
 
 
 def find_device(name: str, fix: str = DEVICE_FIX) -> torch.device:
-    """The device ``name``: ``cpu``, ``cuda`` or ``cuda:N``.
+    """Return the device ``name``: ``cpu``, ``cuda`` or ``cuda:N``.
 
-    Asked before anything is loaded: torch itself says it only when the first tensor moves, and whoever loads
-    a model would take that for a fault of the model's.
+    Call it before anything is loaded: torch reports a missing device only when the first tensor moves, where
+    the error looks like a fault of the model.
 
     Raises:
         MachineError: no such device, or not on this machine.

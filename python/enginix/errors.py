@@ -1,4 +1,4 @@
-"""The one error family: what happened, where, and what to do about it.
+"""The errors that users see: each tells what happened, where, and how to fix it.
 
 Exit codes are part of the command line's contract (``enginix --help`` lists them).
 """
@@ -18,7 +18,7 @@ EXIT_CLOSED_PIPE = 141
 
 EXIT_CODES = {
     EXIT_OK: "done",
-    EXIT_CHECK_FAILED: "the answer is no: a gate, a check or a comparison failed",
+    EXIT_CHECK_FAILED: "a gate, a check or a comparison failed",
     EXIT_USAGE: "wrong usage",
     EXIT_INPUT: "an input was refused: lock, model, checkpoint, engine, repository",
     EXIT_HUB: "the hub or the network failed",
@@ -62,7 +62,7 @@ class EnginixError(Exception):
 
 
 class LockError(EnginixError):
-    """A model lock that cannot be parsed, or that promises what may not be fetched."""
+    """A lock that cannot be parsed, or that lists files which may not be fetched."""
 
     kind = "lock"
 
@@ -75,7 +75,7 @@ class HubError(EnginixError):
 
 
 class HashMismatch(HubError):
-    """Bytes arrived that are not the bytes the lock promises."""
+    """The received bytes do not have the hash that the lock pins."""
 
     kind = "hash-mismatch"
 
@@ -93,13 +93,13 @@ class CheckpointError(EnginixError):
 
 
 class ManifestError(EnginixError):
-    """An ``enginix.json`` that is missing, unreadable, or does not fit the next stage."""
+    """An ``enginix.json`` that is missing or unreadable, or that the next stage does not accept."""
 
     kind = "manifest"
 
 
 class RepositoryError(EnginixError):
-    """A Triton model repository that Triton would refuse, or would misread in silence."""
+    """A Triton model repository that Triton would refuse or misread."""
 
     kind = "repository"
 

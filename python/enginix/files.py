@@ -1,10 +1,10 @@
-"""Outputs that are either whole or absent, and nothing touched outside of them.
+"""Outputs that are either whole or absent; files outside of them stay untouched.
 
-One rule for every command. ``OUT`` does not exist yet, or is an empty directory; a symbolic link and a mount
-point are refused before any work. Until the output is whole, all of it lies beside it under hidden names:
-``.OUT.partial`` is held by one process at a time, which fills a directory of a fresh name, or (when fetching)
-goes on with what an earlier run left in it. What a killed run left is removed by the next one. Links that
-somebody put below these names are never followed.
+Every command follows one rule. ``OUT`` does not exist yet, or is an empty directory; a symbolic link and a
+mount point are refused before any work. Until the output is whole, all of it lies beside ``OUT`` under hidden
+names: one process at a time holds ``.OUT.partial`` and fills a directory of a fresh name, or (when fetching)
+continues with the files of an earlier run. The next run removes the leftovers of a killed one. Links below
+these names are never followed.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from enginix.errors import MachineError, UsageError
 
 _OTHER_OUTPUT_FIX = "choose another -o, or remove it"
 _LOCK = "lock"
-_STATE = frozenset({_LOCK, "tree", "part", "hf"})  # what a run may leave in a work directory
+_STATE = frozenset({_LOCK, "tree", "part", "hf"})  # names that a run may leave in a work directory
 _ATTEMPTS = 100  # times that a directory may vanish between two calls
 
 
 def dump_json(value: Any) -> str:
-    """Canonical JSON: sorted keys, two spaces, a final newline; the same bytes on every machine."""
+    """Return canonical JSON: sorted keys, two spaces, a final newline; the same bytes on every machine."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes beside ``path`` under a fresh name and renames, so that no reader sees half a file."""
+    """Write a file beside ``path`` under a fresh name and rename it, so that no reader sees half a file."""
     import tempfile
 
     beside: Path | None = None
@@ -92,7 +92,7 @@ def refuse_link(out: Path) -> None:
     """Refuses an output that is a symbolic link, dangling or not.
 
     Raises:
-        UsageError: it is one.
+        UsageError: it is a symbolic link.
     """
     if out.is_symlink():
         raise UsageError(
@@ -106,8 +106,8 @@ def require_absent(out: Path) -> None:
     """Refuses an output directory that exists, before anything is computed.
 
     Raises:
-        UsageError: it is there, and is not an empty directory that can be replaced.
-        MachineError: it cannot be looked at.
+        UsageError: it exists and is not an empty directory that can be replaced.
+        MachineError: it cannot be read.
     """
     out = Path(os.path.abspath(out))
     refuse_link(out)
@@ -118,14 +118,14 @@ def require_absent(out: Path) -> None:
         raise MachineError(f"cannot be read: {e.strerror}", where=str(out), fix=_OTHER_OUTPUT_FIX) from e
     if _is_mount_point(out):
         raise UsageError(
-            "output is a mount point, which no finished directory can replace",
+            "output is a mount point, which a finished directory cannot replace",
             where=str(out),
             fix=f"choose a directory below it: -o {out / 'NAME'}",
         )
 
 
 def _is_mount_point(path: Path) -> bool:
-    """Whether a file system is mounted there, bind mounts of the same file system included."""
+    """Return whether a file system is mounted there, bind mounts of the same file system included."""
     if os.path.ismount(path):
         return True
     with suppress(OSError):
@@ -143,8 +143,8 @@ class WorkDirectory:
 
     Attributes:
         path: its name, for people.
-        directory: the same directory by its open descriptor: whoever exchanges the name for a link to
-            elsewhere does not lead us there. Good in this process only.
+        directory: the same directory by its open descriptor, valid in this process only: a link that later
+            takes the place of the name is not followed.
         lock: descriptor of the lock file.
     """
 
@@ -153,11 +153,11 @@ class WorkDirectory:
     lock: int
 
     def remove(self, name: str) -> None:
-        """Removes an entry, whatever it is; a link goes, what it leads to stays."""
+        """Remove an entry of any type; of a link only the link itself."""
         _remove_path(self.directory / name)
 
     def make_folder(self, name: str) -> Path:
-        """A real directory of that name, made where there is none; anything else that has it is removed."""
+        """Return the directory of that name, made if needed; anything else of that name is removed first."""
         directory = self.directory / name
         if not _is_own(directory, stat.S_ISDIR):
             _remove_path(directory)
@@ -171,13 +171,13 @@ class WorkDirectory:
         return directory
 
     def record(self, work: Path) -> None:
-        """Notes which directory of a fresh name this run fills, so that the next one can remove it."""
+        """Record the directory of a fresh name that this run fills, so that the next run can remove it."""
         text = json.dumps({"work": work.name, "inode": os.lstat(work).st_ino}).encode()
         os.ftruncate(self.lock, 0)
         os.pwrite(self.lock, text, 0)
 
     def find_recorded_work(self) -> Path | None:
-        """The directory that a killed run recorded, where it is still that one."""
+        """Return the directory that a killed run recorded; None if it was replaced since."""
         with suppress(OSError, ValueError, TypeError, KeyError):
             note = json.loads(os.pread(self.lock, 4096, 0))
             name = note["work"]
@@ -193,7 +193,7 @@ class WorkDirectory:
 
 
 def _is_own(path: Path, kind: Any) -> bool:
-    """Whether it is of that kind, ours, and (a file) has no second name elsewhere."""
+    """Return whether a path has that file type and belongs to this user; a file must have one name only."""
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -214,14 +214,14 @@ def _remove_path(path: Path) -> None:
 
 @contextmanager
 def hold_work_directory(out: Path, *, doing: str = "writing") -> Iterator[WorkDirectory]:
-    """Holds ``.OUT.partial``; the caller says with ``release`` what becomes of it.
+    """Holds ``.OUT.partial``; the caller removes it with :func:`release_work_directory`.
 
     Raises:
-        UsageError: another process holds it, or something of that name is not an earlier run's.
+        UsageError: another process holds it, or an earlier run did not create what has that name.
         MachineError: it cannot be made.
     """
     path = out.with_name(f".{out.name}.partial")
-    # In a directory of many users, as a Nix store is, another one's leftover is no reason to fail.
+    # In a directory of many users, as a Nix store is, the leftover of another user must not fail this run.
     with suppress(OSError):
         status = os.lstat(path)
         if stat.S_ISDIR(status.st_mode) and status.st_uid != os.geteuid():
@@ -262,7 +262,7 @@ def _open_held(path: Path, doing: str) -> tuple[int, int]:
             lock = os.open(_LOCK, flags, 0o600, dir_fd=folder)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             status = os.fstat(lock)
-            if status.st_nlink:  # else the one before us just removed it
+            if status.st_nlink:  # else the previous holder just removed it
                 if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or status.st_uid != os.geteuid():
                     _refuse_leftover(path, f"{_LOCK} in it is not an earlier run's")
                 return folder, lock
@@ -275,7 +275,7 @@ def _open_held(path: Path, doing: str) -> tuple[int, int]:
             _close_descriptors(lock, folder)
             if e.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
                 _refuse_leftover(path, f"{_LOCK} in it is not an earlier run's")
-            # The one before us may just have finished and removed it; /proc never lets it be made.
+            # The previous holder may just have finished and removed it; /proc does not let it be made again.
             if not isinstance(e, FileNotFoundError) or vanished == _ATTEMPTS:
                 raise MachineError(
                     f"cannot write: {e.strerror}",
@@ -308,7 +308,7 @@ def _check_work_directory(path: Path, folder: int) -> None:
 
 def _refuse_leftover(path: Path, why: str) -> NoReturn:
     raise UsageError(
-        f"what lies where unfinished output goes is not of an earlier run: {why}",
+        f"the place of unfinished output holds something that no earlier run left: {why}",
         where=str(path),
         fix="look at it and move it away, or choose another -o",
     )
@@ -316,7 +316,7 @@ def _refuse_leftover(path: Path, why: str) -> NoReturn:
 
 @contextmanager
 def new_directory(out: Path) -> Iterator[Path]:
-    """A directory to fill beside ``out``; renamed to ``out`` on success, removed on any failure.
+    """Yield a directory to fill beside ``out``; rename it to ``out`` on success, remove it on failure.
 
     A process killed midway leaves hidden ``.OUT.*partial`` beside it, never ``out``; the next one for the
     same output removes them.
@@ -325,7 +325,7 @@ def new_directory(out: Path) -> Iterator[Path]:
         UsageError: ``out`` exists already and is not an empty directory, or another process is making it.
         MachineError: the file system refuses, for instance because it is full.
     """
-    # Imported late: whoever only reads a manifest is to start in milliseconds.
+    # Imported late: a command that only reads a manifest is to start in milliseconds.
     import tempfile
 
     out = Path(os.path.abspath(out))
@@ -336,7 +336,7 @@ def new_directory(out: Path) -> Iterator[Path]:
             require_absent(out)
             try:
                 if (leftover := work_directory.find_recorded_work()) is not None:
-                    print_message(f"note: removing {leftover.name}, which a run that was ended left")
+                    print_message(f"note: removing {leftover.name}, left by a run that was ended")
                     _remove_path(leftover)
                 partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
                 work_directory.record(partial)
@@ -371,7 +371,7 @@ def _require_same(partial: Path, identity: int) -> None:
     status = os.lstat(partial)
     if not stat.S_ISDIR(status.st_mode) or status.st_ino != identity:
         raise MachineError(
-            "somebody exchanged the directory while it was filled",
+            "the directory was replaced by another one while it was filled",
             where=str(partial),
             fix="choose a -o that others cannot write to",
         )

@@ -1,4 +1,4 @@
-"""``enginix.json``: what an artefact is, from what, for which target and runtime.
+"""``enginix.json``: the description of an artefact, its inputs, its target and its runtime.
 
 Every stage writes one and reads that of the stage before it. It holds nothing volatile: no time,
 no host name, no user, no secret.
@@ -40,16 +40,16 @@ class Manifest:
     """One artefact's description.
 
     Attributes:
-        artefact: which stage made it.
-        name: what people call it, for instance ``tiny-qwen3``.
+        artefact: the stage that made it.
+        name: its name for people, for instance ``tiny-qwen3``.
         kind: for engines and what follows them: ``tensorrt``, ``llmapi``, ``edgellm``, ``reference``.
         model: architecture, sizes and quantization, as far as the stage knows them.
         inputs: digest and identity of each input, for instance ``{"model": {"repo":…, "revision":…}}``.
         options: every option that shaped the artefact.
-        target: GPU that it is for; empty for what runs anywhere.
-        runtime: software that must execute it; empty where any does.
-        tools: name → version of what made it.
-        results: what was measured or verified while it was made, for instance gate results.
+        target: the GPU that it is for; empty where it runs anywhere.
+        runtime: the software that must execute it; empty where any does.
+        tools: name → version of the software that made it.
+        results: measurements and checks made while it was built, for instance gate results.
     """
 
     artefact: Artefact
@@ -72,14 +72,14 @@ def read_manifest(directory: Path, artefact: Artefact | None = None) -> Manifest
     """Reads the manifest of ``directory``.
 
     Args:
-        artefact: what the caller needs; anything else is refused.
+        artefact: the one that the caller needs; any other is refused.
 
     Raises:
-        ManifestError: missing, not JSON, of another format, with unknown keys, or another artefact.
+        ManifestError: missing, not JSON, of another format, with unknown keys, or of another artefact.
     """
     path = directory / MANIFEST_FILE
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
+        if path.exists() and not path.is_file():  # reading a pipe would block
             raise OSError("not a file")
         raw = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as e:
@@ -120,26 +120,26 @@ def read_manifest(directory: Path, artefact: Artefact | None = None) -> Manifest
 
 
 def explain_ungated(manifest: Manifest) -> str | None:
-    """What a server says at start of an engine that was not gated; None where every gate passed."""
+    """Return the warning of a server whose engine was not gated; None where every gate passed."""
     gates = manifest.results.get("gates")
     if not isinstance(gates, dict) or not gates:
-        return "not gated: nobody compared what this engine says with what its model says"
+        return "not gated: the engine's answers were not compared with the model's"
     engine_gates = {
         gate: verdict for gate, verdict in gates.items() if gate not in ("checkpoint", "manifestSha256")
     }
     if not engine_gates and isinstance(gates.get("checkpoint"), dict):
-        return "not gated: its checkpoint was compared with its model, the engine was not"
+        return "not gated: the checkpoint was compared with the model, the engine was not"
     failed = sorted(gate for gate, verdict in engine_gates.items() if verdict != "passed")
     if engine_gates and not failed:
         return None
-    return f"gate {failed[0]} did not pass" if failed else "not gated: its manifest names no gate"
+    return f"gate {failed[0]} did not pass" if failed else "not gated: the engine's manifest names no gate"
 
 
 def read_artefact_name(directory: Path) -> str:
-    """What people call the artefact in ``directory``: its manifest's name, or the directory's.
+    """Return the name of the artefact in ``directory``: its manifest's, or the directory's own.
 
-    A store path's hash is cut off: in a manifest it would be a reference, which keeps that path, a whole
-    model for instance, in the closure of everything made from it.
+    The hash of a store path is cut off: in a manifest it would be a reference, which keeps that path, for
+    instance a whole model, in the closure of every artefact made from it.
     """
     if (directory / MANIFEST_FILE).exists():
         return read_manifest(directory).name

@@ -8,7 +8,7 @@ import socket
 
 
 def notify_systemd(state: str) -> None:
-    """Sends ``READY=1`` or ``STOPPING=1`` to systemd where that started this process."""
+    """Send ``READY=1`` or ``STOPPING=1`` to systemd, if systemd started this process."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address or address[0] not in "/@":
         return

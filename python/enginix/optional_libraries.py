@@ -1,4 +1,4 @@
-"""The extras of pyproject.toml, by what a user wants to do, and what to say where one is missing."""
+"""The extras of pyproject.toml: the commands that need each, and the error where one is missing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Extra:
 
 _EXECUTOR = ("torch", "transformers", "tokenizers", "jinja2")
 
-# The first that has a module is named where a command of none of them misses it.
+# The first extra that has a module is named where a command without an extra misses that module.
 EXTRAS = {
     "reference": Extra(("build", "reference", "gate", "runner"), _EXECUTOR),
     "serve": Extra(("triton-repo", "serve"), (*_EXECUTOR, "tritonclient", "google", "grpc", "requests")),
@@ -50,7 +50,7 @@ CORE = ("huggingface_hub", "ml_dtypes", "numpy", "safetensors")
 
 
 def find_extra(module: str, command: str) -> str | None:
-    """Return the extra that brings a module to a command; None for one of no extra."""
+    """Return the extra that brings a module to a command; None where no extra has it."""
     extras_with_module = [name for name, extra in EXTRAS.items() if module in extra.modules]
     return next(
         (name for name in extras_with_module if command in EXTRAS[name].commands),
@@ -59,7 +59,7 @@ def find_extra(module: str, command: str) -> str | None:
 
 
 def missing_library(error: ImportError, command: str) -> MachineError | None:
-    """Return what a user is told of a library that cannot be imported; None where enginix is to blame.
+    """Return the error of a library that cannot be imported; None for a module of enginix itself.
 
     Args:
         error: as the import raised it.
@@ -82,10 +82,10 @@ def missing_library(error: ImportError, command: str) -> MachineError | None:
 
 
 def missing_extra(extra: str, what: str, command: str, python: str | Path | None = None) -> MachineError:
-    """Return the error of a command whose extra is not there.
+    """Return the error of a command whose extra is not installed.
 
     Args:
-        python: whose environment lacks it; by default this one's.
+        python: the interpreter whose environment lacks it; by default this one.
     """
     python = str(python or sys.executable)
     return MachineError(
@@ -142,7 +142,7 @@ def _in_nix_store() -> bool:
 
 
 def _find_install_source() -> str | None:
-    """Return what pip can install enginix from again: a checkout, or what it was installed from."""
+    """Return the source that pip can install enginix from again: a checkout, or the original source."""
     checkout = PACKAGE.parent
     if (checkout / "pyproject.toml").is_file():
         return str(checkout)

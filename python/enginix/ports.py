@@ -1,4 +1,4 @@
-"""TCP ports: free ones, and who holds a taken one."""
+"""TCP ports: free ones, and the holder of a taken one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from enginix.errors import MachineError, UsageError
 
 
 def address_family(host: str) -> socket.AddressFamily:
-    """The family of an IP address.
+    """Return the family of an IP address.
 
     Raises:
-        UsageError: not an IP address; names would make it unclear what is bound.
+        UsageError: not an IP address; a name would leave open which address is bound.
     """
     try:
         version = ipaddress.ip_address(host).version
@@ -30,7 +30,7 @@ def address_family(host: str) -> socket.AddressFamily:
 
 
 def reserve_ports(host: str, ports: Sequence[tuple[str, int]]) -> list[int]:
-    """Checks that ports can be bound, and chooses free ones for 0; all are held together, then released.
+    """Check that ports can be bound and choose a free one for each 0; hold all together, then release them.
 
     Args:
         ports: (name of the option, number).
@@ -73,7 +73,7 @@ def _bind_error(host: str, port: int, name: str, error: OSError) -> MachineError
 
 
 def find_port_holder(port: int) -> str | None:
-    """``<command> (process <id>)`` of the process that listens on a port, if this user may see it."""
+    """Return ``<command> (process <id>)`` of a port's listener; None if this user may not see it."""
     inodes = _listening_inodes(port)
     if not inodes:
         return None
@@ -85,7 +85,7 @@ def find_port_holder(port: int) -> str | None:
 
 
 def _listening_inodes(port: int) -> set[str]:
-    """Inodes of the sockets that listen on a port (proc(5), /proc/net/tcp; state 0A is LISTEN)."""
+    """Return the inodes of the sockets that listen on a port (proc(5), /proc/net/tcp; 0A is LISTEN)."""
     inodes = set()
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):

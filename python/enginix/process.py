@@ -1,4 +1,4 @@
-"""The one way that enginix starts other programs."""
+"""Starts other programs; all of enginix does it here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_C
 
 
 def build_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """A small explicit environment: the inherited few, then ``extra``. Tokens are never inherited."""
+    """Return a small explicit environment: a few inherited names, then ``extra``; never a token."""
     env = {name: os.environ[name] for name in INHERITED if name in os.environ}
     env.update(extra or {})
     return env
@@ -27,7 +27,7 @@ def run_program(
     check: bool = True,
     timeout: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a program to its end with an explicit environment and captured output.
+    """Run a program to its end with an explicit environment and captured output.
 
     Args:
         args: program and arguments; never a shell string.

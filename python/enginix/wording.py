@@ -9,7 +9,7 @@ _AN_LETTERS = "AEFHILMNORSX"
 
 
 def with_article(noun: str) -> str:
-    """``engine`` → ``an engine``; ``FP8 checkpoint`` → ``an FP8 checkpoint``."""
+    """Put ``a`` or ``an`` before a noun: ``an engine``, ``an FP8 checkpoint``."""
     first = noun[:1]
     # MIXED is read as a word, FP8 letter by letter.
     spelled = (noun[1:2].isupper() and noun[1:2] not in "AEIOU") or noun[1:2].isdigit()
@@ -18,12 +18,12 @@ def with_article(noun: str) -> str:
 
 
 def count_noun(number: int, noun: str, plural: str | None = None) -> str:
-    """``1, gate`` → ``1 gate``; ``2, gate`` → ``2 gates``."""
+    """Put a number before its noun: ``1 gate``, ``2 gates``."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def find_nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name that is most like ``name``, if any is."""
+    """Return the known name that is most like ``name``; None where none is like it."""
     import difflib
 
     matches = difflib.get_close_matches(name, list(known), 1, cutoff)

@@ -1,4 +1,5 @@
-# What evaluation knows of TensorRT Edge-LLM: payloads, architectures, formats, options. data/edgellm/edgellm.json.
+# What evaluation knows of TensorRT Edge-LLM: payloads, architectures, formats, options.
+# data/edgellm/edgellm.json.
 {
   lib,
   check,
@@ -10,27 +11,25 @@ let
   inherit (lib.importJSON ../../../python/enginix/data/models/number_formats.json) algorithms;
   formats = lib.filterAttrs (_: row: row.edgellm != null) algorithms;
   inherit (pkgs.stdenvNoCC.hostPlatform) system;
-  systems = builtins.attrNames (builtins.listToAttrs (map (p: lib.nameValuePair p.system null) data.payloads));
-  # "100" before "80" as text.
-  of =
-    wanted:
+  payloadsBySystem = builtins.groupBy (p: p.system) data.payloads;
+  systems = builtins.attrNames payloadsBySystem;
+  # The SMs that a system's payloads are for, in order: as numbers, since "100" is before "80".
+  smsOf =
+    payloadSystem:
     builtins.sort (a: b: a < b) (
       map builtins.fromJSON (
-        builtins.attrNames (
-          builtins.listToAttrs (
-            map (p: lib.nameValuePair (toString p.sm) null) (builtins.filter (p: p.system == wanted) data.payloads)
-          )
-        )
+        builtins.attrNames (builtins.groupBy (p: toString p.sm) payloadsBySystem.${payloadSystem})
       )
     );
-  all = lib.concatMapStringsSep ", and for " (s: "SM ${lib.concatMapStringsSep ", " toString (of s)} on ${s}") (
-    builtins.sort (a: b: a > b) systems
-  );
-  # The kind that does fit. TensorRT-LLM's own engine tests skip SM 103 and later (docs/explanation/kinds.md).
-  instead =
+  describe = s: "SM ${lib.concatMapStringsSep ", " toString (smsOf s)} on ${s}";
+  supported = lib.concatMapStringsSep ", and for " describe (builtins.sort (a: b: a > b) systems);
+  # The kind that does fit. TensorRT-LLM's own engine tests skip SM 103 and later
+  # (docs/explanation/kinds.md).
+  otherKind =
     sm:
     if sm >= 80 && sm < 103 then
-      ''serve the same model by TensorRT-LLM's engine: kind = "tensorrt"; or without a compiled plan: kind = "llmapi"''
+      ''serve the same model by TensorRT-LLM's engine: kind = "tensorrt"; ''
+      + ''or without a compiled plan: kind = "llmapi"''
     else
       ''serve the same model by TensorRT-LLM's PyTorch backend: kind = "llmapi"'';
 in
@@ -42,19 +41,28 @@ rec {
   payload =
     function: gpu:
     let
-      found = builtins.filter (p: p.sm == gpu.sm && p.system == system) data.payloads;
-      elsewhere = builtins.filter (p: p.sm == gpu.sm && p.system != system) data.payloads;
+      matching = builtins.filter (p: p.sm == gpu.sm && p.system == system) data.payloads;
+      otherSystems = builtins.filter (p: p.sm == gpu.sm && p.system != system) data.payloads;
+      other = builtins.head otherSystems;
+      onOther =
+        "\n  - build it for ${other.system}: "
+        + "the functions of legacyPackages.${other.system} (${other.distribution})";
+      lacking =
+        "TensorRT Edge-LLM ${data.version} has no payload for SM ${toString gpu.sm} "
+        + "(target \"${gpu.name}\") on ${system}; its wheels have them for ${supported}.";
+      override = "(mkLib pkgs).override { edgellm-runtime = … // { plugin = …; }; }";
+      ownPlugin =
+        "build Edge-LLM's plugin for this GPU from its sources, "
+        + "and pass a runtime that carries it: ${override}";
     in
-    if found == [ ] then
+    if matching == [ ] then
       throw ''
-        ${function}: TensorRT Edge-LLM ${data.version} has no payload for SM ${toString gpu.sm} (target "${gpu.name}") on ${system}; its wheels have them for ${all}.
-        Do one of these:${
-          lib.optionalString (elsewhere != [ ]) "\n  - build it for ${(builtins.head elsewhere).system}: the functions of legacyPackages.${(builtins.head elsewhere).system} (${(builtins.head elsewhere).distribution})"
-        }
-          - ${instead gpu.sm}
-          - build Edge-LLM's plugin for this GPU from its sources, and pass a runtime that carries it: (mkLib pkgs).override { edgellm-runtime = … // { plugin = …; }; }''
+        ${function}: ${lacking}
+        Do one of these:${lib.optionalString (otherSystems != [ ]) onOther}
+          - ${otherKind gpu.sm}
+          - ${ownPlugin}''
     else
-      found;
+      matching;
 
   # architecture :: string -> string|null -> string|null
   architecture =
@@ -62,7 +70,12 @@ rec {
     if name == null || data.architectures ? ${name} then
       name
     else
-      throw "${function}: ${check.names.unknown "architecture" name (builtins.attrNames data.architectures)} NVIDIA's exporter itself accepts any name and reports success. Use kind = \"tensorrt\" or \"llmapi\" for this model.";
+      throw (
+        "${function}: "
+        + "${check.names.unknown "architecture" name (builtins.attrNames data.architectures)} "
+        + "NVIDIA's exporter itself accepts any name and reports success. Use kind = \"tensorrt\" "
+        + "or \"llmapi\" for this model."
+      );
 
   # A model's format: known to the export's checks, and executed by the GPU.
   # format :: string -> string|null -> { name; sm; … } | null -> string|null
@@ -71,12 +84,23 @@ rec {
     let
       row =
         formats.${name}
-          or (throw "${function}: ${check.names.unknown "quantization" name (builtins.attrNames formats)}");
+          or (throw (
+            "${function}: "
+            + "${check.names.unknown "quantization" name (builtins.attrNames formats)}"
+          ));
+      gpuFormats = lib.optionalString (
+        gpu ? formats
+      ) ", which has ${lib.concatStringsSep ", " gpu.formats}";
     in
     if name == null then
       name
     else if gpu != null && gpu.sm < row.minSm then
-      throw ''${function}: ${name} needs SM ${toString row.minSm} or later; target "${gpu.name}" is SM ${toString gpu.sm}${lib.optionalString (gpu ? formats) ", which has ${lib.concatStringsSep ", " gpu.formats}"}. Use a model quantized to W4A16_AWQ or W8A8_SQ_PER_CHANNEL on this GPU, or another target.''
+      throw (
+        ''${function}: ${name} needs SM ${toString row.minSm} or later; ''
+        + ''target "${gpu.name}" is SM ${toString gpu.sm}${gpuFormats}. ''
+        + ''Use a model quantized to W4A16_AWQ or W8A8_SQ_PER_CHANNEL on this GPU, ''
+        + ''or another target.''
+      )
     else
       builtins.seq row.minSm name;
 
@@ -100,7 +124,10 @@ rec {
         if !typed.${row.type} value then
           throw "${where}.${name} = ${builtins.toJSON value} is not of type ${row.type}."
         else if row ? choices && !builtins.elem value row.choices then
-          throw "${where}.${name} = ${builtins.toJSON value}; one of: ${lib.concatMapStringsSep ", " toString row.choices}."
+          throw (
+            "${where}.${name} = ${builtins.toJSON value}; one of: "
+            + "${lib.concatMapStringsSep ", " toString row.choices}."
+          )
         else if row ? least && value < row.least then
           throw "${where}.${name} = ${toString value}, but the least is ${toString row.least}."
         else
@@ -117,9 +144,15 @@ rec {
       context = facts.context or null;
     in
     if l.maxInputLen > l.maxKvCacheCapacity then
-      throw "${function}: limits.maxInputLen = ${toString l.maxInputLen} is beyond maxKvCacheCapacity = ${toString l.maxKvCacheCapacity}, which holds prompt and answer."
+      throw (
+        "${function}: limits.maxInputLen = ${toString l.maxInputLen} is beyond maxKvCacheCapacity "
+        + "= ${toString l.maxKvCacheCapacity}, which holds prompt and answer."
+      )
     else if context != null && given ? maxInputLen && l.maxInputLen > context then
-      throw "${function}: limits.maxInputLen = ${toString l.maxInputLen}, but the model's context is ${toString context}."
+      throw (
+        "${function}: limits.maxInputLen = ${toString l.maxInputLen}, "
+        + "but the model's context is ${toString context}."
+      )
     else
       l;
 

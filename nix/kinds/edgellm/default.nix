@@ -1,4 +1,5 @@
-# TensorRT Edge-LLM, the engines that NVIDIA keeps alive: a pure export on a CPU, then a build on the target's GPU.
+# TensorRT Edge-LLM, the engines that NVIDIA keeps alive: a pure export on a CPU, then a build on
+# the target's GPU.
 {
   lib,
   pkgs,
@@ -15,11 +16,17 @@ let
   gatedEngine = import ../shared/gated-engine.nix scope;
   gpus = (lib.importJSON ../../../python/enginix/data/machine/gpus.json).gpus;
   runtimes = (lib.importJSON ../../../python/enginix/data/runtime/runtimes.json).runtimes;
+  noRuntime =
+    "no runtime with TensorRT is given. TensorRT is on NVIDIA's own index and unfree, "
+    + "so enginix brings none.";
+  needed =
+    "tensorrt-edgellm ${checks.data.version} and TensorRT "
+    + "(${lib.concatStringsSep " or " tensorrts})";
   # A package whose bin/python3 has the wheel and TensorRT. It may carry `driver` and `plugin`.
-  tools =
+  runtimePython =
     scope.edgellm-runtime or (throw ''
-      ${function}: no runtime with TensorRT is given. TensorRT is on NVIDIA's own index and unfree, so enginix brings none.
-      Pass a package whose bin/python3 has tensorrt-edgellm ${checks.data.version} and TensorRT (${lib.concatStringsSep " or " tensorrts}):
+      ${function}: ${noRuntime}
+      Pass a package whose bin/python3 has ${needed}:
         (mkLib pkgs).override { edgellm-runtime = …; }
       The export needs none of it: it is the attribute `export` of this engine.'');
   tensorrts = builtins.attrNames (
@@ -30,7 +37,8 @@ in
   # mkHfModel's output, or mkQuantized's.
   model ? quantized,
   quantized ? checkpoint.model,
-  # Not needed: this kind exports the model itself. Accepted so that switching kind is one attribute.
+  # Not needed: this kind exports the model itself. Accepted so that switching kind is one
+  # attribute.
   checkpoint ? null,
   # A GPU of data/machine/gpus.json, or { gpu; count; driver; }.
   target,
@@ -47,8 +55,8 @@ in
   llmBuild ? null,
   # How the build reaches the GPU: "features" in Nix's sandbox, "relaxed" outside of it.
   isolation ? "features",
-  # Gates, each with its bounds: null takes the kind's defaults (data/judgement/gates.json), { } is recorded as "not gated". They
-  # ask the engine by its own server, on the target's GPU.
+  # Gates, each with its bounds: null takes the kind's defaults (data/judgement/gates.json), { } is
+  # recorded as "not gated". They ask the engine by its own server, on the target's GPU.
   gates ? null,
   # mkReferenceAnswers' output; null makes it of the model before quantization.
   reference ? null,
@@ -59,21 +67,29 @@ in
 let
   engine = "${name}-engine";
   facts = model.model or { };
-  wanted = check.engine.target function target;
-  gpu = check.target.gpu function gpus wanted.gpu // {
-    name = wanted.gpu;
+  targetSpec = check.engine.target function target;
+  gpu = check.target.gpu function gpus targetSpec.gpu // {
+    name = targetSpec.gpu;
   };
   row =
     runtimes.${runtime}
-      or (throw "${function}: ${check.names.unknown "runtime" runtime (builtins.attrNames runtimes)}");
+      or (throw (
+        "${function}: ${check.names.unknown "runtime" runtime (builtins.attrNames runtimes)}"
+      ));
   sizes = checks.limits engine facts limits;
-  plan = check.edgellmPlan.fits engine (facts // { weightBytes = model.weightBytes or 0; }) gpu sizes;
+  weights.weightBytes = model.weightBytes or 0;
+  plan = check.edgellmPlan.fits engine (facts // weights) gpu sizes;
   export = mkExport {
     inherit model name;
     options = exportOptions;
   };
   checked = builtins.deepSeq [
-    (if builtins.elem "edgellm" row.kinds then runtime else throw ''${function}: runtime "${runtime}" has no kind "edgellm".'')
+    (
+      if builtins.elem "edgellm" row.kinds then
+        runtime
+      else
+        throw ''${function}: runtime "${runtime}" has no kind "edgellm".''
+    )
     (checks.architecture engine (facts.architecture or model.architecture or null))
     (checks.format engine (model.quantization or null) gpu)
     (checks.options function "export" exportOptions)
@@ -83,30 +99,46 @@ let
     (check.arguments.oneOf function "isolation" [ "features" "relaxed" ] isolation)
     (
       if (builder == "onnx") != (llmBuild != null) then
-        throw "${function}: llmBuild (a package with bin/llm_build) goes with builder = \"onnx\", and only with it."
+        throw (
+          "${function}: llmBuild (a package with bin/llm_build) goes with builder = \"onnx\", "
+          + "and only with it."
+        )
       else
         true
     )
-    (if wanted.count == null || wanted.count == 1 then true else throw "${function}: target.count = ${toString wanted.count}, but this kind runs on one GPU (two are experimental on DGX Spark only).")
-    (if scope ? edgellm-runtime && scope.edgellm-runtime ? plugin then null else checks.payload engine gpu)
+    (
+      if targetSpec.count == null || targetSpec.count == 1 then
+        true
+      else
+        throw (
+          "${function}: target.count = ${toString targetSpec.count}, but this kind runs on one GPU "
+          + "(two are experimental on DGX Spark only)."
+        )
+    )
+    (
+      if scope ? edgellm-runtime && scope.edgellm-runtime ? plugin then
+        null
+      else
+        checks.payload engine gpu
+    )
     plan
   ] true;
 
   flags = [
     "--target"
-    wanted.gpu
+    targetSpec.gpu
     "--builder"
     builder
     "--python"
-    "${tools}/bin/python3"
+    "${runtimePython}/bin/python3"
   ]
-  ++ lib.optionals (tools.driver or null != null) [
+  ++ lib.optionals (runtimePython.driver or null != null) [
     "--driver"
-    "${tools.driver}"
+    "${runtimePython.driver}"
   ]
-  ++ lib.optionals (tools.plugin or null != null) [
+  ++ lib.optionals (runtimePython.plugin or null != null) [
     "--plugin"
-    "${tools.plugin}"
+    "${runtimePython.plugin}"
   ]
   ++ lib.optionals (llmBuild != null) [
     "--llm-build"
@@ -140,12 +172,14 @@ let
     limits = sizes;
     kind = "edgellm";
     modelName = name;
-    target = wanted;
-    runtimePackage = tools;
+    target = targetSpec;
+    runtimePackage = runtimePython;
     # The command that serves it: mkServe's work for this kind.
     serve = mkServer self;
   };
-  meta = artefactMeta model { description = "TensorRT Edge-LLM engine of ${name} for ${wanted.gpu}"; };
+  meta = artefactMeta model {
+    description = "TensorRT Edge-LLM engine of ${name} for ${targetSpec.gpu}";
+  };
 
   ungated = pkgs.stdenvNoCC.mkDerivation (
     place
@@ -176,9 +210,10 @@ let
       ;
     kind = "edgellm";
     passthru = shared;
-    mute =
+    notAskableReason =
       if builder == "onnx" then
-        "an engine of builder = \"onnx\" runs in NVIDIA's C++ runtime, which has no server to ask; build it with builder = \"direct\""
+        "an engine of builder = \"onnx\" runs in NVIDIA's C++ runtime, which has no server to ask; "
+        + "build it with builder = \"direct\""
       else
         null;
     asker = {
@@ -187,15 +222,15 @@ let
         "--model"
         "${model}"
         "--python"
-        "${tools}/bin/python3"
+        "${runtimePython}/bin/python3"
         "--stall-minutes"
         (toString stallMinutes)
       ];
       attributes = place // {
-        driver = if tools.driver or null == null then "" else tools.driver;
+        driver = if runtimePython.driver or null == null then "" else runtimePython.driver;
       };
     };
   };
 in
-# Not a word of TensorRT before the export: who has no runtime can still build `export`.
+# Kept lazy so that `export` builds without a TensorRT runtime.
 builtins.seq checked (self // { inherit export; })

@@ -1,6 +1,7 @@
 # { model, options, name } -> derivation
 #
-# The checked ONNX export of a model: pure, on CPU, no network; the half of the pipeline that any machine caches.
+# The checked ONNX export of a model: pure, on CPU, no network; the half of the pipeline that any
+# machine caches.
 { lib, pkgs, ... }@scope:
 let
   artefactMeta = import ../../artefact-meta.nix { inherit lib; };

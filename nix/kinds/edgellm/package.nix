@@ -1,4 +1,5 @@
-# The enginix command over the Python that has NVIDIA's exporter: only what exports, builds and serves this kind.
+# The enginix command over the Python that has NVIDIA's exporter: only what exports, builds and
+# serves this kind.
 { enginix-core, edgellm-python, ... }@scope:
 let
   folders = [

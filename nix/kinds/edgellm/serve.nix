@@ -1,6 +1,7 @@
 # engine -> { host, port, options, name } -> derivation
 #
-# tensorrt-edgellm-serve around an engine that is built: loopback, the API key from a file, nothing built at start.
+# tensorrt-edgellm-serve around an engine that is built: loopback, the API key from a file, nothing
+# built at start.
 {
   lib,
   pkgs,
@@ -18,7 +19,8 @@ engine:
   # Address; any other than loopback needs an API key.
   host ? "127.0.0.1",
   port ? 8000,
-  # A file outside of the store, given at start as --api-key-file or as the systemd credential `api-key`.
+  # A file outside of the store, given at start as --api-key-file or as the systemd credential
+  # `api-key`.
   apiKeyFile ? null,
   # Options of the server: data/edgellm/edgellm.json, section serve.
   options ? { },
@@ -26,7 +28,8 @@ engine:
 }:
 let
   # The server refuses requests for any other model; its own choice would be a name of the store.
-  served = { servedModelName = engine.modelName; } // options;
+  serverOptions = { servedModelName = engine.modelName; } // options;
+  driver = engine.runtimePackage.driver or null;
   inStore = apiKeyFile != null && lib.hasPrefix builtins.storeDir (toString apiKeyFile);
   flags = [
     "--host"
@@ -38,14 +41,20 @@ let
     "--api-key-file"
     (toString apiKeyFile)
   ]
-  ++ checks.flags "serve" (checks.options function "serve" served);
+  ++ checks.flags "serve" (checks.options function "serve" serverOptions);
 in
 if engine.kind != "edgellm" then
   throw "${function}: an engine of kind ${engine.kind}, where edgellm is needed."
 else if engine.builder != "direct" then
-  throw "${function}: the engine was built by builder = \"onnx\", which NVIDIA's C++ runtime executes and tensorrt-edgellm-serve does not; build it with builder = \"direct\"."
+  throw (
+    "${function}: the engine was built by builder = \"onnx\", which NVIDIA's C++ runtime executes "
+    + "and tensorrt-edgellm-serve does not; build it with builder = \"direct\"."
+  )
 else if inStore || builtins.isPath apiKeyFile then
-  throw "${function}: apiKeyFile = ${toString apiKeyFile} would be in the store, where everybody reads it; pass the path as a string to a file outside."
+  throw (
+    "${function}: apiKeyFile = ${toString apiKeyFile} would be in the store, where everybody reads "
+    + "it; pass the path as a string to a file outside."
+  )
 else
   pkgs.stdenvNoCC.mkDerivation {
     inherit name;
@@ -53,15 +62,16 @@ else
     inherit engine enginix;
     inherit (engine) model;
     inherit (pkgs) bash;
+    launcher = ../builders/launcher.sh;
     python = "${engine.runtimePackage}/bin/python3";
-    driver = if engine.runtimePackage.driver or null == null then "" else "${engine.runtimePackage.driver}";
+    driver = if driver == null then "" else "${driver}";
     flags = lib.escapeShellArgs (builtins.deepSeq flags flags);
     passthru = {
       inherit engine host;
       inherit (engine) kind runtime;
       modelName = engine.modelName;
       httpPort = port;
-      inherit (served) servedModelName;
+      inherit (serverOptions) servedModelName;
     };
     meta = artefactMeta engine {
       description = "OpenAI server of TensorRT Edge-LLM for ${engine.modelName}";

@@ -1,4 +1,5 @@
-# No compiled plan: the pinned model and the arguments of TensorRT-LLM's PyTorch backend, for runtimes of any era.
+# No compiled plan: the pinned model and the arguments of TensorRT-LLM's PyTorch backend, for
+# runtimes of any era.
 {
   lib,
   pkgs,
@@ -26,8 +27,9 @@ in
   # Arguments of the LLM class (data/llmapi/llm_args.json).
   llmArgs ? { },
   tensorParallel ? if checkpoint == null then 1 else checkpoint.parallel.tensorParallel,
-  # Gates, each with its bounds: null takes the kind's defaults (data/judgement/gates.json), { } is recorded as "not gated". They
-  # ask the model in its runtime, on the target's GPU; without a target there is none, and nothing is gated.
+  # Gates, each with its bounds: null takes the kind's defaults (data/judgement/gates.json), { } is
+  # recorded as "not gated". They ask the model in its runtime, on the target's GPU; an
+  # engine without a target is not gated.
   gates ? null,
   # mkReferenceAnswers' output; null makes it of the model before quantization.
   reference ? null,
@@ -39,19 +41,25 @@ in
 }:
 let
   facts = model.model or { };
-  wanted = if target == null then null else check.engine.target function target;
-  gpu = if wanted == null then null else check.target.gpu function gpus wanted.gpu // { name = wanted.gpu; };
+  targetSpec = if target == null then null else check.engine.target function target;
+  gpu =
+    if targetSpec == null then
+      null
+    else
+      check.target.gpu function gpus targetSpec.gpu // { name = targetSpec.gpu; };
   id = if builtins.isString runtime then runtime else runtime.id;
   stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;
   row = check.engine.runtime function runtimes "llmapi" { } id;
-  sizes = check.limits.resolve "${name}-engine" facts (check.options.profile function profile).limits limits;
+  ready = check.options.profile function profile;
+  sizes = check.limits.resolve "${name}-engine" facts ready.limits limits;
   arguments = check.llmapi.arguments function id llmArgs;
   ranks = check.engine.parallel "${name}-engine" facts {
     inherit tensorParallel;
     pipelineParallel = 1;
     expertParallel = 1;
-  } (if wanted == null then null else wanted.count);
-  # The PyTorch backend's cache is paged as the engines' is; its own layout of weights was not measured (docs/reference/memory-plan.md).
+  } (if targetSpec == null then null else targetSpec.count);
+  # The PyTorch backend's cache is paged as the engines' is; its own layout of weights was not
+  # measured (docs/reference/memory-plan.md).
   plan =
     if gpu == null then
       null
@@ -62,7 +70,7 @@ let
   request = {
     inherit name tensorParallel;
     kind = "llmapi";
-    target = if wanted == null then null else wanted.gpu;
+    target = if targetSpec == null then null else targetSpec.gpu;
     runtime = id;
     limits = sizes;
     llmArgs = arguments;
@@ -74,8 +82,15 @@ let
     (check.limits.promised "${name}-engine" sizes llmArgs)
     gpu
     plan
-    (if gpu == null then null else check.target.computes "${name}-engine" (model.quantization or null) gpu)
-    (check.engine.driver "${name}-engine" row (if wanted == null then null else wanted.driver))
+    (
+      if gpu == null then
+        null
+      else
+        check.target.computes "${name}-engine" (model.quantization or null) gpu
+    )
+    (check.engine.driver "${name}-engine" row (
+      if targetSpec == null then null else targetSpec.driver
+    ))
     (check.arguments.minutes function "stallMinutes" stallMinutes)
     (check.arguments.oneOf function "isolation" [ "features" "relaxed" ] isolation)
   ];
@@ -91,7 +106,7 @@ let
     modelName = name;
     runtime = id;
     runtimePackage = stack;
-    target = wanted;
+    target = targetSpec;
     parallel = {
       inherit tensorParallel;
       pipelineParallel = 1;
@@ -123,7 +138,8 @@ builtins.seq (checked true) (gatedEngine {
   kind = "llmapi";
   passthru = shared;
   contextLogits = true;
-  mute = if gpu == null then "no target is given, on whose GPU the model could be asked" else null;
+  notAskableReason =
+    if gpu == null then "no target is given, so there is no GPU to ask the model on" else null;
   asker = {
     part = "tensorrt-llm";
     words = [

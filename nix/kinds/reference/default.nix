@@ -19,7 +19,11 @@ let
     if model ? original then
       model.original
     else if (model.quantization or null) != null then
-      throw ''${function}: ${name} is quantized (${model.quantization}), and its gates compare it with the model before quantization: pass that one, reference = mkHfModel { … }; or gates = { }, which is recorded as "not gated".''
+      throw (
+        ''${function}: ${name} is quantized (${model.quantization}), and its gates compare it ''
+        + ''with the model before quantization: pass that one, reference = mkHfModel { … }; or ''
+        + ''gates = { }, which is recorded as "not gated".''
+      )
     else
       model;
 in
@@ -31,8 +35,9 @@ in
   # Gates that must pass before the engine exists, each with its bounds; null takes the defaults of
   # data/judgement/gates.json for the checkpoint's format, { } is recorded as "not gated".
   gates ? null,
-  # What gates compare with: the model before quantization, whose answers are a derivation of their own and shared by all
-  # its engines; mkReferenceAnswers' output, for other questions or a GPU; or null: `model` itself, asked in this build.
+  # The gates' baseline: the model before quantization, whose answers are a derivation of their
+  # own and shared by all its engines; mkReferenceAnswers' output, for other questions or a GPU; or
+  # null: `model` itself, asked in this build.
   reference ? originalOf name model,
   # Nothing to choose: it runs anywhere, on its own runtime, within the checkpoint's limits.
   target ? null,
@@ -44,13 +49,17 @@ let
   answers =
     if gates == { } then
       null
-    else if reference == null || !builtins.isAttrs reference || reference.artefact or null == "answers" then
+    else if
+      reference == null
+      || !builtins.isAttrs reference
+      || reference.artefact or null == "answers"
+    then
       reference
     else
       mkReferenceAnswers { model = reference; };
   questions = answers.questions or null;
 
-  wanted =
+  requestedGates =
     if gates == null then
       null
     else
@@ -65,9 +74,9 @@ let
         "invariance"
       ] gates;
   flags =
-    lib.optionals (wanted != null) [
+    lib.optionals (requestedGates != null) [
       "--gates"
-      (builtins.toJSON wanted)
+      (builtins.toJSON requestedGates)
     ]
     ++ lib.optionals (answers != null) [
       "--reference"
@@ -79,9 +88,15 @@ let
     ];
 in
 if target != null then
-  throw "${function}: target = ${builtins.toJSON target}, but the reference kind is built for no GPU: leave target out."
+  throw (
+    "${function}: target = ${builtins.toJSON target}, "
+    + "but the reference kind is built for no GPU: leave target out."
+  )
 else if runtime != "reference" then
-  throw "${function}: runtime = ${builtins.toJSON runtime}, but the reference kind brings its own: leave runtime out."
+  throw (
+    "${function}: runtime = ${builtins.toJSON runtime}, "
+    + "but the reference kind brings its own: leave runtime out."
+  )
 else if limits != { } then
   throw "${function}: limits are the checkpoint's own for this kind: leave limits out."
 else

@@ -1,6 +1,8 @@
-# The parts of the Python package that ask an engine, and nothing that judges: a changed gate or bound asks none again.
+# The parts of the Python package that ask an engine, without the code that judges: a changed gate
+# or bound asks no engine again.
 #
-# `ask` reads the material by the model's tokenizer; `tensorrt-llm` and `edgellm` ask an engine in its runtime.
+# `ask` reads the material by the model's tokenizer; `tensorrt-llm` and `edgellm` ask an engine in
+# its runtime.
 {
   pkgs,
   python,

@@ -1,5 +1,6 @@
-# Gates of an engine that its own runtime executes, in steps of their own: what is asked, what the engine says (on its
-# GPU), what the gates make of it (pure). A changed bound builds the last step again; a changed engine the last two.
+# Gates of an engine that its own runtime executes, in three derivations: the questions, the
+# engine's answers (on its GPU), the judgement of the gates (pure). A changed bound builds the last
+# one again; a changed engine the last two.
 {
   lib,
   pkgs,
@@ -15,11 +16,11 @@ let
   artefactMeta = import ../../artefact-meta.nix scope;
   package = import ./asker-package.nix scope;
   table = lib.importJSON ../../../python/enginix/data/judgement/gates.json;
-  ofCheckpoints = [
+  checkpointGateNames = [
     "logits"
     "coverage"
   ];
-  ofEngines = [
+  engineGateNames = [
     "smoke"
     "greedy"
     "agreement"
@@ -34,11 +35,11 @@ in
   function,
   kind,
   name,
-  # The engine as it was built, and what both it and the gated engine tell.
+  # The engine as it was built, and the passthru of both it and the gated engine.
   ungated,
   passthru,
   model,
-  # A checkpoint to which the gates logits and coverage apply; null where there is none.
+  # The checkpoint to which the gates logits and coverage apply, or null.
   checkpoint ? null,
   # gate → bounds; null takes the kind's defaults, { } is "not gated".
   gates,
@@ -46,9 +47,10 @@ in
   reference,
   # Whether the runtime scores texts.
   contextLogits ? false,
-  # Why nobody can ask this engine; null where somebody can.
-  mute ? null,
-  # What asks it: part of the package, words of the command, attributes of the derivation (GPU, isolation).
+  # Why this engine cannot be asked; null if it can.
+  notAskableReason ? null,
+  # What asks it: part of the package, words of the command, attributes of the derivation (GPU,
+  # isolation).
   asker,
   meta ? { },
 }:
@@ -59,25 +61,32 @@ let
     if reference != null then
       reference
     else if quantized then
-      throw "${function}: ${name} is quantized (${model.quantization}), and gates compare with the model before that; pass reference = mkReferenceAnswers { model = …; } of it, or gates = { }."
+      throw (
+        "${function}: ${name} is quantized (${model.quantization}), and gates compare with the "
+        + "model before that; pass reference = mkReferenceAnswers { model = …; } of it, "
+        + "or gates = { }."
+      )
     else
       mkReferenceAnswers { model = original; };
   questions = answersOf.questions or null;
 
   row = table.kinds.${kind};
-  defaults = lib.genAttrs (row.default ++ lib.optionals contextLogits row.withContextLogits) (_: { });
-  named = check.arguments.only "${function}: gates" (ofEngines ++ lib.optionals (checkpoint != null) ofCheckpoints) gates;
-  wanted = if gates == null then defaults else named;
-  checked = removeAttrs wanted ofCheckpoints;
-  ofCheckpoint = removeAttrs wanted ofEngines;
+  defaultGates = lib.genAttrs (
+    row.default ++ lib.optionals contextLogits row.withContextLogits
+  ) (_: { });
+  gateNames = engineGateNames ++ lib.optionals (checkpoint != null) checkpointGateNames;
+  givenGates = check.arguments.only "${function}: gates" gateNames gates;
+  requestedGates = if gates == null then defaultGates else givenGates;
+  engineGates = removeAttrs requestedGates checkpointGateNames;
+  checkpointGates = removeAttrs requestedGates engineGateNames;
   gatedCheckpoint =
-    if ofCheckpoint == { } then
+    if checkpointGates == { } then
       null
     else
       mkEngine {
         kind = "reference";
         inherit model checkpoint name;
-        gates = ofCheckpoint;
+        gates = checkpointGates;
       };
 
   asked = pkgs.stdenvNoCC.mkDerivation {
@@ -89,11 +98,11 @@ let
     allowedReferences = [ ];
   };
 
-  # What the engine says: asked once, however often it is judged.
+  # The engine's answers: it is asked once, however often it is judged.
   answers = pkgs.stdenvNoCC.mkDerivation (
     asker.attributes
     // {
-      name = "${name}-engine-said";
+      name = "${name}-engine-answers";
       buildCommandPath = ../../builders/outside-answers.sh;
       nativeBuildInputs = [ (package asker.part) ];
       engine = ungated;
@@ -104,11 +113,13 @@ let
         inherit asked;
         artefact = "answers";
       };
-      meta = artefactMeta (passthru.model or { }) { description = "What the engine of ${name} says"; };
+      meta = artefactMeta (passthru.model or { }) {
+        description = "Answers of the engine of ${name}";
+      };
     }
   );
 
-  told = passthru // {
+  enginePassthru = passthru // {
     inherit gates ungated answers;
   };
 
@@ -117,14 +128,14 @@ let
     buildCommandPath = ../../builders/outside-gate.sh;
     nativeBuildInputs = [ enginix ];
     engine = ungated;
-    # Only checkpoints are gated: nobody has to ask the engine.
-    said = if checked == { } then "" else answers;
-    reference = if checked == { } then model else answersOf;
+    # With gates of the checkpoint alone the engine is not asked.
+    answers = if engineGates == { } then "" else answers;
+    reference = if engineGates == { } then model else answersOf;
     inherit model environment;
     flags = lib.escapeShellArgs (
       [
         "--gates"
-        (builtins.toJSON checked)
+        (builtins.toJSON engineGates)
       ]
       ++ lib.optionals (questions != null) [
         "--questions"
@@ -135,26 +146,27 @@ let
         "${gatedCheckpoint}"
       ]
     );
-    passthru = told // {
+    passthru = enginePassthru // {
       reference = answersOf;
     };
     inherit meta;
   };
 
-  # No default where nothing can be compared; what is asked for is an error instead.
-  silent =
-    if mute != null then
-      mute
+  # Without a baseline there are no default gates; gates that are requested are an error instead.
+  notGatedReason =
+    if notAskableReason != null then
+      notAskableReason
     else if reference == null && quantized then
-      "the model is quantized and its original is not known; pass reference = mkReferenceAnswers { model = …; }"
+      "the model is quantized and its original is not known; "
+      + "pass reference = mkReferenceAnswers { model = …; }"
     else
       null;
 in
 if gates == { } then
-  ungated // told
-else if gates == null && silent != null then
-  warn "${name}-engine: not gated: ${silent}" (ungated // told)
-else if mute != null && checked != { } then
-  throw "${function}: gates: ${mute}; leave gates out."
+  ungated // enginePassthru
+else if gates == null && notGatedReason != null then
+  warn "${name}-engine: not gated: ${notGatedReason}" (ungated // enginePassthru)
+else if notAskableReason != null && engineGates != { } then
+  throw "${function}: gates: ${notAskableReason}; leave gates out."
 else
-  builtins.deepSeq wanted gated
+  builtins.deepSeq requestedGates gated

@@ -1,4 +1,5 @@
-# A compiled TensorRT plan: trtllm-build inside a pinned runtime of TensorRT-LLM's engine era, on the target's GPU.
+# A compiled TensorRT plan: trtllm-build inside a pinned runtime of TensorRT-LLM's engine era, on
+# the target's GPU.
 {
   lib,
   pkgs,
@@ -15,6 +16,7 @@ let
   gpus = (lib.importJSON ../../../python/enginix/data/machine/gpus.json).gpus;
   runtimes = (lib.importJSON ../../../python/enginix/data/runtime/runtimes.json).runtimes;
   driver = import ../../runtime/package.nix scope "driver";
+  withoutNulls = lib.filterAttrs (_: value: value != null);
 in
 {
   # mkHfModel's output, or mkQuantized's.
@@ -27,7 +29,8 @@ in
   runtime ? "trtllm-1.2.1",
   # maxBatchSize, maxInputLen, maxSeqLen, maxNumTokens, maxBeamWidth; always written out.
   limits ? { },
-  # "latency", "throughput" or "long-context": limits and options for a use, as far as the target allows them.
+  # "latency", "throughput" or "long-context": limits and options for a use, as far as the target
+  # allows them.
   profile ? null,
   # Options of trtllm-build (data/tensorrt/build_options.json).
   plugins ? { },
@@ -41,15 +44,17 @@ in
   workers ? 1,
   # "checkpoint": our checkpoint; "llm-api": TensorRT-LLM loads the model itself.
   strategy ? "checkpoint",
-  # How the build reaches the GPU. "features": Nix's sandbox, with the GPU let in by the builder's pre-build hook.
-  # "relaxed": outside the sandbox (`sandbox = relaxed`, and a trusted user).
+  # How the build reaches the GPU. "features": Nix's sandbox, with the GPU let in by the builder's
+  # pre-build hook. "relaxed": outside the sandbox (`sandbox = relaxed`, and a trusted user).
   isolation ? "features",
   # Minutes without a sign of progress after which a stage counts as hung.
   stallMinutes ? 30,
-  # Build with a driver older than the runtime's floor, where NVIDIA's compatibility package serves it.
+  # Build with a driver older than the runtime's floor, where NVIDIA's compatibility package serves
+  # it.
   acceptDriver ? false,
-  # Gates, each with its bounds: null takes the kind's defaults (data/judgement/gates.json), { } is recorded as "not gated". logits
-  # and coverage are of the checkpoint, which the reference kind executes; the others ask the engine, on its GPU.
+  # Gates, each with its bounds: null takes the kind's defaults (data/judgement/gates.json), { } is
+  # recorded as "not gated". logits and coverage are of the checkpoint, which the reference kind
+  # executes; the others ask the engine, on its GPU.
   gates ? null,
   # mkReferenceAnswers' output; null makes it of the model before quantization.
   reference ? null,
@@ -58,14 +63,14 @@ in
 let
   engine = "${name}-engine";
   facts = model.model or { };
-  wanted = check.engine.target function target;
-  gpu = check.target.gpu function gpus wanted.gpu // {
-    name = wanted.gpu;
+  targetSpec = check.engine.target function target;
+  gpu = check.target.gpu function gpus targetSpec.gpu // {
+    name = targetSpec.gpu;
   };
 
   id = if builtins.isString runtime then runtime else runtime.id;
   row = check.engine.runtime function runtimes "tensorrt" {
-    target = wanted.gpu;
+    target = targetSpec.gpu;
     inherit limits;
   } id;
   stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;
@@ -79,7 +84,7 @@ let
         pipelineParallel = 1;
         expertParallel = 1;
       };
-  ranks = check.engine.parallel engine facts parallel wanted.count;
+  ranks = check.engine.parallel engine facts parallel targetSpec.count;
 
   quantization = check.target.quantization engine (model.quantization or null) gpu;
   kvCache = check.target.kvCache engine (facts.kvCacheQuantization or null) gpu;
@@ -88,29 +93,39 @@ let
   ready = check.options.profile function profile;
   sizes = check.limits.resolve engine facts ready.limits limits;
   effective = check.limits.effective engine sizes options facts;
-  named = plugins // spoken // adapted;
+  requestedOptions = plugins // speculativeOptions // loraOptions;
   options = check.options.resolve function id {
     inherit quantization kvCache architecture;
     inherit (gpu) sm;
     inherit (parallel) tensorParallel;
     eagleLayers = facts.eagleLayers or null;
     inherit strategy;
-  } ready.options named;
-  spoken =
-    let
-      s = check.arguments.only "${function}: speculative" [ "mode" "maxDraftLen" ] speculative;
-    in
-    lib.optionalAttrs (s ? mode) { speculativeDecodingMode = s.mode; }
-    // lib.optionalAttrs (s ? maxDraftLen) { inherit (s) maxDraftLen; };
-  adapted =
-    let
-      l = check.arguments.only "${function}: lora" [ "dirs" "source" "targetModules" "maxRank" ] lora;
-    in
-    lib.optionalAttrs (l != { }) { loraPlugin = "auto"; }
-    // lib.optionalAttrs (l ? dirs) { loraDir = map (d: "${d}") l.dirs; }
-    // lib.optionalAttrs (l ? source) { loraCkptSource = l.source; }
-    // lib.optionalAttrs (l ? targetModules) { loraTargetModules = l.targetModules; }
-    // lib.optionalAttrs (l ? maxRank) { maxLoraRank = l.maxRank; };
+  } ready.options requestedOptions;
+  speculativeOptions = check.arguments.call "${function}: speculative" (
+    {
+      mode ? null,
+      maxDraftLen ? null,
+    }:
+    withoutNulls {
+      speculativeDecodingMode = mode;
+      inherit maxDraftLen;
+    }
+  ) speculative;
+  loraOptions = check.arguments.call "${function}: lora" (
+    {
+      dirs ? null,
+      source ? null,
+      targetModules ? null,
+      maxRank ? null,
+    }:
+    withoutNulls {
+      loraPlugin = if lora == { } then null else "auto";
+      loraDir = if dirs == null then null else map (dir: "${dir}") dirs;
+      loraCkptSource = source;
+      loraTargetModules = targetModules;
+      maxLoraRank = maxRank;
+    }
+  ) lora;
 
   plan = check.plan.fits engine (facts // { weightBytes = model.weightBytes or 0; }) gpu (
     removeAttrs effective [ "maxInputLen" "maxBeamWidth" ]
@@ -119,7 +134,7 @@ let
     }
   );
 
-  floor = check.engine.driver engine row wanted.driver;
+  acceptedDriver = check.engine.driver engine row targetSpec.driver;
   checked = builtins.deepSeq [
     row.id
     quantization
@@ -128,7 +143,7 @@ let
     (check.limits.chunks engine effective options)
     options
     plan
-    floor
+    acceptedDriver
     (check.engine.pipeline engine architecture parallel.pipelineParallel)
     (check.arguments.atLeast function "workers" 1 workers)
     (check.arguments.minutes function "stallMinutes" stallMinutes)
@@ -136,7 +151,10 @@ let
     (check.arguments.oneOf function "isolation" [ "features" "relaxed" ] isolation)
     (
       if workers > ranks then
-        throw "${function}: workers = ${toString workers}, but the engine has ${toString ranks} rank${lib.optionalString (ranks != 1) "s"}."
+        throw (
+          "${function}: workers = ${toString workers}, but the engine has ${toString ranks} "
+          + "rank${lib.optionalString (ranks != 1) "s"}."
+        )
       else
         true
     )
@@ -146,7 +164,8 @@ let
     inherit quantization kvCache architecture;
     inherit (gpu) sm;
   };
-  warned = value: builtins.foldl' (v: w: warn "${engine}-sm${toString gpu.sm}: ${w}" v) value warnings;
+  withWarnings = value: builtins.foldl' (v: w: warn
+    "${engine}-sm${toString gpu.sm}: ${w}" v) value warnings;
 
   place = import ../shared/gpu-build-attrs.nix { inherit lib; } {
     inherit
@@ -160,12 +179,12 @@ let
   request = {
     inherit name strategy workers;
     kind = "tensorrt";
-    target = wanted.gpu;
+    target = targetSpec.gpu;
     runtime = id;
     limits = sizes;
     inherit options;
     # Asked for by name: where TensorRT-LLM would change one of these, the build refuses.
-    named = builtins.attrNames named;
+    named = builtins.attrNames requestedOptions;
     timingCache = if timingCache == null then null else "${timingCache}";
     inherit stallMinutes acceptDriver;
     pin = if stack.pinFile == "" then null else "${stack.pinFile}";
@@ -183,8 +202,8 @@ let
         };
   };
 
-  # The machine is looked at before the weights are fetched: an engine's inputs may be hundreds of gigabytes.
-  # A model without a pin has its own first error.
+  # The machine is looked at before the weights are fetched: an engine's inputs may be hundreds of
+  # gigabytes. A model without a pin has its own first error.
   machine = pkgs.stdenvNoCC.mkDerivation (
     place
     // {
@@ -192,7 +211,7 @@ let
       buildCommandPath = ../../builders/engine-machine.sh;
       nativeBuildInputs = [ driver ];
       request = builtins.toJSON {
-        target = wanted.gpu;
+        target = targetSpec.gpu;
         runtime = id;
         inherit acceptDriver;
       };
@@ -221,9 +240,9 @@ let
     modelName = name;
     runtime = id;
     runtimePackage = stack;
-    target = wanted;
+    target = targetSpec;
   };
-  meta = artefactMeta model { description = "TensorRT engine of ${name} for ${wanted.gpu}"; };
+  meta = artefactMeta model { description = "TensorRT engine of ${name} for ${targetSpec.gpu}"; };
   ungated = pkgs.stdenvNoCC.mkDerivation (
     place
     // inputs
@@ -237,7 +256,8 @@ let
         "out"
         "timing"
       ];
-      # An engine is data. A path left in one of its files would keep the weights alive on every server.
+      # An engine is data. A path left in one of its files would keep the weights alive on every
+      # server.
       allowedReferences = [ ];
       request = builtins.toJSON request;
       passAsFile = [ "request" ];
@@ -247,7 +267,7 @@ let
   );
 in
 builtins.seq (checked true) (
-  warned (gatedEngine {
+  withWarnings (gatedEngine {
     inherit
       function
       name

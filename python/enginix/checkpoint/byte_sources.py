@@ -1,4 +1,4 @@
-"""What an output tensor is made of, as byte streams: nothing larger than a chunk is ever in memory."""
+"""The sources of output tensors as byte streams, with at most a chunk in memory at a time."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     Bytes8 = npt.NDArray[np.uint8]
 
 COPY = 1 << 20  # bytes of a block that is copied as it is
-CHUNK = 1 << 20  # bytes of a block that something is made of
+CHUNK = 1 << 20  # bytes of a block that is transformed
 
 
 class SourceFileReader:
-    """Positioned reads of source files into one buffer; each thread has its own."""
+    """Reads ranges of source files into one buffer; each thread has its own reader."""
 
     def __init__(self) -> None:
         self._files: dict[Path, int] = {}
@@ -48,7 +48,7 @@ class SourceFileReader:
         return self._files[path]
 
     def read(self, path: Path, begin: int, end: int) -> memoryview:
-        """Bytes ``begin`` to ``end`` of a file, valid until the next call.
+        """Return bytes ``begin`` to ``end`` of a file, valid until the next call.
 
         Raises:
             ModelError: the file ends before ``end`` (it changed while it was read).
@@ -60,7 +60,7 @@ class SourceFileReader:
             done = os.preadv(self.fd(path), [view[position - begin :]], position)
             if done == 0:
                 raise ModelError(
-                    f"ends at byte {position}, its header promises {end}",
+                    f"ends at byte {position}, but its header lists data up to byte {end}",
                     where=str(path),
                     fix="download it again",
                 )
@@ -68,7 +68,7 @@ class SourceFileReader:
         return view
 
     def array(self, tensor: TensorInfo) -> Array:
-        """A small tensor as a NumPy array of its own dtype."""
+        """Return a small tensor as a NumPy array of its own dtype."""
         import numpy as np
 
         from enginix.checkpoint.numbers import numpy_dtype
@@ -79,7 +79,7 @@ class SourceFileReader:
 
 
 class HeaderReader(SourceFileReader):
-    """For a plan from headers alone, whose files may hold nothing else: every value is 1."""
+    """A reader for files that hold headers only: every value reads as 1."""
 
     def array(self, tensor: TensorInfo) -> Array:
         import numpy as np
@@ -91,11 +91,11 @@ class HeaderReader(SourceFileReader):
 
 @dataclass(frozen=True)
 class RowTransform:
-    """What is done to rows on their way.
+    """A transformation of rows between input and output.
 
     Attributes:
-        apply: from uint8 [rows, bytes] into a flat uint8 array of exactly the bytes made of them.
-        width: bytes of a row → bytes made of it.
+        apply: writes uint8 [rows, bytes], transformed, into a flat uint8 array of exactly the new size.
+        width: bytes of an input row → bytes of its output.
     """
 
     apply: Callable[[Bytes8, Bytes8], None]
@@ -104,12 +104,12 @@ class RowTransform:
 
 @dataclass(frozen=True)
 class MatrixRows:
-    """Rows and byte columns of a row-major matrix, passed through ``transform``.
+    """Rows and byte columns of a row-major matrix, with an optional transformation.
 
     Attributes:
         stride: bytes of a whole row in the file.
         cols: byte range within each row.
-        transform: None copies.
+        transform: None copies the bytes.
     """
 
     tensor: TensorInfo
@@ -120,12 +120,12 @@ class MatrixRows:
 
     @property
     def plain(self) -> bool:
-        """Whether the bytes are one range of the file, as they are."""
+        """Return whether the bytes are one unchanged range of the file."""
         return self.transform is None and self.cols == (0, self.stride)
 
     @property
     def width(self) -> int:
-        """Bytes made of a row."""
+        """Return the output bytes of a row."""
         taken = self.cols[1] - self.cols[0]
         return taken if self.transform is None else self.transform.width(taken)
 
@@ -134,17 +134,17 @@ class MatrixRows:
         return (self.rows[1] - self.rows[0]) * self.width
 
     def steps(self) -> Iterator[tuple[int, int]]:
-        """Ranges of rows, each a block of work."""
+        """Yield ranges of rows, one for each block of work."""
         step = max(1, CHUNK // max(1, self.stride))
         for row in range(*self.rows, step):
             yield row, min(row + step, self.rows[1])
 
     def span(self, begin: int, end: int) -> tuple[int, int]:
-        """Where some rows lie in the file, with all of their columns."""
+        """Return the byte range of whole rows in the file."""
         return self.tensor.begin + begin * self.stride, self.tensor.begin + end * self.stride
 
     def make(self, data: memoryview, into: Bytes8) -> None:
-        """The bytes made of whole rows ``data``, into a flat array of exactly their number."""
+        """Write the output bytes of whole rows ``data`` into a flat array of exactly their number."""
         import numpy as np
 
         rows = np.frombuffer(data, np.uint8).reshape(-1, self.stride)[:, self.cols[0] : self.cols[1]]
@@ -154,7 +154,7 @@ class MatrixRows:
             self.transform.apply(rows, into)
 
     def blocks(self, reader: SourceFileReader) -> Iterator[bytes]:
-        """The same bytes, in order."""
+        """Yield the output bytes in order."""
         import numpy as np
 
         for begin, end in self.steps():
@@ -176,7 +176,7 @@ class ZeroBytes:
 
 @dataclass(frozen=True)
 class KnownBytes:
-    """Bytes that are known when a conversion is planned: scales."""
+    """Bytes that are known when a conversion is planned, for instance scales."""
 
     data: bytes
 
@@ -190,7 +190,7 @@ class KnownBytes:
 
 @dataclass(frozen=True)
 class GeneratedBytes:
-    """``size`` bytes that are made of several inputs at once, when they are written."""
+    """``size`` bytes that are computed from several inputs when they are written."""
 
     size: int
     make: Callable[[SourceFileReader], Iterator[bytes]]
@@ -204,7 +204,7 @@ BytePart = MatrixRows | ZeroBytes | KnownBytes | GeneratedBytes
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """One tensor of a rank file: its parts' bytes follow each other.
+    """One tensor of a rank file; the bytes of its parts follow each other.
 
     Attributes:
         dtype: safetensors code.

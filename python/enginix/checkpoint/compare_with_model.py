@@ -1,4 +1,4 @@
-"""A checkpoint held against the model that it was made of: every weight, dequantized on both sides."""
+"""Compare every weight of a checkpoint, dequantized, with the model that it was made of."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ROWS = 1024  # output rows compared at once
 _ROUNDING = {"bfloat16": (2**-8, 2**-134), "float16": (2**-11, 2**-25), "float32": (0.0, 0.0)}
 
 
-# Fields of a checkpoint's configuration that decide what is computed, beside the weights' own shapes.
+# Fields of a checkpoint's configuration that change the computation, beside the weights' own shapes.
 _COMPUTED_KEYS = (
     "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_size", "norm_epsilon",
     "max_position_embeddings", "position_embedding_type", "rotary_base", "rotary_scaling",
@@ -56,7 +56,7 @@ def _map_source_tensor(source: SourceTensors, module: str, leaf: str) -> Array:
 
 
 def dequantize_source_rows(source: SourceTensors, module: str, rows: slice) -> Array:
-    """Output rows of a model's matrix as float32, dequantized, pre-quant scale included."""
+    """Return output rows of a model's matrix as float32, dequantized, pre-quant scale included."""
     info = source.weights.tensors[source.name(module, "weight")]
     weight = map_tensor(info)
     if not source.quantized(module):
@@ -84,7 +84,7 @@ def dequantize_source_rows(source: SourceTensors, module: str, rows: slice) -> A
 def _select_stored_rows(
     leaves: Mapping[str, Array], linear: LinearModule, expert: int, rows: slice
 ) -> dict[str, Array]:
-    """The part of each of a matrix's tensors that concerns some output rows of one expert."""
+    """Return the parts of a matrix's tensors that belong to some output rows of one expert."""
     rows_by_leaf = {}
     for leaf, array in leaves.items():
         expert_array = (
@@ -101,7 +101,7 @@ def _select_stored_rows(
 
 
 def _iterate_row_blocks(group: tuple[MatrixSlice, ...]) -> Iterator[tuple[MatrixSlice, slice, slice]]:
-    """Slices, their rows in the model, and the same rows in the merged matrix, in blocks of even size."""
+    """Yield slices, their rows in the model and in the merged matrix, in blocks of even size."""
     merged_row = 0
     for piece in group:
         for begin in range(piece.rows[0], piece.rows[1], ROWS):
@@ -112,12 +112,11 @@ def _iterate_row_blocks(group: tuple[MatrixSlice, ...]) -> Iterator[tuple[Matrix
 
 
 class CheckpointComparison:
-    """Compares checkpoint and model.
+    """Compares a checkpoint with a model.
 
     Raises:
-        UsageError: the checkpoint's matrices carry pre-quant scales, and the model given is not the quantized
-            one.
-        EnginixError: either cannot be read.
+        UsageError: the checkpoint's matrices carry pre-quant scales, and the given model is not quantized.
+        EnginixError: checkpoint or model cannot be read.
     """
 
     def __init__(self, checkpoint: Path, model: Path) -> None:
@@ -144,7 +143,7 @@ class CheckpointComparison:
             )
 
     def findings(self) -> Iterator[Finding]:
-        """Each key, matrix or vector that means something else than in the model."""
+        """Yield a finding for each key, matrix or vector that differs from the model's."""
         yield from self._configuration()
         for rank in self.config.mapping.ranks():
             file = RankFile(self.directory / rank_file_name(rank))
@@ -156,14 +155,14 @@ class CheckpointComparison:
                     yield from self._linear(module, file, form)
 
     def _configuration(self) -> Iterator[Finding]:
-        """Keys that the loader reads otherwise than conversion would write them."""
+        """Yield the keys whose value for the loader differs from the one that conversion would write."""
         described = describe_checkpoint_config(self.model, self.config.dtype, self.config.mapping, {})
         expected = parse_checkpoint_config(described, FILE)
         for key in _COMPUTED_KEYS:
             stored_value, expected_value = getattr(self.config, key), getattr(expected, key)
             if not _values_match(stored_value, expected_value):
                 yield Finding(
-                    f"{FILE}: {key}", f"is {stored_value!r} to the loader; the model's is {expected_value!r}"
+                    f"{FILE}: {key}", f"is {stored_value!r} for the loader; the model's is {expected_value!r}"
                 )
 
     def _rounded(self, expected: Array, stored: Array, dtype: str | None = None) -> bool:

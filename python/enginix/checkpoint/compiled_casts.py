@@ -1,8 +1,7 @@
-"""The compiled casts (casts.c), where they were compiled; ``numbers`` has the same in NumPy, only slower.
+"""The compiled casts (casts.c), where they were compiled; ``numbers`` has slower ones in NumPy.
 
-The Nix package and ``make setup-dev`` compile them beside the source. Where pip installed enginix, the first
-use compiles them into the user's cache, if there is a compiler. Which of the two computes never shows in a
-checkpoint.
+The Nix package and ``make setup-dev`` compile them beside the source. If pip installed enginix, the first use
+compiles them into the user's cache, if there is a compiler. Both give the same checkpoint.
 """
 
 from __future__ import annotations
@@ -35,24 +34,24 @@ _CASTS = ("bf16_f32", "f16_f32", "f16_bf16", "f32_bf16", "f32_f16", "bf16_f16")
 
 @cache
 def find_compiled_casts() -> ctypes.CDLL | None:
-    """Return the compiled casts; None where they are not compiled and cannot be."""
+    """Return the compiled casts; None if they are not compiled and cannot be."""
     return load_compiled_casts(LIBRARY) or _load_from_cache()
 
 
 def cache_directory() -> Path:
-    """Return where the first use of an installation without compiled casts puts them."""
+    """Return the directory into which the first use of an installation compiles the casts."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "enginix" / "casts"
 
 
 def _load_from_cache() -> ctypes.CDLL | None:
-    """Return the casts of the user's cache, compiled into it first where they are not there."""
+    """Return the casts from the user's cache, after compiling them if needed."""
     try:
         digest = hashlib.sha256(SOURCE.read_bytes() + SCRIPT.read_bytes()).hexdigest()
         directory = cache_directory()
         path = directory / f"{platform.machine()}-{digest[:32]}.so"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # What others can write is not loaded as code.
+        # A file that other users can write is not loaded as code.
         if not _is_private(directory) or (path.exists() and not _is_private(path)):
             return None
         return (load_compiled_casts(path) if path.exists() else None) or _compile_casts(path)
@@ -85,7 +84,7 @@ def _compile_casts(path: Path) -> ctypes.CDLL | None:
 
 
 def load_compiled_casts(path: Path) -> ctypes.CDLL | None:
-    """A compiled casts.c; None where it cannot be loaded."""
+    """Load a compiled casts.c; None if it cannot be loaded."""
     try:
         casts = ctypes.CDLL(str(path))
     except OSError:
@@ -97,14 +96,14 @@ def load_compiled_casts(path: Path) -> ctypes.CDLL | None:
 
 
 def cast_compiled(x: Array, source: str, target: str, out: Array) -> bool:
-    """Casts a flat array into ``out``, if that is compiled.
+    """Cast a flat array into ``out``, if that cast is compiled.
 
     Args:
         source, target: safetensors codes.
 
     Returns:
-        Whether ``out`` is done. If not, its content means nothing: the cast is not compiled, or something is
-        not finite in float16, about which NumPy decides.
+        Whether ``out`` holds the result. If not, its content is undefined: the cast is not compiled, or a
+        value is not finite in float16, which NumPy then handles.
     """
     lib, name = find_compiled_casts(), f"{source}_{target}".lower()
     if lib is None or name not in _CASTS or not _are_contiguous(x, out):

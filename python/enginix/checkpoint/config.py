@@ -21,10 +21,10 @@ DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 
 @dataclass(frozen=True)
 class CheckpointMoe:
-    """Mixture of experts as the checkpoint names it; ``num_experts`` 0 for a dense model.
+    """A mixture of experts in the checkpoint's terms; ``num_experts`` is 0 for a dense model.
 
     Attributes:
-        normalization_mode: 1 scales the chosen experts' weights to sum to one, 0 and None do not.
+        normalization_mode: 1 scales the chosen experts' weights to a sum of one, 0 and None do not.
         intermediate_size: width of one expert.
         shared_intermediate_size: width of the shared expert; 0 without one.
     """
@@ -54,7 +54,7 @@ class CheckpointQuantization:
     layers: MappingType[str, str] = field(default_factory=dict)
 
     def algorithm(self, module: str) -> str | None:
-        """Algorithm of one TensorRT-LLM module, for instance ``transformer.layers.0.attention.qkv``."""
+        """Return the algorithm of a module, for instance of ``transformer.layers.0.attention.qkv``."""
         patterns = self.exclude_modules
         if patterns is None:
             patterns = tuple(load_table("number_formats")["defaultExclude"])
@@ -70,8 +70,8 @@ class CheckpointConfig:
     Attributes:
         architecture: Hugging Face name, for instance ``Qwen3ForCausalLM``.
         dtype: ``float16``, ``bfloat16`` or ``float32`` of everything that is not quantized.
-        rotary_scaling: as the loader reads it: its type under ``rope_type``, and every parameter, absent
-            ones with the loader's defaults; None without scaling.
+        rotary_scaling: as the loader reads it, with the type under ``rope_type`` and the loader's defaults
+            for absent parameters; None without scaling.
         longrope_short, longrope_long: factors of each rotated pair, for ``long_rope``.
         attn_bias: ``attention.qkv`` has a bias (and ``attention.dense``, where ``dense_bias``).
         raw: the parsed ``config.json``.
@@ -109,7 +109,7 @@ class CheckpointConfig:
 
     @classmethod
     def read(cls, directory: Path) -> CheckpointConfig:
-        """Reads ``config.json`` and, for ``MIXED_PRECISION``, ``quant_cfg.json``.
+        """Read ``config.json`` and, for ``MIXED_PRECISION``, ``quant_cfg.json``.
 
         Raises:
             CheckpointError: missing, malformed, or a required key absent.
@@ -187,7 +187,7 @@ def _parse_checkpoint_mapping(r: _CheckpointConfigReader) -> CheckpointMapping:
     world = r.integer("world_size", tp * pp, 1)
     if r.integer("cp_size", 1, 1) != 1 or world != tp * pp or tp % ep:
         raise CheckpointError(
-            f"world_size {world}, tp_size {tp}, pp_size {pp}, moe_ep_size {ep}, cp_size do not fit together",
+            f"world_size {world}, tp_size {tp}, pp_size {pp}, moe_ep_size {ep}, cp_size do not agree",
             where=r.where,
             fix="convert the model again",
         )
@@ -201,7 +201,7 @@ def _parse_checkpoint_quantization(
     if exclude is not None and (
         not isinstance(exclude, list) or not all(isinstance(e, str) for e in exclude)
     ):
-        raise CheckpointError("exclude_modules is no list of names", where=r.where, fix="convert again")
+        raise CheckpointError("exclude_modules is not a list of names", where=r.where, fix="convert again")
     layers = (mixed or {}).get("quantized_layers", {})
     if not isinstance(layers, dict) or not all(
         isinstance(v, dict) and isinstance(v.get("quant_algo"), str) for v in layers.values()
@@ -232,13 +232,13 @@ def _complete_rotary_scaling(raw: MappingType[str, Any] | None) -> MappingType[s
 def parse_checkpoint_config(
     raw: MappingType[str, Any], where: str, mixed: MappingType[str, Any] | None = None
 ) -> CheckpointConfig:
-    """Parses a checkpoint's ``config.json``; absent optional keys take the loader's defaults.
+    """Parse a checkpoint's ``config.json``; absent optional keys take the loader's defaults.
 
     Args:
         mixed: the parsed ``quant_cfg.json``, for ``MIXED_PRECISION``.
 
     Raises:
-        CheckpointError: naming the key.
+        CheckpointError: a key is missing or invalid; the error names it.
     """
     r = _CheckpointConfigReader(raw, where)
     architecture_row = load_table("architectures")["architectures"].get(raw.get("architecture"), {})
@@ -254,7 +254,7 @@ def parse_checkpoint_config(
     )
     scaling = raw.get("rotary_scaling")
     if scaling is not None and not isinstance(scaling, dict):
-        raise CheckpointError("rotary_scaling is no object", where=where, fix="convert the model again")
+        raise CheckpointError("rotary_scaling is not an object", where=where, fix="convert the model again")
     return CheckpointConfig(
         architecture=r.text("architecture"),
         dtype=dtype,

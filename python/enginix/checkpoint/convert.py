@@ -38,20 +38,20 @@ ON_LOAD = ("FP8_PER_CHANNEL_PER_TOKEN",)
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What a conversion may be asked for.
+    """Options of a conversion.
 
     Attributes:
         dtype: of everything unquantized; None keeps the model's (float32 becomes float16, as TensorRT-LLM
             does).
         parallel_embedding: cut the embedding over tensor parallel ranks, along ``embedding_sharding_dim``
             (0 vocabulary, 1 hidden).
-        nvfp4_form: which of the two forms that TensorRT-LLM reads; ``auto`` takes its own, and ModelOpt's
-            where the scales are no whole tiles.
+        nvfp4_form: one of the two forms that TensorRT-LLM reads; ``auto`` takes its own, or ModelOpt's if the
+            scales are not whole tiles.
         quantize: quantize an unquantized model while it is converted; see ``ON_LOAD``.
-        kv_cache: ``FP8`` gives a model an FP8 KV cache that it does not ask for, with scales of 1.0 where it
-            has none.
-        kind: of engines that the checkpoint must load into: ``tensorrt`` refuses what TensorRT-LLM's class
-            does not take; None is any, as the reference executor.
+        kv_cache: ``FP8`` adds an FP8 KV cache to a model without one, with scales of 1.0 where scales are
+            missing.
+        kind: kind of engine that must load the checkpoint: ``tensorrt`` refuses models that TensorRT-LLM's
+            class does not support; None allows any that the reference executor supports.
     """
 
     dtype: str | None = None
@@ -66,13 +66,13 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class ConversionSpec:
-    """A conversion that is known to work before a weight is read, but for the values of the weights.
+    """A conversion that was checked before a weight is read; only values of weights can still make it fail.
 
     Attributes:
         config: content of ``config.json``.
         quant_cfg: content of ``quant_cfg.json``, or None.
         ranks: the tensors of each rank.
-        notes: what a person should know: scales that were missing, attention windows that are not carried.
+        notes: notes for the user: missing scales, attention windows that the checkpoint cannot hold.
     """
 
     model: ModelConfig
@@ -103,7 +103,7 @@ def _choose_dtype(model: ModelConfig, weights: ModelWeights, requested: str | No
 
 
 class _OutputBuilder:
-    """Makes the outputs of each module."""
+    """Builds the outputs of each module."""
 
     def __init__(
         self, layout: CheckpointLayout, source: SourceTensors, resolved: ResolvedQuantization, form: str
@@ -175,7 +175,8 @@ def _choose_nvfp4_form(
     if unaligned is None or any(m.stacked for m in linears):
         return "trtllm"
     notes.append(
-        f"{unaligned.name} is {unaligned.out} x {unaligned.inp} a rank, no whole number of NVFP4 scale tiles: "
+        f"{unaligned.name} is {unaligned.out} x {unaligned.inp} per rank, "
+        "which is not a whole number of NVFP4 scale tiles: "
         "ModelOpt's form is written, which TensorRT-LLM pads on loading"
     )
     return "modelopt"
@@ -184,11 +185,11 @@ def _choose_nvfp4_form(
 def derive_conversion_spec(
     directory: Path, options: ConvertOptions, *, headers_only: bool = False
 ) -> ConversionSpec:
-    """Reads configuration and headers and decides every byte's origin.
+    """Read configuration and headers, and determine the origin of every output byte.
 
     Args:
-        headers_only: read no scale's value, either; such a plan says whether a model can be converted, and
-            must not be written.
+        headers_only: do not read the values of scales, either; such a specification shows whether a model can
+            be converted, and must not be written.
 
     Raises:
         ModelError: the model is damaged, incomplete, or cannot be expressed.
@@ -238,7 +239,7 @@ def derive_conversion_spec(
 
 
 def _note_differing_head(weights: ModelWeights, reader: SourceFileReader) -> list[str]:
-    """A head that is stored beside the embedding it should be, and differs from it."""
+    """Return a note if a tied head is stored separately and differs from the embedding."""
     pair = [weights.tensors.get(name) for name in ("model.embed_tokens.weight", "lm_head.weight")]
     embedding, head = pair
     if embedding is None or head is None:
@@ -248,8 +249,8 @@ def _note_differing_head(weights: ModelWeights, reader: SourceFileReader) -> lis
     if first == second and embedding.dtype == head.dtype:
         return []
     return [
-        "tie_word_embeddings is true, and another lm_head.weight is stored: it is written, as transformers "
-        "loads it; other software takes the embedding"
+        "tie_word_embeddings is true, but a different lm_head.weight is stored: it is written, as "
+        "transformers loads it; other software uses the embedding"
     ]
 
 
@@ -257,26 +258,26 @@ def _collect_model_notes(model: ModelConfig) -> list[str]:
     notes = list(model.notes)
     if model.sliding_window is not None:
         notes.append(
-            f"sliding window {model.sliding_window} has no place in a checkpoint's config.json: the manifest "
-            "carries it, a reference engine takes no more tokens, and an engine of kind tensorrt is served "
+            f"a checkpoint's config.json has no key for sliding window {model.sliding_window}: the manifest "
+            "holds it, a reference engine accepts no more tokens, and an engine of kind tensorrt is served "
             "with max_attention_window_size"
         )
     if model.rope.type == "dynamic":
         notes.append(
-            "dynamic rope scaling: alpha 1.0 is written, which TensorRT-LLM insists on; exact up to "
-            f"{model.max_position_embeddings} tokens, longer inputs were not tried on an engine"
+            "dynamic rope scaling: alpha 1.0 is written, which TensorRT-LLM requires; exact up to "
+            f"{model.max_position_embeddings} tokens; longer inputs are not verified"
         )
     return notes
 
 
 def convert_model(directory: Path, out: Path, options: ConvertOptions) -> ConversionSpec:
-    """Plans and writes a checkpoint: ``config.json``, ``rank{r}.safetensors``, ``enginix.json``.
+    """Write a checkpoint: ``config.json``, ``rank{r}.safetensors``, ``enginix.json``.
 
     ``out`` appears whole at the end, or not at all. The bytes depend on the model and the options alone.
 
     Raises:
-        ModelError, UsageError: as ``plan``; also a value that does not fit the dtype.
-        MachineError: the disk is too small or refuses.
+        ModelError, UsageError: as :func:`derive_conversion_spec`; also a value that does not fit the dtype.
+        MachineError: the disk is too small or cannot be written.
     """
     require_absent(out)
     conversion = derive_conversion_spec(directory, options)

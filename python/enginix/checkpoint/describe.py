@@ -1,6 +1,6 @@
-"""A checkpoint's ``config.json``, made of a model's: key by key what TensorRT-LLM's own converter writes.
+"""Build a checkpoint's ``config.json`` with the keys and values that TensorRT-LLM's own converter writes.
 
-Where it differs on purpose, tests/python/checkpoint/intended_differences.json says why.
+tests/python/checkpoint/intended_differences.json gives the reason of each intended difference.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def describe_checkpoint_config(
     parallel_embedding: bool = False,
     embedding_sharding_dim: int = 0,
 ) -> dict[str, Any]:
-    """The content of ``config.json``.
+    """Return the content of ``config.json``.
 
     Args:
         dtype: ``bfloat16``, ``float16`` or ``float32``.
@@ -62,8 +62,8 @@ def describe_checkpoint_config(
     return config
 
 
-# What the loader takes where a key is absent. Mapping.from_dict and QuantConfig know no other keys than their
-# release's, so that one which holds its default is left to it: a TypeError is the price of a new one.
+# Defaults of the loader. Mapping.from_dict and QuantConfig raise TypeError for keys of later releases, so a
+# key with its default value is left out.
 LEFT_OUT: dict[str, dict[str, Any]] = {
     "mapping": {
         "cp_size": 1,
@@ -86,7 +86,7 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
 def _describe_quantization(quantization: dict[str, Any]) -> dict[str, Any]:
     defaults = LEFT_OUT["quantization"]
     non_default = {k: v for k, v in quantization.items() if k not in defaults or v != defaults[k]}
-    # Known to every release: what is quantized is always said.
+    # Every release knows this key, so it is always written.
     return {"quant_algo": None, "kv_cache_quant_algo": None, "exclude_modules": None} | non_default
 
 

@@ -1,4 +1,4 @@
-"""Conversion by others, for other architectures: ModelOpt's export, the runtime's from_hugging_face."""
+"""Convert further architectures with ModelOpt's export or the runtime's from_hugging_face."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from enginix.model.jsonfile import read_object
 from enginix.optional_libraries import missing_library
 from enginix.tables import load_table
 
-# Substrings of a path that change what TensorRT-LLM's Llama class does with a model.
+# Substrings of a path by which TensorRT-LLM's Llama class takes a model for another one.
 _PATH_TRAPS = ("llava", "vila", "exaone")
 
 
 def require_architecture(directory: Path, converter: str) -> tuple[str, dict[str, Any]]:
-    """The model's architecture and its row of converters.json.
+    """Return the model's architecture and its row of converters.json.
 
     Raises:
-        ModelError: no architecture, or one that ``converter`` does not take; the message lists what it does.
+        ModelError: no architecture, or one that ``converter`` does not support; the message lists its own.
     """
     where = str(directory / "config.json")
     names = read_object(directory / "config.json").get("architectures")
@@ -45,8 +45,8 @@ def require_architecture(directory: Path, converter: str) -> tuple[str, dict[str
             if model_architecture in v["architectures"]
         ]
         raise ModelError(
-            f"architecture {model_architecture!r} is not taken by converter {converter!r}; "
-            f"it takes: {', '.join(sorted(rows))}",
+            f"converter {converter!r} does not support architecture {model_architecture!r}; "
+            f"it supports: {', '.join(sorted(rows))}",
             where=where,
             fix=reason
             or (
@@ -64,11 +64,11 @@ def _refuse_unsupported_options(directory: Path, options: ConvertOptions, row: d
         raise UsageError("the model is quantized", where=str(directory), fix="pass the unquantized model")
     if options.quantize or options.kv_cache or options.parallel_embedding or options.nvfp4_form != "auto":
         raise UsageError(
-            "--quantize, --kv-cache, --nvfp4-form and --parallel-embedding are for --converter enginix",
+            "--quantize, --kv-cache, --nvfp4-form and --parallel-embedding need --converter enginix",
             fix="leave them out",
         )
     if options.mapping.expert_parallel != 1 or options.mapping.pipeline_parallel != 1:
-        raise UsageError("only --tensor-parallel is offered with this converter")
+        raise UsageError("this converter supports no other parallelism than --tensor-parallel")
     limit = row.get("maxTensorParallel")
     if limit is not None and options.mapping.tensor_parallel > limit:
         raise UsageError(
@@ -81,7 +81,7 @@ def _refuse_unsupported_options(directory: Path, options: ConvertOptions, row: d
 def _finish_checkpoint(
     partial: Path, directory: Path, name: str, converter: str, options: ConvertOptions, tools: dict[str, str]
 ) -> None:
-    """Every rank readable and none missing; then the manifest."""
+    """Check that every rank is there and readable, then write the manifest."""
     try:
         sizes = [
             read_header(partial / rank_file_name(r)).path.stat().st_size
@@ -89,12 +89,12 @@ def _finish_checkpoint(
         ]
         raw = read_object(partial / ckpt.FILE)
     except EnginixError as e:
-        raise CheckpointError(f"{converter} wrote no whole checkpoint: {e.what}", where=e.where) from e
+        raise CheckpointError(f"{converter} wrote an incomplete checkpoint: {e.what}", where=e.where) from e
     requested_gpus, mapping = options.mapping.gpus_per_node, raw.get("mapping")
     written_gpus = mapping.get("gpus_per_node") if isinstance(mapping, dict) else None
     if requested_gpus != (default_gpus_per_node() if written_gpus is None else written_gpus):
         raise CheckpointError(
-            f"{converter} wrote gpus_per_node {written_gpus}, but {requested_gpus} was asked for",
+            f"{converter} wrote gpus_per_node {written_gpus}, but {requested_gpus} was requested",
             where=f"{ckpt.FILE}: mapping",
             fix="leave out --gpus-per-node, and serve on nodes of as many GPUs",
         )
@@ -118,7 +118,7 @@ def _finish_checkpoint(
 
 @contextlib.contextmanager
 def _guard_converter(converter: str) -> Iterator[None]:
-    """Foreign code's prints go to standard error, its exceptions become one named error."""
+    """Send a converter's prints to standard error, and raise its exceptions as errors of enginix."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
@@ -128,19 +128,19 @@ def _guard_converter(converter: str) -> Iterator[None]:
         first = str(e).strip().splitlines()
         raise ModelError(
             f"{converter} failed: {type(e).__name__}: {first[0] if first else ''}",
-            fix="ENGINIX_TRACEBACK=1 shows where; other converters are listed in converters.json",
+            fix="run again with ENGINIX_TRACEBACK=1 to see where, or use another --converter",
         ) from e
 
 
 def convert_with_modelopt(directory: Path, out: Path, options: ConvertOptions) -> str:
-    """ModelOpt's export, on CPU; returns the architecture.
+    """Convert with ModelOpt's export on the CPU; return the architecture.
 
-    Its config.json is completed: the model's rope base, which its fallback drops for configs of transformers
-    5, float32 logits as TensorRT-LLM has them, the GPUs of a node, of which it says nothing, and what
-    converters.json says for the family.
+    Its config.json is completed with the model's rope base (which ModelOpt's fallback drops for configs of
+    transformers 5), float32 logits as in TensorRT-LLM, the GPUs of a node, and the keys that converters.json
+    lists for the family.
 
     Raises:
-        ModelError: an architecture it does not take, or it failed.
+        ModelError: ModelOpt does not support the architecture, or failed.
         MachineError: torch, transformers or modelopt is not installed.
     """
     require_absent(out)
@@ -174,10 +174,10 @@ def convert_with_modelopt(directory: Path, out: Path, options: ConvertOptions) -
 
 
 def convert_with_tensorrt_llm(directory: Path, out: Path, options: ConvertOptions) -> str:
-    """The runtime's own conversion, rank by rank; must run where ``tensorrt_llm`` can be imported.
+    """Convert with the runtime itself, rank by rank, where ``tensorrt_llm`` can be imported.
 
     Raises:
-        ModelError: an architecture it does not take, a path that misleads it, or it failed.
+        ModelError: an unsupported architecture, a path that misleads the runtime, or a failed conversion.
         MachineError: tensorrt_llm cannot be imported.
     """
     require_absent(out)
@@ -187,7 +187,7 @@ def convert_with_tensorrt_llm(directory: Path, out: Path, options: ConvertOption
     for trap in _PATH_TRAPS:
         if trap in str(directory).lower():
             raise UsageError(
-                f"TensorRT-LLM takes {trap!r} in a path for another model",
+                f"TensorRT-LLM treats a model whose path contains {trap!r} as another model",
                 where=str(directory),
                 fix="pass the model under another path",
             )
@@ -201,7 +201,7 @@ def convert_with_tensorrt_llm(directory: Path, out: Path, options: ConvertOption
         ) from e
     with new_directory(out) as partial, _guard_converter("tensorrt_llm"):
         if name not in model_map:
-            raise ModelError(f"this tensorrt_llm does not know {name}", fix="use another runtime")
+            raise ModelError(f"this tensorrt_llm has no class {name}", fix="use another runtime")
         for rank in options.mapping.ranks():
             _convert_rank(model_map[name], runtime.Mapping, directory, partial, options, rank)
         _finish_checkpoint(
@@ -218,7 +218,7 @@ def _convert_rank(
     options: ConvertOptions,
     rank: int,
 ) -> None:
-    """One rank, so that one rank's weights are in memory at a time; the first writes config.json."""
+    """Convert one rank, so that one rank's weights are in memory at a time; rank 0 writes config.json."""
     tp = options.mapping.tensor_parallel
     each = options.mapping.gpus_per_node
     mapping = mapping_class(world_size=tp, rank=rank, gpus_per_node=each, tp_size=tp, pp_size=1)

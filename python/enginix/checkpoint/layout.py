@@ -1,8 +1,8 @@
-"""What each rank holds: the modules of an architecture, cut as TensorRT-LLM cuts them.
+"""The modules of an architecture on each rank, cut as TensorRT-LLM cuts them.
 
-One description of an architecture (architectures.json) and one checkpoint configuration give every
-module of a rank with its TensorRT-LLM name and the slices of the Hugging Face matrices that it is made of.
-Conversion reads the slices, verification the names and shapes. Source: the golden data.
+An architecture's row of architectures.json and a checkpoint configuration give every module of a rank, with
+its TensorRT-LLM name and the slices of the Hugging Face matrices that it is made of. Conversion reads the
+slices, verification the names and shapes. Source: the golden data.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class LinearModule:
         name: for instance ``transformer.layers.0.attention.qkv``; layers count from 0 in each rank.
         groups: one tuple of slices for a dense matrix, one per local expert otherwise.
         split: ``column`` cuts output rows over ranks (their biases, too), ``row`` cuts input columns.
-        stacked: the tensors lead with the expert axis.
-        quantizable: whether a format may apply to it at all.
+        stacked: the tensors' first axis is the expert.
+        quantizable: whether a quantized format may apply to it.
         dtype: overrides the checkpoint's dtype (the router is ``float32``).
     """
 
@@ -73,11 +73,11 @@ class LinearModule:
         return self.groups[0][0].width
 
     def shape(self, *tail: int) -> tuple[int, ...]:
-        """``tail`` behind the expert axis, where there is one."""
+        """Return ``tail`` after the expert axis, if there is one."""
         return (len(self.groups), *tail) if self.stacked else tail
 
     def modules(self) -> list[str]:
-        """The Hugging Face modules it is made of, each once, in order."""
+        """Return the Hugging Face modules that it is made of, each once, in order."""
         return list(dict.fromkeys(s.module for group in self.groups for s in group))
 
 
@@ -92,7 +92,7 @@ class VectorModule:
 
 @dataclass(frozen=True)
 class KvCacheModule:
-    """Place of a layer's KV-cache scales."""
+    """The KV cache scales of a layer."""
 
     name: str
     modules: tuple[str, str]  # Hugging Face modules that carry k_scale and v_scale
@@ -106,7 +106,7 @@ def _split_evenly(total: int, parts: int, index: int) -> tuple[int, int]:
 
 
 def _split_padded(total: int, parts: int, index: int) -> tuple[tuple[int, int], int]:
-    """Rows of a part, and zero rows behind them: ceil(total / parts) each, the last ones padded."""
+    """Return a part's rows and its number of zero rows: ceil(total / parts) in all, the last ones padded."""
     part_size = ceil(total / parts)
     begin, end = min(part_size * index, total), min(part_size * (index + 1), total)
     return (begin, end), part_size - (end - begin)
@@ -119,14 +119,14 @@ class CheckpointLayout:
         rows = load_table("architectures")["architectures"]
         if config.architecture not in rows:
             raise CheckpointError(
-                f"architecture {config.architecture!r} has no layout here; known: {', '.join(sorted(rows))}",
-                fix="only these can be converted by 'enginix' and checked tensor by tensor",
+                f"architecture {config.architecture!r} has no known layout; known: {', '.join(sorted(rows))}",
+                fix="use one of these: only they can be converted by 'enginix' and checked tensor by tensor",
             )
         self.config = config
         self.row: Mapping[str, Any] = rows[config.architecture]
 
     def rank(self, rank: int) -> Iterator[Module]:
-        """The modules of one rank, layer by layer."""
+        """Yield the modules of one rank, layer by layer."""
         c, m = self.config, self.config.mapping
         tp_rank, pp_rank = m.tp_rank(rank), m.pp_rank(rank)
         if pp_rank == 0:
@@ -163,7 +163,7 @@ class CheckpointLayout:
         c, tp = self.config, self.config.mapping.tensor_parallel
         heads, kv, size, hidden = c.num_attention_heads, c.num_key_value_heads, c.head_size, c.hidden_size
         q = _split_evenly(heads * size, tp, tp_rank)
-        # Where there are more ranks than KV heads, several ranks hold the same head.
+        # With more ranks than KV heads, several ranks hold the same head.
         kv_head_range = (
             _split_evenly(kv, tp, tp_rank) if kv >= tp else (tp_rank * kv // tp, tp_rank * kv // tp + 1)
         )
@@ -218,7 +218,7 @@ class CheckpointLayout:
     def _gated(
         self, hf_name: str, names: Mapping[str, str], width: int, row_range: tuple[int, int]
     ) -> tuple[tuple[MatrixSlice, ...], tuple[MatrixSlice, ...]]:
-        """One expert's slices: [up; gate] and down."""
+        """Return one expert's slices: [up; gate] and down."""
         hidden = self.config.hidden_size
         fc = tuple(
             MatrixSlice(f"{hf_name}.{names[part]}", width, hidden, row_range, (0, hidden))

@@ -1,4 +1,4 @@
-"""Tensors of safetensors files as mapped NumPy arrays: for checks and merges, which look at every byte."""
+"""Map tensors of safetensors files as NumPy arrays, for checks and merges, which read every byte."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = npt.NDArray[Any]
 
 
 def map_tensor(info: TensorInfo) -> Array:
-    """A tensor's bytes, mapped read-only, with its NumPy dtype and shape."""
+    """Return a tensor mapped read-only, with its NumPy dtype and shape."""
     if info.nbytes == 0:
         return np.zeros(info.shape, numpy_dtype(info.dtype))
     raw = np.memmap(info.path, np.uint8, "r", info.begin, (info.nbytes,))
@@ -26,7 +26,7 @@ class RankFile:
     """One rank's tensors by name.
 
     Raises:
-        ModelError: the file is missing or its header lies.
+        ModelError: the file is missing or its header is wrong.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,7 +37,7 @@ class RankFile:
         return map_tensor(self.tensors[name])
 
     def leaves(self, module: str) -> dict[str, Array]:
-        """The tensors of one module by their last name."""
+        """Return the tensors of one module by their last name."""
         prefix = f"{module}."
         return {
             name[len(prefix) :]: map_tensor(info)

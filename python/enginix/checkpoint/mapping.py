@@ -1,4 +1,4 @@
-"""How ranks share a model: tensor, pipeline and expert parallelism."""
+"""Parallelism: the division of a model over ranks by tensor, pipeline and experts."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from enginix.errors import UsageError
 from enginix.model import ModelConfig
 from enginix.tables import load_table
 
-# As many ranks as --hosts can give a machine.
+# Most ranks that --hosts can give a machine.
 MOST_GPUS = 999
 
 
 def default_gpus_per_node() -> int:
-    """What TensorRT-LLM takes where a checkpoint does not say it."""
+    """Return TensorRT-LLM's default for checkpoints without ``gpus_per_node``."""
     return int(load_table("memory_constants")["defaults"]["gpusPerNode"]["value"])
 
 
 @dataclass(frozen=True)
 class CheckpointMapping:
-    """Sizes of each kind of parallelism.
+    """The sizes of each kind of parallelism.
 
     ``rank = pp_rank * tensor_parallel + tp_rank``; the experts' parallelism divides the tensor parallel
     ranks: ``moe_ep_rank = tp_rank % expert_parallel``, ``moe_tp_rank = tp_rank // expert_parallel``.
     Source: the golden data.
 
     Attributes:
-        gpus_per_node: TensorRT-LLM runs a rank on GPU ``rank % gpus_per_node`` of its node; nothing else of a
-            checkpoint depends on it.
+        gpus_per_node: TensorRT-LLM runs a rank on GPU ``rank % gpus_per_node`` of its node; only that depends
+            on it.
     """
 
     tensor_parallel: int = 1
@@ -46,7 +46,7 @@ class CheckpointMapping:
 
     @property
     def fills_nodes(self) -> bool:
-        """Whether the ranks are on one node or fill several, so that none shares its GPU with another."""
+        """Return whether the ranks fit on one node or fill several, so that each has its own GPU."""
         return self.world_size <= self.gpus_per_node or self.world_size % self.gpus_per_node == 0
 
     def ranks(self) -> range:
@@ -59,7 +59,7 @@ class CheckpointMapping:
         return rank // self.tensor_parallel
 
     def layers(self, pp_rank: int, total: int) -> range:
-        """Global layer numbers of a pipeline stage; the first stages take the remainder, one each."""
+        """Return the global layer numbers of a pipeline stage; the first stages take the remainder."""
         stage_size, remainder = divmod(total, self.pipeline_parallel)
         begin = pp_rank * stage_size + min(pp_rank, remainder)
         return range(begin, begin + stage_size + (pp_rank < remainder))
@@ -84,10 +84,10 @@ def _join_sizes(candidates: Iterable[int]) -> str:
 
 
 def check_parallelism(config: ModelConfig, mapping: CheckpointMapping) -> None:
-    """Refuses sizes that do not divide the model, naming those that would.
+    """Refuse sizes that do not divide the model; the error lists working ones.
 
     Raises:
-        UsageError: with every size of the offending kind that works, up to 64.
+        UsageError: a size does not work; the error lists up to 64 that do.
     """
     tp, pp, ep = mapping.tensor_parallel, mapping.pipeline_parallel, mapping.expert_parallel
     for name, size in (("tensor", tp), ("pipeline", pp), ("expert", ep)):
@@ -125,40 +125,41 @@ def check_parallelism(config: ModelConfig, mapping: CheckpointMapping) -> None:
 
 
 def check_pipeline_support(config: ModelConfig, mapping: CheckpointMapping) -> None:
-    """Refuses pipeline stages that no engine can load.
+    """Refuse pipeline stages that no engine can load.
 
     Raises:
-        UsageError: TensorRT-LLM's class has no pipeline.
+        UsageError: TensorRT-LLM's class does not support pipeline parallelism.
     """
     row = load_table("architectures")["architectures"].get(config.architecture, {})
     if mapping.pipeline_parallel > 1 and "noPipeline" in row:
         working_sizes = [n for n in range(1, 65) if _is_tp_possible(config, n, mapping.expert_parallel)]
         raise UsageError(
-            f"--pipeline-parallel {mapping.pipeline_parallel}: TensorRT-LLM has no pipeline for "
+            f"--pipeline-parallel {mapping.pipeline_parallel}: TensorRT-LLM has no pipeline parallelism for "
             f"{config.architecture}; {row['noPipeline']}",
-            fix=f"leave --pipeline-parallel out, with --tensor-parallel one of {_join_sizes(working_sizes)}",
+            fix=f"leave --pipeline-parallel out, and use --tensor-parallel {_join_sizes(working_sizes)}",
         )
 
 
 def check_node_sizes(mapping: CheckpointMapping) -> None:
-    """Refuses ranks that do not fill nodes of ``gpus_per_node`` GPUs, naming sizes that would.
+    """Refuse ranks that do not fill nodes of ``gpus_per_node`` GPUs; the error lists sizes that would.
 
     Raises:
-        UsageError: such ranks, or no number of GPUs.
+        UsageError: the ranks do not fill nodes, or ``gpus_per_node`` is out of range.
     """
     world, gpus_per_node = mapping.world_size, mapping.gpus_per_node
     if not 1 <= gpus_per_node <= MOST_GPUS:
         raise UsageError(
             f"--gpus-per-node {gpus_per_node} is not from 1 to {MOST_GPUS}",
-            fix=f"as many as a node that serves has, for instance {default_gpus_per_node()}",
+            fix=f"pass the number of GPUs of a serving node, for instance {default_gpus_per_node()}",
         )
     if not mapping.fills_nodes:
         node_sizes = [n for n in _list_divisors(world) if n < world]
+        whole_nodes = world // gpus_per_node
         raise UsageError(
-            f"--gpus-per-node {gpus_per_node} with {world} ranks, which are neither at most {gpus_per_node}, on one node, "
-            f"nor a multiple of it, on several",
+            f"--gpus-per-node {gpus_per_node} with {world} ranks: "
+            f"they neither fit on one node nor fill several (at most {gpus_per_node}, or a multiple of it)",
             where=f"--tensor-parallel {mapping.tensor_parallel} --pipeline-parallel "
             f"{mapping.pipeline_parallel}",
             fix=f"--gpus-per-node {world} for one node, {_join_sizes(node_sizes)} for several; "
-            f"or {world // gpus_per_node * gpus_per_node} or {(world // gpus_per_node + 1) * gpus_per_node} ranks",
+            f"or {whole_nodes * gpus_per_node} or {(whole_nodes + 1) * gpus_per_node} ranks",
         )

@@ -1,8 +1,8 @@
-"""The ranks of a checkpoint put together again: the model's tensors, under the model's names.
+"""Merge the ranks of a checkpoint into the model's tensors, under the model's names.
 
-The converse of conversion, written from the layout alone. The tests hold conversion against it; a reader
-that wants whole matrices (the reference executor, a report) can use it, too. Quantized matrices come back
-as float32, dequantized.
+This is the inverse of conversion, written from the layout alone; the tests compare conversion with it.
+Readers of whole matrices (the reference executor, a report) can use it, too. Quantized matrices are
+dequantized to float32.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class _SliceLocation:
-    """Where one slice of a model's matrix lies: rank, matrix, expert, first row in it."""
+    """The place of one slice of a model's matrix: rank, matrix, expert, first row in it."""
 
     rank: int
     linear: LinearModule
@@ -38,7 +38,7 @@ class _SliceLocation:
 
 
 class MergedCheckpoint:
-    """A checkpoint's tensors by the model's names, assembled one at a time.
+    """A checkpoint's tensors under the model's names, assembled one at a time.
 
     Raises:
         CheckpointError: a tensor is missing, or ranks that hold the same rows disagree.
@@ -67,7 +67,7 @@ class MergedCheckpoint:
                         row += piece.height
 
     def __iter__(self) -> Iterator[tuple[str, Array]]:
-        """Name and tensor, for instance ``model.layers.0.self_attn.q_proj.weight``, [out, in]."""
+        """Yield name and tensor, for instance ``model.layers.0.self_attn.q_proj.weight``, [out, in]."""
         for name, (rank, stored) in self._vectors.items():
             yield name, self._stored(rank, stored)
         for module, places in self._places.items():
@@ -84,7 +84,7 @@ class MergedCheckpoint:
         return file[name]
 
     def _values(self, location: _SliceLocation) -> Array:
-        """The rows and columns of one slice."""
+        """Return the rows and columns of one slice."""
         linear, algorithm = location.linear, algorithm_of(location.linear, self.config)
         if algorithm is None:
             whole = self._stored(location.rank, f"{linear.name}.weight")

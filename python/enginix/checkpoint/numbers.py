@@ -22,19 +22,19 @@ _DTYPES: dict[str, Any] = {
 
 
 def numpy_dtype(code: str) -> np.dtype[Any]:
-    """NumPy dtype of a safetensors code; little-endian, as the format is."""
+    """Return the NumPy dtype of a safetensors code; little-endian, as the format is."""
     dtype: np.dtype[Any] = np.dtype(_DTYPES[code])
     return dtype
 
 
 def bfloat16_to_float32(x: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-    """Exact: bfloat16 is the upper half of a float32."""
+    """Convert exactly: bfloat16 is the upper half of a float32."""
     wide: npt.NDArray[np.float32] = (x.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return wide
 
 
 def to_float32(x: Array, code: str) -> npt.NDArray[np.float32]:
-    """Any float of the table as float32; exact but for F64."""
+    """Convert any float of the table to float32; exact except for F64."""
     if code == "BF16":
         return bfloat16_to_float32(x.view(np.uint16))
     if code == "F32":
@@ -49,7 +49,7 @@ def _narrow_floats(wide: npt.NDArray[np.float32], target: str) -> Array:
 
 @cache
 def _make_cast_table(source: str, target: str) -> npt.NDArray[np.uint16]:
-    """The cast of every 16-bit pattern: a table is several times faster than element-wise casts."""
+    """Return the cast of every 16-bit pattern: a table is several times faster than element-wise casts."""
     patterns = np.arange(1 << 16, dtype=np.uint16)
     return _narrow_floats(to_float32(patterns, source), target).view(np.uint16)
 
@@ -58,10 +58,10 @@ STEP = 1 << 17  # elements at a time: temporaries stay in the cache, and NumPy's
 
 
 def _float16_to_float32(x: npt.NDArray[np.uint16], out: npt.NDArray[np.float32]) -> None:
-    """Exact. NumPy's own cast goes element by element; these few whole-array steps are several times faster.
+    """Convert exactly, by a few whole-array steps, several times faster than NumPy's element-wise cast.
 
     Sign, exponent and mantissa move to their places in a float32, whose exponent is then 112 too small;
-    a multiplication mends that, for subnormal numbers, too.
+    a multiplication corrects it, for subnormal numbers, too.
     """
     wide = out.view(np.int32)
     np.copyto(wide, x.view(np.int16))
@@ -75,7 +75,7 @@ def _float16_to_float32(x: npt.NDArray[np.uint16], out: npt.NDArray[np.float32])
 def _float32_to_float16(
     x: npt.NDArray[np.float32], out: npt.NDArray[np.uint16], scratch: tuple[Array, Array, Array]
 ) -> None:
-    """To nearest even, in integers; where the result is not a normal number, NumPy's cast decides."""
+    """Round to nearest even, in integers; NumPy's cast computes results that are not normal numbers."""
     magnitude, bits, odd = (s[: len(x)] for s in scratch)
     pattern = x.view(np.uint32)
     np.bitwise_and(pattern, np.uint32(0x7FFFFFFF), out=magnitude)
@@ -97,11 +97,11 @@ def _float32_to_float16(
 
 
 def cast_floats(x: Array, source: str, target: str, out: Array | None = None) -> Array:
-    """Casts floats, rounding to nearest even.
+    """Cast floats, rounding to nearest even.
 
     Args:
-        x: array of ``source``'s NumPy dtype, or of its bytes' width.
-        out: flat array that takes the result, which is fastest; default is a new one, of ``x``'s shape.
+        x: array of ``source``'s NumPy dtype, or of an integer dtype of its width.
+        out: flat array for the result, which is fastest; default is a new one, of ``x``'s shape.
 
     Raises:
         OverflowError: a finite value does not fit ``target`` (float16 ends at 65504).
@@ -138,7 +138,7 @@ def cast_floats(x: Array, source: str, target: str, out: Array | None = None) ->
 
 
 def _check_float16(x: Array, source: str, narrow: Array) -> None:
-    """Raises OverflowError where a finite value of ``x`` became infinite."""
+    """Raise OverflowError where a finite value of ``x`` became infinite."""
     # The largest signed pattern is a positive value's, the largest unsigned one a negative value's.
     bits = narrow.view(np.uint16)
     if bits.view(np.int16).max() < 0x7C00 and bits.max() < 0xFC00:
@@ -150,7 +150,7 @@ def _check_float16(x: Array, source: str, narrow: Array) -> None:
 
 @cache
 def list_fp8_values() -> npt.NDArray[np.float32]:
-    """The 256 float8_e4m3fn values, by byte."""
+    """Return the 256 float8_e4m3fn values, by byte."""
     values: npt.NDArray[np.float32]
     values = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
     return values
@@ -158,7 +158,7 @@ def list_fp8_values() -> npt.NDArray[np.float32]:
 
 @lru_cache(16)
 def make_fp8_rescale_table(scale: float, target: float) -> npt.NDArray[np.uint8]:
-    """The 256 bytes: dequantized with ``scale``, quantized with ``target``.
+    """Return the 256 bytes, dequantized with ``scale`` and quantized with ``target``.
 
     In float32 and in this order, as TensorRT-LLM does: fp8(value * scale / target). The sign is always kept.
     """
@@ -169,7 +169,7 @@ def make_fp8_rescale_table(scale: float, target: float) -> npt.NDArray[np.uint8]
 
 @lru_cache(16)
 def _make_fp8_pair_table(scale: float, target: float) -> npt.NDArray[np.uint16]:
-    """Two bytes → two bytes: a table of 65536 entries costs no more to look up than one of 256."""
+    """Return a table of two bytes → two bytes: 65536 entries cost no more to look up than 256."""
     single = make_fp8_rescale_table(scale, target).astype(np.uint16)
     table: npt.NDArray[np.uint16] = (single[:, None] << np.uint16(8) | single[None, :]).reshape(-1)
     return table
@@ -178,7 +178,7 @@ def _make_fp8_pair_table(scale: float, target: float) -> npt.NDArray[np.uint16]:
 def rescale_fp8(
     codes: npt.NDArray[np.uint8], scale: float, target: float, out: npt.NDArray[np.uint8] | None = None
 ) -> npt.NDArray[np.uint8]:
-    """Bytes of float8_e4m3fn with ``scale``, as bytes with ``target``; flat, in ``out`` if that is given."""
+    """Rescale bytes of float8_e4m3fn from ``scale`` to ``target``; flat, in ``out`` if that is given."""
     flat = np.ascontiguousarray(codes).reshape(-1)
     result = np.empty(flat.size, np.uint8) if out is None else out
     if compiled_casts.lookup_fp8(flat, make_fp8_rescale_table(scale, target), result):
@@ -194,7 +194,7 @@ def rescale_fp8(
 
 @cache
 def list_fp8_steps() -> npt.NDArray[np.float32]:
-    """Gap from each float8_e4m3fn value to its neighbour away from zero; by byte."""
+    """Return the gap from each float8_e4m3fn value to its neighbour away from zero, by byte."""
     steps = np.empty(256, np.float32)
     positive = list_fp8_values()[:127]  # 127 is NaN
     steps[:126] = np.diff(positive)
@@ -204,7 +204,7 @@ def list_fp8_steps() -> npt.NDArray[np.float32]:
 
 
 def quantize_fp8_rows(x: Array, code: str) -> tuple[Array, npt.NDArray[np.float32]]:
-    """Rows to float8_e4m3fn: codes [rows, columns], and each row's scale [rows].
+    """Quantize rows to float8_e4m3fn: codes [rows, columns], and each row's scale [rows].
 
     The scale is the largest magnitude over 448, at least 1 / (448 * 512).
     """
@@ -222,7 +222,7 @@ FP4_STEPS: npt.NDArray[np.float32] = np.array([0.5, 0.5, 0.5, 0.5, 1, 1, 2, 2] *
 
 
 def interleave_tiles(scales: bytes, width: int) -> bytes:
-    """Block scales, whole tiles of 128 rows by 4 columns, in the order that the FP4 kernels read.
+    """Reorder block scales, whole tiles of 128 rows by 4 columns, as the FP4 kernels read them.
 
     Within a tile a scale lies at (row % 32) * 16 + row % 128 // 32 * 4 + column % 4; tiles follow row-major.
     """
@@ -231,7 +231,7 @@ def interleave_tiles(scales: bytes, width: int) -> bytes:
 
 
 def unpack_int4_rows(packed: Array) -> npt.NDArray[np.float32]:
-    """Signed int4 [out, in] of bytes [out / 2, in]: even rows in the low nibble, odd rows in the high."""
+    """Unpack bytes [out / 2, in] to signed int4 [out, in]: even rows from the low nibble."""
     signed = packed.view(np.int8)
     low = (signed << 4).astype(np.int8) >> 4
     values = np.stack([low, signed >> 4], axis=1).reshape(-1, packed.shape[1])

@@ -1,4 +1,4 @@
-"""Tasks begun in their order by a few threads."""
+"""Run tasks in a few threads, started in their order."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TypeVar
 
 Task = TypeVar("Task")
 
-MAX_THREADS = 4  # writers of one file take turns in the kernel: more than a few only wait
+MAX_THREADS = 4  # the kernel serializes writers of one file: more threads would only wait
 
 
 def count_usable_threads() -> int:
-    """Cores that this process may use, up to ``MOST``."""
+    """Return the number of cores that this process may use, up to ``MAX_THREADS``."""
     return min(MAX_THREADS, len(os.sched_getaffinity(0)))
 
 
@@ -22,14 +22,14 @@ def run_in_order(
     workers: Sequence[Callable[[Task], int]],
     progress: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Runs every task on one of ``workers``, each a thread; the caller's thread is the first of them.
+    """Run every task on one of ``workers``, each a thread; the caller's thread is the first of them.
 
-    After an error no task is begun. Of several errors that of the earliest task is raised: it and all before
-    it have been begun by then, so that the same input gives the same error however threads are scheduled.
+    After an error no task is started. Of several errors the earliest task's is raised: it and all earlier
+    tasks have been started by then, so the same input gives the same error for any scheduling of threads.
 
     Args:
-        workers: each runs a task and returns how much it did.
-        progress: called in the caller's thread with the sum of that.
+        workers: each runs a task and returns the amount of work done.
+        progress: called in the caller's thread with the sum of these amounts.
     """
     lock, stop = threading.Lock(), threading.Event()
     failures: list[tuple[int, BaseException]] = []

@@ -1,8 +1,8 @@
-"""Which format each matrix gets, from what the model says and what its tensors are; exclude lists translated.
+"""Resolve the number format of each matrix from the model's description and tensors; translate exclude lists.
 
-The model's list names Hugging Face modules, and means nothing to TensorRT-LLM; worse, a list given at all
-replaces the loader's default patterns, which protect the head and the router. So the list is written
-anew: null where the defaults say it all, the defaults and the translated names otherwise.
+The model's list names Hugging Face modules, which TensorRT-LLM does not know, and any list replaces the
+loader's default patterns, which protect the head and the router. So a new list is written: null if the
+defaults suffice, else the defaults and the translated names.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _find_promised_algorithm(quantization: ModelQuantization | None, module: str
 def _resolve_algorithm(
     linear: LinearModule, quantization: ModelQuantization | None, source: SourceTensors
 ) -> str | None:
-    """The one algorithm of a matrix; the description and the tensors must agree on it."""
+    """Return the one algorithm of a matrix, on which description and tensors must agree."""
     where = str(source.weights.directory)
     modules = linear.modules()
     promised = {m: _find_promised_algorithm(quantization, m) for m in modules}
@@ -95,7 +95,8 @@ def _resolve_by_module(
         if algorithms.setdefault(linear.name, algorithm) != algorithm:
             raise UsageError(
                 f"{linear.name} is {algorithm or 'not quantized'} in one pipeline stage and "
-                f"{algorithms[linear.name] or 'not quantized'} in another; layers are numbered within their stage",
+                f"{algorithms[linear.name] or 'not quantized'} in another; "
+                "layers are numbered within their stage",
                 where=str(source.weights.directory),
                 fix="--pipeline-parallel 1",
             )
@@ -105,11 +106,11 @@ def _resolve_by_module(
 def _resolve_expert_algorithms(
     layout: CheckpointLayout, algorithms: dict[str, str | None]
 ) -> dict[str, str | None]:
-    """Algorithm of each module of experts, for instance ``transformer.layers.0.mlp``.
+    """Return the algorithm of each module of experts, for instance ``transformer.layers.0.mlp``.
 
-    To TensorRT-LLM's quantization pass, which looks names up, experts are one module around ``fc`` and
-    ``proj``; its weight preprocessing looks for the two. A checkpoint has to name both levels. (Source:
-    quantize.py and modeling_utils.py of the era; the loader completes the names for Mixtral alone.)
+    TensorRT-LLM's quantization pass looks up the module around ``fc`` and ``proj``; its weight preprocessing
+    looks up the two themselves. A checkpoint has to name both levels. (Source: TensorRT-LLM's quantize.py and
+    modeling_utils.py; the loader completes the names for Mixtral alone.)
 
     Raises:
         ModelError: ``fc`` and ``proj`` of the same experts differ.
@@ -129,7 +130,7 @@ def _resolve_expert_algorithms(
 
 
 def experts_module(matrix: str) -> str:
-    """The module around a stacked matrix."""
+    """Return the module around a stacked matrix."""
     return matrix.rsplit(".", 1)[0]
 
 
@@ -163,7 +164,7 @@ def resolve_quantization(
     on_load: str | None = None,
     kv_cache: str | None = None,
 ) -> ResolvedQuantization:
-    """Decides every matrix's format.
+    """Resolve the format of every matrix.
 
     Args:
         on_load: algorithm to quantize an unquantized model to (``FP8_PER_CHANNEL_PER_TOKEN``).

@@ -1,7 +1,7 @@
-"""Rope scaling in the keys that TensorRT-LLM reads, so that its tables are the model's.
+"""Write rope scaling in the keys that TensorRT-LLM reads, so that its tables are the model's.
 
-The loader's defaults (architectures.json, rope.types) are not those of transformers: a key is written where
-the default would mean something else. A parameter that no key expresses is refused.
+The loader's defaults (architectures.json, rope.types) are not those of transformers: a key is written if the
+default would give another value. A parameter without a key is refused.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _as_whole_number(number: float) -> int | float:
 
 
 def _compute_magnitude(factor: float, one: float, every: float) -> float:
-    """TensorRT-LLM's factor on cosine and sine (yarn_get_mscale)."""
+    """Return TensorRT-LLM's factor on cosine and sine (yarn_get_mscale)."""
     if factor <= 1:
         return 1.0
     return (0.1 * one * math.log(factor) + 1) / (0.1 * every * math.log(factor) + 1)
@@ -61,7 +61,7 @@ def _describe_yarn(model: ModelConfig) -> dict[str, Any]:
     factor = scaling.get("factor") or model.max_position_embeddings / rope.original
     parameters: dict[str, Any] = {
         "factor": factor,
-        # transformers takes 0 and null for the default, too.
+        # transformers replaces 0 and null by the default, too.
         "beta_fast": scaling.get("beta_fast") or 32.0,
         "beta_slow": scaling.get("beta_slow") or 1.0,
     }

@@ -1,4 +1,4 @@
-"""The model's tensors by module, with every expectation checked when a conversion is planned."""
+"""Look up the model's tensors by module; dtypes and shapes are checked when a conversion is planned."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SourceTensors:
     def __init__(self, weights: ModelWeights, reader: SourceFileReader, *, tied: bool = False) -> None:
         self.weights, self.reader = weights, reader
         self._used: set[str] = set()
-        # A tied head is the embedding, where the model does not store it a second time.
+        # A tied head is the embedding, unless the model stores it a second time.
         self._head = "model.embed_tokens" if tied and "lm_head.weight" not in weights.tensors else "lm_head"
 
     def name(self, module: str, leaf: str) -> str:
@@ -34,7 +34,7 @@ class SourceTensors:
         return self.name(module, leaf) in self.weights.tensors
 
     def tensor(self, module: str, leaf: str, dtypes: Sequence[str], shape: tuple[int, ...]) -> TensorInfo:
-        """The tensor ``module.leaf``.
+        """Return the tensor ``module.leaf``.
 
         Raises:
             ModelError: absent, or of another dtype or shape than the config implies.
@@ -55,7 +55,7 @@ class SourceTensors:
         return info
 
     def scale(self, module: str, leaf: str) -> float:
-        """A float32 scale of one element.
+        """Return a float32 scale of one element.
 
         Raises:
             ModelError: absent, not finite, or not positive.
@@ -69,16 +69,16 @@ class SourceTensors:
         return value
 
     def quantized(self, module: str) -> bool:
-        """Whether the module's weight carries scales."""
+        """Return whether the module's weight has scales."""
         return self.has(module, "weight_scale")
 
     def unused(self) -> list[str]:
-        """Tensors that no output was made of, without those that every model recomputes."""
+        """Return the tensors that no output was made of, without those that every model recomputes."""
         unused_names = set(self.weights.tensors) - self._used
         return sorted(n for n in unused_names if not any(fnmatchcase(n, p) for p in _IGNORED))
 
     def ignore(self, module: str, leaf: str) -> None:
-        """Declares a tensor as not needed."""
+        """Mark a tensor as not needed."""
         self._used.add(self.name(module, leaf))
 
 
@@ -91,7 +91,7 @@ def cut_slice(
     bytes_: int | None = None,
     rows_each: int = 1,
 ) -> MatrixRows:
-    """The bytes of ``piece`` in a matrix that stores it packed.
+    """Return the bytes of ``piece`` in a matrix that may be packed.
 
     Args:
         elements: input columns that ``bytes_`` bytes hold (2 in one byte, for packed 4-bit columns).
@@ -109,6 +109,6 @@ def cut_slice(
 
 
 def cut_vector(info: TensorInfo, span: tuple[int, int], transform: RowTransform | None = None) -> MatrixRows:
-    """Elements ``span`` of a vector."""
+    """Return the elements ``span`` of a vector."""
     size = info.itemsize
     return MatrixRows(info, size, span, (0, size), transform)

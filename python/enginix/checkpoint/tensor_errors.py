@@ -1,4 +1,4 @@
-"""Why a tensor is missing, unexpected or of another type, told from the names and types at hand."""
+"""Explain missing, unexpected and mistyped tensors by the names and types of a model's tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SAVE = "load it with transformers' AutoModelForCausalLM and save_pretrained it 
 
 
 def explain_missing(name: str, tensors: Mapping[str, TensorInfo]) -> tuple[str, str]:
-    """Return why ``name`` is not among a model's tensors, and what to do."""
+    """Return why ``name`` is not among a model's tensors, and how to fix it."""
     missing = f"tensor {name!r} is missing"
     for other in tensors:
         if other != name and other.endswith("." + name):
@@ -51,7 +51,7 @@ def _advise_missing_prefix(tensors: Mapping[str, TensorInfo]) -> str:
 
 
 def explain_mismatch(tensor: TensorInfo, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str, str]:
-    """Return what is wrong with a tensor's type or shape, and what to do."""
+    """Return what is wrong with a tensor's type or shape, and how to fix it."""
     what = (
         f"tensor {tensor.name!r} is {tensor.dtype} {list(tensor.shape)}; "
         f"config.json implies {' or '.join(dtypes)} {list(shape)}"
@@ -65,7 +65,7 @@ def explain_mismatch(tensor: TensorInfo, dtypes: tuple[str, ...], shape: tuple[i
 
 
 def explain_unexpected(name: str, architecture: str, more: int) -> tuple[str, str]:
-    """Return why a tensor has no place in a checkpoint, and what to do."""
+    """Return why a tensor cannot be converted, and how to fix it."""
     what = f"tensor {name!r} has no place in {with_article(architecture)} checkpoint" + (
         f" ({more} such tensors)" if more > 1 else ""
     )

@@ -1,4 +1,4 @@
-"""Checks of values: no NaN, scales positive and consistent, replicated tensors the same on every rank."""
+"""Check values: no NaN, scales positive and consistent, replicated tensors equal on every rank."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from enginix.checkpoint.write import rank_file_name
 from enginix.model import TensorInfo
 
 Array = npt.NDArray[Any]
-BLOCK = 1 << 21  # elements looked at together
+BLOCK = 1 << 21  # elements checked at a time
 
 # dtype → mask of the exponent bits; a value with all of them set is infinite or NaN
 _EXPONENT = {"F32": (np.uint32, 0x7F800000), "BF16": (np.uint16, 0x7F80), "F16": (np.uint16, 0x7C00)}
@@ -31,7 +31,7 @@ def _iterate_blocks(array: Array) -> Iterator[Array]:
 
 
 def holds_non_finite(info: TensorInfo) -> bool:
-    """Whether a float tensor holds NaN or an infinity; integers never do."""
+    """Return whether a tensor holds NaN or an infinity; integers never do."""
     array = map_tensor(info)
     if info.dtype in _EXPONENT:
         kind, mask = _EXPONENT[info.dtype]
@@ -48,7 +48,7 @@ def _is_scale(name: str) -> bool:
 
 
 def has_bad_scale(info: TensorInfo) -> bool:
-    """Whether a scale is not positive. Scales of blocks may be zero: a block of zeros has that."""
+    """Return whether a scale is not positive; block scales may be zero, as those of blocks of zeros are."""
     array = map_tensor(info)
     if info.dtype == "F8_E4M3":
         return any((list_fp8_values()[block.view(np.uint8)] < 0).any() for block in _iterate_blocks(array))
@@ -62,7 +62,7 @@ def check_values(
     tensors: dict[str, TensorInfo],
     report: VerificationReport,
 ) -> None:
-    """Adds what is wrong with the values of one rank to ``report``."""
+    """Check the values of one rank; add the findings to ``report``."""
 
     def add_finding(name: str, what: str) -> None:
         report.findings.append(Finding(f"{path.name}: {name}", what))
@@ -116,7 +116,7 @@ def _check_kv_cache_scales(
         return
     value = float(map_tensor(scale).reshape(-1)[0])
     if value == 1.0:
-        note = "KV cache scales of 1.0: the model was not calibrated for it, or its scales were lost"
+        note = "KV cache scales of 1.0: the model's KV cache was not calibrated, or its scales were lost"
         if note not in report.notes:
             report.notes.append(note)
     if inverse is not None and not np.isclose(
@@ -126,10 +126,10 @@ def _check_kv_cache_scales(
 
 
 def _check_zero_blocks(name: str, weight: Array | None, scales: Array | None, add_finding: Any) -> None:
-    """A block scale of zero is right for a block of zeros alone: over other codes it erases weights."""
+    """Check that only blocks of zeros have a scale of zero: over other codes it erases weights."""
     if weight is None or scales is None or weight.size != scales.size * 8:
         return
-    # Two codes a byte, 16 a scale; a code without its sign bit is zero for zero.
+    # A byte holds two codes, a scale belongs to 16; a code of zero is zero without its sign bit.
     codes, block_scales = weight.reshape(-1, 8).view(np.uint8), scales.reshape(-1).view(np.uint8)
     count = 0
     for begin in range(0, len(block_scales), BLOCK // 8):
@@ -138,7 +138,7 @@ def _check_zero_blocks(name: str, weight: Array | None, scales: Array | None, ad
     if count:
         add_finding(
             name,
-            f"is zero over {count} blocks whose codes are not: their weights are lost",
+            f"is zero over {count} blocks with codes other than zero: their weights are lost",
         )
 
 

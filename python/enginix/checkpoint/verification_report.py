@@ -1,4 +1,4 @@
-"""What a verification found."""
+"""The report of a verification."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """One fault.
 
     Attributes:
         where: file, and tensor or key in it.
@@ -25,10 +25,10 @@ class VerificationReport:
     """The outcome of a verification.
 
     Attributes:
-        findings: what is wrong; empty where nothing is.
-        notes: what is allowed but worth knowing.
+        findings: the faults; empty for a sound checkpoint.
+        notes: observations that are not faults.
         bytes, parameters: of all ranks; a packed 4-bit weight counts as one parameter.
-        quantized, matrices: matrices that a format applies to, and those that one could apply to.
+        quantized, matrices: numbers of quantized and of quantizable matrices.
     """
 
     findings: list[Finding] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Checks of a checkpoint: all that TensorRT-LLM requires is there, nothing else, and it makes sense."""
+"""Verify a checkpoint: it has exactly the tensors that TensorRT-LLM requires, with consistent values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROPE_CONSTANTS = ("embed_positions*", "rotary_inv_freq", "long_rope_*")
 
 
 def nvfp4_form(tensors: dict[str, TensorInfo], layout: CheckpointLayout, rank: int) -> str:
-    """Which of NVFP4's two forms a rank file is in: ``trtllm`` or ``modelopt``."""
+    """Return which of NVFP4's two forms a rank file has: ``trtllm`` or ``modelopt``."""
     config = layout.config
     for module in layout.rank(rank):
         if isinstance(module, LinearModule) and algorithm_of(module, config) == "NVFP4":
@@ -36,7 +36,7 @@ def algorithm_of(linear: LinearModule, config: CheckpointConfig) -> str | None:
 
 
 def kv_spec(module: KvCacheModule, tensors: dict[str, TensorInfo]) -> Spec:
-    """KV-cache scales in either form: the merged scale and its reciprocal, or ModelOpt's k, v and merged."""
+    """Return KV cache scales in the file's form: merged and reciprocal, or ModelOpt's k, v and merged."""
     names = [f"{module.name}.k_cache_scaling_factor", f"{module.name}.v_cache_scaling_factor"]
     if not all(name in tensors for name in names):
         names = [f"{module.name}.kv_cache_rcp_scaling_factor"]
@@ -44,10 +44,10 @@ def kv_spec(module: KvCacheModule, tensors: dict[str, TensorInfo]) -> Spec:
 
 
 def list_required_tensors(layout: CheckpointLayout, rank: int, tensors: dict[str, TensorInfo]) -> Spec:
-    """Every tensor that the loader requires of one rank: name → dtype, shape.
+    """Return every tensor that the loader requires of one rank: name → dtype, shape.
 
     Args:
-        tensors: what the rank file has; decides which of several accepted forms is meant.
+        tensors: the rank file's own; they determine which of several accepted forms applies.
 
     Raises:
         EnginixError: a format that cannot hold a matrix of this layout.
@@ -95,14 +95,14 @@ def _check_structure(
 
 
 def _check_coverage(layout: CheckpointLayout, report: VerificationReport) -> None:
-    """Whether quantization reaches what it should and spares what it must."""
+    """Check that quantization applies to the modules that it should, and to no others."""
     config = layout.config
     where, quantization = "config.json: quantization", config.quantization
     linears = [m for r in config.mapping.ranks() for m in layout.rank(r) if isinstance(m, LinearModule)]
     if quantization.quant_algo is None:
         return
     for name in sorted({m.name for m in linears if not m.quantizable}):
-        # The embedding is no matrix product, so no format applies to it whatever the patterns say.
+        # The embedding is not a matrix product, so formats never apply to it, whatever the patterns say.
         if not name.endswith("vocab_embedding") and quantization.algorithm(name) is not None:
             report.findings.append(
                 Finding(where, f"{name} is not protected: exclude_modules has no pattern that matches it")
@@ -132,16 +132,16 @@ def _check_coverage(layout: CheckpointLayout, report: VerificationReport) -> Non
 
 
 def _check_computation(config: CheckpointConfig, report: VerificationReport) -> None:
-    """Whether the loader reads ``config.json`` as what these architectures compute."""
+    """Check that the loader reads ``config.json`` as the computation of these architectures."""
 
     def add_finding(key: str, what: str) -> None:
         report.findings.append(Finding(f"{CONFIG}: {key}", what))
 
     raw = config.raw.get("rotary_scaling")
     if config.position_embedding_type not in ("rope_gpt_neox", "long_rope"):
-        add_finding("position_embedding_type", f"is {config.position_embedding_type}, to the loader")
+        add_finding("position_embedding_type", f"is {config.position_embedding_type} for the loader")
     if config.hidden_act not in ("silu", "swiglu"):
-        add_finding("hidden_act", f"is {config.hidden_act}, to the loader")
+        add_finding("hidden_act", f"is {config.hidden_act} for the loader")
     rotated = int(config.head_size * float(config.raw.get("rotary_pct", 1.0)))
     if config.rotary_embedding_dim != rotated:
         what = f"is {config.rotary_embedding_dim}; the loader rotates {rotated}: head_size times rotary_pct"
@@ -172,7 +172,7 @@ def _note_partial_nodes(config: CheckpointConfig) -> Iterator[str]:
     if not mapping.fills_nodes:
         yield (
             f"{mapping.world_size} ranks do not fill nodes of gpus_per_node {mapping.gpus_per_node} GPUs: "
-            "enginix serves no engine of them"
+            "enginix cannot serve an engine of them"
         )
 
 
@@ -187,10 +187,10 @@ def _count_parameters(layout: CheckpointLayout, report: VerificationReport) -> N
 
 
 def verify_checkpoint(directory: Path) -> VerificationReport:
-    """Everything that is wrong with a checkpoint, tensor by tensor and value by value.
+    """Return all faults of a checkpoint, tensor by tensor and value by value.
 
     Raises:
-        CheckpointError: ``config.json`` cannot be read, or its architecture has no layout here.
+        CheckpointError: ``config.json`` cannot be read, or its architecture has no known layout.
     """
     config = CheckpointConfig.read(directory)
     layout, report = CheckpointLayout(config), VerificationReport()

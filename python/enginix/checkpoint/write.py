@@ -1,4 +1,4 @@
-"""Rank files, written side by side in one pass over the input."""
+"""Write all rank files in one pass over the input."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _output_sort_key(output: OutputTensor) -> tuple[int, str]:
 
 
 def compute_file_layout(outputs: Sequence[OutputTensor]) -> tuple[bytes, dict[str, int], int]:
-    """Header bytes, each tensor's file offset, and the file's size; depends on names and shapes alone."""
+    """Return header bytes, each tensor's file offset, and the file's size, from names and shapes alone."""
     entries, offsets, at = {}, {}, 0
     for output in sorted(outputs, key=_output_sort_key):
         size = prod(output.shape) * SAFETENSORS_DTYPES[output.dtype]
@@ -65,7 +65,7 @@ class _RankFileWriter:
 
 @dataclass(frozen=True)
 class _Destination:
-    """Where something made of a block of input goes; ``rows`` None copies the block."""
+    """The place in a rank file for output made from an input block; ``rows`` None copies the block."""
 
     file: _RankFileWriter
     at: int
@@ -74,7 +74,7 @@ class _Destination:
 
 @dataclass(frozen=True)
 class _InputBlock:
-    """A range of one input file, read once for all ranks that want something of it."""
+    """A range of one input file, read once for all ranks that need it."""
 
     path: Path
     begin: int
@@ -94,7 +94,7 @@ class _InputBlock:
 
 @dataclass(frozen=True)
 class _WholePart:
-    """A part that needs no input, or makes its own way through several."""
+    """A part that needs no input, or reads several inputs itself."""
 
     file: _RankFileWriter
     at: int
@@ -106,12 +106,12 @@ class _WholePart:
             self.file.write(data, at)
             at += len(data)
         if at - self.at != self.part.size:
-            raise AssertionError(f"{at - self.at} bytes made for {self.part.size}")
+            raise AssertionError(f"{at - self.at} bytes made, {self.part.size} expected")
         return self.part.size
 
 
 class _WriteWorker:
-    """What a thread needs for itself: open inputs, and a buffer for what is made of them."""
+    """The state of one thread: open inputs, and a buffer for outputs."""
 
     def __init__(self) -> None:
         self.reader = SourceFileReader()
@@ -121,7 +121,7 @@ class _WriteWorker:
         return task.run(self)
 
     def make(self, rows: MatrixRows, data: memoryview) -> memoryview:
-        """Valid until the next call."""
+        """Return the output of ``rows``, valid until the next call."""
         import numpy as np
 
         size = len(data) // rows.stride * rows.width
@@ -134,7 +134,7 @@ class _WriteWorker:
 def _iterate_tasks(
     files: Sequence[_RankFileWriter], ranks: Sequence[Sequence[OutputTensor]]
 ) -> Iterator[_InputBlock | _WholePart]:
-    """Every task knows its place in the output, so that any order gives the same bytes."""
+    """Yield tasks that each have a fixed place in the output, so that any order gives the same bytes."""
     for group in _group_by_name(ranks):
         blocks: dict[tuple[Path, int, int], _InputBlock] = {}
         for rank, output in group:
@@ -152,7 +152,7 @@ def _iterate_tasks(
 
 
 def _iterate_spans(part: MatrixRows, at: int) -> Iterator[tuple[int, int, int, MatrixRows | None]]:
-    """Byte ranges of input, where what is made of each goes, and how it is made."""
+    """Yield byte ranges of input with the place of their output, and how it is made."""
     if part.plain:
         first, last = part.span(*part.rows)
         for begin in range(first, last, COPY):
@@ -175,13 +175,13 @@ def _check_sizes(ranks: Sequence[Sequence[OutputTensor]]) -> None:
 def write_ranks(
     directory: Path, ranks: Sequence[Sequence[OutputTensor]], *, threads: int | None = None
 ) -> int:
-    """Writes ``rank{r}.safetensors`` for each element of ``ranks``.
+    """Write ``rank{r}.safetensors`` for each element of ``ranks``.
 
     Outputs of the same name are written together, block by block of their input, so that each block is read
     once for all ranks. The bytes depend on the outputs alone.
 
     Args:
-        threads: default is one a core that this process may use, up to four.
+        threads: default is the number of cores that this process may use, up to four.
 
     Returns:
         bytes written.
@@ -219,7 +219,7 @@ def write_ranks(
 
 
 def _group_by_name(ranks: Sequence[Sequence[OutputTensor]]) -> Iterator[list[tuple[int, OutputTensor]]]:
-    """Outputs grouped by name, in order of first appearance."""
+    """Group outputs by name, in order of first appearance."""
     groups: dict[str, list[tuple[int, OutputTensor]]] = {}
     for rank, outputs in enumerate(ranks):
         for output in outputs:

@@ -1,6 +1,6 @@
-"""What a hub says about a repository: its commit, its files, and a few bytes of one.
+"""Read a repository's commit, list of files and small files from a hub.
 
-Nothing here writes to disk. Answers are bounded, checked and typed; anything else is a HubError.
+This module writes nothing to disk. Answers are bounded, checked and typed; any other answer is a HubError.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TRIES = 5
 
 @dataclass(frozen=True)
 class RepoInfo:
-    """A repository at one commit; ``repo`` is its address, as in :func:`lock.address`."""
+    """A repository at one commit; ``repo`` is its address, as :func:`lock.format_address` gives it."""
 
     repo: str
     revision: str
@@ -37,7 +37,7 @@ class RemoteFile:
     """One file of a commit.
 
     Attributes:
-        oid: git's name of the blob: of the content, or for a large file of its LFS pointer.
+        oid: git's name of the blob: the content's, or for a large file that of its LFS pointer.
         sha256: of the content, for large files; None for small ones.
     """
 
@@ -48,16 +48,18 @@ class RemoteFile:
 
 
 def fetch_repo_info(repo: str, revision: str = "main") -> RepoInfo:
-    """Resolves a branch, tag or commit.
+    """Resolve a branch, tag or commit.
 
     Raises:
-        LockError: ``repo`` is no repository name.
-        HubError: not found, not allowed, unreachable, or an answer that is none.
+        LockError: ``repo`` is not a repository name.
+        HubError: not found, not allowed, unreachable, or an invalid answer.
     """
     _check_repo(repo)
     if not revision or not revision.isprintable():
         raise LockError(
-            f"revision {ascii(revision)[:100]} is none", where=repo, fix="pass a branch, tag or commit"
+            f"revision {ascii(revision)[:100]} is not a valid branch, tag or commit",
+            where=repo,
+            fix="pass a branch, tag or commit",
         )
     raw, _ = _fetch_json(f"{_build_api_path(repo)}/revision/{quote(revision, safe='')}", repo)
     sha, gated = (raw.get("sha"), raw.get("gated")) if isinstance(raw, dict) else (None, None)
@@ -69,12 +71,12 @@ def fetch_repo_info(repo: str, revision: str = "main") -> RepoInfo:
 
 
 def list_files(repo: str, commit: str) -> tuple[RemoteFile, ...]:
-    """Every file of a commit, sorted by path; pages are followed.
+    """Return every file of a commit, from all pages of the listing, sorted by path.
 
     The git oid of a large file is that of its LFS pointer, so it confirms the sha256 and the size.
 
     Raises:
-        HubError: as ``repo_info``; also a listing that contradicts itself.
+        HubError: as :func:`fetch_repo_info`; also a listing that contradicts itself.
     """
     _check_repo(repo)
     files: list[RemoteFile] = []
@@ -97,25 +99,25 @@ def list_files(repo: str, commit: str) -> tuple[RemoteFile, ...]:
 
 
 def refuse_echo(text: str, what: str, repo: str) -> None:
-    """Refuses an answer that has our token in it, which would go on into a lock or manifest.
+    """Refuse an answer that contains the user's token, which would end up in a lock or manifest.
 
     Raises:
-        HubError: it has.
+        HubError: the answer contains the token.
     """
     if has_secret(text):
         raise HubError(
-            f"{what} has the token in it, that is {session.read_endpoint()} sends it back",
+            f"{what} contains the token: {session.read_endpoint()} sends it back",
             where=repo,
             fix="do not use this hub, and make a new token",
         )
 
 
 def read_small(repo: str, commit: str, file: RemoteFile) -> bytes:
-    """Content of a small file, checked against git's name of it (or its sha256 when it is a large one).
+    """Return the content of a small file, checked against its git oid (or its sha256 if LFS stores it).
 
     Raises:
-        HashMismatch: other bytes than the listing promises.
-        HubError: as ``repo_info``.
+        HashMismatch: the bytes do not match the listing.
+        HubError: as :func:`fetch_repo_info`.
     """
     if file.size > SMALL:
         raise _make_answer_error(repo, f"{file.path} has {file.size} bytes, too many for a small file")
@@ -134,12 +136,12 @@ def read_small(repo: str, commit: str, file: RemoteFile) -> bytes:
 
 
 def read_range(repo: str, commit: str, path: str, start: int, stop: int) -> bytes:
-    """Bytes ``start`` to ``stop`` (exclusive) of a file; fewer where it ends before.
+    """Return bytes ``start`` to ``stop`` (exclusive) of a file; fewer where the file ends earlier.
 
-    They are not verified: no hash covers a part of a file. Use them to look, not to build.
+    They are not verified, because no hash covers a part of a file. Use them to inspect, not to build.
 
     Raises:
-        HubError: as ``repo_info``; also a hub that sends the whole file instead.
+        HubError: as :func:`fetch_repo_info`; also a hub that sends the whole file instead.
     """
     if stop <= start:
         return b""
@@ -147,12 +149,12 @@ def read_range(repo: str, commit: str, path: str, start: int, stop: int) -> byte
 
 
 def compute_git_oid(data: bytes) -> str:
-    """Git's name of a blob with this content: SHA-1 over a header and the content."""
+    """Return git's name of a blob with this content: SHA-1 over a header and the content."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def format_lfs_pointer(sha256: str, size: int) -> bytes:
-    """What git stores in place of a large file (git-lfs's docs/spec.md)."""
+    """Return the pointer that git stores in place of a large file (git-lfs's docs/spec.md)."""
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
@@ -162,7 +164,7 @@ def _check_repo(repo: str) -> None:
 
 
 def _build_api_path(repo: str) -> str:
-    """Path of a repository in the API, which names models' type, and addresses do not."""
+    """Return a repository's path in the API, which names the type of models, unlike an address."""
     return (
         f"/api/{repo}" if repo.startswith(lock.DATASETS) and repo.count("/") == 2 else f"/api/models/{repo}"
     )
@@ -194,7 +196,7 @@ def _parse_remote_file(row: dict[str, Any], repo: str) -> RemoteFile:
             repo, f"the listing has no sha256 or another size for {hub_errors.clean_text(path)}"
         )
     pointer = format_lfs_pointer(sha256, size)
-    # Another length means a pointer with extensions, whose oid says nothing about this text.
+    # Another length means a pointer with extensions, whose oid cannot be computed from this text.
     if lfs.get("pointerSize") == len(pointer) and compute_git_oid(pointer) != oid:
         raise HubError(
             f"the listing contradicts itself: sha256 {sha256} does not belong to git oid {oid}",
@@ -218,7 +220,7 @@ def _read_license(raw: dict[str, Any]) -> str | None:
 
 
 def _fetch_json(path: str, repo: str) -> tuple[Any, str | None]:
-    """An answer of the API, and the path of its next page."""
+    """Return an answer of the API and the path of its next page."""
     links: dict[str, str] = {}
     data = _fetch_body(path, repo, None, LONGEST_ANSWER, links=links)
     try:
@@ -242,7 +244,7 @@ def _fetch_body(
     span: tuple[int, int] | None = None,
     links: dict[str, str] | None = None,
 ) -> bytes:
-    """The body at ``path``: at most ``limit`` bytes, tried again when the network or the hub stumbles."""
+    """Return the body at ``path``, at most ``limit`` bytes; retry after failures of network or hub."""
     session.prepare_hub_client()
     import httpx
     from huggingface_hub.errors import HfHubHTTPError

@@ -1,8 +1,7 @@
-"""Many files of one commit into a directory: parallel, resumable across runs, all or nothing.
+"""Fetch the files of one commit into a directory: in parallel, resumable, whole or absent.
 
-While it fills, everything lies in the work directory beside the output (``enginix.files``): ``tree/`` has
-finished files, ``part/`` has unfinished ones by digest. A later run takes both up again, and checks what it
-finds.
+Until the output is whole, everything lies in the work directory beside it (``enginix.files``): ``tree/`` has
+finished files, ``part/`` has unfinished ones by digest. A later run continues with both, after checking them.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ SLACK = 1 << 20  # bytes that a file system may need for directories
 
 @dataclass(frozen=True)
 class FetchResult:
-    """What a fetch did.
+    """The outcome of a fetch.
 
     Attributes:
         moved: bytes that came over the network.
@@ -53,11 +52,11 @@ class FetchResult:
 
 
 def fetch_locked_files(pinned: Lock, out: Path, jobs: int = JOBS) -> FetchResult:
-    """Fetches what a lock pins into ``out``, with a manifest; does nothing when it is there already.
+    """Fetch the files of a lock into ``out``, with a manifest; do nothing if ``out`` has them already.
 
     Raises:
-        HubError, HashMismatch: see ``transfer.download``; finished files are kept for the next run.
-        MachineError: no room for the files, or the disk refuses.
+        HubError, HashMismatch: as :func:`transfer.download_file`; finished files are kept for the next run.
+        MachineError: too little free space, or a file cannot be written.
         UsageError: ``out`` holds something else, or another fetch is filling it.
     """
     expected_files = [FileDigest(f.path, f.size, "sha256", f.sha256) for f in pinned.files]
@@ -84,12 +83,12 @@ def fetch_locked_files(pinned: Lock, out: Path, jobs: int = JOBS) -> FetchResult
 
 
 def require_lock_metadata(pinned: Lock, directory: Path) -> None:
-    """Compares a lock's facts with those of the configuration that it pins.
+    """Compare a lock's model metadata with the configuration that it pins.
 
-    A fact that an older enginix did not write may be missing.
+    A value that an older enginix did not write may be missing.
 
     Raises:
-        LockError: a fact that the configuration does not say.
+        LockError: a value differs from the configuration.
         ModelError: the configuration is not a JSON object.
     """
     locked = {k: v for k, v in pinned.model.items() if k not in model_metadata.OBSOLETE_KEYS}
@@ -101,19 +100,19 @@ def require_lock_metadata(pinned: Lock, directory: Path) -> None:
     for name, value in sorted(locked.items()):
         known = derived.get(name)
         if name not in derived or known != value or type(known) is not type(value):
-            derived_text = f"{ascii(known)[:100]}" if name in derived else "nothing of it"
+            derived_text = f"has {ascii(known)[:100]}" if name in derived else "has no such value"
             raise LockError(
-                f"model.{name} is {ascii(value)[:100]}, and the pinned configuration says {derived_text}",
+                f"model.{name} is {ascii(value)[:100]}, the pinned configuration {derived_text}",
                 where=pinned.repo,
                 fix="write the lock again with `enginix lock`, and ask who changed it",
             )
 
 
 def fetch_file(repo: str, commit: str, expected: FileDigest, out: Path) -> FetchResult:
-    """Fetches one file straight to ``out``: written beside it, verified, renamed. Nothing else is left.
+    """Fetch one file to ``out``: write it beside ``out``, verify it, rename it.
 
     Raises:
-        HubError, HashMismatch, MachineError, UsageError: as ``fetch``.
+        HubError, HashMismatch, MachineError, UsageError: as :func:`fetch_locked_files`.
     """
     require_commit(repo, commit)
     out = Path(os.path.abspath(out))
@@ -152,15 +151,15 @@ def fetch_files(
     keep: bool = True,
     check: Callable[[Path], None] = lambda _: None,
 ) -> FetchResult:
-    """Fetches ``wanted`` into the new directory ``out``.
+    """Fetch ``expected_files`` into the new directory ``out``.
 
     Args:
-        note: manifest to write into it.
-        check: looks at the whole directory before it appears, and refuses it by raising.
+        manifest: what to write as its manifest; None for none.
+        check: called with the whole directory before it appears; raises to refuse it.
         keep: keep finished files beside ``out`` when it fails, for the next run.
 
     Raises:
-        HubError, HashMismatch, MachineError, UsageError: as ``fetch``.
+        HubError, HashMismatch, MachineError, UsageError: as :func:`fetch_locked_files`.
     """
     require_commit(repo, commit)
     out = Path(os.path.abspath(out))
@@ -173,7 +172,7 @@ def fetch_files(
         if _is_fetched(out, expected_files, manifest):
             return _finish_existing(existing, manifest, check)
         tree, parts = work_directory.make_folder("tree"), work_directory.make_folder("part")
-        # First, too: what is a file in one lock may be a directory in another.
+        # Before fetching, too: a path may be a file in one lock and a directory in another.
         _remove_unexpected_files(tree, expected_files)
         run = _ParallelFetch(repo, commit, tree, parts, jobs)
         with Progress(f"fetch {repo}", size, len(expected_files)) as progress:
@@ -189,21 +188,23 @@ def fetch_files(
 
 
 def require_commit(repo: str, revision: str) -> None:
-    """Refuses a branch or tag.
+    """Refuse a branch or tag.
 
     Raises:
         UsageError: not 40 hex digits.
     """
     if not COMMIT.fullmatch(revision):
+        shown_revision = ascii(revision)[:100]
         raise UsageError(
-            f"revision {ascii(revision)[:100]} is not a commit of 40 hex digits; a branch or tag can move",
+            f"revision {shown_revision} is not a commit of 40 hex digits; a branch or tag can move",
             where=repo,
-            fix=f"pin it: enginix lock {_format_lock_argument(repo)} --revision {ascii(revision)[1:-1][:100]} -o FILE",
+            fix=f"pin it: enginix lock {_format_lock_argument(repo)} "
+            f"--revision {ascii(revision)[1:-1][:100]} -o FILE",
         )
 
 
 def _format_lock_argument(address: str) -> str:
-    """What ``enginix lock`` is given for a repository."""
+    """Return the argument of ``enginix lock`` for a repository."""
     name_and_type = lock.split_address(address)
     return (
         f"--dataset {name_and_type[0]}"
@@ -213,7 +214,7 @@ def _format_lock_argument(address: str) -> str:
 
 
 def require_free_space(directory: Path, need: int, out: Path) -> None:
-    """Says before the download that the disk is too small.
+    """Refuse a download that the disk has no space for.
 
     Raises:
         MachineError: fewer than ``need`` bytes are free.
@@ -271,7 +272,7 @@ class _ParallelFetch:
                 raise
 
     def _is_finished(self, group: list[FileDigest]) -> bool:
-        """Whether an earlier run left every file of the group, with the right bytes."""
+        """Return whether an earlier run left every file of the group with the right bytes."""
         return all(w.matches(self.tree / w.path) for w in group)
 
     def _fetch_group(self, group: list[FileDigest], progress: Progress) -> None:
@@ -305,7 +306,7 @@ class _ParallelFetch:
 
 @contextmanager
 def _hold_fetch_directory(out: Path, *, keep: bool) -> Iterator[WorkDirectory]:
-    """The work directory, held by one process at a time; removed on failure unless it is worth keeping."""
+    """Hold the work directory; remove it on failure, unless ``keep`` is set and it has finished files."""
     with hold_work_directory(out, doing="fetching") as work_directory:
         work_directory.remove("hf")
         session.set_private_caches(work_directory.path / "hf")
@@ -320,7 +321,8 @@ def _hold_fetch_directory(out: Path, *, keep: bool) -> Iterator[WorkDirectory]:
             )
             if keep and kept_bytes and isinstance(e, (Exception, KeyboardInterrupt)):
                 print_message(
-                    f"kept {format_bytes(kept_bytes)} in {work_directory.path}; run the same command again to go on from there"
+                    f"kept {format_bytes(kept_bytes)} in {work_directory.path}; "
+                    "run the same command again to continue from there"
                 )
             else:
                 release_work_directory(work_directory)
@@ -333,16 +335,16 @@ def _hold_fetch_directory(out: Path, *, keep: bool) -> Iterator[WorkDirectory]:
 def _finish_existing(
     existing: FetchResult, manifest: Manifest | None, check: Callable[[Path], None]
 ) -> FetchResult:
-    """What was there already, with the manifest of this lock."""
+    """Check the files that exist already, and write this lock's manifest if theirs differs."""
     check(existing.directory)
-    # Another commit may have the same files: then only what names the commit is out of date.
+    # Another commit may have the same files: then only the manifest, which names the commit, is out of date.
     if manifest is not None and not _has_same_manifest(existing.directory, manifest):
         manifest.write(existing.directory)
     return existing
 
 
 def _is_fetched(out: Path, expected_files: Sequence[FileDigest], manifest: Manifest | None) -> bool:
-    """Whether ``out`` holds exactly what is wanted already, with or without a manifest.
+    """Return whether ``out`` already holds exactly the expected files, with or without a manifest.
 
     Raises:
         UsageError: it holds something else.
@@ -357,7 +359,7 @@ def _is_fetched(out: Path, expected_files: Sequence[FileDigest], manifest: Manif
     for w in expected_files:
         if not w.matches(out / w.path):
             raise UsageError(
-                f"output exists, and {w.path} in it is not what is pinned", where=str(out), fix=fix
+                f"output exists, and {w.path} in it differs from the pinned file", where=str(out), fix=fix
             )
     known = {w.path for w in expected_files} | ({MANIFEST_FILE} if manifest else set())
     for entry in sorted(out.rglob("*")):
@@ -368,7 +370,7 @@ def _is_fetched(out: Path, expected_files: Sequence[FileDigest], manifest: Manif
 
 
 def _has_same_manifest(out: Path, manifest: Manifest) -> bool:
-    """Whether the manifest in ``out`` says what ``note`` says of model and lock."""
+    """Return whether the manifest in ``out`` agrees with ``manifest`` on artefact, model and inputs."""
     try:
         existing_manifest = read_manifest(out)
     except ManifestError:
@@ -381,7 +383,7 @@ def _has_same_manifest(out: Path, manifest: Manifest) -> bool:
 
 
 def _remove_unexpected_files(tree: Path, expected_files: Sequence[FileDigest]) -> None:
-    """Removes what an earlier run for another lock left."""
+    """Remove the files that an earlier run for another lock left."""
     known = {w.path for w in expected_files}
     for folder, _, names in os.walk(tree, topdown=False):
         for name in names:

@@ -1,4 +1,4 @@
-"""What the hub or the network did wrong, as one clear error."""
+"""Translate errors of the hub and the network into enginix's own."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ TOKEN_FIX = """make a token with read access at {endpoint}/settings/tokens, then
 
 
 def translate_hub_error(e: BaseException, repo: str, path: str | None = None) -> EnginixError:
-    """The typed error for what huggingface_hub, httpx or the file system raised.
+    """Return enginix's error for an exception of huggingface_hub, httpx or the file system.
 
-    Texts of the server are shortened, made printable, and never carry the token back.
+    Texts of the server are shortened and made printable, and the token is removed from them.
     """
     import httpx
     from huggingface_hub import errors
@@ -90,6 +90,6 @@ def _translate_http_error(e: HfHubHTTPError, repo: str, where: str) -> HubError:
 
 
 def clean_text(text: str) -> str:
-    """A stranger's text: one printable line of at most 200 characters, without the token."""
+    """Return an untrusted text as one printable line of at most 200 characters, without the token."""
     line = "".join(c if c.isprintable() else " " for c in redact_secrets(text))
     return "(a text with the <token>)" if has_secret(line) else " ".join(line.split())[:200]

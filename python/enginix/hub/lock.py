@@ -1,7 +1,7 @@
 """The lock of a model or dataset: a Hub repository's commit, and each used file's path, size and sha256.
 
-JSON, one file a line, so that a change of a model is a diff that people can read. The parser takes nothing
-on trust: a lock comes from a pull request as often as from ``enginix lock``.
+A lock is JSON with one file a line, so that a change of a model is a readable diff. The parser trusts no
+value: a lock comes from a pull request as often as from ``enginix lock``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 # As huggingface_hub's validate_repo_id, and never a path: no ``..`` in it.
 REPO = re.compile(r"(?=.{1,193}$)(?!.*(\.\.|--))(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}(?<![.-])", re.ASCII)
 
-# The Hub's own name of a dataset's place: in addresses it stands before the repository's name.
+# The Hub's prefix of datasets: in addresses it stands before the repository's name.
 DATASETS = "datasets/"
 _REWRITE_FIX = "write the lock again with `enginix lock`"
 _KEYS, _FILE_KEYS = frozenset(load_table("lock")["keys"]), frozenset(load_table("lock")["fileKeys"])
@@ -40,12 +40,12 @@ RepoType = Literal["model", "dataset"]
 
 
 def format_address(repo: str, type_: RepoType) -> str:
-    """See ``Lock.address``."""
+    """Return a repository's address; see ``Lock.address``."""
     return DATASETS + repo if type_ == "dataset" else repo
 
 
 def split_address(address: str) -> tuple[str, RepoType] | None:
-    """Name and type of the repository at an address; None where it is no address.
+    """Return the name and type of the repository at an address; None if it is not an address.
 
     ``datasets/name`` is a model of the owner ``datasets``: a dataset's address always has its owner.
     """
@@ -72,7 +72,7 @@ class LockedFile:
 
 @dataclass(frozen=True)
 class Selection:
-    """What was asked for when the lock was written, so that checking and updating ask for the same.
+    """The request that a lock was written for; checking and updating repeat it.
 
     Attributes:
         revision: branch, tag or commit that is followed.
@@ -93,9 +93,9 @@ class Lock:
     Attributes:
         repo: ``owner/name``.
         revision: commit, 40 hex digits.
-        license: what the model card says, or None.
+        license: the licence on the model card, or None.
         gated: whether the Hub asks for a token and an accepted licence.
-        model: what evaluation checks a build with: architecture, layers, heads, …; empty for datasets.
+        model: metadata that evaluation checks a build with: architecture, layers, heads, …; {} for datasets.
         files: sorted by path.
         type: ``dataset`` stands in the file; a model's lock does not name its type, as it never did.
     """
@@ -111,7 +111,7 @@ class Lock:
 
     @property
     def address(self) -> str:
-        """The repository as addresses of the Hub name it: ``owner/name``, ``datasets/owner/name``."""
+        """The repository's address on the Hub: ``owner/name`` or ``datasets/owner/name``."""
         return format_address(self.repo, self.type)
 
     @property
@@ -120,7 +120,7 @@ class Lock:
         return sum(f.size for f in self.files)
 
     def dump(self) -> str:
-        """The lock as it is written: the same bytes for the same content, one file a line."""
+        """Return the lock's text: one file a line, the same bytes for the same content."""
         return dump_lock(self)
 
     @classmethod
@@ -128,7 +128,7 @@ class Lock:
         """Reads a lock; ``where`` is named in errors.
 
         Raises:
-            LockError: anything that is not exactly a lock.
+            LockError: the text is not a valid lock.
         """
         return parse_lock(text, where)
 
@@ -205,13 +205,13 @@ def parse_lock(text: str | bytes, where: str) -> Lock:
 
 
 def check_files(files: tuple[LockedFile, ...], refuse: Any) -> None:
-    """The rules that every list of files keeps, whether it is read, written or fetched.
+    """Check the rules for lists of files, whether they are read, written or fetched.
 
     Args:
         refuse: makes the error from its first line and the fix.
 
     Raises:
-        LockError: a path or format that is refused, or two paths that cannot live together.
+        LockError: a path or format that is refused, or two paths that cannot both exist.
     """
     for f in files:
         if why := paths.find_path_problem(f.path):
@@ -229,7 +229,7 @@ def check_files(files: tuple[LockedFile, ...], refuse: Any) -> None:
 
 
 def check_names(names: list[str], refuse: Any) -> None:
-    """Refuses two paths that cannot live together; see ``check_files``."""
+    """Refuse two paths that cannot both exist; see ``check_files``."""
     if both := paths.find_path_clash(names):
         raise refuse(
             f"{_show_value(both[0])} and {_show_value(both[1])} cannot both exist where case does not count",
@@ -238,7 +238,7 @@ def check_names(names: list[str], refuse: Any) -> None:
 
 
 def dump_lock(lock: Lock) -> str:
-    """See ``Lock.dump``."""
+    """Return a lock's text; see ``Lock.dump``."""
 
     def line(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True)
@@ -327,6 +327,6 @@ def _is_plain(value: Any, depth: int) -> bool:
 
 
 def _show_value(value: Any) -> str:
-    """A stranger's value, short and printable."""
+    """Return an untrusted value as a short printable text."""
     text = ascii(value)
     return text if len(text) <= 100 else f"{text[:97]}…"

@@ -1,4 +1,4 @@
-"""Writing a lock: what a repository holds now, pinned, without a byte of its large files.
+"""Write a lock: pin the current files of a repository without downloading its large files.
 
 A large file's sha256 is in the listing (it is its LFS oid). Small files have only git's SHA-1 there, so they
 are fetched, checked against it and hashed.
@@ -19,23 +19,23 @@ from enginix.hub.lock import Lock, LockedFile, RepoType, Selection, check_files,
 from enginix.hub.selection import choose_files
 
 JOBS = 8
-# What is hashed here rather than taken from the listing stays small, whatever a repository holds.
+# Bound on the files that are fetched and hashed, because the listing has no sha256 of them.
 MOST_SMALL_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class NewLock:
-    """A lock, and what is to be said about it."""
+    """A lock, and notes about it for the user."""
 
     lock: Lock
     notes: tuple[str, ...]
 
 
 def make_lock(name: str, select: Selection, type_: RepoType = "model") -> NewLock:
-    """Pins the model or dataset ``name``.
+    """Pin the model or dataset ``name``.
 
     Raises:
-        LockError: a path or format that no lock may hold; no weights, or no text in a dataset.
+        LockError: a path or format that a lock may not hold; no weights, or no text in a dataset.
         HubError: the hub does not deliver.
     """
     if type_ == "dataset" and "/" not in name:
@@ -43,7 +43,7 @@ def make_lock(name: str, select: Selection, type_: RepoType = "model") -> NewLoc
     repo = format_address(name, type_)
     info = api.fetch_repo_info(repo, select.revision)
     listing = api.list_files(repo, info.revision)
-    # Before the choice: a listing with one hostile path is not to be trusted with the others.
+    # Before files are selected: a listing with one hostile path is not trusted at all.
     for f in listing:
         if (why := paths.find_path_problem(f.path)) and why != paths.MANIFEST_NAME_PROBLEM:
             raise _make_refusal(repo)(f"path {ascii(f.path)[:100]} {why}", "do not use this repository")
@@ -86,12 +86,12 @@ def make_lock(name: str, select: Selection, type_: RepoType = "model") -> NewLoc
         if paths.is_reserved(f.path)
     ]
     new_lock = Lock(name, info.revision, info.license, info.gated, model, files, select, type_)
-    api.refuse_echo(new_lock.dump(), "what would be in the lock", repo)
+    api.refuse_echo(new_lock.dump(), "the lock to be written", repo)
     return NewLock(new_lock, tuple(notes))
 
 
 def list_lock_differences(old: Lock, new: Lock) -> list[str]:
-    """What moved from one lock to another, a line each; empty when nothing did."""
+    """Return the differences between two locks, one line each."""
     lines = []
     if old.revision != new.revision:
         lines.append(f"revision: {old.revision} → {new.revision}")
@@ -120,7 +120,7 @@ def _iterate_file_differences(old: Lock, new: Lock) -> Iterator[str]:
 
 
 def count_new_bytes(old: Lock, new: Lock) -> int:
-    """Bytes that ``new`` needs and ``old`` does not have, whatever their names."""
+    """Return the number of bytes that ``new`` needs and ``old`` does not have under any name."""
     old_digests = {f.sha256 for f in old.files}
     return sum({f.sha256: f.size for f in new.files if f.sha256 not in old_digests}.values())
 

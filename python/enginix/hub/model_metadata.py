@@ -1,4 +1,4 @@
-"""What evaluation needs to know of a model, from its small configuration files.
+"""The metadata of a model that evaluation needs, from its small configuration files.
 
 Names are those of a lock's ``model``. A value that the files do not give is absent, never guessed.
 """
@@ -17,7 +17,7 @@ CONFIG = "config.json"
 MODELOPT = "hf_quant_config.json"
 FILES = (CONFIG, MODELOPT)
 
-# fact → names in config.json, the first that is there counts
+# key of a lock's ``model`` → names in config.json; the first that exists counts
 INTEGERS = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
     "heads": ("num_attention_heads", "n_head"),
@@ -31,12 +31,12 @@ INTEGERS = {
     "expertIntermediateSize": ("moe_intermediate_size",),
     "expertsPerToken": ("num_experts_per_tok", "experts_per_token"),
 }
-# What older locks hold and nobody reads: a window that the model may not even use (use_sliding_window).
+# Keys of older locks that are ignored: a window that the model may not use (use_sliding_window).
 OBSOLETE_KEYS = frozenset({"slidingWindow"})
 
 
 def extract_model_metadata(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
-    """Facts from the content of ``FILES``, as far as they are there.
+    """Return the metadata found in the content of ``FILES``, of which any may be missing.
 
     Raises:
         ModelError: one of them is not a JSON object.
@@ -70,10 +70,10 @@ def extract_model_metadata(files: Mapping[str, bytes], where: str) -> dict[str, 
 
 
 def _add_class_defaults(facts: dict[str, Any], config: Mapping[str, Any]) -> None:
-    """What config.json leaves out and the architecture's class says.
+    """Add the defaults of the architecture's class for values that config.json leaves out.
 
-    Nothing is told of layers that keep no keys and values by heads, and no number of KV heads in place of a
-    null whose class is unknown.
+    Layers that keep no keys and values by heads get no values; a null of an unknown class is not replaced by
+    a number of KV heads.
     """
     rows, listed = (
         load_table("architectures")["architectures"],
@@ -95,9 +95,9 @@ def _add_class_defaults(facts: dict[str, Any], config: Mapping[str, Any]) -> Non
 def _read_quantization_names(
     config: Mapping[str, Any], files: Mapping[str, bytes], where: str
 ) -> dict[str, Any]:
-    """``quantization`` and ``kvCacheQuantization``: the algorithm's name, or None for none.
+    """Return ``quantization`` and ``kvCacheQuantization``: the algorithm's name, or None.
 
-    Read where conversion reads it: ModelOpt's own file alone, where there is one.
+    As in conversion, ModelOpt's own file alone counts, if it exists.
     """
     inline = config.get("quantization_config")
     inline = inline if isinstance(inline, dict) else {}
@@ -128,5 +128,5 @@ def _read_quantization_names(
 
 
 def _names_remote_code(config: Mapping[str, Any]) -> bool:
-    """Whether the configuration names Python code of the repository."""
+    """Return whether the configuration names Python code of the repository."""
     return isinstance(config.get("auto_map"), dict) and bool(config["auto_map"])

@@ -1,4 +1,4 @@
-"""Which file names a lock may hold: those that stay below one directory on every file system."""
+"""Rules for the file names in a lock: they stay below one directory on every file system."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ LONGEST_NAME = 255  # bytes; NAME_MAX of Linux file systems
 # Formats whose readers run code that the file brings along.
 PICKLE_SUFFIXES = tuple(load_table("lock")["pickles"])
 RESERVED = "enginix.json"  # the manifest that fetching adds
-# The one reason that does not make a path hostile, only no part of a lock.
+# The one reason that does not make a path hostile: the file is only left out of the lock.
 MANIFEST_NAME_PROBLEM = "is the name of the manifest that fetching adds"
 
 
 def find_path_problem(path: str) -> str | None:
-    """Why ``path`` is refused, or None when it is fine."""
+    """Return why ``path`` is refused; None for a valid path."""
     if not path:
         return "is empty"
     if not path.isprintable():
@@ -44,19 +44,19 @@ def find_path_problem(path: str) -> str | None:
 
 
 def is_reserved(path: str) -> bool:
-    """Whether the manifest could not be written beside it, where case does not count."""
+    """Return whether a path is the manifest's, where case does not count."""
     return path.split("/", 1)[0].casefold() == RESERVED
 
 
 def is_pickle(path: str) -> bool:
-    """Whether the name says that the file is a pickle, or may be one."""
+    """Return whether a file's name is that of a pickle, or of a format that may be one."""
     return path.lower().endswith(PICKLE_SUFFIXES)
 
 
 def find_path_clash(paths: Iterable[str]) -> tuple[str, str] | None:
-    """Two paths that cannot both exist on a file system that ignores case and Unicode form, or None.
+    """Return two paths that cannot both exist on a file system that ignores case and Unicode form, or None.
 
-    Equal but for case or normalization, or one a file where the other needs a directory.
+    They are equal but for case or normalization, or one is a file where the other needs a directory.
     """
     files: dict[str, str] = {}
     folders: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, a line a minute in a log."""
+"""Progress of a transfer: a bar on a terminal, a line a minute in a log."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from enginix.console import format_bytes, print_message
 
 
 class Progress:
-    """Bytes and files of one transfer; safe to be told from several threads.
+    """Bytes and files of one transfer; its methods may be called from several threads.
 
     Args:
-        what: what is fetched, for the line.
+        what: the name of the transfer at the start of the line.
         total: bytes in all.
         files: number of files.
         interval: seconds between two lines in a log.
@@ -53,22 +53,22 @@ class Progress:
             self._thread.join()
 
     def add_resumed(self, n: int) -> None:
-        """``n`` bytes are there from an earlier run."""
+        """Add ``n`` bytes of an earlier run."""
         self._add(n, new=False)
 
     def moved(self, n: int) -> None:
-        """``n`` more bytes arrived; negative when some were thrown away."""
+        """Add ``n`` received bytes; negative when some were thrown away."""
         self._add(n, new=True)
 
     def file(self) -> None:
-        """One more file is complete."""
+        """Add a complete file."""
         with self._lock:
             self._done += 1
             if self._bar is not None:
                 self._bar.set_postfix_str(f"{self._done}/{self.files} files")
 
     def line(self) -> str:
-        """The state in one line."""
+        """Return the state as one line."""
         with self._lock:
             seconds = max(time.monotonic() - self._start, 1e-3)
             return (

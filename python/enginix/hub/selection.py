@@ -1,4 +1,4 @@
-"""Which files a lock takes: weights in safetensors and what reading them needs; of a dataset, its text."""
+"""Select the files of a lock: weights in safetensors and the files that go with them, or a dataset's text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INCLUDE = (
 )
 # Copies of the same weights for other software, and hidden files.
 EXCLUDE = (".*", "*/.*", "original/*", "metal/*", "onnx/*", "openvino/*", "coreml/*", "runs/*")
-# What calibration reads of a dataset (enginix.quantize.calibration_text), and its terms.
+# The files of a dataset that calibration reads (enginix.quantize.calibration_text), and its terms.
 TEXT = ("*.jsonl", "*.jsonl.gz", "*.ndjson", "*.txt", "*.txt.gz")
 DATASET = (*TEXT, *TERMS)
 # Mistral's own layout, beside the Transformers one.
@@ -36,7 +36,7 @@ TWIN = "consolidated*.safetensors"
 
 @dataclass(frozen=True)
 class ChosenFiles:
-    """The files that are taken, and what is said about the others."""
+    """The selected files, and notes about the others."""
 
     files: tuple[RemoteFile, ...]
     notes: tuple[str, ...]
@@ -45,11 +45,10 @@ class ChosenFiles:
 def choose_files(
     files: Sequence[RemoteFile], select: Selection, repo: str, type_: RepoType = "model"
 ) -> ChosenFiles:
-    """Applies the patterns.
+    """Select the files that the patterns match.
 
     Raises:
-        LockError: a pickle was asked for by name, or nothing is left; there are no weights, or no text in a
-            dataset.
+        LockError: a pattern names a pickle, no file is left, a model has no weights, or a dataset no text.
     """
     notes: list[str] = []
     exclude = select.exclude
@@ -91,7 +90,7 @@ def choose_files(
 
 
 def _is_text(f: RemoteFile) -> bool:
-    """Whether calibration reads it: terms are none of a dataset's texts."""
+    """Return whether calibration reads a file; the terms of a dataset are not part of its text."""
     return _matches_any(f.path, TEXT) and not _matches_any(f.path.rpartition("/")[2], TERMS)
 
 

@@ -21,7 +21,7 @@ TIMEOUT = 30.0  # seconds without a byte, for answers of the API
 
 
 def read_endpoint() -> str:
-    """The hub's address: ``HF_ENDPOINT``, or the public Hub.
+    """Return the hub's address: ``HF_ENDPOINT``, or the public Hub.
 
     Raises:
         UsageError: not an http or https address, or one with a password.
@@ -36,7 +36,7 @@ def read_endpoint() -> str:
         raise UsageError(
             "the address has a user name or password in it",
             where="HF_ENDPOINT",
-            fix="take it out: addresses are written into errors; HF_TOKEN is what the hub is shown",
+            fix="remove it: addresses appear in errors; set HF_TOKEN to authenticate",
         )
     if not is_valid:
         raise UsageError(
@@ -46,7 +46,7 @@ def read_endpoint() -> str:
 
 
 def is_same_host(url: str, home: str) -> bool:
-    """Whether ``url`` is on the same host and port as ``home`` and not less protected."""
+    """Return whether ``url`` has the host and port of ``home`` and is not less protected."""
     try:
         a, b = urlsplit(url), urlsplit(home)
         ports = {"http": 80, "https": 443}
@@ -58,10 +58,10 @@ def is_same_host(url: str, home: str) -> bool:
 
 
 def set_private_caches(directory: Path) -> None:
-    """Makes huggingface_hub and hf_xet keep whatever they cache below ``directory``.
+    """Make huggingface_hub and hf_xet keep their caches below ``directory``.
 
     Builds have no home, and a cache on another file system would hold a second copy. A token that
-    ``hf auth login`` stored is still found. It takes effect when it precedes the first import.
+    ``hf auth login`` stored is still found. Call it before the first import of either.
     """
     if "huggingface_hub" in sys.modules:
         return
@@ -76,7 +76,7 @@ def set_private_caches(directory: Path) -> None:
 
 @cache
 def prepare_hub_client() -> None:
-    """Imports huggingface_hub with quiet, bounded, token-safe defaults. Idempotent."""
+    """Import huggingface_hub with quiet, bounded, token-safe defaults. Idempotent."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import constants, set_client_factory
     from huggingface_hub.utils import logging as hub_logging
@@ -91,7 +91,7 @@ def prepare_hub_client() -> None:
 
     set_client_factory(client)
     disable_progress_bars()
-    # Its warnings carry signed addresses, and what they warn of is retried here.
+    # Its warnings contain signed addresses, and the failures that they report are retried here.
     hub_logging.set_verbosity(logging.ERROR)
     # Pieces as the socket gives them (httpx's meaning of None): collected to 10 MB, they would fall out of
     # the processor's cache between the socket, the hash and the file, which costs more than hashing does.
@@ -99,7 +99,7 @@ def prepare_hub_client() -> None:
 
 
 def build_hub_headers() -> dict[str, str]:
-    """Headers of a request to the hub, with the token when there is one.
+    """Return the headers of a request to the hub, with the token if there is one.
 
     The token is ``HF_TOKEN``, or what ``hf auth login`` stored.
     """
@@ -110,7 +110,7 @@ def build_hub_headers() -> dict[str, str]:
     token_text = hub_headers.get("authorization", "").removeprefix("Bearer ")
     if invalid := next((c for c in token_text if not "!" <= c <= "~"), None):
         raise UsageError(
-            f"the token has the character U+{ord(invalid):04X}, which no token has",
+            f"the token has the invalid character U+{ord(invalid):04X}",
             where="HF_TOKEN",
             fix="copy it again, without spaces or invisible characters (or hf auth login again)",
         )
@@ -118,11 +118,11 @@ def build_hub_headers() -> dict[str, str]:
 
 
 def read_hub_token() -> str | None:
-    """The token that ``headers`` sends."""
+    """Return the token that :func:`build_hub_headers` sends; None without one."""
     return build_hub_headers().get("authorization", "").removeprefix("Bearer ") or None
 
 
 def _keep_token_home(request: httpx.Request) -> None:
-    """Runs before every request, redirected ones included: the token goes to the hub's own host only."""
+    """Remove the token from a request that leaves the hub's own host; runs before redirected ones, too."""
     if not is_same_host(str(request.url), read_endpoint()):
         request.headers.pop("authorization", None)

@@ -1,7 +1,7 @@
-"""One file from the hub to the disk: resumed, retried, and verified before anybody sees it.
+"""Download one file from the hub: resumed, retried, and verified before it appears.
 
-huggingface_hub moves the bytes (its Xet path included); here they are hashed as they pass, bounded by the
-size that was promised, and asked for again where the network failed.
+huggingface_hub transfers the bytes (its Xet path included); this module hashes them on the way, bounds them
+by the pinned size, and requests them again where the network failed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class FileDigest:
-    """A file and what its bytes must be.
+    """A file and the digest that its bytes must have.
 
     Attributes:
         kind: ``sha256`` of the content, or ``git``: SHA-1 as git names the blob.
@@ -43,13 +43,13 @@ class FileDigest:
     digest: str
 
     def hasher(self) -> Any:
-        """A fresh hash object for the content."""
+        """Return a fresh hash object for the content."""
         if self.kind == "sha256":
             return hashlib.sha256()
         return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
 
     def matches(self, file: Path) -> bool:
-        """Whether ``file`` is there with these bytes."""
+        """Return whether ``file`` exists with these bytes."""
         try:
             if file.is_symlink() or not file.is_file() or file.stat().st_size != self.size:
                 return False
@@ -60,7 +60,7 @@ class FileDigest:
 
 
 class TransferStopped(Exception):
-    """Another file failed, or the user interrupted: this transfer ends early."""
+    """The transfer ended early, because another file failed or the user interrupted."""
 
 
 def download_file(
@@ -72,18 +72,18 @@ def download_file(
     moved: Callable[[int], None] = lambda _: None,
     stop: threading.Event | None = None,
 ) -> None:
-    """Brings ``part`` to be the wanted file; bytes that it has already are kept and not asked for again.
+    """Complete ``part`` to the expected file; bytes that it has already are kept and not requested again.
 
     Args:
-        part: where the bytes go; left as it is, for the next attempt, when the network fails for good, and
-            removed when the bytes are wrong.
-        moved: told the number of new bytes as they arrive (negative when some are thrown away).
-        stop: ends the transfer with ``Stopped`` soon after it is set.
+        part: the file to write; kept for the next run when the network fails for good, and removed when the
+            bytes are wrong.
+        moved: called with the number of new bytes as they arrive (negative when some are thrown away).
+        stop: ends the transfer with :class:`TransferStopped` soon after it is set.
 
     Raises:
         HashMismatch: the hub promises or sends other bytes; both hashes are shown.
         HubError: not found, not allowed, or the network failed for good.
-        MachineError: the disk is full or refuses.
+        MachineError: the disk is full or cannot be written.
     """
     session.prepare_hub_client()
     import httpx
@@ -119,7 +119,7 @@ def download_file(
             moved(-have)
             mismatches += 1
             use_xet = False
-            # Once may be a bad cable, or a part that a crash left damaged.
+            # A single mismatch may come from a bad cable, or from a part that a crash left damaged.
             if mismatches == 2 or not have:
                 raise
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, _XetFailed) as e:
@@ -134,7 +134,7 @@ def download_file(
 
 @contextmanager
 def _closed_client_as_lost_connection() -> Iterator[None]:
-    """huggingface_hub closes the client that all threads share when one of them fails to connect."""
+    """Report the shared client as a lost connection where another thread's failure closed it."""
     import httpx
 
     try:
@@ -157,7 +157,7 @@ class _SizeExceeded(HubError):
 
 
 class _Sink:
-    """What huggingface_hub writes to: a file that is hashed on the way, and that never grows too long."""
+    """The file that huggingface_hub writes to; it hashes the bytes and never grows beyond the pinned size."""
 
     def __init__(
         self, file: Any, expected: FileDigest, moved: Callable[[int], None], stop: threading.Event
@@ -189,7 +189,7 @@ class _Sink:
         return self.size
 
     def seek(self, to: int) -> int:
-        """Called before ``truncate`` only: the hub ignored the range and sends the file from its start."""
+        """Start again: ``truncate`` follows, because the hub ignored the range and sends the whole file."""
         return to
 
     def truncate(self) -> int:
@@ -200,12 +200,12 @@ class _Sink:
         return 0
 
     def claim(self, n: int) -> None:
-        """Another writer says that it put ``n`` bytes into the file."""
+        """Count ``n`` bytes that another writer reports to have written into the file."""
         self._claimed += n
         self._moved(n)
 
     def reread(self) -> None:
-        """Hashes what another writer put into the file, all of it."""
+        """Hash the whole file, after another writer wrote it."""
         self._hash = self._expected.hasher()
         self._file.seek(0)
         _feed_digest(self._hash, self._file)
@@ -262,7 +262,7 @@ def _attempt_download(
 
 
 def _check_metadata(metadata: HfFileMetadata, repo: str, commit: str, expected: FileDigest) -> None:
-    """Refuses before the first byte what cannot become the wanted file."""
+    """Refuse, before the first byte, an answer that does not describe the expected file."""
     where = f"{repo}: {expected.path}"
     if metadata.commit_hash is None:
         raise HubError(
@@ -272,7 +272,8 @@ def _check_metadata(metadata: HfFileMetadata, repo: str, commit: str, expected: 
         )
     if metadata.commit_hash != commit:
         raise HubError(
-            f"the hub answers with commit {hub_errors.clean_text(metadata.commit_hash)}, and {commit} is pinned",
+            f"the hub answers with commit {hub_errors.clean_text(metadata.commit_hash)}, "
+            f"and {commit} is pinned",
             where=where,
             fix="check HF_ENDPOINT, or write the lock again",
         )
@@ -293,7 +294,7 @@ def _check_metadata(metadata: HfFileMetadata, repo: str, commit: str, expected: 
 
 
 class _XetBar:
-    """What hf_xet reports to, in place of a progress bar: bytes that are in the file."""
+    """Stands in place of hf_xet's progress bar and receives the number of bytes written."""
 
     total: int | None = None
 
@@ -301,13 +302,13 @@ class _XetBar:
         self.update = sink.claim
 
     def set_postfix_str(self, text: str, refresh: bool = False) -> None:
-        """Speed is shown elsewhere."""
+        """Do nothing: ``Progress`` shows the speed."""
 
     update_transfer = set_transfer_postfix_str = refresh = lambda *_, **__: None
 
 
 def abort_xet_transfers() -> None:
-    """Ends transfers by Xet that other threads have under way."""
+    """End the Xet transfers of other threads."""
     if "hf_xet" in sys.modules:
         from huggingface_hub.utils._xet import abort_xet_session
 
@@ -341,7 +342,7 @@ def _download_by_xet(
 
 
 def _is_retryable(e: Exception) -> bool:
-    """Whether the same request may succeed a moment later."""
+    """Return whether the same request may succeed a moment later."""
     import httpx
     from huggingface_hub import errors
 
@@ -381,6 +382,6 @@ def _feed_digest(digest: Any, f: Any) -> str:
 
 
 def free_bytes(directory: Path) -> int:
-    """Bytes that an ordinary user may still write to the file system of ``directory``."""
+    """Return the number of bytes that an ordinary user may still write to a directory's file system."""
     s = os.statvfs(directory)
     return s.f_bavail * s.f_frsize

@@ -1,8 +1,8 @@
-"""A whole commit, as a git-lfs clone without ``.git`` has it.
+"""Fetch a whole commit, as a git-lfs clone without ``.git`` has it.
 
-Each file is checked before it counts: large ones against the sha256 of the listing, small ones against git's
-name of their content. The Hub's interface does not show executable bits and symbolic links, so every file is
-a plain one here, as nearly every model repository has them.
+Each file is verified: large ones against the sha256 of the listing, small ones against git's name of their
+content. The Hub's interface does not show executable bits and symbolic links, so every file is written as a
+plain one; nearly all model repositories have plain files only.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from enginix.hub.transfer import FileDigest
 
 
 def fetch_tree(repo: str, commit: str, out: Path, jobs: int = JOBS) -> FetchResult:
-    """Fetches every file of a commit into the new directory ``out``; nothing is left when it fails.
+    """Fetch every file of a commit into the new directory ``out``; leave nothing on failure.
 
     Raises:
         LockError: the listing has a path that may not be written.
-        HubError, HashMismatch, MachineError, UsageError: as ``fetch``.
+        HubError, HashMismatch, MachineError, UsageError: as :func:`fetch.fetch_locked_files`.
     """
     require_commit(repo, commit)
     listing = api.list_files(repo, commit)
     for f in listing:
-        # What a clone has, this has too: enginix.json is an ordinary file here.
+        # A clone may contain enginix.json as an ordinary file, so it is fetched, too.
         if (why := paths.find_path_problem(f.path)) and why != paths.MANIFEST_NAME_PROBLEM:
             raise LockError(f"path {ascii(f.path)[:100]} {why}", where=repo, fix="do not use this repository")
     if both := paths.find_path_clash(f.path for f in listing):

@@ -1,4 +1,4 @@
-"""What a model is, told from its configuration and its safetensors headers alone."""
+"""Describe a model from its configuration and its safetensors headers alone."""
 
 from enginix.inspect.description import ModelDescription, describe_model
 from enginix.inspect.inspected_model import InspectedModel, open_model

@@ -1,6 +1,6 @@
-"""What a model is: one frozen record, from its JSON files and headers, for people, JSON and the planner.
+"""The description of a model: one frozen record from its JSON files and headers.
 
-Everything that a model's files say is told, also where it cannot be converted; then ``refusal`` says why not.
+A model that cannot be converted is described as fully as any other; ``refusal`` then says why it cannot.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from enginix.errors import EnginixError, ModelError
 from enginix.inspect.inspected_model import InspectedModel
 from enginix.inspect.parameters import ParameterCount, count_parameters
 from enginix.inspect.roles import group_by_role
+from enginix.json_case import camelise_keys
 from enginix.model import ModelWeights, open_weights
 from enginix.model.jsonfile import read_object
 from enginix.model.number_formats import read_algorithms
@@ -22,13 +23,13 @@ from enginix.model.safetensors import INDEX, SINGLE
 
 @dataclass(frozen=True)
 class InspectedQuantization:
-    """A model's quantization as it names itself.
+    """A model's quantization, as its own files name it.
 
     Attributes:
-        algorithm: TensorRT-LLM's name where there is one (``NVFP4``), else the method's (``awq``).
+        algorithm: TensorRT-LLM's name if it has one (``NVFP4``), else the method's (``awq``).
         kv_cache: ``FP8``, another name, or None for the model's dtype.
-        producer: what wrote it and its version, for instance ``modelopt 0.37.0``; None where it does not say.
-        said_by: the file that says so.
+        producer: the software that wrote it, for instance ``modelopt 0.37.0``; None if it is not named.
+        said_by: the file with the description.
     """
 
     algorithm: str | None
@@ -41,15 +42,15 @@ class InspectedQuantization:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """A model. Sizes are None where ``config.json`` does not tell.
+    """A model. A size is None where ``config.json`` does not have it.
 
     Attributes:
         count: from headers; None for a model without safetensors.
-        chat_template: the file that holds it; None for none.
+        chat_template: the file that holds it; None without one.
         files: role → paths.
         size: bytes of all files.
-        refusal: why ``enginix convert`` would refuse it, and what to do; None when it would not.
-        fetched: bytes that came over the network to tell all this.
+        refusal: why ``enginix convert`` would refuse it, and how to fix it; None when it would not.
+        fetched: bytes that were downloaded for this description.
     """
 
     source: str
@@ -81,15 +82,15 @@ class ModelDescription:
 
     def as_json(self) -> dict[str, Any]:
         """Keys in camel case, as every JSON that enginix prints."""
-        record: dict[str, Any] = _camel_case_keys(asdict(self))
+        record: dict[str, Any] = camelise_keys(asdict(self))
         return record
 
 
 def describe_model(model: InspectedModel) -> ModelDescription:
-    """Reads what describes ``model``.
+    """Describe ``model`` from its files.
 
     Raises:
-        ModelError: no ``config.json``, JSON that is none, or headers that contradict themselves.
+        ModelError: no ``config.json``, invalid JSON, or headers that contradict themselves.
     """
     raw = read_object(model.directory / "config.json")
     weights = _open_model_weights(model)
@@ -154,7 +155,7 @@ def _read_nonempty(value: Any) -> str | None:
 
 
 def _read_quantization(model: InspectedModel, raw: Mapping[str, Any]) -> InspectedQuantization | None:
-    """ModelOpt's sidecar first, then ``quantization_config``; nothing is refused here."""
+    """Read ModelOpt's sidecar, else ``quantization_config``; nothing is refused here."""
     sidecar, inline = model.directory / "hf_quant_config.json", raw.get("quantization_config")
     said_by, producer, entry = "config.json", None, inline
     if sidecar.exists():
@@ -217,12 +218,12 @@ def _find_chat_template(model: InspectedModel) -> str | None:
 def _find_refusal(directory: Path, weights: ModelWeights | None) -> str | None:
     if weights is None:
         if not any(directory.glob("*.safetensors")):
-            return "no safetensors weights (pass --include to lock other formats only if you know why)"
+            return "no safetensors weights (lock other formats with --include)"
         try:
             open_weights(directory)
         except ModelError as e:
             return f"{e.what}; {e.fix}"
-    # Not at the top: what only describes files needs no converter.
+    # Imported late: a description of files alone needs no converter.
     from enginix.checkpoint.convert import ConvertOptions, derive_conversion_spec
 
     try:
@@ -230,17 +231,3 @@ def _find_refusal(directory: Path, weights: ModelWeights | None) -> str | None:
     except EnginixError as e:
         return f"{e.what}; {e.fix}" if e.fix else e.what
     return None
-
-
-def _camel_case_keys(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {_camel_case(k): _camel_case_keys(v) for k, v in value.items()}
-    return [_camel_case_keys(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def _camel_case(key: str) -> str:
-    # Paths, dtype codes and roles are values that happen to be keys.
-    if "_" not in key or not key.islower() or "." in key:
-        return key
-    head, *other_words = key.split("_")
-    return head + "".join(word.capitalize() for word in other_words)

@@ -1,4 +1,4 @@
-"""A description as people read it."""
+"""Render a model's description as text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enginix.inspect.description import ModelDescription
 
 
 def format_count(n: int) -> str:
-    """``7615616512`` → ``7.62 B``."""
+    """Return a number in thousands, millions or billions: ``7615616512`` → ``7.62 B``."""
     for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if n >= size:
             return f"{n / size:.2f} {unit}"
@@ -15,12 +15,12 @@ def format_count(n: int) -> str:
 
 
 def render_description(d: ModelDescription) -> str:
-    """One line a fact; what is not known is left out, what is absent is said."""
+    """Render one line a property; unknown ones are left out, absent ones are listed as absent."""
     rows: list[tuple[str, str]] = []
 
     def row(label: str, value: object) -> None:
         if value not in (None, ""):
-            # A stranger's text must not steer the terminal.
+            # An untrusted text must not control the terminal.
             rows.append((label, "".join(c if c.isprintable() else "?" for c in str(value))))
 
     row("model", d.source)

@@ -1,4 +1,4 @@
-"""A model to look at: a directory, or the headers of a Hub repository laid out as one.
+"""A model to inspect: a directory, or the headers of a Hub repository laid out as one.
 
 A repository's small files are fetched whole and each safetensors file's header by range request; the header
 is put at the front of a sparse file as long as the real one. Everything that reads headers from a directory
@@ -23,7 +23,7 @@ from enginix.hub import lock as locks
 from enginix.hub import paths as path_rules
 from enginix.model.safetensors import INDEX, SINGLE
 
-# What describes a model. tokenizer.json is not among them: it is megabytes, and its size and name suffice.
+# The files that describe a model. Without tokenizer.json: it is megabytes, and its size and name suffice.
 SMALL_FILES = (
     "config.json",
     "hf_quant_config.json",
@@ -41,12 +41,12 @@ class InspectedModel:
     """A model laid out for reading headers.
 
     Attributes:
-        directory: where configuration and safetensors headers can be read; weights only if it is ``local``.
-        source: what the caller passed, for people.
+        directory: where configuration and safetensors headers can be read; weights only if ``is_local``.
+        source: the argument of the caller, for messages.
         files: path → bytes, of every file of the model.
-        license: as the lock, the Hub or the model's manifest says.
-        fetched: bytes that came over the network.
-        local: whether ``directory`` is the caller's own and holds the weights.
+        license: from the lock, the Hub or the model's manifest.
+        fetched: bytes that were downloaded.
+        is_local: whether ``directory`` is the caller's own and holds the weights.
     """
 
     directory: Path
@@ -62,13 +62,13 @@ class InspectedModel:
 
 @contextmanager
 def open_model(source: str, revision: str | None = None) -> Iterator[InspectedModel]:
-    """Opens a model directory, a lock file, or ``owner/name`` on the Hub.
+    """Open a model directory, a lock file, or ``owner/name`` on the Hub.
 
     Args:
         revision: branch, tag or commit, for ``owner/name`` only.
 
     Raises:
-        UsageError: ``what`` is none of the three, or ``revision`` does not go with it.
+        UsageError: ``source`` is not one of the three, or ``revision`` does not go with it.
         ModelError, LockError, HubError: it cannot be read.
     """
     path = Path(source)
@@ -115,13 +115,15 @@ def _open_local(directory: Path) -> InspectedModel:
                 files[path.relative_to(directory).as_posix()] = path.stat().st_size
             except OSError as e:
                 raise ModelError(
-                    f"cannot be read: {e.strerror}", where=str(path), fix="a link points nowhere; fetch again"
+                    f"cannot be read: {e.strerror}",
+                    where=str(path),
+                    fix="repair a broken link, or fetch again",
                 ) from e
     repo = revision = license_ = None
     if manifest.MANIFEST_FILE in files:
         try:
             manifest_inputs = manifest.read_manifest(directory).inputs
-        except ManifestError:  # another program's file of that name says nothing here
+        except ManifestError:  # another program's file of that name is ignored
             manifest_inputs = {}
         repo, revision, license_ = (
             v if isinstance(v := manifest_inputs.get(k), str) else None
@@ -133,7 +135,7 @@ def _open_local(directory: Path) -> InspectedModel:
 
 
 def _read_card_license(directory: Path) -> str | None:
-    """``license`` of the model card's front matter; None without one."""
+    """Read ``license`` from the model card's front matter; None without one."""
     card = directory / "README.md"
     if not card.is_file():
         return None
@@ -183,7 +185,7 @@ def _fetch_small(repo: str, revision: str, name: str, size: int, expected: str |
     data = api.read_range(repo, revision, name, 0, size)
     if hashlib.sha256(data).hexdigest() != expected:
         raise HashMismatch(
-            "not the bytes that the lock promises",
+            "the bytes differ from the lock's sha256",
             where=f"{repo}: {name}",
             fix="run again; check HF_ENDPOINT",
         )
@@ -191,7 +193,7 @@ def _fetch_small(repo: str, revision: str, name: str, size: int, expected: str |
 
 
 def _select_shards(scratch: Path, files: Mapping[str, int]) -> list[str]:
-    """The safetensors files that the model consists of, as ``enginix.model`` chooses them."""
+    """Return the safetensors files of the model, as ``enginix.model`` chooses them."""
     if SINGLE in files:
         return [SINGLE]
     index = scratch / INDEX
@@ -201,7 +203,7 @@ def _select_shards(scratch: Path, files: Mapping[str, int]) -> list[str]:
 
     weight_map = read_object(index).get("weight_map")
     names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-    # What is no plain file name, or not there, is refused with its reason when the index is read.
+    # A missing file, or one that is not a plain name, is refused when the index is read.
     return sorted(
         n
         for n in names
@@ -210,7 +212,7 @@ def _select_shards(scratch: Path, files: Mapping[str, int]) -> list[str]:
 
 
 def _fetch_header(scratch: Path, repo: str, revision: str, name: str, size: int) -> int:
-    """Writes a sparse file with the real header; the bytes fetched."""
+    """Write a sparse file with the real header; return the number of bytes fetched."""
     data = api.read_range(repo, revision, name, 0, min(FIRST_REQUEST, size))
     length = int.from_bytes(data[:8], "little") + 8 if len(data) >= 8 else len(data)
     if len(data) < length <= min(size, LONGEST_HEADER):

@@ -1,4 +1,4 @@
-"""Parameters counted from safetensors headers: packed formats unpacked, scales told apart from weights."""
+"""Count parameters from safetensors headers; packed formats are unpacked, scales are not counted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from enginix.model import TensorInfo
 
-# Last part of a tensor's name → it describes other numbers and is no parameter. Names are those of
+# Last part of the names of tensors that describe other numbers and are not parameters. Names are those of
 # ModelOpt's unified export, AutoGPTQ and AutoAWQ (scales, qzeros, g_idx), compressed-tensors (weight_shape,
 # weight_zero_point, *_global_scale), transformers' fp8 (weight_scale_inv) and mxfp4 (*_scales).
 AUXILIARY = frozenset({
@@ -24,14 +24,14 @@ PACKED_BLOCKS = frozenset({"gate_up_proj_blocks", "down_proj_blocks"})
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """What the headers hold.
+    """The sums over all headers.
 
     Attributes:
         parameters: numbers that the model computes with; a packed 4-bit weight counts as it computes.
         weight_bytes: of all tensors.
         auxiliary: elements of scales, zero points and the like.
         bytes_by_dtype: safetensors dtype code → bytes.
-        tensors: how many.
+        tensors: number of tensors.
     """
 
     parameters: int
@@ -42,7 +42,7 @@ class ParameterCount:
 
 
 def _read_packed_bits(config: Mapping[str, Any]) -> int:
-    """Bits of a packed weight as ``quantization_config`` says; 4 where it does not."""
+    """Return the bits of a packed weight by ``quantization_config``; 4 if it has no number."""
     quantization = config.get("quantization_config")
     if not isinstance(quantization, dict):
         return 4
@@ -55,7 +55,7 @@ def _read_packed_bits(config: Mapping[str, Any]) -> int:
 
 
 def count_logical_elements(tensor: TensorInfo, names: Mapping[str, TensorInfo], bits: int = 4) -> int:
-    """Parameters that one tensor holds; 0 for auxiliary ones."""
+    """Return the number of parameters in one tensor; 0 for auxiliary ones."""
     module, _, leaf = tensor.name.rpartition(".")
     if leaf in AUXILIARY:
         return 0
@@ -69,7 +69,7 @@ def count_logical_elements(tensor: TensorInfo, names: Mapping[str, TensorInfo], 
 
 
 def count_parameters(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> ParameterCount:
-    """Counts all tensors of a model; ``config`` is its parsed ``config.json``."""
+    """Count all tensors of a model; ``config`` is its parsed ``config.json``."""
     bits, by_dtype = _read_packed_bits(config), dict[str, int]()
     parameters = auxiliary = 0
     for tensor in tensors.values():

@@ -1,4 +1,4 @@
-"""What each file of a model is for, told by its name."""
+"""The role of each file of a model, by its name."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def find_role(path: str) -> str:
-    """The role of one file; ``other`` for what no rule names."""
+    """Return the role of one file; ``other`` if no rule matches."""
     for name, patterns in RULES:
         if any(fnmatchcase(path if "/" in p else path.rsplit("/", 1)[-1], p) for p in patterns):
             return name
@@ -41,7 +41,7 @@ def find_role(path: str) -> str:
 
 
 def group_by_role(paths: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
-    """role → paths, in the order of ``RULES``, each sorted."""
+    """Return role → paths, in the order of ``RULES``, each sorted."""
     paths_by_role: dict[str, list[str]] = {}
     for path in paths:
         paths_by_role.setdefault(find_role(path), []).append(path)

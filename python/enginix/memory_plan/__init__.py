@@ -1,1 +1,1 @@
-"""Whether a model fits a GPU, and what building its engine takes: from headers alone."""
+"""Estimate from headers whether a model fits a GPU, and the resources that building its engine needs."""

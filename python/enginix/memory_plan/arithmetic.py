@@ -1,8 +1,8 @@
 """The memory of one rank, in whole numbers.
 
-``nix/check/memory.nix`` and ``plan.nix`` are this module again, for evaluation; test_twin.py holds them
-together. Bytes unless a name says otherwise. What is exact and what is an estimate:
-docs/reference/memory-plan.md.
+``nix/check/memory.nix`` and ``plan.nix`` implement the same formulas for evaluation; test_twin.py compares
+the two. Sizes are bytes unless a name says otherwise. docs/reference/memory-plan.md tells
+exact figures from estimates.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from enginix.errors import EnginixError, UsageError
 from enginix.model.number_formats import read_algorithms, read_packed_bits, supports_sm
 from enginix.tables import load_table
 
-SHORTEST_SEQUENCE = 1024  # tokens; below that a smaller max_seq_len is no answer to anybody
-FEWEST_TOKENS = 512  # of a step
+SHORTEST_SEQUENCE = 1024  # tokens; never suggest a max_seq_len below this
+FEWEST_TOKENS = 512  # never suggest a max_num_tokens below this
 ELEMENT_BYTES: dict[str, int] = load_table("number_formats")["elementBytes"]
 
 
 def read_default(name: str) -> int:
-    """A default of TensorRT-LLM (data/memory_plan/memory_constants.json)."""
+    """Return a default of TensorRT-LLM (data/memory_plan/memory_constants.json)."""
     return int(load_table("memory_constants")["defaults"][name]["value"])
 
 
@@ -31,7 +31,7 @@ def ceil_div(a: int, b: int) -> int:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What of a model the arithmetic needs; names are those of a lock's ``model``.
+    """The sizes of a model that the arithmetic needs; names are those of a lock's ``model``.
 
     Attributes:
         mlp_width: intermediate features that one token passes through.
@@ -58,11 +58,11 @@ class ModelSizes:
 
 @dataclass(frozen=True)
 class TargetGpu:
-    """A target.
+    """A target GPU.
 
     Attributes:
-        memory: what one GPU has, in bytes.
-        formats: number formats that it computes with, names of gpus.json.
+        memory: bytes of one GPU.
+        formats: number formats that it computes with, by their names in gpus.json.
         unified: whether its memory is the CPU's as well.
     """
 
@@ -75,10 +75,10 @@ class TargetGpu:
 
 @dataclass(frozen=True)
 class PlanLimits:
-    """What is asked for.
+    """The limits that an engine is planned for.
 
     Attributes:
-        sequences: how many sequences of ``max_seq_len`` tokens must find room at the same time.
+        sequences: number of sequences of ``max_seq_len`` tokens that must fit at the same time.
         kv_bits: bits of a KV cache number; None for the model's.
         quantization: of the weights; None for the model's.
     """
@@ -103,11 +103,11 @@ class PlanLimits:
 
 @dataclass(frozen=True)
 class KvCachePaging:
-    """How a KV cache is cut.
+    """The division of a KV cache.
 
     Attributes:
-        block: tokens that are given out at once.
-        percent: of what weights and workspace leave, that the cache gets.
+        block: tokens that are allocated at once.
+        percent: share of the memory free beside weights and workspace that the cache gets.
     """
 
     block: int
@@ -120,7 +120,7 @@ RankWeights = Callable[[int, int, str | None], int]
 
 @dataclass(frozen=True)
 class RankMemory:
-    """One rank's GPU memory. ``pool`` is what the KV cache gets, ``tokens`` what it holds."""
+    """One rank's GPU memory. ``pool`` is the size of the KV cache, ``tokens`` its capacity."""
 
     total: int
     weights: int
@@ -136,14 +136,14 @@ class RankMemory:
 
     @property
     def tightest(self) -> str:
-        """The first of ``weights``, ``workspace``, ``kvCache`` that memory runs out at."""
+        """The first of ``weights``, ``workspace``, ``kvCache`` that does not fit."""
         if self.weights > self.total:
             return "weights"
         return "workspace" if self.weights + self.workspace > self.total else "kvCache"
 
 
 def estimate_workspace(sizes: ModelSizes, limits: PlanLimits) -> int:
-    """Activations and logits of one step: an estimate, see docs/reference/memory-plan.md.
+    """Estimate the activations and logits of one step; see docs/reference/memory-plan.md.
 
     Of ``max_num_tokens`` tokens the residual stream, its normed copy and a block's output, and the wider of
     attention (query, key, value and its result) and MLP (gate, up and their product), cut over the ranks;
@@ -158,7 +158,7 @@ def estimate_workspace(sizes: ModelSizes, limits: PlanLimits) -> int:
 
 
 def compute_kv_token(sizes: ModelSizes, limits: PlanLimits) -> int:
-    """KV cache of one token on the rank with the most layers; KV heads are replicated, never split."""
+    """Return the KV cache of one token on the rank with the most layers; KV heads are never split."""
     layers = ceil_div(sizes.layers, limits.pipeline_parallel)
     bits = sizes.kv_bits if limits.kv_bits is None else limits.kv_bits
     if sizes.latent:
@@ -174,7 +174,7 @@ def compute_memory(
     weights: RankWeights,
     cache: KvCachePaging | None = None,
 ) -> RankMemory:
-    """The heaviest rank's memory.
+    """Return the heaviest rank's memory.
 
     Args:
         cache: None for TensorRT-LLM's defaults.
@@ -196,14 +196,14 @@ def compute_memory(
 
 
 def divides_evenly(sizes: ModelSizes, tensor_parallel: int) -> bool:
-    """Whether heads, KV heads (or the other way round) and MLP can be cut over so many ranks."""
+    """Return whether heads, KV heads (or the ranks over them) and MLP divide over so many ranks."""
     heads, kv, width = sizes.heads, sizes.kv_heads, sizes.mlp_width
     tp = tensor_parallel
     return heads % tp == 0 and (kv % tp == 0 or tp % kv == 0) and width % tp == 0
 
 
 def estimate_weights(total: int, sizes: ModelSizes, tied: bool) -> RankWeights:
-    """Weights of a rank from the size of the files: the mean, which the heaviest rank is never below."""
+    """Estimate the weights of a rank by the mean of the files' size, a lower bound of the heaviest rank."""
 
     def weights(tp: int, pp: int, quantization: str | None) -> int:
         return ceil_div(estimate_requantized(total, sizes, tied, quantization), tp * pp)
@@ -212,7 +212,7 @@ def estimate_weights(total: int, sizes: ModelSizes, tied: bool) -> RankWeights:
 
 
 def estimate_requantized(total: int, sizes: ModelSizes, tied: bool, quantization: str | None) -> int:
-    """Bytes in another format: matrices shrink or grow, embedding and head stay."""
+    """Return the bytes in another format: matrices shrink or grow, embedding and head stay."""
     bits = read_packed_bits()
     if quantization is None or sizes.quantization not in bits:
         return total
@@ -223,7 +223,7 @@ def estimate_requantized(total: int, sizes: ModelSizes, tied: bool, quantization
 
 
 def list_lighter_formats(sizes: ModelSizes, gpu: TargetGpu) -> list[str]:
-    """Formats smaller than the model's that the GPU's engines take, the heaviest first."""
+    """Return the formats smaller than the model's that the GPU's engines support, the heaviest first."""
     rows, known = read_algorithms(), read_packed_bits()
     if sizes.quantization not in known:
         return []
@@ -239,16 +239,17 @@ Change = Mapping[str, Any]
 
 
 def find_changes(sizes: ModelSizes, limits: PlanLimits, gpu: TargetGpu, weights: RankWeights) -> list[Change]:
-    """What would make it fit, the smallest change first; empty where nothing on this GPU would.
+    """Return changes that would make it fit, the smallest first; empty where none on this GPU would.
 
-    Each is one limit with the value nearest to what was asked for. Only where no single one suffices: a
-    step's tokens and batch halved together, then a smaller KV cache beside, then more ranks and formats.
+    Each is one limit with the value nearest to the requested one. If no single limit suffices, combinations
+    follow: a step's tokens and batch halved together, then also a smaller KV cache, then more ranks and
+    formats.
     """
 
     def fits(**values: Any) -> bool:
         try:
             return compute_memory(sizes, replace(limits, **values), gpu, weights).fits
-        except EnginixError:  # sizes or a format that this model cannot be cut or put into
+        except EnginixError:  # the model does not divide into these sizes, or does not support the format
             return False
 
     def first(name: str, values: list[Any]) -> list[Change]:
@@ -294,7 +295,7 @@ def find_changes(sizes: ModelSizes, limits: PlanLimits, gpu: TargetGpu, weights:
 
 
 def _iterate_smaller_steps(limits: PlanLimits) -> Iterator[dict[str, Any]]:
-    """``max_num_tokens`` and ``max_batch_size`` halved together, down to the least of both."""
+    """Yield ``max_num_tokens`` and ``max_batch_size`` halved together, down to the least of both."""
     tokens, batch = limits.max_num_tokens, limits.max_batch_size
     while tokens > FEWEST_TOKENS or batch > 1:
         tokens, batch = max(min(tokens, FEWEST_TOKENS), tokens // 2), max(1, batch // 2)
@@ -302,7 +303,7 @@ def _iterate_smaller_steps(limits: PlanLimits) -> Iterator[dict[str, Any]]:
 
 
 def iterate_halvings(value: int, least: int) -> Iterator[int]:
-    """Half of a value, half of that, and so on, down to ``least``."""
+    """Yield half of a value, half of that, and so on, down to ``least``."""
     while (value := value // 2) >= least:
         yield value
 
@@ -313,7 +314,7 @@ def _count_fitting_sequences(cached_tokens: int, limits: PlanLimits) -> int:
 
 
 def find_target_gpu(name: str) -> TargetGpu:
-    """A target of gpus.json. Its memory is 0 where the table has none.
+    """Return a target of gpus.json; its memory is 0 where the table has none.
 
     Raises:
         UsageError: not in the table; the nearest names are given.
@@ -330,7 +331,7 @@ def find_target_gpu(name: str) -> TargetGpu:
 
 
 def read_gpu_memory(row: Mapping[str, Any]) -> int:
-    """Bytes: as a driver reports them where that is known, else NVIDIA's gigabytes of 10^9; 0 for unknown."""
+    """Return bytes as a driver reports them if known, else NVIDIA's gigabytes of 10^9; 0 for unknown."""
     if row.get("memoryMiB"):
         return int(row["memoryMiB"]) << 20
     return (row["memoryGB"] or 0) * 10**9

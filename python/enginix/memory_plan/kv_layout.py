@@ -1,4 +1,4 @@
-"""What a model keeps of a token: by heads, as a latent vector, or in a way that no formula here knows."""
+"""The KV cache of a token: keys and values by heads, a latent vector, or a layout that is not supported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from enginix.errors import ModelError
 from enginix.tables import load_table
 
-# Keys of layers that keep a state in place of keys and values, or of layers with shapes of their own.
+# Keys of layers that keep a state in place of keys and values, or of layers with different shapes.
 _STATE_KEYS = (
     "attn_layer_indices", "attn_layer_period", "block_configs", "conv_L_cache", "full_attention_interval",
     "hybrid_override_pattern", "linear_attn_config", "linear_num_key_heads", "linear_num_value_heads",
@@ -23,7 +23,7 @@ def find_latent(config: Mapping[str, Any], where: str) -> int:
     0 for a model whose layers keep keys and values by heads.
 
     Raises:
-        ModelError: what it keeps is not known here.
+        ModelError: the layout of its KV cache is not known here.
     """
     rank, rotated = config.get("kv_lora_rank"), config.get("qk_rope_head_dim")
     if isinstance(rank, int) and rank > 0:
@@ -48,7 +48,7 @@ def find_latent(config: Mapping[str, Any], where: str) -> int:
 
 
 def has_sliding_layers(config: Mapping[str, Any]) -> bool:
-    """Whether some layers keep a window of tokens alone."""
+    """Return whether some layers keep only a window of tokens."""
     kinds = config.get("layer_types")
     return isinstance(kinds, list) and bool(
         {str(k) for k in kinds} & (_PLAIN_LAYER_TYPES - {"full_attention"})
@@ -59,5 +59,5 @@ def _make_unknown_error(what: str, where: str) -> ModelError:
     return ModelError(
         f"the KV cache of a token is not known for this kind of layers ({what})",
         where=where,
-        fix="serve the model with the llmapi kind and read what the runtime says of its KV cache",
+        fix="serve the model with the llmapi kind and read the size of the KV cache in the runtime's log",
     )

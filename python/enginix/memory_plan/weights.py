@@ -1,7 +1,6 @@
-"""Bytes of every rank of a checkpoint, from configuration and headers: what ``enginix convert`` writes.
+"""Bytes of every rank of a checkpoint that ``enginix convert`` would write, from configuration and headers.
 
-The converter's own layout says which tensors a rank has; no weight and no scale is read, so that this works
-on headers alone.
+The converter's own layout gives the tensors of a rank; no weight and no scale is read, so headers suffice.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class RankSizes:
 
     @property
     def files(self) -> int:
-        """Bytes of all rank files together."""
+        """Return the bytes of all rank files together."""
         return self.tensor_parallel * sum(s.file for s in self.stages)
 
 
@@ -70,11 +69,11 @@ class CheckpointSizes:
         self.ranks = lru_cache(maxsize=None)(self._ranks)
 
     def heaviest(self, tp: int, pp: int, quantization: str | None) -> int:
-        """Bytes of the heaviest rank; what ``arithmetic.Weights`` asks for."""
+        """Return the bytes of the heaviest rank; an ``arithmetic.RankWeights``."""
         return self.ranks(tp, pp, quantization, None).heaviest
 
     def _ranks(self, tp: int, pp: int, quantization: str | None, kv_cache: str | None) -> RankSizes:
-        """Sizes of one checkpoint.
+        """Return the sizes of one checkpoint.
 
         Args:
             quantization: a format that ModelOpt would have quantized it to; None for the model's own.
@@ -82,7 +81,7 @@ class CheckpointSizes:
 
         Raises:
             UsageError: sizes that do not divide the model.
-            ModelError: what ``enginix convert`` refuses for its shapes.
+            ModelError: ``enginix convert`` would refuse the model's shapes.
         """
         experts = self.model.experts
         ep = 1 if experts is None or experts.width % tp == 0 else tp
@@ -141,16 +140,16 @@ def _list_linears(layout: CheckpointLayout) -> list[LinearModule]:
 
 
 def _predict_nvfp4_form(layout: CheckpointLayout, algorithms: dict[str, str | None]) -> str:
-    """The form that ``enginix convert --nvfp4-form auto`` chooses."""
+    """Return the form that ``enginix convert --nvfp4-form auto`` chooses."""
     linears = [m for m in _list_linears(layout) if algorithms.get(m.name) == "NVFP4"]
     whole = all(map(fits_tiles, linears)) or any(m.stacked for m in linears)
     return "trtllm" if whole else "modelopt"
 
 
 def estimate_from_headers(weights: ModelWeights, tp: int, pp: int) -> int:
-    """Bytes of a rank for a format that no checkpoint carries: an estimate.
+    """Estimate the bytes of a rank for a format that checkpoints do not support.
 
-    Matrices but the embedding are cut evenly over all ranks; vectors and the embedding are whole on each.
+    Matrices except the embedding are cut evenly over all ranks; vectors and the embedding are whole on each.
     """
     whole = cut = 0
     for tensor in weights.tensors.values():
@@ -164,7 +163,7 @@ def estimate_from_headers(weights: ModelWeights, tp: int, pp: int) -> int:
 def size_checkpoint(
     model: ModelConfig, weights: ModelWeights, dtype: str | None
 ) -> CheckpointSizes | EnginixError:
-    """The checkpoint's sizes, or why there can be none."""
+    """Return the checkpoint's sizes, or the error that converting would raise."""
     sizes = CheckpointSizes(model, weights, dtype)
     try:
         sizes.heaviest(1, 1, None)

@@ -1,4 +1,4 @@
-"""Sliding windows of a model, as every later stage needs them: a limit that a checkpoint has no place for."""
+"""Sliding windows of a model for later stages; a checkpoint's ``config.json`` has no key for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WINDOW_KEY = "attentionWindow"
 
 
 def describe_windows(model: ModelConfig) -> dict[str, Any]:
-    """Return what a manifest says of a model's windows: tokens of each layer, in a pattern that repeats.
+    """Return a model's windows for a manifest: tokens of each layer, in a pattern that repeats.
 
     A layer without a window has the context. Empty where no layer has one that is below the context.
     """
@@ -29,10 +29,10 @@ def _describe_pattern(windows: tuple[int | None, ...], context: int) -> dict[str
 
 
 def read_windows(model: Path) -> dict[str, Any]:
-    """Return the same from a model directory; empty where its architecture is not in architectures.json.
+    """Return the windows of a model directory; empty if architectures.json lacks its architecture.
 
     Raises:
-        ModelError: ``config.json`` is unreadable, or its window is none.
+        ModelError: ``config.json`` is unreadable, or its window is not valid.
     """
     raw = read_object(model / "config.json")
     names, context = raw.get("architectures"), raw.get("max_position_embeddings")

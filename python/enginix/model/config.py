@@ -1,4 +1,4 @@
-"""A Hugging Face model's ``config.json``, read once, checked, in one vocabulary."""
+"""A Hugging Face model's ``config.json``, read and checked once, with one name for each value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from enginix.model.rope import ModelRope, read_rope
 from enginix.tables import load_table
 
 CONFIG_FILE = "config.json"
-_MOST_LAYERS = 10_000  # what is looped over before a header is read
+_MOST_LAYERS = 10_000  # bound on the loops that run before a header is read
 CONFIG_DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -39,14 +39,14 @@ class ModelExperts:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a conversion, a plan or a report needs to know of a model; sizes in elements.
+    """The parts of a model's configuration that conversion, memory plan and report use; sizes in elements.
 
     Attributes:
         architecture: ``architectures[0]``.
         dtype: dtype that the config names; None where it names none.
         head_dim: size of one attention head.
-        windows: for each layer how many tokens it attends to, the last one included; None without a limit.
-        notes: keys of ``config.json`` that change nothing here, and may elsewhere.
+        windows: tokens that each layer attends to, the last one included; None for a layer without a limit.
+        notes: keys of ``config.json`` that are ignored here, and that other software may read.
         raw: the parsed ``config.json``.
         description: the architecture's row of architectures.json.
     """
@@ -116,10 +116,10 @@ def _read_boolean(raw: Mapping[str, Any], key: str, where: str, default: bool = 
 
 
 def find_architecture_row(name: Any, where: str) -> Mapping[str, Any]:
-    """The row of architectures.json for a Hugging Face architecture.
+    """Return the row of architectures.json for a Hugging Face architecture.
 
     Raises:
-        ModelError: not in the table; the message lists what is, and what other converters take.
+        ModelError: not in the table; the message lists the known ones, and other converters that take it.
     """
     rows = load_table("architectures")["architectures"]
     if isinstance(name, str) and name in rows:
@@ -188,7 +188,7 @@ def _refuse_inexpressible(raw: Mapping[str, Any], row: Mapping[str, Any], name: 
     for key in sorted(set(raw) & set(known) - set(row["defaults"])):
         if raw[key] not in known[key] and not (key == "layer_types" and _are_layer_types_read(raw, row)):
             raise ModelError(
-                f"{key} is {raw[key]!r}, which no model code of {name} computes",
+                f"{key} is {raw[key]!r}, which the model code of {name} does not implement",
                 where=where,
                 fix="remove it if the model was trained without it; if not, "
                 "its architectures or model_type are wrong: serve it with the llmapi kind",
@@ -196,7 +196,7 @@ def _refuse_inexpressible(raw: Mapping[str, Any], row: Mapping[str, Any], name: 
 
 
 def _are_layer_types_read(raw: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
-    """Whether layer_types says nothing, or what this architecture's model code reads."""
+    """Return whether layer_types is absent, or read by this architecture's model code."""
     kinds = raw["layer_types"]
     return row["window"] in ("last", "alternate") or (
         isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
@@ -206,7 +206,7 @@ def _are_layer_types_read(raw: Mapping[str, Any], row: Mapping[str, Any]) -> boo
 def _note_unread_keys(
     raw: Mapping[str, Any], row: Mapping[str, Any], experts: Mapping[str, Any] | None
 ) -> list[str]:
-    """Say which keys are read by nobody here."""
+    """Return a note about the keys that enginix ignores."""
     configuration = load_table("architectures")["configuration"]
     read = {*_READ, *row["defaults"], *configuration["harmless"], *configuration["changes"]}
     read |= {rule["key"] for rule in row["refuse"]}
@@ -214,7 +214,7 @@ def _note_unread_keys(
         read |= {*experts["count"], experts["topK"], experts["width"]}
         read |= {experts["shared"]["width"]} if experts["shared"] else set()
     unread = sorted(key for key in raw if key not in read and key.isprintable())
-    return [f"config.json's {', '.join(unread)}: read by nobody here"] if unread else []
+    return [f"config.json's {', '.join(unread)}: ignored by enginix"] if unread else []
 
 
 def _note_head_size(row: Mapping[str, Any], head_dim: int, hidden_size: int, heads: int) -> list[str]:
@@ -234,7 +234,7 @@ _READ = (
 
 
 def find_windows(raw: Mapping[str, Any], row: Mapping[str, Any], layers: int, where: str) -> list[int | None]:
-    """Each layer's sliding window, as the configuration class and the model code of transformers say."""
+    """Return each layer's sliding window, as transformers' configuration class and model code define it."""
     defaults, rule = row["defaults"], row["window"]
     window = raw.get("sliding_window", defaults.get("sliding_window"))
     if rule == "none" or window is None:
@@ -270,7 +270,7 @@ _KINDS = ("full_attention", "sliding_attention")
 
 
 def parse_config(raw: Mapping[str, Any], directory: Path) -> ModelConfig:
-    """Checks a parsed ``config.json``; ``ModelConfig.read`` says what is refused."""
+    """Check a parsed ``config.json``; ``ModelConfig.read`` lists the errors."""
     where = str(directory / CONFIG_FILE)
     names = raw.get("architectures")
     if not isinstance(names, list) or len(names) != 1:
@@ -281,7 +281,7 @@ def parse_config(raw: Mapping[str, Any], directory: Path) -> ModelConfig:
     hidden_act = raw.get("hidden_act", defaults["hidden_act"])
     if hidden_act not in ("silu", "swish"):
         raise ModelError(
-            f"hidden_act is {hidden_act!r}; {names[0]} checkpoints carry silu alone", where=where,
+            f"hidden_act is {hidden_act!r}; {names[0]} checkpoints support silu only", where=where,
             fix="serve the model with the llmapi kind",
         )  # fmt: skip
     hidden_size = _read_integer(raw, "hidden_size", where)
@@ -303,7 +303,7 @@ def parse_config(raw: Mapping[str, Any], directory: Path) -> ModelConfig:
     head_default = None if "head_dim" in raw else defaults["head_dim"]
     if raw.get("head_dim") is None and head_default is None and hidden_size % num_heads:
         raise ModelError(
-            f"hidden_size {hidden_size} is no multiple of {num_heads} heads and head_dim is absent",
+            f"hidden_size {hidden_size} is not a multiple of {num_heads} heads, and head_dim is absent",
             where=where,
             fix="correct config.json",
         )

@@ -1,4 +1,4 @@
-"""The tokens that end an answer: one reading, carried by the engine's manifest to repository and server."""
+"""The tokens that end an answer; the engine's manifest carries them to repository and server."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from enginix.errors import ModelError
 from enginix.model.jsonfile import read_object
 
-# Read in this order, as transformers' generate; the first that names an end token counts. (transformers ends
-# nothing where generation_config.json is there and names none; here config.json counts then, too.)
+# Read in this order, as transformers' generate does; the first that names an end token counts. (If
+# generation_config.json exists without one, transformers has no end token; enginix then reads config.json.)
 END_TOKEN_FILES = ("generation_config.json", "config.json")
 END_TOKENS_KEY = "endTokens"
 
 
 def read_end_tokens(model: Path) -> tuple[int, ...]:
-    """Return ``eos_token_id`` of a model directory, the default first; empty where nothing names one.
+    """Return ``eos_token_id`` of a model directory, the default first; empty if no file names one.
 
     Raises:
-        ModelError: a file is unreadable, or what it names are no token ids.
+        ModelError: a file is unreadable, or its ``eos_token_id`` has values that are not token ids.
     """
     for name in END_TOKEN_FILES:
         if not (model / name).is_file():

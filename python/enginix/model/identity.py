@@ -1,4 +1,4 @@
-"""What identifies a model among the inputs of what is made from it."""
+"""The identity of a model, for the manifests of artefacts that are made from it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from enginix.model.safetensors import ModelWeights
 
 
 def identify_model(directory: Path, weights: ModelWeights) -> dict[str, Any]:
-    """What identifies the model: its manifest's inputs, or digests of its configuration and headers.
+    """Return a model's identity: its manifest's inputs, or digests of its configuration and headers.
 
-    Weights are not hashed here: that would cost more than the conversion. A model without a manifest is
-    identified by what its headers promise.
+    Weights are not hashed, which would cost more than the conversion. A model without a manifest is
+    identified by its headers.
     """
     if (directory / manifest.MANIFEST_FILE).exists():
         source_manifest = manifest.read_manifest(directory)

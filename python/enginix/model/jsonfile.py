@@ -1,4 +1,4 @@
-"""JSON from strangers: bounded, UTF-8, no key with two values, an object at the top."""
+"""Read untrusted JSON: bounded, UTF-8, no key with two values, an object at the top."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _PAGES = (b"<!doctype html", b"<html")
 
 
 def detect_other_content(start: bytes) -> tuple[str, str] | None:
-    """Tell what a file holds in place of a model's data, from its first bytes; None where it looks like data.
+    """Identify a file that is not a model's data by its first bytes; None where it looks like data.
 
     Returns:
-        What it is, and what to do.
+        What the file is, and how to fix it.
     """
     if start.startswith(_POINTER):
         return "a Git LFS pointer, not the file", "run `git lfs pull` in the clone, or use enginix fetch"
@@ -66,16 +66,16 @@ def _refuse_constant(text: str) -> NoReturn:
 
 
 def parse_object(data: bytes, where: str, *, strict: bool = False) -> dict[str, Any]:
-    """Parses one JSON object.
+    """Parse one JSON object.
 
-    Infinity and NaN are read, as Python's json writes them and transformers reads them; what reads a key
-    refuses them as values.
+    Infinity and NaN are parsed, as Python's json writes them and transformers reads them; the readers of
+    single keys refuse them.
 
     Args:
-        strict: by the JSON standard alone, without a key twice: for what machines write.
+        strict: follow the JSON standard exactly and refuse repeated keys: for files that software writes.
 
     Raises:
-        ModelError: not UTF-8, not JSON, nested too deep, a key with two values, or no object at the top.
+        ModelError: not UTF-8, not JSON, nested too deep, a key with two values, or not an object at the top.
     """
     if other := detect_other_content(data[:1024]):
         raise ModelError(other[0], where=where, fix=other[1])
@@ -98,22 +98,22 @@ def parse_object(data: bytes, where: str, *, strict: bool = False) -> dict[str, 
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Opens a file for reading; what is no regular file is refused, and a pipe is not waited for.
+    """Open a regular file for reading; refuse any other kind of file without waiting for a pipe.
 
     Raises:
-        ModelError: no regular file.
+        ModelError: not a regular file.
         OSError: as ``open``.
     """
     file = open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")  # noqa: SIM115
     mode = os.fstat(file.fileno()).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a directory is an error of the first read
         file.close()
-        raise ModelError("no regular file", where=str(path), fix="pass a complete model directory")
+        raise ModelError("not a regular file", where=str(path), fix="pass a complete model directory")
     return file
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Reads one JSON object from a file of at most ``LIMIT`` bytes.
+    """Read one JSON object from a file of at most ``LIMIT`` bytes.
 
     Raises:
         ModelError: missing, unreadable, too large, or refused by ``parse_object``.

@@ -1,4 +1,4 @@
-"""How a model says it is quantized: ``hf_quant_config.json``, or ``quantization_config``."""
+"""A model's own description of its quantization: ``hf_quant_config.json``, or ``quantization_config``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ModelQuantization:
     layers: Mapping[str, str] = field(default_factory=dict)
 
     def excludes(self, module: str) -> bool:
-        """Whether the list names ``module``, one of its parents, or a pattern that matches."""
+        """Return whether a name or pattern of ``exclude`` matches ``module`` or one of its parents."""
         return any(fnmatchcase(module, p) or module.startswith(p + ".") for p in self.exclude)
 
 
@@ -124,7 +124,7 @@ def _parse_sidecar(raw: Mapping[str, Any], where: str) -> ModelQuantization | No
 
 
 def read_inline_kv_cache(entry: Mapping[str, Any]) -> Any:
-    """Return the KV cache's format as config.json's ``quantization_config`` names it; None for none."""
+    """Return the KV cache's format in config.json's ``quantization_config``; None if it names none."""
     scheme = entry.get("kv_cache_scheme")
     kv_cache = entry.get("kv_cache_quant_algo")
     if kv_cache is None and isinstance(scheme, dict):
@@ -134,7 +134,7 @@ def read_inline_kv_cache(entry: Mapping[str, Any]) -> Any:
 
 
 def _parse_inline(entry: Mapping[str, Any], where: str) -> ModelQuantization | None:
-    """config.json's ``quantization_config``; only ModelOpt's own kind can be converted."""
+    """Parse config.json's ``quantization_config``, of which only ModelOpt's own kind can be converted."""
     method = entry.get("quant_method")
     if method != "modelopt":
         name = f"{method}-block" if method == "fp8" and entry.get("weight_block_size") else method
@@ -161,7 +161,7 @@ def _parse_inline(entry: Mapping[str, Any], where: str) -> ModelQuantization | N
 
 
 def read_quantization(directory: Path, config: Mapping[str, Any]) -> ModelQuantization | None:
-    """The quantization of a model directory; None where it has none.
+    """Return the quantization of a model directory; None for an unquantized model.
 
     Raises:
         ModelError: an algorithm or method that cannot be converted (named, with what to use instead), or a
@@ -178,9 +178,10 @@ def read_quantization(directory: Path, config: Mapping[str, Any]) -> ModelQuanti
         sidecar_format = quantization.kv_cache if quantization else None
         if isinstance(inline_format, str) and inline_format.upper() != (sidecar_format or ""):
             raise ModelError(
-                f"its KV cache is {sidecar_format or 'not quantized'}, and {inline_format} in config.json's quantization_config",
+                f"its KV cache is {sidecar_format or 'not quantized'}, "
+                f"and {inline_format} in config.json's quantization_config",
                 where=str(directory / SIDECAR),
-                fix="make both say what the weights are: k_scale and v_scale are there for an FP8 KV cache",
+                fix="make both match the weights: an FP8 KV cache has k_scale and v_scale",
             )
         return quantization
     return _parse_inline(inline, str(directory / "config.json")) if inline else None

@@ -1,4 +1,4 @@
-"""Rotary position embedding: base, scaling and rotated fraction, from wherever a config keeps them.
+"""Rotary position embedding: base, scaling and rotated fraction of all versions of a config.
 
 transformers 4 keeps ``rope_theta``, ``rope_scaling`` (type under ``type`` or ``rope_type``) and
 ``partial_rotary_factor`` at the top; transformers 5 keeps all of it in ``rope_parameters``, which wins over
@@ -33,7 +33,7 @@ class ModelRope:
         scaling: the scaling's own parameters with ``rope_type``; None where the type is ``default``.
         fraction: part of each head that is rotated (``partial_rotary_factor``), 0 < fraction ≤ 1.
         original: positions that yarn, llama3 and longrope were made for; None for the other types.
-        magnitude: factor on cosine and sine (``attention_factor``); 1.0 but for yarn and longrope.
+        magnitude: factor on cosine and sine (``attention_factor``); 1.0 except for yarn and longrope.
         notes: parameters that transformers ignores.
     """
 
@@ -73,7 +73,7 @@ class _RopeScaling:
         return ModelError(f"{self.kind} rope scaling: {what}", where=self.where, fix=fix)
 
     def magnitude(self, original: float) -> float:
-        """What transformers multiplies cosine and sine with (_compute_yarn_parameters and its like)."""
+        """Return transformers' factor on cosine and sine (_compute_yarn_parameters and similar)."""
         stated = self.optional("attention_factor")
         if stated is not None:
             return stated
@@ -82,7 +82,7 @@ class _RopeScaling:
             return 1.0
         if self.kind == "longrope":
             if original <= 1:
-                raise self.refuse(f"{_ORIGINAL} is {original:g}, and its logarithm divides")
+                raise self.refuse(f"{_ORIGINAL} is {original:g}, and the formula divides by its logarithm")
             return math.sqrt(1 + math.log(factor) / math.log(original))
         one, every = self.raw.get("mscale"), self.raw.get("mscale_all_dim")
         if one and every:
@@ -91,7 +91,7 @@ class _RopeScaling:
         return 0.1 * math.log(factor) + 1
 
     def check(self, rotated: int, base: float) -> None:
-        """Refuses values without a meaning, and those that TensorRT-LLM's reader has no key for."""
+        """Refuse invalid values, and parameters that TensorRT-LLM's reader has no key for."""
         if self.kind in ("linear", "dynamic", "llama3"):
             self.number("factor")
         if self.kind == "dynamic" and self.raw.get("alpha", 1.0) != 1.0:
@@ -114,11 +114,11 @@ class _RopeScaling:
                     "truncate is false, and TensorRT-LLM always rounds the range of the ramp", _LLMAPI
                 )
             if base <= 1:
-                raise self.refuse(f"rope_theta is {base:g}, and its logarithm divides")
+                raise self.refuse(f"rope_theta is {base:g}, and the formula divides by its logarithm")
         for key in ("short_factor", "long_factor") if self.kind == "longrope" else ():
             values = self.raw.get(key)
             if not isinstance(values, list) or len(values) != rotated // 2:
-                raise self.refuse(f"{key} is no list of {rotated // 2} numbers")
+                raise self.refuse(f"{key} is not a list of {rotated // 2} numbers")
             for value in values:
                 _require_number(value, f"longrope's {key}", self.where)
 
@@ -131,7 +131,7 @@ def _find_parameters(raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         raise ModelError(
             f"rope parameters differ by kind of layer ({', '.join(sorted(parameters))})",
             where=where,
-            fix=f"no architecture of this converter has that; {_LLMAPI}",
+            fix=f"this converter does not support that for any architecture; {_LLMAPI}",
         )
     return parameters
 
@@ -147,7 +147,7 @@ def _read_scaling_type(
         return str(kind)
     if isinstance(kind, str) and kind in types:
         raise ModelError(
-            f"rope scaling {kind!r} has no place in TensorRT-LLM's class of this architecture",
+            f"TensorRT-LLM's class of this architecture does not support rope scaling {kind!r}",
             where=where,
             fix=_LLMAPI,
         )
@@ -157,7 +157,7 @@ def _read_scaling_type(
 def _read_fraction(
     parameters: Mapping[str, Any], raw: Mapping[str, Any], kind: str, partial: bool, where: str
 ) -> tuple[float, list[str]]:
-    """The rotated part of a head, and what is to be noted of it."""
+    """Return the rotated part of a head, and notes about it."""
     inside, top = parameters.get("partial_rotary_factor"), raw.get("partial_rotary_factor")
     value = top if inside is None else inside
     if value is None:
@@ -168,13 +168,13 @@ def _read_fraction(
         raise ModelError(
             f"partial_rotary_factor is {inside} in the rope parameters and {top} beside them",
             where=where,
-            fix="correct config.json: say it once",
+            fix="correct config.json: keep one of the two",
         )
     if partial or value == 1:
         return float(value), []
     if kind != "default":
         raise ModelError(
-            f"partial_rotary_factor is {value}, which no model code of this architecture computes",
+            f"partial_rotary_factor is {value}, which the model code of this architecture does not implement",
             where=where,
             fix="remove it if the model was trained with whole heads rotated",
         )
@@ -185,7 +185,7 @@ def _read_fraction(
 
 
 def _note_ignored_keys(scaling: Mapping[str, Any], kind: str, where: str) -> list[str]:
-    """Parameters that transformers ignores; one that nobody knows is refused."""
+    """Return notes about parameters that transformers ignores; refuse unknown ones."""
     types, notes = load_table("architectures")["rope"]["types"], []
     reads = types[kind]["reads"] if kind != "default" else []
     known = {key for row in types.values() for key in row["reads"]} | set(
@@ -194,7 +194,7 @@ def _note_ignored_keys(scaling: Mapping[str, Any], kind: str, where: str) -> lis
     for key in sorted(set(scaling) - set(reads) - {"rope_type"}):
         if kind != "default" and key not in known:
             raise ModelError(
-                f"{kind} rope scaling has {key} {scaling[key]!r}, which nobody reads here",
+                f"{kind} rope scaling has the unknown parameter {key} {scaling[key]!r}",
                 where=where,
                 fix="remove it if the model was trained without it",
             )
@@ -204,14 +204,14 @@ def _note_ignored_keys(scaling: Mapping[str, Any], kind: str, where: str) -> lis
 
 
 def read_rope(raw: Mapping[str, Any], where: str, *, row: Mapping[str, Any], head_dim: int) -> ModelRope:
-    """Reads the rotary embedding of a parsed ``config.json``.
+    """Read the rotary embedding of a parsed ``config.json``.
 
     Args:
-        row: of architectures.json: defaults of the configuration class, and what its model code reads.
+        row: of architectures.json: the configuration class's defaults and the keys of the model code.
 
     Raises:
-        ModelError: an unknown scaling type or parameter, parameters that are missing or no numbers, one that
-            TensorRT-LLM cannot express, or one set per kind of layer (no architecture here has that).
+        ModelError: an unknown scaling type or parameter, parameters that are missing or not numbers, one that
+            TensorRT-LLM cannot express, or one set per kind of layer (which no architecture here has).
     """
     parameters = _find_parameters(raw, where)
     base = parameters.get("rope_theta", raw.get("rope_theta", row["defaults"]["rope_theta"]))
@@ -221,7 +221,8 @@ def read_rope(raw: Mapping[str, Any], where: str, *, row: Mapping[str, Any], hea
     rotated = int(head_dim * fraction)
     if rotated % 2 or rotated == 0:
         raise ModelError(
-            f"heads of {head_dim} with partial_rotary_factor {fraction:g} rotate {rotated}: no pairs",
+            f"heads of {head_dim} with partial_rotary_factor {fraction:g} rotate {rotated} elements, "
+            "which is not an even number",
             where=where,
             fix="correct config.json",
         )

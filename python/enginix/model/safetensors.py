@@ -1,4 +1,4 @@
-"""Safetensors headers and indexes, read as if by a sceptic: no weight is touched.
+"""Read and check safetensors headers and indexes; no weight is read.
 
 The rules are those of the format's own reader (https://huggingface.co/docs/safetensors/index#format): an
 8-byte little-endian header length of at most 100 MB, a JSON object, tensors that cover the data without
@@ -33,7 +33,7 @@ _DOWNLOAD_FIX = "download or write the file again"
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies.
+    """The type, shape and place of one tensor.
 
     Attributes:
         dtype: safetensors code, for instance ``BF16``.
@@ -90,9 +90,10 @@ def _parse_tensor(name: str, entry: Any, path: Path, base: int, size: int) -> Te
             where=where,
             fix=_DOWNLOAD_FIX,
         )
-    if prod(shape) * SAFETENSORS_DTYPES[dtype] != end - begin:
+    size_by_shape = prod(shape) * SAFETENSORS_DTYPES[dtype]
+    if size_by_shape != end - begin:
         raise ModelError(
-            f"{dtype} {shape} needs {prod(shape) * SAFETENSORS_DTYPES[dtype]} bytes, its offsets span {end - begin}",
+            f"{dtype} {shape} needs {size_by_shape} bytes, its offsets span {end - begin}",
             where=where,
             fix=_DOWNLOAD_FIX,
         )
@@ -100,7 +101,7 @@ def _parse_tensor(name: str, entry: Any, path: Path, base: int, size: int) -> Te
 
 
 def read_header(path: Path) -> SafetensorsHeader:
-    """Reads and checks one file's header.
+    """Read and check one file's header.
 
     Raises:
         ModelError: the file is missing, truncated, or its header contradicts itself or the file's size.
@@ -115,7 +116,9 @@ def read_header(path: Path) -> SafetensorsHeader:
             first = start[:8]
             f.seek(8)
             if len(first) < 8:
-                raise ModelError(f"{total} bytes are no safetensors file", where=where, fix=_DOWNLOAD_FIX)
+                raise ModelError(
+                    f"file too short ({total} bytes) to be safetensors", where=where, fix=_DOWNLOAD_FIX
+                )
             (length,) = struct.unpack("<Q", first)
             if length > min(LIMIT, total - 8):
                 raise ModelError(
@@ -161,7 +164,7 @@ class ModelWeights:
 
 
 def _explain_missing_weights(directory: Path) -> tuple[str, str]:
-    """What a directory without weights in the Transformers layout is, and what to do."""
+    """Identify a directory without weights in the Transformers layout, and say how to fix it."""
     names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
     if "adapter_config.json" in names:
         return "a LoRA adapter, not a model", "merge it into its base model (PEFT's merge_and_unload) first"
@@ -206,7 +209,7 @@ def _list_shards(directory: Path) -> tuple[list[str], dict[str, str] | None]:
 
 
 def open_weights(directory: Path) -> ModelWeights:
-    """Reads every shard's header and holds the index to it.
+    """Read every shard's header and check the index against it.
 
     Raises:
         ModelError: no safetensors weights; a shard missing or damaged; a tensor missing from its shard,

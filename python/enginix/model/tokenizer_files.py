@@ -1,6 +1,6 @@
-"""The files of a model that its tokenizer, chat templates and generation defaults are made of: one list.
+"""The one list of a model's files for tokenizer, chat templates and generation defaults.
 
-Locks take them, quantization and engines carry them on.
+Locks include them; quantization and engines copy them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from enginix.errors import ModelError
 
-# Patterns of what transformers saves (save_pretrained of tokenizers and generation configurations), what its
-# tokenizer classes read (VOCAB_FILES_NAMES), and Mistral's own.
+# Patterns of the files that transformers saves (save_pretrained of tokenizers and generation configurations),
+# of those that its tokenizer classes read (VOCAB_FILES_NAMES), and of Mistral's own.
 TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -34,7 +34,7 @@ def find_tokenizer_files(model: Path) -> list[Path]:
     """Return the tokenizer files of a model directory, sorted.
 
     Raises:
-        ModelError: there is no tokenizer: an engine without one cannot be served.
+        ModelError: there is no tokenizer, without which an engine cannot be served.
     """
     paths = {path for pattern in TOKENIZER_FILES for path in model.glob(pattern) if path.is_file()}
     if not any(path.name in VOCABULARY_FILES for path in paths):

@@ -1,4 +1,4 @@
-"""Calibration data: one file of token ids, which says what it was made of.
+"""Calibration data: one file of token ids that records its sources.
 
 A safetensors file with one tensor ``tokens`` (int32 [size, sequence length], no padding) and a JSON header
 under the metadata key ``enginix``. The bytes depend on texts, tokenizer, size, sequence length and seed
@@ -34,19 +34,19 @@ TENSOR = "tokens"
 CALIBRATION_FORMAT = 1
 LONGEST = 1 << 20
 MOST_DEFAULT_ROWS = 256
-# What enginix quantize takes at a time.
+# Rows that enginix quantize takes at a time.
 ROWS_A_BATCH = 8
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How texts become rows.
+    """The parameters by which texts become rows.
 
     Attributes:
-        size: rows; None for what the text holds: at most 256, and whole batches of 8 where it holds one.
+        size: rows; None for as many as the text fills: at most 256, whole batches of 8 if it fills one.
         sequence_length: tokens a row.
-        seed: of the order in which documents are drawn.
-        field: field of a JSONL line.
+        seed: determines the order in which documents are drawn.
+        field: the field of a JSONL line that holds the text.
     """
 
     size: int | None = None
@@ -55,7 +55,7 @@ class Recipe:
     field: str = "text"
 
     def as_json(self) -> dict[str, Any]:
-        """As header and manifest say it."""
+        """Return the recipe as header and manifest hold it."""
         return {
             "size": self.size,
             "sequenceLength": self.sequence_length,
@@ -75,7 +75,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Token ids and where they come from.
+    """Token ids and their sources.
 
     Attributes:
         tokens: int32 [size, sequence length].
@@ -88,12 +88,12 @@ class Calibration:
     sha256: str
 
     def identity(self) -> dict[str, Any]:
-        """What a manifest says of it."""
+        """Return the entry of a manifest's inputs."""
         return {"sha256": self.sha256, **self.about}
 
 
 def find_default_text() -> tuple[Path, dict[str, Any]]:
-    """The text that ships with enginix and its row of calibration.json, its hash checked.
+    """Return the text that ships with enginix and its row of calibration.json; check the text's hash.
 
     Raises:
         ModelError: the file is not the one that the table pins.
@@ -111,7 +111,7 @@ def find_default_text() -> tuple[Path, dict[str, Any]]:
 
 
 def hash_tokenizer_files(directory: Path) -> dict[str, str]:
-    """SHA-256 of each tokenizer file that ``directory`` has, config.json left out.
+    """Return the SHA-256 of each tokenizer file in ``directory`` except config.json.
 
     Raises:
         ModelError: no directory, or no tokenizer in it.
@@ -129,11 +129,10 @@ def hash_tokenizer_files(directory: Path) -> dict[str, str]:
 
 
 def draw_rows(tokenizer: Any, documents: Iterable[calibration_text.Document], recipe: Recipe) -> Tokens:
-    """Rows of token ids: documents in an order drawn from the seed, one after another, cut into equal rows.
+    """Return rows of token ids: documents in an order drawn from the seed, joined and cut into equal rows.
 
-    A document ends with the end-of-text token, where the tokenizer has one. Each row starts with the token
-    that starts a prompt, where the tokenizer adds one. Nothing is padded: padding would be calibrated as if
-    it were text.
+    A document ends with the end-of-text token, if the tokenizer has one. Each row starts with the token that
+    starts a prompt, if the tokenizer adds one. Rows are not padded: padding would be calibrated as text.
 
     Raises:
         UsageError: the text is too short.
@@ -190,7 +189,7 @@ def _find_start_tokens(tokenizer: Any) -> list[int]:
 
 
 def dump_calibration(tokens: Tokens, about: dict[str, Any]) -> bytes:
-    """The file's bytes."""
+    """Return the bytes of a calibration file."""
     from safetensors.numpy import save
 
     header = json.dumps(about, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
@@ -199,15 +198,15 @@ def dump_calibration(tokens: Tokens, about: dict[str, Any]) -> bytes:
 
 
 def make_calibration(model: Path, out: Path, source: Path | None, recipe: Recipe) -> Calibration:
-    """Writes ``calibration.safetensors`` and ``enginix.json`` into a new directory ``out``.
+    """Write ``calibration.safetensors`` and ``enginix.json`` into a new directory ``out``.
 
     Args:
         model: a directory with a tokenizer; weights are not needed.
         source: text, JSONL or a directory of them; None for the text that ships with enginix.
 
     Raises:
-        ModelError, UsageError: as ``text.documents`` and ``draw``; a tokenizer that cannot be read; before
-            anything is read, an ``out`` that exists.
+        ModelError, UsageError: as :func:`calibration_text.read_documents` and :func:`draw_rows`; a
+            tokenizer that cannot be read; before anything is read, an ``out`` that exists.
     """
     require_absent(out)
     tokenizer_files = hash_tokenizer_files(model)
@@ -226,7 +225,7 @@ def make_calibration(model: Path, out: Path, source: Path | None, recipe: Recipe
             )
         try:
             return str(tokenizer.apply_chat_template(messages, tokenize=False))
-        except Exception as e:  # a template is a program of the model, and raises what it likes
+        except Exception as e:  # a template is a program of the model and may raise anything
             raise UsageError(
                 f"the chat template refuses messages: {(str(e).splitlines() or [''])[0][:200]}",
                 where=str(model),
@@ -264,7 +263,7 @@ def make_calibration(model: Path, out: Path, source: Path | None, recipe: Recipe
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """The tokenizer of a model directory; no code of the model is run.
+    """Return the tokenizer of a model directory; no code of the model is run.
 
     Raises:
         ModelError: transformers cannot read it.
@@ -285,7 +284,7 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def read_calibration(path: Path) -> Calibration:
-    """Reads a calibration file, or the one in a directory.
+    """Read a calibration file, or the one in a directory.
 
     Raises:
         ModelError: missing, or not a calibration file of this format.
@@ -306,7 +305,7 @@ def read_calibration(path: Path) -> Calibration:
     except (ValueError, RecursionError):
         about = None
     if not isinstance(about, dict) or about.get("format") != CALIBRATION_FORMAT:
-        raise ModelError("no header of a calibration file", where=str(path), fix=again)
+        raise ModelError("it has no header of a calibration file", where=str(path), fix=again)
     if not isinstance(about.get("tokenizer"), dict) or not isinstance(about.get("text"), dict):
         raise ModelError("its header names no text or no tokenizer", where=str(path), fix=again)
     if tokens.size == 0 or int(tokens.min()) < 0:

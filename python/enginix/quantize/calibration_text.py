@@ -1,4 +1,4 @@
-"""Documents of a text, a JSONL file or a directory of them, and the digest that says which ones they were."""
+"""Read documents from a text, a JSONL file or a directory of them, and compute the digest of their files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from enginix.files import sha256_file
 PLAIN = (".txt", ".txt.gz")
 LINES = (".jsonl", ".jsonl.gz", ".ndjson")
 UNREAD = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".zst", ".zip", ".tar")
-TERMS = ("LICENSE", "LICENCE", "NOTICE")  # of a dataset: they lie beside its texts, and are none of them
-LONGEST = 2 << 30  # characters of all documents together: they are drawn from memory
+TERMS = ("LICENSE", "LICENCE", "NOTICE")  # files beside a dataset's texts that are not texts
+LONGEST = 2 << 30  # characters of all documents together, which must fit in memory
 PIECE = 4000  # characters
 
 Render = Callable[[list[dict[str, Any]]], str]
@@ -32,7 +32,7 @@ class Document:
 
     Attributes:
         text: never empty.
-        rendered: by the tokenizer's chat template, special tokens included.
+        is_rendered: the text comes from the tokenizer's chat template, special tokens included.
     """
 
     text: str
@@ -40,10 +40,10 @@ class Document:
 
 
 def list_text_files(source: Path) -> list[Path]:
-    """The files of ``source`` that documents are read from, in an order that is the same on every machine.
+    """Return the files of ``source`` with documents, in an order that is the same on every machine.
 
     Raises:
-        UsageError: there are none.
+        UsageError: it has no such file.
     """
     if not source.exists():
         raise UsageError(
@@ -69,16 +69,16 @@ def list_text_files(source: Path) -> list[Path]:
 
 
 def read_dataset_pin(source: Path) -> dict[str, Any]:
-    """What pins texts that ``enginix fetch`` wrote: their dataset's repository, commit and licence.
+    """Return the repository, commit and licence of the dataset that ``enginix fetch`` wrote the texts from.
 
-    The source is the dataset's directory, or one inside it, or a file there; empty where it is none of them.
-    Every file that is read must be the one that was pinned: a name in a manifest is a promise.
+    The source is the dataset's directory, one inside it, or a file there; other sources give an empty pin.
+    Every file that is read must be the pinned one, so that the manifest's statement is true.
 
     Raises:
         ModelError: a file is not the pinned one, or was not pinned.
         ManifestError: a manifest that cannot be read.
     """
-    # The path as it is given: in a store path of links, what they lead to lies outside of the dataset.
+    # The path is not resolved: a store path may hold links, whose targets lie outside of the dataset.
     source = Path(os.path.abspath(source))
     root = next((d for d in (source, *source.parents) if (d / manifest.MANIFEST_FILE).is_file()), None)
     if root is None:
@@ -99,7 +99,7 @@ def read_dataset_pin(source: Path) -> dict[str, Any]:
 
 
 def hash_text_files(source: Path) -> tuple[str, int]:
-    """SHA-256 of the file, or over names and SHA-256 of a directory's files; and their number."""
+    """Return the SHA-256 of a file, or over names and SHA-256 of a directory's files; and their number."""
     paths = list_text_files(source)
     if source.is_file():
         return sha256_file(source), 1
@@ -110,7 +110,7 @@ def hash_text_files(source: Path) -> tuple[str, int]:
 
 
 def read_documents(source: Path, field: str, render: Render) -> Iterator[Document]:
-    """Every document, in order.
+    """Yield every document in order.
 
     Plain text is cut at blank lines into pieces of about 4000 characters, so that a draw covers a whole
     book. A line of JSONL is an object with ``field``: a string, or a list of chat messages ({"role",
@@ -176,7 +176,7 @@ def _parse_line(line: str, field: str, render: Render, where: str) -> Document:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as e:
-        raise ModelError("half a surrogate pair, which is no text", where=where, fix="correct it") from e
+        raise ModelError("half a surrogate pair is not valid text", where=where, fix="correct it") from e
     if isinstance(value, str) and value.strip():
         return Document(value)
     if isinstance(value, list) and value and all(_is_message(m) for m in value):

@@ -1,4 +1,4 @@
-"""The formats of data/quantization/quantize.json: what each is, and whether target and model take it."""
+"""The formats of data/quantization/quantize.json, and the checks whether target and model support them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class QuantizationFormat:
 
     Attributes:
         name: as on the command line.
-        algorithm: as TensorRT-LLM and hf_quant_config.json call it.
+        algorithm: its name in TensorRT-LLM and hf_quant_config.json.
         recipe: name of ModelOpt's configuration.
-        calibrates: whether calibration data shape the result.
+        calibrates: whether the result depends on calibration data.
         group: a matrix's columns must be a multiple of it; None without groups.
         weight: safetensors dtype of the stored weight.
         scales: tensors that must lie beside each weight.
@@ -42,14 +42,14 @@ class QuantizationFormat:
 
 @dataclass(frozen=True)
 class FormatChoice:
-    """What was asked for, and can be done.
+    """A checked request.
 
     Attributes:
         name: the format, or ``mixed``.
         formats: the one format; for ``mixed`` the candidates, fewest bits first.
         effective_bits: budget of ``mixed``; None otherwise.
         kv_cache: None or ``fp8``.
-        warnings: what is built but nobody vouches for.
+        warnings: combinations that can be built but are not verified to serve well.
     """
 
     name: str
@@ -78,10 +78,10 @@ class FormatChoice:
 
 
 def find_format(name: str) -> QuantizationFormat:
-    """A format by name.
+    """Return a format by name.
 
     Raises:
-        UsageError: refused by name, with what to use instead; or unknown.
+        UsageError: the format is refused, with the ones to use instead, or unknown.
     """
     rows = load_table("quantize")
     if name in rows["formats"]:
@@ -119,7 +119,7 @@ def resolve_format(
     architecture: str | None = None,
     device: str = "cuda",
 ) -> FormatChoice:
-    """Checks a request against the tables; nothing of the model is read.
+    """Check a request against the tables, without reading the model.
 
     Args:
         candidates: formats of ``mixed``; empty for the first pair that the target executes.
@@ -177,7 +177,7 @@ def _resolve_mixture(
     for name in names:
         if name not in rows["allowed"]:
             raise UsageError(
-                f"{name!r} is no candidate of mixed", fix=f"two or more of: {', '.join(rows['allowed'])}"
+                f"{name!r} is not a candidate of mixed", fix=f"two or more of: {', '.join(rows['allowed'])}"
             )
         if name in cuda_only:
             raise UsageError(
@@ -199,7 +199,7 @@ def _resolve_mixture(
 def _check_target_support(
     algorithm: str, kv_cache: str | None, architecture: str | None, name: str
 ) -> list[str]:
-    """Warnings of the target, or its refusal. Imported here: a build that names no target needs none."""
+    """Return the target's warnings or raise its refusal; imports are late, as most builds name no target."""
     from enginix.machine.target import find_target
     from enginix.runtime.preflight import check_support
 
@@ -221,10 +221,10 @@ def _are_all_supported(names: list[str], target_name: str | None) -> bool:
 def check_shapes(
     choice: FormatChoice, matrices: Mapping[str, tuple[int, ...]], experts: bool, where: str
 ) -> None:
-    """Groups against every matrix's columns; experts against the format.
+    """Check that the format's groups divide every matrix's columns, and that it supports experts.
 
     Args:
-        matrices: module → shape [..., out, in] of what will be quantized.
+        matrices: module → shape [..., out, in] of each matrix to be quantized.
 
     Raises:
         UsageError: a matrix that the format cannot hold.
@@ -247,13 +247,14 @@ def check_shapes(
                     if f.group is None or all(s[-1] % f.group == 0 for s in matrices.values())
                 ]
                 raise UsageError(
-                    f"{module} has {shape[-1]} columns, and {chosen_format.name} needs a multiple of {chosen_format.group}",
+                    f"{module} has {shape[-1]} columns, "
+                    f"and {chosen_format.name} needs a multiple of {chosen_format.group}",
                     where=where,
                     fix=f"use {', '.join(usable_formats)}",
                 )
 
 
 def warn_of_kv_cache(parameters: int) -> str | None:
-    """Why an FP8 KV cache is a risk for a model of this many parameters, or None."""
+    """Return a warning if an FP8 KV cache is a risk for a model of this many parameters, else None."""
     rule: dict[str, Any] = load_table("quantize")["kvCacheWarning"]
     return str(rule["text"]) if parameters < rule["parameters"] else None

@@ -1,4 +1,4 @@
-"""What quantization stands on, imported when it is needed and kept off standard output."""
+"""Imports the libraries of quantization when they are needed and keeps them off standard output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from enginix.optional_libraries import missing_library
 
 
 def import_library(name: str) -> Any:
-    """A module of the stack.
+    """Import a library.
 
     Raises:
         MachineError: it is not installed.
@@ -26,11 +26,11 @@ def import_library(name: str) -> Any:
 
 @contextlib.contextmanager
 def translate_library_errors(what: str) -> Iterator[None]:
-    """Foreign code's prints go to standard error; its exceptions become one named error.
+    """Send a library's prints to standard error, and raise its exceptions as errors of enginix.
 
     Raises:
         MachineError: the disk or the GPU's memory is full.
-        ModelError: anything else that it raises.
+        ModelError: any other exception of the library.
     """
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -47,5 +47,5 @@ def translate_library_errors(what: str) -> Iterator[None]:
                 f"the GPU's memory is full: {first}", fix="lower --batch-size, or use a GPU with more memory"
             ) from e
         raise ModelError(
-            f"{what} failed: {message}", fix="run again with ENGINIX_TRACEBACK=1, which shows where"
+            f"{what} failed: {message}", fix="run again with ENGINIX_TRACEBACK=1 to see where"
         ) from e

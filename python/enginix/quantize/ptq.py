@@ -1,4 +1,4 @@
-"""ModelOpt at work: a model and token ids in, a model with calibrated quantizers out, exported."""
+"""Calibrate, quantize and export a model with ModelOpt."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SCORED_ROWS = 64
 
 
 def read_library_versions() -> dict[str, str]:
-    """What the result depends on beside enginix."""
+    """Return the versions of the libraries that the result depends on."""
     return {name: str(import_library(name).__version__) for name in ("modelopt", "torch", "transformers")}
 
 
 def check_device(device: str) -> None:
-    """Raises MachineError where ``device`` is not there."""
+    """Raise MachineError where ``device`` does not exist."""
     import_library("torch")
     devices.find_device(
         device, "use --device cpu for a small model; in Nix, a GPU builder (docs/how-to/quantize.md)"
@@ -39,7 +39,7 @@ def check_device(device: str) -> None:
 
 
 def load_model(directory: Path, device: str) -> Any:
-    """The model in its own dtype on ``device``, in evaluation mode; code that it brings is not run."""
+    """Return the model in its own dtype on ``device``, in evaluation mode; code of the model is not run."""
     torch, transformers = import_library("torch"), import_library("transformers")
     torch.manual_seed(SEED)
     transformers.utils.logging.disable_progress_bar()
@@ -51,7 +51,7 @@ def load_model(directory: Path, device: str) -> Any:
 
 
 def split_batches(tokens: Tokens, size: int, device: str) -> list[torch.Tensor]:
-    """int64 [≤ size, sequence length] each, in the order of the rows."""
+    """Return batches int64 [≤ size, sequence length], in the order of the rows."""
     torch = import_library("torch")
     rows = torch.from_numpy(tokens.astype("int64"))
     return [part.to(device) for part in rows.split(size)]
@@ -60,14 +60,14 @@ def split_batches(tokens: Tokens, size: int, device: str) -> list[torch.Tensor]:
 def insert_quantizers(
     model: Any, choice: FormatChoice, data: list[torch.Tensor], heartbeat: Heartbeat
 ) -> Any:
-    """Inserts quantizers and calibrates them; for ``mixed``, searches a format for each layer.
+    """Insert quantizers and calibrate them; for ``mixed``, search a format for each layer.
 
     Returns:
         The model; a search may hand back another object.
 
     Raises:
         UsageError: a budget that no assignment meets.
-        ModelError: ModelOpt failed; the message says how.
+        ModelError: ModelOpt failed.
     """
     with translate_library_errors("modelopt"):
         mtq = import_library("modelopt.torch.quantization")
@@ -87,7 +87,7 @@ def insert_quantizers(
 
 
 def export_checkpoint(model: Any, directory: Path) -> None:
-    """Writes the unified Hugging Face checkpoint.
+    """Write the unified Hugging Face checkpoint.
 
     Raises:
         MachineError: the disk is full.
@@ -111,7 +111,7 @@ def _make_calibration_loop(data: list[torch.Tensor], heartbeat: Heartbeat) -> Ca
 
 
 def _select_forward_arguments(model: Any) -> dict[str, Any]:
-    """Neither a cache nor logits are needed; all recipes leave the head as it is."""
+    """Return arguments for a forward pass without cache and logits; all recipes leave the head as it is."""
     known = inspect.signature(model.forward).parameters
     return {k: v for k, v in {"use_cache": False, "logits_to_keep": 1}.items() if k in known}
 
@@ -141,14 +141,14 @@ def _search_formats(
         if "infeasible" in str(e):
             raise UsageError(
                 f"--effective-bits {choice.effective_bits}: {str(e).splitlines()[0]}",
-                fix="raise it; what stays unquantized (the head) counts 16 bits a weight",
+                fix="raise it; the unquantized head counts 16 bits a weight",
             ) from e
         raise
     return searched
 
 
 def _set_neutral_scales(model: Any, choice: FormatChoice) -> None:
-    """int4_wo is labelled W4A16_AWQ, whose form has a scale of the input: 1."""
+    """Set input scales of 1 for int4_wo, which is labelled W4A16_AWQ and needs them in that form."""
     if choice.name != "int4_wo":
         return
     torch = import_library("torch")

@@ -1,4 +1,4 @@
-"""From a model directory to a quantized one."""
+"""Turn a model directory into a quantized one."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from enginix.quantize import calibration, ptq, source, verify
 from enginix.quantize.formats import FormatChoice, check_shapes, warn_of_kv_cache
 from enginix.quantize.library_imports import import_library
 
-# Carried along as they are: a server needs them, and a licence goes with the weights.
+# Copied unchanged: a server needs them, and a licence goes with the weights.
 CARRIED_FILES = (*TOKENIZER_FILES, "LICENSE*", "NOTICE*")
 
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """How to quantize.
+    """Options of a quantization.
 
     Attributes:
         batch_size: rows a forward pass.
         threads: of PyTorch on a CPU; None leaves its default.
-        name: in the manifest; None for the directory's.
+        name: the name in the manifest; None for the directory's.
     """
 
     device: str = "cpu"
@@ -41,17 +41,16 @@ class QuantizeOptions:
 def quantize_model(
     directory: Path, out: Path, choice: FormatChoice, data: Path | None, options: QuantizeOptions
 ) -> dict[str, Any]:
-    """Writes a quantized model: the unified checkpoint, tokenizer and chat template, ``enginix.json``.
+    """Write a quantized model: the unified checkpoint, tokenizer and chat template, ``enginix.json``.
 
-    ``out`` appears whole at the end, or not at all, and only after it was read back and held to the request.
+    ``out`` appears whole at the end, or not at all, and only after it was read back and verified.
 
     Returns:
         The manifest's ``results``.
 
     Raises:
-        UsageError, ModelError, MachineError: as the modules of this room; everything that headers can tell
-        is told
-            before torch is imported.
+        UsageError, ModelError, MachineError: as the modules of this package; all checks of headers run before
+            torch is imported.
     """
     require_absent(out)
     model = source.read_source_model(directory)
@@ -118,9 +117,9 @@ def quantize_model(
 
 
 def _identify_source_model(model: source.SourceModel) -> dict[str, Any]:
-    """The model's manifest, or digests of configuration and headers, as the converter has it.
+    """Return the model's identity: its manifest, or digests of configuration and headers.
 
-    Not the converter's function: its code is no part of what a quantized model depends on.
+    It repeats the converter's function, so that a quantized model does not depend on the converter's code.
     """
     if (model.directory / manifest.MANIFEST_FILE).exists():
         source_manifest = manifest.read_manifest(model.directory)

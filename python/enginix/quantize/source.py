@@ -1,4 +1,4 @@
-"""The model before it is quantized: what its configuration and headers must allow. No weight is read here."""
+"""The model before it is quantized: checks of its configuration and headers, without reading a weight."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ FLOATS = ("BF16", "F16", "F32")
 # Matrices of a decoder layer; routers and gates of experts stay as they are in every recipe of ModelOpt's.
 LAYER = re.compile(r"\.layers\.\d+\.")
 UNQUANTIZED_MODULES = re.compile(r"\.(gate|router|shared_expert_gate)$")
-# Only these say what a token id means; the others are settings.
+# Only these files define the meaning of token ids; the others are settings.
 VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
 @dataclass(frozen=True)
 class SourceModel:
-    """What quantization needs to know of a model.
+    """The parts of a model's description that quantization uses.
 
     Attributes:
         config: the parsed config.json.
-        matrices: module → shape of each matrix in the layers: what will be quantized.
+        matrices: module → shape of each matrix in the layers, all of which will be quantized.
         parameters: elements of all tensors.
         bytes: of all tensors.
         experts: whether it is a mixture of experts.
@@ -52,7 +52,7 @@ class SourceModel:
 
 
 def read_source_model(directory: Path) -> SourceModel:
-    """Reads ``config.json`` and the weights' headers.
+    """Read ``config.json`` and the weights' headers.
 
     Raises:
         ModelError: incomplete or damaged, or not in a float format.
@@ -109,14 +109,14 @@ def read_source_model(directory: Path) -> SourceModel:
 
 
 def _transformers_has(architecture: str) -> bool:
-    """Whether the installed transformers brings the class itself; auto_map is then not needed to load it."""
+    """Return whether the installed transformers has the class, so that loading needs no auto_map."""
     import transformers
 
     return isinstance(getattr(transformers, architecture, None), type)
 
 
 def check_calibration(model: SourceModel, data: Calibration, where: str) -> None:
-    """Calibration data against the model: vocabulary, context, tokenizer.
+    """Check calibration data against the model's vocabulary, context and tokenizer.
 
     Raises:
         UsageError: made for another model.
@@ -140,7 +140,7 @@ def check_calibration(model: SourceModel, data: Calibration, where: str) -> None
     model_digests, calibration_digests = hash_tokenizer_files(model.directory), data.about["tokenizer"]
     common_files = [name for name in VOCABULARY if name in model_digests and name in calibration_digests]
     if not common_files:
-        raise UsageError("nothing tells that the tokenizer is the model's", where=where, fix=fix)
+        raise UsageError("cannot verify that this tokenizer belongs to the model", where=where, fix=fix)
     for name in common_files:
         if model_digests[name] != calibration_digests[name]:
             raise UsageError(
@@ -149,10 +149,10 @@ def check_calibration(model: SourceModel, data: Calibration, where: str) -> None
 
 
 def check_machine(model: SourceModel, out: Path, device: str) -> None:
-    """Memory and disk, before a weight is read.
+    """Check memory and disk before a weight is read.
 
     Raises:
-        MachineError: too little of either.
+        MachineError: too little memory or free disk space.
     """
     free = _available_memory()
     percent = load_table("quantize")["memory"]["percentOfWeights"]["cpu" if device == "cpu" else "cuda"]
@@ -165,7 +165,7 @@ def check_machine(model: SourceModel, out: Path, device: str) -> None:
     parent = Path(os.path.abspath(out)).parent
     while not parent.exists():
         parent = parent.parent
-    # 4 bits are the least that a format takes of a matrix; the rest stays.
+    # A format stores at least 4 bits of each weight of a matrix; other tensors keep their size.
     matrices = [model.weights.tensors[f"{name}.weight"] for name in model.matrices]
     least_bytes = model.bytes - sum(m.nbytes - math.prod(m.shape) // 2 for m in matrices)
     disk = shutil.disk_usage(parent).free

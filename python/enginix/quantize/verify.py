@@ -1,4 +1,4 @@
-"""The unified checkpoint, read back: its claim, and what each matrix has beside it."""
+"""Verify an exported unified checkpoint: its stated format, and the tensors of each matrix."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from enginix.quantize.source import FLOATS, LAYER, SourceModel
 from enginix.tables import load_table
 
 EXPERTS = re.compile(r"experts|moe")
-PIECE = 1 << 22  # elements that are compared at a time
-_FIX = "nothing was written; report it with the model's name, or choose another format"
+PIECE = 1 << 22  # elements compared at a time
+_FIX = "no output was written; report it with the model's name, or choose another format"
 
 
 def verify_export(directory: Path, choice: FormatChoice, model: SourceModel) -> dict[str, int]:
-    """Holds an export to the request and to the model that it was made of.
+    """Check an export against the request and against the model that it was made of.
 
     Returns:
         Algorithm → number of matrices, ``NO_QUANT`` for those left as they are.
 
     Raises:
-        ModelError: another algorithm or KV cache than asked for; a matrix missing, silently unquantized, of
-            another shape, or with a scale that is missing, not finite or not positive; excluded, and changed.
+        ModelError: another algorithm or KV cache than requested; a matrix that is missing, silently
+            unquantized, of another shape, excluded but changed, or with a scale that is missing, not finite
+            or not positive.
     """
     where = str(directory / SIDECAR)
     claimed = read_object(directory / SIDECAR).get("quantization")
@@ -40,7 +41,7 @@ def verify_export(directory: Path, choice: FormatChoice, model: SourceModel) -> 
     for key, expected in (("quant_algo", choice.algorithm), ("kv_cache_quant_algo", choice.kv_algorithm)):
         if claimed.get(key) != expected:
             raise ModelError(
-                f"{key} is {claimed.get(key)!r}, and {expected!r} was asked for", where=where, fix=_FIX
+                f"{key} is {claimed.get(key)!r}, and {expected!r} was requested", where=where, fix=_FIX
             )
     weights = open_weights(directory)
     counts: Counter[str] = Counter()
@@ -72,7 +73,7 @@ def verify_export(directory: Path, choice: FormatChoice, model: SourceModel) -> 
 def _find_matrix_format(
     module: str, claimed: Mapping[str, Any], choice: FormatChoice
 ) -> QuantizationFormat | None:
-    """The format of a matrix, or None where it stays as it is."""
+    """Return the format of a matrix; None for an unquantized one."""
     if choice.name != "mixed":
         excluded = claimed.get("exclude_modules") or []
         is_excluded = any(fnmatchcase(module, str(p)) or module.startswith(f"{p}.") for p in excluded)
@@ -84,7 +85,7 @@ def _find_matrix_format(
         if entry.get("quant_algo") == candidate.algorithm:
             return candidate
     raise ModelError(
-        f"{module} is {entry.get('quant_algo')!r}, which is no candidate", where=SIDECAR, fix=_FIX
+        f"{module} is {entry.get('quant_algo')!r}, which is not a candidate", where=SIDECAR, fix=_FIX
     )
 
 
@@ -95,10 +96,10 @@ def _check_fused(
     choice: FormatChoice,
     counts: Counter[str],
 ) -> None:
-    """Tensors of more than two dimensions: convolutions, and experts in one tensor.
+    """Check a tensor of more than two dimensions: a convolution, or experts in one tensor.
 
-    Nothing says under which names an export takes experts apart, so that only those are checked which it
-    left together.
+    The names that an export gives to separated experts are not known, so only experts that stayed in one
+    tensor are checked.
     """
     info = weights.tensors.get(original.name)
     if info is None or info.dtype not in FLOATS:
@@ -111,7 +112,7 @@ def _check_fused(
 
 
 def _check_unchanged(info: TensorInfo, original: TensorInfo) -> None:
-    """Value by value, in the dtype that it has now; never a whole matrix in memory."""
+    """Compare values in the dtype of the export, piece by piece, so that no whole matrix is in memory."""
     same = info.dtype in FLOATS and info.shape == original.shape
     if not same or not all(
         a == b for a, b in zip(_read_pieces(original, info.dtype), _read_pieces(info), strict=True)
@@ -124,7 +125,7 @@ def _check_unchanged(info: TensorInfo, original: TensorInfo) -> None:
 
 
 def _read_pieces(info: TensorInfo, dtype: str | None = None) -> Iterator[bytes]:
-    """The bytes of a float tensor, piece by piece; of its values as ``dtype``, where that is another."""
+    """Yield the bytes of a float tensor piece by piece, cast to ``dtype`` if that is another one."""
     left = info.nbytes
     with info.path.open("rb") as f:
         f.seek(info.begin)
@@ -137,7 +138,7 @@ def _read_pieces(info: TensorInfo, dtype: str | None = None) -> Iterator[bytes]:
 
 
 def _cast_values(raw: bytes, dtype: str, new_dtype: str) -> bytes:
-    # As transformers loads it: what config.json says may be another dtype than a tensor is stored in.
+    # As transformers loads it: config.json may name another dtype than a tensor is stored in.
     torch = import_library("torch")
     dtypes = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
     values = torch.frombuffer(bytearray(raw), dtype=dtypes[dtype]).to(dtypes[new_dtype])
@@ -147,14 +148,15 @@ def _cast_values(raw: bytes, dtype: str, new_dtype: str) -> bytes:
 def _check_weight(info: TensorInfo, shape: tuple[int, ...], expected_format: QuantizationFormat) -> None:
     if info.dtype != expected_format.weight:
         raise ModelError(
-            f"tensor {info.name!r} is {info.dtype}, and {expected_format.name} stores {expected_format.weight}: not quantized",
+            f"tensor {info.name!r} is {info.dtype}, "
+            f"and {expected_format.name} stores {expected_format.weight}: not quantized",
             where=str(info.path),
             fix=_FIX,
         )
     packed = 2 if expected_format.bits == 4 else 1
     if info.shape[0] * info.shape[1] * packed != shape[0] * shape[1]:
         raise ModelError(
-            f"tensor {info.name!r} is {list(info.shape)}, made of {list(shape)}",
+            f"tensor {info.name!r} is {list(info.shape)}, which does not fit the model's {list(shape)}",
             where=str(info.path),
             fix=_FIX,
         )
@@ -180,14 +182,14 @@ def _check_scale(weights: ModelWeights, name: str) -> None:
             fix=_FIX,
         )
     values = _read_scale_values(info)
-    # A block whose weights are all zero has scale zero in NVFP4; a row or a matrix has not.
+    # In NVFP4 a block whose weights are all zero has scale zero; a scale of a row or matrix is never zero.
     least = values.min() >= 0 if info.dtype == "F8_E4M3" else values.min() > 0
     if not np.isfinite(values).all() or not least:
         raise ModelError(f"scale {name!r} is not finite and positive", where=str(info.path), fix=_FIX)
 
 
 def _read_scale_values(info: TensorInfo) -> Any:
-    """float32 values; NVFP4's block scales are read by their bits, NaN being 0x7F and 0xFF in E4M3."""
+    """Return float32 values; NVFP4's block scales are read by their bits (in E4M3, 0x7F and 0xFF are NaN)."""
     import numpy as np
 
     with info.path.open("rb") as f:

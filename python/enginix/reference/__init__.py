@@ -14,7 +14,7 @@ __all__ = ["Executor"]
 
 
 def __getattr__(name: str) -> Any:
-    # The layout half of this package needs no torch; only who asks for the executor pays for it.
+    # The layout half of this package needs no torch, so only the executor imports it.
     if name == "Executor":
         from enginix.reference.executor import Executor
 

@@ -1,4 +1,4 @@
-"""The key-value cache, and the kinds of step that use it."""
+"""The KV cache, and the kinds of step that use it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class KeyValueCache:
         self.values = [torch.empty(empty, device=device, dtype=dtype) for _ in range(config.layers)]
 
     def reserve(self, length: int) -> None:
-        """Makes room for sequences of ``length`` tokens; what is stored stays."""
+        """Grow the cache for sequences of ``length`` tokens; stored keys and values stay."""
         if length <= self.capacity:
             return
         capacity = -(-max(length, self.capacity * 3 // 2) // BLOCK) * BLOCK
@@ -112,15 +112,15 @@ class PackedPrompts:
 class Decode:
     """A step of one token for each active slot. Row r of the packed tokens is slot r; idle rows run too.
 
-    The number of rows is always the number of slots, so that matrix products have one shape whatever is
-    active. On the CPU each slot's attention runs by itself, over its own length: then no bit of a row depends
-    on the others. On other devices one masked call serves all slots.
+    The number of rows is always the number of slots, so that matrix products have one shape for any number of
+    active slots. On the CPU each slot's attention runs separately, over its own length, so that no bit of a
+    row depends on the others. On other devices one masked call serves all slots.
     """
 
     def __init__(self, cache: KeyValueCache, active: list[int], rope: RopeTables) -> None:
         self.cache, self.active = cache, active
         self.alone = rope.device.type == "cpu"
-        # Idle rows, too, write behind what their slot holds: where its next token will overwrite it.
+        # Idle rows, too, write behind their slot's tokens, where its next token will overwrite the values.
         self.lengths = [length + 1 for length in cache.lengths]
         cache.reserve(max(self.lengths))
         longest = max(self.lengths[slot] for slot in active)

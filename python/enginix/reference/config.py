@@ -1,7 +1,7 @@
-"""``config.json`` of a TensorRT-LLM checkpoint, as far as execution depends on it.
+"""Read ``config.json`` of a TensorRT-LLM checkpoint, as far as execution depends on it.
 
-This package reads checkpoints by its own description of them (here and in ``layout``), on purpose not by the
-converter's in ``enginix.checkpoint``: what judges a conversion must not share its mistakes.
+This package reads checkpoints by its own description of them (here and in ``layout``) and does not use the
+converter's in ``enginix.checkpoint``, so that the judge of a conversion does not share its mistakes.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ ARCHITECTURES: dict[str, tuple[Family, bool]] = {
 }
 DTYPES = ("float32", "float16", "bfloat16")
 ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn")
-# Of layers, and of ranks in one direction: what is looped over before any file is opened.
+# Most layers, and most ranks in one direction: bounds on the loops that run before any file is opened.
 MAX_LAYERS_OR_RANKS = 10_000
 
 
 @dataclass(frozen=True)
 class ExecutorMapping:
-    """How the weights are cut over ranks.
+    """The division of the weights over ranks.
 
     Attributes:
         tp: tensor-parallel size; ``tp == moe_tp * ep`` for mixtures of experts.
@@ -52,11 +52,11 @@ class ExecutorMapping:
 
     @property
     def moe_tp(self) -> int:
-        """How many ways each expert is cut."""
+        """The number of ranks that each expert is cut over."""
         return self.tp // self.ep
 
     def layers(self, pp_rank: int, layers: int) -> range:
-        """Global layer numbers of one pipeline rank; the first ranks take what is left over."""
+        """Return the global layer numbers of one pipeline rank; the first ranks take the remainder."""
         stage_size, remainder = divmod(layers, self.pp)
         start = pp_rank * stage_size + min(pp_rank, remainder)
         return range(start, start + stage_size + (pp_rank < remainder))
@@ -71,7 +71,7 @@ class ExpertsConfig:
         top_k: experts per token.
         size: intermediate size of one expert.
         shared_size: intermediate size of the shared expert, 0 for none.
-        renormalize: the chosen experts' weights are made to sum to 1.
+        renormalize: whether the chosen experts' weights are scaled to a sum of 1.
     """
 
     count: int
@@ -83,11 +83,11 @@ class ExpertsConfig:
 
 @dataclass(frozen=True)
 class ExecutorConfig:
-    """What a checkpoint computes. Sizes are of the whole model, never of a rank.
+    """The computation of a checkpoint. Sizes are of the whole model, never of a rank.
 
     Attributes:
-        window: the smallest sliding window of any layer, from the checkpoint's manifest. Every layer attends
-            to all tokens here, so that no sequence may be longer.
+        window: the smallest sliding window of any layer, from the checkpoint's manifest. The executor's
+            layers attend to all tokens, so no sequence may be longer.
     """
 
     architecture: str
@@ -115,7 +115,7 @@ class ExecutorConfig:
 
     @property
     def context(self) -> int:
-        """Tokens of a sequence that the model was made for and that mean the same here."""
+        """The longest sequence for which the executor computes the same as the model."""
         return min(self.max_position_embeddings, self.window or self.max_position_embeddings)
 
     @property
@@ -173,7 +173,7 @@ def _parse_executor_mapping(reader: _ExecutorConfigReader, experts: ExpertsConfi
     )
     world = block.integer("world_size", tp * pp)
     if block.raw.get("cp_size", 1) != 1:
-        raise block.fail("cp_size is not 1: context parallelism does not shard weights here")
+        raise block.fail("cp_size is not 1, and context parallelism is not supported")
     if world != tp * pp:
         raise block.fail(f"world_size is {world}, but tp_size × pp_size is {tp * pp}")
     if experts is None:
@@ -185,7 +185,7 @@ def _parse_executor_mapping(reader: _ExecutorConfigReader, experts: ExpertsConfi
     return ExecutorMapping(tp, pp, ep)
 
 
-# What create_attention_const_params of TensorRT-LLM's layers/attention.py takes for absent keys; a key
+# Defaults of create_attention_const_params in TensorRT-LLM's layers/attention.py for absent keys; a key
 # that it does not read (attention_factor, truncate) is not read here either.
 _LOADER_DEFAULTS: dict[str, dict[str, float]] = {
     "linear": {"factor": 1.0},
@@ -223,21 +223,24 @@ def _parse_long_rope(reader: _ExecutorConfigReader, rotary_dim: int) -> dict[str
 def _parse_rotary_scaling(
     reader: _ExecutorConfigReader, family: Family, rotary_dim: int
 ) -> dict[str, Any] | None:
-    """The scaling as TensorRT-LLM reads it, every key there, its type under ``rope_type``.
+    """Return the scaling as TensorRT-LLM reads it, with every key, and its type under ``rope_type``.
 
     Raises:
-        CheckpointError: it is none that an engine would compute.
+        CheckpointError: an engine does not support the scaling.
     """
     position = reader.raw.get("position_embedding_type", "learned_absolute")
     block, factors = reader.part("rotary_scaling"), "longrope_scaling_short_factors" in reader.raw
     if position not in ("rope_gpt_neox", "long_rope"):
         raise reader.fail(f"position_embedding_type is {position!r}, not rope_gpt_neox or long_rope")
     if (position == "long_rope") != factors:
-        raise reader.fail(f"position_embedding_type is {position}, but for longrope_scaling_short_factors")
+        state = "set" if factors else "missing"
+        raise reader.fail(
+            f"position_embedding_type is {position}, but longrope_scaling_short_factors is {state}"
+        )
     if family != "phi3" and position == "long_rope":
-        raise reader.fail("long_rope: only TensorRT-LLM's Phi-3 class hands it to its attention")
+        raise reader.fail("long_rope: only TensorRT-LLM's Phi-3 class passes it to its attention")
     if family == "phi3" and reader.raw.get("rotary_scaling") is not None:
-        raise block.fail("TensorRT-LLM's Phi-3 class hands no rotary_scaling to its attention")
+        raise block.fail("TensorRT-LLM's Phi-3 class does not pass rotary_scaling to its attention")
     if position == "long_rope":
         return _parse_long_rope(reader, rotary_dim)
     if reader.raw.get("rotary_scaling") is None:
@@ -247,7 +250,7 @@ def _parse_rotary_scaling(
         raise block.fail(f"type {kind!r} has no table in TensorRT-LLM; known are {', '.join(ROPE_TYPES)}")
     scaling: dict[str, Any] = {"rope_type": kind}
     for key, default in _LOADER_DEFAULTS[kind].items():
-        # The loader computes with whatever mscale there is; 0 of mscale_all_dim divides by one.
+        # The loader uses any mscale; for mscale_all_dim 0 it divides by one.
         least = -1e9 if key.startswith("mscale") else 1e-6
         scaling[key] = block.number(key, default, least=least, most=1e9)
     if kind == "dynamic":
@@ -267,7 +270,7 @@ def _parse_rotary_scaling(
     return scaling
 
 
-# Read by TensorRT-LLM's LLaMA class (Granite's), and computed by nothing here.
+# Keys of TensorRT-LLM's LLaMA class (for Granite) that the executor does not implement.
 _MULTIPLIERS = (
     "embedding_multiplier",
     "attention_multiplier",
@@ -277,27 +280,27 @@ _MULTIPLIERS = (
 
 
 def _refuse_unsupported_keys(reader: _ExecutorConfigReader) -> None:
-    """Refuses what an engine would compute and this package does not.
+    """Refuse keys that an engine implements and the executor does not.
 
     Raises:
-        CheckpointError: naming the key.
+        CheckpointError: a key is not supported; the error names it.
     """
     activation = reader.raw.get("hidden_act", "gelu")
     if activation not in ("silu", "swiglu"):
         raise reader.fail(f"hidden_act is {activation!r} (the loader's default is gelu), not silu or swiglu")
     for key in _MULTIPLIERS:
         if reader.raw.get(key, 1.0) != 1.0:
-            raise reader.fail(f"{key} is {reader.raw[key]!r}, and is only executed as 1.0")
+            raise reader.fail(f"{key} is {reader.raw[key]!r}, and only 1.0 is supported")
     for key in ("qk_layernorm", "residual_mlp", "use_logn_attn", "fc_after_embed"):
         if reader.raw.get(key, False) is not False:
-            raise reader.fail(f"{key} is {reader.raw[key]!r}, and is only executed as false")
+            raise reader.fail(f"{key} is {reader.raw[key]!r}, and only false is supported")
 
 
 def _parse_experts(reader: _ExecutorConfigReader, is_moe: bool, intermediate: int) -> ExpertsConfig | None:
     if not is_moe:
         return None
     block = reader.part("moe")
-    # Which mode an absent key means depends on TensorRT-LLM's class.
+    # The mode of an absent key depends on TensorRT-LLM's class.
     mode = block.integer("normalization_mode", least=0)
     if mode > 1:
         raise block.fail(f"normalization_mode is {mode}, known are 0 (none) and 1 (renormalize)")
@@ -312,7 +315,7 @@ def _parse_experts(reader: _ExecutorConfigReader, is_moe: bool, intermediate: in
 
 
 def parse_executor_config(raw: Any, where: str) -> ExecutorConfig:
-    """A checked :class:`CheckpointConfig` from parsed JSON.
+    """Return a checked :class:`ExecutorConfig` from parsed JSON.
 
     Raises:
         CheckpointError: an unknown architecture, a missing or impossible value.
@@ -336,10 +339,10 @@ def parse_executor_config(raw: Any, where: str) -> ExecutorConfig:
     if heads % kv_heads:
         raise reader.fail(f"{heads} attention heads do not divide into {kv_heads} key-value heads")
     head_size = reader.integer("head_size", hidden // heads)
-    # The loader computes it of rotary_pct, whatever rotary_embedding_dim says.
+    # The loader computes it from rotary_pct and ignores rotary_embedding_dim.
     rotary_dim = int(head_size * reader.number("rotary_pct", 1.0, least=1e-6, most=1.0))
     if rotary_dim % 2 or rotary_dim < 1:
-        raise reader.fail(f"{rotary_dim} of {head_size} elements of a head are rotated: no pairs")
+        raise reader.fail(f"{rotary_dim} of {head_size} elements of a head are rotated, not an even number")
     if reader.integer("rotary_embedding_dim", rotary_dim) != rotary_dim:
         raise reader.fail(
             f"rotary_embedding_dim is {reader.raw['rotary_embedding_dim']}, and the loader rotates "
@@ -417,10 +420,10 @@ def _read_checkpoint_json(path: Path) -> Any:
 
 
 def read_executor_config(checkpoint: Path) -> ExecutorConfig:
-    """Reads ``config.json`` of a checkpoint directory, and ``quant_cfg.json`` for mixed precision.
+    """Read ``config.json`` of a checkpoint directory, and ``quant_cfg.json`` for mixed precision.
 
     Raises:
-        CheckpointError: missing, unreadable, or refused by :func:`parse`.
+        CheckpointError: missing, unreadable, or refused by :func:`parse_executor_config`.
     """
     path = checkpoint / "config.json"
     config = parse_executor_config(_read_checkpoint_json(path), str(path))

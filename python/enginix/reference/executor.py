@@ -1,4 +1,4 @@
-"""Executes a TensorRT-LLM checkpoint with plain PyTorch."""
+"""Execute a TensorRT-LLM checkpoint with plain PyTorch."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from enginix.reference.rope import RopeTables
 from enginix.reference.sampling import most_likely
 from enginix.reference.weights import MergedWeights
 
-# Below this many parameters a matrix product is over before a second thread is awake; where cores are shared,
-# waiting for it costs ten times the product.
+# Below this number of parameters a matrix product ends before a second thread is awake; on shared cores
+# waiting for that thread costs ten times the product.
 ONE_THREAD_PARAMETERS = 20_000_000
 # Enough tokens to keep a GPU's products large, and few enough that running answers do not wait long.
 PROMPT_TOKENS = 8192
 
 
 class Executor:
-    """One model, ready to compute. Not thread-safe; :class:`scheduler.Scheduler` gives it one thread.
+    """A loaded model. Not thread-safe; :class:`scheduler.Scheduler` gives it one thread.
 
     Attributes:
-        config: what the checkpoint says it computes.
-        device: where it computes.
+        config: the checkpoint's configuration.
+        device: the device that it computes on.
         dtype: of weights and activations; norms, rotations, router and logits are always float32.
     """
 
@@ -46,7 +46,7 @@ class Executor:
 
     @classmethod
     def load(cls, checkpoint: Path, device: str = "cpu", dtype: str | torch.dtype | None = None) -> Executor:
-        """Reads a checkpoint directory, merging tensor-, pipeline- and expert-parallel ranks.
+        """Load a checkpoint directory, merging tensor-, pipeline- and expert-parallel ranks.
 
         A small model on the CPU sets torch to one thread, for the whole process.
 
@@ -92,7 +92,7 @@ class Executor:
         return min(longest, config.window or longest)
 
     def check_tokens(self, tokens: Sequence[int]) -> None:
-        """Refuses a prompt that the model cannot take.
+        """Refuse a prompt that the model cannot process.
 
         Raises:
             UsageError: empty, too long, or with a token outside the vocabulary.
@@ -100,7 +100,7 @@ class Executor:
         if not tokens:
             raise UsageError("empty prompt", fix="send at least one token")
         if len(tokens) > self.max_length:
-            raise UsageError(f"prompt of {len(tokens)} tokens, the model takes at most {self.max_length}")
+            raise UsageError(f"prompt of {len(tokens)} tokens, the model accepts at most {self.max_length}")
         outside = [t for t in tokens if not 0 <= t < self.config.vocab_size]
         if outside:
             raise UsageError(f"token {outside[0]} is outside the vocabulary of {self.config.vocab_size}")
@@ -116,7 +116,7 @@ class Executor:
 
     @torch.inference_mode()
     def forward(self, tokens: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """Logits at every position of every sequence.
+        """Return logits at every position of every sequence.
 
         Sequences run one by one, so that no sequence's logits depend on its neighbours.
 
@@ -139,7 +139,7 @@ class Executor:
 
     @torch.inference_mode()
     def hidden(self, tokens: Sequence[int]) -> list[torch.Tensor]:
-        """What each layer hands on: float32 [T, hidden_size] a layer, the last one after the final norm."""
+        """Return each layer's output, float32 [T, hidden_size], the last one after the final norm."""
         self.check_tokens(tokens)
         step = Prefill(None, 0, 0, len(tokens), self.rope)
         x, out = self.embedding[torch.tensor(tokens, device=self.device)], list[torch.Tensor]()
@@ -149,17 +149,17 @@ class Executor:
         return [*out[:-1], self.norm(x).float()]
 
     def new_cache(self, slots: int) -> KeyValueCache:
-        """An empty cache for ``slots`` sequences at a time."""
+        """Return an empty cache for ``slots`` sequences at a time."""
         return KeyValueCache(self.config, slots, self.rope, self.device, self.dtype)
 
     @torch.inference_mode()
     def prefill(
         self, cache: KeyValueCache, slot: int, tokens: Sequence[int], *, extend: bool = False
     ) -> torch.Tensor:
-        """Puts tokens into a slot: a new sequence, or with ``extend`` more of the one that is there.
+        """Put tokens into a slot: a new sequence, or with ``extend`` more of its current one.
 
         Returns:
-            Logits float32 [vocab_size] of what follows the last token.
+            Logits float32 [vocab_size] of the token after the last one.
         """
         self.check_tokens(tokens)
         start = cache.lengths[slot] if extend else 0
@@ -177,13 +177,13 @@ class Executor:
     def prefill_all(
         self, cache: KeyValueCache, prompts: Mapping[int, Sequence[int]]
     ) -> dict[int, torch.Tensor]:
-        """Puts several new sequences into slots, computed together.
+        """Put several new sequences into slots, computed together.
 
         Args:
             prompts: slot → tokens.
 
         Returns:
-            For each slot logits float32 [vocab_size] of what follows.
+            For each slot logits float32 [vocab_size] of the next token.
         """
         for tokens in prompts.values():
             self.check_tokens(tokens)
@@ -197,13 +197,13 @@ class Executor:
 
     @torch.inference_mode()
     def decode(self, cache: KeyValueCache, tokens: Mapping[int, int]) -> dict[int, torch.Tensor]:
-        """One more token for each of some slots.
+        """Compute one more token for each of some slots.
 
         Args:
             tokens: slot → the token that continues it.
 
         Returns:
-            For each slot logits float32 [vocab_size] of what follows.
+            For each slot logits float32 [vocab_size] of the next token.
         """
         active = sorted(tokens)
         rows = [tokens.get(slot, 0) for slot in range(cache.slots)]
@@ -214,7 +214,7 @@ class Executor:
         return {slot: logits[slot] for slot in active}
 
     def greedy(self, prompt: Sequence[int], max_tokens: int, end_ids: Iterable[int] = ()) -> list[int]:
-        """The most likely continuation, token by token, including an end token where one comes."""
+        """Return the most likely continuation, token by token, including an end token if one comes."""
         cache, ends, out = self.new_cache(1), frozenset(end_ids), list[int]()
         logits = self.prefill(cache, 0, prompt)
         while True:

@@ -1,7 +1,7 @@
-"""Number formats of quantized matrices: what stored codes mean, and what happens to activations.
+"""Number formats of quantized matrices: dequantize stored codes, and round activations.
 
-Weights become the numbers that the codes stand for. Activations are rounded as the kernels round them, and
-come out as the numbers that the kernels multiply: "fake quantization". All of it in float32.
+Weights become the numbers that the codes stand for. Activations become the rounded numbers that the kernels
+multiply ("fake quantization"). All computation is in float32.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def round_fp8(x: torch.Tensor) -> torch.Tensor:
-    """The nearest float8_e4m3fn number, saturating at ±448; float32."""
+    """Round to the nearest float8_e4m3fn number, saturating at ±448; float32."""
     return x.clamp(-FP8_MOST, FP8_MOST).to(torch.float8_e4m3fn).float()
 
 
 def round_fp4(x: torch.Tensor) -> torch.Tensor:
-    """The nearest float4_e2m1 number, ties to even, saturating at ±6; float32."""
+    """Round to the nearest float4_e2m1 number, ties to even, saturating at ±6; float32."""
     magnitude = x.abs().clamp(max=FP4_MOST)
     # Steps are 0.5 below 2, 1 below 4, 2 above; torch rounds halves to even, which is the even code, too.
     step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
@@ -36,12 +36,12 @@ def round_fp4(x: torch.Tensor) -> torch.Tensor:
 
 
 def fake_quantize_fp8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """x as FP8 with a given scale."""
+    """Round x to FP8 with a given scale."""
     return round_fp8(x.float() / scale) * scale
 
 
 def fake_quantize_fp8_per_token(x: torch.Tensor, ranks: int) -> torch.Tensor:
-    """x [N, columns] as FP8, each token scaled by its own largest magnitude.
+    """Round x [N, columns] to FP8, each token scaled by its own largest magnitude.
 
     Args:
         ranks: a row-parallel matrix sees its columns cut over this many ranks, each scaling its own.
@@ -52,7 +52,7 @@ def fake_quantize_fp8_per_token(x: torch.Tensor, ranks: int) -> torch.Tensor:
 
 
 def fake_quantize_nvfp4(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """x [N, columns] as NVFP4: each 16 columns have an FP8 scale, in units of the global ``scale``."""
+    """Round x [N, columns] to NVFP4: each 16 columns have an FP8 scale, in units of the global ``scale``."""
     blocks = x.float().reshape(x.shape[0], -1, BLOCK)
     block_scale = (blocks.abs().amax(-1, keepdim=True) / (FP4_MOST * scale)).clamp(2.0**-9, FP8_MOST)
     block_scale = round_fp8(block_scale) * scale
@@ -60,7 +60,7 @@ def fake_quantize_nvfp4(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 def fake_quantize_int8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """x as int8 with a given scale."""
+    """Round x to int8 with a given scale."""
     return (x.float() / scale).round().clamp(-128, 127) * scale
 
 
@@ -81,7 +81,7 @@ def _per_expert(scale: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def dequantize_weight(algorithm: str, tensors: Tensors) -> torch.Tensor:
-    """What a rank's codes stand for, float32 [experts,] rows, columns; no pre-quant scale in it."""
+    """Dequantize a rank's codes to float32 [experts,] rows, columns, without the pre-quant scale."""
     codes = tensors["weight"]
     match algorithm:
         case "FP8":
@@ -107,7 +107,7 @@ def _dequantize_nvfp4_weight(tensors: Tensors) -> torch.Tensor:
         blocks, scale = tensors["weights_scaling_factor"], tensors["weights_scaling_factor_2"]
     else:
         blocks = tensors["weights_block_scaling_factor"]
-        # Experts have none: alpha is the weight's scale times the activation's.
+        # Experts have no such tensor: alpha is the weight's scale times the activation's.
         has_global_scale = "weights_global_scaling_factor" in tensors
         scale = (
             tensors["weights_global_scaling_factor"]

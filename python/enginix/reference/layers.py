@@ -1,4 +1,4 @@
-"""The transformer's layers on packed tokens: [N, hidden], whichever sequences the N tokens belong to."""
+"""The transformer's layers on packed tokens [N, hidden], which may belong to several sequences."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from enginix.reference.quantization import REBUILD
 from enginix.reference.rope import rotate_heads
 from enginix.reference.weights import MergedWeights
 
-# Up to this many rows an expert computes every row and the others' results are dropped: the shape of its
-# product then never depends on what else is in the batch, and so neither does a single bit of a row.
+# Up to this number of rows an expert computes every row, and rows of other experts are dropped: the shape of
+# its product, and so every bit of a row, does not depend on the rest of the batch.
 DENSE_EXPERT_ROWS = 64
 
 
 class ForwardStep(Protocol):
-    """One forward step's view of positions and cache; attention is its business."""
+    """One forward step's view of positions and cache; it computes the attention."""
 
     cos: torch.Tensor
     sin: torch.Tensor
@@ -43,7 +43,7 @@ class RmsNorm:
 
 
 class LayerBuilder:
-    """Loads the parts of one model to a device in one compute dtype."""
+    """Loads the layers of one model to a device in one compute dtype."""
 
     def __init__(self, weights: MergedWeights, device: torch.device, dtype: torch.dtype) -> None:
         self.weights, self.config, self.device, self.dtype = weights, weights.config, device, dtype

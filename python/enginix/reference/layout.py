@@ -1,4 +1,4 @@
-"""Which tensors a checkpoint holds: names, shapes, dtypes, and how each is cut over ranks. Needs no torch.
+"""The tensors of a checkpoint: names, shapes, dtypes, and their cuts over ranks. Needs no torch.
 
 The names and cuts are those of TensorRT-LLM's own converter, checked against its output
 (docs/reference/reference-executor.md).
@@ -32,7 +32,7 @@ KV_EXTRAS = tuple(f"attention.{n}_scaling_factor" for n in ("kv_cache_rcp", "k_c
 
 
 class RankCut(Enum):
-    """How a tensor is divided among the ranks of one pipeline stage."""
+    """The division of a tensor among the ranks of one pipeline stage."""
 
     WHOLE = "on every rank"
     ROWS = "dim 0"
@@ -46,7 +46,7 @@ class RankCut(Enum):
 
 
 class PipelineStage(Enum):
-    """Which pipeline stages hold a tensor."""
+    """The pipeline stages that hold a tensor."""
 
     FIRST = "first"
     LAST = "last"
@@ -59,11 +59,11 @@ class TensorSpec:
 
     Attributes:
         name: with the global layer number.
-        shape: whole shape, dim 0 of vocabulary tensors unpadded; with ``Cut.RANK`` the shape on a rank.
-        dtype: as safetensors spells it.
-        cut: how ranks share it.
-        place: which pipeline stage has it.
-        layer: global layer number, for ``Place.LAYER``.
+        shape: whole shape, dim 0 of vocabulary tensors unpadded; with ``RankCut.RANK`` the shape on a rank.
+        dtype: safetensors code.
+        cut: its division over ranks.
+        place: the pipeline stage that has it.
+        layer: global layer number, for ``PipelineStage.LAYER``.
     """
 
     name: str
@@ -76,14 +76,14 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class LinearSpec:
-    """One linear layer, or one stack of experts, whatever its number format.
+    """One linear layer, or one stack of experts, of any number format.
 
     Attributes:
-        name: module name with the global layer number, as ``exclude_modules`` patterns see it.
+        name: module name with the global layer number, which ``exclude_modules`` patterns are matched with.
         rows: output features.
         columns: input features.
         cut: of the weight.
-        bias: has a bias vector.
+        bias: whether it has a bias vector.
         experts: number of experts stacked in dim 0, 0 for an ordinary layer.
     """
 
@@ -102,7 +102,7 @@ def layer_name(layer: int, suffix: str = "") -> str:
 
 
 def qkv_rows(config: ExecutorConfig) -> tuple[int, int, int]:
-    """Rows of q, k and v in the whole fused matrix."""
+    """Return the rows of q, k and v in the whole fused matrix."""
     return (
         config.heads * config.head_size,
         config.kv_heads * config.head_size,
@@ -111,7 +111,7 @@ def qkv_rows(config: ExecutorConfig) -> tuple[int, int, int]:
 
 
 def attention_linears(config: ExecutorConfig, layer: int) -> tuple[LinearSpec, LinearSpec]:
-    """The fused input projection and the output projection (``dense``)."""
+    """Return the fused input projection and the output projection (``dense``)."""
     prefix, hidden = layer_name(layer, "attention"), config.hidden_size
     width = config.heads * config.head_size
     dense_bias = config.attention_bias and config.family == "llama"
@@ -122,7 +122,7 @@ def attention_linears(config: ExecutorConfig, layer: int) -> tuple[LinearSpec, L
 
 
 def mlp_linears(config: ExecutorConfig, layer: int) -> tuple[LinearSpec, ...]:
-    """The feed-forward's linears: (fc, gate, proj), or (fused fc, proj), or (router, fc, proj, shared …)."""
+    """Return the MLP's linears: (fc, gate, proj), or (fused fc, proj), or (router, fc, proj, shared …)."""
     prefix, hidden, size = layer_name(layer, "mlp"), config.hidden_size, config.intermediate_size
     experts = config.experts
     if experts is not None:
@@ -152,19 +152,19 @@ def mlp_linears(config: ExecutorConfig, layer: int) -> tuple[LinearSpec, ...]:
 
 
 def module_in_file(config: ExecutorConfig, name: str, layer: int) -> str:
-    """A module's or tensor's name in its rank files, where layers count from 0 in each pipeline stage."""
+    """Return a name in its rank files, where layers count from 0 in each pipeline stage."""
     stages = (config.mapping.layers(rank, config.layers) for rank in range(config.mapping.pp))
     first = next(stage.start for stage in stages if layer in stage)
     return name.replace(layer_name(layer) + ".", layer_name(layer - first) + ".", 1)
 
 
 def find_linear_algorithm(config: ExecutorConfig, linear: LinearSpec) -> str | None:
-    """The number format of a linear, by TensorRT-LLM's name; ``None`` for unquantized."""
+    """Return the number format of a linear, by TensorRT-LLM's name; ``None`` for unquantized."""
     return config.quantization.of(module_in_file(config, linear.name, linear.layer))
 
 
 def make_weight_spec(config: ExecutorConfig, linear: LinearSpec) -> TensorSpec:
-    """The matrix, as if it were unquantized."""
+    """Return the specification of the unquantized matrix."""
     stack = (linear.experts,) if linear.experts else ()
     shape = (*stack, linear.rows, linear.columns)
     dtype = SAFETENSORS_DTYPE[config.dtype]
@@ -172,7 +172,7 @@ def make_weight_spec(config: ExecutorConfig, linear: LinearSpec) -> TensorSpec:
 
 
 def quantized_tensors(config: ExecutorConfig, linear: LinearSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """What a rank holds of a quantized linear, without its bias: last name → dtype and shape.
+    """Return a rank's tensors of a quantized linear without its bias: last name → dtype and shape.
 
     Raises:
         CheckpointError: the format cannot hold a matrix of this shape.
@@ -184,7 +184,7 @@ def quantized_tensors(config: ExecutorConfig, linear: LinearSpec) -> dict[str, t
     column_group = {"FP8": 1, "NVFP4": BLOCK, "W4A16_AWQ": group, "W4A8_AWQ": group}.get(kind or "", 1)
     if inp % column_group or (kind in ("W4A16_AWQ", "W4A8_AWQ") and out % 2):
         raise CheckpointError(
-            f"{out} x {inp} a rank cannot be {kind}: columns come in groups of {column_group}",
+            f"{out} x {inp} per rank cannot be {kind}: columns come in groups of {column_group}",
             where=linear.name,
             fix=REBUILD,
         )
@@ -233,7 +233,7 @@ def quantized_tensors(config: ExecutorConfig, linear: LinearSpec) -> dict[str, t
 
 
 def linear_tensors(config: ExecutorConfig, linear: LinearSpec) -> Iterator[TensorSpec]:
-    """The tensors of one linear, in whatever number format it is."""
+    """Yield the tensors of one linear of any number format."""
     if find_linear_algorithm(config, linear) is None:
         yield make_weight_spec(config, linear)
     else:
@@ -270,7 +270,7 @@ def _layer_tensors(config: ExecutorConfig, layer: int) -> Iterator[TensorSpec]:
 
 
 def iterate_tensor_specs(config: ExecutorConfig) -> Iterator[TensorSpec]:
-    """Every tensor of the whole model."""
+    """Yield every tensor of the whole model."""
     dtype, vocab, hidden = SAFETENSORS_DTYPE[config.dtype], config.vocab_size, config.hidden_size
     embedding = {None: RankCut.WHOLE, 0: RankCut.VOCABULARY, 1: RankCut.COLUMNS}[config.embedding_shard_dim]
     yield TensorSpec(
@@ -284,7 +284,7 @@ def iterate_tensor_specs(config: ExecutorConfig) -> Iterator[TensorSpec]:
 
 
 def local_shape(config: ExecutorConfig, spec: TensorSpec) -> tuple[int, ...]:
-    """The shape that every rank holding ``spec`` has.
+    """Return the shape of ``spec`` on each rank that holds it.
 
     Raises:
         CheckpointError: the sizes do not divide among the ranks.
@@ -317,7 +317,7 @@ def local_shape(config: ExecutorConfig, spec: TensorSpec) -> tuple[int, ...]:
 
 
 def pipeline_rank(config: ExecutorConfig, spec: TensorSpec) -> int:
-    """Which pipeline stage holds ``spec``."""
+    """Return the pipeline stage that holds ``spec``."""
     if spec.place is PipelineStage.FIRST:
         return 0
     if spec.place is PipelineStage.LAST:
@@ -327,14 +327,14 @@ def pipeline_rank(config: ExecutorConfig, spec: TensorSpec) -> int:
 
 
 def name_in_file(config: ExecutorConfig, spec: TensorSpec) -> str:
-    """The tensor's name in its rank files, where layers are numbered from 0 in each pipeline stage."""
+    """Return the tensor's name in its rank files, where layers count from 0 in each pipeline stage."""
     if spec.place is not PipelineStage.LAYER:
         return spec.name
     return module_in_file(config, spec.name, spec.layer)
 
 
 def open_rank(stack: ExitStack, checkpoint: Path, rank: int, framework: str) -> Any:
-    """An open ``rank{rank}.safetensors``.
+    """Open ``rank{rank}.safetensors``.
 
     Raises:
         CheckpointError: missing, truncated or not a safetensors file.
@@ -349,7 +349,7 @@ def open_rank(stack: ExitStack, checkpoint: Path, rank: int, framework: str) -> 
 
 
 def check_rank_files(checkpoint: Path, config: ExecutorConfig) -> int:
-    """Compares the headers of every rank file with what ``config`` demands; no weight is read.
+    """Compare the headers of every rank file with the tensors that ``config`` requires; no weight is read.
 
     Returns:
         The number of tensors found.

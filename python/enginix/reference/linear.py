@@ -1,8 +1,8 @@
-"""Linear layers by number format: the one seam where quantized formats come in.
+"""Linear layers by number format: the only place where quantized formats enter the executor.
 
 Quantized matrices are held as the numbers that their codes stand for, in the compute dtype; activations are
-rounded before the product. So a product is what the kernels compute up to the order of float32 sums, and in
-16-bit compute dtypes up to one more rounding of weights and activations.
+rounded before the product. So a product differs from the kernels' by the order of float32 sums, and in 16-bit
+compute dtypes by one more rounding of weights and activations.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LinearOperation(Protocol):
 
 
 class PlainLinear:
-    """Weights in a floating-point dtype, as they are."""
+    """A linear layer with weights in a floating-point dtype."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.weight, self.bias = weight, bias
@@ -40,7 +40,7 @@ class PlainLinear:
 
 
 def join_linears(first: LinearOperation, second: LinearOperation) -> PlainLinear | None:
-    """One product for two unquantized matrices that read the same input; the two become views of it."""
+    """Join two unquantized matrices of the same input into one product; the two become views of it."""
     if type(first) is not PlainLinear or type(second) is not PlainLinear:
         return None
     bias = None
@@ -55,7 +55,7 @@ class QuantizedLinear(PlainLinear):
     """Dequantized weights, and activations rounded to a number format.
 
     Args:
-        rounding: (activations [N, columns], scale) → the same shape, as the kernels see it.
+        rounding: (activations [N, columns], scale) → the activations as the kernels round them.
         scale: of the activations, float32 [1], or [experts].
         prequant: multiplies the activations first, [columns].
     """
@@ -81,11 +81,11 @@ class QuantizedLinear(PlainLinear):
         return super().__call__(x, expert)
 
 
-# Tensors that hold an activation scale, whichever a format has.
+# Tensors that hold an activation scale; a format has one of them.
 _ACTIVATION = ("activation_scaling_factor", "activation_global_scaling_factor")
 _ROUNDING: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None] = {
     "FP8": formats.fake_quantize_fp8,
-    "FP8_PER_CHANNEL_PER_TOKEN": None,  # has no scale; made in _rounding
+    "FP8_PER_CHANNEL_PER_TOKEN": None,  # each token has its own scale, found while it is rounded
     "NVFP4": formats.fake_quantize_nvfp4,
     "W4A16_AWQ": None,
     "W4A8_AWQ": formats.fake_quantize_fp8,
@@ -100,7 +100,7 @@ KV_CACHE: dict[str | None, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] 
 
 
 def refuse_unknown_format(config: ExecutorConfig, where: str) -> None:
-    """Refuses what this version cannot execute, before a header is looked at.
+    """Refuse number formats that the executor does not support, before a header is read.
 
     Raises:
         CheckpointError: a module's or the KV cache's number format is not among those implemented.
@@ -122,7 +122,7 @@ def refuse_unknown_format(config: ExecutorConfig, where: str) -> None:
 def _activation_scale(
     weights: MergedWeights, linear: LinearSpec, scales: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """float32 [1], or for experts [experts]: expert-parallel ranks have scales of their own."""
+    """Return float32 [1], or [experts] for experts, whose expert-parallel ranks have separate scales."""
     ep = weights.config.mapping.ep if linear.experts else 1
     for rank, scale in enumerate(scales):
         if not bool((scale > 0).all()) or not torch.equal(scale, scales[rank % ep]):
@@ -147,7 +147,7 @@ def _load_prequant_scale(
 def load_linear(
     linear: LinearSpec, weights: MergedWeights, device: torch.device, dtype: torch.dtype
 ) -> LinearOperation:
-    """The operation for ``linear``, its tensors placed on ``device`` in the compute ``dtype``.
+    """Return the operation for ``linear``, with its tensors on ``device`` in the compute ``dtype``.
 
     Raises:
         CheckpointError: unreadable tensors, or ranks that contradict each other.

@@ -1,4 +1,4 @@
-"""Which module is in which number format: the ``quantization`` block and ``quant_cfg.json``."""
+"""The number format of each module: the ``quantization`` block and ``quant_cfg.json``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from enginix.errors import CheckpointError
 
 MIXED = "MIXED_PRECISION"
-# What TensorRT-LLM leaves alone where a checkpoint lists nothing (QuantConfig's default patterns).
+# Modules that TensorRT-LLM leaves unquantized if a checkpoint has no list (QuantConfig's default patterns).
 DEFAULT_EXCLUDE = (
     "*lm_head",
     "*router",
@@ -44,7 +44,7 @@ class ExecutorQuantization:
     own_nvfp4: bool = True
 
     def of(self, module: str) -> str | None:
-        """The algorithm of a module, its layer numbered within its pipeline stage, as the loader sees it."""
+        """Return the algorithm of a module, whose layer is numbered within its pipeline stage."""
         patterns = DEFAULT_EXCLUDE if self.exclude is None else self.exclude
         if any(fnmatchcase(module, pattern) for pattern in patterns):
             return None
@@ -53,19 +53,19 @@ class ExecutorQuantization:
         return self.algorithm
 
     def group(self, module: str) -> int:
-        """Columns that share a scale in an AWQ module."""
+        """Return the number of columns that share a scale in an AWQ module."""
         return self.layers[module][1] if module in self.layers else self.group_size
 
     @property
     def algorithms(self) -> frozenset[str]:
-        """Every algorithm that some module has."""
+        """Return the algorithms of all modules."""
         if self.algorithm == MIXED:
             return frozenset(algorithm for algorithm, _ in self.layers.values())
         return frozenset([self.algorithm] if self.algorithm else [])
 
 
 def parse_quantized_layers(raw: Any, where: str) -> dict[str, tuple[str, int]]:
-    """``quantized_layers`` of a parsed ``quant_cfg.json``.
+    """Parse ``quantized_layers`` of ``quant_cfg.json``.
 
     Raises:
         CheckpointError: not an object of objects with ``quant_algo``, or an impossible group size.
@@ -81,13 +81,13 @@ def parse_quantized_layers(raw: Any, where: str) -> dict[str, tuple[str, int]]:
             or not isinstance(group, int)
             or group < 1
         ):
-            raise CheckpointError(f"{module} is {row!r}, no number format", where=where, fix=REBUILD)
+            raise CheckpointError(f"{module} is {row!r}, not a number format", where=where, fix=REBUILD)
         algorithms[module] = (algorithm, group)
     return algorithms
 
 
 def has_own_nvfp4_form(checkpoint: Path, world_size: int) -> bool:
-    """Whether NVFP4 tensors are in TensorRT-LLM's own form; the rank files' headers tell."""
+    """Return whether NVFP4 tensors are in TensorRT-LLM's own form, according to the rank files' headers."""
     for rank in range(world_size):
         path = checkpoint / f"rank{rank}.safetensors"
         try:
@@ -96,5 +96,5 @@ def has_own_nvfp4_form(checkpoint: Path, world_size: int) -> bool:
                     if name.endswith(".weights_block_scaling_factor"):
                         return True
         except (SafetensorError, OSError):
-            return True  # layout.check says what is wrong with the file
+            return True  # layout.check_rank_files says what is wrong with the file
     return False

@@ -1,7 +1,7 @@
-"""Rotary position embedding and its scalings, by their papers' formulas, as TensorRT-LLM's loader reads them.
+"""Rotary position embedding and its scalings, by their papers' formulas and TensorRT-LLM's parameters.
 
-The configuration's scaling has every key, the loader's defaults filled in: so a checkpoint that means
-something else to an engine than to the model gives other logits here, too.
+The configuration's scaling has every key, with the loader's defaults filled in: if an engine would rotate
+differently than the model, the executor does so, too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def _base_frequencies(base: float, dim: int) -> torch.Tensor:
 
 
 def _compute_yarn(config: ExecutorConfig, inverse: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """YaRN (arXiv 2309.00071): fast-turning dimensions stay, slow ones are interpolated, a ramp between."""
+    """Compute YaRN (arXiv 2309.00071): fast-turning dimensions stay, slow ones are interpolated."""
     scaling, dim = config.rotary_scaling or {}, config.rotary_dim
     factor = float(scaling["factor"])
     original = float(scaling["original_max_position_embeddings"])
@@ -39,7 +39,7 @@ def _compute_yarn(config: ExecutorConfig, inverse: torch.Tensor) -> tuple[torch.
 
 
 def _compute_llama3(config: ExecutorConfig, inverse: torch.Tensor) -> torch.Tensor:
-    """Llama 3.1: long wavelengths divided by the factor, short ones kept, smooth between."""
+    """Compute Llama 3.1's scaling: long wavelengths are divided by the factor, short ones kept."""
     scaling = config.rotary_scaling or {}
     factor, low, high = (float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
     turns = scaling["original_max_position_embeddings"] * inverse / (2 * math.pi)
@@ -51,9 +51,8 @@ def _compute_llama3(config: ExecutorConfig, inverse: torch.Tensor) -> torch.Tens
 class RopeTables:
     """Rotation tables.
 
-    Two scalings depend on how long the sequence is: ``dynamic`` and ``longrope``. As in Hugging Face models,
-    the tables follow the length at the time of the step; keys in the cache keep the rotation they were stored
-    with.
+    The scalings ``dynamic`` and ``longrope`` depend on the length of the sequence. As in Hugging Face models,
+    the tables follow the length at the time of the step; keys in the cache keep their first rotation.
     """
 
     def __init__(self, config: ExecutorConfig, device: torch.device) -> None:
@@ -65,10 +64,10 @@ class RopeTables:
             self._fixed = inverse.to(device), attention
 
     def frequencies(self, length: int) -> tuple[torch.Tensor, float]:
-        """Inverse frequencies float32 [rotary_dim / 2], and the factor on both cosine and sine.
+        """Return inverse frequencies float32 [rotary_dim / 2], and the factor on cosine and sine.
 
         Args:
-            length: of the whole sequence so far; only dynamic and longrope look at it.
+            length: of the whole sequence so far; only dynamic and longrope use it.
         """
         config = self.config
         scaling, dim = config.rotary_scaling or {}, config.rotary_dim
@@ -94,7 +93,7 @@ class RopeTables:
         return inverse, 1.0
 
     def tables(self, positions: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and sine float32 [N, 1, rotary_dim] for N tokens; the first half of the sine is negative.
+        """Return cosine and sine float32 [N, 1, rotary_dim] for N tokens, the sine's first half negative.
 
         Args:
             positions: int64 [N].
@@ -115,7 +114,7 @@ class RopeTables:
 
 
 def rotate_heads(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates the first ``rotary_dim`` of x [N, heads, head_size] in halves (GPT-NeoX style), in float32."""
+    """Rotate the first ``rotary_dim`` of x [N, heads, head_size] in halves (GPT-NeoX style), in float32."""
     dim = cos.shape[-1]
     turning = x[..., :dim].float()
     exchanged = turning.view(*turning.shape[:-1], 2, dim // 2).flip(-2).view(turning.shape)

@@ -1,4 +1,4 @@
-"""From logits to a token."""
+"""Choose tokens from logits."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from enginix.errors import UsageError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen.
+    """Parameters of sampling.
 
     Attributes:
         temperature: logits are divided by it; 0 takes the most likely token, the smaller id among equals.
         top_k: only the k most likely tokens; 0 for all.
         top_p: only the smallest set of most likely tokens whose probabilities reach p; 1 for all.
-        seed: of this request's own random numbers: the same request gives the same tokens.
-        min_tokens: end tokens are forbidden until this many tokens are out.
+        seed: of the request's own random numbers, so that the same request gives the same tokens.
+        min_tokens: end tokens are forbidden before this number of tokens.
         repetition_penalty: logits of tokens seen in prompt or answer are divided (multiplied where negative)
             by this (arXiv 1909.05858); 1 for none.
     """
@@ -46,7 +46,7 @@ class Sampling:
 
 
 def most_likely(scores: torch.Tensor) -> int:
-    """The token with the largest score, the smallest id among equals (``argmax`` may return any of them)."""
+    """Return the token with the largest score, the smallest id among equals (``argmax`` may return any)."""
     return int((scores == scores.max()).nonzero()[0])
 
 
@@ -64,14 +64,14 @@ class Sampler:
         self.ends = sorted(end_ids)
         self.seen = set(seen)
         self.count = 0
-        # On the CPU whatever the model runs on, so that a seed means the same everywhere.
+        # On the CPU for every device of the model, so that a seed gives the same tokens on all.
         self.random = torch.Generator().manual_seed(sampling.seed)
 
     def choose(self, logits: torch.Tensor) -> int:
-        """The next token for logits [vocab_size] (CPU, float32); remembers it.
+        """Choose and remember the next token for logits [vocab_size] (CPU, float32).
 
         Raises:
-            FloatingPointError: NaN, or nothing finite to choose from.
+            FloatingPointError: the logits have NaN, or no finite value.
         """
         rules = self.sampling
         if bool(logits.isnan().any()) or not bool(logits.max() < torch.inf):
@@ -92,13 +92,13 @@ class Sampler:
 
     @property
     def plain(self) -> bool:
-        """The next token is simply the most likely one."""
+        """Return whether the next token is always the most likely one."""
         rules = self.sampling
         held_back = self.count < rules.min_tokens and bool(self.ends)
         return rules.temperature == 0 and rules.repetition_penalty == 1.0 and not held_back
 
     def remember(self, token: int) -> int:
-        """Counts a token that was chosen elsewhere, and returns it."""
+        """Count a token that was chosen elsewhere, and return it."""
         self.seen.add(token)
         self.count += 1
         return token
@@ -120,10 +120,10 @@ class Sampler:
 
 
 def choose_tokens(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int | FloatingPointError]:
-    """The next token of each sequence; what went wrong in place of it, for that sequence alone.
+    """Choose the next token of each sequence; a sequence that fails has its error instead.
 
-    Sequences that just take the most likely token are settled where the logits are: one reduction and one
-    transfer for all of them. The others' logits go to the CPU.
+    The most likely tokens are chosen on the logits' device, with one reduction and one transfer for all such
+    sequences. The logits of the other sequences go to the CPU.
 
     Args:
         logits: float32 [sequences, vocab_size], on any device.
@@ -132,7 +132,7 @@ def choose_tokens(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int
     best = logits.amax(-1, keepdim=True)
     ids = torch.arange(logits.shape[1], device=logits.device)
     first = torch.where(logits == best, ids, logits.shape[1]).amin(-1)
-    # NaN wins every maximum, so that one number tells whether a row is sound.
+    # NaN wins every maximum, so one number shows whether a row has NaN.
     tokens, tops = torch.stack([first.double(), best[:, 0].double()]).tolist()
     drawn = [row for row, sampler in enumerate(samplers) if not sampler.plain]
     rows = dict(zip(drawn, logits[drawn].cpu(), strict=True)) if drawn else {}
@@ -148,5 +148,5 @@ def choose_tokens(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int
 
 
 def log_probability(logits: torch.Tensor, token: int) -> float:
-    """Natural logarithm of the model's probability of ``token``, before penalties, temperature and cuts."""
+    """Return log of the model's probability of ``token``, before penalties, temperature and cuts."""
     return float(logits[token] - logits.logsumexp(0))

@@ -1,9 +1,9 @@
 """Continuous batching: many requests, one model, one worker thread.
 
-What is promised about results: each request's random numbers are its own, and on the CPU a prompt is computed
-alone and a decode step computes every sequence with products of one shape and attention of its own, so that
-tokens do not depend on what else is in the batch. On GPUs, where waiting prompts are computed together, they
-may, where two candidates are as likely up to rounding; so they may between two values of ``max_batch_size``.
+Each request has its own random numbers. On the CPU a prompt is computed alone, and a decode step computes
+every sequence with products of one shape and separate attention, so that tokens do not depend on the rest of
+the batch. On GPUs, where waiting prompts are computed together, and between two values of ``max_batch_size``,
+tokens may differ where two candidates are equally likely up to rounding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Finish = Literal["stop", "length", "cancelled", "error"]
 
 
 class SchedulableModel(Protocol):
-    """What the scheduler needs of :class:`enginix.reference.Executor`."""
+    """The interface of :class:`enginix.reference.Executor` that the scheduler uses."""
 
     @property
     def max_length(self) -> int: ...
@@ -81,7 +81,7 @@ class GenerationEvent:
         token: the new token, with ``stop`` the end token itself; ``None`` when cancelled or failed.
         logprob: natural logarithm of the model's probability of ``token``, if asked for.
         finish: why this is the last event, or ``None``.
-        error: what failed, when ``finish`` is ``error``.
+        error: the failure, when ``finish`` is ``error``.
     """
 
     id: str
@@ -103,7 +103,7 @@ class _Sequence:
     def accept(
         self, token: int | FloatingPointError, logits: torch.Tensor, max_length: int
     ) -> GenerationEvent:
-        """The event of a token that was chosen from logits [vocab_size]."""
+        """Return the event of a token that was chosen from logits [vocab_size]."""
         if isinstance(token, FloatingPointError):
             raise token
         request, self.last = self.request, token
@@ -122,10 +122,10 @@ class Scheduler:
     """Runs requests on a model in one worker thread; every method may be called from any thread.
 
     A sink is called from the worker thread, in order, and gets exactly one event with ``finish``. A sink that
-    raises cancels its request. A step that raises fails the requests in it; the worker goes on with the rest.
+    raises cancels its request. A step that raises fails the requests in it; the worker then continues.
 
     Args:
-        model: the executor; nobody else may use it meanwhile.
+        model: the executor, for the scheduler's exclusive use.
         max_batch_size: sequences computed together.
     """
 
@@ -140,13 +140,13 @@ class Scheduler:
         self._ids: set[str] = set()
         self._cancelled: set[str] = set()
         self._closed = False
-        #: Called by the worker thread when all sinks of a step have heard: they may speak of it together.
+        #: Called by the worker thread after all sinks of a step, for sinks that report a step together.
         self.after_step: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="enginix-scheduler", daemon=True)
         self._thread.start()
 
     def add(self, request: GenerationRequest, sink: Sink) -> None:
-        """Queues a request; returns at once.
+        """Queue a request and return at once.
 
         Raises:
             UsageError: impossible prompt, options out of range, an id under way, or the scheduler is closed.
@@ -156,7 +156,7 @@ class Scheduler:
             raise UsageError(f"max_tokens is {request.max_tokens}", fix="at least 1")
         if len(request.prompt) >= self._model.max_length:
             raise UsageError(
-                f"prompt of {len(request.prompt)} tokens leaves no room for an answer",
+                f"prompt of {len(request.prompt)} tokens leaves no tokens for an answer",
                 fix=f"prompt and answer together are at most {self._model.max_length} tokens",
             )
         sequence = _Sequence(request, sink)
@@ -170,7 +170,7 @@ class Scheduler:
             self._wake.notify()
 
     def cancel(self, request_id: str) -> bool:
-        """Asks for a request to end; its sink gets ``cancelled`` soon. False if not under way."""
+        """Cancel a request, whose sink then gets ``cancelled``; return False if it is not under way."""
         with self._wake:
             if request_id not in self._ids:
                 return False
@@ -179,7 +179,7 @@ class Scheduler:
             return True
 
     def close(self, timeout: float | None = None) -> None:
-        """Cancels what is left and waits for the worker thread. May be called twice; not from a sink."""
+        """Cancel all requests and wait for the worker thread. May be called twice, but not from a sink."""
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -187,7 +187,7 @@ class Scheduler:
 
     @property
     def load(self) -> tuple[int, int]:
-        """Requests being computed, and requests waiting."""
+        """Return the numbers of computed and of waiting requests."""
         with self._wake:
             return len(self._active), len(self._waiting)
 
@@ -195,16 +195,16 @@ class Scheduler:
         self._emit(sequence, GenerationEvent(sequence.request.id, None, None, finish, error))
 
     def _emit(self, sequence: _Sequence, event: GenerationEvent) -> bool:
-        """Hands an event to its sink; true if the request goes on."""
+        """Pass an event to its sink; return whether the request continues."""
         if event.finish is not None:
-            # Forgotten before the sink hears of it, so that the sink may reuse the id.
+            # Removed before the sink is called, so that the sink may reuse the id.
             with self._wake:
                 self._ids.discard(event.id)
                 self._cancelled.discard(event.id)
         try:
             sequence.sink(event)
         except Exception:
-            # Whoever listened is gone.
+            # The listener is gone.
             with self._wake:
                 if event.finish is None:
                     self._ids.discard(event.id)
@@ -213,7 +213,7 @@ class Scheduler:
         return event.finish is None
 
     def _take_cancelled(self) -> list[_Sequence]:
-        """Removes cancelled requests, or all of them when closed; called with the lock held."""
+        """Remove cancelled requests, or all of them when closed; called with the lock held."""
         cancelled = [s for s in self._waiting if self._closed or s.request.id in self._cancelled]
         if cancelled:
             self._waiting = deque(s for s in self._waiting if s not in cancelled)
@@ -223,7 +223,7 @@ class Scheduler:
         return cancelled
 
     def _admit(self) -> dict[int, _Sequence]:
-        """Slot → waiting request: one, and as many more as the model takes together."""
+        """Return slot → waiting request: one, and as many more as the model computes together."""
         admitted: dict[int, _Sequence] = {}
         token_budget = self._model.prompt_tokens
         for slot in range(self._slots):
@@ -249,7 +249,7 @@ class Scheduler:
                 self.after_step()
             if closed:
                 return
-            # Some prompts, then one token for everybody: a burst of prompts does not silence running answers.
+            # Some prompts, then one token for each request: bursts of prompts do not stall running answers.
             if admitted:
                 self._prefill_all(admitted)
                 self.after_step()
@@ -260,7 +260,7 @@ class Scheduler:
     def _prefill_all(self, admitted: dict[int, _Sequence]) -> None:
         logits_by_slot: dict[int, torch.Tensor] = {}
         if len(admitted) > 1:
-            # What fails together is tried one by one: only the guilty one ends.
+            # Requests that fail together are retried one by one, so that only the faulty one ends.
             with contextlib.suppress(Exception):
                 logits_by_slot = self._model.prefill_all(
                     self._cache, {slot: s.request.prompt for slot, s in admitted.items()}

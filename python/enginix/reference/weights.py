@@ -1,4 +1,4 @@
-"""Rank files merged into whole tensors, one tensor at a time."""
+"""Merge rank files into whole tensors, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _is_finite(part: torch.Tensor) -> bool:
 
 
 def _merge_halves(parts: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
-    """Ranks' [first; second] halves along ``dim``, regrouped into one whole [first; second]."""
+    """Regroup the ranks' [first; second] halves along ``dim`` into one whole [first; second]."""
     split = [part.chunk(2, dim) for part in parts]
     return torch.cat([first for first, _ in split] + [second for _, second in split], dim)
 
@@ -48,7 +48,7 @@ def _merge_qkv(config: ExecutorConfig, parts: Sequence[torch.Tensor]) -> torch.T
 
 
 def merge_parts(config: ExecutorConfig, spec: TensorSpec, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The whole tensor from the parts of the tensor-parallel ranks, in rank order.
+    """Return the whole tensor from the parts of the tensor-parallel ranks, in rank order.
 
     Raises:
         CheckpointError: copies that should be equal are not.
@@ -82,10 +82,10 @@ def merge_parts(config: ExecutorConfig, spec: TensorSpec, parts: Sequence[torch.
 
 
 class MergedWeights:
-    """Whole tensors of a checkpoint by name; a context manager that holds the rank files open.
+    """The whole tensors of a checkpoint by name; a context manager that holds the rank files open.
 
     Raises:
-        CheckpointError: the files are not what ``config`` demands (:func:`layout.check`).
+        CheckpointError: the files do not match ``config`` (:func:`layout.check_rank_files`).
     """
 
     def __init__(self, checkpoint: Path, config: ExecutorConfig) -> None:
@@ -99,7 +99,7 @@ class MergedWeights:
 
     @property
     def parameters(self) -> int:
-        """Elements of all whole tensors."""
+        """Return the number of elements of all whole tensors."""
         return sum(prod(spec.shape) for spec in self.specs.values())
 
     def __enter__(self) -> MergedWeights:
@@ -111,7 +111,7 @@ class MergedWeights:
         self._stack.close()
 
     def parts(self, name: str) -> list[torch.Tensor]:
-        """A tensor as each tensor-parallel rank holds it, in rank order, on the CPU.
+        """Return a tensor's part of each tensor-parallel rank, in rank order, on the CPU.
 
         Raises:
             CheckpointError: unreadable, or not finite.
@@ -129,7 +129,7 @@ class MergedWeights:
         return parts
 
     def get(self, name: str) -> torch.Tensor:
-        """One whole tensor, in the dtype it is stored in, on the CPU.
+        """Return one whole tensor, in its stored dtype, on the CPU.
 
         Raises:
             CheckpointError: unreadable, not finite, or copies on different ranks disagree.
@@ -138,12 +138,12 @@ class MergedWeights:
         return self.merge(name, self.specs[name], parts)
 
     def merge(self, name: str, spec: TensorSpec, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """:func:`merge`, with the tensor named in errors."""
+        """Merge parts as :func:`merge_parts` does; errors name the tensor."""
         try:
             return merge_parts(self.config, spec, parts)
         except CheckpointError as e:
             raise CheckpointError(e.what, where=self.where(name), fix=REBUILD) from e
 
     def where(self, name: str) -> str:
-        """Which tensor of which checkpoint, for errors."""
+        """Return checkpoint and tensor name, for errors."""
         return f"{self.checkpoint}: {name}"

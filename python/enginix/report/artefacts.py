@@ -1,4 +1,4 @@
-"""Artefacts as a comparison needs them: what each is, what it takes, and what was measured of it."""
+"""Artefacts for a comparison: description, size and measured figures."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ UNQUANTIZED_BITS = 15.0  # a matrix whose weights take fewer is quantized
 
 @dataclass(frozen=True)
 class Artefact:
-    """One row.
+    """One artefact, a row of the comparison.
 
     Attributes:
         what: ``reference engine``, ``checkpoint``, …
-        target: GPU that it is for; None where it runs anywhere.
-        format: TensorRT-LLM's name of the quantization, or the dtype; None where nothing tells.
+        target: the GPU that it is for; None where it runs anywhere.
+        format: TensorRT-LLM's name of the quantization, or the dtype; None where unknown.
         size: bytes on disk, links followed.
-        origin: the Hugging Face model that all began with; None where the artefact does not tell.
-        measured: None where no gate was ever run.
-        speed: tokens a second, of the file that was given; None: not measured.
-        doubts: where it contradicts itself.
+        origin: the Hugging Face model that it was made from; None where unknown.
+        measured: figures of the gates; None where no gate was run.
+        speed: tokens a second, from the given file; None where not measured.
+        doubts: contradictions in its own statements.
     """
 
     name: str
@@ -55,11 +55,11 @@ class Artefact:
 
 
 def read_artefact(path: Path) -> Artefact:
-    """One artefact from its directory.
+    """Read one artefact from its directory.
 
     Raises:
-        ModelError: no artefact there, or damaged weights.
-        ManifestError: a manifest of something that cannot be compared, or an unreadable one.
+        ModelError: not an artefact, or damaged weights.
+        ManifestError: a manifest of an artefact that cannot be compared, or an unreadable one.
         GateError: unreadable evidence.
     """
     if not path.is_dir():
@@ -81,7 +81,7 @@ def read_artefact(path: Path) -> Artefact:
         and get_kind(artefact_manifest.kind) is None
     ):
         raise ManifestError(
-            f"an engine of no known kind: {ascii(artefact_manifest.kind)[:40]}",
+            f"an engine of unknown kind {ascii(artefact_manifest.kind)[:40]}",
             where=str(path),
             fix=f"known: {', '.join(KIND_NAMES)}",
         )
@@ -125,7 +125,7 @@ def _find_weights_folder(engine_manifest: Manifest) -> str | None:
 
 
 def _read_weight_facts(weights_directory: Path) -> dict[str, Any]:
-    """``quantization``, ``kvCacheQuantization``, ``dtype`` as the weights' own configuration says them."""
+    """Read ``quantization``, ``kvCacheQuantization``, ``dtype`` from the weights' own configuration."""
     if not (weights_directory / "config.json").is_file():
         return {}
     raw = read_object(weights_directory / "config.json")
@@ -145,7 +145,7 @@ def _read_weight_facts(weights_directory: Path) -> dict[str, Any]:
 
 
 def _normalise_algorithm(name: str | None) -> str | None:
-    """TensorRT-LLM's name; None for no quantization."""
+    """Return TensorRT-LLM's name of an algorithm; None for no quantization."""
     for known, row in read_algorithms().items():
         if name is not None and (name == known or name.lower() in row["aliases"]):
             return None if known == "NO_QUANT" else str(known)
@@ -168,7 +168,7 @@ def _read_target(artefact_manifest: Manifest | None) -> str | None:
 
 
 def _find_origin(path: Path, artefact_manifest: Manifest | None) -> ModelOrigin | None:
-    """The model at the beginning of the chain of inputs; of a model without manifest, itself."""
+    """Return the model at the start of the chain of inputs; a model without manifest is its own origin."""
     if artefact_manifest is None:
         config = path / "config.json"
         is_model = _describe_artefact(path, artefact_manifest) == "model" and config.is_file()
@@ -180,13 +180,13 @@ def _find_origin(path: Path, artefact_manifest: Manifest | None) -> ModelOrigin 
 
 
 def measure_disk_size(path: Path) -> int:
-    """Bytes of all files below, links followed, each file once; a link in a circle ends there."""
+    """Return the bytes of all files below a directory, links followed, each file once; circles are cut."""
     total, seen = 0, set[tuple[int, int]]()
 
     def count_once(one: Path) -> os.stat_result | None:
         try:
             status = one.stat()
-        except OSError:  # a link to nothing takes no room
+        except OSError:  # a dangling link has no size
             return None
         key = (status.st_dev, status.st_ino)
         if key in seen:
@@ -218,21 +218,21 @@ def _list_doubts(
             claimed_name, held_name = (
                 name or "not quantized" for name in (claimed_algorithm, held_algorithm)
             )
-            doubts.append(f"its manifest says {claimed_name}, the configuration of its weights {held_name}")
+            doubts.append(f"its manifest names {claimed_name}, the configuration of its weights {held_name}")
     where = (
         _find_weights_folder(artefact_manifest)
         if artefact_manifest is not None and artefact_manifest.artefact == "engine"
         else None
     )
     if where is not None and artefact.weights is None:
-        doubts.append(f"there are no weights in its {where}/")
+        doubts.append(f"its {where}/ has no weights")
     bits = None if artefact.weights is None else artefact.weights.matrix_bits
     row = read_algorithms().get(artefact.format or "", None)
     if bits is not None:
         if row is not None and (row["weightBits"] or 16) <= 8 and bits >= UNQUANTIZED_BITS:
-            doubts.append(f"it says {artefact.format}, and its matrices take {bits:.1f} bits a weight")
+            doubts.append(f"its format is {artefact.format}, but its matrices take {bits:.1f} bits a weight")
         if row is None and artefact.format in ("float32", "float16", "bfloat16") and bits < UNQUANTIZED_BITS:
-            doubts.append(f"it says {artefact.format}, and its matrices take {bits:.1f} bits a weight")
+            doubts.append(f"its format is {artefact.format}, but its matrices take {bits:.1f} bits a weight")
     return doubts + _list_gate_doubts(artefact, artefact_manifest)
 
 
@@ -246,15 +246,15 @@ def _list_gate_doubts(artefact: Artefact, artefact_manifest: Manifest | None) ->
     if not passed:
         return []
     if evidence is None:
-        return [f"its manifest says that gates passed, and there is no {gate_figures.FILE}"]
+        return [f"its manifest says that gates passed, but it has no {gate_figures.FILE}"]
     wrong = sorted(passed & set(evidence.failed)) or sorted(passed - set(evidence.gates))
     return (
-        [f"its manifest says that gate {wrong[0]} passed, and {gate_figures.FILE} does not"] if wrong else []
+        [f"its manifest says that gate {wrong[0]} passed, but {gate_figures.FILE} does not"] if wrong else []
     )
 
 
 def label_artefacts(artefacts: Sequence[Artefact]) -> tuple[Artefact, ...]:
-    """Gives each a name of its own: what differs is added where names are equal."""
+    """Give each artefact a unique name; equal names get the properties that differ."""
     labelled = list[Artefact]()
     for artefact in artefacts:
         name, same = artefact.name, [a for a in artefacts if a.name == artefact.name]

@@ -1,4 +1,4 @@
-"""Several artefacts in one table and one plot: for the terminal, as JSON, as one page without network."""
+"""Compare artefacts in one table and one plot: for the terminal, as JSON, or as one offline page."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from enginix.console import format_bytes
 from enginix.errors import UsageError
+from enginix.json_case import camelise_keys
 from enginix.report import html, svg
 from enginix.report.artefacts import Artefact, label_artefacts
 from enginix.report.gate_figures import MeasuredSpeeds
@@ -29,11 +30,11 @@ div.scroll { overflow-x: auto; } svg { max-width: 800px; display: block; }</styl
 
 @dataclass(frozen=True)
 class ArtefactComparison:
-    """Artefacts beside each other.
+    """A comparison of artefacts.
 
     Attributes:
-        notes: what makes figures of two rows not comparable; empty where nothing does.
-        speed_on: what the speeds were measured on; None where none were given.
+        notes: reasons why figures of two rows cannot be compared.
+        speed_on: the machine that speeds were measured on; None without speeds.
     """
 
     artefacts: tuple[Artefact, ...]
@@ -45,27 +46,18 @@ class ArtefactComparison:
         return any(artefact.doubts for artefact in self.artefacts)
 
     def as_json(self) -> dict[str, Any]:
-        """Keys in camel case; what was not measured is null."""
-        rows = [_camelise_keys(asdict(artefact)) for artefact in self.artefacts]
+        """Return keys in camel case; figures that were not measured are null."""
+        rows = [camelise_keys(asdict(artefact)) for artefact in self.artefacts]
         return {"artefacts": rows, "notes": list(self.notes), "speedOn": self.speed_on}
-
-
-def _camelise_keys(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            k.split("_")[0] + "".join(w.title() for w in k.split("_")[1:]): _camelise_keys(v)
-            for k, v in value.items()
-        }
-    return [_camelise_keys(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def compare_artefacts(
     artefacts: Sequence[Artefact], speeds: MeasuredSpeeds | None = None
 ) -> ArtefactComparison:
-    """Names that differ, speeds, and what cannot be compared.
+    """Compare artefacts: give them unique names, add speeds, and note figures that cannot be compared.
 
     Raises:
-        UsageError: a speed of something that is not compared.
+        UsageError: a speed of an artefact that is not compared.
     """
     named = label_artefacts(artefacts)
     if speeds is not None:
@@ -90,7 +82,8 @@ def _list_notes(artefacts: Sequence[Artefact]) -> list[str]:
     if len(names_by_material) > 1:
         short_materials = {material[:12]: names for material, names in names_by_material.items()}
         notes.append(
-            f"They were asked different things, so that figures cannot be compared: {_join_groups(short_materials)}."
+            "They were asked different questions, so their figures cannot be compared: "
+            f"{_join_groups(short_materials)}."
         )
     for artefact in artefacts:
         figures = artefact.measured
@@ -103,9 +96,9 @@ def _list_notes(artefacts: Sequence[Artefact]) -> list[str]:
 
 
 def _group_by_origin(artefacts: Sequence[Artefact]) -> dict[ModelOrigin, list[str]]:
-    """Models that are known to differ, with the names of what was made of each."""
+    """Return the models that are known to differ, with the names of the artefacts made from each."""
     names_by_origin = dict[ModelOrigin, list[str]]()
-    # Those that tell most first, so that nobody stands for others by what it does not tell.
+    # The best identified first, so that an artefact with an incomplete origin joins a group of known origin.
     for artefact in sorted(artefacts, key=lambda a: a.origin is None or a.origin.commit is None):
         if (origin := artefact.origin) is not None:
             known_origin = next((o for o in names_by_origin if not origin.differs(o)), origin)
@@ -127,7 +120,7 @@ def _join_groups(groups: Mapping[Any, list[str]]) -> str:
     return "; ".join(f"{value} ({', '.join(names)})" for value, names in groups.items())
 
 
-# What a cell says, and what is said smaller below it.
+# A cell's text, and the smaller text below it.
 CellText = tuple[str, str]
 NOTHING: CellText = (UNMEASURED, "")
 
@@ -210,7 +203,7 @@ COLUMNS: tuple[tuple[str, Callable[[Artefact], CellText], bool], ...] = (
 
 
 def render_comparison_text(comparison: ArtefactComparison) -> str:
-    """A table for people, and what is to be said of it."""
+    """Render the table as text, with notes and doubts below."""
     rows = [[head for head, _, _ in COLUMNS]]
     for a in comparison.artefacts:
         cells = [value(a) for _, value, _ in COLUMNS]
@@ -270,7 +263,7 @@ def _render_plot(artefacts: Sequence[Artefact]) -> str:
     chart = svg.render_scatter_chart(
         "Size and perplexity", points, f"size on disk ({unit})", "perplexity over the reference's"
     )
-    missing = f" Not drawn, for nothing was measured: {', '.join(left_out)}." if left_out else ""
+    missing = f" Not drawn, because not measured: {', '.join(left_out)}." if left_out else ""
     return (
         f"{head}{chart}<p class='soft'>Bars: 95% confidence intervals. 1 is the model before quantization; "
         f"lower and further left is better. Red: a gate failed.{escape(missing)}</p>"
@@ -297,7 +290,7 @@ def _render_remarks(comparison: ArtefactComparison) -> str:
 
 
 def render_comparison_page(comparison: ArtefactComparison) -> str:
-    """The table and the plot as one HTML file."""
+    """Render the table and the plot as one HTML file."""
     artefacts = comparison.artefacts
     origins = list(_group_by_origin(artefacts))
     about = f"{len(artefacts)} artefacts" + (f" of {origins[0]}" if len(origins) == 1 else "")
@@ -307,7 +300,7 @@ def render_comparison_page(comparison: ArtefactComparison) -> str:
         "Perplexity, same token (as the reference's most likely) and mean KL (nats) are of the gates' text, "
         "the reference being the model before quantization; below the ratio its 95% interval. Greedy: share "
         "of the tokens of greedy answers, where an engine gives no distributions. "
-        f"“{UNMEASURED}”: nobody did.{speed}"
+        f"“{UNMEASURED}”: no gate gave this figure.{speed}"
     )
     parts = [
         STYLE,

@@ -1,4 +1,4 @@
-"""What was measured of an artefact: figures out of ``gates.json``, none of them believed unread."""
+"""Read ``gates.json`` defensively: invalid figures become doubts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILE = "gates.json"
 
 @dataclass(frozen=True)
 class GateFigures:
-    """Figures of the gates; None where a gate did not run or said nothing usable.
+    """Figures of the gates; None where a gate did not run or gave no valid figure.
 
     Attributes:
         verdict: ``passed``, ``failed``, ``not gated``.
@@ -27,10 +27,10 @@ class GateFigures:
         same: share of positions with the reference's most likely token.
         greedy: share of the reference's greedy answers' tokens, for engines that give no distributions.
         kl: mean Kullback-Leibler divergence from the reference, nats.
-        score, questions: right answers, and how many were asked.
-        material: digest of what was asked.
-        reference: the model that answered as the reference.
-        doubts: figures that cannot be, and what contradicts itself.
+        score, questions: number of right answers, and of questions.
+        material: digest of the questions and texts.
+        reference: the reference model.
+        doubts: invalid and contradictory figures.
     """
 
     verdict: str
@@ -53,7 +53,7 @@ class GateFigures:
 
 
 def _parse_finite(value: Any) -> float | None:
-    """A number as JSON has it, or None: JSON's integers have no largest one, and floats have."""
+    """Return a JSON number as float; None for other values and for integers beyond float's range."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -63,7 +63,7 @@ def _parse_finite(value: Any) -> float | None:
 
 
 class _GateFigureReader:
-    """Numbers of one file; what is none of the kind is left out and said."""
+    """Reads numbers of one file; invalid ones are left out and added to ``doubts``."""
 
     def __init__(self, gates: Mapping[str, Any]) -> None:
         self.gates, self.doubts = gates, list[str]()
@@ -78,13 +78,13 @@ class _GateFigureReader:
         number = _parse_finite(value)
         if number is not None and least <= number <= most:
             return number
-        self.doubts.append(f"{FILE}: {name} is {make_printable(str(value)[:40])}, which cannot be")
+        self.doubts.append(f"{FILE}: {name} is {make_printable(str(value)[:40])}, which is not valid")
         return None
 
     def whole(self, gate: str, key: str, most: int = 10**9) -> int | None:
         number = self.number(gate, key, 0, most)
         if number is not None and number != int(number):
-            self.doubts.append(f"{FILE}: {gate}.{key} is {number}, which cannot be")
+            self.doubts.append(f"{FILE}: {gate}.{key} is {number}, which is out of range")
             return None
         return None if number is None else int(number)
 
@@ -93,7 +93,7 @@ class _GateFigureReader:
         if ends is None:
             return None, None
         if not isinstance(ends, list) or len(ends) != 2:
-            self.doubts.append(f"{FILE}: perplexity.interval is no pair")
+            self.doubts.append(f"{FILE}: perplexity.interval must be [low, high]")
             return None, None
         low, high = (self.checked("perplexity.interval", end, 0.0, math.inf) for end in ends)
         if low is None or high is None:
@@ -105,27 +105,27 @@ class _GateFigureReader:
 
 
 def read_gate_figures(path: Path) -> GateFigures | None:
-    """What the gates of an artefact found; None where it has no ``gates.json``.
+    """Read the figures of an artefact's gates; None where it has no ``gates.json``.
 
     Raises:
-        GateError: the file is there and is not what ``enginix gate`` writes.
+        GateError: the file is not one that ``enginix gate`` writes.
     """
     if not path.exists():
         return None
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # reading a pipe would block
             raise OSError("not a file")
         evidence = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as e:
         raise GateError(f"unreadable: {e}", where=str(path), fix="judge the engine again") from e
     gates = evidence.get("gates") if isinstance(evidence, dict) else None
     if not isinstance(gates, dict) or not all(isinstance(gate, dict) for gate in gates.values()):
-        raise GateError("not what enginix gate writes", where=str(path), fix="judge the engine again")
+        raise GateError("not a file of enginix gate", where=str(path), fix="judge the engine again")
     return parse_gate_figures(evidence)
 
 
 def parse_gate_figures(evidence: Mapping[str, Any]) -> GateFigures:
-    """The figures in the content of a ``gates.json``, whose gates are objects."""
+    """Parse the content of a ``gates.json``, whose gates are objects."""
     gates: Mapping[str, Mapping[str, Any]] = evidence["gates"]
     reader = _GateFigureReader(gates)
     failed = tuple(sorted(make_printable(n) for n, gate in gates.items() if gate.get("passed") is not True))
@@ -134,7 +134,7 @@ def parse_gate_figures(evidence: Mapping[str, Any]) -> GateFigures:
         _normalise_passed(evidence.get("passed")), "?"
     )
     if claimed != verdict:
-        reader.doubts.append(f"{FILE}: it says {claimed} at the top, and its gates say {verdict}")
+        reader.doubts.append(f"{FILE}: its top says {claimed}, but its gates give {verdict}")
     ratio = reader.number("perplexity", "ratioFound", 0.0)
     low, high = reader.interval(ratio)
     questions = reader.whole("task", "questions")
@@ -167,10 +167,10 @@ def _normalise_passed(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class MeasuredSpeeds:
-    """Tokens a second as somebody measured them, all in one setting.
+    """Tokens a second, all measured in one setting.
 
     Attributes:
-        on: machine, tool and load, as the file says them.
+        on: machine, tool and load, from the file.
         rates: name of an artefact → tokens a second.
     """
 
@@ -182,7 +182,7 @@ def read_speeds(path: Path) -> MeasuredSpeeds:
     """``{"on": "NVIDIA H200, trtllm-bench, batch 8", "tokensPerSecond": {"qwen3-8b-fp8": 4321.0}}``.
 
     Raises:
-        UsageError: anything else; a rate that is no positive number.
+        UsageError: another format, or a rate that is not a positive number.
     """
     fix = '{"on": "machine, tool, load", "tokensPerSecond": {"NAME": 123.4}}'
     try:
@@ -193,7 +193,7 @@ def read_speeds(path: Path) -> MeasuredSpeeds:
         raise UsageError("not a file of speeds", where=str(path), fix=fix)
     on, rates = content["on"], content["tokensPerSecond"]
     if not isinstance(on, str) or not on.strip() or not isinstance(rates, dict) or not rates:
-        raise UsageError("speeds need the machine that they are of, and a rate", where=str(path), fix=fix)
+        raise UsageError("speeds need the machine and a rate for each name", where=str(path), fix=fix)
     for name, rate in rates.items():
         if (_parse_finite(rate) or 0) <= 0:
             raise UsageError(f"the speed of {name!r} is {str(rate)[:40]}", where=str(path), fix=fix)

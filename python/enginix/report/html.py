@@ -1,4 +1,4 @@
-"""``report.html``: verdict on top, what was asked, what both said side by side, and the figures."""
+"""Render ``report.html``: the verdict, the questions, both answers side by side, and the figures."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _render_verdict(passed: bool) -> str:
 
 
 def mark_differences(answer: str, other: str) -> str:
-    """``said`` as HTML, what differs from ``other`` marked."""
+    """Return ``answer`` as HTML with its differences from ``other`` marked."""
     out = ""
     for operation, start, end, _, _ in SequenceMatcher(None, answer, other, autojunk=False).get_opcodes():
         part = escape(answer[start:end])
@@ -150,13 +150,13 @@ def _render_layer_errors(errors: Any) -> str:
         return f"<h2>Error by layer</h2><p class='fail'>{escape(str(errors))}</p>"
     chart = svg.render_bar_chart("Relative error by layer", [float(e) for e in errors], "layer")
     return (
-        f"<h2>Error by layer</h2>{chart}<p class='soft'>|a − b| / |b| of what each layer hands on, the "
+        f"<h2>Error by layer</h2>{chart}<p class='soft'>|a − b| / |b| of each layer's output, the "
         "reference's b, on the first tokens of the evaluation text.</p>"
     )
 
 
-# In the order of the page: figures, the layers' errors, what was said. A gate's section is
-# shown where the gate could run, which its evidence tells by the key.
+# In the order of the page: figures, the layers' errors, answers. A gate's section is shown if the gate could
+# run; then its evidence has the key.
 _FIGURE_SECTIONS = (
     ("agreement", "byPosition", _render_agreement),
     ("greedy", "byPosition", _render_greedy),
@@ -180,11 +180,11 @@ def _render_sections(evidence: Mapping[str, Any]) -> list[str]:
 
 
 def render_gate_report(name: str, evidence: Mapping[str, Any]) -> str:
-    """The page for one engine.
+    """Render the page of one engine.
 
     Args:
         name: the engine's.
-        told: the content of its ``gates.json``.
+        evidence: the content of its ``gates.json``.
     """
     gates: Mapping[str, Any] = evidence.get("gates", {})
     failed = sorted(g for g, detail in gates.items() if not detail.get("passed"))
@@ -192,7 +192,7 @@ def render_gate_report(name: str, evidence: Mapping[str, Any]) -> str:
         css_class, verdict, why = (
             "",
             "Not gated",
-            "No gate was asked for: nothing is known about what it says.",
+            "No gate was requested: the quality of its answers is not known.",
         )
     elif failed:
         css_class, verdict = "bad", f"Rejected: {', '.join(failed)} failed"
@@ -213,7 +213,7 @@ def render_gate_report(name: str, evidence: Mapping[str, Any]) -> str:
         runtime_text = ", ".join(f"{key} {value}" for key, value in sorted(evidence["runtime"].items()))
         parts.append(f"<p>Executed by its own runtime: {escape(runtime_text)}.</p>")
     for what, why in sorted(evidence.get("absent", {}).items()):
-        parts.append(f"<p>Not there: {escape(what)}: {escape(why)}.</p>")
+        parts.append(f"<p>Missing: {escape(what)}: {escape(why)}.</p>")
     if "material" in evidence:
         material = evidence["material"]
         parts.append(
@@ -224,13 +224,13 @@ def render_gate_report(name: str, evidence: Mapping[str, Any]) -> str:
     return render_page(
         f"{name}: gates",
         name,
-        "What the engine says beside what the reference model says, on the same text.",
+        "The engine's answers beside the reference model's, on the same text.",
         parts,
     )
 
 
 def render_page(title: str, head: str, about: str, parts: Sequence[str]) -> str:
-    """One file without network: a heading, what it is about, and parts that are HTML already."""
+    """Render one offline file: a heading, a subtitle, and parts that are HTML already."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

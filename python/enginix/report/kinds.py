@@ -1,4 +1,4 @@
-"""All kinds of engines of one model beside each other: what each takes, needs and runs on."""
+"""Compare all kinds of engines of one model: whether they support it, their size and their targets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FLOAT16_DIVISORS = {"float32": 2}  # what float16 divides the weights by; other 
 
 @dataclass(frozen=True)
 class ComparedModel:
-    """What a comparison needs to know; ``weights`` in bytes on disk."""
+    """The properties of a model that a comparison of kinds uses; ``weights`` in bytes on disk."""
 
     name: str
     architecture: str | None
@@ -30,12 +30,12 @@ class ComparedModel:
 
 @dataclass(frozen=True)
 class KindRow:
-    """One kind of one model.
+    """One kind of engine of one model.
 
     Attributes:
-        takes: whether the model can become this kind; None where no table tells.
-        why: what stands against it, or what is not known.
-        size: bytes on disk of what is served, weights included; an estimate.
+        takes: whether the model can become this kind; None where it is not known.
+        why: reasons against it, or the unknowns.
+        size: estimated bytes on disk of the served files, weights included.
         targets: names of gpus.json that run it; None for any machine.
     """
 
@@ -51,10 +51,10 @@ class KindRow:
 
 
 def read_compared_model(where: Path) -> ComparedModel:
-    """A model from its directory or its lock.
+    """Read a model from its directory or its lock.
 
     Raises:
-        ModelError: neither.
+        ModelError: the path is neither.
     """
     if where.is_dir():
         if not (where / FILES[0]).is_file():
@@ -85,10 +85,10 @@ def read_compared_model(where: Path) -> ComparedModel:
 
 
 def compare_kinds(model: ComparedModel, target: str | None = None) -> tuple[KindRow, ...]:
-    """One row a kind.
+    """Return one row for each kind.
 
     Args:
-        target: a GPU of gpus.json; kinds that it does not run say so.
+        target: a GPU of gpus.json; kinds that it does not run give it as a reason.
 
     Raises:
         UsageError: unknown target.

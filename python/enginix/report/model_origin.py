@@ -1,4 +1,4 @@
-"""Which Hugging Face model something was made from, as far as manifests and evidence tell."""
+"""The Hugging Face model that an artefact was made from, by manifests and evidence."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class ModelOrigin:
         return self.commit or f"a model whose config.json is {(self.config or '')[:12]}"
 
     def differs(self, other: ModelOrigin) -> bool:
-        """Whether they are known to be two models; what one of them does not tell is no difference."""
+        """Return whether they are known to be two models; values that one of them lacks are ignored."""
         if self.commit is not None and other.commit is not None:
             return self.commit != other.commit
         return None not in (self.config, other.config) and self.config != other.config
 
 
 def read_model_origin(model: Mapping[str, Any]) -> ModelOrigin | None:
-    """A model's identity as manifests and evidence hold it; None where nothing identifies it."""
+    """Read a model's identity from a manifest or evidence; None where it has none."""
     repo, revision = accept_short_text(model.get("repo")), accept_short_text(model.get("revision"))
     files = model.get("files")
     config = files.get("config.json") if isinstance(files, dict) else None
@@ -40,10 +40,10 @@ def read_model_origin(model: Mapping[str, Any]) -> ModelOrigin | None:
 
 
 def make_printable(line: str) -> str:
-    """A stranger's line that a terminal only shows."""
+    """Return an untrusted line without characters that control a terminal."""
     return "".join(c if c.isprintable() else "?" for c in line)[:100] or "?"
 
 
 def accept_short_text(value: Any) -> str | None:
-    """``value`` where it is a short line of text; None for anything else."""
+    """Return ``value`` if it is a short line of text, else None."""
     return value if isinstance(value, str) and value and value.isprintable() and len(value) <= 200 else None

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: coordinates computed here, colours by the page's style sheet."""
+"""Render charts as inline SVG; the page's style sheet gives the colours."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def render_line_chart(
     bound: float | None = None,
     top: float = 1.0,
 ) -> str:
-    """A line over positions, values as shares of ``top``; ``bound`` is drawn across.
+    """Render a line over positions, values as shares of ``top``, and a horizontal line at ``bound``.
 
     Args:
         points: (x, y), by x.
@@ -68,7 +68,7 @@ def render_line_chart(
 
 
 def render_bar_chart(title: str, values: Sequence[float], x_label: str) -> str:
-    """One bar a value, from 0."""
+    """Render a bar for each value, from 0."""
     high = max([*values, 1e-12]) * 1.15
     step = (WIDTH - LEFT) / max(1, len(values))
     body = ""
@@ -90,7 +90,7 @@ def render_bar_chart(title: str, values: Sequence[float], x_label: str) -> str:
 
 
 def render_interval_chart(title: str, middle: float, ends: tuple[float, float], bound: float) -> str:
-    """A ratio with its confidence interval, 1 and the bound, on one axis."""
+    """Render a ratio with its confidence interval, 1 and the bound, on one axis."""
     low, high = min(1.0, ends[0], bound), max(1.0, ends[1], bound)
     low, high = low - (high - low) * 0.1, high + (high - low) * 0.1
 
@@ -117,7 +117,7 @@ def render_interval_chart(title: str, middle: float, ends: tuple[float, float], 
 
 @dataclass(frozen=True)
 class ScatterPoint:
-    """One artefact in :func:`scatter`; ``low`` and ``high`` are the ends of the interval of ``y``."""
+    """One artefact in :func:`render_scatter_chart`; ``low`` to ``high`` is the interval of ``y``."""
 
     label: str
     x: float
@@ -128,7 +128,7 @@ class ScatterPoint:
 
 
 def _choose_ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """About ``count`` round numbers from ``low`` to ``high``."""
+    """Return about ``count`` round numbers from ``low`` to ``high``."""
     rough = (high - low) / count
     step = 10.0 ** math.floor(math.log10(rough))
     step *= next((m for m in (1, 2, 2.5, 5, 10) if m * step >= rough * 0.999), 10)
@@ -137,7 +137,7 @@ def _choose_ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def _spread_labels(preferred: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Heights of labels, at least ``gap`` apart where the frame has room, near those ``wanted``."""
+    """Return heights of labels near ``preferred``, at least ``gap`` apart if the frame is high enough."""
     order = sorted(range(len(preferred)), key=lambda i: preferred[i])
     gap = min(gap, (high - low) / max(1, len(preferred)))
     placed = [0.0] * len(preferred)
@@ -155,7 +155,7 @@ def _spread_labels(preferred: Sequence[float], gap: float, low: float, high: flo
 def render_scatter_chart(
     title: str, points: Sequence[ScatterPoint], x_label: str, y_label: str, *, at: float = 1.0
 ) -> str:
-    """Points with the intervals of their heights, named; ``at`` is drawn across as the reference's.
+    """Render named points with the intervals of their heights, and a line at the reference's ``at``.
 
     Args:
         points: at least one.

@@ -1,4 +1,4 @@
-"""What weights take on disk, bits for each, from safetensors headers alone."""
+"""Measure the size of weights on disk, and bits for each, from safetensors headers alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StoredWeights:
     Attributes:
         parameters: numbers stored; tied ones that are stored twice count twice.
         bits: on disk for one of them, scales included, over the whole model.
-        matrix_bits: the same over the matrices of the layers; None where there are none.
+        matrix_bits: the same over the matrices of the layers; None without any.
     """
 
     parameters: int
@@ -36,7 +36,7 @@ def _is_checkpoint(names: Mapping[str, TensorInfo]) -> bool:
 
 
 def _is_packed(module: str, names: Mapping[str, TensorInfo]) -> bool:
-    """Whether a byte of a checkpoint's weight holds two: scales are by block, or a matrix of groups."""
+    """Return whether a byte of a checkpoint's weight holds two: its scales are of blocks, or of groups."""
     groups = names.get(f"{module}.{GROUPS}")
     return f"{module}.{BLOCKS}" in names or (groups is not None and len(groups.shape) > 1)
 
@@ -51,10 +51,10 @@ def _count_logical_elements(tensor: TensorInfo, names: Mapping[str, TensorInfo],
 
 
 def measure_stored_weights(directory: Path) -> StoredWeights | None:
-    """Counts every ``*.safetensors`` of ``directory``; None where there is none, or none with weights.
+    """Measure every ``*.safetensors`` of ``directory``; None if no file has weights.
 
     Raises:
-        ModelError: a file is no whole safetensors file.
+        ModelError: a file is not a whole safetensors file.
     """
     parameters = size = matrices = matrix_size = 0
     for path in sorted(directory.glob("*.safetensors")):

@@ -1,1 +1,1 @@
-"""A new generation of a server is tried beside the running one, before anything is stopped."""
+"""Try a new generation of a server beside the running one, before that one is stopped."""

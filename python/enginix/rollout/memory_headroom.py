@@ -1,4 +1,4 @@
-"""Whether a second server fits beside the running one."""
+"""The memory headroom for a second server beside the running one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PROCESSES = 1 << 30
 
 @dataclass(frozen=True)
 class MemoryHeadroom:
-    """What a trial needs and what is free, in MiB, and of what."""
+    """The memory that a trial needs and the free memory, in MiB, and the device that has it."""
 
     needed: int
     free: int
@@ -33,7 +33,7 @@ class MemoryHeadroom:
 
 
 def measure_gpu_headroom(names: Sequence[str], needed: int, machine: Machine | None = None) -> MemoryHeadroom:
-    """The fullest of the GPUs, by index or UUID.
+    """Return the headroom of the fullest of the named GPUs (by index or UUID).
 
     Raises:
         MachineError: no driver, or no such GPU.
@@ -52,20 +52,20 @@ def _find_named_gpu(machine: Machine, name: str) -> MachineGpu:
 
 
 def measure_host_headroom(needed: int, meminfo: Path = Path("/proc/meminfo")) -> MemoryHeadroom:
-    """The machine's own memory.
+    """Return the headroom of the machine's own memory.
 
     Raises:
-        MachineError: the kernel does not say what is available.
+        MachineError: the kernel does not report the available memory.
     """
     for line in meminfo.read_text("utf-8").splitlines():
         name, _, value = line.partition(":")
         if name == "MemAvailable":
             return MemoryHeadroom(needed, int(value.split()[0]) // 1024, "this machine")
-    raise MachineError("the kernel does not tell MemAvailable", where=str(meminfo))
+    raise MachineError("the kernel does not report MemAvailable", where=str(meminfo))
 
 
 def estimate_cpu_server(directory: Path) -> int:
-    """MiB that a server on the CPU needs for what lies in a directory, links followed, each file once."""
+    """Return the MiB that a CPU server needs for a directory's files, links followed, each file once."""
     seen: dict[tuple[int, int], int] = {}
     for folder, _, names in os.walk(directory, followlinks=True):
         for name in names:

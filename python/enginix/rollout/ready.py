@@ -1,4 +1,4 @@
-"""An OpenAI server's first answer."""
+"""Wait for the first answer of an OpenAI server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from enginix.console import Heartbeat
 from enginix.errors import MachineError, UsageError
 
-# A server that is loading says so by one of these, or does not listen yet.
+# A server that is loading answers with one of these, or does not listen yet.
 _LOADING = (404, 429, 500, 502, 503, 504)
 
 
@@ -21,22 +21,22 @@ class _NotReady(Exception):
 
 
 def await_answer(url: str, timeout: float, model: str | None = None, key: str | None = None) -> float:
-    """Waits for a generated token; returns the seconds it took.
+    """Wait for a generated token; return the seconds that it took.
 
     Args:
         url: ``http://host:port``.
         timeout: seconds.
-        model: to be asked; None takes the first that the server lists.
+        model: name of the model to ask; None for the first that the server lists.
 
     Raises:
-        MachineError: not in time, with the last reason, or refused for good (a wrong key).
+        MachineError: no answer in time, with the last reason, or refused for good (a wrong key).
     """
     host, port = _parse_http_address(url)
     return _wait_until_answered(url, timeout, lambda left: _ask_once(host, port, model, key, left))
 
 
 def await_triton(url: str, timeout: float, kind: str) -> float:
-    """The same of Triton, which serves a repository of this kind of engine."""
+    """Wait until Triton answers for a repository of this kind; return the seconds that it took."""
     from enginix.serve.client import TritonClient
     from enginix.serve.readiness import make_probe
 
@@ -45,7 +45,7 @@ def await_triton(url: str, timeout: float, kind: str) -> float:
     def ask(left: float) -> None:
         client = TritonClient(host, port, left)
         if not client.ready():
-            raise _NotReady("/v2/health/ready says no")
+            raise _NotReady("/v2/health/ready reports not ready")
         try:
             client.generate(*make_probe(kind))
         except MachineError as e:
@@ -101,7 +101,7 @@ def _ask_once(host: str, port: int, model: str | None, key: str | None, timeout:
             raise MachineError(
                 f"refused ({response.status}): {text[:200]!r}",
                 where=path,
-                fix="pass the key that the server has" if response.status in (401, 403) else None,
+                fix="pass the server's key" if response.status in (401, 403) else None,
             )
         try:
             return json.loads(text)
@@ -112,7 +112,7 @@ def _ask_once(host: str, port: int, model: str | None, key: str | None, timeout:
         try:
             model = call("GET", "/v1/models")["data"][0]["id"]
         except (KeyError, IndexError, TypeError) as e:
-            raise _NotReady("/v1/models lists none") from e
+            raise _NotReady("/v1/models lists no model") from e
     question = {"model": model, "messages": [{"role": "user", "content": "A"}], "max_tokens": 1}
     answer = call("POST", "/v1/chat/completions", question)
     if not (isinstance(answer, dict) and answer.get("choices")):

@@ -1,4 +1,4 @@
-"""One start of a unit that is not installed yet, by systemd, under a name of its own."""
+"""Start a systemd unit that is not installed yet, under a separate name."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _LINES = 15
 
 
 class TrialError(EnginixError):
-    """The new generation cannot serve; nothing was stopped."""
+    """The new generation cannot serve; the running one was not stopped."""
 
     exit_code = EXIT_CHECK_FAILED
     kind = "rollout"
 
 
 class _SignalReceived(BaseException):
-    """SIGTERM or SIGHUP came."""
+    """SIGTERM or SIGHUP was received."""
 
 
 def is_active(unit: str) -> bool:
-    """Whether systemd runs it."""
+    """Return whether systemd runs the unit."""
     completed = process.run_program(
         ["systemctl", "show", "--property=ActiveState", "--value", unit], check=False
     )
@@ -38,17 +38,16 @@ def is_active(unit: str) -> bool:
 
 
 def start_trial(server: str, unit: Path, dropin: Path, units: Path = RUNTIME_UNITS) -> None:
-    """Starts a copy of ``unit`` with what ``dropin`` changes, waits until it is started, and ends it.
+    """Start a copy of ``unit`` with the changes of ``dropin``, wait until it is started, and stop it.
 
-    Started means what it means for the unit itself: it has answered. In the drop-in, ``@port@`` stands for a
-    port that is free.
+    A unit counts as started when its server has answered. In the drop-in, ``@port@`` stands for a free port.
 
     Args:
-        server: its name; the copy is ``enginix-trial-<name>``.
-        units: where systemd looks for units that live until the next boot.
+        server: name of the server; the copy is ``enginix-trial-<name>``.
+        units: systemd's directory of units that last until the next boot.
 
     Raises:
-        Refused: it did not start; its last lines are in the error.
+        TrialError: it did not start; its last lines are in the error.
     """
     name = f"enginix-trial-{server}.service"
     with _install_units(name, unit, dropin, units):
@@ -59,7 +58,7 @@ def start_trial(server: str, unit: Path, dropin: Path, units: Path = RUNTIME_UNI
             raise TrialError(
                 f"the new generation did not start: {_describe_failure(name)}",
                 where=f"enginix-{server}",
-                fix="nothing was stopped, the old one still serves; its last lines:\n    "
+                fix="the old one still serves; last lines of the new one:\n    "
                 + "\n    ".join(_read_last_lines(name)),
             )
 
@@ -114,4 +113,4 @@ def _read_last_lines(name: str) -> list[str]:
     completed = process.run_program(
         ["journalctl", "--no-pager", "--output=cat", f"--lines={_LINES}", f"--unit={name}"], check=False
     )
-    return completed.stdout.splitlines() or [f"none; see journalctl --unit={name}"]
+    return completed.stdout.splitlines() or [f"no lines; see journalctl --unit={name}"]

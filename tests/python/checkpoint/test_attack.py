@@ -36,13 +36,13 @@ def test_killed_midway_leaves_no_output(tmp_path: Path) -> None:
     # It stands still after half of its tasks, so that it is killed midway however busy the machine is.
     midway = (
         "import sys, time\nfrom enginix.checkpoint import write\nfrom enginix.cli import main\n"
-        "tasks = write._tasks\n"
+        "tasks = write._iterate_tasks\n"
         "def half(*given):\n"
         "    known = list(tasks(*given))\n"
         "    yield from known[: len(known) // 2]\n"
         "    print('midway', flush=True)\n"
         "    time.sleep(1000)\n"
-        "write._tasks = half\nmain(sys.argv[1:])\n"
+        "write._iterate_tasks = half\nmain(sys.argv[1:])\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", midway, *words], cwd=Path(write.__file__).parents[2], stdout=subprocess.PIPE
@@ -55,7 +55,7 @@ def test_killed_midway_leaves_no_output(tmp_path: Path) -> None:
     assert partial and not (tmp_path / "out").exists()
     convert_model(
         tmp_path / "model", tmp_path / "out", ConvertOptions()
-    )  # what was left behind is in nobody's way
+    )  # leftovers do not disturb the next run
 
 
 def _is_root() -> bool:
@@ -183,7 +183,7 @@ def test_input_that_shrinks_while_it_is_read(tmp_path: Path, monkeypatch: pytest
         return write.write_ranks(directory, ranks)
 
     monkeypatch.setattr(module, "write_ranks", shrink_first)
-    with pytest.raises(ModelError, match="promises"):
+    with pytest.raises(ModelError, match="its header lists data"):
         convert_model(model, tmp_path / "out", ConvertOptions())
     assert list(tmp_path.iterdir()) == [model]
 

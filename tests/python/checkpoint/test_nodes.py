@@ -84,7 +84,7 @@ def test_what_is_accepted_gives_every_rank_a_gpu_of_its_own(tp: int, pp: int, ea
         assert each < 1 or mapping.world_size % each
         assert e.fix
         return
-    # As hosts.check wants them: one machine, or full ones; a rank's GPU is its number modulo each.
+    # As hosts.check_hosts wants them: one machine, or full ones; a rank's GPU is its number modulo each.
     nodes = [list(mapping.ranks())[i : i + each] for i in range(0, mapping.world_size, each)]
     assert len(nodes) == 1 or all(len(node) == each for node in nodes)
     assert all(len({rank % each for rank in node}) == len(node) for node in nodes)

@@ -177,7 +177,7 @@ def test_another_number_of_gpus_than_was_asked_for_is_no_checkpoint(
     as_asked = StandIn.save_checkpoint
     monkeypatch.setattr(stand_in, "save_checkpoint", careless)
     model = _gptj(tmp_path / "model")
-    with pytest.raises(CheckpointError, match="but 1 was asked for"):
+    with pytest.raises(CheckpointError, match="but 1 was requested"):
         convert_with_tensorrt_llm(
             model, tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(2, gpus_per_node=1))
         )
@@ -206,7 +206,7 @@ def test_tensorrt_llm_failures_are_named(
     monkeypatch.setattr(stand_in, "save_checkpoint", lambda self, out, save_config: None)
     with pytest.raises(CheckpointError) as e:
         convert_with_tensorrt_llm(model, tmp_path / "out", ConvertOptions())
-    assert "no whole checkpoint" in str(e.value) and not (tmp_path / "out").exists()
+    assert "an incomplete checkpoint" in str(e.value) and not (tmp_path / "out").exists()
     with pytest.raises(UsageError, match="vila"):
         convert_with_tensorrt_llm(_gptj(tmp_path / "my-vila"), tmp_path / "out", ConvertOptions())
 

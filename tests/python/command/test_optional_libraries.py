@@ -193,7 +193,7 @@ def test_a_fault_of_enginix_stays_one() -> None:
 
 
 def test_a_package_that_leaves_a_stage_out() -> None:
-    error = ModuleNotFoundError("no", name="enginix.commands.nothing")
+    error = ModuleNotFoundError("no", name="enginix.cli.nothing")
     missing = optional_libraries.missing_library(error, "nothing")
     assert missing is not None and missing.exit_code == 5 and "leaves enginix nothing out" in missing.what
 
@@ -201,11 +201,14 @@ def test_a_package_that_leaves_a_stage_out() -> None:
 @pytest.mark.parametrize(
     ("patches", "start"),
     [
-        ({"_source": lambda: "/src dir/python"}, "{python} -m pip install '/src dir/python[serve]'"),
-        ({"_source": lambda: None}, "{python} -m pip install "),
+        (
+            {"_find_install_source": lambda: "/src dir/python"},
+            "{python} -m pip install '/src dir/python[serve]'",
+        ),
+        ({"_find_install_source": lambda: None}, "{python} -m pip install "),
         ({"_in_nix_store": lambda: True}, "this enginix is in the Nix store"),
         (
-            {"_source": lambda: "/s", "find_spec": lambda _: None},
+            {"_find_install_source": lambda: "/s", "find_spec": lambda _: None},
             "uv pip install --python {python} '/s[serve]'",
         ),
     ],

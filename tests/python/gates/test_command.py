@@ -182,7 +182,7 @@ def test_kept_logits_that_are_not_the_models_fail(
 def test_a_device_that_is_not_there_is_no_fault_of_the_models(
     checkpoint: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], device: str
 ) -> None:
-    """Whoever asks says the same: the reference, gates, the executor."""
+    """The reference, the gates and the executor raise the same error."""
     said = []
     for words in (
         ("reference", model, "-o", tmp_path / "answers"),

@@ -374,7 +374,7 @@ def test_damaged_answers_pass_no_gate(
 @pytest.mark.parametrize(
     ("wanted", "says_so"),
     [
-        ({"logits": {}}, "of checkpoints"),
+        ({"logits": {}}, "needs a checkpoint"),
         ({"greddy": {}}, "no gate"),
         ({"greedy": {"top": 1}}, "no bound"),
         ({"greedy": {"top1": -1}}, "positive"),
@@ -400,7 +400,7 @@ def test_kinds_and_formats() -> None:
     )
     cache = replace(made, model={"quantization": None, "kvCacheQuantization": "FP8"})
     assert judge_answers.engine_format_row(cache) == "FP8"
-    with pytest.raises(UsageError, match="not judged"):
+    with pytest.raises(UsageError, match="cannot be judged"):
         judge_answers.default_engine_gates(replace(made, kind="reference"))
 
 

@@ -307,8 +307,8 @@ class Forgetful(Wrapped):
 
 
 MISBEHAVIOUR: list[tuple[type[Wrapped], dict[str, str]]] = [
-    (Silent, {"smoke": "nothing said", "task": "0 of", "invariance": "another token"}),
-    (StopsAtOnce, {"smoke": "nothing said", "task": "0 of"}),
+    (Silent, {"smoke": "empty answers", "task": "0 of", "invariance": "another token"}),
+    (StopsAtOnce, {"smoke": "empty answers", "task": "0 of"}),
     (Nothing, {"smoke": "got none", "task": "could not be run", "invariance": "could not be run"}),
     (
         Raising,
@@ -317,7 +317,7 @@ MISBEHAVIOUR: list[tuple[type[Wrapped], dict[str, str]]] = [
         ),
     ),
     (NotFinite, {"agreement": "NaN", "perplexity": "NaN"}),
-    (NeverStops, {"smoke": "answers stop|goes on after"}),
+    (NeverStops, {"smoke": "answers stop|tokens after an end token"}),
     (Loops, {"smoke": "answers loop", "task": "0 of"}),
     (Fickle, {"invariance": "repeated"}),
     (Crowded, {"invariance": "alone"}),

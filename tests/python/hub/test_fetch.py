@@ -88,7 +88,7 @@ def test_an_output_that_is_something_else_is_left_alone(start: Start, model: Pat
     fetch_locked_files(lock, out)
     hub.requests.clear()
     (out / "config.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"config\.json in it is not what is pinned"):
+    with pytest.raises(UsageError, match=r"config\.json in it differs from the pinned file"):
         fetch_locked_files(lock, out)
     shutil.copyfile(model / "config.json", out / "config.json")
     (out / "mine.txt").write_text("precious")

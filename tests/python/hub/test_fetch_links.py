@@ -48,7 +48,7 @@ def test_a_work_directory_that_is_a_link_is_refused(
     path.write_text(lock.dump())
     (tmp_path / ".out.partial").symlink_to("precious")
     assert main(["fetch", str(path), "-o", str(tmp_path / "out")]) == 2
-    assert "not of an earlier run: a link" in capsys.readouterr().err
+    assert "no earlier run left: a link" in capsys.readouterr().err
     assert snapshot(precious) == before and not (tmp_path / "out").exists()
 
 
@@ -100,7 +100,7 @@ def test_one_file_follows_none_either(lock: Lock, precious: Path, tmp_path: Path
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(precious / "thesis.txt" if place.endswith("DIGEST") else precious)
     if place == ".x.partial":
-        with pytest.raises(UsageError, match="not of an earlier run"):
+        with pytest.raises(UsageError, match="no earlier run left"):
             fetch_file(REPO, lock.revision, wanted, tmp_path / "x")
     else:
         fetch_file(REPO, lock.revision, wanted, tmp_path / "x")

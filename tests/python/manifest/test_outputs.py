@@ -213,7 +213,7 @@ def test_a_note_of_a_killed_run_does_not_lead_elsewhere(tmp_path: Path) -> None:
 def test_a_directory_exchanged_midway_is_not_published(tmp_path: Path) -> None:
     mine = precious(tmp_path / "precious")
     before = state(mine)
-    with pytest.raises(EnginixError, match="exchanged"), new_directory(tmp_path / "out") as partial:
+    with pytest.raises(EnginixError, match="replaced by another"), new_directory(tmp_path / "out") as partial:
         partial.rename(tmp_path / "away")
         partial.symlink_to(mine)
     assert state(mine) == before and not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""config.json as transformers 4 and 5 write it, and as nobody should."""
+"""config.json as transformers 4 and 5 write it, and in invalid forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes data/quantization/calibration_default.jsonl and data/quantization/calibration.json from the manual that comes with Python.
+"""Write calibration_default.jsonl and calibration.json of data/quantization from Python's own manual.
 
     python3.11 tests/python/quantize/make_default_text.py
 

@@ -242,8 +242,8 @@ def _break(directory: Path, how: str) -> None:
         ("zero", "not finite and positive"),
         ("nan", "not finite and positive"),
         ("negative", "not finite and positive"),
-        ("claim", "'FP8' was asked for"),
-        ("kv claim", "None was asked for"),
+        ("claim", "'FP8' was requested"),
+        ("kv claim", "None was requested"),
         ("excluded", "but not as it was"),
     ],
 )

@@ -207,7 +207,7 @@ def test_other_models_and_other_questions_are_said(
     assert enginix("compare", a, b, c) == 0
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert "These are of different models: acme/tiny at 000000000000" in notes[0]
-    assert "asked different things" in notes[1] and "aaaaaaaaaaaa" in notes[1]
+    assert "asked different questions" in notes[1] and "aaaaaaaaaaaa" in notes[1]
     assert "was compared with acme/other at 111111111111, and was made from acme/tiny" in notes[2]
 
 
@@ -241,9 +241,9 @@ def test_names_are_made_different(tmp_path: Path, checkpoints: dict[str, Path]) 
     ("content", "said"),
     [
         ("{", "unreadable"),
-        ("[]", "not what enginix gate writes"),
-        ('{"gates": []}', "not what enginix gate writes"),
-        ('{"gates": {"task": 1}}', "not what enginix gate writes"),
+        ("[]", "not a file of enginix gate"),
+        ('{"gates": []}', "not a file of enginix gate"),
+        ('{"gates": {"task": 1}}', "not a file of enginix gate"),
         ("[" * 100_000, "unreadable"),
     ],
 )

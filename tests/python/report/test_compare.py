@@ -34,7 +34,7 @@ def test_directory_and_lock_say_the_same() -> None:
         [
             *load_table("architectures")["architectures"],
             *load_table("edgellm")["architectures"],
-            "Nobody",
+            "UnknownForCausalLM",
             None,
         ]
     ),

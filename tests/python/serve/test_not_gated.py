@@ -13,7 +13,7 @@ import pytest
 from enginix import manifest
 from enginix.cli import main
 
-SAYS = "note: not gated: nobody compared what this engine says with what its model says"
+SAYS = "note: not gated: the engine's answers were not compared with the model's"
 
 
 @pytest.fixture
@@ -50,15 +50,15 @@ def test_the_server_of_an_engine_without_gates_says_so(
     [
         ({"logits": "passed"}, None),
         ({"task": "passed", "checkpoint": {"logits": "passed"}, "manifestSha256": "a"}, None),
-        ({"checkpoint": {"logits": "passed"}, "manifestSha256": "a"}, "its checkpoint was compared"),
+        ({"checkpoint": {"logits": "passed"}, "manifestSha256": "a"}, "the checkpoint was compared"),
         ({"task": "failed", "smoke": "passed"}, "gate task did not pass"),
         ({"task": None}, "gate task did not pass"),
         ({"manifestSha256": "a"}, "names no gate"),
-        ("not gated", "nobody compared"),
-        ({}, "nobody compared"),
-        (None, "nobody compared"),
-        (["passed"], "nobody compared"),
-        (True, "nobody compared"),
+        ("not gated", "answers were not compared"),
+        ({}, "answers were not compared"),
+        (None, "answers were not compared"),
+        (["passed"], "answers were not compared"),
+        (True, "answers were not compared"),
     ],
 )
 def test_only_gates_that_passed_are_silent(gates: Any, said: str | None) -> None:

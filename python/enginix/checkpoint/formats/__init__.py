@@ -1,4 +1,4 @@
-"""One module a number format: the tensors of a matrix, how they are made, what they mean."""
+"""Number formats, one module each: their tensors, how they are written, and how they are dequantized."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _MODELOPT_NVFP4 = Nvfp4ModelOpt()
 
 
 def format_of(algorithm: str | None, nvfp4_form: str = "trtllm") -> NumberFormat:
-    """The format of a matrix.
+    """Return the format of a matrix.
 
     Args:
         algorithm: a convertible key of number_formats.json, or None.
-        nvfp4_form: ``trtllm`` or ``modelopt``: which of the two forms that the loader takes.
+        nvfp4_form: ``trtllm`` or ``modelopt``, one of the two forms that the loader reads.
 
     Raises:
         KeyError: an algorithm that number_formats.json does not call convertible.

@@ -1,4 +1,4 @@
-"""What every number format provides."""
+"""The interface of number formats."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class NumberFormat(Protocol):
     """A number format of one matrix."""
 
     def spec(self, linear: LinearModule, config: CheckpointConfig) -> Spec:
-        """The tensors that the loader requires, without bias.
+        """Return the tensors that the loader requires, without bias.
 
         Raises:
             EnginixError: the format cannot hold a matrix of this shape, or this kind of matrix.
@@ -33,18 +33,18 @@ class NumberFormat(Protocol):
     def parts(
         self, linear: LinearModule, config: CheckpointConfig, source: SourceTensors
     ) -> dict[str, tuple[BytePart, ...]]:
-        """For each tensor of ``spec``, what its bytes are made of.
+        """Return the sources of the bytes of each tensor of ``spec``.
 
         Raises:
             ModelError: source tensors missing, misshapen, or not expressible in this format.
         """
 
     def dequantize(self, tensors: Mapping[str, Array], linear: LinearModule) -> Dequantized:
-        """float32 [experts,] out, in: what the stored matrix means, pre-quant scales included."""
+        """Return the stored matrix as float32 [experts,] out, in; pre-quant scales are included."""
 
 
 def refuse_experts(linear: LinearModule, what: str) -> None:
-    """Refuses stacked experts in a format that no TensorRT-LLM MoE layer is known to load."""
+    """Refuse stacked experts in a format that no TensorRT-LLM MoE layer is known to load."""
     if linear.stacked:
         raise ModelError(
             f"{what} is for dense matrices; TensorRT-LLM's loader is not known to take experts in it",
@@ -54,5 +54,5 @@ def refuse_experts(linear: LinearModule, what: str) -> None:
 
 
 def per_expert(scale: Array, linear: LinearModule) -> Array:
-    """A scale an expert, shaped to broadcast over out and in; a dense matrix's scale as it is."""
+    """Shape a scale of each expert to broadcast over out and in; return a dense matrix's scale unchanged."""
     return scale.reshape(-1, 1, 1) if linear.stacked else scale

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def pack_floats(values: Sequence[float]) -> KnownBytes:
-    """float32 values that are known when the conversion is planned."""
+    """Pack float32 values that are known when the conversion is planned."""
     return KnownBytes(struct.pack(f"<{len(values)}f", *values))
 
 
 def _make_rescaler(scale: float, target: float) -> RowTransform | None:
-    """From bytes with ``scale`` to bytes with ``target``; None where they are the same."""
+    """Return the transformation from ``scale`` to ``target``; None if they are equal."""
     if scale == target:
         return None
 

@@ -1,8 +1,8 @@
 """Integer weights with pre-quant scales, in ModelOpt's form: INT4 AWQ, W4A8 AWQ, INT8 SmoothQuant.
 
-TensorRT-LLM's own conversion of such models fails, or writes what its loader refuses; ModelOpt's form is
-what the loader reads (golden data, ``load-*`` cases). The loader wants a pre-quant scale on every
-matrix; where ModelOpt folded one into the norm before it, ones are written.
+TensorRT-LLM's own conversion of such models fails, or its loader refuses the result; the loader reads
+ModelOpt's form (golden data, ``load-*`` cases). It needs a pre-quant scale on every matrix; if ModelOpt
+folded one into the norm before it, ones are written.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ONE = {"F32": b"\x00\x00\x80\x3f", "BF16": b"\x80\x3f", "F16": b"\x00\x3c"}
 
 
 def make_prequant_part(linear: LinearModule, config: CheckpointConfig, source: SourceTensors) -> BytePart:
-    """The pre-quant scale of merged matrices: the one they share, or ones."""
+    """Return the pre-quant scale of merged matrices: the shared one, or ones."""
     dtype = DTYPES[config.dtype]
     piece = linear.groups[0][0]
     modules = linear.modules()

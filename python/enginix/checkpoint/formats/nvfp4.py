@@ -1,8 +1,8 @@
 """NVFP4: float4_e2m1 pairs in bytes, a float8_e4m3fn scale each 16 columns, a float32 scale a matrix.
 
-TensorRT-LLM reads two forms. Its own holds everything that the kernels want, the block scales in their
-tiled order, too; tiles are 128 rows by 4 scales and must fit exactly. ModelOpt's holds the plain
-scales, from which the loader makes the rest, padding where tiles do not fit.
+TensorRT-LLM reads two forms. Its own holds all tensors of the kernels, including the block scales in tiled
+order; tiles are 128 rows by 4 scales and must fit exactly. ModelOpt's holds the plain scales, from which the
+loader computes the other tensors, with padding if tiles do not fit.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ TILE_ROWS, TILE_SCALES = 128, 4
 
 
 def fits_tiles(linear: LinearModule) -> bool:
-    """Whether the block scales are whole tiles, so that TensorRT-LLM's own form can hold them."""
+    """Return whether the block scales are whole tiles, so that TensorRT-LLM's own form can hold them."""
     return linear.out % TILE_ROWS == 0 and linear.inp // BLOCK % TILE_SCALES == 0
 
 
 def _check_columns(linear: LinearModule) -> None:
     if linear.inp % BLOCK:
         raise UsageError(
-            f"{linear.inp} input columns a rank are no multiple of NVFP4's blocks of {BLOCK}",
+            f"{linear.inp} input columns per rank are not a multiple of NVFP4's blocks of {BLOCK}",
             where=linear.name,
             fix="a smaller --tensor-parallel",
         )
 
 
 def _read_global_scale(group: tuple[MatrixSlice, ...], source: SourceTensors) -> float:
-    """The float32 scale of matrices that are merged; they share it, or the merge would be wrong."""
+    """Return the float32 scale of merged matrices, which they must share."""
     scale_by_module = {s.module: source.scale(s.module, "weight_scale_2") for s in group}
     if len(set(scale_by_module.values())) > 1:
-        names = ", ".join(scale_by_module)
+        names, scales = ", ".join(scale_by_module), sorted(scale_by_module.values())
         raise ModelError(
-            f"{names} become one matrix, but their weight_scale_2 differ ({sorted(scale_by_module.values())})",
+            f"{names} become one matrix, but their weight_scale_2 differ ({scales})",
             where=str(source.weights.directory),
             fix="export again with ModelOpt, which gives merged matrices one scale",
         )
@@ -57,7 +57,7 @@ def _read_global_scale(group: tuple[MatrixSlice, ...], source: SourceTensors) ->
 def _make_weight_parts(
     linear: LinearModule, source: SourceTensors
 ) -> tuple[tuple[BytePart, ...], tuple[BytePart, ...]]:
-    """Packed weights and block scales, as ModelOpt has them."""
+    """Return packed weights and block scales in ModelOpt's form."""
     weight: list[BytePart] = []
     blocks: list[BytePart] = []
     for piece in (s for group in linear.groups for s in group):
@@ -69,7 +69,7 @@ def _make_weight_parts(
 
 
 def _make_interleaved_part(linear: LinearModule, source: SourceTensors) -> BytePart:
-    """Block scales in tiles of 128 rows by 4: at (row % 32) * 16 + row % 128 // 32 * 4 + column % 4."""
+    """Return block scales in tiles of 128 rows by 4: (row % 32) * 16 + row % 128 // 32 * 4 + column % 4."""
     parts = []
     for group in linear.groups:
         cuts = [
@@ -105,7 +105,7 @@ class Nvfp4:
         _check_columns(linear)
         if not fits_tiles(linear):
             raise UsageError(
-                f"{linear.out} x {linear.inp} a rank is no whole number of NVFP4 scale tiles "
+                f"{linear.out} x {linear.inp} per rank is not a whole number of NVFP4 scale tiles "
                 f"({TILE_ROWS} rows by {TILE_SCALES * BLOCK} columns)",
                 where=linear.name,
                 fix="a smaller --tensor-parallel"
@@ -187,7 +187,7 @@ class Nvfp4ModelOpt:
 
 
 def dequantize_nvfp4(packed: Array, blocks: Array, scale: Array) -> Dequantized:
-    """float32 values of packed pairs (low nibble first), and the widest gap beside each.
+    """Return float32 values of packed pairs (low nibble first), and the widest gap beside each.
 
     Args:
         packed: uint8 [..., out, in / 2].

@@ -1,4 +1,4 @@
-"""float32, float16 and bfloat16: bytes as they are, or cast."""
+"""float32, float16 and bfloat16: bytes copied or cast."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def make_caster(info: TensorInfo, target: str) -> RowTransform | None:
-    """The cast from a tensor's dtype to ``target``; None where they are the same.
+    """Return the cast from a tensor's dtype to ``target``; None if they are equal.
 
     The cast raises ModelError where a value does not fit ``target``.
     """
@@ -75,7 +75,7 @@ class UnquantizedFormat:
 
 
 def make_bias_parts(linear: LinearModule, dtype: str, source: SourceTensors) -> tuple[BytePart, ...]:
-    """The bias of a dense matrix: cut with its rows, whole where its columns are cut."""
+    """Return the bias of a dense matrix: cut with its rows, whole if its columns are cut."""
     parts: list[BytePart] = []
     for piece in linear.groups[0]:
         info = source.tensor(piece.module, "bias", FLOATS, (piece.out,))

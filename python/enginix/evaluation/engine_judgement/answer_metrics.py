@@ -1,4 +1,4 @@
-"""Gates whose evidence other runtimes give in another form than the reference executor."""
+"""Gates for which an engine's own runtime gives other evidence than the reference executor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from enginix.evaluation.judgement import quality
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers.answers import Passage, ReferenceAnswers
 
-BLOCK = 8  # positions of an answer that are told together
+BLOCK = 8  # positions of an answer that are reported together
 
 
 def judge_greedy(
@@ -28,10 +28,10 @@ def judge_greedy(
     answers: ReferenceAnswers,
     bounds: dict[str, Any],
 ) -> GateOutcome:
-    """The reference's own greedy answers, token by token, as far as both read the same text.
+    """Compare greedy answers with the reference's, token by token, up to the first difference.
 
-    Up to the first token that differs both read the same; what stands behind it says nothing about one step.
-    So an answer counts its equal tokens, and one that is not.
+    Up to the first different token both read the same text; later tokens cannot be compared. So an answer
+    counts its equal tokens, and one that differs.
 
     Raises:
         GateError: nothing could be compared.
@@ -57,11 +57,11 @@ def judge_greedy(
         marks = []
         for n, token in enumerate(reference_tokens):
             if n >= len(tokens):
-                # Ended by its length: nothing was asked beyond, if that is as long as it was asked. Ended by
-                # itself, or cut short: where the reference goes on.
+                # Ended by its length: no further token was requested if it has that length. Ended by
+                # an end token, or cut short: it differs where the reference continues.
                 marks += [False] if engine_answer.finish == "stop" or n < token_limit else []
                 break
-            # Which of several end tokens is the runtime's to choose.
+            # The runtime may choose any of several end tokens.
             marks.append(tokens[n] == token or (tokens[n] in ends and token in ends))
             if not marks[-1]:
                 break
@@ -71,7 +71,7 @@ def judge_greedy(
         raise GateError(
             f"{unasked} of {len(pairs)} prompts do not fit the engine's limits"
             if unasked
-            else "nothing was compared",
+            else "no answer could be compared",
             fix=LONGER,
         )
     share = equal / total
@@ -87,7 +87,7 @@ def judge_greedy(
         )
     whole = sum(all(marks) for marks in same)
     summary = (
-        f"{share:.1%} of {total} greedy tokens equal the reference's ({bounds['top1']:.1%} asked); "
+        f"{share:.1%} of {total} greedy tokens equal the reference's ({bounds['top1']:.1%} required); "
         f"{whole} of {len(same)} answers are the same throughout"
     )
     detail = {
@@ -108,7 +108,7 @@ def judge_recorded_invariance(
     tie: float,
     bounds: dict[str, Any],
 ) -> GateOutcome:
-    """The same prompt in a batch, again, and alone: the same tokens, or another one about as likely.
+    """Compare the answers to a prompt in a batch, again, and alone: equal tokens, or equally likely ones.
 
     Raises:
         GateError: a prompt that does not fit the engine.
@@ -125,7 +125,7 @@ def judge_recorded_invariance(
             if gap <= tie:
                 ties += 1
             else:
-                why = f"by {gap:.2g} in the logits" if math.isfinite(gap) else "and not one about as likely"
+                why = f"by {gap:.2g} in the logits" if math.isfinite(gap) else "not an equally likely one"
                 faults.append(f"{prompt.id} {what}: another token, {why}")
     summary = (
         f"{len(faults)} differ: " + "; ".join(faults[:3])
@@ -138,7 +138,7 @@ def judge_recorded_invariance(
 
 
 def _recorded_gap(one: GreedyAnswer, other: GreedyAnswer, following: NextTokenLogs | None) -> float:
-    """How far apart two tokens are where two answers part; infinite where that is not known."""
+    """Return the logit gap of the first tokens that differ in two answers; infinite if it is not known."""
     position = next(
         (i for i, (a, b) in enumerate(zip(one.tokens, other.tokens, strict=False)) if a != b), None
     )
@@ -156,16 +156,16 @@ def _recorded_gap(one: GreedyAnswer, other: GreedyAnswer, following: NextTokenLo
 def select_scored_passages(
     engine_answers: EngineAnswers, answers: ReferenceAnswers
 ) -> tuple[list[Passage], list[torch.Tensor], ReferenceAnswers]:
-    """The engine's distributions, their divergences from the reference's, and those on the same positions.
+    """Return the engine's distributions, their divergences, and the reference answers on the same positions.
 
     Raises:
-        GateError: the runtime gave none, fewer than texts, or what is not finite.
+        GateError: the runtime gave no distributions, fewer than texts, or values that are not finite.
     """
     if "passages" in engine_answers.absent or not engine_answers.passages:
         raise GateError(f"no evidence: {engine_answers.absent.get('passages', 'the runtime scored no text')}")
     if len(engine_answers.passages) != len(answers.passages):
         raise GateError(
-            f"{len(engine_answers.passages)} texts scored, {len(answers.passages)} were asked for"
+            f"{len(engine_answers.passages)} texts scored, {len(answers.passages)} were requested"
         )
     reference_passages, divergences = [], []
     for engine_passage, reference_passage in zip(engine_answers.passages, answers.passages, strict=True):
@@ -186,11 +186,11 @@ def select_scored_passages(
 
 
 def bound_divergence(engine_passage: Passage, reference_passage: Passage) -> torch.Tensor:
-    """Kullback-Leibler divergence of the reference from the engine at each position, nats, float64.
+    """Return a lower bound of the reference's divergence from the engine at each position, nats, float64.
 
     Both are known at their most likely tokens. A token of the reference's that the engine does not list has
-    at most the probability of the last one that it lists, which is taken for it; everything else counts as
-    one. So it is at most what it is over the vocabulary.
+    at most the probability of the engine's last listed token, which is used for it; all other tokens count as
+    one. So the result is at most the Kullback-Leibler divergence over the vocabulary.
     """
     match = reference_passage.ids[:, :, None] == engine_passage.ids[:, None, :]
     listed = match.any(-1)
@@ -199,7 +199,7 @@ def bound_divergence(engine_passage: Passage, reference_passage: Passage) -> tor
     q = torch.where(listed, engine_passage.logs.double().gather(1, match_index), least)
     p = reference_passage.logs.double()
     rest_p = (1 - p.exp().sum(-1)).clamp(min=1e-12)
-    # What a listed token has is not the rest's; what is not listed may be.
+    # The probability of a listed token is not part of the remainder; that of an unlisted token may be.
     rest_q = (1 - (q.exp() * listed).sum(-1)).clamp(min=1e-12)
     total: torch.Tensor = (p.exp() * (p - q)).sum(-1) + rest_p * (rest_p.log() - rest_q.log())
     return total.clamp(min=0)

@@ -1,4 +1,4 @@
-"""What an engine said in its own runtime, read back; and that as somebody who can be asked once more."""
+"""The recorded answers of an engine in its own runtime, and a subject that answers from this record."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ LONGER = "raise maxInputLen and maxSeqLen (maxKvCacheCapacity for edgellm), or l
 
 @dataclass(frozen=True)
 class GreedyAnswer:
-    """One greedy answer; ``finish`` is ``stop`` or ``length``."""
+    """A greedy answer; ``finish`` is ``stop`` or ``length``."""
 
     tokens: tuple[int, ...]
     finish: str
 
     def ended(self, ends: frozenset[int]) -> list[int]:
-        """The tokens with their end token: runtimes differ in whether they hand it out."""
+        """Return the tokens with their end token, which some runtimes leave out."""
         if self.finish == "stop" and ends and (not self.tokens or self.tokens[-1] not in ends):
             return [*self.tokens, min(ends)]
         return list(self.tokens)
@@ -52,19 +52,19 @@ class NextTokenLogs:
 
 @dataclass(frozen=True)
 class EngineAnswers:
-    """Everything that an engine said.
+    """All answers of an engine.
 
     Attributes:
         kind: of the engine.
-        by: what executed it, with versions.
+        by: the software that executed it, with versions.
         runs: name → answers; ``None`` where a prompt does not fit the engine.
-        passages: distributions on the first positions of each text, as far as the engine takes it; empty
+        passages: distributions on the first positions of each text, within the engine's limit; empty
             where the runtime gives none.
         next: prompt's number → distributions of its answer in the run ``batch``.
-        absent: what could not be had → why.
-        limit: tokens of prompt and answer together that the engine takes.
-        longest: tokens of a prompt.
-        misread: prompts that the runtime's own tokenizer reads in another way than the model's.
+        absent: name of missing evidence → reason.
+        limit: most tokens of prompt and answer together.
+        longest: most tokens of a prompt.
+        misread: prompts that the runtime's own tokenizer tokenizes differently than the model's.
     """
 
     material: str
@@ -80,7 +80,7 @@ class EngineAnswers:
 
 
 def read_engine_answers(directory: Path) -> EngineAnswers:
-    """Reads said.json and said.safetensors. NaN in them is left for the gates to refuse.
+    """Read said.json and said.safetensors; the gates refuse NaN in them.
 
     Raises:
         GateError: missing, damaged, or of another format.
@@ -96,7 +96,7 @@ def read_engine_answers(directory: Path) -> EngineAnswers:
             if passage.ids.shape != passage.logs.shape or {len(passage.ids), len(passage.text_logs)} != {
                 length - 1
             }:
-                raise ValueError(f"passage {n} is of another shape than said")
+                raise ValueError(f"passage {n} has another shape than {FILE} says")
             passages.append(passage)
         following = {}
         for name in tensors:
@@ -146,14 +146,15 @@ def _parse_recorded_answer(raw: Any) -> GreedyAnswer | None:
 
 
 def require_same_questions(engine_answers: EngineAnswers, question_set: EngineQuestions) -> None:
-    """Refuses answers to other questions.
+    """Refuse answers to other questions.
 
     Raises:
-        GateError: other texts, another tokenizer, or answers that are missing.
+        GateError: other texts, another tokenizer, or missing answers.
     """
     if engine_answers.misread:
         raise GateError(
-            f"the engine's tokenizer is not the model's: {engine_answers.misread[0]} ({len(engine_answers.misread)} prompts)",
+            f"the engine's tokenizer is not the model's: {engine_answers.misread[0]} "
+            f"({len(engine_answers.misread)} prompts)",
             fix="build the engine again from the model's own tokenizer",
         )
     if engine_answers.material != question_set.material:
@@ -168,12 +169,12 @@ def require_same_questions(engine_answers: EngineAnswers, question_set: EngineQu
         )
         if len(engine_answers.runs[run]) != expected_count:
             raise GateError(
-                f"{len(engine_answers.runs[run])} answers in run {run}, {expected_count} were asked for"
+                f"{len(engine_answers.runs[run])} answers in run {run}, {expected_count} were requested"
             )
 
 
 class RecordedSubject:
-    """A subject that says what it said; for gates that ask for nothing else.
+    """A subject that repeats recorded answers, for gates that need no others.
 
     Attributes:
         max_length: prompt and answer together.
@@ -196,7 +197,7 @@ class RecordedSubject:
     def generate(
         self, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int], *, together: bool = True
     ) -> list[list[int]]:
-        """What was said; ``most`` as it was asked.
+        """Return the recorded answers; ``most`` must be the recorded limit.
 
         Raises:
             GateError: a prompt that was not asked, or that does not fit the engine.
@@ -213,6 +214,6 @@ class RecordedSubject:
         return out
 
     def logits(self, texts: Sequence[Sequence[int]]) -> Any:
-        raise GateError("an engine that was asked elsewhere gives no logits")
+        raise GateError("recorded answers of an engine have no logits")
 
     hidden = logits

@@ -1,4 +1,4 @@
-"""A gated engine: links to the engine, what the gates found, and a manifest that says so."""
+"""A gated engine: links to the engine, the gates' evidence, and a manifest with the verdicts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WRITTEN_FILES = (manifest.MANIFEST_FILE, "gates.json", "report.html")
 
 
 def read_checkpoint_verdicts(engine: Manifest, gated: Path | None) -> dict[str, str]:
-    """Gates that the engine's checkpoint passed on the reference kind.
+    """Return the gates that the engine's checkpoint passed on the reference kind.
 
     Raises:
         ManifestError: not a gated reference engine, or one of another checkpoint.
@@ -57,11 +57,11 @@ def write_gated_engine(
     answers_directory: Path | None,
     checkpoint: Path | None = None,
 ) -> Manifest:
-    """Writes the gated engine; whole or absent. Whoever calls has required that every gate passed.
+    """Write the gated engine, whole or absent; the caller must have required that every gate passed.
 
     Args:
         golden: prompt and answer that servers compare at start.
-        said: what the gates looked at.
+        answers_directory: the engine's answers that were judged.
         checkpoint: a gated reference engine of the engine's checkpoint.
     """
     engine_manifest = manifest.read_manifest(engine, "engine")

@@ -1,4 +1,4 @@
-"""The gates of an engine in its own runtime: pure, from what it said and what the reference said."""
+"""Judge an engine in its own runtime from its recorded answers and the reference's, without running it."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ GOLDEN = 32  # tokens that the manifest holds
 
 @dataclass(frozen=True)
 class AnswerGateInputs:
-    """What is judged, and by what.
+    """The inputs of the gates of an engine.
 
     Attributes:
-        engine: whose manifest and tokenizer are looked at.
-        said: what it said (said.json, said.safetensors).
+        engine: the engine, of which manifest and tokenizer are read.
+        said: directory of its answers (said.json, said.safetensors).
         model: the Hugging Face model whose tokenizer reads the texts.
         reference: the reference's answers (``enginix reference``).
-        wanted: gate → bounds to change; ``None`` for the kind's defaults.
-        questions: JSON lines in place of the pinned questions, as they were asked.
+        requested_gates: gate → bounds to change; ``None`` for the kind's defaults.
+        questions: JSON lines in place of the pinned questions; the same as the engine was asked.
     """
 
     engine: Path
@@ -54,29 +54,29 @@ class AnswerGateInputs:
 
 
 def find_kind_row(kind: str | None) -> Mapping[str, Any]:
-    """The table's row of a kind.
+    """Return the table's row of a kind.
 
     Raises:
-        UsageError: a kind that its own runtime does not execute.
+        UsageError: a kind that is not judged by recorded answers.
     """
     kinds: Mapping[str, Any] = load_table("gates")["kinds"]
     if kind is None or not isinstance(kinds.get(kind), dict):
-        raise UsageError(f"an engine of kind {kind} is not judged by what it said elsewhere")
+        raise UsageError(f"an engine of kind {kind} cannot be judged by recorded answers")
     return dict(kinds[kind])
 
 
 def default_engine_gates(engine_manifest: Manifest) -> tuple[str, ...]:
-    """The gates of an engine that asks for none."""
+    """Return the default gates of an engine."""
     row = find_kind_row(engine_manifest.kind)
     scores = engine_manifest.options.get("plugins", {}).get("gatherContextLogits") is True
     return (*row["default"], *(row["withContextLogits"] if scores else ()))
 
 
 def engine_format_row(engine_manifest: Manifest) -> str:
-    """The row of default bounds: the coarsest number format of an engine's weights and cache."""
+    """Return the row of default bounds: the coarsest number format of an engine's weights and cache."""
     rows = list(load_table("gates")["formats"])
     weights = engine_manifest.model.get("quantization") or "NO_QUANT"
-    # A mixture names no row of its own: what its coarsest part may lose.
+    # Mixed precision has no row of its own and gets that of its coarsest part.
     row = weights if weights in rows else rows[-1]
     cache = "FP8" if engine_manifest.model.get("kvCacheQuantization") else "NO_QUANT"
     return max((row, cache), key=rows.index)
@@ -85,17 +85,17 @@ def engine_format_row(engine_manifest: Manifest) -> str:
 def resolve_engine_bounds(
     engine_manifest: Manifest, requested_gates: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """For each wanted gate its bounds: the table's for the number format, changed by what is asked.
+    """Return each requested gate's bounds: the table's for the number format, with the requested changes.
 
     Raises:
-        UsageError: no such gate or bound, or a bound that is no positive number.
+        UsageError: no such gate or bound, or a bound that is not a positive number.
     """
     rows: Mapping[str, Any] = load_table("gates")["formats"][engine_format_row(engine_manifest)]["bounds"]
     out = {}
     for gate, overrides in requested_gates.items():
         if gate in OF_CHECKPOINTS:
             raise UsageError(
-                f"gate {gate} is of checkpoints, and a compiled engine has none to look at",
+                f"gate {gate} needs a checkpoint, which a compiled engine does not have",
                 fix="gate its checkpoint: enginix gate CHECKPOINT, or an engine of kind reference",
             )
         if gate not in GATES:
@@ -118,7 +118,7 @@ def resolve_engine_bounds(
 def resolve_requested_bounds(
     engine_manifest: Manifest, requested_gates: Mapping[str, Any] | None
 ) -> dict[str, dict[str, Any]]:
-    """:func:`bounds` of what is asked; ``None`` for the defaults."""
+    """Return the bounds of the requested gates; ``None`` requests the kind's defaults."""
     return resolve_engine_bounds(
         engine_manifest,
         {gate: {} for gate in default_engine_gates(engine_manifest)}
@@ -128,9 +128,9 @@ def resolve_requested_bounds(
 
 
 def judge_engine_answers(case: AnswerGateInputs) -> tuple[tuple[GateOutcome, ...], dict[str, Any]]:
-    """Every wanted gate's answer, and the evidence that goes into ``gates.json``.
+    """Return the outcome of every requested gate, and the evidence for ``gates.json``.
 
-    Nothing is raised for what the engine said: what keeps a gate from an answer is its answer.
+    An engine's answers never raise: a gate that cannot be decided has failed.
 
     Raises:
         GateError: the reference's answers are missing, or to other questions.
@@ -203,13 +203,13 @@ def judge_engine_answers(case: AnswerGateInputs) -> tuple[tuple[GateOutcome, ...
 
 
 def find_golden_answer(case: AnswerGateInputs) -> dict[str, Any] | None:
-    """The golden prompt's answer, which servers compare before they say that they are ready.
+    """Return the golden prompt's answer, which servers compare before they report readiness.
 
-    What it says alone and in company, as far as no two tokens are about as likely: there a server may say the
-    other one. ``None`` where nothing is left, or the prompt does not fit the engine.
+    It is the start that is equal alone and in a batch, up to the first position with two about equally likely
+    tokens, where a server may choose the other one. ``None`` if that is empty, or if the prompt does not fit.
 
     Raises:
-        GateError: there are no answers.
+        GateError: the answers are missing.
     """
     engine_answers, question_set = (
         answer_record.read_engine_answers(case.said),
@@ -237,7 +237,7 @@ def find_golden_answer(case: AnswerGateInputs) -> dict[str, Any] | None:
 
 
 def _tokenizer_directory(engine: Path, model: Path, engine_manifest: Manifest) -> Path:
-    # Edge-LLM's engines carry no tokenizer that transformers reads: its runtime reads the model's.
+    # Edge-LLM's engines have no tokenizer that transformers reads: their runtime reads the model's.
     return model if find_kind_row(engine_manifest.kind)["tokenizer"] == "model" else engine / "tokenizer"
 
 

@@ -1,4 +1,4 @@
-"""Whose answers they are: the engine that was asked, by its manifest."""
+"""The origin of recorded answers: the engine that was asked, by its manifest."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ FILE = "engine.json"
 
 
 def write_answers_origin(engine: Path, directory: Path) -> None:
-    """Says beside an engine's answers whose they are."""
+    """Record the origin of an engine's answers beside them."""
     write_text(directory / FILE, dump_json({"manifestSha256": sha256_file(engine / manifest.MANIFEST_FILE)}))
 
 
 def require_answers_origin(engine: Path, answers_directory: Path) -> None:
-    """Refuses the answers of another engine.
+    """Refuse the answers of another engine.
 
     Args:
-        engine: the one that was asked, or what the gates made of it.
-        said: directory of the answers.
+        engine: the one that was asked, or the gated engine made from it.
+        answers_directory: directory of the answers.
 
     Raises:
-        GateError: another engine's, or nobody's.
+        GateError: the answers are of another engine, or without an origin.
     """
     try:
         origin_digest = json.loads((answers_directory / FILE).read_text("utf-8"))["manifestSha256"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise GateError(
-            f"nothing says whose answers these are: {e}",
+            f"the origin of these answers is not known: {e}",
             where=str(answers_directory),
             fix="ask the engine again",
         ) from e

@@ -1,4 +1,4 @@
-"""What an engine in its own runtime is asked: a file, read without any library."""
+"""The questions to an engine in its own runtime: a file that is read without any library."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ FILE = "asked.json"
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """Something to ask.
+    """A text to send to an engine.
 
     Attributes:
-        tokens: what the model's tokenizer makes of it.
-        text: what to send to a server that takes text: it reads back as those tokens. ``None`` where no
+        tokens: its tokens by the model's tokenizer.
+        text: the text for servers that accept text only, which tokenizes to those tokens. ``None`` if no
             text does.
     """
 
@@ -30,13 +30,13 @@ class TokenizedText:
 
 @dataclass(frozen=True)
 class EngineQuestions:
-    """Everything that is asked.
+    """All questions to an engine.
 
     Attributes:
         material: digest of texts, questions and token ids, as the reference's answers hold it.
         vocab_size: of the model; engines may pad theirs.
         ends: tokens that end an answer.
-        golden: which prompt's answer the servers compare before they are ready.
+        golden: the prompt whose answer servers compare before they report readiness.
         prompts: to be continued by ``continued`` tokens.
         questions: to be answered by ``answered`` tokens.
         recalls: facts planted in long texts, to be answered by ``answered`` tokens.
@@ -64,7 +64,7 @@ def write_engine_questions(question_set: EngineQuestions, directory: Path) -> No
 
 
 def read_engine_questions(path: Path) -> EngineQuestions:
-    """Reads what :func:`write` wrote: the file, or its directory.
+    """Read what :func:`write_engine_questions` wrote: the file, or its directory.
 
     Raises:
         GateError: missing, damaged, or of another format.
@@ -84,10 +84,10 @@ def read_engine_questions(path: Path) -> EngineQuestions:
             and question_set.questions
             and 0 <= question_set.golden < len(question_set.prompts)
         ):
-            raise ValueError("nothing is asked")
+            raise ValueError("it has no questions")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise GateError(
-            f"what was asked cannot be read: {type(e).__name__}: {e}",
+            f"the questions cannot be read: {type(e).__name__}: {e}",
             where=str(path),
             fix="make it again from the model",
         ) from e

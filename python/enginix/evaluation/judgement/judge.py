@@ -1,4 +1,4 @@
-"""The gates of an engine of kind ``reference``, from directories to verdict and evidence."""
+"""Judge an engine of kind ``reference``: from directories to verdict and evidence."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class CheckpointGateInputs:
-    """What is judged, and by what.
+    """The inputs of the gates of a checkpoint.
 
     Attributes:
         checkpoint: TensorRT-LLM checkpoint directory.
         tokenizer: directory of the engine's tokenizer.
         model: the Hugging Face model whose tokenizer reads the texts.
         reference: a Hugging Face model, or a directory of its answers (``enginix reference``).
-        wanted: gate → bounds to change; ``None`` for the defaults.
+        requested_gates: gate → bounds to change; ``None`` for the defaults.
         questions: JSON lines with ``question`` and ``answer`` in place of the pinned ones.
-        device: where everything is computed.
+        device: the device that computes.
     """
 
     checkpoint: Path
@@ -52,7 +52,7 @@ class CheckpointGateInputs:
 
 
 def parse_gates(text: str) -> dict[str, Any]:
-    """Gates asked for, as JSON: ``{"perplexity": {"ratio": 1.02}, "smoke": {}}``.
+    """Parse requested gates from JSON: ``{"perplexity": {"ratio": 1.02}, "smoke": {}}``.
 
     Raises:
         UsageError: not a JSON object.
@@ -69,16 +69,16 @@ def parse_gates(text: str) -> dict[str, Any]:
 def judge_checkpoint(
     case: CheckpointGateInputs, load: Callable[[], Executor] | None = None
 ) -> tuple[tuple[GateOutcome, ...], dict[str, Any]]:
-    """Every wanted gate's answer, and the evidence that goes into ``gates.json``.
+    """Return the outcome of every requested gate, and the evidence for ``gates.json``.
 
     Args:
-        load: gives the executor, where the caller has one; it computes in float32.
+        load: returns the caller's executor, which computes in float32; None loads one.
 
     Raises:
-        GateError: the reference is missing or says nothing; without it no gate passes.
+        GateError: the reference is missing or has no answers; without it no gate passes.
         UsageError: a gate or bound that does not exist.
         CheckpointError: the checkpoint cannot be read.
-        MachineError: no such device: that is no answer of any gate's.
+        MachineError: no such device, which is not a gate's failure.
     """
     config = checkpoint_config.read_executor_config(case.checkpoint)
     gate_bounds = suite.resolve_checkpoint_bounds(
@@ -138,7 +138,7 @@ def judge_checkpoint(
 
 
 def _summary_entry(outcome: GateOutcome) -> dict[str, str]:
-    # The last digits of that gate's figures depend on the CPU; its evidence states bounds instead.
+    # The last digits of that gate's figures depend on the CPU, so its evidence states bounds instead.
     return {} if outcome.gate == suite.LOGITS and outcome.passed else {"summary": outcome.summary}
 
 
@@ -181,5 +181,5 @@ def _read_stored_logits(
 
 
 def gate_verdicts(outcomes: Sequence[GateOutcome]) -> dict[str, str]:
-    """Gate → ``passed`` or ``failed``."""
+    """Return gate → ``passed`` or ``failed``."""
     return {o.gate: "passed" if o.passed else "failed" for o in outcomes}

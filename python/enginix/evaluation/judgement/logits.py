@@ -1,7 +1,7 @@
 """Gate ``logits``: the checkpoint computes the same function as the model.
 
-It compares the reference executor's logits on the checkpoint with transformers' on the model, in float32,
-over the pinned prompts. It sees what a conversion can get wrong: a permuted, mis-cut, scaled or missing
+The gate compares the reference executor's logits on the checkpoint with transformers' on the model, in
+float32, over the pinned prompts. It detects faults of a conversion: a permuted, mis-cut, scaled or missing
 tensor, a wrong rotary base, a forgotten bias.
 """
 
@@ -21,7 +21,7 @@ NAME = "logits"
 
 
 def find_tolerance(model_dtype: str, checkpoint_dtype: str) -> tuple[float, str]:
-    """The default bound for a pair of dtypes, and its reason (``data/judgement/gates.json``).
+    """Return the default bound for a pair of dtypes, and its reason (``data/judgement/gates.json``).
 
     Raises:
         GateError: the table has no such pair.
@@ -37,17 +37,17 @@ def find_tolerance(model_dtype: str, checkpoint_dtype: str) -> tuple[float, str]
 
 
 def relative_error(computed: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """|found - reference| / |reference - its mean| at each position, in double precision.
+    """Return |computed - reference| / |reference - its mean| at each position, in double precision.
 
     Args:
-        found, reference: logits [T, vocab_size].
+        computed, reference: logits [T, vocab_size].
 
     Returns:
         float64 [T]. The mean is taken out of the reference because softmax ignores it: a large common offset
         must not make errors look small.
 
     Raises:
-        GateError: shapes differ, something is not finite, or the reference says nothing.
+        GateError: shapes differ, a value is not finite, or the reference's logits are all equal.
     """
     if computed.shape != reference.shape or computed.numel() == 0:
         raise GateError(
@@ -71,10 +71,10 @@ def compare_logits(
     bound: float,
     reason: str,
 ) -> GateOutcome:
-    """The gate's answer for logits already computed, in the order of the prompts.
+    """Return the gate's outcome for computed logits, in the order of the prompts.
 
     Raises:
-        GateError: as :func:`relative_error`, with the prompt named; or nothing to compare.
+        GateError: as :func:`relative_error`, with the prompt named; or no logits to compare.
     """
     if not prompts.prompts or not len(computed) == len(reference) == len(prompts.prompts):
         raise GateError(

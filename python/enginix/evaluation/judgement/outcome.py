@@ -1,4 +1,4 @@
-"""What a gate says."""
+"""The outcome of a gate."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class GateOutcome:
-    """One gate's answer.
+    """The outcome of one gate.
 
     Attributes:
         gate: its name.
-        passed: the only thing that a build looks at.
+        passed: the verdict, which decides a build.
         summary: one line for people.
-        detail: evidence, JSON; nothing volatile in it.
+        detail: evidence as JSON, without volatile values.
     """
 
     gate: str
@@ -25,7 +25,7 @@ class GateOutcome:
 
 
 def round_up_bound(value: float) -> float:
-    """``value`` rounded up to one significant digit, and at least 1e-6.
+    """Round ``value`` up to one significant digit, and to at least 1e-6.
 
     Evidence states bounds instead of measurements: the last digits of a sum depend on the number of threads
     and the CPU, and the same inputs must give the same bytes.

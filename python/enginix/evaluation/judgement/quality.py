@@ -1,6 +1,6 @@
-"""The gates of quality: each compares what an engine said with what the reference said.
+"""The gates of quality: each compares an engine's answers with the reference's.
 
-Every function gives an :class:`Outcome`, or raises; whoever runs them counts an exception as a no.
+Every function returns a :class:`GateOutcome` or raises; the runner treats an exception as a failed gate.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SIGNIFICANT = 0.05
 
 
 def round_figure(value: float) -> float:
-    """Three significant digits: evidence must not depend on the order of sums."""
+    """Round to three significant digits, because evidence must not depend on the order of sums."""
     return float(f"{value:.3g}")
 
 
@@ -38,10 +38,10 @@ def judge_agreement(
     answers: ReferenceAnswers,
     bounds: dict[str, Any],
 ) -> GateOutcome:
-    """Most likely tokens and next-token distributions on the evaluation text.
+    """Judge most likely tokens and next-token distributions on the evaluation text.
 
     Args:
-        own: the engine's distributions.
+        engine_passages: the engine's distributions.
         kl: Kullback-Leibler divergence of the reference from the engine at each position, in nats.
         bounds: ``top1`` at least, ``kl`` at most on average.
     """
@@ -61,7 +61,7 @@ def judge_agreement(
             {"from": start, "top1": round_figure(float(block_matches.mean())), "tokens": len(block_matches)}
         )
     summary = (
-        f"most likely token equal at {top1:.1%} of {len(every)} positions ({bounds['top1']:.1%} asked), "
+        f"most likely token equal at {top1:.1%} of {len(every)} positions ({bounds['top1']:.1%} required), "
         f"top {TOP_K} {topk:.1%}, mean KL {mean:.2g} ({bounds['kl']:g} allowed)"
     )
     detail = {
@@ -77,13 +77,13 @@ def judge_agreement(
 
 
 def compute_divergence(logs: torch.Tensor, reference_passage: Passage) -> torch.Tensor:
-    """Kullback-Leibler divergence of the reference from the engine at each position, nats, float64 [T - 1].
+    """Return the reference's Kullback-Leibler divergence from the engine by position, nats, float64 [T - 1].
 
-    Over the reference's most likely tokens and all others together: at most what it is over the vocabulary.
+    It is taken over the reference's most likely tokens and all others as one, a lower bound of the whole.
 
     Args:
         logs: the engine's log-probabilities [T - 1, vocab_size].
-        kept: the reference's, on the same device.
+        reference_passage: the reference's, on the same device.
     """
     q = logs.gather(1, reference_passage.ids.long()).double()
     p = reference_passage.logs.double()
@@ -96,9 +96,9 @@ def compute_divergence(logs: torch.Tensor, reference_passage: Passage) -> torch.
 def judge_perplexity(
     engine_passages: Sequence[Passage], answers: ReferenceAnswers, bounds: dict[str, Any]
 ) -> GateOutcome:
-    """Perplexity on the evaluation text over the reference's, with its confidence interval.
+    """Judge perplexity on the evaluation text over the reference's, with its confidence interval.
 
-    Token by token the same text is scored twice, so the difference has a much smaller spread than either.
+    Both score the same text token by token, so the difference has a much smaller spread than either score.
     """
     worse = [
         (b.text_logs - a.text_logs).double() for a, b in zip(engine_passages, answers.passages, strict=True)
@@ -115,8 +115,8 @@ def judge_perplexity(
     ratio, low, high = (math.exp(x) for x in (mean, mean - spread, mean + spread))
     passed = high <= bounds["ratio"]
     summary = (
-        f"{engine_perplexity:.4g}, the reference {reference_perplexity:.4g}: × {ratio:.4f} (95% interval {low:.4f} to {high:.4f}), "
-        f"{bounds['ratio']:g} allowed"
+        f"{engine_perplexity:.4g}, the reference {reference_perplexity:.4g}: × {ratio:.4f} "
+        f"(95% interval {low:.4f} to {high:.4f}), {bounds['ratio']:g} allowed"
     )
     detail = {
         **bounds,
@@ -130,7 +130,7 @@ def judge_perplexity(
 
 
 def contains_answer(reply: str, answer: str) -> bool:
-    """Whether ``answer`` stands in ``reply`` as a word of its own."""
+    """Return whether ``reply`` contains ``answer`` as a separate word."""
     reply, answer = (unicodedata.normalize("NFKC", text).casefold() for text in (reply, answer))
     if not answer.isascii():  # scripts without spaces
         return answer in reply
@@ -144,7 +144,7 @@ def judge_task(
     tokenizer: GateTokenizer,
     bounds: dict[str, Any],
 ) -> GateOutcome:
-    """Questions with exact answers: not significantly more lost than won against the reference."""
+    """Judge questions with exact answers: not significantly more lost than won against the reference."""
     replies = subject.generate([q.tokens for q in material.questions], ANSWERED, answers.ends)
     return _compare_replies(
         "task", material.questions, replies, answers.replies, answers.ends, tokenizer, bounds
@@ -158,20 +158,20 @@ def judge_context(
     tokenizer: GateTokenizer,
     bounds: dict[str, Any],
 ) -> GateOutcome:
-    """Facts planted in long texts, asked for at their ends: judged as :func:`task` is.
+    """Judge facts planted in long texts and asked for at their ends, as :func:`judge_task` does.
 
-    Asked is what fits the engine, which may take less than its model does.
+    Only texts that fit the engine count; its limit may be below its model's.
     """
     fits = [n for n, q in enumerate(material.recalls) if len(q.tokens) + ANSWERED <= subject.max_length]
     if not fits:
         raise GateError(
-            f"the engine takes {subject.max_length} tokens: no text with a planted fact fits",
+            f"the engine accepts {subject.max_length} tokens: no text with a planted fact fits",
             fix="build it for longer sequences, or leave the gate context out",
         )
     recall_questions = [material.recalls[n] for n in fits]
     replies = subject.generate([q.tokens for q in recall_questions], ANSWERED, answers.ends)
     reference_replies = [answers.recalls[n] for n in fits]
-    # The texts are thousands of tokens; their length and depth tell which it was.
+    # The texts have thousands of tokens; length and depth identify them.
     named = [replace(q, text=q.id) for q in recall_questions]
     outcome = _compare_replies("context", named, replies, reference_replies, answers.ends, tokenizer, bounds)
     longest = max(len(q.tokens) for q in recall_questions)
@@ -180,7 +180,7 @@ def judge_context(
 
 
 def _wilson_interval(right: int, of: int) -> list[float]:
-    """Wilson's 95% interval of a share."""
+    """Return Wilson's 95% interval of a share."""
     share, square = right / of, NORMAL_95**2 / of
     middle = (share + square / 2) / (1 + square)
     spread = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
@@ -205,11 +205,11 @@ def _compare_replies(
     score, reference = (sum(marks[who] for _, _, marks in rows) for who in (0, 1))
     if not reference:
         raise GateError(
-            "the reference answers none of the questions: they say nothing about an engine of this model",
+            "the reference answers none of the questions, so they cannot judge an engine of this model",
             fix=f"pass questions that the model can answer, or leave the gate {gate} out",
         )
     lost, won = sum(m == [False, True] for _, _, m in rows), sum(m == [True, False] for _, _, m in rows)
-    # Sign test: were losing and winning equally likely, so many losses would come up with this probability.
+    # Sign test: the probability of so many losses if losing and winning were equally likely.
     chance = sum(math.comb(lost + won, k) for k in range(lost, lost + won + 1)) / 2 ** (lost + won)
     least = math.ceil(bounds["share"] * reference)
     passed = score >= least and (chance > SIGNIFICANT or not lost)
@@ -234,7 +234,7 @@ def _compare_replies(
 
 
 def ends_in_loop(tokens: Sequence[int]) -> bool:
-    """Whether an answer ends in at least four repetitions, and 24 tokens, of up to 12 tokens."""
+    """Return whether an answer ends in at least four repetitions, and 24 tokens, of up to 12 tokens."""
     for period in range(1, 13):
         length = max(4 * period, 24)
         if len(tokens) >= length and all(
@@ -251,7 +251,7 @@ def judge_smoke(
     tokenizer: GateTokenizer,
     bounds: dict[str, Any],
 ) -> GateOutcome:
-    """Prompts in several languages: answers that are not empty, do not loop, and stop."""
+    """Judge prompts in several languages: answers are not empty, do not loop, and stop."""
     continuations = subject.generate([p.tokens for p in material.prompts], CONTINUED, answers.ends)
     replies = subject.generate([q.tokens for q in material.questions], ANSWERED, answers.ends)
     if len(continuations) != len(material.prompts) or len(replies) != len(material.questions):
@@ -278,11 +278,11 @@ def judge_smoke(
     allowed = reference_looping + math.ceil(bounds["loops"] * len(continuations))
     required_stops = math.floor(bounds["stops"] * reference_stops)
     faults = [
-        *([f"nothing said to {', '.join(empty)}"] if empty else []),
+        *([f"empty answers to {', '.join(empty)}"] if empty else []),
         *([f"tokens that do not exist in {', '.join(outside)}"] if outside else []),
-        *([f"goes on after an end token in {', '.join(beyond)}"] if beyond else []),
+        *([f"tokens after an end token in {', '.join(beyond)}"] if beyond else []),
         *([f"{looping} answers loop, {allowed} allowed"] if looping > allowed else []),
-        *([f"{stops} answers stop, {required_stops} asked"] if stops < required_stops else []),
+        *([f"{stops} answers stop, {required_stops} required"] if stops < required_stops else []),
     ]
     summary = "; ".join(faults) or (
         f"{len(continuations)} prompts: none empty, {looping} loop (the reference {reference_looping}), "
@@ -305,7 +305,7 @@ def judge_smoke(
 def judge_invariance(
     subject: Subject, material: Material, answers: ReferenceAnswers, bounds: dict[str, Any]
 ) -> GateOutcome:
-    """The same prompt alone and in a batch, once and twice: the same tokens, or an allowed tie."""
+    """Compare a prompt's answers alone and in a batch, once and twice: equal tokens, or an allowed tie."""
     prompts = [p.tokens for p in material.prompts]
     batch = subject.generate(prompts, CONTINUED, answers.ends)
     again = subject.generate(prompts, CONTINUED, answers.ends)
@@ -326,7 +326,7 @@ def judge_invariance(
 
 
 def _logit_gap(subject: Subject, prompt: Sequence[int], one: Sequence[int], other: Sequence[int]) -> float:
-    """How far apart two tokens are where two answers part; infinite where one is missing."""
+    """Return the logit gap of the first tokens that differ in two answers; infinite if one is missing."""
     position = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
     if position is None:
         return math.inf

@@ -1,4 +1,4 @@
-"""Runs the gates of a reference engine."""
+"""Run the gate ``logits`` of a reference engine, and require that gates passed."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def run_logits_gate(
     device: str = "cpu",
     stored_reference: tuple[Sequence[torch.Tensor], str] | None = None,
 ) -> tuple[GateOutcome, ...]:
-    """Every gate's answer. The reference runs first and is gone before the executor is loaded.
+    """Return the gate's outcome; the reference runs first and is freed before the executor is loaded.
 
     Args:
         model: Hugging Face model directory, the reference.
-        load: loads what is judged, computing in float32.
+        load: loads the judged executor, which computes in float32.
         tolerance: bound of the gate ``logits`` in place of the table's.
-        device: where the reference runs.
-        kept: the reference's logits and the dtype of its weights, where it need not run again.
+        device: the device of the reference.
+        stored_reference: the reference's logits and the dtype of its weights, where it need not run again.
 
     Raises:
-        GateError: a gate could not be run. One that says no is an :class:`Outcome`.
+        GateError: a gate could not be run. A failed gate is a :class:`GateOutcome`.
         CheckpointError: the checkpoint cannot be loaded at all.
     """
     tokens: Sequence[Sequence[int]] = [p.tokens for p in prompts.prompts]
@@ -62,18 +62,18 @@ def run_logits_gate(
         raise GateError(
             f"gate {logits.NAME} could not be run: {type(e).__name__}: {e}",
             where=str(model),
-            fix="a gate without an answer is a failure; run again with ENGINIX_TRACEBACK=1 to see why",
+            fix="a gate that cannot be run has failed; run again with ENGINIX_TRACEBACK=1 to see why",
         ) from e
 
 
 def require_gates_passed(outcomes: Sequence[GateOutcome]) -> None:
-    """Refuses unless every gate passed, and there is at least one.
+    """Require that every gate passed, and that there is at least one.
 
     Raises:
-        GateError: naming the first that failed.
+        GateError: a gate failed; the error names the first.
     """
     if not outcomes:
-        raise GateError("no gate was run", fix="ask for --no-gates if that is meant")
+        raise GateError("no gate was run", fix="pass --no-gates if that is intended")
     for outcome in outcomes:
         if not outcome.passed:
             raise GateError(
@@ -83,7 +83,7 @@ def require_gates_passed(outcomes: Sequence[GateOutcome]) -> None:
 
 
 def build_gate_evidence(prompts: PromptSet, outcomes: Sequence[GateOutcome]) -> dict[str, Any]:
-    """The content of an engine's ``gates.json``; ``passed`` is null where no gate was run."""
+    """Return the content of an engine's ``gates.json``; ``passed`` is null where no gate was run."""
     return {
         "format": 1,
         "passed": all(o.passed for o in outcomes) if outcomes else None,

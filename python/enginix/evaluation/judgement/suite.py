@@ -1,4 +1,4 @@
-"""Which gates, with which bounds; and all of them run, failing closed."""
+"""Choose the gates of a checkpoint and their bounds, and run them; they fail closed."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from enginix.reference.quantization import MIXED
 from enginix.tables import load_table
 
 LOGITS = "logits"
-LONG = 4096  # tokens of context from which a default gate looks for facts planted far back
+LONG = 4096  # tokens of context from which the gate for planted facts is a default
 GATES = (LOGITS, "coverage", "smoke", "agreement", "perplexity", "task", "context", "invariance")
 
 
 @dataclass(frozen=True)
 class JudgedEngine:
-    """What is judged.
+    """An engine to judge.
 
     Attributes:
         config: of its checkpoint.
-        tokenizer: its own.
+        tokenizer: the engine's own.
     """
 
     subject: Subject
@@ -47,7 +47,7 @@ class JudgedEngine:
 
 
 def checkpoint_format_row(config: ExecutorConfig) -> str:
-    """The row of default bounds for a checkpoint: the coarsest number format in it."""
+    """Return the row of default bounds for a checkpoint: the coarsest number format in it."""
     rows = load_table("gates")["formats"]
     algorithms = set(config.quantization.algorithms - {MIXED}) | {"NO_QUANT"}
     if config.quantization.kv_cache is not None:
@@ -56,9 +56,9 @@ def checkpoint_format_row(config: ExecutorConfig) -> str:
 
 
 def default_checkpoint_gates(config: ExecutorConfig) -> tuple[str, ...]:
-    """The gates of an engine that asks for none: function where it is exact, quality where it is not.
+    """Return the default gates: those of function for exact formats, those of quality for others.
 
-    Planted facts are looked for where a model is made for long context.
+    The gate for planted facts is added for models of long context.
     """
     quantization = config.quantization
     plain = not quantization.algorithms and quantization.kv_cache is None
@@ -69,13 +69,13 @@ def default_checkpoint_gates(config: ExecutorConfig) -> tuple[str, ...]:
 def resolve_checkpoint_bounds(
     config: ExecutorConfig, requested_gates: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """For each wanted gate its bounds: the table's for the number format, changed by what is asked.
+    """Return each requested gate's bounds: the table's for the number format, with the requested changes.
 
     Args:
-        wanted: gate → bounds to change, for instance ``{"perplexity": {"ratio": 1.02}}``.
+        requested_gates: gate → bounds to change, for instance ``{"perplexity": {"ratio": 1.02}}``.
 
     Raises:
-        UsageError: no such gate or bound, or a bound that is no number.
+        UsageError: no such gate or bound, or a bound that is not a number.
     """
     name = checkpoint_format_row(config)
     rows: Mapping[str, Any] = load_table("gates")["formats"][name]["bounds"]
@@ -98,13 +98,13 @@ def resolve_checkpoint_bounds(
 
 
 def explain_bounds(config: ExecutorConfig) -> dict[str, str]:
-    """Why the default bounds of a checkpoint's number format are what they are."""
+    """Return the reason of the default bounds of a checkpoint's number format."""
     row = load_table("gates")["formats"][checkpoint_format_row(config)]
     return {"format": checkpoint_format_row(config), "reason": row["reason"]}
 
 
 def judge_coverage(config: ExecutorConfig, bound: Mapping[str, Any]) -> GateOutcome:
-    """Every matrix that the number format is for has it; what is spared is named in the bounds."""
+    """Judge whether every quantizable matrix is quantized; the bounds name the exceptions."""
     spared = []
     for layer in range(config.layers):
         for linear in (*layout.attention_linears(config, layer), *layout.mlp_linears(config, layer)):
@@ -124,7 +124,7 @@ def judge_coverage(config: ExecutorConfig, bound: Mapping[str, Any]) -> GateOutc
 
 
 def measure_layer_errors(subject: Subject, material: Material, answers: ReferenceAnswers) -> list[float]:
-    """Relative error of what each layer hands on, on the first passage's first positions."""
+    """Return the relative error of each layer's output on the first passage's first positions."""
     hidden_states = subject.hidden(material.passages[0].tokens[:LAYERS_OF])
     if len(hidden_states) != len(answers.hidden):
         raise GateError(f"{len(hidden_states)} layers, the reference has {len(answers.hidden)}")
@@ -141,13 +141,13 @@ def run_gates(
     answers: ReferenceAnswers,
     gate_bounds: Mapping[str, Mapping[str, Any]],
 ) -> tuple[tuple[GateOutcome, ...], dict[str, Any]]:
-    """Every wanted gate's answer but ``logits``', and what belongs to none of them.
+    """Return the outcomes of all requested gates but ``logits``, and the evidence that no single gate has.
 
-    Nothing is raised for what is judged: what keeps a gate from an answer is its answer.
+    A judged engine never raises: a gate that cannot be decided has failed.
 
     Args:
         reference: the model's tokenizer, by which ``material`` was made.
-        wanted: gate → bounds (:func:`bounds`).
+        gate_bounds: gate → bounds (:func:`resolve_checkpoint_bounds`).
 
     Raises:
         GateError: the reference's answers are to other questions than ``material``.

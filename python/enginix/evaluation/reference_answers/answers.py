@@ -1,8 +1,8 @@
-"""The reference's answers: computed once for a model, and kept; every engine of it is compared with them.
+"""The reference's answers: computed once for a model and stored; every engine of it is compared with them.
 
-Of each position's distribution the most likely tokens and the logarithm of the probability of the text's next
-token are kept, so that the answers of a model with a large vocabulary stay small. The gate logits compares
-whole distributions: those of the prompts lie in a file of their own, which nothing else reads.
+Of each position's distribution the most likely tokens and the log-probability of the text's next token are
+stored, so that the answers of a model with a large vocabulary stay small. The gate logits compares whole
+distributions: those of the prompts are in a separate file, which only this gate reads.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from enginix.evaluation.reference_answers.material import Material
 from enginix.evaluation.reference_answers.subject import NOT_FINITE, Subject, require_logits_shape
 from enginix.files import dump_json, write_text
 
-GROUP = 128  # tokens of a large vocabulary that are looked at together
+GROUP = 128  # tokens of a large vocabulary in one group
 AHEAD = 2  # texts whose logits may lie on a device at a time
 KEPT = 64  # most likely tokens of a position
 CONTINUED = 64  # tokens of a continuation
 ANSWERED = 32  # tokens of an answer to a question
-LAYERS_OF = 32  # positions of the first passage whose hidden states are kept
+LAYERS_OF = 32  # positions of the first passage whose hidden states are stored
 FORMAT = 3
 FILE, TENSORS, LOGITS = "answers.json", "answers.safetensors", "logits.safetensors"
 
@@ -51,14 +51,14 @@ class Passage:
 
 @dataclass(frozen=True)
 class ReferenceAnswers:
-    """What the reference said.
+    """All answers of the reference.
 
     Attributes:
         model: its identity.
-        material: digest of what was asked.
+        material: digest of the questions.
         ends: tokens that end an answer.
-        hidden: what each layer hands on, on the first passage's first positions.
-        dtype: the widest among the model's weights, by which the gate logits has its bound.
+        hidden: each layer's output on the first passage's first positions.
+        dtype: the widest among the model's weights, which determines the bound of the gate logits.
     """
 
     model: dict[str, Any]
@@ -73,10 +73,10 @@ class ReferenceAnswers:
 
 
 def select_most_likely(logs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As ``topk`` of [T, vocab_size]: values and ids, best first.
+    """Return values and ids of the most likely tokens, best first, as ``topk`` of [T, vocab_size] does.
 
     A large vocabulary is cut into groups: the ``count`` best tokens lie in the ``count`` groups with the
-    largest maxima, so all others are looked at once, where topk's radix search looks up to sixteen times.
+    largest maxima, so all others are read once, where topk's radix search reads them up to sixteen times.
     """
     if logs.shape[-1] < 4 * count * GROUP:
         values, ids = logs.topk(min(count, logs.shape[-1]), -1)
@@ -91,9 +91,9 @@ def select_most_likely(logs: torch.Tensor, count: int) -> tuple[torch.Tensor, to
 
 
 def build_passage(logs: torch.Tensor, tokens: tuple[int, ...]) -> Passage:
-    """The distributions of a text of T tokens from log-probabilities [T - 1, vocab_size], on their device.
+    """Build the distributions of a text of T tokens from log-probabilities [T - 1, vocab_size].
 
-    Nothing here waits for a device: whoever asks for many texts lets it work, and fetches them at the end.
+    The result stays on their device and is not waited for: a caller with many texts fetches them at the end.
     """
     top_logs, ids = select_most_likely(logs, KEPT)
     text = logs.gather(1, torch.tensor(tokens[1:], device=logs.device)[:, None])[:, 0]
@@ -106,15 +106,15 @@ def score_texts(
     texts: Sequence[tuple[int, ...]],
     measure: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[list[Passage], list[torch.Tensor]]:
-    """A subject's distributions on texts; fetched from its device when the last text is on its way.
+    """Return a subject's distributions on texts, fetched from its device after the last text was submitted.
 
     Args:
         texts: token ids, at least two each.
-        beside: (number of the text, log-probabilities [T - 1, vocab_size]) → what else is wanted of them,
+        measure: (number of the text, log-probabilities [T - 1, vocab_size]) → a further measurement,
             [T - 1, …].
 
     Returns:
-        For each text its distributions, and what ``beside`` gave, all on the CPU.
+        For each text its distributions, and the measurement, all on the CPU.
 
     Raises:
         GateError: logits of another shape, or not finite.
@@ -141,7 +141,7 @@ def score_texts(
 
 
 def move_passages(passages: Sequence[Passage], device: torch.device | str) -> list[Passage]:
-    """The same on another device, in one go for each kind of tensor."""
+    """Copy passages to another device, with one transfer for each kind of tensor."""
     lengths = [len(p.text_logs) for p in passages]
     parts = (
         torch.split(torch.cat([getattr(p, name) for p in passages]).to(device), lengths)
@@ -151,7 +151,7 @@ def move_passages(passages: Sequence[Passage], device: torch.device | str) -> li
 
 
 class _SideStream:
-    """On a GPU, work on a stream of its own: it fills what the next text's forward pass leaves idle."""
+    """A second stream on a GPU, whose work overlaps with the next text's forward pass."""
 
     def __init__(self) -> None:
         self.stream: torch.cuda.Stream | None = None
@@ -159,7 +159,7 @@ class _SideStream:
 
     @contextmanager
     def of(self, logits: torch.Tensor) -> Iterator[None]:
-        """What is done inside may read ``logits``, and follows what was done inside before."""
+        """Run the block on the stream, after ``logits`` are ready and after earlier blocks."""
         if logits.device.type != "cuda":
             yield
             return
@@ -173,7 +173,7 @@ class _SideStream:
             self.ended[-AHEAD].synchronize()
 
     def wait(self) -> None:
-        """What follows may read what was done inside."""
+        """Make later work wait for all earlier blocks."""
         if self.stream is not None:
             torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
 
@@ -181,7 +181,7 @@ class _SideStream:
 def ask_reference(
     subject: Subject, material: Material, ends: frozenset[int], model: dict[str, Any]
 ) -> ReferenceAnswers:
-    """Asks everything.
+    """Ask the reference all questions.
 
     Raises:
         GateError: the reference gives no finite answers.
@@ -203,7 +203,7 @@ def ask_reference(
 
 
 def write_reference_answers(answers: ReferenceAnswers, directory: Path) -> None:
-    """Writes ``answers.json`` and ``answers.safetensors``."""
+    """Write ``answers.json`` and ``answers.safetensors``."""
     tensors: dict[str, torch.Tensor] = {}
     for number, stored_passage in enumerate(answers.passages):
         tensors |= {
@@ -229,7 +229,7 @@ def write_reference_answers(answers: ReferenceAnswers, directory: Path) -> None:
 
 
 def require_same_material(answers: ReferenceAnswers, material: Material) -> None:
-    """Refuses answers to other questions than ``material``.
+    """Refuse answers to other questions than ``material``.
 
     Raises:
         GateError: other texts, questions or token ids.
@@ -237,12 +237,12 @@ def require_same_material(answers: ReferenceAnswers, material: Material) -> None
     if answers.material != material.sha256 or len(answers.passages) != len(material.passages):
         raise GateError(
             "the reference's answers are to other questions, or of another tokenizer",
-            fix="make them again: enginix reference MODEL -o DIR; pass own --questions to both",
+            fix="make them again: enginix reference MODEL -o DIR; pass the same --questions to both",
         )
 
 
 def write_logits(logits: Iterable[torch.Tensor], directory: Path) -> None:
-    """Writes ``logits.safetensors``: of each prompt float32 [T, vocab_size], for the gate logits alone."""
+    """Write ``logits.safetensors``: of each prompt float32 [T, vocab_size], for the gate logits alone."""
     save_file(
         {str(n): prompt_logits.contiguous().cpu() for n, prompt_logits in enumerate(logits)},
         directory / LOGITS,
@@ -250,7 +250,7 @@ def write_logits(logits: Iterable[torch.Tensor], directory: Path) -> None:
 
 
 def read_logits(directory: Path, count: int) -> list[torch.Tensor]:
-    """Logits of ``count`` prompts as :func:`write_logits` wrote them; the gate looks for NaN in them.
+    """Read logits of ``count`` prompts that :func:`write_logits` wrote; the gate checks them for NaN.
 
     Raises:
         GateError: missing, damaged, or of another number of prompts.
@@ -273,7 +273,7 @@ def _unreadable_error(directory: Path, e: Exception) -> GateError:
 
 
 def read_reference_answers(directory: Path) -> ReferenceAnswers:
-    """Reads what :func:`write` wrote.
+    """Read what :func:`write_reference_answers` wrote.
 
     Raises:
         GateError: missing, damaged, or of another format; without reference no gate passes.

@@ -24,7 +24,7 @@ def _import_transformers() -> Any:
 
 
 def read_stored_dtype(model: Path) -> str:
-    """The widest floating-point dtype among the model's weights, from their headers.
+    """Return the widest floating-point dtype among the model's weights, from their headers.
 
     Raises:
         ModelError: no safetensors weights, or unreadable ones.
@@ -71,11 +71,11 @@ class TransformersTokenizer:
             ) from e
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text as an input's start, with the special tokens that the model wants there."""
+        """Return token ids of a text at the start of an input, with the model's special tokens."""
         return [int(t) for t in self._tokenizer(text).input_ids]
 
     def encode_question(self, question: str) -> list[int]:
-        """Token ids that ask a question: by the chat template, or as plain text where there is none."""
+        """Return token ids of a question: by the chat template, or as plain text if the model has none."""
         if not getattr(self._tokenizer, "chat_template", None):
             return self.encode(f"Question: {question}\nAnswer:")
         text = self._tokenizer.apply_chat_template(
@@ -85,18 +85,18 @@ class TransformersTokenizer:
         return [int(t) for t in self._tokenizer(text, add_special_tokens=False).input_ids]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of token ids, special tokens left out."""
+        """Return the text of token ids, special tokens left out."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
 def load_hf_model(model: Path, device: str = "cpu") -> Any:
-    """transformers' model in float32, whole.
+    """Load transformers' model in float32; every weight must be there.
 
     Raises:
         GateError: the model cannot be loaded whole; without reference no gate passes.
         MachineError: no such device.
     """
-    from enginix import device as devices  # late: what only reads a tokenizer is packaged without it
+    from enginix import device as devices  # late: packages that only read a tokenizer do not have it
 
     transformers = _import_transformers()
     torch_device = devices.find_device(device)
@@ -129,7 +129,7 @@ def _reference_error(model: Path, e: Exception) -> GateError:
 def compute_hf_logits(
     model: Path, tokens: Sequence[Sequence[int]], device: str = "cpu"
 ) -> list[torch.Tensor]:
-    """transformers' logits on the model in float32, one sequence at a time.
+    """Compute transformers' logits on the model in float32, one sequence at a time.
 
     Returns:
         For each sequence float32 [T, vocab_size], on the CPU.

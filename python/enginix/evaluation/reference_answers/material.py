@@ -1,4 +1,4 @@
-"""What the gates ask: prompts, evaluation text and questions, by one tokenizer."""
+"""The material of the gates: prompts, evaluation text and questions, by one tokenizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from enginix.tables import load_table
 
 
 class GateTokenizer(Protocol):
-    """What the gates need of a tokenizer; :class:`hf.Tokenizer` is one."""
+    """The part of a tokenizer that the gates use; :class:`hf.TransformersTokenizer` has it."""
 
     def encode(self, text: str) -> list[int]: ...
     def encode_question(self, question: str) -> list[int]: ...
@@ -34,7 +34,7 @@ class GateQuestion:
 
 @dataclass(frozen=True)
 class Material:
-    """Everything that is asked.
+    """All prompts, texts and questions of the gates.
 
     Attributes:
         sha256: of texts, questions and their token ids: two tokenizers that differ give two digests.
@@ -59,14 +59,14 @@ def load_material(
     text: Any = None,
     questions: Sequence[dict[str, str]] | None = None,
 ) -> Material:
-    """The pinned material, or other text and questions in its place, by a tokenizer.
+    """Return the pinned material, or other text and questions in its place, by a tokenizer.
 
     Args:
         text: in the form of ``data/questions/gate_text.json``.
         questions: objects with ``question`` and ``answer``.
 
     Raises:
-        GateError: nothing to ask, or a tokenizer that is not the model's.
+        GateError: no questions or texts, or a tokenizer that is not the model's.
     """
     content = load_table("gate_text") if text is None else text
     question_rows = content["questions"] if questions is None else questions
@@ -82,19 +82,19 @@ def load_material(
         tokens = tuple(tokenizer.encode_question(row["question"]))
         if not tokens or max(tokens) >= vocab_size or len(tokens) >= max_length:
             raise GateError(
-                f"question {row['question']!r} is {len(tokens)} tokens of which the model does not take all",
+                f"question {row['question']!r} is {len(tokens)} tokens, not all of which the model accepts",
                 fix="pass the model directory with its own tokenizer",
             )
         parsed_questions.append(
             GateQuestion(row.get("id", str(number)), row["question"], row["answer"], tokens)
         )
     if not parsed_questions or not any(len(p.tokens) > 1 for p in passages):
-        raise GateError("no questions, or no text of two tokens", fix="a gate needs something to ask")
+        raise GateError("no questions, or no text of two tokens", fix="pass at least one of each")
     passages = tuple(p for p in passages if len(p.tokens) > 1)
     recalls = tuple(
-        GateQuestion(of, question_rows, answer, tuple(tokenizer.encode_question(question_rows)))
-        for of, question_rows, answer in recall.build_recall_texts(
-            lambda question_rows: len(tokenizer.encode_question(question_rows)),
+        GateQuestion(name, question, answer, tuple(tokenizer.encode_question(question)))
+        for name, question, answer in recall.build_recall_texts(
+            lambda question: len(tokenizer.encode_question(question)),
             max_length,
             [p.text for p in passages],
         )
@@ -106,10 +106,10 @@ def load_material(
 
 
 def require_same_tokens(tokenizer: GateTokenizer, reference: GateTokenizer, material: Material) -> None:
-    """Refuses a tokenizer that reads or writes the material in another way than the reference's.
+    """Refuse a tokenizer that encodes or decodes the material differently than the reference's.
 
     Raises:
-        GateError: naming the first text that differs.
+        GateError: a text differs; the error names the first.
     """
     for prompt in (*material.prompts, *material.passages):
         own_tokens = tuple(tokenizer.encode(prompt.text))[: len(prompt.tokens)]

@@ -26,7 +26,7 @@ class PromptSet:
     """Prompts of the gates.
 
     Attributes:
-        sha256: of the set's canonical JSON, so that a result names what was asked.
+        sha256: of the set's canonical JSON, so that a result identifies its prompts.
         golden: the prompt whose continuation goes into the manifest.
     """
 
@@ -38,7 +38,7 @@ class PromptSet:
 def tokenize_prompts(
     encode: Callable[[str], Sequence[int]], vocab_size: int, max_length: int, content: Any = None
 ) -> PromptSet:
-    """The prompt set by a model's tokenizer.
+    """Return the prompt set by a model's tokenizer.
 
     Args:
         encode: text → token ids.
@@ -66,7 +66,7 @@ def tokenize_prompts(
             )
         prompts.append(Prompt(row["id"], row["text"], tokens))
     if not prompts:
-        raise GateError("the prompt set is empty", where="gate_prompts.json", fix="a gate needs prompts")
+        raise GateError("the prompt set is empty", where="gate_prompts.json", fix="add a prompt to it")
     golden = next((p for p in prompts if p.id == content["golden"]), prompts[0])
     digest = hashlib.sha256(dump_json(content).encode()).hexdigest()
     return PromptSet(digest, tuple(prompts), golden)

@@ -1,6 +1,6 @@
-"""Makes what an engine in its own runtime is asked, of the pinned material, by its model's tokenizer.
+"""Build the questions to an engine in its own runtime, from the pinned material and its model's tokenizer.
 
-A step of its own, with no threshold in it: who changes one asks no engine again.
+This step depends on no threshold, so a changed threshold does not ask an engine again.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ NEXT = 16  # most likely tokens kept of each generated position
 
 
 def read_sizes(model: Path) -> tuple[int, int]:
-    """``vocab_size`` of a Hugging Face model, and the tokens that it takes, its sliding window at most.
+    """Return ``vocab_size`` of a Hugging Face model, and its context, at most its sliding window.
 
     Raises:
-        GateError: its config.json does not say.
+        GateError: its config.json does not have them.
     """
     config_file = model / "config.json"
     try:
@@ -49,11 +49,11 @@ def read_sizes(model: Path) -> tuple[int, int]:
 def load_model_material(
     model: Path, questions: Path | None = None
 ) -> tuple[Material, hf.TransformersTokenizer]:
-    """The pinned material by a model's tokenizer, and that tokenizer.
+    """Return the pinned material by a model's tokenizer, and that tokenizer.
 
     Raises:
         ModelError: no usable tokenizer.
-        GateError: nothing to ask, or a tokenizer that is not the model's.
+        GateError: no questions or texts, or a tokenizer that is not the model's.
     """
     tokenizer = hf.TransformersTokenizer(model)
     vocab_size, context = read_sizes(model)
@@ -63,16 +63,16 @@ def load_model_material(
 
 
 def build_engine_questions(model: Path, questions: Path | None = None) -> EngineQuestions:
-    """Everything that an engine of ``model`` is asked.
+    """Build all questions to an engine of ``model``.
 
     Raises:
-        ModelError, GateError: as :func:`material_of`.
+        ModelError, GateError: as :func:`load_model_material`.
     """
     return convert_material(model, *load_model_material(model, questions))
 
 
 def convert_material(model: Path, material: Material, tokenizer: hf.TransformersTokenizer) -> EngineQuestions:
-    """The same of the material that :func:`material_of` gave."""
+    """Return the questions made from the material of :func:`load_model_material`."""
     plain: Any = tokenizer._tokenizer
 
     def tokenized_text(of: str, tokens: Sequence[int]) -> TokenizedText:

@@ -1,4 +1,4 @@
-"""Long context: facts planted among text of a given length, at a given depth, and asked for at its end."""
+"""Questions of long context: facts planted in text of a given length and depth, asked for at its end."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 from enginix.tables import load_table
 
-DISTRACTORS = 2  # facts that are planted, too, and not asked for
+DISTRACTORS = 2  # further planted facts that are not asked for
 
 
 def build_recall_texts(
     count: Callable[[str], int], max_length: int, filler: Sequence[str], content: Any = None
 ) -> list[tuple[str, str, str]]:
-    """What is asked: for each length that a model takes, one text a depth.
+    """Build the questions: for each length that the model accepts, one text for each depth.
 
     Args:
-        count: tokens of a question, as it is asked.
+        count: returns the number of tokens of a question.
         max_length: of the model, in tokens.
         filler: texts to plant facts in; repeated where they end.
         content: in the form of ``data/questions/gate_facts.json``.
@@ -49,7 +49,7 @@ def build_recall_texts(
 
 
 def _plant_facts(paragraphs: Sequence[str], facts: Sequence[dict[str, str]], depth: float) -> str:
-    """The first fact at ``depth``, the others at equal distances after it, going on at the start."""
+    """Plant the first fact at ``depth``, the others at equal distances after it, wrapping to the start."""
     parts, ends = list(paragraphs), list(accumulate(map(len, paragraphs), initial=0))
     places = [((depth + n / len(facts)) % 1, fact["fact"]) for n, fact in enumerate(facts)]
     for place, fact in sorted(places, reverse=True):

@@ -1,7 +1,7 @@
-"""Asks a Hugging Face model everything that gates ask: the reference's answers.
+"""Ask a Hugging Face model all questions of the gates, for the reference answers.
 
-Nothing of what judges is imported here: the answers are a derivation of their own, which a changed bound or
-gate must not compute again (nix/mk-reference-answers.nix).
+No module of the judges is imported here: the answers are a separate derivation, which a changed bound or gate
+must not rebuild (nix/mk-reference-answers.nix).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from enginix.model.identity import identify_model as identity
 
 
 def read_questions(path: Path | None) -> list[dict[str, str]] | None:
-    """The user's own questions, or ``None``.
+    """Read the user's own questions; ``None`` without a file.
 
     Raises:
         GateError: unreadable, empty, or not an object a line.
@@ -31,9 +31,9 @@ def read_questions(path: Path | None) -> list[dict[str, str]] | None:
     if path is None:
         return None
     try:
-        # JSON may hold what splitlines takes for the end of a line, U+2028 for one.
+        # JSON may contain characters that splitlines takes for the end of a line, for instance U+2028.
         rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
-        json.dumps(rows, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        json.dumps(rows, ensure_ascii=False).encode()  # raises for half a surrogate pair
     except (OSError, ValueError, RecursionError) as e:
         raise GateError(f"unreadable questions: {e}", where=str(path), fix="one JSON object a line") from e
     if not rows or not all(isinstance(row, dict) for row in rows):
@@ -46,10 +46,10 @@ def read_questions(path: Path | None) -> list[dict[str, str]] | None:
 def compute_reference_answers(
     model: Path, device: str = "cpu", questions: Path | None = None
 ) -> tuple[ReferenceAnswers, Material]:
-    """Asks a Hugging Face model everything.
+    """Ask a Hugging Face model all questions.
 
     Raises:
-        GateError: it cannot be run, or gives no finite answers.
+        GateError: the model cannot be run, or gives answers that are not finite.
     """
     answers, material, _ = _ask_model(model, device, questions)
     return answers, material
@@ -58,10 +58,10 @@ def compute_reference_answers(
 def keep_reference_answers(
     model: Path, directory: Path, device: str = "cpu", questions: Path | None = None
 ) -> Material:
-    """Asks a Hugging Face model everything, and writes its answers into ``directory``.
+    """Ask a Hugging Face model all questions, and write its answers into ``directory``.
 
     Raises:
-        GateError: it cannot be run, or gives no finite answers.
+        GateError: the model cannot be run, or gives answers that are not finite.
     """
     answers, material, subject = _ask_model(model, device, questions)
     kept_answers.write_reference_answers(answers, directory)

@@ -1,4 +1,4 @@
-"""Who is asked: something that gives logits and continues prompts. The engine, and the reference model."""
+"""Subjects that the gates question, the engine and the reference model: they give logits and answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from enginix.errors import GateError
 from enginix.evaluation.reference_answers import hf
 from enginix.model.attention_window import read_context
 
-if TYPE_CHECKING:  # what asks the reference model alone has no executor (nix/mk-reference-answers.nix)
+if TYPE_CHECKING:  # the package of the reference answers has no executor (nix/mk-reference-answers.nix)
     from enginix.reference.executor import Executor
     from enginix.reference.scheduler import GenerationEvent, Scheduler
 
@@ -22,12 +22,12 @@ NOT_FINITE = "logits hold NaN or infinity"
 
 
 class Subject(Protocol):
-    """Answers in tokens.
+    """A model that answers in tokens.
 
     Attributes:
         vocab_size: of the logits.
         max_length: prompt and answer together.
-        tie: two logits this close may change places when company does; 0 where nothing may.
+        tie: two logits this close may change places in another batch; 0 where none may.
     """
 
     vocab_size: int
@@ -35,17 +35,17 @@ class Subject(Protocol):
     tie: float
 
     def logits(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
-        """For each text float32 [T, vocab_size]."""
+        """Yield logits float32 [T, vocab_size] of each text."""
         ...
 
     def hidden(self, text: Sequence[int]) -> list[torch.Tensor]:
-        """What each layer hands on, float32 [T, hidden]; the last one after the final norm."""
+        """Return each layer's output, float32 [T, hidden]; the last one after the final norm."""
         ...
 
     def generate(
         self, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int], *, together: bool = True
     ) -> list[list[int]]:
-        """Greedy answers of at most ``most`` tokens, an end token included."""
+        """Return greedy answers of at most ``most`` tokens, an end token included."""
         ...
 
 
@@ -119,7 +119,7 @@ class TransformersSubject:
         self.model, self.device = hf.load_hf_model(model, device), device
         config = self.model.config
         self.vocab_size = int(config.vocab_size)
-        # What an engine without the model's sliding window computes alike.
+        # Within this length an engine without the model's sliding window computes the same.
         self.max_length = read_context(model, int(config.max_position_embeddings))
 
     def _ids(self, text: Sequence[int]) -> torch.Tensor:
@@ -152,13 +152,13 @@ class TransformersSubject:
 
 
 def require_logits_shape(logits: torch.Tensor, length: int, vocab_size: int) -> None:
-    """Raises GateError where the logits of a text are not [length, vocab_size]."""
+    """Raise GateError where the logits of a text are not [length, vocab_size]."""
     if tuple(logits.shape) != (length, vocab_size):
         raise GateError(f"logits of shape {list(logits.shape)}, expected {[length, vocab_size]}")
 
 
 def require_finite_logits(logits: torch.Tensor, length: int, vocab_size: int) -> torch.Tensor:
-    """The logits of a text, if they are what they should be.
+    """Return the logits of a text, if their shape is right and they are finite.
 
     Raises:
         GateError: another shape, or not finite.

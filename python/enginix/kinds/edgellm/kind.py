@@ -16,9 +16,9 @@ class EdgellmKind(KindDescription):
         edge, formats = load_table("edgellm"), read_edgellm_formats()
         why = []
         if architecture not in edge["architectures"]:
-            why.append(explain_architecture(architecture, "is none whose export is checked"))
+            why.append(explain_architecture(architecture, "is not supported for Edge-LLM export"))
         if quantization is not None and quantization not in formats:
-            why.append(f"format {quantization} is none whose export is checked")
+            why.append(f"format {quantization} is not supported for Edge-LLM export")
         if why:
             return ModelVerdict(False, tuple(why), ())
         least = formats[quantization]["minSm"] if quantization else 0

@@ -13,12 +13,13 @@ class LlmapiKind(KindDescription):
 
     def judge_model(self, architecture: str | None, quantization: str | None) -> ModelVerdict:
         """Return whether a model can become this kind, and on which GPUs."""
-        # As evaluation has it (nix/check/target.nix, computes): nothing is compiled ahead, so that only a
-        # number format which the GPU lacks stands against it.
+        # As in evaluation (nix/check/target.nix, computes): nothing is compiled ahead, so only a number
+        # format that the GPU lacks rules a target out.
         row = read_algorithms().get(quantization or "NO_QUANT") or {}
         needs = set(row.get("needs", ()))
         able = (name for name, gpu in load_table("gpus")["gpus"].items() if needs <= set(gpu["formats"]))
-        return ModelVerdict(None, ("which models the runtime takes is not in a table",), tuple(sorted(able)))
+        why = "the models that the runtime supports are not known"
+        return ModelVerdict(None, (why,), tuple(sorted(able)))
 
 
 KIND: EngineKind = LlmapiKind(

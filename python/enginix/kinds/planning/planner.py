@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 from enginix.checkpoint import convert
 from enginix.errors import EnginixError, ModelError, UsageError
 from enginix.inspect import InspectedModel, ModelDescription, describe_model
+from enginix.json_case import camelise_keys
 from enginix.kinds.registry import find_kind, is_portable, load_hook
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import (
@@ -151,7 +152,7 @@ class MemoryPlan:
             "changes": [dict(c) for c in self.changes],
             "notes": list(self.notes),
         }
-        camel: dict[str, Any] = _camel_case_keys(record)
+        camel: dict[str, Any] = camelise_keys(record)
         return camel
 
 
@@ -409,14 +410,3 @@ def _estimate_build(
         gpu_memory=memory.weights + memory.workspace,
         tmpdir=memory.weights,
     )
-
-
-def _camel_case_keys(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {_camel_case(k): _camel_case_keys(v) for k, v in value.items()}
-    return [_camel_case_keys(v) for v in value] if isinstance(value, list) else value
-
-
-def _camel_case(key: str) -> str:
-    head, *other_words = key.split("_")
-    return head + "".join(word.capitalize() for word in other_words)

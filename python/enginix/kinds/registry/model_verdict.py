@@ -29,5 +29,5 @@ def list_targets(runs: Callable[[int], bool]) -> tuple[str, ...]:
 
 
 def explain_architecture(architecture: str | None, what: str) -> str:
-    """Return why an architecture is not taken, or that the model names none."""
+    """Return why an architecture is not supported, or that the model names none."""
     return f"{architecture} {what}" if architecture else "the model names no architecture"
