@@ -62,7 +62,7 @@ else
     inherit engine enginix;
     inherit (engine) model;
     inherit (pkgs) bash;
-    launcher = ../builders/launcher.sh;
+    launcher = ../../builders/launcher.sh;
     python = "${engine.runtimePackage}/bin/python3";
     driver = if driver == null then "" else "${driver}";
     flags = lib.escapeShellArgs (builtins.deepSeq flags flags);
