@@ -55,7 +55,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _read_umask() -> int:
-    """The process's umask, read without changing it (which other threads would see)."""
+    """Read the process's umask without changing it, which other threads would see."""
     with suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/self/status").read_text("ascii").splitlines():
             if line.startswith("Umask:"):
@@ -64,7 +64,7 @@ def _read_umask() -> int:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in 1 MiB blocks."""
+    """Return the hex SHA-256 of a file's bytes, read in 1 MiB blocks."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -75,7 +75,7 @@ def sha256_file(path: Path) -> str:
 
 
 def require_file_output(out: Path) -> None:
-    """Refuses an output file that cannot be written as one, before anything is computed.
+    """Refuse an output file that cannot be written, before anything is computed.
 
     A file that exists is replaced.
 
@@ -89,7 +89,7 @@ def require_file_output(out: Path) -> None:
 
 
 def refuse_link(out: Path) -> None:
-    """Refuses an output that is a symbolic link, dangling or not.
+    """Refuse an output that is a symbolic link, dangling or not.
 
     Raises:
         UsageError: it is a symbolic link.
@@ -103,7 +103,7 @@ def refuse_link(out: Path) -> None:
 
 
 def require_absent(out: Path) -> None:
-    """Refuses an output directory that exists, before anything is computed.
+    """Refuse an output directory that exists, before anything is computed.
 
     Raises:
         UsageError: it exists and is not an empty directory that can be replaced.
@@ -214,10 +214,10 @@ def _remove_path(path: Path) -> None:
 
 @contextmanager
 def hold_work_directory(out: Path, *, doing: str = "writing") -> Iterator[WorkDirectory]:
-    """Holds ``.OUT.partial``; the caller removes it with :func:`release_work_directory`.
+    """Hold ``.OUT.partial``; the caller removes it with :func:`release_work_directory`.
 
     Raises:
-        UsageError: another process holds it, or an earlier run did not create what has that name.
+        UsageError: another process holds it, or no earlier run created the file of that name.
         MachineError: it cannot be made.
     """
     path = out.with_name(f".{out.name}.partial")
@@ -235,7 +235,7 @@ def hold_work_directory(out: Path, *, doing: str = "writing") -> Iterator[WorkDi
 
 
 def release_work_directory(work_directory: WorkDirectory) -> None:
-    """Removes a work directory with what runs put into it."""
+    """Remove a work directory with the files of earlier runs."""
     with suppress(OSError):
         for name in sorted(_STATE & set(os.listdir(work_directory.directory))):
             work_directory.remove(name)
@@ -243,7 +243,7 @@ def release_work_directory(work_directory: WorkDirectory) -> None:
 
 
 def _open_held(path: Path, doing: str) -> tuple[int, int]:
-    """Descriptors of the directory and of the locked file in it."""
+    """Return descriptors of the directory and of the locked file in it."""
     vanished = 0
     while True:
         folder = lock = -1

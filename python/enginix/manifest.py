@@ -42,7 +42,7 @@ class Manifest:
     Attributes:
         artefact: the stage that made it.
         name: its name for people, for instance ``tiny-qwen3``.
-        kind: for engines and what follows them: ``tensorrt``, ``llmapi``, ``edgellm``, ``reference``.
+        kind: of engines and their repositories: ``tensorrt``, ``llmapi``, ``edgellm``, ``reference``.
         model: architecture, sizes and quantization, as far as the stage knows them.
         inputs: digest and identity of each input, for instance ``{"model": {"repo":…, "revision":…}}``.
         options: every option that shaped the artefact.
@@ -64,12 +64,12 @@ class Manifest:
     results: dict[str, Any] = field(default_factory=dict)
 
     def write(self, directory: Path) -> None:
-        """Writes ``enginix.json`` into ``directory``."""
+        """Write ``enginix.json`` into ``directory``."""
         write_text(directory / MANIFEST_FILE, dump_json({"format": MANIFEST_FORMAT, **asdict(self)}))
 
 
 def read_manifest(directory: Path, artefact: Artefact | None = None) -> Manifest:
-    """Reads the manifest of ``directory``.
+    """Read the manifest of ``directory``.
 
     Args:
         artefact: the one that the caller needs; any other is refused.

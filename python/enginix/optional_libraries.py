@@ -45,7 +45,7 @@ EXTRAS = {
         (*_EXECUTOR, "onnx", "onnx_graphsurgeon", "onnxscript", "tensorrt_edgellm"),
     ),
 }
-# What enginix itself depends on.
+# The dependencies of enginix itself.
 CORE = ("huggingface_hub", "ml_dtypes", "numpy", "safetensors")
 
 

@@ -134,7 +134,7 @@ def check_pipeline_support(config: ModelConfig, mapping: CheckpointMapping) -> N
     if mapping.pipeline_parallel > 1 and "noPipeline" in row:
         working_sizes = [n for n in range(1, 65) if _is_tp_possible(config, n, mapping.expert_parallel)]
         raise UsageError(
-            f"--pipeline-parallel {mapping.pipeline_parallel}: TensorRT-LLM has no pipeline parallelism for "
+            f"--pipeline-parallel {mapping.pipeline_parallel}: TensorRT-LLM has no pipeline for "
             f"{config.architecture}; {row['noPipeline']}",
             fix=f"leave --pipeline-parallel out, and use --tensor-parallel {_join_sizes(working_sizes)}",
         )

@@ -125,7 +125,7 @@ class Lock:
 
     @classmethod
     def parse(cls, text: str | bytes, where: str) -> Lock:
-        """Reads a lock; ``where`` is named in errors.
+        """Parse a lock; errors name ``where``.
 
         Raises:
             LockError: the text is not a valid lock.
@@ -134,7 +134,7 @@ class Lock:
 
 
 def read_lock(path: Path) -> Lock:
-    """Reads a lock file.
+    """Read a lock file.
 
     Raises:
         LockError: unreadable, or not a lock.
@@ -148,7 +148,7 @@ def read_lock(path: Path) -> Lock:
 
 
 def parse_lock(text: str | bytes, where: str) -> Lock:
-    """Reads a lock; see ``Lock.parse``."""
+    """Parse a lock; see ``Lock.parse``."""
 
     def refuse(what: str, fix: str = _REWRITE_FIX) -> LockError:
         return LockError(what, where=where, fix=fix)

@@ -71,7 +71,7 @@ def choose_files(
         raise LockError(
             f"{pickles[0]} is in a pickle format, which can run code when it is read",
             where=repo,
-            fix="lock a repository with safetensors; --include only what is not a pickle",
+            fix="lock a repository with safetensors; --include only files that are not pickles",
         )
     if type_ == "dataset" and not select.include and not any(map(_is_text, chosen)):
         raise LockError(

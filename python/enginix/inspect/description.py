@@ -81,7 +81,7 @@ class ModelDescription:
     fetched: int
 
     def as_json(self) -> dict[str, Any]:
-        """Keys in camel case, as every JSON that enginix prints."""
+        """Return keys in camel case, as in every JSON that enginix prints."""
         record: dict[str, Any] = camelise_keys(asdict(self))
         return record
 

@@ -84,7 +84,7 @@ class ModelConfig:
 
     @classmethod
     def read(cls, directory: Path) -> ModelConfig:
-        """Reads ``directory/config.json`` and, where it exists, ``hf_quant_config.json``.
+        """Read ``directory/config.json`` and, where it exists, ``hf_quant_config.json``.
 
         Raises:
             ModelError: missing or malformed, an unknown architecture (the known ones are listed), a

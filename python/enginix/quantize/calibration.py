@@ -177,7 +177,7 @@ def _make_too_short_error(documents: int, tokens: int, rows: int, recipe: Recipe
             fix += f", or --sequence-length {length} (mkCalibration: sequenceLength = {length})"
     return UsageError(
         f"{documents} {many} {tokens} tokens: {rows} rows of {recipe.sequence_length}, and "
-        f"{recipe.size or 'at least 1'} asked for",
+        f"{recipe.size or 'at least 1'} requested",
         fix=fix,
     )
 

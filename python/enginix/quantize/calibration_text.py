@@ -91,7 +91,7 @@ def read_dataset_pin(source: Path) -> dict[str, Any]:
         name = path.relative_to(root).as_posix()
         if not isinstance(pinned, dict) or pinned.get(name) != sha256_file(path):
             raise ModelError(
-                f"{name} is not what the dataset's lock pins",
+                f"{name} differs from the file that the dataset's lock pins",
                 where=str(root),
                 fix="fetch it again: enginix fetch LOCK -o DIR",
             )

@@ -65,13 +65,13 @@ def fake_quantize_int8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 def _fp4_values(packed: torch.Tensor) -> torch.Tensor:
-    """uint8 [..., n] → float32 [..., 2n], the low nibble first."""
+    """Unpack uint8 [..., n] to float32 [..., 2n], the low nibble first."""
     codes = torch.stack([packed & 15, packed >> 4], -1).flatten(-2)
     return FP4[codes.long()]
 
 
 def _int4_rows(packed: torch.Tensor) -> torch.Tensor:
-    """int8 [rows / 2, columns] → float32 [rows, columns], even rows in the low nibble."""
+    """Unpack int8 [rows / 2, columns] to float32 [rows, columns], even rows in the low nibble."""
     low = packed.bitwise_left_shift(4).bitwise_right_shift(4)  # arithmetic: the sign is kept
     return torch.stack([low, packed.bitwise_right_shift(4)], 1).flatten(0, 1).float()
 

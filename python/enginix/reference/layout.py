@@ -27,7 +27,7 @@ IGNORED = frozenset(
     for prefix in ("", "long_rope_")
     for name in ("embed_positions", "rotary_inv_freq", "embed_positions_for_gpt_attention")
 )
-# The scale's reciprocal, and what ModelOpt writes beside the scale that the loader takes.
+# The scale's reciprocal, and ModelOpt's tensors beside the scale that the loader reads.
 KV_EXTRAS = tuple(f"attention.{n}_scaling_factor" for n in ("kv_cache_rcp", "k_cache", "v_cache"))
 
 

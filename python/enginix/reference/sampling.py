@@ -112,7 +112,7 @@ class Sampler:
         odds = ordered.softmax(0)
         total = odds.cumsum(0)
         if rules.top_p < 1:
-            # Keep a token if what comes before it has not reached p yet; the first one always stays.
+            # Keep a token if the tokens before it have not reached p yet; the first one always stays.
             keep = int((total - odds < rules.top_p).sum())
             total = total[: max(1, keep)]
         point = torch.rand(1, generator=self.random, dtype=torch.float64) * total[-1]

@@ -66,7 +66,7 @@ class GenerationRequest:
     logprobs: bool = False
 
     def sampling(self) -> Sampling:
-        """The sampling rules, checked."""
+        """Return the checked sampling rules."""
         return Sampling(
             self.temperature, self.top_k, self.top_p, self.seed, self.min_tokens, self.repetition_penalty
         )

@@ -128,7 +128,7 @@ def _render_replies(gate: Mapping[str, Any], head: str = "Questions") -> str:
             _render_answer_cell(mark_differences(row["engine"], row["reference"])),
             f"<td>{_render_verdict(bool(row['right'][0]))}</td>",
         ]
-        # What the engine got wrong first.
+        # The engine's wrong answers first.
         for row in sorted(gate["replies"], key=lambda row: bool(row["right"][0]))
     ]
     columns = '<col><col><col><col class="tiny">'

@@ -14,7 +14,7 @@ from enginix.kinds.registry import list_kinds
 from enginix.report.model_origin import accept_short_text
 from enginix.tables import load_table
 
-FLOAT16_DIVISORS = {"float32": 2}  # what float16 divides the weights by; other types keep their size
+FLOAT16_DIVISORS = {"float32": 2}  # divisor of the weights' size in float16; other types keep their size
 
 
 @dataclass(frozen=True)

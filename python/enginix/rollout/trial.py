@@ -68,7 +68,7 @@ def _install_units(name: str, unit: Path, dropin: Path, units: Path) -> Iterator
     file, folder = units / name, units / f"{name}.d"
     old_handlers = {n: signal.signal(n, _raise_ended) for n in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        # What a killed trial left.
+        # The leftovers of a killed trial.
         _remove_units(name, file, folder)
         folder.mkdir(parents=True)
         file.write_text(unit.read_text("utf-8"), "utf-8")

@@ -170,7 +170,7 @@ class LaunchSpec:
             **named,
         }
 
-    def room(self, state: Path) -> Sandbox | None:
+    def make_sandbox(self, state: Path) -> Sandbox | None:
         """Return the sandbox of a server inside an image."""
         if self.inside is None:
             return None
@@ -223,7 +223,7 @@ def describe_launch(spec: LaunchSpec) -> dict[str, Any]:
     state = Path("$STATE")
     command = spec.command("enginix-$PREFIX-", spec.repository if len(spec.hosts) < 2 else state / "models")
     environment = spec.environment(state)
-    if (sandbox := spec.room(state)) is not None:
+    if (sandbox := spec.make_sandbox(state)) is not None:
         environment = sandbox.environment()
     return {
         "command": [w.replace(spec.admin_key, "$KEY") for w in command],

@@ -85,7 +85,7 @@ class SupervisedServer:
         if spec.agent is not None:
             (self._state / AGENT).write_text(spec.agent.script(), "utf-8")
             (self._state / AGENT).chmod(0o700)
-        sandbox = spec.room(self._state)
+        sandbox = spec.make_sandbox(self._state)
         if sandbox is not None:
             sandbox.prepare()
             self._child = Child(sandbox, spec.command(self._prefix, sandbox.inside / "models"), capture=True)

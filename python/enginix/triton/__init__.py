@@ -1,1 +1,1 @@
-"""Triton model repositories: their contract, their files, their checks, and the models that they ship."""
+"""Triton model repositories: their contract, files, checks, and Python models."""

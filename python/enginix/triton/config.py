@@ -1,4 +1,4 @@
-"""``config.pbtxt``: rendered through Triton's own protobuf schema, and parsed back by it."""
+"""Render and parse ``config.pbtxt`` through Triton's own protobuf schema."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def build_model_config(
     max_queue_size: int = 0,
     preserve_ordering: bool = False,
 ) -> Any:
-    """A ``ModelConfig`` message of a model on CPU instances; the C++ backend places its executor itself.
+    """Return the ``ModelConfig`` message of a model on CPU instances; the C++ backend chooses its GPUs.
 
     Args:
-        decoupled: several responses a request; ``None`` leaves it out of the configuration.
+        decoupled: several responses for a request; ``None`` leaves it out of the configuration.
         dynamic_batching: let requests wait for each other; without it each goes to an instance at once.
         preferred_batch_size: wait for whole batches of ``max_batch_size``, as the contract's models do.
-        preserve_ordering: responses leave in the order of their requests, whatever instance made them.
+        preserve_ordering: send responses in the order of their requests, across instances.
     """
     config = schema.ModelConfig(name=model.name, backend=backend, max_batch_size=max_batch_size)
     _add_tensors(config, model)
@@ -65,14 +65,14 @@ def _complete_config(
     for key, value in sorted(parameters.items()):
         config.parameters[key].string_value = value
     if decoupled is not None:
-        # Written even when false: Python models read the key without asking whether it is there.
+        # Written even if false: Python models require the key.
         config.model_transaction_policy.decoupled = decoupled
         config.model_transaction_policy.SetInParent()
     return config
 
 
 def build_ensemble_config(model: ModelContract, *, max_batch_size: int) -> Any:
-    """A ``ModelConfig`` message of an ensemble; it has no instances and no backend, by Triton's rules."""
+    """Return a ``ModelConfig`` message of an ensemble; by Triton's rules without instances and backend."""
     config = schema.ModelConfig(name=model.name, platform="ensemble", max_batch_size=max_batch_size)
     _add_tensors(config, model)
     for step in model.steps:
@@ -104,10 +104,10 @@ def _datatype_number(tensor: TensorContract) -> int:
 
 
 def remove_batching(config: Any) -> Any:
-    """The same interface without Triton's batching: rows are the first dimension of each tensor.
+    """Return a configuration without Triton's batching: rows become the first dimension of each tensor.
 
-    Clients see no difference (``[-1, 1]``). Where Triton batches, its core lets a request pass whose inputs
-    all have no rows (shape ``[0, 1]``); the Python backend of Triton 2.51 crashes on it, or never answers.
+    Clients see no difference (``[-1, 1]``). With batching, Triton's core passes a request on in which all
+    inputs have no rows (shape ``[0, 1]``); the Python backend of Triton 2.51 crashes on it, or never answers.
     Our models read ``max_batch_size`` from the parameters then.
     """
     unbatched_config = schema.ModelConfig()
@@ -123,15 +123,15 @@ def remove_batching(config: Any) -> Any:
 
 
 def type_name(number: int) -> str:
-    """``TYPE_INT32`` of its number."""
+    """Return the name of a data type's number, for instance ``TYPE_INT32``."""
     return str(schema.DataType.Name(number))
 
 
 def render_pbtxt(config: Any) -> str:
-    """The text of a ``config.pbtxt``, parsed back to be sure that Triton reads the same message.
+    """Render a ``config.pbtxt``, and parse it back to prove that Triton reads the same message.
 
     Raises:
-        RepositoryError: the text means another message; a bug, but never a silent one.
+        RepositoryError: the text parses to another message, which is a bug.
     """
     text: str = text_format.MessageToString(config)
     if parse_pbtxt(text, f"{config.name}/{FILE}") != config:
@@ -140,7 +140,7 @@ def render_pbtxt(config: Any) -> str:
 
 
 def read_pbtxt(path: Path) -> Any:
-    """The ``ModelConfig`` message of a file.
+    """Read the ``ModelConfig`` message of a file.
 
     Raises:
         RepositoryError: see :func:`parse_pbtxt`; or the file cannot be read.
@@ -153,11 +153,11 @@ def read_pbtxt(path: Path) -> Any:
 
 
 def parse_pbtxt(text: str, where: str) -> Any:
-    """Parses as Triton does, with errors that name the key.
+    """Parse a ``config.pbtxt`` as Triton does, with errors that name the key.
 
     Raises:
         RepositoryError: an unresolved ``${…}``, an unknown key (with the nearest known one), a parameter
-            that is not a ``string_value``, or any other text that the schema refuses.
+            that is not a ``string_value``, or other text that the schema refuses.
     """
     for number, line in enumerate(text.splitlines(), 1):
         code = line.split("#", 1)[0]

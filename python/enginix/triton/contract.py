@@ -1,4 +1,4 @@
-"""The tensors that clients and models agree on: NVIDIA's contract, and what the reference kind takes."""
+"""Contracts of the models' tensors and parameters: NVIDIA's, and kind reference's part of them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from enginix.tables import load_table
 
 EXECUTOR = "tensorrt_llm"
 ENSEMBLE = "ensemble"
-# File in the server's private directory, and the request parameter that repeats its content: it opens the
-# executor of kind ``reference`` to readiness.
+# File in the server's private directory with a key. A request parameter with this key may use the executor of
+# kind ``reference``; the readiness check sends it.
 EXECUTOR_KEY = "enginix_key"
 
 
@@ -22,8 +22,8 @@ class TensorContract:
 
     Attributes:
         type: Triton's name without ``TYPE_``, for instance ``INT32``.
-        dims: without the batch dimension; -1 is any.
-        optional: a request may leave it out.
+        dims: shape without the batch dimension; -1 is any size.
+        optional: a request may omit it.
         ragged: requests of a batch may differ in shape.
         scalar: a row is one value without dimensions (``reshape { shape: [] }``).
     """
@@ -50,10 +50,10 @@ class ModelContract:
     """One model's interface.
 
     Attributes:
-        parameters: every key that a ``config.pbtxt`` of it may carry.
-        required: those it must carry.
-        steps: of an ensemble; empty otherwise.
-        source: where the contract was read.
+        parameters: every key that its ``config.pbtxt`` may have.
+        required: keys that it must have.
+        steps: steps of an ensemble; empty for other models.
+        source: source of the contract.
     """
 
     name: str
@@ -67,7 +67,7 @@ class ModelContract:
 
 @cache
 def load_nvidia_contract() -> dict[str, ModelContract]:
-    """NVIDIA's contract, whole: the last TensorRT-LLM line with an engine backend."""
+    """Load NVIDIA's whole contract, of the last TensorRT-LLM line with an engine backend."""
     models = {}
     for name, raw in load_table("triton_contract")["models"].items():
         parameters = raw["parameters"]
@@ -84,11 +84,11 @@ def load_nvidia_contract() -> dict[str, ModelContract]:
 
 
 def build_tensorrt_contract(datatypes: Mapping[str, str], *, chat: bool = True) -> dict[str, ModelContract]:
-    """NVIDIA's models with the data types that its templates leave open.
+    """Return the contract of NVIDIA's models, with the data types that its templates leave open.
 
     Args:
         datatypes: template variable → type without ``TYPE_``.
-        chat: with the inputs for messages (data/triton/triton_chat.json).
+        chat: add the inputs for messages (data/triton/triton_chat.json).
     """
 
     def filled(tensors: tuple[TensorContract, ...]) -> tuple[TensorContract, ...]:
@@ -104,7 +104,7 @@ def build_tensorrt_contract(datatypes: Mapping[str, str], *, chat: bool = True) 
 
 
 def _add_chat_inputs(model: ModelContract, key: str) -> ModelContract:
-    """A model with the inputs for messages, its text optional."""
+    """Return a model with the inputs for messages added, and its text optional."""
     added = load_table("triton_chat")
     row = added["llmapi"] if key == "llmapi" else added["models"].get(key)
     if row is None:
@@ -121,7 +121,7 @@ def _add_chat_inputs(model: ModelContract, key: str) -> ModelContract:
 
 @cache
 def load_llmapi_contract(*, chat: bool = True) -> dict[str, ModelContract]:
-    """The one model of NVIDIA's llmapi repository."""
+    """Load the contract of the one model of NVIDIA's llmapi repository."""
     raw = load_table("triton_contract")["llmapi"]
     model = ModelContract(
         name=EXECUTOR,
@@ -135,7 +135,7 @@ def load_llmapi_contract(*, chat: bool = True) -> dict[str, ModelContract]:
 
 @cache
 def load_reference_contract() -> dict[str, ModelContract]:
-    """The models of kind ``reference``: the part of the contract that it declares, and its additions."""
+    """Load the contract of kind ``reference``'s models: its part of NVIDIA's contract, and its additions."""
     models = {}
     for name, row in load_table("triton_reference")["models"].items():
         whole = load_nvidia_contract()[name]

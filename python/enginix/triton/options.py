@@ -1,4 +1,4 @@
-"""What a user can choose of every repository."""
+"""Options of a repository of any kind."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ DEFAULT_MAX_BATCH_SIZE = 8
 
 @dataclass(frozen=True)
 class RepositoryOptions:
-    """What a user can choose; ``None`` takes the engine's value.
+    """Options of a repository; ``None`` takes the engine's value.
 
     Attributes:
         max_batch_size: requests that run at once.
         max_tokens_limit: largest max_tokens of a request.
-        max_queue_delay_microseconds: how long preprocessing waits to fill a batch; of kind ``tensorrt``.
-        max_queue_size: requests that may wait; 0 is no limit.
-        preprocessing_instances, postprocessing_instances: processes of each; of kind ``tensorrt``.
-        ensemble_instances: processes that tokenize and decode; of kind ``reference``.
-        device: where the reference executor runs, as torch names it.
+        max_queue_delay_microseconds: longest wait of preprocessing to fill a batch; for kind ``tensorrt``.
+        max_queue_size: largest number of waiting requests; 0 is no limit.
+        preprocessing_instances, postprocessing_instances: processes of each; for kind ``tensorrt``.
+        ensemble_instances: processes that tokenize and decode; for kind ``reference``.
+        device: device of the reference executor, as torch names it.
         add_special_tokens: put the tokenizer's special tokens around a prompt, as it defines them.
         skip_special_tokens: leave special tokens out of the text.
         exclude_input_in_output: return the answer without the prompt unless a request says otherwise.
@@ -61,7 +61,7 @@ class RepositoryOptions:
 
 
 def resolve_batch_size(directory: Path, limit: int | None, options: RepositoryOptions) -> int:
-    """The batch size of a repository, at most the engine's.
+    """Return the batch size of a repository, at most the engine's.
 
     Raises:
         RepositoryError: above the engine's limit.

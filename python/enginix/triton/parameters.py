@@ -1,7 +1,7 @@
-"""Parameter values of NVIDIA's models, checked as the C++ backend would read them.
+"""Check parameter values of NVIDIA's models as the C++ backend would read them.
 
-The backend parses optional keys leniently: what it cannot read is replaced by a default with a warning in the
-log, so a typo never fails (model_state.cc). Here it does.
+The backend parses optional keys leniently: it replaces a value that it cannot read by a default with a
+warning in the log, so a typo never fails there (model_state.cc). Here it is an error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from enginix.errors import RepositoryError
 from enginix.tables import load_table
 from enginix.triton.suggestions import suggest_fix
 
-# What model_state.cc takes for a boolean; anything else is its default.
+# Booleans in model_state.cc; any other text is the default.
 TRUE, FALSE = ("true", "True", "TRUE", "1"), ("false", "False", "FALSE", "0")
 LOOKAHEAD = ("lookahead_window_size", "lookahead_ngram_size", "lookahead_verification_set_size")
 
@@ -43,16 +43,16 @@ _TYPES: dict[str, tuple[str, Callable[[str], bool]]] = {
 
 
 def as_text(value: Any) -> str:
-    """The text of a value as JSON has it: booleans as the backend reads them."""
+    """Return a JSON value as text, with booleans as the backend reads them."""
     return ("true" if value else "false") if isinstance(value, bool) else str(value)
 
 
 def check_parameters(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """Parameters of ``tensorrt_llm`` that a user chose, as texts.
+    """Check the user's parameters of ``tensorrt_llm``, and return them as texts.
 
     Raises:
-        RepositoryError: unknown (with the nearest key), one that enginix writes or that must not be set, a
-            value of another type or range, or values that contradict each other.
+        RepositoryError: a key is unknown (with the nearest key), set by enginix, or not allowed; a value has
+            another type or range; or values contradict each other.
     """
     rows = load_table("triton_contract")["models"]["tensorrt_llm"]["parameters"]
     checked_texts = {}

@@ -9,7 +9,7 @@ from enginix.wording import find_nearest
 
 
 def suggest_fix(name: str, known: Collection[str]) -> str:
-    """Return what to do about an unknown name: its new name, the nearest one, or all."""
+    """Return the fix for an unknown name: its new name, the nearest known one, or all known ones."""
     if (now := load_table("triton_contract")["renamed"]["names"].get(name)) in known:
         return f"it is {now} in this version"
     near = find_nearest(name, known)

@@ -60,7 +60,7 @@ test_answers_refusals_at_evaluation() {
   ! with_lib eval "$(engines_of '(e.mkReferenceAnswers { model = q "fp8"; }).drvPath')" && says 'would be compared with itself' || return 1
   ! with_lib eval "$(engines_of '(e.mkReferenceAnswers { inherit model; question = 1; }).drvPath')" && says 'Did you mean questions?' || return 1
   ! with_lib eval "$(engines_of '(mk { model = removeAttrs (q "fp8") [ "original" ]; }).drvPath')" && says 'reference = mkHfModel' || return 1
-  # Not gated: nobody is asked.
+  # Not gated: no reference answers are needed.
   with_lib eval "$(engines_of '(mk { model = removeAttrs (q "fp8") [ "original" ]; gates = { }; }).reference')" && says null
 }
 

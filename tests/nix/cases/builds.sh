@@ -27,7 +27,7 @@ test_sandboxed_build_sees_no_home_and_no_network() {
   server=$!
   until grep -q 'port [0-9]' "$tmp/http"; do sleep 0.1; done
   port=$(grep -o 'port [0-9]*' "$tmp/http" | cut -d' ' -f2)
-  # The server is there for whoever is outside.
+  # The server answers from outside.
   (exec 3<>"/dev/tcp/127.0.0.1/$port") || result=1
   with_lib build "nixpkgs.runCommand \"isolated\" (fresh { }) ''
     for path in $root /etc/os-release; do if [ -e \$path ]; then echo \"sees \$path\"; exit 1; fi; done

@@ -86,7 +86,7 @@ test_quantized_killed_leaves_nothing() {
   (with_lib build "$(quantized_of "q { format = \"int4_awq\"; name = \"$name\"; }")" --no-link) &
   build=$!
   for _ in $(seq 3000); do
-    # The builder's own process: the one word of its command line that nobody else has.
+    # The builder's own process: no other process has this word in its command line.
     victim=$(pgrep -f -- "quantize .*--name $name" | head -n1)
     [ -n "$victim" ] && break
     kill -0 "$build" 2>/dev/null || return 1

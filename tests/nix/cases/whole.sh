@@ -77,10 +77,10 @@ whole_of() { # attributes of mkEngine, port of mkServe, port of the gateway, mor
 
 test_whole_tensorrt() {
   slow || return
-  local http door
-  read -r http door < <(whole_ports 2)
+  local http gateway_port
+  read -r http gateway_port < <(whole_ports 2)
   # One server computes other tokens than the engine that was gated, one is told other golden tokens.
-  built "$(whole_of 'plugins.gatherContextLogits = true;' "$http" "$door" '
+  built "$(whole_of 'plugins.gatherContextLogits = true;' "$http" "$gateway_port" '
         broken = program (e.mkTritonServer { inherit repo; runtime = standin.answering e "trtllm-1.2.1" { misbehave = "loops"; }; });
         liar = program (e.mkTritonServer { repo = e.mkTritonRepo { engine = gated // {
           outPath = "${nixpkgs.runCommand "liar" { } "cp -r ${gated} $out; chmod u+w $out $out/enginix.json
@@ -93,18 +93,18 @@ test_whole_tensorrt() {
     refuses timeout 60 "$whole/$server" --http-port 0 --grpc-port 0 --metrics-port 0 &&
       says 'the golden prefix continues with' || return 1
   done
-  whole_chat "$whole/serve" "$whole/gateway" "$door"
+  whole_chat "$whole/serve" "$whole/gateway" "$gateway_port"
 }
 
 # Its Triton model takes texts: readiness is one answer, whatever the golden tokens.
 test_whole_llmapi() {
   slow || return
-  local http door
-  read -r http door < <(whole_ports 2)
-  built "$(whole_of 'kind = "llmapi";' "$http" "$door")" || return 1
+  local http gateway_port
+  read -r http gateway_port < <(whole_ports 2)
+  built "$(whole_of 'kind = "llmapi";' "$http" "$gateway_port")" || return 1
   local whole=$path
   whole_triton "$whole/triton" tensorrt_llm '{"text_input": "hello", "sampling_param_max_tokens": 4}' 'stand-in: hello' &&
-    whole_chat "$whole/serve" "$whole/gateway" "$door"
+    whole_chat "$whole/serve" "$whole/gateway" "$gateway_port"
 }
 
 # Two ranks by the image's mpirun; rank 0 answers. The runner has no gates, the matrix has them for each GPU.
@@ -127,7 +127,7 @@ test_whole_matrix_of_gated_engines() {
       of.here')" && quietly cat "$path/enginix.json" && says '"smoke": "passed"'
 }
 
-# Nobody asks an engine that is built at first run, or one of gates = { }: whoever serves it says so.
+# An engine that is built at first run, or has gates = { }, is not asked: its server says so.
 test_whole_servers_of_ungated_engines_say_so() {
   local what http program
   for what in 'e.mkServe { engine = mk { name = "tiny"; gates = { }; }; }' 'e.mkServe { engine = mk { name = "tiny"; kind = "llmapi"; gates = { }; }; }' \

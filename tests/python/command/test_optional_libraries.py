@@ -93,7 +93,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         json.dumps(
             {
                 "version": 1,
-                "name": "door",
+                "name": "gateway",
                 "keyFile": str(there / "key"),
                 "models": {"tiny": [{"kind": "triton", "url": "http://127.0.0.1:1", "model": "ensemble"}]},
             }

@@ -1,4 +1,4 @@
-"""What pip builds and installs: every file, the version once, the extras that commands name."""
+"""The package that pip builds and installs: every file, the version once, the extras that commands name."""
 
 from __future__ import annotations
 

@@ -257,7 +257,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def says(
     build: Run, edge: Path, runtime: Make, driver: Make, asked: Path, tmp_path: Path
 ) -> Callable[..., Path]:
-    """What the engine says to its own server's clients: ``enginix answers`` as Nix builds run it."""
+    """Ask an engine by its own server: ``enginix answers`` as Nix builds run it."""
 
     def run(misbehave: str = "", *, stall: float = 5) -> Path:
         if not (tmp_path / "engine").exists():

@@ -107,9 +107,9 @@ def test_a_machine_with_several_kinds_of_gpu_builds_on_the_targets(words, tmp_pa
     seen = []
     run = stage.supervise_command
 
-    def watched(room, command, watch, **more):
-        seen.append(room.environment())
-        return run(room, command, watch, **more)
+    def watched(sandbox, command, watch, **more):
+        seen.append(sandbox.environment())
+        return run(sandbox, command, watch, **more)
 
     monkeypatch.setattr(stage, "supervise_command", watched)
     assert main(line) == 0

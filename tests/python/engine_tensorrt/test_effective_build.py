@@ -1,4 +1,4 @@
-"""What trtllm-build makes of a request, held to what TensorRT-LLM's own Python made of 986 of them."""
+"""Predictions of trtllm-build's settings, compared with TensorRT-LLM's own Python on 986 requests."""
 
 from __future__ import annotations
 

@@ -177,9 +177,9 @@ def test_a_merged_file_is_read_inside_the_runtime(model, rootfs, driver, tmp_pat
     assert main(line) == 0
     seen = []
 
-    def look(room, words):
+    def look(sandbox, words):
         path = words[words.index("--extra_llm_api_options") + 1]
-        seen.append(json.loads((room.work / Path(path).relative_to(room.inside)).read_text()))
+        seen.append(json.loads((sandbox.work / Path(path).relative_to(sandbox.inside)).read_text()))
         return 0
 
     monkeypatch.setattr(child, "run_in_foreground", look)
@@ -284,7 +284,9 @@ def test_ranks_of_an_engine_without_a_target_have_workers_of_their_own(
     line = ["build", "--kind", "llmapi", "--model", str(model), "--runtime", "trtllm-1.2.1"]
     assert main([*line, "--tensor-parallel", str(ranks), "-o", str(tmp_path / "e")]) == 0
     seen = []
-    monkeypatch.setattr(child, "run_in_foreground", lambda room, words: seen.append(room.environment()) or 0)
+    monkeypatch.setattr(
+        child, "run_in_foreground", lambda sandbox, words: seen.append(sandbox.environment()) or 0
+    )
     assert main(["runner", str(tmp_path / "e")]) == 0
     assert [e["TLLM_WORKER_USE_SINGLE_PROCESS"] for e in seen] == [single]
 

@@ -18,7 +18,7 @@ from golden_requests import differences, golden_rows
 
 
 def build(standin: Any, row: dict[str, Any]) -> dict[str, Any]:
-    """What the stand-in makes of a golden row's request, in the row's shape."""
+    """Run the stand-in on a golden row's request; returns its settings in the row's shape."""
     effects = standin("standin_effects")
     flat = row["checkpoint"]
     pretrained = {

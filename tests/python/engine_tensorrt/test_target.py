@@ -1,4 +1,4 @@
-"""What the driver tells: nvidia-smi's and NVML's answers, garbage included; engines against machines."""
+"""Answers of nvidia-smi and NVML, garbage included; engines compared with machines."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ def refusal(row: dict[str, Any], limits: dict[str, int], asked: dict[str, Any]) 
 
 
 def test_every_golden_request(tmp_path: Path) -> None:
-    """What the tool ends with an error is refused by both; what they take becomes what the tool makes."""
+    """Both refuse what the tool ends with an error; otherwise both predict the tool's settings."""
     rows = [(row, *as_asked(row["arguments"])) for row in golden_rows()]
     cases = [
         {

@@ -109,7 +109,7 @@ def start_gateway(gateway_python: Path, tmp_path_factory: pytest.TempPathFactory
         for name, key in (("operator", OPERATOR), ("alice", ALICE)):
             (directory / name).write_text(key + "\n")
             (directory / name).chmod(0o600)
-        found = {"version": 1, "name": "door", "keyFile": "operator", **description}
+        found = {"version": 1, "name": "gateway", "keyFile": "operator", **description}
         (directory / "gateway.json").write_text(json.dumps(found))
         words = [sys.executable, "-m", "enginix", "gateway", str(directory / "gateway.json")]
         log = directory / "log"
@@ -158,7 +158,7 @@ def tiny(triton: Callable[..., Any]) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="session")
-def door(start_gateway: Callable[..., Any], tiny: Served) -> Iterator[Gateway]:
+def gateway(start_gateway: Callable[..., Any], tiny: Served) -> Iterator[Gateway]:
     """One gateway for all tests that leave it as it is."""
     server = {"kind": "triton", "url": tiny.client.url, "model": "ensemble"}
     description = {

@@ -99,8 +99,8 @@ def base(start_gateway: Callable[..., Any]) -> Iterator[str]:
         "json": [{**triton, "url": says_json.url}],
         "other": [{"kind": "openai", "url": f"{tiny.url}/v1", "model": "mine"}],
     }
-    with start_gateway({"models": models, "keyFile": None}) as door:
-        yield f"{door.url}/v1"
+    with start_gateway({"models": models, "keyFile": None}) as gateway:
+        yield f"{gateway.url}/v1"
     for server in (tiny, says_json):
         server.shutdown()
 

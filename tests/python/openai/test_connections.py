@@ -1,4 +1,4 @@
-"""Connections that send nothing, or a header byte by byte, hinder nobody and do not stay."""
+"""Idle connections, and headers sent byte by byte, do not block other clients and are closed."""
 
 from __future__ import annotations
 
@@ -154,16 +154,16 @@ def test_idle_connections_hinder_nobody(
 
     standin = StandIn()
     server = {"kind": "triton", "url": standin.url, "model": "ensemble"}
-    with start_gateway({"models": {"tiny": [server]}}, wrap=wrap) as door:
-        door.client().completions.create(model="tiny", prompt="x")
-        with idle(door.port, number) as opened:
+    with start_gateway({"models": {"tiny": [server]}}, wrap=wrap) as gateway:
+        gateway.client().completions.create(model="tiny", prompt="x")
+        with idle(gateway.port, number) as opened:
             for _ in range(3):
-                assert httpx.get(f"{door.url}/health/live", timeout=10).status_code == 200
-                assert door.client().completions.create(model="tiny", prompt="x").choices[0].text == "ab"
+                assert httpx.get(f"{gateway.url}/health/live", timeout=10).status_code == 200
+                assert gateway.client().completions.create(model="tiny", prompt="x").choices[0].text == "ab"
             deadline = time.monotonic() + connections.HEADER_SECONDS + 20
             while any(map(is_open, opened)):
                 assert time.monotonic() < deadline, sum(map(is_open, opened))
                 time.sleep(0.5)
-            assert httpx.get(f"{door.url}/health/ready", timeout=10).status_code == 200
-        assert "does not answer" not in door.log.read_text()
+            assert httpx.get(f"{gateway.url}/health/ready", timeout=10).status_code == 200
+        assert "does not answer" not in gateway.log.read_text()
     standin.shutdown()

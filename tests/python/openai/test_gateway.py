@@ -36,8 +36,8 @@ def text(chunks: Iterator[Any]) -> str:
 
 
 @pytest.fixture
-def client(door: Any) -> Any:
-    return door.client()
+def client(gateway: Any) -> Any:
+    return gateway.client()
 
 
 @pytest.fixture
@@ -127,18 +127,18 @@ QUERIES = (
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_orders_in_the_address_are_refused(door: Any, query: str) -> None:
+def test_orders_in_the_address_are_refused(gateway: Any, query: str) -> None:
     import httpx
 
     for path, more in (("chat/completions", {"messages": SAID}), ("completions", {"prompt": "A"})):
         answer = httpx.post(
-            f"{door.url}/v1/{path}?{query}",
+            f"{gateway.url}/v1/{path}?{query}",
             json={"model": "tiny", "max_tokens": 1, **more},
-            headers={"Authorization": f"Bearer {door.alice}"},
+            headers={"Authorization": f"Bearer {gateway.alice}"},
         )
         assert answer.status_code == 400, answer.text
         assert "query string" in answer.json()["error"]["message"]
-    assert "nonexistent" not in door.log.read_text()
+    assert "nonexistent" not in gateway.log.read_text()
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -158,7 +158,7 @@ def test_orders_in_the_address_are_refused(door: Any, query: str) -> None:
         ("mock_response", {"extra_body": {"mock_response": "x"}}),
         ("api_base", {"extra_body": {"api_base": "http://127.0.0.1:1"}}),
         ("messages[0].content[0]", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
-        ("messages", {"messages": [{"role": "nobody", "content": "x"}]}),
+        ("messages", {"messages": [{"role": "stranger", "content": "x"}]}),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(
@@ -189,10 +189,10 @@ def test_models_and_unknown_ones(client: Any, openai: Any) -> None:
         assert refused.value.code == "model_not_found"
 
 
-def test_a_wrong_key_and_what_a_clients_key_may(door: Any, openai: Any) -> None:
+def test_a_wrong_key_and_what_a_clients_key_may(gateway: Any, openai: Any) -> None:
     with pytest.raises(openai.AuthenticationError):
-        ask(door.client("sk-nobody-" + "2" * 20))
-    alice = door.client(door.alice)
+        ask(gateway.client("sk-unknown-" + "2" * 20))
+    alice = gateway.client(gateway.alice)
     assert [m.id for m in alice.models.list()] == ["tiny", "gpt-tiny"]
     with pytest.raises(openai.NotFoundError):
         ask(alice, model="other")
@@ -213,20 +213,20 @@ def test_sixty_four_streams_at_once_say_what_each_says_alone(client: Any) -> Non
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_vanishes_frees_its_place(door: Any, tiny: Served, stream: bool) -> None:
+def test_a_client_that_vanishes_frees_its_place(gateway: Any, tiny: Served, stream: bool) -> None:
     import httpx
 
     body = {"model": "tiny", "messages": SAID, "max_tokens": 2000, "ignore_eos": True, "stream": stream}
-    before = sum(" 499 " in line for line in door.lines())
+    before = sum(" 499 " in line for line in gateway.lines())
 
     def vanish(_: int) -> None:
         with httpx.Client(timeout=httpx.Timeout(30, read=0.5 if not stream else 30)) as h:
             try:
                 with h.stream(
                     "POST",
-                    f"{door.url}/v1/chat/completions",
+                    f"{gateway.url}/v1/chat/completions",
                     json=body,
-                    headers={"Authorization": f"Bearer {door.operator}"},
+                    headers={"Authorization": f"Bearer {gateway.operator}"},
                 ) as answer:
                     next(answer.iter_bytes())
             except httpx.ReadTimeout:
@@ -235,8 +235,8 @@ def test_a_client_that_vanishes_frees_its_place(door: Any, tiny: Served, stream:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(vanish, range(8)))
     deadline = time.monotonic() + 300
-    while sum(" 499 " in line for line in door.lines()) < before + 8:
-        assert time.monotonic() < deadline, door.lines()[-10:]
+    while sum(" 499 " in line for line in gateway.lines()) < before + 8:
+        assert time.monotonic() < deadline, gateway.lines()[-10:]
         time.sleep(0.1)
     # Eight answers of 2000 tokens would still be computed otherwise. A sender may be a moment behind.
     tiny.await_idle(60)
@@ -261,35 +261,37 @@ def test_a_client_that_vanishes_frees_its_place(door: Any, tiny: Served, stream:
         b"\xff\xfe\x00",
     ],
 )
-def test_malformed_bodies_are_refused_and_leave_no_trace(door: Any, body: bytes) -> None:
+def test_malformed_bodies_are_refused_and_leave_no_trace(gateway: Any, body: bytes) -> None:
     import httpx
 
     answer = httpx.post(
-        f"{door.url}/v1/chat/completions", content=body, headers={"Authorization": f"Bearer {door.operator}"}
+        f"{gateway.url}/v1/chat/completions",
+        content=body,
+        headers={"Authorization": f"Bearer {gateway.operator}"},
     )
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["message"]
-    assert "Traceback" not in door.log.read_text()
+    assert "Traceback" not in gateway.log.read_text()
 
 
 @pytest.mark.parametrize(
     "path",
     ["/", "/ui", "/key/generate", "/config/yaml", "/model/info", "/v1/embeddings", "/health", "/metrics"],
 )
-def test_nothing_else_of_litellm_is_reachable(door: Any, path: str) -> None:
+def test_nothing_else_of_litellm_is_reachable(gateway: Any, path: str) -> None:
     import httpx
 
     for method in ("GET", "POST"):
-        key = {"Authorization": f"Bearer {door.operator}"}
-        answer = httpx.request(method, f"{door.url}{path}", headers=key)
+        key = {"Authorization": f"Bearer {gateway.operator}"}
+        answer = httpx.request(method, f"{gateway.url}{path}", headers=key)
         assert answer.status_code in (404, 405)
 
 
-def test_keys_are_in_no_log_no_process_and_no_environment(door: Any, client: Any) -> None:
+def test_keys_are_in_no_log_no_process_and_no_environment(gateway: Any, client: Any) -> None:
     ask(client)
-    proc = Path(f"/proc/{door.process.pid}")
-    seen = door.log.read_bytes() + (proc / "cmdline").read_bytes() + (proc / "environ").read_bytes()
-    for key in (door.operator, door.alice):
+    proc = Path(f"/proc/{gateway.process.pid}")
+    seen = gateway.log.read_bytes() + (proc / "cmdline").read_bytes() + (proc / "environ").read_bytes()
+    for key in (gateway.operator, gateway.alice):
         assert key.encode() not in seen
     assert b"Once upon" not in seen
 
@@ -319,16 +321,16 @@ def test_ready_killed_and_back(
             time.sleep(5)
             assert not started.done()
             served = stack.enter_context(triton(port))
-            door = started.result(60)
-        assert httpx.get(f"{door.url}/health/ready").status_code == 200
-        client = door.client()
+            gateway = started.result(60)
+        assert httpx.get(f"{gateway.url}/health/ready").status_code == 200
+        client = gateway.client()
         times = []
-        with httpx.Client(headers={"Authorization": f"Bearer {door.operator}"}) as plain:
-            plain.get(f"{door.url}/v1/models")
+        with httpx.Client(headers={"Authorization": f"Bearer {gateway.operator}"}) as plain:
+            plain.get(f"{gateway.url}/v1/models")
             for _ in range(6):
                 begin = time.monotonic()
                 plain.post(
-                    f"{door.url}/v1/chat/completions",
+                    f"{gateway.url}/v1/chat/completions",
                     json={"model": "flaky", "messages": SAID, "max_tokens": 1},
                 ).raise_for_status()
                 times.append(time.monotonic() - begin)
@@ -349,7 +351,7 @@ def test_ready_killed_and_back(
             assert ask(client, model="both").choices[0].message.content == told
             assert text(ask(client, model="both", stream=True)) == told
         deadline = time.monotonic() + 300
-        while httpx.get(f"{door.url}/health/ready").status_code == 200:
+        while httpx.get(f"{gateway.url}/health/ready").status_code == 200:
             assert time.monotonic() < deadline
             time.sleep(0.2)
         served.process.wait(300)
@@ -358,7 +360,7 @@ def test_ready_killed_and_back(
         # What runs at the end is answered to its end; start_gateway checks the exit status.
         stream = ask(client, model="flaky", stream=True, max_tokens=300)
         first = next(stream)
-        door.process.terminate()
+        gateway.process.terminate()
         chunks = [first, *stream]
         assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
         with pytest.raises(openai.APIConnectionError):

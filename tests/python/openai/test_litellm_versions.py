@@ -45,8 +45,8 @@ def test_it_starts_and_answers(
     triton = {"kind": "triton", "url": standin.url, "model": "ensemble"}
     other = {"kind": "openai", "url": f"{standin.url}/v1", "model": "theirs"}
     models = {"tiny": [triton], "two": [triton, triton], "other": [other]}
-    with start_gateway({"models": models}, python=litellm_python) as door:
-        client = door.client()
+    with start_gateway({"models": models}, python=litellm_python) as gateway:
+        client = gateway.client()
         said = [{"role": "user", "content": "x"}]
         for model, text in (("tiny", "ab"), ("two", "ab"), ("other", "hi")):
             whole = client.chat.completions.create(model=model, messages=said)

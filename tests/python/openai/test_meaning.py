@@ -1,4 +1,4 @@
-"""What OpenAI's interface means, on the real tritonserver: lengths, stop, seeds, lists, errors, tokens."""
+"""OpenAI's semantics on the real tritonserver: lengths, stop, seeds, lists, errors, tokens."""
 
 from __future__ import annotations
 

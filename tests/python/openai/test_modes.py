@@ -63,7 +63,7 @@ def test_a_streamed_chat_has_its_text(modes: Any, model: str, options: dict[str,
 
 
 def check_stream(chunks: list[Any], options: dict[str, Any], model: str, kind: str, prefix: str) -> None:
-    """What OpenAI's streams have in common."""
+    """Check the properties of all OpenAI streams."""
     asked = options.get("stream_options", {}).get("include_usage", False)
     usages = [c for c in chunks if c.usage is not None]
     assert [c.choices for c in chunks if not c.choices] == ([[]] if asked else [])

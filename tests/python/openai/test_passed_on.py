@@ -1,4 +1,4 @@
-"""What reaches the servers behind the gateway through the real LiteLLM; a stand-in writes it down."""
+"""Requests as they reach the servers behind the gateway through the real LiteLLM; a stand-in records them."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def client(start_gateway: Callable[..., Any], standin: StandIn, tmp_path_factory
     key.chmod(0o600)
     other = {"kind": "openai", "url": f"{standin.url}/v1", "model": "theirs", "keyFile": str(key)}
     models = {"tiny": [{"kind": "triton", "url": standin.url, "model": "ensemble"}], "other": [other]}
-    with start_gateway({"models": models, "limits": {"defaultMaxTokens": 99}}) as door:
-        assert [x for x in door.lines() if "serves mine, but the gateway asks for theirs" in x]
-        yield door.client()
-        assert SERVER_KEY not in door.log.read_text()
+    with start_gateway({"models": models, "limits": {"defaultMaxTokens": 99}}) as gateway:
+        assert [x for x in gateway.lines() if "serves mine, but the gateway asks for theirs" in x]
+        yield gateway.client()
+        assert SERVER_KEY not in gateway.log.read_text()
 
 
 def last(standin: StandIn) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a request may say: every parameter is passed on or refused by name, whatever comes."""
+"""Checks of requests: every parameter is passed on or refused by name, for any input."""
 
 from __future__ import annotations
 

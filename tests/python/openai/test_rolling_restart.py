@@ -27,8 +27,8 @@ def servers() -> Iterator[list[StandIn]]:
 def client(start_gateway: Callable[..., Any], servers: list[StandIn]) -> Iterator[Any]:
     triton = [{"kind": "triton", "url": s.url, "model": "ensemble"} for s in servers]
     other = [{"kind": "openai", "url": f"{s.url}/v1", "model": "mine"} for s in servers]
-    with start_gateway({"models": {"tiny": triton, "other": other}}) as door:
-        yield door.client()
+    with start_gateway({"models": {"tiny": triton, "other": other}}) as gateway:
+        yield gateway.client()
 
 
 @pytest.mark.parametrize("how", ["refuse", "break", "break-after-headers"])

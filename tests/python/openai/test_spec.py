@@ -21,7 +21,7 @@ SERVER = {"kind": "triton", "url": "http://127.0.0.1:8000", "model": "ensemble"}
 OTHER = {"kind": "openai", "url": "http://h:1/v1", "model": "x", "keyFile": "s"}
 GOOD: dict[str, Any] = {
     "version": 1,
-    "name": "door",
+    "name": "gateway",
     "models": {
         "a": [SERVER],
         "b": [SERVER, OTHER],
@@ -140,7 +140,7 @@ def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "gateway.json"
-    keyless = {"version": 1, "name": "door", "models": {"a": [SERVER]}}
+    keyless = {"version": 1, "name": "gateway", "models": {"a": [SERVER]}}
     file.write_text(json.dumps(keyless))
     assert main(["gateway", str(file), "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["litellm"]["model_list"][0]["model_name"] == "a"

@@ -40,7 +40,7 @@ def events(*rows: Any) -> bytes:
 def answered(
     call: TritonCall, server: Callable[[dict[str, Any]], httpx.Response]
 ) -> tuple[list[Piece], list[int]]:
-    """What becomes of a call, and the max_tokens of each question."""
+    """Return a call's result, and the max_tokens of each request to the server."""
     questions: list[int] = []
 
     def transport(request: httpx.Request) -> httpx.Response:

@@ -200,7 +200,7 @@ def test_offline_a_format_that_the_gpu_lacks_is_an_obstacle_too(
 
 
 def test_a_lock_without_facts_is_refused_by_name() -> None:
-    with pytest.raises(EnginixError, match="does not tell the model's layers"):
+    with pytest.raises(EnginixError, match="does not have the model's layers"):
         plan_from_lock({}, {"model.safetensors": 5}, TargetGpu("g", 90, 10**9), PlanRequest(), "x.lock.json")
 
 
@@ -233,7 +233,7 @@ def test_edgellm_refuses_what_it_does_not_have(words, said, capsys) -> None:
     line = ["plan", str(TINY), "--target", "rtx-5090", "--kind", "edgellm", *words]
     assert main(line) == 2 and said in capsys.readouterr().err
     assert main(["plan", str(TINY), "--target", "rtx-5090", "--max-input-len", "64"]) == 2
-    assert "of kind edgellm" in capsys.readouterr().err
+    assert "--max-input-len is for kind edgellm only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

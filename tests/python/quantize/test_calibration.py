@@ -351,7 +351,7 @@ def test_a_part_of_a_dataset_is_named(model: Path, tmp_path: Path, inside: str) 
     done = make_calibration(model, tmp_path / "out", whole / inside, Recipe(2, 16))
     assert done.about["text"]["dataset"] == named
     path.write_text('{"text": "another line, which is not pinned"}\n' * 20)
-    with pytest.raises(ModelError, match=r"data/train\.jsonl is not what the dataset's lock pins"):
+    with pytest.raises(ModelError, match=r"data/train\.jsonl differs from the file that the dataset's lock pins"):
         make_calibration(model, tmp_path / "again", whole / inside, Recipe(2, 16))
 
 

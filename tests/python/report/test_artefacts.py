@@ -190,7 +190,9 @@ def test_unquantized_weights_under_a_quantized_name(tmp_path: Path, checkpoints:
     path = shutil.copytree(checkpoints["plain"], tmp_path / "c")
     _edit(path, lambda c: c["quantization"].update(quant_algo="FP8"), "config.json")
     _manifest(path, lambda m: m["model"].update(quantization="FP8"))
-    assert artefacts.read_artefact(path).doubts == ("it says FP8, and its matrices take 16.0 bits a weight",)
+    assert artefacts.read_artefact(path).doubts == (
+        "its format is FP8, but its matrices take 16.0 bits a weight",
+    )
     path = shutil.copytree(checkpoints["fp8"], tmp_path / "d")
     _edit(path, lambda c: c["quantization"].update(quant_algo=None), "config.json")
     _manifest(path, lambda m: m["model"].update(quantization=None))

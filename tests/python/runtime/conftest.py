@@ -1,4 +1,4 @@
-"""The stand-in runtime (tests/standin) unpacked once, and rooms over it."""
+"""The stand-in runtime (tests/standin) unpacked once, and sandboxes over it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from enginix.runtime import table
 from enginix.runtime.sandbox import Bind, Sandbox
 
 STANDIN = Path(__file__).parents[2] / "standin"
-MakeRoom = Callable[..., Sandbox]
+MakeSandbox = Callable[..., Sandbox]
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def room(rootfs: Path, tmp_path: Path) -> MakeRoom:
+def make_sandbox(rootfs: Path, tmp_path: Path) -> MakeSandbox:
     def make(
         *binds: Bind, image: bool = True, driver: Driver | None = None, network: bool = False
     ) -> Sandbox:

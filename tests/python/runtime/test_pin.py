@@ -150,9 +150,9 @@ def test_the_environment_of_a_pin_reaches_the_runtime(tmp_path):
     made.write_text('{"runtime": "trtllm-1.2.1", "environment": {"OPAL_PREFIX": "/x", "HOME": "/root"}}')
     found = table.find_runtime("trtllm-1.2.1", pin=made)
     assert found.environment["OPAL_PREFIX"] == "/x" and "TRITON_LIBCUDA_PATH" in found.environment
-    room = Sandbox(found, tmp_path, tmp_path)
+    sandbox = Sandbox(found, tmp_path, tmp_path)
     # The private directories win.
-    assert room.environment()["HOME"] == "/w/home" and room.environment()["OPAL_PREFIX"] == "/x"
+    assert sandbox.environment()["HOME"] == "/w/home" and sandbox.environment()["OPAL_PREFIX"] == "/x"
     for text in (
         "{",
         "[]",

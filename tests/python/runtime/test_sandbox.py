@@ -26,16 +26,22 @@ from enginix.runtime.sandbox import Bind, Sandbox, make_read_binds
 PYTHON = Path(__file__).parents[3] / "python"
 
 
-def inside(room: Sandbox, script: str) -> subprocess.CompletedProcess[str]:
+def inside(sandbox: Sandbox, script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        room.command(["sh", "-c", script]), env={}, capture_output=True, text=True, check=False, timeout=600
+        sandbox.command(["sh", "-c", script]),
+        env={},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
     )
 
 
-def test_sees_the_image_and_not_the_host(room, tmp_path):
+def test_sees_the_image_and_not_the_host(make_sandbox, tmp_path):
     (tmp_path / "secret").write_text("x")
     done = inside(
-        room(), f"ls /; test -e {tmp_path}/secret && echo seen; test -e /usr/bin/python3 && echo python"
+        make_sandbox(),
+        f"ls /; test -e {tmp_path}/secret && echo seen; test -e /usr/bin/python3 && echo python",
     )
     assert "seen" not in done.stdout and "python" in done.stdout
     assert set(done.stdout.split()) >= {"usr", "proc", "dev", "tmp", "w", "etc"}
@@ -44,22 +50,22 @@ def test_sees_the_image_and_not_the_host(room, tmp_path):
 @pytest.mark.parametrize(
     ("script", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("kill -15 $$", 143)]
 )
-def test_exit_statuses_pass_through(room, script, status):
-    assert inside(room(), script).returncode == status
+def test_exit_statuses_pass_through(make_sandbox, script, status):
+    assert inside(make_sandbox(), script).returncode == status
 
 
-def test_environment_is_explicit(room, monkeypatch):
+def test_environment_is_explicit(make_sandbox, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("LD_PRELOAD", "/nowhere")
-    said = dict(x.split("=", 1) for x in inside(room(), "env").stdout.splitlines() if "=" in x)
+    said = dict(x.split("=", 1) for x in inside(make_sandbox(), "env").stdout.splitlines() if "=" in x)
     assert "HF_TOKEN" not in said and "LD_PRELOAD" not in said
     assert said["HOME"] == "/w/home" and said["HF_HUB_OFFLINE"] == "1"
     assert said["LD_LIBRARY_PATH"].startswith("/run/opengl-driver/lib:")
 
 
-def test_every_private_directory_is_writable_and_nothing_else(room):
+def test_every_private_directory_is_writable_and_nothing_else(make_sandbox):
     done = inside(
-        room(),
+        make_sandbox(),
         'for d in "$HOME" "$TMPDIR" "$XDG_CACHE_HOME" "$TRITON_CACHE_DIR" /tmp; do '
         "touch $d/x || echo bad $d; done; "
         "for d in /usr /opt /nix/store; do touch $d/x 2>/dev/null && echo bad $d; done; exit 0",
@@ -67,46 +73,46 @@ def test_every_private_directory_is_writable_and_nothing_else(room):
     assert "bad" not in done.stdout
 
 
-def test_the_image_stays_as_it_is(room, rootfs):
+def test_the_image_stays_as_it_is(make_sandbox, rootfs):
     before = sorted(p.name for p in (rootfs / "etc").iterdir())
-    inside(room(), "echo evil > /etc/evil; rm -f /usr/bin/python3")
+    inside(make_sandbox(), "echo evil > /etc/evil; rm -f /usr/bin/python3")
     assert (
         sorted(p.name for p in (rootfs / "etc").iterdir()) == before and (rootfs / "usr/bin/python3").exists()
     )
 
 
-def test_builds_have_no_network_and_servers_have(room):
+def test_builds_have_no_network_and_servers_have(make_sandbox):
     # The loopback device alone, against what this process sees.
     script = "tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '"
-    assert inside(room(), script).stdout.split() == ["lo"]
+    assert inside(make_sandbox(), script).stdout.split() == ["lo"]
     here = [x.split(":")[0].strip() for x in Path("/proc/net/dev").read_text().splitlines()[2:]]
-    assert inside(room(network=True), script).stdout.split() == here
+    assert inside(make_sandbox(network=True), script).stdout.split() == here
 
 
-def test_the_user_has_a_name(room):
-    assert inside(room(), "id -un").stdout.strip() == "enginix"
+def test_the_user_has_a_name(make_sandbox):
+    assert inside(make_sandbox(), "id -un").stdout.strip() == "enginix"
 
 
-def test_links_of_a_model_directory_are_followed(room, tmp_path):
+def test_links_of_a_model_directory_are_followed(make_sandbox, tmp_path):
     blobs, model = tmp_path / "blobs", tmp_path / "model"
     blobs.mkdir()
     model.mkdir()
     (blobs / "a").write_text("weights")
     (model / "model.safetensors").symlink_to(blobs / "a")
     (model / "dangling").symlink_to(blobs / "none")
-    done = inside(room(*make_read_binds([model])), f"cat {model}/model.safetensors; ls {blobs}")
+    done = inside(make_sandbox(*make_read_binds([model])), f"cat {model}/model.safetensors; ls {blobs}")
     assert done.stdout.startswith("weights") and "none" not in done.stdout
-    assert "Read-only" in inside(room(*make_read_binds([model])), f"touch {model}/x").stderr
+    assert "Read-only" in inside(make_sandbox(*make_read_binds([model])), f"touch {model}/x").stderr
 
 
 @pytest.mark.parametrize("at", ["/opt/models/tiny", "/var/lib/models/tiny", "/usr/models", "/models"])
-def test_a_model_where_the_image_has_directories_of_its_own(room, rootfs, tmp_path, at):
+def test_a_model_where_the_image_has_directories_of_its_own(make_sandbox, rootfs, tmp_path, at):
     model, top = tmp_path / "model", Path("/", Path(at).parts[1])
     model.mkdir()
     (model / "weights").write_text("x\n")
     own = rootfs / top.name
     done = inside(
-        room(Bind(model, at=Path(at))),
+        make_sandbox(Bind(model, at=Path(at))),
         f"cat {at}/weights; ls -A {top}; "
         f"for d in {top} {at}; do touch $d/new 2>/dev/null && echo written; done; command -v sh",
     )
@@ -116,14 +122,14 @@ def test_a_model_where_the_image_has_directories_of_its_own(room, rootfs, tmp_pa
     assert {p.name for p in own.iterdir()} <= set(said) if own.is_dir() else True
 
 
-def test_a_writable_bind(room, tmp_path):
+def test_a_writable_bind(make_sandbox, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    inside(room(Bind(out, writable=True)), f"echo made > {out}/file")
+    inside(make_sandbox(Bind(out, writable=True)), f"echo made > {out}/file")
     assert (out / "file").read_text() == "made\n"
 
 
-def test_the_driver_is_at_one_place(room, tmp_path):
+def test_the_driver_is_at_one_place(make_sandbox, tmp_path):
     root, package = tmp_path / "driver", tmp_path / "package"
     (root / "lib").mkdir(parents=True)
     package.mkdir()
@@ -131,14 +137,15 @@ def test_the_driver_is_at_one_place(room, tmp_path):
     (root / "lib" / "libcuda.so.1").symlink_to(package / "libcuda.so.1")
     assert find_store_closure(root) == [package / "libcuda.so.1"]
     assert (
-        inside(room(driver=find_driver(root)), "cat /run/opengl-driver/lib/libcuda.so.1").stdout == "driver"
+        inside(make_sandbox(driver=find_driver(root)), "cat /run/opengl-driver/lib/libcuda.so.1").stdout
+        == "driver"
     )
     loose = Driver(None, (package / "libcuda.so.1",))
-    assert inside(room(driver=loose), "cat /run/opengl-driver/lib/libcuda.so.1").stdout == "driver"
+    assert inside(make_sandbox(driver=loose), "cat /run/opengl-driver/lib/libcuda.so.1").stdout == "driver"
 
 
-def test_no_bubblewrap(room, monkeypatch):
-    made = room()
+def test_no_bubblewrap(make_sandbox, monkeypatch):
+    made = make_sandbox()
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.delenv("ENGINIX_BWRAP", raising=False)
     with pytest.raises(MachineError, match="bubblewrap is not installed"):
@@ -152,11 +159,11 @@ def test_a_long_work_directory_is_refused_outside_an_image(tmp_path):
         Sandbox(table.find_runtime("trtllm-1.2.1"), None, deep).prepare()
 
 
-def test_an_unwritable_work_directory_is_refused(room, tmp_path, monkeypatch):
+def test_an_unwritable_work_directory_is_refused(make_sandbox, tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "home").write_text("a file where HOME should be")
     with pytest.raises(MachineError, match="HOME cannot be written"):
-        room()
+        make_sandbox()
 
 
 def command_line(*words: str, rootfs: Path) -> list[str]:
@@ -212,9 +219,9 @@ def test_a_killed_wrapper_takes_everything_along(rootfs):
         assert not any(read_start_time(p) == t for p, t in below.items())
 
 
-def test_the_end_of_the_command_ends_what_it_left_behind(room):
+def test_the_end_of_the_command_ends_what_it_left_behind(make_sandbox):
     # It ends when it is told to, not after a time: until then all that it started is there to be seen.
-    place = room()
+    place = make_sandbox()
     os.mkfifo(place.work / "go")
     script = "setsid sleep 544 & echo up; read word </w/go; exit 4"
     with Child(place, ["sh", "-c", script], capture=True) as child:

@@ -12,8 +12,8 @@ from enginix.runtime.supervise import KEPT_LINES, Watch, supervise_command
 
 
 @pytest.fixture(params=[True, False], ids=["image", "host"])
-def place(request, room):
-    return room(image=request.param)
+def place(request, make_sandbox):
+    return make_sandbox(image=request.param)
 
 
 def test_status_and_last_lines(place):

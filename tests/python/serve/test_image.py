@@ -92,7 +92,7 @@ def command(repository: Path, rootfs: Path, driver: Path, *more: str) -> list[st
 
 
 def as_root(repository: Path, rootfs: Path, driver: Path, place: Path, **variables: str) -> list[str]:
-    """The same where the image is the root already, as in a container or a unit.
+    """Run in an image that is the root already, as in a container or a unit.
 
     Args:
         place: seen inside as outside, and written to.

@@ -1,4 +1,4 @@
-"""A server says at start what nobody vouches for."""
+"""A server of an engine that was not gated says so at start."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAYS = "note: not gated: the engine's answers were not compared with the model's
 def check(
     tritonserver: Any, serving_python: Path, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[Path], str]:
-    """What ``enginix serve --check`` says on standard error: its start, without the server."""
+    """Return the standard error of ``enginix serve --check``: the start, without the server."""
 
     def run(repository: Path) -> str:
         ports = [word for name in ("http", "grpc", "metrics") for word in (f"--{name}-port", "0")]

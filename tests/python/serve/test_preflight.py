@@ -1,4 +1,4 @@
-"""What is checked before a server is started; no server here."""
+"""Checks before a server is started; no server runs here."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ class StandInChannel:
 
 
 def arguments(max_batch_size: int = 4, **parameters: str) -> dict[str, str]:
-    """What Triton passes to initialize."""
+    """The arguments that Triton passes to initialize."""
     entries = {key: {"string_value": value} for key, value in parameters.items()}
     return {"model_config": json.dumps({"max_batch_size": max_batch_size, "parameters": entries})}
 

@@ -173,7 +173,7 @@ def test_a_client_s_name_stops_what_came_over_a_channel(both: Both) -> None:
     until(lambda: len(both.scheduler.orders) == 2)
     generations = both.link._generations
     generations.stop("")
-    generations.stop("nobody")
+    generations.stop("stranger")
     generations.stop("mine")
     assert both.scheduler.cancelled == ["1"]
 

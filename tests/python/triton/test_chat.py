@@ -59,7 +59,7 @@ def arguments(tokenizer: Path, **parameters: str) -> dict[str, str]:
 
 @pytest.fixture
 def ask(tokenizer: Path, backend: Any, request_of: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """What ensemble makes of a request: the prompt that it orders from the executor, or its refusal."""
+    """Return the prompt that ensemble orders from the executor for a request, or its refusal."""
     channel = StandInChannel()
     given = arguments(tokenizer, max_tokens_limit="20", max_seq_len="500")
     model = Ensemble(given, backend, channel)
@@ -187,8 +187,8 @@ REFUSED = [
     ({"messages": MESSAGES, "chat_template_args": {"": []}}, "template does not read"),
     ({"messages": MESSAGES, "chat_template_args": {"tools": {}}}, "tools is not a list"),
     ({"messages": MESSAGES, "chat_template_args": {"tools": ["x"]}}, "the chat template refuses"),
-    ({"messages": MESSAGES, "chat_template_args": {"chat_template": "{{ 1 }}"}}, "is the server's to set"),
-    ({"messages": MESSAGES, "chat_template_args": {"bos_token": "x"}}, "is the server's to set"),
+    ({"messages": MESSAGES, "chat_template_args": {"chat_template": "{{ 1 }}"}}, "is set by the server"),
+    ({"messages": MESSAGES, "chat_template_args": {"bos_token": "x"}}, "is set by the server"),
     (
         {
             "messages": MESSAGES,

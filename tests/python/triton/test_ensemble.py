@@ -143,7 +143,7 @@ UNREAD = {"pad_id"}
 
 @pytest.mark.parametrize("name", [t.name for t in load_reference_contract()["ensemble"].inputs])
 def test_every_input_that_is_declared_is_looked_at(server: Server, request_of: RequestOf, name: str) -> None:
-    """Triton takes what config.pbtxt declares; an input that nobody reads would be ignored in silence."""
+    """Triton accepts every input that config.pbtxt declares; the model would ignore an unread one."""
     kind = next(t.type for t in load_reference_contract()["ensemble"].inputs if t.name == name)
     two = {"STRING": np.array([[b"a"], [b"b"]], np.object_), "BOOL": np.array([[False], [False]])}
     rows = two.get(kind, np.array([[1], [1]]))

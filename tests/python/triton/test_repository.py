@@ -43,7 +43,7 @@ def repository(hand_made: Any, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def with_ensemble(hand_made: Any, tmp_path: Path) -> Path:
-    """A repository with one of Triton's own ensembles, which the reference kind has not."""
+    """A repository with one of Triton's own ensembles, which the reference kind does not have."""
     return made(hand_made, "tensorrt", tmp_path / "repository")
 
 
@@ -141,7 +141,7 @@ def test_model_py_compiles(repository: Path) -> None:
         compile(path.read_text(), str(path), "exec")
 
 
-# What, the kind of the repository in which it is made, how, and what is said of it.
+# Mistake, kind of the repository, the edit that makes it, and a part of the error.
 MISTAKES: list[tuple[str, str, Callable[[Path], None], str]] = [
     (
         "no version directory",
@@ -203,7 +203,7 @@ MISTAKES: list[tuple[str, str, Callable[[Path], None], str]] = [
         "required input input_lengths is not mapped",
     ),
     (
-        "ensemble input that nobody uses",
+        "ensemble input without a step",
         "tensorrt",
         lambda r: edit(
             r,
@@ -216,13 +216,13 @@ MISTAKES: list[tuple[str, str, Callable[[Path], None], str]] = [
         "input unused: unknown",
     ),
     (
-        "ensemble output that nobody makes",
+        "ensemble output without a step",
         "tensorrt",
         lambda r: edit(r, "ensemble", ('value: "text_output"', 'value: "text_out"')),
         "output text_output: no step produces it\n  fix: did you mean text_out?",
     ),
     (
-        "tensor that nobody makes",
+        "tensor without a step",
         "tensorrt",
         lambda r: edit(r, "ensemble", ('value: "_TOKENS_BATCH"', 'value: "_TOKENS"')),
         "tensor _TOKENS",
@@ -375,7 +375,7 @@ MISTAKES: list[tuple[str, str, Callable[[Path], None], str]] = [
         "placeholder ${triton_max_batch_size} was never replaced",
     ),
     (
-        "input that is none, of the reference kind",
+        "unknown input, of the reference kind",
         "reference",
         lambda r: edit(
             r,
@@ -571,7 +571,7 @@ def test_other_kinds_are_refused(hand_made: Any) -> None:
 
 
 def test_end_ids_are_those_of_the_manifest(hand_made: Any) -> None:
-    """What the gates and the golden answer ended at; the tokenizer's own end token is another fact."""
+    """End tokens are those of the gates and the golden answer, not the tokenizer's own."""
     (hand_made.directory / "tokenizer" / "generation_config.json").unlink()
     (hand_made.directory / "tokenizer" / "tokenizer_config.json").write_text(
         json.dumps({"eos_token": {"content": "<|end|>"}, "pad_token": "<|end|>"})

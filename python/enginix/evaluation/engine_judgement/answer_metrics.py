@@ -34,7 +34,7 @@ def judge_greedy(
     counts its equal tokens, and one that differs.
 
     Raises:
-        GateError: nothing could be compared.
+        GateError: no answer could be compared.
     """
     ends = answers.ends
     pairs = [

@@ -59,7 +59,7 @@ class EngineQuestions:
 
 
 def write_engine_questions(question_set: EngineQuestions, directory: Path) -> None:
-    """Writes ``asked.json``."""
+    """Write ``asked.json``."""
     write_text(directory / FILE, dump_json({"format": FORMAT, **asdict(question_set)}))
 
 

@@ -1,4 +1,4 @@
-"""The Python models that a repository ships, importable and testable without Triton.
+"""The Python models of a repository, importable and testable without Triton.
 
 Triton's Python backend loads ``<model>/1/model.py``; that file is a thin shim (``shims/``) around the
 classes here.

@@ -1,4 +1,4 @@
-"""Events of the executor → responses of a decoupled model, sent as tokens come."""
+"""Convert the executor's events to responses of a decoupled model, and send them as tokens come."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from enginix.triton.models.channel import FAILED, LATER, Channel, ChannelEvent
 from enginix.triton.models.generation import Chunk, Generation, Order
 from enginix.triton.models.request import RequestError
 
-# With at most so many requests under way each token is sent as it comes, unless more steps than these wait.
+# With at most so many running requests, each token is sent as it comes, unless more steps than these wait.
 FEW = 4
 BEHIND = 4
-# Seconds between two responses of a stream, at most, whatever they take.
+# Longest time between two responses of a stream, in seconds, whatever they cost.
 LONGEST_PAUSE = 0.1
-# Numbers up to this are tensors that are kept.
+# Tensors of numbers up to this are cached.
 SMALL = 256
 
 
 @dataclass
 class RunningRequest:
-    """One request under way.
+    """One running request.
 
     Attributes:
-        sender: of its responses.
+        sender: sender of its responses.
         constant: tensors that all of its responses have.
     """
 
@@ -46,11 +46,11 @@ class ResponseSender:
 
     Args:
         backend: the module ``triton_python_backend_utils``.
-        channel: to the executor.
-        content: the tensors of a response that are this model's own; the others are those that ``ensemble``
-            and ``tensorrt_llm`` have in common.
-        period: seconds between two questions whether the clients are still there.
-        share: of one processor that the thread takes, about, while more than a few requests run.
+        channel: channel to the executor.
+        content: returns the tensors of a response that are this model's own, besides those that ``ensemble``
+            and ``tensorrt_llm`` share.
+        period: seconds between two checks whether the clients are still connected.
+        share: approximate share of one processor that the thread takes while more than a few requests run.
     """
 
     def __init__(
@@ -71,17 +71,17 @@ class ResponseSender:
         }
         self._constants: dict[tuple[str, Any], Any] = {}
         self._running: dict[str, RunningRequest] = {}
-        # Streams with tokens to be sent together.
+        # Streams with tokens to send together.
         self._held: set[str] = set()
         self._pace = _Pace(share)
         self._thread = threading.Thread(target=self._run, name="enginix-sender", daemon=True)
         self._thread.start()
 
     def take(self, requests: Sequence[Any], read: Callable[[Any], Order | None]) -> None:
-        """Starts an answer to every request; refuses at once what cannot be served.
+        """Start an answer to every request; refuse invalid requests at once.
 
         Args:
-            read: what a request asks for; ``None`` where it is answered already.
+            read: returns the order of a request; ``None`` if the request is answered already.
         """
         for request in requests:
             sender = request.get_response_sender()
@@ -97,12 +97,12 @@ class ResponseSender:
                 self._fail(sender, f"{type(e).__name__}: {e}", "error")
 
     def close(self) -> None:
-        """Ends the channel and the thread; Triton calls it when no request is in flight."""
+        """End the channel and the thread; Triton calls it when no request is in flight."""
         self._channel.close()
         self._thread.join()
 
     def _begin(self, order: Order, sender: Any, client: str) -> None:
-        # Not to be guessed, for whoever knows it may stop the generation.
+        # Unpredictable: a client that knows the number could stop the generation.
         number = str(secrets.randbits(63))
         running = RunningRequest(
             Generation(order), sender, [self._integer("prompt_tokens", len(order.prompt))]
@@ -118,7 +118,7 @@ class ResponseSender:
         try:
             self._send_all()
         except BaseException:
-            # Without this thread nobody is ever answered. A process that ends is noticed (enginix serve).
+            # Without this thread no request is answered; end the process, which enginix serve notices.
             traceback.print_exc()
             os._exit(1)
 
@@ -129,7 +129,7 @@ class ResponseSender:
             if events is None:
                 return
             few = len(self._running) <= FEW
-            # A response costs about as much with several tokens as with one.
+            # A response with several tokens costs about as much as one with a single token.
             hold = not few or len(events) > BEHIND * max(FEW, len(self._running))
             for event in events:
                 self._handle(event, hold=hold)
@@ -140,7 +140,7 @@ class ResponseSender:
                 next_check = time.monotonic() + self._period
 
     def _pause(self, next_check: float) -> float:
-        """Seconds until there is something to do whatever the executor says."""
+        """Return the seconds until there is work that does not depend on the executor's events."""
         until = min(next_check, self._pace.next) if self._held else next_check
         return max(0.0, until - time.monotonic())
 
@@ -167,7 +167,7 @@ class ResponseSender:
                 self._channel.cancel(event.number)
 
     def _flush(self) -> None:
-        """Sends what streams hold back."""
+        """Send the tokens that streams hold back."""
         held_numbers, self._held = self._held, set()
         for number in held_numbers:
             running = self._running[number]
@@ -182,7 +182,7 @@ class ResponseSender:
         self._pace.spent()
 
     def _guarded(self, running: RunningRequest, act: Callable[[], None]) -> bool:
-        """This thread serves everyone: one client's failure ends that client's request only."""
+        """Run an action for a request; its failure ends that request only, as the thread serves all."""
         try:
             act()
         except Exception as e:
@@ -193,7 +193,7 @@ class ResponseSender:
 
     def _cancel_abandoned(self) -> None:
         for number, running in self._running.copy().items():
-            # A question to the server, which may fail as an answer may.
+            # This asks the server, which may fail as sending may.
             with contextlib.suppress(Exception):
                 if running.sender.is_cancelled():
                     self._channel.cancel(number)
@@ -223,7 +223,7 @@ class ResponseSender:
         return outputs
 
     def _integer(self, name: str, value: int) -> Any:
-        """An INT32 tensor [1, 1]; small ones are made once, for most responses have the same."""
+        """Return an INT32 tensor [1, 1]; those of small numbers are cached, as most responses share them."""
         if value <= SMALL:
             return self._constant(name, value)
         return self._backend.Tensor(name, np.array([[value]], np.int32))
@@ -240,7 +240,7 @@ class ResponseSender:
         if reason == "error" and not message.endswith(LATER):
             message = f"{message} ({FAILED})"
         error = self._backend.TritonError(message, self._codes[reason])
-        # Where the answer before it was lost in Triton, the request is closed already.
+        # If Triton lost the previous response, the request is closed already.
         with contextlib.suppress(Exception):
             sender.send(
                 self._backend.InferenceResponse(error=error),
@@ -249,17 +249,17 @@ class ResponseSender:
 
 
 class _Pace:
-    """Spreads what the calling thread does over time, so that it takes a share of a processor.
+    """Spreads the calling thread's work over time, so that it takes a share of a processor.
 
     Attributes:
-        next: when it may go on, by ``time.monotonic``.
+        next: time when the thread may go on, by ``time.monotonic``.
     """
 
     def __init__(self, share: float) -> None:
         self._share, self._before, self.next = share, 0.0, 0.0
 
     def spent(self) -> None:
-        """Something was done; the processor time since the last call counts."""
+        """Count the processor time since the last call."""
         now = time.thread_time()
         self.next = time.monotonic() + min(LONGEST_PAUSE, (now - self._before) / self._share)
         self._before = now

@@ -28,7 +28,7 @@ from enginix.errors import MachineError, UsageError
 from enginix.tables import load_table
 
 LATER, FAILED = load_table("triton_errors")["later"], load_table("triton_errors")["failed"]
-# struct timeval, seconds and microseconds: how long the scheduler waits for a process that reads nothing.
+# struct timeval, seconds and microseconds: longest wait of the scheduler for a process that does not read.
 STALLED = struct.pack("ll", 1, 0)
 # Seconds from the start in which the executor's model may be loaded, and between two looks at it.
 REACHED = 10.0
@@ -40,15 +40,15 @@ LONGEST_PATH = 107
 
 
 class ChannelEvent(NamedTuple):
-    """One step of one generation, or why there is none.
+    """One step of one generation, or the reason of its failure.
 
     Attributes:
-        number: of the generation.
-        token: the new one; ``None`` where there is none.
-        logprob: natural logarithm of its probability, if asked for.
-        finish: on the last event ``stop``, ``length``, ``cancelled``, ``error``, ``refused`` (what was asked
-            for cannot be done) or ``full`` (not now).
-        error: why, with the last three.
+        number: number of the generation.
+        token: the new token; ``None`` without a new token.
+        logprob: natural logarithm of the token's probability, if requested.
+        finish: on the last event ``stop``, ``length``, ``cancelled``, ``error``, ``refused`` (the request
+            cannot be served) or ``full`` (the request cannot be served now).
+        error: the reason, for the last three.
     """
 
     number: str
@@ -59,46 +59,46 @@ class ChannelEvent(NamedTuple):
 
 
 class Channel(Protocol):
-    """A way to the executor."""
+    """A channel to the executor."""
 
     def add(self, number: str, order: Mapping[str, Any], client: str) -> None:
-        """Starts a generation; what becomes of it, a refusal too, is told by events.
+        """Start a generation; its results, also a refusal, come as events.
 
         Args:
-            number: unique, and not to be guessed.
-            order: fields of the scheduler's ``Request``, but for its id; nothing that JSON lacks.
-            client: the client's own name for it, by which :meth:`stop` finds it; may be empty.
+            number: unique, unpredictable number.
+            order: fields of the scheduler's ``Request``, except its id; only values that JSON has.
+            client: the client's own name for the generation, for ``stop``; may be empty.
         """
 
     def cancel(self, number: str) -> None:
-        """Ends a generation of this channel."""
+        """End a generation of this channel."""
 
     def receive(self, timeout: float) -> list[ChannelEvent] | None:
-        """Waits for events, at most ``timeout`` seconds; all that are there, ``None`` once it is closed."""
+        """Wait for events, at most ``timeout`` seconds; returns all pending ones, ``None`` once closed."""
 
     def close(self) -> None:
-        """Ends what is under way and wakes :meth:`receive`."""
+        """End the running generations and wake :meth:`receive`."""
 
 
 class Generations:
-    """What is under way in the executor, of all channels.
+    """The generations of all channels in the executor.
 
     Args:
-        scheduler: of the reference executor.
-        request: makes its request of an order's fields.
-        capacity: generations at once, running and waiting; 0 is no limit.
+        scheduler: the reference executor's scheduler.
+        request: makes the scheduler's request from an order's fields.
+        capacity: largest number of generations, running and waiting; 0 is no limit.
     """
 
     def __init__(self, scheduler: Any, request: Callable[..., Any], capacity: int = 0) -> None:
         self._scheduler, self._request, self._capacity = scheduler, request, capacity
         self._lock = threading.Lock()
         self._clients: dict[str, str] = {}
-        # Those that have heard something in the scheduler's present step; its thread's own.
+        # Channels with events in the scheduler's current step; used by the scheduler's thread alone.
         self._heard: set[ServedChannel] = set()
         scheduler.after_step = self._tell
 
     def add(self, number: str, order: Mapping[str, Any], client: str, channel: ServedChannel) -> None:
-        """Starts a generation of a channel."""
+        """Start a generation of a channel."""
         with self._lock:
             full = self._capacity and len(self._clients) >= self._capacity
             if not full:
@@ -125,18 +125,18 @@ class Generations:
             channel.tell([ChannelEvent(number, None, None, "refused" if refused else "error", reason)])
 
     def cancel(self, number: str) -> None:
-        """Asks for a generation to end."""
+        """Ask the scheduler to end a generation."""
         self._scheduler.cancel(number)
 
     def stop(self, client: str) -> None:
-        """Ends all that a client gave that name."""
+        """End all generations with that name of a client's."""
         with self._lock:
             numbers = [number for number, name in self._clients.items() if client and name == client]
         for number in numbers:
             self._scheduler.cancel(number)
 
     def close(self) -> None:
-        """Ends everything."""
+        """Close the scheduler, which ends all generations."""
         self._scheduler.close()
 
     def _forget(self, number: str) -> None:
@@ -144,7 +144,7 @@ class Generations:
             self._clients.pop(number, None)
 
     def _tell(self) -> None:
-        """One message a step and channel: each wakes a thread, which takes the executor's interpreter."""
+        """Send one message for each step and channel: each wakes a thread, which takes the interpreter."""
         for channel in self._heard:
             channel.tell(channel.step)
             channel.step.clear()
@@ -155,7 +155,7 @@ class ServedChannel(ABC):
     """One channel's end in the executor's process.
 
     Attributes:
-        step: what it is to hear of the scheduler's present step.
+        step: events of the scheduler's current step.
     """
 
     def __init__(self, generations: Generations) -> None:
@@ -174,12 +174,12 @@ class ServedChannel(ABC):
             self._generations.cancel(number)
 
     def cancel_all(self) -> None:
-        """Ends what is under way."""
+        """End the running generations."""
         for number in list(self._numbers):
             self._generations.cancel(number)
 
     def tell(self, events: Sequence[ChannelEvent]) -> None:
-        """Hands events over; called by the scheduler's thread, too, which must not wait."""
+        """Pass events on; the scheduler's thread calls it, too, and must not wait."""
         self._numbers.difference_update([e.number for e in events if e.finish is not None])
         self._hand_over(list(events))
 
@@ -207,7 +207,7 @@ class LocalChannel(ServedChannel):
             while events is not None:
                 received += events
                 events = self._events.get_nowait()
-            # What came before the end is still told.
+            # Events from before the end are still returned.
             self._closed = True
         return None if self._closed and not received else received
 
@@ -228,17 +228,17 @@ class _PeerChannel(ServedChannel):
 
     def _hand_over(self, events: list[ChannelEvent]) -> None:
         # By the scheduler's thread: another would have to take the interpreter from it first. The socket
-        # holds hundreds of messages, and whoever leaves them there is cut off.
+        # holds hundreds of messages; a process that does not read them is disconnected.
         message = json.dumps(events).encode()
         with self._sending:
             try:
                 self._connection.send_bytes(message)
             except Exception:
-                # The other end is told by that, and forgets what it asked for.
+                # This tells the other end, which forgets its generations.
                 self.shut()
 
     def serve(self) -> None:
-        """Until the other process has closed it, has ended, or says what no model says."""
+        """Serve the channel until the other process closes it, ends, or sends an invalid message."""
         with contextlib.suppress(Exception):
             while True:
                 message = json.loads(self._connection.recv_bytes(LARGEST))
@@ -251,16 +251,16 @@ class _PeerChannel(ServedChannel):
             self._connection.close()
 
     def shut(self) -> None:
-        """Ends the connection, from any thread."""
+        """End the connection, from any thread."""
         with self._sending:
             _shut_connection(self._connection)
 
 
 def socket_path() -> Path:
-    """Where the models of one tritonserver meet: they are children of one process, with one TMPDIR.
+    """Return the path of the socket of a tritonserver's models: children of one process, with one TMPDIR.
 
     Raises:
-        MachineError: TMPDIR is too long for a socket, or somebody else has the place.
+        MachineError: TMPDIR is too long for a socket, or the directory belongs to another user.
     """
     directory = Path(tempfile.gettempdir()) / f"enginix-{os.getppid()}"
     with contextlib.suppress(FileExistsError):
@@ -290,14 +290,14 @@ class ChannelServer:
     """Serves channels to other processes of the same user.
 
     Args:
-        generations: of this process.
-        path: of the socket; a stale one is replaced.
+        generations: the generations of this process.
+        path: path of the socket; a stale socket is replaced.
     """
 
     def __init__(self, generations: Generations, path: Path) -> None:
         self._generations, self._path = generations, path
         self._socket = socket.socket(socket.AF_UNIX)
-        # Renamed into place, so that it is never there without somebody who listens.
+        # Renamed into place, so that the path never exists without a listener.
         new = path.with_name(f".{os.getpid()}")
         new.unlink(missing_ok=True)
         self._socket.bind(str(new))
@@ -309,7 +309,7 @@ class ChannelServer:
         self._accepting = _start_thread("enginix-link", self._accept)
 
     def close(self) -> None:
-        """Closes all channels."""
+        """Close all channels."""
         self._closing.set()
         with contextlib.suppress(OSError):
             # Wakes accept.
@@ -317,7 +317,7 @@ class ChannelServer:
         self._accepting.join()
         self._socket.close()
         with contextlib.suppress(OSError):
-            # A model that is loaded anew has put its own there meanwhile.
+            # A reloaded model may have put its own socket there meanwhile.
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()
                 self._path.parent.rmdir()
@@ -330,7 +330,7 @@ class ChannelServer:
             try:
                 accepted, _ = self._socket.accept()
             except OSError:
-                # Too many open files, for instance, which passes.
+                # A temporary failure, such as too many open files.
                 if self._closing.wait(RETRY):
                     return
                 continue
@@ -340,15 +340,15 @@ class ChannelServer:
 
 
 class RemoteChannel:
-    """A channel to the executor of another process; connects when that process is there.
+    """A channel to the executor of another process; it connects when that process is ready.
 
     Args:
-        path: of its socket.
+        path: path of its socket.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # Sending, and what is under way.
+        # Guards sending, and the running generations.
         self._lock = threading.Lock()
         self._numbers: set[str] = set()
         self._connection: Connection | None = None
@@ -365,7 +365,7 @@ class RemoteChannel:
             reason = f"{len(message)} bytes of tokens; at most {LARGEST} are taken"
             self._lost.put(ChannelEvent(number, None, None, "refused", reason))
             return
-        # Once it was there, it is being loaded anew or dead: that is not waited for.
+        # After a first connection a missing process is being reloaded or dead: do not wait for it.
         waits = 0.0 if self._reached else self._begun + REACHED - time.monotonic()
         self._connected.wait(max(RETRY, waits))
         with self._lock:
@@ -394,7 +394,7 @@ class RemoteChannel:
         if connection is None:
             if not self._connect():
                 self._closed.wait(RETRY)
-            # What was refused meanwhile comes before any waiting.
+            # No wait: the next call returns refusals from meanwhile.
             return []
         broken = False
         try:
@@ -435,7 +435,7 @@ class RemoteChannel:
             return True
 
     def _broken(self, connection: Connection) -> list[ChannelEvent]:
-        """What becomes of everything that was under way; where this end has closed it, nobody asks."""
+        """Return failure events for all running generations; empty if this end closed the channel."""
         with self._lock:
             self._connected.clear()
             self._connection = None
@@ -448,13 +448,13 @@ class RemoteChannel:
 
     @staticmethod
     def _send(connection: Connection, message: bytes) -> None:
-        # Where it is broken, receive finds out.
+        # receive detects a broken connection.
         with contextlib.suppress(OSError):
             connection.send_bytes(message)
 
 
 def _shut_connection(connection: Connection) -> None:
-    """Ends both directions, and wakes whoever reads; the reader closes it."""
+    """End both directions, which wakes the reader; the reader closes the connection."""
     with contextlib.suppress(OSError):  # closed already
         duplicate = socket.socket(fileno=os.dup(connection.fileno()))
         duplicate.shutdown(socket.SHUT_RDWR)

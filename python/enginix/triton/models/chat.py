@@ -1,7 +1,7 @@
-"""Messages → prompt, by the model's own chat template, rendered in transformers' sandbox.
+"""Convert messages to a prompt by the model's own chat template, in transformers' Jinja environment.
 
 A template is code of the model's author; messages are data of the client. transformers renders with Jinja's
-immutable sandbox, so neither reaches Python; a client cannot bring a template of its own.
+immutable sandbox, so neither reaches Python; a client cannot send a template.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from enginix.triton.models.request import Inputs, RequestError
 from enginix.wording import with_article
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-# Arguments of transformers' apply_chat_template that are a client's to choose; a template may read others.
+# Arguments of transformers' apply_chat_template that a client may set; a template may read others.
 ARGUMENTS: dict[str, type] = {
     "add_generation_prompt": bool,
     "continue_final_message": bool,
     "tools": list,
     "documents": list,
 }
-# Those of them that are nothing without a template that reads them.
+# Those of them that have no effect unless the template reads them.
 _OF_TEMPLATES = ("tools", "documents")
 _MESSAGE = ("role", "content", "tool_call_id")
-# Names that the renderer takes itself, and those of the tokenizer.
+# Names that the renderer and the tokenizer set.
 _OWN = ("messages", "conversations", "chat_template", "return_assistant_tokens_mask", "tokenize")
 
 
 @dataclass(frozen=True)
 class Chat:
-    """What a request says in messages, read but not checked against a template."""
+    """A request's messages, parsed but not checked against a template."""
 
     messages: list[dict[str, Any]]
     arguments: dict[str, Any]
 
 
 def read_chat(inputs: Inputs, text: str, messages: str, arguments: str) -> Chat | None:
-    """The chat of a request; ``None`` where it gives a text instead.
+    """Read the messages of a request; ``None`` if it has a text instead.
 
     Args:
         text, messages, arguments: names of the three inputs in this model.
 
     Raises:
-        RequestError: both or neither given, or not what a chat looks like; names are the ensemble's.
+        RequestError: text and messages are both given or both missing, or invalid; has the ensemble's names.
     """
     messages_text, prompt = inputs.text(messages), inputs.text(text)
     if messages_text and prompt:
@@ -88,20 +88,20 @@ def _parse_messages(text: str) -> list[dict[str, Any]]:
         if not isinstance(message.get("role"), str):
             raise RequestError(f"{where}: role is missing or not a text")
         content = message.get("content")
-        # An assistant's message may be its tool calls alone, without a text.
+        # An assistant's message may consist of tool calls alone.
         if not isinstance(content, str | list) and not (content is None and message.get("tool_calls")):
             raise RequestError(f"{where}: content is missing or not a text")
     return messages
 
 
-# Of chat_template_args, for this server: texts of messages may spell special tokens.
+# Key of chat_template_args for this server: texts of messages may spell special tokens.
 ALLOW_SPECIAL_TOKENS = "allow_special_tokens"
 
 
 def separate_special_tokens(chat: Chat, special: Sequence[str], mark: str) -> Chat:
     """Put a mark into each special token that the text of a message spells.
 
-    A text that is rendered with it spells the token no more; without the mark it is the same text.
+    The marked text does not spell the token any more; without the mark it is the same text.
 
     Args:
         special: the tokenizer's special tokens.
@@ -125,7 +125,7 @@ def separate_special_tokens(chat: Chat, special: Sequence[str], mark: str) -> Ch
     messages = []
     for message in chat.messages:
         content = message.get("content")
-        # An assistant's text is what the model has written; templates look for its tokens there.
+        # An assistant's text is the model's own, and templates look for its tokens there.
         if message["role"] == "assistant":
             pass
         elif isinstance(content, str):
@@ -146,7 +146,7 @@ class ChatTemplate:
     """The chat templates of one model.
 
     Args:
-        templates: name → Jinja source; the one named ``default`` is used unless tools ask for ``tool_use``.
+        templates: name → Jinja source; ``default`` is used, or ``tool_use`` for requests with tools.
         special: special tokens by their names, which templates read.
     """
 
@@ -155,18 +155,18 @@ class ChatTemplate:
         self._special = dict(special)
 
     def special_texts(self) -> list[str]:
-        """The special tokens, as texts."""
+        """Return the special tokens as texts."""
         return [text for text in self._special.values() if text]
 
     def render(self, chat: Chat) -> str:
-        """The prompt as text, special tokens spelled out; encode it without adding any.
+        """Render the prompt as text, with special tokens spelled out; encode it without adding any.
 
         Raises:
             RequestError: the model has no template, or the template refuses.
         """
         template = self._chosen(chat)
         self._check(chat, template)
-        # Half a second, which a server that never sees messages need not spend.
+        # The import takes half a second, which a server without messages does not need.
         from transformers.utils.chat_template_utils import render_jinja_template
 
         arguments = {"add_generation_prompt": not chat.arguments.get("continue_final_message")}
@@ -176,7 +176,7 @@ class ChatTemplate:
                 chat_template=template,
                 **{**self._special, **arguments, **chat.arguments},
             )
-        except Exception as e:  # whatever the template's own code raises is about this request
+        except Exception as e:  # the template's code may raise anything for this request
             reason = str(e).strip().split("\n", 1)[0]
             raise RequestError(f"messages: the chat template refuses: {reason or type(e).__name__}") from e
         if not rendered[0]:
@@ -191,11 +191,13 @@ class ChatTemplate:
         template = self._templates.get("default")
         if template is None:
             names = ", ".join(sorted(self._templates))
-            raise RequestError(f"messages: this model's chat templates are {names}, none is the default")
+            raise RequestError(
+                f"messages: this model has no default chat template; its templates are {names}"
+            )
         return template
 
     def _check(self, chat: Chat, template: str) -> None:
-        """A role or an argument that the template does not read would change nothing and say nothing."""
+        """Refuse roles and arguments that the template does not read, as they would have no effect."""
         for number, message in enumerate(chat.messages):
             role = message["role"]
             if role not in ROLES and not _mentions_name(template, role):
@@ -203,7 +205,7 @@ class ChatTemplate:
                 hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(ROLES)}"
                 raise RequestError(f"messages[{number}]: role {role!r} is unknown; {hint}")
             for name, value in message.items():
-                # What links messages to each other says nothing to a model.
+                # Ids that link messages to each other carry no meaning for a model.
                 if value and name not in _MESSAGE and not _mentions_name(template, name):
                     raise RequestError(
                         f"messages[{number}].{name[:64]}: this model's chat template does not read it"
@@ -216,7 +218,7 @@ class ChatTemplate:
                 if value and name in _OF_TEMPLATES and not _mentions_name(template, name):
                     raise RequestError(f"chat_template_args: this model's chat template does not read {name}")
             elif name in _OWN or name in self._special:
-                raise RequestError(f"chat_template_args: {name} is the server's to set")
+                raise RequestError(f"chat_template_args: {name} is set by the server")
             elif not _mentions_name(template, name):
                 raise RequestError(f"chat_template_args: this model's chat template does not read {name}")
         both = chat.arguments.get("add_generation_prompt") and chat.arguments.get("continue_final_message")
@@ -231,10 +233,10 @@ def _mentions_name(template: str, name: str) -> bool:
 
 
 def load_chat_template(directory: Path) -> ChatTemplate:
-    """The templates of a tokenizer's directory, as transformers looks for them; there may be none.
+    """Load the templates of a tokenizer's directory by transformers' rules; there may be no template.
 
     Raises:
-        RepositoryError: a file of them is unreadable.
+        RepositoryError: a file is unreadable.
     """
     settings = _read_optional_object(directory / "tokenizer_config.json")
     templates: dict[str, str] = {}
@@ -257,7 +259,7 @@ def load_chat_template(directory: Path) -> ChatTemplate:
 
 
 def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
-    """``bos_token`` and the like as texts; one that the model lacks stays undefined, as in transformers."""
+    """Return ``bos_token`` and the like as texts; missing ones stay undefined, as in transformers."""
     tokens: dict[str, str] = {}
     for key, value in settings.items():
         content = value.get("content") if isinstance(value, dict) else value

@@ -1,11 +1,11 @@
-"""Token ids → text, piece by piece, such that the pieces joined are the text of the whole.
+"""Convert token ids to text in pieces; the joined pieces are the text of all ids.
 
 A server decodes a stream chunk by chunk. Decoding each chunk alone loses the space before a word
 (SentencePiece strips the first one) and shows U+FFFD in the middle of a character whose bytes come in
 several tokens. Here a chunk is decoded with the ids before it: their bytes set an incremental UTF-8 decoder's
 state, which then holds back an unfinished character until the chunk that completes it, or until the end.
 
-Stateless between calls: whoever holds the context gets the same text.
+Stateless between calls: the same context gives the same text.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of a directory, with truncation and padding off.
+    """Load the tokenizer of a directory, with truncation and padding off.
 
     Raises:
-        RepositoryError: no ``tokenizer.json``, or one that the tokenizers library cannot read.
+        RepositoryError: ``tokenizer.json`` is missing, or the tokenizers library cannot read it.
     """
     path = directory / "tokenizer.json"
     if not path.is_file():
@@ -54,7 +54,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
 @cache
 def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes (openai/gpt-2, encoder.py, bytes_to_unicode)."""
+    """Return GPT-2's printable characters for the 256 bytes (openai/gpt-2, encoder.py, bytes_to_unicode)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     unprintable = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(unprintable)}
@@ -72,7 +72,7 @@ class Detokenizer:
     """Decodes ids in pieces.
 
     Args:
-        tokenizer: of the tokenizers library; its ``decoder`` decides how a token's piece becomes bytes.
+        tokenizer: tokenizer of the tokenizers library; its ``decoder`` decides how a piece becomes bytes.
         skip_special_tokens: leave out added tokens that are marked special, such as ``<|im_end|>``.
     """
 
@@ -117,11 +117,11 @@ class Detokenizer:
         )
 
     def text(self, ids: Sequence[int], *, context: Sequence[int] = (), final: bool = True) -> str:
-        """The text that ``ids`` add after ``context``.
+        """Return the text that ``ids`` add after ``context``.
 
         Args:
-            context: the ids before, or the last ``CONTEXT`` of them: prompt and what was generated.
-            final: no ids follow; an unfinished character comes out as U+FFFD instead of being held back.
+            context: the ids before, or the last ``CONTEXT`` of them: prompt and generated ids.
+            final: no ids follow; an unfinished character becomes U+FFFD instead of being held back.
         """
         context = context[-CONTEXT:]
         if self._family == "other":
@@ -135,7 +135,7 @@ class Detokenizer:
         return text
 
     def _other_text(self, ids: Sequence[int], context: Sequence[int], final: bool) -> str:
-        """By difference, for decoders whose bytes are not known: exact wherever decoding only appends."""
+        """Return the text by difference, for other decoders; it is exact if decoding only appends."""
         before = str(self._tokenizer.decode(list(context), skip_special_tokens=self._skip)).rstrip("\ufffd")
         text = str(self._tokenizer.decode([*context, *ids], skip_special_tokens=self._skip))
         return (text if final else text.rstrip("\ufffd"))[len(before) :]
@@ -150,11 +150,11 @@ class Detokenizer:
         if self._skip and token in self._special:
             return b""
         piece = self._tokenizer.id_to_token(token)
-        if piece is None:  # a row of the embedding that the tokenizer does not name
+        if piece is None:  # a row of the embedding without a token
             return b""
         if self._family == "byte-level":
             alphabet = _byte_level_alphabet()
-            # As the library's ByteLevel decoder: a piece outside the alphabet is taken as it is.
+            # As the library's ByteLevel decoder: a piece outside the alphabet is taken unchanged.
             return bytes(alphabet[c] for c in piece) if all(c in alphabet for c in piece) else piece.encode()
         if self._byte_fallback and (match := _BYTE_TOKEN.fullmatch(piece)):
             return bytes([int(match[1], 16)])

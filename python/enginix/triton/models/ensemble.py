@@ -1,8 +1,9 @@
-"""ensemble for kind ``reference``: text or messages → text, the model to ask.
+"""The model ensemble of kind ``reference``: text or messages → text, the model for clients.
 
 A Python model, with the tensors of NVIDIA's ensemble. Triton's own ensembles take a process and a queue for
-each step (docs/explanation/measurements.md, Serving), and do not tell a step under way that its client has
-gone (ensemble_scheduler.cc).
+each step (docs/explanation/measurements.md, Serving), and do not cancel a running step when its client
+disconnects
+(ensemble_scheduler.cc).
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from enginix.triton.models.generation import Chunk, GenerationLimits, Order, bui
 from enginix.triton.models.prompt import PromptReader
 from enginix.triton.models.request import Inputs, read_boolean, read_check_period, require_parameter
 
-# Of one processor: what is sent costs the server and its clients several times as much again.
+# Share of one processor for sending; each response costs the server and its clients several times as much.
 SHARE = 1 / 4
-# tensorrt_llm's name of an input → ensemble's, as the contract's ensemble hands them on.
+# tensorrt_llm's name of an input → ensemble's, by the maps of the contract's ensemble.
 NAMES = {
     inner: outer
     for step in load_nvidia_contract()[ENSEMBLE].steps
@@ -40,7 +41,7 @@ class Ensemble:
     Args:
         args: as Triton passes them to ``initialize``.
         backend: the module ``triton_python_backend_utils``.
-        channel: to the executor; that of this server by default.
+        channel: channel to the executor; this server's by default.
     """
 
     def __init__(self, args: dict[str, str], backend: Any, channel: Channel | None = None) -> None:
@@ -67,11 +68,11 @@ class Ensemble:
         )
 
     def execute(self, requests: Sequence[Any]) -> None:
-        """Hands every request to the executor; refuses at once what cannot be served."""
+        """Pass every request to the executor; refuse invalid ones at once."""
         self._answers.take(requests, self._read)
 
     def close(self) -> None:
-        """Leaves the executor; Triton calls it when no request is in flight."""
+        """Close the channel to the executor; Triton calls it when no request is in flight."""
         self._answers.close()
 
     def _read(self, request: Any) -> Order:

@@ -1,4 +1,4 @@
-"""One request: its inputs, and its tokens turned into responses."""
+"""One request: read its inputs, and collect its tokens into responses."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from enginix.triton.models.stop_words import StopWords, unpack_stop_words
 
 @dataclass(frozen=True)
 class GenerationLimits:
-    """What a server accepts; 0 is no limit.
+    """Limits of a server; 0 is no limit.
 
     Attributes:
-        max_seq_len: prompt and answer together, tokens.
+        max_seq_len: tokens of prompt and answer together.
         max_tokens: largest request_output_len.
-        end_ids: what ends a text unless the request names its own end_id.
+        end_ids: end tokens, unless the request names its own end_id.
         exclude_input: leave the prompt out of output_ids unless the request says otherwise.
     """
 
@@ -30,7 +30,7 @@ class GenerationLimits:
 
     @staticmethod
     def of(config: Any) -> GenerationLimits:
-        """Those of a parsed ``config.pbtxt``."""
+        """Read the limits of a parsed ``config.pbtxt``."""
         return GenerationLimits(
             max_seq_len=int(read_parameter(config, "max_seq_len") or 0),
             max_tokens=int(read_parameter(config, "max_tokens_limit") or 0),
@@ -41,7 +41,7 @@ class GenerationLimits:
 
 @dataclass(frozen=True)
 class Order:
-    """A request's inputs, checked; the fields that the scheduler takes carry its names."""
+    """A request's checked inputs; fields for the scheduler have the scheduler's names."""
 
     prompt: tuple[int, ...]
     max_tokens: int
@@ -60,7 +60,7 @@ class Order:
     return_num_output_tokens: bool
 
     def scheduled(self) -> dict[str, Any]:
-        """The part for the scheduler, in what JSON has."""
+        """Return the fields for the scheduler, in JSON types."""
         return {name: getattr(self, name) for name in SCHEDULED} | {"end_ids": sorted(self.end_ids)}
 
 
@@ -78,10 +78,10 @@ SCHEDULED = (
 
 
 def read_order(inputs: Inputs, limits: GenerationLimits) -> Order:
-    """Reads and checks one request of ``tensorrt_llm``.
+    """Read and check one request of ``tensorrt_llm``.
 
     Raises:
-        RequestError: an input that is missing, out of range, or that the reference executor does not support.
+        RequestError: an input is missing, out of range, or not supported by the reference executor.
     """
     ids, length = inputs.array("input_ids"), inputs.scalar("input_lengths")
     if ids is None or length is None:
@@ -106,11 +106,11 @@ def build_order(
     max_tokens: Any,
     stop_words: tuple[tuple[int, ...], ...],
 ) -> Order:
-    """Checks one request whose prompt is ids already.
+    """Check one request with a prompt of token ids.
 
     Args:
-        inputs: by the names of ``tensorrt_llm``.
-        max_tokens: as given; ``None`` is missing.
+        inputs: inputs by the names of ``tensorrt_llm``.
+        max_tokens: the request's value; ``None`` if it is missing.
 
     Raises:
         RequestError: as :func:`read_order`.
@@ -138,10 +138,10 @@ def build_order(
 
 
 def check_lengths(prompt: int, max_tokens: Any, max_tokens_limit: int, max_seq_len: int) -> None:
-    """Refuses what the engine cannot hold; a limit of 0 is none.
+    """Refuse lengths above the engine's limits; a limit of 0 means no limit.
 
     Raises:
-        RequestError: names the numbers and what would be accepted.
+        RequestError: the request is too long; names the numbers and the accepted length.
     """
     if max_tokens is None:
         raise RequestError("max_tokens is missing")
@@ -180,10 +180,10 @@ def _read_positive(inputs: Inputs, name: str, default: float) -> float:
 
 
 def _read_sampling(inputs: Inputs) -> tuple[float, int, float]:
-    """(temperature, top_k, top_p) of the scheduler; temperature 0 is greedy.
+    """Return the scheduler's (temperature, top_k, top_p); temperature 0 is greedy.
 
-    Nothing given is greedy, as TensorRT-LLM's default (top_k 0 and top_p 0 take the most likely token). Any
-    of the three given turns sampling on, the others neutral; top_k 1 or temperature 0 is greedy again.
+    A request without the three is greedy, as TensorRT-LLM's default (top_k 0 and top_p 0 take the most likely
+    token). Any of the three turns sampling on, with the others neutral; top_k 1 or temperature 0 is greedy.
     """
     temperature = inputs.scalar("temperature")
     top_k = _read_bounded_integer(inputs, "runtime_top_k", 0, 0)
@@ -198,7 +198,7 @@ def _read_sampling(inputs: Inputs) -> tuple[float, int, float]:
 
 
 def _select_end_ids(inputs: Inputs, limits: GenerationLimits) -> frozenset[int]:
-    """If it is one of the model's, all of the model's count. -1 is none."""
+    """Return the end tokens: all of the model's if end_id is one of them; none if it is -1."""
     end_id = inputs.scalar("end_id")
     if end_id is None or end_id in limits.end_ids:
         return limits.end_ids
@@ -235,7 +235,7 @@ class Chunk:
         ids: output_ids of this response.
         context: the ids before them, at most ``CONTEXT``.
         finish: ``stop``, ``length`` or ``cancelled`` on the last response, else ``None``.
-        logprobs: natural logarithms, one for each generated id; empty unless asked for.
+        logprobs: natural logarithms, one for each generated id; empty unless requested.
         cumulative: sum of all log probabilities so far.
         generated: number of ids generated and shown so far.
     """
@@ -250,7 +250,7 @@ class Chunk:
 
 @dataclass
 class Generation:
-    """Collects one request's tokens into responses: one a token when streaming, else one at the end."""
+    """Collects one request's tokens into responses: one for each token of a stream, else one at the end."""
 
     order: Order
     _stops: StopWords = field(init=False)
@@ -270,13 +270,12 @@ class Generation:
     def push(
         self, token: int | None, logprob: float | None, finish: str | None, *, hold: bool = False
     ) -> Chunk | None:
-        """Takes one event of the scheduler; returns what to send, if anything.
+        """Take one event of the scheduler; returns the chunk to send, if any.
 
-        With ``hold`` the tokens wait for :meth:`flush`, but for a stream's first one and the end.
+        With ``hold`` the tokens wait for :meth:`flush`, except a stream's first one and the end.
 
-        An end id is not shown, nor is any part of a stop word. After the chunk with ``finish`` set,
-        ``done`` is true and nothing more comes; if a stop word caused it, the caller cancels the request in
-        the scheduler.
+        End ids and stop words are not shown. After the chunk with ``finish`` set, ``done`` is true and no
+        chunk follows; if a stop word caused it, the caller cancels the request in the scheduler.
         """
         if self.done:
             return None
@@ -296,7 +295,7 @@ class Generation:
         return None if hold and self._started else self.flush()
 
     def flush(self) -> Chunk | None:
-        """What a stream may show by now and has not."""
+        """Return a chunk with the tokens that a stream can show now and has not shown."""
         if self.done or not self.order.streaming or not self._waiting:
             return None
         return self._chunk(None)

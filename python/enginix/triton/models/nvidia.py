@@ -20,17 +20,17 @@ from enginix.triton.models import chat
 from enginix.triton.models.detokenizer import load_tokenizer
 from enginix.triton.models.request import Inputs, RequestError, require_parameter
 
-# Before a text that a template made, on its way from tensorrt_llm_bls to preprocessing: its special tokens
-# are spelled out, none are to be added. NVIDIA's code hands the text on unread.
+# Prefix of a text from a template, between tensorrt_llm_bls and preprocessing: its special tokens are spelled
+# out, so preprocessing adds no others. NVIDIA's code passes the text on unread.
 TEMPLATED = "\0"
 
 
 class RequestWithText:
-    """A request whose text is another; everything else of it is the request's own.
+    """A request with another text; everything else is that of the original request.
 
     Args:
         dropped: names of inputs that NVIDIA's model does not know.
-        tensor: takes the place of the text.
+        tensor: replaces the text.
     """
 
     def __init__(self, request: Any, dropped: Sequence[str], tensor: Any) -> None:
@@ -39,7 +39,7 @@ class RequestWithText:
         self._tensor = tensor
 
     def inputs(self) -> list[Any]:
-        """As the Python backend's own, which its helpers read by name."""
+        """Return the inputs as the Python backend does, for its helpers that read them by name."""
         remaining = [t for t in self._request.inputs() if t.name() not in self._dropped]
         return [*remaining, self._tensor]
 
@@ -49,7 +49,7 @@ class RequestWithText:
 
 @dataclass(frozen=True)
 class _PreparedRequest:
-    """A request for NVIDIA's model, or why there is none; ``ids`` take the place of those it finds."""
+    """A request for NVIDIA's model, or the error that refuses it; ``ids`` replace the model's own ids."""
 
     request: Any = None
     ids: tuple[int, ...] | None = None
@@ -57,12 +57,12 @@ class _PreparedRequest:
 
 
 class _NvidiaModel(ABC):
-    """What the three have in common: reading messages, and answering what is refused.
+    """Base of the three models: reads messages, and answers refused requests.
 
     Args:
         args: as Triton passes them to ``initialize``.
         backend: the module ``triton_python_backend_utils``.
-        model: NVIDIA's, not initialized.
+        model: NVIDIA's model, not initialized.
     """
 
     text, messages, arguments = "text_input", "messages", "chat_template_args"
@@ -79,13 +79,13 @@ class _NvidiaModel(ABC):
         try:
             self._tokenizer = load_tokenizer(directory)
         except RepositoryError as e:
-            # NVIDIA's models read other kinds of tokenizers, which only messages cannot be served with.
+            # NVIDIA's models read other kinds of tokenizers, too; only messages cannot be served with those.
             self._tokenizer_error = str(e)
         self._model = model
         model.initialize(args)
 
     def execute(self, requests: Sequence[Any]) -> Any:
-        """As NVIDIA's model answers; what is refused here gets an error."""
+        """Answer as NVIDIA's model does; requests that are refused here get an error."""
         prepared = [self._prepared(request) for request in requests]
         accepted = [p.request for p in prepared if p.refused is None]
         answers = self._model.execute(accepted) if accepted else None
@@ -98,7 +98,7 @@ class _NvidiaModel(ABC):
         ]
 
     def close(self) -> None:
-        """NVIDIA's ``finalize``."""
+        """Call NVIDIA's ``finalize``."""
         if hasattr(self._model, "finalize"):
             self._model.finalize()
 
@@ -107,7 +107,7 @@ class _NvidiaModel(ABC):
         try:
             text_tensor = self._backend.get_input_tensor_by_name(request, self.text)
             if text_tensor is not None and text_tensor.as_numpy().size != 1:
-                return _PreparedRequest(request)  # a batch of texts, which NVIDIA's models take
+                return _PreparedRequest(request)  # a batch of texts, which NVIDIA's models accept
             conversation = chat.read_chat(inputs, self.text, self.messages, self.arguments)
             if conversation is None:
                 return self._plain(request, inputs)
@@ -122,7 +122,7 @@ class _NvidiaModel(ABC):
 
     @abstractmethod
     def _templated(self, request: Any, prompt: str) -> _PreparedRequest:
-        """The request with a template's text in place of its messages."""
+        """Return the request with a template's text instead of its messages."""
 
     def _answer(self, prepared: _PreparedRequest, response: Any) -> Any:
         return response
@@ -147,7 +147,7 @@ class _NvidiaModel(ABC):
 
 
 class Preprocessing(_NvidiaModel):
-    """NVIDIA's preprocessing; ids of messages are those of the template's text, no special token added."""
+    """NVIDIA's preprocessing; messages become the ids of the template's text, without more special tokens."""
 
     text, messages, arguments = "QUERY", "MESSAGES", "CHAT_TEMPLATE_ARGS"
 
@@ -175,14 +175,14 @@ class Preprocessing(_NvidiaModel):
 
 
 class Bls(_NvidiaModel):
-    """NVIDIA's tensorrt_llm_bls, which asks preprocessing itself."""
+    """NVIDIA's tensorrt_llm_bls, which calls preprocessing itself."""
 
     def _templated(self, request: Any, prompt: str) -> _PreparedRequest:
         return _PreparedRequest(self._replaced(request, TEMPLATED + prompt))
 
 
 class Llmapi(_NvidiaModel):
-    """NVIDIA's llmapi model: the LLM class encodes the text itself, special tokens added."""
+    """NVIDIA's llmapi model: the LLM class encodes the text itself, and adds special tokens."""
 
     def _templated(self, request: Any, prompt: str) -> _PreparedRequest:
         expected_ids = self._encoded(prompt, special=False)

@@ -1,4 +1,4 @@
-"""A request's text or messages → token ids."""
+"""Convert a request's text or messages to token ids."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class PromptReader:
     """Reads the prompts of ``ensemble``.
 
     Args:
-        tokenizer: of the tokenizers library.
-        directory: the tokenizer's, where the chat template is.
+        tokenizer: tokenizer of the tokenizers library.
+        directory: directory of the tokenizer and its chat template.
         max_seq_len: prompt and answer together, tokens; 0 is unknown.
         add_special_tokens: put the tokenizer's special tokens around a text.
     """
@@ -38,15 +38,15 @@ class PromptReader:
         # The longest first: one may begin with another.
         self._special = sorted((t.content for t in added if t.special and t.content), key=len, reverse=True)
         self._mark = f"\ue000{secrets.token_hex(8)}\ue001"
-        # Reads special tokens as the texts that they look like.
+        # Reads special tokens as plain texts.
         self._plain = Tokenizer.from_str(tokenizer.to_str())
         self._plain.encode_special_tokens = True
 
     def read(self, inputs: Inputs) -> tuple[int, ...]:
-        """The prompt's ids.
+        """Return the prompt's ids.
 
         Raises:
-            RequestError: no prompt, a name that means nothing, or what this server cannot do.
+            RequestError: the prompt is missing, or an input or parameter is unknown or not supported.
         """
         self._refuse_unknown(inputs.parameters())
         if inputs.texts("bad_words"):
@@ -67,17 +67,17 @@ class PromptReader:
         return prompt
 
     def stop_words(self, inputs: Inputs) -> tuple[tuple[int, ...], ...]:
-        """The ids of each of ``stop_words``.
+        """Return the ids of each of ``stop_words``.
 
         Raises:
-            RequestError: more of them than a prompt may have.
+            RequestError: the stop words are longer than a prompt may be.
         """
         words = inputs.texts("stop_words")
         self._bounded("stop_words", sum(map(len, words)))
         return tuple(self._encode(word, special=False) for word in words)
 
     def _bounded(self, name: str, characters: int) -> None:
-        """Tokenizing more would take minutes, with every other request waiting behind."""
+        """Refuse texts longer than a prompt can be: tokenizing them could take minutes and block requests."""
         if self._max_characters and characters > self._max_characters:
             raise RequestError(
                 f"{name}: {characters} characters; the engine's {self._max_seq_len} tokens spell at most "
@@ -85,11 +85,11 @@ class PromptReader:
             )
 
     def _encode(self, text: str, *, special: bool) -> tuple[int, ...]:
-        # Without offsets, which nobody reads.
+        # Without offsets, which are not needed.
         return tuple(self._tokenizer.encode_batch_fast([text], add_special_tokens=special)[0].ids)
 
     def _encode_marked(self, text: str) -> tuple[int, ...]:
-        """Encode a text in which marks are within what only looks like a special token."""
+        """Encode a text with marks inside texts that only look like special tokens."""
         ids: list[int] = []
         remaining = text
         while self._mark in remaining:
@@ -102,7 +102,7 @@ class PromptReader:
         return (*ids, *self._encode(remaining, special=False))
 
     def _refuse_unknown(self, parameters: Collection[str]) -> None:
-        """Triton turns JSON keys that no input has into request parameters, and serves on in silence."""
+        """Refuse unknown names: Triton turns JSON keys without an input into request parameters silently."""
         for name in parameters:
             if name in self._unsupported:
                 raise RequestError(f"{name}: the reference executor does not support it")
@@ -115,6 +115,6 @@ ENSEMBLE_INPUTS: tuple[str, ...] = tuple(t.name for t in load_reference_contract
 
 
 def _unsupported_inputs() -> frozenset[str]:
-    """What the contract's ensemble takes and this kind's does not declare."""
+    """Return the inputs of the contract's ensemble that this kind's ensemble does not declare."""
     contract = {t["name"] for t in load_table("triton_contract")["models"]["ensemble"]["inputs"]}
     return frozenset(contract - set(ENSEMBLE_INPUTS))

@@ -1,4 +1,4 @@
-"""Reading a Triton request's tensors, with errors that name the tensor."""
+"""Read a Triton request's tensors, with errors that name the tensor."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ class Inputs:
     """The named inputs of one request.
 
     Args:
-        request: of the Python backend.
-        names: the request's name of an input, where it is asked for by another one.
+        request: request of the Python backend.
+        names: name asked for → the request's name of the input, where they differ.
     """
 
     def __init__(self, request: Any, names: Mapping[str, str] | None = None) -> None:
         self._request, self._names = request, names or {}
-        # The backend's own helper asks for all of them again for each name.
+        # The backend's own helper fetches all of them again for each name.
         self._tensors = {tensor.name(): tensor for tensor in request.inputs()}
-        # A tensor of strings is read anew each time that it is asked for.
+        # The backend decodes a tensor of strings again at each access.
         self._arrays: dict[str, NDArray[Any]] = {}
 
     def called(self, name: str) -> str:
-        """What the client calls it."""
+        """Return the client's name of an input."""
         return self._names.get(name, name)
 
     def parameters(self) -> dict[str, Any]:
-        """The request's parameters, which are not tensors."""
+        """Return the request's parameters, which are not tensors."""
         parameters = json.loads(self._request.parameters() or "{}")
         return parameters if isinstance(parameters, dict) else {}
 
     def array(self, name: str) -> NDArray[Any] | None:
-        """The tensor as NumPy array with its batch dimension; ``None`` where the request has none.
+        """Return the tensor as NumPy array with its batch dimension; ``None`` if the request lacks it.
 
         Raises:
-            RequestError: more than one row.
+            RequestError: the tensor has more than one row.
         """
         called = self.called(name)
         tensor = self._tensors.get(called)
@@ -60,10 +60,10 @@ class Inputs:
         return value
 
     def scalar(self, name: str) -> Any:
-        """The only element as a Python value; ``None`` where the request has none.
+        """Return the only element as a Python value; ``None`` if the request lacks the tensor.
 
         Raises:
-            RequestError: not exactly one element, or a float that is not finite.
+            RequestError: the tensor does not have exactly one element, or a float is not finite.
         """
         value = self.array(name)
         if value is None:
@@ -77,16 +77,16 @@ class Inputs:
         return element
 
     def text(self, name: str) -> str | None:
-        """The only string.
+        """Return the only string.
 
         Raises:
-            RequestError: not UTF-8, or not exactly one.
+            RequestError: the tensor does not have exactly one string, or it is not UTF-8.
         """
         value = self.scalar(name)
         return None if value is None else _decode_utf8(name, value)
 
     def texts(self, name: str) -> list[str]:
-        """All strings; an absent tensor is an empty list, and so are empty strings."""
+        """Return all strings; an absent tensor and empty strings give an empty list."""
         value = self.array(name)
         return [] if value is None else [s for s in (_decode_utf8(name, v) for v in value.reshape(-1)) if s]
 
@@ -101,7 +101,7 @@ def _decode_utf8(name: str, value: Any) -> str:
 
 
 def read_parameter(config: Any, key: str) -> str | None:
-    """A string parameter of a parsed ``config.pbtxt``; ``None`` where it is absent or empty."""
+    """Read a string parameter of a parsed ``config.pbtxt``; ``None`` if it is absent or empty."""
     entry = config.get("parameters", {}).get(key)
     return (entry or {}).get("string_value") or None
 
@@ -119,7 +119,7 @@ def require_parameter(config: Any, key: str) -> str:
 
 
 def read_boolean(config: Any, key: str, default: bool) -> bool:
-    """A boolean parameter, spelled as TensorRT-LLM's backend reads it."""
+    """Read a boolean parameter, in the spellings of TensorRT-LLM's backend."""
     value = read_parameter(config, key)
     if value is None:
         return default
@@ -129,11 +129,11 @@ def read_boolean(config: Any, key: str, default: bool) -> bool:
 
 
 def read_integers(config: Any, key: str) -> list[int]:
-    """A comma list of integers; absent is empty."""
+    """Read integers joined by commas; empty if the parameter is absent."""
     value = read_parameter(config, key)
     return [int(v) for v in value.split(",")] if value else []
 
 
 def read_check_period(config: Any) -> float:
-    """Seconds between two questions whether the clients are still there."""
+    """Read the seconds between two checks whether the clients are still connected."""
     return int(read_parameter(config, "cancellation_check_period_ms") or 100) / 1000

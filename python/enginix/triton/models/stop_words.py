@@ -1,4 +1,4 @@
-"""Stop words as token sequences, matched across chunks, nothing of them shown."""
+"""Match stop words as token sequences across chunks, without showing any part of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class StopWords:
         self._held: list[int] = []
 
     def push(self, token: int) -> tuple[list[int], bool]:
-        """Takes the next id; returns the ids that may be shown now, and whether a stop word is complete."""
+        """Take the next id; return the ids that can be shown now, and whether a stop word is complete."""
         self._held.append(token)
         for word in self._words:
             if tuple(self._held[-len(word) :]) == word:
@@ -30,21 +30,21 @@ class StopWords:
         return visible_ids, False
 
     def flush(self) -> list[int]:
-        """What was held back when the text ended otherwise."""
+        """Return the ids that were held back, when the text ends without a stop word."""
         held_ids, self._held = self._held, []
         return held_ids
 
     def _overlap(self, word: tuple[int, ...]) -> int:
-        """Length of the longest end of what is held that begins ``word``."""
+        """Return the length of the longest end of the held ids that begins ``word``."""
         longest = min(len(word) - 1, len(self._held))
         return next((n for n in range(longest, 0, -1) if tuple(self._held[-n:]) == word[:n]), 0)
 
 
 def unpack_stop_words(ids: Sequence[int], ends: Sequence[int]) -> list[tuple[int, ...]]:
-    """Words from TensorRT-LLM's two rows: all ids flat, and the cumulative ends, padded with -1.
+    """Unpack words from TensorRT-LLM's two rows: all ids flat, and the cumulative ends, padded with -1.
 
     Raises:
-        ValueError: ends that do not increase, or that go beyond the ids.
+        ValueError: the ends do not increase, or exceed the number of ids.
     """
     words: list[tuple[int, ...]] = []
     start = 0

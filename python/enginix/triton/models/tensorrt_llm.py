@@ -1,7 +1,7 @@
-"""tensorrt_llm for kind ``reference``: the checkpoint executed by plain PyTorch behind TensorRT-LLM's
-tensors.
+"""The model tensorrt_llm of kind ``reference``: executes the checkpoint by plain PyTorch, behind
+TensorRT-LLM's tensors.
 
-Decoupled: Triton hands requests over and goes on; responses are sent as tokens come. The executor is reached
+Decoupled: Triton passes requests on and continues; responses are sent as tokens come. The executor is reached
 by the model ensemble, too, from its own process (:class:`enginix.triton.models.channel.ChannelServer`).
 """
 
@@ -28,7 +28,7 @@ from enginix.triton.models.request import (
     require_parameter,
 )
 
-# Of one processor: the sender has the executor's interpreter, and what it takes the executor lacks.
+# Share of one processor for sending: the sender runs in the executor's interpreter, at the executor's cost.
 SHARE = 1 / 16
 
 
@@ -72,11 +72,11 @@ class TensorrtLlm:
         )
 
     def execute(self, requests: Sequence[Any]) -> None:
-        """Hands every request to the scheduler; refuses at once what cannot be served."""
+        """Pass every request to the scheduler; refuse invalid ones at once."""
         self._answers.take(requests, self._read)
 
     def close(self) -> None:
-        """Stops the scheduler and all threads; Triton calls it when no request is in flight."""
+        """Stop the scheduler and all threads; Triton calls it when no request is in flight."""
         self._link.close()
         self._generations.close()
         self._answers.close()
@@ -86,7 +86,7 @@ class TensorrtLlm:
         if self._key is not None and not _is_key(inputs.parameters().get(EXECUTOR_KEY), self._key):
             raise RequestError(f"{EXECUTOR} is for this server's own use; send requests to {ENSEMBLE}")
         if inputs.scalar("stop"):
-            # Of a request of the same id, whichever model it was sent to.
+            # Stop the requests of this id, of whichever model.
             self._generations.stop(request.request_id())
             return None
         return read_order(inputs, self._limits)
@@ -104,12 +104,12 @@ def _is_key(value: Any, key: str) -> bool:
 
 
 def executor_key() -> str | None:
-    """What opens this model; ``None`` where ``enginix serve`` did not start the server, and it is open.
+    """Read the key that opens this model; ``None`` if ``enginix serve`` did not start the server: it is open.
 
     The file lies in the server's private directory, which is its TMPDIR.
 
     Raises:
-        OSError: there, and unreadable.
+        OSError: the file exists, but is unreadable.
     """
     try:
         return (Path(tempfile.gettempdir()) / EXECUTOR_KEY).read_text("ascii")

@@ -48,7 +48,7 @@ def stand_in_build(args):
 
 
 class StandInRuntime:
-    """What the compiled runtime is asked while the server starts."""
+    """Answers the calls to the compiled runtime during the server's start."""
 
     def has_draft_model(self):
         return False

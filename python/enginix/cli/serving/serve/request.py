@@ -86,7 +86,7 @@ def read_serve_request(args: argparse.Namespace) -> ServeRequest:
         agent=hosts.find_agent(args.agent) if len(machines) > 1 else None,
     )
     if repository.ranks > 1:
-        sandbox = spec.room(Path("$STATE"))
+        sandbox = spec.make_sandbox(Path("$STATE"))
         seen = spec.environment(Path("$STATE")) if sandbox is None else sandbox.environment()
         spec = replace(spec, mpirun=preflight.find_mpirun(server, seen))
     names = [n for n in ("http", "grpc", "metrics") if not getattr(args, f"no_{n}", False)]

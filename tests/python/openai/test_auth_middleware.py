@@ -1,4 +1,4 @@
-"""What stands before LiteLLM, with a stand-in application in LiteLLM's place."""
+"""The auth middleware, with a stand-in application instead of LiteLLM."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class StandIn:
         await send({"type": "http.response.body", "body": b""})
 
 
-class Door:
-    """A gate, and a client that speaks ASGI to it."""
+class MiddlewareClient:
+    """The auth middleware, and a client that speaks ASGI to it."""
 
     def __init__(self, directory: Path, **limits: int) -> None:
         for name, key in (("key", KEY), ("alice", ALICE)):
@@ -57,7 +57,7 @@ class Door:
         server = {"kind": "triton", "url": "http://127.0.0.1:1", "model": "ensemble"}
         found = {
             "version": 1,
-            "name": "door",
+            "name": "gateway",
             "models": {"m": [server], "o": [{**server, "kind": "openai"}]},
             "aliases": {"alias": "m"},
             "keyFile": str(directory / "key"),
@@ -68,7 +68,9 @@ class Door:
         }
         spec = parse_gateway_spec(found, "test")
         self.app, self.log = StandIn(), list[str]()
-        self.gate = AuthMiddleware(self.app, spec, Keys(spec), lambda: (False, {}), self.log.append)
+        self.auth_middleware = AuthMiddleware(
+            self.app, spec, Keys(spec), lambda: (False, {}), self.log.append
+        )
 
     async def ask(
         self,
@@ -93,7 +95,7 @@ class Door:
             sent.append(message)
 
         scope = {"type": "http", "method": method, "path": path, "headers": list(headers), **more}
-        await self.gate(scope, receive, send)
+        await self.auth_middleware(scope, receive, send)
         starts = [m for m in sent if m["type"] == "http.response.start"]
         whole = b"".join(m.get("body", b"") for m in sent if m["type"] == "http.response.body")
         return (starts[0]["status"], whole, dict(starts[0]["headers"])) if starts else (0, whole, {})
@@ -104,19 +106,19 @@ class Door:
 
 
 @pytest.fixture
-def door(tmp_path: Path) -> Door:
-    return Door(tmp_path, maxBodyBytes=5000)
+def middleware(tmp_path: Path) -> MiddlewareClient:
+    return MiddlewareClient(tmp_path, maxBodyBytes=5000)
 
 
-def test_a_request_reaches_the_application_without_orders_to_it(door: Door) -> None:
+def test_a_request_reaches_the_application_without_orders_to_it(middleware: MiddlewareClient) -> None:
     more = (
         (b"authorization", f"bearer {KEY}".encode()),
         (b"x-litellm-tags", b"x"),
         (b"x-litellm-timeout", b"1"),
     )
-    status, _, headers = door.run({**CHAT, "seed": 3}, headers=more)
-    assert status == 200 and door.app.bodies == [{**CHAT, "seed": 3}]
-    [scope] = door.app.scopes
+    status, _, headers = middleware.run({**CHAT, "seed": 3}, headers=more)
+    assert status == 200 and middleware.app.bodies == [{**CHAT, "seed": 3}]
+    [scope] = middleware.app.scopes
     assert [k for k, _ in scope["headers"]] == [b"content-type", b"content-length"]
     assert scope[SCOPE].name == "operator"
     assert b"x-litellm-cost" not in headers and b"content-length" not in headers
@@ -143,7 +145,7 @@ QUERIES = (
 
 @pytest.mark.parametrize("query", QUERIES)
 @pytest.mark.parametrize("key", [KEY, ALICE])
-def test_a_query_string_is_refused(door: Door, query: str, key: str) -> None:
+def test_a_query_string_is_refused(middleware: MiddlewareClient, query: str, key: str) -> None:
     headers = ((b"authorization", f"Bearer {key}".encode()),)
     prompt = {"model": "m", "prompt": "x"}
     for path, method, body in (
@@ -153,14 +155,14 @@ def test_a_query_string_is_refused(door: Door, query: str, key: str) -> None:
         ("/v1/models/m", "GET", b""),
         ("/health/ready", "GET", b""),
     ):
-        status, found, _ = door.run(body, path, method, headers, query_string=query.encode())
+        status, found, _ = middleware.run(body, path, method, headers, query_string=query.encode())
         assert status == 400 and "query string" in found["error"]["message"]
         assert query not in json.dumps(found) or len(query) < 3
-    assert door.app.scopes == []
-    assert "nonexistent" not in "".join(door.log)
+    assert middleware.app.scopes == []
+    assert "nonexistent" not in "".join(middleware.log)
 
 
-def test_the_forwarded_request_is_composed_anew(door: Door) -> None:
+def test_the_forwarded_request_is_composed_anew(middleware: MiddlewareClient) -> None:
     orders = {
         "raw_path": b"/v1/embeddings?model=o",
         "root_path": "/key",
@@ -179,9 +181,9 @@ def test_the_forwarded_request_is_composed_anew(door: Door) -> None:
         (b"user-agent", b"evil"),
         (b"cookie", b"evil"),
     )
-    status, _, _ = door.run({**CHAT, "seed": None}, headers=headers, **orders)
+    status, _, _ = middleware.run({**CHAT, "seed": None}, headers=headers, **orders)
     assert status == 200
-    [scope] = door.app.scopes
+    [scope] = middleware.app.scopes
     assert "evil" not in repr(scope["headers"])
     assert (scope["path"], scope["raw_path"], scope["query_string"]) == (
         "/v1/chat/completions",
@@ -191,7 +193,7 @@ def test_the_forwarded_request_is_composed_anew(door: Door) -> None:
     for name in orders.keys() - {"raw_path"}:
         assert scope.get(name) != orders[name]
     # What counts as absent is not forwarded either.
-    assert door.app.bodies == [CHAT]
+    assert middleware.app.bodies == [CHAT]
 
 
 @pytest.mark.parametrize(
@@ -206,32 +208,32 @@ def test_the_forwarded_request_is_composed_anew(door: Door) -> None:
         ((b"x-api-key", KEY.encode()),),
     ],
 )
-def test_without_the_key_nothing(door: Door, headers: Any) -> None:
+def test_without_the_key_nothing(middleware: MiddlewareClient, headers: Any) -> None:
     for path, method in (("/v1/chat/completions", "POST"), ("/v1/models", "GET"), ("/any", "GET")):
-        status, body, _ = door.run(CHAT, path, method, headers)
+        status, body, _ = middleware.run(CHAT, path, method, headers)
         assert status == 401 and body["error"]["code"] == "invalid_api_key"
-    assert door.app.bodies == []
+    assert middleware.app.bodies == []
 
 
 # A shared machine may take any time for the files that each example makes.
 @settings(deadline=None)
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 def test_any_bytes_are_refused_in_openais_form(tmp_path_factory: Any, raw: bytes) -> None:
-    door = Door(tmp_path_factory.mktemp("door"))
-    status, body, _ = door.run(raw)
+    middleware = MiddlewareClient(tmp_path_factory.mktemp("middleware"))
+    status, body, _ = middleware.run(raw)
     assert status == 400 and isinstance(body["error"]["message"], str)
-    assert door.app.bodies == []
+    assert middleware.app.bodies == []
 
 
-def test_depth_size_and_time_are_bounded(door: Door) -> None:
-    assert door.run(b'{"model": "m", "messages": ' + b"[" * 2000)[0] == 400
+def test_depth_size_and_time_are_bounded(middleware: MiddlewareClient) -> None:
+    assert middleware.run(b'{"model": "m", "messages": ' + b"[" * 2000)[0] == 400
     nested = b'{"model": "m", "messages": ' + b"[" * 40 + b"]" * 40 + b"}"
-    assert "deeper" in door.run(nested)[1]["error"]["message"]
-    assert door.run({**CHAT, "user": "x" * 6000})[0] == 413
+    assert "deeper" in middleware.run(nested)[1]["error"]["message"]
+    assert middleware.run({**CHAT, "user": "x" * 6000})[0] == 413
 
 
 def test_a_body_that_does_not_end_is_given_up(tmp_path: Path) -> None:
-    door = Door(tmp_path, bodySeconds=1)
+    middleware = MiddlewareClient(tmp_path, bodySeconds=1)
 
     async def stuck() -> int:
         async def receive() -> Any:
@@ -245,83 +247,83 @@ def test_a_body_that_does_not_end_is_given_up(tmp_path: Path) -> None:
 
         headers = [(b"authorization", f"Bearer {KEY}".encode())]
         scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
-        await door.gate(scope, receive, send)
+        await middleware.auth_middleware(scope, receive, send)
         return int(sent[0]["status"])
 
     assert asyncio.run(stuck()) == 408
 
 
-def test_a_client_that_leaves_ends_the_answer(door: Door) -> None:
-    door.app.hold = True
+def test_a_client_that_leaves_ends_the_answer(middleware: MiddlewareClient) -> None:
+    middleware.app.hold = True
 
     async def leaves() -> tuple[int, bytes, Any]:
         leave = asyncio.Event()
-        asking = asyncio.ensure_future(door.ask(CHAT, leave=leave))
+        asking = asyncio.ensure_future(middleware.ask(CHAT, leave=leave))
         await asyncio.sleep(0.05)
         leave.set()
         return await asyncio.wait_for(asking, 5)
 
     assert asyncio.run(leaves())[0] == 0
-    assert door.app.cancelled == 1
-    assert " 499 " in door.log[-1]
+    assert middleware.app.cancelled == 1
+    assert " 499 " in middleware.log[-1]
 
 
 def test_more_at_once_than_allowed_is_429_and_places_come_back(tmp_path: Path) -> None:
-    door = Door(tmp_path, maxParallelRequests=2)
-    door.app.hold = True
+    middleware = MiddlewareClient(tmp_path, maxParallelRequests=2)
+    middleware.app.hold = True
 
     async def crowd() -> list[int]:
         leave = asyncio.Event()
-        asking = [asyncio.ensure_future(door.ask(CHAT, leave=leave)) for _ in range(2)]
+        asking = [asyncio.ensure_future(middleware.ask(CHAT, leave=leave)) for _ in range(2)]
         await asyncio.sleep(0.05)
-        refused = await door.ask(CHAT)
+        refused = await middleware.ask(CHAT)
         leave.set()
         await asyncio.gather(*asking)
-        door.app.hold = False
-        return [refused[0], (await door.ask(CHAT))[0]]
+        middleware.app.hold = False
+        return [refused[0], (await middleware.ask(CHAT))[0]]
 
     assert asyncio.run(crowd()) == [429, 200]
 
 
-def test_a_clients_places_are_its_own_and_come_back(door: Door) -> None:
-    door.app.hold = True
+def test_a_clients_places_are_its_own_and_come_back(middleware: MiddlewareClient) -> None:
+    middleware.app.hold = True
     alice = ((b"authorization", f"Bearer {ALICE}".encode()),)
 
     async def crowd() -> list[int]:
         leave = asyncio.Event()
-        asking = asyncio.ensure_future(door.ask(CHAT, headers=alice, leave=leave))
+        asking = asyncio.ensure_future(middleware.ask(CHAT, headers=alice, leave=leave))
         await asyncio.sleep(0.05)
-        refused = await door.ask(CHAT, headers=alice)
+        refused = await middleware.ask(CHAT, headers=alice)
         leave.set()
         await asking
-        door.app.hold = False
-        return [refused[0], (await door.ask(CHAT, headers=alice))[0], (await door.ask(CHAT))[0]]
+        middleware.app.hold = False
+        return [refused[0], (await middleware.ask(CHAT, headers=alice))[0], (await middleware.ask(CHAT))[0]]
 
     assert asyncio.run(crowd()) == [429, 200, 200]
 
 
-def test_models_are_those_of_the_key(door: Door) -> None:
+def test_models_are_those_of_the_key(middleware: MiddlewareClient) -> None:
     alice = ((b"authorization", f"Bearer {ALICE}".encode()),)
-    assert [m["id"] for m in door.run(b"", "/v1/models", "GET")[1]["data"]] == ["m", "o", "alias"]
-    assert [m["id"] for m in door.run(b"", "/v1/models", "GET", alice)[1]["data"]] == ["m", "alias"]
-    assert door.run({**CHAT, "model": "o"}, headers=alice)[0] == 404
-    assert door.run({**CHAT, "model": "alias"}, headers=alice)[0] == 200
+    assert [m["id"] for m in middleware.run(b"", "/v1/models", "GET")[1]["data"]] == ["m", "o", "alias"]
+    assert [m["id"] for m in middleware.run(b"", "/v1/models", "GET", alice)[1]["data"]] == ["m", "alias"]
+    assert middleware.run({**CHAT, "model": "o"}, headers=alice)[0] == 404
+    assert middleware.run({**CHAT, "model": "alias"}, headers=alice)[0] == 200
 
 
 @pytest.mark.parametrize(
     "path", ["/", "/v1", "/v1/modelsx", "/key/generate", "/v1/chat/completions/", "//v1/models"]
 )
-def test_other_routes_are_none(door: Door, path: str) -> None:
+def test_other_routes_are_none(middleware: MiddlewareClient, path: str) -> None:
     for method in ("GET", "POST", "DELETE"):
-        assert door.run(CHAT, path, method)[0] == 404
-    assert door.app.scopes == []
+        assert middleware.run(CHAT, path, method)[0] == 404
+    assert middleware.app.scopes == []
 
 
-def test_errors_are_openais_and_the_log_has_no_words_of_a_client(door: Door) -> None:
+def test_errors_are_openais_and_the_log_has_no_words_of_a_client(middleware: MiddlewareClient) -> None:
     said = "litellm.BadRequestError: EnginixException - top_k: too much\n\nLiteLLM: model group 'm' failed."
-    door.app.status = 400
-    door.app.answer = [json.dumps({"error": {"message": said, "code": "400"}}).encode()]
-    status, body, _ = door.run(CHAT)
+    middleware.app.status = 400
+    middleware.app.answer = [json.dumps({"error": {"message": said, "code": "400"}}).encode()]
+    status, body, _ = middleware.run(CHAT)
     assert status == 400
     assert body["error"] == {
         "message": "top_k: too much",
@@ -329,26 +331,26 @@ def test_errors_are_openais_and_the_log_has_no_words_of_a_client(door: Door) -> 
         "param": "top_k",
         "code": None,
     }
-    assert "top_k: too much" in door.log[-1]
-    assert "secret words" not in "".join(door.log) and KEY not in "".join(door.log)
+    assert "top_k: too much" in middleware.log[-1]
+    assert "secret words" not in "".join(middleware.log) and KEY not in "".join(middleware.log)
 
 
-def test_no_server_left_is_503(door: Door) -> None:
-    door.app.status = 429
-    door.app.answer = [
+def test_no_server_left_is_503(middleware: MiddlewareClient) -> None:
+    middleware.app.status = 429
+    middleware.app.answer = [
         b'{"error": {"message": "No deployments available for selected model", "code": "429"}}'
     ]
-    status, body, _ = door.run(CHAT)
+    status, body, _ = middleware.run(CHAT)
     assert status == 503 and "litellm" not in body["error"]["message"].lower()
 
 
-def test_an_application_that_fails_is_a_plain_500(door: Door) -> None:
+def test_an_application_that_fails_is_a_plain_500(middleware: MiddlewareClient) -> None:
     async def broken(*_: Any) -> None:
         raise KeyError("secret words")
 
-    door.gate._app = broken
-    status, body, _ = door.run(CHAT)
-    assert status == 500 and "secret" not in json.dumps(body) + "".join(door.log)
+    middleware.auth_middleware._app = broken
+    status, body, _ = middleware.run(CHAT)
+    assert status == 500 and "secret" not in json.dumps(body) + "".join(middleware.log)
 
 
 EVENTS = [
