@@ -2,8 +2,7 @@
 
 A Python model, with the tensors of NVIDIA's ensemble. Triton's own ensembles take a process and a queue for
 each step (docs/explanation/measurements.md, Serving), and do not cancel a running step when its client
-disconnects
-(ensemble_scheduler.cc).
+disconnects (ensemble_scheduler.cc).
 """
 
 from __future__ import annotations
