@@ -82,7 +82,7 @@ let
     catalogue = import ./catalogue scope;
   };
 
-  # What has TensorRT beside NVIDIA's exporter is in no package set (docs/edgellm.md).
+  # What has TensorRT beside NVIDIA's exporter is in no package set (docs/reference/edgellm.md).
   optional = [ "edgellm-runtime" ];
 
   points = builtins.attrNames parts ++ optional;

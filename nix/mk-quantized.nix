@@ -158,7 +158,7 @@ let
           throw ''
             ${function}: ${name}: ${gigabytes weightBytes} of weights are too much for a CPU.
             Do one of these:
-              - device = "cuda": on a builder with the system feature `cuda` (docs/quantization.md)
+              - device = "cuda": on a builder with the system feature `cuda` (docs/how-to/quantize.md)
               - device = "cpu": on the CPU all the same; memory for ${cpuMemory}, and hours''
         else
           "cpu";

@@ -79,7 +79,7 @@ let
       excludeInputInOutput ? true,
       # Further model directories, each named as its model.
       addModels ? [ ],
-      # Parameters of the C++ backend, as docs/triton.md lists them.
+      # Parameters of the C++ backend, as docs/reference/triton.md lists them.
       parameters ? { },
       ...
     }@args:

@@ -1,6 +1,6 @@
 # Qwen/Qwen2.5-7B-Instruct. Commit, sizes and hashes as several public projects pin them; they add
 # up to the total that a further one published, and config.json was written again from its values
-# and has the pinned hash. docs/catalogue.md.
+# and has the pinned hash. docs/reference/catalogue.md.
 { mkHfModel, ... }:
 {
   model = mkHfModel {

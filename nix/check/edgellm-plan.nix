@@ -2,8 +2,8 @@
 # again.
 #
 # One GPU, float16, no free parameters: the wheel's builder fixes the KV cache at maxBatchSize
-# sequences of maxKvCacheCapacity tokens, in pages (data/edgellm/edgellm.json, memory). docs/plan.md
-# says what is exact.
+# sequences of maxKvCacheCapacity tokens, in pages (data/edgellm/edgellm.json, memory).
+# docs/reference/memory-plan.md says what is exact.
 { lib, plan, ... }:
 let
   inherit (plan) memoryOf;

@@ -1,6 +1,6 @@
-# Whether an engine fits its GPU, at evaluation: python/enginix/plan/arithmetic.py again, over a
-# lock's facts. tests/python/plan/test_twin.py holds the two together; docs/plan.md says what is
-# exact and what an estimate.
+# Whether an engine fits its GPU, at evaluation: python/enginix/memory_plan/arithmetic.py again, over a
+# lock's facts. tests/python/plan/test_twin.py holds the two together;
+# docs/reference/memory-plan.md says what is exact and what an estimate.
 { lib, ... }:
 let
   arithmetic = import ./memory.nix { inherit lib; };

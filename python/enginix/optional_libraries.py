@@ -100,7 +100,7 @@ def format_install_command(extra: str | None, python: str = sys.executable) -> s
     if _in_nix_store():
         return (
             "this enginix is in the Nix store, without that part: take the flake's package enginix, or the "
-            "Nix function of the stage (docs/architecture.md)"
+            "Nix function of the stage (docs/explanation/architecture.md)"
         )
     source = _find_install_source()
     if source is not None:

@@ -1,6 +1,8 @@
-"""Faults of a server and what comes of them, on the real tritonserver; makes the table in docs/triton.md.
+"""Faults of a server and what comes of them, on the real tritonserver.
 
-    python tests/faults/faults.py [NAME ...] [--write docs/triton.md]
+Makes the table in docs/reference/triton.md:
+
+    python tests/faults/faults.py [NAME ...] [--write docs/reference/triton.md]
 
 Each fault is a function: its docstring is the table's first column, what it returns the second. It raises
 where the outcome is not acceptable: an accepted request lost, one that never ends, something left behind.

@@ -21,7 +21,7 @@ fi
 case $HOSTTYPE in
 x86_64) ;;
 *) fail "this machine is $HOSTTYPE; the wheels of PyTorch and Triton are locked for x86_64" \
-  "run it on x86_64; on aarch64, Nix offers models, checkpoints and enginix-core (docs/environments.md)" ;;
+  "run it on x86_64; on aarch64, Nix offers models, checkpoints and enginix-core (docs/reference/environments.md)" ;;
 esac
 
 missing=()

@@ -1,4 +1,6 @@
-"""Every Nix example of README.md and docs/*.md as a file that evaluates it (tests/nix/cases/docs.sh).
+"""Every Nix example of README.md, CONTRIBUTING.md and docs/ as a file that evaluates it.
+
+Run by tests/nix/cases/docs.sh.
 
 docs.py ROOT OUT: writes OUT/<page>-<line>.nix, and beside them the files that the examples name.
 """
@@ -43,12 +45,14 @@ def expression(text: str) -> str:
 
 def main(root: Path, out: Path) -> None:
     out.mkdir(parents=True)
-    for page in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
+    pages = [page for name in ("README.md", "CONTRIBUTING.md") if (page := root / name).exists()]
+    for page in [*pages, *sorted((root / "docs").rglob("*.md"))]:
         text = page.read_text("utf-8")
         for found in BLOCK.finditer(text):
             line = text[: found.start()].count("\n") + 1
             body = found[2].replace("…;", "null;").replace('"… ', '"')
-            (out / f"{page.stem}-{line}.nix").write_text(
+            name = "-".join(page.relative_to(root).with_suffix("").parts)
+            (out / f"{name.removeprefix('docs-')}-{line}.nix").write_text(
                 PRELUDE.format(root="root", text=expression(body)), "utf-8"
             )
     for name, source in FILES.items():

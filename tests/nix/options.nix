@@ -1,6 +1,6 @@
-# docs/nixos-options.md, from the module's own option files, with plain Nix.
+# docs/reference/nixos-options.md, from the module's own option files, with plain Nix.
 #
-#   tests/hostpkgs/nix eval --impure --raw --expr 'import ./tests/nix/options.nix' >docs/nixos-options.md
+#   tests/hostpkgs/nix eval --impure --raw --expr 'import ./tests/nix/options.nix' >docs/reference/nixos-options.md
 let
   lib = import ../hostpkgs/lib.nix;
   # Types by the names that people read; an option is what was passed to mkOption.
@@ -56,21 +56,23 @@ let
 
   value = v: if v ? text then v.text else builtins.toJSON v;
   words = text: builtins.concatStringsSep " " (builtins.filter (w: builtins.isString w && w != "") (builtins.split "[ \n]+" text));
-  cell = text: builtins.replaceStrings [ "|" ] [ "\\|" ] text;
+  # An option in two lines: what it takes, and what it is for.
   row =
     name: o: type:
-    "| `${name}` | ${cell type} | ${
-      if o ? defaultText.markdown then
-        cell o.defaultText.markdown
-      else if o ? defaultText then
-        "`${cell (value o.defaultText)}`"
-      else if o ? default && type != "" && !(o.type ? options) then
-        "`${cell (value o.default)}`"
-      else
-        ""
-    } | ${cell (words o.description)}${
-      lib.optionalString (o ? example) " Example: `${cell (words (value o.example))}`"
-    } |";
+    let
+      default =
+        if o ? defaultText.markdown then
+          o.defaultText.markdown
+        else if o ? defaultText then
+          "`${value o.defaultText}`"
+        else if o ? default && type != "" && !(o.type ? options) then
+          "`${value o.default}`"
+        else
+          null;
+    in
+    "- **`${name}`**: ${type}${lib.optionalString (default != null) "; default: ${default}"}\n"
+    + "  <br>${words o.description}"
+    + lib.optionalString (o ? example) " Example: `${words (value o.example)}`";
   rows =
     prefix: options:
     builtins.concatLists (
@@ -93,9 +95,7 @@ in
 ''
   # Options of services.enginix
 
-  Made from the module by tests/nix/options.nix; a test says when it is stale. What they are for: [nixos.md](nixos.md).
+  Made from the module by tests/nix/options.nix; a test says when it is stale. What they are for: [Run servers on NixOS](../how-to/nixos.md).
 
-  | option | type | default | |
-  |---|---|---|---|
 ''
 + lib.concatLines (rows "" module.options.services.enginix)

@@ -23,7 +23,8 @@ let
     );
   describe = s: "SM ${lib.concatMapStringsSep ", " toString (smsOf s)} on ${s}";
   supported = lib.concatMapStringsSep ", and for " describe (builtins.sort (a: b: a > b) systems);
-  # The kind that does fit. TensorRT-LLM's own engine tests skip SM 103 and later (docs/kinds.md).
+  # The kind that does fit. TensorRT-LLM's own engine tests skip SM 103 and later
+  # (docs/explanation/kinds.md).
   otherKind =
     sm:
     if sm >= 80 && sm < 103 then

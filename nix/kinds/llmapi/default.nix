@@ -59,7 +59,7 @@ let
     expertParallel = 1;
   } (if targetSpec == null then null else targetSpec.count);
   # The PyTorch backend's cache is paged as the engines' is; its own layout of weights was not
-  # measured (docs/plan.md).
+  # measured (docs/reference/memory-plan.md).
   plan =
     if gpu == null then
       null

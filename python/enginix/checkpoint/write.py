@@ -83,7 +83,7 @@ class _InputBlock:
 
     def run(self, worker: _WriteWorker) -> int:
         # One small buffer: copy_file_range was measured slower, since tensors rarely keep their place within
-        # a page and the kernel then copies page by page (docs/checkpoints.md).
+        # a page and the kernel then copies page by page (docs/explanation/measurements.md).
         data, done = worker.reader.read(self.path, self.begin, self.end), 0
         for target in self.targets:
             output_bytes = data if target.rows is None else worker.make(target.rows, data)

@@ -28,7 +28,8 @@ from enginix.gateway.spec import BackendServer, GatewaySpec
 
 __all__ = ["SCOPE", "AuthMiddleware"]
 MODELS = "/v1/models"
-# Deeper than any message; parsers of the servers behind crash at far deeper nesting (docs/triton.md, faults).
+# Deeper than any message; parsers of the servers behind crash at far deeper nesting
+# (docs/reference/triton.md, Faults).
 _MAX_DEPTH = 32
 # Status that servers log for a request that its client has left.
 _CLIENT_GONE = 499

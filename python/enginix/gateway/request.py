@@ -118,7 +118,7 @@ def build_triton_inputs(parameters: Mapping[str, Any]) -> dict[str, Any]:
         if "triton" not in row:
             raise RequestRejected(f"{name}: the model has no input for it", name)
         if name == "ignore_eos":
-            # -1 means no logprobs (docs/triton.md); false is the default.
+            # -1 means no logprobs (docs/reference/triton.md); false is the default.
             triton_inputs |= {"end_id": -1} if value else {}
         elif name == "chat_template_kwargs":
             triton_inputs["chat_template_args"] = json.dumps(value, ensure_ascii=False)

@@ -1,7 +1,7 @@
 """An asynchronous client of Triton's generate extension: answers in pieces, over kept connections.
 
 It always uses the streaming endpoint: Triton cancels a streaming request when its connection closes, and
-computes every other answer to its end (docs/triton.md).
+computes every other answer to its end (docs/reference/triton.md).
 """
 
 from __future__ import annotations

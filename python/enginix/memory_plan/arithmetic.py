@@ -1,7 +1,8 @@
 """The memory of one rank, in whole numbers.
 
 ``nix/check/memory.nix`` and ``plan.nix`` implement the same formulas for evaluation; test_twin.py compares
-the two. Sizes are bytes unless a name says otherwise. docs/plan.md tells exact figures from estimates.
+the two. Sizes are bytes unless a name says otherwise. docs/reference/memory-plan.md tells
+exact figures from estimates.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class RankMemory:
 
 
 def estimate_workspace(sizes: ModelSizes, limits: PlanLimits) -> int:
-    """Estimate the activations and logits of one step; see docs/plan.md.
+    """Estimate the activations and logits of one step; see docs/reference/memory-plan.md.
 
     Of ``max_num_tokens`` tokens the residual stream, its normed copy and a block's output, and the wider of
     attention (query, key, value and its result) and MLP (gate, up and their product), cut over the ranks;

@@ -34,7 +34,7 @@ def check_device(device: str) -> None:
     """Raise MachineError where ``device`` does not exist."""
     import_library("torch")
     devices.find_device(
-        device, "use --device cpu for a small model; in Nix, a GPU builder (docs/quantization.md)"
+        device, "use --device cpu for a small model; in Nix, a GPU builder (docs/how-to/quantize.md)"
     )
 
 

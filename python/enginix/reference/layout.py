@@ -1,6 +1,7 @@
 """The tensors of a checkpoint: names, shapes, dtypes, and their cuts over ranks. Needs no torch.
 
-The names and cuts are those of TensorRT-LLM's own converter, checked against its output (docs/reference.md).
+The names and cuts are those of TensorRT-LLM's own converter, checked against its output
+(docs/reference/reference-executor.md).
 """
 
 from __future__ import annotations

@@ -161,7 +161,8 @@ def check_hosts(hosts: Sequence[Host], ranks: int, kind: str, in_image: bool, en
         raise UsageError(
             "--rootfs makes a sandbox on this machine alone",
             where="--hosts",
-            fix="run enginix serve in containers of the runtime's image, one a machine (docs/kubernetes.md)",
+            fix="run enginix serve in containers of the runtime's image, one a machine "
+            "(docs/how-to/kubernetes.md)",
         )
     first = hosts[0].name
     hostname = socket.gethostname()

@@ -74,7 +74,8 @@ def find_tritonserver(directory: Path | None, runtime: str | None = None) -> Tri
             raise MachineError(
                 "no tritonserver is named, and none was made for this Python",
                 where="--tritonserver",
-                fix="enginix tritonserver -o ./tritonserver, or pass --tritonserver DIR (docs/triton.md)",
+                fix="enginix tritonserver -o ./tritonserver, or pass --tritonserver DIR "
+                "(docs/reference/triton.md)",
             )
         directory = default_directory
     directory = Path(os.path.abspath(directory))
@@ -106,7 +107,7 @@ def _check_parts(directory: Path) -> None:
             raise MachineError(
                 f"{part} is missing or not executable",
                 where=str(directory),
-                fix="pass a tritonserver with its Python backend; docs/triton.md shows the layout",
+                fix="pass a tritonserver with its Python backend; docs/reference/triton.md shows the layout",
             )
 
 

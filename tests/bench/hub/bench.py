@@ -5,7 +5,8 @@ Every round runs each of them once, in turn, so that what else the machine does 
 are ratios of medians; bytes and requests are counted by the hub. Needs about 3 times --size of disk.
 
   python tests/bench/hub/bench.py                       2 GB in 4 shards, 5 rounds
-  python tests/bench/hub/bench.py --write docs/hub.md   puts the table between the page's marks
+  python tests/bench/hub/bench.py --write docs/explanation/measurements.md
+      puts the table between the page's marks
 """
 
 from __future__ import annotations

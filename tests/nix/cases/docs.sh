@@ -36,6 +36,6 @@ test_docs_example_with_a_typo_does_not() {
 test_docs_options_page_is_fresh() {
   quietly "$nix" eval --impure --raw --expr "import $root/tests/nix/options.nix" || return 1
   grep -av '^warning' "$out" >"$tmp/options.md"
-  quietly diff docs/nixos-options.md "$tmp/options.md" ||
-    { echo "    write it again: tests/hostpkgs/nix eval --impure --raw --expr 'import ./tests/nix/options.nix' >docs/nixos-options.md" && false; }
+  quietly diff docs/reference/nixos-options.md "$tmp/options.md" ||
+    { echo "    write it again: tests/hostpkgs/nix eval --impure --raw --expr 'import ./tests/nix/options.nix' >docs/reference/nixos-options.md" && false; }
 }

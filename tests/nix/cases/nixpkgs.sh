@@ -121,14 +121,14 @@ test_nixpkgs_module_uses_the_hosts_packages() {
     ]).units.enginix-a' --raw && says -ruff/bin/ruff && says -- '-jq"'
 }
 
-# A host that allows nothing is told by nixpkgs what it has to allow; docs/nixos.md has the line.
+# A host that allows nothing is told by nixpkgs what it has to allow; docs/how-to/nixos.md has the line.
 test_nixpkgs_module_needs_one_package_allowed() {
   need_lib || return
   if over_arguments='config = { };' on_nixos '(h { servers.a.engine = tiny; }).units.enginix-a' --raw; then return 1; fi
   says tritonserver-cpu && says 'unfree license' || return 1
   # The set that enginix is locked to has allowed it.
   over_arguments='config = { };' on_nixos '(h { scope = flake.legacyPackages.x86_64-linux; servers.a.engine = tiny; }).units.enginix-a' --raw &&
-    says 'Type=notify' && grep -q 'getName package == "tritonserver-cpu"' docs/nixos.md
+    says 'Type=notify' && grep -q 'getName package == "tritonserver-cpu"' docs/how-to/nixos.md
 }
 
 # NixOS refuses them as names of units before it reads an assertion, where another unit names them.

@@ -1,4 +1,4 @@
-"""The generated parts of docs/checkpoints.md: what theirs and ours make of every golden case.
+"""The generated parts of the pages on checkpoints: what theirs and ours make of every golden case.
 
   cd python && python ../tests/python/checkpoint/golden_table.py     # rewrites them
 
@@ -21,7 +21,7 @@ import golden
 from enginix.model.number_formats import describe_remedy, read_algorithms
 from enginix.tables import load_table
 
-DOCS = Path(__file__).resolve().parents[3] / "docs" / "checkpoints.md"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
 def _theirs(case: golden.Conversion) -> str:
@@ -91,11 +91,16 @@ def formats() -> str:
     return "\n".join(lines)
 
 
-PARTS = {"architectures": architectures, "formats": formats, "differences": differences, "cases": cases}
+# Page below docs/ → its generated parts.
+PAGES = {
+    "reference/checkpoints.md": {"architectures": architectures, "formats": formats},
+    "explanation/conversion.md": {"differences": differences, "cases": cases},
+}
 
 
-def render(text: str) -> str:
-    for name, make in PARTS.items():
+def render(page: str, text: str) -> str:
+    """Return ``text`` of a page of PAGES with its parts made again."""
+    for name, make in PAGES[page].items():
         begin, end = f"<!-- {name}: generated -->", f"<!-- {name}: end -->"
         head, rest = text.split(begin)
         text = f"{head}{begin}\n{make()}\n{end}{rest.split(end)[1]}"
@@ -103,4 +108,6 @@ def render(text: str) -> str:
 
 
 if __name__ == "__main__":
-    DOCS.write_text(render(DOCS.read_text("utf-8")), "utf-8")
+    for page in PAGES:
+        path = DOCS / page
+        path.write_text(render(page, path.read_text("utf-8")), "utf-8")

@@ -1,7 +1,7 @@
-"""The tables of docs/gates.md: what every healthy number format and every damage does on tiny-qwen3.
+"""The tables of the gates' pages: what every healthy number format and every damage does on tiny-qwen3.
 
 make gates-table                                         # prints them
-python tests/python/gates/gates_table.py --write         # and puts them into docs/gates.md
+python tests/python/gates/gates_table.py --write         # and puts them into the pages
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from enginix.evaluation.reference_answers import answers, hf, material  # noqa: 
 from enginix.evaluation.reference_answers.subject import TransformersSubject  # noqa: E402
 
 MODEL = ROOT / "tests/models/tiny-qwen3"
+REFERENCE, MEASUREMENTS = ROOT / "docs/reference/gates.md", ROOT / "docs/explanation/measurements.md"
 BEGIN, END = "<!-- tables: make gates-table -->", "<!-- end of tables -->"
 BOUNDS_BEGIN, BOUNDS_END = "<!-- bounds: make gates-table -->", "<!-- end of bounds -->"
 CONTEXT_BEGIN, CONTEXT_END = "<!-- context: make gates-table -->", "<!-- end of context -->"
@@ -184,16 +185,18 @@ def _put(page: str, begin: str, end: str, text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put them into docs/gates.md")
+    parser.add_argument("--write", action="store_true", help="put them into their pages below docs")
     parser.add_argument("--context", action="store_true", help="that gate's table and the bounds alone")
     args = parser.parse_args()
-    made = [(CONTEXT_BEGIN, CONTEXT_END, context()), (BOUNDS_BEGIN, BOUNDS_END, bounds())]
+    made = [
+        (MEASUREMENTS, CONTEXT_BEGIN, CONTEXT_END, context()),
+        (REFERENCE, BOUNDS_BEGIN, BOUNDS_END, bounds()),
+    ]
     if not args.context:
-        made.append((BEGIN, END, tables()))
-    for begin, end, text in made:
+        made.append((MEASUREMENTS, BEGIN, END, tables()))
+    for page, begin, end, text in made:
         sys.stdout.write(text + "\n\n")
         if args.write:
-            page = ROOT / "docs/gates.md"
             page.write_text(_put(page.read_text("utf-8"), begin, end, text), "utf-8")
 
 

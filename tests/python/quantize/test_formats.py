@@ -255,8 +255,8 @@ def test_refusals_come_before_torch(enginix: Any, model: Path, tmp_path: Path, c
 
 
 def test_the_page_has_every_format() -> None:
-    """The table of docs/quantization.md: a row for each format, with TensorRT-LLM's name and the SMs."""
-    page = (Path(__file__).parents[3] / "docs/quantization.md").read_text("utf-8")
+    """docs/reference/quantization.md has a row for each format, with TensorRT-LLM's name and the SMs."""
+    page = (Path(__file__).parents[3] / "docs/reference/quantization.md").read_text("utf-8")
     page = page.partition("## Formats\n")[2].partition("\n## ")[0]
     rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
     assert set(rows) == {*TABLE["formats"], "mixed"}

@@ -1,6 +1,6 @@
 """Which architecture was executed in which number format, and judged by what: from the tests' own parameters.
 
-python tests/python/reference/test_executed.py      # writes the table into docs/reference.md
+python tests/python/reference/test_executed.py      # writes the table into docs/explanation/verification.md
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PAGE = HERE.parents[2] / "docs/reference.md"
+PAGE = HERE.parents[2] / "docs/explanation/verification.md"
 BEGIN, END = "<!-- executed: test_executed.py -->", "<!-- end of executed -->"
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",

@@ -13,7 +13,7 @@ runs on this machine's own files, which is right inside a container of the image
 predict reads requests on standard input, one JSON object a line: "checkpoint" (an object: architecture,
 quant_algo, kv_cache_quant_algo, tp_size, pp_size …), "sm" (90) and "arguments" (["--max_batch_size", "8"]).
 It prints each with "result" ("ok" or "error"), and "build_config" and "plugin_config" as trtllm-build writes
-them into the engine's config.json, or "error". Anyone with the tool can compare (docs/engines.md).
+them into the engine's config.json, or "error". Anyone with the tool can compare (docs/reference/engines.md).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ ENGINE is an engine of kind "reference", or a TensorRT-LLM checkpoint (with --mo
 
 Gates: logits (the same function, for unquantized checkpoints), coverage, smoke, agreement, perplexity, task,
 context, invariance. Which run by default, and with which bounds, depends on the number format
-(docs/gates.md).
+(docs/reference/gates.md).
 
 An engine of kind tensorrt, llmapi or edgellm is asked by its own runtime, on its GPU (pass --rootfs, or run
 this in a container of the runtime's image). The gates judge its answers: smoke, greedy, task, invariance, and

@@ -2,7 +2,7 @@
 
 MODEL is a model directory, a lock file, or owner/name on the Hub; only headers are read. The weights of each
 rank are the bytes that `enginix convert` writes; a step's workspace and a build's needs are estimates and
-marked so (docs/plan.md has the formulas). Exit code 1: the model does not fit.
+marked so (docs/reference/memory-plan.md has the formulas). Exit code 1: the model does not fit.
 
   enginix plan ./qwen2.5-7b-instruct --target rtx-4090
   enginix plan nvidia/Qwen3-32B-NVFP4 --target rtx-pro-6000 --max-seq-len 16384 --sequences 8

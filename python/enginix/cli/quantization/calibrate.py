@@ -5,7 +5,7 @@ them, such as the files of a dataset. Documents are drawn in an order that the s
 model's own tokenizer, joined and cut into rows of equal length. The same texts, tokenizer and options give
 the same bytes.
 
-Without --text it uses the text that ships with enginix (docs/quantization.md). Text of your own domain
+Without --text it uses the text that ships with enginix (docs/how-to/quantize.md). Text of your own domain
 calibrates better: a file, or a dataset of the Hub that enginix lock --dataset pins and enginix fetch brings,
 whose repository and commit the calibration data then names.
 

@@ -1,8 +1,8 @@
 """Quantizes a model with NVIDIA ModelOpt: a unified Hugging Face checkpoint, read back and checked.
 
 Formats: fp8, fp8_pc_pt, nvfp4, int4_awq, w4a8_awq, int8_sq, int8_wo, int4_wo, and mixed, which chooses a
-format for each layer within a budget of bits a weight. docs/quantization.md says what each is for, and which
-GPU executes it.
+format for each layer within a budget of bits a weight. docs/reference/quantization.md says
+what each is for, and which GPU executes it.
 
 The KV cache is quantized only when --kv-cache asks for it. Tokenizer, chat template and licence are carried
 along, and the manifest names model, calibration data and tools. On a CPU the same inputs give the same bytes.

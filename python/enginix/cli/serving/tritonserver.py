@@ -6,7 +6,8 @@
 The wheel's sha256 is checked. The server serves engines of kind reference, on x86_64 Linux with glibc 2.35 or
 later (Debian 12, Ubuntu 22.04), for the version of Python that runs this command. enginix serve finds it from
 then on, for the same user and version of Python; --tritonserver and $ENGINIX_TRITONSERVER name another.
-Engines of kinds tensorrt and llmapi are served by the tritonserver of their runtime's image (docs/triton.md).
+Engines of kinds tensorrt and llmapi are served by the tritonserver of their runtime's image
+(docs/reference/triton.md).
 """
 
 from __future__ import annotations

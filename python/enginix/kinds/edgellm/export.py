@@ -107,7 +107,8 @@ def explain_export_failure(status: int, output: str, model: Path) -> Exception:
     return ExportError(
         f"{EXPORTER} ended with status {status}: {error_line[:400]}",
         where=str(model),
-        fix="enginix inspect tells what the model is; docs/edgellm.md lists what is known to export",
+        fix="enginix inspect tells what the model is; "
+        "docs/reference/edgellm.md lists what is known to export",
     )
 
 

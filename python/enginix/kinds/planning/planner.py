@@ -397,7 +397,7 @@ def _list_plan_notes(
 def _estimate_build(
     description: ModelDescription, kind: str, memory: RankMemory, limits: PlanLimits, ranks: RankSizes | None
 ) -> BuildNeeds:
-    """Estimate the needs of a build; docs/plan.md has the source of each formula."""
+    """Estimate the needs of a build; docs/reference/memory-plan.md has the source of each formula."""
     checkpoint = ranks.files if ranks and find_kind(kind).built_from == "checkpoint" else 0
     if not find_kind(kind).is_compiled:
         return BuildNeeds(description.size, checkpoint, 0, 0, 0, 0)

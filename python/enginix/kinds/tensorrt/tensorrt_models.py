@@ -132,7 +132,7 @@ class NvidiaModelOptions:
         bls_instances: requests that the BLS serves at once; ``None`` is the batch size.
         logits_datatype: data type of logits in answers.
         prompt_embedding_table_data_type, encoder_input_features_data_type: data types of those inputs.
-        parameters: parameters of ``tensorrt_llm``; see docs/triton.md.
+        parameters: parameters of ``tensorrt_llm``; see docs/reference/triton.md.
         chat: accept messages, by a model.py around NVIDIA's; otherwise NVIDIA's models are linked unchanged.
     """
 

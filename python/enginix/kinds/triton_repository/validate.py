@@ -1,7 +1,7 @@
 """Validate a whole model repository before Triton reads it.
 
 Every check is for a mistake that a real server either refuses with a message that does not name the key, or
-accepts silently (docs/triton.md lists both).
+accepts silently (docs/reference/triton.md lists both).
 """
 
 from __future__ import annotations

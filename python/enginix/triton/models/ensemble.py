@@ -1,8 +1,8 @@
 """The model ensemble of kind ``reference``: text or messages → text, the model for clients.
 
 A Python model, with the tensors of NVIDIA's ensemble. Triton's own ensembles take a process and a queue for
-each step (docs/triton.md, Load), and do not cancel a running step when its client disconnects
-(ensemble_scheduler.cc).
+each step (docs/explanation/measurements.md, Serving), and do not cancel a running step when its client
+disconnects (ensemble_scheduler.cc).
 """
 
 from __future__ import annotations
