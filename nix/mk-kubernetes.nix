@@ -325,7 +325,9 @@ let
         "${function}: gpus = ${toString podGpus}, but the engine has ${toString ranks} ranks, and "
         + "a server of one node is one Pod; raise gpus, or pass nodes and gpusPerNode."
       )
-    else if !isMultiNode && (import ./kinds).${image.kind}.spansMachines && ranks > engineGpusPerNode then
+    else if
+      !isMultiNode && (import ./kinds).${image.kind}.spansMachines && ranks > engineGpusPerNode
+    then
       throw (
         "${function}: the engine's ${toString ranks} ranks are for nodes of "
         + "${toString engineGpusPerNode} GPUs: on one, TensorRT-LLM would run several on a GPU; "

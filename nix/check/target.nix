@@ -88,7 +88,9 @@ in
       name = known algorithm;
       row =
         algorithms.${name}
-          or (throw "${function}: ${names.unknown "quantization" name (builtins.attrNames algorithms)}");
+          or (
+            throw "${function}: ${names.unknown "quantization" name (builtins.attrNames algorithms)}"
+          );
     in
     if !row.engine then
       throw (

@@ -1,4 +1,5 @@
-# Every kind of engine and what the functions must know of it; a new kind is a folder here and an entry in this set.
+# Every kind of engine and what the functions must know of it; a new kind is a folder here and an
+# entry in this set.
 #
 #   build          mkEngine's function of this kind: scope -> { its arguments } -> derivation
 #   tritonRepo     arguments of mkTritonRepo that this kind takes; null where Triton does not serve it

@@ -219,7 +219,7 @@ let
           message =
             "${option name}: the engine's ${toString worldSize} ranks are for machines of "
             + "${toString gpusPerNode} GPUs: on one, TensorRT-LLM would run several on a GPU; "
-            + "serve it on several (docs/kubernetes.md), or build it of mkCheckpoint { gpusPerNode "
+            + "serve it on several (docs/how-to/kubernetes.md), or build it of mkCheckpoint { gpusPerNode "
             + "= ${toString worldSize}; … }.";
         }
         {

@@ -1,4 +1,4 @@
-# Restrictions of a service: all that a model server works with (docs/nixos.md, "The unit").
+# Restrictions of a service: all that a model server works with (docs/how-to/nixos.md, "The unit").
 {
   # Whether the service has GPUs.
   gpu ? false,
