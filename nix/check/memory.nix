@@ -12,9 +12,9 @@ rec {
 
   # Bits of 128 consecutive weights and of a number of the KV cache, for each format where they are
   # known.
-  known = lib.filterAttrs (_: bits: bits != null);
-  bitsPer128 = known (builtins.mapAttrs (_: row: row.bitsPer128) formats.algorithms);
-  kvCacheBits = known (builtins.mapAttrs (_: row: row.bits) formats.kvCache);
+  whereKnown = lib.filterAttrs (_: bits: bits != null);
+  bitsPer128 = whereKnown (builtins.mapAttrs (_: row: row.bitsPer128) formats.algorithms);
+  kvCacheBits = whereKnown (builtins.mapAttrs (_: row: row.bits) formats.kvCache);
 
   shortest = 1024;
   fewestTokens = 512;
