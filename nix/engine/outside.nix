@@ -15,19 +15,9 @@ let
   artefactMeta = import ../artefact-meta.nix scope;
   package = import ./outside-package.nix scope;
   table = lib.importJSON ../../python/enginix/data/judgement/gates.json;
-  ofCheckpoints = [
-    "logits"
-    "coverage"
-  ];
-  ofEngines = [
-    "smoke"
-    "greedy"
-    "agreement"
-    "perplexity"
-    "task"
-    "context"
-    "invariance"
-  ];
+  gatesOf = what: builtins.attrNames (lib.filterAttrs (_: row: builtins.elem what row.of) table.gates);
+  ofEngines = gatesOf "engine";
+  ofCheckpoints = builtins.filter (gate: !builtins.elem gate ofEngines) (gatesOf "checkpoint");
 in
 {
   # For errors: mkEngine { kind = …; }.
