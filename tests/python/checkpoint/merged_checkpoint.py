@@ -1,8 +1,7 @@
 """The ranks of a checkpoint put together again: the model's tensors, under the model's names.
 
-The converse of conversion, written from the layout alone. The tests hold conversion against it; a reader
-that wants whole matrices (the reference executor, a report) can use it, too. Quantized matrices come back
-as float32, dequantized.
+The converse of conversion, written from the layout alone: the tests hold conversion against it. Quantized
+matrices come back as float32, dequantized.
 """
 
 from __future__ import annotations

@@ -1,1 +1,0 @@
-"""Engines: what a server loads, of one kind each, with manifest and gates."""
