@@ -14,6 +14,7 @@ from enginix.errors import EnginixError, ModelError
 from enginix.inspect.inspected_model import InspectedModel
 from enginix.inspect.parameters import ParameterCount, count_parameters
 from enginix.inspect.roles import group_by_role
+from enginix.letter_case import camel_case_keys
 from enginix.model import ModelWeights, open_weights
 from enginix.model.jsonfile import read_object
 from enginix.model.number_formats import read_algorithms
@@ -81,7 +82,7 @@ class ModelDescription:
 
     def as_json(self) -> dict[str, Any]:
         """Keys in camel case, as every JSON that enginix prints."""
-        record: dict[str, Any] = _camel_case_keys(asdict(self))
+        record: dict[str, Any] = camel_case_keys(asdict(self))
         return record
 
 
@@ -230,17 +231,3 @@ def _find_refusal(directory: Path, weights: ModelWeights | None) -> str | None:
     except EnginixError as e:
         return f"{e.what}; {e.fix}" if e.fix else e.what
     return None
-
-
-def _camel_case_keys(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {_camel_case(k): _camel_case_keys(v) for k, v in value.items()}
-    return [_camel_case_keys(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def _camel_case(key: str) -> str:
-    # Paths, dtype codes and roles are values that happen to be keys.
-    if "_" not in key or not key.islower() or "." in key:
-        return key
-    head, *other_words = key.split("_")
-    return head + "".join(word.capitalize() for word in other_words)

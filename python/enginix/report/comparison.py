@@ -9,6 +9,7 @@ from typing import Any
 
 from enginix.console import format_bytes
 from enginix.errors import UsageError
+from enginix.letter_case import camel_case_keys
 from enginix.report import html, svg
 from enginix.report.artefacts import Artefact, label_artefacts
 from enginix.report.gate_figures import MeasuredSpeeds
@@ -46,17 +47,8 @@ class ArtefactComparison:
 
     def as_json(self) -> dict[str, Any]:
         """Keys in camel case; what was not measured is null."""
-        rows = [_camelise_keys(asdict(artefact)) for artefact in self.artefacts]
+        rows = [camel_case_keys(asdict(artefact)) for artefact in self.artefacts]
         return {"artefacts": rows, "notes": list(self.notes), "speedOn": self.speed_on}
-
-
-def _camelise_keys(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            k.split("_")[0] + "".join(w.title() for w in k.split("_")[1:]): _camelise_keys(v)
-            for k, v in value.items()
-        }
-    return [_camelise_keys(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def compare_artefacts(

@@ -10,6 +10,7 @@ from enginix.checkpoint import convert
 from enginix.errors import EnginixError, ModelError, UsageError
 from enginix.inspect import InspectedModel, ModelDescription, describe_model
 from enginix.kinds.edgellm import memory_plan
+from enginix.letter_case import camel_case_keys
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import (
     ELEMENT_BYTES,
@@ -120,7 +121,7 @@ class MemoryPlan:
             "changes": [dict(c) for c in self.changes],
             "notes": list(self.notes),
         }
-        camel: dict[str, Any] = _camel_case_keys(record)
+        camel: dict[str, Any] = camel_case_keys(record)
         return camel
 
 
@@ -418,14 +419,3 @@ def _estimate_build(
         gpu_memory=memory.weights + memory.workspace,
         tmpdir=memory.weights,
     )
-
-
-def _camel_case_keys(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {_camel_case(k): _camel_case_keys(v) for k, v in value.items()}
-    return [_camel_case_keys(v) for v in value] if isinstance(value, list) else value
-
-
-def _camel_case(key: str) -> str:
-    head, *other_words = key.split("_")
-    return head + "".join(word.capitalize() for word in other_words)
