@@ -1,6 +1,7 @@
 # mkCalibration :: { tokenizer, … } -> derivation
 #
-# Text as one hashed file of token ids (calibration.safetensors), which mkQuantized calibrates with; pure, on CPU.
+# Text as one hashed file of token ids (calibration.safetensors), which mkQuantized calibrates with;
+# pure, on CPU.
 {
   lib,
   pkgs,
@@ -13,28 +14,21 @@ let
   function = "mkCalibration";
   enginix = import ./quantize-package.nix scope;
   table = lib.importJSON ../python/enginix/data/quantization/quantize.json;
-  known = [
-    "tokenizer"
-    "text"
-    "field"
-    "size"
-    "sequenceLength"
-    "seed"
-    "name"
-  ];
   build =
     {
-      # The model whose tokenizer it is for: mkHfModel's output. Of a locked one, no weights are fetched for it.
+      # mkHfModel's output: the model that the tokenizer belongs to. For a locked model, no weights
+      # are fetched.
       tokenizer,
-      # Text (.txt), JSONL (.jsonl), or a directory of them: a path, or a derivation, for instance mkHfDataset's output, whose
-      # repository and commit the manifest then names. null is the text that ships with enginix.
+      # Text (.txt), JSONL (.jsonl), or a directory of them: a path, or a derivation such as
+      # mkHfDataset's output, whose repository and commit the manifest then names. null takes the
+      # text that ships with enginix.
       text ? null,
       # Field of a JSONL line: a string, or a list of chat messages.
       field ? "text",
-      # Rows, and tokens a row. size = null takes what the text holds, at most 256.
+      # Rows, and tokens a row. size = null takes all rows of the text, at most 256.
       size ? null,
       sequenceLength ? 512,
-      # Of the order in which documents are drawn.
+      # Seed of the order in which documents are drawn.
       seed ? 1234,
       name ? tokenizer.modelName or "model",
     }:
@@ -59,13 +53,25 @@ let
       checked =
         builtins.deepSeq flags (
           if context != null && sequenceLength > context then
-            throw "${function}: sequenceLength = ${toString sequenceLength}, but the model's context is ${toString context}. Take sequenceLength = ${toString context}."
+            throw (
+              "${function}: sequenceLength = ${toString sequenceLength}, but the model's context "
+              + "is ${toString context}. Take sequenceLength = ${toString context}."
+            )
           else
             flags
         );
       # path, newline, store path, newline, …; nothing where the model is one directory.
-      files = lib.filterAttrs (path: _: builtins.elem path table.tokenizerFiles) (tokenizer.files or { });
-      links = lib.concatLines (builtins.concatLists (lib.mapAttrsToList (path: file: [ path "${file}" ]) files));
+      files = lib.filterAttrs (path: _: builtins.elem path table.tokenizerFiles) (
+        tokenizer.files or { }
+      );
+      links = lib.concatLines (
+        builtins.concatLists (
+          lib.mapAttrsToList (path: file: [
+            path
+            "${file}"
+          ]) files
+        )
+      );
     in
     pkgs.stdenvNoCC.mkDerivation {
       name = "${name}-calibration";
@@ -78,9 +84,14 @@ let
       # Token ids: nothing of the model, nothing of the text's path.
       allowedReferences = [ ];
       passthru = {
-        inherit tokenizer size sequenceLength seed;
+        inherit
+          tokenizer
+          size
+          sequenceLength
+          seed
+          ;
       };
       meta = artefactMeta { } { description = "Calibration data for ${name}"; };
     };
 in
-args: build (check.arguments.only function known args)
+check.arguments.call function build

@@ -1,7 +1,7 @@
 # mkCheckpoint :: { model, … } -> derivation
 #
-# A TensorRT-LLM checkpoint (config.json, rank{r}.safetensors) of a Hugging Face model; pure and on CPU, but for
-# converter = "tensorrt_llm".
+# A TensorRT-LLM checkpoint (config.json, rank{r}.safetensors) of a Hugging Face model; pure and on
+# CPU, except with converter = "tensorrt_llm".
 {
   lib,
   pkgs,
@@ -16,33 +16,24 @@ let
   function = "mkCheckpoint";
   table = lib.importJSON ../python/enginix/data/models/converters.json;
   formats = lib.importJSON ../python/enginix/data/models/number_formats.json;
+  inherit (lib.importJSON ../python/enginix/data/memory_plan/memory_constants.json) defaults;
   gpus = (lib.importJSON ../python/enginix/data/machine/gpus.json).gpus;
   runtimes = (lib.importJSON ../python/enginix/data/runtime/runtimes.json).runtimes;
-  known = [
-    "model"
-    "dtype"
-    "tensorParallel"
-    "pipelineParallel"
-    "expertParallel"
-    "gpusPerNode"
-    "converter"
-    "runtime"
-    "target"
-    "name"
-  ];
   build =
     {
       # mkHfModel's or mkQuantized's output.
       model,
-      # Type of the tensors that are not quantized: bfloat16, float16, float32; null keeps the model's.
+      # Type of the tensors that are not quantized: bfloat16, float16, float32; null keeps the
+      # model's.
       dtype ? null,
       tensorParallel ? 1,
       pipelineParallel ? 1,
       expertParallel ? 1,
-      # GPUs of the nodes that will serve it: TensorRT-LLM runs a rank on GPU rank modulo that. 8, its own default.
-      gpusPerNode ? (lib.importJSON ../python/enginix/data/memory_plan/memory_constants.json).defaults.gpusPerNode.value,
-      # Who converts (data/models/converters.json says what each takes): "enginix", "modelopt" (its export, on CPU), or
-      # "tensorrt_llm" (the runtime's own conversion, on a GPU machine).
+      # GPUs of each node that will serve it: TensorRT-LLM runs a rank on GPU rank modulo that. 8,
+      # its own default.
+      gpusPerNode ? defaults.gpusPerNode.value,
+      # The converter (data/models/converters.json says what each takes): "enginix", "modelopt" (its
+      # export, on CPU), or "tensorrt_llm" (the runtime's own conversion, on a GPU machine).
       converter ? "enginix",
       # For "tensorrt_llm": a runtime that has the engine path, or mkRuntime's output.
       runtime ? "trtllm-1.2.1",
@@ -83,7 +74,7 @@ let
         quantization = model.quantization or null;
         model = facts;
       };
-      # The other converters take unquantized models alone.
+      # The other converters take unquantized models only.
       algorithm =
         if converter == "enginix" then
           check.checkpoint.quantization function formats {
@@ -103,45 +94,51 @@ let
       id = if builtins.isString runtime then runtime else runtime.id;
       stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;
       sm = toString (check.target.gpu function gpus target).sm;
-      ways = {
+      builders = {
         enginix = {
           buildCommandPath = ./builders/checkpoint.sh;
           nativeBuildInputs = [ enginix-core ];
         };
-        # Nothing of enginix is in this Python.
+        # This Python has no enginix.
         modelopt = {
           buildCommandPath = ./builders/checkpoint-modelopt.sh;
           nativeBuildInputs = [ modelopt-python ];
           inherit (scope) environment;
           enginix = enginix-core;
         };
-        tensorrt_llm = builtins.seq (check.engine.runtime function runtimes "tensorrt" {
-          inherit target;
-          limits = { };
-        } id) {
-          buildCommandPath = ./builders/checkpoint-tensorrt-llm.sh;
-          nativeBuildInputs = [ stack.command ];
-          requiredSystemFeatures = [ "cuda" ] ++ lib.optional (target != null) "cuda-sm${sm}";
-          inherit (stack) rootfs;
-          driver = if stack.driver == null then "" else stack.driver;
-          runtime = id;
-          enginix = enginix-core;
-        };
+        tensorrt_llm =
+          builtins.seq
+            (check.engine.runtime function runtimes "tensorrt" {
+              inherit target;
+              limits = { };
+            } id)
+            {
+              buildCommandPath = ./builders/checkpoint-tensorrt-llm.sh;
+              nativeBuildInputs = [ stack.command ];
+              requiredSystemFeatures = [ "cuda" ] ++ lib.optional (target != null) "cuda-sm${sm}";
+              inherit (stack) rootfs;
+              driver = if stack.driver == null then "" else stack.driver;
+              runtime = id;
+              enginix = enginix-core;
+            };
       };
     in
-    pkgs.stdenvNoCC.mkDerivation (ways.${converter} // {
-      name = builtins.seq checked "${name}-checkpoint";
-      inherit model;
-      flags = lib.escapeShellArgs checked;
-      # The manifest says where the weights come from; nothing that serves needs the weights themselves.
-      disallowedReferences = [ model ];
-      passthru = {
-        inherit model parallel;
-        modelName = name;
-        inherit (model) quantization;
-        worldSize = parallel.tensorParallel * parallel.pipelineParallel;
-      };
-      meta = artefactMeta model { description = "TensorRT-LLM checkpoint of ${name}"; };
-    });
+    pkgs.stdenvNoCC.mkDerivation (
+      builders.${converter}
+      // {
+        name = builtins.seq checked "${name}-checkpoint";
+        inherit model;
+        flags = lib.escapeShellArgs checked;
+        # The manifest names the source of the weights; serving does not need the source itself.
+        disallowedReferences = [ model ];
+        passthru = {
+          inherit model parallel;
+          modelName = name;
+          inherit (model) quantization;
+          worldSize = parallel.tensorParallel * parallel.pipelineParallel;
+        };
+        meta = artefactMeta model { description = "TensorRT-LLM checkpoint of ${name}"; };
+      }
+    );
 in
-args: build (check.arguments.only function known args)
+check.arguments.call function build

@@ -1,6 +1,7 @@
 # mkComparison :: { engines, … } -> derivation
 #
-# Engines, checkpoints and models beside each other: compare.html (one file, no network) and compare.json.
+# Engines, checkpoints and models beside each other: compare.html (one file, no network) and
+# compare.json.
 {
   lib,
   pkgs,
@@ -11,7 +12,7 @@
 let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkComparison";
-  # No torch: manifests, evidence and headers are read, no weight.
+  # No torch: it reads manifests, evidence and headers, no weights.
   enginix = import ./package.nix scope {
     name = "enginix-compare-${enginix-core.version}";
     folders = [
@@ -32,7 +33,8 @@ let
     {
       # Outputs of mkEngine, of every kind; of mkCheckpoint, mkQuantized and mkHfModel.
       engines,
-      # Tokens a second as somebody measured them: { on = "machine, tool, load"; tokensPerSecond = { NAME = 123.4; }; }
+      # Measured tokens a second:
+      # { on = "machine, tool, load"; tokensPerSecond = { NAME = 123.4; }; }
       speed ? null,
       name ? "comparison",
     }:
@@ -40,7 +42,7 @@ let
       speeds = check.arguments.only "${function}: speed" [ "on" "tokensPerSecond" ] speed;
     in
     if !builtins.isList engines || engines == [ ] then
-      throw "${function}: engines is a list of what is compared, at least one."
+      throw "${function}: engines must be a list of at least one artefact."
     else
       pkgs.stdenvNoCC.mkDerivation {
         inherit name;
@@ -48,10 +50,12 @@ let
         nativeBuildInputs = [ enginix ];
         engines = map (engine: "${engine}") engines;
         speed = if speed == null then "" else builtins.toJSON speeds;
-        # A page: neither weights nor engines are kept for it.
+        # The page refers to neither weights nor engines, so that both can be collected.
         allowedReferences = [ ];
         passthru = { inherit engines; };
-        meta = artefactMeta { } { description = "Comparison of ${toString (builtins.length engines)} artefacts"; };
+        meta = artefactMeta { } {
+          description = "Comparison of ${toString (builtins.length engines)} artefacts";
+        };
       };
 in
-args: build (check.arguments.only function [ "engines" "speed" "name" ] args)
+check.arguments.call function build

@@ -1,7 +1,8 @@
 # mkEngineMatrix :: { targets, … } -> { <target> = derivation; }
 #
-# One model for several GPUs: mkEngine for each target, with the same arguments. Each engine requires its GPU's feature
-# (cuda-sm<N>), so that Nix's distributed builds place it on a builder that has that GPU.
+# One model for several GPUs: mkEngine for each target, with the same arguments. Each engine
+# requires its GPU's feature (cuda-sm<N>), so that Nix's distributed builds place it on a builder
+# that has that GPU.
 {
   lib,
   mkEngine,
@@ -11,13 +12,14 @@ let
   function = "mkEngineMatrix";
 in
 {
-  # GPUs of data/machine/gpus.json; or { name = { gpu; … } // arguments of mkEngine for that target alone; }.
+  # GPUs of data/machine/gpus.json; or { name = ARGUMENTS; }, with mkEngine's arguments for that
+  # target.
   targets,
   ...
 }@args:
 let
   common = builtins.removeAttrs args [ "targets" ];
-  each =
+  argumentsByTarget =
     if builtins.isList targets then
       lib.genAttrs targets (gpu: {
         target = gpu;
@@ -27,7 +29,9 @@ let
 in
 if args ? target then
   throw "${function}: pass targets, not target."
-else if each == { } then
+else if argumentsByTarget == { } then
   throw "${function}: targets is empty."
 else
-  builtins.mapAttrs (_: own: mkEngine ({ kind = "tensorrt"; } // common // own)) each
+  builtins.mapAttrs (
+    _: targetArguments: mkEngine ({ kind = "tensorrt"; } // common // targetArguments)
+  ) argumentsByTarget

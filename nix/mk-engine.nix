@@ -1,88 +1,50 @@
 # mkEngine :: { kind, model | checkpoint | quantized, … } -> derivation
 #
-# What a server loads. One file a kind in ./engine: same interface, each with its own arguments, same passthru.
+# An engine, which a server loads. One file a kind in ./engine: same interface, each with its own
+# arguments, same passthru.
 { check, ... }@scope:
 let
   function = "mkEngine";
-  inputs = [
-    "kind"
-    "model"
-    "checkpoint"
-    "quantized"
-    "target"
-    "runtime"
-    "limits"
-    "gates"
-    "name"
-  ];
-  kinds = {
-    reference = {
-      build = import ./engine/reference.nix scope;
-      own = [ "reference" ];
-    };
-    tensorrt = {
-      build = import ./engine/tensorrt.nix scope;
-      own = [
-        "profile"
-        "plugins"
-        "speculative"
-        "lora"
-        "timingCache"
-        "workers"
-        "strategy"
-        "isolation"
-        "stallMinutes"
-        "acceptDriver"
-        "reference"
-      ];
-    };
-    llmapi = {
-      build = import ./engine/llmapi.nix scope;
-      own = [
-        "profile"
-        "llmArgs"
-        "tensorParallel"
-        "isolation"
-        "stallMinutes"
-        "reference"
-      ];
-    };
-    edgellm = {
-      build = import ./engine/edgellm.nix scope;
-      own = [
-        "exportOptions"
-        "builder"
-        "llmBuild"
-        "isolation"
-        "stallMinutes"
-        "reference"
-      ];
-    };
+  builders = {
+    reference = import ./engine/reference.nix scope;
+    tensorrt = import ./engine/tensorrt.nix scope;
+    llmapi = import ./engine/llmapi.nix scope;
+    edgellm = import ./engine/edgellm.nix scope;
   };
-  names = builtins.attrNames kinds;
+  kinds = builtins.attrNames builders;
+  argumentsOf = kind: [ "kind" ] ++ builtins.attrNames (builtins.functionArgs builders.${kind});
 
-  # An argument of another kind says whose it is.
-  foreign =
+  # Refuses unknown arguments; the error names the other kinds that have the argument.
+  requireOwnArguments =
     kind: args:
     let
-      own = inputs ++ kinds.${kind}.own;
-      elsewhere = n: builtins.filter (k: builtins.elem n kinds.${k}.own) names;
-      strange = builtins.filter (n: !builtins.elem n own && elsewhere n != [ ]) (builtins.attrNames args);
-      n = builtins.head strange;
+      known = argumentsOf kind;
+      kindsWith = name: builtins.filter (other: builtins.elem name (argumentsOf other)) kinds;
+      foreign = builtins.filter (name: !builtins.elem name known && kindsWith name != [ ]) (
+        builtins.attrNames args
+      );
+      first = builtins.head foreign;
     in
-    if strange != [ ] then
-      throw "${function}: ${n} is an argument of the kind ${builtins.concatStringsSep " and " (elsewhere n)}, not of ${kind}; leave it out."
+    if foreign != [ ] then
+      throw (
+        "${function}: ${first} is an argument of the kind "
+        + "${builtins.concatStringsSep " and " (kindsWith first)}, not of ${kind}; leave it out."
+      )
     else
-      check.arguments.only function own args;
+      check.arguments.only function known args;
 in
 arguments:
 let
-  kind = check.arguments.oneOf function "kind" names (
-    arguments.kind or (throw "${function}: kind is missing. Known: ${builtins.concatStringsSep ", " names}.")
+  kind = check.arguments.oneOf function "kind" kinds (
+    arguments.kind
+      or (throw "${function}: kind is missing. Known: ${builtins.concatStringsSep ", " kinds}.")
   );
-  args = foreign kind arguments;
+  args = requireOwnArguments kind arguments;
 in
 if !(args ? model || args ? checkpoint || args ? quantized) then
-  throw "${function}: pass model (from mkHfModel), quantized (from mkQuantized), or checkpoint (from mkCheckpoint)."
+  throw (
+    "${function}: pass model (from mkHfModel), quantized (from mkQuantized), or checkpoint "
+    + "(from mkCheckpoint)."
+  )
 else
-  kinds.${kind}.build (builtins.removeAttrs args [ "kind" ])
+  builders.${kind} (builtins.removeAttrs args [ "kind" ])

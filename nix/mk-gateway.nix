@@ -1,6 +1,6 @@
 # mkGateway :: { servers, … } -> derivation
 #
-# One door with OpenAI's interface in front of several servers: LiteLLM, with keys from files, limits, routing.
+# OpenAI's interface in front of several servers: LiteLLM, with keys from files, limits, routing.
 {
   lib,
   pkgs,
@@ -35,37 +35,41 @@ let
     "model"
     "keyFile"
   ];
-  loopback = [
-    "127.0.0.1"
-    "::1"
-  ];
   count = check.arguments.atLeast function;
 
-  # A secret's file: a path at run time, or the name of a systemd credential; never a path of the store.
+  # A secret's file: a path at run time, or the name of a systemd credential; never a path of the
+  # store.
   keyFileOf =
-    where: file:
-    if builtins.isPath file || lib.hasPrefix builtins.storeDir (toString file) then
-      throw "${function}: ${where} = ${toString file} would be in the store, where everybody reads it; pass the path as a string to a file outside."
-    else if !builtins.isString file || file == "" then
-      throw "${function}: ${where} must be the path of a file with the key, or the name of a systemd credential."
+    where: given:
+    let
+      file = check.secrets.outsideStore function where given;
+    in
+    if !builtins.isString file || file == "" then
+      throw (
+        "${function}: ${where} must be the path of a file with the key, or the name of a systemd "
+        + "credential."
+      )
     else
       file;
 
-  isServer = value: value ? type && value.type == "derivation" || value ? drvPath || value ? outPath;
+  isServer =
+    value: value ? type && value.type == "derivation" || value ? drvPath || value ? outPath;
 
   # A server of this project as a row of the gateway's description.
   ofServer =
     where: server:
     let
-      lacks = what: throw "${function}: ${where} has no ${what}; pass { url; kind; model; } instead.";
-      host = server.host or "127.0.0.1";
-      port = server.httpPort or (lacks "httpPort");
-      reached = if host == "0.0.0.0" || host == "::" then "127.0.0.1" else host;
-      address = "http://${if builtins.match ".*:.*" reached != null then "[${reached}]" else reached}:${toString port}";
-      kind = server.kind or (lacks "kind");
+      missing =
+        what: throw "${function}: ${where} has no ${what}; pass { url; kind; model; } instead.";
+      port = server.httpPort or (missing "httpPort");
+      address = "http://${check.address.local (server.host or "127.0.0.1") port}";
+      kind = server.kind or (missing "kind");
     in
     if port == 0 then
-      throw "${function}: ${where} takes any free port (httpPort = 0), which nobody knows before it starts; give it one."
+      throw (
+        "${function}: ${where} has httpPort = 0, a free port that is chosen at start; give it one "
+        + "that is fixed."
+      )
     else if !(server ? repo) then
       {
         kind = "openai";
@@ -79,7 +83,11 @@ let
         model = "ensemble";
       }
     else
-      throw "${function}: ${where} is a Triton server of kind ${kind}; NVIDIA's models there tell neither why an answer ended nor its tokens as OpenAI's interface has them. Serve the engine with mkServe.";
+      throw (
+        "${function}: ${where} is a Triton server of kind ${kind}; NVIDIA's models there tell "
+        + "neither why an answer ended nor its tokens as OpenAI's interface has them. Serve the "
+        + "engine with mkServe."
+      );
 
   row =
     where: given:
@@ -89,38 +97,48 @@ let
       let
         args = check.arguments.only "${function}: ${where}" serverNames given;
         base = if args ? server then ofServer where args.server else { };
-        found = base // removeAttrs args [ "server" ];
-        need = name: found.${name} or (throw "${function}: ${where} has no ${name}.");
+        fields = base // removeAttrs args [ "server" ];
+        need = name: fields.${name} or (throw "${function}: ${where} has no ${name}.");
       in
       {
-        kind = check.arguments.oneOf function "${where}.kind" [ "triton" "openai" ] (need "kind");
+        kind = check.arguments.oneOf function "${where}.kind" [
+          "triton"
+          "openai"
+        ] (need "kind");
         url =
           if builtins.match "https?://[^/@ ]+(/[^ ]*)?" (need "url") != null then
-            found.url
+            fields.url
           else
-            throw "${function}: ${where}.url = ${found.url}, but it must be http://host:port, or https.";
+            throw (
+              "${function}: ${where}.url = ${fields.url}, but it must be http://host:port, or "
+              + "https."
+            );
         model = need "model";
       }
-      // lib.optionalAttrs (found ? keyFile) { keyFile = keyFileOf "${where}.keyFile" found.keyFile; };
+      // lib.optionalAttrs (fields ? keyFile) {
+        keyFile = keyFileOf "${where}.keyFile" fields.keyFile;
+      };
 
   build =
     {
-      # Name that clients use -> server, or list of servers that share the work. A server is what mkTritonServer or
-      # mkServe return, { server; model; keyFile; } with what it lacks, or { url; kind; model; } for any other:
-      # kind "triton" (a repository of mkTritonRepo) or "openai" (OpenAI's interface; url with its /v1).
+      # Name that clients use -> server, or list of servers that share the work. A server is the
+      # output of mkTritonServer or mkServe, { server; model; keyFile; } with what that lacks, or
+      # { url; kind; model; } for any other: kind "triton" (a repository of mkTritonRepo) or
+      # "openai" (OpenAI's interface; url with its /v1).
       servers,
       name ? "gateway",
-      # Any other than loopback needs a key.
+      # Listen address; any other than loopback needs a key.
       host ? "127.0.0.1",
       httpPort ? 4000,
-      # File with the operator's key (all models, no limits), read at start; "name" alone is a systemd credential.
+      # File with the operator's key (all models, no limits), read at start; "name" alone is a
+      # systemd credential.
       keyFile ? null,
       # Client -> { keyFile; models; requestsPerMinute; tokensPerMinute; parallelRequests; }
       clients ? { },
       # { maxParallelRequests; maxBodyBytes; defaultMaxTokens; silenceSeconds; bodySeconds; }
       limits ? { },
-      # { strategy; aliases; fallbacks; }: how servers of one model are chosen; further name -> model; model -> models
-      # that are asked when none of its servers answers.
+      # { strategy; aliases; fallbacks; }: how servers of one model are chosen; further name ->
+      # model; model -> models that are tried when no server of it answers.
       routing ? { },
     }:
     let
@@ -136,37 +154,54 @@ let
             builtins.length list
           )
       ) servers;
-      known = builtins.attrNames models;
-      model = where: check.arguments.oneOf function where known;
-      wanted = check.arguments.only "${function}: routing" [ "strategy" "aliases" "fallbacks" ] routing;
+      modelNames = builtins.attrNames models;
+      model = where: check.arguments.oneOf function where modelNames;
+      knownRouting = check.arguments.only "${function}: routing" [
+        "strategy"
+        "aliases"
+        "fallbacks"
+      ] routing;
       counts =
         where: least: names: set:
-        builtins.mapAttrs (n: v: if builtins.elem n names then count "${where}.${n}" least v else v) set;
+        builtins.mapAttrs (
+          n: v: if builtins.elem n names then count "${where}.${n}" least v else v
+        ) set;
       description = {
         version = 1;
         inherit name models;
-        strategy = check.arguments.oneOf function "routing.strategy" strategies (wanted.strategy or "simple-shuffle");
+        strategy = check.arguments.oneOf function "routing.strategy" strategies (
+          knownRouting.strategy or "simple-shuffle"
+        );
         aliases = builtins.mapAttrs (
           alias: target:
           if models ? ${alias} then
             throw "${function}: routing.aliases.${alias} is a model already."
           else
             model "routing.aliases.${alias}" target
-        ) (wanted.aliases or { });
+        ) (knownRouting.aliases or { });
         fallbacks = builtins.mapAttrs (
-          name: others: builtins.seq (model "routing.fallbacks" name) (map (model "routing.fallbacks.${name}") others)
-        ) (wanted.fallbacks or { });
+          name: others:
+          builtins.seq (model "routing.fallbacks" name) (
+            map (model "routing.fallbacks.${name}") others
+          )
+        ) (knownRouting.fallbacks or { });
         clients = builtins.mapAttrs (
           client: given:
           let
             where = "clients.${client}";
             args = check.arguments.only "${function}: ${where}" clientNames given;
           in
-          counts where 0 [ "requestsPerMinute" "tokensPerMinute" "parallelRequests" ] args
+          counts where 0 [
+            "requestsPerMinute"
+            "tokensPerMinute"
+            "parallelRequests"
+          ] args
           // {
             keyFile = keyFileOf "${where}.keyFile" (args.keyFile or null);
           }
-          // lib.optionalAttrs (args ? models) { models = map (model "${where}.models") args.models; }
+          // lib.optionalAttrs (args ? models) {
+            models = map (model "${where}.models") args.models;
+          }
         ) clients;
         limits = builtins.mapAttrs (
           n: count "limits.${n}" (if n == "maxParallelRequests" then 0 else 1)
@@ -180,10 +215,13 @@ let
         (toString (count "httpPort" 0 httpPort))
       ];
     in
-    if known == [ ] then
+    if modelNames == [ ] then
       throw "${function}: servers is empty."
-    else if !builtins.elem host loopback && keyFile == null && clients == { } then
-      throw "${function}: host = ${host} is reachable by others, and there is no key; set keyFile or clients."
+    else if !check.address.isLoopback host && keyFile == null && clients == { } then
+      throw (
+        "${function}: host = ${host} is reachable by others, and there is no key; set keyFile or "
+        + "clients."
+      )
     else
       pkgs.stdenvNoCC.mkDerivation {
         inherit name;
@@ -203,21 +241,9 @@ let
         meta = {
           platforms = import ./systems.nix;
           license = lib.licenses.asl20;
-          description = "OpenAI interface in front of ${lib.concatStringsSep ", " known}";
+          description = "OpenAI interface in front of ${lib.concatStringsSep ", " modelNames}";
           mainProgram = name;
         };
       };
 in
-args:
-build (
-  check.arguments.only function [
-    "servers"
-    "name"
-    "host"
-    "httpPort"
-    "keyFile"
-    "clients"
-    "limits"
-    "routing"
-  ] args
-)
+check.arguments.call function build

@@ -1,7 +1,7 @@
 # mkHfModel :: { lock, … } | { repo, revision, hash, … } -> derivation
 #
-# A model as a store path. From a lock: one flat fixed-output derivation a file, joined by links. From a
-# hash: the whole repository as one recursive fixed-output derivation.
+# A model as a store path. From a lock: one flat fixed-output derivation a file, joined by links.
+# From a hash: the whole repository as one recursive fixed-output derivation.
 {
   lib,
   pkgs,
@@ -13,17 +13,8 @@ let
   hf = import ./hf-files.nix scope;
   inherit (hf) fetcher licenseOf titleOf;
 
-  known = [
-    "lock"
-    "repo"
-    "revision"
-    "hash"
-    "name"
-    "hub"
-    "license"
-  ];
-
-  # The model as huggingface_hub's cache has it, for tools that take a repository name and HF_HUB_CACHE.
+  # The model in the layout of huggingface_hub's cache, for tools that take a repository name and
+  # HF_HUB_CACHE.
   cacheOf =
     title: repo: revision: model:
     pkgs.stdenvNoCC.mkDerivation {
@@ -40,8 +31,9 @@ let
       lock,
       # Store name; the repository's name when not given.
       name ? null,
-      # A package whose command serves this model on loopback, for models that come with a flake; used when HF_ENDPOINT
-      # is not set. It is called with `--port-file FILE` and writes its address there.
+      # A package whose command serves this model on loopback, for models that come with a flake;
+      # used when HF_ENDPOINT is not set. It is called with `--port-file FILE` and writes its
+      # address there.
       hub ? null,
       ...
     }:
@@ -92,7 +84,7 @@ let
             inherit repo revision license;
             hfCache = cacheOf title repo revision model;
             modelName = title;
-            # Unknown without a lock: evaluation then checks what it can.
+            # Unknown without a lock: evaluation then skips the checks that need them.
             files = { };
             model = { };
             architecture = null;
@@ -108,6 +100,7 @@ let
       );
     in
     model;
+  known = builtins.attrNames (builtins.functionArgs fromLock // builtins.functionArgs fromHash);
 in
 arguments:
 let
@@ -122,5 +115,6 @@ else if args ? repo && args ? revision && args ? hash then
 else
   throw ''
     ${function}: nothing pins the model. Do one of these:
-      - mkHfModel { lock = ./model.lock.json; } with a lock written by `enginix lock owner/name -o model.lock.json`
+      - mkHfModel { lock = ./model.lock.json; } with a lock written by
+        `enginix lock owner/name -o model.lock.json`
       - mkHfModel { repo = "owner/name"; revision = "<commit>"; hash = "sha256-…"; }''

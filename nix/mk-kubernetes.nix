@@ -1,8 +1,8 @@
 # mkKubernetes :: { image, … } -> derivation
 #
-# Manifests of a server's image, for those who outgrow one machine: one JSON file of a List, for `kubectl apply -f`.
-# Deployment, Service, PodDisruptionBudget; where asked for a ServiceMonitor, which is the Prometheus operator's.
-# An engine of several nodes has a LeaderWorkerSet in the Deployment's place (kubernetes-nodes.nix).
+# Manifests of a server's image: one JSON file of a List, for `kubectl apply -f`. Deployment,
+# Service, PodDisruptionBudget; with serviceMonitor the Prometheus operator's ServiceMonitor. An
+# engine of several nodes has a LeaderWorkerSet in the Deployment's place (kubernetes-nodes.nix).
 {
   lib,
   pkgs,
@@ -11,11 +11,13 @@
 }:
 let
   function = "mkKubernetes";
+  inherit (lib.importJSON ../python/enginix/data/memory_plan/memory_constants.json) defaults;
   build =
     {
       # mkOciImage's output.
       image,
-      # What the cluster pulls; a digest pins it: "registry.example/enginix/tiny@sha256:…".
+      # Name by which the cluster pulls the image; a digest pins it:
+      # "registry.example/enginix/tiny@sha256:…".
       reference,
       name ? image.modelName,
       namespace ? "default",
@@ -28,29 +30,28 @@ let
       # Requests and limits: "4", "16Gi".
       cpu ? "2",
       memory ? "8Gi",
-      # Of /dev/shm, which Triton's Python backend and NCCL use; Kubernetes gives 64 MiB.
+      # Size of /dev/shm, which Triton's Python backend and NCCL use; Kubernetes gives 64 MiB.
       sharedMemory ? "1Gi",
-      # Seconds until it must answer, and for requests under way at the end.
+      # Seconds until it must answer, and for running requests at the end.
       startTimeout ? 600,
       exitTimeout ? 30,
       # Nodes that it may run on: { "nvidia.com/gpu.product" = "NVIDIA-H200"; }
       nodeSelector ? { },
       # Scraped by the Prometheus operator.
       serviceMonitor ? false,
-      # Name of a Secret whose key `api-key` the engine's own server asks clients for.
+      # Name of a Secret; its `api-key` is the key that the engine's own server asks clients for.
       apiKeySecret ? null,
     }:
     let
-      own = !(image.server ? repo);
+      hasOwnServer = !(image.server ? repo);
       parallel = image.server.engine.parallel or { };
       ranks = (parallel.tensorParallel or 1) * (parallel.pipelineParallel or 1);
       # An engine that TensorRT-LLM made of a model itself has its default.
-      engineGpusPerNode =
-        parallel.gpusPerNode or (lib.importJSON ../python/enginix/data/memory_plan/memory_constants.json).defaults.gpusPerNode.value;
+      engineGpusPerNode = parallel.gpusPerNode or defaults.gpusPerNode.value;
       onCpu = image.kind == "reference" && (image.server.repo.device or "cpu") == "cpu";
-      several = nodes != 1;
-      wanted =
-        if several then
+      isMultiNode = nodes != 1;
+      podGpus =
+        if isMultiNode then
           gpusPerNode
         else if gpus != null then
           gpus
@@ -74,7 +75,8 @@ let
         };
       };
       listens.tcpSocket.port = "http";
-      # Started is when a generation has succeeded; from then on the server's own health, which costs no GPU, counts.
+      # A Pod is started when a generation has succeeded; from then on the server's own health,
+      # which costs no GPU, counts.
       generates.exec.command =
         image.probe
         ++ lib.optionals (apiKeySecret != null) [
@@ -93,7 +95,7 @@ let
             amount = {
               inherit cpu memory;
             }
-            // lib.optionalAttrs (wanted > 0) { "nvidia.com/gpu" = toString wanted; };
+            // lib.optionalAttrs (podGpus > 0) { "nvidia.com/gpu" = toString podGpus; };
           in
           {
             requests = amount;
@@ -104,11 +106,11 @@ let
           timeoutSeconds = 30;
           failureThreshold = (startTimeout + 4) / 5;
         };
-        readinessProbe = (if own then listens else get "/v2/health/ready") // {
+        readinessProbe = (if hasOwnServer then listens else get "/v2/health/ready") // {
           periodSeconds = 5;
           timeoutSeconds = 5;
         };
-        livenessProbe = (if own then listens else get "/v2/health/live") // {
+        livenessProbe = (if hasOwnServer then listens else get "/v2/health/live") // {
           periodSeconds = 10;
           timeoutSeconds = 5;
           failureThreshold = 6;
@@ -147,7 +149,7 @@ let
         spec = {
           automountServiceAccountToken = false;
           enableServiceLinks = false;
-          # The server's own time, then what it needs to tidy up.
+          # The server's own time, then 20 s to tidy up.
           terminationGracePeriodSeconds = exitTimeout + 20;
           securityContext = {
             runAsNonRoot = true;
@@ -179,7 +181,7 @@ let
           };
         }
         // lib.optionalAttrs (nodeSelector != { }) { inherit nodeSelector; }
-        // lib.optionalAttrs (wanted > 0) {
+        // lib.optionalAttrs (podGpus > 0) {
           tolerations = [
             {
               key = "nvidia.com/gpu";
@@ -196,7 +198,7 @@ let
         metadata = meta;
         spec = {
           inherit replicas selector;
-          # The new Pod answers before an old one is ended, where there is a GPU for it.
+          # The new Pod answers before an old one ends, if a GPU is free for it.
           strategy = {
             type = "RollingUpdate";
             rollingUpdate = {
@@ -214,7 +216,7 @@ let
         metadata = meta;
         spec = {
           type = "ClusterIP";
-          selector = if several then group.leader else labels;
+          selector = if isMultiNode then group.leader else labels;
           ports = lib.mapAttrsToList (portName: number: {
             name = portName;
             port = number;
@@ -258,7 +260,7 @@ let
       list = {
         apiVersion = "v1";
         kind = "List";
-        items = (if several then group.items else [ deployment ]) ++ [
+        items = (if isMultiNode then group.items else [ deployment ]) ++ [
           service
           budget
         ]
@@ -274,30 +276,66 @@ let
       ] true;
     in
     if builtins.match "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?" name == null then
-      throw "${function}: name = ${name} is no name of Kubernetes; use up to 63 of a-z, 0-9 and -."
+      throw (
+        "${function}: name = ${name} is not a valid Kubernetes name (RFC 1123); use up to 63 of "
+        + "a-z, 0-9 and -."
+      )
     else if builtins.match ".+(:[^/]+|@sha256:[0-9a-f]{64})" reference == null then
-      throw "${function}: reference = ${reference} has neither tag nor digest, so that nobody knows what it will be; add @sha256:…."
+      throw (
+        "${function}: reference = ${reference} has neither tag nor digest, so its content can "
+        + "change; add @sha256:…."
+      )
     else if gpus != null && gpusPerNode != null then
-      throw "${function}: gpus and gpusPerNode both say what a Pod has; pass gpusPerNode with nodes, gpus without."
-    else if several && image.kind != "tensorrt" then
-      throw "${function}: nodes = ${toString nodes}, but an engine of kind ${image.kind} is served by one node; leave nodes out."
-    else if several && gpusPerNode == null then
+      throw (
+        "${function}: gpus and gpusPerNode both say what a Pod has; pass gpusPerNode with nodes, "
+        + "gpus without."
+      )
+    else if isMultiNode && image.kind != "tensorrt" then
+      throw (
+        "${function}: nodes = ${toString nodes}, but an engine of kind ${image.kind} is served by "
+        + "one node; leave nodes out."
+      )
+    else if isMultiNode && gpusPerNode == null then
       throw "${function}: nodes = ${toString nodes} needs gpusPerNode."
-    else if several && nodes * gpusPerNode != ranks then
-      throw "${function}: ${toString nodes} nodes of ${toString gpusPerNode} GPUs are ${toString (nodes * gpusPerNode)}, but the engine has ${toString ranks} ranks; a GPU a rank."
-    else if several && gpusPerNode != engineGpusPerNode then
-      throw "${function}: gpusPerNode = ${toString gpusPerNode}, but the engine counts ${toString engineGpusPerNode} GPUs a node, by which TensorRT-LLM finds a rank's; use nodes of ${toString engineGpusPerNode}, or an engine of mkCheckpoint { gpusPerNode = ${toString gpusPerNode}; … }."
-    else if several && image.kubectl or null == null then
-      throw "${function}: the first node starts the ranks of the others by kubectl; pass mkOciImage { kubectl = pkgs.kubectl; … }."
-    else if several && builtins.stringLength name > 40 then
-      throw "${function}: name = ${name} is too long for Pods of several nodes; use up to 40 characters."
-    else if !several && wanted < (if onCpu then 0 else ranks) then
-      throw "${function}: gpus = ${toString wanted}, but the engine has ${toString ranks} ranks, and a server of one node is one Pod; raise gpus, or pass nodes and gpusPerNode."
-    else if !several && image.kind == "tensorrt" && ranks > engineGpusPerNode then
-      throw "${function}: the engine's ${toString ranks} ranks are for nodes of ${toString engineGpusPerNode} GPUs: on one, TensorRT-LLM would run several on a GPU; pass nodes = ${toString (ranks / engineGpusPerNode)} and gpusPerNode = ${toString engineGpusPerNode}, or an engine of mkCheckpoint { gpusPerNode = ${toString ranks}; … }."
-    else if serviceMonitor && own then
+    else if isMultiNode && nodes * gpusPerNode != ranks then
+      throw (
+        "${function}: ${toString nodes} nodes of ${toString gpusPerNode} GPUs are "
+        + "${toString (nodes * gpusPerNode)}, but the engine has ${toString ranks} ranks; a GPU a "
+        + "rank."
+      )
+    else if isMultiNode && gpusPerNode != engineGpusPerNode then
+      throw (
+        "${function}: gpusPerNode = ${toString gpusPerNode}, but the engine counts "
+        + "${toString engineGpusPerNode} GPUs a node, by which TensorRT-LLM finds a rank's; use "
+        + "nodes of ${toString engineGpusPerNode}, or an engine of mkCheckpoint { gpusPerNode = "
+        + "${toString gpusPerNode}; … }."
+      )
+    else if isMultiNode && image.kubectl or null == null then
+      throw (
+        "${function}: the first node starts the ranks of the others by kubectl; pass "
+        + "mkOciImage { kubectl = pkgs.kubectl; … }."
+      )
+    else if isMultiNode && builtins.stringLength name > 40 then
+      throw (
+        "${function}: name = ${name} is too long for Pods of several nodes; use up to 40 "
+        + "characters."
+      )
+    else if !isMultiNode && podGpus < (if onCpu then 0 else ranks) then
+      throw (
+        "${function}: gpus = ${toString podGpus}, but the engine has ${toString ranks} ranks, and "
+        + "a server of one node is one Pod; raise gpus, or pass nodes and gpusPerNode."
+      )
+    else if !isMultiNode && image.kind == "tensorrt" && ranks > engineGpusPerNode then
+      throw (
+        "${function}: the engine's ${toString ranks} ranks are for nodes of "
+        + "${toString engineGpusPerNode} GPUs: on one, TensorRT-LLM would run several on a GPU; "
+        + "pass nodes = ${toString (ranks / engineGpusPerNode)} and gpusPerNode = "
+        + "${toString engineGpusPerNode}, or an engine of mkCheckpoint { gpusPerNode = "
+        + "${toString ranks}; … }."
+      )
+    else if serviceMonitor && hasOwnServer then
       throw "${function}: serviceMonitor is on, but the engine's own server has no metrics port."
-    else if apiKeySecret != null && !own then
+    else if apiKeySecret != null && !hasOwnServer then
       throw "${function}: apiKeySecret is set, but Triton asks for no key; put a gateway before it."
     else
       pkgs.runCommand "${name}-kubernetes.json" {
@@ -310,24 +348,4 @@ let
         };
       } "cp $textPath $out";
 in
-args:
-build (
-  check.arguments.only function [
-    "image"
-    "reference"
-    "name"
-    "namespace"
-    "replicas"
-    "nodes"
-    "gpusPerNode"
-    "gpus"
-    "cpu"
-    "memory"
-    "sharedMemory"
-    "startTimeout"
-    "exitTimeout"
-    "nodeSelector"
-    "serviceMonitor"
-    "apiKeySecret"
-  ] args
-)
+check.arguments.call function build

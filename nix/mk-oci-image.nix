@@ -1,10 +1,13 @@
 # mkOciImage :: { server, … } -> derivation
 #
-# A program that streams a container image of a server to standard output (nixpkgs' streamLayeredImage):
+# A program that streams a container image of a server to standard output (nixpkgs'
+# streamLayeredImage):
 #
-#   $(nix build --print-out-paths .#image) | docker load            or  | skopeo copy docker-archive:/dev/stdin docker://…
+#   $(nix build --print-out-paths .#image) | docker load
+#   $(nix build --print-out-paths .#image) | skopeo copy docker-archive:/dev/stdin docker://…
 #
-# A reference server brings all it needs. The kinds of a runtime's image are layers on that image: `base`.
+# The image of a reference server is complete. The kinds of a runtime's image are layers on that
+# image: `base`.
 {
   lib,
   pkgs,
@@ -26,24 +29,26 @@ let
       name ? "enginix/${server.modelName}",
       # null: a hash of the content, as nixpkgs has it.
       tag ? null,
-      # Address inside of the container. Its network is its own, so it is everything unless told otherwise.
+      # Listen address inside the container, which has a network of its own: all addresses by
+      # default.
       host ? "0.0.0.0",
       # Numeric, so that Kubernetes can see that it is not root.
       user ? 10001,
-      # At most; each layer is a store path or the rest.
+      # Largest number of layers; each is a store path or the rest.
       maxLayers ? 64,
-      # The package with bin/kubectl, for engines of several nodes: the first starts the ranks of the others.
+      # The package with bin/kubectl, for engines of several nodes: the first starts the ranks of
+      # the others.
       kubectl ? null,
     }:
     let
       row = runtimes.${server.runtime};
       inImage = row ? images;
-      own = !(server ? repo);
+      hasOwnServer = !(server ? repo);
       reference = row.images.${server.engine.runtimePackage.image}.reference;
       untagged = builtins.head (builtins.match "(.*):[^:/]*" reference);
       http = server.httpPort;
       ports =
-        if own then
+        if hasOwnServer then
           { inherit http; }
         else
           lib.filterAttrs (_: p: p != null) {
@@ -51,7 +56,17 @@ let
             grpc = server.grpcPort;
             metrics = server.metricsPort;
           };
-      # Arguments given at start win over the ones built in. Inside the runtime's image there is no sandbox to make.
+      endpoint =
+        name:
+        if ports ? ${name} then
+          [
+            "--${name}-port"
+            (toString ports.${name})
+          ]
+        else
+          [ "--no-${name}" ];
+      # Arguments given at start win over the ones built in. Inside the runtime's image the server
+      # needs no sandbox.
       command =
         if inImage then
           [
@@ -67,11 +82,11 @@ let
             "--http-port"
             (toString ports.http)
           ]
-          ++ (if ports ? grpc then [ "--grpc-port" (toString ports.grpc) ] else [ "--no-grpc" ])
-          ++ (if ports ? metrics then [ "--metrics-port" (toString ports.metrics) ] else [ "--no-metrics" ])
+          ++ endpoint "grpc"
+          ++ endpoint "metrics"
         else
           [ "${server}/bin/${server.meta.mainProgram}" ];
-      # Whether it generates; Docker asks now and then, Kubernetes at the start.
+      # Whether the server generates: Docker asks periodically, Kubernetes at the start.
       probe = [
         "${enginix-core}/bin/enginix"
         "ready"
@@ -79,7 +94,7 @@ let
         "--timeout"
         "20"
       ]
-      ++ lib.optionals (!own) [
+      ++ lib.optionals (!hasOwnServer) [
         "--triton"
         server.kind
       ];
@@ -126,20 +141,35 @@ let
     in
     if server.kind == "gateway" || !(server ? kind) then
       throw "${function}: server: a server of mkTritonServer or mkServe is needed."
-    else if own && inImage then
-      throw "${function}: trtllm-serve runs NVIDIA's image as it is; take that image, and mount the engine."
+    else if hasOwnServer && inImage then
+      throw (
+        "${function}: trtllm-serve runs NVIDIA's image as it is; take that image, and mount the "
+        + "engine."
+      )
     else if inImage && base == null then
-      throw "${function}: a server of kind ${server.kind} stands on its runtime's image; pass base = dockerTools.pullImage { imageName = \"${untagged}\"; imageDigest = …; sha256 = …; }."
+      throw (
+        "${function}: a server of kind ${server.kind} needs its runtime's image; pass base = "
+        + "dockerTools.pullImage { imageName = \"${untagged}\"; imageDigest = …; sha256 = …; }."
+      )
     else if !inImage && base != null then
-      throw "${function}: a server of kind ${server.kind} brings all that it needs; leave base out."
+      throw "${function}: a server of kind ${server.kind} needs no base; leave base out."
     else if base ? imageName && inImage && base.imageName != untagged then
       throw "${function}: base is ${base.imageName}, but the engine was built for ${untagged}."
     else if builtins.elem 0 (builtins.attrValues ports) then
-      throw "${function}: the server takes any free port (0), which nobody outside would know; give it one."
-    else if host == "127.0.0.1" || host == "::1" then
-      throw "${function}: host = ${host} is the container's own loopback, which nobody reaches; leave host out."
+      throw (
+        "${function}: a port of the server is 0, a free port that is chosen at start; give it one "
+        + "that is fixed."
+      )
+    else if check.address.isLoopback host then
+      throw (
+        "${function}: host = ${host} is the container's own loopback, which is unreachable from "
+        + "outside; leave host out."
+      )
     else if kubectl != null && server.kind != "tensorrt" then
-      throw "${function}: kubectl starts ranks on other nodes, and a server of kind ${server.kind} is on one; leave it out."
+      throw (
+        "${function}: kubectl starts ranks on other nodes, and a server of kind ${server.kind} is "
+        + "on one; leave it out."
+      )
     else if user == 0 then
       throw "${function}: user = 0 is root; pass any other number."
     else
@@ -157,16 +187,4 @@ let
         inherit (server) kind modelName;
       };
 in
-args:
-build (
-  check.arguments.only function [
-    "server"
-    "base"
-    "name"
-    "tag"
-    "host"
-    "user"
-    "maxLayers"
-    "kubectl"
-  ] args
-)
+check.arguments.call function build

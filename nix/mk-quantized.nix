@@ -1,7 +1,7 @@
 # mkQuantized :: { model, format, calibration, … } -> derivation
 #
-# A model quantized by NVIDIA ModelOpt: a unified Hugging Face checkpoint, which every later stage takes as a model. Pure
-# and on a CPU where the model is small; on a GPU builder otherwise.
+# A model quantized by NVIDIA ModelOpt: a unified Hugging Face checkpoint, which every later stage
+# takes as a model. Pure and on a CPU for small models; on a GPU builder otherwise.
 {
   lib,
   pkgs,
@@ -17,25 +17,15 @@ let
   table = lib.importJSON ../python/enginix/data/quantization/quantize.json;
   gpus = (lib.importJSON ../python/enginix/data/machine/gpus.json).gpus;
   inherit (lib.importJSON ../python/enginix/data/models/number_formats.json) algorithms;
-  known = [
-    "model"
-    "format"
-    "calibration"
-    "kvCache"
-    "effectiveBits"
-    "candidates"
-    "target"
-    "device"
-    "isolation"
-    "batchSize"
-    "name"
-  ];
   names = builtins.attrNames table.formats ++ [ "mixed" ];
 
   formatOf =
     name:
     if table.refused ? ${name} then
-      throw "${function}: format ${name}: ${table.refused.${name}.why}. Use ${table.refused.${name}.instead}."
+      throw (
+        "${function}: format ${name}: ${table.refused.${name}.why}. Use "
+        + "${table.refused.${name}.instead}."
+      )
     else if !builtins.elem name names then
       throw "${function}: ${check.names.unknown "format" name names}"
     else
@@ -46,9 +36,15 @@ let
     if name == null || table.kvCache ? ${name} then
       name
     else if table.kvCacheRefused ? ${name} then
-      throw "${function}: kvCache = \"${name}\": ${table.kvCacheRefused.${name}.why}. Use ${table.kvCacheRefused.${name}.instead}."
+      throw (
+        "${function}: kvCache = \"${name}\": ${table.kvCacheRefused.${name}.why}. Use "
+        + "${table.kvCacheRefused.${name}.instead}."
+      )
     else
-      throw "${function}: ${check.names.unknown "KV cache format" name (builtins.attrNames table.kvCache)}";
+      throw (
+        "${function}: "
+        + check.names.unknown "KV cache format" name (builtins.attrNames table.kvCache)
+      );
 
   # Whether evaluation of a check succeeds.
   passes = e: (builtins.tryEval (builtins.deepSeq e e)).success;
@@ -57,20 +53,23 @@ let
     {
       # mkHfModel's output, not quantized.
       model,
-      # fp8, fp8_pc_pt, nvfp4, int4_awq, w4a8_awq, int8_sq, int8_wo, int4_wo, mixed: data/quantization/quantize.json.
+      # fp8, fp8_pc_pt, nvfp4, int4_awq, w4a8_awq, int8_sq, int8_wo, int4_wo, mixed:
+      # data/quantization/quantize.json.
       format,
-      # mkCalibration's output; formats of weights alone need none.
+      # mkCalibration's output; weight-only formats need none.
       calibration ? null,
       # "fp8": quantize the KV cache, too.
       kvCache ? null,
       # mixed: bits a weight, on average over the whole model; and the formats to choose from.
       effectiveBits ? null,
       candidates ? null,
-      # The GPU that will serve it: what it cannot execute is refused. It changes nothing in the result.
+      # The GPU that will serve it: formats that it cannot execute are refused. It changes nothing
+      # in the result.
       target ? null,
-      # "cpu", "cuda"; null is the CPU for small models and refuses others.
+      # "cpu", "cuda"; null takes the CPU for small models and refuses others.
       device ? null,
-      # How a build with device = "cuda" reaches the GPU: "features" in Nix's sandbox, "relaxed" outside of it.
+      # How a build with device = "cuda" reaches the GPU: "features" in Nix's sandbox, "relaxed"
+      # outside of it.
       isolation ? "features",
       # Rows at a time.
       batchSize ? 8,
@@ -79,46 +78,59 @@ let
     let
       facts = model.model or { };
       weightBytes = model.weightBytes or 0;
-      asked = formatOf format;
+      formatName = formatOf format;
       cache = kvCacheOf kvCache;
       gpu =
         if target == null then
           null
         else
           let
-            wanted = check.engine.target function target;
+            engineTarget = check.engine.target function target;
           in
-          check.target.gpu function gpus wanted.gpu // { name = wanted.gpu; };
-      executed = algorithm: gpu == null || builtins.seq (check.target.quantization function algorithm gpu) true;
+          check.target.gpu function gpus engineTarget.gpu // { name = engineTarget.gpu; };
+      # True, or an error where the target cannot execute an algorithm.
+      requireExecutable =
+        algorithm:
+        gpu == null || builtins.seq (check.target.quantization function algorithm gpu) true;
 
-      chosen =
-        if asked != "mixed" then
+      formatNames =
+        if formatName != "mixed" then
           if effectiveBits != null || candidates != null then
             throw "${function}: effectiveBits and candidates are for format = \"mixed\"."
           else
-            [ asked ]
+            [ formatName ]
         else if effectiveBits == null then
           throw "${function}: format = \"mixed\" needs a budget, for instance effectiveBits = 6.0."
         else if candidates != null then
           let
-            named = map (check.arguments.oneOf function "candidates" table.mixed.allowed) candidates;
+            knownFormats = map (
+              check.arguments.oneOf function "candidates" table.mixed.allowed
+            ) candidates;
           in
-          if builtins.all (n: n == builtins.head named) named then
-            throw "${function}: candidates: format = \"mixed\" chooses among two or more of ${lib.concatStringsSep ", " table.mixed.allowed}."
+          if builtins.all (n: n == builtins.head knownFormats) knownFormats then
+            throw (
+              "${function}: candidates: format = \"mixed\" chooses among two or more of "
+              + "${lib.concatStringsSep ", " table.mixed.allowed}."
+            )
           else
-            named
+            knownFormats
         else
           let
-            able = builtins.filter (
+            isCudaOnly = f: builtins.elem f table.mixed.cudaOnly;
+            executablePairs = builtins.filter (
               pair:
-              builtins.all (f: passes (executed table.formats.${f}.algorithm)) pair
-              && (where != "cpu" || !builtins.any (f: builtins.elem f table.mixed.cudaOnly) pair)
+              builtins.all (f: passes (requireExecutable table.formats.${f}.algorithm)) pair
+              && (buildDevice == "cuda" || !builtins.any isCudaOnly pair)
             ) table.mixed.candidates;
           in
-          if able == [ ] then
-            throw "${function}: no pair of formats for format = \"mixed\" on ${gpu.name} with device = \"${where}\"; name them as candidates (of ${lib.concatStringsSep ", " table.mixed.allowed}), or use device = \"cuda\"."
+          if executablePairs == [ ] then
+            throw (
+              "${function}: no pair of formats for format = \"mixed\" on ${gpu.name} with device = "
+              + "\"${buildDevice}\"; name them as candidates (of "
+              + "${lib.concatStringsSep ", " table.mixed.allowed}), or use device = \"cuda\"."
+            )
           else
-            builtins.head able;
+            builtins.head executablePairs;
       rows = map (
         f:
         let
@@ -132,21 +144,26 @@ let
           group = format.groupSize;
           bits = format.weightBits;
         }
-      ) chosen;
+      ) formatNames;
 
-      where =
+      gigabytes = bytes: "${toString (bytes / 1000000000)} GB";
+      cpuMemory = gigabytes (weightBytes * table.memory.percentOfWeights.cpu / 100);
+      buildDevice =
         if device != null then
-          check.arguments.oneOf function "device" [ "cpu" "cuda" ] device
+          check.arguments.oneOf function "device" [
+            "cpu"
+            "cuda"
+          ] device
         else if weightBytes > table.cpu.largestWeightBytes then
           throw ''
-            ${function}: ${name}: ${toString (weightBytes / 1000000000)} GB of weights are too much for a CPU in reasonable time.
+            ${function}: ${name}: ${gigabytes weightBytes} of weights are too much for a CPU.
             Do one of these:
               - device = "cuda": on a builder with the system feature `cuda` (docs/quantization.md)
-              - device = "cpu": on the CPU all the same; memory for ${toString (weightBytes * table.memory.percentOfWeights.cpu / 100 / 1000000000)} GB, and hours''
+              - device = "cpu": on the CPU all the same; memory for ${cpuMemory}, and hours''
         else
           "cpu";
 
-      # Columns of the matrices, as far as the lock tells.
+      # Columns of the matrices that the lock tells.
       columns = lib.filterAttrs (_: v: v != null) {
         hiddenSize = facts.hiddenSize or null;
         intermediateSize = facts.intermediateSize or null;
@@ -158,35 +175,55 @@ let
           first = builtins.head (builtins.attrNames bad);
         in
         if facts.experts or null != null && !row.experts then
-          throw "${function}: ${row.name} is for dense models, and ${name} has experts; use fp8 or nvfp4."
+          throw (
+            "${function}: ${row.name} is for dense models, and ${name} has experts; use fp8 or "
+            + "nvfp4."
+          )
         else if bad != { } then
-          throw "${function}: the model's ${first} is ${toString bad.${first}}, and ${row.name} needs a multiple of ${toString row.group}; use fp8 or int8_sq."
-        else if asked == "mixed" && where == "cpu" && builtins.elem row.name table.mixed.cudaOnly then
-          throw "${function}: mixed with ${row.name} needs device = \"cuda\": its search runs the layers, and ModelOpt emulates ${row.name} on CUDA alone."
+          throw (
+            "${function}: the model's ${first} is ${toString bad.${first}}, and ${row.name} needs "
+            + "a multiple of ${toString row.group}; use fp8 or int8_sq."
+          )
+        else if
+          formatName == "mixed"
+          && buildDevice == "cpu"
+          && builtins.elem row.name table.mixed.cudaOnly
+        then
+          throw (
+            "${function}: mixed with ${row.name} needs device = \"cuda\": its search runs the "
+            + "layers, and ModelOpt emulates ${row.name} on CUDA alone."
+          )
         else
-          executed row.algorithm;
+          requireExecutable row.algorithm;
 
-      # What the command would refuse after the model was fetched.
+      # The command would refuse these only after the model was fetched.
       least = builtins.head (builtins.sort (a: b: a.bits < b.bits) rows);
       budget =
-        if asked != "mixed" then
+        if formatName != "mixed" then
           null
         else if !(builtins.isFloat effectiveBits || builtins.isInt effectiveBits) then
-          throw "${function}: effectiveBits = ${builtins.toJSON effectiveBits}, but it must be a number, for instance 6.0."
+          throw (
+            "${function}: effectiveBits = ${builtins.toJSON effectiveBits}, but it must be a "
+            + "number, for instance 6.0."
+          )
         else if effectiveBits <= least.bits || effectiveBits >= 16 then
-          throw "${function}: effectiveBits = ${builtins.toJSON effectiveBits} is not between ${toString least.bits} (all ${least.name}) and 16 (none)."
+          throw (
+            "${function}: effectiveBits = ${builtins.toJSON effectiveBits} is not between "
+            + "${toString least.bits} (all ${least.name}) and 16 (none)."
+          )
         else
           effectiveBits;
 
       calibrates = cache != null || builtins.any (row: row.calibrates) rows;
-      algorithm = if asked == "mixed" then table.mixed.algorithm else (builtins.head rows).algorithm;
+      algorithm =
+        if formatName == "mixed" then table.mixed.algorithm else (builtins.head rows).algorithm;
       kvAlgorithm = if cache == null then null else table.kvCache.${cache}.algorithm;
 
       flags = [
         "--format"
-        asked
+        formatName
         "--device"
-        where
+        buildDevice
         "--batch-size"
         (toString (check.arguments.atLeast function "batchSize" 1 batchSize))
       ]
@@ -198,43 +235,64 @@ let
         "--kv-cache"
         cache
       ]
-      ++ lib.optionals (asked == "mixed") [
+      ++ lib.optionals (formatName == "mixed") [
         "--effective-bits"
         (builtins.toJSON budget)
         "--candidates"
-        (lib.concatStringsSep "," chosen)
+        (lib.concatStringsSep "," formatNames)
       ];
 
       checked = builtins.deepSeq [
         (map fits rows)
         (if gpu == null then null else check.target.kvCache function kvAlgorithm gpu)
-        (check.arguments.oneOf function "isolation" [ "features" "relaxed" ] isolation)
+        (check.arguments.oneOf function "isolation" [
+          "features"
+          "relaxed"
+        ] isolation)
         (
           if model.quantization or null != null then
-            throw "${function}: the model is quantized already (${model.quantization}); pass the model that it was quantized from."
+            throw (
+              "${function}: the model is quantized already (${model.quantization}); pass the model "
+              + "that it was quantized from."
+            )
           else if calibrates && calibration == null then
-            throw "${function}: format ${asked}${lib.optionalString (cache != null) " with a quantized KV cache"} needs calibration = mkCalibration { tokenizer = model; }."
+            throw (
+              "${function}: format ${formatName}"
+              + lib.optionalString (cache != null) " with a quantized KV cache"
+              + " needs calibration = mkCalibration { tokenizer = model; }."
+            )
           else
             null
         )
         flags
       ];
 
-      # As the files' headers would say it: matrices at the format's bits, embeddings as they are.
+      # An estimate of what the files' headers will say: matrices have the format's bits, embeddings
+      # stay as they are.
       copies = if facts.tiedEmbeddings or false then 1 else 2;
-      kept = copies * facts.vocabulary * facts.hiddenSize * 2;
+      embeddingBytes = copies * facts.vocabulary * facts.hiddenSize * 2;
       estimate =
-        if facts ? vocabulary && facts ? hiddenSize && weightBytes > kept && algorithms.${algorithm}.bitsPer128 != null then
-          kept + (weightBytes - kept) * algorithms.${algorithm}.bitsPer128 / 2048
+        if
+          facts ? vocabulary
+          && facts ? hiddenSize
+          && weightBytes > embeddingBytes
+          && algorithms.${algorithm}.bitsPer128 != null
+        then
+          embeddingBytes + (weightBytes - embeddingBytes) * algorithms.${algorithm}.bitsPer128 / 2048
         else
           0;
 
       elementBytes = if facts.dtype or null == "float32" then 4 else 2;
       small = weightBytes > 0 && weightBytes / elementBytes < table.kvCacheWarning.parameters;
-      warned = value: if cache != null && small then warn "${name}: ${table.kvCacheWarning.text}" value else value;
+      withWarning =
+        value:
+        if cache != null && small then
+          warn "${name}: ${table.kvCacheWarning.text}" value
+        else
+          value;
     in
     builtins.seq (checked true) (
-      warned (
+      withWarning (
         pkgs.stdenvNoCC.mkDerivation (
           {
             name = "${name}-quantized";
@@ -243,7 +301,8 @@ let
             inherit model environment;
             modelName = name;
             flags = lib.escapeShellArgs flags;
-            # A model is data: a path left in its configuration would keep the original's weights for ever.
+            # A model is data: a path left in its configuration would keep the original's weights
+            # for ever.
             allowedReferences = [ ];
             passthru = {
               inherit calibration format kvCache;
@@ -261,9 +320,11 @@ let
               architecture = model.architecture or null;
               quantization = algorithm;
             };
-            meta = artefactMeta model { description = "${model.modelName or "model"} quantized to ${asked}"; };
+            meta = artefactMeta model {
+              description = "${model.modelName or "model"} quantized to ${formatName}";
+            };
           }
-          // lib.optionalAttrs (where == "cuda") (
+          // lib.optionalAttrs (buildDevice == "cuda") (
             {
               requiredSystemFeatures = [ "cuda" ];
             }
@@ -273,4 +334,4 @@ let
       )
     );
 in
-args: build (check.arguments.only function known args)
+check.arguments.call function build

@@ -1,7 +1,7 @@
 # mkReferenceAnswers :: { model, … } -> derivation
 #
-# What a model says to everything that gates ask: computed once, and shared by its engines of every format, target and
-# kind. The directory is that of `enginix reference`.
+# The answers of a model to all questions of the gates: computed once, and shared by its engines of
+# every format, target and kind. The directory is that of `enginix reference`.
 {
   lib,
   pkgs,
@@ -13,28 +13,31 @@ let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkReferenceAnswers";
   enginix = import ./answers-package.nix scope;
-  known = [
-    "model"
-    "questions"
-    "device"
-    "isolation"
-    "name"
-  ];
   build =
     {
       # The model before quantization: mkHfModel's output.
       model,
-      # Questions in place of the pinned ones: JSONL, { "question": …, "answer": … } a line; a path, or a derivation.
+      # Questions in place of the pinned ones: JSONL, { "question": …, "answer": … } a line; a path,
+      # or a derivation.
       questions ? null,
-      # "cpu", "cuda". Both answer in float32; what is asked is some thousand tokens.
+      # "cpu", "cuda". Both compute in float32; the questions are some thousand tokens.
       device ? "cpu",
-      # How a build with device = "cuda" reaches the GPU: "features" in Nix's sandbox, "relaxed" outside of it.
+      # How a build with device = "cuda" reaches the GPU: "features" in Nix's sandbox, "relaxed"
+      # outside of it.
       isolation ? "features",
       name ? model.modelName or "model",
     }:
     let
-      cuda = check.arguments.oneOf function "device" [ "cpu" "cuda" ] device == "cuda";
-      relaxed = check.arguments.oneOf function "isolation" [ "features" "relaxed" ] isolation == "relaxed";
+      onCuda =
+        check.arguments.oneOf function "device" [
+          "cpu"
+          "cuda"
+        ] device == "cuda";
+      isRelaxed =
+        check.arguments.oneOf function "isolation" [
+          "features"
+          "relaxed"
+        ] isolation == "relaxed";
       flags = [
         "--device"
         device
@@ -45,11 +48,21 @@ let
       ];
       checked =
         if (model.quantization or null) != null && model ? original then
-          throw "${function}: ${name} is quantized (${model.quantization}), and would be compared with itself; pass the model that it was quantized from: its attribute `original`."
+          throw (
+            "${function}: ${name} is quantized (${model.quantization}), and would be compared with "
+            + "itself; pass the model that it was quantized from: its attribute `original`."
+          )
         else if (model.quantization or null) != null then
-          throw "${function}: ${name} is quantized (${model.quantization}); a reference is the model before quantization: pass that one, locked like any other."
+          throw (
+            "${function}: ${name} is quantized (${model.quantization}); a reference is the model "
+            + "before quantization: pass that one, locked like any other."
+          )
         else
-          builtins.deepSeq [ cuda relaxed flags ] flags;
+          builtins.deepSeq [
+            onCuda
+            isRelaxed
+            flags
+          ] flags;
     in
     pkgs.stdenvNoCC.mkDerivation (
       {
@@ -67,12 +80,12 @@ let
         };
         meta = artefactMeta model { description = "Reference answers of ${name}"; };
       }
-      // lib.optionalAttrs cuda (
+      // lib.optionalAttrs onCuda (
         {
           requiredSystemFeatures = [ "cuda" ];
         }
-        // lib.optionalAttrs relaxed { __noChroot = true; }
+        // lib.optionalAttrs isRelaxed { __noChroot = true; }
       )
     );
 in
-args: build (check.arguments.only function known args)
+check.arguments.call function build

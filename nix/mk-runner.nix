@@ -1,7 +1,7 @@
 # mkRunner :: { model | checkpoint, … } -> derivation
 #
-# A command that builds the engine at first run, for the GPU that it finds, into the user's cache, and serves it.
-# Nothing is built by Nix but the checkpoint: for machines whose Nix has no GPU.
+# A command that builds the engine at first run, for the GPU that it finds, into the user's cache,
+# and serves it. Nix builds only the checkpoint: for machines whose Nix has no GPU.
 {
   lib,
   pkgs,
@@ -33,11 +33,12 @@ let
     let
       id = if builtins.isString runtime then runtime else runtime.id;
       stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;
-      ready = check.options.profile function profile;
+      profileSettings = check.options.profile function profile;
       facts = model.model or { };
       row = check.engine.runtime function runtimes "tensorrt" { inherit limits target; } id;
-      # Without a target the GPU is unknown: what a profile becomes on it is settled there, before the build.
-      known =
+      # Without a target the GPU is unknown: the profile is resolved for it on the machine, before
+      # the build.
+      resolved =
         if target == null then
           {
             options = check.options.valid function id plugins;
@@ -57,15 +58,15 @@ let
               eagleLayers = facts.eagleLayers or null;
               inherit (gpu) sm;
               inherit (checkpoint.parallel) tensorParallel;
-            } ready.options plugins;
+            } profileSettings.options plugins;
             profile = null;
           };
       request = {
         inherit name target;
         kind = "tensorrt";
         runtime = row.id;
-        limits = check.limits.resolve function facts ready.limits limits;
-        inherit (known) options profile;
+        limits = check.limits.resolve function facts profileSettings.limits limits;
+        inherit (resolved) options profile;
         named = builtins.attrNames plugins;
       };
       flags = [
@@ -108,18 +109,4 @@ let
       }
     );
 in
-args:
-build (
-  check.arguments.only function [
-    "model"
-    "checkpoint"
-    "target"
-    "runtime"
-    "limits"
-    "profile"
-    "plugins"
-    "host"
-    "port"
-    "name"
-  ] args
-)
+check.arguments.call function build

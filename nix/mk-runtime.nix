@@ -1,7 +1,7 @@
 # mkRuntime :: { id, … } -> derivation
 #
-# One pinned software stack: the root file system of its NGC image as a store path, and the command that runs others
-# inside it. In passthru: rootfs, driver, id, row, pinned.
+# One pinned software stack: the root file system of its NGC image as a store path, and the command
+# that runs others inside it. In passthru: rootfs, driver, id, row, pinned.
 {
   lib,
   pkgs,
@@ -12,7 +12,7 @@
 let
   function = "mkRuntime";
   runtimes = (lib.importJSON ../python/enginix/data/runtime/runtimes.json).runtimes;
-  known = builtins.filter (id: runtimes.${id} ? images) (builtins.attrNames runtimes);
+  imageRuntimes = builtins.filter (id: runtimes.${id} ? images) (builtins.attrNames runtimes);
   inherit (pkgs.stdenvNoCC.hostPlatform) system;
   # A registry's port has a colon too.
   untagged = reference: builtins.head (builtins.match "(.*):[^:/]*" reference);
@@ -24,25 +24,33 @@ let
       id,
       # Tag of one of its images; null takes the newest.
       image ? null,
-      # What `enginix runtime pin` wrote: a file, or its content. Stands before the table's hash.
+      # Output of `enginix runtime pin`: a file, or its content. It wins over the table's hash.
       pin ? null,
       # A root file system in place of the image's, already in the store.
       rootfs ? null,
-      # The GPU driver's root, with lib and bin; null finds /run/opengl-driver or the host's libraries.
+      # The GPU driver's root, with lib and bin; null finds /run/opengl-driver or the host's
+      # libraries.
       driver ? null,
     }:
     let
-      row = runtimes.${check.arguments.oneOf function "id" known id};
+      row = runtimes.${check.arguments.oneOf function "id" imageRuntimes id};
       tag = check.arguments.oneOf function "image" (builtins.attrNames row.images) (
         if pin != null then pinned.image else if image != null then image else row.defaultImage
       );
       source = row.images.${tag};
-      pinned = if pin == null then null else check.runtime.pin function id system (if builtins.isAttrs pin then pin else lib.importJSON pin);
+      pinned =
+        if pin == null then
+          null
+        else
+          check.runtime.pin function id system (
+            if builtins.isAttrs pin then pin else lib.importJSON pin
+          );
       # The image's own environment reaches the commands inside.
-      pinFile = if pinned == null then "" else pkgs.writeText "${id}-pin.json" (builtins.toJSON pinned);
+      pinFile =
+        if pinned == null then "" else pkgs.writeText "${id}-pin.json" (builtins.toJSON pinned);
       public = source.hashes.${system} or { };
-      # A public source may tell a digest and no hash of the tree, which is no pin.
-      learnt = if public.hash or null == null then null else public;
+      # A public source without a hash of the tree, only with a digest, is not a pin.
+      published = if public.hash or null == null then null else public;
 
       fetched =
         reference: hash:
@@ -67,18 +75,20 @@ let
           inherit first;
           inherit (source) reference;
           inherit id system tag;
-          # Other images of this runtime whose hash a public source tells.
-          others = builtins.filter (t: row.images.${t}.hashes.${system}.hash or null != null) (builtins.attrNames row.images);
+          # Other images of this runtime with a published hash.
+          others = builtins.filter (t: row.images.${t}.hashes.${system}.hash or null != null) (
+            builtins.attrNames row.images
+          );
           preferLocalBuild = true;
         };
-      isPinned = rootfs != null || pinned != null || learnt != null;
+      isPinned = rootfs != null || pinned != null || published != null;
       root =
         if rootfs != null then
           rootfs
         else if pinned != null then
           fetched "${untagged pinned.reference}@${pinned.digest}" pinned.hash
-        else if learnt != null then
-          fetched source.reference learnt.hash
+        else if published != null then
+          fetched source.reference published.hash
         else
           unpinned [ ];
     in
@@ -101,7 +111,8 @@ let
         rootfs = root;
         # Whether its bytes are known: by a pin, by the table, or because the caller brought them.
         pinned = isPinned;
-        # The root file system for what is made of this model. Where neither is pinned, one error at a time: the model's.
+        # The root file system for artefacts of this model. Where neither is pinned, the model's
+        # error comes first.
         rootfsFor = model: if isPinned || model.locked or true then root else unpinned [ model ];
         image = tag;
       };
@@ -112,4 +123,4 @@ let
       };
     };
 in
-args: build (check.arguments.only function [ "id" "image" "pin" "rootfs" "driver" ] args)
+check.arguments.call function build

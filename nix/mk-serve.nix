@@ -1,7 +1,7 @@
 # mkServe :: { engine, … } -> derivation
 #
-# trtllm-serve (OpenAI interface) around an engine of kind tensorrt or llmapi, inside its runtime; refused at start
-# where the engine does not fit the GPU.
+# trtllm-serve (OpenAI interface) around an engine of kind tensorrt or llmapi, inside its runtime;
+# refused at start where the engine does not fit the GPU.
 {
   lib,
   pkgs,
@@ -18,12 +18,16 @@ let
       # Address and port of the OpenAI interface.
       host ? "127.0.0.1",
       port ? 8000,
-      # Share of the free GPU memory that the KV cache takes, as text: "0.9"; null leaves TensorRT-LLM's.
+      # Share of the free GPU memory that the KV cache takes, as text: "0.9"; null leaves
+      # TensorRT-LLM's.
       kvCacheFraction ? null,
       name ? engine.modelName,
     }:
     let
-      kind = check.arguments.oneOf function "engine.kind" [ "tensorrt" "llmapi" ] engine.kind;
+      kind = check.arguments.oneOf function "engine.kind" [
+        "tensorrt"
+        "llmapi"
+      ] engine.kind;
       flags = [
         "--host"
         host
@@ -65,4 +69,4 @@ args:
 if args.engine.kind or null == "edgellm" then
   args.engine.serve (removeAttrs args [ "engine" ])
 else
-  build (check.arguments.only function [ "engine" "host" "port" "kvCacheFraction" "name" ] args)
+  check.arguments.call function build args

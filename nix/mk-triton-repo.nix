@@ -1,7 +1,8 @@
 # mkTritonRepo :: { engine, … } -> derivation
 #
-# A Triton model repository, of any kind of engine; validated before it exists. NVIDIA's model.py of the kinds
-# tensorrt and llmapi are links to their place inside the runtime's image, where the server runs.
+# A Triton model repository, of any kind of engine; validated before it exists. NVIDIA's model.py of
+# the kinds tensorrt and llmapi are links to their place inside the runtime's image, where the
+# server runs.
 {
   lib,
   pkgs,
@@ -13,11 +14,11 @@ let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkTritonRepo";
   # Nix name -> the command's flag, by the kinds that have it; defaults are the command's.
-  shared = {
+  sharedSizes = {
     maxBatchSize = "--max-batch-size";
     maxQueueSize = "--max-queue-size";
   };
-  own = {
+  sizesByKind = {
     reference.ensembleInstances = "--ensemble-instances";
     tensorrt = {
       maxQueueDelayMicroseconds = "--max-queue-delay-microseconds";
@@ -26,7 +27,7 @@ let
       blsInstances = "--bls-instances";
     };
   };
-  sizes = shared // own.reference // own.tensorrt;
+  sizes = sharedSizes // sizesByKind.reference // sizesByKind.tensorrt;
   kinds = {
     reference = [
       "device"
@@ -35,7 +36,7 @@ let
       "skipSpecialTokens"
       "excludeInputInOutput"
     ]
-    ++ builtins.attrNames (shared // own.reference);
+    ++ builtins.attrNames (sharedSizes // sizesByKind.reference);
     tensorrt = [
       "decoupled"
       "chat"
@@ -46,24 +47,27 @@ let
       "logitsDatatype"
       "parameters"
     ]
-    ++ builtins.attrNames (shared // own.tensorrt);
+    ++ builtins.attrNames (sharedSizes // sizesByKind.tensorrt);
     llmapi = [
       "decoupled"
       "chat"
     ];
   };
   contract = lib.importJSON ../python/enginix/data/triton/triton_contract.json;
-  known = contract.models.tensorrt_llm.parameters;
+  parameterRows = contract.models.tensorrt_llm.parameters;
+  rowNames = builtins.attrNames parameterRows;
 
-  # What evaluation can know of a parameter; the command checks values.
+  # The checks of a parameter at evaluation; the command checks values.
   parameter =
     name: value:
     let
-      row = known.${name} or (throw "${function}: parameters: ${check.names.unknown "parameter" name (builtins.attrNames known)}");
+      row =
+        parameterRows.${name}
+          or (throw "${function}: parameters: ${check.names.unknown "parameter" name rowNames}");
       text =
         if builtins.isBool value then
           (if value then "true" else "false")
-        # toString of a float has six digits, toJSON what was written.
+        # toString of a float has six digits, toJSON all of them.
         else if builtins.isFloat value then
           builtins.toJSON value
         else
@@ -92,15 +96,17 @@ let
       device ? "cpu",
       # Several responses a request, which streaming needs.
       decoupled ? true,
-      # Take messages, through the model's chat template; without it NVIDIA's models are linked as they are.
+      # Take messages, through the model's chat template; without it NVIDIA's models are linked as
+      # they are.
       chat ? true,
       # tensorrt_llm_bls decodes all tokens of an answer together, so that no space is lost.
       accumulateTokens ? true,
-      # Put the tokenizer's special tokens around a prompt; leave them out of the text; answer without the prompt.
+      # Put the tokenizer's special tokens around a prompt; leave them out of the text; answer
+      # without the prompt.
       addSpecialTokens ? true,
       skipSpecialTokens ? true,
       excludeInputInOutput ? true,
-      # Model directories of your own beside, each named as its model.
+      # Further model directories, each named as its model.
       addModels ? [ ],
       # Parameters of the C++ backend, as docs/triton.md lists them.
       parameters ? { },
@@ -135,29 +141,43 @@ let
         ++ lib.optional (!accumulateTokens) "--no-accumulate-tokens"
         ++ lib.optionals (args ? logitsDatatype) [
           "--logits-datatype"
-          (check.arguments.oneOf function "logitsDatatype" contract.datatypes.logits_datatype args.logitsDatatype)
+          (check.arguments.oneOf function "logitsDatatype" contract.datatypes.logits_datatype
+            args.logitsDatatype
+          )
         ]
         ++ builtins.concatLists (lib.mapAttrsToList parameter parameters);
     in
     if limit != null && args ? maxBatchSize && args.maxBatchSize > limit then
-      throw "${function}: maxBatchSize = ${toString args.maxBatchSize} is above the engine's ${toString limit}; lower it, or raise limits.maxBatchSize of mkEngine."
+      throw (
+        "${function}: maxBatchSize = ${toString args.maxBatchSize} is above the engine's "
+        + "${toString limit}; lower it, or raise limits.maxBatchSize of mkEngine."
+      )
     else
-    pkgs.stdenvNoCC.mkDerivation {
-      name = "${name}-triton-repo";
-      buildCommandPath = ./builders/triton-repo.sh;
-      nativeBuildInputs = [ enginix ];
-      inherit engine;
-      flags = lib.escapeShellArgs (builtins.deepSeq flags flags);
-      passthru = {
-        inherit engine device;
-        inherit (engine) kind runtime;
-        modelName = name;
+      pkgs.stdenvNoCC.mkDerivation {
+        name = "${name}-triton-repo";
+        buildCommandPath = ./builders/triton-repo.sh;
+        nativeBuildInputs = [ enginix ];
+        inherit engine;
+        flags = lib.escapeShellArgs (builtins.deepSeq flags flags);
+        passthru = {
+          inherit engine device;
+          inherit (engine) kind runtime;
+          modelName = name;
+        };
+        meta = artefactMeta engine { description = "Triton model repository of ${name}"; };
       };
-      meta = artefactMeta engine { description = "Triton model repository of ${name}"; };
-    };
 in
 { engine, ... }@args:
 if !(kinds ? ${engine.kind}) then
   throw "${function}: engine.kind: an engine of kind ${engine.kind} has no Triton repository."
 else
-  build (check.arguments.only "${function} of kind ${engine.kind}" ([ "engine" "name" "addModels" ] ++ kinds.${engine.kind}) args)
+  build (
+    check.arguments.only "${function} of kind ${engine.kind}" (
+      [
+        "engine"
+        "name"
+        "addModels"
+      ]
+      ++ kinds.${engine.kind}
+    ) args
+  )

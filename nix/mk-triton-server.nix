@@ -1,7 +1,7 @@
 # mkTritonServer :: { repo, … } -> derivation
 #
-# The command that serves a repository: loopback unless told otherwise, every option checked here. Kinds tensorrt and
-# llmapi are served inside their runtime's image, by the tritonserver in it.
+# The command that serves a repository: on loopback by default, every option checked here. Kinds
+# tensorrt and llmapi are served inside their runtime's image, by the tritonserver in it.
 {
   lib,
   pkgs,
@@ -22,14 +22,6 @@ let
     option = "--triton-flag";
   } table.flags;
 
-  # A secret that the store would show to everyone.
-  secret =
-    argument: file:
-    if builtins.isPath file || lib.hasPrefix builtins.storeDir (toString file) then
-      throw "${function}: ${argument}: ${toString file} would be readable by everyone in the store; name a file outside as text."
-    else
-      toString file;
-
   gpu =
     name:
     let
@@ -38,16 +30,19 @@ let
     if builtins.match "[0-9]{1,3}|(GPU|MIG)-[0-9A-Za-z/-]+" text != null then
       text
     else
-      throw "${function}: gpus: ${builtins.toJSON name} is no GPU; write its index or UUID as nvidia-smi -L has them.";
+      throw (
+        "${function}: gpus: ${builtins.toJSON name} is not a GPU's index or UUID; `nvidia-smi -L` "
+        + "lists them."
+      );
 
   build =
     {
       # mkTritonRepo's output.
       repo,
-      # Address of all endpoints.
+      # Listen address for HTTP, gRPC and metrics.
       host ? "127.0.0.1",
       httpPort ? 8000,
-      # null: no such endpoint.
+      # null turns the endpoint off.
       grpcPort ? 8001,
       metricsPort ? 8002,
       # The GPUs that serve, by index or UUID; null leaves it to CUDA_VISIBLE_DEVICES.
@@ -56,7 +51,8 @@ let
       flags ? { },
       # Variables that the server sees: { NCCL_DEBUG = "INFO"; }.
       environment ? { },
-      # Outside the store, read at start: its content opens model control and client shared memory.
+      # File outside the store, read at start: its content is the key of model control and client
+      # shared memory.
       adminKeyFile ? null,
       # Seconds until it must answer, and for running requests at the end.
       startTimeout ? 600,
@@ -64,11 +60,14 @@ let
       # mkRuntime's output, of a kind that an image serves.
       runtime ? repo.engine.runtimePackage,
       name ? repo.modelName,
-      ...
-    }@given:
+    }:
     let
       inImage = repo.kind != "reference";
-      version = if inImage then runtime.row.images.${runtime.image}.tritonServer else tritonserver.version or table.oldest;
+      version =
+        if inImage then
+          runtime.row.images.${runtime.image}.tritonServer
+        else
+          tritonserver.version or table.oldest;
       parallel = repo.engine.parallel or { };
       ranks = (parallel.tensorParallel or 1) * (parallel.pipelineParallel or 1);
       atLeast = check.arguments.atLeast function;
@@ -98,7 +97,10 @@ let
       ]
       ++ lib.optionals (gpus != null) (
         if inImage && repo ? engine.parallel && builtins.length gpus != ranks then
-          throw "${function}: gpus names ${toString (builtins.length gpus)}, but the engine has ${toString ranks} rank${lib.optionalString (ranks != 1) "s"}; name one a rank."
+          throw (
+            "${function}: gpus names ${toString (builtins.length gpus)}, but the engine has "
+            + "${toString ranks} rank${lib.optionalString (ranks != 1) "s"}; name one a rank."
+          )
         else
           [
             "--gpus"
@@ -107,7 +109,7 @@ let
       )
       ++ lib.optionals (adminKeyFile != null) [
         "--admin-key-file"
-        (secret "adminKeyFile" adminKeyFile)
+        (toString (check.secrets.outsideStore function "adminKeyFile" adminKeyFile))
       ]
       ++ optionWords
       ++ builtins.concatLists (
@@ -155,7 +157,7 @@ let
           metricsPort
           gpus
           ;
-        # Of options that were checked, for units that write the others themselves.
+        # Words of the checked `flags`, for units that write the other options themselves.
         inherit optionWords;
         inherit (repo) engine kind runtime;
         tritonVersion = version;
@@ -175,22 +177,9 @@ let
 in
 args:
 if args ? openai then
-  throw "${function}: openai was removed; put mkGateway before the server, or serve the engine with mkServe, which has OpenAI's interface."
-else
-  build (
-    check.arguments.only function [
-      "repo"
-      "host"
-      "httpPort"
-      "grpcPort"
-      "metricsPort"
-      "gpus"
-      "flags"
-      "environment"
-      "adminKeyFile"
-      "startTimeout"
-      "exitTimeout"
-      "runtime"
-      "name"
-    ] args
+  throw (
+    "${function}: openai was removed; put mkGateway before the server, or serve the engine with "
+    + "mkServe, which has OpenAI's interface."
   )
+else
+  check.arguments.call function build args

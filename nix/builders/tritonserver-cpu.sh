@@ -19,3 +19,5 @@ install -m 755 "$stub" "$site/pytriton/tritonserver/backends/python/triton_pytho
 for part in bin backends caches; do
   ln -s "lib/site-packages/pytriton/tritonserver/$part" "$out/$part"
 done
+# The stub ignores PYTHONDONTWRITEBYTECODE: started by root on a single-user Nix store, it would compile this into the store.
+python3 -m compileall -q --invalidation-mode unchecked-hash "$out/backends/python"

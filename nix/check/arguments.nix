@@ -1,5 +1,5 @@
 { lib, names, ... }:
-{
+rec {
   # Rejects argument names that a function does not have, with the nearest one that it has.
   # only :: string -> [ string ] -> set -> set
   only =
@@ -11,6 +11,12 @@
       args
     else
       throw "${function}: ${names.unknown "argument" (builtins.head strange) known}";
+
+  # Calls a function of an attribute set; its pattern is the list of its arguments.
+  # call :: string -> (set -> a) -> set -> a
+  call =
+    function: build: args:
+    build (only function (builtins.attrNames (builtins.functionArgs build)) args);
 
   # One of a list of values.
   # oneOf :: string -> string -> [ string ] -> string -> string

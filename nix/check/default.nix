@@ -4,6 +4,8 @@ let
   self = {
     names = import ./names.nix { inherit lib; };
     arguments = import ./arguments.nix ({ inherit lib; } // self);
+    address = import ./address.nix;
+    secrets = import ./secrets.nix { inherit lib; };
     license = import ./license.nix { inherit lib; };
     lock = import ./lock.nix ({ inherit lib; } // self);
     checkpoint = import ./checkpoint.nix ({ inherit lib; } // self);

@@ -1,7 +1,7 @@
 # services.enginix: Triton servers as hardened systemd services.
 #
 # Everything is imported by its path, so that a module that several of a host's modules import is
-# one module, and every message and option says in which file it stands.
+# one module, and every message and option names its file.
 {
   _class = "nixos";
   imports = [

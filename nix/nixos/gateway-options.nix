@@ -19,41 +19,42 @@ let
       keyFile = mkOption {
         type = types.str;
         example = "/run/secrets/alice";
-        description = "File with this client's key, one line; handed over as a systemd credential.";
+        description =
+          "File with this client's key, one line; systemd hands it over as a credential.";
       };
       models = mkOption {
         type = types.listOf types.str;
         default = [ ];
-        description = "Models that it may ask for; all where empty.";
+        description = "Models that the client may use; empty allows all.";
       };
-      requestsPerMinute = count "Limit; 0 for none.";
-      tokensPerMinute = count "Limit; 0 for none.";
-      parallelRequests = count "Limit; 0 for none.";
+      requestsPerMinute = count "Limit; 0 turns it off.";
+      tokensPerMinute = count "Limit; 0 turns it off.";
+      parallelRequests = count "Limit; 0 turns it off.";
     };
   };
 in
 {
   enable = mkEnableOption (
-    "a gateway (LiteLLM) with OpenAI's interface, keys and limits in front of the servers: the service "
-    + "`enginix-gateway`"
+    "a gateway (LiteLLM) with OpenAI's interface, keys and limits in front of the servers: the "
+    + "service `enginix-gateway`"
   );
 
   host = mkOption {
     type = types.str;
     default = "127.0.0.1";
-    description = "Its address; any other than loopback needs a key.";
+    description = "Listen address of the gateway; any other than loopback needs a key.";
   };
 
   port = mkOption {
     type = types.port;
     default = 4000;
-    description = "Its port.";
+    description = "Port of the gateway.";
   };
 
   openFirewall = mkOption {
     type = types.bool;
     default = false;
-    description = "Whether to open its port in the firewall.";
+    description = "Whether to open the gateway's port in the firewall.";
   };
 
   keyFile = mkOption {
@@ -61,8 +62,8 @@ in
     default = null;
     example = "/run/secrets/enginix-gateway";
     description = ''
-      File with the operator's key, one line: all models, no limits. systemd hands it to the service as a credential: it is
-      neither in the store nor in the unit's text.
+      File with the operator's key, one line: all models, no limits. systemd hands it to the service
+      as a credential: the key is neither in the store nor in the unit's text.
     '';
   };
 
@@ -82,7 +83,10 @@ in
         "b"
       ];
     };
-    description = "Names that clients use, and the servers of this machine that answer: any of them. Empty for each server by its own name.";
+    description = ''
+      Models by the names that clients use: each is a list of servers of this machine, which share
+      its requests. Empty offers each server by its own name.
+    '';
   };
 
   aliases = mkOption {
@@ -97,5 +101,7 @@ in
     description = "Models to try, in order, when no server of a model answers.";
   };
 
-  maxParallelRequests = count "Requests at once; further ones are refused with 429. 0 for no limit.";
+  maxParallelRequests = count (
+    "Requests at once; further ones are refused with status 429. 0 turns the limit off."
+  );
 }

@@ -1,7 +1,9 @@
-# The gateway's options -> its description and its systemd service. Plain functions, as service.nix has them.
+# The gateway's options -> its description and its systemd service. Plain functions, like those of
+# service.nix.
 { lib, escape }:
 let
-  # A credential's name is what the description calls a key's file.
+  inherit (import ../check/address.nix) isLoopback local;
+  # The description names a key's file by its credential.
   credentials =
     gateway: servers:
     lib.optional (gateway.keyFile != null) "operator:${gateway.keyFile}"
@@ -11,22 +13,12 @@ let
         name: s: lib.optional (s.apiKeyFile != null) "server-${name}:${s.apiKeyFile}"
       ) servers
     );
-  reached = {
-    "0.0.0.0" = "127.0.0.1";
-    "::" = "::1";
-  };
-  address =
-    host:
-    let
-      at = reached.${host} or host;
-    in
-    if builtins.match ".*:.*" at != null then "[${at}]" else at;
-  # A server as mkGateway takes it.
+  # A server as an argument of mkGateway.
   backend =
     name: s:
     let
       inherit (s.served) ownServer;
-      url = "http://${address s.host}:${toString s.httpPort}";
+      url = "http://${local s.host s.httpPort}";
     in
     {
       kind = if ownServer then "openai" else "triton";
@@ -36,14 +28,15 @@ let
     // lib.optionalAttrs (ownServer && s.apiKeyFile != null) { keyFile = "server-${name}"; };
 in
 {
-  # Model -> servers; one that is none is an assertion of gateway.nix.
+  # Model -> servers; gateway.nix has an assertion against unknown servers.
   models =
     gateway: servers:
     if gateway.models == { } then
       builtins.mapAttrs (name: s: [ (backend name s) ]) servers
     else
       builtins.mapAttrs (
-        _: names: map (name: backend name servers.${name}) (builtins.filter (name: servers ? ${name}) names)
+        _: names:
+        map (name: backend name servers.${name}) (builtins.filter (name: servers ? ${name}) names)
       ) gateway.models;
 
   # Arguments of mkGateway.
@@ -67,11 +60,14 @@ in
     }
     // lib.optionalAttrs (gateway.keyFile != null) { keyFile = "operator"; };
 
-  # The service of what mkGateway made of them.
-  unit = id: gateway: servers: door: {
+  # The service of mkGateway's output.
+  unit = id: gateway: servers: command: {
     description = "OpenAI gateway of enginix: ${id}";
     wantedBy = [ "multi-user.target" ];
-    after = [ "network.target" ] ++ map (name: "enginix-${name}.service") (builtins.attrNames servers);
+    after = [
+      "network.target"
+    ]
+    ++ map (name: "enginix-${name}.service") (builtins.attrNames servers);
     stopIfChanged = false;
     environment = {
       HOME = "%t/enginix-${id}";
@@ -80,7 +76,7 @@ in
     serviceConfig = {
       Type = "notify";
       NotifyAccess = "main";
-      ExecStart = escape [ (lib.getExe door) ];
+      ExecStart = escape [ (lib.getExe command) ];
       Restart = "on-failure";
       RestartSec = 10;
       TimeoutStartSec = 660; # it waits 600 s for the servers behind it
@@ -92,8 +88,10 @@ in
       LimitNOFILE = 65536;
     }
     // import ./hardening.nix {
-      loopback = gateway.host == "127.0.0.1" || gateway.host == "::1";
+      loopback = isLoopback gateway.host;
     }
-    // lib.optionalAttrs (credentials gateway servers != [ ]) { LoadCredential = credentials gateway servers; };
+    // lib.optionalAttrs (credentials gateway servers != [ ]) {
+      LoadCredential = credentials gateway servers;
+    };
   };
 }

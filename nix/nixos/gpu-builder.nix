@@ -8,7 +8,9 @@ in
     assertions = [
       {
         assertion = cfg.sms != [ ];
-        message = "services.enginix.gpuBuilder: sms is empty, so no engine would ever be built here; name the GPUs' SM versions, for instance [ 90 ] (nvidia-smi --query-gpu=compute_cap).";
+        message =
+          "services.enginix.gpuBuilder: sms is empty, so no engine would ever be built here; name "
+          + "the GPUs' SM versions, for instance [ 90 ] (nvidia-smi --query-gpu=compute_cap).";
       }
     ];
     programs.nix-required-mounts = {

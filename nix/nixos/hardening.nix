@@ -1,8 +1,8 @@
-# What a service may not do, as much of it as a server of models can bear (docs/nixos.md, "The unit").
+# Restrictions of a service: all that a model server works with (docs/nixos.md, "The unit").
 {
-  # Whether it has GPUs.
+  # Whether the service has GPUs.
   gpu ? false,
-  # Whether it talks to this machine only.
+  # Whether the service talks to this machine only.
   loopback ? true,
 }:
 {
@@ -47,7 +47,8 @@
     "~@privileged"
   ];
 
-  # Without a GPU no device but the pseudo ones. With one, /dev is the machine's, and only NVIDIA's classes open.
+  # Without a GPU, only pseudo devices. With one, /dev is the machine's, and only NVIDIA's classes
+  # open.
   DevicePolicy = "closed";
   PrivateDevices = !gpu;
 }

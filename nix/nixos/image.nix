@@ -1,4 +1,4 @@
-# What stands at the root of a server inside a runtime's image: a mount point for each of the image's directories,
+# The root of a server inside a runtime's image: a mount point for each of the image's directories,
 # and the image's own links (bin, lib, …). The image itself is bound over it, so nothing is copied.
 { pkgs }:
 runtime:

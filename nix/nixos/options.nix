@@ -28,9 +28,10 @@ in
       defaultText = literalExpression "enginix.lib.mkLib pkgs";
       example = literalExpression "enginix.legacyPackages.\${pkgs.stdenv.hostPlatform.system}";
       description = ''
-        enginix' functions and packages, which make repositories, servers and gateways. By default over this machine's own
-        `pkgs`: its overlays, `nixpkgs.config` and version of nixpkgs hold. The example takes the nixpkgs that enginix is
-        locked to; `(enginix.lib.mkLib pkgs).override { … }` replaces a part.
+        The functions and packages of enginix, which make repositories, servers and gateways. By
+        default they use this machine's own `pkgs`, with its overlays, `nixpkgs.config` and version
+        of nixpkgs. The example takes the nixpkgs that enginix is locked to;
+        `(enginix.lib.mkLib pkgs).override { … }` replaces a part.
       '';
     };
 
@@ -60,31 +61,42 @@ in
     driverVersion = mkOption {
       type = types.nullOr types.str;
       default =
-        if config.hardware.nvidia.enabled or false then config.hardware.nvidia.package.version else null;
-      defaultText = literalMD "the version of `config.hardware.nvidia.package`, where `hardware.nvidia.enabled` is set";
+        if config.hardware.nvidia.enabled or false then
+          config.hardware.nvidia.package.version
+        else
+          null;
+      defaultText = literalMD (
+        "the version of `config.hardware.nvidia.package`, where `hardware.nvidia.enabled` is set"
+      );
       example = "590.44.01";
-      description = "Version of the GPU driver, compared with the runtimes' least; null does not compare.";
+      description =
+        "GPU driver's version, compared with each runtime's minimum; null does not compare.";
     };
 
     prometheus.enable = mkEnableOption (
-      "the scrape of every Triton server by this machine's Prometheus (`services.prometheus`); an engine's own "
-      + "server has no metrics for it, and a warning names the servers that are left out"
+      "the scrape of every Triton server by this machine's Prometheus (`services.prometheus`); an "
+      + "engine's own server has no metrics for it, and a warning names the servers that are left "
+      + "out"
     );
 
-    grafana.enable = mkEnableOption "a dashboard of the servers in this machine's Grafana (`services.grafana`)";
+    grafana.enable = mkEnableOption (
+      "a dashboard of the servers in this machine's Grafana (`services.grafana`)"
+    );
 
     gpuBuilder = {
       enable = mkEnableOption (
-        "builds of engines on this machine: Nix builds that ask for `cuda` see the GPU inside the sandbox "
-        + "(`programs.nix-required-mounts`, nixpkgs 26.05 or later), and `nix.settings.system-features` holds the "
-        + "features that `mkEngine` asks for beside NixOS' own"
+        "builds of engines on this machine: Nix builds that require `cuda` see the GPU inside the "
+        + "sandbox (`programs.nix-required-mounts`, nixpkgs 26.05 or later), and "
+        + "`nix.settings.system-features` holds the features that `mkEngine` requires beside "
+        + "NixOS' own"
       );
 
       sms = mkOption {
         type = types.listOf types.ints.positive;
         default = [ ];
         example = [ 90 ];
-        description = "SM versions of this machine's GPUs; an engine is built only where its own is among them.";
+        description =
+          "SM versions of this machine's GPUs; engines for other versions are not built here.";
       };
     };
   };

@@ -1,15 +1,15 @@
-# What must hold before the machine switches to a generation with this server: one shell command,
-# which fails with the first of its parts that fails. "$1" is the new system, "$2" what is done with
-# it (switch, test, boot, …).
+# The checks before the machine switches to a generation with this server: one shell command, which
+# fails with the first of its parts that fails. "$1" is the new system, "$2" the action (switch,
+# test, boot, …).
 { lib, pkgs }:
 {
   name,
   server,
-  # What served.nix makes of the options.
+  # Output of served.nix.
   what,
   # The root of a server inside an image (image.nix), null for others.
   root,
-  # What differs in a trial (trial.nix).
+  # The drop-in of a trial (trial.nix).
   trial,
 }:
 let
@@ -35,8 +35,8 @@ let
   fits = "${enginix} serve ${what.repo} --tritonserver ${server.tritonserver} --dry-run >/dev/null";
 
   # The engine against GPU and driver of this machine as it runs now. For `boot`, and where
-  # nixos-install writes another machine, these are not what the generation will meet: it may bring
-  # the driver that the engine needs.
+  # nixos-install writes another machine, the generation will run with others: it may bring the
+  # driver that the engine needs.
   check = lib.concatStringsSep " " [
     "case \"\${2-switch}\" in"
     "switch | test) ${enginix} check ${what.engine} >/dev/null ;;"
@@ -59,6 +59,6 @@ let
     ++ lib.optional (hasGpu && what.kind != "reference") check
     ++ lib.optional server.rollout.trial rollout;
 in
-# nixpkgs ran these texts with and without errexit, also inside of a condition, where bash ignores
-# it: `&&` holds in all.
+# nixpkgs has run these texts with and without errexit, also inside a condition, where bash ignores
+# it: `&&` works in all.
 lib.concatStringsSep " &&\n" (if parts == [ ] then [ "true" ] else parts) + "\n"

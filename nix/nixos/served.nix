@@ -1,11 +1,12 @@
-# A server's options -> what serves it: a repository under Triton, or the engine's own server. Nothing is built yet.
+# A server's options -> the program that serves it: Triton over a repository, or the engine's own
+# server. Nothing is built yet.
 {
   lib,
   # mkTritonRepo, mkTritonServer and mkServe.
   parts,
 }:
 let
-  own = [
+  kindsWithServer = [
     "edgellm"
     "llmapi"
     "tensorrt"
@@ -16,15 +17,23 @@ let
   engine = if server.engine != null then server.engine else server.repo.engine or { };
   kind = engine.kind or server.repo.kind or "reference";
   settings = lib.filterAttrs (_: v: v != null && v != { }) server.settings;
-  asked = if server.ownServer != null then server.ownServer else server.engine != null && kind == "edgellm";
+  ownServer =
+    if server.ownServer != null then
+      server.ownServer
+    else
+      server.engine != null && kind == "edgellm";
 in
 rec {
-  inherit engine kind settings;
+  inherit
+    engine
+    kind
+    settings
+    ownServer
+    ;
   runtime = engine.runtime or server.repo.runtime or "reference";
-  ownServer = asked;
-  hasOwnServer = builtins.elem kind own;
+  hasOwnServer = builtins.elem kind kindsWithServer;
   ranks = (engine.parallel.tensorParallel or 1) * (engine.parallel.pipelineParallel or 1);
-  # The image that it runs in: the CPU reference and Edge-LLM run on this machine's own.
+  # The image that the server runs in; the CPU reference and Edge-LLM use this machine's own files.
   image = if kind == "reference" || kind == "edgellm" then null else engine.runtimePackage or null;
 
   repo =
@@ -34,10 +43,10 @@ rec {
       server.repo
     else
       parts.mkTritonRepo ({ inherit engine; } // settings);
-  # Words of options that mkTritonServer has taken.
+  # Words of the options that mkTritonServer has checked.
   flags =
     if ownServer && server.flags != { } then
-      throw "flags are tritonserver's, and the engine's own server serves; leave them out."
+      throw "flags are options of tritonserver, and ownServer is on; leave them out."
     else if server.flags == { } then
       [ ]
     else
@@ -48,7 +57,7 @@ rec {
   device = if server.repo != null then server.repo.device or "cpu" else settings.device or "cpu";
   onCpu = kind == "reference" && device == "cpu";
 
-  # mkServe's command; arguments of a start win over those that are built in.
+  # mkServe's command; arguments given at start win over the ones built in.
   serve =
     if !ownServer then
       null

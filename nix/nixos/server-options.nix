@@ -25,8 +25,8 @@ in
       default = null;
       example = literalExpression "enginix.packages.\${system}.tiny-qwen3-engine";
       description = ''
-        Engine to serve, from `mkEngine`: over a model repository that the module makes of it and `settings`, or by its
-        own server (`ownServer`). Either this or `repo`.
+        Engine to serve, from `mkEngine`: by Triton, over a model repository that the module makes
+        of it and `settings`, or by its own server (`ownServer`). Set either this or `repo`.
       '';
     };
 
@@ -34,7 +34,10 @@ in
       type = types.nullOr types.package;
       default = null;
       example = literalExpression "enginix.packages.\${system}.tiny-qwen3-triton-repo";
-      description = "Model repository to serve, from `mkTritonRepo`. It says which engine, runtime and ranks it needs.";
+      description = ''
+        Model repository to serve, from `mkTritonRepo`. It holds the engine, runtime and ranks that
+        it needs.
+      '';
     };
 
     ownServer = mkOption {
@@ -42,8 +45,9 @@ in
       default = null;
       defaultText = literalExpression "engine.kind == \"edgellm\"";
       description = ''
-        Whether the engine's own OpenAI server serves it in place of Triton: `tensorrt-edgellm-serve` of kind edgellm,
-        which has no Triton repository; `trtllm-serve` of the kinds tensorrt and llmapi. It listens on `httpPort`.
+        Whether the engine's own OpenAI server serves it in place of Triton:
+        `tensorrt-edgellm-serve` of kind edgellm, which has no Triton repository; `trtllm-serve` of
+        the kinds tensorrt and llmapi. It listens on `httpPort`.
       '';
     };
 
@@ -55,8 +59,8 @@ in
         maxQueueSize = 64;
       };
       description = ''
-        What `engine` is served with: arguments of `mkTritonRepo`, or options of the engine's own server. Unknown names, and
-        those that another kind has, are refused by it.
+        Arguments of `mkTritonRepo` for `engine`, or options of the engine's own server. Unknown
+        names, and names of another kind, are refused.
       '';
     };
 
@@ -71,15 +75,19 @@ in
       type = types.nullOr types.package;
       default = shared.tritonserver;
       defaultText = literalExpression "config.services.enginix.tritonserver";
-      description = "The tritonserver of reference repositories. Others are served by the one in their runtime's image.";
+      description = ''
+        The tritonserver of reference repositories. Others are served by the one in their runtime's
+        image.
+      '';
     };
 
     host = mkOption {
       type = types.str;
       default = "127.0.0.1";
       description = ''
-        Address of all endpoints. Triton is no security boundary: leave it on loopback and put a gateway before
-        it. On loopback the unit may exchange packets with this machine only.
+        Listen address for HTTP, gRPC and metrics. Triton is no security boundary: leave it on
+        loopback and put a gateway before it. On loopback the unit may exchange packets with this
+        machine only.
       '';
     };
 
@@ -87,8 +95,8 @@ in
       type = types.bool;
       default = false;
       description = ''
-        Whether everybody who reaches `host` may use this server. Triton and trtllm-serve ask for no key: an address other
-        than loopback is refused without this.
+        Whether everybody who reaches `host` may use this server. Triton and trtllm-serve ask for no
+        key: without this option an address other than loopback is refused.
       '';
     };
 
@@ -113,7 +121,8 @@ in
     openFirewall = mkOption {
       type = types.bool;
       default = false;
-      description = "Whether to open the ports of requests in the firewall; never the metrics'.";
+      description =
+        "Whether to open the HTTP and gRPC ports in the firewall; the metrics port stays closed.";
     };
 
     # Removed: assertions.nix names what replaces it.
@@ -129,8 +138,9 @@ in
       default = null;
       example = "/run/secrets/edgellm-key";
       description = ''
-        File with the key that clients of the engine's own server send (kind edgellm). systemd hands it to the service as a
-        credential: it is neither in the store nor in the unit's text nor on a command line.
+        File with the key that clients of the engine's own server send (kind edgellm). systemd hands
+        it to the service as a credential: the key is neither in the store nor in the unit's text
+        nor on a command line.
       '';
     };
 
@@ -139,15 +149,17 @@ in
       default = [ ];
       example = [ "GPU-2f0c1b6e-6a5d-4d0e-9b7b-1f2e3d4c5b6a" ];
       description = ''
-        GPUs of this server, one a rank, by index or by UUID (`nvidia-smi -L`). An index can change with a reboot, a UUID
-        does not. Empty for a repository that runs on the CPU: the unit then sees no device at all.
+        GPUs of this server, one a rank, by index or by UUID (`nvidia-smi -L`). An index can change
+        with a reboot, a UUID does not. Empty for a repository that runs on the CPU: the unit then
+        sees no device at all.
       '';
     };
 
     shareGpus = mkOption {
       type = types.bool;
       default = false;
-      description = "Whether other servers may use the same GPUs. All that share one must say so.";
+      description =
+        "Whether other servers may use the same GPUs. All servers that share a GPU need it.";
     };
 
     memory = mkOption {
@@ -155,8 +167,9 @@ in
       default = null;
       example = 24576;
       description = ''
-        MiB of each GPU that this server takes, key-value cache included. With it, servers that share a GPU are refused
-        when they do not fit together; it limits nothing by itself (`settings.parameters.kv_cache_free_gpu_mem_fraction` does).
+        MiB of each GPU that this server takes, key-value cache included. With it, servers that
+        share a GPU are refused when they do not fit together. The option itself limits nothing;
+        `settings.parameters.kv_cache_free_gpu_mem_fraction` does.
       '';
     };
 
@@ -165,8 +178,9 @@ in
         type = types.bool;
         default = true;
         description = ''
-          Whether a changed server is first started beside the running one, on free ports, when the machine switches to a
-          new generation: a switch to one that cannot answer is refused while the old one still serves.
+          Whether a changed server is first started beside the running one, on free ports, when the
+          machine switches to a new generation. If it cannot answer, the switch is refused, and the
+          old server continues.
         '';
       };
 
@@ -175,8 +189,9 @@ in
         default = null;
         example = 8192;
         description = ''
-          MiB that must be free for a trial, on each of `gpus`, or of the machine's memory without any. By default what the
-          engine's plan counts for weights and workspace; where nothing is known, there is no trial on a GPU.
+          MiB that must be free for a trial, on each of `gpus`, or of the machine's memory for a
+          server without GPUs. The default is weights and workspace of the engine's memory plan;
+          without a memory plan there is no trial on a GPU.
         '';
       };
     };
@@ -196,8 +211,9 @@ in
         http-thread-count = 16;
       };
       description = ''
-        Options of tritonserver by their names; `mkTritonServer` checks them against the server's version. Triton has no
-        JSON log; `journalctl -o json ENGINIX_SERVER=<name>` gives the journal's entries of a server as JSON.
+        Options of tritonserver by their names; `mkTritonServer` checks them against the server's
+        version. Triton has no JSON log; `journalctl -o json ENGINIX_SERVER=<name>` gives the
+        journal's entries of a server as JSON.
       '';
     };
 
@@ -210,7 +226,7 @@ in
     exitTimeout = mkOption {
       type = types.ints.between 1 86400;
       default = 30;
-      description = "Seconds that requests under way have to finish after a stop was asked for; systemd waits 20 more.";
+      description = "Seconds that running requests have after a stop; systemd waits 20 more.";
     };
 
     environment = mkOption {
@@ -220,8 +236,8 @@ in
         LD_LIBRARY_PATH = "/run/opengl-driver/lib";
       };
       description = ''
-        Environment of the enginix command, as it is written here: `%` is no specifier of systemd. The server itself gets
-        what `enginix serve --dry-run` shows, no more.
+        Environment of the enginix command, as written here: `%` is no specifier of systemd. The
+        server itself gets only the variables that `enginix serve --dry-run` shows.
       '';
     };
 

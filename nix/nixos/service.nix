@@ -1,20 +1,16 @@
-# A server's options -> its systemd service. Plain functions: `make unit` and tests evaluate it without nixpkgs.
+# A server's options -> its systemd service. Plain functions: `make unit` and tests evaluate it
+# without nixpkgs.
 {
   lib,
-  # systemd's quoting of a command line, not a shell's: `%` and `$` mean something to it.
+  # systemd's quoting of a command line, not a shell's: `%` and `$` are special in it.
   escape,
 }:
 let
   runtimes = (lib.importJSON ../../python/enginix/data/runtime/runtimes.json).runtimes;
-  isLoopback = host: host == "127.0.0.1" || host == "::1";
-  # A wildcard address is reached over loopback.
-  reached = {
-    "0.0.0.0" = "127.0.0.1";
-    "::" = "::1";
-  };
+  inherit (import ../check/address.nix) isLoopback local;
 in
 name: server:
-# What served.nix makes of the options.
+# Output of served.nix.
 served:
 # The root of an image-based server (image.nix), null for others.
 image:
@@ -56,7 +52,7 @@ let
     (toString server.exitTimeout)
   ]
   ++ served.flags;
-  # A credential's name is what the command calls a key's file.
+  # The command names a key's file by its credential.
   credentials = lib.optional (server.apiKeyFile != null) "api-key:${server.apiKeyFile}";
   # Inside the image the runner needs no sandbox of its own, and could not have one here.
   runner = [
@@ -68,13 +64,12 @@ let
     "--kv-cache-fraction"
     served.settings.kvCacheFraction
   ];
-  host = reached.${server.host} or server.host;
-  url = "http://${if builtins.match ".*:.*" host != null then "[${host}]" else host}:${toString server.httpPort}";
-  # The engine's own server says nothing to systemd: this one does for it, when it has answered.
-  own = [
+  # The engine's own server does not notify systemd: `enginix ready` does when the server has
+  # answered.
+  ownServer = [
     enginix
     "ready"
-    url
+    "http://${local server.host server.httpPort}"
     "--timeout"
     (toString server.startTimeout)
   ]
@@ -92,7 +87,9 @@ let
   ];
 in
 {
-  description = "${if served.ownServer then "OpenAI server" else "Triton Inference Server"} of enginix: ${name}";
+  description =
+    (if served.ownServer then "OpenAI server" else "Triton Inference Server")
+    + " of enginix: ${name}";
   wantedBy = [ "multi-user.target" ];
   after = [ "network.target" ];
   # The old server is stopped where the new one is about to start, not before the whole activation.
@@ -114,14 +111,15 @@ in
   serviceConfig = {
     Type = "notify";
     NotifyAccess = if served.ownServer then "all" else "main";
-    ExecStart = escape ((if served.ownServer then own else triton) ++ server.extraArgs);
+    ExecStart = escape ((if served.ownServer then ownServer else triton) ++ server.extraArgs);
     Restart = "on-failure";
     RestartSec = 10;
-    # `enginix serve` gives up first, with the reason; systemd's own limit only catches a wedged one.
+    # `enginix serve` gives up first, with the reason; systemd's own limit only stops a hanging one.
     TimeoutStartSec = server.startTimeout + 60;
     # Triton's own time, then 10 s until `enginix serve` kills it, then tidying up.
     TimeoutStopSec = server.exitTimeout + 20;
-    # SIGTERM to the main process alone: the server's Python processes must live until their requests are answered.
+    # SIGTERM to the main process only: the server's Python processes must live until their requests
+    # are answered.
     KillMode = "mixed";
     LogExtraFields = [ "ENGINIX_SERVER=${name}" ];
 

@@ -1,7 +1,8 @@
-# What an engine is served with: arguments of mkTritonRepo by name, or options of the engine's own server.
+# Settings of a served engine: arguments of mkTritonRepo by name, or options of the engine's own
+# server.
 #
-# Null is left out, so that defaults are the function's. Names beyond these go there too, and it refuses those that it
-# or the engine's kind does not know.
+# Null is left out, so that defaults are the function's. Other names are passed on, too; the
+# function refuses those that it or the engine's kind does not know.
 { lib }:
 let
   inherit (lib) mkOption types;
@@ -30,19 +31,22 @@ in
   freeformType = types.attrsOf (types.nullOr scalar);
   options = {
     maxBatchSize = count "Requests that are computed together; at most the engine's.";
-    maxQueueDelayMicroseconds = count "Microseconds that preprocessing waits to fill a batch (kind tensorrt).";
+    maxQueueDelayMicroseconds = count "Microseconds of waiting to fill a batch (kind tensorrt).";
     maxQueueSize = count "Requests that may wait; further ones are refused.";
     preprocessingInstances = count "Processes that tokenize (kind tensorrt).";
     postprocessingInstances = count "Processes that turn tokens into text (kind tensorrt).";
     ensembleInstances = count "Processes that tokenize and turn tokens into text (kind reference).";
     blsInstances = count "Processes of tensorrt_llm_bls (kind tensorrt).";
     decoupled = switch "Several responses a request, which streaming needs.";
-    accumulateTokens = switch "Whether tensorrt_llm_bls decodes all tokens of an answer together (kind tensorrt).";
+    accumulateTokens = switch (
+      "Whether tensorrt_llm_bls decodes all tokens of an answer together (kind tensorrt)."
+    );
     device = mkOption {
       type = types.nullOr types.str;
       default = null;
       example = "cuda";
-      description = "Where the reference executor runs: `cpu`, `cuda` or `cuda:<n>` (kind reference).";
+      description =
+        "Where the reference executor runs: `cpu`, `cuda` or `cuda:<n>` (kind reference).";
     };
     logitsDatatype = mkOption {
       type = types.nullOr types.str;

@@ -1,13 +1,13 @@
-# What differs where a server is tried beside the running one: a drop-in of a copy of its unit (enginix rollout).
+# The trial of a server beside the running one: a drop-in for a copy of its unit (enginix rollout).
 #
-# Free ports of loopback, directories of its own, one start. Everything else is the unit's.
+# Free ports of loopback, directories of its own, one start. The rest is the unit's.
 { lib, escape }:
 name: server: served: image:
 let
   service = import ./service.nix { inherit lib escape; };
   trial = "trial-${name}";
-  # Port 0 takes a free one; the engine's own server is told which (enginix rollout fills it in).
-  changed =
+  # Port 0 takes a free one; for the engine's own server enginix rollout fills one in.
+  trialService =
     (service trial (
       server
       // {
@@ -29,12 +29,14 @@ in
 ''
   [Service]
   ExecStart=
-  ExecStart=${changed.ExecStart}
+  ExecStart=${trialService.ExecStart}
   Restart=no
   Environment="HOME=%C/enginix-${trial}" "XDG_CACHE_HOME=%C/enginix-${trial}"
   LogExtraFields=ENGINIX_SERVER=${trial}
 ''
 # An empty assignment first: these are lists, and the unit's own entry would stay.
 + lib.concatLines (
-  map (key: "${key}=\n${key}=${toString changed.${key}}") (builtins.filter (key: changed ? ${key}) keys)
+  map (key: "${key}=\n${key}=${toString trialService.${key}}") (
+    builtins.filter (key: trialService ? ${key}) keys
+  )
 )

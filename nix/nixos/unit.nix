@@ -1,4 +1,4 @@
-# The systemd services. Readiness is `enginix serve`'s: it notifies after the first generation succeeded.
+# The systemd services. `enginix serve` notifies readiness after the first generation succeeded.
 {
   config,
   lib,

@@ -117,6 +117,43 @@ in
     expr = fails (check.arguments.only "f" [ "a" ] { b = 1; });
     expected = true;
   };
+  testCallPassesArguments = {
+    expr = check.arguments.call "f" ({ a, b ? 2 }: a + b) { a = 1; };
+    expected = 3;
+  };
+  testCallRefusesAnArgumentThatThePatternLacks = {
+    expr = fails (check.arguments.call "f" ({ a }: a) { a = 1; b = 2; });
+    expected = true;
+  };
+  testSecretInStore = {
+    expr = map check.secrets.inStore [
+      ./pure.nix
+      "${builtins.storeDir}/x-key"
+      "/run/secrets/key"
+      "operator"
+      null
+    ];
+    expected = [ true true false false false ];
+  };
+  testSecretOutsideStore = {
+    expr = check.secrets.outsideStore "f" "keyFile" "/run/secrets/key";
+    expected = "/run/secrets/key";
+  };
+  testSecretOutsideStoreRefuses = {
+    expr = map (file: fails (check.secrets.outsideStore "f" "keyFile" file)) [
+      ./pure.nix
+      "${builtins.storeDir}/x-key"
+    ];
+    expected = [ true true ];
+  };
+  testLoopback = {
+    expr = map check.address.isLoopback [ "127.0.0.1" "::1" "0.0.0.0" "::" "10.0.0.1" ];
+    expected = [ true true false false false ];
+  };
+  testLocalAddress = {
+    expr = map (host: check.address.local host 8000) [ "127.0.0.1" "0.0.0.0" "::" "fd00::1" "gpu1" ];
+    expected = [ "127.0.0.1:8000" "127.0.0.1:8000" "[::1]:8000" "[fd00::1]:8000" "gpu1:8000" ];
+  };
   testOneOfAccepts = {
     expr = check.arguments.oneOf "f" "dtype" [ "float16" ] "float16";
     expected = "float16";

@@ -37,8 +37,8 @@ test_answers_do_not_depend_on_what_judges() {
   with_lib build "$(engines_of '(builtins.elemAt (e.mkReferenceAnswers { inherit model; }).nativeBuildInputs 0)')" --no-link --json || return 1
   local package
   package=$(grep -o '"out":"[^"]*' "$out" | tail -n1 | cut -d'"' -f4)/lib/enginix
-  [ -e "$package/data/questions/gate_text.json" ] && [ -e "$package/gates/asking.py" ] &&
-    [ ! -e "$package/data/judgement/gates.json" ] && [ ! -e "$package/gates/judge.py" ] && [ ! -e "$package/gates/quality.py" ] &&
+  [ -e "$package/data/questions/gate_text.json" ] && [ -e "$package/evaluation/reference_answers/reference_asker.py" ] &&
+    [ ! -e "$package/data/judgement/gates.json" ] && [ ! -e "$package/evaluation/judgement" ] &&
     [ ! -e "$package/reference" ]
 }
 

@@ -142,7 +142,7 @@ test_kubernetes_schemas_notice_what_is_wrong() {
 
 test_kubernetes_refuses_at_evaluation() {
   ! kubernetes '{ reference = "registry.example:5000/tiny"; }' && says 'neither tag nor digest' &&
-    ! kubernetes '{ name = "Tiny"; }' && says 'no name of Kubernetes' && ! kubernetes '{ replicsa = 1; }' && says 'unknown argument "replicsa"' &&
+    ! kubernetes '{ name = "Tiny"; }' && says 'not a valid Kubernetes name' && ! kubernetes '{ replicsa = 1; }' && says 'unknown argument "replicsa"' &&
     ! kubernetes '{ apiKeySecret = "k"; }' && says 'Triton asks for no key' &&
     ! kubernetes '{ gpus = 1; }' '{ kind = "tensorrt"; server = { repo = { }; engine.parallel = { tensorParallel = 2; }; }; }' && says 'the engine has 2 ranks' &&
     ! kubernetes '{ serviceMonitor = true; }' '{ kind = "edgellm"; server.engine = { }; ports.http = 8000; }' && says 'no metrics port'

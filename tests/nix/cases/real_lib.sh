@@ -84,7 +84,7 @@ test_real_lib_module_ports_are_unique() {
 
 test_real_lib_module_firewall_stays_closed() {
   need_lib || return
-  fails '{ servers.a = { repo = tiny; openFirewall = true; }; }' 'nobody outside reaches' &&
+  fails '{ servers.a = { repo = tiny; openFirewall = true; }; }' 'which is unreachable from outside' &&
     module '{ servers.a = { repo = tiny; openFirewall = true; host = "0.0.0.0"; }; }' ports && says '[8000,8001]' &&
     module '{ servers.a = { repo = tiny; host = "0.0.0.0"; }; }' ports && says '[]'
 }
@@ -166,11 +166,11 @@ test_real_lib_module_gateway() {
   holds "{ $on }" && module "{ $on }" services && says '"enginix-gateway"' &&
     fails '{ gateway.enable = true; servers.a = { repo = tensorrt 1; gpus = [ 0 ]; }; }' 'a is served by Triton' 'set ownServer' &&
     holds '{ gateway.enable = true; servers.a = { engine = engine "tensorrt"; ownServer = true; gpus = [ 0 ]; }; }' &&
-    fails '{ gateway.enable = true; }' 'no server to stand before' &&
+    fails '{ gateway.enable = true; }' 'no servers are enabled' &&
     fails "{ $on gateway.models.m = [ \"a\" \"z\" ]; }" 'models: z is no server' &&
-    fails "{ $on gateway.aliases.gpt = \"m\"; }" 'name the model m, which is none; there are a' &&
+    fails "{ $on gateway.aliases.gpt = \"m\"; }" 'unknown model m in clients or aliases; there are a' &&
     fails "{ $on gateway.host = \"0.0.0.0\"; }" 'there is no key; set keyFile or clients' &&
-    fails "{ $on gateway.openFirewall = true; }" 'nobody outside reaches' &&
+    fails "{ $on gateway.openFirewall = true; }" 'which is unreachable from outside' &&
     fails "{ $on gateway.keyFile = \"/nix/store/x\"; }" 'in the store, where everybody reads it' &&
     fails "{ $on gateway.port = 8001; }" 'a.grpcPort and gateway.port are both 8001' &&
     module "{ $on gateway = { host = \"0.0.0.0\"; openFirewall = true; keyFile = \"/run/k\"; }; }" ports && says '[4000]'

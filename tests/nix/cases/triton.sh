@@ -47,8 +47,8 @@ test_triton_options_are_typed() {
 flags.http-thread-count = "4"|but tritonserver takes a whole number
 flags.allow-sagemaker = true|flags.allow-sagemaker: its routes passed by restricted APIs
 flags.http-port = 1|enginix writes it itself: --http-port
-gpus = [ "cuda:0" ]|is no GPU
-adminKeyFile = ./flake.nix|would be readable by everyone in the store
+gpus = [ "cuda:0" ]|is not a GPU's index
+adminKeyFile = ./flake.nix|would be in the store, where everybody reads it
 httpPort = -1|must be a whole number of at least 0
 grpcport = 1|Did you mean grpcPort?
 EOF
