@@ -9,9 +9,14 @@ in
 rec {
   inherit fixed formats;
 
-  # Bits of 128 consecutive weights and of a number of the KV cache, for each format where they are known.
-  bitsPer128 = lib.filterAttrs (_: bits: bits != null) (builtins.mapAttrs (_: row: row.bitsPer128) formats.algorithms);
-  kvCacheBits = lib.filterAttrs (_: bits: bits != null) (builtins.mapAttrs (_: row: row.bits) formats.kvCache);
+  # Bits of 128 consecutive weights, and of a number of the KV cache, where they are known.
+  # bitsPer128 :: { algorithm = int; }
+  bitsPer128 = lib.filterAttrs (_: bits: bits != null) (
+    builtins.mapAttrs (_: row: row.bitsPer128) formats.algorithms
+  );
+  kvCacheBits = lib.filterAttrs (_: bits: bits != null) (
+    builtins.mapAttrs (_: row: row.bits) formats.kvCache
+  );
 
   shortest = 1024;
   fewestTokens = 512;

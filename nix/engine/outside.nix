@@ -15,7 +15,8 @@ let
   artefactMeta = import ../artefact-meta.nix scope;
   package = import ./outside-package.nix scope;
   table = lib.importJSON ../../python/enginix/data/judgement/gates.json;
-  gatesOf = what: builtins.attrNames (lib.filterAttrs (_: row: builtins.elem what row.of) table.gates);
+  gatesOf =
+    what: builtins.attrNames (lib.filterAttrs (_: row: builtins.elem what row.of) table.gates);
   ofEngines = gatesOf "engine";
   ofCheckpoints = builtins.filter (gate: !builtins.elem gate ofEngines) (gatesOf "checkpoint");
 in
