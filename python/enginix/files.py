@@ -74,18 +74,11 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def require_file_output(out: Path) -> None:
-    """Refuse an output file that cannot be written, before anything is computed.
+def sha256_json(value: Any) -> str:
+    """Hex SHA-256 of a value's canonical JSON."""
+    import hashlib
 
-    A file that exists is replaced.
-
-    Raises:
-        UsageError: a symbolic link.
-        MachineError: a directory.
-    """
-    refuse_link(out)
-    if out.is_dir():
-        raise MachineError("is a directory", where=str(out), fix="pass a file to -o")
+    return hashlib.sha256(dump_json(value).encode()).hexdigest()
 
 
 def refuse_link(out: Path) -> None:

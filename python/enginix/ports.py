@@ -13,6 +13,19 @@ from pathlib import Path
 
 from enginix.errors import MachineError, UsageError
 
+LOOPBACK = ("127.0.0.1", "::1")
+_WILDCARDS = ("0.0.0.0", "::")
+
+
+def choose_loopback_port() -> int:
+    """Return a port of loopback that is free now."""
+    return reserve_ports(LOOPBACK[0], [("", 0)])[0]
+
+
+def reachable_address(host: str) -> str:
+    """Return the address at which a server that listens on ``host`` is reached from this machine."""
+    return LOOPBACK[0] if host in _WILDCARDS else host
+
 
 def address_family(host: str) -> socket.AddressFamily:
     """Return the family of an IP address.

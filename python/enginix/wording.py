@@ -28,3 +28,15 @@ def find_nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | 
 
     matches = difflib.get_close_matches(name, list(known), 1, cutoff)
     return matches[0] if matches else None
+
+
+def suggest_name(name: str, known: Iterable[str], otherwise: str = "", cutoff: float = 0.6) -> str:
+    """``did you mean X?`` with the nearest known name; ``otherwise`` where none is near."""
+    near = find_nearest(name, known, cutoff)
+    return f"did you mean {near}?" if near else otherwise
+
+
+def list_known(name: str, known: Iterable[str]) -> str:
+    """All known names, after the nearest one: ``did you mean X? known: X, Y``."""
+    names = list(known)
+    return f"{suggest_name(name, names)} known: {', '.join(names)}".strip()

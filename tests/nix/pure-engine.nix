@@ -3,20 +3,13 @@
 let
   fails = e: !(builtins.tryEval (builtins.deepSeq e e)).success;
   sha = lib.concatStringsSep "" (builtins.genList (_: "a") 64);
-  data = ../../python/enginix/data;
-  # A table by its name, whatever folder it is in.
-  read =
-    name:
-    let
-      paths = map (folder: data + "/${folder}/${name}.json") (builtins.attrNames (builtins.readDir data));
-    in
-    lib.importJSON (builtins.head (builtins.filter builtins.pathExists paths));
-  support = read "engine_support";
-  formats = read "number_formats";
-  table = read "build_options";
-  llmArgs = read "llm_args";
-  inherit (read "runtimes") runtimes;
-  inherit (read "gpus") gpus;
+  read = name: lib.importJSON (../../python/enginix/data + "/${name}.json");
+  support = read "runtime/engine_support";
+  formats = read "models/number_formats";
+  table = read "tensorrt/build_options";
+  llmArgs = read "llmapi/llm_args";
+  inherit (read "runtime/runtimes") runtimes;
+  inherit (read "machine/gpus") gpus;
   gpu = name: gpus.${name} // { inherit name; };
   accepted = algorithm: name: !fails (check.target.quantization "e" algorithm (gpu name));
 

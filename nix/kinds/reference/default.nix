@@ -63,16 +63,10 @@ let
     if gates == null then
       null
     else
-      check.arguments.only "${function}: gates" [
-        "logits"
-        "coverage"
-        "smoke"
-        "agreement"
-        "perplexity"
-        "task"
-        "context"
-        "invariance"
-      ] gates;
+      check.arguments.only "${function}: gates" (builtins.attrNames (
+        lib.filterAttrs (_: row: builtins.elem "checkpoint" row.of)
+          (lib.importJSON ../../python/enginix/data/judgement/gates.json).gates
+      )) gates;
   flags =
     lib.optionals (requestedGates != null) [
       "--gates"

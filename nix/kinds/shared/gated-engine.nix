@@ -16,19 +16,11 @@ let
   artefactMeta = import ../../artefact-meta.nix scope;
   package = import ./asker-package.nix scope;
   table = lib.importJSON ../../../python/enginix/data/judgement/gates.json;
-  checkpointGateNames = [
-    "logits"
-    "coverage"
-  ];
-  engineGateNames = [
-    "smoke"
-    "greedy"
-    "agreement"
-    "perplexity"
-    "task"
-    "context"
-    "invariance"
-  ];
+  gatesOf = what: builtins.attrNames (lib.filterAttrs (_: row: builtins.elem what row.of) table.gates);
+  engineGateNames = gatesOf "engine";
+  checkpointGateNames = builtins.filter (gate: !builtins.elem gate engineGateNames) (
+    gatesOf "checkpoint"
+  );
 in
 {
   # For errors: mkEngine { kind = …; }.

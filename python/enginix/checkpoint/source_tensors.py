@@ -15,7 +15,6 @@ from enginix.model import ModelWeights, TensorInfo
 FLOATS = ("F32", "F16", "BF16")
 # Buffers that old exporters stored; every model recomputes them.
 _IGNORED = ("*.rotary_emb.inv_freq", "*.self_attn.masked_bias", "*.self_attn.bias")
-SCALES = ("weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale")
 
 
 class SourceTensors:
@@ -76,10 +75,6 @@ class SourceTensors:
         """Return the tensors that no output was made of, without those that every model recomputes."""
         unused_names = set(self.weights.tensors) - self._used
         return sorted(n for n in unused_names if not any(fnmatchcase(n, p) for p in _IGNORED))
-
-    def ignore(self, module: str, leaf: str) -> None:
-        """Mark a tensor as not needed."""
-        self._used.add(self.name(module, leaf))
 
 
 def cut_slice(

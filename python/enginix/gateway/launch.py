@@ -12,10 +12,10 @@ import enginix
 from enginix import process
 from enginix.errors import MachineError, UsageError
 from enginix.optional_libraries import missing_extra
+from enginix.ports import LOOPBACK
 
 # The oldest LiteLLM that the tests run.
 LEAST_LITELLM = "1.83"
-LOOPBACK = ("127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)

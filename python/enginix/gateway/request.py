@@ -5,7 +5,6 @@ A parameter is passed on or refused by name, never dropped silently.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -14,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from enginix.tables import load_table
+from enginix.wording import suggest_name
 
 ROUTES: dict[str, str] = load_table("openai")["routes"]
 PARAMETERS: dict[str, dict[str, Any]] = load_table("openai")["parameters"]
@@ -302,9 +302,9 @@ def _check_max_tokens(body: Mapping[str, Any]) -> None:
 
 def _unknown_parameter(name: str, route: str) -> RequestRejected:
     known = [n for n, row in PARAMETERS.items() if route in row.get("routes", (route,))]
-    near = difflib.get_close_matches(name, known, 1, 0.7)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return RequestRejected(f"{_shorten_json(name)[1:-1]}: no such parameter{hint}", name[:64])
+    hint = suggest_name(name, known, cutoff=0.7)
+    message = f"{_shorten_json(name)[1:-1]}: no such parameter"
+    return RequestRejected(f"{message}; {hint}" if hint else message, name[:64])
 
 
 def _list_allowed_values(row: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from enginix.errors import EnginixError
+from enginix.letter_case import to_camel_case
 
 VERSION = 1
 KINDS = ("triton", "openai")
@@ -164,7 +165,7 @@ def parse_gateway_spec(description: Any, where: str) -> GatewaySpec:
         least = 0 if row.name == "max_parallel_requests" else 1
         if (value := getattr(limits, row.name)) is not None and value < least:
             raise GatewaySpecError(
-                f"is not at least {least}", where=f"{where}: limits.{_camel_case_key(row.name)}"
+                f"is not at least {least}", where=f"{where}: limits.{to_camel_case(row.name)}"
             )
     spec = _fill_dataclass(
         GatewaySpec,
@@ -211,14 +212,14 @@ def _parse_client(row: Any, where: str, models: Mapping[str, Any]) -> GatewayCli
     client = _fill_dataclass(GatewayClient, settings, where)
     for name in ("requests_per_minute", "tokens_per_minute", "parallel_requests"):
         if getattr(client, name) < 0:
-            raise GatewaySpecError("is below 0", where=f"{where}.{_camel_case_key(name)}")
+            raise GatewaySpecError("is below 0", where=f"{where}.{to_camel_case(name)}")
     return client
 
 
 def _fill_dataclass(dataclass_type: type[_T], settings: dict[str, Any], where: str) -> _T:
     """Return a dataclass from an object with its fields as camelCase keys; types are checked."""
     values = {}
-    known = {_camel_case_key(f.name): f for f in fields(dataclass_type)}  # type: ignore[arg-type]
+    known = {to_camel_case(f.name): f for f in fields(dataclass_type)}  # type: ignore[arg-type]
     for key, value in settings.items():
         if key not in known:
             raise GatewaySpecError(f"{key}: no such key; known: {', '.join(known)}", where=where)
@@ -231,12 +232,7 @@ def _fill_dataclass(dataclass_type: type[_T], settings: dict[str, Any], where: s
         return dataclass_type(**values)
     except TypeError as e:
         missing = re.findall(r"'(\w+)'", str(e))
-        raise GatewaySpecError(f"{', '.join(map(_camel_case_key, missing))} is missing", where=where) from e
-
-
-def _camel_case_key(name: str) -> str:
-    head, *tail = name.split("_")
-    return head + "".join(r.capitalize() for r in tail)
+        raise GatewaySpecError(f"{', '.join(map(to_camel_case, missing))} is missing", where=where) from e
 
 
 def _copy_object(value: Any, where: str) -> dict[str, Any]:

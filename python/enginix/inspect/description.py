@@ -14,7 +14,7 @@ from enginix.errors import EnginixError, ModelError
 from enginix.inspect.inspected_model import InspectedModel
 from enginix.inspect.parameters import ParameterCount, count_parameters
 from enginix.inspect.roles import group_by_role
-from enginix.json_case import camelise_keys
+from enginix.letter_case import camel_case_keys
 from enginix.model import ModelWeights, open_weights
 from enginix.model.jsonfile import read_object
 from enginix.model.number_formats import read_algorithms
@@ -82,7 +82,7 @@ class ModelDescription:
 
     def as_json(self) -> dict[str, Any]:
         """Return keys in camel case, as in every JSON that enginix prints."""
-        record: dict[str, Any] = camelise_keys(asdict(self))
+        record: dict[str, Any] = camel_case_keys(asdict(self))
         return record
 
 

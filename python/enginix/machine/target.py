@@ -10,6 +10,7 @@ from typing import Any
 from enginix.errors import MachineError, UsageError
 from enginix.machine.driver import Driver
 from enginix.tables import load_table
+from enginix.wording import list_known
 
 _MIB = 1 << 20
 _FIELDS = ("index", "name", "uuid", "compute_cap", "memory.total", "memory.free")
@@ -88,13 +89,9 @@ def find_target(name: str) -> Target:
     Raises:
         UsageError: the name is unknown; suggests the nearest one.
     """
-    import difflib
-
     rows = load_table("gpus")["gpus"]
     if name not in rows:
-        near = difflib.get_close_matches(name, rows, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(f"unknown target {name!r}", fix=f"{hint}known: {', '.join(sorted(rows))}")
+        raise UsageError(f"unknown target {name!r}", fix=list_known(name, sorted(rows)))
     return Target(name, rows[name]["product"], rows[name]["sm"])
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from enginix.errors import EnginixError, UsageError
 from enginix.model.number_formats import read_algorithms, read_packed_bits, supports_sm
 from enginix.tables import load_table
+from enginix.wording import list_known
 
 SHORTEST_SEQUENCE = 1024  # tokens; never suggest a max_seq_len below this
 FEWEST_TOKENS = 512  # never suggest a max_num_tokens below this
@@ -319,13 +320,9 @@ def find_target_gpu(name: str) -> TargetGpu:
     Raises:
         UsageError: not in the table; the nearest names are given.
     """
-    import difflib
-
     rows = load_table("gpus")["gpus"]
     if name not in rows:
-        near = difflib.get_close_matches(name, rows, 3)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(f"unknown target {name!r}", fix=f"{hint}known: {', '.join(rows)}")
+        raise UsageError(f"unknown target {name!r}", fix=list_known(name, rows))
     row = rows[name]
     return TargetGpu(name, row["sm"], read_gpu_memory(row), tuple(row["formats"]), row.get("unified", False))
 

@@ -19,7 +19,6 @@ from enginix.checkpoint.mapping import CheckpointMapping, check_parallelism
 from enginix.checkpoint.resolve import resolve_quantization
 from enginix.checkpoint.source_tensors import SourceTensors
 from enginix.checkpoint.write import compute_file_layout
-from enginix.errors import EnginixError
 from enginix.memory_plan.arithmetic import ceil_div
 from enginix.model import ModelConfig, ModelWeights
 from enginix.model.safetensors import SAFETENSORS_DTYPES
@@ -158,15 +157,3 @@ def estimate_from_headers(weights: ModelWeights, tp: int, pp: int) -> int:
         else:
             cut += tensor.nbytes
     return whole + ceil_div(cut, tp * pp)
-
-
-def size_checkpoint(
-    model: ModelConfig, weights: ModelWeights, dtype: str | None
-) -> CheckpointSizes | EnginixError:
-    """Return the checkpoint's sizes, or the error that converting would raise."""
-    sizes = CheckpointSizes(model, weights, dtype)
-    try:
-        sizes.heaviest(1, 1, None)
-    except EnginixError as e:
-        return e
-    return sizes

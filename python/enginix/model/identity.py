@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix import manifest
+from enginix.files import sha256_file
 from enginix.model.safetensors import ModelWeights
 
 
@@ -29,7 +30,7 @@ def identify_model(directory: Path, weights: ModelWeights) -> dict[str, Any]:
     for name in ("config.json", "hf_quant_config.json", "model.safetensors.index.json"):
         path = directory / name
         if path.exists():
-            files[name] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            files[name] = {"sha256": sha256_file(path)}
     for header in weights.headers:
         digest = hashlib.sha256(header.raw).hexdigest()
         files[header.path.name] = {"headerSha256": digest, "size": header.path.stat().st_size}

@@ -9,7 +9,7 @@ from typing import Any
 
 from enginix.console import format_bytes
 from enginix.errors import UsageError
-from enginix.json_case import camelise_keys
+from enginix.letter_case import camel_case_keys
 from enginix.report import html, svg
 from enginix.report.artefacts import Artefact, label_artefacts
 from enginix.report.gate_figures import MeasuredSpeeds
@@ -47,7 +47,7 @@ class ArtefactComparison:
 
     def as_json(self) -> dict[str, Any]:
         """Return keys in camel case; figures that were not measured are null."""
-        rows = [camelise_keys(asdict(artefact)) for artefact in self.artefacts]
+        rows = [camel_case_keys(asdict(artefact)) for artefact in self.artefacts]
         return {"artefacts": rows, "notes": list(self.notes), "speedOn": self.speed_on}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from types import FrameType
 
 from enginix import process
 from enginix.errors import EXIT_CHECK_FAILED, EnginixError
+from enginix.ports import choose_loopback_port
 
 RUNTIME_UNITS = Path("/run/systemd/system")
 PORT = "@port@"
@@ -72,7 +72,7 @@ def _install_units(name: str, unit: Path, dropin: Path, units: Path) -> Iterator
         _remove_units(name, file, folder)
         folder.mkdir(parents=True)
         file.write_text(unit.read_text("utf-8"), "utf-8")
-        changes = dropin.read_text("utf-8").replace(PORT, str(_find_loopback_port()))
+        changes = dropin.read_text("utf-8").replace(PORT, str(choose_loopback_port()))
         (folder / "trial.conf").write_text(changes, "utf-8")
         yield
     finally:
@@ -92,13 +92,6 @@ def _remove_units(name: str, file: Path, folder: Path) -> None:
 
 def _raise_ended(number: int, frame: FrameType | None) -> None:
     raise _SignalReceived
-
-
-def _find_loopback_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
 
 
 def _describe_failure(name: str) -> str:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from types import FrameType
 
 from enginix.errors import MachineError
+from enginix.process_group import (
+    end_with_parent,
+    kill_processes,
+    list_descendants,
+    list_processes,
+    read_start_time,
+    signal_group,
+)
 from enginix.runtime.sandbox import Sandbox
 
-_PR_SET_PDEATHSIG = 1
 FORWARDED_SIGNALS = (
     signal.SIGTERM,
     signal.SIGINT,
@@ -48,7 +53,7 @@ class Child:
                 stderr=subprocess.STDOUT if capture else None,
                 start_new_session=True,
                 pass_fds=(info_write_fd,) if sandbox.rootfs is not None else (),
-                preexec_fn=_die_with_parent(os.getpid()),
+                preexec_fn=end_with_parent(signal.SIGKILL),
             )
         except OSError as e:
             os.close(info_read_fd)
@@ -83,12 +88,8 @@ class Child:
         process.
         """
         tree = list_descendants(self.process.pid) | self.seen
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        for pid, begun in tree.items():
-            if read_start_time(pid) == begun:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
+        signal_group(self.process.pid)
+        kill_processes(tree)
         self.process.wait()
         self._wait_for_namespace()
 
@@ -148,46 +149,6 @@ def run_in_foreground(sandbox: Sandbox, words: list[str]) -> int:
     return 128 - status if status < 0 else status
 
 
-def list_processes() -> dict[int, tuple[int, int]]:
-    """List every visible process: pid → (parent, start time in clock ticks)."""
-    process_table = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat", "rb") as f:
-                # The second field is a name in parentheses that may hold anything.
-                fields = f.read().rsplit(b")", 1)[1].split()
-                process_table[int(name)] = (int(fields[1]), int(fields[19]))
-    return process_table
-
-
-def read_start_time(pid: int) -> int | None:
-    """Return a process's start time in clock ticks, which identifies it together with the pid. None if it
-    has ended.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as f:
-            fields = f.read().rsplit(b")", 1)[1].split()
-    except (OSError, IndexError):
-        return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
-
-
-def list_descendants(root: int) -> dict[int, int]:
-    """List the processes below ``root``: pid → start time."""
-    process_table = list_processes()
-    children: dict[int, list[int]] = {}
-    for pid, (parent, _) in process_table.items():
-        children.setdefault(parent, []).append(pid)
-    start_times: dict[int, int] = {}
-    pending_pids = list(children.get(root, []))
-    while pending_pids:
-        pid = pending_pids.pop()
-        if pid not in start_times:
-            start_times[pid] = process_table[pid][1]
-            pending_pids += children.get(pid, [])
-    return start_times
-
-
 def measure_resident_memory(root: int, below: dict[int, int]) -> int:
     """Measure the bytes of memory that ``root`` and the processes below it hold."""
     page = os.sysconf("SC_PAGE_SIZE")
@@ -196,14 +157,3 @@ def measure_resident_memory(root: int, below: dict[int, int]) -> int:
         with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/statm", "rb") as f:
             total += int(f.read().split()[1]) * page
     return total
-
-
-def _die_with_parent(parent: int) -> Callable[[], None]:
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def prepare() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return prepare

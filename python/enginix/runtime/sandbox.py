@@ -9,7 +9,6 @@ as in a container of the image.
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import shutil
 import subprocess
@@ -342,11 +341,3 @@ def check_namespaces() -> None:
         "    Docker:             --security-opt seccomp=unconfined, or run enginix in NVIDIA's image "
         "without --rootfs",
     )
-
-
-def read_user_name() -> str:
-    """Return this user's name, or its number if it has no name, as in a Nix build."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from enginix import console
 from enginix.console import format_bytes
-from enginix.runtime.child import Child, list_descendants, measure_resident_memory
+from enginix.process_group import list_descendants
+from enginix.runtime.child import Child, measure_resident_memory
 from enginix.runtime.sandbox import Sandbox
 
 KEPT_LINES = 400

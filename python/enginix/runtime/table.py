@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from enginix.errors import UsageError
 from enginix.tables import load_table
+from enginix.wording import list_known
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,7 @@ def find_runtime(name: str, kind: str | None = None, pin: Path | None = None) ->
     """
     rows = load_table("runtimes")["runtimes"]
     if name not in rows:
-        near = difflib.get_close_matches(name, rows, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(f"unknown runtime {name!r}", fix=f"{hint}known: {', '.join(list_runtimes())}")
+        raise UsageError(f"unknown runtime {name!r}", fix=list_known(name, list_runtimes()))
     row = rows[name]
     if kind is not None and kind not in row["kinds"]:
         capable_runtimes = [n for n in list_runtimes() if kind in rows[n]["kinds"]]

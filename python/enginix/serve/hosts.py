@@ -9,13 +9,11 @@ without end.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -25,6 +23,7 @@ from pathlib import Path
 
 from enginix.errors import EXIT_MACHINE, MachineError, UsageError
 from enginix.kinds.registry import get_kind, has_rank_processes
+from enginix.process_group import signal_group
 from enginix.tables import load_table
 
 # A name of DNS or Kubernetes, or an IPv4 address: an agent must not take it for an option.
@@ -326,8 +325,7 @@ def _try_host(agent: Agent, host: str, command: str, seconds: float) -> str:
             out, _ = process.communicate(timeout=seconds)
         except BaseException as e:
             # The whole group: an agent may be a script.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            signal_group(process.pid)
             if isinstance(e, subprocess.TimeoutExpired):
                 return f"nothing for {seconds:.0f} s"
             raise

@@ -20,7 +20,6 @@ from enginix.serve.tritonserver import TritonServer
 from enginix.triton import config
 from enginix.triton.contract import ENSEMBLE, EXECUTOR
 
-LOOPBACK = ("127.0.0.1", "::1")
 # The script in the private directory that mpirun calls for other machines.
 AGENT = "agent"
 _GPU = re.compile(r"\d{1,3}|(GPU|MIG)-[0-9A-Za-z/-]+")

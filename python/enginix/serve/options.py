@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from enginix.errors import UsageError
 from enginix.tables import load_table
+from enginix.wording import suggest_name
 
 _SPELLED = {
     "bool": ("true|false", "true or false"),
@@ -60,11 +60,10 @@ class ProgramOptions:
             where = f"{self.option} {name}"
             row = rows.get(name)
             if row is None:
-                near = difflib.get_close_matches(name, rows, 1, 0.6)
                 raise UsageError(
                     f"{self.name} has no such option",
                     where=where,
-                    fix=f"did you mean {near[0]}?" if near else f"see data/{self.table}.json",
+                    fix=suggest_name(name, rows, f"see data/{self.table}.json"),
                 )
             for reason, says in (("own", "enginix writes it itself"), ("refused", "not to be set")):
                 if reason in row:

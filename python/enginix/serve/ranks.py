@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from enginix.runtime.child import list_descendants
+from enginix.process_group import list_descendants
 from enginix.serve.hosts import Host
 from enginix.triton.contract import EXECUTOR
 

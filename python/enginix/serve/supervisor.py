@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import ctypes
 import os
 import re
 import secrets
@@ -19,7 +18,14 @@ from pathlib import Path
 from types import TracebackType
 
 from enginix.errors import EXIT_MACHINE, EnginixError, MachineError
-from enginix.runtime.child import Child, list_descendants, read_start_time
+from enginix.process_group import (
+    end_with_parent,
+    is_group_alive,
+    kill_processes,
+    list_descendants,
+    signal_group,
+)
+from enginix.runtime.child import Child
 from enginix.serve import hosts, ranks
 from enginix.serve.launch import AGENT, LaunchSpec, link_repository, unbatch_reference
 from enginix.serve.tritonserver import STUB
@@ -33,7 +39,6 @@ _NOISE = re.compile(r"^(?:rank \d+: )?(?:[+|]|\s*$|I\d{4} |(?:Error: )?Failed to
 # A line of the stack that Triton prints when it crashes: address or function, and the file that holds it.
 _FRAME = re.compile(r"^(?:rank \d+: )?\s*\d+# (?:0x[0-9A-Fa-f]+|(?P<function>\S.*?)) in (?P<file>\S+)$")
 _CRASH = re.compile(r"^(?:rank \d+: )?Signal \(\d+\) received\.$")
-_PR_SET_PDEATHSIG = 1
 
 
 class StartError(MachineError):
@@ -99,7 +104,7 @@ class SupervisedServer:
             stderr=subprocess.STDOUT,
             start_new_session=True,
             # Before any thread exists here; if the supervisor is killed, the kernel ends the server.
-            preexec_fn=_end_with(os.getpid()),
+            preexec_fn=end_with_parent(signal.SIGTERM),
         )
 
     def __enter__(self) -> SupervisedServer:
@@ -256,12 +261,8 @@ class SupervisedServer:
             return
         # mpirun's agents for other machines have groups of their own.
         below = list_descendants(self.process.pid) if self.plan.agent is not None else {}
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        for pid, begun in below.items():
-            if read_start_time(pid) == begun:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
+        signal_group(self.process.pid)
+        kill_processes(below)
 
     def _reap(self) -> int:
         if self.process.poll() is None:
@@ -269,7 +270,7 @@ class SupervisedServer:
         status = self.process.wait()
         # Python stubs notice the server's end within moments; those that do not are killed with the group.
         for _ in range(20):
-            if not _group_alive(self.process.pid):
+            if not is_group_alive(self.process.pid):
                 break
             time.sleep(0.1)
         else:
@@ -352,24 +353,3 @@ def _describe_crash(lines: list[str]) -> str | None:
             same = [f["function"] for f in frames[n:] if Path(f["file"]).name == file and f["function"]]
             return f"it crashed in {file}{f' ({same[0]})' if same else ''}"
     return "it crashed"
-
-
-def _end_with(parent: int) -> Callable[[], None]:
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def prepare() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return prepare
-
-
-def _group_alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from tritonclient.grpc import model_config_pb2 as schema
 
 from enginix.errors import RepositoryError
 from enginix.triton.contract import ModelContract, TensorContract
+from enginix.wording import suggest_name
 
 FILE = "config.pbtxt"
 
@@ -189,11 +189,11 @@ def _explain_parse_error(message: str, where: str) -> RepositoryError:
             fix='write { string_value: "…" }, numbers and booleans too',
         )
     descriptor = _find_descriptor(kind)
-    near = difflib.get_close_matches(key, [f.name for f in descriptor.fields] if descriptor else [], 1, 0.6)
+    known = [f.name for f in descriptor.fields] if descriptor else []
     return RepositoryError(
         f"line {line}: {key}: unknown key of {kind.rsplit('.', 1)[-1]}",
         where=where,
-        fix=f"did you mean {near[0]}?" if near else "remove it",
+        fix=suggest_name(key, known, "remove it"),
     )
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import random_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from merged_checkpoint import MergedCheckpoint
 
 from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.checkpoint.mapping import CheckpointMapping
-from enginix.checkpoint.merge import MergedCheckpoint
 from enginix.checkpoint.verify import verify_checkpoint
 from enginix.tables import load_table
 

@@ -20,7 +20,7 @@ from enginix.files import sha256_file
 from enginix.kinds.llmapi.trtllm_serve import Serving, make_serve_command
 from enginix.kinds.tensorrt.build import stage as stage
 from enginix.manifest import Manifest
-from enginix.runtime.child import list_descendants, read_start_time
+from enginix.process_group import list_descendants, read_start_time
 from enginix.serve import hosts
 
 PYTHON = Path(__file__).parents[3] / "python"

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from enginix import letter_case
 from enginix.checkpoint.formats import format_of
 from enginix.errors import UsageError
 from enginix.kinds.llmapi import llmapi_engine
@@ -70,7 +71,7 @@ def test_every_command_line_is_understood(values) -> None:
     )
     assert parsed["max_batch_size"] == 8 and parsed["max_seq_len"] == 2048
     for name, value in values.items():
-        got, kind = parsed[options.to_snake_case(name)], TABLE["options"][name]["type"]
+        got, kind = parsed[letter_case.to_snake_case(name)], TABLE["options"][name]["type"]
         expected = {True: "enable", False: "disable"}[value] if kind == "switch" else value
         assert got == expected
 
@@ -91,7 +92,7 @@ def test_command_line_spelling_comes_back(values) -> None:
             if isinstance(value, bool)
             else str(value)
         )
-        assert options.parse_plugin_option(f"{options.to_kebab_case(name)}={text}") == (name, value)
+        assert options.parse_plugin_option(f"{letter_case.to_kebab_case(name)}={text}") == (name, value)
 
 
 @given(

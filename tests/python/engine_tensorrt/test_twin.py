@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from enginix import letter_case
 from enginix.errors import UsageError
 from enginix.kinds.llmapi import llmapi_engine
 from enginix.kinds.tensorrt.build import options
@@ -164,7 +165,7 @@ def as_asked(arguments: list[str]) -> tuple[dict[str, int], dict[str, Any]]:
     """Limits and options of a command line, in enginix's names and types."""
     tables, limits, asked = load_table("build_options"), {}, {}
     for flag, value in parse_arguments(arguments).items():
-        name = options.to_camel_case(flag)
+        name = letter_case.to_camel_case(flag)
         kind = tables["options"].get(name, {}).get("type")
         if name in tables["limits"]:
             limits[name] = value
@@ -240,7 +241,7 @@ def test_every_golden_request(tmp_path: Path) -> None:
         if row["result"] == "error":
             assert why is not None, row
         elif why is None:
-            made = {options.to_snake_case(name): value for name, value in theirs.items()}
+            made = {letter_case.to_snake_case(name): value for name, value in theirs.items()}
             assert made == {name: row["build_config"][name] for name in made}, row
             taken += 1
     assert taken > 300

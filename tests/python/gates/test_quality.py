@@ -15,6 +15,7 @@ import torch
 from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.errors import CheckpointError, GateError, UsageError
 from enginix.evaluation.judgement import quality, run, suite
+from enginix.evaluation.judgement.gate_names import list_gates
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers import answers as kept_answers
 from enginix.evaluation.reference_answers import hf
@@ -452,3 +453,13 @@ def test_the_most_likely_tokens_of_a_large_vocabulary(size: int) -> None:
     values, ids = kept_answers.select_most_likely(logs, 64)
     expected = logs.topk(64, -1)
     assert torch.equal(values, expected.values) and torch.equal(ids, expected.indices)
+
+
+def test_a_gate_judges_what_its_row_says() -> None:
+    """Of every kind of subject there are gates, and every default of a kind is one of its own."""
+    table = load_table("gates")
+    for name, row in table["gates"].items():
+        assert row["of"] and set(row["of"]) <= {"checkpoint", "engine"}, name
+    for kind, row in table["kinds"].items():
+        if kind != "about":
+            assert {*row["default"], *row["withContextLogits"]} <= set(list_gates("engine")), kind

@@ -19,8 +19,9 @@ import pytest
 
 from enginix.errors import MachineError
 from enginix.machine.driver import Driver, find_driver, find_store_closure
+from enginix.process_group import list_descendants, read_start_time
 from enginix.runtime import table
-from enginix.runtime.child import Child, list_descendants, read_start_time
+from enginix.runtime.child import Child
 from enginix.runtime.sandbox import Bind, Sandbox, make_read_binds
 
 PYTHON = Path(__file__).parents[3] / "python"

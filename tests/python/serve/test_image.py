@@ -28,7 +28,7 @@ from enginix.errors import EXIT_CHECK_FAILED, EXIT_MACHINE, EXIT_USAGE
 from enginix.kinds.triton_repository.repository import build_triton_repository
 from enginix.manifest import Manifest
 from enginix.ports import reserve_ports
-from enginix.runtime.child import list_descendants
+from enginix.process_group import list_descendants
 from enginix.triton.options import RepositoryOptions
 
 TESTS = Path(__file__).parents[2]

@@ -13,6 +13,7 @@ from enginix.kinds.registry import find_kind
 from enginix.kinds.tensorrt.build import options as build_options
 from enginix.kinds.tensorrt.build.engine_build import build_tensorrt_engine
 from enginix.kinds.tensorrt.build.request import STRATEGIES, BuildPaths, make_build_request, read_request
+from enginix.letter_case import to_kebab_case
 from enginix.tables import load_table
 
 LIMITS = ("maxBatchSize", "maxInputLen", "maxSeqLen", "maxNumTokens", "maxBeamWidth")
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
     for name in LIMITS:
-        group.add_argument(f"--{build_options.to_kebab_case(name)}", type=int, metavar="N", dest=name)
+        group.add_argument(f"--{to_kebab_case(name)}", type=int, metavar="N", dest=name)
     group.add_argument(
         "--profile",
         choices=sorted(load_table("build_options")["profiles"]),

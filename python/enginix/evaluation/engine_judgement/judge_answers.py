@@ -14,6 +14,7 @@ from enginix.evaluation.engine_judgement import answer_metrics, answer_record
 from enginix.evaluation.engine_judgement.answer_record import EngineAnswers, RecordedSubject
 from enginix.evaluation.engine_protocol import answers_origin
 from enginix.evaluation.judgement import quality
+from enginix.evaluation.judgement.gate_names import list_gates
 from enginix.evaluation.judgement.judge import FORMAT
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers import answers as kept_answers
@@ -27,8 +28,8 @@ from enginix.evaluation.reference_answers.question_builder import (
 from enginix.manifest import Manifest
 from enginix.tables import load_table
 
-GATES = ("smoke", "greedy", "agreement", "perplexity", "task", "context", "invariance")
-OF_CHECKPOINTS = ("logits", "coverage")
+GATES = list_gates("engine")
+OF_CHECKPOINTS = tuple(gate for gate in list_gates("checkpoint") if gate not in GATES)
 GOLDEN = 32  # tokens that the manifest holds
 
 
@@ -148,13 +149,7 @@ def judge_engine_answers(case: AnswerGateInputs) -> tuple[tuple[GateOutcome, ...
     evidence: dict[str, Any] = {
         "format": FORMAT,
         "kind": engine_manifest.kind,
-        "material": {
-            "sha256": material.sha256,
-            "passages": len(material.passages),
-            "prompts": len(material.prompts),
-            "questions": len(material.questions),
-            "tokens": sum(len(p.tokens) for p in material.passages),
-        },
+        "material": material.describe(),
         "reference": answers.model,
         "bounds": {
             "format": engine_format_row(engine_manifest),

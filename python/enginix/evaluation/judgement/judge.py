@@ -121,13 +121,7 @@ def judge_checkpoint(
         gate_outcomes, extra_evidence = suite.run_gates(engine, tokenizer, material, answers, gate_bounds)
         outcomes += gate_outcomes
         evidence |= {
-            "material": {
-                "sha256": material.sha256,
-                "passages": len(material.passages),
-                "prompts": len(material.prompts),
-                "questions": len(material.questions),
-                "tokens": sum(len(p.tokens) for p in material.passages),
-            },
+            "material": material.describe(),
             "reference": answers.model,
             "bounds": suite.explain_bounds(config),
             **extra_evidence,

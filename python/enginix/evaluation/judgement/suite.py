@@ -11,6 +11,7 @@ import torch
 
 from enginix.errors import EnginixError, GateError, UsageError
 from enginix.evaluation.judgement import quality
+from enginix.evaluation.judgement.gate_names import list_gates
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers.answers import (
     LAYERS_OF,
@@ -28,8 +29,8 @@ from enginix.reference.quantization import MIXED
 from enginix.tables import load_table
 
 LOGITS = "logits"
-LONG = 4096  # tokens of context from which the gate for planted facts is a default
-GATES = (LOGITS, "coverage", "smoke", "agreement", "perplexity", "task", "context", "invariance")
+LONG = 4096  # tokens of context from which a default gate looks for facts planted far back
+GATES = list_gates("checkpoint")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,7 +9,7 @@ from typing import Any, Protocol
 from enginix.errors import GateError
 from enginix.evaluation.reference_answers import recall
 from enginix.evaluation.reference_answers.prompts import Prompt, tokenize_prompts
-from enginix.files import dump_json
+from enginix.files import sha256_json
 from enginix.tables import load_table
 
 
@@ -49,6 +48,16 @@ class Material:
     passages: tuple[Prompt, ...]
     questions: tuple[GateQuestion, ...]
     recalls: tuple[GateQuestion, ...] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """Digest and counts, as evidence names them."""
+        return {
+            "sha256": self.sha256,
+            "passages": len(self.passages),
+            "prompts": len(self.prompts),
+            "questions": len(self.questions),
+            "tokens": sum(len(p.tokens) for p in self.passages),
+        }
 
 
 def load_material(
@@ -101,7 +110,7 @@ def load_material(
     )
     token_lists = [[list(p.tokens) for p in prompts.prompts], [list(p.tokens) for p in passages]]
     answers = [[list(q.tokens), q.answer] for q in (*parsed_questions, *recalls)]
-    digest = hashlib.sha256(dump_json([prompts.sha256, token_lists, answers]).encode()).hexdigest()
+    digest = sha256_json([prompts.sha256, token_lists, answers])
     return Material(digest, prompts.prompts, passages, tuple(parsed_questions), recalls)
 
 

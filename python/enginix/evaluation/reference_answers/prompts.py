@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from enginix.errors import GateError
-from enginix.files import dump_json
+from enginix.files import sha256_json
 from enginix.tables import load_table
 
 
@@ -68,5 +67,5 @@ def tokenize_prompts(
     if not prompts:
         raise GateError("the prompt set is empty", where="gate_prompts.json", fix="add a prompt to it")
     golden = next((p for p in prompts if p.id == content["golden"]), prompts[0])
-    digest = hashlib.sha256(dump_json(content).encode()).hexdigest()
+    digest = sha256_json(content)
     return PromptSet(digest, tuple(prompts), golden)

@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +30,8 @@ from enginix.evaluation.engine_protocol import answers_origin, engine_questions
 from enginix.evaluation.engine_protocol.engine_questions import EngineQuestions, TokenizedText
 from enginix.files import dump_json, new_directory, write_text
 from enginix.kinds.edgellm.serve import EdgellmServeOptions, ServerCommand, prepare_server
+from enginix.ports import choose_loopback_port
+from enginix.process_group import signal_group
 
 TOGETHER = 4  # requests at once: what its queue takes by default
 MARK = "stand-in: "
@@ -85,7 +85,7 @@ def ask_edgellm_engine(
         state, key = Path(name), secrets.token_hex(16)
         (state / "key").touch(0o600)
         (state / "key").write_text(key + "\n")
-        port = _choose_port()
+        port = choose_loopback_port()
         options = EdgellmServeOptions(
             state / "s",
             port=port,
@@ -185,12 +185,6 @@ def _write_tensors(following: dict[int, tuple[list[list[int]], list[list[float]]
     save_file(tensors, directory / "said.safetensors")
 
 
-def _choose_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 @contextlib.contextmanager
 def _run_server(command: ServerCommand, log: Path, port: int, key: str, stall: float) -> Iterator[Any]:
     """Run the server, and yield a function that sends it one request."""
@@ -266,8 +260,7 @@ def _run_server(command: ServerCommand, log: Path, port: int, key: str, stall: f
         yield ask_one
     finally:
         for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, number)
+            signal_group(child.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(20)
                 break

@@ -23,6 +23,7 @@ from enginix.errors import MachineError, ManifestError, UsageError
 from enginix.kinds.edgellm import options
 from enginix.kinds.edgellm.build import LAUNCH_SCRIPT
 from enginix.kinds.edgellm.export import read_model_identity
+from enginix.ports import LOOPBACK
 
 # Prints the engine's path in the server's cache, and the versions of wheel and TensorRT.
 _FIND_BUNDLE_CODE = """
@@ -101,7 +102,7 @@ def prepare_server(engine: Path, model: Path, serve_options: EdgellmServeOptions
         raise UsageError(f"{serve_options.port} is not a port", where="--port", fix="1 to 65535")
     if serve_options.key_file is not None:
         check_key_file(serve_options.key_file)
-    elif serve_options.host not in ("127.0.0.1", "::1", "localhost"):
+    elif serve_options.host not in (*LOOPBACK, "localhost"):
         raise UsageError(
             f"{serve_options.host} is reachable by others, and there is no API key",
             where="--host",

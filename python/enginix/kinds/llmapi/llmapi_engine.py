@@ -10,7 +10,6 @@ compiled plan.
 
 from __future__ import annotations
 
-import difflib
 import os
 import shutil
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ from enginix.model.tokenizer_files import copy_tokenizer_files
 from enginix.runtime import table as runtimes
 from enginix.runtime.table import Runtime
 from enginix.tables import load_table
+from enginix.wording import suggest_name
 
 LLM_ARGUMENTS_FILE = "llm_args.yaml"
 
@@ -93,11 +93,10 @@ def check_llm_arguments(arguments: dict[str, Any], runtime: str) -> dict[str, An
                 "belongs to the TensorRT backend alone", where=where, fix="leave it out for the kind llmapi"
             )
         if name not in rows or runtime not in rows[name]["runtimes"]:
-            near = difflib.get_close_matches(name, rows, 1)
             raise UsageError(
                 f"unknown to the runtime {runtime}",
                 where=where,
-                fix=f"did you mean {near[0]}?" if near else None,
+                fix=suggest_name(name, rows) or None,
             )
         _check_argument_value(where, rows[name], value, runtime)
     return arguments
@@ -117,8 +116,7 @@ def _check_argument_value(where: str, row: Mapping[str, Any], value: Any, runtim
         if key == tables["dispatch"].get(row.get("dispatch"), {}).get("key"):
             continue
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(fields))}"
+            hint = suggest_name(key, fields, f"known: {', '.join(sorted(fields))}")
             unread_note = f" (of the 1.1/1.2 era; the text of {runtime} was not read)"
             raise UsageError(
                 f"unknown key {key!r}",
@@ -242,11 +240,7 @@ def write_llmapi_engine(request: LlmApiRequest, model: Path, out: Path, *, link:
             name=request.name or read_artefact_name(model),
             kind="llmapi",
             model={
-                "architecture": checkpoint.architecture,
-                "quantization": checkpoint.quantization,
-                "kvCacheQuantization": checkpoint.kv_cache,
-                "dtype": checkpoint.dtype,
-                "maxPositionEmbeddings": checkpoint.context,
+                **checkpoint.describe_model(),
                 **read_windows(model),
                 END_TOKENS_KEY: list(read_end_tokens(model)),
             },

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Protocol
 from enginix.checkpoint import convert
 from enginix.errors import EnginixError, ModelError, UsageError
 from enginix.inspect import InspectedModel, ModelDescription, describe_model
-from enginix.json_case import camelise_keys
 from enginix.kinds.registry import find_kind, is_portable, load_hook
+from enginix.letter_case import camel_case_keys
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import (
     ELEMENT_BYTES,
@@ -152,7 +152,7 @@ class MemoryPlan:
             "changes": [dict(c) for c in self.changes],
             "notes": list(self.notes),
         }
-        camel: dict[str, Any] = camelise_keys(record)
+        camel: dict[str, Any] = camel_case_keys(record)
         return camel
 
 

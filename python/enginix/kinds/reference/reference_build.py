@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from enginix.evaluation.judgement.judge import CheckpointGateInputs, judge_check
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers import hf
 from enginix.evaluation.reference_answers.prompts import PromptSet, tokenize_prompts
-from enginix.files import dump_json, new_directory, require_absent, sha256_file
+from enginix.files import new_directory, require_absent, sha256_file, sha256_json
 from enginix.manifest import Manifest
 from enginix.model import open_weights
 from enginix.model.attention_window import read_context, read_windows
@@ -201,7 +200,7 @@ def _identify_inputs(checkpoint: Path, model: Path) -> dict[str, Any]:
 def _format_identity(identity: Any) -> str:
     if isinstance(identity, dict) and "repo" in identity:
         return f"{identity['repo']} at {identity.get('revision')}"
-    return "a model with digest " + hashlib.sha256(dump_json(identity).encode()).hexdigest()[:12]
+    return "a model with digest " + sha256_json(identity)[:12]
 
 
 def _describe_model(config: ExecutorConfig) -> dict[str, Any]:

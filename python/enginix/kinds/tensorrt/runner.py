@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from typing import Any
 
 from enginix import console, manifest
 from enginix.errors import EnginixError, MachineError
-from enginix.files import dump_json
+from enginix.files import sha256_json
 
 
 def find_cache_directory() -> Path:
@@ -30,7 +29,7 @@ def find_cache_directory() -> Path:
 
 def hash_identity(identity: dict[str, Any]) -> str:
     """Hash an identity to 32 hex digits."""
-    return hashlib.sha256(dump_json(identity).encode()).hexdigest()[:32]
+    return sha256_json(identity)[:32]
 
 
 @dataclass(frozen=True)

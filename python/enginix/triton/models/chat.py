@@ -6,7 +6,6 @@ immutable sandbox, so neither reaches Python; a client cannot send a template.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from enginix.errors import RepositoryError
 from enginix.triton.models.request import Inputs, RequestError
-from enginix.wording import with_article
+from enginix.wording import suggest_name, with_article
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 # Arguments of transformers' apply_chat_template that a client may set; a template may read others.
@@ -201,8 +200,7 @@ class ChatTemplate:
         for number, message in enumerate(chat.messages):
             role = message["role"]
             if role not in ROLES and not _mentions_name(template, role):
-                near = difflib.get_close_matches(role, ROLES, 1, 0.6)
-                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(ROLES)}"
+                hint = suggest_name(role, ROLES, f"known are {', '.join(ROLES)}")
                 raise RequestError(f"messages[{number}]: role {role!r} is unknown; {hint}")
             for name, value in message.items():
                 # Ids that link messages to each other carry no meaning for a model.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import secrets
 from collections.abc import Collection
 from pathlib import Path
@@ -13,6 +12,7 @@ from enginix.tables import load_table
 from enginix.triton.contract import ENSEMBLE, load_reference_contract
 from enginix.triton.models import chat
 from enginix.triton.models.request import Inputs, RequestError
+from enginix.wording import suggest_name
 
 
 class PromptReader:
@@ -106,9 +106,9 @@ class PromptReader:
         for name in parameters:
             if name in self._unsupported:
                 raise RequestError(f"{name}: the reference executor does not support it")
-            near = difflib.get_close_matches(name, ENSEMBLE_INPUTS, 1, 0.75)
-            if near and name not in ENSEMBLE_INPUTS:
-                raise RequestError(f"{name}: no such input; did you mean {near[0]}?")
+            hint = suggest_name(name, ENSEMBLE_INPUTS, cutoff=0.75)
+            if hint and name not in ENSEMBLE_INPUTS:
+                raise RequestError(f"{name}: no such input; {hint}")
 
 
 ENSEMBLE_INPUTS: tuple[str, ...] = tuple(t.name for t in load_reference_contract()[ENSEMBLE].inputs)

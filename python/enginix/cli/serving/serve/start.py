@@ -12,9 +12,10 @@ from enginix import console
 from enginix.cli.serving.serve import report
 from enginix.kinds.registry import DEFAULT_KIND
 from enginix.notify import notify_systemd
+from enginix.ports import LOOPBACK, reachable_address
 from enginix.serve import hosts
 from enginix.serve.client import TritonClient
-from enginix.serve.launch import LOOPBACK, LaunchSpec
+from enginix.serve.launch import LaunchSpec
 from enginix.serve.preflight import ServedRepository
 from enginix.serve.readiness import await_ready, read_golden
 from enginix.serve.supervisor import SupervisedServer, explain_exit
@@ -39,9 +40,7 @@ def serve_repository(args: argparse.Namespace, spec: LaunchSpec, repository: Ser
     # From here on SIGTERM and SIGINT end the server first, and then this process with status 0.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _raise_stopped)
-    client = TritonClient(
-        args.host if args.host not in ("0.0.0.0", "::") else "127.0.0.1", spec.endpoints.http
-    )
+    client = TritonClient(reachable_address(args.host), spec.endpoints.http)
     begun = time.monotonic()
     try:
         if spec.agent is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +56,16 @@ class BuildCheckpoint:
             context=self.context,
             dtype=self.dtype or "bfloat16",
         )
+
+    def describe_model(self) -> dict[str, Any]:
+        """The model's part of an engine's manifest."""
+        return {
+            "architecture": self.architecture,
+            "quantization": self.quantization,
+            "kvCacheQuantization": self.kv_cache,
+            "dtype": self.dtype,
+            "maxPositionEmbeddings": self.context,
+        }
 
     @property
     def world_size(self) -> int:
@@ -174,7 +183,7 @@ def compute_model_identity(model: Path) -> dict[str, Any]:
         model_manifest = manifest.read_manifest(model)
         return {"artefact": model_manifest.artefact, **model_manifest.inputs}
     files = {
-        p.name: {"sha256": hashlib.sha256(p.read_bytes()).hexdigest()}
+        p.name: {"sha256": sha256_file(p)}
         for p in sorted(model.glob("*.json"))
         if p.stat().st_size < 64 << 20
     }

@@ -4,14 +4,15 @@ reads the same table.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from enginix.errors import UsageError
+from enginix.letter_case import to_camel_case, to_kebab_case, to_snake_case
 from enginix.tables import load_table
+from enginix.wording import suggest_name
 
 OptionValue = bool | int | str | list[str]
 LARGEST_INTEGER = (1 << 31) - 1
@@ -117,11 +118,10 @@ def _check_option(name: str, value: Any, runtime: str) -> OptionValue:
     if name in tables["own"]:
         raise UsageError("enginix writes it itself", where=where, fix=f"it is {tables['own'][name]['why']}")
     if name not in rows or runtime not in rows[name]["runtimes"]:
-        near = difflib.get_close_matches(name, rows, 1)
         raise UsageError(
             f"unknown to the runtime {runtime}",
             where=where,
-            fix=f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(rows))}",
+            fix=suggest_name(name, rows, f"known: {', '.join(sorted(rows))}"),
         )
     row = rows[name]
     kind = row["type"]
@@ -184,18 +184,3 @@ def format_option_flags(values: Mapping[str, OptionValue]) -> list[str]:
             spelled = {True: "enable", False: "disable"}[value] if isinstance(value, bool) else str(value)
             words += [row["flag"], spelled]
     return words
-
-
-def to_camel_case(name: str) -> str:
-    """Convert ``gemm-plugin`` to ``gemmPlugin``."""
-    return re.sub(r"[-_]([a-z0-9])", lambda m: m[1].upper(), name)
-
-
-def to_snake_case(name: str) -> str:
-    """Convert ``maxSeqLen`` to ``max_seq_len``."""
-    return re.sub(r"([A-Z])", lambda m: "_" + m[1].lower(), name)
-
-
-def to_kebab_case(name: str) -> str:
-    """Convert ``maxSeqLen`` to ``max-seq-len``."""
-    return to_snake_case(name).replace("_", "-")

@@ -188,13 +188,7 @@ def describe_engine(
         artefact="engine",
         name=request.name,
         kind="tensorrt",
-        model={
-            "architecture": checkpoint.architecture,
-            "quantization": checkpoint.quantization,
-            "kvCacheQuantization": checkpoint.kv_cache,
-            "dtype": checkpoint.dtype,
-            "maxPositionEmbeddings": checkpoint.context,
-        },
+        model=checkpoint.describe_model(),
         inputs=checkpoint.identity(model)
         | ({"timingCache": {"sha256": sha256_file(request.timing_cache)}} if request.timing_cache else {}),
         options={

@@ -17,6 +17,7 @@ from enginix.kinds.tensorrt.build.engine_checkpoint import BuildCheckpoint
 from enginix.kinds.tensorrt.build.lora_adapters import copy_adapters
 from enginix.kinds.tensorrt.build.options import OptionValue
 from enginix.kinds.tensorrt.build.request import BuildRequest
+from enginix.letter_case import to_snake_case
 from enginix.machine.driver import Driver
 from enginix.machine.target import probe_machine
 from enginix.runtime import image
@@ -137,7 +138,7 @@ def make_llm_api_fields(options: dict[str, OptionValue]) -> dict[str, dict[str, 
     for name, value in options.items():
         field_name = rows[name]["llmApi"]
         if field_name == "plugin_config":
-            plugins[build_options.to_snake_case(name)] = value
+            plugins[to_snake_case(name)] = value
         elif field_name is not None:
             config[field_name] = value
         elif (name, value) != ("kvCacheType", "paged"):

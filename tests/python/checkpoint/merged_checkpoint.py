@@ -1,8 +1,7 @@
 """Merge the ranks of a checkpoint into the model's tensors, under the model's names.
 
 This is the inverse of conversion, written from the layout alone; the tests compare conversion with it.
-Readers of whole matrices (the reference executor, a report) can use it, too. Quantized matrices are
-dequantized to float32.
+Quantized matrices are dequantized to float32.
 """
 
 from __future__ import annotations
