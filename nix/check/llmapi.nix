@@ -67,7 +67,7 @@ let
         + "of ${lib.concatStringsSep ", " (builtins.attrNames choice.classes)}."
       );
 
-  # A value, down to the fields of its class (python/enginix/engine/llmapi.py).
+  # A value, down to the fields of its class (python/enginix/kinds/llmapi/llmapi_engine.py).
   typed =
     function: runtime: path: row: value:
     let

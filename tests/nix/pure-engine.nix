@@ -104,7 +104,7 @@ in
   testFormatsHaveSourcesAndEveryPartIsThere = {
     expr = [
       (builtins.attrNames (builtins.listToAttrs (map (g: lib.nameValuePair g.part null) (builtins.attrValues gpus))))
-      (builtins.length (builtins.attrNames (read "gpus").formatSources) > 0)
+      (builtins.length (builtins.attrNames (read "machine/gpus").formatSources) > 0)
       (builtins.filter (g: g.formats == [ ]) (builtins.attrValues gpus))
     ];
     expected = [

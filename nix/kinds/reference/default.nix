@@ -65,7 +65,7 @@ let
     else
       check.arguments.only "${function}: gates" (builtins.attrNames (
         lib.filterAttrs (_: row: builtins.elem "checkpoint" row.of)
-          (lib.importJSON ../../python/enginix/data/judgement/gates.json).gates
+          (lib.importJSON ../../../python/enginix/data/judgement/gates.json).gates
       )) gates;
   flags =
     lib.optionals (requestedGates != null) [

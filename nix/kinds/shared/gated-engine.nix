@@ -16,7 +16,8 @@ let
   artefactMeta = import ../../artefact-meta.nix scope;
   package = import ./asker-package.nix scope;
   table = lib.importJSON ../../../python/enginix/data/judgement/gates.json;
-  gatesOf = what: builtins.attrNames (lib.filterAttrs (_: row: builtins.elem what row.of) table.gates);
+  gatesOf =
+    what: builtins.attrNames (lib.filterAttrs (_: row: builtins.elem what row.of) table.gates);
   engineGateNames = gatesOf "engine";
   checkpointGateNames = builtins.filter (gate: !builtins.elem gate engineGateNames) (
     gatesOf "checkpoint"
