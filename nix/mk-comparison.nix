@@ -24,6 +24,7 @@ let
       "data/report"
       "hub"
       "inspect"
+      "kinds/registry"
       "model"
       "report"
     ];

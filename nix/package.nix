@@ -26,10 +26,11 @@ let
       inside = folder: lib.hasPrefix "${folder}/" "${relative}/";
       isAncestor = folder: lib.hasPrefix "${relative}/" "${folder}/";
       parent = dirOf relative;
-      # A kind's description is for what lists kinds: a change of its text builds no engine again.
-      isUnreadDescription =
-        builtins.match "kinds/[^/]+/kind[.]py" relative != null
-        && !builtins.elem "kinds/registry" folders;
+      # What lists kinds has the descriptions of all, and nothing else has one: a change of its text
+      # builds no engine again.
+      hasRegistry = builtins.elem "kinds/registry" folders;
+      isDescription = builtins.match "kinds/[^/]+/kind[.]py" relative != null;
+      isPackageOfDescription = builtins.match "kinds/[^/]+(/__init__[.]py)?" relative != null;
       isPackageOfFolder =
         lib.removeSuffix ".py" (baseNameOf path) == "__init__"
         && builtins.any (lib.hasPrefix "${parent}/") folders;
@@ -39,7 +40,8 @@ let
     && !lib.hasSuffix ".so" path
     && (
       folders == null
-      || builtins.any inside folders && !isUnreadDescription
+      || hasRegistry && (isDescription || isPackageOfDescription)
+      || builtins.any inside folders && !isDescription
       || type == "directory" && builtins.any isAncestor folders
       || type != "directory" && (parent == "." || isPackageOfFolder)
     );

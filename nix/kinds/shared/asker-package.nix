@@ -30,9 +30,11 @@ let
       inherit python;
       folders = [
         "data/machine"
+        "data/models"
         "data/runtime"
         "kinds/trtllm"
         "machine"
+        "model"
         "runtime"
       ];
     };
