@@ -1,4 +1,4 @@
-"""A part of the package in Nix has the modules that its entry imports: folders decide what a derivation sees."""
+"""A part of the package in Nix has what its entry imports: folders decide what a derivation sees."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OTHER_PARTS = {"kinds/edgellm/edgellm_asker.py", "kinds/trtllm/trtllm_asker.py"}
 
 
 def list_folders(where: str) -> list[str]:
-    """Return one list of folders of a Nix file: ``FILE:NAME``, or ``FILE:NAME#N`` for the N-th of that name."""
+    """Return a list of folders of a Nix file: ``FILE:NAME``, or ``FILE:NAME#N`` for the N-th of that name."""
     file, name, number = re.fullmatch(r"([^:]+):(\w+)(?:#(\d))?", where).groups()  # type: ignore[union-attr]
     lists = re.findall(rf"\b{name} = (?:\w+ \+\+ )?\[([^\]]*)\]", (ROOT / "nix" / file).read_text())
     return re.findall(r'"([^"]+)"', lists[int(number or 0)])
