@@ -1,5 +1,5 @@
-# Whether a TensorRT Edge-LLM engine fits its GPU, at evaluation: python/enginix/plan/edgellm.py
-# again.
+# Whether a TensorRT Edge-LLM engine fits its GPU, at evaluation:
+# python/enginix/kinds/edgellm/memory_plan.py again.
 #
 # One GPU, float16, no free parameters: the wheel's builder fixes the KV cache at maxBatchSize
 # sequences of maxKvCacheCapacity tokens, in pages (data/edgellm/edgellm.json, memory).

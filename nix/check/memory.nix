@@ -1,5 +1,5 @@
 # The arithmetic of a rank's memory, which the plans of all kinds share:
-# python/enginix/plan/arithmetic.py again.
+# python/enginix/memory_plan/arithmetic.py again.
 { lib }:
 let
   constants = lib.importJSON ../../python/enginix/data/memory_plan/memory_constants.json;
