@@ -57,7 +57,7 @@ test_stack_edgellm_export_on_a_full_disk() {
   [ "$(id -u)" = 0 ] || { skip 'needs root to mount a small file system' && return 1 || return; }
   local small=$tmp/small result=0 filler
   mkdir "$small"
-  mount -t tmpfs -o size=200m tmpfs "$small" || { skip 'no file system can be mounted here' && return 1 || return; }
+  mount -t tmpfs -o size=8g tmpfs "$small" || { skip 'no file system can be mounted here' && return 1 || return; }
   stack_fills_up || result=1
   kill "${filler:-}" 2>/dev/null
   umount "$small"
@@ -71,15 +71,17 @@ stack_small_build() { # expression
 stack_nothing_left() { ! compgen -G "$small/nix/store/*-edgellm-export" >/dev/null && ! compgen -G "$small/nix/store/*.chroot" >/dev/null; }
 
 stack_fills_up() {
-  local used
+  local used inputs='nixpkgs.runCommand "inputs" { inputs = (edge { }).export.nativeBuildInputs ++ [ tiny ]; } "echo \$inputs >\$out"'
   # What the export is made of is there; then one MiB is left.
-  stack_small_build 'nixpkgs.runCommand "inputs" { inputs = (edge { }).export.nativeBuildInputs ++ [ tiny ]; } "touch \$out"' || return 1
+  with_edge build "$inputs" --no-link --json || return 1
+  quietly "$nix" copy --no-check-sigs --to "$small" "$(grep -o '"out":"[^"]*' "$out" | tail -n1 | cut -d'"' -f4)" || return 1
+  stack_small_build "$inputs" || return 1
   used=$(df --output=used -k "$small" | tail -n1)
   mount -o "remount,size=$((used + 1024))k" "$small"
   ! stack_small_build '(edge { }).export' && says 'the disk is full' && says 'free disk space' && ! grep -q Traceback "$out" &&
     stack_nothing_left || return 1
   # Room enough at first, and gone while the exporter runs.
-  mount -o remount,size=200m "$small"
+  mount -o "remount,size=$((used + 200 * 1024))k" "$small"
   {
     until compgen -G "$small/nix/store/*.chroot/nix/store/.*.partial/llm" >/dev/null; do sleep 0.02; done
     head -c 300m /dev/zero >"$small/filler"
