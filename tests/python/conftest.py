@@ -9,6 +9,7 @@ import json
 import os
 import random
 import shutil
+import signal
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
+# Started in the background, the tests ignore SIGINT, and every program that they start would as well.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before torch is loaded: a process a core, and matrices that are too small for several threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 FUZZING = os.environ.get("ENGINIX_FUZZ")

@@ -221,7 +221,7 @@ def hold_to_transformers(raw: dict[str, Any], directory: Path) -> str:
         if window is not None and length > window:
             # The executor has no window, so its limit is what the window holds.
             assert any(f"sliding window {window}" in note for note in plan.notes)
-            with pytest.raises(UsageError, match=f"takes at most {window}"):
+            with pytest.raises(UsageError, match=f"accepts at most {window}"):
                 executor.forward([tokens])
             tokens, theirs = tokens[:window], theirs[:window]
         ours = executor.forward([tokens])[0]

@@ -284,7 +284,7 @@ def test_a_window_bounds_every_later_stage(model: Path, tmp_path: Path) -> None:
     assert found.options["limits"] == {"max_seq_len": 96}
     assert read_reference_engine(tmp_path / "engine").max_seq_len == 96
     executor = Executor.load(tmp_path / "engine/checkpoint")
-    with pytest.raises(UsageError, match="takes at most 96"):
+    with pytest.raises(UsageError, match="accepts at most 96"):
         executor.forward([[1] * 97])
     (tmp_path / "checkpoint/enginix.json").unlink()
     with pytest.raises(CheckpointError, match="sliding window"):

@@ -15,6 +15,7 @@ from enginix.errors import GateError, ManifestError
 from enginix.evaluation.engine_judgement import answer_metrics, gated_engine
 from enginix.evaluation.engine_judgement.answer_record import GreedyAnswer
 from enginix.kinds.edgellm import edgellm_asker
+from enginix.ports import choose_loopback_port
 
 # A server that promises more of an answer than it sends.
 SERVER = """
@@ -58,7 +59,7 @@ def test_a_checkpoint_without_verdicts_is_not_gated(tmp_path: Path, verdicts: An
 
 
 def test_a_server_that_ends_within_an_answer_is_named(tmp_path: Path) -> None:
-    port = edgellm_asker._choose_port()
+    port = choose_loopback_port()
     command: Any = SimpleNamespace(
         words=(sys.executable, "-c", SERVER, str(port)), environment=dict(os.environ)
     )

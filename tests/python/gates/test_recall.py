@@ -83,7 +83,7 @@ def test_an_engine_is_asked_what_it_takes(model: Path) -> None:
     assert not outcome.passed and outcome.detail["score"] == 0
     assert outcome.detail["questions"] == len(engine.asked) == 2 * len(ROWS["depths"])
     assert max(engine.asked) + ANSWERED <= 600 and outcome.detail["longest"] == max(engine.asked)
-    with pytest.raises(GateError, match="takes 100 tokens"):
+    with pytest.raises(GateError, match="accepts 100 tokens"):
         quality.judge_context(Short(100), asked, answers, tokenizer, {"share": 0.5})  # type: ignore[arg-type]
     nothing = replace(answers, recalls=((2,),) * len(asked.recalls))
     with pytest.raises(GateError, match="leave the gate context out"):

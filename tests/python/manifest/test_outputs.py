@@ -259,6 +259,6 @@ def test_the_servers_cache_does_not_lead_elsewhere(tmp_path: Path) -> None:
     cache = tmp_path / "state" / "cache"
     cache.mkdir(parents=True)
     (cache / "engines").symlink_to(mine)
-    with pytest.raises(MachineError, match="outside of its cache"):
+    with pytest.raises(MachineError, match="outside its cache"):
         serve._link_engine(tmp_path / "engine", cache / "engines" / "sub", cache)
     assert state(mine) == before

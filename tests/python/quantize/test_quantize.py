@@ -236,7 +236,7 @@ def _break(directory: Path, how: str) -> None:
     ("how", "message"),
     [
         ("unquantized", "not quantized"),
-        ("shape", "made of"),
+        ("shape", "does not fit"),
         ("missing", "is missing"),
         ("no scale", "input_scale' is missing"),
         ("zero", "not finite and positive"),
