@@ -144,7 +144,7 @@ test_engine_does_not_depend_on_the_description_of_a_kind() {
       (part "/nix/kinds/shared/asker-package.nix" "tensorrt-llm")
       (part "/nix/kinds/shared/asker-package.nix" "edgellm")
       (part "/nix/runtime/package.nix" "command")
-    ]' && says '[ [ ] [ ] [ ] [ ] [ "llmapi" "tensorrt" ] ]'
+    ]' && says '[ [ ] [ ] [ ] [ ] [ "edgellm" "llmapi" "reference" "tensorrt" ] ]'
 }
 
 test_engine_era_says_how_to_go_on() {
