@@ -83,11 +83,13 @@ class EarlyFailures:
     """Names a failed test at once: a run that is cut short says what failed until then."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.terminal = config.pluginmanager.get_plugin("terminalreporter")
+        self.plugins = config.pluginmanager
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed and self.terminal is not None:
-            self.terminal.write_line(f"\nfailed: {report.nodeid}")
+        # pytest registers its reporter after this plugin.
+        terminal = self.plugins.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            terminal.write_line(f"\nfailed: {report.nodeid}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
