@@ -1,4 +1,5 @@
-# Restrictions of a service: all that a model server works with (docs/how-to/nixos.md, "The unit").
+# Restrictions of a service: all that a model server works with
+# (docs/reference/nixos-module.md, "The unit").
 {
   # Whether the service has GPUs.
   gpu ? false,

@@ -75,7 +75,7 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_json(value: Any) -> str:
-    """Hex SHA-256 of a value's canonical JSON."""
+    """Return the hex SHA-256 of a value's canonical JSON."""
     import hashlib
 
     return hashlib.sha256(dump_json(value).encode()).hexdigest()

@@ -7,17 +7,17 @@ from typing import Any
 
 
 def to_camel_case(name: str) -> str:
-    """``gemm-plugin`` → ``gemmPlugin``."""
+    """Convert ``gemm-plugin`` to ``gemmPlugin``."""
     return re.sub(r"[-_]([a-z0-9])", lambda m: m[1].upper(), name)
 
 
 def to_snake_case(name: str) -> str:
-    """``maxSeqLen`` → ``max_seq_len``."""
+    """Convert ``maxSeqLen`` to ``max_seq_len``."""
     return re.sub(r"([A-Z])", lambda m: "_" + m[1].lower(), name)
 
 
 def to_kebab_case(name: str) -> str:
-    """``maxSeqLen`` → ``max-seq-len``."""
+    """Convert ``maxSeqLen`` to ``max-seq-len``."""
     return to_snake_case(name).replace("_", "-")
 
 

@@ -34,7 +34,7 @@ def signal_group(group: int, number: signal.Signals = signal.SIGKILL) -> None:
 
 
 def is_group_alive(group: int) -> bool:
-    """Whether a group has processes."""
+    """Return whether a group has processes."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -53,7 +53,7 @@ def kill_processes(start_times: Mapping[int, int]) -> None:
 
 
 def list_processes() -> dict[int, tuple[int, int]]:
-    """Every visible process: pid → (parent, start time in clock ticks)."""
+    """List every visible process: pid → (parent, start time in clock ticks)."""
     process_table = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -65,8 +65,8 @@ def list_processes() -> dict[int, tuple[int, int]]:
 
 
 def read_start_time(pid: int) -> int | None:
-    """Start time of a process in clock ticks: with it a pid names one process for good. None when it has
-    ended.
+    """Return a process's start time in clock ticks, which identifies it together with the pid. None if it
+    has ended.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as f:
@@ -77,7 +77,7 @@ def read_start_time(pid: int) -> int | None:
 
 
 def list_descendants(root: int) -> dict[int, int]:
-    """Processes below ``root``: pid → start time."""
+    """List the processes below ``root``: pid → start time."""
     process_table = list_processes()
     children: dict[int, list[int]] = {}
     for pid, (parent, _) in process_table.items():
