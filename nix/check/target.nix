@@ -73,13 +73,6 @@ let
   engineArchitectures = builtins.attrNames support.architectures.engine;
 in
 {
-  # A target GPU by name.
-  # gpu :: string -> set -> string -> set
-  gpu =
-    function: table: name:
-    table.${name}
-      or (throw "${function}: ${names.unknown "target" name (builtins.attrNames table)}");
-
   # A quantization against a GPU's SM.
   # quantization :: string -> string|null -> { name; sm; … } -> string|null
   quantization =
