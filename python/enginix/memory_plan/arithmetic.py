@@ -65,6 +65,7 @@ class TargetGpu:
         memory: bytes of one GPU.
         formats: number formats that it computes with, by their names in gpus.json.
         unified: whether its memory is the CPU's as well.
+        system: the one system that has it (``aarch64-linux``); None for any.
     """
 
     name: str
@@ -72,6 +73,7 @@ class TargetGpu:
     memory: int
     formats: tuple[str, ...] = ()
     unified: bool = False
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -324,7 +326,14 @@ def find_target_gpu(name: str) -> TargetGpu:
     if name not in rows:
         raise UsageError(f"unknown target {name!r}", fix=list_known(name, rows))
     row = rows[name]
-    return TargetGpu(name, row["sm"], read_gpu_memory(row), tuple(row["formats"]), row.get("unified", False))
+    return TargetGpu(
+        name,
+        row["sm"],
+        read_gpu_memory(row),
+        tuple(row["formats"]),
+        row.get("unified", False),
+        load_table("gpus")["partSystems"].get(row["part"]),
+    )
 
 
 def read_gpu_memory(row: Mapping[str, Any]) -> int:

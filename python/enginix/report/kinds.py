@@ -19,13 +19,19 @@ FLOAT16_DIVISORS = {"float32": 2}  # divisor of the weights' size in float16; ot
 
 @dataclass(frozen=True)
 class ComparedModel:
-    """The properties of a model that a comparison of kinds uses; ``weights`` in bytes on disk."""
+    """The properties of a model that a comparison of kinds uses.
+
+    Attributes:
+        weights: bytes on disk.
+        method: ``quant_method`` of config.json; None or ``modelopt`` for ModelOpt's.
+    """
 
     name: str
     architecture: str | None
     quantization: str | None
     dtype: str | None
     weights: int
+    method: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ def read_compared_model(where: Path) -> ComparedModel:
         quantization=accept_short_text(facts.get("quantization")),
         dtype=accept_short_text(facts.get("dtype")),
         weights=weights,
+        method=accept_short_text(facts.get("quantizationMethod")),
     )
 
 
@@ -98,7 +105,7 @@ def compare_kinds(model: ComparedModel, target: str | None = None) -> tuple[Kind
         raise UsageError(f"unknown target {target!r}", fix=f"known: {', '.join(sorted(gpus))}")
     rows = []
     for kind in list_kinds():
-        verdict = kind.judge_model(model.architecture, model.quantization)
+        verdict = kind.judge_model(model.architecture, model.quantization, model.method)
         takes, why, targets = verdict.takes, verdict.why, verdict.targets
         if takes is not False and target is not None and targets is not None and target not in targets:
             takes = False
