@@ -100,7 +100,8 @@ WHOLE = {SHARDS[0]: b"x", SHARDS[1]: b"y", "model.safetensors.index.json": index
 @pytest.mark.parametrize(
     ("files", "left_out"),
     [
-        ({"model.safetensors": b"x", "model.fp16.safetensors": b"y", **TOKENIZER}, ["model.fp16.safetensors"]),
+        ({"model.safetensors": b"x", "model.fp16.safetensors": b"y", **TOKENIZER},
+         ["model.fp16.safetensors"]),
         ({**WHOLE, "model.fp16-00001-of-00001.safetensors": b"z",
           "model.safetensors.index.fp16.json": index("model.fp16-00001-of-00001.safetensors")},
          ["model.fp16-00001-of-00001.safetensors", "model.safetensors.index.fp16.json"]),
