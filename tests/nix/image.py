@@ -50,4 +50,5 @@ if __name__ == "__main__":
         unpack(Path(sys.argv[2]), Path(sys.argv[3]))
     else:
         config, _ = read(Path(sys.argv[2]))
-        print("\n".join(config["Entrypoint"] if sys.argv[1] == "words" else config["Healthcheck"]["Test"][1:]))
+        words = config["Entrypoint"] if sys.argv[1] == "words" else config["Healthcheck"]["Test"][1:]
+        print("\n".join(words))
