@@ -620,6 +620,10 @@ in
       inherit (check.gpus.find "f" "rtx-4090") formats;
     };
   };
+  testGpuWithoutAName = {
+    expr = check.gpus.unnamed "f" 120 12;
+    expected = "sm120-12gb";
+  };
   testGpuIsNamedOnce = {
     expr = map (target: fails (builtins.deepSeq (check.engine.target "f" target) null)) [
       { }

@@ -29,6 +29,7 @@ class GpuRow:
         memory: bytes as a driver reports them if known, else the maker's gigabytes of 10^9; 0 for unknown.
         formats: number formats that NVIDIA's software executes on it.
         unified: its memory is the CPU's as well.
+        system: the only system that has the part, in Nix's words; None for any.
     """
 
     name: str
@@ -39,6 +40,7 @@ class GpuRow:
     formats: tuple[str, ...]
     unified: bool
     source: str
+    system: str | None = None
 
 
 def list_gpu_names() -> list[str]:
@@ -101,6 +103,7 @@ def _make_row(name: str, row: dict[str, Any]) -> GpuRow:
         tuple(row["formats"]),
         row.get("unified", False),
         row["source"],
+        load_table("gpus")["partSystems"].get(row["part"]),
     )
 
 

@@ -65,6 +65,7 @@ class TargetGpu:
         memory: bytes of one GPU.
         formats: number formats that it computes with, by their names in gpus.json.
         unified: whether its memory is the CPU's as well.
+        system: the one system that has it (``aarch64-linux``); None for any.
     """
 
     name: str
@@ -72,6 +73,7 @@ class TargetGpu:
     memory: int
     formats: tuple[str, ...] = ()
     unified: bool = False
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -321,4 +323,4 @@ def find_target_gpu(name: str) -> TargetGpu:
         UsageError: not in the table; the nearest names are given.
     """
     row = find_gpu(name)
-    return TargetGpu(row.name, row.sm, row.memory, row.formats, row.unified)
+    return TargetGpu(row.name, row.sm, row.memory, row.formats, row.unified, row.system)
