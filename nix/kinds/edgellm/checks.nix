@@ -9,6 +9,7 @@
 let
   data = lib.importJSON ../../../python/enginix/data/edgellm/edgellm.json;
   inherit (lib.importJSON ../../../python/enginix/data/models/number_formats.json) algorithms;
+  inherit (lib.importJSON ../../../python/enginix/data/machine/gpus.json) partSystems;
   formats = lib.filterAttrs (_: row: row.edgellm != null) algorithms;
   inherit (pkgs.stdenvNoCC.hostPlatform) system;
   payloadsBySystem = builtins.groupBy (p: p.system) data.payloads;
@@ -41,15 +42,19 @@ rec {
   payload =
     function: gpu:
     let
-      matching = builtins.filter (p: p.sm == gpu.sm && p.system == system) data.payloads;
-      otherSystems = builtins.filter (p: p.sm == gpu.sm && p.system != system) data.payloads;
+      # A module with NVIDIA's own CPU is in no machine of another system.
+      own = if gpu ? part then partSystems.${gpu.part} or null else null;
+      loads = p: p.sm == gpu.sm && (own == null || p.system == own);
+      matching = builtins.filter (p: loads p && p.system == system) data.payloads;
+      otherSystems = builtins.filter (p: loads p && p.system != system) data.payloads;
       other = builtins.head otherSystems;
       onOther =
         "\n  - build it for ${other.system}: "
         + "the functions of legacyPackages.${other.system} (${other.distribution})";
       lacking =
         "TensorRT Edge-LLM ${data.version} has no payload for SM ${toString gpu.sm} "
-        + "(target \"${gpu.name}\") on ${system}; its wheels have them for ${supported}.";
+        + "(target \"${gpu.name}\") on ${if own == null then system else own}; "
+        + "its wheels have them for ${supported}.";
       override = "(mkLib pkgs).override { edgellm-runtime = … // { plugin = …; }; }";
       ownPlugin =
         "build Edge-LLM's plugin for this GPU from its sources, "
@@ -145,7 +150,8 @@ rec {
     model.modelName or (throw ''
       ${function}: model is neither mkHfModel's output nor mkQuantized's: it has no modelName.
       Pass one of them; or, for a directory of your own, its name too:
-        model = pkgs.runCommand "my-model" { } "cp -r ''${./my-model} $out" // { modelName = "my-model"; };'');
+        model = pkgs.runCommand "my-model" { } "cp -r ''${./my-model} $out"
+          // { modelName = "my-model"; };'');
 
   # Files of a lock that the exporter refuses to be without, or to see.
   # files :: string -> [ string ]|null -> bool
@@ -157,7 +163,9 @@ rec {
     if names == null then
       true
     else if !builtins.any (lib.hasSuffix ".safetensors") names then
-      throw "${function}: the lock has no .safetensors file, and the exporter reads no other weights."
+      throw (
+        "${function}: the lock has no .safetensors file, and the exporter reads no other weights."
+      )
     else if !builtins.elem "tokenizer.json" names then
       throw (
         "${function}: the lock has no tokenizer.json, and the runtime reads no other tokenizer. "

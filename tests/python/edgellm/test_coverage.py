@@ -136,7 +136,7 @@ def test_nibbles_in_any_order_signed_or_not_padded_or_not(
 def test_equal_tensors_are_matched_to_places_of_their_own(
     seed: int, copies: int, transposed: bool, zero: bool, joined: bool, tmp_path: Path
 ) -> None:
-    """Copied layers, gate = up, zeros of an expanded model: as many places as tensors, and each is claimed."""
+    """Copied layers, gate = up, zeros of an expanded model: as many places as tensors, each claimed."""
     weight = np.zeros((4, 8), ml_dtypes.bfloat16) if zero else tensor(seed, (4, 8))
     vector = np.zeros(6, ml_dtypes.bfloat16) if zero else tensor(seed + 1, (6,))
     tensors = {f"m{i}.weight": weight for i in range(copies)}

@@ -21,13 +21,13 @@ from safetensors.torch import load_file, save_file
 
 from enginix.errors import ModelError
 from enginix.kinds.edgellm.errors import ExportError
-from enginix.kinds.edgellm.model_support import (
+from enginix.kinds.edgellm.runtime_config import compare_runtime_config, describe_runtime_config
+from enginix.kinds.edgellm.source import ExportSource, read_export_source
+from enginix.kinds.edgellm.unsupported_models import (
     parse_export_config,
     require_covered_context,
     require_direct_reading,
 )
-from enginix.kinds.edgellm.runtime_config import compare_runtime_config, describe_runtime_config
-from enginix.kinds.edgellm.source import ExportSource, read_export_source
 from enginix.model.config import parse_config
 from enginix.tables import load_table
 

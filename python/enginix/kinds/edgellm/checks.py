@@ -12,9 +12,9 @@ from enginix.errors import ModelError
 from enginix.kinds.edgellm import coverage, graph
 from enginix.kinds.edgellm.errors import ExportError
 from enginix.kinds.edgellm.graph import Graph, Node
-from enginix.kinds.edgellm.model_texts import SETTINGS_FILE, TEMPLATE_FILE
 from enginix.kinds.edgellm.runtime_config import compare_runtime_config, is_window_right
 from enginix.kinds.edgellm.source import ExportSource
+from enginix.kinds.edgellm.tokenizer_texts import SETTINGS_FILE, TEMPLATE_FILE
 from enginix.kinds.edgellm.values import FLOAT_DTYPES
 from enginix.model import TensorInfo, read_header
 from enginix.model.jsonfile import read_object

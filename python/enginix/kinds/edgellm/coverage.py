@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from enginix.kinds.edgellm.errors import ExportError
+from enginix.kinds.edgellm.expected_tensors import IGNORED_SUFFIXES
 from enginix.kinds.edgellm.graph import Constant, Graph
-from enginix.kinds.edgellm.model_tensors import IGNORED_SUFFIXES
 from enginix.kinds.edgellm.values import Bits, Expected, list_onnx_forms, to_float16, view_bits
 from enginix.model import TensorInfo
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from enginix.kinds.edgellm.errors import ExportError
-from enginix.kinds.edgellm.model_support import compute_yarn_magnitude
 from enginix.kinds.edgellm.source import ExportSource
+from enginix.kinds.edgellm.unsupported_models import compute_yarn_magnitude
 from enginix.model import ModelConfig
 from enginix.tables import load_table
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import ModelError
-from enginix.kinds.edgellm.model_support import parse_export_config
-from enginix.kinds.edgellm.model_tensors import require_float16_values, require_model_tensors
-from enginix.kinds.edgellm.model_texts import ModelTexts, read_model_texts
+from enginix.kinds.edgellm.expected_tensors import require_float16_values, require_model_tensors
+from enginix.kinds.edgellm.tokenizer_texts import ModelTexts, read_model_texts
+from enginix.kinds.edgellm.unsupported_models import parse_export_config
 from enginix.model import ModelConfig, ModelWeights, open_weights
 from enginix.model.jsonfile import read_object
 from enginix.model.number_formats import read_algorithms, read_edgellm_formats
