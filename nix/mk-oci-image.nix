@@ -13,10 +13,10 @@
   pkgs,
   check,
   enginix,
-  enginix-core,
   ...
-}:
+}@scope:
 let
+  ready = import ./ready-package.nix scope;
   function = "mkOciImage";
   runtimes = (lib.importJSON ../python/enginix/data/runtime/runtimes.json).runtimes;
   build =
@@ -76,7 +76,7 @@ let
           [ "${server}/bin/${server.meta.mainProgram}" ];
       # Whether the server generates: Docker asks periodically, Kubernetes at the start.
       probe = [
-        "${enginix-core}/bin/enginix"
+        "${ready}/bin/enginix"
         "ready"
         "http://127.0.0.1:${toString ports.http}"
         "--timeout"

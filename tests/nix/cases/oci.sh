@@ -7,18 +7,28 @@ image_of() { # arguments of mkOciImage beside the server, where the archive goes
   "$tmp/stream" >"$2" 2>"$out"
 }
 
+# A command inside the unpacked image, with no network but its own.
+contained() { # command
+  quietly timeout 240 bwrap --unshare-all --uid 10001 --gid 10001 --die-with-parent --clearenv --setenv HOME /tmp --setenv PATH /usr/bin:/bin \
+    --ro-bind "$tmp/root/nix" /nix --ro-bind /usr /usr --symlink usr/bin /bin --symlink usr/lib /lib \
+    --symlink usr/lib64 /lib64 --proc /proc --dev /dev --perms 1777 --tmpfs /tmp --chdir /tmp "$@"
+}
+
 test_oci_image_is_what_it_says_and_answers() {
   slow || return
   image_of '' "$tmp/image.tar" && image_of '' "$tmp/again.tar" || return 1
   quietly cmp "$tmp/image.tar" "$tmp/again.tar" && quietly python3 tests/nix/image.py unpack "$tmp/image.tar" "$tmp/root" || return 1
   # What the configuration says is what is started, as its user, in its root.
   command -v bwrap >/dev/null || return 0
-  local words
+  local words probe
   mapfile -t words < <(python3 tests/nix/image.py words "$tmp/image.tar")
-  quietly timeout 120 bwrap --unshare-all --uid 10001 --gid 10001 --die-with-parent --clearenv --setenv HOME /tmp --setenv PATH /usr/bin:/bin \
-    --ro-bind "$tmp/root/nix" /nix --ro-bind /usr /usr --symlink usr/bin /bin --symlink usr/lib /lib \
-    --symlink usr/lib64 /lib64 --proc /proc --dev /dev --perms 1777 --tmpfs /tmp --chdir /tmp \
-    "${words[@]}" --http-port 0 --grpc-port 0 --metrics-port 0 --ask 'Once upon a time' --max-tokens 8 --exit-after-ask &&
+  mapfile -t probe < <(python3 tests/nix/image.py probe "$tmp/image.tar")
+  # The health check has nothing but the image either: no server answers, then one does.
+  contained "${probe[@]}" --timeout 1
+  says 'no answer after 1 s' || return 1
+  contained sh -c '"$@" & tries=6; while [ $tries -gt 0 ]; do '"$(printf '%q ' "${probe[@]}")"' && exit; tries=$((tries - 1)); done; exit 1' \
+    sh "${words[@]}" --grpc-port 0 --metrics-port 0 || return 1
+  contained "${words[@]}" --http-port 0 --grpc-port 0 --metrics-port 0 --ask 'Once upon a time' --max-tokens 8 --exit-after-ask &&
     says 'tiny-qwen3 answers at' && says 'finish reason length'
 }
 
