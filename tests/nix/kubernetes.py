@@ -59,7 +59,9 @@ def answers(items: dict[str, Any], template: dict[str, Any]) -> None:
     if "ServiceMonitor" in items:
         monitor = items["ServiceMonitor"]["spec"]
         assert monitor["selector"]["matchLabels"].items() <= items["Service"]["metadata"]["labels"].items()
-        labels_of = {r["targetLabel"]: r["replacement"] for e in monitor["endpoints"] for r in e["relabelings"]}
+        labels_of = {
+            r["targetLabel"]: r["replacement"] for e in monitor["endpoints"] for r in e["relabelings"]
+        }
         assert labels_of == {"job": "enginix", "server": items["Service"]["metadata"]["name"]}
         assert all(
             e["port"] in {p["name"] for p in items["Service"]["spec"]["ports"]} for e in monitor["endpoints"]

@@ -1,8 +1,8 @@
 """A rollout under load, as a manifest of mkKubernetes says it: kubernetes_rollout.py FILE [--without-drain]
 
-Servers are real (`enginix serve` with the container's arguments); clients ask all the time, each time on a new
-connection. Stand-ins: a kubelet that does what the Pod's fields say, and a Service that forgets an endpoint
-LATE seconds after its Pod was told to end, as nodes of a cluster do. Fails if any request is lost.
+Servers are real (`enginix serve` with the container's arguments); clients ask all the time, each time on a
+new connection. Stand-ins: a kubelet that does what the Pod's fields say, and a Service that forgets an
+endpoint LATE seconds after its Pod was told to end, as nodes of a cluster do. Fails if any request is lost.
 """
 
 from __future__ import annotations
