@@ -147,3 +147,12 @@ def test_the_client_is_the_hub_librarys(version: str, name: str, monkeypatch: py
     assert session.import_http_client().__name__ == name
     bound = re.search(r"huggingface_hub>=1\.0,<(\d)", (ROOT / "python/pyproject.toml").read_text())
     assert bound is not None and bound[1] == "3"
+
+
+def test_the_newest_runtimes_have_their_packages_pins() -> None:
+    rows = load_table("runtimes")["runtimes"]
+    for name, nccl in (("trtllm-1.3.0rc29", "==2.30.7"), ("trtllm-1.4.0rc1", ">=2.30.7,<=2.31.2")):
+        row = rows[name]
+        assert (row["torch"], row["transformers"]) == (">=2.14.0a0,<=2.14.0", "==5.5.4")
+        assert row["nccl"] == nccl and row["tensorrt"] is None and row["modelopt"] is None
+        assert row["kinds"] == ["llmapi"] and not row["enginePath"] and "Requires-Dist" in row["source"]
