@@ -16,6 +16,7 @@ from enginix.kinds.edgellm.graph import Graph, Node
 from enginix.kinds.edgellm.source import ExportSource
 from enginix.kinds.edgellm.values import FLOAT_DTYPES
 from enginix.model import TensorInfo, read_header
+from enginix.model.end_tokens import list_named_end_tokens
 from enginix.model.jsonfile import read_object
 from enginix.model.number_formats import read_algorithms
 from enginix.tables import load_table
@@ -190,10 +191,12 @@ def check_texts(llm: Path, source: ExportSource) -> None:
             where=str(llm / "config.json"),
             fix=_AGAIN,
         )
-    exported_ends, model_ends = exported.get("eos_token_id"), config.get("eos_token_id")
-    if not set(_collect_token_ids(model_ends)) <= set(_collect_token_ids(exported_ends)):
+    exported_ends = exported.get("eos_token_id")
+    ends, named_ends = set(_collect_token_ids(exported_ends)), set(list_named_end_tokens(model))
+    # The exporter writes the ends of both files; transformers stops at those of the first alone.
+    if ends != named_ends:
         raise ExportError(
-            f"eos_token_id {exported_ends} lacks the model's {model_ends}",
+            f"eos_token_id is {json.dumps(exported_ends)}, the model's files name {sorted(named_ends)}",
             where=str(llm / "config.json"),
             fix=_AGAIN,
         )

@@ -13,6 +13,7 @@ from enginix.errors import ModelError
 from enginix.model import ModelWeights, open_weights
 from enginix.model.jsonfile import read_object
 from enginix.model.number_formats import read_edgellm_formats
+from enginix.model.quantization import canonical_algorithm
 from enginix.tables import load_table
 
 _LAYER = re.compile(r"^(.*\blayers\.)(\d+)\.(.+)$")
@@ -86,6 +87,10 @@ def _read_export_quantization(model: Path, config: Mapping[str, Any]) -> tuple[s
     if not isinstance(section, dict):
         raise ModelError("no section quantization", where=str(path), fix="quantize the model again")
     algorithm, kv = section.get("quant_algo"), section.get("kv_cache_quant_algo")
+    # In whatever case, as conversion and locks read it.
+    algorithm = canonical_algorithm(algorithm) if isinstance(algorithm, str) else algorithm
+    algorithm = None if algorithm == "NO_QUANT" else algorithm
+    kv = kv.upper() if isinstance(kv, str) else kv
     formats = read_edgellm_formats()
     if algorithm is not None and algorithm not in formats:
         raise ModelError(
