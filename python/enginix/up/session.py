@@ -123,6 +123,7 @@ def _run_stage(stage: Stage, label: str, *, as_json: bool) -> StageRecord:
     process = subprocess.Popen(
         build_command(stage.words),
         env=build_environment(),
+        cwd="/",
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL if as_json else sys.stderr,
         start_new_session=True,
@@ -164,9 +165,17 @@ def _wait_with_ticks(process: subprocess.Popen[bytes], label: str, begun: float)
         time.sleep(0.05)
 
 
+# Stages whose libraries another environment may have, as in the flake's packages.
+QUANTIZING = ("calibrate", "quantize")
+
+
 def build_command(words: Sequence[str]) -> list[str]:
-    """Return the command line of another command of this enginix."""
-    return [sys.executable, "-m", "enginix", *words]
+    """Return the command line of another command of this enginix.
+
+    Run it in ``/``: Python puts the working directory first on its module path.
+    """
+    other = os.environ.get("ENGINIX_QUANTIZE_PYTHON") if words[0] in QUANTIZING else None
+    return [other or sys.executable, "-m", "enginix", *words]
 
 
 def build_environment() -> dict[str, str]:
@@ -200,6 +209,7 @@ def run_server(name: str, words: Sequence[str], log: Path) -> Iterator[RunningSe
         process = subprocess.Popen(
             build_command(words),
             env=build_environment(),
+            cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

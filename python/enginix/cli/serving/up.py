@@ -12,7 +12,8 @@ named by everything that went into it. A second run starts the servers at once, 
 where it stopped. stages.jsonl there has the seconds, speed and memory of each stage that ran.
 
 Kind reference runs on every machine, by PyTorch: it is the yardstick, not the fastest. Kinds tensorrt and
-llmapi need the runtime's image: --runtime and --rootfs.
+llmapi need the runtime's image: --runtime and --rootfs. $ENGINIX_GATEWAY_PYTHON and $ENGINIX_QUANTIZE_PYTHON
+name environments that have LiteLLM and ModelOpt, where this one lacks them.
 """
 
 from __future__ import annotations
@@ -177,9 +178,10 @@ def _find_gateway_python(args: argparse.Namespace) -> Path:
     from enginix.gateway.launch import require_litellm
 
     given = args.gateway_python or os.environ.get("ENGINIX_GATEWAY_PYTHON")
-    python = Path(given) if given else Path(sys.executable)
-    require_litellm(python.absolute())
-    return python.absolute()
+    # Not resolved: an environment's python3 may be a link to the interpreter without its libraries.
+    python = Path(given or sys.executable).absolute()
+    require_litellm(python)
+    return python
 
 
 def _require_disk(request: UpRequest, planned: tuple[Stage, ...], cache: Path) -> None:
@@ -222,7 +224,7 @@ def _serve(
         words = ["serve", str(repository), "--http-port", str(triton_port), "--no-grpc", "--no-metrics"]
         words += ["--start-timeout", str(args.start_timeout), *request.serve_options]
         if args.tritonserver is not None:
-            words += ["--tritonserver", str(args.tritonserver)]
+            words += ["--tritonserver", str(args.tritonserver.resolve())]
         servers = [stack.enter_context(session.run_server("tritonserver", words, work / "server.log"))]
         # Beside it: the gateway is ready when the server behind it has answered.
         model = "tensorrt_llm" if request.kind == "llmapi" else "ensemble"
