@@ -23,6 +23,10 @@ COMMANDS = {
         "serving.up",
         "a model's name → an OpenAI endpoint on loopback: every stage, cached, in one command",
     ),
+    "doctor": (
+        "serving.doctor",
+        "look at this machine: what stages need, and how to mend what is missing",
+    ),
     "chat": ("serving.chat", "talk to an endpoint in the terminal"),
     "lock": (
         "conversion.lock",

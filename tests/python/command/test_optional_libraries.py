@@ -55,6 +55,7 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "rollout": ("--help", None),
     "gateway": ("{t}/gateway.json", "gateway"),
     "up": ("{model}", "gateway"),
+    "doctor": ("--offline", None),
     "chat": ("--url http://127.0.0.1:9/v1", None),
 }
 
