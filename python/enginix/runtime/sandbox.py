@@ -285,7 +285,8 @@ def find_bubblewrap() -> str:
     named = os.environ.get("ENGINIX_BWRAP")
     program = shutil.which(named or "bwrap")
     if not program and named:
-        raise MachineError(f"{named} is no program", where="ENGINIX_BWRAP", fix="unset it, or name bubblewrap")
+        fix = "unset it, or name bubblewrap"
+        raise MachineError(f"{named} is no program", where="ENGINIX_BWRAP", fix=fix)
     if not program:
         raise MachineError(
             "bubblewrap is not installed",
