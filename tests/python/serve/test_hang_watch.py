@@ -10,10 +10,9 @@ import pytest
 
 from enginix.serve.hang_watch import ASKED_EVERY, HUNG_LOOKS, HangWatch
 from enginix.triton.contract import HEARTBEATS
-from enginix.triton.models import served_channels
-from enginix.triton.models import heartbeat
-from enginix.triton.models.served_channels import Generations, LocalChannel
+from enginix.triton.models import heartbeat, served_channels
 from enginix.triton.models.heartbeat import HeartbeatFile
+from enginix.triton.models.served_channels import Generations, LocalChannel
 
 
 def test_a_process_without_a_sign_of_life_is_named(tmp_path: Path) -> None:

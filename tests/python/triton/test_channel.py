@@ -24,8 +24,8 @@ import enginix
 from enginix.errors import MachineError, UsageError
 from enginix.triton.models.channel import ChannelEvent, socket_path
 from enginix.triton.models.channel_server import ChannelServer
-from enginix.triton.models.served_channels import Generations, ServedChannel
 from enginix.triton.models.remote_channel import RemoteChannel
+from enginix.triton.models.served_channels import Generations, ServedChannel
 
 from .conftest import StandInOrder, StandInScheduler, until
 

@@ -31,6 +31,7 @@ from enginix.model.number_formats import (
     runs_on_gpu,
 )
 from enginix.runtime.preflight import check_pipeline
+from enginix.tables import load_table
 
 
 @dataclass(frozen=True)

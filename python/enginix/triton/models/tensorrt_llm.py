@@ -22,7 +22,6 @@ from enginix.triton.models.answers import ResponseSender
 from enginix.triton.models.channel import socket_path
 from enginix.triton.models.channel_server import ChannelServer
 from enginix.triton.models.generation import Chunk, GenerationLimits, Order, read_order
-from enginix.triton.models.served_channels import Generations, LocalChannel
 from enginix.triton.models.heartbeat import HeartbeatFile
 from enginix.triton.models.request import (
     Inputs,
@@ -31,6 +30,7 @@ from enginix.triton.models.request import (
     read_parameter,
     require_parameter,
 )
+from enginix.triton.models.served_channels import Generations, LocalChannel
 
 # Share of one processor for sending: the sender runs in the executor's interpreter, at the executor's cost.
 SHARE = 1 / 16
