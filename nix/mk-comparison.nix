@@ -19,6 +19,7 @@ let
       "cli/comparison"
       "data/conversion"
       "data/judgement"
+      "data/machine"
       "data/memory_plan"
       "data/models"
       "data/report"

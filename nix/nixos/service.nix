@@ -132,7 +132,7 @@ in
     inherit gpu;
     loopback = isLoopback server.host;
   }
-  // lib.optionalAttrs (gpu && served.kind != "reference") {
+  // lib.optionalAttrs (gpu && !served.isPortable) {
     # The engine against this GPU, driver and runtime, in milliseconds, before anything is loaded.
     ExecStartPre = escape [
       enginix
