@@ -26,6 +26,7 @@ let
       "hub"
       "inspect"
       "kinds/registry"
+      "machine"
       "model"
       "report"
     ];

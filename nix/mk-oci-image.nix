@@ -56,15 +56,6 @@ let
             grpc = server.grpcPort;
             metrics = server.metricsPort;
           };
-      endpoint =
-        name:
-        if ports ? ${name} then
-          [
-            "--${name}-port"
-            (toString ports.${name})
-          ]
-        else
-          [ "--no-${name}" ];
       # Arguments given at start win over the ones built in. Inside the runtime's image the server
       # needs no sandbox.
       command =
@@ -79,11 +70,8 @@ let
             server.runtime
             "--python"
             row.paths.python
-            "--http-port"
-            (toString ports.http)
           ]
-          ++ endpoint "grpc"
-          ++ endpoint "metrics"
+          ++ server.serveWords
         else
           [ "${server}/bin/${server.meta.mainProgram}" ];
       # Whether the server generates: Docker asks periodically, Kubernetes at the start.
@@ -126,7 +114,7 @@ let
               Test = [ "CMD" ] ++ probe;
               Interval = 60 * 1000000000;
               Timeout = 30 * 1000000000;
-              StartPeriod = 600 * 1000000000;
+              StartPeriod = (server.startTimeout or 600) * 1000000000;
             };
             Labels = {
               "org.opencontainers.image.title" = server.modelName;

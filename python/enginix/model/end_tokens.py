@@ -46,6 +46,11 @@ def _read_file(path: Path) -> tuple[int, ...]:
 
 
 def _parse_token_ids(value: Any, where: str) -> tuple[int, ...]:
+    """Return the ids of an ``eos_token_id``: one, a list, or none.
+
+    Raises:
+        ModelError: a value is not a token id.
+    """
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**31:

@@ -16,7 +16,8 @@ import pytest
 from enginix.kinds.planning.lock_plan import count_weight_bytes, plan_from_lock
 from enginix.kinds.planning.planner import PlanRequest
 from enginix.kinds.registry import find_kind
-from enginix.memory_plan.arithmetic import TargetGpu, read_gpu_memory
+from enginix.machine.gpu_table import find_gpu
+from enginix.memory_plan.arithmetic import TargetGpu
 from enginix.tables import load_table
 
 ROOT = Path(__file__).parents[3]
@@ -221,7 +222,7 @@ def test_every_gpu_has_the_same_memory_in_both() -> None:
         f"builtins.mapAttrs (_: check.plan.memoryOf) "
         f"(builtins.fromJSON (builtins.readFile {ROOT}/python/enginix/data/machine/gpus.json)).gpus"
     )
-    assert theirs == {name: read_gpu_memory(row) or None for name, row in gpus.items()}
+    assert theirs == {name: find_gpu(name).memory or None for name in gpus}
 
 
 @pytest.mark.skipif(NIX is None, reason="no Nix")

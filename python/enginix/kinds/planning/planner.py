@@ -31,6 +31,7 @@ from enginix.model.number_formats import (
     runs_on_gpu,
 )
 from enginix.runtime.preflight import check_pipeline
+from enginix.tables import load_table
 
 
 @dataclass(frozen=True)
@@ -406,6 +407,9 @@ def find_format_obstacles(sizes: ModelSizes, gpu: TargetGpu, kind: str) -> list[
         return []
     name, least, refused = sizes.quantization, row["minSm"], row["refusedSm"]
     is_compiled = find_kind(kind).is_compiled
+    engine_least = load_table("engine_support")["engineSm"]["least"]
+    if is_compiled and gpu.sm < engine_least:
+        return [f"TensorRT-LLM's engines need SM {engine_least} or later; {gpu.name} is SM {gpu.sm}"]
     if runs_on_gpu(row, gpu.sm, gpu.formats, is_compiled=is_compiled):
         return []
     have = f", which has {', '.join(gpu.formats)}" if gpu.formats else ""
