@@ -3,7 +3,8 @@
 Two builders read different things:
   direct  tensorrt-edgellm-build reads the model itself. NVIDIA calls it experimental; its engines are the
           ones that tensorrt-edgellm-serve takes. The export proves beforehand, without a GPU, that the model
-          is complete and can be expressed.
+          is complete and can be expressed; its graph is another one, so the gate ``export`` did not see
+          what is built here, and the manifest says so.
   onnx    llm_build, from Edge-LLM's C++ sources, reads the export. NVIDIA's C++ runtime executes its
           engines.
 """
@@ -234,11 +235,21 @@ def build_edgellm_engine(
             tools={"enginix": __version__},
             results={
                 "gates": "not gated",
+                "exportGate": describe_export_gate(export_manifest, build_options.builder),
                 "plan": {"predicted": build_options.plan, "measured": {"hostMemoryPeak": peak}},
             },
         )
         engine_manifest.write(partial)
     return engine_manifest
+
+
+def describe_export_gate(export_manifest: Manifest, builder: str) -> dict[str, Any]:
+    """Return which graph the gate ``export`` saw, and which one the engine is built of."""
+    return {
+        "verdict": export_manifest.results.get("gates", {}).get("export", "not gated"),
+        "sawGraph": "export",
+        "builtGraph": "export" if builder == "onnx" else "tensorrt-edgellm-build's own, of the model",
+    }
 
 
 def _make_builder_command(
