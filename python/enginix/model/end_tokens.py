@@ -28,12 +28,17 @@ def read_end_tokens(model: Path) -> tuple[int, ...]:
         value = raw.get("eos_token_id")
         if value is None and isinstance(text, dict):
             value = text.get("eos_token_id")
-        if ids := _parse_token_ids(value, str(model / name)):
+        if ids := parse_token_ids(value, str(model / name)):
             return ids
     return ()
 
 
-def _parse_token_ids(value: Any, where: str) -> tuple[int, ...]:
+def parse_token_ids(value: Any, where: str) -> tuple[int, ...]:
+    """Return the ids of an ``eos_token_id``: one, a list, or none.
+
+    Raises:
+        ModelError: a value is not a token id.
+    """
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**31:

@@ -8,13 +8,17 @@ from types import SimpleNamespace
 from enginix.errors import EnginixError
 from enginix.kinds.edgellm import graph
 from enginix.kinds.edgellm.execution import export_gate, model_logits
+from enginix.model.config import parse_config
 
 if __name__ == "__main__":
     llm, model = Path(sys.argv[1]) / "llm", Path(sys.argv[2])
     config = json.loads((model / "config.json").read_text())
     # What is refused before the exporter is judged here, so the model's own reader is passed by.
     source = SimpleNamespace(
-        directory=model, config=config, quantization=None, layers=config["num_hidden_layers"]
+        directory=model,
+        model=parse_config(config, model),
+        quantization=None,
+        layers=config["num_hidden_layers"],
     )
     try:
         questions = export_gate.choose_source_questions(source)

@@ -3,8 +3,8 @@
 Two builders read different things:
   direct  tensorrt-edgellm-build reads the model itself. NVIDIA calls it experimental; its engines are the
           ones that tensorrt-edgellm-serve takes. The export proves beforehand, without a GPU, that the model
-          is complete and can be expressed; its graph is another one, so the gate ``export`` did not see
-          what is built here, and the manifest says so.
+          is complete and can be expressed; its graph, which the gate ``export`` executes, is not the one
+          that is built, and the manifest says so.
   onnx    llm_build, from Edge-LLM's C++ sources, reads the export. NVIDIA's C++ runtime executes its
           engines.
 """
@@ -26,6 +26,11 @@ from enginix.files import new_directory, require_absent
 from enginix.kinds.edgellm import options
 from enginix.kinds.edgellm.errors import ExportError
 from enginix.kinds.edgellm.export import make_private_environment, read_model_identity
+from enginix.kinds.edgellm.unsupported_models import (
+    parse_export_config,
+    require_covered_context,
+    require_direct_reading,
+)
 from enginix.machine.gpu_table import find_gpu
 from enginix.manifest import Manifest
 from enginix.model.jsonfile import read_object
@@ -35,7 +40,12 @@ if TYPE_CHECKING:
     from enginix.machine.target import Machine, MachineGpu
 
 TENSORRT_VERSION_CODE = "import importlib.metadata as m; print(m.version('tensorrt').split('.post')[0])"
-BUILDERS = ("direct", "onnx")
+# Which graph became the engine: the export's checks and the gate export saw one of them alone.
+GRAPHS = {
+    "direct": "NVIDIA's builder's own, from the model; the gate export saw the export's, which is another",
+    "onnx": "the export's, which the gate export saw",
+}
+BUILDERS = tuple(GRAPHS)
 LAUNCH_SCRIPT = Path(__file__).with_name("launch.py")
 _ONNX_FLAGS = {
     "maxInputLen": "--maxInputLen",
@@ -180,6 +190,7 @@ def build_edgellm_engine(
         ManifestError: not an export, or one of another model.
         MachineError: the GPU or TensorRT is missing, the disk is full, or the builder failed.
         UsageError: invalid limits or target.
+        ModelError: the direct builder would build another function than the model.
         ExportError: the builder reported success without an engine that fits the request.
     """
     require_absent(out)
@@ -200,6 +211,10 @@ def build_edgellm_engine(
             where=str(export),
             fix="pass the model that was exported, or export this one",
         )
+    config = parse_export_config(read_object(model / "config.json"), model)
+    if build_options.builder == "direct":
+        require_direct_reading(config)
+    require_covered_context(config, int(full_limits["maxKvCacheCapacity"]))
     gpu, machine = _find_gpu(build_options)
     with new_directory(out) as partial:
         engine = partial / "engine"
@@ -236,21 +251,13 @@ def build_edgellm_engine(
             tools={"enginix": __version__},
             results={
                 "gates": "not gated",
-                "exportGate": describe_export_gate(export_manifest, build_options.builder),
+                "exportGate": export_manifest.results.get("gates", {}).get("export", "not gated"),
+                "graph": GRAPHS[build_options.builder],
                 "plan": {"predicted": build_options.plan, "measured": {"hostMemoryPeak": peak}},
             },
         )
         engine_manifest.write(partial)
     return engine_manifest
-
-
-def describe_export_gate(export_manifest: Manifest, builder: str) -> dict[str, Any]:
-    """Return which graph the gate ``export`` saw, and which one the engine is built of."""
-    return {
-        "verdict": export_manifest.results.get("gates", {}).get("export", "not gated"),
-        "sawGraph": "export",
-        "builtGraph": "export" if builder == "onnx" else "tensorrt-edgellm-build's own, of the model",
-    }
 
 
 def _make_builder_command(
