@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from enginix.errors import EnginixError
 from enginix.kinds.edgellm import graph
 from enginix.kinds.edgellm.execution import export_gate, model_logits
+from enginix.model import open_weights
 from enginix.model.config import parse_config
 
 if __name__ == "__main__":
@@ -17,6 +18,7 @@ if __name__ == "__main__":
     source = SimpleNamespace(
         directory=model,
         model=parse_config(config, model),
+        weights=open_weights(model),
         quantization=None,
         layers=config["num_hidden_layers"],
     )

@@ -172,9 +172,12 @@ def test_the_page_lists_every_node_with_a_definition() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", ["fp8", "int8_sq"])
 def test_a_dequantized_checkpoint_is_modelopts_quantized_model(name: str, tmp_path: Path) -> None:
-    """ModelOpt's simulation of the quantized model, in float32, against the checkpoint that it wrote."""
+    """ModelOpt's simulation of the quantized model, in float32, against the checkpoint that it wrote.
+
+    NVFP4 is simulated on a GPU alone; of AWQ the exported weights are others than the simulated ones.
+    """
     words = [sys.executable, HERE / "simulated.py", TINY, name, tmp_path]
     subprocess.run(words, env=environment(), check=True, capture_output=True, timeout=600)
     simulated = np.load(tmp_path / "logits.npy")

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 
 import enginix
 from enginix import process
@@ -30,10 +29,13 @@ from enginix.kinds.edgellm.execution.plugin_nodes import FLOAT8, Array
 from enginix.kinds.edgellm.execution.rope_table import make_rope_table, read_exported_rope
 from enginix.kinds.edgellm.graph import Graph
 from enginix.kinds.edgellm.source import ExportSource
+from enginix.kinds.edgellm.values import Expected
+from enginix.model import TensorInfo, read_header
 from enginix.model.jsonfile import read_object
 from enginix.tables import load_table
 
 NAME = "export"
+TABLE = "model.embed_tokens.weight"
 LOGITS_MODULE = "enginix.kinds.edgellm.execution.model_logits"
 MODES = ("smooth", "rounded", "half")  # of model_logits, which this process does not import: it needs torch
 LENGTHS = (1, 6, 40)  # of the prompts that are read together
@@ -79,8 +81,10 @@ def choose_questions(vocab_size: int, windows: Sequence[int | None], positions: 
 class ExportedModel:
     """An export as a runtime executes it: embedding table, rotation table, paged cache, graph."""
 
-    def __init__(self, llm: Path, graph: Graph, architecture: str, *, rounded: bool) -> None:
+    def __init__(self, llm: Path, graph: Graph, source: ExportSource, *, rounded: bool) -> None:
         config = read_object(llm / "config.json")
+        architecture = source.model.architecture
+        self.table = source.weights.tensors[TABLE]
         self.runner = GraphRunner(graph, rounded=rounded)
         self.float = np.dtype(np.float16 if rounded else np.float32)
         self.graph, self.config, self.llm = graph, config, llm
@@ -89,14 +93,10 @@ class ExportedModel:
         self.rotated = int(config["head_dim"] * config.get("partial_rotary_factor", 1.0))
 
     def embed(self, tokens: Sequence[int]) -> Array:
-        """Return rows of the table, dequantized if it is FP8."""
-        with safe_open(self.llm / "embedding.safetensors", "np") as table:
-            rows = table.get_slice("embedding")
-            picked = np.concatenate([_read_row(rows, t) for t in tokens]).astype(np.float32)
-            if "embedding_scale" in table.keys():  # noqa: SIM118 (not a mapping)
-                scale = np.concatenate([_read_row(table.get_slice("embedding_scale"), t) for t in tokens])
-                picked *= np.repeat(scale, picked.shape[1] // scale.shape[1], axis=1)
-        return picked.astype(self.float)
+        """Return rows of the exported table; of the model's if that is FP8, which is checked apart."""
+        table = read_header(self.llm / "embedding.safetensors").tensors["embedding"]
+        rows = Expected(self.table if table.dtype == "F8_E4M3" else table, "FLOAT16")
+        return np.concatenate([rows.rows(t, t + 1) for t in tokens]).view(np.float16).astype(self.float)
 
     def answer(self, questions: GateQuestions) -> list[Array]:
         """Return logits [positions, vocabulary] of each sequence: its prompt at once, then its steps."""
@@ -160,8 +160,26 @@ class ExportedModel:
         return {name: value for name, value in known.items() if name in self.graph.inputs}
 
 
-def _read_row(rows: Any, number: int) -> Array:
-    return np.asarray(rows[number : number + 1])
+def check_fp8_table(llm: Path, table: TensorInfo) -> bool:
+    """Check an FP8 embedding table against the model's, if the export has one; tell whether it has.
+
+    Raises:
+        GateError: an element is further from the model's than FP8 E4M3 rounds: 1/16, or half its least step.
+    """
+    exported = read_header(llm / "embedding.safetensors").tensors
+    stored, scales = exported["embedding"], exported.get("embedding_scale")
+    if stored.dtype != "F8_E4M3" or scales is None:
+        return False
+    codes = np.memmap(stored.path, np.uint8, "r", stored.begin, stored.shape).view(FLOAT8)
+    factors = np.memmap(scales.path, "<f4", "r", scales.begin, scales.shape)
+    for begin, bits in Expected(table, "FLOAT").blocks():
+        exact = bits.view(np.float32)
+        part = slice(begin, begin + len(exact))
+        factor = np.repeat(factors[part], exact.shape[1] // factors.shape[1], axis=1)
+        error = np.abs(codes[part].astype(np.float32) * factor - exact)
+        if not (error <= np.abs(exact) / 16 + factor * 2.0**-9).all():
+            raise GateError(f"the FP8 embedding table has other rows than the model's, from row {begin}")
+    return True
 
 
 def relative_errors(computed: Array, reference: Array) -> Array:
@@ -256,9 +274,10 @@ def judge_export(llm: Path, graph: Graph, source: ExportSource, answers: ModelAn
     """
     row = load_table("gates")["gates"][NAME]
     bounds = row["bounds"]["NO_QUANT" if source.quantization is None else "quantized"]
-    questions, architecture = choose_source_questions(source), source.model.architecture
+    questions = choose_source_questions(source)
     try:
-        exported = ExportedModel(llm, graph, architecture, rounded=False)
+        has_fp8_table = check_fp8_table(llm, source.weights.tensors[TABLE])
+        exported = ExportedModel(llm, graph, source, rounded=False)
         errors, (sequence, position) = _compare(exported.answer(questions), answers.smooth)
         # A comparison with NaN is false: only a number that is at most the bound passes.
         if not errors.max() <= bounds["function"]:
@@ -266,7 +285,7 @@ def judge_export(llm: Path, graph: Graph, source: ExportSource, answers: ModelAn
                 f"logits differ from the model's by {errors.max():.2g} (token {position + 1} of "
                 f"{len(questions.sequences[sequence])}), {bounds['function']:g} allowed"
             )
-        exported = ExportedModel(llm, graph, architecture, rounded=True)
+        exported = ExportedModel(llm, graph, source, rounded=True)
         rounded, _ = _compare(exported.answer(questions), answers.rounded)
         lengths = [len(s) for s in questions.sequences]
         half = [row[:n] for row, n in zip(answers.half, lengths, strict=True)]
@@ -291,6 +310,7 @@ def judge_export(llm: Path, graph: Graph, source: ExportSource, answers: ModelAn
         "layers": source.layers,
         "windowsExecuted": sorted(w for w in windows if w < max(lengths)),
         "windowsComparedOnly": sorted(w for w in windows if w >= max(lengths)),
+        "embedding": "FP8, checked apart" if has_fp8_table else "executed",
         "plugins": list_plugin_nodes(graph.nodes),
         "errorAtMost": _state_decade(float(errors.max())),
         "errorInFloat16AtMost": _state_decade(spread),
