@@ -27,7 +27,8 @@ from enginix import cli
 
 from .test_pages import PAGES, ROOT
 
-TAGS = {"nix", "sh", "console", "text", "json", "python"}
+# tests/python/openai/test_reverse_proxy.py runs nginx and caddyfile.
+TAGS = {"nix", "sh", "console", "text", "json", "python", "nginx", "caddyfile"}
 # Programs that examples name, and why no test runs them with these words.
 OTHER_PROGRAMS = {
     ".": "activates a virtual environment", "apt-get": "changes the machine", "base64": "a pipe",

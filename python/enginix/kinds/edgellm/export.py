@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from enginix import __version__, manifest, process
+from enginix import __version__, console, manifest, process
 from enginix.errors import EnginixError, MachineError, UsageError
 from enginix.files import new_directory, require_absent, sha256_file
 from enginix.kinds.edgellm import checks, graph, options, source, stack_traces
@@ -28,6 +28,7 @@ from enginix.kinds.edgellm.errors import ExportError
 from enginix.kinds.edgellm.execution import export_gate
 from enginix.kinds.edgellm.source import ExportSource
 from enginix.manifest import Manifest
+from enginix.model.end_tokens import END_TOKENS_KEY, list_named_end_tokens, read_end_tokens
 from enginix.optional_libraries import missing_extra
 from enginix.tables import load_table
 
@@ -199,6 +200,12 @@ def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | 
                 )
         results["gates"] = {export_gate.NAME: "passed"}
         _tidy_export(partial, model)
+        ends = list_named_end_tokens(model)
+        if extra := sorted({*ends} - {*read_end_tokens(model)}):
+            console.print_message(
+                f"note: Edge-LLM also ends answers at {', '.join(map(str, extra))}, which config.json "
+                "names and generation_config.json does not: transformers goes on there"
+            )
         export_manifest = Manifest(
             artefact="export",
             name=export_options.name or manifest.read_artefact_name(model),
@@ -210,6 +217,7 @@ def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | 
                 "vocabSize": model_source.model.vocab_size,
                 "quantization": model_source.quantization,
                 "kvCacheQuantization": model_source.kv_cache,
+                END_TOKENS_KEY: list(ends),
             },
             inputs={"model": identity},
             options=dict(flags),
