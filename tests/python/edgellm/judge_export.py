@@ -17,7 +17,7 @@ if __name__ == "__main__":
     # What is refused before the exporter is judged here, so the model's own reader is passed by.
     source = SimpleNamespace(
         directory=model,
-        model=parse_config(config, model),
+        model=parse_config({**config, "hidden_act": "silu"}, model),  # the gate reads sizes and windows
         weights=open_weights(model),
         quantization=None,
         layers=config["num_hidden_layers"],
