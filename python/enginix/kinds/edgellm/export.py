@@ -20,13 +20,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from enginix import __version__, manifest, process
+from enginix import __version__, console, manifest, process
 from enginix.errors import EnginixError, MachineError, UsageError
 from enginix.files import new_directory, require_absent, sha256_file
 from enginix.kinds.edgellm import checks, options, source, stack_traces
 from enginix.kinds.edgellm.errors import ExportError
 from enginix.kinds.edgellm.source import ExportSource
 from enginix.manifest import Manifest
+from enginix.model.end_tokens import END_TOKENS_KEY, list_named_end_tokens, read_end_tokens
 from enginix.optional_libraries import missing_extra
 from enginix.tables import load_table
 
@@ -189,6 +190,12 @@ def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | 
             partial / "llm", model_source, fp8_embedding=bool(flags.get("fp8Embedding"))
         )
         _tidy_export(partial, model)
+        ends = list_named_end_tokens(model)
+        if extra := sorted({*ends} - {*read_end_tokens(model)}):
+            console.print_message(
+                f"note: Edge-LLM also ends answers at {', '.join(map(str, extra))}, which config.json "
+                "names and generation_config.json does not: transformers goes on there"
+            )
         export_manifest = Manifest(
             artefact="export",
             name=export_options.name or manifest.read_artefact_name(model),
@@ -200,6 +207,7 @@ def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | 
                 "vocabSize": model_source.model.vocab_size,
                 "quantization": model_source.quantization,
                 "kvCacheQuantization": model_source.kv_cache,
+                END_TOKENS_KEY: list(ends),
             },
             inputs={"model": identity},
             options=dict(flags),

@@ -17,6 +17,7 @@ from enginix.kinds.edgellm.unsupported_models import parse_export_config
 from enginix.model import ModelConfig, ModelWeights, open_weights
 from enginix.model.jsonfile import read_object
 from enginix.model.number_formats import read_algorithms, read_edgellm_formats
+from enginix.model.quantization import canonical_algorithm
 
 SIDECAR = "hf_quant_config.json"
 
@@ -63,6 +64,10 @@ def _read_export_quantization(model: Path, config: Mapping[str, Any]) -> tuple[s
     if not isinstance(section, dict):
         raise ModelError("no section quantization", where=str(path), fix="quantize the model again")
     algorithm, kv = section.get("quant_algo"), section.get("kv_cache_quant_algo")
+    # In whatever case, as conversion and locks read it.
+    algorithm = canonical_algorithm(algorithm) if isinstance(algorithm, str) else algorithm
+    algorithm = None if algorithm == "NO_QUANT" else algorithm
+    kv = kv.upper() if isinstance(kv, str) else kv
     formats = read_edgellm_formats()
     if algorithm is not None and algorithm not in formats:
         raise ModelError(

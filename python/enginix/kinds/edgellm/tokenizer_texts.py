@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import ModelError
-from enginix.model.end_tokens import END_TOKEN_FILES, parse_token_ids
+from enginix.model.end_tokens import END_TOKEN_FILES, list_named_end_tokens
 from enginix.model.jsonfile import read_object
 from enginix.tables import load_table
 
@@ -51,7 +51,7 @@ def read_model_texts(model: Path, config: Mapping[str, Any], vocabulary: int) ->
     settings = read_object(model / SETTINGS_FILE)
     template = read_chat_template(model)
     prompt = _render_question(template, settings, model)
-    end_tokens = _read_end_tokens(model, config, vocabulary)
+    end_tokens = _read_end_tokens(model, vocabulary)
     strange = _check_token_ids(model, vocabulary)
     notes = []
     named = sorted(text for text in strange if text in template or text in prompt)
@@ -208,20 +208,15 @@ def _render_question(template: str, settings: Mapping[str, Any], model: Path) ->
     return str(prompt)
 
 
-def _read_end_tokens(model: Path, config: Mapping[str, Any], vocabulary: int) -> tuple[int, ...]:
-    tokens: list[int] = []
-    for name in reversed(END_TOKEN_FILES):
-        path = model / name
-        raw = config if name == "config.json" else read_object(path) if path.is_file() else {}
-        for token in parse_token_ids(raw.get("eos_token_id"), str(path)):
-            if token >= vocabulary:
-                raise ModelError(
-                    f"eos_token_id {token} is beyond the model's {vocabulary} tokens: no answer would end",
-                    where=str(path),
-                    fix="correct eos_token_id there",
-                )
-            tokens.append(token)
-    return tuple(dict.fromkeys(tokens))
+def _read_end_tokens(model: Path, vocabulary: int) -> tuple[int, ...]:
+    tokens = list_named_end_tokens(model)
+    if beyond := [token for token in tokens if token >= vocabulary]:
+        raise ModelError(
+            f"eos_token_id {beyond[0]} is beyond the model's {vocabulary} tokens: no answer would end",
+            where=str(model),
+            fix=f"correct it in {' or '.join(END_TOKEN_FILES)}",
+        )
+    return tokens
 
 
 def _check_token_ids(model: Path, vocabulary: int) -> dict[str, int]:
