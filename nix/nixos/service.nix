@@ -72,8 +72,9 @@ let
         "${server.signature}"
       ]
     )
-    # The engine against this GPU, driver and runtime, in milliseconds.
-    ++ lib.optional (gpu && served.kind != "reference") [
+    # The engine against this GPU, driver and runtime, in milliseconds; `enginix serve` does it by
+    # itself.
+    ++ lib.optional (served.ownServer && gpu) [
       enginix
       "check"
       "${served.engine}"
@@ -111,6 +112,10 @@ let
     "--port"
     (toString server.httpPort)
   ];
+  hardening = import ./hardening.nix {
+    inherit gpu;
+    loopback = isLoopback server.host;
+  };
 in
 {
   description =
@@ -154,9 +159,10 @@ in
     WorkingDirectory = "%t/enginix-${name}";
     LimitNOFILE = 65536;
   }
-  // import ./hardening.nix {
-    inherit gpu;
-    loopback = isLoopback server.host;
+  // hardening
+  // lib.optionalAttrs (!served.ownServer) (import ./final-failures.nix)
+  // lib.optionalAttrs served.ownServer {
+    StateDirectory = "enginix-${name}";
   }
   // lib.optionalAttrs (preflight != [ ]) {
     ExecStartPre =
@@ -165,13 +171,14 @@ in
       else
         map escape preflight;
   }
-  // lib.optionalAttrs served.ownServer { StateDirectory = "enginix-${name}"; }
+  // lib.optionalAttrs (server.memoryMax != null) { MemoryMax = server.memoryMax; }
+  // lib.optionalAttrs (server.tasksMax != null) { TasksMax = server.tasksMax; }
   // lib.optionalAttrs (credentials != [ ]) { LoadCredential = credentials; }
   // lib.optionalAttrs (image != null) {
     # The image is the root, read-only; the store beside it has the repository and this command.
     RootDirectory = image.root;
     MountAPIVFS = true;
-    TemporaryFileSystem = [
+    TemporaryFileSystem = hardening.TemporaryFileSystem ++ [
       "/run"
       "/var"
     ];
@@ -182,4 +189,9 @@ in
     ]
     ++ map (directory: "-${image.rootfs}/${directory}:/${directory}") image.directories;
   };
+}
+# An engine's own server tells by no exit status whether it would fail again.
+// lib.optionalAttrs served.ownServer {
+  startLimitIntervalSec = 600;
+  startLimitBurst = 10;
 }

@@ -9,6 +9,7 @@
 let
   data = lib.importJSON ../../../python/enginix/data/edgellm/edgellm.json;
   inherit (lib.importJSON ../../../python/enginix/data/models/number_formats.json) algorithms;
+  inherit (lib.importJSON ../../../python/enginix/data/machine/gpus.json) partSystems;
   formats = lib.filterAttrs (_: row: row.edgellm != null) algorithms;
   inherit (pkgs.stdenvNoCC.hostPlatform) system;
   payloadsBySystem = builtins.groupBy (p: p.system) data.payloads;
@@ -41,15 +42,19 @@ rec {
   payload =
     function: gpu:
     let
-      matching = builtins.filter (p: p.sm == gpu.sm && p.system == system) data.payloads;
-      otherSystems = builtins.filter (p: p.sm == gpu.sm && p.system != system) data.payloads;
+      # A module with NVIDIA's own CPU is in no machine of another system.
+      own = if gpu ? part then partSystems.${gpu.part} or null else null;
+      loads = p: p.sm == gpu.sm && (own == null || p.system == own);
+      matching = builtins.filter (p: loads p && p.system == system) data.payloads;
+      otherSystems = builtins.filter (p: loads p && p.system != system) data.payloads;
       other = builtins.head otherSystems;
       onOther =
         "\n  - build it for ${other.system}: "
         + "the functions of legacyPackages.${other.system} (${other.distribution})";
       lacking =
         "TensorRT Edge-LLM ${data.version} has no payload for SM ${toString gpu.sm} "
-        + "(target \"${gpu.name}\") on ${system}; its wheels have them for ${supported}.";
+        + "(target \"${gpu.name}\") on ${if own == null then system else own}; "
+        + "its wheels have them for ${supported}.";
       override = "(mkLib pkgs).override { edgellm-runtime = … // { plugin = …; }; }";
       ownPlugin =
         "build Edge-LLM's plugin for this GPU from its sources, "

@@ -14,7 +14,6 @@ let
   mkExport = import ./export.nix scope;
   mkServer = import ./serve.nix scope;
   gatedEngine = import ../shared/gated-engine.nix scope;
-  gpus = (lib.importJSON ../../../python/enginix/data/machine/gpus.json).gpus;
   runtimes = (lib.importJSON ../../../python/enginix/data/runtime/runtimes.json).runtimes;
   noRuntime =
     "no runtime with TensorRT is given. TensorRT is on NVIDIA's own index and unfree, "
@@ -40,7 +39,8 @@ in
   # Not needed: this kind exports the model itself. Accepted so that switching kind is one
   # attribute.
   checkpoint ? null,
-  # A GPU of data/machine/gpus.json, or { gpu; count; driver; }.
+  # A GPU's name (`enginix target` lists them), { gpu; count; driver; }, or
+  # { sm; memoryGB; count; driver; } for any other GPU.
   target,
   # A runtime of data/runtime/runtimes.json that has this kind.
   runtime ? "edgellm-${checks.data.version}",
@@ -68,9 +68,7 @@ let
   engine = "${name}-engine";
   facts = model.model or { };
   targetSpec = check.engine.target function target;
-  gpu = check.target.gpu function gpus targetSpec.gpu // {
-    name = targetSpec.gpu;
-  };
+  gpu = check.gpus.find function targetSpec.gpu;
   row =
     runtimes.${runtime}
       or (throw (

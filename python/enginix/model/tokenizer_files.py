@@ -27,7 +27,9 @@ TOKENIZER_FILES = (
     "additional_chat_templates/*.jinja",
     "generation_config.json",
 )
-VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# What the fast tokenizers of transformers read, and kind reference, gates and the gateway.
+FAST_TOKENIZER = "tokenizer.json"
+VOCABULARY_FILES = (FAST_TOKENIZER, "tokenizer.model", "vocab.json")
 
 
 def find_tokenizer_files(model: Path) -> list[Path]:
@@ -39,7 +41,9 @@ def find_tokenizer_files(model: Path) -> list[Path]:
     paths = {path for pattern in TOKENIZER_FILES for path in model.glob(pattern) if path.is_file()}
     if not any(path.name in VOCABULARY_FILES for path in paths):
         raise ModelError(
-            "no tokenizer", where=str(model), fix="fetch the whole repository, or pass the right --model"
+            "no tokenizer",
+            where=str(model),
+            fix="pass the directory that has the model's tokenizer with --model",
         )
     return sorted(paths)
 

@@ -60,7 +60,9 @@ test_edgellm_gpu_without_payload_names_those_that_have_one() {
   ! with_edge eval '(edge { target = "h200"; }).name' &&
     says 'no payload for SM 90 (target "h200")' && says 'SM 80, 86, 100, 120 on x86_64-linux' && says 'kind = "tensorrt"' &&
     ! with_edge eval '(edge { target = "gb10"; }).name' && says 'no payload for SM 121' && says 'build it for aarch64-linux' &&
-    says 'kind = "llmapi"' && ! says 'kind = "tensorrt"' >/dev/null
+    says 'kind = "llmapi"' && ! says 'kind = "tensorrt"' >/dev/null &&
+    ! with_edge eval '(edge { target = "gb200"; }).name' &&
+    says 'no payload for SM 100 (target "gb200") on aarch64-linux' && ! says 'build it for' >/dev/null
 }
 
 test_edgellm_format_against_gpu() {

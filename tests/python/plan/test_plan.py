@@ -140,7 +140,7 @@ def test_exit_codes_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert (less["fits"], less["tightest"]) == (False, "workspace")
     assert less["changes"][0] == {"maxNumTokens": 4096}
     assert main(["plan", str(TINY), "--target", "h200", "--memory", "0.06", "--max-num-tokens", "4096"]) == 0
-    assert main(["plan", str(TINY), "--target", "h20"]) == 2
+    assert main(["plan", str(TINY), "--target", "h2000"]) == 2
     assert "did you mean" in capsys.readouterr().err
     assert main(["plan", str(TINY), "--target", "a10"]) == 2
     assert "--memory GB" in capsys.readouterr().err

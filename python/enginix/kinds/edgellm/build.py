@@ -27,6 +27,7 @@ from enginix.integrity import require_unchanged
 from enginix.kinds.edgellm import options
 from enginix.kinds.edgellm.errors import ExportError
 from enginix.kinds.edgellm.export import make_private_environment, read_model_identity
+from enginix.machine.gpu_table import find_gpu
 from enginix.manifest import Manifest
 from enginix.model.identity import require_same_model
 from enginix.model.jsonfile import read_object
@@ -223,7 +224,7 @@ def build_edgellm_engine(
             },
             options={"builder": build_options.builder, "limits": full_limits},
             target={
-                "name": build_options.target,
+                "name": find_gpu(build_options.target).name,
                 "sm": gpu.sm,
                 "gpu": gpu.name,
                 "memory": gpu.total,

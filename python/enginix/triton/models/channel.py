@@ -35,6 +35,8 @@ REACHED = 10.0
 RETRY = 0.05
 # Bytes of a message; a prompt of a million tokens takes a tenth of it.
 LARGEST = 1 << 26
+# Seconds that one step of the scheduler may take: the longest prompt on a slow processor takes minutes.
+LONGEST_STEP = 600.0
 # sockaddr_un(7): 108 bytes, the last one 0.
 LONGEST_PATH = 107
 
@@ -93,6 +95,8 @@ class Generations:
         self._scheduler, self._request, self._capacity = scheduler, request, capacity
         self._lock = threading.Lock()
         self._clients: dict[str, str] = {}
+        # When the scheduler last did a step, or got work after it had none.
+        self._moved = time.monotonic()
         # Channels with events in the scheduler's current step; used by the scheduler's thread alone.
         self._heard: set[ServedChannel] = set()
         scheduler.after_step = self._tell
@@ -102,6 +106,8 @@ class Generations:
         with self._lock:
             full = self._capacity and len(self._clients) >= self._capacity
             if not full:
+                if not self._clients:
+                    self._moved = time.monotonic()
                 self._clients[number] = client
         if full:
             reason = f"{self._capacity} requests are running or waiting already; {LATER}"
@@ -135,6 +141,11 @@ class Generations:
         for number in numbers:
             self._scheduler.cancel(number)
 
+    def is_stuck(self) -> bool:
+        """Tell whether requests are under way, and the scheduler has not ended a step for long."""
+        with self._lock:
+            return bool(self._clients) and time.monotonic() - self._moved > LONGEST_STEP
+
     def close(self) -> None:
         """Close the scheduler, which ends all generations."""
         self._scheduler.close()
@@ -145,6 +156,7 @@ class Generations:
 
     def _tell(self) -> None:
         """Send one message for each step and channel: each wakes a thread, which takes the interpreter."""
+        self._moved = time.monotonic()
         for channel in self._heard:
             channel.tell(channel.step)
             channel.step.clear()

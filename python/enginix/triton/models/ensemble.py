@@ -19,6 +19,7 @@ from enginix.triton.models.answers import ResponseSender
 from enginix.triton.models.channel import Channel, RemoteChannel, socket_path
 from enginix.triton.models.detokenizer import Detokenizer, load_tokenizer
 from enginix.triton.models.generation import Chunk, GenerationLimits, Order, build_order
+from enginix.triton.models.heartbeat import HeartbeatFile
 from enginix.triton.models.prompt import PromptReader
 from enginix.triton.models.request import Inputs, read_boolean, read_check_period, require_parameter
 
@@ -64,6 +65,7 @@ class Ensemble:
             self._content,
             period=read_check_period(config),
             share=SHARE,
+            heartbeat=HeartbeatFile(ENSEMBLE),
         )
 
     def execute(self, requests: Sequence[Any]) -> None:
@@ -77,6 +79,7 @@ class Ensemble:
     def _read(self, request: Any) -> Order:
         inputs = Inputs(request, NAMES)
         prompt = self._prompts.read(inputs)
+        self._prompts.check_end_id(inputs)
         return build_order(
             inputs,
             self._limits,

@@ -20,6 +20,7 @@ from enginix.triton.contract import ENSEMBLE, EXECUTOR, EXECUTOR_KEY
 from enginix.triton.models.answers import ResponseSender
 from enginix.triton.models.channel import ChannelServer, Generations, LocalChannel, socket_path
 from enginix.triton.models.generation import Chunk, GenerationLimits, Order, read_order
+from enginix.triton.models.heartbeat import HeartbeatFile
 from enginix.triton.models.request import (
     Inputs,
     RequestError,
@@ -69,6 +70,7 @@ class TensorrtLlm:
             self._content,
             period=read_check_period(config),
             share=SHARE,
+            heartbeat=HeartbeatFile(EXECUTOR, self._generations.is_stuck),
         )
 
     def execute(self, requests: Sequence[Any]) -> None:
