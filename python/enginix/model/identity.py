@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from enginix import manifest
 from enginix.digests import digest_file
-from enginix.errors import ManifestError
+from enginix.errors import ManifestError, ModelError
 from enginix.files import sha256_json
 from enginix.integrity import list_content
 from enginix.model.safetensors import ModelWeights, open_weights
@@ -23,7 +24,6 @@ def identify_model(directory: Path, weights: ModelWeights | None = None) -> dict
 
     Raises:
         ManifestError: the model's files are not those of its manifest, or change while they are read.
-        ModelError: the model is incomplete.
     """
     named: dict[str, Any] = {}
     if (directory / manifest.MANIFEST_FILE).exists():
@@ -31,7 +31,7 @@ def identify_model(directory: Path, weights: ModelWeights | None = None) -> dict
         named = {"artefact": source_manifest.artefact, "name": source_manifest.name, **source_manifest.inputs}
     files = {name: digest.sha256 for name, digest in list_content(directory).items()}
     if not files:
-        files = _digest_model_files(directory, weights or open_weights(directory))
+        files = _digest_model_files(directory, weights)
         pinned = named.get("files")
         if isinstance(pinned, dict):
             _require_pinned_files(directory, pinned, files)
@@ -39,9 +39,11 @@ def identify_model(directory: Path, weights: ModelWeights | None = None) -> dict
     return {"model": {**named, "files": files}}
 
 
-def _digest_model_files(directory: Path, weights: ModelWeights) -> dict[str, str]:
+def _digest_model_files(directory: Path, weights: ModelWeights | None) -> dict[str, str]:
     paths = [directory / name for name in _CONFIG_FILES]
-    paths += [header.path for header in weights.headers]
+    # An engine of a checkpoint takes its tokenizer from a model that may lack weights.
+    with suppress(ModelError):
+        paths += [header.path for header in (weights or open_weights(directory)).headers]
     return {path.name: digest_file(path).sha256 for path in sorted(paths) if path.exists()}
 
 
