@@ -82,7 +82,7 @@ let
         // pod.metadata.annotations or { };
       };
       spec =
-        # A group's Pods are told apart by the set's controller; spreading them is not for all of them.
+        # Of a group, no Pod may be kept away from another.
         builtins.removeAttrs pod.spec [ "topologySpreadConstraints" ]
         // {
           containers = [ container ];

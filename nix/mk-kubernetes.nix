@@ -2,8 +2,8 @@
 #
 # Manifests of a server's image: one JSON file of a List, for `kubectl apply -f`. Deployment,
 # Service, PodDisruptionBudget; with serviceMonitor the Prometheus operator's ServiceMonitor. An
-# engine of several nodes has a LeaderWorkerSet in the Deployment's place (kubernetes-nodes.nix). The
-# Pod is in kubernetes-pod.nix.
+# engine of several nodes has a LeaderWorkerSet in the Deployment's place (kubernetes-nodes.nix).
+# The Pod is in kubernetes-pod.nix.
 {
   lib,
   pkgs,
@@ -43,7 +43,7 @@ let
       drainDelay ? 15,
       # Nodes that it may run on: { "nvidia.com/gpu.product" = "NVIDIA-H200"; }
       nodeSelector ? { },
-      # Labels of nodes over which replicas are spread where possible; null leaves it to the cluster.
+      # Label of nodes over which replicas are spread where possible; null leaves it to the cluster.
       topologyKey ? "kubernetes.io/hostname",
       # The RuntimeClass of Pods, such as "nvidia".
       runtimeClassName ? null,
@@ -92,7 +92,10 @@ let
       resources = {
         cpu = if cpu != null then cpu else toString (2 + 2 * podGpus);
         memory =
-          if memory != null then memory else "${toString (8 + (weights + gibibyte - 1) / gibibyte)}Gi";
+          if memory != null then
+            memory
+          else
+            "${toString (8 + (weights + gibibyte - 1) / gibibyte)}Gi";
       };
       labels = {
         "app.kubernetes.io/name" = name;

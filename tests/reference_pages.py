@@ -74,9 +74,9 @@ def render_cli() -> str:
     for command, (_, summary) in cli.COMMANDS.items():
         note = ["Only builds call this command."] if command in cli.INTERNAL_COMMANDS else []
         parts += [f"## enginix {command}", f"{summary[0].upper()}{summary[1:]}.", *note]
-        parts.append(f"```\n{render_help([command])}\n```")
+        parts.append(f"```text\n{render_help([command])}\n```")
         for verb in find_verbs(command):
-            parts += [f"### enginix {command} {verb}", f"```\n{render_help([command, verb])}\n```"]
+            parts += [f"### enginix {command} {verb}", f"```text\n{render_help([command, verb])}\n```"]
     return "\n\n".join(parts) + "\n"
 
 

@@ -67,16 +67,22 @@ rec {
       rows.${builtins.head named} // { name = builtins.head named; }
     else if unnamed != null then
       describe function plain (builtins.fromJSON (builtins.head unnamed)) (
-        if builtins.elemAt unnamed 2 == null then null else builtins.fromJSON (builtins.elemAt unnamed 2)
+        let
+          gigabytes = builtins.elemAt unnamed 2;
+        in
+        if gigabytes == null then null else builtins.fromJSON gigabytes
       )
     else if sizes != [ ] then
       # What fits the smaller fits the larger, too; an engine runs on both.
-      find function (builtins.head (builtins.sort (a: b: rows.${a}.memoryGB < rows.${b}.memoryGB) sizes))
+      find function (
+        builtins.head (builtins.sort (a: b: rows.${a}.memoryGB < rows.${b}.memoryGB) sizes)
+      )
     else
       throw (
         "${function}: unknown target \"${name}\"."
         + lib.optionalString (near != [ ]) " Did you mean ${builtins.head near}?"
-        + " `enginix target` lists the names; any other GPU is target = { sm = 89; memoryGB = 16; }."
+        + " `enginix target` lists the names; any other GPU is "
+        + "target = { sm = 89; memoryGB = 16; }."
       );
 
   # The name of a GPU that the table does not have.

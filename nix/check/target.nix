@@ -1,5 +1,5 @@
-# Quantization × GPU × architecture on TensorRT-LLM's engine path: data/models/number_formats.json and
-# data/runtime/engine_support.json, a source a row.
+# Quantization × GPU × architecture on TensorRT-LLM's engine path: data/models/number_formats.json
+# and data/runtime/engine_support.json, a source a row.
 { lib, names, ... }:
 let
   support = lib.importJSON ../../python/enginix/data/runtime/engine_support.json;
@@ -104,8 +104,8 @@ in
       algorithm;
 
   # A quantization of a backend that compiles nothing ahead: refused where the backend does not take
-  # it, or the GPU does not execute it (python/enginix/model/number_formats.py, runs_on_gpu). What no
-  # row knows is the runtime's to judge.
+  # it, or the GPU does not execute it (python/enginix/model/number_formats.py, runs_on_gpu). What
+  # no row knows is the runtime's to judge.
   # computes :: string -> string|null -> { name; sm; formats; … } -> string|null
   computes =
     function: algorithm: gpu:

@@ -62,7 +62,7 @@ in
   reference ? null,
   # Minutes without an answer after which the server counts as hung.
   stallMinutes ? 30,
-  name ? model.modelName,
+  name ? checks.modelName function model,
 }:
 let
   engine = "${name}-engine";
@@ -89,7 +89,10 @@ let
         throw ''${function}: runtime "${runtime}" has no kind "edgellm".''
     )
     (checks.architecture engine (facts.architecture or model.architecture or null))
+    (checks.described engine facts)
     (checks.format engine (model.quantization or null) gpu)
+    (checks.kvCache engine (model.quantization or null) (facts.kvCacheQuantization or null))
+    (checks.files engine (model.fileNames or null))
     (checks.options function "export" exportOptions)
     sizes
     (check.arguments.oneOf function "builder" [ "direct" "onnx" ] builder)

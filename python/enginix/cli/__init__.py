@@ -19,6 +19,15 @@ from enginix.wording import find_nearest
 # Command → its module in this package and what it does. A folder holds the commands that one package of the
 # flake has.
 COMMANDS = {
+    "up": (
+        "serving.up",
+        "a model's name → an OpenAI endpoint on loopback: every stage, cached, in one command",
+    ),
+    "doctor": (
+        "serving.doctor",
+        "look at this machine: what stages need, and how to mend what is missing",
+    ),
+    "chat": ("serving.chat", "talk to an endpoint in the terminal"),
     "lock": (
         "conversion.lock",
         "pin a Hub repository: commit, files, sizes, sha256; no weight is downloaded",

@@ -88,6 +88,8 @@ def make_lock(name: str, select: Selection, type_: RepoType = "model") -> NewLoc
         )
     )
     notes = [*chosen.notes, *(f"{path} left out: {why}" for path, why in unread.items())]
+    if info.current_name != name:
+        notes.append(f"the hub names it {info.current_name} now; {name} works as long as it redirects")
     if is_whole_model:
         notes += repository_layout.list_layout_notes(taken)
     if model.pop("remoteCode", False) and not select.remote_code:

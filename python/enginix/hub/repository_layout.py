@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from fnmatch import fnmatchcase
 
 from enginix.console import format_bytes
 from enginix.errors import LockError
 from enginix.hub import paths
 from enginix.hub.api import RemoteFile
 from enginix.model.jsonfile import parse_object
+from enginix.model.other_layouts import explain_other_layout
 from enginix.model.safetensors import INDEX, SINGLE, read_weight_map
-from enginix.model.tokenizer_files import FAST_TOKENIZER, VOCABULARY_FILES
+from enginix.model.tokenizer_files import FAST_TOKENIZER, SLOW_TOKENIZERS
 from enginix.wording import count_noun
 
 ADAPTER, CONFIG = "adapter_config.json", "config.json"
@@ -26,7 +26,6 @@ READ_FILES = (INDEX, ADAPTER)
 # transformers' names: model[.VARIANT][-00001-of-00002][.VARIANT].safetensors; a variant is a second
 # precision of the same weights (save_pretrained's argument).
 _WEIGHTS = re.compile(r"model(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.safetensors(\.index(\.\w+)?\.json)?")
-_TRANSFORMERS = "lock a repository in the Transformers layout: config.json and model*.safetensors"
 
 
 def require_model_layout(listing: Sequence[RemoteFile], content: Mapping[str, bytes], repo: str) -> None:
@@ -36,11 +35,12 @@ def require_model_layout(listing: Sequence[RemoteFile], content: Mapping[str, by
         content: the adapter's configuration, if there is one.
 
     Raises:
-        LockError: an adapter, Mistral's own layout, or a pipeline of diffusers.
+        LockError: an adapter, Mistral's own layout, a pipeline of diffusers, or pickles alone.
     """
     names = {f.path for f in listing}
     if CONFIG in names:
         return
+    other = explain_other_layout(names)
     if ADAPTER in names:
         base = _read_base_model(content.get(ADAPTER), repo)
         raise LockError(
@@ -49,14 +49,8 @@ def require_model_layout(listing: Sequence[RemoteFile], content: Mapping[str, by
             fix="lock the base model; merge the adapter into it (PEFT's merge_and_unload), or lock the "
             'adapter alone, for lora.dirs of mkEngine, with --include "adapter_*"',
         )
-    if "params.json" in names and any(_is_consolidated(name) for name in names):
-        raise LockError(
-            "weights in Mistral's own layout (params.json, consolidated*), without config.json",
-            where=repo,
-            fix=f"{_TRANSFORMERS}; transformers converts (convert_mistral_weights_to_hf.py)",
-        )
-    if "model_index.json" in names:
-        raise LockError("a pipeline of diffusers, not a language model", where=repo, fix=_TRANSFORMERS)
+    if other is not None and not any(name.endswith((".gguf", ".bin")) for name in names):
+        raise LockError(other[0], where=repo, fix=other[1])
 
 
 def explain_no_weights(files: Sequence[RemoteFile]) -> str:
@@ -135,7 +129,7 @@ def list_layout_notes(files: Sequence[RemoteFile]) -> list[str]:
             "backend reads them so; save_pretrained of transformers writes an index"
         )
     if FAST_TOKENIZER not in names:
-        others = [n for n in (*VOCABULARY_FILES, "tekken.json", "vocab.txt") if n in names]
+        others = [name for name in SLOW_TOKENIZERS if name in names]
         others += sorted(n for n in names if n.endswith(".tiktoken"))
         if others:
             notes.append(
@@ -169,10 +163,6 @@ def _find_variant(name: str) -> str | None:
         return None
     variant = match[1] or match[3] or match[5]
     return variant[1:] if variant else None
-
-
-def _is_consolidated(name: str) -> bool:
-    return fnmatchcase(name, "consolidated*.safetensors") or fnmatchcase(name, "consolidated*.pth")
 
 
 def _read_base_model(data: bytes | None, repo: str) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from enginix.errors import ModelError
+from enginix.model.other_layouts import explain_other_layout
 
 LIMIT = 100_000_000  # bytes; the safetensors format's own limit for a header
 
@@ -122,6 +123,10 @@ def read_object(path: Path) -> dict[str, Any]:
         with open_regular(path) as f:
             data = f.read(LIMIT + 1)
     except OSError as e:
+        if path.name == "config.json" and path.parent.is_dir():
+            names = {entry.name for entry in path.parent.iterdir()}
+            if other := explain_other_layout(names - {path.name}):
+                raise ModelError(other[0], where=str(path.parent), fix=other[1]) from e
         raise ModelError(
             f"cannot be read: {e.strerror or e}", where=str(path), fix="pass a complete model directory"
         ) from e

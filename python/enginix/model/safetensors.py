@@ -24,6 +24,7 @@ from enginix.model.jsonfile import (
     parse_object,
     read_object,
 )
+from enginix.model.other_layouts import explain_other_layout
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -178,14 +179,8 @@ class ModelWeights:
 def _explain_missing_weights(directory: Path) -> tuple[str, str]:
     """Identify a directory without weights in the Transformers layout, and say how to fix it."""
     names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
-    if "adapter_config.json" in names:
-        return "a LoRA adapter, not a model", "merge it into its base model (PEFT's merge_and_unload) first"
-    if any(name.startswith("consolidated") for name in names) and "params.json" in names:
-        return (
-            "weights in Mistral's own layout (params.json, consolidated*.safetensors)",
-            "use a repository in the Transformers layout; transformers converts "
-            "(convert_mistral_weights_to_hf.py)",
-        )
+    if other := explain_other_layout(names):
+        return other
     shards = [name for name in names if name.endswith(".safetensors")]
     if shards:
         return (
@@ -193,9 +188,9 @@ def _explain_missing_weights(directory: Path) -> tuple[str, str]:
             f"fetch {INDEX} too; if the repository has none, save the model again with save_pretrained",
         )
     for suffix, name in ((".gguf", "GGUF"), (".bin", "pickle"), (".pth", "pickle"), (".pt", "pickle")):
-        if other := [n for n in names if n.endswith(suffix)]:
+        if others := [n for n in names if n.endswith(suffix)]:
             return (
-                f"no {SINGLE} and no {INDEX} ({name} weights {other[0]} are refused)",
+                f"no {SINGLE} and no {INDEX} ({name} weights {others[0]} are refused)",
                 "pass a directory with safetensors weights",
             )
     return f"no {SINGLE} and no {INDEX}", "pass a directory with safetensors weights"
@@ -209,7 +204,15 @@ def _list_shards(directory: Path) -> tuple[list[str], dict[str, str] | None]:
         what, fix = _explain_missing_weights(directory)
         raise ModelError(what, where=str(directory), fix=fix)
     weight_map = read_weight_map(read_object(index), str(index))
-    return sorted(set(weight_map.values())), weight_map
+    shards = sorted(set(weight_map.values()))
+    if absent := [name for name in shards if not (directory / name).exists()]:
+        raise ModelError(
+            f"names {absent[0]}, which is not there"
+            + (f" ({len(absent)} such shards)" if len(absent) > 1 else ""),
+            where=str(index),
+            fix="fetch the whole repository (enginix lock says where the Hub itself lacks it)",
+        )
+    return shards, weight_map
 
 
 def read_weight_map(index: Mapping[str, Any], where: str) -> dict[str, str]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_support import CONFIG, REPO
 
 from enginix.cli import main
 from enginix.errors import LockError, ModelError, UsageError
+from enginix.hub import api
 from enginix.hub.hub_urls import HubSource, parse_hub_source
 from enginix.hub.lock import Selection, read_lock
 from enginix.hub.locking import NewLock, make_lock
@@ -233,3 +235,22 @@ def test_an_address_is_locked_and_inspected(
     # The weights are one byte: the model is found, its weights are not read.
     assert main(["inspect", address]) == 3
     assert "model.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("now", "note"), [("acme/renamed", "names it acme/renamed now"), (REPO, ""), ("../x", ""), (7, "")]
+)
+def test_a_renamed_repository_is_told(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: object, note: str
+) -> None:
+    """The Hub redirects an old name, and its answer has the new one."""
+    real = api._fetch_json
+
+    def renamed(path: str, repo: str) -> tuple[Any, str | None]:
+        answer, following = real(path, repo)
+        return ({**answer, "id": now}, following) if isinstance(answer, dict) else (answer, following)
+
+    monkeypatch.setattr(api, "_fetch_json", renamed)
+    new = locked(start, lay_out(tmp_path / "r", WHOLE))
+    assert new.lock.repo == REPO and len(new.notes) == bool(note)
+    assert all(note in said for said in new.notes)

@@ -10,9 +10,9 @@ import pytest
 
 from enginix.serve.hang_watch import ASKED_EVERY, HUNG_LOOKS, HangWatch
 from enginix.triton.contract import HEARTBEATS
-from enginix.triton.models import channel, heartbeat
-from enginix.triton.models.channel import Generations, LocalChannel
+from enginix.triton.models import heartbeat, served_channels
 from enginix.triton.models.heartbeat import HeartbeatFile
+from enginix.triton.models.served_channels import Generations, LocalChannel
 
 
 def test_a_process_without_a_sign_of_life_is_named(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ class _StandInScheduler:
 
 
 def test_a_scheduler_that_does_no_step_stops_the_signs(signs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "LONGEST_STEP", 0.05)
+    monkeypatch.setattr(served_channels, "LONGEST_STEP", 0.05)
     signs.mkdir()
     scheduler = _StandInScheduler()
     generations = Generations(scheduler, lambda **fields: fields)
