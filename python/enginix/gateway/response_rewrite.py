@@ -158,7 +158,7 @@ class EventRewriter:
 
 def encode_event(event: dict[str, Any] | str) -> bytes:
     """Return an event as bytes."""
-    return b"data: " + (event.encode() if isinstance(event, str) else _dump_event(event)) + b"\n\n"
+    return b"data: " + (event.encode() if isinstance(event, str) else encode_json(event)) + b"\n\n"
 
 
 def says_something(choice: Mapping[str, Any]) -> bool:
@@ -169,9 +169,19 @@ def says_something(choice: Mapping[str, Any]) -> bool:
 
 def has_content(choice: Mapping[str, Any]) -> bool:
     """Tell whether a choice of a chunk has content of any form, or ends the answer."""
+    return bool(choice.get("finish_reason")) or has_tokens(choice)
+
+
+def chunk_has_tokens(event: Mapping[str, Any] | str) -> bool:
+    """Tell whether an event is a chunk with content of any form."""
+    return isinstance(event, Mapping) and any(map(has_tokens, event.get("choices") or ()))
+
+
+def has_tokens(choice: Mapping[str, Any]) -> bool:
+    """Tell whether a choice of a chunk has content of any form."""
     delta = choice.get("delta")
     contents = delta if isinstance(delta, dict) else {"text": choice.get("text")}
-    return bool(choice.get("finish_reason")) or any(v for k, v in contents.items() if k != "role")
+    return any(v for k, v in contents.items() if k != "role")
 
 
 def _rewrite_error(row: dict[str, Any], status: int) -> dict[str, Any]:
@@ -188,5 +198,6 @@ def _rewrite_error(row: dict[str, Any], status: int) -> dict[str, Any]:
     return {"message": message, "type": kind, "param": param, "code": code}
 
 
-def _dump_event(value: Any) -> bytes:
+def encode_json(value: Any) -> bytes:
+    """Return a value as JSON in UTF-8; half a surrogate pair of a server becomes a question mark."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")

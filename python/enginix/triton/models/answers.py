@@ -17,6 +17,7 @@ import numpy as np
 from enginix.triton.models.channel import FAILED, LATER, Channel, ChannelEvent
 from enginix.triton.models.generation import Chunk, Generation, Order
 from enginix.triton.models.request import RequestError
+from enginix.triton.models.server_metrics import AnswerTimes, ServerMetrics
 
 # With at most so many running requests, each token is sent as it comes, unless more steps than these wait.
 FEW = 4
@@ -34,11 +35,13 @@ class RunningRequest:
     Attributes:
         sender: sender of its responses.
         constant: tensors that all of its responses have.
+        times: times of its answer.
     """
 
     generation: Generation
     sender: Any
     constant: list[Any] = field(default_factory=list)
+    times: AnswerTimes = field(default_factory=AnswerTimes)
 
 
 class ResponseSender:
@@ -51,6 +54,7 @@ class ResponseSender:
             and ``tensorrt_llm`` share.
         period: seconds between two checks whether the clients are still connected.
         share: approximate share of one processor that the thread takes while more than a few requests run.
+        metrics: the model's metrics; ``None`` counts nothing.
     """
 
     def __init__(
@@ -61,9 +65,10 @@ class ResponseSender:
         *,
         period: float,
         share: float,
+        metrics: ServerMetrics | None = None,
     ) -> None:
         self._backend, self._channel, self._content = backend, channel, content
-        self._period = period
+        self._period, self._metrics = period, metrics
         self._codes = {
             "error": backend.TritonError.INTERNAL,
             "refused": backend.TritonError.INVALID_ARG,
@@ -100,6 +105,8 @@ class ResponseSender:
         """End the channel and the thread; Triton calls it when no request is in flight."""
         self._channel.close()
         self._thread.join()
+        if self._metrics is not None:
+            self._metrics.close()
 
     def _begin(self, order: Order, sender: Any, client: str) -> None:
         # Unpredictable: a client that knows the number could stop the generation.
@@ -151,6 +158,8 @@ class ResponseSender:
         generation = running.generation
 
         def heard() -> None:
+            if event.token is not None:
+                running.times.see_token()
             if event.finish in self._codes:
                 generation.done = True
                 self._fail(running.sender, event.error or "the executor failed", event.finish)
@@ -202,6 +211,9 @@ class ResponseSender:
         flags = self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL if chunk.finish else 0
         response = self._backend.InferenceResponse(self._tensors(running, chunk))
         running.sender.send(response, flags=flags)
+        if chunk.finish and self._metrics is not None:
+            prompt = len(running.generation.order.prompt)
+            self._metrics.count_answer(chunk.finish, prompt, chunk.generated, running.times)
 
     def _tensors(self, running: RunningRequest, chunk: Chunk) -> list[Any]:
         order, tensor = running.generation.order, self._backend.Tensor
@@ -237,6 +249,8 @@ class ResponseSender:
         return tensor
 
     def _fail(self, sender: Any, message: str, reason: str) -> None:
+        if self._metrics is not None:
+            self._metrics.count_failure(reason)
         if reason == "error" and not message.endswith(LATER):
             message = f"{message} ({FAILED})"
         error = self._backend.TritonError(message, self._codes[reason])

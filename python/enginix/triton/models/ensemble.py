@@ -21,6 +21,7 @@ from enginix.triton.models.detokenizer import Detokenizer, load_tokenizer
 from enginix.triton.models.generation import Chunk, GenerationLimits, Order, build_order
 from enginix.triton.models.prompt import PromptReader
 from enginix.triton.models.request import Inputs, read_boolean, read_check_period, require_parameter
+from enginix.triton.models.server_metrics import ServerMetrics
 
 # Share of one processor for sending; each response costs the server and its clients several times as much.
 SHARE = 1 / 4
@@ -64,6 +65,7 @@ class Ensemble:
             self._content,
             period=read_check_period(config),
             share=SHARE,
+            metrics=ServerMetrics(backend, ENSEMBLE),
         )
 
     def execute(self, requests: Sequence[Any]) -> None:

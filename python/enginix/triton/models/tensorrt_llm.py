@@ -27,6 +27,7 @@ from enginix.triton.models.request import (
     read_parameter,
     require_parameter,
 )
+from enginix.triton.models.server_metrics import ServerMetrics
 
 # Share of one processor for sending: the sender runs in the executor's interpreter, at the executor's cost.
 SHARE = 1 / 16
@@ -69,6 +70,7 @@ class TensorrtLlm:
             self._content,
             period=read_check_period(config),
             share=SHARE,
+            metrics=ServerMetrics(backend, EXECUTOR, lambda: read_executor_load(executor_scheduler)),
         )
 
     def execute(self, requests: Sequence[Any]) -> None:
@@ -97,6 +99,18 @@ class TensorrtLlm:
             tensor("output_ids", np.array([[chunk.ids]], np.int32)),
             tensor("sequence_length", np.array([[len(chunk.ids)]], np.int32)),
         ]
+
+
+def read_executor_load(scheduler: Any) -> dict[str, float]:
+    """Return the executor's numbers for its metrics."""
+    running, waiting = scheduler.load
+    admitted, seconds = scheduler.waits
+    return {
+        "running": running,
+        "waiting": waiting,
+        "admitted_total": admitted,
+        "waited_seconds_total": seconds,
+    }
 
 
 def _is_key(value: Any, key: str) -> bool:
