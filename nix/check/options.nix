@@ -124,7 +124,7 @@ let
         ++ lib.optional lacksArchitecture
           "one of the architectures ${lib.concatStringsSep ", " (needs.architectures or [ ])}"
         ++ lib.optional (needs ? eagleLayers && facts.eagleLayers or null == null)
-          "num_eagle_layers in the checkpoint"
+          "num_eagle_layers in the checkpoint (speculative.eagleLayers)"
         ++ lib.optional (rule ? only && !among rule.only (valueOf values rule.option))
           "one of ${lib.concatStringsSep ", " (rule.only or [ ])}"
         ++ lib.optional lacksEvery

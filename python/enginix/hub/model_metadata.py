@@ -10,6 +10,7 @@ from typing import Any
 
 from enginix.errors import ModelError
 from enginix.model.jsonfile import parse_object
+from enginix.model.kv_heads import find_kv_heads
 from enginix.model.quantization import canonical_algorithm, read_inline_kv_cache
 from enginix.tables import load_table
 
@@ -21,7 +22,6 @@ FILES = (CONFIG, MODELOPT)
 INTEGERS = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
     "heads": ("num_attention_heads", "n_head"),
-    "kvHeads": ("num_key_value_heads", "num_kv_heads", "multi_query_group_num"),
     "headSize": ("head_dim", "kv_channels"),
     "hiddenSize": ("hidden_size", "n_embd"),
     "intermediateSize": ("intermediate_size", "n_inner", "ffn_hidden_size"),
@@ -57,6 +57,9 @@ def extract_model_metadata(files: Mapping[str, bytes], where: str) -> dict[str, 
         value = next((config[k] for k in keys if type(config.get(k)) is int), None)
         if value is not None and 0 <= value < 1 << 53:
             facts[fact] = value
+    kv_heads = find_kv_heads(config, facts.get("architecture"))
+    if kv_heads is not None and 0 <= kv_heads < 1 << 53:
+        facts["kvHeads"] = kv_heads
     _add_class_defaults(facts, config)
     dtype = config.get("dtype") or config.get("torch_dtype")
     if isinstance(dtype, str):

@@ -16,6 +16,7 @@ import numpy as np
 
 from enginix.triton.models.channel import FAILED, LATER, Channel, ChannelEvent
 from enginix.triton.models.generation import Chunk, Generation, Order
+from enginix.triton.models.heartbeat import PERIOD, HeartbeatFile
 from enginix.triton.models.request import RequestError
 from enginix.triton.models.server_metrics import AnswerTimes, ServerMetrics
 
@@ -55,6 +56,7 @@ class ResponseSender:
         period: seconds between two checks whether the clients are still connected.
         share: approximate share of one processor that the thread takes while more than a few requests run.
         metrics: the model's metrics; ``None`` counts nothing.
+        heartbeat: the sign of life of this process.
     """
 
     def __init__(
@@ -66,9 +68,10 @@ class ResponseSender:
         period: float,
         share: float,
         metrics: ServerMetrics | None = None,
+        heartbeat: HeartbeatFile | None = None,
     ) -> None:
         self._backend, self._channel, self._content = backend, channel, content
-        self._period, self._metrics = period, metrics
+        self._period, self._metrics, self._heartbeat = period, metrics, heartbeat
         self._codes = {
             "error": backend.TritonError.INTERNAL,
             "refused": backend.TritonError.INVALID_ARG,
@@ -132,9 +135,11 @@ class ResponseSender:
     def _send_all(self) -> None:
         next_check = time.monotonic() + self._period
         while True:
-            events = self._channel.receive(self._pause(next_check))
+            events = self._channel.receive(min(PERIOD, self._pause(next_check)))
             if events is None:
                 return
+            if self._heartbeat is not None:
+                self._heartbeat.beat()
             few = len(self._running) <= FEW
             # A response with several tokens costs about as much as one with a single token.
             hold = not few or len(events) > BEHIND * max(FEW, len(self._running))

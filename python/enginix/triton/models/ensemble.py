@@ -16,10 +16,12 @@ import numpy as np
 
 from enginix.triton.contract import ENSEMBLE, EXECUTOR, load_nvidia_contract
 from enginix.triton.models.answers import ResponseSender
-from enginix.triton.models.channel import Channel, RemoteChannel, socket_path
+from enginix.triton.models.channel import Channel, socket_path
 from enginix.triton.models.detokenizer import Detokenizer, load_tokenizer
 from enginix.triton.models.generation import Chunk, GenerationLimits, Order, build_order
+from enginix.triton.models.heartbeat import HeartbeatFile
 from enginix.triton.models.prompt import PromptReader
+from enginix.triton.models.remote_channel import RemoteChannel
 from enginix.triton.models.request import Inputs, read_boolean, read_check_period, require_parameter
 from enginix.triton.models.server_metrics import ServerMetrics
 
@@ -66,6 +68,7 @@ class Ensemble:
             period=read_check_period(config),
             share=SHARE,
             metrics=ServerMetrics(backend, ENSEMBLE),
+            heartbeat=HeartbeatFile(ENSEMBLE),
         )
 
     def execute(self, requests: Sequence[Any]) -> None:
@@ -79,6 +82,7 @@ class Ensemble:
     def _read(self, request: Any) -> Order:
         inputs = Inputs(request, NAMES)
         prompt = self._prompts.read(inputs)
+        self._prompts.check_end_id(inputs)
         return build_order(
             inputs,
             self._limits,
