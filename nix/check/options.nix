@@ -57,7 +57,9 @@ let
     else if table.removed ? ${name} then
       throw (
         "${function}: plugins.${name}: "
-        + "${removal.flag} is gone since TensorRT-LLM ${removal.since}."
+        + "${removal.flag} is ${
+          if removal.deprecated or false then "deprecated" else "gone"
+        } since TensorRT-LLM ${removal.since}."
         + lib.optionalString (removal.instead != null) " Use ${removal.instead}."
       )
     else if table.own ? ${name} then

@@ -177,7 +177,7 @@ def read_measurement(path: Path) -> dict[str, Any]:
     """Read a stored measurement.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the file is not one.
     """
     try:
         measured = json.loads(path.read_text("utf-8"))
@@ -185,5 +185,5 @@ def read_measurement(path: Path) -> dict[str, Any]:
             raise ValueError("another version")
         samples = {name: [float(v) for v in measured["samples"].get(name, ())] for name in COMPARED}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UsageError(f"is no measurement: {e}", where=str(path), fix="enginix bench writes one") from e
+        raise UsageError(f"not a measurement: {e}", where=str(path), fix="enginix bench writes one") from e
     return {**measured, "samples": samples}

@@ -11,7 +11,11 @@ from typing import Any
 from enginix.errors import ModelError
 from enginix.model.jsonfile import parse_object
 from enginix.model.kv_heads import find_kv_heads
-from enginix.model.quantization import canonical_algorithm, read_inline_kv_cache
+from enginix.model.quantization import (
+    canonical_algorithm,
+    find_quantization_method,
+    read_inline_kv_cache,
+)
 from enginix.tables import load_table
 
 CONFIG = "config.json"
@@ -119,7 +123,10 @@ def _read_quantization_names(
     else:
         algorithm = inline.get("quant_algo") or inline.get("quant_method")
         cache = read_inline_kv_cache(inline)
-        if isinstance(method := inline.get("quant_method"), str):
+        method = find_quantization_method(inline)
+        if method is None and inline.get("quant_algo"):
+            method = "unknown"  # as conversion refuses it
+        if isinstance(method, str) and (inline.get("quant_method") or method == "unknown"):
             # "fp8" alone would read as ModelOpt's FP8; the names are those of number_formats.json.
             quantization["quantizationMethod"] = (
                 "fp8-block" if method == "fp8" and inline.get("weight_block_size") else method

@@ -11,12 +11,12 @@ from enginix.tables import load_table
 # Keys of layers that keep a state in place of keys and values, of layers with different shapes, and of layers
 # that share a cache.
 _STATE_KEYS = (
-    "attn_layer_indices", "attn_layer_period", "attn_type_list", "block_configs", "block_types",
+    "attn_layer_indices", "attn_layer_period", "block_configs", "block_types",
     "cla_share_factor", "conv_L_cache", "full_attention_interval", "global_head_dim",
     "hybrid_layer_pattern", "hybrid_override_pattern", "layers_block_type", "linear_attn_config",
     "linear_num_key_heads", "linear_num_value_heads", "mamba_d_ssm", "mamba_d_state", "mamba_num_heads",
-    "mb_per_layer", "num_global_key_value_heads", "num_kv_shared_layers", "state_size", "swa_head_dim",
-    "swa_num_key_value_heads",
+    "mb_per_layer", "num_global_key_value_heads", "num_kv_shared_layers",
+    "sparse_attention_config", "state_size", "swa_head_dim", "swa_num_key_value_heads",
 )  # fmt: skip
 _PLAIN_LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -42,6 +42,9 @@ def find_latent(config: Mapping[str, Any], where: str) -> int:
     kinds = config.get("layer_types")
     if isinstance(kinds, list) and (other := sorted({str(kind) for kind in kinds} - _PLAIN_LAYER_TYPES)):
         raise _make_unknown_error(f"layer_types {other[0]}", where)
+    types = config.get("attn_type_list")  # MiniMax: 1 is attention by heads, 0 a linear layer
+    if isinstance(types, list) and set(map(str, types)) != {"1"}:
+        raise _make_unknown_error("attn_type_list", where)
     if config.get("v_head_dim") and config["v_head_dim"] != config.get("head_dim"):
         raise _make_unknown_error("v_head_dim, another size than head_dim", where)
     for key in _STATE_KEYS:

@@ -107,6 +107,8 @@ def test_multi_query_attention_by_a_flag(config: dict[str, Any], kv_heads: int, 
         {"num_kv_shared_layers": 15},
         {"global_head_dim": 512},
         {"head_dim": 192, "v_head_dim": 128},
+        {"attn_type_list": [1, 0, 1]},
+        {"sparse_attention_config": {"sparse_attention_freq": [0, 1]}},
         {"layers_block_type": ["mamba", "attention"]},
         {"architectures": ["MiniCPM3ForCausalLM"], "kv_lora_rank": 256, "qk_rope_head_dim": 32},
         {"architectures": ["LongcatFlashForCausalLM"], "kv_lora_rank": 512, "qk_rope_head_dim": 64},
@@ -115,6 +117,11 @@ def test_multi_query_attention_by_a_flag(config: dict[str, Any], kv_heads: int, 
 def test_more_layers_that_are_said_to_be_unknown(config: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match="not known"):
         find_latent(config, "model")
+
+
+def test_minimax_m2_has_attention_by_heads_alone() -> None:
+    config = {"architectures": ["MiniMaxM2ForCausalLM"], "attn_type_list": [1] * 62}
+    assert find_latent(config, "model") == 0
 
 
 def configurations() -> dict[str, Any]:
