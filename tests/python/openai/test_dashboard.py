@@ -149,7 +149,7 @@ def load(gateway: Any, prometheus: Prometheus, tiny: Served) -> Load:
         chunks = client.completions.create(
             model="tiny",
             prompt=f"{PROMPT} {number}",
-            max_tokens=30,
+            max_tokens=16,
             stream=True,
             stream_options={"include_usage": True},
             extra_body={"ignore_eos": True},
