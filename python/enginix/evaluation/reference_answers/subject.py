@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -17,7 +18,7 @@ if TYPE_CHECKING:  # the package of the reference answers has no executor (nix/m
     from enginix.reference.executor import Executor
     from enginix.reference.scheduler import GenerationEvent, Scheduler
 
-BATCH = 8
+BATCH, GPU_BATCH = 8, 16
 NOT_FINITE = "logits hold NaN or infinity"
 
 
@@ -56,10 +57,10 @@ class ExecutorSubject:
         self.executor = executor
         self.vocab_size, self.max_length = executor.config.vocab_size, executor.max_length
         self.tie = 0.0 if executor.device.type == "cpu" else 0.05
+        self._scheduler: Scheduler | None = None
 
     def logits(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
-        for text in texts:
-            yield self.executor.forward([text])[0]
+        return self.executor.iterate_logits(texts)
 
     def hidden(self, text: Sequence[int]) -> list[torch.Tensor]:
         return self.executor.hidden(text)
@@ -69,13 +70,15 @@ class ExecutorSubject:
     ) -> list[list[int]]:
         from enginix.reference.scheduler import Scheduler
 
-        scheduler = Scheduler(self.executor, BATCH)
-        try:
-            if together:
-                return _generate_batch(scheduler, prompts, most, ends)
-            return [_generate_batch(scheduler, [prompt], most, ends)[0] for prompt in prompts]
-        finally:
-            scheduler.close()
+        if self._scheduler is None:
+            # One for all questions: its cache and the steps that a GPU captured are used again.
+            self._scheduler = Scheduler(
+                self.executor, BATCH if self.executor.device.type == "cpu" else GPU_BATCH
+            )
+            weakref.finalize(self, self._scheduler.close)
+        if together:
+            return _generate_batch(self._scheduler, prompts, most, ends)
+        return [_generate_batch(self._scheduler, [prompt], most, ends)[0] for prompt in prompts]
 
 
 def _generate_batch(

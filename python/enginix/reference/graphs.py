@@ -1,0 +1,113 @@
+"""Decode steps of fixed shapes, captured once a size as CUDA graphs and replayed.
+
+A step of a small model is hundreds of kernels of microseconds each, which Python cannot launch as fast as a
+GPU computes them. A captured step is launched at once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from enginix.reference.cache import KeyValueCache, StaticDecode, move_to_device
+
+# A captured step of a larger size serves a smaller one so often before that is captured, too.
+PATIENCE = 16
+# Captured steps held for a cache; the one that was not used for longest makes way.
+HELD = 64
+
+Compute = Callable[[torch.Tensor, StaticDecode, torch.Tensor], None]
+
+
+def pad_rows(rows: int, slots: int) -> int:
+    """Return the rows of the step that serves the first ``rows`` slots: 1, 2, 4, 8 and multiples of 8."""
+    return min(slots, 1 << (rows - 1).bit_length() if rows <= 8 else -(-rows // 8) * 8)
+
+
+def pad_width(length: int, capacity: int) -> int:
+    """Return the positions that a step over ``length`` of them attends to: at most an eighth or 127 more."""
+    step = max(128, 1 << max(0, (length - 1).bit_length() - 3))
+    return min(capacity, -(-length // step) * step)
+
+
+class DecodeSteps:
+    """The decode steps of one cache, each over some of its first slots.
+
+    Args:
+        compute: (tokens [rows], step, logits float32 [rows, vocab_size] to fill) computes a step.
+        capture: replay captured steps; otherwise the same steps are computed kernel by kernel.
+    """
+
+    def __init__(self, compute: Compute, cache: KeyValueCache, *, capture: bool) -> None:
+        self._compute, self._cache, self.capture = compute, cache, capture
+        self._positions = torch.zeros_like(cache.tokens)
+        self._logits = torch.empty(cache.slots, cache.config.vocab_size, device=cache.device)
+        self._capacity = 0
+        self._pool: Any = None
+        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self._wanted: Counter[tuple[int, int]] = Counter()
+
+    def run(self, active: Sequence[int]) -> torch.Tensor:
+        """Submit one more token of each active slot, the one in the cache's ``tokens``, and do not wait.
+
+        Returns:
+            Logits float32 [rows, vocab_size], a row a slot; the next step overwrites them.
+        """
+        cache = self._cache
+        rows = pad_rows(max(active) + 1, cache.slots)
+        lengths = cache.lengths[:rows]
+        cache.reserve(max(lengths) + 1)
+        width = pad_width(max(lengths[slot] for slot in active) + 1, cache.capacity)
+        self._positions[:rows] = move_to_device(lengths, cache.device)
+        graph = self._find_graph(rows, width) if self.capture else None
+        if graph is None:
+            self._step(rows, width, [length + 1 for length in lengths])
+        else:
+            graph.replay()
+        return self._logits[:rows]
+
+    def _step(self, rows: int, width: int, lengths: list[int]) -> None:
+        step = StaticDecode(self._cache, self._positions[:rows], width, self._cache.rope, lengths)
+        self._compute(self._cache.tokens[:rows], step, self._logits[:rows])
+
+    def _find_graph(self, rows: int, width: int) -> torch.cuda.CUDAGraph | None:
+        """Return a captured step of at least this size, captured now where that pays."""
+        if self._capacity != self._cache.capacity:  # the cache has other tensors now
+            self._graphs.clear()
+            self._pool = None
+            self._capacity = self._cache.capacity
+        size = (rows, width)
+        self._wanted[size] += 1
+        larger = [held for held in self._graphs if held[0] >= rows and held[1] >= width]
+        if larger and self._wanted[size] <= PATIENCE:
+            size = min(larger)
+        elif size not in self._graphs:
+            try:
+                self._graphs[size] = self._capture(rows, width)
+            except RuntimeError as e:
+                warnings.warn(f"decode steps are not captured: {e}", RuntimeWarning, stacklevel=2)
+                self.capture = False
+                return None
+        graph = self._graphs[size] = self._graphs.pop(size)  # the latest is the last
+        if len(self._graphs) > HELD:
+            del self._graphs[next(iter(self._graphs))]
+        return graph
+
+    def _capture(self, rows: int, width: int) -> torch.cuda.CUDAGraph:
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self._cache.device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(self._cache.device))
+        with torch.cuda.stream(stream):
+            # Once uncaptured: libraries set themselves up. What it stores is stored again by the replay.
+            self._step(rows, width, [])
+            graph.capture_begin(self._pool, capture_error_mode="thread_local")
+            try:
+                self._step(rows, width, [])
+            finally:
+                graph.capture_end()
+        self._pool = graph.pool()  # shared: steps are replayed one after the other
+        torch.cuda.current_stream(self._cache.device).wait_stream(stream)
+        return graph
