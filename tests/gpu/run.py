@@ -29,7 +29,11 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "python")]
 # Module → what its checks are about; each has CHECKS.
 Rows = list[dict[str, str]]
-MODULES = {"reference_checks": "reference executor", "quantize_checks": "quantization by ModelOpt"}
+MODULES = {
+    "reference_checks": "reference executor",
+    "quantize_checks": "quantization by ModelOpt",
+    "vllm_checks": "vLLM",
+}
 
 
 def machine(device: str) -> dict[str, str]:
@@ -37,7 +41,7 @@ def machine(device: str) -> dict[str, str]:
     import torch
 
     found = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in ("transformers", "nvidia-modelopt"):
+    for name in ("transformers", "nvidia-modelopt", "vllm"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     if device != "cpu":

@@ -1,43 +1,34 @@
-"""Choose the next tokens of many sequences on the device of their logits, without waiting for it.
-
-The rules and random numbers are those of :mod:`sampling`: the numbers are drawn on the host.
-"""
+"""Choose the next tokens of many sequences on their device, by rules and random numbers of ``sampling``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from enginix.reference.cache import move_to_device
 from enginix.reference.sampling import Sampler
 
-
-class ChosenTokens:
-    """Chosen tokens on their way to the host.
-
-    Args:
-        numbers: float64 [3 or 4, rows]: token, largest logit, largest score, log-probability.
-    """
-
-    def __init__(self, numbers: torch.Tensor) -> None:
-        self._numbers, self._copied = numbers, None
-        if numbers.device.type == "cuda":
-            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-            self._numbers.copy_(numbers, non_blocking=True)
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record()
-
-    def read(self) -> list[tuple[int | FloatingPointError, float | None]]:
-        """Wait, and return each row's token, or its sequence's error, and its log-probability."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return [_read_row(*row) for row in self._numbers.T.tolist()]
+Choice = tuple[int | FloatingPointError, float | None]
 
 
-def _read_row(
-    token: float, largest: float, best: float, logprob: float | None = None
-) -> tuple[int | FloatingPointError, float | None]:
+def _fetch(numbers: torch.Tensor) -> Callable[[], list[Choice]]:
+    """Start to copy numbers [3 or 4, rows]; return a function that waits and reads each row's choice."""
+    if numbers.device.type != "cuda":
+        return lambda: [_read_choice(*row) for row in numbers.T.tolist()]
+    on_host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+    on_host.copy_(numbers, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+
+    def read() -> list[Choice]:
+        copied.synchronize()
+        return [_read_choice(*row) for row in on_host.T.tolist()]
+
+    return read
+
+
+def _read_choice(token: float, largest: float, best: float, logprob: float | None = None) -> Choice:
     if not -torch.inf < largest < torch.inf:  # NaN wins every maximum
         return FloatingPointError("logits are not finite"), None
     if best == -torch.inf:
@@ -48,7 +39,7 @@ def _read_row(
 @torch.inference_mode()
 def choose_tokens_on_device(
     logits: torch.Tensor, samplers: Mapping[int, Sampler], *, logprobs: bool = False
-) -> tuple[torch.Tensor, ChosenTokens]:
+) -> tuple[torch.Tensor, Callable[[], list[Choice]]]:
     """Submit the choice of the next token of each sequence; each sampler counts its token as chosen.
 
     Args:
@@ -57,7 +48,8 @@ def choose_tokens_on_device(
         logprobs: also compute the log-probabilities of the tokens.
 
     Returns:
-        Tokens int64 [rows] on the device, and the same on their way to the host.
+        Tokens int64 [rows] on the device, and a function that waits for them: each row's token, or its
+        sequence's error, and log-probability.
     """
     largest, ids = logits.max(-1)  # the smallest id among equals
     best = largest
@@ -73,7 +65,7 @@ def choose_tokens_on_device(
         sampler.count += 1
         if sampler.seen_mask is not None:
             sampler.seen_mask[ids[row : row + 1]] = True
-    return ids, ChosenTokens(torch.stack(numbers))
+    return ids, _fetch(torch.stack(numbers))
 
 
 def _choose_by_rules(scores: torch.Tensor, samplers: Sequence[Sampler]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,10 +83,7 @@ def _choose_by_rules(scores: torch.Tensor, samplers: Sequence[Sampler]) -> tuple
             scores[row, move_to_device(sampler.ends, scores.device)] = -torch.inf
     best, tokens = scores.max(-1)
     if any(sampler.sampling.temperature for sampler in samplers):
-        drawn = _draw(scores, samplers)
-        is_greedy = [[float(sampler.sampling.temperature == 0)] for sampler in samplers]
-        greedy = move_to_device(is_greedy, scores.device, torch.float64)[:, 0] > 0
-        tokens = torch.where(greedy, tokens, drawn)
+        tokens = _draw(scores, samplers)
     return best, tokens
 
 
@@ -102,8 +91,9 @@ def _draw(scores: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
     """Return a token for each row of scores, by temperature, top_k and top_p; see :meth:`Sampler._draw`."""
     size = scores.shape[1]
     numbers = [
-        (s.sampling.temperature or 1.0, s.sampling.top_k or size, s.sampling.top_p, s.next_random())
+        (r.temperature or 1.0, (r.top_k or size) if r.temperature else 1, r.top_p, s.next_random())
         for s in samplers
+        for r in [s.sampling]
     ]
     rules = move_to_device(numbers, scores.device, torch.float64)
     temperature, top_k, top_p, point = rules[:, :, None].unbind(1)

@@ -79,11 +79,9 @@ class Prefill:
         self.mask: torch.Tensor | None = None
         if start:
             # GPUs have kernels for a part of a causal mask; a whole one would take [count, end] numbers.
-            self.mask = (
-                torch.arange(self.end)[None, :] <= positions[:, None]
-                if rope.device.type == "cpu"
-                else causal_lower_right(count, self.end)
-            )
+            on_cpu = rope.device.type == "cpu"
+            seen = torch.arange(self.end)[None, :] <= positions[:, None] if on_cpu else None
+            self.mask = causal_lower_right(count, self.end) if seen is None else seen
         if cache is not None:
             cache.reserve(self.end)
 
@@ -95,9 +93,8 @@ class Prefill:
             if self.start:
                 pair = stored[:, : self.end]
         keys, values = pair.chunk(2)
-        return attend_causally(q.transpose(0, 1)[None], keys[None], values[None], self.mask)[0].transpose(
-            0, 1
-        )
+        out = attend_causally(q.transpose(0, 1)[None], keys[None], values[None], self.mask)
+        return out[0].transpose(0, 1)
 
 
 def attend_causally(
@@ -114,9 +111,8 @@ def attend_causally(
 
 class PackedPrompts:
     """A step over several new sequences, packed one behind the other: products see all tokens at once, and
-    attention sees each sequence by itself. Sequences of one length have one attention call.
-
-    Without a cache nothing is stored.
+    attention sees each sequence by itself. Sequences of one length have one attention call. Without a
+    cache nothing is stored.
     """
 
     def __init__(self, cache: KeyValueCache | None, prompts: Mapping[int, int], rope: RopeTables) -> None:
@@ -194,11 +190,9 @@ class StaticDecode:
 def store_decoded(
     stored: torch.Tensor, at: torch.Tensor, q: torch.Tensor, kv: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Put each row's keys and values at its position.
+    """Put each row's keys and values at its position, and return queries and all keys and values.
 
-    Returns:
-        q as [rows, kv_heads, group, head_size]: the heads that share a key-value head become query positions,
-        so that no copy of the cache is made; and all keys and values.
+    Query heads of a key-value head become positions, [rows, kv_heads, group, size]: no copy of the cache.
     """
     rows, heads, size = kv.shape
     stored.scatter_(2, at[:, None, None, None].expand(rows, heads, 1, size), kv[:, :, None])

@@ -12,14 +12,7 @@ from enginix import device as devices
 from enginix.errors import MachineError, UsageError
 from enginix.reference import config as checkpoint_config
 from enginix.reference import linear
-from enginix.reference.cache import (
-    Decode,
-    KeyValueCache,
-    PackedPrompts,
-    Prefill,
-    StaticDecode,
-    move_to_device,
-)
+from enginix.reference.cache import Decode, KeyValueCache, PackedPrompts, Prefill, move_to_device
 from enginix.reference.config import ExecutorConfig
 from enginix.reference.graphs import DecodeSteps
 from enginix.reference.layers import DecoderLayer, ForwardStep, LayerBuilder
@@ -32,8 +25,6 @@ from enginix.reference.weights import MergedWeights
 ONE_THREAD_PARAMETERS = 20_000_000
 # Enough tokens to keep a GPU's products large, and few enough that running answers do not wait long.
 PROMPT_TOKENS = 8192
-# Steps that a GPU is given before the host has read the tokens of the step before.
-STEPS_AHEAD = 1
 
 
 class Executor:
@@ -53,9 +44,8 @@ class Executor:
     ) -> None:
         build = LayerBuilder(weights, device, dtype, fp8_products)
         self.config: ExecutorConfig = weights.config
-        self.steps_ahead, self.prompt_tokens = (
-            (0, 0) if device.type == "cpu" else (STEPS_AHEAD, PROMPT_TOKENS)
-        )
+        self.steps_ahead = 0 if device.type == "cpu" else 1
+        self.prompt_tokens = 0 if device.type == "cpu" else PROMPT_TOKENS
         self.device, self.dtype = device, dtype
         self.rope = RopeTables(self.config, device)
         # Where a rotation depends on the length of the prompt, that of its pieces would be another one.
@@ -101,8 +91,8 @@ class Executor:
                 raise UsageError(f"dtype {dtype!r}", fix=f"one of {', '.join(checkpoint_config.DTYPES)}")
             dtype = getattr(torch, dtype)
             assert isinstance(dtype, torch.dtype)
-        if fp8_products:
-            linear.require_fp8_products(torch_device)
+        if fp8_products and torch_device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+            raise UsageError(f"{device} has no FP8 products", fix="a GPU of SM 89 or later, or the emulation")
         try:
             with MergedWeights(checkpoint, config) as weights, torch.inference_mode():
                 if torch_device.type == "cpu" and weights.parameters < ONE_THREAD_PARAMETERS:
@@ -147,7 +137,7 @@ class Executor:
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(self.norm(x), self.head).float()
 
-    def _fill_logits(self, tokens: torch.Tensor, step: StaticDecode, logits: torch.Tensor) -> None:
+    def _fill_logits(self, tokens: torch.Tensor, step: ForwardStep, logits: torch.Tensor) -> None:
         logits.copy_(torch.nn.functional.linear(self.norm(self._hidden(tokens, step)), self.head))
 
     def _ids(self, tokens: Sequence[int]) -> torch.Tensor:
@@ -181,11 +171,7 @@ class Executor:
                 end, total = end + 1, total + len(tokens[end])
             group = tokens[first:end]
             counts = [len(sequence) for sequence in group]
-            step = (
-                Prefill(None, 0, 0, total, self.rope)
-                if len(group) == 1
-                else PackedPrompts(None, dict(enumerate(counts)), self.rope)
-            )
+            step = PackedPrompts(None, dict(enumerate(counts)), self.rope)
             hidden = self._hidden(self._ids([t for sequence in group for t in sequence]), step)
             yield from map(self._logits, torch.split(hidden, counts))
             first = end
@@ -270,10 +256,9 @@ class Executor:
 
     @torch.inference_mode()
     def decode_stored(self, cache: KeyValueCache, active: Sequence[int]) -> torch.Tensor:
-        """Submit a step for some slots, each continued by its token in the cache's ``tokens``; do not wait.
+        """Submit a step for some slots, continued by the cache's ``tokens``, and do not wait.
 
-        Returns:
-            Logits float32 [rows, vocab_size] of the next tokens, a row a slot; the next step overwrites them.
+        Returns logits float32 [rows, vocab_size], a row a slot, which the next step overwrites.
         """
         if cache.steps is None:
             # Experts are chosen on the host, and such rotations are computed there.

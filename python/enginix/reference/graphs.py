@@ -1,8 +1,4 @@
-"""Decode steps of fixed shapes, captured once a size as CUDA graphs and replayed.
-
-A step of a small model is hundreds of kernels of microseconds each, which Python cannot launch as fast as a
-GPU computes them. A captured step is launched at once.
-"""
+"""Decode steps of fixed shapes, captured once a size as CUDA graphs: Python launches kernels too slowly."""
 
 from __future__ import annotations
 
@@ -14,13 +10,16 @@ from typing import Any
 import torch
 
 from enginix.reference.cache import KeyValueCache, StaticDecode, move_to_device
+from enginix.reference.layers import ForwardStep
 
 # A captured step of a larger size serves a smaller one so often before that is captured, too.
 PATIENCE = 16
 # Captured steps held for a cache; the one that was not used for longest makes way.
 HELD = 64
+# Free memory for a capture, in which nothing that is cached can be freed.
+CAPTURE_BYTES = 1 << 29
 
-Compute = Callable[[torch.Tensor, StaticDecode, torch.Tensor], None]
+Compute = Callable[[torch.Tensor, ForwardStep, torch.Tensor], None]
 
 
 def pad_rows(rows: int, slots: int) -> int:
@@ -59,13 +58,14 @@ class DecodeSteps:
         """
         cache = self._cache
         rows = pad_rows(max(active) + 1, cache.slots)
-        lengths = cache.lengths[:rows]
+        # Of all slots: a larger captured step computes more rows, which write behind their slots' tokens.
+        lengths = cache.lengths
         cache.reserve(max(lengths) + 1)
         width = pad_width(max(lengths[slot] for slot in active) + 1, cache.capacity)
-        self._positions[:rows] = move_to_device(lengths, cache.device)
+        self._positions.copy_(move_to_device(lengths, cache.device))
         graph = self._find_graph(rows, width) if self.capture else None
         if graph is None:
-            self._step(rows, width, [length + 1 for length in lengths])
+            self._step(rows, width, [length + 1 for length in lengths[:rows]])
         else:
             graph.replay()
         return self._logits[:rows]
@@ -87,18 +87,24 @@ class DecodeSteps:
             size = min(larger)
         elif size not in self._graphs:
             try:
-                self._graphs[size] = self._capture(rows, width)
+                graph = self._capture(rows, width)
             except RuntimeError as e:
                 warnings.warn(f"decode steps are not captured: {e}", RuntimeWarning, stacklevel=2)
-                self.capture = False
+                self.capture, graph = False, None
+            if graph is None:
                 return None
+            self._graphs[size] = graph
         graph = self._graphs[size] = self._graphs.pop(size)  # the latest is the last
         if len(self._graphs) > HELD:
             del self._graphs[next(iter(self._graphs))]
         return graph
 
-    def _capture(self, rows: int, width: int) -> torch.cuda.CUDAGraph:
+    def _capture(self, rows: int, width: int) -> torch.cuda.CUDAGraph | None:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self._cache.device)  # type: ignore[no-untyped-call]
+        if torch.cuda.mem_get_info(self._cache.device)[0] < CAPTURE_BYTES:
+            torch.cuda.empty_cache()
+            if torch.cuda.mem_get_info(self._cache.device)[0] < CAPTURE_BYTES:
+                return None
         stream.wait_stream(torch.cuda.current_stream(self._cache.device))
         with torch.cuda.stream(stream):
             # Once uncaptured: libraries set themselves up. What it stores is stored again by the replay.

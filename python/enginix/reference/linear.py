@@ -10,12 +10,12 @@ yardstick.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 
-from enginix.errors import CheckpointError, UsageError
+from enginix.errors import CheckpointError
 from enginix.reference import formats, layout
 from enginix.reference.config import ExecutorConfig
 from enginix.reference.layout import LinearSpec, RankCut
@@ -94,9 +94,7 @@ class QuantizedLinear(PlainLinear):
 class Fp8Linear:
     """FP8 codes [rows, columns] multiplied as such: float8 products, float32 sums.
 
-    Args:
-        row_scales: of the codes, float32 [rows], or [1] for all.
-        scale: of the activations, float32 [1]; ``None`` where each token has its own.
+    Codes have a scale a row, [rows], or one for all, [1]; activations one, [1], or ``None``: one a token.
     """
 
     def __init__(
@@ -117,32 +115,6 @@ class Fp8Linear:
         return y if self.bias is None else y + self.bias
 
 
-def require_fp8_products(device: torch.device) -> None:
-    """Raise UsageError where a GPU cannot multiply FP8 numbers."""
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
-        name = torch.cuda.get_device_name(device)
-        raise UsageError(f"{name} has no FP8 products", fix="a GPU of SM 89 or later, or the emulation")
-
-
-def _load_codes(
-    linear: LinearSpec, weights: MergedWeights, parts: Mapping[str, Sequence[torch.Tensor]]
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return FP8 codes and their row scales; ``None`` where one product cannot do what the ranks do."""
-    name, by_row = f"{linear.name}.weight", "per_channel_scale" in parts
-    scales = parts["per_channel_scale" if by_row else "weights_scaling_factor"]
-    is_same = not by_row and all(torch.equal(scales[0], scale) for scale in scales)
-    ranks_scale_columns = linear.cut is RankCut.COLUMNS and len(scales) > 1 and not is_same
-    # Kernels take sixteen rows and columns at a time.
-    if linear.experts or linear.rows % 16 or linear.columns % 16 or ranks_scale_columns:
-        return None
-    spec = layout.make_weight_spec(weights.config, linear)
-    codes = weights.merge(name, spec, [part.view(torch.uint8) for part in parts["weight"]])
-    if not is_same:
-        of_rows = [s.expand(len(part)) for s, part in zip(scales, parts["weight"], strict=True)]
-        scales = [weights.merge(name, spec, of_rows)]
-    return codes.view(torch.float8_e4m3fn), scales[0].float()
-
-
 # Tensors that hold an activation scale; a format has one of them.
 _ACTIVATION = ("activation_scaling_factor", "activation_global_scaling_factor")
 _ROUNDING: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None] = {
@@ -153,8 +125,8 @@ _ROUNDING: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
     "W4A8_AWQ": formats.fake_quantize_fp8,
     "W8A8_SQ_PER_CHANNEL": formats.fake_quantize_int8,
 }
-# Formats whose weights and activations are both FP8.
-FP8_PRODUCTS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN")
+# Formats whose weights and activations are both FP8 → the tensor of the weights' scales.
+FP8_PRODUCTS = {"FP8": "weights_scaling_factor", "FP8_PER_CHANNEL_PER_TOKEN": "per_channel_scale"}
 FORMATS: tuple[str | None, ...] = (None, *_ROUNDING)
 KV_CACHE: dict[str | None, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None] = {
     None: None,
@@ -218,7 +190,7 @@ def load_linear(
 ) -> LinearOperation:
     """Return the operation for ``linear``, with its tensors on ``device`` in the compute ``dtype``.
 
-    With ``fp8_products`` FP8 codes stay codes, where one product of them says the same.
+    With ``fp8_products`` FP8 codes of one rank stay codes.
 
     Raises:
         CheckpointError: unreadable tensors, or ranks that contradict each other.
@@ -234,10 +206,13 @@ def load_linear(
     for leaf in _ACTIVATION:
         if leaf in parts_by_leaf:
             scale = _activation_scale(weights, linear, parts_by_leaf[leaf]).to(device)
-    if fp8_products and algorithm in FP8_PRODUCTS:
-        codes = _load_codes(linear, weights, parts_by_leaf)
-        if codes is not None:
-            return Fp8Linear(codes[0].to(device), codes[1].to(device), scale, bias)
+    # Kernels take sixteen rows and columns at a time; ranks have scales of their own.
+    is_one_product = config.mapping.tp == 1 and not (
+        linear.experts or linear.rows % 16 or linear.columns % 16
+    )
+    if fp8_products and is_one_product and algorithm in FP8_PRODUCTS:
+        ((codes,), (scales,)) = (parts_by_leaf[leaf] for leaf in ("weight", FP8_PRODUCTS[algorithm]))
+        return Fp8Linear(codes.to(device), scales.float().to(device), scale, bias)
     ranks = [
         {leaf: parts[rank] for leaf, parts in parts_by_leaf.items()} for rank in range(config.mapping.tp)
     ]

@@ -5,8 +5,8 @@ every sequence with products of one shape and separate attention, so that tokens
 the batch. On GPUs, where waiting prompts are computed together, and between two values of ``max_batch_size``,
 tokens may differ where two candidates are equally likely up to rounding.
 
-On GPUs tokens are chosen on the device, where the next step finds them. The host submits that step before it
-reads them, so a sequence that ends by an end token has computed one token more, which is dropped.
+On GPUs tokens are chosen on the device, and the next step is submitted before the host reads them: what a
+sequence computes beyond its end token is dropped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Literal, Protocol
 import torch
 
 from enginix.errors import UsageError
-from enginix.reference.batched_sampling import choose_tokens_on_device
+from enginix.reference.batched_sampling import Choice, choose_tokens_on_device
 from enginix.reference.cache import KeyValueCache, move_to_device
 from enginix.reference.sampling import Sampler, Sampling, choose_tokens, log_probability
 
@@ -33,14 +33,13 @@ class SchedulableModel(Protocol):
 
     @property
     def max_length(self) -> int: ...
-    @property
-    def steps_ahead(self) -> int: ...
-    @property
-    def piece_tokens(self) -> int: ...
+
+    steps_ahead: int
+    prompt_tokens: int
+    piece_tokens: int
+
     def check_tokens(self, tokens: tuple[int, ...]) -> None: ...
     def new_cache(self, slots: int) -> KeyValueCache: ...
-    @property
-    def prompt_tokens(self) -> int: ...
     def prefill(
         self, cache: KeyValueCache, slot: int, tokens: tuple[int, ...], *, extend: bool = False
     ) -> torch.Tensor: ...
@@ -135,17 +134,6 @@ class _Sequence:
         return GenerationEvent(self.request.id, token, logprob if self.request.logprobs else None, finish)
 
 
-Choice = tuple[int | FloatingPointError, float | None]
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A submitted step: its sequences by slot, and how to read the token of each."""
-
-    batch: dict[int, _Sequence]
-    read: Callable[[], list[Choice]]
-
-
 class Scheduler:
     """Runs requests on a model in one worker thread; every method may be called from any thread.
 
@@ -166,7 +154,8 @@ class Scheduler:
         self._waiting: deque[_Sequence] = deque()
         self._active: dict[int, _Sequence] = {}
         self._filling: dict[int, _Sequence] = {}  # at most one: its prompt is computed piece by piece
-        self._steps: deque[_Step] = deque()
+        #: Submitted steps: their sequences by slot, and what reads a token of each.
+        self._steps: deque[tuple[dict[int, _Sequence], Callable[[], list[Choice]]]] = deque()
         self._ids: set[str] = set()
         self._cancelled: set[str] = set()
         self._closed = False
@@ -339,7 +328,7 @@ class Scheduler:
         model, slots = self._model, list(batch)
         try:
             if after_prompts is None and model.steps_ahead:
-                read = self._choose_ahead(batch, model.decode_stored(self._cache, slots), None)
+                read = self._choose(batch, model.decode_stored(self._cache, slots), None)
             else:
                 logits_by_slot = (
                     model.decode(self._cache, {slot: s.last for slot, s in batch.items()})
@@ -347,54 +336,51 @@ class Scheduler:
                     else after_prompts
                 )
                 logits = torch.stack([logits_by_slot[slot] for slot in slots])
-                choose = self._choose_ahead if model.steps_ahead else _choose_now
-                read = choose(batch, logits, slots)
+                read = self._choose(batch, logits, slots)
         except Exception as e:
             self._fail(batch, e)
             return
-        self._steps.append(_Step(batch, read))
+        self._steps.append((batch, read))
         self._finish_steps(self._model.steps_ahead)
 
-    def _choose_ahead(
+    def _choose(
         self, batch: dict[int, _Sequence], logits: torch.Tensor, slots: list[int] | None
     ) -> Callable[[], list[Choice]]:
-        """Submit the choice on the device, and store the tokens there for the next step.
-
-        Args:
-            slots: of the rows of logits; ``None`` for a row a slot.
-        """
+        """Choose a token for each row of logits, of ``slots`` or its own; a step ahead only submit it."""
+        if not self._model.steps_ahead:
+            tokens = choose_tokens(logits, [s.sampler for s in batch.values()])
+            return lambda: [
+                (t, log_probability(row, t) if s.request.logprobs and isinstance(t, int) else None)
+                for s, row, t in zip(batch.values(), logits, tokens, strict=True)
+            ]
         rows = {slot: row for row, slot in enumerate(slots)} if slots else {slot: slot for slot in batch}
         samplers = {rows[slot]: sequence.sampler for slot, sequence in batch.items()}
         logprobs = any(sequence.request.logprobs for sequence in batch.values())
-        tokens, chosen = choose_tokens_on_device(logits, samplers, logprobs=logprobs)
-        where = move_to_device(slots, tokens.device) if slots else slice(len(tokens))
-        self._cache.tokens[where] = tokens
-
-        def read() -> list[Choice]:
-            choices = chosen.read()
-            return [choices[rows[slot]] for slot in batch]
-
-        return read
+        ids, read = choose_tokens_on_device(logits, samplers, logprobs=logprobs)
+        self._cache.tokens[move_to_device(slots, ids.device) if slots else slice(len(ids))] = ids
+        return lambda: [choices[rows[slot]] for choices in [read()] for slot in batch]
 
     def _finish_steps(self, ahead: int) -> None:
         """Read the tokens of submitted steps, all but the last ``ahead``."""
         while len(self._steps) > ahead:
-            step = self._steps.popleft()
+            batch, read = self._steps.popleft()
             try:
-                choices = step.read()
+                choices = read()
             except Exception as e:
-                self._fail(step.batch, e)
+                self._fail(batch, e)
                 continue
-            for (slot, sequence), (token, logprob) in zip(step.batch.items(), choices, strict=True):
+            for (slot, sequence), (token, logprob) in zip(batch.items(), choices, strict=True):
                 if self._active.get(slot) is not sequence:  # it ended while this was computed
                     continue
                 try:
                     event = sequence.accept(token, logprob, self._model.max_length)
-                    goes_on = self._emit(sequence, event)
                 except Exception as e:
-                    self._end(sequence, "error", f"{type(e).__name__}: {e}")
-                    goes_on = False
-                if not goes_on:
+                    self._fail({slot: sequence}, e)
+                    continue
+                if event.finish is not None:
+                    with self._wake:
+                        self._active.pop(slot)
+                if not self._emit(sequence, event):
                     with self._wake:
                         self._active.pop(slot, None)
 
@@ -404,17 +390,3 @@ class Scheduler:
                 with self._wake:
                     self._active.pop(slot)
                 self._end(sequence, "error", f"{type(error).__name__}: {error}")
-
-
-def _choose_now(
-    batch: dict[int, _Sequence], logits: torch.Tensor, slots: list[int]
-) -> Callable[[], list[Choice]]:
-    tokens = choose_tokens(logits, [s.sampler for s in batch.values()])
-
-    def read() -> list[Choice]:
-        return [
-            (token, log_probability(row, token) if s.request.logprobs and isinstance(token, int) else None)
-            for s, row, token in zip(batch.values(), logits, tokens, strict=True)
-        ]
-
-    return read

@@ -320,8 +320,8 @@ def test_tokens_chosen_on_the_device_are_those_of_the_host(
     host, device = ([Sampler(rules, (1, 5), ends) for _, rules in rows] for _ in range(2))
     for _ in range(5):
         expected = choose_tokens(logits, host)
-        ids, chosen = choose_tokens_on_device(logits, dict(enumerate(device)), logprobs=True)
-        for row, ((token, logprob), other) in enumerate(zip(chosen.read(), expected, strict=True)):
+        ids, read = choose_tokens_on_device(logits, dict(enumerate(device)), logprobs=True)
+        for row, ((token, logprob), other) in enumerate(zip(read(), expected, strict=True)):
             if isinstance(other, int):
                 assert token == other == int(ids[row])
                 assert logprob is not None and abs(logprob - log_probability(logits[row], other)) < 1e-5
@@ -335,7 +335,7 @@ def test_tokens_chosen_on_the_device_are_those_of_the_host(
 def test_the_device_says_which_row_is_not_finite(bad: float) -> None:
     logits = torch.tensor([[0.0, 1.0], [0.0, bad], [-torch.inf, 0.0]])
     samplers = {row: Sampler(Sampling(temperature=float(row)), (), ()) for row in range(3)}
-    (first, _), (second, _), (third, _) = choose_tokens_on_device(logits, samplers)[1].read()
+    (first, _), (second, _), (third, _) = choose_tokens_on_device(logits, samplers)[1]()
     assert (first, third) == (1, 1) and isinstance(second, FloatingPointError)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:  # the package of the reference answers has no executor (nix/m
     from enginix.reference.executor import Executor
     from enginix.reference.scheduler import GenerationEvent, Scheduler
 
-BATCH, GPU_BATCH = 8, 16
+BATCH = 8
+# On a GPU: sequences, and tokens of all their caches.
+GPU_BATCH, GPU_TOKENS = 16, 65536
 NOT_FINITE = "logits hold NaN or infinity"
 
 
@@ -57,7 +59,7 @@ class ExecutorSubject:
         self.executor = executor
         self.vocab_size, self.max_length = executor.config.vocab_size, executor.max_length
         self.tie = 0.0 if executor.device.type == "cpu" else 0.05
-        self._scheduler: Scheduler | None = None
+        self._scheduler: tuple[int, Scheduler, Callable[[], object]] | None = None
 
     def logits(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
         return self.executor.iterate_logits(texts)
@@ -68,17 +70,24 @@ class ExecutorSubject:
     def generate(
         self, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int], *, together: bool = True
     ) -> list[list[int]]:
+        scheduler = self._find_scheduler(most + max(map(len, prompts), default=0))
+        if together:
+            return _generate_batch(scheduler, prompts, most, ends)
+        return [_generate_batch(scheduler, [prompt], most, ends)[0] for prompt in prompts]
+
+    def _find_scheduler(self, longest: int) -> Scheduler:
+        """Return one scheduler for all questions, so that cache and captured steps are used again."""
         from enginix.reference.scheduler import Scheduler
 
-        if self._scheduler is None:
-            # One for all questions: its cache and the steps that a GPU captured are used again.
-            self._scheduler = Scheduler(
-                self.executor, BATCH if self.executor.device.type == "cpu" else GPU_BATCH
-            )
-            weakref.finalize(self, self._scheduler.close)
-        if together:
-            return _generate_batch(self._scheduler, prompts, most, ends)
-        return [_generate_batch(self._scheduler, [prompt], most, ends)[0] for prompt in prompts]
+        slots = BATCH
+        if self.executor.device.type != "cpu":
+            slots = max(1, min(GPU_BATCH, GPU_TOKENS // longest))
+        if self._scheduler is None or self._scheduler[0] != slots:
+            if self._scheduler is not None:
+                self._scheduler[2]()
+            scheduler = Scheduler(self.executor, slots)
+            self._scheduler = slots, scheduler, weakref.finalize(self, scheduler.close)
+        return self._scheduler[1]
 
 
 def _generate_batch(
