@@ -232,7 +232,7 @@ def _speed(name: str, executor: Executor, model: Any, device: str) -> Iterator[R
 
 
 def decode(device: str, work: Path) -> Iterator[Row]:
-    """Prefill and decode alone, to be held against an engine's figures (vllm_checks.py)."""
+    """Prefill and decode alone, in batches of 1, 16 and 64."""
     for name, shape in _shapes(device).items():
         executor = models.RandomWeights(device, **shape).load(_dtype(device))
         for rows in (1, 16) if device == "cpu" else (1, 16, 64):

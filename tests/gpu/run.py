@@ -32,7 +32,6 @@ Rows = list[dict[str, str]]
 MODULES = {
     "reference_checks": "reference executor",
     "quantize_checks": "quantization by ModelOpt",
-    "vllm_checks": "vLLM",
 }
 
 
@@ -41,7 +40,7 @@ def machine(device: str) -> dict[str, str]:
     import torch
 
     found = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in ("transformers", "nvidia-modelopt", "vllm"):
+    for name in ("transformers", "nvidia-modelopt"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     if device != "cpu":

@@ -264,7 +264,7 @@ class Executor:
             # Experts are chosen on the host, and such rotations are computed there.
             capture = self.device.type == "cuda" and not (self.config.experts or self.rope.depends_on_length)
             cache.steps = DecodeSteps(self._fill_logits, cache, capture=capture)
-        logits = cache.steps.run(active)
+        logits = cache.steps.run(cache, active)
         for slot in active:
             cache.lengths[slot] += 1
         return logits

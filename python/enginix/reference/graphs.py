@@ -38,11 +38,12 @@ class DecodeSteps:
 
     Args:
         compute: (tokens [rows], step, logits float32 [rows, vocab_size] to fill) computes a step.
+        cache: the same in every step; not kept, so that it is freed with its last user.
         capture: replay captured steps; otherwise the same steps are computed kernel by kernel.
     """
 
     def __init__(self, compute: Compute, cache: KeyValueCache, *, capture: bool) -> None:
-        self._compute, self._cache, self.capture = compute, cache, capture
+        self._compute, self.capture = compute, capture
         self._positions = torch.zeros_like(cache.tokens)
         self._logits = torch.empty(cache.slots, cache.config.vocab_size, device=cache.device)
         self._capacity = 0
@@ -50,36 +51,35 @@ class DecodeSteps:
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self._wanted: Counter[tuple[int, int]] = Counter()
 
-    def run(self, active: Sequence[int]) -> torch.Tensor:
+    def run(self, cache: KeyValueCache, active: Sequence[int]) -> torch.Tensor:
         """Submit one more token of each active slot, the one in the cache's ``tokens``, and do not wait.
 
         Returns:
             Logits float32 [rows, vocab_size], a row a slot; the next step overwrites them.
         """
-        cache = self._cache
         rows = pad_rows(max(active) + 1, cache.slots)
         # Of all slots: a larger captured step computes more rows, which write behind their slots' tokens.
         lengths = cache.lengths
         cache.reserve(max(lengths) + 1)
         width = pad_width(max(lengths[slot] for slot in active) + 1, cache.capacity)
         self._positions.copy_(move_to_device(lengths, cache.device))
-        graph = self._find_graph(rows, width) if self.capture else None
+        graph = self._find_graph(cache, rows, width) if self.capture else None
         if graph is None:
-            self._step(rows, width, [length + 1 for length in lengths[:rows]])
+            self._step(cache, rows, width, [length + 1 for length in lengths[:rows]])
         else:
             graph.replay()
         return self._logits[:rows]
 
-    def _step(self, rows: int, width: int, lengths: list[int]) -> None:
-        step = StaticDecode(self._cache, self._positions[:rows], width, self._cache.rope, lengths)
-        self._compute(self._cache.tokens[:rows], step, self._logits[:rows])
+    def _step(self, cache: KeyValueCache, rows: int, width: int, lengths: list[int]) -> None:
+        step = StaticDecode(cache, self._positions[:rows], width, cache.rope, lengths)
+        self._compute(cache.tokens[:rows], step, self._logits[:rows])
 
-    def _find_graph(self, rows: int, width: int) -> torch.cuda.CUDAGraph | None:
+    def _find_graph(self, cache: KeyValueCache, rows: int, width: int) -> torch.cuda.CUDAGraph | None:
         """Return a captured step of at least this size, captured now where that pays."""
-        if self._capacity != self._cache.capacity:  # the cache has other tensors now
+        if self._capacity != cache.capacity:  # the cache has other tensors now
             self._graphs.clear()
             self._pool = None
-            self._capacity = self._cache.capacity
+            self._capacity = cache.capacity
         size = (rows, width)
         self._wanted[size] += 1
         larger = [held for held in self._graphs if held[0] >= rows and held[1] >= width]
@@ -87,7 +87,7 @@ class DecodeSteps:
             size = min(larger)
         elif size not in self._graphs:
             try:
-                graph = self._capture(rows, width)
+                graph = self._capture(cache, rows, width)
             except RuntimeError as e:
                 warnings.warn(f"decode steps are not captured: {e}", RuntimeWarning, stacklevel=2)
                 self.capture, graph = False, None
@@ -99,21 +99,21 @@ class DecodeSteps:
             del self._graphs[next(iter(self._graphs))]
         return graph
 
-    def _capture(self, rows: int, width: int) -> torch.cuda.CUDAGraph | None:
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self._cache.device)  # type: ignore[no-untyped-call]
-        if torch.cuda.mem_get_info(self._cache.device)[0] < CAPTURE_BYTES:
+    def _capture(self, cache: KeyValueCache, rows: int, width: int) -> torch.cuda.CUDAGraph | None:
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(cache.device)  # type: ignore[no-untyped-call]
+        if torch.cuda.mem_get_info(cache.device)[0] < CAPTURE_BYTES:
             torch.cuda.empty_cache()
-            if torch.cuda.mem_get_info(self._cache.device)[0] < CAPTURE_BYTES:
+            if torch.cuda.mem_get_info(cache.device)[0] < CAPTURE_BYTES:
                 return None
-        stream.wait_stream(torch.cuda.current_stream(self._cache.device))
+        stream.wait_stream(torch.cuda.current_stream(cache.device))
         with torch.cuda.stream(stream):
             # Once uncaptured: libraries set themselves up. What it stores is stored again by the replay.
-            self._step(rows, width, [])
+            self._step(cache, rows, width, [])
             graph.capture_begin(self._pool, capture_error_mode="thread_local")
             try:
-                self._step(rows, width, [])
+                self._step(cache, rows, width, [])
             finally:
                 graph.capture_end()
         self._pool = graph.pool()  # shared: steps are replayed one after the other
-        torch.cuda.current_stream(self._cache.device).wait_stream(stream)
+        torch.cuda.current_stream(cache.device).wait_stream(stream)
         return graph

@@ -119,7 +119,7 @@ class RopeTables:
 
 
 def rotate_heads(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> None:
-    """Rotate the first ``rotary_dim`` of x [N, heads, size] in halves (GPT-NeoX style) in float32, into out."""
+    """Rotate the first ``rotary_dim`` of x [N, heads, size] in halves (GPT-NeoX style) in float32, to out."""
     dim = cos.shape[-1]
     turning = x[..., :dim]
     exchanged = turning.view(*turning.shape[:-1], 2, dim // 2).flip(-2).view(turning.shape)

@@ -246,8 +246,8 @@ def test_weights_are_the_models(golden: Path, row: dict[str, Any]) -> None:
                 down = weights(f"{at}.{names['down'][pick]}")
                 pairs.append((_one(layer.mlp.experts.fc, expert), both, rescaled))
                 pairs.append((_one(layer.mlp.experts.proj, expert), down, False))
-        for linear, expected, rounded in pairs:
-            found = linear.weight if hasattr(linear, "weight") else linear
+        for matrix, expected, rounded in pairs:
+            found = matrix.weight if hasattr(matrix, "weight") else matrix
             if rounded or onload:
                 # FP8 has 4 significant bits: another scale moves a value by half a step, 2^-4 of it.
                 half = expected.abs() / 16 * 1.01
@@ -566,14 +566,16 @@ def test_contradictions_are_refused(
     ],
 )
 def test_products_of_fp8_codes_are_those_of_their_numbers(golden: Path, case: str) -> None:
-    """In float32 they differ by the order of sums."""
+    """In float32 they differ by the order of sums, and by what that does to later roundings."""
     emulated, multiplied = (Executor.load(golden / case, fp8_products=on) for on in (False, True))
     kinds = [type(layer.attention.qkv) for layer in multiplied.layers]
     assert kinds == [linear.Fp8Linear] * len(kinds) and type(emulated.layers[0].attention.qkv) is not kinds[0]
     (expected,), (found,) = (executor.forward([list(range(1, 40))]) for executor in (emulated, multiplied))
-    assert 0 < float((found - expected).norm() / expected.norm()) < 1e-6
+    error = relative_error(found, expected)
+    assert 0 < float(error.median()) < 1e-6
+    assert float(error.max()) < 1e-2, "an activation between two codes may become the other one"
     one, other = (executor.decode(_filled(executor), {0: 7})[0] for executor in (emulated, multiplied))
-    assert float((other - one).norm() / one.norm()) < 1e-6
+    assert float((other - one).norm() / one.norm()) < 1e-2
 
 
 def _filled(executor: Executor) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -339,6 +341,21 @@ def test_the_device_says_which_row_is_not_finite(bad: float) -> None:
     assert (first, third) == (1, 1) and isinstance(second, FloatingPointError)
 
 
+def test_a_cache_is_freed_with_its_scheduler(executors: tuple[Executor, Executor]) -> None:
+    """Without a collection of garbage: the next cache may need the memory."""
+    collector, scheduler = Collector(), Scheduler(executors[1], 2)
+    scheduler.add(GenerationRequest("a", (1, 2), 5), collector)
+    collector.ended("a")
+    cache = weakref.ref(scheduler._cache)
+    gc.disable()
+    try:
+        scheduler.close(60)
+        del scheduler
+        assert cache() is None
+    finally:
+        gc.enable()
+
+
 def test_where_capture_is_impossible_steps_are_computed_one_by_one(
     executors: tuple[Executor, Executor],
 ) -> None:
@@ -363,19 +380,21 @@ def test_a_size_is_captured_once_or_served_by_a_larger_one(
     cache.reserve(40)
     steps = DecodeSteps(executors[1]._fill_logits, cache, capture=True)
 
-    def capture(rows: int, width: int) -> Any:
+    def capture(cache: Any, rows: int, width: int) -> Any:
         captured.append((rows, width))
         return (rows, width)
 
     monkeypatch.setattr(steps, "_capture", capture)
-    assert steps._find_graph(8, 256) == (8, 256)
+    assert steps._find_graph(cache, 8, 256) == (8, 256)
     # A smaller size is not worth a capture before it was wanted often.
-    assert [steps._find_graph(4, 128) for _ in range(PATIENCE + 2)] == [(8, 256)] * PATIENCE + [(4, 128)] * 2
-    assert steps._find_graph(8, 384) == (8, 384)
-    assert steps._find_graph(8, 256) == (8, 256)
+    assert [steps._find_graph(cache, 4, 128) for _ in range(PATIENCE + 2)] == [(8, 256)] * PATIENCE + [
+        (4, 128)
+    ] * 2
+    assert steps._find_graph(cache, 8, 384) == (8, 384)
+    assert steps._find_graph(cache, 8, 256) == (8, 256)
     assert captured == [(8, 256), (4, 128), (8, 384)]
     for rows in range(1, HELD + 1):
-        steps._find_graph(rows + 64, 512)
+        steps._find_graph(cache, rows + 64, 512)
     assert len(steps._graphs) == HELD and (8, 256) not in steps._graphs
     cache.reserve(cache.capacity + 1)
-    assert steps._find_graph(1, 128) == (1, 128), "the cache has other tensors now"
+    assert steps._find_graph(cache, 1, 128) == (1, 128), "the cache has other tensors now"
