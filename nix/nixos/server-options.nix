@@ -100,6 +100,28 @@ in
       '';
     };
 
+    signers = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = literalExpression "./allowed_signers";
+      description = ''
+        File of allowed signers, as git's `gpg.ssh.allowedSignersFile`. The server starts only if
+        one of them signed the manifest of `engine`, or of `repo` where that is set, and if every
+        file is the one that the manifest lists: neither the store nor a cache has to be trusted
+        for it. The first start reads all files, later ones read weights only if they changed.
+      '';
+    };
+
+    signature = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = literalExpression "./signatures/enginix.json.sig";
+      description = ''
+        Signature that `enginix sign DIR -o ./signatures` wrote; null is the file beside the
+        manifest.
+      '';
+    };
+
     httpPort = mkOption {
       type = types.port;
       default = 8000;
@@ -227,6 +249,27 @@ in
       type = types.ints.between 1 86400;
       default = 30;
       description = "Seconds that running requests have after a stop; systemd waits 20 more.";
+    };
+
+    memoryMax = mkOption {
+      type = types.nullOr (types.either types.ints.positive types.str);
+      default = null;
+      example = "48G";
+      description = ''
+        Largest amount of the machine's memory that the service may take (systemd's `MemoryMax=`);
+        the kernel ends it beyond. Null sets no limit. Shared memory and files in
+        /tmp count.
+      '';
+    };
+
+    tasksMax = mkOption {
+      type = types.nullOr types.ints.positive;
+      default = null;
+      example = 4096;
+      description = ''
+        Largest number of processes and threads of the service (systemd's `TasksMax=`). Null leaves
+        systemd's own limit.
+      '';
     };
 
     environment = mkOption {

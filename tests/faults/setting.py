@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+# Scripts beside this file, and tests/bench, have no other way to tests/environments.py.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 import enginix
 from enginix.cli import main
 from enginix.kinds.triton_repository.repository import build_triton_repository
@@ -136,14 +139,14 @@ class Setting:
         client = TritonClient("127.0.0.1", found["httpPort"])
         served = Served(process, client, found["grpcPort"], found["metricsPort"])
         # Other servers of this machine have regions of their own.
-        prefixes = set(
-            re.findall(r"shm-region-prefix-name=(enginix-[0-9a-f]+-)", " ".join(served.children().values()))
-        )
+        started = served.children()
+        prefixes = set(re.findall(r"shm-region-prefix-name=(enginix-[0-9a-f]+-)", " ".join(started.values())))
         assert len(prefixes) == 1
         try:
             yield served
         finally:
-            left = list(served.children())
+            # Those of a command that was killed are no one's children now.
+            left = {*started, *served.children()}
             process.terminate()
             try:
                 process.communicate(timeout=60)
@@ -151,7 +154,8 @@ class Setting:
                 process.kill()
                 process.communicate()
                 raise
-        deadline = time.monotonic() + 20
+        # A server whose command was killed has its own exit time-out.
+        deadline = time.monotonic() + 60
         while any(_serves(pid) for pid in left):
             assert time.monotonic() < deadline, "processes are left"
             time.sleep(0.1)

@@ -23,7 +23,7 @@ let
     mkEnableOption = _: { default = false; };
     literalExpression = text: text;
     literalMD = text: text;
-    types = lib.genAttrs [ "anything" "bool" "int" "float" "str" "package" "port" ] (_: null) // {
+    types = lib.genAttrs [ "anything" "bool" "int" "float" "str" "package" "path" "port" ] (_: null) // {
       oneOf = _: null;
       enum = _: null;
       listOf = _: null;
@@ -78,7 +78,14 @@ let
   text = ''
     [Unit]
     Description=${service.description}
-    ${lib.concatLines (map (u: "After=${u}") service.after)}
+    ${lib.concatLines (map (u: "After=${u}") service.after)}${
+      lines (
+        lib.optionalAttrs (service ? startLimitBurst) {
+          StartLimitIntervalSec = service.startLimitIntervalSec;
+          StartLimitBurst = service.startLimitBurst;
+        }
+      )
+    }
     [Service]
     ${lib.concatLines (lib.mapAttrsToList (k: v: "Environment=\"${k}=${v}\"") service.environment)}${lines service.serviceConfig}
     [Install]

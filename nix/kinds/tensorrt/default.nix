@@ -13,7 +13,6 @@ let
   artefactMeta = import ../../artefact-meta.nix { inherit lib; };
   gatedEngine = import ../shared/gated-engine.nix scope;
   function = ''mkEngine { kind = "tensorrt"; }'';
-  gpus = (lib.importJSON ../../../python/enginix/data/machine/gpus.json).gpus;
   runtimes = (lib.importJSON ../../../python/enginix/data/runtime/runtimes.json).runtimes;
   driver = import ../../runtime/package.nix scope "driver";
   withoutNulls = lib.filterAttrs (_: value: value != null);
@@ -23,7 +22,8 @@ in
   model ? quantized,
   quantized ? checkpoint.model,
   checkpoint ? mkCheckpoint { inherit model; },
-  # A GPU of data/machine/gpus.json, or { gpu; count; driver; }.
+  # A GPU's name (`enginix target` lists them), { gpu; count; driver; }, or
+  # { sm; memoryGB; count; driver; } for any other GPU.
   target,
   # A runtime of data/runtime/runtimes.json that has the engine path, or mkRuntime's output.
   runtime ? "trtllm-1.2.1",
@@ -34,7 +34,8 @@ in
   profile ? null,
   # Options of trtllm-build (data/tensorrt/build_options.json).
   plugins ? { },
-  # { mode; maxDraftLen; }
+  # { mode; maxDraftLen; eagleLayers; }: the last is num_eagle_layers of an EAGLE checkpoint, which
+  # evaluation cannot read; the build reads the checkpoint's own.
   speculative ? { },
   # { dirs; source; targetModules; maxRank; }
   lora ? { },
@@ -64,9 +65,7 @@ let
   engine = "${name}-engine";
   facts = model.model or { };
   targetSpec = check.engine.target function target;
-  gpu = check.target.gpu function gpus targetSpec.gpu // {
-    name = targetSpec.gpu;
-  };
+  gpu = check.gpus.find function targetSpec.gpu;
 
   id = if builtins.isString runtime then runtime else runtime.id;
   row = check.engine.runtime function runtimes "tensorrt" {
@@ -92,19 +91,24 @@ let
 
   ready = check.options.profile function profile;
   sizes = check.limits.resolve engine facts ready.limits limits;
-  effective = check.limits.effective engine sizes options facts;
+  eagleLayers =
+    let
+      layers = speculative.eagleLayers or (facts.eagleLayers or null);
+    in
+    if layers == null then null else check.arguments.atLeast function "eagleLayers" 1 layers;
+  effective = check.limits.effective engine sizes options (facts // { inherit eagleLayers; });
   requestedOptions = plugins // speculativeOptions // loraOptions;
   options = check.options.resolve function id {
     inherit quantization kvCache architecture;
     inherit (gpu) sm;
     inherit (parallel) tensorParallel;
-    eagleLayers = facts.eagleLayers or null;
-    inherit strategy;
+    inherit eagleLayers strategy;
   } ready.options requestedOptions;
   speculativeOptions = check.arguments.call "${function}: speculative" (
     {
       mode ? null,
       maxDraftLen ? null,
+      eagleLayers ? null,
     }:
     withoutNulls {
       speculativeDecodingMode = mode;

@@ -24,12 +24,18 @@ TRIES = 5
 
 @dataclass(frozen=True)
 class RepoInfo:
-    """A repository at one commit; ``repo`` is its address, as :func:`lock.format_address` gives it."""
+    """A repository at one commit.
+
+    Attributes:
+        repo: its address, as :func:`lock.format_address` gives it.
+        current_name: as the hub names it now; another one than in ``repo`` after it was renamed.
+    """
 
     repo: str
     revision: str
     license: str | None
     gated: Literal[False, "auto", "manual"]
+    current_name: str
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,10 @@ def fetch_repo_info(repo: str, revision: str = "main") -> RepoInfo:
         raise _make_answer_error(repo, "the answer has no commit")
     if gated not in (None, False, "auto", "manual"):
         raise _make_answer_error(repo, "gated is neither false, auto nor manual")
-    return RepoInfo(repo, sha, _read_license(raw), gated or False)
+    name = raw.get("id")
+    is_name = isinstance(name, str) and lock.REPO.fullmatch(name) is not None and not has_secret(name)
+    current_name = str(name) if is_name else repo.removeprefix(lock.DATASETS)
+    return RepoInfo(repo, sha, _read_license(raw), gated or False, current_name)
 
 
 def list_files(repo: str, commit: str) -> tuple[RemoteFile, ...]:
@@ -246,10 +255,10 @@ def _fetch_body(
 ) -> bytes:
     """Return the body at ``path``, at most ``limit`` bytes; retry after failures of network or hub."""
     session.prepare_hub_client()
-    import httpx
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils._http import hf_raise_for_status, http_stream_backoff
 
+    http = session.import_http_client()
     headers = session.build_hub_headers() | {"accept-encoding": "identity"}
     if span:
         headers["range"] = f"bytes={span[0]}-{span[1]}"
@@ -276,10 +285,10 @@ def _fetch_body(
                     if len(body) > limit:
                         raise _make_answer_error(repo, f"the answer is longer than {limit} bytes")
                 return bytes(body)
-        except (httpx.TransportError, HfHubHTTPError) as e:
-            if attempt + 1 == TRIES or not isinstance(e, httpx.TransportError):
+        except (http.TransportError, HfHubHTTPError) as e:
+            if attempt + 1 == TRIES or not isinstance(e, http.TransportError):
                 raise hub_errors.translate_hub_error(e, repo, file) from e
             time.sleep(min(0.5 * 2**attempt, 8))
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as e:
+        except (http.HTTPError, http.InvalidURL, OSError) as e:
             raise hub_errors.translate_hub_error(e, repo, file) from e
     raise AssertionError("unreachable")

@@ -8,9 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from enginix.errors import ModelError
+from enginix.errors import LockError, ModelError
 from enginix.model.jsonfile import parse_object
-from enginix.model.quantization import canonical_algorithm, read_inline_kv_cache
+from enginix.model.kv_heads import find_kv_heads
+from enginix.model.quantization import (
+    canonical_algorithm,
+    find_quantization_method,
+    read_inline_kv_cache,
+)
 from enginix.tables import load_table
 
 CONFIG = "config.json"
@@ -21,7 +26,6 @@ FILES = (CONFIG, MODELOPT)
 INTEGERS = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
     "heads": ("num_attention_heads", "n_head"),
-    "kvHeads": ("num_key_value_heads", "num_kv_heads", "multi_query_group_num"),
     "headSize": ("head_dim", "kv_channels"),
     "hiddenSize": ("hidden_size", "n_embd"),
     "intermediateSize": ("intermediate_size", "n_inner", "ffn_hidden_size"),
@@ -57,6 +61,9 @@ def extract_model_metadata(files: Mapping[str, bytes], where: str) -> dict[str, 
         value = next((config[k] for k in keys if type(config.get(k)) is int), None)
         if value is not None and 0 <= value < 1 << 53:
             facts[fact] = value
+    kv_heads = find_kv_heads(config, facts.get("architecture"))
+    if kv_heads is not None and 0 <= kv_heads < 1 << 53:
+        facts["kvHeads"] = kv_heads
     _add_class_defaults(facts, config)
     dtype = config.get("dtype") or config.get("torch_dtype")
     if isinstance(dtype, str):
@@ -67,6 +74,31 @@ def extract_model_metadata(files: Mapping[str, bytes], where: str) -> dict[str, 
     if remote := _names_remote_code(top):
         facts["remoteCode"] = remote
     return {k: v for k, v in facts.items() if not isinstance(v, str) or (v.isprintable() and len(v) <= 200)}
+
+
+def require_metadata(locked: Mapping[str, Any], files: Mapping[str, bytes], where: str) -> None:
+    """Compare a lock's metadata with the configuration that it pins.
+
+    A value that an older enginix did not write may be missing.
+
+    Args:
+        files: content of ``FILES``, as far as the lock has them.
+
+    Raises:
+        LockError: a value differs from the configuration.
+        ModelError: the configuration is not a JSON object.
+    """
+    expected = {k: v for k, v in locked.items() if k not in OBSOLETE_KEYS}
+    derived = extract_model_metadata(files, where) if expected else {}
+    for name, value in sorted(expected.items()):
+        known = derived.get(name)
+        if name not in derived or known != value or type(known) is not type(value):
+            derived_text = f"has {ascii(known)[:100]}" if name in derived else "has no such value"
+            raise LockError(
+                f"model.{name} is {ascii(value)[:100]}, the pinned configuration {derived_text}",
+                where=where,
+                fix="write the lock again with `enginix lock`, and ask who changed it",
+            )
 
 
 def _add_class_defaults(facts: dict[str, Any], config: Mapping[str, Any]) -> None:
@@ -116,7 +148,10 @@ def _read_quantization_names(
     else:
         algorithm = inline.get("quant_algo") or inline.get("quant_method")
         cache = read_inline_kv_cache(inline)
-        if isinstance(method := inline.get("quant_method"), str):
+        method = find_quantization_method(inline)
+        if method is None and inline.get("quant_algo"):
+            method = "unknown"  # as conversion refuses it
+        if isinstance(method, str) and (inline.get("quant_method") or method == "unknown"):
             # "fp8" alone would read as ModelOpt's FP8; the names are those of number_formats.json.
             quantization["quantizationMethod"] = (
                 "fp8-block" if method == "fp8" and inline.get("weight_block_size") else method

@@ -30,6 +30,9 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "fetch": ("{lock} -o {t}/fetched", None),
     "fetch-file": ("acme/none " + "0" * 40 + " config.json -o {t}/file --sha256 " + "0" * 64, None),
     "fetch-tree": ("acme/none " + "0" * 40 + " -o {t}/tree", None),
+    "check-facts": ("{t}/none --repo a/b", None),
+    "verify": ("{t}/engine", None),
+    "sign": ("{t}/engine --key {t}/none", None),
     "inspect": ("{model}", None),
     "compare": ("{model}", None),
     "target": ("", None),
@@ -54,6 +57,10 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "ready": ("--help", None),
     "rollout": ("--help", None),
     "gateway": ("{t}/gateway.json", "gateway"),
+    "up": ("{model}", "gateway"),
+    "doctor": ("--offline", None),
+    "bench": ("http://127.0.0.1:9/v1", None),
+    "chat": ("--url http://127.0.0.1:9/v1", None),
 }
 
 

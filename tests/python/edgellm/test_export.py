@@ -186,6 +186,17 @@ def lying_exporter(path: Path, body: str) -> Path:
          "num_key_value_heads"),
         ("cp -r $GOOD/llm $out/; echo >>$out/llm/tokenizer.json", "tokenizer.json is not the model's"),
         ("cp -r $GOOD/llm $out/; ln -s /etc/passwd $out/link", "left a link"),
+        ("cp -r $GOOD/llm $out/; echo >>$out/llm/tokenizer_config.json",
+         "tokenizer_config.json is not the model's"),
+        ("cp -r $GOOD/llm $out/; echo '{}' >$out/llm/special_tokens_map.json",
+         "special_tokens_map.json is not the model's"),
+        ("cp -r $GOOD/llm $out/; sed -i 's/\"rms_norm_eps.: 1e-06/\"rms_norm_eps\": 0.5/'"
+         " $out/llm/config.json",
+         "of the export: llm/config.json: rms_norm_eps is 0.5"),
+        ("cp -r $GOOD/llm $out/; sed -i 's/\"model.: .qwen3./\"model\": \"llama\"/' $out/llm/config.json",
+         "model is"),
+        ("cp -r $GOOD/llm $out/; echo phi4mm >$out/llm/chat_template.processor",
+         "chat_template.processor is no file"),
     ],
 )  # fmt: skip
 def test_an_exporter_that_lies(
@@ -212,3 +223,26 @@ def test_any_changed_value_is_seen(
     words = [edge, HERE / "check_export.py", damaged, models(name)]
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "weight" in done.stderr, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "ends", "note"),
+    [
+        ([7], 2, [2, 7], "also ends answers at 2"),
+        ([2, 0], 2, [2, 0], ""),
+        (None, [2, 5], [2, 5], ""),
+    ],
+)
+def test_end_tokens_are_those_that_the_engine_stops_at(
+    generation: list[int] | None, config: object, ends: list[int], note: str, enginix: Run, model: Path
+) -> None:
+    """The exporter joins both files, where transformers reads the first that has one."""
+    raw = json.loads((model / "config.json").read_text()) | {"eos_token_id": config}
+    (model / "config.json").write_text(json.dumps(raw))
+    text = json.dumps({} if generation is None else {"eos_token_id": generation})
+    (model / "generation_config.json").write_text(text)
+    done = enginix("edgellm-export", model, "-o", model.parent / "e")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((model.parent / "e/enginix.json").read_text())["model"]["endTokens"] == ends
+    assert json.loads((model.parent / "e/llm/config.json").read_text())["eos_token_id"] == ends
+    assert note in done.stderr and ("ends answers" in done.stderr) == bool(note)

@@ -3,8 +3,9 @@
 Reads a Hugging Face model, plain or quantized by ModelOpt (FP8, NVFP4, W4A16_AWQ, W8A8_SQ_PER_CHANNEL),
 runs tensorrt-edgellm-export with no network and no GPU, and checks what it wrote before the directory
 exists: files, one attention plugin a layer, quantization nodes, tokenizer and chat template, and each
-tensor of the model by its values. The exporter reports success for a model with tensors missing; this
-command does not.
+tensor of the model by its values. Then the gate export executes the graph, and holds its logits to those
+that transformers computes of the model. The exporter reports success for a model with tensors missing and
+for a graph of another function; this command does not.
 
   enginix edgellm-export ./tiny-qwen3 -o ./export
 """
@@ -35,11 +36,13 @@ def run(args: argparse.Namespace) -> int:
     export_manifest = export_model(
         args.model, args.output, EdgellmExportOptions(args.name, args.exporter, flags)
     )
+    for note in export_manifest.results["notes"]:
+        console.print_message(f"note: {note}")
     weights = export_manifest.results["weights"]
     console.print_result(
         {"export": str(args.output), "name": export_manifest.name, "results": export_manifest.results},
         f"{args.output}: {export_manifest.name}, {weights['tensors']} tensors accounted for,"
-        f" {export_manifest.results['attentionPlugins']} attention plugins",
+        f" {export_manifest.results['attentionPlugins']} attention plugins, gate export passed",
         as_json=args.json,
     )
     return 0

@@ -18,6 +18,7 @@ from pathlib import Path
 from enginix import console, manifest
 from enginix.compatibility import check
 from enginix.errors import MachineError, UsageError
+from enginix.integrity import require_unchanged
 from enginix.kinds.llmapi.trtllm_serve import Serving, make_serve_command
 from enginix.kinds.tensorrt import runner
 from enginix.machine import driver as drivers
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     driver = drivers.find_driver(args.driver)
     engine = args.engine if args.engine is not None else _build_engine(args, driver)
     engine_manifest = manifest.read_manifest(engine, "engine")
+    require_unchanged(engine)
     runtime = table.find_runtime(str(engine_manifest.runtime.get("id")), engine_manifest.kind, args.pin)
     check.check_before_start(
         engine_manifest, engine, args.driver, live=read_image_versions(args.rootfs, runtime)
@@ -112,18 +114,9 @@ def _build_engine(args: argparse.Namespace, driver: Driver) -> Path:
 
 
 def _choose_target(target_name: str | None, machine: Machine) -> Target:
-    from enginix.machine.target import find_target
-    from enginix.tables import load_table as tables
+    from enginix.machine.target import find_target, name_target
 
-    if target_name is not None:
-        return find_target(target_name)
-    gpu = machine.gpus[0]
-    rows = [find_target(name) for name in sorted(tables("gpus")["gpus"])]
-    fitting = [t for t in rows if t.sm == gpu.sm]
-    named = [t for t in fitting if t.is_product(gpu.name)]
-    if not fitting:
-        raise MachineError(f"{gpu.name} (SM {gpu.sm}) is not in the table of GPUs", fix="pass target")
-    return (named or fitting)[0]
+    return find_target(target_name if target_name is not None else name_target(machine.gpus[0]))
 
 
 def _serve_engine(args: argparse.Namespace, engine: Path, driver: Driver, runtime: table.Runtime) -> int:

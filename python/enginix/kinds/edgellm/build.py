@@ -3,7 +3,8 @@
 Two builders read different things:
   direct  tensorrt-edgellm-build reads the model itself. NVIDIA calls it experimental; its engines are the
           ones that tensorrt-edgellm-serve takes. The export proves beforehand, without a GPU, that the model
-          is complete and can be expressed.
+          is complete and can be expressed; its graph, which the gate ``export`` executes, is not the one
+          that is built, and the manifest says so.
   onnx    llm_build, from Edge-LLM's C++ sources, reads the export. NVIDIA's C++ runtime executes its
           engines.
 """
@@ -20,12 +21,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginix import __version__, manifest, process
+from enginix.digests import SourceWatch
 from enginix.errors import MachineError, ManifestError, UsageError
-from enginix.files import new_directory, require_absent
+from enginix.files import new_directory, require_absent, sha256_file
+from enginix.integrity import require_unchanged
 from enginix.kinds.edgellm import options
 from enginix.kinds.edgellm.errors import ExportError
 from enginix.kinds.edgellm.export import make_private_environment, read_model_identity
+from enginix.kinds.edgellm.unsupported_models import (
+    parse_export_config,
+    require_covered_context,
+    require_direct_reading,
+)
+from enginix.machine.gpu_table import find_gpu
 from enginix.manifest import Manifest
+from enginix.model.identity import require_same_model
 from enginix.model.jsonfile import read_object
 from enginix.tables import load_table
 
@@ -33,7 +43,12 @@ if TYPE_CHECKING:
     from enginix.machine.target import Machine, MachineGpu
 
 TENSORRT_VERSION_CODE = "import importlib.metadata as m; print(m.version('tensorrt').split('.post')[0])"
-BUILDERS = ("direct", "onnx")
+# Which graph became the engine: the export's checks and the gate export saw one of them alone.
+GRAPHS = {
+    "direct": "NVIDIA's builder's own, from the model; the gate export saw the export's, which is another",
+    "onnx": "the export's, which the gate export saw",
+}
+BUILDERS = tuple(GRAPHS)
 LAUNCH_SCRIPT = Path(__file__).with_name("launch.py")
 _ONNX_FLAGS = {
     "maxInputLen": "--maxInputLen",
@@ -178,6 +193,7 @@ def build_edgellm_engine(
         ManifestError: not an export, or one of another model.
         MachineError: the GPU or TensorRT is missing, the disk is full, or the builder failed.
         UsageError: invalid limits or target.
+        ModelError: the direct builder would build another function than the model.
         ExportError: the builder reported success without an engine that fits the request.
     """
     require_absent(out)
@@ -191,13 +207,14 @@ def build_edgellm_engine(
         raise ManifestError(
             f"an export of kind {export_manifest.kind}", where=str(export), fix="run enginix edgellm-export"
         )
+    watch = SourceWatch(export, model)
+    require_unchanged(export)
     identity = read_model_identity(model)
-    if export_manifest.inputs.get("model") != identity:
-        raise ManifestError(
-            "the export was made from another model than this one",
-            where=str(export),
-            fix="pass the model that was exported, or export this one",
-        )
+    require_same_model(export_manifest.inputs.get("model"), identity, export, "export")
+    config = parse_export_config(read_object(model / "config.json"), model)
+    if build_options.builder == "direct":
+        require_direct_reading(config)
+    require_covered_context(config, int(full_limits["maxKvCacheCapacity"]))
     gpu, machine = _find_gpu(build_options)
     with new_directory(out) as partial:
         engine = partial / "engine"
@@ -215,11 +232,15 @@ def build_edgellm_engine(
             model=export_manifest.model,
             inputs={
                 "model": identity,
-                "export": {"tools": export_manifest.tools, "options": export_manifest.options},
+                "export": {
+                    "manifestSha256": sha256_file(export / manifest.MANIFEST_FILE),
+                    "tools": export_manifest.tools,
+                    "options": export_manifest.options,
+                },
             },
             options={"builder": build_options.builder, "limits": full_limits},
             target={
-                "name": build_options.target,
+                "name": find_gpu(build_options.target).name,
                 "sm": gpu.sm,
                 "gpu": gpu.name,
                 "memory": gpu.total,
@@ -234,10 +255,13 @@ def build_edgellm_engine(
             tools={"enginix": __version__},
             results={
                 "gates": "not gated",
+                "exportGate": export_manifest.results.get("gates", {}).get("export", "not gated"),
+                "graph": GRAPHS[build_options.builder],
                 "plan": {"predicted": build_options.plan, "measured": {"hostMemoryPeak": peak}},
             },
         )
-        engine_manifest.write(partial)
+        watch.require_unchanged()
+        engine_manifest = engine_manifest.write(partial)
     return engine_manifest
 
 

@@ -8,24 +8,29 @@ wheel.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from enginix import __version__, manifest, process
-from enginix.errors import MachineError, UsageError
-from enginix.files import new_directory, require_absent, sha256_file
-from enginix.kinds.edgellm import checks, options, source, stack_traces
+from enginix import __version__, console, manifest, process
+from enginix.digests import SourceWatch
+from enginix.errors import EnginixError, MachineError, UsageError
+from enginix.files import new_directory, require_absent
+from enginix.kinds.edgellm import checks, graph, options, source, stack_traces
 from enginix.kinds.edgellm.errors import ExportError
+from enginix.kinds.edgellm.execution import export_gate
 from enginix.kinds.edgellm.source import ExportSource
 from enginix.manifest import Manifest
+from enginix.model.end_tokens import END_TOKENS_KEY, list_named_end_tokens, read_end_tokens
+from enginix.model.identity import identify_model
 from enginix.optional_libraries import missing_extra
 from enginix.tables import load_table
 
@@ -33,6 +38,7 @@ EXPORTER = "tensorrt-edgellm-export"
 PINNED_PACKAGES = ("tensorrt-edgellm", "torch", "transformers", "onnx", "onnxscript", "onnx-graphsurgeon")
 EXPORT_DISK_FACTOR = 1.2  # of the weights' bytes: float16 of them, the table once more, the graph
 _DEVICE_FULL = ("No space left on device", "Errno 28", "SIGBUS")
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours that PyTorch writes into its errors
 _ERROR = re.compile(r"^[\w.]*(Error|Exception|Exit)\b.*:")
 
 
@@ -100,15 +106,15 @@ def explain_export_failure(status: int, output: str, model: Path) -> Exception:
     for row in load_table("edgellm")["failures"]:
         if row["pattern"] in output:
             return ExportError(row["what"], where=str(model), fix=row["fix"])
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    lines = [line.strip() for line in _ESCAPES.sub("", output).splitlines() if line.strip()]
     error_line = next(
         (line for line in reversed(lines) if _ERROR.match(line)), lines[-1] if lines else "no output"
     )
     return ExportError(
         f"{EXPORTER} ended with status {status}: {error_line[:400]}",
         where=str(model),
-        fix="enginix inspect tells what the model is; "
-        "docs/reference/edgellm.md lists what is known to export",
+        fix="docs/reference/edgellm.md lists what is known to export; if this model is among it, report the "
+        "line above to github.com/NVIDIA/TensorRT-Edge-LLM",
     )
 
 
@@ -125,15 +131,12 @@ def _require_disk_space(model_source: ExportSource, out: Path) -> None:
 
 
 def read_model_identity(model: Path) -> dict[str, Any]:
-    """Return the identity of a model, which its export, engine and server must share: repository and commit
-    by its manifest, else digests of all files.
+    """Return the identity of a model, which its export, engine and server must share: its content.
+
+    Raises:
+        ManifestError: the model's files are not those of its manifest.
     """
-    if (model / manifest.MANIFEST_FILE).exists():
-        model_manifest = manifest.read_manifest(model)
-        if {"repo", "revision"} <= set(model_manifest.inputs):
-            return {"repo": model_manifest.inputs["repo"], "revision": model_manifest.inputs["revision"]}
-    names = sorted(p.name for p in model.iterdir() if p.suffix in (".json", ".safetensors", ".jinja"))
-    return {"files": {name: sha256_file(model / name) for name in names if name != manifest.MANIFEST_FILE}}
+    return dict(identify_model(model)["model"])
 
 
 def _list_tool_versions() -> dict[str, str]:
@@ -144,6 +147,23 @@ def _list_tool_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+@contextlib.contextmanager
+def _naming_the_export(partial: Path, out: Path) -> Iterator[None]:
+    """Name files of the export as they would be in ``out``: the directory of a failed export is deleted."""
+    try:
+        yield
+    except EnginixError as e:
+        where, what = (
+            None
+            if text is None
+            else text.replace(f"{partial}/", "of the export: ").replace(str(partial), str(out))
+            for text in (e.where, e.what)
+        )
+        if (where, what) == (e.where, e.what):
+            raise
+        raise type(e)(str(what), where=where, fix=e.fix) from e
 
 
 def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | None = None) -> Manifest:
@@ -158,29 +178,45 @@ def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | 
     export_options = export_options or EdgellmExportOptions()
     flags = options.check_stage_options("export", export_options.flags)
     model_source = source.read_export_source(model)
-    if flags.get("fp8Embedding") and model_source.config["hidden_size"] % 16:
+    if flags.get("fp8Embedding") and model_source.model.hidden_size % 16:
         raise UsageError("fp8Embedding needs a hidden size that is a multiple of 16", where=str(model))
     program = find_program(EXPORTER, export_options.exporter)
-    identity = read_model_identity(model)
-    with new_directory(out) as partial:
+    watch, identity = SourceWatch(model), read_model_identity(model)
+    with new_directory(out) as partial, _naming_the_export(partial, out):
         _require_disk_space(model_source, partial)
-        _run_exporter(program, model, partial, options.format_stage_flags("export", flags))
-        stack_traces.strip_stack_traces(partial / "llm" / "model.onnx")
-        results = checks.check_exported_model(
-            partial / "llm", model_source, fp8_embedding=bool(flags.get("fp8Embedding"))
-        )
+        with tempfile.TemporaryDirectory(prefix="enginix-export.") as work:
+            # The model answers while the exporter runs: both take seconds to import PyTorch.
+            environment = make_private_environment(Path(work) / "p")
+            with export_gate.ask_model(model_source, Path(work), environment) as read_answers:
+                _run_exporter(program, model, partial, options.format_stage_flags("export", flags))
+                stack_traces.strip_stack_traces(partial / "llm" / "model.onnx")
+                results = checks.check_exported_model(
+                    partial / "llm", model_source, fp8_embedding=bool(flags.get("fp8Embedding"))
+                )
+                exported_graph = graph.read_graph(partial / "llm" / "model.onnx")
+                results["exportGate"] = export_gate.judge_export(
+                    partial / "llm", exported_graph, model_source, read_answers()
+                )
+        results["gates"] = {export_gate.NAME: "passed"}
         _tidy_export(partial, model)
+        ends = list_named_end_tokens(model)
+        if extra := sorted({*ends} - {*read_end_tokens(model)}):
+            console.print_message(
+                f"note: Edge-LLM also ends answers at {', '.join(map(str, extra))}, which config.json "
+                "names and generation_config.json does not: transformers goes on there"
+            )
         export_manifest = Manifest(
             artefact="export",
             name=export_options.name or manifest.read_artefact_name(model),
             kind="edgellm",
             model={
-                "architecture": model_source.config["architectures"][0],
+                "architecture": model_source.model.architecture,
                 "layers": model_source.layers,
-                "hiddenSize": model_source.config["hidden_size"],
-                "vocabSize": model_source.config["vocab_size"],
+                "hiddenSize": model_source.model.hidden_size,
+                "vocabSize": model_source.model.vocab_size,
                 "quantization": model_source.quantization,
                 "kvCacheQuantization": model_source.kv_cache,
+                END_TOKENS_KEY: list(ends),
             },
             inputs={"model": identity},
             options=dict(flags),
@@ -188,7 +224,8 @@ def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | 
             tools=_list_tool_versions(),
             results=results,
         )
-        export_manifest.write(partial)
+        watch.require_unchanged()
+        export_manifest = export_manifest.write(partial)
     return export_manifest
 
 

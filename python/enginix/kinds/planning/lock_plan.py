@@ -11,9 +11,12 @@ from enginix.kinds.planning.planner import (
     KindPlanner,
     LockSizes,
     MemoryPlan,
+    PlanCertainty,
     PlanRequest,
     check_plan_request,
     find_format_obstacles,
+    find_kv_certainty,
+    find_model_obstacles,
     resolve_plan_limits,
 )
 from enginix.kinds.registry import find_kind, load_hook
@@ -65,14 +68,23 @@ def plan_from_lock(
         sizes=sizes,
         limits=limits,
         memory=memory,
-        exact=False,
+        certainty=PlanCertainty("lower bound", find_kv_certainty(metadata.get("architecture"), True)),
         build=BuildNeeds(
             sum(files.values()), total, total, 4 * memory.weights, memory.weights, memory.weights
         ),
-        obstacles=tuple(find_format_obstacles(sizes, gpu, request.kind)),
+        obstacles=(
+            *_find_model_obstacles(metadata, sizes, request.kind),
+            *find_format_obstacles(sizes, gpu, request.kind),
+        ),
         changes=() if memory.fits else tuple(arithmetic.find_changes(sizes, limits, gpu, weights)),
         notes=("from the lock alone: weights of a rank are the mean, a lower bound",),
     )
+
+
+def _find_model_obstacles(metadata: Mapping[str, Any], sizes: ModelSizes, kind: str) -> list[str]:
+    """List what a lock tells against a kind; locks need not have the architecture."""
+    architecture, method = metadata.get("architecture"), metadata.get("quantizationMethod")
+    return find_model_obstacles(kind, architecture, sizes.quantization, method) if architecture else []
 
 
 def count_weight_bytes(files: Mapping[str, int]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from enginix.checkpoint import convert
 from enginix.errors import EnginixError, ModelError, UsageError
@@ -20,12 +20,18 @@ from enginix.memory_plan.arithmetic import (
     RankMemory,
     TargetGpu,
 )
-from enginix.memory_plan.kv_layout import find_latent, has_sliding_layers
+from enginix.memory_plan.kv_layout import find_latent, has_sliding_layers, is_counted_by_heads
 from enginix.memory_plan.weights import CheckpointSizes, RankSizes, estimate_from_headers
 from enginix.model import ModelConfig, open_weights
 from enginix.model.jsonfile import read_object
-from enginix.model.number_formats import read_algorithms, read_kv_cache_bits
+from enginix.model.number_formats import (
+    list_missing_formats,
+    read_algorithms,
+    read_kv_cache_bits,
+    runs_on_gpu,
+)
 from enginix.runtime.preflight import check_pipeline
+from enginix.tables import load_table
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,26 @@ class BuildNeeds:
         return self.model + self.checkpoint + self.engine
 
 
+Certainty = Literal["exact", "upper bound", "lower bound", "estimate"]
+
+
+@dataclass(frozen=True)
+class PlanCertainty:
+    """How far each figure is known; docs/reference/memory-plan.md says from what.
+
+    Attributes:
+        weights: ``exact`` is the bytes that ``enginix convert`` writes.
+        kv_token: an upper bound where layers keep only a window of tokens, or may.
+        workspace, pool, build: by formulas that nothing measured.
+    """
+
+    weights: Certainty
+    kv_token: Certainty
+    workspace: Certainty = "estimate"
+    pool: Certainty = "estimate"
+    build: Certainty = "estimate"
+
+
 @dataclass(frozen=True)
 class LockSizes:
     """What a lock tells of a model's sizes.
@@ -112,7 +138,6 @@ class MemoryPlan:
 
     Attributes:
         obstacles: reasons other than memory why the engine cannot be, each with its fix.
-        exact: weights are the bytes that ``enginix convert`` writes, not an estimate.
         changes: changes that would make it fit, the smallest first; empty if it fits or no change helps.
     """
 
@@ -122,7 +147,7 @@ class MemoryPlan:
     sizes: ModelSizes
     limits: KindLimits
     memory: RankMemory
-    exact: bool
+    certainty: PlanCertainty
     build: BuildNeeds
     obstacles: tuple[str, ...]
     changes: tuple[Change, ...]
@@ -146,7 +171,12 @@ class MemoryPlan:
             "kind": self.kind,
             "target": asdict(self.gpu),
             "limits": asdict(self.limits),
-            "memory": {**asdict(self.memory), "exactWeights": self.exact, "sequences": self.sequences},
+            "memory": {
+                **asdict(self.memory),
+                "exactWeights": self.certainty.weights == "exact",
+                "sequences": self.sequences,
+            },
+            "certainty": asdict(self.certainty),
             "build": {**asdict(self.build), "store": self.build.store},
             "obstacles": list(self.obstacles),
             "changes": [dict(c) for c in self.changes],
@@ -195,13 +225,16 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
     sizes = resolve_sizes(description, config, request, find_latent(raw, model.source))
     if sizes.latent:
         notes.append("multi-head latent attention: every rank keeps the whole latent vector of a token")
-    if has_sliding_layers(raw):
+    has_windows = has_sliding_layers(raw)
+    if has_windows:
         notes.append("layers with a window are counted in full: the KV cache is an upper bound")
     limits = resolve_plan_limits(sizes, request)
     weights, exact, ranks = _find_rank_weights(model, description, sizes, config, request)
     memory = arithmetic.compute_memory(sizes, limits, gpu, weights)
+    # The converter's own reasons are exact: the tables' follow only where it has none.
+    obstacles = obstacles or find_model_obstacles(request.kind, description.architecture, sizes.quantization)
     obstacles += find_format_obstacles(sizes, gpu, request.kind)
-    if kind.is_compiled:
+    if kind.has_pipeline:
         try:
             check_pipeline(description.architecture, request.pipeline_parallel)
         except UsageError as e:
@@ -217,12 +250,21 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
         sizes=sizes,
         limits=limits,
         memory=memory,
-        exact=exact,
+        certainty=PlanCertainty(
+            "exact" if exact else "estimate", find_kv_certainty(description.architecture, has_windows)
+        ),
         build=_estimate_build(description, request.kind, memory, limits, ranks),
         obstacles=tuple(obstacles),
         changes=tuple(useful_changes),
         notes=tuple(notes),
     )
+
+
+def find_kv_certainty(architecture: str | None, has_windows: bool) -> Certainty:
+    """Return how far the KV cache of a token is known."""
+    if not is_counted_by_heads(architecture):
+        return "estimate"
+    return "upper bound" if has_windows else "exact"
 
 
 def select_language_model(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,6 +295,12 @@ def check_plan_request(request: PlanRequest) -> None:
     ):
         if value is not None and not 1 <= value < 1 << 31:
             raise UsageError(f"{name} {value} is not a number of at least 1", fix=f"pass {name} 1 or more")
+    kind = find_kind(request.kind)
+    if request.pipeline_parallel > 1 and kind.has_parallelism and not kind.has_pipeline:
+        raise UsageError(
+            f"--pipeline-parallel {request.pipeline_parallel}: kind {kind.name} has no pipeline stages",
+            fix="leave it out, and raise --tensor-parallel",
+        )
 
 
 def resolve_sizes(
@@ -350,20 +398,37 @@ def _find_rank_weights(
 
 
 def find_format_obstacles(sizes: ModelSizes, gpu: TargetGpu, kind: str) -> list[str]:
-    """List reasons why the GPU, or the kind on it, does not support the model's format."""
+    """List reasons why the GPU, or the kind on it, does not support the model's format.
+
+    A kind's ``judge_model`` lists the same GPUs.
+    """
     row = read_algorithms().get(sizes.quantization)
     if is_portable(kind) or row is None:
         return []
     name, least, refused = sizes.quantization, row["minSm"], row["refusedSm"]
+    is_compiled = find_kind(kind).is_compiled
+    engine_least = load_table("engine_support")["engineSm"]["least"]
+    if is_compiled and gpu.sm < engine_least:
+        return [f"TensorRT-LLM's engines need SM {engine_least} or later; {gpu.name} is SM {gpu.sm}"]
+    if runs_on_gpu(row, gpu.sm, gpu.formats, is_compiled=is_compiled):
+        return []
+    have = f", which has {', '.join(gpu.formats)}" if gpu.formats else ""
     if least is not None and gpu.sm < least:
-        have = f", which has {', '.join(gpu.formats)}" if gpu.formats else ""
         return [f"{name} needs SM {least} or later; {gpu.name} is SM {gpu.sm}{have}"]
-    if find_kind(kind).is_compiled and refused and refused[0] <= gpu.sm < refused[1]:
-        return [
-            f"TensorRT-LLM builds no {name} engine on SM {refused[0]} to {refused[1] - 1}; "
-            f"{gpu.name} is SM {gpu.sm}"
-        ]
-    return []
+    if missing := list_missing_formats(row, gpu.formats):
+        return [f"{name} computes with {' and '.join(missing)}; {gpu.name} is SM {gpu.sm}{have}"]
+    return [
+        f"TensorRT-LLM builds no {name} engine on SM {refused[0]} to {refused[1] - 1}; "
+        f"{gpu.name} is SM {gpu.sm}"
+    ]
+
+
+def find_model_obstacles(
+    kind: str, architecture: str | None, quantization: str, method: str | None = None
+) -> list[str]:
+    """List the reasons of the tables why a model cannot become a kind, as ``enginix compare`` gives them."""
+    verdict = find_kind(kind).judge_model(architecture, quantization, method)
+    return list(verdict.why) if verdict.takes is False else []
 
 
 def _list_plan_notes(

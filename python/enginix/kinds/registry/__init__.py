@@ -12,10 +12,12 @@ from typing import Any
 
 from enginix.errors import UsageError
 from enginix.kinds.registry.engine_kind import EngineKind, TritonSupport
+from enginix.tables import load_table
+from enginix.wording import list_known
 
-KIND_NAMES = ("tensorrt", "llmapi", "edgellm", "reference")
+KIND_NAMES: tuple[str, ...] = tuple(load_table("engine_kinds")["kinds"])
 # The kind of an artefact whose manifest names none.
-DEFAULT_KIND = "reference"
+DEFAULT_KIND: str = load_table("engine_kinds")["default"]
 
 
 def find_kind(name: str | None) -> EngineKind:
@@ -26,7 +28,7 @@ def find_kind(name: str | None) -> EngineKind:
     """
     kind = get_kind(name)
     if kind is None:
-        raise UsageError(f"unknown kind {name!r}", fix=f"known: {', '.join(KIND_NAMES)}")
+        raise UsageError(f"unknown kind {name!r}", fix=list_known(str(name), KIND_NAMES))
     return kind
 
 
