@@ -44,7 +44,7 @@ def choose_tokens_on_device(
 
     Args:
         logits: float32 [rows, vocab_size].
-        samplers: by row; other rows are nobody's.
+        samplers: by row; other rows are ignored.
         logprobs: also compute the log-probabilities of the tokens.
 
     Returns:
