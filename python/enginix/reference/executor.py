@@ -115,16 +115,20 @@ class Executor:
         return torch.nn.functional.linear(self.norm(x), self.head).float()
 
     @torch.inference_mode()
-    def forward(self, tokens: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """Return logits at every position of every sequence.
+    def forward(
+        self, tokens: Sequence[Sequence[int]], positions: Sequence[int] | None = None
+    ) -> list[torch.Tensor]:
+        """Return logits at every position, or at some positions, of every sequence.
 
         Sequences run one by one, so that no sequence's logits depend on its neighbours.
 
         Args:
             tokens: token ids of each sequence.
+            positions: in each sequence; None for all.
 
         Returns:
-            For each sequence float32 [T, vocab_size], on the executor's device.
+            For each sequence float32 [T, vocab_size], or [len(positions), vocab_size], on the executor's
+            device.
 
         Raises:
             UsageError: a sequence is empty, too long, or has tokens outside the vocabulary.
@@ -134,7 +138,8 @@ class Executor:
             self.check_tokens(sequence)
             ids = torch.tensor(sequence, device=self.device)
             step = Prefill(None, 0, 0, len(sequence), self.rope)
-            out.append(self._logits(self._hidden(ids, step)))
+            hidden = self._hidden(ids, step)
+            out.append(self._logits(hidden if positions is None else hidden[list(positions)]))
         return out
 
     @torch.inference_mode()

@@ -9,7 +9,7 @@ import math
 import re
 import statistics
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -269,6 +269,18 @@ def judge_smoke(
             outside.append(prompt.id)
         if any(t in answers.ends for t in engine_tokens[:-1]) or len(engine_tokens) > CONTINUED:
             beyond.append(prompt.id)
+    early = [
+        question.id
+        for question, reply in zip(material.questions, replies, strict=True)
+        if reply
+        and reply[-1] not in answers.ends
+        and len(reply) < min(ANSWERED, subject.max_length - len(question.tokens))
+    ]
+    late = [
+        question.id
+        for question, reply in zip(material.questions, replies, strict=True)
+        if any(t in answers.ends for t in reply[:-1])
+    ]
     looping, reference_looping = (
         sum(map(ends_in_loop, texts)) for texts in (continuations, answers.continuations)
     )
@@ -280,7 +292,8 @@ def judge_smoke(
     faults = [
         *([f"empty answers to {', '.join(empty)}"] if empty else []),
         *([f"tokens that do not exist in {', '.join(outside)}"] if outside else []),
-        *([f"tokens after an end token in {', '.join(beyond)}"] if beyond else []),
+        *([f"tokens after an end token in {', '.join([*beyond, *late])}"] if beyond or late else []),
+        *([f"{len(early)} replies stop at a token that ends none of the model's"] if early else []),
         *([f"{looping} answers loop, {allowed} allowed"] if looping > allowed else []),
         *([f"{stops} answers stop, {required_stops} required"] if stops < required_stops else []),
     ]
@@ -303,12 +316,20 @@ def judge_smoke(
 
 
 def judge_invariance(
-    subject: Subject, material: Material, answers: ReferenceAnswers, bounds: dict[str, Any]
+    subject: Subject,
+    material: Material,
+    answers: ReferenceAnswers,
+    bounds: dict[str, Any],
+    ask_again: Callable[..., list[list[int]]] | None = None,
 ) -> GateOutcome:
-    """Compare a prompt's answers alone and in a batch, once and twice: equal tokens, or an allowed tie."""
+    """Compare a prompt's answers alone and in a batch, once and twice: equal tokens, or an allowed tie.
+
+    Args:
+        ask_again: asks the engine what it has answered before; None where the subject always does.
+    """
     prompts = [p.tokens for p in material.prompts]
     batch = subject.generate(prompts, CONTINUED, answers.ends)
-    again = subject.generate(prompts, CONTINUED, answers.ends)
+    again = (ask_again or subject.generate)(prompts, CONTINUED, answers.ends)
     alone = subject.generate(prompts, CONTINUED, answers.ends, together=False)
     faults, ties = [], 0
     for prompt, first, second, single in zip(material.prompts, batch, again, alone, strict=True):
