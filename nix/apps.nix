@@ -1,9 +1,13 @@
-# nix run .#demo, .#<model>-triton-server, .#triton-server (the default), .#enginix
+# nix run .#demo, .#up, .#<model>-triton-server, .#triton-server (the default), .#enginix
 {
   lib,
   pkgs,
   python,
   catalogue,
+  enginix,
+  gateway-python,
+  modelopt-python,
+  tritonserver,
   ...
 }@scope:
 self:
@@ -40,12 +44,24 @@ let
     passAsFile = [ "stages" ];
     meta.mainProgram = "demo";
   };
+  # `enginix up` with the server and the libraries that its stages need beside its own.
+  up = pkgs.stdenvNoCC.mkDerivation {
+    name = "enginix-up";
+    buildCommandPath = ./builders/up.sh;
+    inherit (pkgs) bash;
+    launcher = ./builders/launcher.sh;
+    inherit enginix tritonserver;
+    gatewayPython = gateway-python;
+    quantizePython = modelopt-python;
+    meta.mainProgram = "up";
+  };
 in
 lib.mapAttrs' (model: _: lib.nameValuePair "${model}-triton-server" (server model)) (
   lib.filterAttrs (model: _: packages ? "${model}-triton-server") catalogue
 )
 // lib.optionalAttrs (packages ? tiny-qwen3-triton-server) {
   demo = app (lib.getExe demo) "A small model from a hub to an answer, through every stage";
+  up = app (lib.getExe up) "From a model's name to an OpenAI endpoint";
 }
 // {
   enginix = app (lib.getExe packages.default) "The enginix command";

@@ -17,7 +17,8 @@
   # Ranks, thus GPUs, of a node.
   slots,
   startTimeout,
-  exitTimeout,
+  # The options of both times.
+  timeoutWords,
 }:
 let
   component = "app.kubernetes.io/component";
@@ -73,12 +74,16 @@ let
     pod
     // {
       metadata = {
-        labels = podLabels;
+        labels = pod.metadata.labels // podLabels;
         # Where something adds containers to Pods.
-        annotations."kubectl.kubernetes.io/default-container" = "server";
+        annotations = {
+          "kubectl.kubernetes.io/default-container" = "server";
+        }
+        // pod.metadata.annotations or { };
       };
       spec =
-        pod.spec
+        # Of a group, no Pod may be kept away from another.
+        builtins.removeAttrs pod.spec [ "topologySpreadConstraints" ]
         // {
           containers = [ container ];
           volumes = pod.spec.volumes ++ [
@@ -111,7 +116,11 @@ let
         apiGroups = [ "" ];
         resources = [ "pods/exec" ];
         resourceNames = workers;
-        verbs = [ "create" ];
+        # kubectl asks by WebSocket first, with a GET (kubernetes/kubernetes#133515).
+        verbs = [
+          "create"
+          "get"
+        ];
       }
     ];
   };
@@ -167,11 +176,8 @@ let
                   hosts
                   "--agent"
                   "kubectl"
-                  "--start-timeout"
-                  (toString startTimeout)
-                  "--exit-timeout"
-                  (toString exitTimeout)
-                ];
+                ]
+                ++ timeoutWords;
                 env = (container.env or [ ]) ++ [
                   {
                     name = "POD_NAME";
@@ -181,9 +187,11 @@ let
               }
             );
         workerTemplate = template (labels // { ${component} = "worker"; }) { } (
+          # It waits for its ranks, which end with the leader's.
           builtins.removeAttrs common [
             "ports"
             "livenessProbe"
+            "lifecycle"
           ]
           // {
             args = [

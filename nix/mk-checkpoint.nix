@@ -17,7 +17,6 @@ let
   table = lib.importJSON ../python/enginix/data/models/converters.json;
   formats = lib.importJSON ../python/enginix/data/models/number_formats.json;
   inherit (lib.importJSON ../python/enginix/data/memory_plan/memory_constants.json) defaults;
-  gpus = (lib.importJSON ../python/enginix/data/machine/gpus.json).gpus;
   runtimes = (lib.importJSON ../python/enginix/data/runtime/runtimes.json).runtimes;
   build =
     {
@@ -93,7 +92,7 @@ let
 
       id = if builtins.isString runtime then runtime else runtime.id;
       stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;
-      sm = toString (check.target.gpu function gpus target).sm;
+      sm = toString (check.gpus.find function target).sm;
       builders = {
         enginix = {
           buildCommandPath = ./builders/checkpoint.sh;

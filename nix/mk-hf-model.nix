@@ -50,6 +50,8 @@ let
           modelName = title;
           # For the memory plan at evaluation.
           weightBytes = check.plan.weightBytes pinned.files;
+          # For kinds that refuse a model by its files.
+          fileNames = builtins.attrNames pinned.files;
           architecture = pinned.model.architecture or null;
           quantization = pinned.model.quantization or null;
         };

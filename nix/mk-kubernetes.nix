@@ -3,6 +3,7 @@
 # Manifests of a server's image: one JSON file of a List, for `kubectl apply -f`. Deployment,
 # Service, PodDisruptionBudget; with serviceMonitor the Prometheus operator's ServiceMonitor. An
 # engine of several nodes has a LeaderWorkerSet in the Deployment's place (kubernetes-nodes.nix).
+# The Pod is in kubernetes-pod.nix.
 {
   lib,
   pkgs,
@@ -27,18 +28,34 @@ let
       gpusPerNode ? null,
       # GPUs of a Pod, as nvidia.com/gpu; by default the engine's ranks, none for the CPU reference.
       gpus ? null,
-      # Requests and limits: "4", "16Gi".
-      cpu ? "2",
-      memory ? "8Gi",
+      # Requests and limits, as "4" and "16Gi"; by default two processors and two more a GPU, and
+      # 8 GiB and the weights of the Pod's ranks, which a server reads through the host's memory.
+      cpu ? null,
+      memory ? null,
       # Size of /dev/shm, which Triton's Python backend and NCCL use; Kubernetes gives 64 MiB.
       sharedMemory ? "1Gi",
-      # Seconds until it must answer, and for running requests at the end.
-      startTimeout ? 600,
-      exitTimeout ? 30,
+      # Seconds until it must answer, and for running requests at the end: the server's own, which
+      # the container's arguments replace.
+      startTimeout ? image.server.startTimeout or 600,
+      exitTimeout ? image.server.exitTimeout or 30,
+      # Seconds for which a Pod that is to end still takes requests: nodes send them until all have
+      # heard that its endpoint is gone.
+      drainDelay ? 15,
       # Nodes that it may run on: { "nvidia.com/gpu.product" = "NVIDIA-H200"; }
       nodeSelector ? { },
+      # Label of nodes over which replicas are spread where possible; null leaves it to the cluster.
+      topologyKey ? "kubernetes.io/hostname",
+      # The RuntimeClass of Pods, such as "nvidia".
+      runtimeClassName ? null,
+      # Names of Secrets for the registry.
+      imagePullSecrets ? [ ],
+      # Further labels and annotations of Pods.
+      podLabels ? { },
+      podAnnotations ? { },
       # Scraped by the Prometheus operator.
       serviceMonitor ? false,
+      # Labels by which the operator finds it: { release = "kube-prometheus-stack"; }.
+      serviceMonitorLabels ? { },
       # Name of a Secret; its `api-key` is the key that the engine's own server asks clients for.
       apiKeySecret ? null,
     }:
@@ -61,6 +78,25 @@ let
           0
         else
           ranks;
+      # Ranks of a Pod; the memory plan counts for one.
+      podRanks = if isMultiNode then gpusPerNode else ranks;
+      engine = image.server.engine;
+      plan = engine.plan or engine.request.plan or null;
+      weights =
+        if plan != null then
+          plan.weights * podRanks
+        else
+          # The reference executor may hold each weight at twice its size in the model.
+          (engine.model.weightBytes or 0) * (if onCpu then 2 else 1);
+      gibibyte = 1024 * 1024 * 1024;
+      resources = {
+        cpu = if cpu != null then cpu else toString (2 + 2 * podGpus);
+        memory =
+          if memory != null then
+            memory
+          else
+            "${toString (8 + (weights + gibibyte - 1) / gibibyte)}Gi";
+      };
       labels = {
         "app.kubernetes.io/name" = name;
         "app.kubernetes.io/part-of" = "enginix";
@@ -68,129 +104,29 @@ let
       meta = {
         inherit name namespace labels;
       };
-      get = path: {
-        httpGet = {
-          inherit path;
-          port = "http";
-        };
+      server = import ./kubernetes-pod.nix {
+        inherit
+          lib
+          image
+          reference
+          labels
+          podGpus
+          sharedMemory
+          startTimeout
+          exitTimeout
+          drainDelay
+          nodeSelector
+          runtimeClassName
+          imagePullSecrets
+          topologyKey
+          apiKeySecret
+          ;
+        inherit (resources) cpu memory;
+        # The selectors' labels win.
+        podLabels = podLabels // labels;
+        annotations = podAnnotations;
       };
-      listens.tcpSocket.port = "http";
-      # A Pod is started when a generation has succeeded; from then on the server's own health,
-      # which costs no GPU, counts.
-      generates.exec.command =
-        image.probe
-        ++ lib.optionals (apiKeySecret != null) [
-          "--api-key-credential"
-          "api-key"
-        ];
-      container = {
-        name = "server";
-        image = reference;
-        ports = lib.mapAttrsToList (portName: number: {
-          name = portName;
-          containerPort = number;
-        }) image.ports;
-        resources =
-          let
-            amount = {
-              inherit cpu memory;
-            }
-            // lib.optionalAttrs (podGpus > 0) { "nvidia.com/gpu" = toString podGpus; };
-          in
-          {
-            requests = amount;
-            limits = amount;
-          };
-        startupProbe = generates // {
-          periodSeconds = 5;
-          timeoutSeconds = 30;
-          failureThreshold = (startTimeout + 4) / 5;
-        };
-        readinessProbe = (if hasOwnServer then listens else get "/v2/health/ready") // {
-          periodSeconds = 5;
-          timeoutSeconds = 5;
-        };
-        livenessProbe = (if hasOwnServer then listens else get "/v2/health/live") // {
-          periodSeconds = 10;
-          timeoutSeconds = 5;
-          failureThreshold = 6;
-        };
-        securityContext = {
-          allowPrivilegeEscalation = false;
-          readOnlyRootFilesystem = true;
-          capabilities.drop = [ "ALL" ];
-        };
-        volumeMounts = [
-          {
-            name = "tmp";
-            mountPath = "/tmp";
-          }
-          {
-            name = "shm";
-            mountPath = "/dev/shm";
-          }
-        ]
-        ++ lib.optional (apiKeySecret != null) {
-          name = "api-key";
-          mountPath = "/run/credentials";
-          readOnly = true;
-        };
-      }
-      // lib.optionalAttrs (apiKeySecret != null) {
-        env = [
-          {
-            name = "CREDENTIALS_DIRECTORY";
-            value = "/run/credentials";
-          }
-        ];
-      };
-      pod = {
-        metadata = { inherit labels; };
-        spec = {
-          automountServiceAccountToken = false;
-          enableServiceLinks = false;
-          # The server's own time, then 20 s to tidy up.
-          terminationGracePeriodSeconds = exitTimeout + 20;
-          securityContext = {
-            runAsNonRoot = true;
-            runAsUser = image.user;
-            runAsGroup = image.user;
-            fsGroup = image.user;
-            seccompProfile.type = "RuntimeDefault";
-          };
-          containers = [ container ];
-          volumes = [
-            {
-              name = "tmp";
-              emptyDir = { };
-            }
-            {
-              name = "shm";
-              emptyDir = {
-                medium = "Memory";
-                sizeLimit = sharedMemory;
-              };
-            }
-          ]
-          ++ lib.optional (apiKeySecret != null) {
-            name = "api-key";
-            secret = {
-              secretName = apiKeySecret;
-              defaultMode = 288; # 0440
-            };
-          };
-        }
-        // lib.optionalAttrs (nodeSelector != { }) { inherit nodeSelector; }
-        // lib.optionalAttrs (podGpus > 0) {
-          tolerations = [
-            {
-              key = "nvidia.com/gpu";
-              operator = "Exists";
-              effect = "NoSchedule";
-            }
-          ];
-        };
-      };
+      inherit (server) pod;
       selector.matchLabels = labels;
       deployment = {
         apiVersion = "apps/v1";
@@ -236,10 +172,27 @@ let
       monitor = {
         apiVersion = "monitoring.coreos.com/v1";
         kind = "ServiceMonitor";
-        metadata = meta;
+        metadata = meta // {
+          labels = serviceMonitorLabels // labels;
+        };
         spec = {
           inherit selector;
-          endpoints = [ { port = "metrics"; } ];
+          endpoints = [
+            {
+              port = "metrics";
+              # The dashboard selects by these.
+              relabelings = [
+                {
+                  targetLabel = "job";
+                  replacement = "enginix";
+                }
+                {
+                  targetLabel = "server";
+                  replacement = name;
+                }
+              ];
+            }
+          ];
         };
       };
       group = import ./kubernetes-nodes.nix {
@@ -248,13 +201,12 @@ let
           meta
           labels
           pod
-          container
           image
           replicas
           nodes
           startTimeout
-          exitTimeout
           ;
+        inherit (server) container timeoutWords;
         slots = gpusPerNode;
       };
       list = {
@@ -272,8 +224,10 @@ let
         (atLeast "nodes" 1 nodes)
         (if gpusPerNode == null then 1 else atLeast "gpusPerNode" 1 gpusPerNode)
         (atLeast "startTimeout" 1 startTimeout)
-        (atLeast "exitTimeout" 1 exitTimeout)
+        (atLeast "exitTimeout" 0 exitTimeout)
+        (atLeast "drainDelay" 0 drainDelay)
       ] true;
+      manifests = builtins.seq checked list;
     in
     if builtins.match "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?" name == null then
       throw (
@@ -335,18 +289,19 @@ let
         + "${toString engineGpusPerNode}, or an engine of mkCheckpoint { gpusPerNode = "
         + "${toString ranks}; … }."
       )
+    else if serviceMonitorLabels != { } && !serviceMonitor then
+      throw "${function}: serviceMonitorLabels are set, but serviceMonitor is off; set it to true."
     else if serviceMonitor && hasOwnServer then
       throw "${function}: serviceMonitor is on, but the engine's own server has no metrics port."
     else if apiKeySecret != null && !hasOwnServer then
       throw "${function}: apiKeySecret is set, but Triton asks for no key; put a gateway before it."
     else
       pkgs.runCommand "${name}-kubernetes.json" {
-        text = builtins.seq checked (builtins.toJSON list);
+        text = builtins.toJSON manifests;
         passAsFile = [ "text" ];
         preferLocalBuild = true;
         passthru = {
-          manifests = list;
-          inherit image;
+          inherit image manifests;
         };
       } "cp $textPath $out";
 in

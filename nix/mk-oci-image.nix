@@ -13,10 +13,10 @@
   pkgs,
   check,
   enginix,
-  enginix-core,
   ...
-}:
+}@scope:
 let
+  ready = import ./ready-package.nix scope;
   function = "mkOciImage";
   runtimes = (lib.importJSON ../python/enginix/data/runtime/runtimes.json).runtimes;
   build =
@@ -56,15 +56,6 @@ let
             grpc = server.grpcPort;
             metrics = server.metricsPort;
           };
-      endpoint =
-        name:
-        if ports ? ${name} then
-          [
-            "--${name}-port"
-            (toString ports.${name})
-          ]
-        else
-          [ "--no-${name}" ];
       # Arguments given at start win over the ones built in. Inside the runtime's image the server
       # needs no sandbox.
       command =
@@ -79,16 +70,13 @@ let
             server.runtime
             "--python"
             row.paths.python
-            "--http-port"
-            (toString ports.http)
           ]
-          ++ endpoint "grpc"
-          ++ endpoint "metrics"
+          ++ server.serveWords
         else
           [ "${server}/bin/${server.meta.mainProgram}" ];
       # Whether the server generates: Docker asks periodically, Kubernetes at the start.
       probe = [
-        "${enginix-core}/bin/enginix"
+        "${ready}/bin/enginix"
         "ready"
         "http://127.0.0.1:${toString ports.http}"
         "--timeout"
@@ -126,7 +114,7 @@ let
               Test = [ "CMD" ] ++ probe;
               Interval = 60 * 1000000000;
               Timeout = 30 * 1000000000;
-              StartPeriod = 600 * 1000000000;
+              StartPeriod = (server.startTimeout or 600) * 1000000000;
             };
             Labels = {
               "org.opencontainers.image.title" = server.modelName;

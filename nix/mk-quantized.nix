@@ -15,7 +15,6 @@ let
   function = "mkQuantized";
   enginix = import ./quantize-package.nix scope;
   table = lib.importJSON ../python/enginix/data/quantization/quantize.json;
-  gpus = (lib.importJSON ../python/enginix/data/machine/gpus.json).gpus;
   inherit (lib.importJSON ../python/enginix/data/models/number_formats.json) algorithms;
   names = builtins.attrNames table.formats ++ [ "mixed" ];
 
@@ -87,7 +86,7 @@ let
           let
             engineTarget = check.engine.target function target;
           in
-          check.target.gpu function gpus engineTarget.gpu // { name = engineTarget.gpu; };
+          check.gpus.find function engineTarget.gpu;
       # True, or an error where the target cannot execute an algorithm.
       requireExecutable =
         algorithm:

@@ -14,7 +14,6 @@ let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkRunner";
   runtimes = (lib.importJSON ../python/enginix/data/runtime/runtimes.json).runtimes;
-  gpus = (lib.importJSON ../python/enginix/data/machine/gpus.json).gpus;
   build =
     {
       # mkHfModel's output.
@@ -35,6 +34,7 @@ let
       stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;
       profileSettings = check.options.profile function profile;
       facts = model.model or { };
+      targetName = if target == null then null else (check.engine.target function target).gpu;
       row = check.engine.runtime function runtimes "tensorrt" { inherit limits target; } id;
       # Without a target the GPU is unknown: the profile is resolved for it on the machine, before
       # the build.
@@ -46,9 +46,7 @@ let
           }
         else
           let
-            gpu = check.target.gpu function gpus target // {
-              name = target;
-            };
+            gpu = check.gpus.find function targetName;
           in
           {
             options = check.options.resolve function id {
@@ -62,7 +60,8 @@ let
             profile = null;
           };
       request = {
-        inherit name target;
+        inherit name;
+        target = targetName;
         kind = "tensorrt";
         runtime = row.id;
         limits = check.limits.resolve function facts profileSettings.limits limits;

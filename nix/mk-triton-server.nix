@@ -157,7 +157,11 @@ let
           grpcPort
           metricsPort
           gpus
+          startTimeout
+          exitTimeout
           ;
+        # Words of `enginix serve`, beside the repository and the installation.
+        serveWords = map toString words;
         # Words of the checked `flags`, for units that write the other options themselves.
         inherit optionWords;
         inherit (repo) engine kind runtime;

@@ -69,15 +69,14 @@ def render_cli() -> str:
         "Every command has `--help`, and `--json` prints the result or the error as one JSON object.",
         "## Exit codes",
         "| status | meaning |\n|---|---|\n"
-        + "\n".join(f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items())
-        + "\n| 130 | interrupted by Ctrl-C |",
+        + "\n".join(f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items()),
     ]
     for command, (_, summary) in cli.COMMANDS.items():
-        note = ["Only builds call this command."] if command in cli.BUILD_COMMANDS else []
+        note = ["Only builds call this command."] if command in cli.INTERNAL_COMMANDS else []
         parts += [f"## enginix {command}", f"{summary[0].upper()}{summary[1:]}.", *note]
-        parts.append(f"```\n{render_help([command])}\n```")
+        parts.append(f"```text\n{render_help([command])}\n```")
         for verb in find_verbs(command):
-            parts += [f"### enginix {command} {verb}", f"```\n{render_help([command, verb])}\n```"]
+            parts += [f"### enginix {command} {verb}", f"```text\n{render_help([command, verb])}\n```"]
     return "\n\n".join(parts) + "\n"
 
 

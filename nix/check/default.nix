@@ -9,6 +9,7 @@ let
     license = import ./license.nix { inherit lib; };
     lock = import ./lock.nix ({ inherit lib; } // self);
     checkpoint = import ./checkpoint.nix ({ inherit lib; } // self);
+    gpus = import ./gpus.nix ({ inherit lib; } // self);
     target = import ./target.nix ({ inherit lib; } // self);
     engine = import ./engine.nix ({ inherit lib; } // self);
     limits = import ./limits.nix ({ inherit lib; } // self);

@@ -3,6 +3,7 @@
   lib,
   names,
   arguments,
+  gpus,
   ...
 }:
 let
@@ -131,12 +132,21 @@ in
     let
       build =
         {
-          gpu ? throw "${function}: target.gpu is missing.",
+          gpu ? null,
+          sm ? null,
+          memoryGB ? null,
           count ? null,
           driver ? null,
         }:
         {
-          inherit gpu driver;
+          gpu =
+            if gpu != null && sm == null && memoryGB == null then
+              (gpus.find function gpu).name
+            else if gpu == null && sm != null then
+              gpus.unnamed function sm memoryGB
+            else
+              throw "${function}: target has either gpu, or sm and memoryGB.";
+          inherit driver;
           count = if count == null then null else arguments.atLeast function "target.count" 1 count;
         };
     in
@@ -147,6 +157,6 @@ in
     else
       throw (
         "${function}: target = ${builtins.toJSON value} is not a GPU's name, "
-        + "nor { gpu; count; driver; }."
+        + "nor { gpu; count; driver; }, nor { sm; memoryGB; count; driver; }."
       );
 }

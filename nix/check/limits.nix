@@ -64,9 +64,9 @@ in
     else
       checked // { maxNumTokens = tokens; };
 
-  # What trtllm-build makes of them (python/enginix/kinds/tensorrt/build/effective_build.py): a step holds at most
-  # what all sequences do, at least a block; drafts lengthen sequences, and a step has room for each
-  # sequence's.
+  # What trtllm-build makes of them (python/enginix/kinds/tensorrt/build/effective_build.py): a step
+  # holds at most what all sequences do, at least a block; drafts lengthen sequences, and a step has
+  # room for each sequence's.
   # effective :: string -> limits -> options -> { eagleLayers ? null; … } -> limits
   effective =
     function: limits: options: model:

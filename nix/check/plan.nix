@@ -1,5 +1,5 @@
-# Whether an engine fits its GPU, at evaluation: python/enginix/memory_plan/arithmetic.py again, over a
-# lock's facts. tests/python/plan/test_twin.py holds the two together;
+# Whether an engine fits its GPU, at evaluation: python/enginix/memory_plan/arithmetic.py again,
+# over a lock's facts. tests/python/plan/test_twin.py holds the two together;
 # docs/reference/memory-plan.md says what is exact and what an estimate.
 { lib, ... }:
 let

@@ -1,5 +1,5 @@
-# Quantization × GPU × architecture on TensorRT-LLM's engine path: data/models/number_formats.json and
-# data/runtime/engine_support.json, a source a row.
+# Quantization × GPU × architecture on TensorRT-LLM's engine path: data/models/number_formats.json
+# and data/runtime/engine_support.json, a source a row.
 { lib, names, ... }:
 let
   support = lib.importJSON ../../python/enginix/data/runtime/engine_support.json;
@@ -73,13 +73,6 @@ let
   engineArchitectures = builtins.attrNames support.architectures.engine;
 in
 {
-  # A target GPU by name.
-  # gpu :: string -> set -> string -> set
-  gpu =
-    function: table: name:
-    table.${name}
-      or (throw "${function}: ${names.unknown "target" name (builtins.attrNames table)}");
-
   # A quantization against a GPU's SM.
   # quantization :: string -> string|null -> { name; sm; … } -> string|null
   quantization =
@@ -110,24 +103,36 @@ in
     else
       algorithm;
 
-  # A quantization of a backend that compiles nothing ahead: refused only where the GPU lacks a
-  # number format that it computes with. What no row knows is the runtime's to judge.
+  # A quantization of a backend that compiles nothing ahead: refused where the backend does not take
+  # it, or the GPU does not execute it (python/enginix/model/number_formats.py, runs_on_gpu). What
+  # no row knows is the runtime's to judge.
   # computes :: string -> string|null -> { name; sm; formats; … } -> string|null
   computes =
     function: algorithm: gpu:
     let
       name = known algorithm;
       row = algorithms.${name} or { };
-      able = builtins.filter (t: lacksNothing row gpus.${t}) support.suggest.targets;
+      executes = g: (row.minSm or null == null || g.sm >= row.minSm) && lacksNothing row g;
+      able = builtins.filter (t: executes gpus.${t}) support.suggest.targets;
+      orTarget = ''or target = "${lib.concatStringsSep ''" or "'' able}".'';
     in
-    if lacksNothing row gpu then
+    if row.llmapi or null == false then
+      throw (
+        "${function}: TensorRT-LLM's PyTorch backend does not take ${name}: ${row.why}. "
+        + "Instead: ${row.instead}."
+      )
+    else if executes gpu then
       algorithm
+    else if lacksNothing row gpu then
+      throw (
+        ''${function}: ${name} needs SM ${toString row.minSm} or later; target "${gpu.name}" is ''
+        + ''SM ${toString gpu.sm}. Use a model in another format, ${orTarget}''
+      )
     else
       throw (
         ''${function}: ${name} computes with ${lib.concatStringsSep " and " row.needs}; target ''
         + ''"${gpu.name}" (SM ${toString gpu.sm}) has ${lib.concatStringsSep ", " gpu.formats}. ''
-        + ''Use a model quantized to one of these, or target = ''
-        + ''"${lib.concatStringsSep ''" or "'' able}".''
+        + "Use a model quantized to one of these, ${orTarget}"
       );
 
   # A KV cache format against a GPU's SM.

@@ -2,7 +2,7 @@
 # entry in this set.
 #
 #   build          mkEngine's function of this kind: scope -> { its arguments } -> derivation
-#   tritonRepo     arguments of mkTritonRepo that this kind takes; null where Triton does not serve it
+#   tritonRepo     arguments of mkTritonRepo that this kind takes; null where Triton serves it not
 #   server         OpenAI server of its own, which mkServe starts; null where it has none
 #   inImage        whether its runtime is NVIDIA's image
 #   spansMachines  whether its ranks may be on several machines

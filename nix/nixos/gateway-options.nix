@@ -101,6 +101,26 @@ in
     description = "Models to try, in order, when no server of a model answers.";
   };
 
+  memoryMax = mkOption {
+    type = types.nullOr (types.either types.ints.positive types.str);
+    default = null;
+    example = "2G";
+    description = ''
+      Largest amount of the machine's memory that the service may take (systemd's `MemoryMax=`); the
+      kernel ends it beyond. Null sets no limit.
+    '';
+  };
+
+  tasksMax = mkOption {
+    type = types.nullOr types.ints.positive;
+    default = null;
+    example = 512;
+    description = ''
+      Largest number of processes and threads of the service (systemd's `TasksMax=`). Null leaves
+      systemd's own limit.
+    '';
+  };
+
   maxParallelRequests = count (
     "Requests at once; further ones are refused with status 429. 0 turns the limit off."
   );

@@ -87,6 +87,9 @@ in
       WorkingDirectory = "%t/enginix-${id}";
       LimitNOFILE = 65536;
     }
+    // import ./final-failures.nix
+    // lib.optionalAttrs (gateway.memoryMax != null) { MemoryMax = gateway.memoryMax; }
+    // lib.optionalAttrs (gateway.tasksMax != null) { TasksMax = gateway.tasksMax; }
     // import ./hardening.nix {
       loopback = isLoopback gateway.host;
     }

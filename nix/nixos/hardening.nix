@@ -30,7 +30,11 @@
   ProtectProc = "invisible";
   ProtectSystem = "strict";
   RemoveIPC = true;
-  # Triton's Python backend talks through /dev/shm, so PrivateIPC stays off.
+  # Triton's Python backend talks through /dev/shm and makes its files readable for everybody, so
+  # the service has one of its own. systemd's size is 10 % of the memory, the kernel's half of it;
+  # `%` is no specifier there.
+  # What NVIDIA's libraries use of System V IPC was not tried, so PrivateIPC stays off.
+  TemporaryFileSystem = [ "/dev/shm:mode=1777,size=50%" ];
   RestrictAddressFamilies = [
     "AF_INET"
     "AF_INET6"

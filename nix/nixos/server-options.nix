@@ -229,6 +229,27 @@ in
       description = "Seconds that running requests have after a stop; systemd waits 20 more.";
     };
 
+    memoryMax = mkOption {
+      type = types.nullOr (types.either types.ints.positive types.str);
+      default = null;
+      example = "48G";
+      description = ''
+        Largest amount of the machine's memory that the service may take (systemd's `MemoryMax=`);
+        the kernel ends it beyond. Null sets no limit. Shared memory and files in
+        /tmp count.
+      '';
+    };
+
+    tasksMax = mkOption {
+      type = types.nullOr types.ints.positive;
+      default = null;
+      example = 4096;
+      description = ''
+        Largest number of processes and threads of the service (systemd's `TasksMax=`). Null leaves
+        systemd's own limit.
+      '';
+    };
+
     environment = mkOption {
       type = types.attrsOf types.str;
       default = { };

@@ -85,6 +85,10 @@ let
     "--port"
     (toString server.httpPort)
   ];
+  hardening = import ./hardening.nix {
+    inherit gpu;
+    loopback = isLoopback server.host;
+  };
 in
 {
   description =
@@ -128,25 +132,28 @@ in
     WorkingDirectory = "%t/enginix-${name}";
     LimitNOFILE = 65536;
   }
-  // import ./hardening.nix {
-    inherit gpu;
-    loopback = isLoopback server.host;
+  // hardening
+  // lib.optionalAttrs (!served.ownServer) (import ./final-failures.nix)
+  // lib.optionalAttrs served.ownServer {
+    StateDirectory = "enginix-${name}";
   }
-  // lib.optionalAttrs (gpu && served.kind != "reference") {
-    # The engine against this GPU, driver and runtime, in milliseconds, before anything is loaded.
+  // lib.optionalAttrs (served.ownServer && gpu) {
+    # The engine against this GPU, driver and runtime, in milliseconds, before anything is loaded;
+    # `enginix serve` does it by itself.
     ExecStartPre = escape [
       enginix
       "check"
       "${served.engine}"
     ];
   }
-  // lib.optionalAttrs served.ownServer { StateDirectory = "enginix-${name}"; }
+  // lib.optionalAttrs (server.memoryMax != null) { MemoryMax = server.memoryMax; }
+  // lib.optionalAttrs (server.tasksMax != null) { TasksMax = server.tasksMax; }
   // lib.optionalAttrs (credentials != [ ]) { LoadCredential = credentials; }
   // lib.optionalAttrs (image != null) {
     # The image is the root, read-only; the store beside it has the repository and this command.
     RootDirectory = image.root;
     MountAPIVFS = true;
-    TemporaryFileSystem = [
+    TemporaryFileSystem = hardening.TemporaryFileSystem ++ [
       "/run"
       "/var"
     ];
@@ -157,4 +164,9 @@ in
     ]
     ++ map (directory: "-${image.rootfs}/${directory}:/${directory}") image.directories;
   };
+}
+# An engine's own server tells by no exit status whether it would fail again.
+// lib.optionalAttrs served.ownServer {
+  startLimitIntervalSec = 600;
+  startLimitBurst = 10;
 }

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from enginix.credentials import redact_secrets
-from enginix.errors import EXIT_BUG, EnginixError
+from enginix.errors import EnginixError, UnexpectedError
 
 
 def print_message(text: str) -> None:
@@ -27,17 +27,22 @@ def report_error(e: Exception) -> int:
 
     Any other exception than ``EnginixError`` is a bug; ``ENGINIX_TRACEBACK=1`` prints its traceback.
     """
-    if isinstance(e, EnginixError):
-        print_message(f"error: {e}")
-        return e.exit_code
-    if os.environ.get("ENGINIX_TRACEBACK"):
+    if not isinstance(e, EnginixError) and os.environ.get("ENGINIX_TRACEBACK"):
         import traceback
 
         traceback.print_exception(e)
-    print_message(
-        f"error: unexpected {type(e).__name__}: {e}\n  fix: run again with ENGINIX_TRACEBACK=1 and report it"
+    error = explain_error(e)
+    print_message(f"error: {error}")
+    return error.exit_code
+
+
+def explain_error(e: Exception) -> EnginixError:
+    """Return the error that users see: itself, or a bug with what to do about it."""
+    if isinstance(e, EnginixError):
+        return e
+    return UnexpectedError(
+        f"unexpected {type(e).__name__}: {e}", fix="run again with ENGINIX_TRACEBACK=1 and report it"
     )
-    return EXIT_BUG
 
 
 def format_bytes(n: int) -> str:

@@ -14,6 +14,7 @@ EXIT_INPUT = 3
 EXIT_HUB = 4
 EXIT_MACHINE = 5
 EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
 
 EXIT_CODES = {
@@ -24,6 +25,7 @@ EXIT_CODES = {
     EXIT_HUB: "the hub or the network failed",
     EXIT_MACHINE: "this machine lacks something: port, disk, memory, GPU, tool, Python library",
     EXIT_BUG: "a bug in enginix",
+    EXIT_INTERRUPTED: "interrupted, as with Ctrl-C",
     EXIT_CLOSED_PIPE: "the reader of the output went away, as with head",
 }
 
@@ -123,3 +125,17 @@ class UsageError(EnginixError):
 
     exit_code = EXIT_USAGE
     kind = "usage"
+
+
+class InterruptedWork(EnginixError):
+    """The user ended the command."""
+
+    exit_code = EXIT_INTERRUPTED
+    kind = "interrupted"
+
+
+class UnexpectedError(EnginixError):
+    """A bug in enginix: an exception that no code foresaw."""
+
+    exit_code = EXIT_BUG
+    kind = "bug"

@@ -14,7 +14,6 @@ from pathlib import Path
 from enginix.errors import MachineError, UsageError
 
 LOOPBACK = ("127.0.0.1", "::1")
-_WILDCARDS = ("0.0.0.0", "::")
 
 
 def choose_loopback_port() -> int:
@@ -24,7 +23,16 @@ def choose_loopback_port() -> int:
 
 def reachable_address(host: str) -> str:
     """Return the address at which a server that listens on ``host`` is reached from this machine."""
-    return LOOPBACK[0] if host in _WILDCARDS else host
+    address = ipaddress.ip_address(host)
+    if not address.is_unspecified:
+        return host
+    # Triton's HTTP listener at :: takes no IPv4 where the kernel's bindv6only is set.
+    return LOOPBACK[1] if address.version == 6 else LOOPBACK[0]
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a server that listens on ``host`` is reached from this machine only."""
+    return ipaddress.ip_address(host).is_loopback
 
 
 def address_family(host: str) -> socket.AddressFamily:

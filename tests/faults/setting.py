@@ -136,14 +136,14 @@ class Setting:
         client = TritonClient("127.0.0.1", found["httpPort"])
         served = Served(process, client, found["grpcPort"], found["metricsPort"])
         # Other servers of this machine have regions of their own.
-        prefixes = set(
-            re.findall(r"shm-region-prefix-name=(enginix-[0-9a-f]+-)", " ".join(served.children().values()))
-        )
+        started = served.children()
+        prefixes = set(re.findall(r"shm-region-prefix-name=(enginix-[0-9a-f]+-)", " ".join(started.values())))
         assert len(prefixes) == 1
         try:
             yield served
         finally:
-            left = list(served.children())
+            # Those of a command that was killed are no one's children now.
+            left = {*started, *served.children()}
             process.terminate()
             try:
                 process.communicate(timeout=60)
@@ -151,7 +151,8 @@ class Setting:
                 process.kill()
                 process.communicate()
                 raise
-        deadline = time.monotonic() + 20
+        # A server whose command was killed has its own exit time-out.
+        deadline = time.monotonic() + 60
         while any(_serves(pid) for pid in left):
             assert time.monotonic() < deadline, "processes are left"
             time.sleep(0.1)

@@ -85,7 +85,12 @@ let
 in
 {
   names = scope // {
-    inherit pkgs;
+    # nixpkgs has kubectl; the package set of the tests does not.
+    pkgs = pkgs // {
+      kubectl = pkgs.bash;
+    };
+    # An image of the runtime, as dockerTools.pullImage names it.
+    base.imageName = "nvcr.io/nvidia/tritonserver";
     nixpkgs = ../nixpkgs;
     enginix = flake;
     lib = pkgs.lib // scope;

@@ -16,6 +16,7 @@ BLOCK = re.compile(r"^( *)```nix\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 FILES = {
     "qwen3-0.6b.lock.json": "nix/catalogue/qwen3-0_6b.lock.json",
     "model.lock.json": "nix/catalogue/qwen3-0_6b.lock.json",
+    "qwen3-32b-nvfp4.lock.json": "nix/catalogue/qwen3-0_6b.lock.json",
     "tickets.jsonl": "tests/models/tiny-qwen3.lock.json",
 }
 # As `enginix runtime pin` writes it; of no image that exists.
@@ -26,6 +27,16 @@ PIN = {
     "digest": "sha256:" + 64 * "0",
     "system": "x86_64-linux",
     "hash": "sha256-" + 43 * "A" + "=",
+}
+# As `enginix lock --dataset` writes it; of no dataset that exists.
+DATASET = {
+    "version": 1,
+    "type": "dataset",
+    "repo": "acme/tickets",
+    "revision": 40 * "0",
+    "license": "cc0-1.0",
+    "gated": False,
+    "files": {"train.jsonl": {"sha256": 64 * "0", "size": 1}},
 }
 PRELUDE = """
 {{ root, nixpkgsLib ? null }}:
@@ -39,7 +50,7 @@ all.check (with all.names; {text})
 def expression(text: str) -> str:
     """An example is an expression, or what stands inside of an attribute set."""
     code = re.sub(r"#.*", "", text).strip()
-    assigns = re.match(r"[a-zA-Z][\w.-]* =", code)
+    assigns = re.match(r"[a-zA-Z][\w.-]*(\.\"[^\"]*\")? =", code)
     return f"{{\n{text}\n}}" if assigns else f"(\n{text}\n)"
 
 
@@ -58,6 +69,7 @@ def main(root: Path, out: Path) -> None:
     for name, source in FILES.items():
         shutil.copy(root / source, out / name)
     (out / "runtime.json").write_text(json.dumps(PIN), "utf-8")
+    (out / "tickets.lock.json").write_text(json.dumps(DATASET), "utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 image.py unpack ARCHIVE ROOT     every digest and size is checked first
 image.py words ARCHIVE           the entry point, a word a line
+image.py probe ARCHIVE           the health check, a word a line
 """
 
 import hashlib
@@ -48,4 +49,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "unpack":
         unpack(Path(sys.argv[2]), Path(sys.argv[3]))
     else:
-        print("\n".join(read(Path(sys.argv[2]))[0]["Entrypoint"]))
+        config, _ = read(Path(sys.argv[2]))
+        words = config["Entrypoint"] if sys.argv[1] == "words" else config["Healthcheck"]["Test"][1:]
+        print("\n".join(words))

@@ -33,6 +33,9 @@ def main(file: Path, gpus: int, nodes: int) -> None:
         assert deployment["selector"]["matchLabels"].items() <= labels.items()
         restricted(template["spec"], gpus)
         assert template["spec"]["automountServiceAccountToken"] is False
+        times_agree(template["spec"])
+        for spread in template["spec"].get("topologySpreadConstraints", []):
+            assert spread["labelSelector"]["matchLabels"].items() <= labels.items()
     else:
         template = group(items, gpus, nodes)
     answers(items, template)
@@ -56,6 +59,10 @@ def answers(items: dict[str, Any], template: dict[str, Any]) -> None:
     if "ServiceMonitor" in items:
         monitor = items["ServiceMonitor"]["spec"]
         assert monitor["selector"]["matchLabels"].items() <= items["Service"]["metadata"]["labels"].items()
+        labels_of = {
+            r["targetLabel"]: r["replacement"] for e in monitor["endpoints"] for r in e["relabelings"]
+        }
+        assert labels_of == {"job": "enginix", "server": items["Service"]["metadata"]["name"]}
         assert all(
             e["port"] in {p["name"] for p in items["Service"]["spec"]["ports"]} for e in monitor["endpoints"]
         )
@@ -76,10 +83,25 @@ def restricted(pod: dict[str, Any], gpus: int) -> None:
     resources = container["resources"]
     assert int(resources["limits"].get("nvidia.com/gpu", 0)) == gpus
     assert resources["limits"] == resources["requests"]
+    assert int(resources["requests"]["cpu"]) > gpus
 
 
 def option(words: list[str], name: str) -> str:
     return words[words.index(name) + 1]
+
+
+def times_agree(pod: dict[str, Any]) -> None:
+    """What the server is told and what Kubernetes waits for are the same times."""
+    (container,) = pod["containers"]
+    drain = container.get("lifecycle", {"preStop": {"sleep": {"seconds": 0}}})["preStop"]["sleep"]["seconds"]
+    startup = container["startupProbe"]["failureThreshold"] * container["startupProbe"]["periodSeconds"]
+    if "args" in container:
+        # enginix serve kills after 10 s more, and tidies up.
+        finish = int(option(container["args"], "--exit-timeout"))
+        assert pod["terminationGracePeriodSeconds"] >= drain + finish + 20
+        assert 0 <= startup - int(option(container["args"], "--start-timeout")) < 5
+    else:
+        assert pod["terminationGracePeriodSeconds"] > drain
 
 
 def group(items: dict[str, Any], gpus: int, nodes: int) -> dict[str, Any]:
@@ -121,7 +143,7 @@ def group(items: dict[str, Any], gpus: int, nodes: int) -> dict[str, Any]:
     groups = range(spec["replicas"] + rollout["maxSurge"])
     pods = {f"{name}-{g}-{i}" for g in groups for i in range(1, nodes)}
     allowed = {(tuple(r["resources"]), tuple(r["verbs"])) for r in items["Role"]["rules"]}
-    assert allowed == {(("pods",), ("get",)), (("pods/exec",), ("create",))}
+    assert allowed == {(("pods",), ("get",)), (("pods/exec",), ("create", "get"))}
     assert all(set(r["resourceNames"]) == pods for r in items["Role"]["rules"])
     assert all(len(pod) <= 63 for pod in pods)
     # What the arguments say is what enginix serve reads: as many hosts as Pods, as many slots as GPUs.
@@ -135,6 +157,10 @@ def group(items: dict[str, Any], gpus: int, nodes: int) -> dict[str, Any]:
         assert {h.split(":")[0] for h in hosts[1:]} == {p for p in pods if p.startswith(f"{name}-{number}-")}
         assert all(re.fullmatch(rf"[a-z0-9-]+:{gpus}", h) for h in hosts)
     assert option(words, "--agent") == "kubectl"
+    times_agree(leader["spec"])
+    # A worker ends after the leader has ended its ranks.
+    assert worker["spec"]["terminationGracePeriodSeconds"] >= leader["spec"]["terminationGracePeriodSeconds"]
+    assert "lifecycle" not in worker["spec"]["containers"][0]
     (container,) = worker["spec"]["containers"]
     assert option(container["args"], "--worker") == str(gpus)
     assert "ports" not in container and "livenessProbe" not in container

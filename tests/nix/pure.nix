@@ -575,13 +575,77 @@ in
     expected = true;
   };
 
-  testGpuAccepts = {
-    expr = (check.target.gpu "f" { h200.sm = 90; } "h200").sm;
+  testGpuByItsName = {
+    expr = (check.gpus.find "f" "h200").sm;
     expected = 90;
   };
+  testGpuAsPeopleWriteIt = {
+    expr = map (name: (check.gpus.find "f" name).name) [
+      "RTX 4090"
+      "NVIDIA GeForce RTX 4070 Ti"
+      "rtx4080"
+      "DGX Spark"
+      "A100"
+    ];
+    expected = [
+      "rtx-4090"
+      "rtx-4070-ti"
+      "rtx-4080"
+      "gb10"
+      "a100-40gb"
+    ];
+  };
   testGpuRefuses = {
-    expr = fails (check.target.gpu "f" { h200.sm = 90; } "h2000");
+    expr = fails (check.gpus.find "f" "h2000");
     expected = true;
+  };
+  testGpuBySmAndMemory = {
+    expr =
+      let
+        target = check.engine.target "f" {
+          sm = 89;
+          memoryGB = 16;
+          count = 2;
+        };
+      in
+      {
+        inherit (target) gpu count;
+        inherit (check.gpus.find "f" target.gpu) sm memoryGB formats;
+      };
+    expected = {
+      gpu = "sm89-16gb";
+      count = 2;
+      sm = 89;
+      memoryGB = 16;
+      inherit (check.gpus.find "f" "rtx-4090") formats;
+    };
+  };
+  testGpuWithoutAName = {
+    expr = check.gpus.unnamed "f" 120 12;
+    expected = "sm120-12gb";
+  };
+  testGpuIsNamedOnce = {
+    expr = map (target: fails (builtins.deepSeq (check.engine.target "f" target) null)) [
+      { }
+      { sm = 89; }
+      { memoryGB = 16; }
+      {
+        gpu = "rtx-4090";
+        sm = 89;
+        memoryGB = 24;
+      }
+      {
+        sm = "89";
+        memoryGB = 16;
+      }
+    ];
+    expected = [
+      true
+      true
+      true
+      true
+      true
+    ];
   };
   testNvfp4OnBlackwell = {
     expr = check.target.quantization "e" "NVFP4" blackwell;

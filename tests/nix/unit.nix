@@ -78,7 +78,14 @@ let
   text = ''
     [Unit]
     Description=${service.description}
-    ${lib.concatLines (map (u: "After=${u}") service.after)}
+    ${lib.concatLines (map (u: "After=${u}") service.after)}${
+      lines (
+        lib.optionalAttrs (service ? startLimitBurst) {
+          StartLimitIntervalSec = service.startLimitIntervalSec;
+          StartLimitBurst = service.startLimitBurst;
+        }
+      )
+    }
     [Service]
     ${lib.concatLines (lib.mapAttrsToList (k: v: "Environment=\"${k}=${v}\"") service.environment)}${lines service.serviceConfig}
     [Install]

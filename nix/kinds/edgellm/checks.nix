@@ -9,6 +9,7 @@
 let
   data = lib.importJSON ../../../python/enginix/data/edgellm/edgellm.json;
   inherit (lib.importJSON ../../../python/enginix/data/models/number_formats.json) algorithms;
+  inherit (lib.importJSON ../../../python/enginix/data/machine/gpus.json) partSystems;
   formats = lib.filterAttrs (_: row: row.edgellm != null) algorithms;
   inherit (pkgs.stdenvNoCC.hostPlatform) system;
   payloadsBySystem = builtins.groupBy (p: p.system) data.payloads;
@@ -41,15 +42,19 @@ rec {
   payload =
     function: gpu:
     let
-      matching = builtins.filter (p: p.sm == gpu.sm && p.system == system) data.payloads;
-      otherSystems = builtins.filter (p: p.sm == gpu.sm && p.system != system) data.payloads;
+      # A module with NVIDIA's own CPU is in no machine of another system.
+      own = if gpu ? part then partSystems.${gpu.part} or null else null;
+      loads = p: p.sm == gpu.sm && (own == null || p.system == own);
+      matching = builtins.filter (p: loads p && p.system == system) data.payloads;
+      otherSystems = builtins.filter (p: loads p && p.system != system) data.payloads;
       other = builtins.head otherSystems;
       onOther =
         "\n  - build it for ${other.system}: "
         + "the functions of legacyPackages.${other.system} (${other.distribution})";
       lacking =
         "TensorRT Edge-LLM ${data.version} has no payload for SM ${toString gpu.sm} "
-        + "(target \"${gpu.name}\") on ${system}; its wheels have them for ${supported}.";
+        + "(target \"${gpu.name}\") on ${if own == null then system else own}; "
+        + "its wheels have them for ${supported}.";
       override = "(mkLib pkgs).override { edgellm-runtime = … // { plugin = …; }; }";
       ownPlugin =
         "build Edge-LLM's plugin for this GPU from its sources, "
@@ -103,6 +108,76 @@ rec {
       )
     else
       builtins.seq row.minSm name;
+
+  # The exporter ignores an FP8 KV cache beside some formats (number_formats.json, edgellm.kvCache).
+  # kvCache :: string -> string|null -> string|null -> string|null
+  kvCache =
+    function: name: cache:
+    if cache != null && name != null && formats ? ${name} && !formats.${name}.edgellm.kvCache then
+      throw (
+        "${function}: NVIDIA's exporter ignores the ${cache} KV cache of a model in ${name}. "
+        + "Quantize it again without kvCache."
+      )
+    else
+      cache;
+
+  # What quantized a model, where it was not ModelOpt; and the type that its architecture has.
+  # described :: string -> set -> bool
+  described =
+    function: facts:
+    let
+      method = facts.quantizationMethod or null;
+      row = data.architectures.${facts.architecture or ""} or null;
+    in
+    if method != null && method != "modelopt" then
+      throw (
+        "${function}: the model is quantized by ${method}, and exports are checked for models that "
+        + "NVIDIA ModelOpt quantized alone. Use the model that it was made from, with mkQuantized "
+        + "(formats ${lib.concatStringsSep ", " (builtins.attrNames formats)})."
+      )
+    else if row != null && facts.modelType or row.modelType != row.modelType then
+      throw (
+        "${function}: the model's type is ${facts.modelType}, but ${facts.architecture} has "
+        + "${row.modelType}."
+      )
+    else
+      true;
+
+  # The name of a model, which mkHfModel and mkQuantized attach.
+  # modelName :: string -> derivation -> string
+  modelName =
+    function: model:
+    model.modelName or (throw ''
+      ${function}: model is neither mkHfModel's output nor mkQuantized's: it has no modelName.
+      Pass one of them; or, for a directory of your own, its name too:
+        model = pkgs.runCommand "my-model" { } "cp -r ''${./my-model} $out"
+          // { modelName = "my-model"; };'');
+
+  # Files of a lock that the exporter refuses to be without, or to see.
+  # files :: string -> [ string ]|null -> bool
+  files =
+    function: names:
+    let
+      named = builtins.filter (lib.hasPrefix "additional_chat_templates/") names;
+    in
+    if names == null then
+      true
+    else if !builtins.any (lib.hasSuffix ".safetensors") names then
+      throw (
+        "${function}: the lock has no .safetensors file, and the exporter reads no other weights."
+      )
+    else if !builtins.elem "tokenizer.json" names then
+      throw (
+        "${function}: the lock has no tokenizer.json, and the runtime reads no other tokenizer. "
+        + "Write it with transformers (AutoTokenizer.save_pretrained), and lock that repository."
+      )
+    else if named != [ ] then
+      throw (
+        "${function}: the lock has named chat templates (${builtins.head named}), and TensorRT "
+        + "Edge-LLM takes one. Lock the model without them (enginix lock --exclude)."
+      )
+    else
+      true;
 
   # Options of one stage (export, build, serve), typed by the table.
   # options :: string -> string -> set -> set

@@ -14,7 +14,6 @@ let
   mkExport = import ./export.nix scope;
   mkServer = import ./serve.nix scope;
   gatedEngine = import ../shared/gated-engine.nix scope;
-  gpus = (lib.importJSON ../../../python/enginix/data/machine/gpus.json).gpus;
   runtimes = (lib.importJSON ../../../python/enginix/data/runtime/runtimes.json).runtimes;
   noRuntime =
     "no runtime with TensorRT is given. TensorRT is on NVIDIA's own index and unfree, "
@@ -40,7 +39,8 @@ in
   # Not needed: this kind exports the model itself. Accepted so that switching kind is one
   # attribute.
   checkpoint ? null,
-  # A GPU of data/machine/gpus.json, or { gpu; count; driver; }.
+  # A GPU's name (`enginix target` lists them), { gpu; count; driver; }, or
+  # { sm; memoryGB; count; driver; } for any other GPU.
   target,
   # A runtime of data/runtime/runtimes.json that has this kind.
   runtime ? "edgellm-${checks.data.version}",
@@ -62,15 +62,13 @@ in
   reference ? null,
   # Minutes without an answer after which the server counts as hung.
   stallMinutes ? 30,
-  name ? model.modelName,
+  name ? checks.modelName function model,
 }:
 let
   engine = "${name}-engine";
   facts = model.model or { };
   targetSpec = check.engine.target function target;
-  gpu = check.target.gpu function gpus targetSpec.gpu // {
-    name = targetSpec.gpu;
-  };
+  gpu = check.gpus.find function targetSpec.gpu;
   row =
     runtimes.${runtime}
       or (throw (
@@ -91,7 +89,10 @@ let
         throw ''${function}: runtime "${runtime}" has no kind "edgellm".''
     )
     (checks.architecture engine (facts.architecture or model.architecture or null))
+    (checks.described engine facts)
     (checks.format engine (model.quantization or null) gpu)
+    (checks.kvCache engine (model.quantization or null) (facts.kvCacheQuantization or null))
+    (checks.files engine (model.fileNames or null))
     (checks.options function "export" exportOptions)
     sizes
     (check.arguments.oneOf function "builder" [ "direct" "onnx" ] builder)

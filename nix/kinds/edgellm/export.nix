@@ -12,13 +12,16 @@ in
 {
   model,
   options ? { },
-  name ? model.modelName,
+  name ? checks.modelName function model,
 }:
 let
   facts = model.model or { };
   checked = builtins.deepSeq [
     (checks.architecture function (facts.architecture or model.architecture or null))
+    (checks.described function facts)
     (checks.format function (model.quantization or null) null)
+    (checks.kvCache function (model.quantization or null) (facts.kvCacheQuantization or null))
+    (checks.files function (model.fileNames or null))
   ] (checks.options function "export" options);
 in
 pkgs.stdenvNoCC.mkDerivation {

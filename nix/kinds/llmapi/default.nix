@@ -10,7 +10,6 @@
 let
   artefactMeta = import ../../artefact-meta.nix { inherit lib; };
   function = ''mkEngine { kind = "llmapi"; }'';
-  gpus = (lib.importJSON ../../../python/enginix/data/machine/gpus.json).gpus;
   runtimes = (lib.importJSON ../../../python/enginix/data/runtime/runtimes.json).runtimes;
   command = import ../../runtime/package.nix scope "command";
   gatedEngine = import ../shared/gated-engine.nix scope;
@@ -43,10 +42,7 @@ let
   facts = model.model or { };
   targetSpec = if target == null then null else check.engine.target function target;
   gpu =
-    if targetSpec == null then
-      null
-    else
-      check.target.gpu function gpus targetSpec.gpu // { name = targetSpec.gpu; };
+    if targetSpec == null then null else check.gpus.find function targetSpec.gpu;
   id = if builtins.isString runtime then runtime else runtime.id;
   stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;
   row = check.engine.runtime function runtimes "llmapi" { } id;

@@ -13,7 +13,6 @@ let
   artefactMeta = import ../../artefact-meta.nix { inherit lib; };
   gatedEngine = import ../shared/gated-engine.nix scope;
   function = ''mkEngine { kind = "tensorrt"; }'';
-  gpus = (lib.importJSON ../../../python/enginix/data/machine/gpus.json).gpus;
   runtimes = (lib.importJSON ../../../python/enginix/data/runtime/runtimes.json).runtimes;
   driver = import ../../runtime/package.nix scope "driver";
   withoutNulls = lib.filterAttrs (_: value: value != null);
@@ -23,7 +22,8 @@ in
   model ? quantized,
   quantized ? checkpoint.model,
   checkpoint ? mkCheckpoint { inherit model; },
-  # A GPU of data/machine/gpus.json, or { gpu; count; driver; }.
+  # A GPU's name (`enginix target` lists them), { gpu; count; driver; }, or
+  # { sm; memoryGB; count; driver; } for any other GPU.
   target,
   # A runtime of data/runtime/runtimes.json that has the engine path, or mkRuntime's output.
   runtime ? "trtllm-1.2.1",
@@ -64,9 +64,7 @@ let
   engine = "${name}-engine";
   facts = model.model or { };
   targetSpec = check.engine.target function target;
-  gpu = check.target.gpu function gpus targetSpec.gpu // {
-    name = targetSpec.gpu;
-  };
+  gpu = check.gpus.find function targetSpec.gpu;
 
   id = if builtins.isString runtime then runtime else runtime.id;
   row = check.engine.runtime function runtimes "tensorrt" {

@@ -62,7 +62,7 @@ class SourceFileReader:
                 raise ModelError(
                     f"ends at byte {position}, but its header lists data up to byte {end}",
                     where=str(path),
-                    fix="download it again",
+                    fix="something shortened it while it was read: fetch it with enginix fetch, then convert",
                 )
             position += done
         return view

@@ -57,6 +57,13 @@ def _resolve_algorithm(
     promised = {m: _find_promised_algorithm(quantization, m) for m in modules}
     for module in modules:
         if source.quantized(module) and promised[module] is None:
+            if quantization is None:
+                raise ModelError(
+                    f"{module} has scales, but there is no hf_quant_config.json, and config.json has no "
+                    "quantization_config",
+                    where=where,
+                    fix="fetch hf_quant_config.json of the same repository, which ModelOpt writes",
+                )
             raise ModelError(
                 f"{module} has scales, but the model's quantization config does not cover it",
                 where=where,

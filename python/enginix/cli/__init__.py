@@ -13,12 +13,21 @@ from typing import Any, NoReturn
 
 from enginix import __version__, console
 from enginix.credentials import redact_secrets
-from enginix.errors import EXIT_CLOSED_PIPE, EXIT_CODES, EXIT_USAGE, EnginixError
+from enginix.errors import EXIT_CLOSED_PIPE, EXIT_CODES, EXIT_OK, InterruptedWork, UsageError
 from enginix.wording import find_nearest
 
 # Command → its module in this package and what it does. A folder holds the commands that one package of the
 # flake has.
 COMMANDS = {
+    "up": (
+        "serving.up",
+        "a model's name → an OpenAI endpoint on loopback: every stage, cached, in one command",
+    ),
+    "doctor": (
+        "serving.doctor",
+        "look at this machine: what stages need, and how to mend what is missing",
+    ),
+    "chat": ("serving.chat", "talk to an endpoint in the terminal"),
     "lock": (
         "conversion.lock",
         "pin a Hub repository: commit, files, sizes, sha256; no weight is downloaded",
@@ -89,7 +98,7 @@ COMMANDS = {
 }
 
 # Commands that only builds call; the overview omits them.
-BUILD_COMMANDS = ("fetch-file", "fetch-tree")
+INTERNAL_COMMANDS = ("fetch-file", "fetch-tree")
 
 # Commands of earlier versions → what replaces them.
 REMOVED = {
@@ -106,26 +115,38 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        """Exit with status 2, and suggest the nearest known option for an unknown one."""
+        """Raise ``UsageError``, with the nearest known option for an unknown one."""
         unknown = message.removeprefix("unrecognized arguments: ")
+        fixes = [f"{self.prog} --help"]
         if unknown != message:
-            options = [o for action in self._actions for o in action.option_strings]
+            options = _list_options(self)
             words = [w.split("=")[0] for w in unknown.split() if w.startswith("-")]
             nearest_options = {w: near for w in words if (near := find_nearest(w, options))}
-            message += "".join(
-                f"\n  fix: {near} in place of {word}" for word, near in nearest_options.items()
-            )
-        super().error(message)
+            fixes = [f"{near} in place of {word}" for word, near in nearest_options.items()] or fixes
+        raise UsageError(message, where=self.prog, fix="\n       ".join(fixes))
+
+
+def _list_options(parser: argparse.ArgumentParser) -> list[str]:
+    """Return the options of a command and of its verbs: argparse tells an unknown one to the command."""
+    options = [option for action in parser._actions for option in action.option_strings]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            options += [option for verb in action.choices.values() for option in _list_options(verb)]
+    return options
 
 
 def _format_command_list() -> str:
-    listed = {name: summary for name, (_, summary) in COMMANDS.items() if name not in BUILD_COMMANDS}
+    listed = {name: summary for name, (_, summary) in COMMANDS.items() if name not in INTERNAL_COMMANDS}
     width = max(map(len, listed))
     return "\n".join(f"  {name:<{width}}  {summary}" for name, summary in listed.items())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one sub-command and returns the exit code."""
+    """Run one sub-command and return its exit code.
+
+    ``argv`` is the command line without the program's name; ``sys.argv`` by default. ``--help`` and
+    ``--version`` end as argparse does, with ``SystemExit``.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _run_command(words)
@@ -163,7 +184,39 @@ def _is_output_closed() -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
+def _wants_json(words: list[str]) -> bool:
+    """Tell whether ``--json`` is enginix's own: behind ``--`` and ``--run`` stands another program's line."""
+    own = words[1:]
+    for border in ("--", "--run"):
+        if border in own:
+            own = own[: own.index(border)]
+    return "--json" in own
+
+
 def _run_command(words: list[str]) -> int:
+    failure: Exception
+    try:
+        return _parse_and_run(words)
+    except ImportError as e:
+        from enginix.optional_libraries import missing_library
+
+        failure = missing_library(e, words[0]) or e
+    except BrokenPipeError as e:
+        # A closed pipe or socket that is not the output is an error like any other.
+        if _is_output_closed():
+            raise
+        failure = e
+    except KeyboardInterrupt:
+        failure = InterruptedWork("interrupted")
+    except Exception as e:
+        failure = e
+    # One object is printed with --json even where the arguments could not be read.
+    if _wants_json(words):
+        print(redact_secrets(json.dumps(console.explain_error(failure).as_json())))
+    return console.report_error(failure)
+
+
+def _parse_and_run(words: list[str]) -> int:
     parser = _Parser(
         prog="enginix",
         description="Hugging Face model in, served TensorRT-LLM deployment out.",
@@ -175,53 +228,27 @@ def _run_command(words: list[str]) -> int:
         words = [*words[1:2], "--help"]
     if not words or words[0] not in COMMANDS:
         if words and not words[0].startswith("-"):
-            if words[0] in REMOVED:
-                parser.error(f"{words[0]} was removed\n  fix: {REMOVED[words[0]]}")
-            near = find_nearest(words[0], COMMANDS)
-            parser.error(
-                f"unknown command {words[0]!r}\n  fix: "
-                + (f"enginix {near}; enginix --help lists all" if near else "enginix --help lists them")
-            )
+            raise _refuse_command(words[0])
         parser.parse_args(words or ["--help"])
-        return EXIT_USAGE
+        return EXIT_OK
     name = words[0]
-    # One object is printed with --json even where the arguments were not read yet.
-    as_json = "--json" in words[1:]
-    try:
-        module_name, summary = COMMANDS[name]
-        module = importlib.import_module(f"enginix.cli.{module_name}")
-        sub = _Parser(prog=f"enginix {name}", description=module.__doc__ or summary, epilog=EPILOG)
-        module.add_arguments(sub)
-        sub.add_argument(
-            "--json", action="store_true", help="print the result, or the error, as one JSON object"
-        )
-        args = sub.parse_args(words[1:])
-        if isinstance(output := getattr(args, "output", None), Path):
-            # Of every command, before any work.
-            from enginix.files import refuse_link
+    module_name, summary = COMMANDS[name]
+    module = importlib.import_module(f"enginix.cli.{module_name}")
+    sub = _Parser(prog=f"enginix {name}", description=module.__doc__ or summary, epilog=EPILOG)
+    module.add_arguments(sub)
+    sub.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
+    args = sub.parse_args(words[1:])
+    if isinstance(output := getattr(args, "output", None), Path):
+        # Of every command, before any work.
+        from enginix.files import refuse_link
 
-            refuse_link(output)
-        return int(module.run(args))
-    except EnginixError as e:
-        return _print_failure(e, as_json=as_json)
-    except ImportError as e:
-        from enginix.optional_libraries import missing_library
-
-        missing = missing_library(e, name)
-        return console.report_error(e) if missing is None else _print_failure(missing, as_json=as_json)
-    except BrokenPipeError as e:
-        # A closed pipe or socket that is not the output is an error like any other.
-        if _is_output_closed():
-            raise
-        return console.report_error(e)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Exception as e:
-        return console.report_error(e)
+        refuse_link(output)
+    return int(module.run(args))
 
 
-def _print_failure(e: EnginixError, *, as_json: bool) -> int:
-    if as_json:
-        print(redact_secrets(json.dumps(e.as_json())))
-    return console.report_error(e)
+def _refuse_command(name: str) -> UsageError:
+    if name in REMOVED:
+        return UsageError(f"{name} was removed", fix=REMOVED[name])
+    near = find_nearest(name, COMMANDS)
+    fix = f"enginix {near}; enginix --help lists all" if near else "enginix --help lists them"
+    return UsageError(f"unknown command {name!r}", fix=fix)

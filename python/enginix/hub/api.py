@@ -24,12 +24,18 @@ TRIES = 5
 
 @dataclass(frozen=True)
 class RepoInfo:
-    """A repository at one commit; ``repo`` is its address, as :func:`lock.format_address` gives it."""
+    """A repository at one commit.
+
+    Attributes:
+        repo: its address, as :func:`lock.format_address` gives it.
+        current_name: as the hub names it now; another one than in ``repo`` after it was renamed.
+    """
 
     repo: str
     revision: str
     license: str | None
     gated: Literal[False, "auto", "manual"]
+    current_name: str
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,10 @@ def fetch_repo_info(repo: str, revision: str = "main") -> RepoInfo:
         raise _make_answer_error(repo, "the answer has no commit")
     if gated not in (None, False, "auto", "manual"):
         raise _make_answer_error(repo, "gated is neither false, auto nor manual")
-    return RepoInfo(repo, sha, _read_license(raw), gated or False)
+    name = raw.get("id")
+    is_name = isinstance(name, str) and lock.REPO.fullmatch(name) is not None and not has_secret(name)
+    current_name = str(name) if is_name else repo.removeprefix(lock.DATASETS)
+    return RepoInfo(repo, sha, _read_license(raw), gated or False, current_name)
 
 
 def list_files(repo: str, commit: str) -> tuple[RemoteFile, ...]:

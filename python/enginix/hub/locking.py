@@ -14,7 +14,7 @@ from typing import Any
 
 from enginix.console import format_bytes
 from enginix.errors import HubError, LockError
-from enginix.hub import api, model_metadata, paths
+from enginix.hub import api, model_metadata, paths, repository_layout
 from enginix.hub.lock import Lock, LockedFile, RepoType, Selection, check_files, check_names, format_address
 from enginix.hub.selection import choose_files
 
@@ -47,9 +47,15 @@ def make_lock(name: str, select: Selection, type_: RepoType = "model") -> NewLoc
     for f in listing:
         if (why := paths.find_path_problem(f.path)) and why != paths.MANIFEST_NAME_PROBLEM:
             raise _make_refusal(repo)(f"path {ascii(f.path)[:100]} {why}", "do not use this repository")
+    is_whole_model = type_ == "model" and not select.include
+    if is_whole_model:
+        adapter = [f for f in listing if f.path == repository_layout.ADAPTER]
+        content = {f.path: api.read_small(repo, info.revision, f) for f in adapter}
+        repository_layout.require_model_layout(listing, content, repo)
     chosen = choose_files(listing, select, repo, type_)
     check_names([f.path for f in chosen.files], _make_refusal(repo))
-    small = [f for f in chosen.files if f.sha256 is None or f.path in model_metadata.FILES]
+    wanted = (*model_metadata.FILES, *repository_layout.READ_FILES)
+    small = [f for f in chosen.files if f.sha256 is None or f.path in wanted]
     total = sum(f.size for f in small)
     if total > MOST_SMALL_BYTES:
         raise HubError(
@@ -65,9 +71,13 @@ def make_lock(name: str, select: Selection, type_: RepoType = "model") -> NewLoc
                 strict=True,
             )
         )
+    unread: dict[str, str] = {}
+    if is_whole_model:
+        names = [f.path for f in chosen.files]
+        unread = repository_layout.find_unread_weights(listing, names, content, repo)
+    taken = [f for f in chosen.files if f.path not in unread]
     files = tuple(
-        LockedFile(f.path, f.size, f.sha256 or hashlib.sha256(content[f.path]).hexdigest())
-        for f in chosen.files
+        LockedFile(f.path, f.size, f.sha256 or hashlib.sha256(content[f.path]).hexdigest()) for f in taken
     )
     check_files(files, _make_refusal(repo))
     model = (
@@ -77,7 +87,11 @@ def make_lock(name: str, select: Selection, type_: RepoType = "model") -> NewLoc
             {p: content[p] for p in model_metadata.FILES if p in content}, repo
         )
     )
-    notes = list(chosen.notes)
+    notes = [*chosen.notes, *(f"{path} left out: {why}" for path, why in unread.items())]
+    if info.current_name != name:
+        notes.append(f"the hub names it {info.current_name} now; {name} works as long as it redirects")
+    if is_whole_model:
+        notes += repository_layout.list_layout_notes(taken)
     if model.pop("remoteCode", False) and not select.remote_code:
         notes.append("config.json names code of the repository, which is not pinned; see --remote-code")
     notes += [

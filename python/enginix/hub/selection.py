@@ -10,6 +10,7 @@ from enginix.errors import LockError
 from enginix.hub import paths
 from enginix.hub.api import RemoteFile
 from enginix.hub.lock import RepoType, Selection
+from enginix.hub.repository_layout import explain_no_weights
 from enginix.model.tokenizer_files import TOKENIZER_FILES
 
 # Patterns match the whole path, and * crosses directories, as huggingface_hub's do.
@@ -84,7 +85,7 @@ def choose_files(
         raise LockError("no file is left", where=repo, fix="look at --include and --exclude")
     if type_ == "model" and not select.include and not any(f.path.endswith(".safetensors") for f in chosen):
         raise LockError(
-            _explain_no_weights(files), where=repo, fix="lock a repository with safetensors, or use --include"
+            explain_no_weights(files), where=repo, fix="lock a repository with safetensors, or use --include"
         )
     return ChosenFiles(tuple(chosen), tuple(notes))
 
@@ -99,14 +100,6 @@ def _explain_no_text(files: Sequence[RemoteFile]) -> str:
         f.path for f in files if f.path.endswith((".parquet", ".arrow", ".csv", ".json", ".zst", ".zip"))
     ]
     return f"no JSONL and no text in it; there is {others[0]}" if others else "no JSONL and no text in it"
-
-
-def _explain_no_weights(files: Sequence[RemoteFile]) -> str:
-    pickles = [f.path for f in files if paths.is_pickle(f.path)]
-    if pickles:
-        return f"no weights in safetensors; {pickles[0]} is a pickle and is refused"
-    others = [f.path for f in files if f.path.endswith((".gguf", ".onnx", ".h5", ".msgpack"))]
-    return f"no weights in safetensors; there is {others[0]}" if others else "no weights in safetensors"
 
 
 def _matches_any(path: str, patterns: Sequence[str]) -> bool:

@@ -102,9 +102,7 @@ def describe_model(model: InspectedModel) -> ModelDescription:
         _read_size(sizes, "num_attention_heads", "n_head"),
         _read_size(sizes, "hidden_size", "n_embd"),
     )
-    head_size = _read_size(sizes, "head_dim")
-    if head_size is None and heads and hidden:
-        head_size = hidden // heads
+    head_size = _read_head_size(sizes, heads, hidden)
     dtype = sizes.get("dtype", sizes.get("torch_dtype"))
     return ModelDescription(
         source=model.source,
@@ -117,7 +115,9 @@ def describe_model(model: InspectedModel) -> ModelDescription:
         count=count_parameters(weights.tensors, raw) if weights else None,
         layers=_read_size(sizes, "num_hidden_layers", "n_layer"),
         heads=heads,
-        kv_heads=_read_size(sizes, "num_key_value_heads") or heads,
+        # Null means as many as heads, but for a class that says them by layer.
+        kv_heads=_read_size(sizes, "num_key_value_heads", "num_kv_heads", "multi_query_group_num")
+        or (None if sizes.get("block_configs") else heads),
         head_size=head_size,
         hidden_size=hidden,
         intermediate_size=_read_size(sizes, "intermediate_size", "n_inner"),
@@ -140,6 +140,16 @@ def _open_model_weights(model: InspectedModel) -> ModelWeights | None:
     if SINGLE in model.files or INDEX in model.files:
         return open_weights(model.directory)
     return None
+
+
+def _read_head_size(sizes: Mapping[str, Any], heads: int | None, hidden: int | None) -> int | None:
+    """Return the elements of a query head; of multi-head latent attention, whose keys have no heads, too."""
+    if _read_size(sizes, "kv_lora_rank"):
+        plain, rotated = _read_size(sizes, "qk_nope_head_dim"), _read_size(sizes, "qk_rope_head_dim")
+        return plain + rotated if plain and rotated else None
+    if head_size := _read_size(sizes, "head_dim", "kv_channels"):
+        return head_size
+    return hidden // heads if heads and hidden else None
 
 
 def _read_size(raw: Mapping[str, Any], *keys: str) -> int | None:

@@ -21,6 +21,7 @@ from enginix.errors import HashMismatch, HubError, MachineError, ManifestError, 
 from enginix.hub import api
 from enginix.hub import lock as locks
 from enginix.hub import paths as path_rules
+from enginix.hub.hub_urls import choose_revision, parse_hub_source
 from enginix.model.safetensors import INDEX, SINGLE
 
 # The files that describe a model. Without tokenizer.json: it is megabytes, and its size and name suffice.
@@ -62,7 +63,7 @@ class InspectedModel:
 
 @contextmanager
 def open_model(source: str, revision: str | None = None) -> Iterator[InspectedModel]:
-    """Open a model directory, a lock file, or ``owner/name`` on the Hub.
+    """Open a model directory, a lock file, or ``owner/name`` (or its address) on the Hub.
 
     Args:
         revision: branch, tag or commit, for ``owner/name`` only.
@@ -84,14 +85,16 @@ def open_model(source: str, revision: str | None = None) -> Iterator[InspectedMo
             yield _lay_out_remote(
                 Path(scratch), source, lock.repo, lock.revision, files, expected, lock.license, lock.gated
             )
-    elif locks.REPO.fullmatch(source) and not source.startswith((".", "/")):
-        info = api.fetch_repo_info(source, revision or "main")
-        listed = {f.path: f for f in api.list_files(source, info.revision)}
+    elif (name := (address := parse_hub_source(source)).name) and locks.REPO.fullmatch(name):
+        if address.type != "model":
+            raise UsageError("is a dataset", where=source, fix="pass a model")
+        info = api.fetch_repo_info(name, choose_revision(address, revision) or "main")
+        listed = {f.path: f for f in api.list_files(name, info.revision)}
         files = {path: f.size for path, f in listed.items()}
-        _refuse_hostile(source, files)
+        _refuse_hostile(name, files)
         with tempfile.TemporaryDirectory(prefix="enginix-") as scratch:
             yield _lay_out_remote(
-                Path(scratch), source, source, info.revision, files, listed, info.license, info.gated
+                Path(scratch), name, name, info.revision, files, listed, info.license, info.gated
             )
     else:
         raise UsageError(

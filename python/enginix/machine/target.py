@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from enginix.errors import MachineError, UsageError
+from enginix.errors import MachineError
 from enginix.machine.driver import Driver
-from enginix.tables import load_table
-from enginix.wording import list_known
+from enginix.machine.gpu_table import describe_gpu, find_gpu, is_unnamed, list_gpu_names
 
 _MIB = 1 << 20
 _FIELDS = ("index", "name", "uuid", "compute_cap", "memory.total", "memory.free")
@@ -69,30 +69,52 @@ class Machine:
 
 @dataclass(frozen=True)
 class Target:
-    """The GPU that an engine is for; a row of data/machine/gpus.json."""
+    """The GPU that an engine is for; a row of data/machine/gpus.json, or an SM and a size of memory."""
 
     name: str
     product: str
     sm: int
 
-    def is_product(self, reported: str) -> bool:
-        """Tell whether a GPU name of the driver is this product: it has all of the product's words."""
-        words = self.product.replace("(", " ").replace(")", " ").split()
-        return {w.lower() for w in words} <= {w.lower() for w in reported.replace("-", " ").split()} | {
-            "nvidia"
-        }
+    def is_product(self, reported: str, memory: int | None = None) -> bool:
+        """Tell whether a GPU name of the driver is this product: it has all of the product's words.
+
+        Args:
+            reported: as the driver says it, for instance ``NVIDIA GeForce RTX 4090``.
+            memory: bytes as the driver reports them; tells parts of one name and two sizes of memory apart.
+        """
+        if is_unnamed(self.name):
+            return True
+        own, theirs = _split_product(self.product), _split_product(reported) | {"nvidia"}
+        sizes = {word for word in own - theirs if re.fullmatch(r"\d+gb", word)}
+        if own - theirs - sizes or (theirs - own) & _VARIANTS:
+            return False
+        # A driver reports up to a tenth less than is on the box.
+        return all(memory is not None and 0.88 < memory / (int(size[:-2]) << 30) <= 1.01 for size in sizes)
+
+
+# Words of a product's name that make it another product.
+_VARIANTS = {"d", "laptop", "nvl", "sff", "super", "ti"}
+
+
+def _split_product(name: str) -> set[str]:
+    return set(re.split(r"[ ()-]+", name.lower())) - {""}
 
 
 def find_target(name: str) -> Target:
-    """Return the target of that name.
+    """Return the target of that name, or of ``sm89-16gb``.
 
     Raises:
         UsageError: the name is unknown; suggests the nearest one.
     """
-    rows = load_table("gpus")["gpus"]
-    if name not in rows:
-        raise UsageError(f"unknown target {name!r}", fix=list_known(name, sorted(rows)))
-    return Target(name, rows[name]["product"], rows[name]["sm"])
+    row = find_gpu(name)
+    return Target(row.name, row.product, row.sm)
+
+
+def name_target(gpu: MachineGpu) -> str:
+    """Return what ``--target`` takes for a GPU of this machine: its name in the table, or ``sm89-16gb``."""
+    rows = [find_target(name) for name in list_gpu_names()]
+    named = [t.name for t in rows if t.sm == gpu.sm and t.is_product(gpu.name, gpu.total)]
+    return named[0] if named else describe_gpu(gpu.sm, gpu.total)
 
 
 def probe_machine(driver: Driver) -> Machine:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from enginix.errors import EnginixError, UsageError
+from enginix.errors import EnginixError
+from enginix.machine.gpu_table import find_gpu
 from enginix.model.number_formats import read_algorithms, read_packed_bits, supports_sm
 from enginix.tables import load_table
-from enginix.wording import list_known
 
 SHORTEST_SEQUENCE = 1024  # tokens; never suggest a max_seq_len below this
 FEWEST_TOKENS = 512  # never suggest a max_num_tokens below this
@@ -65,6 +65,7 @@ class TargetGpu:
         memory: bytes of one GPU.
         formats: number formats that it computes with, by their names in gpus.json.
         unified: whether its memory is the CPU's as well.
+        system: the one system that has it (``aarch64-linux``); None for any.
     """
 
     name: str
@@ -72,6 +73,7 @@ class TargetGpu:
     memory: int
     formats: tuple[str, ...] = ()
     unified: bool = False
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -320,15 +322,5 @@ def find_target_gpu(name: str) -> TargetGpu:
     Raises:
         UsageError: not in the table; the nearest names are given.
     """
-    rows = load_table("gpus")["gpus"]
-    if name not in rows:
-        raise UsageError(f"unknown target {name!r}", fix=list_known(name, rows))
-    row = rows[name]
-    return TargetGpu(name, row["sm"], read_gpu_memory(row), tuple(row["formats"]), row.get("unified", False))
-
-
-def read_gpu_memory(row: Mapping[str, Any]) -> int:
-    """Return bytes as a driver reports them if known, else NVIDIA's gigabytes of 10^9; 0 for unknown."""
-    if row.get("memoryMiB"):
-        return int(row["memoryMiB"]) << 20
-    return (row["memoryGB"] or 0) * 10**9
+    row = find_gpu(name)
+    return TargetGpu(row.name, row.sm, row.memory, row.formats, row.unified, row.system)

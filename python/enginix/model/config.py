@@ -179,11 +179,16 @@ def _read_bias(raw: Mapping[str, Any], rule: bool | str, where: str) -> bool:
     )
 
 
-def _refuse_inexpressible(raw: Mapping[str, Any], row: Mapping[str, Any], name: str, where: str) -> None:
+def _refuse_inexpressible(raw: Mapping[str, Any], row: Mapping[str, Any], where: str) -> None:
+    """Refuse what a TensorRT-LLM checkpoint of the architecture cannot express."""
     for rule in row["refuse"]:
         value = raw.get(rule["key"])
         if value is not None and value != rule["unless"]:
             raise ModelError(f"{rule['key']} is {value!r}: {rule['why']}", where=where, fix=rule["fix"])
+
+
+def _refuse_unimplemented(raw: Mapping[str, Any], row: Mapping[str, Any], name: str, where: str) -> None:
+    """Refuse keys that transformers' model code of the architecture does not read."""
     known = load_table("architectures")["configuration"]["changes"]
     for key in sorted(set(raw) & set(known) - set(row["defaults"])):
         if raw[key] not in known[key] and not (key == "layer_types" and _are_layer_types_read(raw, row)):
@@ -269,15 +274,22 @@ def find_windows(raw: Mapping[str, Any], row: Mapping[str, Any], layers: int, wh
 _KINDS = ("full_attention", "sliding_attention")
 
 
-def parse_config(raw: Mapping[str, Any], directory: Path) -> ModelConfig:
-    """Check a parsed ``config.json``; ``ModelConfig.read`` lists the errors."""
+def parse_config(raw: Mapping[str, Any], directory: Path, *, checkpoint: bool = True) -> ModelConfig:
+    """Check a parsed ``config.json``; ``ModelConfig.read`` lists the errors.
+
+    Args:
+        checkpoint: refuse what a TensorRT-LLM checkpoint cannot express. Without it the result is what the
+            model means, whatever serves it, and has no ``quantization``.
+    """
     where = str(directory / CONFIG_FILE)
     names = raw.get("architectures")
     if not isinstance(names, list) or len(names) != 1:
         raise ModelError(f"architectures is {names!r}, not one name", where=where, fix="correct config.json")
     row = find_architecture_row(names[0], where)
     defaults = row["defaults"]
-    _refuse_inexpressible(raw, row, names[0], where)
+    if checkpoint:
+        _refuse_inexpressible(raw, row, where)
+    _refuse_unimplemented(raw, row, names[0], where)
     hidden_act = raw.get("hidden_act", defaults["hidden_act"])
     if hidden_act not in ("silu", "swish"):
         raise ModelError(
@@ -314,7 +326,7 @@ def parse_config(raw: Mapping[str, Any], directory: Path) -> ModelConfig:
     layers = _read_integer(raw, "num_hidden_layers", where)
     if layers > _MOST_LAYERS:
         raise ModelError(f"num_hidden_layers is {layers}", where=where, fix="correct config.json")
-    rope = read_rope(raw, where, row=row, head_dim=head_dim)
+    rope = read_rope(raw, where, row=row, head_dim=head_dim, checkpoint=checkpoint)
     return ModelConfig(
         directory=directory,
         architecture=names[0],
@@ -337,7 +349,7 @@ def parse_config(raw: Mapping[str, Any], directory: Path) -> ModelConfig:
         mlp_bias=_read_bias(raw, row["bias"]["mlp"], where),
         windows=tuple(find_windows(raw, row, layers, where)),
         experts=_read_experts(raw, row["experts"], where),
-        quantization=read_quantization(directory, raw),
+        quantization=read_quantization(directory, raw) if checkpoint else None,
         notes=(
             *rope.notes,
             *_note_unread_keys(raw, row, row["experts"]),

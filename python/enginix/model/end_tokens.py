@@ -23,17 +23,29 @@ def read_end_tokens(model: Path) -> tuple[int, ...]:
     Raises:
         ModelError: a file is unreadable, or its ``eos_token_id`` has values that are not token ids.
     """
-    for name in END_TOKEN_FILES:
-        if not (model / name).is_file():
-            continue
-        raw = read_object(model / name)
-        text = raw.get("text_config")
-        value = raw.get("eos_token_id")
-        if value is None and isinstance(text, dict):
-            value = text.get("eos_token_id")
-        if ids := _parse_token_ids(value, str(model / name)):
-            return ids
-    return ()
+    return next((ids for name in END_TOKEN_FILES if (ids := _read_file(model / name))), ())
+
+
+def list_named_end_tokens(model: Path) -> tuple[int, ...]:
+    """Return every ``eos_token_id`` that a file names, config.json's first, as Edge-LLM's exporter does.
+
+    Raises:
+        ModelError: as :func:`read_end_tokens`.
+    """
+    return tuple(
+        dict.fromkeys(token for name in reversed(END_TOKEN_FILES) for token in _read_file(model / name))
+    )
+
+
+def _read_file(path: Path) -> tuple[int, ...]:
+    if not path.is_file():
+        return ()
+    raw = read_object(path)
+    text = raw.get("text_config")
+    value = raw.get("eos_token_id")
+    if value is None and isinstance(text, dict):
+        value = text.get("eos_token_id")
+    return _parse_token_ids(value, str(path))
 
 
 def read_manifest_end_tokens(engine_manifest: Manifest) -> tuple[int, ...] | None:
@@ -47,6 +59,11 @@ def read_manifest_end_tokens(engine_manifest: Manifest) -> tuple[int, ...] | Non
 
 
 def _parse_token_ids(value: Any, where: str) -> tuple[int, ...]:
+    """Return the ids of an ``eos_token_id``: one, a list, or none.
+
+    Raises:
+        ModelError: a value is not a token id.
+    """
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**31:

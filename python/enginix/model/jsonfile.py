@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from enginix.errors import ModelError
+from enginix.model.other_layouts import explain_other_layout
 
 LIMIT = 100_000_000  # bytes; the safetensors format's own limit for a header
 
@@ -17,7 +18,7 @@ class _InvalidJson(ValueError):
     pass
 
 
-_DAMAGED = (
+DAMAGED_FIX = (
     "compare the file with the Hub's: if they differ, fetch it again; if not, report it to the model's author"
 )
 _POINTER = b"version https://git-lfs.github.com/spec/v1"
@@ -87,13 +88,13 @@ def parse_object(data: bytes, where: str, *, strict: bool = False) -> dict[str, 
     try:
         value = json.loads(data.decode("utf-8"), **hooks)
     except UnicodeDecodeError as e:
-        raise ModelError(f"not UTF-8 at byte {e.start}", where=where, fix=_DAMAGED) from e
+        raise ModelError(f"not UTF-8 at byte {e.start}", where=where, fix=DAMAGED_FIX) from e
     except RecursionError as e:
-        raise ModelError("JSON nested too deep", where=where, fix=_DAMAGED) from e
+        raise ModelError("JSON nested too deep", where=where, fix=DAMAGED_FIX) from e
     except ValueError as e:
-        raise ModelError(f"not JSON: {e}", where=where, fix=_DAMAGED) from e
+        raise ModelError(f"not JSON: {e}", where=where, fix=DAMAGED_FIX) from e
     if not isinstance(value, dict):
-        raise ModelError("not a JSON object", where=where, fix=_DAMAGED)
+        raise ModelError("not a JSON object", where=where, fix=DAMAGED_FIX)
     return value
 
 
@@ -122,9 +123,13 @@ def read_object(path: Path) -> dict[str, Any]:
         with open_regular(path) as f:
             data = f.read(LIMIT + 1)
     except OSError as e:
+        if path.name == "config.json" and path.parent.is_dir():
+            names = {entry.name for entry in path.parent.iterdir()}
+            if other := explain_other_layout(names - {path.name}):
+                raise ModelError(other[0], where=str(path.parent), fix=other[1]) from e
         raise ModelError(
             f"cannot be read: {e.strerror or e}", where=str(path), fix="pass a complete model directory"
         ) from e
     if len(data) > LIMIT:
-        raise ModelError(f"larger than {LIMIT} bytes", where=str(path), fix=_DAMAGED)
+        raise ModelError(f"larger than {LIMIT} bytes", where=str(path), fix=DAMAGED_FIX)
     return parse_object(data, str(path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from enginix.tables import load_table
@@ -36,6 +36,28 @@ def supports_sm(row: Mapping[str, Any], sm: int) -> bool:
     """Whether an engine in the format of ``row`` (algorithm or KV cache) is built and executed on an SM."""
     refused = row["refusedSm"]
     return sm >= (row["minSm"] or 0) and not (refused and refused[0] <= sm < refused[1])
+
+
+def list_missing_formats(row: Mapping[str, Any], formats: Collection[str]) -> list[str]:
+    """Return the formats that an algorithm computes with and a GPU lacks; ``formats`` is empty if unknown."""
+    return [name for name in row["needs"] if formats and name not in formats]
+
+
+def runs_on_gpu(row: Mapping[str, Any], sm: int, formats: Collection[str], *, is_compiled: bool) -> bool:
+    """Whether a GPU executes the format of ``row``, as nix/check/target.nix computes it.
+
+    Args:
+        formats: what the GPU computes with (gpus.json).
+        is_compiled: as an engine that TensorRT-LLM's builder compiles; else in its PyTorch backend.
+    """
+    if list_missing_formats(row, formats):
+        return False
+    return supports_sm(row, sm) if is_compiled else sm >= (row["minSm"] or 0)
+
+
+def explain_no_llmapi(name: str, row: Mapping[str, Any]) -> str:
+    """Return why TensorRT-LLM's PyTorch backend does not take an algorithm whose row says so."""
+    return f"TensorRT-LLM's PyTorch backend does not take {name}: {row['why']}"
 
 
 def describe_remedy(row: Mapping[str, Any]) -> str:

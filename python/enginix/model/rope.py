@@ -91,16 +91,9 @@ class _RopeScaling:
         return 0.1 * math.log(factor) + 1
 
     def check(self, rotated: int, base: float) -> None:
-        """Refuse invalid values, and parameters that TensorRT-LLM's reader has no key for."""
+        """Refuse invalid values."""
         if self.kind in ("linear", "dynamic", "llama3"):
             self.number("factor")
-        if self.kind == "dynamic" and self.raw.get("alpha", 1.0) != 1.0:
-            raise self.refuse(
-                f"alpha {self.raw['alpha']!r}: TensorRT-LLM computes with it, transformers without, in "
-                "this architecture",
-                "if the model was trained with it, multiply rope_theta by alpha^(d/(d-2)), where d is "
-                "the rotated size of a head, and remove alpha; if not, only remove it",
-            )
         if self.kind == "dynamic" and rotated < 4:
             raise self.refuse(f"heads of {rotated} rotated elements are too small for its formula", _LLMAPI)
         if self.kind == "llama3" and self.number("high_freq_factor") <= self.number("low_freq_factor"):
@@ -109,10 +102,6 @@ class _RopeScaling:
             for key in ("beta_fast", "beta_slow"):
                 if self.raw.get(key):
                     self.number(key)
-            if not self.raw.get("truncate", True):
-                raise self.refuse(
-                    "truncate is false, and TensorRT-LLM always rounds the range of the ramp", _LLMAPI
-                )
             if base <= 1:
                 raise self.refuse(f"rope_theta is {base:g}, and the formula divides by its logarithm")
         for key in ("short_factor", "long_factor") if self.kind == "longrope" else ():
@@ -121,6 +110,20 @@ class _RopeScaling:
                 raise self.refuse(f"{key} is not a list of {rotated // 2} numbers")
             for value in values:
                 _require_number(value, f"longrope's {key}", self.where)
+
+    def refuse_inexpressible(self) -> None:
+        """Refuse parameters that TensorRT-LLM's reader has no key for, or reads otherwise."""
+        if self.kind == "dynamic" and self.raw.get("alpha", 1.0) != 1.0:
+            raise self.refuse(
+                f"alpha {self.raw['alpha']!r}: TensorRT-LLM computes with it, transformers without, in "
+                "this architecture",
+                "if the model was trained with it, multiply rope_theta by alpha^(d/(d-2)), where d is "
+                "the rotated size of a head, and remove alpha; if not, only remove it",
+            )
+        if self.kind == "yarn" and not self.raw.get("truncate", True):
+            raise self.refuse(
+                "truncate is false, and TensorRT-LLM always rounds the range of the ramp", _LLMAPI
+            )
 
 
 def _find_parameters(raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -203,11 +206,14 @@ def _note_ignored_keys(scaling: Mapping[str, Any], kind: str, where: str) -> lis
     return notes
 
 
-def read_rope(raw: Mapping[str, Any], where: str, *, row: Mapping[str, Any], head_dim: int) -> ModelRope:
+def read_rope(
+    raw: Mapping[str, Any], where: str, *, row: Mapping[str, Any], head_dim: int, checkpoint: bool = True
+) -> ModelRope:
     """Read the rotary embedding of a parsed ``config.json``.
 
     Args:
         row: of architectures.json: the configuration class's defaults and the keys of the model code.
+        checkpoint: refuse what a TensorRT-LLM checkpoint cannot express.
 
     Raises:
         ModelError: an unknown scaling type or parameter, parameters that are missing or not numbers, one that
@@ -216,7 +222,8 @@ def read_rope(raw: Mapping[str, Any], where: str, *, row: Mapping[str, Any], hea
     parameters = _find_parameters(raw, where)
     base = parameters.get("rope_theta", raw.get("rope_theta", row["defaults"]["rope_theta"]))
     base = _require_number(base, "rope_theta", where)
-    kind = _read_scaling_type(parameters, raw, row["rope"]["types"], where)
+    every_type = ["default", *load_table("architectures")["rope"]["types"]]
+    kind = _read_scaling_type(parameters, raw, row["rope"]["types"] if checkpoint else every_type, where)
     fraction, notes = _read_fraction(parameters, raw, kind, row["rope"]["partial"], where)
     rotated = int(head_dim * fraction)
     if rotated % 2 or rotated == 0:
@@ -236,6 +243,8 @@ def read_rope(raw: Mapping[str, Any], where: str, *, row: Mapping[str, Any], hea
         scaling, kind, _require_number(positions, "max_position_embeddings", where), where
     )
     rope_scaling.check(rotated, base)
+    if checkpoint:
+        rope_scaling.refuse_inexpressible()
     if kind not in ("yarn", "llama3", "longrope"):
         return ModelRope(base, kind, scaling, fraction, notes=tuple(notes))
     # One at the top, the class's own default included, wins over the one inside (standardize_rope_params).

@@ -16,10 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import ModelError
-from enginix.model.jsonfile import LIMIT, detect_other_content, open_regular, parse_object, read_object
+from enginix.model.jsonfile import (
+    DAMAGED_FIX,
+    LIMIT,
+    detect_other_content,
+    open_regular,
+    parse_object,
+    read_object,
+)
+from enginix.model.other_layouts import explain_other_layout
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+
+_INDEX_FIX = (
+    "index and shards are not of one revision: fetch all with enginix fetch; if the Hub has them so, report "
+    "it to the model's author, or save the model again with save_pretrained"
+)
 
 # dtype code → bytes an element
 SAFETENSORS_DTYPES = {
@@ -27,8 +40,6 @@ SAFETENSORS_DTYPES = {
     "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8, "C64": 8,
 }  # fmt: skip
-
-_DOWNLOAD_FIX = "download or write the file again"
 
 
 @dataclass(frozen=True)
@@ -73,29 +84,29 @@ def _is_natural(value: Any) -> bool:
 def _parse_tensor(name: str, entry: Any, path: Path, base: int, size: int) -> TensorInfo:
     where = f"{path}: tensor {name!r}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ModelError("needs exactly dtype, shape and data_offsets", where=where, fix=_DOWNLOAD_FIX)
+        raise ModelError("needs exactly dtype, shape and data_offsets", where=where, fix=DAMAGED_FIX)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in SAFETENSORS_DTYPES:
         raise ModelError(
             f"unknown dtype {dtype!r}", where=where, fix=f"known: {', '.join(SAFETENSORS_DTYPES)}"
         )
     if not isinstance(shape, list) or len(shape) > 16 or not all(map(_is_natural, shape)):
-        raise ModelError("shape is not a list of sizes", where=where, fix=_DOWNLOAD_FIX)
+        raise ModelError("shape is not a list of sizes", where=where, fix=DAMAGED_FIX)
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_natural, offsets)):
-        raise ModelError("data_offsets is not a pair of offsets", where=where, fix=_DOWNLOAD_FIX)
+        raise ModelError("data_offsets is not a pair of offsets", where=where, fix=DAMAGED_FIX)
     begin, end = offsets
     if begin > end or end > size:
         raise ModelError(
             f"bytes {begin} to {end} lie outside the file's {size} bytes of data (truncated?)",
             where=where,
-            fix=_DOWNLOAD_FIX,
+            fix=DAMAGED_FIX,
         )
     size_by_shape = prod(shape) * SAFETENSORS_DTYPES[dtype]
     if size_by_shape != end - begin:
         raise ModelError(
             f"{dtype} {shape} needs {size_by_shape} bytes, its offsets span {end - begin}",
             where=where,
-            fix=_DOWNLOAD_FIX,
+            fix=DAMAGED_FIX,
         )
     return TensorInfo(name, dtype, tuple(shape), path, base + begin, base + end)
 
@@ -117,24 +128,26 @@ def read_header(path: Path) -> SafetensorsHeader:
             f.seek(8)
             if len(first) < 8:
                 raise ModelError(
-                    f"file too short ({total} bytes) to be safetensors", where=where, fix=_DOWNLOAD_FIX
+                    f"file too short ({total} bytes) to be safetensors", where=where, fix=DAMAGED_FIX
                 )
             (length,) = struct.unpack("<Q", first)
             if length > min(LIMIT, total - 8):
                 raise ModelError(
                     f"header length {length} is beyond the file's {total} bytes or the format's {LIMIT}",
                     where=where,
-                    fix=_DOWNLOAD_FIX,
+                    fix=DAMAGED_FIX,
                 )
             raw = f.read(length)
     except OSError as e:
-        raise ModelError(f"cannot be read: {e.strerror or e}", where=where, fix="download the file") from e
+        raise ModelError(
+            f"cannot be read: {e.strerror or e}", where=where, fix="pass a complete model directory"
+        ) from e
     if not raw.startswith(b"{"):
-        raise ModelError("header does not begin with '{'", where=where, fix=_DOWNLOAD_FIX)
+        raise ModelError("header does not begin with '{'", where=where, fix=DAMAGED_FIX)
     entries = parse_object(raw, f"{where}: header", strict=True)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ModelError("__metadata__ is not a map of strings", where=where, fix=_DOWNLOAD_FIX)
+        raise ModelError("__metadata__ is not a map of strings", where=where, fix=DAMAGED_FIX)
     base = 8 + length
     tensors = {n: _parse_tensor(n, entry, path, base, total - base) for n, entry in entries.items()}
     expected_begin = base
@@ -145,11 +158,11 @@ def read_header(path: Path) -> SafetensorsHeader:
                 if tensor.begin < expected_begin
                 else f"leaves {tensor.begin - expected_begin} bytes unused"
             )
-            raise ModelError(what, where=f"{where}: tensor {tensor.name!r}", fix=_DOWNLOAD_FIX)
+            raise ModelError(what, where=f"{where}: tensor {tensor.name!r}", fix=DAMAGED_FIX)
         expected_begin = tensor.end
     if expected_begin != total:
         raise ModelError(
-            f"{total - expected_begin} bytes follow the last tensor", where=where, fix=_DOWNLOAD_FIX
+            f"{total - expected_begin} bytes follow the last tensor", where=where, fix=DAMAGED_FIX
         )
     return SafetensorsHeader(path, tensors, metadata, raw)
 
@@ -166,24 +179,18 @@ class ModelWeights:
 def _explain_missing_weights(directory: Path) -> tuple[str, str]:
     """Identify a directory without weights in the Transformers layout, and say how to fix it."""
     names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
-    if "adapter_config.json" in names:
-        return "a LoRA adapter, not a model", "merge it into its base model (PEFT's merge_and_unload) first"
-    if any(name.startswith("consolidated") for name in names) and "params.json" in names:
-        return (
-            "weights in Mistral's own layout (params.json, consolidated*.safetensors)",
-            "use a repository in the Transformers layout; transformers converts "
-            "(convert_mistral_weights_to_hf.py)",
-        )
+    if other := explain_other_layout(names):
+        return other
     shards = [name for name in names if name.endswith(".safetensors")]
     if shards:
         return (
             f"no {SINGLE} and no {INDEX} beside {shards[0]}",
-            "fetch the whole repository; if it has no index, save the model again with save_pretrained",
+            f"fetch {INDEX} too; if the repository has none, save the model again with save_pretrained",
         )
     for suffix, name in ((".gguf", "GGUF"), (".bin", "pickle"), (".pth", "pickle"), (".pt", "pickle")):
-        if other := [n for n in names if n.endswith(suffix)]:
+        if others := [n for n in names if n.endswith(suffix)]:
             return (
-                f"no {SINGLE} and no {INDEX} ({name} weights {other[0]} are refused)",
+                f"no {SINGLE} and no {INDEX} ({name} weights {others[0]} are refused)",
                 "pass a directory with safetensors weights",
             )
     return f"no {SINGLE} and no {INDEX}", "pass a directory with safetensors weights"
@@ -196,16 +203,34 @@ def _list_shards(directory: Path) -> tuple[list[str], dict[str, str] | None]:
     if not index.exists():
         what, fix = _explain_missing_weights(directory)
         raise ModelError(what, where=str(directory), fix=fix)
-    weight_map = read_object(index).get("weight_map")
+    weight_map = read_weight_map(read_object(index), str(index))
+    shards = sorted(set(weight_map.values()))
+    if absent := [name for name in shards if not (directory / name).exists()]:
+        raise ModelError(
+            f"names {absent[0]}, which is not there"
+            + (f" ({len(absent)} such shards)" if len(absent) > 1 else ""),
+            where=str(index),
+            fix="fetch the whole repository (enginix lock says where the Hub itself lacks it)",
+        )
+    return shards, weight_map
+
+
+def read_weight_map(index: Mapping[str, Any], where: str) -> dict[str, str]:
+    """Return tensor → shard of a parsed index.
+
+    Raises:
+        ModelError: no weight_map, or a shard that is not a plain file name.
+    """
+    weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError("no weight_map", where=str(index), fix="download the file again")
+        raise ModelError("no weight_map", where=where, fix=DAMAGED_FIX)
     for name, file in weight_map.items():
         plain = isinstance(file, str) and file.isprintable() and file == os.path.basename(file)
         if not plain or file in ("", ".", ".."):
             raise ModelError(
-                f"tensor {name!r} lies in {file!r}: not a file name", where=str(index), fix=_DOWNLOAD_FIX
+                f"tensor {name!r} lies in {file!r}: not a file name", where=where, fix=DAMAGED_FIX
             )
-    return sorted(set(weight_map.values())), weight_map
+    return weight_map
 
 
 def open_weights(directory: Path) -> ModelWeights:
@@ -224,7 +249,7 @@ def open_weights(directory: Path) -> ModelWeights:
                 raise ModelError(
                     f"tensor {name!r} is also in {tensors[name].path.name}",
                     where=str(header.path),
-                    fix=_DOWNLOAD_FIX,
+                    fix=DAMAGED_FIX,
                 )
             tensors[name] = tensor
     for name, file in (weight_map or {}).items():
@@ -232,12 +257,12 @@ def open_weights(directory: Path) -> ModelWeights:
             raise ModelError(
                 f"tensor {name!r} is not in {file}, where the index says it is (shards swapped?)",
                 where=str(directory / INDEX),
-                fix="download index and shards again, from one revision",
+                fix=_INDEX_FIX,
             )
     if weight_map is not None and (missing := sorted(set(tensors) - set(weight_map))):
         raise ModelError(
             f"tensor {missing[0]!r} of {tensors[missing[0]].path.name} is missing from the index",
             where=str(directory / INDEX),
-            fix="download index and shards again, from one revision",
+            fix=_INDEX_FIX,
         )
     return ModelWeights(directory, headers, tensors)

@@ -27,7 +27,11 @@ TOKENIZER_FILES = (
     "additional_chat_templates/*.jinja",
     "generation_config.json",
 )
-VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# What the fast tokenizers of transformers read, and kind reference, gates and the gateway.
+FAST_TOKENIZER = "tokenizer.json"
+# What transformers makes it of.
+SLOW_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
+VOCABULARY_FILES = (FAST_TOKENIZER, "tokenizer.model", "vocab.json")
 
 
 def find_tokenizer_files(model: Path) -> list[Path]:
@@ -39,9 +43,31 @@ def find_tokenizer_files(model: Path) -> list[Path]:
     paths = {path for pattern in TOKENIZER_FILES for path in model.glob(pattern) if path.is_file()}
     if not any(path.name in VOCABULARY_FILES for path in paths):
         raise ModelError(
-            "no tokenizer", where=str(model), fix="fetch the whole repository, or pass the right --model"
+            "no tokenizer",
+            where=str(model),
+            fix="pass the directory that has the model's tokenizer with --model",
         )
     return sorted(paths)
+
+
+def require_fast_tokenizer(model: Path) -> None:
+    """Check that a model directory has tokenizer.json.
+
+    Raises:
+        ModelError: it does not; the fix depends on what there is.
+    """
+    if (model / FAST_TOKENIZER).is_file():
+        return
+    slow = [path.name for path in sorted(model.iterdir()) if path.name in SLOW_TOKENIZERS]
+    raise ModelError(
+        f"no {FAST_TOKENIZER}" + (f"; there is {slow[0]}" if slow else ""),
+        where=str(model),
+        fix=(
+            "write it with transformers: AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL)"
+            if slow
+            else "pass the Hugging Face model's directory, with its tokenizer"
+        ),
+    )
 
 
 def copy_tokenizer_files(model: Path, directory: Path) -> None:

@@ -149,13 +149,24 @@ def resolve_format(
     else:
         chosen = _resolve_mixture(effective_bits, candidates, target_name, device)
     warnings: list[str] = []
+    kv_algorithm = None if kv_cache is None else str(rows["kvCache"][kv_cache]["algorithm"])
+    warnings += [
+        f"kind edgellm refuses this model: NVIDIA's exporter ignores the {kv_algorithm} KV cache beside "
+        f"{f.algorithm}; for that kind, quantize without --kv-cache"
+        for f in chosen
+        if kv_algorithm is not None and not _has_edgellm_kv_cache(f.algorithm)
+    ]
     if target_name is not None:
-        kv_algorithm = None if kv_cache is None else str(rows["kvCache"][kv_cache]["algorithm"])
         for chosen_format in chosen:
             warnings += _check_target_support(
                 chosen_format.algorithm, kv_algorithm, architecture, target_name
             )
     return FormatChoice(name, chosen, effective_bits, kv_cache, tuple(dict.fromkeys(warnings)))
+
+
+def _has_edgellm_kv_cache(algorithm: str) -> bool:
+    row = read_algorithms()[algorithm]["edgellm"]
+    return row is None or bool(row["kvCache"])
 
 
 def _resolve_mixture(

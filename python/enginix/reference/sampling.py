@@ -34,12 +34,12 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, ok, expected in (
-            ("temperature", 0 <= self.temperature < 1e6, "at least 0"),
+            ("temperature", 0 <= self.temperature < 1e6, "at least 0, below 1e6"),
             ("top_k", self.top_k >= 0, "at least 0; 0 for all tokens"),
             ("top_p", 0 < self.top_p <= 1, "more than 0, at most 1"),
             ("seed", 0 <= self.seed < 2**64, "an unsigned 64-bit integer"),
             ("min_tokens", self.min_tokens >= 0, "at least 0"),
-            ("repetition_penalty", 0 < self.repetition_penalty < 1e6, "more than 0; 1 for none"),
+            ("repetition_penalty", 0 < self.repetition_penalty < 1e6, "more than 0, below 1e6; 1 for none"),
         ):
             if not ok:
                 raise UsageError(f"{name} is {getattr(self, name)!r}", fix=f"{name}: {expected}")

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from enginix.errors import ModelError, UsageError
+from enginix.errors import ModelError
 from enginix.hub import lock
 from enginix.hub.model_metadata import FILES, extract_model_metadata
 from enginix.kinds.registry import list_kinds
+from enginix.machine.gpu_table import GpuRow, find_gpu, is_unnamed
 from enginix.report.model_origin import accept_short_text
 from enginix.tables import load_table
 
@@ -19,13 +20,19 @@ FLOAT16_DIVISORS = {"float32": 2}  # divisor of the weights' size in float16; ot
 
 @dataclass(frozen=True)
 class ComparedModel:
-    """The properties of a model that a comparison of kinds uses; ``weights`` in bytes on disk."""
+    """The properties of a model that a comparison of kinds uses.
+
+    Attributes:
+        weights: bytes on disk.
+        method: ``quant_method`` of config.json; None or ``modelopt`` for ModelOpt's.
+    """
 
     name: str
     architecture: str | None
     quantization: str | None
     dtype: str | None
     weights: int
+    method: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,7 @@ def read_compared_model(where: Path) -> ComparedModel:
         quantization=accept_short_text(facts.get("quantization")),
         dtype=accept_short_text(facts.get("dtype")),
         weights=weights,
+        method=accept_short_text(facts.get("quantizationMethod")),
     )
 
 
@@ -93,21 +101,25 @@ def compare_kinds(model: ComparedModel, target: str | None = None) -> tuple[Kind
     Raises:
         UsageError: unknown target.
     """
-    gpus = load_table("gpus")["gpus"]
-    if target is not None and target not in gpus:
-        raise UsageError(f"unknown target {target!r}", fix=f"known: {', '.join(sorted(gpus))}")
+    gpu = None if target is None else find_gpu(target)
     rows = []
     for kind in list_kinds():
-        verdict = kind.judge_model(model.architecture, model.quantization)
+        verdict = kind.judge_model(model.architecture, model.quantization, model.method)
         takes, why, targets = verdict.takes, verdict.why, verdict.targets
-        if takes is not False and target is not None and targets is not None and target not in targets:
+        if takes is not False and gpu is not None and targets is not None and not _is_among(gpu, targets):
             takes = False
-            sms = sorted({gpus[t]["sm"] for t in targets})
-            have = ", ".join(gpus[target]["formats"])
-            runs = ", ".join(map(str, sms))
-            why = (f"{target} is SM {gpus[target]['sm']}, which has {have}; it runs on SM {runs}",)
+            sms = sorted({find_gpu(t).sm for t in targets})
+            have, runs = ", ".join(gpu.formats), ", ".join(map(str, sms))
+            why = (f"{gpu.name} is SM {gpu.sm}, which has {have}; it runs on SM {runs}",)
         # A kind that serves the model's own files keeps their type.
         divisor = 1 if kind.weights_folder == "model" else FLOAT16_DIVISORS.get(model.dtype or "", 1)
         described = {"is": kind.summary, **load_table("kinds")["kinds"][kind.name]}
         rows.append(KindRow(kind.name, takes, why, model.weights // divisor, targets, described))
     return tuple(rows)
+
+
+def _is_among(gpu: GpuRow, targets: tuple[str, ...]) -> bool:
+    """Tell whether a kind runs on a GPU: what the table does not have runs what its SM runs."""
+    if is_unnamed(gpu.name):
+        return gpu.sm in {find_gpu(name).sm for name in targets}
+    return gpu.name in targets

@@ -10,6 +10,7 @@ from typing import Any
 
 from enginix.console import format_bytes
 from enginix.errors import MachineError, UsageError
+from enginix.machine.gpu_table import find_gpu
 from enginix.machine.target import Machine, MachineGpu, Target, is_version_at_least
 from enginix.model.number_formats import read_algorithms, supports_sm
 from enginix.runtime.image import read_distribution_versions
@@ -78,7 +79,7 @@ def check_gpu(target: Target, machine: Machine, *, workers: int, weights: int) -
             else "raise the tensor parallel size, or use a GPU with more memory",
         )
     notes = []
-    if not target.is_product(gpu.name):
+    if not target.is_product(gpu.name, gpu.total):
         notes.append(
             f"the target {target.name} is {target.product}, this is {gpu.name} of the same SM {gpu.sm}"
         )
@@ -214,12 +215,12 @@ def _refuse_unsupported_format(
     if supports_sm(row, target.sm):
         return
     algorithms, representatives = read_algorithms(), load_table("number_formats")["gpuFormats"]
-    gpu_formats = load_table("gpus")["gpus"].get(target.name, {}).get("formats", ())
+    gpu_formats = find_gpu(target.name).formats
     supported_formats = [f for f in gpu_formats if supports_sm(algorithms[representatives[f]], target.sm)]
     other_formats = [
         f for f in support["suggest"]["formats"] if f != name and supports_sm(algorithms[f], target.sm)
     ]
-    gpus = [t for t in support["suggest"]["targets"] if supports_sm(row, load_table("gpus")["gpus"][t]["sm"])]
+    gpus = [t for t in support["suggest"]["targets"] if supports_sm(row, find_gpu(t).sm)]
     if row["minSm"] is not None and target.sm < row["minSm"]:
         why = f'{name} needs SM {row["minSm"]} or later; target "{target.name}" is SM {target.sm}'
     else:

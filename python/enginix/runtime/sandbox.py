@@ -280,9 +280,13 @@ def find_bubblewrap() -> str:
     """Return the path of the bubblewrap program.
 
     Raises:
-        MachineError: bubblewrap is not installed.
+        MachineError: bubblewrap is not installed, or $ENGINIX_BWRAP names something else.
     """
-    program = os.environ.get("ENGINIX_BWRAP") or shutil.which("bwrap")
+    named = os.environ.get("ENGINIX_BWRAP")
+    program = shutil.which(named or "bwrap")
+    if not program and named:
+        fix = "unset it, or name bubblewrap"
+        raise MachineError(f"{named} is no program", where="ENGINIX_BWRAP", fix=fix)
     if not program:
         raise MachineError(
             "bubblewrap is not installed",

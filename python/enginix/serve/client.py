@@ -33,12 +33,21 @@ class TritonClient:
 
     def ready(self) -> bool:
         """Tell whether all models are loaded, which does not mean that they can answer."""
+        return self._is_ok("/v2/health/ready", self._timeout)
+
+    def live(self) -> bool:
+        """Tell whether the server answers within some seconds."""
+        return self._is_ok("/v2/health/live", min(5.0, self._timeout))
+
+    def _is_ok(self, path: str, timeout: float) -> bool:
+        connection = http.client.HTTPConnection(*self._address, timeout=timeout)
         try:
-            connection = self._connection()
-            connection.request("GET", "/v2/health/ready")
+            connection.request("GET", path)
             return connection.getresponse().status == 200
         except (OSError, http.client.HTTPException):
             return False
+        finally:
+            connection.close()
 
     def generate(self, model: str, body: dict[str, Any]) -> dict[str, Any]:
         """Return one answer.

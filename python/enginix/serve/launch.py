@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from enginix import ports
 from enginix.errors import UsageError
 from enginix.machine.driver import Driver
 from enginix.runtime.sandbox import Sandbox, make_read_binds
@@ -126,12 +128,15 @@ class LaunchSpec:
 
     def _endpoint_options(self) -> list[str]:
         e = self.endpoints
+        is_ipv6 = ":" in e.host
+        # libevent and gRPC spell an IPv6 address differently, and Triton passes both on as they are.
+        libevent_host, grpc_host = (f"ipv6:{e.host}", f"[{e.host}]") if is_ipv6 else (e.host, e.host)
         words = [
             "--model-control-mode=none",
             # With --http-address alone, gRPC would listen on 0.0.0.0.
-            f"--http-address={e.host}",
-            f"--grpc-address={e.host}",
-            f"--metrics-address={e.host}",
+            f"--http-address={libevent_host}",
+            f"--grpc-address={grpc_host}",
+            f"--metrics-address={libevent_host}",
             f"--http-port={e.http}",
         ]
         words.append("--allow-grpc=false" if e.grpc is None else f"--grpc-port={e.grpc}")
@@ -287,6 +292,28 @@ def check_environ(given: Iterable[str]) -> dict[str, str]:
             )
         variables[name] = value
     return variables
+
+
+def check_host(host: str) -> str:
+    """Return a listen address that Triton can bind.
+
+    Raises:
+        UsageError: not an IP address, or one with a zone.
+    """
+    ports.address_family(host)
+    if "%" in host:
+        raise UsageError(
+            f"{host!r} names a zone, which Triton's HTTP listener cannot bind",
+            where="--host",
+            fix="an address without a zone, or ::",
+        )
+    if (mapped := getattr(ipaddress.ip_address(host), "ipv4_mapped", None)) is not None:
+        raise UsageError(
+            f"{host!r} is an IPv4 address as IPv6 writes it, which Triton's HTTP listener cannot bind",
+            where="--host",
+            fix=str(mapped),
+        )
+    return host
 
 
 def check_exit_timeout(seconds: int) -> int:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from enginix.console import Heartbeat
 from enginix.errors import GateError, MachineError
 from enginix.kinds.registry import DEFAULT_KIND, find_triton_support
 from enginix.manifest import Manifest
 from enginix.serve.client import TritonClient
-from enginix.serve.supervisor import StartError, SupervisedServer
 from enginix.triton.contract import ENSEMBLE, EXECUTOR, EXECUTOR_KEY
+
+if TYPE_CHECKING:
+    from enginix.serve.supervisor import SupervisedServer
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ def await_ready(
             _check_golden(client, expected, server.executor_key)
         client.generate(model, request)
     except MachineError as e:
+        # What starts a server is not there where one is only asked.
+        from enginix.serve.supervisor import StartError
+
         server.check_running()
         raise StartError(
             f"loaded, but does not answer: {e.what}",

@@ -7,10 +7,8 @@ import contextlib
 import os
 import re
 import secrets
-import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,9 +25,12 @@ from enginix.process_group import (
 )
 from enginix.runtime.child import Child
 from enginix.serve import hosts, ranks
+from enginix.serve.hang_watch import HUNG_LOOKS, HangWatch
 from enginix.serve.launch import AGENT, LaunchSpec, link_repository, unbatch_reference
+from enginix.serve.preflight import SHM
+from enginix.serve.state_directory import StateDirectory
 from enginix.serve.tritonserver import STUB
-from enginix.triton.contract import ENSEMBLE, EXECUTOR_KEY
+from enginix.triton.contract import ENSEMBLE, EXECUTOR_KEY, HEARTBEATS
 
 LAST_LINES = 400
 WATCH_SECONDS = 1.0
@@ -63,13 +64,14 @@ class SupervisedServer:
         self._heard: dict[int, float] = {}
         self._said: dict[int, str] = {}
         self._prefix = f"enginix-{secrets.token_hex(6)}-"
-        self._state = Path(tempfile.mkdtemp(prefix="enginix-serve-"))
+        self._directory = StateDirectory()
+        self._state = self._directory.path
         self.executor_key = secrets.token_urlsafe(24)
         self._child: Child | None = None
         try:
             self.process = self._started()
         except (OSError, EnginixError) as e:
-            shutil.rmtree(self._state, ignore_errors=True)
+            self._directory.remove()
             if isinstance(e, EnginixError):
                 raise
             raise StartError(f"cannot start: {e.strerror}", where=str(spec.server.program)) from e
@@ -87,6 +89,7 @@ class SupervisedServer:
         key = os.open(self._state / EXECUTOR_KEY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(key, "w", encoding="ascii") as f:
             f.write(self.executor_key)
+        (self._state / HEARTBEATS).mkdir(0o700)
         if spec.agent is not None:
             (self._state / AGENT).write_text(spec.agent.script(), "utf-8")
             (self._state / AGENT).chmod(0o700)
@@ -124,7 +127,17 @@ class SupervisedServer:
         if (status := self.process.poll()) is not None:
             self._reader.join(5)
             raise explain_exit(list(self._lines), status, self.plan.hosts)
+        self._close_shared_memory()
         self._check_ranks()
+
+    def _close_shared_memory(self) -> None:
+        """Take away other users' right to read the server's shared memory.
+
+        Triton's Python backend makes it by Boost.Interprocess, which sets mode 0644 whatever the umask is.
+        """
+        for region in SHM.glob(f"{self._prefix}*"):
+            with contextlib.suppress(OSError):
+                region.chmod(0o600)
 
     def _check_ranks(self) -> None:
         if self.plan.ranks == 1:
@@ -177,18 +190,23 @@ class SupervisedServer:
             fix=f"look at that rank's GPU and at links between GPUs; the others' last lines:{others}",
         )
 
-    def wait(self) -> int:
+    def wait(self, is_live: Callable[[], bool] = lambda: True) -> int:
         """Wait for the server's end; returns its exit status, negative for a signal.
+
+        Args:
+            is_live: asks the server whether it lives; takes seconds at most.
 
         Raises:
             StartError: a Python model's process ended. Triton 2.51 does not start it again and stays ready,
-                while every request to it fails; only a restart helps.
+                while every request to it fails; only a restart helps. Or a process hangs.
         """
         models = self._models()
+        watch = HangWatch(self._state / HEARTBEATS, is_live)
         while True:
             try:
                 status = self.process.wait(WATCH_SECONDS)
             except subprocess.TimeoutExpired:
+                self._close_shared_memory()
                 self._check_ranks()
                 running = self._models()
                 # The server itself may be ending: then its status is the better reason.
@@ -198,6 +216,14 @@ class SupervisedServer:
                     raise StartError(
                         f"its process (of id {gone[0]}) ended",
                         where=models[gone[0]],
+                        fix="start the server again",
+                    ) from None
+                if (hung := watch.find_hung()) and self.process.poll() is None:
+                    # What waits for it waits in vain.
+                    self._cannot_answer = True
+                    raise StartError(
+                        f"it hangs: no sign of life for {HUNG_LOOKS * WATCH_SECONDS:.0f} s",
+                        where=hung,
                         fix="start the server again",
                     ) from None
                 continue
@@ -281,9 +307,9 @@ class SupervisedServer:
     def _clean(self) -> None:
         if self._child is not None:
             self._child.__exit__()
-        for left in Path("/dev/shm").glob(f"{self._prefix}*"):
+        for left in SHM.glob(f"{self._prefix}*"):
             left.unlink(missing_ok=True)
-        shutil.rmtree(self._state, ignore_errors=True)
+        self._directory.remove()
 
     def _read(self) -> None:
         stream = self.process.stdout

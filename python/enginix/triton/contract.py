@@ -14,6 +14,8 @@ ENSEMBLE = "ensemble"
 # File in the server's private directory with a key. A request parameter with this key may use the executor of
 # kind ``reference``; the readiness check sends it.
 EXECUTOR_KEY = "enginix_key"
+# Directory in the server's private directory: the processes of kind ``reference`` give signs of life there.
+HEARTBEATS = "heartbeats"
 
 
 @dataclass(frozen=True)

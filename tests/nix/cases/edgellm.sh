@@ -60,13 +60,31 @@ test_edgellm_gpu_without_payload_names_those_that_have_one() {
   ! with_edge eval '(edge { target = "h200"; }).name' &&
     says 'no payload for SM 90 (target "h200")' && says 'SM 80, 86, 100, 120 on x86_64-linux' && says 'kind = "tensorrt"' &&
     ! with_edge eval '(edge { target = "gb10"; }).name' && says 'no payload for SM 121' && says 'build it for aarch64-linux' &&
-    says 'kind = "llmapi"' && ! says 'kind = "tensorrt"' >/dev/null
+    says 'kind = "llmapi"' && ! says 'kind = "tensorrt"' >/dev/null &&
+    ! with_edge eval '(edge { target = "gb200"; }).name' &&
+    says 'no payload for SM 100 (target "gb200") on aarch64-linux' && ! says 'build it for' >/dev/null
 }
 
 test_edgellm_format_against_gpu() {
   ! with_edge eval '(edge { target = "a100-80gb"; model = quantized "nvfp4" "NVFP4"; }).name' &&
     says 'NVFP4 needs SM 100 or later; target "a100-80gb" is SM 80' &&
     ! with_edge eval '(edge { model = quantized "x" "W4A8_AWQ"; }).name' && says 'unknown quantization "W4A8_AWQ"'
+}
+
+# What Python refuses of a model is refused at evaluation, where its lock tells it.
+test_edgellm_models_that_no_export_expresses() {
+  local of='m: (edge { model = changed "m" "" m; }).name'
+  ! with_edge eval "($of) { model = { quantizationMethod = \"awq\"; }; }" && says 'quantized by awq' && says mkQuantized &&
+    ! with_edge eval "($of) { model = { architecture = \"Qwen3ForCausalLM\"; modelType = \"qwen2\"; }; }" && says 'has qwen3' &&
+    ! with_edge eval "($of) { quantization = \"W4A16_AWQ\"; model = { kvCacheQuantization = \"FP8\"; }; }" &&
+    says 'ignores the FP8 KV cache' && says 'without kvCache' &&
+    with_edge eval "($of) { quantization = \"FP8\"; model = { kvCacheQuantization = \"FP8\"; }; }" &&
+    ! with_edge eval "($of) { fileNames = [ \"model.safetensors\" \"tokenizer.model\" ]; }" && says 'no tokenizer.json' &&
+    ! with_edge eval "($of) { fileNames = [ \"pytorch_model.bin\" \"tokenizer.json\" ]; }" && says 'no .safetensors' &&
+    ! with_edge eval "($of) { fileNames = [ \"a.safetensors\" \"tokenizer.json\" \"additional_chat_templates/t.jinja\" ]; }" &&
+    says 'named chat templates' &&
+    ! with_edge eval '(edge { model = builtins.path { path = root + "/tests/models/tiny-qwen3"; name = "m"; }; }).export.name' &&
+    says 'it has no modelName' && says 'runCommand'
 }
 
 test_edgellm_arguments() {

@@ -111,7 +111,7 @@ test_nixos_unit_of_an_image_has_the_image_as_root() {
     image = { root = "/nix/store/x-root"; rootfs = "/nix/store/x-rootfs"; directories = [ "usr" "opt" ]; };' "$tmp/big.service" &&
     cp "$tmp/big.service" "$out" && says RootDirectory=/nix/store/x-root &&
     says 'BindReadOnlyPaths=-/nix/store/x-rootfs/opt:/opt' && says '"--tritonserver" "/opt/tritonserver"' &&
-    says 'PATH=/opt/venv-tritonserver/bin' && says '"check" "/nix/store/x-big-engine"' && says '"--gpus" "0,1"' && ! grep -q IPAddressDeny "$out"
+    says 'PATH=/opt/venv-tritonserver/bin' && says 'TemporaryFileSystem=/dev/shm:mode=1777' && says TemporaryFileSystem=/run && says '"--gpus" "0,1"' && ! grep -q IPAddressDeny "$out"
 }
 
 # systemd must wait longer than the server itself does, or answers under way would be cut off.
@@ -123,6 +123,17 @@ test_nixos_unit_stops_later_than_the_server() {
     says "\"--exit-timeout\" \"$seconds\"" && [ "$(sed -n 's/TimeoutStopSec=//p' "$out")" -gt $((seconds + 10)) ] &&
       [ "$(sed -n 's/TimeoutStartSec=//p' "$out")" -gt "$seconds" ] || return 1
   done
+}
+
+# What would fail again is not started again: exit codes of enginix; of other programs, a number of tries.
+test_nixos_unit_does_not_restart_in_vain() {
+  local status
+  unit 'settings = { memoryMax = "8G"; tasksMax = 512; };' "$tmp/t.service" && cp "$tmp/t.service" "$out" && says MemoryMax=8G && says TasksMax=512 &&
+    for status in 1 2 3; do says "RestartPreventExitStatus=$status" || return 1; done &&
+    unit "${unit_gateway/keyFile/memoryMax = \"2G\"; tasksMax = 256; keyFile}" "$tmp/t.service" && cp "$tmp/t.service" "$out" &&
+    says RestartPreventExitStatus=3 && says MemoryMax=2G && says TasksMax=256 &&
+    unit "$unit_own" "$tmp/t.service" && cp "$tmp/t.service" "$out" && says StartLimitBurst=10 && ! grep -q RestartPrevent "$out" && says '"check" "/x-engine"' &&
+    unit '' "$tmp/t.service" && cp "$tmp/t.service" "$out" && ! grep -q 'MemoryMax\|TasksMax\|StartLimit' "$out"
 }
 
 # A program that notifies only when it can answer must be started by a unit that waits for that.

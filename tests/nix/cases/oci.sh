@@ -7,18 +7,28 @@ image_of() { # arguments of mkOciImage beside the server, where the archive goes
   "$tmp/stream" >"$2" 2>"$out"
 }
 
+# A command inside the unpacked image, with no network but its own.
+contained() { # command
+  quietly timeout 240 bwrap --unshare-all --uid 10001 --gid 10001 --die-with-parent --clearenv --setenv HOME /tmp --setenv PATH /usr/bin:/bin \
+    --ro-bind "$tmp/root/nix" /nix --ro-bind /usr /usr --symlink usr/bin /bin --symlink usr/lib /lib \
+    --symlink usr/lib64 /lib64 --proc /proc --dev /dev --perms 1777 --tmpfs /tmp --chdir /tmp "$@"
+}
+
 test_oci_image_is_what_it_says_and_answers() {
   slow || return
   image_of '' "$tmp/image.tar" && image_of '' "$tmp/again.tar" || return 1
   quietly cmp "$tmp/image.tar" "$tmp/again.tar" && quietly python3 tests/nix/image.py unpack "$tmp/image.tar" "$tmp/root" || return 1
   # What the configuration says is what is started, as its user, in its root.
   command -v bwrap >/dev/null || return 0
-  local words
+  local words probe
   mapfile -t words < <(python3 tests/nix/image.py words "$tmp/image.tar")
-  quietly timeout 120 bwrap --unshare-all --uid 10001 --gid 10001 --die-with-parent --clearenv --setenv HOME /tmp --setenv PATH /usr/bin:/bin \
-    --ro-bind "$tmp/root/nix" /nix --ro-bind /usr /usr --symlink usr/bin /bin --symlink usr/lib /lib \
-    --symlink usr/lib64 /lib64 --proc /proc --dev /dev --perms 1777 --tmpfs /tmp --chdir /tmp \
-    "${words[@]}" --http-port 0 --grpc-port 0 --metrics-port 0 --ask 'Once upon a time' --max-tokens 8 --exit-after-ask &&
+  mapfile -t probe < <(python3 tests/nix/image.py probe "$tmp/image.tar")
+  # The health check has nothing but the image either: no server answers, then one does.
+  contained "${probe[@]}" --timeout 1
+  says 'no answer after 1 s' || return 1
+  contained sh -c '"$@" & tries=6; while [ $tries -gt 0 ]; do '"$(printf '%q ' "${probe[@]}")"' && exit; tries=$((tries - 1)); done; exit 1' \
+    sh "${words[@]}" --grpc-port 0 --metrics-port 0 || return 1
+  contained "${words[@]}" --http-port 0 --grpc-port 0 --metrics-port 0 --ask 'Once upon a time' --max-tokens 8 --exit-after-ask &&
     says 'tiny-qwen3 answers at' && says 'finish reason length'
 }
 
@@ -38,7 +48,7 @@ refused_image() { # arguments of mkOciImage, words
 }
 
 test_oci_image_refuses_at_evaluation() {
-  local server='{ kind = "tensorrt"; runtime = "trtllm-1.2.1"; modelName = "m"; repo = "/x"; httpPort = 8000; grpcPort = 8001; metricsPort = 8002;
+  local server='{ kind = "tensorrt"; runtime = "trtllm-1.2.1"; modelName = "m"; repo = "/x"; httpPort = 8000; grpcPort = 8001; metricsPort = 8002; serveWords = [ ];
     engine.runtimePackage.image = "26.06"; meta = { description = "d"; mainProgram = "m"; }; outPath = "/x"; }'
   refused_image "{ server = $server; }" 'pass base = dockerTools.pullImage { imageName = "nvcr.io/nvidia/tritonserver"' &&
     refused_image "{ server = $server; base.imageName = \"debian\"; }" 'base is debian, but the engine was built for nvcr.io/nvidia/tritonserver' &&
@@ -58,8 +68,39 @@ kubernetes() { # arguments of mkKubernetes, of the image
     } // $1)).manifests" --raw && grep -a '^{' "$out" >"$tmp/manifests.json"
 }
 
+# What is true of the container, and of the Pod.
+container_has() { # jq expressions
+  local expression
+  for expression; do
+    quietly jq -e ".items[0].spec.template.spec.containers[0] | $expression" "$tmp/manifests.json" || return 1
+  done
+}
+pod_has() { # jq expressions
+  local expression
+  for expression; do
+    quietly jq -e ".items[0].spec.template.spec | $expression" "$tmp/manifests.json" || return 1
+  done
+}
+
 test_kubernetes_manifests_hold_together() {
   kubernetes '{ serviceMonitor = true; replicas = 2; }' && quietly valid_manifests 0 &&
+    # Every time from one place: the server's, or the arguments here, which reach it.
+    kubernetes '{ exitTimeout = 300; startTimeout = 1800; drainDelay = 5; }' && quietly valid_manifests 0 &&
+    container_has '.lifecycle.preStop.sleep.seconds == 5' '.args == ["--start-timeout", "1800", "--exit-timeout", "300"]' \
+      '.startupProbe.failureThreshold == 360' && pod_has '.terminationGracePeriodSeconds == 325' &&
+    kubernetes '{ }' '{ server = e.mkTritonServer { inherit (e.catalogue.tiny-qwen3.triton-server) repo; exitTimeout = 120; startTimeout = 900; }; }' &&
+    quietly valid_manifests 0 && container_has '.args == ["--start-timeout", "900", "--exit-timeout", "120"]' '.startupProbe.failureThreshold == 180' &&
+    pod_has '.terminationGracePeriodSeconds == 155' &&
+    kubernetes '{ drainDelay = 0; }' && quietly valid_manifests 0 && container_has '(.lifecycle | not)' &&
+    kubernetes '{ serviceMonitor = true; serviceMonitorLabels.release = "prometheus"; imagePullSecrets = [ "registry" ]; runtimeClassName = "nvidia";
+        podLabels.team = "a"; podAnnotations.note = "b"; topologyKey = "topology.kubernetes.io/zone"; }' && quietly valid_manifests 0 &&
+    pod_has '.imagePullSecrets == [{name: "registry"}]' '.runtimeClassName == "nvidia"' \
+      '.topologySpreadConstraints[0].topologyKey == "topology.kubernetes.io/zone"' &&
+    quietly jq -e '.items[] | select(.kind == "ServiceMonitor") | .metadata.labels.release == "prometheus"' "$tmp/manifests.json" &&
+    quietly jq -e '.items[0].spec.template.metadata | .labels.team == "a" and .annotations.note == "b"' "$tmp/manifests.json" &&
+    # The memory of weights that the plan counts, for each rank.
+    kubernetes '{ }' '{ kind = "tensorrt"; server = { repo = { }; engine = { parallel.tensorParallel = 8; request.plan.weights = 17 * 1024 * 1024 * 1024; }; }; }' &&
+    quietly valid_manifests 8 && container_has '.resources.requests.memory == "144Gi"' '.resources.requests.cpu == "18"' &&
     kubernetes '{ nodeSelector."nvidia.com/gpu.product" = "NVIDIA-H200"; }' \
       '{ server = { repo.device = "cuda"; engine = { }; }; }' &&
     quietly valid_manifests 1 &&
@@ -96,7 +137,7 @@ test_kubernetes_several_nodes_of_an_image() {
   # kubectl is in the image, and its path where enginix serve looks for it.
   kubernetes '{ nodes = 2; gpusPerNode = 8; reference = "registry.example/enginix/m:1"; image = e.mkOciImage {
       server = { kind = "tensorrt"; runtime = "trtllm-1.2.1"; modelName = "m"; repo = "/x"; httpPort = 8000; grpcPort = 8001;
-        metricsPort = null; engine = { runtimePackage.image = "26.06"; parallel = { tensorParallel = 8; pipelineParallel = 2; }; };
+        metricsPort = null; serveWords = [ ]; engine = { runtimePackage.image = "26.06"; parallel = { tensorParallel = 8; pipelineParallel = 2; }; };
         meta = { description = "d"; mainProgram = "m"; }; outPath = "/x"; };
       base.imageName = "nvcr.io/nvidia/tritonserver"; kubectl = "/kubectl"; }; }' &&
     quietly valid_manifests 8 nodes=2 && grep -q -- '/enginix","ready"' "$tmp/manifests.json" &&
@@ -123,6 +164,17 @@ test_kubernetes_several_nodes_refused_at_evaluation() {
     refused_image '{ kubectl = "/k"; }' 'a server of kind reference is on one'
 }
 
+# Real servers are replaced under load, while their endpoints go late; without the drain requests are lost.
+test_kubernetes_rollout_loses_nothing() {
+  slow || return
+  local python
+  python=$(tests/hostpkgs/environments.sh dev)/bin/python
+  kubernetes '{ drainDelay = 6; exitTimeout = 40; }' &&
+    quietly env PYTHONPATH=python "$python" tests/nix/kubernetes_rollout.py "$tmp/manifests.json" && says ' 0 lost' &&
+    refuses env PYTHONPATH=python "$python" tests/nix/kubernetes_rollout.py "$tmp/manifests.json" --without-drain &&
+    says 'lost in 2 replacements' && says 'no answer'
+}
+
 # Fields that checks of ours do not look at, misspelt or of another type.
 test_kubernetes_schemas_notice_what_is_wrong() {
   local change
@@ -133,7 +185,7 @@ test_kubernetes_schemas_notice_what_is_wrong() {
       refuses valid_manifests 0 && says kubernetes_validate.utils.ValidationError || return 1
   done
   kubernetes '{ nodes = 2; gpusPerNode = 8; }' "$spread" && cp "$tmp/manifests.json" "$tmp/several.json" && quietly valid_manifests 8 nodes=2 || return 1
-  for change in 's/"enableServiceLinks"/"enableServiceLink"/' 's/"terminationGracePeriodSeconds":50/"terminationGracePeriodSeconds":"50"/2' \
+  for change in 's/"enableServiceLinks"/"enableServiceLink"/' 's/"terminationGracePeriodSeconds":65/"terminationGracePeriodSeconds":"65"/2' \
     's/"apiGroups":\[""\]/"apiGroups":""/' 's/"roleRef":{/"roleRef":{"namespace":"x",/'; do
     sed "$change" "$tmp/several.json" >"$tmp/manifests.json" && ! cmp -s "$tmp/several.json" "$tmp/manifests.json" &&
       refuses valid_manifests 8 nodes=2 && says kubernetes_validate.utils.ValidationError || return 1
@@ -145,5 +197,7 @@ test_kubernetes_refuses_at_evaluation() {
     ! kubernetes '{ name = "Tiny"; }' && says 'not a valid Kubernetes name' && ! kubernetes '{ replicsa = 1; }' && says 'unknown argument "replicsa"' &&
     ! kubernetes '{ apiKeySecret = "k"; }' && says 'Triton asks for no key' &&
     ! kubernetes '{ gpus = 1; }' '{ kind = "tensorrt"; server = { repo = { }; engine.parallel = { tensorParallel = 2; }; }; }' && says 'the engine has 2 ranks' &&
+    ! kubernetes '{ drainDelay = -1; }' && says 'drainDelay = -1' && ! kubernetes '{ replicas = -1; }' && says 'replicas = -1' &&
+    ! kubernetes '{ serviceMonitorLabels.a = "b"; }' && says 'serviceMonitor is off' &&
     ! kubernetes '{ serviceMonitor = true; }' '{ kind = "edgellm"; server.engine = { }; ports.http = 8000; }' && says 'no metrics port'
 }

@@ -38,7 +38,7 @@ PY
   local bad own
   bad=$(nix-store --add "$place/bad") && own=$(nix-store --add "$place/own") || return 1
   generation 'settings.startTimeout = 60;' "$place/units" &&
-    generation 'settings = { startTimeout = 60; exitTimeout = 31; };' "$place/next" &&
+    generation 'settings = { startTimeout = 60; exitTimeout = 31; memoryMax = "16G"; tasksMax = 999; };' "$place/next" &&
     generation "settings = { startTimeout = 60; repo = { outPath = \"$bad\"; kind = \"reference\"; runtime = \"reference\"; }; };" "$place/broken" &&
     generation "name = \"own\"; settings = { httpPort = 8100; startTimeout = 60; apiKeyFile = \"/run/secrets/key\"; engine = {
         outPath = \"/x-engine\"; kind = \"edgellm\"; runtime = \"edgellm-0.11.0\"; modelName = \"m\"; }; };

@@ -164,3 +164,18 @@ test_whole_edgellm() {
   whole_edge "gated { gates = null; name = \"whole-$EPOCHREALTIME\"; }" && ! grep -q 'not gated' "$tmp/whole-edge" || return 1
   whole_edge "engine { name = \"whole-$EPOCHREALTIME\"; }" && cp "$tmp/whole-edge" "$out" && says "note: not gated: the engine's answers were not compared"
 }
+
+# What `enginix up --print-nix` prints is an expression over this flake's functions.
+test_up_prints_an_expression_that_evaluates() {
+  local format
+  for format in '' '--format fp8'; do
+    # shellcheck disable=SC2086 # words
+    PYTHONPATH="$root/python" "$(tests/hostpkgs/environments.sh dev)/bin/python" -m enginix up "$root/tests/models/tiny-qwen3.lock.json" $format --print-nix >"$tmp/up.nix" || return 1
+    cp "$root/tests/models/tiny-qwen3.lock.json" "$tmp/"
+    with_lib eval "(import $tmp/up.nix e).drvPath" --raw && says '.drv' || return 1
+  done
+}
+
+test_up_app_has_its_servers() {
+  quietly "$nix" eval --raw "$root#apps.x86_64-linux.up.program" && says '/bin/up'
+}

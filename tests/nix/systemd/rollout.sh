@@ -80,6 +80,12 @@ systemctl restart "$unit"
 [ "$(pid)" != "$old" ] || fail 'it was not restarted'
 answers || fail 'the new generation does not answer'
 
+[ "$(systemctl show --property=TasksMax --value "$unit")" = 999 ] || fail 'it has another limit of tasks'
+[ "$(systemctl show --property=MemoryMax --value "$unit")" = $((16 << 30)) ] || fail 'it has another limit of memory'
+# Its shared memory is its own.
+! ls /dev/shm/enginix-* >/dev/null 2>&1 || fail 'others see its shared memory'
+nsenter --target "$(pid)" --mount ls /dev/shm | grep -q '^enginix-' || fail 'it has no shared memory'
+
 # The gateway before it, with the keys of two files that root alone reads.
 mkdir -m 700 /run/secrets
 (umask 077 && echo the-key-of-the-operator >/run/secrets/operator && echo the-key-of-alice-0 >/run/secrets/alice)
@@ -96,6 +102,14 @@ systemctl stop enginix-gateway.service
 
 systemctl stop "$unit"
 [ "$(systemctl show --property=Result --value "$unit")" = success ] || fail 'it did not end well'
+
+# One that would fail again, for its golden tokens are not its engine's, is not started again.
+cp "$here/broken/$unit" "$here/units/$unit"
+systemctl daemon-reload
+! systemctl start "$unit" || fail 'a broken generation starts'
+sleep 12 # RestartSec is 10
+[ "$(systemctl show --property=ActiveState,NRestarts --value "$unit" | xargs)" = '0 failed' ] ||
+  [ "$(systemctl show --property=ActiveState,NRestarts --value "$unit" | xargs)" = 'failed 0' ] || fail 'it is started again and again'
 
 # An engine's own server (a stand-in): started when it has answered to the key that systemd hands over.
 (umask 077 && echo 'a-key-of-the-operator' >/run/secrets/key)

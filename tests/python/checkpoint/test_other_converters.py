@@ -215,3 +215,20 @@ def test_tensorrt_llm_is_missing_here(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="tensorrt_llm"):
         convert_with_tensorrt_llm(_gptj(tmp_path / "model"), tmp_path / "out", ConvertOptions())
     assert list(tmp_path.iterdir()) == [tmp_path / "model"]
+
+
+def test_the_own_converter_takes_what_its_table_describes() -> None:
+    """nix/check/checkpoint.nix reads converters.json, conversion reads architectures.json."""
+    own = load_table("converters")["converters"]["enginix"]["architectures"]
+    described = load_table("architectures")["architectures"]
+    assert own.keys() == described.keys()
+    assert {name: row["source"] for name, row in own.items()} == {
+        n: r["source"] for n, r in described.items()
+    }
+
+
+def test_no_remedy_of_a_format_is_a_converter_that_refuses_it() -> None:
+    """Other converters take unquantized models only."""
+    table = load_table("number_formats")
+    for row in (*table["algorithms"].values(), *table["methods"].values()):
+        assert "--converter" not in (row["instead"] or "")

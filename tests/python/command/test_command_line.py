@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from enginix import cli
+from enginix import cli, errors
 from enginix.wording import count_noun, with_article
 
 ROOT = Path(__file__).parents[3]
@@ -78,20 +79,64 @@ def test_a_broken_pipe_elsewhere_is_no_quiet_end(
             "--tensor-parallel in place of --",
         ),
         (["serve", "a", "--tritonsever=x"], "--tritonserver in place of --tritonsever"),
+        (["cache", "prune", "--kep", "2"], "--keep in place of --kep"),
+        (["convert"], "enginix convert --help"),
     ],
 )
 def test_the_nearest_word_is_named(words: list[str], fix: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(words)
-    assert ended.value.code == 2 and f"fix: {fix}" in capsys.readouterr().err
+    assert cli.main(words) == 2 and f"fix: {fix}" in capsys.readouterr().err
 
 
 def test_a_removed_command_names_what_replaces_it(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["openai-frontend", "--rootfs", "r"])
+    assert cli.main(["openai-frontend", "--rootfs", "r"]) == 2
     error = capsys.readouterr().err
-    assert ended.value.code == 2
     assert "openai-frontend was removed" in error and "fix: enginix gateway" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "kind"),
+    [
+        (["locks", "--json"], 2, "usage"),
+        (["convert", "--json"], 2, "usage"),
+        (["cache", "prune", "--keep", "many", "--json"], 2, "usage"),
+        (["lock", "--check", "none.json", "--json"], 3, "lock"),
+    ],
+)
+def test_a_failure_is_one_json_object(
+    words: list[str], code: int, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == code
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["error"], printed["exitCode"]) == (kind, code) and printed["what"]
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt, 130), (ZeroDivisionError, 70)])
+def test_an_interrupt_and_a_bug_are_json_too(
+    raised: type[BaseException],
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from enginix.cli.models import target
+
+    def end_early(_: object) -> int:
+        raise raised
+
+    monkeypatch.setattr(target, "run", end_early)
+    assert cli.main(["target", "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["exitCode"] == code
+
+
+def test_json_of_another_program_is_not_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["runtime", "run", "none", "--", "tool", "--json"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_help_lists_every_exit_code() -> None:
+    codes = {
+        value for name, value in vars(errors).items() if name.startswith("EXIT_") and name != "EXIT_CODES"
+    }
+    assert codes == set(errors.EXIT_CODES)
 
 
 @pytest.mark.parametrize(

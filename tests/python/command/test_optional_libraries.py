@@ -54,6 +54,9 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "ready": ("--help", None),
     "rollout": ("--help", None),
     "gateway": ("{t}/gateway.json", "gateway"),
+    "up": ("{model}", "gateway"),
+    "doctor": ("--offline", None),
+    "chat": ("--url http://127.0.0.1:9/v1", None),
 }
 
 

@@ -212,3 +212,26 @@ def test_any_changed_value_is_seen(
     words = [edge, HERE / "check_export.py", damaged, models(name)]
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "weight" in done.stderr, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "ends", "note"),
+    [
+        ([7], 2, [2, 7], "also ends answers at 2"),
+        ([2, 0], 2, [2, 0], ""),
+        (None, [2, 5], [2, 5], ""),
+    ],
+)
+def test_end_tokens_are_those_that_the_engine_stops_at(
+    generation: list[int] | None, config: object, ends: list[int], note: str, enginix: Run, model: Path
+) -> None:
+    """The exporter joins both files, where transformers reads the first that has one."""
+    raw = json.loads((model / "config.json").read_text()) | {"eos_token_id": config}
+    (model / "config.json").write_text(json.dumps(raw))
+    text = json.dumps({} if generation is None else {"eos_token_id": generation})
+    (model / "generation_config.json").write_text(text)
+    done = enginix("edgellm-export", model, "-o", model.parent / "e")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((model.parent / "e/enginix.json").read_text())["model"]["endTokens"] == ends
+    assert json.loads((model.parent / "e/llm/config.json").read_text())["eos_token_id"] == ends
+    assert note in done.stderr and ("ends answers" in done.stderr) == bool(note)

@@ -142,6 +142,13 @@ def test_products() -> None:
         "rtx-4090": "NVIDIA GeForce RTX 4090",
         "l40s": "NVIDIA L40S",
         "a100-80gb": "NVIDIA A100-SXM4-80GB",
+        "rtx-4070": "NVIDIA GeForce RTX 4070",
+        "rtx-4070-ti": "NVIDIA GeForce RTX 4070 Ti",
+        "rtx-4070-ti-super": "NVIDIA GeForce RTX 4070 Ti SUPER",
+        "rtx-4070-laptop": "NVIDIA GeForce RTX 4070 Laptop GPU",
+        "rtx-4000-ada": "NVIDIA RTX 4000 Ada Generation",
+        "rtx-4000-sff-ada": "NVIDIA RTX 4000 SFF Ada Generation",
+        "h100-nvl": "NVIDIA H100 NVL",
     }
     for name, reported in named.items():
         assert target.find_target(name).is_product(reported), name
@@ -149,6 +156,19 @@ def test_products() -> None:
         assert not any(target.find_target(n).is_product(reported) for n in others), name
     with pytest.raises(UsageError, match="did you mean h200"):
         target.find_target("h2000")
+
+
+def test_parts_of_one_name_and_two_sizes_of_memory() -> None:
+    def named(reported: str, sm: int, memory: int) -> str:
+        return target.name_target(target.MachineGpu(0, reported, "GPU-0", sm, memory << 20, memory << 20))
+
+    assert named("NVIDIA GeForce RTX 4060 Ti", 89, 16380) == "rtx-4060-ti-16gb"
+    assert named("NVIDIA GeForce RTX 4060 Ti", 89, 8188) == "rtx-4060-ti-8gb"
+    assert named("NVIDIA H100 PCIe", 90, 81559) == "h100"
+    assert named("NVIDIA GeForce RTX 4090", 89, 24564) == "rtx-4090"
+    # The table lacks it: SM and memory name it, and that name is a target.
+    name = named("NVIDIA T1000 8GB", 75, 8192)
+    assert name == "sm75-8gb" and target.find_target(name).is_product("NVIDIA T1000 8GB")
 
 
 @pytest.mark.parametrize(

@@ -25,4 +25,4 @@ def test_some_targets_without_a_driver(tmp_path, capsys, monkeypatch) -> None:
     said = capsys.readouterr().out
     assert "engines of kind tensorrt take no INT8, INT4" in said and "shared with the CPU" in said
     assert "memory unknown" in said and said.count("source:") == 3 and "here" not in said
-    assert main(["target", "h20"]) == 2 and "did you mean h200" in capsys.readouterr().err
+    assert main(["target", "h2000"]) == 2 and "did you mean h200" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from enginix.kinds.tensorrt.build.effective_build import parse_arguments
 from enginix.kinds.tensorrt.build.engine_checkpoint import BuildCheckpoint
 from enginix.kinds.tensorrt.build.option_rules import BuildFacts, resolve_options
 from enginix.kinds.tensorrt.build.request import BuildRequest, predict_effective_build
+from enginix.machine.gpu_table import find_gpu
 from enginix.machine.target import find_target
 from enginix.runtime import table as runtimes
 from enginix.runtime.preflight import check_support
@@ -55,11 +56,46 @@ def said(call: Any) -> Any:
         return None
 
 
+# As people write them; the names that were unknown once are among them.
+GPU_NAMES = [
+    *("rtx-4080", "rtx-4070", "rtx-3060", "rtx-5070-ti", "t4"),
+    *("a30", "l20", "h20", "h100-nvl", "h200-nvl"),
+    *("rtx-2080-ti", "rtx-pro-2000", "rtx-a5000", "v100", "a10g"),
+    *("vr200", "a100", "sm89-16gb", "sm120-12gb", "sm103"),
+    *("SM75-8GB", "RTX 4090", "GeForce RTX 4090", "rtx4080", "Tesla T4"),
+    *("NVIDIA GeForce RTX 4070 Ti SUPER", "A100 80GB", "NVIDIA H100 NVL", "RTX 6000 Ada", "DGX Spark"),
+    *("Jetson AGX Thor", "RTX_PRO_6000", "l40s", "L40S", "RTX 4060 Ti"),
+    *("rtx-5060-ti", "rtx-3080", "A800", "rtx-a2000", "jetson-agx-orin"),
+]
+UNKNOWN_GPU_NAMES = ["h2000", "", "sm", "sm89-gb", "sm9-16gb", "sm61-8gb", "rtx 4071", "rtx-", "a"]
+
+
+def test_gpu_names(tmp_path: Path) -> None:
+    names = [*load_table("gpus")["gpus"], *GPU_NAMES, *UNKNOWN_GPU_NAMES]
+    shown = "{ inherit (g) name sm formats; memory = check.plan.memoryOf g; }"
+    nix = evaluate(f'map (n: value (let g = check.gpus.find "e" n; in {shown})) data', names, tmp_path)
+
+    def describe(name: str) -> dict[str, Any]:
+        row = find_gpu(name)
+        return {"name": row.name, "sm": row.sm, "formats": list(row.formats), "memory": row.memory or None}
+
+    assert nix == [said(lambda n=n: describe(n)) for n in names]
+    known = dict(zip(names, nix, strict=True))
+    assert not [n for n in GPU_NAMES if known[n] is None] and not any(known[n] for n in UNKNOWN_GPU_NAMES)
+
+
+def test_every_row_has_the_formats_of_its_sm() -> None:
+    for name in load_table("gpus")["gpus"]:
+        row = find_gpu(name)
+        assert find_gpu(f"sm{row.sm}").formats == row.formats, name
+
+
 def test_support(tmp_path: Path) -> None:
     algorithms = [None, *load_table("number_formats")["algorithms"], "FP9"]
     caches = [None, "FP8", "INT8", "NVFP4"]
     architectures = ["Qwen3ForCausalLM", "GptOssForCausalLM"]
-    cells = list(itertools.product(algorithms, caches, architectures, sorted(load_table("gpus")["gpus"])))
+    one_of_each_sm = sorted({row["sm"]: name for name, row in load_table("gpus")["gpus"].items()}.values())
+    cells = list(itertools.product(algorithms, caches, architectures, one_of_each_sm))
     nix = evaluate(
         """map (c: let
           gpu = gpus.${builtins.elemAt c 3} // { name = builtins.elemAt c 3; };

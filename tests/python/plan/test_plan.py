@@ -140,7 +140,7 @@ def test_exit_codes_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert (less["fits"], less["tightest"]) == (False, "workspace")
     assert less["changes"][0] == {"maxNumTokens": 4096}
     assert main(["plan", str(TINY), "--target", "h200", "--memory", "0.06", "--max-num-tokens", "4096"]) == 0
-    assert main(["plan", str(TINY), "--target", "h20"]) == 2
+    assert main(["plan", str(TINY), "--target", "h2000"]) == 2
     assert "did you mean" in capsys.readouterr().err
     assert main(["plan", str(TINY), "--target", "a10"]) == 2
     assert "--memory GB" in capsys.readouterr().err
@@ -305,3 +305,22 @@ def test_a_pipeline_that_the_engine_class_lacks_is_an_obstacle(tmp_path: Path) -
         assert any("no pipeline for Phi3ForCausalLM" in o for o in found.obstacles)
         for asked in (PlanRequest(), PlanRequest(kind="reference", pipeline_parallel=2)):
             assert not any("pipeline" in o for o in plan_memory(model, gpu, asked).obstacles)
+
+
+def test_this_machines_gpu_is_the_default(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from enginix.machine import target
+
+    gpu = target.MachineGpu(0, "NVIDIA GeForce RTX 4070 Ti", "GPU-0", 89, 12282 << 20, 11 << 30)
+    machine = target.Machine("580.1", "13.0", (gpu,), "nvml")
+    monkeypatch.setattr(target, "probe_machine", lambda _: machine)
+    assert main(["plan", str(TINY), "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert (planned["target"]["name"], planned["target"]["memory"]) == ("rtx-4070-ti", 12282 << 20)
+
+
+def test_no_target_and_no_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert main(["plan", str(TINY)]) == 2
+    assert "enginix target lists the names" in capsys.readouterr().err

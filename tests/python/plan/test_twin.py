@@ -15,7 +15,9 @@ import pytest
 
 from enginix.kinds.planning.lock_plan import count_weight_bytes, plan_from_lock
 from enginix.kinds.planning.planner import PlanRequest
-from enginix.memory_plan.arithmetic import TargetGpu, read_gpu_memory
+from enginix.kinds.registry import find_kind
+from enginix.machine.gpu_table import find_gpu
+from enginix.memory_plan.arithmetic import TargetGpu
 from enginix.tables import load_table
 
 ROOT = Path(__file__).parents[3]
@@ -220,7 +222,7 @@ def test_every_gpu_has_the_same_memory_in_both() -> None:
         f"builtins.mapAttrs (_: check.plan.memoryOf) "
         f"(builtins.fromJSON (builtins.readFile {ROOT}/python/enginix/data/machine/gpus.json)).gpus"
     )
-    assert theirs == {name: read_gpu_memory(row) or None for name, row in gpus.items()}
+    assert theirs == {name: find_gpu(name).memory or None for name in gpus}
 
 
 @pytest.mark.skipif(NIX is None, reason="no Nix")
@@ -262,3 +264,42 @@ def test_the_refusal_names_the_tightest_limit_and_the_smallest_change() -> None:
     assert "Smallest change that fits: tensorParallel = 2 (on 2 GPUs)." in text
     assert "Others: the model quantized to FP8" in text
     assert "enginix plan" in text
+
+
+@pytest.mark.skipif(NIX is None, reason="no Nix")
+@pytest.mark.parametrize(("kind", "function"), [("llmapi", "computes"), ("tensorrt", "quantization")])
+def test_every_format_runs_on_the_same_gpus_in_both(kind: str, function: str) -> None:
+    """What evaluation refuses for a GPU is what ``enginix compare`` and ``plan`` leave out."""
+    algorithms = load_table("number_formats")["algorithms"]
+    theirs = check(
+        f"""let
+          read = path: builtins.fromJSON (builtins.readFile ({ROOT}/python/enginix/data + path));
+          gpus = (read "/machine/gpus.json").gpus;
+          algorithms = (read "/models/number_formats.json").algorithms;
+          takes = format: gpu: (builtins.tryEval
+            (check.target.{function} "f" format (gpus.${{gpu}} // {{ name = gpu; }}))).success;
+          names = builtins.attrNames gpus;
+        in builtins.mapAttrs (format: _: builtins.filter (takes format) names) algorithms"""
+    )
+    ours = {}
+    for name in algorithms:
+        row = algorithms[name]
+        if row["convert"] or kind == "llmapi":
+            targets = find_kind(kind).judge_model("Qwen3ForCausalLM", name).targets
+        else:  # evaluation refuses these models in mkCheckpoint
+            targets, theirs[name] = (), []
+        ours[name] = sorted(targets or ())
+    assert {name: sorted(gpus) for name, gpus in theirs.items()} == ours
+
+
+@pytest.mark.skipif(NIX is None, reason="no Nix")
+def test_a_format_that_evaluation_refuses_for_llmapi_names_the_way_out() -> None:
+    gpu = '{ name = "h200"; sm = 90; formats = [ "BF16" "FP16" "INT8" "INT4" "FP8" ]; }'
+    for format_, said in (
+        ("W4A8_MXFP4_FP8", 'needs SM 100 or later; target "h200" is SM 90'),
+        ("W4A8_MXFP4_FP8", 'or target = "b200".'),
+        ("W4A16_NVFP4", "PyTorch backend does not take W4A16_NVFP4"),
+    ):
+        with pytest.raises(AssertionError) as refused:
+            check(f'check.target.computes "mkEngine" "{format_}" ({gpu})')
+        assert said in str(refused.value)

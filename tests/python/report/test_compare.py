@@ -10,14 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enginix.cli import main
-from enginix.errors import EnginixError
-from enginix.kinds.registry import KIND_NAMES
-from enginix.report.kinds import ComparedModel, compare_kinds, read_compared_model
+from enginix.errors import EnginixError, UsageError
+from enginix.kinds.edgellm.memory_plan import find_edgellm_obstacles
+from enginix.kinds.planning.planner import (
+    PlanRequest,
+    check_plan_request,
+    find_format_obstacles,
+    find_model_obstacles,
+)
+from enginix.kinds.registry import KIND_NAMES, find_kind, list_kinds
+from enginix.memory_plan.arithmetic import ModelSizes, find_target_gpu
+from enginix.report.kinds import ComparedModel, KindRow, compare_kinds, read_compared_model
 from enginix.tables import load_table
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY = ROOT / "tests/models/tiny-qwen3"
 GPUS = load_table("gpus")["gpus"]
+ALGORITHMS = load_table("number_formats")["algorithms"]
 
 
 def test_directory_and_lock_say_the_same() -> None:
@@ -57,25 +66,106 @@ def test_edgellm_runs_where_the_wheel_has_a_payload() -> None:
     row = {r.kind: r for r in compare_kinds(ComparedModel("m", "Qwen3ForCausalLM", None, "bfloat16", 1000))}[
         "edgellm"
     ]
-    sms = {p["sm"] for p in load_table("edgellm")["payloads"]}
+    payloads = {(p["sm"], p["system"]) for p in load_table("edgellm")["payloads"]}
     assert row.targets is not None
-    assert set(row.targets) == {name for name, gpu in GPUS.items() if gpu["sm"] in sms}
+    # Grace and Jetson have an ARM CPU; every other GPU is a board for either CPU.
+    systems = {"grace": ["aarch64-linux"], "jetson": ["aarch64-linux"]}
+    assert set(row.targets) == {
+        name
+        for name, gpu in GPUS.items()
+        if any(
+            (gpu["sm"], s) in payloads for s in systems.get(gpu["part"], ["aarch64-linux", "x86_64-linux"])
+        )
+    }
+    assert "b200" in row.targets and "gb200" not in row.targets and "gb10" in row.targets
+    (reason,) = find_edgellm_obstacles("Qwen3ForCausalLM", "NO_QUANT", find_target_gpu("gb200"))
+    assert "no payload for SM 100 on aarch64 (gb200)" in reason
+
+
+def judge(kind: str, architecture: str | None, quantization: str | None, **more: str) -> KindRow:
+    model = ComparedModel("m", architecture, quantization, None, 9, **more)
+    return {row.kind: row for row in compare_kinds(model)}[kind]
 
 
 @pytest.mark.parametrize(
     ("quantization", "target", "runs"),
     [
-        ("W4A16_NVFP4", "h200", False),
-        ("W4A8_MXFP4_FP8", "h200", True),
-        ("FP8_BLOCK_SCALES", "l40s", True),
+        ("NVFP4", "h200", False),
+        ("NVFP4", "b200", True),
+        # TensorRT-LLM's hardware matrix: block-scaled FP8 from Hopper on, MXFP4 on Blackwell.
+        ("W4A8_MXFP4_FP8", "h200", False),
+        ("W4A8_MXFP4_FP8", "rtx-5090", True),
+        ("FP8_BLOCK_SCALES", "l40s", False),
+        ("FP8_BLOCK_SCALES", "h200", True),
+        ("W4A16_MXFP4", "h200", True),
+        # What the builder refuses on Blackwell is no matter of the PyTorch backend.
+        ("W4A16_AWQ", "b200", True),
         ("FP8", "a10", False),
+        (None, "a10", True),
+        ("OWN", "a10", True),
     ],
 )
-def test_llmapi_runs_where_evaluation_lets_it(quantization: str, target: str, runs: bool) -> None:
-    row = {r.kind: r for r in compare_kinds(ComparedModel("m", "Qwen3ForCausalLM", quantization, None, 9))}[
-        "llmapi"
-    ]
-    assert row.targets is not None and (target in row.targets) == runs
+def test_llmapi_runs_where_the_hardware_matrix_lets_it(
+    quantization: str | None, target: str, runs: bool
+) -> None:
+    row = judge("llmapi", "Qwen3ForCausalLM", quantization)
+    assert row.takes is None and row.targets is not None and (target in row.targets) == runs
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_llmapi_does_not_take_what_the_table_says_it_does_not(name: str) -> None:
+    row = judge("llmapi", "Qwen3ForCausalLM", name)
+    assert (row.takes is False) == (ALGORITHMS[name]["llmapi"] is False)
+    assert row.takes is None or (row.targets == () and name in row.why[0])
+
+
+@pytest.mark.parametrize("kind", [kind.name for kind in list_kinds()])
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_compare_and_plan_agree_on_every_gpu(kind: str, name: str) -> None:
+    row = judge(kind, "Qwen3ForCausalLM", name)
+    sizes = ModelSizes(4, 8, 4, 32, 128, 512, 2048, 2048, quantization=name)
+    for target in GPUS:
+        gpu = find_target_gpu(target)
+        obstacles = find_model_obstacles(kind, "Qwen3ForCausalLM", name)
+        if kind == "edgellm":
+            obstacles += find_edgellm_obstacles("Qwen3ForCausalLM", name, gpu)
+        else:
+            obstacles += find_format_obstacles(sizes, gpu, kind)
+        runs = row.takes is not False and (row.targets is None or target in row.targets)
+        assert runs != bool(obstacles), (target, row, obstacles)
+
+
+@pytest.mark.parametrize("kind", ["tensorrt", "reference"])
+@pytest.mark.parametrize(
+    ("architecture", "quantization", "method", "why"),
+    [
+        ("LlamaForCausalLM", "W4A16_GPTQ", None, "GPTQ's packing"),
+        ("LlamaForCausalLM", "W4A8_QSERVE_PER_GROUP", None, "QServe's packing"),
+        ("LlamaForCausalLM", "GPTQ", "gptq", "method gptq is not converted"),
+        ("LlamaForCausalLM", "FP8", "fp8", "method fp8 is not converted"),
+        ("LlamaForCausalLM", "FP8", "fp8-block", "block-scaled FP8"),
+        ("LlamaForCausalLM", "OWN", None, "format OWN is not converted"),
+        ("BloomForCausalLM", None, None, "no converter takes BloomForCausalLM"),
+        ("RecurrentGemmaForCausalLM", None, None, "lacks layer_types"),
+        ("CohereForCausalLM", None, None, "is not converted"),
+        ("Gemma2ForCausalLM", "FP8", None, ""),
+        ("MixtralForCausalLM", "W4A16_AWQ", None, "for dense models"),
+    ],
+)
+def test_what_no_converter_takes_is_no_engine(
+    kind: str, architecture: str, quantization: str | None, method: str | None, why: str
+) -> None:
+    row = judge(kind, architecture, quantization, **({"method": method} if method else {}))
+    assert row.takes is False and any(why in reason for reason in row.why)
+
+
+def test_an_architecture_of_another_converter_is_taken_unquantized() -> None:
+    assert (
+        judge("tensorrt", "GPT2LMHeadModel", None).takes and judge("tensorrt", "PhiForCausalLM", None).takes
+    )
+    assert judge("reference", "GPT2LMHeadModel", None).takes is False
+    (why,) = judge("tensorrt", "GPT2LMHeadModel", "FP8").why
+    assert why == "converter modelopt takes unquantized models, and this one is FP8"
 
 
 def test_what_nobody_takes_is_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,3 +210,19 @@ def test_facts_of_a_lock_that_are_no_text(tmp_path: Path) -> None:
 
 def test_unknown_target() -> None:
     assert main(["compare", str(TINY), "--target", "h2000"]) == 2
+
+
+def test_only_kinds_with_stages_are_planned_with_a_pipeline() -> None:
+    for kind in list_kinds():
+        if kind.has_parallelism and not kind.has_pipeline:
+            with pytest.raises(UsageError, match=f"kind {kind.name} has no pipeline stages"):
+                check_plan_request(PlanRequest(kind=kind.name, pipeline_parallel=2))
+        elif kind.has_pipeline:
+            check_plan_request(PlanRequest(kind=kind.name, pipeline_parallel=2))
+    assert [kind.name for kind in list_kinds() if kind.has_pipeline] == ["tensorrt"]
+
+
+def test_a_misspelt_kind_gets_the_nearest() -> None:
+    with pytest.raises(UsageError) as refused:
+        find_kind("tensort")
+    assert refused.value.fix == "did you mean tensorrt? known: tensorrt, llmapi, edgellm, reference"

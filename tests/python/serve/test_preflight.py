@@ -40,6 +40,30 @@ def test_a_taken_port_is_named_with_its_holder(address: str) -> None:
     assert "another port with --http-port" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [
+        ("localhost", "not an IP address"),
+        ("fe80::1%eth0", "names a zone"),
+        ("::ffff:127.0.0.1", "fix: 127.0.0.1"),
+    ],
+)
+def test_addresses_that_triton_cannot_bind(host: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        launch.check_host(host)
+
+
+def test_where_a_server_is_reached_and_by_whom() -> None:
+    found = {h: (ports.reachable_address(h), ports.is_loopback(h)) for h in ("0.0.0.0", "::", "0::0", "::1")}
+    assert found == {
+        "0.0.0.0": ("127.0.0.1", False),
+        "::": ("::1", False),
+        "0::0": ("::1", False),
+        "::1": ("::1", True),
+    }
+    assert ports.is_loopback("127.0.0.2") and not ports.is_loopback("192.0.2.1")
+
+
 def test_a_port_that_only_lingers_is_free() -> None:
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Triton's do

@@ -99,6 +99,24 @@ def test_log_probabilities(running: Any) -> None:
         ({"text_input": "a", "max_tokens": "x"}, "non-signed-integer"),
         ({"text_input": ["a", "b"], "max_tokens": [4, 4]}, "text_input: 2 rows; send one prompt a request"),
         ({"text_input": "a", "max_tokens": 4, "temprature": 1.0}, "did you mean temperature?"),
+        # serving, case c07: names of NVIDIA's models and of other interfaces.
+        (
+            {"text_input": "a", "max_tokens": 4, "random_seed": 5},
+            "random_seed: no such input; here it is seed",
+        ),
+        ({"text_input": "a", "max_tokens": 4, "runtime_top_k": 100}, "here it is top_k"),
+        ({"text_input": "a", "max_tokens": 4, "runtime_top_p": 0.5}, "here it is top_p"),
+        ({"text_input": "a", "max_tokens": 4, "request_output_len": 2}, "here it is max_tokens"),
+        ({"text_input": "a", "max_tokens": 4, "num_beams": 4}, "here it is beam_width"),
+        ({"text_input": "a", "max_tokens": 4, "do_sample": True}, "temperature: 0 is greedy"),
+        ({"text_input": "a", "max_tokens": 4, "logprobs": 2}, "here it is return_log_probs"),
+        (
+            {"text_input": "a", "max_tokens": 4, "priority": 2},
+            "priority: no such input; known are text_input",
+        ),
+        ({"text_input": "a", "max_tokens": 4, "parameters": {"x": 2}}, "x: no such input"),
+        ({"text_input": "a", "max_tokens": 4, "end_id": 50256}, "end_id: 50256 is not one of the model's"),
+        ({"text_input": "a", "max_tokens": 4, "temperature": 1e38}, "temperature: at least 0, below 1e6"),
         ({"text_input": "a", "max_tokens": 4, "beam_width": 4}, "beam_width: 4 is not supported"),
         ({"text_input": "a", "max_tokens": 4, "bad_words": ["b"]}, "cannot ban words"),
     ],
@@ -152,6 +170,36 @@ def test_all_three_ports_are_on_loopback_only(running: Any) -> None:
             "0100007F",
             "0000000000000000FFFF00000100007F",  # the same as an IPv6 address, as gRPC binds it
         }
+
+
+def test_other_users_read_no_shared_memory(running: Any) -> None:
+    regions = list(Path("/dev/shm").glob(f"{running.server._prefix}*"))
+    assert regions and all(region.stat().st_mode & 0o077 == 0 for region in regions)
+
+
+def test_triton_s_own_parameters_change_nothing(running: Any) -> None:
+    """What tritonclient sends beside the inputs."""
+    import tritonclient.grpc as grpc
+
+    plain = generate(running.client, id="x", triton_enable_empty_final_response=True)["text_output"]
+    inputs = [grpc.InferInput("text_input", [1, 1], "BYTES"), grpc.InferInput("max_tokens", [1, 1], "INT32")]
+    inputs[0].set_data_from_numpy(np.array([[PROMPT.encode()]], np.object_))
+    inputs[1].set_data_from_numpy(np.int32([[16]]))
+    options: list[dict[str, Any]] = [
+        {},
+        {"enable_empty_final_response": True},
+        {"priority": 3, "timeout": 10**8},
+        {"sequence_id": 3, "sequence_start": True, "sequence_end": True},
+        {"request_id": "x"},
+    ]
+    for given in options:
+        said: list[Any] = []
+        with grpc.InferenceServerClient(f"127.0.0.1:{running.server.plan.endpoints.grpc}") as client:
+            client.start_stream(lambda result, error, said=said: said.append(error or result))
+            client.async_stream_infer("ensemble", inputs, **given)
+            client.stop_stream()
+        texts = [r.as_numpy("text_output") for r in said]
+        assert b"".join(t.item() for t in texts if t is not None).decode() == plain, given
 
 
 def cancelled(one: Any, seconds: float) -> None:
@@ -458,3 +506,63 @@ def test_dry_run_and_check_start_nothing(
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
         assert found.get("ok") or found["command"][0].endswith("bin/tritonserver")
+
+
+@pytest.mark.parametrize(
+    ("host", "more", "url"),
+    [
+        ("::1", (), "[::1]"),
+        ("::1", ("--no-grpc", "--no-metrics"), "[::1]"),
+        ("::", (), "[::1]"),
+        ("0.0.0.0", (), "127.0.0.1"),
+    ],
+)
+def test_addresses(
+    served_repository: Path,
+    tritonserver: Any,
+    serving_python: Path,
+    host: str,
+    more: tuple[str, ...],
+    url: str,
+) -> None:
+    """serving, case c06: with ::1 gRPC said "already in use", and without it HTTP listened elsewhere."""
+    words = command(served_repository, tritonserver, serving_python, "--host", host, *more)
+    words += ["--ask", PROMPT, "--exit-after-ask", "--start-timeout", "120"]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"answers at http://{url}:" in done.stderr
+
+
+def test_a_stopped_executor_is_noticed(
+    served_repository: Path, tritonserver: Any, serving_python: Path
+) -> None:
+    """security: requests hung, health said 200, and enginix serve noticed nothing."""
+    process = subprocess.Popen(
+        command(served_repository, tritonserver, serving_python, "--json"),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        port = json.loads(process.stdout.readline())["httpPort"]
+        (executor,) = [
+            int(p.name)
+            for p in Path("/proc").iterdir()
+            if p.name.isdigit() and "/tensorrt_llm/" in _words(p) and _is_below(int(p.name), process.pid)
+        ]
+        os.kill(executor, signal.SIGSTOP)
+        with pytest.raises(MachineError, match="no answer"):
+            generate(TritonClient("127.0.0.1", port, timeout=180))
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 5, said
+    assert "error: tensorrt_llm: it hangs: no sign of life for 60 s" in said
+
+
+def _is_below(process: int, ancestor: int) -> bool:
+    from enginix.process_group import list_descendants
+
+    return process in list_descendants(ancestor)

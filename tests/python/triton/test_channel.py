@@ -22,14 +22,10 @@ import pytest
 
 import enginix
 from enginix.errors import MachineError, UsageError
-from enginix.triton.models.channel import (
-    ChannelEvent,
-    ChannelServer,
-    Generations,
-    RemoteChannel,
-    ServedChannel,
-    socket_path,
-)
+from enginix.triton.models.channel import ChannelEvent, socket_path
+from enginix.triton.models.channel_server import ChannelServer
+from enginix.triton.models.remote_channel import RemoteChannel
+from enginix.triton.models.served_channels import Generations, ServedChannel
 
 from .conftest import StandInOrder, StandInScheduler, until
 
@@ -207,7 +203,7 @@ def test_an_order_that_is_too_large_is_refused_alone(both: Both, monkeypatch: py
     both.remote.add("1", ORDER, "")
     until(lambda: bool(both.scheduler.orders))
     with monkeypatch.context() as patch:
-        patch.setattr("enginix.triton.models.channel.LARGEST", 1000)
+        patch.setattr("enginix.triton.models.remote_channel.LARGEST", 1000)
         both.remote.add("2", {**ORDER, "prompt": [1] * 1000}, "")
     (event,) = both.hear()
     assert (event.number, event.finish) == ("2", "refused")
@@ -241,7 +237,7 @@ def test_an_executor_out_of_files_accepts_later(both: Both, monkeypatch: pytest.
 def test_without_an_executor_a_request_is_refused(
     meeting_place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("enginix.triton.models.channel.REACHED", 0.01)
+    monkeypatch.setattr("enginix.triton.models.remote_channel.REACHED", 0.01)
     remote = RemoteChannel(socket_path())
     remote.add("1", ORDER, "")
     (event,) = remote.receive(0) or []
@@ -269,7 +265,8 @@ def test_a_request_waits_for_an_executor_that_is_being_loaded(meeting_place: Pat
 
 def test_a_process_that_is_killed_leaves_nothing_running(both: Both) -> None:
     script = (
-        "import sys; from pathlib import Path; from enginix.triton.models.channel import RemoteChannel\n"
+        "import sys; from pathlib import Path\n"
+        "from enginix.triton.models.remote_channel import RemoteChannel\n"
         "remote = RemoteChannel(Path(sys.argv[1])); remote.receive(0)\n"
         f"remote.add('9', {ORDER!r}, '')\n"
         "while True: remote.receive(1)"

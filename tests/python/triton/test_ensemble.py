@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from enginix.tables import load_table
 from enginix.triton.contract import load_reference_contract
 from enginix.triton.models.ensemble import Ensemble
 from enginix.triton.models.prompt import PromptReader
@@ -156,10 +157,30 @@ def test_every_input_that_is_declared_is_looked_at(server: Server, request_of: R
         assert f"{name}: 2 rows" in str(server.refusal(request))
 
 
-def test_foreign_parameters_pass(server: Server, request_of: RequestOf) -> None:
-    sender = server.run(ask(request_of, extra={"binary_data_output": True, "user": "x"}))
+def test_triton_s_own_parameters_pass(server: Server, request_of: RequestOf) -> None:
+    sender = server.run(ask(request_of, extra={"id": "x", "triton_enable_empty_final_response": True}))
     assert not sender.responses
     assert server.channel.orders
+
+
+@pytest.mark.parametrize("name", ["user", "binary_data_output", "enginix_key", "random_seed", "a b", ""])
+def test_no_other_name_is_ignored(server: Server, request_of: RequestOf, name: str) -> None:
+    assert str(server.refusal(ask(request_of, extra={name: 1}))).startswith(f"{name}: no such input; ")
+
+
+def test_other_names_lead_to_inputs() -> None:
+    """What a refusal proposes can be sent, and is not itself refused as such a name."""
+    known = {t.name for t in load_reference_contract()["ensemble"].inputs}
+    names = load_table("triton_reference")["otherNames"]["names"]
+    assert not known & set(names)
+    assert {name.partition(":")[0] for name in names.values()} <= known | {"bad_words"}
+
+
+@pytest.mark.parametrize("end_id", [50256, 2**31 - 1])
+def test_an_end_id_that_no_token_has(server: Server, request_of: RequestOf, end_id: int) -> None:
+    assert f"end_id: {end_id} is not one of the model's" in str(
+        server.refusal(ask(request_of, end_id=end_id))
+    )
 
 
 def test_one_bad_request_spoils_no_other(server: Server, request_of: RequestOf) -> None:

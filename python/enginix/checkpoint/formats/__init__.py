@@ -1,4 +1,7 @@
-"""Number formats, one module each: their tensors, how they are written, and how they are dequantized."""
+"""Number formats, one module each: their tensors, how they are written, and how they are dequantized.
+
+The scales of a KV cache belong to no matrix: ``convert.py`` writes them.
+"""
 
 from __future__ import annotations
 

@@ -21,13 +21,14 @@ from enginix import console
 from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, MachineError, UsageError
 from enginix.files import write_text
 from enginix.hub import lock as locks
-from enginix.hub.lock import Lock, Selection
+from enginix.hub.hub_urls import choose_revision, parse_hub_source
+from enginix.hub.lock import Lock, RepoType, Selection
 from enginix.hub.locking import NewLock, count_new_bytes, list_lock_differences, make_lock
 from enginix.wording import count_noun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("repo", nargs="?", metavar="REPO", help="owner/name")
+    parser.add_argument("repo", nargs="?", metavar="REPO", help="owner/name, or its address on the Hub")
     parser.add_argument("--dataset", action="store_true", help="REPO is a dataset")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit (main)")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="lock file to write")
@@ -48,9 +49,10 @@ def run(args: argparse.Namespace) -> int:
         return _update_lock(args)
     if args.output is None:
         raise UsageError("no output file for the lock", where=args.repo, fix="add -o FILE")
-    upstream = make_lock(
-        args.repo, _merge_selection(args, Selection()), "dataset" if args.dataset else "model"
-    )
+    source = parse_hub_source(args.repo)
+    args.revision = choose_revision(source, args.revision)
+    type_: RepoType = "dataset" if args.dataset else source.type
+    upstream = make_lock(source.name, _merge_selection(args, Selection()), type_)
     _write_lock(args.output, upstream.lock)
     _print_notes(upstream)
     lock = upstream.lock

@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     export_manifest = export_model(
         args.model, args.output, EdgellmExportOptions(args.name, args.exporter, flags)
     )
+    for note in export_manifest.results["notes"]:
+        console.print_message(f"note: {note}")
     weights = export_manifest.results["weights"]
     console.print_result(
         {"export": str(args.output), "name": export_manifest.name, "results": export_manifest.results},

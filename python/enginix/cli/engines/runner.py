@@ -112,18 +112,9 @@ def _build_engine(args: argparse.Namespace, driver: Driver) -> Path:
 
 
 def _choose_target(target_name: str | None, machine: Machine) -> Target:
-    from enginix.machine.target import find_target
-    from enginix.tables import load_table as tables
+    from enginix.machine.target import find_target, name_target
 
-    if target_name is not None:
-        return find_target(target_name)
-    gpu = machine.gpus[0]
-    rows = [find_target(name) for name in sorted(tables("gpus")["gpus"])]
-    fitting = [t for t in rows if t.sm == gpu.sm]
-    named = [t for t in fitting if t.is_product(gpu.name)]
-    if not fitting:
-        raise MachineError(f"{gpu.name} (SM {gpu.sm}) is not in the table of GPUs", fix="pass target")
-    return (named or fitting)[0]
+    return find_target(target_name if target_name is not None else name_target(machine.gpus[0]))
 
 
 def _serve_engine(args: argparse.Namespace, engine: Path, driver: Driver, runtime: table.Runtime) -> int:

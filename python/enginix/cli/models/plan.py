@@ -5,6 +5,7 @@ rank are the bytes that `enginix convert` writes; a step's workspace and a build
 marked so (docs/reference/memory-plan.md has the formulas). Exit code 1: the model does not fit.
 
   enginix plan ./qwen2.5-7b-instruct --target rtx-4090
+  enginix plan Qwen/Qwen3-0.6B                          for this machine's GPU
   enginix plan nvidia/Qwen3-32B-NVFP4 --target rtx-pro-6000 --max-seq-len 16384 --sequences 8
   enginix plan model.lock.json --target h200 --tensor-parallel 2 --offline
   enginix plan ./qwen3-0.6b --kind edgellm --target rtx-5090 --max-batch-size 4 --max-seq-len 4096
@@ -16,7 +17,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from enginix import console
-from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, UsageError
+from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, MachineError, UsageError
 from enginix.kinds.registry import KIND_NAMES
 from enginix.model.number_formats import read_kv_cache_bits
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="directory, lock file, or owner/name")
     parser.add_argument(
-        "--target", required=True, metavar="GPU", help="GPU by name, for instance rtx-pro-6000, h200, l40s"
+        "--target", metavar="GPU", help="GPU: h200, 'RTX 4090', sm89-16gb (default: this machine's)"
     )
     parser.add_argument(
         "--memory",
@@ -113,17 +114,35 @@ def _resolve_gpu(args: argparse.Namespace) -> TargetGpu:
 
     from enginix.memory_plan.arithmetic import find_target_gpu
 
-    gpu_row = find_target_gpu(args.target)
+    gpu_row = find_target_gpu(args.target) if args.target is not None else _find_own_gpu()
     if args.memory is not None:
         if not 0 < args.memory < 1e6:
             raise UsageError(f"--memory is {args.memory}", fix="pass gigabytes above 0, for instance 24")
         return replace(gpu_row, memory=int(args.memory * 10**9))
     if not gpu_row.memory:
         raise UsageError(
-            f"the memory of {args.target} is not in the table of GPUs",
+            f"the memory of {gpu_row.name} is not in the table of GPUs",
             fix="pass --memory GB, for instance 24",
         )
     return gpu_row
+
+
+def _find_own_gpu() -> TargetGpu:
+    """Return this machine's first GPU, with the memory that its driver reports."""
+    from dataclasses import replace
+
+    from enginix.machine.driver import find_driver
+    from enginix.machine.target import name_target, probe_machine
+    from enginix.memory_plan.arithmetic import find_target_gpu
+
+    try:
+        gpu = probe_machine(find_driver(None)).gpus[0]
+    except MachineError as e:
+        raise UsageError(
+            f"no --target is given, and this machine has no GPU: {e.what}",
+            fix="--target GPU; enginix target lists the names",
+        ) from e
+    return replace(find_target_gpu(name_target(gpu)), memory=gpu.total)
 
 
 def _plan_memory(args: argparse.Namespace, request: PlanRequest, gpu: TargetGpu) -> MemoryPlan:

@@ -1,7 +1,9 @@
 """Lists the targets: GPUs by the names that --target takes, with SM, memory and number formats.
 
   enginix target                     all of them, and which this machine has
-  enginix target h200 rtx-5090       these, with the sources of their rows
+  enginix target h200 'RTX 5090'     these, with the sources of their rows
+  enginix target sm89-16gb           any other GPU, by its SM and its memory in GB
+  enginix target --this-machine      what to pass to --target for each GPU here
 
 Formats are the number formats that NVIDIA's software computes with on the part. Formats that engines of kind
 tensorrt do not take there are named beside them.
@@ -15,20 +17,28 @@ from typing import Any
 
 from enginix import console
 from enginix.console import format_bytes
-from enginix.errors import MachineError
+from enginix.errors import EXIT_OK, MachineError
 from enginix.machine import driver
-from enginix.machine.target import Machine, Target, find_target, probe_machine
+from enginix.machine.gpu_table import find_gpu, list_gpu_names
+from enginix.machine.target import Machine, Target, find_target, name_target, probe_machine
 from enginix.model.number_formats import read_algorithms, supports_sm
 from enginix.tables import load_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="targets to list (default: all)")
+    parser.add_argument(
+        "--this-machine",
+        action="store_true",
+        help="name this machine's GPUs; exit 5 without one",
+    )
     parser.add_argument("--driver", type=Path, metavar="DIR", help="the GPU driver's root (default: found)")
 
 
 def run(args: argparse.Namespace) -> int:
-    chosen = [find_target(name) for name in args.names or load_table("gpus")["gpus"]]
+    if args.this_machine:
+        return _print_this_machine(args)
+    chosen = [find_target(name) for name in args.names or list_gpu_names()]
     machine: Machine | None = None
     try:
         machine = probe_machine(driver.find_driver(args.driver))
@@ -40,28 +50,55 @@ def run(args: argparse.Namespace) -> int:
         lines = [f"{line}\n  source: {row['source']}" for line, row in zip(lines, rows, strict=True)]
     listing: dict[str, Any] = {"targets": rows, "machine": machine.as_json() if machine else None}
     console.print_result(listing, "\n".join(lines), as_json=args.json)
-    return 0
+    return EXIT_OK
+
+
+def _print_this_machine(args: argparse.Namespace) -> int:
+    """Print the target of each GPU that is here; fails where the driver tells none."""
+    machine = probe_machine(driver.find_driver(args.driver))
+    names = {gpu.index: name_target(gpu) for gpu in machine.gpus}
+    lines = [
+        f"{names[gpu.index]:<16} GPU {gpu.index}: {gpu.name}, SM {gpu.sm}, {format_bytes(gpu.total)}"
+        for gpu in machine.gpus
+    ]
+    listing = {
+        "driver": machine.driver,
+        "gpus": [
+            {
+                "target": names[gpu.index],
+                "index": gpu.index,
+                "product": gpu.name,
+                "sm": gpu.sm,
+                "memory": gpu.total,
+            }
+            for gpu in machine.gpus
+        ],
+    }
+    console.print_result(listing, "\n".join(lines), as_json=args.json)
+    return EXIT_OK
 
 
 def _target_row(gpu_target: Target, machine: Machine | None) -> dict[str, Any]:
-    row, algorithms = load_table("gpus")["gpus"][gpu_target.name], read_algorithms()
+    row, algorithms = find_gpu(gpu_target.name), read_algorithms()
     representatives = load_table("number_formats")["gpuFormats"]
-    memory = (row.get("memoryMiB") or 0) << 20 or (row["memoryGB"] or 0) * 10**9
     return {
-        "name": gpu_target.name,
-        "product": gpu_target.product,
-        "part": row["part"],
-        "sm": gpu_target.sm,
-        "memory": memory or None,
-        "unified": row.get("unified", False),
-        "formats": row["formats"],
+        "name": row.name,
+        "product": row.product,
+        "part": row.part,
+        "sm": row.sm,
+        "memory": row.memory or None,
+        "unified": row.unified,
+        "formats": list(row.formats),
         "tensorrtFormats": [
-            f for f in row["formats"] if supports_sm(algorithms[representatives[f]], gpu_target.sm)
+            f
+            for f in row.formats
+            if row.sm >= load_table("engine_support")["engineSm"]["least"]
+            and supports_sm(algorithms[representatives[f]], row.sm)
         ],
-        "here": sum(g.sm == gpu_target.sm and gpu_target.is_product(g.name) for g in machine.gpus)
+        "here": sum(g.sm == row.sm and gpu_target.is_product(g.name, g.total) for g in machine.gpus)
         if machine
         else 0,
-        "source": row["source"],
+        "source": row.source,
     }
 
 

@@ -3,7 +3,7 @@
 Two builders read different things:
   direct  tensorrt-edgellm-build reads the model itself. NVIDIA calls it experimental; its engines are the
           ones that tensorrt-edgellm-serve takes. The export proves beforehand, without a GPU, that the model
-          is complete and can be expressed.
+          is complete and can be expressed; its graph is not the one that is built.
   onnx    llm_build, from Edge-LLM's C++ sources, reads the export. NVIDIA's C++ runtime executes its
           engines.
 """
@@ -25,6 +25,12 @@ from enginix.files import new_directory, require_absent
 from enginix.kinds.edgellm import options
 from enginix.kinds.edgellm.errors import ExportError
 from enginix.kinds.edgellm.export import make_private_environment, read_model_identity
+from enginix.kinds.edgellm.unsupported_models import (
+    parse_export_config,
+    require_covered_context,
+    require_direct_reading,
+)
+from enginix.machine.gpu_table import find_gpu
 from enginix.manifest import Manifest
 from enginix.model.jsonfile import read_object
 from enginix.tables import load_table
@@ -33,7 +39,12 @@ if TYPE_CHECKING:
     from enginix.machine.target import Machine, MachineGpu
 
 TENSORRT_VERSION_CODE = "import importlib.metadata as m; print(m.version('tensorrt').split('.post')[0])"
-BUILDERS = ("direct", "onnx")
+# Which graph became the engine: the export's checks saw one of them alone.
+GRAPHS = {
+    "direct": "built by NVIDIA's builder from the model; the export's graph, which was checked, is another",
+    "onnx": "the export's, which was checked",
+}
+BUILDERS = tuple(GRAPHS)
 LAUNCH_SCRIPT = Path(__file__).with_name("launch.py")
 _ONNX_FLAGS = {
     "maxInputLen": "--maxInputLen",
@@ -178,6 +189,7 @@ def build_edgellm_engine(
         ManifestError: not an export, or one of another model.
         MachineError: the GPU or TensorRT is missing, the disk is full, or the builder failed.
         UsageError: invalid limits or target.
+        ModelError: the direct builder would build another function than the model.
         ExportError: the builder reported success without an engine that fits the request.
     """
     require_absent(out)
@@ -198,6 +210,10 @@ def build_edgellm_engine(
             where=str(export),
             fix="pass the model that was exported, or export this one",
         )
+    config = parse_export_config(read_object(model / "config.json"), model)
+    if build_options.builder == "direct":
+        require_direct_reading(config)
+    require_covered_context(config, int(full_limits["maxKvCacheCapacity"]))
     gpu, machine = _find_gpu(build_options)
     with new_directory(out) as partial:
         engine = partial / "engine"
@@ -219,7 +235,7 @@ def build_edgellm_engine(
             },
             options={"builder": build_options.builder, "limits": full_limits},
             target={
-                "name": build_options.target,
+                "name": find_gpu(build_options.target).name,
                 "sm": gpu.sm,
                 "gpu": gpu.name,
                 "memory": gpu.total,
@@ -234,6 +250,7 @@ def build_edgellm_engine(
             tools={"enginix": __version__},
             results={
                 "gates": "not gated",
+                "graph": GRAPHS[build_options.builder],
                 "plan": {"predicted": build_options.plan, "measured": {"hostMemoryPeak": peak}},
             },
         )

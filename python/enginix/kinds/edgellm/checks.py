@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,24 +12,34 @@ from enginix.errors import ModelError
 from enginix.kinds.edgellm import coverage, graph
 from enginix.kinds.edgellm.errors import ExportError
 from enginix.kinds.edgellm.graph import Graph, Node
+from enginix.kinds.edgellm.runtime_config import compare_runtime_config, is_window_right
 from enginix.kinds.edgellm.source import ExportSource
+from enginix.kinds.edgellm.tokenizer_texts import SETTINGS_FILE, TEMPLATE_FILE
 from enginix.kinds.edgellm.values import FLOAT_DTYPES
 from enginix.model import TensorInfo, read_header
 from enginix.model.jsonfile import read_object
 from enginix.model.number_formats import read_algorithms
 from enginix.tables import load_table
 
+# The exporter's RUNTIME_TOKENIZER_FILENAMES (checkpoint_utils.py): copied where the model has them.
+COPIED_TEXTS = ("tokenizer.json", SETTINGS_FILE, "tokenizer.model", "special_tokens_map.json")
 _PASSING_OPS = ("Cast", "Reshape", "Transpose", "DequantizeLinear")
 _AGAIN = "export again; if it stays so, TensorRT Edge-LLM does not support this model"
 
 
 def list_exported_files(llm: Path) -> list[str]:
-    """List the names of the export's files, after checking that each exists and is not empty."""
+    """List the names of the export's files, after checking that they are the expected ones and not empty."""
     for name in load_table("edgellm")["exportedFiles"]:
         path = llm / name
         if not path.is_file() or path.stat().st_size == 0:
             raise ExportError(f"{name} is missing or empty", where=str(llm), fix=_AGAIN)
-    return sorted(p.name for p in llm.iterdir())
+    names = sorted(p.name for p in llm.iterdir())
+    strange = sorted(set(names) - set(load_table("edgellm")["exportedFiles"]) - set(COPIED_TEXTS))
+    if strange:
+        raise ExportError(
+            f"{strange[0]} is no file that an export of this model has", where=str(llm), fix=_AGAIN
+        )
+    return names
 
 
 def check_attention(onnx_graph: Graph, source: ExportSource) -> int:
@@ -41,12 +50,11 @@ def check_attention(onnx_graph: Graph, source: ExportSource) -> int:
         raise ExportError(
             f"{len(nodes)} attention plugins for {source.layers} layers", where=where, fix=_AGAIN
         )
-    config = source.config
-    heads = config["num_attention_heads"]
+    model = source.model
     expected = {
-        "num_q_heads": heads,
-        "num_kv_heads": config.get("num_key_value_heads") or heads,
-        "head_size": config.get("head_dim") or config["hidden_size"] // heads,
+        "num_q_heads": model.num_heads,
+        "num_kv_heads": model.num_kv_heads,
+        "head_size": model.head_dim,
         "enable_fp8_kv_cache": int(source.kv_cache == "FP8"),
     }
     for node in nodes:
@@ -57,6 +65,13 @@ def check_attention(onnx_graph: Graph, source: ExportSource) -> int:
                     where=where,
                     fix=_AGAIN,
                 )
+        if not is_window_right(node.attributes.get("sliding_window_size"), model):
+            raise ExportError(
+                f"{node.name}: sliding_window_size is {node.attributes.get('sliding_window_size')}, "
+                f"the model's is {model.sliding_window}",
+                where=where,
+                fix=_AGAIN,
+            )
     for layer in range(source.layers):
         past, present = f"past_key_values_{layer}", f"present_key_values_{layer}"
         readers = [n for n in nodes if past in n.inputs]
@@ -151,66 +166,29 @@ def _is_weight(onnx_graph: Graph, name: str, readers: tuple[str, ...]) -> bool:
 
 
 def check_texts(llm: Path, source: ExportSource) -> None:
-    """Check that tokenizer and chat template are the model's, and that both config.json agree."""
-    model = source.directory
-    if (llm / "tokenizer.json").read_bytes() != (model / "tokenizer.json").read_bytes():
-        raise ExportError("tokenizer.json is not the model's", where=str(llm), fix=_AGAIN)
-    if (llm / "chat_template.jinja").read_text("utf-8") != source.template:
-        raise ExportError("chat_template.jinja is not the model's", where=str(llm), fix=_AGAIN)
+    """Check that the texts are the model's byte for byte, and that config.json says what the model says."""
+    if (llm / TEMPLATE_FILE).read_bytes() != source.template.encode():
+        raise ExportError(f"{TEMPLATE_FILE} is not the model's", where=str(llm), fix=_AGAIN)
+    for name in COPIED_TEXTS:
+        exported, stored = (
+            path.read_bytes() if path.is_file() else None for path in (llm / name, source.directory / name)
+        )
+        if exported != stored and not (name == SETTINGS_FILE and _is_without_template(llm, source.directory)):
+            raise ExportError(f"{name} is not the model's", where=str(llm), fix=_AGAIN)
     try:
-        exported = read_object(llm / "config.json")
+        config = read_object(llm / "config.json")
     except ModelError as e:
         raise ExportError(e.what, where=e.where, fix=_AGAIN) from e
-    config = source.config
-    heads = config["num_attention_heads"]
-    rope = config.get("rope_parameters") or {}
-    expected: dict[str, Any] = {
-        "vocab_size": config["vocab_size"],
-        "hidden_size": config["hidden_size"],
-        "intermediate_size": config["intermediate_size"],
-        "num_hidden_layers": source.layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": config.get("num_key_value_heads") or heads,
-        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
-        "max_position_embeddings": config.get("max_position_embeddings"),
-        "rope_theta": config.get("rope_theta", rope.get("rope_theta")),
-        "kv_cache_dtype": "fp8" if source.kv_cache == "FP8" else "fp16",
-    }
-    for key, value in expected.items():
-        if value is not None and exported.get(key) != value:
-            raise ExportError(
-                f"{key} is {json.dumps(exported.get(key))}, the model's is {json.dumps(value)}",
-                where=str(llm / "config.json"),
-                fix=_AGAIN,
-            )
-    model_rope, exported_rope = (_rope_type(c) for c in (config, exported))
-    if model_rope != exported_rope:
-        raise ExportError(
-            f"rotary embedding is of type {exported_rope}, the model's of {model_rope}",
-            where=str(llm / "config.json"),
-            fix=_AGAIN,
-        )
-    exported_ends, model_ends = exported.get("eos_token_id"), config.get("eos_token_id")
-    if not set(_collect_token_ids(model_ends)) <= set(_collect_token_ids(exported_ends)):
-        raise ExportError(
-            f"eos_token_id {exported_ends} lacks the model's {model_ends}",
-            where=str(llm / "config.json"),
-            fix=_AGAIN,
-        )
+    compare_runtime_config(config, source, str(llm / "config.json"))
 
 
-def _rope_type(config: Mapping[str, Any]) -> str:
-    for key in ("rope_parameters", "rope_scaling"):
-        section = config.get(key)
-        if isinstance(section, dict):
-            rope_type = section.get("rope_type") or section.get("type")
-            if rope_type:
-                return str(rope_type)
-    return "default"
-
-
-def _collect_token_ids(value: Any) -> list[int]:
-    return [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int)]
+def _is_without_template(llm: Path, model: Path) -> bool:
+    """Tell whether the tokenizer's settings differ by a chat template alone, which the exporter moves."""
+    try:
+        stored, exported = read_object(model / SETTINGS_FILE), read_object(llm / SETTINGS_FILE)
+    except ModelError:
+        return False
+    return stored.pop("chat_template", None) is not None and stored == exported
 
 
 def _read_embedding_table(llm: Path, fp8: bool, hidden: int) -> TensorInfo:
@@ -250,13 +228,14 @@ def check_exported_model(llm: Path, source: ExportSource, *, fp8_embedding: bool
     """
     names = list_exported_files(llm)
     onnx_graph = graph.read_graph(llm / "model.onnx")
-    embedding = _read_embedding_table(llm, fp8_embedding, source.config["hidden_size"])
+    embedding = _read_embedding_table(llm, fp8_embedding, source.model.hidden_size)
     attentions = check_attention(onnx_graph, source)
     quantized = check_quantization(onnx_graph, source)
     weights = coverage.check_coverage(onnx_graph, source.weights.tensors.values(), embedding, source.tied)
     check_texts(llm, source)
     return {
         "files": names,
+        "notes": list(source.texts.notes),
         "attentionPlugins": attentions,
         "quantizationNodes": quantized,
         "weights": weights,

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from enginix.kinds.edgellm.errors import ExportError
+from enginix.kinds.edgellm.expected_tensors import IGNORED_SUFFIXES
 from enginix.kinds.edgellm.graph import Constant, Graph
 from enginix.kinds.edgellm.values import Bits, Expected, list_onnx_forms, to_float16, view_bits
 from enginix.model import TensorInfo
 
 PREFIX = "_model."
 KEY_ELEMENTS = 64  # elements of a row that find its candidates
-IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 JOINED_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 SCALE_ERROR = 0.01  # relative; float16 holds a normal number to 0.0005
 _FIX = "fetch or quantize the model again; if it stays so, TensorRT Edge-LLM does not support this model"
@@ -34,6 +34,14 @@ class Claims:
     method_counts: Counter[str] = field(default_factory=Counter)
     rows: dict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
     worst_scale: float = 0.0
+
+    def find_free(self, name: str, begin: int, end: int) -> int:
+        """Return the first place from ``begin`` where as many rows or bytes are claimed by no tensor."""
+        length = end - begin
+        for taken_begin, taken_end in sorted(self.rows.get(name, [])):
+            if taken_begin < begin + length and begin < taken_end:
+                begin = taken_end
+        return begin
 
     def take(self, method: str, name: str, begin: int, end: int) -> None:
         self.method_counts[method] += 1
@@ -81,7 +89,8 @@ class _RowIndex:
                 for row, key in enumerate(np.ascontiguousarray(array[:, :KEY_ELEMENTS])):
                     self.rows[key.tobytes()].append((constant.name, side, row))
 
-    def find(self, expected: Expected) -> tuple[str, str, int] | None:
+    def list_candidates(self, expected: Expected) -> Iterator[tuple[str, str, int]]:
+        """Yield places that may hold the tensor: constant, side, and first row."""
         rows, columns = expected.shape
         # Use a distinctive row: zeros would make every matrix a candidate.
         row = next(
@@ -97,14 +106,32 @@ class _RowIndex:
         ):
             array, begin = self.sides[name, side], found_row - row
             is_inside = array.shape[1] == columns and begin >= 0 and begin + rows <= array.shape[0]
-            if is_inside and _equals_tensor(expected, array[begin : begin + rows]):
-                return name, side, begin
-        return None
+            if is_inside:
+                yield name, side, begin
+
+    def holds(self, expected: Expected, place: _Place) -> bool:
+        array = self.sides[place.name, place.side]
+        return _equals_tensor(expected, array[place.begin : place.begin + expected.shape[0]])
 
 
-def _find_aligned(data: bytes, needle: bytes, size: int) -> int:
+@dataclass(frozen=True)
+class _Place:
+    """A part of a constant that holds a tensor's values; ``free`` if no other tensor claims it."""
+
+    name: str
+    side: str
+    begin: int
+    free: bool
+
+
+def _claim_key(name: str, side: str) -> str:
+    """Return the name under which a constant's rows are claimed, or its columns."""
+    return f"{name}^T" if side == "transposed" else name
+
+
+def _find_aligned(data: bytes, needle: bytes, size: int, begin: int = 0) -> int:
     """Return the offset of ``needle`` in ``data``, a multiple of ``size`` bytes; -1 if it is absent."""
-    offset = data.find(needle)
+    offset = data.find(needle, begin)
     while offset > 0 and offset % size:
         offset = data.find(needle, offset + 1)
     return offset
@@ -216,17 +243,42 @@ class Coverage:
         for form in list_onnx_forms(tensor.dtype):
             expected = Expected(tensor, form)
             needle = expected.rows(0, 1).tobytes()
-            for constant in self.graph.constants.values():
-                if constant.dtype != form or len(constant.shape) != 1:
-                    continue
-                if constant.data.size < len(needle):
-                    continue
-                offset = _find_aligned(constant.data.tobytes(), needle, len(needle) // expected.shape[1])
-                if offset >= 0:
-                    # A vector is one row; parts of a joined one are claimed by bytes.
-                    self.claims.take("by value", f"{constant.name} bytes", offset, offset + len(needle))
-                    return True
+            places = self._list_vector_places(form, needle, len(needle) // expected.shape[1])
+            for place in self._sort_places(tensor, places):
+                # A vector is one row; parts of a joined one are claimed by bytes.
+                self.claims.take("by value", f"{place.name} bytes", place.begin, place.begin + len(needle))
+                return True
         return False
+
+    def _list_vector_places(self, form: str, needle: bytes, size: int) -> Iterator[_Place]:
+        """Yield the places that hold the bytes of a vector, at most one that is claimed for each constant."""
+        for constant in self.graph.constants.values():
+            if constant.dtype != form or len(constant.shape) != 1 or constant.data.size < len(needle):
+                continue
+            key, data = f"{constant.name} bytes", constant.data.tobytes()
+            first = offset = _find_aligned(data, needle, size)
+            while offset >= 0:
+                free = self.claims.find_free(key, offset, offset + len(needle))
+                if free == offset:
+                    yield _Place(constant.name, "as is", offset, True)
+                    break
+                offset = _find_aligned(data, needle, size, free)
+            if first >= 0 > offset:
+                yield _Place(constant.name, "as is", first, False)
+
+    def _sort_places(self, tensor: TensorInfo, places: Iterable[_Place]) -> list[_Place]:
+        """Sort places that may hold a tensor: where no other tensor is before others, its own module first.
+
+        Tensors with equal values are common: copied layers of merged models, zeros of expanded ones.
+        """
+        module = tensor.name.rpartition(".")[0]
+        own = {module, re.sub(r"\.[qkv]_proj$", ".qkv_proj_fused", module)}
+
+        def rank(place: _Place) -> tuple[bool, bool]:
+            readers = self.graph.consumers.get(place.name, ())
+            return not place.free, not any(node.module in own for node in readers)
+
+        return sorted(places, key=rank)
 
     def _embedding(self, tensor: TensorInfo) -> None:
         if self.embedding is None:
@@ -267,18 +319,30 @@ class Coverage:
             return False
         if len(tensor.shape) == 1:
             return self._vector(tensor)
-        for form in list_onnx_forms(tensor.dtype):
-            match = self._index(form).find(Expected(tensor, form))
-            if match:
-                name, side, begin = match
-                constant = self.graph.constants[name]
-                end = begin + tensor.shape[0]
-                # Columns of a transposed matrix are counted against its last dimension.
-                self.claims.take("by value", f"{name}^T" if side == "transposed" else name, begin, end)
-                if side == "transposed" and self.claims.is_covered(f"{name}^T", constant.shape[-1]):
-                    self.claims.rows[name].append((0, self._rows(constant)))
-                return True
-        return False
+        return any(self._matrix(tensor, form) for form in list_onnx_forms(tensor.dtype))
+
+    def _matrix(self, tensor: TensorInfo, form: str) -> bool:
+        """Claim a matrix: rows of a constant, or columns of one that the exporter transposed."""
+        index, expected, rows = self._index(form), Expected(tensor, form), tensor.shape[0]
+        candidates = (
+            _Place(name, side, begin, self._is_free(name, side, begin, begin + rows))
+            for name, side, begin in index.list_candidates(expected)
+        )
+        place = next((p for p in self._sort_places(tensor, candidates) if index.holds(expected, p)), None)
+        if place is None:
+            return False
+        name, begin = place.name, place.begin
+        constant, key = self.graph.constants[name], _claim_key(name, place.side)
+        self.claims.take("by value", key, begin, begin + rows)
+        # Columns of a transposed matrix are counted against its last dimension.
+        if place.side == "transposed" and self.claims.is_covered(key, constant.shape[-1]):
+            self.claims.rows[name].append((0, self._rows(constant)))
+        return True
+
+    def _is_free(self, name: str, side: str, begin: int, end: int) -> bool:
+        other = _claim_key(name, "as is" if side == "transposed" else "transposed")
+        key = _claim_key(name, side)
+        return not self.claims.rows.get(other) and self.claims.find_free(key, begin, end) == begin
 
     @staticmethod
     def _index_has_joined(tensor: TensorInfo) -> bool:
@@ -337,9 +401,9 @@ def check_coverage(
         )
     unexplained_names = coverage.list_unexplained()
     if unexplained_names:
+        described = [_describe_constant(graph, name) for name in unexplained_names]
         raise ExportError(
-            f"{_format_weight_names(unexplained_names)} in the export, which come from no tensor of the "
-            "checkpoint",
+            f"{_format_weight_names(described)} in the export, which come from no tensor of the checkpoint",
             where=str(graph.path),
             fix=_FIX,
         )
@@ -349,6 +413,14 @@ def check_coverage(
         "found": dict(sorted(claims.method_counts.items())),
         "worstScaleError": round(claims.worst_scale, 6),
     }
+
+
+def _describe_constant(graph: Graph, name: str) -> str:
+    """Describe a constant by its shape and the module that reads it, as its name is often a number."""
+    shape = "x".join(map(str, graph.constants[name].shape)) or "a number"
+    modules = sorted({node.module for node in graph.consumers.get(name, ()) if node.module})
+    place = f" of {modules[0]}" if modules else ""
+    return f"{name} ({shape}{place})"
 
 
 def _format_weight_names(names: list[str]) -> str:

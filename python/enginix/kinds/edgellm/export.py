@@ -8,24 +8,26 @@ wheel.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from enginix import __version__, manifest, process
-from enginix.errors import MachineError, UsageError
+from enginix import __version__, console, manifest, process
+from enginix.errors import EnginixError, MachineError, UsageError
 from enginix.files import new_directory, require_absent, sha256_file
 from enginix.kinds.edgellm import checks, options, source, stack_traces
 from enginix.kinds.edgellm.errors import ExportError
 from enginix.kinds.edgellm.source import ExportSource
 from enginix.manifest import Manifest
+from enginix.model.end_tokens import END_TOKENS_KEY, list_named_end_tokens, read_end_tokens
 from enginix.optional_libraries import missing_extra
 from enginix.tables import load_table
 
@@ -33,6 +35,7 @@ EXPORTER = "tensorrt-edgellm-export"
 PINNED_PACKAGES = ("tensorrt-edgellm", "torch", "transformers", "onnx", "onnxscript", "onnx-graphsurgeon")
 EXPORT_DISK_FACTOR = 1.2  # of the weights' bytes: float16 of them, the table once more, the graph
 _DEVICE_FULL = ("No space left on device", "Errno 28", "SIGBUS")
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours that PyTorch writes into its errors
 _ERROR = re.compile(r"^[\w.]*(Error|Exception|Exit)\b.*:")
 
 
@@ -100,15 +103,15 @@ def explain_export_failure(status: int, output: str, model: Path) -> Exception:
     for row in load_table("edgellm")["failures"]:
         if row["pattern"] in output:
             return ExportError(row["what"], where=str(model), fix=row["fix"])
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    lines = [line.strip() for line in _ESCAPES.sub("", output).splitlines() if line.strip()]
     error_line = next(
         (line for line in reversed(lines) if _ERROR.match(line)), lines[-1] if lines else "no output"
     )
     return ExportError(
         f"{EXPORTER} ended with status {status}: {error_line[:400]}",
         where=str(model),
-        fix="enginix inspect tells what the model is; "
-        "docs/reference/edgellm.md lists what is known to export",
+        fix="docs/reference/edgellm.md lists what is known to export; if this model is among it, report the "
+        "line above to github.com/NVIDIA/TensorRT-Edge-LLM",
     )
 
 
@@ -146,6 +149,23 @@ def _list_tool_versions() -> dict[str, str]:
     return versions
 
 
+@contextlib.contextmanager
+def _naming_the_export(partial: Path, out: Path) -> Iterator[None]:
+    """Name files of the export as they would be in ``out``: the directory of a failed export is deleted."""
+    try:
+        yield
+    except EnginixError as e:
+        where, what = (
+            None
+            if text is None
+            else text.replace(f"{partial}/", "of the export: ").replace(str(partial), str(out))
+            for text in (e.where, e.what)
+        )
+        if (where, what) == (e.where, e.what):
+            raise
+        raise type(e)(str(what), where=where, fix=e.fix) from e
+
+
 def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | None = None) -> Manifest:
     """Export a model; the directory is complete and checked, or absent.
 
@@ -158,11 +178,11 @@ def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | 
     export_options = export_options or EdgellmExportOptions()
     flags = options.check_stage_options("export", export_options.flags)
     model_source = source.read_export_source(model)
-    if flags.get("fp8Embedding") and model_source.config["hidden_size"] % 16:
+    if flags.get("fp8Embedding") and model_source.model.hidden_size % 16:
         raise UsageError("fp8Embedding needs a hidden size that is a multiple of 16", where=str(model))
     program = find_program(EXPORTER, export_options.exporter)
     identity = read_model_identity(model)
-    with new_directory(out) as partial:
+    with new_directory(out) as partial, _naming_the_export(partial, out):
         _require_disk_space(model_source, partial)
         _run_exporter(program, model, partial, options.format_stage_flags("export", flags))
         stack_traces.strip_stack_traces(partial / "llm" / "model.onnx")
@@ -170,17 +190,24 @@ def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | 
             partial / "llm", model_source, fp8_embedding=bool(flags.get("fp8Embedding"))
         )
         _tidy_export(partial, model)
+        ends = list_named_end_tokens(model)
+        if extra := sorted({*ends} - {*read_end_tokens(model)}):
+            console.print_message(
+                f"note: Edge-LLM also ends answers at {', '.join(map(str, extra))}, which config.json "
+                "names and generation_config.json does not: transformers goes on there"
+            )
         export_manifest = Manifest(
             artefact="export",
             name=export_options.name or manifest.read_artefact_name(model),
             kind="edgellm",
             model={
-                "architecture": model_source.config["architectures"][0],
+                "architecture": model_source.model.architecture,
                 "layers": model_source.layers,
-                "hiddenSize": model_source.config["hidden_size"],
-                "vocabSize": model_source.config["vocab_size"],
+                "hiddenSize": model_source.model.hidden_size,
+                "vocabSize": model_source.model.vocab_size,
                 "quantization": model_source.quantization,
                 "kvCacheQuantization": model_source.kv_cache,
+                END_TOKENS_KEY: list(ends),
             },
             inputs={"model": identity},
             options=dict(flags),

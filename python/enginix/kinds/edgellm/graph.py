@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from enginix.kinds.edgellm.errors import ExportError
 
 PLUGIN_DOMAIN = "trt_edgellm"
+SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 # ONNX element type → bits per element, for the types that Edge-LLM's exporter writes.
 ELEMENT_BITS = {
     "FLOAT": 32, "FLOAT16": 16, "BFLOAT16": 16, "FLOAT8E4M3FN": 8, "FLOAT4E2M1": 4,
@@ -56,12 +58,20 @@ class Constant:
 
 @dataclass(frozen=True)
 class Node:
+    """A node.
+
+    Attributes:
+        module: the checkpoint's module that it was traced in, for instance ``model.layers.0.mlp.up_proj``;
+            empty where the exporter does not say.
+    """
+
     op: str
     domain: str
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
+    module: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,13 @@ class Graph:
 
     def count(self, op: str, domain: str | None = None) -> int:
         return sum(n.op == op and domain in (None, n.domain) for n in self.nodes)
+
+
+def _find_module(entries: Any) -> str:
+    """Return the innermost module of the scopes that PyTorch's exporter writes beside a node."""
+    text = next((entry.value for entry in entries if entry.key == SCOPES_KEY), "")
+    modules: list[str] = re.findall(r"'_model\.([\w.]+)'", text)
+    return modules[-1] if modules else ""
 
 
 def _map_external_data(entries: Any, folder: Path, files: dict[str, Any], where: str, needed: int) -> Any:
@@ -169,6 +186,7 @@ def read_graph(path: Path) -> Graph:
             inputs=tuple(n.input),
             outputs=tuple(n.output),
             attributes={a.name: onnx.helper.get_attribute_value(a) for a in n.attribute},
+            module=_find_module(n.metadata_props),
         )
         for n in graph.node
     )

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from enginix.kinds.registry.engine_kind import EngineKind, KindDescription
-from enginix.kinds.registry.model_verdict import ModelVerdict, explain_architecture, list_targets
+from enginix.kinds.registry.model_verdict import (
+    ModelVerdict,
+    explain_architecture,
+    is_gpu_system,
+    list_format_targets,
+    list_targets,
+)
 from enginix.model.number_formats import read_edgellm_formats
 from enginix.tables import load_table
 
@@ -11,19 +17,26 @@ from enginix.tables import load_table
 class EdgellmKind(KindDescription):
     """The description of ``edgellm``."""
 
-    def judge_model(self, architecture: str | None, quantization: str | None) -> ModelVerdict:
+    def judge_model(
+        self, architecture: str | None, quantization: str | None, method: str | None = None
+    ) -> ModelVerdict:
         """Return whether a model can become this kind, and on which GPUs."""
         edge, formats = load_table("edgellm"), read_edgellm_formats()
         why = []
         if architecture not in edge["architectures"]:
             why.append(explain_architecture(architecture, "is not supported for Edge-LLM export"))
-        if quantization is not None and quantization not in formats:
+        if method not in (None, "modelopt"):
+            why.append(f"quantization method {method} is not supported for Edge-LLM export")
+        elif quantization is not None and quantization not in formats:
             why.append(f"format {quantization} is not supported for Edge-LLM export")
         if why:
             return ModelVerdict(False, tuple(why), ())
-        least = formats[quantization]["minSm"] if quantization else 0
-        sms = {payload["sm"] for payload in edge["payloads"]}
-        return ModelVerdict(True, (), list_targets(lambda sm: sm >= least and sm in sms))
+        payloads = {(payload["sm"], payload["system"]) for payload in edge["payloads"]}
+        loaded = list_targets(
+            lambda gpu: any(sm == gpu["sm"] and is_gpu_system(gpu, system) for sm, system in payloads)
+        )
+        able = list_format_targets(quantization, is_compiled=False)
+        return ModelVerdict(True, (), tuple(name for name in loaded if name in able))
 
 
 KIND: EngineKind = EdgellmKind(

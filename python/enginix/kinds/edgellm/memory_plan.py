@@ -169,18 +169,23 @@ def fill_edgellm_limits(
 
 def list_payload_systems(gpu: TargetGpu) -> tuple[str, ...]:
     """List the CPUs with a payload for a GPU in their wheel."""
-    rows = load_table("edgellm")["payloads"]
-    return tuple(sorted({format_cpu(row["system"]) for row in rows if row["sm"] == gpu.sm}, reverse=True))
+    rows = (
+        row
+        for row in load_table("edgellm")["payloads"]
+        if row["sm"] == gpu.sm and gpu.system in (None, row["system"])
+    )
+    return tuple(sorted({format_cpu(row["system"]) for row in rows}, reverse=True))
 
 
 def find_edgellm_obstacles(architecture: str | None, quantization: str, gpu: TargetGpu) -> list[str]:
     """List the obstacles other than memory; nix/kinds/edgellm/checks.nix refuses the same."""
     rows = load_table("edgellm")
     reasons = []
-    if all(row["sm"] != gpu.sm for row in rows["payloads"]):
+    if not list_payload_systems(gpu):
+        on = f" on {format_cpu(gpu.system)}" if gpu.system else ""
         reasons.append(
-            f"Edge-LLM {rows['version']} has no payload for SM {gpu.sm} ({gpu.name}); its wheels have them "
-            f"for {describe_payloads()}: pass a plugin built for this GPU, or take kind llmapi"
+            f"Edge-LLM {rows['version']} has no payload for SM {gpu.sm}{on} ({gpu.name}); its wheels "
+            f"have them for {describe_payloads()}: pass a plugin built for this GPU, or take kind llmapi"
         )
     if architecture not in rows["architectures"]:
         known = ", ".join(sorted(rows["architectures"]))

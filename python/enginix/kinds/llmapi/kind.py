@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from enginix.kinds.registry.engine_kind import EngineKind, KindDescription, TritonSupport
-from enginix.kinds.registry.model_verdict import ModelVerdict
-from enginix.model.number_formats import read_algorithms
-from enginix.tables import load_table
+from enginix.kinds.registry.model_verdict import ModelVerdict, list_format_targets
+from enginix.model.number_formats import explain_no_llmapi, read_algorithms
 
 
 class LlmapiKind(KindDescription):
     """The description of ``llmapi``."""
 
-    def judge_model(self, architecture: str | None, quantization: str | None) -> ModelVerdict:
+    def judge_model(
+        self, architecture: str | None, quantization: str | None, method: str | None = None
+    ) -> ModelVerdict:
         """Return whether a model can become this kind, and on which GPUs."""
         # As in evaluation (nix/check/target.nix, computes): nothing is compiled ahead, so only a number
-        # format that the GPU lacks rules a target out.
-        row = read_algorithms().get(quantization or "NO_QUANT") or {}
-        needs = set(row.get("needs", ()))
-        able = (name for name, gpu in load_table("gpus")["gpus"].items() if needs <= set(gpu["formats"]))
+        # format that the backend or the GPU lacks rules a target out.
+        row = read_algorithms().get(quantization or "NO_QUANT")
+        if row is not None and row["llmapi"] is False:
+            return ModelVerdict(False, (explain_no_llmapi(str(quantization), row),), ())
         why = "the models that the runtime supports are not known"
-        return ModelVerdict(None, (why,), tuple(sorted(able)))
+        return ModelVerdict(None, (why,), list_format_targets(quantization, is_compiled=False))
 
 
 KIND: EngineKind = LlmapiKind(

@@ -14,6 +14,7 @@ from enginix.kinds.planning.planner import (
     PlanRequest,
     check_plan_request,
     find_format_obstacles,
+    find_model_obstacles,
     resolve_plan_limits,
 )
 from enginix.kinds.registry import find_kind, load_hook
@@ -69,10 +70,19 @@ def plan_from_lock(
         build=BuildNeeds(
             sum(files.values()), total, total, 4 * memory.weights, memory.weights, memory.weights
         ),
-        obstacles=tuple(find_format_obstacles(sizes, gpu, request.kind)),
+        obstacles=(
+            *_find_model_obstacles(metadata, sizes, request.kind),
+            *find_format_obstacles(sizes, gpu, request.kind),
+        ),
         changes=() if memory.fits else tuple(arithmetic.find_changes(sizes, limits, gpu, weights)),
         notes=("from the lock alone: weights of a rank are the mean, a lower bound",),
     )
+
+
+def _find_model_obstacles(metadata: Mapping[str, Any], sizes: ModelSizes, kind: str) -> list[str]:
+    """List what a lock tells against a kind; locks need not have the architecture."""
+    architecture, method = metadata.get("architecture"), metadata.get("quantizationMethod")
+    return find_model_obstacles(kind, architecture, sizes.quantization, method) if architecture else []
 
 
 def count_weight_bytes(files: Mapping[str, int]) -> int:

@@ -24,8 +24,14 @@ from enginix.memory_plan.kv_layout import find_latent, has_sliding_layers
 from enginix.memory_plan.weights import CheckpointSizes, RankSizes, estimate_from_headers
 from enginix.model import ModelConfig, open_weights
 from enginix.model.jsonfile import read_object
-from enginix.model.number_formats import read_algorithms, read_kv_cache_bits
+from enginix.model.number_formats import (
+    list_missing_formats,
+    read_algorithms,
+    read_kv_cache_bits,
+    runs_on_gpu,
+)
 from enginix.runtime.preflight import check_pipeline
+from enginix.tables import load_table
 
 
 @dataclass(frozen=True)
@@ -200,8 +206,10 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
     limits = resolve_plan_limits(sizes, request)
     weights, exact, ranks = _find_rank_weights(model, description, sizes, config, request)
     memory = arithmetic.compute_memory(sizes, limits, gpu, weights)
+    # The converter's own reasons are exact: the tables' follow only where it has none.
+    obstacles = obstacles or find_model_obstacles(request.kind, description.architecture, sizes.quantization)
     obstacles += find_format_obstacles(sizes, gpu, request.kind)
-    if kind.is_compiled:
+    if kind.has_pipeline:
         try:
             check_pipeline(description.architecture, request.pipeline_parallel)
         except UsageError as e:
@@ -253,6 +261,12 @@ def check_plan_request(request: PlanRequest) -> None:
     ):
         if value is not None and not 1 <= value < 1 << 31:
             raise UsageError(f"{name} {value} is not a number of at least 1", fix=f"pass {name} 1 or more")
+    kind = find_kind(request.kind)
+    if request.pipeline_parallel > 1 and kind.has_parallelism and not kind.has_pipeline:
+        raise UsageError(
+            f"--pipeline-parallel {request.pipeline_parallel}: kind {kind.name} has no pipeline stages",
+            fix="leave it out, and raise --tensor-parallel",
+        )
 
 
 def resolve_sizes(
@@ -350,20 +364,37 @@ def _find_rank_weights(
 
 
 def find_format_obstacles(sizes: ModelSizes, gpu: TargetGpu, kind: str) -> list[str]:
-    """List reasons why the GPU, or the kind on it, does not support the model's format."""
+    """List reasons why the GPU, or the kind on it, does not support the model's format.
+
+    A kind's ``judge_model`` lists the same GPUs.
+    """
     row = read_algorithms().get(sizes.quantization)
     if is_portable(kind) or row is None:
         return []
     name, least, refused = sizes.quantization, row["minSm"], row["refusedSm"]
+    is_compiled = find_kind(kind).is_compiled
+    engine_least = load_table("engine_support")["engineSm"]["least"]
+    if is_compiled and gpu.sm < engine_least:
+        return [f"TensorRT-LLM's engines need SM {engine_least} or later; {gpu.name} is SM {gpu.sm}"]
+    if runs_on_gpu(row, gpu.sm, gpu.formats, is_compiled=is_compiled):
+        return []
+    have = f", which has {', '.join(gpu.formats)}" if gpu.formats else ""
     if least is not None and gpu.sm < least:
-        have = f", which has {', '.join(gpu.formats)}" if gpu.formats else ""
         return [f"{name} needs SM {least} or later; {gpu.name} is SM {gpu.sm}{have}"]
-    if find_kind(kind).is_compiled and refused and refused[0] <= gpu.sm < refused[1]:
-        return [
-            f"TensorRT-LLM builds no {name} engine on SM {refused[0]} to {refused[1] - 1}; "
-            f"{gpu.name} is SM {gpu.sm}"
-        ]
-    return []
+    if missing := list_missing_formats(row, gpu.formats):
+        return [f"{name} computes with {' and '.join(missing)}; {gpu.name} is SM {gpu.sm}{have}"]
+    return [
+        f"TensorRT-LLM builds no {name} engine on SM {refused[0]} to {refused[1] - 1}; "
+        f"{gpu.name} is SM {gpu.sm}"
+    ]
+
+
+def find_model_obstacles(
+    kind: str, architecture: str | None, quantization: str, method: str | None = None
+) -> list[str]:
+    """List the reasons of the tables why a model cannot become a kind, as ``enginix compare`` gives them."""
+    verdict = find_kind(kind).judge_model(architecture, quantization, method)
+    return list(verdict.why) if verdict.takes is False else []
 
 
 def _list_plan_notes(

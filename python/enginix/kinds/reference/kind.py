@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from enginix.kinds.registry.engine_kind import EngineKind, KindDescription, TritonSupport
-from enginix.kinds.registry.model_verdict import ModelVerdict, explain_architecture
-from enginix.model.number_formats import read_algorithms
-from enginix.tables import load_table
+from enginix.kinds.registry.model_verdict import ModelVerdict, list_conversion_obstacles
 
 
 class ReferenceKind(KindDescription):
     """The description of ``reference``."""
 
-    def judge_model(self, architecture: str | None, quantization: str | None) -> ModelVerdict:
+    def judge_model(
+        self, architecture: str | None, quantization: str | None, method: str | None = None
+    ) -> ModelVerdict:
         """Return whether a model can become this kind, and on which GPUs."""
-        why = []
-        if architecture not in load_table("architectures")["architectures"]:
-            why.append(explain_architecture(architecture, "is not converted"))
-        row = read_algorithms().get(quantization or "NO_QUANT")
-        if row is None or not row["convert"]:
-            why.append(f"format {quantization} is not converted")
+        why = list_conversion_obstacles(architecture, quantization, method, ("enginix",))
         return ModelVerdict(not why, tuple(why), None)
 
 

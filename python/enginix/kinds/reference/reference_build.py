@@ -34,7 +34,7 @@ from enginix.model import open_weights
 from enginix.model.attention_window import read_context, read_windows
 from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
 from enginix.model.identity import identify_model as identity
-from enginix.model.tokenizer_files import copy_tokenizer_files
+from enginix.model.tokenizer_files import copy_tokenizer_files, require_fast_tokenizer
 from enginix.reference import config as checkpoint_config
 from enginix.reference import layout, linear
 from enginix.reference.config import ExecutorConfig
@@ -113,9 +113,9 @@ def build_reference_engine(
     config = checkpoint_config.read_executor_config(checkpoint)
     linear.refuse_unknown_format(config, str(checkpoint / "config.json"))
     layout.check_rank_files(checkpoint, config)
-    for name in ("config.json", "tokenizer.json"):
-        if not (model / name).is_file():
-            raise ModelError(f"no {name}", where=str(model), fix="pass the Hugging Face model's directory")
+    if not (model / "config.json").is_file():
+        raise ModelError("no config.json", where=str(model), fix="pass the Hugging Face model's directory")
+    require_fast_tokenizer(model)
     if read_context(model, config.max_position_embeddings) < config.context:
         raise CheckpointError(
             "its manifest lacks the model's sliding window; kind reference attends beyond that window",

@@ -12,6 +12,7 @@ from typing import Any
 
 from enginix.errors import UsageError
 from enginix.kinds.registry.engine_kind import EngineKind, TritonSupport
+from enginix.wording import list_known
 
 KIND_NAMES = ("tensorrt", "llmapi", "edgellm", "reference")
 # The kind of an artefact whose manifest names none.
@@ -26,7 +27,7 @@ def find_kind(name: str | None) -> EngineKind:
     """
     kind = get_kind(name)
     if kind is None:
-        raise UsageError(f"unknown kind {name!r}", fix=f"known: {', '.join(KIND_NAMES)}")
+        raise UsageError(f"unknown kind {name!r}", fix=list_known(str(name), KIND_NAMES))
     return kind
 
 

@@ -45,6 +45,7 @@ class EngineKind(Protocol):
             (enginix.kinds.planning.planner.KindPlanner); None where the plan is that of TensorRT-LLM's kinds.
         weights_folder: folder of an engine that holds its weights; None where they are inside compiled files.
         has_parallelism: whether it may run on several GPUs.
+        has_pipeline: whether these may be stages of a pipeline.
         is_compiled: whether it is compiled for one GPU.
         is_portable: whether it runs on any machine, in a Python of this package.
         runs_in_image: whether its runtime is NVIDIA's image, inside which its gates ask it; else its own
@@ -70,6 +71,8 @@ class EngineKind(Protocol):
     @property
     def has_parallelism(self) -> bool: ...
     @property
+    def has_pipeline(self) -> bool: ...
+    @property
     def is_compiled(self) -> bool: ...
     @property
     def is_portable(self) -> bool: ...
@@ -79,8 +82,14 @@ class EngineKind(Protocol):
     def server(self) -> str | None: ...
     @property
     def triton(self) -> TritonSupport | None: ...
-    def judge_model(self, architecture: str | None, quantization: str | None) -> ModelVerdict:
-        """Return whether a model can become this kind, and on which GPUs."""
+    def judge_model(
+        self, architecture: str | None, quantization: str | None, method: str | None = None
+    ) -> ModelVerdict:
+        """Return whether a model can become this kind, and on which GPUs.
+
+        Args:
+            method: ``quant_method`` of config.json; None or ``modelopt`` for ModelOpt's.
+        """
         ...
 
 
@@ -96,6 +105,7 @@ class KindDescription:
     memory_plan: str | None = None
     weights_folder: str | None = None
     has_parallelism: bool = False
+    has_pipeline: bool = False
     is_compiled: bool = False
     is_portable: bool = False
     runs_in_image: bool = False

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from enginix.model.number_formats import read_algorithms, runs_on_gpu
 from enginix.tables import load_table
 
 
@@ -23,11 +25,65 @@ class ModelVerdict:
     targets: tuple[str, ...] | None
 
 
-def list_targets(runs: Callable[[int], bool]) -> tuple[str, ...]:
-    """Return the GPUs of gpus.json whose SM runs it, sorted."""
-    return tuple(sorted(name for name, row in load_table("gpus")["gpus"].items() if runs(row["sm"])))
+def list_targets(runs: Callable[[Mapping[str, Any]], bool]) -> tuple[str, ...]:
+    """Return the GPUs of gpus.json whose row runs it, sorted."""
+    return tuple(sorted(name for name, row in load_table("gpus")["gpus"].items() if runs(row)))
+
+
+def is_gpu_system(gpu: Mapping[str, Any], system: str) -> bool:
+    """Whether machines of a system (``x86_64-linux``) may have a GPU of gpus.json."""
+    return load_table("gpus")["partSystems"].get(gpu["part"]) in (None, system)
+
+
+def list_format_targets(quantization: str | None, *, is_compiled: bool) -> tuple[str, ...]:
+    """Return the GPUs of gpus.json that execute a number format; every GPU for an unknown format."""
+    row = read_algorithms().get(quantization or "NO_QUANT")
+    return list_targets(
+        lambda gpu: row is None or runs_on_gpu(row, gpu["sm"], gpu["formats"], is_compiled=is_compiled)
+    )
 
 
 def explain_architecture(architecture: str | None, what: str) -> str:
     """Return why an architecture is not supported, or that the model names none."""
     return f"{architecture} {what}" if architecture else "the model names no architecture"
+
+
+def explain_foreign_method(method: str | None) -> str | None:
+    """Return why a ``quant_method`` that is not ModelOpt's is not converted; None for ModelOpt's."""
+    if method in (None, "modelopt"):
+        return None
+    rows = load_table("number_formats")["methods"]
+    return f"quantization method {method} is not converted: {rows.get(method, rows['*'])['why']}"
+
+
+def list_conversion_obstacles(
+    architecture: str | None, quantization: str | None, method: str | None, converters: Collection[str]
+) -> list[str]:
+    """Return why none of the converters makes a checkpoint of a model; empty where one does.
+
+    ``enginix`` alone converts quantized models (enginix.checkpoint.external_converters).
+
+    Args:
+        converters: rows of converters.json.
+    """
+    table, own = load_table("converters"), load_table("architectures")["architectures"]
+    takers = [name for name in converters if architecture in table["converters"][name]["architectures"]]
+    row, name = read_algorithms().get(quantization or "NO_QUANT"), quantization or "NO_QUANT"
+    obstacles = []
+    if not takers:
+        refused = table["refused"].get(architecture)
+        obstacles.append(
+            f"no converter takes {architecture}: {refused}"
+            if refused
+            else explain_architecture(architecture, "is not converted")
+        )
+    if foreign := explain_foreign_method(method):
+        obstacles.append(foreign)
+    elif row is None or not row["convert"]:
+        why = f": {row['why']}" if row else ""
+        obstacles.append(f"format {name} is not converted{why}")
+    elif takers and name != "NO_QUANT" and "enginix" not in takers:
+        obstacles.append(f"converter {takers[0]} takes unquantized models, and this one is {name}")
+    elif row["experts"] is False and "experts" in own.get(architecture, {}).get("mlp", ""):
+        obstacles.append(f"{name} is for dense models, and {architecture} has experts")
+    return obstacles

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 from enginix.kinds.registry.engine_kind import EngineKind, KindDescription, TritonSupport
-from enginix.kinds.registry.model_verdict import ModelVerdict, explain_architecture, list_targets
-from enginix.model.number_formats import read_algorithms, supports_sm
+from enginix.kinds.registry.model_verdict import (
+    ModelVerdict,
+    explain_architecture,
+    list_conversion_obstacles,
+    list_format_targets,
+)
+from enginix.model.number_formats import read_algorithms
 from enginix.tables import load_table
 
 
 class TensorrtKind(KindDescription):
     """The description of ``tensorrt``."""
 
-    def judge_model(self, architecture: str | None, quantization: str | None) -> ModelVerdict:
+    def judge_model(
+        self, architecture: str | None, quantization: str | None, method: str | None = None
+    ) -> ModelVerdict:
         """Return whether a model can become this kind, and on which GPUs."""
-        support = load_table("engine_support")
-        why = []
+        support, why = load_table("engine_support"), []
         if architecture not in support["architectures"]["engine"]:
             why.append(explain_architecture(architecture, "has no engine class"))
+        else:
+            converters = load_table("converters")["converters"]
+            why += list_conversion_obstacles(architecture, quantization, method, converters)
         row = read_algorithms().get(quantization or "NO_QUANT")
-        if row is None or not row["engine"]:
-            return ModelVerdict(False, (*why, f"no engine for format {quantization}"), ())
+        if not why and (row is None or not row["engine"]):
+            why.append(f"no engine for format {quantization}")
         if why:
             return ModelVerdict(False, tuple(why), ())
-        least = support["engineSm"]["least"]
-        return ModelVerdict(True, (), list_targets(lambda sm: sm >= least and supports_sm(row, sm)))
+        least, gpus = support["engineSm"]["least"], load_table("gpus")["gpus"]
+        able = list_format_targets(quantization, is_compiled=True)
+        return ModelVerdict(True, (), tuple(name for name in able if gpus[name]["sm"] >= least))
 
 
 KIND: EngineKind = TensorrtKind(
@@ -32,6 +42,7 @@ KIND: EngineKind = TensorrtKind(
     built_from="checkpoint",
     build="enginix.cli.engines.trtllm_build",
     has_parallelism=True,
+    has_pipeline=True,
     is_compiled=True,
     runs_in_image=True,
     server="trtllm-serve",

@@ -16,6 +16,7 @@ import numpy as np
 
 from enginix.triton.models.channel import FAILED, LATER, Channel, ChannelEvent
 from enginix.triton.models.generation import Chunk, Generation, Order
+from enginix.triton.models.heartbeat import PERIOD, HeartbeatFile
 from enginix.triton.models.request import RequestError
 
 # With at most so many running requests, each token is sent as it comes, unless more steps than these wait.
@@ -51,6 +52,7 @@ class ResponseSender:
             and ``tensorrt_llm`` share.
         period: seconds between two checks whether the clients are still connected.
         share: approximate share of one processor that the thread takes while more than a few requests run.
+        heartbeat: the sign of life of this process.
     """
 
     def __init__(
@@ -61,9 +63,10 @@ class ResponseSender:
         *,
         period: float,
         share: float,
+        heartbeat: HeartbeatFile | None = None,
     ) -> None:
         self._backend, self._channel, self._content = backend, channel, content
-        self._period = period
+        self._period, self._heartbeat = period, heartbeat
         self._codes = {
             "error": backend.TritonError.INTERNAL,
             "refused": backend.TritonError.INVALID_ARG,
@@ -125,9 +128,11 @@ class ResponseSender:
     def _send_all(self) -> None:
         next_check = time.monotonic() + self._period
         while True:
-            events = self._channel.receive(self._pause(next_check))
+            events = self._channel.receive(min(PERIOD, self._pause(next_check)))
             if events is None:
                 return
+            if self._heartbeat is not None:
+                self._heartbeat.beat()
             few = len(self._running) <= FEW
             # A response with several tokens costs about as much as one with a single token.
             hold = not few or len(events) > BEHIND * max(FEW, len(self._running))

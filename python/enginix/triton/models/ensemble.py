@@ -16,10 +16,12 @@ import numpy as np
 
 from enginix.triton.contract import ENSEMBLE, EXECUTOR, load_nvidia_contract
 from enginix.triton.models.answers import ResponseSender
-from enginix.triton.models.channel import Channel, RemoteChannel, socket_path
+from enginix.triton.models.channel import Channel, socket_path
 from enginix.triton.models.detokenizer import Detokenizer, load_tokenizer
 from enginix.triton.models.generation import Chunk, GenerationLimits, Order, build_order
+from enginix.triton.models.heartbeat import HeartbeatFile
 from enginix.triton.models.prompt import PromptReader
+from enginix.triton.models.remote_channel import RemoteChannel
 from enginix.triton.models.request import Inputs, read_boolean, read_check_period, require_parameter
 
 # Share of one processor for sending; each response costs the server and its clients several times as much.
@@ -64,6 +66,7 @@ class Ensemble:
             self._content,
             period=read_check_period(config),
             share=SHARE,
+            heartbeat=HeartbeatFile(ENSEMBLE),
         )
 
     def execute(self, requests: Sequence[Any]) -> None:
@@ -77,6 +80,7 @@ class Ensemble:
     def _read(self, request: Any) -> Order:
         inputs = Inputs(request, NAMES)
         prompt = self._prompts.read(inputs)
+        self._prompts.check_end_id(inputs)
         return build_order(
             inputs,
             self._limits,

@@ -101,17 +101,35 @@ class PromptReader:
             remaining = after[len(token) - 1 :]
         return (*ids, *self._encode(remaining, special=False))
 
+    def check_end_id(self, inputs: Inputs) -> None:
+        """Refuse an ``end_id`` that no token has, as TensorRT-LLM's executor does.
+
+        Raises:
+            RequestError: it is not below the number of the tokenizer's ids.
+        """
+        end_id, count = inputs.scalar("end_id"), self._tokenizer.get_vocab_size()
+        if end_id is not None and end_id >= count:
+            raise RequestError(f"end_id: {end_id} is not one of the model's {count} tokens; -1 ends at none")
+
     def _refuse_unknown(self, parameters: Collection[str]) -> None:
         """Refuse unknown names: Triton turns JSON keys without an input into request parameters silently."""
         for name in parameters:
             if name in self._unsupported:
                 raise RequestError(f"{name}: the reference executor does not support it")
-            hint = suggest_name(name, ENSEMBLE_INPUTS, cutoff=0.75)
-            if hint and name not in ENSEMBLE_INPUTS:
-                raise RequestError(f"{name}: no such input; {hint}")
+            # Triton's own (extension_generate.md, extension_parameters.md of its server) change no answer.
+            if name != "id" and not name.startswith("triton_"):
+                raise RequestError(f"{name}: no such input; {_suggest_input(name)}")
 
 
 ENSEMBLE_INPUTS: tuple[str, ...] = tuple(t.name for t in load_reference_contract()[ENSEMBLE].inputs)
+
+
+def _suggest_input(name: str) -> str:
+    """Return the input that a name of tensorrt_llm, of an earlier version or of another interface means."""
+    table = load_table("triton_reference")["otherNames"]["names"]
+    if name in table:
+        return f"here it is {table[name]}"
+    return suggest_name(name, ENSEMBLE_INPUTS, f"known are {', '.join(ENSEMBLE_INPUTS)}")
 
 
 def _unsupported_inputs() -> frozenset[str]:

@@ -2,7 +2,8 @@
 TensorRT-LLM's tensors.
 
 Decoupled: Triton passes requests on and continues; responses are sent as tokens come. The executor is reached
-by the model ensemble, too, from its own process (:class:`enginix.triton.models.channel.ChannelServer`).
+by the model ensemble, too, from its own process
+(:class:`enginix.triton.models.channel_server.ChannelServer`).
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import numpy as np
 
 from enginix.triton.contract import ENSEMBLE, EXECUTOR, EXECUTOR_KEY
 from enginix.triton.models.answers import ResponseSender
-from enginix.triton.models.channel import ChannelServer, Generations, LocalChannel, socket_path
+from enginix.triton.models.channel import socket_path
+from enginix.triton.models.channel_server import ChannelServer
 from enginix.triton.models.generation import Chunk, GenerationLimits, Order, read_order
+from enginix.triton.models.heartbeat import HeartbeatFile
 from enginix.triton.models.request import (
     Inputs,
     RequestError,
@@ -27,6 +30,7 @@ from enginix.triton.models.request import (
     read_parameter,
     require_parameter,
 )
+from enginix.triton.models.served_channels import Generations, LocalChannel
 
 # Share of one processor for sending: the sender runs in the executor's interpreter, at the executor's cost.
 SHARE = 1 / 16
@@ -69,6 +73,7 @@ class TensorrtLlm:
             self._content,
             period=read_check_period(config),
             share=SHARE,
+            heartbeat=HeartbeatFile(EXECUTOR, self._generations.is_stuck),
         )
 
     def execute(self, requests: Sequence[Any]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from enginix import manifest, ports
+from enginix import manifest
 from enginix.errors import UsageError
 from enginix.kinds.registry import DEFAULT_KIND, get_kind, has_rank_processes
 from enginix.machine import driver as drivers
@@ -62,7 +62,7 @@ def read_serve_request(args: argparse.Namespace) -> ServeRequest:
     server = _find_server(args)
     repository = preflight.check_repository(args.repository, server)
     machines, local_ranks = _find_hosts(args, server, repository)
-    ports.address_family(args.host)
+    launch.check_host(args.host)
     gpus = launch.check_gpus(args.gpus)
     driver = drivers.find_driver(args.driver)
     inside = None

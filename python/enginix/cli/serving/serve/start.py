@@ -12,7 +12,7 @@ from enginix import console
 from enginix.cli.serving.serve import report
 from enginix.kinds.registry import DEFAULT_KIND
 from enginix.notify import notify_systemd
-from enginix.ports import LOOPBACK, reachable_address
+from enginix.ports import is_loopback, reachable_address
 from enginix.serve import hosts
 from enginix.serve.client import TritonClient
 from enginix.serve.launch import LaunchSpec
@@ -27,7 +27,7 @@ class _StopRequested(Exception):
 
 def serve_repository(args: argparse.Namespace, spec: LaunchSpec, repository: ServedRepository) -> int:
     """Start a server, report when it answers, wait for its end or SIGTERM, and return the exit code."""
-    if args.host not in LOOPBACK:
+    if not is_loopback(args.host):
         console.print_message(
             f"warning: {args.host} is reachable from outside; Triton has no authentication and no TLS on HTTP"
         )
@@ -73,7 +73,7 @@ def serve_repository(args: argparse.Namespace, spec: LaunchSpec, repository: Ser
                     console.print_result(report.describe_server(spec, seconds, answer), "", as_json=True)
                 if not args.exit_after_ask:
                     quiet = args.ask is not None and not args.verbose
-                    status = server.wait()
+                    status = server.wait(client.live)
                     raise explain_exit(server.last_lines(400), status, spec.hosts)
             except _StopRequested:
                 pass

@@ -1,0 +1,82 @@
+"""Talks to an OpenAI endpoint in the terminal, streamed: enginix up's, or any other.
+
+  enginix chat                                      http://127.0.0.1:4000/v1
+  enginix chat --url http://host:8000/v1 --model qwen3 --key-file ./key
+  echo "What is a derivation?" | enginix chat       one question, one answer
+
+/new begins a new conversation, /exit or Ctrl-D ends. The model needs a chat template.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from enginix import console
+from enginix.errors import EXIT_OK, UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "--url", default="http://127.0.0.1:4000/v1", help="of the endpoint (default: enginix up's)"
+    )
+    parser.add_argument("--model", metavar="NAME", help="model (default: the endpoint's only one)")
+    parser.add_argument("--system", metavar="TEXT", help="message of the system")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="of an answer (default: what fits)")
+    parser.add_argument("--key-file", type=Path, metavar="FILE", help="file with the endpoint's key")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read questions until the end of the input, and print the answers."""
+    from enginix.gateway.keys import read_key
+    from enginix.up import chat
+
+    key = None if args.key_file is None else read_key(str(args.key_file.absolute()))
+    url = args.url.rstrip("/")
+    models = chat.list_models(url, key)
+    model = args.model or (models[0] if len(models) == 1 else None)
+    if model is None:
+        raise UsageError(f"{url} has {len(models)} models", fix=f"--model {' or '.join(models[:8])}")
+    options = {} if args.max_tokens is None else {"max_tokens": args.max_tokens}
+    is_terminal = sys.stdin.isatty()
+    begin = [] if args.system is None else [{"role": "system", "content": args.system}]
+    messages = list(begin)
+    while True:
+        question = _read_question(is_terminal)
+        if question is None or question == "/exit":
+            return EXIT_OK
+        if question == "/new":
+            messages = list(begin)
+            continue
+        messages.append({"role": "user", "content": question})
+        pieces = []
+        try:
+            for piece in chat.stream_chat(url, model, messages, key, **options):
+                pieces.append(piece)
+                if not args.json:
+                    print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            # Ends the answer, and not the conversation.
+            if not is_terminal:
+                raise
+        answer = "".join(pieces)
+        messages.append({"role": "assistant", "content": answer})
+        console.print_result({"model": model, "answer": answer}, "", as_json=args.json)
+        if not is_terminal:
+            return EXIT_OK
+
+
+def _read_question(is_terminal: bool) -> str | None:
+    """Return the next question: a line of a terminal, or the whole of another input."""
+    if not is_terminal:
+        text = sys.stdin.read().strip()
+        return text or None
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return None
+        if line:
+            return line

@@ -1,0 +1,281 @@
+"""From a model's name to an OpenAI endpoint on loopback: every stage, then the servers, until Ctrl-C.
+
+  enginix up Qwen/Qwen3-0.6B                       pin, download, convert, gate, serve
+  enginix up ./qwen3-0.6b --format fp8             quantized with ModelOpt, compared with the model
+  enginix up qwen3-0.6b.lock.json --dry-run        the stages and their commands, nothing else
+  enginix up Qwen/Qwen3-0.6B --print-nix           the same as a Nix expression
+
+MODEL is a repository of the Hub, a lock, or a directory. For a repository the lock is written into this
+directory and read again by the next run, so that the model stays the same until enginix lock --update.
+Stages are commands of enginix (convert, build, …); what each writes is kept under $XDG_CACHE_HOME/enginix/up,
+named by everything that went into it. A second run starts the servers at once, and an interrupted one goes on
+where it stopped. stages.jsonl there has the seconds, speed and memory of each stage that ran.
+
+Kind reference runs on every machine, by PyTorch: it is the yardstick, not the fastest. Kinds tensorrt and
+llmapi need the runtime's image: --runtime and --rootfs. $ENGINIX_GATEWAY_PYTHON and $ENGINIX_QUANTIZE_PYTHON
+name environments that have LiteLLM and ModelOpt, where this one lacks them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enginix import console
+from enginix.console import format_bytes
+from enginix.errors import EXIT_OK, MachineError, ModelError, UsageError
+from enginix.kinds.registry import DEFAULT_KIND, KIND_NAMES
+
+if TYPE_CHECKING:
+    from enginix.hub.lock import Lock
+    from enginix.up.session import StageRecord
+    from enginix.up.stages import Stage, UpRequest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("model", metavar="MODEL", help="owner/name of the Hub, lock file, or directory")
+    parser.add_argument("--kind", choices=KIND_NAMES, default=DEFAULT_KIND, help="kind of engine (reference)")
+    parser.add_argument("--format", metavar="FORMAT", help="quantize first: fp8, nvfp4, int4_awq, …")
+    parser.add_argument(
+        "--calibration", type=Path, metavar="DIR", help="own calibration data (default: enginix's text)"
+    )
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit, for a new lock (main)")
+    parser.add_argument("--no-gates", action="store_true", help="do not compare the engine with the model")
+    parser.add_argument("--target", metavar="GPU", help="kinds tensorrt and llmapi: GPU (enginix target)")
+    parser.add_argument("--runtime", metavar="ID", help="kinds tensorrt and llmapi: enginix runtime list")
+    parser.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
+    parser.add_argument("--device", metavar="DEVICE", help="kind reference: cpu, cuda, cuda:N (cpu)")
+    parser.add_argument("--tritonserver", type=Path, metavar="DIR", help="as enginix serve has it")
+    parser.add_argument("--gateway-python", type=Path, metavar="P", help="python3 that has litellm")
+    parser.add_argument(
+        "--port", type=int, default=4000, metavar="N", help="of the endpoint (4000; 0: a free one)"
+    )
+    parser.add_argument("--ask", metavar="PROMPT", help="ask once when ready")
+    parser.add_argument("--exit-after-ask", action="store_true", help="end after --ask")
+    parser.add_argument("--start-timeout", type=float, default=600, metavar="S", help="of each server (600)")
+    parser.add_argument("--dry-run", action="store_true", help="print the stages and their commands")
+    parser.add_argument(
+        "--print-nix", action="store_true", help="print the Nix expression of the same stages"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the stages that are missing, then serve."""
+    from enginix.up import session, stages
+
+    if args.exit_after_ask and args.ask is None:
+        raise UsageError("--exit-after-ask without --ask", fix="add --ask PROMPT")
+    request = _read_request(args)
+    if args.print_nix:
+        lock_file = None if request.lock is None else request.source.name
+        console.print_result(
+            {"nix": stages.format_nix(request, lock_file)},
+            stages.format_nix(request, lock_file),
+            as_json=args.json,
+        )
+        return EXIT_OK
+    cache = stages.locate_cache()
+    planned = stages.plan_stages(request, cache)
+    if args.dry_run:
+        return _print_stages(planned, as_json=args.json)
+    gateway_python = _find_gateway_python(args)
+    _require_disk(request, planned, cache)
+    log = session.RunLog(cache / "stages.jsonl")
+    records = session.run_stages(planned, log, as_json=args.json)
+    return _serve(args, request, planned[-1].output, gateway_python, records)
+
+
+def _read_request(args: argparse.Namespace) -> UpRequest:
+    from enginix.up import stages
+
+    path = Path(args.model)
+    lock: Lock | None = None
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError("no config.json", where=str(path), fix="pass a model's directory")
+        source = path.resolve()
+    else:
+        source, lock = _read_or_write_lock(args, path)
+    gpu = [] if args.target is None else ["--target", args.target]
+    runtime = [] if args.runtime is None else ["--runtime", args.runtime]
+    image = [] if args.rootfs is None else ["--rootfs", str(args.rootfs.resolve())]
+    device = [] if args.device is None else ["--device", args.device]
+    return stages.UpRequest(
+        name=stages.name_model(args.model if lock is None else lock.repo),
+        source=source,
+        lock=lock,
+        kind=args.kind,
+        format=args.format,
+        calibration=None if args.calibration is None else args.calibration.resolve(),
+        build_options=tuple([*gpu, *runtime, *image, *device]),
+        serve_options=tuple(image),
+        gates=not args.no_gates,
+    )
+
+
+def _read_or_write_lock(args: argparse.Namespace, path: Path) -> tuple[Path, Lock]:
+    """Return the lock of a repository: the file that was given, one of an earlier run, or a new one."""
+    from enginix.files import write_text
+    from enginix.hub.lock import Selection, dump_lock, read_lock
+    from enginix.up.stages import name_model
+
+    if path.is_file():
+        return path.resolve(), read_lock(path)
+    from enginix.hub.hub_urls import choose_revision, parse_hub_source
+    from enginix.hub.locking import make_lock
+
+    hub_source = parse_hub_source(args.model)
+    file = Path(f"{name_model(hub_source.name)}.lock.json").resolve()
+    if file.exists():
+        lock = read_lock(file)
+        if lock.repo != hub_source.name:
+            raise UsageError(
+                f"pins {lock.repo}, not {hub_source.name}",
+                where=str(file),
+                fix=f"run in another directory, or pass the lock: enginix up {file.name}",
+            )
+        console.print_message(
+            f"{file.name}: {lock.repo} at {lock.revision[:12]}, as an earlier run pinned it"
+        )
+        return file, lock
+    revision = choose_revision(hub_source, args.revision)
+    new = make_lock(hub_source.name, Selection(revision=revision or "main"))
+    for note in new.notes:
+        console.print_message(f"note: {note}")
+    write_text(file, dump_lock(new.lock))
+    console.print_message(f"{file.name}: {new.lock.repo} at {new.lock.revision[:12]}, pinned")
+    return file, new.lock
+
+
+def _print_stages(planned: tuple[Stage, ...], *, as_json: bool) -> int:
+    rows = [
+        {
+            "stage": s.name,
+            "command": ["enginix", *s.words],
+            "output": str(s.output),
+            "here": s.output.exists(),
+        }
+        for s in planned
+    ]
+    lines = [f"{'#' if s.output.exists() else ' '} enginix {shlex.join(s.words)}" for s in planned]
+    legend = "\n# is here already" if any(s.output.exists() for s in planned) else ""
+    console.print_result({"stages": rows}, "\n".join(lines) + legend, as_json=as_json)
+    return EXIT_OK
+
+
+def _find_gateway_python(args: argparse.Namespace) -> Path:
+    """Return an environment with LiteLLM, before an hour of work rather than after it."""
+    from enginix.gateway.launch import require_litellm
+
+    given = args.gateway_python or os.environ.get("ENGINIX_GATEWAY_PYTHON")
+    # Not resolved: an environment's python3 may be a link to the interpreter without its libraries.
+    python = Path(given or sys.executable).absolute()
+    require_litellm(python)
+    return python
+
+
+def _require_disk(request: UpRequest, planned: tuple[Stage, ...], cache: Path) -> None:
+    """Refuse what does not fit the disk: the model, and its checkpoint, both about the lock's size."""
+    cache.mkdir(parents=True, exist_ok=True)
+    missing = [s for s in planned if not s.output.exists() and s.name in ("fetch", "quantize", "convert")]
+    size = sum(s.input_bytes for s in missing)
+    free = shutil.disk_usage(cache).free
+    if size > free:
+        raise MachineError(
+            f"the stages need about {format_bytes(size)}, and {format_bytes(free)} are free",
+            where=str(cache),
+            fix="free space, or set XDG_CACHE_HOME to a larger disk",
+        )
+    if size:
+        console.print_message(
+            f"{request.name}: the stages write about {format_bytes(size)}; {format_bytes(free)} are free"
+        )
+
+
+def _serve(
+    args: argparse.Namespace,
+    request: UpRequest,
+    repository: Path,
+    gateway_python: Path,
+    records: Sequence[StageRecord],
+) -> int:
+    import tempfile
+
+    from enginix import ports
+    from enginix.up import session
+    from enginix.up.stages import name_endpoint
+
+    name = name_endpoint(request)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_interrupt_on_sigterm())
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="enginix-up-")))
+        [port] = ports.reserve_ports("127.0.0.1", [("--port", args.port)])
+        triton_port = ports.choose_loopback_port()
+        words = ["serve", str(repository), "--http-port", str(triton_port), "--no-grpc", "--no-metrics"]
+        words += ["--start-timeout", str(args.start_timeout), *request.serve_options]
+        if args.tritonserver is not None:
+            words += ["--tritonserver", str(args.tritonserver.resolve())]
+        servers = [stack.enter_context(session.run_server("tritonserver", words, work / "server.log"))]
+        # Beside it: the gateway is ready when the server behind it has answered.
+        model = "tensorrt_llm" if request.kind == "llmapi" else "ensemble"
+        backend = {"kind": "triton", "url": f"http://127.0.0.1:{triton_port}", "model": model}
+        description = work / "gateway.json"
+        description.write_text(json.dumps({"version": 1, "name": name, "models": {name: [backend]}}), "utf-8")
+        words = ["gateway", str(description), "--port", str(port), "--python", str(gateway_python)]
+        words += ["--start-timeout", str(args.start_timeout)]
+        servers.append(stack.enter_context(session.run_server("gateway", words, work / "gateway.log")))
+        address = f"http://127.0.0.1:{port}"
+        session.await_url(f"{address}/health/ready", servers, args.start_timeout)
+        console.print_result(
+            {
+                "url": f"{address}/v1",
+                "model": name,
+                "kind": request.kind,
+                "stages": [r.as_json() for r in records],
+            },
+            _describe_endpoint(address, name),
+            as_json=args.json,
+        )
+        if args.ask is not None:
+            from enginix.up.chat import complete_text
+
+            console.print_message(complete_text(f"{address}/v1", name, args.ask))
+            if args.exit_after_ask:
+                return EXIT_OK
+        return session.wait_for_end(servers)
+
+
+def _describe_endpoint(address: str, name: str) -> str:
+    body = json.dumps({"model": name, "prompt": "Once upon a time", "max_tokens": 32})
+    return (
+        f"ready: {address}/v1 serves {name}; Ctrl-C ends it\n\n"
+        f"  curl {address}/v1/completions -H 'Content-Type: application/json' -d '{body}'\n\n"
+        f"  import openai\n"
+        f'  client = openai.OpenAI(base_url="{address}/v1", api_key="none")\n'
+        f'  client.completions.create(model="{name}", prompt="Once upon a time", max_tokens=32)\n\n'
+        f"next: enginix chat --url {address}/v1"
+    )
+
+
+@contextlib.contextmanager
+def _interrupt_on_sigterm() -> Iterator[None]:
+    """End by SIGTERM as by Ctrl-C: the servers are stopped."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,1 @@
+"""What this machine has of what the stages need, each with a way to mend it."""

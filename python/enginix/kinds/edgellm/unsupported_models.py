@@ -1,0 +1,281 @@
+"""Refuse models that an export, or an engine of it, would compute as another function; read no weights.
+
+NVIDIA's exporter takes any configuration and ends with status 0. Three things are refused here by name: what
+it leaves out (windows, activations), what its runtime does not compute (scalings of the rotary embedding),
+and what its readers understand otherwise than transformers does (keys of other families, contradictions).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from enginix.errors import ModelError
+from enginix.model import ModelConfig, ModelRope
+from enginix.model.config import parse_config
+from enginix.tables import load_table
+
+OTHER_KINDS = 'serve this model by kind "tensorrt" or "llmapi"'
+_CORRECT = "correct config.json: keep the value that the model was trained with"
+_ORIGINAL = "original_max_position_embeddings"
+# Values of equal meaning that a JSON file writes in several ways differ by less.
+_SAME = 1e-6
+
+
+def parse_export_config(raw: Mapping[str, Any], model: Any) -> ModelConfig:
+    """Read a configuration by the shared reader, and refuse what an export cannot express.
+
+    Args:
+        raw: the parsed ``config.json``.
+        model: the model's directory.
+
+    Raises:
+        ModelError: an architecture that is not in the table, an invalid value, or a model that an export
+            cannot express.
+    """
+    where = str(model / "config.json")
+    row = _find_row(raw, where)
+    _refuse_contradictions(raw, where)
+    _refuse_activation(raw, where)
+    config = parse_config(raw, model, checkpoint=False)
+    _refuse_windows(config, row, where)
+    _refuse_rope(config, where)
+    _refuse_foreign_keys(raw, config, where)
+    return config
+
+
+def _find_row(raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    rows: Mapping[str, Mapping[str, Any]] = load_table("edgellm")["architectures"]
+    names = raw.get("architectures")
+    architecture = names[0] if isinstance(names, list) and names else None
+    if not isinstance(architecture, str) or architecture not in rows:
+        raise ModelError(
+            f"architecture {architecture!r} is not supported for TensorRT Edge-LLM export",
+            where=where,
+            fix=f"known: {', '.join(rows)}. The exporter itself accepts any name and answers with status 0",
+        )
+    model_type = rows[architecture]["modelType"]
+    if raw.get("model_type") != model_type:
+        raise ModelError(
+            f"model_type is {raw.get('model_type')!r}, but {architecture} has {model_type!r}",
+            where=where,
+            fix="fetch the model again",
+        )
+    return rows[architecture]
+
+
+def _refuse_contradictions(raw: Mapping[str, Any], where: str) -> None:
+    """Refuse values that a configuration has twice, as each reader takes another one."""
+    parameters = [raw[key] for key in ("rope_scaling", "rope_parameters") if isinstance(raw.get(key), dict)]
+    stated = [p for p in parameters if p]
+    if len(stated) == 2 and _list_scaling(stated[0]) != _list_scaling(stated[1]):
+        raise ModelError("rope_scaling and rope_parameters differ", where=where, fix=_CORRECT)
+    for key in ("rope_theta", _ORIGINAL, "partial_rotary_factor"):
+        values = [v for v in (raw.get(key), *(p.get(key) for p in stated)) if v is not None]
+        if any(value != values[0] for value in values):
+            raise ModelError(
+                f"{key} is {' and '.join(str(v) for v in values)}, beside the rope parameters and in them",
+                where=where,
+                fix=_CORRECT,
+            )
+    names = [raw[key] for key in ("dtype", "torch_dtype") if raw.get(key) is not None]
+    if len({str(name).removeprefix("torch.") for name in names}) > 1:
+        raise ModelError(f"dtype is {names[0]!r}, and torch_dtype {names[1]!r}", where=where, fix=_CORRECT)
+
+
+def _list_scaling(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    scaling = {k: v for k, v in parameters.items() if k not in ("type", "rope_type", "rope_theta")}
+    return {**scaling, "rope_type": parameters.get("rope_type", parameters.get("type", "default"))}
+
+
+def _refuse_activation(raw: Mapping[str, Any], where: str) -> None:
+    activation = raw.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise ModelError(
+            f"hidden_act is {activation!r}: NVIDIA's exporter writes SiLU into every graph",
+            where=where,
+            fix='serve this model by kind "llmapi"',
+        )
+
+
+def _refuse_windows(config: ModelConfig, row: Mapping[str, Any], where: str) -> None:
+    """Refuse windows that the graph would not have, or have in other layers."""
+    window = config.sliding_window
+    if window is None:
+        return
+    windows = set(config.windows)
+    fix = (
+        f"{OTHER_KINDS}; if its answers and prompts never exceed {window} tokens together, write "
+        '"sliding_window": null into config.json, and it is the same model'
+    )
+    if row["window"] == "none":
+        raise ModelError(
+            f"sliding_window is {window}, and NVIDIA's exporter leaves it out of a {config.architecture}",
+            where=where,
+            fix=fix,
+        )
+    if windows != {window}:
+        sliding = sum(w == window for w in config.windows)
+        raise ModelError(
+            f"sliding_window {window} is for {sliding} of {config.num_layers} layers, and NVIDIA's exporter "
+            "writes it into all",
+            where=where,
+            fix=fix,
+        )
+
+
+def _refuse_rope(config: ModelConfig, where: str) -> None:
+    rope, rows = config.rope, load_table("edgellm")["rope"]["types"]
+    if rope.type not in rows:
+        raise ModelError(
+            f"rope scaling {rope.type!r}: TensorRT Edge-LLM's runtime does not know it, and would compute "
+            "plain rotary embedding",
+            where=where,
+            fix=f"{OTHER_KINDS}; an export can have: {', '.join(rows)}",
+        )
+    row = rows[rope.type]
+    if row["rotarySizes"] is not None and config.head_dim not in row["rotarySizes"]:
+        raise ModelError(
+            f"rope scaling {rope.type!r} with heads of {config.head_dim}: the runtime computes it for "
+            f"{' or '.join(map(str, row['rotarySizes']))} rotated elements alone",
+            where=where,
+            fix=OTHER_KINDS,
+        )
+    stated = _find_rope_parameters(config.raw)
+    factor = stated.get("partial_rotary_factor", config.raw.get("partial_rotary_factor"))
+    if factor is not None and factor != 1:
+        raise ModelError(
+            f"partial_rotary_factor is {factor}: the runtime rotates that part of a head, and transformers "
+            "rotates whole heads in this architecture",
+            where=where,
+            fix="remove partial_rotary_factor if the model was trained with whole heads rotated",
+        )
+    _refuse_rope_parameters(rope, stated, config.raw, where)
+
+
+def _find_rope_parameters(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    parameters = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    return parameters if isinstance(parameters, dict) else {}
+
+
+def _refuse_rope_parameters(
+    rope: ModelRope, stated: Mapping[str, Any], top: Mapping[str, Any], where: str
+) -> None:
+    """Refuse parameters that the runtime reads and transformers ignores, or the other way round."""
+    if stated.get("mrope_section") is not None:
+        raise ModelError(
+            "mrope_section in the rope parameters: the runtime would compute a multimodal model's positions",
+            where=where,
+            fix="remove mrope_section, which transformers ignores in this architecture",
+        )
+    if rope.type == "dynamic" and stated.get("alpha") not in (None, 1):
+        raise ModelError(
+            f"alpha {stated['alpha']!r} of the dynamic rope scaling: the runtime computes with it, "
+            "transformers without",
+            where=where,
+            fix="remove alpha if the model was trained without it",
+        )
+    required = {"llama3": [_ORIGINAL], "yarn": ["factor", _ORIGINAL]}.get(rope.type, [])
+    for key in (*required, "beta_fast", "beta_slow"):
+        is_null = key in stated and stated[key] is None
+        if is_null or (key in required and key not in stated and top.get(key) is None):
+            raise ModelError(
+                f"{key} of the {rope.type} rope scaling is not stated, and the runtime needs it",
+                where=where,
+                fix=f"write the model's {key} into the rope parameters",
+            )
+    if rope.type != "yarn":
+        return
+    if not stated.get("truncate", True):
+        raise ModelError(
+            "truncate is false in the yarn rope scaling, and the runtime always rounds the range of the ramp",
+            where=where,
+            fix=OTHER_KINDS,
+        )
+    computed = compute_yarn_magnitude(stated)
+    if not math.isclose(computed, rope.magnitude, rel_tol=_SAME):
+        keys = " and ".join(k for k in ("mscale", "mscale_all_dim", "attention_factor") if stated.get(k))
+        raise ModelError(
+            f"the yarn rope scaling multiplies by {rope.magnitude:g}, and the runtime, which does not read "
+            f"{keys or 'its keys'}, by {computed:g}",
+            where=where,
+            fix=f'write "attention_factor": {rope.magnitude!r} into the rope parameters: it says the same',
+        )
+
+
+def compute_yarn_magnitude(scaling: Mapping[str, Any]) -> float:
+    """Compute the factor on cosine and sine as the runtime does (collectRopeConfig)."""
+    stated = scaling.get("attention_factor")
+    if stated is not None:
+        return float(stated)
+    factor = float(scaling["factor"])
+    return 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+
+
+def require_direct_reading(config: ModelConfig) -> None:
+    """Refuse a model that NVIDIA's direct builder reads otherwise than transformers does.
+
+    The exporter reads a configuration by transformers, with the defaults of its classes. The builder
+    (experimental/builder/core/config.py) reads config.json alone, with defaults of its own.
+
+    Raises:
+        ModelError: names the key, and the value to write.
+    """
+    raw, where = config.raw, str(config.directory / "config.json")
+    parameters = raw.get("rope_scaling")
+    if not isinstance(parameters, dict):
+        parameters = raw.get("rope_parameters") or {}
+    theta = parameters.get("rope_theta", 10000.0) if raw.get("rope_theta") is None else raw["rope_theta"]
+    # What the builder takes where a key is absent. Null is a value for it, which it cannot convert.
+    readings: dict[str, tuple[Any, Any]] = {
+        "head_dim": (raw.get("head_dim", config.hidden_size // config.num_heads), config.head_dim),
+        "num_key_value_heads": (raw.get("num_key_value_heads", config.num_heads), config.num_kv_heads),
+        "rms_norm_eps": (raw.get("rms_norm_eps", 1e-6), config.norm_epsilon),
+        "rope_theta": (theta, config.rope.base),
+        "rope_type": (parameters.get("rope_type", parameters.get("type", "default")), config.rope.type),
+    }
+    for key, (read, meant) in readings.items():
+        if read != meant:
+            raise ModelError(
+                f"NVIDIA's builder reads {key} of config.json as {read}, and the model's is {meant}",
+                where=where,
+                fix=f'write "{key}": {json.dumps(meant)} into config.json, and export the model again',
+            )
+
+
+def require_covered_context(config: ModelConfig, capacity: int) -> None:
+    """Refuse a KV cache that the runtime does not start with.
+
+    Raises:
+        ModelError: the rotary embedding is dynamic, and the cache exceeds the context.
+    """
+    if config.rope.type == "dynamic" and capacity > config.max_position_embeddings:
+        raise ModelError(
+            f"maxKvCacheCapacity {capacity} is beyond max_position_embeddings "
+            f"{config.max_position_embeddings}, "
+            "which the runtime refuses with dynamic rope scaling",
+            where=str(config.directory / "config.json"),
+            fix=f"lower maxKvCacheCapacity to {config.max_position_embeddings}",
+        )
+
+
+def _refuse_foreign_keys(raw: Mapping[str, Any], config: ModelConfig, where: str) -> None:
+    """Refuse keys of other families, which NVIDIA's readers take for any model."""
+    refused: Mapping[str, list[Any]] = load_table("edgellm")["configKeys"]["refused"]
+    own = config.description["defaults"]
+    for key in sorted(set(raw) & set(refused) - set(own)):
+        value = raw[key]
+        if value is not None and not any(_is_equal(value, neutral) for neutral in refused[key]):
+            raise ModelError(
+                f"{key} is {value!r}: NVIDIA's exporter and builder compute with it, and transformers' "
+                f"{config.architecture} does not read it",
+                where=where,
+                fix=f"remove {key} if the model was trained without it",
+            )
+
+
+def _is_equal(value: Any, neutral: Any) -> bool:
+    # 0 is False for Python, and is another value for a reader of JSON.
+    return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)

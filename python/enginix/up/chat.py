@@ -1,0 +1,93 @@
+"""A client of OpenAI's interface for a terminal: standard library only, streamed."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from enginix.errors import MachineError, UsageError
+
+TIMEOUT = 600.0  # seconds without a byte
+
+
+class EndpointError(MachineError):
+    """The endpoint cannot be reached, or refused the request."""
+
+    kind = "endpoint"
+
+
+def list_models(url: str, key: str | None = None) -> list[str]:
+    """Return the names of the models at an endpoint, ``http://host:port/v1``."""
+    answer = _read_json(_open(f"{url}/models", None, key))
+    return [str(row["id"]) for row in answer.get("data", [])]
+
+
+def complete_text(url: str, model: str, prompt: str, key: str | None = None) -> str:
+    """Return the text after a prompt, of at most 64 tokens."""
+    request = {"model": model, "prompt": prompt, "max_tokens": 64}
+    answer = _read_json(_open(f"{url}/completions", request, key))
+    return str(answer["choices"][0]["text"])
+
+
+def stream_chat(
+    url: str, model: str, messages: list[dict[str, str]], key: str | None = None, **options: Any
+) -> Iterator[str]:
+    """Yield the pieces of an answer to a conversation.
+
+    Raises:
+        EndpointError: it cannot be reached, refused the request, or failed in the middle.
+    """
+    request = {"model": model, "messages": messages, "stream": True, **options}
+    with _open(f"{url}/chat/completions", request, key) as response:
+        # Events end their lines at CR and LF only; a body's lines are read as bytes.
+        for line in response:
+            data = line.strip()
+            if not data.startswith(b"data:"):
+                continue
+            payload = data[5:].strip()
+            if payload == b"[DONE]":
+                return
+            event = json.loads(payload)
+            if "error" in event:
+                raise EndpointError(_read_message(event), where=url)
+            for choice in event.get("choices", []):
+                if text := choice.get("delta", {}).get("content"):
+                    yield text
+
+
+def _open(url: str, body: Mapping[str, Any] | None, key: str | None) -> Any:
+    headers = {"Content-Type": "application/json"}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        request = urllib.request.Request(url, data, headers)
+        return urllib.request.urlopen(request, timeout=TIMEOUT)
+    except ValueError as e:
+        raise UsageError(f"{url!r} is no address: {e}", fix="--url http://127.0.0.1:4000/v1") from e
+    except urllib.error.HTTPError as e:
+        text = e.read().decode("utf-8", "replace")
+        try:
+            message = _read_message(json.loads(text))
+        except ValueError:
+            message = text[:200]
+        raise EndpointError(f"status {e.code}: {message}", where=url) from e
+    except (urllib.error.URLError, OSError) as e:
+        reason = getattr(e, "reason", e)
+        raise EndpointError(f"not reached: {reason}", where=url, fix="start it: enginix up MODEL") from e
+
+
+def _read_json(response: Any) -> dict[str, Any]:
+    with response:
+        answer = json.loads(response.read())
+    if not isinstance(answer, dict):
+        raise EndpointError("the answer is no JSON object")
+    return answer
+
+
+def _read_message(answer: Any) -> str:
+    error = answer.get("error") if isinstance(answer, dict) else None
+    return str(error.get("message") if isinstance(error, dict) else error or answer)

@@ -1,0 +1,271 @@
+"""Runs the stages that are not there yet, then the servers, until it is interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import enginix
+from enginix import console
+from enginix.console import format_bytes
+from enginix.errors import EXIT_OK, EnginixError, MachineError
+from enginix.process_group import end_with_parent, signal_group
+from enginix.up.stages import Stage
+
+# Seconds between two lines about a stage that says nothing itself, on a terminal.
+TICK = 5.0
+
+
+class StageFailed(EnginixError):
+    """A stage ended with an error, which it has printed; its exit status is handed on."""
+
+    kind = "stage"
+
+    def __init__(self, stage: str, status: int) -> None:
+        super().__init__(
+            f"{stage} ended with status {status}",
+            fix="mend what it says above, then run the same command again: finished stages are kept",
+        )
+        self.exit_code = status  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What one stage took.
+
+    Attributes:
+        seconds: wall-clock time; 0 for a stage that was there already.
+        peak_bytes: largest resident memory of the stage's process.
+        input_bytes: of the model, for the speed; 0 for unknown.
+    """
+
+    stage: str
+    output: str
+    cached: bool
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    input_bytes: int = 0
+
+    def as_json(self) -> dict[str, object]:
+        speed = self.input_bytes / self.seconds if self.seconds and self.input_bytes else None
+        return {
+            "stage": self.stage,
+            "output": self.output,
+            "cached": self.cached,
+            "seconds": round(self.seconds, 3),
+            "peakBytes": self.peak_bytes or None,
+            "bytesPerSecond": None if speed is None else round(speed),
+        }
+
+
+class RunLog:
+    """One line of JSON a stage, beside the artefacts and never inside one: the speed of this machine."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def append(self, record: StageRecord) -> None:
+        """Add a stage that ran."""
+        with self.file.open("a", encoding="utf-8") as log:
+            log.write(json.dumps({"version": enginix.__version__, **record.as_json()}) + "\n")
+
+    def estimate_seconds(self, stage: Stage) -> float | None:
+        """Return what a stage will take by its last speed here; None before its first run."""
+        if not stage.input_bytes or not self.file.exists():
+            return None
+        speed = None
+        for line in self.file.read_text("utf-8").splitlines():
+            with contextlib.suppress(ValueError, AttributeError, TypeError):
+                row = json.loads(line)
+                if row.get("stage") == stage.name and row.get("bytesPerSecond"):
+                    speed = float(row["bytesPerSecond"])
+        return None if not speed else stage.input_bytes / speed
+
+
+def run_stages(stages: Sequence[Stage], log: RunLog, *, as_json: bool) -> list[StageRecord]:
+    """Run each stage whose directory is not there.
+
+    Raises:
+        StageFailed: a stage ended with an error; what it had finished is kept.
+    """
+    records = []
+    for number, stage in enumerate(stages, 1):
+        label = f"[{number}/{len(stages)}] {stage.name}"
+        if stage.output.exists():
+            console.print_message(f"{label}: here already")
+            records.append(StageRecord(stage.name, str(stage.output), cached=True))
+            continue
+        expected = log.estimate_seconds(stage)
+        about = "" if expected is None else f", about {expected:.0f} s by its last speed here"
+        console.print_message(f"{label}{about}")
+        record = _run_stage(stage, label, as_json=as_json)
+        log.append(record)
+        console.print_message(
+            f"{label}: {record.seconds:.1f} s, at most {format_bytes(record.peak_bytes)} of memory"
+        )
+        records.append(record)
+    return records
+
+
+def _run_stage(stage: Stage, label: str, *, as_json: bool) -> StageRecord:
+    begun = time.monotonic()
+    # Its result is a line of ours; what it says of its progress stays on standard error.
+    process = subprocess.Popen(
+        build_command(stage.words),
+        env=build_environment(),
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL if as_json else sys.stderr,
+        start_new_session=True,
+        preexec_fn=end_with_parent(signal.SIGTERM),
+    )
+    try:
+        usage = _wait_with_ticks(process, label, begun)
+    except BaseException:
+        signal_group(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        signal_group(process.pid)
+        raise
+    if process.returncode != 0:
+        raise StageFailed(stage.name, process.returncode)
+    return StageRecord(
+        stage.name,
+        str(stage.output),
+        cached=False,
+        seconds=time.monotonic() - begun,
+        peak_bytes=usage,
+        input_bytes=stage.input_bytes,
+    )
+
+
+def _wait_with_ticks(process: subprocess.Popen[bytes], label: str, begun: float) -> int:
+    """Wait for a stage's end; returns its peak memory in bytes."""
+    ticks = sys.stderr.isatty()
+    last = begun
+    while True:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            return usage.ru_maxrss * 1024
+        now = time.monotonic()
+        if ticks and now - last >= TICK:
+            console.print_message(f"{label}: {now - begun:.0f} s")
+            last = now
+        time.sleep(0.05)
+
+
+# Stages whose libraries another environment may have, as in the flake's packages.
+QUANTIZING = ("calibrate", "quantize")
+
+
+def build_command(words: Sequence[str]) -> list[str]:
+    """Return the command line of another command of this enginix.
+
+    Run it in ``/``: Python puts the working directory first on its module path.
+    """
+    other = os.environ.get("ENGINIX_QUANTIZE_PYTHON") if words[0] in QUANTIZING else None
+    return [other or sys.executable, "-m", "enginix", *words]
+
+
+def build_environment() -> dict[str, str]:
+    """Return this process's environment, in which its package of enginix is found."""
+    return {**os.environ, "PYTHONPATH": str(Path(enginix.__file__).parents[1])}
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server in the background; what it prints is in ``log``."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def check_running(self) -> None:
+        """Raise ``MachineError`` with its last lines where it has ended."""
+        if self.process.poll() is not None:
+            raise self.explain(f"ended with status {self.process.returncode}")
+
+    def explain(self, what: str) -> MachineError:
+        """Return an error with the server's last lines."""
+        lines = self.log.read_text("utf-8", "replace").splitlines()[-12:]
+        return MachineError(what, where=self.name, fix="its last lines:\n    " + "\n    ".join(lines))
+
+
+@contextlib.contextmanager
+def run_server(name: str, words: Sequence[str], log: Path) -> Iterator[RunningServer]:
+    """Run a server until the block ends; a group of processes, all of which end with it."""
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            build_command(words),
+            env=build_environment(),
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=end_with_parent(signal.SIGTERM),
+        )
+    try:
+        yield RunningServer(name, process, log)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                console.print_message(f"{name} does not end; killed")
+        signal_group(process.pid)
+        process.wait()
+
+
+def await_url(url: str, servers: Sequence[RunningServer], timeout: float) -> None:
+    """Wait until the last server's address answers with status 200.
+
+    Raises:
+        MachineError: one of the servers ended, or none answered in time; with its last lines.
+    """
+    begun = time.monotonic()
+    heartbeat = console.Heartbeat(TICK)
+    while not _answers(url):
+        for server in servers:
+            server.check_running()
+        waited = time.monotonic() - begun
+        if waited > timeout:
+            raise servers[-1].explain(f"no answer within {timeout:.0f} s")
+        heartbeat.beat(f"{' and '.join(s.name for s in servers)}: starting since {waited:.0f} s")
+        time.sleep(0.1)
+
+
+def wait_for_end(servers: Sequence[RunningServer]) -> int:
+    """Wait until the user ends it; returns 0 then.
+
+    Raises:
+        MachineError: a server ended by itself; with its last lines.
+    """
+    try:
+        while True:
+            for server in servers:
+                server.check_running()
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        console.print_message("stopping")
+        return EXIT_OK
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError, ValueError):
+        return False

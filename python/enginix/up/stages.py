@@ -1,0 +1,166 @@
+"""The stages between a model and a server, each a command of enginix that writes one directory.
+
+A stage's directory is named by a hash of everything that goes into it: the same request finds what an earlier
+run left, and another request never does.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from enginix import __version__
+from enginix.errors import UsageError
+from enginix.files import sha256_json
+from enginix.hub.lock import Lock
+from enginix.kinds.registry import DEFAULT_KIND, find_kind
+
+
+@dataclass(frozen=True)
+class UpRequest:
+    """What ``enginix up`` was asked for.
+
+    Attributes:
+        name: of the model, also that of the endpoint.
+        source: lock file, or directory of a model.
+        lock: of ``source``; None for a directory.
+        format: number format that ``enginix quantize`` writes; None keeps the model's.
+        calibration: own calibration data; None takes the text that enginix brings.
+        build_options: words for ``enginix build``, such as ``--target h200``.
+        serve_options: words for ``enginix serve``, such as ``--rootfs DIR``.
+        gates: whether the engine is compared with its model.
+    """
+
+    name: str
+    source: Path
+    lock: Lock | None
+    kind: str = DEFAULT_KIND
+    format: str | None = None
+    calibration: Path | None = None
+    build_options: tuple[str, ...] = ()
+    serve_options: tuple[str, ...] = ()
+    gates: bool = True
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command and the directory that it writes.
+
+    Attributes:
+        words: after ``enginix``, with the output at the end.
+        input_bytes: size of what it reads, for its speed; 0 for unknown.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    output: Path
+    input_bytes: int = field(default=0, compare=False)
+
+
+def locate_cache() -> Path:
+    """Return the directory of everything that ``enginix up`` keeps."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "enginix" / "up"
+
+
+def plan_stages(request: UpRequest, cache: Path) -> tuple[Stage, ...]:
+    """Return the stages in their order.
+
+    Raises:
+        UsageError: the kind has no Triton server, or does not take a checkpoint in a number format.
+    """
+    kind = find_kind(request.kind)
+    if kind.triton is None:
+        raise UsageError(
+            f"enginix up has no way to serve kind {kind.name}",
+            where="--kind",
+            fix=", then ".join(kind.build_commands),
+        )
+    stages: list[Stage] = []
+    size = sum(file.size for file in request.lock.files) if request.lock is not None else 0
+
+    def add(name: str, words: list[str], inputs: object) -> Path:
+        key = sha256_json([__version__, name, words, inputs])[:16]
+        output = cache / f"{request.name}-{name}-{key}"
+        stages.append(Stage(name, (*words, "-o", str(output)), output, size))
+        return output
+
+    if request.lock is None:
+        model = request.source
+        identity: object = _describe_directory(request.source)
+    else:
+        identity = [[file.path, file.sha256] for file in request.lock.files]
+        model = add("fetch", ["fetch", str(request.source)], identity)
+    source = model
+    if request.format is not None:
+        words = [
+            "quantize",
+            str(model),
+            "--format",
+            request.format,
+            "--name",
+            f"{request.name}-{request.format}",
+        ]
+        calibration = request.calibration or add("calibrate", ["calibrate", str(model)], identity)
+        source = add("quantize", [*words, "--calibration", str(calibration)], identity)
+    build = ["build", "--kind", kind.name, "--model", str(source), "--name", name_endpoint(request)]
+    if kind.built_from == "checkpoint":
+        converted = [
+            "convert",
+            str(source),
+            "--kind",
+            "reference" if kind.name == DEFAULT_KIND else "tensorrt",
+        ]
+        build[1:1] = [str(add("convert", converted, identity)), "--link-checkpoint"]
+    if source != model:
+        build += ["--reference", str(model)]
+    build += [*request.build_options, *([] if request.gates else ["--no-gates"])]
+    engine = add("build", build, identity)
+    add("triton-repo", ["triton-repo", str(engine)], identity)
+    return tuple(stages)
+
+
+def name_endpoint(request: UpRequest) -> str:
+    """Return the model's name at the endpoint, with its format: ``qwen3-0.6b-fp8``."""
+    return request.name if request.format is None else f"{request.name}-{request.format}"
+
+
+def name_model(source: str) -> str:
+    """Return a short name: of a repository ``Qwen/Qwen3-0.6B`` it is ``qwen3-0.6b``."""
+    name = source.rstrip("/").rsplit("/", 1)[-1].lower()
+    return name.removesuffix(".json").removesuffix(".lock")
+
+
+def _describe_directory(directory: Path) -> list[list[object]]:
+    """Return names, sizes and times of a model's files: a changed file is another model."""
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
+def format_nix(request: UpRequest, lock_file: str | None) -> str:
+    """Return the Nix expression of the same stages, for a flake that has enginix' functions in scope."""
+    model = (
+        f'mkHfModel {{ name = "{request.name}"; lock = ./{lock_file}; }}'
+        if lock_file is not None
+        else f"/* a model's derivation, in place of the directory {request.source} */"
+    )
+    lines = [
+        "{ mkHfModel, mkQuantized, mkCalibration, mkEngine, mkTritonRepo, mkTritonServer, mkGateway, ... }:",
+        "let",
+        f"  model = {model};",
+    ]
+    engine = f'mkEngine {{ kind = "{request.kind}"; inherit model; }}'
+    if request.format is not None:
+        lines.append(
+            f'  quantized = mkQuantized {{ inherit model; format = "{request.format}"; '
+            "calibration = mkCalibration { tokenizer = model; }; };"
+        )
+        engine = f'mkEngine {{ kind = "{request.kind}"; inherit model quantized; }}'
+    lines += [
+        f"  engine = {engine};",
+        "  server = mkTritonServer { repo = mkTritonRepo { inherit engine; }; };",
+        "in",
+        f'mkGateway {{ servers."{name_endpoint(request)}" = server; }}',
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,202 @@
+"""Every fenced block of the documentation is tagged, and run or evaluated by a test.
+
+`nix` is evaluated by tests/nix/cases/docs.sh. Of `sh` and `console` each command of enginix is parsed by its
+own parser, each target of make and each file is looked up; what reads the repository alone is run. `text`
+holds no commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import importlib
+import importlib.util
+import io
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from enginix import cli
+
+from .test_pages import PAGES, ROOT
+
+# tests/python/openai/test_reverse_proxy.py runs nginx and caddyfile.
+TAGS = {"nix", "sh", "console", "text", "json", "python", "nginx", "caddyfile"}
+# Programs that examples name, and why no test runs them with these words.
+OTHER_PROGRAMS = {
+    ".": "activates a virtual environment", "apt-get": "changes the machine", "base64": "a pipe",
+    "cd": "changes the directory", "curl": "asks a server: tests/python/triton asks the same ones",
+    "docker": "an image's runtime", "git": "another repository", "head": "a pipe",
+    "install": "writes below /run",
+    "kubectl": "a cluster", "make": "its target is looked up", "nix": "a flake of the Hub",
+    "nixos-rebuild": "changes the machine", "pip": "an index", "python3": "its file is looked up",
+    "python3.11": "its file is looked up", "skopeo": "a registry", "umask": "a mode",
+}  # fmt: skip
+# What reads the repository alone, and is run as it stands.
+RUN = ("inspect tests/", "plan nix/", "target")
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    tag: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def list_blocks() -> Iterator[Block]:
+    for page in PAGES:
+        lines = page.read_text("utf-8").splitlines()
+        start = None
+        for number, line in enumerate(lines):
+            fence = re.fullmatch(r" *(```+|~~~+) *(.*)", line)
+            if fence is None:
+                continue
+            if start is None:
+                start = number, fence[2]
+            else:
+                yield Block(page, start[0] + 1, start[1], "\n".join(lines[start[0] + 1 : number]))
+                start = None
+        assert start is None, f"{page}: a block has no end"
+
+
+BLOCKS = list(list_blocks())
+
+
+def of(*tags: str) -> list[Block]:
+    return [block for block in BLOCKS if block.tag in tags]
+
+
+def list_commands(block: Block) -> Iterator[list[str]]:
+    """Yield the commands of a block as words: lines joined, comments and redirections left out."""
+    lines = block.text.splitlines()
+    if block.tag == "console":
+        lines = [line[2:] for line in lines if line.startswith("$ ")]
+    text = "\n".join(re.sub(r"(^|\s)#.*", "", line) for line in lines).replace("\\\n", " ")
+    # A quoted text may go over lines.
+    text = re.sub(r"\$\([^)]*\)", "SUBSTITUTED", text)
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=";|&<>\n")
+    lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t", True, ""
+    words: list[str] = []
+    for word in [*lexer, "\n"]:
+        if set(word) <= set(";|&\n"):
+            if words:
+                yield words
+            words = []
+        else:
+            words.append(word)
+
+
+def parse_enginix(words: list[str]) -> None:
+    """Parse the words of a command of enginix by its own parser."""
+    command, *rest = words
+    parser = argparse.ArgumentParser(f"enginix {command}", exit_on_error=False)
+    importlib.import_module(f"enginix.cli.{cli.COMMANDS[command][0]}").add_arguments(parser)
+    cut = next((i for i, word in enumerate(rest) if set(word) <= set("<>")), len(rest))
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            parser.parse_args(rest[:cut])
+        except (SystemExit, argparse.ArgumentError) as e:
+            raise AssertionError(f"enginix {shlex.join(words)}: {said.getvalue() or e}") from e
+
+
+def test_every_block_is_tagged() -> None:
+    assert len(BLOCKS) > 100
+    assert [str(block) for block in BLOCKS if block.tag not in TAGS] == []
+
+
+@pytest.mark.parametrize("block", of("sh", "console"), ids=str)
+def test_commands_are_what_the_programs_take(block: Block) -> None:
+    if block.tag == "sh":
+        subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)
+    commands = list(list_commands(block))
+    assert commands
+    made = {words[i + 1] for words in commands for i, word in enumerate(words) if word == "-o"}
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for words in commands:
+        while words and re.match(r"[A-Z_]+=", words[0]):
+            words = words[1:]
+        program = words[0] if words else "export"
+        if program == "enginix":
+            parse_enginix(words[1:])
+        elif program.startswith("$L/") or program == "export":
+            continue
+        else:
+            assert program in OTHER_PROGRAMS, f"{block}: {program}"
+        if program == "make":
+            assert words[1] in targets, f"{block}: make {words[1]}"
+        for word in words[1:]:
+            path = word.partition("=")[2] if re.match(r"[A-Z]=", word) else word
+            path = path.partition("::")[0]
+            # An output is not there yet; a file of the repository is.
+            if re.match(r"(tests|nix|python|demo)/", path) and path not in made:
+                assert (ROOT / path).exists(), f"{block}: {path}"
+
+
+def is_run(words: list[str]) -> bool:
+    line = " ".join(words[1:])
+    return words[0] == "enginix" and any(line == run or line.startswith(f"{run}") for run in RUN)
+
+
+RUNNABLE = [
+    (block, words) for block in of("sh", "console") for words in list_commands(block) if is_run(words)
+]
+
+
+@pytest.mark.parametrize(("block", "words"), RUNNABLE, ids=[f"{b}-{w[1]}" for b, w in RUNNABLE])
+def test_commands_over_the_repository_are_run(
+    block: Block, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What they print is what the block after them shows, where there is one."""
+    monkeypatch.chdir(ROOT)
+    code = cli.main(words[1:])
+    printed = capsys.readouterr().out
+    after = BLOCKS[BLOCKS.index(block) + 1]
+    shown = after.text.splitlines() if after.tag == "text" and after.page == block.page else []
+    if not shown or after.line > block.line + len(block.text.splitlines()) + 8:
+        assert code in (0, 1) and printed
+        return
+    output = [" ".join(line.split()) for line in printed.splitlines()]
+    for line in shown:
+        assert line == "…" or " ".join(line.split()) in output, line
+
+
+def test_something_is_run() -> None:
+    assert len(RUNNABLE) >= 4
+
+
+@pytest.mark.parametrize("block", of("text"), ids=str)
+def test_texts_hold_no_commands(block: Block) -> None:
+    """A command in a text would be in no test; help of commands has its examples, which are indented."""
+    commands = "|".join(cli.COMMANDS)
+    if block.page.name != "cli.md":
+        assert not re.search(rf"^(\$ |enginix ({commands}) |mk[A-Z]\w+ \{{$)", block.text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("block", of("json", "python"), ids=str)
+def test_other_languages_are_parsed(block: Block) -> None:
+    if block.tag == "json":
+        assert json.loads(block.text)
+    else:
+        ast.parse(block.text)
+
+
+def test_every_nix_block_is_evaluated(tmp_path: Path) -> None:
+    """tests/nix/cases/docs.sh evaluates what docs.py writes: as many files as blocks."""
+    spec = importlib.util.spec_from_file_location("docs_examples", ROOT / "tests/nix/docs.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(ROOT, tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.nix"))) == len(of("nix"))

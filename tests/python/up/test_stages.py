@@ -1,0 +1,205 @@
+"""Which stages a request has, and that a directory is found again by the same request alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from enginix.cli import main
+from enginix.errors import UsageError
+from enginix.hub.lock import read_lock
+from enginix.up import session, stages
+from enginix.up.session import RunLog, StageFailed, StageRecord, run_stages
+from enginix.up.stages import Stage, UpRequest, format_nix, name_model, plan_stages
+from environments import environment
+
+ROOT = Path(__file__).parents[3]
+LOCK = ROOT / "tests" / "models" / "tiny-qwen3.lock.json"
+MODEL = ROOT / "tests" / "models" / "tiny-qwen3"
+
+
+@pytest.fixture
+def request_of_lock() -> UpRequest:
+    return UpRequest("tiny-qwen3", LOCK, read_lock(LOCK))
+
+
+def test_the_stages_of_each_request(request_of_lock: UpRequest, tmp_path: Path) -> None:
+    def names(request: UpRequest) -> list[str]:
+        return [stage.name for stage in plan_stages(request, tmp_path)]
+
+    assert names(request_of_lock) == ["fetch", "convert", "build", "triton-repo"]
+    assert names(replace(request_of_lock, kind="llmapi")) == ["fetch", "build", "triton-repo"]
+    quantized = replace(request_of_lock, format="fp8")
+    assert names(quantized) == ["fetch", "calibrate", "quantize", "convert", "build", "triton-repo"]
+    assert names(replace(quantized, lock=None, source=MODEL, calibration=MODEL))[0] == "quantize"
+    build = plan_stages(quantized, tmp_path)[-2].words
+    # The quantized engine is compared with the model before quantization.
+    assert "--reference" in build and "tiny-qwen3-fp8" in build
+    with pytest.raises(UsageError, match="edgellm-export"):
+        plan_stages(replace(request_of_lock, kind="edgellm"), tmp_path)
+
+
+def test_another_request_has_other_directories(request_of_lock: UpRequest, tmp_path: Path) -> None:
+    def outputs(request: UpRequest) -> list[Path]:
+        return [stage.output for stage in plan_stages(request, tmp_path)]
+
+    first = outputs(request_of_lock)
+    assert outputs(request_of_lock) == first
+    # What does not go into a stage does not name it.
+    ungated = outputs(replace(request_of_lock, gates=False))
+    assert ungated[:2] == first[:2] and not set(ungated[2:]) & set(first[2:])
+    copied = tmp_path / "model"
+    shutil.copytree(MODEL, copied)
+    of_directory = replace(request_of_lock, lock=None, source=copied)
+    before = outputs(of_directory)
+    os.utime(copied / "config.json", ns=(1, 1))
+    assert not set(before) & set(outputs(of_directory))
+
+
+def test_names_of_models() -> None:
+    sources = ("Qwen/Qwen3-0.6B", "models/Tiny/", "qwen3-0.6b.lock.json", "x.json")
+    assert [name_model(s) for s in sources] == ["qwen3-0.6b", "tiny", "qwen3-0.6b", "x"]
+
+
+def test_what_is_there_is_not_run_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    log = RunLog(cache / "stages.jsonl")
+    stage = Stage("convert", ("convert", str(MODEL), "-o", str(cache / "out")), cache / "out", 10**6)
+    assert log.estimate_seconds(stage) is None
+    [first] = run_stages([stage], log, as_json=True)
+    assert not first.cached and first.seconds > 0 and first.peak_bytes > 1 << 20
+    [second] = run_stages([stage], log, as_json=True)
+    assert second.cached and "here already" in capfd.readouterr().err
+    [line] = log.file.read_text().splitlines()
+    assert json.loads(line)["seconds"] == round(first.seconds, 3)
+    # The next model's time comes from this one's speed.
+    larger = replace(stage, input_bytes=3 * 10**6)
+    assert log.estimate_seconds(larger) == pytest.approx(3 * first.seconds, rel=0.01)
+
+
+def test_a_stage_that_fails_ends_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    stage = Stage("convert", ("convert", str(tmp_path), "-o", str(tmp_path / "out")), tmp_path / "out")
+    with pytest.raises(StageFailed) as failed:
+        run_stages([stage], RunLog(tmp_path / "log"), as_json=False)
+    assert failed.value.exit_code == 3 and failed.value.as_json()["exitCode"] == 3
+    assert "config.json" in capfd.readouterr().err
+
+
+def test_a_damaged_log_is_no_reason_to_fail(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "log")
+    log.file.write_text('not json\n[]\n{"stage": "fetch", "bytesPerSecond": "many"}\n')
+    assert log.estimate_seconds(Stage("fetch", (), tmp_path, 5)) is None
+    log.append(StageRecord("fetch", "x", cached=False, seconds=2, input_bytes=10))
+    assert log.estimate_seconds(Stage("fetch", (), tmp_path, 20)) == 4
+
+
+def test_commands_without_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main(["up", str(LOCK), "--dry-run", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["stages"]
+    assert [row["here"] for row in rows] == [False] * 4 and not list(tmp_path.iterdir())
+    assert main(["up", str(LOCK), "--format", "fp8", "--print-nix"]) == 0
+    assert capsys.readouterr().out.rstrip() == format_nix(
+        UpRequest("tiny-qwen3", LOCK, read_lock(LOCK), format="fp8"), LOCK.name
+    )
+    assert main(["up", str(tmp_path), "--dry-run"]) == 3
+    assert main(["up", str(LOCK), "--exit-after-ask"]) == 2
+
+
+def test_a_missing_gateway_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("ENGINIX_GATEWAY_PYTHON", sys.executable)
+    assert main(["up", str(MODEL)]) == 5
+    assert "gateway" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_server_that_ends_is_told_with_its_last_lines(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with session.run_server("server", ["serve", str(tmp_path / "none")], log) as server:
+        with pytest.raises(Exception, match="ended with status") as failed:
+            session.await_url("http://127.0.0.1:9/", [server], 60)
+        assert "none" in str(failed.value)
+
+
+def test_the_working_directory_is_not_searched_for_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise RuntimeError('a module of the working directory')")
+    monkeypatch.chdir(tmp_path)
+    stage = Stage("convert", ("convert", str(MODEL), "-o", str(tmp_path / "out")), tmp_path / "out")
+    assert run_stages([stage], RunLog(tmp_path / "log"), as_json=True)
+
+
+@pytest.mark.slow
+def test_from_a_name_to_an_answer(tmp_path: Path) -> None:
+    """The whole command as a user types it; a real tritonserver, a real LiteLLM, a hub on loopback."""
+    from hub import Hub
+
+    with Hub({"acme/Tiny-Qwen3": MODEL}) as hub:
+        variables = {
+            **os.environ,
+            "HF_ENDPOINT": hub.endpoint,
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+            "PYTHONPATH": str(ROOT / "python"),
+            "ENGINIX_GATEWAY_PYTHON": str(environment("gateway") / "bin" / "python3"),
+            "ENGINIX_TRITONSERVER": str(environment("tritonserver")),
+        }
+        words = [sys.executable, "-m", "enginix", "up", "acme/Tiny-Qwen3", "--port", "0", "--json"]
+
+        def run_until_ready() -> tuple[dict[str, object], int]:
+            with (tmp_path / "err").open("w") as err:
+                up = subprocess.Popen(
+                    words, env=variables, cwd=tmp_path, stdout=subprocess.PIPE, stderr=err, text=True
+                )
+            assert up.stdout is not None
+            line = up.stdout.readline()
+            assert line, (tmp_path / "err").read_text()
+            ready = json.loads(line)
+            body = json.dumps({"model": ready["model"], "prompt": "Once", "max_tokens": 4}).encode()
+            asked = urllib.request.Request(
+                f"{ready['url']}/completions", body, {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(asked, timeout=60) as response:
+                assert json.loads(response.read())["choices"][0]["text"]
+            up.send_signal(signal.SIGTERM)
+            return ready, up.wait(60)
+
+        first, status = run_until_ready()
+        assert status == 0 and not any(row["cached"] for row in first["stages"])  # type: ignore[attr-defined]
+        assert read_lock(tmp_path / "tiny-qwen3.lock.json").repo == "acme/Tiny-Qwen3"
+        requests = len(hub.requests)
+        second, status = run_until_ready()
+        assert status == 0 and all(row["cached"] for row in second["stages"])  # type: ignore[attr-defined]
+        assert len(hub.requests) == requests
+        deadline = time.monotonic() + 10
+        while _is_port_open(str(second["url"])) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not _is_port_open(str(second["url"]))
+
+
+def _is_port_open(url: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{url}/models", timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_the_cache_is_below_the_users_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert stages.locate_cache() == Path("/somewhere/enginix/up")
