@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -43,6 +44,7 @@ class Executor:
         self.layers = [DecoderLayer(build, layer) for layer in range(self.config.layers)]
         self.norm = build.norm("transformer.ln_f")
         self.head = build.tensor("lm_head.weight")
+        self.quantized = [one for one in build.linears if isinstance(one, linear.QuantizedLinear)]
 
     @classmethod
     def load(cls, checkpoint: Path, device: str = "cpu", dtype: str | torch.dtype | None = None) -> Executor:
@@ -141,6 +143,23 @@ class Executor:
             hidden = self._hidden(ids, step)
             out.append(self._logits(hidden if positions is None else hidden[list(positions)]))
         return out
+
+    @contextmanager
+    def without_rounding(self) -> Iterator[None]:
+        """Leave activations and cache unrounded within the block, so that only weights are quantized."""
+        attentions = [layer.attention for layer in self.layers]
+        roundings = [one.rounding for one in self.quantized], [one.round_kv for one in attentions]
+        for operation in self.quantized:
+            operation.rounding = None
+        for attention in attentions:
+            attention.round_kv = None
+        try:
+            yield
+        finally:
+            for operation, rounding in zip(self.quantized, roundings[0], strict=True):
+                operation.rounding = rounding
+            for attention, rounding in zip(attentions, roundings[1], strict=True):
+                attention.round_kv = rounding
 
     @torch.inference_mode()
     def hidden(self, tokens: Sequence[int]) -> list[torch.Tensor]:

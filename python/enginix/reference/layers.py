@@ -47,6 +47,7 @@ class LayerBuilder:
 
     def __init__(self, weights: MergedWeights, device: torch.device, dtype: torch.dtype) -> None:
         self.weights, self.config, self.device, self.dtype = weights, weights.config, device, dtype
+        self.linears: list[LinearOperation] = []
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         return self.weights.get(name).to(self.device, dtype or self.dtype)
@@ -55,7 +56,9 @@ class LayerBuilder:
         return RmsNorm(self.tensor(f"{name}.weight"), self.config.norm_epsilon)
 
     def linear(self, spec: layout.LinearSpec) -> LinearOperation:
-        return load_linear(spec, self.weights, self.device, self.dtype)
+        operation = load_linear(spec, self.weights, self.device, self.dtype)
+        self.linears.append(operation)
+        return operation
 
 
 class Attention:

@@ -45,13 +45,13 @@ def engine(model: Path, fp8: Path, answers: Path, tmp_path_factory: pytest.TempP
 def test_a_quantized_engine_is_gated_by_quality(engine: Path) -> None:
     found = manifest.read_manifest(engine)
     names = {"coverage", "smoke", "agreement", "perplexity", "task", "invariance"}
-    names |= {"files", "weights", "positions"}
+    names |= {"files", "weights", "positions", "activations"}
     assert found.results["gates"] == dict.fromkeys(names, "passed")
     assert set(found.options["gates"]) == names and found.options["gates"]["perplexity"] == {"ratio": 1.03}
     told = json.loads((engine / "gates.json").read_text())
     assert told["passed"] is True and told["bounds"]["format"] == "FP8_PER_CHANNEL_PER_TOKEN"
     assert "finds none of the planted facts" in told["leftOut"]["context"], "tiny-qwen3 was asked for nothing"
-    assert "all 9 gates passed" in (engine / "report.html").read_text()
+    assert "all 10 gates passed" in (engine / "report.html").read_text()
 
 
 def test_a_quantized_engine_needs_the_original(

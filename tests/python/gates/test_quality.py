@@ -80,7 +80,10 @@ class Judge:
         def load() -> suite.JudgedEngine:
             executor = Executor.load(checkpoint, dtype="float32")
             return suite.JudgedEngine(
-                wrap(ExecutorSubject(executor)), tokenizer or self.tokenizer, executor.config
+                wrap(ExecutorSubject(executor)),
+                tokenizer or self.tokenizer,
+                executor.config,
+                without_rounding=executor.without_rounding,
             )
 
         from enginix.reference import config

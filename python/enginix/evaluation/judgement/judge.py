@@ -129,6 +129,7 @@ def judge_checkpoint(
                 hf.TransformersTokenizer(case.tokenizer),
                 executor.config,
                 frozenset(read_end_tokens(case.tokenizer) or case.end_tokens or ()) or None,
+                executor.without_rounding,
             )
 
         gate_outcomes, extra_evidence = suite.run_gates(engine, tokenizer, material, answers, gate_bounds)

@@ -93,6 +93,37 @@ def compute_divergence(logs: torch.Tensor, reference_passage: Passage) -> torch.
     return total.clamp(min=0)
 
 
+def judge_activations(
+    kl: Sequence[torch.Tensor],
+    unrounded_kl: Sequence[torch.Tensor],
+    bounds: dict[str, Any],
+    *,
+    has_cache: bool,
+) -> GateOutcome:
+    """Judge what rounded activations and a rounded cache add to the divergence of rounded weights.
+
+    The weights are compared with the model's elsewhere. So their divergence measures the model's own
+    sensitivity, and scales of activations are judged alike in models of every size.
+
+    Args:
+        kl: divergence of the engine on some passages, by position.
+        unrounded_kl: the same, where only weights are rounded.
+        bounds: ``growth``, of the mean divergence, and ``cacheGrowth``, times that with a quantized cache.
+    """
+    rounded, unrounded = (float(torch.cat(list(part)).mean()) for part in (kl, unrounded_kl))
+    most = bounds["growth"] * (bounds["cacheGrowth"] if has_cache else 1)
+    growth = rounded / max(unrounded, 1e-12)
+    summary = f"mean KL {rounded:.2g}, of weights alone {unrounded:.2g}: × {growth:.3g} ({most:.3g} allowed)"
+    detail = {
+        **bounds,
+        "klFound": round_figure(rounded),
+        "klOfWeights": round_figure(unrounded),
+        "growthFound": round_figure(growth),
+        "growthAllowed": round_figure(most),
+    }
+    return GateOutcome("activations", growth <= most, summary, detail)
+
+
 def judge_perplexity(
     engine_passages: Sequence[Passage], answers: ReferenceAnswers, bounds: dict[str, Any]
 ) -> GateOutcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from enginix.tables import load_table
 
 LOGITS = "logits"
 CONTEXT = "context"
+EVERY = 3  # one passage in so many is computed with weights alone quantized
 COMPARED = (model_files.NAME, model_weights.NAME)  # judged without asking anything
 GATES = list_gates("checkpoint")
 
@@ -43,12 +45,14 @@ class JudgedEngine:
         config: of its checkpoint.
         tokenizer: the engine's own.
         ends: tokens that end an answer, by the engine's own files; None takes the model's.
+        without_rounding: enters a block in which only weights are quantized.
     """
 
     subject: Subject
     tokenizer: GateTokenizer
     config: ExecutorConfig
     ends: frozenset[int] | None = None
+    without_rounding: Callable[[], AbstractContextManager[None]] | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def default_checkpoint_gates(config: ExecutorConfig) -> tuple[str, ...]:
     """Return the default gates: all but those that another one implies for the number format."""
     quantization = config.quantization
     plain = not quantization.algorithms and quantization.kv_cache is None
-    implied = ("coverage", "invariance") if plain else (LOGITS,)
+    implied = ("coverage", "activations", "invariance") if plain else (LOGITS,)
     return tuple(gate for gate in GATES if gate not in implied)
 
 
@@ -252,6 +256,7 @@ def run_gates(
         "smoke": lambda b: quality.judge_smoke(subject, material, answers, engine.tokenizer, b),
         "positions": lambda b: positions.judge_positions(subject, material, answers, b),
         "agreement": lambda b: quality.judge_agreement(*scored.get(), answers, b),
+        "activations": lambda b: judge_rounding(engine, scored, b),
         "perplexity": lambda b: quality.judge_perplexity(scored.get()[0], answers, b),
         "task": lambda b: quality.judge_task(subject, material, answers, engine.tokenizer, b),
         "context": lambda b: quality.judge_context(subject, material, answers, engine.tokenizer, b),
@@ -280,8 +285,22 @@ def _failed_gate(gate: str, e: Exception) -> GateOutcome:
     return GateOutcome(gate, False, f"could not be run: {_error_text(e)}", {"error": _error_text(e)})
 
 
+def judge_rounding(engine: JudgedEngine, scored: ScoredPassages, bounds: dict[str, Any]) -> GateOutcome:
+    """Judge what rounded activations and cache add (:func:`quality.judge_activations`)."""
+    if not engine.config.quantization.algorithms:
+        return GateOutcome("activations", True, "no quantized weights", bounds)
+    if engine.without_rounding is None:
+        raise GateError("the engine cannot leave its activations unrounded")
+    numbers = range(0, len(scored.material.passages), EVERY)
+    with engine.without_rounding():
+        unrounded = scored.measure(numbers)
+    kl = [scored.get()[1][n] for n in numbers]
+    has_cache = engine.config.quantization.kv_cache is not None
+    return quality.judge_activations(kl, unrounded, bounds, has_cache=has_cache)
+
+
 class ScoredPassages:
-    """The engine's distributions on the evaluation text, computed once for two gates."""
+    """The engine's distributions on the evaluation text, computed once for the gates that need them."""
 
     def __init__(self, subject: Subject, material: Material, answers: ReferenceAnswers) -> None:
         self.subject, self.material, self.answers = subject, material, answers
@@ -299,3 +318,14 @@ class ScoredPassages:
             texts = [p.tokens for p in self.material.passages]
             self._scores = score_texts(self.subject, texts, divergence)
         return self._scores
+
+    def measure(self, numbers: Sequence[int]) -> list[torch.Tensor]:
+        """Return the engine's divergence on some passages as it computes now."""
+        reference_passages = [self.answers.passages[n] for n in numbers]
+
+        def divergence(number: int, logs: torch.Tensor) -> torch.Tensor:
+            (passage,) = move_passages([reference_passages[number]], logs.device)
+            return quality.compute_divergence(logs, passage)
+
+        texts = [self.material.passages[n].tokens for n in numbers]
+        return score_texts(self.subject, texts, divergence)[1]
