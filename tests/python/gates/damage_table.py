@@ -1,9 +1,9 @@
 """The damage table: kinds of damage × number formats, each caught by which gate, or measured as harmless.
 
-    python tests/python/gates/damage_table.py [--work DIR] [--write]
+    python tests/python/gates/damage_table.py [--only weights …] [--work DIR]
 
-Gates that compare are asked first, as they ask nothing; what they do not catch is executed. Damage is harmless
-where it does not double the divergence that the format has anyway. --work keeps the quantized checkpoints.
+Gates that compare come first; what they do not catch is executed. Damage is harmless where it does not double
+the divergence that the format has anyway. --work keeps the quantized checkpoints.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,8 @@ from enginix.reference.executor import Executor  # noqa: E402
 from tiny_model import Tensors, damaged, quantize  # noqa: E402
 
 MODEL = ROOT / "tests/models/tiny-qwen3"
-PAGE = ROOT / "docs/explanation/measurements.md"
-BEGIN, END = "<!-- damage: make gates-table -->", "<!-- end of damage -->"
 PLAIN = "bfloat16"
+GROUPS = ("files", "configuration", "weights", "scales", "executors")
 FORMATS = (PLAIN, "FP8", "FP8_KV", "FP8_PC_PT", "INT8_SQ", "INT4_AWQ", "W4A8_AWQ", "NVFP4")
 LAYER = "transformer.layers.1"
 
@@ -209,9 +208,11 @@ class DamageJudge:
         return failed, divergence
 
 
-def list_rows(judge: DamageJudge, made: dict[str, Path], work: Path) -> Iterator[tuple[str, list[str]]]:
+def list_rows(
+    judge: DamageJudge, made: dict[str, Path], work: Path, groups: Sequence[str]
+) -> Iterator[tuple[str, list[str]]]:
     """Yield each kind of damage and its cells, one a format."""
-    for number, (name, (change, _)) in enumerate(tampered.FILES.items()):
+    for number, (name, (change, _)) in enumerate(tampered.FILES.items() if "files" in groups else ()):
         files = work / f"files{number}"
         copy_tokenizer_files(judge.model, files)
         change(files)
@@ -234,7 +235,8 @@ def list_rows(judge: DamageJudge, made: dict[str, Path], work: Path) -> Iterator
         return out
 
     number = 0
-    for name in (*CONFIGURATIONS, *WEIGHTS, *SCALES):
+    chosen = {"configuration": CONFIGURATIONS, "weights": WEIGHTS, "scales": SCALES}
+    for name in (name for group, kinds in chosen.items() if group in groups for name in kinds):
         cells = []
         for form in FORMATS:
             number += 1
@@ -249,7 +251,7 @@ def list_rows(judge: DamageJudge, made: dict[str, Path], work: Path) -> Iterator
                 cells.append(cell(form, damaged(made[form], out, SCALES[name])) if has_leaf else "")
             shutil.rmtree(out, ignore_errors=True)
         yield name, cells
-    for name, change in EXECUTORS.items():
+    for name, change in EXECUTORS.items() if "executors" in groups else ():
         yield name, [cell(form, made[form], change) for form in FORMATS]
 
 
@@ -259,7 +261,7 @@ def _list_tensors(checkpoint: Path) -> list[str]:
     return list(read_header(checkpoint / "rank0.safetensors").tensors)
 
 
-def make_table(keep: Path | None) -> str:
+def make_table(keep: Path | None, groups: Sequence[str]) -> str:
     """Return the table in Markdown."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
@@ -276,10 +278,12 @@ def make_table(keep: Path | None) -> str:
                 if not made[name].is_dir():
                     out.mkdir(parents=True, exist_ok=True)
                     quantize(MODEL, name, out)
+        judge = DamageJudge(MODEL)
+        assert all(judge.compare(checkpoint) for checkpoint in made.values()), "a healthy checkpoint fails"
         lines = [f"| damage | {' | '.join(FORMATS)} |", f"|---|{'---|' * len(FORMATS)}"]
         passes: list[str] = []
         kinds = 0
-        for name, cells in list_rows(DamageJudge(MODEL), made, work):
+        for name, cells in list_rows(judge, made, work, groups):
             kinds += 1
             lines.append(f"| {name} | {' | '.join(cells)} |")
             passes += [f"{name}, {form}" for form, c in zip(FORMATS, cells, strict=True) if "PASSES" in c]
@@ -296,13 +300,10 @@ def make_table(keep: Path | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep the quantized checkpoints here")
-    parser.add_argument("--write", action="store_true", help="put the table into its page below docs")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="kinds of damage")
     args = parser.parse_args()
-    text = make_table(args.work)
+    text = make_table(args.work, args.only)
     sys.stdout.write(text + "\n")
-    if args.write:
-        before, rest = PAGE.read_text("utf-8").split(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}", "utf-8")
 
 
 if __name__ == "__main__":

@@ -166,7 +166,8 @@ def raw_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 def zero_head(tensors: Tensors, layer: int, head: int) -> None:
     name = f"transformer.layers.{layer}.attention.dense.weight"
-    raw_bytes(tensors[name])[:, head * 32 : head * 32 + 32] = 0
+    size = 16 if tensors[name].dtype is torch.uint8 else 32  # NVFP4 has two columns in a byte
+    raw_bytes(tensors[name])[:, head * size : (head + 1) * size] = 0
 
 
 def exchange_rows(tensors: Tensors, name: str, a: slice, b: slice) -> None:
