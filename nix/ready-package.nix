@@ -3,6 +3,7 @@
 let
   folders = [
     "cli/serving"
+    "data/machine"
     "kinds/registry"
     "model"
     "rollout"

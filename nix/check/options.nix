@@ -57,7 +57,9 @@ let
     else if table.removed ? ${name} then
       throw (
         "${function}: plugins.${name}: "
-        + "${removal.flag} is gone since TensorRT-LLM ${removal.since}."
+        + "${removal.flag} is ${
+          if removal.deprecated or false then "deprecated" else "gone"
+        } since TensorRT-LLM ${removal.since}."
         + lib.optionalString (removal.instead != null) " Use ${removal.instead}."
       )
     else if table.own ? ${name} then
@@ -124,7 +126,7 @@ let
         ++ lib.optional lacksArchitecture
           "one of the architectures ${lib.concatStringsSep ", " (needs.architectures or [ ])}"
         ++ lib.optional (needs ? eagleLayers && facts.eagleLayers or null == null)
-          "num_eagle_layers in the checkpoint"
+          "num_eagle_layers in the checkpoint (speculative.eagleLayers)"
         ++ lib.optional (rule ? only && !among rule.only (valueOf values rule.option))
           "one of ${lib.concatStringsSep ", " (rule.only or [ ])}"
         ++ lib.optional lacksEvery

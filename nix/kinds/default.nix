@@ -6,7 +6,21 @@
 #   server         OpenAI server of its own, which mkServe starts; null where it has none
 #   inImage        whether its runtime is NVIDIA's image
 #   spansMachines  whether its ranks may be on several machines
-{
+#   isPortable     whether it runs on any machine, without a GPU (data/machine/engine_kinds.json)
+#   serverTakesKey whether its own server asks clients for a key
+let
+  inherit (builtins.fromJSON (builtins.readFile ../../python/enginix/data/machine/engine_kinds.json))
+    kinds
+    ;
+  withTable =
+    name: row:
+    {
+      serverTakesKey = false;
+      inherit (kinds.${name}) isPortable;
+    }
+    // row;
+in
+builtins.mapAttrs withTable {
   reference = {
     build = import ./reference;
     tritonRepo = [
@@ -59,6 +73,7 @@
     build = import ./edgellm;
     tritonRepo = null;
     server = "tensorrt-edgellm-serve";
+    serverTakesKey = true;
     inImage = false;
     spansMachines = false;
   };

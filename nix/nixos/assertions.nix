@@ -146,13 +146,13 @@ let
             + ", or leave ownServer out.";
         }
         {
-          assertion = kind == "edgellm" -> what.ownServer;
+          assertion = !what.hasTriton -> what.ownServer;
           message =
-            "${option name}: an engine of kind edgellm has no Triton repository; leave ownServer "
+            "${option name}: an engine of kind ${kind} has no Triton repository; leave ownServer "
             + "on.";
         }
         {
-          assertion = s.apiKeyFile != null -> what.ownServer && kind == "edgellm";
+          assertion = s.apiKeyFile != null -> what.ownServer && what.serverTakesKey;
           message =
             "${option name}: apiKeyFile is set, but ${serverProgram} asks for no key; put "
             + "services.enginix.gateway before it, with its keys.";
@@ -165,7 +165,7 @@ let
         }
         {
           assertion =
-            what.ownServer && kind == "edgellm" && !isLoopback s.host -> s.apiKeyFile != null;
+            what.ownServer && what.serverTakesKey && !isLoopback s.host -> s.apiKeyFile != null;
           message =
             "${option name}: host is ${s.host}, which others reach, and there is no key; set "
             + "apiKeyFile, or leave host on loopback.";
@@ -184,7 +184,8 @@ let
         }
         {
           # Edge-LLM's server has a key, with its own assertion.
-          assertion = isLoopback s.host || s.openWithoutKey || what.ownServer && kind == "edgellm";
+          assertion =
+            isLoopback s.host || s.openWithoutKey || what.ownServer && what.serverTakesKey;
           message =
             "${option name}: host is ${s.host}, which others reach, and ${serverProgram} asks for "
             + "no key; leave host on loopback with services.enginix.gateway before it, or set "

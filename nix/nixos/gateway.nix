@@ -36,7 +36,7 @@ let
     let
       what = backends.${name}.served;
     in
-    !what.ownServer && what.kind != "reference";
+    !what.ownServer && !what.isPortable;
   usedServers =
     if gateway.models == { } then
       lib.attrNames servers

@@ -56,7 +56,7 @@ let
 
   parts =
     lib.optional (root == null && what.repo != null) fits
-    ++ lib.optional (hasGpu && what.kind != "reference") check
+    ++ lib.optional (hasGpu && !what.isPortable) check
     ++ lib.optional server.rollout.trial rollout;
 in
 # nixpkgs has run these texts with and without errexit, also inside a condition, where bash ignores

@@ -27,7 +27,13 @@ rec {
     settings
     ownServer
     ;
-  inherit (kinds.${kind}) inImage spansMachines;
+  inherit (kinds.${kind})
+    inImage
+    isPortable
+    serverTakesKey
+    spansMachines
+    ;
+  inherit hasTriton;
   runtime = engine.runtime or server.repo.runtime or "reference";
   hasOwnServer = kinds.${kind}.server != null;
   ranks = (engine.parallel.tensorParallel or 1) * (engine.parallel.pipelineParallel or 1);
@@ -53,7 +59,7 @@ rec {
         inherit (server) host flags;
       }).optionWords;
   device = if server.repo != null then server.repo.device or "cpu" else settings.device or "cpu";
-  onCpu = kind == "reference" && device == "cpu";
+  onCpu = isPortable && device == "cpu";
 
   # mkServe's command; arguments given at start win over the ones built in.
   serve =

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from enginix.errors import MachineError
@@ -58,3 +60,45 @@ def run_program(
         last = lines[-1] if lines else "no output"
         raise MachineError(f"exit status {completed.returncode}: {last}", where=words[0])
     return completed
+
+
+@contextlib.contextmanager
+def start_program(
+    args: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Iterator[Callable[[], subprocess.CompletedProcess[str]]]:
+    """Start a program that runs beside this one; it is killed if the block ends before it.
+
+    Args:
+        args: program and arguments; never a shell string.
+        env: added to the small inherited environment.
+
+    Yields:
+        A function that waits for the program's end and returns its status and output.
+
+    Raises:
+        MachineError: the program is missing.
+    """
+    words = [os.fspath(a) for a in args]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            child = subprocess.Popen(
+                words, env=build_environment(env), cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+            )
+        except FileNotFoundError as e:
+            raise MachineError(
+                "program not found", where=words[0], fix="install it, or put it on PATH"
+            ) from e
+
+        def wait() -> subprocess.CompletedProcess[str]:
+            status = child.wait()
+            texts = []
+            for stream in (out, err):
+                stream.seek(0)
+                texts.append(stream.read().decode("utf-8", "replace"))
+            return subprocess.CompletedProcess(words, status, *texts)
+
+        try:
+            yield wait
+        finally:
+            child.kill()
+            child.wait()

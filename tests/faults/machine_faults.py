@@ -39,14 +39,21 @@ def disk_fills_while_serving(setting: Setting) -> str:
     """/tmp fills up while it serves"""
     temporary = Path(tempfile.mkdtemp(dir=setting.directory))
     script = f"mount -t tmpfs -o size=1m none {temporary}; export TMPDIR={temporary}"
-    fill = 'sh -c "sleep 12; head -c 2000000 /dev/zero >$TMPDIR/fill" 2>/dev/null & '
+    ready = setting.directory / "ready"
+    fill = f'sh -c "while ! test -e {ready}; do sleep 0.1; done; head -c 2000000 /dev/zero >$TMPDIR/fill; '
+    fill += f'touch {ready}.filled" 2>/dev/null & '
     with setting.serve(wrap=inside(f"{script}; {fill} true", setting)) as s:
         expected = whole(s.client)
-        deadline = time.monotonic() + 14
+        ready.touch()
+        while not ready.with_name("ready.filled").exists():
+            time.sleep(0.1)
+        # Longer than a process without a sign of life is waited for.
+        deadline = time.monotonic() + 75
         while time.monotonic() < deadline:
             assert whole(s.client) == expected
             assert streamed(s.client) == expected
-    return "nothing changes: serving writes no files"
+            time.sleep(0.5)
+    return "nothing changes: serving writes no data"
 
 
 @fault

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+# Scripts beside this file, and tests/bench, have no other way to tests/environments.py.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 import enginix
 from enginix.cli import main
 from enginix.kinds.triton_repository.repository import build_triton_repository

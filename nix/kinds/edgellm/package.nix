@@ -6,6 +6,7 @@ let
     "cli/edgellm"
     "compatibility"
     "data/edgellm"
+    "data/judgement"
     "data/machine"
     "data/models"
     "kinds/edgellm"

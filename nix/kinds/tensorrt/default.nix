@@ -34,7 +34,8 @@ in
   profile ? null,
   # Options of trtllm-build (data/tensorrt/build_options.json).
   plugins ? { },
-  # { mode; maxDraftLen; }
+  # { mode; maxDraftLen; eagleLayers; }: the last is num_eagle_layers of an EAGLE checkpoint, which
+  # evaluation cannot read; the build reads the checkpoint's own.
   speculative ? { },
   # { dirs; source; targetModules; maxRank; }
   lora ? { },
@@ -90,19 +91,24 @@ let
 
   ready = check.options.profile function profile;
   sizes = check.limits.resolve engine facts ready.limits limits;
-  effective = check.limits.effective engine sizes options facts;
+  eagleLayers =
+    let
+      layers = speculative.eagleLayers or (facts.eagleLayers or null);
+    in
+    if layers == null then null else check.arguments.atLeast function "eagleLayers" 1 layers;
+  effective = check.limits.effective engine sizes options (facts // { inherit eagleLayers; });
   requestedOptions = plugins // speculativeOptions // loraOptions;
   options = check.options.resolve function id {
     inherit quantization kvCache architecture;
     inherit (gpu) sm;
     inherit (parallel) tensorParallel;
-    eagleLayers = facts.eagleLayers or null;
-    inherit strategy;
+    inherit eagleLayers strategy;
   } ready.options requestedOptions;
   speculativeOptions = check.arguments.call "${function}: speculative" (
     {
       mode ? null,
       maxDraftLen ? null,
+      eagleLayers ? null,
     }:
     withoutNulls {
       speculativeDecodingMode = mode;

@@ -141,7 +141,7 @@ def convert_with_modelopt(directory: Path, out: Path, options: ConvertOptions) -
 
     Raises:
         ModelError: ModelOpt does not support the architecture, or failed.
-        MachineError: torch, transformers or modelopt is not installed.
+        MachineError: torch, transformers or modelopt is not installed, or ModelOpt has no such export.
     """
     require_absent(out)
     name, row = require_architecture(directory, "modelopt")
@@ -149,19 +149,26 @@ def convert_with_modelopt(directory: Path, out: Path, options: ConvertOptions) -
     open_weights(directory)
     try:
         import modelopt
+        import modelopt.torch.export as modelopt_export
         import torch
         import transformers
-        from modelopt.torch.export import export_tensorrt_llm_checkpoint
     except ImportError as e:
         raise missing_library(e, "convert") or e from e
+    export_checkpoint = getattr(modelopt_export, "export_tensorrt_llm_checkpoint", None)
+    if export_checkpoint is None:
+        raise MachineError(
+            f"ModelOpt {modelopt.__version__} writes no checkpoint of TensorRT-LLM: 0.48 deprecates "
+            "export_tensorrt_llm_checkpoint, and 0.49 removes it",
+            where=sys.executable,
+            fix="--converter enginix, which writes the same form for its architectures; for others, "
+            "pip install 'nvidia-modelopt<0.49'",
+        )
     with new_directory(out) as partial, _guard_converter("modelopt"):
         dtype = getattr(torch, options.dtype) if options.dtype else "auto"
         model = transformers.AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype, trust_remote_code=False, local_files_only=True
         ).eval()
-        export_tensorrt_llm_checkpoint(
-            model, row["family"], model.dtype, str(partial), options.mapping.tensor_parallel, 1
-        )
+        export_checkpoint(model, row["family"], model.dtype, str(partial), options.mapping.tensor_parallel, 1)
         raw = read_object(partial / ckpt.FILE) | {"logits_dtype": "float32"} | row["config"]
         rope = getattr(model.config, "rope_parameters", None) or {}
         if raw["position_embedding_type"].startswith("rope") and "rope_theta" in rope:

@@ -28,6 +28,7 @@ COMMANDS = {
         "look at this machine: what stages need, and how to mend what is missing",
     ),
     "chat": ("serving.chat", "talk to an endpoint in the terminal"),
+    "bench": ("serving.bench", "measure an endpoint's speed; compare two measurements (gate speed)"),
     "lock": (
         "conversion.lock",
         "pin a Hub repository: commit, files, sizes, sha256; no weight is downloaded",

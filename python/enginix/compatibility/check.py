@@ -12,13 +12,15 @@ from enginix.errors import EXIT_CHECK_FAILED, EnginixError, MachineError, Manife
 from enginix.machine import driver as drivers
 from enginix.machine.target import Machine, is_version_at_least, probe_machine
 from enginix.manifest import Manifest
+from enginix.tables import load_table
 
-# As the kinds' descriptions have it. Those are no part of what builds an Edge-LLM engine, so that a changed
-# description builds none again; tests/python/engine/test_kinds.py compares.
-PORTABLE_KINDS = ("reference",)
-COMPILED_KINDS = ("tensorrt", "edgellm")
+# The kinds' descriptions are no part of what builds an Edge-LLM engine, so that a changed description builds
+# none again: they and this module read one table.
+_KINDS = load_table("engine_kinds")["kinds"]
+PORTABLE_KINDS = tuple(name for name, row in _KINDS.items() if row["isPortable"])
+COMPILED_KINDS = tuple(name for name, row in _KINDS.items() if row["isCompiled"])
 # Nothing is compiled ahead: another GPU is untested, not impossible.
-UNCOMPILED_KINDS = ("llmapi",)
+UNCOMPILED_KINDS = tuple(name for name in _KINDS if name not in (*PORTABLE_KINDS, *COMPILED_KINDS))
 # Versions of a live runtime that are compared with the manifest's, and whether a difference is fatal: an
 # engine runs on the TensorRT that built it alone; collectives are the runtime's own.
 COMPARED_VERSIONS = {"tensorrtLlm": True, "edgellm": True, "tensorrt": True, "nccl": False}
@@ -169,7 +171,9 @@ def _compare_versions(engine: Manifest, live: Mapping[str, str]) -> list[Differe
         ):
             do = f"serve it with {name} {built_version}, or build it again with this runtime"
             differences.append(
-                Difference(name, built_version, live_version, fatal and engine.kind != "llmapi", do)
+                Difference(
+                    name, built_version, live_version, fatal and engine.kind not in UNCOMPILED_KINDS, do
+                )
             )
     return differences
 

@@ -255,10 +255,10 @@ def _fetch_body(
 ) -> bytes:
     """Return the body at ``path``, at most ``limit`` bytes; retry after failures of network or hub."""
     session.prepare_hub_client()
-    import httpx
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils._http import hf_raise_for_status, http_stream_backoff
 
+    http = session.import_http_client()
     headers = session.build_hub_headers() | {"accept-encoding": "identity"}
     if span:
         headers["range"] = f"bytes={span[0]}-{span[1]}"
@@ -285,10 +285,10 @@ def _fetch_body(
                     if len(body) > limit:
                         raise _make_answer_error(repo, f"the answer is longer than {limit} bytes")
                 return bytes(body)
-        except (httpx.TransportError, HfHubHTTPError) as e:
-            if attempt + 1 == TRIES or not isinstance(e, httpx.TransportError):
+        except (http.TransportError, HfHubHTTPError) as e:
+            if attempt + 1 == TRIES or not isinstance(e, http.TransportError):
                 raise hub_errors.translate_hub_error(e, repo, file) from e
             time.sleep(min(0.5 * 2**attempt, 8))
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as e:
+        except (http.HTTPError, http.InvalidURL, OSError) as e:
             raise hub_errors.translate_hub_error(e, repo, file) from e
     raise AssertionError("unreachable")

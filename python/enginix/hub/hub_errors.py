@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from typing import TYPE_CHECKING
 
 from enginix.credentials import has_secret, redact_secrets
@@ -19,11 +20,10 @@ TOKEN_FIX = """make a token with read access at {endpoint}/settings/tokens, then
 
 
 def translate_hub_error(e: BaseException, repo: str, path: str | None = None) -> EnginixError:
-    """Return enginix's error for an exception of huggingface_hub, httpx or the file system.
+    """Return enginix's error for an exception of huggingface_hub, its HTTP client, or the file system.
 
     Texts of the server are shortened and made printable, and the token is removed from them.
     """
-    import httpx
     from huggingface_hub import errors
 
     where = f"{repo}: {path}" if path else repo
@@ -33,9 +33,9 @@ def translate_hub_error(e: BaseException, repo: str, path: str | None = None) ->
         return HubError("huggingface_hub is in offline mode", where=where, fix="unset HF_HUB_OFFLINE")
     if isinstance(e, errors.HfHubHTTPError):
         return _translate_http_error(e, repo, where)
-    if isinstance(e, httpx.TimeoutException):
+    if isinstance(e, _list_client_errors("TimeoutException")):
         return HubError(f"{session.read_endpoint()} stopped answering", where=where, fix="try again later")
-    if isinstance(e, httpx.HTTPError):
+    if isinstance(e, _list_client_errors("HTTPError")):
         return HubError(
             f"cannot reach {session.read_endpoint()}: {clean_text(str(e)) or type(e).__name__}",
             where=where,
@@ -50,6 +50,12 @@ def translate_hub_error(e: BaseException, repo: str, path: str | None = None) ->
         where=where,
         fix="run again; finished files are not fetched again",
     )
+
+
+def _list_client_errors(name: str) -> tuple[type[BaseException], ...]:
+    """List the classes of a name in the HTTP clients that are loaded (session.import_http_client)."""
+    clients = (sys.modules.get(module) for module in ("httpx", "httpx2"))
+    return tuple(getattr(client, name) for client in clients if client is not None)
 
 
 def _translate_http_error(e: HfHubHTTPError, repo: str, where: str) -> HubError:

@@ -10,7 +10,12 @@ from typing import Any
 
 from enginix.errors import ModelError
 from enginix.model.jsonfile import parse_object
-from enginix.model.quantization import canonical_algorithm, read_inline_kv_cache
+from enginix.model.kv_heads import find_kv_heads
+from enginix.model.quantization import (
+    canonical_algorithm,
+    find_quantization_method,
+    read_inline_kv_cache,
+)
 from enginix.tables import load_table
 
 CONFIG = "config.json"
@@ -21,7 +26,6 @@ FILES = (CONFIG, MODELOPT)
 INTEGERS = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
     "heads": ("num_attention_heads", "n_head"),
-    "kvHeads": ("num_key_value_heads", "num_kv_heads", "multi_query_group_num"),
     "headSize": ("head_dim", "kv_channels"),
     "hiddenSize": ("hidden_size", "n_embd"),
     "intermediateSize": ("intermediate_size", "n_inner", "ffn_hidden_size"),
@@ -57,6 +61,9 @@ def extract_model_metadata(files: Mapping[str, bytes], where: str) -> dict[str, 
         value = next((config[k] for k in keys if type(config.get(k)) is int), None)
         if value is not None and 0 <= value < 1 << 53:
             facts[fact] = value
+    kv_heads = find_kv_heads(config, facts.get("architecture"))
+    if kv_heads is not None and 0 <= kv_heads < 1 << 53:
+        facts["kvHeads"] = kv_heads
     _add_class_defaults(facts, config)
     dtype = config.get("dtype") or config.get("torch_dtype")
     if isinstance(dtype, str):
@@ -116,7 +123,10 @@ def _read_quantization_names(
     else:
         algorithm = inline.get("quant_algo") or inline.get("quant_method")
         cache = read_inline_kv_cache(inline)
-        if isinstance(method := inline.get("quant_method"), str):
+        method = find_quantization_method(inline)
+        if method is None and inline.get("quant_algo"):
+            method = "unknown"  # as conversion refuses it
+        if isinstance(method, str) and (inline.get("quant_method") or method == "unknown"):
             # "fp8" alone would read as ModelOpt's FP8; the names are those of number_formats.json.
             quantization["quantizationMethod"] = (
                 "fp8-block" if method == "fp8" and inline.get("weight_block_size") else method

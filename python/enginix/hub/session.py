@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from enginix import __version__
@@ -96,6 +97,14 @@ def prepare_hub_client() -> None:
     # Pieces as the socket gives them (httpx's meaning of None): collected to 10 MB, they would fall out of
     # the processor's cache between the socket, the hash and the file, which costs more than hashing does.
     constants.DOWNLOAD_CHUNK_SIZE = None  # type: ignore[assignment]
+
+
+def import_http_client() -> Any:
+    """Return the HTTP client of the installed huggingface_hub: httpx, and httpx2 from its version 2 on."""
+    import huggingface_hub
+
+    major = huggingface_hub.__version__.partition(".")[0]
+    return importlib.import_module("httpx" if major in ("0", "1") else "httpx2")
 
 
 def build_hub_headers() -> dict[str, str]:

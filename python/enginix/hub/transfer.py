@@ -86,8 +86,7 @@ def download_file(
         MachineError: the disk is full or cannot be written.
     """
     session.prepare_hub_client()
-    import httpx
-
+    http = session.import_http_client()
     stop = stop or threading.Event()
     where = f"{repo}: {expected.path}"
     failures, mismatches, use_xet = 0, 0, True
@@ -122,7 +121,7 @@ def download_file(
             # A single mismatch may come from a bad cable, or from a part that a crash left damaged.
             if mismatches == 2 or not have:
                 raise
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, _XetFailed) as e:
+        except (http.HTTPError, http.InvalidURL, OSError, ValueError, _XetFailed) as e:
             error = hub_errors.translate_hub_error(e, repo, expected.path)
             new = (part.stat().st_size if part.exists() else 0) - start_size
             failures = 0 if new > 0 else failures + 1
@@ -135,8 +134,7 @@ def download_file(
 @contextmanager
 def _closed_client_as_lost_connection() -> Iterator[None]:
     """Report the shared client as a lost connection where another thread's failure closed it."""
-    import httpx
-
+    http = session.import_http_client()
     try:
         yield
     except (RuntimeError, AttributeError) as e:
@@ -145,7 +143,7 @@ def _closed_client_as_lost_connection() -> Iterator[None]:
             "client has been closed|'NoneType' object has no attribute '(request|stream)'", str(e)
         ):
             raise
-        raise httpx.ConnectError("the connection was lost with another file's") from e
+        raise http.ConnectError("the connection was lost with another file's") from e
 
 
 class _XetFailed(Exception):
@@ -343,7 +341,7 @@ def _download_by_xet(
 
 def _is_retryable(e: Exception) -> bool:
     """Return whether the same request may succeed a moment later."""
-    import httpx
+    http = session.import_http_client()
     from huggingface_hub import errors
 
     if isinstance(e, _XetFailed):
@@ -361,8 +359,8 @@ def _is_retryable(e: Exception) -> bool:
                 e.response.status_code in (400, 401, 403) and not (home and "/resolve" in e.response.url.path)
             )
         )
-    if isinstance(e, httpx.HTTPError):
-        return isinstance(e, httpx.TransportError) and not isinstance(e, httpx.UnsupportedProtocol)
+    if isinstance(e, http.HTTPError):
+        return isinstance(e, http.TransportError) and not isinstance(e, http.UnsupportedProtocol)
     # huggingface_hub says "consistency check failed" as an OSError without number.
     return isinstance(e, OSError) and e.errno is None
 

@@ -17,6 +17,7 @@ from enginix.inspect.roles import group_by_role
 from enginix.letter_case import camel_case_keys
 from enginix.model import ModelWeights, open_weights
 from enginix.model.jsonfile import read_object
+from enginix.model.kv_heads import find_kv_heads
 from enginix.model.number_formats import read_algorithms
 from enginix.model.safetensors import INDEX, SINGLE
 
@@ -98,6 +99,7 @@ def describe_model(model: InspectedModel) -> ModelDescription:
     text = raw.get("text_config")
     sizes = {**raw, **text} if isinstance(text, dict) else raw
     names = raw.get("architectures")
+    architecture = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
     heads, hidden = (
         _read_size(sizes, "num_attention_heads", "n_head"),
         _read_size(sizes, "hidden_size", "n_embd"),
@@ -110,14 +112,13 @@ def describe_model(model: InspectedModel) -> ModelDescription:
         revision=model.revision,
         license=model.license,
         gated=model.gated,
-        architecture=names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None,
+        architecture=architecture,
         model_type=_read_nonempty(raw.get("model_type")),
         count=count_parameters(weights.tensors, raw) if weights else None,
         layers=_read_size(sizes, "num_hidden_layers", "n_layer"),
         heads=heads,
         # Null means as many as heads, but for a class that says them by layer.
-        kv_heads=_read_size(sizes, "num_key_value_heads", "num_kv_heads", "multi_query_group_num")
-        or (None if sizes.get("block_configs") else heads),
+        kv_heads=find_kv_heads(sizes, architecture) or (None if sizes.get("block_configs") else heads),
         head_size=head_size,
         hidden_size=hidden,
         intermediate_size=_read_size(sizes, "intermediate_size", "n_inner"),

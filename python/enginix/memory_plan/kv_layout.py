@@ -8,11 +8,15 @@ from typing import Any
 from enginix.errors import ModelError
 from enginix.tables import load_table
 
-# Keys of layers that keep a state in place of keys and values, or of layers with different shapes.
+# Keys of layers that keep a state in place of keys and values, of layers with different shapes, and of layers
+# that share a cache.
 _STATE_KEYS = (
-    "attn_layer_indices", "attn_layer_period", "block_configs", "conv_L_cache", "full_attention_interval",
-    "hybrid_override_pattern", "linear_attn_config", "linear_num_key_heads", "linear_num_value_heads",
-    "mamba_d_state", "mamba_num_heads", "state_size",
+    "attn_layer_indices", "attn_layer_period", "block_configs", "block_types",
+    "cla_share_factor", "conv_L_cache", "full_attention_interval", "global_head_dim",
+    "hybrid_layer_pattern", "hybrid_override_pattern", "layers_block_type", "linear_attn_config",
+    "linear_num_key_heads", "linear_num_value_heads", "mamba_d_ssm", "mamba_d_state", "mamba_num_heads",
+    "mb_per_layer", "num_global_key_value_heads", "num_kv_shared_layers",
+    "sparse_attention_config", "state_size", "swa_head_dim", "swa_num_key_value_heads",
 )  # fmt: skip
 _PLAIN_LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -26,33 +30,46 @@ def find_latent(config: Mapping[str, Any], where: str) -> int:
         ModelError: the layout of its KV cache is not known here.
     """
     rank, rotated = config.get("kv_lora_rank"), config.get("qk_rope_head_dim")
+    names = config.get("architectures")
+    names = names if isinstance(names, list) else []
     if isinstance(rank, int) and rank > 0:
         # DeepSeek's sparse attention keeps an index of its own beside the latent vector.
         if not isinstance(rotated, int) or config.get("index_head_dim"):
             raise _make_unknown_error("kv_lora_rank with index_head_dim, or without qk_rope_head_dim", where)
+        if names and names[0] not in load_table("memory_constants")["latent"]["architectures"]:
+            raise _make_unknown_error(f"kv_lora_rank of {names[0]}", where)
         return rank + rotated
     kinds = config.get("layer_types")
     if isinstance(kinds, list) and (other := sorted({str(kind) for kind in kinds} - _PLAIN_LAYER_TYPES)):
         raise _make_unknown_error(f"layer_types {other[0]}", where)
+    types = config.get("attn_type_list")  # MiniMax: 1 is attention by heads, 0 a linear layer
+    if isinstance(types, list) and set(map(str, types)) != {"1"}:
+        raise _make_unknown_error("attn_type_list", where)
+    if config.get("v_head_dim") and config["v_head_dim"] != config.get("head_dim"):
+        raise _make_unknown_error("v_head_dim, another size than head_dim", where)
     for key in _STATE_KEYS:
         if config.get(key):
             raise _make_unknown_error(key, where)
-    names = config.get("architectures")
-    if (
-        isinstance(names, list)
-        and names
-        and names[0] in load_table("memory_constants")["kvNotByHeads"]["architectures"]
-    ):
+    if names and names[0] in load_table("memory_constants")["kvNotByHeads"]["architectures"]:
         raise _make_unknown_error(str(names[0]), where)
     return 0
 
 
+def is_counted_by_heads(architecture: str | None) -> bool:
+    """Return whether the formula by heads, or by the latent vector, was confirmed for an architecture."""
+    table = load_table("memory_constants")
+    return any(architecture in table[name]["architectures"] for name in ("kvByHeads", "latent"))
+
+
 def has_sliding_layers(config: Mapping[str, Any]) -> bool:
-    """Return whether some layers keep only a window of tokens."""
+    """Return whether some layers keep only a window of tokens, by layer or by a window for all."""
     kinds = config.get("layer_types")
-    return isinstance(kinds, list) and bool(
-        {str(k) for k in kinds} & (_PLAIN_LAYER_TYPES - {"full_attention"})
-    )
+    if isinstance(kinds, list):
+        return bool({str(k) for k in kinds} & (_PLAIN_LAYER_TYPES - {"full_attention"}))
+    window, context = config.get("sliding_window"), config.get("max_position_embeddings")
+    if type(window) is not int or config.get("use_sliding_window") is False:
+        return False
+    return type(context) is not int or window < context
 
 
 def _make_unknown_error(what: str, where: str) -> ModelError:

@@ -190,8 +190,10 @@ def _refuse_inexpressible(raw: Mapping[str, Any], row: Mapping[str, Any], where:
 def _refuse_unimplemented(raw: Mapping[str, Any], row: Mapping[str, Any], name: str, where: str) -> None:
     """Refuse keys that transformers' model code of the architecture does not read."""
     known = load_table("architectures")["configuration"]["changes"]
+    implemented = row.get("implements", {})
     for key in sorted(set(raw) & set(known) - set(row["defaults"])):
-        if raw[key] not in known[key] and not (key == "layer_types" and _are_layer_types_read(raw, row)):
+        neutral = [*known[key], *implemented.get(key, ())]
+        if raw[key] not in neutral and not (key == "layer_types" and _are_layer_types_read(raw, row)):
             raise ModelError(
                 f"{key} is {raw[key]!r}, which the model code of {name} does not implement",
                 where=where,

@@ -127,15 +127,24 @@ def read_inline_kv_cache(entry: Mapping[str, Any]) -> Any:
     """Return the KV cache's format in config.json's ``quantization_config``; None if it names none."""
     scheme = entry.get("kv_cache_scheme")
     kv_cache = entry.get("kv_cache_quant_algo")
+    if kv_cache is None and isinstance(scheme, str):
+        return scheme
     if kv_cache is None and isinstance(scheme, dict):
         bits, kind = scheme.get("num_bits"), str(scheme.get("type"))
         return {"8float": "FP8", "8int": "INT8"}.get(f"{bits}{kind}", f"{bits}-bit {kind}")
     return kv_cache
 
 
+def find_quantization_method(entry: Mapping[str, Any]) -> Any:
+    """Return ``quant_method`` of config.json's ``quantization_config``; releases of ModelOpt left it out."""
+    method, producer = entry.get("quant_method"), entry.get("producer")
+    is_modelopt = isinstance(producer, dict) and producer.get("name") == "modelopt"
+    return "modelopt" if method is None and is_modelopt and entry.get("quant_algo") else method
+
+
 def _parse_inline(entry: Mapping[str, Any], where: str) -> ModelQuantization | None:
     """Parse config.json's ``quantization_config``, of which only ModelOpt's own kind can be converted."""
-    method = entry.get("quant_method")
+    method = find_quantization_method(entry)
     if method != "modelopt":
         name = f"{method}-block" if method == "fp8" and entry.get("weight_block_size") else method
         rows = load_table("number_formats")["methods"]

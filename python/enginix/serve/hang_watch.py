@@ -23,16 +23,16 @@ class HangWatch:
 
     def __init__(self, heartbeats: Path, is_live: Callable[[], bool]) -> None:
         self._heartbeats, self._is_live = heartbeats, is_live
-        # File → its last content, and the looks since then.
-        self._signs: dict[str, tuple[str, int]] = {}
+        # File → its last modification time, and the looks since then.
+        self._signs: dict[str, tuple[int, int]] = {}
         self._looks = self._unanswered = 0
 
     def find_hung(self) -> str | None:
         """Look once; return the name of the model that hangs, or ``tritonserver``."""
         for file in self._heartbeats.glob("*-*"):
-            with contextlib.suppress(OSError, UnicodeDecodeError):
-                sign = file.read_text("ascii")
-                last, looks = self._signs.get(file.name, ("", 0))
+            with contextlib.suppress(OSError):
+                sign = file.stat().st_mtime_ns
+                last, looks = self._signs.get(file.name, (None, 0))
                 self._signs[file.name] = (sign, looks + 1 if sign == last else 0)
                 if self._signs[file.name][1] >= HUNG_LOOKS:
                     return file.name.rpartition("-")[0]

@@ -25,6 +25,20 @@ def list_models(url: str, key: str | None = None) -> list[str]:
     return [str(row["id"]) for row in answer.get("data", [])]
 
 
+def choose_model(url: str, named: str | None, key: str | None = None) -> str:
+    """Return the named model, or the endpoint's only one.
+
+    Raises:
+        UsageError: it has several, and none is named.
+    """
+    if named is not None:
+        return named
+    models = list_models(url, key)
+    if len(models) != 1:
+        raise UsageError(f"{url} has {len(models)} models", fix=f"--model {' or '.join(models[:8])}")
+    return models[0]
+
+
 def complete_text(url: str, model: str, prompt: str, key: str | None = None) -> str:
     """Return the text after a prompt, of at most 64 tokens."""
     request = {"model": model, "prompt": prompt, "max_tokens": 64}
@@ -41,8 +55,19 @@ def stream_chat(
         EndpointError: it cannot be reached, refused the request, or failed in the middle.
     """
     request = {"model": model, "messages": messages, "stream": True, **options}
-    with _open(f"{url}/chat/completions", request, key) as response:
-        # Events end their lines at CR and LF only; a body's lines are read as bytes.
+    for event in open_stream(f"{url}/chat/completions", request, key):
+        for choice in event.get("choices", []):
+            if text := choice.get("delta", {}).get("content"):
+                yield text
+
+
+def open_stream(url: str, request: Mapping[str, Any], key: str | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the events of a streamed answer.
+
+    Raises:
+        EndpointError: it cannot be reached, refused the request, or failed in the middle.
+    """
+    with _open(url, request, key) as response:
         for line in response:
             data = line.strip()
             if not data.startswith(b"data:"):
@@ -51,11 +76,9 @@ def stream_chat(
             if payload == b"[DONE]":
                 return
             event = json.loads(payload)
-            if "error" in event:
+            if not isinstance(event, dict) or "error" in event:
                 raise EndpointError(_read_message(event), where=url)
-            for choice in event.get("choices", []):
-                if text := choice.get("delta", {}).get("content"):
-                    yield text
+            yield event
 
 
 def _open(url: str, body: Mapping[str, Any] | None, key: str | None) -> Any:

@@ -39,6 +39,18 @@ test_stack_llmapi_is_refused_what_the_gpu_cannot() {
     with_lib eval "builtins.isString (($mk) ($big) { })"
 }
 
+test_stack_eagle_of_a_checkpoint_of_ones_own() {
+  local mk='s: (e.mkEngine { kind = "tensorrt"; target = "h200"; limits = { maxSeqLen = 64; maxBatchSize = 8; }; gates = { }; speculative = s;
+    model = m; checkpoint = { outPath = "/nix/store/x"; model = m; parallel = { tensorParallel = 1; pipelineParallel = 1; expertParallel = 1; }; }; }).request'
+  # shellcheck disable=SC2016
+  local m='let m = { modelName = "m"; quantization = null; model.architecture = "EagleForCausalLM"; revision = null; outPath = "/nix/store/x"; }; in'
+  ! with_lib eval "$m ($mk) { mode = \"eagle\"; maxDraftLen = 4; }" &&
+    says 'num_eagle_layers in the checkpoint (speculative.eagleLayers)' &&
+    with_lib eval "$m (($mk) { mode = \"eagle\"; maxDraftLen = 4; eagleLayers = 2; }).options.speculativeDecodingMode" && says "eagle" &&
+    ! with_lib eval "$m ($mk) { mode = \"eagle\"; maxDraftLen = 257; eagleLayers = 2; }" && says 'at most 512 sequences and 256 draft tokens' &&
+    ! with_lib eval "$m ($mk) { mode = \"eagle\"; maxDraftLen = 4; eagleLayers = 0; }" && says 'eagleLayers'
+}
+
 test_stack_edgellm_that_does_not_fit_is_refused() {
   local mk='m: args: (e.mkEngine ({ kind = "edgellm"; model = m; target = "rtx-3090"; } // args)).drvPath'
   # shellcheck disable=SC2016

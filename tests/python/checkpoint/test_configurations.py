@@ -277,6 +277,9 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
         (phi3(partial_rotary_factor=0.5), "equal"),
         ({**SIZES, **MOE, "architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}, "equal"),
         ({**SIZES, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}, "equal"),
+        ({**SIZES, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3",
+          "use_qk_norm": True}, "equal"),
+        (llama(use_qk_norm=True), "refused"),
     ],
 )  # fmt: skip
 def test_named_configurations(raw: dict[str, Any], outcome: str, tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "gateway": ("{t}/gateway.json", "gateway"),
     "up": ("{model}", "gateway"),
     "doctor": ("--offline", None),
+    "bench": ("http://127.0.0.1:9/v1", None),
     "chat": ("--url http://127.0.0.1:9/v1", None),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from enginix.kinds.edgellm import coverage
+from enginix.kinds.edgellm import coverage, int4_layouts
 from enginix.kinds.edgellm.errors import ExportError
 from enginix.kinds.edgellm.graph import Constant, Graph, Node
 from enginix.model import read_header
@@ -110,20 +111,34 @@ def test_a_scale_that_float16_cannot_hold_is_refused(tmp_path: Path) -> None:
         account(tmp_path, tensors, [stored])
 
 
-@given(seed=st.integers(0, 1 << 30), shift=st.sampled_from([0, 8]), padding=st.integers(0, 64))
-def test_nibbles_in_any_order_signed_or_not_padded_or_not(
-    seed: int, shift: int, padding: int, tmp_path: Path
-) -> None:
+RESTORE = (int4_layouts.restore_fragment_order, int4_layouts.restore_interleaved_order)
+
+
+def pack_in_order(codes: np.ndarray, restore: Any) -> np.ndarray:
+    """Put codes where a layout has them; test_execution.py holds the layouts to the wheel's own packers."""
+    index = np.arange(codes.size)
+    places = np.zeros(codes.shape, np.int64)
+    for digit in range(4):
+        half = (index >> 4 * digit & 15).reshape(-1, 2)
+        places += restore((half[:, 0] | half[:, 1] << 4).astype(np.uint8), *codes.shape).astype(np.int64) << (
+            4 * digit
+        )
+    moved = np.empty(codes.size, np.uint8)
+    moved[places.reshape(-1)] = codes.reshape(-1)
+    return (moved[::2] | moved[1::2] << 4).view(np.int8)
+
+
+@given(seed=st.integers(0, 1 << 30), restore=st.sampled_from(RESTORE))
+def test_int4_codes_are_compared_in_the_plugins_order(seed: int, restore: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(seed)
-    packed = rng.integers(0, 256, (8, 32), np.uint8)
-    nibbles = np.concatenate([packed.reshape(-1) & 15, packed.reshape(-1) >> 4])
-    moved = np.concatenate([(rng.permutation(nibbles) + shift) % 16, np.full(2 * padding, shift, np.uint8)])
-    stored = (moved[::2] | moved[1::2] << 4).astype(np.uint8).view(np.int8).reshape(1, -1)
-    account(tmp_path, {"m.weight": packed}, [constant("_model.m.weight", stored)])
-    broken = stored.copy()
-    broken[0, 0] ^= 0x10
+    packed = rng.integers(0, 256, (64, 64), np.uint8)
+    stored = pack_in_order(int4_layouts.read_checkpoint_codes(packed), restore)
+    account(tmp_path, {"m.weight": packed}, [constant("_model.m.weight", stored.reshape(16, -1))])
+    # The same codes, two of them in each other's place.
+    at = int(np.flatnonzero(stored[1:] != stored[:-1])[seed % 1000])
+    stored[at], stored[at + 1] = stored[at + 1], stored[at]
     with pytest.raises(ExportError, match=r"m\.weight"):
-        account(tmp_path, {"m.weight": packed}, [constant("_model.m.weight", broken)])
+        account(tmp_path, {"m.weight": packed}, [constant("_model.m.weight", stored.reshape(16, -1))])
 
 
 @given(

@@ -186,6 +186,17 @@ def lying_exporter(path: Path, body: str) -> Path:
          "num_key_value_heads"),
         ("cp -r $GOOD/llm $out/; echo >>$out/llm/tokenizer.json", "tokenizer.json is not the model's"),
         ("cp -r $GOOD/llm $out/; ln -s /etc/passwd $out/link", "left a link"),
+        ("cp -r $GOOD/llm $out/; echo >>$out/llm/tokenizer_config.json",
+         "tokenizer_config.json is not the model's"),
+        ("cp -r $GOOD/llm $out/; echo '{}' >$out/llm/special_tokens_map.json",
+         "special_tokens_map.json is not the model's"),
+        ("cp -r $GOOD/llm $out/; sed -i 's/\"rms_norm_eps.: 1e-06/\"rms_norm_eps\": 0.5/'"
+         " $out/llm/config.json",
+         "of the export: llm/config.json: rms_norm_eps is 0.5"),
+        ("cp -r $GOOD/llm $out/; sed -i 's/\"model.: .qwen3./\"model\": \"llama\"/' $out/llm/config.json",
+         "model is"),
+        ("cp -r $GOOD/llm $out/; echo phi4mm >$out/llm/chat_template.processor",
+         "chat_template.processor is no file"),
     ],
 )  # fmt: skip
 def test_an_exporter_that_lies(

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginix.errors import EnginixError, ModelError
+from enginix.hub.model_metadata import extract_model_metadata
 from enginix.model import ModelConfig
 from enginix.model.config import parse_config
+from enginix.model.quantization import read_quantization
 from enginix.tables import load_table
 
 BASE: dict[str, Any] = {
@@ -224,3 +226,38 @@ def test_any_config_is_read_or_refused(name: str, changes: dict[str, Any]) -> No
         assert e.fix
         return
     assert config.head_dim > 0 and config.rope.base > 0
+
+
+@pytest.mark.parametrize(
+    ("entry", "algorithm", "kv_cache"),
+    [
+        # Qwen/Qwen3-32B-FP8-Static-PerTensor: ModelOpt 0.31 names no quant_method, and the scheme is a word.
+        ({"quant_algo": "FP8", "kv_cache_scheme": "FP8", "producer": {"name": "modelopt"}}, "FP8", "FP8"),
+        ({"quant_algo": "FP8", "producer": {"name": "modelopt"}, "ignore": ["lm_head"]}, "FP8", None),
+        ({"quant_algo": "FP8", "quant_method": "modelopt", "kv_cache_scheme": "fp8"}, "FP8", "FP8"),
+    ],
+)
+def test_inline_quantization_of_older_modelopt(
+    entry: dict[str, Any], algorithm: str, kv_cache: str | None, tmp_path: Path
+) -> None:
+    found = read_quantization(tmp_path, {"quantization_config": entry})
+    assert found is not None and (found.algorithm, found.kv_cache) == (algorithm, kv_cache)
+    facts = extract_model_metadata({"config.json": json.dumps({"quantization_config": entry}).encode()}, "x")
+    assert (facts["quantization"], facts["kvCacheQuantization"]) == (algorithm, kv_cache)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"quant_algo": "FP8"},
+        {"quant_algo": "FP8", "producer": {"name": "autofp8"}},
+        {"producer": {"name": "modelopt"}},
+        {"quant_algo": "FP8", "quant_method": "fp8", "producer": {"name": "modelopt"}},
+    ],
+)
+def test_an_unknown_quantization_method_is_refused(entry: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="quantization method"):
+        read_quantization(tmp_path, {"quantization_config": entry})
+    facts = extract_model_metadata({"config.json": json.dumps({"quantization_config": entry}).encode()}, "x")
+    if entry.get("quant_algo"):
+        assert facts["quantizationMethod"] not in (None, "modelopt")

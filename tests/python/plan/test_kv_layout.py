@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from enginix.errors import ModelError
 from enginix.hub.model_metadata import extract_model_metadata
-from enginix.kinds.planning.lock_plan import plan_from_lock
-from enginix.kinds.planning.planner import PlanRequest
+from enginix.inspect import describe_model, open_model
+from enginix.kinds.planning.lock_plan import NEEDED_KEYS, plan_from_lock
+from enginix.kinds.planning.planner import PlanRequest, find_kv_certainty, select_language_model
 from enginix.memory_plan.arithmetic import ModelSizes, PlanLimits, TargetGpu, compute_kv_token
 from enginix.memory_plan.kv_layout import find_latent, has_sliding_layers
 from enginix.tables import load_table
@@ -68,3 +76,114 @@ def test_the_list_has_the_architectures_of_transformers_with_latent_attention() 
         kind = getattr(transformers, f"{name}Config", None)
         if kind is not None and "kv_lora_rank" in inspect.signature(kind).parameters:
             assert f"{name}ForCausalLM" in listed
+
+
+MULTI_QUERY = [
+    ({"architectures": ["FalconForCausalLM"], "num_attention_heads": 71, "multi_query": True}, 1),
+    ({"architectures": ["FalconForCausalLM"], "num_attention_heads": 71}, 1),
+    ({"architectures": ["RWForCausalLM"], "n_head": 71, "hidden_size": 4544, "multi_query": True}, 1),
+    ({"architectures": ["FalconForCausalLM"], "num_attention_heads": 8, "multi_query": False}, 8),
+    ({"architectures": ["FalconForCausalLM"], "num_attention_heads": 128, "num_kv_heads": 8,
+      "new_decoder_architecture": True, "multi_query": True}, 8),
+    ({"architectures": ["GPTBigCodeForCausalLM"], "n_head": 48, "n_embd": 6144}, 1),
+    ({"architectures": ["GPTBigCodeForCausalLM"], "n_head": 48, "multi_query": False}, 48),
+    ({"architectures": ["ChatGLMModel"], "num_attention_heads": 32, "multi_query_group_num": 2}, 2),
+    ({"architectures": ["LlamaForCausalLM"], "num_attention_heads": 8, "num_key_value_heads": 2}, 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "kv_heads"), MULTI_QUERY)
+def test_multi_query_attention_by_a_flag(config: dict[str, Any], kv_heads: int, tmp_path: Path) -> None:
+    text = json.dumps(config).encode()
+    assert extract_model_metadata({"config.json": text}, "lock")["kvHeads"] == kv_heads
+    (tmp_path / "config.json").write_bytes(text)
+    with open_model(str(tmp_path)) as model:
+        assert describe_model(model).kv_heads == kv_heads
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_kv_shared_layers": 15},
+        {"global_head_dim": 512},
+        {"head_dim": 192, "v_head_dim": 128},
+        {"attn_type_list": [1, 0, 1]},
+        {"sparse_attention_config": {"sparse_attention_freq": [0, 1]}},
+        {"layers_block_type": ["mamba", "attention"]},
+        {"architectures": ["MiniCPM3ForCausalLM"], "kv_lora_rank": 256, "qk_rope_head_dim": 32},
+        {"architectures": ["LongcatFlashForCausalLM"], "kv_lora_rank": 512, "qk_rope_head_dim": 64},
+    ],
+)
+def test_more_layers_that_are_said_to_be_unknown(config: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match="not known"):
+        find_latent(config, "model")
+
+
+def test_minimax_m2_has_attention_by_heads_alone() -> None:
+    config = {"architectures": ["MiniMaxM2ForCausalLM"], "attn_type_list": [1] * 62}
+    assert find_latent(config, "model") == 0
+
+
+def configurations() -> dict[str, Any]:
+    """Architecture → the default configuration of its class, of every causal language model."""
+    found: dict[str, Any] = {}
+    mappings = (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    for model_type, names in [pair for mapping in mappings for pair in mapping.items()]:
+        with contextlib.suppress(Exception):  # a class without defaults
+            name = names if isinstance(names, str) else names[0]
+            found.setdefault(name, transformers.AutoConfig.for_model(model_type))
+    return found
+
+
+def test_a_lock_of_every_unknown_layout_is_refused_by_name() -> None:
+    """What a plan from headers refuses by a key, a plan from a lock refuses by the name."""
+    listed = set(load_table("memory_constants")["kvNotByHeads"]["architectures"])
+    missing = []
+    for name, config in configurations().items():
+        raw = json.loads(config.to_json_string(use_diff=False)) | {"architectures": [name]}
+        facts = extract_model_metadata({"config.json": json.dumps(raw).encode()}, name)
+        try:
+            find_latent(select_language_model(raw), name)
+        except ModelError:
+            if name not in listed and all(isinstance(facts.get(key), int) for key in NEEDED_KEYS):
+                missing.append(name)
+    assert missing == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", load_table("memory_constants")["kvByHeads"]["architectures"])
+def test_the_formula_is_what_transformers_keeps(name: str) -> None:
+    """Shapes of the cache after three tokens, on the meta device."""
+    import torch
+
+    config = configurations().get(name)
+    if config is None:
+        pytest.skip("not in this transformers")
+    raw = json.loads(config.to_json_string(use_diff=False)) | {"architectures": [name]}
+    facts = extract_model_metadata({"config.json": json.dumps(raw).encode()}, name)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, attn_implementation="eager"
+        ).eval()
+    tokens = torch.zeros((1, 3), dtype=torch.long, device="meta")
+    with torch.no_grad():
+        layers = model(input_ids=tokens, use_cache=True).past_key_values.layers
+    kept = sum(t.numel() // t.shape[2] for layer in layers for t in (layer.keys, layer.values))
+    sizes = ModelSizes(
+        facts["layers"], facts["heads"], facts["kvHeads"], facts["headSize"], 1, 1, 1, 1, kv_bits=8
+    )
+    assert compute_kv_token(sizes, PlanLimits(1, 1, 1)) == kept
+
+
+@pytest.mark.parametrize(
+    ("architecture", "windows", "certainty"),
+    [
+        ("LlamaForCausalLM", False, "exact"),
+        ("DeepseekV3ForCausalLM", False, "exact"),
+        ("Gemma2ForCausalLM", True, "upper bound"),
+        ("NovelForCausalLM", False, "estimate"),
+        (None, True, "estimate"),
+    ],
+)
+def test_the_figure_says_how_far_it_is_known(architecture: str | None, windows: bool, certainty: str) -> None:
+    assert find_kv_certainty(architecture, windows) == certainty

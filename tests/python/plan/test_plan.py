@@ -135,6 +135,10 @@ def test_exit_codes_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(TINY), "--target", "h200", "--json"]) == 0
     fits = json.loads(capsys.readouterr().out)
     assert fits["fits"] and fits["memory"]["exactWeights"] and fits["changes"] == []
+    assert fits["certainty"] == {
+        "weights": "exact", "kvToken": "exact", "workspace": "estimate", "pool": "estimate",
+        "build": "estimate",
+    }  # fmt: skip
     assert main(["plan", str(TINY), "--target", "h200", "--memory", "0.06", "--json"]) == 1
     less = json.loads(capsys.readouterr().out)
     assert (less["fits"], less["tightest"]) == (False, "workspace")

@@ -41,6 +41,14 @@ def test_every_recipe_is_modelopts() -> None:
         assert getattr(source_of, found["recipe"])["quant_cfg"]
 
 
+def test_a_kv_cache_that_exports_ignore_is_told_before_quantizing() -> None:
+    for name in ("int4_awq", "int4_wo"):
+        (warning,) = resolve_format(name, kv_cache="fp8").warnings
+        assert "kind edgellm refuses this model" in warning and "without --kv-cache" in warning
+        assert not resolve_format(name).warnings
+    assert not resolve_format("fp8", kv_cache="fp8").warnings
+
+
 @pytest.mark.parametrize("name", sorted(TABLE["refused"]))
 def test_refused_formats_name_another(name: str) -> None:
     with pytest.raises(UsageError) as e:

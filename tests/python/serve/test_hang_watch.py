@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -18,20 +19,22 @@ from enginix.triton.models.served_channels import Generations, LocalChannel
 def test_a_process_without_a_sign_of_life_is_named(tmp_path: Path) -> None:
     watch = HangWatch(tmp_path, lambda: True)
     executor, ensemble = tmp_path / "tensorrt_llm-1", tmp_path / "ensemble-2"
+    for file in (executor, ensemble):
+        file.touch()
     for look in range(HUNG_LOOKS):
-        ensemble.write_text(str(look))
-        executor.write_text("1")
+        os.utime(ensemble, ns=(look, look))
         assert watch.find_hung() is None
-    ensemble.write_text("x")
+    os.utime(ensemble, ns=(-1, -1))
     assert watch.find_hung() == "tensorrt_llm"
 
 
 def test_a_sign_of_life_begins_the_count_anew(tmp_path: Path) -> None:
     watch = HangWatch(tmp_path, lambda: True)
     sign = tmp_path / "ensemble-2"
+    sign.touch()
     for look in range(4 * HUNG_LOOKS):
         if look % (HUNG_LOOKS - 1) == 0:
-            sign.write_text(str(look))
+            os.utime(sign, ns=(look, look))
         assert watch.find_hung() is None
 
 
@@ -56,9 +59,9 @@ def test_only_a_supervised_process_writes_signs(signs: Path) -> None:
     written = HeartbeatFile("ensemble")
     written.beat()
     (file,) = signs.iterdir()
-    first = file.read_text()
     written.beat()
-    assert file.name.startswith("ensemble-") and file.read_text() != first
+    assert file.name.startswith("ensemble-") and file.stat().st_mtime_ns == 2
+    assert file.stat().st_mode & 0o077 == 0 and file.stat().st_size == 0
 
 
 class _StandInScheduler:
@@ -79,11 +82,27 @@ def test_a_scheduler_that_does_no_step_stops_the_signs(signs: Path, monkeypatch:
     time.sleep(0.1)
     sign.beat()  # idle is not stuck
     (file,) = signs.iterdir()
-    assert file.read_text() == "1"
+    assert file.stat().st_mtime_ns == 1
     LocalChannel(generations).add("1", {"prompt": [1], "end_ids": []}, "")
     time.sleep(0.1)
     sign.beat()
-    assert generations.is_stuck() and file.read_text() == "1"
+    assert generations.is_stuck() and file.stat().st_mtime_ns == 1
     scheduler.after_step()
     sign.beat()
-    assert not generations.is_stuck() and file.read_text() == "2"
+    assert not generations.is_stuck() and file.stat().st_mtime_ns == 2
+
+
+def test_a_full_disk_stops_no_sign(signs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sign must not need room: the server would be ended for want of it."""
+    signs.mkdir()
+    sign = HeartbeatFile("ensemble")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("builtins.open", full)
+    sign.beat()
+    sign.beat()
+    (file,) = signs.iterdir()
+    assert file.stat().st_mtime_ns == 2

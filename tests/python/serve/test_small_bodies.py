@@ -30,15 +30,15 @@ I1129 11:55:20.231763 1478 pb_stub.cc:2145]  Non-graceful termination detected."
 
 @pytest.mark.slow
 def test_small_bodies_end_no_server(serve: Any, served_repository: Path) -> None:
-    """The two optional inputs that ended it, every pair of empty inputs, and 1,000 random bodies."""
+    """The two optional inputs that ended it, every pair of empty inputs, and 10,000 random bodies."""
     with serve(served_repository) as running:
         endpoints = running.server.plan.endpoints
         asked = Asked(endpoints.http, endpoints.grpc)
         send_all(asked, iter([("http", "tensorrt_llm", {"seed": [], "min_tokens": []})]))
         send_all(asked, empty_pairs())
-        send_all(asked, itertools.islice(random_requests(1), 1000))
+        send_all(asked, itertools.islice(random_requests(1), 10_000))
         assert not asked.unanswered and running.server.process.poll() is None
-        assert sum(asked.answers.values()) > 3000
+        assert sum(asked.answers.values()) > 12_000
         assert running.client.generate("ensemble", {"text_input": "Once", "max_tokens": 2})["text_output"]
         # None is left in the server that its end would wait for.
         assert running.server.stop() == 0

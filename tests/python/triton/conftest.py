@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from enginix.kinds.triton_repository.repository import build_triton_repository
 from enginix.manifest import Manifest
 from enginix.triton.models.channel import ChannelEvent
+from enginix.triton.options import RepositoryOptions
 
 RUNTIME = {"id": "trtllm-1.2.1"}
 TEXT = "The quick brown fox jumps over the lazy dog. 量子力学の本、naïve café — 🙂🙃 done.\n" * 20
@@ -305,3 +307,21 @@ def request_of() -> Callable[..., StandInRequest]:
         return StandInRequest(rows, identity, extra or {})
 
     return make
+
+
+def made_repository(engine: Any, kind: str, out: Path) -> Path:
+    """A repository of this kind."""
+    directory = as_tensorrt(engine) if kind == "tensorrt" else engine.directory
+    build_triton_repository(directory, out, RepositoryOptions(max_batch_size=4))
+    return out
+
+
+@pytest.fixture
+def repository(hand_made: Any, tmp_path: Path) -> Path:
+    return made_repository(hand_made, "reference", tmp_path / "repository")
+
+
+@pytest.fixture
+def with_ensemble(hand_made: Any, tmp_path: Path) -> Path:
+    """A repository with one of Triton's own ensembles, which the reference kind does not have."""
+    return made_repository(hand_made, "tensorrt", tmp_path / "repository")

@@ -157,6 +157,11 @@ def test_every_input_that_is_declared_is_looked_at(server: Server, request_of: R
         assert f"{name}: 2 rows" in str(server.refusal(request))
 
 
+@pytest.mark.parametrize("name", ["stop_words", "bad_words"])
+def test_too_many_texts(server: Server, request_of: RequestOf, name: str) -> None:
+    assert f"{name}: 1025 texts; at most 1024" in str(server.refusal(ask(request_of, **{name: ["x"] * 1025})))
+
+
 def test_triton_s_own_parameters_pass(server: Server, request_of: RequestOf) -> None:
     sender = server.run(ask(request_of, extra={"id": "x", "triton_enable_empty_final_response": True}))
     assert not sender.responses

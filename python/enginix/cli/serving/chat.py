@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from enginix import console
-from enginix.errors import EXIT_OK, UsageError
+from enginix.errors import EXIT_OK
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,10 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     key = None if args.key_file is None else read_key(str(args.key_file.absolute()))
     url = args.url.rstrip("/")
-    models = chat.list_models(url, key)
-    model = args.model or (models[0] if len(models) == 1 else None)
-    if model is None:
-        raise UsageError(f"{url} has {len(models)} models", fix=f"--model {' or '.join(models[:8])}")
+    model = chat.choose_model(url, args.model, key)
     options = {} if args.max_tokens is None else {"max_tokens": args.max_tokens}
     is_terminal = sys.stdin.isatty()
     begin = [] if args.system is None else [{"role": "system", "content": args.system}]

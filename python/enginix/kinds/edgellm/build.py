@@ -3,7 +3,8 @@
 Two builders read different things:
   direct  tensorrt-edgellm-build reads the model itself. NVIDIA calls it experimental; its engines are the
           ones that tensorrt-edgellm-serve takes. The export proves beforehand, without a GPU, that the model
-          is complete and can be expressed; its graph is not the one that is built.
+          is complete and can be expressed; its graph, which the gate ``export`` executes, is not the one
+          that is built, and the manifest says so.
   onnx    llm_build, from Edge-LLM's C++ sources, reads the export. NVIDIA's C++ runtime executes its
           engines.
 """
@@ -39,10 +40,10 @@ if TYPE_CHECKING:
     from enginix.machine.target import Machine, MachineGpu
 
 TENSORRT_VERSION_CODE = "import importlib.metadata as m; print(m.version('tensorrt').split('.post')[0])"
-# Which graph became the engine: the export's checks saw one of them alone.
+# Which graph became the engine: the export's checks and the gate export saw one of them alone.
 GRAPHS = {
-    "direct": "built by NVIDIA's builder from the model; the export's graph, which was checked, is another",
-    "onnx": "the export's, which was checked",
+    "direct": "NVIDIA's builder's own, from the model; the gate export saw the export's, which is another",
+    "onnx": "the export's, which the gate export saw",
 }
 BUILDERS = tuple(GRAPHS)
 LAUNCH_SCRIPT = Path(__file__).with_name("launch.py")
@@ -250,6 +251,7 @@ def build_edgellm_engine(
             tools={"enginix": __version__},
             results={
                 "gates": "not gated",
+                "exportGate": export_manifest.results.get("gates", {}).get("export", "not gated"),
                 "graph": GRAPHS[build_options.builder],
                 "plan": {"predicted": build_options.plan, "measured": {"hostMemoryPeak": peak}},
             },

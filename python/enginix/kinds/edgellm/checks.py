@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from enginix.errors import ModelError
-from enginix.kinds.edgellm import coverage, graph
+from enginix.kinds.edgellm import coverage, graph, scales
 from enginix.kinds.edgellm.errors import ExportError
 from enginix.kinds.edgellm.graph import Graph, Node
 from enginix.kinds.edgellm.runtime_config import compare_runtime_config, is_window_right
@@ -232,6 +232,7 @@ def check_exported_model(llm: Path, source: ExportSource, *, fp8_embedding: bool
     attentions = check_attention(onnx_graph, source)
     quantized = check_quantization(onnx_graph, source)
     weights = coverage.check_coverage(onnx_graph, source.weights.tensors.values(), embedding, source.tied)
+    scale_results = scales.check_scales(onnx_graph, source.weights.tensors)
     check_texts(llm, source)
     return {
         "files": names,
@@ -239,5 +240,6 @@ def check_exported_model(llm: Path, source: ExportSource, *, fp8_embedding: bool
         "attentionPlugins": attentions,
         "quantizationNodes": quantized,
         "weights": weights,
+        "scales": scale_results,
         "opsets": dict(sorted(onnx_graph.opsets.items())),
     }

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from enginix.kinds.edgellm import int4_layouts
 from enginix.kinds.edgellm.errors import ExportError
 from enginix.kinds.edgellm.expected_tensors import IGNORED_SUFFIXES
 from enginix.kinds.edgellm.graph import Constant, Graph
@@ -137,22 +138,6 @@ def _find_aligned(data: bytes, needle: bytes, size: int, begin: int = 0) -> int:
     return offset
 
 
-def _count_nibbles(data: Bits) -> Bits:
-    counts = np.bincount(data.reshape(-1), minlength=256).reshape(16, 16)
-    return np.asarray(counts.sum(0) + counts.sum(1))
-
-
-def _has_same_nibbles(graph_counts: Bits, stored_counts: Bits) -> bool:
-    """Tell whether counts of 4-bit values agree, signed or offset by eight, but for zeros of padding."""
-    for offset in (0, 8):
-        excess = graph_counts - np.roll(stored_counts, offset)
-        zeros = excess[offset]
-        excess[offset] = 0
-        if zeros >= 0 and not excess.any():
-            return True
-    return False
-
-
 class Coverage:
     """Accounts for a checkpoint's tensors in a graph and its embedding table."""
 
@@ -178,11 +163,14 @@ class Coverage:
             if any(_equals_tensor(expected, array) for _, array in _iterate_sides(constant)):
                 self.claims.take("by name", constant.name, 0, self._rows(constant))
                 return True
-        if tensor.dtype == "U8" and constant.dtype in ("INT8", "UINT8", "INT4", "UINT4"):
-            stored = _count_nibbles(np.memmap(tensor.path, np.uint8, "r", tensor.begin, (tensor.nbytes,)))
-            if _has_same_nibbles(_count_nibbles(constant.data), stored):
-                self.claims.take("by nibbles", constant.name, 0, self._rows(constant))
-                return True
+        if tensor.dtype == "U8" and constant.dtype in ("INT8", "UINT8") and len(tensor.shape) == 2:
+            stored = np.memmap(tensor.path, np.uint8, "r", tensor.begin, tensor.shape)
+            codes = int4_layouts.read_checkpoint_codes(stored)
+            for restore in (int4_layouts.restore_fragment_order, int4_layouts.restore_interleaved_order):
+                restored = restore(constant.data, *codes.shape)
+                if restored is not None and np.array_equal(restored, codes):
+                    self.claims.take("by layout", constant.name, 0, self._rows(constant))
+                    return True
         return False
 
     @staticmethod

@@ -23,8 +23,9 @@ from typing import Any
 from enginix import __version__, console, manifest, process
 from enginix.errors import EnginixError, MachineError, UsageError
 from enginix.files import new_directory, require_absent, sha256_file
-from enginix.kinds.edgellm import checks, options, source, stack_traces
+from enginix.kinds.edgellm import checks, graph, options, source, stack_traces
 from enginix.kinds.edgellm.errors import ExportError
+from enginix.kinds.edgellm.execution import export_gate
 from enginix.kinds.edgellm.source import ExportSource
 from enginix.manifest import Manifest
 from enginix.model.end_tokens import END_TOKENS_KEY, list_named_end_tokens, read_end_tokens
@@ -184,11 +185,20 @@ def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | 
     identity = read_model_identity(model)
     with new_directory(out) as partial, _naming_the_export(partial, out):
         _require_disk_space(model_source, partial)
-        _run_exporter(program, model, partial, options.format_stage_flags("export", flags))
-        stack_traces.strip_stack_traces(partial / "llm" / "model.onnx")
-        results = checks.check_exported_model(
-            partial / "llm", model_source, fp8_embedding=bool(flags.get("fp8Embedding"))
-        )
+        with tempfile.TemporaryDirectory(prefix="enginix-export.") as work:
+            # The model answers while the exporter runs: both take seconds to import PyTorch.
+            environment = make_private_environment(Path(work) / "p")
+            with export_gate.ask_model(model_source, Path(work), environment) as read_answers:
+                _run_exporter(program, model, partial, options.format_stage_flags("export", flags))
+                stack_traces.strip_stack_traces(partial / "llm" / "model.onnx")
+                results = checks.check_exported_model(
+                    partial / "llm", model_source, fp8_embedding=bool(flags.get("fp8Embedding"))
+                )
+                exported_graph = graph.read_graph(partial / "llm" / "model.onnx")
+                results["exportGate"] = export_gate.judge_export(
+                    partial / "llm", exported_graph, model_source, read_answers()
+                )
+        results["gates"] = {export_gate.NAME: "passed"}
         _tidy_export(partial, model)
         ends = list_named_end_tokens(model)
         if extra := sorted({*ends} - {*read_end_tokens(model)}):

@@ -45,6 +45,5 @@ KIND: EngineKind = EdgellmKind(
     built_from="model",
     build_commands=("enginix edgellm-export MODEL", "enginix edgellm-build EXPORT --model MODEL"),
     memory_plan="enginix.kinds.edgellm.model_plan",
-    is_compiled=True,
     server="tensorrt-edgellm-serve",
 )

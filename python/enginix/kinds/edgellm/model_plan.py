@@ -13,6 +13,7 @@ from enginix.kinds.planning.planner import (
     BuildNeeds,
     LockSizes,
     MemoryPlan,
+    PlanCertainty,
     PlanRequest,
     read_kv_bits,
     resolve_sizes,
@@ -48,7 +49,7 @@ def plan_model(
         sizes=sizes,
         limits=limits,
         memory=memory,
-        exact=False,
+        certainty=PlanCertainty("estimate", "exact"),
         build=BuildNeeds(description.size, total, 0, 0, memory.weights + memory.workspace, 0),
         obstacles=tuple(
             memory_plan.find_edgellm_obstacles(description.architecture, sizes.quantization, gpu)
@@ -72,7 +73,7 @@ def plan_lock(
         sizes=sizes,
         limits=limits,
         memory=memory,
-        exact=False,
+        certainty=PlanCertainty("lower bound", "exact"),
         build=BuildNeeds(lock.files, lock.weight_bytes, 0, 0, memory.weights + memory.workspace, 0),
         obstacles=tuple(
             memory_plan.find_edgellm_obstacles(metadata.get("architecture"), sizes.quantization, gpu)

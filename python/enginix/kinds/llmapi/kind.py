@@ -30,7 +30,6 @@ KIND: EngineKind = LlmapiKind(
     build="enginix.cli.engines.trtllm_build",
     weights_folder="model",
     has_parallelism=True,
-    runs_in_image=True,
     server="trtllm-serve",
     triton=TritonSupport(
         repository="enginix.kinds.llmapi.repository_content",

@@ -59,7 +59,7 @@ class LlmApiRequest:
         check_request_shape(request_fields)
         if not request_fields.get("runtime"):
             raise UsageError(
-                "--runtime is needed for this kind", fix="for instance --runtime trtllm-1.3.0rc26"
+                "--runtime is needed for this kind", fix="for instance --runtime trtllm-1.4.0rc1"
             )
         if request_fields.get("options"):
             raise UsageError("options of trtllm-build do not apply to the kind llmapi", fix="use --llm-arg")

@@ -11,9 +11,11 @@ from enginix.kinds.planning.planner import (
     KindPlanner,
     LockSizes,
     MemoryPlan,
+    PlanCertainty,
     PlanRequest,
     check_plan_request,
     find_format_obstacles,
+    find_kv_certainty,
     find_model_obstacles,
     resolve_plan_limits,
 )
@@ -66,7 +68,7 @@ def plan_from_lock(
         sizes=sizes,
         limits=limits,
         memory=memory,
-        exact=False,
+        certainty=PlanCertainty("lower bound", find_kv_certainty(metadata.get("architecture"), True)),
         build=BuildNeeds(
             sum(files.values()), total, total, 4 * memory.weights, memory.weights, memory.weights
         ),

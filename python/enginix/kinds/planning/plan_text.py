@@ -52,11 +52,12 @@ def render_plan(plan: MemoryPlan) -> str:
     if plan.gpu.formats:
         rows.append(("GPU", f"SM {plan.gpu.sm}, computes with {', '.join(plan.gpu.formats)}"))
     rows += [
-        ("weights", f"{format_bytes(m.weights)}{rank}" + ("" if plan.exact else " (estimate)")),
-        ("workspace", f"{format_bytes(m.workspace)} (estimate, not measured)"),
+        ("weights", f"{format_bytes(m.weights)}{rank} ({plan.certainty.weights})"),
+        ("workspace", f"{format_bytes(m.workspace)} ({plan.certainty.workspace}, not measured)"),
         (
             "KV cache",
-            f"{format_bytes(m.pool)} for {m.tokens:,} tokens of {format_bytes(m.kv_token)} ({kv}-bit)",
+            f"{format_bytes(m.pool)} ({plan.certainty.pool}) for {m.tokens:,} tokens of "
+            f"{format_bytes(m.kv_token)} ({kv}-bit, {plan.certainty.kv_token})",
         ),
         ("sequences", f"{plan.sequences} of {limits.max_seq_len:,} tokens at the same time"),
         ("limits", limits.describe()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from enginix.checkpoint import convert
 from enginix.errors import EnginixError, ModelError, UsageError
@@ -20,7 +20,7 @@ from enginix.memory_plan.arithmetic import (
     RankMemory,
     TargetGpu,
 )
-from enginix.memory_plan.kv_layout import find_latent, has_sliding_layers
+from enginix.memory_plan.kv_layout import find_latent, has_sliding_layers, is_counted_by_heads
 from enginix.memory_plan.weights import CheckpointSizes, RankSizes, estimate_from_headers
 from enginix.model import ModelConfig, open_weights
 from enginix.model.jsonfile import read_object
@@ -94,6 +94,26 @@ class BuildNeeds:
         return self.model + self.checkpoint + self.engine
 
 
+Certainty = Literal["exact", "upper bound", "lower bound", "estimate"]
+
+
+@dataclass(frozen=True)
+class PlanCertainty:
+    """How far each figure is known; docs/reference/memory-plan.md says from what.
+
+    Attributes:
+        weights: ``exact`` is the bytes that ``enginix convert`` writes.
+        kv_token: an upper bound where layers keep only a window of tokens, or may.
+        workspace, pool, build: by formulas that nothing measured.
+    """
+
+    weights: Certainty
+    kv_token: Certainty
+    workspace: Certainty = "estimate"
+    pool: Certainty = "estimate"
+    build: Certainty = "estimate"
+
+
 @dataclass(frozen=True)
 class LockSizes:
     """What a lock tells of a model's sizes.
@@ -118,7 +138,6 @@ class MemoryPlan:
 
     Attributes:
         obstacles: reasons other than memory why the engine cannot be, each with its fix.
-        exact: weights are the bytes that ``enginix convert`` writes, not an estimate.
         changes: changes that would make it fit, the smallest first; empty if it fits or no change helps.
     """
 
@@ -128,7 +147,7 @@ class MemoryPlan:
     sizes: ModelSizes
     limits: KindLimits
     memory: RankMemory
-    exact: bool
+    certainty: PlanCertainty
     build: BuildNeeds
     obstacles: tuple[str, ...]
     changes: tuple[Change, ...]
@@ -152,7 +171,12 @@ class MemoryPlan:
             "kind": self.kind,
             "target": asdict(self.gpu),
             "limits": asdict(self.limits),
-            "memory": {**asdict(self.memory), "exactWeights": self.exact, "sequences": self.sequences},
+            "memory": {
+                **asdict(self.memory),
+                "exactWeights": self.certainty.weights == "exact",
+                "sequences": self.sequences,
+            },
+            "certainty": asdict(self.certainty),
             "build": {**asdict(self.build), "store": self.build.store},
             "obstacles": list(self.obstacles),
             "changes": [dict(c) for c in self.changes],
@@ -201,7 +225,8 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
     sizes = resolve_sizes(description, config, request, find_latent(raw, model.source))
     if sizes.latent:
         notes.append("multi-head latent attention: every rank keeps the whole latent vector of a token")
-    if has_sliding_layers(raw):
+    has_windows = has_sliding_layers(raw)
+    if has_windows:
         notes.append("layers with a window are counted in full: the KV cache is an upper bound")
     limits = resolve_plan_limits(sizes, request)
     weights, exact, ranks = _find_rank_weights(model, description, sizes, config, request)
@@ -225,12 +250,21 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
         sizes=sizes,
         limits=limits,
         memory=memory,
-        exact=exact,
+        certainty=PlanCertainty(
+            "exact" if exact else "estimate", find_kv_certainty(description.architecture, has_windows)
+        ),
         build=_estimate_build(description, request.kind, memory, limits, ranks),
         obstacles=tuple(obstacles),
         changes=tuple(useful_changes),
         notes=tuple(notes),
     )
+
+
+def find_kv_certainty(architecture: str | None, has_windows: bool) -> Certainty:
+    """Return how far the KV cache of a token is known."""
+    if not is_counted_by_heads(architecture):
+        return "estimate"
+    return "upper bound" if has_windows else "exact"
 
 
 def select_language_model(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,6 @@ KIND: EngineKind = ReferenceKind(
     built_from="checkpoint",
     build="enginix.cli.engines.reference_build",
     weights_folder="checkpoint",
-    is_portable=True,
     triton=TritonSupport(
         repository="enginix.kinds.reference.repository_content",
         packages=("numpy", "tokenizers", "torch"),

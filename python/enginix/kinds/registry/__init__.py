@@ -12,11 +12,12 @@ from typing import Any
 
 from enginix.errors import UsageError
 from enginix.kinds.registry.engine_kind import EngineKind, TritonSupport
+from enginix.tables import load_table
 from enginix.wording import list_known
 
-KIND_NAMES = ("tensorrt", "llmapi", "edgellm", "reference")
+KIND_NAMES: tuple[str, ...] = tuple(load_table("engine_kinds")["kinds"])
 # The kind of an artefact whose manifest names none.
-DEFAULT_KIND = "reference"
+DEFAULT_KIND: str = load_table("engine_kinds")["default"]
 
 
 def find_kind(name: str | None) -> EngineKind:

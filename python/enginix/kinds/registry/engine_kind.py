@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from enginix.kinds.registry.model_verdict import ModelVerdict
+from enginix.tables import load_table
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,21 @@ class KindDescription:
     weights_folder: str | None = None
     has_parallelism: bool = False
     has_pipeline: bool = False
-    is_compiled: bool = False
-    is_portable: bool = False
-    runs_in_image: bool = False
     server: str | None = None
     triton: TritonSupport | None = None
+
+    @property
+    def is_compiled(self) -> bool:
+        return self._is("isCompiled")
+
+    @property
+    def is_portable(self) -> bool:
+        return self._is("isPortable")
+
+    @property
+    def runs_in_image(self) -> bool:
+        return self._is("runsInImage")
+
+    def _is(self, what: str) -> bool:
+        """Return a value of engine_kinds.json, which parts without descriptions read too."""
+        return bool(load_table("engine_kinds")["kinds"][self.name][what])

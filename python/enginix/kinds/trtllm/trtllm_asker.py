@@ -26,9 +26,10 @@ from enginix.runtime import preflight, table
 from enginix.runtime.failures import explain_build_failure
 from enginix.runtime.sandbox import Bind, Sandbox, check_namespaces, make_read_binds
 from enginix.runtime.supervise import Watch, supervise_command
+from enginix.tables import load_table
 
 SCRIPT = Path(__file__).with_name("trtllm_script.py")
-KINDS = ("tensorrt", "llmapi")
+KINDS = tuple(name for name, row in load_table("engine_kinds")["kinds"].items() if row["runsInImage"])
 ANSWERS_FILE, TENSORS = "said.json", "said.safetensors"
 NO_CONTEXT_LOGITS = (
     "the engine was built without gatherContextLogits, so its runtime scores no text "

@@ -1,4 +1,4 @@
-"""A sign of life of a model's process: a file that ``enginix serve`` reads, with a number that grows."""
+"""A sign of life of a model's process: the modification time of a file, which ``enginix serve`` reads."""
 
 from __future__ import annotations
 
@@ -25,17 +25,23 @@ class HeartbeatFile:
 
     def __init__(self, model: str, is_stuck: Callable[[], bool] = lambda: False) -> None:
         directory = Path(tempfile.gettempdir()) / HEARTBEATS
-        # A server that was started by hand has none.
-        self._path = directory / f"{model}-{os.getpid()}" if directory.is_dir() else None
+        self._path: Path | None = None
         self._is_stuck = is_stuck
         self._count, self._next = 0, 0.0
+        # A server that was started by hand has no such directory; without a file a process is not watched.
+        if directory.is_dir():
+            with contextlib.suppress(OSError):
+                self._path = directory / f"{model}-{os.getpid()}"
+                self._path.touch(0o600)
 
     def beat(self) -> None:
-        """Write the next number, at most once a period; nothing while the process is stuck."""
+        """Give a sign, at most once a period; none while the process is stuck.
+
+        The time of the file is a count: that needs no room on a full disk, and no clock.
+        """
         now = time.monotonic()
         if self._path is None or now < self._next or self._is_stuck():
             return
         self._count, self._next = self._count + 1, now + PERIOD
-        # A full disk must end no request.
         with contextlib.suppress(OSError):
-            self._path.write_text(str(self._count), "ascii")
+            os.utime(self._path, ns=(self._count, self._count))

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# Texts of one input: each stop word is looked for at every token, in the thread that serves all requests.
+MOST_TEXTS = 1024
+
 
 class RequestError(ValueError):
     """A request that cannot be served as it is; the message is for the client."""
@@ -86,9 +89,17 @@ class Inputs:
         return None if value is None else _decode_utf8(name, value)
 
     def texts(self, name: str) -> list[str]:
-        """Return all strings; an absent tensor and empty strings give an empty list."""
+        """Return all strings; an absent tensor and empty strings give an empty list.
+
+        Raises:
+            RequestError: there are too many, or one is not UTF-8.
+        """
         value = self.array(name)
-        return [] if value is None else [s for s in (_decode_utf8(name, v) for v in value.reshape(-1)) if s]
+        if value is None:
+            return []
+        if value.size > MOST_TEXTS:
+            raise RequestError(f"{self.called(name)}: {value.size} texts; at most {MOST_TEXTS} are taken")
+        return [s for s in (_decode_utf8(name, v) for v in value.reshape(-1)) if s]
 
 
 def _decode_utf8(name: str, value: Any) -> str:

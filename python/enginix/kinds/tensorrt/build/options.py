@@ -110,8 +110,9 @@ def _check_option(name: str, value: Any, runtime: str) -> OptionValue:
         raise UsageError("is a limit", where=where, fix=f"pass it as --{to_kebab_case(name)}")
     if name in tables["removed"]:
         removed = tables["removed"][name]
+        state = "deprecated" if removed.get("deprecated") else "gone"
         raise UsageError(
-            f"{removed['flag']} is gone since TensorRT-LLM {removed['since']}",
+            f"{removed['flag']} is {state} since TensorRT-LLM {removed['since']}",
             where=where,
             fix=f"use {removed['instead']}" if removed["instead"] else "leave it out",
         )

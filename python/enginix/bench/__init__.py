@@ -1,0 +1,1 @@
+"""Speed of an OpenAI endpoint: a load, what it measured, and whether another is slower."""

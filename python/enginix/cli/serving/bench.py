@@ -1,0 +1,161 @@
+"""Measures the speed of an OpenAI endpoint: time to the first token, between tokens, throughput.
+
+  enginix bench http://127.0.0.1:4000/v1                           one request at a time
+  enginix bench URL --concurrency 8 --requests 64 -o after.json    kept, with its samples
+  enginix bench URL --rate 2 --concurrency 32                      two requests a second, by the clock
+  enginix bench --compare before.json after.json                   gate speed: exit 1 where it is slower
+
+Prompts are random words, all different, so that no cache of prefixes answers them. Latencies count from when
+a request was due. Intervals are of the mean, by bootstrap, with 95 % confidence. --compare tells a regression
+only where the slowdown is beyond noise (99.9 %) and beyond --tolerance; both measurements must have the same
+options, and come from the same idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from enginix import __version__, console
+from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, MachineError, UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("url", nargs="?", metavar="URL", help="endpoint, http://host:port/v1")
+    parser.add_argument("--model", metavar="NAME", help="model (default: the endpoint's only one)")
+    parser.add_argument("--input-words", type=int, default=128, metavar="N", help="of each prompt (128)")
+    parser.add_argument("--output-tokens", type=int, default=64, metavar="N", help="of each answer (64)")
+    parser.add_argument("--requests", type=int, default=32, metavar="N", help="measured (32)")
+    parser.add_argument("--concurrency", type=int, default=1, metavar="N", help="at the same time (1)")
+    parser.add_argument("--rate", type=float, metavar="R", help="requests a second (default: as they end)")
+    parser.add_argument("--warmup", type=int, default=2, metavar="N", help="requests beforehand (2)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the prompts (0)")
+    parser.add_argument("--key-file", type=Path, metavar="FILE", help="file with the endpoint's key")
+    parser.add_argument("--engine", type=Path, metavar="DIR", help="engine that is served, for the result")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="keep the measurement")
+    parser.add_argument(
+        "--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"), help="measurements, in place of URL"
+    )
+    parser.add_argument(
+        "--tolerance", type=float, default=0.03, metavar="X", help="slowdown that is no regression (0.03)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, or compare two measurements."""
+    if args.compare is not None:
+        return _compare(args)
+    if args.url is None:
+        raise UsageError("pass URL, or --compare BEFORE AFTER", fix="enginix bench http://127.0.0.1:4000/v1")
+    from enginix.bench.load import RequestMix, run_load
+    from enginix.bench.measurement import describe_measurement
+    from enginix.files import dump_json, write_text
+    from enginix.gateway.keys import read_key
+    from enginix.up.chat import choose_model
+
+    mix = RequestMix(
+        args.input_words,
+        args.output_tokens,
+        args.requests,
+        args.concurrency,
+        args.rate,
+        args.warmup,
+        args.seed,
+    )
+    mix.check()
+    key = None if args.key_file is None else read_key(str(args.key_file.absolute()))
+    url = args.url.rstrip("/")
+    model = choose_model(url, args.model, key)
+    heartbeat = console.Heartbeat(5)
+    records = run_load(
+        url, model, mix, key, lambda done: heartbeat.beat(f"{model}: {done} of {mix.requests} requests")
+    )
+    measured = describe_measurement(records, mix, _describe_setting(url, model, args.engine))
+    if args.output is not None:
+        write_text(args.output, dump_json(measured))
+    shown = {name: value for name, value in measured.items() if name != "samples"}
+    console.print_result(shown, _format_measurement(measured), as_json=args.json)
+    return EXIT_CHECK_FAILED if measured["failed"] else EXIT_OK
+
+
+def _describe_setting(url: str, model: str, engine: Path | None) -> dict[str, Any]:
+    """Return where and of what a measurement is: a figure says nothing without them."""
+    from enginix.credentials import redact_secrets
+    from enginix.machine.driver import find_driver
+    from enginix.machine.target import probe_machine
+    from enginix.manifest import read_manifest
+
+    try:
+        machine = probe_machine(find_driver(None))
+        gpus, gpu_driver = [gpu.name for gpu in machine.gpus], machine.driver
+    except MachineError:
+        gpus, gpu_driver = [], None
+    served = None
+    if engine is not None:
+        manifest = read_manifest(engine, "engine")
+        served = {"name": manifest.name, "kind": manifest.kind, "runtime": manifest.runtime.get("id")}
+    return {
+        "enginix": __version__,
+        "url": redact_secrets(url),
+        "model": model,
+        "client": {"gpus": gpus, "driver": gpu_driver, "cpus": os.cpu_count()},
+        "engine": served,
+    }
+
+
+def _format_measurement(measured: dict[str, Any]) -> str:
+    def line(name: str, label: str) -> str:
+        figure = measured["figures"][name]
+        if figure is None:
+            return f"{label:<22} –"
+        mean, low, high = (1000 * figure[key] for key in ("mean", "low", "high"))
+        p50, p90, p99 = (1000 * figure[key] for key in ("p50", "p90", "p99"))
+        return (
+            f"{label:<22} {mean:>9.2f} ms ({low:.2f} to {high:.2f})   "
+            f"median {p50:.2f}, 90 % {p90:.2f}, 99 % {p99:.2f}"
+        )
+
+    lines = [
+        f"{measured['model']}: {measured['requests']} requests, {measured['failed']} failed, "
+        f"{measured['seconds']:.1f} s",
+        line("firstTokenSeconds", "to the first token"),
+        line("betweenTokensSeconds", "between tokens"),
+        line("requestSeconds", "a request"),
+    ]
+    if measured["outputTokensPerSecond"] is not None:
+        lines.append(
+            f"{'throughput':<22} {measured['outputTokensPerSecond']:>9.1f} tokens/s, "
+            f"{measured['requestsPerSecond']:.2f} requests/s"
+        )
+    lines += [f"error: {text}" for text in measured["errors"]]
+    return "\n".join(lines)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from enginix.bench.measurement import compare_measurements, read_measurement, require_no_regression
+
+    if not 0 <= args.tolerance < 10:
+        raise UsageError(
+            f"--tolerance is {args.tolerance}", fix="pass a share of the time, for instance 0.03"
+        )
+    before, after = (read_measurement(path) for path in args.compare)
+    changes = compare_measurements(before, after, args.tolerance)
+    lines = [
+        f"{c.figure:<22} {1000 * c.before:>9.2f} ms → {1000 * c.after:>9.2f} ms  {c.ratio:.3f} ×"
+        f"{'  slower' if c.is_slower else ''}"
+        for c in changes
+    ]
+    slower = any(c.is_slower for c in changes)
+    if not args.json or not slower:
+        console.print_result(
+            {"gate": "speed", "passed": not slower, "changes": [asdict(c) for c in changes]},
+            "\n".join(lines),
+            as_json=args.json,
+        )
+    require_no_regression(changes)
+    return EXIT_OK
