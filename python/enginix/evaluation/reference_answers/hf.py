@@ -88,7 +88,7 @@ class TransformersTokenizer:
     def encode_conversation(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
     ) -> list[int] | None:
-        """Return token ids of a conversation by the chat template; None if there is none, or it refuses."""
+        """Return token ids of a conversation by the chat template; None without one, or where it refuses."""
         if not getattr(self._tokenizer, "chat_template", None):
             return None
         try:
