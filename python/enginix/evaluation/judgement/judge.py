@@ -117,10 +117,13 @@ def judge_checkpoint(
         outcomes, evidence = outcomes + gate_outcomes, evidence | gate_evidence
     if reference is not None:
         answers, material = reference.answers, reference.material
-        reason = explain_missing_context(answers, material, tokenizer)
-        if set(gate_bounds) == set(defaults) and reason is not None:
-            del gate_bounds[suite.CONTEXT]
-            evidence["leftOut"] = {suite.CONTEXT: reason}
+        left_out = {suite.CONTEXT: explain_missing_context(answers, material, tokenizer)}
+        if suite.LOGITS in defaults:  # of a quantized engine a model without answers proves too little
+            left_out[suite.TASK] = explain_missing_task(answers, material, tokenizer)
+        left_out = {gate: reason for gate, reason in left_out.items() if reason is not None}
+        if set(gate_bounds) == set(defaults) and left_out:
+            gate_bounds = {gate: row for gate, row in gate_bounds.items() if gate not in left_out}
+            evidence["leftOut"] = left_out
 
         def engine() -> suite.JudgedEngine:
             executor = load()
@@ -196,13 +199,28 @@ def explain_missing_context(
     """Return why the gate ``context`` cannot judge an engine of this model; None if it can."""
     if not material.recalls:
         return "no text with a planted fact fits the model"
-    found = any(
-        quality.contains_answer(
-            tokenizer.decode([t for t in reply if t not in answers.ends]), question.answer
-        )
-        for question, reply in zip(material.recalls, answers.recalls, strict=True)
-    )
+    found = _answers_any(material.recalls, answers.recalls, answers.ends, tokenizer)
     return None if found else "the reference finds none of the planted facts"
+
+
+def explain_missing_task(
+    answers: kept_answers.ReferenceAnswers, material: materials.Material, tokenizer: hf.TransformersTokenizer
+) -> str | None:
+    """Return why the gate ``task`` cannot judge an engine of this model; None if it can."""
+    found = _answers_any(material.questions, answers.replies, answers.ends, tokenizer)
+    return None if found else "the reference answers none of the questions"
+
+
+def _answers_any(
+    questions: Sequence[materials.GateQuestion],
+    replies: Sequence[Sequence[int]],
+    ends: frozenset[int],
+    tokenizer: hf.TransformersTokenizer,
+) -> bool:
+    return any(
+        quality.contains_answer(tokenizer.decode([t for t in reply if t not in ends]), question.answer)
+        for question, reply in zip(questions, replies, strict=True)
+    )
 
 
 def _summary_entry(outcome: GateOutcome) -> dict[str, str]:

@@ -31,7 +31,7 @@ from enginix.reference.quantization import MIXED
 from enginix.tables import load_table
 
 LOGITS = "logits"
-CONTEXT = "context"
+CONTEXT, TASK = "context", "task"
 EVERY = 3  # one passage in so many is computed with weights alone quantized
 COMPARED = (model_files.NAME, model_weights.NAME)  # judged without asking anything
 GATES = list_gates("checkpoint")
