@@ -28,8 +28,11 @@ SIGNIFICANT = 0.05
 
 
 def round_figure(value: float) -> float:
-    """Round to three significant digits, because evidence must not depend on the order of sums."""
-    return float(f"{value:.3g}")
+    """Round to three significant digits, because evidence must not depend on the order of sums.
+
+    Below 1e-9 there is nothing but that order.
+    """
+    return float(f"{value:.3g}") if abs(value) >= 1e-9 else 0.0
 
 
 def judge_agreement(
