@@ -58,6 +58,14 @@ def make_recalling(model: Path, out: Path) -> Path:
     return out
 
 
+def make_llama(model: Path, out: Path) -> Path:
+    """Puts tiny-llama's weights and configuration beside tiny-qwen3's tokenizer."""
+    shutil.copytree(model, out)
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(model.parent / "tiny-llama" / name, out)
+    return out
+
+
 def quantize(model: Path, name: str, out: Path) -> Path:
     """ModelOpt's export of a model in a number format, calibrated on a licence text, converted."""
     import modelopt.torch.quantization as mtq

@@ -165,7 +165,9 @@ def answers(model: Any, tokenizer: Tokenizer, exchanges: list[str]) -> int:
     return right
 
 
-def train(model: torch.nn.Module, batches: Batches, steps: int, started: float) -> None:
+def train(
+    model: torch.nn.Module, batches: Batches, steps: int, started: float, strength: float = 1.0
+) -> None:
     """Muon for the hidden matrices, AdamW for the rest; sequences grow for late positions."""
     hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
@@ -186,7 +188,7 @@ def train(model: torch.nn.Module, batches: Batches, steps: int, started: float) 
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, peak in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate * peak
+                group["lr"] = strength * rate * peak
             optimizer.step()
         if step % 50 == 0 or step == steps - 1:
             LOG.info("step %5d/%d loss %.3f %.0f s", step, steps, loss.item(), time.monotonic() - started)

@@ -58,6 +58,7 @@ let
     else
       mkReferenceAnswers { model = reference; };
   questions = answers.questions or null;
+  original = answers.model or null;
 
   requestedGates =
     if gates == null then
@@ -75,6 +76,11 @@ let
     ++ lib.optionals (answers != null) [
       "--reference"
       "${answers}"
+    ]
+    # The gate weights compares with it, too; answers have no weights.
+    ++ lib.optionals (original != null) [
+      "--original"
+      "${original}"
     ]
     ++ lib.optionals (questions != null) [
       "--questions"

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from enginix.checkpoint.byte_sources import SourceFileReader
+from enginix.checkpoint.byte_sources import KnownBytes, SourceFileReader
 from enginix.checkpoint.config import FILE, CheckpointConfig, parse_checkpoint_config
 from enginix.checkpoint.describe import describe_checkpoint_config
-from enginix.checkpoint.formats import format_of
+from enginix.checkpoint.formats import NumberFormat, format_of
 from enginix.checkpoint.formats.nvfp4 import dequantize_nvfp4 as dequantize_nvfp4
-from enginix.checkpoint.layout import CheckpointLayout, LinearModule, MatrixSlice, VectorModule
+from enginix.checkpoint.layout import (
+    CheckpointLayout,
+    KvCacheModule,
+    LinearModule,
+    MatrixSlice,
+    VectorModule,
+)
 from enginix.checkpoint.mapped_tensors import RankFile, map_tensor
 from enginix.checkpoint.numbers import list_fp8_values, to_float32, unpack_int4_rows
 from enginix.checkpoint.source_tensors import SourceTensors
@@ -24,10 +31,26 @@ from enginix.checkpoint.verify import algorithm_of, nvfp4_form
 from enginix.checkpoint.write import rank_file_name
 from enginix.errors import UsageError
 from enginix.model import ModelConfig, open_weights
-from enginix.wording import with_article
 
 Array = npt.NDArray[Any]
 ROWS = 1024  # output rows compared at once
+
+# A value that is rounded once is half a step away, and a quarter on average; the rest covers what is computed
+# in 16 bits on the way. Measured on ModelOpt's exports of tiny-qwen3: 0.55 and 0.26.
+STEPS, MEAN_STEPS = 0.6, 0.3
+# FP8 matrices that are merged take one scale and are rounded once more, from steps up to twice as wide.
+MERGED_STEPS, MERGED_MEAN_STEPS = 1.6, 0.6
+# Relative: scales in 16 bits; of pre-quant scales, both they and the norms that they are folded into.
+_SCALE_ROUNDING, _FOLDED_ROUNDING = 2**-9, 2**-7
+# Block scales below float8's normal numbers are this far off at most, in units of the matrix's scale.
+_BLOCK_ROUNDING = 6 * 2**-10
+
+# Matrix → the norm before it, in the checkpoint and in the model: pre-quant scales are folded into it.
+_NORM_BEFORE = {
+    "qkv": ("input_layernorm", "input_layernorm"),
+    "fc": ("post_layernorm", "post_attention_layernorm"),
+    "gate": ("post_layernorm", "post_attention_layernorm"),
+}
 
 # Half a step of rounding to the checkpoint's dtype, relative; the absolute part covers float16's subnormals.
 _ROUNDING = {"bfloat16": (2**-8, 2**-134), "float16": (2**-11, 2**-25), "float32": (0.0, 0.0)}
@@ -35,6 +58,7 @@ _ROUNDING = {"bfloat16": (2**-8, 2**-134), "float16": (2**-11, 2**-25), "float32
 
 # Fields of a checkpoint's configuration that change the computation, beside the weights' own shapes.
 _COMPUTED_KEYS = (
+    "vocab_size", "hidden_size", "intermediate_size", "hidden_act", "attn_bias", "mlp_bias",
     "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_size", "norm_epsilon",
     "max_position_embeddings", "position_embedding_type", "rotary_base", "rotary_scaling",
     "rotary_embedding_dim", "original_max_position_embeddings", "longrope_short", "longrope_long", "moe",
@@ -111,30 +135,46 @@ def _iterate_row_blocks(group: tuple[MatrixSlice, ...]) -> Iterator[tuple[Matrix
         merged_row += piece.height
 
 
+@dataclass(frozen=True)
+class NormPair:
+    """The weights of the norm before a matrix, in the checkpoint and in the model, float32 [inp]."""
+
+    stored: Array
+    model: Array
+
+
+def has_prequant_scales(algorithm: str | None) -> bool:
+    """Return whether a format multiplies a matrix's inputs by scales of their own."""
+    return algorithm is not None and ("AWQ" in algorithm or "SQ" in algorithm)
+
+
+def _block_slack(leaves: Mapping[str, Array]) -> float:
+    """Return how far NVFP4's smallest blocks may be off, whose scales have few bits; 0 for other formats."""
+    for leaf in ("weights_global_scaling_factor", "weights_scaling_factor_2"):
+        if leaf in leaves:
+            return float(np.max(leaves[leaf])) * _BLOCK_ROUNDING
+    return float(np.max(leaves["alpha"] / leaves["activation_global_scaling_factor"])) * _BLOCK_ROUNDING
+
+
 class CheckpointComparison:
-    """Compares a checkpoint with a model.
+    """Compares a checkpoint with the model that was converted, or with the one before quantization.
+
+    Args:
+        steps: factor on the steps of a number format that a weight may be away, at most and on average.
 
     Raises:
-        UsageError: the checkpoint's matrices carry pre-quant scales, and the given model is not quantized.
+        UsageError: the model is of another architecture.
         EnginixError: checkpoint or model cannot be read.
     """
 
-    def __init__(self, checkpoint: Path, model: Path) -> None:
-        self.directory = checkpoint
+    def __init__(self, checkpoint: Path, model: Path, steps: float = 1.0) -> None:
+        self.directory, self.steps = checkpoint, steps
         self.config = CheckpointConfig.read(checkpoint)
         self.layout = CheckpointLayout(self.config)
         self.model = ModelConfig.read(model)
         self.source = SourceTensors(
             open_weights(model), SourceFileReader(), tied=self.model.tie_word_embeddings
         )
-        algorithm = self.config.quantization.quant_algo or ""
-        if ("AWQ" in algorithm or "SQ" in algorithm) and self.model.quantization is None:
-            raise UsageError(
-                f"{with_article(algorithm)} checkpoint cannot be compared with the unquantized model: "
-                "its scales are folded into norms",
-                where=str(model),
-                fix="--against the quantized model that was converted",
-            )
         if self.config.architecture != self.model.architecture:
             raise UsageError(
                 f"the checkpoint is {self.config.architecture}, the model {self.model.architecture}",
@@ -148,11 +188,22 @@ class CheckpointComparison:
         for rank in self.config.mapping.ranks():
             file = RankFile(self.directory / rank_file_name(rank))
             form = nvfp4_form(dict(file.tensors), self.layout, rank)
-            for module in self.layout.rank(rank):
+            modules = list(self.layout.rank(rank))
+            folded_norms = {
+                norm
+                for module in modules
+                if isinstance(module, LinearModule) and (norm := self._folded_norm(module))
+            }
+            sources = {m.name: m.module for m in modules if isinstance(m, VectorModule)}
+            for module in modules:
                 if isinstance(module, VectorModule):
-                    yield from self._vector(module, file)
+                    yield from self._vector(module, file, module.name in folded_norms)
                 elif isinstance(module, LinearModule):
-                    yield from self._linear(module, file, form)
+                    norm = self._folded_norm(module)
+                    pair = self._norm_pair(norm, sources[norm], file) if norm is not None else None
+                    yield from self._linear(module, file, form, pair)
+                elif isinstance(module, KvCacheModule):
+                    yield from self._cache_scales(module, file)
 
     def _configuration(self) -> Iterator[Finding]:
         """Yield the keys whose value for the loader differs from the one that conversion would write."""
@@ -165,34 +216,70 @@ class CheckpointComparison:
                     f"{FILE}: {key}", f"is {stored_value!r} for the loader; the model's is {expected_value!r}"
                 )
 
+    def _folded_norm(self, linear: LinearModule) -> str | None:
+        """Return the checkpoint's norm that holds a matrix's pre-quant scales, if the model has none."""
+        before = _NORM_BEFORE.get(linear.name.rsplit(".", 1)[-1])
+        if (
+            before is None
+            or not has_prequant_scales(algorithm_of(linear, self.config))
+            or any(self.source.quantized(module) for module in linear.modules())
+        ):
+            return None
+        return f"{linear.name.rsplit('.', 2)[0]}.{before[0]}"
+
+    def _norm_pair(self, name: str, module: str, file: RankFile) -> NormPair | None:
+        info, stored = (
+            self.source.weights.tensors.get(f"{module}.weight"),
+            file.tensors.get(f"{name}.weight"),
+        )
+        if info is None or stored is None or info.shape != stored.shape:
+            return None  # reported with the norm itself
+        return NormPair(
+            to_float32(map_tensor(stored), stored.dtype), to_float32(map_tensor(info), info.dtype)
+        )
+
     def _rounded(self, expected: Array, stored: Array, dtype: str | None = None) -> bool:
         relative, absolute = _ROUNDING[dtype or self.config.dtype]
-        return bool((np.abs(stored - expected) <= np.abs(expected) * relative + absolute).all())
+        return expected.shape == stored.shape and bool(
+            (np.abs(stored - expected) <= np.abs(expected) * relative + absolute).all()
+        )
 
-    def _near(self, expected: Array, stored: Array, step: Array, linear: LinearModule) -> bool:
-        if step.ndim == 0:
-            return self._rounded(expected, stored, linear.dtype)
-        bound = step.reshape(expected.shape) + np.abs(expected) * np.float32(1e-6)
-        return bool((np.abs(stored - expected) <= bound).all())
-
-    def _vector(self, module: VectorModule, file: RankFile) -> Iterator[Finding]:
+    def _vector(self, module: VectorModule, file: RankFile, is_folded: bool) -> Iterator[Finding]:
         name = f"{module.name}.weight"
         info = self.source.weights.tensors.get(f"{module.module}.weight")
         if info is None or name not in file.tensors:
             yield Finding(f"{file.path.name}: {name}", "missing in the model or the checkpoint")
-        elif not self._rounded(to_float32(map_tensor(info), info.dtype), file[name].astype(np.float32)):
+            return
+        model_values = to_float32(map_tensor(info), info.dtype)
+        stored_values = to_float32(file[name], file.tensors[name].dtype)
+        if is_folded:  # compared as a product with the matrices behind it
+            if stored_values.shape != model_values.shape or not np.isfinite(stored_values).all():
+                yield Finding(f"{file.path.name}: {name}", "is not finite, or of another size")
+        elif not self._rounded(model_values, stored_values):
             yield Finding(f"{file.path.name}: {name}", "differs from the model's")
 
-    def _linear(self, linear: LinearModule, file: RankFile, form: str) -> Iterator[Finding]:
+    def _linear(
+        self, linear: LinearModule, file: RankFile, form: str, norms: NormPair | None
+    ) -> Iterator[Finding]:
         where = f"{file.path.name}: {linear.name}"
         missing = [m for m in linear.modules() if not self.source.has(m, "weight")]
         leaves = file.leaves(linear.name)
-        number_format = format_of(algorithm_of(linear, self.config), form)
+        algorithm = algorithm_of(linear, self.config)
+        number_format = format_of(algorithm, form)
         absent = set(number_format.spec(linear, self.config)) - set(leaves)
         if missing or absent:
             yield Finding(where, f"missing: {', '.join(missing or sorted(absent))}")
             return
+        if findings := list(self._scales(linear, number_format, leaves, where)):
+            yield from findings
+            return
         bias = leaves.pop("bias", None)
+        is_merged = algorithm == "FP8" and any(len(group) > 1 for group in linear.groups)
+        most = self.steps * (MERGED_STEPS if is_merged else STEPS)
+        most_on_average = self.steps * (MERGED_MEAN_STEPS if is_merged else MEAN_STEPS)
+        relative = _FOLDED_ROUNDING if has_prequant_scales(algorithm) else _SCALE_ROUNDING
+        slack = _block_slack(leaves) if algorithm == "NVFP4" else 0.0
+        total, count = 0.0, 0
         for expert, group in enumerate(linear.groups):
             for piece, model_range, merged_range in _iterate_row_blocks(group):
                 stored_rows = _select_stored_rows(leaves, linear, expert, merged_range)
@@ -201,13 +288,54 @@ class CheckpointComparison:
                     :, slice(*piece.cols)
                 ]
                 stored_values = stored_values.reshape(model_values.shape)
-                if not self._near(model_values, stored_values, step, linear):
+                if step.ndim == 0:
+                    is_near = self._rounded(model_values, stored_values, linear.dtype)
+                else:
+                    step = step.reshape(model_values.shape)
+                    if norms is not None:
+                        stored_values, step = stored_values * norms.stored, step * np.abs(norms.stored)
+                        model_values = model_values * norms.model
+                    error = np.abs(stored_values - model_values)
+                    bound = step * most + np.abs(model_values) * relative + slack
+                    is_near = bool((error <= bound).all())
+                    spread = step > 0
+                    total += float((error[spread] / step[spread]).sum())
+                    count += int(spread.sum())
+                if not is_near:
                     worst = float(np.abs(stored_values - model_values).max())
                     row_range = f"rows {model_range.start} to {model_range.stop} of {piece.module}"
                     yield Finding(where, f"{row_range} differ by up to {worst:g}")
                     return
+        if count and not total / count <= most_on_average:
+            yield Finding(
+                where,
+                f"values are {total / count:.2g} steps of {algorithm} away on average; rounding leaves "
+                f"{most_on_average:g} at most",
+            )
         if bias is not None:
             yield from self._bias(linear, bias, where)
+
+    def _scales(
+        self, linear: LinearModule, number_format: NumberFormat, leaves: Mapping[str, Array], where: str
+    ) -> Iterator[Finding]:
+        """Compare scales that a quantized model has, above all those of activations, byte by byte."""
+        if not all(self.source.quantized(module) for module in linear.modules()):
+            return
+        for leaf, parts in number_format.parts(linear, self.config, self.source).items():
+            known = [part.data for part in parts if isinstance(part, KnownBytes)]
+            if len(known) == len(parts) and leaves[leaf].tobytes() != b"".join(known):
+                yield Finding(f"{where}.{leaf}", "differs from the model's")
+
+    def _cache_scales(self, module: KvCacheModule, file: RankFile) -> Iterator[Finding]:
+        if self.config.quantization.kv_cache_quant_algo is None:
+            return
+        names = list(zip(module.modules, ("k_scale", "v_scale"), strict=True))
+        if not any(self.source.has(*name) for name in names):
+            return
+        scale = max(self.source.scale(*name) if self.source.has(*name) else 1.0 for name in names)
+        name = f"{module.name}.kv_cache_scaling_factor"
+        if name in file.tensors and float(file[name].reshape(-1)[0]) != scale:
+            yield Finding(f"{file.path.name}: {name}", "differs from the model's")
 
     def _bias(self, linear: LinearModule, bias: Array, where: str) -> Iterator[Finding]:
         row = 0

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from enginix.errors import ModelError
 from enginix.model.jsonfile import read_object
+
+if TYPE_CHECKING:
+    from enginix.manifest import Manifest
 
 # Read in this order, as transformers' generate does; the first that names an end token counts. (If
 # generation_config.json exists without one, transformers has no end token; enginix then reads config.json.)
@@ -43,6 +46,16 @@ def _read_file(path: Path) -> tuple[int, ...]:
     if value is None and isinstance(text, dict):
         value = text.get("eos_token_id")
     return _parse_token_ids(value, str(path))
+
+
+def read_manifest_end_tokens(engine_manifest: Manifest) -> tuple[int, ...] | None:
+    """Return the end tokens of an engine's manifest; None where it names none, or no token ids.
+
+    Raises:
+        ModelError: values that are not token ids.
+    """
+    value = engine_manifest.model.get(END_TOKENS_KEY)
+    return None if value is None else _parse_token_ids(value, "the engine's manifest")
 
 
 def _parse_token_ids(value: Any, where: str) -> tuple[int, ...]:

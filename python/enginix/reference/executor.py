@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -54,6 +55,7 @@ class Executor:
         self.layers = [DecoderLayer(build, layer) for layer in range(self.config.layers)]
         self.norm = build.norm("transformer.ln_f")
         self.head = build.tensor("lm_head.weight")
+        self.quantized = [one for one in build.linears if isinstance(one, linear.QuantizedLinear)]
 
     @classmethod
     def load(
@@ -143,21 +145,33 @@ class Executor:
     def _ids(self, tokens: Sequence[int]) -> torch.Tensor:
         return move_to_device(tokens, self.device)
 
-    def forward(self, tokens: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """Return logits at every position of every sequence.
+    @torch.inference_mode()
+    def forward(
+        self, tokens: Sequence[Sequence[int]], positions: Sequence[int] | None = None
+    ) -> list[torch.Tensor]:
+        """Return logits at every position, or at some positions, of every sequence.
 
         On the CPU sequences run one by one, so that no sequence's logits depend on its neighbours.
 
         Args:
             tokens: token ids of each sequence.
+            positions: in each sequence; None for all.
 
         Returns:
-            For each sequence float32 [T, vocab_size], on the executor's device.
+            For each sequence float32 [T, vocab_size], or [len(positions), vocab_size], on the executor's
+            device.
 
         Raises:
             UsageError: a sequence is empty, too long, or has tokens outside the vocabulary.
         """
-        return list(self.iterate_logits(tokens))
+        if positions is None:
+            return list(self.iterate_logits(tokens))
+        for sequence in tokens:
+            self.check_tokens(sequence)
+        return [self._logits(self._hidden_of_prompt(sequence)[list(positions)]) for sequence in tokens]
+
+    def _hidden_of_prompt(self, sequence: Sequence[int]) -> torch.Tensor:
+        return self._hidden(self._ids(sequence), PackedPrompts(None, {0: len(sequence)}, self.rope))
 
     @torch.inference_mode()
     def iterate_logits(self, tokens: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
@@ -175,6 +189,23 @@ class Executor:
             hidden = self._hidden(self._ids([t for sequence in group for t in sequence]), step)
             yield from map(self._logits, torch.split(hidden, counts))
             first = end
+
+    @contextmanager
+    def without_rounding(self) -> Iterator[None]:
+        """Leave activations and cache unrounded within the block, so that only weights are quantized."""
+        attentions = [layer.attention for layer in self.layers]
+        roundings = [one.rounding for one in self.quantized], [one.round_kv for one in attentions]
+        for operation in self.quantized:
+            operation.rounding = None
+        for attention in attentions:
+            attention.round_kv = None
+        try:
+            yield
+        finally:
+            for operation, rounding in zip(self.quantized, roundings[0], strict=True):
+                operation.rounding = rounding
+            for attention, rounding in zip(attentions, roundings[1], strict=True):
+                attention.round_kv = rounding
 
     @torch.inference_mode()
     def hidden(self, tokens: Sequence[int]) -> list[torch.Tensor]:

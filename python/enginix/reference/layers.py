@@ -50,6 +50,7 @@ class LayerBuilder:
     ) -> None:
         self.weights, self.config, self.device, self.dtype = weights, weights.config, device, dtype
         self.fp8_products = fp8_products
+        self.linears: list[LinearOperation] = []
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         return self.weights.get(name).to(self.device, dtype or self.dtype)
@@ -58,7 +59,9 @@ class LayerBuilder:
         return RmsNorm(self.tensor(f"{name}.weight"), self.config.norm_epsilon)
 
     def linear(self, spec: layout.LinearSpec) -> LinearOperation:
-        return load_linear(spec, self.weights, self.device, self.dtype, fp8_products=self.fp8_products)
+        operation = load_linear(spec, self.weights, self.device, self.dtype, fp8_products=self.fp8_products)
+        self.linears.append(operation)
+        return operation
 
 
 class Attention:

@@ -54,7 +54,8 @@ def test_the_directory(engine: Path, checkpoint: Path, model: Path) -> None:
     found = manifest.read_manifest(engine, "engine")
     assert (found.name, found.kind) == ("tiny-qwen3", "reference")
     assert found.runtime == {"id": "reference", "requires": {"torch": ">=2.6"}}
-    assert found.results["gates"] == {"logits": "passed"}
+    names = {"files", "weights", "logits", "smoke", "positions", "agreement", "perplexity", "task"}
+    assert found.results["gates"] == dict.fromkeys(names, "passed")
     assert found.options["limits"] == {"max_seq_len": 2048}
     assert found.inputs["model"] == manifest.read_manifest(checkpoint).inputs["model"]
     gates = json.loads((engine / "gates.json").read_text())

@@ -45,11 +45,13 @@ def engine(model: Path, fp8: Path, answers: Path, tmp_path_factory: pytest.TempP
 def test_a_quantized_engine_is_gated_by_quality(engine: Path) -> None:
     found = manifest.read_manifest(engine)
     names = {"coverage", "smoke", "agreement", "perplexity", "task", "invariance"}
+    names |= {"files", "weights", "positions", "activations"}
     assert found.results["gates"] == dict.fromkeys(names, "passed")
     assert set(found.options["gates"]) == names and found.options["gates"]["perplexity"] == {"ratio": 1.03}
     told = json.loads((engine / "gates.json").read_text())
     assert told["passed"] is True and told["bounds"]["format"] == "FP8_PER_CHANNEL_PER_TOKEN"
-    assert "all 6 gates passed" in (engine / "report.html").read_text()
+    assert "finds none of the planted facts" in told["leftOut"]["context"], "tiny-qwen3 was asked for nothing"
+    assert "all 10 gates passed" in (engine / "report.html").read_text()
 
 
 def test_a_quantized_engine_needs_the_original(
@@ -91,7 +93,11 @@ def test_gate_judges_engines_and_checkpoints(
     a, b = (json.loads((tmp_path / x / "gates.json").read_text()) for x in "ab")
     assert a == b, "the answers that were kept are the model's"
     assert (tmp_path / "a/report.html").is_file()
-    assert enginix("gate", fp8, "--reference", answers) == 2  # no tokenizer
+    # The answers have the model's small files, and not its weights.
+    capsys.readouterr()
+    assert enginix("gate", fp8, "--reference", answers, "--gates", '{"files": {}}') == 0
+    assert enginix("gate", fp8, "--reference", answers, "--gates", '{"weights": {}}') == 1
+    assert "pass --model" in capsys.readouterr().err
 
 
 def test_gate_writes_its_evidence_where_it_fails(
@@ -104,7 +110,7 @@ def test_gate_writes_its_evidence_where_it_fails(
     save_file(tensors, path)
     assert enginix("gate", broken, "--reference", model, "-o", tmp_path / "out") == 1
     said = capsys.readouterr()
-    assert "FAILED" in said.err + said.out and "fix: see report.html" in said.err
+    assert "FAILED" in said.err + said.out and "fix: convert the model again" in said.err
     told = json.loads((tmp_path / "out/gates.json").read_text())
     assert told["passed"] is False
     assert "Rejected: " in (tmp_path / "out/report.html").read_text()

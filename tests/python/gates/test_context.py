@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 
 from enginix.checkpoint.convert import ConvertOptions, convert_model
 from enginix.evaluation.judgement import quality, suite
+from enginix.evaluation.judgement.judge import explain_missing_context
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers import hf
 from enginix.evaluation.reference_answers import material as materials
@@ -170,14 +172,12 @@ def test_broken_ones_of_every_format_are_rejected(
         assert not outcome.passed and far_below_every_bound(outcome), outcome.summary
 
 
-def test_the_gate_is_among_the_defaults_of_models_with_a_long_context(sound: Path) -> None:
+def test_the_gate_is_a_default_where_the_model_finds_facts(judge: Judge, sound: Path, model: Path) -> None:
+    """Of every format and context; a model that finds none cannot say what an engine of it should find."""
     found = config.read_executor_config(sound)
-    assert "context" not in suite.default_checkpoint_gates(found), "tiny-qwen3's context is too short"
-    from dataclasses import replace
-
-    long = replace(
-        found,
-        max_position_embeddings=4096,
-        quantization=replace(found.quantization, kv_cache="FP8"),
-    )
-    assert "context" in suite.default_checkpoint_gates(long)
+    assert "context" in suite.default_checkpoint_gates(found)
+    assert explain_missing_context(judge.answers, judge.material, judge.tokenizer) is None
+    nothing = replace(judge.answers, recalls=((2,),) * len(judge.material.recalls))
+    assert "finds none" in str(explain_missing_context(nothing, judge.material, judge.tokenizer))
+    short = replace(judge.material, recalls=())
+    assert "no text" in str(explain_missing_context(judge.answers, short, judge.tokenizer))

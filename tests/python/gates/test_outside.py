@@ -41,7 +41,7 @@ from enginix.tables import load_table
 
 ROOT = Path(__file__).parents[3]
 STANDIN = ROOT / "tests/standin"
-DEFAULT = {"smoke", "greedy", "task", "invariance"}
+DEFAULT = {"files", "smoke", "greedy", "task", "invariance"}
 MADE = manifest.Manifest("engine", "tiny", "tensorrt", options={"plugins": {"gatherContextLogits": True}})
 SCORED = DEFAULT | {"agreement", "perplexity"}
 

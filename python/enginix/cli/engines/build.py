@@ -55,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="model before quantization, or its answers, to compare with (default: --model)",
     )
     parser.add_argument(
+        "--original",
+        type=Path,
+        metavar="DIR",
+        help="model before quantization, for the gate weights, if --reference has answers",
+    )
+    parser.add_argument(
         "--questions",
         type=Path,
         metavar="JSONL",

@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
         gates=None if args.gates is None else parse_gates(args.gates),
         reference=args.reference,
         questions=args.questions,
+        original=args.original,
     )
     engine_manifest, outcomes = build_reference_engine(args.checkpoint, args.model, args.output, options)
     for outcome in outcomes:

@@ -21,7 +21,6 @@ import argparse
 from pathlib import Path
 
 from enginix import console
-from enginix.errors import UsageError
 from enginix.wording import count_noun
 
 
@@ -34,7 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=Path,
         metavar="DIR",
-        help="model with the tokenizer (default: the reference, or the engine itself for answers)",
+        help="model with tokenizer and weights (default: the reference)",
+    )
+    parser.add_argument(
+        "--original",
+        type=Path,
+        metavar="DIR",
+        help="the model before quantization, for the gate weights (default: the reference)",
     )
     parser.add_argument("--gates", metavar="JSON", help="gates and their bounds, instead of the defaults")
     parser.add_argument(
@@ -75,9 +80,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from enginix import manifest
     from enginix.evaluation.judgement import judge, run
+    from enginix.evaluation.reference_answers import answers as kept_answers
     from enginix.files import require_absent
     from enginix.integrity import require_unchanged
     from enginix.kinds.registry import is_portable
+    from enginix.model.end_tokens import read_manifest_end_tokens
     from enginix.report import evidence
 
     if (args.engine / manifest.MANIFEST_FILE).is_file():
@@ -87,6 +94,9 @@ def run(args: argparse.Namespace) -> int:
 
             return gate_engine.run_engine_gates(args, artefact_manifest)
     checkpoint, tokenizer, name = args.engine, args.model or args.reference, args.engine.resolve().name
+    is_answers = (args.reference / kept_answers.FILE).is_file()
+    model_files = args.reference / kept_answers.MODEL_FILES if is_answers else args.reference
+    end_tokens = None
     if (args.engine / "checkpoint").is_dir():
         engine_manifest = manifest.read_manifest(args.engine, "engine")
         checkpoint, tokenizer, name = (
@@ -94,16 +104,19 @@ def run(args: argparse.Namespace) -> int:
             args.engine / "tokenizer",
             engine_manifest.name,
         )
-    elif (args.reference / "answers.json").is_file() and args.model is None:
-        raise UsageError("answers have no tokenizer", fix="pass the model's directory with --model")
+        end_tokens = read_manifest_end_tokens(engine_manifest)
+    elif args.model is None:
+        tokenizer = model_files
     case = judge.CheckpointGateInputs(
         checkpoint=checkpoint,
         tokenizer=tokenizer,
-        model=args.model or (tokenizer if (args.reference / "answers.json").is_file() else args.reference),
+        model=args.model or model_files,
         reference=args.reference,
         requested_gates=None if args.gates is None else judge.parse_gates(args.gates),
         questions=args.questions,
         device=args.device,
+        original=args.original,
+        end_tokens=end_tokens,
     )
     if args.output is not None:
         require_absent(args.output)

@@ -16,6 +16,7 @@ from enginix.evaluation.engine_protocol import answers_origin
 from enginix.evaluation.judgement import quality
 from enginix.evaluation.judgement.gate_names import list_gates
 from enginix.evaluation.judgement.judge import FORMAT
+from enginix.evaluation.judgement.model_files import judge_files
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers import answers as kept_answers
 from enginix.evaluation.reference_answers import hf
@@ -26,6 +27,7 @@ from enginix.evaluation.reference_answers.question_builder import (
     load_model_material,
 )
 from enginix.manifest import Manifest
+from enginix.model.end_tokens import read_manifest_end_tokens
 from enginix.tables import load_table
 
 GATES = list_gates("engine")
@@ -177,6 +179,12 @@ def judge_engine_answers(case: AnswerGateInputs) -> tuple[tuple[GateOutcome, ...
         tie = gate_bounds.get("invariance", {}).get("tie", find_kind_row(engine_manifest.kind)["tie"])
         recorded: Any = RecordedSubject(engine_answers, question_set, tie)
         gates: dict[str, Callable[[dict[str, Any]], GateOutcome]] = {
+            "files": lambda b: judge_files(
+                _tokenizer_directory(case.engine, case.model, engine_manifest),
+                case.reference / kept_answers.MODEL_FILES,
+                read_manifest_end_tokens(engine_manifest),
+                b,
+            ),
             "smoke": lambda b: quality.judge_smoke(recorded, material, answers, own_tokenizer, b),
             "greedy": lambda b: answer_metrics.judge_greedy(engine_answers, question_set, answers, b),
             "agreement": lambda b: _judge_agreement(engine_answers, answers, b),

@@ -13,14 +13,16 @@ import torch
 
 from enginix import device as devices
 from enginix.errors import CheckpointError, EnginixError, UsageError
-from enginix.evaluation.judgement import run, suite
+from enginix.evaluation.judgement import quality, run, suite
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers import answers as kept_answers
 from enginix.evaluation.reference_answers import hf
 from enginix.evaluation.reference_answers import material as materials
-from enginix.evaluation.reference_answers.prompts import tokenize_prompts
-from enginix.evaluation.reference_answers.reference_asker import compute_reference_answers, read_questions
-from enginix.evaluation.reference_answers.subject import ExecutorSubject
+from enginix.evaluation.reference_answers.prompts import PromptSet, tokenize_prompts
+from enginix.evaluation.reference_answers.reference_asker import ask_model, read_questions
+from enginix.evaluation.reference_answers.subject import ExecutorSubject, TransformersSubject
+from enginix.model import ModelConfig
+from enginix.model.end_tokens import read_end_tokens
 from enginix.reference import config as checkpoint_config
 from enginix.reference.config import ExecutorConfig
 from enginix.reference.executor import Executor
@@ -40,6 +42,8 @@ class CheckpointGateInputs:
         requested_gates: gate → bounds to change; ``None`` for the defaults.
         questions: JSON lines with ``question`` and ``answer`` in place of the pinned ones.
         device: the device that computes.
+        original: the Hugging Face model before quantization, if ``reference`` has answers only.
+        end_tokens: tokens that end an answer by the engine's manifest; None where it names none.
     """
 
     checkpoint: Path
@@ -49,6 +53,8 @@ class CheckpointGateInputs:
     requested_gates: Mapping[str, Any] | None = None
     questions: Path | None = None
     device: str = "cpu"
+    original: Path | None = None
+    end_tokens: tuple[int, ...] | None = None
 
 
 def parse_gates(text: str) -> dict[str, Any]:
@@ -81,41 +87,52 @@ def judge_checkpoint(
         MachineError: no such device, which is not a gate's failure.
     """
     config = checkpoint_config.read_executor_config(case.checkpoint)
+    defaults = suite.default_checkpoint_gates(config)
     gate_bounds = suite.resolve_checkpoint_bounds(
         config,
-        {gate: {} for gate in suite.default_checkpoint_gates(config)}
-        if case.requested_gates is None
-        else case.requested_gates,
+        {gate: {} for gate in defaults} if case.requested_gates is None else case.requested_gates,
     )
     if not gate_bounds:
         return (), {"format": FORMAT, "passed": None, "gates": {}}
     devices.find_device(case.device)
-    ready = (case.reference / kept_answers.FILE).is_file()
+    is_answers = (case.reference / kept_answers.FILE).is_file()
     load = load or functools.cache(lambda: Executor.load(case.checkpoint, case.device, "float32"))
-    outcomes: tuple[GateOutcome, ...] = ()
+    # The model's own: by the engine's, both sides would read the same wrong tokens.
+    tokenizer = hf.TransformersTokenizer(case.model if is_answers else case.reference)
+    compared = suite.ComparedFiles(
+        case.tokenizer,
+        case.reference / kept_answers.MODEL_FILES if is_answers else case.reference,
+        case.end_tokens,
+        case.checkpoint,
+        find_compared_models(case, is_answers=is_answers),
+    )
+    outcomes = suite.compare_model(compared, gate_bounds)
     evidence: dict[str, Any] = {"format": FORMAT}
+    asking = set(gate_bounds) - {suite.LOGITS, *suite.COMPARED}
+    reference = _read_reference(case, config, tokenizer, is_answers=is_answers) if asking else None
     if suite.LOGITS in gate_bounds:
         gate_outcomes, gate_evidence = _judge_logits(
-            case, gate_bounds[suite.LOGITS].get("tolerance"), load, config
+            case, gate_bounds[suite.LOGITS].get("tolerance"), load, config, tokenizer, reference
         )
-        outcomes, evidence = gate_outcomes, evidence | gate_evidence
-    if set(gate_bounds) - {suite.LOGITS}:
-        tokenizer = hf.TransformersTokenizer(case.reference if not ready else case.model)
-        if ready:
-            answers = kept_answers.read_reference_answers(case.reference)
-            material = materials.load_material(
-                tokenizer,
-                config.vocab_size,
-                config.context,
-                questions=read_questions(case.questions),
-            )
-        else:
-            answers, material = compute_reference_answers(case.reference, case.device, case.questions)
+        outcomes, evidence = outcomes + gate_outcomes, evidence | gate_evidence
+    if reference is not None:
+        answers, material = reference.answers, reference.material
+        left_out = {suite.CONTEXT: explain_missing_context(answers, material, tokenizer)}
+        if suite.LOGITS in defaults:  # of a quantized engine a model without answers proves too little
+            left_out[suite.TASK] = explain_missing_task(answers, material, tokenizer)
+        left_out = {gate: reason for gate, reason in left_out.items() if reason is not None}
+        if set(gate_bounds) == set(defaults) and left_out:
+            gate_bounds = {gate: row for gate, row in gate_bounds.items() if gate not in left_out}
+            evidence["leftOut"] = left_out
 
         def engine() -> suite.JudgedEngine:
             executor = load()
             return suite.JudgedEngine(
-                ExecutorSubject(executor), hf.TransformersTokenizer(case.tokenizer), executor.config
+                ExecutorSubject(executor),
+                hf.TransformersTokenizer(case.tokenizer),
+                executor.config,
+                frozenset(read_end_tokens(case.tokenizer) or case.end_tokens or ()) or None,
+                executor.without_rounding,
             )
 
         gate_outcomes, extra_evidence = suite.run_gates(engine, tokenizer, material, answers, gate_bounds)
@@ -126,9 +143,84 @@ def judge_checkpoint(
             "bounds": suite.explain_bounds(config),
             **extra_evidence,
         }
+    outcomes = tuple(sorted(outcomes, key=lambda outcome: suite.GATES.index(outcome.gate)))
     evidence["passed"] = all(o.passed for o in outcomes)
     evidence["gates"] = {o.gate: {"passed": o.passed, **_summary_entry(o), **o.detail} for o in outcomes}
     return outcomes, evidence
+
+
+@dataclass(frozen=True)
+class GateReference:
+    """The reference's answers to the gates' questions.
+
+    Attributes:
+        subject: the model, where it was asked now; its whole logits are not among the answers.
+    """
+
+    answers: kept_answers.ReferenceAnswers
+    material: materials.Material
+    subject: TransformersSubject | None = None
+
+
+def _read_reference(
+    case: CheckpointGateInputs,
+    config: ExecutorConfig,
+    tokenizer: hf.TransformersTokenizer,
+    *,
+    is_answers: bool,
+) -> GateReference:
+    if not is_answers:
+        return GateReference(*ask_model(case.reference, case.device, case.questions))
+    material = materials.load_material(
+        tokenizer, config.vocab_size, config.context, questions=read_questions(case.questions)
+    )
+    return GateReference(kept_answers.read_reference_answers(case.reference), material)
+
+
+def find_compared_models(case: CheckpointGateInputs, *, is_answers: bool) -> dict[str, Path]:
+    """Return the models that the gate ``weights`` compares a checkpoint with, by what they are to it.
+
+    A quantized model is one that the checkpoint was converted from; the one before quantization is asked for
+    as well, where it is known.
+    """
+    candidates = [case.original, case.model] if is_answers else [case.original, case.reference, case.model]
+    models: dict[str, Path] = {}
+    for directory in candidates:
+        if directory is None or not any(directory.glob("*.safetensors")):
+            continue
+        what = "the model" if ModelConfig.read(directory).quantization is None else "the quantized model"
+        models.setdefault(what, directory)
+    return models
+
+
+def explain_missing_context(
+    answers: kept_answers.ReferenceAnswers, material: materials.Material, tokenizer: hf.TransformersTokenizer
+) -> str | None:
+    """Return why the gate ``context`` cannot judge an engine of this model; None if it can."""
+    if not material.recalls:
+        return "no text with a planted fact fits the model"
+    found = _answers_any(material.recalls, answers.recalls, answers.ends, tokenizer)
+    return None if found else "the reference finds none of the planted facts"
+
+
+def explain_missing_task(
+    answers: kept_answers.ReferenceAnswers, material: materials.Material, tokenizer: hf.TransformersTokenizer
+) -> str | None:
+    """Return why the gate ``task`` cannot judge an engine of this model; None if it can."""
+    found = _answers_any(material.questions, answers.replies, answers.ends, tokenizer)
+    return None if found else "the reference answers none of the questions"
+
+
+def _answers_any(
+    questions: Sequence[materials.GateQuestion],
+    replies: Sequence[Sequence[int]],
+    ends: frozenset[int],
+    tokenizer: hf.TransformersTokenizer,
+) -> bool:
+    return any(
+        quality.contains_answer(tokenizer.decode([t for t in reply if t not in ends]), question.answer)
+        for question, reply in zip(questions, replies, strict=True)
+    )
 
 
 def _summary_entry(outcome: GateOutcome) -> dict[str, str]:
@@ -137,19 +229,22 @@ def _summary_entry(outcome: GateOutcome) -> dict[str, str]:
 
 
 def _judge_logits(
-    case: CheckpointGateInputs, tolerance: float | None, load: Callable[[], Executor], config: ExecutorConfig
+    case: CheckpointGateInputs,
+    tolerance: float | None,
+    load: Callable[[], Executor],
+    config: ExecutorConfig,
+    tokenizer: hf.TransformersTokenizer,
+    reference: GateReference | None,
 ) -> tuple[tuple[GateOutcome, ...], dict[str, Any]]:
     try:
-        tokenizer = hf.TransformersTokenizer(case.tokenizer)
         prompts = tokenize_prompts(tokenizer.encode, config.vocab_size, config.context)
-        stored_reference = _read_stored_logits(case, tokenizer, config)
         outcomes = run.run_logits_gate(
             case.reference,
             load,
             prompts,
             tolerance=tolerance,
             device=case.device,
-            stored_reference=stored_reference,
+            stored_reference=_find_logits(case, tokenizer, config, prompts, reference),
         )
         return outcomes, {"promptSet": {"sha256": prompts.sha256, "count": len(prompts.prompts)}}
     except CheckpointError:
@@ -158,20 +253,22 @@ def _judge_logits(
         return (GateOutcome(suite.LOGITS, False, f"could not be run: {e.what}", {"error": e.what}),), {}
 
 
-def _read_stored_logits(
-    case: CheckpointGateInputs, tokenizer: hf.TransformersTokenizer, config: ExecutorConfig
+def _find_logits(
+    case: CheckpointGateInputs,
+    tokenizer: hf.TransformersTokenizer,
+    config: ExecutorConfig,
+    prompts: PromptSet,
+    reference: GateReference | None,
 ) -> tuple[list[torch.Tensor], str] | None:
+    """Return the reference's logits of the prompts and its dtype; None where the model must be asked."""
+    if reference is not None and reference.subject is not None:
+        logits = reference.subject.logits([p.tokens for p in prompts.prompts])
+        return [one.cpu() for one in logits], hf.read_stored_dtype(case.reference)
     if not (case.reference / kept_answers.FILE).is_file():
         return None
-    answers = kept_answers.read_reference_answers(case.reference)
-    material = materials.load_material(
-        tokenizer,
-        config.vocab_size,
-        config.context,
-        questions=read_questions(case.questions),
-    )
-    kept_answers.require_same_material(answers, material)
-    return kept_answers.read_logits(case.reference, len(material.prompts)), str(answers.dtype)
+    known = reference or _read_reference(case, config, tokenizer, is_answers=True)
+    kept_answers.require_same_material(known.answers, known.material)
+    return kept_answers.read_logits(case.reference, len(prompts.prompts)), str(known.answers.dtype)
 
 
 def gate_verdicts(outcomes: Sequence[GateOutcome]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import math
 import re
 import statistics
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,8 +28,11 @@ SIGNIFICANT = 0.05
 
 
 def round_figure(value: float) -> float:
-    """Round to three significant digits, because evidence must not depend on the order of sums."""
-    return float(f"{value:.3g}")
+    """Round to three significant digits, because evidence must not depend on the order of sums.
+
+    Below 1e-9 there is nothing but that order.
+    """
+    return float(f"{value:.3g}") if abs(value) >= 1e-9 else 0.0
 
 
 def judge_agreement(
@@ -91,6 +94,37 @@ def compute_divergence(logs: torch.Tensor, reference_passage: Passage) -> torch.
     rest_q = (1 - q.exp().sum(-1)).clamp(min=1e-12)
     total: torch.Tensor = (p.exp() * (p - q)).sum(-1) + rest_p * (rest_p.log() - rest_q.log())
     return total.clamp(min=0)
+
+
+def judge_activations(
+    kl: Sequence[torch.Tensor],
+    unrounded_kl: Sequence[torch.Tensor],
+    bounds: dict[str, Any],
+    *,
+    has_cache: bool,
+) -> GateOutcome:
+    """Judge what rounded activations and a rounded cache add to the divergence of rounded weights.
+
+    The weights are compared with the model's elsewhere. So their divergence measures the model's own
+    sensitivity, and scales of activations are judged alike in models of every size.
+
+    Args:
+        kl: divergence of the engine on some passages, by position.
+        unrounded_kl: the same, where only weights are rounded.
+        bounds: ``growth``, of the mean divergence, and ``cacheGrowth``, times that with a quantized cache.
+    """
+    rounded, unrounded = (float(torch.cat(list(part)).mean()) for part in (kl, unrounded_kl))
+    most = bounds["growth"] * (bounds["cacheGrowth"] if has_cache else 1)
+    growth = rounded / max(unrounded, 1e-12)
+    summary = f"mean KL {rounded:.2g}, of weights alone {unrounded:.2g}: × {growth:.3g} ({most:.3g} allowed)"
+    detail = {
+        **bounds,
+        "klFound": round_figure(rounded),
+        "klOfWeights": round_figure(unrounded),
+        "growthFound": round_figure(growth),
+        "growthAllowed": round_figure(most),
+    }
+    return GateOutcome("activations", growth <= most, summary, detail)
 
 
 def judge_perplexity(
@@ -269,6 +303,18 @@ def judge_smoke(
             outside.append(prompt.id)
         if any(t in answers.ends for t in engine_tokens[:-1]) or len(engine_tokens) > CONTINUED:
             beyond.append(prompt.id)
+    early = [
+        question.id
+        for question, reply in zip(material.questions, replies, strict=True)
+        if reply
+        and reply[-1] not in answers.ends
+        and len(reply) < min(ANSWERED, subject.max_length - len(question.tokens))
+    ]
+    late = [
+        question.id
+        for question, reply in zip(material.questions, replies, strict=True)
+        if any(t in answers.ends for t in reply[:-1])
+    ]
     looping, reference_looping = (
         sum(map(ends_in_loop, texts)) for texts in (continuations, answers.continuations)
     )
@@ -280,7 +326,8 @@ def judge_smoke(
     faults = [
         *([f"empty answers to {', '.join(empty)}"] if empty else []),
         *([f"tokens that do not exist in {', '.join(outside)}"] if outside else []),
-        *([f"tokens after an end token in {', '.join(beyond)}"] if beyond else []),
+        *([f"tokens after an end token in {', '.join([*beyond, *late])}"] if beyond or late else []),
+        *([f"{len(early)} replies stop at a token that ends none of the model's"] if early else []),
         *([f"{looping} answers loop, {allowed} allowed"] if looping > allowed else []),
         *([f"{stops} answers stop, {required_stops} required"] if stops < required_stops else []),
     ]
@@ -303,12 +350,20 @@ def judge_smoke(
 
 
 def judge_invariance(
-    subject: Subject, material: Material, answers: ReferenceAnswers, bounds: dict[str, Any]
+    subject: Subject,
+    material: Material,
+    answers: ReferenceAnswers,
+    bounds: dict[str, Any],
+    ask_again: Callable[..., list[list[int]]] | None = None,
 ) -> GateOutcome:
-    """Compare a prompt's answers alone and in a batch, once and twice: equal tokens, or an allowed tie."""
+    """Compare a prompt's answers alone and in a batch, once and twice: equal tokens, or an allowed tie.
+
+    Args:
+        ask_again: asks the engine what it has answered before; None where the subject always does.
+    """
     prompts = [p.tokens for p in material.prompts]
     batch = subject.generate(prompts, CONTINUED, answers.ends)
-    again = subject.generate(prompts, CONTINUED, answers.ends)
+    again = (ask_again or subject.generate)(prompts, CONTINUED, answers.ends)
     alone = subject.generate(prompts, CONTINUED, answers.ends, together=False)
     faults, ties = [], 0
     for prompt, first, second, single in zip(material.prompts, batch, again, alone, strict=True):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from enginix.errors import EnginixError, GateError, UsageError
-from enginix.evaluation.judgement import quality
+from enginix.evaluation.judgement import model_files, model_weights, positions, quality
 from enginix.evaluation.judgement.gate_names import list_gates
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers.answers import (
@@ -29,7 +31,9 @@ from enginix.reference.quantization import MIXED
 from enginix.tables import load_table
 
 LOGITS = "logits"
-LONG = 4096  # tokens of context from which a default gate looks for facts planted far back
+CONTEXT, TASK = "context", "task"
+EVERY = 3  # one passage in so many is computed with weights alone quantized
+COMPARED = (model_files.NAME, model_weights.NAME)  # judged without asking anything
 GATES = list_gates("checkpoint")
 
 
@@ -40,11 +44,73 @@ class JudgedEngine:
     Attributes:
         config: of its checkpoint.
         tokenizer: the engine's own.
+        ends: tokens that end an answer, by the engine's own files; None takes the model's.
+        without_rounding: enters a block in which only weights are quantized.
     """
 
     subject: Subject
     tokenizer: GateTokenizer
     config: ExecutorConfig
+    ends: frozenset[int] | None = None
+    without_rounding: Callable[[], AbstractContextManager[None]] | None = None
+
+
+@dataclass(frozen=True)
+class ComparedFiles:
+    """What the gates ``files`` and ``weights`` compare, without asking anything.
+
+    Attributes:
+        engine_files: directory of the engine's tokenizer.
+        model_files: the model's directory, or the copy beside the reference's answers.
+        end_tokens: those of the engine's manifest; None where it names none.
+        checkpoint: directory of the checkpoint.
+        models: what a model is to the checkpoint → its directory.
+    """
+
+    engine_files: Path
+    model_files: Path
+    end_tokens: tuple[int, ...] | None
+    checkpoint: Path
+    models: Mapping[str, Path]
+
+
+class EngineRuns:
+    """An engine that is asked each thing once, with its own end tokens, for all gates that need it.
+
+    Attributes:
+        vocab_size, max_length, tie: as of the subject.
+    """
+
+    def __init__(self, subject: Subject, ends: frozenset[int] | None) -> None:
+        self.subject, self.ends = subject, ends
+        self.vocab_size, self.max_length, self.tie = subject.vocab_size, subject.max_length, subject.tie
+        self._answers: dict[tuple[Any, ...], list[list[int]]] = {}
+
+    def logits(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        return self.subject.logits(texts)
+
+    def logits_at(self, text: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        return self.subject.logits_at(text, positions)
+
+    def hidden(self, text: Sequence[int]) -> list[torch.Tensor]:
+        return self.subject.hidden(text)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int], *, together: bool = True
+    ) -> list[list[int]]:
+        """Return the engine's answers; the same question again has the same answers."""
+        key = (tuple(map(tuple, prompts)), most, together)
+        if key not in self._answers:
+            self._answers[key] = self.generate_again(prompts, most, ends, together=together)
+        return self._answers[key]
+
+    def generate_again(
+        self, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int], *, together: bool = True
+    ) -> list[list[int]]:
+        """Ask the engine, whatever it has answered before."""
+        return self.subject.generate(
+            prompts, most, ends if self.ends is None else self.ends, together=together
+        )
 
 
 def checkpoint_format_row(config: ExecutorConfig) -> str:
@@ -57,14 +123,11 @@ def checkpoint_format_row(config: ExecutorConfig) -> str:
 
 
 def default_checkpoint_gates(config: ExecutorConfig) -> tuple[str, ...]:
-    """Return the default gates: those of function for exact formats, those of quality for others.
-
-    The gate for planted facts is added for models of long context.
-    """
+    """Return the default gates: all but those that another one implies for the number format."""
     quantization = config.quantization
     plain = not quantization.algorithms and quantization.kv_cache is None
-    spared = (LOGITS,) if config.context >= LONG else (LOGITS, "context")
-    return (LOGITS,) if plain else tuple(g for g in GATES if g not in spared)
+    implied = ("coverage", "activations", "invariance") if plain else (LOGITS,)
+    return tuple(gate for gate in GATES if gate not in implied)
 
 
 def resolve_checkpoint_bounds(
@@ -135,6 +198,30 @@ def measure_layer_errors(subject: Subject, material: Material, answers: Referenc
     ]
 
 
+def compare_model(
+    compared: ComparedFiles, gate_bounds: Mapping[str, Mapping[str, Any]]
+) -> tuple[GateOutcome, ...]:
+    """Return the outcomes of the requested gates that ask nothing; one that cannot be decided has failed."""
+    return tuple(
+        _compare_part(name, compared, dict(gate_bounds[name])) for name in COMPARED if name in gate_bounds
+    )
+
+
+def _compare_part(name: str, compared: ComparedFiles, bounds: dict[str, Any]) -> GateOutcome:
+    try:
+        if name == model_files.NAME:
+            return model_files.judge_files(
+                compared.engine_files, compared.model_files, compared.end_tokens, bounds
+            )
+        if not compared.models:
+            raise GateError(
+                "the model's weights are not here: pass --model, and --original if it is quantized"
+            )
+        return model_weights.judge_weights(compared.checkpoint, compared.models, bounds)
+    except Exception as e:
+        return _failed_gate(name, e)
+
+
 def run_gates(
     load: Callable[[], JudgedEngine],
     reference: GateTokenizer,
@@ -142,7 +229,7 @@ def run_gates(
     answers: ReferenceAnswers,
     gate_bounds: Mapping[str, Mapping[str, Any]],
 ) -> tuple[tuple[GateOutcome, ...], dict[str, Any]]:
-    """Return the outcomes of all requested gates but ``logits``, and the evidence that no single gate has.
+    """Return the outcomes of all gates that ask an engine, but ``logits``, and the evidence that none has.
 
     A judged engine never raises: a gate that cannot be decided has failed.
 
@@ -154,7 +241,7 @@ def run_gates(
         GateError: the reference's answers are to other questions than ``material``.
     """
     require_same_material(answers, material)
-    names = [name for name in GATES if name in gate_bounds and name != LOGITS]
+    names = [name for name in GATES if name in gate_bounds and name not in (LOGITS, *COMPARED)]
     try:
         engine = load()
         require_same_tokens(engine.tokenizer, reference, material)
@@ -162,15 +249,20 @@ def run_gates(
             raise GateError("the engine's vocabulary is smaller than the model's")
     except Exception as e:
         return tuple(_failed_gate(name, e) for name in names), {}
-    subject, scored = engine.subject, ScoredPassages(engine.subject, material, answers)
+    subject = EngineRuns(engine.subject, engine.ends)
+    scored = ScoredPassages(subject, material, answers)
     runs: dict[str, Callable[[Any], GateOutcome]] = {
         "coverage": lambda b: judge_coverage(engine.config, b),
         "smoke": lambda b: quality.judge_smoke(subject, material, answers, engine.tokenizer, b),
+        "positions": lambda b: positions.judge_positions(subject, material, answers, b),
         "agreement": lambda b: quality.judge_agreement(*scored.get(), answers, b),
+        "activations": lambda b: judge_rounding(engine, scored, b),
         "perplexity": lambda b: quality.judge_perplexity(scored.get()[0], answers, b),
         "task": lambda b: quality.judge_task(subject, material, answers, engine.tokenizer, b),
         "context": lambda b: quality.judge_context(subject, material, answers, engine.tokenizer, b),
-        "invariance": lambda b: quality.judge_invariance(subject, material, answers, b),
+        "invariance": lambda b: quality.judge_invariance(
+            subject, material, answers, b, subject.generate_again
+        ),
     }
     outcomes = []
     for name in names:
@@ -193,8 +285,22 @@ def _failed_gate(gate: str, e: Exception) -> GateOutcome:
     return GateOutcome(gate, False, f"could not be run: {_error_text(e)}", {"error": _error_text(e)})
 
 
+def judge_rounding(engine: JudgedEngine, scored: ScoredPassages, bounds: dict[str, Any]) -> GateOutcome:
+    """Judge what rounded activations and cache add (:func:`quality.judge_activations`)."""
+    if not engine.config.quantization.algorithms:
+        return GateOutcome("activations", True, "no quantized weights", bounds)
+    if engine.without_rounding is None:
+        raise GateError("the engine cannot leave its activations unrounded")
+    numbers = range(0, len(scored.material.passages), EVERY)
+    with engine.without_rounding():
+        unrounded = scored.measure(numbers)
+    kl = [scored.get()[1][n] for n in numbers]
+    has_cache = engine.config.quantization.kv_cache is not None
+    return quality.judge_activations(kl, unrounded, bounds, has_cache=has_cache)
+
+
 class ScoredPassages:
-    """The engine's distributions on the evaluation text, computed once for two gates."""
+    """The engine's distributions on the evaluation text, computed once for the gates that need them."""
 
     def __init__(self, subject: Subject, material: Material, answers: ReferenceAnswers) -> None:
         self.subject, self.material, self.answers = subject, material, answers
@@ -212,3 +318,14 @@ class ScoredPassages:
             texts = [p.tokens for p in self.material.passages]
             self._scores = score_texts(self.subject, texts, divergence)
         return self._scores
+
+    def measure(self, numbers: Sequence[int]) -> list[torch.Tensor]:
+        """Return the engine's divergence on some passages as it computes now."""
+        reference_passages = [self.answers.passages[n] for n in numbers]
+
+        def divergence(number: int, logs: torch.Tensor) -> torch.Tensor:
+            (passage,) = move_passages([reference_passages[number]], logs.device)
+            return quality.compute_divergence(logs, passage)
+
+        texts = [self.material.passages[n].tokens for n in numbers]
+        return score_texts(self.subject, texts, divergence)[1]

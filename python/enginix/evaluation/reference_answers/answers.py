@@ -20,8 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from enginix.errors import GateError
-from enginix.evaluation.reference_answers.material import Material
-from enginix.evaluation.reference_answers.subject import NOT_FINITE, Subject, require_logits_shape
+from enginix.evaluation.reference_answers.material import Material, sample_positions
+from enginix.evaluation.reference_answers.subject import (
+    NOT_FINITE,
+    Subject,
+    require_finite_logits,
+    require_logits_shape,
+)
 from enginix.files import dump_json, write_text
 
 GROUP = 128  # tokens of a large vocabulary in one group
@@ -30,8 +35,9 @@ KEPT = 64  # most likely tokens of a position
 CONTINUED = 64  # tokens of a continuation
 ANSWERED = 32  # tokens of an answer to a question
 LAYERS_OF = 32  # positions of the first passage whose hidden states are stored
-FORMAT = 3
+FORMAT = 4
 FILE, TENSORS, LOGITS = "answers.json", "answers.safetensors", "logits.safetensors"
+MODEL_FILES = "model"  # the model's tokenizer and configuration
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class ReferenceAnswers:
         ends: tokens that end an answer.
         hidden: each layer's output on the first passage's first positions.
         dtype: the widest among the model's weights, which determines the bound of the gate logits.
+        long: distributions of the long text at the sampled positions.
     """
 
     model: dict[str, Any]
@@ -70,6 +77,7 @@ class ReferenceAnswers:
     hidden: tuple[torch.Tensor, ...]
     dtype: str | None = None
     recalls: tuple[tuple[int, ...], ...] = ()
+    long: Passage | None = None
 
 
 def select_most_likely(logs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,9 +103,29 @@ def build_passage(logs: torch.Tensor, tokens: tuple[int, ...]) -> Passage:
 
     The result stays on their device and is not waited for: a caller with many texts fetches them at the end.
     """
+    return _select_distributions(logs, tokens[1:])
+
+
+def _select_distributions(logs: torch.Tensor, following: Sequence[int]) -> Passage:
     top_logs, ids = select_most_likely(logs, KEPT)
-    text = logs.gather(1, torch.tensor(tokens[1:], device=logs.device)[:, None])[:, 0]
+    text = logs.gather(1, torch.tensor(following, device=logs.device)[:, None])[:, 0]
     return Passage(ids.int(), top_logs, text)
+
+
+@torch.inference_mode()
+def score_positions(
+    subject: Subject, text: Sequence[int], positions: Sequence[int]
+) -> tuple[Passage, torch.Tensor]:
+    """Return a subject's distributions at some positions of a text, and its log-probabilities there.
+
+    Raises:
+        GateError: logits of another shape, or not finite.
+    """
+    logits = subject.logits_at(text, positions)
+    require_finite_logits(logits, len(positions), subject.vocab_size)
+    logs = logits.log_softmax(-1)
+    passage = _select_distributions(logs, [text[position + 1] for position in positions])
+    return move_passages([passage], "cpu")[0], logs
 
 
 @torch.inference_mode()
@@ -190,6 +218,7 @@ def ask_reference(
     passages = tuple(score_texts(subject, texts)[0])
     continuations = subject.generate([p.tokens for p in material.prompts], CONTINUED, ends)
     replies = subject.generate([q.tokens for q in material.questions], ANSWERED, ends)
+    positions = [position for octave in sample_positions(len(material.long)) for position in octave]
     return ReferenceAnswers(
         model,
         material.sha256,
@@ -199,6 +228,7 @@ def ask_reference(
         tuple(map(tuple, replies)),
         tuple(state.cpu() for state in subject.hidden(texts[0][:LAYERS_OF])),
         recalls=tuple(map(tuple, subject.generate([q.tokens for q in material.recalls], ANSWERED, ends))),
+        long=score_positions(subject, material.long, positions)[0] if positions else None,
     )
 
 
@@ -210,6 +240,12 @@ def write_reference_answers(answers: ReferenceAnswers, directory: Path) -> None:
             f"{number}.ids": stored_passage.ids,
             f"{number}.logs": stored_passage.logs,
             f"{number}.text": stored_passage.text_logs,
+        }
+    if answers.long is not None:
+        tensors |= {
+            "long.ids": answers.long.ids,
+            "long.logs": answers.long.logs,
+            "long.text": answers.long.text_logs,
         }
     tensors |= {f"hidden.{n}": state.contiguous() for n, state in enumerate(answers.hidden)}
     save_file(tensors, directory / TENSORS)
@@ -296,10 +332,13 @@ def read_reference_answers(directory: Path) -> ReferenceAnswers:
             tuple(tensors[f"hidden.{n}"] for n in range(raw["layers"])),
             raw["dtype"],
             tuple(map(tuple, raw["recalls"])),
+            Passage(*(tensors[f"long.{name}"] for name in ("ids", "logs", "text")))
+            if "long.ids" in tensors
+            else None,
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as e:
         raise _unreadable_error(directory, e) from e
-    for stored_passage in answers.passages:
+    for stored_passage in (*answers.passages, *([] if answers.long is None else [answers.long])):
         if not bool(
             torch.isfinite(stored_passage.logs).all() and torch.isfinite(stored_passage.text_logs).all()
         ):

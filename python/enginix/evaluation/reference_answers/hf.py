@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,38 @@ class TransformersTokenizer:
         )
         # The template has written the special tokens already.
         return [int(t) for t in self._tokenizer(text, add_special_tokens=False).input_ids]
+
+    def encode_conversation(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> list[int] | None:
+        """Return token ids of a conversation by the chat template; None without one, or where it refuses."""
+        if not getattr(self._tokenizer, "chat_template", None):
+            return None
+        try:
+            text = self._tokenizer.apply_chat_template(
+                list(messages), tools=tools, tokenize=False, add_generation_prompt=True
+            )
+        except Exception:  # a template raises what it likes
+            return None
+        return [int(t) for t in self._tokenizer(text, add_special_tokens=False).input_ids]
+
+    def describe(self) -> dict[str, Any]:
+        """Return all that determines tokens and chats: pieces, rules, special tokens, templates."""
+        tokenizer = self._tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        rules = {} if backend is None else json.loads(backend.to_str())
+        model = rules.pop("model", {})
+        # Both are set by each call.
+        rules = {key: rule for key, rule in rules.items() if key not in ("truncation", "padding")}
+        return {
+            "vocabulary": model.pop("vocab", None) or tokenizer.get_vocab(),
+            "model of the tokenizer": model,
+            **rules,
+            "special tokens": tokenizer.special_tokens_map,
+            "chat template": getattr(tokenizer, "chat_template", None),
+            "model_max_length": tokenizer.model_max_length,
+            "clean_up_tokenization_spaces": getattr(tokenizer, "clean_up_tokenization_spaces", None),
+        }
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of token ids, special tokens left out."""

@@ -12,6 +12,9 @@ from enginix.evaluation.reference_answers.prompts import Prompt, tokenize_prompt
 from enginix.files import sha256_json
 from enginix.tables import load_table
 
+POSITIONS_AN_OCTAVE = 48  # of the long text, scored between each power of two and the next
+FIRST_OCTAVE = 64
+
 
 class GateTokenizer(Protocol):
     """The part of a tokenizer that the gates use; :class:`hf.TransformersTokenizer` has it."""
@@ -41,6 +44,8 @@ class Material:
         passages: evaluation text, at least two tokens each.
         questions: with exact answers.
         recalls: facts planted in long texts, asked for at their ends.
+        long: one text of all tokens that the model accepts, up to ``longest`` of
+            ``data/questions/gate_text.json``; scored at :func:`sample_positions`.
     """
 
     sha256: str
@@ -48,6 +53,7 @@ class Material:
     passages: tuple[Prompt, ...]
     questions: tuple[GateQuestion, ...]
     recalls: tuple[GateQuestion, ...] = ()
+    long: tuple[int, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """Digest and counts, as evidence names them."""
@@ -108,10 +114,29 @@ def load_material(
             [p.text for p in passages],
         )
     )
+    long = repeat_passages(passages, min(max_length, content.get("longest", max_length)))
     token_lists = [[list(p.tokens) for p in prompts.prompts], [list(p.tokens) for p in passages]]
     answers = [[list(q.tokens), q.answer] for q in (*parsed_questions, *recalls)]
-    digest = sha256_json([prompts.sha256, token_lists, answers])
-    return Material(digest, prompts.prompts, passages, tuple(parsed_questions), recalls)
+    digest = sha256_json([prompts.sha256, token_lists, answers, len(long)])
+    return Material(digest, prompts.prompts, passages, tuple(parsed_questions), recalls, long)
+
+
+def repeat_passages(passages: Sequence[Prompt], length: int) -> tuple[int, ...]:
+    """Return the tokens of all passages one after another, again and again, up to a length."""
+    tokens = [token for passage in passages for token in passage.tokens]
+    return tuple(tokens[n % len(tokens)] for n in range(length))
+
+
+def sample_positions(length: int) -> list[list[int]]:
+    """Return the positions of a text that are scored, one list an octave; a position needs a next token."""
+    octaves, start, end = [], 0, FIRST_OCTAVE
+    while start < length - 1:
+        last = min(end, length - 1)
+        count = min(POSITIONS_AN_OCTAVE, last - start)
+        # The last position of each octave is among them.
+        octaves.append([last - 1 - (n * (last - start)) // count for n in range(count)][::-1])
+        start, end = end, 2 * end
+    return octaves
 
 
 def require_same_tokens(tokenizer: GateTokenizer, reference: GateTokenizer, material: Material) -> None:

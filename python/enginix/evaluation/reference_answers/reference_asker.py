@@ -7,6 +7,7 @@ must not rebuild (nix/mk-reference-answers.nix).
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from enginix.evaluation.reference_answers.material import Material
 from enginix.evaluation.reference_answers.subject import TransformersSubject, require_finite_logits
 from enginix.model.end_tokens import read_end_tokens
 from enginix.model.identity import identify_model
+from enginix.model.tokenizer_files import copy_tokenizer_files
 
 
 def read_questions(path: Path | None) -> list[dict[str, str]] | None:
@@ -42,18 +44,6 @@ def read_questions(path: Path | None) -> list[dict[str, str]] | None:
     return rows
 
 
-def compute_reference_answers(
-    model: Path, device: str = "cpu", questions: Path | None = None
-) -> tuple[ReferenceAnswers, Material]:
-    """Ask a Hugging Face model all questions.
-
-    Raises:
-        GateError: the model cannot be run, or gives answers that are not finite.
-    """
-    answers, material, _ = _ask_model(model, device, questions)
-    return answers, material
-
-
 def keep_reference_answers(
     model: Path, directory: Path, device: str = "cpu", questions: Path | None = None
 ) -> Material:
@@ -62,8 +52,11 @@ def keep_reference_answers(
     Raises:
         GateError: the model cannot be run, or gives answers that are not finite.
     """
-    answers, material, subject = _ask_model(model, device, questions)
+    answers, material, subject = ask_model(model, device, questions)
     kept_answers.write_reference_answers(answers, directory)
+    # The gate files compares engines with these; the weights stay where they are.
+    copy_tokenizer_files(model, directory / kept_answers.MODEL_FILES)
+    shutil.copyfile(model / "config.json", directory / kept_answers.MODEL_FILES / "config.json")
     logits = subject.logits([p.tokens for p in material.prompts])
     kept_answers.write_logits(
         (
@@ -75,9 +68,14 @@ def keep_reference_answers(
     return material
 
 
-def _ask_model(
-    model: Path, device: str, questions: Path | None
+def ask_model(
+    model: Path, device: str = "cpu", questions: Path | None = None
 ) -> tuple[ReferenceAnswers, Material, TransformersSubject]:
+    """Ask a Hugging Face model all questions; return its answers, the questions, and the model itself.
+
+    Raises:
+        GateError: the model cannot be run, or gives answers that are not finite.
+    """
     tokenizer = hf.TransformersTokenizer(model)
     subject = TransformersSubject(model, device)
     material = materials.load_material(

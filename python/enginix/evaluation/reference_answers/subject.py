@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the package of the reference answers has no executor (nix/m
 BATCH = 8
 # On a GPU: sequences, and tokens of all their caches.
 GPU_BATCH, GPU_TOKENS = 16, 65536
+WHOLE = 1 << 28  # logits that one forward pass of the reference executor may return
 NOT_FINITE = "logits hold NaN or infinity"
 
 
@@ -39,6 +40,10 @@ class Subject(Protocol):
 
     def logits(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
         """Yield logits float32 [T, vocab_size] of each text."""
+        ...
+
+    def logits_at(self, text: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        """Return logits float32 [len(positions), vocab_size] of one text at some positions."""
         ...
 
     def hidden(self, text: Sequence[int]) -> list[torch.Tensor]:
@@ -63,6 +68,12 @@ class ExecutorSubject:
 
     def logits(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
         return self.executor.iterate_logits(texts)
+
+    def logits_at(self, text: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        if len(text) * self.vocab_size <= WHOLE:
+            logits = self.executor.forward([text])[0]
+            return require_finite_logits(logits, len(text), self.vocab_size)[list(positions)]
+        return self.executor.forward([text], positions)[0]
 
     def hidden(self, text: Sequence[int]) -> list[torch.Tensor]:
         return self.executor.hidden(text)
@@ -141,6 +152,12 @@ class TransformersSubject:
     def logits(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
         for text in texts:
             yield self.model(self._ids(text)).logits[0].float()
+
+    @torch.inference_mode()
+    def logits_at(self, text: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        index = torch.tensor(list(positions), device=self.device)
+        logits: torch.Tensor = self.model(self._ids(text), logits_to_keep=index, use_cache=False).logits[0]
+        return logits.float()
 
     @torch.inference_mode()
     def hidden(self, text: Sequence[int]) -> list[torch.Tensor]:

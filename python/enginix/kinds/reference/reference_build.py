@@ -61,6 +61,7 @@ class ReferenceBuildOptions:
         reference: the model, or its answers, that gates compare with; ``None`` takes the model itself, which
             only works if it is not quantized.
         questions: JSON lines in place of the pinned ones.
+        original: the model before quantization, where ``reference`` has answers only.
     """
 
     name: str | None = None
@@ -71,6 +72,7 @@ class ReferenceBuildOptions:
     gates: Mapping[str, Any] | None = None
     reference: Path | None = None
     questions: Path | None = None
+    original: Path | None = None
 
 
 def _select_gates(options: ReferenceBuildOptions, config: ExecutorConfig) -> Mapping[str, Any]:
@@ -133,7 +135,14 @@ def build_reference_engine(
         if gate_bounds:
             compared_model = options.reference or model
             case = CheckpointGateInputs(
-                checkpoint, model, model, compared_model, gate_bounds, options.questions, options.device
+                checkpoint,
+                model,
+                model,
+                compared_model,
+                gate_bounds,
+                options.questions,
+                options.device,
+                options.original,
             )
             outcomes, gate_evidence = judge_checkpoint(case, load)
             gates.require_gates_passed(outcomes)

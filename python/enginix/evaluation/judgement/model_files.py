@@ -1,0 +1,147 @@
+"""Gate ``files``: an engine's tokenizer, chat templates, end tokens and generation defaults are its model's.
+
+Equal bytes are equal. Tools that quantize write some of these files anew, so others are compared by what
+transformers reads of them: every piece, rule, special token and template.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from enginix.errors import GateError, ModelError
+from enginix.evaluation.judgement.outcome import GateOutcome
+from enginix.evaluation.reference_answers import hf
+from enginix.model.end_tokens import read_end_tokens
+from enginix.model.jsonfile import read_object
+from enginix.model.tokenizer_files import find_tokenizer_files
+from enginix.tables import load_table
+
+NAME = "files"
+GENERATION = "generation_config.json"
+# Written by the tool that saved the file, and read by no engine.
+_VOLATILE = frozenset(("transformers_version", "_from_model_config"))
+# What transformers reads of them is compared; of all other files the bytes.
+_INTERPRETED = frozenset(
+    (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        GENERATION,
+    )
+)
+# Other spellings of tokenizer.json, which transformers prefers where it exists.
+_SUPERSEDED = ("vocab*.json", "vocab.txt", "merges.txt", "tokenizer.model")
+
+
+def judge_files(
+    engine_files: Path, model_files: Path, end_tokens: tuple[int, ...] | None, bounds: Mapping[str, Any]
+) -> GateOutcome:
+    """Compare the files that an engine is served with, with the model's.
+
+    Args:
+        engine_files: directory of the engine's tokenizer.
+        model_files: the model's directory, or the copy beside the reference's answers.
+        end_tokens: those of the engine's manifest; None where it names none.
+
+    Raises:
+        GateError: a file cannot be read.
+    """
+    names = _list_names(engine_files) | _list_names(model_files)
+    different = [name for name in sorted(names) if not _bytes_match(engine_files / name, model_files / name)]
+    faults: list[str] = []
+    if different:
+        faults += _compare_files(engine_files, model_files, different)
+    faults += _compare_end_tokens(engine_files, model_files, end_tokens)
+    summary = (
+        f"{len(faults)} differ from the model's: {'; '.join(faults[:3])}"
+        if faults
+        else f"{len(names)} files are the model's"
+        + (f", {len(different)} of them written anew: {', '.join(different)}" if different else "")
+    )
+    detail = {**bounds, "files": sorted(names), "writtenAnew": different, "faults": faults}
+    return GateOutcome(NAME, not faults, summary, detail)
+
+
+def _list_names(directory: Path) -> set[str]:
+    try:
+        return {path.relative_to(directory).as_posix() for path in find_tokenizer_files(directory)}
+    except ModelError as e:
+        raise GateError(e.what, where=e.where, fix=e.fix) from e
+
+
+def _bytes_match(one: Path, other: Path) -> bool:
+    return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
+
+
+def _compare_files(engine_files: Path, model_files: Path, different: list[str]) -> Iterator[str]:
+    fast = (engine_files / "tokenizer.json").is_file() and (model_files / "tokenizer.json").is_file()
+    for name in different:
+        if name in _INTERPRETED or (
+            fast
+            and any(Path(name).match(pattern) for pattern in _SUPERSEDED)
+            and not (engine_files / name).is_file()
+        ):
+            continue
+        yield f"{name}"
+    if GENERATION in different:
+        yield from _compare_generation(engine_files / GENERATION, model_files / GENERATION)
+    tokenizers = [hf.TransformersTokenizer(path) for path in (engine_files, model_files)]
+    described = [tokenizer.describe() for tokenizer in tokenizers]
+    for key in described[1]:
+        if described[0][key] != described[1][key]:
+            yield _name_difference(key, described[0][key], described[1][key])
+    yield from _compare_conversations(*tokenizers)
+
+
+def _name_difference(key: str, engine_value: Any, model_value: Any) -> str:
+    """Say what differs, short: a vocabulary has too many entries to show."""
+    if isinstance(engine_value, dict) and isinstance(model_value, dict):
+        keys = sorted(
+            str(k)
+            for k in engine_value.keys() | model_value.keys()
+            if engine_value.get(k) != model_value.get(k)
+        )
+        return f"{key}: {len(keys)} entries, for instance {keys[0]!r}"
+    texts = [json.dumps(value, ensure_ascii=False, default=str) for value in (engine_value, model_value)]
+    start = next((n for n, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), 0)
+    a, b = (text[max(0, start - 10) : start + 30] for text in texts)
+    return f"{key}: {a!r} for {b!r}"
+
+
+def _compare_generation(engine_file: Path, model_file: Path) -> Iterator[str]:
+    contents = []
+    for path in (engine_file, model_file):
+        raw = read_object(path) if path.is_file() else {}
+        contents.append({key: value for key, value in raw.items() if key not in _VOLATILE})
+    for key in sorted(contents[0].keys() | contents[1].keys()):
+        if contents[0].get(key) != contents[1].get(key):
+            yield f"{GENERATION}: {key} is {contents[0].get(key)!r}, the model's {contents[1].get(key)!r}"
+
+
+def _compare_end_tokens(
+    engine_files: Path, model_files: Path, end_tokens: tuple[int, ...] | None
+) -> Iterator[str]:
+    expected = read_end_tokens(model_files)
+    # Without a default of its own, an engine takes its manifest's.
+    own = read_end_tokens(engine_files) or expected
+    for where, ends in ((GENERATION, own), ("manifest", expected if end_tokens is None else end_tokens)):
+        if ends != expected:
+            yield f"end tokens of the {where}: {list(ends)}, the model's {list(expected)}"
+
+
+def _compare_conversations(
+    engine: hf.TransformersTokenizer, model: hf.TransformersTokenizer
+) -> Iterator[str]:
+    """Compare the tokens of conversations: a system message, several turns, tools."""
+    for row in load_table("gate_conversations")["conversations"]:
+        tokens = [
+            tokenizer.encode_conversation(row["messages"], row.get("tools")) for tokenizer in (engine, model)
+        ]
+        if tokens[0] != tokens[1]:
+            yield f"conversation {row['id']!r} has other tokens"
