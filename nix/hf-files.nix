@@ -81,6 +81,48 @@ rec {
       )
     ) pinned.files;
 
+  # The facts of a lock as a file, which exists only if they are those of the pinned configuration.
+  # Its path depends on facts and configuration alone: a change of enginix builds no model again.
+  # factsOf :: set -> set -> derivation
+  factsOf =
+    pinned: files:
+    let
+      facts = builtins.toJSON pinned.model;
+      configuration = lib.filterAttrs (path: _: builtins.elem path configFiles) pinned.files;
+      id = builtins.hashString "sha256" (
+        facts + builtins.toJSON (builtins.mapAttrs (_: f: f.sha256) configuration)
+      );
+    in
+    pkgs.stdenvNoCC.mkDerivation {
+      name = "facts-${builtins.substring 0 32 id}";
+      buildCommandPath = ./builders/check-facts.sh;
+      outputHashMode = "flat";
+      outputHashAlgo = "sha256";
+      outputHash = builtins.hashString "sha256" facts;
+      nativeBuildInputs = [ enginix-core ];
+      inherit facts;
+      inherit (pinned) repo;
+      config = files."config.json" or "";
+      modelopt = files."hf_quant_config.json" or "";
+      preferLocalBuild = true;
+      # A cache has the file, and not that it was compared.
+      allowSubstitutes = false;
+    };
+  configFiles = [
+    "config.json"
+    "hf_quant_config.json"
+  ];
+
+  # A manifest's text, with the digest that it has of itself (python/enginix/manifest.py).
+  # manifestOf :: set -> string
+  manifestOf =
+    content:
+    let
+      textOf = digest: builtins.toJSON (content // { inherit digest; });
+      zeros = builtins.concatStringsSep "" (builtins.genList (_: "0") 64);
+    in
+    textOf (builtins.hashString "sha256" (textOf zeros));
+
   # A directory of links with its manifest.
   join =
     {
@@ -102,8 +144,8 @@ rec {
           ]) files
         )
       );
-      manifest = builtins.toJSON {
-        format = 1;
+      manifest = manifestOf {
+        format = 2;
         artefact = pinned.type;
         name = title;
         kind = null;
@@ -117,7 +159,9 @@ rec {
         runtime = { };
         tools.enginix = enginix-core.version;
         results = { };
+        files = builtins.mapAttrs (_: f: { inherit (f) sha256 size; }) pinned.files;
       };
+      checked = lib.optionalString (pinned.model != { }) "${factsOf pinned files}";
       passAsFile = [
         "links"
         "manifest"

@@ -100,6 +100,28 @@ in
       '';
     };
 
+    signers = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = literalExpression "./allowed_signers";
+      description = ''
+        File of allowed signers, as git's `gpg.ssh.allowedSignersFile`. The server starts only if
+        one of them signed the manifest of `engine`, or of `repo` where that is set, and if every
+        file is the one that the manifest lists: neither the store nor a cache has to be trusted
+        for it. The first start reads all files, later ones read weights only if they changed.
+      '';
+    };
+
+    signature = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = literalExpression "./signatures/enginix.json.sig";
+      description = ''
+        Signature that `enginix sign DIR -o ./signatures` wrote; null is the file beside the
+        manifest.
+      '';
+    };
+
     httpPort = mkOption {
       type = types.port;
       default = 8000;

@@ -4,6 +4,8 @@
   lib,
   # systemd's quoting of a command line, not a shell's: `%` and `$` are special in it.
   escape,
+  # The program that verifies signatures.
+  sshKeygen ? "ssh-keygen",
 }:
 let
   runtimes = (lib.importJSON ../../python/enginix/data/runtime/runtimes.json).runtimes;
@@ -52,6 +54,31 @@ let
     (toString server.exitTimeout)
   ]
   ++ served.flags;
+  signedArtefact = if server.engine != null then served.engine else served.repo;
+  # Commands that must succeed before anything is loaded.
+  preflight =
+    lib.optional (server.signers != null) (
+      [
+        enginix
+        "verify"
+        "${signedArtefact}"
+        "--signers"
+        "${server.signers}"
+        "--ssh-keygen"
+        sshKeygen
+      ]
+      ++ lib.optionals (server.signature != null) [
+        "--signature"
+        "${server.signature}"
+      ]
+    )
+    # The engine against this GPU, driver and runtime, in milliseconds; `enginix serve` does it by
+    # itself.
+    ++ lib.optional (served.ownServer && gpu) [
+      enginix
+      "check"
+      "${served.engine}"
+    ];
   # The command names a key's file by its credential.
   credentials = lib.optional (server.apiKeyFile != null) "api-key:${server.apiKeyFile}";
   # Inside the image the runner needs no sandbox of its own, and could not have one here.
@@ -137,14 +164,12 @@ in
   // lib.optionalAttrs served.ownServer {
     StateDirectory = "enginix-${name}";
   }
-  // lib.optionalAttrs (served.ownServer && gpu) {
-    # The engine against this GPU, driver and runtime, in milliseconds, before anything is loaded;
-    # `enginix serve` does it by itself.
-    ExecStartPre = escape [
-      enginix
-      "check"
-      "${served.engine}"
-    ];
+  // lib.optionalAttrs (preflight != [ ]) {
+    ExecStartPre =
+      if builtins.length preflight == 1 then
+        escape (builtins.head preflight)
+      else
+        map escape preflight;
   }
   // lib.optionalAttrs (server.memoryMax != null) { MemoryMax = server.memoryMax; }
   // lib.optionalAttrs (server.tasksMax != null) { TasksMax = server.tasksMax; }

@@ -10,7 +10,8 @@ let
   cfg = config.services.enginix;
   inherit (import ./servers.nix { inherit lib; } cfg) complete;
   escape = utils.escapeSystemdExecArgs;
-  service = import ./service.nix { inherit lib escape; };
+  sshKeygen = "${pkgs.openssh}/bin/ssh-keygen";
+  service = import ./service.nix { inherit lib escape sshKeygen; };
   trial = import ./trial.nix { inherit lib escape; };
   served = import ./served.nix {
     inherit lib;

@@ -2,26 +2,35 @@
 
 Every stage writes one and reads that of the stage before it. It holds nothing volatile: no time,
 no host name, no user, no secret.
+
+Since format 2 it has the digest of each file of the artefact (``files``), and of itself (``digest``: SHA-256
+of its own bytes with zeros in the digest's place). Manifests of format 1, which have neither, are still read.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from enginix import __version__
+from enginix.digests import STORE_NAME, ContentDigest, digest_directory, parse_digests
 from enginix.errors import ManifestError
 from enginix.files import dump_json, write_text
 from enginix.wording import with_article
 
 MANIFEST_FILE = "enginix.json"
-MANIFEST_FORMAT = 1
-
-# Nix's base 32 has no e, o, t and u.
-_STORE_HASH = re.compile(r"^[0-9abcdfghijklmnpqrsvwxyz]{32}-")
+MANIFEST_FORMAT = 2
+# Without digests.
+OLD_FORMAT = 1
+# Written by `enginix sign` beside the manifest; no part of what it describes.
+SIGNATURE_FILE = f"{MANIFEST_FILE}.sig"
+STATEMENT_FILE = "enginix.intoto.json"
+UNLISTED_FILES = (MANIFEST_FILE, SIGNATURE_FILE, STATEMENT_FILE)
+LARGEST_MANIFEST = 64 << 20  # bytes
+_NO_DIGEST = "0" * 64
 
 Artefact = Literal[
     "model",
@@ -50,6 +59,8 @@ class Manifest:
         runtime: the software that must execute it; empty where any does.
         tools: name → version of the software that made it.
         results: measurements and checks made while it was built, for instance gate results.
+        files: digest of each file by relative name, but for the manifest and its signature; None in
+            manifests of format 1, which have none.
     """
 
     artefact: Artefact
@@ -62,14 +73,38 @@ class Manifest:
     runtime: dict[str, Any] = field(default_factory=dict)
     tools: dict[str, str] = field(default_factory=lambda: {"enginix": __version__})
     results: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, ContentDigest] | None = None
 
-    def write(self, directory: Path) -> None:
-        """Write ``enginix.json`` into ``directory``."""
-        write_text(directory / MANIFEST_FILE, dump_json({"format": MANIFEST_FORMAT, **asdict(self)}))
+    def write(self, directory: Path, known: Mapping[str, ContentDigest] | None = None) -> Manifest:
+        """Write ``enginix.json`` into a directory that has all other files already.
+
+        Args:
+            known: digests of files that need not be read again.
+
+        Returns:
+            The manifest with the digests of the files.
+
+        Raises:
+            ManifestError: something in the directory is no file, or changes while it is read.
+        """
+        described = replace(self, files=digest_directory(directory, leave_out=UNLISTED_FILES, known=known))
+        write_text(directory / MANIFEST_FILE, described.dump())
+        return described
+
+    def dump(self) -> str:
+        """Return the text of ``enginix.json``."""
+        import hashlib
+
+        value = {"format": MANIFEST_FORMAT, "digest": _NO_DIGEST, **asdict(self)}
+        value["files"] = {path: digest.as_json() for path, digest in (self.files or {}).items()}
+        text = dump_json(value)
+        # Nothing before it in the sorted keys can hold these characters: "artefact" has a known value.
+        key = f'"digest": "{_NO_DIGEST}"'
+        return text.replace(key, f'"digest": "{hashlib.sha256(text.encode()).hexdigest()}"', 1)
 
 
 def read_manifest(directory: Path, artefact: Artefact | None = None) -> Manifest:
-    """Read the manifest of ``directory``.
+    """Read the manifest of ``directory``; :func:`require_whole_manifest` notices a change of it.
 
     Args:
         artefact: the one that the caller needs; any other is refused.
@@ -79,28 +114,23 @@ def read_manifest(directory: Path, artefact: Artefact | None = None) -> Manifest
     """
     path = directory / MANIFEST_FILE
     try:
-        if path.exists() and not path.is_file():  # reading a pipe would block
-            raise OSError("not a file")
-        raw = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as e:
-        raise ManifestError(
-            f"no {MANIFEST_FILE}",
-            where=str(directory),
-            fix="pass the output of the enginix stage before this one",
-        ) from e
-    except (OSError, ValueError, RecursionError) as e:
+        raw = json.loads(_read_manifest_file(path).decode("utf-8"))
+    except (ValueError, RecursionError) as e:
         raise ManifestError(f"unreadable: {e}", where=str(path), fix="build this artefact again") from e
-    if not isinstance(raw, dict) or raw.pop("format", None) != MANIFEST_FORMAT:
+    format_ = raw.pop("format", None) if isinstance(raw, dict) else None
+    if type(format_) is not int or format_ not in (OLD_FORMAT, MANIFEST_FORMAT):
         raise ManifestError(
             f"not a manifest of format {MANIFEST_FORMAT}",
             where=str(path),
             fix="build this artefact again with this enginix",
         )
-    fields = Manifest.__dataclass_fields__
-    unknown = sorted(set(raw) - set(fields))
+    if format_ == MANIFEST_FORMAT and not isinstance(raw.pop("digest", None), str):
+        raise ManifestError("digest is not a text", where=str(path), fix="build this artefact again")
+    fields = set(Manifest.__dataclass_fields__) - ({"files"} if format_ == OLD_FORMAT else set())
+    unknown = sorted(set(raw) - fields)
     if unknown or raw.get("artefact") not in get_args(Artefact) or not isinstance(raw.get("name"), str):
         raise ManifestError(
-            f"unknown keys {unknown}" if unknown else "artefact or name is missing or wrong",
+            f"unknown keys {ascii(unknown)[:200]}" if unknown else "artefact or name is missing or wrong",
             where=str(path),
             fix="build this artefact again with this enginix",
         )
@@ -109,6 +139,11 @@ def read_manifest(directory: Path, artefact: Artefact | None = None) -> Manifest
             raise ManifestError(f"{key} is not an object", where=str(path), fix="build this artefact again")
     if not isinstance(raw.get("kind"), str | None):
         raise ManifestError("kind is not a text", where=str(path), fix="build this artefact again")
+    if format_ == MANIFEST_FORMAT:
+        try:
+            raw["files"] = parse_digests(raw.get("files"))
+        except ValueError as e:
+            raise ManifestError(str(e), where=str(path), fix="build this artefact again") from e
     manifest = Manifest(**raw)
     if artefact is not None and manifest.artefact != artefact:
         raise ManifestError(
@@ -117,6 +152,73 @@ def read_manifest(directory: Path, artefact: Artefact | None = None) -> Manifest
             fix=f"pass {with_article(artefact)}",
         )
     return manifest
+
+
+def _read_manifest_file(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():  # reading a pipe would block
+            raise OSError("not a file")
+        if path.stat().st_size > LARGEST_MANIFEST:
+            raise OSError(f"larger than {LARGEST_MANIFEST} bytes")
+        return path.read_bytes()
+    except FileNotFoundError as e:
+        raise ManifestError(
+            f"no {MANIFEST_FILE}",
+            where=str(path.parent),
+            fix="pass the output of the enginix stage before this one",
+        ) from e
+    except OSError as e:
+        raise ManifestError(f"unreadable: {e}", where=str(path), fix="build this artefact again") from e
+
+
+def require_whole_manifest(directory: Path) -> None:
+    """Refuse a manifest that was changed after it was written; one of format 1 has no digest to compare.
+
+    Raises:
+        ManifestError: as :func:`read_manifest`; its digest differs.
+    """
+    import hashlib
+
+    path = directory / MANIFEST_FILE
+    if read_manifest(directory).files is None:
+        return
+    content = _read_manifest_file(path)
+    digest = json.loads(content)["digest"]
+    zeroed = (
+        content.replace(digest.encode("ascii"), _NO_DIGEST.encode())
+        if digest.isascii() and len(digest) == len(_NO_DIGEST)
+        else b""
+    )
+    if hashlib.sha256(zeroed).hexdigest() != digest:
+        raise ManifestError(
+            "changed after it was written: its digest differs",
+            where=str(path),
+            fix="restore it, or build this artefact again",
+        )
+
+
+@dataclass(frozen=True)
+class GoldenAnswer:
+    """A prefix and its greedy continuation by the engine, recorded when the engine was built."""
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+
+def read_golden(repository: Manifest) -> GoldenAnswer | None:
+    """Read ``results.golden`` (``promptTokens`` and ``tokens``) of a manifest; None if it is absent."""
+    recorded = repository.results.get("golden")
+    if not isinstance(recorded, dict):
+        return None
+    prompt, tokens = recorded.get("promptTokens"), recorded.get("tokens")
+    if not (_is_token_list(prompt) and _is_token_list(tokens)):
+        return None
+    assert isinstance(prompt, list) and isinstance(tokens, list)
+    return GoldenAnswer(tuple(prompt), tuple(tokens))
+
+
+def _is_token_list(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(v) is int and v >= 0 for v in value)
 
 
 def explain_ungated(manifest: Manifest) -> str | None:
@@ -143,4 +245,4 @@ def read_artefact_name(directory: Path) -> str:
     """
     if (directory / MANIFEST_FILE).exists():
         return read_manifest(directory).name
-    return _STORE_HASH.sub("", directory.resolve().name)
+    return STORE_NAME.sub("", directory.resolve().name)

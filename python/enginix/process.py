@@ -26,6 +26,7 @@ def run_program(
     *,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    stdin: Path | None = None,
     check: bool = True,
     timeout: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
@@ -34,6 +35,7 @@ def run_program(
     Args:
         args: program and arguments; never a shell string.
         env: added to the small inherited environment.
+        stdin: file to read as standard input; None leaves the caller's.
         check: raise when the exit status is not zero.
         timeout: seconds.
 
@@ -42,15 +44,17 @@ def run_program(
     """
     words = [os.fspath(a) for a in args]
     try:
-        completed = subprocess.run(
-            words,
-            env=build_environment(env),
-            cwd=cwd,
-            timeout=timeout,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        with contextlib.ExitStack() as stack:
+            completed = subprocess.run(
+                words,
+                env=build_environment(env),
+                cwd=cwd,
+                stdin=None if stdin is None else stack.enter_context(stdin.open("rb")),
+                timeout=timeout,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
     except FileNotFoundError as e:
         raise MachineError("program not found", where=words[0], fix="install it, or put it on PATH") from e
     except subprocess.TimeoutExpired as e:

@@ -32,6 +32,7 @@ let
       float = "float";
       str = "text";
       package = "package";
+      path = "path";
       port = "port";
       oneOf = builtins.concatStringsSep " or ";
       either = a: b: "${a} or ${b}";

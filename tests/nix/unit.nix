@@ -23,7 +23,7 @@ let
     mkEnableOption = _: { default = false; };
     literalExpression = text: text;
     literalMD = text: text;
-    types = lib.genAttrs [ "anything" "bool" "int" "float" "str" "package" "port" ] (_: null) // {
+    types = lib.genAttrs [ "anything" "bool" "int" "float" "str" "package" "path" "port" ] (_: null) // {
       oneOf = _: null;
       enum = _: null;
       listOf = _: null;

@@ -26,6 +26,7 @@ from enginix.checkpoint.resolve import ResolvedQuantization, resolve_quantizatio
 from enginix.checkpoint.source_tensors import FLOATS, SourceTensors, cut_vector
 from enginix.checkpoint.tensor_errors import explain_unexpected
 from enginix.checkpoint.write import write_ranks
+from enginix.digests import SourceWatch
 from enginix.errors import ModelError, UsageError
 from enginix.files import dump_json, new_directory, require_absent, write_text
 from enginix.model import ModelConfig, ModelWeights, open_weights
@@ -277,20 +278,31 @@ def convert_model(directory: Path, out: Path, options: ConvertOptions) -> Conver
 
     Raises:
         ModelError, UsageError: as :func:`derive_conversion_spec`; also a value that does not fit the dtype.
+        ManifestError: the model is not what its manifest lists, or changes while it is read.
         MachineError: the disk is too small or cannot be written.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     require_absent(out)
+    watch = SourceWatch(directory)
     conversion = derive_conversion_spec(directory, options)
     with new_directory(out) as partial:
-        size = write_ranks(partial, conversion.ranks)
+        # Both read the weights, which come from the disk once.
+        with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool:
+            identity = pool.submit(identify_model, directory)
+            size = write_ranks(partial, conversion.ranks)
+            inputs = identity.result()
+        watch.require_unchanged()
         write_text(partial / ckpt.FILE, dump_json(conversion.config))
         if conversion.quant_cfg is not None:
             write_text(partial / ckpt.QUANT_FILE, dump_json(conversion.quant_cfg))
-        _make_checkpoint_manifest(conversion, size).write(partial)
+        _make_checkpoint_manifest(conversion, inputs, size).write(partial)
     return conversion
 
 
-def _make_checkpoint_manifest(conversion: ConversionSpec, size: int) -> manifest.Manifest:
+def _make_checkpoint_manifest(
+    conversion: ConversionSpec, inputs: dict[str, Any], size: int
+) -> manifest.Manifest:
     model, options = conversion.model, conversion.options
     quantization = conversion.config["quantization"]
     return manifest.Manifest(
@@ -305,7 +317,7 @@ def _make_checkpoint_manifest(conversion: ConversionSpec, size: int) -> manifest
             "kvCacheQuantization": quantization["kv_cache_quant_algo"],
             **describe_windows(model),
         },
-        inputs=identify_model(model.directory, open_weights(model.directory)),
+        inputs=inputs,
         options={
             "converter": "enginix",
             "dtype": conversion.config["dtype"],

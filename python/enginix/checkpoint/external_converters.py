@@ -14,6 +14,7 @@ from enginix.checkpoint import config as ckpt
 from enginix.checkpoint.convert import ConvertOptions
 from enginix.checkpoint.mapping import check_node_sizes, default_gpus_per_node
 from enginix.checkpoint.write import rank_file_name
+from enginix.digests import SourceWatch
 from enginix.errors import CheckpointError, EnginixError, MachineError, ModelError, UsageError
 from enginix.files import dump_json, new_directory, require_absent, write_text
 from enginix.model import open_weights, read_header
@@ -79,7 +80,13 @@ def _refuse_unsupported_options(directory: Path, options: ConvertOptions, row: d
 
 
 def _finish_checkpoint(
-    partial: Path, directory: Path, name: str, converter: str, options: ConvertOptions, tools: dict[str, str]
+    partial: Path,
+    directory: Path,
+    watch: SourceWatch,
+    name: str,
+    converter: str,
+    options: ConvertOptions,
+    tools: dict[str, str],
 ) -> None:
     """Check that every rank is there and readable, then write the manifest."""
     try:
@@ -98,11 +105,13 @@ def _finish_checkpoint(
             where=f"{ckpt.FILE}: mapping",
             fix="leave out --gpus-per-node, and serve on nodes of as many GPUs",
         )
+    inputs = identify_model(directory)
+    watch.require_unchanged()
     manifest.Manifest(
         artefact="checkpoint",
         name=manifest.read_artefact_name(directory),
         model={"architecture": name, "quantization": None, "kvCacheQuantization": None},
-        inputs=identify_model(directory, open_weights(directory)),
+        inputs=inputs,
         options={
             "converter": converter,
             "dtype": raw.get("dtype"),
@@ -163,6 +172,7 @@ def convert_with_modelopt(directory: Path, out: Path, options: ConvertOptions) -
             fix="--converter enginix, which writes the same form for its architectures; for others, "
             "pip install 'nvidia-modelopt<0.49'",
         )
+    watch = SourceWatch(directory)
     with new_directory(out) as partial, _guard_converter("modelopt"):
         dtype = getattr(torch, options.dtype) if options.dtype else "auto"
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -176,7 +186,7 @@ def convert_with_modelopt(directory: Path, out: Path, options: ConvertOptions) -
         raw["mapping"]["gpus_per_node"] = options.mapping.gpus_per_node
         write_text(partial / ckpt.FILE, dump_json(raw))
         tools = {"modelopt": modelopt.__version__, "transformers": transformers.__version__}
-        _finish_checkpoint(partial, directory, name, "modelopt", options, tools)
+        _finish_checkpoint(partial, directory, watch, name, "modelopt", options, tools)
     return name
 
 
@@ -206,13 +216,14 @@ def convert_with_tensorrt_llm(directory: Path, out: Path, options: ConvertOption
             f"tensorrt_llm cannot be imported: {e}",
             fix="--converter tensorrt_llm runs inside the pinned runtime, in a GPU build",
         ) from e
+    watch = SourceWatch(directory)
     with new_directory(out) as partial, _guard_converter("tensorrt_llm"):
         if name not in model_map:
             raise ModelError(f"this tensorrt_llm has no class {name}", fix="use another runtime")
         for rank in options.mapping.ranks():
             _convert_rank(model_map[name], runtime.Mapping, directory, partial, options, rank)
         _finish_checkpoint(
-            partial, directory, name, "tensorrt_llm", options, {"tensorrt_llm": runtime.__version__}
+            partial, directory, watch, name, "tensorrt_llm", options, {"tensorrt_llm": runtime.__version__}
         )
     return name
 

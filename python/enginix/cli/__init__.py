@@ -36,6 +36,10 @@ COMMANDS = {
     "fetch": ("conversion.fetch", "download what a lock pins, verified, resumable"),
     "fetch-file": ("conversion.fetch_file", "download one file of a commit, verified: what a Nix build runs"),
     "fetch-tree": ("conversion.fetch_tree", "download a whole commit as a git-lfs clone without .git has it"),
+    "check-facts": (
+        "conversion.check_facts",
+        "compare a lock's facts with the configuration it pins: what a Nix build runs",
+    ),
     "inspect": (
         "models.inspect",
         "describe a model from its configuration and headers; kilobytes of a Hub repository",
@@ -69,6 +73,11 @@ COMMANDS = {
         "engines.check",
         "tell whether this machine runs an engine: GPU, driver, runtime, against its manifest",
     ),
+    "verify": (
+        "trust.verify",
+        "check that an artefact and its inputs are what their manifests list; demand a signature",
+    ),
+    "sign": ("trust.sign", "sign an artefact's manifest with an SSH key; write an in-toto statement"),
     "runtime": ("engines.runtime", "pinned NVIDIA images: list, pin, run a command inside one"),
     "runner": ("engines.runner", "build an engine at first run into the user's cache, then serve it"),
     "cache": ("engines.cache", "engines that enginix runner has built: list, prune"),
@@ -99,7 +108,7 @@ COMMANDS = {
 }
 
 # Commands that only builds call; the overview omits them.
-INTERNAL_COMMANDS = ("fetch-file", "fetch-tree")
+INTERNAL_COMMANDS = ("fetch-file", "fetch-tree", "check-facts")
 
 # Commands of earlier versions → what replaces them.
 REMOVED = {

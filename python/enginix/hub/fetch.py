@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enginix.console import format_bytes, print_message
-from enginix.errors import LockError, MachineError, ManifestError, UsageError
+from enginix.digests import ContentDigest
+from enginix.errors import MachineError, ManifestError, UsageError
 from enginix.files import (
     WorkDirectory,
     hold_work_directory,
@@ -28,7 +29,7 @@ from enginix.hub import hub_errors, lock, model_metadata, session
 from enginix.hub.lock import COMMIT, Lock
 from enginix.hub.progress import Progress
 from enginix.hub.transfer import FileDigest, TransferStopped, abort_xet_transfers, download_file, free_bytes
-from enginix.manifest import MANIFEST_FILE, Manifest
+from enginix.manifest import UNLISTED_FILES, Manifest
 from enginix.manifest import read_manifest as read_manifest
 
 JOBS = 4
@@ -91,21 +92,9 @@ def require_lock_metadata(pinned: Lock, directory: Path) -> None:
         LockError: a value differs from the configuration.
         ModelError: the configuration is not a JSON object.
     """
-    locked = {k: v for k, v in pinned.model.items() if k not in model_metadata.OBSOLETE_KEYS}
-    if not locked:
-        return
     paths = {f.path for f in pinned.files}
     content = {p: (directory / p).read_bytes() for p in model_metadata.FILES if p in paths}
-    derived = model_metadata.extract_model_metadata(content, pinned.repo)
-    for name, value in sorted(locked.items()):
-        known = derived.get(name)
-        if name not in derived or known != value or type(known) is not type(value):
-            derived_text = f"has {ascii(known)[:100]}" if name in derived else "has no such value"
-            raise LockError(
-                f"model.{name} is {ascii(value)[:100]}, the pinned configuration {derived_text}",
-                where=pinned.repo,
-                fix="write the lock again with `enginix lock`, and ask who changed it",
-            )
+    model_metadata.require_metadata(pinned.model, content, pinned.repo)
 
 
 def fetch_file(repo: str, commit: str, expected: FileDigest, out: Path) -> FetchResult:
@@ -166,11 +155,11 @@ def fetch_files(
     size = sum(w.size for w in expected_files)
     existing = FetchResult(out, len(expected_files), size, 0, len(expected_files))
     if _is_fetched(out, expected_files, manifest):
-        return _finish_existing(existing, manifest, check)
+        return _finish_existing(existing, manifest, expected_files, check)
     with _hold_fetch_directory(out, keep=keep) as work_directory:
         # Once more with the lock held: another process may just have finished it.
         if _is_fetched(out, expected_files, manifest):
-            return _finish_existing(existing, manifest, check)
+            return _finish_existing(existing, manifest, expected_files, check)
         tree, parts = work_directory.make_folder("tree"), work_directory.make_folder("part")
         # Before fetching, too: a path may be a file in one lock and a directory in another.
         _remove_unexpected_files(tree, expected_files)
@@ -180,7 +169,7 @@ def fetch_files(
         _remove_unexpected_files(tree, expected_files)
         check(tree)
         if manifest is not None:
-            manifest.write(tree)
+            manifest.write(tree, known=_list_pinned(expected_files))
         for folder, _, _ in os.walk(tree):
             os.chmod(folder, 0o755)
         os.rename(tree, out)  # an empty directory is replaced
@@ -332,14 +321,22 @@ def _hold_fetch_directory(out: Path, *, keep: bool) -> Iterator[WorkDirectory]:
         release_work_directory(work_directory)
 
 
+def _list_pinned(expected_files: Sequence[FileDigest]) -> dict[str, ContentDigest]:
+    """Return the digests of files whose bytes were compared with them."""
+    return {f.path: ContentDigest(f.digest, f.size) for f in expected_files if f.kind == "sha256"}
+
+
 def _finish_existing(
-    existing: FetchResult, manifest: Manifest | None, check: Callable[[Path], None]
+    existing: FetchResult,
+    manifest: Manifest | None,
+    expected_files: Sequence[FileDigest],
+    check: Callable[[Path], None],
 ) -> FetchResult:
     """Check the files that exist already, and write this lock's manifest if theirs differs."""
     check(existing.directory)
     # Another commit may have the same files: then only the manifest, which names the commit, is out of date.
     if manifest is not None and not _has_same_manifest(existing.directory, manifest):
-        manifest.write(existing.directory)
+        manifest.write(existing.directory, known=_list_pinned(expected_files))
     return existing
 
 
@@ -361,7 +358,7 @@ def _is_fetched(out: Path, expected_files: Sequence[FileDigest], manifest: Manif
             raise UsageError(
                 f"output exists, and {w.path} in it differs from the pinned file", where=str(out), fix=fix
             )
-    known = {w.path for w in expected_files} | ({MANIFEST_FILE} if manifest else set())
+    known = {w.path for w in expected_files} | (set(UNLISTED_FILES) if manifest else set())
     for entry in sorted(out.rglob("*")):
         name = entry.relative_to(out).as_posix()
         if entry.is_symlink() or (not entry.is_dir() and name not in known):
@@ -374,6 +371,8 @@ def _has_same_manifest(out: Path, manifest: Manifest) -> bool:
     try:
         existing_manifest = read_manifest(out)
     except ManifestError:
+        return False
+    if existing_manifest.files is None:  # of an earlier enginix
         return False
     return (existing_manifest.artefact, existing_manifest.model, existing_manifest.inputs) == (
         manifest.artefact,

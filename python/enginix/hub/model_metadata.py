@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from enginix.errors import ModelError
+from enginix.errors import LockError, ModelError
 from enginix.model.jsonfile import parse_object
 from enginix.model.kv_heads import find_kv_heads
 from enginix.model.quantization import (
@@ -74,6 +74,31 @@ def extract_model_metadata(files: Mapping[str, bytes], where: str) -> dict[str, 
     if remote := _names_remote_code(top):
         facts["remoteCode"] = remote
     return {k: v for k, v in facts.items() if not isinstance(v, str) or (v.isprintable() and len(v) <= 200)}
+
+
+def require_metadata(locked: Mapping[str, Any], files: Mapping[str, bytes], where: str) -> None:
+    """Compare a lock's metadata with the configuration that it pins.
+
+    A value that an older enginix did not write may be missing.
+
+    Args:
+        files: content of ``FILES``, as far as the lock has them.
+
+    Raises:
+        LockError: a value differs from the configuration.
+        ModelError: the configuration is not a JSON object.
+    """
+    expected = {k: v for k, v in locked.items() if k not in OBSOLETE_KEYS}
+    derived = extract_model_metadata(files, where) if expected else {}
+    for name, value in sorted(expected.items()):
+        known = derived.get(name)
+        if name not in derived or known != value or type(known) is not type(value):
+            derived_text = f"has {ascii(known)[:100]}" if name in derived else "has no such value"
+            raise LockError(
+                f"model.{name} is {ascii(value)[:100]}, the pinned configuration {derived_text}",
+                where=where,
+                fix="write the lock again with `enginix lock`, and ask who changed it",
+            )
 
 
 def _add_class_defaults(facts: dict[str, Any], config: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -11,8 +10,11 @@ from typing import Any
 
 from enginix import __version__, manifest
 from enginix.console import Heartbeat, format_bytes, print_message
+from enginix.digests import SourceWatch
 from enginix.errors import UsageError
-from enginix.files import new_directory, require_absent, sha256_file
+from enginix.files import new_directory, require_absent
+from enginix.integrity import require_unchanged
+from enginix.model.identity import identify_model
 from enginix.model.tokenizer_files import TOKENIZER_FILES
 from enginix.quantize import calibration, ptq, source, verify
 from enginix.quantize.formats import FormatChoice, check_shapes, warn_of_kv_cache
@@ -53,6 +55,7 @@ def quantize_model(
             torch is imported.
     """
     require_absent(out)
+    watch = SourceWatch(directory, data)
     model = source.read_source_model(directory)
     check_shapes(choice, model.matrices, model.experts, str(directory))
     calibrates = choice.kv_cache is not None or any(f.calibrates for f in choice.formats)
@@ -73,6 +76,9 @@ def quantize_model(
     for note in notes:
         print_message(f"warning: {note}")
 
+    if data is not None and data.is_dir():
+        require_unchanged(data)
+    identity = identify_model(directory, model.weights)["model"]
     tools = ptq.read_library_versions()
     ptq.check_device(options.device)
     if options.threads is not None:
@@ -88,6 +94,7 @@ def quantize_model(
         _copy_carried_files(directory, partial)
         matrices = verify.verify_export(partial, choice, model)
         results = _collect_results(partial, model, matrices, notes)
+        watch.require_unchanged()
         manifest.Manifest(
             artefact="quantized-model",
             name=options.name or directory.resolve().name,
@@ -97,7 +104,7 @@ def quantize_model(
                 "kvCacheQuantization": choice.kv_algorithm,
             },
             inputs={
-                "model": _identify_source_model(model),
+                "model": identity,
                 "calibration": None if rows is None else rows.identity(),
             },
             options={
@@ -114,21 +121,6 @@ def quantize_model(
         for path in partial.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
     return results
-
-
-def _identify_source_model(model: source.SourceModel) -> dict[str, Any]:
-    """Return the model's identity: its manifest, or digests of configuration and headers.
-
-    It repeats the converter's function, so that a quantized model does not depend on the converter's code.
-    """
-    if (model.directory / manifest.MANIFEST_FILE).exists():
-        source_manifest = manifest.read_manifest(model.directory)
-        return {"artefact": source_manifest.artefact, "name": source_manifest.name, **source_manifest.inputs}
-    files: dict[str, Any] = {"config.json": {"sha256": sha256_file(model.directory / "config.json")}}
-    for header in model.weights.headers:
-        digest = hashlib.sha256(header.raw).hexdigest()
-        files[header.path.name] = {"headerSha256": digest, "size": header.path.stat().st_size}
-    return {"files": files}
 
 
 def _set_threads(count: int) -> None:

@@ -14,17 +14,21 @@ from typing import Any
 from enginix import manifest
 from enginix.compatibility.check import require_runnable, require_versions
 from enginix.console import format_bytes
+from enginix.digests import is_in_store
 from enginix.errors import MachineError, ManifestError
+from enginix.integrity import find_engine, require_input, require_same_results, require_unchanged
 from enginix.kinds.llmapi import triton_model
 from enginix.kinds.registry import get_kind, has_rank_processes, is_portable, load_hook
 from enginix.kinds.triton_repository.validate import PATHS, validate_repository
 from enginix.machine.driver import Driver
 from enginix.machine.target import Machine, probe_machine
-from enginix.manifest import Manifest
+from enginix.manifest import Manifest, read_golden
 from enginix.runtime import table as runtimes
 from enginix.runtime.image import read_image_versions
 from enginix.serve.tritonserver import TritonServer, find_refusal
 from enginix.triton import contract
+from enginix.triton.config import FILE as CONFIG_FILE
+from enginix.triton.config import read_pbtxt
 from enginix.triton.repository_content import ContentModule
 
 SHM = Path("/dev/shm")
@@ -56,7 +60,8 @@ def check_repository(directory: Path, server: TritonServer) -> ServedRepository:
     """Read and validate a repository, and compare its engine with the server's runtime.
 
     Raises:
-        ManifestError: not a repository of enginix, or its engine is for another runtime; names both.
+        ManifestError: not a repository of enginix, or its engine is for another runtime (names both); it or
+            its engine changed, or has no golden tokens.
         RepositoryError: see :func:`enginix.kinds.triton_repository.validate.validate_repository`.
     """
     directory = Path(os.path.abspath(directory))
@@ -79,16 +84,44 @@ def check_repository(directory: Path, server: TritonServer) -> ServedRepository:
         if config.backend == "python"
         for group in config.instance_group
     )
-    reads = tuple(sorted(set(_named_paths(directory, configs))))
+    reads = tuple(sorted(set(_iterate_named_paths(directory, configs))))
     # tensorrt_llm's tokenizer lies in the engine, for both kinds that need a GPU.
     tokenizers = [p for p in reads if p.name == "tokenizer"]
     engine = tokenizers[0].parent if tokenizers and kind is not None and kind.runs_in_image else None
+    _require_whole_chain(directory, repository_manifest, reads)
     return ServedRepository(
         directory, repository_manifest, instances, _count_ranks(repository_manifest), reads, engine
     )
 
 
-def _named_paths(directory: Path, configs: Mapping[str, Any]) -> Iterator[Path]:
+def _require_whole_chain(directory: Path, repository_manifest: Manifest, reads: Sequence[Path]) -> None:
+    """Refuse a repository, or an engine in it, that changed since it was made or gated."""
+    require_unchanged(directory)
+    if not is_in_store(directory) and (engine := find_engine(reads)) is not None:
+        engine_manifest = manifest.read_manifest(engine, "engine")
+        require_input(directory, repository_manifest, "engine", engine)
+        require_same_results(directory, repository_manifest, engine_manifest)
+        require_unchanged(engine)
+    # A build of this kind always records them, gated or not.
+    if is_portable(repository_manifest.kind) and read_golden(repository_manifest) is None:
+        raise ManifestError(
+            "its manifest has no golden tokens, which the server's first answer is compared with",
+            where=str(directory),
+            fix="build the engine and the repository again",
+        )
+
+
+def list_named_paths(directory: Path) -> list[Path]:
+    """Return the directories outside a repository that its models name.
+
+    Raises:
+        RepositoryError: a model's configuration cannot be read.
+    """
+    configs = {p.parent.name: read_pbtxt(p) for p in sorted(directory.glob(f"*/{CONFIG_FILE}"))}
+    return sorted(set(_iterate_named_paths(directory, configs)))
+
+
+def _iterate_named_paths(directory: Path, configs: Mapping[str, Any]) -> Iterator[Path]:
     for config in configs.values():
         for key in PATHS:
             if key in config.parameters:

@@ -3,42 +3,18 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from enginix.console import Heartbeat
 from enginix.errors import GateError, MachineError
 from enginix.kinds.registry import DEFAULT_KIND, find_triton_support
-from enginix.manifest import Manifest
+from enginix.manifest import GoldenAnswer as GoldenAnswer
+from enginix.manifest import read_golden as read_golden
 from enginix.serve.client import TritonClient
 from enginix.triton.contract import ENSEMBLE, EXECUTOR, EXECUTOR_KEY
 
 if TYPE_CHECKING:
     from enginix.serve.supervisor import SupervisedServer
-
-
-@dataclass(frozen=True)
-class GoldenAnswer:
-    """A prefix and its greedy continuation by the engine, recorded when the engine was built."""
-
-    prompt: tuple[int, ...]
-    tokens: tuple[int, ...]
-
-
-def read_golden(repository: Manifest) -> GoldenAnswer | None:
-    """Read ``results.golden`` (``promptTokens`` and ``tokens``) of a manifest; None if it is absent."""
-    recorded = repository.results.get("golden")
-    if not isinstance(recorded, dict):
-        return None
-    prompt, tokens = recorded.get("promptTokens"), recorded.get("tokens")
-    if not (_is_token_list(prompt) and _is_token_list(tokens)):
-        return None
-    assert isinstance(prompt, list) and isinstance(tokens, list)
-    return GoldenAnswer(tuple(prompt), tuple(tokens))
-
-
-def _is_token_list(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(v) is int and v >= 0 for v in value)
 
 
 def make_probe(kind: str) -> tuple[str, dict[str, Any]]:

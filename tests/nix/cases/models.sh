@@ -122,3 +122,26 @@ test_model_that_needs_a_token_says_how_to_give_it() {
   stop_hub
   return $result
 }
+
+# The facts of a lock are derived again from the configuration that it pins: by the command, and by a
+# build of the model.
+test_model_whose_lock_lies() {
+  local lock=$root/tests/models/tiny-qwen3.lock.json lie
+  local of="let lock = builtins.fromJSON (builtins.readFile $lock); in e.mkHfModel { inherit (e.catalogue.tiny-qwen3.model) hub; lock = lock // { model = lock.model //"
+  with_lib build "$of { }; }; }" --out-link "$tmp/facts" || return 1
+  grep -q '"files":{' "$tmp/facts/enginix.json" || return 1
+  # What the manifest says of itself and of the files is what Python reads.
+  (cd python && quietly "$(../tests/hostpkgs/environments.sh core)/bin/python" -c '
+import sys
+from pathlib import Path
+from enginix.digests import digest_directory
+from enginix.manifest import MANIFEST_FILE, read_manifest, require_whole_manifest
+directory = Path(sys.argv[1])
+require_whole_manifest(directory)
+assert read_manifest(directory).files == digest_directory(directory, leave_out=(MANIFEST_FILE,))
+' "$tmp/facts") || return 1
+  for lie in 'layers = 400;' 'heads = -3;' 'quantization = "FP8";' 'vocabulary = "many";' 'architecture = "LlamaForCausalLM";'; do
+    ! with_lib build "$of { $lie }; }; }" --no-link || return 1
+    says 'the pinned configuration' || return 1
+  done
+}

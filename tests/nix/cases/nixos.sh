@@ -39,6 +39,17 @@ test_nixos_units_of_every_kind_are_clean() {
   done
 }
 
+# What is demanded comes before anything is loaded; without it the unit is as it was.
+test_nixos_unit_that_demands_a_signer() {
+  local signed='signers = "/etc/enginix/signers"; signature = "/etc/enginix/a.sig";'
+  unit "settings = { $signed };" "$tmp/signed.service" && cp "$tmp/signed.service" "$out" &&
+    says '/bin/enginix" "verify" "/nix/store/' &&
+    says '-triton-repo" "--signers" "/etc/enginix/signers" "--ssh-keygen" "ssh-keygen" "--signature" "/etc/enginix/a.sig"' || return 1
+  unit "$unit_edgellm" "$tmp/own.service" && ! grep -q -- --signers "$tmp/own.service" || return 1
+  unit "${unit_edgellm/settings = \{/settings = { $signed}" "$tmp/both.service" && cp "$tmp/both.service" "$out" &&
+    says '"verify" "/x-engine" "--signers"' && says '"check" "/x-engine"'
+}
+
 test_nixos_unit_of_an_own_server() {
   unit "$unit_edgellm" "$tmp/own.service" && cp "$tmp/own.service" "$out" && says '"--api-key-credential" "api-key" "--run" "/usr/bin/true" "--host" "127.0.0.1" "--port" "8000"' &&
     says 'LoadCredential=api-key:/run/secrets/key' && says '"ready" "http://127.0.0.1:8000" "--timeout" "600"' &&

@@ -20,7 +20,7 @@ from enginix.errors import ManifestError
 from enginix.kinds.edgellm.export import read_model_identity
 from enginix.kinds.tensorrt.build import stage as stage
 from enginix.kinds.triton_repository.repository import build_triton_repository
-from enginix.manifest import Manifest
+from enginix.manifest import Manifest, read_manifest
 from enginix.runtime import image, table
 from enginix.runtime.sandbox import Sandbox
 from enginix.serve.tritonserver import STUB
@@ -167,6 +167,7 @@ def triton(
         (made / "tokenizer").mkdir()
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(TINY / name, made / "tokenizer")
+        read_manifest(made).write(made)
         repository = tmp_path / "repository"
         build_triton_repository(made, repository, RepositoryOptions(max_batch_size=4))
         installation = tmp_path / "triton"

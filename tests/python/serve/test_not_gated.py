@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,10 @@ import pytest
 
 from enginix import manifest
 from enginix.cli import main
+from enginix.errors import ManifestError
+from enginix.kinds.triton_repository.repository import build_triton_repository
+from enginix.serve import preflight
+from manifests import edit_manifest
 
 SAYS = "note: not gated: the engine's answers were not compared with the model's"
 
@@ -33,16 +36,23 @@ def check(
 
 @pytest.mark.slow
 def test_the_server_of_an_engine_without_gates_says_so(
-    check: Callable[[Path], str], served_engine: Path, served_repository: Path, tmp_path: Path
+    check: Callable[[Path], str],
+    tritonserver: Any,
+    served_engine: Path,
+    served_repository: Path,
+    tmp_path: Path,
 ) -> None:
     assert manifest.read_manifest(served_engine).results["gates"] == "not gated"
     assert manifest.read_manifest(served_repository).results["gates"] == "not gated"
     assert SAYS in check(served_repository)
     gated = shutil.copytree(served_repository, tmp_path / "gated", symlinks=True)
-    described = json.loads((gated / "enginix.json").read_text())
-    described["results"]["gates"] = {"logits": "passed"}
-    (gated / "enginix.json").write_text(json.dumps(described))
-    assert "gate" not in check(gated)
+    edit_manifest(gated, lambda m: m["results"].update(gates={"logits": "passed"}))
+    with pytest.raises(ManifestError, match=r"results\.gates is not that of its engine"):
+        preflight.check_repository(gated, tritonserver)
+    engine = shutil.copytree(served_engine, tmp_path / "engine", symlinks=True)
+    edit_manifest(engine, lambda m: m["results"].update(gates={"logits": "passed"}))
+    build_triton_repository(engine, tmp_path / "repository")
+    assert "gate" not in check(tmp_path / "repository")
 
 
 @pytest.mark.parametrize(

@@ -331,6 +331,7 @@ def test_a_tokenizer_without_an_end_token(
     for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", map_)):
         if content is not None:
             (engine / "tokenizer" / name).write_text(json.dumps(content))
+    manifest.read_manifest(engine).write(engine)
     if not refused:
         assert made(engine, tmp_path).is_dir()
         return

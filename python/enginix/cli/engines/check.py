@@ -15,6 +15,7 @@ from pathlib import Path
 from enginix import console, manifest
 from enginix.compatibility.check import PORTABLE_KINDS, require_runnable
 from enginix.errors import MachineError
+from enginix.integrity import require_unchanged
 from enginix.machine import driver
 from enginix.machine.target import Machine, probe_machine
 
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     machine: Machine | None = None
     engine_manifest = manifest.read_manifest(args.engine, "engine")
+    require_unchanged(args.engine)
     live = None
     if args.rootfs is not None:
         from enginix.runtime import table

@@ -18,6 +18,7 @@ from pathlib import Path
 from enginix import console, manifest
 from enginix.compatibility import check
 from enginix.errors import MachineError, UsageError
+from enginix.integrity import require_unchanged
 from enginix.kinds.llmapi.trtllm_serve import Serving, make_serve_command
 from enginix.kinds.tensorrt import runner
 from enginix.machine import driver as drivers
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     driver = drivers.find_driver(args.driver)
     engine = args.engine if args.engine is not None else _build_engine(args, driver)
     engine_manifest = manifest.read_manifest(engine, "engine")
+    require_unchanged(engine)
     runtime = table.find_runtime(str(engine_manifest.runtime.get("id")), engine_manifest.kind, args.pin)
     check.check_before_start(
         engine_manifest, engine, args.driver, live=read_image_versions(args.rootfs, runtime)

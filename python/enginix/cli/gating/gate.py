@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from enginix import manifest
     from enginix.evaluation.judgement import judge, run
     from enginix.files import require_absent
+    from enginix.integrity import require_unchanged
     from enginix.kinds.registry import is_portable
     from enginix.report import evidence
 
@@ -117,6 +118,8 @@ def run(args: argparse.Namespace) -> int:
         console.print_message("note: not gated")
     else:
         run.require_gates_passed(outcomes)
+    # After the gates, which tell what a change does.
+    require_unchanged(args.engine)
     verdicts = judge.gate_verdicts(outcomes) or "not gated"
     text = f"{args.engine}: " + (f"{count_noun(len(outcomes), 'gate')} passed" if outcomes else "not gated")
     console.print_result({"engine": str(args.engine), "gates": verdicts}, text, as_json=args.json)

@@ -123,6 +123,7 @@ def read_engine_answers(directory: Path) -> EngineAnswers:
         TypeError,
         IndexError,
         AttributeError,
+        OverflowError,
         RecursionError,
         SafetensorError,
     ) as e:

@@ -12,6 +12,7 @@ from enginix import manifest
 from enginix.errors import ManifestError
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.files import new_directory, sha256_file
+from enginix.integrity import list_content
 from enginix.manifest import Manifest
 from enginix.report import evidence
 
@@ -72,11 +73,12 @@ def write_gated_engine(
     results = {**engine_manifest.results, "gates": verdicts or "not gated"} | (
         {"golden": dict(golden)} if golden else {}
     )
+    content = list_content(engine)
     with new_directory(out) as partial:
         for path in sorted(engine.iterdir()):
-            if path.name not in WRITTEN_FILES:
+            if path.name not in (*WRITTEN_FILES, *manifest.UNLISTED_FILES):
                 (partial / path.name).symlink_to(os.path.abspath(path))
         evidence.write_evidence_files(partial, engine_manifest.name, dict(gate_evidence))
         described = replace(engine_manifest, inputs={**engine_manifest.inputs, **inputs}, results=results)
-        described.write(partial)
-    return described
+        known = {name: digest for name, digest in content.items() if name not in WRITTEN_FILES}
+        return described.write(partial, known)

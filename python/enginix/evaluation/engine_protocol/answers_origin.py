@@ -39,7 +39,7 @@ def require_answers_origin(engine: Path, answers_directory: Path) -> None:
     engine_digests = {sha256_file(engine / manifest.MANIFEST_FILE)}
     if isinstance(made_of, dict):
         engine_digests.add(str(made_of.get("manifestSha256")))
-    if origin_digest not in engine_digests:
+    if str(origin_digest) not in engine_digests:
         raise GateError(
             "the answers are another engine's", where=str(answers_directory), fix="ask this engine"
         )

@@ -17,9 +17,8 @@ from enginix.evaluation.reference_answers import material as materials
 from enginix.evaluation.reference_answers.answers import ReferenceAnswers
 from enginix.evaluation.reference_answers.material import Material
 from enginix.evaluation.reference_answers.subject import TransformersSubject, require_finite_logits
-from enginix.model import open_weights
 from enginix.model.end_tokens import read_end_tokens
-from enginix.model.identity import identify_model as identity
+from enginix.model.identity import identify_model
 
 
 def read_questions(path: Path | None) -> list[dict[str, str]] | None:
@@ -84,6 +83,6 @@ def _ask_model(
     material = materials.load_material(
         tokenizer, subject.vocab_size, subject.max_length, questions=read_questions(questions)
     )
-    named = identity(model, open_weights(model))["model"]
+    named = identify_model(model)["model"]
     answers = kept_answers.ask_reference(subject, material, frozenset(read_end_tokens(model)), named)
     return replace(answers, dtype=hf.read_stored_dtype(model)), material, subject

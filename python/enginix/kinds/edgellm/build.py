@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginix import __version__, manifest, process
+from enginix.digests import SourceWatch
 from enginix.errors import MachineError, ManifestError, UsageError
-from enginix.files import new_directory, require_absent
+from enginix.files import new_directory, require_absent, sha256_file
+from enginix.integrity import require_unchanged
 from enginix.kinds.edgellm import options
 from enginix.kinds.edgellm.errors import ExportError
 from enginix.kinds.edgellm.export import make_private_environment, read_model_identity
@@ -33,6 +35,7 @@ from enginix.kinds.edgellm.unsupported_models import (
 )
 from enginix.machine.gpu_table import find_gpu
 from enginix.manifest import Manifest
+from enginix.model.identity import require_same_model
 from enginix.model.jsonfile import read_object
 from enginix.tables import load_table
 
@@ -204,13 +207,10 @@ def build_edgellm_engine(
         raise ManifestError(
             f"an export of kind {export_manifest.kind}", where=str(export), fix="run enginix edgellm-export"
         )
+    watch = SourceWatch(export, model)
+    require_unchanged(export)
     identity = read_model_identity(model)
-    if export_manifest.inputs.get("model") != identity:
-        raise ManifestError(
-            "the export was made from another model than this one",
-            where=str(export),
-            fix="pass the model that was exported, or export this one",
-        )
+    require_same_model(export_manifest.inputs.get("model"), identity, export, "export")
     config = parse_export_config(read_object(model / "config.json"), model)
     if build_options.builder == "direct":
         require_direct_reading(config)
@@ -232,7 +232,11 @@ def build_edgellm_engine(
             model=export_manifest.model,
             inputs={
                 "model": identity,
-                "export": {"tools": export_manifest.tools, "options": export_manifest.options},
+                "export": {
+                    "manifestSha256": sha256_file(export / manifest.MANIFEST_FILE),
+                    "tools": export_manifest.tools,
+                    "options": export_manifest.options,
+                },
             },
             options={"builder": build_options.builder, "limits": full_limits},
             target={
@@ -256,7 +260,8 @@ def build_edgellm_engine(
                 "plan": {"predicted": build_options.plan, "measured": {"hostMemoryPeak": peak}},
             },
         )
-        engine_manifest.write(partial)
+        watch.require_unchanged()
+        engine_manifest = engine_manifest.write(partial)
     return engine_manifest
 
 

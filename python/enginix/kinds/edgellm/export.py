@@ -21,14 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from enginix import __version__, console, manifest, process
+from enginix.digests import SourceWatch
 from enginix.errors import EnginixError, MachineError, UsageError
-from enginix.files import new_directory, require_absent, sha256_file
+from enginix.files import new_directory, require_absent
 from enginix.kinds.edgellm import checks, graph, options, source, stack_traces
 from enginix.kinds.edgellm.errors import ExportError
 from enginix.kinds.edgellm.execution import export_gate
 from enginix.kinds.edgellm.source import ExportSource
 from enginix.manifest import Manifest
 from enginix.model.end_tokens import END_TOKENS_KEY, list_named_end_tokens, read_end_tokens
+from enginix.model.identity import identify_model
 from enginix.optional_libraries import missing_extra
 from enginix.tables import load_table
 
@@ -129,15 +131,12 @@ def _require_disk_space(model_source: ExportSource, out: Path) -> None:
 
 
 def read_model_identity(model: Path) -> dict[str, Any]:
-    """Return the identity of a model, which its export, engine and server must share: repository and commit
-    by its manifest, else digests of all files.
+    """Return the identity of a model, which its export, engine and server must share: its content.
+
+    Raises:
+        ManifestError: the model's files are not those of its manifest.
     """
-    if (model / manifest.MANIFEST_FILE).exists():
-        model_manifest = manifest.read_manifest(model)
-        if {"repo", "revision"} <= set(model_manifest.inputs):
-            return {"repo": model_manifest.inputs["repo"], "revision": model_manifest.inputs["revision"]}
-    names = sorted(p.name for p in model.iterdir() if p.suffix in (".json", ".safetensors", ".jinja"))
-    return {"files": {name: sha256_file(model / name) for name in names if name != manifest.MANIFEST_FILE}}
+    return dict(identify_model(model)["model"])
 
 
 def _list_tool_versions() -> dict[str, str]:
@@ -182,7 +181,7 @@ def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | 
     if flags.get("fp8Embedding") and model_source.model.hidden_size % 16:
         raise UsageError("fp8Embedding needs a hidden size that is a multiple of 16", where=str(model))
     program = find_program(EXPORTER, export_options.exporter)
-    identity = read_model_identity(model)
+    watch, identity = SourceWatch(model), read_model_identity(model)
     with new_directory(out) as partial, _naming_the_export(partial, out):
         _require_disk_space(model_source, partial)
         with tempfile.TemporaryDirectory(prefix="enginix-export.") as work:
@@ -225,7 +224,8 @@ def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | 
             tools=_list_tool_versions(),
             results=results,
         )
-        export_manifest.write(partial)
+        watch.require_unchanged()
+        export_manifest = export_manifest.write(partial)
     return export_manifest
 
 

@@ -20,9 +20,11 @@ from typing import Any
 from enginix import manifest, process
 from enginix.compatibility import check
 from enginix.errors import MachineError, ManifestError, UsageError
+from enginix.integrity import require_unchanged
 from enginix.kinds.edgellm import options
 from enginix.kinds.edgellm.build import LAUNCH_SCRIPT
 from enginix.kinds.edgellm.export import read_model_identity
+from enginix.model.identity import require_same_model
 from enginix.ports import LOOPBACK
 
 # Prints the engine's path in the server's cache, and the versions of wheel and TensorRT.
@@ -121,12 +123,9 @@ def prepare_server(engine: Path, model: Path, serve_options: EdgellmServeOptions
             where=str(engine),
             fix='build it with builder "direct", or run llm_inference on it',
         )
-    if engine_manifest.inputs.get("model") != read_model_identity(model):
-        raise ManifestError(
-            "the engine was built from another model, whose weights it needs while it runs",
-            where=str(model),
-            fix="pass the model that the engine was built from",
-        )
+    require_unchanged(engine)
+    # The engine needs the model's weights while it runs.
+    require_same_model(engine_manifest.inputs.get("model"), read_model_identity(model), model, "engine")
     check.check_before_start(engine_manifest, engine, serve_options.driver)
     limits = engine_manifest.options["limits"]
     python = os.path.abspath(serve_options.python or sys.executable)

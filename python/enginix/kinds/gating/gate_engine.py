@@ -18,6 +18,7 @@ from enginix.evaluation.judgement import judge, run
 from enginix.evaluation.reference_answers import answers as kept_answers
 from enginix.evaluation.reference_answers import question_builder, reference_asker
 from enginix.files import require_absent
+from enginix.integrity import require_unchanged
 from enginix.kinds.registry import find_kind
 from enginix.manifest import Manifest
 from enginix.report import evidence
@@ -64,6 +65,8 @@ def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int
             evidence.write_evidence_directory(args.output, engine_manifest.name, gate_evidence)
         if outcomes:
             run.require_gates_passed(outcomes)
+        # After the gates, which tell what a change does.
+        require_unchanged(args.engine)
         if args.output is not None and args.gated_engine:
             golden = judge_answers.find_golden_answer(case) if outcomes else None
             gated_engine.write_gated_engine(

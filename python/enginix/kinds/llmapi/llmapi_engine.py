@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from enginix import __version__
+from enginix.digests import SourceWatch
 from enginix.errors import UsageError
 from enginix.files import dump_json, new_directory, write_text
+from enginix.integrity import list_content
 from enginix.kinds.tensorrt.build import options as build_options
 from enginix.kinds.tensorrt.build.engine_checkpoint import BuildCheckpoint, compute_model_identity
 from enginix.kinds.tensorrt.build.options import EngineLimits
@@ -227,6 +229,7 @@ def write_llmapi_engine(request: LlmApiRequest, model: Path, out: Path, *, link:
         **request.arguments,
         **({"enable_chunked_prefill": chunked} if has_long_prompts else {}),
     }
+    watch, content = SourceWatch(model), list_content(model, "model/") if link else None
     with new_directory(out) as partial:
         write_text(partial / LLM_ARGUMENTS_FILE, dump_json(arguments))
         if link:
@@ -261,5 +264,6 @@ def write_llmapi_engine(request: LlmApiRequest, model: Path, out: Path, *, link:
             tools={"enginix": __version__},
             results={"gates": "not gated"},
         )
-        engine_manifest.write(partial)
+        watch.require_unchanged()
+        engine_manifest = engine_manifest.write(partial, known=content)
     return engine_manifest

@@ -21,19 +21,20 @@ from typing import Any
 import torch
 
 from enginix import __version__, manifest
-from enginix.errors import CheckpointError, ManifestError, ModelError, UsageError
+from enginix.digests import SourceWatch
+from enginix.errors import CheckpointError, ModelError, UsageError
 from enginix.evaluation.judgement import run as gates
 from enginix.evaluation.judgement import suite
 from enginix.evaluation.judgement.judge import CheckpointGateInputs, judge_checkpoint
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers import hf
 from enginix.evaluation.reference_answers.prompts import PromptSet, tokenize_prompts
-from enginix.files import new_directory, require_absent, sha256_file, sha256_json
+from enginix.files import new_directory, require_absent, sha256_file
+from enginix.integrity import list_content
 from enginix.manifest import Manifest
-from enginix.model import open_weights
 from enginix.model.attention_window import read_context, read_windows
 from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
-from enginix.model.identity import identify_model as identity
+from enginix.model.identity import identify_model, require_same_model
 from enginix.model.tokenizer_files import copy_tokenizer_files, require_fast_tokenizer
 from enginix.reference import config as checkpoint_config
 from enginix.reference import layout, linear
@@ -108,6 +109,7 @@ def build_reference_engine(
     """
     require_absent(out)
     options = options or ReferenceBuildOptions()
+    watch = SourceWatch(checkpoint, model, options.reference)
     config = checkpoint_config.read_executor_config(checkpoint)
     linear.refuse_unknown_format(config, str(checkpoint / "config.json"))
     layout.check_rank_files(checkpoint, config)
@@ -136,6 +138,8 @@ def build_reference_engine(
             outcomes, gate_evidence = judge_checkpoint(case, load)
             gates.require_gates_passed(outcomes)
         executor = load()
+        # After the gates, which tell more about a changed checkpoint.
+        content = list_content(checkpoint, "checkpoint/")
         _put_checkpoint(checkpoint, partial / "checkpoint", link=options.link_checkpoint)
         copy_tokenizer_files(model, partial / "tokenizer")
         report.write_evidence_files(
@@ -158,7 +162,8 @@ def build_reference_engine(
                 "golden": _record_golden_tokens(executor, tokenizer, prompts, ends),
             },
         )
-        engine_manifest.write(partial)
+        watch.require_unchanged()
+        engine_manifest = engine_manifest.write(partial, known=content if options.link_checkpoint else None)
     return engine_manifest, outcomes
 
 
@@ -173,21 +178,14 @@ def _identify_inputs(checkpoint: Path, model: Path) -> dict[str, Any]:
     Raises:
         ManifestError: the checkpoint's manifest names another model than this one.
     """
-    model_identity = identity(model, open_weights(model))["model"]
+    model_identity = identify_model(model)["model"]
     if not (checkpoint / manifest.MANIFEST_FILE).exists():
         # enginix did not make it: its bytes are its identity.
         names = sorted(p.name for p in checkpoint.iterdir() if p.suffix in (".json", ".safetensors"))
         files = {name: {"sha256": sha256_file(checkpoint / name)} for name in names}
         return {"model": model_identity, "checkpoint": {"files": files}}
     checkpoint_manifest = manifest.read_manifest(checkpoint, "checkpoint")
-    made_from = checkpoint_manifest.inputs.get("model")
-    if made_from is not None and made_from != model_identity:
-        raise ManifestError(
-            f"the checkpoint was made from {_format_identity(made_from)}, but --model is "
-            f"{_format_identity(model_identity)}",
-            where=str(checkpoint),
-            fix="pass the model that the checkpoint was converted from, or convert this one",
-        )
+    require_same_model(checkpoint_manifest.inputs.get("model"), model_identity, checkpoint, "checkpoint")
     return {
         "model": model_identity,
         "checkpoint": {
@@ -195,12 +193,6 @@ def _identify_inputs(checkpoint: Path, model: Path) -> dict[str, Any]:
             "manifestSha256": sha256_file(checkpoint / manifest.MANIFEST_FILE),
         },
     }
-
-
-def _format_identity(identity: Any) -> str:
-    if isinstance(identity, dict) and "repo" in identity:
-        return f"{identity['repo']} at {identity.get('revision')}"
-    return "a model with digest " + sha256_json(identity)[:12]
 
 
 def _describe_model(config: ExecutorConfig) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import enginix
 from enginix import manifest
 from enginix.errors import ManifestError, UsageError
 from enginix.files import new_directory, sha256_file
+from enginix.integrity import require_unchanged
 from enginix.kinds.registry import get_kind, list_triton_kinds, load_hook
 from enginix.kinds.tensorrt import tensorrt_models
 from enginix.kinds.triton_repository.validate import validate_repository
@@ -79,6 +80,8 @@ def build_triton_repository(
         )
     content_module: ContentModule = load_hook(kind.triton.repository)
     parts = content_module.prepare_content(directory, engine_manifest, options, models, rootfs, code)
+    # After the content is read, which names what a change broke.
+    require_unchanged(directory)
     with new_directory(out) as partial:
         for name, message in parts.configs.items():
             (partial / name / "1").mkdir(parents=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from enginix import console
 from enginix.console import format_bytes
+from enginix.digests import SourceWatch
 from enginix.errors import UsageError
 from enginix.files import new_directory
 from enginix.kinds.tensorrt.build import options as build_options
@@ -48,6 +49,7 @@ def build_tensorrt_engine(
         UsageError: the request contradicts the checkpoint or the target.
         MachineError: this machine lacks something; raised before a weight is read.
         BuildError: the build failed, hung, or its engine does not fit the request.
+        ManifestError: an input is not what its manifest lists, not of this model, or changes meanwhile.
     """
     report_phase("preflight")
     # Absolute paths: the build runs in another directory, and its output is searched for its inputs' paths;
@@ -67,6 +69,7 @@ def build_tensorrt_engine(
     effective = _check_request(request, checkpoint)
     inputs = [p for p in (checkpoint_dir, model) if p is not None]
     check_adapters(request.options, inputs, str(compute_model_identity(model).get("repo", request.name)))
+    watch, identity = SourceWatch(*inputs), checkpoint.identity(model)
     driver = drivers.find_driver(paths.driver)
     with _make_work_directory() as work, _open_output(paths) as out:
         sandbox, preflight_result = _run_preflight(request, checkpoint, model, paths, driver, work, out)
@@ -82,15 +85,15 @@ def build_tensorrt_engine(
         nccl = stage.read_nccl_version(sandbox)
         preflight_result = replace(preflight_result, notes=(*preflight_result.notes, *differences))
         engine_manifest = result.describe_engine(
-            request, checkpoint, effective, model, preflight_result, outcome, ranks, timing, nccl
+            request, checkpoint, effective, identity, preflight_result, outcome, ranks, timing, nccl
         )
         model_fields = {
             **engine_manifest.model,
             **read_windows(model),
             END_TOKENS_KEY: list(read_end_tokens(model)),
         }
-        engine_manifest = replace(engine_manifest, model=model_fields)
-        engine_manifest.write(out)
+        watch.require_unchanged()
+        engine_manifest = replace(engine_manifest, model=model_fields).write(out)
     return engine_manifest
 
 

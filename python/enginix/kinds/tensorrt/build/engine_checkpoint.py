@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from enginix import manifest
-from enginix.errors import CheckpointError, ManifestError, ModelError
+from enginix.digests import digest_file
+from enginix.errors import CheckpointError, ModelError
 from enginix.files import sha256_file
+from enginix.integrity import list_content
 from enginix.kinds.tensorrt.build.effective_build import BuildSubject, make_build_subject
+from enginix.model.identity import identify_model, require_same_model
 
 
 @dataclass(frozen=True)
@@ -160,36 +163,25 @@ class BuildCheckpoint:
         model_inputs = compute_model_identity(model)
         if self.path is None:
             return {"model": model_inputs}
-        if self.made_from is not None and "repo" in self.made_from and "repo" in model_inputs:
-            source_model = (self.made_from.get("repo"), self.made_from.get("revision"))
-            if source_model != (model_inputs.get("repo"), model_inputs.get("revision")):
-                raise ManifestError(
-                    f"the checkpoint was made from {source_model[0]} at {source_model[1]}, but the model is "
-                    f"{model_inputs['repo']} at "
-                    f"{model_inputs.get('revision')}",
-                    where=str(self.path),
-                    fix="pass the model that the checkpoint was converted from",
-                )
+        require_same_model(self.made_from, model_inputs, self.path, "checkpoint")
         identity: dict[str, Any] = {"configSha256": sha256_file(self.path / "config.json")}
-        identity["ranks"] = {f"rank{r}.safetensors": {"size": size} for r, size in self.ranks.items()}
+        content = list_content(self.path)
+        identity["ranks"] = {
+            name: (content.get(name) or digest_file(self.path / name)).as_json()
+            for name in (f"rank{r}.safetensors" for r in self.ranks)
+        }
         if (self.path / manifest.MANIFEST_FILE).exists():
             identity["manifestSha256"] = sha256_file(self.path / manifest.MANIFEST_FILE)
         return {"model": model_inputs, "checkpoint": identity}
 
 
 def compute_model_identity(model: Path) -> dict[str, Any]:
-    """Return repository, commit and digests of a model with a manifest; else digests of its small files."""
-    if (model / manifest.MANIFEST_FILE).exists():
-        model_manifest = manifest.read_manifest(model)
-        return {"artefact": model_manifest.artefact, **model_manifest.inputs}
-    files = {
-        p.name: {"sha256": sha256_file(p)}
-        for p in sorted(model.glob("*.json"))
-        if p.stat().st_size < 64 << 20
-    }
-    return {
-        "files": files | {p.name: {"size": p.stat().st_size} for p in sorted(model.glob("*.safetensors"))}
-    }
+    """Return a model's identity: its content, and its manifest's inputs.
+
+    Raises:
+        ManifestError: the model's files are not those of its manifest.
+    """
+    return dict(identify_model(model)["model"])
 
 
 def _read_model_quantization(path: Path, config: dict[str, Any]) -> tuple[str | None, str | None]:

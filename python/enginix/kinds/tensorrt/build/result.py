@@ -165,7 +165,7 @@ def describe_engine(
     request: BuildRequest,
     checkpoint: BuildCheckpoint,
     effective: EffectiveBuild,
-    model: Path,
+    inputs: Mapping[str, Any],
     preflight_result: preflight.PreflightResult,
     outcome: CommandOutcome,
     ranks: dict[str, int],
@@ -177,6 +177,7 @@ def describe_engine(
     Args:
         effective: the build that trtllm-build makes of the request. The manifest has its limits and plugins,
             and those of the request under ``asked``.
+        inputs: identities of model and checkpoint.
         nccl: NCCL's version, and its source.
     """
     runtime, machine = request.runtime, preflight_result.machine
@@ -189,7 +190,7 @@ def describe_engine(
         name=request.name,
         kind="tensorrt",
         model=checkpoint.describe_model(),
-        inputs=checkpoint.identity(model)
+        inputs=dict(inputs)
         | ({"timingCache": {"sha256": sha256_file(request.timing_cache)}} if request.timing_cache else {}),
         options={
             "strategy": request.strategy,

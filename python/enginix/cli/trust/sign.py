@@ -1,0 +1,59 @@
+"""Signs an artefact's manifest with an SSH key, as git signs commits (ssh-keygen -Y sign).
+
+  enginix sign ./engine --key ~/.ssh/id_ed25519
+  enginix sign /nix/store/…-engine --key ~/.ssh/id_ed25519 -o ./signatures
+
+The artefact and its inputs are checked first, as enginix verify --full does. The signature is written to
+enginix.json.sig, and the manifest as an in-toto statement (SLSA provenance) to enginix.intoto.json; the
+statement is not signed itself, but compared with the manifest. KEY can be a public key whose private key is
+in the SSH agent.
+
+Verify with `enginix verify DIR --signers FILE`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from enginix import console
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artefact", type=Path, metavar="DIR", help="artefact to sign")
+    parser.add_argument("--key", type=Path, required=True, metavar="KEY", help="SSH key to sign with")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="directory for the files (default: beside the manifest)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from enginix.digests import is_in_store
+    from enginix.errors import MachineError, UsageError
+    from enginix.files import write_text
+    from enginix.manifest import STATEMENT_FILE
+    from enginix.trust.chain import verify_chain
+    from enginix.trust.signatures import sign_manifest
+    from enginix.trust.statement import dump_statement
+
+    out = args.output or args.artefact
+    if is_in_store(out):
+        raise UsageError("is in a store of Nix, which does not change", where=str(out), fix="pass -o DIR")
+    verify_chain(args.artefact, full=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise MachineError(f"cannot make: {e.strerror}", where=str(out), fix="choose another -o") from e
+    signature = sign_manifest(args.artefact, args.key, out)
+    write_text(out / STATEMENT_FILE, dump_statement(args.artefact))
+    console.print_result(
+        {"signature": str(signature), "statement": str(out / STATEMENT_FILE)},
+        f"{signature}: signed; verify it with `enginix verify {args.artefact} --signers FILE"
+        + (f" --signature {signature}`" if out != args.artefact else "`"),
+        as_json=args.json,
+    )
+    return 0

@@ -1,0 +1,169 @@
+"""Whether an artefact still has the files that its manifest lists, and whether its inputs are those named.
+
+Small files are read every time, weights if their size, inode or times changed (``enginix.digests``). Nothing
+is read in a store of Nix, unless it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enginix.console import format_bytes, print_message
+from enginix.digests import ContentDigest, digest_directory, is_in_store
+from enginix.errors import ManifestError
+from enginix.files import sha256_file
+from enginix.manifest import MANIFEST_FILE, UNLISTED_FILES, Manifest, read_manifest, require_whole_manifest
+
+OLD_MANIFEST = "its manifest has no digests (format 1, of an earlier enginix): changed files go unnoticed"
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class CheckedArtefact:
+    """An artefact whose files were compared with its manifest.
+
+    Attributes:
+        checked: files that were compared; 0 in a store of Nix.
+        size: bytes of them.
+        is_listed: the manifest has digests; False for one of an earlier enginix.
+        is_stored: it lies in a store of Nix, whose hash covers it.
+    """
+
+    directory: Path
+    manifest: Manifest
+    checked: int
+    size: int
+    is_listed: bool
+    is_stored: bool
+
+    def text(self) -> str:
+        """Return one line for people."""
+        if self.checked:
+            how = f"{self.checked} files ({format_bytes(self.size)}) as its manifest lists them"
+        elif not self.is_listed:
+            how = OLD_MANIFEST
+        else:
+            how = "in a store of Nix, whose hash covers it"
+        return f"{self.manifest.artefact} {self.manifest.name} {self.directory}: {how}"
+
+
+def compare_files(expected: Mapping[str, ContentDigest], found: Mapping[str, ContentDigest]) -> list[str]:
+    """Return the differences between two lists of files, one line each."""
+    lines = [f"{name} is missing" for name in expected if name not in found]
+    lines += [f"{name} was added" for name in found if name not in expected]
+    for name, digest in expected.items():
+        if name in found and found[name] != digest:
+            other = found[name]
+            if digest.link is not None or other.link is not None:
+                lines.append(f"{name} is {_name_type(other)}, it was {_name_type(digest)}")
+            else:
+                lines.append(f"{name} changed")
+    return sorted(lines)
+
+
+def _name_type(digest: ContentDigest) -> str:
+    return "a file" if digest.link is None else f"a link to {ascii(digest.link)[1:-1][:200]}"
+
+
+def check_artefact(directory: Path, *, full: bool = False, in_store: bool = False) -> CheckedArtefact:
+    """Compare the files of an artefact with its manifest.
+
+    Args:
+        full: read weights again, and an artefact in a store of Nix, too.
+        in_store: check an artefact in a store of Nix, too.
+
+    Raises:
+        ManifestError: no manifest, a changed one, or a file that was changed, added or removed.
+    """
+    artefact_manifest = read_manifest(directory)
+    is_stored, expected = is_in_store(directory), artefact_manifest.files
+    if expected is None or (is_stored and not (full or in_store)):
+        return CheckedArtefact(directory, artefact_manifest, 0, 0, expected is not None, is_stored)
+    require_whole_manifest(directory)
+    found = digest_directory(directory, leave_out=UNLISTED_FILES, full=full)
+    if differences := compare_files(expected, found):
+        more = f", and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+        raise ManifestError(
+            f"changed since it was made: {', '.join(differences[:_SHOWN])}{more}",
+            where=str(directory),
+            fix="restore it, or build it again; if the change is wanted, build it from changed inputs",
+        )
+    size = sum(digest.size for digest in expected.values())
+    return CheckedArtefact(directory, artefact_manifest, len(expected), size, True, is_stored)
+
+
+def require_unchanged(directory: Path) -> None:
+    """Refuse an artefact that changed since it was made; tell of one that has no digests.
+
+    A directory without a manifest is no artefact of enginix, and passes.
+
+    Raises:
+        ManifestError: a file was changed, added or removed.
+    """
+    if (directory / MANIFEST_FILE).exists() and not check_artefact(directory).is_listed:
+        print_message(f"note: {directory}: {OLD_MANIFEST}; build it again")
+
+
+def list_content(directory: Path, prefix: str = "") -> dict[str, ContentDigest]:
+    """Return the digests of a checked artefact's files, below a prefix, for the manifest of another one that
+    has them as they are.
+
+    An artefact without digests has none.
+    """
+    if not (directory / MANIFEST_FILE).exists():
+        return {}
+    artefact_manifest = check_artefact(directory).manifest
+    return {f"{prefix}{name}": digest for name, digest in (artefact_manifest.files or {}).items()}
+
+
+def find_engine(paths: Iterable[Path]) -> Path | None:
+    """Return the directory of the engine that holds one of these paths; None without one."""
+    for path in paths:
+        for directory in (path, *path.parents):
+            if (directory / MANIFEST_FILE).is_file() and read_manifest(directory).artefact == "engine":
+                return directory
+    return None
+
+
+def require_input(directory: Path, manifest: Manifest, name: str, source: Path) -> None:
+    """Compare an input of an artefact with what its manifest names.
+
+    Args:
+        name: key of the manifest's inputs, whose ``manifestSha256`` is compared.
+        source: directory of the input.
+
+    Raises:
+        ManifestError: it is another one, or was changed.
+    """
+    recorded = manifest.inputs.get(name)
+    expected = recorded.get("manifestSha256") if isinstance(recorded, dict) else None
+    if expected is not None and sha256_file(source / MANIFEST_FILE) != expected:
+        raise ManifestError(
+            f"was made from another {name} than {source}, or that one changed",
+            where=str(directory),
+            fix=f"make it again from this {name}, or restore that one",
+        )
+
+
+def require_same_results(directory: Path, manifest: Manifest, engine: Manifest) -> None:
+    """Compare the verdicts and golden tokens of a repository with its engine's.
+
+    Raises:
+        ManifestError: they differ.
+    """
+    for key in ("gates", "golden"):
+        if _canonical(manifest.results.get(key)) != _canonical(engine.results.get(key)):
+            raise ManifestError(
+                f"results.{key} is not that of its engine",
+                where=str(directory),
+                fix="make the repository again: enginix triton-repo",
+            )
+
+
+def _canonical(value: Any) -> Any:
+    from enginix.files import dump_json
+
+    return dump_json(value)

@@ -1,0 +1,96 @@
+"""Signatures over a manifest with SSH keys, as git signs commits: ``ssh-keygen -Y``.
+
+A manifest has the digests of all files and of its inputs' manifests, so that its signature covers them.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from enginix.errors import ManifestError, UsageError
+from enginix.files import write_text
+from enginix.manifest import MANIFEST_FILE, SIGNATURE_FILE
+from enginix.process import run_program
+
+# What else a key signs (commits, mail) is no signature of an artefact.
+NAMESPACE = "enginix"
+_LARGEST_SIGNATURE = 1 << 16
+
+
+def sign_manifest(directory: Path, key: Path, out: Path) -> Path:
+    """Sign a manifest, and write the signature into ``out``.
+
+    Args:
+        key: a private key; or a public one whose private key is in the SSH agent.
+
+    Raises:
+        UsageError: no such key, or one that cannot sign.
+        MachineError: ssh-keygen is missing.
+    """
+    if not key.is_file():
+        raise UsageError("no such key", where=str(key), fix="ssh-keygen -t ed25519 makes one")
+    agent = {n: os.environ[n] for n in ("SSH_AUTH_SOCK", "HOME", "SSH_ASKPASS") if n in os.environ}
+    words = ["ssh-keygen", "-Y", "sign", "-n", NAMESPACE, "-f", os.path.abspath(key)]
+    done = run_program(words, env=agent, stdin=directory / MANIFEST_FILE, check=False)
+    if done.returncode != 0 or "BEGIN SSH SIGNATURE" not in done.stdout:
+        lines = done.stderr.strip().splitlines() or ["no reason given"]
+        raise UsageError(
+            f"ssh-keygen cannot sign with it: {lines[-1]}",
+            where=str(key),
+            fix="pass a private key, or a public one whose private key is in the agent (ssh-add)",
+        )
+    signature = out / SIGNATURE_FILE
+    write_text(signature, done.stdout)
+    return signature
+
+
+def require_signature(
+    directory: Path, signers: Path, signature: Path | None = None, *, ssh_keygen: str = "ssh-keygen"
+) -> str:
+    """Return who signed an artefact's manifest: a principal of the file of allowed signers.
+
+    Args:
+        signers: ALLOWED SIGNERS of ssh-keygen(1), as git's ``gpg.ssh.allowedSignersFile``.
+        signature: default is the file beside the manifest.
+        ssh_keygen: the program that verifies.
+
+    Raises:
+        ManifestError: no signature, or not one of an allowed signer over this manifest.
+        UsageError: no such file of signers.
+        MachineError: ssh-keygen is missing.
+    """
+    if not signers.is_file():
+        raise UsageError("no such file of allowed signers", where=str(signers), fix="lines: NAME KEYTYPE KEY")
+    path = signature or directory / SIGNATURE_FILE
+    try:
+        if not path.is_file() or path.stat().st_size > _LARGEST_SIGNATURE:
+            raise ManifestError(
+                "not signed, and a signature of an allowed signer is demanded",
+                where=str(path),
+                fix="enginix sign it, or pass its signature with --signature",
+            )
+        content = (directory / MANIFEST_FILE).read_bytes()
+        signed = path.read_bytes()
+    except OSError as e:
+        raise ManifestError(f"cannot be read: {e.strerror}", where=str(path), fix="make it readable") from e
+    with tempfile.TemporaryDirectory(prefix="enginix-verify-") as work:
+        # Copies: what is verified is what was read.
+        manifest_copy, signature_copy = Path(work) / MANIFEST_FILE, Path(work) / SIGNATURE_FILE
+        manifest_copy.write_bytes(content)
+        signature_copy.write_bytes(signed)
+        allowed = os.path.abspath(signers)
+        found = run_program(
+            [ssh_keygen, "-Y", "find-principals", "-s", signature_copy, "-f", allowed], check=False
+        )
+        for principal in found.stdout.splitlines() if found.returncode == 0 else ():
+            words = [ssh_keygen, "-Y", "verify", "-f", allowed, "-I", principal.strip()]
+            words += ["-n", NAMESPACE, "-s", str(signature_copy)]
+            if run_program(words, stdin=manifest_copy, check=False).returncode == 0:
+                return principal.strip()
+    raise ManifestError(
+        "its signature is not one of an allowed signer over this manifest",
+        where=str(path),
+        fix=f"ask who signed it; allowed signers are in {signers}",
+    )

@@ -1,0 +1,190 @@
+"""`enginix verify`: an artefact and what it was made from; `enginix sign`, and who signed it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from enginix import digests
+from enginix.cli import main
+from manifests import age_manifest, edit_manifest
+
+from .conftest import MODEL, Stages
+
+Told = pytest.CaptureFixture[str]
+
+
+def verify(*words: object) -> int:
+    return main(["verify", *map(str, words)])
+
+
+def test_a_repository_its_engine_and_its_checkpoint(stages: Stages, capsys: Told) -> None:
+    assert verify(stages.repository) == 0
+    told = capsys.readouterr().out
+    for artefact in ("triton-repository", "engine", "checkpoint"):
+        assert f"{artefact} tiny-qwen3 " in told
+    assert verify(stages.repository, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["artefacts"]
+    assert [row["artefact"] for row in rows] == ["triton-repository", "engine", "checkpoint"]
+    assert all(row["files"] > 0 for row in rows)
+
+
+def test_inputs_that_are_given(stages: Stages, tmp_path: Path, capsys: Told) -> None:
+    assert verify(stages.engine, "--from", stages.checkpoint, "--from", MODEL) == 0
+    other = shutil.copytree(MODEL, tmp_path / "other")
+    content = bytearray((other / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (other / "model.safetensors").write_bytes(content)
+    assert verify(stages.engine, "--from", other) == 3
+    assert "the engine was made from a model with digest" in capsys.readouterr().err
+    assert verify(stages.checkpoint, "--from", stages.engine) == 2
+    assert "no input of checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("engine/tokenizer/tokenizer.json", "tokenizer/tokenizer.json changed"),
+        ("engine/tokenizer/extra.jinja", "tokenizer/extra.jinja was added"),
+        ("repository/ensemble/config.pbtxt", "ensemble/config.pbtxt changed"),
+        ("engine/checkpoint/enginix.json", "checkpoint/enginix.json changed"),
+    ],
+)
+def test_what_changed_is_named(stages: Stages, path: str, told: str, capsys: Told) -> None:
+    with (stages.root / path).open("a") as f:
+        f.write(" ")
+    assert verify(stages.repository) == 3
+    assert told in capsys.readouterr().err
+
+
+def test_a_missing_file_is_named(stages: Stages, capsys: Told) -> None:
+    (stages.engine / "tokenizer/chat_template.jinja").unlink()
+    assert verify(stages.engine) == 3
+    assert "tokenizer/chat_template.jinja is missing" in capsys.readouterr().err
+
+
+def test_an_engine_exchanged_behind_a_repository(stages: Stages, capsys: Told) -> None:
+    """A whole engine, but another one than the repository was made from."""
+    edit_manifest(stages.engine, lambda m: m.update(name="other"))
+    assert verify(stages.engine) == 0
+    assert verify(stages.repository) == 3
+    assert "was made from another engine" in capsys.readouterr().err
+
+
+def test_a_manifest_that_is_made_older_does_not_hide_a_change(stages: Stages, capsys: Told) -> None:
+    age_manifest(stages.engine)
+    assert verify(stages.repository) == 3
+    assert "was made from another engine" in capsys.readouterr().err
+
+
+def test_a_store_path_costs_nothing_unless_it_is_asked_for(
+    stages: Stages, monkeypatch: pytest.MonkeyPatch, capsys: Told
+) -> None:
+    monkeypatch.setattr(digests, "_find_store", lambda: str(stages.root.parent))
+    stored = stages.root.with_name("qq8x6bjr3k2wvilqc1l7chivcyg6wj5h-stages")
+    stages.root.rename(stored)
+    (stored / "engine/tokenizer/tokenizer.json").write_text("{}")
+    stored.chmod(0o555)
+    monkeypatch.setattr(digests, "_hash_descriptor", lambda _: pytest.fail("a store path was read"))
+    assert verify(stored / "engine") == 0
+    assert "in a store of Nix" in capsys.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.setattr(digests, "_find_store", lambda: str(stored.parent))
+    assert verify(stored / "engine", "--full") == 3
+    assert "tokenizer.json changed" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two SSH keys, and a file of signers that allows the first."""
+    directory = tmp_path_factory.mktemp("keys")
+    for name in ("alice", "mallory"):
+        words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(directory / name)]
+        subprocess.run(words, check=True)
+    public = (directory / "alice.pub").read_text().split()
+    (directory / "signers").write_text(f"alice@example.org {public[0]} {public[1]}\n")
+    return directory
+
+
+def sign(directory: Path, key: Path, *words: object) -> int:
+    return main(["sign", str(directory), "--key", str(key), *map(str, words)])
+
+
+def test_an_engine_that_an_allowed_signer_signed(stages: Stages, keys: Path, capsys: Told) -> None:
+    assert verify(stages.engine, "--signers", keys / "signers") == 3
+    assert "not signed" in capsys.readouterr().err
+    assert sign(stages.engine, keys / "alice") == 0
+    assert verify(stages.engine, "--signers", keys / "signers") == 0
+    assert "signed by alice@example.org" in capsys.readouterr().out
+    # As git verifies: by ssh-keygen, without enginix.
+    words = ["ssh-keygen", "-Y", "verify", "-f", keys / "signers", "-I", "alice@example.org", "-n", "enginix"]
+    with (stages.engine / "enginix.json").open("rb") as content:
+        done = subprocess.run([*words, "-s", stages.engine / "enginix.json.sig"], stdin=content, check=False)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("forgery", ["another key", "another manifest", "another namespace", "garbage"])
+def test_a_signature_that_does_not_count(stages: Stages, keys: Path, forgery: str, capsys: Told) -> None:
+    assert sign(stages.engine, keys / ("mallory" if forgery == "another key" else "alice")) == 0
+    signature = stages.engine / "enginix.json.sig"
+    if forgery == "another manifest":
+        # Whole by its own digest: only the signature tells.
+        edit_manifest(stages.engine, lambda m: m["results"].update(gates={"logits": "passed"}))
+    elif forgery == "garbage":
+        signature.write_text("-----BEGIN SSH SIGNATURE-----\n")
+    elif forgery == "another namespace":
+        signature.unlink()
+        words = ["ssh-keygen", "-q", "-Y", "sign", "-n", "git", "-f", str(keys / "alice")]
+        subprocess.run([*words, str(stages.engine / "enginix.json")], check=True)
+    (stages.engine / "enginix.intoto.json").unlink()
+    capsys.readouterr()
+    assert verify(stages.engine, "--signers", keys / "signers") == 3
+    assert "not one of an allowed signer" in capsys.readouterr().err
+
+
+def test_what_is_signed_is_checked_first(stages: Stages, keys: Path, capsys: Told) -> None:
+    with (stages.engine / "tokenizer/tokenizer.json").open("a") as f:
+        f.write(" ")
+    assert sign(stages.engine, keys / "alice") == 3
+    assert not (stages.engine / "enginix.json.sig").exists()
+
+
+def test_a_signature_elsewhere(stages: Stages, keys: Path, tmp_path: Path, capsys: Told) -> None:
+    """As for a store path, which does not change; it stays whole."""
+    assert sign(stages.engine, keys / "alice", "-o", tmp_path / "signatures") == 0
+    assert not (stages.engine / "enginix.json.sig").exists()
+    signature = tmp_path / "signatures/enginix.json.sig"
+    words = ["--signers", keys / "signers", "--signature", signature]
+    assert verify(stages.engine, *words) == 0
+    (tmp_path / "signatures/enginix.intoto.json").write_text("{}")
+    capsys.readouterr()
+    assert verify(stages.engine, *words) == 3
+    assert "not the statement of this manifest" in capsys.readouterr().err
+    assert verify(stages.engine, "--signature", signature) == 2
+    assert verify(stages.engine, "--signers", tmp_path / "none") == 2
+
+
+@pytest.mark.parametrize("key", ["missing", "alice.pub of nobody", "signers"])
+def test_a_key_that_cannot_sign(stages: Stages, keys: Path, tmp_path: Path, key: str, capsys: Told) -> None:
+    path = keys / key
+    if key.endswith("nobody"):
+        path = tmp_path / "alice.pub"
+        shutil.copyfile(keys / "mallory.pub", path)
+    assert sign(stages.engine, path) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_statement_is_in_totos(stages: Stages, keys: Path) -> None:
+    assert sign(stages.engine, keys / "alice") == 0
+    statement = json.loads((stages.engine / "enginix.intoto.json").read_text())
+    manifest = json.loads((stages.engine / "enginix.json").read_text())
+    assert set(statement) == {"_type", "subject", "predicateType", "predicate"}
+    subjects = {s["name"]: s["digest"]["sha256"] for s in statement["subject"]}
+    assert subjects.pop("enginix.json")
+    assert subjects == {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    dependencies = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert {"checkpoint", "model/model.safetensors"} <= {d["name"] for d in dependencies}
