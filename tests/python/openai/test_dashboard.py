@@ -1,11 +1,9 @@
-"""The dashboard's panels under load, by a real Prometheus, compared with what its clients saw."""
+"""The dashboard's queries by a real Prometheus; requests and tokens of the gateway's panels under load."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
-import statistics
 import subprocess
 import threading
 import time
@@ -25,8 +23,6 @@ from openai_standin import StandIn
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[3]
 PANELS = json.loads((ROOT / "nix/nixos/dashboard/enginix.json").read_text())["panels"]
-# Panels of software that does not run here; their names are of its source.
-ELSEWHERE = re.compile(r"(GPU|TensorRT-LLM:|trtllm-serve:)")
 PROMPT = "Once upon a time"
 
 
@@ -203,14 +199,6 @@ def amount(rows: list[tuple[dict[str, str], float]], **labels: str) -> float:
     return sum(v for row, v in rows if all(row.get(k) == x for k, x in labels.items())) * 300
 
 
-def test_every_panel_is_compared_or_runs_elsewhere() -> None:
-    source = Path(__file__).read_text()
-    for found in PANELS:
-        title = found["title"]
-        if not ELSEWHERE.match(title):
-            assert f'"{title}"' in source or f'"{title.removeprefix("Gateway: ")}"' in source, title
-
-
 def test_prometheus_reads_every_query(prometheus: Prometheus) -> None:
     for found in PANELS:
         for expression in panel(found["title"]):
@@ -238,63 +226,12 @@ def test_the_gateways_requests(prometheus: Prometheus, load: Load) -> None:
     assert [v for _, v in answering] == [v for _, v in servers] == [1, 1]
 
 
-def test_the_gateways_times(prometheus: Prometheus, load: Load) -> None:
-    times: list[float] = []
-    for title, seen in (
-        ("time to the first token", load.first),
-        ("time between tokens", load.between),
-        ("time of an answer", load.whole),
-    ):
-        mean, median, most = (
-            next(v for row, v in prometheus.query(q) if row["model"] == "tiny")
-            for q in panel(f"Gateway: {title}")
-        )
-        # A client's own share is in its times, and a busy machine gives it little of the processor.
-        assert mean <= statistics.mean(seen) * 1.05, title
-        assert 0 < median <= most and math.isfinite(most), title
-        times.append(mean)
-    assert times[0] + 63 * times[1] == pytest.approx(times[2], rel=0.3)
-
-
 def test_the_gateways_tokens(prometheus: Prometheus, load: Load) -> None:
     rows = prometheus.query(panel("Gateway: tokens in")[0])
     assert amount(rows, model="tiny") == pytest.approx(load.prompt_tokens, rel=NEARLY)
     rows = prometheus.query(panel("Gateway: tokens out")[0])
     assert amount(rows, model="tiny") == pytest.approx(load.completion_tokens, rel=NEARLY)
     assert amount(rows, model="other") == pytest.approx(3, rel=NEARLY)
-
-
-def test_the_servers_panels(prometheus: Prometheus, load: Load) -> None:
-    assert amount(prometheus.query(panel("Answers")[0])) == pytest.approx(72, rel=NEARLY)
-    # Half of the refusals are the gateway's own.
-    rows = prometheus.query(panel("Failures")[0])
-    assert amount(rows, outcome="refused") == pytest.approx(4, rel=NEARLY)
-    assert amount(rows, outcome="full") == amount(rows, outcome="failed") == 0
-    # The batch holds 64.
-    assert 8 <= prometheus.stored["running"] <= 64
-    assert sum(v for _, v in prometheus.query(panel("Requests under way")[0])) == 0
-    tokens_in, tokens_out = map(prometheus.query, panel("Tokens"))
-    assert amount(tokens_in) == pytest.approx(load.prompt_tokens, rel=NEARLY)
-    assert amount(tokens_out) == pytest.approx(load.completion_tokens, rel=NEARLY)
-    times: list[float] = []
-    for title, seen in (
-        ("Time to the first token", load.first),
-        ("Time between tokens", load.between),
-        ("Time of an answer", load.whole),
-    ):
-        [(_, microseconds)] = prometheus.query(panel(title)[0])
-        assert microseconds / 1e6 <= statistics.mean(seen) * 1.05, title
-        times.append(microseconds / 1e6)
-    # A client's times are longer by its own share; the server's fit each other.
-    assert times[0] + 63 * times[1] == pytest.approx(times[2], rel=0.3)
-    [(_, waited)] = prometheus.query(panel("Waiting for a place")[0])
-    [(_, first)] = prometheus.query(panel("Time to the first token")[0])
-    assert 1000 < waited < first
-    # Triton itself saw the golden check alone.
-    [handed] = [
-        v for row, v in prometheus.query(panel("Triton: requests handed to tensorrt_llm")[0]) if row["server"]
-    ]
-    assert handed == 0
 
 
 def test_names_of_metrics_are_known_to_prometheus(
