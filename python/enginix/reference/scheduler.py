@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -109,6 +110,7 @@ class _Sequence:
         self.request, self.sink = request, sink
         self.sampler = Sampler(request.sampling(), request.prompt, request.end_ids)
         self.last = 0
+        self.added = time.monotonic()
         self.accepted = 0
         self.stored = 0  # tokens of a long prompt that are computed
 
@@ -159,6 +161,7 @@ class Scheduler:
         self._ids: set[str] = set()
         self._cancelled: set[str] = set()
         self._closed = False
+        self._admitted, self._waited = 0, 0.0
         #: Called by the worker thread after all sinks of a step, for sinks that report a step together.
         self.after_step: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="enginix-scheduler", daemon=True)
@@ -210,6 +213,12 @@ class Scheduler:
         with self._wake:
             return len(self._active) + len(self._filling), len(self._waiting)
 
+    @property
+    def waits(self) -> tuple[int, float]:
+        """Return the number of requests that got a place, and the seconds that they waited for it."""
+        with self._wake:
+            return self._admitted, self._waited
+
     def _end(self, sequence: _Sequence, finish: Finish, error: str | None = None) -> None:
         self._emit(sequence, GenerationEvent(sequence.request.id, None, None, finish, error))
 
@@ -253,6 +262,8 @@ class Scheduler:
             if admitted and token_budget < 0:
                 break
             admitted[slot] = self._waiting.popleft()
+            self._admitted += 1
+            self._waited += time.monotonic() - admitted[slot].added
         return admitted
 
     def _run(self) -> None:
