@@ -133,6 +133,8 @@ let
       # File with the operator's key (all models, no limits), read at start; "name" alone is a
       # systemd credential.
       keyFile ? null,
+      # File with a key that reads /metrics and nothing else, for Prometheus.
+      metricsKeyFile ? null,
       # Client -> { keyFile; models; requestsPerMinute; tokensPerMinute; parallelRequests; }
       clients ? { },
       # { maxParallelRequests; maxBodyBytes; defaultMaxTokens; silenceSeconds; bodySeconds; }
@@ -207,7 +209,10 @@ let
           n: count "limits.${n}" (if n == "maxParallelRequests" then 0 else 1)
         ) (check.arguments.only "${function}: limits" limitNames limits);
       }
-      // lib.optionalAttrs (keyFile != null) { keyFile = keyFileOf "keyFile" keyFile; };
+      // lib.optionalAttrs (keyFile != null) { keyFile = keyFileOf "keyFile" keyFile; }
+      // lib.optionalAttrs (metricsKeyFile != null) {
+        metricsKeyFile = keyFileOf "metricsKeyFile" metricsKeyFile;
+      };
       flags = [
         "--host"
         host
@@ -221,6 +226,11 @@ let
       throw (
         "${function}: host = ${host} is reachable by others, and there is no key; set keyFile or "
         + "clients."
+      )
+    else if metricsKeyFile != null && keyFile == null && clients == { } then
+      throw (
+        "${function}: metricsKeyFile is set, but no key lets requests in; set keyFile or clients, "
+        + "too."
       )
     else
       pkgs.stdenvNoCC.mkDerivation {

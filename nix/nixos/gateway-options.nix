@@ -67,6 +67,16 @@ in
     '';
   };
 
+  metricsKeyFile = mkOption {
+    type = types.nullOr types.str;
+    default = null;
+    example = "/run/secrets/enginix-gateway-metrics";
+    description = ''
+      File with a key that reads `/metrics` and nothing else. With `prometheus.enable` this
+      machine's Prometheus scrapes the gateway with it, and must be able to read the file.
+    '';
+  };
+
   clients = mkOption {
     type = types.attrsOf (types.submodule client);
     default = { };

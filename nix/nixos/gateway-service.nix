@@ -7,6 +7,7 @@ let
   credentials =
     gateway: servers:
     lib.optional (gateway.keyFile != null) "operator:${gateway.keyFile}"
+    ++ lib.optional (gateway.metricsKeyFile != null) "metrics:${gateway.metricsKeyFile}"
     ++ lib.mapAttrsToList (name: c: "client-${name}:${c.keyFile}") gateway.clients
     ++ builtins.concatLists (
       lib.mapAttrsToList (
@@ -58,7 +59,8 @@ in
       limits = { inherit (gateway) maxParallelRequests; };
       routing = { inherit (gateway) aliases fallbacks; };
     }
-    // lib.optionalAttrs (gateway.keyFile != null) { keyFile = "operator"; };
+    // lib.optionalAttrs (gateway.keyFile != null) { keyFile = "operator"; }
+    // lib.optionalAttrs (gateway.metricsKeyFile != null) { metricsKeyFile = "metrics"; };
 
   # The service of mkGateway's output.
   unit = id: gateway: servers: command: {

@@ -47,7 +47,9 @@ let
   keyFiles =
     lib.optional (gateway.keyFile != null) gateway.keyFile
     ++ map (c: c.keyFile) (lib.attrValues gateway.clients);
-  keyFilesInStore = lib.filter inStore keyFiles;
+  keyFilesInStore = lib.filter inStore (
+    keyFiles ++ lib.optional (gateway.metricsKeyFile != null) gateway.metricsKeyFile
+  );
 in
 {
   config = lib.mkIf cfg.enable {
@@ -81,6 +83,12 @@ in
         message =
           "services.enginix.gateway: host is ${gateway.host}, which others reach, and there is no "
           + "key; set keyFile or clients, or leave host on loopback.";
+      }
+      {
+        assertion = gateway.metricsKeyFile != null -> keyFiles != [ ];
+        message =
+          "services.enginix.gateway: metricsKeyFile is set, but no key lets requests in; set "
+          + "keyFile or clients, too.";
       }
       {
         assertion = gateway.openFirewall -> !isLoopback gateway.host;

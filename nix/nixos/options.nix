@@ -74,9 +74,9 @@ in
     };
 
     prometheus.enable = mkEnableOption (
-      "the scrape of every Triton server by this machine's Prometheus (`services.prometheus`); an "
-      + "engine's own server has no metrics for it, and a warning names the servers that are left "
-      + "out"
+      "the scrape of the gateway, of every Triton server, and of trtllm-serve for engines of kind "
+      + "llmapi with `llmArgs.return_perf_metrics`, by this machine's Prometheus "
+      + "(`services.prometheus`); a warning names the servers that have no metrics"
     );
 
     grafana.enable = mkEnableOption (

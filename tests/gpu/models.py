@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from enginix.reference import config as checkpoint_config
 from enginix.reference import layout
+from enginix.reference.executor import Executor
+from enginix.reference.weights import MergedWeights
 
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
 SMALL: dict[str, Any] = {
     "dtype": "bfloat16",
     "vocab_size": 1000,
@@ -64,6 +66,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+# Of FP8 codes: values beyond 448 / FP8_SPREAD times the usual are cut.
+FP8_SPREAD = 56.0
+FP8: dict[str, Any] = {"quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}}
 # Shapes of Qwen3-8B and Qwen3-0.6B, with random weights.
 QWEN3_8B: dict[str, Any] = {
     "vocab_size": 151936,
@@ -125,6 +130,45 @@ def random_checkpoint(out: Path, architecture: str, device: str = "cpu", **chang
     return out
 
 
+class RandomWeights(MergedWeights):
+    """The whole tensors of a checkpoint that has no files: random, made on the device when they are read."""
+
+    def __init__(self, device: str, architecture: str = "Qwen3ForCausalLM", **changes: Any) -> None:
+        raw = {**SMALL, "architecture": architecture, **ARCHITECTURES[architecture], **changes}
+        self.raw, self.device = raw, device
+        self.config = checkpoint_config.parse_executor_config(raw, "config.json")
+        self.specs = {spec.name: spec for spec in layout.iterate_tensor_specs(self.config)}
+        self.numbers = {name: number for number, name in enumerate(self.specs)}
+
+    def get(self, name: str) -> torch.Tensor:
+        spec = self.specs[name]
+        generator = torch.Generator(self.device).manual_seed(self.numbers[name])
+        values = torch.randn(spec.shape, generator=generator, device=self.device)
+        if spec.dtype == "F8_E4M3":
+            values = values * FP8_SPREAD
+        elif name.endswith("weights_scaling_factor"):
+            columns = self.specs[name.removesuffix("s_scaling_factor")].shape[-1]
+            values = torch.full_like(values, columns**-0.5 / FP8_SPREAD)
+        elif name.endswith("activation_scaling_factor"):
+            values = torch.full_like(values, 1 / FP8_SPREAD)
+        elif len(spec.shape) == 1:
+            values = 1 + values / 10
+        elif "embedding" not in name:
+            values = values / spec.shape[-1] ** 0.5
+        return values.to(DTYPES[spec.dtype])
+
+    def parts(self, name: str) -> list[torch.Tensor]:
+        return [self.get(name)]
+
+    def where(self, name: str) -> str:
+        return name
+
+    def load(self, dtype: torch.dtype, **options: Any) -> Executor:
+        """An executor of these weights."""
+        with torch.inference_mode():
+            return Executor(self, torch.device(self.device), dtype, **options)
+
+
 # Ours → transformers', of what a Qwen3 layer has beside query, key and value.
 NAMES = {
     "input_layernorm": "input_layernorm",
@@ -138,11 +182,11 @@ NAMES = {
 }
 
 
-def transformers_qwen3(checkpoint: Path, device: str, dtype: torch.dtype) -> Any:
-    """transformers' model with the weights of a Qwen3 checkpoint of one rank."""
+def transformers_qwen3(held: RandomWeights, dtype: torch.dtype) -> Any:
+    """transformers' model with the same weights."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    raw = json.loads((checkpoint / "config.json").read_text())
+    raw = held.raw
     same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
             "intermediate_size", "max_position_embeddings")  # fmt: skip
     config = Qwen3Config(
@@ -152,20 +196,19 @@ def transformers_qwen3(checkpoint: Path, device: str, dtype: torch.dtype) -> Any
         rope_theta=raw.get("rotary_base", 10000.0),
         tie_word_embeddings=False,
     )
-    with torch.device(device):
+    with torch.device(held.device):
         model = Qwen3ForCausalLM(config).to(dtype).eval()
-    held = load_file(checkpoint / "rank0.safetensors", device)
     weights = {
-        "model.embed_tokens.weight": held["transformer.vocab_embedding.weight"],
-        "model.norm.weight": held["transformer.ln_f.weight"],
-        "lm_head.weight": held["lm_head.weight"],
+        "model.embed_tokens.weight": held.get("transformer.vocab_embedding.weight"),
+        "model.norm.weight": held.get("transformer.ln_f.weight"),
+        "lm_head.weight": held.get("lm_head.weight"),
     }
     heads = [raw[n] * raw["head_size"] for n in ("num_attention_heads", *["num_key_value_heads"] * 2)]
     for layer in range(raw["num_hidden_layers"]):
         ours, theirs = f"transformer.layers.{layer}", f"model.layers.{layer}"
         for name, source in NAMES.items():
-            weights[f"{theirs}.{source}.weight"] = held[f"{ours}.{name}.weight"]
-        for part, values in zip("qkv", held[f"{ours}.attention.qkv.weight"].split(heads), strict=True):
+            weights[f"{theirs}.{source}.weight"] = held.get(f"{ours}.{name}.weight")
+        for part, values in zip("qkv", held.get(f"{ours}.attention.qkv.weight").split(heads), strict=True):
             weights[f"{theirs}.self_attn.{part}_proj.weight"] = values
     model.load_state_dict(weights)
     return model

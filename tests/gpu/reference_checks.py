@@ -6,7 +6,6 @@ AssertionError where the GPU is wrong.
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import threading
 import time
@@ -20,8 +19,9 @@ import torch
 
 import models
 from enginix.evaluation.judgement import suite
-from enginix.evaluation.reference_answers.answers import ReferenceAnswers, score_texts
-from enginix.evaluation.reference_answers.material import Material
+from enginix.evaluation.reference_answers.answers import ReferenceAnswers, ask_reference, score_texts
+from enginix.evaluation.reference_answers.hf import TransformersTokenizer
+from enginix.evaluation.reference_answers.material import Material, load_material
 from enginix.evaluation.reference_answers.prompts import Prompt
 from enginix.evaluation.reference_answers.subject import ExecutorSubject
 from enginix.reference.executor import Executor
@@ -34,6 +34,8 @@ FLOAT32 = 1e-4
 MOST_OUTSIDE = 0.1
 # bfloat16 keeps 8 significant bits, and rounds after every operation.
 BFLOAT16 = 6e-2
+# Tokens of a prompt, and decoded after its first.
+LENGTHS = {"cpu": (128, 32), "cuda": (512, 128)}
 
 
 @dataclass(frozen=True)
@@ -153,9 +155,9 @@ def _seconds(device: str, call: Callable[[], object]) -> float:
 
 
 def _beside(device: str, ours: Callable[[], object], theirs: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of each: medians of five, in turns, after one of each that does not count."""
+    """Seconds of each: medians of three, in turns, after one of each that does not count."""
     ours(), theirs()
-    found = [(_seconds(device, ours), _seconds(device, theirs)) for _ in range(5)]
+    found = [(_seconds(device, ours), _seconds(device, theirs)) for _ in range(3)]
     return statistics.median(f[0] for f in found), statistics.median(f[1] for f in found)
 
 
@@ -164,33 +166,44 @@ def _against(what: str, tokens: int, ours: float, theirs: float) -> Row:
     return Row(what, value if theirs >= ours else f"{value} SLOWER", "≥ 1.0 ×")
 
 
+def _shapes(device: str) -> dict[str, dict[str, Any]]:
+    if device == "cpu":
+        return {"small": models.shape(models.QWEN3_8B, device)}
+    return {
+        "0.6B-shaped": models.shape(models.QWEN3_0_6B, device),
+        "8B-shaped": models.shape(models.QWEN3_8B, device),
+    }
+
+
+def _dtype(device: str) -> torch.dtype:
+    return torch.float32 if device == "cpu" else torch.bfloat16
+
+
 def speed(device: str, work: Path) -> Iterator[Row]:
-    """Prefill and decode beside transformers' generate, on the same random checkpoint.
+    """Prefill and decode beside transformers' generate, with the same random weights.
 
     Prefill is a prompt to its first token; decode is what the further tokens take.
     """
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    for name, named in (("0.6B-shaped", models.QWEN3_0_6B), ("8B-shaped", models.QWEN3_8B)):
-        if device == "cpu":
-            name = "small"
-            if named is models.QWEN3_8B:
-                continue
-        shape = models.shape(named, device)
-        checkpoint = models.random_checkpoint(work / name, "Qwen3ForCausalLM", device, **shape)
-        executor = Executor.load(checkpoint, device, dtype)
+    dtype = _dtype(device)
+    for name, shape in _shapes(device).items():
+        weights = models.RandomWeights(device, **shape)
+        executor = weights.load(dtype)
         try:
-            model = models.transformers_qwen3(checkpoint, device, dtype)
+            model = models.transformers_qwen3(weights, dtype)
         except ImportError as e:
             yield Row(f"{name} beside transformers' generate", f"skipped: {e}")
             return
-        shutil.rmtree(checkpoint)
         yield from _speed(name, executor, model, device)
         del executor, model
 
 
+def _prompts(device: str, rows: int) -> list[tuple[int, ...]]:
+    return [tuple((31 * i + 7 * j) % 30000 for j in range(LENGTHS[device][0])) for i in range(rows)]
+
+
 def _speed(name: str, executor: Executor, model: Any, device: str) -> Iterator[Row]:
-    length, further = (128, 32) if device == "cpu" else (512, 128)
-    prompts = [tuple((31 * i + 7 * j) % 30000 for j in range(length)) for i in range(16)]
+    length, further = LENGTHS[device]
+    prompts = _prompts(device, 16)
 
     def generate(rows: int, tokens: int) -> torch.Tensor:
         ids = torch.tensor(prompts[:rows], device=device)
@@ -218,25 +231,93 @@ def _speed(name: str, executor: Executor, model: Any, device: str) -> Iterator[R
         yield _against(f"{what}: {length} → {1 + further}, whole", rows * (1 + further), *whole)
 
 
+def decode(device: str, work: Path) -> Iterator[Row]:
+    """Prefill and decode alone, in batches of 1, 16 and 64."""
+    for name, shape in _shapes(device).items():
+        executor = models.RandomWeights(device, **shape).load(_dtype(device))
+        for rows in (1, 16) if device == "cpu" else (1, 16, 64):
+            yield from _decode(f"{name}, batch {rows}", executor, rows, device)
+        del executor
+
+
+def _decode(what: str, executor: Executor, rows: int, device: str) -> Iterator[Row]:
+    length, further = LENGTHS[device]
+    scheduler, prompts = Scheduler(executor, rows), _prompts(device, rows)
+    once = _seconds(device, partial(_serve, scheduler, prompts, 1 + further))
+    first, whole = (
+        statistics.median(_seconds(device, partial(_serve, scheduler, prompts, n)) for _ in range(5))
+        for n in (1, 1 + further)
+    )
+    scheduler.close()
+    yield Row(f"{what}: prefill of {length}", f"{rows * length / first:.0f} tokens/s")
+    yield Row(f"{what}: {further} tokens decoded", f"{rows * further / (whole - first):.0f} tokens/s")
+    yield Row(f"{what}: captures and first use", f"{once - whole:.2f} s")
+
+
+def fp8(device: str, work: Path) -> Iterator[Row]:
+    """FP8 products beside their emulation in the same dtype: how far each is from float32, and how fast."""
+    for name, shape in _shapes(device).items():
+        weights, dtype = models.RandomWeights(device, **shape, **models.FP8), torch.bfloat16
+        (prompt,) = _prompts(device, 1)
+        ways = {"emulated": weights.load(dtype), "FP8 products": weights.load(dtype, fp8_products=True)}
+        (expected,) = weights.load(torch.float32).forward([prompt])
+        found = {way: executor.forward([prompt])[0] for way, executor in ways.items()}
+        errors = {way: _error(logits, expected) for way, logits in found.items()}
+        for way, error in errors.items():
+            yield _same(f"{name}: {way} from float32", error, 1.5 * errors["emulated"])
+        yield Row(f"{name}: FP8 products from the emulation", f"{_error(*found.values()):.1e}")
+        same = (found["FP8 products"].argmax(-1) == found["emulated"].argmax(-1)).double().mean()
+        yield Row(f"{name}: same most likely token", f"{float(same):.1%}")
+        del found
+        for way, executor in ways.items():
+            for rows in (1,) if device == "cpu" else (1, 16):
+                yield from _decode(f"{name}, {way}, batch {rows}", executor, rows, device)
+        del ways, executor
+
+
+def gates(device: str, work: Path) -> Iterator[Row]:
+    """Seconds of all gates of an engine of random weights, in float32 as gates compute, and what they say.
+
+    The reference's answers are the engine's own, computed before: what transformers takes is not in it.
+    """
+    tokenizer = TransformersTokenizer(ROOT / "tests/models/tiny-qwen3")
+    for name, shape in _shapes(device).items():
+        for format_name, changes in (("bfloat16", {}), ("FP8", models.FP8)):
+            changes = {**shape, "max_position_embeddings": 4096, **changes}
+            weights = models.RandomWeights(device, **changes)
+            subject = ExecutorSubject(weights.load(torch.float32))
+            material = load_material(tokenizer, subject.vocab_size, subject.max_length)
+            answers = ask_reference(subject, material, frozenset([0]), {})
+            engine = suite.JudgedEngine(ExecutorSubject(subject.executor), tokenizer, weights.config)
+            names = [g for g in suite.GATES if g != suite.LOGITS]
+            bounds = suite.resolve_checkpoint_bounds(weights.config, {gate: {} for gate in names})
+            started = _wait(device)
+            outcomes, _ = suite.run_gates(lambda e=engine: e, tokenizer, material, answers, bounds)  # type: ignore[misc]
+            failed = ", ".join(f"{o.gate}: {o.summary}" for o in outcomes if not o.passed)
+            yield Row(
+                f"{name}, {format_name}: {len(outcomes)} gates", f"{_wait(device) - started:.1f} s", failed
+            )
+            del subject, engine
+
+
 def scoring(device: str, work: Path) -> Iterator[Row]:
     """How fast the gates score text, and how much of the time is not spent in forward passes.
 
     The share is what scoring takes longer than forward passes alone over the same texts, in turns.
     """
-    shape = models.shape(models.QWEN3_8B, device)
-    checkpoint = models.random_checkpoint(work / "scoring", "Qwen3ForCausalLM", device, **shape)
+    weights = models.RandomWeights(device, **models.shape(models.QWEN3_8B, device))
     texts = tuple(
         Prompt(str(i), "", tuple((31 * i + 7 * j) % 30000 for j in range(512)))
         for i in range(4 if device == "cpu" else 32)
     )
     tokens = [t.tokens for t in texts]
-    for dtype in ("float32",) if device == "cpu" else ("float32", "bfloat16"):
-        subject = ExecutorSubject(Executor.load(checkpoint, device, dtype))
+    for dtype in (torch.float32,) if device == "cpu" else (torch.float32, torch.bfloat16):
+        subject = ExecutorSubject(weights.load(dtype))
         kept = tuple(score_texts(subject, tokens)[0])
         answers = ReferenceAnswers({}, "", frozenset(), kept, (), (), ())
         scored = suite.ScoredPassages(subject, Material("", (), texts, ()), answers)
         alone, whole = _beside(device, partial(_forward, subject, tokens), partial(_score, scored))
-        name = f"{'small' if device == 'cpu' else '8B-shaped'} in {dtype}"
+        name = f"{'small' if device == 'cpu' else '8B-shaped'} in {str(dtype).removeprefix('torch.')}"
         yield Row(f"{name}: text scored", f"{sum(map(len, tokens)) / whole:.0f} tokens/s")
         share = 1 - alone / whole
         said = f"{share:.1%}{'' if share <= MOST_OUTSIDE else ' ABOVE'}"
@@ -254,4 +335,12 @@ def _score(scored: suite.ScoredPassages) -> None:
     assert float(torch.cat(list(kl)).max()) < 1e-6, "a model differs from itself"
 
 
-CHECKS: dict[str, Check] = {"logits": logits, "greedy": greedy, "speed": speed, "scoring": scoring}
+CHECKS: dict[str, Check] = {
+    "logits": logits,
+    "greedy": greedy,
+    "decode": decode,
+    "fp8": fp8,
+    "gates": gates,
+    "speed": speed,
+    "scoring": scoring,
+}

@@ -29,7 +29,10 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "python")]
 # Module → what its checks are about; each has CHECKS.
 Rows = list[dict[str, str]]
-MODULES = {"reference_checks": "reference executor", "quantize_checks": "quantization by ModelOpt"}
+MODULES = {
+    "reference_checks": "reference executor",
+    "quantize_checks": "quantization by ModelOpt",
+}
 
 
 def machine(device: str) -> dict[str, str]:

@@ -296,12 +296,24 @@ let
         hardware.nvidia.package = mkOption {
           type = types.unspecified;
         };
+        services.prometheus.checkConfig = mkOption {
+          type = types.either types.bool (types.enum [ "syntax-only" ]);
+          default = true;
+        };
         services.prometheus.scrapeConfigs = mkOption {
           default = [ ];
           type = types.listOf (
             types.submodule {
               options = {
                 job_name = mkOption { type = types.str; };
+                metrics_path = mkOption {
+                  type = types.nullOr types.str;
+                  default = null;
+                };
+                authorization = mkOption {
+                  type = types.nullOr types.attrs;
+                  default = null;
+                };
                 static_configs = mkOption {
                   default = [ ];
                   type = types.listOf (

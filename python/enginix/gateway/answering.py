@@ -17,6 +17,7 @@ from enginix.gateway.call import TritonCall
 from enginix.gateway.events import DONE, EventTooLarge
 from enginix.gateway.exchange import App, Exchange, NoAnswer
 from enginix.gateway.keys import Caller
+from enginix.gateway.metrics import GatewayMetrics, PartMeter, RequestMeter
 from enginix.gateway.request import (
     PARAMETERS,
     ROUTES,
@@ -89,7 +90,7 @@ class CheckedRequest:
         """Tell whether the request asks for the usage in a stream."""
         return bool((self.body.get("stream_options") or {}).get("include_usage"))
 
-    def call_of(self, part: Mapping[str, Any]) -> TritonCall | None:
+    def call_of(self, part: Mapping[str, Any], meter: PartMeter) -> TritonCall | None:
         """Return the call to a Triton server for one part."""
         if self.call is None:
             return None
@@ -98,7 +99,12 @@ class CheckedRequest:
             prompt = {"messages": json.dumps(parse_text_messages(part["messages"]), ensure_ascii=False)}
         else:
             prompt = {"text_input": part["prompt"]}
-        return TritonCall({**self.call.question, **prompt}, self.call.stop, self.call.max_tokens)
+        return TritonCall(
+            {**self.call.question, **prompt},
+            self.call.stop,
+            self.call.max_tokens,
+            see_piece=meter.see_piece,
+        )
 
 
 class Answering:
@@ -106,18 +112,24 @@ class Answering:
 
     Args:
         width: parts that are answered at the same time.
+        meter: measures the request.
 
     Attributes:
-        tokens: tokens of the answer so far.
         error: the error that ended a stream after its first piece, if any.
     """
 
     def __init__(
-        self, app: App, balancer: Balancer, question: CheckedRequest, caller: Caller, width: int
+        self,
+        app: App,
+        balancer: Balancer,
+        question: CheckedRequest,
+        caller: Caller,
+        width: int,
+        meter: RequestMeter | None = None,
     ) -> None:
         self._app, self._balancer, self._question, self._caller = app, balancer, question, caller
         self._width = width
-        self.tokens = 0
+        self._meter = meter or RequestMeter(GatewayMetrics(dict), ())
         self.error: dict[str, Any] | None = None
 
     async def whole(self) -> dict[str, Any]:
@@ -141,7 +153,6 @@ class Answering:
         finally:
             await _cancel_tasks(tasks)
         usages = [a["usage"] for a in answers if isinstance(a.get("usage"), dict)]
-        self.tokens = sum(int(u.get("total_tokens") or 0) for u in usages)
         if len(answers) == 1:
             return answers[0]
         if not all(a.get("choices") for a in answers):
@@ -179,12 +190,16 @@ class Answering:
                 self.error = e.as_json()
                 return
         usages = [c.usage for c in cleaners if c.usage is not None]
-        self.tokens = sum(int(u.get("total_tokens") or 0) for u in usages)
         if self._question.include_usage and usages:
             yield response_rewrite.encode_event(
                 cleaners[0].usage_chunk(_sum_usages(usages) if len(parts) > 1 else usages[0])
             )
         yield response_rewrite.encode_event(DONE)
+
+    @property
+    def tokens(self) -> int:
+        """Return the tokens of prompt and answer so far, also of an answer that its client left."""
+        return self._meter.tokens
 
     @property
     def _model(self) -> str:
@@ -263,9 +278,11 @@ class Answering:
     ) -> AsyncGenerator[AnswerEvent, None]:
         """Ask one server; yield the events of a stream from the first piece on, or one whole answer."""
         body = {**part, "model": candidate.deployment}
-        if cleaner is not None and self._asks_for_usage():
+        if cleaner is not None:
+            # Token limits and metrics need the usage, too.
             body["stream_options"] = {"include_usage": True}
-        call = self._question.call_of(part) if candidate.server.kind == "triton" else None
+        meter, is_shown, is_lost = self._meter.part(), False, False
+        call = self._question.call_of(part, meter) if candidate.server.kind == "triton" else None
         exchange = Exchange(self._app, self._question.path, self._caller, body, call)
         try:
             status, kind = await exchange.start()
@@ -273,23 +290,31 @@ class Answering:
                 raise _select_refusal(call, await exchange.read(), status)
             if cleaner is None:
                 raw = await exchange.read()
-                yield response_rewrite.rewrite_answer(raw, self._question.identity, self._model)
+                answer = response_rewrite.rewrite_answer(raw, self._question.identity, self._model)
+                meter.see_usage(answer.get("usage"))
+                yield answer
                 return
             if not kind.startswith("text/event-stream"):
                 raise RequestRejected("the model's server did not send an event stream", None, 502)
             async with aclosing(_from_first_piece(exchange, cleaner)) as events:
                 async for event in events:
+                    is_shown = True
+                    if call is None and response_rewrite.chunk_has_tokens(event):
+                        # Servers count an answer's tokens at its end; a chunk has one, as a rule.
+                        meter.see_token()
+                    elif call is not None:
+                        meter.count()
                     yield event
-        except (NoAnswer, EventTooLarge) as e:
+        except (NoAnswer, EventTooLarge, RequestRejected) as e:
+            is_lost = not is_shown
+            if isinstance(e, RequestRejected):
+                raise
             raise RequestRejected("the model's server broke the answer off", None, 502) from e
         finally:
+            if not is_lost:
+                meter.see_usage(cleaner.usage if cleaner is not None else None)
+                meter.count()
             await exchange.close()
-
-    def _asks_for_usage(self) -> bool:
-        """Tell whether to ask the server for the usage; a client's token limit needs it, too."""
-        client = self._caller.client
-        counted = bool(client and client.tokens_per_minute)
-        return self._question.call is not None or self._question.include_usage or counted
 
 
 async def _from_first_piece(

@@ -22,12 +22,15 @@ from enginix.gateway.balancer import Balancer
 from enginix.gateway.client_errors import restore_parameter_names
 from enginix.gateway.exchange import SCOPE, App, Message, Receive, Scope, Send
 from enginix.gateway.keys import Caller, Keys
+from enginix.gateway.metrics import CONTENT_TYPE, GatewayMetrics, RequestMeter
 from enginix.gateway.rate_limits import RateLimits
 from enginix.gateway.request import ROUTES, RequestRejected, check_openai_request
+from enginix.gateway.response_rewrite import encode_event, encode_json
 from enginix.gateway.spec import BackendServer, GatewaySpec
 
 __all__ = ["SCOPE", "AuthMiddleware"]
 MODELS = "/v1/models"
+METRICS = "/metrics"
 # Deeper than any message; parsers of the servers behind crash at far deeper nesting
 # (docs/reference/triton.md, Faults).
 _MAX_DEPTH = 32
@@ -62,6 +65,13 @@ class AuthMiddleware:
         self._app, self._spec, self._keys, self._ready, self._log = app, spec, keys, ready, log
         self._balancer = Balancer(spec, answers)
         self._rates = RateLimits()
+        pairs = [
+            (model, caller.name)
+            for caller in keys.callers
+            for model in spec.models
+            if caller.client is None or not caller.client.models or model in caller.client.models
+        ]
+        self._metrics = GatewayMetrics(lambda: ready()[1], pairs)
         self._running: Counter[str] = Counter()
         self.start_failure = ""
 
@@ -122,14 +132,19 @@ class AuthMiddleware:
             await self._refuse(request, RequestRejected("the gateway failed on this request", None, 500))
             request.error = f"unexpected {type(e).__name__}"
         finally:
-            milliseconds = (time.monotonic() - begin) * 1000
-            line = (
-                f"{scope['method']} {_replace_unprintable(scope['path'])} {request.status} {request.caller}"
-            )
-            reason = f": {_replace_unprintable(request.error)}" if request.error else ""
-            self._log(
-                f"{line} {_replace_unprintable(request.model)} {milliseconds:.0f} ms {request.id}{reason}"
-            )
+            # Prometheus asks every few seconds.
+            if scope["path"] != METRICS or request.status != 200:
+                self._record(request, time.monotonic() - begin)
+
+    def _record(self, request: _ClientRequest, seconds: float) -> None:
+        """Count and log a request that has ended."""
+        self._metrics.count_request(request.model, request.caller, request.outcome, request.status)
+        method, path = request.scope["method"], _replace_unprintable(request.scope["path"])
+        reason = f": {_replace_unprintable(request.error)}" if request.error else ""
+        self._log(
+            f"{method} {path} {request.status} {request.caller} {_replace_unprintable(request.model)} "
+            f"{seconds * 1000:.0f} ms {request.id}{reason}"
+        )
 
     async def _refuse(self, request: _ClientRequest, error: RequestRejected) -> None:
         request.error = error.message.split("\n", 1)[0]
@@ -150,7 +165,11 @@ class AuthMiddleware:
     async def _serve(self, request: _ClientRequest, caller: Caller) -> None:
         scope = request.scope
         path, method = scope["path"], scope["method"]
-        if path in ROUTES and method == "POST":
+        if path == METRICS and method == "GET":
+            await self._send_metrics(request, caller)
+        elif caller.is_monitor:
+            raise RequestRejected(f"this key reads {METRICS} alone", None, 403)
+        elif path in ROUTES and method == "POST":
             body = await self._body(request)
             model = self._model(body.get("model"), caller)
             request.model = model
@@ -161,7 +180,8 @@ class AuthMiddleware:
             )
             with self._place(caller):
                 self._rates.take(caller, len(question.parts))
-                await request.while_connected(self._answer(request, question, caller))
+                with self._metrics.measure(model, caller.name) as meter:
+                    await request.while_connected(self._answer(request, question, caller, meter))
         elif path in ROUTES or method != "GET":
             raise RequestRejected(f"{path}: no such route for {method}", None, 405 if path in ROUTES else 404)
         elif path == MODELS or path.startswith(f"{MODELS}/"):
@@ -169,11 +189,19 @@ class AuthMiddleware:
         else:
             raise _unknown_route(scope)
 
-    async def _answer(self, request: _ClientRequest, question: CheckedRequest, caller: Caller) -> None:
+    async def _send_metrics(self, request: _ClientRequest, caller: Caller) -> None:
+        # They name all clients and models.
+        if caller.client is not None:
+            raise RequestRejected(f"{METRICS} is for the operator's key, and for metricsKeyFile's", None, 403)
+        await request.answer_raw(200, self._metrics.render().encode(), CONTENT_TYPE)
+
+    async def _answer(
+        self, request: _ClientRequest, question: CheckedRequest, caller: Caller, meter: RequestMeter
+    ) -> None:
         client = caller.client
         max_parallel = client.parallel_requests if client and client.parallel_requests else _PARALLEL_PROMPTS
         answering = Answering(
-            self._app, self._balancer, question, caller, min(max_parallel, _PARALLEL_PROMPTS)
+            self._app, self._balancer, question, caller, min(max_parallel, _PARALLEL_PROMPTS), meter
         )
         try:
             if question.is_stream:
@@ -184,6 +212,8 @@ class AuthMiddleware:
                 request.error = answering.error["error"]["message"] if answering.error else ""
             else:
                 await request.answer(200, await answering.whole())
+            if not request.error:
+                meter.end_answer()
         except RequestRejected as e:
             raise restore_parameter_names(e, question.body) from e
         finally:
@@ -283,6 +313,22 @@ class _ClientRequest:
         self.id = uuid.uuid4().hex
         self.status = 0
 
+    @property
+    def outcome(self) -> str:
+        """Return how the request has ended."""
+        if self.status == _CLIENT_GONE:
+            return "gone"
+        if self.status >= 500 or (self.status < 400 and self.error):
+            return "failed"
+        return "refused" if self.status >= 400 else "answered"
+
+    async def answer_raw(self, status: int, body: bytes, content_type: bytes) -> None:
+        """Send a whole answer that is not JSON."""
+        self.status = status
+        headers = [(b"content-type", content_type), (b"x-request-id", self.id.encode())]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
     async def answer(self, status: int, body: Mapping[str, Any], *, retry_after: int | None = None) -> None:
         """Send a whole answer."""
         self.status = status
@@ -305,7 +351,7 @@ class _ClientRequest:
 
     async def end_stream(self, error: Mapping[str, Any] | None = None) -> None:
         """End a stream, with an error's event where it failed."""
-        raw = b"" if error is None else b"data: " + _encode_body(error) + b"\n\n"
+        raw = b"" if error is None else encode_event(dict(error))
         await self._send({"type": "http.response.body", "body": raw, "more_body": False})
 
     async def read(self, max_bytes: int) -> bytes:
@@ -396,8 +442,4 @@ async def _send_json(
     # uvicorn frames the body.
     headers = [(b"content-type", b"application/json"), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": _encode_body(body)})
-
-
-def _encode_body(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    await send({"type": "http.response.body", "body": encode_json(body)})

@@ -14,6 +14,8 @@ from enginix.gateway.spec import BackendServer, GatewaySpec
 
 _POLL_SECONDS = 0.5
 _WATCH_SECONDS = 5.0
+# Checks without an answer in time, one after the other, after which a server counts as silent.
+_TIMEOUTS = 2
 _PROBE = {"text_input": "A", "max_tokens": 1, "end_id": -1}
 
 
@@ -58,11 +60,14 @@ class Backends:
         async with triton.new_client(5) as client:
             while True:
                 await asyncio.sleep(_WATCH_SECONDS)
-                for server, before in self._servers.items():
-                    now = await self._healthy(client, server)
-                    self._servers[server] = now
-                    if now != before:
-                        self._say(f"{server.url} {'answers again' if now else 'does not answer'}")
+                await asyncio.gather(*(self._check(client, server) for server in self._servers))
+
+    async def _check(self, client: httpx.AsyncClient, server: BackendServer) -> None:
+        """Ask a server for its health, and record a change."""
+        now = await self._healthy(client, server)
+        if now != self._servers[server]:
+            self._servers[server] = now
+            self._say(f"{server.url} {'answers again' if now else 'does not answer'}")
 
     async def _await(self, client: httpx.AsyncClient, server: BackendServer) -> None:
         while not await self._answers(client, server):
@@ -84,8 +89,14 @@ class Backends:
         return False
 
     async def _healthy(self, client: httpx.AsyncClient, server: BackendServer) -> bool:
-        with contextlib.suppress(httpx.HTTPError):
-            return (await self._get(client, server)).status_code == 200
+        for _ in range(_TIMEOUTS):
+            try:
+                return (await self._get(client, server)).status_code == 200
+            except httpx.TimeoutException:
+                # This process may have been too busy to read the answer.
+                continue
+            except httpx.HTTPError:
+                break
         return False
 
     async def _names(self, client: httpx.AsyncClient, server: BackendServer) -> list[str]:

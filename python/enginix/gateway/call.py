@@ -5,6 +5,7 @@ LiteLLM rewrites messages, parameters and errors on the way, differently in each
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +22,14 @@ class TritonCall:
         stop: texts that end the answer.
         max_tokens: limit for a request without one; ``None`` is all that fits.
         failure: the reason, if the call failed.
+        see_piece: receives the tokens of prompt and answer so far, as each piece comes.
     """
 
     question: dict[str, Any]
     stop: tuple[str, ...] = ()
     max_tokens: int | None = None
     failure: RequestRejected | None = None
+    see_piece: Callable[[int, int], None] = lambda prompt, completion: None
 
 
 CALL: ContextVar[TritonCall] = ContextVar("enginix_call")

@@ -11,6 +11,7 @@ from enginix.errors import UsageError
 from enginix.gateway.spec import GatewayClient, GatewaySpec
 
 OPERATOR = "operator"
+MONITOR = "monitor"
 _MIN_CHARACTERS = 16
 
 
@@ -19,12 +20,15 @@ class Caller:
     """A caller of the gateway.
 
     Attributes:
-        name: the client's name; ``operator`` for the gateway's own key, ``anyone`` if no keys are configured.
+        name: the client's name; ``operator`` for the gateway's own key, ``monitor`` for the key of its
+            metrics, ``anyone`` if no keys are configured.
         client: the client's limits; None without limits.
+        is_monitor: the key reads metrics, and nothing else.
     """
 
     name: str
     client: GatewayClient | None = None
+    is_monitor: bool = False
 
 
 ANYONE = Caller("anyone")
@@ -40,14 +44,20 @@ class Keys:
             UsageError: a file is missing, readable by everybody, or holds no key or another client's key.
         """
         self._callers: dict[str, Caller] = {}
-        self._add(OPERATOR, spec.key_file, None)
+        self._add(Caller(OPERATOR), spec.key_file)
+        self._add(Caller(MONITOR, is_monitor=True), spec.metrics_key_file)
         for name, client in spec.clients.items():
-            self._add(name, client.key_file, client)
+            self._add(Caller(name, client), client.key_file)
 
     @property
     def asked(self) -> bool:
         """Tell whether any keys are configured."""
         return bool(self._callers)
+
+    @property
+    def callers(self) -> list[Caller]:
+        """Return all callers that may send requests."""
+        return [c for c in self._callers.values() if not c.is_monitor] or [ANYONE]
 
     def caller(self, key: str | None) -> Caller | None:
         """Return the caller with this key; None if it is unknown."""
@@ -56,15 +66,17 @@ class Keys:
         # Looked up by digest, so that the time of the search does not depend on a key.
         return self._callers.get(_hash_key(key or ""))
 
-    def _add(self, name: str, path: str | None, client: GatewayClient | None) -> None:
+    def _add(self, caller: Caller, path: str | None) -> None:
         if path is None:
             return
         digest = _hash_key(read_key(path))
         if digest in self._callers:
             raise UsageError(
-                f"{name} and {self._callers[digest].name} have the same key", where=path, fix="one key each"
+                f"{caller.name} and {self._callers[digest].name} have the same key",
+                where=path,
+                fix="one key each",
             )
-        self._callers[digest] = Caller(name, client)
+        self._callers[digest] = caller
 
 
 def read_key(path: str) -> str:

@@ -3,6 +3,7 @@
 - An error's text has LiteLLM's names around the server's message, and ``param`` is empty.
 - Chunks have usages that were not requested; OpenAI sends a requested usage in a last chunk without choices.
 - Texts of a completion's last chunks are null; OpenAI's are texts.
+- Fields that LiteLLM does not know are in ``provider_specific_fields``, also where there are none.
 - Ids of completions are those of chats; models have the names of the server behind.
 """
 
@@ -66,6 +67,7 @@ def rewrite_answer(raw: bytes, identity: str | None, model: str) -> dict[str, An
         answer = None
     if not isinstance(answer, dict):
         raise RequestRejected("the model's server sent an invalid response", None, 502)
+    _restore_fields(answer)
     return {**answer, "id": identity or answer.get("id"), "model": model}
 
 
@@ -128,6 +130,7 @@ class EventRewriter:
         return self._cleaned_chunk(event)
 
     def _cleaned_chunk(self, chunk: dict[str, Any]) -> list[dict[str, Any] | str]:
+        _restore_fields(chunk)
         usage = chunk.pop("usage", None)
         if isinstance(usage, dict) and any(usage.values()):
             self.usage = usage
@@ -158,7 +161,7 @@ class EventRewriter:
 
 def encode_event(event: dict[str, Any] | str) -> bytes:
     """Return an event as bytes."""
-    return b"data: " + (event.encode() if isinstance(event, str) else _dump_event(event)) + b"\n\n"
+    return b"data: " + (event.encode() if isinstance(event, str) else encode_json(event)) + b"\n\n"
 
 
 def says_something(choice: Mapping[str, Any]) -> bool:
@@ -169,9 +172,19 @@ def says_something(choice: Mapping[str, Any]) -> bool:
 
 def has_content(choice: Mapping[str, Any]) -> bool:
     """Tell whether a choice of a chunk has content of any form, or ends the answer."""
+    return bool(choice.get("finish_reason")) or has_tokens(choice)
+
+
+def chunk_has_tokens(event: Mapping[str, Any] | str) -> bool:
+    """Tell whether an event is a chunk with content of any form."""
+    return isinstance(event, Mapping) and any(map(has_tokens, event.get("choices") or ()))
+
+
+def has_tokens(choice: Mapping[str, Any]) -> bool:
+    """Tell whether a choice of a chunk has content of any form."""
     delta = choice.get("delta")
     contents = delta if isinstance(delta, dict) else {"text": choice.get("text")}
-    return bool(choice.get("finish_reason")) or any(v for k, v in contents.items() if k != "role")
+    return any(v for k, v in contents.items() if k != "role")
 
 
 def _rewrite_error(row: dict[str, Any], status: int) -> dict[str, Any]:
@@ -188,5 +201,16 @@ def _rewrite_error(row: dict[str, Any], status: int) -> dict[str, Any]:
     return {"message": message, "type": kind, "param": param, "code": code}
 
 
-def _dump_event(value: Any) -> bytes:
+def _restore_fields(answer: dict[str, Any]) -> None:
+    """Put the fields that LiteLLM does not know back where the server had them."""
+    choices = [c for c in answer.get("choices") or () if isinstance(c, dict)]
+    inner = [c[name] for c in choices for name in ("message", "delta") if isinstance(c.get(name), dict)]
+    for row in (answer, *choices, *inner):
+        fields = row.pop("provider_specific_fields", None)
+        for name, value in fields.items() if isinstance(fields, dict) else ():
+            row.setdefault(name, value)
+
+
+def encode_json(value: Any) -> bytes:
+    """Return a value as JSON in UTF-8; half a surrogate pair of a server becomes a question mark."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")

@@ -89,6 +89,7 @@ class GatewaySpec:
         aliases: further names → a name of models.
         fallbacks: name → names to try, in order, if no server of the first answers; never within an answer.
         key_file: the operator's key: all models, no limits.
+        metrics_key_file: a key that reads ``/metrics`` and nothing else.
     """
 
     name: str
@@ -97,6 +98,7 @@ class GatewaySpec:
     fallbacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     strategy: str = "simple-shuffle"
     key_file: str | None = None
+    metrics_key_file: str | None = None
     clients: Mapping[str, GatewayClient] = field(default_factory=dict)
     limits: GatewayLimits = GatewayLimits()
 
@@ -179,6 +181,11 @@ def parse_gateway_spec(description: Any, where: str) -> GatewaySpec:
         },
         where,
     )
+    if spec.metrics_key_file is not None and spec.key_file is None and not spec.clients:
+        raise GatewaySpecError(
+            "is set, but no key lets requests in; set keyFile or clients, too",
+            where=f"{where}: metricsKeyFile",
+        )
     if spec.strategy not in STRATEGIES:
         raise GatewaySpecError(
             f"{spec.strategy!r} is not supported; use one of {', '.join(STRATEGIES)}",

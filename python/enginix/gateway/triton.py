@@ -20,7 +20,9 @@ from enginix.gateway.events import EventParser, EventTooLarge
 from enginix.gateway.stop_text import StopText
 from enginix.tables import load_table
 
-CONNECT_SECONDS = 5.0
+# A connection takes milliseconds. Where many requests come at once, this process may need seconds to
+# notice that it has one.
+CONNECT_SECONDS = 15.0
 _MOST_TOKENS = 2**31 - 1
 # How refusals of a length end (enginix.triton.models.generation.check_lengths).
 _FITS = re.compile(r"(?:at most|above this server's limit of) (\d+)(?: fit)?$")
@@ -119,6 +121,7 @@ async def stream_answer(
     stop = StopText(call.stop)
     async with aclosing(_stream_fitting(client, url, model, call)) as pieces:
         async for piece in pieces:
+            call.see_piece(piece.prompt_tokens, piece.completion_tokens)
             text, stopped = stop.push(piece.text)
             if stopped:
                 # Closing the connection ends the request at the server.

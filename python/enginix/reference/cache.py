@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from enginix.reference.config import ExecutorConfig
 from enginix.reference.rope import RopeTables
 
+if TYPE_CHECKING:
+    from enginix.reference.graphs import DecodeSteps
+
 BLOCK = 256
-ALIGNED = 64
+
+
+def move_to_device(
+    values: Sequence[int] | Sequence[Sequence[float]], device: torch.device, dtype: torch.dtype = torch.int64
+) -> torch.Tensor:
+    """Return a tensor on a device, without waiting for the work under way there."""
+    made = torch.tensor(values, dtype=dtype)
+    return made if device.type == "cpu" else made.pin_memory().to(device, non_blocking=True)
 
 
 class KeyValueCache:
-    """Keys and values of ``slots`` sequences, each [slots, kv_heads, capacity, head_size] a layer.
+    """Keys and values of ``slots`` sequences.
 
     Capacity grows with the longest sequence. A slot belongs to one sequence from prefill until it is reused.
+
+    Attributes:
+        stored: of each layer its keys, then its values, [slots, 2 kv_heads, capacity, head_size].
+        lengths: tokens stored of each slot's sequence.
+        tokens: int64 [slots] on the device, each sequence's next token for :meth:`Executor.decode_stored`.
+        steps: the executor's steps for :meth:`Executor.decode_stored`.
     """
 
     def __init__(
@@ -26,23 +44,23 @@ class KeyValueCache:
         self.config, self.slots, self.rope, self.device = config, slots, rope, device
         self.capacity = 0
         self.lengths = [0] * slots
-        empty = (slots, config.kv_heads, 0, config.head_size)
-        self.keys = [torch.empty(empty, device=device, dtype=dtype) for _ in range(config.layers)]
-        self.values = [torch.empty(empty, device=device, dtype=dtype) for _ in range(config.layers)]
+        self.tokens = torch.zeros(slots, device=device, dtype=torch.int64)
+        self.steps: DecodeSteps | None = None
+        empty = torch.empty(slots, 2 * config.kv_heads, 0, config.head_size, device=device, dtype=dtype)
+        self.stored = [empty] * config.layers
 
     def reserve(self, length: int) -> None:
         """Grow the cache for sequences of ``length`` tokens; stored keys and values stay."""
         if length <= self.capacity:
             return
         capacity = -(-max(length, self.capacity * 3 // 2) // BLOCK) * BLOCK
-        for tensors in (self.keys, self.values):
-            for layer, old in enumerate(tensors):
-                if old.shape[2] >= capacity:  # a growth that failed midway left it so
-                    continue
-                # Zeros, not garbage: masked positions are multiplied by 0, and 0 × NaN is NaN.
-                new = torch.zeros(*old.shape[:2], capacity, old.shape[3], device=old.device, dtype=old.dtype)
-                new[:, :, : old.shape[2]] = old
-                tensors[layer] = new
+        for layer, old in enumerate(self.stored):
+            if old.shape[2] >= capacity:  # a growth that failed midway left it so
+                continue
+            # Zeros, not garbage: masked positions are multiplied by 0, and 0 × NaN is NaN.
+            new = torch.zeros(*old.shape[:2], capacity, old.shape[3], device=old.device, dtype=old.dtype)
+            new[:, :, : old.shape[2]] = old
+            self.stored[layer] = new
         self.capacity = capacity
 
 
@@ -60,90 +78,123 @@ class Prefill:
         self.cos, self.sin = rope.tables(positions, [self.end])
         self.mask: torch.Tensor | None = None
         if start:
-            self.mask = torch.arange(self.end, device=rope.device)[None, :] <= positions[:, None]
+            # GPUs have kernels for a part of a causal mask; a whole one would take [count, end] numbers.
+            on_cpu = rope.device.type == "cpu"
+            seen = torch.arange(self.end)[None, :] <= positions[:, None] if on_cpu else None
+            self.mask = causal_lower_right(count, self.end) if seen is None else seen
         if cache is not None:
             cache.reserve(self.end)
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        keys, values = k.transpose(0, 1), v.transpose(0, 1)
+    def attend(self, layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        pair = kv.transpose(0, 1)
         if self.cache is not None:
-            stored = self.cache.keys[layer][self.slot], self.cache.values[layer][self.slot]
-            stored[0][:, self.start : self.end] = keys
-            stored[1][:, self.start : self.end] = values
+            stored = self.cache.stored[layer][self.slot]
+            stored[:, self.start : self.end] = pair
             if self.start:
-                keys, values = stored[0][:, : self.end], stored[1][:, : self.end]
-        out = scaled_dot_product_attention(
-            q.transpose(0, 1)[None],
-            keys[None],
-            values[None],
-            attn_mask=self.mask,
-            is_causal=self.mask is None,
-            enable_gqa=True,
-        )
+                pair = stored[:, : self.end]
+        keys, values = pair.chunk(2)
+        out = attend_causally(q.transpose(0, 1)[None], keys[None], values[None], self.mask)
         return out[0].transpose(0, 1)
+
+
+def attend_causally(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return causal attention of q [rows, heads, T, head_size] over keys and values of fewer heads."""
+    if q.device.type != "cpu" and (mask is not None or q.dtype is torch.float32):
+        # Kernels of these cases have no groups of heads; without one every score would be stored.
+        keys, values = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (keys, values))
+    return scaled_dot_product_attention(
+        q, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != keys.shape[1]
+    )
 
 
 class PackedPrompts:
     """A step over several new sequences, packed one behind the other: products see all tokens at once, and
-    attention sees each sequence by itself. Sequences of one length have one attention call.
+    attention sees each sequence by itself. Sequences of one length have one attention call. Without a
+    cache nothing is stored.
     """
 
-    def __init__(self, cache: KeyValueCache, prompts: Mapping[int, int], rope: RopeTables) -> None:
+    def __init__(self, cache: KeyValueCache | None, prompts: Mapping[int, int], rope: RopeTables) -> None:
         self.cache, self.counts = cache, list(prompts.values())
-        self.slots = torch.tensor(list(prompts), device=rope.device)
-        cache.reserve(max(self.counts))
+        if cache is not None:
+            self.slots = move_to_device(list(prompts), cache.device)
+            cache.reserve(max(self.counts))
         self.parts = [Prefill(cache, slot, 0, count, rope) for slot, count in prompts.items()]
         self.cos, self.sin = (torch.cat([getattr(p, name) for p in self.parts]) for name in ("cos", "sin"))
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def attend(self, layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         if len(set(self.counts)) > 1:
-            prompt_parts = zip(self.parts, *(torch.split(x, self.counts) for x in (q, k, v)), strict=True)
+            prompt_parts = zip(self.parts, *(torch.split(x, self.counts) for x in (q, kv)), strict=True)
             return torch.cat([part.attend(layer, *tensors) for part, *tensors in prompt_parts])
         rows, count = len(self.counts), self.counts[0]
-        queries, keys, values = (
-            x.view(rows, count, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)
-        )  # [rows, heads, count, head_size]
-        self.cache.keys[layer][self.slots, :, :count] = keys
-        self.cache.values[layer][self.slots, :, :count] = values
-        out = scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=True)
-        return out.transpose(1, 2).reshape(q.shape)
+        # [rows, heads, count, head_size]
+        queries, pair = (x.view(rows, count, *x.shape[1:]).transpose(1, 2) for x in (q, kv))
+        if self.cache is not None:
+            self.cache.stored[layer][self.slots, :, :count] = pair
+        return attend_causally(queries, *pair.chunk(2, 1)).transpose(1, 2).reshape(q.shape)
 
 
 class Decode:
-    """A step of one token for each active slot. Row r of the packed tokens is slot r; idle rows run too.
+    """A step of one token for each active slot, on the CPU. Row r of the packed tokens is slot r; idle rows
+    run too.
 
     The number of rows is always the number of slots, so that matrix products have one shape for any number of
-    active slots. On the CPU each slot's attention runs separately, over its own length, so that no bit of a
-    row depends on the others. On other devices one masked call serves all slots.
+    active slots. Each slot's attention runs separately, over its own length, so that no bit of a row depends
+    on the others.
     """
 
     def __init__(self, cache: KeyValueCache, active: list[int], rope: RopeTables) -> None:
         self.cache, self.active = cache, active
-        self.alone = rope.device.type == "cpu"
         # Idle rows, too, write behind their slot's tokens, where its next token will overwrite the values.
         self.lengths = [length + 1 for length in cache.lengths]
         cache.reserve(max(self.lengths))
-        longest = max(self.lengths[slot] for slot in active)
-        # Whole blocks: attention kernels want masks of aligned width, and would copy others in every layer.
-        self.width = min(-(-longest // ALIGNED) * ALIGNED, cache.capacity)
         self.positions = torch.tensor(self.lengths, device=rope.device) - 1
         self.cos, self.sin = rope.tables(self.positions, self.lengths)
-        seen = torch.arange(self.width, device=rope.device)[None, :] <= self.positions[:, None]
-        self.mask = seen[:, None, None, :]
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        rows, kv_heads, size = k.shape
-        index = self.positions[:, None, None, None].expand(rows, kv_heads, 1, size)
-        keys.scatter_(2, index, k[:, :, None])
-        values.scatter_(2, index, v[:, :, None])
-        # The query heads that share a key-value head become query positions: no copy of the cache is made.
-        grouped = q.view(rows, kv_heads, -1, size)
-        if not self.alone:
-            keys, values = keys[:, :, : self.width], values[:, :, : self.width]
-            return scaled_dot_product_attention(grouped, keys, values, attn_mask=self.mask).reshape(q.shape)
+    def attend(self, layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        grouped, keys, values = store_decoded(self.cache.stored[layer], self.positions, q, kv)
         out = torch.zeros_like(grouped)
         for slot in self.active:
             row, end = slice(slot, slot + 1), self.lengths[slot]
             out[row] = scaled_dot_product_attention(grouped[row], keys[row, :, :end], values[row, :, :end])
         return out.view(q.shape)
+
+
+class StaticDecode:
+    """A step of one token for each of the first slots, in shapes that do not depend on lengths: one masked
+    attention call over the first ``width`` positions of all.
+
+    Args:
+        positions: int64 [rows], of the new tokens; read on the device whenever the step is computed.
+        lengths: of the sequences with their new tokens, for rotations that depend on them.
+    """
+
+    def __init__(
+        self, cache: KeyValueCache, positions: torch.Tensor, width: int, rope: RopeTables, lengths: list[int]
+    ) -> None:
+        self.positions, self.width = positions, width
+        self.stored = [stored[: len(positions)] for stored in cache.stored]
+        self.cos, self.sin = rope.tables(positions, lengths)
+        unseen = torch.arange(width, device=positions.device) > positions[:, None]
+        # Numbers, which kernels take as they are: truth values would be converted in every layer.
+        mask = torch.zeros_like(unseen, dtype=self.stored[0].dtype).masked_fill_(unseen, -torch.inf)
+        self.mask = mask[:, None, None, :]
+
+    def attend(self, layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        grouped, keys, values = store_decoded(self.stored[layer], self.positions, q, kv)
+        keys, values = keys[:, :, : self.width], values[:, :, : self.width]
+        return scaled_dot_product_attention(grouped, keys, values, attn_mask=self.mask).reshape(q.shape)
+
+
+def store_decoded(
+    stored: torch.Tensor, at: torch.Tensor, q: torch.Tensor, kv: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Put each row's keys and values at its position, and return queries and all keys and values.
+
+    Query heads of a key-value head become positions, [rows, kv_heads, group, size]: no copy of the cache.
+    """
+    rows, heads, size = kv.shape
+    stored.scatter_(2, at[:, None, None, None].expand(rows, heads, 1, size), kv[:, :, None])
+    keys, values = stored.chunk(2, 1)
+    return q.view(rows, heads // 2, -1, size), keys, values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,9 @@ from enginix import device as devices
 from enginix.errors import MachineError, UsageError
 from enginix.reference import config as checkpoint_config
 from enginix.reference import linear
-from enginix.reference.cache import Decode, KeyValueCache, PackedPrompts, Prefill
+from enginix.reference.cache import Decode, KeyValueCache, PackedPrompts, Prefill, move_to_device
 from enginix.reference.config import ExecutorConfig
+from enginix.reference.graphs import DecodeSteps
 from enginix.reference.layers import DecoderLayer, ForwardStep, LayerBuilder
 from enginix.reference.rope import RopeTables
 from enginix.reference.sampling import most_likely
@@ -33,13 +35,22 @@ class Executor:
         config: the checkpoint's configuration.
         device: the device that it computes on.
         dtype: of weights and activations; norms, rotations, router and logits are always float32.
+        steps_ahead: decode steps that are submitted before the tokens of the step before are read.
+        prompt_tokens: tokens of new prompts computed together; 0 on the CPU, where each is computed alone.
+        piece_tokens: tokens of a longer prompt computed at a time; 0 where prompts are computed whole.
     """
 
-    def __init__(self, weights: MergedWeights, device: torch.device, dtype: torch.dtype) -> None:
-        build = LayerBuilder(weights, device, dtype)
+    def __init__(
+        self, weights: MergedWeights, device: torch.device, dtype: torch.dtype, fp8_products: bool = False
+    ) -> None:
+        build = LayerBuilder(weights, device, dtype, fp8_products)
         self.config: ExecutorConfig = weights.config
+        self.steps_ahead = 0 if device.type == "cpu" else 1
+        self.prompt_tokens = 0 if device.type == "cpu" else PROMPT_TOKENS
         self.device, self.dtype = device, dtype
         self.rope = RopeTables(self.config, device)
+        # Where a rotation depends on the length of the prompt, that of its pieces would be another one.
+        self.piece_tokens = 0 if self.rope.depends_on_length else self.prompt_tokens
         self.embedding = build.tensor("transformer.vocab_embedding.weight")
         self.layers = [DecoderLayer(build, layer) for layer in range(self.config.layers)]
         self.norm = build.norm("transformer.ln_f")
@@ -47,7 +58,14 @@ class Executor:
         self.quantized = [one for one in build.linears if isinstance(one, linear.QuantizedLinear)]
 
     @classmethod
-    def load(cls, checkpoint: Path, device: str = "cpu", dtype: str | torch.dtype | None = None) -> Executor:
+    def load(
+        cls,
+        checkpoint: Path,
+        device: str = "cpu",
+        dtype: str | torch.dtype | None = None,
+        *,
+        fp8_products: bool = False,
+    ) -> Executor:
         """Load a checkpoint directory, merging tensor-, pipeline- and expert-parallel ranks.
 
         A small model on the CPU sets torch to one thread, for the whole process.
@@ -57,9 +75,12 @@ class Executor:
             device: ``cpu``, ``cuda`` or ``cuda:N``.
             dtype: compute dtype; by default float32 on the CPU (the yardstick, and faster there than 16 bits
                 without hardware support), the checkpoint's own elsewhere.
+            fp8_products: multiply FP8 codes as FP8 kernels do, where a matrix allows it, and hold them as
+                codes; by default products are those of the numbers that the codes stand for.
 
         Raises:
             CheckpointError: missing, misshapen or unknown tensors, or a number format not implemented.
+            UsageError: no such dtype, or a device without FP8 products.
             MachineError: no such device, or too little memory on it.
         """
         config = checkpoint_config.read_executor_config(checkpoint)
@@ -72,11 +93,13 @@ class Executor:
                 raise UsageError(f"dtype {dtype!r}", fix=f"one of {', '.join(checkpoint_config.DTYPES)}")
             dtype = getattr(torch, dtype)
             assert isinstance(dtype, torch.dtype)
+        if fp8_products and torch_device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+            raise UsageError(f"{device} has no FP8 products", fix="a GPU of SM 89 or later, or the emulation")
         try:
             with MergedWeights(checkpoint, config) as weights, torch.inference_mode():
                 if torch_device.type == "cpu" and weights.parameters < ONE_THREAD_PARAMETERS:
                     torch.set_num_threads(1)
-                return cls(weights, torch_device, dtype)
+                return cls(weights, torch_device, dtype, fp8_products)
         except torch.OutOfMemoryError as e:
             raise MachineError(
                 f"out of memory while loading: {e}",
@@ -116,13 +139,19 @@ class Executor:
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(self.norm(x), self.head).float()
 
+    def _fill_logits(self, tokens: torch.Tensor, step: ForwardStep, logits: torch.Tensor) -> None:
+        logits.copy_(torch.nn.functional.linear(self.norm(self._hidden(tokens, step)), self.head))
+
+    def _ids(self, tokens: Sequence[int]) -> torch.Tensor:
+        return move_to_device(tokens, self.device)
+
     @torch.inference_mode()
     def forward(
         self, tokens: Sequence[Sequence[int]], positions: Sequence[int] | None = None
     ) -> list[torch.Tensor]:
         """Return logits at every position, or at some positions, of every sequence.
 
-        Sequences run one by one, so that no sequence's logits depend on its neighbours.
+        On the CPU sequences run one by one, so that no sequence's logits depend on its neighbours.
 
         Args:
             tokens: token ids of each sequence.
@@ -135,14 +164,31 @@ class Executor:
         Raises:
             UsageError: a sequence is empty, too long, or has tokens outside the vocabulary.
         """
+        if positions is None:
+            return list(self.iterate_logits(tokens))
         out = []
         for sequence in tokens:
             self.check_tokens(sequence)
-            ids = torch.tensor(sequence, device=self.device)
-            step = Prefill(None, 0, 0, len(sequence), self.rope)
-            hidden = self._hidden(ids, step)
-            out.append(self._logits(hidden if positions is None else hidden[list(positions)]))
+            step = PackedPrompts(None, {0: len(sequence)}, self.rope)
+            out.append(self._logits(self._hidden(self._ids(sequence), step)[list(positions)]))
         return out
+
+    @torch.inference_mode()
+    def iterate_logits(self, tokens: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        """Yield what :meth:`forward` returns, one sequence's logits at a time."""
+        for sequence in tokens:
+            self.check_tokens(sequence)
+        first = 0
+        while first < len(tokens):
+            end, total = first + 1, len(tokens[first])
+            while end < len(tokens) and total + len(tokens[end]) <= self.prompt_tokens:
+                end, total = end + 1, total + len(tokens[end])
+            group = tokens[first:end]
+            counts = [len(sequence) for sequence in group]
+            step = PackedPrompts(None, dict(enumerate(counts)), self.rope)
+            hidden = self._hidden(self._ids([t for sequence in group for t in sequence]), step)
+            yield from map(self._logits, torch.split(hidden, counts))
+            first = end
 
     @contextmanager
     def without_rounding(self) -> Iterator[None]:
@@ -166,10 +212,10 @@ class Executor:
         """Return each layer's output, float32 [T, hidden_size], the last one after the final norm."""
         self.check_tokens(tokens)
         step = Prefill(None, 0, 0, len(tokens), self.rope)
-        x, out = self.embedding[torch.tensor(tokens, device=self.device)], list[torch.Tensor]()
+        x, out = self.embedding[self._ids(tokens)], list[torch.Tensor]()
         for layer in self.layers:
             x = layer(x, step)
-            out.append(x.float())
+            out.append(x.to(torch.float32, copy=True))
         return [*out[:-1], self.norm(x).float()]
 
     def new_cache(self, slots: int) -> KeyValueCache:
@@ -187,15 +233,13 @@ class Executor:
         """
         self.check_tokens(tokens)
         start = cache.lengths[slot] if extend else 0
-        step = Prefill(cache, slot, start, len(tokens), self.rope)
-        hidden = self._hidden(torch.tensor(tokens, device=self.device), step)
-        cache.lengths[slot] = start + len(tokens)
+        piece = self.piece_tokens or len(tokens)
+        for first in range(0, len(tokens), piece):
+            ids = tokens[first : first + piece]
+            hidden = self._hidden(self._ids(ids), Prefill(cache, slot, start, len(ids), self.rope))
+            start += len(ids)
+        cache.lengths[slot] = start
         return self._logits(hidden[-1:])[0]
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of new prompts computed together; 0 on the CPU, where each prompt is computed alone."""
-        return 0 if self.device.type == "cpu" else PROMPT_TOKENS
 
     @torch.inference_mode()
     def prefill_all(
@@ -212,9 +256,9 @@ class Executor:
         for tokens in prompts.values():
             self.check_tokens(tokens)
         step = PackedPrompts(cache, {slot: len(tokens) for slot, tokens in prompts.items()}, self.rope)
-        packed = torch.tensor([t for tokens in prompts.values() for t in tokens], device=self.device)
-        ends = torch.tensor(step.counts, device=self.device).cumsum(0) - 1
-        logits = self._logits(self._hidden(packed, step)[ends])
+        hidden = self._hidden(self._ids([t for tokens in prompts.values() for t in tokens]), step)
+        ends = self._ids([end - 1 for end in itertools.accumulate(step.counts)])
+        logits = self._logits(hidden[ends])
         for slot, tokens in prompts.items():
             cache.lengths[slot] = len(tokens)
         return dict(zip(prompts, logits, strict=True))
@@ -231,11 +275,30 @@ class Executor:
         """
         active = sorted(tokens)
         rows = [tokens.get(slot, 0) for slot in range(cache.slots)]
+        if self.steps_ahead:
+            cache.tokens.copy_(self._ids(rows))
+            logits = self.decode_stored(cache, active).clone()
+            return {slot: logits[slot] for slot in active}
         step = Decode(cache, active, self.rope)
-        logits = self._logits(self._hidden(torch.tensor(rows, device=self.device), step))
+        logits = self._logits(self._hidden(torch.tensor(rows), step))
         for slot in active:
             cache.lengths[slot] += 1
         return {slot: logits[slot] for slot in active}
+
+    @torch.inference_mode()
+    def decode_stored(self, cache: KeyValueCache, active: Sequence[int]) -> torch.Tensor:
+        """Submit a step for some slots, continued by the cache's ``tokens``, and do not wait.
+
+        Returns logits float32 [rows, vocab_size], a row a slot, which the next step overwrites.
+        """
+        if cache.steps is None:
+            # Experts are chosen on the host, and such rotations are computed there.
+            capture = self.device.type == "cuda" and not (self.config.experts or self.rope.depends_on_length)
+            cache.steps = DecodeSteps(self._fill_logits, cache, capture=capture)
+        logits = cache.steps.run(cache, active)
+        for slot in active:
+            cache.lengths[slot] += 1
+        return logits
 
     def greedy(self, prompt: Sequence[int], max_tokens: int, end_ids: Iterable[int] = ()) -> list[int]:
         """Return the most likely continuation, token by token, including an end token if one comes."""

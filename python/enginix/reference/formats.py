@@ -47,8 +47,13 @@ def fake_quantize_fp8_per_token(x: torch.Tensor, ranks: int) -> torch.Tensor:
         ranks: a row-parallel matrix sees its columns cut over this many ranks, each scaling its own.
     """
     cut = x.float().reshape(x.shape[0], ranks, -1)
-    scale = (cut.abs().amax(-1, keepdim=True) / FP8_MOST).clamp(min=LEAST_ROW_SCALE)
+    scale = find_token_scales(cut)
     return (round_fp8(cut / scale) * scale).view(x.shape)
+
+
+def find_token_scales(x: torch.Tensor) -> torch.Tensor:
+    """Return float32 [..., 1], the scale of each last dimension of x by its largest magnitude."""
+    return (x.abs().amax(-1, keepdim=True).float() / FP8_MOST).clamp(min=LEAST_ROW_SCALE)
 
 
 def fake_quantize_nvfp4(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

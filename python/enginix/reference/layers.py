@@ -10,7 +10,7 @@ from torch.nn.functional import rms_norm, silu
 from enginix.errors import CheckpointError
 from enginix.reference import layout
 from enginix.reference.config import ExecutorConfig, ExpertsConfig
-from enginix.reference.linear import KV_CACHE, LinearOperation, join_linears
+from enginix.reference.linear import KV_CACHE, LinearOperation, add_product, join_linears
 from enginix.reference.linear import load_linear as load_linear
 from enginix.reference.quantization import REBUILD
 from enginix.reference.rope import rotate_heads
@@ -27,8 +27,8 @@ class ForwardStep(Protocol):
     cos: torch.Tensor
     sin: torch.Tensor
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """q [N, heads, head_size], k and v [N, kv_heads, head_size] → [N, heads, head_size]."""
+    def attend(self, layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        """q [N, heads, size], kv [N, 2 kv_heads, size] with keys first → [N, heads, size]."""
         ...
 
 
@@ -45,9 +45,12 @@ class RmsNorm:
 class LayerBuilder:
     """Loads the layers of one model to a device in one compute dtype."""
 
-    def __init__(self, weights: MergedWeights, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, weights: MergedWeights, device: torch.device, dtype: torch.dtype, fp8_products: bool
+    ) -> None:
         self.weights, self.config, self.device, self.dtype = weights, weights.config, device, dtype
         self.linears: list[LinearOperation] = []
+        self.fp8_products = fp8_products
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         return self.weights.get(name).to(self.device, dtype or self.dtype)
@@ -56,7 +59,7 @@ class LayerBuilder:
         return RmsNorm(self.tensor(f"{name}.weight"), self.config.norm_epsilon)
 
     def linear(self, spec: layout.LinearSpec) -> LinearOperation:
-        operation = load_linear(spec, self.weights, self.device, self.dtype)
+        operation = load_linear(spec, self.weights, self.device, self.dtype, fp8_products=self.fp8_products)
         self.linears.append(operation)
         return operation
 
@@ -87,17 +90,19 @@ class Attention:
                 raise CheckpointError("is not positive", where=build.weights.where(name), fix=REBUILD)
 
     def __call__(self, x: torch.Tensor, step: ForwardStep) -> torch.Tensor:
+        """Return the attention's output before its output projection ``dense``."""
         config = self.config
         heads = self.qkv(x).view(x.shape[0], -1, config.head_size)
         # Queries and keys are neighbours: one normalisation and one rotation serve both.
-        both, v = torch.split(heads, [config.heads + config.kv_heads, config.kv_heads], 1)
+        both = rotated = heads[:, : config.heads + config.kv_heads]
         if self.norm_weight is not None:
             wide = rms_norm(both.float(), both.shape[-1:], None, config.norm_epsilon)
-            both = (wide * self.norm_weight).to(x.dtype)
-        q, k = torch.split(rotate_heads(both, step.cos, step.sin), [config.heads, config.kv_heads], 1)
+            both = torch.mul(wide, self.norm_weight, out=torch.empty_like(both))
+        rotate_heads(both, step.cos, step.sin, rotated)
+        q, kv = heads[:, : config.heads], heads[:, config.heads :]
         if self.round_kv is not None:
-            k, v = (self.round_kv(part, self.kv_scale).to(x.dtype) for part in (k, v))
-        return self.dense(step.attend(self.layer, q, k, v).reshape(x.shape[0], -1))
+            kv.copy_(self.round_kv(kv, self.kv_scale))
+        return step.attend(self.layer, q, kv).reshape(x.shape[0], -1)
 
 
 class GatedMlp:
@@ -107,11 +112,12 @@ class GatedMlp:
         self.fc, self.gate, self.proj = fc, gate, proj
         self.fc_and_gate = join_linears(fc, gate)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def activate(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the input of ``proj``."""
         if self.fc_and_gate is None:
-            return self.proj(silu(self.fc(x)) * self.gate(x))
+            return silu(self.fc(x)) * self.gate(x)
         fc, gate = self.fc_and_gate(x).chunk(2, -1)
-        return self.proj(silu(fc) * gate)
+        return silu(fc) * gate
 
 
 class FusedMlp:
@@ -120,9 +126,13 @@ class FusedMlp:
     def __init__(self, fc: LinearOperation, proj: LinearOperation) -> None:
         self.fc, self.proj = fc, proj
 
-    def __call__(self, x: torch.Tensor, expert: int | None = None) -> torch.Tensor:
+    def activate(self, x: torch.Tensor, expert: int | None = None) -> torch.Tensor:
+        """Return the input of ``proj``."""
         up, gate = self.fc(x, expert).chunk(2, -1)
-        return self.proj(silu(gate) * up, expert)
+        return silu(gate) * up
+
+    def __call__(self, x: torch.Tensor, expert: int | None = None) -> torch.Tensor:
+        return self.proj(self.activate(x, expert), expert)
 
 
 class MixtureOfExperts:
@@ -175,5 +185,8 @@ class DecoderLayer:
             self.mlp = FusedMlp(*parts) if len(parts) == 2 else GatedMlp(*parts)
 
     def __call__(self, x: torch.Tensor, step: ForwardStep) -> torch.Tensor:
-        x = x + self.attention(self.input_norm(x), step)
-        return x + self.mlp(self.post_norm(x))
+        """Return the layer's output; on a GPU x becomes it."""
+        x = add_product(x, self.attention.dense, self.attention(self.input_norm(x), step))
+        if isinstance(self.mlp, MixtureOfExperts):
+            return x + self.mlp(self.post_norm(x))
+        return add_product(x, self.mlp.proj, self.mlp.activate(self.post_norm(x)))

@@ -3,6 +3,9 @@
 Quantized matrices are held as the numbers that their codes stand for, in the compute dtype; activations are
 rounded before the product. So a product differs from the kernels' by the order of float32 sums, and in 16-bit
 compute dtypes by one more rounding of weights and activations.
+
+As an option FP8 codes are multiplied as such (``torch._scaled_mm``), which shows how far a kernel is from the
+yardstick.
 """
 
 from __future__ import annotations
@@ -37,6 +40,13 @@ class PlainLinear:
     def __call__(self, x: torch.Tensor, expert: int | None = None) -> torch.Tensor:
         weight = self.weight if expert is None else self.weight[expert]
         return torch.nn.functional.linear(x, weight, self.bias)
+
+
+def add_product(total: torch.Tensor, linear: LinearOperation, x: torch.Tensor) -> torch.Tensor:
+    """Return total + linear(x); on a GPU an unquantized product is added to ``total`` itself."""
+    if total.device.type != "cpu" and type(linear) is PlainLinear and linear.bias is None:
+        return total.addmm_(x, linear.weight.t())
+    return total + linear(x)
 
 
 def join_linears(first: LinearOperation, second: LinearOperation) -> PlainLinear | None:
@@ -81,6 +91,30 @@ class QuantizedLinear(PlainLinear):
         return super().__call__(x, expert)
 
 
+class Fp8Linear:
+    """FP8 codes [rows, columns] multiplied as such: float8 products, float32 sums.
+
+    Codes have a scale a row, [rows], or one for all, [1]; activations one, [1], or ``None``: one a token.
+    """
+
+    def __init__(
+        self,
+        codes: torch.Tensor,
+        row_scales: torch.Tensor,
+        scale: torch.Tensor | None,
+        bias: torch.Tensor | None,
+    ) -> None:
+        self.codes, self.row_scales, self.scale, self.bias = codes, row_scales, scale, bias
+        self.one = row_scales.new_ones(1)
+
+    def __call__(self, x: torch.Tensor, expert: int | None = None) -> torch.Tensor:
+        scale = formats.find_token_scales(x) if self.scale is None else self.scale
+        codes = (x / scale).clamp_(-formats.FP8_MOST, formats.FP8_MOST).to(torch.float8_e4m3fn)
+        y = torch._scaled_mm(codes, self.codes.t(), self.one, self.one, out_dtype=torch.float32)
+        y = torch.mul(y, scale * self.row_scales, out=y.new_empty(y.shape, dtype=x.dtype))
+        return y if self.bias is None else y + self.bias
+
+
 # Tensors that hold an activation scale; a format has one of them.
 _ACTIVATION = ("activation_scaling_factor", "activation_global_scaling_factor")
 _ROUNDING: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None] = {
@@ -91,6 +125,8 @@ _ROUNDING: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
     "W4A8_AWQ": formats.fake_quantize_fp8,
     "W8A8_SQ_PER_CHANNEL": formats.fake_quantize_int8,
 }
+# Formats whose weights and activations are both FP8 → the tensor of the weights' scales.
+FP8_PRODUCTS = {"FP8": "weights_scaling_factor", "FP8_PER_CHANNEL_PER_TOKEN": "per_channel_scale"}
 FORMATS: tuple[str | None, ...] = (None, *_ROUNDING)
 KV_CACHE: dict[str | None, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None] = {
     None: None,
@@ -145,9 +181,16 @@ def _load_prequant_scale(
 
 
 def load_linear(
-    linear: LinearSpec, weights: MergedWeights, device: torch.device, dtype: torch.dtype
+    linear: LinearSpec,
+    weights: MergedWeights,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    fp8_products: bool = False,
 ) -> LinearOperation:
     """Return the operation for ``linear``, with its tensors on ``device`` in the compute ``dtype``.
+
+    With ``fp8_products`` FP8 codes of one rank stay codes.
 
     Raises:
         CheckpointError: unreadable tensors, or ranks that contradict each other.
@@ -159,6 +202,17 @@ def load_linear(
         return PlainLinear(weights.get(f"{name}.weight").to(device, dtype), bias)
     leaves = layout.quantized_tensors(config, linear)
     parts_by_leaf = {leaf: weights.parts(f"{name}.{leaf}") for leaf in leaves}
+    rounding, scale, prequant = _ROUNDING[algorithm], None, None
+    for leaf in _ACTIVATION:
+        if leaf in parts_by_leaf:
+            scale = _activation_scale(weights, linear, parts_by_leaf[leaf]).to(device)
+    # Kernels take sixteen rows and columns at a time; ranks have scales of their own.
+    is_one_product = config.mapping.tp == 1 and not (
+        linear.experts or linear.rows % 16 or linear.columns % 16
+    )
+    if fp8_products and is_one_product and algorithm in FP8_PRODUCTS:
+        ((codes,), (scales,)) = (parts_by_leaf[leaf] for leaf in ("weight", FP8_PRODUCTS[algorithm]))
+        return Fp8Linear(codes.to(device), scales.float().to(device), scale, bias)
     ranks = [
         {leaf: parts[rank] for leaf, parts in parts_by_leaf.items()} for rank in range(config.mapping.tp)
     ]
@@ -166,16 +220,12 @@ def load_linear(
     matrix = weights.merge(
         f"{name}.weight", spec, [formats.dequantize_weight(algorithm, rank) for rank in ranks]
     )
-    rounding, scale, prequant = _ROUNDING[algorithm], None, None
     if algorithm == "FP8_PER_CHANNEL_PER_TOKEN":
         cuts = config.mapping.tp if linear.cut is RankCut.COLUMNS else 1
 
         def rounding(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
             return formats.fake_quantize_fp8_per_token(x, cuts)
 
-    for leaf in _ACTIVATION:
-        if leaf in parts_by_leaf:
-            scale = _activation_scale(weights, linear, parts_by_leaf[leaf]).to(device)
     if "prequant_scaling_factor" in parts_by_leaf:
         prequant = _load_prequant_scale(weights, linear, parts_by_leaf["prequant_scaling_factor"]).to(
             device, dtype

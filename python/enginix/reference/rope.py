@@ -63,6 +63,11 @@ class RopeTables:
             inverse, attention = self.frequencies(0)
             self._fixed = inverse.to(device), attention
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Return whether a rotation depends on the length of its sequence, not on the position alone."""
+        return self._fixed is None
+
     def frequencies(self, length: int) -> tuple[torch.Tensor, float]:
         """Return inverse frequencies float32 [rotary_dim / 2], and the factor on cosine and sine.
 
@@ -113,10 +118,12 @@ class RopeTables:
         return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
-def rotate_heads(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate the first ``rotary_dim`` of x [N, heads, head_size] in halves (GPT-NeoX style), in float32."""
+def rotate_heads(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> None:
+    """Rotate the first ``rotary_dim`` of x [N, heads, size] in halves (GPT-NeoX style) in float32, to out."""
     dim = cos.shape[-1]
-    turning = x[..., :dim].float()
+    turning = x[..., :dim]
     exchanged = turning.view(*turning.shape[:-1], 2, dim // 2).flip(-2).view(turning.shape)
-    turned = torch.addcmul(turning * cos, exchanged, sin).to(x.dtype)
-    return turned if x.shape[-1] == dim else torch.cat([turned, x[..., dim:]], -1)
+    # Products with float32 are float32; each pass over the numbers counts on a GPU.
+    torch.addcmul(turning * cos, exchanged, sin, out=out[..., :dim])
+    if out is not x and x.shape[-1] != dim:
+        out[..., dim:] = x[..., dim:]

@@ -66,6 +66,8 @@ class Sampler:
         self.count = 0
         # On the CPU for every device of the model, so that a seed gives the same tokens on all.
         self.random = torch.Generator().manual_seed(sampling.seed)
+        #: bool [vocab_size]: ``seen``, on the device where the tokens are chosen.
+        self.seen_mask: torch.Tensor | None = None
 
     def choose(self, logits: torch.Tensor) -> int:
         """Choose and remember the next token for logits [vocab_size] (CPU, float32).
@@ -83,7 +85,7 @@ class Sampler:
             penalty = rules.repetition_penalty
             scores = scores.clone()
             scores[ids] = torch.where(known > 0, known / penalty, known * penalty)
-        if self.count < rules.min_tokens and self.ends:
+        if self.holds_back and self.ends:
             scores = scores.clone()
             scores[self.ends] = -torch.inf
             if not bool(scores.max() > -torch.inf):
@@ -94,8 +96,19 @@ class Sampler:
     def plain(self) -> bool:
         """Return whether the next token is always the most likely one."""
         rules = self.sampling
-        held_back = self.count < rules.min_tokens and bool(self.ends)
+        held_back = self.holds_back and bool(self.ends)
         return rules.temperature == 0 and rules.repetition_penalty == 1.0 and not held_back
+
+    @property
+    def holds_back(self) -> bool:
+        """Return whether end tokens are still forbidden."""
+        return self.count < self.sampling.min_tokens
+
+    def next_random(self) -> float:
+        """Return the request's next random number, from 0 to 1; 0 where nothing is drawn."""
+        if self.sampling.temperature == 0:
+            return 0.0
+        return float(torch.rand(1, generator=self.random, dtype=torch.float64))
 
     def remember(self, token: int) -> int:
         """Count a token that was chosen elsewhere, and return it."""
@@ -115,7 +128,7 @@ class Sampler:
             # Keep a token if the tokens before it have not reached p yet; the first one always stays.
             keep = int((total - odds < rules.top_p).sum())
             total = total[: max(1, keep)]
-        point = torch.rand(1, generator=self.random, dtype=torch.float64) * total[-1]
+        point = self.next_random() * total[-1:]
         return int(ids[min(int(torch.searchsorted(total, point, right=True)), len(total) - 1)])
 
 

@@ -4,12 +4,16 @@ Each request has its own random numbers. On the CPU a prompt is computed alone, 
 every sequence with products of one shape and separate attention, so that tokens do not depend on the rest of
 the batch. On GPUs, where waiting prompts are computed together, and between two values of ``max_batch_size``,
 tokens may differ where two candidates are equally likely up to rounding.
+
+On GPUs tokens are chosen on the device, and the next step is submitted before the host reads them: what a
+sequence computes beyond its end token is dropped.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +22,8 @@ from typing import Literal, Protocol
 import torch
 
 from enginix.errors import UsageError
-from enginix.reference.cache import KeyValueCache
+from enginix.reference.batched_sampling import Choice, choose_tokens_on_device
+from enginix.reference.cache import KeyValueCache, move_to_device
 from enginix.reference.sampling import Sampler, Sampling, choose_tokens, log_probability
 
 Finish = Literal["stop", "length", "cancelled", "error"]
@@ -29,15 +34,21 @@ class SchedulableModel(Protocol):
 
     @property
     def max_length(self) -> int: ...
+
+    steps_ahead: int
+    prompt_tokens: int
+    piece_tokens: int
+
     def check_tokens(self, tokens: tuple[int, ...]) -> None: ...
     def new_cache(self, slots: int) -> KeyValueCache: ...
-    @property
-    def prompt_tokens(self) -> int: ...
-    def prefill(self, cache: KeyValueCache, slot: int, tokens: tuple[int, ...]) -> torch.Tensor: ...
+    def prefill(
+        self, cache: KeyValueCache, slot: int, tokens: tuple[int, ...], *, extend: bool = False
+    ) -> torch.Tensor: ...
     def prefill_all(
         self, cache: KeyValueCache, prompts: dict[int, tuple[int, ...]]
     ) -> dict[int, torch.Tensor]: ...
     def decode(self, cache: KeyValueCache, tokens: dict[int, int]) -> dict[int, torch.Tensor]: ...
+    def decode_stored(self, cache: KeyValueCache, active: list[int]) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -99,23 +110,30 @@ class _Sequence:
         self.request, self.sink = request, sink
         self.sampler = Sampler(request.sampling(), request.prompt, request.end_ids)
         self.last = 0
+        self.added = time.monotonic()
+        self.accepted = 0
+        self.stored = 0  # tokens of a long prompt that are computed
+
+    def _is_whole(self, count: int, max_length: int) -> bool:
+        return count >= self.request.max_tokens or len(self.request.prompt) + count >= max_length
+
+    def continues(self, max_length: int) -> bool:
+        """Return whether another token may be computed; the tokens under way may have ended the answer."""
+        return not self._is_whole(self.sampler.count, max_length)
 
     def accept(
-        self, token: int | FloatingPointError, logits: torch.Tensor, max_length: int
+        self, token: int | FloatingPointError, logprob: float | None, max_length: int
     ) -> GenerationEvent:
-        """Return the event of a token that was chosen from logits [vocab_size]."""
+        """Return the event of a token that was chosen."""
         if isinstance(token, FloatingPointError):
             raise token
-        request, self.last = self.request, token
+        self.last, self.accepted = token, self.accepted + 1
         finish: Finish | None = None
-        if self.last in request.end_ids:
+        if token in self.request.end_ids:
             finish = "stop"
-        elif (
-            self.sampler.count >= request.max_tokens or len(request.prompt) + self.sampler.count >= max_length
-        ):
+        elif self._is_whole(self.accepted, max_length):
             finish = "length"
-        logprob = log_probability(logits, self.last) if request.logprobs else None
-        return GenerationEvent(request.id, self.last, logprob, finish)
+        return GenerationEvent(self.request.id, token, logprob if self.request.logprobs else None, finish)
 
 
 class Scheduler:
@@ -137,9 +155,13 @@ class Scheduler:
         self._wake = threading.Condition()
         self._waiting: deque[_Sequence] = deque()
         self._active: dict[int, _Sequence] = {}
+        self._filling: dict[int, _Sequence] = {}  # at most one: its prompt is computed piece by piece
+        #: Submitted steps: their sequences by slot, and what reads a token of each.
+        self._steps: deque[tuple[dict[int, _Sequence], Callable[[], list[Choice]]]] = deque()
         self._ids: set[str] = set()
         self._cancelled: set[str] = set()
         self._closed = False
+        self._admitted, self._waited = 0, 0.0
         #: Called by the worker thread after all sinks of a step, for sinks that report a step together.
         self.after_step: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="enginix-scheduler", daemon=True)
@@ -189,7 +211,13 @@ class Scheduler:
     def load(self) -> tuple[int, int]:
         """Return the numbers of computed and of waiting requests."""
         with self._wake:
-            return len(self._active), len(self._waiting)
+            return len(self._active) + len(self._filling), len(self._waiting)
+
+    @property
+    def waits(self) -> tuple[int, float]:
+        """Return the number of requests that got a place, and the seconds that they waited for it."""
+        with self._wake:
+            return self._admitted, self._waited
 
     def _end(self, sequence: _Sequence, finish: Finish, error: str | None = None) -> None:
         self._emit(sequence, GenerationEvent(sequence.request.id, None, None, finish, error))
@@ -217,9 +245,10 @@ class Scheduler:
         cancelled = [s for s in self._waiting if self._closed or s.request.id in self._cancelled]
         if cancelled:
             self._waiting = deque(s for s in self._waiting if s not in cancelled)
-        for slot, sequence in list(self._active.items()):
-            if self._closed or sequence.request.id in self._cancelled:
-                cancelled.append(self._active.pop(slot))
+        for computed in (self._active, self._filling):
+            for slot, sequence in list(computed.items()):
+                if self._closed or sequence.request.id in self._cancelled:
+                    cancelled.append(computed.pop(slot))
         return cancelled
 
     def _admit(self) -> dict[int, _Sequence]:
@@ -233,15 +262,17 @@ class Scheduler:
             if admitted and token_budget < 0:
                 break
             admitted[slot] = self._waiting.popleft()
+            self._admitted += 1
+            self._waited += time.monotonic() - admitted[slot].added
         return admitted
 
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not (self._closed or self._waiting or self._active):
+                while not (self._closed or self._waiting or self._active or self._filling):
                     self._wake.wait()
                 cancelled = self._take_cancelled()
-                admitted = {} if self._closed else self._admit()
+                admitted = {} if self._closed or self._filling else self._admit()
                 closed = self._closed
             for sequence in cancelled:
                 self._end(sequence, "cancelled")
@@ -250,7 +281,7 @@ class Scheduler:
             if closed:
                 return
             # Some prompts, then one token for each request: bursts of prompts do not stall running answers.
-            if admitted:
+            if admitted or self._filling:
                 self._prefill_all(admitted)
                 self.after_step()
             if self._active:
@@ -258,7 +289,11 @@ class Scheduler:
                 self.after_step()
 
     def _prefill_all(self, admitted: dict[int, _Sequence]) -> None:
-        logits_by_slot: dict[int, torch.Tensor] = {}
+        piece_tokens, logits_by_slot = self._model.piece_tokens, dict[int, torch.Tensor]()
+        for slot, sequence in admitted.items():
+            if piece_tokens and len(sequence.request.prompt) > piece_tokens:
+                self._filling[slot] = sequence
+        admitted = admitted | self._filling
         if len(admitted) > 1:
             # Requests that fail together are retried one by one, so that only the faulty one ends.
             with contextlib.suppress(Exception):
@@ -266,40 +301,103 @@ class Scheduler:
                     self._cache, {slot: s.request.prompt for slot, s in admitted.items()}
                 )
         for slot, sequence in admitted.items():
-            self._prefill(slot, sequence, logits_by_slot.get(slot))
+            if slot not in logits_by_slot and (logits := self._prefill(slot, sequence)) is not None:
+                logits_by_slot[slot] = logits
+        batch = {slot: sequence for slot, sequence in admitted.items() if slot in logits_by_slot}
+        if batch:
+            with self._wake:
+                self._active.update(batch)
+            self._submit(batch, logits_by_slot)
 
-    def _prefill(self, slot: int, sequence: _Sequence, logits: torch.Tensor | None) -> None:
+    def _prefill(self, slot: int, sequence: _Sequence) -> torch.Tensor | None:
+        """Return the logits after a prompt; ``None`` where more of it is to come, or after an error."""
+        prompt = sequence.request.prompt
         try:
-            if logits is None:
-                logits = self._model.prefill(self._cache, slot, sequence.request.prompt)
-            (token,) = choose_tokens(logits[None], [sequence.sampler])
-            event = sequence.accept(token, logits, self._model.max_length)
+            if slot not in self._filling:
+                return self._model.prefill(self._cache, slot, prompt)
+            piece = prompt[sequence.stored : sequence.stored + self._model.piece_tokens]
+            logits = self._model.prefill(self._cache, slot, piece, extend=sequence.stored > 0)
+            sequence.stored += len(piece)
+            if sequence.stored < len(prompt):
+                return None
         except Exception as e:
             self._end(sequence, "error", f"{type(e).__name__}: {e}")
-            return
-        if self._emit(sequence, event):
-            with self._wake:
-                self._active[slot] = sequence
+            logits = None
+        with self._wake:
+            self._filling.pop(slot, None)
+        return logits
 
     def _decode(self) -> None:
-        batch = dict(self._active)
+        batch = {slot: s for slot, s in self._active.items() if s.continues(self._model.max_length)}
+        if not batch:  # the tokens under way are the last ones
+            self._finish_steps(0)
+        else:
+            self._submit(batch, None)
+
+    def _submit(self, batch: dict[int, _Sequence], after_prompts: dict[int, torch.Tensor] | None) -> None:
+        """Choose a token of each, from the logits after their prompts or of the next step."""
+        model, slots = self._model, list(batch)
         try:
-            logits_by_slot = self._model.decode(self._cache, {slot: s.last for slot, s in batch.items()})
-            logits = torch.stack([logits_by_slot[slot] for slot in batch])
-            tokens = choose_tokens(logits, [s.sampler for s in batch.values()])
+            if after_prompts is None and model.steps_ahead:
+                read = self._choose(batch, model.decode_stored(self._cache, slots), None)
+            else:
+                logits_by_slot = (
+                    model.decode(self._cache, {slot: s.last for slot, s in batch.items()})
+                    if after_prompts is None
+                    else after_prompts
+                )
+                logits = torch.stack([logits_by_slot[slot] for slot in slots])
+                read = self._choose(batch, logits, slots)
         except Exception as e:
-            with self._wake:
-                self._active.clear()
-            for sequence in batch.values():
-                self._end(sequence, "error", f"{type(e).__name__}: {e}")
+            self._fail(batch, e)
             return
-        for row, (slot, sequence) in enumerate(batch.items()):
+        self._steps.append((batch, read))
+        self._finish_steps(self._model.steps_ahead)
+
+    def _choose(
+        self, batch: dict[int, _Sequence], logits: torch.Tensor, slots: list[int] | None
+    ) -> Callable[[], list[Choice]]:
+        """Choose a token for each row of logits, of ``slots`` or its own; a step ahead only submit it."""
+        if not self._model.steps_ahead:
+            tokens = choose_tokens(logits, [s.sampler for s in batch.values()])
+            return lambda: [
+                (t, log_probability(row, t) if s.request.logprobs and isinstance(t, int) else None)
+                for s, row, t in zip(batch.values(), logits, tokens, strict=True)
+            ]
+        rows = {slot: row for row, slot in enumerate(slots)} if slots else {slot: slot for slot in batch}
+        samplers = {rows[slot]: sequence.sampler for slot, sequence in batch.items()}
+        logprobs = any(sequence.request.logprobs for sequence in batch.values())
+        ids, read = choose_tokens_on_device(logits, samplers, logprobs=logprobs)
+        self._cache.tokens[move_to_device(slots, ids.device) if slots else slice(len(ids))] = ids
+        return lambda: [choices[rows[slot]] for choices in [read()] for slot in batch]
+
+    def _finish_steps(self, ahead: int) -> None:
+        """Read the tokens of submitted steps, all but the last ``ahead``."""
+        while len(self._steps) > ahead:
+            batch, read = self._steps.popleft()
             try:
-                event = sequence.accept(tokens[row], logits[row], self._model.max_length)
-                goes_on = self._emit(sequence, event)
+                choices = read()
             except Exception as e:
-                self._end(sequence, "error", f"{type(e).__name__}: {e}")
-                goes_on = False
-            if not goes_on:
+                self._fail(batch, e)
+                continue
+            for (slot, sequence), (token, logprob) in zip(batch.items(), choices, strict=True):
+                if self._active.get(slot) is not sequence:  # it ended while this was computed
+                    continue
+                try:
+                    event = sequence.accept(token, logprob, self._model.max_length)
+                except Exception as e:
+                    self._fail({slot: sequence}, e)
+                    continue
+                if event.finish is not None:
+                    with self._wake:
+                        self._active.pop(slot)
+                if not self._emit(sequence, event):
+                    with self._wake:
+                        self._active.pop(slot, None)
+
+    def _fail(self, batch: dict[int, _Sequence], error: Exception) -> None:
+        for slot, sequence in batch.items():
+            if self._active.get(slot) is sequence:
                 with self._wake:
-                    self._active.pop(slot, None)
+                    self._active.pop(slot)
+                self._end(sequence, "error", f"{type(error).__name__}: {error}")

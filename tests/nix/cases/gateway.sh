@@ -13,6 +13,7 @@ test_gateway_refuses_at_evaluation() {
     gateway_refused "$servers limits.defaultMaxTokens = 0;" 'at least 1' &&
     gateway_refused "$servers host = \"0.0.0.0\";" 'there is no key' &&
     gateway_refused "$servers keyFile = $root/README.md;" 'in the store' &&
+    gateway_refused "$servers metricsKeyFile = \"m\";" 'no key lets requests in' &&
     gateway_refused "$servers clients.b = { };" 'clients.b.keyFile' &&
     gateway_refused "$servers clients.b = { keyFile = \"b\"; models = [ \"x\" ]; };" 'unknown value "x"' &&
     gateway_refused "$servers routing.aliases.b = \"c\";" 'unknown value "c"' &&

@@ -161,6 +161,28 @@ test_nixpkgs_module_says_what_prometheus_does_not_scrape() {
     on_nixos "(h { $on servers.a.engine = tiny; }).config.services.prometheus.scrapeConfigs" --json && says '127.0.0.1:8002' && ! grep -q 9000 "$out"
 }
 
+test_nixpkgs_module_scrapes_trtllm_serve_where_it_has_metrics() {
+  need_lib || return
+  local on='prometheus.enable = true; servers.own = { engine = engine "llmapi" // { request.llmArgs.return_perf_metrics = true; }; ownServer = true; gpus = [ 0 ]; httpPort = 9000; };'
+  on_nixos "(h { $on }).warnings" --json && says '[]' &&
+    on_nixos "(h { $on }).config.services.prometheus.scrapeConfigs" --json && says '"job_name":"enginix-trtllm-serve"' &&
+    says '"metrics_path":"/prometheus/metrics"' && says '127.0.0.1:9000' && says '"server":"own"'
+}
+
+test_nixpkgs_module_scrapes_the_gateway() {
+  need_lib || return
+  local on='prometheus.enable = true; servers.a.engine = tiny; gateway.enable = true;' key='gateway.keyFile = "/run/k";'
+  on_nixos "(h { $on }).config.services.prometheus.scrapeConfigs" --json && says '"job_name":"enginix-gateway"' && says '127.0.0.1:4000' &&
+    says '"authorization":null' &&
+    on_nixos "(h { $on $key }).warnings" --json && says 'set gateway.metricsKeyFile' &&
+    on_nixos "(h { $on $key }).config.services.prometheus.scrapeConfigs" --json && ! grep -q 4000 "$out" &&
+    on_nixos "(h { $on $key gateway.metricsKeyFile = \"/run/m\"; }).config.services.prometheus" --json &&
+    says '"credentials_file":"/run/m"' && says '"checkConfig":"syntax-only"' &&
+    on_nixos "(h { $on $key gateway.metricsKeyFile = \"/run/m\"; }).units.enginix-gateway" --raw && says 'LoadCredential=metrics:/run/m' &&
+    on_nixos "(h { $on gateway.metricsKeyFile = \"/run/m\"; }).failing" --json && says 'no key lets requests in' &&
+    on_nixos "(h { $on $key gateway.metricsKeyFile = \"/nix/store/x\"; }).failing" --json && says 'is in the store'
+}
+
 # The text of a check in each form that nixpkgs has had, with a stand-in for the command: which parts fail, and what the switch does.
 test_nixpkgs_module_pre_switch_checks_refuse_the_switch() {
   need_lib || return

@@ -48,7 +48,7 @@ PY
   quietly "$nix" build --out-link "$tmp/enginix" .#enginix || return 1
   # Metrics of GPUs are there where there is one.
   printf 'enginix=%s/bin/enginix\nmetrics="%s"\n' "$(readlink -f "$tmp/enginix")" \
-    "$(grep -o 'nv_[a-z_]*' nix/nixos/dashboard/enginix.json | grep -v _gpu_ | sort -u | tr '\n' ' ')" >"$place/names"
+    "$(grep -oE 'enginix_server_[a-z_]*|nv_inference_[a-z_]*' nix/nixos/dashboard/enginix.json | sort -u | tr '\n' ' ')" >"$place/names"
   cp tests/nix/systemd/rollout.sh "$place/"
   quietly tests/nix/systemd/boot.sh "$place" "$place/rollout.sh"
   local status=$?

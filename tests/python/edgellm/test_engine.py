@@ -65,6 +65,8 @@ def test_an_engine_says_what_it_is(build: Run, tmp_path: Path) -> None:
     # Nothing was predicted on this command line; what the builder took was measured.
     assert made["results"]["plan"]["predicted"] is None
     assert made["results"]["plan"]["measured"]["hostMemoryPeak"] > 10 << 20
+    # The gate saw the export's graph, and this builder makes another.
+    assert made["results"]["exportGate"] == "passed" and "is another" in made["results"]["graph"]
     # What the wheel's own parser and model selection made of it.
     built = json.loads((tmp_path / "engine/engine/config.json").read_text())
     assert built["builder_config"] == {"max_input_len": 64, "max_kv_cache_capacity": 128, "max_batch_size": 2}
@@ -75,7 +77,10 @@ def test_the_onnx_builder_reads_the_export(build: Run, tmp_path: Path) -> None:
     # The builder runs in a directory of its own: a path from here must not be one from there.
     done = build("--builder", "onnx", "--llm-build", os.path.relpath(HERE / "standin/llm_build"))
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "engine/enginix.json").read_text())["options"]["builder"] == "onnx"
+    made = json.loads((tmp_path / "engine/enginix.json").read_text())
+    assert made["options"]["builder"] == "onnx"
+    assert made["results"]["exportGate"] == "passed"
+    assert made["results"]["graph"] == "the export's, which the gate export saw"
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from faults.setting import Served, Setting
 TESTS = Path(__file__).parents[2]
 OPERATOR = "sk-operator-" + "0" * 20
 ALICE = "sk-alice-" + "1" * 20
+MONITOR = "sk-monitor-" + "4" * 20
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +107,7 @@ def start_gateway(gateway_python: Path, tmp_path_factory: pytest.TempPathFactory
         **environment: str,
     ) -> Iterator[Gateway]:
         directory = tmp_path_factory.mktemp("gateway")
-        for name, key in (("operator", OPERATOR), ("alice", ALICE)):
+        for name, key in (("operator", OPERATOR), ("alice", ALICE), ("monitor", MONITOR)):
             (directory / name).write_text(key + "\n")
             (directory / name).chmod(0o600)
         found = {"version": 1, "name": "gateway", "keyFile": "operator", **description}

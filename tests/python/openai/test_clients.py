@@ -62,8 +62,16 @@ client = instructor.from_openai(
     openai.OpenAI(base_url=base, api_key="none", max_retries=0), mode=instructor.Mode.MD_JSON)
 asked = dict(model="json", messages=messages, max_retries=0)
 found = [client.chat.completions.create(response_model=Answer, **asked).a]
+found.append([part.a for part in client.chat.completions.create_partial(response_model=Answer, **asked)][-1])
+for mode, model in ((instructor.Mode.TOOLS, "calls"), (instructor.Mode.JSON_SCHEMA, "schema")):
+    client = instructor.from_openai(
+        openai.OpenAI(base_url=base, api_key="none", max_retries=0), mode=mode)
+    asked = dict(model=model, messages=messages, max_retries=0)
+    found.append(client.chat.completions.create(response_model=Answer, **asked).a)
+    parts = client.chat.completions.create_partial(response_model=Answer, **asked)
+    found.append([part.a for part in parts][-1])
 """,
-        [3],
+        [3] * 6,
     ),
     "litellm": (
         ["litellm==1.110.2"],
@@ -84,24 +92,61 @@ except litellm.ContextWindowExceededError:
 """,
         ["ab", "ab", "ab", "ab", "context"],
     ),
+    "aiperf": (
+        ["aiperf==0.13.0"],
+        """
+import os, subprocess, sys
+found = []
+modes = ("chat", "--streaming"), ("chat",), ("completions", "--streaming"), ("completions",)
+for endpoint, *stream in modes:
+    out = os.path.join(os.environ["HOME"], "-".join([endpoint, *stream]))
+    words = [os.path.join(os.path.dirname(sys.executable), "aiperf"), "profile", "-m", "tiny"]
+    words += ["-u", base.removesuffix("/v1"), "--endpoint-type", endpoint, *stream, "--tokenizer", tokenizer]
+    words += ["--isl", "8", "--osl", "2", "--request-count", "8", "--concurrency", "2", "--ui", "none"]
+    subprocess.run([*words, "--artifact-dir", out], check=True, stdout=sys.stderr)
+    told = json.load(open(f"{out}/profile_export_aiperf.json"))
+    names = "request_count", "request_error_rate", "usage_prompt_tokens", "usage_completion_tokens"
+    found.append([told[name]["avg"] for name in names])
+    found[-1].append(told.get("time_to_first_token", {}).get("avg", 0) > 0)
+    # It reads the gateway's own metrics, too.
+    told = json.load(open(f"{out}/server_metrics_export.json"))
+    rows = told["metrics"]["enginix_gateway_completion_tokens"]["series"]
+    found[-1] += [row["stats"]["total"] for row in rows if row["labels"]["model"] == "tiny"]
+""",
+        [[8, 0, 5, 2, True, 16], [8, 0, 5, 2, False, 16]] * 2,
+    ),
 }
+TOKENIZER = Path(__file__).parents[2] / "models" / "tiny-qwen3"
 
 
 @pytest.fixture(scope="module")
 def base(start_gateway: Callable[..., Any]) -> Iterator[str]:
-    """A gateway over stand-ins: `tiny` says ab and holds 1000 tokens, `json` says JSON."""
-    tiny, says_json = StandIn(), StandIn()
+    """A gateway over stand-ins: `tiny` says ab and holds 1000 tokens, the others say JSON in a way each."""
+    tiny, says_json, calls, schema = StandIn(), StandIn(), StandIn(), StandIn()
     tiny.holds = 1000
+    function = {"name": "Answer", "arguments": '{"a": 3}'}
+    call = {"id": "call_1", "type": "function", "function": function}
+    first = {**call, "index": 0, "function": {"name": "Answer", "arguments": ""}}
+    calls.message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    calls.deltas = [
+        {"role": "assistant", "tool_calls": [first]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '{"a": '}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": "3}"}}]},
+    ]
+    schema.message = {"role": "assistant", "content": '{"a": 3}'}
+    schema.deltas = [{"role": "assistant", "content": ""}, {"content": '{"a": '}, {"content": "3}"}]
     says_json.pieces = ["```json\n", '{"a"', ": 3}", "\n```"]
     triton = {"kind": "triton", "model": "ensemble"}
     models = {
         "tiny": [{**triton, "url": tiny.url}, {**triton, "url": tiny.url}],
         "json": [{**triton, "url": says_json.url}],
         "other": [{"kind": "openai", "url": f"{tiny.url}/v1", "model": "mine"}],
+        "calls": [{"kind": "openai", "url": f"{calls.url}/v1", "model": "mine"}],
+        "schema": [{"kind": "openai", "url": f"{schema.url}/v1", "model": "mine"}],
     }
     with start_gateway({"models": models, "keyFile": None}) as gateway:
         yield f"{gateway.url}/v1"
-    for server in (tiny, says_json):
+    for server in (tiny, says_json, calls, schema):
         server.shutdown()
 
 
@@ -114,7 +159,8 @@ def test_a_real_client(base: str, name: str, tmp_path: Path) -> None:
     pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--only-binary", ":all:"]
     subprocess.run([*pip, *packages], check=True)
     script = tmp_path / "client.py"
-    head = f"import json\nbase = {base!r}\nmessages = [dict(role='user', content='x')]\n"
+    head = f"import json\nbase, tokenizer = {base!r}, {str(TOKENIZER)!r}\n"
+    head += "messages = [dict(role='user', content='x')]\n"
     script.write_text(head + program + "\nprint(json.dumps(found))\n")
     done = subprocess.run(
         [python, script], env={"HOME": str(tmp_path)}, capture_output=True, text=True, timeout=600

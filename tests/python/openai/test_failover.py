@@ -182,6 +182,8 @@ def test_the_fastest_is_asked_first() -> None:
 
 def test_only_the_deployment_chosen_is_named() -> None:
     app = StandIn()
-    ask(app, stream=True)
+    answering = ask(app, stream=True)
     [body] = app.bodies
-    assert body["model"].startswith("m#") and "stream_options" not in body
+    # Limits and metrics count its tokens; the client, which did not ask for the usage, does not get it.
+    assert body["model"].startswith("m#") and body["stream_options"] == {"include_usage": True}
+    assert "usage" not in answering.text  # type: ignore[attr-defined]

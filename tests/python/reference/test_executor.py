@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from enginix.errors import CheckpointError, EnginixError, MachineError, UsageError
 from enginix.reference import Executor
 from enginix.reference import config as checkpoint_config
-from enginix.reference.cache import Decode
 from enginix.reference.rope import RopeTables
 
 CASES = ["llama-rope-llama3", "qwen3-bf16", "qwen2moe-bf16", "mixtral-bf16", "phi3-bf16", "qwen2-rope-yarn"]
@@ -80,30 +79,6 @@ def test_no_bit_depends_on_the_rest_of_the_batch(executor: Executor) -> None:
         assert torch.equal(run({slot: ids})[slot], together[slot])
         other = (slot + 1) % 4
         assert torch.equal(run({other: ids})[other], together[slot])
-
-
-def test_one_masked_call_for_all_slots_computes_the_same(
-    executor: Executor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What other devices do, done on the CPU."""
-
-    class Together(Decode):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            self.alone = False
-
-    def run() -> dict[int, torch.Tensor]:
-        cache = executor.new_cache(4)
-        for slot, length in ((0, 3), (1, 30), (3, 17)):
-            executor.prefill(cache, slot, list(range(length)))
-        for token in (5, 6):
-            out = executor.decode(cache, {0: token, 1: token, 3: token})
-        return out
-
-    expected = run()
-    monkeypatch.setattr("enginix.reference.executor.Decode", Together)
-    found = run()
-    assert all(_close(found[slot], expected[slot]) for slot in (0, 1, 3))
 
 
 def test_a_slot_is_as_new_after_reuse(executor: Executor) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:  # the package of the reference answers has no executor (nix/m
 
 BATCH = 8
 WHOLE = 1 << 28  # logits that one forward pass of the reference executor may return
+# On a GPU: sequences, and tokens of all their caches.
+GPU_BATCH, GPU_TOKENS = 16, 65536
 NOT_FINITE = "logits hold NaN or infinity"
 
 
@@ -61,10 +64,10 @@ class ExecutorSubject:
         self.executor = executor
         self.vocab_size, self.max_length = executor.config.vocab_size, executor.max_length
         self.tie = 0.0 if executor.device.type == "cpu" else 0.05
+        self._scheduler: tuple[int, Scheduler, Callable[[], object]] | None = None
 
     def logits(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
-        for text in texts:
-            yield self.executor.forward([text])[0]
+        return self.executor.iterate_logits(texts)
 
     def logits_at(self, text: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         if len(text) * self.vocab_size <= WHOLE:
@@ -78,15 +81,24 @@ class ExecutorSubject:
     def generate(
         self, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int], *, together: bool = True
     ) -> list[list[int]]:
+        scheduler = self._find_scheduler(most + max(map(len, prompts), default=0))
+        if together:
+            return _generate_batch(scheduler, prompts, most, ends)
+        return [_generate_batch(scheduler, [prompt], most, ends)[0] for prompt in prompts]
+
+    def _find_scheduler(self, longest: int) -> Scheduler:
+        """Return one scheduler for all questions, so that cache and captured steps are used again."""
         from enginix.reference.scheduler import Scheduler
 
-        scheduler = Scheduler(self.executor, BATCH)
-        try:
-            if together:
-                return _generate_batch(scheduler, prompts, most, ends)
-            return [_generate_batch(scheduler, [prompt], most, ends)[0] for prompt in prompts]
-        finally:
-            scheduler.close()
+        slots = BATCH
+        if self.executor.device.type != "cpu":
+            slots = max(1, min(GPU_BATCH, GPU_TOKENS // longest))
+        if self._scheduler is None or self._scheduler[0] != slots:
+            if self._scheduler is not None:
+                self._scheduler[2]()
+            scheduler = Scheduler(self.executor, slots)
+            self._scheduler = slots, scheduler, weakref.finalize(self, scheduler.close)
+        return self._scheduler[1]
 
 
 def _generate_batch(

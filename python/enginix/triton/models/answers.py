@@ -18,6 +18,7 @@ from enginix.triton.models.channel import FAILED, LATER, Channel, ChannelEvent
 from enginix.triton.models.generation import Chunk, Generation, Order
 from enginix.triton.models.heartbeat import PERIOD, HeartbeatFile
 from enginix.triton.models.request import RequestError
+from enginix.triton.models.server_metrics import AnswerTimes, ServerMetrics
 
 # With at most so many running requests, each token is sent as it comes, unless more steps than these wait.
 FEW = 4
@@ -35,11 +36,13 @@ class RunningRequest:
     Attributes:
         sender: sender of its responses.
         constant: tensors that all of its responses have.
+        times: times of its answer.
     """
 
     generation: Generation
     sender: Any
     constant: list[Any] = field(default_factory=list)
+    times: AnswerTimes = field(default_factory=AnswerTimes)
 
 
 class ResponseSender:
@@ -52,6 +55,7 @@ class ResponseSender:
             and ``tensorrt_llm`` share.
         period: seconds between two checks whether the clients are still connected.
         share: approximate share of one processor that the thread takes while more than a few requests run.
+        metrics: the model's metrics; ``None`` counts nothing.
         heartbeat: the sign of life of this process.
     """
 
@@ -63,10 +67,11 @@ class ResponseSender:
         *,
         period: float,
         share: float,
+        metrics: ServerMetrics | None = None,
         heartbeat: HeartbeatFile | None = None,
     ) -> None:
         self._backend, self._channel, self._content = backend, channel, content
-        self._period, self._heartbeat = period, heartbeat
+        self._period, self._metrics, self._heartbeat = period, metrics, heartbeat
         self._codes = {
             "error": backend.TritonError.INTERNAL,
             "refused": backend.TritonError.INVALID_ARG,
@@ -103,6 +108,8 @@ class ResponseSender:
         """End the channel and the thread; Triton calls it when no request is in flight."""
         self._channel.close()
         self._thread.join()
+        if self._metrics is not None:
+            self._metrics.close()
 
     def _begin(self, order: Order, sender: Any, client: str) -> None:
         # Unpredictable: a client that knows the number could stop the generation.
@@ -156,6 +163,8 @@ class ResponseSender:
         generation = running.generation
 
         def heard() -> None:
+            if event.token is not None:
+                running.times.see_token()
             if event.finish in self._codes:
                 generation.done = True
                 self._fail(running.sender, event.error or "the executor failed", event.finish)
@@ -207,6 +216,9 @@ class ResponseSender:
         flags = self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL if chunk.finish else 0
         response = self._backend.InferenceResponse(self._tensors(running, chunk))
         running.sender.send(response, flags=flags)
+        if chunk.finish and self._metrics is not None:
+            prompt = len(running.generation.order.prompt)
+            self._metrics.count_answer(chunk.finish, prompt, chunk.generated, running.times)
 
     def _tensors(self, running: RunningRequest, chunk: Chunk) -> list[Any]:
         order, tensor = running.generation.order, self._backend.Tensor
@@ -242,6 +254,8 @@ class ResponseSender:
         return tensor
 
     def _fail(self, sender: Any, message: str, reason: str) -> None:
+        if self._metrics is not None:
+            self._metrics.count_failure(reason)
         if reason == "error" and not message.endswith(LATER):
             message = f"{message} ({FAILED})"
         error = self._backend.TritonError(message, self._codes[reason])

@@ -23,6 +23,7 @@ from enginix.triton.models.heartbeat import HeartbeatFile
 from enginix.triton.models.prompt import PromptReader
 from enginix.triton.models.remote_channel import RemoteChannel
 from enginix.triton.models.request import Inputs, read_boolean, read_check_period, require_parameter
+from enginix.triton.models.server_metrics import ServerMetrics
 
 # Share of one processor for sending; each response costs the server and its clients several times as much.
 SHARE = 1 / 4
@@ -66,6 +67,7 @@ class Ensemble:
             self._content,
             period=read_check_period(config),
             share=SHARE,
+            metrics=ServerMetrics(backend, ENSEMBLE),
             heartbeat=HeartbeatFile(ENSEMBLE),
         )
 

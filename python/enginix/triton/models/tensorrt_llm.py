@@ -31,6 +31,7 @@ from enginix.triton.models.request import (
     require_parameter,
 )
 from enginix.triton.models.served_channels import Generations, LocalChannel
+from enginix.triton.models.server_metrics import ServerMetrics
 
 # Share of one processor for sending: the sender runs in the executor's interpreter, at the executor's cost.
 SHARE = 1 / 16
@@ -73,6 +74,7 @@ class TensorrtLlm:
             self._content,
             period=read_check_period(config),
             share=SHARE,
+            metrics=ServerMetrics(backend, EXECUTOR, lambda: read_executor_load(executor_scheduler)),
             heartbeat=HeartbeatFile(EXECUTOR, self._generations.is_stuck),
         )
 
@@ -102,6 +104,18 @@ class TensorrtLlm:
             tensor("output_ids", np.array([[chunk.ids]], np.int32)),
             tensor("sequence_length", np.array([[len(chunk.ids)]], np.int32)),
         ]
+
+
+def read_executor_load(scheduler: Any) -> dict[str, float]:
+    """Return the executor's numbers for its metrics."""
+    running, waiting = scheduler.load
+    admitted, seconds = scheduler.waits
+    return {
+        "running": running,
+        "waiting": waiting,
+        "admitted_total": admitted,
+        "waited_seconds_total": seconds,
+    }
 
 
 def _is_key(value: Any, key: str) -> bool:
