@@ -166,12 +166,12 @@ class Executor:
         """
         if positions is None:
             return list(self.iterate_logits(tokens))
+        out = []
         for sequence in tokens:
             self.check_tokens(sequence)
-        return [self._logits(self._hidden_of_prompt(sequence)[list(positions)]) for sequence in tokens]
-
-    def _hidden_of_prompt(self, sequence: Sequence[int]) -> torch.Tensor:
-        return self._hidden(self._ids(sequence), PackedPrompts(None, {0: len(sequence)}, self.rope))
+            step = PackedPrompts(None, {0: len(sequence)}, self.rope)
+            out.append(self._logits(self._hidden(self._ids(sequence), step)[list(positions)]))
+        return out
 
     @torch.inference_mode()
     def iterate_logits(self, tokens: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:

@@ -49,8 +49,8 @@ class LayerBuilder:
         self, weights: MergedWeights, device: torch.device, dtype: torch.dtype, fp8_products: bool
     ) -> None:
         self.weights, self.config, self.device, self.dtype = weights, weights.config, device, dtype
-        self.fp8_products = fp8_products
         self.linears: list[LinearOperation] = []
+        self.fp8_products = fp8_products
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         return self.weights.get(name).to(self.device, dtype or self.dtype)

@@ -19,9 +19,9 @@ if TYPE_CHECKING:  # the package of the reference answers has no executor (nix/m
     from enginix.reference.scheduler import GenerationEvent, Scheduler
 
 BATCH = 8
+WHOLE = 1 << 28  # logits that one forward pass of the reference executor may return
 # On a GPU: sequences, and tokens of all their caches.
 GPU_BATCH, GPU_TOKENS = 16, 65536
-WHOLE = 1 << 28  # logits that one forward pass of the reference executor may return
 NOT_FINITE = "logits hold NaN or infinity"
 
 
