@@ -65,7 +65,8 @@ let
       ranks = (parallel.tensorParallel or 1) * (parallel.pipelineParallel or 1);
       # An engine that TensorRT-LLM made of a model itself has its default.
       engineGpusPerNode = parallel.gpusPerNode or defaults.gpusPerNode.value;
-      onCpu = (import ./kinds).${image.kind}.isPortable && (image.server.repo.device or "cpu") == "cpu";
+      onCpu =
+        (import ./kinds).${image.kind}.isPortable && (image.server.repo.device or "cpu") == "cpu";
       isMultiNode = nodes != 1;
       podGpus =
         if isMultiNode then

@@ -11,7 +11,8 @@ let
   servers = lib.filterAttrs (_: s: !(served s).ownServer) complete;
   ownServers = lib.filterAttrs (_: s: (served s).ownServer) complete;
   # trtllm-serve has metrics if the LLM class measures its requests.
-  hasMetrics = s: (served s).kind == "llmapi" && (s.engine.request.llmArgs.return_perf_metrics or false);
+  hasMetrics =
+    s: (served s).kind == "llmapi" && (s.engine.request.llmArgs.return_perf_metrics or false);
   measuredServers = lib.filterAttrs (_: hasMetrics) ownServers;
   silentServers = lib.attrNames (lib.filterAttrs (_: s: !hasMetrics s) ownServers);
 

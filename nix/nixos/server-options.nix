@@ -137,7 +137,7 @@ in
     metricsPort = mkOption {
       type = types.port;
       default = 8002;
-      description = "Port of Triton's Prometheus metrics; the engine's own server has no such port.";
+      description = "Port of Triton's Prometheus metrics; an engine's own server has no such port.";
     };
 
     openFirewall = mkOption {

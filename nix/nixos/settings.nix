@@ -61,7 +61,7 @@ in
         kv_cache_free_gpu_mem_fraction = 0.85;
         enable_kv_cache_reuse = true;
       };
-      description = "Parameters of the C++ backend (kind tensorrt), as docs/reference/triton.md lists them.";
+      description = "Parameters of the C++ backend (kind tensorrt); docs/reference/triton.md lists them.";
     };
   };
 }

@@ -3,7 +3,7 @@
 - An error's text has LiteLLM's names around the server's message, and ``param`` is empty.
 - Chunks have usages that were not requested; OpenAI sends a requested usage in a last chunk without choices.
 - Texts of a completion's last chunks are null; OpenAI's are texts.
-- Fields that LiteLLM does not know are in ``provider_specific_fields``, also where there are none.
+- Fields that LiteLLM does not know are in ``provider_specific_fields``, which is there even if empty.
 - Ids of completions are those of chats; models have the names of the server behind.
 """
 
