@@ -158,7 +158,7 @@ def _render_question(template: str, settings: Mapping[str, Any], model: Path) ->
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Generation(Extension):
+    class Generation(Extension):  # type: ignore[misc, unused-ignore]
         """The tag that marks what the assistant said."""
 
         tags = {"generation"}  # noqa: RUF012
