@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
     with new_directory(args.output) as partial:
         material = reference_asker.keep_reference_answers(args.model, partial, args.device, args.questions)
-        for path in partial.iterdir():
+        for path in partial.glob("*.safetensors"):
             path.chmod(0o644)  # safetensors keeps its files to their owner
     tokens = sum(len(p.tokens) for p in material.passages)
     console.print_result(
