@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from enginix.reference.config import ExecutorConfig
@@ -78,10 +77,14 @@ class Prefill:
         self.cos, self.sin = rope.tables(positions, [self.end])
         self.mask: torch.Tensor | None = None
         if start:
-            # GPUs have kernels for a part of a causal mask; a whole one would take [count, end] numbers.
-            on_cpu = rope.device.type == "cpu"
-            seen = torch.arange(self.end)[None, :] <= positions[:, None] if on_cpu else None
-            self.mask = causal_lower_right(count, self.end) if seen is None else seen
+            if rope.device.type == "cpu":
+                self.mask = torch.arange(self.end)[None, :] <= positions[:, None]
+            else:
+                # GPUs have kernels for a part of a causal mask; a whole one would take [count, end] numbers.
+                # Imported late: it brings PyTorch's compiler, and seconds.
+                from torch.nn.attention.bias import causal_lower_right
+
+                self.mask = causal_lower_right(count, self.end)
         if cache is not None:
             cache.reserve(self.end)
 
