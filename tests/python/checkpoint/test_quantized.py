@@ -204,7 +204,7 @@ def test_scales_without_a_description(tmp_path: Path) -> None:
         tmp_path / "m", llama(), lambda m: "FP8" if linear(m) else None, {"quant_algo": "FP8"}
     )
     (tmp_path / "m/hf_quant_config.json").unlink()
-    with pytest.raises(ModelError, match="has scales, but there is no hf_quant_config.json"):
+    with pytest.raises(ModelError, match="has scales, but there is no hf_quant_config"):
         convert_model(tmp_path / "m", tmp_path / "out", ConvertOptions())
 
 
