@@ -372,8 +372,11 @@ def test_a_missing_or_damaged_reference_fails(
 def test_answers_survive_a_file(answers: ReferenceAnswers, tmp_path: Path) -> None:
     kept_answers.write_reference_answers(answers, tmp_path)
     found = kept_answers.read_reference_answers(tmp_path)
-    assert replace(found, passages=(), hidden=()) == replace(answers, passages=(), hidden=())
-    for a, b in zip(found.passages, answers.passages, strict=True):
+    bare = {"passages": (), "hidden": (), "long": None}
+    assert replace(found, **bare) == replace(answers, **bare)
+    assert found.long is not None and answers.long is not None
+    pairs = zip((*found.passages, found.long), (*answers.passages, answers.long), strict=True)
+    for a, b in pairs:
         assert (
             torch.equal(a.ids, b.ids)
             and torch.equal(a.logs, b.logs)

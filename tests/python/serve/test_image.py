@@ -62,10 +62,10 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def repository(served_engine: Path, tmp_path: Path) -> Callable[..., Path]:
     """A repository of an engine of that shape, with plans of zeros."""
 
-    def make(ranks: int = 1, kind: str = "tensorrt", plan: int = 4096) -> Path:
+    def make(ranks: int = 1, kind: str = "tensorrt", plan: int = 4096, config: str = "{}") -> Path:
         engine = tmp_path / "engine"
         (engine / "engine").mkdir(parents=True)
-        (engine / "engine" / "config.json").write_text("{}")
+        (engine / "engine" / "config.json").write_text(config)
         for rank in range(ranks):
             with (engine / "engine" / f"rank{rank}.engine").open("wb") as f:
                 f.truncate(plan)
@@ -405,10 +405,7 @@ def test_a_preflight_that_finds_nothing(
 def test_an_engine_for_several_machines_is_not_served_by_one(
     repository: Callable[..., Path], rootfs: Path, driver: Callable[..., Path], tmp_path: Path
 ) -> None:
-    path = repository(2)
-    (tmp_path / "engine" / "engine" / "config.json").write_text(
-        '{"pretrained_config": {"mapping": {"gpus_per_node": 1}}}'
-    )
+    path = repository(2, config='{"pretrained_config": {"mapping": {"gpus_per_node": 1}}}')
     one = ["--hosts", f"{socket.gethostname()}:2"]
     for more in ([], one):
         done = run(command(path, rootfs, driver(), "--check", "--http-port", "0", *more))
@@ -455,10 +452,7 @@ def test_several_ranks_need_a_launcher(
 def test_ranks_on_two_machines_as_in_containers_of_the_image(
     repository: Callable[..., Path], rootfs: Path, driver: Callable[..., Path], tmp_path: Path
 ) -> None:
-    path = repository(2)
-    (tmp_path / "engine" / "engine" / "config.json").write_text(
-        '{"pretrained_config": {"mapping": {"gpus_per_node": 1}}}'
-    )
+    path = repository(2, config='{"pretrained_config": {"mapping": {"gpus_per_node": 1}}}')
     kubectl = tmp_path / "kubectl"
     kubectl.write_text(f'#!/bin/sh\nexec {sys.executable} {TESTS / "standin" / "kubectl.py"} "$@"\n')
     kubectl.chmod(0o755)
