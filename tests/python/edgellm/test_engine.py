@@ -22,6 +22,7 @@ from enginix.errors import GateError
 from enginix.evaluation.engine_judgement import answer_metrics, answer_record
 from enginix.evaluation.engine_protocol import engine_questions
 from enginix.evaluation.reference_answers import question_builder
+from manifests import age_manifest
 
 from .conftest import HERE, ROOT, TINY, Run, environment
 
@@ -125,7 +126,7 @@ def test_another_model_is_refused(
     build: Callable[..., subprocess.CompletedProcess[str]], models: Callable[[str], Path]
 ) -> None:
     done = build(model=models("fp8"))
-    assert done.returncode == 3 and "another model" in done.stderr
+    assert done.returncode == 3 and "the export was made from" in done.stderr
 
 
 @contextmanager
@@ -204,6 +205,7 @@ def test_a_server_that_would_build_does_not(
     assert build().returncode == 0
     config = tmp_path / "engine/engine/config.json"
     config.write_text(config.read_text().replace('"max_batch_size": 1', '"max_batch_size": 2'))
+    age_manifest(tmp_path / "engine")
     done = enginix(
         *("edgellm-serve", tmp_path / "engine", "--model", TINY, "--state", tmp_path / "s"),
         *("--python", runtime("tensorrt"), "--driver", driver()),
@@ -245,7 +247,7 @@ def test_an_engine_of_another_model_is_not_served(
     other = Path(shutil.copytree(ROOT / "tests/models/tiny-qwen3", tmp_path / "other"))
     (other / "generation_config.json").write_text("{}")
     done = enginix("edgellm-serve", tmp_path / "engine", "--model", other, "--state", tmp_path / "s")
-    assert done.returncode == 3 and "another model" in done.stderr
+    assert done.returncode == 3 and "the engine was made from" in done.stderr
 
 
 @pytest.fixture(scope="module")

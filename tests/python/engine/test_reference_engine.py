@@ -222,7 +222,7 @@ def test_without_a_home_as_a_build_user(checkpoint: Path, model: Path, tmp_path:
         [sys.executable, *map(str, words)], env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith("gate logits: passed")
+    assert "gate logits: passed" in done.stderr
 
 
 def variant(model: Path, out: Path, **keys: object) -> Path:

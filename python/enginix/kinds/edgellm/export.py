@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix import __version__, console, manifest, process
-from enginix.digests import SourceWatch
+from enginix.digests import SourceWatch, digest_file
 from enginix.errors import EnginixError, MachineError, UsageError
 from enginix.files import new_directory, require_absent
 from enginix.kinds.edgellm import checks, graph, options, source, stack_traces
@@ -133,10 +133,15 @@ def _require_disk_space(model_source: ExportSource, out: Path) -> None:
 def read_model_identity(model: Path) -> dict[str, Any]:
     """Return the identity of a model, which its export, engine and server must share: its content.
 
+    The texts that an export carries belong to it, also without a manifest that lists them.
+
     Raises:
         ManifestError: the model's files are not those of its manifest.
     """
-    return dict(identify_model(model)["model"])
+    identity = dict(identify_model(model)["model"])
+    texts = [path for path in sorted(model.iterdir()) if path.suffix in (".json", ".jinja")]
+    digests = {path.name: digest_file(path).sha256 for path in texts if path.name != manifest.MANIFEST_FILE}
+    return {**identity, "files": {**digests, **identity["files"]}}
 
 
 def _list_tool_versions() -> dict[str, str]:
