@@ -29,6 +29,11 @@ _STATE = frozenset({_LOCK, "tree", "part", "hf"})  # names that a run may leave 
 _ATTEMPTS = 100  # times that a directory may vanish between two calls
 
 
+def find_user_cache() -> Path:
+    """Return the directory of everything that enginix keeps for this user, and can make again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "enginix"
+
+
 def dump_json(value: Any) -> str:
     """Return canonical JSON: sorted keys, two spaces, a final newline; the same bytes on every machine."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from enginix import process
 from enginix.errors import MachineError
+from enginix.files import find_user_cache
 
 Array = npt.NDArray[Any]
 
@@ -40,8 +41,7 @@ def find_compiled_casts() -> ctypes.CDLL | None:
 
 def cache_directory() -> Path:
     """Return the directory into which the first use of an installation compiles the casts."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "enginix" / "casts"
+    return find_user_cache() / "casts"
 
 
 def _load_from_cache() -> ctypes.CDLL | None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from enginix import process
 from enginix.errors import MachineError, UsageError
-from enginix.files import new_directory, sha256_file
+from enginix.files import find_user_cache, new_directory, sha256_file
 from enginix.tables import load_table
 
 STUB = "triton_python_backend_stub"
@@ -228,9 +228,8 @@ def find_installed() -> Path | None:
     if not stub.is_file():
         check_machine()
         return None
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     key = re.sub(r"\W+", "-", str(server)).strip("-")
-    layout = Path(base) / "enginix" / "tritonserver" / f"{key}-{python_version()}"
+    layout = find_user_cache() / "tritonserver" / f"{key}-{python_version()}"
     if not (layout / "backends" / "python" / STUB).exists():
         shutil.rmtree(layout, ignore_errors=True)
         with new_directory(layout) as partial:

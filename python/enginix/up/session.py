@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import enginix
 from enginix import console
@@ -120,15 +121,7 @@ def run_stages(stages: Sequence[Stage], log: RunLog, *, as_json: bool) -> list[S
 def _run_stage(stage: Stage, label: str, *, as_json: bool) -> StageRecord:
     begun = time.monotonic()
     # Its result is a line of ours; what it says of its progress stays on standard error.
-    process = subprocess.Popen(
-        build_command(stage.words),
-        env=build_environment(),
-        cwd="/",
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL if as_json else sys.stderr,
-        start_new_session=True,
-        preexec_fn=end_with_parent(signal.SIGTERM),
-    )
+    process = _start_command(stage.words, stdout=subprocess.DEVNULL if as_json else sys.stderr, stderr=None)
     try:
         usage = _wait_with_ticks(process, label, begun)
     except BaseException:
@@ -169,18 +162,24 @@ def _wait_with_ticks(process: subprocess.Popen[bytes], label: str, begun: float)
 QUANTIZING = ("calibrate", "quantize")
 
 
-def build_command(words: Sequence[str]) -> list[str]:
-    """Return the command line of another command of this enginix.
+def _start_command(
+    words: Sequence[str], *, stdout: int | IO[Any], stderr: int | None
+) -> subprocess.Popen[bytes]:
+    """Start another command of this enginix, in a group of processes that ends with this one.
 
-    Run it in ``/``: Python puts the working directory first on its module path.
+    It runs in ``/``: Python puts the working directory first on its module path.
     """
     other = os.environ.get("ENGINIX_QUANTIZE_PYTHON") if words[0] in QUANTIZING else None
-    return [other or sys.executable, "-m", "enginix", *words]
-
-
-def build_environment() -> dict[str, str]:
-    """Return this process's environment, in which its package of enginix is found."""
-    return {**os.environ, "PYTHONPATH": str(Path(enginix.__file__).parents[1])}
+    return subprocess.Popen(
+        [other or sys.executable, "-m", "enginix", *words],
+        env={**os.environ, "PYTHONPATH": str(Path(enginix.__file__).parents[1])},
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,
+        preexec_fn=end_with_parent(signal.SIGTERM),
+    )
 
 
 @dataclass(frozen=True)
@@ -206,16 +205,7 @@ class RunningServer:
 def run_server(name: str, words: Sequence[str], log: Path) -> Iterator[RunningServer]:
     """Run a server until the block ends; a group of processes, all of which end with it."""
     with log.open("wb") as out:
-        process = subprocess.Popen(
-            build_command(words),
-            env=build_environment(),
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=end_with_parent(signal.SIGTERM),
-        )
+        process = _start_command(words, stdout=out, stderr=subprocess.STDOUT)
     try:
         yield RunningServer(name, process, log)
     finally:

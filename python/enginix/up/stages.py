@@ -6,13 +6,12 @@ run left, and another request never does.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from enginix import __version__
 from enginix.errors import UsageError
-from enginix.files import sha256_json
+from enginix.files import find_user_cache, sha256_json
 from enginix.hub.lock import Lock
 from enginix.kinds.registry import DEFAULT_KIND, find_kind
 
@@ -60,8 +59,7 @@ class Stage:
 
 def locate_cache() -> Path:
     """Return the directory of everything that ``enginix up`` keeps."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "enginix" / "up"
+    return find_user_cache() / "up"
 
 
 def plan_stages(request: UpRequest, cache: Path) -> tuple[Stage, ...]:

@@ -20,11 +20,20 @@ import pytest
 from enginix.serve.client import TritonClient
 from environments import environment
 from faults.setting import Served, Setting
+from openai_standin import StandIn
 
 TESTS = Path(__file__).parents[2]
 OPERATOR = "sk-operator-" + "0" * 20
 ALICE = "sk-alice-" + "1" * 20
 MONITOR = "sk-monitor-" + "4" * 20
+
+
+@pytest.fixture(scope="module")
+def standin() -> Iterator[StandIn]:
+    """A stand-in of an OpenAI server that records what reaches it."""
+    server = StandIn()
+    yield server
+    server.shutdown()
 
 
 @pytest.fixture(scope="session")

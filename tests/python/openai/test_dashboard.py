@@ -62,13 +62,6 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def standin() -> Iterator[StandIn]:
-    server = StandIn()
-    yield server
-    server.shutdown()
-
-
-@pytest.fixture(scope="module")
 def gateway(start_gateway: Callable[..., Any], tiny: Served, standin: StandIn) -> Iterator[Any]:
     server = {"kind": "triton", "url": tiny.client.url, "model": "ensemble"}
     other = {"kind": "openai", "url": f"{standin.url}/v1", "model": "mine"}

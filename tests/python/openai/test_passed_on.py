@@ -22,13 +22,6 @@ SAID = [
 
 
 @pytest.fixture(scope="module")
-def standin() -> Iterator[StandIn]:
-    server = StandIn()
-    yield server
-    server.shutdown()
-
-
-@pytest.fixture(scope="module")
 def client(start_gateway: Callable[..., Any], standin: StandIn, tmp_path_factory: Any) -> Iterator[Any]:
     key: Path = tmp_path_factory.mktemp("key") / "server"
     key.write_text(SERVER_KEY)

@@ -18,13 +18,12 @@ from typing import Any
 
 from enginix import console, manifest
 from enginix.errors import EnginixError, MachineError
-from enginix.files import sha256_json
+from enginix.files import find_user_cache, sha256_json
 
 
 def find_cache_directory() -> Path:
     """Return the cache's directory."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "enginix" / "engines"
+    return find_user_cache() / "engines"
 
 
 def hash_identity(identity: dict[str, Any]) -> str:
