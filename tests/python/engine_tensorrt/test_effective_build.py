@@ -96,6 +96,9 @@ BEYOND = [
     (LLAMA, ["--paged_kv_cache", "enable", "--kv_cache_type", "PAGED"], {"kv_cache_type": "PAGED"}),
     (LLAMA, ["--checkpoint_dir", "/c", "--dry_run", "--max_decoder_seq_len", "64"], {"max_seq_len": 64}),
     (LLAMA, ["--max_multimodal_len", "7"], {"max_prompt_embedding_table_size": 7}),
+    (LLAMA, ["--max_beam", "+4", "--strip"], {"max_beam_width": 4, "use_strip_plan": True}),  # argparse
+    (make_build_subject({"architecture": "LlamaForCausalLM", "is_pruned": True}, 90), [],
+     {"use_strip_plan": True}),
     (LLAMA, ["--max_input_len=5000", "--context_fmha=disable", "--max_num_tokens", "64"],
      {"max_input_len": 4096, "max_num_tokens": 4096}),
     (BuildSubject("LlamaForCausalLM", 90, "NVFP4", tensor_parallel=2), ["--norm_quant_fusion", "enable"],
@@ -127,6 +130,8 @@ def test_beyond_the_golden_requests(subject, arguments, expected) -> None:
         (BuildSubject("MambaForCausalLM", 90), ["--kv_cache_type", "continuous"], "AssertionError"),
         (LLAMA, ["--paged_kv_cache", "disable", "--kv_cache_type", "paged"], "AssertionError"),
         (LLAMA, ["--tp_size", "2"], "SystemExit"),
+        (LLAMA, ["--max_", "2"], "SystemExit"),
+        (BuildSubject("DeepseekV3ForCausalLM", 90), [], "AssertionError"),
         (LLAMA, ["--gemm_plugin", "int3"], "SystemExit"),
         (LLAMA, ["--max_batch_size", "many"], "SystemExit"),
         (LLAMA, ["--max_batch_size"], "SystemExit"),
@@ -219,7 +224,7 @@ FACTS = st.builds(
     quantization=st.sampled_from([None, "FP8", "NVFP4", "W4A16_AWQ", "W4A8_AWQ", "MIXED_PRECISION"]),
     kv_cache=st.sampled_from([None, "FP8", "INT8"]),
     sm=st.sampled_from([80, 89, 90, 100, 103, 120]),
-    architecture=st.sampled_from(["LlamaForCausalLM", "MixtralForCausalLM", "Gemma2ForCausalLM", "X"]),
+    architecture=st.sampled_from(["LlamaForCausalLM", "MixtralForCausalLM", "Gemma2ForCausalLM", "OPTForCausalLM"]),
     tensor_parallel=st.sampled_from([1, 2]),
     eagle_layers=st.sampled_from([None, 4]),
 )

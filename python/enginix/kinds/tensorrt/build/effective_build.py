@@ -65,6 +65,7 @@ class BuildSubject:
         max_draft_len, num_eagle_layers: sizes of a checkpoint with a draft model of its own.
         redrafter_tokens: ``redrafter_num_beams`` × ``redrafter_draft_len_per_beam``.
         rotary_scaling: as the checkpoint has it.
+        is_pruned: whether the checkpoint has no weights; its plan is stripped.
     """
 
     architecture: str | None
@@ -80,6 +81,7 @@ class BuildSubject:
     redrafter_tokens: int | None = None
     rotary_scaling: Mapping[str, Any] | None = None
     qwen_type: str | None = None
+    is_pruned: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,8 @@ def predict_build(subject: BuildSubject, arguments: Sequence[str]) -> EffectiveB
     config, plugins = _make_configs(given)
     requested = {**config, **plugins}
     _check_command_line(given, plugins, subject)
+    _check_architecture(subject)
+    config["use_strip_plan"] = config["use_strip_plan"] or subject.is_pruned
     plugins["manage_weights"] = bool(given.get("fast_build", False))
     if plugins["lora_plugin"] is None:
         given = {k: v for k, v in given.items() if not k.startswith("lora_")}
@@ -166,7 +170,8 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     words = list(arguments)
     while words:
-        name, equals, inline = words.pop(0).partition("=")
+        word, equals, inline = words.pop(0).partition("=")
+        name = _complete_flag(word, [*rows, *WHOLE_REQUEST_FLAGS])
         row = rows.get(name)
         if name in WHOLE_REQUEST_FLAGS:
             raise UsageError(f"{name} is not predicted: it names a file with settings", fix="leave it out")
@@ -177,6 +182,14 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
         words = words if equals else words[end:]
         options[row["flag"][2:]] = _parse_flag_values(name, row, values)
     return options
+
+
+def _complete_flag(word: str, flags: Sequence[str]) -> str:
+    """Return the flag that a word names or is the unambiguous beginning of, as argparse takes it."""
+    if word in flags or not word.startswith("--"):
+        return word
+    matches = [flag for flag in flags if flag.startswith(word)]
+    return matches[0] if len(matches) == 1 else word
 
 
 def _collect_flag_rows() -> dict[str, Mapping[str, Any]]:
@@ -202,7 +215,11 @@ def _parse_flag_values(name: str, row: Mapping[str, Any], values: list[str]) -> 
 
 
 def _is_number(text: str) -> bool:
-    return text.lstrip("-").isascii() and text.lstrip("-").isdigit()
+    try:
+        int(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _make_configs(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -266,6 +283,17 @@ def _check_command_line(given: Mapping[str, Any], plugins: Mapping[str, Any], su
             "pp-reduce-scatter-only-mixtral",
             f"pp_reduce_scatter is for MixtralForCausalLM, not {subject.architecture}",
             fix="leave it out",
+        )
+
+
+def _check_architecture(subject: BuildSubject) -> None:
+    engine_classes = load_table("engine_support")["architectures"]["engine"]
+    if subject.architecture not in engine_classes:
+        raise RequestRefused(
+            "AssertionError",
+            "other",
+            f"TensorRT-LLM has no engine class for architecture {subject.architecture}",
+            fix="serve the model with the llmapi kind",
         )
 
 
@@ -533,4 +561,5 @@ def make_build_subject(checkpoint: Mapping[str, Any], sm: int) -> BuildSubject:
         redrafter_tokens=None if beams is None or length is None else beams * length,
         rotary_scaling=read(None, "rotary_scaling", dict),
         qwen_type=read(None, "qwen_type", str),
+        is_pruned=checkpoint.get("is_pruned") is True,
     )
