@@ -101,6 +101,20 @@ rec {
     in
     2 * layers * kvHeads * m.headSize * kvBits m l / 8;
 
+  # How far kvToken is known: planner.find_kv_certainty again. A lock of an older enginix has no
+  # attentionWindow.
+  kvTokenCertainty =
+    m:
+    let
+      counted = constants.kvByHeads.architectures ++ constants.latent.architectures;
+    in
+    if !builtins.elem (m.architecture or null) counted then
+      "estimate"
+    else if m.attentionWindow or null == [ ] then
+      "exact"
+    else
+      "upper bound";
+
   requantized =
     m: to:
     let

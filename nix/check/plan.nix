@@ -155,7 +155,17 @@ rec {
     if !arithmetic.isComplete model gpu then
       null
     else
-      estimate // { changes = if estimate.fits then [ ] else changes model gpu l; };
+      estimate
+      // {
+        # The mean of the ranks is a lower bound of the heaviest; the estimates nothing measured.
+        certainty = {
+          weights = "lower bound";
+          kvToken = arithmetic.kvTokenCertainty model;
+          workspace = "estimate";
+          pool = "estimate";
+        };
+        changes = if estimate.fits then [ ] else changes model gpu l;
+      };
 
   # The plan, or a refusal that names the tightest limit and the smallest change.
   # fits :: string -> facts // { weightBytes } -> { name; sm; memoryGB; … } -> limits -> set|null

@@ -202,6 +202,7 @@ let
             workspace
             pool
             tokens
+            certainty
             ;
         };
   };

@@ -113,6 +113,8 @@ def list_lock_differences(old: Lock, new: Lock) -> list[str]:
         if getattr(old, name) != getattr(new, name):
             lines.append(f"{name}: {_format_value(getattr(old, name))} → {_format_value(getattr(new, name))}")
     for key in sorted({*old.model, *new.model} - model_metadata.OBSOLETE_KEYS):
+        if key not in old.model and old.revision == new.revision:
+            continue  # an older enginix did not write it
         if old.model.get(key) != new.model.get(key):
             lines.append(
                 f"model.{key}: {_format_value(old.model.get(key))} → {_format_value(new.model.get(key))}"

@@ -5,10 +5,12 @@ Names are those of a lock's ``model``. A value that the files do not give is abs
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from enginix.errors import LockError, ModelError
+from enginix.model.attention_window import WINDOW_KEY, find_window_pattern
 from enginix.model.jsonfile import parse_object
 from enginix.model.kv_heads import find_kv_heads
 from enginix.model.quantization import (
@@ -35,7 +37,8 @@ INTEGERS = {
     "expertIntermediateSize": ("moe_intermediate_size",),
     "expertsPerToken": ("num_experts_per_tok", "experts_per_token"),
 }
-# Keys of older locks that are ignored: a window that the model may not use (use_sliding_window).
+# Keys of older locks that are ignored: a window that the model may not use (use_sliding_window);
+# attentionWindow has those that it uses.
 OBSOLETE_KEYS = frozenset({"slidingWindow"})
 
 
@@ -70,6 +73,8 @@ def extract_model_metadata(files: Mapping[str, bytes], where: str) -> dict[str, 
         facts["dtype"] = dtype.removeprefix("torch.")
     if isinstance(config.get("tie_word_embeddings"), bool):
         facts["tiedEmbeddings"] = config["tie_word_embeddings"]
+    if (windows := find_window_pattern(config)) is not None:
+        facts[WINDOW_KEY] = windows
     facts.update(_read_quantization_names(config, files, where))
     if remote := _names_remote_code(top):
         facts["remoteCode"] = remote
@@ -92,7 +97,8 @@ def require_metadata(locked: Mapping[str, Any], files: Mapping[str, bytes], wher
     derived = extract_model_metadata(files, where) if expected else {}
     for name, value in sorted(expected.items()):
         known = derived.get(name)
-        if name not in derived or known != value or type(known) is not type(value):
+        # As text: JSON's true is not 1, and 4.0 not 4.
+        if name not in derived or json.dumps(known) != json.dumps(value):
             derived_text = f"has {ascii(known)[:100]}" if name in derived else "has no such value"
             raise LockError(
                 f"model.{name} is {ascii(value)[:100]}, the pinned configuration {derived_text}",

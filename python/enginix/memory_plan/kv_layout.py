@@ -61,17 +61,6 @@ def is_counted_by_heads(architecture: str | None) -> bool:
     return any(architecture in table[name]["architectures"] for name in ("kvByHeads", "latent"))
 
 
-def has_sliding_layers(config: Mapping[str, Any]) -> bool:
-    """Return whether some layers keep only a window of tokens, by layer or by a window for all."""
-    kinds = config.get("layer_types")
-    if isinstance(kinds, list):
-        return bool({str(k) for k in kinds} & (_PLAIN_LAYER_TYPES - {"full_attention"}))
-    window, context = config.get("sliding_window"), config.get("max_position_embeddings")
-    if type(window) is not int or config.get("use_sliding_window") is False:
-        return False
-    return type(context) is not int or window < context
-
-
 def _make_unknown_error(what: str, where: str) -> ModelError:
     return ModelError(
         f"the KV cache of a token is not known for this kind of layers ({what})",

@@ -219,7 +219,12 @@ def test_a_tokenizer_without_its_fast_file_says_how_to_make_it(tmp_path: Path) -
     assert "tokenizer.json" in refused.value.what and "save_pretrained" in str(refused.value.fix)
 
 
-def test_a_window_bounds_the_engine(tmp_path: Path) -> None:
+def test_a_window_bounds_the_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", str(ROOT / "phi3-mini-4k"), "--target", "h200", "--kind", "reference"]
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["limits"]["maxSeqLen"] == 64
+    assert main([*words, "--max-seq-len", "65"]) == 1
+    assert "--max-seq-len 65 exceeds the model's sliding window of 64 tokens" in capsys.readouterr().out
     convert("phi3-mini-4k", tmp_path / "checkpoint")
     found = manifest.read_manifest(tmp_path / "checkpoint")
     assert found.model["attentionWindow"] == [64]

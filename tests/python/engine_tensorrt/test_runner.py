@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,32 @@ def test_the_fraction_of_a_server_is_merged_into_the_engines_arguments(tmp_path,
     # Without a fraction of the server's, or without an object of the engine's, there is nothing to merge.
     words = make_serve_command(tmp_path, made, Serving())
     assert words[words.index("--extra_llm_api_options") + 1] == str(tmp_path / "llm_args.yaml")
+
+
+@pytest.mark.parametrize(
+    ("windows", "fraction", "told"),
+    [
+        ([64, 4096], None, {"max_attention_window": [64, 100]}),
+        ([64], 0.6, {"max_attention_window": [64], "free_gpu_memory_fraction": 0.6}),
+        ([100], 0.6, None),
+        (None, None, None),
+    ],
+)
+def test_an_engine_is_told_the_models_windows(tmp_path, windows, fraction, told):
+    """Without them the C++ runtime attends to the whole context."""
+    made = Manifest("engine", "e", "tensorrt", options={"limits": {"maxSeqLen": 100}})
+    made = replace(made, model={} if windows is None else {"attentionWindow": windows})
+    words = make_serve_command(tmp_path, made, Serving(kv_cache_fraction=fraction, work=tmp_path / "w"))
+    assert ("--extra_llm_api_options" in words) == (told is not None)
+    if told is not None:
+        read = json.loads(Path(words[words.index("--extra_llm_api_options") + 1]).read_text())
+        assert read == {"kv_cache_config": told}
+
+
+def test_windows_that_are_none_start_no_server(tmp_path):
+    made = replace(Manifest("engine", "e", "tensorrt"), model={"attentionWindow": [True]})
+    with pytest.raises(ManifestError, match=r"attentionWindow is \[True\]"):
+        make_serve_command(tmp_path, made, Serving())
 
 
 def test_a_merged_file_is_read_inside_the_runtime(model, rootfs, driver, tmp_path, monkeypatch):

@@ -62,6 +62,7 @@ def test_a_licence_is_a_short_line_or_none(raw: dict[str, Any]) -> None:
         st.sampled_from(
             [k for keys in model_metadata.INTEGERS.values() for k in keys]
             + ["architectures", "model_type", "dtype", "quantization_config", "text_config", "auto_map"]
+            + ["layer_types", "sliding_window", "use_sliding_window", "max_window_layers"]
         ),
         anything,
         max_size=6,

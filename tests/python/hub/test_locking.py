@@ -64,6 +64,7 @@ def test_the_model_facts_are_those_of_the_configuration(start: Start, model: Pat
         "intermediateSize": CONFIG["intermediate_size"],
         "vocabulary": CONFIG["vocab_size"],
         "context": CONFIG["max_position_embeddings"],
+        "attentionWindow": [],
         "dtype": "bfloat16",
         "tiedEmbeddings": True,
         "quantization": "NVFP4",
@@ -193,7 +194,12 @@ def test_a_window_that_nobody_reads_is_not_recorded(start: Start, model: Path, t
     older = json.loads(out.read_text())
     older["model"]["slidingWindow"] = 131072
     out.write_text(json.dumps(older))
+    del older["model"]["attentionWindow"]  # which older locks lack
+    out.write_text(json.dumps(older))
     assert main(["lock", "--check", str(out)]) == 0
+    older["model"]["attentionWindow"] = [131072]
+    out.write_text(json.dumps(older))
+    assert main(["lock", "--check", str(out)]) == 1
 
 
 def test_a_branch_and_a_revision_that_is_not_there(

@@ -21,7 +21,8 @@ from enginix.inspect import describe_model, open_model
 from enginix.kinds.planning.lock_plan import NEEDED_KEYS, plan_from_lock
 from enginix.kinds.planning.planner import PlanRequest, find_kv_certainty, select_language_model
 from enginix.memory_plan.arithmetic import ModelSizes, PlanLimits, TargetGpu, compute_kv_token
-from enginix.memory_plan.kv_layout import find_latent, has_sliding_layers
+from enginix.memory_plan.kv_layout import find_latent
+from enginix.model.attention_window import find_window_pattern
 from enginix.tables import load_table
 
 
@@ -49,9 +50,55 @@ def test_other_layers_are_said_to_be_unknown(config: dict[str, Any]) -> None:
         find_latent(config, "model")
 
 
-def test_windows_are_an_upper_bound() -> None:
-    assert has_sliding_layers({"layer_types": ["full_attention", "sliding_attention"]})
-    assert not has_sliding_layers({"layer_types": ["full_attention"]}) and not has_sliding_layers({})
+# Configuration → tokens of each layer in a lock; empty without windows, None for unknown ones.
+WINDOWS: list[tuple[dict[str, Any], list[int] | None]] = [
+    ({}, []),
+    ({"layer_types": ["full_attention", "sliding_attention"]}, None),
+    ({"layer_types": ["full_attention"]}, []),
+    ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8,
+      "max_position_embeddings": 64}, [64, 8]),
+    ({"layer_types": ["chunked_attention"], "attention_chunk_size": 8, "max_position_embeddings": 64}, [8]),
+    ({"layer_types": ["linear_attention"]}, None),
+    ({"sliding_window": 64, "max_position_embeddings": 64}, []),
+    ({"sliding_window": 8, "max_position_embeddings": 64}, None),
+    ({"sliding_window": 8, "max_position_embeddings": 64, "use_sliding_window": False}, []),
+    ({"sliding_window": "8"}, None),
+    ({"architectures": ["Gemma2ForCausalLM"]}, None),
+    ({"architectures": ["Gemma2ForCausalLM"], "sliding_window": None}, []),
+    ({"architectures": ["MistralForCausalLM"], "num_hidden_layers": 2}, None),
+    ({"architectures": ["MistralForCausalLM"], "num_hidden_layers": 2,
+      "max_position_embeddings": 32768}, [4096]),
+    ({"architectures": ["MistralForCausalLM"], "num_hidden_layers": 2, "sliding_window": None,
+      "max_position_embeddings": 32768}, []),
+    ({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "sliding_window": 8,
+      "max_position_embeddings": 64}, []),
+    ({"architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 3, "sliding_window": 8,
+      "use_sliding_window": True, "max_window_layers": 2, "max_position_embeddings": 64}, [64, 64, 8]),
+    ({"architectures": ["Phi3ForCausalLM"], "num_hidden_layers": 2, "sliding_window": True,
+      "max_position_embeddings": 64}, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "windows"), WINDOWS)
+def test_a_lock_tells_the_windows(config: dict[str, Any], windows: list[int] | None) -> None:
+    facts = extract_model_metadata({"config.json": json.dumps(config).encode()}, "lock")
+    assert facts.get("attentionWindow") == windows
+
+
+def test_classes_with_windows_of_their_own_are_listed() -> None:
+    """What config.json leaves out is the class's: such a model is not said to have no windows."""
+    table = load_table("memory_constants")
+    counted = {*table["kvByHeads"]["architectures"]} - {*load_table("architectures")["architectures"]}
+    sliding = {
+        name
+        for name, config in configurations().items()
+        if name in counted
+        and find_window_pattern(select_language_model(json.loads(config.to_json_string(use_diff=False))))
+        != []
+    }
+    # Windows that reach beyond the class's own context are windows of a longer one.
+    beyond = {"Exaone4ForCausalLM", "ExaoneMoeForCausalLM", "Olmo3ForCausalLM"}
+    assert sliding | beyond == {*table["slidingByDefault"]["architectures"]}
 
 
 def test_a_lock_does_not_guess() -> None:
@@ -178,12 +225,15 @@ def test_the_formula_is_what_transformers_keeps(name: str) -> None:
 @pytest.mark.parametrize(
     ("architecture", "windows", "certainty"),
     [
-        ("LlamaForCausalLM", False, "exact"),
-        ("DeepseekV3ForCausalLM", False, "exact"),
-        ("Gemma2ForCausalLM", True, "upper bound"),
-        ("NovelForCausalLM", False, "estimate"),
-        (None, True, "estimate"),
+        ("LlamaForCausalLM", [], "exact"),
+        ("DeepseekV3ForCausalLM", [], "exact"),
+        ("Gemma2ForCausalLM", [4096], "upper bound"),
+        ("LlamaForCausalLM", None, "upper bound"),
+        ("NovelForCausalLM", [], "estimate"),
+        (None, None, "estimate"),
     ],
 )
-def test_the_figure_says_how_far_it_is_known(architecture: str | None, windows: bool, certainty: str) -> None:
+def test_the_figure_says_how_far_it_is_known(
+    architecture: str | None, windows: list[int] | None, certainty: str
+) -> None:
     assert find_kv_certainty(architecture, windows) == certainty

@@ -30,12 +30,14 @@ MODELS: dict[str, dict[str, Any]] = {
         "intermediateSize": 3072, "vocabulary": 151936, "context": 40960,
         "dtype": "bfloat16", "tiedEmbeddings": True,
         "quantization": None, "kvCacheQuantization": None, "weightBytes": 1503300328,
+        "architecture": "Qwen3ForCausalLM", "attentionWindow": [],
     },
     "7B": {
         "layers": 28, "heads": 28, "kvHeads": 4, "headSize": 128, "hiddenSize": 3584,
         "intermediateSize": 18944, "vocabulary": 152064, "context": 32768,
         "dtype": "bfloat16", "tiedEmbeddings": False,
         "quantization": None, "kvCacheQuantization": None, "weightBytes": 15231271888,
+        "architecture": "MistralForCausalLM", "attentionWindow": [4096],
     },
     "32B NVFP4, FP8 KV": {
         "layers": 64, "heads": 64, "kvHeads": 8, "headSize": 128, "hiddenSize": 5120,
@@ -48,6 +50,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "intermediateSize": 28672, "vocabulary": 128256, "context": 131072,
         "dtype": "bfloat16", "tiedEmbeddings": False,
         "quantization": "FP8", "kvCacheQuantization": None, "weightBytes": 72_000_000_007,
+        "architecture": "LlamaForCausalLM",  # of an older lock: no windows
     },
     "odd, float32": {
         "layers": 5, "heads": 6, "kvHeads": 3, "headSize": 20, "hiddenSize": 120,
@@ -115,6 +118,7 @@ def python_plan(case: dict[str, Any]) -> dict[str, Any]:
         **asdict(found.memory),
         "fits": found.memory.fits,
         "tightest": found.memory.tightest,
+        "certainty": {k: v for k, v in asdict(found.certainty).items() if k != "build"},
         "changes": [dict(c) for c in found.changes],
     }
 

@@ -13,6 +13,7 @@ from enginix.files import dump_json, write_text
 from enginix.kinds.llmapi.llmapi_engine import LLM_ARGUMENTS_FILE
 from enginix.kinds.registry import find_kind
 from enginix.manifest import Manifest
+from enginix.model.attention_window import read_engine_windows
 from enginix.tables import load_table
 
 
@@ -76,18 +77,31 @@ def make_serve_command(engine: Path, engine_manifest: Manifest, serving: Serving
             words += [flags[name], _format_size(engine, name, engine_manifest.options[name])]
     if serving.kv_cache_fraction is not None:
         words += [flags["kvCacheFraction"], str(serving.kv_cache_fraction)]
-    if not is_compiled and (arguments := _read_llm_arguments(engine / LLM_ARGUMENTS_FILE)):
-        words += [flags["options"], str(_merge_arguments(engine, arguments, serving))]
+    arguments = (
+        _make_engine_arguments(engine, engine_manifest)
+        if is_compiled
+        else _read_llm_arguments(engine / LLM_ARGUMENTS_FILE)
+    )
+    if arguments:
+        words += [flags["options"], str(_place_arguments(engine, arguments, serving, is_compiled))]
     return [*words, flags["logLevel"], serving.log_level]
 
 
-def _merge_arguments(engine: Path, arguments: dict[str, Any], serving: Serving) -> Path:
-    """Return the file of arguments: the engine's, or a copy with the server's share of the memory.
+def _make_engine_arguments(engine: Path, engine_manifest: Manifest) -> dict[str, Any]:
+    """Return what a compiled engine cannot say itself: the model's sliding windows."""
+    limits = engine_manifest.options.get("limits", {})
+    longest = int(_format_size(engine, "maxSeqLen", limits["maxSeqLen"])) if "maxSeqLen" in limits else None
+    windows = read_engine_windows(engine_manifest, longest, str(engine))
+    return {"kv_cache_config": {"max_attention_window": windows}} if windows else {}
+
+
+def _place_arguments(engine: Path, arguments: dict[str, Any], serving: Serving, is_compiled: bool) -> Path:
+    """Return the file of arguments: the engine's, or one of ``work`` with the server's share of the memory.
 
     The file overrides flags, and its kv_cache_config replaces the flag's as a whole.
     """
     cache_config = arguments.get("kv_cache_config")
-    if cache_config is None or serving.kv_cache_fraction is None:
+    if not is_compiled and (cache_config is None or serving.kv_cache_fraction is None):
         return engine / LLM_ARGUMENTS_FILE
     if not isinstance(cache_config, dict):
         raise ManifestError(
@@ -97,9 +111,9 @@ def _merge_arguments(engine: Path, arguments: dict[str, Any], serving: Serving) 
         )
     work = serving.work or Path(tempfile.mkdtemp(prefix="enginix-"))
     work.mkdir(parents=True, exist_ok=True)
-    merged = arguments | {
-        "kv_cache_config": cache_config | {"free_gpu_memory_fraction": serving.kv_cache_fraction},
-    }
+    fraction = serving.kv_cache_fraction
+    share = {} if fraction is None else {"free_gpu_memory_fraction": fraction}
+    merged = arguments | {"kv_cache_config": cache_config | share}
     write_text(work / LLM_ARGUMENTS_FILE, dump_json(merged))
     return (serving.inside or work) / LLM_ARGUMENTS_FILE
 

@@ -17,11 +17,13 @@ from enginix.kinds.planning.planner import (
     find_format_obstacles,
     find_kv_certainty,
     find_model_obstacles,
+    find_window_obstacles,
     resolve_plan_limits,
 )
 from enginix.kinds.registry import find_kind, load_hook
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import ELEMENT_BYTES, ModelSizes, TargetGpu
+from enginix.model.attention_window import WINDOW_KEY
 from enginix.model.number_formats import read_kv_cache_bits
 from enginix.tables import load_table
 
@@ -59,7 +61,8 @@ def plan_from_lock(
         kind_planner: KindPlanner = load_hook(kind.memory_plan)
         lock_sizes = LockSizes(source, sum(files.values()), sizes, total, weights)
         return kind_planner.plan_lock(metadata, gpu, request, lock_sizes)
-    limits = resolve_plan_limits(sizes, request)
+    windows = read_locked_windows(metadata)
+    limits = resolve_plan_limits(sizes, request, windows)
     memory = arithmetic.compute_memory(sizes, limits, gpu, weights)
     return MemoryPlan(
         source=source,
@@ -68,17 +71,26 @@ def plan_from_lock(
         sizes=sizes,
         limits=limits,
         memory=memory,
-        certainty=PlanCertainty("lower bound", find_kv_certainty(metadata.get("architecture"), True)),
+        certainty=PlanCertainty("lower bound", find_kv_certainty(metadata.get("architecture"), windows)),
         build=BuildNeeds(
             sum(files.values()), total, total, 4 * memory.weights, memory.weights, memory.weights
         ),
         obstacles=(
             *_find_model_obstacles(metadata, sizes, request.kind),
             *find_format_obstacles(sizes, gpu, request.kind),
+            *find_window_obstacles(request, windows),
         ),
         changes=() if memory.fits else tuple(arithmetic.find_changes(sizes, limits, gpu, weights)),
         notes=("from the lock alone: weights of a rank are the mean, a lower bound",),
     )
+
+
+def read_locked_windows(metadata: Mapping[str, Any]) -> list[int] | None:
+    """Return the windows of a lock's ``model``; None for a lock of an older enginix, which has none."""
+    windows = metadata.get(WINDOW_KEY)
+    if not isinstance(windows, list) or not all(type(w) is int and w > 0 for w in windows):
+        return None
+    return windows
 
 
 def _find_model_obstacles(metadata: Mapping[str, Any], sizes: ModelSizes, kind: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -20,9 +20,10 @@ from enginix.memory_plan.arithmetic import (
     RankMemory,
     TargetGpu,
 )
-from enginix.memory_plan.kv_layout import find_latent, has_sliding_layers, is_counted_by_heads
+from enginix.memory_plan.kv_layout import find_latent, is_counted_by_heads
 from enginix.memory_plan.weights import CheckpointSizes, RankSizes, estimate_from_headers
 from enginix.model import ModelConfig, open_weights
+from enginix.model.attention_window import find_window_pattern
 from enginix.model.jsonfile import read_object
 from enginix.model.number_formats import (
     list_missing_formats,
@@ -225,15 +226,18 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
     sizes = resolve_sizes(description, config, request, find_latent(raw, model.source))
     if sizes.latent:
         notes.append("multi-head latent attention: every rank keeps the whole latent vector of a token")
-    has_windows = has_sliding_layers(raw)
-    if has_windows:
+    windows = find_window_pattern(raw)
+    if windows is None:
+        notes.append("windows of its layers are not known: the KV cache is an upper bound")
+    elif windows:
         notes.append("layers with a window are counted in full: the KV cache is an upper bound")
-    limits = resolve_plan_limits(sizes, request)
+    limits = resolve_plan_limits(sizes, request, windows)
     weights, exact, ranks = _find_rank_weights(model, description, sizes, config, request)
     memory = arithmetic.compute_memory(sizes, limits, gpu, weights)
     # The converter's own reasons are exact: the tables' follow only where it has none.
     obstacles = obstacles or find_model_obstacles(request.kind, description.architecture, sizes.quantization)
     obstacles += find_format_obstacles(sizes, gpu, request.kind)
+    obstacles += find_window_obstacles(request, windows)
     if kind.has_pipeline:
         try:
             check_pipeline(description.architecture, request.pipeline_parallel)
@@ -251,7 +255,7 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
         limits=limits,
         memory=memory,
         certainty=PlanCertainty(
-            "exact" if exact else "estimate", find_kv_certainty(description.architecture, has_windows)
+            "exact" if exact else "estimate", find_kv_certainty(description.architecture, windows)
         ),
         build=_estimate_build(description, request.kind, memory, limits, ranks),
         obstacles=tuple(obstacles),
@@ -260,11 +264,26 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
     )
 
 
-def find_kv_certainty(architecture: str | None, has_windows: bool) -> Certainty:
-    """Return how far the KV cache of a token is known."""
+def find_kv_certainty(architecture: str | None, windows: Sequence[int] | None) -> Certainty:
+    """Return how far the KV cache of a token is known.
+
+    Args:
+        windows: tokens that each layer attends to; empty without windows, None where that is not known.
+    """
     if not is_counted_by_heads(architecture):
         return "estimate"
-    return "upper bound" if has_windows else "exact"
+    return "exact" if windows is not None and not windows else "upper bound"
+
+
+def find_window_obstacles(request: PlanRequest, windows: Sequence[int] | None) -> list[str]:
+    """List the window that sequences of a request exceed, for a kind that has none."""
+    length = request.max_seq_len or 0
+    if not windows or not is_portable(request.kind) or length <= min(windows):
+        return []
+    return [
+        f"--max-seq-len {length} exceeds the model's sliding window of {min(windows)} tokens, and kind "
+        f"{request.kind} attends beyond it (fix: --max-seq-len {min(windows)}, or another kind)"
+    ]
 
 
 def select_language_model(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -340,10 +359,18 @@ def resolve_sizes(
     )
 
 
-def resolve_plan_limits(sizes: ModelSizes, request: PlanRequest) -> PlanLimits:
-    """Return the limits with TensorRT-LLM's defaults filled in; for ``reference`` those of one device."""
+def resolve_plan_limits(
+    sizes: ModelSizes, request: PlanRequest, windows: Sequence[int] | None = None
+) -> PlanLimits:
+    """Return the limits with TensorRT-LLM's defaults filled in; for ``reference`` those of one device.
+
+    Args:
+        windows: tokens that each layer attends to; the smallest bounds the context of kind reference.
+    """
     kv = read_kv_bits(request)
-    length, is_single = request.max_seq_len or sizes.context, not find_kind(request.kind).has_parallelism
+    is_single = not find_kind(request.kind).has_parallelism
+    context = min([sizes.context, *(windows or [])]) if is_portable(request.kind) else sizes.context
+    length = request.max_seq_len or context
     batch = request.max_batch_size or (1 if is_single else arithmetic.read_default("maxBatchSize"))
     tokens = request.max_num_tokens or (length if is_single else arithmetic.read_default("maxNumTokens"))
     return PlanLimits(

@@ -21,7 +21,7 @@ from typing import Any
 
 from enginix.errors import RepositoryError
 from enginix.manifest import Manifest
-from enginix.model.attention_window import WINDOW_KEY as WINDOW
+from enginix.model.attention_window import read_engine_windows
 from enginix.model.jsonfile import read_object
 from enginix.tables import load_table
 from enginix.triton import config, contract
@@ -261,7 +261,7 @@ def _build_executor_parameters(
         **({"enable_chunked_context": "true"} if engine.longer_prompts and engine.paged_context else {}),
         "exclude_input_in_output": "true" if options.exclude_input_in_output else "false",
         "max_beam_width": "1",
-        **_read_attention_windows(engine),
+        **_format_attention_windows(engine),
         **parameters,
         "gpt_model_type": "inflight_fused_batching",
         "gpt_model_path": str(engine.directory / "engine"),
@@ -272,19 +272,9 @@ def _build_executor_parameters(
     }
 
 
-def _read_attention_windows(engine: TensorrtEngine) -> dict[str, str]:
-    """Return the model's sliding windows; without them the backend computes full attention."""
-    windows = engine.manifest.model.get(WINDOW)
-    if windows is None:
-        return {}
-    if not isinstance(windows, list) or not windows or not all(type(w) is int and w > 0 for w in windows):
-        raise RepositoryError(
-            f"model.{WINDOW} is {windows!r}", where=str(engine.directory), fix="build the engine again"
-        )
-    max_length = engine.max_seq_len or max(windows)
-    if min(windows) >= max_length:
-        return {}
-    return {"max_attention_window_size": ",".join(str(min(w, max_length)) for w in windows)}
+def _format_attention_windows(engine: TensorrtEngine) -> dict[str, str]:
+    windows = read_engine_windows(engine.manifest, engine.max_seq_len, str(engine.directory))
+    return {"max_attention_window_size": ",".join(map(str, windows))} if windows else {}
 
 
 def _check_engine_support(engine: TensorrtEngine, parameters: Mapping[str, str], where: str) -> None:
