@@ -224,9 +224,7 @@ FACTS = st.builds(
     quantization=st.sampled_from([None, "FP8", "NVFP4", "W4A16_AWQ", "W4A8_AWQ", "MIXED_PRECISION"]),
     kv_cache=st.sampled_from([None, "FP8", "INT8"]),
     sm=st.sampled_from([80, 89, 90, 100, 103, 120]),
-    architecture=st.sampled_from(
-        ["LlamaForCausalLM", "MixtralForCausalLM", "Gemma2ForCausalLM", "OPTForCausalLM"]
-    ),
+    architecture=st.sampled_from([f"{name}ForCausalLM" for name in ("Llama", "Mixtral", "Gemma2", "OPT")]),
     tensor_parallel=st.sampled_from([1, 2]),
     eagle_layers=st.sampled_from([None, 4]),
 )

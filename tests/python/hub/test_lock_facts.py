@@ -64,7 +64,6 @@ def test_facts_of_a_configuration_that_is_not_pinned(start: Start, model: Path, 
 def test_facts_that_older_locks_lack_or_have_too_many(start: Start, model: Path, tmp_path: Path) -> None:
     start(model)
     lock = make_lock(REPO, Selection()).lock
-    older = {k: v for k, v in lock.model.items() if k not in ("tiedEmbeddings", "attentionWindow")} | {
-        "slidingWindow": 4096
-    }
+    new = ("tiedEmbeddings", "attentionWindow")
+    older = {k: v for k, v in lock.model.items() if k not in new} | {"slidingWindow": 4096}
     assert fetch_locked_files(replace(lock, model=older), tmp_path / "out").files
