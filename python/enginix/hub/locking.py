@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from enginix.console import format_bytes
-from enginix.errors import HubError, LockError
+from enginix.errors import HubError, LockError, ModelError
 from enginix.hub import api, model_metadata, paths, repository_layout
 from enginix.hub.lock import Lock, LockedFile, RepoType, Selection, check_files, check_names, format_address
 from enginix.hub.selection import choose_files
@@ -71,22 +71,27 @@ def make_lock(name: str, select: Selection, type_: RepoType = "model") -> NewLoc
                 strict=True,
             )
         )
-    unread: dict[str, str] = {}
-    if is_whole_model:
-        names = [f.path for f in chosen.files]
-        unread = repository_layout.find_unread_weights(listing, names, content, repo)
+    unread, model = dict[str, str](), dict[str, Any]()
+    metadata_files = {p: content[p] for p in model_metadata.FILES if p in content}
+    try:
+        if is_whole_model:
+            names = [f.path for f in chosen.files]
+            unread = repository_layout.find_unread_weights(listing, names, content, repo)
+        if type_ == "model":
+            model = model_metadata.extract_model_metadata(metadata_files, repo)
+    except ModelError as e:
+        # These bytes are the Hub's: fetching them again changes nothing.
+        raise ModelError(
+            e.what,
+            where=e.where,
+            fix="the repository itself has it so: lock another revision (--revision), or report it to the "
+            "model's author",
+        ) from e
     taken = [f for f in chosen.files if f.path not in unread]
     files = tuple(
         LockedFile(f.path, f.size, f.sha256 or hashlib.sha256(content[f.path]).hexdigest()) for f in taken
     )
     check_files(files, _make_refusal(repo))
-    model = (
-        {}
-        if type_ == "dataset"
-        else model_metadata.extract_model_metadata(
-            {p: content[p] for p in model_metadata.FILES if p in content}, repo
-        )
-    )
     notes = [*chosen.notes, *(f"{path} left out: {why}" for path, why in unread.items())]
     if info.current_name != name:
         notes.append(f"the hub names it {info.current_name} now; {name} works as long as it redirects")

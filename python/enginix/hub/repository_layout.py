@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 from enginix.console import format_bytes
 from enginix.errors import LockError
@@ -31,14 +32,21 @@ _WEIGHTS = re.compile(r"model(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.safetensors(\.index
 def require_model_layout(listing: Sequence[RemoteFile], content: Mapping[str, bytes], repo: str) -> None:
     """Refuse a repository that is not a model in the Transformers layout.
 
+    Trainers leave a config.json beside an adapter, and Mistral's layout may have one: there the names of the
+    weights decide.
+
     Args:
         content: the adapter's configuration, if there is one.
 
     Raises:
-        LockError: an adapter, Mistral's own layout, a pipeline of diffusers, or pickles alone.
+        LockError: an adapter, Mistral's or Meta's own layout, a pipeline of diffusers, or pickles alone.
     """
     names = {f.path for f in listing}
-    if CONFIG in names:
+    if CONFIG in names and any(_WEIGHTS.fullmatch(name) for name in names):
+        return
+    if CONFIG in names and not any(
+        fnmatchcase(n, p) for n in names for p in ("adapter_model*", "consolidated*")
+    ):
         return
     other = explain_other_layout(names)
     if ADAPTER in names:
@@ -122,6 +130,11 @@ def list_layout_notes(files: Sequence[RemoteFile]) -> list[str]:
             f'no engine of this model reads; --exclude "{folder}/*" leaves them out'
             for folder, sizes in sorted(folders.items())
         ]
+    top = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
+    if top and CONFIG in names and not any(_WEIGHTS.fullmatch(name) for name in top):
+        notes.append(f"weights only in {top[0]}, which is no name that transformers reads ({SINGLE})")
+    if CONFIG not in names and (inner := sorted(n for n in names if n.endswith(f"/{CONFIG}"))):
+        notes.append(f"there is {inner[0]}, and a model below the top is not read: use another repository")
     shards = sorted(name for name in names if _WEIGHTS.fullmatch(name) and "-of-" in name)
     if shards and not {SINGLE, INDEX} & names:
         notes.append(

@@ -19,6 +19,7 @@ from enginix.model import ModelWeights, open_weights
 from enginix.model.jsonfile import read_object
 from enginix.model.kv_heads import find_kv_heads
 from enginix.model.number_formats import read_algorithms
+from enginix.model.quantization import canonical_algorithm, read_inline_kv_cache
 from enginix.model.safetensors import INDEX, SINGLE
 
 
@@ -183,11 +184,12 @@ def _read_quantization(model: InspectedModel, raw: Mapping[str, Any]) -> Inspect
     name = _read_nonempty(entry.get("quant_algo")) or method
     if method == "fp8" and entry.get("weight_block_size"):
         name = "FP8_BLOCK_SCALES"
-    exclude = entry.get("exclude_modules", entry.get("ignore", entry.get("modules_to_not_convert")))
+    lists = (entry.get(key) for key in ("exclude_modules", "ignore", "modules_to_not_convert"))
+    exclude = next((names for names in lists if names is not None), None)
+    cache = read_inline_kv_cache(entry)
     return InspectedQuantization(
         algorithm=_find_algorithm(name),
-        kv_cache=_read_nonempty(entry.get("kv_cache_quant_algo"))
-        or _format_scheme(entry.get("kv_cache_scheme")),
+        kv_cache=cache.upper() if isinstance(cache, str) and cache else None,
         group_size=_read_size(entry, "group_size"),
         exclude=tuple(e for e in exclude if isinstance(e, str)) if isinstance(exclude, list) else (),
         producer=_format_producer(producer) or (method if method not in (None, name) else None),
@@ -196,18 +198,10 @@ def _read_quantization(model: InspectedModel, raw: Mapping[str, Any]) -> Inspect
 
 
 def _find_algorithm(name: str | None) -> str | None:
-    for known, row in read_algorithms().items():
-        if name == known or name in row["aliases"]:
-            return None if known == "NO_QUANT" else str(known)
-    return name
-
-
-def _format_scheme(value: Any) -> str | None:
-    if not isinstance(value, dict):
+    known = None if name is None else canonical_algorithm(name)
+    if known == "NO_QUANT":
         return None
-    if value.get("num_bits") == 8 and value.get("type") == "float":
-        return "FP8"
-    return f"{value.get('num_bits')}-bit {value.get('type')}"
+    return known if known in read_algorithms() else name
 
 
 def _format_producer(value: Any) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -18,11 +20,17 @@ class _InvalidJson(ValueError):
     pass
 
 
+class _ConflictingKeys(ValueError):
+    pass
+
+
 DAMAGED_FIX = (
     "compare the file with the Hub's: if they differ, fetch it again; if not, report it to the model's author"
 )
-_POINTER = b"version https://git-lfs.github.com/spec/v1"
-_PAGES = (b"<!doctype html", b"<html")
+_POINTER = re.compile(rb"version https://(git-lfs|hawser)\.github\.com/spec/")
+_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|\?xml|!--)", re.IGNORECASE)
+_ANSWER = re.compile(rb'\s*\{\s*"error"\s*:\s*"')
+_BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def detect_other_content(start: bytes) -> tuple[str, str] | None:
@@ -31,14 +39,23 @@ def detect_other_content(start: bytes) -> tuple[str, str] | None:
     Returns:
         What the file is, and how to fix it.
     """
-    if start.startswith(_POINTER):
+    if _POINTER.match(start):
         return "a Git LFS pointer, not the file", "run `git lfs pull` in the clone, or use enginix fetch"
-    if start[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGES):
-        return (
-            "an HTML page, not the file: a page of the site was saved in its place",
-            "fetch it with enginix fetch; a gated model needs a token",
-        )
+    if page := _PAGE.match(start):
+        what = "an XML message" if page[2].lower() == b"?xml" else "an HTML page"
+        return f"{what}, not the file: a page of the site was saved in its place", _PAGE_FIX
+    if _ANSWER.match(start):
+        return "an error message of the site, not the file", _PAGE_FIX
     return None
+
+
+_PAGE_FIX = "fetch it with enginix fetch; a gated model needs a token"
+
+
+def quote_text(start: bytes) -> str | None:
+    """Return the beginning of a text, quoted; None for data that is not text."""
+    text = start[:60].decode("ascii", "replace").strip()
+    return repr(text) if text and text.isprintable() and text.isascii() else None
 
 
 def _refuse_conflicting_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -46,8 +63,9 @@ def _refuse_conflicting_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         for key, value in pairs:
             # Readers take the last one; equal ones say the same.
-            if values[key] != value:
-                raise _InvalidJson(f"key {key!r} appears twice, with different values")
+            # NaN is not equal to itself.
+            if values[key] != value and json.dumps(values[key]) != json.dumps(value):
+                raise _ConflictingKeys(f"key {key!r} appears twice, with different values")
     return values
 
 
@@ -85,14 +103,28 @@ def parse_object(data: bytes, where: str, *, strict: bool = False) -> dict[str, 
     }
     if strict:
         hooks["parse_constant"] = _refuse_constant
+    if data.startswith(_BYTE_ORDER_MARKS):
+        raise ModelError(
+            "begins with a byte order mark, which no reader of the format takes",
+            where=where,
+            fix="save the file as UTF-8 without a byte order mark",
+        )
+    if not data.strip():
+        raise ModelError("not JSON: the file is empty", where=where, fix=DAMAGED_FIX)
     try:
         value = json.loads(data.decode("utf-8"), **hooks)
     except UnicodeDecodeError as e:
         raise ModelError(f"not UTF-8 at byte {e.start}", where=where, fix=DAMAGED_FIX) from e
     except RecursionError as e:
         raise ModelError("JSON nested too deep", where=where, fix=DAMAGED_FIX) from e
+    except _ConflictingKeys as e:
+        raise ModelError(
+            str(e), where=where, fix="remove the wrong one of the two (transformers takes the last)"
+        ) from e
     except ValueError as e:
-        raise ModelError(f"not JSON: {e}", where=where, fix=DAMAGED_FIX) from e
+        text = None if data.lstrip().startswith(b"{") else quote_text(data)
+        begins = f"; the file begins with {text}" if text else ""
+        raise ModelError(f"not JSON: {e}{begins}", where=where, fix=DAMAGED_FIX) from e
     if not isinstance(value, dict):
         raise ModelError("not a JSON object", where=where, fix=DAMAGED_FIX)
     return value
@@ -127,6 +159,12 @@ def read_object(path: Path) -> dict[str, Any]:
             names = {entry.name for entry in path.parent.iterdir()}
             if other := explain_other_layout(names - {path.name}):
                 raise ModelError(other[0], where=str(path.parent), fix=other[1]) from e
+            if inner := sorted(path.parent.glob("*/config.json")):
+                raise ModelError(
+                    f"no config.json; there is one in {inner[0].parent.name}/",
+                    where=str(path.parent),
+                    fix=f"pass {inner[0].parent}",
+                ) from e
         raise ModelError(
             f"cannot be read: {e.strerror or e}", where=str(path), fix="pass a complete model directory"
         ) from e

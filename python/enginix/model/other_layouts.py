@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from fnmatch import fnmatchcase
 
 TRANSFORMERS_FIX = "use a repository in the Transformers layout: config.json and model*.safetensors"
 
@@ -15,7 +16,14 @@ def explain_other_layout(names: Collection[str]) -> tuple[str, str] | None:
     """
     if "adapter_config.json" in names:
         return "a LoRA adapter, not a model", "merge it into its base model (PEFT's merge_and_unload) first"
-    if "params.json" in names and any(name.startswith("consolidated") for name in names):
+    if "params.json" in names and any(fnmatchcase(name, "consolidated.*.pth") for name in names):
+        return (
+            "weights in Mistral's own layout, which is Meta's (params.json, consolidated.*.pth), "
+            "not in transformers'",
+            f"{TRANSFORMERS_FIX}; transformers converts (convert_llama_weights_to_hf.py, "
+            "convert_mistral_weights_to_hf.py)",
+        )
+    if any(fnmatchcase(name, "consolidated*.safetensors") for name in names):
         return (
             "weights in Mistral's own layout (params.json, consolidated*), not in transformers'",
             f"{TRANSFORMERS_FIX}; transformers converts (convert_mistral_weights_to_hf.py)",

@@ -22,6 +22,7 @@ from enginix.model.jsonfile import (
     detect_other_content,
     open_regular,
     parse_object,
+    quote_text,
     read_object,
 )
 from enginix.model.other_layouts import explain_other_layout
@@ -111,6 +112,25 @@ def _parse_tensor(name: str, entry: Any, path: Path, base: int, size: int) -> Te
     return TensorInfo(name, dtype, tuple(shape), path, base + begin, base + end)
 
 
+# Beginnings of other formats, which a file's name may hide.
+_OTHER_FORMATS = (
+    (b"PK\x03\x04", "a zip archive, as PyTorch saves pickles"),
+    (b"\x80\x02", "a pickle"),
+    (b"GGUF", "GGUF, llama.cpp's format"),
+    (b"\x1f\x8b", "compressed by gzip"),
+    (b"\x89HDF", "HDF5, Keras' format"),
+)
+
+
+def _detect_other_format(start: bytes) -> tuple[str, str] | None:
+    """Identify a file that cannot be safetensors by its first bytes."""
+    for magic, what in _OTHER_FORMATS:
+        if start.startswith(magic):
+            return f"{what}, not safetensors", "use weights that save_pretrained of transformers wrote"
+    text = quote_text(start)
+    return (f"a text, not the file: it begins with {text}", DAMAGED_FIX) if text else None
+
+
 def read_header(path: Path) -> SafetensorsHeader:
     """Read and check one file's header.
 
@@ -132,6 +152,8 @@ def read_header(path: Path) -> SafetensorsHeader:
                 )
             (length,) = struct.unpack("<Q", first)
             if length > min(LIMIT, total - 8):
+                if other := _detect_other_format(start):
+                    raise ModelError(other[0], where=where, fix=other[1])
                 raise ModelError(
                     f"header length {length} is beyond the file's {total} bytes or the format's {LIMIT}",
                     where=where,
@@ -182,6 +204,10 @@ def _explain_missing_weights(directory: Path) -> tuple[str, str]:
     if other := explain_other_layout(names):
         return other
     shards = [name for name in names if name.endswith(".safetensors")]
+    if len(shards) == 1 and "-of-" not in shards[0]:
+        return f"no {SINGLE}, and {shards[0]} is no name that transformers reads", (
+            f"if it holds the whole model, rename it to {SINGLE}"
+        )
     if shards:
         return (
             f"no {SINGLE} and no {INDEX} beside {shards[0]}",

@@ -76,6 +76,11 @@ def test_tensors(change: Callable[[Tensors], Tensors], what: str, fix: str, tmp_
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "Git LFS pointer"),
         (b"<!DOCTYPE html>\n<html><head></head></html>" * 20, "HTML page"),
         (b"\n<html>sign in</html>", "HTML page"),
+        (b"<!-- a proxy -->\n<html></html>", "HTML page"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML message"),
+        (b'{"error":"Repository not found"}', "error message of the site"),
+        (b"version https://hawser.github.com/spec/v1\noid sha256:00\nsize 1\n", "Git LFS pointer"),
+        (b"Invalid username or password.", "begins with 'Invalid username or password.'"),
     ],
 )
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
@@ -87,8 +92,27 @@ def test_other_files_in_place_of_a_model(content: bytes, says: str, name: str, t
 
 
 @pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"PK\x03\x04" + b"\x14" * 60, "a zip archive"),
+        (b"\x80\x02}q\x00." + b"\x01" * 60, "a pickle"),
+        (b"GGUF" + b"\x03" * 60, "GGUF"),
+        (b"\x1f\x8b" + b"\x08" * 60, "gzip"),
+        (b"\xff" * 60, "header length"),
+    ],
+)
+def test_other_formats_under_the_name_of_safetensors(content: bytes, says: str, tmp_path: Path) -> None:
+    model = rewrite(tmp_path / "model", lambda tensors: tensors)
+    (model / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match=says):
+        plan_conversion(model, ConvertOptions())
+
+
+@pytest.mark.parametrize(
     ("files", "says"),
     [
+        (["consolidated.safetensors"], "Mistral's own layout"),
+        (["model.fp16.safetensors"], "rename it to model.safetensors"),
         (["consolidated.safetensors", "params.json"], "Mistral's own layout"),
         (["adapter_model.safetensors", "adapter_config.json"], "LoRA adapter"),
         (["model.gguf"], "GGUF"),
@@ -110,6 +134,7 @@ def test_other_layouts(files: list[str], says: str, tmp_path: Path) -> None:
     [
         ('{"unread": Infinity, "other": [NaN, -Infinity]}', None),
         ('{"unread": 1, "unread": 1}', None),
+        ('{"unread": [NaN], "unread": [NaN]}', None),
         ('{"vocab_size": 37, "vocab_size": 38}', "twice"),
         ('{"rms_norm_eps": NaN}', "rms_norm_eps"),
         ('{"rope_theta": Infinity}', "rope_theta"),

@@ -78,6 +78,11 @@ def test_a_repository_that_no_build_can_take_is_refused(
          "Mistral's own layout", "convert_mistral_weights_to_hf"),
         ({"params.json": b"{}", "consolidated-00001-of-00002.safetensors": b"x"}, "Mistral's own", ""),
         ({"params.json": b"{}", "consolidated.00.pth": b"x", "tokenizer.model": b"x"}, "Mistral's own", ""),
+        ({"config.json": b"{}", "adapter_config.json": b"{}", "adapter_model.safetensors": b"x"},
+         "a LoRA adapter, not a model", "merge"),
+        ({"config.json": b"{}", "consolidated.safetensors": b"x"}, "Mistral's own", ""),
+        ({"config.json": b"{}", "params.json": b"{}", "consolidated-00001-of-00002.safetensors": b"x"},
+         "Mistral's own", ""),
         ({"model_index.json": b"{}", "unet/x.safetensors": b"x"}, "a pipeline of diffusers", ""),
     ],
 )  # fmt: skip
@@ -87,6 +92,32 @@ def test_another_layout_is_named(
     with pytest.raises(LockError) as refused:
         locked(start, lay_out(tmp_path / "r", files, config=False))
     assert said in refused.value.what and fix in str(refused.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"pytorch_model.safetensors": b"x"}, "weights only in pytorch_model.safetensors"),
+        ({"checkpoint/config.json": b"{}", "checkpoint/model.safetensors": b"x"},
+         "there is checkpoint/config.json"),
+    ],
+)  # fmt: skip
+def test_weights_that_nothing_reads_are_noted(
+    start: Start, tmp_path: Path, files: dict[str, bytes], said: str
+) -> None:
+    nested = any("/" in name for name in files)
+    new = locked(start, lay_out(tmp_path / "r", files, config=not nested))
+    assert any(said in note for note in new.notes), new.notes
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"version https://git-lfs.github.com/spec/v1\n", b"<html>", b'{"a": 1, "a": 2}', b"\xef\xbb\xbf{}"],
+)
+def test_bytes_of_the_hub_are_not_to_be_fetched_again(start: Start, tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(ModelError) as refused:
+        locked(start, lay_out(tmp_path / "r", {**WHOLE, "config.json": content}))
+    assert "fetch" not in str(refused.value.fix) and "--revision" in str(refused.value.fix)
 
 
 def test_an_adapter_is_locked_by_name(start: Start, tmp_path: Path) -> None:

@@ -215,7 +215,9 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
     description = describe_model(model)
     if description.count is None:
         raise ModelError(
-            "the model has no safetensors weights", where=model.source, fix="pass a model in safetensors"
+            f"the model has no weights that could be counted: {description.refusal}",
+            where=model.source,
+            fix="pass a model in safetensors, as save_pretrained of transformers writes it",
         )
     if kind.memory_plan is not None:
         kind_planner: KindPlanner = load_hook(kind.memory_plan)
