@@ -15,6 +15,7 @@ from enginix.checkpoint.layout import CheckpointLayout, LinearModule
 from enginix.checkpoint.source_tensors import SourceTensors
 from enginix.errors import ModelError, UsageError
 from enginix.model import ModelQuantization
+from enginix.model.quantization import SIDECAR
 from enginix.tables import load_table
 
 NVFP4_GROUP, AWQ_GROUP = 16, 128
@@ -57,6 +58,12 @@ def _resolve_algorithm(
     promised = {m: _find_promised_algorithm(quantization, m) for m in modules}
     for module in modules:
         if source.quantized(module) and promised[module] is None:
+            if quantization is None and (source.weights.directory / SIDECAR).exists():
+                raise ModelError(
+                    f"{module} has scales, and {SIDECAR} names no quant_algo",
+                    where=where,
+                    fix=f"take {SIDECAR} of the same revision, or export the model again with ModelOpt",
+                )
             if quantization is None:
                 raise ModelError(
                     f"{module} has scales, but there is no hf_quant_config.json, and config.json has no "

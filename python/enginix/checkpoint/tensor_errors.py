@@ -32,6 +32,11 @@ def explain_missing(name: str, tensors: Mapping[str, TensorInfo]) -> tuple[str, 
             return f"{missing}: calibration never reached this expert", (
                 "quantize again with more calibration text (enginix calibrate), so that every expert is used"
             )
+    if name.endswith(".input_scale") and name.replace("input_scale", "weight_scale") in tensors:
+        return f"{missing}: the weight has a scale, and its input was not calibrated", (
+            "quantize the original model with ModelOpt and calibration text (enginix quantize); weights with "
+            "dynamic activations are for the llmapi kind"
+        )
     if name == "lm_head.weight":
         return f"{missing}, and tie_word_embeddings is false: a model without a head writes no text", (
             "set tie_word_embeddings to true if the embedding is the head; an embedding or reward model "

@@ -97,6 +97,8 @@ def make_lock(name: str, select: Selection, type_: RepoType = "model") -> NewLoc
         notes.append(f"the hub names it {info.current_name} now; {name} works as long as it redirects")
     if is_whole_model:
         notes += repository_layout.list_layout_notes(taken)
+    if contradiction := model_metadata.find_quantization_contradiction(metadata_files, repo):
+        notes.append(contradiction)
     if model.pop("remoteCode", False) and not select.remote_code:
         notes.append("config.json names code of the repository, which is not pinned; see --remote-code")
     notes += [

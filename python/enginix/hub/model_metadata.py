@@ -15,6 +15,7 @@ from enginix.model.jsonfile import parse_object
 from enginix.model.kv_heads import find_kv_heads
 from enginix.model.quantization import (
     canonical_algorithm,
+    find_contradiction,
     find_quantization_method,
     read_inline_kv_cache,
 )
@@ -137,8 +138,8 @@ def _read_quantization_names(
 
     As in conversion, ModelOpt's own file alone counts, if it exists.
     """
-    inline = config.get("quantization_config")
-    inline = inline if isinstance(inline, dict) else {}
+    described = config.get("quantization_config")
+    inline = described if isinstance(described, dict) else {}
     quantization: dict[str, Any] = {}
     if MODELOPT in files:
         sidecar = parse_object(files[MODELOPT], f"{where}: {MODELOPT}")
@@ -153,6 +154,8 @@ def _read_quantization_names(
             )
     else:
         algorithm = inline.get("quant_algo") or inline.get("quant_method")
+        if described is not None and not isinstance(described, dict):
+            algorithm = described
         cache = read_inline_kv_cache(inline)
         method = find_quantization_method(inline)
         if method is None and inline.get("quant_algo"):
@@ -162,7 +165,9 @@ def _read_quantization_names(
             quantization["quantizationMethod"] = (
                 "fp8-block" if method == "fp8" and inline.get("weight_block_size") else method
             )
-    algorithm_name = canonical_algorithm(algorithm) if isinstance(algorithm, str) else None
+    # What is no name is no unquantized model, either: conversion refuses it.
+    algorithm_name = canonical_algorithm(algorithm) if isinstance(algorithm, str) else "UNKNOWN"
+    algorithm_name = None if algorithm is None else algorithm_name
     quantization["quantization"] = None if algorithm_name == "NO_QUANT" else algorithm_name
     quantization["kvCacheQuantization"] = cache.upper() if isinstance(cache, str) else None
     return quantization
@@ -171,3 +176,13 @@ def _read_quantization_names(
 def _names_remote_code(config: Mapping[str, Any]) -> bool:
     """Return whether the configuration names Python code of the repository."""
     return isinstance(config.get("auto_map"), dict) and bool(config["auto_map"])
+
+
+def find_quantization_contradiction(files: Mapping[str, bytes], where: str) -> str | None:
+    """Return how the content of ``FILES`` contradicts itself, for which conversion refuses the model."""
+    if CONFIG not in files or MODELOPT not in files:
+        return None
+    sidecar, config = (parse_object(files[name], f"{where}: {name}") for name in (MODELOPT, CONFIG))
+    inline = config.get("quantization_config")
+    contradiction = find_contradiction(sidecar, inline if isinstance(inline, dict) else {})
+    return f"{MODELOPT}: {contradiction[0]}; {contradiction[1]}" if contradiction else None

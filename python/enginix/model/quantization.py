@@ -139,6 +139,7 @@ def find_quantization_method(entry: Mapping[str, Any]) -> Any:
     """Return ``quant_method`` of config.json's ``quantization_config``; releases of ModelOpt left it out."""
     method, producer = entry.get("quant_method"), entry.get("producer")
     is_modelopt = isinstance(producer, dict) and producer.get("name") == "modelopt"
+    method = method.lower() if isinstance(method, str) else method
     return "modelopt" if method is None and is_modelopt and entry.get("quant_algo") else method
 
 
@@ -169,6 +170,29 @@ def _parse_inline(entry: Mapping[str, Any], where: str) -> ModelQuantization | N
     )
 
 
+def find_contradiction(sidecar: Mapping[str, Any], inline: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return how ModelOpt's file and config.json's ``quantization_config`` differ, and how to fix it."""
+    entry = sidecar.get("quantization")
+    entry = entry if isinstance(entry, dict) else {}
+    inline_algorithm, algorithm = inline.get("quant_algo"), entry.get("quant_algo")
+    names = [
+        canonical_algorithm(n) if isinstance(n, str) else "NO_QUANT" for n in (algorithm, inline_algorithm)
+    ]
+    if isinstance(inline_algorithm, str) and names[0] != names[1]:
+        return (
+            f"its quant_algo is {algorithm}, and {inline_algorithm} in config.json's quantization_config",
+            "make both match the weights, or export the model again with ModelOpt",
+        )
+    inline_format, sidecar_format = read_inline_kv_cache(inline), entry.get("kv_cache_quant_algo")
+    if isinstance(inline_format, str) and inline_format.upper() != str(sidecar_format or "").upper():
+        return (
+            f"its KV cache is {sidecar_format or 'not quantized'}, "
+            f"and {inline_format} in config.json's quantization_config",
+            "make both match the weights: an FP8 KV cache has k_scale and v_scale",
+        )
+    return None
+
+
 def read_quantization(directory: Path, config: Mapping[str, Any]) -> ModelQuantization | None:
     """Return the quantization of a model directory; None for an unquantized model.
 
@@ -183,14 +207,7 @@ def read_quantization(directory: Path, config: Mapping[str, Any]) -> ModelQuanti
         )
     if (directory / SIDECAR).exists():
         quantization = _parse_sidecar(read_object(directory / SIDECAR), str(directory / SIDECAR))
-        inline_format = read_inline_kv_cache(inline or {})
-        sidecar_format = quantization.kv_cache if quantization else None
-        if isinstance(inline_format, str) and inline_format.upper() != (sidecar_format or ""):
-            raise ModelError(
-                f"its KV cache is {sidecar_format or 'not quantized'}, "
-                f"and {inline_format} in config.json's quantization_config",
-                where=str(directory / SIDECAR),
-                fix="make both match the weights: an FP8 KV cache has k_scale and v_scale",
-            )
+        if contradiction := find_contradiction(read_object(directory / SIDECAR), inline or {}):
+            raise ModelError(contradiction[0], where=str(directory / SIDECAR), fix=contradiction[1])
         return quantization
     return _parse_inline(inline, str(directory / "config.json")) if inline else None

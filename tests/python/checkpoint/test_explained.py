@@ -182,3 +182,24 @@ def test_a_tied_head_that_differs_is_noted(tmp_path: Path) -> None:
 
     model = rewrite(tmp_path / "model", other, tie_word_embeddings=True)
     assert any("tie_word_embeddings" in note for note in plan_conversion(model, ConvertOptions()).notes)
+
+
+def write_fp8(directory: Path, quantization: dict[str, Any]) -> Tensors:
+    config = quantized_models.llama(hidden_size=32, intermediate_size=32, head_dim=8)
+    made = lambda m: "FP8" if quantized_models.linear(m) else None  # noqa: E731
+    return quantized_models.write(directory, config, made, quantization)
+
+
+def test_a_matrix_without_an_input_scale_was_not_calibrated(tmp_path: Path) -> None:
+    tensors = write_fp8(tmp_path / "model", {"quant_algo": "FP8", "exclude_modules": ["lm_head"]})
+    kept = without("model.layers.0.mlp.down_proj.input_scale")(tensors)
+    (tmp_path / "model/model.safetensors").write_bytes(random_models.safetensors_bytes(kept))
+    with pytest.raises(ModelError, match="its input was not calibrated") as caught:
+        plan_conversion(tmp_path / "model", ConvertOptions())
+    assert "enginix quantize" in str(caught.value.fix)
+
+
+def test_a_description_without_an_algorithm_is_named(tmp_path: Path) -> None:
+    write_fp8(tmp_path / "model", {"exclude_modules": ["lm_head"]})
+    with pytest.raises(ModelError, match=r"hf_quant_config\.json names no quant_algo"):
+        plan_conversion(tmp_path / "model", ConvertOptions())

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginix.errors import EnginixError, ModelError
-from enginix.hub.model_metadata import extract_model_metadata
+from enginix.hub.model_metadata import extract_model_metadata, find_quantization_contradiction
 from enginix.model import ModelConfig
 from enginix.model.config import parse_config
 from enginix.model.quantization import read_quantization
@@ -261,3 +261,45 @@ def test_an_unknown_quantization_method_is_refused(entry: dict[str, Any], tmp_pa
     facts = extract_model_metadata({"config.json": json.dumps({"quantization_config": entry}).encode()}, "x")
     if entry.get("quant_algo"):
         assert facts["quantizationMethod"] not in (None, "modelopt")
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "inline", "said"),
+    [
+        ({"quant_algo": "FP8"}, {"quant_algo": "NVFP4"}, "quant_algo is FP8, and NVFP4 in config.json"),
+        ({"quant_algo": None}, {"quant_algo": "FP8"}, "quant_algo is None, and FP8"),
+        ({"quant_algo": "fp8"}, {"quant_algo": "FP8", "quant_method": "modelopt"}, None),
+        ({"quant_algo": "FP8", "kv_cache_quant_algo": "fp8"}, {"kv_cache_quant_algo": "FP8"}, None),
+        ({"quant_algo": "FP8"}, {"kv_cache_scheme": "FP8"}, "KV cache is not quantized, and FP8"),
+        ({"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}, {}, None),
+    ],
+)
+def test_two_descriptions_that_contradict_each_other(
+    sidecar: dict[str, Any], inline: dict[str, Any], said: str | None, tmp_path: Path
+) -> None:
+    """A lock tells it before the weights are fetched; conversion refuses it."""
+    config = {"quantization_config": inline}
+    files = {"config.json": config, "hf_quant_config.json": {"quantization": sidecar}}
+    texts = {name: json.dumps(value).encode() for name, value in files.items()}
+    (tmp_path / "hf_quant_config.json").write_bytes(texts["hf_quant_config.json"])
+    noted = find_quantization_contradiction(texts, "x")
+    if said is None:
+        assert noted is None and read_quantization(tmp_path, config) is not None
+        return
+    assert noted is not None and said in noted
+    with pytest.raises(ModelError, match=said):
+        read_quantization(tmp_path, config)
+
+
+@pytest.mark.parametrize("config", [{"quantization_config": [8]}, {"quantization_config": {"quant_algo": 8}}])
+def test_what_names_no_format_is_no_unquantized_model(config: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ModelError):
+        read_quantization(tmp_path, config)
+    facts = extract_model_metadata({"config.json": json.dumps(config).encode()}, "x")
+    assert facts["quantization"] == "UNKNOWN"
+
+
+def test_a_method_is_known_in_any_case(tmp_path: Path) -> None:
+    entry = {"quant_method": "ModelOpt", "quant_algo": "Fp8", "ignore": ["lm_head"]}
+    found = read_quantization(tmp_path, {"quantization_config": entry})
+    assert found is not None and found.algorithm == "FP8"
