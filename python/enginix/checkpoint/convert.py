@@ -230,7 +230,7 @@ def derive_conversion_spec(
         builder = _OutputBuilder(layout, source, resolved, nvfp4_form)
         ranks = tuple(builder.rank(r) for r in options.mapping.ranks())
         if unused := source.unused():
-            what, fix = explain_unexpected(unused[0], model.architecture, len(unused))
+            what, fix = explain_unexpected(unused[0], model.architecture, len(unused), model.num_layers)
             raise ModelError(what, where=str(directory), fix=fix)
         if model.tie_word_embeddings and not headers_only:
             notes += _note_differing_head(weights, reader)

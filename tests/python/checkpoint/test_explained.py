@@ -58,6 +58,15 @@ def as_float64(tensors: Tensors) -> Tensors:
         (added("lm_head.bias"), "lm_head.bias", "llmapi"),
         (added("model.layers.0.self_attn.q_proj.lora_A.weight"), "lora_A", "merge"),
         (added("model.layers.0.self_attn.kv_scale"), "kv_scale", "AutoFP8"),
+        (renamed(lambda n: n.replace("model.", "transformer.")), "in place of 'model.'", "rename"),
+        (renamed(lambda n: n.replace("q_proj", "qkv_proj")), "fused with others", "architectures"),
+        (renamed(lambda n: n.replace("gate_proj", "gate_up_proj")), "fused with others", "architectures"),
+        (renamed(lambda n: n.replace("down_proj.weight", "down_proj.qweight")), "packed by GPTQ", "ModelOpt"),
+        (added("model.layers.0.self_attn.q_proj.bias"), "q_proj.bias", "llmapi"),
+        (added("model.layers.2.input_layernorm.weight"), "layers.2", "num_hidden_layers"),
+        (added("score.weight"), "classifier or reward model", "remove"),
+        (added("vision_tower.patch.weight"), "multimodal", "llmapi"),
+        (added("model.layers.0.mlp.down_proj.weight.absmax"), "bitsandbytes", "ModelOpt"),
     ],
 )
 def test_tensors(change: Callable[[Tensors], Tensors], what: str, fix: str, tmp_path: Path) -> None:
@@ -68,6 +77,50 @@ def test_tensors(change: Callable[[Tensors], Tensors], what: str, fix: str, tmp_
     with open_model(str(model)) as opened:
         refusal = describe_model(opened).refusal
     assert refusal is not None and caught.value.what in refusal
+
+
+def fused(names: str) -> Callable[[Tensors], Tensors]:
+    """Experts of a layer in one tensor, under these names."""
+
+    def change(tensors: Tensors) -> Tensors:
+        kept = {n: a for n, a in tensors.items() if ".experts." not in n}
+        return {**kept, f"model.layers.0.{names}": np.zeros((4, 16, 24), np.float32)}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("architecture", "change", "what", "fix"),
+    [
+        ("MixtralForCausalLM", fused("block_sparse_moe.experts.w1"), "experts are fused", "save_pretrained"),
+        ("MixtralForCausalLM", fused("block_sparse_moe.experts.mlp.v1"), "fused", "save_pretrained"),
+        ("Qwen3MoeForCausalLM", fused("mlp.experts.gate_up_proj"), "fused", "save_pretrained"),
+        ("MixtralForCausalLM", renamed(lambda n: n.replace(".w3.", ".up_proj.")), "other names", "save"),
+        ("Qwen3MoeForCausalLM", lambda tensors: {n: a for n, a in tensors.items() if ".experts.3." not in n},
+         "the weights have 3 experts", "number of experts"),
+        ("Phi3ForCausalLM", renamed(lambda n: n.replace("qkv_proj", "q_proj")), "or split", "architectures"),
+    ],
+)  # fmt: skip
+def test_layers_of_another_class(
+    architecture: str, change: Callable[[Tensors], Tensors], what: str, fix: str, tmp_path: Path
+) -> None:
+    tensors = random_models.write(tmp_path / "model", random_models.config(architecture))
+    path = tmp_path / "model/model.safetensors"
+    path.write_bytes(random_models.safetensors_bytes(change(tensors)))
+    with pytest.raises(ModelError) as caught:
+        plan_conversion(tmp_path / "model", ConvertOptions())
+    assert what in caught.value.what and fix in (caught.value.fix or "")
+
+
+def test_a_resized_vocabulary_and_bytes_that_nothing_explains(tmp_path: Path) -> None:
+    more = dict.fromkeys((HEAD, EMBEDDING), np.zeros((40, 24), np.float32))
+    larger = rewrite(tmp_path / "a", lambda tensors: tensors | more)
+    with pytest.raises(ModelError, match="set vocab_size to 40"):
+        plan_conversion(larger, ConvertOptions())
+    bytes_of = rewrite(tmp_path / "b", lambda t: {n: a.astype(np.int8) if "down_proj" in n else a
+                                                  for n, a in t.items()})  # fmt: skip
+    with pytest.raises(ModelError, match=r"quantized, and nothing says how\n.*hf_quant_config"):
+        plan_conversion(bytes_of, ConvertOptions())
 
 
 @pytest.mark.parametrize(
