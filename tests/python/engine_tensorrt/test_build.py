@@ -446,6 +446,10 @@ def test_an_engine_with_an_adapter(words, adapter, tmp_path):
         ({"target_modules": ["q_proj", "lm_head"]}, (), "target_modules has lm_head"),
         ({"r": 128}, (), "r is 128, above maxLoraRank 64"),
         ({"use_dora": True}, (), "set doraPlugin"),
+        ({"rank_pattern": {"q_proj": 96}}, (), "r is 96, above maxLoraRank 64"),
+        ({"peft_type": "IA3"}, (), "peft_type is IA3"),
+        ({"bias": "lora_only"}, (), "bias is lora_only"),
+        ({"modules_to_save": ["lm_head", "score"]}, (), "modules_to_save has score"),
         ({}, ("--plugin", "lora-target-modules=q_proj"), "attn_q, attn_k"),
         ({}, ("--plugin", "lora-plugin=disable"), "needs loraPlugin"),
     ],
@@ -466,6 +470,19 @@ def test_an_adapter_that_is_none(words, tmp_path, capsys, damage):
     assert "adapter_config.json" in capsys.readouterr().err and not left(tmp_path)
     assert main(words(*lora(tmp_path / "nowhere"))) == 2
     assert "no such directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [(None, "no adapter_model.safetensors"), (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS")],
+)
+def test_an_adapter_without_its_weights(words, adapter, tmp_path, capsys, weights, said):
+    path = adapter() / "adapter_model.safetensors"
+    path.unlink()
+    if weights is not None:
+        path.write_bytes(weights)
+    assert main(words(*lora(path.parent))) == 2
+    assert said in capsys.readouterr().err and not left(tmp_path)
 
 
 def test_the_lora_plugin_alone_is_refused(words, tmp_path, capsys):

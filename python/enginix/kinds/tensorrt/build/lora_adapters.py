@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from enginix.errors import UsageError
 from enginix.files import sha256_file
 from enginix.kinds.tensorrt.build.options import OptionValue
+from enginix.model.jsonfile import detect_other_content
 
 ADAPTER_CONFIG = "adapter_config.json"
 # PEFT's names that TensorRT-LLM maps; others raise a KeyError in its loader (lora_helper.py, 1.1/1.2 era).
@@ -100,13 +101,57 @@ def _check_peft_adapter(path: Path, options: dict[str, OptionValue], inputs: lis
                 fix=f"use adapters of {', '.join(MODULE_NAMES)}, or name the engine's modules "
                 "(loraTargetModules)",
             )
-    rank, most = config.get("r"), options.get("maxLoraRank", 64)
-    if isinstance(rank, int) and isinstance(most, int) and rank > most:
+    _require_lora_weights(path)
+    _refuse_unsupported_peft(config, where)
+    most, pattern = options.get("maxLoraRank", 64), config.get("rank_pattern")
+    ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
+    rank = max((r for r in ranks if type(r) is int), default=0)
+    if isinstance(most, int) and rank > most:
         raise UsageError(
             f"r is {rank}, above maxLoraRank {most}", where=where, fix=f"set maxLoraRank to {rank}"
         )
     if config.get("use_dora") is True and not options.get("doraPlugin"):
         raise UsageError("a DoRA adapter", where=where, fix="set doraPlugin")
+
+
+def _require_lora_weights(path: Path) -> None:
+    """Check that an adapter's weights are there and are none of the files that take their place."""
+    weights = [path / f"adapter_model.{suffix}" for suffix in ("safetensors", "bin")]
+    found = next((file for file in weights if file.is_file()), None)
+    if found is None:
+        raise UsageError(
+            "no adapter_model.safetensors", where=str(path), fix="pass an adapter as PEFT saves it"
+        )
+    with found.open("rb") as file:
+        other = detect_other_content(file.read(512))
+    if other is not None:
+        raise UsageError(other[0], where=str(found), fix=other[1])
+
+
+def _refuse_unsupported_peft(config: Mapping[str, Any], where: str) -> None:
+    """Refuse what TensorRT-LLM's loader raises for: other methods than LoRA, and tensors of other names."""
+    kind, bias = config.get("peft_type", "LORA"), config.get("bias", "none")
+    if kind != "LORA":
+        raise UsageError(
+            f"peft_type is {kind}, not LORA", where=where, fix="merge it into the model (merge_and_unload)"
+        )
+    if bias not in ("none", None):
+        raise UsageError(
+            f"bias is {bias}: TensorRT-LLM has no place for an adapter's biases",
+            where=where,
+            fix="merge it into the model (merge_and_unload), or train it with bias none",
+        )
+    saved = config.get("modules_to_save")
+    if (
+        others := sorted(map(str, set(saved) - {"lm_head", "embed_tokens"}))
+        if isinstance(saved, list)
+        else []
+    ):
+        raise UsageError(
+            f"modules_to_save has {', '.join(others)}, and TensorRT-LLM takes lm_head and embed_tokens alone",
+            where=where,
+            fix="merge it into the model (merge_and_unload)",
+        )
 
 
 def hash_adapters(adapters: OptionValue) -> list[dict[str, str]]:
