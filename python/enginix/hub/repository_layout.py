@@ -133,6 +133,13 @@ def list_layout_notes(files: Sequence[RemoteFile]) -> list[str]:
     top = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
     if top and CONFIG in names and not any(_WEIGHTS.fullmatch(name) for name in top):
         notes.append(f"weights only in {top[0]}, which is no name that transformers reads ({SINGLE})")
+    if any(_WEIGHTS.fullmatch(name) for name in top):
+        notes += [
+            f"{f.path} ({format_bytes(f.size)}) is beside the model's weights, and transformers reads "
+            f'only those; --exclude "{f.path}" leaves it out'
+            for f in files
+            if f.path in top and not _WEIGHTS.fullmatch(f.path)
+        ]
     if CONFIG not in names and (inner := sorted(n for n in names if n.endswith(f"/{CONFIG}"))):
         notes.append(f"there is {inner[0]}, and a model below the top is not read: use another repository")
     shards = sorted(name for name in names if _WEIGHTS.fullmatch(name) and "-of-" in name)

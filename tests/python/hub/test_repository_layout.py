@@ -98,6 +98,7 @@ def test_another_layout_is_named(
     ("files", "said"),
     [
         ({"pytorch_model.safetensors": b"x"}, "weights only in pytorch_model.safetensors"),
+        ({"model.safetensors": b"x", "model-fp16.safetensors": b"y"}, 'exclude "model-fp16.safetensors"'),
         ({"checkpoint/config.json": b"{}", "checkpoint/model.safetensors": b"x"},
          "there is checkpoint/config.json"),
     ],
