@@ -166,9 +166,8 @@ def _read_quantization_names(
                 "fp8-block" if method == "fp8" and inline.get("weight_block_size") else method
             )
     # What is no name is no unquantized model, either: conversion refuses it.
-    algorithm_name = canonical_algorithm(algorithm) if isinstance(algorithm, str) else "UNKNOWN"
-    algorithm_name = None if algorithm is None else algorithm_name
-    quantization["quantization"] = None if algorithm_name == "NO_QUANT" else algorithm_name
+    name = canonical_algorithm(algorithm) if isinstance(algorithm, str) else "UNKNOWN"
+    quantization["quantization"] = None if algorithm is None or name == "NO_QUANT" else name
     quantization["kvCacheQuantization"] = cache.upper() if isinstance(cache, str) else None
     return quantization
 
