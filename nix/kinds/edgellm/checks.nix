@@ -121,13 +121,17 @@ rec {
     else
       cache;
 
-  # What quantized a model, where it was not ModelOpt; and the type that its architecture has.
+  # What quantized a model, where it was not ModelOpt; the type that its architecture has; windows
+  # that an export would not have.
   # described :: string -> set -> bool
   described =
     function: facts:
     let
       method = facts.quantizationMethod or null;
       row = data.architectures.${facts.architecture or ""} or null;
+      # Tokens of each layer; locks of an older enginix lack them.
+      windows = facts.attentionWindow or [ ];
+      distinct = map builtins.fromJSON (builtins.attrNames (builtins.groupBy toString windows));
     in
     if method != null && method != "modelopt" then
       throw (
@@ -139,6 +143,13 @@ rec {
       throw (
         "${function}: the model's type is ${facts.modelType}, but ${facts.architecture} has "
         + "${row.modelType}."
+      )
+    else if windows != [ ] && (row.window or "none" == "none" || builtins.length distinct > 1) then
+      throw (
+        "${function}: the model has sliding windows of "
+        + "${lib.concatMapStringsSep " and " toString distinct} tokens in its layers, and NVIDIA's "
+        + "exporter leaves them out or writes one into all. "
+        + "Use kind = \"tensorrt\" or \"llmapi\" for this model."
       )
     else
       true;

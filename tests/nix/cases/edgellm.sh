@@ -76,6 +76,9 @@ test_edgellm_models_that_no_export_expresses() {
   local of='m: (edge { model = changed "m" "" m; }).name'
   ! with_edge eval "($of) { model = { quantizationMethod = \"awq\"; }; }" && says 'quantized by awq' && says mkQuantized &&
     ! with_edge eval "($of) { model = { architecture = \"Qwen3ForCausalLM\"; modelType = \"qwen2\"; }; }" && says 'has qwen3' &&
+    ! with_edge eval "($of) { model = { architecture = \"Qwen3ForCausalLM\"; attentionWindow = [ 2048 32 ]; }; }" &&
+    says 'sliding windows of 2048 and 32 tokens' &&
+    with_edge eval "($of) { model = { architecture = \"Qwen3ForCausalLM\"; attentionWindow = [ 32 ]; }; }" &&
     ! with_edge eval "($of) { quantization = \"W4A16_AWQ\"; model = { kvCacheQuantization = \"FP8\"; }; }" &&
     says 'ignores the FP8 KV cache' && says 'without kvCache' &&
     with_edge eval "($of) { quantization = \"FP8\"; model = { kvCacheQuantization = \"FP8\"; }; }" &&

@@ -115,7 +115,7 @@ def _check_peft_adapter(path: Path, options: dict[str, OptionValue], inputs: lis
 
 
 def _require_lora_weights(path: Path) -> None:
-    """Check that an adapter's weights are there and are none of the files that take their place."""
+    """Check that the weights of an adapter are there, and no pointer or page in their place."""
     weights = [path / f"adapter_model.{suffix}" for suffix in ("safetensors", "bin")]
     found = next((file for file in weights if file.is_file()), None)
     if found is None:
