@@ -181,7 +181,10 @@ rec {
         kvCache =
           "after weights (${gib estimate.weights}) and workspace (about ${gib estimate.workspace}) "
           + "the KV cache has room for ${toString estimate.tokens} tokens, and "
-          + "${toString estimate.needTokens} are asked for";
+          + "${toString estimate.needTokens} are asked for"
+          + lib.optionalString (model.attentionWindow or [ ] != [ ]) (
+            " (an upper bound: layers with a window are counted in full)"
+          );
       };
       reason = reasons.${estimate.tightest};
       changeList = map describeChange estimate.changes;

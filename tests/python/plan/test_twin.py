@@ -268,6 +268,11 @@ def test_the_refusal_names_the_tightest_limit_and_the_smallest_change() -> None:
     assert "Smallest change that fits: tensorParallel = 2 (on 2 GPUs)." in text
     assert "Others: the model quantized to FP8" in text
     assert "enginix plan" in text
+    with pytest.raises(AssertionError, match="an upper bound: layers with a window are counted in full"):
+        check(
+            f"check.plan.fits \"mkEngine\" (builtins.fromJSON ''{told}'') "
+            '{ name = "g"; sm = 89; memoryGB = 17; } { maxBatchSize = 1; maxNumTokens = 512; }'
+        )
 
 
 @pytest.mark.skipif(NIX is None, reason="no Nix")
