@@ -1,14 +1,16 @@
 """The damage table: kinds of damage × number formats, each caught by which gate, or measured as harmless.
 
-    python tests/python/gates/damage_table.py [--only weights …] [--work DIR]
+    python tests/python/gates/damage_table.py [--only weights …] [--work DIR] [--write]
 
 Gates that compare come first; what they do not catch is executed. Damage is harmless where it does not double
-the divergence that the format has anyway. --work keeps the quantized checkpoints.
+the divergence that the format has anyway. --work keeps the quantized checkpoints. --write puts the table into
+docs/reference/damage.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import filecmp
 import json
 import shutil
 import sys
@@ -40,6 +42,8 @@ PLAIN = "bfloat16"
 GROUPS = ("files", "configuration", "weights", "scales", "executors")
 FORMATS = (PLAIN, "FP8", "FP8_KV", "FP8_PC_PT", "INT8_SQ", "INT4_AWQ", "W4A8_AWQ", "NVFP4")
 LAYER = "transformer.layers.1"
+PAGE = ROOT / "docs/reference/damage.md"
+BEGIN, END = "<!-- damages: tests/python/gates/damage_table.py -->", "<!-- end of damages -->"
 
 
 def change_config(**changes: Any) -> Callable[[Path], None]:
@@ -209,7 +213,7 @@ class DamageJudge:
 
 
 def list_rows(
-    judge: DamageJudge, made: dict[str, Path], work: Path, groups: Sequence[str]
+    judge: DamageJudge, made: dict[str, Path], work: Path, groups: Sequence[str], *, compares: bool
 ) -> Iterator[tuple[str, list[str]]]:
     """Yield each kind of damage and its cells, one a format."""
     for number, (name, (change, _)) in enumerate(tampered.FILES.items() if "files" in groups else ()):
@@ -221,11 +225,15 @@ def list_rows(
     healthy = {name: judge.execute(made[name], None)[1] for name in FORMATS}
 
     def cell(form: str, out: Path, change: Callable[[Executor], Executor] | None = None) -> str:
-        if change is None and not judge.compare(out):
-            return "weights"
+        if change is None:
+            files = ("config.json", "rank0.safetensors")
+            same = all(filecmp.cmp(out / name, made[form] / name, shallow=False) for name in files)
+            assert not same, f"{out}: this damage changes nothing in {form}"
+            if compares and not judge.compare(out):
+                return "weights"
         failed, divergence = judge.execute(out, change)
         if failed:
-            return ", ".join(failed)
+            return failed[0] if len(failed) == 1 else f"{failed[0]} + {len(failed) - 1}"
         times = divergence / max(healthy[form], 1e-9)
         return f"harmless, × {times:.2f}" if times < 2 else f"PASSES, × {times:.2f}"
 
@@ -261,7 +269,7 @@ def _list_tensors(checkpoint: Path) -> list[str]:
     return list(read_header(checkpoint / "rank0.safetensors").tensors)
 
 
-def make_table(keep: Path | None, groups: Sequence[str]) -> str:
+def make_table(keep: Path | None, groups: Sequence[str], *, compares: bool) -> str:
     """Return the table in Markdown."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
@@ -283,7 +291,7 @@ def make_table(keep: Path | None, groups: Sequence[str]) -> str:
         lines = [f"| damage | {' | '.join(FORMATS)} |", f"|---|{'---|' * len(FORMATS)}"]
         passes: list[str] = []
         kinds = 0
-        for name, cells in list_rows(judge, made, work, groups):
+        for name, cells in list_rows(judge, made, work, groups, compares=compares):
             kinds += 1
             lines.append(f"| {name} | {' | '.join(cells)} |")
             passes += [f"{name}, {form}" for form, c in zip(FORMATS, cells, strict=True) if "PASSES" in c]
@@ -301,9 +309,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep the quantized checkpoints here")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="kinds of damage")
+    parser.add_argument("--executed", action="store_true", help="as if no checkpoint could be compared")
+    parser.add_argument("--write", action="store_true", help="put the table into its page")
     args = parser.parse_args()
-    text = make_table(args.work, args.only)
+    if args.write and tuple(args.only) != GROUPS:
+        parser.error("--write needs every kind: leave --only out")
+    text = make_table(args.work, args.only, compares=not args.executed)
     sys.stdout.write(text + "\n")
+    if args.write:
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
+
+
+def list_kinds() -> list[str]:
+    """Return every kind of damage, in the table's order."""
+    return [*tampered.FILES, *CONFIGURATIONS, *WEIGHTS, *SCALES, *EXECUTORS]
+
+
+def read_kinds(page: str) -> list[str]:
+    """Return the kinds of damage of the page's table."""
+    lines = page.split(BEGIN)[1].split(END)[0].strip().splitlines()
+    return [line.split("|")[1].strip() for line in lines if line.startswith("|")][2:]
 
 
 if __name__ == "__main__":
