@@ -73,3 +73,5 @@ unit: setup-runtime ## the systemd unit that the NixOS module renders for one se
 gates-table: setup-dev ## healthy formats pass their gates, broken ones fail: both tables, from real runs
 	@$(DEV)/python tests/python/gates/gates_table.py
 	@$(DEV)/python tests/python/gates/damage_table.py
+	@$(DEV)/python tests/python/gates/damage_table.py --executed
+	@$(DEV)/python tests/python/gates/healthy_table.py

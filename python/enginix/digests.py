@@ -28,6 +28,8 @@ _THREADS = 4
 # without another time.
 _SETTLED_SECONDS = 2.0
 _CACHE_FORMAT = 1
+# Files of weights that a user has at once; a row has 200 bytes.
+_MAX_CACHED = 4096
 # Nix's base 32 has no e, o, t and u.
 STORE_NAME = re.compile(r"^[0-9abcdfghijklmnpqrsvwxyz]{32}-")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -332,3 +334,13 @@ def _keep_cached_digest(state: _FileState, sha256: str) -> None:
     if (directory := _open_cache(make=True)) is not None:
         with suppress(OSError, MachineError):
             write_text(directory / _cache_name(state), json.dumps(_describe_state(state, sha256)))
+            _forget_oldest(directory)
+
+
+def _forget_oldest(directory: Path) -> None:
+    """Keep the newest digests: a file that is gone leaves its digest behind."""
+    entries = [entry for entry in os.scandir(directory) if entry.name.endswith(".json")]
+    if len(entries) > _MAX_CACHED:
+        entries.sort(key=lambda entry: entry.stat(follow_symlinks=False).st_mtime_ns)
+        for entry in entries[: len(entries) - _MAX_CACHED]:
+            os.unlink(entry.path)

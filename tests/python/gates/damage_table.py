@@ -1,14 +1,16 @@
 """The damage table: kinds of damage × number formats, each caught by which gate, or measured as harmless.
 
-    python tests/python/gates/damage_table.py [--only weights …] [--work DIR]
+    python tests/python/gates/damage_table.py [--executed] [--only weights …] [--work DIR] [--write]
 
 Gates that compare come first; what they do not catch is executed. Damage is harmless where it does not double
-the divergence that the format has anyway. --work keeps the quantized checkpoints.
+the divergence that the format has anyway. --executed compares nothing: an engine may have no checkpoint.
+--work keeps the quantized checkpoints. --write puts the table into docs/reference/damage.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import filecmp
 import json
 import shutil
 import sys
@@ -40,6 +42,14 @@ PLAIN = "bfloat16"
 GROUPS = ("files", "configuration", "weights", "scales", "executors")
 FORMATS = (PLAIN, "FP8", "FP8_KV", "FP8_PC_PT", "INT8_SQ", "INT4_AWQ", "W4A8_AWQ", "NVFP4")
 LAYER = "transformer.layers.1"
+PAGE = ROOT / "docs/reference/damage.md"
+BEGIN, END = "<!-- damages: tests/python/gates/damage_table.py -->", "<!-- end of damages -->"
+EXECUTED_BEGIN = "<!-- executed: tests/python/gates/damage_table.py --executed -->"
+EXECUTED_END = "<!-- end of executed -->"
+# Of the groups, those that a comparison finds.
+COMPARED_GROUPS = ("configuration", "weights")
+# Nats a token that no text shows: an unquantized engine's own divergence is smaller still.
+UNSEEN = 1e-6
 
 
 def change_config(**changes: Any) -> Callable[[Path], None]:
@@ -51,8 +61,8 @@ CONFIGURATIONS: dict[str, Callable[[Path], None]] = {
     "rotary base 15000": change_config(rotary_base=15000.0),
     "rotary base 20000": change_config(rotary_base=20000.0),
     "rotary scaling, linear × 1.1": change_config(rotary_scaling={"type": "linear", "factor": 1.1}),
-    "rotary scaling, dynamic beyond 256": change_config(
-        rotary_scaling={"type": "dynamic", "factor": 64.0, "original_max_position_embeddings": 256}
+    "rotary scaling, dynamic": change_config(
+        rotary_scaling={"type": "dynamic", "factor": 64.0, "alpha": 64.0}
     ),
     "epsilon 1e-5 for 1e-6": change_config(norm_epsilon=1e-5),
     "epsilon 1e-2": change_config(norm_epsilon=1e-2),
@@ -176,8 +186,8 @@ class DamageJudge:
 
     def execute(
         self, checkpoint: Path, change: Callable[[Executor], Executor] | None
-    ) -> tuple[list[str], float]:
-        """Return the gates that fail, and the divergence; NaN where there is none."""
+    ) -> tuple[list[str], torch.Tensor]:
+        """Return the gates that fail, and the divergence at each position; empty where there is none."""
         config = read_executor_config(checkpoint)
         names = ("positions", "agreement", "activations", "perplexity")
         bounds = suite.resolve_checkpoint_bounds(config, {name: {} for name in names})
@@ -195,12 +205,12 @@ class DamageJudge:
                 scored.get()[0], self.answers, bounds["perplexity"]
             ),
         }
-        failed, divergence = [], float("nan")
+        failed, divergence = [], torch.empty(0)
         for name, run in judges.items():
             try:
                 outcome = run()
                 if name == "agreement":
-                    divergence = float(torch.cat(list(scored.get()[1])).mean())
+                    divergence = torch.cat(list(scored.get()[1]))
                 if not outcome.passed:
                     failed.append(name)
             except Exception:
@@ -209,7 +219,7 @@ class DamageJudge:
 
 
 def list_rows(
-    judge: DamageJudge, made: dict[str, Path], work: Path, groups: Sequence[str]
+    judge: DamageJudge, made: dict[str, Path], work: Path, groups: Sequence[str], *, compares: bool
 ) -> Iterator[tuple[str, list[str]]]:
     """Yield each kind of damage and its cells, one a format."""
     for number, (name, (change, _)) in enumerate(tampered.FILES.items() if "files" in groups else ()):
@@ -218,15 +228,19 @@ def list_rows(
         change(files)
         caught = not model_files.judge_files(files, judge.model, (2, 0), {}).passed
         yield name, ["files" if caught else "PASSES"] * len(FORMATS)
-    healthy = {name: judge.execute(made[name], None)[1] for name in FORMATS}
+    healthy = {name: float(judge.execute(made[name], None)[1].mean()) for name in FORMATS}
 
     def cell(form: str, out: Path, change: Callable[[Executor], Executor] | None = None) -> str:
-        if change is None and not judge.compare(out):
-            return "weights"
+        if change is None:
+            files = ("config.json", "rank0.safetensors")
+            same = all(filecmp.cmp(out / name, made[form] / name, shallow=False) for name in files)
+            assert not same, f"{out}: this damage changes nothing in {form}"
+            if compares and not judge.compare(out):
+                return "weights"
         failed, divergence = judge.execute(out, change)
         if failed:
-            return ", ".join(failed)
-        times = divergence / max(healthy[form], 1e-9)
+            return failed[0] if len(failed) == 1 else f"{failed[0]} + {len(failed) - 1}"
+        times = float(divergence.mean()) / max(healthy[form], UNSEEN)
         return f"harmless, × {times:.2f}" if times < 2 else f"PASSES, × {times:.2f}"
 
     def damage_config(name: str, form: str, out: Path) -> Path:
@@ -261,29 +275,35 @@ def _list_tensors(checkpoint: Path) -> list[str]:
     return list(read_header(checkpoint / "rank0.safetensors").tensors)
 
 
-def make_table(keep: Path | None, groups: Sequence[str]) -> str:
+def make_checkpoints(model: Path, work: Path) -> dict[str, Path]:
+    """Return format → a healthy checkpoint of the model; those that are there already stay."""
+    made = {}
+    for name in FORMATS:
+        out = work / f"made-{name}"
+        if name == PLAIN:
+            made[name] = out
+            if not out.is_dir():
+                convert_model(model, out, ConvertOptions())
+        else:
+            made[name] = out / "checkpoint"
+            if not made[name].is_dir():
+                out.mkdir(parents=True, exist_ok=True)
+                quantize(model, name, out)
+    return made
+
+
+def make_table(keep: Path | None, groups: Sequence[str], *, compares: bool) -> str:
     """Return the table in Markdown."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
-        made = {}
-        for name in FORMATS:
-            out = (keep or work) / f"made-{name}"
-            if name == PLAIN:
-                made[name] = out
-                if not out.is_dir():
-                    convert_model(MODEL, out, ConvertOptions())
-            else:
-                made[name] = out / "checkpoint"
-                if not made[name].is_dir():
-                    out.mkdir(parents=True, exist_ok=True)
-                    quantize(MODEL, name, out)
+        made = make_checkpoints(MODEL, keep or work)
         judge = DamageJudge(MODEL)
         assert all(judge.compare(checkpoint) for checkpoint in made.values()), "a healthy checkpoint fails"
         lines = [f"| damage | {' | '.join(FORMATS)} |", f"|---|{'---|' * len(FORMATS)}"]
         passes: list[str] = []
         kinds = 0
-        for name, cells in list_rows(judge, made, work, groups):
+        for name, cells in list_rows(judge, made, work, groups, compares=compares):
             kinds += 1
             lines.append(f"| {name} | {' | '.join(cells)} |")
             passes += [f"{name}, {form}" for form, c in zip(FORMATS, cells, strict=True) if "PASSES" in c]
@@ -300,10 +320,36 @@ def make_table(keep: Path | None, groups: Sequence[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep the quantized checkpoints here")
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="kinds of damage")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, help="kinds of damage")
+    parser.add_argument("--executed", action="store_true", help="as if no checkpoint could be compared")
+    parser.add_argument("--write", action="store_true", help="put the table into its page")
     args = parser.parse_args()
-    text = make_table(args.work, args.only)
+    default = COMPARED_GROUPS if args.executed else GROUPS
+    groups = tuple(args.only or default)
+    if args.write and groups != default:
+        parser.error("--write needs every kind: leave --only out")
+    text = make_table(args.work, groups, compares=not args.executed)
     sys.stdout.write(text + "\n")
+    if args.write:
+        begin, end = (EXECUTED_BEGIN, EXECUTED_END) if args.executed else (BEGIN, END)
+        write_table(begin, end, text)
+
+
+def write_table(begin: str, end: str, text: str) -> None:
+    """Put a table between two lines of the page."""
+    before, _, rest = PAGE.read_text().partition(begin)
+    PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
+
+
+def list_kinds() -> list[str]:
+    """Return every kind of damage, in the table's order."""
+    return [*tampered.FILES, *CONFIGURATIONS, *WEIGHTS, *SCALES, *EXECUTORS]
+
+
+def read_kinds(page: str) -> list[str]:
+    """Return the kinds of damage of the page's table."""
+    lines = page.split(BEGIN)[1].split(END)[0].strip().splitlines()
+    return [line.split("|")[1].strip() for line in lines if line.startswith("|")][2:]
 
 
 if __name__ == "__main__":

@@ -175,6 +175,12 @@ def exchange_rows(tensors: Tensors, name: str, a: slice, b: slice) -> None:
     rows[a], rows[b] = rows[b].clone(), rows[a].clone()
 
 
+def exchange_key_heads(tensors: Tensors) -> None:
+    # Of 512 outputs; INT4 has two of them in a byte.
+    size = 32 * len(tensors[f"{QKV}.weight"]) // 512
+    exchange_rows(tensors, f"{QKV}.weight", slice(8 * size, 9 * size), slice(9 * size, 10 * size))
+
+
 def copy_layer(tensors: Tensors) -> None:
     for name in [name for name in tensors if name.startswith("transformer.layers.1.mlp.fc.")]:
         tensors[name.replace(".1.", ".2.")] = tensors[name].clone()
@@ -191,7 +197,7 @@ WEIGHTS: dict[str, Callable[[Tensors], object]] = {
     "embeddings of two rare ids exchanged": lambda t: exchange_rows(
         t, "transformer.vocab_embedding.weight", slice(1500, 1501), slice(1501, 1502)
     ),
-    "two key heads exchanged": lambda t: exchange_rows(t, f"{QKV}.weight", slice(256, 288), slice(288, 320)),
+    "two key heads exchanged": exchange_key_heads,
     "another layer's matrix": copy_layer,
     "one norm × 1.02": lambda t: t["transformer.layers.0.post_layernorm.weight"].mul_(1.02),
     "a norm of queries rolled": roll_norm,

@@ -8,6 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from google.protobuf import json_format
+from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
+from in_toto_attestation.v1 import statement_pb2
+from in_toto_attestation.v1.statement import Statement
 
 from enginix import digests
 from enginix.cli import main
@@ -182,7 +186,9 @@ def test_the_statement_is_in_totos(stages: Stages, keys: Path) -> None:
     assert sign(stages.engine, keys / "alice") == 0
     statement = json.loads((stages.engine / "enginix.intoto.json").read_text())
     manifest = json.loads((stages.engine / "enginix.json").read_text())
-    assert set(statement) == {"_type", "subject", "predicateType", "predicate"}
+    in_toto = json_format.ParseDict(statement, statement_pb2.Statement())
+    Statement.copy_from_pb(in_toto).validate()
+    json_format.ParseDict(statement["predicate"], provenance_pb2.Provenance())
     subjects = {s["name"]: s["digest"]["sha256"] for s in statement["subject"]}
     assert subjects.pop("enginix.json")
     assert subjects == {name: entry["sha256"] for name, entry in manifest["files"].items()}

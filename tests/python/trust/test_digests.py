@@ -71,6 +71,16 @@ def test_changed_weights_are_read_again(tmp_path: Path, change: str) -> None:
     assert digest_file(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_the_cache_keeps_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setattr(digests, "_MAX_CACHED", 2)
+    for size in (1, 2, 3):
+        path = tmp_path / f"{size}.safetensors"
+        path.write_bytes(b"x" * size)
+        settle(path)
+        digest_file(path)
+    assert sorted(json.loads(entry.read_text())["size"] for entry in cache.iterdir()) == [2, 3]
+
+
 def test_a_file_that_changed_just_now_is_not_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
