@@ -33,8 +33,8 @@ class NotApplicableError(Exception):
 class Export:
     """A graph to damage."""
 
-    def __init__(self, path: Path) -> None:
-        self.model = onnx.load(str(path))
+    def __init__(self, path: Path, *, inline: bool = False) -> None:
+        self.model = onnx.load(str(path), load_external_data=not inline)
         self.graph = self.model.graph
 
     @property
