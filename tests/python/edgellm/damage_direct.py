@@ -1,6 +1,6 @@
 """Record the direct builder's graph of a model, damage it in one way at a time; tell what is not noticed.
 
-python damage_direct.py MODEL        in the Python that has NVIDIA's wheel; prints JSON: damage → what noticed it
+python damage_direct.py MODEL      in the Python that has NVIDIA's wheel; prints JSON: damage → what it says
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def find_unrecorded_calls() -> list[str]:
     plugin = SimpleNamespace(name="OtherPlugin", attributes={})
     calls: list[Callable[[], Any]] = [
         lambda: network.add_topk(x, "MAX", 1, 1), lambda: network.add_activation(x, "ELU"),
-        lambda: network.add_plugin_v3([x], [], plugin), layer.emit.__get__(layer), shuffle.emit.__get__(shuffle),
+        lambda: network.add_plugin_v3([x], [], plugin),
+        lambda: layer.emit(layer), lambda: shuffle.emit(shuffle),
         lambda: network.add_elementwise(x, network.add_shape(x).get_output(0), "SUM"),
     ]  # fmt: skip
     silent = []

@@ -100,6 +100,10 @@ def test_healthy_shapes_are_read(name: str, shapes: Path) -> None:
         ({"mtp_num_hidden_layers": 1}, "mtp_num_hidden_layers"),
         ({"text_config": {"hidden_size": 64}}, "text_config"),
         ({"vision_config": {"depth": 1}}, "vision_config"),
+        ({"auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}, "auto_map names code"),
+        ({"layer_types": ["full_attention"]}, "layer_types has 1 entries for 4 layers"),
+        ({"layer_types": ["linear_attention", *["full_attention"] * 3]}, "layer_types has 'linear_attention'"),
+        ({"layer_types": ["sliding_attention"] * 4}, "layer_types names sliding layers"),
         ({"eagle_base": True}, "eagle_base"),
         ({"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 2}, "2 of 4 layers"),
         ({"rope_theta": 5e5}, "rope_theta is"),
@@ -236,6 +240,59 @@ def test_tensors_that_are_not_the_models(
 ) -> None:
     change_tensors(model, edit)
     refuse(model, words)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda t: t.__setitem__(UP, t[UP].double()), "is F64, and a model"),
+        (lambda t: t.__setitem__(UP, t[UP].to(torch.int8)), "is I8, and a model"),
+        (lambda t: t.__setitem__(UP, t[UP].to(torch.float8_e4m3fn)), "is F8_E4M3, and a model"),
+        (lambda t: [t.__setitem__(n.replace("layers.3.", "layers.7."), t.pop(n)) for n in list(t) if "s.3." in n],
+         "layer 3 is in config.json alone"),
+    ],
+)  # fmt: skip
+def test_weights_of_types_and_layers_that_are_not_the_models(edit: Any, words: str, model: Path) -> None:
+    change_tensors(model, edit)
+    refuse(model, words)
+
+
+def quantize_one(model: Path, **scales: float | None) -> None:
+    """Have one FP8 matrix in the model, with scales that may be missing or wrong."""
+    section = {"quant_algo": "FP8", "kv_cache_quant_algo": None}
+    (model / "hf_quant_config.json").write_text(json.dumps({"quantization": section}))
+
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[UP] = tensors[UP].to(torch.float8_e4m3fn)
+        for name, value in {"weight_scale": 0.01, "input_scale": 0.02, **scales}.items():
+            if value is not None:
+                tensors[UP.replace("weight", name)] = torch.tensor(value)
+
+    change_tensors(model, edit)
+
+
+@pytest.mark.parametrize(
+    ("scales", "words"),
+    [
+        ({"weight_scale": None}, ("up_proj.weight_scale is missing",)),
+        ({"input_scale": None}, ("up_proj.input_scale is missing",)),
+        ({"weight_scale": 0.0}, ("up_proj.weight_scale", "the scale is 0")),
+        ({"input_scale": 0.0}, ("up_proj.input_scale", "the scale is 0")),
+        ({"input_scale": -0.1}, ("up_proj.input_scale", "the scale is -0.1")),
+        ({"input_scale": 1e-8}, ("up_proj.input_scale", "1e-08 becomes 0 in float16")),
+        ({"input_scale": 1.5e-7}, ("up_proj.input_scale", "1.5e-07 becomes 1.78814e-07")),
+        ({"input_scale": float("nan")}, ("up_proj.input_scale", "NaN or infinite")),
+        ({"weight_scale": 1e6}, ("up_proj.weight_scale", "beyond float16")),
+    ],
+)
+def test_scales_that_are_none(scales: dict[str, Any], words: tuple[str, ...], model: Path) -> None:
+    quantize_one(model, **scales)
+    refuse(model, *words)
+
+
+def test_scales_of_a_healthy_matrix_pass(model: Path) -> None:
+    quantize_one(model)
+    assert read_export_source(model).quantization == "FP8"
 
 
 @pytest.mark.parametrize("value", [65504.0, -65504.0, 65519.0, 1e-30])
