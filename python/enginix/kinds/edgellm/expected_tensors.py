@@ -133,7 +133,7 @@ def require_model_tensors(weights: ModelWeights, config: ModelConfig, *, quantiz
 def _require_scales(weights: ModelWeights, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse quantized weights without a scale, scales of a whole matrix that are 0, and negative divisors.
 
-    Scales of rows and blocks may be 0, where all their weights are.
+    A matrix of zeros, as expanded and pruned models have them, may have a scale of 0.
     """
     for name in expected:
         tensor, module = weights.tensors[name], name.removesuffix(".weight")
@@ -149,19 +149,28 @@ def _require_scales(weights: ModelWeights, expected: Mapping[str, tuple[int, ...
                 )
     for name, tensor in weights.tensors.items():
         if name.endswith(SCALE_SUFFIXES) and tensor.dtype in FLOAT_DTYPES:
-            _require_usable_scale(tensor)
+            _require_usable_scale(tensor, weights.tensors.get(f"{name.rpartition('.')[0]}.weight"))
 
 
-def _require_usable_scale(tensor: TensorInfo) -> None:
+def _is_zero(codes: TensorInfo | None) -> bool:
+    """Tell whether all codes of a matrix are 0, of either sign."""
+    return codes is not None and all(not (bits & 0x7F).any() for bits in _iterate_bits(codes, np.uint8))
+
+
+def _require_usable_scale(tensor: TensorInfo, codes: TensorInfo | None) -> None:
     values = np.memmap(
         tensor.path, FLOAT_DTYPES[tensor.dtype], "r", tensor.begin, (max(1, int(np.prod(tensor.shape))),)
     ).astype(np.float32)
     is_single, is_divisor = values.size == 1, tensor.name.endswith(".input_scale")
-    if (is_single and values[0] == 0) or (is_divisor and (values < 0).any()):
+    is_zero = is_single and values[0] == 0 and (is_divisor or not _is_zero(codes))
+    if is_zero or (is_divisor and (values < 0).any()):
         raise ModelError(
             f"the scale is {values.min():g}, which is no scale",
             where=f"{tensor.path}: {tensor.name}",
-            fix="quantize the model again, with calibration texts that reach every layer",
+            fix="quantize the model again, with calibration texts that reach every layer"
+            if is_divisor
+            else "ModelOpt writes this for a matrix of zeros, with codes that are no numbers: quantize the "
+            "model without that matrix",
         )
     # Numbers that float16 makes 0, or changes by more than SCALE_ERROR, in the formats that have them in it.
     with np.errstate(over="ignore"):

@@ -203,7 +203,7 @@ def _bake_int4_inputs(backend: Any) -> None:
     backend.Net.parameter = parameter
 
 
-def record(model: Path, out: Path) -> None:
+def record_direct_graph(model: Path, out: Path) -> None:
     """Run the wheel's builder over the recorder; its engine directory becomes ``out``."""
     out.mkdir(parents=True)
     install_recorder(out)
@@ -219,7 +219,7 @@ def record(model: Path, out: Path) -> None:
 
 def main() -> int:
     try:
-        record(Path(sys.argv[1]), Path(sys.argv[2]))
+        record_direct_graph(Path(sys.argv[1]), Path(sys.argv[2]))
     except GateError as e:
         sys.stderr.write(f"{e.what}\n")
         return 1
