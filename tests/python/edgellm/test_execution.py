@@ -273,7 +273,8 @@ def test_the_direct_graph_is_one_for_all_gpus(
     """The export does not know its target: a builder that asked for one would make another graph here."""
     script = (
         "import sys; from pathlib import Path; from enginix.kinds.edgellm.execution import direct_graph as d;"
-        "d._COMPUTE_CAPABILITY = tuple(map(int, sys.argv[3:])); d.record_direct_graph(*map(Path, sys.argv[1:3]))"
+        "d._COMPUTE_CAPABILITY = tuple(map(int, sys.argv[3:]));"
+        "d.record_direct_graph(*map(Path, sys.argv[1:3]))"
     )
     for sm in ("80", "110", "120"):
         words = [edge, "-c", script, models(name), tmp_path / sm, sm[:-1], sm[-1]]

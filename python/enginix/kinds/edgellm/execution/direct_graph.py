@@ -176,12 +176,30 @@ def install_recorder(out: Path) -> None:
 
     builder._active_cuda_compute_capability = lambda: _COMPUTE_CAPABILITY
     _bake_int4_inputs(backend)
+    _forget_arrays(backend)
 
 
 def _assemble_int4_inputs(weights: Any, prefix: str) -> tuple[Any, Any]:
     """Return codes in the plugin's order and scales, as the wheel's own repacking makes them."""
     linear = weights.linear(prefix, weights.module_quant_type(prefix))
     return linear.weight.astype(np.int8, copy=False), np.asarray(linear.weight_scale, np.float16)
+
+
+class _ForgettingList(list[Any]):
+    """Keeps nothing: TensorRT needs the builder's arrays until the end, and the recorder copies each."""
+
+    def append(self, _value: Any) -> None:
+        pass
+
+
+def _forget_arrays(backend: Any) -> None:
+    begin = backend.Net.__init__
+
+    def __init__(net: Any, *arguments: Any, **options: Any) -> None:
+        begin(net, *arguments, **options)
+        net._weight_refs = _ForgettingList()
+
+    backend.Net.__init__ = __init__
 
 
 def _bake_int4_inputs(backend: Any) -> None:
