@@ -84,10 +84,10 @@ def require_model_tensors(weights: ModelWeights, config: ModelConfig, *, quantiz
     expected = list_model_tensors(config)
     layers = {int(m[1]) for m in map(_LAYER.match, weights.tensors) if m}
     if layers != set(range(config.num_layers)):
-        strange = sorted(layers ^ set(range(config.num_layers)))
+        numbers = sorted(layers ^ set(range(config.num_layers)))
         raise ModelError(
             f"config.json says {config.num_layers} layers, the weights have {len(layers)}: layer "
-            f"{strange[0]} is in {'the weights' if strange[0] in layers else 'config.json'} alone",
+            f"{numbers[0]} is in {'the weights' if numbers[0] in layers else 'config.json'} alone",
             where=where,
             fix=_FIX,
         )
