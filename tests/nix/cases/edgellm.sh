@@ -16,7 +16,7 @@ edgellm_parts='
   standin = e.override {
     edgellm-runtime = nixpkgs.runCommand "standin-edgellm-runtime" { } "
       mkdir -p \$out/bin; cp -r ${root + "/tests/python/edgellm/standin"} \$out/standin
-      bash \$out/standin/python.sh \$out/bin/python3 ${e.edgellm-python}/bin/python3" // { inherit driver; };
+      bash \$out/standin/python.sh \$out/bin/python3 ${e.edgellm-python}/bin/python3 \"\" ${root + "/python"}" // { inherit driver; };
   };
   engine = args: standin.mkEngine ({ kind = "edgellm"; model = tiny; target = "rtx-5090"; limits.maxInputLen = 64; gates = { }; } // args);
   # Long enough for what the gates ask.

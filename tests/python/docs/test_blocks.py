@@ -1,8 +1,8 @@
 """Every fenced block of the documentation is tagged, and run or evaluated by a test.
 
 `nix` is evaluated by tests/nix/cases/docs.sh. Of `sh` and `console` each command of enginix is parsed by its
-own parser, each target of make and each file is looked up; what reads the repository alone is run. `text`
-holds no commands.
+own parser, each target of make and each file is looked up; each is run, or is in a list with the reason.
+`text` holds no commands.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,6 +42,36 @@ OTHER_PROGRAMS = {
 }  # fmt: skip
 # What reads the repository alone, and is run as it stands.
 RUN = ("inspect tests/", "plan nix/", "target")
+# Commands of enginix that no test of this file runs: their beginning, and why.
+NOT_RUN = {
+    "tritonserver": "downloads the server's wheel", "serve": "needs that server",
+    "build ./checkpoint --kind tensorrt": "a GPU", "runtime pin": "a registry",
+    "runtime predict": "needs TensorRT-LLM", "lock": "the Hub; tests/python/hub runs it over a local one",
+    "fetch": "the Hub; tests/python/hub runs it over a local one",
+    "bench": "a server; tests/python/speed", "up": "the Hub and a server; tests/python/up",
+    "chat": "a terminal and a server", "triton-repo ENGINE -o repository --rootfs": "a GPU's image",
+}  # fmt: skip
+# Page → what stands for the names that its commands use: a path of the repository, or the output of commands
+# (of enginix, before the page's first). Pages with commands that take more than a second are slow.
+TINY = "tests/models/tiny-qwen3"
+MAKE_CHECKPOINT = f"convert {TINY} -o checkpoint"
+MAKE_ENGINE = (
+    MAKE_CHECKPOINT,
+    f"build checkpoint --kind reference --model {TINY} --no-gates -o engine",
+)
+STAGES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+    "README.md": ({}, ()),
+    "docs/tutorial/first-model.md": ({}, ()),
+    "docs/how-to/gates.md": ({"model": TINY, "model-fp8": TINY}, (MAKE_CHECKPOINT,)),
+    "docs/how-to/build-engines.md": ({"result": "engine"}, MAKE_ENGINE),
+    "docs/how-to/upgrade.md": ({"result": "engine"}, MAKE_ENGINE),
+    "docs/how-to/quantize.md": ({"qwen3-8b": TINY}, ()),
+    "docs/reference/checkpoints.md": ({"qwen3-32b-nvfp4": TINY}, ()),
+    "docs/reference/memory-plan.md": ({}, ()),
+    "docs/reference/triton.md": ({"ENGINE": "engine"}, MAKE_ENGINE),
+    "docs/reference/trust.md": ({}, MAKE_ENGINE),
+}
+FAST = {"docs/reference/checkpoints.md", "docs/reference/memory-plan.md"}
 
 
 @dataclass(frozen=True)
@@ -149,6 +180,18 @@ def is_run(words: list[str]) -> bool:
     return words[0] == "enginix" and any(line == run or line.startswith(f"{run}") for run in RUN)
 
 
+def find_reason(words: list[str]) -> str | None:
+    """Return why no test runs a command of enginix; None if one does."""
+    line = " ".join(words)
+    return next((why for start, why in NOT_RUN.items() if f"{line} ".startswith(f"{start} ")), None)
+
+
+def list_page_commands(page: str) -> list[list[str]]:
+    blocks = [b for b in of("sh", "console") if str(b.page.relative_to(ROOT)) == page]
+    found = [words for block in blocks for words in list_commands(block)]
+    return [words[1:] for words in found if words[0] == "enginix"]
+
+
 RUNNABLE = [
     (block, words) for block in of("sh", "console") for words in list_commands(block) if is_run(words)
 ]
@@ -174,6 +217,58 @@ def test_commands_over_the_repository_are_run(
 
 def test_something_is_run() -> None:
     assert len(RUNNABLE) >= 4
+
+
+def test_every_command_is_run_or_has_a_reason() -> None:
+    """A list that grows by itself would say nothing: each reason is of some command, each page is staged."""
+    pages = {str(block.page.relative_to(ROOT)) for block in of("sh", "console")}
+    left = {page: list_page_commands(page) for page in pages - set(STAGES)}
+    assert [(page, words) for page, found in left.items() for words in found if not find_reason(words)] == []
+    every = [words for page in pages for words in list_page_commands(page)]
+    assert {find_reason(words) for words in every} - {None} == set(NOT_RUN.values())
+    for page in STAGES:
+        assert any(find_reason(words) is None for words in list_page_commands(page)), page
+
+
+@pytest.mark.parametrize(
+    "page", [page if page in FAST else pytest.param(page, marks=pytest.mark.slow) for page in STAGES]
+)
+def test_a_pages_commands_run_as_they_stand(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a directory with the repository's files, and the tiny model for each model that a page names."""
+    names, before = STAGES[page]
+    for folder in ("tests", "nix", "python"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    for name, target in names.items():
+        (tmp_path / name).symlink_to(target)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    prepare_files(tmp_path)
+    commands = [shlex.split(line) for line in before] + list_page_commands(page)
+    count = 0
+    for words in commands:
+        if find_reason(words):
+            continue
+        if "-o" in words:  # a page may show a command twice
+            shutil.rmtree(tmp_path / words[words.index("-o") + 1], ignore_errors=True)
+        expands = [str(tmp_path / w[2:]) if w.startswith("~/") else w for w in words]
+        code = cli.main(expands)
+        output = capsys.readouterr()
+        # A plan's status says whether the model fits; the text after it is compared above.
+        assert code == 0 or (words[0] == "plan" and code == 1), f"enginix {shlex.join(words)}: {output.err}"
+        count += 1
+    assert count > len(before)
+
+
+def prepare_files(directory: Path) -> None:
+    """Write what examples name: a question of one's own, a key, and who may sign."""
+    (directory / "questions.jsonl").write_text('{"question": "The license grants", "answer": "you"}\n')
+    key = directory / ".ssh" / "id_ed25519"
+    key.parent.mkdir()
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "a", "-f", key], check=True)
+    public = " ".join(key.with_suffix(".pub").read_text().split()[:2])
+    (directory / "allowed_signers").write_text(f"a {public}\n")
 
 
 @pytest.mark.parametrize("block", of("text"), ids=str)

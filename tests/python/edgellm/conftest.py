@@ -112,7 +112,8 @@ def runtime(tmp_path: Path, edge: Path) -> Callable[..., Path]:
 
     def make(misbehave: str = "") -> Path:
         out = tmp_path / f"python-{misbehave or 'good'}"
-        subprocess.run(["bash", HERE / "standin/python.sh", out, edge, misbehave], check=True)
+        words = ["bash", HERE / "standin/python.sh", out, edge, misbehave, ROOT / "python"]
+        subprocess.run(words, check=True)
         return out
 
     return make

@@ -33,8 +33,8 @@ class NotApplicableError(Exception):
 class Export:
     """A graph to damage."""
 
-    def __init__(self, path: Path) -> None:
-        self.model = onnx.load(str(path))
+    def __init__(self, path: Path, *, inline: bool = False) -> None:
+        self.model = onnx.load(str(path), load_external_data=not inline)
         self.graph = self.model.graph
 
     @property
@@ -197,6 +197,57 @@ def exchange_caches(e: Export) -> None:
     first.input[1], second.input[1] = second.input[1], first.input[1]
 
 
+def exchange_query_lengths(e: Export) -> None:
+    """A plugin reads the lengths before in place of the lengths of the queries, and the other way round."""
+    node = e.nodes("AttentionPlugin")[0]
+    node.input[2], node.input[4] = node.input[4], node.input[2]
+
+
+def widen_norm(e: Export) -> None:
+    """A constant of another type, with the same values."""
+    tensor = e.constants[norm_weights(e)[0]]
+    wide = numpy_helper.to_array(tensor).astype(np.float32)
+    tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
+
+
+def drop_node(e: Export) -> None:
+    e.graph.node.remove(e.nodes("Sigmoid")[0])
+
+
+def halve_exponent(e: Export) -> None:
+    """The square in a norm becomes another power."""
+    power = e.nodes("Pow")[0]
+    tensor = numpy_helper.from_array(np.array(1.5, np.float32), "damaged_exponent")
+    e.graph.initializer.append(tensor)
+    power.input[1] = tensor.name
+
+
+def repeat_output(e: Export) -> None:
+    """A layer gives out the cache of the one before it."""
+    first, second = e.graph.output[1].name, e.graph.output[2].name
+    node = e.producer(second)
+    node.output[list(node.output).index(second)] = "damaged_cache"
+    e.graph.node.append(onnx.helper.make_node("Identity", [first], [second], "damaged_identity"))
+
+
+def use_unknown_domain(e: Export) -> None:
+    e.nodes("Sigmoid")[0].domain = "com.example"
+    e.model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
+
+
+def reverse_heads(e: Export) -> None:
+    """The heads of the attention's output are turned round before they are joined."""
+    node = e.nodes("AttentionPlugin")[0]
+    name = node.output[0]
+    node.output[0] = "damaged_heads"
+    parts = {"starts": [-1], "ends": [-(2**31)], "axes": [1], "steps": [-1]}
+    for part, values in parts.items():
+        e.graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), f"damaged_{part}"))
+    inputs = ["damaged_heads", *(f"damaged_{part}" for part in parts)]
+    at = list(e.graph.node).index(node) + 1
+    e.graph.node.insert(at, onnx.helper.make_node("Slice", inputs, [name], "damaged_slice"))
+
+
 def exchange_values(first: tuple[int, str], second: tuple[int, str]) -> Damage:
     return lambda e: e.exchange_projections(e.projection(*first), e.projection(*second))
 
@@ -227,6 +278,13 @@ GRAPH: dict[str, Damage] = {
     "num_q_heads wrong": attribute("num_q_heads", 2),
     "a plugin node without a definition": rename_plugin,
     "caches of two layers exchanged": exchange_caches,
+    "two inputs of the plugin exchanged": exchange_query_lengths,
+    "a norm's constant in float32": widen_norm,
+    "a node dropped": drop_node,
+    "power 1.5 in a norm": halve_exponent,
+    "a cache given out twice": repeat_output,
+    "a node of an unknown domain": use_unknown_domain,
+    "heads in reverse order": reverse_heads,
 }  # fmt: skip
 
 

@@ -51,6 +51,22 @@ def build(
     return run
 
 
+@pytest.fixture
+def model_engine(
+    enginix: Run, driver: Make, runtime: Make, tmp_path: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Build an engine of the tiny model from a given export."""
+
+    def run(export: Path, builder: str) -> subprocess.CompletedProcess[str]:
+        words = ("--llm-build", HERE / "standin/llm_build") if builder == "onnx" else ()
+        return enginix(
+            *("edgellm-build", export, "--model", TINY, "--target", "rtx-5090", "-o", tmp_path / "engine"),
+            *("--python", runtime(), "--driver", driver(), "--builder", builder, *words),
+        )
+
+    return run
+
+
 def test_an_engine_says_what_it_is(build: Run, tmp_path: Path) -> None:
     done = build("--max-input-len", "64", "--max-kv-cache-capacity", "128", "--max-batch-size", "2")
     assert done.returncode == 0, done.stderr
@@ -66,12 +82,15 @@ def test_an_engine_says_what_it_is(build: Run, tmp_path: Path) -> None:
     # Nothing was predicted on this command line; what the builder took was measured.
     assert made["results"]["plan"]["predicted"] is None
     assert made["results"]["plan"]["measured"]["hostMemoryPeak"] > 10 << 20
-    # The gate saw the export's graph, and this builder makes another.
-    assert made["results"]["exportGate"] == "passed" and "is another" in made["results"]["graph"]
-    # What the wheel's own parser and model selection made of it.
+    # The gate saw both graphs; this builder made its own, and the command says so.
+    assert made["results"]["exportGate"] == "passed"
+    assert (
+        made["results"]["graph"].startswith("the direct builder's own") and "graph: the direct" in done.stdout
+    )
+    # What the wheel's own builder made of it.
     built = json.loads((tmp_path / "engine/engine/config.json").read_text())
-    assert built["builder_config"] == {"max_input_len": 64, "max_kv_cache_capacity": 128, "max_batch_size": 2}
-    assert built["model_type"] == "qwen3" and built["components"] == ["llm"]
+    limits = {"max_input_len": 64, "max_kv_cache_capacity": 128, "max_batch_size": 2}
+    assert built["builder_config"].items() >= limits.items() and built["checkpoint_identity"]["sources"]
 
 
 def test_the_onnx_builder_reads_the_export(build: Run, tmp_path: Path) -> None:
@@ -81,7 +100,40 @@ def test_the_onnx_builder_reads_the_export(build: Run, tmp_path: Path) -> None:
     made = json.loads((tmp_path / "engine/enginix.json").read_text())
     assert made["options"]["builder"] == "onnx"
     assert made["results"]["exportGate"] == "passed"
-    assert made["results"]["graph"] == "the export's, which the gate export saw"
+    assert made["results"]["graph"] == "the export's, which the gate export executed"
+
+
+def rewrite_manifest(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = directory / "enginix.json"
+    stored = json.loads(path.read_text())
+    change(stored["results"])
+    path.write_text(json.dumps(stored))
+    age_manifest(directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "builder", "says"),
+    [
+        (lambda r: r.update(directGate={"graph": "direct", "refused": "logits differ by 0.5"}), "direct",
+         "refused the direct builder's graph of this model: logits differ by 0.5"),
+        (lambda r: r.update(directGate={"graph": "direct", "refused": "logits differ by 0.5"}), "onnx", ""),
+        (lambda r: r.pop("directGate"), "direct", ""),
+    ],
+)  # fmt: skip
+def test_an_engine_is_of_a_graph_that_the_gate_passed(
+    change: Any, builder: str, says: str, export: Path, model_engine: Any, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(export, tmp_path / "export"))
+    rewrite_manifest(copy, change)
+    done = model_engine(copy, builder)
+    if says:
+        assert done.returncode == 3 and says in done.stderr and "builder onnx" in done.stderr, done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    made = json.loads((tmp_path / "engine/enginix.json").read_text())["results"]
+    # A manifest of an earlier version has no evidence of the direct graph, and the engine's says so.
+    expected = "passed" if builder == "onnx" else "not gated"
+    assert made["exportGate"] == expected and ("alone" in made["graph"]) == (builder == "direct")
 
 
 @pytest.mark.parametrize(
@@ -92,6 +144,7 @@ def test_the_onnx_builder_reads_the_export(build: Run, tmp_path: Path) -> None:
         ("nothing", 1, "without an llm.engine"),
         ("limits", 1, "max_kv_cache_capacity"),
         ("identity", 1, "checkpoint_identity"),
+        ("theta", 1, "of the engine: engine/config.json: rope_theta is 20000.0, the model's is 10000.0"),
     ],
 )
 def test_a_builder_that_fails_leaves_nothing(

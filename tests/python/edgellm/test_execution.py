@@ -249,3 +249,35 @@ def test_the_manifest_has_the_evidence(name: str, exports: Callable[[str], Path]
     assert gate["plugins"]["AttentionPlugin"] == 4 and gate["errorAtMost"] <= 0.01
     assert gate["prompts"] == list(export_gate.LENGTHS) and gate["cachedSteps"] == export_gate.STEPS
     assert results["scales"]["worstScaleChange"] < 0.001
+    direct = results["directGate"]
+    assert (
+        direct["graph"] == "direct" and direct["bounds"] == gate["bounds"] and direct["errorAtMost"] <= 0.01
+    )
+    assert direct["plugins"]["AttentionPlugin"] == 4
+
+
+@pytest.mark.slow
+def test_damage_to_the_direct_graph_is_noticed(edge: Path) -> None:
+    words = [edge, HERE / "damage_direct.py", TINY]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found) >= 19 and [damage for damage, said in found.items() if said is None] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bf16", "nvfp4", "int4_awq"])
+def test_the_direct_graph_is_one_for_all_gpus(
+    name: str, models: Callable[[str], Path], edge: Path, tmp_path: Path
+) -> None:
+    """The export does not know its target: a builder that asked for one would make another graph here."""
+    script = (
+        "import sys; from pathlib import Path; from enginix.kinds.edgellm.execution import direct_graph as d;"
+        "d._COMPUTE_CAPABILITY = tuple(map(int, sys.argv[3:]));"
+        "d.record_direct_graph(*map(Path, sys.argv[1:3]))"
+    )
+    for sm in ("80", "110", "120"):
+        words = [edge, "-c", script, models(name), tmp_path / sm, sm[:-1], sm[-1]]
+        subprocess.run(words, env=environment(), check=True, timeout=600)
+    written = [(tmp_path / sm / "llm.engine").read_bytes() for sm in ("80", "110", "120")]
+    assert written[0] == written[1] == written[2]

@@ -21,7 +21,11 @@ from safetensors.torch import load_file, save_file
 
 from enginix.errors import ModelError
 from enginix.kinds.edgellm.errors import ExportError
-from enginix.kinds.edgellm.runtime_config import compare_runtime_config, describe_runtime_config
+from enginix.kinds.edgellm.runtime_config import (
+    compare_engine_config,
+    compare_runtime_config,
+    describe_runtime_config,
+)
 from enginix.kinds.edgellm.source import ExportSource, read_export_source
 from enginix.kinds.edgellm.unsupported_models import (
     parse_export_config,
@@ -96,6 +100,10 @@ def test_healthy_shapes_are_read(name: str, shapes: Path) -> None:
         ({"mtp_num_hidden_layers": 1}, "mtp_num_hidden_layers"),
         ({"text_config": {"hidden_size": 64}}, "text_config"),
         ({"vision_config": {"depth": 1}}, "vision_config"),
+        ({"auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}, "auto_map names code"),
+        ({"layer_types": ["full_attention"]}, "layer_types has 1 entries for 4 layers"),
+        ({"layer_types": ["linear_attention"] * 4}, "layer_types has 'linear_attention'"),
+        ({"layer_types": ["sliding_attention"] * 4}, "layer_types names sliding layers"),
         ({"eagle_base": True}, "eagle_base"),
         ({"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 2}, "2 of 4 layers"),
         ({"rope_theta": 5e5}, "rope_theta is"),
@@ -234,6 +242,62 @@ def test_tensors_that_are_not_the_models(
     refuse(model, words)
 
 
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda t: t.__setitem__(UP, t[UP].double()), "is F64, and a model"),
+        (lambda t: t.__setitem__(UP, t[UP].to(torch.int8)), "is I8, and a model"),
+        (lambda t: t.__setitem__(UP, t[UP].to(torch.float8_e4m3fn)), "is F8_E4M3, and a model"),
+        (lambda t: [t.__setitem__(n.replace("s.3.", "s.7."), t.pop(n)) for n in list(t) if "s.3." in n],
+         "layer 3 is in config.json alone"),
+    ],
+)  # fmt: skip
+def test_weights_of_types_and_layers_that_are_not_the_models(edit: Any, words: str, model: Path) -> None:
+    change_tensors(model, edit)
+    refuse(model, words)
+
+
+def quantize_one(model: Path, **scales: float | None) -> None:
+    """Have one FP8 matrix in the model, with scales that may be missing or wrong."""
+    section = {"quant_algo": "FP8", "kv_cache_quant_algo": None}
+    (model / "hf_quant_config.json").write_text(json.dumps({"quantization": section}))
+
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[UP] = tensors[UP].to(torch.float8_e4m3fn)
+        for name, value in {"weight_scale": 0.01, "input_scale": 0.02, **scales}.items():
+            if value is not None:
+                tensors[UP.replace("weight", name)] = torch.tensor(value)
+
+    change_tensors(model, edit)
+
+
+@pytest.mark.parametrize(
+    ("scales", "words"),
+    [
+        ({"weight_scale": None}, ("up_proj.weight_scale is missing",)),
+        ({"input_scale": None}, ("up_proj.input_scale is missing",)),
+        ({"weight_scale": 0.0}, ("up_proj.weight_scale", "the scale is 0")),
+        ({"input_scale": 0.0}, ("up_proj.input_scale", "the scale is 0")),
+        ({"input_scale": -0.1}, ("up_proj.input_scale", "the scale is -0.1")),
+        ({"input_scale": 1e-8}, ("up_proj.input_scale", "1e-08 becomes 0 in float16")),
+        ({"input_scale": 1.5e-7}, ("up_proj.input_scale", "1.5e-07 becomes 1.78814e-07")),
+        ({"input_scale": float("nan")}, ("up_proj.input_scale", "NaN or infinite")),
+        ({"weight_scale": 1e6}, ("up_proj.weight_scale", "beyond float16")),
+    ],
+)
+def test_scales_that_are_none(scales: dict[str, Any], words: tuple[str, ...], model: Path) -> None:
+    quantize_one(model, **scales)
+    refuse(model, *words)
+
+
+def test_scales_of_a_healthy_matrix_pass(model: Path) -> None:
+    quantize_one(model)
+    assert read_export_source(model).quantization == "FP8"
+    # ModelOpt writes such a scale for a matrix of zeros, which expanded models have.
+    change_tensors(model, lambda t: [t[UP].view(torch.uint8).zero_(), t[f"{UP}_scale"].zero_()])
+    assert read_export_source(model)
+
+
 @pytest.mark.parametrize("value", [65504.0, -65504.0, 65519.0, 1e-30])
 def test_values_that_float16_holds_pass(value: float, model: Path) -> None:
     change_tensors(model, lambda t: t.__setitem__(NORM, torch.full((128,), value, dtype=torch.float32)))
@@ -337,7 +401,10 @@ def test_a_kv_cache_that_the_exporter_ignores_is_refused_before(model: Path) -> 
 def export_config(source: ExportSource) -> dict[str, Any]:
     """What NVIDIA's exporter writes for a model, but for what it takes from its own reader."""
     scaling = dict(source.model.rope.scaling or {"rope_type": source.model.rope.type})
-    return {**describe_runtime_config(source), "rope_scaling": {**scaling, "type": scaling["rope_type"]}}
+    return {
+        **describe_runtime_config(source.facts),
+        "rope_scaling": {**scaling, "type": scaling["rope_type"]},
+    }
 
 
 def damage(value: Any) -> Any:
@@ -351,18 +418,39 @@ def damage(value: Any) -> Any:
 def test_every_key_of_the_runtimes_configuration_is_compared(model: Path) -> None:
     source = read_export_source(model)
     right = export_config(source)
-    compare_runtime_config(right, source, "config.json")
-    for key in describe_runtime_config(source):
+    compare_runtime_config(right, source.facts, "config.json")
+    for key in describe_runtime_config(source.facts):
         with pytest.raises(ExportError, match=key):
-            compare_runtime_config({**right, key: damage(right[key])}, source, "config.json")
+            compare_runtime_config({**right, key: damage(right[key])}, source.facts, "config.json")
         with pytest.raises(ExportError, match=key):
-            compare_runtime_config({k: v for k, v in right.items() if k != key}, source, "config.json")
+            compare_runtime_config({k: v for k, v in right.items() if k != key}, source.facts, "config.json")
     with pytest.raises(ExportError, match="use_rope"):
-        compare_runtime_config({**right, "use_rope": False}, source, "config.json")
+        compare_runtime_config({**right, "use_rope": False}, source.facts, "config.json")
     with pytest.raises(ExportError, match="sliding_window_size"):
-        compare_runtime_config({**right, "sliding_window_size": 4}, source, "config.json")
+        compare_runtime_config({**right, "sliding_window_size": 4}, source.facts, "config.json")
     with pytest.raises(ExportError, match="eos_token_id"):
-        compare_runtime_config({**right, "eos_token_id": []}, source, "config.json")
+        compare_runtime_config({**right, "eos_token_id": []}, source.facts, "config.json")
+
+
+@pytest.mark.parametrize("builder", ["direct", "onnx"])
+def test_every_key_of_an_engines_configuration_is_compared(builder: str, model: Path) -> None:
+    source = read_export_source(model)
+    right = {**export_config(source), "builder_config": {"max_batch_size": 1}}
+    if builder == "direct":
+        for key in ("rms_norm_eps", "attention_scaling", "use_vision_bidirectional_attention"):
+            del right[key]
+        right |= {"checkpoint_identity": {}, "checkpoint_dir": "/model", "checkpoint_weight_bindings": []}
+    compare_engine_config(right, source.facts, builder, "config.json")
+    for key in set(right) & set(describe_runtime_config(source.facts)):
+        with pytest.raises(ExportError, match=key):
+            compare_engine_config({**right, key: damage(right[key])}, source.facts, builder, "config.json")
+        with pytest.raises(ExportError, match=key):
+            missing = {k: v for k, v in right.items() if k != key}
+            compare_engine_config(missing, source.facts, builder, "config.json")
+    strange = {"checkpoint_dir": "/m"} if builder == "onnx" else {"reduced_vocab_size": 7}
+    for more in (strange, {"original_max_position_embeddings": 5}, {"sliding_window_size": 4}):
+        with pytest.raises(ExportError, match=next(iter(more))):
+            compare_engine_config({**right, **more}, source.facts, builder, "config.json")
 
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -377,14 +465,16 @@ def test_every_parameter_of_a_scaling_is_compared(rope: dict[str, Any], tmp_path
     tiny = read_export_source(TINY)
     source = ExportSource(tmp_path, raw, config, tiny.weights, None, None, tiny.texts)
     right = export_config(source)
-    compare_runtime_config(right, source, "config.json")
+    compare_runtime_config(right, source.facts, "config.json")
     reads = load_table("edgellm")["rope"]["types"][rope["rope_type"]]["reads"]
     for key in reads:
         wrong = {**right["rope_scaling"], key: (right["rope_scaling"].get(key) or 1) * 2}
         with pytest.raises(ExportError, match=key):
-            compare_runtime_config({**right, "rope_scaling": wrong}, source, "config.json")
+            compare_runtime_config({**right, "rope_scaling": wrong}, source.facts, "config.json")
     with pytest.raises(ExportError, match="type"):
-        compare_runtime_config({**right, "rope_scaling": {"rope_type": "linear"}}, source, "config.json")
+        compare_runtime_config(
+            {**right, "rope_scaling": {"rope_type": "linear"}}, source.facts, "config.json"
+        )
 
 
 def compute_runtime_frequencies(config: dict[str, Any]) -> tuple[np.ndarray, float]:

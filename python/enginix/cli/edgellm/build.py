@@ -2,7 +2,8 @@
 
 Builder "direct" runs tensorrt-edgellm-build on the model, and gives what enginix edgellm-serve serves.
 Builder "onnx" runs llm_build, from Edge-LLM's C++ sources, on the export. Both need a runtime with
-TensorRT: --python names its Python, with the wheel tensorrt-edgellm in it.
+TensorRT: --python names its Python, with the wheel tensorrt-edgellm in it. The two build different graphs;
+one that the export's gate refused is not built, and the manifest says which was.
 
   enginix edgellm-build ./export --model ./tiny-qwen3 --target rtx-5090 --max-input-len 1024 -o ./engine
 """
@@ -71,8 +72,11 @@ def run(args: argparse.Namespace) -> int:
             "kind": engine_manifest.kind,
             "name": engine_manifest.name,
             "target": engine_manifest.target,
+            "graph": engine_manifest.results["graph"],
+            "exportGate": engine_manifest.results["exportGate"],
         },
-        f"{args.output}: {engine_manifest.name}, kind edgellm, SM {engine_manifest.target['sm']}",
+        f"{args.output}: {engine_manifest.name}, kind edgellm, SM {engine_manifest.target['sm']}; graph: "
+        f"{engine_manifest.results['graph']}",
         as_json=args.json,
     )
     return 0

@@ -3,9 +3,9 @@
 Reads a Hugging Face model, plain or quantized by ModelOpt (FP8, NVFP4, W4A16_AWQ, W8A8_SQ_PER_CHANNEL),
 runs tensorrt-edgellm-export with no network and no GPU, and checks what it wrote before the directory
 exists: files, one attention plugin a layer, quantization nodes, tokenizer and chat template, and each
-tensor of the model by its values. Then the gate export executes the graph, and holds its logits to those
-that transformers computes of the model. The exporter reports success for a model with tensors missing and
-for a graph of another function; this command does not.
+tensor of the model by its values. Then the gate export executes the graph, and the one that builder
+"direct" defines, and holds their logits to those that transformers computes of the model. The exporter
+reports success for a model with tensors missing and for a graph of another function; this command does not.
 
   enginix edgellm-export ./tiny-qwen3 -o ./export
 """
@@ -38,11 +38,14 @@ def run(args: argparse.Namespace) -> int:
     )
     for note in export_manifest.results["notes"]:
         console.print_message(f"note: {note}")
-    weights = export_manifest.results["weights"]
+    weights, direct = export_manifest.results["weights"], export_manifest.results["directGate"]
+    if "refused" in direct:
+        console.print_message(f"note: no engine by builder direct, builder onnx alone: {direct['refused']}")
     console.print_result(
         {"export": str(args.output), "name": export_manifest.name, "results": export_manifest.results},
         f"{args.output}: {export_manifest.name}, {weights['tensors']} tensors accounted for,"
-        f" {export_manifest.results['attentionPlugins']} attention plugins, gate export passed",
+        f" {export_manifest.results['attentionPlugins']} attention plugins, gate export passed: "
+        f"{'the exported graph alone' if 'refused' in direct else 'both graphs'}",
         as_json=args.json,
     )
     return 0

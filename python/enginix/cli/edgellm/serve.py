@@ -49,7 +49,11 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         console.print_result({"command": list(command.words)}, " ".join(command.words), as_json=args.json)
         return 0
-    if (note := manifest.explain_ungated(manifest.read_manifest(args.engine))) is not None:
+    engine_manifest = manifest.read_manifest(args.engine)
+    if (note := manifest.explain_ungated(engine_manifest)) is not None:
         console.print_message(f"note: {note}")
+    # Manifests of earlier versions do not say.
+    if "graph" in engine_manifest.results:
+        console.print_message(f"graph: {engine_manifest.results['graph']}")
     console.print_message(f"serving {args.engine} on http://{args.host}:{args.port}")
     os.execve(command.words[0], list(command.words), dict(command.environment))

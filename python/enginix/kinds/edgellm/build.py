@@ -2,9 +2,8 @@
 
 Two builders read different things:
   direct  tensorrt-edgellm-build reads the model itself. NVIDIA calls it experimental; its engines are the
-          ones that tensorrt-edgellm-serve takes. The export proves beforehand, without a GPU, that the model
-          is complete and can be expressed; its graph, which the gate ``export`` executes, is not the one
-          that is built, and the manifest says so.
+          ones that tensorrt-edgellm-serve takes. Its graph is another than the export's. The gate ``export``
+          executes both, this one as the builder defines it over a recorder in place of TensorRT.
   onnx    llm_build, from Edge-LLM's C++ sources, reads the export. NVIDIA's C++ runtime executes its
           engines.
 """
@@ -26,13 +25,11 @@ from enginix.errors import MachineError, ManifestError, UsageError
 from enginix.files import new_directory, require_absent, sha256_file
 from enginix.integrity import require_unchanged
 from enginix.kinds.edgellm import options
-from enginix.kinds.edgellm.errors import ExportError
+from enginix.kinds.edgellm.errors import ExportError, name_final_directory
 from enginix.kinds.edgellm.export import make_private_environment, read_model_identity
-from enginix.kinds.edgellm.unsupported_models import (
-    parse_export_config,
-    require_covered_context,
-    require_direct_reading,
-)
+from enginix.kinds.edgellm.runtime_config import compare_engine_config
+from enginix.kinds.edgellm.source import ModelFacts, read_model_facts
+from enginix.kinds.edgellm.unsupported_models import require_covered_context, require_direct_reading
 from enginix.machine.gpu_table import find_gpu
 from enginix.manifest import Manifest
 from enginix.model.identity import require_same_model
@@ -43,12 +40,7 @@ if TYPE_CHECKING:
     from enginix.machine.target import Machine, MachineGpu
 
 TENSORRT_VERSION_CODE = "import importlib.metadata as m; print(m.version('tensorrt').split('.post')[0])"
-# Which graph became the engine: the export's checks and the gate export saw one of them alone.
-GRAPHS = {
-    "direct": "NVIDIA's builder's own, from the model; the gate export saw the export's, which is another",
-    "onnx": "the export's, which the gate export saw",
-}
-BUILDERS = tuple(GRAPHS)
+BUILDERS = ("direct", "onnx")
 LAUNCH_SCRIPT = Path(__file__).with_name("launch.py")
 _ONNX_FLAGS = {
     "maxInputLen": "--maxInputLen",
@@ -211,12 +203,14 @@ def build_edgellm_engine(
     require_unchanged(export)
     identity = read_model_identity(model)
     require_same_model(export_manifest.inputs.get("model"), identity, export, "export")
-    config = parse_export_config(read_object(model / "config.json"), model)
+    facts = read_model_facts(model)
+    config = facts.model
     if build_options.builder == "direct":
         require_direct_reading(config)
+    graph = describe_built_graph(export_manifest, build_options.builder, export)
     require_covered_context(config, int(full_limits["maxKvCacheCapacity"]))
     gpu, machine = _find_gpu(build_options)
-    with new_directory(out) as partial:
+    with new_directory(out) as partial, name_final_directory(partial, out, "engine"):
         engine = partial / "engine"
         engine.mkdir()
         peak = _run_builder(
@@ -224,7 +218,7 @@ def build_edgellm_engine(
             model,
             machine.only(gpu.sm),
         )
-        _check_built_engine(engine, full_limits, build_options.builder)
+        _check_built_engine(engine, full_limits, build_options.builder, facts)
         engine_manifest = Manifest(
             artefact="engine",
             name=build_options.name or export_manifest.name,
@@ -255,14 +249,39 @@ def build_edgellm_engine(
             tools={"enginix": __version__},
             results={
                 "gates": "not gated",
-                "exportGate": export_manifest.results.get("gates", {}).get("export", "not gated"),
-                "graph": GRAPHS[build_options.builder],
+                **graph,
                 "plan": {"predicted": build_options.plan, "measured": {"hostMemoryPeak": peak}},
             },
         )
         watch.require_unchanged()
         engine_manifest = engine_manifest.write(partial)
     return engine_manifest
+
+
+def describe_built_graph(export_manifest: Manifest, builder: str, export: Path) -> dict[str, str]:
+    """Return which graph becomes an engine, and what the gate ``export`` says of it.
+
+    Raises:
+        ManifestError: the gate refused the graph of this builder.
+    """
+    results = export_manifest.results
+    if builder == "onnx":
+        passed = results.get("gates", {}).get("export", "not gated")
+        return {"graph": "the export's, which the gate export executed", "exportGate": passed}
+    graph = "the direct builder's own, from the model"
+    evidence = results.get("directGate")
+    if not isinstance(evidence, dict):
+        return {"graph": f"{graph}; the gate export saw the export's alone", "exportGate": "not gated"}
+    if "refused" in evidence:
+        raise ManifestError(
+            f"the gate export refused the direct builder's graph of this model: {evidence['refused']}",
+            where=str(export),
+            fix="build with builder onnx, of which the gate passed, or by another kind",
+        )
+    return {
+        "graph": f"{graph}; the gate export executed it as the builder defines it, without TensorRT",
+        "exportGate": "passed",
+    }
 
 
 def _make_builder_command(
@@ -336,7 +355,9 @@ def _run_builder(command: list[str], model: Path, gpus: Mapping[str, str]) -> in
     raise MachineError(f"the builder ended with status {done.returncode}: {last}", where=str(model))
 
 
-def _check_built_engine(engine: Path, full_limits: Mapping[str, Any], builder: str) -> None:
+def _check_built_engine(
+    engine: Path, full_limits: Mapping[str, Any], builder: str, facts: ModelFacts
+) -> None:
     engine_file = engine / "llm.engine"
     if not engine_file.is_file() or engine_file.stat().st_size == 0:
         raise ExportError("the builder reported success without an llm.engine", where=str(engine))
@@ -353,5 +374,6 @@ def _check_built_engine(engine: Path, full_limits: Mapping[str, Any], builder: s
             "checkpoint_identity is missing, so the server would build the engine again",
             where=str(engine / "config.json"),
         )
+    compare_engine_config(config, facts, builder, str(engine / "config.json"))
     for path in sorted(engine.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)

@@ -166,7 +166,7 @@ def _is_weight(onnx_graph: Graph, name: str, readers: tuple[str, ...]) -> bool:
 
 
 def check_texts(llm: Path, source: ExportSource) -> None:
-    """Check that the texts are the model's byte for byte, and that config.json says what the model says."""
+    """Check that the texts are the model's byte for byte."""
     if (llm / TEMPLATE_FILE).read_bytes() != source.template.encode():
         raise ExportError(f"{TEMPLATE_FILE} is not the model's", where=str(llm), fix=_AGAIN)
     for name in COPIED_TEXTS:
@@ -175,11 +175,18 @@ def check_texts(llm: Path, source: ExportSource) -> None:
         )
         if exported != stored and not (name == SETTINGS_FILE and _is_without_template(llm, source.directory)):
             raise ExportError(f"{name} is not the model's", where=str(llm), fix=_AGAIN)
+
+
+def read_runtime_config(directory: Path) -> dict[str, Any]:
+    """Read the ``config.json`` of an export or an engine.
+
+    Raises:
+        ExportError: the file is missing or not a JSON object.
+    """
     try:
-        config = read_object(llm / "config.json")
+        return dict(read_object(directory / "config.json"))
     except ModelError as e:
         raise ExportError(e.what, where=e.where, fix=_AGAIN) from e
-    compare_runtime_config(config, source, str(llm / "config.json"))
 
 
 def _is_without_template(llm: Path, model: Path) -> bool:
@@ -234,6 +241,7 @@ def check_exported_model(llm: Path, source: ExportSource, *, fp8_embedding: bool
     weights = coverage.check_coverage(onnx_graph, source.weights.tensors.values(), embedding, source.tied)
     scale_results = scales.check_scales(onnx_graph, source.weights.tensors)
     check_texts(llm, source)
+    compare_runtime_config(read_runtime_config(llm), source.facts, str(llm / "config.json"))
     return {
         "files": names,
         "notes": list(source.texts.notes),

@@ -16,7 +16,7 @@ import numpy as np
 
 from enginix.kinds.edgellm import int4_layouts
 from enginix.kinds.edgellm.errors import ExportError
-from enginix.kinds.edgellm.expected_tensors import IGNORED_SUFFIXES
+from enginix.kinds.edgellm.expected_tensors import IGNORED_SUFFIXES, SCALE_ERROR
 from enginix.kinds.edgellm.graph import Constant, Graph
 from enginix.kinds.edgellm.values import Bits, Expected, list_onnx_forms, to_float16, view_bits
 from enginix.model import TensorInfo
@@ -24,7 +24,6 @@ from enginix.model import TensorInfo
 PREFIX = "_model."
 KEY_ELEMENTS = 64  # elements of a row that find its candidates
 JOINED_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
-SCALE_ERROR = 0.01  # relative; float16 holds a normal number to 0.0005
 _FIX = "fetch or quantize the model again; if it stays so, TensorRT Edge-LLM does not support this model"
 
 

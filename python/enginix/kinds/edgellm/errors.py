@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
 
 from enginix.errors import EXIT_CHECK_FAILED, EnginixError
@@ -12,3 +15,20 @@ class ExportError(EnginixError):
 
     exit_code: ClassVar[int] = EXIT_CHECK_FAILED
     kind: ClassVar[str] = "export"
+
+
+@contextlib.contextmanager
+def name_final_directory(partial: Path, out: Path, artefact: str) -> Iterator[None]:
+    """Name files in errors as they would be in ``out``: the directory of a failed build is deleted."""
+    try:
+        yield
+    except EnginixError as e:
+        where, what = (
+            None
+            if text is None
+            else text.replace(f"{partial}/", f"of the {artefact}: ").replace(str(partial), str(out))
+            for text in (e.where, e.what)
+        )
+        if (where, what) == (e.where, e.what):
+            raise
+        raise type(e)(str(what), where=where, fix=e.fix) from e

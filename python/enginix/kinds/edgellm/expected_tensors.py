@@ -23,6 +23,13 @@ IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 SCALE_SUFFIXES = (
     "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale", "q_scale", "k_scale", "v_scale",
 )  # fmt: skip
+SCALE_ERROR = 0.01  # relative change of a scale through float16; that holds a normal number to 0.0005
+# Type of quantized weights → the scales without which they are no numbers; NVFP4's are told by its second.
+_CODE_SCALES: Mapping[str, tuple[str, ...]] = {
+    "F8_E4M3": ("weight_scale", "input_scale"),
+    "I8": ("weight_scale", "input_scale"),
+    "U8": ("weight_scale",),
+}
 TABLE, HEAD, LAST_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 _FIX = "fetch or quantize the model again"
@@ -77,8 +84,10 @@ def require_model_tensors(weights: ModelWeights, config: ModelConfig, *, quantiz
     expected = list_model_tensors(config)
     layers = {int(m[1]) for m in map(_LAYER.match, weights.tensors) if m}
     if layers != set(range(config.num_layers)):
+        numbers = sorted(layers ^ set(range(config.num_layers)))
         raise ModelError(
-            f"config.json says {config.num_layers} layers, the weights have {len(layers)}",
+            f"config.json says {config.num_layers} layers, the weights have {len(layers)}: layer "
+            f"{numbers[0]} is in {'the weights' if numbers[0] in layers else 'config.json'} alone",
             where=where,
             fix=_FIX,
         )
@@ -92,6 +101,13 @@ def require_model_tensors(weights: ModelWeights, config: ModelConfig, *, quantiz
                 f"tensor {name} is missing{uninitialized if _LAYER.match(name) else ''}",
                 where=where,
                 fix=_explain_missing(name),
+            )
+        if tensor.dtype not in (FLOAT_DTYPES if not quantized else {**FLOAT_DTYPES, **_CODE_SCALES}):
+            stored = ", ".join(FLOAT_DTYPES)
+            raise ModelError(
+                f"tensor {name} is {tensor.dtype}, and a model that config.json describes so has {stored}",
+                where=str(tensor.path),
+                fix="fetch the model again, with hf_quant_config.json if it is quantized",
             )
         # Packed weights have other shapes, which the exporter's own loader checks.
         if tensor.dtype in FLOAT_DTYPES and tensor.shape != shape:
@@ -111,6 +127,60 @@ def require_model_tensors(weights: ModelWeights, config: ModelConfig, *, quantiz
             "remove the tensor",
         )
     _compare_tied_head(weights, config)
+    _require_scales(weights, expected)
+
+
+def _require_scales(weights: ModelWeights, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse quantized weights without a scale, scales of a whole matrix that are 0, and negative divisors.
+
+    A matrix of zeros, as expanded and pruned models have them, may have a scale of 0.
+    """
+    for name in expected:
+        tensor, module = weights.tensors[name], name.removesuffix(".weight")
+        needed: tuple[str, ...] = _CODE_SCALES.get(tensor.dtype, ())
+        if tensor.dtype == "U8" and f"{module}.weight_scale_2" in weights.tensors:
+            needed = ("weight_scale", "weight_scale_2", "input_scale")
+        for leaf in needed:
+            if f"{module}.{leaf}" not in weights.tensors:
+                raise ModelError(
+                    f"tensor {module}.{leaf} is missing: {name} is quantized",
+                    where=str(weights.directory),
+                    fix="quantize the model again",
+                )
+    for name, tensor in weights.tensors.items():
+        if name.endswith(SCALE_SUFFIXES) and tensor.dtype in FLOAT_DTYPES:
+            _require_usable_scale(tensor, weights.tensors.get(f"{name.rpartition('.')[0]}.weight"))
+
+
+def _is_zero(codes: TensorInfo | None) -> bool:
+    """Tell whether all codes of a matrix are 0, of either sign."""
+    return codes is not None and all(not (bits & 0x7F).any() for bits in _iterate_bits(codes, np.uint8))
+
+
+def _require_usable_scale(tensor: TensorInfo, codes: TensorInfo | None) -> None:
+    values = np.memmap(
+        tensor.path, FLOAT_DTYPES[tensor.dtype], "r", tensor.begin, (max(1, int(np.prod(tensor.shape))),)
+    ).astype(np.float32)
+    is_single, is_divisor = values.size == 1, tensor.name.endswith(".input_scale")
+    is_zero = is_single and values[0] == 0 and (is_divisor or not _is_zero(codes))
+    if is_zero or (is_divisor and (values < 0).any()):
+        raise ModelError(
+            f"the scale is {values.min():g}, which is no scale",
+            where=f"{tensor.path}: {tensor.name}",
+            fix="quantize the model again, with calibration texts that reach every layer"
+            if is_divisor
+            else "ModelOpt writes this for a matrix of zeros, with codes that are no numbers: quantize the "
+            "model without that matrix",
+        )
+    # Numbers that float16 makes 0, or changes by more than SCALE_ERROR, in the formats that have them in it.
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float16).astype(np.float32)
+    if is_single and is_divisor and abs(narrow[0] / values[0] - 1) > SCALE_ERROR:
+        raise ModelError(
+            f"the scale {values[0]:g} becomes {narrow[0]:g} in float16, which TensorRT Edge-LLM computes in",
+            where=f"{tensor.path}: {tensor.name}",
+            fix='quantize the model again with other calibration texts, or serve it by kind "tensorrt"',
+        )
 
 
 def _explain_missing(name: str) -> str:

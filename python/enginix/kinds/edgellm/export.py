@@ -8,13 +8,12 @@ wheel.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -22,11 +21,11 @@ from typing import Any
 
 from enginix import __version__, console, manifest, process
 from enginix.digests import SourceWatch, digest_file
-from enginix.errors import EnginixError, MachineError, UsageError
+from enginix.errors import MachineError, UsageError
 from enginix.files import new_directory, require_absent
 from enginix.kinds.edgellm import checks, graph, options, source, stack_traces
-from enginix.kinds.edgellm.errors import ExportError
-from enginix.kinds.edgellm.execution import export_gate
+from enginix.kinds.edgellm.errors import ExportError, name_final_directory
+from enginix.kinds.edgellm.execution import direct_graph, export_gate
 from enginix.kinds.edgellm.source import ExportSource
 from enginix.manifest import Manifest
 from enginix.model.end_tokens import END_TOKENS_KEY, list_named_end_tokens, read_end_tokens
@@ -36,7 +35,9 @@ from enginix.tables import load_table
 
 EXPORTER = "tensorrt-edgellm-export"
 PINNED_PACKAGES = ("tensorrt-edgellm", "torch", "transformers", "onnx", "onnxscript", "onnx-graphsurgeon")
-EXPORT_DISK_FACTOR = 1.2  # of the weights' bytes: float16 of them, the table once more, the graph
+# Of the weights' bytes: float16 of them, the table once more, the graph; of quantized ones those that the
+# direct builder's graph has, beside the export until it is judged.
+EXPORT_DISK_FACTOR, QUANTIZED_DISK_FACTOR = 1.2, 2.3
 _DEVICE_FULL = ("No space left on device", "Errno 28", "SIGBUS")
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours that PyTorch writes into its errors
 _ERROR = re.compile(r"^[\w.]*(Error|Exception|Exit)\b.*:")
@@ -121,10 +122,10 @@ def explain_export_failure(status: int, output: str, model: Path) -> Exception:
 def _require_disk_space(model_source: ExportSource, out: Path) -> None:
     size = sum(t.nbytes for t in model_source.weights.tensors.values())
     free = shutil.disk_usage(out).free
-    if free < size * EXPORT_DISK_FACTOR:
+    needed = size * (EXPORT_DISK_FACTOR if model_source.quantization is None else QUANTIZED_DISK_FACTOR)
+    if free < needed:
         raise MachineError(
-            f"the disk is full: {free >> 20} MiB free, the export needs about "
-            f"{int(size * EXPORT_DISK_FACTOR) >> 20} MiB",
+            f"the disk is full: {free >> 20} MiB free, the export needs about {int(needed) >> 20} MiB",
             where=str(out),
             fix="free disk space, or choose another -o",
         )
@@ -154,23 +155,6 @@ def _list_tool_versions() -> dict[str, str]:
     return versions
 
 
-@contextlib.contextmanager
-def _naming_the_export(partial: Path, out: Path) -> Iterator[None]:
-    """Name files of the export as they would be in ``out``: the directory of a failed export is deleted."""
-    try:
-        yield
-    except EnginixError as e:
-        where, what = (
-            None
-            if text is None
-            else text.replace(f"{partial}/", "of the export: ").replace(str(partial), str(out))
-            for text in (e.where, e.what)
-        )
-        if (where, what) == (e.where, e.what):
-            raise
-        raise type(e)(str(what), where=where, fix=e.fix) from e
-
-
 def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | None = None) -> Manifest:
     """Export a model; the directory is complete and checked, or absent.
 
@@ -187,20 +171,30 @@ def export_model(model: Path, out: Path, export_options: EdgellmExportOptions | 
         raise UsageError("fp8Embedding needs a hidden size that is a multiple of 16", where=str(model))
     program = find_program(EXPORTER, export_options.exporter)
     watch, identity = SourceWatch(model), read_model_identity(model)
-    with new_directory(out) as partial, _naming_the_export(partial, out):
+    with new_directory(out) as partial, name_final_directory(partial, out, "export"):
         _require_disk_space(model_source, partial)
-        with tempfile.TemporaryDirectory(prefix="enginix-export.") as work:
+        with (
+            tempfile.TemporaryDirectory(prefix="enginix-export.") as work,
+            tempfile.TemporaryDirectory(prefix=".direct.", dir=partial) as recorded,
+        ):
             # The model answers while the exporter runs: both take seconds to import PyTorch.
-            environment = make_private_environment(Path(work) / "p")
-            with export_gate.ask_model(model_source, Path(work), environment) as read_answers:
+            environment, engine = make_private_environment(Path(work) / "p"), Path(recorded) / "engine"
+            with (
+                export_gate.ask_model(model_source, Path(work), environment) as read_answers,
+                direct_graph.start_recording(model, engine, environment) as finish_recording,
+            ):
                 _run_exporter(program, model, partial, options.format_stage_flags("export", flags))
                 stack_traces.strip_stack_traces(partial / "llm" / "model.onnx")
                 results = checks.check_exported_model(
                     partial / "llm", model_source, fp8_embedding=bool(flags.get("fp8Embedding"))
                 )
                 exported_graph = graph.read_graph(partial / "llm" / "model.onnx")
+                answers = read_answers()
                 results["exportGate"] = export_gate.judge_export(
-                    partial / "llm", exported_graph, model_source, read_answers()
+                    partial / "llm", exported_graph, model_source, answers
+                )
+                results["directGate"] = direct_graph.judge_direct_builder(
+                    engine, finish_recording, model_source, answers
                 )
         results["gates"] = {export_gate.NAME: "passed"}
         _tidy_export(partial, model)

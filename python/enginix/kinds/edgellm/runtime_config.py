@@ -12,18 +12,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from enginix.kinds.edgellm.errors import ExportError
-from enginix.kinds.edgellm.source import ExportSource
+from enginix.kinds.edgellm.source import ModelFacts
 from enginix.kinds.edgellm.unsupported_models import compute_yarn_magnitude
 from enginix.model import ModelConfig
 from enginix.tables import load_table
 
 _AGAIN = "export again; if it stays so, TensorRT Edge-LLM does not support this model"
+_ORIGINAL = "original_max_position_embeddings"
+# What the direct builder leaves out of an engine's file: its graph has them as constants and attributes.
+_IN_THE_GRAPH = frozenset({
+    "rms_norm_eps", "attention_scaling", "use_vision_bidirectional_attention", "sliding_window_size",
+})  # fmt: skip
+_ENGINE_KEYS = {
+    # NVIDIA's cpp/builder/builderUtils.cpp, saveConfigWithBuilderInfo: the export's file, and this key.
+    "onnx": frozenset({"builder_config"}),
+    "direct": frozenset({
+        "builder_config", "checkpoint_weight_bindings", "checkpoint_identity", "checkpoint_dir",
+    }),
+}  # fmt: skip
 _SAME = 1e-6  # relative; the runtime reads numbers as float32
 
 
-def describe_runtime_config(source: ExportSource) -> dict[str, Any]:
+def describe_runtime_config(facts: ModelFacts) -> dict[str, Any]:
     """Return what the file must say of a model, without the rotary embedding's scaling."""
-    model = source.model
+    model = facts.model
     expected: dict[str, Any] = {
         "model": model.model_type,
         "spec_decode_type": "none",
@@ -41,25 +53,48 @@ def describe_runtime_config(source: ExportSource) -> dict[str, Any]:
         "partial_rotary_factor": 1.0,
         "rms_norm_eps": model.norm_epsilon,
         "attention_scaling": 1 / math.sqrt(model.head_dim),
-        "kv_cache_dtype": "fp8" if source.kv_cache == "FP8" else "fp16",
+        "kv_cache_dtype": "fp8" if facts.kv_cache == "FP8" else "fp16",
         "num_deepstack_features": 0,
         "use_vision_bidirectional_attention": False,
         "ple_enabled": False,
         "num_ple_inputs": 0,
         "ple_hidden_size": 0,
     }
-    if source.texts.end_tokens:
-        expected["eos_token_id"] = sorted(source.texts.end_tokens)
+    if facts.end_tokens:
+        expected["eos_token_id"] = sorted(facts.end_tokens)
     return expected
 
 
-def compare_runtime_config(exported: Mapping[str, Any], source: ExportSource, where: str) -> None:
+def compare_engine_config(built: Mapping[str, Any], facts: ModelFacts, builder: str, where: str) -> None:
+    """Compare the ``config.json`` of a built engine with the model, but for its builder's own keys.
+
+    Args:
+        builder: ``direct``, whose file has fewer keys of the model, or ``onnx``, whose file is the export's.
+
+    Raises:
+        ExportError: a key is missing, unknown, or has another value than the model.
+    """
+    own = {key: value for key, value in built.items() if key not in _ENGINE_KEYS[builder]}
+    if builder == "direct":
+        original = own.pop(_ORIGINAL, None)
+        if original is not None and original != facts.model.rope.original:
+            raise ExportError(
+                f"{_ORIGINAL} is {json.dumps(original)}, the model's is {facts.model.rope.original}",
+                where=where,
+                fix=_AGAIN,
+            )
+        graph = {key: value for key, value in describe_runtime_config(facts).items() if key in _IN_THE_GRAPH}
+        own = {**graph, "sliding_window_size": facts.model.sliding_window, **own}
+    compare_runtime_config(own, facts, where)
+
+
+def compare_runtime_config(exported: Mapping[str, Any], facts: ModelFacts, where: str) -> None:
     """Compare a parsed ``config.json`` with the model.
 
     Raises:
         ExportError: a key is missing, unknown, or has another value than the model.
     """
-    expected = describe_runtime_config(source)
+    expected = describe_runtime_config(facts)
     for key, value in expected.items():
         stated = exported.get(key)
         if key == "eos_token_id":
@@ -70,8 +105,8 @@ def compare_runtime_config(exported: Mapping[str, Any], source: ExportSource, wh
                 where=where,
                 fix=_AGAIN,
             )
-    _compare_window(exported.get("sliding_window_size"), source.model, where)
-    _compare_rope(exported, source.model, where)
+    _compare_window(exported.get("sliding_window_size"), facts.model, where)
+    _compare_rope(exported, facts.model, where)
     strange = sorted(set(exported) - set(expected) - {"rope_scaling", "sliding_window_size"})
     if strange:
         raise ExportError(

@@ -15,8 +15,9 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from enginix.kinds.edgellm.coverage import JOINED_PROJECTIONS, PREFIX, SCALE_ERROR
+from enginix.kinds.edgellm.coverage import JOINED_PROJECTIONS, PREFIX
 from enginix.kinds.edgellm.errors import ExportError
+from enginix.kinds.edgellm.expected_tensors import SCALE_ERROR
 from enginix.kinds.edgellm.graph import ELEMENT_BITS, Constant, Graph, Node
 from enginix.model import TensorInfo
 

@@ -15,11 +15,27 @@ from enginix.kinds.edgellm.expected_tensors import require_float16_values, requi
 from enginix.kinds.edgellm.tokenizer_texts import ModelTexts, read_model_texts
 from enginix.kinds.edgellm.unsupported_models import parse_export_config
 from enginix.model import ModelConfig, ModelWeights, open_weights
+from enginix.model.end_tokens import list_named_end_tokens
 from enginix.model.jsonfile import read_object
 from enginix.model.number_formats import read_algorithms, read_edgellm_formats
 from enginix.model.quantization import canonical_algorithm
 
 SIDECAR = "hf_quant_config.json"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What files of an export or an engine say of a model.
+
+    Attributes:
+        model: its configuration, as transformers means it.
+        kv_cache: ``FP8`` or None.
+        end_tokens: union of config.json and generation_config.json.
+    """
+
+    model: ModelConfig
+    kv_cache: str | None
+    end_tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,10 @@ class ExportSource:
     quantization: str | None
     kv_cache: str | None
     texts: ModelTexts
+
+    @property
+    def facts(self) -> ModelFacts:
+        return ModelFacts(self.model, self.kv_cache, self.texts.end_tokens)
 
     @property
     def layers(self) -> int:
@@ -82,6 +102,17 @@ def _read_export_quantization(model: Path, config: Mapping[str, Any]) -> tuple[s
     if refusal := find_kv_cache_refusal(algorithm, kv):
         raise ModelError(refusal[0], where=str(path), fix=refusal[1])
     return algorithm, kv
+
+
+def read_model_facts(model: Path) -> ModelFacts:
+    """Read a model's configuration and texts without its weights.
+
+    Raises:
+        ModelError: the files are damaged, or an export cannot express them.
+    """
+    raw = read_object(model / "config.json")
+    config = parse_export_config(raw, model)
+    return ModelFacts(config, _read_export_quantization(model, raw)[1], list_named_end_tokens(model))
 
 
 def find_kv_cache_refusal(algorithm: str | None, kv_cache: str | None) -> tuple[str, str] | None:

@@ -39,7 +39,9 @@ def parse_export_config(raw: Mapping[str, Any], model: Any) -> ModelConfig:
     row = _find_row(raw, where)
     _refuse_contradictions(raw, where)
     _refuse_activation(raw, where)
+    _refuse_own_code(raw, where)
     config = parse_config(raw, model, checkpoint=False)
+    _refuse_layer_types(config, where)
     _refuse_windows(config, row, where)
     _refuse_rope(config, where)
     _refuse_foreign_keys(raw, config, where)
@@ -98,6 +100,33 @@ def _refuse_activation(raw: Mapping[str, Any], where: str) -> None:
             where=where,
             fix='serve this model by kind "llmapi"',
         )
+
+
+def _refuse_own_code(raw: Mapping[str, Any], where: str) -> None:
+    """Refuse a model that brings code: the exporter reads configurations with ``trust_remote_code``."""
+    if raw.get("auto_map"):
+        names = ", ".join(map(str, raw["auto_map"]))
+        raise ModelError(
+            f"auto_map names code of the model's own ({names}), which NVIDIA's exporter would run",
+            where=where,
+            fix=f"remove auto_map if transformers' own {raw['architectures'][0]} is the same model",
+        )
+
+
+def _refuse_layer_types(config: ModelConfig, where: str) -> None:
+    """Refuse kinds of layers that transformers refuses, or that no graph here has."""
+    kinds = config.raw.get("layer_types")
+    if not isinstance(kinds, list):
+        return
+    if len(kinds) != config.num_layers:
+        problem = f"layer_types has {len(kinds)} entries for {config.num_layers} layers"
+    elif strange := [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]:
+        problem = f"layer_types has {strange[0]!r}, which {config.architecture} does not have"
+    elif "sliding_attention" in kinds and config.sliding_window is config.raw.get("sliding_window") is None:
+        problem = "layer_types names sliding layers, and no sliding_window is in use"
+    else:
+        return
+    raise ModelError(problem, where=where, fix=_CORRECT)
 
 
 def _refuse_windows(config: ModelConfig, row: Mapping[str, Any], where: str) -> None:

@@ -2,9 +2,10 @@
 own.
 
 Imported by the stand-in Python (conftest.py) before any program. Real: argument parsers, model and
-component selection, limits, the server's cache of engines, its HTTP application. Replaced: the builder's
-body, and the compiled runtime: answers are computed by transformers from the model. STANDIN_MISBEHAVE makes
-the builder or the runtime fail in a named way.
+component selection, the builder and what it writes beside the engine, the server's cache of engines, its
+HTTP application. Replaced: TensorRT, by enginix's recorder, and the compiled runtime: answers
+are computed by transformers from the model. STANDIN_MISBEHAVE makes the builder or the runtime fail in a
+named way.
 """
 
 import functools
@@ -27,23 +28,21 @@ def stand_in_build(args):
         require_tensorrt()
     if misbehave == "nothing":
         return
+    # NVIDIA's builder itself, over the recorder: all but the compiled engine is what it writes.
+    from enginix.kinds.edgellm.execution import direct_graph
+
     engine = Path(args.engine_dir)
-    engine.mkdir(parents=True, exist_ok=True)
+    direct_graph.install_recorder(engine)
+    cli._build_one(args, bundle, components[0], object())
     (engine / "llm.engine").write_bytes(b"stand-in: not a TensorRT engine\n")
-    config = {
-        "engine_role": "llm",
-        "spec_decode_type": "none",
-        "model_type": bundle.root_model_type,
-        "components": [c.value for c in components],
-        "builder_config": {
-            "max_input_len": args.max_input_len,
-            "max_kv_cache_capacity": args.max_kv_cache_capacity + (misbehave == "limits"),
-            "max_batch_size": args.max_batch_size,
-        },
-        "plugin_path": args.plugin_path,
-    }
-    if misbehave != "identity":
-        config["checkpoint_identity"] = {"stand-in": True}
+    (engine / "llm.engine.data").unlink(missing_ok=True)
+    config = json.loads((engine / "config.json").read_text())
+    if misbehave == "limits":
+        config["builder_config"]["max_kv_cache_capacity"] += 1
+    if misbehave == "identity":
+        del config["checkpoint_identity"]
+    if misbehave == "theta":
+        config["rope_theta"] *= 2
     (engine / "config.json").write_text(json.dumps(config))
 
 

@@ -1,4 +1,4 @@
-"""Gate ``export``: an exported graph computes the model's logits.
+"""Gate ``export``: a graph computes the model's logits, the export's and the direct builder's.
 
 The graph is executed on pinned random tokens: sequences of several lengths together, then cached steps of
 one token each. It is executed twice: in float32 with smooth quantizers, where the recipe must be the model's
@@ -14,7 +14,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,24 +78,28 @@ def choose_questions(vocab_size: int, windows: Sequence[int | None], positions: 
     return GateQuestions(tuple(map(tuple, draw)))
 
 
-class ExportedModel:
-    """An export as a runtime executes it: embedding table, rotation table, paged cache, graph."""
+class ExecutedModel:
+    """A graph as a runtime executes it: embedding table, rotation table, paged cache, graph.
 
-    def __init__(self, llm: Path, graph: Graph, source: ExportSource, *, rounded: bool) -> None:
-        config = read_object(llm / "config.json")
-        architecture = source.model.architecture
-        self.table = source.weights.tensors[TABLE]
+    Args:
+        directory: of the export's or the engine's ``config.json``.
+        table: embedding table.
+    """
+
+    def __init__(
+        self, directory: Path, graph: Graph, table: TensorInfo, architecture: str, *, rounded: bool
+    ) -> None:
+        config = read_object(directory / "config.json")
+        self.table = table
         self.runner = GraphRunner(graph, rounded=rounded)
         self.float = np.dtype(np.float16 if rounded else np.float32)
-        self.graph, self.config, self.llm = graph, config, llm
-        self.rope = read_exported_rope(config, architecture, str(llm / "config.json"))
+        self.graph, self.config = graph, config
+        self.rope = read_exported_rope(config, architecture, str(directory / "config.json"))
         # The runtime rotates what the export says, also where the model's class would ignore it.
         self.rotated = int(config["head_dim"] * config.get("partial_rotary_factor", 1.0))
 
     def embed(self, tokens: Sequence[int]) -> Array:
-        """Return rows of the exported table; of the model's if that is FP8, which is checked apart."""
-        table = read_header(self.llm / "embedding.safetensors").tensors["embedding"]
-        rows = Expected(self.table if table.dtype == "F8_E4M3" else table, "FLOAT16")
+        rows = Expected(self.table, "FLOAT16")
         return np.concatenate([rows.rows(t, t + 1) for t in tokens]).view(np.float16).astype(self.float)
 
     def answer(self, questions: GateQuestions) -> list[Array]:
@@ -272,46 +276,91 @@ def judge_export(llm: Path, graph: Graph, source: ExportSource, answers: ModelAn
     Raises:
         GateError: the gate failed, or the graph cannot be executed.
     """
-    row = load_table("gates")["gates"][NAME]
-    bounds = row["bounds"]["NO_QUANT" if source.quantization is None else "quantized"]
-    questions = choose_source_questions(source)
-    try:
+    with _naming_the_gate():
         has_fp8_table = check_fp8_table(llm, source.weights.tensors[TABLE])
-        exported = ExportedModel(llm, graph, source, rounded=False)
-        errors, (sequence, position) = _compare(exported.answer(questions), answers.smooth)
-        # A comparison with NaN is false: only a number that is at most the bound passes.
-        if not errors.max() <= bounds["function"]:
-            raise GateError(
-                f"logits differ from the model's by {errors.max():.2g} (token {position + 1} of "
-                f"{len(questions.sequences[sequence])}), {bounds['function']:g} allowed"
-            )
-        exported = ExportedModel(llm, graph, source, rounded=True)
-        rounded, _ = _compare(exported.answer(questions), answers.rounded)
-        lengths = [len(s) for s in questions.sequences]
-        half = [row[:n] for row, n in zip(answers.half, lengths, strict=True)]
-        floor, _ = _compare(half, answers.rounded)
-        spread, expected = (float(np.sqrt(np.square(e).mean())) for e in (rounded, floor))
-        allowed = max(bounds["roundingLeast"], bounds["rounding"] * expected)
-        if not spread <= allowed:
-            raise GateError(
-                f"in float16, logits differ from the model's by {spread:.2g}; rounding the inputs of its "
-                f"matrices makes {expected:.2g}, and {allowed:.2g} is allowed"
-            )
+        exported = read_header(llm / "embedding.safetensors").tensors["embedding"]
+        table = source.weights.tensors[TABLE] if has_fp8_table else exported
+        errors = _judge_graph(llm, graph, table, source, answers)
+    embedding = "FP8, checked apart" if has_fp8_table else "executed"
+    return _state_evidence("export", graph, source, embedding, errors)
+
+
+def judge_direct(engine: Path, graph: Graph, source: ExportSource, answers: ModelAnswers) -> dict[str, Any]:
+    """Execute the direct builder's graph, and hold its logits to the model's.
+
+    Args:
+        engine: what the builder wrote over the recorder.
+
+    Returns:
+        Evidence for the manifest, the same in each run.
+
+    Raises:
+        GateError: the gate failed, or the graph cannot be executed.
+    """
+    with _naming_the_gate():
+        errors = _judge_graph(engine, graph, source.weights.tensors[TABLE], source, answers)
+    return _state_evidence("direct", graph, source, "the model's", errors)
+
+
+@contextlib.contextmanager
+def _naming_the_gate() -> Iterator[None]:
+    try:
+        yield
     except GateError as e:
         raise GateError(f"gate {NAME} failed: {e.what}", where=e.where, fix=e.fix or _fix()) from e
-    windows = {w for w in source.model.windows if w}
+
+
+def _find_bounds(source: ExportSource) -> Mapping[str, float]:
+    bounds: Mapping[str, Mapping[str, float]] = load_table("gates")["gates"][NAME]["bounds"]
+    return bounds["NO_QUANT" if source.quantization is None else "quantized"]
+
+
+def _judge_graph(
+    directory: Path, graph: Graph, table: TensorInfo, source: ExportSource, answers: ModelAnswers
+) -> tuple[float, float]:
+    """Return the largest error as a function, and the root mean square of those in the graph's types."""
+    bounds, questions = _find_bounds(source), choose_source_questions(source)
+    architecture = source.model.architecture
+    executed = ExecutedModel(directory, graph, table, architecture, rounded=False)
+    errors, (sequence, position) = _compare(executed.answer(questions), answers.smooth)
+    # A comparison with NaN is false: only a number that is at most the bound passes.
+    if not errors.max() <= bounds["function"]:
+        raise GateError(
+            f"logits differ from the model's by {errors.max():.2g} (token {position + 1} of "
+            f"{len(questions.sequences[sequence])}), {bounds['function']:g} allowed"
+        )
+    executed = ExecutedModel(directory, graph, table, architecture, rounded=True)
+    rounded, _ = _compare(executed.answer(questions), answers.rounded)
+    lengths = [len(s) for s in questions.sequences]
+    half = [row[:n] for row, n in zip(answers.half, lengths, strict=True)]
+    floor, _ = _compare(half, answers.rounded)
+    spread, expected = (float(np.sqrt(np.square(e).mean())) for e in (rounded, floor))
+    allowed = max(bounds["roundingLeast"], bounds["rounding"] * expected)
+    if not spread <= allowed:
+        raise GateError(
+            f"in float16, logits differ from the model's by {spread:.2g}; rounding the inputs of its "
+            f"matrices makes {expected:.2g}, and {allowed:.2g} is allowed"
+        )
+    return float(errors.max()), spread
+
+
+def _state_evidence(
+    name: str, graph: Graph, source: ExportSource, embedding: str, errors: tuple[float, float]
+) -> dict[str, Any]:
+    row, questions = load_table("gates")["gates"][NAME], choose_source_questions(source)
+    windows, longest = {w for w in source.model.windows if w}, max(map(len, questions.sequences))
     return {
-        "graph": "export",
+        "graph": name,
         "measure": row["measure"],
-        "bounds": dict(bounds),
+        "bounds": dict(_find_bounds(source)),
         "reason": row["reason"],
         "prompts": questions.prompts,
         "cachedSteps": STEPS,
         "layers": source.layers,
-        "windowsExecuted": sorted(w for w in windows if w < max(lengths)),
-        "windowsComparedOnly": sorted(w for w in windows if w >= max(lengths)),
-        "embedding": "FP8, checked apart" if has_fp8_table else "executed",
+        "windowsExecuted": sorted(w for w in windows if w < longest),
+        "windowsComparedOnly": sorted(w for w in windows if w >= longest),
+        "embedding": embedding,
         "plugins": list_plugin_nodes(graph.nodes),
-        "errorAtMost": _state_decade(float(errors.max())),
-        "errorInFloat16AtMost": _state_decade(spread),
+        "errorAtMost": _state_decade(errors[0]),
+        "errorInFloat16AtMost": _state_decade(errors[1]),
     }
