@@ -26,6 +26,7 @@ import test_tampered as tampered  # noqa: E402
 import torch  # noqa: E402
 
 from enginix.checkpoint.convert import ConvertOptions, convert_model  # noqa: E402
+from enginix.errors import CheckpointError  # noqa: E402
 from enginix.evaluation.judgement import model_files, model_weights, quality, suite  # noqa: E402
 from enginix.evaluation.judgement.positions import judge_positions  # noqa: E402
 from enginix.evaluation.reference_answers import answers as kept_answers  # noqa: E402
@@ -187,11 +188,14 @@ class DamageJudge:
     def execute(
         self, checkpoint: Path, change: Callable[[Executor], Executor] | None
     ) -> tuple[list[str], torch.Tensor]:
-        """Return the gates that fail, and the divergence at each position; empty where there is none."""
+        """Return the gates that fail, or loading, and the divergence at each position; empty without one."""
         config = read_executor_config(checkpoint)
         names = ("positions", "agreement", "activations", "perplexity")
         bounds = suite.resolve_checkpoint_bounds(config, {name: {} for name in names})
-        executor = Executor.load(checkpoint, dtype="float32")
+        try:
+            executor = Executor.load(checkpoint, dtype="float32")
+        except CheckpointError:
+            return ["loading"], torch.empty(0)
         subject: Any = ExecutorSubject(executor if change is None else change(executor))
         scored = suite.ScoredPassages(subject, self.material, self.answers)
         engine = suite.JudgedEngine(
