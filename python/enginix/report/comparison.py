@@ -14,6 +14,7 @@ from enginix.report import html, svg
 from enginix.report.artefacts import Artefact, label_artefacts
 from enginix.report.gate_figures import MeasuredSpeeds
 from enginix.report.model_origin import ModelOrigin
+from enginix.run_log import RunLog
 
 UNKNOWN = "not known"
 UNMEASURED = "not measured"
@@ -202,20 +203,77 @@ COLUMNS: tuple[tuple[str, Callable[[Artefact], CellText], bool], ...] = (
 )
 
 
-def render_comparison_text(comparison: ArtefactComparison) -> str:
-    """Render the table as text, with notes and doubts below."""
+def list_build_rows(artefacts: Sequence[Artefact]) -> list[list[str]]:
+    """Return what making each artefact took, a row a figure; nothing where no artefact has a run log."""
+    if not any(a.made for a in artefacts):
+        return []
+
+    def row(name: str, show: Callable[[RunLog], str]) -> list[str]:
+        return [name, *("not known" if a.made is None else show(a.made) for a in artefacts)]
+
+    steps = dict.fromkeys(str(step["step"]) for a in artefacts if a.made for step in a.made.steps)
+    rows = [
+        ["made by", *(UNKNOWN if a.made is None else a.made.command for a in artefacts)],
+        row("seconds", lambda made: f"{made.seconds:.1f}"),
+        row("peak memory", lambda made: UNKNOWN if not made.peak_bytes else format_bytes(made.peak_bytes)),
+    ]
+    for name in steps:
+        if " / " not in name:  # the steps of steps are in the run logs
+            rows.append([name, *(UNKNOWN if a.made is None else _show_step(a.made, name) for a in artefacts)])
+    return [["build", *(a.name for a in artefacts)], *rows]
+
+
+def _show_step(made: RunLog, name: str) -> str:
+    step = next((step for step in made.steps if step["step"] == name), None)
+    if step is None:
+        return "–"
+    speed = step.get("bytesPerSecond")
+    return f"{step['seconds']:.1f} s" + (f", {format_bytes(speed)}/s" if isinstance(speed, int) else "")
+
+
+def _align_columns(rows: Sequence[Sequence[str]], to_the_right: Sequence[bool]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, to_the_right, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _stack_columns(rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
+    """Return a table whose columns have become rows, of as many rows at a time as fit the width."""
+    head, rest = rows[0], list(rows[1:])
+    lines: list[str] = []
+    while rest:
+        count = len(rest)
+        while True:
+            turned = [list(column) for column in zip(head, *rest[:count], strict=True)]
+            block = _align_columns(turned, [False] * (count + 1))
+            if count == 1 or width is None or max(map(len, block)) <= width:
+                break
+            count -= 1
+        lines += ([""] if lines else []) + block
+        rest = rest[count:]
+    return lines
+
+
+def render_comparison_text(comparison: ArtefactComparison, width: int | None = None) -> str:
+    """Render the table as text, with notes and doubts below.
+
+    Args:
+        width: columns of the terminal; where the table is wider, an artefact is a column, not a row.
+    """
     rows = [[head for head, _, _ in COLUMNS]]
     for a in comparison.artefacts:
         cells = [value(a) for _, value, _ in COLUMNS]
         rows.append([headline + (f" ({detail})" if detail else "") for headline, detail in cells])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, (_, _, right) in zip(row, widths, COLUMNS, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
+    lines = _align_columns(rows, [right for _, _, right in COLUMNS])
+    if width is not None and max(map(len, lines)) > width:
+        lines = _stack_columns(rows, width)
+    if builds := list_build_rows(comparison.artefacts):
+        lines += ["", *_stack_columns([list(column) for column in zip(*builds, strict=True)], width)]
     lines += [f"note: {note}" for note in comparison.notes]
     lines += [f"doubt: {a.name}: {doubt}" for a in comparison.artefacts for doubt in a.doubts]
     if comparison.speed_on is not None:
@@ -270,6 +328,22 @@ def _render_plot(artefacts: Sequence[Artefact]) -> str:
     )
 
 
+def _render_builds(artefacts: Sequence[Artefact]) -> str:
+    builds = list_build_rows(artefacts)
+    if not builds:
+        return ""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in builds[0])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in builds[1:]
+    )
+    machines = ", ".join(sorted({a.made.machine for a in artefacts if a.made}))
+    return (
+        f'<h2>Builds</h2><div class="scroll"><table class="wide"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+        f"<p class='soft'>As the run logs beside the artefacts say. Made on: {escape(machines)}.</p>"
+    )
+
+
 def _choose_size_unit(size: int) -> tuple[str, int]:
     for name, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if size >= 1 << power:
@@ -308,5 +382,6 @@ def render_comparison_page(comparison: ArtefactComparison) -> str:
         _render_comparison_table(artefacts),
         f"<p class='soft'>{escape(legend)}</p>",
         _render_plot(artefacts),
+        _render_builds(artefacts),
     ]
     return html.render_page("enginix compare", "Comparison", about, parts)
