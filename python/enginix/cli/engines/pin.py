@@ -25,10 +25,10 @@ from typing import Any
 from enginix import console
 from enginix.errors import EXIT_OK, UsageError
 from enginix.machine.system import detect_system
+from enginix.runtime.table import DEFAULT_RUNTIME
 from enginix.wording import suggest_name
 
 KINDS = ("reference", "tensorrt", "llmapi")
-DEFAULT_RUNTIME = "trtllm-1.2.1"
 CATALOGUE_FOLDER = Path("nix") / "catalogue"
 FLAKE = """{
   description = "Models, pinned and served";
