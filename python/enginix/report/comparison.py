@@ -12,12 +12,13 @@ from enginix.errors import UsageError
 from enginix.letter_case import camel_case_keys
 from enginix.report import html, svg
 from enginix.report.artefacts import Artefact, label_artefacts
-from enginix.report.gate_figures import MeasuredSpeeds
+from enginix.report.gate_figures import GateFigures, MeasuredSpeeds
 from enginix.report.model_origin import ModelOrigin
 from enginix.run_log import RunLog
 
 UNKNOWN = "not known"
 UNMEASURED = "not measured"
+REFERENCE = "the reference"  # in place of a verdict
 
 STYLE = """
 <style>main { max-width: 1180px; } table.wide { table-layout: auto; }
@@ -60,7 +61,7 @@ def compare_artefacts(
     Raises:
         UsageError: a speed of an artefact that is not compared.
     """
-    named = label_artefacts(artefacts)
+    named = tuple(_fill_baseline(a, artefacts) for a in label_artefacts(artefacts))
     if speeds is not None:
         strange = sorted(set(speeds.rates) - {a.name for a in named})
         if strange:
@@ -70,6 +71,31 @@ def compare_artefacts(
             )
         named = tuple(replace(a, speed=speeds.rates.get(a.name)) for a in named)
     return ArtefactComparison(named, tuple(_list_notes(named)), None if speeds is None else speeds.on)
+
+
+def _fill_baseline(artefact: Artefact, artefacts: Sequence[Artefact]) -> Artefact:
+    """Give the model that others were compared with the figures that it has by definition, or by theirs."""
+    if artefact.what != "model" or artefact.measured is not None or artefact.origin is None:
+        return artefact
+    for other in artefacts:
+        figures = other.measured
+        if figures is None or figures.reference is None or figures.reference.differs(artefact.origin):
+            continue
+        baseline = GateFigures(
+            REFERENCE,
+            ratio=1.0,
+            low=1.0,
+            high=1.0,
+            perplexity=figures.reference_perplexity,
+            same=1.0,
+            kl=0.0,
+            score=figures.reference_score,
+            questions=figures.questions,
+            material=figures.material,
+            reference=figures.reference,
+        )
+        return replace(artefact, measured=baseline)
+    return artefact
 
 
 def _list_notes(artefacts: Sequence[Artefact]) -> list[str]:
@@ -283,7 +309,7 @@ def render_comparison_text(comparison: ArtefactComparison, width: int | None = N
 
 def _render_cell(head: str, cell: CellText, right: bool) -> str:
     headline, detail = (escape(part) for part in cell)
-    if cell[0] in (UNKNOWN, UNMEASURED, "not gated"):
+    if cell[0] in (UNKNOWN, UNMEASURED, REFERENCE, "not gated"):
         headline = f'<span class="soft">{headline}</span>'
     elif head == "gates":
         headline = f'<span class="{"pass" if cell[0] == "passed" else "fail"}">{headline}</span>'

@@ -34,11 +34,14 @@ TAGS = {"nix", "sh", "console", "text", "json", "python", "nginx", "caddyfile"}
 OTHER_PROGRAMS = {
     ".": "activates a virtual environment", "apt-get": "changes the machine", "base64": "a pipe",
     "cd": "changes the directory", "curl": "asks a server: tests/python/triton asks the same ones",
-    "docker": "an image's runtime", "git": "another repository", "head": "a pipe",
+    "docker": "an image's runtime", "echo": "prints", "git": "another repository", "head": "a pipe",
     "install": "writes below /run",
-    "kubectl": "a cluster", "make": "its target is looked up", "nix": "a flake of the Hub",
+    "journalctl": "a journal of systemd", "kubectl": "a cluster",
+    "make": "its target is looked up", "nix": "a flake of the Hub, or a path of the store",
+    "nix-collect-garbage": "empties the store", "nix-store": "a path of the store",
     "nixos-rebuild": "changes the machine", "pip": "an index", "python3": "its file is looked up",
-    "python3.11": "its file is looked up", "skopeo": "a registry", "umask": "a mode",
+    "python3.11": "its file is looked up", "skopeo": "a registry",
+    "tar": "files of a checkout", "umask": "a mode",
 }  # fmt: skip
 # What reads the repository alone, and is run as it stands.
 RUN = ("inspect tests/", "plan nix/", "target")
