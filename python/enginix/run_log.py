@@ -23,7 +23,7 @@ LARGEST = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
-class RunLog:
+class ArtefactRun:
     """One run of one command.
 
     Attributes:
@@ -54,7 +54,7 @@ def read_manifest_digest(artefact: Path) -> str | None:
 
 
 def write_run_log(artefact: Path, command: str, statistics: dict[str, Any]) -> None:
-    """Write the run log of an artefact that was just made; where that is not allowed, there is none."""
+    """Write the run log of an artefact that was just made, where the directory allows it."""
     file = find_run_log(artefact)
     if file.parent == Path(os.environ.get("NIX_STORE") or "/nix/store"):
         return
@@ -70,8 +70,8 @@ def write_run_log(artefact: Path, command: str, statistics: dict[str, Any]) -> N
         write_text(file, dump_json(content))
 
 
-def read_run_log(artefact: Path) -> RunLog | None:
-    """Return the run log beside an artefact; None where there is none, or one of another artefact."""
+def read_run_log(artefact: Path) -> ArtefactRun | None:
+    """Return the run log beside an artefact; None without one, and for one of another artefact."""
     file = find_run_log(artefact)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         if not file.is_file() or file.stat().st_size > LARGEST:
@@ -83,7 +83,7 @@ def read_run_log(artefact: Path) -> RunLog | None:
         steps = tuple(
             step for step in raw["steps"] if isinstance(step["step"], str) and float(step["seconds"]) >= 0
         )
-        return RunLog(
+        return ArtefactRun(
             str(raw["command"])[:40],
             f"{int(machine['cpus'])} processors, {str(machine['architecture'])[:40]}",
             float(raw["seconds"]),

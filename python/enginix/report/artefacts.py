@@ -20,7 +20,7 @@ from enginix.report import gate_figures
 from enginix.report.gate_figures import GateFigures
 from enginix.report.model_origin import ModelOrigin, accept_short_text, make_printable, read_model_origin
 from enginix.report.weight_sizes import StoredWeights, measure_stored_weights
-from enginix.run_log import RunLog, read_run_log
+from enginix.run_log import ArtefactRun, read_run_log
 from enginix.wording import with_article
 
 COMPARED = ("model", "quantized-model", "checkpoint", "export", "engine")
@@ -53,7 +53,7 @@ class Artefact:
     origin: ModelOrigin | None
     measured: GateFigures | None
     speed: float | None = None
-    made: RunLog | None = None
+    made: ArtefactRun | None = None
     doubts: tuple[str, ...] = ()
 
 

@@ -14,7 +14,7 @@ from enginix.report import html, svg
 from enginix.report.artefacts import Artefact, label_artefacts
 from enginix.report.gate_figures import GateFigures, MeasuredSpeeds
 from enginix.report.model_origin import ModelOrigin
-from enginix.run_log import RunLog
+from enginix.run_log import ArtefactRun
 
 UNKNOWN = "not known"
 UNMEASURED = "not measured"
@@ -234,7 +234,7 @@ def list_build_rows(artefacts: Sequence[Artefact]) -> list[list[str]]:
     if not any(a.made for a in artefacts):
         return []
 
-    def row(name: str, show: Callable[[RunLog], str]) -> list[str]:
+    def row(name: str, show: Callable[[ArtefactRun], str]) -> list[str]:
         return [name, *("not known" if a.made is None else show(a.made) for a in artefacts)]
 
     steps = dict.fromkeys(str(step["step"]) for a in artefacts if a.made for step in a.made.steps)
@@ -249,7 +249,7 @@ def list_build_rows(artefacts: Sequence[Artefact]) -> list[list[str]]:
     return [["build", *(a.name for a in artefacts)], *rows]
 
 
-def _show_step(made: RunLog, name: str) -> str:
+def _show_step(made: ArtefactRun, name: str) -> str:
     step = next((step for step in made.steps if step["step"] == name), None)
     if step is None:
         return "–"

@@ -38,8 +38,9 @@ test_pin_then_the_engine_evaluates() {
   for name in qwen3-32b-nvfp4 qwen3-32b-fp8 llama-3_1-8b-fp8 phi-4-nvfp4 small-1_5; do
     pinned_engine "$name" || { cat "$out" && result=1; }
   done
-  rm -f "$mine/small-1_5.engine.json" && pin acme/Small-1.5 --target "RTX 4090" --no-runtime && pinned_engine small-1_5 &&
-    grep -q '"rtx-4090"' "$mine/small-1_5.engine.json" || { cat "$out" && result=1; }
+  rm -f "$mine/small-1_5.engine.json"
+  if ! { pin acme/Small-1.5 --target "RTX 4090" --no-runtime && pinned_engine small-1_5 &&
+    grep -q '"rtx-4090"' "$mine/small-1_5.engine.json"; }; then cat "$out" && result=1; fi
   kill "$hub"
   wait "$hub" 2>/dev/null
   return $result

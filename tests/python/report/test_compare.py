@@ -26,7 +26,7 @@ from enginix.report.comparison import compare_artefacts, render_comparison_page,
 from enginix.report.gate_figures import GateFigures
 from enginix.report.kinds import ComparedModel, KindRow, compare_kinds, read_compared_model
 from enginix.report.model_origin import ModelOrigin
-from enginix.run_log import RunLog
+from enginix.run_log import ArtefactRun
 from enginix.tables import load_table
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -259,9 +259,10 @@ def test_builds_stand_side_by_side_and_fit_the_terminal() -> None:
     steps = ({"step": "gate task", "seconds": 2.5}, {"step": "gate task / answering", "seconds": 2.4})
     copied = ({"step": "writing", "seconds": 0.5, "bytesPerSecond": 3 << 20},)
     origin = ModelOrigin(None, 64 * "a")
+    built = ArtefactRun("build", "2 processors", 26.66, 495 << 20, steps)
     rows = [
-        _make_artefact("one", origin=origin, made=RunLog("build", "2 processors", 26.66, 495 << 20, steps)),
-        _make_artefact("two", origin=origin, made=RunLog("convert", "2 processors", 0.7, None, copied)),
+        _make_artefact("one", origin=origin, made=built),
+        _make_artefact("two", origin=origin, made=ArtefactRun("convert", "2 processors", 0.7, None, copied)),
         _make_artefact("three", origin=origin),
     ]
     comparison = compare_artefacts(rows)
