@@ -18,6 +18,7 @@ from enginix.errors import EnginixError, UnexpectedError
 
 # First words of messages: bold red, yellow, cyan, green.
 COLOURS = {"error:": "1;31", "warning:": "33", "note:": "36", "next:": "32"}
+LONGEST_SILENCE = 5.0  # seconds that a person at a terminal waits for a sign
 FOLDED_LINES = 20  # of a library's output that are shown where it fails
 
 

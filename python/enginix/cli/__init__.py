@@ -314,7 +314,9 @@ def _run_with_progress(name: str, module: ModuleType, args: argparse.Namespace) 
     output = getattr(args, "output", None)
     begun = time.time()
     console.set_quiet(args.quiet)
-    with report_command(name, is_live=name not in OWN_TERMINAL) as progress:
+    # Of enginix runtime, pin alone runs no other program at the terminal.
+    is_live = name not in OWN_TERMINAL or getattr(args, "verb", None) == "pin"
+    with report_command(name, is_live=is_live) as progress:
 
         def describe_run() -> dict[str, Any]:
             return {"statistics": progress.as_json()} if _is_made(output, begun) else {}

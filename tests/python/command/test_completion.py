@@ -16,6 +16,7 @@ import pytest
 from enginix import cli, console
 from enginix.cli.completion import render_completion
 
+ROOT = Path(__file__).parents[3]
 # What is typed → what is offered, among others.
 TYPED = {
     "enginix quan": "quantize",
@@ -113,7 +114,7 @@ def test_tables_fit_eighty_columns(
         cli.main(["--help"])
     assert cli.main(["target"]) == 0
     assert cli.main(["runtime", "list"]) == 0
-    assert cli.main(["compare", "tests/models/tiny-qwen3.lock.json"]) == 0
+    assert cli.main(["compare", str(ROOT / "tests/models/tiny-qwen3.lock.json")]) == 0
     assert [line for line in capsys.readouterr().out.split("\n") if len(line) > 80] == []
 
 
