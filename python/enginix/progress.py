@@ -23,6 +23,7 @@ BYTES = "B"  # the unit of steps that count bytes
 TICK = 0.25  # seconds between two drawings, and two samples of the memory
 PATIENCE = 0.75  # seconds without output before the line appears
 LOG_INTERVAL = 60.0  # seconds between two lines in a log
+SHORT = 80  # columns that a line should fit
 LEAST_SECONDS = 1.0  # of a step before its speed says anything
 
 
@@ -92,7 +93,7 @@ class ProgressStep:
         return high_water if high_water > self._high_water else max(self.peak_bytes, resident)
 
     def describe(self) -> str:
-        """Return the state as text: counts, share, speed, time, time left by this run's own speed."""
+        """Return the state as text: counts, share, speed, and time left by this run's own speed, or taken."""
         seconds = time.monotonic() - self.begun
         speed = max(self.new, 0) / seconds if seconds >= LEAST_SECONDS else 0.0
         parts = []
@@ -109,10 +110,11 @@ class ProgressStep:
             parts.append(self.note)
         if self.unit == BYTES:
             parts.append(f"{format_bytes(int(speed))}/s")
-        parts.append(format_duration(seconds))
         if speed and self.total is not None and self.total > self.amount:
             parts.append(f"{format_duration((self.total - self.amount) / speed)} left")
-        return f"{self.name}: {', '.join(parts)}"
+        else:
+            parts.append(format_duration(seconds))
+        return ", ".join(parts)
 
 
 class CommandProgress:
@@ -166,13 +168,15 @@ class CommandProgress:
         }
 
     def describe(self) -> str:
-        """Return one line: the command, the outermost step, and the state of the innermost."""
+        """Return one line: command, outermost and innermost step, state; fewer names where it is long."""
         with self._lock:
             steps = list(self._open)
         if not steps:
             return f"{self.name}: {format_duration(time.monotonic() - self._begun)}"
+        state, inner = steps[-1].describe(), f"{steps[-1].name}: "
         outer = f"{steps[0].name}, " if len(steps) > 1 else ""
-        return f"{self.name}: {outer}{steps[-1].describe()}"
+        lines = [f"{self.name}: {names}{state}" for names in (outer + inner, inner, "")]
+        return next((line for line in lines if len(line) < SHORT), lines[-1])
 
     def _run(self) -> None:
         # A thread of its own, so that a step that stalls does not silence it.

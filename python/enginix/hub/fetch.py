@@ -119,7 +119,7 @@ def fetch_file(repo: str, commit: str, expected: FileDigest, out: Path) -> Fetch
 
     with (
         _hold_fetch_directory(out, keep=False) as work_directory,
-        track_step(f"fetch {expected.path}", expected.size, BYTES) as progress,
+        track_step(expected.path, expected.size, BYTES) as progress,
     ):
         require_free_space(work_directory.directory, expected.size, out)
         part = work_directory.make_folder("part") / expected.digest
@@ -164,7 +164,7 @@ def fetch_files(
         # Before fetching, too: a path may be a file in one lock and a directory in another.
         _remove_unexpected_files(tree, expected_files)
         run = _ParallelFetch(repo, commit, tree, parts, jobs)
-        with track_step(f"fetch {repo}", size, BYTES) as progress:
+        with track_step(repo, size, BYTES) as progress:
             run.fetch_all(expected_files, progress, out)
         _remove_unexpected_files(tree, expected_files)
         check(tree)

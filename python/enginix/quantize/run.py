@@ -89,7 +89,7 @@ def quantize_model(
             network = ptq.load_model(directory, options.device)
             progress.advance(model.bytes)
         batches = [] if rows is None else ptq.split_batches(rows.tokens, options.batch_size, options.device)
-        with track_step(f"quantizing {len(model.matrices)} matrices to {choice.name}"):
+        with track_step(f"quantizing to {choice.name}"):
             network = ptq.insert_quantizers(network, choice, batches)
         with track_step("exporting"):
             ptq.export_checkpoint(network, partial)

@@ -71,7 +71,7 @@ def test_no_silence_on_a_terminal_and_the_line_goes_away() -> None:
     output, longest = run_on_terminal()
     assert longest < 2.5  # the interpreter's start, and a busy machine
     assert re.search(r"slow: \d s", output)
-    assert re.search(r"slow: counting: 1\d of 20 prompts \(\d\d%\), \d s, \d s left", output)
+    assert re.search(r"slow: counting: 1\d of 20 prompts \(\d\d%\), \d s left", output)
     assert "foreign" not in output
     # What stays: the last drawing of each line is empty before the next line is printed.
     shown = [line.rsplit("\r\x1b[K", 1)[-1] for line in output.replace("\r\n", "\n").split("\n")]
@@ -104,16 +104,25 @@ def test_the_text_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     step = progress.ProgressStep("writing", 4 << 20, progress.BYTES)
     step.resume(1 << 20)
-    assert step.describe() == "writing: 1.0 MiB of 4.0 MiB (25%), 0 B/s, 0 s"
+    assert step.describe() == "1.0 MiB of 4.0 MiB (25%), 0 B/s, 0 s"
     clock[0] += 10
     step.advance(1 << 20)
     # What an earlier run did says nothing about the speed.
-    assert step.describe() == "writing: 2.0 MiB of 4.0 MiB (50%), 102.4 KiB/s, 10 s, 20 s left"
+    assert step.describe() == "2.0 MiB of 4.0 MiB (50%), 102.4 KiB/s, 20 s left"
     step.advance_to(4 << 20)
     assert step.describe().endswith("(100%), 307.2 KiB/s, 10 s")
     assert [console.format_duration(s) for s in (0, 59.4, 222, 3900)] == [
         "0 s", "59 s", "3 min 42 s", "1 h 5 min",
     ]  # fmt: skip
+
+
+def test_a_long_line_leaves_names_out_before_figures() -> None:
+    command = progress.CommandProgress("fetch")
+    for name in ("outer", "owner/" + "n" * 50):
+        command.open_step(progress.ProgressStep(name, 19 << 30, progress.BYTES))
+    assert command.describe() == "fetch: 0 B of 19.0 GiB (0%), 0 B/s, 0 s"
+    command.open_step(progress.ProgressStep("inner", 3, "texts"))
+    assert command.describe() == "fetch: outer, inner: 0 of 3 texts (0%), 0 s"
 
 
 def test_a_library_that_fails_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
