@@ -4,6 +4,7 @@
   pkgs,
   python,
   catalogue,
+  crane,
   enginix,
   gateway-python,
   modelopt-python,
@@ -55,6 +56,38 @@ let
     quantizePython = modelopt-python;
     meta.mainProgram = "up";
   };
+  # `enginix pin` with the catalogue's repositories and what fetches images beside it.
+  pin = pkgs.stdenvNoCC.mkDerivation {
+    name = "enginix-pin";
+    buildCommandPath = ./builders/pin.sh;
+    inherit (pkgs) bash;
+    launcher = ./builders/launcher.sh;
+    # A package set may have none: then the caller's counts.
+    crane = if (builtins.tryEval crane).success then crane else "";
+    # Without PyTorch: what pins needs the Hub's client alone.
+    enginix = import ./package.nix scope {
+      name = "enginix-pin-command";
+      folders = null;
+      python = scope.core-python;
+    };
+    models = builtins.toJSON (
+      builtins.mapAttrs (
+        name: file:
+        let
+          inherit (import file scope) model engine;
+          runs = builtins.elem engine.kind [ "tensorrt" "llmapi" ];
+        in
+        {
+          inherit (model) repo;
+          revision = if model.locked or true then null else model.revision;
+          locked = model.locked or true;
+          runtime = if runs then catalogue.${name}.engine.runtime else null;
+        }
+      ) (builtins.removeAttrs (import ./catalogue/entries.nix) [ "tiny-qwen3" ])
+    );
+    passAsFile = [ "models" ];
+    meta.mainProgram = "pin";
+  };
 in
 lib.mapAttrs' (model: _: lib.nameValuePair "${model}-triton-server" (server model)) (
   lib.filterAttrs (model: _: packages ? "${model}-triton-server") catalogue
@@ -65,6 +98,7 @@ lib.mapAttrs' (model: _: lib.nameValuePair "${model}-triton-server" (server mode
 }
 // {
   enginix = app (lib.getExe packages.default) "The enginix command";
+  pin = app (lib.getExe pin) "Pin a model and its runtime, for nix build .#NAME-engine";
 }
 // lib.optionalAttrs (packages ? triton-server) {
   triton-server = server "qwen3-32b-nvfp4";

@@ -77,6 +77,7 @@ let
     mkOciImage = import ./mk-oci-image.nix scope;
     mkKubernetes = import ./mk-kubernetes.nix scope;
     mkGateway = import ./mk-gateway.nix scope;
+    mkPinned = import ./mk-pinned.nix scope;
 
     # name -> { model; checkpoint; engine; triton-repo; triton-server; }
     catalogue = import ./catalogue scope;

@@ -44,7 +44,7 @@ let
       model = hf.join {
         inherit title pinned files;
         passthru = {
-          inherit (pinned) model;
+          inherit (pinned) model repo;
           inherit hub;
           hfCache = cacheOf title pinned.repo pinned.revision model;
           modelName = title;

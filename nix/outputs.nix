@@ -57,6 +57,21 @@ in
     default = self.nixosModules.enginix; # convention
   };
 
+  templates.fleet = {
+    path = ../templates/fleet;
+    description = "Machines with GPUs that serve one model, each with an engine for its GPU";
+    welcomeText = ''
+      # A small fleet
+
+      Name your machines and GPUs in flake.nix, put what `nixos-generate-config` writes into
+      hosts/, pin the model, and add everything to git:
+
+          nix run github:enginix/enginix#enginix-core -- lock Qwen/Qwen3-0.6B -o ${lockFile}
+          git add .
+          nixos-rebuild switch --flake .#hopper --target-host hopper
+    '';
+  };
+
   templates.default = {
     path = ../templates/default;
     description = "A flake that serves one model";

@@ -11,6 +11,7 @@ error: runtime $id: no hash is recorded for $reference ($system)
   fix: on a machine that reaches the registry:
          enginix runtime pin $id --image $tag --system $system -o runtime.json
        and pass it:  $pinned, as the argument runtime of mkEngine$alternative
+     or, with a model of the catalogue: nix run .#pin -- NAME
   To see the whole pipeline on any machine:
        nix build .#tiny-qwen3-engine
        nix run .#tiny-qwen3-triton-server

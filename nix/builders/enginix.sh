@@ -8,3 +8,10 @@ if [ -e "$out/lib/enginix/checkpoint/casts.sh" ]; then
 fi
 # shellcheck disable=SC2016 # of the launcher, which expands it
 write_package_launcher enginix.cli '${PYTHONPATH:+:$PYTHONPATH}'
+# Only in the whole package: completion reads the parsers of every command.
+if [ -e "$out/lib/enginix/cli/shell" ]; then
+  mkdir -p "$out/share/bash-completion/completions" "$out/share/zsh/site-functions" "$out/share/fish/vendor_completions.d"
+  "$out/bin/enginix" completion bash >"$out/share/bash-completion/completions/enginix"
+  "$out/bin/enginix" completion zsh >"$out/share/zsh/site-functions/_enginix"
+  "$out/bin/enginix" completion fish >"$out/share/fish/vendor_completions.d/enginix.fish"
+fi

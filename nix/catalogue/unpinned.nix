@@ -40,7 +40,7 @@ else
       inherit repo note;
       revision = if revision == null then "" else revision;
       hash = if hash == null then "" else hash;
-      lock = "nix/catalogue/${name}.lock.json";
+      entry = name;
       gated = if gated then "yes" else "";
       preferLocalBuild = true;
       passthru = {
@@ -58,7 +58,7 @@ else
         model = { inherit architecture quantization; };
       };
       meta = {
-        description = "${repo}, not pinned yet";
+        description = "${repo}: run first: nix run .#pin -- ${name}";
         homepage = "https://huggingface.co/${repo}";
         platforms = import ../systems.nix;
       }

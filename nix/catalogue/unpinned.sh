@@ -11,11 +11,7 @@ fi
   if [ -n "$gated" ]; then
     echo "  its licence must be accepted first, on https://huggingface.co/$repo, and HF_TOKEN set"
   fi
-  echo "  fix: pin it, in a checkout of this flake:"
-  echo "       enginix lock $repo${revision:+ --revision $revision} -o $lock"
-  echo "       git add $lock"
-  echo "     or in a flake of your own, with any path:"
-  echo "       mkHfModel { lock = ./model.lock.json; }"
+  echo "  fix: nix run .#pin -- $entry    (in a flake of your own: nix run github:enginix/enginix#pin -- $entry)"
   [ -z "$note" ] || printf '%s\n' "$note"
   echo "  To see the whole pipeline on any machine:"
   echo "       nix build .#tiny-qwen3-engine"

@@ -142,7 +142,7 @@ rec {
     facts: gpu: limits:
     let
       model = arithmetic.written facts;
-      l = {
+      asked = {
         inherit (fixed) maxBatchSize maxNumTokens;
         maxSeqLen = model.context;
         sequences = 1;
@@ -150,6 +150,11 @@ rec {
         pipelineParallel = 1;
       }
       // lib.filterAttrs (_: v: v != null) limits;
+      # As trtllm-build clips it: a step never takes more than all sequences hold together.
+      most = asked.maxBatchSize * asked.maxSeqLen;
+      l = asked // {
+        maxNumTokens = if asked.maxNumTokens < most then asked.maxNumTokens else most;
+      };
       estimate = memory model gpu l;
     in
     if !arithmetic.isComplete model gpu then

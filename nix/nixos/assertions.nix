@@ -256,9 +256,22 @@ let
             + "which this one does not name; pass mkTritonRepo's output itself.";
         }
       ];
+  # Where the assertion on open addresses was waived.
+  openServers = lib.filterAttrs (
+    _: s:
+    select.hasSource s
+    && s.openWithoutKey
+    && !isLoopback s.host
+    && !((served s).ownServer && (served s).serverTakesKey)
+  ) servers;
 in
 {
   config = lib.mkIf cfg.enable {
+    warnings = lib.mapAttrsToList (
+      name: s:
+      "${option name}: everybody who reaches ${s.host} uses this server, without a key and without "
+      + "TLS (openWithoutKey). services.enginix.gateway asks for keys."
+    ) openServers;
     assertions = lib.concatMap perServer (lib.attrNames servers) ++ [
       {
         assertion = sharedPorts == { };

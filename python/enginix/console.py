@@ -2,24 +2,155 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import shutil
 import sys
+import threading
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
 from enginix.credentials import redact_secrets
 from enginix.errors import EnginixError, UnexpectedError
 
+# First words of messages: bold red, yellow, cyan, green.
+COLOURS = {"error:": "1;31", "warning:": "33", "note:": "36", "next:": "32"}
+LONGEST_SILENCE = 5.0  # seconds that a person at a terminal waits for a sign
+FOLDED_LINES = 20  # of a library's output that are shown where it fails
+
+
+class _Output:
+    """What commands share: whether they are quiet, and the line that is drawn again and again."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.is_quiet = False
+        self.live_line = ""
+        self.last = time.monotonic()
+        # Standard error, while libraries' own is folded away.
+        self.messages: TextIO | None = None
+        self.result_extras: Callable[[], dict[str, Any]] | None = None
+
+
+_output = _Output()
+
+
+def set_quiet(quiet: bool) -> None:
+    """Leave out all messages but errors, from now on."""
+    _output.is_quiet = quiet
+
+
+def add_to_results(extras: Callable[[], dict[str, Any]] | None) -> None:
+    """Add entries to every JSON result that is an object, from now on; None for no more."""
+    _output.result_extras = extras
+
+
+def last_output() -> float:
+    """Return when the last line was printed, by the clock of ``time.monotonic``."""
+    return _output.last
+
+
+def show_live_line(text: str) -> None:
+    """Draw one line on the terminal of standard error, in place of the one before; empty removes it."""
+    with _output.lock:
+        if _output.is_quiet or text == _output.live_line:
+            return
+        stream = _output.messages or sys.stderr
+        columns = _measure_width(stream)
+        short = text if len(text) < columns else f"{text[: max(columns - 2, 1)]}…"
+        stream.write(f"\r\x1b[K{redact_secrets(short)}")
+        stream.flush()
+        _output.live_line = text
+
+
+def find_table_width() -> int | None:
+    """Return the columns that a table may take: the terminal's, or $COLUMNS; None in a file or pipe."""
+    if not os.environ.get("COLUMNS", "").isdigit() and not sys.stdout.isatty():
+        return None
+    return _measure_width(sys.stdout) if sys.stdout.isatty() else int(os.environ["COLUMNS"])
+
+
+def wrap_line(line: str, indent: int) -> str:
+    """Break a line at the terminal's width, its further lines indented; unchanged in a file or pipe."""
+    width = find_table_width()
+    if width is None or len(line) <= width:
+        return line
+    import textwrap
+
+    return textwrap.fill(
+        line,
+        max(width, indent + 20),
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _measure_width(stream: TextIO) -> int:
+    columns = 0  # as of a terminal without a size
+    with contextlib.suppress(OSError, ValueError):
+        columns = os.get_terminal_size(stream.fileno()).columns
+    return columns or shutil.get_terminal_size().columns
+
+
+def _colour_prefix(text: str, stream: TextIO) -> str:
+    """Colour the first word of a message on a terminal (https://no-color.org)."""
+    prefix = text.partition(" ")[0]
+    colour = COLOURS.get(prefix)
+    if colour is None or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{colour}m{prefix}\x1b[0m{text[len(prefix) :]}" if stream.isatty() else text
+
+
+def is_watched() -> bool:
+    """Tell whether a person reads the messages: on a terminal, and not quiet."""
+    return not _output.is_quiet and (_output.messages or sys.stderr).isatty()
+
+
+def _print_line(text: str, stream: TextIO) -> None:
+    with _output.lock:
+        show_live_line("")
+        print(_colour_prefix(text, stream), file=stream, flush=True)
+        _output.last = time.monotonic()
+
 
 def print_message(text: str) -> None:
-    """Print a line of progress for people on standard error."""
-    print(redact_secrets(text), file=sys.stderr, flush=True)
+    """Print a line of progress for people on standard error; nothing where the command is quiet."""
+    if not _output.is_quiet:
+        _print_line(redact_secrets(text), _output.messages or sys.stderr)
 
 
 def print_result(value: Any, text: str, *, as_json: bool) -> None:
     """Print a command's result on standard output: ``text``, or ``value`` as JSON with ``--json``."""
-    print(redact_secrets(json.dumps(value, ensure_ascii=False) if as_json else text), flush=True)
+    if as_json and isinstance(value, dict) and _output.result_extras is not None:
+        value = {**value, **_output.result_extras()}
+    shown = json.dumps(value, ensure_ascii=False) if as_json else text
+    _print_line(redact_secrets(shown), sys.stdout)
+
+
+@contextlib.contextmanager
+def fold_output(of: str) -> Iterator[None]:
+    """Keep what libraries print away from the terminal; its end is printed where the block fails.
+
+    Messages of enginix appear as ever. Libraries that kept a stream from before the block still reach it.
+
+    Args:
+        of: whose output it is, for the message.
+    """
+    folded = io.StringIO()
+    outer, _output.messages = _output.messages, _output.messages or sys.stderr
+    try:
+        with contextlib.redirect_stdout(folded), contextlib.redirect_stderr(folded):
+            yield
+    except BaseException:
+        for line in folded.getvalue().splitlines()[-FOLDED_LINES:]:
+            print_message(f"{of}: {line}")
+        raise
+    finally:
+        _output.messages = outer
 
 
 def report_error(e: Exception) -> int:
@@ -32,7 +163,7 @@ def report_error(e: Exception) -> int:
 
         traceback.print_exception(e)
     error = explain_error(e)
-    print_message(f"error: {error}")
+    _print_line(redact_secrets(f"error: {error}"), sys.stderr)
     return error.exit_code
 
 
@@ -53,6 +184,16 @@ def format_bytes(n: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a time with its unit: ``222`` → ``3 min 42 s``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 class Heartbeat:

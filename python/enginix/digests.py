@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import ManifestError
+from enginix.progress import track_step
 
 # Files that are read again only if their size, inode or times changed; all others are small.
 WEIGHT_SUFFIXES = (".safetensors", ".engine", ".bin", ".onnx", ".data", ".gguf", ".plan")
@@ -233,8 +234,17 @@ def _digest_files(files: list[tuple[str, Path]], *, full: bool) -> dict[str, Con
         return digests | {name: digest_file(path, full=full) for name, path in large}
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        results = pool.map(lambda entry: digest_file(entry[1], full=full), large)
+    with (
+        track_step("hashing", len(large), "files") as progress,
+        ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool,
+    ):
+
+        def digest_counted(entry: tuple[str, Path]) -> ContentDigest:
+            digest = digest_file(entry[1], full=full)
+            progress.advance()
+            return digest
+
+        results = pool.map(digest_counted, large)
         return digests | {name: digest for (name, _), digest in zip(large, results, strict=True)}
 
 

@@ -35,6 +35,20 @@ def is_loopback(host: str) -> bool:
     return ipaddress.ip_address(host).is_loopback
 
 
+def explain_open_address(host: str, server: str) -> str | None:
+    """Return the warning of a server that asks for no key, where others than this machine reach it."""
+    try:
+        closed = is_loopback(host)
+    except ValueError:  # a name
+        closed = host == "localhost"
+    if closed:
+        return None
+    return (
+        f"{host} is reachable from outside; {server} asks for no key and has no TLS: "
+        "put enginix gateway in front"
+    )
+
+
 def address_family(host: str) -> socket.AddressFamily:
     """Return the family of an IP address.
 

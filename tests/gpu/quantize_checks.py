@@ -26,7 +26,6 @@ from reference_checks import Check, Row
 from safetensors.torch import save_file
 
 import models
-from enginix.console import Heartbeat
 from enginix.quantize import ptq, source, verify
 from enginix.quantize.formats import resolve_format
 
@@ -136,7 +135,7 @@ def _quantize(name: str, directory: Path, work: Path, device: str) -> Iterator[R
     with _timed(seconds, "load", device):
         model = ptq.load_model(directory, device)
     with _timed(seconds, "calibrate", device):
-        model = ptq.insert_quantizers(model, choice, ptq.split_batches(tokens, 8, device), Heartbeat())
+        model = ptq.insert_quantizers(model, choice, ptq.split_batches(tokens, 8, device))
     out = work / name
     with _timed(seconds, "export", device):
         ptq.export_checkpoint(model, out)

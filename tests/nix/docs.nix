@@ -82,6 +82,20 @@ let
         value
       ];
     };
+
+  # A host of a flake: its assertions hold, and its units are written.
+  nixosSystem =
+    { modules, ... }:
+    if nixpkgsLib == null then
+      builtins.length modules > 0
+    else
+      let
+        result = host { imports = modules; };
+      in
+      if result.failing != [ ] then
+        throw (builtins.concatStringsSep "\n" result.failing)
+      else
+        builtins.deepSeq [ result.units result.preSwitch ] true;
 in
 {
   names = scope // {
@@ -106,6 +120,11 @@ in
       };
     };
     big = ofGpu "tensorrt";
+    # Of agenix and sops-nix: what their modules set.
+    config = {
+      age.secrets.enginix-gateway.path = "/run/agenix/enginix-gateway";
+      sops.secrets.enginix-gateway.path = "/run/secrets/enginix-gateway";
+    };
     calibration = scope.mkCalibration {
       tokenizer = scope.catalogue.tiny-qwen3.model;
       text = ./docs.nix;
@@ -140,7 +159,12 @@ in
             result.warnings
           ]
     else if value ? outputs then
-      force (value.outputs { enginix = flake; })
+      force (
+        value.outputs {
+          enginix = flake;
+          nixpkgs.lib = { inherit nixosSystem; };
+        }
+      )
     else
       force value;
 }

@@ -68,6 +68,10 @@ def main(root: Path, out: Path) -> None:
             )
     for name, source in FILES.items():
         shutil.copy(root / source, out / name)
+    shutil.copytree(root / "templates/fleet/hosts", out / "hosts")
+    (out / "secrets").mkdir()
+    for name in ("enginix-gateway.age", "enginix.yaml"):
+        (out / "secrets" / name).touch()
     (out / "runtime.json").write_text(json.dumps(PIN), "utf-8")
     (out / "tickets.lock.json").write_text(json.dumps(DATASET), "utf-8")
 

@@ -713,7 +713,7 @@ in
     expected = true;
   };
   testPlanNamesWhatHelps = {
-    expr = builtins.head (check.plan.plan planned (smallGpu // { memory = 60000000; }) { }).changes;
+    expr = builtins.head (check.plan.plan planned (smallGpu // { memory = 30000000; }) { }).changes;
     expected.maxNumTokens = 4096;
   };
 

@@ -122,6 +122,8 @@ let
               type = types.attrsOf unitOption;
               default = { };
             };
+            startLimitBurst = mkOption { type = types.int; };
+            startLimitIntervalSec = mkOption { type = types.int; };
             environment = mkOption {
               type =
                 with types;

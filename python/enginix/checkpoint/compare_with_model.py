@@ -31,6 +31,7 @@ from enginix.checkpoint.verify import algorithm_of, nvfp4_form
 from enginix.checkpoint.write import rank_file_name
 from enginix.errors import UsageError
 from enginix.model import ModelConfig, open_weights
+from enginix.progress import track_step
 
 Array = npt.NDArray[Any]
 ROWS = 1024  # output rows compared at once
@@ -195,15 +196,17 @@ class CheckpointComparison:
                 if isinstance(module, LinearModule) and (norm := self._folded_norm(module))
             }
             sources = {m.name: m.module for m in modules if isinstance(m, VectorModule)}
-            for module in modules:
-                if isinstance(module, VectorModule):
-                    yield from self._vector(module, file, module.name in folded_norms)
-                elif isinstance(module, LinearModule):
-                    norm = self._folded_norm(module)
-                    pair = self._norm_pair(norm, sources[norm], file) if norm is not None else None
-                    yield from self._linear(module, file, form, pair)
-                elif isinstance(module, KvCacheModule):
-                    yield from self._cache_scales(module, file)
+            with track_step("comparing", len(modules), "modules") as progress:
+                for module in modules:
+                    if isinstance(module, VectorModule):
+                        yield from self._vector(module, file, module.name in folded_norms)
+                    elif isinstance(module, LinearModule):
+                        norm = self._folded_norm(module)
+                        pair = self._norm_pair(norm, sources[norm], file) if norm is not None else None
+                        yield from self._linear(module, file, form, pair)
+                    elif isinstance(module, KvCacheModule):
+                        yield from self._cache_scales(module, file)
+                    progress.advance()
 
     def _configuration(self) -> Iterator[Finding]:
         """Yield the keys whose value for the loader differs from the one that conversion would write."""

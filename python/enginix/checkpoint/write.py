@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from enginix.checkpoint.byte_sources import COPY, BytePart, MatrixRows, OutputTensor, SourceFileReader
 from enginix.checkpoint.parallel import count_usable_threads, run_in_order
-from enginix.console import Heartbeat, format_bytes
+from enginix.console import format_bytes
 from enginix.errors import MachineError
 from enginix.model.safetensors import SAFETENSORS_DTYPES
+from enginix.progress import BYTES, track_step
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,16 +201,13 @@ def write_ranks(
         )
     workers = [_WriteWorker() for _ in range(threads or count_usable_threads())]
     files: list[_RankFileWriter] = []
-    heartbeat = Heartbeat()
     try:
         files.extend(
             _RankFileWriter(directory / rank_file_name(r), outputs) for r, outputs in enumerate(ranks)
         )
-        run_in_order(
-            _iterate_tasks(files, ranks),
-            [w.run for w in workers],
-            lambda done: heartbeat.beat(f"written {format_bytes(done)} of {format_bytes(need)}"),
-        )
+        with track_step("writing", need, BYTES) as progress:
+            run_in_order(_iterate_tasks(files, ranks), [w.run for w in workers], progress.advance_to)
+            progress.advance_to(need)
     finally:
         for worker in workers:
             worker.reader.__exit__()

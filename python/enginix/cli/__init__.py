@@ -6,10 +6,13 @@ import argparse
 import importlib
 import json
 import os
+import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from types import ModuleType
+from typing import Any, NoReturn, TypeGuard
 
 from enginix import __version__, console
 from enginix.credentials import redact_secrets
@@ -33,6 +36,7 @@ COMMANDS = {
         "conversion.lock",
         "pin a Hub repository: commit, files, sizes, sha256; no weight is downloaded",
     ),
+    "pin": ("engines.pin", "pin a model and its runtime in a flake's directory, for nix build .#NAME-engine"),
     "fetch": ("conversion.fetch", "download what a lock pins, verified, resumable"),
     "fetch-file": ("conversion.fetch_file", "download one file of a commit, verified: what a Nix build runs"),
     "fetch-tree": ("conversion.fetch_tree", "download a whole commit as a git-lfs clone without .git has it"),
@@ -105,17 +109,47 @@ COMMANDS = {
         "gateway.gateway",
         "OpenAI interface, keys and limits in front of Triton and other servers (LiteLLM)",
     ),
+    "completion": ("shell.completion", "print the completion script of bash, zsh or fish"),
 }
 
 # Commands that only builds call; the overview omits them.
 INTERNAL_COMMANDS = ("fetch-file", "fetch-tree", "check-facts")
+
+# Commands that answer for their own terminal: servers, and what runs other programs.
+OWN_TERMINAL = (
+    "up",
+    "chat",
+    "serve",
+    "ready",
+    "rollout",
+    "gateway",
+    "edgellm-serve",
+    "runner",
+    "runtime",
+)
+
+# Stage → the command that follows it, for people at a terminal.
+NEXT = {
+    "lock": "enginix fetch {output} -o {stem}",
+    "fetch": "enginix convert {output} -o checkpoint",
+    "calibrate": "enginix quantize {model} --format fp8 --calibration {output} -o model-fp8",
+    "quantize": "enginix convert {output} -o checkpoint",
+    "convert": "enginix build {output} --kind reference --model {model} -o engine",
+    "build": "enginix triton-repo {output} -o repository",
+    "triton-repo": "enginix serve {output} --ask 'Once upon a time'",
+    "tritonserver": "enginix serve REPOSITORY --tritonserver {output}",
+}
 
 # Commands of earlier versions → what replaces them.
 REMOVED = {
     "openai-frontend": "enginix gateway puts OpenAI's interface in front of Triton; trtllm-serve has its own",
 }
 
-EPILOG = "exit codes:\n" + "\n".join(f"  {code:<3} {meaning}" for code, meaning in EXIT_CODES.items())
+
+def _format_exit_codes() -> str:
+    return "exit codes:\n" + "\n".join(
+        console.wrap_line(f"  {code:<3} {meaning}", 6) for code, meaning in EXIT_CODES.items()
+    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -148,7 +182,10 @@ def _list_options(parser: argparse.ArgumentParser) -> list[str]:
 def _format_command_list() -> str:
     listed = {name: summary for name, (_, summary) in COMMANDS.items() if name not in INTERNAL_COMMANDS}
     width = max(map(len, listed))
-    return "\n".join(f"  {name:<{width}}  {summary}" for name, summary in listed.items())
+    lines = (
+        console.wrap_line(f"  {name:<{width}}  {summary}", width + 4) for name, summary in listed.items()
+    )
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -231,7 +268,7 @@ def _parse_and_run(words: list[str]) -> int:
         prog="enginix",
         description="Hugging Face model in, served TensorRT-LLM deployment out.",
         usage="enginix COMMAND [options]   (enginix COMMAND --help explains each)",
-        epilog=f"commands:\n{_format_command_list()}\n\n{EPILOG}",
+        epilog=f"commands:\n{_format_command_list()}\n\n{_format_exit_codes()}",
     )
     parser.add_argument("--version", action="version", version=f"enginix {__version__}")
     if words[:1] == ["help"]:
@@ -244,16 +281,86 @@ def _parse_and_run(words: list[str]) -> int:
     name = words[0]
     module_name, summary = COMMANDS[name]
     module = importlib.import_module(f"enginix.cli.{module_name}")
-    sub = _Parser(prog=f"enginix {name}", description=module.__doc__ or summary, epilog=EPILOG)
+    sub = _Parser(prog=f"enginix {name}", description=module.__doc__ or summary, epilog=_format_exit_codes())
     module.add_arguments(sub)
-    sub.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
+    add_common_arguments(sub)
     args = sub.parse_args(words[1:])
     if isinstance(output := getattr(args, "output", None), Path):
         # Of every command, before any work.
         from enginix.files import refuse_link
 
         refuse_link(output)
-    return int(module.run(args))
+    return _run_with_progress(name, module, args)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what every command takes; ``--quiet`` behind a verb as well as before it."""
+    parser.add_argument(
+        "--json", action="store_true", help="print the result, or the error, as one JSON object"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print results and errors alone")
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for verb in action.choices.values():
+                verb.add_argument(
+                    "--quiet", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+                )
+
+
+def _run_with_progress(name: str, module: ModuleType, args: argparse.Namespace) -> int:
+    """Run a command, show its progress, and record what an artefact took."""
+    from enginix.progress import report_command
+
+    output = getattr(args, "output", None)
+    begun = time.time()
+    console.set_quiet(args.quiet)
+    # Of enginix runtime, pin alone runs no other program at the terminal.
+    is_live = name not in OWN_TERMINAL or getattr(args, "verb", None) == "pin"
+    with report_command(name, is_live=is_live) as progress:
+
+        def describe_run() -> dict[str, Any]:
+            return {"statistics": progress.as_json()} if _is_made(output, begun) else {}
+
+        console.add_to_results(describe_run)
+        try:
+            code = int(module.run(args))
+            if _is_made(output, begun):
+                from enginix.run_log import write_run_log
+
+                write_run_log(output, name, progress.as_json())
+            following = suggest_next(name, args) if code == EXIT_OK and not args.json else None
+            if following is not None and console.is_watched():
+                console.print_message(f"next: {following}")
+            return code
+        finally:
+            console.add_to_results(None)
+
+
+def suggest_next(name: str, args: argparse.Namespace) -> str | None:
+    """Return the command line that follows a stage, with its own paths; None where none does."""
+    template, output = NEXT.get(name), getattr(args, "output", None)
+    if template is None or not isinstance(output, Path):
+        return None
+    model = getattr(args, "model", None)
+    line = template.format(
+        output=shlex.quote(str(output)),
+        stem=shlex.quote(output.name.split(".lock")[0]),
+        model=shlex.quote(str(model)),
+    )
+    if name == "convert" and isinstance(model, Path) and (model / "hf_quant_config.json").exists():
+        line += " --reference MODEL_BEFORE_QUANTIZATION"
+    return line
+
+
+def _is_made(output: object, begun: float) -> TypeGuard[Path]:
+    """Tell whether an output is an artefact that this run has made."""
+    if not isinstance(output, Path):
+        return False
+    try:
+        # A file system may keep whole seconds.
+        return (output / "enginix.json").stat().st_mtime >= begun - 1
+    except OSError:
+        return False
 
 
 def _refuse_command(name: str) -> UsageError:

@@ -27,10 +27,10 @@ from enginix.files import (
 )
 from enginix.hub import hub_errors, lock, model_metadata, session
 from enginix.hub.lock import COMMIT, Lock
-from enginix.hub.progress import Progress
 from enginix.hub.transfer import FileDigest, TransferStopped, abort_xet_transfers, download_file, free_bytes
 from enginix.manifest import UNLISTED_FILES, Manifest
 from enginix.manifest import read_manifest as read_manifest
+from enginix.progress import BYTES, ProgressStep, track_step
 
 JOBS = 4
 SLACK = 1 << 20  # bytes that a file system may need for directories
@@ -115,11 +115,11 @@ def fetch_file(repo: str, commit: str, expected: FileDigest, out: Path) -> Fetch
     def count(n: int) -> None:
         nonlocal moved
         moved += n
-        progress.moved(n)
+        progress.advance(n)
 
     with (
         _hold_fetch_directory(out, keep=False) as work_directory,
-        Progress(expected.path, expected.size, 1) as progress,
+        track_step(expected.path, expected.size, BYTES) as progress,
     ):
         require_free_space(work_directory.directory, expected.size, out)
         part = work_directory.make_folder("part") / expected.digest
@@ -164,7 +164,7 @@ def fetch_files(
         # Before fetching, too: a path may be a file in one lock and a directory in another.
         _remove_unexpected_files(tree, expected_files)
         run = _ParallelFetch(repo, commit, tree, parts, jobs)
-        with Progress(f"fetch {repo}", size, len(expected_files)) as progress:
+        with track_step(repo, size, BYTES) as progress:
             run.fetch_all(expected_files, progress, out)
         _remove_unexpected_files(tree, expected_files)
         check(tree)
@@ -221,10 +221,11 @@ class _ParallelFetch:
     def __init__(self, repo: str, commit: str, tree: Path, parts: Path, jobs: int) -> None:
         self.repo, self.commit, self.tree, self.parts, self.jobs = repo, commit, tree, parts, jobs
         self.stop = threading.Event()
-        self.moved = self.kept = 0
+        self.moved = self.kept = self.files = self.done = 0
         self._lock = threading.Lock()
 
-    def fetch_all(self, expected_files: Sequence[FileDigest], progress: Progress, out: Path) -> None:
+    def fetch_all(self, expected_files: Sequence[FileDigest], progress: ProgressStep, out: Path) -> None:
+        self.files = len(expected_files)
         # Equal content is fetched once, and files of one digest never write to the same part.
         groups: dict[tuple[str, str, int], list[FileDigest]] = {}
         for w in expected_files:
@@ -239,13 +240,13 @@ class _ParallelFetch:
                         continue
                     self.kept += len(g)
                     for w in g:
-                        progress.add_resumed(w.size)
-                        progress.file()
+                        progress.resume(w.size)
+                        self._count_file(progress)
                 have = 0
                 for g in missing:
                     part = self.parts / g[0].digest
                     resumed_bytes = min(part.stat().st_size, g[0].size) if part.exists() else 0
-                    progress.add_resumed(resumed_bytes)
+                    progress.resume(resumed_bytes)
                     have += resumed_bytes
                 require_free_space(self.tree, sum(w.size for g in missing for w in g) - have, out)
                 tasks = [pool.submit(self._fetch_group, g, progress) for g in missing]
@@ -260,13 +261,18 @@ class _ParallelFetch:
                     raise hub_errors.translate_hub_error(e, self.repo) from e
                 raise
 
+    def _count_file(self, progress: ProgressStep) -> None:
+        with self._lock:
+            self.done += 1
+            progress.note = f"{self.done} of {self.files} files"
+
     def _is_finished(self, group: list[FileDigest]) -> bool:
         """Return whether an earlier run left every file of the group with the right bytes."""
         return all(w.matches(self.tree / w.path) for w in group)
 
-    def _fetch_group(self, group: list[FileDigest], progress: Progress) -> None:
+    def _fetch_group(self, group: list[FileDigest], progress: ProgressStep) -> None:
         def count(n: int) -> None:
-            progress.moved(n)
+            progress.advance(n)
             with self._lock:
                 self.moved += n
 
@@ -285,8 +291,8 @@ class _ParallelFetch:
                 else:
                     shutil.copyfile(part, target)
                 if w is not first:
-                    progress.add_resumed(w.size)
-                progress.file()
+                    progress.resume(w.size)
+                self._count_file(progress)
         except TransferStopped:
             return
         except OSError as e:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
+from enginix.console import fold_output
 from enginix.errors import EnginixError, MachineError, ModelError
 from enginix.optional_libraries import missing_library
 
@@ -26,14 +26,14 @@ def import_library(name: str) -> Any:
 
 @contextlib.contextmanager
 def translate_library_errors(what: str) -> Iterator[None]:
-    """Send a library's prints to standard error, and raise its exceptions as errors of enginix.
+    """Fold a library's prints away, and raise its exceptions as errors of enginix.
 
     Raises:
         MachineError: the disk or the GPU's memory is full.
         ModelError: any other exception of the library.
     """
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with fold_output(what):
             yield
     except (EnginixError, OSError):
         raise

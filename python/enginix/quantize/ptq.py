@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginix import device as devices
-from enginix.console import Heartbeat
 from enginix.errors import UsageError
+from enginix.progress import track_step
 from enginix.quantize.formats import MIXED, FormatChoice
 from enginix.quantize.library_imports import import_library, translate_library_errors
 from enginix.tables import load_table
@@ -43,6 +43,7 @@ def load_model(directory: Path, device: str) -> Any:
     torch, transformers = import_library("torch"), import_library("transformers")
     torch.manual_seed(SEED)
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     with translate_library_errors("transformers"):
         model = transformers.AutoModelForCausalLM.from_pretrained(
             directory, dtype="auto", trust_remote_code=False, local_files_only=True
@@ -57,9 +58,7 @@ def split_batches(tokens: Tokens, size: int, device: str) -> list[torch.Tensor]:
     return [part.to(device) for part in rows.split(size)]
 
 
-def insert_quantizers(
-    model: Any, choice: FormatChoice, data: list[torch.Tensor], heartbeat: Heartbeat
-) -> Any:
+def insert_quantizers(model: Any, choice: FormatChoice, data: list[torch.Tensor]) -> Any:
     """Insert quantizers and calibrate them; for ``mixed``, search a format for each layer.
 
     Returns:
@@ -79,9 +78,7 @@ def insert_quantizers(
             recipe = copy.deepcopy(getattr(mtq, choice.formats[0].recipe))
             recipe["quant_cfg"] = [*recipe["quant_cfg"], *entries]
             calibrated = choice.formats[0].calibrates or bool(entries)
-            model = mtq.quantize(
-                model, recipe, _make_calibration_loop(data, heartbeat) if calibrated else None
-            )
+            model = mtq.quantize(model, recipe, _make_calibration_loop(data) if calibrated else None)
         _set_neutral_scales(model, choice)
     return model
 
@@ -97,15 +94,15 @@ def export_checkpoint(model: Any, directory: Path) -> None:
         import_library("modelopt.torch.export").export_hf_checkpoint(model, export_dir=directory)
 
 
-def _make_calibration_loop(data: list[torch.Tensor], heartbeat: Heartbeat) -> Callable[[Any], None]:
+def _make_calibration_loop(data: list[torch.Tensor]) -> Callable[[Any], None]:
     torch = import_library("torch")
 
     def loop(model: Any) -> None:
         arguments = _select_forward_arguments(model)
-        with torch.no_grad():
-            for number, batch in enumerate(data, 1):
+        with torch.no_grad(), track_step("calibrating", len(data), "batches") as progress:
+            for batch in data:
                 model(batch, **arguments)
-                heartbeat.beat(f"calibrated on {number} of {len(data)} batches")
+                progress.advance()
 
     return loop
 

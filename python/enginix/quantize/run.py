@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from enginix import __version__, manifest
-from enginix.console import Heartbeat, format_bytes, print_message
+from enginix.console import print_message
 from enginix.digests import SourceWatch
 from enginix.errors import UsageError
 from enginix.files import new_directory, require_absent
 from enginix.integrity import require_unchanged
 from enginix.model.identity import identify_model
 from enginix.model.tokenizer_files import TOKENIZER_FILES
+from enginix.progress import BYTES, track_step
 from enginix.quantize import calibration, ptq, source, verify
 from enginix.quantize.formats import FormatChoice, check_shapes, warn_of_kv_cache
 from enginix.quantize.library_imports import import_library
@@ -31,7 +32,7 @@ class QuantizeOptions:
     Attributes:
         batch_size: rows a forward pass.
         threads: of PyTorch on a CPU; None leaves its default.
-        name: the name in the manifest; None for the directory's.
+        name: the name in the manifest; None for the model's with the format: ``qwen3-0.6b-fp8``.
     """
 
     device: str = "cpu"
@@ -84,20 +85,22 @@ def quantize_model(
     if options.threads is not None:
         _set_threads(options.threads)
     with new_directory(out) as partial:
-        heartbeat = Heartbeat()
-        print_message(f"loading {format_bytes(model.bytes)} on {options.device}")
-        network = ptq.load_model(directory, options.device)
+        with track_step("loading", model.bytes, BYTES) as progress:
+            network = ptq.load_model(directory, options.device)
+            progress.advance(model.bytes)
         batches = [] if rows is None else ptq.split_batches(rows.tokens, options.batch_size, options.device)
-        print_message(f"quantizing {len(model.matrices)} matrices to {choice.name}")
-        network = ptq.insert_quantizers(network, choice, batches, heartbeat)
-        ptq.export_checkpoint(network, partial)
+        with track_step(f"quantizing to {choice.name}"):
+            network = ptq.insert_quantizers(network, choice, batches)
+        with track_step("exporting"):
+            ptq.export_checkpoint(network, partial)
         _copy_carried_files(directory, partial)
-        matrices = verify.verify_export(partial, choice, model)
+        with track_step("checking the export"):
+            matrices = verify.verify_export(partial, choice, model)
         results = _collect_results(partial, model, matrices, notes)
         watch.require_unchanged()
         manifest.Manifest(
             artefact="quantized-model",
-            name=options.name or directory.resolve().name,
+            name=options.name or f"{manifest.read_artefact_name(directory)}-{choice.name.replace('_', '-')}",
             model={
                 "architecture": model.architecture,
                 "quantization": choice.algorithm,

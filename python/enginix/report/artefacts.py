@@ -20,6 +20,7 @@ from enginix.report import gate_figures
 from enginix.report.gate_figures import GateFigures
 from enginix.report.model_origin import ModelOrigin, accept_short_text, make_printable, read_model_origin
 from enginix.report.weight_sizes import StoredWeights, measure_stored_weights
+from enginix.run_log import ArtefactRun, read_run_log
 from enginix.wording import with_article
 
 COMPARED = ("model", "quantized-model", "checkpoint", "export", "engine")
@@ -38,6 +39,7 @@ class Artefact:
         origin: the Hugging Face model that it was made from; None where unknown.
         measured: figures of the gates; None where no gate was run.
         speed: tokens a second, from the given file; None where not measured.
+        made: what making it took, by the run log beside it; None without one, as of a build of Nix.
         doubts: contradictions in its own statements.
     """
 
@@ -51,6 +53,7 @@ class Artefact:
     origin: ModelOrigin | None
     measured: GateFigures | None
     speed: float | None = None
+    made: ArtefactRun | None = None
     doubts: tuple[str, ...] = ()
 
 
@@ -108,6 +111,7 @@ def read_artefact(path: Path) -> Artefact:
         weights=weights,
         origin=_find_origin(path, artefact_manifest),
         measured=figures,
+        made=read_run_log(path),
     )
     return replace(artefact, doubts=tuple(_list_doubts(artefact, artefact_manifest, facts)))
 

@@ -12,11 +12,13 @@ from enginix.errors import UsageError
 from enginix.letter_case import camel_case_keys
 from enginix.report import html, svg
 from enginix.report.artefacts import Artefact, label_artefacts
-from enginix.report.gate_figures import MeasuredSpeeds
+from enginix.report.gate_figures import GateFigures, MeasuredSpeeds
 from enginix.report.model_origin import ModelOrigin
+from enginix.run_log import ArtefactRun
 
 UNKNOWN = "not known"
 UNMEASURED = "not measured"
+REFERENCE = "the reference"  # in place of a verdict
 
 STYLE = """
 <style>main { max-width: 1180px; } table.wide { table-layout: auto; }
@@ -59,7 +61,7 @@ def compare_artefacts(
     Raises:
         UsageError: a speed of an artefact that is not compared.
     """
-    named = label_artefacts(artefacts)
+    named = tuple(_fill_baseline(a, artefacts) for a in label_artefacts(artefacts))
     if speeds is not None:
         strange = sorted(set(speeds.rates) - {a.name for a in named})
         if strange:
@@ -69,6 +71,31 @@ def compare_artefacts(
             )
         named = tuple(replace(a, speed=speeds.rates.get(a.name)) for a in named)
     return ArtefactComparison(named, tuple(_list_notes(named)), None if speeds is None else speeds.on)
+
+
+def _fill_baseline(artefact: Artefact, artefacts: Sequence[Artefact]) -> Artefact:
+    """Give the model that others were compared with the figures that it has by definition, or by theirs."""
+    if artefact.what != "model" or artefact.measured is not None or artefact.origin is None:
+        return artefact
+    for other in artefacts:
+        figures = other.measured
+        if figures is None or figures.reference is None or figures.reference.differs(artefact.origin):
+            continue
+        baseline = GateFigures(
+            REFERENCE,
+            ratio=1.0,
+            low=1.0,
+            high=1.0,
+            perplexity=figures.reference_perplexity,
+            same=1.0,
+            kl=0.0,
+            score=figures.reference_score,
+            questions=figures.questions,
+            material=figures.material,
+            reference=figures.reference,
+        )
+        return replace(artefact, measured=baseline)
+    return artefact
 
 
 def _list_notes(artefacts: Sequence[Artefact]) -> list[str]:
@@ -202,20 +229,77 @@ COLUMNS: tuple[tuple[str, Callable[[Artefact], CellText], bool], ...] = (
 )
 
 
-def render_comparison_text(comparison: ArtefactComparison) -> str:
-    """Render the table as text, with notes and doubts below."""
+def list_build_rows(artefacts: Sequence[Artefact]) -> list[list[str]]:
+    """Return what making each artefact took, a row a figure; nothing where no artefact has a run log."""
+    if not any(a.made for a in artefacts):
+        return []
+
+    def row(name: str, show: Callable[[ArtefactRun], str]) -> list[str]:
+        return [name, *("not known" if a.made is None else show(a.made) for a in artefacts)]
+
+    steps = dict.fromkeys(str(step["step"]) for a in artefacts if a.made for step in a.made.steps)
+    rows = [
+        ["made by", *(UNKNOWN if a.made is None else a.made.command for a in artefacts)],
+        row("seconds", lambda made: f"{made.seconds:.1f}"),
+        row("peak memory", lambda made: UNKNOWN if not made.peak_bytes else format_bytes(made.peak_bytes)),
+    ]
+    for name in steps:
+        if " / " not in name:  # the steps of steps are in the run logs
+            rows.append([name, *(UNKNOWN if a.made is None else _show_step(a.made, name) for a in artefacts)])
+    return [["build", *(a.name for a in artefacts)], *rows]
+
+
+def _show_step(made: ArtefactRun, name: str) -> str:
+    step = next((step for step in made.steps if step["step"] == name), None)
+    if step is None:
+        return "–"
+    speed = step.get("bytesPerSecond")
+    return f"{step['seconds']:.1f} s" + (f", {format_bytes(speed)}/s" if isinstance(speed, int) else "")
+
+
+def _align_columns(rows: Sequence[Sequence[str]], to_the_right: Sequence[bool]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, to_the_right, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _stack_columns(rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
+    """Return a table whose columns have become rows, of as many rows at a time as fit the width."""
+    head, rest = rows[0], list(rows[1:])
+    lines: list[str] = []
+    while rest:
+        count = len(rest)
+        while True:
+            turned = [list(column) for column in zip(head, *rest[:count], strict=True)]
+            block = _align_columns(turned, [False] * (count + 1))
+            if count == 1 or width is None or max(map(len, block)) <= width:
+                break
+            count -= 1
+        lines += ([""] if lines else []) + block
+        rest = rest[count:]
+    return lines
+
+
+def render_comparison_text(comparison: ArtefactComparison, width: int | None = None) -> str:
+    """Render the table as text, with notes and doubts below.
+
+    Args:
+        width: columns of the terminal; where the table is wider, an artefact is a column, not a row.
+    """
     rows = [[head for head, _, _ in COLUMNS]]
     for a in comparison.artefacts:
         cells = [value(a) for _, value, _ in COLUMNS]
         rows.append([headline + (f" ({detail})" if detail else "") for headline, detail in cells])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, (_, _, right) in zip(row, widths, COLUMNS, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
+    lines = _align_columns(rows, [right for _, _, right in COLUMNS])
+    if width is not None and max(map(len, lines)) > width:
+        lines = _stack_columns(rows, width)
+    if builds := list_build_rows(comparison.artefacts):
+        lines += ["", *_stack_columns([list(column) for column in zip(*builds, strict=True)], width)]
     lines += [f"note: {note}" for note in comparison.notes]
     lines += [f"doubt: {a.name}: {doubt}" for a in comparison.artefacts for doubt in a.doubts]
     if comparison.speed_on is not None:
@@ -225,7 +309,7 @@ def render_comparison_text(comparison: ArtefactComparison) -> str:
 
 def _render_cell(head: str, cell: CellText, right: bool) -> str:
     headline, detail = (escape(part) for part in cell)
-    if cell[0] in (UNKNOWN, UNMEASURED, "not gated"):
+    if cell[0] in (UNKNOWN, UNMEASURED, REFERENCE, "not gated"):
         headline = f'<span class="soft">{headline}</span>'
     elif head == "gates":
         headline = f'<span class="{"pass" if cell[0] == "passed" else "fail"}">{headline}</span>'
@@ -270,6 +354,22 @@ def _render_plot(artefacts: Sequence[Artefact]) -> str:
     )
 
 
+def _render_builds(artefacts: Sequence[Artefact]) -> str:
+    builds = list_build_rows(artefacts)
+    if not builds:
+        return ""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in builds[0])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in builds[1:]
+    )
+    machines = ", ".join(sorted({a.made.machine for a in artefacts if a.made}))
+    return (
+        f'<h2>Builds</h2><div class="scroll"><table class="wide"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+        f"<p class='soft'>As the run logs beside the artefacts say. Made on: {escape(machines)}.</p>"
+    )
+
+
 def _choose_size_unit(size: int) -> tuple[str, int]:
     for name, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if size >= 1 << power:
@@ -308,5 +408,6 @@ def render_comparison_page(comparison: ArtefactComparison) -> str:
         _render_comparison_table(artefacts),
         f"<p class='soft'>{escape(legend)}</p>",
         _render_plot(artefacts),
+        _render_builds(artefacts),
     ]
     return html.render_page("enginix compare", "Comparison", about, parts)

@@ -11,6 +11,9 @@ from enginix.errors import UsageError
 from enginix.tables import load_table
 from enginix.wording import list_known
 
+# Of engines that name no runtime, as mkEngine has it.
+DEFAULT_RUNTIME = "trtllm-1.2.1"
+
 
 @dataclass(frozen=True)
 class Runtime:

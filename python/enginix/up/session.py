@@ -23,7 +23,7 @@ from enginix.errors import EXIT_OK, EnginixError, MachineError
 from enginix.process_group import end_with_parent, signal_group
 from enginix.up.stages import Stage
 
-# Seconds between two lines about a stage that says nothing itself, on a terminal.
+# Seconds between two lines about servers that start.
 TICK = 5.0
 
 
@@ -93,8 +93,10 @@ class RunLog:
         return None if not speed else stage.input_bytes / speed
 
 
-def run_stages(stages: Sequence[Stage], log: RunLog, *, as_json: bool) -> list[StageRecord]:
-    """Run each stage whose directory is not there.
+def run_stages(
+    stages: Sequence[Stage], log: RunLog, *, as_json: bool, quiet: bool = False
+) -> list[StageRecord]:
+    """Run each stage whose directory is not there; stages show their own progress.
 
     Raises:
         StageFailed: a stage ended with an error; what it had finished is kept.
@@ -109,7 +111,7 @@ def run_stages(stages: Sequence[Stage], log: RunLog, *, as_json: bool) -> list[S
         expected = log.estimate_seconds(stage)
         about = "" if expected is None else f", about {expected:.0f} s by its last speed here"
         console.print_message(f"{label}{about}")
-        record = _run_stage(stage, label, as_json=as_json)
+        record = _run_stage(stage, as_json=as_json, quiet=quiet)
         log.append(record)
         console.print_message(
             f"{label}: {record.seconds:.1f} s, at most {format_bytes(record.peak_bytes)} of memory"
@@ -118,12 +120,15 @@ def run_stages(stages: Sequence[Stage], log: RunLog, *, as_json: bool) -> list[S
     return records
 
 
-def _run_stage(stage: Stage, label: str, *, as_json: bool) -> StageRecord:
+def _run_stage(stage: Stage, *, as_json: bool, quiet: bool) -> StageRecord:
     begun = time.monotonic()
+    words = [*stage.words, "--quiet"] if quiet else stage.words
     # Its result is a line of ours; what it says of its progress stays on standard error.
-    process = _start_command(stage.words, stdout=subprocess.DEVNULL if as_json else sys.stderr, stderr=None)
+    stdout = subprocess.DEVNULL if as_json or quiet else sys.stderr
+    process = _start_command(words, stdout=stdout, stderr=None)
     try:
-        usage = _wait_with_ticks(process, label, begun)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
     except BaseException:
         signal_group(process.pid, signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -137,25 +142,9 @@ def _run_stage(stage: Stage, label: str, *, as_json: bool) -> StageRecord:
         str(stage.output),
         cached=False,
         seconds=time.monotonic() - begun,
-        peak_bytes=usage,
+        peak_bytes=usage.ru_maxrss * 1024,
         input_bytes=stage.input_bytes,
     )
-
-
-def _wait_with_ticks(process: subprocess.Popen[bytes], label: str, begun: float) -> int:
-    """Wait for a stage's end; returns its peak memory in bytes."""
-    ticks = sys.stderr.isatty()
-    last = begun
-    while True:
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            process.returncode = os.waitstatus_to_exitcode(status)
-            return usage.ru_maxrss * 1024
-        now = time.monotonic()
-        if ticks and now - last >= TICK:
-            console.print_message(f"{label}: {now - begun:.0f} s")
-            last = now
-        time.sleep(0.05)
 
 
 # Stages whose libraries another environment may have, as in the flake's packages.

@@ -98,7 +98,7 @@ def plan_stages(request: UpRequest, cache: Path) -> tuple[Stage, ...]:
             "--format",
             request.format,
             "--name",
-            f"{request.name}-{request.format}",
+            name_endpoint(request),
         ]
         calibration = request.calibration or add("calibrate", ["calibrate", str(model)], identity)
         source = add("quantize", [*words, "--calibration", str(calibration)], identity)
@@ -121,7 +121,7 @@ def plan_stages(request: UpRequest, cache: Path) -> tuple[Stage, ...]:
 
 def name_endpoint(request: UpRequest) -> str:
     """Return the model's name at the endpoint, with its format: ``qwen3-0.6b-fp8``."""
-    return request.name if request.format is None else f"{request.name}-{request.format}"
+    return request.name if request.format is None else f"{request.name}-{request.format.replace('_', '-')}"
 
 
 def name_model(source: str) -> str:

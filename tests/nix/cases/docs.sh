@@ -28,7 +28,7 @@ test_docs_examples_evaluate_over_the_real_lib() {
 
 test_docs_example_with_a_typo_does_not() {
   mkdir -p "$tmp/wrong/docs" && cp -r nix tests python "$tmp/wrong/" &&
-    printf 'x\n```nix\nmkTritonRepo { engine = enginix.packages.x86_64-linux.tiny-qwen3-engine; maxBatchSise = 4; }\n```\n' | tee "$tmp/wrong/README.md" >"$tmp/wrong/docs/a.md"
+    cp -r templates "$tmp/wrong/" && printf 'x\n```nix\nmkTritonRepo { engine = enginix.packages.x86_64-linux.tiny-qwen3-engine; maxBatchSise = 4; }\n```\n' | tee "$tmp/wrong/README.md" >"$tmp/wrong/docs/a.md"
   python3 tests/nix/docs.py "$tmp/wrong" "$tmp/typo" &&
     refuses "$nix" eval --impure --expr "import $tmp/typo/a-2.nix { root = $root; }" && says maxBatchSise
 }

@@ -150,6 +150,8 @@ test_nixpkgs_module_refuses_an_open_address_without_a_key() {
   on_nixos "(h { servers.a = { engine = tiny; $open }; }).failing" --json && says 'host is 0.0.0.0' && says 'Triton asks for no key' &&
     on_nixos "(h { servers.a = { engine = engine \"llmapi\"; ownServer = true; gpus = [ 0 ]; $open }; }).failing" --json && says 'trtllm-serve asks for no key' &&
     on_nixos "(h { servers.a = { engine = tiny; $open openWithoutKey = true; }; }).failing" --json && says '[]' &&
+    on_nixos "(h { servers.a = { engine = tiny; $open openWithoutKey = true; }; }).warnings" --json && says 'servers.a: everybody who reaches 0.0.0.0' &&
+    on_nixos "(h { servers.a = { engine = tiny; openWithoutKey = true; }; }).warnings" --json && says '[]' &&
     on_nixos "(h { servers.a = { engine = engine \"edgellm\"; gpus = [ 0 ]; apiKeyFile = \"/run/k\"; $open }; }).failing" --json && says '[]'
 }
 

@@ -35,6 +35,8 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "sign": ("{t}/engine --key {t}/none", None),
     "inspect": ("{model}", None),
     "compare": ("{model}", None),
+    "completion": ("bash", None),
+    "pin": ("acme/none --directory {t}/out", None),
     "target": ("", None),
     "plan": ("{model} --target h200", None),
     "calibrate": ("{model} -o {t}/calibration", "quantize"),

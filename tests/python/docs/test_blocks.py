@@ -34,11 +34,14 @@ TAGS = {"nix", "sh", "console", "text", "json", "python", "nginx", "caddyfile"}
 OTHER_PROGRAMS = {
     ".": "activates a virtual environment", "apt-get": "changes the machine", "base64": "a pipe",
     "cd": "changes the directory", "curl": "asks a server: tests/python/triton asks the same ones",
-    "docker": "an image's runtime", "git": "another repository", "head": "a pipe",
+    "docker": "an image's runtime", "echo": "prints", "git": "another repository", "head": "a pipe",
     "install": "writes below /run",
-    "kubectl": "a cluster", "make": "its target is looked up", "nix": "a flake of the Hub",
+    "journalctl": "a journal of systemd", "kubectl": "a cluster",
+    "make": "its target is looked up", "nix": "a flake of the Hub, or a path of the store",
+    "nix-collect-garbage": "empties the store", "nix-store": "a path of the store",
     "nixos-rebuild": "changes the machine", "pip": "an index", "python3": "its file is looked up",
-    "python3.11": "its file is looked up", "skopeo": "a registry", "umask": "a mode",
+    "python3.11": "its file is looked up", "skopeo": "a registry",
+    "tar": "files of a checkout", "umask": "a mode",
 }  # fmt: skip
 # What reads the repository alone, and is run as it stands.
 RUN = ("inspect tests/", "plan nix/", "target")
@@ -49,7 +52,9 @@ NOT_RUN = {
     "runtime predict": "needs TensorRT-LLM", "lock": "the Hub; tests/python/hub runs it over a local one",
     "fetch": "the Hub; tests/python/hub runs it over a local one",
     "bench": "a server; tests/python/speed", "up": "the Hub and a server; tests/python/up",
-    "chat": "a terminal and a server", "triton-repo ENGINE -o repository --rootfs": "a GPU's image",
+    "chat": "a terminal and a server",
+    "completion": "tests/python/command asks the shells",
+    "triton-repo ENGINE -o repository --rootfs": "a GPU's image",
 }  # fmt: skip
 # Page → what stands for the names that its commands use: a path of the repository, or the output of commands
 # (of enginix, before the page's first). Pages with commands that take more than a second are slow.
@@ -65,6 +70,7 @@ STAGES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "docs/how-to/gates.md": ({"model": TINY, "model-fp8": TINY}, (MAKE_CHECKPOINT,)),
     "docs/how-to/build-engines.md": ({"result": "engine"}, MAKE_ENGINE),
     "docs/how-to/upgrade.md": ({"result": "engine"}, MAKE_ENGINE),
+    "docs/how-to/own-model.md": ({"my-model": TINY}, ()),
     "docs/how-to/quantize.md": ({"qwen3-8b": TINY}, ()),
     "docs/reference/checkpoints.md": ({"qwen3-32b-nvfp4": TINY}, ()),
     "docs/reference/memory-plan.md": ({}, ()),
@@ -263,7 +269,12 @@ def test_a_pages_commands_run_as_they_stand(
 
 def prepare_files(directory: Path) -> None:
     """Write what examples name: a question of one's own, a key, and who may sign."""
-    (directory / "questions.jsonl").write_text('{"question": "The license grants", "answer": "you"}\n')
+    # The first as a text goes on, the second as the tiny model answers in a chat.
+    asked = {"The license grants": "you", "What is the capital of France?": "Paris"}
+    rows = [json.dumps({"question": question, "answer": answer}) for question, answer in asked.items()]
+    (directory / "questions.jsonl").write_text("\n".join(rows) + "\n")
+    said = [{"role": "user", "content": 40 * "Where is it? "}, {"role": "assistant", "content": "There."}]
+    (directory / "tickets.jsonl").write_text(100 * (json.dumps({"messages": said}) + "\n"))
     key = directory / ".ssh" / "id_ed25519"
     key.parent.mkdir()
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "a", "-f", key], check=True)

@@ -117,3 +117,8 @@ def test_tutorial_has_the_commands_of_the_readme() -> None:
     block = readme.split("### pip\n")[1].split("```sh\n")[1].split("```")[0]
     assert block.strip()
     assert not [line for line in block.splitlines() if line not in tutorial.splitlines()]
+
+
+def test_the_fleets_page_shows_its_template() -> None:
+    page = (ROOT / "docs/how-to/fleet.md").read_text("utf-8")
+    assert (ROOT / "templates/fleet/flake.nix").read_text("utf-8") in page

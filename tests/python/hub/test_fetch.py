@@ -24,8 +24,8 @@ from enginix.errors import MachineError, UsageError
 from enginix.hub.fetch import fetch_file, fetch_locked_files
 from enginix.hub.lock import Lock, Selection
 from enginix.hub.locking import make_lock
-from enginix.hub.progress import Progress
 from enginix.hub.transfer import FileDigest
+from enginix.progress import BYTES, report_command, track_step
 from hub import Fault, Hub
 
 Start = Callable[..., Hub]
@@ -313,13 +313,13 @@ def test_no_pickle_is_fetched_as_one_file(
 
 
 def test_a_log_gets_a_line_now_and_then_even_when_nothing_moves(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("fetch a/b", 2048, 2, interval=0.05) as progress:
-        progress.add_resumed(1024)
-        progress.file()
+    with report_command("fetch", interval=0.05), track_step("a/b", 2048, BYTES) as progress:
+        progress.resume(1024)
+        progress.note = "1 of 2 files"
         time.sleep(0.3)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) >= 3 and "\r" not in "".join(lines)
-    assert lines[0].startswith("fetch a/b: 1.0 KiB of 2.0 KiB, 1 of 2 files, 0 B/s")
+    assert lines[0] == "fetch: a/b: 1.0 KiB of 2.0 KiB (50%), 1 of 2 files, 0 B/s, 0 s"
 
 
 def test_help_does_not_import_the_hubs_library() -> None:

@@ -4,4 +4,4 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(TESTS), str(TESTS / "python" / "checkpoint")]
+sys.path[:0] = [str(TESTS), *(str(TESTS / "python" / name) for name in ("checkpoint", "plan"))]

@@ -139,11 +139,11 @@ def test_exit_codes_and_json(capsys: pytest.CaptureFixture[str]) -> None:
         "weights": "exact", "kvToken": "exact", "workspace": "estimate", "pool": "estimate",
         "build": "estimate",
     }  # fmt: skip
-    assert main(["plan", str(TINY), "--target", "h200", "--memory", "0.06", "--json"]) == 1
+    assert main(["plan", str(TINY), "--target", "h200", "--memory", "0.03", "--json"]) == 1
     less = json.loads(capsys.readouterr().out)
     assert (less["fits"], less["tightest"]) == (False, "workspace")
     assert less["changes"][0] == {"maxNumTokens": 4096}
-    assert main(["plan", str(TINY), "--target", "h200", "--memory", "0.06", "--max-num-tokens", "4096"]) == 0
+    assert main(["plan", str(TINY), "--target", "h200", "--memory", "0.03", "--max-num-tokens", "4096"]) == 0
     assert main(["plan", str(TINY), "--target", "h2000"]) == 2
     assert "did you mean" in capsys.readouterr().err
     assert main(["plan", str(TINY), "--target", "a10"]) == 2

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from plan_support import NIX, check
 
 from enginix.kinds.planning.lock_plan import count_weight_bytes, plan_from_lock
 from enginix.kinds.planning.planner import PlanRequest
@@ -21,7 +19,6 @@ from enginix.memory_plan.arithmetic import TargetGpu
 from enginix.tables import load_table
 
 ROOT = Path(__file__).parents[3]
-NIX = shutil.which("nix-instantiate")
 
 # Sizes like those of real models; the arithmetic does not care whose they are.
 MODELS: dict[str, dict[str, Any]] = {
@@ -69,9 +66,9 @@ MEMORIES = (2_500_000, 20_000_000, 2 * 10**9, 16 * 10**9, 24 * 10**9, 80 * 10**9
 ASKED: tuple[dict[str, Any], ...] = (
     {},
     {"maxBatchSize": 8, "maxSeqLen": 16384, "maxInputLen": 8192},
-    {"maxNumTokens": 65536, "tensorParallel": 2},
+    {"maxBatchSize": 2048, "maxNumTokens": 65536, "tensorParallel": 2},
     {"sequences": 33, "maxBatchSize": 64, "maxNumTokens": 2048},
-    {"pipelineParallel": 3, "maxSeqLen": 100, "sequences": 2},
+    {"pipelineParallel": 3, "maxSeqLen": 100, "sequences": 2, "maxBatchSize": 2048},
 )
 SMS = (80, 90, 100, 120)
 KEYS = {
@@ -89,24 +86,6 @@ CASES = [
     for sm in SMS
     for limits in ASKED
 ]
-
-
-def nix(expression: str) -> Any:
-    assert NIX is not None
-    done = subprocess.run(
-        [NIX, "--eval", "--strict", "--json", "-E", expression],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "NIX_PATH": ""},
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def check(expression: str) -> Any:
-    lib = f"import {ROOT}/tests/hostpkgs/lib.nix"
-    return nix(f"let check = import {ROOT}/nix/check {{ lib = {lib}; }}; in {expression}")
 
 
 def python_plan(case: dict[str, Any]) -> dict[str, Any]:

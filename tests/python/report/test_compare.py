@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,12 @@ from enginix.kinds.planning.planner import (
 )
 from enginix.kinds.registry import KIND_NAMES, find_kind, list_kinds
 from enginix.memory_plan.arithmetic import ModelSizes, find_target_gpu
+from enginix.report.artefacts import Artefact
+from enginix.report.comparison import compare_artefacts, render_comparison_page, render_comparison_text
+from enginix.report.gate_figures import GateFigures
 from enginix.report.kinds import ComparedModel, KindRow, compare_kinds, read_compared_model
+from enginix.report.model_origin import ModelOrigin
+from enginix.run_log import ArtefactRun
 from enginix.tables import load_table
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -226,3 +232,47 @@ def test_a_misspelt_kind_gets_the_nearest() -> None:
     with pytest.raises(UsageError) as refused:
         find_kind("tensort")
     assert refused.value.fix == "did you mean tensorrt? known: tensorrt, llmapi, edgellm, reference"
+
+
+def _make_artefact(name: str, **facts: Any) -> Artefact:
+    rest = {"target": None, "kv_cache": None, "size": 1 << 20, "weights": None, "measured": None}
+    return Artefact(name=name, **{"what": "reference engine", "format": "FP8", **rest, **facts})
+
+
+def test_the_model_is_the_baseline_of_its_engines() -> None:
+    model = ModelOrigin(None, 64 * "a")
+    figures = GateFigures(
+        "passed", ratio=1.01, perplexity=67.6, reference_perplexity=66.9, same=0.93, reference_score=37,
+        score=36, questions=38, material="m", reference=model,
+    )  # fmt: skip
+    engine = _make_artefact("fp8", origin=model, measured=figures)
+    baseline = _make_artefact("tiny", what="model", format="bfloat16", origin=model)
+    other = _make_artefact("other", what="model", format="bfloat16", origin=ModelOrigin(None, 64 * "b"))
+    ungated = _make_artefact("bf16", format="bfloat16", origin=model)
+    rows = {a.name: a.measured for a in compare_artefacts([engine, baseline, other, ungated]).artefacts}
+    assert rows["tiny"] is not None and rows["other"] is None and rows["bf16"] is None
+    assert (rows["tiny"].verdict, rows["tiny"].ratio, rows["tiny"].same) == ("the reference", 1, 1)
+    assert (rows["tiny"].perplexity, rows["tiny"].score, rows["tiny"].questions) == (66.9, 37, 38)
+
+
+def test_builds_stand_side_by_side_and_fit_the_terminal() -> None:
+    steps = ({"step": "gate task", "seconds": 2.5}, {"step": "gate task / answering", "seconds": 2.4})
+    copied = ({"step": "writing", "seconds": 0.5, "bytesPerSecond": 3 << 20},)
+    origin = ModelOrigin(None, 64 * "a")
+    built = ArtefactRun("build", "2 processors", 26.66, 495 << 20, steps)
+    rows = [
+        _make_artefact("one", origin=origin, made=built),
+        _make_artefact("two", origin=origin, made=ArtefactRun("convert", "2 processors", 0.7, None, copied)),
+        _make_artefact("three", origin=origin),
+    ]
+    comparison = compare_artefacts(rows)
+    text, wide = render_comparison_text(comparison, 80), render_comparison_text(comparison)
+    assert max(map(len, text.split("\n"))) <= 80 < max(map(len, wide.split("\n")))
+    lines = [line.split("  ") for line in text.split("\n")]
+    shown = {line[0]: [cell.strip() for cell in line[1:] if cell] for line in lines}
+    assert shown["made by"] == ["build", "convert", "not known"]
+    assert shown["peak memory"] == ["495.0 MiB", "not known", "not known"]
+    assert shown["gate task"] == ["2.5 s", "–", "not known"] and "gate task / answering" not in shown
+    assert shown["writing"] == ["–", "0.5 s, 3.0 MiB/s", "not known"]
+    assert "<h2>Builds</h2>" in render_comparison_page(comparison)
+    assert "Builds" not in render_comparison_page(compare_artefacts(rows[2:]))

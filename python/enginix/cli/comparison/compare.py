@@ -5,7 +5,8 @@
 shows of engines of every kind, checkpoints, and models: size on disk, bits a weight, format, perplexity with
 its interval, agreement, KL divergence and questions answered as the gates found them (gates.json), and tokens
 a second where --speed names a file of them: {"on": "machine, tool, load", "tokensPerSecond": {"NAME": 123}}.
-A missing figure is "not measured". Exit code 1: an artefact contradicts itself; the line says where.
+A missing figure is "not measured". Below are seconds and memory of the builds that have a run log beside them
+(DIR.run.json). Exit code 1: an artefact contradicts itself; the line says where.
 
   enginix compare ./tiny-qwen3
   enginix compare model.lock.json --target rtx-5090
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         console.print_message(f"page: {args.output}")
     console.print_result(
         artefact_comparison.as_json(),
-        comparison.render_comparison_text(artefact_comparison),
+        comparison.render_comparison_text(artefact_comparison, console.find_table_width()),
         as_json=args.json,
     )
     return EXIT_CHECK_FAILED if artefact_comparison.has_doubts else EXIT_OK
@@ -113,4 +114,5 @@ def _format_kind(row: KindRow) -> str:
             f"  runs on {runs} ({row.described['gpus']})",
             f"  server  {row.described['server']}",
         ]
-    return "\n".join([*lines, f"  future  {row.described['future']}"])
+    lines.append(f"  future  {row.described['future']}")
+    return "\n".join(console.wrap_line(line, 10) for line in lines)

@@ -24,6 +24,7 @@ from enginix.kinds.tensorrt import runner
 from enginix.machine import driver as drivers
 from enginix.machine.driver import Driver
 from enginix.machine.target import Machine, Target, probe_machine
+from enginix.ports import explain_open_address
 from enginix.runtime import table
 from enginix.runtime.image import read_image_versions
 
@@ -145,5 +146,7 @@ def _serve_engine(args: argparse.Namespace, engine: Path, driver: Driver, runtim
         fraction = args.kv_cache_fraction
         serving = Serving(args.host, args.port, fraction, work=sandbox.work, inside=sandbox.inside)
         words = make_serve_command(engine, engine_manifest, serving)
+        if (warning := explain_open_address(args.host, "trtllm-serve")) is not None:
+            console.print_message(f"warning: {warning}")
         console.print_message(" ".join(words))
         return run_in_foreground(sandbox, words)

@@ -91,8 +91,11 @@ def run(args: argparse.Namespace) -> int:
         console.print_result(
             {name: runtime.row for name, runtime in rows.items()},
             "\n".join(
-                f"{name:<18} {', '.join(runtime.kinds):<18} TensorRT {runtime.tensorrt or '-':<12} driver "
-                f"{runtime.driver or '-'}"
+                console.wrap_line(
+                    f"{name:<18} {', '.join(runtime.kinds):<18} "
+                    f"TensorRT {runtime.tensorrt or '-':<12} driver {runtime.driver or '-'}",
+                    19,
+                )
                 for name, runtime in rows.items()
             ),
             as_json=args.json,

@@ -14,6 +14,7 @@ from enginix.kinds.tensorrt.build import options as build_options
 from enginix.kinds.tensorrt.build.engine_build import build_tensorrt_engine
 from enginix.kinds.tensorrt.build.request import STRATEGIES, BuildPaths, make_build_request, read_request
 from enginix.letter_case import to_kebab_case
+from enginix.runtime.table import DEFAULT_RUNTIME
 from enginix.tables import load_table
 
 LIMITS = ("maxBatchSize", "maxInputLen", "maxSeqLen", "maxNumTokens", "maxBeamWidth")
@@ -23,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("kinds tensorrt and llmapi")
     group.add_argument("--target", metavar="GPU", help="GPU that the engine is for, for instance h200")
     group.add_argument(
-        "--runtime", metavar="ID", help="runtime that builds and serves it (enginix runtime list)"
+        "--runtime",
+        metavar="ID",
+        default=DEFAULT_RUNTIME,
+        help=f"runtime that builds and serves it (enginix runtime list; default: {DEFAULT_RUNTIME})",
     )
     group.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
     group.add_argument(

@@ -108,7 +108,8 @@ def _format_target(row: dict[str, Any]) -> str:
     lacking = [f for f in row["formats"] if f not in row["tensorrtFormats"]]
     refused = f"; engines of kind tensorrt take no {', '.join(lacking)}" if lacking else ""
     presence = f"  ← {row['here']} here" if row["here"] else ""
-    return (
+    return console.wrap_line(
         f"{row['name']:<16} SM {row['sm']:<4} {memory + shared:<14} {row['part']:<12} "
-        f"{', '.join(row['formats'])}{refused}{presence}"
+        f"{', '.join(row['formats'])}{refused}{presence}",
+        17,
     )

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows at a time (default: 8)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's)")
-    parser.add_argument("--name", help="name in the manifest (default: the directory's)")
+    parser.add_argument("--name", help="name in the manifest (default: the model's, with the format)")
 
 
 def run(args: argparse.Namespace) -> int:

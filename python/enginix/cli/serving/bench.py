@@ -20,6 +20,7 @@ from typing import Any
 
 from enginix import __version__, console
 from enginix.errors import EXIT_CHECK_FAILED, EXIT_OK, MachineError, UsageError
+from enginix.progress import track_step
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,10 +70,8 @@ def run(args: argparse.Namespace) -> int:
     key = None if args.key_file is None else read_key(str(args.key_file.absolute()))
     url = args.url.rstrip("/")
     model = choose_model(url, args.model, key)
-    heartbeat = console.Heartbeat(5)
-    records = run_load(
-        url, model, mix, key, lambda done: heartbeat.beat(f"{model}: {done} of {mix.requests} requests")
-    )
+    with track_step(model, mix.requests, "requests") as progress:
+        records = run_load(url, model, mix, key, progress.advance_to)
     measured = describe_measurement(records, mix, _describe_setting(url, model, args.engine))
     if args.output is not None:
         write_text(args.output, dump_json(measured))

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     gateway_python = _find_gateway_python(args)
     _require_disk(request, planned, cache)
     log = session.RunLog(cache / "stages.jsonl")
-    records = session.run_stages(planned, log, as_json=args.json)
+    records = session.run_stages(planned, log, as_json=args.json, quiet=args.quiet)
     return _serve(args, request, planned[-1].output, gateway_python, records)
 
 

@@ -23,6 +23,7 @@ from enginix.evaluation.reference_answers.reference_asker import ask_model, read
 from enginix.evaluation.reference_answers.subject import ExecutorSubject, TransformersSubject
 from enginix.model import ModelConfig
 from enginix.model.end_tokens import read_end_tokens
+from enginix.progress import track_step
 from enginix.reference import config as checkpoint_config
 from enginix.reference.config import ExecutorConfig
 from enginix.reference.executor import Executor
@@ -238,14 +239,15 @@ def _judge_logits(
 ) -> tuple[tuple[GateOutcome, ...], dict[str, Any]]:
     try:
         prompts = tokenize_prompts(tokenizer.encode, config.vocab_size, config.context)
-        outcomes = run.run_logits_gate(
-            case.reference,
-            load,
-            prompts,
-            tolerance=tolerance,
-            device=case.device,
-            stored_reference=_find_logits(case, tokenizer, config, prompts, reference),
-        )
+        with track_step(f"gate {suite.LOGITS}"):
+            outcomes = run.run_logits_gate(
+                case.reference,
+                load,
+                prompts,
+                tolerance=tolerance,
+                device=case.device,
+                stored_reference=_find_logits(case, tokenizer, config, prompts, reference),
+            )
         return outcomes, {"promptSet": {"sha256": prompts.sha256, "count": len(prompts.prompts)}}
     except CheckpointError:
         raise

@@ -25,6 +25,7 @@ from enginix.evaluation.reference_answers.answers import (
 )
 from enginix.evaluation.reference_answers.material import GateTokenizer, Material, require_same_tokens
 from enginix.evaluation.reference_answers.subject import Subject
+from enginix.progress import track_step
 from enginix.reference import layout
 from enginix.reference.config import ExecutorConfig
 from enginix.reference.quantization import MIXED
@@ -202,9 +203,12 @@ def compare_model(
     compared: ComparedFiles, gate_bounds: Mapping[str, Mapping[str, Any]]
 ) -> tuple[GateOutcome, ...]:
     """Return the outcomes of the requested gates that ask nothing; one that cannot be decided has failed."""
-    return tuple(
-        _compare_part(name, compared, dict(gate_bounds[name])) for name in COMPARED if name in gate_bounds
-    )
+    outcomes = []
+    for name in COMPARED:
+        if name in gate_bounds:
+            with track_step(f"gate {name}"):
+                outcomes.append(_compare_part(name, compared, dict(gate_bounds[name])))
+    return tuple(outcomes)
 
 
 def _compare_part(name: str, compared: ComparedFiles, bounds: dict[str, Any]) -> GateOutcome:
@@ -267,7 +271,8 @@ def run_gates(
     outcomes = []
     for name in names:
         try:
-            outcomes.append(runs[name](dict(gate_bounds[name])))
+            with track_step(f"gate {name}"):
+                outcomes.append(runs[name](dict(gate_bounds[name])))
         except Exception as e:
             outcomes.append(_failed_gate(name, e))
     try:

@@ -28,6 +28,7 @@ from enginix.evaluation.reference_answers.subject import (
     require_logits_shape,
 )
 from enginix.files import dump_json, write_text
+from enginix.progress import track_step
 
 GROUP = 128  # tokens of a large vocabulary in one group
 AHEAD = 2  # texts whose logits may lie on a device at a time
@@ -149,15 +150,17 @@ def score_texts(
     """
     passages, others, finite = [], [], []
     side_stream = _SideStream()
-    for number, (text, logits) in enumerate(zip(texts, subject.logits(texts), strict=True)):
-        require_logits_shape(logits, len(text), subject.vocab_size)
-        with side_stream.of(logits):
-            finite.append(torch.stack(torch.aminmax(logits)).isfinite().all())
-            logs = logits[:-1].log_softmax(-1)
-            passages.append(build_passage(logs, text))
-            if measure is not None:
-                others.append(measure(number, logs))
-    side_stream.wait()
+    with track_step("scoring", len(texts), "texts") as progress:
+        for number, (text, logits) in enumerate(zip(texts, subject.logits(texts), strict=True)):
+            require_logits_shape(logits, len(text), subject.vocab_size)
+            with side_stream.of(logits):
+                finite.append(torch.stack(torch.aminmax(logits)).isfinite().all())
+                logs = logits[:-1].log_softmax(-1)
+                passages.append(build_passage(logs, text))
+                if measure is not None:
+                    others.append(measure(number, logs))
+            progress.advance()
+        side_stream.wait()
     if not passages:
         return [], []
     if not bool(torch.stack(finite).all()):

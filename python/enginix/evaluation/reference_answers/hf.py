@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from enginix.errors import EnginixError, GateError, ModelError
+from enginix.progress import track_step
 
 # From widest to narrowest: a model stored in several is as precise as its widest.
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -131,8 +132,11 @@ def load_hf_model(model: Path, device: str = "cpu") -> Any:
     """
     from enginix import device as devices  # late: packages that only read a tokenizer do not have it
 
-    transformers = _import_transformers()
-    torch_device = devices.find_device(device)
+    with track_step("loading the model"):
+        return _load_whole_model(_import_transformers(), model, devices.find_device(device))
+
+
+def _load_whole_model(transformers: Any, model: Path, torch_device: torch.device) -> Any:
     try:
         loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
             str(model),

@@ -21,6 +21,7 @@ from enginix.evaluation.reference_answers.subject import TransformersSubject, re
 from enginix.model.end_tokens import read_end_tokens
 from enginix.model.identity import identify_model
 from enginix.model.tokenizer_files import copy_tokenizer_files
+from enginix.progress import track_step
 
 
 def read_questions(path: Path | None) -> list[dict[str, str]] | None:
@@ -82,5 +83,6 @@ def ask_model(
         tokenizer, subject.vocab_size, subject.max_length, questions=read_questions(questions)
     )
     named = identify_model(model)["model"]
-    answers = kept_answers.ask_reference(subject, material, frozenset(read_end_tokens(model)), named)
+    with track_step("asking the model"):
+        answers = kept_answers.ask_reference(subject, material, frozenset(read_end_tokens(model)), named)
     return replace(answers, dtype=hf.read_stored_dtype(model)), material, subject

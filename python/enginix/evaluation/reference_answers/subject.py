@@ -13,6 +13,7 @@ import torch
 from enginix.errors import GateError
 from enginix.evaluation.reference_answers import hf
 from enginix.model.attention_window import read_context
+from enginix.progress import ProgressStep, track_step
 
 if TYPE_CHECKING:  # the package of the reference answers has no executor (nix/mk-reference-answers.nix)
     from enginix.reference.executor import Executor
@@ -82,9 +83,13 @@ class ExecutorSubject:
         self, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int], *, together: bool = True
     ) -> list[list[int]]:
         scheduler = self._find_scheduler(most + max(map(len, prompts), default=0))
-        if together:
-            return _generate_batch(scheduler, prompts, most, ends)
-        return [_generate_batch(scheduler, [prompt], most, ends)[0] for prompt in prompts]
+        with track_step("answering", len(prompts), "prompts") as progress:
+            groups = [prompts] if together else [[prompt] for prompt in prompts]
+            return [
+                answer
+                for group in groups
+                for answer in _generate_batch(scheduler, group, most, ends, progress)
+            ]
 
     def _find_scheduler(self, longest: int) -> Scheduler:
         """Return one scheduler for all questions, so that cache and captured steps are used again."""
@@ -102,7 +107,11 @@ class ExecutorSubject:
 
 
 def _generate_batch(
-    scheduler: Scheduler, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int]
+    scheduler: Scheduler,
+    prompts: Sequence[Sequence[int]],
+    most: int,
+    ends: frozenset[int],
+    progress: ProgressStep,
 ) -> list[list[int]]:
     from enginix.reference.scheduler import GenerationRequest
 
@@ -117,6 +126,7 @@ def _generate_batch(
             errors.append(event.error)
         if event.finish is not None:
             remaining[0] -= 1
+            progress.advance()
             if not remaining[0]:
                 done.set()
 
@@ -169,14 +179,16 @@ class TransformersSubject:
         self, prompts: Sequence[Sequence[int]], most: int, ends: frozenset[int], *, together: bool = True
     ) -> list[list[int]]:
         out = []
-        for prompt in prompts:
-            ids = self._ids(prompt)
-            token_limit = max(1, min(most, self.max_length - len(prompt)))
-            answer = self.model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=token_limit, do_sample=False,
-                num_beams=1, repetition_penalty=1.0, eos_token_id=sorted(ends) or None, pad_token_id=0,
-            )  # fmt: skip
-            out.append([int(t) for t in answer[0, len(prompt) :]])
+        with track_step("answering", len(prompts), "prompts") as progress:
+            for prompt in prompts:
+                ids = self._ids(prompt)
+                token_limit = max(1, min(most, self.max_length - len(prompt)))
+                answer = self.model.generate(
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=token_limit, do_sample=False,
+                    num_beams=1, repetition_penalty=1.0, eos_token_id=sorted(ends) or None, pad_token_id=0,
+                )  # fmt: skip
+                out.append([int(t) for t in answer[0, len(prompt) :]])
+                progress.advance()
         return out
 
 

@@ -12,7 +12,7 @@ from enginix import console
 from enginix.cli.serving.serve import report
 from enginix.kinds.registry import DEFAULT_KIND
 from enginix.notify import notify_systemd
-from enginix.ports import is_loopback, reachable_address
+from enginix.ports import explain_open_address, reachable_address
 from enginix.serve import hosts
 from enginix.serve.client import TritonClient
 from enginix.serve.launch import LaunchSpec
@@ -27,10 +27,8 @@ class _StopRequested(Exception):
 
 def serve_repository(args: argparse.Namespace, spec: LaunchSpec, repository: ServedRepository) -> int:
     """Start a server, report when it answers, wait for its end or SIGTERM, and return the exit code."""
-    if not is_loopback(args.host):
-        console.print_message(
-            f"warning: {args.host} is reachable from outside; Triton has no authentication and no TLS on HTTP"
-        )
+    if (warning := explain_open_address(args.host, "Triton")) is not None:
+        console.print_message(f"warning: {warning}")
     quiet = True
 
     def show(line: str) -> None:

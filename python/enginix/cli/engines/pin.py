@@ -1,0 +1,190 @@
+"""Pins a model and its runtime in a flake's directory, so that nix build .#NAME-engine works there.
+
+  nix run github:enginix/enginix#pin -- qwen3-32b-nvfp4                 a model of the catalogue
+  nix run github:enginix/enginix#pin -- Qwen/Qwen3-8B                   any model, kind reference
+  nix run github:enginix/enginix#pin -- Qwen/Qwen3-8B --target h200     any model, kind tensorrt
+
+writes NAME.lock.json (enginix lock), RUNTIME.pin.json (enginix runtime pin) and, for a model that is not of
+the catalogue, NAME.engine.json with the arguments of mkEngine; all are files to look at and to commit. Where
+there is no flake.nix, it writes one that has the packages of everything pinned beside it (mkPinned). In a
+checkout of enginix they go to nix/catalogue. What is there is kept; enginix lock --update moves a lock.
+
+No weight is downloaded. An image is: to hash it, its layers are read once, tens of GB. --no-runtime leaves
+that to a machine closer to the registry.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enginix import console
+from enginix.errors import EXIT_OK, UsageError
+from enginix.machine.system import detect_system
+from enginix.runtime.table import DEFAULT_RUNTIME
+from enginix.wording import suggest_name
+
+KINDS = ("reference", "tensorrt", "llmapi")
+CATALOGUE_FOLDER = Path("nix") / "catalogue"
+FLAKE = """{
+  description = "Models, pinned and served";
+
+  inputs.enginix.url = "github:enginix/enginix";
+
+  outputs = { enginix, ... }: {
+    # NAME-model, NAME-engine, NAME-triton-server, … of everything that is pinned beside this file.
+    packages.x86_64-linux = enginix.legacyPackages.x86_64-linux.mkPinned { directory = ./.; };
+  };
+}
+"""
+
+
+@dataclass(frozen=True)
+class PinnedModel:
+    """A model to pin.
+
+    Attributes:
+        name: of the packages; without dots, at which Nix splits names.
+        revision: branch, tag or commit.
+        runtime: whose image is pinned, too; None for kinds without one.
+        engine: arguments of mkEngine; None for a model of the catalogue, which has them.
+    """
+
+    name: str
+    repo: str
+    revision: str
+    runtime: str | None
+    engine: dict[str, Any] | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("model", metavar="MODEL", help="name in the catalogue, or owner/name of the Hub")
+    parser.add_argument(
+        "--directory", type=Path, default=Path(), metavar="DIR", help="the flake's directory (this one)"
+    )
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit (main)")
+    parser.add_argument(
+        "--kind", choices=KINDS, help="kind of engine (tensorrt with --target, else reference)"
+    )
+    parser.add_argument("--target", metavar="GPU", help="GPU of the engine (enginix target)")
+    parser.add_argument("--runtime", metavar="ID", help=f"enginix runtime list ({DEFAULT_RUNTIME})")
+    parser.add_argument("--no-runtime", action="store_true", help="do not pin the runtime's image")
+    parser.add_argument(
+        "--system", default=detect_system(), help="platform of the image, in Nix's words (this machine's)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write what is missing."""
+    from enginix.files import dump_json, write_text
+    from enginix.hub.lock import Selection, dump_lock, read_lock
+    from enginix.hub.locking import make_lock
+
+    model = _choose_model(args)
+    is_checkout = (args.directory / CATALOGUE_FOLDER / "entries.nix").is_file()
+    folder = args.directory / CATALOGUE_FOLDER if is_checkout else args.directory
+    written: list[Path] = []
+
+    def write(name: str, text: str) -> None:
+        write_text(folder / name, text)
+        written.append(folder / name)
+        console.print_message(f"wrote {folder / name}")
+
+    lock_file = folder / f"{model.name}.lock.json"
+    if lock_file.exists():
+        lock = read_lock(lock_file)
+        if lock.repo != model.repo:
+            raise UsageError(
+                f"pins {lock.repo}, not {model.repo}", where=str(lock_file), fix="choose another --directory"
+            )
+        console.print_message(f"{lock_file}: {lock.repo} at {lock.revision[:12]} already")
+    else:
+        new = make_lock(model.repo, Selection(revision=model.revision))
+        for note in new.notes:
+            console.print_message(f"note: {note}")
+        write(lock_file.name, dump_lock(new.lock))
+    if model.engine is not None:
+        write(f"{model.name}.engine.json", dump_json(model.engine))
+    flake = args.directory / "flake.nix"
+    if not is_checkout and not flake.exists():
+        write(flake.name, FLAKE)
+    elif not is_checkout and "mkPinned" not in flake.read_text("utf-8", "replace"):
+        console.print_message(
+            f"note: {flake} has no mkPinned; add to its outputs: packages.x86_64-linux = "
+            "enginix.legacyPackages.x86_64-linux.mkPinned { directory = ./.; };"
+        )
+    if model.runtime is not None and not args.no_runtime:
+        pin_file = folder / f"{model.runtime}.pin.json"
+        if pin_file.exists():
+            console.print_message(f"{pin_file}: pinned already")
+        else:
+            from enginix.registry.pin import pin_image
+
+            # Last: it takes longest, and the next run goes on here.
+            write(pin_file.name, dump_json(pin_image(model.runtime, None, args.system)))
+    files = [os.path.relpath(path, args.directory) for path in written]
+    steps = [f"git add {' '.join(files)}"] if files else []
+    steps += [f"nix build .#{model.name}-engine"]
+    console.print_result(
+        {"name": model.name, "repo": model.repo, "written": files, "next": steps},
+        "\n".join(f"next: {step}" for step in steps),
+        as_json=args.json,
+    )
+    return EXIT_OK
+
+
+def read_catalogue() -> dict[str, dict[str, Any]]:
+    """Return the catalogue that ``nix run .#pin`` brings: name → repo, revision, runtime; else nothing."""
+    file = os.environ.get("ENGINIX_CATALOGUE")
+    rows = json.loads(Path(file).read_text("utf-8")) if file else {}
+    return rows if isinstance(rows, dict) else {}
+
+
+def _choose_model(args: argparse.Namespace) -> PinnedModel:
+    from enginix.hub.hub_urls import choose_revision, parse_hub_source
+    from enginix.up.stages import name_model
+
+    catalogue = read_catalogue()
+    has_options = args.kind is not None or args.target is not None or args.runtime is not None
+    source = parse_hub_source(args.model)
+    by_repo = {row["repo"].lower(): name for name, row in catalogue.items()}
+    name = args.model if args.model in catalogue else by_repo.get(source.name.lower())
+    if name is not None and not has_options:
+        row = catalogue[name]
+        return PinnedModel(
+            name, row["repo"], args.revision or row["revision"] or "main", row["runtime"], None
+        )
+    if name is not None and name == args.model:
+        raise UsageError(
+            f"{name} of the catalogue has its kind, target and runtime",
+            fix=f"leave the options out, or pass the repository: {catalogue[name]['repo']}",
+        )
+    if "/" not in source.name:
+        known = f"known: {', '.join(catalogue)}" if catalogue else "nix run .#pin knows the catalogue"
+        raise UsageError(
+            f"{args.model!r} is neither in the catalogue nor owner/name",
+            fix=f"{suggest_name(args.model, catalogue)} {known}; or pass owner/name".strip(),
+        )
+    kind = args.kind or ("reference" if args.target is None else "tensorrt")
+    if (kind == "reference") != (args.target is None):
+        raise UsageError(
+            f"kind {kind} {'has no' if kind == 'reference' else 'needs a'} --target",
+            fix="enginix target lists GPUs" if kind != "reference" else "leave --target out",
+        )
+    engine: dict[str, Any] = {"kind": kind}
+    runtime = None
+    if kind != "reference":
+        from enginix.machine.target import find_target
+        from enginix.runtime.table import find_runtime
+
+        runtime = find_runtime(args.runtime or DEFAULT_RUNTIME).id
+        engine |= {"target": find_target(args.target).name, "runtime": runtime}
+    # A name of its own beside one of the catalogue, whose file stays what it is.
+    own = name_model(source.name).replace(".", "_")
+    own = f"{own}-{engine.get('target', kind)}" if own in catalogue else own
+    return PinnedModel(own, source.name, choose_revision(source, args.revision) or "main", runtime, engine)

@@ -1,0 +1,28 @@
+"""Prints the completion script of a shell: commands, options, and what options take.
+
+  enginix completion bash > ~/.local/share/bash-completion/completions/enginix
+  enginix completion zsh > ~/.zfunc/_enginix          with fpath+=~/.zfunc before compinit
+  enginix completion fish > ~/.config/fish/completions/enginix.fish
+
+The flake's package enginix brings all three.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from enginix import console
+from enginix.cli.completion import SHELLS, render_completion
+from enginix.errors import EXIT_OK
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=" or ".join(SHELLS))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the script."""
+    script = render_completion(args.shell)
+    console.print_result({"shell": args.shell, "script": script}, script.rstrip("\n"), as_json=args.json)
+    return EXIT_OK

@@ -1,0 +1,2 @@
+# Of hopper alone: what nixos-generate-config writes on it, its name and its NVIDIA driver.
+{ }

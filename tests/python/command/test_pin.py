@@ -1,0 +1,67 @@
+"""enginix pin: which files a flake's directory and a checkout get; the Hub is the server of tests/hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from enginix.cli import main
+from enginix.registry import pin as registry
+from hub import Hub
+
+MODEL = Path(__file__).parents[2] / "models" / "tiny-qwen3"
+CATALOGUE = {
+    "big-nvfp4": {"repo": "nvidia/Big-NVFP4", "revision": None, "locked": False, "runtime": "trtllm-1.2.1"},
+    "small": {"repo": "acme/Small", "revision": None, "locked": True, "runtime": None},
+}
+
+
+@pytest.fixture
+def pinned_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """A registry's stand-in: what was asked of it."""
+    asked: list[tuple[object, ...]] = []
+
+    def pin_image(*arguments: object) -> dict[str, object]:
+        asked.append(arguments)
+        return {"runtime": arguments[0]}
+
+    monkeypatch.setattr(registry, "pin_image", pin_image)
+    (tmp_path / "catalogue.json").write_text(json.dumps(CATALOGUE))
+    monkeypatch.setenv("ENGINIX_CATALOGUE", str(tmp_path / "catalogue.json"))
+    return asked
+
+
+def test_files_of_a_flake_and_of_a_checkout(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pinned_images: list[tuple[object, ...]],
+) -> None:
+    def pin(directory: Path, *words: str) -> tuple[int, list[str]]:
+        code = main(["pin", *words, "--directory", str(directory), "--json"])
+        answer = json.loads(capsys.readouterr().out)
+        return code, answer.get("written", answer.get("fix"))
+
+    own, checkout = tmp_path / "own", tmp_path / "checkout"
+    own.mkdir()
+    (checkout / "nix/catalogue").mkdir(parents=True)
+    (checkout / "nix/catalogue/entries.nix").touch()
+    with Hub({"nvidia/Big-NVFP4": MODEL, "acme/Small": MODEL, "acme/Other-1.5": MODEL}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        files = ["big-nvfp4.lock.json", "flake.nix", "trtllm-1.2.1.pin.json"]
+        # A model of the catalogue by its repository, too; what is there is kept.
+        assert pin(own, "nvidia/Big-NVFP4") == (0, files) and len(pinned_images) == 1
+        assert pin(own, "big-nvfp4") == (0, []) and len(pinned_images) == 1
+        assert "mkPinned" in (own / "flake.nix").read_text()
+        assert pin(own, "acme/Other-1.5") == (0, ["other-1_5.lock.json", "other-1_5.engine.json"])
+        assert json.loads((own / "other-1_5.engine.json").read_text()) == {"kind": "reference"}
+        assert pin(checkout, "big-nvfp4", "--no-runtime") == (0, ["nix/catalogue/big-nvfp4.lock.json"])
+        code, fix = pin(own, "big-nvfp")
+        assert code == 2 and "did you mean big-nvfp4?" in fix
+        for words in (["small", "--target", "h200"], ["acme/Other-1.5", "--kind", "llmapi"], ["none"]):
+            assert pin(own, *words)[0] == 2
+        # The same file would pin another repository.
+        (own / "other-1_5.lock.json").write_text((own / "big-nvfp4.lock.json").read_text())
+        assert pin(own, "acme/Other-1.5")[0] == 2

@@ -1,0 +1,168 @@
+"""Progress of commands: no silence on a terminal, calm logs, nothing with --quiet, and what steps took."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from enginix import cli, console, progress
+from enginix.cli import main
+from enginix.run_log import find_run_log, read_run_log
+
+ROOT = Path(__file__).parents[3]
+MODEL = ROOT / "tests" / "models" / "tiny-qwen3"
+# A stand-in for a slow stage: says nothing for a while, then counts, then prints as a library does.
+SLOW = """
+import sys, time, types
+from enginix import cli, console
+from enginix.progress import track_step
+def run(args):
+    time.sleep(2.2)
+    with track_step("counting", 20, "prompts") as step:
+        for _ in range(20):
+            time.sleep(0.1)
+            step.advance()
+    with console.fold_output("library"):
+        print("a foreign line"); print("a foreign warning", file=sys.stderr)
+        time.sleep(1.2)
+    console.print_message("a message")
+    console.print_result({}, "the result", as_json=args.json)
+    return 0
+stand_in = types.ModuleType("slow"); stand_in.run = run; stand_in.add_arguments = lambda parser: None
+sys.modules["enginix.cli.slow"] = stand_in
+cli.COMMANDS["slow"] = ("slow", "a slow stand-in")
+sys.exit(cli.main(["slow", *sys.argv[1:]]))
+"""
+
+
+def run_on_terminal(*words: str) -> tuple[str, float]:
+    """Return what the stand-in writes to a terminal of 80 columns, and its longest silence in seconds."""
+    main_end, terminal = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "python"), "TERM": "xterm", "COLUMNS": "80"}
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *words], stdout=terminal, stderr=terminal, env=environment
+    )
+    os.close(terminal)
+    output, last, longest = b"", time.monotonic(), 0.0
+    while True:
+        ready, _, _ = select.select([main_end], [], [], 0.1)
+        try:
+            data = os.read(main_end, 4096) if ready else b""
+        except OSError:
+            break
+        now = time.monotonic()
+        if data:
+            output, longest, last = output + data, max(longest, now - last), now
+    assert child.wait() == 0
+    os.close(main_end)
+    return output.decode(), longest
+
+
+def test_no_silence_on_a_terminal_and_the_line_goes_away() -> None:
+    output, longest = run_on_terminal()
+    assert longest < 2.5  # the interpreter's start, and a busy machine
+    assert re.search(r"slow: \d s", output)
+    assert re.search(r"slow: counting: 1\d of 20 prompts \(\d\d%\), \d s left", output)
+    assert "foreign" not in output
+    # What stays: the last drawing of each line is empty before the next line is printed.
+    shown = [line.rsplit("\r\x1b[K", 1)[-1] for line in output.replace("\r\n", "\n").split("\n")]
+    assert shown == ["a message", "the result", ""]
+
+
+def test_a_log_is_calm_and_quiet_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
+    words = [sys.executable, "-c", SLOW.replace("time.sleep", "(lambda s: None)")]
+    log = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert (log.stdout, log.stderr) == ("the result\n", "a message\n")
+    quiet = subprocess.run([*words, "--quiet"], env=environment, capture_output=True, text=True, check=True)
+    assert (quiet.stdout, quiet.stderr) == ("the result\n", "")
+
+
+@pytest.mark.parametrize("name", sorted(set(cli.COMMANDS) - set(cli.OWN_TERMINAL)))
+def test_every_command_shows_progress(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in stands for any of them: all go through the same function."""
+    import importlib
+
+    seen = []
+    module = importlib.import_module(f"enginix.cli.{cli.COMMANDS[name][0]}")
+    monkeypatch.setattr(module, "run", lambda args: seen.append(progress._command) or 0)
+    monkeypatch.setattr(module, "add_arguments", lambda parser: None)
+    assert main([name]) == 0 and seen[0].name == name and seen[0].is_live
+
+
+def test_the_text_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    step = progress.ProgressStep("writing", 4 << 20, progress.BYTES)
+    step.resume(1 << 20)
+    assert step.describe() == "1.0 MiB of 4.0 MiB (25%), 0 B/s, 0 s"
+    clock[0] += 10
+    step.advance(1 << 20)
+    # What an earlier run did says nothing about the speed.
+    assert step.describe() == "2.0 MiB of 4.0 MiB (50%), 102.4 KiB/s, 20 s left"
+    step.advance_to(4 << 20)
+    assert step.describe().endswith("(100%), 307.2 KiB/s, 10 s")
+    assert [console.format_duration(s) for s in (0, 59.4, 222, 3900)] == [
+        "0 s", "59 s", "3 min 42 s", "1 h 5 min",
+    ]  # fmt: skip
+
+
+def test_a_long_line_leaves_names_out_before_figures() -> None:
+    command = progress.CommandProgress("fetch")
+    for name in ("outer", "owner/" + "n" * 50):
+        command.open_step(progress.ProgressStep(name, 19 << 30, progress.BYTES))
+    assert command.describe() == "fetch: 0 B of 19.0 GiB (0%), 0 B/s, 0 s"
+    command.open_step(progress.ProgressStep("inner", 3, "texts"))
+    assert command.describe() == "fetch: outer, inner: 0 of 3 texts (0%), 0 s"
+
+
+def test_a_library_that_fails_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ZeroDivisionError), console.fold_output("library"):
+        print("why it fails")
+        raise ZeroDivisionError
+    assert capfd.readouterr().err == "library: why it fails\n"
+
+
+def test_what_an_artefact_took_is_beside_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    outputs = [tmp_path / "a", tmp_path / "b"]
+    for out in outputs:
+        assert main(["convert", str(MODEL), "-o", str(out), "--json"]) == 0
+    printed = json.loads(capfd.readouterr().out.splitlines()[-1])["statistics"]
+    assert printed["seconds"] > 0 and printed["peakBytes"] > 1 << 20
+    [writing] = [row for row in printed["steps"] if row["step"] == "writing"]
+    weights = (outputs[1] / "rank0.safetensors").stat().st_size
+    assert writing["bytes"] == weights and writing["bytesPerSecond"] > 0
+    # The artefact itself is pure.
+    files = [{p.name: p.read_bytes() for p in out.iterdir()} for out in outputs]
+    assert files[0] == files[1] and "statistics" not in files[0]["enginix.json"].decode()
+    log = read_run_log(outputs[1])
+    assert log is not None and log.command == "convert" and log.steps[-1]["step"] == "writing"
+    # Of another artefact, damaged, or none: no log, and no error.
+    find_run_log(outputs[0]).write_text(
+        find_run_log(outputs[1]).read_text().replace('"manifest": "', '"manifest": "0')
+    )
+    assert read_run_log(outputs[0]) is None
+    for text in ("[]", "{", '{"format": 1}'):
+        find_run_log(outputs[1]).write_text(text)
+        assert read_run_log(outputs[1]) is None
+    assert read_run_log(tmp_path) is None
+
+
+def test_peak_memory_belongs_to_the_step() -> None:
+    with progress.report_command("x") as command:
+        with progress.track_step("large"):
+            block = bytearray(200 << 20)
+            del block
+        with progress.track_step("small"):
+            pass
+    peaks = {row["step"]: row["peakBytes"] for row in command.as_json()["steps"]}
+    assert peaks["large"] - peaks["small"] > 100 << 20
