@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 COPY = 1 << 20  # bytes of a block that is copied as it is
 CHUNK = 1 << 20  # bytes of a block that is transformed
+TRANSPOSED = 8 << 20  # bytes of a band of a transposed matrix
 
 
 class SourceFileReader:
@@ -55,7 +56,17 @@ class SourceFileReader:
         """
         if end - begin > len(self._buffer):
             self._buffer = bytearray(end - begin)
-        view, position = memoryview(self._buffer)[: end - begin], begin
+        view = memoryview(self._buffer)[: end - begin]
+        self.read_into(path, begin, view)
+        return view
+
+    def read_into(self, path: Path, begin: int, view: memoryview) -> None:
+        """Fill ``view`` with the bytes of a file from ``begin`` on.
+
+        Raises:
+            ModelError: the file ends before (it changed while it was read).
+        """
+        position, end = begin, begin + len(view)
         while position < end:
             done = os.preadv(self.fd(path), [view[position - begin :]], position)
             if done == 0:
@@ -65,7 +76,6 @@ class SourceFileReader:
                     fix="something shortened it while it was read: fetch it with enginix fetch, then convert",
                 )
             position += done
-        return view
 
     def array(self, tensor: TensorInfo) -> Array:
         """Return a small tensor as a NumPy array of its own dtype."""
@@ -164,6 +174,53 @@ class MatrixRows:
 
 
 @dataclass(frozen=True)
+class TransposedRows:
+    """Rows and columns of a matrix that the model stores transposed.
+
+    Attributes:
+        stored_rows, stored_cols: the whole tensor's own shape: ``inp``, ``out``.
+        rows, cols: half-open ranges of the output matrix, in elements.
+        transform: cast of the elements; None copies them.
+    """
+
+    tensor: TensorInfo
+    stored_rows: int
+    stored_cols: int
+    rows: tuple[int, int]
+    cols: tuple[int, int]
+    transform: RowTransform | None = None
+
+    @property
+    def size(self) -> int:
+        width = (self.cols[1] - self.cols[0]) * self.tensor.itemsize
+        return (self.rows[1] - self.rows[0]) * (width if self.transform is None else self.transform.width(width))
+
+    def blocks(self, reader: SourceFileReader) -> Iterator[bytes]:
+        """Yield the output bytes in order, a band of output rows at a time."""
+        import numpy as np
+
+        item, stride = self.tensor.itemsize, self.stored_cols * self.tensor.itemsize
+        height = self.cols[1] - self.cols[0]
+        element = np.dtype(f"u{item}")
+        band = max(1, TRANSPOSED // (height * item))
+        for first in range(*self.rows, band):
+            last = min(first + band, self.rows[1])
+            block = np.empty((height, last - first), element)
+            lines = memoryview(block).cast("B")  # type: ignore[call-overload]
+            width = (last - first) * item
+            for line in range(height):
+                begin = self.tensor.begin + (self.cols[0] + line) * stride + first * item
+                reader.read_into(self.tensor.path, begin, lines[line * width : (line + 1) * width])
+            rows = np.ascontiguousarray(block.T).view(np.uint8)
+            if self.transform is None:
+                yield rows.tobytes()
+            else:
+                result = np.empty((last - first) * self.transform.width(height * item), np.uint8)
+                self.transform.apply(rows, result)
+                yield result.tobytes()
+
+
+@dataclass(frozen=True)
 class ZeroBytes:
     """``size`` zero bytes."""
 
@@ -199,7 +256,7 @@ class GeneratedBytes:
         yield from self.make(reader)
 
 
-BytePart = MatrixRows | ZeroBytes | KnownBytes | GeneratedBytes
+BytePart = MatrixRows | TransposedRows | ZeroBytes | KnownBytes | GeneratedBytes
 
 
 @dataclass(frozen=True)

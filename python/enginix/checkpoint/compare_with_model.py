@@ -25,7 +25,7 @@ from enginix.checkpoint.layout import (
 )
 from enginix.checkpoint.mapped_tensors import RankFile, map_tensor
 from enginix.checkpoint.numbers import list_fp8_values, to_float32, unpack_int4_rows
-from enginix.checkpoint.source_tensors import SourceTensors
+from enginix.checkpoint.source_tensors import SourceTensors, name_source_tensors
 from enginix.checkpoint.verification_report import Finding
 from enginix.checkpoint.verify import algorithm_of, nvfp4_form
 from enginix.checkpoint.write import rank_file_name
@@ -173,9 +173,7 @@ class CheckpointComparison:
         self.config = CheckpointConfig.read(checkpoint)
         self.layout = CheckpointLayout(self.config)
         self.model = ModelConfig.read(model)
-        self.source = SourceTensors(
-            open_weights(model), SourceFileReader(), tied=self.model.tie_word_embeddings
-        )
+        self.source = SourceTensors(open_weights(model), SourceFileReader(), name_source_tensors(self.model))
         if self.config.architecture != self.model.architecture:
             raise UsageError(
                 f"the checkpoint is {self.config.architecture}, the model {self.model.architecture}",

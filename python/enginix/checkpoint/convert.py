@@ -14,16 +14,23 @@ from enginix.checkpoint.describe import describe_checkpoint_config
 from enginix.checkpoint.formats import format_of
 from enginix.checkpoint.formats.fp8 import pack_floats
 from enginix.checkpoint.formats.nvfp4 import fits_tiles
-from enginix.checkpoint.formats.plain import make_bias_parts, make_caster
+from enginix.checkpoint.formats.plain import add_offset, make_bias_parts, make_caster
 from enginix.checkpoint.layout import CheckpointLayout, KvCacheModule, LinearModule, VectorModule
 from enginix.checkpoint.mapping import (
     CheckpointMapping,
+    check_family_options,
     check_node_sizes,
     check_parallelism,
     check_pipeline_support,
 )
 from enginix.checkpoint.resolve import ResolvedQuantization, resolve_quantization
-from enginix.checkpoint.source_tensors import FLOATS, SourceTensors, cut_vector
+from enginix.checkpoint.source_tensors import (
+    FLOATS,
+    SourceNames,
+    SourceTensors,
+    cut_vector,
+    name_source_tensors,
+)
 from enginix.checkpoint.tensor_errors import explain_unexpected
 from enginix.checkpoint.write import write_ranks
 from enginix.digests import SourceWatch
@@ -92,7 +99,8 @@ def _choose_dtype(model: ModelConfig, weights: ModelWeights, requested: str | No
         return requested
     model_dtype = model.dtype
     if model_dtype is None:
-        embedding = weights.tensors.get("model.embed_tokens.weight")
+        names = name_source_tensors(model)
+        embedding = weights.tensors.get(names.locate(weights.tensors, names.embedding, "weight"))
         codes = {v: k for k, v in ckpt.DTYPES.items()}
         model_dtype = codes.get(embedding.dtype, "float16") if embedding else "float16"
     if model_dtype == "float32":
@@ -126,9 +134,12 @@ class _OutputBuilder:
         return tuple(outputs)
 
     def vector(self, module: VectorModule) -> OutputTensor:
-        info = self.source.tensor(module.module, "weight", FLOATS, (module.size,))
-        part = cut_vector(info, (0, module.size), make_caster(info, self.dtype))
-        return OutputTensor(f"{module.name}.weight", self.dtype, (module.size,), (part,))
+        info = self.source.tensor(module.module, module.leaf, FLOATS, (module.size,))
+        transform = make_caster(info, self.dtype)
+        if module.offset:
+            transform = add_offset(transform, self.dtype, module.offset, info.itemsize)
+        part = cut_vector(info, (0, module.size), transform)
+        return OutputTensor(module.tensor_name, self.dtype, (module.size,), (part,))
 
     def linear(self, module: LinearModule) -> list[OutputTensor]:
         number_format = format_of(self.resolved.algorithms.get(module.name), self.form)
@@ -198,8 +209,10 @@ def derive_conversion_spec(
     """
     model = ModelConfig.read(directory)
     check_parallelism(model, options.mapping)
-    if options.kind == "tensorrt":
+    if options.kind == "tensorrt" or "layout" in model.description:
         check_pipeline_support(model, options.mapping)
+    if "layout" in model.description:
+        check_family_options(model, options.mapping, options.quantize, options.kv_cache)
     check_node_sizes(options.mapping)
     if options.quantize not in (None, *ON_LOAD):
         raise UsageError(f"--quantize {options.quantize!r} is unknown", fix=f"one of: {', '.join(ON_LOAD)}")
@@ -219,7 +232,7 @@ def derive_conversion_spec(
         )
 
     with HeaderReader() if headers_only else SourceFileReader() as reader:
-        source = SourceTensors(weights, reader, tied=model.tie_word_embeddings)
+        source = SourceTensors(weights, reader, name_source_tensors(model))
         layout = CheckpointLayout(ckpt.parse_checkpoint_config(description({}), ckpt.FILE))
         resolved = resolve_quantization(
             model.quantization, layout, source, on_load=options.quantize, kv_cache=options.kv_cache
@@ -233,15 +246,20 @@ def derive_conversion_spec(
             what, fix = explain_unexpected(unused[0], model.architecture, len(unused), model.num_layers)
             raise ModelError(what, where=str(directory), fix=fix)
         if model.tie_word_embeddings and not headers_only:
-            notes += _note_differing_head(weights, reader)
+            notes += _note_differing_head(weights, reader, name_source_tensors(model))
     if missing := builder.default_kv_scales:
         notes.append(f"{len(missing)} KV cache scales are missing ({min(missing)} …): 1.0 is written")
     return ConversionSpec(model, options, raw, resolved.quant_cfg, nvfp4_form, ranks, tuple(notes))
 
 
-def _note_differing_head(weights: ModelWeights, reader: SourceFileReader) -> list[str]:
+def _note_differing_head(
+    weights: ModelWeights, reader: SourceFileReader, names: SourceNames
+) -> list[str]:
     """Return a note if a tied head is stored separately and differs from the embedding."""
-    pair = [weights.tensors.get(name) for name in ("model.embed_tokens.weight", "lm_head.weight")]
+    pair = [
+        weights.tensors.get(names.locate(weights.tensors, module, "weight"))
+        for module in (names.embedding, names.head)
+    ]
     embedding, head = pair
     if embedding is None or head is None:
         return []
@@ -250,7 +268,7 @@ def _note_differing_head(weights: ModelWeights, reader: SourceFileReader) -> lis
     if first == second and embedding.dtype == head.dtype:
         return []
     return [
-        "tie_word_embeddings is true, but a different lm_head.weight is stored: it is written, as "
+        f"tie_word_embeddings is true, but a different {names.head}.weight is stored: it is written, as "
         "transformers loads it; other software uses the embedding"
     ]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from enginix.checkpoint.family_description import choose_parallel_embedding, describe_family_keys
 from enginix.checkpoint.mapping import CheckpointMapping
 from enginix.checkpoint.rotary_scaling import describe_rotary_scaling
 from enginix.model import ModelConfig
@@ -29,6 +30,18 @@ def describe_checkpoint_config(
         dtype: ``bfloat16``, ``float16`` or ``float32``.
         quantization: the keys of the ``quantization`` object that differ from its defaults.
     """
+    if "layout" in model.description:
+        parallel_embedding, embedding_sharding_dim = choose_parallel_embedding(
+            model, mapping.tensor_parallel, parallel_embedding, embedding_sharding_dim
+        )
+        return describe_family_keys(model) | {
+            "architecture": model.architecture,
+            "dtype": dtype,
+            "use_parallel_embedding": parallel_embedding,
+            "embedding_sharding_dim": embedding_sharding_dim,
+            "mapping": _describe_mapping(mapping),
+            "quantization": _describe_quantization(quantization),
+        }
     family = load_table("architectures")["families"][model.description["family"]]
     config: dict[str, Any] = copy.deepcopy(family["constants"])
     rotated = int(model.head_dim * model.rope.fraction)

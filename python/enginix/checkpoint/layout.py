@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from enginix.checkpoint.config import CheckpointConfig
 from enginix.errors import CheckpointError
+from enginix.model.family_rows import list_family_rows
 from enginix.tables import load_table
 
 
@@ -25,6 +26,8 @@ class MatrixSlice:
         module: Hugging Face module, for instance ``model.layers.0.self_attn.q_proj``.
         out, inp: the whole matrix's rows and columns.
         rows, cols: half-open ranges in it.
+        leaf: last name of the Hugging Face tensor.
+        transposed: the model stores it as [inp, out].
     """
 
     module: str
@@ -33,6 +36,13 @@ class MatrixSlice:
     rows: tuple[int, int]
     cols: tuple[int, int]
     pad: int = 0
+    leaf: str = "weight"
+    transposed: bool = False
+
+    @property
+    def stored_shape(self) -> tuple[int, int]:
+        """Return the shape of the model's tensor."""
+        return (self.inp, self.out) if self.transposed else (self.out, self.inp)
 
     @property
     def height(self) -> int:
@@ -54,6 +64,7 @@ class LinearModule:
         stacked: the tensors' first axis is the expert.
         quantizable: whether a quantized format may apply to it.
         dtype: overrides the checkpoint's dtype (the router is ``float32``).
+        zero_bias: the bias is zeros on this rank, since another rank adds it.
     """
 
     name: str
@@ -63,6 +74,7 @@ class LinearModule:
     stacked: bool = False
     quantizable: bool = True
     dtype: str | None = None
+    zero_bias: bool = False
 
     @property
     def out(self) -> int:
@@ -83,11 +95,22 @@ class LinearModule:
 
 @dataclass(frozen=True)
 class VectorModule:
-    """A whole vector on every rank that has it: a norm's weight."""
+    """A whole vector on every rank that has it: a norm's weight or bias.
+
+    Attributes:
+        leaf: last name of the tensor, in the checkpoint and in the model.
+        offset: added to each element, in the checkpoint's dtype.
+    """
 
     name: str
     module: str
     size: int
+    leaf: str = "weight"
+    offset: int = 0
+
+    @property
+    def tensor_name(self) -> str:
+        return f"{self.name}.{self.leaf}"
 
 
 @dataclass(frozen=True)
@@ -101,11 +124,11 @@ class KvCacheModule:
 Module = LinearModule | VectorModule | KvCacheModule
 
 
-def _split_evenly(total: int, parts: int, index: int) -> tuple[int, int]:
+def split_evenly(total: int, parts: int, index: int) -> tuple[int, int]:
     return total // parts * index, total // parts * (index + 1)
 
 
-def _split_padded(total: int, parts: int, index: int) -> tuple[tuple[int, int], int]:
+def split_padded(total: int, parts: int, index: int) -> tuple[tuple[int, int], int]:
     """Return a part's rows and its number of zero rows: ceil(total / parts) in all, the last ones padded."""
     part_size = ceil(total / parts)
     begin, end = min(part_size * index, total), min(part_size * (index + 1), total)
@@ -116,7 +139,7 @@ class CheckpointLayout:
     """All modules of a checkpoint, rank by rank."""
 
     def __init__(self, config: CheckpointConfig) -> None:
-        rows = load_table("architectures")["architectures"]
+        rows = {**load_table("architectures")["architectures"], **list_family_rows()}
         if config.architecture not in rows:
             raise CheckpointError(
                 f"architecture {config.architecture!r} has no known layout; known: {', '.join(sorted(rows))}",
@@ -127,6 +150,11 @@ class CheckpointLayout:
 
     def rank(self, rank: int) -> Iterator[Module]:
         """Yield the modules of one rank, layer by layer."""
+        if "layout" in self.row:
+            from enginix.checkpoint.family_layout import FamilyLayout
+
+            yield from FamilyLayout(self.config, self.row).rank(rank)
+            return
         c, m = self.config, self.config.mapping
         tp_rank, pp_rank = m.tp_rank(rank), m.pp_rank(rank)
         if pp_rank == 0:
@@ -135,7 +163,7 @@ class CheckpointLayout:
             yield from self._layer(f"transformer.layers.{local}", f"model.layers.{index}", tp_rank)
         if pp_rank == m.pipeline_parallel - 1:
             yield VectorModule("transformer.ln_f", "model.norm", c.hidden_size)
-            rows, pad = _split_padded(c.vocab_size, m.tensor_parallel, tp_rank)
+            rows, pad = split_padded(c.vocab_size, m.tensor_parallel, tp_rank)
             head = MatrixSlice("lm_head", c.vocab_size, c.hidden_size, rows, (0, c.hidden_size), pad)
             yield LinearModule("lm_head", ((head,),), "column", quantizable=False)
 
@@ -143,9 +171,9 @@ class CheckpointLayout:
         c, tp = self.config, self.config.mapping.tensor_parallel
         rows, pad, cols = (0, c.vocab_size), 0, (0, c.hidden_size)
         if c.use_parallel_embedding and c.embedding_sharding_dim == 0:
-            rows, pad = _split_padded(c.vocab_size, tp, tp_rank)
+            rows, pad = split_padded(c.vocab_size, tp, tp_rank)
         elif c.use_parallel_embedding:
-            cols = _split_evenly(c.hidden_size, tp, tp_rank)
+            cols = split_evenly(c.hidden_size, tp, tp_rank)
         piece = MatrixSlice("model.embed_tokens", c.vocab_size, c.hidden_size, rows, cols, pad)
         return LinearModule("transformer.vocab_embedding", ((piece,),), "column", quantizable=False)
 
@@ -162,10 +190,10 @@ class CheckpointLayout:
     def _attention(self, trt_name: str, hf_name: str, tp_rank: int) -> Iterator[Module]:
         c, tp = self.config, self.config.mapping.tensor_parallel
         heads, kv, size, hidden = c.num_attention_heads, c.num_key_value_heads, c.head_size, c.hidden_size
-        q = _split_evenly(heads * size, tp, tp_rank)
+        q = split_evenly(heads * size, tp, tp_rank)
         # With more ranks than KV heads, several ranks hold the same head.
         kv_head_range = (
-            _split_evenly(kv, tp, tp_rank) if kv >= tp else (tp_rank * kv // tp, tp_rank * kv // tp + 1)
+            split_evenly(kv, tp, tp_rank) if kv >= tp else (tp_rank * kv // tp, tp_rank * kv // tp + 1)
         )
         k = (kv_head_range[0] * size, kv_head_range[1] * size)
         whole = (0, hidden)
@@ -193,7 +221,7 @@ class CheckpointLayout:
     def _mlp(self, trt_name: str, hf_name: str, tp_rank: int) -> Iterator[LinearModule]:
         c = self.config
         width, hidden = c.intermediate_size, c.hidden_size
-        width_range, whole = _split_evenly(width, c.mapping.tensor_parallel, tp_rank), (0, hidden)
+        width_range, whole = split_evenly(width, c.mapping.tensor_parallel, tp_rank), (0, hidden)
         if (
             self.row["mlp"] == "fused"
         ):  # the model has [gate; up] in one matrix, TensorRT-LLM wants [up; gate]
@@ -235,8 +263,8 @@ class CheckpointLayout:
             return LinearModule(f"{trt_name}.{name}", ((piece,),), "column", quantizable=False, dtype=dtype)
 
         yield whole("router", row["router"], count, "float32")
-        width_range = _split_evenly(width, m.expert_tensor_parallel, tp_rank // m.expert_parallel)
-        local = range(*_split_evenly(count, m.expert_parallel, tp_rank % m.expert_parallel))
+        width_range = split_evenly(width, m.expert_tensor_parallel, tp_rank // m.expert_parallel)
+        local = range(*split_evenly(count, m.expert_parallel, tp_rank % m.expert_parallel))
         pairs = [
             self._gated(f"{hf_name}.{row['expert'].format(expert=e)}", row, width, width_range) for e in local
         ]
@@ -244,7 +272,7 @@ class CheckpointLayout:
         yield LinearModule(f"{trt_name}.proj", tuple(down for _, down in pairs), "row", stacked=True)
         if row["shared"]:
             shared = c.moe.shared_intermediate_size
-            shared_range = _split_evenly(shared, m.tensor_parallel, tp_rank)
+            shared_range = split_evenly(shared, m.tensor_parallel, tp_rank)
             fc, down = self._gated(f"{hf_name}.{row['shared']['expert']}", row, shared, shared_range)
             yield LinearModule(f"{trt_name}.shared_expert.fc", (fc,), "column")
             yield LinearModule(f"{trt_name}.shared_expert.proj", (down,), "row")

@@ -130,14 +130,47 @@ def check_pipeline_support(config: ModelConfig, mapping: CheckpointMapping) -> N
     Raises:
         UsageError: TensorRT-LLM's class does not support pipeline parallelism.
     """
-    row = load_table("architectures")["architectures"].get(config.architecture, {})
-    if mapping.pipeline_parallel > 1 and "noPipeline" in row:
+    row = config.description
+    reason = row.get("noPipeline", row.get("pipeline"))
+    if mapping.pipeline_parallel > 1 and reason is not None:
         working_sizes = [n for n in range(1, 65) if _is_tp_possible(config, n, mapping.expert_parallel)]
         raise UsageError(
             f"--pipeline-parallel {mapping.pipeline_parallel}: TensorRT-LLM has no pipeline for "
-            f"{config.architecture}; {row['noPipeline']}",
+            f"{config.architecture}; {reason}",
             fix=f"leave --pipeline-parallel out, and use --tensor-parallel {_join_sizes(working_sizes)}",
         )
+
+
+def check_family_options(
+    config: ModelConfig, mapping: CheckpointMapping, quantize: str | None, kv_cache: str | None
+) -> None:
+    """Refuse options that conversion by a row of family_rows.json does not have.
+
+    Raises:
+        UsageError: the option, and what works.
+    """
+    row, tp = config.description, mapping.tensor_parallel
+    if quantize is not None or kv_cache is not None:
+        option = f"--quantize {quantize}" if quantize is not None else f"--kv-cache {kv_cache}"
+        raise UsageError(
+            f"{option}: {config.architecture} is converted unquantized only",
+            fix="leave it out, or serve the model with the llmapi kind",
+        )
+    rows = [("vocabulary", config.vocab_size % tp, f"a vocabulary of {config.vocab_size}")]
+    rows.append(("kvReplication", config.num_kv_heads < tp, f"{config.num_kv_heads} KV heads"))
+    for key, is_violated, size in rows:
+        if is_violated and key in row:
+            sizes = [
+                n
+                for n in range(1, 65)
+                if _is_tp_possible(config, n, mapping.expert_parallel)
+                and not (config.vocab_size % n if key == "vocabulary" else config.num_kv_heads < n)
+            ]
+            raise UsageError(
+                f"--tensor-parallel {tp} with {size}: {row[key]}",
+                where=config.architecture,
+                fix=f"--tensor-parallel one of {_join_sizes(sizes)}",
+            )
 
 
 def check_node_sizes(mapping: CheckpointMapping) -> None:

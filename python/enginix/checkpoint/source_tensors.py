@@ -3,31 +3,70 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from enginix.checkpoint.byte_sources import MatrixRows, RowTransform, SourceFileReader
 from enginix.checkpoint.layout import MatrixSlice
 from enginix.checkpoint.tensor_errors import explain_mismatch, explain_missing
 from enginix.errors import ModelError
-from enginix.model import ModelWeights, TensorInfo
+from enginix.model import ModelConfig, ModelWeights, TensorInfo
 
 FLOATS = ("F32", "F16", "BF16")
 # Buffers that old exporters stored; every model recomputes them.
 _IGNORED = ("*.rotary_emb.inv_freq", "*.self_attn.masked_bias", "*.self_attn.bias")
 
 
+@dataclass(frozen=True)
+class SourceNames:
+    """How a model names its tensors.
+
+    Attributes:
+        embedding, head: modules.
+        tied: a head that is not stored is the embedding.
+        prefix: what early exporters left out at the beginning of all names; None where none does.
+        ignored: patterns of buffers that the model recomputes.
+    """
+
+    embedding: str = "model.embed_tokens"
+    head: str = "lm_head"
+    tied: bool = False
+    prefix: str | None = None
+    ignored: tuple[str, ...] = ()
+
+    def locate(self, tensors: Container[str], module: str, leaf: str) -> str:
+        """Return the name of a tensor as these weights have it."""
+        name = f"{module}.{leaf}"
+        if self.prefix is None or f"{self.embedding}.weight" in tensors:
+            return name
+        return name.removeprefix(self.prefix)
+
+
+def name_source_tensors(model: ModelConfig) -> SourceNames:
+    """Return the names of a model's tensors, by its architecture's row."""
+    row, tied = model.description, model.tie_word_embeddings
+    if "layout" not in row:
+        return SourceNames(tied=tied)
+    layout = row["layout"]
+    return SourceNames(
+        layout["embedding"], layout["head"], tied, row.get("prefix"), tuple(row.get("ignored", ()))
+    )
+
+
 class SourceTensors:
     """Looks tensors up, checks dtype and shape, and remembers which were used."""
 
-    def __init__(self, weights: ModelWeights, reader: SourceFileReader, *, tied: bool = False) -> None:
-        self.weights, self.reader = weights, reader
+    def __init__(self, weights: ModelWeights, reader: SourceFileReader, names: SourceNames) -> None:
+        self.weights, self.reader, self.names = weights, reader, names
         self._used: set[str] = set()
         # A tied head is the embedding, unless the model stores it a second time.
-        self._head = "model.embed_tokens" if tied and "lm_head.weight" not in weights.tensors else "lm_head"
+        stored = names.locate(weights.tensors, names.head, "weight") in weights.tensors
+        self._head = names.embedding if names.tied and not stored else names.head
 
     def name(self, module: str, leaf: str) -> str:
-        return f"{self._head if module == 'lm_head' else module}.{leaf}"
+        module = self._head if module == self.names.head else module
+        return self.names.locate(self.weights.tensors, module, leaf)
 
     def has(self, module: str, leaf: str) -> bool:
         return self.name(module, leaf) in self.weights.tensors
@@ -74,7 +113,9 @@ class SourceTensors:
     def unused(self) -> list[str]:
         """Return the tensors that no output was made of, without those that every model recomputes."""
         unused_names = set(self.weights.tensors) - self._used
-        return sorted(n for n in unused_names if not any(fnmatchcase(n, p) for p in _IGNORED))
+        short = self.names.prefix or ""
+        ignored = [*_IGNORED, *self.names.ignored, *(p.removeprefix(short) for p in self.names.ignored)]
+        return sorted(n for n in unused_names if not any(fnmatchcase(n, p) for p in ignored))
 
 
 def cut_slice(

@@ -83,7 +83,8 @@ def check_values(
             codes, scales = (map_tensor(leaf) if leaf is not None else None for leaf in leaves)
             _check_zero_blocks(f"{module.name}.weights_scaling_factor", codes, scales, add_finding)
         elif _is_replicated(module, layout) and first != path:
-            _check_replica(f"{module.name}.weight", tensors, first, add_finding)
+            name = module.tensor_name if isinstance(module, VectorModule) else f"{module.name}.weight"
+            _check_replica(name, tensors, first, add_finding)
 
 
 def _is_replicated(module: LinearModule | VectorModule, layout: CheckpointLayout) -> bool:

@@ -16,10 +16,17 @@ from enginix.checkpoint.verification_report import Finding, VerificationReport
 from enginix.checkpoint.write import rank_file_name
 from enginix.errors import EnginixError
 from enginix.model import TensorInfo, read_header
+from enginix.model.family_rows import list_family_rows, list_literals
 from enginix.tables import load_table
 
 # Buffers that TensorRT-LLM's own converter stores; its loader lists them as "Provided but not required".
-ROPE_CONSTANTS = ("embed_positions*", "rotary_inv_freq", "long_rope_*")
+ROPE_CONSTANTS = (
+    "embed_positions*",
+    "rotary_inv_freq",
+    "long_rope_*",
+    "*.attention.alibi_slopes",
+    "*.attention.logn_scaling",
+)
 
 
 def nvfp4_form(tensors: dict[str, TensorInfo], layout: CheckpointLayout, rank: int) -> str:
@@ -56,7 +63,7 @@ def list_required_tensors(layout: CheckpointLayout, rank: int, tensors: dict[str
     form = nvfp4_form(tensors, layout, rank)
     for module in layout.rank(rank):
         if isinstance(module, VectorModule):
-            required_tensors[f"{module.name}.weight"] = (DTYPES[config.dtype], (module.size,))
+            required_tensors[module.tensor_name] = (DTYPES[config.dtype], (module.size,))
         elif isinstance(module, LinearModule):
             spec = format_of(algorithm_of(module, config), form).spec(module, config)
             required_tensors.update({f"{module.name}.{leaf}": value for leaf, value in spec.items()})
@@ -137,13 +144,16 @@ def _check_computation(config: CheckpointConfig, report: VerificationReport) -> 
     def add_finding(key: str, what: str) -> None:
         report.findings.append(Finding(f"{CONFIG}: {key}", what))
 
-    raw = config.raw.get("rotary_scaling")
-    if config.position_embedding_type not in ("rope_gpt_neox", "long_rope"):
+    raw, row = config.raw.get("rotary_scaling"), list_family_rows().get(config.architecture)
+    positions = ("rope_gpt_neox", "long_rope") if row is None else list_literals(row["position"])
+    activations = ("silu", "swiglu") if row is None else tuple(row["activation"]["names"].values())
+    if config.position_embedding_type not in positions:
         add_finding("position_embedding_type", f"is {config.position_embedding_type} for the loader")
-    if config.hidden_act not in ("silu", "swiglu"):
+    if config.hidden_act not in activations:
         add_finding("hidden_act", f"is {config.hidden_act} for the loader")
     rotated = int(config.head_size * float(config.raw.get("rotary_pct", 1.0)))
-    if config.rotary_embedding_dim != rotated:
+    # Other classes rotate by their own keys, and write rotary_embedding_dim beside them.
+    if row is None and config.rotary_embedding_dim != rotated:
         what = f"is {config.rotary_embedding_dim}; the loader rotates {rotated}: head_size times rotary_pct"
         add_finding("rotary_embedding_dim", what)
     if raw is None or config.rotary_scaling is None:

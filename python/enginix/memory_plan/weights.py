@@ -17,7 +17,7 @@ from enginix.checkpoint.formats.nvfp4 import fits_tiles
 from enginix.checkpoint.layout import CheckpointLayout, KvCacheModule, LinearModule, VectorModule
 from enginix.checkpoint.mapping import CheckpointMapping, check_parallelism
 from enginix.checkpoint.resolve import resolve_quantization
-from enginix.checkpoint.source_tensors import SourceTensors
+from enginix.checkpoint.source_tensors import SourceTensors, name_source_tensors
 from enginix.checkpoint.write import compute_file_layout
 from enginix.memory_plan.arithmetic import ceil_div
 from enginix.model import ModelConfig, ModelWeights
@@ -109,7 +109,7 @@ class CheckpointSizes:
             every = {m.name: quantization for m in _list_linears(plain) if m.quantizable}
             return CheckpointLayout(ckpt.parse_checkpoint_config(raw, ckpt.FILE)), dict(every)
         with SourceFileReader() as reader:
-            source = SourceTensors(self.weights, reader, tied=self.model.tie_word_embeddings)
+            source = SourceTensors(self.weights, reader, name_source_tensors(self.model))
             resolved = resolve_quantization(self.model.quantization, plain, source, kv_cache=kv_cache)
         raw = describe_checkpoint_config(self.model, self.dtype, mapping, resolved.keys)
         return CheckpointLayout(
@@ -122,7 +122,7 @@ class CheckpointSizes:
         dtype, outputs = ckpt.DTYPES[layout.config.dtype], list[OutputTensor]()
         for module in layout.rank(rank):
             if isinstance(module, VectorModule):
-                outputs.append(OutputTensor(f"{module.name}.weight", dtype, (module.size,), ()))
+                outputs.append(OutputTensor(module.tensor_name, dtype, (module.size,), ()))
             elif isinstance(module, LinearModule):
                 spec = format_of(algorithms.get(module.name), form).spec(module, layout.config)
                 outputs.extend(OutputTensor(f"{module.name}.{leaf}", *row, ()) for leaf, row in spec.items())

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import ModelError
+from enginix.model.family_rows import list_family_rows
 from enginix.model.jsonfile import read_object
 from enginix.model.quantization import ModelQuantization, read_quantization
 from enginix.model.rope import ModelRope, read_rope
 from enginix.tables import load_table
 
 CONFIG_FILE = "config.json"
-_MOST_LAYERS = 10_000  # bound on the loops that run before a header is read
+MOST_LAYERS = 10_000  # bound on the loops that run before a header is read
 CONFIG_DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -48,7 +49,7 @@ class ModelConfig:
         windows: tokens that each layer attends to, the last one included; None for a layer without a limit.
         notes: keys of ``config.json`` that are ignored here, and that other software may read.
         raw: the parsed ``config.json``.
-        description: the architecture's row of architectures.json.
+        description: the architecture's row of architectures.json or family_rows.json.
     """
 
     directory: Path
@@ -128,7 +129,8 @@ def find_architecture_row(name: Any, where: str) -> Mapping[str, Any]:
     name = name if isinstance(name, str) else repr(name)
     other = [k for k, v in load_table("converters")["converters"].items() if name in v["architectures"]]
     raise ModelError(
-        f"architecture {name!r} is unknown to converter 'enginix'; known: {', '.join(sorted(rows))}",
+        f"architecture {name!r} is unknown to converter 'enginix'; known: "
+        f"{', '.join(sorted({*rows, *list_family_rows()}))}",
         where=where,
         fix=(
             f"--converter {' or '.join(other)} takes it"
@@ -139,7 +141,7 @@ def find_architecture_row(name: Any, where: str) -> Mapping[str, Any]:
     )
 
 
-def _read_dtype(raw: Mapping[str, Any], where: str) -> str | None:
+def read_config_dtype(raw: Mapping[str, Any], where: str) -> str | None:
     value = raw.get("dtype", raw.get("torch_dtype"))
     if value is None or value == "auto":
         return None
@@ -287,6 +289,10 @@ def parse_config(raw: Mapping[str, Any], directory: Path, *, checkpoint: bool = 
     names = raw.get("architectures")
     if not isinstance(names, list) or len(names) != 1:
         raise ModelError(f"architectures is {names!r}, not one name", where=where, fix="correct config.json")
+    if checkpoint and isinstance(names[0], str) and names[0] in list_family_rows():
+        from enginix.model.family_config import parse_family_config
+
+        return parse_family_config(raw, list_family_rows()[names[0]], directory, where)
     row = find_architecture_row(names[0], where)
     defaults = row["defaults"]
     if checkpoint:
@@ -326,14 +332,14 @@ def parse_config(raw: Mapping[str, Any], directory: Path, *, checkpoint: bool = 
     if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon < 1:
         raise ModelError(f"rms_norm_eps is {epsilon!r}", where=where, fix="correct config.json")
     layers = _read_integer(raw, "num_hidden_layers", where)
-    if layers > _MOST_LAYERS:
+    if layers > MOST_LAYERS:
         raise ModelError(f"num_hidden_layers is {layers}", where=where, fix="correct config.json")
     rope = read_rope(raw, where, row=row, head_dim=head_dim, checkpoint=checkpoint)
     return ModelConfig(
         directory=directory,
         architecture=names[0],
         model_type=str(raw.get("model_type", "")),
-        dtype=_read_dtype(raw, where),
+        dtype=read_config_dtype(raw, where),
         vocab_size=_read_integer(raw, "vocab_size", where),
         hidden_size=hidden_size,
         num_layers=layers,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from enginix.checkpoint.byte_sources import BytePart, RowTransform, ZeroBytes
+from enginix.checkpoint.byte_sources import BytePart, RowTransform, TransposedRows, ZeroBytes
 from enginix.checkpoint.config import DTYPES, CheckpointConfig
 from enginix.checkpoint.formats.base import Dequantized, Spec
 from enginix.checkpoint.layout import LinearModule
@@ -45,6 +45,26 @@ def make_caster(info: TensorInfo, target: str) -> RowTransform | None:
     return RowTransform(apply, lambda width: width // info.itemsize * SIZES[target])
 
 
+def add_offset(cast: RowTransform | None, target: str, offset: int, itemsize: int) -> RowTransform:
+    """Return a cast followed by the addition of ``offset``, rounded in ``target``."""
+
+    def apply(rows: npt.NDArray[np.uint8], into: npt.NDArray[np.uint8]) -> None:
+        import numpy as np
+
+        from enginix.checkpoint.numbers import cast_floats, numpy_dtype, to_float32
+
+        if cast is None:
+            np.copyto(into, np.ascontiguousarray(rows).reshape(-1))
+        else:
+            cast.apply(rows, into)
+        values = into.view(numpy_dtype(target))
+        # float32 holds the sum of two 16-bit numbers closely enough that one rounding follows.
+        wide = to_float32(values, target) + np.float32(offset)
+        cast_floats(wide, "F32", target, values)
+
+    return RowTransform(apply, lambda width: width // itemsize * SIZES[target])
+
+
 def dtype_of(linear: LinearModule, config: CheckpointConfig) -> str:
     return DTYPES[linear.dtype or config.dtype]
 
@@ -62,8 +82,12 @@ class UnquantizedFormat:
         parts: list[BytePart] = []
         for group in linear.groups:
             for piece in group:
-                info = source.tensor(piece.module, "weight", FLOATS, (piece.out, piece.inp))
-                parts.append(cut_slice(info, piece, make_caster(info, target)))
+                info = source.tensor(piece.module, piece.leaf, FLOATS, piece.stored_shape)
+                caster = make_caster(info, target)
+                if piece.transposed:
+                    parts.append(TransposedRows(info, piece.inp, piece.out, piece.rows, piece.cols, caster))
+                else:
+                    parts.append(cut_slice(info, piece, caster))
                 if piece.pad:
                     parts.append(ZeroBytes(piece.pad * piece.width * SIZES[target]))
         return {"weight": tuple(parts)}
@@ -78,6 +102,12 @@ def make_bias_parts(linear: LinearModule, dtype: str, source: SourceTensors) -> 
     """Return the bias of a dense matrix: cut with its rows, whole if its columns are cut."""
     parts: list[BytePart] = []
     for piece in linear.groups[0]:
+        if linear.zero_bias:
+            source.tensor(piece.module, "bias", FLOATS, (piece.out,))
+            parts.append(ZeroBytes(piece.height * SIZES[dtype]))
+            continue
         info = source.tensor(piece.module, "bias", FLOATS, (piece.out,))
         parts.append(cut_vector(info, piece.rows, make_caster(info, dtype)))
+        if piece.pad:
+            parts.append(ZeroBytes(piece.pad * SIZES[dtype]))
     return tuple(parts)

@@ -1,0 +1,210 @@
+"""The modules of an architecture of family_rows.json on each rank.
+
+A row names the model's modules and how they are arranged; the kinds of arrangement are a closed list, one
+function each: ``split_heads`` (three matrices), ``cut_blocks`` (all q, all k, all v), ``cut_groups`` (the q
+heads of a KV head, its k, its v), swapped halves (``swap_halves``), and the transposed matrix
+(:class:`MatrixSlice`). Source: golden data of families.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from enginix.checkpoint.config import CheckpointConfig
+from enginix.checkpoint.layout import (
+    LinearModule,
+    MatrixSlice,
+    Module,
+    VectorModule,
+    split_evenly,
+    split_padded,
+)
+from enginix.model.family_rows import holds_condition
+
+Range = tuple[int, int]
+
+
+def select_heads(heads: int, kv_heads: int, tp: int, tp_rank: int) -> tuple[Range, Range]:
+    """Return the heads and the KV heads of a rank; with more ranks than KV heads, ranks share one."""
+    first = tp_rank * kv_heads // tp
+    kv = split_evenly(kv_heads, tp, tp_rank) if kv_heads >= tp else (first, first + 1)
+    return split_evenly(heads, tp, tp_rank), kv
+
+
+def split_heads(counts: tuple[int, int, int], ranges: tuple[Range, Range, Range]) -> list[tuple[int, Range]]:
+    """Return matrix number and heads of each slice, where q, k and v are matrices of their own."""
+    return list(enumerate(ranges))
+
+
+def cut_blocks(counts: tuple[int, int, int], ranges: tuple[Range, Range, Range]) -> list[tuple[int, Range]]:
+    """Return the slices of one matrix of all q, all k, all v heads."""
+    starts = (0, counts[0], counts[0] + counts[1])
+    return [(0, (start + begin, start + end)) for start, (begin, end) in zip(starts, ranges, strict=True)]
+
+
+def cut_groups(counts: tuple[int, int, int], ranges: tuple[Range, Range, Range]) -> list[tuple[int, Range]]:
+    """Return the slices of one matrix of groups, each the q heads of a KV head, its k and its v.
+
+    With as many KV heads as heads this is q, k, v of each head in turn; with one it is ``cut_blocks``.
+    """
+    queries = counts[0] // counts[1]
+    begin, end = ranges[0]
+    slices = []
+    for group in range(counts[1]):
+        first, last = max(begin, group * queries), min(end, (group + 1) * queries)
+        if first < last:
+            shift = group * 2  # the k and v heads of earlier groups
+            slices.append((0, (first + shift, last + shift)))
+    for number, part in enumerate(ranges[1:]):
+        for group in range(*part):
+            head = group * (queries + 2) + queries + number
+            slices.append((0, (head, head + 1)))
+    return slices
+
+
+QKV_KINDS = {"split": split_heads, "blocks": cut_blocks, "groups": cut_groups}
+
+
+def swap_halves(width: int, part: Range) -> tuple[Range, Range]:
+    """Return the rows of ``part`` in the second half of a matrix of two halves, then in the first."""
+    return (width + part[0], width + part[1]), part
+
+
+class FamilyLayout:
+    """The modules of one checkpoint, by its row."""
+
+    def __init__(self, config: CheckpointConfig, row: Mapping[str, Any]) -> None:
+        self.config, self.row, self.layout = config, row, row["layout"]
+
+    def _holds(self, condition: Any) -> bool:
+        return condition if isinstance(condition, bool) else holds_condition(condition, self.config.raw)
+
+    def _choose(self, rule: Any) -> str | None:
+        """Return the module of a rule: a name, or the first of several whose condition holds."""
+        if rule is None or isinstance(rule, str):
+            return rule
+        options = rule if isinstance(rule, list) else [rule]
+        return next((str(o["module"]) for o in options if self._holds(o.get("if", True))), None)
+
+    def _bias(self, part: str) -> bool:
+        return self._holds(self.layout["biases"].get(part, False))
+
+    def _matrix(self, module: str, out: int, inp: int, rows: Range, cols: Range, **more: Any) -> MatrixSlice:
+        transposed = bool(self.layout.get("transposed"))
+        return MatrixSlice(module, out, inp, rows, cols, **{"transposed": transposed, **more})
+
+    def _norm(self, name: str, module: str) -> Iterator[VectorModule]:
+        size = self.config.hidden_size
+        yield VectorModule(name, module, size, offset=self.layout.get("normOffset", 0))
+        if self.layout["normBias"]:
+            yield VectorModule(name, module, size, "bias")
+
+    def rank(self, rank: int) -> Iterator[Module]:
+        """Yield the modules of one rank, layer by layer."""
+        c, m, layout = self.config, self.config.mapping, self.layout
+        tp_rank, pp_rank = m.tp_rank(rank), m.pp_rank(rank)
+        if pp_rank == 0:
+            yield self._embedding("vocab_embedding", layout["embedding"], c.vocab_size, 0, tp_rank)
+            if positions := layout.get("positions"):
+                count, skip = c.max_position_embeddings, positions["skip"]
+                yield self._embedding("position_embedding", positions["module"], count, skip, tp_rank)
+            if "embeddingNorm" in layout:
+                yield from self._norm("transformer.ln_embed", layout["embeddingNorm"])
+        for local, index in enumerate(m.layers(pp_rank, c.num_hidden_layers)):
+            yield from self._layer(f"transformer.layers.{local}", layout["layer"].format(layer=index), tp_rank)
+        if pp_rank == m.pipeline_parallel - 1:
+            if norm := self._choose(layout["finalNorm"]):
+                yield from self._norm("transformer.ln_f", norm)
+            rows, pad = split_padded(c.vocab_size, m.tensor_parallel, tp_rank)
+            head = MatrixSlice(layout["head"], c.vocab_size, c.hidden_size, rows, (0, c.hidden_size), pad)
+            bias = bool(layout.get("headBias"))
+            yield LinearModule("lm_head", ((head,),), "column", bias=bias, quantizable=False)
+
+    def _embedding(self, name: str, module: str, count: int, skip: int, tp_rank: int) -> LinearModule:
+        c, tp = self.config, self.config.mapping.tensor_parallel
+        rows, pad, cols = (0, count), 0, (0, c.hidden_size)
+        if c.use_parallel_embedding and c.embedding_sharding_dim == 0:
+            rows, pad = split_padded(count, tp, tp_rank)
+        elif c.use_parallel_embedding:
+            cols = split_evenly(c.hidden_size, tp, tp_rank)
+        rows = (rows[0] + skip, rows[1] + skip)
+        piece = MatrixSlice(module, count + skip, c.hidden_size, rows, cols, pad)
+        return LinearModule(f"transformer.{name}", ((piece,),), "column", quantizable=False)
+
+    def _layer(self, trt_name: str, hf_name: str, tp_rank: int) -> Iterator[Module]:
+        for name, rule in self.layout["norms"].items():
+            if module := self._choose(rule):
+                yield from self._norm(f"{trt_name}.{name}", f"{hf_name}.{module}")
+        yield from self._attention(f"{trt_name}.attention", hf_name, tp_rank)
+        if "experts" in self.layout:
+            yield from self._experts(f"{trt_name}.mlp", hf_name, tp_rank)
+        else:
+            yield from self._mlp(f"{trt_name}.mlp", hf_name, tp_rank)
+
+    def _attention(self, trt_name: str, hf_name: str, tp_rank: int) -> Iterator[LinearModule]:
+        c, rule = self.config, self.layout["qkv"]
+        heads, kv, size, hidden = c.num_attention_heads, c.num_key_value_heads, c.head_size, c.hidden_size
+        q_heads, kv_heads = select_heads(heads, kv, c.mapping.tensor_parallel, tp_rank)
+        counts = (heads, kv, kv)
+        slices = QKV_KINDS[rule["kind"]](counts, (q_heads, kv_heads, kv_heads))
+        outs = [n * size for n in counts] if rule["kind"] == "split" else [sum(counts) * size]
+        qkv = tuple(
+            self._matrix(
+                f"{hf_name}.{rule['modules'][number]}",
+                outs[number],
+                hidden,
+                (begin * size, end * size),
+                (0, hidden),
+            )
+            for number, (begin, end) in slices
+        )
+        yield LinearModule(f"{trt_name}.qkv", (qkv,), "column", bias=self._bias("qkv"))
+        norms = self.layout.get("qkNorm")
+        if norms and self._holds(norms["if"]):
+            for name, count, part in (("q", heads, q_heads), ("k", kv, kv_heads)):
+                piece = MatrixSlice(f"{hf_name}.{norms[name]}", count, size, part, (0, size))
+                yield LinearModule(f"{trt_name}.{name}_layernorm", ((piece,),), "column", quantizable=False)
+        q = (q_heads[0] * size, q_heads[1] * size)
+        dense = self._matrix(f"{hf_name}.{self.layout['dense']}", hidden, heads * size, (0, hidden), q)
+        yield LinearModule(f"{trt_name}.dense", ((dense,),), "row", bias=self._bias("dense"))
+
+    def _mlp(self, trt_name: str, hf_name: str, tp_rank: int) -> Iterator[LinearModule]:
+        c, names = self.config, self.layout["mlp"]
+        width, hidden = c.intermediate_size // self.layout.get("widthDivisor", 1), c.hidden_size
+        part, whole = split_evenly(width, c.mapping.tensor_parallel, tp_rank), (0, hidden)
+        bias = self._bias("mlp")
+        for name in ("fc", "gate"):
+            if name in names:
+                piece = self._matrix(f"{hf_name}.{names[name]}", width, hidden, part, whole)
+                yield LinearModule(f"{trt_name}.{name}", ((piece,),), "column", bias=bias)
+        if "fused" in names:
+            fused = tuple(
+                self._matrix(f"{hf_name}.{names['fused']}", 2 * width, hidden, rows, whole)
+                for rows in swap_halves(width, part)
+            )
+            yield LinearModule(f"{trt_name}.fc", (fused,), "column", bias=bias)
+        proj = self._matrix(f"{hf_name}.{names['proj']}", hidden, width, whole, part)
+        # One all-reduce sums attention and MLP of these classes: the bias may be added once.
+        zero_bias = bool(self.layout.get("projBiasOnFirstRank")) and tp_rank > 0
+        yield LinearModule(f"{trt_name}.proj", ((proj,),), "row", bias=bias, zero_bias=zero_bias)
+
+    def _experts(self, trt_name: str, hf_name: str, tp_rank: int) -> Iterator[LinearModule]:
+        c, m, names = self.config, self.config.mapping, self.layout["experts"]
+        count, width, hidden = c.moe.num_experts, c.moe.intermediate_size, c.hidden_size
+        router = MatrixSlice(f"{hf_name}.{names['router']}", count, hidden, (0, count), (0, hidden))
+        yield LinearModule(f"{trt_name}.router", ((router,),), "column", quantizable=False, dtype="float32")
+        part = split_evenly(width, m.expert_tensor_parallel, tp_rank // m.expert_parallel)
+        local = range(*split_evenly(count, m.expert_parallel, tp_rank % m.expert_parallel))
+        stacks = {"up": names["up"], "gate": names["gate"]}
+        module, total = f"{hf_name}.{names['module']}", count * width
+        fc, proj = [], []
+        for expert in local:
+            rows = (expert * width + part[0], expert * width + part[1])
+            piece = MatrixSlice(module, total, hidden, rows, (0, hidden))
+            fc.append(tuple(replace(piece, leaf=leaf) for leaf in stacks.values()))
+            down = MatrixSlice(module, hidden, total, (0, hidden), rows, leaf=names["down"], transposed=True)
+            proj.append((down,))
+        yield LinearModule(f"{trt_name}.fc", tuple(fc), "column", stacked=True, quantizable=False)
+        yield LinearModule(f"{trt_name}.proj", tuple(proj), "row", stacked=True, quantizable=False)

@@ -1,0 +1,212 @@
+"""Read the ``config.json`` of an architecture of family_rows.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from enginix.errors import ModelError
+from enginix.model.config import MOST_LAYERS, ModelConfig, ModelExperts, read_config_dtype
+from enginix.model.family_rows import evaluate_expression, list_keys_read, read_model_values
+from enginix.model.quantization import read_quantization
+from enginix.model.rope import ModelRope, read_rope
+from enginix.tables import load_table
+
+_LLMAPI = "serve the model with the llmapi kind"
+_ROPE_KEYS = ("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor")
+# Whether each layer slides, by rule: no layer, every layer, or the even ones (Gemma 2).
+_WINDOWS = {"sliding_window": (True, True), "alternating": (True, False)}
+
+
+class _FamilyReader:
+    """Values of one model's config.json, by the expressions of its row."""
+
+    def __init__(self, raw: Mapping[str, Any], row: Mapping[str, Any], where: str) -> None:
+        self.raw, self.row, self.where = raw, row, where
+        self.values = read_model_values(raw, row)
+
+    def evaluate(self, expression: Any) -> Any:
+        return evaluate_expression(expression, self.values, self.where)
+
+    def size(self, name: str, expression: Any) -> int:
+        value = self.evaluate(expression)
+        if isinstance(value, float) and value == int(value):
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+            source = ", ".join(sorted(list_keys_read(expression))) or name
+            raise ModelError(f"{source} is {value!r}, not a size", where=self.where, fix="correct config.json")
+        self.values[name] = value
+        return value
+
+    def number(self, name: str, expression: Any) -> float:
+        value = self.evaluate(expression)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+            source = ", ".join(sorted(list_keys_read(expression))) or name
+            raise ModelError(f"{source} is {value!r}", where=self.where, fix="correct config.json")
+        self.values[name] = value
+        return float(value)
+
+    def refuse_inexpressible(self) -> None:
+        """Refuse what a checkpoint of the architecture cannot express."""
+        for rule in self.row.get("refuse", ()):
+            value = self.values.get(f"hf.{rule['key']}")
+            accepted = [self.evaluate(entry) for entry in rule["accepts"]]
+            if not any(type(value) is type(entry) and value == entry for entry in accepted):
+                raise ModelError(f"{rule['key']} is {value!r}: {rule['why']}", where=self.where, fix=rule["fix"])
+        for name, expression in self.row.get("fixed", {}).items():
+            expected, value = self.evaluate(expression), self.values[name]
+            if value != expected:
+                raise ModelError(
+                    f"{name} is {value!r}, and TensorRT-LLM's {self.row['engineClass']} always takes {expected!r}",
+                    where=self.where,
+                    fix=_LLMAPI,
+                )
+
+    def keys_read(self) -> set[str]:
+        row = self.row
+        expressions = [row[k] for k in ("sizes", "kvHeads", "headSize", "position", "rope", "experts") if k in row]
+        keys = list_keys_read([*expressions, row["config"]["set"]]) | set(row["defaults"])
+        return keys | {rule["key"] for rule in row.get("refuse", ())} | {key.split(".")[0] for key in keys}
+
+    def refuse_unimplemented(self, name: str) -> None:
+        """Refuse keys that change what other architectures compute and that this row does not read."""
+        known = load_table("architectures")["configuration"]["changes"]
+        for key in sorted(set(self.raw) & set(known) - self.keys_read() - set(_ROPE_KEYS)):
+            if self.raw[key] not in known[key]:
+                raise ModelError(
+                    f"{key} is {self.raw[key]!r}, which the model code of {name} does not implement",
+                    where=self.where,
+                    fix="remove it if the model was trained without it; if not, "
+                    "its architectures or model_type are wrong: serve it with the llmapi kind",
+                )
+
+    def unread_keys(self) -> list[str]:
+        configuration = load_table("architectures")["configuration"]
+        read = self.keys_read() | {*configuration["harmless"], *configuration["changes"], *_ROPE_KEYS}
+        return sorted(key for key in self.raw if key not in read and key.isprintable())
+
+    def activation(self) -> str:
+        """Return the activation in TensorRT-LLM's word."""
+        rule = self.row["activation"]
+        names: Mapping[str, str] = rule["names"]
+        if rule["key"] is None:
+            return next(iter(names.values()))
+        value = self.values.get(f"hf.{rule['key']}")
+        value = rule.get("absent") if value is None else value
+        if value not in names:
+            raise ModelError(
+                f"{rule['key']} is {value!r}; checkpoints of this architecture support {', '.join(names)}",
+                where=self.where,
+                fix=_LLMAPI,
+            )
+        return names[value]
+
+    def rope(self, head_dim: int, positions: int) -> ModelRope:
+        rule = self.row.get("rope")
+        if rule is None:
+            return ModelRope(10000.0, "default", None, 1.0)
+        raw: dict[str, Any] = {
+            "rope_theta": self.evaluate(rule["theta"]),
+            "partial_rotary_factor": self.evaluate(rule["fraction"]),
+            "max_position_embeddings": positions,
+        }
+        inner = self.raw.get("rope_scaling") or self.raw.get("rope_parameters")
+        if inner:
+            raw["rope_scaling"] = inner
+        row = {"defaults": {"rope_theta": 10000.0}, "rope": {"types": rule["types"], "partial": True}}
+        return read_rope(raw, self.where, row=row, head_dim=head_dim)
+
+    def windows(self, layers: int) -> tuple[int | None, ...]:
+        window = self.values.get("hf.sliding_window")
+        if "window" not in self.row or window is None:
+            return (None,) * layers
+        slides = _WINDOWS[self.row["window"]]
+        return tuple(self.size("sliding_window", "$hf.sliding_window") if slides[i % 2] else None for i in range(layers))
+
+
+def parse_family_config(raw: Mapping[str, Any], row: Mapping[str, Any], directory: Path, where: str) -> ModelConfig:
+    """Return the configuration of a model whose architecture is a row of family_rows.json.
+
+    Raises:
+        ModelError: a size is missing or invalid, a value that a checkpoint cannot express, or a quantized model.
+    """
+    reader, name = _FamilyReader(raw, row, where), str(raw["architectures"][0])
+    reader.refuse_unimplemented(name)
+    sizes = {key: reader.size(key, e) for key, e in row["sizes"].items() if key != "norm_epsilon"}
+    epsilon = reader.number("norm_epsilon", row["sizes"]["norm_epsilon"])
+    heads, hidden = sizes["num_attention_heads"], sizes["hidden_size"]
+    kv_heads = reader.size("num_key_value_heads", _or_default(reader, row.get("kvHeads"), heads))
+    head_dim = _or_default(reader, row.get("headSize"), None)
+    if head_dim is None and hidden % heads:
+        raise ModelError(
+            f"hidden_size {hidden} is not a multiple of {heads} heads", where=where, fix="correct config.json"
+        )
+    head_dim = reader.size("head_size", head_dim or hidden // heads)
+    if heads % kv_heads:
+        raise ModelError(
+            f"{heads} attention heads cannot share {kv_heads} KV heads", where=where, fix="correct config.json"
+        )
+    if sizes["num_hidden_layers"] > MOST_LAYERS:
+        raise ModelError(
+            f"num_hidden_layers is {sizes['num_hidden_layers']}", where=where, fix="correct config.json"
+        )
+    reader.refuse_inexpressible()
+    quantization = read_quantization(directory, raw)
+    if quantization is not None and quantization.algorithm != "NO_QUANT":
+        raise ModelError(
+            f"the model is {quantization.algorithm}; converter 'enginix' converts {name} unquantized only",
+            where=where,
+            fix="pass the unquantized model, or serve this one with the llmapi kind",
+        )
+    rope = reader.rope(head_dim, sizes["max_position_embeddings"])
+    tied = reader.values["hf.tie_word_embeddings"]
+    if not isinstance(tied, bool):
+        raise ModelError(f"tie_word_embeddings is {tied!r}, not true or false", where=where, fix="correct config.json")
+    unread = reader.unread_keys()
+    experts = _read_family_experts(reader, sizes["intermediate_size"])
+    return ModelConfig(
+        directory=directory,
+        architecture=name,
+        model_type=str(raw.get("model_type", "")),
+        dtype=read_config_dtype(raw, where),
+        vocab_size=sizes["vocab_size"],
+        hidden_size=hidden,
+        num_layers=sizes["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate_size=sizes["intermediate_size"],
+        max_position_embeddings=sizes["max_position_embeddings"],
+        hidden_act=reader.activation(),
+        norm_epsilon=epsilon,
+        rope=rope,
+        tie_word_embeddings=tied,
+        qkv_bias="qkv" in row["layout"]["biases"],
+        dense_bias="dense" in row["layout"]["biases"],
+        mlp_bias="mlp" in row["layout"]["biases"],
+        windows=reader.windows(sizes["num_hidden_layers"]),
+        experts=experts,
+        quantization=None,
+        notes=(
+            *rope.notes,
+            *([f"config.json's {', '.join(unread)}: ignored by enginix"] if unread else []),
+        ),
+        raw=raw,
+        description=row,
+    )
+
+
+def _or_default(reader: _FamilyReader, expression: Any, default: int | None) -> Any:
+    value = reader.evaluate(expression)
+    return default if value is None else value
+
+
+def _read_family_experts(reader: _FamilyReader, width: int) -> ModelExperts | None:
+    rule = reader.row.get("experts")
+    if rule is None:
+        return None
+    count, top_k = reader.size("experts.count", rule["count"]), reader.size("experts.top_k", rule["topK"])
+    if top_k > count:
+        raise ModelError(f"{top_k} experts a token exceed {count}", where=reader.where, fix="correct config.json")
+    return ModelExperts(count, top_k, width, True, 0)

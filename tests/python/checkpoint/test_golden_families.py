@@ -1,0 +1,85 @@
+"""Conversions of further families by TensorRT-LLM's own scripts against ours, tensor by tensor and key by key."""
+
+from __future__ import annotations
+
+import json
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compare import ABSENT, flat
+from family_golden import FamilyConversion, digest_tensors, list_family_conversions
+
+from enginix.checkpoint.convert import ConversionSpec, ConvertOptions, convert_model
+from enginix.checkpoint.describe import LEFT_OUT
+from enginix.checkpoint.mapping import CheckpointMapping
+from enginix.checkpoint.verify import verify_checkpoint
+from enginix.errors import EnginixError
+from enginix.model.family_rows import list_family_rows
+
+PATTERNS = [pattern for row in list_family_rows().values() for pattern in row["golden"]]
+CASES = [c for c in list_family_conversions() if any(fnmatchcase(c.case, p) for p in PATTERNS)]
+SOUND = [c for c in CASES if c.error is None and c.defect is None]
+OTHERS = [c for c in CASES if c not in SOUND]
+# Tables that the loader computes itself and does not take from the file.
+BUFFERS = ("embed_positions*", "rotary_inv_freq", "*.alibi_slopes", "*.logn_scaling")
+INTENDED = json.loads((Path(__file__).parent / "intended_family_differences.json").read_text())["rows"]
+
+
+def convert_case(case: FamilyConversion, out: Path) -> ConversionSpec:
+    mapping = CheckpointMapping(case.tensor_parallel, case.pipeline_parallel, case.expert_parallel)
+    options = ConvertOptions(
+        dtype=case.dtype,
+        mapping=mapping,
+        parallel_embedding=case.parallel_embedding,
+        embedding_sharding_dim=case.embedding_sharding_dim,
+        kind="tensorrt",
+    )
+    return convert_model(case.model, out, options)
+
+
+def complete_config(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return a config.json as the loader has it: absent keys hold their default."""
+    return flat(raw | {section: defaults | raw.get(section, {}) for section, defaults in LEFT_OUT.items()})
+
+
+def list_differences(case: FamilyConversion, out: Path) -> list[str]:
+    found = []
+    for rank, stored in enumerate(case.ranks):
+        theirs = {n: t for n, t in stored.items() if not any(fnmatchcase(n, p) for p in BUFFERS)}
+        ours = digest_tensors(out / f"rank{rank}.safetensors")
+        found += [
+            f"rank {rank}: {name}: {theirs.get(name, ABSENT)} became {ours.get(name, ABSENT)}"
+            for name in sorted(theirs.keys() | ours.keys())
+            if theirs.get(name) != ours.get(name)
+        ]
+    theirs, ours = complete_config(case.config), complete_config(json.loads((out / "config.json").read_text()))
+    for key in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(key, ABSENT) != ours.get(key, ABSENT) and find_intended(case, key) is None:
+            found.append(f"{key}: {theirs.get(key, ABSENT)!r} became {ours.get(key, ABSENT)!r}")
+    return found
+
+
+def find_intended(case: FamilyConversion, key: str) -> dict[str, str] | None:
+    rows = (r for r in INTENDED if fnmatchcase(key, r["key"]) and fnmatchcase(case.id, r["only"]))
+    return next(rows, None)
+
+
+@pytest.mark.parametrize("case", SOUND, ids=lambda c: c.id)
+def test_same_as_theirs(case: FamilyConversion, tmp_path: Path) -> None:
+    convert_case(case, tmp_path / "out")
+    assert list_differences(case, tmp_path / "out") == []
+    assert verify_checkpoint(tmp_path / "out").findings == []
+
+
+@pytest.mark.parametrize("case", OTHERS, ids=lambda c: c.id)
+def test_right_or_refused(case: FamilyConversion, tmp_path: Path) -> None:
+    """Where theirs raises or is wrong, ours differs and verifies, or refuses and says what to do."""
+    try:
+        convert_case(case, tmp_path / "out")
+    except EnginixError as e:
+        assert e.fix and not list(tmp_path.iterdir())
+        return
+    assert verify_checkpoint(tmp_path / "out").findings == []
+    assert case.error is not None or list_differences(case, tmp_path / "out")
