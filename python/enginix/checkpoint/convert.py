@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from enginix import manifest
 from enginix.checkpoint import config as ckpt
-from enginix.checkpoint.byte_sources import COPY, HeaderReader, OutputTensor, SourceFileReader
+from enginix.checkpoint.byte_sources import (
+    COPY,
+    HeaderReader,
+    MatrixRows,
+    OutputTensor,
+    SourceFileReader,
+)
 from enginix.checkpoint.describe import describe_checkpoint_config
 from enginix.checkpoint.formats import format_of
 from enginix.checkpoint.formats.fp8 import pack_floats
 from enginix.checkpoint.formats.nvfp4 import fits_tiles
 from enginix.checkpoint.formats.plain import add_offset, make_bias_parts, make_caster
-from enginix.checkpoint.layout import CheckpointLayout, KvCacheModule, LinearModule, VectorModule
+from enginix.checkpoint.layout import CheckpointLayout, KvCacheModule, LinearModule, SlicedTensor, VectorModule
 from enginix.checkpoint.mapping import (
     CheckpointMapping,
     check_family_options,
@@ -60,6 +67,7 @@ class ConvertOptions:
             missing.
         kind: kind of engine that must load the checkpoint: ``tensorrt`` refuses models that TensorRT-LLM's
             class does not support; None allows any that the reference executor supports.
+        variant: generation of a model whose config.json does not tell it (Baichuan, ChatGLM).
     """
 
     dtype: str | None = None
@@ -70,6 +78,7 @@ class ConvertOptions:
     quantize: str | None = None
     kv_cache: str | None = None
     kind: str | None = None
+    variant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,8 @@ class _OutputBuilder:
                 outputs.append(self.vector(module))
             elif isinstance(module, LinearModule):
                 outputs.extend(self.linear(module))
+            elif isinstance(module, SlicedTensor):
+                outputs.append(self.sliced(module))
             else:
                 outputs.extend(self.kv_cache(module))
         return tuple(outputs)
@@ -137,9 +148,15 @@ class _OutputBuilder:
         info = self.source.tensor(module.module, module.leaf, FLOATS, (module.size,))
         transform = make_caster(info, self.dtype)
         if module.offset:
-            transform = add_offset(transform, self.dtype, module.offset, info.itemsize)
+            transform = add_offset(info, self.dtype, module.offset)
         part = cut_vector(info, (0, module.size), transform)
         return OutputTensor(module.tensor_name, self.dtype, (module.size,), (part,))
+
+    def sliced(self, module: SlicedTensor) -> OutputTensor:
+        info = self.source.tensor(module.module, module.leaf, FLOATS, module.source_shape)
+        stride = info.itemsize * prod(module.source_shape[1:])
+        part = MatrixRows(info, stride, module.rows, (0, stride), make_caster(info, self.dtype))
+        return OutputTensor(module.name, self.dtype, module.shape, (part,))
 
     def linear(self, module: LinearModule) -> list[OutputTensor]:
         number_format = format_of(self.resolved.algorithms.get(module.name), self.form)
@@ -207,7 +224,7 @@ def derive_conversion_spec(
         ModelError: the model is damaged, incomplete, or cannot be expressed.
         UsageError: the options do not fit the model.
     """
-    model = ModelConfig.read(directory)
+    model = ModelConfig.read(directory, variant=options.variant)
     check_parallelism(model, options.mapping)
     if options.kind == "tensorrt" or "layout" in model.description:
         check_pipeline_support(model, options.mapping)
@@ -348,6 +365,7 @@ def _make_checkpoint_manifest(
             **({"nvfp4Form": conversion.nvfp4_form} if quantization.get("group_size") == 16 else {}),
             **({"quantize": options.quantize} if options.quantize else {}),
             **({"kvCache": options.kv_cache} if options.kv_cache else {}),
+            **({"variant": model.variant} if model.variant else {}),
         },
         results={"bytes": size, "notes": list(conversion.notes)},
     )

@@ -68,6 +68,8 @@ def _refuse_unsupported_options(directory: Path, options: ConvertOptions, row: d
             "--quantize, --kv-cache, --nvfp4-form and --parallel-embedding need --converter enginix",
             fix="leave them out",
         )
+    if options.variant is not None:
+        raise UsageError("--variant needs --converter enginix", fix="leave it out")
     if options.mapping.expert_parallel != 1 or options.mapping.pipeline_parallel != 1:
         raise UsageError("this converter supports no other parallelism than --tensor-parallel")
     limit = row.get("maxTensorParallel")

@@ -19,6 +19,7 @@ def describe_family_keys(model: ModelConfig) -> dict[str, Any]:
     """
     row, where = model.description, str(model.directory)
     values = read_model_values(model.raw, row)
+    values["variant"] = model.variant
     position = evaluate_expression(row["position"], values, where)
     common: dict[str, Any] = {
         "logits_dtype": "float32",
@@ -37,9 +38,12 @@ def describe_family_keys(model: ModelConfig) -> dict[str, Any]:
         "qk_layernorm": False,
         "runtime_defaults": None,
     }
-    values |= common
+    values |= common | {"variant": model.variant}
     values |= {"rotary_base": model.rope.base, "rotary_pct": model.rope.fraction}
     values |= {"tie_word_embeddings": model.tie_word_embeddings, **describe_rotary_scaling(model)}
+    for key, expression in row["sizes"].items():
+        if key not in common:
+            values[key] = evaluate_expression(expression, values, where)
     if model.experts is not None:
         values |= {"experts.count": model.experts.count, "experts.top_k": model.experts.top_k}
     rules = row["config"]

@@ -17,6 +17,7 @@ from enginix.checkpoint.layout import (
     LinearModule,
     MatrixSlice,
     Module,
+    SlicedTensor,
     VectorModule,
     split_evenly,
     split_padded,
@@ -79,7 +80,10 @@ class FamilyLayout:
         self.config, self.row, self.layout = config, row, row["layout"]
 
     def _holds(self, condition: Any) -> bool:
-        return condition if isinstance(condition, bool) else holds_condition(condition, self.config.raw)
+        if isinstance(condition, bool):
+            return condition
+        conditions = condition if isinstance(condition, list) else [condition]
+        return any(holds_condition(c, self.config.raw) for c in conditions)
 
     def _choose(self, rule: Any) -> str | None:
         """Return the module of a rule: a name, or the first of several whose condition holds."""
@@ -106,21 +110,27 @@ class FamilyLayout:
         c, m, layout = self.config, self.config.mapping, self.layout
         tp_rank, pp_rank = m.tp_rank(rank), m.pp_rank(rank)
         if pp_rank == 0:
-            yield self._embedding("vocab_embedding", layout["embedding"], c.vocab_size, 0, tp_rank)
+            embedding = self._embedding("vocab_embedding", layout["embedding"], c.vocab_size, 0, tp_rank)
+            yield replace(embedding, arithmetic=layout.get("embeddingArithmetic"))
             if positions := layout.get("positions"):
                 count, skip = c.max_position_embeddings, positions["skip"]
                 yield self._embedding("position_embedding", positions["module"], count, skip, tp_rank)
             if "embeddingNorm" in layout:
                 yield from self._norm("transformer.ln_embed", layout["embeddingNorm"])
         for local, index in enumerate(m.layers(pp_rank, c.num_hidden_layers)):
-            yield from self._layer(f"transformer.layers.{local}", layout["layer"].format(layer=index), tp_rank)
+            name, module = f"transformer.layers.{local}", layout["layer"].format(layer=index)
+            yield from self._layer(name, module, self._is_recurrent(index), tp_rank)
         if pp_rank == m.pipeline_parallel - 1:
             if norm := self._choose(layout["finalNorm"]):
                 yield from self._norm("transformer.ln_f", norm)
             rows, pad = split_padded(c.vocab_size, m.tensor_parallel, tp_rank)
             head = MatrixSlice(layout["head"], c.vocab_size, c.hidden_size, rows, (0, c.hidden_size), pad)
             bias = bool(layout.get("headBias"))
-            yield LinearModule("lm_head", ((head,),), "column", bias=bias, quantizable=False)
+            rule = layout.get("headArithmetic")
+            arithmetic = rule["name"] if rule and self._holds(rule["if"]) else None
+            yield LinearModule(
+                "lm_head", ((head,),), "column", bias=bias, quantizable=False, arithmetic=arithmetic
+            )
 
     def _embedding(self, name: str, module: str, count: int, skip: int, tp_rank: int) -> LinearModule:
         c, tp = self.config, self.config.mapping.tensor_parallel
@@ -133,11 +143,18 @@ class FamilyLayout:
         piece = MatrixSlice(module, count + skip, c.hidden_size, rows, cols, pad)
         return LinearModule(f"transformer.{name}", ((piece,),), "column", quantizable=False)
 
-    def _layer(self, trt_name: str, hf_name: str, tp_rank: int) -> Iterator[Module]:
+    def _is_recurrent(self, index: int) -> bool:
+        kinds = self.config.raw.get("layer_types")
+        return "recurrent" in self.layout and bool(kinds) and kinds[index % len(kinds)] == "recurrent"
+
+    def _layer(self, trt_name: str, hf_name: str, is_recurrent: bool, tp_rank: int) -> Iterator[Module]:
         for name, rule in self.layout["norms"].items():
             if module := self._choose(rule):
                 yield from self._norm(f"{trt_name}.{name}", f"{hf_name}.{module}")
-        yield from self._attention(f"{trt_name}.attention", hf_name, tp_rank)
+        if is_recurrent:
+            yield from self._recurrence(f"{trt_name}.recurrent", hf_name, tp_rank)
+        else:
+            yield from self._attention(f"{trt_name}.attention", hf_name, tp_rank)
         if "experts" in self.layout:
             yield from self._experts(f"{trt_name}.mlp", hf_name, tp_rank)
         else:
@@ -169,6 +186,35 @@ class FamilyLayout:
         q = (q_heads[0] * size, q_heads[1] * size)
         dense = self._matrix(f"{hf_name}.{self.layout['dense']}", hidden, heads * size, (0, hidden), q)
         yield LinearModule(f"{trt_name}.dense", ((dense,),), "row", bias=self._bias("dense"))
+
+    def _recurrence(self, trt_name: str, hf_name: str, tp_rank: int) -> Iterator[Module]:
+        """Yield RecurrentGemma's block: two projections, a convolution, gates of each head, a projection."""
+        c, tp = self.config, self.config.mapping.tensor_parallel
+        module, hidden = f"{hf_name}.{self.layout['recurrent']}", c.hidden_size
+        width, taps = int(c.raw["rnn_hidden_size"]), int(c.raw["conv_kernel"])
+        part, heads, block = split_evenly(width, tp, tp_rank), c.num_attention_heads, width // c.num_attention_heads
+        for name in ("linear_x", "linear_y"):
+            piece = MatrixSlice(f"{module}.{name}", width, hidden, part, (0, hidden))
+            bias = name == "linear_x"  # the class adds linear_y's inside its own kernel
+            yield LinearModule(f"{trt_name}.{name}", ((piece,),), "column", bias=bias, quantizable=False)
+        piece = MatrixSlice(f"{module}.linear_out", hidden, width, (0, hidden), part)
+        yield LinearModule(f"{trt_name}.linear_out", ((piece,),), "row", bias=True, quantizable=False)
+        size = (part[1] - part[0],)
+        for name, inner, leaf, tail in (
+            ("y_bias", "linear_y", "bias", ()),
+            ("conv1d.bias", "conv_1d", "bias", ()),
+            ("rg_lru.recurrent_param", "rg_lru", "recurrent_param", ()),
+        ):
+            yield SlicedTensor(f"{trt_name}.{name}", f"{module}.{inner}", leaf, (width, *tail), part, size)
+        yield SlicedTensor(
+            f"{trt_name}.conv1d.weight", f"{module}.conv_1d", "weight", (width, 1, taps), part, (*size, 1, taps, 1)
+        )
+        gates = split_evenly(heads, tp, tp_rank)
+        for gate in ("input_gate", "recurrent_gate"):
+            for leaf, tail in (("weight", (block, block)), ("bias", (block,))):
+                shape = (gates[1] - gates[0], *tail)
+                source = (f"{module}.rg_lru", f"{gate}_{leaf}", (heads, *tail))
+                yield SlicedTensor(f"{trt_name}.rg_lru.{gate}.{leaf}", *source, gates, shape)
 
     def _mlp(self, trt_name: str, hf_name: str, tp_rank: int) -> Iterator[LinearModule]:
         c, names = self.config, self.layout["mlp"]

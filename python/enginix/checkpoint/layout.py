@@ -65,6 +65,8 @@ class LinearModule:
         quantizable: whether a quantized format may apply to it.
         dtype: overrides the checkpoint's dtype (the router is ``float32``).
         zero_bias: the bias is zeros on this rank, since another rank adds it.
+        arithmetic: what conversion computes of each row, in the checkpoint's dtype: ``unit_length`` divides it
+            by its length, ``root_of_width`` multiplies it by the root of the row's width.
     """
 
     name: str
@@ -75,6 +77,7 @@ class LinearModule:
     quantizable: bool = True
     dtype: str | None = None
     zero_bias: bool = False
+    arithmetic: Literal["unit_length", "root_of_width"] | None = None
 
     @property
     def out(self) -> int:
@@ -121,7 +124,26 @@ class KvCacheModule:
     modules: tuple[str, str]  # Hugging Face modules that carry k_scale and v_scale
 
 
-Module = LinearModule | VectorModule | KvCacheModule
+@dataclass(frozen=True)
+class SlicedTensor:
+    """A tensor of any shape that is cut along its first axis.
+
+    Attributes:
+        name: whole name in the checkpoint.
+        source_shape: the whole tensor's shape in the model.
+        rows: half-open range of the first axis.
+        shape: on this rank; of as many elements as ``rows`` has.
+    """
+
+    name: str
+    module: str
+    leaf: str
+    source_shape: tuple[int, ...]
+    rows: tuple[int, int]
+    shape: tuple[int, ...]
+
+
+Module = LinearModule | VectorModule | KvCacheModule | SlicedTensor
 
 
 def split_evenly(total: int, parts: int, index: int) -> tuple[int, int]:

@@ -156,6 +156,14 @@ def check_family_options(
             f"{option}: {config.architecture} is converted unquantized only",
             fix="leave it out, or serve the model with the llmapi kind",
         )
+    divisor = row["layout"].get("widthDivisor", 1)
+    if config.intermediate_size // divisor % tp:
+        sizes = [n for n in range(1, 65) if config.intermediate_size // divisor % n == 0]
+        raise UsageError(
+            f"--tensor-parallel {tp} does not divide {config.intermediate_size // divisor} rows of the MLP",
+            where=config.architecture,
+            fix=f"--tensor-parallel one of {_join_sizes(n for n in sizes if config.num_heads % n == 0)}",
+        )
     rows = [("vocabulary", config.vocab_size % tp, f"a vocabulary of {config.vocab_size}")]
     rows.append(("kvReplication", config.num_kv_heads < tp, f"{config.num_kv_heads} KV heads"))
     for key, is_violated, size in rows:

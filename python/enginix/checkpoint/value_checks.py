@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from enginix.checkpoint.layout import CheckpointLayout, KvCacheModule, LinearModule, VectorModule
+from enginix.checkpoint.layout import CheckpointLayout, KvCacheModule, LinearModule, SlicedTensor, VectorModule
 from enginix.checkpoint.mapped_tensors import map_tensor
 from enginix.checkpoint.numbers import interleave_tiles, list_fp8_values, to_float32
 from enginix.checkpoint.verification_report import Finding, VerificationReport
@@ -82,7 +82,7 @@ def check_values(
             leaves = [tensors.get(f"{module.name}.{leaf}") for leaf in ("weight", "weights_scaling_factor")]
             codes, scales = (map_tensor(leaf) if leaf is not None else None for leaf in leaves)
             _check_zero_blocks(f"{module.name}.weights_scaling_factor", codes, scales, add_finding)
-        elif _is_replicated(module, layout) and first != path:
+        elif not isinstance(module, SlicedTensor) and _is_replicated(module, layout) and first != path:
             name = module.tensor_name if isinstance(module, VectorModule) else f"{module.name}.weight"
             _check_replica(name, tensors, first, add_finding)
 

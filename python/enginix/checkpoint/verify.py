@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from math import prod
 from pathlib import Path
 
 from enginix.checkpoint.config import DTYPES, CheckpointConfig
 from enginix.checkpoint.config import FILE as CONFIG
 from enginix.checkpoint.formats import Spec, format_of
-from enginix.checkpoint.layout import CheckpointLayout, KvCacheModule, LinearModule, VectorModule
+from enginix.checkpoint.layout import CheckpointLayout, KvCacheModule, LinearModule, SlicedTensor, VectorModule
 from enginix.checkpoint.resolve import experts_module
 from enginix.checkpoint.value_checks import check_values
 from enginix.checkpoint.verification_report import Finding, VerificationReport
@@ -69,6 +70,8 @@ def list_required_tensors(layout: CheckpointLayout, rank: int, tensors: dict[str
             required_tensors.update({f"{module.name}.{leaf}": value for leaf, value in spec.items()})
             if module.bias:
                 required_tensors[f"{module.name}.bias"] = (DTYPES[config.dtype], (module.out,))
+        elif isinstance(module, SlicedTensor):
+            required_tensors[module.name] = (DTYPES[config.dtype], module.shape)
         elif config.quantization.kv_cache_quant_algo is not None:
             required_tensors.update(kv_spec(module, tensors))
     return required_tensors
@@ -194,6 +197,8 @@ def _count_parameters(layout: CheckpointLayout, report: VerificationReport) -> N
                 report.parameters += len(module.groups) * module.out * module.inp
             elif isinstance(module, VectorModule):
                 report.parameters += module.size
+            elif isinstance(module, SlicedTensor):
+                report.parameters += prod(module.shape)
 
 
 def verify_checkpoint(directory: Path) -> VerificationReport:

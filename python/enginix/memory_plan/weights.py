@@ -14,7 +14,7 @@ from enginix.checkpoint.byte_sources import OutputTensor, SourceFileReader
 from enginix.checkpoint.describe import describe_checkpoint_config
 from enginix.checkpoint.formats import format_of
 from enginix.checkpoint.formats.nvfp4 import fits_tiles
-from enginix.checkpoint.layout import CheckpointLayout, KvCacheModule, LinearModule, VectorModule
+from enginix.checkpoint.layout import CheckpointLayout, KvCacheModule, LinearModule, SlicedTensor, VectorModule
 from enginix.checkpoint.mapping import CheckpointMapping, check_parallelism
 from enginix.checkpoint.resolve import resolve_quantization
 from enginix.checkpoint.source_tensors import SourceTensors, name_source_tensors
@@ -128,6 +128,8 @@ class CheckpointSizes:
                 outputs.extend(OutputTensor(f"{module.name}.{leaf}", *row, ()) for leaf, row in spec.items())
                 if module.bias:
                     outputs.append(OutputTensor(f"{module.name}.bias", dtype, (module.out,), ()))
+            elif isinstance(module, SlicedTensor):
+                outputs.append(OutputTensor(module.name, dtype, module.shape, ()))
             elif isinstance(module, KvCacheModule) and layout.config.quantization.kv_cache_quant_algo:
                 for leaf in ("kv_cache_scaling_factor", "kv_cache_rcp_scaling_factor"):
                     outputs.append(OutputTensor(f"{module.name}.{leaf}", "F32", (1,), ()))

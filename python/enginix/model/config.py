@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from enginix.errors import ModelError
+from enginix.errors import ModelError, UsageError
 from enginix.model.family_rows import list_family_rows
 from enginix.model.jsonfile import read_object
 from enginix.model.quantization import ModelQuantization, read_quantization
@@ -49,6 +49,7 @@ class ModelConfig:
         windows: tokens that each layer attends to, the last one included; None for a layer without a limit.
         notes: keys of ``config.json`` that are ignored here, and that other software may read.
         raw: the parsed ``config.json``.
+        variant: generation of a model whose config.json does not tell it; None where it has none.
         description: the architecture's row of architectures.json or family_rows.json.
     """
 
@@ -77,6 +78,7 @@ class ModelConfig:
     notes: tuple[str, ...]
     raw: Mapping[str, Any] = field(repr=False)
     description: Mapping[str, Any] = field(repr=False)
+    variant: str | None = None
 
     @property
     def sliding_window(self) -> int | None:
@@ -84,8 +86,11 @@ class ModelConfig:
         return min((w for w in self.windows if w and w < self.max_position_embeddings), default=None)
 
     @classmethod
-    def read(cls, directory: Path) -> ModelConfig:
+    def read(cls, directory: Path, *, variant: str | None = None) -> ModelConfig:
         """Read ``directory/config.json`` and, where it exists, ``hf_quant_config.json``.
+
+        Args:
+            variant: generation of a model whose config.json does not tell it (Baichuan, ChatGLM).
 
         Raises:
             ModelError: missing or malformed, an unknown architecture (the known ones are listed), a
@@ -93,7 +98,7 @@ class ModelConfig:
         """
         if not directory.is_dir():
             raise ModelError("no such directory", where=str(directory), fix="pass a model directory")
-        return parse_config(read_object(directory / CONFIG_FILE), directory)
+        return parse_config(read_object(directory / CONFIG_FILE), directory, variant=variant)
 
 
 def _read_integer(
@@ -278,10 +283,13 @@ def find_windows(raw: Mapping[str, Any], row: Mapping[str, Any], layers: int, wh
 _KINDS = ("full_attention", "sliding_attention")
 
 
-def parse_config(raw: Mapping[str, Any], directory: Path, *, checkpoint: bool = True) -> ModelConfig:
+def parse_config(
+    raw: Mapping[str, Any], directory: Path, *, checkpoint: bool = True, variant: str | None = None
+) -> ModelConfig:
     """Check a parsed ``config.json``; ``ModelConfig.read`` lists the errors.
 
     Args:
+        variant: as of ``ModelConfig.read``.
         checkpoint: refuse what a TensorRT-LLM checkpoint cannot express. Without it the result is what the
             model means, whatever serves it, and has no ``quantization``.
     """
@@ -292,7 +300,9 @@ def parse_config(raw: Mapping[str, Any], directory: Path, *, checkpoint: bool = 
     if checkpoint and isinstance(names[0], str) and names[0] in list_family_rows():
         from enginix.model.family_config import parse_family_config
 
-        return parse_family_config(raw, list_family_rows()[names[0]], directory, where)
+        return parse_family_config(raw, list_family_rows()[names[0]], directory, where, variant)
+    if variant is not None:
+        raise UsageError(f"variant {variant!r}: {names[0]} has none", where=where, fix="leave it out")
     row = find_architecture_row(names[0], where)
     defaults = row["defaults"]
     if checkpoint:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from enginix.errors import ModelError
+from enginix.errors import ModelError, UsageError
 from enginix.model.config import MOST_LAYERS, ModelConfig, ModelExperts, read_config_dtype
 from enginix.model.family_rows import evaluate_expression, list_keys_read, read_model_values
 from enginix.model.quantization import read_quantization
@@ -15,16 +15,37 @@ from enginix.tables import load_table
 
 _LLMAPI = "serve the model with the llmapi kind"
 _ROPE_KEYS = ("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor")
-# Whether each layer slides, by rule: no layer, every layer, or the even ones (Gemma 2).
-_WINDOWS = {"sliding_window": (True, True), "alternating": (True, False)}
 
 
 class _FamilyReader:
     """Values of one model's config.json, by the expressions of its row."""
 
-    def __init__(self, raw: Mapping[str, Any], row: Mapping[str, Any], where: str) -> None:
+    def __init__(
+        self, raw: Mapping[str, Any], row: Mapping[str, Any], where: str, variant: str | None
+    ) -> None:
         self.raw, self.row, self.where = raw, row, where
         self.values = read_model_values(raw, row)
+        self.variant = self.values["variant"] = self._choose_variant(variant)
+
+    def _choose_variant(self, requested: str | None) -> str | None:
+        rule = self.row.get("variants")
+        names = [] if rule is None else rule["names"]
+        if requested is not None and requested not in names:
+            raise UsageError(
+                f"variant {requested!r} is unknown",
+                where=self.where,
+                fix=f"one of: {', '.join(names)}" if names else "leave it out: this architecture has none",
+            )
+        if rule is None or requested is not None:
+            return requested
+        chosen = self.evaluate(rule["default"])
+        if chosen is None:
+            raise ModelError(
+                f"config.json does not tell which model of the family it is: {rule['why']}",
+                where=self.where,
+                fix=f"--variant one of {', '.join(names)} (mkCheckpoint: variant)",
+            )
+        return str(chosen)
 
     def evaluate(self, expression: Any) -> Any:
         return evaluate_expression(expression, self.values, self.where)
@@ -65,7 +86,8 @@ class _FamilyReader:
 
     def keys_read(self) -> set[str]:
         row = self.row
-        expressions = [row[k] for k in ("sizes", "kvHeads", "headSize", "position", "rope", "experts") if k in row]
+        names = ("sizes", "kvHeads", "headSize", "position", "rope", "experts", "window", "variants")
+        expressions = [row[k] for k in names if k in row]
         keys = list_keys_read([*expressions, row["config"]["set"]]) | set(row["defaults"])
         return keys | {rule["key"] for rule in row.get("refuse", ())} | {key.split(".")[0] for key in keys}
 
@@ -118,20 +140,22 @@ class _FamilyReader:
         return read_rope(raw, self.where, row=row, head_dim=head_dim)
 
     def windows(self, layers: int) -> tuple[int | None, ...]:
-        window = self.values.get("hf.sliding_window")
-        if "window" not in self.row or window is None:
+        rule = self.row.get("window")
+        if rule is None or self.evaluate(rule["size"]) is None:
             return (None,) * layers
-        slides = _WINDOWS[self.row["window"]]
-        return tuple(self.size("sliding_window", "$hf.sliding_window") if slides[i % 2] else None for i in range(layers))
+        size = self.size("window", rule["size"])
+        return tuple(size if rule["layers"][i % len(rule["layers"])] else None for i in range(layers))
 
 
-def parse_family_config(raw: Mapping[str, Any], row: Mapping[str, Any], directory: Path, where: str) -> ModelConfig:
+def parse_family_config(
+    raw: Mapping[str, Any], row: Mapping[str, Any], directory: Path, where: str, variant: str | None
+) -> ModelConfig:
     """Return the configuration of a model whose architecture is a row of family_rows.json.
 
     Raises:
         ModelError: a size is missing or invalid, a value that a checkpoint cannot express, or a quantized model.
     """
-    reader, name = _FamilyReader(raw, row, where), str(raw["architectures"][0])
+    reader, name = _FamilyReader(raw, row, where, variant), str(raw["architectures"][0])
     reader.refuse_unimplemented(name)
     sizes = {key: reader.size(key, e) for key, e in row["sizes"].items() if key != "norm_epsilon"}
     epsilon = reader.number("norm_epsilon", row["sizes"]["norm_epsilon"])
@@ -194,6 +218,7 @@ def parse_family_config(raw: Mapping[str, Any], row: Mapping[str, Any], director
         ),
         raw=raw,
         description=row,
+        variant=reader.variant,
     )
 
 

@@ -43,6 +43,7 @@ class FamilyConversion:
     dtype: str | None
     parallel_embedding: bool
     embedding_sharding_dim: int
+    variant: str | None
     defect: str | None
     error: str | None
     config: dict[str, Any]
@@ -83,6 +84,9 @@ def digest_tensors(path: Path) -> dict[str, list[Any]]:
     }
 
 
+_VARIANTS = ("--chatglm_version", "--model_version")
+
+
 def _describe(case: Path, entry: dict[str, Any], number: int) -> dict[str, Any]:
     command, size = entry.get("command", []), entry["mapping"]
     output = case / (entry.get("directory") or f"refused-{number}")
@@ -102,6 +106,7 @@ def _describe(case: Path, entry: dict[str, Any], number: int) -> dict[str, Any]:
         "dtype": None if entry.get("dtype_argument") == "auto" else entry.get("dtype_argument", entry.get("dtype")),
         "parallel_embedding": "--use_parallel_embedding" in command,
         "embedding_sharding_dim": argument("--embedding_sharding_dim", 0),
+        "variant": next((command[command.index(a) + 1] for a in _VARIANTS if a in command), None),
         "defect": entry.get("known_defect") or None,
         "error": f"{error['type']}: {error.get('message') or error.get('text')}"[:300] if error else None,
         "config": json.loads((output / "config.json").read_text()) if has_output else {},

@@ -35,8 +35,13 @@ def convert_case(case: FamilyConversion, out: Path) -> ConversionSpec:
         parallel_embedding=case.parallel_embedding,
         embedding_sharding_dim=case.embedding_sharding_dim,
         kind="tensorrt",
+        variant=case.variant if "variants" in list_family_rows()[read_architecture(case)] else None,
     )
     return convert_model(case.model, out, options)
+
+
+def read_architecture(case: FamilyConversion) -> str:
+    return str(json.loads((case.model / "config.json").read_text())["architectures"][0])
 
 
 def complete_config(raw: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from enginix.checkpoint.byte_sources import BytePart, RowTransform, TransposedRows, ZeroBytes
@@ -45,8 +46,11 @@ def make_caster(info: TensorInfo, target: str) -> RowTransform | None:
     return RowTransform(apply, lambda width: width // info.itemsize * SIZES[target])
 
 
-def add_offset(cast: RowTransform | None, target: str, offset: int, itemsize: int) -> RowTransform:
-    """Return a cast followed by the addition of ``offset``, rounded in ``target``."""
+def compute_rows(
+    info: TensorInfo, target: str, function: Callable[[npt.NDArray[np.float32]], Array]
+) -> RowTransform:
+    """Return the cast to ``target``, followed by a function of float32 rows, rounded in ``target``."""
+    cast, itemsize = make_caster(info, target), info.itemsize
 
     def apply(rows: npt.NDArray[np.uint8], into: npt.NDArray[np.uint8]) -> None:
         import numpy as np
@@ -58,11 +62,43 @@ def add_offset(cast: RowTransform | None, target: str, offset: int, itemsize: in
         else:
             cast.apply(rows, into)
         values = into.view(numpy_dtype(target))
-        # float32 holds the sum of two 16-bit numbers closely enough that one rounding follows.
-        wide = to_float32(values, target) + np.float32(offset)
-        cast_floats(wide, "F32", target, values)
+        wide = to_float32(values, target).reshape(len(rows), -1)
+        cast_floats(np.asarray(function(wide), np.float32), "F32", target, values)
 
     return RowTransform(apply, lambda width: width // itemsize * SIZES[target])
+
+
+def add_offset(info: TensorInfo, target: str, offset: int) -> RowTransform:
+    """Return the cast to ``target`` and the addition of ``offset``."""
+    return compute_rows(info, target, lambda rows: rows + offset)
+
+
+def _divide_by_length(target: str) -> Callable[[npt.NDArray[np.float32]], Array]:
+    def divide(rows: npt.NDArray[np.float32]) -> Array:
+        import numpy as np
+
+        from enginix.checkpoint.numbers import cast_floats, to_float32
+
+        length = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=1, keepdims=True))
+        length = np.maximum(length, 1e-12).astype(np.float32)
+        # torch's normalize rounds the length to the matrix's dtype before it divides.
+        return rows / to_float32(cast_floats(length, "F32", target), target)
+
+    return divide
+
+
+def _multiply_by_root(rows: npt.NDArray[np.float32]) -> Array:
+    import numpy as np
+
+    return rows * np.float32(math.sqrt(rows.shape[1]))
+
+
+def _choose_transform(linear: LinearModule, info: TensorInfo, target: str) -> RowTransform | None:
+    if linear.arithmetic is None:
+        return make_caster(info, target)
+    if linear.arithmetic == "unit_length":
+        return compute_rows(info, target, _divide_by_length(target))
+    return compute_rows(info, target, _multiply_by_root)
 
 
 def dtype_of(linear: LinearModule, config: CheckpointConfig) -> str:
@@ -83,7 +119,7 @@ class UnquantizedFormat:
         for group in linear.groups:
             for piece in group:
                 info = source.tensor(piece.module, piece.leaf, FLOATS, piece.stored_shape)
-                caster = make_caster(info, target)
+                caster = _choose_transform(linear, info, target)
                 if piece.transposed:
                     parts.append(TransposedRows(info, piece.inp, piece.out, piece.rows, piece.cols, caster))
                 else:

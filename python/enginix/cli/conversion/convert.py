@@ -73,6 +73,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="which model of its family it is, where config.json does not tell: v1_7b, v1_13b, v2_7b, v2_13b "
+        "(Baichuan), chatglm2, chatglm3, glm-4 (ChatGLM)",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     from enginix.checkpoint.convert import ConvertOptions, convert_model
     from enginix.checkpoint.mapping import CheckpointMapping, default_gpus_per_node
@@ -87,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         quantize=args.quantize,
         kv_cache=args.kv_cache,
         kind=args.kind,
+        variant=args.variant,
     )
     world = options.mapping.world_size
     if args.converter != "enginix":
