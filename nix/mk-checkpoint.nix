@@ -15,6 +15,7 @@ let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkCheckpoint";
   table = lib.importJSON ../python/enginix/data/models/converters.json;
+  families = (lib.importJSON ../python/enginix/data/models/family_rows.json).architectures;
   formats = lib.importJSON ../python/enginix/data/models/number_formats.json;
   inherit (lib.importJSON ../python/enginix/data/memory_plan/memory_constants.json) defaults;
   runtimes = (lib.importJSON ../python/enginix/data/runtime/runtimes.json).runtimes;
@@ -34,6 +35,9 @@ let
       # The converter (data/models/converters.json says what each takes): "enginix", "modelopt" (its
       # export, on CPU), or "tensorrt_llm" (the runtime's own conversion, on a GPU machine).
       converter ? "enginix",
+      # Which model of its family it is, where config.json does not tell (Baichuan, ChatGLM): one of
+      # variants.names of its row of data/models/family_rows.json.
+      variant ? null,
       # For "tensorrt_llm": a runtime that has the engine path, or mkRuntime's output.
       runtime ? "trtllm-1.2.1",
       # For "tensorrt_llm": a GPU of data/machine/gpus.json; null takes any.
@@ -67,12 +71,27 @@ let
           "float16"
           "float32"
         ] dtype)
+      ]
+      ++ lib.optionals (variant != null) [
+        "--variant"
+        variant
       ];
       row = check.checkpoint.converter function table converter {
         inherit parallel;
         quantization = model.quantization or null;
         model = facts;
       };
+      variantOfTheModel =
+        if converter == "enginix" then
+          check.checkpoint.family function families {
+            inherit parallel variant;
+            quantization = model.quantization or null;
+            model = facts;
+          }
+        else if variant != null then
+          throw "${function}: variant needs converter = \"enginix\"; leave it out."
+        else
+          null;
       # The other converters take unquantized models only.
       algorithm =
         if converter == "enginix" then
@@ -86,6 +105,7 @@ let
       checked = builtins.deepSeq [
         row
         algorithm
+        variantOfTheModel
         flags
         (check.engine.pipeline function (facts.architecture or null) parallel.pipelineParallel)
       ] flags;

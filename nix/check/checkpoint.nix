@@ -164,6 +164,45 @@ in
     else
       model;
 
+  # Options of an architecture that converter = "enginix" reads by a row of family_rows.json: what
+  # python/enginix/checkpoint/mapping.py refuses from config.json.
+  # family :: string -> set -> { model; quantization; variant; parallel; } -> string | null
+  family =
+    function: rows: m:
+    let
+      name = m.model.architecture or "";
+      row = rows.${name};
+      tp = m.parallel.tensorParallel;
+      reject = what: key: throw "${function}: ${what}: ${name} does not take it; ${row.${key}}.";
+      rowsOfTheMlp = m.model.intermediateSize / (row.layout.widthDivisor or 1);
+    in
+    if !rows ? ${name} then
+      if m.variant == null || name == "" then
+        m.variant
+      else
+        throw "${function}: variant = \"${m.variant}\", but ${name} has none; leave it out."
+    else if m.quantization or null != null then
+      throw (
+        "${function}: converter = \"enginix\" converts ${name} unquantized only; this model is "
+        + "${m.quantization}. Pass the unquantized model, or serve it with the llmapi kind."
+      )
+    else if m.parallel.pipelineParallel > 1 && row ? pipeline then
+      reject "pipelineParallel = ${toString m.parallel.pipelineParallel}" "pipeline"
+    else if row ? vocabulary && !divides tp (m.model.vocabulary or null) then
+      reject (
+        "tensorParallel = ${toString tp} with a vocabulary of ${toString m.model.vocabulary}"
+      ) "vocabulary"
+    else if row ? kvReplication && (m.model.kvHeads or tp) < tp then
+      reject (
+        "tensorParallel = ${toString tp} with ${toString m.model.kvHeads} KV heads"
+      ) "kvReplication"
+    else if m.model ? intermediateSize && !divides tp rowsOfTheMlp then
+      throw "${function}: tensorParallel = ${toString tp} does not divide ${toString rowsOfTheMlp} rows of the MLP."
+    else if m.variant == null then
+      null
+    else
+      arguments.oneOf function "variant" (row.variants.names or [ ]) m.variant;
+
   # The converter's row for the model's architecture, where the lock carries that.
   # converter :: string -> set -> string -> { model; quantization; parallel; } -> set
   converter =

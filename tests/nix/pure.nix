@@ -555,11 +555,11 @@ in
     expected = true;
   };
   testConverterOfAnotherFamily = {
-    expr = fails (converter "enginix" (of "GPT2LMHeadModel" { }));
+    expr = fails (converter "enginix" (of "RWForCausalLM" { }));
     expected = true;
   };
   testConverterRefusedByAll = {
-    expr = fails (converter "modelopt" (of "BloomForCausalLM" { }));
+    expr = fails (converter "modelopt" (of "Gemma3ForCausalLM" { }));
     expected = true;
   };
   testConverterRefusesQuantizedModels = {
@@ -571,7 +571,7 @@ in
     expected = true;
   };
   testConverterHasALimit = {
-    expr = fails (converter "modelopt" (of "MptForCausalLM" { tensorParallel = 2; }));
+    expr = fails (converter "modelopt" (of "MptForCausalLM" { tensorParallel = 8; }));
     expected = true;
   };
 

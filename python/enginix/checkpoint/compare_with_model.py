@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from enginix.checkpoint.byte_sources import KnownBytes, SourceFileReader
+from enginix.checkpoint.byte_sources import KnownBytes, OutputTensor, SourceFileReader
 from enginix.checkpoint.config import FILE, CheckpointConfig, parse_checkpoint_config
 from enginix.checkpoint.describe import describe_checkpoint_config
+from enginix.checkpoint.family_description import find_variant
 from enginix.checkpoint.formats import NumberFormat, format_of
 from enginix.checkpoint.formats.nvfp4 import dequantize_nvfp4 as dequantize_nvfp4
 from enginix.checkpoint.layout import (
@@ -172,7 +173,8 @@ class CheckpointComparison:
         self.directory, self.steps = checkpoint, steps
         self.config = CheckpointConfig.read(checkpoint)
         self.layout = CheckpointLayout(self.config)
-        self.model = ModelConfig.read(model)
+        variant = find_variant(self.config)
+        self.model = ModelConfig.read(model, variant=variant)
         self.source = SourceTensors(open_weights(model), SourceFileReader(), name_source_tensors(self.model))
         if self.config.architecture != self.model.architecture:
             raise UsageError(
@@ -184,6 +186,9 @@ class CheckpointComparison:
     def findings(self) -> Iterator[Finding]:
         """Yield a finding for each key, matrix or vector that differs from the model's."""
         yield from self._configuration()
+        if "layout" in self.model.description:
+            yield from self._exact_tensors()
+            return
         for rank in self.config.mapping.ranks():
             file = RankFile(self.directory / rank_file_name(rank))
             form = nvfp4_form(dict(file.tensors), self.layout, rank)
@@ -205,6 +210,39 @@ class CheckpointComparison:
                     elif isinstance(module, KvCacheModule):
                         yield from self._cache_scales(module, file)
                     progress.advance()
+
+    def _exact_tensors(self) -> Iterator[Finding]:
+        """Compare the bytes of an unquantized checkpoint with those that conversion makes of the model."""
+        from enginix.checkpoint.convert import ConvertOptions, derive_conversion_spec
+
+        config = self.config
+        options = ConvertOptions(
+            dtype=config.dtype,
+            mapping=config.mapping,
+            parallel_embedding=config.use_parallel_embedding,
+            embedding_sharding_dim=config.embedding_sharding_dim,
+            variant=self.model.variant,
+        )
+        conversion = derive_conversion_spec(self.model.directory, options)
+        for rank, outputs in enumerate(conversion.ranks):
+            file = RankFile(self.directory / rank_file_name(rank))
+            for output in outputs:
+                where, info = f"{file.path.name}: {output.name}", file.tensors.get(output.name)
+                if info is None:
+                    yield Finding(where, "missing in the checkpoint")
+                elif (info.dtype, info.shape) != (output.dtype, output.shape):
+                    yield Finding(where, f"is {info.dtype} {list(info.shape)}, not {output.dtype} {list(output.shape)}")
+                elif not self._holds_bytes(file[output.name], output):
+                    yield Finding(where, "differs from the model's")
+
+    def _holds_bytes(self, stored: Array, output: OutputTensor) -> bool:
+        data, begin = stored.reshape(-1).view(np.uint8), 0
+        for part in output.parts:
+            for block in part.blocks(self.source.reader):
+                if data[begin : begin + len(block)].tobytes() != block:
+                    return False
+                begin += len(block)
+        return True
 
     def _configuration(self) -> Iterator[Finding]:
         """Yield the keys whose value for the loader differs from the one that conversion would write."""

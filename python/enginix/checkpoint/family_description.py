@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from enginix.checkpoint.config import CheckpointConfig
 from enginix.checkpoint.rotary_scaling import describe_rotary_scaling
 from enginix.model import ModelConfig
-from enginix.model.family_rows import evaluate_expression, read_model_values
+from enginix.model.family_rows import evaluate_expression, list_family_rows, read_model_values
 from enginix.tables import load_table
 
 
@@ -52,6 +53,16 @@ def describe_family_keys(model: ModelConfig) -> dict[str, Any]:
         constants = load_table("architectures")["families"][constants]["constants"]
     config = copy.deepcopy(constants) | {k: v for k, v in common.items() if k not in rules.get("omit", ())}
     return config | {key: evaluate_expression(e, values, where) for key, e in rules["set"].items()}
+
+
+def find_variant(config: CheckpointConfig) -> str | None:
+    """Return the variant that a checkpoint was converted as; None where its architecture has none."""
+    row = list_family_rows().get(config.architecture)
+    if row is None or "variants" not in row:
+        return None
+    key = next(key for key, expression in row["config"]["set"].items() if expression == "$variant")
+    value = config.raw.get(key)
+    return value if value in row["variants"]["names"] else None
 
 
 def choose_parallel_embedding(model: ModelConfig, tensor_parallel: int, requested: bool, dim: int) -> tuple[bool, int]:

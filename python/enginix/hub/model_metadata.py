@@ -11,6 +11,8 @@ from typing import Any
 
 from enginix.errors import LockError, ModelError
 from enginix.model.attention_window import WINDOW_KEY, find_window_pattern
+from enginix.model.family_config import read_family_sizes
+from enginix.model.family_rows import list_family_rows
 from enginix.model.jsonfile import parse_object
 from enginix.model.kv_heads import find_kv_heads
 from enginix.model.quantization import (
@@ -65,7 +67,8 @@ def extract_model_metadata(files: Mapping[str, bytes], where: str) -> dict[str, 
         value = next((config[k] for k in keys if type(config.get(k)) is int), None)
         if value is not None and 0 <= value < 1 << 53:
             facts[fact] = value
-    kv_heads = find_kv_heads(config, facts.get("architecture"))
+    facts |= _read_family_facts(config, facts.get("architecture"))
+    kv_heads = facts.get("kvHeads") or find_kv_heads(config, facts.get("architecture"))
     if kv_heads is not None and 0 <= kv_heads < 1 << 53:
         facts["kvHeads"] = kv_heads
     _add_class_defaults(facts, config)
@@ -80,6 +83,30 @@ def extract_model_metadata(files: Mapping[str, bytes], where: str) -> dict[str, 
     if remote := _names_remote_code(top):
         facts["remoteCode"] = remote
     return {k: v for k, v in facts.items() if not isinstance(v, str) or (v.isprintable() and len(v) <= 200)}
+
+
+_FAMILY_FACTS = {
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kvHeads": "num_key_value_heads",
+    "headSize": "head_size",
+    "hiddenSize": "hidden_size",
+    "intermediateSize": "intermediate_size",
+    "vocabulary": "vocab_size",
+    "context": "max_position_embeddings",
+    "experts": "experts.count",
+    "expertsPerToken": "experts.top_k",
+}
+
+
+def _read_family_facts(config: Mapping[str, Any], architecture: str | None) -> dict[str, int]:
+    """Return the sizes of an architecture that names them in its own way, by its row of family_rows.json."""
+    row = list_family_rows().get(architecture or "")
+    if row is None:
+        return {}
+    sizes = read_family_sizes(config, row)
+    facts = {fact: sizes[name] for fact, name in _FAMILY_FACTS.items() if name in sizes}
+    return facts | ({"expertIntermediateSize": facts["intermediateSize"]} if "experts" in facts else {})
 
 
 def require_metadata(locked: Mapping[str, Any], files: Mapping[str, bytes], where: str) -> None:

@@ -147,6 +147,28 @@ class _FamilyReader:
         return tuple(size if rule["layers"][i % len(rule["layers"])] else None for i in range(layers))
 
 
+def read_family_sizes(raw: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, int]:
+    """Return the sizes of a model by the names of a checkpoint's config.json; one that is not given is absent."""
+    values, sizes = read_model_values(raw, row), dict[str, int]()
+    rules = {**row["sizes"], "num_key_value_heads": row.get("kvHeads"), "head_size": row.get("headSize")}
+    if "experts" in row:
+        rules |= {"experts.count": row["experts"]["count"], "experts.top_k": row["experts"]["topK"]}
+    for name, rule in rules.items():
+        try:
+            value = evaluate_expression(rule, values, "")
+        except ModelError:
+            continue
+        value = int(value) if isinstance(value, float) and value == int(value) else value
+        if type(value) is int and value > 0:
+            sizes[name] = value
+    heads, hidden = sizes.get("num_attention_heads"), sizes.get("hidden_size")
+    if heads:
+        sizes.setdefault("num_key_value_heads", heads)
+        if hidden and hidden % heads == 0:
+            sizes.setdefault("head_size", hidden // heads)
+    return sizes
+
+
 def parse_family_config(
     raw: Mapping[str, Any], row: Mapping[str, Any], directory: Path, where: str, variant: str | None
 ) -> ModelConfig:

@@ -75,13 +75,24 @@ test_checkpoint_by_modelopt_takes_the_given_python() {
 }
 
 test_checkpoint_converter_must_take_the_architecture() {
-  refused "model = $(named GPT2LMHeadModel);" 'converter = "enginix" does not take GPT2LMHeadModel' 'converter = "modelopt" (CPU' Qwen3ForCausalLM &&
+  refused "model = $(named RWForCausalLM);" 'converter = "enginix" does not take RWForCausalLM' 'converter = "tensorrt_llm" (inside' Qwen3ForCausalLM &&
     refused "model = $(named Qwen3ForCausalLM); converter = \"modelopt\";" 'converter = "enginix" (CPU, pure) does' GPT2LMHeadModel &&
-    refused "model = $(named BloomForCausalLM); converter = \"tensorrt_llm\";" 'no converter takes BloomForCausalLM' &&
-    refused "model = $(named MptForCausalLM); converter = \"modelopt\"; tensorParallel = 2;" 'at most 1' &&
+    refused "model = $(named Gemma3ForCausalLM); converter = \"tensorrt_llm\";" 'no converter takes Gemma3ForCausalLM' &&
+    refused "model = $(named MptForCausalLM); converter = \"modelopt\"; tensorParallel = 8;" 'at most 4' &&
     refused "model = $(named GPT2LMHeadModel); converter = \"modelopt\"; pipelineParallel = 2;" 'offers tensorParallel only' &&
     refused "model = $(named GPT2LMHeadModel) // { quantization = \"FP8\"; }; converter = \"modelopt\";" 'converts unquantized models' &&
     refused "model = $(named GPT2LMHeadModel); converter = \"modelop\";" 'Did you mean modelopt?'
+}
+
+# Options of architectures that are read by rows: what conversion would refuse.
+test_checkpoint_of_a_family_is_refused_at_evaluation() {
+  refused "model = $(named BloomForCausalLM); tensorParallel = 2; pipelineParallel = 2;" 'pipelineParallel = 2: BloomForCausalLM does not take it' &&
+    refused "model = $(named GemmaForCausalLM) // { quantization = \"FP8\"; };" 'converts GemmaForCausalLM unquantized only' &&
+    refused "model = $(named Gemma2ForCausalLM) // { model = { architecture = \"Gemma2ForCausalLM\"; kvHeads = 4; }; }; tensorParallel = 8;" 'with 4 KV heads' &&
+    refused "model = $(named OPTForCausalLM) // { model = { architecture = \"OPTForCausalLM\"; vocabulary = 50265; }; }; tensorParallel = 2;" 'with a vocabulary of 50265' &&
+    refused "model = $(named BaichuanForCausalLM); variant = \"v1_7\";" 'variant' v1_7b &&
+    refused "model = $(named Qwen3ForCausalLM); variant = \"v1_7b\";" 'Qwen3ForCausalLM has none' &&
+    refused "model = $(named ChatGLMModel); converter = \"tensorrt_llm\"; variant = \"chatglm3\";" 'variant needs converter'
 }
 
 test_checkpoint_of_ranks_that_fill_no_nodes_is_refused_at_evaluation() {

@@ -19,6 +19,7 @@ from enginix.checkpoint.mapped_tensors import RankFile
 from enginix.checkpoint.mapping import CheckpointMapping
 from enginix.cli import main
 from enginix.errors import EXIT_INPUT, CheckpointError, MachineError, UsageError
+from enginix.model.family_rows import list_family_rows
 from enginix.tables import load_table
 
 SMALL = {"vocab_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}
@@ -95,7 +96,7 @@ def test_modelopt_exports(architecture: str, tp: int, tmp_path: Path) -> None:
 
 def test_other_architectures_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     random_models.write(tmp_path / "model", random_models.config("LlamaForCausalLM"))
-    for name in ("BloomForCausalLM", "RecurrentGemmaForCausalLM", "NoSuchModel"):
+    for name in ("Gemma3ForCausalLM", "DeepseekV2ForCausalLM", "NoSuchModel"):
         config = random_models.config("LlamaForCausalLM") | {"architectures": [name]}
         (tmp_path / "model/config.json").write_text(json.dumps(config))
         for converter in ("enginix", "modelopt", "tensorrt_llm"):
@@ -218,13 +219,12 @@ def test_tensorrt_llm_is_missing_here(tmp_path: Path) -> None:
 
 
 def test_the_own_converter_takes_what_its_table_describes() -> None:
-    """nix/check/checkpoint.nix reads converters.json, conversion reads architectures.json."""
+    """nix/check/checkpoint.nix reads converters.json, conversion reads architectures.json and family_rows.json."""
     own = load_table("converters")["converters"]["enginix"]["architectures"]
     described = load_table("architectures")["architectures"]
-    assert own.keys() == described.keys()
-    assert {name: row["source"] for name, row in own.items()} == {
-        n: r["source"] for n, r in described.items()
-    }
+    assert own.keys() == described.keys() | list_family_rows().keys()
+    assert {name: own[name]["source"] for name in described} == {n: r["source"] for n, r in described.items()}
+    assert {name for name, row in own.items() if row.get("unquantized")} == set(list_family_rows())
 
 
 def test_no_remedy_of_a_format_is_a_converter_that_refuses_it() -> None:

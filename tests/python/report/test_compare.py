@@ -151,10 +151,10 @@ def test_compare_and_plan_agree_on_every_gpu(kind: str, name: str) -> None:
         ("LlamaForCausalLM", "FP8", "fp8", "method fp8 is not converted"),
         ("LlamaForCausalLM", "FP8", "fp8-block", "block-scaled FP8"),
         ("LlamaForCausalLM", "OWN", None, "format OWN is not converted"),
-        ("BloomForCausalLM", None, None, "no converter takes BloomForCausalLM"),
-        ("RecurrentGemmaForCausalLM", None, None, "lacks layer_types"),
-        ("CohereForCausalLM", None, None, "is not converted"),
-        ("Gemma2ForCausalLM", "FP8", None, ""),
+        ("Gemma3ForCausalLM", None, None, "no converter takes Gemma3ForCausalLM"),
+        ("DeepseekV2ForCausalLM", None, None, "latent projections"),
+        ("ArcticForCausalLM", None, None, "is not converted"),
+        ("Gemma2ForCausalLM", "FP8", None, "takes Gemma2ForCausalLM unquantized"),
         ("MixtralForCausalLM", "W4A16_AWQ", None, "for dense models"),
     ],
 )
@@ -171,7 +171,7 @@ def test_an_architecture_of_another_converter_is_taken_unquantized() -> None:
     )
     assert judge("reference", "GPT2LMHeadModel", None).takes is False
     (why,) = judge("tensorrt", "GPT2LMHeadModel", "FP8").why
-    assert why == "converter modelopt takes unquantized models, and this one is FP8"
+    assert why == "converter enginix takes GPT2LMHeadModel unquantized, and this one is FP8"
 
 
 def test_what_nobody_takes_is_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,11 @@ class ReferenceKind(KindDescription):
         self, architecture: str | None, quantization: str | None, method: str | None = None
     ) -> ModelVerdict:
         """Return whether a model can become this kind, and on which GPUs."""
+        from enginix.reference.config import ARCHITECTURES
+
         why = list_conversion_obstacles(architecture, quantization, method, ("enginix",))
+        if not why and architecture not in ARCHITECTURES:
+            why = [f"the reference executor does not compute {architecture}"]
         return ModelVerdict(not why, tuple(why), None)
 
 
