@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 COPY = 1 << 20  # bytes of a block that is copied as it is
 CHUNK = 1 << 20  # bytes of a block that is transformed
-TRANSPOSED = 8 << 20  # bytes of a band of a transposed matrix
+TRANSPOSED = 32 << 20  # bytes of a band of a transposed matrix
 
 
 class SourceFileReader:
@@ -195,29 +195,49 @@ class TransposedRows:
         width = (self.cols[1] - self.cols[0]) * self.tensor.itemsize
         return (self.rows[1] - self.rows[0]) * (width if self.transform is None else self.transform.width(width))
 
-    def blocks(self, reader: SourceFileReader) -> Iterator[bytes]:
-        """Yield the output bytes in order, a band of output rows at a time."""
+    def blocks(self, reader: SourceFileReader) -> Iterator[bytes | memoryview]:
+        """Yield the output bytes in order; each block is valid until the next."""
         import numpy as np
 
-        item, stride = self.tensor.itemsize, self.stored_cols * self.tensor.itemsize
-        height = self.cols[1] - self.cols[0]
+        from enginix.checkpoint.compiled_casts import transpose_matrix
+
+        item, height = self.tensor.itemsize, self.cols[1] - self.cols[0]
         element = np.dtype(f"u{item}")
         band = max(1, TRANSPOSED // (height * item))
+        step = max(1, CHUNK // (height * item))
+        rows = np.empty((min(step, self.rows[1] - self.rows[0]), height), element)
+        cast = None
+        if self.transform is not None:
+            cast = np.empty(len(rows) * self.transform.width(height * item), np.uint8)
         for first in range(*self.rows, band):
-            last = min(first + band, self.rows[1])
-            block = np.empty((height, last - first), element)
-            lines = memoryview(block).cast("B")  # type: ignore[call-overload]
-            width = (last - first) * item
-            for line in range(height):
-                begin = self.tensor.begin + (self.cols[0] + line) * stride + first * item
-                reader.read_into(self.tensor.path, begin, lines[line * width : (line + 1) * width])
-            rows = np.ascontiguousarray(block.T).view(np.uint8)
-            if self.transform is None:
-                yield rows.tobytes()
-            else:
-                result = np.empty((last - first) * self.transform.width(height * item), np.uint8)
-                self.transform.apply(rows, result)
-                yield result.tobytes()
+            columns = self._read_columns(reader, first, min(first + band, self.rows[1]))
+            for begin in range(0, columns.shape[1], step):
+                part = columns[:, begin : begin + step]
+                out = rows[: part.shape[1]]
+                transpose_matrix(part, out)
+                if self.transform is None or cast is None:
+                    yield out.view(np.uint8).reshape(-1).data
+                else:
+                    result = cast[: len(out) * self.transform.width(height * item)]
+                    self.transform.apply(out.view(np.uint8), result)
+                    yield result.data
+
+    def _read_columns(self, reader: SourceFileReader, first: int, last: int) -> Array:
+        """Return columns of the stored matrix, [inp, last - first]."""
+        import numpy as np
+
+        item, height = self.tensor.itemsize, self.cols[1] - self.cols[0]
+        stride, element = self.stored_cols * item, np.dtype(f"u{item}")
+        begin = self.tensor.begin + self.cols[0] * stride
+        if height * stride <= TRANSPOSED:  # one long read costs less than many short ones
+            data = reader.read(self.tensor.path, begin, begin + height * stride)
+            return np.frombuffer(data, element).reshape(height, self.stored_cols)[:, first:last]
+        columns = np.empty((height, last - first), element)
+        lines, width = memoryview(columns).cast("B"), (last - first) * item
+        for line in range(height):
+            view = lines[line * width : (line + 1) * width]
+            reader.read_into(self.tensor.path, begin + line * stride + first * item, view)
+        return columns
 
 
 @dataclass(frozen=True)

@@ -87,3 +87,39 @@ CAST(bf16_f16, uint16_t, uint16_t, {
 void fp8_lookup(const uint8_t *restrict x, uint8_t *restrict y, size_t n, const uint8_t *restrict table) {
   for (size_t i = 0; i < n; i++) y[i] = table[x[i] & 0x7F] | (x[i] & 0x80);
 }
+
+/* y[c][r] = x[r][c]: rows of x are `stride` elements apart, rows of y `height`. Tiles stay in the cache. */
+#define TILE 64
+#define LEAST(a, b) ((a) < (b) ? (a) : (b))
+#define COPY_TILE(r0, r1, c0, c1) \
+  for (size_t c = c0; c < c1; c++) \
+    for (size_t r = r0; r < r1; r++) y[c * height + r] = x[r * stride + c];
+
+void transpose_4(const uint32_t *restrict x, uint32_t *restrict y, size_t height, size_t width, size_t stride) {
+  for (size_t c0 = 0; c0 < width; c0 += TILE)
+    for (size_t r0 = 0; r0 < height; r0 += TILE)
+      COPY_TILE(r0, LEAST(r0 + TILE, height), c0, LEAST(c0 + TILE, width))
+}
+
+/* Blocks of 4 by 4 in registers. */
+static void transpose_block(const uint16_t *x, uint16_t *y, size_t height, size_t stride) {
+  const uint64_t even = 0x0000FFFF0000FFFF, low = 0xFFFFFFFF;
+  uint64_t in[4], out[4];
+  for (int i = 0; i < 4; i++) memcpy(&in[i], x + i * stride, 8);
+  uint64_t first = (in[0] & even) | (in[1] & even) << 16, second = (in[0] >> 16 & even) | (in[1] & ~even);
+  uint64_t third = (in[2] & even) | (in[3] & even) << 16, fourth = (in[2] >> 16 & even) | (in[3] & ~even);
+  out[0] = (first & low) | third << 32, out[2] = first >> 32 | (third & ~low);
+  out[1] = (second & low) | fourth << 32, out[3] = second >> 32 | (fourth & ~low);
+  for (int i = 0; i < 4; i++) memcpy(y + i * height, &out[i], 8);
+}
+
+void transpose_2(const uint16_t *restrict x, uint16_t *restrict y, size_t height, size_t width, size_t stride) {
+  size_t rows = height / 4 * 4, columns = width / 4 * 4;
+  for (size_t c0 = 0; c0 < columns; c0 += TILE)
+    for (size_t r0 = 0; r0 < rows; r0 += TILE)
+      for (size_t c = c0; c < LEAST(c0 + TILE, columns); c += 4)
+        for (size_t r = r0; r < LEAST(r0 + TILE, rows); r += 4)
+          transpose_block(x + r * stride + c, y + c * height + r, height, stride);
+  COPY_TILE(rows, height, 0, width)
+  COPY_TILE(0, rows, columns, width)
+}

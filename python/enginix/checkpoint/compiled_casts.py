@@ -111,6 +111,18 @@ def cast_compiled(x: Array, source: str, target: str, out: Array) -> bool:
     return bool(getattr(lib, name)(x.ctypes.data, out.ctypes.data, x.size) == 0)
 
 
+def transpose_matrix(x: Array, out: Array) -> None:
+    """Write the transpose of x [rows, columns] of 2- or 4-byte elements, whose columns are neighbours, to ``out``."""
+    lib = find_compiled_casts()
+    function = getattr(lib, f"transpose_{x.itemsize}", None)
+    if function is None or x.strides[1] != x.itemsize or not _are_contiguous(out):
+        np.copyto(out, x.T)
+        return
+    function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_size_t] * 3)
+    function.restype = None
+    function(x.ctypes.data, out.ctypes.data, *x.shape, x.strides[0] // x.itemsize)
+
+
 def lookup_fp8(codes: Array, table: npt.NDArray[np.uint8], out: Array) -> bool:
     """Map bytes through a table of the 128 magnitudes, signs kept, if that is compiled."""
     lib = find_compiled_casts()
