@@ -95,13 +95,24 @@ class _FamilyReader:
         """Refuse keys that change what other architectures compute and that this row does not read."""
         known = load_table("architectures")["configuration"]["changes"]
         for key in sorted(set(self.raw) & set(known) - self.keys_read() - set(_ROPE_KEYS)):
-            if self.raw[key] not in known[key]:
+            if self.raw[key] not in known[key] and not (key == "layer_types" and self._are_layers_as_built()):
                 raise ModelError(
                     f"{key} is {self.raw[key]!r}, which the model code of {name} does not implement",
                     where=self.where,
                     fix="remove it if the model was trained without it; if not, "
                     "its architectures or model_type are wrong: serve it with the llmapi kind",
                 )
+
+    def _are_layers_as_built(self) -> bool:
+        """Return whether layer_types is the alternation that the engine's class builds."""
+        kinds, rule = self.raw["layer_types"], self.row.get("window")
+        if rule is None or not isinstance(kinds, list):
+            return False
+        slides = rule["layers"]
+        return all(
+            kind == ("sliding_attention" if slides[i % len(slides)] else "full_attention")
+            for i, kind in enumerate(kinds)
+        )
 
     def unread_keys(self) -> list[str]:
         configuration = load_table("architectures")["configuration"]
@@ -134,8 +145,10 @@ class _FamilyReader:
             "max_position_embeddings": positions,
         }
         inner = self.raw.get("rope_scaling") or self.raw.get("rope_parameters")
-        if inner:
+        if isinstance(inner, dict) and inner:
             raw["rope_scaling"] = inner
+            if "partial_rotary_factor" in inner:  # transformers 5 keeps it there
+                del raw["partial_rotary_factor"]
         row = {"defaults": {"rope_theta": 10000.0}, "rope": {"types": rule["types"], "partial": True}}
         return read_rope(raw, self.where, row=row, head_dim=head_dim)
 

@@ -1,0 +1,233 @@
+"""Rows of family_rows.json: the kinds of arrangement, expressions, and what a row refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from family_golden import list_family_conversions
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enginix.checkpoint import byte_sources, compiled_casts
+from enginix.checkpoint.byte_sources import SourceFileReader, TransposedRows
+from enginix.checkpoint.compare_with_model import CheckpointComparison
+from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.checkpoint.family_layout import QKV_KINDS, select_heads, swap_halves
+from enginix.checkpoint.mapping import CheckpointMapping
+from enginix.checkpoint.verify import verify_checkpoint
+from enginix.errors import EnginixError, ModelError, UsageError
+from enginix.model import ModelConfig, TensorInfo
+from enginix.model.family_rows import evaluate_expression, list_family_rows
+from enginix.tables import load_table
+
+# A model of each family, out of the golden data.
+MODELS = {
+    json.loads((c.model / "config.json").read_text())["architectures"][0]: c.model
+    for c in list_family_conversions()
+    if c.error is None and c.case not in ("opt-embed-proj", "nemotron-mlpbias", "gptneox-sequential", "gptneox-nobias")
+}
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.sampled_from((1, 2, 4)), st.sampled_from(sorted(QKV_KINDS)))
+@settings(deadline=None)
+def test_every_arrangement_of_q_k_v_gives_each_rank_its_heads(groups: int, queries: int, tp: int, kind: str) -> None:
+    """Heads are numbers here: each kind of source, built by its definition, gives the heads of a rank in order."""
+    heads, kv = groups * queries * tp, groups * tp
+    q, k, v = np.arange(heads), 1000 + np.arange(kv), 2000 + np.arange(kv)
+    sources = {
+        "split": [q, k, v],
+        "blocks": [np.concatenate([q, k, v])],
+        "groups": [np.concatenate([np.r_[q[g * queries : (g + 1) * queries], k[g], v[g]] for g in range(kv)])],
+    }[kind]
+    for ranks in (tp, heads):  # also more ranks than KV heads
+        for rank in range(ranks):
+            own, shared = select_heads(heads, kv, ranks, rank)
+            slices = QKV_KINDS[kind]((heads, kv, kv), (own, shared, shared))
+            taken = np.concatenate([sources[number][begin:end] for number, (begin, end) in slices])
+            first = rank * (heads // ranks) // queries
+            owners = range(first, first + max(1, kv // ranks))
+            expected = [*range(*own), *(1000 + h for h in owners), *(2000 + h for h in owners)]
+            assert taken.tolist() == expected
+
+
+@given(st.integers(1, 20), st.data())
+def test_swapped_halves(width: int, data: st.DataObject) -> None:
+    begin = data.draw(st.integers(0, width - 1))
+    end = data.draw(st.integers(begin + 1, width))
+    first_half, second_half = np.arange(width), 100 + np.arange(width)
+    matrix = np.concatenate([first_half, second_half])
+    taken = np.concatenate([matrix[slice(*rows)] for rows in swap_halves(width, (begin, end))])
+    assert taken.tolist() == [*second_half[begin:end], *first_half[begin:end]]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("dtype", ["F16", "F32"])
+@pytest.mark.parametrize("band", [1 << 20, 64])
+def test_transposed_rows(
+    compiled: bool, dtype: str, band: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(byte_sources, "TRANSPOSED", band)
+    monkeypatch.setattr(byte_sources, "CHUNK", 128)
+    if not compiled:
+        monkeypatch.setattr(compiled_casts, "find_compiled_casts", lambda: None)
+    kind = {"F16": "<u2", "F32": "<u4"}[dtype]
+    matrix = np.random.default_rng(5).integers(0, 60000, (37, 70)).astype(kind)
+    (tmp_path / "weights").write_bytes(b"head" + matrix.tobytes())
+    info = TensorInfo("w", dtype, matrix.shape, tmp_path / "weights", 4, 4 + matrix.nbytes)
+    for rows, cols in (((0, 70), (0, 37)), ((3, 68), (5, 29)), ((69, 70), (36, 37))):
+        part = TransposedRows(info, 37, 70, rows, cols)
+        with SourceFileReader() as reader:
+            made = b"".join(bytes(block) for block in part.blocks(reader))
+        assert len(made) == part.size and made == matrix.T[slice(*rows), slice(*cols)].tobytes()
+
+
+def test_expressions() -> None:
+    values = {"hf.a": 4, "hf.b": None, "n": 6}
+    rule = {"case": [[{"hf.b": None, "hf.a": 4}, {"multiply": ["$n", "$hf.a"]}], [{}, 1]]}
+    assert evaluate_expression(rule, values, "") == 24
+    assert evaluate_expression({"divide": ["$n", {"sqrt": "$hf.a"}]}, values, "") == 3
+    # True is not 1, and 1 is not 1.0.
+    assert evaluate_expression({"case": [[{"hf.a": 4.0}, "yes"], [{}, "no"]]}, values, "") == "no"
+    with pytest.raises(ModelError, match="b is None, not a positive number"):
+        evaluate_expression({"multiply": ["$n", "$hf.b"]}, values, "x")
+
+
+def change_config(name: str, tmp_path: Path, **keys: Any) -> Path:
+    """Return a copy of a family's golden model, its weights linked, with other keys."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for path in MODELS[name].iterdir():
+        if path.name != "config.json":
+            (model / path.name).symlink_to(path)
+    raw = json.loads((MODELS[name] / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(raw | keys))
+    return model
+
+
+RULES = [(name, rule) for name, row in list_family_rows().items() for rule in row.get("refuse", ()) if name in MODELS]
+
+
+@pytest.mark.parametrize(("name", "rule"), RULES, ids=lambda v: v if isinstance(v, str) else v["key"])
+def test_what_a_checkpoint_cannot_express_is_refused_by_name(name: str, rule: dict[str, Any], tmp_path: Path) -> None:
+    """A value that no list of accepted ones has: the other boolean, another number, or a text."""
+    other: Any = "other"
+    if isinstance(rule["accepts"][-1], bool):
+        other = not rule["accepts"][-1]
+    elif rule["key"] in ("word_embed_proj_dim", "num_key_value_heads"):
+        other = 2
+    key, _, inner = rule["key"].partition(".")
+    raw = json.loads((MODELS[name] / "config.json").read_text())
+    model = change_config(name, tmp_path, **{key: raw.get(key, {}) | {inner: other} if inner else other})
+    variants = list_family_rows()[name].get("variants", {}).get("names", [None])
+    with pytest.raises(ModelError) as e:
+        ModelConfig.read(model, variant=variants[0])
+    assert rule["key"] in str(e.value) and e.value.fix
+
+
+def test_variants(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="does not tell which model") as e:
+        ModelConfig.read(MODELS["BaichuanForCausalLM"])
+    assert "--variant one of v1_7b, v1_13b" in str(e.value.fix)
+    model = change_config("BaichuanForCausalLM", tmp_path, hidden_size=5120, vocab_size=125696, num_attention_heads=40)
+    assert ModelConfig.read(model).variant == "v2_13b"
+    for name in ("BaichuanForCausalLM", "GPT2LMHeadModel"):
+        with pytest.raises(UsageError, match="variant 'v3' is unknown"):
+            ModelConfig.read(MODELS[name], variant="v3")
+
+
+@pytest.mark.parametrize("option", [{"quantize": "FP8_PER_CHANNEL_PER_TOKEN"}, {"kv_cache": "FP8"}])
+def test_families_are_converted_unquantized_only(option: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="converted unquantized only"):
+        convert_model(MODELS["GemmaForCausalLM"], tmp_path / "out", ConvertOptions(**option))  # type: ignore[arg-type]
+    quantized = {"quant_method": "modelopt", "quant_algo": "FP8"}
+    model = change_config("GemmaForCausalLM", tmp_path, quantization_config=quantized)
+    with pytest.raises(EnginixError, match="unquantized only"):
+        convert_model(model, tmp_path / "out", ConvertOptions())
+
+
+def test_names_without_their_prefix_and_with_masks(tmp_path: Path) -> None:
+    """The Hub's first GPT-2 files lack 'transformer.' and hold the causal mask; the checkpoint is the same."""
+    source = (MODELS["GPT2LMHeadModel"] / "model.safetensors").read_bytes()
+    length = int.from_bytes(source[:8], "little")
+    header = json.loads(source[8 : 8 + length])
+    data = source[8 + length :]
+    renamed = {name.removeprefix("transformer."): entry for name, entry in header.items()}
+    renamed["h.0.attn.bias"] = {"dtype": "F32", "shape": [1], "data_offsets": [len(data), len(data) + 4]}
+    model = change_config("GPT2LMHeadModel", tmp_path)
+    (model / "model.safetensors").unlink()
+    text = json.dumps(renamed).encode()
+    text += b" " * (-len(text) % 8)
+    (model / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data + bytes(4))
+    convert_model(model, tmp_path / "short", ConvertOptions())
+    convert_model(MODELS["GPT2LMHeadModel"], tmp_path / "long", ConvertOptions())
+    ranks = [(tmp_path / name / "rank0.safetensors").read_bytes() for name in ("short", "long")]
+    assert ranks[0] == ranks[1]
+
+
+def test_damage_is_found(tmp_path: Path) -> None:
+    convert_model(MODELS["NemotronForCausalLM"], tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(2)))
+    path = tmp_path / "out/rank1.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    (finding,) = CheckpointComparison(tmp_path / "out", MODELS["NemotronForCausalLM"]).findings()
+    assert finding.what == "differs from the model's"
+
+
+def test_every_row_has_an_engine_class_and_golden_data() -> None:
+    """The class map is of release 1.0 and later; a row without data of its own shares another's class."""
+    engine = load_table("engine_support")["architectures"]["engine"]
+    rows = list_family_rows()
+    assert {name: engine.get(name) for name in rows} == {name: row["engineClass"] for name, row in rows.items()}
+    for row in rows.values():
+        assert row["golden"] or any(o["golden"] and o["engineClass"] == row["engineClass"] for o in rows.values())
+
+
+SAVED = {
+    "FalconForCausalLM": [
+        {"new_decoder_architecture": True, "num_kv_heads": 2},
+        {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True},
+        {},
+    ],
+    "GPTBigCodeForCausalLM": [{"num_key_value_heads": 1}],
+    "GPTNeoXForCausalLM": [{"intermediate_size": 128}],
+    "Gemma2ForCausalLM": [{"head_dim": 8}],
+    "GemmaForCausalLM": [{"head_dim": 8}],
+    "MptForCausalLM": [{"d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 32}],
+    "OPTForCausalLM": [{"ffn_dim": 128, "word_embed_proj_dim": 32}, {"do_layer_norm_before": False, "ffn_dim": 128, "word_embed_proj_dim": 32}],
+    "PhiForCausalLM": [{"num_key_value_heads": 4}],
+    "RecurrentGemmaForCausalLM": [{"num_key_value_heads": 1, "head_dim": 8, "lru_width": 32}],
+    "CohereForCausalLM": [{"use_qk_norm": True}, {}],
+    "GPTJForCausalLM": [{"rotary_dim": 4}],
+    "BloomForCausalLM": [{}],
+    "GPT2LMHeadModel": [{}, {"tie_word_embeddings": False}],
+    "Starcoder2ForCausalLM": [{}, {"use_bias": False, "tie_word_embeddings": False}],
+    "NemotronForCausalLM": [{"head_dim": 8}],
+    "GraniteForCausalLM": [{"embedding_multiplier": 12.0, "attention_bias": True}],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "keys"), [(n, k) for n, ks in SAVED.items() for k in ks])
+def test_models_of_the_installed_transformers_convert(name: str, keys: dict[str, Any], tmp_path: Path) -> None:
+    """Its configuration files and its tensors' names, not ours: every tensor has a place, and none is missing."""
+    import torch
+    import transformers
+
+    sizes = {
+        "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 64, "intermediate_size": 64,
+        "max_position_embeddings": 32, "num_key_value_heads": 2, "n_embd": 32, "n_layer": 3, "n_head": 4,
+        "n_positions": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    stem = {"GPT2LMHeadModel": "GPT2"}.get(name, name.removesuffix("ForCausalLM"))
+    config = getattr(transformers, f"{stem}Config")(**(sizes | keys))
+    torch.manual_seed(3)
+    model = getattr(transformers, name)(config).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "model")
+    convert_model(tmp_path / "model", tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(2), kind="tensorrt"))
+    assert verify_checkpoint(tmp_path / "out").findings == []
+    assert list(CheckpointComparison(tmp_path / "out", tmp_path / "model").findings()) == []
