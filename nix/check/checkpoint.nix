@@ -197,7 +197,10 @@ in
         "tensorParallel = ${toString tp} with ${toString m.model.kvHeads} KV heads"
       ) "kvReplication"
     else if m.model ? intermediateSize && !divides tp rowsOfTheMlp then
-      throw "${function}: tensorParallel = ${toString tp} does not divide ${toString rowsOfTheMlp} rows of the MLP."
+      throw (
+        "${function}: tensorParallel = ${toString tp} does not divide "
+        + "${toString rowsOfTheMlp} rows of the MLP."
+      )
     else if m.variant == null then
       null
     else

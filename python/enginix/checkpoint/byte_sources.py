@@ -193,7 +193,9 @@ class TransposedRows:
     @property
     def size(self) -> int:
         width = (self.cols[1] - self.cols[0]) * self.tensor.itemsize
-        return (self.rows[1] - self.rows[0]) * (width if self.transform is None else self.transform.width(width))
+        return (self.rows[1] - self.rows[0]) * (
+            width if self.transform is None else self.transform.width(width)
+        )
 
     def blocks(self, reader: SourceFileReader) -> Iterator[bytes | memoryview]:
         """Yield the output bytes in order; each block is valid until the next."""
@@ -233,7 +235,7 @@ class TransposedRows:
             data = reader.read(self.tensor.path, begin, begin + height * stride)
             return np.frombuffer(data, element).reshape(height, self.stored_cols)[:, first:last]
         columns = np.empty((height, last - first), element)
-        lines, width = memoryview(columns).cast("B"), (last - first) * item
+        lines, width = columns.view(np.uint8).reshape(-1).data, (last - first) * item
         for line in range(height):
             view = lines[line * width : (line + 1) * width]
             reader.read_into(self.tensor.path, begin + line * stride + first * item, view)

@@ -231,7 +231,9 @@ class CheckpointComparison:
                 if info is None:
                     yield Finding(where, "missing in the checkpoint")
                 elif (info.dtype, info.shape) != (output.dtype, output.shape):
-                    yield Finding(where, f"is {info.dtype} {list(info.shape)}, not {output.dtype} {list(output.shape)}")
+                    yield Finding(
+                        where, f"is {info.dtype} {list(info.shape)}, not {output.dtype} {list(output.shape)}"
+                    )
                 elif not self._holds_bytes(file[output.name], output):
                     yield Finding(where, "differs from the model's")
 

@@ -112,7 +112,7 @@ def cast_compiled(x: Array, source: str, target: str, out: Array) -> bool:
 
 
 def transpose_matrix(x: Array, out: Array) -> None:
-    """Write the transpose of x [rows, columns] of 2- or 4-byte elements, whose columns are neighbours, to ``out``."""
+    """Write the transpose of x [rows, columns], elements of 2 or 4 bytes, to ``out`` [columns, rows]."""
     lib = find_compiled_casts()
     function = getattr(lib, f"transpose_{x.itemsize}", None)
     if function is None or x.strides[1] != x.itemsize or not _are_contiguous(out):

@@ -22,7 +22,13 @@ from enginix.checkpoint.formats import format_of
 from enginix.checkpoint.formats.fp8 import pack_floats
 from enginix.checkpoint.formats.nvfp4 import fits_tiles
 from enginix.checkpoint.formats.plain import add_offset, make_bias_parts, make_caster
-from enginix.checkpoint.layout import CheckpointLayout, KvCacheModule, LinearModule, SlicedTensor, VectorModule
+from enginix.checkpoint.layout import (
+    CheckpointLayout,
+    KvCacheModule,
+    LinearModule,
+    SlicedTensor,
+    VectorModule,
+)
 from enginix.checkpoint.mapping import (
     CheckpointMapping,
     check_family_options,
@@ -269,9 +275,7 @@ def derive_conversion_spec(
     return ConversionSpec(model, options, raw, resolved.quant_cfg, nvfp4_form, ranks, tuple(notes))
 
 
-def _note_differing_head(
-    weights: ModelWeights, reader: SourceFileReader, names: SourceNames
-) -> list[str]:
+def _note_differing_head(weights: ModelWeights, reader: SourceFileReader, names: SourceNames) -> list[str]:
     """Return a note if a tied head is stored separately and differs from the embedding."""
     pair = [
         weights.tensors.get(names.locate(weights.tensors, module, "weight"))

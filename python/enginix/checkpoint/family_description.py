@@ -65,8 +65,12 @@ def find_variant(config: CheckpointConfig) -> str | None:
     return value if value in row["variants"]["names"] else None
 
 
-def choose_parallel_embedding(model: ModelConfig, tensor_parallel: int, requested: bool, dim: int) -> tuple[bool, int]:
+def choose_parallel_embedding(
+    model: ModelConfig, tensor_parallel: int, requested: bool, dim: int
+) -> tuple[bool, int]:
     """Return use_parallel_embedding and embedding_sharding_dim; some classes do not leave the choice."""
     rule = model.description.get("parallelEmbedding")
-    forced = (rule == "tied" and model.tie_word_embeddings) or (rule == "tensorParallel" and tensor_parallel > 1)
+    forced = (rule == "tied" and model.tie_word_embeddings) or (
+        rule == "tensorParallel" and tensor_parallel > 1
+    )
     return (True, 0) if forced else (requested, dim)

@@ -145,7 +145,9 @@ class FamilyLayout:
 
     def _is_recurrent(self, index: int) -> bool:
         kinds = self.config.raw.get("layer_types")
-        return "recurrent" in self.layout and bool(kinds) and kinds[index % len(kinds)] == "recurrent"
+        if "recurrent" not in self.layout or not isinstance(kinds, list) or not kinds:
+            return False
+        return bool(kinds[index % len(kinds)] == "recurrent")
 
     def _layer(self, trt_name: str, hf_name: str, is_recurrent: bool, tp_rank: int) -> Iterator[Module]:
         for name, rule in self.layout["norms"].items():
@@ -192,7 +194,11 @@ class FamilyLayout:
         c, tp = self.config, self.config.mapping.tensor_parallel
         module, hidden = f"{hf_name}.{self.layout['recurrent']}", c.hidden_size
         width, taps = int(c.raw["rnn_hidden_size"]), int(c.raw["conv_kernel"])
-        part, heads, block = split_evenly(width, tp, tp_rank), c.num_attention_heads, width // c.num_attention_heads
+        part, heads, block = (
+            split_evenly(width, tp, tp_rank),
+            c.num_attention_heads,
+            width // c.num_attention_heads,
+        )
         for name in ("linear_x", "linear_y"):
             piece = MatrixSlice(f"{module}.{name}", width, hidden, part, (0, hidden))
             bias = name == "linear_x"  # the class adds linear_y's inside its own kernel
@@ -200,21 +206,22 @@ class FamilyLayout:
         piece = MatrixSlice(f"{module}.linear_out", hidden, width, (0, hidden), part)
         yield LinearModule(f"{trt_name}.linear_out", ((piece,),), "row", bias=True, quantizable=False)
         size = (part[1] - part[0],)
-        for name, inner, leaf, tail in (
-            ("y_bias", "linear_y", "bias", ()),
-            ("conv1d.bias", "conv_1d", "bias", ()),
-            ("rg_lru.recurrent_param", "rg_lru", "recurrent_param", ()),
-        ):
-            yield SlicedTensor(f"{trt_name}.{name}", f"{module}.{inner}", leaf, (width, *tail), part, size)
-        yield SlicedTensor(
-            f"{trt_name}.conv1d.weight", f"{module}.conv_1d", "weight", (width, 1, taps), part, (*size, 1, taps, 1)
+        vectors = (
+            ("y_bias", "linear_y", "bias"),
+            ("conv1d.bias", "conv_1d", "bias"),
+            ("rg_lru.recurrent_param", "rg_lru", "recurrent_param"),
         )
+        for name, inner, leaf in vectors:
+            yield SlicedTensor(f"{trt_name}.{name}", f"{module}.{inner}", leaf, (width,), part, size)
+        source = (f"{module}.conv_1d", "weight", (width, 1, taps))
+        yield SlicedTensor(f"{trt_name}.conv1d.weight", *source, part, (*size, 1, taps, 1))
         gates = split_evenly(heads, tp, tp_rank)
+        tails: dict[str, tuple[int, ...]] = {"weight": (block, block), "bias": (block,)}
         for gate in ("input_gate", "recurrent_gate"):
-            for leaf, tail in (("weight", (block, block)), ("bias", (block,))):
+            for leaf, tail in tails.items():
+                name, stored = f"{trt_name}.rg_lru.{gate}.{leaf}", (heads, *tail)
                 shape = (gates[1] - gates[0], *tail)
-                source = (f"{module}.rg_lru", f"{gate}_{leaf}", (heads, *tail))
-                yield SlicedTensor(f"{trt_name}.rg_lru.{gate}.{leaf}", *source, gates, shape)
+                yield SlicedTensor(name, f"{module}.rg_lru", f"{gate}_{leaf}", stored, gates, shape)
 
     def _mlp(self, trt_name: str, hf_name: str, tp_rank: int) -> Iterator[LinearModule]:
         c, names = self.config, self.layout["mlp"]

@@ -65,8 +65,8 @@ class LinearModule:
         quantizable: whether a quantized format may apply to it.
         dtype: overrides the checkpoint's dtype (the router is ``float32``).
         zero_bias: the bias is zeros on this rank, since another rank adds it.
-        arithmetic: what conversion computes of each row, in the checkpoint's dtype: ``unit_length`` divides it
-            by its length, ``root_of_width`` multiplies it by the root of the row's width.
+        arithmetic: computed of each row, in the checkpoint's dtype: ``unit_length`` divides it by its length,
+            ``root_of_width`` multiplies it by the root of its width.
     """
 
     name: str

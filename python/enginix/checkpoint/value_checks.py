@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from enginix.checkpoint.layout import CheckpointLayout, KvCacheModule, LinearModule, SlicedTensor, VectorModule
+from enginix.checkpoint.layout import (
+    CheckpointLayout,
+    KvCacheModule,
+    LinearModule,
+    SlicedTensor,
+    VectorModule,
+)
 from enginix.checkpoint.mapped_tensors import map_tensor
 from enginix.checkpoint.numbers import interleave_tiles, list_fp8_values, to_float32
 from enginix.checkpoint.verification_report import Finding, VerificationReport

@@ -68,7 +68,7 @@ def extract_model_metadata(files: Mapping[str, bytes], where: str) -> dict[str, 
         if value is not None and 0 <= value < 1 << 53:
             facts[fact] = value
     facts |= _read_family_facts(config, facts.get("architecture"))
-    kv_heads = facts.get("kvHeads") or find_kv_heads(config, facts.get("architecture"))
+    kv_heads = find_kv_heads(config, facts.get("architecture"))
     if kv_heads is not None and 0 <= kv_heads < 1 << 53:
         facts["kvHeads"] = kv_heads
     _add_class_defaults(facts, config)

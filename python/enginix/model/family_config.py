@@ -56,7 +56,9 @@ class _FamilyReader:
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
             source = ", ".join(sorted(list_keys_read(expression))) or name
-            raise ModelError(f"{source} is {value!r}, not a size", where=self.where, fix="correct config.json")
+            raise ModelError(
+                f"{source} is {value!r}, not a size", where=self.where, fix="correct config.json"
+            )
         self.values[name] = value
         return value
 
@@ -74,12 +76,14 @@ class _FamilyReader:
             value = self.values.get(f"hf.{rule['key']}")
             accepted = [self.evaluate(entry) for entry in rule["accepts"]]
             if not any(type(value) is type(entry) and value == entry for entry in accepted):
-                raise ModelError(f"{rule['key']} is {value!r}: {rule['why']}", where=self.where, fix=rule["fix"])
+                raise ModelError(
+                    f"{rule['key']} is {value!r}: {rule['why']}", where=self.where, fix=rule["fix"]
+                )
         for name, expression in self.row.get("fixed", {}).items():
             expected, value = self.evaluate(expression), self.values[name]
             if value != expected:
                 raise ModelError(
-                    f"{name} is {value!r}, and TensorRT-LLM's {self.row['engineClass']} always takes {expected!r}",
+                    f"{name} is {value!r}, and {self.row['engineClass']} of TensorRT-LLM takes {expected!r}",
                     where=self.where,
                     fix=_LLMAPI,
                 )
@@ -161,7 +165,7 @@ class _FamilyReader:
 
 
 def read_family_sizes(raw: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, int]:
-    """Return the sizes of a model by the names of a checkpoint's config.json; one that is not given is absent."""
+    """Return a model's sizes by the names of a checkpoint's config.json; what is not given is absent."""
     values, sizes = read_model_values(raw, row), dict[str, int]()
     rules = {**row["sizes"], "num_key_value_heads": row.get("kvHeads"), "head_size": row.get("headSize")}
     if "experts" in row:
@@ -188,7 +192,7 @@ def parse_family_config(
     """Return the configuration of a model whose architecture is a row of family_rows.json.
 
     Raises:
-        ModelError: a size is missing or invalid, a value that a checkpoint cannot express, or a quantized model.
+        ModelError: a size is missing or invalid, a value has no place in a checkpoint, or quantized weights.
     """
     reader, name = _FamilyReader(raw, row, where, variant), str(raw["architectures"][0])
     reader.refuse_unimplemented(name)
@@ -204,7 +208,9 @@ def parse_family_config(
     head_dim = reader.size("head_size", head_dim or hidden // heads)
     if heads % kv_heads:
         raise ModelError(
-            f"{heads} attention heads cannot share {kv_heads} KV heads", where=where, fix="correct config.json"
+            f"{heads} attention heads cannot share {kv_heads} KV heads",
+            where=where,
+            fix="correct config.json",
         )
     if sizes["num_hidden_layers"] > MOST_LAYERS:
         raise ModelError(
@@ -221,7 +227,9 @@ def parse_family_config(
     rope = reader.rope(head_dim, sizes["max_position_embeddings"])
     tied = reader.values["hf.tie_word_embeddings"]
     if not isinstance(tied, bool):
-        raise ModelError(f"tie_word_embeddings is {tied!r}, not true or false", where=where, fix="correct config.json")
+        raise ModelError(
+            f"tie_word_embeddings is {tied!r}, not true or false", where=where, fix="correct config.json"
+        )
     unread = reader.unread_keys()
     experts = _read_family_experts(reader, sizes["intermediate_size"])
     return ModelConfig(
@@ -268,5 +276,7 @@ def _read_family_experts(reader: _FamilyReader, width: int) -> ModelExperts | No
         return None
     count, top_k = reader.size("experts.count", rule["count"]), reader.size("experts.top_k", rule["topK"])
     if top_k > count:
-        raise ModelError(f"{top_k} experts a token exceed {count}", where=reader.where, fix="correct config.json")
+        raise ModelError(
+            f"{top_k} experts a token exceed {count}", where=reader.where, fix="correct config.json"
+        )
     return ModelExperts(count, top_k, width, True, 0)

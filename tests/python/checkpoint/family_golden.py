@@ -1,7 +1,7 @@
 """Golden data of further families: models, and the digests of what TensorRT-LLM's own scripts made of them.
 
-tests/golden/families.tar.xz is an excerpt of the complete archive: inputs whole; of outputs config.json, and dtype, shape
-and SHA-256 of each tensor. It is made again from the unpacked archive:
+tests/golden/families.tar.xz is an excerpt of the complete archive: inputs whole; of outputs config.json, and
+dtype, shape and SHA-256 of each tensor. It is made again from the unpacked archive:
 
   python tests/python/checkpoint/family_golden.py GOLDEN_FAMILIES tests/golden/families.tar.xz
 """
@@ -103,14 +103,18 @@ def _describe(case: Path, entry: dict[str, Any], number: int) -> dict[str, Any]:
         "tensor_parallel": size["tp_size"],
         "pipeline_parallel": size["pp_size"],
         "expert_parallel": argument("--moe_ep_size", 1),
-        "dtype": None if entry.get("dtype_argument") == "auto" else entry.get("dtype_argument", entry.get("dtype")),
+        "dtype": None
+        if entry.get("dtype_argument") == "auto"
+        else entry.get("dtype_argument", entry.get("dtype")),
         "parallel_embedding": "--use_parallel_embedding" in command,
         "embedding_sharding_dim": argument("--embedding_sharding_dim", 0),
         "variant": next((command[command.index(a) + 1] for a in _VARIANTS if a in command), None),
         "defect": entry.get("known_defect") or None,
         "error": f"{error['type']}: {error.get('message') or error.get('text')}"[:300] if error else None,
         "config": json.loads((output / "config.json").read_text()) if has_output else {},
-        "ranks": [digest_tensors(output / f"rank{r}.safetensors") for r in range(size["world_size"])] if has_output else [],
+        "ranks": [digest_tensors(output / f"rank{r}.safetensors") for r in range(size["world_size"])]
+        if has_output
+        else [],
     }
 
 

@@ -28,20 +28,25 @@ from enginix.tables import load_table
 MODELS = {
     json.loads((c.model / "config.json").read_text())["architectures"][0]: c.model
     for c in list_family_conversions()
-    if c.error is None and c.case not in ("opt-embed-proj", "nemotron-mlpbias", "gptneox-sequential", "gptneox-nobias")
+    if c.error is None
+    and c.case not in ("opt-embed-proj", "nemotron-mlpbias", "gptneox-sequential", "gptneox-nobias")
 }
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.sampled_from((1, 2, 4)), st.sampled_from(sorted(QKV_KINDS)))
 @settings(deadline=None)
-def test_every_arrangement_of_q_k_v_gives_each_rank_its_heads(groups: int, queries: int, tp: int, kind: str) -> None:
-    """Heads are numbers here: each kind of source, built by its definition, gives the heads of a rank in order."""
+def test_every_arrangement_of_q_k_v_gives_each_rank_its_heads(
+    groups: int, queries: int, tp: int, kind: str
+) -> None:
+    """Heads are numbers: a source of each kind, built by its definition, gives a rank's heads in order."""
     heads, kv = groups * queries * tp, groups * tp
     q, k, v = np.arange(heads), 1000 + np.arange(kv), 2000 + np.arange(kv)
     sources = {
         "split": [q, k, v],
         "blocks": [np.concatenate([q, k, v])],
-        "groups": [np.concatenate([np.r_[q[g * queries : (g + 1) * queries], k[g], v[g]] for g in range(kv)])],
+        "groups": [
+            np.concatenate([np.r_[q[g * queries : (g + 1) * queries], k[g], v[g]] for g in range(kv)])
+        ],
     }[kind]
     for ranks in (tp, heads):  # also more ranks than KV heads
         for rank in range(ranks):
@@ -108,12 +113,19 @@ def change_config(name: str, tmp_path: Path, **keys: Any) -> Path:
     return model
 
 
-RULES = [(name, rule) for name, row in list_family_rows().items() for rule in row.get("refuse", ()) if name in MODELS]
+RULES = [
+    (name, rule)
+    for name, row in list_family_rows().items()
+    for rule in row.get("refuse", ())
+    if name in MODELS
+]
 
 
 @pytest.mark.parametrize(("name", "rule"), RULES, ids=lambda v: v if isinstance(v, str) else v["key"])
-def test_what_a_checkpoint_cannot_express_is_refused_by_name(name: str, rule: dict[str, Any], tmp_path: Path) -> None:
-    """A value that no list of accepted ones has: the other boolean, another number, or a text."""
+def test_what_a_checkpoint_cannot_express_is_refused_by_name(
+    name: str, rule: dict[str, Any], tmp_path: Path
+) -> None:
+    """With a value that is not accepted: the other boolean, another number, or a text."""
     other: Any = "other"
     if isinstance(rule["accepts"][-1], bool):
         other = not rule["accepts"][-1]
@@ -132,7 +144,9 @@ def test_variants(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not tell which model") as e:
         ModelConfig.read(MODELS["BaichuanForCausalLM"])
     assert "--variant one of v1_7b, v1_13b" in str(e.value.fix)
-    model = change_config("BaichuanForCausalLM", tmp_path, hidden_size=5120, vocab_size=125696, num_attention_heads=40)
+    model = change_config(
+        "BaichuanForCausalLM", tmp_path, hidden_size=5120, vocab_size=125696, num_attention_heads=40
+    )
     assert ModelConfig.read(model).variant == "v2_13b"
     for name in ("BaichuanForCausalLM", "GPT2LMHeadModel"):
         with pytest.raises(UsageError, match="variant 'v3' is unknown"):
@@ -150,7 +164,7 @@ def test_families_are_converted_unquantized_only(option: dict[str, str], tmp_pat
 
 
 def test_names_without_their_prefix_and_with_masks(tmp_path: Path) -> None:
-    """The Hub's first GPT-2 files lack 'transformer.' and hold the causal mask; the checkpoint is the same."""
+    """The Hub's first GPT-2 files lack 'transformer.' and hold the mask; the checkpoint is the same."""
     source = (MODELS["GPT2LMHeadModel"] / "model.safetensors").read_bytes()
     length = int.from_bytes(source[:8], "little")
     header = json.loads(source[8 : 8 + length])
@@ -169,7 +183,9 @@ def test_names_without_their_prefix_and_with_masks(tmp_path: Path) -> None:
 
 
 def test_damage_is_found(tmp_path: Path) -> None:
-    convert_model(MODELS["NemotronForCausalLM"], tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(2)))
+    convert_model(
+        MODELS["NemotronForCausalLM"], tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(2))
+    )
     path = tmp_path / "out/rank1.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -182,9 +198,13 @@ def test_every_row_has_an_engine_class_and_golden_data() -> None:
     """The class map is of release 1.0 and later; a row without data of its own shares another's class."""
     engine = load_table("engine_support")["architectures"]["engine"]
     rows = list_family_rows()
-    assert {name: engine.get(name) for name in rows} == {name: row["engineClass"] for name, row in rows.items()}
+    assert {name: engine.get(name) for name in rows} == {
+        name: row["engineClass"] for name, row in rows.items()
+    }
     for row in rows.values():
-        assert row["golden"] or any(o["golden"] and o["engineClass"] == row["engineClass"] for o in rows.values())
+        assert row["golden"] or any(
+            o["golden"] and o["engineClass"] == row["engineClass"] for o in rows.values()
+        )
 
 
 SAVED = {
@@ -198,7 +218,10 @@ SAVED = {
     "Gemma2ForCausalLM": [{"head_dim": 8}],
     "GemmaForCausalLM": [{"head_dim": 8}],
     "MptForCausalLM": [{"d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 32}],
-    "OPTForCausalLM": [{"ffn_dim": 128, "word_embed_proj_dim": 32}, {"do_layer_norm_before": False, "ffn_dim": 128, "word_embed_proj_dim": 32}],
+    "OPTForCausalLM": [
+        {"ffn_dim": 128, "word_embed_proj_dim": 32},
+        {"do_layer_norm_before": False, "ffn_dim": 128, "word_embed_proj_dim": 32},
+    ],
     "PhiForCausalLM": [{"num_key_value_heads": 4}],
     "RecurrentGemmaForCausalLM": [{"num_key_value_heads": 1, "head_dim": 8, "lru_width": 32}],
     "CohereForCausalLM": [{"use_qk_norm": True}, {}],
@@ -213,14 +236,17 @@ SAVED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "keys"), [(n, k) for n, ks in SAVED.items() for k in ks])
-def test_models_of_the_installed_transformers_convert(name: str, keys: dict[str, Any], tmp_path: Path) -> None:
-    """Its configuration files and its tensors' names, not ours: every tensor has a place, and none is missing."""
+def test_models_of_the_installed_transformers_convert(
+    name: str, keys: dict[str, Any], tmp_path: Path
+) -> None:
+    """By transformers' names, not ours: every tensor has a place, and none is missing."""
     import torch
     import transformers
 
     sizes = {
-        "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 64, "intermediate_size": 64,
-        "max_position_embeddings": 32, "num_key_value_heads": 2, "n_embd": 32, "n_layer": 3, "n_head": 4,
+        "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 64,
+        "intermediate_size": 64, "max_position_embeddings": 32, "num_key_value_heads": 2, "n_embd": 32,
+        "n_layer": 3, "n_head": 4,
         "n_positions": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
     stem = {"GPT2LMHeadModel": "GPT2"}.get(name, name.removesuffix("ForCausalLM"))
@@ -228,6 +254,8 @@ def test_models_of_the_installed_transformers_convert(name: str, keys: dict[str,
     torch.manual_seed(3)
     model = getattr(transformers, name)(config).to(torch.bfloat16)
     model.save_pretrained(tmp_path / "model")
-    convert_model(tmp_path / "model", tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(2), kind="tensorrt"))
+    convert_model(
+        tmp_path / "model", tmp_path / "out", ConvertOptions(mapping=CheckpointMapping(2), kind="tensorrt")
+    )
     assert verify_checkpoint(tmp_path / "out").findings == []
     assert list(CheckpointComparison(tmp_path / "out", tmp_path / "model").findings()) == []

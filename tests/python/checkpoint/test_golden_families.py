@@ -1,4 +1,4 @@
-"""Conversions of further families by TensorRT-LLM's own scripts against ours, tensor by tensor and key by key."""
+"""Conversions of further families by TensorRT-LLM's own scripts against ours, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -65,7 +65,10 @@ def list_differences(case: FamilyConversion, out: Path) -> list[str]:
             for name in sorted(theirs.keys() | ours.keys())
             if theirs.get(name) != ours.get(name)
         ]
-    theirs, ours = complete_config(case.config), complete_config(json.loads((out / "config.json").read_text()))
+    theirs, ours = (
+        complete_config(case.config),
+        complete_config(json.loads((out / "config.json").read_text())),
+    )
     for key in sorted(theirs.keys() | ours.keys()):
         if theirs.get(key, ABSENT) != ours.get(key, ABSENT) and find_intended(case, key) is None:
             found.append(f"{key}: {theirs.get(key, ABSENT)!r} became {ours.get(key, ABSENT)!r}")

@@ -219,7 +219,7 @@ def test_tensorrt_llm_is_missing_here(tmp_path: Path) -> None:
 
 
 def test_the_own_converter_takes_what_its_table_describes() -> None:
-    """nix/check/checkpoint.nix reads converters.json, conversion reads architectures.json and family_rows.json."""
+    """nix/check/checkpoint.nix reads converters.json; conversion reads the tables of architectures."""
     own = load_table("converters")["converters"]["enginix"]["architectures"]
     described = load_table("architectures")["architectures"]
     assert own.keys() == described.keys() | list_family_rows().keys()

@@ -72,7 +72,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kv-cache", choices=("FP8",), help="FP8 KV cache for a model that does not ask for it (scales 1.0)"
     )
 
-
     parser.add_argument(
         "--variant",
         metavar="NAME",

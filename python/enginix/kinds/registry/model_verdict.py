@@ -82,9 +82,14 @@ def list_conversion_obstacles(
     elif row is None or not row["convert"]:
         why = f": {row['why']}" if row else ""
         obstacles.append(f"format {name} is not converted{why}")
-    elif takers and name != "NO_QUANT" and not any(
-        converter == "enginix" and not table["converters"][converter]["architectures"][architecture].get("unquantized")
-        for converter in takers
+    elif (
+        takers
+        and name != "NO_QUANT"
+        and not any(
+            converter == "enginix"
+            and not table["converters"][converter]["architectures"][architecture].get("unquantized")
+            for converter in takers
+        )
     ):
         obstacles.append(f"converter {takers[0]} takes {architecture} unquantized, and this one is {name}")
     elif row["experts"] is False and "experts" in own.get(architecture, {}).get("mlp", ""):
