@@ -10,14 +10,18 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[3] / "python")]
 
 from compare import INTENDED, config_differences, ours, tensor_differences
+from family_golden import list_family_conversions, list_modelopt_exports
+from test_golden_families import REFUSED
 
 import golden
+from enginix.model.family_rows import list_family_rows
 from enginix.model.number_formats import describe_remedy, read_algorithms
 from enginix.tables import load_table
 
@@ -82,6 +86,77 @@ def architectures() -> str:
     return "\n".join(lines)
 
 
+def arrangements() -> str:
+    """One row an architecture of family_rows.json."""
+    lines = [
+        "| architecture | TensorRT-LLM class | q, k, v | limits | golden data |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in sorted(list_family_rows().items()):
+        limits = [text for key, text in _LIMITS.items() if key in row]
+        kind = row["layout"]["qkv"]["kind"] + (", transposed" if row["layout"].get("transposed") else "")
+        data = ", ".join(row["golden"]) or "as its class"
+        lines.append(f"| {name} | {row['engineClass']} | {kind} | {'; '.join(limits) or '–'} | {data} |")
+    return "\n".join(lines)
+
+
+_LIMITS = {
+    "pipeline": "no stages",
+    "vocabulary": "ranks divide the vocabulary",
+    "kvReplication": "no more ranks than KV heads",
+    "variants": "`--variant` where sizes do not tell",
+}
+_MODELOPT_FORMATS = {
+    "none": "none",
+    "fp8": "FP8",
+    "fp8kv": "FP8 with FP8 KV",
+    "int8sq": "INT8 SmoothQuant",
+    "int4awq": "INT4 AWQ",
+}
+
+
+def _count_equal(name: str) -> str:
+    """Return how many of NVIDIA's conversions of an architecture are equal, by the golden tests."""
+    if name not in list_family_rows():
+        sound = [c for c in golden.conversions() if c.architecture == name and c.ok and not c.defect]
+        return f"equal: {len(sound)} of {len(sound)}; quantized, too"
+    patterns = list_family_rows()[name]["golden"]
+    sound = [c for c in list_family_conversions() if any(fnmatchcase(c.case, p) for p in patterns)]
+    sound = [c for c in sound if c.error is None and c.defect is None]
+    equal = [c for c in sound if c.case not in REFUSED]
+    if not sound:
+        return "none of theirs is right" if patterns else "as its class"
+    return f"equal: {len(equal)} of {len(sound)}"
+
+
+def families() -> str:
+    """Family, format and way: who makes a checkpoint of it."""
+    table, exports = load_table("converters"), list_modelopt_exports()
+    own = table["converters"]["enginix"]["architectures"]
+    names = sorted({*own, *table["refused"]})
+    lines = [
+        "| architecture | `enginix` | `modelopt` | ModelOpt beside TensorRT-LLM | TensorRT-LLM's own |",
+        "|---|---|---|---|---|",
+    ]
+    for name in names:
+        native = f"{_count_equal(name)}" if name in own else "no"
+        row = table["converters"]["modelopt"]["architectures"].get(name)
+        most = f", up to {row['maxTensorParallel']} ranks" if row and row["maxTensorParallel"] else ""
+        done = {
+            e["format"]
+            for e in exports
+            if (e["architecture"], e["setting"]) == (name, "trt017") and e["right"]
+        }
+        formats_ = ", ".join(text for key, text in _MODELOPT_FORMATS.items() if key in done)
+        script = name in table["converters"]["tensorrt_llm"]["architectures"]
+        script_text = "`tensorrt_llm`" if script else "an example script"
+        lines.append(
+            f"| {name} | {native} | {f'unquantized{most}' if row else 'no'} | {formats_ or 'none seen'} | "
+            f"{table['refused'].get(name, script_text)} |"
+        )
+    return "\n".join(lines)
+
+
 def formats() -> str:
     lines = ["| algorithm | converted | minimum SM | otherwise |", "|---|---|---|---|"]
     for name, r in read_algorithms().items():
@@ -94,6 +169,7 @@ def formats() -> str:
 # Page below docs/ → its generated parts.
 PAGES = {
     "reference/checkpoints.md": {"architectures": architectures, "formats": formats},
+    "reference/models.md": {"arrangements": arrangements, "families": families},
     "explanation/conversion.md": {"differences": differences, "cases": cases},
 }
 
