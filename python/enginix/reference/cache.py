@@ -73,7 +73,7 @@ class Prefill:
         self, cache: KeyValueCache | None, slot: int, start: int, count: int, rope: RopeTables
     ) -> None:
         self.cache, self.slot, self.start, self.end = cache, slot, start, start + count
-        positions = torch.arange(start, self.end, device=rope.device)
+        self.positions = positions = torch.arange(start, self.end, device=rope.device)
         self.cos, self.sin = rope.tables(positions, [self.end])
         self.mask: torch.Tensor | None = None
         if start:
@@ -124,7 +124,9 @@ class PackedPrompts:
             self.slots = move_to_device(list(prompts), cache.device)
             cache.reserve(max(self.counts))
         self.parts = [Prefill(cache, slot, 0, count, rope) for slot, count in prompts.items()]
-        self.cos, self.sin = (torch.cat([getattr(p, name) for p in self.parts]) for name in ("cos", "sin"))
+        self.cos, self.sin, self.positions = (
+            torch.cat([getattr(p, name) for p in self.parts]) for name in ("cos", "sin", "positions")
+        )
 
     def attend(self, layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         if len(set(self.counts)) > 1:

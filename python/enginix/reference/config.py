@@ -15,9 +15,10 @@ from typing import Any, Literal
 from enginix import manifest
 from enginix.errors import CheckpointError
 from enginix.reference import quantization as number_formats
+from enginix.reference.decoder_form import FORMS, DecoderForm, find_form
 from enginix.reference.quantization import REBUILD, ExecutorQuantization
 
-Family = Literal["llama", "qwen2", "qwen3", "phi3"]
+Family = Literal["llama", "qwen2", "qwen3", "phi3", "form"]
 
 # Architecture → (family of attention, is a mixture of experts); the names are the Hugging Face model's.
 ARCHITECTURES: dict[str, tuple[Family, bool]] = {
@@ -29,6 +30,7 @@ ARCHITECTURES: dict[str, tuple[Family, bool]] = {
     "Qwen3ForCausalLM": ("qwen3", False),
     "Qwen3MoeForCausalLM": ("qwen3", True),
     "Phi3ForCausalLM": ("phi3", False),
+    **dict.fromkeys(FORMS, ("form", False)),
 }
 DTYPES = ("float32", "float16", "bfloat16")
 ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn")
@@ -88,6 +90,7 @@ class ExecutorConfig:
     Attributes:
         window: the smallest sliding window of any layer, from the checkpoint's manifest. The executor's
             layers attend to all tokens, so no sequence may be longer.
+        form: how the family computes, for the family ``form``.
     """
 
     architecture: str
@@ -112,6 +115,7 @@ class ExecutorConfig:
     mapping: ExecutorMapping = field(default_factory=ExecutorMapping)
     quantization: ExecutorQuantization = field(default_factory=ExecutorQuantization)
     window: int | None = None
+    form: DecoderForm = field(default_factory=DecoderForm)
 
     @property
     def context(self) -> int:
@@ -230,7 +234,7 @@ def _parse_rotary_scaling(
     """
     position = reader.raw.get("position_embedding_type", "learned_absolute")
     block, factors = reader.part("rotary_scaling"), "longrope_scaling_short_factors" in reader.raw
-    if position not in ("rope_gpt_neox", "long_rope"):
+    if family != "form" and position not in ("rope_gpt_neox", "long_rope"):
         raise reader.fail(f"position_embedding_type is {position!r}, not rope_gpt_neox or long_rope")
     if (position == "long_rope") != factors:
         state = "set" if factors else "missing"
@@ -285,6 +289,11 @@ def _refuse_unsupported_keys(reader: _ExecutorConfigReader) -> None:
     Raises:
         CheckpointError: a key is not supported; the error names it.
     """
+    if reader.raw.get("architecture") in FORMS:
+        for key in ("qk_layernorm", "residual_mlp", "fc_after_embed", "clip_qkv", "inter_layernorms"):
+            if reader.raw.get(key, False) not in (False, None):
+                raise reader.fail(f"{key} is {reader.raw[key]!r}, which the executor does not compute")
+        return
     activation = reader.raw.get("hidden_act", "gelu")
     if activation not in ("silu", "swiglu"):
         raise reader.fail(f"hidden_act is {activation!r} (the loader's default is gelu), not silu or swiglu")
@@ -339,18 +348,19 @@ def parse_executor_config(raw: Any, where: str) -> ExecutorConfig:
     if heads % kv_heads:
         raise reader.fail(f"{heads} attention heads do not divide into {kv_heads} key-value heads")
     head_size = reader.integer("head_size", hidden // heads)
-    # The loader computes it from rotary_pct and ignores rotary_embedding_dim.
+    # The loader computes it from rotary_pct and ignores rotary_embedding_dim; GPT-J's class has rotary_dim.
     rotary_dim = int(head_size * reader.number("rotary_pct", 1.0, least=1e-6, most=1.0))
+    rotary_dim = reader.integer("rotary_dim", rotary_dim, most=head_size)
     if rotary_dim % 2 or rotary_dim < 1:
         raise reader.fail(f"{rotary_dim} of {head_size} elements of a head are rotated, not an even number")
-    if reader.integer("rotary_embedding_dim", rotary_dim) != rotary_dim:
+    if family != "form" and reader.integer("rotary_embedding_dim", rotary_dim) != rotary_dim:
         raise reader.fail(
             f"rotary_embedding_dim is {reader.raw['rotary_embedding_dim']}, and the loader rotates "
             f"{rotary_dim}: head_size times rotary_pct"
         )
     positions = reader.integer("max_position_embeddings")
     _refuse_unsupported_keys(reader)
-    intermediate = reader.integer("intermediate_size")
+    intermediate = reader.integer("intermediate_size", 4 * hidden if family == "form" else None)
     experts = _parse_experts(reader, is_moe, intermediate)
     mapping = _parse_executor_mapping(reader, experts)
     for size, divided_size in (
@@ -372,6 +382,14 @@ def parse_executor_config(raw: Any, where: str) -> ExecutorConfig:
         isinstance(exclude, list) and all(isinstance(pattern, str) for pattern in exclude)
     ):
         raise quantization.fail(f"exclude_modules is {exclude!r}, expected a list of names or null")
+    try:
+        form = find_form(architecture, raw, hidden) if family == "form" else DecoderForm()
+    except ValueError as e:
+        raise CheckpointError(
+            f"the reference executor does not compute {e}",
+            where=where,
+            fix="build an engine of kind tensorrt, or serve the model with the llmapi kind",
+        ) from e
     parallel_embedding = reader.flag("use_parallel_embedding") and mapping.tp > 1
     return ExecutorConfig(
         architecture=architecture,
@@ -386,12 +404,13 @@ def parse_executor_config(raw: Any, where: str) -> ExecutorConfig:
         intermediate_size=intermediate,
         max_position_embeddings=positions,
         norm_epsilon=reader.number("norm_epsilon", 1e-5),
-        rotary_base=reader.number("rotary_base", 10000.0),
+        rotary_base=reader.number("rotary_base", reader.number("rotary_emb_base", 10000.0)),
         rotary_dim=rotary_dim,
         rotary_scaling=_parse_rotary_scaling(reader, family, rotary_dim),
         # QWenConfig's default is true, LLaMAConfig's false.
-        attention_bias=reader.flag("attn_bias", family in ("qwen2", "qwen3")),
-        mlp_bias=reader.flag("mlp_bias"),
+        attention_bias=form.qkv_bias or reader.flag("attn_bias", family in ("qwen2", "qwen3")),
+        mlp_bias=form.mlp_bias or reader.flag("mlp_bias"),
+        form=form,
         experts=experts,
         embedding_shard_dim=reader.integer("embedding_sharding_dim", 0, least=0)
         if parallel_embedding

@@ -55,6 +55,11 @@ class Executor:
         self.layers = [DecoderLayer(build, layer) for layer in range(self.config.layers)]
         self.norm = build.norm("transformer.ln_f")
         self.head = build.tensor("lm_head.weight")
+        form = self.config.form
+        self.head_bias = build.tensor("lm_head.bias") if form.head_bias else None
+        self.position_embedding: torch.Tensor | None = None
+        if form.positions == "learned":
+            self.position_embedding = build.tensor("transformer.position_embedding.weight")
         self.quantized = [one for one in build.linears if isinstance(one, linear.QuantizedLinear)]
 
     @classmethod
@@ -131,16 +136,29 @@ class Executor:
             raise UsageError(f"token {outside[0]} is outside the vocabulary of {self.config.vocab_size}")
 
     def _hidden(self, tokens: torch.Tensor, step: ForwardStep) -> torch.Tensor:
-        x = self.embedding[tokens]
+        x = self._embed(tokens, step)
         for layer in self.layers:
             x = layer(x, step)
         return x
 
+    def _embed(self, tokens: torch.Tensor, step: ForwardStep) -> torch.Tensor:
+        x = self.embedding[tokens]
+        if self.config.form.embedding_factor != 1.0:
+            x = x * torch.tensor(self.config.form.embedding_factor, dtype=x.dtype)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding[step.positions]
+        return x
+
+    def _project(self, x: torch.Tensor) -> torch.Tensor:
+        logits = torch.nn.functional.linear(self.norm(x), self.head, self.head_bias)
+        factor = self.config.form.logits_factor
+        return logits if factor == 1.0 else logits * factor
+
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(self.norm(x), self.head).float()
+        return self._project(x).float()
 
     def _fill_logits(self, tokens: torch.Tensor, step: ForwardStep, logits: torch.Tensor) -> None:
-        logits.copy_(torch.nn.functional.linear(self.norm(self._hidden(tokens, step)), self.head))
+        logits.copy_(self._project(self._hidden(tokens, step)))
 
     def _ids(self, tokens: Sequence[int]) -> torch.Tensor:
         return move_to_device(tokens, self.device)
@@ -212,7 +230,7 @@ class Executor:
         """Return each layer's output, float32 [T, hidden_size], the last one after the final norm."""
         self.check_tokens(tokens)
         step = Prefill(None, 0, 0, len(tokens), self.rope)
-        x, out = self.embedding[self._ids(tokens)], list[torch.Tensor]()
+        x, out = self._embed(self._ids(tokens), step), list[torch.Tensor]()
         for layer in self.layers:
             x = layer(x, step)
             out.append(x.to(torch.float32, copy=True))

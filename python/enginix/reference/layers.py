@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import gelu, layer_norm, relu, rms_norm, silu
 
 from enginix.errors import CheckpointError
 from enginix.reference import layout
@@ -26,6 +28,7 @@ class ForwardStep(Protocol):
 
     cos: torch.Tensor
     sin: torch.Tensor
+    positions: torch.Tensor
 
     def attend(self, layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         """q [N, heads, size], kv [N, 2 kv_heads, size] with keys first → [N, heads, size]."""
@@ -42,6 +45,28 @@ class RmsNorm:
         return rms_norm(x, self.weight.shape, self.weight, self.epsilon)
 
 
+class LayerNorm:
+    """Normalisation by mean and variance; the bias may be missing."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, epsilon: float) -> None:
+        self.weight, self.bias, self.epsilon = weight, bias, epsilon
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
+
+
+def _square_relu(x: torch.Tensor) -> torch.Tensor:
+    return relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": silu,
+    "gelu": partial(gelu, approximate="tanh"),
+    "relu": relu,
+    "squared_relu": _square_relu,
+}
+
+
 class LayerBuilder:
     """Loads the layers of one model to a device in one compute dtype."""
 
@@ -55,7 +80,11 @@ class LayerBuilder:
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         return self.weights.get(name).to(self.device, dtype or self.dtype)
 
-    def norm(self, name: str) -> RmsNorm:
+    def norm(self, name: str) -> RmsNorm | LayerNorm:
+        form = self.config.form
+        if form.norm == "layer":
+            bias = self.tensor(f"{name}.bias") if form.norm_bias else None
+            return LayerNorm(self.tensor(f"{name}.weight"), bias, self.config.norm_epsilon)
         return RmsNorm(self.tensor(f"{name}.weight"), self.config.norm_epsilon)
 
     def linear(self, spec: layout.LinearSpec) -> LinearOperation:
@@ -98,26 +127,43 @@ class Attention:
         if self.norm_weight is not None:
             wide = rms_norm(both.float(), both.shape[-1:], None, config.norm_epsilon)
             both = torch.mul(wide, self.norm_weight, out=torch.empty_like(both))
-        rotate_heads(both, step.cos, step.sin, rotated)
+        if config.form.positions != "learned":
+            rotate_heads(both, step.cos, step.sin, rotated, pairs=config.form.positions == "pairs")
         q, kv = heads[:, : config.heads], heads[:, config.heads :]
+        if config.form.score_factor != 1.0:
+            q = q * config.form.score_factor
         if self.round_kv is not None:
             kv.copy_(self.round_kv(kv, self.kv_scale))
         return step.attend(self.layer, q, kv).reshape(x.shape[0], -1)
 
 
+class PlainMlp:
+    """proj(activation(fc x))."""
+
+    def __init__(self, fc: LinearOperation, proj: LinearOperation, activation: str) -> None:
+        self.fc, self.proj, self.activation = fc, proj, ACTIVATIONS[activation]
+
+    def activate(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the input of ``proj``."""
+        return self.activation(self.fc(x))
+
+
 class GatedMlp:
     """proj(silu(fc x) · gate x). TensorRT-LLM's fc is Hugging Face's gate_proj, its gate is up_proj."""
 
-    def __init__(self, fc: LinearOperation, gate: LinearOperation, proj: LinearOperation) -> None:
+    def __init__(
+        self, fc: LinearOperation, gate: LinearOperation, proj: LinearOperation, activation: str = "silu"
+    ) -> None:
         self.fc, self.gate, self.proj = fc, gate, proj
+        self.activation = ACTIVATIONS[activation]
         self.fc_and_gate = join_linears(fc, gate)
 
     def activate(self, x: torch.Tensor) -> torch.Tensor:
         """Return the input of ``proj``."""
         if self.fc_and_gate is None:
-            return silu(self.fc(x)) * self.gate(x)
+            return self.activation(self.fc(x)) * self.gate(x)
         fc, gate = self.fc_and_gate(x).chunk(2, -1)
-        return silu(fc) * gate
+        return self.activation(fc) * gate
 
 
 class FusedMlp:
@@ -175,17 +221,31 @@ class DecoderLayer:
     def __init__(self, build: LayerBuilder, layer: int) -> None:
         self.input_norm = build.norm(layout.layer_name(layer, "input_layernorm"))
         self.attention = Attention(build, layer)
-        self.post_norm = build.norm(layout.layer_name(layer, "post_layernorm"))
-        config = build.config
-        self.mlp: GatedMlp | FusedMlp | MixtureOfExperts
+        config, self.form = build.config, build.config.form
+        shared = self.form.mlp_norm == "input_layernorm"
+        self.post_norm = self.input_norm if shared else build.norm(layout.layer_name(layer, self.form.mlp_norm))
+        self.mlp: PlainMlp | GatedMlp | FusedMlp | MixtureOfExperts
         if config.experts is not None:
             self.mlp = MixtureOfExperts(build, layer, config.experts)
         else:
             parts = [build.linear(spec) for spec in layout.mlp_linears(config, layer)]
-            self.mlp = FusedMlp(*parts) if len(parts) == 2 else GatedMlp(*parts)
+            if config.family == "phi3":
+                self.mlp = FusedMlp(*parts)
+            elif len(parts) == 2:
+                self.mlp = PlainMlp(parts[0], parts[1], self.form.activation)
+            else:
+                self.mlp = GatedMlp(parts[0], parts[1], parts[2], self.form.activation)
 
     def __call__(self, x: torch.Tensor, step: ForwardStep) -> torch.Tensor:
         """Return the layer's output; on a GPU x becomes it."""
+        if not isinstance(self.mlp, MixtureOfExperts) and self.form.residual_factor != 1.0:
+            factor = self.form.residual_factor
+            x = x + factor * self.attention.dense(self.attention(self.input_norm(x), step))
+            return x + factor * self.mlp.proj(self.mlp.activate(self.post_norm(x)))
+        if self.form.parallel and not isinstance(self.mlp, MixtureOfExperts):
+            inner = self.mlp.activate(self.post_norm(x))
+            x = add_product(x, self.attention.dense, self.attention(self.input_norm(x), step))
+            return add_product(x, self.mlp.proj, inner)
         x = add_product(x, self.attention.dense, self.attention(self.input_norm(x), step))
         if isinstance(self.mlp, MixtureOfExperts):
             return x + self.mlp(self.post_norm(x))

@@ -43,6 +43,7 @@ class RankCut(Enum):
     EXPERT_HALVES = "dim 0 by expert rank, then dim 1 of each of two halves"
     EXPERT_COLUMNS = "dim 0 by expert rank, then dim 2"
     RANK = "each rank has its own"
+    FIRST = "on rank 0, zeros on the others"
 
 
 class PipelineStage(Enum):
@@ -114,7 +115,7 @@ def attention_linears(config: ExecutorConfig, layer: int) -> tuple[LinearSpec, L
     """Return the fused input projection and the output projection (``dense``)."""
     prefix, hidden = layer_name(layer, "attention"), config.hidden_size
     width = config.heads * config.head_size
-    dense_bias = config.attention_bias and config.family == "llama"
+    dense_bias = config.form.dense_bias or (config.attention_bias and config.family == "llama")
     return (
         LinearSpec(f"{prefix}.qkv", sum(qkv_rows(config)), hidden, RankCut.QKV, layer, config.attention_bias),
         LinearSpec(f"{prefix}.dense", hidden, width, RankCut.COLUMNS, layer, dense_bias),
@@ -144,6 +145,8 @@ def mlp_linears(config: ExecutorConfig, layer: int) -> tuple[LinearSpec, ...]:
     proj = LinearSpec(f"{prefix}.proj", hidden, size, RankCut.COLUMNS, layer, config.mlp_bias)
     if config.family == "phi3":
         return LinearSpec(f"{prefix}.fc", 2 * size, hidden, RankCut.HALVES, layer), proj
+    if not config.form.gated:
+        return LinearSpec(f"{prefix}.fc", size, hidden, RankCut.ROWS, layer, config.mlp_bias), proj
     return (
         LinearSpec(f"{prefix}.fc", size, hidden, RankCut.ROWS, layer, config.mlp_bias),
         LinearSpec(f"{prefix}.gate", size, hidden, RankCut.ROWS, layer, config.mlp_bias),
@@ -244,8 +247,15 @@ def linear_tensors(config: ExecutorConfig, linear: LinearSpec) -> Iterator[Tenso
     if linear.bias:
         # A row-parallel layer adds its bias once, after the ranks' sum: every rank has all of it.
         cut = RankCut.WHOLE if linear.cut is RankCut.COLUMNS else linear.cut
+        if config.form.bias_of_first_rank and linear.name.endswith("mlp.proj"):
+            cut = RankCut.FIRST
         dtype = SAFETENSORS_DTYPE[config.dtype]
         yield TensorSpec(f"{linear.name}.bias", (linear.rows,), dtype, cut, PipelineStage.LAYER, linear.layer)
+
+
+def list_norms(config: ExecutorConfig) -> tuple[str, ...]:
+    """Return the names of a layer's norms."""
+    return tuple(dict.fromkeys(("input_layernorm", config.form.mlp_norm)))
 
 
 def _layer_tensors(config: ExecutorConfig, layer: int) -> Iterator[TensorSpec]:
@@ -254,8 +264,10 @@ def _layer_tensors(config: ExecutorConfig, layer: int) -> Iterator[TensorSpec]:
     def whole(suffix: str, *shape: int, dtype: str = dtype) -> TensorSpec:
         return TensorSpec(layer_name(layer, suffix), shape, dtype, RankCut.WHOLE, PipelineStage.LAYER, layer)
 
-    yield whole("input_layernorm.weight", hidden)
-    yield whole("post_layernorm.weight", hidden)
+    for norm in list_norms(config):
+        yield whole(f"{norm}.weight", hidden)
+        if config.form.norm_bias:
+            yield whole(f"{norm}.bias", hidden)
     if config.family == "qwen3":
         yield whole("attention.q_layernorm.weight", config.head_size)
         yield whole("attention.k_layernorm.weight", config.head_size)
@@ -276,11 +288,23 @@ def iterate_tensor_specs(config: ExecutorConfig) -> Iterator[TensorSpec]:
     yield TensorSpec(
         "transformer.vocab_embedding.weight", (vocab, hidden), dtype, embedding, PipelineStage.FIRST
     )
+    if config.form.positions == "learned":
+        yield TensorSpec(
+            "transformer.position_embedding.weight",
+            (config.max_position_embeddings, hidden),
+            dtype,
+            embedding,
+            PipelineStage.FIRST,
+        )
     for layer in range(config.layers):
         yield from _layer_tensors(config, layer)
     yield TensorSpec("transformer.ln_f.weight", (hidden,), dtype, RankCut.WHOLE, PipelineStage.LAST)
+    if config.form.norm_bias:
+        yield TensorSpec("transformer.ln_f.bias", (hidden,), dtype, RankCut.WHOLE, PipelineStage.LAST)
     head = RankCut.VOCABULARY if config.mapping.tp > 1 else RankCut.WHOLE
     yield TensorSpec("lm_head.weight", (vocab, hidden), dtype, head, PipelineStage.LAST)
+    if config.form.head_bias:
+        yield TensorSpec("lm_head.bias", (vocab,), dtype, head, PipelineStage.LAST)
 
 
 def local_shape(config: ExecutorConfig, spec: TensorSpec) -> tuple[int, ...]:
@@ -299,7 +323,7 @@ def local_shape(config: ExecutorConfig, spec: TensorSpec) -> tuple[int, ...]:
         return size // ranks
 
     match spec.cut:
-        case RankCut.WHOLE | RankCut.RANK:
+        case RankCut.WHOLE | RankCut.RANK | RankCut.FIRST:
             return shape
         case RankCut.ROWS | RankCut.HALVES:
             return (part(shape[0], mapping.tp), *shape[1:])

@@ -98,7 +98,7 @@ class RopeTables:
         return inverse, 1.0
 
     def tables(self, positions: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cosine and sine float32 [N, 1, rotary_dim] for N tokens, the sine's first half negative.
+        """Return cosine and sine float32 [N, 1, rotary_dim] for N tokens; the sine of a pair's first is negative.
 
         Args:
             positions: int64 [N].
@@ -115,14 +115,22 @@ class RopeTables:
             inverse = torch.stack([frequencies_by_length[length][0] for length in lengths]).to(self.device)
         angles = (positions[:, None].float() * inverse)[:, None, :]
         cos, sin = angles.cos() * attention, angles.sin() * attention
+        if self.config.form.positions == "pairs":
+            return cos.repeat_interleave(2, -1), torch.stack([-sin, sin], -1).flatten(-2)
         return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
-def rotate_heads(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> None:
-    """Rotate the first ``rotary_dim`` of x [N, heads, size] in halves (GPT-NeoX style) in float32, to out."""
+def rotate_heads(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor, *, pairs: bool = False
+) -> None:
+    """Rotate the first ``rotary_dim`` of x [N, heads, size] in float32, to out.
+
+    Halves turn against each other (GPT-NeoX), or with ``pairs`` neighbours (GPT-J).
+    """
     dim = cos.shape[-1]
     turning = x[..., :dim]
-    exchanged = turning.view(*turning.shape[:-1], 2, dim // 2).flip(-2).view(turning.shape)
+    shape = (*turning.shape[:-1], *((dim // 2, 2) if pairs else (2, dim // 2)))
+    exchanged = turning.view(shape).flip(-1 if pairs else -2).view(turning.shape)
     # Products with float32 are float32; each pass over the numbers counts on a GPU.
     torch.addcmul(turning * cos, exchanged, sin, out=out[..., :dim])
     if out is not x and x.shape[-1] != dim:

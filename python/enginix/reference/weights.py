@@ -60,6 +60,11 @@ def merge_parts(config: ExecutorConfig, spec: TensorSpec, parts: Sequence[torch.
                 if not torch.equal(part, parts[0]):
                     raise CheckpointError(f"ranks 0 and {rank} differ in a tensor that they share")
             return parts[0]
+        case RankCut.FIRST:
+            for rank, part in enumerate(parts[1:], 1):
+                if bool(part.any()):
+                    raise CheckpointError(f"is not zeros on rank {rank}, and would be added twice")
+            return parts[0]
         case RankCut.ROWS:
             return torch.cat(list(parts))
         case RankCut.COLUMNS:

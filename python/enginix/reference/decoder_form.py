@@ -1,0 +1,108 @@
+"""How decoders of further families compute, by TensorRT-LLM's class and the checkpoint's ``config.json``.
+
+Not the converter's rows: the judge of a conversion reads a checkpoint by its own description of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class DecoderForm:
+    """What one decoder does beside attention and its sizes; the defaults are those of Llama.
+
+    Attributes:
+        norm: ``rms``, or ``layer`` for LayerNorm.
+        norm_bias: norms have biases.
+        activation: of the MLP; every ``gelu`` is the one by tanh, which is TensorRT-LLM's.
+        gated: the MLP multiplies by a gate.
+        positions: ``halves`` and ``pairs`` are rotations; ``learned`` vectors are added to the embedding.
+        mlp_norm: the norm before the MLP; in parallel with attention it reads the layer's input.
+        parallel: attention and MLP read the same input, and both are added to it.
+        qkv_bias, dense_bias, mlp_bias, head_bias: which matrices have biases.
+        bias_of_first_rank: ``mlp.proj.bias`` is on rank 0, and zeros elsewhere.
+        embedding_factor, residual_factor, score_factor, logits_factor: multipliers.
+    """
+
+    norm: Literal["rms", "layer"] = "rms"
+    norm_bias: bool = False
+    activation: Literal["silu", "gelu", "relu", "squared_relu"] = "silu"
+    gated: bool = True
+    positions: Literal["halves", "pairs", "learned"] = "halves"
+    mlp_norm: str = "post_layernorm"
+    parallel: bool = False
+    qkv_bias: bool = False
+    dense_bias: bool = False
+    mlp_bias: bool = False
+    head_bias: bool = False
+    bias_of_first_rank: bool = False
+    embedding_factor: float = 1.0
+    residual_factor: float = 1.0
+    score_factor: float = 1.0
+    logits_factor: float = 1.0
+
+
+_GPT = DecoderForm(norm="layer", norm_bias=True, activation="gelu", gated=False)
+_BIASED = replace(_GPT, qkv_bias=True, dense_bias=True, mlp_bias=True)
+# Architecture → its form without what config.json decides.
+FORMS: dict[str, DecoderForm] = {
+    "GPT2LMHeadModel": replace(_BIASED, positions="learned"),
+    "GPTBigCodeForCausalLM": replace(_BIASED, positions="learned"),
+    "Starcoder2ForCausalLM": _GPT,
+    "NemotronForCausalLM": replace(_GPT, activation="squared_relu"),
+    "GraniteForCausalLM": DecoderForm(),
+    "GPTNeoXForCausalLM": replace(_BIASED, parallel=True, mlp_norm="post_attention_layernorm"),
+    "GPTJForCausalLM": replace(
+        _GPT,
+        positions="pairs",
+        parallel=True,
+        mlp_norm="input_layernorm",
+        mlp_bias=True,
+        head_bias=True,
+        bias_of_first_rank=True,
+    ),
+    "OPTForCausalLM": replace(_BIASED, positions="learned", activation="relu"),
+    "PhiForCausalLM": replace(_BIASED, parallel=True, mlp_norm="input_layernorm", head_bias=True),
+    "FalconForCausalLM": _GPT,
+    "GemmaForCausalLM": DecoderForm(activation="gelu"),
+    "CohereForCausalLM": DecoderForm(
+        norm="layer", positions="pairs", parallel=True, mlp_norm="input_layernorm"
+    ),
+}
+_POSITIONS = {"halves": "rope_gpt_neox", "pairs": "rope_gptj", "learned": "learned_absolute"}
+
+
+def find_form(architecture: str, raw: Mapping[str, Any], hidden_size: int) -> DecoderForm:
+    """Return the form of a checkpoint.
+
+    Raises:
+        ValueError: the executor does not compute what a key asks for; the message names it.
+    """
+    form = FORMS[architecture]
+    position = raw.get("position_embedding_type", "learned_absolute")
+    if position != _POSITIONS[form.positions]:
+        raise ValueError(f"position_embedding_type {position} of {architecture}")
+    if raw.get("do_layer_norm_before") is False:
+        raise ValueError("norms behind the layers (do_layer_norm_before false)")
+    bias = raw.get("bias") is True
+    if architecture in ("Starcoder2ForCausalLM", "FalconForCausalLM"):
+        form = replace(form, qkv_bias=bias, dense_bias=bias, mlp_bias=bias)
+    if architecture == "FalconForCausalLM" and raw.get("parallel_attention") is not False:
+        two_norms = raw.get("new_decoder_architecture") is True and raw.get("num_ln_in_parallel_attn") == 2
+        form = replace(form, parallel=True, mlp_norm="mlp_layernorm" if two_norms else "input_layernorm")
+    if architecture == "GemmaForCausalLM":
+        return replace(form, embedding_factor=math.sqrt(hidden_size))
+    if architecture == "GraniteForCausalLM":
+        form = replace(form, qkv_bias=raw.get("attn_bias") is True, dense_bias=raw.get("attn_bias") is True)
+        form = replace(form, mlp_bias=raw.get("mlp_bias") is True)
+    return replace(
+        form,
+        embedding_factor=float(raw.get("embedding_multiplier", 1.0)),
+        residual_factor=float(raw.get("residual_multiplier", 1.0)),
+        score_factor=float(raw.get("attention_multiplier", 1.0)),
+        logits_factor=float(raw.get("output_multiplier_scale", 1.0)),
+    )
