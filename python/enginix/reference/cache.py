@@ -85,6 +85,9 @@ class Prefill:
                 from torch.nn.attention.bias import causal_lower_right
 
                 self.mask = causal_lower_right(count, self.end)
+        if (bias := rope.score_bias(self.end)) is not None:
+            unseen = torch.arange(self.end, device=rope.device)[None, :] > positions[:, None]
+            self.mask = bias.flatten(0, 1)[:, None].masked_fill(unseen, -torch.inf)
         if cache is not None:
             cache.reserve(self.end)
 
@@ -104,6 +107,8 @@ def attend_causally(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Return causal attention of q [rows, heads, T, head_size] over keys and values of fewer heads."""
+    if isinstance(mask, torch.Tensor) and mask.is_floating_point():
+        mask = mask.to(q.dtype)
     if q.device.type != "cpu" and (mask is not None or q.dtype is torch.float32):
         # Kernels of these cases have no groups of heads; without one every score would be stored.
         keys, values = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (keys, values))
@@ -137,7 +142,9 @@ class PackedPrompts:
         queries, pair = (x.view(rows, count, *x.shape[1:]).transpose(1, 2) for x in (q, kv))
         if self.cache is not None:
             self.cache.stored[layer][self.slots, :, :count] = pair
-        return attend_causally(queries, *pair.chunk(2, 1)).transpose(1, 2).reshape(q.shape)
+        keys, values = pair.chunk(2, 1)
+        out = attend_causally(queries, keys, values, self.parts[0].mask)
+        return out.transpose(1, 2).reshape(q.shape)
 
 
 class Decode:
@@ -156,13 +163,17 @@ class Decode:
         cache.reserve(max(self.lengths))
         self.positions = torch.tensor(self.lengths, device=rope.device) - 1
         self.cos, self.sin = rope.tables(self.positions, self.lengths)
+        self.bias = rope.score_bias(max(self.lengths))
 
     def attend(self, layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         grouped, keys, values = store_decoded(self.cache.stored[layer], self.positions, q, kv)
         out = torch.zeros_like(grouped)
         for slot in self.active:
             row, end = slice(slot, slot + 1), self.lengths[slot]
-            out[row] = scaled_dot_product_attention(grouped[row], keys[row, :, :end], values[row, :, :end])
+            mask = None if self.bias is None else self.bias[None, ..., :end].to(q.dtype)
+            out[row] = scaled_dot_product_attention(
+                grouped[row], keys[row, :, :end], values[row, :, :end], attn_mask=mask
+            )
         return out.view(q.shape)
 
 
@@ -185,6 +196,8 @@ class StaticDecode:
         # Numbers, which kernels take as they are: truth values would be converted in every layer.
         mask = torch.zeros_like(unseen, dtype=self.stored[0].dtype).masked_fill_(unseen, -torch.inf)
         self.mask = mask[:, None, None, :]
+        if (bias := rope.score_bias(width)) is not None:
+            self.mask = self.mask + bias.to(mask.dtype)
 
     def attend(self, layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         grouped, keys, values = store_decoded(self.stored[layer], self.positions, q, kv)

@@ -32,6 +32,7 @@ ARCHITECTURES: dict[str, tuple[Family, bool]] = {
     "Phi3ForCausalLM": ("phi3", False),
     **dict.fromkeys(FORMS, ("form", False)),
 }
+ALIBI_POSITIONS = 2048
 DTYPES = ("float32", "float16", "bfloat16")
 ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn")
 # Most layers, and most ranks in one direction: bounds on the loops that run before any file is opened.
@@ -358,7 +359,9 @@ def parse_executor_config(raw: Any, where: str) -> ExecutorConfig:
             f"rotary_embedding_dim is {reader.raw['rotary_embedding_dim']}, and the loader rotates "
             f"{rotary_dim}: head_size times rotary_pct"
         )
-    positions = reader.integer("max_position_embeddings")
+    # ALiBi has no longest sequence, and NVIDIA's checkpoints of Bloom and MPT name none.
+    is_alibi = reader.raw.get("position_embedding_type") == "alibi"
+    positions = reader.integer("max_position_embeddings", ALIBI_POSITIONS if is_alibi else None)
     _refuse_unsupported_keys(reader)
     intermediate = reader.integer("intermediate_size", 4 * hidden if family == "form" else None)
     experts = _parse_experts(reader, is_moe, intermediate)

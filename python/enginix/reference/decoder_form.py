@@ -20,7 +20,10 @@ class DecoderForm:
         norm_bias: norms have biases.
         activation: of the MLP; every ``gelu`` is the one by tanh, which is TensorRT-LLM's.
         gated: the MLP multiplies by a gate.
-        positions: ``halves`` and ``pairs`` are rotations; ``learned`` vectors are added to the embedding.
+        positions: ``halves`` and ``pairs`` are rotations; ``learned`` vectors are added to the embedding,
+            ``alibi`` to the scores.
+        alibi_bias_max, alibi_is_scaled: of ALiBi's slopes; Falcon divides them by the root of the head size.
+        embedding_norm: the embedding is normalised.
         mlp_norm: the norm before the MLP; in parallel with attention it reads the layer's input.
         parallel: attention and MLP read the same input, and both are added to it.
         qkv_bias, dense_bias, mlp_bias, head_bias: which matrices have biases.
@@ -32,7 +35,10 @@ class DecoderForm:
     norm_bias: bool = False
     activation: Literal["silu", "gelu", "relu", "squared_relu"] = "silu"
     gated: bool = True
-    positions: Literal["halves", "pairs", "learned"] = "halves"
+    positions: Literal["halves", "pairs", "learned", "alibi"] = "halves"
+    alibi_bias_max: float = 8.0
+    alibi_is_scaled: bool = False
+    embedding_norm: bool = False
     mlp_norm: str = "post_layernorm"
     parallel: bool = False
     qkv_bias: bool = False
@@ -48,6 +54,7 @@ class DecoderForm:
 
 _GPT = DecoderForm(norm="layer", norm_bias=True, activation="gelu", gated=False)
 _BIASED = replace(_GPT, qkv_bias=True, dense_bias=True, mlp_bias=True)
+_MPT = DecoderForm(norm="layer", activation="gelu", gated=False, positions="alibi")
 # Architecture → its form without what config.json decides.
 FORMS: dict[str, DecoderForm] = {
     "GPT2LMHeadModel": replace(_BIASED, positions="learned"),
@@ -68,12 +75,40 @@ FORMS: dict[str, DecoderForm] = {
     "OPTForCausalLM": replace(_BIASED, positions="learned", activation="relu"),
     "PhiForCausalLM": replace(_BIASED, parallel=True, mlp_norm="input_layernorm", head_bias=True),
     "FalconForCausalLM": _GPT,
+    "BloomForCausalLM": replace(_BIASED, positions="alibi", embedding_norm=True),
+    "MptForCausalLM": _MPT,
+    "MPTForCausalLM": _MPT,
     "GemmaForCausalLM": DecoderForm(activation="gelu"),
     "CohereForCausalLM": DecoderForm(
         norm="layer", positions="pairs", parallel=True, mlp_norm="input_layernorm"
     ),
 }
-_POSITIONS = {"halves": "rope_gpt_neox", "pairs": "rope_gptj", "learned": "learned_absolute"}
+_POSITIONS = {
+    "halves": "rope_gpt_neox",
+    "pairs": "rope_gptj",
+    "learned": "learned_absolute",
+    "alibi": "alibi",
+}
+
+
+_ACTIVATIONS = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "relu": "relu",
+    "squared-relu": "squared_relu",
+}
+
+
+def compute_alibi_slopes(form: DecoderForm, heads: int, head_size: int) -> list[float]:
+    """Return the slope of each head: a geometric series, and for other counts than powers of two every second
+    term of the next longer series behind it (arXiv 2108.12409)."""
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** -(form.alibi_bias_max * i / power) for i in range(1, power + 1)]
+    slopes += [2 ** -(form.alibi_bias_max * i / (2 * power)) for i in range(1, 2 * (heads - power), 2)]
+    factor = 1 / math.sqrt(head_size) if form.alibi_is_scaled else 1.0
+    return [slope * factor for slope in slopes]
 
 
 def find_form(architecture: str, raw: Mapping[str, Any], hidden_size: int) -> DecoderForm:
@@ -84,8 +119,12 @@ def find_form(architecture: str, raw: Mapping[str, Any], hidden_size: int) -> De
     """
     form = FORMS[architecture]
     position = raw.get("position_embedding_type", "learned_absolute")
+    if architecture == "FalconForCausalLM" and position == "alibi_with_scale":
+        form, position = replace(form, positions="alibi", alibi_is_scaled=True), "alibi"
     if position != _POSITIONS[form.positions]:
         raise ValueError(f"position_embedding_type {position} of {architecture}")
+    if _ACTIVATIONS.get(str(raw.get("hidden_act", "gelu"))) != form.activation:
+        raise ValueError(f"hidden_act {raw.get('hidden_act')} of {architecture}")
     if raw.get("do_layer_norm_before") is False:
         raise ValueError("norms behind the layers (do_layer_norm_before false)")
     bias = raw.get("bias") is True
@@ -94,6 +133,8 @@ def find_form(architecture: str, raw: Mapping[str, Any], hidden_size: int) -> De
     if architecture == "FalconForCausalLM" and raw.get("parallel_attention") is not False:
         two_norms = raw.get("new_decoder_architecture") is True and raw.get("num_ln_in_parallel_attn") == 2
         form = replace(form, parallel=True, mlp_norm="mlp_layernorm" if two_norms else "input_layernorm")
+    if form.positions == "alibi":
+        form = replace(form, alibi_bias_max=float(raw.get("alibi_bias_max", 8.0)))
     if architecture == "GemmaForCausalLM":
         return replace(form, embedding_factor=math.sqrt(hidden_size))
     if architecture == "GraniteForCausalLM":

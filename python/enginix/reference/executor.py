@@ -57,6 +57,9 @@ class Executor:
         self.head = build.tensor("lm_head.weight")
         form = self.config.form
         self.head_bias = build.tensor("lm_head.bias") if form.head_bias else None
+        # As transformers does, in the compute dtype.
+        self.embedding_factor = float(torch.tensor(form.embedding_factor, dtype=dtype))
+        self.embedding_norm = build.norm("transformer.ln_embed") if form.embedding_norm else None
         self.position_embedding: torch.Tensor | None = None
         if form.positions == "learned":
             self.position_embedding = build.tensor("transformer.position_embedding.weight")
@@ -143,10 +146,12 @@ class Executor:
 
     def _embed(self, tokens: torch.Tensor, step: ForwardStep) -> torch.Tensor:
         x = self.embedding[tokens]
-        if self.config.form.embedding_factor != 1.0:
-            x = x * torch.tensor(self.config.form.embedding_factor, dtype=x.dtype)
+        if self.embedding_factor != 1.0:
+            x = x * self.embedding_factor
         if self.position_embedding is not None:
             x = x + self.position_embedding[step.positions]
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
         return x
 
     def _project(self, x: torch.Tensor) -> torch.Tensor:

@@ -127,7 +127,7 @@ class Attention:
         if self.norm_weight is not None:
             wide = rms_norm(both.float(), both.shape[-1:], None, config.norm_epsilon)
             both = torch.mul(wide, self.norm_weight, out=torch.empty_like(both))
-        if config.form.positions != "learned":
+        if config.form.positions in ("halves", "pairs"):
             rotate_heads(both, step.cos, step.sin, rotated, pairs=config.form.positions == "pairs")
         q, kv = heads[:, : config.heads], heads[:, config.heads :]
         if config.form.score_factor != 1.0:
@@ -223,7 +223,9 @@ class DecoderLayer:
         self.attention = Attention(build, layer)
         config, self.form = build.config, build.config.form
         shared = self.form.mlp_norm == "input_layernorm"
-        self.post_norm = self.input_norm if shared else build.norm(layout.layer_name(layer, self.form.mlp_norm))
+        self.post_norm = (
+            self.input_norm if shared else build.norm(layout.layer_name(layer, self.form.mlp_norm))
+        )
         self.mlp: PlainMlp | GatedMlp | FusedMlp | MixtureOfExperts
         if config.experts is not None:
             self.mlp = MixtureOfExperts(build, layer, config.experts)

@@ -296,6 +296,10 @@ def iterate_tensor_specs(config: ExecutorConfig) -> Iterator[TensorSpec]:
             embedding,
             PipelineStage.FIRST,
         )
+    if config.form.embedding_norm:
+        for leaf in ("weight", "bias"):
+            name = f"transformer.ln_embed.{leaf}"
+            yield TensorSpec(name, (hidden,), dtype, RankCut.WHOLE, PipelineStage.FIRST)
     for layer in range(config.layers):
         yield from _layer_tensors(config, layer)
     yield TensorSpec("transformer.ln_f.weight", (hidden,), dtype, RankCut.WHOLE, PipelineStage.LAST)

@@ -11,6 +11,7 @@ import math
 import torch
 
 from enginix.reference.config import ExecutorConfig
+from enginix.reference.decoder_form import compute_alibi_slopes
 
 
 def _base_frequencies(base: float, dim: int) -> torch.Tensor:
@@ -53,10 +54,27 @@ class RopeTables:
 
     The scalings ``dynamic`` and ``longrope`` depend on the length of the sequence. As in Hugging Face models,
     the tables follow the length at the time of the step; keys in the cache keep their first rotation.
+
+    Attributes:
+        slopes: of ALiBi, float32 [heads]; None without it.
     """
+
+    def score_bias(self, length: int) -> torch.Tensor | None:
+        """Return what ALiBi adds to scores over ``length`` keys, float32 [kv_heads, group, length].
+
+        The distance's other end, the query's position, adds the same to a whole row and changes nothing.
+        """
+        if self.slopes is None:
+            return None
+        positions = torch.arange(length, device=self.device, dtype=torch.float32)
+        return (self.slopes[:, None] * positions).view(self.config.kv_heads, -1, length)
 
     def __init__(self, config: ExecutorConfig, device: torch.device) -> None:
         self.config, self.device = config, device
+        self.slopes: torch.Tensor | None = None
+        if config.form.positions == "alibi":
+            slopes = compute_alibi_slopes(config.form, config.heads, config.head_size)
+            self.slopes = torch.tensor(slopes, device=device)
         self._kind = (config.rotary_scaling or {}).get("rope_type", "default")
         self._fixed: tuple[torch.Tensor, float] | None = None
         if self._kind not in ("dynamic", "longrope"):

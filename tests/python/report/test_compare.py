@@ -169,7 +169,9 @@ def test_an_architecture_of_another_converter_is_taken_unquantized() -> None:
     assert (
         judge("tensorrt", "GPT2LMHeadModel", None).takes and judge("tensorrt", "PhiForCausalLM", None).takes
     )
-    assert judge("reference", "GPT2LMHeadModel", None).takes is False
+    assert judge("reference", "GPT2LMHeadModel", None).takes
+    (why,) = judge("reference", "ChatGLMModel", None).why
+    assert why == "the reference executor does not compute ChatGLMModel"
     (why,) = judge("tensorrt", "GPT2LMHeadModel", "FP8").why
     assert why == "converter enginix takes GPT2LMHeadModel unquantized, and this one is FP8"
 
