@@ -51,7 +51,9 @@ def describe_family_keys(model: ModelConfig) -> dict[str, Any]:
     constants = rules["constants"]
     if isinstance(constants, str):
         constants = load_table("architectures")["families"][constants]["constants"]
-    config = copy.deepcopy(constants) | {k: v for k, v in common.items() if k not in rules.get("omit", ())}
+    config: dict[str, Any] = copy.deepcopy(constants) | {
+        k: v for k, v in common.items() if k not in rules.get("omit", ())
+    }
     return config | {key: evaluate_expression(e, values, where) for key, e in rules["set"].items()}
 
 

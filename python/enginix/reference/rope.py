@@ -116,7 +116,7 @@ class RopeTables:
         return inverse, 1.0
 
     def tables(self, positions: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cosine and sine float32 [N, 1, rotary_dim] for N tokens; the sine of a pair's first is negative.
+        """Return cosine and sine float32 [N, 1, rotary_dim] for N tokens; a pair's first sine is negative.
 
         Args:
             positions: int64 [N].
