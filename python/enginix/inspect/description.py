@@ -16,6 +16,7 @@ from enginix.inspect.parameters import ParameterCount, count_parameters
 from enginix.inspect.roles import group_by_role
 from enginix.letter_case import camel_case_keys
 from enginix.model import ModelWeights, open_weights
+from enginix.model.family_config import name_family_sizes
 from enginix.model.jsonfile import read_object
 from enginix.model.kv_heads import find_kv_heads
 from enginix.model.number_formats import read_algorithms
@@ -101,6 +102,8 @@ def describe_model(model: InspectedModel) -> ModelDescription:
     sizes = {**raw, **text} if isinstance(text, dict) else raw
     names = raw.get("architectures")
     architecture = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+    kv_heads = find_kv_heads(sizes, architecture)
+    sizes = sizes | name_family_sizes(sizes, architecture)
     heads, hidden = (
         _read_size(sizes, "num_attention_heads", "n_head"),
         _read_size(sizes, "hidden_size", "n_embd"),
@@ -119,7 +122,9 @@ def describe_model(model: InspectedModel) -> ModelDescription:
         layers=_read_size(sizes, "num_hidden_layers", "n_layer"),
         heads=heads,
         # Null means as many as heads, but for a class that says them by layer.
-        kv_heads=find_kv_heads(sizes, architecture) or (None if sizes.get("block_configs") else heads),
+        kv_heads=kv_heads
+        or _read_size(sizes, "num_key_value_heads")
+        or (None if sizes.get("block_configs") else heads),
         head_size=head_size,
         hidden_size=hidden,
         intermediate_size=_read_size(sizes, "intermediate_size", "n_inner"),

@@ -8,7 +8,12 @@ from typing import Any
 
 from enginix.errors import ModelError, UsageError
 from enginix.model.config import MOST_LAYERS, ModelConfig, ModelExperts, read_config_dtype
-from enginix.model.family_rows import evaluate_expression, list_keys_read, read_model_values
+from enginix.model.family_rows import (
+    evaluate_expression,
+    list_family_rows,
+    list_keys_read,
+    read_model_values,
+)
 from enginix.model.quantization import read_quantization
 from enginix.model.rope import ModelRope, read_rope
 from enginix.tables import load_table
@@ -184,6 +189,28 @@ def read_family_sizes(raw: Mapping[str, Any], row: Mapping[str, Any]) -> dict[st
         if hidden and hidden % heads == 0:
             sizes.setdefault("head_size", hidden // heads)
     return sizes
+
+
+def name_family_sizes(raw: Mapping[str, Any], architecture: str | None) -> dict[str, Any]:
+    """Return the sizes of an architecture of family_rows.json under the names that most models have.
+
+    Empty for other architectures.
+    """
+    row = list_family_rows().get(architecture or "")
+    if row is None:
+        return {}
+    sizes = read_family_sizes(raw, row)
+    common: dict[str, Any] = {name: size for name, size in sizes.items() if "." not in name}
+    for name, usual in (("head_size", "head_dim"), ("experts.count", "num_local_experts")):
+        if name in sizes:
+            common[usual] = sizes[name]
+    if "experts.top_k" in sizes:
+        common["num_experts_per_tok"] = sizes["experts.top_k"]
+    return (
+        {"tie_word_embeddings": row["defaults"].get("tie_word_embeddings")}
+        | common
+        | {key: raw[key] for key in ("tie_word_embeddings",) if key in raw}
+    )
 
 
 def parse_family_config(

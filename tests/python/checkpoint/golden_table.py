@@ -23,6 +23,7 @@ from test_golden_families import REFUSED
 import golden
 from enginix.model.family_rows import list_family_rows
 from enginix.model.number_formats import describe_remedy, read_algorithms
+from enginix.reference.config import ARCHITECTURES
 from enginix.tables import load_table
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -135,8 +136,8 @@ def families() -> str:
     own = table["converters"]["enginix"]["architectures"]
     names = sorted({*own, *table["refused"]})
     lines = [
-        "| architecture | `enginix` | `modelopt` | ModelOpt beside TensorRT-LLM | TensorRT-LLM's own |",
-        "|---|---|---|---|---|",
+        "| architecture | `enginix` | gates | `modelopt` | ModelOpt beside TensorRT-LLM | its own |",
+        "|---|---|---|---|---|---|",
     ]
     for name in names:
         native = f"{_count_equal(name)}" if name in own else "no"
@@ -150,10 +151,15 @@ def families() -> str:
         formats_ = ", ".join(text for key, text in _MODELOPT_FORMATS.items() if key in done)
         script = name in table["converters"]["tensorrt_llm"]["architectures"]
         script_text = "`tensorrt_llm`" if script else "an example script"
-        lines.append(
-            f"| {name} | {native} | {f'unquantized{most}' if row else 'no'} | {formats_ or 'none seen'} | "
-            f"{table['refused'].get(name, script_text)} |"
+        cells = (
+            name,
+            native,
+            "yes" if name in ARCHITECTURES else "no",
+            f"unquantized{most}" if row else "no",
+            formats_ or "none seen",
+            table["refused"].get(name, script_text),
         )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

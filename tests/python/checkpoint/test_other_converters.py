@@ -20,6 +20,7 @@ from enginix.checkpoint.mapping import CheckpointMapping
 from enginix.cli import main
 from enginix.errors import EXIT_INPUT, CheckpointError, MachineError, UsageError
 from enginix.model.family_rows import list_family_rows
+from enginix.reference.config import ARCHITECTURES
 from enginix.tables import load_table
 
 SMALL = {"vocab_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}
@@ -225,6 +226,7 @@ def test_the_own_converter_takes_what_its_table_describes() -> None:
     assert own.keys() == described.keys() | list_family_rows().keys()
     assert {name: own[name]["source"] for name in described} == {n: r["source"] for n, r in described.items()}
     assert {name for name, row in own.items() if row.get("unquantized")} == set(list_family_rows())
+    assert {name for name, row in own.items() if row.get("reference", True)} == set(ARCHITECTURES)
 
 
 def test_no_remedy_of_a_format_is_a_converter_that_refuses_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enginix.kinds.registry.engine_kind import EngineKind, KindDescription, TritonSupport
 from enginix.kinds.registry.model_verdict import ModelVerdict, list_conversion_obstacles
+from enginix.tables import load_table
 
 
 class ReferenceKind(KindDescription):
@@ -13,10 +14,9 @@ class ReferenceKind(KindDescription):
         self, architecture: str | None, quantization: str | None, method: str | None = None
     ) -> ModelVerdict:
         """Return whether a model can become this kind, and on which GPUs."""
-        from enginix.reference.config import ARCHITECTURES
-
         why = list_conversion_obstacles(architecture, quantization, method, ("enginix",))
-        if not why and architecture not in ARCHITECTURES:
+        rows = load_table("converters")["converters"]["enginix"]["architectures"]
+        if not why and rows[architecture].get("reference") is False:
             why = [f"the reference executor does not compute {architecture}"]
         return ModelVerdict(not why, tuple(why), None)
 
