@@ -46,6 +46,9 @@ let
   parallelism = check.checkpoint.parallelism "f";
   nodes = check.checkpoint.nodes "f";
   converter = check.checkpoint.converter "f" (lib.importJSON ../../python/enginix/data/models/converters.json);
+  family = check.checkpoint.family "f" (
+    lib.importJSON ../../python/enginix/data/models/family_rows.json
+  ).architectures;
   formats = lib.importJSON ../../python/enginix/data/models/number_formats.json;
   quantization = check.checkpoint.quantization "f" formats;
   says = model: quantization { inherit model; };
@@ -537,6 +540,24 @@ in
   testArchitectureRefuses = {
     expr = fails (check.checkpoint.architecture "f" [ "LlamaForCausalLM" ] { architecture = "MambaForCausalLM"; });
     expected = true;
+  };
+  testFamilyAccepts = {
+    expr = map (m: family (m // { quantization = null; })) [
+      { model.architecture = "BaichuanForCausalLM"; variant = "v2_7b"; parallel = one; }
+      { model.architecture = "Qwen3ForCausalLM"; variant = null; parallel = one // { pipelineParallel = 2; }; }
+      { model = { }; variant = "v2_7b"; parallel = one; }
+    ];
+    expected = [ "v2_7b" null "v2_7b" ];
+  };
+  testFamilyRefuses = {
+    expr = map (m: fails (family ({ quantization = null; variant = null; parallel = one; } // m))) [
+      { model.architecture = "GPT2LMHeadModel"; quantization = "FP8"; }
+      { model.architecture = "GPT2LMHeadModel"; variant = "v2_7b"; }
+      { model.architecture = "OPTForCausalLM"; parallel = one // { pipelineParallel = 2; }; }
+      { model = { architecture = "QWenLMHeadModel"; intermediateSize = 12; }; parallel = one // { tensorParallel = 4; }; }
+      { model = { architecture = "QWenLMHeadModel"; intermediateSize = 16; }; parallel = one // { tensorParallel = 4; }; }
+    ];
+    expected = [ true true true true false ];
   };
   testConverterTakes = {
     expr = (converter "modelopt" (of "GPT2LMHeadModel" { })).family;

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from enginix.errors import ManifestError, ModelError
 from enginix.model.config import ModelConfig, find_windows
+from enginix.model.family_config import read_family_sizes, read_family_windows
+from enginix.model.family_rows import list_family_rows
 from enginix.model.jsonfile import read_object
 from enginix.tables import load_table
 
@@ -49,7 +51,14 @@ def find_window_pattern(config: Mapping[str, Any]) -> list[int] | None:
     kinds, window = config.get("layer_types"), config.get("sliding_window")
     spans = {"full_attention": None, "sliding_attention": window,
              "chunked_attention": config.get("attention_chunk_size")}  # fmt: skip
-    if row is not None:
+    if (family := list_family_rows().get(name or "")) is not None:
+        sizes = read_family_sizes(config, family)
+        context, layers = sizes.get("max_position_embeddings"), sizes.get("num_hidden_layers", 0)
+        found = read_family_windows(config, family, layers) if 0 < layers <= 10_000 else None
+        if found is None:
+            return None
+        windows = tuple(found)
+    elif row is not None:
         if not _is_size(context) or not _is_size(layers) or layers > 10_000:
             return None
         try:

@@ -162,11 +162,12 @@ class _FamilyReader:
         return read_rope(raw, self.where, row=row, head_dim=head_dim)
 
     def windows(self, layers: int) -> tuple[int | None, ...]:
-        rule = self.row.get("window")
-        if rule is None or self.evaluate(rule["size"]) is None:
-            return (None,) * layers
-        size = self.size("window", rule["size"])
-        return tuple(size if rule["layers"][i % len(rule["layers"])] else None for i in range(layers))
+        windows = read_family_windows(self.raw, self.row, layers)
+        if windows is None:
+            (key,) = list_keys_read(self.row["window"]["size"])
+            value = self.values[f"hf.{key}"]
+            raise ModelError(f"{key} is {value!r}, not a size", where=self.where, fix="correct config.json")
+        return tuple(windows)
 
 
 def read_family_sizes(raw: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, int]:
@@ -189,6 +190,19 @@ def read_family_sizes(raw: Mapping[str, Any], row: Mapping[str, Any]) -> dict[st
         if hidden and hidden % heads == 0:
             sizes.setdefault("head_size", hidden // heads)
     return sizes
+
+
+def read_family_windows(
+    raw: Mapping[str, Any], row: Mapping[str, Any], layers: int
+) -> list[int | None] | None:
+    """Return each layer's sliding window by its row; None where the window is not a number of tokens."""
+    rule = row.get("window")
+    size = None if rule is None else evaluate_expression(rule["size"], read_model_values(raw, row), "")
+    if rule is None or size is None:
+        return [None] * layers
+    if type(size) is not int or size < 1:
+        return None
+    return [size if rule["layers"][i % len(rule["layers"])] else None for i in range(layers)]
 
 
 def name_family_sizes(raw: Mapping[str, Any], architecture: str | None) -> dict[str, Any]:
