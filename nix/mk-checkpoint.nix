@@ -15,7 +15,7 @@ let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkCheckpoint";
   table = lib.importJSON ../python/enginix/data/models/converters.json;
-  families = (lib.importJSON ../python/enginix/data/models/family_rows.json).architectures;
+  families = lib.importJSON ../python/enginix/data/models/family_rows.json;
   formats = lib.importJSON ../python/enginix/data/models/number_formats.json;
   inherit (lib.importJSON ../python/enginix/data/memory_plan/memory_constants.json) defaults;
   runtimes = (lib.importJSON ../python/enginix/data/runtime/runtimes.json).runtimes;

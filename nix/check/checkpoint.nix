@@ -168,10 +168,11 @@ in
   # python/enginix/checkpoint/mapping.py refuses from config.json.
   # family :: string -> set -> { model; quantization; variant; parallel; } -> string | null
   family =
-    function: rows: m:
+    function: table: m:
     let
+      rows = table.architectures;
       name = m.model.architecture or "";
-      row = rows.${name};
+      row = rows.${rows.${name}.sameAs or name};
       tp = m.parallel.tensorParallel;
       reject = what: key: throw "${function}: ${what}: ${name} does not take it; ${row.${key}}.";
       rowsOfTheMlp = m.model.intermediateSize / (row.layout.widthDivisor or 1);

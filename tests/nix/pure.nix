@@ -46,9 +46,7 @@ let
   parallelism = check.checkpoint.parallelism "f";
   nodes = check.checkpoint.nodes "f";
   converter = check.checkpoint.converter "f" (lib.importJSON ../../python/enginix/data/models/converters.json);
-  family = check.checkpoint.family "f" (
-    lib.importJSON ../../python/enginix/data/models/family_rows.json
-  ).architectures;
+  family = check.checkpoint.family "f" (lib.importJSON ../../python/enginix/data/models/family_rows.json);
   formats = lib.importJSON ../../python/enginix/data/models/number_formats.json;
   quantization = check.checkpoint.quantization "f" formats;
   says = model: quantization { inherit model; };
@@ -553,11 +551,12 @@ in
     expr = map (m: fails (family ({ quantization = null; variant = null; parallel = one; } // m))) [
       { model.architecture = "GPT2LMHeadModel"; quantization = "FP8"; }
       { model.architecture = "GPT2LMHeadModel"; variant = "v2_7b"; }
+      { model.architecture = "ChatGLMForConditionalGeneration"; variant = "v2_7b"; }
       { model.architecture = "OPTForCausalLM"; parallel = one // { pipelineParallel = 2; }; }
       { model = { architecture = "QWenLMHeadModel"; intermediateSize = 12; }; parallel = one // { tensorParallel = 4; }; }
       { model = { architecture = "QWenLMHeadModel"; intermediateSize = 16; }; parallel = one // { tensorParallel = 4; }; }
     ];
-    expected = [ true true true true false ];
+    expected = [ true true true true true false ];
   };
   testConverterTakes = {
     expr = (converter "modelopt" (of "GPT2LMHeadModel" { })).family;

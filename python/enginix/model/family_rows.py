@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from enginix.errors import ModelError
 from enginix.tables import load_table
 
 
+@cache
 def list_family_rows() -> Mapping[str, Mapping[str, Any]]:
-    """Return architecture → row."""
+    """Return architecture → row; one that is the same as another has that one's content."""
     rows: Mapping[str, Mapping[str, Any]] = load_table("family_rows")["architectures"]
-    return rows
+    return {name: {**rows.get(row.get("sameAs", ""), {}), **row} for name, row in rows.items()}
 
 
 def read_model_values(raw: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
