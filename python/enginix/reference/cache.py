@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -76,8 +77,9 @@ class Prefill:
         self.positions = positions = torch.arange(start, self.end, device=rope.device)
         self.cos, self.sin = rope.tables(positions, [self.end])
         self.mask: torch.Tensor | None = None
+        self.cap = rope.config.form.score_cap
         if start:
-            if rope.device.type == "cpu":
+            if rope.device.type == "cpu" or self.cap is not None:
                 self.mask = torch.arange(self.end)[None, :] <= positions[:, None]
             else:
                 # GPUs have kernels for a part of a causal mask; a whole one would take [count, end] numbers.
@@ -99,14 +101,23 @@ class Prefill:
             if self.start:
                 pair = stored[:, : self.end]
         keys, values = pair.chunk(2)
-        out = attend_causally(q.transpose(0, 1)[None], keys[None], values[None], self.mask)
+        out = attend_causally(q.transpose(0, 1)[None], keys[None], values[None], self.mask, self.cap)
         return out[0].transpose(0, 1)
 
 
 def attend_causally(
-    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None = None
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    cap: float | None = None,
 ) -> torch.Tensor:
     """Return causal attention of q [rows, heads, T, head_size] over keys and values of fewer heads."""
+    if cap is not None:
+        if mask is None:
+            mask = torch.ones(q.shape[2], keys.shape[2], dtype=torch.bool, device=q.device).tril()
+        keys, values = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (keys, values))
+        return attend_capped(q, keys, values, mask, cap)
     if isinstance(mask, torch.Tensor) and mask.is_floating_point():
         mask = mask.to(q.dtype)
     if q.device.type != "cpu" and (mask is not None or q.dtype is torch.float32):
@@ -115,6 +126,16 @@ def attend_causally(
     return scaled_dot_product_attention(
         q, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != keys.shape[1]
     )
+
+
+def attend_capped(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, cap: float
+) -> torch.Tensor:
+    """Return attention whose scores are cap · tanh(score / cap), which no kernel of PyTorch has."""
+    scores = torch.tanh(q @ keys.transpose(-1, -2) / (math.sqrt(q.shape[-1]) * cap)) * cap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
+    return scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ values
 
 
 class PackedPrompts:
@@ -143,7 +164,7 @@ class PackedPrompts:
         if self.cache is not None:
             self.cache.stored[layer][self.slots, :, :count] = pair
         keys, values = pair.chunk(2, 1)
-        out = attend_causally(queries, keys, values, self.parts[0].mask)
+        out = attend_causally(queries, keys, values, self.parts[0].mask, self.parts[0].cap)
         return out.transpose(1, 2).reshape(q.shape)
 
 
@@ -163,7 +184,7 @@ class Decode:
         cache.reserve(max(self.lengths))
         self.positions = torch.tensor(self.lengths, device=rope.device) - 1
         self.cos, self.sin = rope.tables(self.positions, self.lengths)
-        self.bias = rope.score_bias(max(self.lengths))
+        self.bias, self.cap = rope.score_bias(max(self.lengths)), rope.config.form.score_cap
 
     def attend(self, layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         grouped, keys, values = store_decoded(self.cache.stored[layer], self.positions, q, kv)
@@ -171,9 +192,11 @@ class Decode:
         for slot in self.active:
             row, end = slice(slot, slot + 1), self.lengths[slot]
             mask = None if self.bias is None else self.bias[None, ..., :end].to(q.dtype)
-            out[row] = scaled_dot_product_attention(
-                grouped[row], keys[row, :, :end], values[row, :, :end], attn_mask=mask
-            )
+            seen = keys[row, :, :end], values[row, :, :end]
+            if self.cap is not None:
+                out[row] = attend_capped(grouped[row], *seen, mask, self.cap)
+            else:
+                out[row] = scaled_dot_product_attention(grouped[row], *seen, attn_mask=mask)
         return out.view(q.shape)
 
 
@@ -190,6 +213,7 @@ class StaticDecode:
         self, cache: KeyValueCache, positions: torch.Tensor, width: int, rope: RopeTables, lengths: list[int]
     ) -> None:
         self.positions, self.width = positions, width
+        self.cap = rope.config.form.score_cap
         self.stored = [stored[: len(positions)] for stored in cache.stored]
         self.cos, self.sin = rope.tables(positions, lengths)
         unseen = torch.arange(width, device=positions.device) > positions[:, None]
@@ -202,6 +226,8 @@ class StaticDecode:
     def attend(self, layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         grouped, keys, values = store_decoded(self.stored[layer], self.positions, q, kv)
         keys, values = keys[:, :, : self.width], values[:, :, : self.width]
+        if self.cap is not None:
+            return attend_capped(grouped, keys, values, self.mask, self.cap).reshape(q.shape)
         return scaled_dot_product_attention(grouped, keys, values, attn_mask=self.mask).reshape(q.shape)
 
 

@@ -291,7 +291,8 @@ def _refuse_unsupported_keys(reader: _ExecutorConfigReader) -> None:
         CheckpointError: a key is not supported; the error names it.
     """
     if reader.raw.get("architecture") in FORMS:
-        for key in ("qk_layernorm", "residual_mlp", "fc_after_embed", "clip_qkv", "inter_layernorms"):
+        keys = ["qk_layernorm", "residual_mlp", "fc_after_embed", "clip_qkv"]
+        for key in keys + ["inter_layernorms"] * (reader.raw["architecture"] != "Gemma2ForCausalLM"):
             if reader.raw.get(key, False) not in (False, None):
                 raise reader.fail(f"{key} is {reader.raw[key]!r}, which the executor does not compute")
         return
@@ -386,7 +387,7 @@ def parse_executor_config(raw: Any, where: str) -> ExecutorConfig:
     ):
         raise quantization.fail(f"exclude_modules is {exclude!r}, expected a list of names or null")
     try:
-        form = find_form(architecture, raw, hidden) if family == "form" else DecoderForm()
+        form = find_form(architecture, raw, hidden, head_size) if family == "form" else DecoderForm()
     except ValueError as e:
         raise CheckpointError(
             f"the reference executor does not compute {e}",

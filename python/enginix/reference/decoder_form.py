@@ -27,6 +27,8 @@ class DecoderForm:
         mlp_norm: the norm before the MLP; in parallel with attention it reads the layer's input.
         parallel: attention and MLP read the same input, and both are added to it.
         qkv_bias, dense_bias, mlp_bias, head_bias: which matrices have biases.
+        output_norms: what attention and MLP return is normalised before it is added (Gemma 2).
+        score_cap, logits_cap: c · tanh(x / c) of scores and logits.
         bias_of_first_rank: ``mlp.proj.bias`` is on rank 0, and zeros elsewhere.
         embedding_factor, residual_factor, score_factor, logits_factor: multipliers.
     """
@@ -45,6 +47,9 @@ class DecoderForm:
     dense_bias: bool = False
     mlp_bias: bool = False
     head_bias: bool = False
+    output_norms: bool = False
+    score_cap: float | None = None
+    logits_cap: float | None = None
     bias_of_first_rank: bool = False
     embedding_factor: float = 1.0
     residual_factor: float = 1.0
@@ -79,6 +84,9 @@ FORMS: dict[str, DecoderForm] = {
     "MptForCausalLM": _MPT,
     "MPTForCausalLM": _MPT,
     "GemmaForCausalLM": DecoderForm(activation="gelu"),
+    "Gemma2ForCausalLM": DecoderForm(
+        activation="gelu", mlp_norm="pre_feedforward_layernorm", output_norms=True
+    ),
     "CohereForCausalLM": DecoderForm(
         norm="layer", positions="pairs", parallel=True, mlp_norm="input_layernorm"
     ),
@@ -111,7 +119,19 @@ def compute_alibi_slopes(form: DecoderForm, heads: int, head_size: int) -> list[
     return [slope * factor for slope in slopes]
 
 
-def find_form(architecture: str, raw: Mapping[str, Any], hidden_size: int) -> DecoderForm:
+def _complete_gemma2(form: DecoderForm, raw: Mapping[str, Any], head_size: int) -> DecoderForm:
+    scalar, caps = (
+        raw.get("query_pre_attn_scalar"),
+        [raw.get(key) for key in ("attn_logit_softcapping", "final_logit_softcapping")],
+    )
+    if not isinstance(scalar, (int, float)) or scalar <= 0:
+        raise ValueError(f"query_pre_attn_scalar {scalar!r}")
+    if any(cap is not None and (not isinstance(cap, (int, float)) or cap <= 0) for cap in caps):
+        raise ValueError(f"soft-capping {caps}")
+    return replace(form, score_factor=math.sqrt(head_size / scalar), score_cap=caps[0], logits_cap=caps[1])
+
+
+def find_form(architecture: str, raw: Mapping[str, Any], hidden_size: int, head_size: int) -> DecoderForm:
     """Return the form of a checkpoint.
 
     Raises:
@@ -135,7 +155,9 @@ def find_form(architecture: str, raw: Mapping[str, Any], hidden_size: int) -> De
         form = replace(form, parallel=True, mlp_norm="mlp_layernorm" if two_norms else "input_layernorm")
     if form.positions == "alibi":
         form = replace(form, alibi_bias_max=float(raw.get("alibi_bias_max", 8.0)))
-    if architecture == "GemmaForCausalLM":
+    if architecture == "Gemma2ForCausalLM":
+        form = _complete_gemma2(form, raw, head_size)
+    if architecture in ("GemmaForCausalLM", "Gemma2ForCausalLM"):
         return replace(form, embedding_factor=math.sqrt(hidden_size))
     if architecture == "GraniteForCausalLM":
         form = replace(form, qkv_bias=raw.get("attn_bias") is True, dense_bias=raw.get("attn_bias") is True)

@@ -156,7 +156,9 @@ class Executor:
 
     def _project(self, x: torch.Tensor) -> torch.Tensor:
         logits = torch.nn.functional.linear(self.norm(x), self.head, self.head_bias)
-        factor = self.config.form.logits_factor
+        factor, cap = self.config.form.logits_factor, self.config.form.logits_cap
+        if cap is not None:
+            return cap * torch.tanh(logits / cap)
         return logits if factor == 1.0 else logits * factor
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:

@@ -226,6 +226,10 @@ class DecoderLayer:
         self.post_norm = (
             self.input_norm if shared else build.norm(layout.layer_name(layer, self.form.mlp_norm))
         )
+        self.output_norms: tuple[RmsNorm | LayerNorm, RmsNorm | LayerNorm] | None = None
+        if self.form.output_norms:
+            after = (layout.layer_name(layer, n) for n in ("post_layernorm", "post_feedforward_layernorm"))
+            self.output_norms = (build.norm(next(after)), build.norm(next(after)))
         self.mlp: PlainMlp | GatedMlp | FusedMlp | MixtureOfExperts
         if config.experts is not None:
             self.mlp = MixtureOfExperts(build, layer, config.experts)
@@ -240,6 +244,10 @@ class DecoderLayer:
 
     def __call__(self, x: torch.Tensor, step: ForwardStep) -> torch.Tensor:
         """Return the layer's output; on a GPU x becomes it."""
+        if not isinstance(self.mlp, MixtureOfExperts) and self.output_norms is not None:
+            after_attention, after_mlp = self.output_norms
+            x = x + after_attention(self.attention.dense(self.attention(self.input_norm(x), step)))
+            return x + after_mlp(self.mlp.proj(self.mlp.activate(self.post_norm(x))))
         if not isinstance(self.mlp, MixtureOfExperts) and self.form.residual_factor != 1.0:
             factor = self.form.residual_factor
             x = x + factor * self.attention.dense(self.attention(self.input_norm(x), step))

@@ -255,7 +255,10 @@ def linear_tensors(config: ExecutorConfig, linear: LinearSpec) -> Iterator[Tenso
 
 def list_norms(config: ExecutorConfig) -> tuple[str, ...]:
     """Return the names of a layer's norms."""
-    return tuple(dict.fromkeys(("input_layernorm", config.form.mlp_norm)))
+    names = ["input_layernorm", config.form.mlp_norm]
+    if config.form.output_norms:
+        names += ["post_layernorm", "post_feedforward_layernorm"]
+    return tuple(dict.fromkeys(names))
 
 
 def _layer_tensors(config: ExecutorConfig, layer: int) -> Iterator[TensorSpec]:
