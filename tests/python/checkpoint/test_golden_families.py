@@ -20,7 +20,7 @@ from enginix.errors import EnginixError
 from enginix.model.family_rows import list_family_rows
 from enginix.tables import load_table
 
-PATTERNS = [pattern for row in list_family_rows().values() for pattern in row["golden"]]
+PATTERNS = [pattern for row in list_family_rows().values() for pattern in row["golden"]] + ["llama-017"]
 CASES = [c for c in list_family_conversions() if any(fnmatchcase(c.case, p) for p in PATTERNS)]
 # Sound conversions of NVIDIA's that ours refuses.
 REFUSED = {"opt-embed-proj": "the rounding of a matrix product depends on the machine"}
@@ -41,7 +41,7 @@ def convert_case(case: FamilyConversion, out: Path) -> ConversionSpec:
         parallel_embedding=case.parallel_embedding,
         embedding_sharding_dim=case.embedding_sharding_dim,
         kind="tensorrt",
-        variant=case.variant if "variants" in list_family_rows()[read_architecture(case)] else None,
+        variant=case.variant if "variants" in list_family_rows().get(read_architecture(case), {}) else None,
     )
     return convert_model(case.model, out, options)
 
