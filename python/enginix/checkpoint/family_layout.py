@@ -68,6 +68,17 @@ def cut_groups(counts: tuple[int, int, int], ranges: tuple[Range, Range, Range])
 QKV_KINDS = {"split": split_heads, "blocks": cut_blocks, "groups": cut_groups}
 
 
+def join_neighbours(slices: list[tuple[int, Range]]) -> list[tuple[int, Range]]:
+    """Return the slices with those joined that follow each other in one matrix: one read serves them."""
+    joined: list[tuple[int, Range]] = []
+    for number, (begin, end) in slices:
+        if joined and joined[-1][0] == number and joined[-1][1][1] == begin:
+            joined[-1] = (number, (joined[-1][1][0], end))
+        else:
+            joined.append((number, (begin, end)))
+    return joined
+
+
 def swap_halves(width: int, part: Range) -> tuple[Range, Range]:
     """Return the rows of ``part`` in the second half of a matrix of two halves, then in the first."""
     return (width + part[0], width + part[1]), part
@@ -167,7 +178,7 @@ class FamilyLayout:
         heads, kv, size, hidden = c.num_attention_heads, c.num_key_value_heads, c.head_size, c.hidden_size
         q_heads, kv_heads = select_heads(heads, kv, c.mapping.tensor_parallel, tp_rank)
         counts = (heads, kv, kv)
-        slices = QKV_KINDS[rule["kind"]](counts, (q_heads, kv_heads, kv_heads))
+        slices = join_neighbours(QKV_KINDS[rule["kind"]](counts, (q_heads, kv_heads, kv_heads)))
         outs = [n * size for n in counts] if rule["kind"] == "split" else [sum(counts) * size]
         qkv = tuple(
             self._matrix(

@@ -16,7 +16,7 @@ from enginix.checkpoint import byte_sources, compiled_casts
 from enginix.checkpoint.byte_sources import SourceFileReader, TransposedRows
 from enginix.checkpoint.compare_with_model import CheckpointComparison
 from enginix.checkpoint.convert import ConvertOptions, convert_model
-from enginix.checkpoint.family_layout import QKV_KINDS, select_heads, swap_halves
+from enginix.checkpoint.family_layout import QKV_KINDS, join_neighbours, select_heads, swap_halves
 from enginix.checkpoint.mapping import CheckpointMapping
 from enginix.checkpoint.verify import verify_checkpoint
 from enginix.errors import EnginixError, ModelError, UsageError
@@ -53,7 +53,7 @@ def test_every_arrangement_of_q_k_v_gives_each_rank_its_heads(
     for ranks in (tp, heads):  # also more ranks than KV heads
         for rank in range(ranks):
             own, shared = select_heads(heads, kv, ranks, rank)
-            slices = QKV_KINDS[kind]((heads, kv, kv), (own, shared, shared))
+            slices = join_neighbours(QKV_KINDS[kind]((heads, kv, kv), (own, shared, shared)))
             taken = np.concatenate([sources[number][begin:end] for number, (begin, end) in slices])
             first = rank * (heads // ranks) // queries
             owners = range(first, first + max(1, kv // ranks))
