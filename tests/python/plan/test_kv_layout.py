@@ -63,7 +63,8 @@ WINDOWS: list[tuple[dict[str, Any], list[int] | None]] = [
     ({"sliding_window": 8, "max_position_embeddings": 64}, None),
     ({"sliding_window": 8, "max_position_embeddings": 64, "use_sliding_window": False}, []),
     ({"sliding_window": "8"}, None),
-    ({"architectures": ["Gemma2ForCausalLM"]}, None),
+    ({"architectures": ["Gemma2ForCausalLM"]}, [4096, 8192] * 13),  # its class's defaults
+    ({"architectures": ["Cohere2ForCausalLM"]}, None),
     ({"architectures": ["Gemma2ForCausalLM"], "sliding_window": None}, []),
     ({"architectures": ["MistralForCausalLM"], "num_hidden_layers": 2}, None),
     ({"architectures": ["MistralForCausalLM"], "num_hidden_layers": 2,
