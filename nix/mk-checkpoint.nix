@@ -17,7 +17,6 @@ let
   table = lib.importJSON ../python/enginix/data/models/converters.json;
   formats = lib.importJSON ../python/enginix/data/models/number_formats.json;
   inherit (lib.importJSON ../python/enginix/data/memory_plan/memory_constants.json) defaults;
-  runtimes = (lib.importJSON ../python/enginix/data/runtime/runtimes.json).runtimes;
   build =
     {
       # mkHfModel's or mkQuantized's output.
@@ -107,7 +106,7 @@ let
         };
         tensorrt_llm =
           builtins.seq
-            (check.engine.runtime function runtimes "tensorrt" {
+            (check.engine.runtime function (check.runtime.rows runtime) "tensorrt" {
               inherit target;
               limits = { };
             } id)
@@ -117,7 +116,7 @@ let
               requiredSystemFeatures = [ "cuda" ] ++ lib.optional (target != null) "cuda-sm${sm}";
               inherit (stack) rootfs;
               driver = if stack.driver == null then "" else stack.driver;
-              runtime = id;
+              runtime = stack.word;
               enginix = enginix-core;
             };
       };

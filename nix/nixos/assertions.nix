@@ -94,7 +94,7 @@ let
       s = servers.${name};
       what = served s;
       inherit (what) runtime onCpu kind;
-      row = runtimes.${runtime} or null;
+      row = what.engine.runtimePackage.row or runtimes.${runtime} or null;
       parallel = what.engine.parallel or { };
       gpusPerNode = parallel.gpusPerNode or defaults.gpusPerNode.value;
       worldSize = if onCpu then 0 else what.ranks;

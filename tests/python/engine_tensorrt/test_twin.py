@@ -24,6 +24,7 @@ from enginix.machine.gpu_table import find_gpu
 from enginix.machine.target import find_target
 from enginix.runtime import table as runtimes
 from enginix.runtime.preflight import check_support
+from enginix.runtime.unlisted import make_unlisted_row
 from enginix.tables import load_table
 from golden_requests import golden_rows
 
@@ -82,6 +83,59 @@ def test_gpu_names(tmp_path: Path) -> None:
     assert nix == [said(lambda n=n: describe(n)) for n in names]
     known = dict(zip(names, nix, strict=True))
     assert not [n for n in GPU_NAMES if known[n] is None] and not any(known[n] for n in UNKNOWN_GPU_NAMES)
+
+
+_LIKE = {"like": "trtllm-1.4.0rc1", "image": "nvcr.io/nvidia/tensorrt-llm/release:1.4.0rc2"}
+_OLD = {"like": "trtllm-1.2.1", "image": "localhost:5000/triton:26.12"}
+_NEW = {"tensorrtLlm": "1.4.0rc2"}
+DESCRIPTIONS = [
+    {**_LIKE, "versions": _NEW},
+    {**_LIKE, "versions": {**_NEW, "driver": "600.10", "cuda": "13.4.1", "torch": ">=2.14,<=2.15"}},
+    {**_LIKE, "image": "a.b/c@sha256:" + "0" * 64, "versions": _NEW},
+    {**_LIKE, "image": "a.b:5000/c/d:mine@sha256:" + "0" * 64, "versions": _NEW},
+    {**_OLD, "versions": {"tensorrtLlm": "1.2.2", "tritonServer": "2.76.0"}},
+    {**_OLD, "versions": {"tensorrtLlm": "1.3.0rc20"}},
+    {**_OLD, "versions": {"tensorrtLlm": "1.3.0a1.dev20260101"}},
+    {**_LIKE, "versions": {"tensorrtLlm": "1.4.0rc2"}, "image": "a.b/c:latest"},
+]
+WRONG_DESCRIPTIONS = [
+    {**_LIKE, "like": "trtllm-1.4.0", "versions": _NEW},
+    {**_LIKE, "like": "edgellm-0.11.0", "versions": _NEW},
+    {**_LIKE, "like": "reference", "versions": _NEW},
+    {**_LIKE, "like": 5, "versions": _NEW},
+    {**_LIKE, "versions": {}},
+    {**_LIKE, "versions": ["1.4.0rc2"]},
+    {**_LIKE, "versions": {"tensorrtLlm": 1}},
+    {**_LIKE, "versions": {"tensorrtLlm": "newest"}},
+    {**_LIKE, "versions": {"tensorrtLlm": "1.04.0"}},
+    {**_LIKE, "versions": {"tensorrtLlm": "1.4.0rc3"}},
+    {**_LIKE, "versions": {**_NEW, "tensorrtllm": "1.4.0rc2"}},
+    {**_LIKE, "versions": {**_NEW, "cuda": "13;4"}},
+    {**_LIKE, "versions": {**_NEW, "driver": "new"}},
+    {**_LIKE, "versions": {**_NEW, "tritonServer": "2.76.0"}},
+    *(
+        {**_LIKE, "versions": _NEW, "image": i}
+        for i in ("", "a", "a.b/c", "a.b/c:", "A.b/c:d", "a b/c:d", None)
+    ),
+    *(
+        {**_OLD, "versions": {"tensorrtLlm": v}}
+        for v in ("1.3.0rc21", "1.3.0", "1.3.1rc1", "2.0.0", "1.10.0")
+    ),
+]
+
+
+def test_runtimes_that_the_table_does_not_have(tmp_path: Path) -> None:
+    cases = [*DESCRIPTIONS, *WRONG_DESCRIPTIONS]
+    nix = evaluate('map (d: value (check.runtime.unlisted "f" d)) data', cases, tmp_path)
+
+    def make(description: Any) -> dict[str, Any]:
+        name, row = make_unlisted_row(description)
+        return {"id": name, **row}
+
+    assert nix == [said(lambda d=d: make(d)) for d in cases]
+    accepted = nix[: len(DESCRIPTIONS)]
+    assert all(row["id"].endswith("-unverified") and row["verified"] is False for row in accepted)
+    assert not any(nix[len(DESCRIPTIONS) :])
 
 
 def test_every_row_has_the_formats_of_its_sm() -> None:
