@@ -256,7 +256,7 @@ def _fetch_body(
     """Return the body at ``path``, at most ``limit`` bytes; retry after failures of network or hub."""
     session.prepare_hub_client()
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils._http import hf_raise_for_status, http_stream_backoff
+    from huggingface_hub.utils import hf_raise_for_status, http_stream_backoff
 
     http = session.import_http_client()
     headers = session.build_hub_headers() | {"accept-encoding": "identity"}
