@@ -67,8 +67,102 @@ GPU_NAMES = [
     *("NVIDIA GeForce RTX 4070 Ti SUPER", "A100 80GB", "NVIDIA H100 NVL", "RTX 6000 Ada", "DGX Spark"),
     *("Jetson AGX Thor", "RTX_PRO_6000", "l40s", "L40S", "RTX 4060 Ti"),
     *("rtx-5060-ti", "rtx-3080", "A800", "rtx-a2000", "jetson-agx-orin"),
+    # As drivers, catalogues and people in a hurry write them.
+    *(
+        "RTX 4060 Ti 16GB",
+        "RTX 4060 Ti 16 GB",
+        "GeForce RTX 2080 Ti",
+        "rtx2080ti",
+        "rtx 3090ti",
+        "4090",
+        "3060 ti",
+    ),
+    *(
+        "NVIDIA RTX 6000 Ada Generation",
+        "NVIDIA RTX PRO 6000 Blackwell Workstation Edition",
+        "RTX PRO 6000 Blackwell",
+    ),
+    *(
+        "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
+        "NVIDIA RTX PRO 4500 Blackwell",
+        "RTX PRO 5000 72GB",
+    ),
+    *(
+        "NVIDIA H100 80GB HBM3",
+        "NVIDIA H100 PCIe",
+        "H100 SXM5",
+        "H200 141GB",
+        "B200 192GB",
+        "GB200 NVL72",
+        "GB300",
+    ),
+    *(
+        "NVIDIA A100-SXM4-80GB",
+        "NVIDIA A100-PCIE-40GB",
+        "NVIDIA A100 80GB PCIe",
+        "Tesla V100-SXM2-16GB",
+        "A6000",
+    ),
+    *(
+        "NVIDIA GH200 480GB",
+        "GH200",
+        "Grace Hopper",
+        "Jetson Thor",
+        "Jetson AGX Orin",
+        "Jetson Orin Nano",
+        "Rubin",
+    ),
+    *(
+        "Vera Rubin",
+        "TITAN RTX",
+        "Titan V",
+        "RTX 3050",
+        "RTX 2080 SUPER",
+        "RTX 2060 SUPER",
+        "NVIDIA GeForce RTX 3080 Laptop GPU",
+        "RTX 5090 D",
+    ),
+    *(
+        "GeForce RTX™ 4090",
+        "NVIDIA® GeForce RTX 4090 24GB",
+        "L40S 48GB",
+        "NVIDIA L4 Tensor Core GPU",
+        "rtx_5080 16gb",
+    ),
 ]
+# What is another part than the name's beginning.
+TOLD_APART = {
+    "RTX PRO 5000 72GB": ("sm120-72gb", 72 * 10**9),
+    "NVIDIA GH200 480GB": ("gh200", 96 * 10**9),
+    "H100 80GB": ("h100", 80 * 10**9),
+    "A100 80GB": ("a100-80gb", 80 * 10**9),
+    "RTX 3060": ("rtx-3060-8gb", 8 * 10**9),
+    "4090 D": ("rtx-4090-d", 24 * 10**9),
+    "RTX 2060 12GB": ("rtx-2060-12gb", 12 * 10**9),
+}
 UNKNOWN_GPU_NAMES = ["h2000", "", "sm", "sm89-gb", "sm9-16gb", "sm61-8gb", "rtx 4071", "rtx-", "a"]
+UNKNOWN_GPU_NAMES += [
+    "gtx 1080 ti",
+    "P40",
+    "Quadro",
+    "RTX",
+    "gb",
+    "16 gb",
+    "16gb",
+    "rtx 4071 16gb",
+    "laptop",
+    "ti",
+]
+UNKNOWN_GPU_NAMES += [
+    "RTX 6000",
+    "Grace",
+    "blackwell",
+    "h100-0gb",
+    "; rm -rf /",
+    "ｒｔｘ-4090",
+    "../h100",
+    "h100\n",
+]
 
 
 def test_gpu_names(tmp_path: Path) -> None:
@@ -82,7 +176,10 @@ def test_gpu_names(tmp_path: Path) -> None:
 
     assert nix == [said(lambda n=n: describe(n)) for n in names]
     known = dict(zip(names, nix, strict=True))
-    assert not [n for n in GPU_NAMES if known[n] is None] and not any(known[n] for n in UNKNOWN_GPU_NAMES)
+    assert [n for n in GPU_NAMES if known[n] is None] == []
+    assert [n for n in UNKNOWN_GPU_NAMES if known[n] is not None] == []
+    for name, (row, memory) in TOLD_APART.items():
+        assert (find_gpu(name).name, find_gpu(name).memory) == (row, memory), name
 
 
 _LIKE = {"like": "trtllm-1.4.0rc1", "image": "nvcr.io/nvidia/tensorrt-llm/release:1.4.0rc2"}
