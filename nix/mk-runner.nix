@@ -34,7 +34,8 @@ let
       profileSettings = check.options.profile function profile;
       facts = model.model or { };
       targetName = if target == null then null else (check.engine.target function target).gpu;
-      row = check.engine.runtime function (check.runtime.rows runtime) "tensorrt" { inherit limits target; } id;
+      rows = check.runtime.rows runtime;
+      row = check.engine.runtime function rows "tensorrt" { inherit limits target; } id;
       # Without a target the GPU is unknown: the profile is resolved for it on the machine, before
       # the build.
       resolved =

@@ -65,7 +65,10 @@ in
         "environment"
         "status"
       ] value;
-      again = "write it again with `enginix runtime pin ${id} --system ${system} -o runtime.json`.";
+      # The command knows no such id; it takes the description.
+      word = if builtins.match ".*-unverified" id == null then id else "description.json";
+      command = "enginix runtime pin ${word} --system ${system} -o runtime.json";
+      again = "write it again with `${command}`.";
     in
     if pinned.runtime or null != id then
       throw (
@@ -103,6 +106,7 @@ in
       triton = versions.tritonServer or null;
       withTriton = builtins.filter (id: runtimes.${id}.paths.triton != null) imaged;
       withoutEngines = builtins.filter (id: !runtimes.${id}.enginePath) imaged;
+      newest = builtins.elemAt withoutEngines (builtins.length withoutEngines - 1);
       name = if tag == null then "image" else tag;
     in
     if !builtins.elem like imaged then
@@ -136,7 +140,7 @@ in
     else if base.enginePath && !hasEnginePath version then
       throw (
         "${function}: like = \"${like}\" has the engine path, which TensorRT-LLM ${version} has no "
-        + "more (removed after 1.3.0rc20). Use like = \"${builtins.elemAt withoutEngines (builtins.length withoutEngines - 1)}\"."
+        + "more (removed after 1.3.0rc20). Use like = \"${newest}\"."
       )
     else if triton != null && base.paths.triton == null then
       throw (
