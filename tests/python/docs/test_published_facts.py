@@ -71,7 +71,7 @@ def test_newer_releases_and_bounds_are_told() -> None:
     }
     lines = [finding.line() for finding in facts.compare_tables({**RECORD, "newest": newest})]
     assert sum("tensorrt-llm: newest row 1.4.0rc1, published 1." in line for line in lines) == 2
-    assert any("huggingface-hub: <3,>=1.24 excludes 3.0" in line for line in lines)
+    assert any("huggingface-hub: <3,>=1.30 excludes 3.0" in line for line in lines)
     assert any("core.in huggingface-hub: pinned" in line and "published 3.0" in line for line in lines)
     assert not any("safetensors" in line for line in lines)
 
@@ -80,8 +80,8 @@ def test_lower_bounds_are_what_the_matrix_runs() -> None:
     """Each is a row of `make matrix`, and transformers takes the hub library that is its neighbour there."""
     matrix = (ROOT / "tests/matrix/matrix.py").read_text()
     bounds = {name: specifier for name, groups in facts.read_bounds().items() for _, specifier in groups}
-    assert "huggingface_hub==1.24.0" in matrix and "1.24.0" in bounds["huggingface-hub"]
-    assert "1.23.9" not in bounds["huggingface-hub"]
+    assert "huggingface_hub==1.30.0" in matrix and "1.30.0" in bounds["huggingface-hub"]
+    assert "1.29.9" not in bounds["huggingface-hub"]
     assert "transformers==5.0.0" in matrix and "5.0.0" in bounds["transformers"]
     assert "4.57.6" not in bounds["transformers"]  # it needs huggingface_hub below 1
 
