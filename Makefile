@@ -13,7 +13,8 @@ DEMO = python3 demo/demo.py --flake "$(CURDIR)" --nix '$(NIX)'
 DEV = $$($(CURDIR)/tests/hostpkgs/environments.sh dev)/bin
 LINT = $$($(CURDIR)/tests/hostpkgs/environments.sh lint)/bin
 
-.PHONY: help demo serve test test-nix test-python one fuzz lint types bench unit gates-table setup-runtime setup-dev setup-lint
+.PHONY: help demo serve test test-nix test-python one fuzz lint types bench facts matrix unit gates-table
+.PHONY: setup-runtime setup-dev setup-lint
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
@@ -66,6 +67,12 @@ bench: setup-dev ## ratios measured side by side; takes minutes and some GB of d
 	@for part in tests/bench/*/; do for script in "$$part"*.py; do \
 	  grep -q '__main__' "$$script" || continue; \
 	  echo "== $$script"; $(DEV)/python "$$script" || exit 1; done; done
+
+facts: setup-dev ## what in the tables is older than, or contradicts, what package registries publish; RECORD=1 keeps it
+	@$(DEV)/python tests/facts/facts.py $(if $(RECORD),--record)
+
+matrix: setup-dev ## tests of what touches a library, with its older and newest releases; WHAT=hub|transformers|modelopt|nix
+	@$(DEV)/python tests/matrix/matrix.py $(WHAT)
 
 unit: setup-runtime ## the systemd unit that the NixOS module renders for one server
 	@cat "$$($(NIX) build --impure --json --no-link --expr 'import ./tests/nix/unit.nix { }' | sed 's/.*"out":"\([^"]*\)".*/\1/')"

@@ -18,7 +18,6 @@ let
   families = lib.importJSON ../python/enginix/data/models/family_rows.json;
   formats = lib.importJSON ../python/enginix/data/models/number_formats.json;
   inherit (lib.importJSON ../python/enginix/data/memory_plan/memory_constants.json) defaults;
-  runtimes = (lib.importJSON ../python/enginix/data/runtime/runtimes.json).runtimes;
   build =
     {
       # mkHfModel's or mkQuantized's output.
@@ -127,7 +126,7 @@ let
         };
         tensorrt_llm =
           builtins.seq
-            (check.engine.runtime function runtimes "tensorrt" {
+            (check.engine.runtime function (check.runtime.rows runtime) "tensorrt" {
               inherit target;
               limits = { };
             } id)
@@ -137,7 +136,7 @@ let
               requiredSystemFeatures = [ "cuda" ] ++ lib.optional (target != null) "cuda-sm${sm}";
               inherit (stack) rootfs;
               driver = if stack.driver == null then "" else stack.driver;
-              runtime = id;
+              runtime = stack.word;
               enginix = enginix-core;
             };
       };

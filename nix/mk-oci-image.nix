@@ -41,7 +41,7 @@ let
       kubectl ? null,
     }:
     let
-      row = runtimes.${server.runtime};
+      row = server.engine.runtimePackage.row or runtimes.${server.runtime};
       inImage = row ? images;
       hasOwnServer = !(server ? repo);
       reference = row.images.${server.engine.runtimePackage.image}.reference;

@@ -45,6 +45,15 @@ let
         + check.names.unknown "KV cache format" name (builtins.attrNames table.kvCache)
       );
 
+  # A format as this function's argument has it.
+  sayFormat =
+    algorithm:
+    let
+      has = n: table.formats.${n}.algorithm == algorithm;
+      found = builtins.filter has (builtins.attrNames table.formats);
+    in
+    if found == [ ] then "another format" else ''format = "${builtins.head found}"'';
+
   # Whether evaluation of a check succeeds.
   passes = e: (builtins.tryEval (builtins.deepSeq e e)).success;
 
@@ -90,7 +99,10 @@ let
       # True, or an error where the target cannot execute an algorithm.
       requireExecutable =
         algorithm:
-        gpu == null || builtins.seq (check.target.quantization function algorithm gpu) true;
+        let
+          checked = check.target.quantizationBy sayFormat function algorithm gpu;
+        in
+        gpu == null || builtins.seq checked true;
 
       formatNames =
         if formatName != "mixed" then

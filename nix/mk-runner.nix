@@ -13,7 +13,6 @@
 let
   artefactMeta = import ./artefact-meta.nix { inherit lib; };
   function = "mkRunner";
-  runtimes = (lib.importJSON ../python/enginix/data/runtime/runtimes.json).runtimes;
   build =
     {
       # mkHfModel's output.
@@ -35,7 +34,8 @@ let
       profileSettings = check.options.profile function profile;
       facts = model.model or { };
       targetName = if target == null then null else (check.engine.target function target).gpu;
-      row = check.engine.runtime function runtimes "tensorrt" { inherit limits target; } id;
+      rows = check.runtime.rows runtime;
+      row = check.engine.runtime function rows "tensorrt" { inherit limits target; } id;
       # Without a target the GPU is unknown: the profile is resolved for it on the machine, before
       # the build.
       resolved =
@@ -63,7 +63,7 @@ let
         inherit name;
         target = targetName;
         kind = "tensorrt";
-        runtime = row.id;
+        runtime = check.runtime.spec runtime;
         limits = check.limits.resolve function facts profileSettings.limits limits;
         inherit (resolved) options profile;
         named = builtins.attrNames plugins;

@@ -15,6 +15,11 @@ let
   function = "mkTritonServer";
   table = lib.importJSON ../python/enginix/data/triton/triton_flags.json;
 
+  runtimes = (lib.importJSON ../python/enginix/data/runtime/runtimes.json).runtimes;
+  tritonRuntimes = builtins.filter (id: runtimes.${id}.paths.triton or null != null) (
+    builtins.attrNames runtimes
+  );
+
   triton = check.flags.words {
     where = function;
     name = "tritonserver";
@@ -63,11 +68,24 @@ let
     }:
     let
       inherit ((import ./kinds).${repo.kind}) inImage;
+      inherit (runtime) row;
+      imageTriton = row.images.${runtime.image}.tritonServer;
       version =
-        if inImage then
-          runtime.row.images.${runtime.image}.tritonServer
+        if !inImage then
+          tritonserver.version or table.oldest
+        else if row.paths.triton == null then
+          throw (
+            "${function}: the image of runtime ${runtime.id} has no Triton. Serve the engine with "
+            + "mkServe { engine = …; }, which has OpenAI's interface, or build it for a runtime of "
+            + "Triton's images: ${lib.concatStringsSep ", " tritonRuntimes}."
+          )
+        else if imageTriton == null then
+          throw (
+            "${function}: it is not known which Triton the image of runtime ${runtime.id} has; "
+            + "name it in mkRuntime: versions.tritonServer = \"2.71.0\"."
+          )
         else
-          tritonserver.version or table.oldest;
+          imageTriton;
       parallel = repo.engine.parallel or { };
       ranks = (parallel.tensorParallel or 1) * (parallel.pipelineParallel or 1);
       atLeast = check.arguments.atLeast function;
@@ -146,7 +164,7 @@ let
             tritonserver
           ]
       );
-      flags = lib.escapeShellArgs (builtins.deepSeq words words);
+      flags = lib.escapeShellArgs (builtins.deepSeq [ version words ] words);
       # Read at start, where the builder has no such file.
       needsSecret = adminKeyFile != null;
       passthru = {

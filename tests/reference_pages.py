@@ -1,7 +1,9 @@
-"""Makes docs/reference/cli.md and functions.md: the commands' help and the heads of nix/mk-*.nix.
+"""Makes docs/reference/cli.md, functions.md and runtimes.md, and the list of docs/explanation/kinds.md.
+
+They come from the commands' help, the heads of nix/mk-*.nix, and tables.
 
     python tests/reference_pages.py            says which page is stale; exit status 1 where one is
-    python tests/reference_pages.py --write    writes both pages
+    python tests/reference_pages.py --write    writes the pages
 
 A test (tests/python/docs) fails where a page is stale.
 """
@@ -12,6 +14,7 @@ import argparse
 import contextlib
 import importlib
 import io
+import json
 import os
 import re
 import sys
@@ -19,6 +22,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,10 +31,22 @@ if __name__ == "__main__":
 
 from enginix import cli  # noqa: E402
 from enginix.errors import EXIT_CODES  # noqa: E402
+from enginix.tables import load_table  # noqa: E402
 
 REFERENCE = ROOT / "docs" / "reference"
 WRITE = "python tests/reference_pages.py --write"
 COLUMNS = "100"
+PUBLISHED = ROOT / "tests" / "facts" / "published.json"
+FIELD_NAMES = {
+    "tensorrtLlm": "TensorRT-LLM",
+    "tensorrt": "TensorRT",
+    "cuda": "CUDA",
+    "driver": "least driver",
+    "torch": "PyTorch",
+    "transformers": "transformers",
+    "modelopt": "ModelOpt",
+    "nccl": "NCCL",
+}
 
 
 def render_help(words: list[str]) -> str:
@@ -217,7 +233,111 @@ def _fence_indented(text: str) -> str:
     return "\n".join([*lines, *(["```"] if fenced else [])])
 
 
-PAGES = {"cli.md": render_cli, "functions.md": render_functions}
+def render_runtimes() -> str:
+    """Return the page of the runtimes: each field of the table with its source."""
+    table, published = load_table("runtimes"), json.loads(PUBLISHED.read_text("utf-8"))
+    read = load_table("llm_args")["read"]
+    rows = [
+        f"| `{name}` | {', '.join(row['kinds'])} | {_describe_tensorrt(row)} | {row.get('driver') or '?'} | "
+        f"{'-' if 'llmapi' not in row['kinds'] else 'read' if name in read else 'not read'} |"
+        for name, row in table["runtimes"].items()
+        if name != "reference"
+    ]
+    parts = [
+        "# Runtimes",
+        f"Made from `data/runtime/runtimes.json` by `{WRITE}`; a test fails\n"
+        "when it is stale. `?`: learnt nowhere. Where the text of a runtime's LLM arguments was not read,\n"
+        "they are passed on, with a warning where they differ from the texts that were. An image that is\n"
+        "not here: [Use another image](../how-to/build-engines.md#use-another-image).",
+        "| runtime | kinds | TensorRT | driver | LLM arguments |\n|---|---|---|---|---|\n" + "\n".join(rows),
+    ]
+    for name, row in table["runtimes"].items():
+        if name != "reference":
+            parts += [
+                f"## {name}",
+                _wrap_text(f"{row['source'][0].upper()}{row['source'][1:]}."),
+                _render_runtime(row),
+            ]
+    newest = published["newest"]
+    lines = [
+        f"`{name}` {newest[name]['stable']}"
+        + ("" if newest[name]["any"] == newest[name]["stable"] else f", candidate {newest[name]['any']}")
+        for name in ("tensorrt-llm", "tensorrt-edgellm", "nvidia-modelopt", "tensorrt")
+    ]
+    parts += [
+        "## Sources",
+        "\n".join(_wrap_item(f"{key}: {text}") for key, text in table["sources"].items()),
+        "## Newest published",
+        f"On {published['read']}, as `make facts` found them:",
+        "\n".join(map(_wrap_item, lines)),
+        "`make facts` compares the tables with what package registries publish, and says what is older,\n"
+        "what contradicts, and from where it knows. `make facts RECORD=1` keeps what it read in\n"
+        "`tests/facts/published.json`, which a test compares with the tables. Run it before a release, and\n"
+        "when NVIDIA releases one of these; a new row names the source of each field, or leaves it null.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _describe_tensorrt(row: dict[str, Any]) -> str:
+    """Return the version; ``none`` where the package requires no TensorRT."""
+    none = row["sources"]["enginePath"] == "package" and not row["enginePath"]
+    return str(row.get("tensorrt") or ("none" if none else "?"))
+
+
+def _render_runtime(row: dict[str, Any]) -> str:
+    items = []
+    for field in ("tensorrtLlm", "tensorrt", "cuda", "driver", "torch", "transformers", "modelopt", "nccl"):
+        if (value := row.get(field)) is not None:
+            items.append(f"{FIELD_NAMES[field]}: `{value}` ({row['sources'][field]})")
+    for tag, image in row.get("images", {}).items():
+        known = [
+            f"{what} for {', '.join(systems)}"
+            for what in ("hash", "digest")
+            if (systems := [s for s, public in image["hashes"].items() if public[what]])
+        ]
+        size = f", {image['sizeGB']} GB" if image["sizeGB"] else ""
+        public = "; ".join(known) or "none"
+        items.append(f"image `{tag}`: `{image['reference']}`{size}; public: {public}")
+    return "\n".join(map(_wrap_item, items))
+
+
+def _wrap_text(text: str) -> str:
+    return textwrap.fill(text, int(COLUMNS), break_long_words=False, break_on_hyphens=False)
+
+
+def render_kinds() -> str:
+    """Return the page that compares the kinds, with its list from data/report/kind_comparison.json.
+
+    Raises:
+        KeyError: an aspect lacks a kind of data/report/kinds.json.
+    """
+    kinds = load_table("kinds")["kinds"]
+    lines = []
+    for aspect, row in load_table("kind_comparison")["aspects"].items():
+        lines.append(f"- {aspect}")
+        for kind in kinds:
+            item = textwrap.wrap(
+                f"`{kind}`: {row[kind]}",
+                int(COLUMNS),
+                initial_indent="  - ",
+                subsequent_indent="    ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            lines += item
+    page = (REFERENCE / KINDS).read_text("utf-8")
+    head, _, rest = page.partition("<!-- kinds -->\n")
+    _, _, tail = rest.partition("<!-- /kinds -->\n")
+    return f"{head}<!-- kinds -->\n" + "\n".join(lines) + f"\n<!-- /kinds -->\n{tail}"
+
+
+KINDS = "../explanation/kinds.md"
+PAGES = {
+    "cli.md": render_cli,
+    "functions.md": render_functions,
+    "runtimes.md": render_runtimes,
+    KINDS: render_kinds,
+}
 
 
 def main() -> int:
@@ -234,7 +354,9 @@ def main() -> int:
         stale = True
         if args.write:
             path.write_text(text, "utf-8")
-        sys.stdout.write(f"{path.relative_to(ROOT)}: {'written' if args.write else f'stale; {WRITE}'}\n")
+        sys.stdout.write(
+            f"{path.resolve().relative_to(ROOT)}: {'written' if args.write else f'stale; {WRITE}'}\n"
+        )
     return int(stale and not args.write)
 
 

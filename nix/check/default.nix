@@ -13,7 +13,7 @@ let
     target = import ./target.nix ({ inherit lib; } // self);
     engine = import ./engine.nix ({ inherit lib; } // self);
     limits = import ./limits.nix ({ inherit lib; } // self);
-    runtime = import ./runtime.nix self;
+    runtime = import ./runtime.nix ({ inherit lib; } // self);
     llmapi = import ./llmapi.nix ({ inherit lib; } // self);
     options = import ./options.nix ({ inherit lib; } // self);
     flags = import ./flags.nix ({ inherit lib; } // self);

@@ -47,11 +47,22 @@ let
     function: runtime: name:
     let
       removal = table.removed.${name};
-      isUsable = n: among options.${n}.runtimes runtime;
+      isRead = among table.read runtime;
+      isUsable = n: !isRead || among options.${n}.runtimes runtime;
+      # What a text that was not read may call otherwise.
+      told =
+        if isRead then
+          name
+        else
+          lib.warn (
+            "${function}: plugins.${name}: checked by the text of "
+            + "${builtins.elemAt table.read (builtins.length table.read - 1)}; that of ${runtime} "
+            + "was not read."
+          ) name;
       usable = builtins.filter isUsable (builtins.attrNames options);
     in
     if among usable name then
-      name
+      told
     else if table.limits ? ${name} then
       throw "${function}: plugins.${name}: pass it as limits.${name}."
     else if table.removed ? ${name} then

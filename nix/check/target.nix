@@ -27,9 +27,10 @@ let
 
   first = list: if list == [ ] then null else builtins.head list;
 
-  # What to do instead: a format for this GPU, a GPU for this format.
+  # What to do instead: a format for this GPU, as the caller's argument names it, or a GPU for this
+  # format.
   ways =
-    row: algorithm: gpu:
+    say: row: algorithm: gpu:
     let
       fits = f: f != algorithm && takes algorithms.${f} gpu.sm;
       format = first (builtins.filter fits support.suggest.formats);
@@ -37,7 +38,7 @@ let
     in
     "Use "
     + lib.concatStringsSep ", or " (
-      lib.optional (format != null) ''quantization = "${format}" on this GPU''
+      lib.optional (format != null) "${say format} on this GPU"
       ++ lib.optional (target != null) ''target = "${target}"''
     )
     + ".";
@@ -72,11 +73,15 @@ let
 
   engineArchitectures = builtins.attrNames support.architectures.engine;
 in
-{
+rec {
   # A quantization against a GPU's SM.
   # quantization :: string -> string|null -> { name; sm; … } -> string|null
-  quantization =
-    function: algorithm: gpu:
+  quantization = quantizationBy (format: ''quantization = "${format}"'');
+
+  # The same, for a caller that names formats in another way.
+  # quantizationBy :: (string -> string) -> string -> string|null -> { … } -> string|null
+  quantizationBy =
+    say: function: algorithm: gpu:
     let
       name = known algorithm;
       row =
@@ -99,7 +104,7 @@ in
         + ''later; target "${gpu.name}" is SM ${toString gpu.sm}.''
       )
     else if !takes row gpu.sm || !lacksNothing row gpu then
-      throw "${function}: ${reason name row gpu} ${ways row name gpu} ${describeFormats gpu}"
+      throw "${function}: ${reason name row gpu} ${ways say row name gpu} ${describeFormats gpu}"
     else
       algorithm;
 

@@ -88,13 +88,17 @@ let
     u: "${u.name} takes ${toString (memoryOf servers.${u.name})}"
   );
 
+  ownServerOrTriton =
+    what: row:
+    what.ownServer || !what.inImage || row == null || row.paths.triton or null != null;
+
   perServer =
     name:
     let
       s = servers.${name};
       what = served s;
       inherit (what) runtime onCpu kind;
-      row = runtimes.${runtime} or null;
+      row = what.engine.runtimePackage.row or runtimes.${runtime} or null;
       parallel = what.engine.parallel or { };
       gpusPerNode = parallel.gpusPerNode or defaults.gpusPerNode.value;
       worldSize = if onCpu then 0 else what.ranks;
@@ -248,6 +252,13 @@ let
             + "later (CUDA ${toString (row.cuda or null)}), this machine has "
             + "${toString cfg.driverVersion}; set hardware.nvidia.package to a newer one, or use "
             + "an engine of an older runtime.";
+        }
+        {
+          assertion = ownServerOrTriton what row;
+          message =
+            "${option name}: the image of runtime ${runtime} has no Triton; set ownServer = true, "
+            + "which serves the engine with trtllm-serve, or build it for a runtime of "
+            + "Triton's images.";
         }
         {
           assertion = !what.inImage || what.image != null;

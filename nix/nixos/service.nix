@@ -18,7 +18,7 @@ served:
 image:
 let
   gpu = server.gpus != [ ];
-  row = runtimes.${served.runtime};
+  row = served.engine.runtimePackage.row or runtimes.${served.runtime};
   list = lib.concatMapStringsSep "," toString server.gpus;
   enginix = lib.getExe server.package;
   # The server of another package set than the image's is bound into it with the store.

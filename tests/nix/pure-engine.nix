@@ -30,6 +30,7 @@ let
     expertParallel = 1;
   };
   run = check.engine.runtime "e" runtimes;
+  run' = runtime: kind: check.engine.runtime "e" (check.runtime.rows runtime) kind asked;
   asked = {
     target = "h200";
     limits = { };
@@ -184,7 +185,7 @@ in
     expected = [ false false false ];
   };
   testUnknownQuantization = {
-    expr = fails (check.target.quantization "e" "FP9" (gpu "h200"));
+    expr = fails (check.target.quantizationBy (f: f) "e" "FP9" (gpu "h200"));
     expected = true;
   };
   testEnginesNeedAmpere = {
@@ -476,6 +477,28 @@ in
     ];
     expected = [ true true true true true true true true ];
   };
+  # The twin in Python tells these apart case by case (tests/python/engine_tensorrt/test_twin.py).
+  testRuntimeUnlisted =
+    let
+      described = {
+        like = "trtllm-1.4.0rc1";
+        image = "a.b/c:1.4.0rc2";
+        versions.tensorrtLlm = "1.4.0rc2";
+      };
+      row = check.runtime.unlisted "f" described;
+      made = { inherit row; inherit (row) id; };
+    in
+    {
+      expr = [
+        (run' made "llmapi" row.id).id
+        (check.runtime.spec made == described)
+        (check.runtime.spec "trtllm-1.2.1")
+        (fails (run' made "tensorrt" row.id))
+        (fails (run' "trtllm-1.2.1" "llmapi" row.id))
+        (fails (check.runtime.unlisted "f" (described // { versions = { }; })))
+      ];
+      expected = [ "trtllm-1.4.0rc2-unverified" true "trtllm-1.2.1" true true true ];
+    };
   testPin =
     let
       pin = {

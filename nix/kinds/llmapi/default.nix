@@ -10,7 +10,6 @@
 let
   artefactMeta = import ../../artefact-meta.nix { inherit lib; };
   function = ''mkEngine { kind = "llmapi"; }'';
-  runtimes = (lib.importJSON ../../../python/enginix/data/runtime/runtimes.json).runtimes;
   command = import ../../runtime/package.nix scope "command";
   gatedEngine = import ../shared/gated-engine.nix scope;
 in
@@ -45,7 +44,7 @@ let
     if targetSpec == null then null else check.gpus.find function targetSpec.gpu;
   id = if builtins.isString runtime then runtime else runtime.id;
   stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;
-  row = check.engine.runtime function runtimes "llmapi" { } id;
+  row = check.engine.runtime function (check.runtime.rows runtime) "llmapi" { } id;
   ready = check.options.profile function profile;
   sizes = check.limits.resolve "${name}-engine" facts ready.limits limits;
   arguments = check.llmapi.arguments function id llmArgs;
@@ -67,7 +66,7 @@ let
     inherit name tensorParallel;
     kind = "llmapi";
     target = if targetSpec == null then null else targetSpec.gpu;
-    runtime = id;
+    runtime = check.runtime.spec runtime;
     limits = sizes;
     llmArgs = arguments;
   };

@@ -13,7 +13,6 @@ let
   artefactMeta = import ../../artefact-meta.nix { inherit lib; };
   gatedEngine = import ../shared/gated-engine.nix scope;
   function = ''mkEngine { kind = "tensorrt"; }'';
-  runtimes = (lib.importJSON ../../../python/enginix/data/runtime/runtimes.json).runtimes;
   driver = import ../../runtime/package.nix scope "driver";
   withoutNulls = lib.filterAttrs (_: value: value != null);
 in
@@ -68,7 +67,7 @@ let
   gpu = check.gpus.find function targetSpec.gpu;
 
   id = if builtins.isString runtime then runtime else runtime.id;
-  row = check.engine.runtime function runtimes "tensorrt" {
+  row = check.engine.runtime function (check.runtime.rows runtime) "tensorrt" {
     target = targetSpec.gpu;
     inherit limits;
   } id;
@@ -184,7 +183,7 @@ let
     inherit name strategy workers;
     kind = "tensorrt";
     target = targetSpec.gpu;
-    runtime = id;
+    runtime = check.runtime.spec runtime;
     limits = sizes;
     inherit options;
     # Asked for by name: where TensorRT-LLM would change one of these, the build refuses.

@@ -100,6 +100,14 @@ def compare_with_machine(
             runtime,
             f"serve it with {runtime_fields['id']}, or build it for {runtime}",
         )
+    if runtime_fields.get("verified", True) is False:
+        differs(
+            "runtime",
+            runtime_fields.get("id"),
+            "not verified by enginix",
+            f"its user describes it, like {runtime_fields.get('like')}: judge its answers with gates",
+            False,
+        )
     differences += _compare_versions(engine, live or {})
     if engine.kind in PORTABLE_KINDS or (not target and engine.kind in UNCOMPILED_KINDS):
         return Verdict(engine, tuple(differences))

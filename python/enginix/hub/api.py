@@ -255,8 +255,9 @@ def _fetch_body(
 ) -> bytes:
     """Return the body at ``path``, at most ``limit`` bytes; retry after failures of network or hub."""
     session.prepare_hub_client()
+    from huggingface_hub import hf_raise_for_status
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils._http import hf_raise_for_status, http_stream_backoff
+    from huggingface_hub.utils import http_stream_backoff  # type: ignore[attr-defined]
 
     http = session.import_http_client()
     headers = session.build_hub_headers() | {"accept-encoding": "identity"}

@@ -80,9 +80,9 @@ def prepare_hub_client() -> None:
     """Import huggingface_hub with quiet, bounded, token-safe defaults. Idempotent."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import constants, set_client_factory
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
     from huggingface_hub.utils import logging as hub_logging
     from huggingface_hub.utils._http import default_client_factory
-    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     def client() -> httpx.Client:
         http_client = default_client_factory()
@@ -113,7 +113,7 @@ def build_hub_headers() -> dict[str, str]:
     The token is ``HF_TOKEN``, or what ``hf auth login`` stored.
     """
     prepare_hub_client()
-    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     hub_headers = dict(build_hf_headers(library_name="enginix", library_version=__version__))
     token_text = hub_headers.get("authorization", "").removeprefix("Bearer ")

@@ -306,11 +306,12 @@ class _XetBar:
 
 
 def abort_xet_transfers() -> None:
-    """End the Xet transfers of other threads."""
+    """End the Xet transfers of other threads; nothing where huggingface_hub is too old to have a session."""
     if "hf_xet" in sys.modules:
-        from huggingface_hub.utils._xet import abort_xet_session
+        from huggingface_hub.utils import _xet
 
-        abort_xet_session()  # type: ignore[no-untyped-call]
+        if abort := getattr(_xet, "abort_xet_session", None):
+            abort()
 
 
 def _download_by_xet(

@@ -15,8 +15,41 @@ from enginix.tables import load_table
 from enginix.wording import suggest_name
 
 ANOTHER_GPU = "a GPU that has no name here is written sm89-16gb: its SM and its memory in GB"
-# Words that people write and that tell no part from another.
-_MAKER_WORDS = ("", "nvidia", "geforce", "tesla", "gpu")
+# Words that people and drivers write, and that tell no part from another.
+_NOISE = frozenset(
+    [
+        *(
+            "",
+            "blackwell",
+            "core",
+            "desktop",
+            "dgx",
+            "edition",
+            "geforce",
+            "generation",
+            "gpu",
+            "hbm2",
+            "hbm2e",
+        ),
+        *(
+            "hbm3",
+            "hbm3e",
+            "hgx",
+            "nvidia",
+            "nvl36",
+            "nvl72",
+            "pcie",
+            "server",
+            "sxm",
+            "sxm2",
+            "sxm3",
+            "sxm4",
+        ),
+        *("sxm5", "sxm6", "tensor", "tesla", "workstation"),
+    ]
+)
+_SEPARATORS = str.maketrans(dict.fromkeys("_-(),/®™", " "))
+_SIZED = re.compile(r"(.+)-([1-9]\d*)gb", re.ASCII)
 _UNNAMED = re.compile(r"sm([1-9]\d{1,2})(?:-([1-9]\d*)gb)?", re.ASCII)
 
 
@@ -59,27 +92,53 @@ def find_gpu(name: str) -> GpuRow:
     table = load_table("gpus")
     rows = table["gpus"]
     plain = normalize_name(name)
-    if plain in rows:
-        return _make_row(plain, rows[plain])
-    for known, row in rows.items():
-        if plain in row.get("aliases", ()):
-            return _make_row(known, row)
+    if (known := _find_known(plain, rows)) is not None:
+        return _make_row(known, rows[known])
     if unnamed := _UNNAMED.fullmatch(plain):
         return _describe_unnamed(plain, int(unnamed[1]), int(unnamed[2] or 0), table["formatsBySm"]["rows"])
-    if sizes := [known for known in rows if re.fullmatch(rf"{re.escape(plain)}-\d+gb", known)]:
+    if sizes := [known for known in rows if re.fullmatch(rf"(rtx-)?{re.escape(plain)}-\d+gb", known)]:
         # What fits the smaller fits the larger, too; an engine runs on both.
         smallest = min(sizes, key=lambda known: int(rows[known]["memoryGB"]))
         return _make_row(smallest, rows[smallest])
+    if (sized := _SIZED.fullmatch(plain)) and (known := _find_known(sized[1], rows)) is not None:
+        row, gigabytes = rows[known], int(sized[2])
+        if row["memoryGB"] == gigabytes:
+            return _make_row(known, row)
+        # The part's SM, with the memory that the name says.
+        unnamed_name = f"sm{row['sm']}-{gigabytes}gb"
+        return _describe_unnamed(unnamed_name, row["sm"], gigabytes, table["formatsBySm"]["rows"])
     near = suggest_name(plain, rows, "enginix target lists the names")
     raise UsageError(f"unknown target {name!r}", fix=f"{near}; {ANOTHER_GPU}")
 
 
+def _find_known(plain: str, rows: dict[str, Any]) -> str | None:
+    """Return the table's name of a part: as it is, by an alias, or behind ``rtx-``."""
+    if plain in rows:
+        return plain
+    named = [known for known, row in rows.items() if plain in row.get("aliases", ())]
+    if named:
+        return named[0]
+    return f"rtx-{plain}" if f"rtx-{plain}" in rows else None
+
+
 def normalize_name(name: str) -> str:
     """Return a name as the table writes it: ``NVIDIA GeForce RTX 4090`` becomes ``rtx-4090``."""
-    words = [
-        w for w in re.split(r"[ _-]+", name.lower()) if w not in ("nvidia", "geforce", "gpu", "tesla", "")
-    ]
-    return re.sub(r"^rtx(?=\d)", "rtx-", "-".join(words))
+    words: list[str] = []
+    for word in name.lower().translate(_SEPARATORS).split(" "):
+        if word in ("gb", "gib") and words and re.fullmatch("[0-9]+", words[-1]):
+            words[-1] += "gb"
+        elif word not in _NOISE:
+            words += _split_word(word)
+    return "-".join(words)
+
+
+def _split_word(word: str) -> list[str]:
+    """Split ``rtx2080ti`` into ``rtx``, ``2080`` and ``ti``."""
+    if glued := re.fullmatch("(rtx|gtx)([0-9].*)", word):
+        return [glued[1], *_split_word(glued[2])]
+    if number := re.fullmatch("([0-9]{4})(ti|super|d)", word):
+        return [number[1], number[2]]
+    return [word]
 
 
 def describe_gpu(sm: int, memory: int) -> str:

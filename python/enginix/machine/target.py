@@ -111,8 +111,11 @@ def find_target(name: str) -> Target:
 
 
 def name_target(gpu: MachineGpu) -> str:
-    """Return what ``--target`` takes for a GPU of this machine: its name in the table, or ``sm89-16gb``."""
-    rows = [find_target(name) for name in list_gpu_names()]
+    """Return what ``--target`` takes for a GPU of this machine: its name in the table, or ``sm89-16gb``.
+
+    A part whose memory the table does not know is named by what its driver reports.
+    """
+    rows = [find_target(name) for name in list_gpu_names() if find_gpu(name).memory]
     named = [t.name for t in rows if t.sm == gpu.sm and t.is_product(gpu.name, gpu.total)]
     return named[0] if named else describe_gpu(gpu.sm, gpu.total)
 

@@ -215,7 +215,14 @@ def _check_target_support(
     from enginix.runtime.preflight import check_support
 
     known = architecture in load_table("engine_support")["architectures"]["engine"]
-    return check_support(algorithm, kv_cache, architecture if known else None, find_target(name))
+    target = find_target(name)
+    return check_support(algorithm, kv_cache, architecture if known else None, target, _say_option)
+
+
+def _say_option(algorithm: str) -> str:
+    """Return the option that chooses an algorithm."""
+    names = [n for n, row in load_table("quantize")["formats"].items() if row["algorithm"] == algorithm]
+    return f"--format {names[0]}" if names else "another format"
 
 
 def _are_all_supported(names: list[str], target_name: str | None) -> bool:

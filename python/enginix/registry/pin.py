@@ -28,7 +28,7 @@ def pin_image(name: str, image: str | None, system: str, *, keep: Path | None = 
     """Compute the pin of a runtime's image.
 
     Args:
-        name: a runtime of the table.
+        name: a runtime of the table, or the file of a description.
         image: tag of its images; None for its default.
         system: platform in Nix's words.
         keep: directory for the unpacked tree; None discards it.
@@ -41,7 +41,8 @@ def pin_image(name: str, image: str | None, system: str, *, keep: Path | None = 
         MachineError: crane or tar is missing, or the disk is full.
         HubError: the registry failed, or the stream broke off.
     """
-    row = runtimes.find_runtime(name).row
+    runtime = runtimes.find_runtime(name)
+    name, row = runtime.id, runtime.row
     images = row.get("images", {})
     if not images:
         raise UsageError(f"runtime {name} has no image")
@@ -69,7 +70,7 @@ def pin_image(name: str, image: str | None, system: str, *, keep: Path | None = 
         ) from e
     if not _DIGEST.fullmatch(digest):
         raise HubError(f"the registry answered {digest[:80]!r} for a digest", where=reference)
-    by_digest = f"{reference.rsplit(':', 1)[0]}@{digest}"
+    by_digest = f"{_strip_tag(reference)}@{digest}"
     console.print_message(f"{reference} for {system} is {digest}")
     public = images[image]["hashes"].get(system, {})
     _report_public_value("digest", digest, public)
@@ -92,6 +93,13 @@ def pin_image(name: str, image: str | None, system: str, *, keep: Path | None = 
         "environment": environment,
         "status": "computed by enginix runtime pin",
     }
+
+
+def _strip_tag(reference: str) -> str:
+    """Return a reference without its tag and digest; a registry's port stays."""
+    plain = reference.partition("@")[0]
+    name, colon, tag = plain.rpartition(":")
+    return name if colon and "/" not in tag else plain
 
 
 def _report_public_value(field: str, computed: str, public: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,10 +150,21 @@ def check_version(runtime: Runtime, rootfs: Path | None) -> str | None:
     return plain
 
 
+def _say_quantization(algorithm: str) -> str:
+    return f"quantization {algorithm}"
+
+
 def check_support(
-    algorithm: str | None, kv_cache: str | None, architecture: str | None, target: Target
+    algorithm: str | None,
+    kv_cache: str | None,
+    architecture: str | None,
+    target: Target,
+    say_format: Callable[[str], str] = _say_quantization,
 ) -> list[str]:
     """Check quantization, KV cache and architecture for a target, as nix/check/target.nix at evaluation.
+
+    Args:
+        say_format: how the caller's users name an algorithm, as ``--format fp8``.
 
     Returns:
         Warnings about combinations that build but are untested.
@@ -175,14 +187,14 @@ def check_support(
             f'engines need SM {support["engineSm"]["least"]} or later; target "{target.name}" is SM '
             f"{target.sm}"
         )
-    _refuse_unsupported_format(name, row, target, support)
+    _refuse_unsupported_format(name, row, target, support, say_format)
     if kv_cache is not None:
         cache = load_table("number_formats")["kvCache"].get(kv_cache)
         if cache is None or not cache["engine"]:
             raise UsageError(
                 f"a KV cache in {kv_cache} cannot be built into an engine", fix="use an FP8 KV cache or none"
             )
-        _refuse_unsupported_format(f"a KV cache in {kv_cache}", cache, target, support)
+        _refuse_unsupported_format(f"a KV cache in {kv_cache}", cache, target, support, say_format)
     if architecture is not None and architecture not in support["architectures"]["engine"]:
         raise UsageError(f"{architecture} has no engine in TensorRT-LLM 1.1 and 1.2", fix="use --kind llmapi")
     facts = {"architectures": architecture, "quantizations": name, "kvCaches": kv_cache}
@@ -210,7 +222,11 @@ def check_pipeline(architecture: str | None, stages: int) -> None:
 
 
 def _refuse_unsupported_format(
-    name: str, row: dict[str, Any], target: Target, support: dict[str, Any]
+    name: str,
+    row: dict[str, Any],
+    target: Target,
+    support: dict[str, Any],
+    say_format: Callable[[str], str],
 ) -> None:
     if supports_sm(row, target.sm):
         return
@@ -227,7 +243,7 @@ def _refuse_unsupported_format(
         low, high = row["refusedSm"]
         why = f"TensorRT-LLM's builder refuses {name} for SM {low} to {high - 1}; "
         why += f'target "{target.name}" is SM {target.sm}'
-    offers = [f"quantization {f} on this GPU" for f in other_formats[:1]] + [f"target {t}" for t in gpus[:1]]
+    offers = [f"{say_format(f)} on this GPU" for f in other_formats[:1]] + [f"target {t}" for t in gpus[:1]]
     if supported_formats:
         why += f"; engines for it take {', '.join(supported_formats)}"
     raise UsageError(why, fix="use " + ", or ".join(offers))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from enginix import console
 from enginix.errors import UsageError
+from enginix.runtime.unlisted import KEYS, NOT_VERIFIED, make_unlisted_row, read_description
 from enginix.tables import load_table
 from enginix.wording import list_known
 
@@ -20,7 +23,8 @@ class Runtime:
     """One pinned software stack.
 
     Attributes:
-        id: key of the table, for instance ``trtllm-1.2.1``.
+        id: key of the table, for instance ``trtllm-1.2.1``; of one that its user describes
+            ``trtllm-1.4.0rc2-unverified``.
         kinds: kinds of engines that it executes.
         version: of TensorRT-LLM; None for runtimes without it.
         tensorrt: version of TensorRT, as the image has it.
@@ -47,27 +51,44 @@ class Runtime:
         """Tell whether the runtime builds and runs TensorRT engines."""
         return bool(self.row["enginePath"])
 
+    @property
+    def is_verified(self) -> bool:
+        """Tell whether the table has the runtime; else its user describes it."""
+        return bool(self.row.get("verified", True))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a manifest says of the runtime, with the user's description of an unlisted one."""
+        described = {} if self.is_verified else {"verified": False, **self.row["description"]}
+        return {
+            "id": self.id,
+            "tensorrtLlm": self.version,
+            "tensorrt": self.tensorrt,
+            "cuda": self.cuda,
+            "driverFloor": self.driver,
+            **described,
+        }
+
 
 def list_runtimes() -> list[str]:
     """List the runtimes' names, sorted."""
     return sorted(load_table("runtimes")["runtimes"])
 
 
-def find_runtime(name: str, kind: str | None = None, pin: Path | None = None) -> Runtime:
-    """Return the runtime of that name.
+def find_runtime(name: str | Mapping[str, Any], kind: str | None = None, pin: Path | None = None) -> Runtime:
+    """Return the runtime of that name, or the one that a description describes.
 
     Args:
+        name: key of the table; or a description: as an object, as a manifest has it, or the path of its file,
+            which ends in ``.json``. A described runtime is told to be not verified.
         kind: kind of engine that it must be able to execute.
         pin: file of ``enginix runtime pin``; its environment, read from the image, overrides the table's.
 
     Raises:
         UsageError: the name is unknown, with the nearest known name; or the runtime cannot execute the kind,
-            with the runtimes that can.
+            with the runtimes that can; or the description is wrong.
     """
     rows = load_table("runtimes")["runtimes"]
-    if name not in rows:
-        raise UsageError(f"unknown runtime {name!r}", fix=list_known(name, list_runtimes()))
-    row = rows[name]
+    name, row = _find_row(name)
     if kind is not None and kind not in row["kinds"]:
         capable_runtimes = [n for n in list_runtimes() if kind in rows[n]["kinds"]]
         why = (
@@ -92,6 +113,39 @@ def find_runtime(name: str, kind: str | None = None, pin: Path | None = None) ->
         environment={**row.get("environment", {}), **(_read_pin_environment(pin, name) if pin else {})},
         row=row,
     )
+
+
+def _find_row(name: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    rows = load_table("runtimes")["runtimes"]
+    if isinstance(name, Mapping):
+        if name.get("verified", True) is not False and "like" not in name:
+            return _find_row(str(name.get("id")))
+        # A manifest's fields, or the description alone.
+        described = {key: name[key] for key in KEYS if key in name} if "id" in name else name
+    elif name in rows:
+        return name, rows[name]
+    elif name.endswith(".json"):
+        described = read_description(Path(name))
+    else:
+        raise UsageError(
+            f"unknown runtime {name!r}",
+            fix=f"{list_known(name, list_runtimes())}; or the file of a description, which ends in .json",
+        )
+    unlisted, row = make_unlisted_row(described)
+    _warn_once(unlisted, row["description"])
+    return unlisted, row
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(name: str, described: Mapping[str, Any]) -> None:
+    if name not in _warned:
+        _warned.add(name)
+        console.print_message(
+            f"warning: runtime {name} is {NOT_VERIFIED}: its user describes it, like {described['like']}, "
+            f"image {described['image']}"
+        )
 
 
 def _read_pin_environment(pin: Path, name: str) -> dict[str, str]:

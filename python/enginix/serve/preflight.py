@@ -23,7 +23,6 @@ from enginix.kinds.triton_repository.validate import PATHS, validate_repository
 from enginix.machine.driver import Driver
 from enginix.machine.target import Machine, probe_machine
 from enginix.manifest import Manifest, read_golden
-from enginix.runtime import table as runtimes
 from enginix.runtime.image import read_image_versions
 from enginix.serve.tritonserver import TritonServer, find_refusal
 from enginix.triton import contract
@@ -147,7 +146,7 @@ def check_backend(repository: ServedRepository, server: TritonServer) -> None:
         Mismatch: TensorRT-LLM has another version, even if the installation names the right runtime.
     """
     if not is_portable(repository.manifest.kind):
-        live = read_image_versions(server.rootfs or Path("/"), runtimes.find_runtime(server.runtime))
+        live = read_image_versions(server.rootfs or Path("/"), server.find_runtime())
         require_versions(repository.manifest, repository.directory, live)
     if not has_rank_processes(repository.manifest.kind):
         return

@@ -7,14 +7,18 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from enginix.errors import MachineError
+from enginix.errors import MachineError, UsageError
 from enginix.kinds.registry import DEFAULT_KIND, find_triton_support, is_portable
 from enginix.manifest import Manifest
 from enginix.optional_libraries import format_install_command
 from enginix.process import build_environment
+from enginix.runtime import table as runtimes
+from enginix.runtime.table import Runtime
 from enginix.serve import pytriton_wheel
 from enginix.tables import load_table
 
@@ -28,15 +32,22 @@ class TritonServer:
 
     Attributes:
         directory: path as the server itself sees it: inside ``rootfs``, if there is one.
-        runtime: name of the runtime that it is part of (a key of data/runtime/runtimes.json).
+        runtime: name of the runtime that it is part of (a key of data/runtime/runtimes.json, or one that its
+            user describes).
         version: version of tritonserver; the oldest possible one if the installation does not name it.
         rootfs: root file system of the runtime's image, inside which it runs; None runs it on the host.
+        description: of a runtime that the table does not have, as a manifest has it.
     """
 
     directory: Path
     runtime: str
     version: str = "2.51.0"
     rootfs: Path | None = None
+    description: Mapping[str, Any] | None = None
+
+    def find_runtime(self, kind: str | None = None, pin: Path | None = None) -> Runtime:
+        """Return the runtime that it is part of (:func:`enginix.runtime.table.find_runtime`)."""
+        return runtimes.find_runtime(self.description or self.runtime, kind, pin)
 
     @property
     def program(self) -> Path:
@@ -54,13 +65,16 @@ class TritonServer:
         return self.backends / "python" / STUB
 
 
-def find_tritonserver(directory: Path | None, runtime: str | None = None) -> TritonServer:
+def find_tritonserver(
+    directory: Path | None, runtime: str | None = None, described: Mapping[str, Any] | None = None
+) -> TritonServer:
     """Find and check an installation.
 
     Args:
         directory: ``--tritonserver``; by default $ENGINIX_TRITONSERVER, then the directory that
             ``enginix tritonserver`` made for this Python, then this Python's installed nvidia-pytriton.
         runtime: name of its runtime; by default that of its ``runtime.json``, else ``reference``.
+        described: runtime of the repository's manifest, for one that the table does not have.
 
     Raises:
         MachineError: no installation is named, or parts are missing.
@@ -81,23 +95,34 @@ def find_tritonserver(directory: Path | None, runtime: str | None = None) -> Tri
     directory = Path(os.path.abspath(directory))
     _check_parts(directory)
     runtime = runtime or _read_runtime_file(directory).get("name", "reference")
-    return TritonServer(directory, runtime, _read_version(directory, runtime))
+    if described is not None and runtime == described.get("id") and "like" in described:
+        stack = runtimes.find_runtime(described)
+        version = _read_version(directory, stack.row)
+        return TritonServer(directory, stack.id, version, description=described)
+    row = load_table("runtimes")["runtimes"].get(runtime, {})
+    return TritonServer(directory, runtime, _read_version(directory, row))
 
 
-def find_in_image(rootfs: Path, runtime: str) -> TritonServer:
+def find_in_image(rootfs: Path, runtime: str | Mapping[str, Any]) -> TritonServer:
     """Check the installation inside a runtime's image.
+
+    Args:
+        runtime: its name, or what a repository's manifest says of it.
 
     Raises:
         MachineError: the image has no tritonserver.
+        UsageError: the runtime is unknown.
     """
-    row = load_table("runtimes")["runtimes"].get(runtime, {})
+    stack = runtimes.find_runtime(runtime)
+    row, runtime = stack.row, stack.id
     inside = row.get("paths", {}).get("triton")
     if inside is None:
         raise MachineError(f"runtime {runtime} has no image with a tritonserver", where=str(rootfs))
     rootfs = Path(os.path.abspath(rootfs))
     outside = Path(f"{rootfs}{inside}")
     _check_parts(outside)
-    return TritonServer(Path(inside), runtime, _read_version(outside, runtime), rootfs)
+    description = None if stack.is_verified else stack.describe()
+    return TritonServer(Path(inside), runtime, _read_version(outside, row), rootfs, description)
 
 
 def _check_parts(directory: Path) -> None:
@@ -124,7 +149,7 @@ def _read_runtime_file(directory: Path) -> dict[str, str]:
     return {key: str(value) for key, value in described.items()}
 
 
-def _read_version(directory: Path, runtime: str) -> str:
+def _read_version(directory: Path, row: Mapping[str, Any]) -> str:
     """Read the version from NVIDIA's file TRITON_VERSION or runtime.json; else the runtime's oldest one."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         text = (directory / "TRITON_VERSION").read_text("utf-8").strip()
@@ -132,15 +157,15 @@ def _read_version(directory: Path, runtime: str) -> str:
             return text
     with contextlib.suppress(MachineError, KeyError):
         return _read_runtime_file(directory)["version"]
-    row = load_table("runtimes")["runtimes"].get(runtime, {})
     return str((row.get("tritonServer") or [load_table("triton_flags")["oldest"]])[0])
 
 
 def find_refusal(repository: Manifest, server: TritonServer) -> str | None:
     """Return the reason why this installation's runtime cannot serve a repository, or ``None``."""
-    row = load_table("runtimes")["runtimes"].get(server.runtime)
-    if row is None:
-        known = ", ".join(sorted(load_table("runtimes")["runtimes"]))
+    try:
+        row = server.find_runtime().row
+    except UsageError:
+        known = ", ".join(runtimes.list_runtimes())
         return f"the server's runtime is {server.runtime!r}, which is unknown (known: {known})"
     engine_runtime = repository.runtime.get("id")
     if engine_runtime is not None and engine_runtime != server.runtime:

@@ -52,6 +52,38 @@ test_flake_check_evaluates() {
   quietly "$nix" flake check --no-build
 }
 
+# Errors name the arguments of the function that was called.
+test_mkquantized_speaks_of_its_own_formats() {
+  ! with_lib eval 'e.mkQuantized { model = e.catalogue.tiny-qwen3.model; format = "nvfp4"; target = "h200"; }' &&
+    says 'Use format = "fp8" on this GPU, or target = "b200".' && ! says 'quantization ='
+}
+
+test_a_runtime_without_triton_has_no_triton_server() {
+  local of='runtime: e.mkTritonServer { repo = e.mkTritonRepo { engine = e.mkEngine { kind = "llmapi"; inherit runtime; model = e.catalogue.tiny-qwen3.model; }; }; }'
+  local described='like = "trtllm-1.2.1"; image = "a.b/c:26.12"; versions.tensorrtLlm = "1.2.2";'
+  ! with_lib eval "(($of) \"trtllm-1.4.0rc1\").drvPath" && says 'the image of runtime trtllm-1.4.0rc1 has no Triton' &&
+    says 'mkServe { engine = …; }' && says 'trtllm-1.1.0, trtllm-1.2.1' &&
+    ! with_lib eval "(($of) (e.mkRuntime { $described })).drvPath" && says 'versions.tritonServer' &&
+    with_lib eval "(($of) (e.mkRuntime { $described versions.tritonServer = \"2.76.0\"; })).tritonVersion" && says '2.76.0'
+}
+
+# Loudly unverified: at evaluation, in the id, in the request, and in the manifest of what is built with it.
+test_a_runtime_that_the_table_does_not_have() {
+  local described='like = "trtllm-1.4.0rc1"; image = "nvcr.io/nvidia/tensorrt-llm/release:1.4.0rc2"; versions.tensorrtLlm = "1.4.0rc2";'
+  local engine="e.mkEngine { kind = \"llmapi\"; model = e.catalogue.tiny-qwen3.model; runtime = e.mkRuntime { $described }; }"
+  with_lib build "$engine" --no-link --json && says 'trtllm-1.4.0rc2-unverified is not verified by enginix' || return 1
+  grep -q '"verified": *false' "$(grep -o '"out":"[^"]*' "$out" | cut -d'"' -f4)/enginix.json" || return 1
+  with_lib build "(e.mkRuntime { $described }).rootfs" --no-link && return 1
+  says 'enginix runtime pin description.json' && says '"like":"trtllm-1.4.0rc1"' || return 1
+  ! with_lib eval 'e.mkRuntime { like = "trtllm-1.4.0rc1"; id = "trtllm-1.2.1"; }' && says 'exclude each other' &&
+    ! with_lib eval 'e.mkRuntime { }' && says 'pass id, or like, image and versions' &&
+    ! with_lib eval 'e.mkRuntime { id = "trtllm-1.2.1"; versions.tensorrtLlm = "1.2.2"; }' && says 'pass like in place of id' &&
+    ! with_lib eval "(e.mkRuntime { $described pin = { runtime = \"trtllm-1.4.0rc1\"; }; }).drvPath" && says 'not of trtllm-1.4.0rc2-unverified' &&
+    says 'enginix runtime pin description.json' &&
+    ! with_lib eval "(e.mkEngine { kind = \"tensorrt\"; target = \"h200\"; model = e.catalogue.tiny-qwen3.model; runtime = e.mkRuntime { $described }; }).drvPath" &&
+    says 'has no engine path'
+}
+
 test_32b_engine_has_the_right_inputs() {
   quietly "$nix" show-derivation --derivation .#qwen3-32b-nvfp4-engine || quietly "$nix" show-derivation .#qwen3-32b-nvfp4-engine || return 1
   says 'qwen3-32b-nvfp4-engine-sm120' && says 'qwen3-32b-nvfp4-checkpoint.drv' && says 'qwen3-32b-nvfp4-model' && says 'cuda-sm120'

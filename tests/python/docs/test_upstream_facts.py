@@ -59,13 +59,14 @@ def test_the_last_release_with_the_engine_path_is_named() -> None:
 
 
 def test_llmapi_runtimes_without_read_text_say_so() -> None:
-    """Argument names of runtimes after 1.2 are those of the 1.1/1.2 era, and the table says that."""
+    """No text of the arguments of a runtime after 1.2 was read, and no row claims one."""
     rows = load_table("runtimes")["runtimes"]
     later = [n for n, row in rows.items() if row["kinds"] == ["llmapi"]]
-    assert later and set(later) <= set(load_table("llm_args")["unread"])
+    for name in (*later, "trtllm-1.3.0rc20"):
+        assert name not in load_table("llm_args")["read"] + load_table("build_options")["read"]
+        assert name not in json.dumps(load_table("llm_args")["arguments"])
     for name in later:
-        assert "deprecated since 1.3.0rc21" in rows[name]["source"] or "1.3.0rc21" in rows[name]["source"]
-        assert "BuildConfig is gone" in rows[name]["source"]
+        assert "1.3.0rc21" in rows[name]["source"] and "BuildConfig is gone" in rows[name]["source"]
 
 
 def test_edgellms_releases_are_told() -> None:
@@ -145,14 +146,5 @@ def test_the_client_is_the_hub_librarys(version: str, name: str, monkeypatch: py
     monkeypatch.setattr("huggingface_hub.__version__", version)
     monkeypatch.setitem(sys.modules, "httpx2", types.ModuleType("httpx2"))
     assert session.import_http_client().__name__ == name
-    bound = re.search(r"huggingface_hub>=1\.0,<(\d)", (ROOT / "python/pyproject.toml").read_text())
+    bound = re.search(r"huggingface_hub>=1\.\d+,<(\d)", (ROOT / "python/pyproject.toml").read_text())
     assert bound is not None and bound[1] == "3"
-
-
-def test_the_newest_runtimes_have_their_packages_pins() -> None:
-    rows = load_table("runtimes")["runtimes"]
-    for name, nccl in (("trtllm-1.3.0rc29", "==2.30.7"), ("trtllm-1.4.0rc1", ">=2.30.7,<=2.31.2")):
-        row = rows[name]
-        assert (row["torch"], row["transformers"]) == (">=2.14.0a0,<=2.14.0", "==5.5.4")
-        assert row["nccl"] == nccl and row["tensorrt"] is None and row["modelopt"] is None
-        assert row["kinds"] == ["llmapi"] and not row["enginePath"] and "Requires-Dist" in row["source"]

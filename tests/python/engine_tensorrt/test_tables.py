@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -200,10 +201,20 @@ def test_tables_agree_on_pipelines() -> None:
 def test_every_runtime_is_whole() -> None:
     for name in runtimes.list_runtimes():
         found = runtimes.find_runtime(name)
-        if found.engine_path:
+        if found.row.get("tritonImages"):
             assert found.version and found.tensorrt and found.driver and found.site_packages, name
+        if "images" in found.row:
             assert set(found.environment) >= {"PATH", "LD_LIBRARY_PATH"}, name
             assert found.row["defaultImage"] in found.row["images"], name
+
+
+def test_every_field_of_a_runtime_has_its_source_or_is_null() -> None:
+    table = load_table("runtimes")
+    for name, row in table["runtimes"].items():
+        values = set(row) - {"source", "sources", "imageNote", "details", "defaultImage"}
+        known = {field for field in values if row[field] not in (None, [])}
+        assert set(row["sources"]) == known, name
+        assert set(row["sources"].values()) <= set(table["sources"]), name
 
 
 def test_arguments_of_the_llm_class() -> None:
@@ -246,8 +257,24 @@ def test_arguments_of_the_llm_class() -> None:
             llmapi_engine.check_llm_arguments(arguments, "trtllm-1.2.1")
     with pytest.raises(UsageError, match="unknown to the runtime"):
         llmapi_engine.check_llm_arguments({"nvfp4_gemm_config": {}}, "trtllm-1.1.0")
-    with pytest.raises(UsageError, match=r"the text of trtllm-1\.3\.0rc26 was not read"):
-        llmapi_engine.check_llm_arguments({"cuda_graph_config": {"max_batchsize": 8}}, "trtllm-1.3.0rc26")
+
+
+def test_arguments_of_a_runtime_whose_text_was_not_read(capsys: pytest.CaptureFixture[str]) -> None:
+    """They are passed on with a warning each; only what enginix writes itself is refused."""
+    arguments: dict[str, Any] = {
+        "stream_intervall": 4,
+        "cuda_graph_config": {"max_batchsize": 8},
+        "stream_interval": 0,
+        "fast_build": True,
+    }
+    for runtime in ("trtllm-1.3.0rc20", "trtllm-1.4.0rc1", "trtllm-1.4.0rc2-unverified"):
+        assert llmapi_engine.check_llm_arguments(arguments, runtime) == arguments
+        told = capsys.readouterr().err
+        assert told.count("warning: ") == len(arguments) and f"the text of {runtime} was not read" in told
+        with pytest.raises(UsageError, match="enginix writes it itself"):
+            llmapi_engine.check_llm_arguments({"max_batch_size": 3}, runtime)
+    for argument in load_table("llm_args")["arguments"].values():
+        assert set(argument["runtimes"]) <= set(load_table("llm_args")["read"])
 
 
 @pytest.mark.parametrize(

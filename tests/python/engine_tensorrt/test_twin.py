@@ -24,6 +24,7 @@ from enginix.machine.gpu_table import find_gpu
 from enginix.machine.target import find_target
 from enginix.runtime import table as runtimes
 from enginix.runtime.preflight import check_support
+from enginix.runtime.unlisted import make_unlisted_row
 from enginix.tables import load_table
 from golden_requests import golden_rows
 
@@ -66,8 +67,102 @@ GPU_NAMES = [
     *("NVIDIA GeForce RTX 4070 Ti SUPER", "A100 80GB", "NVIDIA H100 NVL", "RTX 6000 Ada", "DGX Spark"),
     *("Jetson AGX Thor", "RTX_PRO_6000", "l40s", "L40S", "RTX 4060 Ti"),
     *("rtx-5060-ti", "rtx-3080", "A800", "rtx-a2000", "jetson-agx-orin"),
+    # As drivers, catalogues and people in a hurry write them.
+    *(
+        "RTX 4060 Ti 16GB",
+        "RTX 4060 Ti 16 GB",
+        "GeForce RTX 2080 Ti",
+        "rtx2080ti",
+        "rtx 3090ti",
+        "4090",
+        "3060 ti",
+    ),
+    *(
+        "NVIDIA RTX 6000 Ada Generation",
+        "NVIDIA RTX PRO 6000 Blackwell Workstation Edition",
+        "RTX PRO 6000 Blackwell",
+    ),
+    *(
+        "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
+        "NVIDIA RTX PRO 4500 Blackwell",
+        "RTX PRO 5000 72GB",
+    ),
+    *(
+        "NVIDIA H100 80GB HBM3",
+        "NVIDIA H100 PCIe",
+        "H100 SXM5",
+        "H200 141GB",
+        "B200 192GB",
+        "GB200 NVL72",
+        "GB300",
+    ),
+    *(
+        "NVIDIA A100-SXM4-80GB",
+        "NVIDIA A100-PCIE-40GB",
+        "NVIDIA A100 80GB PCIe",
+        "Tesla V100-SXM2-16GB",
+        "A6000",
+    ),
+    *(
+        "NVIDIA GH200 480GB",
+        "GH200",
+        "Grace Hopper",
+        "Jetson Thor",
+        "Jetson AGX Orin",
+        "Jetson Orin Nano",
+        "Rubin",
+    ),
+    *(
+        "Vera Rubin",
+        "TITAN RTX",
+        "Titan V",
+        "RTX 3050",
+        "RTX 2080 SUPER",
+        "RTX 2060 SUPER",
+        "NVIDIA GeForce RTX 3080 Laptop GPU",
+        "RTX 5090 D",
+    ),
+    *(
+        "GeForce RTX™ 4090",
+        "NVIDIA® GeForce RTX 4090 24GB",
+        "L40S 48GB",
+        "NVIDIA L4 Tensor Core GPU",
+        "rtx_5080 16gb",
+    ),
 ]
+# What is another part than the name's beginning.
+TOLD_APART = {
+    "RTX PRO 5000 72GB": ("sm120-72gb", 72 * 10**9),
+    "NVIDIA GH200 480GB": ("gh200", 96 * 10**9),
+    "H100 80GB": ("h100", 80 * 10**9),
+    "A100 80GB": ("a100-80gb", 80 * 10**9),
+    "RTX 3060": ("rtx-3060-8gb", 8 * 10**9),
+    "4090 D": ("rtx-4090-d", 24 * 10**9),
+    "RTX 2060 12GB": ("rtx-2060-12gb", 12 * 10**9),
+}
 UNKNOWN_GPU_NAMES = ["h2000", "", "sm", "sm89-gb", "sm9-16gb", "sm61-8gb", "rtx 4071", "rtx-", "a"]
+UNKNOWN_GPU_NAMES += [
+    "gtx 1080 ti",
+    "P40",
+    "Quadro",
+    "RTX",
+    "gb",
+    "16 gb",
+    "16gb",
+    "rtx 4071 16gb",
+    "laptop",
+    "ti",
+]
+UNKNOWN_GPU_NAMES += [
+    "RTX 6000",
+    "Grace",
+    "blackwell",
+    "h100-0gb",
+    "; rm -rf /",
+    "ｒｔｘ-4090",
+    "../h100",
+    "h100\n",
+]
 
 
 def test_gpu_names(tmp_path: Path) -> None:
@@ -81,7 +176,63 @@ def test_gpu_names(tmp_path: Path) -> None:
 
     assert nix == [said(lambda n=n: describe(n)) for n in names]
     known = dict(zip(names, nix, strict=True))
-    assert not [n for n in GPU_NAMES if known[n] is None] and not any(known[n] for n in UNKNOWN_GPU_NAMES)
+    assert [n for n in GPU_NAMES if known[n] is None] == []
+    assert [n for n in UNKNOWN_GPU_NAMES if known[n] is not None] == []
+    for name, (row, memory) in TOLD_APART.items():
+        assert (find_gpu(name).name, find_gpu(name).memory) == (row, memory), name
+
+
+_LIKE = {"like": "trtllm-1.4.0rc1", "image": "nvcr.io/nvidia/tensorrt-llm/release:1.4.0rc2"}
+_OLD = {"like": "trtllm-1.2.1", "image": "localhost:5000/triton:26.12"}
+_NEW = {"tensorrtLlm": "1.4.0rc2"}
+DESCRIPTIONS = [
+    {**_LIKE, "versions": _NEW},
+    {**_LIKE, "versions": {**_NEW, "driver": "600.10", "cuda": "13.4.1", "torch": ">=2.14,<=2.15"}},
+    {**_LIKE, "image": "a.b/c@sha256:" + "0" * 64, "versions": _NEW},
+    {**_LIKE, "image": "a.b:5000/c/d:mine@sha256:" + "0" * 64, "versions": _NEW},
+    {**_OLD, "versions": {"tensorrtLlm": "1.2.2", "tritonServer": "2.76.0"}},
+    {**_OLD, "versions": {"tensorrtLlm": "1.3.0rc20"}},
+    {**_OLD, "versions": {"tensorrtLlm": "1.3.0a1.dev20260101"}},
+    {**_LIKE, "versions": {"tensorrtLlm": "1.4.0rc2"}, "image": "a.b/c:latest"},
+]
+WRONG_DESCRIPTIONS = [
+    {**_LIKE, "like": "trtllm-1.4.0", "versions": _NEW},
+    {**_LIKE, "like": "edgellm-0.11.0", "versions": _NEW},
+    {**_LIKE, "like": "reference", "versions": _NEW},
+    {**_LIKE, "like": 5, "versions": _NEW},
+    {**_LIKE, "versions": {}},
+    {**_LIKE, "versions": ["1.4.0rc2"]},
+    {**_LIKE, "versions": {"tensorrtLlm": 1}},
+    {**_LIKE, "versions": {"tensorrtLlm": "newest"}},
+    {**_LIKE, "versions": {"tensorrtLlm": "1.04.0"}},
+    {**_LIKE, "versions": {"tensorrtLlm": "1.4.0rc3"}},
+    {**_LIKE, "versions": {**_NEW, "tensorrtllm": "1.4.0rc2"}},
+    {**_LIKE, "versions": {**_NEW, "cuda": "13;4"}},
+    {**_LIKE, "versions": {**_NEW, "driver": "new"}},
+    {**_LIKE, "versions": {**_NEW, "tritonServer": "2.76.0"}},
+    *(
+        {**_LIKE, "versions": _NEW, "image": i}
+        for i in ("", "a", "a.b/c", "a.b/c:", "A.b/c:d", "a b/c:d", None)
+    ),
+    *(
+        {**_OLD, "versions": {"tensorrtLlm": v}}
+        for v in ("1.3.0rc21", "1.3.0", "1.3.1rc1", "2.0.0", "1.10.0")
+    ),
+]
+
+
+def test_runtimes_that_the_table_does_not_have(tmp_path: Path) -> None:
+    cases = [*DESCRIPTIONS, *WRONG_DESCRIPTIONS]
+    nix = evaluate('map (d: value (check.runtime.unlisted "f" d)) data', cases, tmp_path)
+
+    def make(description: Any) -> dict[str, Any]:
+        name, row = make_unlisted_row(description)
+        return {"id": name, **row}
+
+    assert nix == [said(lambda d=d: make(d)) for d in cases]
+    accepted = nix[: len(DESCRIPTIONS)]
+    assert all(row["id"].endswith("-unverified") and row["verified"] is False for row in accepted)
+    assert not any(nix[len(DESCRIPTIONS) :])
 
 
 def test_every_row_has_the_formats_of_its_sm() -> None:

@@ -42,7 +42,9 @@ def wanted(lock: Lock, path: str = SHARD) -> FileDigest:
 
 
 def body_bytes(hub: Hub, path: str = "/blobs/") -> int:
-    return sum(int(r["sent"]) for r in hub.requests if r["method"] == "GET" and path in r["path"])
+    """Return the bytes of files that were sent; a refusal's text is no file."""
+    rows = [r for r in hub.requests if r["method"] == "GET" and path in r["path"]]
+    return sum(int(r["sent"]) for r in rows if int(r["status"]) < 400)
 
 
 @pytest.mark.parametrize(

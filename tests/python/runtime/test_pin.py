@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -101,6 +102,27 @@ def test_pin(crane, tmp_path):
     )
     assert made["reference"] == "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
     assert made["environment"] == {"PATH": "/bin", "A": "b=c"}
+
+
+@pytest.mark.parametrize(
+    ("image", "asked"),
+    [
+        ("localhost:5000/a/b:1.4.0rc2", "localhost:5000/a/b"),
+        ("localhost:5000/a/b@sha256:" + "b" * 64, "localhost:5000/a/b"),
+        ("a.b/c:mine@sha256:" + "b" * 64, "a.b/c"),
+    ],
+)
+def test_a_described_runtime_is_pinned(crane, tmp_path, image, asked):
+    """By its description's file; the pin is for its id, which mkRuntime compares."""
+    content = crane(export=f'case $4 in {asked}@*) ;; *) exit 9;; esac; tar -cf - -C "$IMAGE" .')
+    description = tmp_path / "description.json"
+    versions = {"tensorrtLlm": "1.4.0rc2"}
+    description.write_text(json.dumps({"like": "trtllm-1.4.0rc1", "image": image, "versions": versions}))
+    made = pin_image(str(description), None, "x86_64-linux")
+    assert made["runtime"] == "trtllm-1.4.0rc2-unverified" and made["reference"] == image
+    assert made["hash"] == compute_nar_hash(content)
+    (tmp_path / "pin.json").write_text(json.dumps(made))
+    assert table.find_runtime(str(description), "llmapi", tmp_path / "pin.json").environment["A"] == "b=c"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from enginix import manifest, ports
 from enginix.errors import MachineError, ManifestError, RepositoryError, UsageError
 from enginix.manifest import Manifest
 from enginix.notify import notify_systemd
+from enginix.runtime import table
 from enginix.serve import launch, preflight, pytriton_wheel, tritonserver
 from enginix.serve.readiness import GoldenAnswer, read_golden
 from enginix.serve.supervisor import explain_exit
@@ -159,6 +160,34 @@ def test_engine_against_runtime(
         tritonserver.TritonServer(installation, runtime),
     )
     assert found is None if expected is None else expected in str(found)
+
+
+def test_a_described_runtime_is_found_by_the_repositorys_manifest(
+    installation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server's runtime that the table does not have is what the manifest says of it."""
+    monkeypatch.setattr(table, "_warned", set())
+    described = {
+        "like": "trtllm-1.2.1",
+        "image": "localhost:5000/triton:26.12",
+        "versions": {"tensorrtLlm": "1.2.2", "tritonServer": "2.76.0"},
+    }
+    fields = {"id": "trtllm-1.2.2-unverified", "verified": False, **described}
+    manifest = Manifest(artefact="triton-repository", name="m", kind="llmapi", runtime=fields)
+    server = tritonserver.find_tritonserver(installation, "trtllm-1.2.2-unverified", fields)
+    assert (server.runtime, server.version) == ("trtllm-1.2.2-unverified", "2.76.0")
+    assert tritonserver.find_refusal(manifest, server) is None
+    assert "not verified by enginix" in capsys.readouterr().err
+    (tmp_path / "root" / "opt").mkdir(parents=True)
+    installation.rename(tmp_path / "root" / "opt" / "tritonserver")
+    inside = tritonserver.find_in_image(tmp_path / "root", fields)
+    assert inside.runtime == server.runtime and tritonserver.find_refusal(manifest, inside) is None
+    assert inside.find_runtime("llmapi").environment["PATH"].startswith("/opt/venv-tritonserver")
+    other = Manifest(artefact="triton-repository", name="m", kind="llmapi", runtime={"id": "trtllm-1.2.1"})
+    assert "the engine is for runtime trtllm-1.2.1" in str(tritonserver.find_refusal(other, inside))
+    fields["like"] = "trtllm-1.4.0rc1"  # as a tampered manifest has it
+    with pytest.raises(UsageError, match=r"no Triton"):
+        tritonserver.find_in_image(tmp_path / "root", fields)
 
 
 def test_a_repository_is_read_and_compared(

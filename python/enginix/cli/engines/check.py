@@ -38,9 +38,7 @@ def run(args: argparse.Namespace) -> int:
         from enginix.runtime import table
         from enginix.runtime.image import read_image_versions
 
-        live = read_image_versions(
-            args.rootfs, table.find_runtime(args.runtime or str(engine_manifest.runtime.get("id")))
-        )
+        live = read_image_versions(args.rootfs, table.find_runtime(args.runtime or engine_manifest.runtime))
     if engine_manifest.kind not in PORTABLE_KINDS:
         try:
             machine = probe_machine(driver.find_driver(args.driver))

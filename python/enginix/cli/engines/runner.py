@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     engine = args.engine if args.engine is not None else _build_engine(args, driver)
     engine_manifest = manifest.read_manifest(engine, "engine")
     require_unchanged(engine)
-    runtime = table.find_runtime(str(engine_manifest.runtime.get("id")), engine_manifest.kind, args.pin)
+    runtime = table.find_runtime(engine_manifest.runtime, engine_manifest.kind, args.pin)
     check.check_before_start(
         engine_manifest, engine, args.driver, live=read_image_versions(args.rootfs, runtime)
     )

@@ -6,6 +6,10 @@
   enginix runtime check trtllm-1.2.1 --rootfs ROOT       whether this machine can run it
   enginix runtime predict < requests.jsonl               what trtllm-build makes of requests
 
+RUNTIME is a name of the list, or FILE.json, which describes an image that is not in it:
+{"like": "trtllm-1.4.0rc1", "image": "registry/name:tag", "versions": {"tensorrtLlm": "1.4.0rc2"}}.
+Such a runtime is not verified by enginix, which its id, its artefacts and every command say.
+
 A command in a runtime sees the image's root file system, /nix/store, the GPU driver and what --bind lets
 in, nothing else of this machine. Its exit status is the command's; signals go to it. Without --rootfs it
 runs on this machine's own files, which is right inside a container of the image.
@@ -30,13 +34,14 @@ from enginix.files import dump_json, write_text
 from enginix.machine import driver
 from enginix.machine.system import detect_system
 from enginix.runtime import table
+from enginix.tables import load_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     listing = verbs.add_parser("list", help="the runtimes that enginix knows")
     pin = verbs.add_parser("pin", help="compute the hash of an image, for mkRuntime's argument pin")
-    pin.add_argument("runtime", metavar="RUNTIME")
+    pin.add_argument("runtime", metavar="RUNTIME", help="name, or FILE.json of a description")
     pin.add_argument("--image", metavar="TAG", help="tag of its images (default: the newest)")
     pin.add_argument(
         "--system", default=detect_system(), help="platform in Nix's words (default: this machine's)"
@@ -45,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pin.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="pin to write")
     for name, text in (("run", "run a command inside"), ("check", "check that this machine can run it")):
         verb = verbs.add_parser(name, help=text)
-        verb.add_argument("runtime", metavar="RUNTIME")
+        verb.add_argument("runtime", metavar="RUNTIME", help="name, or FILE.json of a description")
         verb.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of its image")
         verb.add_argument(
             "--pin", type=Path, metavar="FILE", help="its pin file, with the image's environment"
@@ -87,13 +92,15 @@ def _add_json_option(verb: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.verb == "list":
+        read = load_table("llm_args")["read"]
         rows = {name: table.find_runtime(name) for name in table.list_runtimes()}
         console.print_result(
             {name: runtime.row for name, runtime in rows.items()},
             "\n".join(
                 console.wrap_line(
-                    f"{name:<18} {', '.join(runtime.kinds):<18} "
-                    f"TensorRT {runtime.tensorrt or '-':<12} driver {runtime.driver or '-'}",
+                    f"{name:<18} {', '.join(runtime.kinds):<18} TensorRT {runtime.tensorrt or '-':<12} "
+                    f"driver {runtime.driver or '-':<11} LLM arguments "
+                    f"{_describe_argument_text(runtime, read)}",
                     19,
                 )
                 for name, runtime in rows.items()
@@ -113,6 +120,13 @@ def run(args: argparse.Namespace) -> int:
     if args.verb == "predict":
         return _predict_builds()
     return _run_inside(args)
+
+
+def _describe_argument_text(runtime: table.Runtime, read: list[str]) -> str:
+    """Say whether the text of a runtime's LLM arguments was read; ``-`` where it has no kind llmapi."""
+    if "llmapi" not in runtime.kinds:
+        return "-"
+    return "checked" if runtime.id in read else "not read: passed on with a warning"
 
 
 def _predict_builds() -> int:

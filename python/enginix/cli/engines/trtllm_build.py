@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--runtime",
         metavar="ID",
         default=DEFAULT_RUNTIME,
-        help=f"runtime that builds and serves it (enginix runtime list; default: {DEFAULT_RUNTIME})",
+        help="runtime that builds and serves it: a name (enginix runtime list) or FILE.json of a description "
+        f"(default: {DEFAULT_RUNTIME})",
     )
     group.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
     group.add_argument(
@@ -104,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
             "results": engine_manifest.results,
         },
         f"{args.output}: {engine_manifest.name}, kind {engine_manifest.kind}, "
-        f"{engine_manifest.target.get('gpu') or engine_manifest.target.get('name')}, "
+        f"{engine_manifest.target.get('gpu') or engine_manifest.target.get('name') or 'no target'}, "
         + ("gated" if isinstance(engine_manifest.results.get("gates"), dict) else "not gated"),
         as_json=args.json,
     )

@@ -52,7 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit, for a new lock (main)")
     parser.add_argument("--no-gates", action="store_true", help="do not compare the engine with the model")
     parser.add_argument("--target", metavar="GPU", help="kinds tensorrt and llmapi: GPU (enginix target)")
-    parser.add_argument("--runtime", metavar="ID", help="kinds tensorrt and llmapi: enginix runtime list")
+    parser.add_argument(
+        "--runtime",
+        metavar="ID",
+        help="kinds tensorrt and llmapi: a name (enginix runtime list) or FILE.json",
+    )
     parser.add_argument("--rootfs", type=Path, metavar="DIR", help="root file system of the runtime's image")
     parser.add_argument("--device", metavar="DEVICE", help="kind reference: cpu, cuda, cuda:N (cpu)")
     parser.add_argument("--tritonserver", type=Path, metavar="DIR", help="as enginix serve has it")

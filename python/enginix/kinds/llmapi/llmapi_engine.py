@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from enginix import __version__
+from enginix import __version__, console
 from enginix.digests import SourceWatch
 from enginix.errors import UsageError
 from enginix.files import dump_json, new_directory, write_text
@@ -65,7 +65,7 @@ class LlmApiRequest:
             )
         if request_fields.get("options"):
             raise UsageError("options of trtllm-build do not apply to the kind llmapi", fix="use --llm-arg")
-        runtime = runtimes.find_runtime(str(request_fields["runtime"]), "llmapi")
+        runtime = runtimes.find_runtime(request_fields["runtime"], "llmapi")
         profile = find_profile(request_fields.get("profile"))
         return LlmApiRequest(
             name=request_fields.get("name"),
@@ -81,30 +81,48 @@ class LlmApiRequest:
 def check_llm_arguments(arguments: dict[str, Any], runtime: str) -> dict[str, Any]:
     """Check names and types of LLM arguments, as the class refuses unknown names only at start.
 
+    Where the text of the runtime's arguments was not read, what differs from the read texts is told in a
+    warning and left to the runtime to judge.
+
     Raises:
-        UsageError: an argument is unknown, of the TensorRT backend alone, set by enginix, or of another type.
+        UsageError: an argument is set by enginix; or, where the text was read, it is unknown, of the TensorRT
+            backend alone or of another type.
     """
     tables = load_table("llm_args")
-    rows = tables["arguments"]
     for name, value in arguments.items():
         where = f"argument {name}"
         if name in tables["own"]:
             raise UsageError("enginix writes it itself", where=where, fix=f"it is {tables['own'][name]}")
-        if name in tables["tensorrtOnly"]["names"]:
-            raise UsageError(
-                "belongs to the TensorRT backend alone", where=where, fix="leave it out for the kind llmapi"
+        try:
+            _check_llm_argument(where, name, value, runtime)
+        except UsageError as e:
+            if runtime in tables["read"]:
+                raise
+            console.print_message(
+                f"warning: {e.where}: {e.what} by the texts of {' and '.join(tables['read'])}"
+                + (f" ({e.fix})" if e.fix else "")
+                + f"; the text of {runtime} was not read, so it is passed on unchecked"
             )
-        if name not in rows or runtime not in rows[name]["runtimes"]:
-            raise UsageError(
-                f"unknown to the runtime {runtime}",
-                where=where,
-                fix=suggest_name(name, rows) or None,
-            )
-        _check_argument_value(where, rows[name], value, runtime)
     return arguments
 
 
-def _check_argument_value(where: str, row: Mapping[str, Any], value: Any, runtime: str) -> None:
+def _check_llm_argument(where: str, name: str, value: Any, runtime: str) -> None:
+    tables = load_table("llm_args")
+    rows = tables["arguments"]
+    if name in tables["tensorrtOnly"]["names"]:
+        raise UsageError(
+            "belongs to the TensorRT backend alone", where=where, fix="leave it out for the kind llmapi"
+        )
+    if name not in rows or (runtime in tables["read"] and runtime not in rows[name]["runtimes"]):
+        raise UsageError(
+            f"unknown to the runtime {runtime}" if runtime in tables["read"] else "unknown",
+            where=where,
+            fix=suggest_name(name, rows) or None,
+        )
+    _check_argument_value(where, rows[name], value)
+
+
+def _check_argument_value(where: str, row: Mapping[str, Any], value: Any) -> None:
     """Check a value down to the fields of its class, as nix/check/llmapi.nix does."""
     if value is None and row.get("null", False):
         return
@@ -119,13 +137,8 @@ def _check_argument_value(where: str, row: Mapping[str, Any], value: Any, runtim
             continue
         if key not in fields:
             hint = suggest_name(key, fields, f"known: {', '.join(sorted(fields))}")
-            unread_note = f" (of the 1.1/1.2 era; the text of {runtime} was not read)"
-            raise UsageError(
-                f"unknown key {key!r}",
-                where=where,
-                fix=hint + (unread_note if runtime in tables["unread"] else ""),
-            )
-        _check_argument_value(f"{where}.{key}", fields[key], inner, runtime)
+            raise UsageError(f"unknown key {key!r}", where=where, fix=hint)
+        _check_argument_value(f"{where}.{key}", fields[key], inner)
     for key, inner_row in fields.items():
         if inner_row.get("required", False) and key not in value:
             raise UsageError(
@@ -254,13 +267,7 @@ def write_llmapi_engine(request: LlmApiRequest, model: Path, out: Path, *, link:
                 "tensorParallel": request.tensor_parallel,
             },
             target={"name": gpu.name, "sm": gpu.sm, "count": request.tensor_parallel} if gpu else {},
-            runtime={
-                "id": runtime.id,
-                "tensorrtLlm": runtime.version,
-                "tensorrt": runtime.tensorrt,
-                "cuda": runtime.cuda,
-                "driverFloor": runtime.driver,
-            },
+            runtime=runtime.describe(),
             tools={"enginix": __version__},
             results={"gates": "not gated"},
         )

@@ -82,7 +82,7 @@ def ask_trtllm_engine(engine: Path, questions_file: Path, out: Path, options: Tr
         )
     )
     engine_questions.read_engine_questions(questions_file)
-    runtime = table.find_runtime(str(engine_manifest.runtime.get("id")), engine_manifest.kind, options.pin)
+    runtime = table.find_runtime(engine_manifest.runtime, engine_manifest.kind, options.pin)
     engine_request = _build_request(engine, engine_manifest)
     ranks = math.prod(_read_ranks(engine, engine_manifest))
     if options.rootfs is not None:

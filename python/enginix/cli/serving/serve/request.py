@@ -13,7 +13,6 @@ from enginix.errors import UsageError
 from enginix.kinds.registry import DEFAULT_KIND, get_kind, has_rank_processes
 from enginix.machine import driver as drivers
 from enginix.machine.driver import Driver
-from enginix.runtime import table as runtimes
 from enginix.serve import flags, hosts, launch, preflight, tritonserver
 from enginix.serve.launch import Endpoints, ImageLaunch, LaunchSpec
 from enginix.serve.preflight import ServedRepository
@@ -67,7 +66,7 @@ def read_serve_request(args: argparse.Namespace) -> ServeRequest:
     driver = drivers.find_driver(args.driver)
     inside = None
     if server.rootfs is not None:
-        runtime = runtimes.find_runtime(server.runtime, repository.manifest.kind, args.pin)
+        runtime = server.find_runtime(repository.manifest.kind, args.pin)
         inside = ImageLaunch(runtime, driver, repository.reads)
     spec = LaunchSpec(
         server=server,
@@ -96,13 +95,17 @@ def read_serve_request(args: argparse.Namespace) -> ServeRequest:
 
 def _find_server(args: argparse.Namespace) -> TritonServer:
     if args.rootfs is None:
-        return tritonserver.find_tritonserver(args.tritonserver, args.model_runtime)
+        described = (
+            None
+            if args.model_runtime is None
+            else manifest.read_manifest(args.repository, "triton-repository").runtime
+        )
+        return tritonserver.find_tritonserver(args.tritonserver, args.model_runtime, described)
     if args.tritonserver is not None:
         raise UsageError("--tritonserver and --rootfs exclude each other", fix="pass one of them")
-    named = args.model_runtime or manifest.read_manifest(args.repository, "triton-repository").runtime.get(
-        "id"
-    )
-    return tritonserver.find_in_image(args.rootfs, str(named))
+    described = manifest.read_manifest(args.repository, "triton-repository").runtime
+    named = described if args.model_runtime in (None, described.get("id")) else args.model_runtime
+    return tritonserver.find_in_image(args.rootfs, named)
 
 
 def _find_hosts(

@@ -58,7 +58,7 @@ def check_build_machine(args: argparse.Namespace) -> None:
     """
     request_fields = read_request(args.request)
     runtime, build_target = (
-        table.find_runtime(str(request_fields["runtime"]), "tensorrt"),
+        table.find_runtime(request_fields["runtime"], "tensorrt"),
         find_target(str(request_fields["target"])),
     )
     check_namespaces()

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from enginix import console
 from enginix.errors import UsageError
 from enginix.letter_case import to_camel_case, to_kebab_case, to_snake_case
 from enginix.tables import load_table
@@ -100,7 +101,19 @@ def check_build_options(values: Mapping[str, Any], runtime: str) -> dict[str, Op
     Raises:
         UsageError: an option is unknown, removed or of another type; names the nearest or the replacement.
     """
-    return {name: _check_option(name, value, runtime) for name, value in values.items()}
+    return {name: _check_runtime_option(name, value, runtime) for name, value in values.items()}
+
+
+def _check_runtime_option(name: str, value: Any, runtime: str) -> OptionValue:
+    """Check an option; one that a runtime takes whose text was not read is told in a warning."""
+    tables = load_table("build_options")
+    checked = _check_option(name, value, runtime)
+    if runtime not in tables["read"]:
+        console.print_message(
+            f"warning: option {name}: checked by the text of {tables['read'][-1]}; that of {runtime} was not "
+            "read"
+        )
+    return checked
 
 
 def _check_option(name: str, value: Any, runtime: str) -> OptionValue:
@@ -118,7 +131,7 @@ def _check_option(name: str, value: Any, runtime: str) -> OptionValue:
         )
     if name in tables["own"]:
         raise UsageError("enginix writes it itself", where=where, fix=f"it is {tables['own'][name]['why']}")
-    if name not in rows or runtime not in rows[name]["runtimes"]:
+    if name not in rows or (runtime in tables["read"] and runtime not in rows[name]["runtimes"]):
         raise UsageError(
             f"unknown to the runtime {runtime}",
             where=where,

@@ -42,7 +42,8 @@ REQUEST_KEYS = {
 }
 
 REQUEST_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
-    **{n: (str, "a text") for n in ("name", "target", "runtime", "strategy", "timingCache", "profile")},
+    **{n: (str, "a text") for n in ("name", "target", "strategy", "timingCache", "profile")},
+    "runtime": ((str, dict), "a name, or a description: like, image, versions"),
     **{n: (str, "a path") for n in ("gates", "pin")},
     **{n: (dict, "an object") for n in ("limits", "options", "plan")},
     "named": (list, "a list of names"),
@@ -160,7 +161,7 @@ def make_build_request(
         checkpoint = BuildCheckpoint.of_model(model)
     build_target = find_target(str(request_fields["target"]))
     runtime = runtimes.find_runtime(
-        str(request_fields["runtime"]),
+        request_fields["runtime"],
         "tensorrt",
         Path(request_fields["pin"]) if request_fields.get("pin") else None,
     )

@@ -209,12 +209,8 @@ def describe_engine(
             "count": checkpoint.world_size,
         },
         runtime={
-            "id": runtime.id,
-            "tensorrtLlm": runtime.version,
-            "tensorrt": runtime.tensorrt,
-            "cuda": runtime.cuda,
+            **runtime.describe(),
             **nccl,
-            "driverFloor": runtime.driver,
             "driver": machine.driver,
         },
         tools={"enginix": __version__},

@@ -1,0 +1,1 @@
+"""A build backend under the name that NVIDIA's source packages ask for; it copies their PKG-INFO."""
