@@ -23,7 +23,13 @@ COMPILED_KINDS = tuple(name for name, row in _KINDS.items() if row["isCompiled"]
 UNCOMPILED_KINDS = tuple(name for name in _KINDS if name not in (*PORTABLE_KINDS, *COMPILED_KINDS))
 # Versions of a live runtime that are compared with the manifest's, and whether a difference is fatal: an
 # engine runs on the TensorRT that built it alone; collectives are the runtime's own.
-COMPARED_VERSIONS = {"tensorrtLlm": True, "edgellm": True, "tensorrt": True, "nccl": False}
+COMPARED_VERSIONS = {
+    "tensorrtLlm": True,
+    "edgellm": True,
+    "tensorrt": True,
+    "tensorrtRtx": True,
+    "nccl": False,
+}
 
 
 class Mismatch(EnginixError):
@@ -116,17 +122,18 @@ def compare_with_machine(
     if machine is None:
         differs(
             "gpu",
-            target.get("gpu") or target.get("name"),
+            target.get("gpu") or target.get("name") or f"SM {', '.join(map(str, target.get('sms', ())))}",
             "no NVIDIA driver",
             "load the driver, or serve it elsewhere",
         )
         return Verdict(engine, tuple(differences))
-    sm = target.get("sm")
-    fitting = [g for g in machine.gpus if g.sm == sm]
+    # An engine of kind rtx is for several.
+    sm, sms = target.get("sm"), target.get("sms") or [target.get("sm")]
+    fitting = [g for g in machine.gpus if g.sm in sms]
     if not fitting:
         gpu_names = ", ".join(sorted({f"{g.name} (SM {g.sm})" for g in machine.gpus}))
         rebuild = f"build it for this GPU: mkEngine {{ target = …; }} with SM {machine.gpus[0].sm}"
-        differs("sm", sm, gpu_names, rebuild, fatal=engine.kind in COMPILED_KINDS)
+        differs("sm", sm or sms, gpu_names, rebuild, fatal=engine.kind in COMPILED_KINDS)
     elif len(fitting) < (_require_integer(target, "count") or 1):
         differs(
             "count",
