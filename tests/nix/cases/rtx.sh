@@ -59,5 +59,8 @@ test_rtx_targets_are_sms_in_order() {
 
 test_rtx_nothing_serves_it_and_says_why() {
   ! with_rtx eval '(e.mkTritonRepo { engine = rtx { }; }).drvPath' && says 'no server for it yet' &&
-    ! with_rtx eval '(e.mkServe { engine = rtx { }; }).drvPath' && says 'no server for it yet'
+    ! with_rtx eval '(e.mkServe { engine = rtx { }; }).drvPath' && says 'no server for it yet' &&
+    # The NixOS module's assertion reads this; tests/nix/cases/real_lib.sh has it fail.
+    with_rtx eval '(import (root + "/nix/nixos/served.nix") { inherit (e) lib; parts = e; } { engine = rtx { }; repo = null; settings = { }; ownServer = null; flags = { }; }).unserved' &&
+    says 'no server for it yet'
 }
