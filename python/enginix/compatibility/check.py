@@ -122,18 +122,21 @@ def compare_with_machine(
     if machine is None:
         differs(
             "gpu",
-            target.get("gpu") or target.get("name") or f"SM {', '.join(map(str, target.get('sms', ())))}",
+            target.get("gpu")
+            or target.get("name")
+            or f"SM {', '.join(map(str, _read_target_sms(target) or ()))}",
             "no NVIDIA driver",
             "load the driver, or serve it elsewhere",
         )
         return Verdict(engine, tuple(differences))
-    # An engine of kind rtx is for several.
-    sm, sms = target.get("sm"), target.get("sms") or [target.get("sm")]
-    fitting = [g for g in machine.gpus if g.sm in sms]
+    sms = _read_target_sms(target)
+    sm = target.get("sm") if sms is None else list(sms)
+    fitting = [g for g in machine.gpus if (g.sm == sm if sms is None else g.sm in sms)]
     if not fitting:
         gpu_names = ", ".join(sorted({f"{g.name} (SM {g.sm})" for g in machine.gpus}))
-        rebuild = f"build it for this GPU: mkEngine {{ target = …; }} with SM {machine.gpus[0].sm}"
-        differs("sm", sm or sms, gpu_names, rebuild, fatal=engine.kind in COMPILED_KINDS)
+        argument = "target" if sms is None else "targets"
+        rebuild = f"build it for this GPU: mkEngine {{ {argument} = …; }} with SM {machine.gpus[0].sm}"
+        differs("sm", sm, gpu_names, rebuild, fatal=engine.kind in COMPILED_KINDS)
     elif len(fitting) < (_require_integer(target, "count") or 1):
         differs(
             "count",
@@ -191,6 +194,16 @@ def _compare_versions(engine: Manifest, live: Mapping[str, str]) -> list[Differe
                 )
             )
     return differences
+
+
+def _read_target_sms(target: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Return the SMs of an engine that is for several (kind rtx); None for one of one GPU."""
+    sms = target.get("sms")
+    if sms is None:
+        return None
+    if not isinstance(sms, list) or not sms or any(type(sm) is not int for sm in sms):
+        raise ManifestError(f"target.sms is {sms!r}", fix="build this engine again")
+    return tuple(sms)
 
 
 def _require_integer(fields: dict[str, Any], name: str) -> int | None:

@@ -14,7 +14,7 @@ import pytest
 
 from enginix.cli import main
 from enginix.compatibility.check import Mismatch, compare_with_machine, require_versions
-from enginix.errors import CheckpointError, EnginixError, GateError, UsageError
+from enginix.errors import CheckpointError, EnginixError, GateError, ManifestError, UsageError
 from enginix.integrity import require_unchanged
 from enginix.kinds.rtx import checkpoint_support, engine_build, plan_builder
 from enginix.kinds.rtx.engine_shape import EngineShape
@@ -160,6 +160,14 @@ def make_machine(sm: int, driver: str = "590.44.01") -> Machine:
 def test_machines_are_compared(engine: Path, machine: Machine | None, runs: bool) -> None:
     verdict = compare_with_machine(read_manifest(engine), machine)
     assert verdict.runs == runs, verdict.text()
+
+
+@pytest.mark.parametrize("sms", ["89", [], ["89"], [True], {"89": 1}])
+def test_targets_that_are_no_list_of_sms_are_refused(engine: Path, sms: Any) -> None:
+    manifest = replace(read_manifest(engine), target={"sms": sms})
+    for machine in (make_machine(89), None):
+        with pytest.raises(ManifestError, match=r"target\.sms"):
+            compare_with_machine(manifest, machine)
 
 
 def test_another_version_of_the_library_is_refused(engine: Path) -> None:
