@@ -21,7 +21,7 @@ help: ## what there is to make
 setup-runtime:
 	@[ "$(ENGINIX_PKGS)" != host ] || tests/hostpkgs/setup.sh core runtime
 setup-dev: python/enginix/checkpoint/casts.so
-	@tests/hostpkgs/setup.sh core runtime dev edgellm modelopt gateway tritonserver
+	@tests/hostpkgs/setup.sh core runtime dev edgellm modelopt rtx gateway tritonserver
 setup-lint:
 	@tests/hostpkgs/setup.sh lint
 # Written beside and renamed: who runs it meanwhile keeps what it has loaded.

@@ -39,6 +39,7 @@ let
     runtime-python = import ./python scope "runtime";
     modelopt-python = import ./python scope "modelopt";
     edgellm-python = import ./python scope "edgellm";
+    rtx-python = import ./python scope "rtx"; # unfree: NVIDIA's TensorRT for RTX
     gateway-python = import ./python scope "gateway";
     availability = import ./python/availability.nix scope;
 

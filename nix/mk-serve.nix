@@ -26,7 +26,15 @@ let
       name ? engine.modelName,
     }:
     let
-      kind = check.arguments.oneOf function "engine.kind" served engine.kind;
+      unserved = kinds.${engine.kind}.unserved or null;
+      kind =
+        if unserved != null then
+          throw (
+            "${function}: engine.kind: an engine of kind ${engine.kind} is not served: "
+            + "${unserved}."
+          )
+        else
+          check.arguments.oneOf function "engine.kind" served engine.kind;
       flags = [
         "--host"
         host

@@ -140,7 +140,13 @@ let
 in
 { engine, ... }@args:
 if kinds.${engine.kind}.tritonRepo or null == null then
-  throw "${function}: engine.kind: an engine of kind ${engine.kind} has no Triton repository."
+  throw (
+    "${function}: engine.kind: an engine of kind ${engine.kind} has no Triton repository"
+    + lib.optionalString (
+      kinds.${engine.kind}.unserved or null != null
+    ) ": ${kinds.${engine.kind}.unserved}"
+    + "."
+  )
 else
   build (
     check.arguments.only "${function} of kind ${engine.kind}" (

@@ -8,14 +8,23 @@ let
   mkLib = pkgs: import ./. { inherit pkgs; };
   # Of the template.
   lockFile = "qwen3-0.6b.lock.json";
-  # For the flake's own outputs, not for callers of mkLib: the one package that is not free in
-  # nixpkgs' sense is allowed, which carries NVIDIA's libcudart (nix/tritonserver-cpu.nix).
+  # For the flake's own outputs, not for callers of mkLib: allowed are the server that carries
+  # NVIDIA's libcudart (nix/tritonserver-cpu.nix), and for outputs with `rtx` in their name
+  # NVIDIA's TensorRT for RTX and the engines that it makes (docs/reference/rtx.md).
   scopeOf =
     system:
     mkLib (
       import nixpkgs {
         inherit system;
-        config.allowUnfreePredicate = package: lib.getName package == "tritonserver-cpu";
+        config.allowUnfreePredicate =
+          package:
+          builtins.elem (lib.getName package) [
+            "tritonserver-cpu"
+            "tensorrt-rtx-cu13-libs"
+            "tensorrt-rtx-cu13-bindings"
+          ]
+          # Not getName, which ends a name before its first digit.
+          || lib.hasSuffix "-engine-rtx" (package.name or "");
       }
     );
 in

@@ -10,13 +10,17 @@
   ...
 }:
 let
+  kinds = import ./kinds;
+  isServed = model: kinds.${catalogue.${model}.engine.kind}.unserved == null;
   stages =
     model:
     lib.filterAttrs (
       stage: _:
       stage == "model"
       || stage == "checkpoint"
-      || availability.runtime && (stage != "triton-server" || servable model)
+      || availability.runtime
+      && (stage == "engine" || isServed model)
+      && (stage != "triton-server" || servable model)
     ) catalogue.${model};
   withModel =
     all: model: all // lib.mapAttrs' (stage: lib.nameValuePair "${model}-${stage}") (stages model);

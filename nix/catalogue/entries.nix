@@ -1,7 +1,9 @@
 # name -> file of a model. Listed, not discovered, and evaluated only when asked for.
 {
   tiny-qwen3 = ./tiny-qwen3.nix;
+  tiny-qwen3-rtx = ./tiny-qwen3-rtx.nix;
   qwen3-0_6b = ./qwen3-0_6b.nix;
+  qwen3-0_6b-rtx = ./qwen3-0_6b-rtx.nix;
   qwen3-8b = ./qwen3-8b.nix;
   qwen3-32b-fp8 = ./qwen3-32b-fp8.nix;
   qwen3-32b-nvfp4 = ./qwen3-32b-nvfp4.nix;

@@ -3,6 +3,7 @@
 #
 #   build          mkEngine's function of this kind: scope -> { its arguments } -> derivation
 #   tritonRepo     arguments of mkTritonRepo that this kind takes; null where Triton serves it not
+#   unserved       why nothing here serves it; null where something does
 #   server         OpenAI server of its own, which mkServe starts; null where it has none
 #   inImage        whether its runtime is NVIDIA's image
 #   spansMachines  whether its ranks may be on several machines
@@ -16,6 +17,7 @@ let
     name: row:
     {
       serverTakesKey = false;
+      unserved = null;
       inherit (kinds.${name}) isPortable;
     }
     // row;
@@ -67,6 +69,14 @@ builtins.mapAttrs withTable {
     ];
     server = "trtllm-serve";
     inImage = true;
+    spansMachines = false;
+  };
+  rtx = {
+    build = import ./rtx;
+    tritonRepo = null;
+    server = null;
+    unserved = "enginix has no server for it yet, and executed no engine of it";
+    inImage = false;
     spansMachines = false;
   };
   edgellm = {

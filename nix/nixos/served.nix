@@ -32,6 +32,7 @@ rec {
     isPortable
     serverTakesKey
     spansMachines
+    unserved
     ;
   inherit hasTriton;
   runtime = engine.runtime or server.repo.runtime or "reference";

@@ -16,6 +16,7 @@ builtins.listToAttrs (
       "runtime"
       "modelopt"
       "edgellm"
+      "rtx"
       "gateway"
       "tritonserver"
     ]

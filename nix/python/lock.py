@@ -27,7 +27,7 @@ GLIBC_MINOR = 39  # NVIDIA's wheels for aarch64 are for Ubuntu 24.04
 OWN_INDEX = {"torch": "https://download.pytorch.org/whl/cpu"}
 
 # An environment that carries the very wheels of another, and more.
-BASES = {"dev": "runtime", "lint": "core"}
+BASES = {"dev": "runtime", "lint": "core", "rtx": "runtime"}
 
 # Installed without its dependencies: tritonserver alone is taken out of the wheel.
 ALONE = {"tritonserver"}
@@ -83,7 +83,10 @@ def platform_options(machine: str) -> list[str]:
 
 
 def licence_terms(metadata: dict[str, Any]) -> list[str]:
-    """Return the SPDX identifiers that a wheel's metadata states."""
+    """Return the SPDX identifiers that a wheel's metadata states, or that of unfree-licences.json."""
+    unfree = json.loads((HERE / "unfree-licences.json").read_text())
+    if licence := unfree.get(normalized_name(metadata["name"])):
+        return [str(licence)]
     words = metadata.get("license_expression") or (metadata.get("license") or "").strip()
     classifiers = [
         c.split("::")[-1].strip() for c in metadata.get("classifier", []) if c.startswith("License ::")

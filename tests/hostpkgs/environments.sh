@@ -5,7 +5,7 @@
 #   environments.sh NAME ...              builds what is missing, prints each store path
 #   environments.sh --existing NAME ...   builds nothing; status 3 where one is missing
 #
-# NAME: core, runtime, modelopt, edgellm, gateway; dev (what tests need); lint; tritonserver (the server).
+# NAME: core, runtime, modelopt, edgellm, rtx, gateway; dev (what tests need); lint; tritonserver (the server).
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 roots=${XDG_STATE_HOME:-$HOME/.local/state}/enginix/environments

@@ -108,9 +108,15 @@ def check_requirements() -> None:
     elsewhere = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE))
     modelopt = read_lock("modelopt")["wheels"]
     assert len(elsewhere) == 14 and elsewhere == {name: modelopt[name]["version"] for name in elsewhere}
-    for lock in (PYTHON / "locks").glob("*.json"):
-        for entry in json.loads(lock.read_text())["wheels"].values():
-            assert set(entry["license"]) <= set(json.loads((PYTHON / "free-licences.json").read_text()))
+    free = set(json.loads((PYTHON / "free-licences.json").read_text()))
+    unfree = json.loads((PYTHON / "unfree-licences.json").read_text())
+    locks = {path.stem: json.loads(path.read_text())["wheels"] for path in (PYTHON / "locks").glob("*.json")}
+    for name, wheels in locks.items():
+        for wheel, entry in wheels.items():
+            # Of what is not free, only what one environment is for.
+            is_allowed = name == "rtx" and entry["license"] == [unfree.get(wheel)]
+            assert set(entry["license"]) <= free or is_allowed, (name, wheel)
+    assert set(unfree) <= set(locks["rtx"]) and not set(unfree.values()) & free
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ PARTS = {
     "gateway": (["gateway-package.nix:folders"], "cli.gateway gateway"),
     "comparison": (["mk-comparison.nix:folders"], "cli.comparison"),
     "edgellm": (["kinds/edgellm/package.nix:folders"], "cli.edgellm"),
+    "rtx": (["kinds/rtx/package.nix:folders"], "cli.rtx"),
     "driver": (["runtime/package.nix:driver"], "kinds.tensorrt.build.build_main"),
     "command": (["runtime/package.nix:driver", "runtime/package.nix:command"], "cli.engines.check"),
     "asks of a model": (

@@ -94,6 +94,10 @@ COMMANDS = {
         "edgellm.serve",
         "serve a TensorRT Edge-LLM engine over OpenAI's interface, on loopback",
     ),
+    "rtx-build": (
+        "rtx.build",
+        "checkpoint → engine of TensorRT for RTX, on a CPU, its network verified",
+    ),
     "triton-repo": ("serving.triton_repo", "engine → Triton model repository, validated"),
     "tritonserver": (
         "serving.tritonserver",

@@ -23,7 +23,13 @@ COMPILED_KINDS = tuple(name for name, row in _KINDS.items() if row["isCompiled"]
 UNCOMPILED_KINDS = tuple(name for name in _KINDS if name not in (*PORTABLE_KINDS, *COMPILED_KINDS))
 # Versions of a live runtime that are compared with the manifest's, and whether a difference is fatal: an
 # engine runs on the TensorRT that built it alone; collectives are the runtime's own.
-COMPARED_VERSIONS = {"tensorrtLlm": True, "edgellm": True, "tensorrt": True, "nccl": False}
+COMPARED_VERSIONS = {
+    "tensorrtLlm": True,
+    "edgellm": True,
+    "tensorrt": True,
+    "tensorrtRtx": True,
+    "nccl": False,
+}
 
 
 class Mismatch(EnginixError):
@@ -116,16 +122,20 @@ def compare_with_machine(
     if machine is None:
         differs(
             "gpu",
-            target.get("gpu") or target.get("name"),
+            target.get("gpu")
+            or target.get("name")
+            or f"SM {', '.join(map(str, _read_target_sms(target) or ()))}",
             "no NVIDIA driver",
             "load the driver, or serve it elsewhere",
         )
         return Verdict(engine, tuple(differences))
-    sm = target.get("sm")
-    fitting = [g for g in machine.gpus if g.sm == sm]
+    sms = _read_target_sms(target)
+    sm = target.get("sm") if sms is None else list(sms)
+    fitting = [g for g in machine.gpus if (g.sm == sm if sms is None else g.sm in sms)]
     if not fitting:
         gpu_names = ", ".join(sorted({f"{g.name} (SM {g.sm})" for g in machine.gpus}))
-        rebuild = f"build it for this GPU: mkEngine {{ target = …; }} with SM {machine.gpus[0].sm}"
+        argument = "target" if sms is None else "targets"
+        rebuild = f"build it for this GPU: mkEngine {{ {argument} = …; }} with SM {machine.gpus[0].sm}"
         differs("sm", sm, gpu_names, rebuild, fatal=engine.kind in COMPILED_KINDS)
     elif len(fitting) < (_require_integer(target, "count") or 1):
         differs(
@@ -184,6 +194,16 @@ def _compare_versions(engine: Manifest, live: Mapping[str, str]) -> list[Differe
                 )
             )
     return differences
+
+
+def _read_target_sms(target: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Return the SMs of an engine that is for several (kind rtx); None for one of one GPU."""
+    sms = target.get("sms")
+    if sms is None:
+        return None
+    if not isinstance(sms, list) or not sms or any(type(sm) is not int for sm in sms):
+        raise ManifestError(f"target.sms is {sms!r}", fix="build this engine again")
+    return tuple(sms)
 
 
 def _require_integer(fields: dict[str, Any], name: str) -> int | None:

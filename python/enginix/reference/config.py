@@ -128,6 +128,19 @@ class ExecutorConfig:
         """Number of rank files."""
         return self.mapping.tp * self.mapping.pp
 
+    def describe(self) -> dict[str, Any]:
+        """Return what an engine's manifest says of its model."""
+        return {
+            "architecture": self.architecture,
+            "dtype": self.dtype,
+            "layers": self.layers,
+            "hiddenSize": self.hidden_size,
+            "vocabSize": self.vocab_size,
+            "maxPositionEmbeddings": self.max_position_embeddings,
+            "quantization": self.quantization.algorithm,
+            "kvCacheQuantization": self.quantization.kv_cache,
+        }
+
 
 class _ExecutorConfigReader:
     """Typed access to one JSON object, with errors that name the key."""

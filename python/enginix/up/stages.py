@@ -13,7 +13,7 @@ from enginix import __version__
 from enginix.errors import UsageError
 from enginix.files import find_user_cache, sha256_json
 from enginix.hub.lock import Lock
-from enginix.kinds.registry import DEFAULT_KIND, find_kind
+from enginix.kinds.registry import DEFAULT_KIND, explain_unserved, find_kind
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def plan_stages(request: UpRequest, cache: Path) -> tuple[Stage, ...]:
     kind = find_kind(request.kind)
     if kind.triton is None:
         raise UsageError(
-            f"enginix up has no way to serve kind {kind.name}",
+            f"enginix up has no way to serve kind {kind.name}" + explain_unserved(kind),
             where="--kind",
             fix=", then ".join(kind.build_commands),
         )

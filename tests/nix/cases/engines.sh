@@ -141,10 +141,11 @@ test_engine_does_not_depend_on_the_description_of_a_kind() {
     in map has [
       (part "/nix/runtime/package.nix" "driver")
       (part "/nix/kinds/edgellm/package.nix")
+      (part "/nix/kinds/rtx/package.nix")
       (part "/nix/kinds/shared/asker-package.nix" "tensorrt-llm")
       (part "/nix/kinds/shared/asker-package.nix" "edgellm")
       (part "/nix/runtime/package.nix" "command")
-    ]' && says '[ [ ] [ ] [ ] [ ] [ "edgellm" "llmapi" "reference" "tensorrt" ] ]'
+    ]' && says '[ [ ] [ ] [ ] [ ] [ ] [ "edgellm" "llmapi" "reference" "rtx" "tensorrt" ] ]'
 }
 
 test_engine_era_says_how_to_go_on() {

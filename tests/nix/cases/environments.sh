@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154,SC2016,SC2034
 # The Python environments: the wheels of the locks by hash, by the same function over every package set.
 
-environment_names=(core runtime modelopt edgellm gateway)
+environment_names=(core runtime modelopt edgellm rtx gateway)
 
 built_environments() { # names → NAME=PATH in $environments
   local name
@@ -124,9 +124,11 @@ test_environments_say_what_they_are() {
       facts = w: [ w.meta.sourceProvenance w.meta.platforms (map (l: l.free) w.meta.license) ];
     in { torch = facts (of "torch"); httpx = facts (of "httpx"); main = e.runtime-python.meta.mainProgram;
          triton = map (l: l.free) e.tritonserver.meta.license; home = (of "httpx").meta.homepage;
+         nvidias = map (w: w.pname) (builtins.filter (w: builtins.any (l: !l.free) w.meta.license) e.rtx-python.wheels);
          unfree = builtins.filter (w: builtins.any (l: !l.free) w.meta.license) (builtins.concatMap (p: p.wheels) [ e.core-python e.runtime-python e.modelopt-python e.edgellm-python e.gateway-python ]); }' --json || return 1
   says '"main":"python3"' && says '"triton":[true,true,false]' && says '"torch":[[{"isSource":false' && says '["x86_64-linux"],[true' &&
-    says '"httpx":[[{"isSource":true' && says '"unfree":[]'
+    says '"httpx":[[{"isSource":true' && says '"unfree":[]' &&
+    says '"nvidias":["tensorrt-rtx-cu13-bindings","tensorrt-rtx-cu13-libs"]'
 }
 
 # Bytecode and links are the same each time.

@@ -53,6 +53,7 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "edgellm-export": ("{model} -o {t}/export", "edgellm"),
     "edgellm-build": ("{t}/none -o {t}/edge", None),
     "edgellm-serve": ("{t}/none", None),
+    "rtx-build": ("{t}/checkpoint --model {model} -o {t}/rtx", "rtx"),
     "triton-repo": ("{t}/engine -o {t}/repository", "serve"),
     "tritonserver": ("-o {t}/tritonserver --wheel {t}/none", None),
     "serve": ("{t}/none", None),

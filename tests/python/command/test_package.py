@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[3]
 DISTRIBUTIONS = {
     "modelopt": "nvidia-modelopt",
     "tensorrt_edgellm": "tensorrt-edgellm",
+    "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",
     # Brought by those that an extra names.
     "tokenizers": "transformers",
     "jinja2": "transformers",

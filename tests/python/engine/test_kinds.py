@@ -43,8 +43,8 @@ def test_a_kind_satisfies_the_protocol(name: str) -> None:
     assert "\n" not in kind.summary
     # Either one command, or commands of its own.
     assert (kind.build is None) == bool(kind.build_commands)
-    # It runs anywhere, or has a server or Triton; and what is compiled is for a GPU.
-    assert kind.server is not None or kind.triton is not None
+    # It has a server or Triton, or says why nothing serves it; and what is compiled is for a GPU.
+    assert (kind.server is None and kind.triton is None) == (kind.unserved_reason is not None)
     assert not (kind.is_portable and (kind.is_compiled or kind.runs_in_image))
 
 
@@ -82,11 +82,11 @@ def test_listing_kinds_imports_nothing_heavy() -> None:
 
 
 def test_an_unknown_kind_names_the_known() -> None:
-    assert get_kind("rtx") is None
+    assert get_kind("rtq") is None
     assert get_kind(None) is None
-    with pytest.raises(UsageError, match="unknown kind 'rtx'") as error:
-        find_kind("rtx")
-    assert "tensorrt, llmapi, edgellm, reference" in str(error.value)
+    with pytest.raises(UsageError, match="unknown kind 'rtq'") as error:
+        find_kind("rtq")
+    assert "tensorrt, llmapi, edgellm, rtx, reference" in str(error.value)
 
 
 def read_nix_kinds() -> dict[str, dict[str, Any]]:
@@ -114,6 +114,7 @@ def test_every_kind_has_its_counterpart_in_nix() -> None:
         assert row["build"] == f"import ./{kind.name}"
         assert (ROOT / "nix" / "kinds" / kind.name / "default.nix").is_file()
         assert row["server"] == kind.server
+        assert row.get("unserved") == kind.unserved_reason
         assert row["inImage"] == kind.runs_in_image
         # A list is no word, and so is left out of the row.
         assert ("tritonRepo" in row) == (kind.triton is None)
@@ -123,7 +124,7 @@ def test_every_kind_has_its_counterpart_in_nix() -> None:
 def test_tables_have_the_rows_of_every_kind() -> None:
     assert set(load_table("kinds")["kinds"]) == set(KIND_NAMES)
     gated = {name for name in load_table("gates")["kinds"] if name != "about"}
-    assert gated == {kind.name for kind in list_kinds() if not kind.is_portable}
+    assert gated == {k.name for k in list_kinds() if not k.is_portable and k.unserved_reason is None}
     executed = {kind for row in load_table("runtimes")["runtimes"].values() for kind in row["kinds"]}
     assert executed == set(KIND_NAMES)
     served = set(load_table("llm_args")["serve"]["backends"])

@@ -33,6 +33,12 @@ def run_engine_gates(args: argparse.Namespace, engine_manifest: Manifest) -> int
         GateError: a gate failed, or the reference is missing.
         UsageError: a gate or an argument does not fit the engine.
     """
+    if (reason := find_kind(engine_manifest.kind).unserved_reason) is not None:
+        raise UsageError(
+            f"an engine of kind {engine_manifest.kind} cannot be asked: {reason}",
+            where=str(args.engine),
+            fix="its gates.json has what its build verified",
+        )
     requested_gates = None if args.gates is None else judge.parse_gates(args.gates)
     ready = (args.reference / kept_answers.FILE).is_file()
     if ready and args.model is None:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from enginix import __version__, manifest
+from enginix.checkpoint.inputs import identify_checkpoint_inputs
 from enginix.digests import SourceWatch
 from enginix.errors import CheckpointError, ModelError, UsageError
 from enginix.evaluation.judgement import run as gates
@@ -29,12 +30,11 @@ from enginix.evaluation.judgement.judge import CheckpointGateInputs, judge_check
 from enginix.evaluation.judgement.outcome import GateOutcome
 from enginix.evaluation.reference_answers import hf
 from enginix.evaluation.reference_answers.prompts import PromptSet, tokenize_prompts
-from enginix.files import new_directory, require_absent, sha256_file
+from enginix.files import new_directory, require_absent
 from enginix.integrity import list_content
 from enginix.manifest import Manifest
 from enginix.model.attention_window import read_context, read_windows
 from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
-from enginix.model.identity import identify_model, require_same_model
 from enginix.model.tokenizer_files import copy_tokenizer_files, require_fast_tokenizer
 from enginix.reference import config as checkpoint_config
 from enginix.reference import layout, linear
@@ -124,7 +124,7 @@ def build_reference_engine(
             where=str(checkpoint),
             fix="convert the model with enginix convert",
         )
-    inputs, ends = _identify_inputs(checkpoint, model), read_end_tokens(model)
+    inputs, ends = identify_checkpoint_inputs(checkpoint, model), read_end_tokens(model)
     tokenizer = hf.TransformersTokenizer(model)
     prompts = tokenize_prompts(tokenizer.encode, config.vocab_size, config.context)
     gate_bounds = _select_gates(options, config)
@@ -158,7 +158,7 @@ def build_reference_engine(
             artefact="engine",
             name=options.name or manifest.read_artefact_name(model),
             kind="reference",
-            model={**_describe_model(config), **read_windows(model), END_TOKENS_KEY: list(ends)},
+            model={**config.describe(), **read_windows(model), END_TOKENS_KEY: list(ends)},
             inputs=inputs,
             options={
                 "gates": {o.gate: _collect_bounds(o) for o in outcomes},
@@ -179,42 +179,6 @@ def build_reference_engine(
 def _collect_bounds(outcome: GateOutcome) -> dict[str, Any]:
     keys = ("tolerance", *load_table("gates")["formats"]["NO_QUANT"]["bounds"].get(outcome.gate, {}))
     return {key: outcome.detail[key] for key in keys if key in outcome.detail}
-
-
-def _identify_inputs(checkpoint: Path, model: Path) -> dict[str, Any]:
-    """Return the identity of both inputs.
-
-    Raises:
-        ManifestError: the checkpoint's manifest names another model than this one.
-    """
-    model_identity = identify_model(model)["model"]
-    if not (checkpoint / manifest.MANIFEST_FILE).exists():
-        # enginix did not make it: its bytes are its identity.
-        names = sorted(p.name for p in checkpoint.iterdir() if p.suffix in (".json", ".safetensors"))
-        files = {name: {"sha256": sha256_file(checkpoint / name)} for name in names}
-        return {"model": model_identity, "checkpoint": {"files": files}}
-    checkpoint_manifest = manifest.read_manifest(checkpoint, "checkpoint")
-    require_same_model(checkpoint_manifest.inputs.get("model"), model_identity, checkpoint, "checkpoint")
-    return {
-        "model": model_identity,
-        "checkpoint": {
-            "name": checkpoint_manifest.name,
-            "manifestSha256": sha256_file(checkpoint / manifest.MANIFEST_FILE),
-        },
-    }
-
-
-def _describe_model(config: ExecutorConfig) -> dict[str, Any]:
-    return {
-        "architecture": config.architecture,
-        "dtype": config.dtype,
-        "layers": config.layers,
-        "hiddenSize": config.hidden_size,
-        "vocabSize": config.vocab_size,
-        "maxPositionEmbeddings": config.max_position_embeddings,
-        "quantization": config.quantization.algorithm,
-        "kvCacheQuantization": config.quantization.kv_cache,
-    }
 
 
 def _put_checkpoint(checkpoint: Path, to: Path, *, link: bool) -> None:

@@ -56,12 +56,18 @@ def find_triton_support(name: str) -> TritonSupport:
     Raises:
         UsageError: there is no such kind, or Triton does not serve it.
     """
-    support = find_kind(name).triton
-    if support is None:
+    kind = find_kind(name)
+    if kind.triton is None:
         raise UsageError(
-            f"kind {name} is not served by Triton", fix=f"pass one of {', '.join(list_triton_kinds())}"
+            f"kind {name} is not served by Triton" + explain_unserved(kind),
+            fix=f"pass one of {', '.join(list_triton_kinds())}",
         )
-    return support
+    return kind.triton
+
+
+def explain_unserved(kind: EngineKind) -> str:
+    """Return the end of an error about a kind that nothing serves; empty where something does."""
+    return f": {kind.unserved_reason}" if kind.unserved_reason else ""
 
 
 def is_portable(name: str | None) -> bool:

@@ -1,0 +1,125 @@
+"""What kind ``rtx`` takes: refusals that name the value and the kind that takes it.
+
+``nix/kinds/rtx/checks.nix`` refuses the same at evaluation, by the same table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from enginix.checkpoint.config import CheckpointConfig
+from enginix.checkpoint.layout import CheckpointLayout, LinearModule
+from enginix.checkpoint.verify import algorithm_of
+from enginix.errors import CheckpointError, UsageError
+from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.tables import load_table
+
+UNQUANTIZED = "NO_QUANT"
+
+
+def list_checkpoint_formats(config: CheckpointConfig) -> tuple[str, ...]:
+    """Return the number formats of a checkpoint's matrices, sorted; NO_QUANT among them."""
+    return tuple(
+        sorted(
+            {
+                algorithm_of(module, config) or UNQUANTIZED
+                for module in CheckpointLayout(config).rank(0)
+                if isinstance(module, LinearModule) and module.quantizable
+            }
+        )
+    )
+
+
+def check_checkpoint_support(config: CheckpointConfig, checkpoint: Path) -> None:
+    """Refuse a checkpoint that this kind cannot be built from.
+
+    Raises:
+        CheckpointError: its architecture, dtype, ranks, number format, KV cache, head size, activation or
+            rotation is not taken; says which kind takes it.
+    """
+    table = load_table("rtx")
+
+    def refuse(what: str, fix: str) -> None:
+        raise CheckpointError(f"kind rtx: {what}", where=str(checkpoint / "config.json"), fix=fix)
+
+    if config.architecture not in table["architectures"]["taken"]:
+        taken = ", ".join(table["architectures"]["taken"])
+        refuse(f"{config.architecture} is not taken; taken are {taken}", "use kind llmapi")
+    if config.mapping.world_size != 1:
+        refuse(
+            f"the checkpoint has {config.mapping.world_size} ranks, and an engine runs on one GPU",
+            "convert with --tensor-parallel 1, or use kind tensorrt or llmapi",
+        )
+    if config.dtype not in table["dtypes"]["taken"]:
+        refuse(
+            f"dtype {config.dtype} has no fused attention",
+            "convert with --dtype bfloat16, or use kind reference",
+        )
+    if config.quantization.kv_cache_quant_algo is not None:
+        refuse(
+            f"a KV cache in {config.quantization.kv_cache_quant_algo} is refused by TensorRT for RTX",
+            "quantize the model without a KV cache format, or use kind tensorrt or llmapi",
+        )
+    for name in list_checkpoint_formats(config):
+        if name not in table["formats"]["taken"]:
+            taken = ", ".join(table["formats"]["taken"])
+            refuse(f"number format {name} is not taken; taken are {taken}", "use kind llmapi or tensorrt")
+    row, size = table["headSizes"], config.head_size
+    if not row["least"] <= size <= row["most"] or size % row["multiple"]:
+        refuse(
+            f"heads of {size} have no fused attention; {row['least']} to {row['most']} in steps of "
+            f"{row['multiple']} have",
+            "use kind llmapi or reference",
+        )
+    if config.rotary_embedding_dim != size:
+        refuse(f"{config.rotary_embedding_dim} of {size} elements of a head are rotated", "use kind llmapi")
+    if config.hidden_act not in ("silu", "swiglu"):
+        refuse(f"hidden_act is {config.hidden_act}, not silu", "use kind llmapi")
+    scaling = (config.rotary_scaling or {}).get("rope_type") or "default"
+    if scaling not in table["rotations"]["taken"] or config.position_embedding_type != "rope_gpt_neox":
+        refuse(
+            f"the rotation {scaling} depends on a sequence's length, and an engine's is fixed",
+            "use kind llmapi or reference",
+        )
+
+
+def resolve_targets(formats: Collection[str], requested: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the SMs of an engine: those requested, or all that its number formats allow.
+
+    Raises:
+        UsageError: a number format or the library refuses a requested SM.
+    """
+    rows = load_table("rtx")["formats"]["taken"]
+    able = [sm for sm in rows[UNQUANTIZED] if all(sm in rows[name] for name in formats)]
+    for sm in requested or ():
+        if sm not in able:
+            raise UsageError(
+                f"SM {sm}: TensorRT for RTX takes {' and '.join(sorted(formats))} for SM "
+                f"{', '.join(map(str, able))} alone",
+                fix="leave --sm out, or use kind llmapi, tensorrt or edgellm for that GPU",
+            )
+    return tuple(sorted(set(requested or able)))
+
+
+def resolve_engine_shape(limits: dict[str, int | None], context: int) -> EngineShape:
+    """Return an engine's sizes, with the table's defaults.
+
+    Args:
+        limits: maxBatchSize, maxSeqLen and stepTokens; None takes the default.
+        context: the model's, in tokens.
+
+    Raises:
+        UsageError: a limit is out of range, or above the model's context.
+    """
+    rows: dict[str, Any] = load_table("rtx")["limits"]
+    most = {**{name: rows[name]["most"] for name in limits}}
+    most["maxSeqLen"] = min(most["maxSeqLen"], context)
+    values = {}
+    for name, given in limits.items():
+        value = min(rows[name]["default"], most[name]) if given is None else given
+        if not 1 <= value <= most[name]:
+            raise UsageError(f"{name} is {value}", fix=f"pass 1 to {most[name]}")
+        values[name] = value
+    return EngineShape(values["maxBatchSize"], values["stepTokens"], values["maxSeqLen"])

@@ -1,0 +1,153 @@
+"""Engines of kind ``rtx``: a plan by NVIDIA's builder, of a network that was verified before.
+
+<engine>/
+  enginix.json     manifest: inputs, sizes, target SMs, verdict of the gate, digest of each file
+  gates.json       evidence of the gate network
+  report.html      the evidence for people
+  engine/          decoder.plan, and engine.json: names and sizes of its tensors
+  tokenizer/       tokenizer, chat template, generation defaults
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enginix import __version__, manifest
+from enginix.checkpoint.config import CheckpointConfig
+from enginix.checkpoint.inputs import identify_checkpoint_inputs
+from enginix.digests import SourceWatch
+from enginix.errors import ModelError
+from enginix.evaluation.judgement import run as gates
+from enginix.evaluation.judgement.outcome import GateOutcome
+from enginix.evaluation.reference_answers import hf
+from enginix.evaluation.reference_answers.prompts import tokenize_prompts
+from enginix.files import dump_json, new_directory, require_absent, write_text
+from enginix.kinds.rtx import checkpoint_support
+from enginix.kinds.rtx.network.decoder import DecoderNetwork
+from enginix.kinds.rtx.network_gate import judge_network
+from enginix.kinds.rtx.plan_builder import BuilderLog, build_plan, import_tensorrt_rtx, make_logger
+from enginix.kinds.rtx.plan_header import PlanHeader
+from enginix.manifest import Manifest
+from enginix.model.attention_window import read_windows
+from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
+from enginix.model.tokenizer_files import copy_tokenizer_files, require_fast_tokenizer
+from enginix.reference import config as executor_config
+from enginix.reference import layout
+from enginix.report import evidence
+from enginix.tables import load_table
+
+PLAN_FILE = "decoder.plan"
+DESCRIPTION_FILE = "engine.json"
+LIMITS = ("maxBatchSize", "maxSeqLen", "stepTokens")
+
+
+@dataclass(frozen=True)
+class RtxBuildOptions:
+    """Options of a build.
+
+    Attributes:
+        name: name of the engine; None takes the model's.
+        targets: SMs; None takes all that the number format allows.
+        max_batch_size, max_seq_len, step_tokens: sizes; None takes the table's default.
+    """
+
+    name: str | None = None
+    targets: tuple[int, ...] | None = None
+    max_batch_size: int | None = None
+    max_seq_len: int | None = None
+    step_tokens: int | None = None
+
+
+def build_rtx_engine(
+    checkpoint: Path, model: Path, out: Path, options: RtxBuildOptions | None = None
+) -> tuple[Manifest, GateOutcome]:
+    """Build an engine directory; it is complete or absent.
+
+    The network is verified by the gate ``network``, and then handed to NVIDIA's builder. Nothing executes the
+    plan: that takes a GPU of its targets.
+
+    Args:
+        checkpoint: TensorRT-LLM checkpoint directory of one rank.
+        model: the Hugging Face model that it was converted from: judge of the gate, and tokenizer.
+        out: directory to create.
+
+    Raises:
+        CheckpointError: this kind does not take the checkpoint, or it is not whole.
+        ModelError: model or tokenizer are missing.
+        UsageError: a target or a limit is refused.
+        MachineError: TensorRT for RTX is not installed.
+        GateError: the network does not compute what the model computes.
+        PlanError: the builder refused the network, or its plan is not what was asked for.
+    """
+    require_absent(out)
+    options = options or RtxBuildOptions()
+    watch = SourceWatch(checkpoint, model)
+    config = CheckpointConfig.read(checkpoint)
+    checkpoint_support.check_checkpoint_support(config, checkpoint)
+    described = executor_config.read_executor_config(checkpoint)
+    layout.check_rank_files(checkpoint, described)
+    formats = checkpoint_support.list_checkpoint_formats(config)
+    targets = checkpoint_support.resolve_targets(formats, options.targets)
+    given = dict(zip(LIMITS, (options.max_batch_size, options.max_seq_len, options.step_tokens), strict=True))
+    shape = checkpoint_support.resolve_engine_shape(given, config.max_position_embeddings)
+    if not (model / "config.json").is_file():
+        raise ModelError("no config.json", where=str(model), fix="pass the Hugging Face model's directory")
+    require_fast_tokenizer(model)
+    inputs, ends = identify_checkpoint_inputs(checkpoint, model), read_end_tokens(model)
+    trt, log = import_tensorrt_rtx(), BuilderLog()
+    prompts = tokenize_prompts(
+        hf.TransformersTokenizer(model).encode, config.vocab_size, config.max_position_embeddings
+    )
+    name = options.name or manifest.read_artefact_name(model)
+    with new_directory(out) as partial:
+        network = DecoderNetwork(trt, make_logger(trt, log), checkpoint, shape)
+        outcome = judge_network(network, checkpoint, model, [prompt.tokens for prompt in prompts.prompts])
+        gates.require_gates_passed([outcome])
+        (partial / "engine").mkdir()
+        header = build_plan(network, log, targets, partial / "engine" / PLAN_FILE)
+        write_text(partial / "engine" / DESCRIPTION_FILE, dump_json(_describe_engine(network, header)))
+        copy_tokenizer_files(model, partial / "tokenizer")
+        evidence.write_evidence_files(partial, name, gates.build_gate_evidence(prompts, [outcome]))
+        limits = dict(zip(LIMITS, (shape.slots, shape.max_seq_len, shape.step_tokens), strict=True))
+        watch.require_unchanged()
+        engine_manifest = Manifest(
+            artefact="engine",
+            name=name,
+            kind="rtx",
+            model={**described.describe(), **read_windows(model), END_TOKENS_KEY: list(ends)},
+            inputs=inputs,
+            options={"limits": limits},
+            target={"sms": list(targets)},
+            runtime={
+                "id": f"rtx-{header.version}",
+                "tensorrtRtx": header.version,
+                "driverFloor": load_table("rtx")["driverFloor"]["value"],
+            },
+            tools={"enginix": __version__, "tensorrtRtx": header.version},
+            # Explicitly not of the engine: only a GPU of its targets executes it.
+            results={"gates": {outcome.gate: "passed"}, "executed": False},
+        ).write(partial)
+    return engine_manifest, outcome
+
+
+def _describe_engine(network: DecoderNetwork, header: PlanHeader) -> dict[str, Any]:
+    """Return the content of engine.json: what a server must bind."""
+    config, shape = network.config, network.shape
+    return {
+        "format": 1,
+        "plan": PLAN_FILE,
+        "length": header.length,
+        "version": header.version,
+        "targets": list(header.targets),
+        "slots": shape.slots,
+        "stepTokens": shape.step_tokens,
+        "maxSeqLen": shape.max_seq_len,
+        "cacheLength": shape.cache_length,
+        "layers": config.num_hidden_layers,
+        "keyValueHeads": config.num_key_value_heads,
+        "headSize": config.head_size,
+        "vocabSize": config.vocab_size,
+        "dtype": config.dtype,
+    }

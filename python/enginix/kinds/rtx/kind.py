@@ -1,0 +1,40 @@
+"""The kind ``rtx``."""
+
+from __future__ import annotations
+
+from enginix.kinds.registry.engine_kind import EngineKind, KindDescription
+from enginix.kinds.registry.model_verdict import (
+    ModelVerdict,
+    explain_architecture,
+    list_conversion_obstacles,
+    list_targets,
+)
+from enginix.tables import load_table
+
+
+class RtxKind(KindDescription):
+    """The description of ``rtx``."""
+
+    def judge_model(
+        self, architecture: str | None, quantization: str | None, method: str | None = None
+    ) -> ModelVerdict:
+        """Return whether a model can become this kind, and on which GPUs."""
+        table, name = load_table("rtx"), quantization or "NO_QUANT"
+        why = list_conversion_obstacles(architecture, quantization, method, ("enginix",))
+        if not why and architecture not in table["architectures"]["taken"]:
+            why.append(explain_architecture(architecture, "is not taken by kind rtx"))
+        if not why and name not in table["formats"]["taken"]:
+            why.append(f"format {name} is not taken by kind rtx")
+        if why:
+            return ModelVerdict(False, tuple(why), ())
+        sms = table["formats"]["taken"][name]
+        return ModelVerdict(True, (), list_targets(lambda gpu: gpu["sm"] in sms))
+
+
+KIND: EngineKind = RtxKind(
+    name="rtx",
+    summary="TensorRT for RTX's engine, built without a GPU of a verified network",
+    built_from="checkpoint",
+    build_commands=("enginix rtx-build CHECKPOINT --model MODEL",),
+    unserved_reason="enginix has no server for it yet, and executed no engine of it",
+)

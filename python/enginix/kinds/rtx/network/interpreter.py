@@ -1,0 +1,318 @@
+"""Execute a network of TensorRT for RTX layer by layer, with PyTorch on the CPU.
+
+It reads the layers back from NVIDIA's own object, the one that the builder gets. What each layer means is
+NVIDIA's documentation and, in the tests, onnxruntime's execution of the same operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from enginix.errors import GateError
+from enginix.kinds.rtx.network.writer import NetworkWriter
+
+Array = npt.NDArray[Any]
+FP8_MOST, INT8_MOST = 448.0, 127.0
+
+
+def as_tensor(array: Array) -> torch.Tensor:
+    """Return a tensor over an array's memory, of any of the dtypes that networks have."""
+    if not array.flags.writeable:
+        # Mapped weights are read only, and nothing here writes into a constant.
+        array = np.lib.stride_tricks.as_strided(array, array.shape, array.strides, writeable=False)
+    name = array.dtype.name
+    if name == "bfloat16":
+        return _from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    if name == "float8_e4m3fn":
+        return _from_numpy(array.view(np.uint8)).view(torch.float8_e4m3fn)
+    return _from_numpy(array)
+
+
+def _from_numpy(array: Array) -> torch.Tensor:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of arrays that are read only
+        return torch.from_numpy(array)
+
+
+def unpack_int4_columns(packed: torch.Tensor) -> torch.Tensor:
+    """Unpack bytes [..., columns / 2] to signed int8 [..., columns]: the low half is the even column."""
+    low, high = packed & 15, packed >> 4
+    nibbles = torch.stack([low, high], -1).flatten(-2).to(torch.int8)
+    return torch.where(nibbles > 7, nibbles - 16, nibbles)
+
+
+class NetworkInterpreter:
+    """A network with the arrays of its constants.
+
+    Attributes:
+        is_wide: compute every floating-point tensor in float32, so that nothing is rounded but codes.
+        rounds_codes: round activations to codes; without it they are divided by their scale alone.
+    """
+
+    def __init__(self, writer: NetworkWriter, *, is_wide: bool = False, rounds_codes: bool = True) -> None:
+        """Read the layers of a network.
+
+        Raises:
+            GateError: a layer has a type that is not known here.
+        """
+        self.trt, self.network = writer.trt, writer.network
+        self.is_wide, self.rounds_codes = is_wide, rounds_codes
+        trt, network, constants = self.trt, self.network, writer.constants
+        self._exact = writer.exact if is_wide else {}
+        self._types = {
+            trt.float32: torch.float32,
+            trt.float16: torch.float16,
+            trt.bfloat16: torch.bfloat16,
+            trt.int32: torch.int32,
+            trt.bool: torch.bool,
+            trt.int8: torch.int8,
+            trt.fp8: torch.float8_e4m3fn,
+        }
+        self._steps = self._list_steps()
+        self._layers: list[tuple[Any, Callable[[Any, list[Any]], torch.Tensor]]] = []
+        self._constants: dict[str, torch.Tensor] = {}
+        for index in range(network.num_layers):
+            layer = network.get_layer(index)
+            kind = str(layer.type).rsplit(".", 1)[-1]
+            if kind not in self._steps:
+                raise GateError(f"layer {layer.name} is of type {kind}", fix="this network is not enginix's")
+            interface, step = self._steps[kind]
+            layer.__class__ = interface  # the binding returns the base class
+            if kind == "CONSTANT":
+                self._constants[layer.get_output(0).name] = self._read_constant(layer, constants)
+            else:
+                self._layers.append((layer, step))
+        self._last_use = self._find_last_uses()
+
+    def _read_constant(self, layer: Any, constants: Mapping[str, Array]) -> torch.Tensor:
+        """Return a constant: NVIDIA's copy where it gives one back, else the array that it was made of."""
+        output, weights = layer.get_output(0), layer.weights
+        if output.name in self._exact:
+            return as_tensor(self._exact[output.name]).reshape(tuple(layer.shape))
+        if hasattr(weights, "ravel"):
+            return as_tensor(weights).reshape(tuple(layer.shape))
+        array = constants[output.name]
+        if output.dtype == self.trt.int4:
+            return unpack_int4_columns(as_tensor(array)).reshape(tuple(layer.shape))
+        return as_tensor(array).reshape(tuple(layer.shape))
+
+    def _find_last_uses(self) -> dict[str, int]:
+        last: dict[str, int] = {}
+        for index, (layer, _) in enumerate(self._layers):
+            for i in range(layer.num_inputs):
+                if (tensor := layer.get_input(i)) is not None:
+                    last[tensor.name] = index
+        for i in range(self.network.num_outputs):
+            last.pop(self.network.get_output(i).name, None)
+        return last
+
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Compute the outputs of one step.
+
+        Args:
+            inputs: of the network, by name. Fewer rows than the network has slots are computed as well.
+
+        Raises:
+            GateError: a layer's result has another type or shape than the network says.
+        """
+        values: dict[str, torch.Tensor] = {name: self._widen(tensor) for name, tensor in inputs.items()}
+        outputs = {self.network.get_output(i).name for i in range(self.network.num_outputs)}
+        for index, (layer, step) in enumerate(self._layers):
+            arguments, names = list[Any](), list[str]()
+            for i in range(layer.num_inputs):
+                tensor = layer.get_input(i)
+                if tensor is None:
+                    arguments.append(None)
+                    continue
+                names.append(tensor.name)
+                value = values.get(tensor.name)
+                arguments.append(self._constants[tensor.name] if value is None else value)
+            output = layer.get_output(0)
+            result = step(layer, arguments)
+            self._check_result(layer, output, result)
+            values[output.name] = result
+            for name in names:
+                if self._last_use.get(name) == index and name not in outputs:
+                    values.pop(name, None)
+        return {name: values[name] for name in outputs}
+
+    def _widen(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.is_wide and tensor.dtype in (torch.float16, torch.bfloat16):
+            return tensor.float()
+        return tensor
+
+    def _result_type(self, data_type: Any) -> torch.dtype:
+        """Return what a tensor of the network is computed in."""
+        dtype = self._types[data_type]
+        is_narrow = dtype in (torch.float16, torch.bfloat16)
+        return torch.float32 if self.is_wide and is_narrow else dtype
+
+    def _check_result(self, layer: Any, output: Any, result: torch.Tensor) -> None:
+        expected = self._result_type(output.dtype)
+        # Rows may be fewer than slots.
+        shape = tuple(output.shape)[1:]
+        if not self.rounds_codes and expected in (torch.int8, torch.float8_e4m3fn):
+            expected = torch.float32
+        if result.dtype != expected or tuple(result.shape)[1:] != shape:
+            raise GateError(
+                f"layer {layer.name} gives {result.dtype} {list(result.shape)}, and the network says "
+                f"{expected} {list(output.shape)}"
+            )
+
+    def _list_steps(self) -> dict[str, tuple[Any, Callable[[Any, list[Any]], torch.Tensor]]]:
+        trt = self.trt
+        return {
+            "CONSTANT": (trt.IConstantLayer, lambda layer, inputs: inputs[0]),
+            "ELEMENTWISE": (trt.IElementWiseLayer, self._elementwise),
+            "UNARY": (trt.IUnaryLayer, self._unary),
+            "ACTIVATION": (trt.IActivationLayer, self._activation),
+            "CAST": (trt.ICastLayer, self._cast),
+            "GATHER": (trt.IGatherLayer, self._gather),
+            "REDUCE": (trt.IReduceLayer, self._reduce),
+            "SHUFFLE": (trt.IShuffleLayer, self._shuffle),
+            "MATRIX_MULTIPLY": (trt.IMatrixMultiplyLayer, self._matrix_multiply),
+            "ROTARY_EMBEDDING": (trt.IRotaryEmbeddingLayer, self._rotary_embedding),
+            "KV_CACHE_UPDATE": (trt.IKVCacheUpdateLayer, self._cache_update),
+            "ATTENTION_INPUT": (trt.IAttentionInputLayer, self._attention),
+            "ATTENTION_OUTPUT": (trt.IAttentionOutputLayer, lambda layer, inputs: inputs[0]),
+            "QUANTIZE": (trt.IQuantizeLayer, self._quantize),
+            "DEQUANTIZE": (trt.IDequantizeLayer, self._dequantize),
+        }
+
+    def _elementwise(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+        operations = {
+            "SUM": torch.add,
+            "PROD": torch.mul,
+            "GREATER": torch.gt,
+            "AND": torch.logical_and,
+        }
+        a, b = (self._widen(x) for x in inputs)
+        result: torch.Tensor = operations[str(layer.op).rsplit(".", 1)[-1]](a, b)
+        return result
+
+    def _unary(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+        operations = {"SQRT": torch.sqrt, "RECIP": torch.reciprocal, "NOT": torch.logical_not}
+        result: torch.Tensor = operations[str(layer.op).rsplit(".", 1)[-1]](inputs[0])
+        return result
+
+    def _activation(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+        # IActivationLayer.type hides the layer's own type.
+        if layer.type != self.trt.ActivationType.SIGMOID:
+            raise GateError(f"layer {layer.name} is the activation {layer.type}, not SIGMOID")
+        return torch.sigmoid(inputs[0])
+
+    def _cast(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+        cast: torch.Tensor = inputs[0].to(self._result_type(layer.to_type))
+        return cast
+
+    def _gather(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+        data, indices = inputs[0], inputs[1].long()
+        if layer.axis == 0 and layer.num_elementwise_dims == 0:
+            return self._widen(data[indices])
+        if layer.axis == 1 and layer.num_elementwise_dims == 1:
+            return torch.take_along_dim(data, indices[..., None], 1)
+        raise GateError(f"layer {layer.name} gathers along axis {layer.axis}")
+
+    def _reduce(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+        if layer.op != self.trt.ReduceOperation.AVG:
+            raise GateError(f"layer {layer.name} reduces by {layer.op}, not AVG")
+        axes = [i for i in range(inputs[0].dim()) if layer.axes >> i & 1]
+        mean: torch.Tensor = inputs[0].mean(axes, keepdim=layer.keep_dims)
+        return mean
+
+    def _shuffle(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+        x = _permute(inputs[0], layer.first_transpose)
+        shape, rows = list(layer.reshape_dims), x.shape[0]
+        if len(shape) >= 0:
+            sizes = [
+                x.shape[i] if size == 0 and layer.zero_is_placeholder else size
+                for i, size in enumerate(shape)
+            ]
+            # A written number of rows is that of all slots.
+            x = x.reshape([rows, *sizes[1:]])
+        return _permute(x, layer.second_transpose)
+
+    def _matrix_multiply(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+        """Multiply with float32 sums, as GPUs do; products of 16 bits are slow on a CPU besides."""
+        transpose = self.trt.MatrixOperation.TRANSPOSE
+        a, b = (
+            x.float().transpose(-1, -2) if operation == transpose else x.float()
+            for x, operation in ((inputs[0], layer.op0), (inputs[1], layer.op1))
+        )
+        result: torch.Tensor = (a @ b).to(self._result_type(layer.get_output(0).dtype))
+        return result
+
+    def _rotary_embedding(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+        x, cosines, sines, positions = inputs[:4]
+        if layer.interleaved or layer.rotary_embedding_dim not in (0, x.shape[-1]):
+            raise GateError(f"layer {layer.name} does not rotate whole heads by halves")
+        cos, sin = (table[positions.long()][:, None] for table in (cosines, sines))
+        first, second = x.chunk(2, -1)
+        return torch.cat((first * cos - second * sin, first * sin + second * cos), -1)
+
+    def _cache_update(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+        """Write in place, as the library does: input and output of a cache have one address."""
+        cache, update, first = inputs
+        for row in range(len(cache)):
+            begin, count = int(first[row]), update.shape[2]
+            if begin < 0 or begin + count > cache.shape[2]:
+                raise GateError(
+                    f"layer {layer.name} writes positions {begin} to {begin + count} of a cache of "
+                    f"{cache.shape[2]}"
+                )
+            cache[row, :, begin : begin + count] = update[row]
+        updated: torch.Tensor = cache
+        return updated
+
+    def _attention(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+        query, key, value, mask = inputs[:4]
+        lengths = inputs[6] if len(inputs) > 6 else None
+        trt, attention = self.trt, layer.attention
+        if attention.causal_kind != trt.CausalMaskKind.NONE or mask is None or mask.dtype != torch.bool:
+            raise GateError(f"layer {layer.name} has no mask of booleans, or is causal beside it")
+        if attention.decomposable:
+            raise GateError(f"layer {layer.name} may be decomposed")
+        if lengths is not None:  # no row attends beyond its length
+            longest = int(lengths.max())
+            key, value, mask = key[:, :, :longest], value[:, :, :longest], mask[..., :longest]
+            columns = torch.arange(mask.shape[-1])
+            mask = mask & (columns < lengths.view(-1, 1, 1, 1))
+        # Consecutive heads of queries share a head of keys.
+        rows, heads, count, size = query.shape
+        shared = query.float().reshape(rows, key.shape[1], -1, size)
+        scores = (shared @ key.float().transpose(-1, -2)).view(rows, heads, count, -1)
+        weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
+        attended = weights.view(rows, key.shape[1], shared.shape[2], -1) @ value.float()
+        result: torch.Tensor = attended.view(rows, heads, count, size).to(query.dtype)
+        return result
+
+    def _quantize(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+        x, data_type = inputs[0].float() / inputs[1].float(), layer.get_output(0).dtype
+        if not self.rounds_codes:
+            return x
+        if data_type == self.trt.fp8:
+            return x.clamp(-FP8_MOST, FP8_MOST).to(torch.float8_e4m3fn)
+        return x.round().clamp(-INT8_MOST - 1, INT8_MOST).to(torch.int8)
+
+    def _dequantize(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
+        codes, scale = inputs[0].float(), inputs[1].float()
+        if scale.dim() == codes.dim():  # a scale for each block of the last axis
+            scale = scale.repeat_interleave(codes.shape[-1] // scale.shape[-1], -1)
+        elif scale.numel() > 1:
+            shape = [1] * codes.dim()
+            shape[layer.axis] = scale.numel()
+            scale = scale.view(shape)
+        result: torch.Tensor = (codes * scale).to(self._result_type(layer.to_type))
+        return result
+
+
+def _permute(x: torch.Tensor, permutation: Any) -> torch.Tensor:
+    order = list(permutation)[: x.dim()]
+    return x.permute(order) if sorted(order) == list(range(x.dim())) else x

@@ -1,0 +1,68 @@
+"""Rotary frequencies of a TensorRT-LLM checkpoint, in NumPy, by the parameters that its loader reads.
+
+The judges of a network, transformers and the reference executor, have tables of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from enginix.checkpoint.config import CheckpointConfig
+
+Array = npt.NDArray[Any]
+# The other types depend on the length of the sequence, which is not known when an engine is built.
+ROTATION_TYPES = (None, "linear", "llama3", "yarn")
+
+
+def _compute_yarn(config: CheckpointConfig, scaling: Mapping[str, Any], inverse: Array) -> Array:
+    """Compute YaRN (arXiv 2309.00071): dimensions that turn fast stay, slow ones are interpolated."""
+    rotated, original = config.rotary_embedding_dim, float(scaling["original_max_position_embeddings"])
+
+    def dimension_of(turns: float) -> float:
+        return rotated * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rotary_base))
+
+    low = max(math.floor(dimension_of(scaling["beta_fast"])), 0)
+    high = min(math.ceil(dimension_of(scaling["beta_slow"])), rotated - 1)
+    ramp = np.clip((np.arange(rotated // 2) - low) / ((high - low) or 0.001), 0, 1)
+    return np.asarray(inverse / scaling["factor"] * ramp + inverse * (1 - ramp))
+
+
+def _compute_llama3(scaling: Mapping[str, Any], inverse: Array) -> Array:
+    """Compute Llama 3.1's scaling: long wavelengths are divided by the factor, short ones stay."""
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * inverse / (2 * math.pi)
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return np.asarray(inverse / scaling["factor"] * (1 - smooth) + inverse * smooth)
+
+
+def compute_rotation_frequencies(config: CheckpointConfig) -> tuple[Array, float]:
+    """Return inverse frequencies float64 [rotary_embedding_dim / 2], and the factor on cosine and sine.
+
+    Args:
+        config: its type of scaling is one of :data:`ROTATION_TYPES`.
+    """
+    scaling, rotated = config.rotary_scaling or {}, config.rotary_embedding_dim
+    inverse = np.asarray(1.0 / config.rotary_base ** (np.arange(0, rotated, 2) / rotated))
+    kind = scaling.get("rope_type")
+    assert kind in ROTATION_TYPES, kind
+    if kind == "linear":
+        return inverse / scaling["factor"], 1.0
+    if kind == "llama3":
+        return _compute_llama3(scaling, inverse), 1.0
+    if kind == "yarn":
+        steepness = 0.1 * math.log(scaling["factor"]) if scaling["factor"] > 1 else 0.0
+        one, every = (scaling[key] * steepness + 1 for key in ("mscale", "mscale_all_dim"))
+        return _compute_yarn(config, scaling, inverse), one / every
+    return inverse, 1.0
+
+
+def make_rotation_tables(config: CheckpointConfig, positions: int) -> tuple[Array, Array]:
+    """Return cosines and sines, each float32 [positions, rotary_embedding_dim / 2]."""
+    frequencies, magnitude = compute_rotation_frequencies(config)
+    angles = np.arange(positions)[:, None] * frequencies[None, :]
+    return tuple(np.asarray(f(angles) * magnitude, np.float32) for f in (np.cos, np.sin))  # type: ignore[return-value]

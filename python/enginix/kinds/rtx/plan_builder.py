@@ -1,0 +1,119 @@
+"""Build a plan by TensorRT for RTX, on a CPU, and check what its builder says and writes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from enginix.errors import MachineError
+from enginix.kinds.rtx.errors import PlanError
+from enginix.kinds.rtx.network.decoder import DecoderNetwork
+from enginix.kinds.rtx.plan_header import PlanHeader, check_plan_header
+from enginix.tables import load_table
+
+_SHOWN = 3  # messages of an error
+
+
+def import_tensorrt_rtx() -> Any:
+    """Import NVIDIA's bindings, in the version that enginix knows.
+
+    Raises:
+        ImportError: they are not installed.
+        MachineError: they are of another version.
+    """
+    import tensorrt_rtx_bindings as trt
+
+    expected = load_table("rtx")["version"]["value"]
+    if trt.__version__ != expected:
+        raise MachineError(
+            f"TensorRT for RTX is {trt.__version__}, expected {expected}",
+            fix=f"install tensorrt-rtx-cu13-libs=={expected} and tensorrt-rtx-cu13-bindings=={expected}",
+        )
+    return trt
+
+
+@dataclass
+class BuilderLog:
+    """Messages of the builder.
+
+    Attributes:
+        errors: of severity ERROR and INTERNAL_ERROR, in order; a build with one has failed, even where the
+            builder returns a plan.
+        kernels: names of the plan's kernels.
+    """
+
+    errors: list[str] = field(default_factory=list)
+    kernels: list[str] = field(default_factory=list)
+
+    def add(self, is_error: bool, message: str) -> None:
+        if is_error:
+            self.errors.append(message.strip().replace("\n", " "))
+        elif message.startswith("Layers:"):
+            self.kernels += re.findall(r"Name: (.*?), LayerType: ", message)
+
+
+def make_logger(trt: Any, log: BuilderLog) -> Any:
+    """Return a logger of the library that writes into ``log``."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            log.add(int(severity) <= int(trt.ILogger.Severity.ERROR), message)
+
+    return Logger()
+
+
+def build_plan(network: DecoderNetwork, log: BuilderLog, targets: Sequence[int], out: Path) -> PlanHeader:
+    """Build a network's plan into a file.
+
+    Args:
+        log: of the logger that the network was made with.
+        targets: SMs that the plan is for.
+
+    Raises:
+        PlanError: the builder reported an error or returned no plan, an attention is not one kernel, or the
+            plan's header is not what was asked for.
+    """
+    trt, builder = network.writer.trt, network.writer.builder
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = len(targets)
+    for index, sm in enumerate(sorted(targets)):
+        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), index)
+    # The list of kernels is written at this verbosity only.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    is_built = _write_stream(trt, builder, network.writer.network, config, out)
+    where = f"{network.config.architecture}, SM {', '.join(map(str, sorted(targets)))}"
+    if log.errors or not is_built:
+        raise PlanError(
+            "TensorRT for RTX refused it: " + ("; ".join(log.errors[:_SHOWN]) or "without a reason"),
+            where=where,
+            fix="lower limits.maxSeqLen or limits.maxBatchSize; or use kind llmapi or reference",
+        )
+    kernel = load_table("rtx")["plan"]["attentionKernel"]
+    fused, layers = sum(kernel in name for name in log.kernels), network.config.num_hidden_layers
+    if fused != layers:
+        raise PlanError(
+            f"{fused} of {layers} layers have a fused attention kernel, by the builder's list",
+            where=where,
+            fix="use kind llmapi or reference; please report it with the model's config.json",
+        )
+    return check_plan_header(out, trt.__version__, targets)
+
+
+def _write_stream(trt: Any, builder: Any, network: Any, config: Any, out: Path) -> bool:
+    """Let the builder write piece by piece: as one buffer the plan is in memory once more."""
+    with out.open("wb") as file:
+
+        class Writer(trt.IStreamWriter):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                trt.IStreamWriter.__init__(self)
+
+            def write(self, data: bytes) -> int:
+                return file.write(data)
+
+        return bool(builder.build_serialized_network_to_stream(network, config, Writer()))

@@ -1,0 +1,55 @@
+"""Inputs of a step: pieces of several sequences, each in a slot with a KV cache of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from enginix.kinds.rtx.engine_shape import EngineShape
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """The inputs of a step besides the caches.
+
+    Attributes:
+        input_ids: int32 [slots, step_tokens], padded on the right.
+        write_indices: int32 [slots], tokens that each slot has already.
+        last_indices: int32 [slots, 1], the last token of each slot's piece.
+    """
+
+    input_ids: torch.Tensor
+    write_indices: torch.Tensor
+    last_indices: torch.Tensor
+
+    def as_tensors(self) -> dict[str, torch.Tensor]:
+        return {
+            "input_ids": self.input_ids,
+            "write_indices": self.write_indices,
+            "last_indices": self.last_indices,
+        }
+
+
+def make_step_inputs(
+    shape: EngineShape, pieces: Mapping[int, Sequence[int]], lengths: Sequence[int]
+) -> StepInputs:
+    """Return the inputs of a step.
+
+    A slot without a piece computes padding behind its own tokens, which the next piece overwrites.
+
+    Args:
+        pieces: slot → at least one token, and at most ``step_tokens``.
+        lengths: tokens that each slot has already.
+    """
+    rows = len(lengths)
+    input_ids = torch.zeros(rows, shape.step_tokens, dtype=torch.int32)
+    last = torch.zeros(rows, 1, dtype=torch.int32)
+    for slot, piece in pieces.items():
+        assert 0 < len(piece) <= shape.step_tokens
+        input_ids[slot, : len(piece)] = torch.tensor(piece, dtype=torch.int32)
+        last[slot, 0] = len(piece) - 1
+    # A full sequence has no place behind it, and no further step.
+    first = [min(length, shape.max_seq_len - 1) for length in lengths]
+    return StepInputs(input_ids, torch.tensor(first, dtype=torch.int32), last)

@@ -1,0 +1,66 @@
+# shellcheck shell=bash disable=SC2154,SC2016,SC2034
+# TensorRT for RTX: NVIDIA's own builder in a real sandbox, without a GPU; what evaluation refuses.
+
+rtx_parts='
+  tiny = e.catalogue.tiny-qwen3;
+  rtx = args: e.mkEngine ({ kind = "rtx"; inherit (tiny) checkpoint; limits = { maxBatchSize = 2; maxSeqLen = 64; }; } // args);
+  # The tiny model, said to be another.
+  said = facts: { model = tiny.model // { quantization = facts.quantization or null; model = tiny.model.model // facts; }; };
+'
+
+with_rtx() { # nix verb, expression over those
+  with_lib "$1" "let $rtx_parts in $2" "${@:3}"
+}
+
+need_rtx() {
+  quietly tests/hostpkgs/environments.sh --existing rtx || return 77
+}
+
+test_rtx_engine_is_pure_and_repeats() {
+  need_rtx || return
+  with_rtx build 'rtx { }' -o "$tmp/rtx" -L || return 1
+  with_rtx build 'rtx { }' --no-link --rebuild -L && says 'gate network: passed' &&
+    [ -s "$tmp/rtx/engine/decoder.plan" ] && [ -z "$(nix-store -q --references "$(readlink "$tmp/rtx")")" ] &&
+    grep -q '"executed": false' "$tmp/rtx/enginix.json"
+}
+
+test_rtx_engine_of_the_catalogue_is_for_every_gpu_and_not_free() {
+  with_rtx eval 'let one = e.catalogue.tiny-qwen3-rtx.engine; in [ one.targets one.kind one.limits.maxSeqLen (map (l: l.free or true) one.meta.license) one.allowSubstitutes ]' --json &&
+    says '[[80,86,89,120,121],"rtx",2048,' && says 'false],false]'
+}
+
+# What it says of a wrong argument; each evaluates, and builds nothing.
+rtx_refuses() { # arguments, what the error says
+  ! with_rtx eval "(rtx ($1)).drvPath" && says "$2"
+}
+
+test_rtx_refusals_name_the_reason_and_another_kind() {
+  rtx_refuses 'said { kvCacheQuantization = "FP8"; }' 'refuses a KV cache in FP8' && says 'kind = "tensorrt" or "llmapi"' &&
+    rtx_refuses 'said { architecture = "Qwen3MoeForCausalLM"; }' 'Qwen3MoeForCausalLM is not taken by kind rtx' && says 'kind = "llmapi"' &&
+    rtx_refuses 'said { quantization = "NVFP4"; }' 'NVFP4 is not taken by kind rtx' &&
+    rtx_refuses 'said { headSize = 512; }' 'heads of 512 have no fused attention' &&
+    rtx_refuses '{ targets = [ "h200" ]; }' 'h200 is SM 90' && says 'kind = "llmapi"' &&
+    rtx_refuses '{ targets = [ 75 ]; }' 'is SM 75' &&
+    rtx_refuses '{ targets = [ "b200" ]; }' 'is SM 100' &&
+    rtx_refuses '{ targets = [ "rtx-3090" ]; } // said { quantization = "FP8"; }' 'FP8 for SM 89, 120, 121 alone' &&
+    rtx_refuses '{ targets = [ ]; }' 'leave it out for all' &&
+    rtx_refuses '{ checkpoint = e.mkCheckpoint { inherit (tiny) model; tensorParallel = 2; }; }' '2 ranks' &&
+    rtx_refuses '{ limits.maxSeqLen = 4096; }' 'maxSeqLen = 4096' &&
+    rtx_refuses '{ limits.maxBeamWidth = 2; }' 'maxBeamWidth' &&
+    rtx_refuses '{ runtime = "trtllm-1.2.1"; }' 'rtx-1.7.1.116' &&
+    rtx_refuses '{ target = "rtx-4090"; }' 'target is an argument of the kind' &&
+    rtx_refuses 'let m = said { }; in m // { model = m.model // { weightBytes = 16000000000; }; }' 'takes up to 62 GiB' && says 'buildMemoryGB'
+}
+
+test_rtx_targets_are_sms_in_order() {
+  with_rtx eval '[ (rtx { targets = [ "rtx-5090" "RTX 3090" 89 "rtx-4090" ]; }).targets (rtx (said { quantization = "FP8"; })).targets ]' --json &&
+    says '[[86,89,120],[89,120,121]]'
+}
+
+test_rtx_nothing_serves_it_and_says_why() {
+  ! with_rtx eval '(e.mkTritonRepo { engine = rtx { }; }).drvPath' && says 'no server for it yet' &&
+    ! with_rtx eval '(e.mkServe { engine = rtx { }; }).drvPath' && says 'no server for it yet' &&
+    # The NixOS module's assertion reads this; tests/nix/cases/real_lib.sh has it fail.
+    with_rtx eval '(import (root + "/nix/nixos/served.nix") { inherit (e) lib; parts = e; } { engine = rtx { }; repo = null; settings = { }; ownServer = null; flags = { }; }).unserved' &&
+    says 'no server for it yet'
+}

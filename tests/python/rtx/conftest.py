@@ -1,0 +1,94 @@
+"""NVIDIA's builder from the environment `rtx`, in this process, and checkpoints to build."""
+
+from __future__ import annotations
+
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import environments
+import tiny_model
+from enginix.checkpoint.convert import ConvertOptions, convert_model
+from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.kinds.rtx.network.decoder import DecoderNetwork
+from enginix.kinds.rtx.plan_builder import BuilderLog, import_tensorrt_rtx, make_logger
+
+sys.path.insert(0, str(Path(__file__).parent))  # modules beside the tests
+ROOT = Path(__file__).resolve().parents[3]
+TINY = ROOT / "tests/models/tiny-qwen3"
+# Sequences longer than the windows and rotations of the golden models, in pieces of 8 tokens.
+SHAPE = EngineShape(4, 8, 60)
+
+Describe = Callable[..., tuple[DecoderNetwork, BuilderLog]]
+
+
+@pytest.fixture(scope="session")
+def trt() -> Any:
+    """The bindings; of the environment, all other wheels are this one's."""
+    try:
+        site = environments.environment("rtx") / "lib/python3.11/site-packages"
+    except environments.MissingEnvironment as error:
+        pytest.skip(str(error))
+    sys.path.append(str(site))
+    return import_tensorrt_rtx()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def describe(trt: Any) -> Describe:
+    """Describes a checkpoint as a network, with the log of its builder."""
+
+    def make(checkpoint: Path, shape: EngineShape = SHAPE) -> tuple[DecoderNetwork, BuilderLog]:
+        log = BuilderLog()
+        return DecoderNetwork(trt, make_logger(trt, log), checkpoint, shape), log
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def golden(made_once: Callable[..., Path]) -> Path:
+    """Directory of the golden models."""
+
+    def unpack(out: Path) -> None:
+        with tarfile.open(ROOT / "tests/golden/golden.tar.xz") as archive:
+            archive.extractall(out)  # our own archive, pinned in the repository
+
+    return made_once("rtx-golden", unpack) / "golden"
+
+
+@pytest.fixture(scope="session")
+def converted(made_once: Callable[..., Path]) -> Callable[..., Path]:
+    """Checkpoints of one rank; each made once."""
+
+    def make(model: Path, name: str, **options: Any) -> Path:
+        return made_once(f"rtx-{name}", lambda out: convert_model(model, out, ConvertOptions(**options)))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(converted: Callable[..., Path]) -> Path:
+    return converted(TINY, "tiny")
+
+
+@pytest.fixture(scope="session")
+def quantized(made_once: Callable[..., Path]) -> Callable[[str], Path]:
+    """Checkpoints of tiny-qwen3 quantized by ModelOpt; each made once."""
+
+    def make(name: str) -> Path:
+        out = made_once(f"rtx-{name}", lambda out: tiny_model.quantize(TINY, name, out))
+        return out / "checkpoint"
+
+    return make

@@ -1,0 +1,250 @@
+"""NVIDIA's builder, run here: plans that repeat, refusals that it makes, and the checks of what it wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from enginix.cli import main
+from enginix.compatibility.check import Mismatch, compare_with_machine, require_versions
+from enginix.errors import CheckpointError, EnginixError, GateError, ManifestError, UsageError
+from enginix.integrity import require_unchanged
+from enginix.kinds.rtx import checkpoint_support, engine_build, plan_builder
+from enginix.kinds.rtx.engine_shape import EngineShape
+from enginix.kinds.rtx.errors import PlanError
+from enginix.kinds.rtx.network.decoder import DecoderNetwork
+from enginix.kinds.rtx.network.writer import NetworkWriter
+from enginix.kinds.rtx.plan_header import check_plan_header
+from enginix.machine.target import Machine, MachineGpu
+from enginix.manifest import read_manifest
+
+TINY = Path(__file__).resolve().parents[2] / "models/tiny-qwen3"
+SMALL = EngineShape(2, 4, 32)
+ALL = (80, 86, 89, 120, 121)
+Describe = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def plan(tiny: Path, describe: Describe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("plan") / "decoder.plan"
+    network, log = describe(tiny, SMALL)
+    header = plan_builder.build_plan(network, log, ALL, out)
+    assert header.targets == ALL and header.length == out.stat().st_size
+    return out
+
+
+def test_plans_repeat(plan: Path, tiny: Path, describe: Describe, tmp_path: Path) -> None:
+    network, log = describe(tiny, SMALL)
+    plan_builder.build_plan(network, log, ALL, tmp_path / "again")
+    digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (plan, tmp_path / "again")}
+    assert len(digests) == 1
+    assert sum("mha" in kernel for kernel in log.kernels) == network.config.num_hidden_layers == 4
+
+
+@pytest.mark.parametrize(
+    "offset,value,said",
+    [(0, b"x", "begins with"), (16, b"\x01", "length is"), (24, b"\x02", "version of"),
+     (32, b"\x0e", "target SMs"), (32, b"\x7e", "not asked for"), (None, b"", "length is")],
+)  # fmt: skip
+def test_changed_headers_are_found(
+    plan: Path, tmp_path: Path, offset: int | None, value: bytes, said: str
+) -> None:
+    content = bytearray(plan.read_bytes())
+    if offset is None:
+        content = content[:-1]
+    else:
+        content[offset : offset + 1] = value
+    (tmp_path / "plan").write_bytes(content)
+    with pytest.raises(PlanError, match=said):
+        check_plan_header(tmp_path / "plan", "1.7.1.116", ALL)
+
+
+def test_the_builders_refusals_are_errors(
+    tiny: Path, quantized: Callable[[str], Path], describe: Describe, tmp_path: Path
+) -> None:
+    network, log = describe(quantized("FP8"), SMALL)
+    with pytest.raises(PlanError, match="sm86"):
+        plan_builder.build_plan(network, log, (86,), tmp_path / "fp8")
+    network, log = describe(tiny, SMALL)
+    log.add(True, "a setter was refused")
+    with pytest.raises(PlanError, match="a setter was refused"):
+        plan_builder.build_plan(network, log, ALL, tmp_path / "logged")
+
+
+def test_a_setter_that_is_refused_in_passing_fails_the_build(
+    tiny: Path, trt: Any, describe: Describe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attend(self: NetworkWriter, q: Any, k: Any, v: Any, mask: Any, lengths: Any, name: str) -> Any:
+        softmax, causal = trt.AttentionNormalizationOp.SOFTMAX, trt.CausalMaskKind.LOWER_RIGHT
+        attention = self.network.add_attention_v2(q, k, v, softmax, causal)
+        with contextlib.suppress(RuntimeError):
+            attention.mask = mask  # beside a causal one: refused, and the attention stays
+        attention.key_value_lengths = lengths
+        return attention.get_output(0)
+
+    monkeypatch.setattr(NetworkWriter, "attend", attend)
+    network, log = describe(tiny, SMALL)
+    assert log.errors
+    with pytest.raises(PlanError, match="refused it"):
+        plan_builder.build_plan(network, log, ALL, tmp_path / "plan")
+
+
+def test_an_attention_in_parts_is_found(
+    tiny: Path, describe: Describe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, log = describe(tiny, SMALL)
+    config = replace(network.config, num_hidden_layers=5)
+    monkeypatch.setattr(network, "config", config)
+    with pytest.raises(PlanError, match="4 of 5 layers"):
+        plan_builder.build_plan(network, log, ALL, tmp_path / "plan")
+
+
+@pytest.fixture(scope="module")
+def engine(trt: Any, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("engine") / "engine"
+    words = [
+        "--max-batch-size",
+        "2",
+        "--max-seq-len",
+        "32",
+        "--step-tokens",
+        "4",
+        "--sm",
+        "120",
+        "--sm",
+        "89",
+    ]
+    assert main(["rtx-build", str(tiny), "--model", str(TINY), "-o", str(out), *words]) == 0
+    return out
+
+
+def test_engines_are_described(engine: Path) -> None:
+    manifest = read_manifest(engine, "engine")
+    assert (manifest.kind, manifest.target) == ("rtx", {"sms": [89, 120]})
+    assert manifest.results == {"gates": {"network": "passed"}, "executed": False}
+    assert manifest.options["limits"] == {"maxBatchSize": 2, "maxSeqLen": 32, "stepTokens": 4}
+    assert {"engine/decoder.plan", "engine/engine.json", "gates.json"} <= set(manifest.files or ())
+    described = json.loads((engine / "engine/engine.json").read_text())
+    assert (described["cacheLength"], described["targets"]) == (35, [89, 120])
+    require_unchanged(engine)
+
+
+def test_a_changed_plan_is_found(engine: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(engine, tmp_path / "engine")
+    path = tmp_path / "engine/engine/decoder.plan"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(EnginixError, match=r"decoder\.plan"):
+        require_unchanged(tmp_path / "engine")
+
+
+def make_machine(sm: int, driver: str = "590.44.01") -> Machine:
+    return Machine(driver, "13.0", (MachineGpu(0, "a GPU", "GPU-1", sm, 32 << 30, 31 << 30),), "nvml")
+
+
+@pytest.mark.parametrize(
+    "machine,runs",
+    [(make_machine(89), True), (make_machine(120), True), (make_machine(86), False),
+     (make_machine(90), False), (make_machine(89, "570.1"), False), (None, False)],
+)  # fmt: skip
+def test_machines_are_compared(engine: Path, machine: Machine | None, runs: bool) -> None:
+    verdict = compare_with_machine(read_manifest(engine), machine)
+    assert verdict.runs == runs, verdict.text()
+
+
+@pytest.mark.parametrize("sms", ["89", [], ["89"], [True], {"89": 1}])
+def test_targets_that_are_no_list_of_sms_are_refused(engine: Path, sms: Any) -> None:
+    manifest = replace(read_manifest(engine), target={"sms": sms})
+    for machine in (make_machine(89), None):
+        with pytest.raises(ManifestError, match=r"target\.sms"):
+            compare_with_machine(manifest, machine)
+
+
+def test_another_version_of_the_library_is_refused(engine: Path) -> None:
+    require_versions(read_manifest(engine), engine, {"tensorrtRtx": "1.7.1.116"})
+    with pytest.raises(Mismatch, match="tensorrtRtx"):
+        require_versions(read_manifest(engine), engine, {"tensorrtRtx": "1.6.1.120"})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["triton-repo", "ENGINE", "-o", "OUT"],
+        ["gate", "ENGINE", "--reference", "MODEL"],
+        ["plan", "MODEL", "--target", "rtx-4090", "--kind", "rtx"],
+        ["up", "MODEL", "--kind", "rtx"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_would_serve_or_ask_it_says_why_not(
+    engine: Path, tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"ENGINE": str(engine), "OUT": str(tmp_path / "out"), "MODEL": str(TINY)}
+    assert main([given.get(word, word) for word in words]) != 0
+    assert "no server for it yet" in capsys.readouterr().err
+
+
+def test_a_network_that_is_another_function_is_no_engine(
+    trt: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norm = DecoderNetwork._norm
+    monkeypatch.setattr(
+        DecoderNetwork, "_norm", lambda self, x, name: x if name.endswith("ln_f") else norm(self, x, name)
+    )
+    with pytest.raises(GateError, match="gate network failed"):
+        engine_build.build_rtx_engine(
+            tiny, TINY, tmp_path / "engine", engine_build.RtxBuildOptions(max_batch_size=2, max_seq_len=32)
+        )
+    assert not (tmp_path / "engine").exists()
+
+
+# Each value of a checkpoint's configuration that this kind refuses, and what it says.
+REFUSED = {
+    "dtype": ({"dtype": "float32"}, "no fused attention"),
+    "heads": ({"head_size": 512}, "heads of 512"),
+    "odd heads": ({"head_size": 20}, "heads of 20"),
+    "part of a head": ({"rotary_embedding_dim": 16}, "16 of 32 elements"),
+    "activation": ({"hidden_act": "gelu"}, "hidden_act is gelu"),
+    "experts": ({"architecture": "Qwen3MoeForCausalLM"}, "Qwen3MoeForCausalLM is not taken"),
+    "rotation": (
+        {"rotary_scaling": {"rope_type": "dynamic", "factor": 2.0, "alpha": 1.0}},
+        "rotation dynamic",
+    ),
+    "KV cache": ({"quantization": {"kv_cache_quant_algo": "FP8"}}, "a KV cache in FP8"),
+    "format": ({"quantization": {"quant_algo": "NVFP4"}}, "format NVFP4 is not taken"),
+    "ranks": ({"mapping": {"world_size": 2, "tp_size": 2}}, "2 ranks"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_checkpoints(tiny: Path, case: str) -> None:
+    from enginix.checkpoint.config import parse_checkpoint_config
+
+    changes, said = REFUSED[case]
+    raw = {**json.loads((tiny / "config.json").read_text()), **changes}
+    with pytest.raises(CheckpointError, match=said) as error:
+        checkpoint_support.check_checkpoint_support(parse_checkpoint_config(raw, "config.json"), tiny)
+    assert error.value.fix and ("kind" in error.value.fix or "--dtype" in error.value.fix)
+
+
+def test_targets_and_limits() -> None:
+    resolve = checkpoint_support.resolve_targets
+    assert resolve(["NO_QUANT"], None) == ALL and resolve(["FP8", "NO_QUANT"], None) == (89, 120, 121)
+    assert resolve(["NO_QUANT"], [120, 80]) == (80, 120)
+    for formats, sm in ((["NO_QUANT"], 90), (["NO_QUANT"], 75), (["FP8"], 86)):
+        with pytest.raises(UsageError, match=f"SM {sm}"):
+            resolve(formats, [sm])
+    limits = {"maxBatchSize": None, "maxSeqLen": None, "stepTokens": None}
+    assert checkpoint_support.resolve_engine_shape(limits, 2048) == EngineShape(8, 16, 2048)
+    with pytest.raises(UsageError, match="maxSeqLen is 4096"):
+        checkpoint_support.resolve_engine_shape({**limits, "maxSeqLen": 4096}, 2048)
