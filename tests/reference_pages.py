@@ -40,6 +40,7 @@ PUBLISHED = ROOT / "tests" / "facts" / "published.json"
 FIELD_NAMES = {
     "tensorrtLlm": "TensorRT-LLM",
     "tensorrt": "TensorRT",
+    "tensorrtRtx": "TensorRT for RTX",
     "cuda": "CUDA",
     "driver": "least driver",
     "torch": "PyTorch",
@@ -281,12 +282,13 @@ def render_runtimes() -> str:
 def _describe_tensorrt(row: dict[str, Any]) -> str:
     """Return the version; ``none`` where the package requires no TensorRT."""
     none = row["sources"]["enginePath"] == "package" and not row["enginePath"]
-    return str(row.get("tensorrt") or ("none" if none else "?"))
+    for_rtx = f"for RTX {row['tensorrtRtx']}" if "tensorrtRtx" in row else None
+    return str(row.get("tensorrt") or for_rtx or ("none" if none else "?"))
 
 
 def _render_runtime(row: dict[str, Any]) -> str:
     items = []
-    for field in ("tensorrtLlm", "tensorrt", "cuda", "driver", "torch", "transformers", "modelopt", "nccl"):
+    for field in FIELD_NAMES:
         if (value := row.get(field)) is not None:
             items.append(f"{FIELD_NAMES[field]}: `{value}` ({row['sources'][field]})")
     for tag, image in row.get("images", {}).items():
