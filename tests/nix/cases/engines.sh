@@ -290,6 +290,7 @@ test_engine_gated_checkpoint() {
 test_engine_with_everything() {
   mkdir -p "$tmp/adapter"
   echo '{}' >"$tmp/adapter/adapter_config.json"
+  head -c 64 /dev/zero >"$tmp/adapter/adapter_model.safetensors" # a builder reads it, which the stand-in does not
   built "$(engine_of "mk { profile = \"long-context\"; lora = { dirs = [ $tmp/adapter ]; targetModules = [ \"attn_q\" ]; maxRank = 8; };
     speculative = { mode = \"draft_tokens_external\"; maxDraftLen = 4; }; plugins.gemmPlugin = \"auto\"; }")" || return 1
   says '--lora_dir /w/lora/0' && says '--lora_plugin auto' && says '--max_draft_len 4' && says '--max_batch_size 2' &&
