@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 from enginix.checkpoint import convert
@@ -24,7 +24,8 @@ from enginix.memory_plan.kv_layout import find_latent, is_counted_by_heads
 from enginix.memory_plan.weights import CheckpointSizes, RankSizes, estimate_from_headers
 from enginix.model import ModelConfig, open_weights
 from enginix.model.attention_window import find_window_pattern
-from enginix.model.jsonfile import read_object
+from enginix.model.context_length import explain_pytorch_context, read_pytorch_context
+from enginix.model.jsonfile import read_object, select_language_model
 from enginix.model.number_formats import (
     list_missing_formats,
     read_algorithms,
@@ -228,6 +229,8 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
     sizes = resolve_sizes(description, config, request, find_latent(raw, model.source))
     if sizes.latent:
         notes.append("multi-head latent attention: every rank keeps the whole latent vector of a token")
+    if kind.built_from == "model":
+        sizes = replace(sizes, context=read_pytorch_context(raw) or sizes.context)
     windows = find_window_pattern(raw)
     if windows is None:
         notes.append("windows of its layers are not known: the KV cache is an upper bound")
@@ -286,12 +289,6 @@ def find_window_obstacles(request: PlanRequest, windows: Sequence[int] | None) -
         f"--max-seq-len {length} exceeds the model's sliding window of {min(windows)} tokens, and kind "
         f"{request.kind} attends beyond it (fix: --max-seq-len {min(windows)}, or another kind)"
     ]
-
-
-def select_language_model(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a model's language model, which some models keep one level down."""
-    text = raw.get("text_config")
-    return {**raw, **text} if isinstance(text, dict) else dict(raw)
 
 
 def read_kv_bits(request: PlanRequest) -> int | None:
@@ -479,6 +476,8 @@ def _list_plan_notes(
         notes.append(f"{gpu.name} shares its memory with the CPU: what programs hold is missing here")
     if limits.max_seq_len > sizes.context:
         notes.append(f"max_seq_len {limits.max_seq_len} exceeds the model's context of {sizes.context}")
+    if find_kind(request.kind).built_from == "model" and (description.context or 0) > sizes.context:
+        notes.append(explain_pytorch_context(sizes.context, description.context or 0))
     each = memory.need_tokens // limits.sequences
     fitting_sequences = memory.tokens // each if each else 0
     if request.max_batch_size and memory.fits and fitting_sequences < request.max_batch_size:
