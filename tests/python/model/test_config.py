@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from enginix.checkpoint.config import CheckpointConfig
 from enginix.checkpoint.describe import describe_checkpoint_config
 from enginix.checkpoint.mapping import CheckpointMapping
 from enginix.errors import EnginixError, ModelError
@@ -350,7 +351,7 @@ def test_rope_scaling_extends_the_context_for_every_reader(
     checkpoint = describe_checkpoint_config(model, "float16", CheckpointMapping(1, 1), {})
     assert model.context == read_checkpoint_context(checkpoint) == context
     (tmp_path / "config.json").write_text(json.dumps(checkpoint))
-    assert read_executor_config(tmp_path).context == context
+    assert read_executor_config(tmp_path).context == CheckpointConfig.read(tmp_path).context == context
     subject = make_build_subject(checkpoint, 90)
     extended = scaling.get("rope_type") == "yarn" and positions > 32768  # trtllm-build multiplies these, too
     assert predict_build(subject, []).build_config["max_seq_len"] == (positions * 4 if extended else context)
