@@ -18,6 +18,7 @@ from enginix.kinds.planning.planner import (
     find_kv_certainty,
     find_model_obstacles,
     find_window_obstacles,
+    list_changed_options,
     resolve_plan_limits,
 )
 from enginix.kinds.registry import find_kind, load_hook
@@ -82,7 +83,15 @@ def plan_from_lock(
             *find_window_obstacles(request, windows),
         ),
         changes=() if memory.fits else tuple(arithmetic.find_changes(sizes, limits, gpu, weights)),
-        notes=("from the lock alone: weights of a rank are the mean, a lower bound",),
+        notes=(
+            "from the lock alone: weights of a rank are the mean, a lower bound",
+            *list_changed_options(request, limits),
+            *(
+                [f"max_seq_len {limits.max_seq_len} exceeds the model's context of {sizes.context}"]
+                if limits.max_seq_len > sizes.context
+                else []
+            ),
+        ),
     )
 
 

@@ -463,6 +463,20 @@ def find_model_obstacles(
     return list(verdict.why) if verdict.takes is False else []
 
 
+def list_changed_options(request: PlanRequest, limits: PlanLimits) -> list[str]:
+    """List the options of a request that the plan does not take as they are."""
+    changed = []
+    if request.max_num_tokens and limits.max_num_tokens < request.max_num_tokens:
+        changed.append(
+            f"max_num_tokens {request.max_num_tokens} is clipped to {limits.max_num_tokens}: all sequences "
+            "together have no more"
+        )
+    for name, ranks in (("tensor", request.tensor_parallel), ("pipeline", request.pipeline_parallel)):
+        if ranks > 1 and not find_kind(request.kind).has_parallelism:
+            changed.append(f"kind {request.kind} runs on one device: --{name}-parallel {ranks} is left out")
+    return changed
+
+
 def _list_plan_notes(
     description: ModelDescription,
     sizes: ModelSizes,
@@ -478,6 +492,7 @@ def _list_plan_notes(
         notes.append(f"max_seq_len {limits.max_seq_len} exceeds the model's context of {sizes.context}")
     if find_kind(request.kind).built_from == "model" and (description.context or 0) > sizes.context:
         notes.append(explain_pytorch_context(sizes.context, description.context or 0))
+    notes += list_changed_options(request, limits)
     each = memory.need_tokens // limits.sequences
     fitting_sequences = memory.tokens // each if each else 0
     if request.max_batch_size and memory.fits and fitting_sequences < request.max_batch_size:
