@@ -205,6 +205,25 @@ def test_offline_a_format_that_the_gpu_lacks_is_an_obstacle_too(
     assert main([*line, "b200"]) == 0
 
 
+@pytest.mark.parametrize(
+    "gone", [["num_hidden_layers"], ["intermediate_size"], ["num_hidden_layers", "head_dim"]]
+)
+def test_what_is_not_counted_is_named_with_a_fix_that_works(gone: list[str], tmp_path: Path) -> None:
+    """XGLM names its layers otherwise, SolarOpen has no width of a dense layer."""
+    shutil.copytree(TINY, tmp_path / "model")
+    whole = json.loads((TINY / "config.json").read_text()) | {"architectures": ["NovelForCausalLM"]}
+    lacking = {key: value for key, value in whole.items() if key not in gone}
+    for raw in (lacking, lacking | {key: whole[key] for key in gone}):
+        (tmp_path / "model/config.json").write_text(json.dumps(raw))
+        with open_model(str(tmp_path / "model")) as model:
+            if raw is not lacking:
+                assert plan_memory(model, find_target_gpu("h200"), PlanRequest(kind="llmapi")).fits
+                continue
+            with pytest.raises(EnginixError, match="plan does not count NovelForCausalLM") as caught:
+                plan_memory(model, find_target_gpu("h200"), PlanRequest(kind="llmapi"))
+            assert gone[0] in caught.value.what and gone[0] in str(caught.value.fix)
+
+
 def test_a_lock_without_facts_is_refused_by_name() -> None:
     with pytest.raises(EnginixError, match="does not have the model's layers"):
         plan_from_lock({}, {"model.safetensors": 5}, TargetGpu("g", 90, 10**9), PlanRequest(), "x.lock.json")

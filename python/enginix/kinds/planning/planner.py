@@ -327,6 +327,13 @@ def check_plan_request(request: PlanRequest) -> None:
         )
 
 
+_SIZE_KEYS = {
+    "layers": "num_hidden_layers", "heads": "num_attention_heads", "kv_heads": "num_key_value_heads",
+    "head_size": "head_dim", "hidden_size": "hidden_size", "mlp_width": "intermediate_size",
+    "vocabulary": "vocab_size", "context": "max_position_embeddings",
+}  # fmt: skip
+
+
 def resolve_sizes(
     description: ModelDescription, config: ModelConfig | None, request: PlanRequest, latent: int = 0
 ) -> ModelSizes:
@@ -341,10 +348,13 @@ def resolve_sizes(
         "context": description.context,
     }
     if missing := [k for k, v in values.items() if v is None]:
+        keys = [_SIZE_KEYS[name] for name in missing]
         raise ModelError(
-            f"config.json lacks {missing[0].replace('_', ' ')}",
+            f"plan does not count {description.architecture or 'this model'}: its config.json has no "
+            f"{' and no '.join(keys)}",
             where=description.source,
-            fix="pass a decoder-only language model",
+            fix=f"if the model has them under other names, plan a copy of it whose config.json has "
+            f"{', '.join(keys)}, too",
         )
     if config is not None and (experts := config.experts) is not None:
         values["mlp_width"] = experts.top_k * experts.width + experts.shared_width
