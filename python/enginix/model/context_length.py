@@ -47,7 +47,7 @@ def scale_context(positions: int, scaling: Mapping[str, Any] | None, original: f
     kind = parameters.get("rope_type", parameters.get("type"))
     if kind not in load_table("architectures")["rope"]["extending"]["types"]:
         return positions
-    start = positions
+    start: float = positions
     if kind == "yarn":
         start = original or _read_positive(parameters.get(_ORIGINAL)) or positions
     extended = math.ceil(start * find_rotary_factor(parameters))
