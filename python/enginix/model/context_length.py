@@ -61,12 +61,12 @@ def _read_positions(config: Mapping[str, Any]) -> int | None:
     if isinstance(name, str) and (row := list_family_rows().get(name)) is not None:
         try:
             rule = row["sizes"][_POSITIONS]
-            said = [evaluate_expression(rule, read_model_values(config, row), "")]
+            stated_positions = [evaluate_expression(rule, read_model_values(config, row), "")]
         except ModelError:
             return None
     else:
-        said = [config.get(key) for key in (_POSITIONS, "n_positions", "seq_length")]
-    return next((value for value in said if type(value) is int and 0 < value < 1 << 53), None)
+        stated_positions = [config.get(key) for key in (_POSITIONS, "n_positions", "seq_length")]
+    return next((value for value in stated_positions if type(value) is int and 0 < value < 1 << 53), None)
 
 
 def _find_extending(config: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -103,16 +103,16 @@ def list_given_options(args: argparse.Namespace) -> list[str]:
 
 
 def _refuse_unread_options(args: argparse.Namespace) -> None:
-    given = list_given_options(args)
-    if args.request is not None and (beside := [o for o in given if o not in _BESIDE_REQUEST]):
+    given_options = list_given_options(args)
+    if args.request is not None and (beside := [o for o in given_options if o not in _BESIDE_REQUEST]):
         raise UsageError(
             f"{', '.join(beside)} beside --request, which has all of it",
             fix="leave one of the two out",
         )
     if find_kind(args.kind).is_compiled:
-        if "--llm-arg" in given:
+        if "--llm-arg" in given_options:
             raise UsageError("--llm-arg: kind tensorrt has no arguments of the LLM class", fix="--plugin")
-    elif unread := [o for o in given if o in _TOOL_OPTIONS]:
+    elif unread := [o for o in given_options if o in _TOOL_OPTIONS]:
         raise UsageError(f"kind {args.kind} reads no {', '.join(unread)}", fix="leave it out")
 
 

@@ -228,10 +228,10 @@ def write_llmapi_engine(request: LlmApiRequest, model: Path, out: Path, *, link:
     """
     checkpoint = BuildCheckpoint.of_model(model, request.tensor_parallel)
     context = read_pytorch_context(select_language_model(read_object(model / "config.json")))
-    asked, whole = request.limits.get("maxSeqLen"), checkpoint.context
-    if context is not None and asked is not None and whole is not None and context < asked <= whole:
+    requested_length, whole_context = request.limits.get("maxSeqLen"), checkpoint.context
+    if context and requested_length and whole_context and context < requested_length <= whole_context:
         raise UsageError(
-            f"maxSeqLen {asked}: {explain_pytorch_context(context, whole)}",
+            f"maxSeqLen {requested_length}: {explain_pytorch_context(context, whole_context)}",
             where=str(model / "config.json"),
             fix=f"do that, or use at most {context}",
         )
