@@ -49,6 +49,10 @@ in
       throw (
         "${function}: limits.maxSeqLen = ${toString checked.maxSeqLen}, but the model's context is "
         + "${toString context} tokens; use at most ${toString context}."
+        + lib.optionalString (context == model.pytorchContext or null) (
+          " The PyTorch backend clips longer sequences of this model, to max_position_embeddings; "
+          + "kind tensorrt does not."
+        )
       )
     else if maxInputLen > checked.maxSeqLen then
       throw (

@@ -46,7 +46,9 @@ let
   stack = if builtins.isString runtime then mkRuntime { inherit id; } else runtime;
   row = check.engine.runtime function (check.runtime.rows runtime) "llmapi" { } id;
   ready = check.options.profile function profile;
-  sizes = check.limits.resolve "${name}-engine" facts ready.limits limits;
+  # The PyTorch backend clips sequences of some models below their context.
+  clipped = facts // lib.optionalAttrs (facts ? pytorchContext) { context = facts.pytorchContext; };
+  sizes = check.limits.resolve "${name}-engine" clipped ready.limits limits;
   arguments = check.llmapi.arguments function id llmArgs;
   ranks = check.engine.parallel "${name}-engine" facts {
     inherit tensorParallel;

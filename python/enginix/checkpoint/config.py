@@ -11,6 +11,7 @@ from typing import Any
 
 from enginix.checkpoint.mapping import CheckpointMapping, default_gpus_per_node
 from enginix.errors import CheckpointError, ModelError
+from enginix.model.context_length import read_checkpoint_context
 from enginix.model.jsonfile import read_object
 from enginix.tables import load_table
 
@@ -106,6 +107,11 @@ class CheckpointConfig:
     mapping: CheckpointMapping
     quantization: CheckpointQuantization
     raw: MappingType[str, Any] = field(repr=False)
+
+    @property
+    def context(self) -> int:
+        """The longest sequence that the positions are made for, as rope scaling extends them."""
+        return read_checkpoint_context(self.raw) or self.max_position_embeddings
 
     @classmethod
     def read(cls, directory: Path) -> CheckpointConfig:

@@ -11,6 +11,7 @@ from typing import Any
 
 from enginix.errors import LockError, ModelError
 from enginix.model.attention_window import WINDOW_KEY, find_window_pattern
+from enginix.model.context_length import PYTORCH_CONTEXT_KEY, read_model_context, read_pytorch_context
 from enginix.model.family_config import read_family_sizes
 from enginix.model.family_rows import list_family_rows
 from enginix.model.jsonfile import parse_object
@@ -35,7 +36,6 @@ INTEGERS = {
     "hiddenSize": ("hidden_size", "n_embd"),
     "intermediateSize": ("intermediate_size", "n_inner", "ffn_hidden_size"),
     "vocabulary": ("vocab_size",),
-    "context": ("max_position_embeddings", "n_positions", "seq_length"),
     "experts": ("num_local_experts", "num_experts", "n_routed_experts"),
     "expertIntermediateSize": ("moe_intermediate_size",),
     "expertsPerToken": ("num_experts_per_tok", "experts_per_token"),
@@ -67,6 +67,11 @@ def extract_model_metadata(files: Mapping[str, bytes], where: str) -> dict[str, 
         value = next((config[k] for k in keys if type(config.get(k)) is int), None)
         if value is not None and 0 <= value < 1 << 53:
             facts[fact] = value
+    context, clipped = read_model_context(config), read_pytorch_context(config)
+    if context is not None:
+        facts["context"] = context
+    if clipped is not None and clipped != context:
+        facts[PYTORCH_CONTEXT_KEY] = clipped
     facts |= _read_family_facts(config, facts.get("architecture"))
     kv_heads = find_kv_heads(config, facts.get("architecture"))
     if kv_heads is not None and 0 <= kv_heads < 1 << 53:
@@ -93,7 +98,6 @@ _FAMILY_FACTS = {
     "hiddenSize": "hidden_size",
     "intermediateSize": "intermediate_size",
     "vocabulary": "vocab_size",
-    "context": "max_position_embeddings",
     "experts": "experts.count",
     "expertsPerToken": "experts.top_k",
 }

@@ -16,6 +16,7 @@ from enginix.inspect.parameters import ParameterCount, count_parameters
 from enginix.inspect.roles import group_by_role
 from enginix.letter_case import camel_case_keys
 from enginix.model import ModelWeights, open_weights
+from enginix.model.context_length import read_model_context
 from enginix.model.family_config import name_family_sizes
 from enginix.model.jsonfile import read_object
 from enginix.model.kv_heads import find_kv_heads
@@ -131,7 +132,7 @@ def describe_model(model: InspectedModel) -> ModelDescription:
         experts=_read_size(sizes, "num_local_experts", "num_experts", "n_routed_experts"),
         experts_per_token=_read_size(sizes, "num_experts_per_tok"),
         vocabulary=_read_size(sizes, "vocab_size"),
-        context=_read_size(sizes, "max_position_embeddings", "n_positions"),
+        context=read_model_context(sizes),
         dtype=dtype.removeprefix("torch.") if isinstance(dtype, str) else None,
         tied_embeddings=sizes.get("tie_word_embeddings") is True,
         quantization=_read_quantization(model, raw),

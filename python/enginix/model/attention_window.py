@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from enginix.errors import ManifestError, ModelError
 from enginix.model.config import ModelConfig, find_windows
+from enginix.model.context_length import read_model_context
 from enginix.model.family_config import read_family_sizes, read_family_windows
 from enginix.model.family_rows import list_family_rows
 from enginix.model.jsonfile import read_object
@@ -24,7 +25,7 @@ def describe_windows(model: ModelConfig) -> dict[str, Any]:
 
     A layer without a window has the context. Empty where no layer has one that is below the context.
     """
-    return _describe_pattern(model.windows, model.max_position_embeddings)
+    return _describe_pattern(model.windows, model.context)
 
 
 def _describe_pattern(windows: tuple[int | None, ...], context: int) -> dict[str, Any]:
@@ -47,13 +48,13 @@ def find_window_pattern(config: Mapping[str, Any]) -> list[int] | None:
     name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
     row = load_table("architectures")["architectures"].get(name)
     layers = config.get("num_hidden_layers")
-    context = config.get("max_position_embeddings")
+    context = read_model_context(config)
     kinds, window = config.get("layer_types"), config.get("sliding_window")
     spans = {"full_attention": None, "sliding_attention": window,
              "chunked_attention": config.get("attention_chunk_size")}  # fmt: skip
     if (family := list_family_rows().get(name or "")) is not None:
         sizes = read_family_sizes(config, family)
-        context, layers = sizes.get("max_position_embeddings"), sizes.get("num_hidden_layers", 0)
+        layers = sizes.get("num_hidden_layers", 0)
         found = read_family_windows(config, family, layers) if 0 < layers <= 10_000 else None
         if found is None:
             return None
@@ -100,7 +101,7 @@ def read_windows(model: Path) -> dict[str, Any]:
         ModelError: ``config.json`` is unreadable, or its window is not valid.
     """
     raw = read_object(model / "config.json")
-    names, context = raw.get("architectures"), raw.get("max_position_embeddings")
+    names, context = raw.get("architectures"), read_model_context(raw)
     rows: Mapping[str, Any] = load_table("architectures")["architectures"]
     layers = raw.get("num_hidden_layers")
     if not isinstance(names, list) or len(names) != 1 or names[0] not in rows:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import ModelError, UsageError
+from enginix.model.context_length import scale_context
 from enginix.model.family_rows import list_family_rows
 from enginix.model.jsonfile import read_object
 from enginix.model.quantization import ModelQuantization, read_quantization
@@ -83,7 +84,12 @@ class ModelConfig:
     @property
     def sliding_window(self) -> int | None:
         """The smallest window of any layer that is smaller than the context; None without one."""
-        return min((w for w in self.windows if w and w < self.max_position_embeddings), default=None)
+        return min((w for w in self.windows if w and w < self.context), default=None)
+
+    @property
+    def context(self) -> int:
+        """The longest sequence that the positions are made for, as rope scaling extends them."""
+        return scale_context(self.max_position_embeddings, self.rope.scaling, self.rope.original)
 
     @classmethod
     def read(cls, directory: Path, *, variant: str | None = None) -> ModelConfig:

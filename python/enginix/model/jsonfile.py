@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -171,3 +172,9 @@ def read_object(path: Path) -> dict[str, Any]:
     if len(data) > LIMIT:
         raise ModelError(f"larger than {LIMIT} bytes", where=str(path), fix=DAMAGED_FIX)
     return parse_object(data, str(path))
+
+
+def select_language_model(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a model's language model, which some models keep one level down."""
+    text = raw.get("text_config")
+    return {**raw, **text} if isinstance(text, dict) else dict(raw)

@@ -13,6 +13,7 @@ from typing import Any
 from enginix.console import format_bytes
 from enginix.errors import MachineError, ModelError, UsageError
 from enginix.model import ModelWeights, open_weights
+from enginix.model.context_length import read_model_context
 from enginix.model.jsonfile import read_object
 from enginix.model.quantization import SIDECAR
 from enginix.quantize.calibration import Calibration, hash_tokenizer_files
@@ -130,8 +131,8 @@ def check_calibration(model: SourceModel, data: Calibration, where: str) -> None
             where=where,
             fix=fix,
         )
-    context = model.config.get("max_position_embeddings")
-    if isinstance(context, int) and data.tokens.shape[1] > context:
+    context = read_model_context(model.config)
+    if context is not None and data.tokens.shape[1] > context:
         raise UsageError(
             f"rows of {data.tokens.shape[1]} tokens, but the model's context is {context}",
             where=where,

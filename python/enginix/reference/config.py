@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from enginix import manifest
 from enginix.errors import CheckpointError
+from enginix.model.context_length import scale_context
 from enginix.reference import quantization as number_formats
 from enginix.reference.decoder_form import FORMS, DecoderForm, find_form
 from enginix.reference.quantization import REBUILD, ExecutorQuantization
@@ -121,7 +122,8 @@ class ExecutorConfig:
     @property
     def context(self) -> int:
         """The longest sequence for which the executor computes the same as the model."""
-        return min(self.max_position_embeddings, self.window or self.max_position_embeddings)
+        longest = scale_context(self.max_position_embeddings, self.rotary_scaling)
+        return min(longest, self.window or longest)
 
     @property
     def world_size(self) -> int:

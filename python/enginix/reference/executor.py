@@ -118,11 +118,7 @@ class Executor:
     @property
     def max_length(self) -> int:
         """Longest sequence in tokens, prompt and answer together."""
-        config = self.config
-        scaling = config.rotary_scaling or {}
-        factor = float(scaling["factor"]) if scaling.get("rope_type") == "dynamic" else 1.0
-        longest = int(config.max_position_embeddings * factor)
-        return min(longest, config.window or longest)
+        return self.config.context
 
     def check_tokens(self, tokens: Sequence[int]) -> None:
         """Refuse a prompt that the model cannot process.

@@ -354,6 +354,12 @@ test_engine_gates_without_evidence_fail() {
     says 'gate perplexity failed' && says 'gatherContextLogits = true'
 }
 
+test_engine_for_pytorch_has_the_context_that_its_backend_takes() {
+  local of='kind: args: (mk ({ inherit kind; gates = null; model = model // { model = model.model // { pytorchContext = 1024; }; }; } // args)).request.limits.maxSeqLen'
+  with_lib eval "$(engine_of "let of = $of; in [ (of \"llmapi\" { }) (of \"tensorrt\" { }) ]")" --json && says '[1024,2048]' &&
+    ! with_lib eval "$(engine_of "let of = $of; in of \"llmapi\" { limits.maxSeqLen = 2048; }")" && says 'The PyTorch backend clips'
+}
+
 test_engine_gates_evaluate_without_a_gpu() {
   with_lib eval "$(engine_of 'map (d: builtins.isString d.drvPath) [ (mk { gates = null; }) (mk { gates = null; }).ungated (mk { gates = null; }).answers
     (mk { kind = "llmapi"; gates = null; }) (mk { kind = "llmapi"; target = null; gates = null; }) ]')" --json &&

@@ -176,6 +176,30 @@ def test_a_kind_that_takes_no_checkpoint_says_what_it_takes(
 
 
 @pytest.mark.parametrize(
+    ("kind", "words", "said"),
+    [
+        ("reference", ("--max-seq-len", "512"), "kind reference reads no --max-seq-len"),
+        (
+            "reference",
+            ("--max-batch-size", "2", "--max-beam-width", "1"),
+            "--max-batch-size, --max-beam-width",
+        ),
+        ("reference", ("--profile", "latency", "--tensor-parallel", "2"), "--profile, --tensor-parallel"),
+        ("llmapi", ("--workers", "2"), "kind llmapi reads no --workers"),
+        ("llmapi", ("--request", "x.json", "--max-seq-len", "512"), "--max-seq-len beside --request"),
+        ("tensorrt", ("--request", "x.json", "--max-num-tokens", "512"), "--max-num-tokens beside --request"),
+        ("tensorrt", ("--llm-arg", "max_seq_len=512"), "kind tensorrt has no arguments of the LLM class"),
+    ],
+)
+def test_an_option_that_a_kind_does_not_read_is_refused(
+    checkpoint: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    kind: str, words: tuple[str, ...], said: str,
+) -> None:  # fmt: skip
+    assert enginix(checkpoint, "--kind", kind, "--model", model, "-o", tmp_path / "engine", *words) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "words", [("--tolerance", "0"), ("--tolerance", "nan"), ("--tolerance", "1", "--no-gates")]
 )
 def test_impossible_tolerances(checkpoint: Path, model: Path, tmp_path: Path, words: tuple[str, ...]) -> None:

@@ -10,11 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from enginix.checkpoint.config import CheckpointConfig
+from enginix.checkpoint.describe import describe_checkpoint_config
+from enginix.checkpoint.mapping import CheckpointMapping
 from enginix.errors import EnginixError, ModelError
 from enginix.hub.model_metadata import extract_model_metadata, find_quantization_contradiction
+from enginix.inspect import describe_model, open_model
+from enginix.kinds.tensorrt.build.effective_build import make_build_subject, predict_build
+from enginix.kinds.tensorrt.build.engine_checkpoint import BuildCheckpoint
 from enginix.model import ModelConfig
 from enginix.model.config import parse_config
+from enginix.model.context_length import read_checkpoint_context, read_model_context
 from enginix.model.quantization import read_quantization
+from enginix.reference.config import read_executor_config
 from enginix.tables import load_table
 
 BASE: dict[str, Any] = {
@@ -303,3 +311,63 @@ def test_a_method_is_known_in_any_case(tmp_path: Path) -> None:
     entry = {"quant_method": "ModelOpt", "quant_algo": "Fp8", "ignore": ["lm_head"]}
     found = read_quantization(tmp_path, {"quantization_config": entry})
     assert found is not None and found.algorithm == "FP8"
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0}
+# Rope scaling and max_position_embeddings → context, and what the PyTorch backend clips it to. By hand from
+# TensorRT-LLM's builder.py and infer_max_seq_len, and from what the models' cards say of the public forms.
+CONTEXTS = [
+    ({}, 4096, 4096, 4096),
+    ({"type": "linear", "factor": 4.0}, 4096, 16384, 16384),  # vicuna-13b-v1.5-16k
+    ({"type": "linear", "factor": 2.5}, 4097, 10243, 10243),
+    ({"type": "dynamic", "factor": 2.0}, 4096, 8192, 8192),
+    ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 32768, 131072, 32768),
+    (YARN, 32768, 131072, 32768),
+    ({**YARN, "original_max_position_embeddings": 32768}, 131072, 131072, 131072),  # R1-0528-Qwen3-8B
+    ({**YARN, "original_max_position_embeddings": 32768}, 40960, 131072, 40960),  # Qwen3's recipe
+    ({**YARN, "original_max_position_embeddings": 4096}, 65536, 65536, 65536),
+    ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+      "original_max_position_embeddings": 8192}, 131072, 131072, 131072),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize(("scaling", "positions", "context", "clipped"), CONTEXTS)
+def test_rope_scaling_extends_the_context_for_every_reader(
+    scaling: dict[str, Any], positions: int, context: int, clipped: int, key: str, tmp_path: Path
+) -> None:
+    raw = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "vocab_size": 128,
+        "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_act": "silu",
+        "max_position_embeddings": positions, **({key: scaling} if scaling else {}),
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    facts = extract_model_metadata({"config.json": json.dumps(raw).encode()}, "lock")
+    assert (facts["context"], facts.get("pytorchContext", facts["context"])) == (context, clipped)
+    with open_model(str(tmp_path), None) as inspected:
+        assert describe_model(inspected).context == context
+    assert BuildCheckpoint.of_model(tmp_path).context == context
+    model = ModelConfig.read(tmp_path)
+    checkpoint = describe_checkpoint_config(model, "float16", CheckpointMapping(1, 1), {})
+    assert model.context == read_checkpoint_context(checkpoint) == context
+    (tmp_path / "config.json").write_text(json.dumps(checkpoint))
+    assert read_executor_config(tmp_path).context == CheckpointConfig.read(tmp_path).context == context
+    subject = make_build_subject(checkpoint, 90)
+    extended = scaling.get("rope_type") == "yarn" and positions > 32768  # trtllm-build multiplies these, too
+    assert predict_build(subject, []).build_config["max_seq_len"] == (positions * 4 if extended else context)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "gemma3_text", "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        {"model_type": "phi3", "rope_scaling": {"type": "yarn", "factor": 8.0}},
+        {"rope_scaling": {"type": "longrope", "factor": 32.0}},
+        {"rope_scaling": {"type": "su", "factor": 32.0}},
+        {"rope_scaling": {"type": "linear", "factor": float("nan")}},
+        {"rope_scaling": {"type": ["linear"], "factor": 2.0}},
+        {"rope_scaling": "linear"},
+    ],
+)
+def test_other_rope_scaling_leaves_the_context(config: dict[str, Any]) -> None:
+    assert read_model_context({"max_position_embeddings": 131072, **config}) == 131072

@@ -19,10 +19,11 @@ from enginix.errors import ModelError
 from enginix.hub.model_metadata import extract_model_metadata
 from enginix.inspect import describe_model, open_model
 from enginix.kinds.planning.lock_plan import NEEDED_KEYS, plan_from_lock
-from enginix.kinds.planning.planner import PlanRequest, find_kv_certainty, select_language_model
+from enginix.kinds.planning.planner import PlanRequest, find_kv_certainty
 from enginix.memory_plan.arithmetic import ModelSizes, PlanLimits, TargetGpu, compute_kv_token
 from enginix.memory_plan.kv_layout import find_latent
 from enginix.model.attention_window import find_window_pattern
+from enginix.model.jsonfile import select_language_model
 from enginix.tables import load_table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from enginix.inspect import open_model
 from enginix.kinds.planning.lock_plan import plan_from_lock
 from enginix.kinds.planning.planner import PlanRequest, plan_memory
 from enginix.memory_plan import arithmetic
-from enginix.memory_plan.arithmetic import ModelSizes, PlanLimits, TargetGpu
+from enginix.memory_plan.arithmetic import ModelSizes, PlanLimits, TargetGpu, find_target_gpu
 from enginix.memory_plan.weights import CheckpointSizes
 from enginix.model import ModelConfig, open_weights
 from hub import Hub
@@ -165,6 +166,7 @@ def test_a_format_that_the_gpu_lacks_is_an_obstacle(capsys: pytest.CaptureFixtur
 def test_the_reference_kind_is_one_device_in_full_precision(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(TINY), "--target", "h200", "--kind", "reference", "--tp", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert "kind reference runs on one device: --tensor-parallel 2 is left out" in found["notes"]
     # 1,443,200 parameters and the head that a checkpoint holds beside the tied embedding, in bfloat16
     assert found["memory"]["weights"] == (1_443_200 + 2048 * 128) * 2
     assert found["limits"]["tensorParallel"] == 1
@@ -203,6 +205,25 @@ def test_offline_a_format_that_the_gpu_lacks_is_an_obstacle_too(
     assert main([*line, "b200"]) == 0
 
 
+@pytest.mark.parametrize(
+    "gone", [["num_hidden_layers"], ["intermediate_size"], ["num_hidden_layers", "head_dim"]]
+)
+def test_what_is_not_counted_is_named_with_a_fix_that_works(gone: list[str], tmp_path: Path) -> None:
+    """XGLM names its layers otherwise, SolarOpen has no width of a dense layer."""
+    shutil.copytree(TINY, tmp_path / "model")
+    whole = json.loads((TINY / "config.json").read_text()) | {"architectures": ["NovelForCausalLM"]}
+    lacking = {key: value for key, value in whole.items() if key not in gone}
+    for raw in (lacking, lacking | {key: whole[key] for key in gone}):
+        (tmp_path / "model/config.json").write_text(json.dumps(raw))
+        with open_model(str(tmp_path / "model")) as model:
+            if raw is not lacking:
+                assert plan_memory(model, find_target_gpu("h200"), PlanRequest(kind="llmapi")).fits
+                continue
+            with pytest.raises(EnginixError, match="plan does not count NovelForCausalLM") as caught:
+                plan_memory(model, find_target_gpu("h200"), PlanRequest(kind="llmapi"))
+            assert gone[0] in caught.value.what and gone[0] in str(caught.value.fix)
+
+
 def test_a_lock_without_facts_is_refused_by_name() -> None:
     with pytest.raises(EnginixError, match="does not have the model's layers"):
         plan_from_lock({}, {"model.safetensors": 5}, TargetGpu("g", 90, 10**9), PlanRequest(), "x.lock.json")
@@ -217,6 +238,7 @@ def test_edgellm_by_hand() -> None:
     weights = open_weights(TINY)
     assert memory.weights == sum(t.nbytes for t in weights.tensors.values())
     assert found.obstacles and "no payload for SM 90" in found.obstacles[0]
+    assert found.certainty.kv_token == "exact"
     assert "maxInputLen" in json.dumps(found.as_json()["limits"])
 
 
@@ -255,6 +277,26 @@ def test_edgellm_on_a_command_line(target, status, said, capsys) -> None:
     lock = str(CATALOGUE / f"{PINNED[0]}.lock.json")
     assert main(["plan", lock, "--offline", "--target", target, "--kind", "edgellm", "--json"]) == status
     assert json.loads(capsys.readouterr().out)["kind"] == "edgellm"
+
+
+def test_an_option_that_is_clipped_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    lock = str(CATALOGUE / f"{PINNED[0]}.lock.json")
+    for words in (["plan", str(TINY)], ["plan", lock, "--offline"]):
+        line = [*words, "--target", "h200", "--max-batch-size", "2", "--max-num-tokens", "512"]
+        assert main([*line, "--max-seq-len", "128"]) == 0
+        assert "max_num_tokens 512 is clipped to 256" in capsys.readouterr().out
+        assert main([*line, "--max-seq-len", "2048", "--max-batch-size", "1"]) == 0
+        assert "clipped" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["DeepseekV3ForCausalLM", "Lfm2ForCausalLM"])
+def test_edgellm_knows_the_layout_of_its_own_architectures_alone(name: str, tmp_path: Path) -> None:
+    shutil.copytree(TINY, tmp_path / "model")
+    raw = json.loads((tmp_path / "model/config.json").read_text()) | {"architectures": [name]}
+    (tmp_path / "model/config.json").write_text(json.dumps(raw))
+    request = PlanRequest(kind="edgellm")
+    with open_model(str(tmp_path / "model")) as model:
+        assert plan_memory(model, find_target_gpu("rtx-5090"), request).certainty.kv_token == "estimate"
 
 
 def test_an_architecture_or_format_that_edgellm_does_not_take_is_an_obstacle() -> None:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 
 from enginix import console
+from enginix.cli.engines import trtllm_build
 from enginix.errors import UsageError
 
 
 def run(args: argparse.Namespace) -> int:
     if args.checkpoint is None:
         raise UsageError("CHECKPOINT is needed", fix="pass the output of enginix convert")
+    if unread := trtllm_build.list_given_options(args):
+        raise UsageError(
+            f"kind reference reads no {', '.join(unread)}: its limits are the checkpoint's own",
+            fix="leave it out, or take kind tensorrt or llmapi",
+        )
     if args.tolerance is not None and (args.no_gates or not 0 < args.tolerance < float("inf")):
         raise UsageError(
             "--tolerance with --no-gates" if args.no_gates else f"--tolerance is {args.tolerance}",

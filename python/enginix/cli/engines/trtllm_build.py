@@ -84,7 +84,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+# What NVIDIA's tool alone reads: the arguments of the LLM class have none of it.
+_TOOL_OPTIONS = {
+    "--rootfs", "--driver", "--strategy", "--workers", "--timing-cache", "--timing-cache-out",
+    "--accept-driver", "--gated",
+}  # fmt: skip
+# What stands beside a request's JSON, not in it.
+_BESIDE_REQUEST = {"--request", "--rootfs", "--driver", "--in-place", "--timing-cache-out"}
+
+
+def list_given_options(args: argparse.Namespace) -> list[str]:
+    """List the options of TensorRT-LLM's kinds that a command line gives another value than the default."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    defaults = vars(parser.parse_args([]))
+    flags = {action.dest: action.option_strings[-1] for action in parser._actions}
+    return [flags[name] for name, value in defaults.items() if getattr(args, name, value) != value]
+
+
+def _refuse_unread_options(args: argparse.Namespace) -> None:
+    given_options = list_given_options(args)
+    if args.request is not None and (beside := [o for o in given_options if o not in _BESIDE_REQUEST]):
+        raise UsageError(
+            f"{', '.join(beside)} beside --request, which has all of it",
+            fix="leave one of the two out",
+        )
+    if find_kind(args.kind).is_compiled:
+        if "--llm-arg" in given_options:
+            raise UsageError("--llm-arg: kind tensorrt has no arguments of the LLM class", fix="--plugin")
+    elif unread := [o for o in given_options if o in _TOOL_OPTIONS]:
+        raise UsageError(f"kind {args.kind} reads no {', '.join(unread)}", fix="leave it out")
+
+
 def run(args: argparse.Namespace) -> int:
+    _refuse_unread_options(args)
     request_fields = _collect_request_fields(args)
     if not find_kind(args.kind).is_compiled:
         from enginix.kinds.llmapi.llmapi_engine import LlmApiRequest, write_llmapi_engine

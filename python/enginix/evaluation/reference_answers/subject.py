@@ -13,6 +13,7 @@ import torch
 from enginix.errors import GateError
 from enginix.evaluation.reference_answers import hf
 from enginix.model.attention_window import read_context
+from enginix.model.context_length import read_model_context
 from enginix.progress import ProgressStep, track_step
 
 if TYPE_CHECKING:  # the package of the reference answers has no executor (nix/mk-reference-answers.nix)
@@ -153,7 +154,9 @@ class TransformersSubject:
         config = self.model.config
         self.vocab_size = int(config.vocab_size)
         # Within this length an engine without the model's sliding window computes the same.
-        self.max_length = read_context(model, int(config.max_position_embeddings))
+        self.max_length = read_context(
+            model, read_model_context(config.to_dict()) or int(config.max_position_embeddings)
+        )
 
     def _ids(self, text: Sequence[int]) -> torch.Tensor:
         return torch.tensor([list(text)], device=self.device)

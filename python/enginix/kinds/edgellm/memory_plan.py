@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from enginix.errors import EnginixError, UsageError
 from enginix.kinds.edgellm.build import describe_payloads, find_uncountable_limit, format_cpu
@@ -165,6 +165,11 @@ def fill_edgellm_limits(
     if beyond is not None:
         raise UsageError(beyond, fix="lower one of the limits")
     return limits
+
+
+def find_edgellm_certainty(architecture: str | None) -> Literal["exact", "estimate"]:
+    """Return how far the KV cache of a token is known: of architectures that Edge-LLM takes, all by heads."""
+    return "exact" if architecture in load_table("edgellm")["architectures"] else "estimate"
 
 
 def list_payload_systems(gpu: TargetGpu) -> tuple[str, ...]:

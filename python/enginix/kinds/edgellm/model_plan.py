@@ -49,7 +49,7 @@ def plan_model(
         sizes=sizes,
         limits=limits,
         memory=memory,
-        certainty=PlanCertainty("estimate", "exact"),
+        certainty=PlanCertainty("estimate", memory_plan.find_edgellm_certainty(description.architecture)),
         build=BuildNeeds(description.size, total, 0, 0, memory.weights + memory.workspace, 0),
         obstacles=tuple(
             memory_plan.find_edgellm_obstacles(description.architecture, sizes.quantization, gpu)
@@ -73,7 +73,9 @@ def plan_lock(
         sizes=sizes,
         limits=limits,
         memory=memory,
-        certainty=PlanCertainty("lower bound", "exact"),
+        certainty=PlanCertainty(
+            "lower bound", memory_plan.find_edgellm_certainty(metadata.get("architecture"))
+        ),
         build=BuildNeeds(lock.files, lock.weight_bytes, 0, 0, memory.weights + memory.workspace, 0),
         obstacles=tuple(
             memory_plan.find_edgellm_obstacles(metadata.get("architecture"), sizes.quantization, gpu)

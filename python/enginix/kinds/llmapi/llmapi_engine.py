@@ -29,7 +29,9 @@ from enginix.kinds.tensorrt.build.request import check_request_shape, find_profi
 from enginix.machine.target import Target, find_target
 from enginix.manifest import Manifest, read_artefact_name
 from enginix.model.attention_window import read_windows
+from enginix.model.context_length import explain_pytorch_context, read_pytorch_context
 from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
+from enginix.model.jsonfile import read_object, select_language_model
 from enginix.model.tokenizer_files import copy_tokenizer_files
 from enginix.runtime import table as runtimes
 from enginix.runtime.table import Runtime
@@ -225,7 +227,15 @@ def write_llmapi_engine(request: LlmApiRequest, model: Path, out: Path, *, link:
         ModelError: not a model, or one without a tokenizer.
     """
     checkpoint = BuildCheckpoint.of_model(model, request.tensor_parallel)
-    limits: EngineLimits = build_options.resolve_limits(checkpoint.context, request.limits, request.profile)
+    context = read_pytorch_context(select_language_model(read_object(model / "config.json")))
+    requested_length, whole_context = request.limits.get("maxSeqLen"), checkpoint.context
+    if context and requested_length and whole_context and context < requested_length <= whole_context:
+        raise UsageError(
+            f"maxSeqLen {requested_length}: {explain_pytorch_context(context, whole_context)}",
+            where=str(model / "config.json"),
+            fix=f"do that, or use at most {context}",
+        )
+    limits: EngineLimits = build_options.resolve_limits(context, request.limits, request.profile)
     chunked = request.arguments.get("enable_chunked_prefill")
     if has_long_prompts := limits.maxInputLen > limits.maxNumTokens:
         # Without chunked prefill TensorRT-LLM refuses a prompt above max_num_tokens.

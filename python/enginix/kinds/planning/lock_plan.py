@@ -18,12 +18,14 @@ from enginix.kinds.planning.planner import (
     find_kv_certainty,
     find_model_obstacles,
     find_window_obstacles,
+    list_changed_options,
     resolve_plan_limits,
 )
 from enginix.kinds.registry import find_kind, load_hook
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import ELEMENT_BYTES, ModelSizes, TargetGpu
 from enginix.model.attention_window import WINDOW_KEY
+from enginix.model.context_length import PYTORCH_CONTEXT_KEY
 from enginix.model.number_formats import read_kv_cache_bits
 from enginix.tables import load_table
 
@@ -54,9 +56,9 @@ def plan_from_lock(
             where=source,
             fix="leave --offline out",
         )
-    sizes, total, tied = _read_sizes(metadata, count_weight_bytes(files), source)
-    weights = arithmetic.estimate_weights(total, sizes, tied)
     kind = find_kind(request.kind)
+    sizes, total, tied = _read_sizes(metadata, count_weight_bytes(files), source, kind.built_from)
+    weights = arithmetic.estimate_weights(total, sizes, tied)
     if kind.memory_plan is not None:
         kind_planner: KindPlanner = load_hook(kind.memory_plan)
         lock_sizes = LockSizes(source, sum(files.values()), sizes, total, weights)
@@ -81,7 +83,15 @@ def plan_from_lock(
             *find_window_obstacles(request, windows),
         ),
         changes=() if memory.fits else tuple(arithmetic.find_changes(sizes, limits, gpu, weights)),
-        notes=("from the lock alone: weights of a rank are the mean, a lower bound",),
+        notes=(
+            "from the lock alone: weights of a rank are the mean, a lower bound",
+            *list_changed_options(request, limits),
+            *(
+                [f"max_seq_len {limits.max_seq_len} exceeds the model's context of {sizes.context}"]
+                if limits.max_seq_len > sizes.context
+                else []
+            ),
+        ),
     )
 
 
@@ -110,7 +120,9 @@ def count_weight_bytes(files: Mapping[str, int]) -> int:
     return sum(files[p] for p in chosen)
 
 
-def _read_sizes(metadata: Mapping[str, Any], total: int, source: str) -> tuple[ModelSizes, int, bool]:
+def _read_sizes(
+    metadata: Mapping[str, Any], total: int, source: str, built_from: str
+) -> tuple[ModelSizes, int, bool]:
     """Return the model's sizes, the bytes of its weights in a checkpoint, and whether embedding and head are
     tied."""
     dtype, cache = metadata.get("dtype"), metadata.get("kvCacheQuantization")
@@ -134,7 +146,9 @@ def _read_sizes(metadata: Mapping[str, Any], total: int, source: str) -> tuple[M
         hidden_size=metadata["hiddenSize"],
         mlp_width=metadata["intermediateSize"],
         vocabulary=metadata["vocabulary"],
-        context=metadata["context"],
+        context=metadata.get(PYTORCH_CONTEXT_KEY, metadata["context"])
+        if built_from == "model"
+        else metadata["context"],
         element_bytes=element,
         quantization=metadata.get("quantization") or "NO_QUANT",
         kv_bits=cache_bits[cache] if cache else 8 * element,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 from enginix.checkpoint import convert
@@ -24,7 +24,8 @@ from enginix.memory_plan.kv_layout import find_latent, is_counted_by_heads
 from enginix.memory_plan.weights import CheckpointSizes, RankSizes, estimate_from_headers
 from enginix.model import ModelConfig, open_weights
 from enginix.model.attention_window import find_window_pattern
-from enginix.model.jsonfile import read_object
+from enginix.model.context_length import explain_pytorch_context, read_pytorch_context
+from enginix.model.jsonfile import read_object, select_language_model
 from enginix.model.number_formats import (
     list_missing_formats,
     read_algorithms,
@@ -228,6 +229,8 @@ def plan_memory(model: InspectedModel, gpu: TargetGpu, request: PlanRequest) -> 
     sizes = resolve_sizes(description, config, request, find_latent(raw, model.source))
     if sizes.latent:
         notes.append("multi-head latent attention: every rank keeps the whole latent vector of a token")
+    if kind.built_from == "model":
+        sizes = replace(sizes, context=read_pytorch_context(raw) or sizes.context)
     windows = find_window_pattern(raw)
     if windows is None:
         notes.append("windows of its layers are not known: the KV cache is an upper bound")
@@ -288,12 +291,6 @@ def find_window_obstacles(request: PlanRequest, windows: Sequence[int] | None) -
     ]
 
 
-def select_language_model(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a model's language model, which some models keep one level down."""
-    text = raw.get("text_config")
-    return {**raw, **text} if isinstance(text, dict) else dict(raw)
-
-
 def read_kv_bits(request: PlanRequest) -> int | None:
     """Return the bits of a KV cache number that a request asks for; None for the model's."""
     return None if request.kv_cache == "auto" else read_kv_cache_bits()[request.kv_cache]
@@ -330,6 +327,13 @@ def check_plan_request(request: PlanRequest) -> None:
         )
 
 
+_SIZE_KEYS = {
+    "layers": "num_hidden_layers", "heads": "num_attention_heads", "kv_heads": "num_key_value_heads",
+    "head_size": "head_dim", "hidden_size": "hidden_size", "mlp_width": "intermediate_size",
+    "vocabulary": "vocab_size", "context": "max_position_embeddings",
+}  # fmt: skip
+
+
 def resolve_sizes(
     description: ModelDescription, config: ModelConfig | None, request: PlanRequest, latent: int = 0
 ) -> ModelSizes:
@@ -344,10 +348,13 @@ def resolve_sizes(
         "context": description.context,
     }
     if missing := [k for k, v in values.items() if v is None]:
+        keys = [_SIZE_KEYS[name] for name in missing]
         raise ModelError(
-            f"config.json lacks {missing[0].replace('_', ' ')}",
+            f"plan does not count {description.architecture or 'this model'}: its config.json has no "
+            f"{' and no '.join(keys)}",
             where=description.source,
-            fix="pass a decoder-only language model",
+            fix=f"if the model has them under other names, plan a copy of it whose config.json has "
+            f"{', '.join(keys)}, too",
         )
     if config is not None and (experts := config.experts) is not None:
         values["mlp_width"] = experts.top_k * experts.width + experts.shared_width
@@ -466,6 +473,20 @@ def find_model_obstacles(
     return list(verdict.why) if verdict.takes is False else []
 
 
+def list_changed_options(request: PlanRequest, limits: PlanLimits) -> list[str]:
+    """List the options of a request that the plan does not take as they are."""
+    changed = []
+    if request.max_num_tokens and limits.max_num_tokens < request.max_num_tokens:
+        changed.append(
+            f"max_num_tokens {request.max_num_tokens} is clipped to {limits.max_num_tokens}: all sequences "
+            "together have no more"
+        )
+    for name, ranks in (("tensor", request.tensor_parallel), ("pipeline", request.pipeline_parallel)):
+        if ranks > 1 and not find_kind(request.kind).has_parallelism:
+            changed.append(f"kind {request.kind} runs on one device: --{name}-parallel {ranks} is left out")
+    return changed
+
+
 def _list_plan_notes(
     description: ModelDescription,
     sizes: ModelSizes,
@@ -479,6 +500,9 @@ def _list_plan_notes(
         notes.append(f"{gpu.name} shares its memory with the CPU: what programs hold is missing here")
     if limits.max_seq_len > sizes.context:
         notes.append(f"max_seq_len {limits.max_seq_len} exceeds the model's context of {sizes.context}")
+    if find_kind(request.kind).built_from == "model" and (description.context or 0) > sizes.context:
+        notes.append(explain_pytorch_context(sizes.context, description.context or 0))
+    notes += list_changed_options(request, limits)
     each = memory.need_tokens // limits.sequences
     fitting_sequences = memory.tokens // each if each else 0
     if request.max_batch_size and memory.fits and fitting_sequences < request.max_batch_size:

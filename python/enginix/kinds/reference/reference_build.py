@@ -118,7 +118,7 @@ def build_reference_engine(
     if not (model / "config.json").is_file():
         raise ModelError("no config.json", where=str(model), fix="pass the Hugging Face model's directory")
     require_fast_tokenizer(model)
-    if read_context(model, config.max_position_embeddings) < config.context:
+    if read_context(model, config.context) < config.context:
         raise CheckpointError(
             "its manifest lacks the model's sliding window; kind reference attends beyond that window",
             where=str(checkpoint),

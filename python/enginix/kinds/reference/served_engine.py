@@ -11,6 +11,7 @@ from typing import Any
 from enginix import manifest
 from enginix.errors import RepositoryError
 from enginix.manifest import Manifest
+from enginix.model.context_length import read_checkpoint_context
 from enginix.model.end_tokens import END_TOKENS_KEY, read_end_tokens
 from enginix.triton.models.detokenizer import load_tokenizer
 
@@ -59,9 +60,7 @@ def read_reference_engine(directory: Path) -> ReferenceEngine:
         directory=directory,
         manifest=engine_manifest,
         max_batch_size=_read_limit(limits, "max_batch_size"),
-        max_seq_len=_read_limit(limits, "max_seq_len")
-        or _read_limit(checkpoint, "max_position_embeddings")
-        or 0,
+        max_seq_len=_read_limit(limits, "max_seq_len") or read_checkpoint_context(checkpoint) or 0,
         end_ids=_read_end_ids(engine_manifest, directory / "tokenizer"),
     )
 

@@ -91,15 +91,13 @@ def build_rtx_engine(
     formats = checkpoint_support.list_checkpoint_formats(config)
     targets = checkpoint_support.resolve_targets(formats, options.targets)
     given = dict(zip(LIMITS, (options.max_batch_size, options.max_seq_len, options.step_tokens), strict=True))
-    shape = checkpoint_support.resolve_engine_shape(given, config.max_position_embeddings)
+    shape = checkpoint_support.resolve_engine_shape(given, config.context)
     if not (model / "config.json").is_file():
         raise ModelError("no config.json", where=str(model), fix="pass the Hugging Face model's directory")
     require_fast_tokenizer(model)
     inputs, ends = identify_checkpoint_inputs(checkpoint, model), read_end_tokens(model)
     trt, log = import_tensorrt_rtx(), BuilderLog()
-    prompts = tokenize_prompts(
-        hf.TransformersTokenizer(model).encode, config.vocab_size, config.max_position_embeddings
-    )
+    prompts = tokenize_prompts(hf.TransformersTokenizer(model).encode, config.vocab_size, config.context)
     name = options.name or manifest.read_artefact_name(model)
     with new_directory(out) as partial:
         network = DecoderNetwork(trt, make_logger(trt, log), checkpoint, shape)

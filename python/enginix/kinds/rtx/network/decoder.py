@@ -42,7 +42,7 @@ def read_layer_windows(checkpoint: Path, config: CheckpointConfig) -> tuple[int 
         pattern = manifest.read_manifest(checkpoint, "checkpoint").model.get(WINDOW_KEY)
     pattern = pattern or [None]
     windows = [pattern[layer % len(pattern)] for layer in range(config.num_hidden_layers)]
-    return tuple(None if w is None or w >= config.max_position_embeddings else int(w) for w in windows)
+    return tuple(None if w is None or w >= config.context else int(w) for w in windows)
 
 
 class DecoderNetwork:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from enginix.errors import UsageError
+from enginix.model.context_length import find_rotary_factor
 from enginix.tables import load_table
 
 # Other names of two options; and options that replace the whole request by a file.
@@ -324,7 +325,9 @@ def _settle_kv_cache(
 def _settle_lengths(config: dict[str, Any], plugins: Mapping[str, Any], subject: BuildSubject) -> None:
     """Apply _init_max_seq_len and check_max_num_tokens."""
     if config["max_seq_len"] is None:
-        config["max_seq_len"] = math.ceil((subject.context or 2048) * _rotary_factor(subject))
+        config["max_seq_len"] = math.ceil(
+            (subject.context or 2048) * find_rotary_factor(subject.rotary_scaling)
+        )
     config["max_input_len"] = min(config["max_input_len"], config["max_seq_len"])
     config["max_num_tokens"], config["opt_num_tokens"] = compute_step_tokens(
         tokens=config["max_num_tokens"],
@@ -335,14 +338,6 @@ def _settle_lengths(config: dict[str, Any], plugins: Mapping[str, Any], subject:
         beams=config["max_beam_width"],
         plugins=plugins,
     )
-
-
-def _rotary_factor(subject: BuildSubject) -> float:
-    scaling = subject.rotary_scaling or {}
-    if scaling.get("type", scaling.get("rope_type")) in ("su", "longrope", "llama3"):
-        return 1
-    factor = scaling.get("factor", 1)
-    return factor if isinstance(factor, (int, float)) and not isinstance(factor, bool) else 1
 
 
 def compute_step_tokens(

@@ -13,7 +13,9 @@ from enginix.errors import CheckpointError, ModelError
 from enginix.files import sha256_file
 from enginix.integrity import list_content
 from enginix.kinds.tensorrt.build.effective_build import BuildSubject, make_build_subject
+from enginix.model.context_length import read_checkpoint_context, read_model_context
 from enginix.model.identity import identify_model, require_same_model
+from enginix.model.jsonfile import select_language_model
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class BuildCheckpoint:
         path: the checkpoint; None for a model.
         ranks: rank → bytes of its weights; empty for a model.
         total: bytes of all weights.
-        context: ``max_position_embeddings``.
+        context: tokens of the model's context.
+        positions: ``max_position_embeddings``.
         config: the checkpoint's config.json; None for a model.
     """
 
@@ -40,6 +43,7 @@ class BuildCheckpoint:
     ranks: dict[int, int] = field(default_factory=dict)
     made_from: dict[str, Any] | None = None
     config: dict[str, Any] | None = None
+    positions: int | None = None
 
     def subject(self, sm: int) -> BuildSubject:
         """Return the build subject for a GPU.
@@ -67,7 +71,7 @@ class BuildCheckpoint:
             "quantization": self.quantization,
             "kvCacheQuantization": self.kv_cache,
             "dtype": self.dtype,
-            "maxPositionEmbeddings": self.context,
+            "maxPositionEmbeddings": self.positions,
         }
 
     @property
@@ -97,7 +101,7 @@ class BuildCheckpoint:
             architecture, dtype = str(config["architecture"]), str(config["dtype"])
             algorithm = _require_name(quantization.get("quant_algo"))
             kv_cache = _require_name(quantization.get("kv_cache_quant_algo"))
-            context = config.get("max_position_embeddings")
+            positions = _parse_context_length(config.get("max_position_embeddings"))
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise CheckpointError(
                 f"not a TensorRT-LLM checkpoint: {e}", where=str(where), fix="make one with enginix convert"
@@ -119,7 +123,8 @@ class BuildCheckpoint:
             dtype=dtype,
             quantization=algorithm,
             kv_cache=kv_cache,
-            context=_parse_context_length(context),
+            context=read_checkpoint_context(config),
+            positions=positions,
             tensor_parallel=tp,
             pipeline_parallel=pp,
             total=sum(ranks.values()),
@@ -137,9 +142,8 @@ class BuildCheckpoint:
         """
         config = _read_json_file(path / "config.json", "model")
         names = config.get("architectures")
-        text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+        text = select_language_model(config)
         quantization, kv_cache = _read_model_quantization(path, config)
-        context = (text or {}).get("max_position_embeddings")
         return BuildCheckpoint(
             path=None,
             architecture=names[0]
@@ -148,7 +152,8 @@ class BuildCheckpoint:
             dtype=next((d for n in ("torch_dtype", "dtype") if isinstance(d := config.get(n), str)), None),
             quantization=quantization,
             kv_cache=kv_cache,
-            context=_parse_context_length(context),
+            context=read_model_context(text),
+            positions=_parse_context_length(text.get("max_position_embeddings")),
             tensor_parallel=tensor_parallel,
             pipeline_parallel=pipeline_parallel,
             total=sum(p.stat().st_size for p in path.glob("*.safetensors")),
