@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import signal
 import threading
 from collections.abc import Iterator
@@ -44,6 +46,8 @@ def end_as_interrupted() -> Iterator[None]:
     def leave(number: int, _: FrameType | None) -> None:
         for other in ours:
             signal.signal(other, _stay)
+        if number == signal.SIGHUP:
+            _leave_lost_terminal()
         raise SignalReceived(number)
 
     for number in ours:
@@ -55,6 +59,16 @@ def end_as_interrupted() -> Iterator[None]:
             # A command may have set its own, which lasts as before.
             if signal.getsignal(number) in (leave, _stay):
                 signal.signal(number, signal.SIG_DFL)
+
+
+def _leave_lost_terminal() -> None:
+    """Let output go nowhere where its terminal is closed: writing there is an error, which hides the end."""
+    poll = select.poll()
+    for descriptor in (1, 2):
+        poll.register(descriptor, 0)
+    for descriptor, event in poll.poll(0):
+        if event & (select.POLLERR | select.POLLHUP):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def _stay(_number: int, _: FrameType | None) -> None:

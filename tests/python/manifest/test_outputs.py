@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import stat
 import subprocess
@@ -182,6 +183,20 @@ def test_a_signal_ends_a_command_with_all_that_it_started(tmp_path: Path, number
     while (left := [pid for pid in pids if read_start_time(pid)]) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not left
+
+
+def test_a_terminal_that_is_closed_ends_a_command(tmp_path: Path) -> None:
+    """The kernel sends SIGHUP, and nothing can be written to the terminal any more."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ["PYTHONPATH"] = str(PACKAGE)
+        os.execv(sys.executable, [sys.executable, "-c", SLOW_COMMAND, str(tmp_path / "out")])
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pids").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
+    assert not list(tmp_path.glob(".out*"))
 
 
 @pytest.mark.parametrize("name", [".out.partial", ".out.partial/lock", ".out.partial/tree"])
