@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import ManifestError
+from enginix.files import is_unfinished_name
 from enginix.progress import track_step
 
 # Files that are read again only if their size, inode or times changed; all others are small.
@@ -168,19 +169,26 @@ def _explain_change(path: Path) -> ManifestError:
     )
 
 
-def list_files(directory: Path) -> Iterator[tuple[str, Path]]:
+def list_files(directory: Path, *, unfinished: bool = True) -> Iterator[tuple[str, Path]]:
     """Yield the relative name and path of each file below a directory, sorted; links are followed.
+
+    Args:
+        unfinished: also what other runs are writing under hidden names, which comes and goes.
 
     Raises:
         ManifestError: links that lead in a circle, or something that cannot be read.
     """
-    yield from sorted(_walk_files(directory, "", (os.path.realpath(directory),)))
+    yield from sorted(_walk_files(directory, "", (os.path.realpath(directory),), unfinished))
 
 
-def _walk_files(directory: Path, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
+def _walk_files(
+    directory: Path, prefix: str, above: tuple[str, ...], unfinished: bool
+) -> Iterator[tuple[str, Path]]:
     try:
         entries = sorted(os.scandir(directory), key=lambda e: e.name)
         for entry in entries:
+            if not unfinished and is_unfinished_name(entry.name):
+                continue
             path = Path(entry.path)
             if not entry.is_dir():
                 yield prefix + entry.name, path
@@ -188,7 +196,7 @@ def _walk_files(directory: Path, prefix: str, above: tuple[str, ...]) -> Iterato
             real = os.path.realpath(path)
             if real in above:
                 raise ManifestError("a link that leads in a circle", where=str(path), fix="remove it")
-            yield from _walk_files(path, f"{prefix}{entry.name}/", (*above, real))
+            yield from _walk_files(path, f"{prefix}{entry.name}/", (*above, real), unfinished)
     except OSError as e:
         raise ManifestError(
             f"cannot be read: {e.strerror}", where=str(directory), fix="make it readable"
@@ -274,7 +282,7 @@ class SourceWatch:
 
 
 def _record_states(source: Path) -> dict[str, _FileState]:
-    paths = [path for _, path in list_files(source)] if source.is_dir() else [source]
+    paths = [path for _, path in list_files(source, unfinished=False)] if source.is_dir() else [source]
     states = {}
     for path in paths:
         with suppress(OSError):

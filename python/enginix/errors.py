@@ -14,8 +14,10 @@ EXIT_INPUT = 3
 EXIT_HUB = 4
 EXIT_MACHINE = 5
 EXIT_BUG = 70
+EXIT_HUNG_UP = 129
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
+EXIT_TERMINATED = 143
 
 EXIT_CODES = {
     EXIT_OK: "done",
@@ -25,8 +27,10 @@ EXIT_CODES = {
     EXIT_HUB: "the hub or the network failed",
     EXIT_MACHINE: "this machine lacks something: port, disk, memory, GPU, tool, Python library",
     EXIT_BUG: "a bug in enginix",
+    EXIT_HUNG_UP: "ended by SIGHUP, as when a terminal is closed",
     EXIT_INTERRUPTED: "interrupted, as with Ctrl-C",
     EXIT_CLOSED_PIPE: "the reader of the output went away, as with head",
+    EXIT_TERMINATED: "ended by SIGTERM, as with kill or timeout",
 }
 
 
@@ -132,6 +136,18 @@ class InterruptedWork(EnginixError):
 
     exit_code = EXIT_INTERRUPTED
     kind = "interrupted"
+
+
+class TerminatedWork(InterruptedWork):
+    """The command was ended by SIGTERM."""
+
+    exit_code = EXIT_TERMINATED
+
+
+class HungUpWork(InterruptedWork):
+    """The command was ended by SIGHUP."""
+
+    exit_code = EXIT_HUNG_UP
 
 
 class UnexpectedError(EnginixError):

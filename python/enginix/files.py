@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +98,32 @@ def refuse_link(out: Path) -> None:
             where=str(out),
             fix="pass the path that it leads to, or remove the link",
         )
+
+
+def is_unfinished_name(name: str) -> bool:
+    """Return whether a file or directory has a name of this module for output that is not whole yet."""
+    return name.startswith(".") and name.endswith(".partial")
+
+
+def refuse_output_in_input(out: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an output inside a directory that is read: it would change what it, and others, read.
+
+    Args:
+        inputs: paths that a command reads; files and what does not exist hold no output.
+
+    Raises:
+        UsageError: ``out`` lies inside one of them, also through links.
+    """
+    parent = Path(os.path.realpath(os.path.abspath(out.parent)))
+    for given in inputs:
+        directory = Path(os.path.realpath(given))
+        if (parent == directory or directory in parent.parents) and directory.is_dir():
+            beside = directory.with_name(f"{directory.name}-{out.name}")
+            raise UsageError(
+                f"output lies inside {given}, which is read",
+                where=str(out),
+                fix=f"choose another -o, for instance beside it: -o {beside}",
+            )
 
 
 def require_absent(out: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from enginix.errors import MachineError
+from enginix.process_group import kill_tree
 
 INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
 
@@ -29,8 +30,11 @@ def run_program(
     stdin: Path | None = None,
     check: bool = True,
     timeout: float | None = None,
+    asks_at_terminal: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end with an explicit environment and captured output.
+
+    Where this function is left before, as by a signal, the program is killed with all that it started.
 
     Args:
         args: program and arguments; never a shell string.
@@ -38,6 +42,7 @@ def run_program(
         stdin: file to read as standard input; None leaves the caller's.
         check: raise when the exit status is not zero.
         timeout: seconds.
+        asks_at_terminal: leave it the terminal, which it may ask for a password; else it leads a session.
 
     Raises:
         MachineError: the program is missing, timed out, or failed while ``check`` is on.
@@ -45,16 +50,24 @@ def run_program(
     words = [os.fspath(a) for a in args]
     try:
         with contextlib.ExitStack() as stack:
-            completed = subprocess.run(
-                words,
-                env=build_environment(env),
-                cwd=cwd,
-                stdin=None if stdin is None else stack.enter_context(stdin.open("rb")),
-                timeout=timeout,
-                capture_output=True,
-                text=True,
-                check=False,
+            child = stack.enter_context(
+                subprocess.Popen(
+                    words,
+                    env=build_environment(env),
+                    cwd=cwd,
+                    stdin=None if stdin is None else stack.enter_context(stdin.open("rb")),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    start_new_session=not asks_at_terminal,
+                )
             )
+            try:
+                texts = child.communicate(timeout=timeout)
+            except BaseException:
+                kill_tree(child.pid)
+                raise
+            completed = subprocess.CompletedProcess(words, child.returncode, *texts)
     except FileNotFoundError as e:
         raise MachineError("program not found", where=words[0], fix="install it, or put it on PATH") from e
     except subprocess.TimeoutExpired as e:
@@ -70,7 +83,7 @@ def run_program(
 def start_program(
     args: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> Iterator[Callable[[], subprocess.CompletedProcess[str]]]:
-    """Start a program that runs beside this one; it is killed if the block ends before it.
+    """Start a program that runs beside this one; it and all that it started are killed at the block's end.
 
     Args:
         args: program and arguments; never a shell string.
@@ -86,7 +99,13 @@ def start_program(
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             child = subprocess.Popen(
-                words, env=build_environment(env), cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+                words,
+                env=build_environment(env),
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
             )
         except FileNotFoundError as e:
             raise MachineError(
@@ -104,5 +123,6 @@ def start_program(
         try:
             yield wait
         finally:
-            child.kill()
+            if child.returncode is None:
+                kill_tree(child.pid)
             child.wait()

@@ -33,6 +33,19 @@ def signal_group(group: int, number: signal.Signals = signal.SIGKILL) -> None:
         os.killpg(group, number)
 
 
+def kill_tree(root: int, seen: Mapping[int, int] | None = None) -> None:
+    """Kill a process that this one started: its group, if it leads one, and all its descendants.
+
+    Args:
+        seen: processes below it of an earlier look (pid → start time), which may have left it since.
+    """
+    start_times = list_descendants(root) | dict(seen or {})
+    signal_group(root)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(root, signal.SIGKILL)
+    kill_processes(start_times)
+
+
 def is_group_alive(group: int) -> bool:
     """Return whether a group has processes."""
     try:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeGuard
 
 from enginix import __version__, console
 from enginix.credentials import redact_secrets
+from enginix.ending import SignalReceived, end_as_interrupted
 from enginix.errors import EXIT_CLOSED_PIPE, EXIT_CODES, EXIT_OK, InterruptedWork, UsageError
 from enginix.wording import find_nearest
 
@@ -144,6 +145,12 @@ NEXT = {
     "tritonserver": "enginix serve REPOSITORY --tritonserver {output}",
 }
 
+# Arguments that are directories of content, which a command reads.
+_INPUTS = (
+    "model", "checkpoint", "engine", "export", "artefact", "artefacts", "reference", "original", "said",
+    "gated", "gated_checkpoint", "calibration", "text",
+)  # fmt: skip
+
 # Commands of earlier versions → what replaces them.
 REMOVED = {
     "openai-frontend": "enginix gateway puts OpenAI's interface in front of Triton; trtllm-serve has its own",
@@ -247,7 +254,8 @@ def _wants_json(words: list[str]) -> bool:
 def _run_command(words: list[str]) -> int:
     failure: Exception
     try:
-        return _parse_and_run(words)
+        with end_as_interrupted():
+            return _parse_and_run(words)
     except ImportError as e:
         from enginix.optional_libraries import missing_library
 
@@ -257,6 +265,8 @@ def _run_command(words: list[str]) -> int:
         if _is_output_closed():
             raise
         failure = e
+    except SignalReceived as e:
+        failure = e.explain()
     except KeyboardInterrupt:
         failure = InterruptedWork("interrupted")
     except Exception as e:
@@ -291,10 +301,18 @@ def _parse_and_run(words: list[str]) -> int:
     args = sub.parse_args(words[1:])
     if isinstance(output := getattr(args, "output", None), Path):
         # Of every command, before any work.
-        from enginix.files import refuse_link
+        from enginix.files import refuse_link, refuse_output_in_input
 
         refuse_link(output)
+        refuse_output_in_input(output, _list_inputs(args))
     return _run_with_progress(name, module, args)
+
+
+def _list_inputs(args: argparse.Namespace) -> list[Path]:
+    """List the directories of content that a command reads, by the names of its arguments."""
+    given = [getattr(args, name, None) for name in _INPUTS]
+    values = [v for g in given for v in (g if isinstance(g, (list, tuple)) else [g])]
+    return [value for value in values if isinstance(value, Path)]
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

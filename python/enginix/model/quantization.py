@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -190,6 +190,33 @@ def find_contradiction(sidecar: Mapping[str, Any], inline: Mapping[str, Any]) ->
             f"and {inline_format} in config.json's quantization_config",
             "make both match the weights: an FP8 KV cache has k_scale and v_scale",
         )
+    return None
+
+
+def find_exclusion_contradiction(
+    sidecar: Mapping[str, Any], inline: Mapping[str, Any], modules: Iterable[str]
+) -> tuple[str, str] | None:
+    """Return how the two descriptions differ about unquantized modules, and how to fix it.
+
+    Args:
+        modules: the model's matrices; patterns that say the same of all of them do not differ.
+    """
+    entry = sidecar.get("quantization")
+    stated = [
+        entry.get("exclude_modules") if isinstance(entry, dict) else None,
+        inline.get("ignore") if inline.get("exclude_modules") is None else inline["exclude_modules"],
+    ]
+    if not all(isinstance(patterns, list) for patterns in stated):
+        return None
+    listed, ignored = (ModelQuantization("", exclude=tuple(map(str, p or ()))) for p in stated)
+    for module in modules:
+        if listed.excludes(module) != ignored.excludes(module):
+            names = (SIDECAR, "config.json's quantization_config")
+            one, other = names if listed.excludes(module) else names[::-1]
+            return (
+                f"{module} is unquantized by {one}, and quantized by {other}",
+                "make both match the weights, or export the model again with ModelOpt",
+            )
     return None
 
 

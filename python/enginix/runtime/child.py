@@ -14,11 +14,9 @@ from types import FrameType
 from enginix.errors import MachineError
 from enginix.process_group import (
     end_with_parent,
-    kill_processes,
-    list_descendants,
+    kill_tree,
     list_processes,
     read_start_time,
-    signal_group,
 )
 from enginix.runtime.sandbox import Sandbox
 
@@ -87,9 +85,7 @@ class Child:
         """Kill the group and every descendant, also those that left the group, and wait for the first
         process.
         """
-        tree = list_descendants(self.process.pid) | self.seen
-        signal_group(self.process.pid)
-        kill_processes(tree)
+        kill_tree(self.process.pid, self.seen)
         self.process.wait()
         self._wait_for_namespace()
 

@@ -33,7 +33,7 @@ def sign_manifest(directory: Path, key: Path, out: Path) -> Path:
         raise UsageError("no such key", where=str(key), fix="ssh-keygen -t ed25519 makes one")
     agent = {n: os.environ[n] for n in ("SSH_AUTH_SOCK", "HOME", "SSH_ASKPASS") if n in os.environ}
     words = ["ssh-keygen", "-Y", "sign", "-n", NAMESPACE, "-f", os.path.abspath(key)]
-    done = run_program(words, env=agent, stdin=directory / MANIFEST_FILE, check=False)
+    done = run_program(words, env=agent, stdin=directory / MANIFEST_FILE, check=False, asks_at_terminal=True)
     if done.returncode != 0 or "BEGIN SSH SIGNATURE" not in done.stdout:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
         raise UsageError(

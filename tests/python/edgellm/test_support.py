@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -123,6 +124,12 @@ def test_healthy_shapes_are_read(name: str, shapes: Path) -> None:
         ({"head_dim": 64, "rope_parameters": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0,
                                               "high_freq_factor": 4.0}},
          "original_max_position_embeddings of"),
+        ({"head_dim": 64, "original_max_position_embeddings": 512,
+          "rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "stands beside the rope parameters"),
+        ({"head_dim": 64, "original_max_position_embeddings": 512,
+          "rope_parameters": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0,
+                              "high_freq_factor": 4.0}}, "stands beside the rope parameters"),
+        ({"rope_parameters": {"rope_type": "default", "type": "yarn", "factor": 4.0}}, "type 'yarn'"),
         ({"head_dim": 64, "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "mscale": 2.0,
                                               "mscale_all_dim": 1.0,
                                               "original_max_position_embeddings": 512}},
@@ -133,6 +140,66 @@ def test_configurations_that_another_function_would_come_of(
     changes: dict[str, Any], words: str, model: Path
 ) -> None:
     change(model / "config.json", **changes)
+    refuse(model, words)
+
+
+STRANGE: tuple[Any, ...] = (None, True, 0, 64, 0.5, "text")
+
+
+@pytest.mark.parametrize("row", load_table("edgellm")["architectures"].values(), ids=lambda r: r["modelType"])
+def test_types_of_values_are_those_that_transformers_takes(row: dict[str, Any]) -> None:
+    """Of every key whose type transformers' class declares as plain values, in the table or not."""
+    kind = transformers.CONFIG_MAPPING[row["modelType"]]
+    plain = kind().to_dict()
+    # Text that nothing here reads; lists and objects, which have readers of their own.
+    elsewhere = {"transformers_version", "problem_type", "dtype", "eos_token_id", "architectures"}
+    elsewhere |= {"id2label", "label2id", "rope_parameters", "layer_types"}
+    for key in sorted(set(plain) - elsewhere):
+        for value in STRANGE:
+            name = "null" if value is None else type(value).__name__
+            is_taken = key not in row["valueTypes"] or name in row["valueTypes"][key].split("|")
+            assert is_taken is not is_type_refused(kind, {**plain, key: value}), (key, value)
+
+
+def is_type_refused(kind: Any, raw: dict[str, Any]) -> bool:
+    try:
+        kind.from_dict(raw)
+    except Exception as e:
+        return "expected" in str(e) and "got" in str(e)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("tie_word_embeddings", None), ("rms_norm_eps", 0), ("use_cache", 1)]
+)
+def test_values_of_a_type_that_transformers_refuses(key: str, value: Any, model: Path) -> None:
+    change(model / "config.json", **{key: value})
+    refuse(model, f"{key} is {json.dumps(value)}, and transformers' Qwen3ForCausalLM takes")
+
+
+@pytest.mark.parametrize(
+    ("listed", "inline", "words"),
+    [
+        (["lm_head", "model.layers.1*"], {"ignore": ["lm_head"]},
+         "model.layers.1.mlp.down_proj is unquantized by hf_quant_config.json, and quantized by config.json"),
+        ([], {"ignore": ["lm_head"]}, "lm_head is unquantized by config.json's quantization_config, and"),
+        (["lm_head"], {"quant_algo": "NVFP4"}, "its quant_algo is FP8, and NVFP4"),
+        (["lm_head"], {"kv_cache_scheme": {"num_bits": 8, "type": "float"}}, "its KV cache is not quantized"),
+        (["lm_head*", "model.embed_tokens"], {"ignore": ["lm_head"]}, ""),
+    ],
+)  # fmt: skip
+def test_two_descriptions_of_a_quantization_that_differ(
+    listed: list[str], inline: dict[str, Any], words: str, model: Path
+) -> None:
+    section = {"quant_algo": "FP8", "exclude_modules": listed}
+    (model / "hf_quant_config.json").write_text(json.dumps({"quantization": section}))
+    change(
+        model / "config.json",
+        quantization_config={"quant_method": "modelopt", "quant_algo": "FP8", **inline},
+    )
+    if not words:  # the two say the same, with other patterns
+        assert read_export_source(model).quantization == "FP8"
+        return
     refuse(model, words)
 
 

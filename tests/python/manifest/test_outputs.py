@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from enginix.cli import main
 from enginix.errors import EnginixError, MachineError, UsageError
 from enginix.files import new_directory, write_text
 from enginix.kinds.edgellm import serve
+from enginix.process_group import read_start_time
 
 PACKAGE = Path(files.__file__).parents[1]
 MODEL = Path(__file__).resolve().parents[2] / "models" / "tiny-qwen3"
@@ -105,6 +108,7 @@ COMMANDS: dict[str, Callable[[Path], list[str]]] = {
     ],
     "lock": lambda work: ["lock", "acme/tiny"],
     "compare": lambda work: ["compare", str(work), str(work)],
+    "edgellm-build": lambda work: ["edgellm-build", str(work), "--model", str(work), "--target", "none"],
 }
 
 
@@ -120,6 +124,79 @@ def test_every_command_refuses_a_link_before_it_works(
     assert main([*COMMANDS[command](tmp_path / "none"), "-o", str(tmp_path / "out")]) == 2
     assert "output is a symbolic link to real" in capsys.readouterr().err
     assert state(tmp_path) == before
+
+
+READERS = [name for name, words in COMMANDS.items() if {"none", str(MODEL)} & {*words(Path("none"))}]
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_an_output_inside_what_is_read_is_refused_at_once(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read = precious(tmp_path / "read")
+    (tmp_path / "link").symlink_to("read/sub")
+    words = [str(read) if word == str(MODEL) else word for word in COMMANDS[command](read)]
+    before = state(tmp_path)
+    for out in ("read/out", "read/sub/out", "read/missing/out", "link/out"):
+        assert main([*words, "-o", str(tmp_path / out)]) == 2, out
+        assert f"output lies inside {read}, which is read" in capsys.readouterr().err
+    assert state(tmp_path) == before
+
+
+SLOW_COMMAND = """
+import sys, types, pathlib
+from enginix import cli, process
+from enginix.files import new_directory
+slow = types.ModuleType("enginix.cli.slow")
+slow.add_arguments = lambda parser: parser.add_argument("-o", "--output", type=pathlib.Path)
+def run(args):
+    with new_directory(args.output) as partial:
+        (partial / "half").write_text("x")
+        beside = ["bash", "-c", "sleep 61 & echo $$ $! >$0; wait", args.output.with_name("beside")]
+        orphaning = "(sleep 62 & echo $! >$0); (exec setsid sleep 63) & echo $$ $! >>$0; echo; wait"
+        with process.start_program(beside):
+            process.run_program(["bash", "-c", orphaning, args.output.with_name("pids")])
+slow.run = run
+sys.modules[slow.__name__] = slow
+cli.COMMANDS["slow"] = ("slow", "waits")
+sys.exit(cli.main(["slow", "-o", sys.argv[1]]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_a_command_with_all_that_it_started(tmp_path: Path, number: signal.Signals) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE)}
+    words = [sys.executable, "-c", SLOW_COMMAND, tmp_path / "out"]
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+    notes, pids = [tmp_path / "beside", tmp_path / "pids"], []
+    deadline = time.monotonic() + 60
+    while len(pids) < 5 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+        pids = [int(pid) for note in notes if note.exists() for pid in note.read_text().split()]
+    assert len(pids) == 5 and list(tmp_path.glob(".out.*")), process.poll()
+    process.send_signal(number)
+    text = process.communicate(timeout=30)[1]
+    assert process.returncode == 128 + number, text
+    assert text == ("error: interrupted\n" if number == signal.SIGINT else f"error: ended by {number.name}\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["beside", "pids"]
+    deadline = time.monotonic() + 5
+    while (left := [pid for pid in pids if read_start_time(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not left
+
+
+def test_a_terminal_that_is_closed_ends_a_command(tmp_path: Path) -> None:
+    """The kernel sends SIGHUP, and nothing can be written to the terminal any more."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ["PYTHONPATH"] = str(PACKAGE)
+        os.execv(sys.executable, [sys.executable, "-c", SLOW_COMMAND, str(tmp_path / "out")])
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pids").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
+    assert not list(tmp_path.glob(".out*"))
 
 
 @pytest.mark.parametrize("name", [".out.partial", ".out.partial/lock", ".out.partial/tree"])

@@ -166,7 +166,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
         digest_directory(tmp_path)
 
 
-@pytest.mark.parametrize("change", ["written", "replaced", "added", "removed", "none"])
+@pytest.mark.parametrize("change", ["written", "replaced", "added", "removed", "none", "of another run"])
 def test_a_source_that_changes_is_noticed(tmp_path: Path, change: str) -> None:
     source = tmp_path / "source"
     source.mkdir()
@@ -183,7 +183,10 @@ def test_a_source_that_changes_is_noticed(tmp_path: Path, change: str) -> None:
         (source / "more.json").touch()
     elif change == "removed":
         path.unlink()
-    if change == "none":
+    elif change == "of another run":
+        (source / ".out.x1.partial").mkdir()
+        (source / ".out.x1.partial" / "config.json").touch()
+    if change in ("none", "of another run"):
         watch.require_unchanged()
         return
     with pytest.raises(ManifestError, match="changed while it was read"):

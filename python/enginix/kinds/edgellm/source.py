@@ -11,14 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from enginix.errors import ModelError
-from enginix.kinds.edgellm.expected_tensors import require_float16_values, require_model_tensors
+from enginix.kinds.edgellm.expected_tensors import (
+    HEAD,
+    TABLE,
+    list_model_tensors,
+    require_float16_values,
+    require_model_tensors,
+)
 from enginix.kinds.edgellm.tokenizer_texts import ModelTexts, read_model_texts
 from enginix.kinds.edgellm.unsupported_models import parse_export_config
 from enginix.model import ModelConfig, ModelWeights, open_weights
 from enginix.model.end_tokens import list_named_end_tokens
 from enginix.model.jsonfile import read_object
 from enginix.model.number_formats import read_algorithms, read_edgellm_formats
-from enginix.model.quantization import canonical_algorithm
+from enginix.model.quantization import (
+    canonical_algorithm,
+    find_contradiction,
+    find_exclusion_contradiction,
+)
 
 SIDECAR = "hf_quant_config.json"
 
@@ -75,12 +85,13 @@ class ExportSource:
         return self.texts.template
 
 
-def _read_export_quantization(model: Path, config: Mapping[str, Any]) -> tuple[str | None, str | None]:
+def _read_export_quantization(model: Path, config: ModelConfig) -> tuple[str | None, str | None]:
     path = model / SIDECAR
     if not path.exists():
-        _refuse_inline_quantization(config, model)
+        _refuse_inline_quantization(config.raw, model)
         return None, None
-    section = read_object(path).get("quantization")
+    sidecar, inline = read_object(path), config.raw.get("quantization_config")
+    section = sidecar.get("quantization")
     if not isinstance(section, dict):
         raise ModelError("no section quantization", where=str(path), fix="quantize the model again")
     algorithm, kv = section.get("quant_algo"), section.get("kv_cache_quant_algo")
@@ -101,6 +112,14 @@ def _read_export_quantization(model: Path, config: Mapping[str, Any]) -> tuple[s
         )
     if refusal := find_kv_cache_refusal(algorithm, kv):
         raise ModelError(refusal[0], where=str(path), fix=refusal[1])
+    if isinstance(inline, dict):
+        matrices = [name for name, shape in list_model_tensors(config).items() if len(shape) == 2]
+        modules = [name.removesuffix(".weight") for name in sorted({*matrices, HEAD} - {TABLE})]
+        contradiction = find_contradiction(sidecar, inline) or find_exclusion_contradiction(
+            sidecar, inline, modules
+        )
+        if contradiction:
+            raise ModelError(contradiction[0], where=str(path), fix=contradiction[1])
     return algorithm, kv
 
 
@@ -112,7 +131,7 @@ def read_model_facts(model: Path) -> ModelFacts:
     """
     raw = read_object(model / "config.json")
     config = parse_export_config(raw, model)
-    return ModelFacts(config, _read_export_quantization(model, raw)[1], list_named_end_tokens(model))
+    return ModelFacts(config, _read_export_quantization(model, config)[1], list_named_end_tokens(model))
 
 
 def find_kv_cache_refusal(algorithm: str | None, kv_cache: str | None) -> tuple[str, str] | None:
@@ -188,7 +207,7 @@ def read_export_source(model: Path) -> ExportSource:
     _require_model_directory(model)
     raw = read_object(model / "config.json")
     config = parse_export_config(raw, model)
-    quantization, kv_cache = _read_export_quantization(model, raw)
+    quantization, kv_cache = _read_export_quantization(model, config)
     texts = read_model_texts(model, raw, config.vocab_size)
     weights = open_weights(model)
     require_model_tensors(weights, config, quantized=(model / SIDECAR).exists())

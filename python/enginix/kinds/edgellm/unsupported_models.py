@@ -41,6 +41,7 @@ def parse_export_config(raw: Mapping[str, Any], model: Any) -> ModelConfig:
     _refuse_activation(raw, where)
     _refuse_own_code(raw, where)
     config = parse_config(raw, model, checkpoint=False)
+    _refuse_value_types(raw, config, where)
     _refuse_layer_types(config, where)
     _refuse_windows(config, row, where)
     _refuse_rope(config, where)
@@ -82,9 +83,34 @@ def _refuse_contradictions(raw: Mapping[str, Any], where: str) -> None:
                 where=where,
                 fix=_CORRECT,
             )
+    for given in stated:
+        kinds = [given[key] for key in ("rope_type", "type") if given.get(key) is not None]
+        if len(kinds) == 2 and kinds[0] != kinds[1]:
+            raise ModelError(
+                f"rope_type is {kinds[0]!r} and type {kinds[1]!r} in the rope parameters: transformers takes "
+                "the first, NVIDIA's runtime the second",
+                where=where,
+                fix="remove type, or the one of the two that the model was not trained with",
+            )
     names = [raw[key] for key in ("dtype", "torch_dtype") if raw.get(key) is not None]
     if len({str(name).removeprefix("torch.") for name in names}) > 1:
         raise ModelError(f"dtype is {names[0]!r}, and torch_dtype {names[1]!r}", where=where, fix=_CORRECT)
+
+
+def _refuse_value_types(raw: Mapping[str, Any], config: ModelConfig, where: str) -> None:
+    """Refuse values of a type that transformers' class refuses, which the exporter reads the model by."""
+    types: Mapping[str, str] = load_table("edgellm")["architectures"][config.architecture]["valueTypes"]
+    for key in sorted(set(types) & set(raw)):
+        value = raw[key]
+        name = "null" if value is None else type(value).__name__
+        if name not in types[key].split("|"):
+            raise ModelError(
+                f"{key} is {json.dumps(value)}, and transformers' {config.architecture} takes "
+                f"{' or '.join(types[key].split('|'))} alone",
+                where=where,
+                fix="write the value that the model was trained with; without the key it is the class's "
+                "default",
+            )
 
 
 def _list_scaling(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,12 +235,20 @@ def _refuse_rope_parameters(
     required = {"llama3": [_ORIGINAL], "yarn": ["factor", _ORIGINAL]}.get(rope.type, [])
     for key in (*required, "beta_fast", "beta_slow"):
         is_null = key in stated and stated[key] is None
-        if is_null or (key in required and key not in stated and top.get(key) is None):
+        if not is_null and (key in stated or key not in required):
+            continue
+        if (beside := top.get(key)) is not None:
             raise ModelError(
-                f"{key} of the {rope.type} rope scaling is not stated, and the runtime needs it",
+                f"{key} of the {rope.type} rope scaling stands beside the rope parameters, where the runtime "
+                "does not read it",
                 where=where,
-                fix=f"write the model's {key} into the rope parameters",
+                fix=f'write "{key}": {json.dumps(beside)} into the rope parameters: it says the same',
             )
+        raise ModelError(
+            f"{key} of the {rope.type} rope scaling is not stated, and the runtime needs it",
+            where=where,
+            fix=f"write the model's {key} into the rope parameters",
+        )
     if rope.type != "yarn":
         return
     if not stated.get("truncate", True):
