@@ -10,7 +10,7 @@ from typing import Any
 from enginix.errors import ModelError, UsageError
 from enginix.model.family_rows import list_family_rows
 from enginix.model.jsonfile import read_object
-from enginix.model.other_layouts import explain_other_config
+from enginix.model.other_layouts import require_model_config
 from enginix.model.quantization import ModelQuantization, read_quantization
 from enginix.model.rope import ModelRope, read_rope
 from enginix.model.safetensors import INDEX, SINGLE
@@ -204,19 +204,21 @@ def _refuse_inexpressible(raw: Mapping[str, Any], row: Mapping[str, Any], where:
             raise ModelError(f"{rule['key']} is {value!r}: {rule['why']}", where=where, fix=rule["fix"])
 
 
-def _refuse_other_class(raw: Mapping[str, Any], row: Mapping[str, Any], name: str, where: str) -> None:
-    """Refuse a model_type of another class: AutoModelForCausalLM loads a model by its model_type."""
-    value = raw.get("model_type")
-    if value is None or value in row["modelTypes"]:
-        return
+def explain_other_class(architecture: Any, model_type: Any) -> tuple[str, str] | None:
+    """Return how a model_type contradicts an architecture of architectures.json, and how to fix it.
+
+    AutoModelForCausalLM loads a model by its model_type.
+    """
     rows = load_table("architectures")["architectures"]
-    others = [other for other in rows if value in rows[other]["modelTypes"]]
-    raise ModelError(
-        f"architectures is {name} and model_type is {value!r}: transformers loads a model by its model_type, "
-        f"{f'as {others[0]}' if others else 'as another class'}",
-        where=where,
-        fix=f"correct the one that is wrong: {name} has model_type {' or '.join(row['modelTypes'])}"
-        + (f", {value} is {others[0]}" if others else ""),
+    types = rows[architecture]["modelTypes"] if architecture in rows else [model_type]
+    if model_type is None or model_type in types:
+        return None
+    others = [other for other in rows if model_type in rows[other]["modelTypes"]]
+    return (
+        f"architectures is {architecture} and model_type is {model_type!r}: transformers loads a model by "
+        f"its model_type, {f'as {others[0]}' if others else 'as another class'}",
+        f"correct the one that is wrong: {architecture} has model_type {' or '.join(types)}"
+        + (f", {model_type} is {others[0]}" if others else ""),
     )
 
 
@@ -245,6 +247,14 @@ def _refuse_unimplemented(raw: Mapping[str, Any], row: Mapping[str, Any], name: 
             (key == "layer_types" and _are_layer_types_read(raw, row))
             or (key == "sliding_window" and _is_window_unused(raw, row))
         ):
+            if key in load_table("architectures")["configuration"]["everyClass"]:
+                raise ModelError(
+                    f"{key} is {raw[key]!r}: transformers reads it for every class, and a TensorRT-LLM "
+                    f"checkpoint of {name} cannot express it",
+                    where=where,
+                    fix="remove it if the model was trained without it; if not, no engine computes the model: "
+                    "serve it with transformers",
+                )
             raise ModelError(
                 f"{key} is {raw[key]!r}, which the model code of {name} does not implement",
                 where=where,
@@ -350,8 +360,7 @@ def parse_config(
             model means, whatever serves it, and has no ``quantization``.
     """
     where = str(directory / CONFIG_FILE)
-    if other := explain_other_config(raw, "model"):
-        raise ModelError(other[0], where=where, fix=other[1])
+    require_model_config(raw, where)
     names = raw.get("architectures")
     if not isinstance(names, list) or len(names) != 1:
         text = repr(names) if "architectures" in raw else "absent"
@@ -371,7 +380,8 @@ def parse_config(
     row = find_architecture_row(names[0], where)
     defaults = row["defaults"]
     if checkpoint:
-        _refuse_other_class(raw, row, names[0], where)
+        if contradiction := explain_other_class(names[0], raw.get("model_type")):
+            raise ModelError(contradiction[0], where=where, fix=contradiction[1])
         _refuse_inexpressible(raw, row, where)
     _refuse_unimplemented(raw, row, names[0], where)
     hidden_act = raw.get("hidden_act", defaults["hidden_act"])

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+from enginix.errors import ModelError
+
 TRANSFORMERS_FIX = "use a repository in the Transformers layout: config.json and model*.safetensors"
 
 
@@ -47,6 +49,12 @@ def explain_other_config(raw: Mapping[str, Any], expected: str) -> tuple[str, st
     else:
         return None
     return (_NOT_A_MODEL if expected == "model" else _NOT_A_CHECKPOINT).get(kind)
+
+
+def require_model_config(raw: Mapping[str, Any], where: str) -> None:
+    """Raise a ModelError if a parsed ``config.json`` is that of a checkpoint or of an engine."""
+    if other := explain_other_config(raw, "model"):
+        raise ModelError(other[0], where=where, fix=other[1])
 
 
 def explain_other_layout(names: Collection[str]) -> tuple[str, str] | None:

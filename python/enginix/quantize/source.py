@@ -14,6 +14,7 @@ from enginix.console import format_bytes
 from enginix.errors import MachineError, ModelError, UsageError
 from enginix.model import ModelWeights, open_weights
 from enginix.model.jsonfile import read_object
+from enginix.model.other_layouts import require_model_config
 from enginix.model.quantization import SIDECAR
 from enginix.quantize.calibration import Calibration, hash_tokenizer_files
 from enginix.tables import load_table
@@ -62,6 +63,7 @@ def read_source_model(directory: Path) -> SourceModel:
         raise ModelError("no such directory", where=str(directory), fix="pass a model directory")
     where = str(directory)
     config = read_object(directory / "config.json")
+    require_model_config(config, where)
     names = config.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise ModelError(

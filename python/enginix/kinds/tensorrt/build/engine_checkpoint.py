@@ -14,6 +14,7 @@ from enginix.files import sha256_file
 from enginix.integrity import list_content
 from enginix.kinds.tensorrt.build.effective_build import BuildSubject, make_build_subject
 from enginix.model.identity import identify_model, require_same_model
+from enginix.model.other_layouts import explain_other_config, require_model_config
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class BuildCheckpoint:
         """
         config = _read_json_file(path / "config.json", "checkpoint")
         where = path / "config.json"
+        if other := explain_other_config(config, "checkpoint"):
+            raise CheckpointError(other[0], where=str(path), fix=other[1])
         try:
             mapping, quantization = config.get("mapping") or {}, config.get("quantization") or {}
             tp, pp = (
@@ -136,6 +139,7 @@ class BuildCheckpoint:
             ModelError: not a model.
         """
         config = _read_json_file(path / "config.json", "model")
+        require_model_config(config, str(path))
         names = config.get("architectures")
         text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
         quantization, kv_cache = _read_model_quantization(path, config)
