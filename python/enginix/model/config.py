@@ -252,7 +252,7 @@ def _refuse_unimplemented(raw: Mapping[str, Any], row: Mapping[str, Any], name: 
                     f"{key} is {raw[key]!r}: transformers reads it for every class, and a TensorRT-LLM "
                     f"checkpoint of {name} cannot express it",
                     where=where,
-                    fix="remove it if the model was trained without it; if not, no engine computes the model: "
+                    fix="remove it if the model was trained without it; if not, no engine computes it: "
                     "serve it with transformers",
                 )
             raise ModelError(
