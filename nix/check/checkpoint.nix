@@ -221,6 +221,10 @@ in
       offer = c: "converter = \"${c}\" (${converters.${c}.runsOn})";
       row = chosen.architectures.${name} or { };
       most = row.maxTensorParallel or null;
+      # transformers loads a model by its model_type.
+      type = m.model.modelType or null;
+      inherit (lib.importJSON ../../python/enginix/data/models/architectures.json) architectures;
+      types = architectures.${name}.modelTypes or [ type ];
     in
     if name != "" && !builtins.elem name known then
       if capable != [ ] then
@@ -233,6 +237,11 @@ in
         throw "${function}: no converter takes ${name}: ${table.refused.${name}}."
       else
         throw "${function}: ${names.unknown "architecture" name known}"
+    else if type != null && !builtins.elem type types then
+      throw (
+        "${function}: the model's architecture is ${name} and its model_type is ${type}, another class; "
+        + "${name} has ${lib.concatStringsSep " or " types}. Use a model whose config.json agrees with itself."
+      )
     else if converterName == "enginix" then
       row
     else if m.quantization or null != null then

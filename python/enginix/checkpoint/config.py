@@ -13,6 +13,7 @@ from enginix.checkpoint.mapping import CheckpointMapping, default_gpus_per_node
 from enginix.errors import CheckpointError, ModelError
 from enginix.model.context_length import read_checkpoint_context
 from enginix.model.jsonfile import read_object
+from enginix.model.other_layouts import explain_other_config
 from enginix.tables import load_table
 
 FILE = "config.json"
@@ -122,6 +123,8 @@ class CheckpointConfig:
         """
         try:
             raw = read_object(directory / FILE)
+            if other := explain_other_config(raw, "checkpoint"):
+                raise CheckpointError(other[0], where=str(directory), fix=other[1])
             mixed = (raw.get("quantization") or {}).get("quant_algo") == "MIXED_PRECISION"
             return parse_checkpoint_config(
                 raw, str(directory / FILE), read_object(directory / QUANT_FILE) if mixed else None

@@ -237,3 +237,20 @@ def unpack_int4_rows(packed: Array) -> npt.NDArray[np.float32]:
     values = np.stack([low, signed >> 4], axis=1).reshape(-1, packed.shape[1])
     result: npt.NDArray[np.float32] = values.astype(np.float32)
     return result
+
+
+# dtype → bits that are all set in NaN and infinities alone: the exponent's; E4M3 has no infinities
+_NON_FINITE = {
+    "F32": (np.uint32, 0x7F800000),
+    "BF16": (np.uint16, 0x7F80),
+    "F16": (np.uint16, 0x7C00),
+    "F8_E4M3": (np.uint8, 0x7F),
+}
+
+
+def are_any_non_finite(values: Array, dtype: str) -> bool:
+    """Return whether contiguous values, or their bytes, hold NaN or an infinity; integers never do."""
+    if dtype not in _NON_FINITE or not values.size:
+        return False
+    kind, mask = _NON_FINITE[dtype]
+    return bool((values.view(kind) & kind(mask)).max() == mask)

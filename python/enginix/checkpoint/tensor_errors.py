@@ -9,6 +9,12 @@ from enginix.model import TensorInfo
 from enginix.wording import with_article
 
 _SAVE = "load it with transformers' AutoModelForCausalLM and save_pretrained it again"
+# A loaded model's experts are saved in the form that they had; those of a new model are one tensor each.
+_SAVE_SPLIT = (
+    "load it with transformers' AutoModelForCausalLM.from_pretrained as m, then n = "
+    "AutoModelForCausalLM.from_config(m.config, dtype=m.dtype), n.load_state_dict(m.state_dict()) and "
+    "n.save_pretrained to another directory"
+)
 _QUANTIZE = "quantize the original model with ModelOpt, or serve the model with the llmapi kind"
 _PACKED = ("qweight", "qzeros", "scales", "weight_packed")
 # Projections that other classes of models keep as one.
@@ -85,7 +91,7 @@ def _explain_missing_expert(name: str, tensors: Mapping[str, TensorInfo]) -> tup
     experts = [t for t in sorted(tensors) if t.startswith(match["layer"]) and ".experts." in t]
     numbers = {t: int(n[1]) for t in experts if (n := re.search(r"\.experts\.(\d+)\.", t))}
     if fused := next((t for t in experts if t not in numbers), None):
-        return f"experts are fused in one tensor ({fused})", f"{_SAVE}: one tensor an expert"
+        return f"experts are fused in one tensor ({fused})", f"{_SAVE_SPLIT}: one tensor an expert"
     if match["expert"] is None or not numbers:
         return None
     stored = sorted(set(numbers.values()))
@@ -99,7 +105,10 @@ def _explain_missing_expert(name: str, tensors: Mapping[str, TensorInfo]) -> tup
         )
     leaf = ".".join(name.rsplit(".", 2)[-2:])
     if not name.endswith("_scale") and not any(t.endswith(f".{leaf}") for t in experts):
-        return f"its experts have other names ({experts[0]})", _SAVE
+        return f"its experts have other names ({experts[0]})", (
+            "config.json names another class of models than the weights are of: correct its architectures "
+            "and model_type"
+        )
     return None
 
 

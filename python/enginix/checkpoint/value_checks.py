@@ -18,16 +18,13 @@ from enginix.checkpoint.layout import (
     VectorModule,
 )
 from enginix.checkpoint.mapped_tensors import map_tensor
-from enginix.checkpoint.numbers import interleave_tiles, list_fp8_values, to_float32
+from enginix.checkpoint.numbers import are_any_non_finite, interleave_tiles, list_fp8_values, to_float32
 from enginix.checkpoint.verification_report import Finding, VerificationReport
 from enginix.checkpoint.write import rank_file_name
 from enginix.model import TensorInfo
 
 Array = npt.NDArray[Any]
 BLOCK = 1 << 21  # elements checked at a time
-
-# dtype → mask of the exponent bits; a value with all of them set is infinite or NaN
-_EXPONENT = {"F32": (np.uint32, 0x7F800000), "BF16": (np.uint16, 0x7F80), "F16": (np.uint16, 0x7C00)}
 
 
 def _iterate_blocks(array: Array) -> Iterator[Array]:
@@ -38,14 +35,7 @@ def _iterate_blocks(array: Array) -> Iterator[Array]:
 
 def holds_non_finite(info: TensorInfo) -> bool:
     """Return whether a tensor holds NaN or an infinity; integers never do."""
-    array = map_tensor(info)
-    if info.dtype in _EXPONENT:
-        kind, mask = _EXPONENT[info.dtype]
-        limit = kind(mask)
-        return any(((block.view(kind) & limit) == limit).any() for block in _iterate_blocks(array))
-    if info.dtype == "F8_E4M3":
-        return any(((block.view(np.uint8) & 0x7F) == 0x7F).any() for block in _iterate_blocks(array))
-    return False
+    return any(are_any_non_finite(block, info.dtype) for block in _iterate_blocks(map_tensor(info)))
 
 
 def _is_scale(name: str) -> bool:
@@ -75,7 +65,11 @@ def check_values(
 
     for name, info in tensors.items():
         if holds_non_finite(info):
-            add_finding(name, "holds NaN or an infinity")
+            add_finding(
+                name,
+                "holds NaN or an infinity, and conversion refuses a model that does: compare the file with "
+                "its manifest (enginix verify); if it is as it was written, report it to its author",
+            )
         elif _is_scale(name) and has_bad_scale(info):
             add_finding(name, "a scale is not positive")
     first = path.with_name(rank_file_name(rank - layout.config.mapping.tp_rank(rank)))

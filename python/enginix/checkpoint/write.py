@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 from enginix.checkpoint.byte_sources import COPY, BytePart, MatrixRows, OutputTensor, SourceFileReader
 from enginix.checkpoint.parallel import count_usable_threads, run_in_order
 from enginix.console import format_bytes
-from enginix.errors import MachineError
+from enginix.errors import MachineError, ModelError
+from enginix.model import TensorInfo
+from enginix.model.jsonfile import DAMAGED_FIX
 from enginix.model.safetensors import SAFETENSORS_DTYPES
 from enginix.progress import BYTES, track_step
 
@@ -75,9 +77,9 @@ class _Destination:
 
 @dataclass(frozen=True)
 class _InputBlock:
-    """A range of one input file, read once for all ranks that need it."""
+    """A range of one input tensor in its file, read once for all ranks that need it."""
 
-    path: Path
+    tensor: TensorInfo
     begin: int
     end: int
     targets: list[_Destination]
@@ -85,12 +87,27 @@ class _InputBlock:
     def run(self, worker: _WriteWorker) -> int:
         # One small buffer: copy_file_range was measured slower, since tensors rarely keep their place within
         # a page and the kernel then copies page by page (docs/explanation/measurements.md).
-        data, done = worker.reader.read(self.path, self.begin, self.end), 0
+        data, done = worker.reader.read(self.tensor.path, self.begin, self.end), 0
+        _require_finite(self.tensor, data)
         for target in self.targets:
             output_bytes = data if target.rows is None else worker.make(target.rows, data)
             target.file.write(output_bytes, target.at)
             done += len(output_bytes)
         return done
+
+
+def _require_finite(tensor: TensorInfo, data: memoryview) -> None:
+    """Refuse whole rows of a model's tensor that hold NaN or an infinity: every answer would be NaN."""
+    import numpy as np
+
+    from enginix.checkpoint.numbers import are_any_non_finite
+
+    if are_any_non_finite(np.frombuffer(data, np.uint8), tensor.dtype):
+        raise ModelError(
+            f"tensor {tensor.name!r} holds NaN or an infinity",
+            where=str(tensor.path),
+            fix=DAMAGED_FIX,
+        )
 
 
 @dataclass(frozen=True)
@@ -137,7 +154,7 @@ def _iterate_tasks(
 ) -> Iterator[_InputBlock | _WholePart]:
     """Yield tasks that each have a fixed place in the output, so that any order gives the same bytes."""
     for group in _group_by_name(ranks):
-        blocks: dict[tuple[Path, int, int], _InputBlock] = {}
+        blocks: dict[tuple[Path, int, int], _InputBlock] = {}  # file, begin, end
         for rank, output in group:
             offset = files[rank].offsets[output.name]
             for part in output.parts:
@@ -146,7 +163,7 @@ def _iterate_tasks(
                 else:
                     for begin, end, destination, rows in _iterate_spans(part, offset):
                         key = (part.tensor.path, begin, end)
-                        block = blocks.setdefault(key, _InputBlock(*key, []))
+                        block = blocks.setdefault(key, _InputBlock(part.tensor, begin, end, []))
                         block.targets.append(_Destination(files[rank], destination, rows))
                 offset += part.size
         yield from blocks.values()
@@ -156,8 +173,9 @@ def _iterate_spans(part: MatrixRows, at: int) -> Iterator[tuple[int, int, int, M
     """Yield byte ranges of input with the place of their output, and how it is made."""
     if part.plain:
         first, last = part.span(*part.rows)
-        for begin in range(first, last, COPY):
-            yield begin, min(begin + COPY, last), at + begin - first, None
+        step = COPY - COPY % part.tensor.itemsize  # whole values
+        for begin in range(first, last, step):
+            yield begin, min(begin + step, last), at + begin - first, None
     else:
         for begin, end in part.steps():
             yield *part.span(begin, end), at + (begin - part.rows[0]) * part.width, part
@@ -189,6 +207,7 @@ def write_ranks(
 
     Raises:
         MachineError: the disk cannot hold the files; nothing is written then.
+        ModelError: a tensor of the model holds NaN or an infinity, or a value does not fit its dtype.
     """
     _check_sizes(ranks)
     need = sum(compute_file_layout(outputs)[2] for outputs in ranks)

@@ -17,6 +17,7 @@ from enginix.errors import HubError, LockError, ModelError
 from enginix.hub import api, model_metadata, paths, repository_layout
 from enginix.hub.lock import Lock, LockedFile, RepoType, Selection, check_files, check_names, format_address
 from enginix.hub.selection import choose_files
+from enginix.model.config import explain_other_class
 
 JOBS = 8
 # Bound on the files that are fetched and hashed, because the listing has no sha256 of them.
@@ -99,6 +100,8 @@ def make_lock(name: str, select: Selection, type_: RepoType = "model") -> NewLoc
         notes += repository_layout.list_layout_notes(taken)
     if contradiction := model_metadata.find_quantization_contradiction(metadata_files, repo):
         notes.append(contradiction)
+    if other := explain_other_class(model.get("architecture"), model.get("modelType")):
+        notes.append(f"{other[0]}; {other[1]}")
     if model.pop("remoteCode", False) and not select.remote_code:
         notes.append("config.json names code of the repository, which is not pinned; see --remote-code")
     notes += [

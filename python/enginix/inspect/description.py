@@ -21,6 +21,7 @@ from enginix.model.family_config import name_family_sizes
 from enginix.model.jsonfile import read_object
 from enginix.model.kv_heads import find_kv_heads
 from enginix.model.number_formats import read_algorithms
+from enginix.model.other_layouts import require_model_config
 from enginix.model.quantization import canonical_algorithm, read_inline_kv_cache
 from enginix.model.safetensors import INDEX, SINGLE
 
@@ -94,9 +95,11 @@ def describe_model(model: InspectedModel) -> ModelDescription:
     """Describe ``model`` from its files.
 
     Raises:
-        ModelError: no ``config.json``, invalid JSON, or headers that contradict themselves.
+        ModelError: no ``config.json``, invalid JSON, a checkpoint or an engine, or headers
+            that contradict themselves.
     """
     raw = read_object(model.directory / "config.json")
+    require_model_config(raw, model.source)
     weights = _open_model_weights(model)
     # Models of text and images keep the language model's sizes one level down.
     text = raw.get("text_config")

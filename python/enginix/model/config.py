@@ -11,8 +11,10 @@ from enginix.errors import ModelError, UsageError
 from enginix.model.context_length import scale_context
 from enginix.model.family_rows import list_family_rows
 from enginix.model.jsonfile import read_object
+from enginix.model.other_layouts import require_model_config
 from enginix.model.quantization import ModelQuantization, read_quantization
 from enginix.model.rope import ModelRope, read_rope
+from enginix.model.safetensors import INDEX, SINGLE
 from enginix.tables import load_table
 
 CONFIG_FILE = "config.json"
@@ -114,8 +116,14 @@ def _read_integer(
     if value is None:
         value = default
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
-        raise ModelError(f"{key} is {value!r}, not a size", where=where, fix="correct config.json")
+        text = repr(value) if value is not None else "null" if key in raw else "absent"
+        raise ModelError(f"{key} is {text}, not a size", where=where, fix="correct config.json")
     return value
+
+
+def _read_size(raw: Mapping[str, Any], key: str, where: str, defaults: Mapping[str, Any]) -> int:
+    """Return a size; an absent key has the default of the architecture's class, null has none."""
+    return _read_integer(raw, key, where, default=None if key in raw else defaults.get(key))
 
 
 def _read_boolean(raw: Mapping[str, Any], key: str, where: str, default: bool = False) -> bool:
@@ -162,14 +170,16 @@ def read_config_dtype(raw: Mapping[str, Any], where: str) -> str | None:
     return str(name)
 
 
-def _read_experts(raw: Mapping[str, Any], row: Mapping[str, Any] | None, where: str) -> ModelExperts | None:
+def _read_experts(
+    raw: Mapping[str, Any], row: Mapping[str, Any] | None, defaults: Mapping[str, Any], where: str
+) -> ModelExperts | None:
     if row is None:
         return None
     renormalize = row["renormalize"]
     # transformers 5 saves some of these under another name than transformers 4 did.
     key = next((k for k in row["count"] if raw.get(k) is not None), row["count"][0])
-    count = _read_integer(raw, key, where)
-    top_k = _read_integer(raw, row["topK"], where)
+    count = _read_size(raw, key, where, defaults)
+    top_k = _read_size(raw, row["topK"], where, defaults)
     if top_k > count:
         raise ModelError(
             f"{row['topK']} {top_k} exceeds {key} {count}", where=where, fix="correct config.json"
@@ -177,9 +187,9 @@ def _read_experts(raw: Mapping[str, Any], row: Mapping[str, Any] | None, where: 
     return ModelExperts(
         count,
         top_k,
-        _read_integer(raw, row["width"], where),
+        _read_size(raw, row["width"], where, defaults),
         renormalize if isinstance(renormalize, bool) else _read_boolean(raw, renormalize, where),
-        _read_integer(raw, row["shared"]["width"], where) if row["shared"] else 0,
+        _read_size(raw, row["shared"]["width"], where, defaults) if row["shared"] else 0,
     )
 
 
@@ -200,13 +210,57 @@ def _refuse_inexpressible(raw: Mapping[str, Any], row: Mapping[str, Any], where:
             raise ModelError(f"{rule['key']} is {value!r}: {rule['why']}", where=where, fix=rule["fix"])
 
 
+def explain_other_class(architecture: Any, model_type: Any) -> tuple[str, str] | None:
+    """Return how a model_type contradicts an architecture of architectures.json, and how to fix it.
+
+    AutoModelForCausalLM loads a model by its model_type.
+    """
+    rows = load_table("architectures")["architectures"]
+    types = rows[architecture]["modelTypes"] if architecture in rows else [model_type]
+    if model_type is None or model_type in types:
+        return None
+    others = [other for other in rows if model_type in rows[other]["modelTypes"]]
+    return (
+        f"architectures is {architecture} and model_type is {model_type!r}: transformers loads a model by "
+        f"its model_type, {f'as {others[0]}' if others else 'as another class'}",
+        f"correct the one that is wrong: {architecture} has model_type {' or '.join(types)}"
+        + (f", {model_type} is {others[0]}" if others else ""),
+    )
+
+
+def _refuse_other_weights(raw: Mapping[str, Any], directory: Path, where: str) -> None:
+    """Refuse transformers_weights that names other weights than those that are read."""
+    value = raw.get("transformers_weights")
+    stored = SINGLE if (directory / SINGLE).exists() else INDEX
+    if value is None or value == stored:
+        return
+    name = INDEX if str(value).endswith(".index.json") else SINGLE
+    raise ModelError(
+        f"transformers_weights is {value!r}: transformers loads that file, and not {SINGLE} or {INDEX}",
+        where=where,
+        fix=f"if its weights are meant, remove other {SINGLE} and {INDEX}, rename {value} to {name} and "
+        "remove the key; if not, remove the key",
+    )
+
+
 def _refuse_unimplemented(raw: Mapping[str, Any], row: Mapping[str, Any], name: str, where: str) -> None:
     """Refuse keys that transformers' model code of the architecture does not read."""
     known = load_table("architectures")["configuration"]["changes"]
     implemented = row.get("implements", {})
     for key in sorted(set(raw) & set(known) - set(row["defaults"])):
         neutral = [*known[key], *implemented.get(key, ())]
-        if raw[key] not in neutral and not (key == "layer_types" and _are_layer_types_read(raw, row)):
+        if raw[key] not in neutral and not (
+            (key == "layer_types" and _are_layer_types_read(raw, row))
+            or (key == "sliding_window" and _is_window_unused(raw, row))
+        ):
+            if key in load_table("architectures")["configuration"]["everyClass"]:
+                raise ModelError(
+                    f"{key} is {raw[key]!r}: transformers reads it for every class, and a TensorRT-LLM "
+                    f"checkpoint of {name} cannot express it",
+                    where=where,
+                    fix="remove it if the model was trained without it; if not, no engine computes it: "
+                    "serve it with transformers",
+                )
             raise ModelError(
                 f"{key} is {raw[key]!r}, which the model code of {name} does not implement",
                 where=where,
@@ -220,6 +274,18 @@ def _are_layer_types_read(raw: Mapping[str, Any], row: Mapping[str, Any]) -> boo
     kinds = raw["layer_types"]
     return row["window"] in ("last", "alternate") or (
         isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
+    )
+
+
+def _is_window_unused(raw: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    """Return whether a window is switched off, or reaches over the whole context.
+
+    The masks of a class without windows do not read it; transformers' caches do, for every class.
+    """
+    window, context = raw["sliding_window"], raw.get("max_position_embeddings")
+    context = row["defaults"]["max_position_embeddings"] if context is None else context
+    return raw.get("use_sliding_window") is False or (
+        isinstance(window, int) and isinstance(context, int) and window >= context
     )
 
 
@@ -249,7 +315,7 @@ def _note_head_size(row: Mapping[str, Any], head_dim: int, hidden_size: int, hea
 _READ = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "max_position_embeddings", "rope_scaling", "rope_parameters", "partial_rotary_factor", "bias",
-    "original_max_position_embeddings", "layer_types",
+    "original_max_position_embeddings", "layer_types", "transformers_weights",
 )  # fmt: skip
 
 
@@ -300,9 +366,17 @@ def parse_config(
             model means, whatever serves it, and has no ``quantization``.
     """
     where = str(directory / CONFIG_FILE)
+    require_model_config(raw, where)
     names = raw.get("architectures")
     if not isinstance(names, list) or len(names) != 1:
-        raise ModelError(f"architectures is {names!r}, not one name", where=where, fix="correct config.json")
+        text = repr(names) if "architectures" in raw else "absent"
+        raise ModelError(
+            f"architectures is {text}, not one name",
+            where=where,
+            fix="name the model's class: save_pretrained of transformers writes it",
+        )
+    if checkpoint:
+        _refuse_other_weights(raw, directory, where)
     if checkpoint and isinstance(names[0], str) and names[0] in list_family_rows():
         from enginix.model.family_config import parse_family_config
 
@@ -312,6 +386,8 @@ def parse_config(
     row = find_architecture_row(names[0], where)
     defaults = row["defaults"]
     if checkpoint:
+        if contradiction := explain_other_class(names[0], raw.get("model_type")):
+            raise ModelError(contradiction[0], where=where, fix=contradiction[1])
         _refuse_inexpressible(raw, row, where)
     _refuse_unimplemented(raw, row, names[0], where)
     hidden_act = raw.get("hidden_act", defaults["hidden_act"])
@@ -320,8 +396,8 @@ def parse_config(
             f"hidden_act is {hidden_act!r}; {names[0]} checkpoints support silu only", where=where,
             fix="serve the model with the llmapi kind",
         )  # fmt: skip
-    hidden_size = _read_integer(raw, "hidden_size", where)
-    num_heads = _read_integer(raw, "num_attention_heads", where)
+    hidden_size = _read_size(raw, "hidden_size", where, defaults)
+    num_heads = _read_size(raw, "num_attention_heads", where, defaults)
     # Absent is the class's default; null is as many as heads.
     kv_default = num_heads if "num_key_value_heads" in raw else defaults["num_key_value_heads"] or num_heads
     num_kv_heads = _read_integer(raw, "num_key_value_heads", where, default=kv_default)
@@ -347,7 +423,7 @@ def parse_config(
     epsilon = raw.get("rms_norm_eps", defaults["rms_norm_eps"])
     if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon < 1:
         raise ModelError(f"rms_norm_eps is {epsilon!r}", where=where, fix="correct config.json")
-    layers = _read_integer(raw, "num_hidden_layers", where)
+    layers = _read_size(raw, "num_hidden_layers", where, defaults)
     if layers > MOST_LAYERS:
         raise ModelError(f"num_hidden_layers is {layers}", where=where, fix="correct config.json")
     rope = read_rope(raw, where, row=row, head_dim=head_dim, checkpoint=checkpoint)
@@ -356,14 +432,14 @@ def parse_config(
         architecture=names[0],
         model_type=str(raw.get("model_type", "")),
         dtype=read_config_dtype(raw, where),
-        vocab_size=_read_integer(raw, "vocab_size", where),
+        vocab_size=_read_size(raw, "vocab_size", where, defaults),
         hidden_size=hidden_size,
         num_layers=layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        intermediate_size=_read_integer(raw, "intermediate_size", where),
-        max_position_embeddings=_read_integer(raw, "max_position_embeddings", where),
+        intermediate_size=_read_size(raw, "intermediate_size", where, defaults),
+        max_position_embeddings=_read_size(raw, "max_position_embeddings", where, defaults),
         hidden_act="silu",
         norm_epsilon=float(epsilon),
         rope=rope,
@@ -372,7 +448,7 @@ def parse_config(
         dense_bias=_read_bias(raw, row["bias"]["dense"], where),
         mlp_bias=_read_bias(raw, row["bias"]["mlp"], where),
         windows=tuple(find_windows(raw, row, layers, where)),
-        experts=_read_experts(raw, row["experts"], where),
+        experts=_read_experts(raw, row["experts"], defaults, where),
         quantization=read_quantization(directory, raw) if checkpoint else None,
         notes=(
             *rope.notes,

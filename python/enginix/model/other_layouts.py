@@ -2,10 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
+
+from enginix.errors import ModelError
 
 TRANSFORMERS_FIX = "use a repository in the Transformers layout: config.json and model*.safetensors"
+
+
+_NOT_A_MODEL = {
+    "checkpoint": (
+        "a TensorRT-LLM checkpoint, not a model",
+        "pass the model that it was converted from; enginix build takes a checkpoint",
+    ),
+    "engine": (
+        "an engine of TensorRT-LLM, not a model",
+        "pass the model that it was made from; enginix triton-repo takes an engine",
+    ),
+}
+_NOT_A_CHECKPOINT = {
+    "model": ("a Hugging Face model, not a TensorRT-LLM checkpoint", "make one with enginix convert"),
+    "engine": (
+        "an engine of TensorRT-LLM, not a checkpoint",
+        "pass the checkpoint that it was built from",
+    ),
+}
+
+
+def explain_other_config(raw: Mapping[str, Any], expected: str) -> tuple[str, str] | None:
+    """Return what a ``config.json`` describes in place of what is expected, and how to fix it.
+
+    Args:
+        expected: ``model`` or ``checkpoint``.
+
+    Returns:
+        None for what is expected, and for what is not known.
+    """
+    if {"pretrained_config", "build_config"} <= raw.keys():
+        kind = "engine"
+    elif "architectures" not in raw and isinstance(raw.get("architecture"), str):
+        kind = "checkpoint"
+    elif "architecture" not in raw and {"architectures", "model_type"} & raw.keys():
+        kind = "model"
+    else:
+        return None
+    return (_NOT_A_MODEL if expected == "model" else _NOT_A_CHECKPOINT).get(kind)
+
+
+def require_model_config(raw: Mapping[str, Any], where: str) -> None:
+    """Raise a ModelError if a parsed ``config.json`` is that of a checkpoint or of an engine."""
+    if other := explain_other_config(raw, "model"):
+        raise ModelError(other[0], where=where, fix=other[1])
 
 
 def explain_other_layout(names: Collection[str]) -> tuple[str, str] | None:
@@ -28,6 +77,10 @@ def explain_other_layout(names: Collection[str]) -> tuple[str, str] | None:
             "weights in Mistral's own layout (params.json, consolidated*), not in transformers'",
             f"{TRANSFORMERS_FIX}; transformers converts (convert_mistral_weights_to_hf.py)",
         )
+    if any(re.fullmatch(r"rank\d+\.safetensors", name) for name in names):
+        return _NOT_A_MODEL["checkpoint"]
+    if any(re.fullmatch(r"rank\d+\.engine", name) for name in names):
+        return _NOT_A_MODEL["engine"]
     if "model_index.json" in names:
         return "a pipeline of diffusers, not a language model", TRANSFORMERS_FIX
     if "config.json" in names:

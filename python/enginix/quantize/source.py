@@ -15,6 +15,7 @@ from enginix.errors import MachineError, ModelError, UsageError
 from enginix.model import ModelWeights, open_weights
 from enginix.model.context_length import read_model_context
 from enginix.model.jsonfile import read_object
+from enginix.model.other_layouts import require_model_config
 from enginix.model.quantization import SIDECAR
 from enginix.quantize.calibration import Calibration, hash_tokenizer_files
 from enginix.tables import load_table
@@ -63,6 +64,7 @@ def read_source_model(directory: Path) -> SourceModel:
         raise ModelError("no such directory", where=str(directory), fix="pass a model directory")
     where = str(directory)
     config = read_object(directory / "config.json")
+    require_model_config(config, where)
     names = config.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise ModelError(

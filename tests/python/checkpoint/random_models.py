@@ -9,6 +9,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from enginix.tables import load_table
+
 CODES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(ml_dtypes.bfloat16): "BF16"}
 CODES |= {np.dtype(np.uint8): "U8", np.dtype(np.int8): "I8", np.dtype(ml_dtypes.float8_e4m3fn): "F8_E4M3"}
 
@@ -29,7 +31,8 @@ def config(architecture: str, **changes: Any) -> dict[str, Any]:
         "architectures": [architecture], "hidden_act": "silu", "dtype": "bfloat16", "hidden_size": 24,
         "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 8, "vocab_size": 37, "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0, "tie_word_embeddings": False, "model_type": "llama",
+        "rope_theta": 10000.0, "tie_word_embeddings": False,
+        "model_type": load_table("architectures")["architectures"][architecture]["modelTypes"][0],
     }  # fmt: skip
     if architecture == "MixtralForCausalLM":
         base |= {"num_local_experts": 4, "num_experts_per_tok": 2}

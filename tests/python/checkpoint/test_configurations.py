@@ -60,6 +60,15 @@ def test_defaults_are_those_of_the_configuration_class(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))
+def test_model_types_are_those_of_the_causal_language_models(name: str) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
+
+    assert ROWS[name]["modelTypes"] == [kind for kind, loaded in NAMES.items() if loaded == name]
+    sizes = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}
+    assert sizes | {"max_position_embeddings"} <= ROWS[name]["defaults"].keys()
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
 def test_every_key_of_the_configuration_class_has_a_reader(name: str, tmp_path: Path) -> None:
     """A key of the class is read, harmless, or refused where it changes the function: none is unknown."""
     from enginix.model import ModelConfig
@@ -266,6 +275,8 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
           "sliding_window": 8}, "equal"),
         (llama(rope_scaling=LONGROPE), "refused"),
         (llama(attention_multiplier=0.5), "refused"),
+        (llama(is_causal=True), "equal"),
+        (llama(is_causal=False), "refused"),
         (llama(layer_types=["full_attention", "sliding_attention"], sliding_window=8), "refused"),
         (phi3(rope_scaling=LONGROPE, original_max_position_embeddings=32), "equal"),
         (phi3(rope_scaling={**LONGROPE, "attention_factor": 1.5}, **HALF), "refused"),

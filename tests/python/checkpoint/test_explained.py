@@ -92,10 +92,10 @@ def fused(names: str) -> Callable[[Tensors], Tensors]:
 @pytest.mark.parametrize(
     ("architecture", "change", "what", "fix"),
     [
-        ("MixtralForCausalLM", fused("block_sparse_moe.experts.w1"), "experts are fused", "save_pretrained"),
+        ("MixtralForCausalLM", fused("block_sparse_moe.experts.w1"), "experts are fused", "from_config"),
         ("MixtralForCausalLM", fused("block_sparse_moe.experts.mlp.v1"), "fused", "save_pretrained"),
         ("Qwen3MoeForCausalLM", fused("mlp.experts.gate_up_proj"), "fused", "save_pretrained"),
-        ("MixtralForCausalLM", renamed(lambda n: n.replace(".w3.", ".up_proj.")), "other names", "save"),
+        ("MixtralForCausalLM", renamed(lambda n: n.replace(".w3.", ".up_proj.")), "other names", "type"),
         ("Qwen3MoeForCausalLM", lambda tensors: {n: a for n, a in tensors.items() if ".experts.3." not in n},
          "the weights have 3 experts", "number of experts"),
         ("Phi3ForCausalLM", renamed(lambda n: n.replace("qkv_proj", "q_proj")), "or split", "architectures"),
@@ -169,6 +169,8 @@ def test_other_formats_under_the_name_of_safetensors(content: bytes, says: str, 
         (["consolidated.safetensors", "params.json"], "Mistral's own layout"),
         (["adapter_model.safetensors", "adapter_config.json"], "LoRA adapter"),
         (["model.gguf"], "GGUF"),
+        (["rank0.safetensors"], "a TensorRT-LLM checkpoint, not a model"),
+        (["rank0.engine"], "an engine of TensorRT-LLM, not a model"),
         (["pytorch_model.bin"], "pickle"),
         (["model-00001-of-00002.safetensors"], "index"),
     ],
@@ -256,3 +258,17 @@ def test_a_description_without_an_algorithm_is_named(tmp_path: Path) -> None:
     write_fp8(tmp_path / "model", {"exclude_modules": ["lm_head"]})
     with pytest.raises(ModelError, match=r"hf_quant_config\.json names no quant_algo"):
         plan_conversion(tmp_path / "model", ConvertOptions())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_no_numbers_are_named(dtype: str, value: float, tmp_path: Path) -> None:
+    def break_one(tensors: Tensors) -> Tensors:
+        tensors["model.layers.1.mlp.up_proj.weight"].reshape(-1)[-1] = value
+        return tensors
+
+    model = rewrite(tmp_path / "model", break_one)
+    with pytest.raises(ModelError, match=r"'model\.layers\.1\.mlp\.up_proj\.weight' holds NaN") as caught:
+        convert_model(model, tmp_path / "out", ConvertOptions(dtype=dtype))
+    assert "model.safetensors" in str(caught.value) and not (tmp_path / "out").exists()
+    assert "compare the file with the Hub's" in (caught.value.fix or "")

@@ -15,6 +15,9 @@ from enginix.errors import HubError, LockError
 from enginix.hub import lock as locks
 from enginix.hub.lock import Selection
 from enginix.hub.locking import make_lock
+from enginix.kinds.planning.lock_plan import plan_from_lock
+from enginix.kinds.planning.planner import PlanRequest
+from enginix.memory_plan.arithmetic import TargetGpu
 from hub import Hub
 
 Start = Callable[..., Hub]
@@ -181,6 +184,27 @@ def test_drift_is_shown_and_exits_1_and_update_follows_it(
     assert main(["lock", "--update", str(out)]) == 0
     assert "1.9 MiB of 4.8 MiB to fetch" in capsys.readouterr().out
     assert main(["lock", "--check", str(out)]) == 0
+
+
+def test_a_model_type_of_another_class_is_noted_and_an_obstacle(
+    start: Start, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (model / "config.json").write_text(json.dumps({**CONFIG, "model_type": "mistral"}))
+    start(model)
+    out = tmp_path / "x.json"
+    assert main(["lock", REPO, "-o", str(out)]) == 0
+    assert "transformers loads a model by its model_type, as MistralForCausalLM" in capsys.readouterr().err
+    facts = {**locks.read_lock(out).model, **SIZES}
+    gpu, sizes = TargetGpu("g", 90, 1 << 36), {"model.safetensors": 10**6}
+    for kind, stops in (("tensorrt", True), ("reference", True), ("llmapi", False)):
+        obstacles = plan_from_lock(facts, sizes, gpu, PlanRequest(kind=kind), "x").obstacles
+        assert any("model_type is 'mistral'" in o for o in obstacles) == stops, kind
+
+
+SIZES = {
+    "layers": 2, "heads": 4, "kvHeads": 2, "headSize": 16, "hiddenSize": 64, "intermediateSize": 96,
+    "vocabulary": 128, "context": 64, "dtype": "bfloat16",
+}  # fmt: skip
 
 
 def test_a_window_that_nobody_reads_is_not_recorded(start: Start, model: Path, tmp_path: Path) -> None:

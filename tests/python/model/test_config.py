@@ -38,8 +38,14 @@ LLAMA3 = {
 }
 
 
+ROWS = load_table("architectures")["architectures"]
+
+
 def read(**changes: Any) -> ModelConfig:
-    return parse_config(BASE | changes, Path("model"))
+    """Read BASE with changes, and the model_type of the class that they name."""
+    name = str((changes.get("architectures") or ["LlamaForCausalLM"])[0])
+    named = {"model_type": ROWS[name]["modelTypes"][0]} if name in ROWS else {}
+    return parse_config(BASE | named | changes, Path("model"))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +149,24 @@ def test_what_transformers_itself_writes(name: str, tmp_path: Path) -> None:
         ({"architectures": ["Qwen3MoeForCausalLM"], "mlp_only_layers": [0]}, "every layer"),
         ({"architectures": ["Qwen3MoeForCausalLM"], "decoder_sparse_step": 2}, "every layer"),
         ({"architectures": ["MixtralForCausalLM"]}, "KV heads (num_key_value_heads is absent"),
-        ({"architectures": ["MixtralForCausalLM"], "num_key_value_heads": 2}, "num_local_experts"),
+        (
+            {"architectures": ["MixtralForCausalLM"], "num_key_value_heads": 2, "num_local_experts": None},
+            "num_local_experts is null",
+        ),
+        ({"model_type": "gemma"}, "LlamaForCausalLM and model_type is 'gemma'"),
+        ({"model_type": "mistral", "sliding_window": 8}, "as MistralForCausalLM"),
+        ({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen3"}, "as Qwen3ForCausalLM"),
+        ({"is_causal": False}, "is_causal is False"),
+        ({"architectures": ["Qwen2ForCausalLM"], "is_causal": False}, "is_causal is False"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"num_kv_shared_layers": 1}, "num_kv_shared_layers"),
+        ({"sliding_window": 8}, "sliding_window is 8"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ({"lm_head_multiplier": 0.5}, "lm_head_multiplier"),
+        ({"transformers_weights": "other.safetensors"}, "transformers_weights is 'other.safetensors'"),
+        ({"transformers_weights": "model.safetensors"}, "transformers_weights"),  # the shards are there
+        ({"architecture": "LlamaForCausalLM", "architectures": None}, "architectures is None"),
+        ({"pretrained_config": {}, "build_config": {}}, "an engine of TensorRT-LLM"),
         (
             {
                 "architectures": ["MixtralForCausalLM"],
@@ -159,6 +182,30 @@ def test_refusals_name_the_key_and_the_fix(changes: dict[str, Any], says: str) -
     with pytest.raises(ModelError) as e:
         read(**changes)
     assert says in str(e.value) and e.value.fix
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"is_causal": True},
+        {"is_causal": None, "use_bidirectional_attention": False, "num_kv_shared_layers": 0},
+        {"sliding_window": 64},
+        {"sliding_window": 8, "use_sliding_window": False},
+        {"scale_attn_weights": True, "lm_head_multiplier": 1.0, "scale_embedding": False},
+        {"transformers_weights": "model.safetensors.index.json"},
+        {"transformers_weights": None},
+    ],
+)
+def test_the_values_that_change_nothing_are_read(changes: dict[str, Any]) -> None:
+    assert read(**changes).architecture == "LlamaForCausalLM"
+
+
+def test_absent_sizes_are_the_classs() -> None:
+    moe = {"architectures": ["Qwen3MoeForCausalLM"], "num_attention_heads": 4, "head_dim": 16}
+    config = parse_config(moe | {"model_type": "qwen3_moe"}, Path("model"))
+    assert config.experts is not None
+    assert (config.experts.count, config.experts.top_k, config.experts.width) == (128, 8, 768)
+    assert (config.hidden_size, config.vocab_size, config.num_layers) == (2048, 151936, 24)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +276,10 @@ KEYS += [
 )
 def test_any_config_is_read_or_refused(name: str, changes: dict[str, Any]) -> None:
     try:
-        config = parse_config(BASE | {"architectures": [name]} | changes, Path("model"))
+        config = parse_config(
+            BASE | {"architectures": [name], "model_type": ROWS[name]["modelTypes"][0]} | changes,
+            Path("model"),
+        )
     except EnginixError as e:
         assert e.fix
         return

@@ -25,6 +25,7 @@ from enginix.kinds.registry import find_kind, load_hook
 from enginix.memory_plan import arithmetic
 from enginix.memory_plan.arithmetic import ELEMENT_BYTES, ModelSizes, TargetGpu
 from enginix.model.attention_window import WINDOW_KEY
+from enginix.model.config import explain_other_class
 from enginix.model.context_length import PYTORCH_CONTEXT_KEY
 from enginix.model.number_formats import read_kv_cache_bits
 from enginix.tables import load_table
@@ -106,6 +107,9 @@ def read_locked_windows(metadata: Mapping[str, Any]) -> list[int] | None:
 def _find_model_obstacles(metadata: Mapping[str, Any], sizes: ModelSizes, kind: str) -> list[str]:
     """List what a lock tells against a kind; locks need not have the architecture."""
     architecture, method = metadata.get("architecture"), metadata.get("quantizationMethod")
+    other = explain_other_class(architecture, metadata.get("modelType"))
+    if other and find_kind(kind).built_from == "checkpoint":
+        return [f"no checkpoint: {other[0]} (fix: {other[1]})"]
     return find_model_obstacles(kind, architecture, sizes.quantization, method) if architecture else []
 
 

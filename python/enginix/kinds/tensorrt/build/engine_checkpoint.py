@@ -16,6 +16,7 @@ from enginix.kinds.tensorrt.build.effective_build import BuildSubject, make_buil
 from enginix.model.context_length import read_checkpoint_context, read_model_context
 from enginix.model.identity import identify_model, require_same_model
 from enginix.model.jsonfile import select_language_model
+from enginix.model.other_layouts import explain_other_config, require_model_config
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ class BuildCheckpoint:
         """
         config = _read_json_file(path / "config.json", "checkpoint")
         where = path / "config.json"
+        if other := explain_other_config(config, "checkpoint"):
+            raise CheckpointError(other[0], where=str(path), fix=other[1])
         try:
             mapping, quantization = config.get("mapping") or {}, config.get("quantization") or {}
             tp, pp = (
@@ -141,6 +144,7 @@ class BuildCheckpoint:
             ModelError: not a model.
         """
         config = _read_json_file(path / "config.json", "model")
+        require_model_config(config, str(path))
         names = config.get("architectures")
         text = select_language_model(config)
         quantization, kv_cache = _read_model_quantization(path, config)
