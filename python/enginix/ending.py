@@ -45,7 +45,7 @@ def end_as_interrupted() -> Iterator[None]:
 
     def leave(number: int, _: FrameType | None) -> None:
         for other in ours:
-            signal.signal(other, _stay)
+            signal.signal(other, _continue_ending)
         if number == signal.SIGHUP:
             _leave_lost_terminal()
         raise SignalReceived(number)
@@ -57,7 +57,7 @@ def end_as_interrupted() -> Iterator[None]:
     finally:
         for number in ours:
             # A command may have set its own, which lasts as before.
-            if signal.getsignal(number) in (leave, _stay):
+            if signal.getsignal(number) in (leave, _continue_ending):
                 signal.signal(number, signal.SIG_DFL)
 
 
@@ -71,5 +71,5 @@ def _leave_lost_terminal() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
-def _stay(_number: int, _: FrameType | None) -> None:
+def _continue_ending(_number: int, _: FrameType | None) -> None:
     """Do nothing; unlike an ignored signal, not inherited by programs that are started."""

@@ -46,6 +46,12 @@ def kill_tree(root: int, seen: Mapping[int, int] | None = None) -> None:
     kill_processes(start_times)
 
 
+def kill_children() -> None:
+    """Kill what this process started and has not ended, as where a signal came while it was starting."""
+    for pid in list_descendants(os.getpid()):
+        kill_tree(pid)
+
+
 def is_group_alive(group: int) -> bool:
     """Return whether a group has processes."""
     try:

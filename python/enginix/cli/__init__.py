@@ -18,6 +18,7 @@ from enginix import __version__, console
 from enginix.credentials import redact_secrets
 from enginix.ending import SignalReceived, end_as_interrupted
 from enginix.errors import EXIT_CLOSED_PIPE, EXIT_CODES, EXIT_OK, InterruptedWork, UsageError
+from enginix.process_group import kill_children
 from enginix.wording import find_nearest
 
 # Command → its module in this package and what it does. A folder holds the commands that one package of the
@@ -266,6 +267,7 @@ def _run_command(words: list[str]) -> int:
             raise
         failure = e
     except SignalReceived as e:
+        kill_children()
         failure = e.explain()
     except KeyboardInterrupt:
         failure = InterruptedWork("interrupted")

@@ -19,6 +19,7 @@ from typing import Any
 
 from enginix import console, process
 from enginix.errors import HubError, MachineError, UsageError
+from enginix.process_group import kill_tree
 from enginix.runtime import table as runtimes
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -141,8 +142,15 @@ def unpack_image(crane: str, reference: str, platform: str, tree: Path) -> None:
     )
     assert export.stdout is not None and export.stderr is not None
     export.stdout.close()
-    complaint = tar.communicate()[1].decode("utf-8", "replace").strip()
-    reason = export.stderr.read().decode("utf-8", "replace").strip()
+    try:
+        complaint = tar.communicate()[1].decode("utf-8", "replace").strip()
+        reason = export.stderr.read().decode("utf-8", "replace").strip()
+    except BaseException:
+        # As by a signal: crane, which waits for the network, would run on.
+        for child in (export, tar):
+            kill_tree(child.pid)
+            child.wait()
+        raise
     export.stderr.close()
     if export.wait() != 0:
         raise HubError(f"crane export: {(reason.splitlines() or ['failed'])[-1]}", where=reference)

@@ -89,7 +89,9 @@ def test_what_is_there_is_not_run_again(tmp_path: Path, capfd: pytest.CaptureFix
 
 
 def test_a_stage_that_fails_ends_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    stage = Stage("convert", ("convert", str(tmp_path), "-o", str(tmp_path / "out")), tmp_path / "out")
+    (tmp_path / "model").mkdir()
+    words = ("convert", str(tmp_path / "model"), "-o", str(tmp_path / "out"))
+    stage = Stage("convert", words, tmp_path / "out")
     with pytest.raises(StageFailed) as failed:
         run_stages([stage], RunLog(tmp_path / "log"), as_json=False)
     assert failed.value.exit_code == 3 and failed.value.as_json()["exitCode"] == 3
