@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import numpy_helper
+from safetensors.numpy import load_file, save_file
 
 from enginix.errors import EnginixError
 from enginix.kinds.edgellm import checks, graph, source
@@ -34,6 +35,7 @@ class Export:
     """A graph to damage."""
 
     def __init__(self, path: Path, *, inline: bool = False) -> None:
+        self.directory = path.parent
         self.model = onnx.load(str(path), load_external_data=not inline)
         self.graph = self.model.graph
 
@@ -248,6 +250,90 @@ def reverse_heads(e: Export) -> None:
     e.graph.node.insert(at, onnx.helper.make_node("Slice", inputs, [name], "damaged_slice"))
 
 
+def add_constant(e: Export, name: str, values: Any) -> str:
+    e.graph.initializer.append(numpy_helper.from_array(values, f"damaged_{name}"))
+    return f"damaged_{name}"
+
+
+def insert_before(e: Export, node: Any, at: int, op: str, *more: str, **attributes: Any) -> None:
+    """Put a node between a node and one of its inputs."""
+    name = f"damaged_{op}"
+    made = onnx.helper.make_node(op, [node.input[at], *more], [name], f"node_{name}", **attributes)
+    node.input[at] = name
+    e.graph.node.insert(list(e.graph.node).index(node), made)
+
+
+def double_epsilons(e: Export) -> None:
+    epsilon = add_constant(e, "epsilon", np.array(2e-6, np.float32))
+    for root in e.nodes("Sqrt"):
+        e.producer(root.input[0]).input[1] = epsilon
+
+
+def double_plugin_epsilon(e: Export) -> None:
+    e.set_attribute("AttentionPlugin", "rms_norm_eps", 2e-6)
+
+
+def erase_late_logits(e: Export) -> None:
+    """From position 1000 on, which no prompt of the gate reaches, logits are 0."""
+    product = e.producer(e.graph.output[0].name)
+    while product.op_type not in ("Gemm", "MatMul"):
+        product = e.producer(product.input[0])
+    rows = e.nodes("Gather")[-1]
+    at = list(e.graph.node).index(rows)
+    limit = add_constant(e, "limit", np.array(1000, np.int32))
+    column = add_constant(e, "column", np.array([-1, 1], np.int64))
+    for node in (
+        onnx.helper.make_node("Reshape", ["damaged_float", column], ["damaged_mask"]),
+        onnx.helper.make_node("Cast", ["damaged_early"], ["damaged_float"], to=onnx.TensorProto.FLOAT16),
+        onnx.helper.make_node("Less", ["positions", limit], ["damaged_early"]),
+    ):
+        e.graph.node.insert(at, node)
+    insert_before(e, rows, 0, "Mul", "damaged_mask")
+
+
+def clip_attention(e: Export) -> None:
+    """Bounds that no prompt of the gate reaches."""
+    least, most = (add_constant(e, f"clip{n}", np.array(n, np.float16)) for n in (-60000, 60000))
+    plugin = e.nodes("AttentionPlugin")[0]
+    reader = next(n for n in e.graph.node if plugin.output[0] in n.input)
+    insert_before(e, reader, list(reader.input).index(plugin.output[0]), "Clip", least, most)
+
+
+def scale_logits(e: Export) -> None:
+    last = e.producer(e.graph.output[0].name)
+    insert_before(e, last, 0, "Mul", add_constant(e, "factor", np.array(1.0003, np.float32)))
+
+
+def find_value(e: Export, name: str) -> Any:
+    return next(v for v in (*e.graph.input, *e.graph.output) if v.name == name).type.tensor_type
+
+
+def widen_lengths(e: Export) -> None:
+    find_value(e, "past_lengths").elem_type = onnx.TensorProto.INT64
+
+
+def fix_sequences(e: Export) -> None:
+    for value in (*e.graph.input, *e.graph.output):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param == "num_sequences":
+                dimension.dim_value = 3
+
+
+def fix_pages(e: Export) -> None:
+    find_value(e, "kv_page_table").shape.dim[2].dim_value = 16
+
+
+def add_output(e: Export) -> None:
+    name = e.nodes("Sigmoid")[0].output[0]
+    e.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, None))
+
+
+def add_embedding_tensor(e: Export) -> None:
+    path = e.directory / "embedding.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "embedding_scale": np.ones(4, np.float32)}, path)
+
+
 def exchange_values(first: tuple[int, str], second: tuple[int, str]) -> Damage:
     return lambda e: e.exchange_projections(e.projection(*first), e.projection(*second))
 
@@ -285,6 +371,17 @@ GRAPH: dict[str, Damage] = {
     "a cache given out twice": repeat_output,
     "a node of an unknown domain": use_unknown_domain,
     "heads in reverse order": reverse_heads,
+    "epsilon of every norm x 2": double_epsilons,
+    "rms_norm_eps of the plugin x 2": double_plugin_epsilon,
+    "attention_scale x 1.0001": attribute("attention_scale", 0.1767767 * 1.0001),
+    "logits 0 from position 1000 on": erase_late_logits,
+    "attention clipped at 60000": clip_attention,
+    "logits x 1.0003": scale_logits,
+    "past_lengths in INT64": widen_lengths,
+    "number of sequences fixed": fix_sequences,
+    "pages of a sequence fixed": fix_pages,
+    "one more output": add_output,
+    "one more embedding tensor": add_embedding_tensor,
 }  # fmt: skip
 
 

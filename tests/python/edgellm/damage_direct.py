@@ -25,7 +25,8 @@ NAMES = (
     "epsilon of one norm 0.5", "Sigmoid is Tanh", "first residual adds attention twice",
     "last norm reads layer 0", "attention_scale x 10", "sliding_window_size 4", "enable_qk_norm flipped",
     "rms_norm_eps of the plugin 0.5", "qkv_scales 3 without FP8 cache", "num_q_heads wrong",
-    "a plugin node without a definition", "caches of two layers exchanged",
+    "a plugin node without a definition", "caches of two layers exchanged", "epsilon of every norm x 2",
+    "rms_norm_eps of the plugin x 2", "attention_scale x 1.0001",
 )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ def run_exporter(program: Path, model: Path, partial: Path, words: list[str]) ->
         main()
     except SystemExit as e:
         if e.code:
-            raise export.explain_export_failure(int(e.code), "", model) from e
+            raise export.explain_export_failure(int(e.code), "", model, partial) from e
 
 
 if __name__ == "__main__":

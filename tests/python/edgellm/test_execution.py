@@ -16,10 +16,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from enginix.errors import GateError
+from enginix.kinds.edgellm import graph_contract
+from enginix.kinds.edgellm.errors import ExportError
 from enginix.kinds.edgellm.execution import export_gate, model_logits, plugin_nodes
 from enginix.kinds.edgellm.execution.graph_runner import check_nodes
 from enginix.kinds.edgellm.execution.rope_table import make_rope_table, read_exported_rope
-from enginix.kinds.edgellm.graph import Graph, Node
+from enginix.kinds.edgellm.graph import Constant, Graph, Node
+from enginix.kinds.edgellm.source import read_export_source
 from enginix.tables import load_table
 
 from .conftest import FORMATS, HERE, TINY, environment
@@ -146,10 +149,81 @@ def test_a_node_without_a_definition_fails(graph: Graph, says: str) -> None:
         check_nodes(graph)
 
 
+SEQUENCES, TOKENS = "num_sequences", "physical_tokens"
+CACHES = [f"{side}_key_values_{i}" for side in ("past", "present") for i in range(4)]
+# What NVIDIA's exporter wrote for tiny-qwen3.
+INTERFACE: dict[str, tuple[str, tuple[int | str, ...]]] = {
+    "inputs_embeds": ("FLOAT16", (TOKENS, 128)),
+    **dict.fromkeys(CACHES[:4], ("FLOAT16", (2, "num_pages", 128, 4, 32))),
+    "rope_rotary_cos_sin": ("FLOAT", (TOKENS, 32)), "positions": ("INT32", (TOKENS,)),
+    "query_start_offsets": ("INT32", ("num_sequences + 1",)), "query_lengths": ("INT32", (SEQUENCES,)),
+    "past_lengths": ("INT32", (SEQUENCES,)), "attention_sequence_lengths": ("INT32", (SEQUENCES,)),
+    "state_indices": ("INT32", (SEQUENCES,)),
+    "execution_phase_marker": ("INT32", ("execution_phase_extent",)),
+    "context_sequence_count_carrier": ("INT32", ("num_context_sequences",)),
+    "kv_page_table": ("INT32", (SEQUENCES, 2, "max_pages_per_seq")),
+    "logits_indices": ("INT64", (SEQUENCES,)),
+    "logits": ("FLOAT", (SEQUENCES, 2048)),
+    **dict.fromkeys(CACHES[4:], ("FLOAT16", (2, "num_pages", 128, 4, 32))),
+}  # fmt: skip
+
+
+def scalar(name: str, value: float) -> Constant:
+    return Constant(name, "FLOAT", (), np.array([value], np.float32).view(np.uint8))
+
+
+def contract_graph(*more: Node, epsilon: float = 1e-6, norms: int = 9, **interface: Any) -> Graph:
+    """Norms and an interface, as an export of tiny-qwen3 has them."""
+    stated = {**INTERFACE, **interface}
+    outputs = ("logits", *(n for n in stated if n.startswith(("present", "other"))))
+    nodes = [
+        Node(op, "", f"{op}{i}", inputs, (f"{op}{i}",), {})
+        for i in range(norms)
+        for op, inputs in (("Add", ("mean", "epsilon")), ("Sqrt", (f"Add{i}",)))
+    ]
+    constants = {"epsilon": scalar("epsilon", epsilon), "factor": scalar("factor", 1.001)}
+    inputs = tuple(n for n in stated if n not in outputs)
+    return Graph(Path("model.onnx"), constants, (*nodes, *more), inputs, outputs, {}, stated)
+
+
+def check_contract(graph: Graph) -> None:
+    source = read_export_source(TINY)
+    graph_contract.check_interface(graph, source)
+    graph_contract.check_readers(graph)
+    graph_contract.check_operators(graph, source)
+    graph_contract.check_norms(graph, source)
+    graph_contract.check_numbers(graph)
+
+
+@pytest.mark.parametrize(
+    ("graph", "says"),
+    [
+        (contract_graph(epsilon=1.1e-6), "epsilon is 1.1"),
+        (contract_graph(norms=8), "8 norms in the graph, 9 in 4 layers"),
+        (contract_graph(past_lengths=("INT64", (SEQUENCES,))), "past_lengths is INT64"),
+        (contract_graph(query_lengths=("INT32", (3,))), r"query_lengths is INT32 \[3\]"),
+        (contract_graph(other=("FLOAT16", ())), "output other has no place"),
+        (contract_graph(extra=("INT32", ())), "input extra has no place"),
+        (contract_graph(Node("Less", "", "n", ("positions", "x"), ("y",), {})), "positions is read by Less"),
+        (contract_graph(Node("Clip", "", "n", ("x",), ("y",), {})), "n is Clip"),
+        (contract_graph(Node("Mul", "", "n", ("x", "factor"), ("y",), {})), r"Mul \(n\) reads the number"),
+        (contract_graph(Node("Pow", "", "n", ("x", "factor"), ("y",), {})), r"Pow \(n\) reads the number"),
+        (contract_graph(Node("Gemm", "", "n", ("x", "y"), ("z",), {"alpha": 1.001})), "n has a factor"),
+    ],
+)  # fmt: skip
+def test_what_is_known_exactly_is_compared_exactly(graph: Graph, says: str) -> None:
+    check_contract(contract_graph())
+    with pytest.raises(ExportError, match=says):
+        check_contract(graph)
+
+
 def test_sequences_go_beyond_a_window() -> None:
     assert export_gate.choose_questions(100, [None, 64, 64], 2048).prompts[-1] > 64
     # One that is beyond what the gate executes is compared, not executed.
     assert export_gate.choose_questions(100, [4096], 8192).prompts == list(export_gate.LENGTHS)
+    # Of a small model one prompt crosses a page of the cache.
+    small = export_gate.choose_source_questions(read_export_source(TINY))
+    assert small.prompts[-1] == export_gate.LONG_PROMPT > export_gate.PAGE
     assert max(export_gate.choose_questions(100, [], 16).prompts) + export_gate.STEPS <= 16
     assert export_gate.choose_questions(100, [], 2048) == export_gate.choose_questions(100, [], 2048)
 
@@ -247,7 +321,10 @@ def test_the_manifest_has_the_evidence(name: str, exports: Callable[[str], Path]
         == load_table("gates")["gates"]["export"]["bounds"]["NO_QUANT" if name == "bf16" else "quantized"]
     )
     assert gate["plugins"]["AttentionPlugin"] == 4 and gate["errorAtMost"] <= 0.01
-    assert gate["prompts"] == list(export_gate.LENGTHS) and gate["cachedSteps"] == export_gate.STEPS
+    assert (
+        gate["prompts"] == [*export_gate.LENGTHS[:-1], export_gate.LONG_PROMPT]
+        and gate["cachedSteps"] == export_gate.STEPS
+    )
     assert results["scales"]["worstScaleChange"] < 0.001
     direct = results["directGate"]
     assert (

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from enginix.kinds.edgellm.runtime_config import (
 )
 from enginix.kinds.edgellm.source import ExportSource, read_export_source
 from enginix.kinds.edgellm.unsupported_models import (
+    note_head_size,
     parse_export_config,
     require_covered_context,
     require_direct_reading,
@@ -101,6 +103,8 @@ def test_healthy_shapes_are_read(name: str, shapes: Path) -> None:
         ({"mtp_num_hidden_layers": 1}, "mtp_num_hidden_layers"),
         ({"text_config": {"hidden_size": 64}}, "text_config"),
         ({"vision_config": {"depth": 1}}, "vision_config"),
+        ({"max_position_embeddings": None}, "max_position_embeddings is not in config.json"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 1.0}}, "factor 1 is plain rotary embedding"),
         ({"auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}, "auto_map names code"),
         ({"layer_types": ["full_attention"]}, "layer_types has 1 entries for 4 layers"),
         ({"layer_types": ["linear_attention"] * 4}, "layer_types has 'linear_attention'"),
@@ -390,6 +394,28 @@ def test_end_tokens_beyond_the_vocabulary(model: Path) -> None:
     refuse(model, "eos_token_id 2048", "generation_config.json")
 
 
+def test_a_model_without_end_tokens_is_noted(model: Path) -> None:
+    change(model / "config.json", eos_token_id=None)
+    (model / "generation_config.json").unlink(missing_ok=True)
+    assert "no end token" in read_export_source(model).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "is_noted"),
+    [
+        ("LlamaForCausalLM", 20, True), ("LlamaForCausalLM", 100, True), ("LlamaForCausalLM", 64, False),
+        ("Qwen3ForCausalLM", 32, True), ("Qwen3ForCausalLM", 128, False), ("Qwen3ForCausalLM", 256, False),
+        ("LlamaForCausalLM", 512, False), ("Qwen3ForCausalLM", 512, True),
+    ],
+)  # fmt: skip
+def test_heads_that_the_runtime_has_no_kernel_for_are_noted(
+    architecture: str, size: int, is_noted: bool
+) -> None:
+    config = replace(read_export_source(TINY).model, architecture=architecture, head_dim=size)
+    note = note_head_size(config)
+    assert (note is not None) == is_noted and (note is None or f"heads of {size}" in note)
+
+
 def test_a_tokenizer_of_more_tokens_than_the_model(model: Path) -> None:
     tokenizer = json.loads((model / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"]["one more"] = 2048
@@ -412,7 +438,7 @@ def test_an_added_token_beyond_the_model_is_noted_unless_prompts_have_it(model: 
     [
         ("{% for m in messages %}{{ m.content }", "broken at line 1"),
         ("{{ messages | nothing }}", "nothing"),
-        ("{{ raise_exception('never') }}", "never"),
+        ("{{ raise_exception('never') }}", "refuses one question of a user: never"),
         ("{% for m in messages %}{{ m.role }}{% endfor %}", "leaves a user's question out"),
         ("\ufeff{% for m in messages %}{{ m.content }}{% endfor %}", "byte order mark"),
         ("   ", "no chat template"),

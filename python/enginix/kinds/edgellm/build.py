@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enginix import __version__, manifest, process
+from enginix import __version__, console, manifest, process
 from enginix.digests import SourceWatch
 from enginix.errors import MachineError, ManifestError, UsageError
 from enginix.files import new_directory, require_absent, sha256_file
@@ -29,7 +29,11 @@ from enginix.kinds.edgellm.errors import ExportError, name_final_directory
 from enginix.kinds.edgellm.export import make_private_environment, read_model_identity
 from enginix.kinds.edgellm.runtime_config import compare_engine_config
 from enginix.kinds.edgellm.source import ModelFacts, read_model_facts
-from enginix.kinds.edgellm.unsupported_models import require_covered_context, require_direct_reading
+from enginix.kinds.edgellm.unsupported_models import (
+    note_head_size,
+    require_covered_context,
+    require_direct_reading,
+)
 from enginix.machine.gpu_table import find_gpu
 from enginix.manifest import Manifest
 from enginix.model.identity import require_same_model
@@ -209,6 +213,8 @@ def build_edgellm_engine(
         require_direct_reading(config)
     graph = describe_built_graph(export_manifest, build_options.builder, export)
     require_covered_context(config, int(full_limits["maxKvCacheCapacity"]))
+    if note := note_head_size(config):
+        console.print_message(f"note: {note}")
     gpu, machine = _find_gpu(build_options)
     with new_directory(out) as partial, name_final_directory(partial, out, "engine"):
         engine = partial / "engine"

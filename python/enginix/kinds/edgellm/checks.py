@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from enginix.errors import ModelError
-from enginix.kinds.edgellm import coverage, graph, scales
+from enginix.kinds.edgellm import coverage, graph, graph_contract, scales
 from enginix.kinds.edgellm.errors import ExportError
 from enginix.kinds.edgellm.graph import Graph, Node
 from enginix.kinds.edgellm.runtime_config import compare_runtime_config, is_window_right
@@ -43,7 +43,7 @@ def list_exported_files(llm: Path) -> list[str]:
 
 
 def check_attention(onnx_graph: Graph, source: ExportSource) -> int:
-    """Check that each layer has one attention plugin, with its own KV cache and the model's head counts."""
+    """Check that each layer has one attention plugin, with its own KV cache and the model's parameters."""
     where = str(onnx_graph.path)
     nodes = [n for n in onnx_graph.nodes if n.op == "AttentionPlugin" and n.domain == graph.PLUGIN_DOMAIN]
     if len(nodes) != source.layers:
@@ -51,13 +51,26 @@ def check_attention(onnx_graph: Graph, source: ExportSource) -> int:
             f"{len(nodes)} attention plugins for {source.layers} layers", where=where, fix=_AGAIN
         )
     model = source.model
-    expected = {
+    has_norms = "model.layers.0.self_attn.q_norm.weight" in source.weights.tensors
+    expected: dict[str, Any] = {
         "num_q_heads": model.num_heads,
         "num_kv_heads": model.num_kv_heads,
         "head_size": model.head_dim,
         "enable_fp8_kv_cache": int(source.kv_cache == "FP8"),
+        "enable_qk_norm": int(has_norms),
     }
+    numbers = {"attention_scale": model.head_dim**-0.5}
+    if has_norms:
+        numbers["rms_norm_eps"] = model.norm_epsilon
     for node in nodes:
+        for key, number in numbers.items():
+            stated = node.attributes.get(key)
+            if not isinstance(stated, float) or np.float32(stated) != np.float32(number):
+                raise ExportError(
+                    f"{node.name}: {key} is {stated}, the model's is {np.float32(number)}",
+                    where=where,
+                    fix=_AGAIN,
+                )
         for key, value in expected.items():
             if node.attributes.get(key) != value:
                 raise ExportError(
@@ -204,8 +217,11 @@ def _read_embedding_table(llm: Path, fp8: bool, hidden: int) -> TensorInfo:
         tensors: Mapping[str, TensorInfo] = read_header(path).tensors
     except ModelError as e:
         raise ExportError(e.what, where=e.where, fix=_AGAIN) from e
-    if "embedding" not in tensors or set(tensors) - {"embedding", "embedding_scale"}:
-        raise ExportError(f"tensors {sorted(tensors)}, expected embedding", where=str(path), fix=_AGAIN)
+    known = ["embedding", "embedding_scale"] if fp8 else ["embedding"]
+    if sorted(tensors) != known:
+        raise ExportError(
+            f"tensors {sorted(tensors)}, expected {' and '.join(known)}", where=str(path), fix=_AGAIN
+        )
     table_ = tensors["embedding"]
     if (table_.dtype == "F8_E4M3") != fp8:
         raise ExportError(f"the table is {table_.dtype}", where=str(path), fix=_AGAIN)
@@ -237,6 +253,11 @@ def check_exported_model(llm: Path, source: ExportSource, *, fp8_embedding: bool
     onnx_graph = graph.read_graph(llm / "model.onnx")
     embedding = _read_embedding_table(llm, fp8_embedding, source.model.hidden_size)
     attentions = check_attention(onnx_graph, source)
+    graph_contract.check_interface(onnx_graph, source)
+    graph_contract.check_readers(onnx_graph)
+    graph_contract.check_operators(onnx_graph, source)
+    graph_contract.check_norms(onnx_graph, source)
+    graph_contract.check_numbers(onnx_graph)
     quantized = check_quantization(onnx_graph, source)
     weights = coverage.check_coverage(onnx_graph, source.weights.tensors.values(), embedding, source.tied)
     scale_results = scales.check_scales(onnx_graph, source.weights.tensors)
@@ -244,7 +265,7 @@ def check_exported_model(llm: Path, source: ExportSource, *, fp8_embedding: bool
     compare_runtime_config(read_runtime_config(llm), source.facts, str(llm / "config.json"))
     return {
         "files": names,
-        "notes": list(source.texts.notes),
+        "notes": source.notes,
         "attentionPlugins": attentions,
         "quantizationNodes": quantized,
         "weights": weights,

@@ -94,10 +94,10 @@ def make_private_environment(work: Path) -> dict[str, str]:
     }
 
 
-def explain_export_failure(status: int, output: str, model: Path) -> Exception:
-    """Return the error for a failed run of the exporter."""
+def explain_export_failure(status: int, output: str, model: Path, out: Path) -> Exception:
+    """Return the error for a failed run of the exporter, which writes to ``out``."""
     if any(sign in output for sign in _DEVICE_FULL) or status == -7:
-        return MachineError("the disk is full", where=str(model), fix="free disk space, or choose another -o")
+        return MachineError("the disk is full", where=str(out), fix="free disk space, or choose another -o")
     if status == -9:
         return MachineError(
             "the exporter was killed, as the kernel does when memory is short",
@@ -237,7 +237,7 @@ def _run_exporter(program: Path, model: Path, partial: Path, words: list[str]) -
             check=False,
         )
     if done.returncode != 0:
-        raise explain_export_failure(done.returncode, done.stdout + done.stderr, model)
+        raise explain_export_failure(done.returncode, done.stdout + done.stderr, model, partial)
 
 
 def _tidy_export(partial: Path, model: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -76,7 +76,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """The graph of one ``model.onnx``."""
+    """The graph of one ``model.onnx``.
+
+    Attributes:
+        interface: inputs and outputs → their ONNX element type, and their dimensions: numbers, or names of
+            those that vary.
+    """
 
     path: Path
     constants: Mapping[str, Constant]
@@ -84,6 +89,7 @@ class Graph:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     opsets: Mapping[str, int]
+    interface: Mapping[str, tuple[str, tuple[int | str, ...]]] = field(default_factory=dict)
 
     @cached_property
     def producer(self) -> Mapping[str, Node]:
@@ -101,6 +107,12 @@ class Graph:
 
     def count(self, op: str, domain: str | None = None) -> int:
         return sum(n.op == op and domain in (None, n.domain) for n in self.nodes)
+
+
+def _describe_value(value: Any, onnx: Any) -> tuple[str, tuple[int | str, ...]]:
+    tensor = value.type.tensor_type
+    dimensions = tuple(d.dim_param or int(d.dim_value) for d in tensor.shape.dim)
+    return onnx.TensorProto.DataType.Name(tensor.elem_type), dimensions
 
 
 def _find_module(entries: Any) -> str:
@@ -197,4 +209,5 @@ def read_graph(path: Path) -> Graph:
         inputs=tuple(i.name for i in graph.input),
         outputs=tuple(o.name for o in graph.output),
         opsets={o.domain: o.version for o in model.opset_import},
+        interface={v.name: _describe_value(v, onnx) for v in (*graph.input, *graph.output)},
     )

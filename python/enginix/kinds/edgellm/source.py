@@ -19,7 +19,7 @@ from enginix.kinds.edgellm.expected_tensors import (
     require_model_tensors,
 )
 from enginix.kinds.edgellm.tokenizer_texts import ModelTexts, read_model_texts
-from enginix.kinds.edgellm.unsupported_models import parse_export_config
+from enginix.kinds.edgellm.unsupported_models import note_head_size, parse_export_config
 from enginix.model import ModelConfig, ModelWeights, open_weights
 from enginix.model.end_tokens import list_named_end_tokens
 from enginix.model.jsonfile import read_object
@@ -71,6 +71,12 @@ class ExportSource:
     @property
     def facts(self) -> ModelFacts:
         return ModelFacts(self.model, self.kv_cache, self.texts.end_tokens)
+
+    @property
+    def notes(self) -> list[str]:
+        """What is unusual, and no reason to refuse."""
+        size = note_head_size(self.model)
+        return [*self.texts.notes, *([size] if size else [])]
 
     @property
     def layers(self) -> int:

@@ -68,6 +68,10 @@ def read_model_texts(model: Path, config: Mapping[str, Any], vocabulary: int) ->
             f"{len(strange)} added token{'s' * (len(strange) > 1)} of tokenizer.json from {first!r} "
             f"({strange[first]}) are beyond the model's {vocabulary}: requests must not contain them"
         )
+    if not end_tokens:
+        notes.append(
+            "no end token in config.json or generation_config.json: answers end at the request's limit alone"
+        )
     if "\r\n" in template:
         notes.append("the chat template's lines end in CRLF, which transformers reads as LF")
     return ModelTexts(template, end_tokens, tuple(notes))
@@ -198,8 +202,13 @@ def _render_question(template: str, settings: Mapping[str, Any], model: Path) ->
         ) from e
     except Exception as e:  # the template's code may raise anything
         reason = str(e).strip().split("\n", 1)[0] or type(e).__name__
+        is_refusal = isinstance(e, jinja2.TemplateError) and not isinstance(e, jinja2.TemplateRuntimeError)
         raise ModelError(
-            f"the chat template fails for one question of a user: {reason}", where=str(model), fix=_AGAIN
+            f"the chat template {'refuses' if is_refusal else 'fails for'} one question of a user: {reason}",
+            where=str(model),
+            fix=f"write a template that takes a question alone into {TEMPLATE_FILE}"
+            if is_refusal
+            else _AGAIN,
         ) from e
     if _QUESTION not in prompt:
         raise ModelError(

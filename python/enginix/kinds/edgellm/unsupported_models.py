@@ -40,6 +40,12 @@ def parse_export_config(raw: Mapping[str, Any], model: Any) -> ModelConfig:
     _refuse_contradictions(raw, where)
     _refuse_activation(raw, where)
     _refuse_own_code(raw, where)
+    if raw.get("max_position_embeddings") is None:
+        raise ModelError(
+            "max_position_embeddings is not in config.json: the context would be a default of transformers'",
+            where=where,
+            fix='write "max_position_embeddings" into config.json: the context that it was trained with',
+        )
     config = parse_config(raw, model, checkpoint=False)
     _refuse_value_types(raw, config, where)
     _refuse_layer_types(config, where)
@@ -183,6 +189,13 @@ def _refuse_windows(config: ModelConfig, row: Mapping[str, Any], where: str) -> 
 
 def _refuse_rope(config: ModelConfig, where: str) -> None:
     rope, rows = config.rope, load_table("edgellm")["rope"]["types"]
+    if rope.type == "linear" and _find_rope_parameters(config.raw).get("factor") == 1:
+        raise ModelError(
+            "rope scaling 'linear' with factor 1 is plain rotary embedding, and TensorRT Edge-LLM's runtime "
+            "does not know the name",
+            where=where,
+            fix="remove the rope scaling from config.json, and keep rope_theta: it is the same model",
+        )
     if rope.type not in rows:
         raise ModelError(
             f"rope scaling {rope.type!r}: TensorRT Edge-LLM's runtime does not know it, and would compute "
@@ -306,6 +319,23 @@ def require_direct_reading(config: ModelConfig) -> None:
                 where=where,
                 fix=f'write "{key}": {json.dumps(meant)} into config.json, and export the model again',
             )
+
+
+def note_head_size(config: ModelConfig) -> str | None:
+    """Return what to say of a size of heads that the runtime has no kernel for to read prompts with.
+
+    A note, no refusal: this is read from NVIDIA's sources, and no GPU said it here.
+    """
+    row = load_table("edgellm")["attention"]
+    has_norms = load_table("edgellm")["architectures"][config.architecture]["qkNorm"]
+    sizes = row["normedSizes" if has_norms else "prefillSizes"]
+    if config.head_dim in sizes:
+        return None
+    return (
+        f"by its sources, TensorRT Edge-LLM's attention cannot read prompts with heads of {config.head_dim}, "
+        f"only of {', '.join(map(str, sizes))}: expect an engine of this export to fail on the GPU. "
+        f"{OTHER_KINDS[0].upper()}{OTHER_KINDS[1:]}"
+    )
 
 
 def require_covered_context(config: ModelConfig, capacity: int) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import enginix
 from enginix import process
 from enginix.errors import GateError, MachineError, ModelError
-from enginix.kinds.edgellm import checks
+from enginix.kinds.edgellm import checks, graph_contract
 from enginix.kinds.edgellm.errors import ExportError
 from enginix.kinds.edgellm.execution import export_gate
 from enginix.kinds.edgellm.graph import Constant, Graph, read_graph
@@ -104,6 +104,8 @@ def check_direct_engine(engine: Path, source: ExportSource) -> Graph:
         raise GateError("the direct builder binds the embedding table in a way that the gate does not know")
     graph = read_direct_graph(engine, source.weights)
     checks.check_attention(graph, source)
+    graph_contract.check_readers(graph)
+    graph_contract.check_norms(graph, source)
     return graph
 
 

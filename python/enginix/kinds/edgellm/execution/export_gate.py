@@ -39,6 +39,8 @@ TABLE = "model.embed_tokens.weight"
 LOGITS_MODULE = "enginix.kinds.edgellm.execution.model_logits"
 MODES = ("smooth", "rounded", "half")  # of model_logits, which this process does not import: it needs torch
 LENGTHS = (1, 6, 40)  # of the prompts that are read together
+LONG_PROMPT = 200  # of the last prompt, where the model is small
+SMALL = 1 << 25  # elements of a model that costs little time: all its weights together
 LONGEST = 320  # tokens that the gate reads of one sequence at most
 STEPS = 2  # cached steps after each prompt
 BEYOND = 8  # tokens beyond a window
@@ -66,10 +68,12 @@ class GateQuestions:
         return [len(s) - STEPS for s in self.sequences]
 
 
-def choose_questions(vocab_size: int, windows: Sequence[int | None], positions: int) -> GateQuestions:
+def choose_questions(
+    vocab_size: int, windows: Sequence[int | None], positions: int, *, is_small: bool = False
+) -> GateQuestions:
     """Return pinned random tokens, one sequence beyond the smallest window that LONGEST allows."""
     window = min((w for w in windows if w), default=0)
-    longest = LENGTHS[-1]
+    longest = LONG_PROMPT if is_small else LENGTHS[-1]
     if window > 0 and window + BEYOND <= LONGEST:
         longest = max(longest, window + BEYOND)
     lengths = [min(n, max(1, positions - STEPS)) for n in (*LENGTHS[:-1], longest)]
@@ -206,7 +210,10 @@ def relative_errors(computed: Array, reference: Array) -> Array:
 
 def choose_source_questions(source: ExportSource) -> GateQuestions:
     model = source.model
-    return choose_questions(model.vocab_size, model.windows, model.max_position_embeddings)
+    elements = sum(math.prod(t.shape) for t in source.weights.tensors.values())
+    return choose_questions(
+        model.vocab_size, model.windows, model.max_position_embeddings, is_small=elements <= SMALL
+    )
 
 
 @contextlib.contextmanager
