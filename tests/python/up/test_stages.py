@@ -130,6 +130,38 @@ def test_a_missing_gateway_is_told_before_any_work(
     assert "gateway" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--format", "fp9"], "unknown format 'fp9'"),
+        (["--format", "mixed"], "budget of format mixed"),
+        (["--kind", "tensorrt"], "--target is needed"),
+        (["--kind", "llmapi", "--runtime", "trtllm-1.2.1", "--target", "h2000"], "did you mean h200"),
+        (["--kind", "llmapi"], "--runtime is needed"),
+        (["--kind", "llmapi", "--runtime", "trtllm-9"], "unknown runtime 'trtllm-9'"),
+        (["--format", "fp8", "--calibration", "/nonexistent"], "--calibration: /nonexistent"),
+        (["--rootfs", "/nonexistent"], "--rootfs: /nonexistent"),
+    ],
+)
+def test_options_are_checked_before_any_stage(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["up", str(LOCK), *words, "--dry-run"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_missing_tritonserver_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("ENGINIX_TRITONSERVER", str(tmp_path / "none"))
+    monkeypatch.setattr("enginix.gateway.launch.require_litellm", lambda python: None)
+    assert main(["up", str(MODEL)]) == 5
+    said = capsys.readouterr().err
+    assert str(tmp_path / "none") in said and "ended with status" not in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_server_that_ends_is_told_with_its_last_lines(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with session.run_server("server", ["serve", str(tmp_path / "none")], log) as server:
