@@ -121,6 +121,23 @@ def test_commands_without_a_run(
     assert main(["up", str(LOCK), "--exit-after-ask"]) == 2
 
 
+def test_the_nix_expression_has_every_option(request_of_lock: UpRequest) -> None:
+    asked = replace(
+        request_of_lock,
+        kind="llmapi",
+        format="fp8",
+        calibration=Path("/data/own"),
+        build_options=("--target", "h200", "--runtime", "trtllm-1.2.1"),
+        gates=False,
+    )
+    text = format_nix(asked, LOCK.name)
+    for argument in ('target = "h200";', 'runtime = "trtllm-1.2.1";', "gates = { };", "/data/own"):
+        assert argument in text
+    described = replace(request_of_lock, kind="llmapi", build_options=("--runtime", "/a/own.json"))
+    assert "runtime" in (plain := format_nix(described, LOCK.name)) and "/a/own.json" in plain
+    assert "gates" not in plain and "target" not in plain
+
+
 def test_a_missing_gateway_is_told_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
