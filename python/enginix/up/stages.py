@@ -144,8 +144,8 @@ def format_nix(request: UpRequest, lock_file: str | None) -> str:
         else f"/* a model's derivation, in place of the directory {request.source} */"
     )
     lines = [
-        "{ mkHfModel, mkQuantized, mkCalibration, mkEngine, mkTritonRepo, mkTritonServer, mkServe, mkGateway,",
-        "  ... }:",
+        "{ mkHfModel, mkQuantized, mkCalibration, mkEngine, mkTritonRepo, mkTritonServer,",
+        "  mkServe, mkGateway, ... }:",
         "let",
         f"  model = {model};",
     ]

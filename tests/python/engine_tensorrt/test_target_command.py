@@ -44,5 +44,5 @@ def test_a_name_of_several_memories_is_listed_whole_and_noted(tmp_path, capsys) 
         ("a100-40gb", None),
     ):
         main(["plan", lock, "--target", name, "--offline"])
-        said = capsys.readouterr().err
-        assert ("was taken for" in said) == (note is not None) and (note or "") in said
+        errors = capsys.readouterr().err
+        assert ("was taken for" in errors) == (note is not None) and (note or "") in errors

@@ -122,7 +122,7 @@ def test_commands_without_a_run(
 
 
 def test_the_nix_expression_has_every_option(request_of_lock: UpRequest) -> None:
-    asked = replace(
+    request = replace(
         request_of_lock,
         kind="llmapi",
         format="fp8",
@@ -130,7 +130,7 @@ def test_the_nix_expression_has_every_option(request_of_lock: UpRequest) -> None
         build_options=("--target", "h200", "--runtime", "trtllm-1.2.1"),
         gates=False,
     )
-    text = format_nix(asked, LOCK.name)
+    text = format_nix(request, LOCK.name)
     for argument in ('target = "h200";', 'runtime = "trtllm-1.2.1";', "gates = { };", "/data/own"):
         assert argument in text
     described = replace(request_of_lock, kind="llmapi", build_options=("--runtime", "/a/own.json"))
@@ -174,8 +174,8 @@ def test_a_missing_tritonserver_is_told_before_any_work(
     monkeypatch.setenv("ENGINIX_TRITONSERVER", str(tmp_path / "none"))
     monkeypatch.setattr("enginix.gateway.launch.require_litellm", lambda python: None)
     assert main(["up", str(MODEL)]) == 5
-    said = capsys.readouterr().err
-    assert str(tmp_path / "none") in said and "ended with status" not in said
+    errors = capsys.readouterr().err
+    assert str(tmp_path / "none") in errors and "ended with status" not in errors
     assert not list(tmp_path.iterdir())
 
 

@@ -148,10 +148,10 @@ def run(args: argparse.Namespace) -> int:
 def _keep_engine(model: PinnedModel, file: Path, args: argparse.Namespace) -> PinnedModel:
     """Return the model with the engine that its file has; refuse options that say something else."""
     try:
-        kept = json.loads(file.read_text("utf-8"))
+        present = json.loads(file.read_text("utf-8"))
     except ValueError as e:
         raise UsageError(f"is not JSON: {e}", where=str(file), fix="mend it, or remove it") from e
-    if not isinstance(kept, dict):
+    if not isinstance(present, dict):
         raise UsageError("has no arguments of mkEngine", where=str(file), fix="mend it, or remove it")
     given = {
         "kind": args.kind or (args.target and "tensorrt"),
@@ -159,14 +159,14 @@ def _keep_engine(model: PinnedModel, file: Path, args: argparse.Namespace) -> Pi
         "runtime": args.runtime,
     }
     for key, word in given.items():
-        wanted = (model.engine or {}).get(key)
-        if word is not None and kept.get(key) != wanted:
+        chosen = (model.engine or {}).get(key)
+        if word is not None and present.get(key) != chosen:
             raise UsageError(
-                f"has {key} {kept.get(key)!r}, not {wanted!r}; it is kept as it is",
+                f"has {key} {present.get(key)!r}, not {chosen!r}; it is kept as it is",
                 where=str(file),
                 fix="edit it, remove it, or choose another --directory",
             )
-    return replace(model, engine=kept, runtime=kept.get("runtime"))
+    return replace(model, engine=present, runtime=present.get("runtime"))
 
 
 def _require_image_tools(runtime: str | None, system: str) -> None:

@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.this_machine:
         return _print_this_machine(args)
-    asked = [size for name in args.names for size in list_sizes(name) or [name]]
-    chosen = [find_target(name) for name in asked or list_gpu_names()]
+    names = [size for name in args.names for size in list_sizes(name) or [name]]
+    chosen = [find_target(name) for name in names or list_gpu_names()]
     machine: Machine | None = None
     try:
         machine = probe_machine(driver.find_driver(args.driver))
