@@ -166,7 +166,8 @@ def _keep_engine(model: PinnedModel, file: Path, args: argparse.Namespace) -> Pi
                 where=str(file),
                 fix="edit it, remove it, or choose another --directory",
             )
-    return replace(model, engine=present, runtime=present.get("runtime"))
+    default = DEFAULT_RUNTIME if present.get("kind") in ("tensorrt", "llmapi") else None
+    return replace(model, engine=present, runtime=present.get("runtime") or default)
 
 
 def _require_image_tools(runtime: str | None, system: str) -> None:
