@@ -338,6 +338,11 @@ def _run_with_progress(name: str, module: ModuleType, args: argparse.Namespace) 
     output = getattr(args, "output", None)
     begun = time.time()
     console.set_quiet(args.quiet)
+    if isinstance(target := getattr(args, "target", None), str):
+        from enginix.machine.gpu_table import explain_size
+
+        if (note := explain_size(target)) is not None:
+            console.print_message(f"note: {note}")
     # Of enginix runtime, pin alone runs no other program at the terminal.
     is_live = name not in OWN_TERMINAL or getattr(args, "verb", None) == "pin"
     with report_command(name, is_live=is_live) as progress:

@@ -96,7 +96,7 @@ def find_gpu(name: str) -> GpuRow:
         return _make_row(known, rows[known])
     if unnamed := _UNNAMED.fullmatch(plain):
         return _describe_unnamed(plain, int(unnamed[1]), int(unnamed[2] or 0), table["formatsBySm"]["rows"])
-    if sizes := [known for known in rows if re.fullmatch(rf"(rtx-)?{re.escape(plain)}-\d+gb", known)]:
+    if sizes := list_sizes(name):
         # What fits the smaller fits the larger, too; an engine runs on both.
         smallest = min(sizes, key=lambda known: int(rows[known]["memoryGB"]))
         return _make_row(smallest, rows[smallest])
@@ -109,6 +109,25 @@ def find_gpu(name: str) -> GpuRow:
         return _describe_unnamed(unnamed_name, row["sm"], gigabytes, table["formatsBySm"]["rows"])
     near = suggest_name(plain, rows, "enginix target lists the names")
     raise UsageError(f"unknown target {name!r}", fix=f"{near}; {ANOTHER_GPU}")
+
+
+def list_sizes(name: str) -> list[str]:
+    """Return the rows that a name without a memory stands for, if there are several: ``a100`` has two."""
+    plain, rows = normalize_name(name), load_table("gpus")["gpus"]
+    known = _find_known(plain, rows)
+    pattern = re.compile(rf"(rtx-)?{re.escape(plain)}-\d+gb")
+    sizes = [row for row in rows if row == known or pattern.fullmatch(row)]
+    return sizes if len(sizes) > 1 else []
+
+
+def explain_size(name: str) -> str | None:
+    """Return which of several sizes of memory a name was taken for, and what to say for another."""
+    sizes = list_sizes(name)
+    if not sizes:
+        return None
+    taken = find_gpu(name).name
+    others = " or ".join(size for size in sizes if size != taken)
+    return f"target {name!r} was taken for {taken}; say {others} for the other memory"
 
 
 def _find_known(plain: str, rows: dict[str, Any]) -> str | None:

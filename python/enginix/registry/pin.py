@@ -42,25 +42,9 @@ def pin_image(name: str, image: str | None, system: str, *, keep: Path | None = 
         MachineError: crane or tar is missing, or the disk is full.
         HubError: the registry failed, or the stream broke off.
     """
-    runtime = runtimes.find_runtime(name)
-    name, row = runtime.id, runtime.row
-    images = row.get("images", {})
-    if not images:
-        raise UsageError(f"runtime {name} has no image")
-    image = image or row["defaultImage"]
-    if image not in images:
-        raise UsageError(
-            f"runtime {name} has no image {image!r}", fix=f"use one of {', '.join(sorted(images))}"
-        )
-    if system not in row["platforms"]:
-        raise UsageError(f"no image for {system!r}", fix=f"use one of {', '.join(row['platforms'])}")
-    platform = row["platforms"][system]
-    reference = images[image]["reference"]
-    crane = shutil.which("crane")
-    if crane is None:
-        raise MachineError(
-            "crane is not installed", where="crane", fix="nix shell nixpkgs#crane, or install it"
-        )
+    row = runtimes.find_runtime(name).row
+    name, image, reference, platform = choose_image(name, image, system)
+    crane = require_crane()
     try:
         digest = process.run_program(
             [crane, "digest", "--platform", platform, reference], timeout=300
@@ -73,7 +57,7 @@ def pin_image(name: str, image: str | None, system: str, *, keep: Path | None = 
         raise HubError(f"the registry answered {digest[:80]!r} for a digest", where=reference)
     by_digest = f"{_strip_tag(reference)}@{digest}"
     console.print_message(f"{reference} for {system} is {digest}")
-    public = images[image]["hashes"].get(system, {})
+    public = row["images"][image]["hashes"].get(system, {})
     _report_public_value("digest", digest, public)
     environment = _read_image_environment(crane, by_digest, platform)
     with tempfile.TemporaryDirectory(prefix="enginix-pin-", dir=keep.parent if keep else None) as scratch:
@@ -94,6 +78,49 @@ def pin_image(name: str, image: str | None, system: str, *, keep: Path | None = 
         "environment": environment,
         "status": "computed by enginix runtime pin",
     }
+
+
+def choose_image(name: str, image: str | None, system: str) -> tuple[str, str, str, str]:
+    """Return the names of a runtime and of its image, the image's reference and its platform.
+
+    Raises:
+        UsageError: unknown runtime, image or system.
+    """
+    runtime = runtimes.find_runtime(name)
+    name, row = runtime.id, runtime.row
+    images = row.get("images", {})
+    if not images:
+        raise UsageError(f"runtime {name} has no image")
+    image = image or row["defaultImage"]
+    if image not in images:
+        raise UsageError(
+            f"runtime {name} has no image {image!r}", fix=f"use one of {', '.join(sorted(images))}"
+        )
+    if system not in row["platforms"]:
+        raise UsageError(f"no image for {system!r}", fix=f"use one of {', '.join(row['platforms'])}")
+    return name, image, images[image]["reference"], row["platforms"][system]
+
+
+def require_crane() -> str:
+    """Return the path of crane.
+
+    Raises:
+        MachineError: crane, or tar, which unpacks what it exports, is not installed.
+    """
+    _require_tar()
+    crane = shutil.which("crane")
+    if crane is None:
+        raise MachineError(
+            "crane is not installed", where="crane", fix="nix shell nixpkgs#crane, or install it"
+        )
+    return crane
+
+
+def _require_tar() -> str:
+    program = shutil.which("tar")
+    if program is None:
+        raise MachineError("tar is not installed", where="tar", fix="install it (package gnutar, or tar)")
+    return program
 
 
 def _strip_tag(reference: str) -> str:
@@ -125,9 +152,7 @@ def _read_image_environment(crane: str, reference: str, platform: str) -> dict[s
 
 def unpack_image(crane: str, reference: str, platform: str, tree: Path) -> None:
     """Run ``crane export REF - | tar -xf - -C tree``, and check both exit statuses."""
-    program = shutil.which("tar")
-    if program is None:
-        raise MachineError("tar is not installed", where="tar", fix="install it (package gnutar, or tar)")
+    program = _require_tar()
     export = subprocess.Popen(
         [crane, "export", "--platform", platform, reference, "-"],
         env=process.build_environment(),

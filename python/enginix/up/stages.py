@@ -144,21 +144,47 @@ def format_nix(request: UpRequest, lock_file: str | None) -> str:
         else f"/* a model's derivation, in place of the directory {request.source} */"
     )
     lines = [
-        "{ mkHfModel, mkQuantized, mkCalibration, mkEngine, mkTritonRepo, mkTritonServer, mkGateway, ... }:",
+        "{ mkHfModel, mkQuantized, mkCalibration, mkEngine, mkTritonRepo, mkTritonServer,",
+        "  mkServe, mkGateway, ... }:",
         "let",
         f"  model = {model};",
     ]
-    engine = f'mkEngine {{ kind = "{request.kind}"; inherit model; }}'
     if request.format is not None:
+        text = (
+            "mkCalibration { tokenizer = model; }"
+            if request.calibration is None
+            else f"/* a calibration's derivation, in place of the directory {request.calibration} */"
+        )
         lines.append(
             f'  quantized = mkQuantized {{ inherit model; format = "{request.format}"; '
-            "calibration = mkCalibration { tokenizer = model; }; };"
+            f"calibration = {text}; }};"
         )
-        engine = f'mkEngine {{ kind = "{request.kind}"; inherit model quantized; }}'
+    engine = f"mkEngine {{ {_format_engine_arguments(request)} }}"
     lines += [
         f"  engine = {engine};",
-        "  server = mkTritonServer { repo = mkTritonRepo { inherit engine; }; };",
+        # The gateway takes no Triton server of NVIDIA's models.
+        "  server = mkTritonServer { repo = mkTritonRepo { inherit engine; }; };"
+        if request.kind == DEFAULT_KIND
+        else "  server = mkServe { inherit engine; };",
         "in",
         f'mkGateway {{ servers."{name_endpoint(request)}" = server; }}',
     ]
     return "\n".join(lines)
+
+
+def _format_engine_arguments(request: UpRequest) -> str:
+    given = dict(zip(request.build_options[::2], request.build_options[1::2], strict=True))
+    words = [f'kind = "{request.kind}";', "inherit model" + (" quantized;" if request.format else ";")]
+    # Kind reference has neither target nor runtime.
+    target, runtime = (
+        (None, None) if request.kind == DEFAULT_KIND else (given.get("--target"), given.get("--runtime"))
+    )
+    if target is not None:
+        words.append(f'target = "{target}";')
+    if runtime is not None and runtime.endswith(".json"):
+        words.append(f"runtime = /* mkRuntime {{ like; image; versions; }}, in place of {runtime} */;")
+    elif runtime is not None:
+        words.append(f'runtime = "{runtime}";')
+    if not request.gates:
+        words.append("gates = { };")
+    return " ".join(words)

@@ -168,7 +168,8 @@ test_whole_edgellm() {
 # What `enginix up --print-nix` prints is an expression over this flake's functions.
 test_up_prints_an_expression_that_evaluates() {
   local format
-  for format in '' '--format fp8'; do
+  for format in '' '--format fp8 --no-gates' '--kind tensorrt --target h200' \
+    '--kind llmapi --target h200 --runtime trtllm-1.2.1'; do
     # shellcheck disable=SC2086 # words
     PYTHONPATH="$root/python" "$(tests/hostpkgs/environments.sh dev)/bin/python" -m enginix up "$root/tests/models/tiny-qwen3.lock.json" $format --print-nix >"$tmp/up.nix" || return 1
     cp "$root/tests/models/tiny-qwen3.lock.json" "$tmp/"

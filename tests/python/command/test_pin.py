@@ -28,6 +28,7 @@ def pinned_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple
         return {"runtime": arguments[0]}
 
     monkeypatch.setattr(registry, "pin_image", pin_image)
+    monkeypatch.setattr(registry, "require_crane", lambda: "crane")
     (tmp_path / "catalogue.json").write_text(json.dumps(CATALOGUE))
     monkeypatch.setenv("ENGINIX_CATALOGUE", str(tmp_path / "catalogue.json"))
     return asked
@@ -65,3 +66,28 @@ def test_files_of_a_flake_and_of_a_checkout(
         # The same file would pin another repository.
         (own / "other-1_5.lock.json").write_text((own / "big-nvfp4.lock.json").read_text())
         assert pin(own, "acme/Other-1.5")[0] == 2
+
+
+def test_what_is_there_is_kept_and_a_failure_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ENGINIX_CATALOGUE", raising=False)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    words = ["pin", "acme/Small", "--directory", str(tmp_path), "--system", "x86_64-linux"]
+    engine = tmp_path / "small.engine.json"
+    edited = '{"kind":"reference","gates":{"perplexity":{"ratio":1.02}}}'
+    with Hub({"acme/Small": MODEL}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        # No crane on the PATH.
+        assert main([*words, "--target", "h200"]) == 5 and not list(tmp_path.iterdir())
+        assert "--no-runtime" in capsys.readouterr().err
+        assert main(words) == 0
+        engine.write_text(edited)
+        assert main(words) == 0 and engine.read_text() == edited
+        before = sorted(tmp_path.iterdir())
+        assert main([*words, "--target", "h200", "--no-runtime"]) == 2
+        assert "not 'tensorrt'" in capsys.readouterr().err
+        # Of a kept engine the runtime is pinned, too: its image is needed first.
+        for runtime in ("", ',"runtime":"trtllm-1.2.1"'):
+            engine.write_text(f'{{"kind":"tensorrt","target":"h200"{runtime}}}')
+            assert main(words) == 5 and sorted(tmp_path.iterdir()) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from enginix.cli import main
 from enginix.tables import load_table
@@ -26,3 +27,22 @@ def test_some_targets_without_a_driver(tmp_path, capsys, monkeypatch) -> None:
     assert "engines of kind tensorrt take no INT8, INT4" in said and "shared with the CPU" in said
     assert "memory unknown" in said and said.count("source:") == 3 and "here" not in said
     assert main(["target", "h2000"]) == 2 and "did you mean h200" in capsys.readouterr().err
+
+
+def test_a_name_of_several_memories_is_listed_whole_and_noted(tmp_path, capsys) -> None:
+    def listed(*names: str) -> list[str]:
+        assert main(["target", *names, "--driver", str(tmp_path), "--json"]) == 0
+        return [row["name"] for row in json.loads(capsys.readouterr().out)["targets"]]
+
+    assert listed("a100") == ["a100-80gb", "a100-40gb"] and listed("a100-80gb") == ["a100-80gb"]
+    assert set(listed("NVIDIA V100", "rtx 2060")) == {"v100-32gb", "v100-16gb", "rtx-2060", "rtx-2060-12gb"}
+    lock = str(Path(__file__).parents[2] / "models" / "tiny-qwen3.lock.json")
+    for name, note in (
+        ("a100", "a100-40gb; say a100-80gb"),
+        ("2060", "rtx-2060; say rtx-2060-12gb"),
+        ("h200", None),
+        ("a100-40gb", None),
+    ):
+        main(["plan", lock, "--target", name, "--offline"])
+        errors = capsys.readouterr().err
+        assert ("was taken for" in errors) == (note is not None) and (note or "") in errors

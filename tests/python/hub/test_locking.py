@@ -242,6 +242,24 @@ def test_a_branch_and_a_revision_that_is_not_there(
     assert "no such repository, or it is private" in capsys.readouterr().err
 
 
+def test_a_lock_that_is_there_moves_by_update_alone(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, second = tmp_path / "out.json", tmp_path / "second.json"
+    with Hub({REPO: model, "acme/second": model}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        assert main(["lock", REPO, "-o", str(out)]) == main(["lock", "acme/second", "-o", str(second)]) == 0
+        before = out.read_text()
+        for words in (["acme/second"], ["--dataset", REPO], ["--update", str(second)]):
+            assert main(["lock", *words, "-o", str(out)]) == 2 and out.read_text() == before
+            assert f"pins the model {REPO}" in capsys.readouterr().err
+        assert main(["lock", REPO, "-o", str(out)]) == 0
+        (model / "tokenizer.json").write_bytes(b"{ }")
+        assert main(["lock", REPO, "-o", str(out)]) == 2 and out.read_text() == before
+        assert "--update" in capsys.readouterr().err
+        assert main(["lock", "--update", str(out)]) == 0 and out.read_text() != before
+
+
 def test_an_outage_is_waited_out_and_a_long_one_is_named(
     start: Start, model: Path, waits: list[float]
 ) -> None:

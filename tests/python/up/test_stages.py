@@ -121,6 +121,23 @@ def test_commands_without_a_run(
     assert main(["up", str(LOCK), "--exit-after-ask"]) == 2
 
 
+def test_the_nix_expression_has_every_option(request_of_lock: UpRequest) -> None:
+    request = replace(
+        request_of_lock,
+        kind="llmapi",
+        format="fp8",
+        calibration=Path("/data/own"),
+        build_options=("--target", "h200", "--runtime", "trtllm-1.2.1"),
+        gates=False,
+    )
+    text = format_nix(request, LOCK.name)
+    for argument in ('target = "h200";', 'runtime = "trtllm-1.2.1";', "gates = { };", "/data/own"):
+        assert argument in text
+    described = replace(request_of_lock, kind="llmapi", build_options=("--runtime", "/a/own.json"))
+    assert "runtime" in (plain := format_nix(described, LOCK.name)) and "/a/own.json" in plain
+    assert "gates" not in plain and "target" not in plain
+
+
 def test_a_missing_gateway_is_told_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +145,38 @@ def test_a_missing_gateway_is_told_before_any_work(
     monkeypatch.setenv("ENGINIX_GATEWAY_PYTHON", sys.executable)
     assert main(["up", str(MODEL)]) == 5
     assert "gateway" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--format", "fp9"], "unknown format 'fp9'"),
+        (["--format", "mixed"], "budget of format mixed"),
+        (["--kind", "tensorrt"], "--target is needed"),
+        (["--kind", "llmapi", "--runtime", "trtllm-1.2.1", "--target", "h2000"], "did you mean h200"),
+        (["--kind", "llmapi"], "--runtime is needed"),
+        (["--kind", "llmapi", "--runtime", "trtllm-9"], "unknown runtime 'trtllm-9'"),
+        (["--format", "fp8", "--calibration", "/nonexistent"], "--calibration: /nonexistent"),
+        (["--rootfs", "/nonexistent"], "--rootfs: /nonexistent"),
+    ],
+)
+def test_options_are_checked_before_any_stage(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["up", str(LOCK), *words, "--dry-run"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_missing_tritonserver_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("ENGINIX_TRITONSERVER", str(tmp_path / "none"))
+    monkeypatch.setattr("enginix.gateway.launch.require_litellm", lambda python: None)
+    assert main(["up", str(MODEL)]) == 5
+    errors = capsys.readouterr().err
+    assert str(tmp_path / "none") in errors and "ended with status" not in errors
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_server_that_ends_is_told_with_its_last_lines(tmp_path: Path) -> None:

@@ -52,7 +52,15 @@ def run(args: argparse.Namespace) -> int:
     source = parse_hub_source(args.repo)
     args.revision = choose_revision(source, args.revision)
     type_: RepoType = "dataset" if args.dataset else source.type
+    present = _read_present_lock(args.output, source.name, type_)
     upstream = make_lock(source.name, _merge_selection(args, Selection()), type_)
+    if present is not None and (lines := list_lock_differences(present, upstream.lock)):
+        raise UsageError(
+            f"pins {present.repo} at {present.revision[:12]}, which upstream no longer has like that, "
+            f"or with other options: {lines[0]}",
+            where=str(args.output),
+            fix=f"enginix lock --update {args.output}, or choose another file",
+        )
     _write_lock(args.output, upstream.lock)
     _print_notes(upstream)
     lock = upstream.lock
@@ -76,6 +84,8 @@ def _check_lock(args: argparse.Namespace) -> int:
 
 def _update_lock(args: argparse.Namespace) -> int:
     old, upstream, lines = _compare_upstream(args, args.update)
+    if args.output is not None:
+        _read_present_lock(args.output, old.repo, old.type)
     _print_notes(upstream)
     target = args.output or args.update
     if lines or args.output is not None:
@@ -106,6 +116,20 @@ def _merge_selection(args: argparse.Namespace, base: Selection) -> Selection:
         exclude=base.exclude if args.exclude is None else tuple(args.exclude),
         remote_code=base.remote_code or args.remote_code,
     )
+
+
+def _read_present_lock(path: Path, repo: str, type_: RepoType) -> Lock | None:
+    """Return the lock that is there already; refuse one of another repository."""
+    if not path.is_file():
+        return None
+    present = locks.read_lock(path)
+    if (present.type, present.repo) != (type_, repo):
+        raise UsageError(
+            f"pins the {present.type} {present.repo}, not the {type_} {repo}",
+            where=str(path),
+            fix="choose another file for -o, or remove this one",
+        )
+    return present
 
 
 def _write_lock(path: Path, lock: Lock) -> None:

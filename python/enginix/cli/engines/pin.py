@@ -18,12 +18,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from enginix import console
-from enginix.errors import EXIT_OK, UsageError
+from enginix.errors import EXIT_OK, MachineError, UsageError
 from enginix.machine.system import detect_system
 from enginix.runtime.table import DEFAULT_RUNTIME
 from enginix.wording import suggest_name
@@ -88,6 +88,12 @@ def run(args: argparse.Namespace) -> int:
     model = _choose_model(args)
     is_checkout = (args.directory / CATALOGUE_FOLDER / "entries.nix").is_file()
     folder = args.directory / CATALOGUE_FOLDER if is_checkout else args.directory
+    engine_file = folder / f"{model.name}.engine.json"
+    if model.engine is not None and engine_file.exists():
+        model = _keep_engine(model, engine_file, args)
+    pin_file = None if model.runtime is None else folder / f"{model.runtime}.pin.json"
+    if pin_file is not None and not pin_file.exists() and not args.no_runtime:
+        _require_image_tools(model.runtime, args.system)
     written: list[Path] = []
 
     def write(name: str, text: str) -> None:
@@ -108,8 +114,10 @@ def run(args: argparse.Namespace) -> int:
         for note in new.notes:
             console.print_message(f"note: {note}")
         write(lock_file.name, dump_lock(new.lock))
-    if model.engine is not None:
-        write(f"{model.name}.engine.json", dump_json(model.engine))
+    if model.engine is not None and engine_file.exists():
+        console.print_message(f"{engine_file}: here already, kept")
+    elif model.engine is not None:
+        write(engine_file.name, dump_json(model.engine))
     flake = args.directory / "flake.nix"
     if not is_checkout and not flake.exists():
         write(flake.name, FLAKE)
@@ -118,8 +126,7 @@ def run(args: argparse.Namespace) -> int:
             f"note: {flake} has no mkPinned; add to its outputs: packages.x86_64-linux = "
             "enginix.legacyPackages.x86_64-linux.mkPinned { directory = ./.; };"
         )
-    if model.runtime is not None and not args.no_runtime:
-        pin_file = folder / f"{model.runtime}.pin.json"
+    if pin_file is not None and model.runtime is not None and not args.no_runtime:
         if pin_file.exists():
             console.print_message(f"{pin_file}: pinned already")
         else:
@@ -136,6 +143,46 @@ def run(args: argparse.Namespace) -> int:
         as_json=args.json,
     )
     return EXIT_OK
+
+
+def _keep_engine(model: PinnedModel, file: Path, args: argparse.Namespace) -> PinnedModel:
+    """Return the model with the engine that its file has; refuse options that say something else."""
+    try:
+        present = json.loads(file.read_text("utf-8"))
+    except ValueError as e:
+        raise UsageError(f"is not JSON: {e}", where=str(file), fix="mend it, or remove it") from e
+    if not isinstance(present, dict):
+        raise UsageError("has no arguments of mkEngine", where=str(file), fix="mend it, or remove it")
+    given = {
+        "kind": args.kind or (args.target and "tensorrt"),
+        "target": args.target,
+        "runtime": args.runtime,
+    }
+    for key, word in given.items():
+        chosen = (model.engine or {}).get(key)
+        if word is not None and present.get(key) != chosen:
+            raise UsageError(
+                f"has {key} {present.get(key)!r}, not {chosen!r}; it is kept as it is",
+                where=str(file),
+                fix="edit it, remove it, or choose another --directory",
+            )
+    default = DEFAULT_RUNTIME if present.get("kind") in ("tensorrt", "llmapi") else None
+    return replace(model, engine=present, runtime=present.get("runtime") or default)
+
+
+def _require_image_tools(runtime: str | None, system: str) -> None:
+    """Refuse before anything is written what pin_image would refuse at the end."""
+    from enginix.registry import pin as registry
+
+    if runtime is None:
+        return
+    registry.choose_image(runtime, None, system)
+    try:
+        registry.require_crane()
+    except MachineError as e:
+        raise MachineError(
+            e.what, where=e.where, fix=f"{e.fix}; or pass --no-runtime and pin {runtime} elsewhere"
+        ) from e
 
 
 def read_catalogue() -> dict[str, dict[str, Any]]:

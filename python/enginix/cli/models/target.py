@@ -2,6 +2,7 @@
 
   enginix target                     all of them, and which this machine has
   enginix target h200 'RTX 5090'     these, with the sources of their rows
+  enginix target a100                both sizes of memory; --target takes the smaller
   enginix target sm89-16gb           any other GPU, by its SM and its memory in GB
   enginix target --this-machine      what to pass to --target for each GPU here
 
@@ -19,7 +20,7 @@ from enginix import console
 from enginix.console import format_bytes
 from enginix.errors import EXIT_OK, MachineError
 from enginix.machine import driver
-from enginix.machine.gpu_table import find_gpu, list_gpu_names
+from enginix.machine.gpu_table import find_gpu, list_gpu_names, list_sizes
 from enginix.machine.target import Machine, Target, find_target, name_target, probe_machine
 from enginix.model.number_formats import read_algorithms, supports_sm
 from enginix.tables import load_table
@@ -38,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.this_machine:
         return _print_this_machine(args)
-    chosen = [find_target(name) for name in args.names or list_gpu_names()]
+    names = [size for name in args.names for size in list_sizes(name) or [name]]
+    chosen = [find_target(name) for name in names or list_gpu_names()]
     machine: Machine | None = None
     try:
         machine = probe_machine(driver.find_driver(args.driver))

@@ -34,6 +34,7 @@ from enginix import console
 from enginix.console import format_bytes
 from enginix.errors import EXIT_OK, MachineError, ModelError, UsageError
 from enginix.kinds.registry import DEFAULT_KIND, KIND_NAMES
+from enginix.runtime.table import DEFAULT_RUNTIME
 
 if TYPE_CHECKING:
     from enginix.hub.lock import Lock
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.exit_after_ask and args.ask is None:
         raise UsageError("--exit-after-ask without --ask", fix="add --ask PROMPT")
+    _check_options(args)
     request = _read_request(args)
     if args.print_nix:
         lock_file = None if request.lock is None else request.source.name
@@ -93,10 +95,50 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _print_stages(planned, as_json=args.json)
     gateway_python = _find_gateway_python(args)
+    if args.rootfs is None:
+        from enginix.serve.tritonserver import find_tritonserver
+
+        find_tritonserver(args.tritonserver)
     _require_disk(request, planned, cache)
     log = session.RunLog(cache / "stages.jsonl")
     records = session.run_stages(planned, log, as_json=args.json, quiet=args.quiet)
     return _serve(args, request, planned[-1].output, gateway_python, records)
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse before any stage, and before a lock is written, what a later stage would refuse."""
+    if args.format is not None:
+        from enginix.quantize.formats import MIXED, find_format
+
+        if args.format == MIXED:
+            raise UsageError(
+                "enginix up has no option for the budget of format mixed",
+                where="--format",
+                fix="enginix quantize --format mixed --effective-bits N, then enginix up DIR",
+            )
+        find_format(args.format)
+    # Nix has a runtime by default; the command line has none.
+    needed = {"tensorrt": ("target", "runtime"), "llmapi": ("runtime",)}.get(args.kind, ())
+    for option in needed:
+        if getattr(args, option) is None and not (args.print_nix and option == "runtime"):
+            raise UsageError(
+                f"--{option} is needed for kind {args.kind}",
+                where="enginix up",
+                fix=f"for instance --{option} " + ("h200" if option == "target" else DEFAULT_RUNTIME),
+            )
+    if args.target is not None:
+        from enginix.machine.target import find_target
+
+        find_target(args.target)
+    if args.runtime is not None and needed:
+        from enginix.runtime.table import find_runtime
+
+        find_runtime(args.runtime, args.kind)
+    for option in ("calibration", "rootfs", "tritonserver", "gateway_python"):
+        path = getattr(args, option)
+        if path is not None and not path.exists():
+            name = f"--{option.replace('_', '-')}"
+            raise UsageError(f"{path} does not exist", where=name, fix="pass a path that does")
 
 
 def _read_request(args: argparse.Namespace) -> UpRequest:
