@@ -239,8 +239,9 @@ in
         throw "${function}: ${names.unknown "architecture" name known}"
     else if type != null && !builtins.elem type types then
       throw (
-        "${function}: the model's architecture is ${name} and its model_type is ${type}, another class; "
-        + "${name} has ${lib.concatStringsSep " or " types}. Use a model whose config.json agrees with itself."
+        "${function}: the model's architecture is ${name} and its model_type is ${type}, "
+        + "another class; ${name} has ${lib.concatStringsSep " or " types}. "
+        + "Use a model whose config.json agrees with itself."
       )
     else if converterName == "enginix" then
       row
