@@ -58,7 +58,7 @@ class BuilderLog:
 def make_logger(trt: Any, log: BuilderLog) -> Any:
     """Return a logger of the library that writes into ``log``."""
 
-    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
@@ -109,7 +109,7 @@ def _write_stream(trt: Any, builder: Any, network: Any, config: Any, out: Path) 
     """Let the builder write piece by piece: as one buffer the plan is in memory once more."""
     with out.open("wb") as file:
 
-        class Writer(trt.IStreamWriter):  # type: ignore[misc, name-defined]
+        class Writer(trt.IStreamWriter):  # type: ignore[misc]
             def __init__(self) -> None:
                 trt.IStreamWriter.__init__(self)
 

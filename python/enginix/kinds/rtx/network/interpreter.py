@@ -187,7 +187,7 @@ class NetworkInterpreter:
         }
 
     def _elementwise(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
-        operations = {
+        operations: dict[str, Callable[..., Any]] = {
             "SUM": torch.add,
             "PROD": torch.mul,
             "GREATER": torch.gt,
@@ -294,7 +294,8 @@ class NetworkInterpreter:
         return result
 
     def _quantize(self, layer: Any, inputs: list[Any]) -> torch.Tensor:
-        x, data_type = inputs[0].float() / inputs[1].float(), layer.get_output(0).dtype
+        x: torch.Tensor = inputs[0].float() / inputs[1].float()
+        data_type = layer.get_output(0).dtype
         if not self.rounds_codes:
             return x
         if data_type == self.trt.fp8:
