@@ -68,7 +68,7 @@ STAGES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "README.md": ({}, ()),
     "docs/tutorial/first-model.md": ({}, ()),
     "docs/how-to/gates.md": ({"model": TINY, "model-fp8": TINY}, (MAKE_CHECKPOINT,)),
-    "docs/how-to/build-engines.md": ({"result": "engine"}, MAKE_ENGINE),
+    "docs/how-to/build-engines.md": ({"result": "engine", "model": TINY}, MAKE_ENGINE),
     "docs/how-to/upgrade.md": ({"result": "engine"}, MAKE_ENGINE),
     "docs/how-to/own-model.md": ({"my-model": TINY}, ()),
     "docs/how-to/quantize.md": ({"qwen3-8b": TINY}, ()),
@@ -251,6 +251,10 @@ def test_a_pages_commands_run_as_they_stand(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     prepare_files(tmp_path)
+    # What a page shows after a file's name is that file.
+    shown = re.findall(r"`([\w.]+\.json)`:\n\n```json\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    for name, text in shown:
+        (tmp_path / name).write_text(text)
     commands = [shlex.split(line) for line in before] + list_page_commands(page)
     count = 0
     for words in commands:
