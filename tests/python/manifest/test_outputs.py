@@ -143,8 +143,12 @@ def test_an_output_inside_what_is_read_is_refused_at_once(
     assert state(tmp_path) == before
 
 
+# Whoever runs the tests may ignore a signal, as nohup does, and a program that it starts would, too.
 SLOW_COMMAND = """
-import sys, types, pathlib
+import pathlib, signal, sys, types
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGHUP, signal.SIGTERM):
+    signal.signal(number, signal.SIG_DFL)
 from enginix import cli, process
 from enginix.files import new_directory
 slow = types.ModuleType("enginix.cli.slow")
