@@ -4,7 +4,8 @@
 
 # A model that has an architecture and a number format by its configuration alone.
 small_model() { # directory, architecture, quantization or nothing
-  mkdir -p "$1" && cp tests/models/tiny-qwen3/* "$1" && sed -i "s/Qwen3ForCausalLM/$2/; s/\(\"max_position_embeddings\": \)[0-9]*/\140960/" "$1/config.json" &&
+  local type=${2%ForCausalLM}
+  mkdir -p "$1" && cp tests/models/tiny-qwen3/* "$1" && sed -i "s/Qwen3ForCausalLM/$2/; s/\"qwen3\"/\"${type,,}\"/; s/\(\"max_position_embeddings\": \)[0-9]*/\140960/" "$1/config.json" &&
     { [ -z "$3" ] || echo "{\"quantization\": {\"quant_algo\": \"$3\"}}" >"$1/hf_quant_config.json"; }
 }
 
