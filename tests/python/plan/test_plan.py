@@ -147,7 +147,7 @@ def test_exit_codes_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(TINY), "--target", "h200", "--memory", "0.03", "--max-num-tokens", "4096"]) == 0
     assert main(["plan", str(TINY), "--target", "h2000"]) == 2
     assert "did you mean" in capsys.readouterr().err
-    assert main(["plan", str(TINY), "--target", "a10g"]) == 2
+    assert main(["plan", str(TINY), "--target", "titan-v"]) == 2
     assert "--memory GB" in capsys.readouterr().err
     assert main(["plan", str(TINY), "--target", "h200", "--tp", "3"]) == 2
     assert "--tensor-parallel one of" in capsys.readouterr().err
