@@ -260,6 +260,34 @@ def test_inspect_locks_and_plans_know_the_sizes(name: str, tmp_path: Path) -> No
     assert planned.files == sum(p.stat().st_size for p in (tmp_path / "out").glob("*.safetensors"))
 
 
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_absent_keys_are_one_for_every_reader(name: str, tmp_path: Path) -> None:
+    golden = json.loads((MODELS[name] / "config.json").read_text())
+    variant = list_family_rows()[name].get("variants", {}).get("names", [None])[0]
+    read = 0
+    for absent in golden:
+        raw = {key: value for key, value in golden.items() if key != absent}
+        try:
+            model = parse_config(raw, tmp_path, variant=variant)
+        except ModelError:
+            continue
+        read += 1
+        facts = extract_model_metadata({"config.json": json.dumps(raw).encode()}, "lock")
+        (tmp_path / "config.json").write_text(json.dumps(raw))
+        with open_model(str(tmp_path)) as inspected:
+            described = describe_model(inspected)
+        for fact, attribute, size in (
+            ("layers", "layers", model.num_layers),
+            ("kvHeads", "kv_heads", model.num_kv_heads),
+            ("headSize", "head_size", model.head_dim),
+            ("intermediateSize", "intermediate_size", model.intermediate_size),
+            ("context", "context", model.context),
+        ):
+            assert (facts[fact], getattr(described, attribute)) == (size, size), (fact, absent)
+        assert facts.get("tiedEmbeddings", False) is described.tied_embeddings is model.tie_word_embeddings
+    assert read
+
+
 def test_every_row_has_an_engine_class_and_golden_data() -> None:
     """The class map is of release 1.0 and later; a row without data of its own shares another's class."""
     engine = load_table("engine_support")["architectures"]["engine"]
