@@ -16,8 +16,8 @@ from enginix.inspect.parameters import ParameterCount, count_parameters
 from enginix.inspect.roles import group_by_role
 from enginix.letter_case import camel_case_keys
 from enginix.model import ModelWeights, open_weights
-from enginix.model.context_length import read_model_context
 from enginix.model.class_defaults import fill_absent_sizes
+from enginix.model.context_length import read_model_context
 from enginix.model.family_config import name_family_sizes
 from enginix.model.jsonfile import read_object
 from enginix.model.kv_heads import find_kv_heads
