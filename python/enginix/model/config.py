@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -228,19 +228,34 @@ def explain_other_class(architecture: Any, model_type: Any) -> tuple[str, str] |
     )
 
 
-def _refuse_other_weights(raw: Mapping[str, Any], directory: Path, where: str) -> None:
-    """Refuse transformers_weights that names other weights than those that are read."""
+def explain_other_weights(raw: Mapping[str, Any], names: Collection[str]) -> tuple[str, str] | None:
+    """Return that transformers_weights names other weights than those that are read, and how to fix it.
+
+    Args:
+        names: of the model's files.
+    """
     value = raw.get("transformers_weights")
-    stored = SINGLE if (directory / SINGLE).exists() else INDEX
+    stored = SINGLE if SINGLE in names else INDEX
     if value is None or value == stored:
-        return
+        return None
     name = INDEX if str(value).endswith(".index.json") else SINGLE
-    raise ModelError(
+    return (
         f"transformers_weights is {value!r}: transformers loads that file, and not {SINGLE} or {INDEX}",
-        where=where,
-        fix=f"if its weights are meant, remove other {SINGLE} and {INDEX}, rename {value} to {name} and "
+        f"if its weights are meant, remove other {SINGLE} and {INDEX}, rename {value} to {name} and "
         "remove the key; if not, remove the key",
     )
+
+
+def explain_contradictions(raw: Mapping[str, Any], names: Collection[str]) -> list[tuple[str, str]]:
+    """Return how a parsed ``config.json`` names another class or other weights, and how to fix it.
+
+    Args:
+        names: of the model's files.
+    """
+    architectures = raw.get("architectures")
+    named = architectures[0] if isinstance(architectures, list) and architectures else None
+    found = (explain_other_weights(raw, names), explain_other_class(named, raw.get("model_type")))
+    return [contradiction for contradiction in found if contradiction is not None]
 
 
 def _refuse_unimplemented(raw: Mapping[str, Any], row: Mapping[str, Any], name: str, where: str) -> None:
@@ -381,9 +396,8 @@ def parse_config(
             fix="name the model's class: save_pretrained of transformers writes it",
         )
     if checkpoint:
-        _refuse_other_weights(raw, directory, where)
-        if contradiction := explain_other_class(names[0], raw.get("model_type")):
-            raise ModelError(contradiction[0], where=where, fix=contradiction[1])
+        for what, fix in explain_contradictions(raw, [SINGLE] if (directory / SINGLE).exists() else []):
+            raise ModelError(what, where=where, fix=fix)
     if checkpoint and isinstance(names[0], str) and names[0] in list_family_rows():
         from enginix.model.family_config import parse_family_config
 
