@@ -190,14 +190,17 @@ def refuse_other_artefact(directory: Path) -> None:
     """Refuse a checkpoint or an engine where a model belongs; whatever else it lacks is not looked at.
 
     Raises:
-        ModelError: a checkpoint or an engine, or a ``config.json`` that :func:`read_object` refuses.
+        ModelError: a checkpoint or an engine, no directory, or a ``config.json`` that :func:`read_object`
+            refuses.
     """
+    if not directory.is_dir():
+        raise ModelError("no such directory", where=str(directory), fix="pass a model directory")
     if (directory / "config.json").exists():
         require_model_config(read_object(directory / "config.json"), str(directory))
-    elif directory.is_dir():
-        names = {entry.name for entry in directory.iterdir()}
-        if other := explain_other_artefact(names, _read_artefact(directory)):
-            raise ModelError(other[0], where=str(directory), fix=other[1])
+        return
+    names = {entry.name for entry in directory.iterdir()}
+    if other := explain_other_artefact(names, _read_artefact(directory)):
+        raise ModelError(other[0], where=str(directory), fix=other[1])
 
 
 def select_language_model(raw: Mapping[str, Any]) -> dict[str, Any]:

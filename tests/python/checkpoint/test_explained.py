@@ -309,8 +309,26 @@ def test_a_checkpoint_or_an_engine_in_a_models_place(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     (tmp_path / "OTHER/tokenizer.json").write_text("{}")
+    (tmp_path / "CHECKPOINT/tokenizer").mkdir(parents=True)
     words = [str(tmp_path / w) if w.startswith(("OTHER", "CHECK")) else w for w in TAKE_A_MODEL[command]]
     assert main([*words, "-o", str(tmp_path / "out")]) == 3
     error = capsys.readouterr().err
     assert says in error and "pass the model that it was" in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["calibrate", "reference", "quantize", "edgellm-export", "convert"])
+def test_what_is_no_directory(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [command, str(tmp_path / "absent"), *(["--format", "fp8"] if command == "quantize" else [])]
+    assert main([*words, "-o", str(tmp_path / "out")]) == 3
+    assert "no such directory" in capsys.readouterr().err
+
+
+def test_a_model_in_a_checkpoints_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(rewrite(tmp_path / "model", lambda tensors: tensors))
+    for words in (
+        ["verify-checkpoint", model],
+        ["build", model, "--kind", "reference", "--model", model, "-o", str(tmp_path / "out")],
+    ):
+        assert main(words) == 3
+        assert "a Hugging Face model, not a TensorRT-LLM checkpoint" in capsys.readouterr().err
