@@ -466,7 +466,7 @@ def read_executor_config(checkpoint: Path) -> ExecutorConfig:
     """
     path = checkpoint / "config.json"
     raw = _read_checkpoint_json(path)
-    if other := explain_other_config(raw, "checkpoint"):
+    if isinstance(raw, dict) and (other := explain_other_config(raw, "checkpoint")):
         raise CheckpointError(other[0], where=str(checkpoint), fix=other[1])
     config = parse_executor_config(raw, str(path))
     quantization = config.quantization
