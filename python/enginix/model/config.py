@@ -254,8 +254,8 @@ def explain_contradictions(raw: Mapping[str, Any], names: Collection[str]) -> li
     """
     architectures = raw.get("architectures")
     named = architectures[0] if isinstance(architectures, list) and architectures else None
-    found = (explain_other_weights(raw, names), explain_other_class(named, raw.get("model_type")))
-    return [contradiction for contradiction in found if contradiction is not None]
+    contradictions = (explain_other_weights(raw, names), explain_other_class(named, raw.get("model_type")))
+    return [contradiction for contradiction in contradictions if contradiction is not None]
 
 
 def _refuse_unimplemented(raw: Mapping[str, Any], row: Mapping[str, Any], name: str, where: str) -> None:
